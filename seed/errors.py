@@ -1,0 +1,33 @@
+"""What users meet instead of a traceback.
+
+Every error here is one message that gives the place, what was found, what was wanted and the
+cure, and ends a command with exit code 2. Violations of our own logic are ``assert``s, not these.
+"""
+
+
+class SeedError(Exception):
+    """The user can mend this; the message says how."""
+
+
+class ModelError(SeedError):
+    """A model cannot be opened, understood or proven."""
+
+
+class CorpusError(SeedError):
+    """A text source is missing, too short or of the wrong form."""
+
+
+class SpaceError(SeedError):
+    """A search space or one of its settings does not fit the model."""
+
+
+class StudyError(SeedError):
+    """A study's folder or storage cannot be used as asked."""
+
+
+class ResourceError(SeedError):
+    """Disk, memory or a device does not suffice."""
+
+
+class CommandError(SeedError):
+    """A command that the user handed in failed or printed something else than a number."""
