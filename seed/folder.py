@@ -1,0 +1,176 @@
+"""The study's folder: where things lie, who may write, and how nothing is half-written.
+
+No meaning of the files' contents here.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from seed.errors import ResourceError, StudyError
+
+T = TypeVar("T")
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class StudyFolder:
+    """Paths below ``studies/<name>`` and the few ways to read and write there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.plan = root / "plan.json"
+        self.journal = root / "journal.log"
+        self.latency = root / "latency.json"
+        self.space = root / "space.json"
+        self.dense = root / "dense.json"
+        self.frontier = root / "frontier.json"
+        self.environment = root / "environment.json"
+        self.report = root / "report.html"
+        self.models = root / "models"
+        self.losses = root / "losses"
+        self.work = root / "work"
+
+    @property
+    def name(self) -> str:
+        """The study's name is the folder's."""
+        return self.root.name
+
+    def model(self, key: str) -> Path:
+        """Where the checkpoint of a candidate lies."""
+        return self.models / key
+
+    def result(self, key: str) -> Path:
+        """Where the record of a finished distillation lies."""
+        return self.root / "distilled" / f"{key}.json"
+
+
+def name_study(name: str) -> str:
+    """Return the name if it can be a folder's name, else raise."""
+    if not STUDY_NAME.fullmatch(name):
+        raise StudyError(
+            f"--study {name!r}: a study's name is one folder name of letters, digits, '.', '_' and '-'. "
+            "To write elsewhere, keep the name simple and add --studies-dir DIRECTORY."
+        )
+    return name
+
+
+def create(root: Path) -> StudyFolder:
+    """Make sure that the folder is there and can be written."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".write-test-{os.getpid()}"
+        probe.write_text("x")
+        probe.unlink()
+    except OSError as error:
+        raise ResourceError(
+            f"{root}: cannot write there ({error.strerror or error}). Choose a writable place with --studies-dir DIRECTORY."
+        ) from error
+    return StudyFolder(root)
+
+
+def open_existing(path: Path) -> StudyFolder:
+    """Return the folder of a study that was planned before."""
+    folder = StudyFolder(path)
+    if not folder.plan.is_file():
+        raise StudyError(
+            f"{path}: not a study (no plan.json there). Give the folder that a search wrote, such as studies/demo."
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def lock(folder: StudyFolder) -> Iterator[None]:
+    """Hold the study for this process; the kernel lets go when the process ends, however it ends."""
+    path = folder.root / ".lock"
+    with path.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            raise StudyError(
+                f"{folder.root}: in use by another process (pid {owner}). Wait for it, stop it, "
+                "or start a study of another name with --study NAME."
+            ) from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write aside, flush, and rename, so that readers see the old file or the new one."""
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise ResourceError(
+            f"{path}: cannot be written ({error.strerror or error}). Free some room and run the same command again; "
+            "what was finished is kept."
+        ) from error
+
+
+def write_record(path: Path, record: msgspec.Struct) -> None:
+    """Write a record as indented JSON."""
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Read a record back.
+
+    Raises:
+        StudyError: the file is missing, torn or of another form.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError as error:
+        raise StudyError(f"{path}: missing. Run the search of this study again; it makes up what is missing.") from error
+    except (msgspec.DecodeError, OSError) as error:
+        raise StudyError(
+            f"{path}: cannot be read ({error}). Remove this file and run the search of this study again; "
+            "finished trials are kept."
+        ) from error
+
+
+@contextlib.contextmanager
+def replace_directory(target: Path) -> Iterator[Path]:
+    """Yield a directory beside ``target`` to fill; it takes the target's place only if nothing failed."""
+    aside = target.with_name(f".{target.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise ResourceError(f"{target}: cannot be written ({error.strerror or error}). Free some room and try again.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def require_room(path: Path, *, needed_bytes: int, purpose: str) -> None:
+    """Raise when the disk under ``path`` has less room than ``needed_bytes``."""
+    free = shutil.disk_usage(path).free
+    if free < needed_bytes:
+        raise ResourceError(
+            f"{path}: {free / 1e9:.2f} GB free, but {purpose} needs about {needed_bytes / 1e9:.2f} GB. "
+            "Free some room, lower --frontier-size, or choose another disk with --studies-dir DIRECTORY."
+        )

@@ -1,0 +1,1 @@
+"""Models: open them, understand them, cut them, save them. Knows transformers."""

@@ -1,0 +1,182 @@
+"""Understand a causal LM without knowing its family: its layers, their calls, its head.
+
+``Anatomy`` finds the decoder's list of layers, captures what each layer is called with from a real
+forward pass, runs single layers on stored states, and turns a stored last state into logits through
+the family's own forward. Nothing here removes a layer (``surgery``) or computes a loss (scoring).
+
+Shapes: B sequences, T tokens, D hidden width, V vocabulary.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seed.errors import ModelError
+
+# Where the MLP writes into the residual stream, by the names families give it.
+MLP_OUTPUT_NAMES = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "proj_out", "dense2", "lin2", "wo", "out_proj")
+MLP_NAMES = ("mlp", "mixer", "feed_forward", "ffn", "block_sparse_moe", "feedforward")
+
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCall:
+    """What one layer is called with besides the hidden states, for batches of one shape."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    hidden_name: str | None  # None when the hidden states come as the first positional argument
+
+
+class _Replay(nn.Module):
+    """Stands in for all layers: returns stored states in the form the family's layers return them."""
+
+    def __init__(self, hidden_BTD: Tensor, *, returns_tuple: bool, like: nn.Module) -> None:
+        super().__init__()
+        self.hidden_BTD = hidden_BTD
+        self.returns_tuple = returns_tuple
+        for name in ("attention_type", "layer_type", "block_type", "is_attention_layer", "layer_idx"):
+            if hasattr(like, name):  # decoders ask the layer itself which mask it wants
+                setattr(self, name, getattr(like, name))
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        return (self.hidden_BTD, None) if self.returns_tuple else self.hidden_BTD
+
+
+class Anatomy:
+    """The parts of one model that scoring works on. Holds no copy of any weight."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.config = model.config.get_text_config()
+        self.num_layers = int(self.config.num_hidden_layers)
+        self.owner, self.attribute = find_layers(model)
+        self.returns_tuple = False
+        self._calls: dict[tuple[int, ...], list[LayerCall]] = {}
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's list of layers as it stands now."""
+        found = getattr(self.owner, self.attribute)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters lie."""
+        return next(self.model.parameters()).device
+
+    def layer_kind(self, layer: int) -> str:
+        """Name what decides a layer's latency: class, attention kind and parameter shapes."""
+        module = self.layers[layer]
+        types = getattr(self.config, "layer_types", None)
+        kind = types[layer] if types else type(module).__name__
+        num_params = sum(parameter.numel() for parameter in module.parameters())
+        return f"{kind}/{num_params}"
+
+    @torch.no_grad()
+    def trace(self, tokens_BT: Tensor) -> list[Tensor]:
+        """Return the hidden states before each layer and after the last: L + 1 tensors (B, T, D).
+
+        Runs the model's own forward once; what every layer was called with is remembered for this shape.
+        """
+        states: list[Tensor] = []
+        calls: list[LayerCall] = []
+
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden_name = None if args else "hidden_states"
+            states.append((args[0] if args else kwargs["hidden_states"]).detach())
+            rest = {name: value for name, value in kwargs.items() if name != hidden_name}
+            calls.append(LayerCall(args=args[1:], kwargs=rest, hidden_name=hidden_name))
+
+        def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            self.returns_tuple = isinstance(output, tuple)
+            states.append(_hidden_of(output).detach())
+
+        with contextlib.ExitStack() as stack:
+            for layer in self.layers:
+                handle = layer.register_forward_pre_hook(before, with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.callback(self.layers[-1].register_forward_hook(after).remove)
+            self.model(input_ids=tokens_BT, use_cache=False)
+        if len(states) != self.num_layers + 1:
+            raise ModelError(
+                f"{type(self.model).__name__}: its {self.num_layers} layers were called {len(states) - 1} times in one "
+                "forward pass, and Seed only removes layers that are called once each. Choose another model."
+            )
+        self._calls[tuple(tokens_BT.shape)] = calls
+        return states
+
+    def run_layer(self, layer: int, hidden_BTD: Tensor) -> Tensor:
+        """Run one layer, at its original index, on states of a shape that was traced before."""
+        shape = (hidden_BTD.shape[0], hidden_BTD.shape[1])
+        call = self._calls[shape][layer]
+        if call.hidden_name is None:
+            output = self.layers[layer](hidden_BTD, *call.args, **call.kwargs)
+        else:
+            output = self.layers[layer](*call.args, **{call.hidden_name: hidden_BTD}, **call.kwargs)
+        return _hidden_of(output)
+
+    def compute_logits(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
+        """Turn states after the last layer into logits (B, T, V): final norm, head, scales and caps of the family."""
+        original = self.layers
+        replay = _Replay(hidden_BTD, returns_tuple=self.returns_tuple, like=original[-1])
+        setattr(self.owner, self.attribute, nn.ModuleList([replay]))
+        try:
+            logits: Tensor = self.model(input_ids=tokens_BT, use_cache=False).logits
+            return logits
+        finally:
+            setattr(self.owner, self.attribute, original)
+
+    def mlp_output(self, layer: int) -> nn.Module | None:
+        """Return the projection whose output is added to the residual stream last, or None when unknown."""
+        for name, module in self.layers[layer].named_modules():
+            parent, _, leaf = name.rpartition(".")
+            inside_mlp = parent.rpartition(".")[2] in MLP_NAMES or parent == ""
+            if inside_mlp and leaf in MLP_OUTPUT_NAMES and getattr(module, "weight", None) is not None:
+                if module.weight.ndim == 2:
+                    return module
+        return None
+
+
+def find_layers(model: nn.Module) -> tuple[nn.Module, str]:
+    """Return the module that owns the decoder's layers, and the attribute that holds them.
+
+    Raises:
+        ModelError: there is not exactly one list of ``num_hidden_layers`` layers.
+    """
+    num_layers = model.config.get_text_config().num_hidden_layers
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    found = [
+        (owner, name)
+        for owner in decoder.modules()
+        for name, child in owner.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == num_layers
+    ]
+    if len(found) != 1:
+        raise ModelError(
+            f"{type(model).__name__}: found {len(found)} lists of {num_layers} layers where Seed expects exactly one, "
+            "so it cannot tell which layers to remove. Choose a decoder-only model of a common family."
+        )
+    return found[0]
+
+
+@contextlib.contextmanager
+def record_output(module: nn.Module, sink: list[Tensor]) -> Iterator[None]:
+    """Append every output of ``module`` to ``sink`` while the block runs."""
+    handle = module.register_forward_hook(lambda _module, _args, output: sink.append(_hidden_of(output).detach()))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _hidden_of(output: Any) -> Tensor:
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, Tensor)
+    return hidden

@@ -1,0 +1,117 @@
+"""What leaves the house: an ordinary Hugging Face checkpoint, written aside and renamed, and proven.
+
+No judgement here of how good a model is; the card's figures are handed in.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from seed import folder
+from seed.errors import ModelError
+from seed.models.anatomy import Anatomy
+from seed.models.surgery import make_student
+from seed.records import Candidate, Size
+
+
+def measure_size(model: nn.Module, *, dtype: torch.dtype) -> Size:
+    """Count parameters once where they are tied; weight bytes and KV-cache bytes a token in ``dtype``."""
+    config: Any = model.config
+    config = config.get_text_config()
+    num_params = sum(parameter.numel() for parameter in model.parameters())
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = torch.finfo(dtype).bits // 8
+    return Size(
+        num_params=num_params,
+        weight_bytes=num_params * width,
+        kv_bytes_per_token=2 * heads * head_dim * config.num_hidden_layers * width,
+    )
+
+
+def write_checkpoint(
+    model: nn.Module, target: Path, *, tokenizer: Any, dtype: torch.dtype, card: str, provenance: dict[str, Any]
+) -> None:
+    """Write weights in ``dtype``, config, tokenizer, README.md (the card) and seed.json.
+
+    ``model`` is converted in place. Raises ResourceError when the disk does not take it.
+    """
+    with folder.replace_directory(target) as aside:
+        model.to(dtype).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        (aside / "seed.json").write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Load a checkpoint with plain transformers; every weight must be found and used.
+
+    Raises:
+        ModelError: keys are missing, left over or of another shape.
+    """
+    import transformers
+
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        message = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{path}: cannot be loaded ({type(error).__name__}: {message}). If Seed wrote it, remove the directory and run "
+            "the same command again; it will be written anew."
+        ) from error
+    wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
+    if wrong:
+        raise ModelError(f"{path}: weights do not match the config ({wrong}). Remove the directory and export it again.")
+    result: nn.Module = model.to(device).eval().requires_grad_(False)
+    return result
+
+
+@torch.no_grad()
+def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype) -> None:
+    """Cut, save, reload and compare on a few layers, so that a family Seed gets wrong is refused at once.
+
+    Raises:
+        ModelError: the reloaded student's logits differ from the ones before, or cached decoding differs
+            from uncached.
+    """
+    last = anatomy.num_layers - 1
+    kept = tuple(sorted({0, last // 2 + 1, last})) if last > 2 else tuple(range(1, last + 1))
+    candidate = Candidate(num_layers=anatomy.num_layers, kept_layers=kept)
+    name = type(anatomy.model).__name__
+    student: Any = make_student(anatomy, candidate)
+    expected = student(input_ids=tokens_BT, use_cache=False).logits
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as directory:
+        student.save_pretrained(directory)
+        reloaded: Any = load_checkpoint(Path(directory), device=anatomy.device, dtype=dtype)
+        found = reloaded(input_ids=tokens_BT, use_cache=False).logits
+    if not torch.equal(found, expected):
+        gap = (found - expected).abs().max().item()
+        raise ModelError(
+            f"{name}: after removing layers, saving and reloading, logits differ by up to {gap:.2g}. Seed does not know "
+            "this family well enough to hand back a correct checkpoint, and stops here. Choose another model."
+        )
+    cached = _decode_cached(reloaded, tokens_BT)
+    gap = (cached - expected).abs().max().item()
+    if gap > (1e-3 if dtype == torch.float32 else 0.25) * max(1.0, expected.abs().max().item()):
+        raise ModelError(
+            f"{name}: after removing layers, cached decoding differs from uncached by {gap:.2g}. Seed does not know this "
+            "family well enough, and stops here. Choose another model."
+        )
+
+
+def _decode_cached(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
+    """Logits of all positions, the second half one token at a time through the cache."""
+    half = tokens_BT.shape[1] // 2
+    output = model(input_ids=tokens_BT[:, :half], use_cache=True)
+    pieces = [output.logits]
+    for position in range(half, tokens_BT.shape[1]):
+        output = model(input_ids=tokens_BT[:, position : position + 1], past_key_values=output.past_key_values, use_cache=True)
+        pieces.append(output.logits)
+    return torch.cat(pieces, dim=1)

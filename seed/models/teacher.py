@@ -1,0 +1,168 @@
+"""Open the original model: a preset's name, a hub id or a local directory -> model and tokenizer.
+
+The only door to the hub for models. safetensors only; remote code never runs unless the user says so.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from seed.errors import ModelError, ResourceError
+from seed.models.surgery import refuse_unfit
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
+OFFLINE_CURE = (
+    "Connect to the hub or download the model beforehand (hf download NAME), give a local directory "
+    "(--model ./my-checkpoint), or try the embedded model (--model demo)."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where a model comes from: a directory or a hub id, and a revision where one is pinned."""
+
+    location: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The original model, ready for inference, with its tokenizer."""
+
+    source: ModelSource
+    model: nn.Module
+    tokenizer: Any
+    stored_dtype: torch.dtype
+    commit: str | None
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device asked for, or the best at hand.
+
+    Raises:
+        ResourceError: the device is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        have = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise ResourceError(f"--device {name}: not available here. Available: {', '.join(have)}.") from error
+    return device
+
+
+def choose_dtype(name: str | None, *, device: torch.device) -> torch.dtype:
+    """Return the type to compute in: float32 on the CPU, bfloat16 elsewhere, unless asked otherwise."""
+    if name is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def check_source(source: ModelSource, *, presets: list[str]) -> None:
+    """Check what can be checked without opening anything.
+
+    Raises:
+        ModelError: the directory is missing or lacks weights, config or tokenizer; the name cannot be one.
+    """
+    path = Path(source.location).expanduser()
+    if path.is_dir():
+        _check_directory(path)
+        return
+    near = difflib.get_close_matches(source.location.lower(), presets, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else f" Known names: {', '.join(presets)}."
+    if source.location.startswith((".", "/", "~")) or source.location.count("/") > 1:
+        raise ModelError(f"--model {source.location}: no such directory. Give a directory with config.json and weights.")
+    if "/" not in source.location or not HUB_ID.fullmatch(source.location):
+        raise ModelError(
+            f"--model {source.location}: neither a known name, nor a directory, nor a hub id (OWNER/NAME).{hint}"
+        )
+
+
+def open_teacher(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> Teacher:
+    """Load model and tokenizer, ready for inference.
+
+    Raises:
+        ModelError: nothing there, no network and nothing cached, a form Seed does not read, an unfit family.
+    """
+    import transformers
+
+    options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+    location = source.location
+    path = Path(location).expanduser()
+    if path.is_dir():
+        location = str(path)
+        options["local_files_only"] = True
+    elif source.revision:
+        options["revision"] = source.revision
+    try:
+        config = transformers.AutoConfig.from_pretrained(location, **options)
+        refuse_unfit(config)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            location, config=config, dtype=dtype, use_safetensors=True, **options
+        )
+        model = model.to(device)
+    except ModelError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"--model {source.location}: does not fit into the memory of {device}. Use a smaller model or --device cpu."
+        ) from error
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise _explain(source, error) from error
+    model.eval().requires_grad_(False)
+    stored = config.get_text_config().dtype or config.dtype or torch.float32
+    stored_dtype = getattr(torch, stored) if isinstance(stored, str) else stored
+    commit = getattr(config, "_commit_hash", None)
+    return Teacher(source=source, model=model, tokenizer=tokenizer, stored_dtype=stored_dtype, commit=commit)
+
+
+def _check_directory(path: Path) -> None:
+    wanted = {
+        "config.json": ["config.json"],
+        "weights (model.safetensors, or model.safetensors.index.json with its shards)": [
+            "model.safetensors",
+            "model.safetensors.index.json",
+        ],
+        "a tokenizer (tokenizer.json, tokenizer.model or vocab.json)": ["tokenizer.json", "tokenizer.model", "vocab.json"],
+    }
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise ModelError(f"{path}: a LoRA adapter, not a whole model. Merge it into its base model first (merge_and_unload).")
+    for what, names in wanted.items():
+        if not any((path / name).is_file() for name in names):
+            other = next(iter([*path.glob("pytorch_model*.bin"), *path.glob("*.pt"), *path.glob("*.gguf")]), None)
+            cure = "Give a directory that save_pretrained wrote, with its tokenizer."
+            if what.startswith("weights") and other is not None:
+                cure = f"{other.name} is not safetensors, which is all that Seed reads: convert it first."
+            raise ModelError(f"{path}: {what} is missing. {cure}")
+
+
+def _explain(source: ModelSource, error: BaseException) -> ModelError:
+    """Say in one sentence what went wrong while loading."""
+    named = f"--model {source.location}" + (f" (revision {source.revision})" if source.revision else "")
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    kinds = {type(link).__name__ for link in chain}
+    message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if kinds & {"GatedRepoError"}:
+        return ModelError(f"{named}: the hub asks you to accept this model's licence first. Accept it on its page, then run: hf auth login")
+    if kinds & {"RepositoryNotFoundError", "RevisionNotFoundError"}:
+        return ModelError(f"{named}: the hub knows no such model or revision. Check the name (OWNER/NAME) and --revision.")
+    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}:
+        return ModelError(f"{named}: not in the local cache, and the hub cannot be reached. {OFFLINE_CURE}")
+    if "trust_remote_code" in str(error):
+        return ModelError(f"{named}: this model brings its own code. If you trust its authors, add --trust-remote-code.")
+    if "safetensors" in str(error):
+        return ModelError(f"{named}: no safetensors weights there ({message}). Seed reads nothing else: convert them first.")
+    return ModelError(f"{named}: cannot be loaded ({type(error).__name__}: {message}). Check that transformers can open it.")

@@ -1,0 +1,253 @@
+"""The records that the stages hand to one another and write into the study's folder.
+
+Frozen and keyword-only; to change one is to make another (``msgspec.structs.replace``). ``None``
+means absent. Losses are nats per token; sizes are bytes; latencies are milliseconds. Layers are
+always named by their index in the original model.
+"""
+
+import hashlib
+import math
+
+import msgspec
+
+RUNGS = ("none", "closed_form", "short_distillation")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every record: immutable, compared by value, written as JSON."""
+
+
+class Candidate(Record):
+    """A set of kept layers of a model with ``num_layers`` layers."""
+
+    num_layers: int
+    kept_layers: tuple[int, ...]
+
+    @property
+    def dropped_layers(self) -> tuple[int, ...]:
+        """The layers that are gone, in order."""
+        kept = set(self.kept_layers)
+        return tuple(layer for layer in range(self.num_layers) if layer not in kept)
+
+    @property
+    def dropped_parts(self) -> tuple[str, ...]:
+        """Names of the dropped parts; today a part is always a whole layer."""
+        return tuple(str(layer) for layer in self.dropped_layers)
+
+    @property
+    def key(self) -> str:
+        """A name fit for folders: ``dense``, ``drop-4-11``; long lists end in a hash."""
+        if not self.dropped_parts:
+            return "dense"
+        name = "drop-" + "-".join(self.dropped_parts)
+        return name if len(name) <= 64 else f"drop-{len(self.dropped_parts)}-{hash_text(name)[:12]}"
+
+
+class SearchSpace(Record):
+    """Which layers may go, and how many of them."""
+
+    num_layers: int
+    droppable_layers: tuple[int, ...]
+    min_dropped: int
+    max_dropped: int
+
+    @property
+    def size(self) -> int:
+        """How many candidates there are."""
+        total = len(self.droppable_layers)
+        return sum(math.comb(total, dropped) for dropped in range(self.min_dropped, self.max_dropped + 1))
+
+
+class Quality(Record):
+    """How well a model predicts one stream, beside the dense model on the same tokens.
+
+    Standard errors are clustered by document; those of ratios come from paired differences.
+    """
+
+    loss: float
+    perplexity: float
+    standard_error: float  # of the loss
+    tokens: int
+    documents: int
+    ppl_ratio: float
+    ppl_ratio_standard_error: float
+    kl_divergence: float | None = None  # KL(dense || this), nats per token
+    top1_agreement: float | None = None  # share of tokens whose most likely next token is the dense model's
+    document_losses_path: str | None = None  # below the study's folder; sums of nats, one number per document
+
+
+class Latency(Record):
+    """Time of one workload, measured in turn with the dense model; ``ratio`` is to that."""
+
+    structure: str
+    workload: str
+    device: str
+    repeats: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    dense_median_ms: float
+    ratio: float
+    ratio_low: float  # 95 % interval of the median ratio, by bootstrap over the pairs
+    ratio_high: float
+    prefill_median_ms: float | None = None
+    prefill_ratio: float | None = None
+
+
+class Size(Record):
+    """What a model weighs, in the type that its checkpoint stores."""
+
+    num_params: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+
+class Evaluation(Record):
+    """Everything measured on one candidate in one trial. ``qualities`` is by rung."""
+
+    candidate: Candidate
+    qualities: dict[str, Quality]
+    latency: Latency
+    size: Size
+    seconds: float
+    skipped_because: str | None = None
+
+
+class TrialRecord(Record):
+    """A trial of the study as others see it."""
+
+    number: int
+    state: str  # "COMPLETE", "PRUNED", "FAIL" or "RUNNING"
+    evaluation: Evaluation
+
+
+class FrontierMember(Record):
+    """A candidate worth distilling. ``rank`` counts from 0, the best, within its structure."""
+
+    trial_number: int
+    evaluation: Evaluation
+    rank: int
+    probability_best: float  # of its structure, by bootstrap over validation documents
+    tied_with: tuple[str, ...]  # keys of its structure whose paired difference is within two standard errors
+
+
+class Frontier(Record):
+    """The nondominated candidates, one per structure, and their runners-up, least dropped first."""
+
+    rung: str
+    members: tuple[FrontierMember, ...]
+    num_scored: int
+    space_size: int
+
+
+class CurvePoint(Record):
+    """One look at a distillation in progress. ``kl_divergence`` is the mean since the last look."""
+
+    step: int
+    tokens: int
+    validation_loss: float
+    kl_divergence: float | None
+
+
+class DistillResult(Record):
+    """A finished distillation of one candidate, judged on the exported checkpoint."""
+
+    candidate: Candidate
+    trial_number: int | None
+    settings: dict[str, str | int | float]
+    curve: tuple[CurvePoint, ...]
+    start: str  # the start that measured better: "none" or "closed_form"
+    best_step: int
+    validation: Quality
+    test: Quality
+    test_unrecovered: Quality
+    latency: Latency
+    size: Size
+    seconds: float
+    user_score: float | None = None  # what --eval-command printed
+
+
+class DenseResult(Record):
+    """The original model, judged by the same protocol."""
+
+    validation: Quality
+    test: Quality
+    latency: Latency
+    size: Size
+    user_score: float | None = None
+
+
+class Agreement(Record):
+    """Does the proxy order candidates as full distillation does? Counted within structures, never pooled across."""
+
+    rung: str
+    concordant: int
+    discordant: int
+    verdict: str  # a sentence for people
+
+    @property
+    def kendall_tau(self) -> float | None:
+        """(concordant - discordant) / pairs; None without pairs."""
+        pairs = self.concordant + self.discordant
+        return (self.concordant - self.discordant) / pairs if pairs else None
+
+
+class StreamRecord(Record):
+    """Where a stream came from and what exactly was in it."""
+
+    source: str
+    tokens: int
+    documents: int
+    sha256: str
+
+
+class SearchPlan(Record):
+    """What a study does, decided before its first trial.
+
+    ``identity`` decides what the numbers mean: a study never mixes two of them. The rest are budgets
+    that may change when a study is continued.
+    """
+
+    name: str
+    identity: dict[str, object]
+    trials: int
+    frontier_size: int
+    distill_tokens: int
+    max_ppl_ratio: float | None
+    seed_version: str
+    created: str
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the identity."""
+        return hash_text(msgspec.json.encode(self.identity, order="deterministic").decode())
+
+
+class Environment(Record):
+    """Where numbers were measured."""
+
+    seed: str
+    python: str
+    platform: str
+    processor: str
+    num_threads: int
+    device: str
+    packages: dict[str, str]
+
+
+class StudyRecord(Record):
+    """All that a report shows, gathered from a study's folder."""
+
+    plan: SearchPlan
+    environment: Environment
+    space: SearchSpace
+    dense: DenseResult
+    trials: tuple[TrialRecord, ...]
+    frontier: Frontier
+    distilled: tuple[DistillResult, ...]
+    agreement: Agreement
+
+
+def hash_text(text: str) -> str:
+    """Return the sha256 of a text in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Records become figures, and figures become one page that needs nothing else."""

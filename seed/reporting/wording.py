@@ -1,0 +1,98 @@
+"""How numbers, layers and models are put into words, the same way in figures, page and notes.
+
+Plain text only: whoever writes HTML escapes it there.
+"""
+
+from collections.abc import Sequence
+
+from seed.records import Candidate, Latency, Quality
+
+ABSENT = "–"
+RUNG_NAMES = {
+    "none": "no recovery",
+    "closed_form": "closed-form recovery",
+    "short_distillation": "short distillation",
+}
+
+
+def name_rung(rung: str) -> str:
+    """Return what people call a rung; an unknown one keeps its own name."""
+    return RUNG_NAMES.get(rung, rung.replace("_", " "))
+
+
+def name_depth(candidate: Candidate) -> str:
+    """Return ``10 of 12 layers``."""
+    return f"{len(candidate.kept_layers)} of {candidate.num_layers} layers"
+
+
+def list_layers(layers: Sequence[int]) -> str:
+    """Return ``1, 5–7`` for layers 1, 5, 6 and 7 (runs of three or more are joined), ``none`` for no layers."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    parts: list[str] = []
+    for run in runs:
+        parts += [f"{run[0]}–{run[-1]}"] if len(run) > 2 else [str(layer) for layer in run]
+    return ", ".join(parts) or "none"
+
+
+def format_number(value: float, *, places: int = 3) -> str:
+    """Return a number with ``places`` decimals and grouped thousands."""
+    return f"{value:,.{places}f}"
+
+
+def format_count(count: int) -> str:
+    """Return a count in full below ten thousand, otherwise in thousands (k), millions (M) or billions (B)."""
+    if count < 10_000:
+        return f"{count:,}"
+    return scale(count, units=("", "k", "M", "B"))
+
+
+def format_bytes(count: int) -> str:
+    """Return bytes in decimal units: 1 MB is 1,000,000 bytes."""
+    return scale(count, units=("bytes", "kB", "MB", "GB", "TB"))
+
+
+def scale(value: float, *, units: Sequence[str]) -> str:
+    """Return ``value`` in the largest unit that leaves at least 1, with three significant digits."""
+    step = 0
+    # 999.5 would print as 1000 of the smaller unit.
+    while abs(value) >= 999.5 and step < len(units) - 1:
+        value /= 1000
+        step += 1
+    digits = 0 if step == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:,.{digits}f}\u00a0{units[step]}".rstrip("\u00a0")
+
+
+def format_ppl_ratio(quality: Quality) -> str:
+    """Return the PPL ratio with one standard error: ``1.054 ± 0.004``."""
+    return f"{format_number(quality.ppl_ratio)} ± {format_number(quality.ppl_ratio_standard_error)}"
+
+
+def format_latency_ratio(latency: Latency) -> str:
+    """Return the ratio with its 95 % interval; the interval is left out where it is the point itself."""
+    ratio = format_number(latency.ratio)
+    if latency.ratio_low == latency.ratio == latency.ratio_high:
+        return ratio
+    return f"{ratio} [{format_number(latency.ratio_low)}, {format_number(latency.ratio_high)}]"
+
+
+def describe_size(num_params: int, *, dense_num_params: int) -> str:
+    """Return ``16 % smaller``, in parameters."""
+    share = 1 - num_params / dense_num_params
+    if abs(share) < 0.0005:
+        return "as large as the dense model"
+    return f"{100 * abs(share):.{0 if abs(share) >= 0.0995 else 1}f}\u00a0% {'smaller' if share > 0 else 'larger'}"
+
+
+def describe_speed(latency: Latency) -> str:
+    """Return ``1.19 times faster``, or that no difference could be measured when the interval holds 1."""
+    purpose = " to decode" if "decode" in latency.workload.lower() else ""
+    if latency.ratio == 1 or latency.ratio_low < 1 < latency.ratio_high:
+        return "no measurable change in speed" + purpose.replace("to decode", "of decoding")
+    if latency.ratio < 1:
+        return f"{1 / latency.ratio:.2f} times faster{purpose}"
+    return f"{latency.ratio:.2f} times slower{purpose}"
