@@ -1,36 +1,35 @@
 """Figures of a study: one function each, from the record to a Plotly figure.
 
 A figure says in ``layout.meta["caption"]`` how to read it, in plain text, for whoever sets it on a page. A figure
-with nothing to show has no traces. Light ink on paper; no HTML and no files here.
+with nothing to show has no traces. Marks and colours are drawn in ``marks``; no HTML and no files here.
 """
 
 import html
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
-from seed.records import Candidate, DistillResult, Evaluation, Latency, Quality, StudyRecord
-from seed.reporting.wording import format_count, list_layers, name_depth, name_rung
-
-# After Okabe and Ito (https://jfly.uni-koeln.de/color/), shifted so that each keeps a contrast of 3 to white and to
-# near-black paper; symbols repeat the distinction for who sees no colour.
-DEPTH_COLORS = ("#2f7ec2", "#d55e00", "#009e73", "#b8569a", "#b08300", "#2a9fd6")
-DEPTH_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down")
-GREY = "#7f7f7f"
-DROPPED = "#d55e00"
-KEPT = "rgba(127,127,127,0.16)"
-INK = "#1d2329"
-RULE = "#e2e5e9"
-GOLDEN = (math.sqrt(5) - 1) / 2
-MODEL_HOVER = (
-    "<b>%{customdata[0]}</b><br>dropped: %{customdata[1]}<br>parameters: %{customdata[2]}<br>"
-    "PPL ratio: %{customdata[3]:.3f} ± %{customdata[4]:.3f}<br>"
-    "latency ratio: %{customdata[5]:.3f} [%{customdata[6]:.3f}, %{customdata[7]:.3f}]<extra></extra>"
+from seed.records import Evaluation, Latency, StudyRecord
+from seed.reporting.marks import (
+    DEPTH_COLORS,
+    GREY,
+    add_tiles,
+    annotate_depths,
+    choose_color,
+    choose_symbol,
+    draw_distilled,
+    draw_errors,
+    draw_latencies,
+    draw_models,
+    finish_figure,
 )
+from seed.reporting.readings import count_dropped, count_drops, find_links, mark_dropped, read_scored
+from seed.reporting.wording import list_layers, name_depth, name_drop, name_rung
+
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def draw_pareto(record: StudyRecord) -> go.Figure:
@@ -39,33 +38,56 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     Trials stand at their PPL ratio on validation text by the frontier's rung, distilled models at that on test text.
     """
     scored = read_scored(record)
-    complete = [trial for trial in record.trials if trial.evaluation.candidate.key in scored and trial.state == "COMPLETE"]
+    complete = [
+        trial for trial in record.trials if trial.evaluation.candidate.key in scored and trial.state == "COMPLETE"
+    ]
     numbers = [trial.number for trial in complete]
     trials = [(trial.evaluation, scored[trial.evaluation.candidate.key]) for trial in complete]
-    members = [(member, scored[member.evaluation.candidate.key]) for member in record.frontier.members
-               if member.evaluation.candidate.key in scored]
+    members = [
+        (member, scored[member.evaluation.candidate.key])
+        for member in record.frontier.members
+        if member.evaluation.candidate.key in scored
+    ]
     best = [(member.evaluation, quality) for member, quality in members if member.rank == 0]
     others = [(member.evaluation, quality) for member, quality in members if member.rank > 0]
     half = measure_strip([evaluation.latency.ratio for evaluation, _ in trials])
     figure = go.Figure()
     if trials:
         offsets = [(2 * math.modf(number * GOLDEN)[0] - 1) * half for number in numbers]
-        figure.add_trace(draw_models(trials, name="scored candidates", offsets=offsets,
-                                     marker={"size": 5, "opacity": 0.35}))
+        figure.add_trace(
+            draw_models(trials, name="scored candidates", offsets=offsets, marker={"size": 5, "opacity": 0.45})
+        )
     links = find_links(record, scored)
     if links:
         xs = [x for start, _, result in links for x in (start.latency.ratio, result.latency.ratio, None)]
         ys = [y for _, quality, result in links for y in (quality.ppl_ratio, result.test.ppl_ratio, None)]
-        figure.add_trace(go.Scatter(x=xs, y=ys, mode="lines", name="proxy to distilled", hoverinfo="skip",
-                                    line={"color": GREY, "width": 1}, showlegend=False))
+        figure.add_trace(
+            go.Scatter(
+                x=xs,
+                y=ys,
+                mode="lines",
+                name="proxy to distilled",
+                hoverinfo="skip",
+                line={"color": GREY, "width": 1},
+                showlegend=False,
+            )
+        )
     if others:
         figure.add_trace(draw_models(others, name="runners-up", marker={"size": 10, "symbol": "circle-open"}))
     if best:
         figure.add_trace(draw_models(best, name="frontier by the proxy", marker={"size": 12}))
     if record.distilled:
         figure.add_trace(draw_distilled(record.distilled))
-    figure.add_trace(go.Scatter(x=[1.0], y=[1.0], mode="markers", name="dense model", hoverinfo="name",
-                                marker={"color": GREY, "size": 12, "symbol": "x"}))
+    figure.add_trace(
+        go.Scatter(
+            x=[1.0],
+            y=[1.0],
+            mode="markers",
+            name="dense model",
+            hoverinfo="name",
+            marker={"color": GREY, "size": 12, "symbol": "x"},
+        )
+    )
     emphasised = [quality.ppl_ratio for _, quality in members]
     emphasised += [result.test.ppl_ratio + result.test.ppl_ratio_standard_error for result in record.distilled]
     low = min([1.0, *emphasised, *(quality.ppl_ratio for _, quality in trials)])
@@ -75,19 +97,29 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
         figure.add_hline(y=record.plan.max_ppl_ratio, line={"color": GREY, "width": 1, "dash": "dot"})
     annotate_depths(figure, [evaluation for evaluation, _ in [*trials, *best]])
     sentences = [
-        f"Trials: PPL ratio on validation text after {name_rung(record.frontier.rung)}.",
+        "Both ratios are to the dense model.",
+        f"Candidates: PPL ratio on validation text after {name_rung(record.frontier.rung)}.",
         "Distilled models: PPL ratio on test text with one standard error, latency ratio with its 95 % interval; "
-        "a thin line leads there from the same candidate's proxy." if record.distilled else "",
+        "a thin line leads there from the same candidate's proxy."
+        if record.distilled
+        else "",
         "The number above a strip, and the colour, say how many layers are dropped.",
         "Candidates of one structure share one latency; within a strip the small points are spread sideways, by trial "
-        "number, only so that they can be seen." if trials else "",
+        "number, only so that they can be seen."
+        if trials
+        else "",
         f"{above} candidates lie above the drawn range; double-click to see them, again to return." if above else "",
         "The dotted line is the limit --max-ppl-ratio." if figure.layout.shapes else "",
     ]
     pad = 0.04 * (top - low)
     figure.update_yaxes(range=[low - pad, top + pad])
-    return finish_figure(figure, title="Perplexity against latency", caption=" ".join(filter(None, sentences)),
-                         x_title="latency ratio to dense (smaller is faster)", y_title="PPL ratio to dense (smaller is better)")
+    return finish_figure(
+        figure,
+        title="Perplexity against latency",
+        caption=" ".join(filter(None, sentences)),
+        x_title="latency ratio (smaller is faster)",
+        y_title="PPL ratio (smaller is better)",
+    )
 
 
 def draw_layer_map(record: StudyRecord) -> go.Figure:
@@ -98,61 +130,92 @@ def draw_layer_map(record: StudyRecord) -> go.Figure:
         return go.Figure()
     num_layers = record.space.num_layers
     panels = [rows for rows in (members, depths) if rows]
-    titles = ["<b>Frontier and runners-up</b>"] * bool(members) + ["<b>Best candidates of each depth</b>"] * bool(depths)
+    titles = ["<b>Frontier</b>"] * bool(members) + ["<b>Best of each depth</b>"] * bool(depths)
     height = 200 + 26 * sum(map(len, panels))
-    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=58 / height, subplot_titles=titles,
-                           row_heights=[len(rows) for rows in panels])
+    figure = make_subplots(
+        rows=len(panels),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=58 / height,
+        subplot_titles=titles,
+        row_heights=[len(rows) for rows in panels],
+    )
     if members:
-        labels = [f"−{len(member.evaluation.candidate.dropped_layers)} {'best' if member.rank == 0 else f'no. {member.rank + 1}'}"
-                  for member in members]
+        labels = [
+            f"{name_drop(count_dropped(member.evaluation.candidate))} "
+            + ("best" if member.rank == 0 else f"no. {member.rank + 1}")
+            for member in members
+        ]
         dropped = np.array([mark_dropped(member.evaluation.candidate) for member in members])
         words = np.where(dropped > 0, "dropped", "kept")
         add_tiles(figure, dropped, labels=labels, row=1, words=words.tolist(), show_scale=False)
     if depths:
-        labels = [f"−{depth} ({best} of {scored})" for depth, best, scored, _ in depths]
+        labels = [f"{name_drop(depth)} ({best} of {scored})" for depth, best, scored, _ in depths]
         shares = np.array([share for *_, share in depths])
         words = np.array([[f"dropped by {100 * value:.0f} %" for value in row] for row in shares])
         add_tiles(figure, shares, labels=labels, row=len(panels), words=words.tolist(), show_scale=True)
-    figure.update_xaxes(tickmode="linear", tick0=0, dtick=math.ceil(num_layers / 16), showgrid=False, showticklabels=True)
+    figure.update_xaxes(
+        tickmode="linear",
+        tick0=0,
+        dtick=math.ceil(num_layers / 12),
+        tickangle=0,
+        tickfont={"size": 11},
+        showgrid=False,
+        showticklabels=True,
+    )
     figure.update_yaxes(autorange="reversed", showgrid=False)
     protected = sorted(set(range(num_layers)) - set(record.space.droppable_layers))
     sentences = [
         "Orange: dropped." if members else "",
-        "Rows start with the number of dropped layers." ,
-        "Below: the share of each depth's best candidates by the proxy (a quarter of those scored, twenty at most) that "
-        "drop a layer; deeper orange is more often." if depths else "",
+        "Rows start with the number of dropped layers.",
+        "Below: the share of each depth's best candidates by the proxy (a quarter of those scored, twenty at most) "
+        "that drop a layer; deeper orange is more often."
+        if depths
+        else "",
         f"The search space keeps these layers always: {list_layers(protected)}." if protected else "",
     ]
-    figure = finish_figure(figure, title="Which layers go", caption=" ".join(filter(None, sentences)), x_title="", y_title="")
+    figure = finish_figure(
+        figure, title="Which layers go", caption=" ".join(filter(None, sentences)), x_title="", y_title=""
+    )
     figure.update_xaxes(title="layer of the original model", row=len(panels))
+    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
     return figure.update_layout(height=height, margin={"t": 40})
 
 
 def draw_proxy_against_final(record: StudyRecord) -> go.Figure:
-    """Draw the PPL ratio after distillation against the proxy's, both on validation text, for candidates that have both."""
+    """Draw the PPL ratio after distillation against the proxy's, both on validation text."""
     links = find_links(record, read_scored(record))
     figure = go.Figure()
     for depth in sorted({count_dropped(result.candidate) for _, _, result in links}):
         rows = [link for link in links if count_dropped(link[2].candidate) == depth]
-        figure.add_trace(go.Scatter(
-            x=[quality.ppl_ratio for _, quality, _ in rows],
-            y=[result.validation.ppl_ratio for *_, result in rows],
-            error_x=draw_errors([quality.ppl_ratio_standard_error for _, quality, _ in rows]),
-            error_y=draw_errors([result.validation.ppl_ratio_standard_error for *_, result in rows]),
-            customdata=[[list_layers(result.candidate.dropped_layers)] for *_, result in rows],
-            hovertemplate="dropped: %{customdata[0]}<br>proxy: %{x:.3f}<br>distilled: %{y:.3f}<extra></extra>",
-            mode="markers", name=f"{depth} dropped", showlegend=True,
-            marker={"color": choose_color(depth), "symbol": choose_symbol(depth), "size": 11},
-        ))
+        figure.add_trace(
+            go.Scatter(
+                x=[quality.ppl_ratio for _, quality, _ in rows],
+                y=[result.validation.ppl_ratio for *_, result in rows],
+                error_x=draw_errors([quality.ppl_ratio_standard_error for _, quality, _ in rows]),
+                error_y=draw_errors([result.validation.ppl_ratio_standard_error for *_, result in rows]),
+                customdata=[[list_layers(result.candidate.dropped_layers)] for *_, result in rows],
+                hovertemplate="dropped: %{customdata[0]}<br>proxy: %{x:.3f}<br>distilled: %{y:.3f}<extra></extra>",
+                mode="markers",
+                name=f"{depth} dropped",
+                showlegend=True,
+                marker={"color": choose_color(depth), "symbol": choose_symbol(depth), "size": 11},
+            )
+        )
     if not links:
         return figure
     caption = f"{record.agreement.verdict} Both axes are on validation text; bars are one standard error."
-    return finish_figure(figure, title="Does the proxy rank as distillation does?", caption=caption,
-                         x_title=f"PPL ratio after {name_rung(record.frontier.rung)}", y_title="PPL ratio after distillation")
+    return finish_figure(
+        figure,
+        title="Does the proxy rank as distillation does?",
+        caption=caption,
+        x_title=f"PPL ratio after {name_rung(record.frontier.rung)}",
+        y_title="PPL ratio after distillation",
+    )
 
 
 def draw_learning_curves(record: StudyRecord) -> go.Figure:
-    """Draw the validation loss, in nats per token, over distillation tokens; step 0 is the student before its first step."""
+    """Draw the validation loss, in nats per token, over distillation tokens, step 0 included."""
     figure = go.Figure()
     seen: dict[int, int] = {}
     for result in record.distilled:
@@ -162,98 +225,113 @@ def draw_learning_curves(record: StudyRecord) -> go.Figure:
         order = seen[depth] = seen.get(depth, -1) + 1
         color, dash = choose_color(depth), ("solid", "dash", "dot", "dashdot")[order % 4]
         name = f"{name_depth(result.candidate)} without {list_layers(result.candidate.dropped_layers)}"
-        figure.add_trace(go.Scatter(
-            x=[point.tokens for point in result.curve], y=[point.validation_loss for point in result.curve],
-            customdata=[[point.step] for point in result.curve], mode="lines+markers", name=name,
-            marker={"color": color, "symbol": choose_symbol(depth),
-                    "size": [10 if point.step == result.best_step else 4 for point in result.curve]},
-            line={"color": color, "width": 2, "dash": dash},
-            hovertemplate="step %{customdata[0]}, %{x:.3s} tokens<br>validation loss %{y:.4f}<extra>" + name + "</extra>",
-        ))
+        figure.add_trace(
+            go.Scatter(
+                x=[point.tokens for point in result.curve],
+                y=[point.validation_loss for point in result.curve],
+                customdata=[[point.step] for point in result.curve],
+                mode="lines+markers",
+                name=name,
+                marker={
+                    "color": color,
+                    "symbol": choose_symbol(depth),
+                    "size": [11 if point.step == result.best_step else 4 for point in result.curve],
+                    "opacity": 1,
+                    "line": {"width": 0},
+                },
+                line={"color": color, "width": 2, "dash": dash},
+                hovertemplate="step %{customdata[0]}, %{x:.3s} tokens<br>validation loss %{y:.4f}<extra>"
+                + name
+                + "</extra>",
+            )
+        )
     if not figure.data:
         return figure
-    figure.add_hline(y=record.dense.validation.loss, line={"color": GREY, "width": 1, "dash": "dash"},
-                     annotation={"text": "dense model", "xanchor": "right"}, annotation_position="bottom right")
-    return finish_figure(figure, title="Learning curves of the distillation", x_title="distillation tokens",
-                         y_title="validation loss (nats per token)",
-                         caption="The first point of each curve is the student before its first step; the large marker is the "
-                                 "checkpoint that was kept. The dashed line is the dense model.")
+    figure.add_hline(
+        y=record.dense.validation.loss,
+        line={"color": GREY, "width": 1, "dash": "dash"},
+        annotation={"text": "dense model", "xanchor": "right"},
+        annotation_position="bottom right",
+    )
+    return finish_figure(
+        figure,
+        title="Learning curves of the distillation",
+        x_title="distillation tokens",
+        y_title="validation loss (nats per token)",
+        caption="The first point of each curve is the student before its first step; the large marker is the "
+        "checkpoint that was kept. The dashed line is the dense model.",
+    )
 
 
 def draw_latency(record: StudyRecord) -> go.Figure:
     """Draw each structure's latency ratio with its 95 % interval, beside a straight line in proportion to depth."""
     num_layers = record.space.num_layers
     structures: dict[str, tuple[Evaluation, Latency]] = {}
-    for evaluation in [trial.evaluation for trial in record.trials] + [member.evaluation for member in record.frontier.members]:
+    for evaluation in [trial.evaluation for trial in record.trials] + [
+        member.evaluation for member in record.frontier.members
+    ]:
         structures.setdefault(evaluation.latency.structure, (evaluation, evaluation.latency))
     rows = sorted(structures.values(), key=lambda row: len(row[0].candidate.kept_layers))
     figure = go.Figure()
     if not rows:
         return figure
     kept = [len(evaluation.candidate.kept_layers) for evaluation, _ in rows]
-    figure.add_trace(go.Scatter(x=[min(kept), num_layers], y=[min(kept) / num_layers, 1.0], mode="lines",
-                                name="in proportion to depth", hoverinfo="skip", line={"color": GREY, "width": 1, "dash": "dash"}))
-    figure.add_trace(draw_latencies([*kept, num_layers], [*(latency for _, latency in rows), record.dense.latency],
-                                    name="measured, one point per structure", color=DEPTH_COLORS[0], symbol="circle"))
+    figure.add_trace(
+        go.Scatter(
+            x=[min(kept), num_layers],
+            y=[min(kept) / num_layers, 1.0],
+            mode="lines",
+            name="in proportion to depth",
+            hoverinfo="skip",
+            line={"color": GREY, "width": 1, "dash": "dash"},
+        )
+    )
+    figure.add_trace(
+        draw_latencies(
+            [*kept, num_layers],
+            [*(latency for _, latency in rows), record.dense.latency],
+            name="measured, one point per structure",
+            color=DEPTH_COLORS[0],
+            symbol="circle",
+        )
+    )
+    beside = min(0.1, 0.03 * (num_layers - min(kept)))
     if record.distilled:
-        figure.add_trace(draw_latencies([len(result.candidate.kept_layers) for result in record.distilled],
-                                        [result.latency for result in record.distilled],
-                                        name="exported models", color=DEPTH_COLORS[1], symbol="diamond-open"))
-    prefill = [(depth, latency.prefill_ratio) for depth, (_, latency) in zip(kept, rows, strict=True)
-               if latency.prefill_ratio is not None]
+        depths = [len(result.candidate.kept_layers) for result in record.distilled]
+        figure.add_trace(
+            draw_latencies(
+                [depth + beside * (1 + depths[:index].count(depth)) for index, depth in enumerate(depths)],
+                [result.latency for result in record.distilled],
+                name="exported models",
+                color=DEPTH_COLORS[1],
+                symbol="diamond",
+            )
+        )
+    prefill = [
+        (depth, latency) for depth, (_, latency) in zip(kept, rows, strict=True) if latency.prefill_ratio is not None
+    ]
     if prefill:
-        figure.add_trace(go.Scatter(x=[depth for depth, _ in prefill], y=[ratio for _, ratio in prefill], mode="markers",
-                                    name="prefill", marker={"color": DEPTH_COLORS[2], "symbol": "square-open", "size": 9},
-                                    hovertemplate="%{x} layers<br>prefill ratio %{y:.3f}<extra></extra>"))
+        figure.add_trace(
+            go.Scatter(
+                x=[depth - beside for depth, _ in prefill],
+                y=[latency.prefill_ratio for _, latency in prefill],
+                customdata=[[html.escape(latency.structure, quote=False)] for _, latency in prefill],
+                mode="markers",
+                name="prefill",
+                marker={"color": DEPTH_COLORS[2], "symbol": "square-open", "size": 9},
+                hovertemplate="%{customdata[0]}<br>prefill ratio: %{y:.3f}<extra></extra>",
+            )
+        )
     figure.update_xaxes(tickmode="linear", dtick=max(1, math.ceil((num_layers - min(kept)) / 12)))
     latency = rows[-1][1]
-    caption = (f"Workload: {latency.workload}, on {latency.device}; {latency.repeats} pairs with the dense model, measured in turn. "
-               "Bars are 95 % intervals of the median ratio. What lies above the line pays for parts that dropping layers does "
-               "not remove, such as embeddings and the output head.")
-    return finish_figure(figure, title="Latency by structure", caption=caption, x_title="layers kept",
-                         y_title="latency ratio to dense")
-
-
-def read_scored(record: StudyRecord) -> dict[str, Quality]:
-    """Return, by candidate key, the quality by the frontier's rung of complete trials and frontier members."""
-    evaluations = [trial.evaluation for trial in record.trials if trial.state == "COMPLETE"]
-    evaluations += [member.evaluation for member in record.frontier.members]
-    rung = record.frontier.rung
-    return {evaluation.candidate.key: evaluation.qualities[rung] for evaluation in evaluations if rung in evaluation.qualities}
-
-
-def find_links(record: StudyRecord, scored: dict[str, Quality]) -> list[tuple[Evaluation, Quality, DistillResult]]:
-    """Return each distilled model beside the trial and the proxy quality of the same candidate, where there is one."""
-    evaluations = {trial.evaluation.candidate.key: trial.evaluation for trial in record.trials if trial.state == "COMPLETE"}
-    evaluations |= {member.evaluation.candidate.key: member.evaluation for member in record.frontier.members}
-    keys = [(result.candidate.key, result) for result in record.distilled]
-    return [(evaluations[key], scored[key], result) for key, result in keys if key in scored]
-
-
-def count_drops(record: StudyRecord) -> list[tuple[int, int, int, list[float]]]:
-    """Return for each depth: dropped layers, how many candidates count as best, how many were scored, and the share of
-    the best that drops each layer, of shape (num_layers,)."""
-    scored = read_scored(record)
-    candidates = {trial.evaluation.candidate.key: trial.evaluation.candidate for trial in record.trials}
-    by_depth: dict[int, list[str]] = {}
-    for key in sorted(scored.keys() & candidates.keys(), key=lambda key: (scored[key].loss, key)):
-        by_depth.setdefault(count_dropped(candidates[key]), []).append(key)
-    drops = []
-    for depth, keys in sorted(by_depth.items()):
-        best = keys[: max(1, min(20, len(keys) // 4))]
-        shares = np.mean([mark_dropped(candidates[key]) for key in best], axis=0)
-        drops.append((depth, len(best), len(keys), shares.tolist()))
-    return drops
-
-
-def count_dropped(candidate: Candidate) -> int:
-    """Return how many layers are gone."""
-    return len(candidate.dropped_layers)
-
-
-def mark_dropped(candidate: Candidate) -> list[float]:
-    """Return 1 for each dropped layer and 0 for each kept one, of shape (num_layers,)."""
-    return [float(layer in set(candidate.dropped_layers)) for layer in range(candidate.num_layers)]
+    caption = (
+        f"Workload: {latency.workload}, on {latency.device}; {latency.repeats} pairs with the dense model, measured in "
+        "turn. Bars are 95 % intervals of the median ratio. What lies above the line pays for parts that dropping "
+        "layers does not remove, such as embeddings and the output head."
+    )
+    return finish_figure(
+        figure, title="Latency by structure", caption=caption, x_title="layers kept", y_title="latency ratio to dense"
+    )
 
 
 def measure_strip(ratios: Sequence[float]) -> float:
@@ -268,14 +346,4 @@ def choose_top(ratios: Sequence[float], *, emphasised: Sequence[float]) -> float
     must = max([1.0, *emphasised])
     if not ratios:
         return must + 0.01
-    return max(must, min(float(np.quantile(ratios, 0.9)), 1 + 2.5 * (must - 1)) if must > 1 else max(ratios))
-
-
-def choose_color(depth: int) -> str:
-    """Return the colour of candidates with ``depth`` dropped layers."""
-    return DEPTH_COLORS[(depth - 1) % len(DEPTH_COLORS)]
-
-
-def choose_symbol(depth: int) -> str:
-    """Return the symbol of candidates with ``depth`` dropped layers; its cycle is not the colours'."""
-    return DEPTH_SYMBOLS[(depth - 1) % len(DEPTH_SYMBOLS)]
+    return max(must, min(float(np.quantile(ratios, 0.9)), 1 + 3 * (must - 1)) if must > 1 else max(ratios))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from seed.records import Candidate, Latency, Quality
 
-ABSENT = "–"
+ABSENT = "\N{EN DASH}"
 RUNG_NAMES = {
     "none": "no recovery",
     "closed_form": "closed-form recovery",
@@ -25,8 +25,13 @@ def name_depth(candidate: Candidate) -> str:
     return f"{len(candidate.kept_layers)} of {candidate.num_layers} layers"
 
 
+def name_drop(num_dropped: int) -> str:
+    """Return the short label of a depth, a minus sign and the number of dropped layers."""
+    return f"\N{MINUS SIGN}{num_dropped}"
+
+
 def list_layers(layers: Sequence[int]) -> str:
-    """Return ``1, 5–7`` for layers 1, 5, 6 and 7 (runs of three or more are joined), ``none`` for no layers."""
+    """Return ``1, 5 to 7``, with a dash for "to": runs of three or more are joined. No layers: ``none``."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
@@ -35,7 +40,7 @@ def list_layers(layers: Sequence[int]) -> str:
             runs.append([layer])
     parts: list[str] = []
     for run in runs:
-        parts += [f"{run[0]}–{run[-1]}"] if len(run) > 2 else [str(layer) for layer in run]
+        parts += [f"{run[0]}\N{EN DASH}{run[-1]}"] if len(run) > 2 else [str(layer) for layer in run]
     return ", ".join(parts) or "none"
 
 

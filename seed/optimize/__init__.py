@@ -1,0 +1,1 @@
+"""Optimize: what to try next, and what was worth it. Knows Optuna; nothing of torch."""

@@ -1,0 +1,129 @@
+"""Which candidate to try next, as Optuna samplers over flags ``keep_00 ... keep_NN`` (1 = the layer stays).
+
+``EnumerationSampler`` walks a space that fits the budget; ``FeasibleSampler`` lets one of Optuna's own
+samplers propose, asks again when it leaves the space or repeats a set, and falls back to a random set.
+"""
+
+import random
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from seed.optimize.space import contains, draw_candidate, enumerate_candidates
+from seed.records import Candidate, SearchSpace
+
+SAMPLERS = ("tpe", "nsgaii", "random")
+PROPOSALS = 24  # of the inner sampler, before a random set is taken instead
+TAKEN_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+
+
+def flag_name(layer: int) -> str:
+    """The name of a layer's flag."""
+    return f"keep_{layer:02d}"
+
+
+def flag_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """One flag for each layer that may go."""
+    return {flag_name(layer): CategoricalDistribution((0, 1)) for layer in space.droppable_layers}
+
+
+def flags_of(space: SearchSpace, candidate: Candidate) -> dict[str, int]:
+    """The flags that stand for a candidate."""
+    kept = set(candidate.kept_layers)
+    return {flag_name(layer): int(layer in kept) for layer in space.droppable_layers}
+
+
+def candidate_of(space: SearchSpace, flags: dict[str, Any]) -> Candidate:
+    """The candidate that flags stand for; layers without a flag stay."""
+    kept = tuple(layer for layer in range(space.num_layers) if flags.get(flag_name(layer), 1))
+    return Candidate(num_layers=space.num_layers, kept_layers=kept)
+
+
+def taken_keys(study: optuna.Study, space: SearchSpace, *, but: int | None = None) -> set[str]:
+    """Keys of candidates that are scored, skipped or being scored; ``but`` is the asking trial itself."""
+    trials = study.get_trials(deepcopy=False, states=TAKEN_STATES)
+    return {candidate_of(space, trial.params).key for trial in trials if trial.params and trial.number != but}
+
+
+class _SubsetSampler(optuna.samplers.BaseSampler):
+    """Common to both: the flags are sampled together."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return flag_distributions(self.space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        raise AssertionError(f"{param_name} is not a flag of this space")
+
+
+class EnumerationSampler(_SubsetSampler):
+    """Every candidate once, in an order in which neighbours share most of their layers."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__(space)
+        self.order = [(candidate.key, flags_of(space, candidate)) for candidate in enumerate_candidates(space)]
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        taken = taken_keys(study, self.space, but=trial.number)
+        return next(flags for key, flags in self.order if key not in taken)
+
+
+class FeasibleSampler(_SubsetSampler):
+    """An Optuna sampler kept inside the space and away from sets that were tried."""
+
+    def __init__(self, space: SearchSpace, inner: optuna.samplers.BaseSampler, *, random_state: int) -> None:
+        super().__init__(space)
+        self.inner = inner
+        self.rng = random.Random(random_state)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self.inner.before_trial(study, trial)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        self.inner.after_trial(study, trial, state, values)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        taken = taken_keys(study, self.space, but=trial.number)
+        for _ in range(PROPOSALS):
+            flags = self.inner.sample_relative(study, trial, search_space)
+            if not flags:
+                break  # the inner sampler still starts up, and wants random sets
+            candidate = candidate_of(self.space, flags)
+            if contains(self.space, candidate) and candidate.key not in taken:
+                return flags
+        return flags_of(self.space, self._draw_new(taken))
+
+    def _draw_new(self, taken: set[str]) -> Candidate:
+        """A random untried candidate; the caller made sure that one is left."""
+        for _ in range(1000):
+            candidate = draw_candidate(self.space, self.rng)
+            if candidate.key not in taken:
+                return candidate
+        left = [candidate for candidate in enumerate_candidates(self.space) if candidate.key not in taken]
+        return self.rng.choice(left)
+
+
+def make_sampler(name: str, space: SearchSpace, *, trials: int, random_state: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler for a budget: enumeration when the space fits it, else the named one of Optuna's."""
+    if space.size <= trials:
+        return EnumerationSampler(space)
+    inner: optuna.samplers.BaseSampler
+    if name == "tpe":
+        # multivariate, since flags matter together; experimental in Optuna, and the better choice by far
+        inner = optuna.samplers.TPESampler(multivariate=True, seed=random_state)
+    elif name == "nsgaii":
+        inner = optuna.samplers.NSGAIISampler(seed=random_state)
+    else:
+        assert name == "random"
+        inner = optuna.samplers.RandomSampler(seed=random_state)  # proposes nothing relative: random sets
+    return FeasibleSampler(space, inner, random_state=random_state)

@@ -1,0 +1,239 @@
+"""Search spaces: presets in TOML, their checks, and the candidates in a space.
+
+Data about models lives in ``search_spaces/*.toml``; a model without a preset gets ``default_preset``.
+"""
+
+import difflib
+import itertools
+import random
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from seed.errors import SpaceError
+from seed.records import Candidate, Record, SearchSpace
+
+
+class ModelSection(Record):
+    """The model on the hub. Revisions are full commit hashes, pinned only where known for certain."""
+
+    name: str
+    num_layers: int
+    revision: str | None = None
+    license: str | None = None
+
+
+class SpaceSection(Record):
+    """How many layers may go, and which (all, unless listed)."""
+
+    max_dropped: int
+    min_dropped: int = 1
+    droppable_layers: tuple[int, ...] | None = None
+
+
+class DataSection(Record):
+    """Default corpus and how much of it is used; tokens."""
+
+    corpus: str
+    window_tokens: int
+    calibration_tokens: int
+    validation_tokens: int
+    test_tokens: int | None = None
+
+
+class LatencySection(Record):
+    """The workload that is timed."""
+
+    batch: int = 1
+    prompt_tokens: int = 128
+    new_tokens: int = 64
+
+
+class RecoverySection(Record):
+    """Budgets of short and full distillation."""
+
+    batch_tokens: int
+    distill_tokens: int
+    learning_rates: tuple[float, ...]
+    short_steps: int = 10
+
+
+class SearchSection(Record):
+    """How many candidates are scored."""
+
+    trials: int = 100
+
+
+class Preset(Record):
+    """One file of search_spaces/."""
+
+    model: ModelSection
+    space: SpaceSection
+    data: DataSection
+    recovery: RecoverySection
+    latency: LatencySection = LatencySection()
+    search: SearchSection = SearchSection()
+
+
+SECTIONS: dict[str, type[Record]] = {
+    "model": ModelSection,
+    "space": SpaceSection,
+    "data": DataSection,
+    "recovery": RecoverySection,
+    "latency": LatencySection,
+    "search": SearchSection,
+}
+
+
+def presets_directory() -> Path:
+    """Where the presets lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "search_spaces"
+    return inside if inside.is_dir() else package.parent / "search_spaces"
+
+
+def list_presets() -> list[str]:
+    """Names that ``--model`` knows."""
+    return sorted(path.stem for path in presets_directory().glob("*.toml"))
+
+
+def load_preset(path: Path) -> Preset:
+    """Read and check a TOML file.
+
+    Raises:
+        SpaceError: it is missing, not TOML, has an unknown key or a wrong type, or contradicts itself.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpaceError(f"{path}: cannot be read ({error.strerror}). Give a TOML file like those in search_spaces/.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{path}: not valid TOML ({error}). Mend that place.") from error
+    try:
+        preset = msgspec.convert(content, Preset)
+    except msgspec.ValidationError as error:
+        raise SpaceError(f"{path}: {_explain(str(error))}") from error
+    make_space(preset.space, num_layers=preset.model.num_layers, place=str(path))
+    for section, key in (
+        ("data", "window_tokens"),
+        ("data", "calibration_tokens"),
+        ("data", "validation_tokens"),
+        ("recovery", "batch_tokens"),
+        ("recovery", "distill_tokens"),
+        ("latency", "batch"),
+        ("latency", "prompt_tokens"),
+        ("latency", "new_tokens"),
+        ("search", "trials"),
+    ):
+        value = getattr(getattr(preset, section), key)
+        if value < 1:
+            raise SpaceError(f"{path}: {section}.{key} = {value}, but it must be 1 or more.")
+    if not preset.recovery.learning_rates or min(preset.recovery.learning_rates) <= 0:
+        raise SpaceError(f"{path}: recovery.learning_rates must be one or more numbers above 0.")
+    return preset
+
+
+def default_preset(name: str, *, num_layers: int, num_params: int, max_positions: int) -> Preset:
+    """Settings for a model without a preset, by its size. Budgets in tokens; rates fall with size."""
+    window = max(16, min(1024, max_positions))
+    rate = min(1e-3, 1e-4 * (1e9 / max(num_params, 1)) ** 0.5)
+    return Preset(
+        model=ModelSection(name=name, num_layers=num_layers),
+        space=SpaceSection(max_dropped=max(1, num_layers // 3)),
+        data=DataSection(
+            corpus="wikitext2",
+            window_tokens=window,
+            calibration_tokens=32_768,
+            validation_tokens=65_536,
+            test_tokens=262_144,
+        ),
+        recovery=RecoverySection(
+            batch_tokens=max(window, 8192),
+            distill_tokens=max(200_000, min(40_000_000, num_params // 10)),
+            learning_rates=(rate / 3, rate, rate * 3),
+        ),
+    )
+
+
+def make_space(section: SpaceSection, *, num_layers: int, place: str) -> SearchSpace:
+    """Check the bounds against the model and return the space.
+
+    Raises:
+        SpaceError: bounds outside the model, naming the key, the value and what would fit.
+    """
+    droppable = section.droppable_layers if section.droppable_layers is not None else tuple(range(num_layers))
+    wrong = [layer for layer in droppable if not 0 <= layer < num_layers]
+    if wrong:
+        raise SpaceError(
+            f"{place}: droppable layers {wrong} are not in the model, which has layers 0 to {num_layers - 1}. Leave them out."
+        )
+    if len(set(droppable)) != len(droppable):
+        raise SpaceError(f"{place}: droppable layers {list(droppable)} name a layer twice. Name each once.")
+    most = min(len(droppable), num_layers - 1)
+    if section.max_dropped > most:
+        raise SpaceError(
+            f"{place}: max_dropped = {section.max_dropped}, but the model has {num_layers} layers, of which "
+            f"{len(droppable)} may go. Use {most} or fewer."
+        )
+    if not 1 <= section.min_dropped <= section.max_dropped:
+        raise SpaceError(
+            f"{place}: min_dropped = {section.min_dropped} and max_dropped = {section.max_dropped}; "
+            "wanted 1 <= min_dropped <= max_dropped."
+        )
+    return SearchSpace(
+        num_layers=num_layers,
+        droppable_layers=tuple(sorted(droppable)),
+        min_dropped=section.min_dropped,
+        max_dropped=section.max_dropped,
+    )
+
+
+def enumerate_candidates(space: SearchSpace) -> Iterator[Candidate]:
+    """Yield every candidate, in lexicographic order of kept layers: neighbours share the longest prefixes."""
+    kept = [
+        tuple(layer for layer in range(space.num_layers) if layer not in dropped)
+        for count in range(space.min_dropped, space.max_dropped + 1)
+        for dropped in map(set, itertools.combinations(space.droppable_layers, count))
+    ]
+    for layers in sorted(kept):
+        yield Candidate(num_layers=space.num_layers, kept_layers=layers)
+
+
+def draw_candidate(space: SearchSpace, rng: random.Random) -> Candidate:
+    """Return a random candidate: first how many layers go, evenly, then which."""
+    count = rng.randint(space.min_dropped, space.max_dropped)
+    return drop_layers(space.num_layers, rng.sample(space.droppable_layers, count))
+
+
+def drop_layers(num_layers: int, dropped: "list[int] | tuple[int, ...] | set[int]") -> Candidate:
+    """Return the candidate without these layers."""
+    gone = set(dropped)
+    return Candidate(num_layers=num_layers, kept_layers=tuple(layer for layer in range(num_layers) if layer not in gone))
+
+
+def contains(space: SearchSpace, candidate: Candidate) -> bool:
+    """Is the candidate in the space?"""
+    dropped = candidate.dropped_layers
+    return space.min_dropped <= len(dropped) <= space.max_dropped and set(dropped) <= set(space.droppable_layers)
+
+
+def _explain(message: str) -> str:
+    """Turn msgspec's words into ours: key, what is wrong, what is allowed."""
+    what, _, where = message.partition(" - at `$")
+    key = where.rstrip("`").lstrip(".")
+    section = key.split(".")[0].split("[")[0]
+    unknown = re.search(r"unknown field `(.+)`", what)
+    if unknown:
+        allowed = list(SECTIONS[section].__struct_fields__) if section in SECTIONS else list(SECTIONS)
+        near = difflib.get_close_matches(unknown[1], allowed, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        place = f"[{section}] " if section in SECTIONS else ""
+        return f"{place}has an unknown key {unknown[1]}.{hint} Allowed: {', '.join(allowed)}."
+    missing = re.search(r"missing required field `(.+)`", what)
+    if missing:
+        place = f"[{section}] " if section in SECTIONS else ""
+        return f"{place}lacks {missing[1]}. Add it; search_spaces/gpt2.toml shows every key."
+    return f"{key}: {what.replace('`', '')}. Mend its type."

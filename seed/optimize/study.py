@@ -1,0 +1,178 @@
+"""The Optuna study: opened, repaired, asked and told. What a candidate is worth is handed in.
+
+Embedded storage is a journal in the study's folder: no server, no locks between processes that matter,
+and readable by Optuna Dashboard while a search runs.
+"""
+
+import contextlib
+import json
+import math
+import os
+import urllib.parse
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from seed.errors import StudyError
+from seed.optimize.sampler import candidate_of, flag_distributions, make_sampler, taken_keys
+from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, hash_text
+
+EVALUATION = "evaluation"
+FINGERPRINT = "plan_fingerprint"
+
+
+def check_storage_url(url: str) -> None:
+    """Raise when a storage URL holds a password: it would end up in shell history and logs."""
+    try:
+        password = urllib.parse.urlsplit(url).password
+    except ValueError:
+        password = None
+    if password:
+        raise StudyError(
+            "--storage: the URL holds a password. Leave it out, and put it into ~/.pgpass or PGPASSWORD (PostgreSQL), "
+            "or into an option file (MySQL), where only you can read it."
+        )
+
+
+def open_storage(url: str | None, *, journal: Path) -> BaseStorage:
+    """Return the study's storage: the journal in its folder, or whatever Optuna makes of a URL.
+
+    Raises:
+        StudyError: the URL cannot be used.
+    """
+    if url is None:
+        repair_journal(journal)
+        return JournalStorage(JournalFileBackend(str(journal)))
+    check_storage_url(url)
+    try:
+        return optuna.storages.get_storage(url)
+    except Exception as error:  # drivers and servers fail in every way there is
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StudyError(
+            f"--storage {url}: cannot be opened ({message}). Wanted: an Optuna storage URL such as sqlite:///studies.db or "
+            "postgresql://USER@HOST/DATABASE, its server running and its driver installed."
+        ) from error
+
+
+def repair_journal(path: Path) -> None:
+    """Cut a torn last line, which a killed writer leaves and which would break every later open.
+
+    The caller holds the study's folder, so nobody else writes; a lock left by a killed writer goes too.
+
+    Raises:
+        StudyError: a line before the last is not what Optuna writes.
+    """
+    for leftover in path.parent.glob(f"{path.name}.lock*"):
+        leftover.unlink(missing_ok=True)
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = whole.splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                whole = whole[: len(whole) - len(line) - 1]
+                break
+            raise StudyError(
+                f"{path}: line {number} is damaged. Restore the file from a copy, or start a study of another name (--study NAME)."
+            ) from error
+    if whole != content:
+        with path.open("r+b") as handle:
+            handle.truncate(len(whole))
+            os.fsync(handle.fileno())
+
+
+def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) -> optuna.Study:
+    """Create or continue the study with objectives PPL ratio and latency ratio, both to be minimised.
+
+    Raises:
+        StudyError: a study of this name in this storage was planned otherwise.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=["minimize", "minimize"], load_if_exists=True
+    )
+    known = study.user_attrs.get(FINGERPRINT)
+    if known is not None and known != fingerprint:
+        raise StudyError(
+            f"study {name}: the storage holds a study of this name with another plan. Choose another name with --study NAME."
+        )
+    if known is None:
+        study.set_user_attr(FINGERPRINT, fingerprint)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([f"PPL ratio ({rung.replace('_', ' ')})", "latency ratio"])
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            study.tell(trial.number, state=TrialState.FAIL)  # its process is gone: we hold the folder
+    return study
+
+
+def run_trials(
+    study: optuna.Study,
+    space: SearchSpace,
+    *,
+    trials: int,
+    sampler: str,
+    rng_seed: int,
+    rung: str,
+    evaluate: Callable[[Candidate], Evaluation],
+    on_trial: Callable[[TrialRecord], None] = lambda trial: None,
+) -> None:
+    """Ask, evaluate and tell until ``trials`` candidates carry a value at ``rung`` or the space is exhausted.
+
+    Random state comes from (rng_seed, number of finished trials), and trials of killed processes do not
+    count, so that a resumed run asks what an unbroken one would.
+    """
+    distributions = flag_distributions(space)
+    target = min(trials, space.size)
+    enumerator = make_sampler(sampler, space, trials=trials, random_state=0) if space.size <= trials else None
+    while True:
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        complete = sum(trial.state == TrialState.COMPLETE for trial in finished)
+        if complete >= target or len(taken_keys(study, space)) >= space.size:
+            return
+        state = int(hash_text(f"{rng_seed}/{len(finished)}")[:8], 16)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = enumerator or make_sampler(sampler, space, trials=trials, random_state=state)
+            trial = study.ask(fixed_distributions=distributions)
+        candidate = candidate_of(space, trial.params)
+        try:
+            evaluation = evaluate(candidate)
+        except BaseException:
+            study.tell(trial, state=TrialState.FAIL)
+            raise
+        trial.set_user_attr("dropped", ", ".join(candidate.dropped_parts))
+        trial.set_user_attr("num_params", evaluation.size.num_params)
+        trial.set_user_attr(EVALUATION, msgspec.json.encode(evaluation).decode())
+        value = evaluation.qualities[rung].ppl_ratio if rung in evaluation.qualities else math.nan
+        if evaluation.skipped_because or not math.isfinite(value):
+            study.tell(trial, state=TrialState.PRUNED)
+            on_trial(TrialRecord(number=trial.number, state="PRUNED", evaluation=evaluation))
+        else:
+            study.tell(trial, [value, evaluation.latency.ratio])
+            on_trial(TrialRecord(number=trial.number, state="COMPLETE", evaluation=evaluation))
+
+
+def read_trials(study: optuna.Study) -> tuple[TrialRecord, ...]:
+    """Return the scored and skipped trials as records, in order."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return tuple(
+        TrialRecord(
+            number=trial.number,
+            state=trial.state.name,
+            evaluation=msgspec.json.decode(trial.user_attrs[EVALUATION], type=Evaluation),
+        )
+        for trial in finished
+        if EVALUATION in trial.user_attrs
+    )

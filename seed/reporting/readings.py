@@ -1,0 +1,67 @@
+"""What figures and page read out of a study's record: which numbers belong together, which models come first.
+
+Nothing is drawn or worded here.
+"""
+
+import numpy as np
+
+from seed.records import Candidate, DistillResult, Evaluation, Quality, StudyRecord
+
+
+def read_scored(record: StudyRecord) -> dict[str, Quality]:
+    """Return, by candidate key, the quality by the frontier's rung of complete trials and frontier members."""
+    evaluations = [trial.evaluation for trial in record.trials if trial.state == "COMPLETE"]
+    evaluations += [member.evaluation for member in record.frontier.members]
+    rung = record.frontier.rung
+    return {
+        evaluation.candidate.key: evaluation.qualities[rung]
+        for evaluation in evaluations
+        if rung in evaluation.qualities
+    }
+
+
+def find_links(record: StudyRecord, scored: dict[str, Quality]) -> list[tuple[Evaluation, Quality, DistillResult]]:
+    """Return each distilled model beside the trial and the proxy quality of the same candidate, where there is one."""
+    evaluations = {
+        trial.evaluation.candidate.key: trial.evaluation for trial in record.trials if trial.state == "COMPLETE"
+    }
+    evaluations |= {member.evaluation.candidate.key: member.evaluation for member in record.frontier.members}
+    keys = [(result.candidate.key, result) for result in record.distilled]
+    return [(evaluations[key], scored[key], result) for key, result in keys if key in scored]
+
+
+def count_drops(record: StudyRecord) -> list[tuple[int, int, int, list[float]]]:
+    """Return for each depth: dropped layers, how many candidates count as best, how many were scored, and the share of
+    the best that drops each layer, of shape (num_layers,)."""
+    scored = read_scored(record)
+    candidates = {trial.evaluation.candidate.key: trial.evaluation.candidate for trial in record.trials}
+    by_depth: dict[int, list[str]] = {}
+    for key in sorted(scored.keys() & candidates.keys(), key=lambda key: (scored[key].loss, key)):
+        by_depth.setdefault(count_dropped(candidates[key]), []).append(key)
+    drops = []
+    for depth, keys in sorted(by_depth.items()):
+        best = keys[: max(1, min(20, len(keys) // 4))]
+        shares = np.mean([mark_dropped(candidates[key]) for key in best], axis=0)
+        drops.append((depth, len(best), len(keys), shares.tolist()))
+    return drops
+
+
+def count_dropped(candidate: Candidate) -> int:
+    """Return how many layers are gone."""
+    return len(candidate.dropped_layers)
+
+
+def mark_dropped(candidate: Candidate) -> list[float]:
+    """Return 1 for each dropped layer and 0 for each kept one, of shape (num_layers,)."""
+    return [float(layer in set(candidate.dropped_layers)) for layer in range(candidate.num_layers)]
+
+
+def choose_best_distilled(record: StudyRecord) -> list[DistillResult]:
+    """Return the best distilled model of each depth, least dropped first.
+
+    Best on validation text: choosing on test text would make the test numbers too good.
+    """
+    best: dict[int, DistillResult] = {}
+    for result in sorted(record.distilled, key=lambda result: (result.validation.loss, result.candidate.key)):
+        best.setdefault(count_dropped(result.candidate), result)
+    return [result for _, result in sorted(best.items())]

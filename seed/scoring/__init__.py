@@ -1,0 +1,1 @@
+"""Scoring: a candidate in, an evaluation out. Knows torch; nothing of Optuna or Plotly."""

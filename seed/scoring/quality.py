@@ -1,0 +1,149 @@
+"""Logits -> losses by document -> a ``Quality`` with honest error bars.
+
+Errors are clustered by document, since the tokens of one text are alike; ratios to the dense model come
+from paired differences on the same tokens.
+
+Shapes: B sequences, T tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seed.records import Quality
+from seed.scoring.corpus import TokenStream
+
+LOGITS_BYTES = 256 * 2**20  # of one micro-batch of float32 logits
+
+ComputeLogits = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentLosses:
+    """Summed losses (nats) and scored tokens of each document of a stream."""
+
+    sums: np.ndarray  # float64
+    counts: np.ndarray  # int64
+
+    @property
+    def loss(self) -> float:
+        """Mean loss, nats per token."""
+        return float(self.sums.sum() / self.counts.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Closeness:
+    """How near a model's predictions are to the dense model's."""
+
+    kl_divergence: float
+    top1_agreement: float
+
+
+def logits_of(model: nn.Module) -> ComputeLogits:
+    """Return tokens (B, T) -> logits (B, T, V) of a causal LM."""
+
+    def compute(tokens_BT: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=tokens_BT, use_cache=False).logits
+        return logits
+
+    return compute
+
+
+def choose_micro_batch(window_tokens: int, vocabulary: int) -> int:
+    """How many windows fit so that their float32 logits stay below ``LOGITS_BYTES``; at most 16."""
+    return max(1, min(16, LOGITS_BYTES // (4 * window_tokens * vocabulary)))
+
+
+def iterate_batches(stream: TokenStream, *, micro_batch: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (rows, tokens on the device) in order."""
+    for start in range(0, stream.tokens_NT.shape[0], micro_batch):
+        rows = slice(start, start + micro_batch)
+        yield rows, stream.tokens_NT[rows].to(device)
+
+
+def token_losses(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    """Loss of every token but the first of each window, float32 (B, T - 1), nats."""
+    flat = nn.functional.cross_entropy(
+        logits_BTV[:, :-1].float().flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none"
+    )
+    return flat.view(tokens_BT.shape[0], -1)
+
+
+def sum_by_document(losses_NT: np.ndarray, stream: TokenStream) -> DocumentLosses:
+    """Add up per-token losses (N, T - 1) by the document of the predicted token."""
+    owners = stream.documents_NT[:, 1:].ravel()
+    return DocumentLosses(
+        sums=np.bincount(owners, weights=losses_NT.ravel(), minlength=stream.num_documents),
+        counts=np.bincount(owners, minlength=stream.num_documents),
+    )
+
+
+@torch.no_grad()
+def measure_losses(compute: ComputeLogits, stream: TokenStream, *, micro_batch: int, device: torch.device) -> DocumentLosses:
+    """Losses of a model on a stream."""
+    rows = [
+        token_losses(compute(tokens), tokens).cpu().numpy()
+        for _, tokens in iterate_batches(stream, micro_batch=micro_batch, device=device)
+    ]
+    return sum_by_document(np.concatenate(rows), stream)
+
+
+@torch.no_grad()
+def measure_closeness(
+    dense: ComputeLogits, other: ComputeLogits, stream: TokenStream, *, micro_batch: int, device: torch.device
+) -> tuple[DocumentLosses, Closeness]:
+    """Losses of ``other``, and its KL divergence from and top-1 agreement with ``dense``, in one pass."""
+    rows, divergence, agreeing, total = [], 0.0, 0, 0
+    for _, tokens in iterate_batches(stream, micro_batch=micro_batch, device=device):
+        theirs, ours = dense(tokens)[:, :-1].float(), other(tokens)
+        rows.append(token_losses(ours, tokens).cpu().numpy())
+        ours = ours[:, :-1].float()
+        divergence += forward_kl(theirs, ours).sum().item()
+        agreeing += int((theirs.argmax(-1) == ours.argmax(-1)).sum().item())
+        total += theirs.shape[0] * theirs.shape[1]
+    closeness = Closeness(kl_divergence=divergence / total, top1_agreement=agreeing / total)
+    return sum_by_document(np.concatenate(rows), stream), closeness
+
+
+def forward_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(teacher || student) at every position, nats; logits (..., V) -> (...)."""
+    teacher = nn.functional.log_softmax(teacher_logits, dim=-1)
+    student = nn.functional.log_softmax(student_logits, dim=-1)
+    return nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+
+
+def judge(
+    losses: DocumentLosses,
+    dense: DocumentLosses,
+    *,
+    closeness: Closeness | None = None,
+    document_losses_path: str | None = None,
+) -> Quality:
+    """Turn losses into a ``Quality`` beside the dense model's losses on the same tokens."""
+    difference = losses.loss - dense.loss
+    ratio = math.exp(difference)
+    return Quality(
+        loss=losses.loss,
+        perplexity=math.exp(losses.loss),
+        standard_error=clustered_standard_error(losses.sums, losses.counts),
+        tokens=int(losses.counts.sum()),
+        documents=len(losses.counts),
+        ppl_ratio=ratio,
+        ppl_ratio_standard_error=ratio * clustered_standard_error(losses.sums - dense.sums, losses.counts),
+        kl_divergence=closeness.kl_divergence if closeness else None,
+        top1_agreement=closeness.top1_agreement if closeness else None,
+        document_losses_path=document_losses_path,
+    )
+
+
+def clustered_standard_error(sums: np.ndarray, counts: np.ndarray) -> float:
+    """Standard error of sum(sums) / sum(counts) with documents as clusters (linearised ratio estimator)."""
+    num_documents = len(sums)
+    if num_documents < 2:
+        return math.nan
+    residuals = sums - sums.sum() / counts.sum() * counts
+    return float(math.sqrt(num_documents / (num_documents - 1) * (residuals**2).sum()) / counts.sum())
