@@ -201,6 +201,41 @@ class StreamRecord(Record):
     sha256: str
 
 
+class Protocol(Record):
+    """What decides the meaning of a study's numbers; a study never mixes two of these."""
+
+    model: str  # as the user named it
+    location: str  # "demo", a hub id, or an absolute directory
+    revision: str | None
+    commit: str | None
+    weights_sha256: str | None  # of a local directory's weights
+    trust_remote_code: bool
+    license: str | None
+    space: SearchSpace
+    recovery_text: str
+    validation_text: str | None
+    test_text: str | None
+    window_tokens: int
+    calibration_tokens: int
+    validation_tokens: int
+    test_tokens: int | None
+    bos_each_window: bool
+    streams: dict[str, StreamRecord]
+    rung: str
+    short_steps: int
+    batch_tokens: int
+    short_learning_rate: float
+    latency_batch: int
+    prompt_tokens: int
+    new_tokens: int
+    latency_repeats: int
+    compiled: bool
+    latency_command: str | None
+    device: str
+    dtype: str
+    rng_seed: int
+
+
 class SearchPlan(Record):
     """What a study does, decided before its first trial.
 
@@ -214,6 +249,8 @@ class SearchPlan(Record):
     frontier_size: int
     distill_tokens: int
     max_ppl_ratio: float | None
+    storage: str | None  # None: the journal in the study's folder
+    command: str  # what was typed
     seed_version: str
     created: str
 

@@ -75,6 +75,7 @@ class CorpusRequest:
     recovery_tokens: int
     validation_tokens: int
     test_tokens: int | None
+    bos_each_window: bool = False  # for families that predict nonsense without
 
 
 def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStream]:
@@ -95,12 +96,9 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
         documents[split] = [text for name in SPLITS for text in own[name]] if whole_source_is_for_this else own[split]
     _remove_shared(documents)
     random.Random(0).shuffle(documents["recovery"])
-    budgets = {
-        "recovery": request.recovery_tokens,
-        "validation": None,
-        "test": None,
-    }
+    budgets = {"recovery": request.recovery_tokens, "validation": None, "test": None}
     caps = {"recovery": None, "validation": request.validation_tokens, "test": request.test_tokens}
+    begin = tokenizer.bos_token_id if request.bos_each_window else None
     streams = {}
     for split in SPLITS:
         stream = tokenize(
@@ -109,6 +107,7 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
             window_tokens=request.window_tokens,
             max_tokens=budgets[split],
             separate=sources[split] not in NAMED_SOURCES,
+            begin=begin,
             source=sources[split],
             purpose=split,
         )
@@ -181,10 +180,13 @@ def tokenize(
     window_tokens: int,
     max_tokens: int | None,
     separate: bool,
+    begin: int | None = None,
     source: str,
     purpose: str,
 ) -> TokenStream:
     """Tokenize documents into whole windows; ``separate`` ends each with the tokenizer's end-of-text token.
+
+    ``begin`` is a token that every window starts with, in the place of a token of text.
 
     Raises:
         CorpusError: there are fewer than ``MIN_WINDOWS`` windows.
@@ -202,15 +204,19 @@ def tokenize(
             total += len(piece)
         if max_tokens is not None and total >= max_tokens:
             break
-    num_windows = total // window_tokens
+    text_tokens = window_tokens - (begin is not None)
+    num_windows = total // text_tokens
     if num_windows < MIN_WINDOWS:
         raise CorpusError(
             f"{source}: the {purpose} stream holds {total:,} tokens, but needs at least {MIN_WINDOWS * window_tokens:,} "
             f"({MIN_WINDOWS} windows of {window_tokens}). Give more text, give --{purpose}-text FILE of its own, "
             "or lower --window-tokens."
         )
-    tokens = np.concatenate(pieces)[: num_windows * window_tokens].reshape(num_windows, window_tokens)
-    owner = np.concatenate(owners)[: num_windows * window_tokens]
+    tokens = np.concatenate(pieces)[: num_windows * text_tokens].reshape(num_windows, text_tokens)
+    owner = np.concatenate(owners)[: num_windows * text_tokens].reshape(num_windows, text_tokens)
+    if begin is not None:
+        tokens = np.insert(tokens, 0, begin, axis=1)
+        owner = np.insert(owner, 0, owner[:, 0], axis=1)
     names, renumbered = np.unique(owner, return_inverse=True)
     return TokenStream(
         tokens_NT=torch.from_numpy(tokens),

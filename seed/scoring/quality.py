@@ -7,7 +7,7 @@ Shapes: B sequences, T tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,20 +93,38 @@ def measure_losses(compute: ComputeLogits, stream: TokenStream, *, micro_batch: 
 
 
 @torch.no_grad()
-def measure_closeness(
-    dense: ComputeLogits, other: ComputeLogits, stream: TokenStream, *, micro_batch: int, device: torch.device
-) -> tuple[DocumentLosses, Closeness]:
-    """Losses of ``other``, and its KL divergence from and top-1 agreement with ``dense``, in one pass."""
-    rows, divergence, agreeing, total = [], 0.0, 0, 0
+def compare_models(
+    dense: ComputeLogits,
+    others: Sequence[ComputeLogits],
+    stream: TokenStream,
+    *,
+    micro_batch: int,
+    device: torch.device,
+    on_batch: Callable[[], None] = lambda: None,
+) -> tuple[DocumentLosses, list[tuple[DocumentLosses, Closeness]]]:
+    """Losses of the dense model and of others, and how near each of them is to it, in one pass."""
+    dense_rows: list[np.ndarray] = []
+    rows: list[list[np.ndarray]] = [[] for _ in others]
+    divergences, agreeing, total = [0.0] * len(others), [0] * len(others), 0
     for _, tokens in iterate_batches(stream, micro_batch=micro_batch, device=device):
-        theirs, ours = dense(tokens)[:, :-1].float(), other(tokens)
-        rows.append(token_losses(ours, tokens).cpu().numpy())
-        ours = ours[:, :-1].float()
-        divergence += forward_kl(theirs, ours).sum().item()
-        agreeing += int((theirs.argmax(-1) == ours.argmax(-1)).sum().item())
-        total += theirs.shape[0] * theirs.shape[1]
-    closeness = Closeness(kl_divergence=divergence / total, top1_agreement=agreeing / total)
-    return sum_by_document(np.concatenate(rows), stream), closeness
+        reference = dense(tokens).float()
+        dense_rows.append(token_losses(reference, tokens).cpu().numpy())
+        reference = reference[:, :-1]
+        total += reference.shape[0] * reference.shape[1]
+        for i, other in enumerate(others):
+            logits = other(tokens).float()
+            rows[i].append(token_losses(logits, tokens).cpu().numpy())
+            divergences[i] += forward_kl(reference, logits[:, :-1]).sum().item()
+            agreeing[i] += int((reference.argmax(-1) == logits[:, :-1].argmax(-1)).sum().item())
+        on_batch()
+    results = [
+        (
+            sum_by_document(np.concatenate(rows[i]), stream),
+            Closeness(kl_divergence=divergences[i] / total, top1_agreement=agreeing[i] / total),
+        )
+        for i in range(len(others))
+    ]
+    return sum_by_document(np.concatenate(dense_rows), stream), results
 
 
 def forward_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def make_trials() -> tuple[TrialRecord, ...]:
         hopeless, qualities={"none": hopeless.qualities["none"]}, skipped_because="closed form shows it to be hopeless"
     )
     trials.append(TrialRecord(number=len(trials), state="PRUNED", evaluation=hopeless))
-    failed = msgspec.structs.replace(hopeless, candidate=make_candidate(0, 2, 11), skipped_because=None)
+    failed = make_evaluation((0, 2, 11), 1.001)  # a number from a trial that failed must not show up anywhere
     trials.append(TrialRecord(number=len(trials), state="FAIL", evaluation=failed))
     return tuple(trials)
 
@@ -196,6 +196,8 @@ def make_record() -> StudyRecord:
             frontier_size=6,
             distill_tokens=3_276_800,
             max_ppl_ratio=None,
+            storage="postgresql://someone:secret-password@host/studies",
+            command="python -m seed.search --model demo",
             seed_version="0.1.0",
             created="2026-11-22T10:00:00+00:00",
         ),

@@ -1,0 +1,103 @@
+"""What the terminal shows: sentences, tables, and progress with remaining time.
+
+Rich bars on a terminal; elsewhere (logs, CI, NO_COLOR pipes) a plain line now and then. No numbers are
+made here.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from seed.errors import SeedError
+
+PLAIN_SECONDS = 10.0
+
+Advance = Callable[[float, str], None]
+
+
+class Terminal:
+    """Where a command writes. ``quiet`` writes nothing but errors."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+
+    def say(self, text: str = "") -> None:
+        """Print one line as it is."""
+        self.console.print(text, markup=False)
+
+    def show_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
+        """Print a table; on a narrow terminal its cells wrap."""
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for column in columns:
+            table.add_column(column, justify="left" if column == columns[0] else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        width = max(self.console.width, 140) if not self.console.is_terminal else None
+        self.console.print(table, width=width, soft_wrap=False)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, *, total: float) -> Iterator[Advance]:
+        """Yield ``advance(amount, note)``; ends with one line that says how long the stage took."""
+        began = time.monotonic()
+        if self.console.is_terminal and not self.console.quiet:
+            columns = (
+                TextColumn("{task.description:<12}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                task = progress.add_task(name, total=total, note="")
+                yield lambda amount, note: progress.update(task, advance=amount, note=note)
+        else:
+            state = {"done": 0.0, "printed": began}
+
+            def advance(amount: float, note: str) -> None:
+                state["done"] += amount
+                now = time.monotonic()
+                if now - state["printed"] >= PLAIN_SECONDS and 0 < state["done"] < total:
+                    left = (now - began) / state["done"] * (total - state["done"])
+                    self.say(f"{name}: {state['done']:g} of {total:g}, {format_seconds(left)} left. {note}")
+                    state["printed"] = now
+
+            yield advance
+        self.say(f"{name}: done in {format_seconds(time.monotonic() - began)}")
+
+
+def format_seconds(seconds: float) -> str:
+    """``8 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_bytes(number: float) -> str:
+    """``5.9 MB`` and the like, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.2f} TB"
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command: a ``SeedError`` ends it with its message and exit code 2, Ctrl-C with 130."""
+    try:
+        main()
+    except SeedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nstopped. What was finished is kept; run the same command again to go on.", file=sys.stderr)
+        raise SystemExit(130) from None

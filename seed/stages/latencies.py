@@ -1,0 +1,127 @@
+"""The latency table: each structure timed once beside the dense model, and what limits make of it.
+
+How a model is timed is ``scoring.latency``'s business; here is which, when, and where it is written down.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import torch
+
+from seed import folder
+from seed.console import format_bytes
+from seed.errors import SpaceError, SeedError
+from seed.folder import StudyFolder
+from seed.models.checkpoint import write_checkpoint
+from seed.models.surgery import make_student, view_layers
+from seed.optimize.space import drop_layers
+from seed.records import Candidate, Latency, SearchSpace
+from seed.scoring import latency as timing
+from seed.scoring.proxy import Instruments, size_of
+from seed.stages.workbench import Workbench, name_device
+
+
+def measure_latencies(
+    bench: Workbench, space: SearchSpace, *, on_structure: Callable[[str], None]
+) -> dict[str, Latency]:
+    """Measure each depth of the space once, beside the dense model; finished ones are read back.
+
+    Models with several kinds of layers have more structures than depths; the rest are measured when met.
+    """
+    table = read_latencies(bench.folder)
+    depths = range(space.min_dropped, space.max_dropped + 1)
+    for num_dropped in depths:
+        candidate = drop_layers(space.num_layers, space.droppable_layers[-num_dropped:])
+        structure = timing.name_structure(bench.anatomy, candidate)
+        if structure not in table:
+            table[structure] = measure_latency(bench, candidate)
+            folder.write_bytes(bench.folder.latency, msgspec.json.encode(table))
+        on_structure(structure)
+    return table
+
+
+def read_latencies(study: StudyFolder) -> dict[str, Latency]:
+    """The latencies measured so far, by structure."""
+    return folder.read_record(study.latency, dict[str, Latency]) if study.latency.exists() else {}
+
+
+def smooth_latencies(bench: Workbench, table: dict[str, Latency]) -> dict[str, Latency]:
+    """Let ratios rise with depth where all layers are of one kind; else as measured."""
+    kinds = {bench.anatomy.layer_kind(layer) for layer in range(bench.anatomy.num_layers)}
+    if len(kinds) > 1 or not table:
+        return table
+    names = list(table)
+    smoothed = timing.smooth_over_depth([table[name] for name in names], [int(name.split()[0]) for name in names])
+    return dict(zip(names, smoothed, strict=True))
+
+
+def measure_latency(bench: Workbench, candidate: Candidate) -> Latency:
+    """Time a candidate's structure beside the dense model, by our workload or by the user's command."""
+    structure = timing.name_structure(bench.anatomy, candidate)
+    if bench.protocol.latency_command:
+        return _measure_by_command(bench, candidate, structure, bench.protocol.latency_command)
+    model, workload = bench.teacher.model, bench.workload
+    vocabulary = bench.anatomy.config.vocab_size
+    dense = timing.prepare_run(model, workload, vocabulary=vocabulary)
+    if workload.compiled:  # a compiled graph needs a model that stays as it is
+        torch.compiler.reset()
+        student = make_student(bench.anatomy, candidate)
+        cut = timing.prepare_run(student, workload, vocabulary=vocabulary)
+    else:
+        view_run = timing.prepare_run(model, workload, vocabulary=vocabulary)
+
+        def cut() -> timing.Timing:
+            with view_layers(bench.anatomy, candidate):
+                return view_run()
+
+    return timing.measure_pair(dense, cut, workload, structure=structure, device=name_device(bench.device))
+
+
+def _measure_by_command(bench: Workbench, candidate: Candidate, structure: str, command: str) -> Latency:
+    """Export dense and cut models undistilled, and let the user's command time them in turns."""
+    paths = []
+    for name, layers in (("dense", drop_layers(bench.anatomy.num_layers, [])), ("cut", candidate)):
+        path = bench.folder.work / f"latency-{name}"
+        write_checkpoint(
+            make_student(bench.anatomy, layers),
+            path,
+            tokenizer=bench.teacher.tokenizer,
+            dtype=bench.teacher.stored_dtype,
+            card="Written by Seed to be timed; not recovered.\n",
+            provenance={},
+        )
+        paths.append(path)
+    repeats = max(3, bench.protocol.latency_repeats // 3)
+    for path in paths:
+        timing.run_command(command, path)  # warm-up
+    times = np.array([[timing.run_command(command, path) for path in paths] for _ in range(repeats)])
+    if (times <= 0).any():
+        raise SeedError(f"--latency-command {command}: printed a time of 0 or less. It must print milliseconds.")
+    return timing.summarise_pairs(times, None, structure=structure, workload=command, device=name_device(bench.device))
+
+
+def bound_space(
+    bench: Workbench, instruments: Instruments, table: dict[str, Latency], *, max_latency_ratio: float | None, max_memory: float | None
+) -> SearchSpace:
+    """Turn limits on latency and memory into a bound on how few layers may go, before the first trial.
+
+    Raises:
+        SpaceError: no candidate of the space can keep the limits.
+    """
+    space = bench.protocol.space
+    fewest, reached = space.max_dropped + 1, ""
+    for num_dropped in range(space.max_dropped, space.min_dropped - 1, -1):
+        candidate = drop_layers(space.num_layers, space.droppable_layers[-num_dropped:])
+        ratio = table[timing.name_structure(bench.anatomy, candidate)].ratio
+        size = size_of(instruments, candidate)
+        tokens = (bench.protocol.prompt_tokens + bench.protocol.new_tokens) * bench.protocol.latency_batch
+        memory = size.weight_bytes + size.kv_bytes_per_token * tokens
+        if num_dropped == space.max_dropped:
+            reached = f"with {num_dropped} layers dropped the latency ratio is {ratio:.3f} and memory is {format_bytes(memory)}"
+        if (max_latency_ratio is not None and ratio > max_latency_ratio) or (max_memory is not None and memory > max_memory):
+            break
+        fewest = num_dropped
+    if fewest > space.max_dropped:
+        raise SpaceError(f"no candidate can keep the limits: {reached}. Raise --max-dropped, or the limit.")
+    return msgspec.structs.replace(space, min_dropped=fewest)

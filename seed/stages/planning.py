@@ -1,0 +1,236 @@
+"""From what was typed to a plan: settings, checks that need no model, and what changed since last time.
+
+Nothing heavy is imported here, so that wrong input is answered at once.
+"""
+
+import datetime
+import math
+import os
+import re
+import shlex
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from seed import __version__
+from seed.errors import SeedError, SpaceError, StudyError
+from seed.optimize.sampler import SAMPLERS
+from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
+from seed.optimize.study import check_storage_url
+from seed.records import Protocol, SearchPlan
+
+RUNG_NAMES = {1: "closed_form", 2: "short_distillation"}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """Everything a search can be told. ``None`` means: from the model's preset, or chosen for the model.
+
+    Token counts are tokens, ratios are to the dense model, ``max_memory`` is bytes of weights and KV cache.
+    """
+
+    model: str = "demo"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    space: Path | None = None
+    study: str | None = None
+    studies_dir: Path = Path("studies")
+    storage: str | None = None
+    trials: int | None = None
+    sampler: str = "tpe"
+    rung: int | None = None
+    rng_seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+    recovery_text: str | None = None
+    validation_text: str | None = None
+    test_text: str | None = None
+    window_tokens: int | None = None
+    calibration_tokens: int | None = None
+    validation_tokens: int | None = None
+    test_tokens: int | None = None
+    short_steps: int | None = None
+    max_dropped: int | None = None
+    max_ppl_ratio: float | None = None
+    max_latency_ratio: float | None = None
+    max_memory: float | None = None
+    frontier_size: int = 6
+    distill: bool = True
+    distill_tokens: int | None = None
+    learning_rate: float | None = None
+    latency_batch: int | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    latency_repeats: int = 9
+    compiled: bool = False
+    latency_command: str | None = None
+    eval_command: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            flag = "--" + field.name.replace("_", "-")
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and field.name not in ("rng_seed", "rung"):
+                if not value > 0 or not math.isfinite(value):
+                    raise SeedError(f"{flag} {value}: must be above 0.")
+        if self.rung is not None and self.rung not in RUNG_NAMES:
+            raise SeedError(
+                f"--rung {self.rung}: the objective is 1 (closed-form recovery) or 2 (short distillation). "
+                "Rung 0, no recovery, ranks candidates wrongly and is only reported."
+            )
+        if self.rng_seed < 0:
+            raise SeedError(f"--rng-seed {self.rng_seed}: must be 0 or more.")
+        if self.sampler not in SAMPLERS:
+            raise SeedError(f"--sampler {self.sampler}: unknown. Choose from {', '.join(SAMPLERS)}.")
+        if self.dtype not in (None, *DTYPES):
+            raise SeedError(f"--dtype {self.dtype}: unknown. Choose from {', '.join(DTYPES)}.")
+        if self.max_ppl_ratio is not None and self.max_ppl_ratio <= 1:
+            raise SeedError(f"--max-ppl-ratio {self.max_ppl_ratio}: a ratio to the dense model, above 1. Try 1.1.")
+        if self.max_latency_ratio is not None and self.max_latency_ratio >= 1:
+            raise SeedError(f"--max-latency-ratio {self.max_latency_ratio}: a ratio to the dense model, below 1. Try 0.9.")
+        if self.storage:
+            check_storage_url(self.storage)
+
+
+def find_preset(settings: SearchSettings) -> Preset | None:
+    """Return the preset that a search starts from: the user's file, the model's own, or none.
+
+    Raises:
+        SpaceError: the file is wrong.
+    """
+    if settings.space is not None:
+        return load_preset(settings.space)
+    if settings.model in list_presets():
+        return load_preset(presets_directory() / f"{settings.model}.toml")
+    return None
+
+
+def name_default_study(model: str) -> str:
+    """A folder name for the study of a model: the last part of its name or path."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).expanduser().resolve().name if model in (".", "..") else Path(model).name)
+    return name.strip("-.") or "study"
+
+
+def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
+    """Say, field by field, how a new plan differs from the study's."""
+
+    def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for name, part in value.items() for k, v in flatten(part, f"{prefix}{name}.").items()}
+        return {prefix.rstrip("."): value}
+
+    old, new = flatten(msgspec.to_builtins(found)), flatten(msgspec.to_builtins(wanted))
+    return [
+        f"{name}: {old.get(name)} in the study, {new.get(name)} now"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name)
+    ]
+
+
+def make_plan(settings: SearchSettings, protocol: Protocol, *, name: str, trials: int, distill_tokens: int) -> SearchPlan:
+    """Return the plan of a study."""
+    return SearchPlan(
+        name=name,
+        identity=msgspec.to_builtins(protocol),
+        trials=trials,
+        frontier_size=settings.frontier_size,
+        distill_tokens=distill_tokens,
+        max_ppl_ratio=settings.max_ppl_ratio,
+        storage=settings.storage,
+        command=typed_command(settings),
+        seed_version=__version__,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def check_same_study(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> None:
+    """Raise when a study of this name was planned otherwise, with every difference."""
+    if found.fingerprint == wanted.fingerprint:
+        return
+    differences = compare_protocols(read_protocol(found, place=place), read_protocol(wanted, place=place))
+    shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+    raise StudyError(
+        f"{place}: holds a study of another plan ({shown}). Numbers of the two cannot be mixed: "
+        "use the same settings to continue it, or another name with --study NAME."
+    )
+
+
+def read_protocol(plan: SearchPlan, *, place: Path) -> Protocol:
+    """Return the typed protocol of a plan.
+
+    Raises:
+        StudyError: the plan was written by a version of Seed that plans otherwise.
+    """
+    try:
+        return msgspec.convert(plan.identity, Protocol)
+    except msgspec.ValidationError as error:
+        raise StudyError(
+            f"{place}: its plan was written by seed {plan.seed_version}, and this is {__version__} ({error}). "
+            "Use that version, or start a study of another name (--study NAME)."
+        ) from error
+
+
+def typed_command(settings: SearchSettings) -> str:
+    """The command that says the same: every setting that is not the default."""
+    words = ["python", "-m", "seed.search"]
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if value == field.default:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif value is False:
+            words.append("--no-" + field.name.replace("_", "-"))
+        else:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def parse_bytes(text: str) -> float:
+    """``6GB``, ``800MB`` or a plain number of bytes; powers of ten.
+
+    Raises:
+        ValueError: neither.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)i?[bB]?\s*", text)
+    if not match:
+        raise ValueError(text)
+    return float(match[1]) * {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]]
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from drawing bars and warnings over ours, unless the user asked for them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def check_dropped(settings: SearchSettings, preset: Preset, *, num_layers: int) -> Preset:
+    """Return the preset fitted to the opened model and to --max-dropped.
+
+    Raises:
+        SpaceError: the preset is of a model with another number of layers.
+    """
+    if preset.model.num_layers != num_layers:
+        place = settings.space or f"{settings.model}.toml"
+        raise SpaceError(
+            f"{place}: num_layers = {preset.model.num_layers}, but {settings.model} has {num_layers} layers. Use a file made for this model."
+        )
+    if settings.max_dropped is None:
+        return preset
+    section = msgspec.structs.replace(
+        preset.space, max_dropped=settings.max_dropped, min_dropped=min(preset.space.min_dropped, settings.max_dropped)
+    )
+    return msgspec.structs.replace(preset, space=section)

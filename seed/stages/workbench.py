@@ -1,0 +1,365 @@
+"""What a study needs in memory, opened once: the dense model, its streams, and the instruments.
+
+Commands share it: ``search`` makes a plan with it, ``distill`` and ``evaluate`` reopen it from a plan.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from seed import __version__, demo
+from seed.console import format_bytes
+from seed.errors import CorpusError, ModelError, ResourceError
+from seed.folder import StudyFolder
+from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import prove_round_trip
+from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, choose_dtype, open_teacher
+from seed.optimize.space import Preset, default_preset, drop_layers, list_presets, make_space
+from seed.stages.planning import RUNG_NAMES, SearchSettings, check_dropped
+from seed.records import Environment, Protocol
+from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
+from seed.scoring.distillation import DistillSettings
+from seed.scoring.latency import Workload
+from seed.scoring.proxy import Instruments, make_walker, start_student
+from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
+from seed.scoring.refit import measure_gains
+from seed.scoring.subsets import estimate_memory
+
+RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized
+DEFAULT_RUNG = 1
+# Models of these families predict nonsense unless the first token they see is <bos> (Gemma: perplexity on
+# WikiText-2 650 without, 21 with; Shortened LLaMA's repository, pull request 6).
+NEED_BOS = ("gemma",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """An opened study: where it lies, what it measures, and with what."""
+
+    folder: StudyFolder
+    protocol: Protocol
+    teacher: Teacher
+    anatomy: Anatomy
+    streams: dict[str, TokenStream]
+    device: torch.device
+    dtype: torch.dtype
+    micro_batch: int
+
+    @property
+    def batch_windows(self) -> int:
+        """Windows in one step of distillation."""
+        return max(1, self.protocol.batch_tokens // self.protocol.window_tokens)
+
+    @property
+    def workload(self) -> Workload:
+        """What is timed."""
+        return Workload(
+            batch=self.protocol.latency_batch,
+            prompt_tokens=self.protocol.prompt_tokens,
+            new_tokens=self.protocol.new_tokens,
+            repeats=self.protocol.latency_repeats,
+            compiled=self.protocol.compiled,
+        )
+
+
+def locate_model(name: str, *, preset: Preset | None) -> str:
+    """``demo``, an absolute directory, or a hub id."""
+    if name == "demo":
+        return "demo"
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path.resolve())
+    return preset.model.name if preset is not None and name in list_presets() else name
+
+
+def open_for_search(
+    settings: SearchSettings, preset: Preset | None, *, study: StudyFolder
+) -> tuple[Workbench, Preset]:
+    """Open model and text as the settings say, and fix the protocol.
+
+    Raises:
+        SeedError: anything a user can mend.
+    """
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device=device)
+    location = locate_model(settings.model, preset=preset)
+    revision = settings.revision or (preset.model.revision if preset and location == preset.model.name else None)
+    source = ModelSource(location=location, revision=revision, trust_remote_code=settings.trust_remote_code)
+    if location != "demo":
+        check_source(source, presets=list_presets())
+    teacher, anatomy = _open_model(source, device=device, dtype=dtype)
+    if preset is None:
+        preset = default_preset(
+            settings.model,
+            num_layers=anatomy.num_layers,
+            num_params=sum(parameter.numel() for parameter in teacher.model.parameters()),
+            max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
+        )
+    preset = check_dropped(settings, preset, num_layers=anatomy.num_layers)
+    place = "--max-dropped" if settings.max_dropped else str(settings.space or f"search space of {settings.model}")
+    space = make_space(preset.space, num_layers=anatomy.num_layers, place=place)
+    window = settings.window_tokens or preset.data.window_tokens
+    longest = getattr(anatomy.config, "max_position_embeddings", None) or window
+    if window > longest or window < 2:
+        raise CorpusError(f"--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between.")
+    request = CorpusRequest(
+        recovery=settings.recovery_text or preset.data.corpus,
+        validation=settings.validation_text,
+        test=settings.test_text,
+        window_tokens=window,
+        recovery_tokens=RECOVERY_POOL_TOKENS,
+        validation_tokens=settings.validation_tokens or preset.data.validation_tokens,
+        test_tokens=settings.test_tokens or preset.data.test_tokens,
+        bos_each_window=anatomy.config.model_type.startswith(NEED_BOS),
+    )
+    streams = open_streams(request, teacher.tokenizer)
+    rates = sorted(preset.recovery.learning_rates)
+    local = Path(location).is_dir()
+    protocol = Protocol(
+        model=settings.model,
+        location=location,
+        revision=revision,
+        commit=None if local or location == "demo" else teacher.commit,
+        weights_sha256=hash_weights(resolve_location(location)) if local or location == "demo" else None,
+        trust_remote_code=settings.trust_remote_code,
+        license=preset.model.license,
+        space=space,
+        recovery_text=request.recovery,
+        validation_text=request.validation,
+        test_text=request.test,
+        window_tokens=window,
+        calibration_tokens=settings.calibration_tokens or preset.data.calibration_tokens,
+        validation_tokens=request.validation_tokens,
+        test_tokens=request.test_tokens,
+        bos_each_window=request.bos_each_window,
+        streams={name: stream.describe() for name, stream in streams.items()},
+        rung=RUNG_NAMES[settings.rung or DEFAULT_RUNG],
+        short_steps=settings.short_steps or preset.recovery.short_steps,
+        batch_tokens=max(window, preset.recovery.batch_tokens),
+        short_learning_rate=settings.learning_rate or rates[len(rates) // 2],
+        latency_batch=settings.latency_batch or preset.latency.batch,
+        prompt_tokens=settings.prompt_tokens or preset.latency.prompt_tokens,
+        new_tokens=settings.new_tokens or preset.latency.new_tokens,
+        latency_repeats=settings.latency_repeats,
+        compiled=settings.compiled,
+        latency_command=settings.latency_command,
+        device=name_device(device),
+        dtype=str(dtype).removeprefix("torch."),
+        rng_seed=settings.rng_seed,
+    )
+    return _bench(study, protocol, teacher, anatomy, streams, device, dtype), preset
+
+
+def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = None) -> Workbench:
+    """Open the model and text of a study again, and verify that they are the same.
+
+    Raises:
+        SeedError: model or text changed since the study was planned.
+    """
+    device = choose_device(device_name)
+    dtype = choose_dtype(protocol.dtype, device=device)
+    if name_device(device) != protocol.device:
+        raise ResourceError(
+            f"{study.root}: was measured on {protocol.device}, and this is {name_device(device)}. "
+            "Continue on that device, or start a study of another name."
+        )
+    source = ModelSource(location=protocol.location, revision=protocol.revision, trust_remote_code=protocol.trust_remote_code)
+    teacher, anatomy = _open_model(source, device=device, dtype=dtype)
+    if protocol.weights_sha256 and hash_weights(resolve_location(protocol.location)) != protocol.weights_sha256:
+        raise ModelError(f"{protocol.location}: its weights changed since {study.root} was planned. Start a study of another name.")
+    request = CorpusRequest(
+        recovery=protocol.recovery_text,
+        validation=protocol.validation_text,
+        test=protocol.test_text,
+        window_tokens=protocol.window_tokens,
+        recovery_tokens=RECOVERY_POOL_TOKENS,
+        validation_tokens=protocol.validation_tokens,
+        test_tokens=protocol.test_tokens,
+        bos_each_window=protocol.bos_each_window,
+    )
+    streams = open_streams(request, teacher.tokenizer)
+    for name, stream in streams.items():
+        if stream.describe().sha256 != protocol.streams[name].sha256:
+            raise CorpusError(
+                f"{stream.source}: the {name} text changed since {study.root} was planned "
+                f"({stream.num_tokens:,} tokens now, {protocol.streams[name].tokens:,} then). Restore it, or start a study of another name."
+            )
+    return _bench(study, protocol, teacher, anatomy, streams, device, dtype)
+
+
+def prove(bench: Workbench) -> dict[int, float] | None:
+    """Prove on this very model that cutting, saving, reloading and the layer walk are right.
+
+    Returns the gains that closed form needs, or None when this family has no place for it.
+
+    Raises:
+        ModelError: this model is not understood well enough.
+    """
+    tokens = bench.streams["recovery"].tokens_NT[:2, : min(64, bench.protocol.window_tokens)].to(bench.device)
+    states = bench.anatomy.trace(tokens)
+    with torch.no_grad():
+        expected = bench.teacher.model(input_ids=tokens, use_cache=False).logits
+        hidden = states[0]
+        for layer in range(bench.anatomy.num_layers):
+            hidden = bench.anatomy.run_layer(layer, hidden)
+        if not torch.equal(bench.anatomy.compute_logits(hidden, tokens), expected):
+            raise ModelError(
+                f"{type(bench.teacher.model).__name__}: running its layers one by one does not give the model's own logits, "
+                "so candidates cannot be scored correctly. Choose another model."
+            )
+    prove_round_trip(bench.anatomy, tokens, scratch=bench.folder.work, dtype=bench.dtype)
+    return measure_gains(bench.anatomy, states)
+
+
+def prepare_instruments(bench: Workbench, *, gains: dict[int, float] | None) -> Instruments:
+    """Measure the dense model's validation losses and put the instruments together."""
+    dense = measure_losses(
+        logits_of(bench.teacher.model), bench.streams["validation"], micro_batch=bench.micro_batch, device=bench.device
+    )
+    return Instruments(
+        anatomy=bench.anatomy,
+        calibration=bench.streams["recovery"].take_evenly(bench.protocol.calibration_tokens),
+        recovery=bench.streams["recovery"],
+        validation=bench.streams["validation"],
+        dense_validation=dense,
+        gains=gains,
+        micro_batch=bench.micro_batch,
+        stored_dtype=bench.teacher.stored_dtype,
+        losses_directory=bench.folder.losses,
+    )
+
+
+def prove_closed_form(bench: Workbench, instruments: Instruments) -> None:
+    """Prove that the student with folded maps has the very loss that the walk found.
+
+    Raises:
+        ModelError: it has another one.
+    """
+    middle = bench.protocol.space.droppable_layers[len(bench.protocol.space.droppable_layers) // 2]
+    candidate = drop_layers(bench.anatomy.num_layers, [middle])
+    losses, refit = make_walker(instruments, refit=True).measure(candidate)
+    student = start_student(instruments, candidate, refit)
+    folded = measure_losses(
+        logits_of(student), instruments.validation, micro_batch=instruments.micro_batch, device=bench.device
+    )
+    tolerance = 1e-4 if bench.dtype == torch.float32 else 2e-2
+    if abs(folded.loss - losses.loss) > tolerance:
+        raise ModelError(
+            f"{type(bench.teacher.model).__name__}: a student with closed-form recovery has a validation loss of "
+            f"{folded.loss:.5f}, but its score says {losses.loss:.5f}. Use --rung 2 with this model."
+        )
+
+
+def short_settings(bench: Workbench) -> DistillSettings:
+    """Budget of the short distillation inside a score."""
+    return DistillSettings(
+        steps=bench.protocol.short_steps,
+        batch_windows=bench.batch_windows,
+        micro_batch=bench.micro_batch,
+        learning_rate=bench.protocol.short_learning_rate,
+        rng_seed=bench.protocol.rng_seed,
+        looks=1,
+    )
+
+
+def require_memory(bench: Workbench) -> None:
+    """Refuse before any work when the stored states of scoring cannot fit.
+
+    Raises:
+        ResourceError: with the number, and what makes it smaller.
+    """
+    needed = estimate_memory(
+        num_layers=bench.anatomy.num_layers,
+        width=bench.anatomy.config.hidden_size,
+        calibration_tokens=bench.protocol.calibration_tokens,
+        validation_tokens=bench.streams["validation"].num_tokens,
+        number_bytes=torch.finfo(bench.dtype).bits // 8,
+    )
+    if bench.device.type == "cuda":
+        free = torch.cuda.mem_get_info(bench.device)[0]
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if needed > free:
+        raise ResourceError(
+            f"scoring keeps {format_bytes(needed)} of hidden states, but {bench.device} has {format_bytes(free)} free. "
+            "Lower --calibration-tokens and --validation-tokens."
+        )
+
+
+def describe_environment(bench: Workbench) -> Environment:
+    """Where this process measures."""
+    names = ("torch", "transformers", "optuna", "numpy", "plotly", "datasets")
+    return Environment(
+        seed=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        processor=_name_processor(),
+        num_threads=torch.get_num_threads(),
+        device=name_device(bench.device),
+        packages={name: importlib.metadata.version(name) for name in names},
+    )
+
+
+def name_device(device: torch.device) -> str:
+    """``cpu``, or the GPU's product name: numbers of two kinds of GPU are not the same numbers."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def resolve_location(location: str) -> Path:
+    """The directory of a local model."""
+    return demo.MODEL_DIRECTORY if location == "demo" else Path(location)
+
+
+def hash_weights(path: Path) -> str:
+    """sha256 over the config and all safetensors files of a directory."""
+    digest = hashlib.sha256()
+    for file in [path / "config.json", *sorted(path.glob("*.safetensors"))]:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _open_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> tuple[Teacher, Anatomy]:
+    if source.location == "demo":
+        source = replace(source, location=str(demo.MODEL_DIRECTORY))
+    opened = open_teacher(source, device=device, dtype=dtype)
+    return opened, Anatomy(opened.model)
+
+
+def _bench(
+    study: StudyFolder,
+    protocol: Protocol,
+    teacher: Teacher,
+    anatomy: Anatomy,
+    streams: dict[str, TokenStream],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Workbench:
+    micro_batch = choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size)
+    return Workbench(
+        folder=study,
+        protocol=protocol,
+        teacher=teacher,
+        anatomy=anatomy,
+        streams=streams,
+        device=device,
+        dtype=dtype,
+        micro_batch=micro_batch,
+    )
+
+
+def _name_processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
