@@ -17,7 +17,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of every record: immutable, compared by value, written as JSON."""
 
 
-class Candidate(Record):
+class Candidate(Record, frozen=True, kw_only=True):
     """A set of kept layers of a model with ``num_layers`` layers."""
 
     num_layers: int
@@ -43,7 +43,7 @@ class Candidate(Record):
         return name if len(name) <= 64 else f"drop-{len(self.dropped_parts)}-{hash_text(name)[:12]}"
 
 
-class SearchSpace(Record):
+class SearchSpace(Record, frozen=True, kw_only=True):
     """Which layers may go, and how many of them."""
 
     num_layers: int
@@ -58,7 +58,7 @@ class SearchSpace(Record):
         return sum(math.comb(total, dropped) for dropped in range(self.min_dropped, self.max_dropped + 1))
 
 
-class Quality(Record):
+class Quality(Record, frozen=True, kw_only=True):
     """How well a model predicts one stream, beside the dense model on the same tokens.
 
     Standard errors are clustered by document; those of ratios come from paired differences.
@@ -76,7 +76,7 @@ class Quality(Record):
     document_losses_path: str | None = None  # below the study's folder; sums of nats, one number per document
 
 
-class Latency(Record):
+class Latency(Record, frozen=True, kw_only=True):
     """Time of one workload, measured in turn with the dense model; ``ratio`` is to that."""
 
     structure: str
@@ -94,7 +94,7 @@ class Latency(Record):
     prefill_ratio: float | None = None
 
 
-class Size(Record):
+class Size(Record, frozen=True, kw_only=True):
     """What a model weighs, in the type that its checkpoint stores."""
 
     num_params: int
@@ -102,7 +102,7 @@ class Size(Record):
     kv_bytes_per_token: int
 
 
-class Evaluation(Record):
+class Evaluation(Record, frozen=True, kw_only=True):
     """Everything measured on one candidate in one trial. ``qualities`` is by rung."""
 
     candidate: Candidate
@@ -113,7 +113,7 @@ class Evaluation(Record):
     skipped_because: str | None = None
 
 
-class TrialRecord(Record):
+class TrialRecord(Record, frozen=True, kw_only=True):
     """A trial of the study as others see it."""
 
     number: int
@@ -121,7 +121,7 @@ class TrialRecord(Record):
     evaluation: Evaluation
 
 
-class FrontierMember(Record):
+class FrontierMember(Record, frozen=True, kw_only=True):
     """A candidate worth distilling. ``rank`` counts from 0, the best, within its structure."""
 
     trial_number: int
@@ -131,7 +131,7 @@ class FrontierMember(Record):
     tied_with: tuple[str, ...]  # keys of its structure whose paired difference is within two standard errors
 
 
-class Frontier(Record):
+class Frontier(Record, frozen=True, kw_only=True):
     """The nondominated candidates, one per structure, and their runners-up, least dropped first."""
 
     rung: str
@@ -140,7 +140,7 @@ class Frontier(Record):
     space_size: int
 
 
-class CurvePoint(Record):
+class CurvePoint(Record, frozen=True, kw_only=True):
     """One look at a distillation in progress. ``kl_divergence`` is the mean since the last look."""
 
     step: int
@@ -149,7 +149,7 @@ class CurvePoint(Record):
     kl_divergence: float | None
 
 
-class DistillResult(Record):
+class DistillResult(Record, frozen=True, kw_only=True):
     """A finished distillation of one candidate, judged on the exported checkpoint."""
 
     candidate: Candidate
@@ -167,7 +167,7 @@ class DistillResult(Record):
     user_score: float | None = None  # what --eval-command printed
 
 
-class DenseResult(Record):
+class DenseResult(Record, frozen=True, kw_only=True):
     """The original model, judged by the same protocol."""
 
     validation: Quality
@@ -177,7 +177,7 @@ class DenseResult(Record):
     user_score: float | None = None
 
 
-class Agreement(Record):
+class Agreement(Record, frozen=True, kw_only=True):
     """Does the proxy order candidates as full distillation does? Counted within structures, never pooled across."""
 
     rung: str
@@ -192,7 +192,7 @@ class Agreement(Record):
         return (self.concordant - self.discordant) / pairs if pairs else None
 
 
-class StreamRecord(Record):
+class StreamRecord(Record, frozen=True, kw_only=True):
     """Where a stream came from and what exactly was in it."""
 
     source: str
@@ -201,7 +201,7 @@ class StreamRecord(Record):
     sha256: str
 
 
-class Protocol(Record):
+class Protocol(Record, frozen=True, kw_only=True):
     """What decides the meaning of a study's numbers; a study never mixes two of these."""
 
     model: str  # as the user named it
@@ -236,7 +236,7 @@ class Protocol(Record):
     rng_seed: int
 
 
-class SearchPlan(Record):
+class SearchPlan(Record, frozen=True, kw_only=True):
     """What a study does, decided before its first trial.
 
     ``identity`` decides what the numbers mean: a study never mixes two of them. The rest are budgets
@@ -260,7 +260,7 @@ class SearchPlan(Record):
         return hash_text(msgspec.json.encode(self.identity, order="deterministic").decode())
 
 
-class Environment(Record):
+class Environment(Record, frozen=True, kw_only=True):
     """Where numbers were measured."""
 
     seed: str
@@ -272,7 +272,7 @@ class Environment(Record):
     packages: dict[str, str]
 
 
-class StudyRecord(Record):
+class StudyRecord(Record, frozen=True, kw_only=True):
     """All that a report shows, gathered from a study's folder."""
 
     plan: SearchPlan

@@ -17,7 +17,7 @@ from seed.errors import SpaceError
 from seed.records import Candidate, Record, SearchSpace
 
 
-class ModelSection(Record):
+class ModelSection(Record, frozen=True, kw_only=True):
     """The model on the hub. Revisions are full commit hashes, pinned only where known for certain."""
 
     name: str
@@ -26,7 +26,7 @@ class ModelSection(Record):
     license: str | None = None
 
 
-class SpaceSection(Record):
+class SpaceSection(Record, frozen=True, kw_only=True):
     """How many layers may go, and which (all, unless listed)."""
 
     max_dropped: int
@@ -34,7 +34,7 @@ class SpaceSection(Record):
     droppable_layers: tuple[int, ...] | None = None
 
 
-class DataSection(Record):
+class DataSection(Record, frozen=True, kw_only=True):
     """Default corpus and how much of it is used; tokens."""
 
     corpus: str
@@ -44,7 +44,7 @@ class DataSection(Record):
     test_tokens: int | None = None
 
 
-class LatencySection(Record):
+class LatencySection(Record, frozen=True, kw_only=True):
     """The workload that is timed."""
 
     batch: int = 1
@@ -52,7 +52,7 @@ class LatencySection(Record):
     new_tokens: int = 64
 
 
-class RecoverySection(Record):
+class RecoverySection(Record, frozen=True, kw_only=True):
     """Budgets of short and full distillation."""
 
     batch_tokens: int
@@ -61,13 +61,13 @@ class RecoverySection(Record):
     short_steps: int = 10
 
 
-class SearchSection(Record):
+class SearchSection(Record, frozen=True, kw_only=True):
     """How many candidates are scored."""
 
     trials: int = 100
 
 
-class Preset(Record):
+class Preset(Record, frozen=True, kw_only=True):
     """One file of search_spaces/."""
 
     model: ModelSection

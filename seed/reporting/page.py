@@ -197,7 +197,7 @@ def list_quality(quality: Quality, *, is_dense: bool = False) -> list[str]:
     return [
         format_number(quality.perplexity, places=2),
         "1" if is_dense else format_ppl_ratio(quality),
-        ABSENT if quality.kl_divergence is None or is_dense else format_number(quality.kl_divergence),
+        ABSENT if quality.kl_divergence is None or is_dense else format_number(quality.kl_divergence, places=4),
         ABSENT if quality.top1_agreement is None or is_dense else f"{100 * quality.top1_agreement:.1f}\u00a0%",
     ]
 

@@ -36,7 +36,7 @@ def measure_latencies(
         structure = timing.name_structure(bench.anatomy, candidate)
         if structure not in table:
             table[structure] = measure_latency(bench, candidate)
-            folder.write_bytes(bench.folder.latency, msgspec.json.encode(table))
+            write_latencies(bench.folder, table)
         on_structure(structure)
     return table
 
@@ -44,6 +44,11 @@ def measure_latencies(
 def read_latencies(study: StudyFolder) -> dict[str, Latency]:
     """The latencies measured so far, by structure."""
     return folder.read_record(study.latency, dict[str, Latency]) if study.latency.exists() else {}
+
+
+def write_latencies(study: StudyFolder, table: dict[str, Latency]) -> None:
+    """Write the latencies measured so far."""
+    folder.write_bytes(study.latency, msgspec.json.format(msgspec.json.encode(table), indent=1))
 
 
 def smooth_latencies(bench: Workbench, table: dict[str, Latency]) -> dict[str, Latency]:

@@ -5,7 +5,6 @@ Commands share it: ``search`` makes a plan with it, ``distill`` and ``evaluate``
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import torch
 
 from seed import __version__, demo
-from seed.console import format_bytes
 from seed.errors import CorpusError, ModelError, ResourceError
 from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
@@ -28,7 +26,6 @@ from seed.scoring.latency import Workload
 from seed.scoring.proxy import Instruments, make_walker, start_student
 from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
 from seed.scoring.refit import measure_gains
-from seed.scoring.subsets import estimate_memory
 
 RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized
 DEFAULT_RUNG = 1
@@ -49,6 +46,7 @@ class Workbench:
     device: torch.device
     dtype: torch.dtype
     micro_batch: int
+    gains: dict[int, float] | None  # what closed form needs; None: not available for this family
 
     @property
     def batch_windows(self) -> int:
@@ -118,6 +116,7 @@ def open_for_search(
         bos_each_window=anatomy.config.model_type.startswith(NEED_BOS),
     )
     streams = open_streams(request, teacher.tokenizer)
+    gains = _measure_gains(anatomy, streams["recovery"], device)
     rates = sorted(preset.recovery.learning_rates)
     local = Path(location).is_dir()
     protocol = Protocol(
@@ -138,7 +137,7 @@ def open_for_search(
         test_tokens=request.test_tokens,
         bos_each_window=request.bos_each_window,
         streams={name: stream.describe() for name, stream in streams.items()},
-        rung=RUNG_NAMES[settings.rung or DEFAULT_RUNG],
+        rung=choose_rung(settings.rung, gains=gains, family=anatomy.config.model_type),
         short_steps=settings.short_steps or preset.recovery.short_steps,
         batch_tokens=max(window, preset.recovery.batch_tokens),
         short_learning_rate=settings.learning_rate or rates[len(rates) // 2],
@@ -152,7 +151,7 @@ def open_for_search(
         dtype=str(dtype).removeprefix("torch."),
         rng_seed=settings.rng_seed,
     )
-    return _bench(study, protocol, teacher, anatomy, streams, device, dtype), preset
+    return _bench(study, protocol, teacher, anatomy, streams, device, dtype, gains), preset
 
 
 def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = None) -> Workbench:
@@ -189,13 +188,26 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
                 f"{stream.source}: the {name} text changed since {study.root} was planned "
                 f"({stream.num_tokens:,} tokens now, {protocol.streams[name].tokens:,} then). Restore it, or start a study of another name."
             )
-    return _bench(study, protocol, teacher, anatomy, streams, device, dtype)
+    gains = _measure_gains(anatomy, streams["recovery"], device)
+    return _bench(study, protocol, teacher, anatomy, streams, device, dtype, gains)
 
 
-def prove(bench: Workbench) -> dict[int, float] | None:
+def choose_rung(asked: int | None, *, gains: dict[int, float] | None, family: str) -> str:
+    """Return the objective's rung: the one asked for, else the best that this family allows.
+
+    Raises:
+        ModelError: rung 1 was asked for, and the family has no place for closed-form recovery.
+    """
+    if asked == 1 and gains is None:
+        raise ModelError(
+            f"--rung 1: closed-form recovery is not available for {family} models (their MLP's output is not simply added "
+            "to the residual stream, or has no single projection). Use --rung 2."
+        )
+    return RUNG_NAMES[asked or (DEFAULT_RUNG if gains is not None else 2)]
+
+
+def prove(bench: Workbench) -> None:
     """Prove on this very model that cutting, saving, reloading and the layer walk are right.
-
-    Returns the gains that closed form needs, or None when this family has no place for it.
 
     Raises:
         ModelError: this model is not understood well enough.
@@ -213,10 +225,9 @@ def prove(bench: Workbench) -> dict[int, float] | None:
                 "so candidates cannot be scored correctly. Choose another model."
             )
     prove_round_trip(bench.anatomy, tokens, scratch=bench.folder.work, dtype=bench.dtype)
-    return measure_gains(bench.anatomy, states)
 
 
-def prepare_instruments(bench: Workbench, *, gains: dict[int, float] | None) -> Instruments:
+def prepare_instruments(bench: Workbench) -> Instruments:
     """Measure the dense model's validation losses and put the instruments together."""
     dense = measure_losses(
         logits_of(bench.teacher.model), bench.streams["validation"], micro_batch=bench.micro_batch, device=bench.device
@@ -227,7 +238,7 @@ def prepare_instruments(bench: Workbench, *, gains: dict[int, float] | None) -> 
         recovery=bench.streams["recovery"],
         validation=bench.streams["validation"],
         dense_validation=dense,
-        gains=gains,
+        gains=bench.gains,
         micro_batch=bench.micro_batch,
         stored_dtype=bench.teacher.stored_dtype,
         losses_directory=bench.folder.losses,
@@ -265,30 +276,6 @@ def short_settings(bench: Workbench) -> DistillSettings:
         rng_seed=bench.protocol.rng_seed,
         looks=1,
     )
-
-
-def require_memory(bench: Workbench) -> None:
-    """Refuse before any work when the stored states of scoring cannot fit.
-
-    Raises:
-        ResourceError: with the number, and what makes it smaller.
-    """
-    needed = estimate_memory(
-        num_layers=bench.anatomy.num_layers,
-        width=bench.anatomy.config.hidden_size,
-        calibration_tokens=bench.protocol.calibration_tokens,
-        validation_tokens=bench.streams["validation"].num_tokens,
-        number_bytes=torch.finfo(bench.dtype).bits // 8,
-    )
-    if bench.device.type == "cuda":
-        free = torch.cuda.mem_get_info(bench.device)[0]
-    else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    if needed > free:
-        raise ResourceError(
-            f"scoring keeps {format_bytes(needed)} of hidden states, but {bench.device} has {format_bytes(free)} free. "
-            "Lower --calibration-tokens and --validation-tokens."
-        )
 
 
 def describe_environment(bench: Workbench) -> Environment:
@@ -339,6 +326,7 @@ def _bench(
     streams: dict[str, TokenStream],
     device: torch.device,
     dtype: torch.dtype,
+    gains: dict[int, float] | None,
 ) -> Workbench:
     micro_batch = choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size)
     return Workbench(
@@ -350,7 +338,13 @@ def _bench(
         device=device,
         dtype=dtype,
         micro_batch=micro_batch,
+        gains=gains,
     )
+
+
+def _measure_gains(anatomy: Anatomy, stream: TokenStream, device: torch.device) -> dict[int, float] | None:
+    tokens = stream.tokens_NT[:2, :64].to(device)
+    return measure_gains(anatomy, anatomy.trace(tokens))
 
 
 def _name_processor() -> str:

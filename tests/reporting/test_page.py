@@ -164,7 +164,7 @@ def test_table_of_distilled_models_starts_with_the_dense(record: StudyRecord, re
         assert row[0] == ", ".join(map(str, result.candidate.dropped_layers))
         assert row[4] == f"{result.test.perplexity:.2f}"
         assert row[5] == f"{result.test.ppl_ratio:.3f} ± 0.004"
-        assert row[6] == f"{result.test.kl_divergence:.3f}"
+        assert row[6] == f"{result.test.kl_divergence:.4f}"
         assert row[8] == (
             f"{result.latency.ratio:.3f} [{result.latency.ratio_low:.3f}, {result.latency.ratio_high:.3f}]"
         )

@@ -1,0 +1,339 @@
+"""Find the layers a model can live without: python -m seed.search --model tinyllama --trials 200
+
+One pass, top to bottom: plan, proofs, latency, study, frontier, distillation, report. Everything finished is
+in the study's folder, so the same command continues a stopped run. From Python: ``find_frontier``.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seed import folder
+from seed.console import Terminal, format_bytes, format_seconds, run_command
+from seed.folder import StudyFolder
+from seed.optimize.space import list_presets
+from seed.records import DenseResult, Frontier, Latency, SearchPlan, SearchSpace, StudyRecord, TrialRecord
+from seed.stages import planning
+from seed.stages.planning import DTYPES, SAMPLERS, SearchSettings, parse_bytes
+
+if TYPE_CHECKING:
+    from seed.scoring.proxy import Instruments
+    from seed.stages.workbench import Workbench
+
+
+def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -> StudyRecord:
+    """Search, distill and export; return everything that the report shows, as records.
+
+    Args:
+        model: a preset's name, a hub id or a directory.
+        quiet: show no progress.
+        settings: the fields of ``SearchSettings``; the command line's options with underscores.
+
+    Raises:
+        SeedError: anything a caller can mend.
+    """
+    return search(SearchSettings(model=model, **settings), Terminal(quiet=quiet))
+
+
+def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
+    """Run the whole pass, or what is left of it."""
+    preset = planning.find_preset(settings)
+    name = folder.name_study(settings.study or planning.name_default_study(settings.model))
+    planning.quiet_libraries()
+    from seed.stages import latencies, workbench
+
+    study = StudyFolder(settings.studies_dir / name)
+    terminal.say(f"opening {settings.model}")
+    bench, preset = workbench.open_for_search(settings, preset, study=study)
+    space = bench.protocol.space
+    trials = min(settings.trials or preset.search.trials, space.size)
+    distill_tokens = settings.distill_tokens or preset.recovery.distill_tokens
+    rates = (settings.learning_rate,) if settings.learning_rate else preset.recovery.learning_rates
+    plan = planning.make_plan(settings, bench.protocol, name=name, trials=trials, distill_tokens=distill_tokens)
+    if study.plan.exists():
+        planning.check_same_study(folder.read_record(study.plan, SearchPlan), plan, place=study.root)
+    show_cost(terminal, bench, plan, settings)
+    folder.create(study.root)
+    with folder.lock(study):
+        if study.plan.exists():
+            terminal.say(f"continuing the study in {study.root}")
+        folder.write_record(study.plan, plan)
+        folder.write_record(study.environment, workbench.describe_environment(bench))
+        with terminal.stage("proofs", total=2) as advance:
+            workbench.prove(bench)
+            advance(1, "cut, saved, reloaded")
+            instruments = workbench.prepare_instruments(bench)
+            if bench.protocol.rung == "closed_form":
+                workbench.prove_closed_form(bench, instruments)
+            advance(1, "closed form equals its student")
+        depths = space.max_dropped - space.min_dropped + 1
+        with terminal.stage("latency", total=depths) as advance:
+            table = latencies.measure_latencies(bench, space, on_structure=lambda structure: advance(1, structure))
+        table = latencies.smooth_latencies(bench, table)
+        bounded = latencies.bound_space(
+            bench, instruments, table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
+        )
+        records = score_candidates(terminal, bench, instruments, plan, settings, bounded, table)
+        frontier = select_members(bench, plan, settings, bounded, records)
+        terminal.say(
+            f"scored {frontier.num_scored} of {bounded.size} candidates "
+            f"({'all of them' if frontier.num_scored >= bounded.size else f'searched with {settings.sampler}'}); "
+            f"{len(frontier.members)} go on"
+        )
+        from seed.stages import finals
+
+        reference = next(iter(table.values()))
+        with terminal.stage("dense", total=1) as advance:
+            dense = finals.judge_dense(bench, instruments, reference)
+            dense = finals.score_dense_for_user(bench, dense, settings.eval_command)
+            advance(1, "")
+        if settings.distill:
+            distill_frontier(
+                terminal, bench, instruments, plan, dense, frontier, rates=rates, eval_command=settings.eval_command
+            )
+        return finish(terminal, study)
+
+
+def show_cost(terminal: Terminal, bench: "Workbench", plan: SearchPlan, settings: SearchSettings) -> None:
+    """Say what the search will cost, and refuse when the disk cannot take it."""
+    from seed.stages import costs
+
+    cost = costs.estimate_cost(bench, plan, distill=settings.distill)
+    terminal.say(
+        f"plan: {plan.trials} of {bench.protocol.space.size} candidates at rung {bench.protocol.rung.replace('_', ' ')}, "
+        f"about {format_seconds(cost.search_seconds)}"
+        + (
+            f"; then {cost.num_finals} models distilled for {plan.distill_tokens:,} tokens each, about "
+            f"{format_seconds(cost.distill_seconds)}"
+            if settings.distill
+            else ""
+        )
+        + f"; at most {format_bytes(cost.memory_bytes)} of memory and {format_bytes(cost.disk_bytes)} of disk, on {bench.protocol.device}"
+    )
+    for stream_name, stream in bench.protocol.streams.items():
+        terminal.say(f"  {stream_name}: {stream.tokens:,} tokens in {stream.documents} documents of {stream.source}")
+    costs.require_resources(bench, cost)
+
+
+def score_candidates(
+    terminal: Terminal,
+    bench: "Workbench",
+    instruments: "Instruments",
+    plan: SearchPlan,
+    settings: SearchSettings,
+    space: SearchSpace,
+    table: dict[str, Latency],
+) -> tuple[TrialRecord, ...]:
+    """Let the study ask and the proxy answer, until the budget is spent or the space is exhausted."""
+    from seed.optimize.study import open_storage, open_study, read_trials, run_trials
+    from seed.scoring.latency import name_structure
+    from seed.scoring.proxy import Proxy
+    from seed.stages import latencies, workbench
+
+    rung = bench.protocol.rung
+    study = open_study(
+        open_storage(plan.storage, journal=bench.folder.journal), name=plan.name, rung=rung, fingerprint=plan.fingerprint
+    )
+    before = read_trials(study)
+    complete = sum(trial.state == "COMPLETE" for trial in before)
+    target = min(plan.trials, space.size)
+    if complete:
+        terminal.say(f"{complete} candidates were scored before")
+    if complete >= target:
+        return before
+
+    def latency_of(candidate: Any) -> Latency:
+        structure = name_structure(bench.anatomy, candidate)
+        if structure not in table:
+            table[structure] = latencies.measure_latency(bench, candidate)
+            latencies.write_latencies(bench.folder, table)
+        return table[structure]
+
+    proxy = Proxy(instruments, rung=rung, short=workbench.short_settings(bench), latency_of=latency_of)
+    best: dict[int, float] = {}
+    with terminal.stage("search", total=target - complete) as advance:
+
+        def show(trial: TrialRecord) -> None:
+            if trial.state == "COMPLETE":
+                dropped = len(trial.evaluation.candidate.dropped_layers)
+                ratio = trial.evaluation.qualities[rung].ppl_ratio
+                best[dropped] = min(best.get(dropped, ratio), ratio)
+            shown = ", ".join(f"-{count}: {ratio:.3f}" for count, ratio in sorted(best.items()))
+            advance(int(trial.state == "COMPLETE"), f"best PPL ratio by layers dropped {shown}")
+
+        run_trials(
+            study,
+            space,
+            trials=target,
+            sampler=settings.sampler,
+            rng_seed=bench.protocol.rng_seed,
+            rung=rung,
+            evaluate=proxy.evaluate,
+            on_trial=show,
+        )
+    return read_trials(study)
+
+
+def select_members(
+    bench: "Workbench",
+    plan: SearchPlan,
+    settings: SearchSettings,
+    space: SearchSpace,
+    records: tuple[TrialRecord, ...],
+) -> Frontier:
+    """Choose what is worth distilling, and write it down."""
+    from seed.optimize.frontier import select_frontier
+    from seed.optimize.space import contains
+    from seed.stages.gathering import read_losses
+
+    frontier = select_frontier(
+        [record for record in records if contains(space, record.evaluation.candidate)],
+        rung=bench.protocol.rung,
+        size=settings.frontier_size,
+        space_size=space.size,
+        load_losses=lambda quality: read_losses(bench.folder, quality),
+        max_ppl_ratio=settings.max_ppl_ratio,
+        max_latency_ratio=settings.max_latency_ratio,
+    )
+    folder.write_record(bench.folder.frontier, frontier)
+    return frontier
+
+
+def distill_frontier(
+    terminal: Terminal,
+    bench: "Workbench",
+    instruments: "Instruments",
+    plan: SearchPlan,
+    dense: DenseResult,
+    frontier: Frontier,
+    *,
+    rates: tuple[float, ...],
+    eval_command: str | None,
+) -> None:
+    """Distill and export every member; the learning rate is tuned on the hardest first."""
+    from seed.stages import finals
+
+    rate = rates[0]
+    hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
+    if len(rates) > 1:
+        steps = finals.full_settings(bench, distill_tokens=plan.distill_tokens // finals.TUNING_SHARE, learning_rate=rate).steps
+        with terminal.stage("tuning", total=len(rates) * steps) as advance:
+            rate = finals.choose_learning_rate(
+                bench,
+                instruments,
+                hardest.evaluation.candidate,
+                rates=rates,
+                distill_tokens=plan.distill_tokens,
+                on_step=lambda step: advance(1, "learning rate"),
+            )
+        terminal.say(f"learning rate {rate:g}")
+    settings = finals.full_settings(bench, distill_tokens=plan.distill_tokens, learning_rate=rate)
+    with terminal.stage("distill", total=len(frontier.members) * settings.steps) as advance:
+        for member in frontier.members:
+            done = 0
+            key = member.evaluation.candidate.key
+
+            def show(step: int, key: str = key) -> None:
+                nonlocal done
+                advance(step - done, key)
+                done = step
+
+            result = finals.distill_member(
+                bench,
+                instruments,
+                plan,
+                dense,
+                member.evaluation.candidate,
+                trial_number=member.trial_number,
+                latency=member.evaluation.latency,
+                settings=settings,
+                eval_command=eval_command,
+                on_step=show,
+            )
+            terminal.say(
+                f"  {key}: test PPL ratio {result.test.ppl_ratio:.4f} (without recovery {result.test_unrecovered.ppl_ratio:.4f}), "
+                f"{format_seconds(result.seconds)}"
+            )
+
+
+def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
+    """Write the report and print what matters."""
+    from seed.reporting.page import write_page
+    from seed.reporting.summary import show_result
+    from seed.stages.gathering import gather_record
+
+    record = gather_record(study)
+    write_page(record, study.report, command=record.plan.command)
+    show_result(
+        terminal, record, report=study.report, models=study.models, storage=record.plan.storage or str(study.journal)
+    )
+    return record
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; a setting that is not given comes from the model's preset."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seed.search",
+        description="Find the layers a language model can live without, and hand back the models worth keeping.",
+        epilog="The same command again continues a stopped search.",
+        argument_default=argparse.SUPPRESS,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", metavar="MODEL", help=f"{', '.join(list_presets())}; a hub id; or a directory (default: demo)")
+    model.add_argument("--revision", metavar="COMMIT", help="revision of a hub model")
+    model.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings along")
+    model.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    model.add_argument("--dtype", choices=DTYPES, help="type to compute in (default: float32 on the CPU, else bfloat16)")
+    search = parser.add_argument_group("search")
+    search.add_argument("--trials", type=int, metavar="N", help="candidates scored at the objective's rung")
+    search.add_argument("--sampler", choices=SAMPLERS, help="when the space is larger than --trials (default: tpe)")
+    search.add_argument("--rung", type=int, choices=(1, 2), help="objective: 1 closed-form recovery, 2 short distillation")
+    search.add_argument("--short-steps", type=int, metavar="N", help="steps of short distillation at rung 2")
+    search.add_argument("--rng-seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
+    search.add_argument("--space", type=Path, metavar="FILE", help="a search space of your own, a TOML file like search_spaces/gpt2.toml")
+    search.add_argument("--max-dropped", type=int, metavar="N", help="drop at most N layers")
+    search.add_argument("--max-ppl-ratio", type=float, metavar="R", help="keep candidates up to this PPL ratio (by the proxy), such as 1.1")
+    search.add_argument("--max-latency-ratio", type=float, metavar="R", help="keep candidates up to this latency ratio, such as 0.9")
+    search.add_argument("--max-memory", type=_bytes, metavar="SIZE", help="weights and KV cache of the timed workload, such as 1.8GB")
+    search.add_argument("--frontier-size", type=int, metavar="N", help="models that go on to distillation (default: 6)")
+    text = parser.add_argument_group("text (demo, wikitext2, hub:NAME[:CONFIG], a text or JSONL file, or a directory of them)")
+    text.add_argument("--recovery-text", metavar="SOURCE", help="trains; validation and test are split off where not given")
+    text.add_argument("--validation-text", metavar="SOURCE", help="decides")
+    text.add_argument("--test-text", metavar="SOURCE", help="is read once at the end, for the numbers in the table")
+    text.add_argument("--window-tokens", type=int, metavar="N", help="length of the perplexity windows")
+    text.add_argument("--calibration-tokens", type=int, metavar="N", help="recovery tokens that closed form is fitted on")
+    text.add_argument("--validation-tokens", type=int, metavar="N", help="validation tokens a candidate is scored on")
+    text.add_argument("--test-tokens", type=int, metavar="N", help="test tokens used (default: the preset's, or all)")
+    recovery = parser.add_argument_group("distillation")
+    recovery.add_argument("--distill-tokens", type=int, metavar="N", help="recovery tokens for each frontier model")
+    recovery.add_argument("--learning-rate", type=float, metavar="R", help="do not tune the learning rate, use this one")
+    recovery.add_argument("--no-distill", dest="distill", action="store_false", help="stop at the frontier by the proxy")
+    recovery.add_argument("--eval-command", metavar="CMD", help="your own judge: gets a model's directory, prints a number")
+    speed = parser.add_argument_group("latency")
+    speed.add_argument("--latency-batch", type=int, metavar="N", help="sequences decoded at once")
+    speed.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens read before decoding")
+    speed.add_argument("--new-tokens", type=int, metavar="N", help="tokens decoded one by one")
+    speed.add_argument("--latency-repeats", type=int, metavar="N", help="timed pairs of dense and cut model (default: 9)")
+    speed.add_argument("--compiled", action="store_true", help="time torch.compile with a static cache instead of eager decoding")
+    speed.add_argument("--latency-command", metavar="CMD", help="your own stopwatch: gets a model's directory, prints milliseconds")
+    place = parser.add_argument_group("study")
+    place.add_argument("--study", metavar="NAME", help="name of the study's folder (default: the model's name)")
+    place.add_argument("--studies-dir", type=Path, metavar="DIR", help="where studies lie (default: ./studies)")
+    place.add_argument("--storage", metavar="URL", help="any Optuna storage, such as postgresql://USER@HOST/DB (default: a file in the study)")
+    return parser
+
+
+def _bytes(text: str) -> float:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 6GB, 800MB or a number of bytes") from error
+
+
+def main() -> None:
+    """Read the command line and search."""
+    search(SearchSettings(**vars(make_parser().parse_args())), Terminal())
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,243 @@
+"""Full distillation: a frontier member in, an exported and judged checkpoint out.
+
+The learning rate is tuned once for a study on a small share of the budget. Every step is resumable, and a
+finished member is never done twice. Which members, the frontier decides.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from seed import folder
+from seed.models.checkpoint import load_checkpoint, write_checkpoint
+from seed.optimize.space import drop_layers
+from seed.records import Candidate, DenseResult, DistillResult, Latency, Quality, SearchPlan
+from seed.reporting.card import write_card
+from seed.scoring.distillation import DistillSettings, distill, tune_learning_rate
+from seed.scoring.latency import run_command
+from seed.scoring.proxy import Instruments, choose_start, keep_quality, make_walker, size_of, start_student, validation_losses
+from seed.scoring.quality import compare_models, judge, logits_of, measure_losses
+from seed.scoring.refit import Refit
+from seed.stages.workbench import Workbench, resolve_location
+
+TUNING_SHARE = 10  # a rate is tried on one tenth of the budget
+
+
+def full_settings(bench: Workbench, *, distill_tokens: int, learning_rate: float, rng_seed: int | None = None) -> DistillSettings:
+    """Budget of a full distillation: whole steps of the protocol's batch."""
+    batch_tokens = bench.batch_windows * bench.protocol.window_tokens
+    return DistillSettings(
+        steps=max(1, round(distill_tokens / batch_tokens)),
+        batch_windows=bench.batch_windows,
+        micro_batch=bench.micro_batch,
+        learning_rate=learning_rate,
+        rng_seed=bench.protocol.rng_seed if rng_seed is None else rng_seed,
+    )
+
+
+def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) -> DenseResult:
+    """Judge the original on validation and test; read back when that was done before."""
+    if bench.folder.dense.exists():
+        return folder.read_record(bench.folder.dense, DenseResult)
+    whole = drop_layers(bench.anatomy.num_layers, [])
+    test = measure_losses(
+        logits_of(bench.teacher.model), bench.streams["test"], micro_batch=bench.micro_batch, device=bench.device
+    )
+    result = DenseResult(
+        validation=judge(instruments.dense_validation, instruments.dense_validation),
+        test=judge(test, test),
+        latency=msgspec.structs.replace(
+            latency,
+            structure="dense",
+            median_ms=latency.dense_median_ms,
+            p10_ms=latency.dense_median_ms,
+            p90_ms=latency.dense_median_ms,
+            ratio=1.0,
+            ratio_low=1.0,
+            ratio_high=1.0,
+            prefill_ratio=1.0,
+            prefill_median_ms=latency.prefill_median_ms / latency.prefill_ratio
+            if latency.prefill_median_ms and latency.prefill_ratio
+            else None,
+        ),
+        size=size_of(instruments, whole),
+    )
+    folder.write_record(bench.folder.dense, result)
+    return result
+
+
+def prepare_start(instruments: Instruments, candidate: Candidate) -> tuple[str, Refit | None]:
+    """Measure both starts, raw and closed form, and return the better with its maps."""
+    losses, _ = make_walker(instruments, refit=False).measure(candidate)
+    qualities = {"none": keep_quality(instruments, candidate, "none", losses)}
+    refit: Refit | None = None
+    if instruments.gains is not None:
+        losses, refit = make_walker(instruments, refit=True).measure(candidate)
+        qualities["closed_form"] = keep_quality(instruments, candidate, "closed_form", losses)
+    start = choose_start(qualities)
+    return start, refit if start == "closed_form" else None
+
+
+def choose_learning_rate(
+    bench: Workbench,
+    instruments: Instruments,
+    candidate: Candidate,
+    *,
+    rates: tuple[float, ...],
+    distill_tokens: int,
+    on_step: Callable[[int], None],
+) -> float:
+    """Try each rate on a tenth of the budget and return the best; remembered in the study."""
+    path = bench.folder.root / "learning_rate.json"
+    key = json.dumps([distill_tokens, *sorted(rates)])
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if key in known:
+        return float(known[key]["best"])
+    _, refit = prepare_start(instruments, candidate)
+
+    def run(rate: float) -> float:
+        student = start_student(instruments, candidate, refit)
+        settings = full_settings(bench, distill_tokens=max(1, distill_tokens // TUNING_SHARE), learning_rate=rate)
+        distill(
+            student,
+            bench.teacher.model,
+            instruments.recovery,
+            dataclasses.replace(settings, looks=1),
+            validate=lambda model: validation_losses(instruments, model).loss,
+            on_step=on_step,
+        )
+        return validation_losses(instruments, student).loss
+
+    best, losses = tune_learning_rate(rates, run)
+    known[key] = {"best": best, "losses": {str(rate): loss for rate, loss in losses.items()}, "on": candidate.key}
+    folder.write_bytes(path, json.dumps(known, indent=1).encode())
+    return best
+
+
+def distill_member(
+    bench: Workbench,
+    instruments: Instruments,
+    plan: SearchPlan,
+    dense: DenseResult,
+    candidate: Candidate,
+    *,
+    trial_number: int | None,
+    latency: Latency,
+    settings: DistillSettings,
+    eval_command: str | None,
+    on_step: Callable[[int], None],
+) -> DistillResult:
+    """Distill, export and judge one candidate; return the finished result at once if there is one."""
+    result_path, model_path = bench.folder.result(candidate.key), bench.folder.model(candidate.key)
+    described = describe_settings(bench, settings)
+    if result_path.exists() and any(model_path.glob("model*.safetensors")):
+        known = folder.read_record(result_path, DistillResult)
+        if known.settings == described:
+            on_step(settings.steps)
+            return _add_user_score(bench, known, eval_command)
+    began = time.monotonic()
+    start, refit = prepare_start(instruments, candidate)
+    student = start_student(instruments, candidate, refit)
+    checkpoint = bench.folder.work / f"distill-{candidate.key}.pt"
+    went = distill(
+        student,
+        bench.teacher.model,
+        instruments.recovery,
+        settings,
+        validate=lambda model: validation_losses(instruments, model).loss,
+        checkpoint=checkpoint,
+        on_step=on_step,
+    )
+    provenance = {
+        "seed": plan.seed_version,
+        "base_model": bench.protocol.location,
+        "base_revision": bench.protocol.commit or bench.protocol.revision,
+        "num_layers": candidate.num_layers,
+        "kept_layers": candidate.kept_layers,
+        "dropped_layers": candidate.dropped_layers,
+        "study": plan.name,
+        "settings": described,
+        "streams": msgspec.to_builtins(bench.protocol.streams),
+    }
+    write_checkpoint(
+        student, model_path, tokenizer=bench.teacher.tokenizer, dtype=bench.teacher.stored_dtype, card="", provenance=provenance
+    )
+    del student
+    validation, test, unrecovered = judge_exported(bench, instruments, candidate)
+    result = DistillResult(
+        candidate=candidate,
+        trial_number=trial_number,
+        settings=described,
+        curve=went.curve,
+        start=start,
+        best_step=went.best_step,
+        validation=validation,
+        test=test,
+        test_unrecovered=unrecovered,
+        latency=latency,
+        size=size_of(instruments, candidate),
+        seconds=time.monotonic() - began,
+    )
+    folder.write_bytes(model_path / "README.md", write_card(plan, bench.protocol, dense, result).encode())
+    folder.write_record(result_path, result)
+    checkpoint.unlink(missing_ok=True)
+    return _add_user_score(bench, result, eval_command)
+
+
+def judge_exported(
+    bench: Workbench, instruments: Instruments, candidate: Candidate
+) -> tuple[Quality, Quality, Quality]:
+    """Judge the checkpoint as it lies on disk: validation, test, and test of the same layers without recovery."""
+    exported = load_checkpoint(bench.folder.model(candidate.key), device=bench.device, dtype=bench.dtype)
+    losses = measure_losses(
+        logits_of(exported), instruments.validation, micro_batch=bench.micro_batch, device=bench.device
+    )
+    validation = judge(losses, instruments.dense_validation)
+    raw = start_student(instruments, candidate, None).to(bench.dtype)
+    dense, [(test, closeness), (unrecovered, raw_closeness)] = compare_models(
+        logits_of(bench.teacher.model),
+        [logits_of(exported), logits_of(raw)],
+        bench.streams["test"],
+        micro_batch=bench.micro_batch,
+        device=bench.device,
+    )
+    return validation, judge(test, dense, closeness=closeness), judge(unrecovered, dense, closeness=raw_closeness)
+
+
+def describe_settings(bench: Workbench, settings: DistillSettings) -> dict[str, str | int | float]:
+    """What decides a distillation, for people and for knowing a finished one again."""
+    batch_tokens = settings.batch_windows * bench.protocol.window_tokens
+    return {
+        "distill_tokens": settings.steps * batch_tokens,
+        "steps": settings.steps,
+        "batch_tokens": batch_tokens,
+        "learning_rate": settings.learning_rate,
+        "rng_seed": settings.rng_seed,
+        "loss": "forward KL to the dense model, temperature 1",
+    }
+
+
+def score_dense_for_user(bench: Workbench, dense: DenseResult, eval_command: str | None) -> DenseResult:
+    """Let the user's own command judge the original, where it lies in a directory of this machine."""
+    if eval_command is None or dense.user_score is not None:
+        return dense
+    location = resolve_location(bench.protocol.location)
+    if not location.is_dir():  # a hub model: the cache holds it as a directory
+        from huggingface_hub import snapshot_download
+
+        location = Path(snapshot_download(bench.protocol.location, revision=bench.teacher.commit, local_files_only=True))
+    scored = msgspec.structs.replace(dense, user_score=run_command(eval_command, location))
+    folder.write_record(bench.folder.dense, scored)
+    return scored
+
+
+def _add_user_score(bench: Workbench, result: DistillResult, eval_command: str | None) -> DistillResult:
+    if eval_command is None or result.user_score is not None:
+        return result
+    scored = msgspec.structs.replace(result, user_score=run_command(eval_command, bench.folder.model(result.candidate.key)))
+    folder.write_record(bench.folder.result(result.candidate.key), scored)
+    return scored

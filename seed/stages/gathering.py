@@ -1,0 +1,49 @@
+"""A study's folder as one record: everything a report shows, read back without model or text."""
+
+from pathlib import Path
+
+import numpy as np
+
+from seed import folder
+from seed.folder import StudyFolder
+from seed.optimize.frontier import measure_agreement
+from seed.optimize.study import open_storage, open_study, read_trials
+from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, StudyRecord
+from seed.stages.planning import read_protocol
+
+
+def gather_record(study: StudyFolder) -> StudyRecord:
+    """Read a searched study.
+
+    Raises:
+        StudyError: something that a search writes is missing or torn.
+    """
+    plan = folder.read_record(study.plan, SearchPlan)
+    protocol = read_protocol(plan, place=study.root)
+    frontier = folder.read_record(study.frontier, Frontier)
+    storage = open_storage(plan.storage, journal=study.journal)
+    opened = open_study(storage, name=plan.name, rung=protocol.rung, fingerprint=plan.fingerprint)
+    distilled = read_distilled(study)
+    return StudyRecord(
+        plan=plan,
+        environment=folder.read_record(study.environment, Environment),
+        space=protocol.space,
+        dense=folder.read_record(study.dense, DenseResult),
+        trials=read_trials(opened),
+        frontier=frontier,
+        distilled=distilled,
+        agreement=measure_agreement(frontier, distilled),
+    )
+
+
+def read_distilled(study: StudyFolder) -> tuple[DistillResult, ...]:
+    """Every finished distillation, fewest dropped layers first."""
+    results = [folder.read_record(path, DistillResult) for path in sorted((study.root / "distilled").glob("*.json"))]
+    return tuple(sorted(results, key=lambda r: (-r.size.num_params, r.validation.loss)))
+
+
+def read_losses(study: StudyFolder, quality: Quality) -> tuple[np.ndarray, np.ndarray]:
+    """Summed losses and token counts by document, as scoring left them."""
+    assert quality.document_losses_path is not None
+    with np.load(study.root / Path(quality.document_losses_path)) as arrays:
+        return arrays["sums"], arrays["counts"]
