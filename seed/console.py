@@ -8,7 +8,9 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,28 +19,40 @@ from seed.errors import SeedError
 
 PLAIN_SECONDS = 10.0
 
-Advance = Callable[[float, str], None]
+
+class Advance(Protocol):
+    """Tells a stage that some of its work is done."""
+
+    def __call__(self, amount: float, note: str) -> None: ...
 
 
 class Terminal:
     """Where a command writes. ``quiet`` writes nothing but errors."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+        # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log
+        width = None if sys.stdout.isatty() else 160
+        self.console = Console(highlight=False, quiet=quiet, width=width)
 
     def say(self, text: str = "") -> None:
         """Print one line as it is."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
-    def show_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
-        """Print a table; on a narrow terminal its cells wrap."""
-        table = Table(title=title, title_justify="left", header_style="bold")
+    @property
+    def width(self) -> int:
+        """Characters in a line."""
+        return self.console.width
+
+    def show_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+        """Print a table with a rule under its head; the first column is left-aligned."""
+        table = Table(
+            title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         for column in columns:
-            table.add_column(column, justify="left" if column == columns[0] else "right", overflow="fold")
+            table.add_column(column, justify="left" if column == columns[0] else "right")
         for row in rows:
             table.add_row(*row)
-        width = max(self.console.width, 140) if not self.console.is_terminal else None
-        self.console.print(table, width=width, soft_wrap=False)
+        self.console.print(table)
 
     @contextlib.contextmanager
     def stage(self, name: str, *, total: float) -> Iterator[Advance]:
@@ -56,7 +70,11 @@ class Terminal:
             )
             with Progress(*columns, console=self.console, transient=True) as progress:
                 task = progress.add_task(name, total=total, note="")
-                yield lambda amount, note: progress.update(task, advance=amount, note=note)
+
+                def advance_bar(amount: float, note: str) -> None:
+                    progress.update(task, advance=amount, note=note)
+
+                yield advance_bar
         else:
             state = {"done": 0.0, "printed": began}
 

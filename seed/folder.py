@@ -138,7 +138,9 @@ def read_record(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError as error:
-        raise StudyError(f"{path}: missing. Run the search of this study again; it makes up what is missing.") from error
+        raise StudyError(
+            f"{path}: missing. Run the search of this study again; it makes up what is missing."
+        ) from error
     except (msgspec.DecodeError, OSError) as error:
         raise StudyError(
             f"{path}: cannot be read ({error}). Remove this file and run the search of this study again; "
@@ -161,7 +163,9 @@ def replace_directory(target: Path) -> Iterator[Path]:
         aside.rename(target)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise ResourceError(f"{target}: cannot be written ({error.strerror or error}). Free some room and try again.") from error
+        raise ResourceError(
+            f"{target}: cannot be written ({error.strerror or error}). Free some room and try again."
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -5,16 +5,18 @@ in the study's folder, so the same command continues a stopped run. From Python:
 """
 
 import argparse
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed import folder
 from seed.console import Terminal, format_bytes, format_seconds, run_command
 from seed.folder import StudyFolder
+from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import list_presets
 from seed.records import DenseResult, Frontier, Latency, SearchPlan, SearchSpace, StudyRecord, TrialRecord
 from seed.stages import planning
-from seed.stages.planning import DTYPES, SAMPLERS, SearchSettings, parse_bytes
+from seed.stages.planning import DTYPES, SearchSettings, parse_bytes
 
 if TYPE_CHECKING:
     from seed.scoring.proxy import Instruments
@@ -132,7 +134,10 @@ def score_candidates(
 
     rung = bench.protocol.rung
     study = open_study(
-        open_storage(plan.storage, journal=bench.folder.journal), name=plan.name, rung=rung, fingerprint=plan.fingerprint
+        open_storage(plan.storage, journal=bench.folder.journal),
+        name=plan.name,
+        rung=rung,
+        fingerprint=plan.fingerprint,
     )
     before = read_trials(study)
     complete = sum(trial.state == "COMPLETE" for trial in before)
@@ -216,7 +221,9 @@ def distill_frontier(
     rate = rates[0]
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
     if len(rates) > 1:
-        steps = finals.full_settings(bench, distill_tokens=plan.distill_tokens // finals.TUNING_SHARE, learning_rate=rate).steps
+        steps = finals.full_settings(
+            bench, distill_tokens=plan.distill_tokens // finals.TUNING_SHARE, learning_rate=rate
+        ).steps
         with terminal.stage("tuning", total=len(rates) * steps) as advance:
             rate = finals.choose_learning_rate(
                 bench,
@@ -228,16 +235,10 @@ def distill_frontier(
             )
         terminal.say(f"learning rate {rate:g}")
     settings = finals.full_settings(bench, distill_tokens=plan.distill_tokens, learning_rate=rate)
-    with terminal.stage("distill", total=len(frontier.members) * settings.steps) as advance:
+    work = finals.count_work(bench, settings)
+    with terminal.stage("distill", total=len(frontier.members) * work) as advance:
         for member in frontier.members:
-            done = 0
             key = member.evaluation.candidate.key
-
-            def show(step: int, key: str = key) -> None:
-                nonlocal done
-                advance(step - done, key)
-                done = step
-
             result = finals.distill_member(
                 bench,
                 instruments,
@@ -248,22 +249,20 @@ def distill_frontier(
                 latency=member.evaluation.latency,
                 settings=settings,
                 eval_command=eval_command,
-                on_step=show,
+                on_work=functools.partial(advance, note=key),
             )
             terminal.say(
-                f"  {key}: test PPL ratio {result.test.ppl_ratio:.4f} (without recovery {result.test_unrecovered.ppl_ratio:.4f}), "
-                f"{format_seconds(result.seconds)}"
+                f"  {key}: test PPL ratio {result.test.ppl_ratio:.4f} "
+                f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), {format_seconds(result.seconds)}"
             )
 
 
 def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
     """Write the report and print what matters."""
-    from seed.reporting.page import write_page
     from seed.reporting.summary import show_result
-    from seed.stages.gathering import gather_record
+    from seed.stages.gathering import refresh_report
 
-    record = gather_record(study)
-    write_page(record, study.report, command=record.plan.command)
+    record = refresh_report(study)
     show_result(
         terminal, record, report=study.report, models=study.models, storage=record.plan.storage or str(study.journal)
     )
@@ -279,47 +278,89 @@ def make_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="MODEL", help=f"{', '.join(list_presets())}; a hub id; or a directory (default: demo)")
+    model.add_argument(
+        "--model", metavar="MODEL", help=f"{', '.join(list_presets())}; a hub id; or a directory (default: demo)"
+    )
     model.add_argument("--revision", metavar="COMMIT", help="revision of a hub model")
     model.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings along")
     model.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    model.add_argument("--dtype", choices=DTYPES, help="type to compute in (default: float32 on the CPU, else bfloat16)")
+    model.add_argument(
+        "--dtype", choices=DTYPES, help="type to compute in (default: float32 on the CPU, else bfloat16)"
+    )
     search = parser.add_argument_group("search")
     search.add_argument("--trials", type=int, metavar="N", help="candidates scored at the objective's rung")
     search.add_argument("--sampler", choices=SAMPLERS, help="when the space is larger than --trials (default: tpe)")
-    search.add_argument("--rung", type=int, choices=(1, 2), help="objective: 1 closed-form recovery, 2 short distillation")
+    search.add_argument(
+        "--rung", type=int, choices=(1, 2), help="objective: 1 closed-form recovery, 2 short distillation"
+    )
     search.add_argument("--short-steps", type=int, metavar="N", help="steps of short distillation at rung 2")
     search.add_argument("--rng-seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
-    search.add_argument("--space", type=Path, metavar="FILE", help="a search space of your own, a TOML file like search_spaces/gpt2.toml")
+    search.add_argument(
+        "--space",
+        type=Path,
+        metavar="FILE",
+        help="a search space of your own, a TOML file like search_spaces/gpt2.toml",
+    )
     search.add_argument("--max-dropped", type=int, metavar="N", help="drop at most N layers")
-    search.add_argument("--max-ppl-ratio", type=float, metavar="R", help="keep candidates up to this PPL ratio (by the proxy), such as 1.1")
-    search.add_argument("--max-latency-ratio", type=float, metavar="R", help="keep candidates up to this latency ratio, such as 0.9")
-    search.add_argument("--max-memory", type=_bytes, metavar="SIZE", help="weights and KV cache of the timed workload, such as 1.8GB")
+    search.add_argument(
+        "--max-ppl-ratio",
+        type=float,
+        metavar="R",
+        help="keep candidates up to this PPL ratio (by the proxy), such as 1.1",
+    )
+    search.add_argument(
+        "--max-latency-ratio", type=float, metavar="R", help="keep candidates up to this latency ratio, such as 0.9"
+    )
+    search.add_argument(
+        "--max-memory", type=_bytes, metavar="SIZE", help="weights and KV cache of the timed workload, such as 1.8GB"
+    )
     search.add_argument("--frontier-size", type=int, metavar="N", help="models that go on to distillation (default: 6)")
-    text = parser.add_argument_group("text (demo, wikitext2, hub:NAME[:CONFIG], a text or JSONL file, or a directory of them)")
-    text.add_argument("--recovery-text", metavar="SOURCE", help="trains; validation and test are split off where not given")
+    text = parser.add_argument_group(
+        "text (demo, wikitext2, hub:NAME[:CONFIG], a text or JSONL file, or a directory of them)"
+    )
+    text.add_argument(
+        "--recovery-text", metavar="SOURCE", help="trains; validation and test are split off where not given"
+    )
     text.add_argument("--validation-text", metavar="SOURCE", help="decides")
     text.add_argument("--test-text", metavar="SOURCE", help="is read once at the end, for the numbers in the table")
     text.add_argument("--window-tokens", type=int, metavar="N", help="length of the perplexity windows")
-    text.add_argument("--calibration-tokens", type=int, metavar="N", help="recovery tokens that closed form is fitted on")
+    text.add_argument(
+        "--calibration-tokens", type=int, metavar="N", help="recovery tokens that closed form is fitted on"
+    )
     text.add_argument("--validation-tokens", type=int, metavar="N", help="validation tokens a candidate is scored on")
     text.add_argument("--test-tokens", type=int, metavar="N", help="test tokens used (default: the preset's, or all)")
     recovery = parser.add_argument_group("distillation")
     recovery.add_argument("--distill-tokens", type=int, metavar="N", help="recovery tokens for each frontier model")
-    recovery.add_argument("--learning-rate", type=float, metavar="R", help="do not tune the learning rate, use this one")
-    recovery.add_argument("--no-distill", dest="distill", action="store_false", help="stop at the frontier by the proxy")
-    recovery.add_argument("--eval-command", metavar="CMD", help="your own judge: gets a model's directory, prints a number")
+    recovery.add_argument(
+        "--learning-rate", type=float, metavar="R", help="do not tune the learning rate, use this one"
+    )
+    recovery.add_argument(
+        "--no-distill", dest="distill", action="store_false", help="stop at the frontier by the proxy"
+    )
+    recovery.add_argument(
+        "--eval-command", metavar="CMD", help="your own judge: gets a model's directory, prints a number"
+    )
     speed = parser.add_argument_group("latency")
     speed.add_argument("--latency-batch", type=int, metavar="N", help="sequences decoded at once")
     speed.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens read before decoding")
     speed.add_argument("--new-tokens", type=int, metavar="N", help="tokens decoded one by one")
-    speed.add_argument("--latency-repeats", type=int, metavar="N", help="timed pairs of dense and cut model (default: 9)")
-    speed.add_argument("--compiled", action="store_true", help="time torch.compile with a static cache instead of eager decoding")
-    speed.add_argument("--latency-command", metavar="CMD", help="your own stopwatch: gets a model's directory, prints milliseconds")
+    speed.add_argument(
+        "--latency-repeats", type=int, metavar="N", help="timed pairs of dense and cut model (default: 9)"
+    )
+    speed.add_argument(
+        "--compiled", action="store_true", help="time torch.compile with a static cache instead of eager decoding"
+    )
+    speed.add_argument(
+        "--latency-command", metavar="CMD", help="your own stopwatch: gets a model's directory, prints milliseconds"
+    )
     place = parser.add_argument_group("study")
     place.add_argument("--study", metavar="NAME", help="name of the study's folder (default: the model's name)")
     place.add_argument("--studies-dir", type=Path, metavar="DIR", help="where studies lie (default: ./studies)")
-    place.add_argument("--storage", metavar="URL", help="any Optuna storage, such as postgresql://USER@HOST/DB (default: a file in the study)")
+    place.add_argument(
+        "--storage",
+        metavar="URL",
+        help="any Optuna storage, such as postgresql://USER@HOST/DB (default: a file in the study)",
+    )
     return parser
 
 

@@ -15,7 +15,6 @@ import platform
 import random
 import shutil
 import site
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,9 +149,7 @@ def evaluate(model: torch.nn.Module, stream: np.ndarray, num_bytes: int) -> dict
     total = 0.0
     for batch in windows.split(16):
         logits = model(batch, use_cache=False).logits[:, :-1].float()
-        total += torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
-        ).item()
+        total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
     scored = rows * (WINDOW_TOKENS - 1)
     loss = total / scored
     return {
@@ -288,4 +285,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

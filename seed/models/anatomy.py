@@ -18,10 +18,20 @@ from torch import Tensor, nn
 from seed.errors import ModelError
 
 # Where the MLP writes into the residual stream, by the names families give it.
-MLP_OUTPUT_NAMES = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "proj_out", "dense2", "lin2", "wo", "out_proj")
+MLP_OUTPUT_NAMES = (
+    "down_proj",
+    "dense_4h_to_h",
+    "c_proj",
+    "fc2",
+    "fc_out",
+    "w2",
+    "proj_out",
+    "dense2",
+    "lin2",
+    "wo",
+    "out_proj",
+)
 MLP_NAMES = ("mlp", "mixer", "feed_forward", "ffn", "block_sparse_moe", "feedforward")
-
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +63,7 @@ class Anatomy:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.config = model.config.get_text_config()
+        self.config: Any = text_config(model)
         self.num_layers = int(self.config.num_hidden_layers)
         self.owner, self.attribute = find_layers(model)
         self.returns_tuple = False
@@ -135,13 +145,20 @@ class Anatomy:
 
     def mlp_output(self, layer: int) -> nn.Module | None:
         """Return the projection whose output is added to the residual stream last, or None when unknown."""
-        for name, module in self.layers[layer].named_modules():
+        named: Iterator[tuple[str, nn.Module]] = self.layers[layer].named_modules()
+        for name, module in named:
             parent, _, leaf = name.rpartition(".")
             inside_mlp = parent.rpartition(".")[2] in MLP_NAMES or parent == ""
-            if inside_mlp and leaf in MLP_OUTPUT_NAMES and getattr(module, "weight", None) is not None:
-                if module.weight.ndim == 2:
-                    return module
+            weight = getattr(module, "weight", None)
+            if inside_mlp and leaf in MLP_OUTPUT_NAMES and weight is not None and weight.ndim == 2:
+                return module
         return None
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of a model's language part."""
+    config: Any = model.config
+    return config.get_text_config()
 
 
 def find_layers(model: nn.Module) -> tuple[nn.Module, str]:
@@ -150,8 +167,9 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, str]:
     Raises:
         ModelError: there is not exactly one list of ``num_hidden_layers`` layers.
     """
-    num_layers = model.config.get_text_config().num_hidden_layers
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    num_layers = text_config(model).num_hidden_layers
+    whole: Any = model
+    decoder: nn.Module = whole.get_decoder() if hasattr(model, "get_decoder") else model
     found = [
         (owner, name)
         for owner in decoder.modules()

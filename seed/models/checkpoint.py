@@ -41,7 +41,8 @@ def write_checkpoint(
     ``model`` is converted in place. Raises ResourceError when the disk does not take it.
     """
     with folder.replace_directory(target) as aside:
-        model.to(dtype).save_pretrained(aside)
+        exported: Any = model.to(dtype)
+        exported.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         (aside / "README.md").write_text(card, encoding="utf-8")
         (aside / "seed.json").write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
@@ -67,7 +68,9 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
         ) from error
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
     if wrong:
-        raise ModelError(f"{path}: weights do not match the config ({wrong}). Remove the directory and export it again.")
+        raise ModelError(
+            f"{path}: weights do not match the config ({wrong}). Remove the directory and export it again."
+        )
     result: nn.Module = model.to(device).eval().requires_grad_(False)
     return result
 
@@ -112,6 +115,8 @@ def _decode_cached(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
     output = model(input_ids=tokens_BT[:, :half], use_cache=True)
     pieces = [output.logits]
     for position in range(half, tokens_BT.shape[1]):
-        output = model(input_ids=tokens_BT[:, position : position + 1], past_key_values=output.past_key_values, use_cache=True)
+        output = model(
+            input_ids=tokens_BT[:, position : position + 1], past_key_values=output.past_key_values, use_cache=True
+        )
         pieces.append(output.logits)
     return torch.cat(pieces, dim=1)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from seed.errors import ModelError
-from seed.models.anatomy import Anatomy
+from seed.models.anatomy import Anatomy, text_config
 from seed.records import Candidate
 
 INDEX_NAMES = ("layer_idx", "layer_id", "layer_number")
@@ -33,7 +33,13 @@ REMAPPED_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer
 # The first n layers are of another kind: count those that are kept.
 LEADING_COUNTS = ("first_k_dense_replace", "num_dense_layers")
 # Periods over the index survive no removal; 1 (every layer) is the only harmless value.
-PERIODS = ("attn_layer_period", "expert_layer_period", "moe_layer_freq", "interleave_moe_layer_step", "cross_attention_interval")
+PERIODS = (
+    "attn_layer_period",
+    "expert_layer_period",
+    "moe_layer_freq",
+    "interleave_moe_layer_step",
+    "cross_attention_interval",
+)
 REFUSED_TYPES = {
     "jamba": "its attention and expert layers are placed by a period over the layer index",
     "gemma3n_text": "its later layers share the keys and values of earlier ones",
@@ -60,7 +66,9 @@ def refuse_unfit(config: Any) -> None:
     if getattr(config, "quantization_config", None) is not None:
         reason = "its weights are quantized, and recovery needs the original ones"
     if reason:
-        raise ModelError(f"{text.model_type}: Seed cannot remove layers from this model, since {reason}. Choose another model.")
+        raise ModelError(
+            f"{text.model_type}: Seed cannot remove layers from this model, since {reason}. Choose another model."
+        )
 
 
 def repair_config(config: Any, kept_layers: Sequence[int]) -> dict[str, Any]:
@@ -105,8 +113,8 @@ def view_layers(anatomy: Anatomy, candidate: Candidate) -> Iterator[nn.Module]:
     original = anatomy.layers
     kept = [original[layer] for layer in candidate.kept_layers]
     undo: list[tuple[nn.Module, str, Any]] = []
-    configs = {id(module.config): module.config for module in anatomy.model.modules() if hasattr(module, "config")}
-    texts = {id(config.get_text_config()): config.get_text_config() for config in configs.values()}
+    configs = [text_config(module) for module in anatomy.model.modules() if hasattr(module, "config")]
+    texts = {id(config): config for config in configs}
     befores = [(config, repair_config(config, candidate.kept_layers)) for config in texts.values()]
     setattr(anatomy.owner, anatomy.attribute, nn.ModuleList(kept))
     for position, (layer, module) in enumerate(zip(candidate.kept_layers, kept, strict=True)):

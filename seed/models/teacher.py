@@ -79,7 +79,9 @@ def check_source(source: ModelSource, *, presets: list[str]) -> None:
     near = difflib.get_close_matches(source.location.lower(), presets, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else f" Known names: {', '.join(presets)}."
     if source.location.startswith((".", "/", "~")) or source.location.count("/") > 1:
-        raise ModelError(f"--model {source.location}: no such directory. Give a directory with config.json and weights.")
+        raise ModelError(
+            f"--model {source.location}: no such directory. Give a directory with config.json and weights."
+        )
     if "/" not in source.location or not HUB_ID.fullmatch(source.location):
         raise ModelError(
             f"--model {source.location}: neither a known name, nor a directory, nor a hub id (OWNER/NAME).{hint}"
@@ -132,10 +134,16 @@ def _check_directory(path: Path) -> None:
             "model.safetensors",
             "model.safetensors.index.json",
         ],
-        "a tokenizer (tokenizer.json, tokenizer.model or vocab.json)": ["tokenizer.json", "tokenizer.model", "vocab.json"],
+        "a tokenizer (tokenizer.json, tokenizer.model or vocab.json)": [
+            "tokenizer.json",
+            "tokenizer.model",
+            "vocab.json",
+        ],
     }
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        raise ModelError(f"{path}: a LoRA adapter, not a whole model. Merge it into its base model first (merge_and_unload).")
+        raise ModelError(
+            f"{path}: a LoRA adapter, not a whole model. Merge it into its base model first (merge_and_unload)."
+        )
     for what, names in wanted.items():
         if not any((path / name).is_file() for name in names):
             other = next(iter([*path.glob("pytorch_model*.bin"), *path.glob("*.pt"), *path.glob("*.gguf")]), None)
@@ -156,13 +164,23 @@ def _explain(source: ModelSource, error: BaseException) -> ModelError:
     kinds = {type(link).__name__ for link in chain}
     message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if kinds & {"GatedRepoError"}:
-        return ModelError(f"{named}: the hub asks you to accept this model's licence first. Accept it on its page, then run: hf auth login")
+        return ModelError(
+            f"{named}: the hub asks you to accept this model's licence first. Accept it on its page, then run: hf auth login"
+        )
     if kinds & {"RepositoryNotFoundError", "RevisionNotFoundError"}:
-        return ModelError(f"{named}: the hub knows no such model or revision. Check the name (OWNER/NAME) and --revision.")
+        return ModelError(
+            f"{named}: the hub knows no such model or revision. Check the name (OWNER/NAME) and --revision."
+        )
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}:
         return ModelError(f"{named}: not in the local cache, and the hub cannot be reached. {OFFLINE_CURE}")
     if "trust_remote_code" in str(error):
-        return ModelError(f"{named}: this model brings its own code. If you trust its authors, add --trust-remote-code.")
+        return ModelError(
+            f"{named}: this model brings its own code. If you trust its authors, add --trust-remote-code."
+        )
     if "safetensors" in str(error):
-        return ModelError(f"{named}: no safetensors weights there ({message}). Seed reads nothing else: convert them first.")
-    return ModelError(f"{named}: cannot be loaded ({type(error).__name__}: {message}). Check that transformers can open it.")
+        return ModelError(
+            f"{named}: no safetensors weights there ({message}). Seed reads nothing else: convert them first."
+        )
+    return ModelError(
+        f"{named}: cannot be loaded ({type(error).__name__}: {message}). Check that transformers can open it."
+    )

@@ -63,7 +63,9 @@ def select_frontier(
     leaders = [
         leader
         for leader in leaders
-        if not any(dominates(other.evaluation, leader.evaluation, rung=rung) for other in leaders if other is not leader)
+        if not any(
+            dominates(other.evaluation, leader.evaluation, rung=rung) for other in leaders if other is not leader
+        )
     ]
     leaders.sort(key=lambda trial: -trial.evaluation.size.num_params)
     if len(leaders) > size:  # thin evenly, both ends kept
@@ -81,7 +83,9 @@ def select_frontier(
         chosen += more[: size - len(chosen)]
         rank += 1
     certainty = {
-        leader.evaluation.latency.structure: _weigh(by_structure[leader.evaluation.latency.structure], rung, load_losses)
+        leader.evaluation.latency.structure: _weigh(
+            by_structure[leader.evaluation.latency.structure], rung, load_losses
+        )
         for leader in leaders
     }
     members = [
@@ -130,7 +134,9 @@ def _keeps_limits(
     )
 
 
-def _weigh(group: Sequence[TrialRecord], rung: str, load_losses: LoadLosses) -> dict[int, tuple[float, tuple[str, ...]]]:
+def _weigh(
+    group: Sequence[TrialRecord], rung: str, load_losses: LoadLosses
+) -> dict[int, tuple[float, tuple[str, ...]]]:
     """For each trial of a structure: its bootstrap probability of being best, and whom it is tied with."""
     qualities = [trial.evaluation.qualities[rung] for trial in group]
     loaded = [load_losses(quality) for quality in qualities]
@@ -148,9 +154,7 @@ def _weigh(group: Sequence[TrialRecord], rung: str, load_losses: LoadLosses) -> 
         residuals = differences - means[:, None] * counts
         errors = np.sqrt(num_documents / max(1, num_documents - 1) * (residuals**2).sum(axis=1)) / counts.sum()
         tied = [
-            other.evaluation.candidate.key
-            for j, other in enumerate(group)
-            if j != i and abs(means[j]) <= 2 * errors[j]
+            other.evaluation.candidate.key for j, other in enumerate(group) if j != i and abs(means[j]) <= 2 * errors[j]
         ]
         result[trial.number] = (float(wins[i]), tuple(tied))
     return result

@@ -109,7 +109,9 @@ def load_preset(path: Path) -> Preset:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SpaceError(f"{path}: cannot be read ({error.strerror}). Give a TOML file like those in search_spaces/.") from error
+        raise SpaceError(
+            f"{path}: cannot be read ({error.strerror}). Give a TOML file like those in search_spaces/."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpaceError(f"{path}: not valid TOML ({error}). Mend that place.") from error
     try:
@@ -211,7 +213,9 @@ def draw_candidate(space: SearchSpace, rng: random.Random) -> Candidate:
 def drop_layers(num_layers: int, dropped: "list[int] | tuple[int, ...] | set[int]") -> Candidate:
     """Return the candidate without these layers."""
     gone = set(dropped)
-    return Candidate(num_layers=num_layers, kept_layers=tuple(layer for layer in range(num_layers) if layer not in gone))
+    return Candidate(
+        num_layers=num_layers, kept_layers=tuple(layer for layer in range(num_layers) if layer not in gone)
+    )
 
 
 def contains(space: SearchSpace, candidate: Candidate) -> bool:

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-import plotly.graph_objects as go  # type: ignore[import-untyped]
+import plotly.graph_objects as go
 
 from seed.records import DistillResult, Evaluation, Latency, Quality, Size
 from seed.reporting.wording import format_count, list_layers, name_drop

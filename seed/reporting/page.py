@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import msgspec
-import plotly.graph_objects as go  # type: ignore[import-untyped]
+import plotly.graph_objects as go
 
 from seed import folder
 from seed.records import DistillResult, FrontierMember, Quality, Size, StudyRecord

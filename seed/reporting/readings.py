@@ -31,8 +31,11 @@ def find_links(record: StudyRecord, scored: dict[str, Quality]) -> list[tuple[Ev
 
 
 def count_drops(record: StudyRecord) -> list[tuple[int, int, int, list[float]]]:
-    """Return for each depth: dropped layers, how many candidates count as best, how many were scored, and the share of
-    the best that drops each layer, of shape (num_layers,)."""
+    """Return a row for each depth: which layers its best candidates drop.
+
+    A row is (dropped layers, how many candidates count as best, how many were scored, share of the best that drops
+    each layer: a list of num_layers numbers).
+    """
     scored = read_scored(record)
     candidates = {trial.evaluation.candidate.key: trial.evaluation.candidate for trial in record.trials}
     by_depth: dict[int, list[str]] = {}

@@ -6,9 +6,7 @@ from seed.console import Terminal, format_bytes
 from seed.records import DenseResult, DistillResult, Latency, StudyRecord
 
 
-def show_result(
-    terminal: Terminal, record: StudyRecord, *, report: Path, models: Path, storage: str
-) -> None:
+def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models: Path, storage: str) -> None:
     """Print the dense model, the table of the distilled frontier, and where everything lies.
 
     ``models`` is the folder of exported checkpoints, ``storage`` what Optuna Dashboard opens.
@@ -20,7 +18,9 @@ def show_result(
         f"{dense.latency.median_ms:.1f} ms to {dense.latency.workload}; {dense.size.num_params:,} parameters"
     )
     if record.distilled:
-        terminal.show_table(*distilled_table(record.distilled, dense), title="Distilled frontier (ratios to the dense model, test text)")
+        terminal.show_table(
+            *distilled_table(record.distilled, dense), title="Distilled frontier (ratios to the dense model, test text)"
+        )
         for index, result in enumerate(record.distilled):
             terminal.say(("models:    " if index == 0 else "           ") + str(models / result.candidate.key))
     else:
@@ -37,7 +37,9 @@ def show_result(
             for member in record.frontier.members
         ]
         columns = ["dropped layers", "parameters", "PPL ratio", "latency ratio", "P(best of its depth)", "tied with"]
-        terminal.show_table(columns, rows, title=f"Frontier by the proxy ({rung.replace('_', ' ')}, validation text), not distilled")
+        terminal.show_table(
+            columns, rows, title=f"Frontier by the proxy ({rung.replace('_', ' ')}, validation text), not distilled"
+        )
     terminal.say(f"report:    {report}")
     terminal.say(f"dashboard: optuna-dashboard {storage}")
     terminal.say(f"proxy:     {record.agreement.verdict}")
@@ -45,7 +47,17 @@ def show_result(
 
 def distilled_table(results: tuple[DistillResult, ...], dense: DenseResult) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the distilled models."""
-    columns = ["dropped layers", "parameters", "weights", "KV/token", "PPL ratio", "unrecovered", "KL", "top-1", "latency ratio"]
+    columns = [
+        "dropped layers",
+        "parameters",
+        "weights",
+        "KV/token",
+        "PPL ratio",
+        "unrecovered",
+        "KL",
+        "top-1",
+        "latency ratio",
+    ]
     has_score = any(result.user_score is not None for result in results)
     rows = []
     for result in results:
@@ -61,7 +73,9 @@ def distilled_table(results: tuple[DistillResult, ...], dense: DenseResult) -> t
             show_ratio(result.latency),
         ]
         rows.append([*row, f"{result.user_score:g}"] if has_score else row)
-    return [*columns, f"yours (dense {dense.user_score:g})" if dense.user_score is not None else "yours"][: 9 + has_score], rows
+    return [*columns, f"yours (dense {dense.user_score:g})" if dense.user_score is not None else "yours"][
+        : 9 + has_score
+    ], rows
 
 
 def show_ratio(latency: Latency) -> str:

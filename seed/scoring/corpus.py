@@ -115,6 +115,27 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
     return streams
 
 
+def open_test_stream(source: str, tokenizer: Any, *, window_tokens: int, bos_each_window: bool) -> TokenStream:
+    """Return a source to be judged on: the test split where it has splits of its own, else all of it.
+
+    Raises:
+        CorpusError: it is missing, unreadable or too short.
+    """
+    documents = read_source(source, tokenizer)
+    has_own_splits = source == "demo" or source in NAMED_SOURCES or source.startswith("hub:")
+    chosen = documents["test"] if has_own_splits else [text for split in SPLITS for text in documents[split]]
+    return tokenize(
+        chosen,
+        tokenizer,
+        window_tokens=window_tokens,
+        max_tokens=None,
+        separate=source not in NAMED_SOURCES,
+        begin=tokenizer.bos_token_id if bos_each_window else None,
+        source=source,
+        purpose="test",
+    )
+
+
 def read_source(source: str, tokenizer: Any) -> dict[str, list[str]]:
     """Return the documents of a source by split; its own splits where it has them.
 
@@ -290,7 +311,9 @@ def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any) -> 
         ) from error
     splits = {"recovery": "train", "validation": "validation", "test": "test"}
     rows = {
-        ours: [render_row(row, tokenizer, place=f"{source} ({theirs}, row {i})") for i, row in enumerate(loaded[theirs])]
+        ours: [
+            render_row(row, tokenizer, place=f"{source} ({theirs}, row {i})") for i, row in enumerate(loaded[theirs])
+        ]
         for ours, theirs in splits.items()
         if theirs in loaded
     }
@@ -304,7 +327,7 @@ def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any) -> 
 
 
 def join_articles(lines: Sequence[str]) -> list[str]:
-    """Join WikiText's lines as papers do (two line ends between lines), one document for each article.
+    r"""Join WikiText's lines as papers do (two line ends between lines), one document for each article.
 
     The documents' concatenation is the text that papers score: "\\n\\n".join(lines), then a last "\\n\\n".
     """

@@ -40,7 +40,10 @@ class DistillSettings:
     looks: int = 8  # validations after step 0, evenly spread; the last is at the last step
 
     def __post_init__(self) -> None:
-        assert self.steps >= 1 and self.batch_windows >= 1 and self.micro_batch >= 1 and self.learning_rate > 0
+        assert self.steps >= 1
+        assert self.batch_windows >= 1
+        assert self.micro_batch >= 1
+        assert self.learning_rate > 0
 
     @property
     def fingerprint(self) -> str:
@@ -124,7 +127,12 @@ def distill(
                 "best_loss": best_loss,
                 "divergences": divergences,
                 "curve": [
-                    {"step": p.step, "tokens": p.tokens, "validation_loss": p.validation_loss, "kl_divergence": p.kl_divergence}
+                    {
+                        "step": p.step,
+                        "tokens": p.tokens,
+                        "validation_loss": p.validation_loss,
+                        "kl_divergence": p.kl_divergence,
+                    }
                     for p in curve
                 ],
             }

@@ -61,7 +61,9 @@ def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
 
 
 @torch.inference_mode()
-def decode_once(model: Any, prompt_BT: torch.Tensor, *, new_tokens: int, make_cache: Callable[[], Any] | None) -> Timing:
+def decode_once(
+    model: Any, prompt_BT: torch.Tensor, *, new_tokens: int, make_cache: Callable[[], Any] | None
+) -> Timing:
     """Prefill and greedy decoding, timed apart. ``make_cache`` gives a static cache for compiled models."""
     cache = make_cache() if make_cache else None
     begin = _now(prompt_BT.device)
@@ -96,9 +98,7 @@ def prepare_run(model: nn.Module, workload: Workload, *, vocabulary: int) -> Run
     return run
 
 
-def measure_pair(
-    dense: RunOnce, cut: RunOnce, workload: Workload, *, structure: str, device: str
-) -> Latency:
+def measure_pair(dense: RunOnce, cut: RunOnce, workload: Workload, *, structure: str, device: str) -> Latency:
     """Run both in turns, after one warm-up each, and return the cut model's latency beside the dense one's."""
     dense(), cut()
     pairs = []
@@ -110,9 +110,7 @@ def measure_pair(
             pairs.append((dense(), cut()))
     decode = np.array([[a.decode_ms, b.decode_ms] for a, b in pairs])
     prefill = np.array([[a.prefill_ms, b.prefill_ms] for a, b in pairs])
-    return summarise_pairs(
-        decode, prefill, structure=structure, workload=workload.describe(), device=device
-    )
+    return summarise_pairs(decode, prefill, structure=structure, workload=workload.describe(), device=device)
 
 
 def summarise_pairs(
@@ -149,10 +147,14 @@ def run_command(command: str, directory: Path) -> float:
     try:
         done = subprocess.run([*shlex.split(command), str(directory)], capture_output=True, text=True, check=False)
     except (OSError, ValueError) as error:
-        raise CommandError(f"{command}: cannot be started ({error}). Give a command as you would type it in a shell.") from error
+        raise CommandError(
+            f"{command}: cannot be started ({error}). Give a command as you would type it in a shell."
+        ) from error
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise CommandError(f"{command} {directory}: exit code {done.returncode} ({last}). It must succeed on any checkpoint directory.")
+        raise CommandError(
+            f"{command} {directory}: exit code {done.returncode} ({last}). It must succeed on any checkpoint directory."
+        )
     for word in reversed(done.stdout.split()):
         try:
             number = float(word)

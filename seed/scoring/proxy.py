@@ -61,7 +61,9 @@ class Proxy:
         self.rung = rung
         self.short = short
         self.latency_of = latency_of
-        self.closed_form = make_walker(instruments, refit=True) if instruments.gains is not None and rung != "none" else None
+        self.closed_form = (
+            make_walker(instruments, refit=True) if instruments.gains is not None and rung != "none" else None
+        )
         needs_raw = rung != "closed_form"
         self.unrecovered = make_walker(instruments, refit=False) if needs_raw else None
 

@@ -83,7 +83,9 @@ def sum_by_document(losses_NT: np.ndarray, stream: TokenStream) -> DocumentLosse
 
 
 @torch.no_grad()
-def measure_losses(compute: ComputeLogits, stream: TokenStream, *, micro_batch: int, device: torch.device) -> DocumentLosses:
+def measure_losses(
+    compute: ComputeLogits, stream: TokenStream, *, micro_batch: int, device: torch.device
+) -> DocumentLosses:
     """Losses of a model on a stream."""
     rows = [
         token_losses(compute(tokens), tokens).cpu().numpy()

@@ -111,7 +111,9 @@ class SubsetWalker:
         return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=correction)
 
 
-def estimate_memory(*, num_layers: int, width: int, calibration_tokens: int, validation_tokens: int, number_bytes: int) -> int:
+def estimate_memory(
+    *, num_layers: int, width: int, calibration_tokens: int, validation_tokens: int, number_bytes: int
+) -> int:
     """Bytes of stored states at most: (L + 1) * (2 C + V) * D numbers."""
     return (num_layers + 1) * (2 * calibration_tokens + validation_tokens) * width * number_bytes
 

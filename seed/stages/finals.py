@@ -19,7 +19,15 @@ from seed.records import Candidate, DenseResult, DistillResult, Latency, Quality
 from seed.reporting.card import write_card
 from seed.scoring.distillation import DistillSettings, distill, tune_learning_rate
 from seed.scoring.latency import run_command
-from seed.scoring.proxy import Instruments, choose_start, keep_quality, make_walker, size_of, start_student, validation_losses
+from seed.scoring.proxy import (
+    Instruments,
+    choose_start,
+    keep_quality,
+    make_walker,
+    size_of,
+    start_student,
+    validation_losses,
+)
 from seed.scoring.quality import compare_models, judge, logits_of, measure_losses
 from seed.scoring.refit import Refit
 from seed.stages.workbench import Workbench, resolve_location
@@ -27,7 +35,9 @@ from seed.stages.workbench import Workbench, resolve_location
 TUNING_SHARE = 10  # a rate is tried on one tenth of the budget
 
 
-def full_settings(bench: Workbench, *, distill_tokens: int, learning_rate: float, rng_seed: int | None = None) -> DistillSettings:
+def full_settings(
+    bench: Workbench, *, distill_tokens: int, learning_rate: float, rng_seed: int | None = None
+) -> DistillSettings:
     """Budget of a full distillation: whole steps of the protocol's batch."""
     batch_tokens = bench.batch_windows * bench.protocol.window_tokens
     return DistillSettings(
@@ -37,6 +47,13 @@ def full_settings(bench: Workbench, *, distill_tokens: int, learning_rate: float
         learning_rate=learning_rate,
         rng_seed=bench.protocol.rng_seed if rng_seed is None else rng_seed,
     )
+
+
+def count_work(bench: Workbench, settings: DistillSettings) -> float:
+    """Work of one final in steps of its distillation: measuring the starts and judging the end count too."""
+    validation, test = bench.streams["validation"].num_tokens, bench.streams["test"].num_tokens
+    step_forwards = 4 * settings.batch_windows * bench.protocol.window_tokens
+    return settings.steps + (4 * validation + 2 * bench.protocol.calibration_tokens + 3 * test) / step_forwards
 
 
 def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) -> DenseResult:
@@ -129,7 +146,7 @@ def distill_member(
     latency: Latency,
     settings: DistillSettings,
     eval_command: str | None,
-    on_step: Callable[[int], None],
+    on_work: Callable[[float], None],
 ) -> DistillResult:
     """Distill, export and judge one candidate; return the finished result at once if there is one."""
     result_path, model_path = bench.folder.result(candidate.key), bench.folder.model(candidate.key)
@@ -137,10 +154,19 @@ def distill_member(
     if result_path.exists() and any(model_path.glob("model*.safetensors")):
         known = folder.read_record(result_path, DistillResult)
         if known.settings == described:
-            on_step(settings.steps)
+            on_work(count_work(bench, settings))
             return _add_user_score(bench, known, eval_command)
     began = time.monotonic()
+    around = (count_work(bench, settings) - settings.steps) / 2
     start, refit = prepare_start(instruments, candidate)
+    on_work(around)
+    finished = 0
+
+    def report_step(step: int) -> None:
+        nonlocal finished
+        on_work(step - finished)
+        finished = step
+
     student = start_student(instruments, candidate, refit)
     checkpoint = bench.folder.work / f"distill-{candidate.key}.pt"
     went = distill(
@@ -150,7 +176,7 @@ def distill_member(
         settings,
         validate=lambda model: validation_losses(instruments, model).loss,
         checkpoint=checkpoint,
-        on_step=on_step,
+        on_step=report_step,
     )
     provenance = {
         "seed": plan.seed_version,
@@ -164,7 +190,12 @@ def distill_member(
         "streams": msgspec.to_builtins(bench.protocol.streams),
     }
     write_checkpoint(
-        student, model_path, tokenizer=bench.teacher.tokenizer, dtype=bench.teacher.stored_dtype, card="", provenance=provenance
+        student,
+        model_path,
+        tokenizer=bench.teacher.tokenizer,
+        dtype=bench.teacher.stored_dtype,
+        card="",
+        provenance=provenance,
     )
     del student
     validation, test, unrecovered = judge_exported(bench, instruments, candidate)
@@ -185,6 +216,7 @@ def distill_member(
     folder.write_bytes(model_path / "README.md", write_card(plan, bench.protocol, dense, result).encode())
     folder.write_record(result_path, result)
     checkpoint.unlink(missing_ok=True)
+    on_work(around)
     return _add_user_score(bench, result, eval_command)
 
 
@@ -229,7 +261,9 @@ def score_dense_for_user(bench: Workbench, dense: DenseResult, eval_command: str
     if not location.is_dir():  # a hub model: the cache holds it as a directory
         from huggingface_hub import snapshot_download
 
-        location = Path(snapshot_download(bench.protocol.location, revision=bench.teacher.commit, local_files_only=True))
+        location = Path(
+            snapshot_download(bench.protocol.location, revision=bench.teacher.commit, local_files_only=True)
+        )
     scored = msgspec.structs.replace(dense, user_score=run_command(eval_command, location))
     folder.write_record(bench.folder.dense, scored)
     return scored
@@ -238,6 +272,8 @@ def score_dense_for_user(bench: Workbench, dense: DenseResult, eval_command: str
 def _add_user_score(bench: Workbench, result: DistillResult, eval_command: str | None) -> DistillResult:
     if eval_command is None or result.user_score is not None:
         return result
-    scored = msgspec.structs.replace(result, user_score=run_command(eval_command, bench.folder.model(result.candidate.key)))
+    scored = msgspec.structs.replace(
+        result, user_score=run_command(eval_command, bench.folder.model(result.candidate.key))
+    )
     folder.write_record(bench.folder.result(result.candidate.key), scored)
     return scored

@@ -9,6 +9,7 @@ from seed.folder import StudyFolder
 from seed.optimize.frontier import measure_agreement
 from seed.optimize.study import open_storage, open_study, read_trials
 from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, StudyRecord
+from seed.reporting.page import write_page
 from seed.stages.planning import read_protocol
 
 
@@ -34,6 +35,17 @@ def gather_record(study: StudyFolder) -> StudyRecord:
         distilled=distilled,
         agreement=measure_agreement(frontier, distilled),
     )
+
+
+def refresh_report(study: StudyFolder) -> StudyRecord:
+    """Gather the study and write its report.
+
+    Raises:
+        StudyError: the study is not searched yet, or torn.
+    """
+    record = gather_record(study)
+    write_page(record, study.report, command=record.plan.command)
+    return record
 
 
 def read_distilled(study: StudyFolder) -> tuple[DistillResult, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from seed import folder
 from seed.console import format_bytes
-from seed.errors import SpaceError, SeedError
+from seed.errors import SeedError, SpaceError
 from seed.folder import StudyFolder
 from seed.models.checkpoint import write_checkpoint
 from seed.models.surgery import make_student, view_layers
@@ -107,7 +107,12 @@ def _measure_by_command(bench: Workbench, candidate: Candidate, structure: str, 
 
 
 def bound_space(
-    bench: Workbench, instruments: Instruments, table: dict[str, Latency], *, max_latency_ratio: float | None, max_memory: float | None
+    bench: Workbench,
+    instruments: Instruments,
+    table: dict[str, Latency],
+    *,
+    max_latency_ratio: float | None,
+    max_memory: float | None,
 ) -> SearchSpace:
     """Turn limits on latency and memory into a bound on how few layers may go, before the first trial.
 
@@ -124,7 +129,9 @@ def bound_space(
         memory = size.weight_bytes + size.kv_bytes_per_token * tokens
         if num_dropped == space.max_dropped:
             reached = f"with {num_dropped} layers dropped the latency ratio is {ratio:.3f} and memory is {format_bytes(memory)}"
-        if (max_latency_ratio is not None and ratio > max_latency_ratio) or (max_memory is not None and memory > max_memory):
+        if (max_latency_ratio is not None and ratio > max_latency_ratio) or (
+            max_memory is not None and memory > max_memory
+        ):
             break
         fewest = num_dropped
     if fewest > space.max_dropped:

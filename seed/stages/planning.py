@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that wrong input is answered at once.
 """
 
+import argparse
 import datetime
 import math
 import os
@@ -74,9 +75,12 @@ class SearchSettings:
         for field in fields(self):
             value = getattr(self, field.name)
             flag = "--" + field.name.replace("_", "-")
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and field.name not in ("rng_seed", "rung"):
-                if not value > 0 or not math.isfinite(value):
-                    raise SeedError(f"{flag} {value}: must be above 0.")
+            if (
+                isinstance(value, (int, float))
+                and not isinstance(value, bool)
+                and field.name not in ("rng_seed", "rung")
+            ) and (not value > 0 or not math.isfinite(value)):
+                raise SeedError(f"{flag} {value}: must be above 0.")
         if self.rung is not None and self.rung not in RUNG_NAMES:
             raise SeedError(
                 f"--rung {self.rung}: the objective is 1 (closed-form recovery) or 2 (short distillation). "
@@ -91,7 +95,9 @@ class SearchSettings:
         if self.max_ppl_ratio is not None and self.max_ppl_ratio <= 1:
             raise SeedError(f"--max-ppl-ratio {self.max_ppl_ratio}: a ratio to the dense model, above 1. Try 1.1.")
         if self.max_latency_ratio is not None and self.max_latency_ratio >= 1:
-            raise SeedError(f"--max-latency-ratio {self.max_latency_ratio}: a ratio to the dense model, below 1. Try 0.9.")
+            raise SeedError(
+                f"--max-latency-ratio {self.max_latency_ratio}: a ratio to the dense model, below 1. Try 0.9."
+            )
         if self.storage:
             check_storage_url(self.storage)
 
@@ -111,7 +117,9 @@ def find_preset(settings: SearchSettings) -> Preset | None:
 
 def name_default_study(model: str) -> str:
     """A folder name for the study of a model: the last part of its name or path."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).expanduser().resolve().name if model in (".", "..") else Path(model).name)
+    name = re.sub(
+        r"[^A-Za-z0-9._-]+", "-", Path(model).expanduser().resolve().name if model in (".", "..") else Path(model).name
+    )
     return name.strip("-.") or "study"
 
 
@@ -131,7 +139,9 @@ def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
     ]
 
 
-def make_plan(settings: SearchSettings, protocol: Protocol, *, name: str, trials: int, distill_tokens: int) -> SearchPlan:
+def make_plan(
+    settings: SearchSettings, protocol: Protocol, *, name: str, trials: int, distill_tokens: int
+) -> SearchPlan:
     """Return the plan of a study."""
     return SearchPlan(
         name=name,
@@ -201,6 +211,21 @@ def parse_bytes(text: str) -> float:
     if not match:
         raise ValueError(text)
     return float(match[1]) * {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]]
+
+
+def positive_int(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
 
 
 def quiet_libraries() -> None:

@@ -18,7 +18,6 @@ from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import prove_round_trip
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, choose_dtype, open_teacher
 from seed.optimize.space import Preset, default_preset, drop_layers, list_presets, make_space
-from seed.stages.planning import RUNG_NAMES, SearchSettings, check_dropped
 from seed.records import Environment, Protocol
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
 from seed.scoring.distillation import DistillSettings
@@ -26,6 +25,7 @@ from seed.scoring.latency import Workload
 from seed.scoring.proxy import Instruments, make_walker, start_student
 from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
 from seed.scoring.refit import measure_gains
+from seed.stages.planning import RUNG_NAMES, SearchSettings, check_dropped
 
 RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized
 DEFAULT_RUNG = 1
@@ -75,9 +75,7 @@ def locate_model(name: str, *, preset: Preset | None) -> str:
     return preset.model.name if preset is not None and name in list_presets() else name
 
 
-def open_for_search(
-    settings: SearchSettings, preset: Preset | None, *, study: StudyFolder
-) -> tuple[Workbench, Preset]:
+def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: StudyFolder) -> tuple[Workbench, Preset]:
     """Open model and text as the settings say, and fix the protocol.
 
     Raises:
@@ -104,7 +102,9 @@ def open_for_search(
     window = settings.window_tokens or preset.data.window_tokens
     longest = getattr(anatomy.config, "max_position_embeddings", None) or window
     if window > longest or window < 2:
-        raise CorpusError(f"--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between.")
+        raise CorpusError(
+            f"--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between."
+        )
     request = CorpusRequest(
         recovery=settings.recovery_text or preset.data.corpus,
         validation=settings.validation_text,
@@ -167,10 +167,14 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
             f"{study.root}: was measured on {protocol.device}, and this is {name_device(device)}. "
             "Continue on that device, or start a study of another name."
         )
-    source = ModelSource(location=protocol.location, revision=protocol.revision, trust_remote_code=protocol.trust_remote_code)
+    source = ModelSource(
+        location=protocol.location, revision=protocol.revision, trust_remote_code=protocol.trust_remote_code
+    )
     teacher, anatomy = _open_model(source, device=device, dtype=dtype)
     if protocol.weights_sha256 and hash_weights(resolve_location(protocol.location)) != protocol.weights_sha256:
-        raise ModelError(f"{protocol.location}: its weights changed since {study.root} was planned. Start a study of another name.")
+        raise ModelError(
+            f"{protocol.location}: its weights changed since {study.root} was planned. Start a study of another name."
+        )
     request = CorpusRequest(
         recovery=protocol.recovery_text,
         validation=protocol.validation_text,
@@ -355,5 +359,3 @@ def _name_processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-

@@ -1,0 +1,121 @@
+"""Distill one more model out of a finished study: python -m seed.distill studies/gpt2-small --trial 17
+
+The same loop, data and judge as the search's own finals; the report is written again.
+"""
+
+import argparse
+from pathlib import Path
+
+from seed import folder
+from seed.console import Terminal, run_command
+from seed.errors import StudyError
+from seed.records import DenseResult, DistillResult, SearchPlan
+from seed.stages import planning
+
+
+def distill_trial(
+    path: Path,
+    *,
+    trial: int,
+    terminal: Terminal,
+    distill_tokens: int | None = None,
+    learning_rate: float | None = None,
+    eval_command: str | None = None,
+    device: str | None = None,
+) -> DistillResult:
+    """Distill, export and judge the candidate of a trial, and return its record.
+
+    Raises:
+        SeedError: no such study or trial, or model or text changed since.
+    """
+    study = folder.open_existing(path)
+    plan = folder.read_record(study.plan, SearchPlan)
+    protocol = planning.read_protocol(plan, place=study.root)
+    planning.quiet_libraries()
+    from seed.stages import finals, workbench
+    from seed.stages.gathering import gather_record, refresh_report
+
+    with folder.lock(study):
+        record = gather_record(study)
+        chosen = {known.number: known for known in record.trials}
+        if trial not in chosen:
+            raise StudyError(
+                f"--trial {trial}: {study.root} has no such finished trial; its trials are numbered "
+                f"{min(chosen)} to {max(chosen)}. The report's table and Optuna Dashboard list them."
+            )
+        terminal.say(f"opening {protocol.model}")
+        bench = workbench.reopen(study, protocol, device_name=device)
+        instruments = workbench.prepare_instruments(bench)
+        evaluation = chosen[trial].evaluation
+        rate = learning_rate or _known_rate(record.distilled) or protocol.short_learning_rate
+        settings = finals.full_settings(bench, distill_tokens=distill_tokens or plan.distill_tokens, learning_rate=rate)
+        folder.require_room(
+            study.root,
+            needed_bytes=evaluation.size.weight_bytes + 16 * evaluation.size.num_params,
+            purpose="this distillation",
+        )
+        dense = folder.read_record(study.dense, DenseResult)
+        with terminal.stage("distill", total=finals.count_work(bench, settings)) as advance:
+            result = finals.distill_member(
+                bench,
+                instruments,
+                plan,
+                dense,
+                evaluation.candidate,
+                trial_number=trial,
+                latency=evaluation.latency,
+                settings=settings,
+                eval_command=eval_command,
+                on_work=lambda amount: advance(amount, evaluation.candidate.key),
+            )
+        refresh_report(study)
+    terminal.say(
+        f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
+        f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"
+    )
+    terminal.say(f"model:  {study.model(result.candidate.key)}")
+    terminal.say(f"report: {study.report}")
+    return result
+
+
+def _known_rate(distilled: tuple[DistillResult, ...]) -> float | None:
+    """The learning rate that the study's own finals used."""
+    return float(distilled[0].settings["learning_rate"]) if distilled else None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seed.distill", description="Distill and export one more candidate of a finished study."
+    )
+    parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
+    parser.add_argument("--trial", type=int, required=True, metavar="N", help="number of the trial, as in the report")
+    parser.add_argument(
+        "--distill-tokens", type=planning.positive_int, metavar="N", help="recovery tokens (default: the study's)"
+    )
+    parser.add_argument(
+        "--learning-rate", type=planning.positive_float, metavar="R", help="peak rate (default: the study's)"
+    )
+    parser.add_argument(
+        "--eval-command", metavar="CMD", help="your own judge: gets the model's directory, prints a number"
+    )
+    parser.add_argument("--device", help="default: as chosen for the search")
+    return parser
+
+
+def main() -> None:
+    """Read the command line and distill."""
+    args = make_parser().parse_args()
+    distill_trial(
+        args.study,
+        trial=args.trial,
+        terminal=Terminal(),
+        distill_tokens=args.distill_tokens,
+        learning_rate=args.learning_rate,
+        eval_command=args.eval_command,
+        device=args.device,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,194 @@
+"""Perplexity and latency of any checkpoint, by Seed's protocol: python -m seed.evaluate studies/demo/models/drop-1
+
+A model inside a study is judged on that study's test text, beside its dense model. Any other model (a
+directory, a hub id, a preset's name) is judged alone, on the text you name.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from seed import folder
+from seed.console import Terminal, format_bytes, run_command
+from seed.errors import ModelError
+from seed.folder import StudyFolder
+from seed.optimize.space import list_presets, load_preset, presets_directory
+from seed.records import Latency, Quality, SearchPlan, Size
+from seed.stages import planning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What ``evaluate`` found. Ratios are to the study's dense model; 1 when there is none."""
+
+    test: Quality
+    latency: Latency
+    size: Size
+    protocol: str
+
+
+def evaluate_in_study(path: Path, study: StudyFolder, *, device: str | None = None) -> Judgement:
+    """Judge an exported model of a study on the study's test text, beside the dense model.
+
+    Raises:
+        SeedError: the checkpoint cannot be loaded, or model or text changed since the search.
+    """
+    plan = folder.read_record(study.plan, SearchPlan)
+    protocol = planning.read_protocol(plan, place=study.root)
+    planning.quiet_libraries()
+    from seed.models.checkpoint import load_checkpoint, measure_size
+    from seed.scoring.latency import measure_pair, prepare_run
+    from seed.scoring.quality import compare_models, judge, logits_of
+    from seed.stages import workbench
+
+    bench = workbench.reopen(study, protocol, device_name=device)
+    model = load_checkpoint(path, device=bench.device, dtype=bench.dtype)
+    dense, [(losses, closeness)] = compare_models(
+        logits_of(bench.teacher.model),
+        [logits_of(model)],
+        bench.streams["test"],
+        micro_batch=bench.micro_batch,
+        device=bench.device,
+    )
+    vocabulary = bench.anatomy.config.vocab_size
+    latency = measure_pair(
+        prepare_run(bench.teacher.model, bench.workload, vocabulary=vocabulary),
+        prepare_run(model, bench.workload, vocabulary=vocabulary),
+        bench.workload,
+        structure=path.name,
+        device=workbench.name_device(bench.device),
+    )
+    return Judgement(
+        test=judge(losses, dense, closeness=closeness),
+        latency=latency,
+        size=measure_size(model, dtype=bench.teacher.stored_dtype),
+        protocol=_describe(protocol.window_tokens, protocol.dtype, bench.streams["test"].source),
+    )
+
+
+def evaluate_alone(
+    name: str, *, text: str | None, window_tokens: int | None, test_tokens: int | None, device: str | None = None
+) -> Judgement:
+    """Judge any model on a text of its own: the whole of a file, or the test split of a corpus.
+
+    Raises:
+        SeedError: model or text cannot be opened.
+    """
+    preset = load_preset(presets_directory() / f"{name}.toml") if name in list_presets() else None
+    planning.quiet_libraries()
+    from seed.models.anatomy import text_config
+    from seed.models.checkpoint import measure_size
+    from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype, open_teacher
+    from seed.scoring.corpus import open_test_stream
+    from seed.scoring.latency import Workload, measure_pair, prepare_run
+    from seed.scoring.quality import choose_micro_batch, judge, logits_of, measure_losses
+    from seed.stages import workbench
+
+    location = workbench.locate_model(name, preset=preset)
+    source = ModelSource(
+        location=str(workbench.resolve_location(location)) if location == "demo" else location,
+        revision=preset.model.revision if preset else None,
+    )
+    check_source(source, presets=list_presets())
+    chosen = choose_device(device)
+    dtype = choose_dtype(None, device=chosen)
+    teacher = open_teacher(source, device=chosen, dtype=dtype)
+    config = text_config(teacher.model)
+    longest = getattr(config, "max_position_embeddings", None) or 1024
+    window = window_tokens or (preset.data.window_tokens if preset else min(1024, longest))
+    if not 2 <= window <= longest:
+        raise ModelError(
+            f"--window-tokens {window}: {name} reads 2 to {longest} tokens at once. Choose a number between."
+        )
+    stream = open_test_stream(
+        text or (preset.data.corpus if preset else "wikitext2"),
+        teacher.tokenizer,
+        window_tokens=window,
+        bos_each_window=config.model_type.startswith(workbench.NEED_BOS),
+    ).take_evenly(test_tokens)
+    micro_batch = choose_micro_batch(window, config.vocab_size)
+    losses = measure_losses(logits_of(teacher.model), stream, micro_batch=micro_batch, device=chosen)
+    workload = Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=5)
+    run = prepare_run(teacher.model, workload, vocabulary=config.vocab_size)
+    return Judgement(
+        test=judge(losses, losses),
+        latency=measure_pair(run, run, workload, structure=name, device=workbench.name_device(chosen)),
+        size=measure_size(teacher.model, dtype=teacher.stored_dtype),
+        protocol=_describe(window, str(dtype).removeprefix("torch."), stream.source),
+    )
+
+
+def _describe(window_tokens: int, dtype: str, source: str) -> str:
+    return (
+        f"{source}; non-overlapping windows of {window_tokens} tokens, the first of each unscored; computed in {dtype}"
+    )
+
+
+def find_study(path: Path) -> StudyFolder | None:
+    """The study that an exported model belongs to: studies/NAME/models/KEY."""
+    resolved = path.expanduser().resolve()
+    parents = resolved.parents
+    study = StudyFolder(parents[1]) if len(parents) > 1 and parents[0].name == "models" else None
+    return study if study is not None and study.plan.is_file() and resolved.is_dir() else None
+
+
+def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) -> None:
+    """Print what was found."""
+    test, latency, size = found.test, found.latency, found.size
+    terminal.say(f"text:       {found.protocol}; {test.tokens:,} tokens in {test.documents} documents")
+    ratio = f", ratio to dense {test.ppl_ratio:.4f} ± {test.ppl_ratio_standard_error:.4f}" if beside_dense else ""
+    terminal.say(
+        f"perplexity: {test.perplexity:.3f} (loss {test.loss:.4f} ± {test.standard_error:.4f} nats a token){ratio}"
+    )
+    if test.kl_divergence is not None and test.top1_agreement is not None:
+        terminal.say(
+            f"closeness:  KL {test.kl_divergence:.4f} nats a token, same top token in {test.top1_agreement:.1%}"
+        )
+    ratio = (
+        f", ratio to dense {latency.ratio:.3f} [{latency.ratio_low:.3f}, {latency.ratio_high:.3f}]"
+        if beside_dense
+        else ""
+    )
+    terminal.say(
+        f"latency:    {latency.median_ms:.1f} ms ({latency.p10_ms:.1f} to {latency.p90_ms:.1f}) to {latency.workload}, on {latency.device}{ratio}"
+    )
+    terminal.say(
+        f"size:       {size.num_params:,} parameters, {format_bytes(size.weight_bytes)} of weights, "
+        f"{format_bytes(size.kv_bytes_per_token)} of KV cache a token"
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seed.evaluate", description="Perplexity and latency of a checkpoint."
+    )
+    parser.add_argument("model", help="studies/NAME/models/KEY, any directory, a hub id, or a preset's name")
+    parser.add_argument("--test-text", metavar="SOURCE", help="text to judge on (default: the study's, or wikitext2)")
+    parser.add_argument("--window-tokens", type=planning.positive_int, metavar="N", help="length of the windows")
+    parser.add_argument(
+        "--test-tokens", type=planning.positive_int, metavar="N", help="use at most N tokens (default: all)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1")
+    return parser
+
+
+def main() -> None:
+    """Read the command line and judge."""
+    args = make_parser().parse_args()
+    study = find_study(Path(args.model)) if not (args.test_text or args.window_tokens or args.test_tokens) else None
+    if study is not None:
+        found = evaluate_in_study(Path(args.model), study, device=args.device)
+    else:
+        found = evaluate_alone(
+            args.model,
+            text=args.test_text,
+            window_tokens=args.window_tokens,
+            test_tokens=args.test_tokens,
+            device=args.device,
+        )
+    show_judgement(Terminal(), found, beside_dense=study is not None)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,29 @@
+"""Write a study's report again: python -m seed.report studies/demo
+
+Needs neither model nor text, only the study's folder.
+"""
+
+import argparse
+from pathlib import Path
+
+from seed import folder
+from seed.console import Terminal, run_command
+from seed.reporting.summary import show_result
+
+
+def main() -> None:
+    """Read the command line, write report.html and print the result."""
+    parser = argparse.ArgumentParser(prog="python -m seed.report", description="Write report.html of a study again.")
+    parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
+    study = folder.open_existing(parser.parse_args().study)
+    from seed.stages.gathering import refresh_report
+
+    with folder.lock(study):
+        record = refresh_report(study)
+    show_result(
+        Terminal(), record, report=study.report, models=study.models, storage=record.plan.storage or str(study.journal)
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,97 @@
+"""Tiny models and texts, made on the fly: real checkpoints of real families, small enough for a test."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+MakeCheckpoint = Callable[..., Path]
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(1)  # tests run beside one another
+
+
+def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Byte tokens: 256 of them, and one that ends a text."""
+    vocabulary = {token: index for index, token in enumerate(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", bos_token="<end>")
+
+
+def make_config(family: str, *, num_layers: int = 4) -> transformers.PretrainedConfig:
+    """A 32-wide config of a family: llama, gpt2, qwen2 or gemma2."""
+    common = {
+        "vocab_size": 257,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+    }
+    if family == "llama":
+        return transformers.LlamaConfig(**common, tie_word_embeddings=True)
+    if family == "gpt2":
+        return transformers.GPT2Config(
+            vocab_size=257, n_embd=32, n_layer=num_layers, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=0
+        )
+    if family == "qwen2":  # per-layer attention kinds: full, then sliding windows
+        return transformers.Qwen2Config(
+            **common, use_sliding_window=True, sliding_window=8, max_window_layers=num_layers // 2
+        )
+    assert family == "gemma2"
+    return transformers.Gemma2Config(**common, head_dim=8, sliding_window=8)
+
+
+def make_model(family: str, *, num_layers: int = 4, rng_seed: int = 0) -> torch.nn.Module:
+    """A random model whose layers matter: weights larger than an initialisation's."""
+    torch.manual_seed(rng_seed)
+    model = transformers.AutoModelForCausalLM.from_config(
+        make_config(family, num_layers=num_layers), dtype=torch.float32
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.1)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """Return family -> directory of a tiny checkpoint with its tokenizer."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def make(family: str = "llama", *, num_layers: int = 4) -> Path:
+        key = (family, num_layers)
+        if key not in made:
+            path = tmp_path_factory.mktemp(f"{family}-{num_layers}")
+            make_model(family, num_layers=num_layers).save_pretrained(path)
+            make_tokenizer().save_pretrained(path)
+            made[key] = path
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some 60,000 characters in paragraphs, with a little structure to predict."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(50)]
+    paragraphs = [" ".join(rng.choices(words, k=40)) + "." for _ in range(300)]
+    path = tmp_path_factory.mktemp("text") / "notes.txt"
+    path.write_text("\n\n".join(paragraphs))
+    return path
