@@ -4,6 +4,7 @@ No meaning of the files' contents here.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -17,6 +18,8 @@ import msgspec
 from seed.errors import ResourceError, StudyError
 
 T = TypeVar("T")
+DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+DISK_MESSAGES = re.compile(r"os error (27|28|30|122)\b|No space left on device|PytorchStreamWriter failed")
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -102,7 +105,26 @@ def lock(folder: StudyFolder) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
+        with explain_disk_errors(folder.root):
+            yield
+
+
+@contextlib.contextmanager
+def explain_disk_errors(place: Path) -> Iterator[None]:
+    """Turn whatever libraries raise on a full, limited or read-only disk into a ResourceError."""
+    try:
         yield
+    except Exception as error:
+        link: BaseException | None = error
+        while link is not None:
+            # safetensors and torch wrap the errno into a message of their own
+            if getattr(link, "errno", None) in DISK_ERRNOS or DISK_MESSAGES.search(str(link)):
+                raise ResourceError(
+                    f"{place}: the disk does not take what has to be written ({link}). Free some room and run the same "
+                    "command again; what was finished is kept."
+                ) from error
+            link = link.__cause__ or link.__context__
+        raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:

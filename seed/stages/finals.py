@@ -14,6 +14,7 @@ import msgspec
 
 from seed import folder
 from seed.models.checkpoint import load_checkpoint, write_checkpoint
+from seed.models.surgery import view_layers
 from seed.optimize.space import drop_layers
 from seed.records import Candidate, DenseResult, DistillResult, Latency, Quality, SearchPlan
 from seed.reporting.card import write_card
@@ -89,7 +90,8 @@ def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) ->
 
 def prepare_start(instruments: Instruments, candidate: Candidate) -> tuple[str, Refit | None]:
     """Measure both starts, raw and closed form, and return the better with its maps."""
-    losses, _ = make_walker(instruments, refit=False).measure(candidate)
+    with view_layers(instruments.anatomy, candidate) as view:
+        losses = validation_losses(instruments, view)
     qualities = {"none": keep_quality(instruments, candidate, "none", losses)}
     refit: Refit | None = None
     if instruments.gains is not None:
@@ -110,16 +112,17 @@ def choose_learning_rate(
 ) -> float:
     """Try each rate on a tenth of the budget and return the best; remembered in the study."""
     path = bench.folder.root / "learning_rate.json"
-    key = json.dumps([distill_tokens, *sorted(rates)])
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if key in known:
-        return float(known[key]["best"])
+    key = f"{candidate.key}, {distill_tokens} tokens"
+    known: dict[str, dict[str, float]] = folder.read_record(path, dict[str, dict[str, float]]) if path.exists() else {}
+    losses = known.setdefault(key, {})
     _, refit = prepare_start(instruments, candidate)
 
     def run(rate: float) -> float:
+        if str(rate) in losses:
+            return losses[str(rate)]
         student = start_student(instruments, candidate, refit)
         settings = full_settings(bench, distill_tokens=max(1, distill_tokens // TUNING_SHARE), learning_rate=rate)
-        distill(
+        went = distill(
             student,
             bench.teacher.model,
             instruments.recovery,
@@ -127,12 +130,11 @@ def choose_learning_rate(
             validate=lambda model: validation_losses(instruments, model).loss,
             on_step=on_step,
         )
-        return validation_losses(instruments, student).loss
+        losses[str(rate)] = went.curve[-1].validation_loss
+        folder.write_bytes(path, json.dumps(known, indent=1).encode())
+        return losses[str(rate)]
 
-    best, losses = tune_learning_rate(rates, run)
-    known[key] = {"best": best, "losses": {str(rate): loss for rate, loss in losses.items()}, "on": candidate.key}
-    folder.write_bytes(path, json.dumps(known, indent=1).encode())
-    return best
+    return tune_learning_rate(rates, run)[0]
 
 
 def distill_member(

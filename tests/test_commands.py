@@ -1,0 +1,333 @@
+"""The commands that users run, run as users run them: real processes on tiny checkpoints, killed and resumed."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = [
+    "--window-tokens=64",
+    "--calibration-tokens=1024",
+    "--validation-tokens=2048",
+    "--test-tokens=2048",
+    "--prompt-tokens=8",
+    "--new-tokens=4",
+    "--latency-repeats=3",
+    "--distill-tokens=4096",
+    "--learning-rate=1e-3",
+    "--device=cpu",
+]
+
+
+def run_seed(*words: str, cwd: Path, code: int = 0, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m seed...`` in an empty folder; its exit code must be ``code``."""
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True, timeout=280, env=environment(**extra)
+    )
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment with the package found and the hub out of reach."""
+    root = str(Path(__file__).parent.parent)
+    return os.environ | {"PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"} | extra
+
+
+def search_words(model: Path, text: Path, *more: str) -> list[str]:
+    return ["seed.search", "--model", str(model), "--recovery-text", str(text), *TINY, *more]
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of an error; a traceback fails the test."""
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_whole_pass_gives_checkpoints_that_plain_transformers_loads(make_checkpoint, text_file, tmp_path, family):
+    done = run_seed(
+        *search_words(make_checkpoint(family), text_file, "--study", "tiny", "--frontier-size=2"), cwd=tmp_path
+    )
+    study = tmp_path / "studies" / "tiny"
+    assert "Distilled frontier" in done.stdout
+    assert f"optuna-dashboard {Path('studies/tiny/journal.log')}" in done.stdout
+    assert (study / "report.html").stat().st_size < 6_000_000
+    results = [json.loads(path.read_text()) for path in sorted((study / "distilled").glob("*.json"))]
+    assert len(results) == 2
+    for result in results:
+        dropped = [str(i) for i in range(4) if i not in result["candidate"]["kept_layers"]]
+        path = study / "models" / f"drop-{'-'.join(dropped)}"
+        assert "base_model" in json.loads((path / "seed.json").read_text())
+        assert f"{result['test']['perplexity']:.3f}" in (path / "README.md").read_text()
+        best = min(point["validation_loss"] for point in result["curve"])
+        assert best <= result["curve"][0]["validation_loss"]
+        assert result["validation"]["loss"] == pytest.approx(best, abs=1e-5)
+    # the report's PPL, found again by plain transformers on the same windows, without seed in the process
+    program = PLAIN_PERPLEXITY.format(path=str(path), text=str(tmp_path / "windows.json"))
+    save_test_windows(study, tmp_path / "windows.json")
+    plain = subprocess.run(
+        [sys.executable, "-c", program], cwd="/", capture_output=True, text=True, env=environment(PYTHONPATH="")
+    )
+    assert plain.returncode == 0, plain.stderr
+    found = json.loads(plain.stdout)
+    assert not found["seed_imported"]
+    assert found["perplexity"] == pytest.approx(result["test"]["perplexity"], rel=1e-4)
+    assert found["cached_equals_uncached"]
+
+    judged = run_seed("seed.evaluate", str(path), cwd=tmp_path)
+    assert f"perplexity: {result['test']['perplexity']:.3f}" in judged.stdout
+    again = run_seed(
+        *search_words(make_checkpoint(family), text_file, "--study", "tiny", "--frontier-size=2"), cwd=tmp_path
+    )
+    assert "continuing the study" in again.stdout
+    assert "candidates were scored before" in again.stdout
+    assert again.stdout.split("dense model:")[1] == done.stdout.split("dense model:")[1]
+
+
+PLAIN_PERPLEXITY = """
+import json, math, sys, torch, transformers
+transformers.utils.logging.disable_progress_bar()
+model = transformers.AutoModelForCausalLM.from_pretrained({path!r}, dtype=torch.float32).eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained({path!r})
+windows = torch.tensor(json.load(open({text!r})))
+with torch.no_grad():
+    logits = model(windows).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item()
+    prompt = windows[:1, :8]
+    cached = model.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=True)
+    uncached = model.generate(prompt, max_new_tokens=12, do_sample=False, use_cache=False)
+print(json.dumps(dict(perplexity=math.exp(loss), seed_imported="seed" in sys.modules,
+                      cached_equals_uncached=bool(torch.equal(cached, uncached)))))
+"""
+
+
+def save_test_windows(study: Path, target: Path) -> None:
+    """Write the very windows that the study's test PPL was computed on."""
+    from seed import folder
+    from seed.records import SearchPlan
+    from seed.stages import planning, workbench
+
+    opened = folder.open_existing(study)
+    protocol = planning.read_protocol(folder.read_record(opened.plan, SearchPlan), place=study)
+    bench = workbench.reopen(opened, protocol, device_name="cpu")
+    target.write_text(json.dumps(bench.streams["test"].tokens_NT.tolist()))
+
+
+def members_of(study: Path) -> list[tuple]:
+    """What of a frontier must not depend on how often its search was killed: everything but times."""
+    frontier = json.loads((study / "frontier.json").read_text())
+    return [
+        (m["evaluation"]["candidate"]["kept_layers"], m["rank"], m["evaluation"]["qualities"], m["tied_with"])
+        for m in frontier["members"]
+    ]
+
+
+@pytest.mark.parametrize(("trials", "sampler"), [(60, "tpe"), (20, "tpe")])
+def test_a_killed_search_ends_where_an_unbroken_one_does(make_checkpoint, text_file, tmp_path, trials, sampler):
+    model = make_checkpoint("llama", num_layers=6)  # 41 sets of up to three layers: enumerated, or searched
+    words = search_words(
+        model, text_file, "--max-dropped=3", f"--trials={trials}", f"--sampler={sampler}", "--frontier-size=3"
+    )
+    run_seed(*words, "--study=unbroken", cwd=tmp_path)
+    for finished in (3, 11):
+        kill_after_trials([*words, "--study=killed"], tmp_path, study="killed", finished=finished)
+    kill_when(
+        [*words, "--study=killed"], tmp_path, lambda study: any((study / "distilled").glob("*.json")), study="killed"
+    )
+    done = run_seed(*words, "--study=killed", cwd=tmp_path)
+    assert "continuing the study" in done.stdout
+    unbroken, killed = tmp_path / "studies" / "unbroken", tmp_path / "studies" / "killed"
+    assert members_of(killed) == members_of(unbroken)
+    assert [path.name for path in sorted((killed / "models").iterdir())] == [
+        path.name for path in sorted((unbroken / "models").iterdir())
+    ]
+    for path in sorted((unbroken / "distilled").glob("*.json")):
+        one, other = json.loads(path.read_text()), json.loads((killed / "distilled" / path.name).read_text())
+        assert one["test"] == other["test"]
+        assert one["curve"] == other["curve"]
+
+
+def kill_after_trials(words: list[str], cwd: Path, *, study: str, finished: int) -> None:
+    """Start a search and kill it, hard, once its journal holds this many told trials."""
+
+    def is_time(root: Path) -> bool:
+        journal = root / "journal.log"
+        return journal.exists() and journal.read_text().count('"values":[') >= finished
+
+    kill_when(words, cwd, is_time, study=study)
+
+
+def kill_when(words: list[str], cwd: Path, is_time, *, study: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while process.poll() is None and not is_time(cwd / "studies" / study):
+            assert time.monotonic() < deadline, "the search did not get there"
+            time.sleep(0.01)
+        assert process.poll() is None, "the search ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_one_more_model_comes_out_of_a_finished_study(make_checkpoint, text_file, tmp_path):
+    scores = f'{sys.executable} -c "import sys, os; print(len(os.listdir(sys.argv[1])))"'
+    words = search_words(
+        make_checkpoint(), text_file, "--study=one", "--frontier-size=1", "--rung=2", "--short-steps=2"
+    )
+    run_seed(*words, "--no-distill", cwd=tmp_path)
+    study = tmp_path / "studies" / "one"
+    assert not (study / "models").exists()
+    done = run_seed("seed.distill", "studies/one", "--trial=2", "--eval-command", scores, cwd=tmp_path)
+    assert "test PPL ratio" in done.stdout
+    result = json.loads(next((study / "distilled").glob("*.json")).read_text())
+    assert result["user_score"] >= 5
+    assert math.isfinite(result["test"]["ppl_ratio"])
+    run_seed("seed.report", "studies/one", cwd=tmp_path)
+    error = error_of(run_seed("seed.distill", "studies/one", "--trial=999", cwd=tmp_path, code=2))
+    assert "--trial 999" in error
+    assert "0 to" in error
+
+
+def test_users_own_stopwatch_judge_and_storage_are_used(make_checkpoint, text_file, tmp_path):
+    config = "import json, sys; print(json.load(open(sys.argv[1] + '/config.json'))['num_hidden_layers'] * {})"
+    stopwatch, judge = (f'{sys.executable} -c "{config.format(factor)}"' for factor in (10, 1000))
+    run_seed(
+        *search_words(make_checkpoint(), text_file, "--study=mine", "--frontier-size=1", "--max-dropped=2"),
+        "--latency-command",
+        stopwatch,
+        "--eval-command",
+        judge,
+        "--storage=sqlite:///mine.db",
+        "--max-latency-ratio=0.6",
+        cwd=tmp_path,
+    )
+    study = tmp_path / "studies" / "mine"
+    latency = json.loads((study / "latency.json").read_text())
+    assert latency["3 layers"]["ratio"] == pytest.approx(0.75)
+    assert latency["2 layers"]["ratio"] == pytest.approx(0.5)
+    [member] = json.loads((study / "frontier.json").read_text())["members"]
+    assert len(member["evaluation"]["candidate"]["kept_layers"]) == 2  # three layers would be too slow
+    assert json.loads((study / "dense.json").read_text())["user_score"] == 4000
+    assert json.loads(next((study / "distilled").glob("*.json")).read_text())["user_score"] == 2000
+    assert (tmp_path / "mine.db").exists()
+
+
+def test_a_changed_plan_under_the_same_name_is_refused_with_what_differs(make_checkpoint, text_file, tmp_path):
+    words = search_words(make_checkpoint(), text_file, "--study=same", "--no-distill", "--max-dropped=1")
+    run_seed(*words, cwd=tmp_path)
+    before = (tmp_path / "studies" / "same" / "plan.json").read_bytes()
+    error = error_of(run_seed(*words, "--rng-seed=7", cwd=tmp_path, code=2))
+    assert "rng_seed: 0 in the study, 7 now" in error
+    assert "--study NAME" in error
+    assert (tmp_path / "studies" / "same" / "plan.json").read_bytes() == before
+
+
+def test_limits_that_nothing_can_keep_are_refused(make_checkpoint, text_file, tmp_path):
+    words = search_words(make_checkpoint(), text_file, "--study=tight", "--no-distill", "--max-dropped=1")
+    assert "no candidate can keep the limits" in error_of(run_seed(*words, "--max-memory=1kB", cwd=tmp_path, code=2))
+
+
+BAD_WORDS = {
+    "unknown model": (["--model", "tinylama"], ["tinylama", "tinyllama"]),
+    "no network": (["--model", "tinyllama"], ["TinyLlama", "hub cannot be reached", "--model demo"]),
+    "missing directory": (["--model", "./nowhere"], ["./nowhere", "no such directory"]),
+    "trials": (["--trials", "0"], ["--trials 0", "above 0"]),
+    "study path": (["--study", "a/b"], ["a/b", "--studies-dir"]),
+    "layers": (["--max-dropped", "12"], ["max_dropped = 12", "11 or fewer"]),
+    "device": (["--device", "cuda:7"], ["--device cuda:7", "Available: cpu"]),
+    "storage password": (["--storage", "postgresql://me:hunter2@host/db"], ["~/.pgpass"]),
+    "missing text": (["--recovery-text", "nowhere.txt"], ["nowhere.txt", "no such file"]),
+    "window": (["--window-tokens", "100000"], ["--window-tokens 100000", "512"]),
+    "space file": (["--space", "nowhere.toml"], ["nowhere.toml"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WORDS)
+def test_bad_input_gets_one_clear_error_and_writes_nothing(tmp_path, case):
+    words, wanted = BAD_WORDS[case]
+    began = time.monotonic()
+    error = error_of(run_seed("seed.search", *words, cwd=tmp_path, code=2))
+    assert time.monotonic() - began < 60  # a blocked hub must not hang; generous, since machines are slow
+    for text in wanted:
+        assert text in error
+    assert "hunter2" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_files_are_named_and_nothing_is_written(make_checkpoint, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("too short\n")
+    error = error_of(
+        run_seed("seed.search", "--model", str(make_checkpoint()), "--recovery-text", str(short), cwd=tmp_path, code=2)
+    )
+    assert "tokens, but needs at least" in error
+    toml = tmp_path / "mine.toml"
+    toml.write_text("[model]\nname = 'x'\nnum_layers = 'four'\n")
+    error = error_of(run_seed("seed.search", "--space", str(toml), cwd=tmp_path, code=2))
+    assert "mine.toml" in error
+    assert "model.num_layers" in error
+    assert "seed.report" not in error
+    error = error_of(run_seed("seed.report", "nowhere", cwd=tmp_path, code=2))
+    assert "not a study" in error
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(make_checkpoint, text_file, tmp_path):
+    words = search_words(make_checkpoint(), text_file, "--study=full", "--frontier-size=1", "--max-dropped=1")
+    program = (
+        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000));"
+        "sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    error_of(done)
+    assert not list((tmp_path / "studies").rglob("*.safetensors"))
+    run_seed(*words, cwd=tmp_path)  # with room again, the same command finishes
+
+
+def test_two_searches_of_one_study_do_not_mix(make_checkpoint, text_file, tmp_path):
+    words = search_words(make_checkpoint(), text_file, "--study=busy", "--no-distill", "--max-dropped=1")
+    run_seed(*words, cwd=tmp_path)
+    from seed import folder
+
+    with folder.lock(folder.open_existing(tmp_path / "studies" / "busy")):
+        error = error_of(run_seed(*words, cwd=tmp_path, code=2))
+    assert f"pid {os.getpid()}" in error
+
+
+def test_find_frontier_returns_the_frontier_as_records(make_checkpoint, text_file, tmp_path):
+    from seed.search import find_frontier
+
+    record = find_frontier(
+        str(make_checkpoint()),
+        recovery_text=str(text_file),
+        studies_dir=tmp_path,
+        window_tokens=64,
+        calibration_tokens=1024,
+        validation_tokens=2048,
+        test_tokens=2048,
+        prompt_tokens=8,
+        new_tokens=4,
+        latency_repeats=3,
+        max_dropped=2,
+        distill=False,
+        device="cpu",
+    )
+    assert record.frontier.num_scored == record.frontier.space_size == 10
+    assert {len(member.evaluation.candidate.dropped_layers) for member in record.frontier.members} <= {1, 2}
