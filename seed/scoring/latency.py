@@ -22,6 +22,8 @@ from seed.errors import CommandError
 from seed.models.anatomy import Anatomy
 from seed.records import Candidate, Latency
 
+COMPILED_WARM_UPS = 3  # prefill and decoding, with the cache empty and filled, are graphs of their own
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -61,11 +63,10 @@ def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
 
 
 @torch.inference_mode()
-def decode_once(
-    model: Any, prompt_BT: torch.Tensor, *, new_tokens: int, make_cache: Callable[[], Any] | None
-) -> Timing:
-    """Prefill and greedy decoding, timed apart. ``make_cache`` gives a static cache for compiled models."""
-    cache = make_cache() if make_cache else None
+def decode_once(model: Any, prompt_BT: torch.Tensor, *, new_tokens: int, cache: Any = None) -> Timing:
+    """Prefill and greedy decoding, timed apart. ``cache`` is a static cache for compiled models, used again and again."""
+    if cache is not None:
+        cache.reset()
     begin = _now(prompt_BT.device)
     output = model(input_ids=prompt_BT, past_key_values=cache, use_cache=True)
     token = output.logits[:, -1:].argmax(-1)
@@ -82,7 +83,7 @@ def prepare_run(model: nn.Module, workload: Workload, *, vocabulary: int) -> Run
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, vocabulary, (workload.batch, workload.prompt_tokens), generator=generator).to(device)
-    make_cache: Callable[[], Any] | None = None
+    cache: Any = None
     runnable: Any = model
     if workload.compiled:
         from transformers import StaticCache
@@ -90,24 +91,27 @@ def prepare_run(model: nn.Module, workload: Workload, *, vocabulary: int) -> Run
         # One graph a model; fullgraph turns a silent fall-back to eager into an error.
         runnable = torch.compile(model, fullgraph=True, dynamic=False)
         length = workload.prompt_tokens + workload.new_tokens + 1
-        make_cache = lambda: StaticCache(config=model.config, max_cache_len=length)  # noqa: E731
+        cache = StaticCache(config=model.config, max_cache_len=length)
 
     def run() -> Timing:
-        return decode_once(runnable, prompt, new_tokens=workload.new_tokens, make_cache=make_cache)
+        return decode_once(runnable, prompt, new_tokens=workload.new_tokens, cache=cache)
 
     return run
 
 
 def measure_pair(dense: RunOnce, cut: RunOnce, workload: Workload, *, structure: str, device: str) -> Latency:
-    """Run both in turns, after one warm-up each, and return the cut model's latency beside the dense one's."""
-    dense(), cut()
-    pairs = []
-    for repeat in range(workload.repeats):
-        if repeat % 2:  # swap who goes first, so that a drift of the machine favours neither
-            second, first = cut(), dense()
-            pairs.append((first, second))
-        else:
-            pairs.append((dense(), cut()))
+    """Run both in turns, after warming up, and return the cut model's latency beside the dense one's."""
+    for _ in range(COMPILED_WARM_UPS if workload.compiled else 1):
+        dense(), cut()
+    # a graph compiled anew inside a timed run would be most of its time: rather fail
+    with torch.compiler.set_stance("fail_on_recompile" if workload.compiled else "default"):
+        pairs = []
+        for repeat in range(workload.repeats):
+            if repeat % 2:  # swap who goes first, so that a drift of the machine favours neither
+                second, first = cut(), dense()
+                pairs.append((first, second))
+            else:
+                pairs.append((dense(), cut()))
     decode = np.array([[a.decode_ms, b.decode_ms] for a, b in pairs])
     prefill = np.array([[a.prefill_ms, b.prefill_ms] for a, b in pairs])
     return summarise_pairs(decode, prefill, structure=structure, workload=workload.describe(), device=device)

@@ -1,0 +1,217 @@
+"""What is exported is what was measured; what is damaged, or cut wrongly, is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from seed.errors import ModelError
+from seed.models import surgery
+from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_trip, write_checkpoint
+from seed.records import Candidate
+from tests.conftest import MakeCheckpoint, make_tokenizer
+from tests.models.families import compute_logits, make_model, make_tokens, scramble
+
+CPU = torch.device("cpu")
+
+
+def write(model: nn.Module, target: Path, *, tokenizer: object | None = None) -> None:
+    write_checkpoint(
+        model,
+        target,
+        tokenizer=tokenizer or make_tokenizer(),
+        dtype=torch.float32,
+        card="# A card",
+        provenance={"kept_layers": [0, 2]},
+    )
+
+
+def load(path: Path) -> nn.Module:
+    return load_checkpoint(path, device=CPU, dtype=torch.float32)
+
+
+def prove(model: nn.Module, scratch: Path) -> None:
+    prove_round_trip(Anatomy(model), make_tokens(), scratch=scratch, dtype=torch.float32)
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
+    """A checkpoint of this test's own, to be damaged."""
+    return shutil.copytree(make_checkpoint(), tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma2"])
+def test_plain_transformers_loads_what_was_written(family: str, tmp_path: Path) -> None:
+    student = surgery.make_student(Anatomy(make_model(family)), Candidate(num_layers=4, kept_layers=(0, 2)))
+    tokens = make_tokens()
+    expected = compute_logits(student, tokens)
+    write(student, tmp_path / "out")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert torch.equal(compute_logits(plain, tokens), expected)
+    assert torch.equal(compute_logits(load(tmp_path / "out"), tokens), expected)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.decode(tokenizer("round trip")["input_ids"]) == "round trip"
+
+
+def test_a_checkpoint_holds_card_and_provenance_and_the_type_asked_for(tmp_path: Path) -> None:
+    write_checkpoint(
+        make_model("llama"),
+        tmp_path / "out",
+        tokenizer=make_tokenizer(),
+        dtype=torch.bfloat16,
+        card="# Größe",
+        provenance={"kept_layers": [0, 2], "path": tmp_path},
+    )
+    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "# Größe"
+    assert json.loads((tmp_path / "out" / "seed.json").read_text()) == {"kept_layers": [0, 2], "path": str(tmp_path)}
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing left aside
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, error: type[BaseException]) -> None:
+    class Interrupting:
+        def save_pretrained(self, _directory: Path) -> None:
+            raise error
+
+    target = tmp_path / "out"
+    write(make_model("llama"), target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    with pytest.raises(error):
+        write(make_model("llama", rng_seed=1), target, tokenizer=Interrupting())
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_second_write_replaces_the_first(tmp_path: Path) -> None:
+    write(make_model("llama"), tmp_path / "out")
+    (tmp_path / "out" / "stale.txt").write_text("from before")
+    second = make_model("llama", rng_seed=1)
+    write(second, tmp_path / "out")
+    assert not (tmp_path / "out" / "stale.txt").exists()
+    assert torch.equal(compute_logits(load(tmp_path / "out"), make_tokens()), compute_logits(second, make_tokens()))
+
+
+def test_a_sound_checkpoint_loads_frozen(checkpoint: Path) -> None:
+    model = load(checkpoint)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "misshapen"])
+def test_weights_that_do_not_match_the_config_are_refused(checkpoint: Path, damage: str) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    key = "model.layers.1.mlp.up_proj.weight"
+    if damage == "missing":
+        del weights[key]
+    elif damage == "extra":
+        key = "model.layers.9.mlp.up_proj.weight"
+        weights[key] = torch.zeros(3)
+    else:
+        weights[key] = torch.zeros(3, 3)
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError) as caught:
+        load(checkpoint)
+    assert str(checkpoint) in str(caught.value)
+    assert damage == "misshapen" or key in str(caught.value)
+
+
+def test_fewer_layers_in_the_config_than_in_the_weights_are_refused(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ModelError, match=r"layers\.3"):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.001, 0.0])
+def test_truncated_weights_are_refused(checkpoint: Path, share: float) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: int(weights.stat().st_size * share)])
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        load(checkpoint)
+    assert str(checkpoint) in str(caught.value)
+
+
+def test_a_directory_that_is_gone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "qwen2", "gemma2", "bloom", "falcon", "opt", "mixtral", "qwen2_moe", "deepseek_v3"]
+)
+def test_the_round_trip_is_proven(family: str, tmp_path: Path) -> None:
+    model = make_model(family)
+    tokens = make_tokens()
+    before = compute_logits(model, tokens)
+    prove(model, tmp_path)
+    assert torch.equal(compute_logits(model, tokens), before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "nothing"),
+    [
+        ("qwen2", "SLICED_LISTS", ()),  # windows of 24 tokens, sliding windows of 8
+        ("gemma2", "SLICED_LISTS", ()),
+        ("smollm3", "SLICED_LISTS", ("layer_types",)),
+        ("qwen2_moe", "REMAPPED_LISTS", ()),
+        ("deepseek_v3", "LEADING_COUNTS", ()),
+    ],
+)
+def test_a_config_field_that_surgery_does_not_know_is_refused(
+    family: str, field: str, nothing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surgery, field, nothing)
+    with pytest.raises(ModelError) as caught:
+        prove(make_model(family), tmp_path)
+    assert not list(tmp_path.iterdir()), caught.value
+
+
+def test_layer_indices_that_surgery_does_not_know_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surgery, "INDEX_NAMES", ())  # latency runs views with a cache, which needs them right
+    with pytest.raises(ModelError):
+        prove(make_model("llama"), tmp_path)
+
+
+def test_weights_that_mean_something_else_at_another_index_are_refused(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(
+        vocab_size=257, n_embd=32, n_layer=4, n_head=4, n_positions=128, scale_attn_by_inverse_layer_idx=True
+    )
+    model = scramble(transformers.AutoModelForCausalLM.from_config(config))
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.attn.c_attn.weight.mul_(5)  # attention that is not flat
+    with pytest.raises(ModelError, match="logits differ"):
+        prove(model, tmp_path)
+
+
+def test_a_family_that_is_called_in_another_way_is_refused_and_not_a_crash(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="Choose another model"):
+        prove(make_model("mamba"), tmp_path)  # its cache has another name
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_parameters_are_counted_once_and_bytes_follow_the_type(num_layers: int) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    student = surgery.make_student(anatomy, Candidate(num_layers=4, kept_layers=tuple(range(num_layers))))
+    size = measure_size(student, dtype=torch.bfloat16)
+    layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32
+    assert size.num_params == 257 * 32 + 32 + num_layers * layer  # the head is tied to the embedding
+    assert size.weight_bytes == 2 * size.num_params
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma2", "opt", "mixtral", "falcon"])
+def test_cache_bytes_are_those_of_a_real_cache(family: str) -> None:
+    model = make_model(family)
+    cache = transformers.DynamicCache()  # without sliding windows, which would cut it short
+    with torch.no_grad():
+        model(input_ids=make_tokens(1, 10), past_key_values=cache, use_cache=True)
+    stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert measure_size(model, dtype=torch.float32).kv_bytes_per_token == stored / 10

@@ -1,0 +1,165 @@
+"""Opening a model works from a directory alone, and what is missing is named with its cure."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seed.errors import ModelError, ResourceError
+from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, choose_dtype, open_teacher
+from tests.conftest import MakeCheckpoint, make_model, make_tokenizer
+from tests.models.families import compute_logits, make_tokens
+
+CPU = torch.device("cpu")
+PRESETS = ["demo", "gpt2", "tinyllama"]
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
+    """A checkpoint of this test's own, to be damaged."""
+    return shutil.copytree(make_checkpoint(), tmp_path / "checkpoint")
+
+
+def check_directory(path: Path) -> None:
+    check_source(ModelSource(location=str(path)), presets=PRESETS)
+
+
+def open_directory(path: Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
+    return open_teacher(ModelSource(location=str(path)), device=CPU, dtype=dtype)
+
+
+def test_a_directory_opens_ready_for_inference(checkpoint: Path) -> None:
+    check_directory(checkpoint)
+    teacher = open_directory(checkpoint)
+    tokens = make_tokens()
+    assert torch.equal(compute_logits(teacher.model, tokens), compute_logits(make_model("llama"), tokens))
+    assert not teacher.model.training
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert teacher.tokenizer("hello")["input_ids"] == make_tokenizer()("hello")["input_ids"]
+    assert teacher.commit is None
+
+
+def test_the_stored_type_is_known_whatever_type_computes(tmp_path: Path) -> None:
+    make_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    teacher = open_directory(tmp_path, dtype=torch.float32)
+    assert teacher.stored_dtype == torch.bfloat16
+    assert next(teacher.model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("removed", "named"),
+    [("config.json", "config.json"), ("model.safetensors", "weights"), ("tokenizer.json", "tokenizer")],
+)
+def test_a_missing_piece_is_named_with_its_cure(checkpoint: Path, removed: str, named: str) -> None:
+    (checkpoint / removed).unlink()
+    with pytest.raises(ModelError, match=f"{named}.* is missing") as caught:
+        check_directory(checkpoint)
+    assert str(caught.value).startswith(f"{checkpoint}: ")
+    assert "save_pretrained" in str(caught.value)
+
+
+@pytest.mark.parametrize("removed", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_piece_that_goes_missing_after_the_check_is_an_error_too(checkpoint: Path, removed: str) -> None:
+    (checkpoint / removed).unlink()
+    with pytest.raises(ModelError) as caught:
+        open_directory(checkpoint)
+    assert str(checkpoint) in str(caught.value)
+
+
+def test_pickled_weights_are_refused_before_they_are_opened(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(weights, checkpoint / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is not safetensors.*convert it first"):
+        check_directory(checkpoint)
+    with pytest.raises(ModelError, match="safetensors"):
+        open_directory(checkpoint)
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"LoRA adapter.*[Mm]erge"):
+        check_directory(tmp_path)
+
+
+def test_torn_weights_are_an_error_that_names_the_place(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(ModelError) as caught:
+        open_directory(checkpoint)
+    assert str(checkpoint) in str(caught.value)
+
+
+def test_weights_that_lack_a_tensor_are_refused_and_not_made_up(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
+        open_directory(checkpoint)
+
+
+@pytest.mark.parametrize("torn", ["config.json", "tokenizer.json"])
+def test_torn_text_files_are_an_error_that_names_the_place(checkpoint: Path, torn: str) -> None:
+    (checkpoint / torn).write_text("{")
+    with pytest.raises(ModelError) as caught:
+        open_directory(checkpoint)
+    assert str(checkpoint) in str(caught.value)
+
+
+def test_an_unfit_family_is_refused_before_its_weights_are_read(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="quantized"):
+        open_directory(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("TinyLama", "Did you mean tinyllama?"),
+        ("gpt-2", "Did you mean gpt2?"),
+        ("zzzzzz", "Known names: demo, gpt2, tinyllama."),
+        ("ow ner/name", "neither a known name, nor a directory, nor a hub id"),
+        ("./not-here", "no such directory"),
+        ("/not/here", "no such directory"),
+        ("not/here/either", "no such directory"),
+    ],
+)
+def test_a_name_that_cannot_be_a_model_says_what_could(name: str, wanted: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        check_source(ModelSource(location=name), presets=PRESETS)
+    assert wanted in str(caught.value)
+    assert f"--model {name}" in str(caught.value)
+
+
+def test_a_hub_id_passes_the_check() -> None:
+    check_source(ModelSource(location="owner/name-1.1B"), presets=PRESETS)
+
+
+@pytest.mark.timeout(60)
+def test_a_hub_id_without_network_gives_the_cures() -> None:
+    source = ModelSource(location="nobody/has-this-model", revision="abc")
+    with pytest.raises(ModelError) as caught:
+        open_teacher(source, device=CPU, dtype=torch.float32)
+    message = str(caught.value)
+    assert "--model nobody/has-this-model (revision abc): not in the local cache" in message
+    for cure in ("hf download", "local directory", "--model demo"):
+        assert cure in message
+
+
+@pytest.mark.parametrize("name", ["banana", "cuda:99", "xpu"])
+def test_a_device_that_is_not_there_is_an_error(name: str) -> None:
+    with pytest.raises(ResourceError, match=rf"--device {name}: not available here\. Available: cpu"):
+        choose_device(name)
+
+
+def test_the_type_follows_the_device_unless_asked_otherwise() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_dtype(None, device=CPU) == torch.float32
+    assert choose_dtype(None, device=torch.device("cuda")) == torch.bfloat16
+    assert choose_dtype("float16", device=CPU) == torch.float16

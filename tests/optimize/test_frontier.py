@@ -1,0 +1,430 @@
+"""The frontier: what is worth distilling, by hand-made cases and against brute force; ties; does the proxy rank."""
+
+import itertools
+import math
+
+import msgspec
+import numpy as np
+import pytest
+
+from seed.errors import StudyError
+from seed.optimize import frontier as frontiers
+from seed.records import DistillResult, Evaluation, Frontier, Quality, TrialRecord
+
+from ..reporting import factory
+
+RUNG = factory.RUNG
+COUNTS = np.full(4, 100.0)
+
+
+def make_trial(
+    number: int,
+    dropped: tuple[int, ...],
+    ratio: float,
+    *,
+    latency_ratio: float | None = None,
+    structure: str | None = None,
+    state: str = "COMPLETE",
+) -> TrialRecord:
+    """A scored trial; structure and latency follow from how many layers are kept, unless given."""
+    evaluation = factory.make_evaluation(dropped, ratio)
+    latency = evaluation.latency
+    latency = msgspec.structs.replace(
+        latency,
+        ratio=latency.ratio if latency_ratio is None else latency_ratio,
+        structure=structure or latency.structure,
+    )
+    return TrialRecord(number=number, state=state, evaluation=msgspec.structs.replace(evaluation, latency=latency))
+
+
+def make_trials(ratios: dict[tuple[int, ...], float]) -> list[TrialRecord]:
+    return [make_trial(number, dropped, ratio) for number, (dropped, ratio) in enumerate(ratios.items())]
+
+
+def evenly(quality: Quality) -> tuple[np.ndarray, np.ndarray]:
+    """Losses that are the same in every document."""
+    return quality.loss * COUNTS, COUNTS
+
+
+def select(
+    trials: list[TrialRecord],
+    *,
+    size: int = 6,
+    max_ppl_ratio: float | None = None,
+    max_latency_ratio: float | None = None,
+    load_losses: frontiers.LoadLosses = evenly,
+) -> Frontier:
+    return frontiers.select_frontier(
+        trials,
+        rung=RUNG,
+        size=size,
+        space_size=298,
+        load_losses=load_losses,
+        max_ppl_ratio=max_ppl_ratio,
+        max_latency_ratio=max_latency_ratio,
+    )
+
+
+def keys_of(frontier: Frontier) -> list[str]:
+    return [member.evaluation.candidate.key for member in frontier.members]
+
+
+# ---- dominance
+
+
+def test_dominance_by_hand() -> None:
+    def measured(ratio: float, latency: float, dropped: tuple[int, ...]) -> Evaluation:
+        return make_trial(0, dropped, ratio, latency_ratio=latency).evaluation
+
+    base = measured(1.1, 0.8, (1, 2))
+    better_ppl = measured(1.05, 0.8, (1, 2))
+    faster = measured(1.1, 0.7, (1, 2))
+    smaller = measured(1.1, 0.8, (1, 2, 3))
+    faster_but_worse = measured(1.2, 0.7, (1, 2))
+    for better in (better_ppl, faster, smaller):
+        assert frontiers.dominates(better, base, rung=RUNG)
+        assert not frontiers.dominates(base, better, rung=RUNG)
+    assert not frontiers.dominates(base, base, rung=RUNG)
+    assert not frontiers.dominates(base, faster_but_worse, rung=RUNG)
+    assert not frontiers.dominates(faster_but_worse, base, rung=RUNG)
+    assert not frontiers.dominates(faster, smaller, rung=RUNG)
+
+
+def test_dominance_reads_the_rung_it_is_told() -> None:
+    one, other = (make_trial(0, (1,), ratio).evaluation for ratio in (1.1, 1.2))
+    worse_without_recovery = msgspec.structs.replace(
+        one, qualities={**one.qualities, "none": factory.make_quality(9.0)}
+    )
+    assert frontiers.dominates(worse_without_recovery, other, rung=RUNG)
+    assert not frontiers.dominates(worse_without_recovery, other, rung="none")
+
+
+# ---- who is chosen
+
+
+def test_the_best_of_each_structure_is_chosen() -> None:
+    ratios = {(1,): 1.02, (5,): 1.01, (1, 2): 1.05, (1, 5): 1.04, (1, 2, 5): 1.10}
+    frontier = select(make_trials(ratios), size=3)
+    assert keys_of(frontier) == ["drop-5", "drop-1-5", "drop-1-2-5"]
+    assert [member.rank for member in frontier.members] == [0, 0, 0]
+    assert [member.trial_number for member in frontier.members] == [1, 3, 4]
+    assert (frontier.rung, frontier.num_scored, frontier.space_size) == (RUNG, 5, 298)
+
+
+def test_a_depth_that_a_deeper_one_beats_in_everything_is_left_out() -> None:
+    ratios = {(1,): 1.02, (1, 2): 1.09, (1, 2, 5): 1.05, (3,): 1.03}
+    frontier = select(make_trials(ratios), size=4)
+    assert keys_of(frontier) == ["drop-1", "drop-3", "drop-1-2-5"]  # its structure has no runners-up either
+
+
+def test_a_tie_in_latency_makes_no_depth_vanish() -> None:
+    trials = [
+        make_trial(0, (1,), 1.01, latency_ratio=0.9),
+        make_trial(1, (1, 2), 1.02, latency_ratio=0.9),
+        make_trial(2, (1, 2, 3), 1.03, latency_ratio=0.9),
+    ]
+    assert keys_of(select(trials)) == ["drop-1", "drop-1-2", "drop-1-2-3"]
+
+
+def test_structures_of_one_depth_are_kept_apart() -> None:
+    trials = [
+        make_trial(0, (1,), 1.01, structure="6 full + 5 sliding", latency_ratio=0.95),
+        make_trial(1, (2,), 1.03, structure="5 full + 6 sliding", latency_ratio=0.90),
+        make_trial(2, (4,), 1.02, structure="5 full + 6 sliding", latency_ratio=0.90),
+    ]
+    assert set(keys_of(select(trials, size=2))) == {"drop-1", "drop-4"}
+
+
+def brute_force(trials: list[TrialRecord]) -> set[int]:
+    """Numbers of trials that no other trial at all beats: three loops over plain numbers."""
+    points = [
+        (t.evaluation.qualities[RUNG].ppl_ratio, t.evaluation.latency.ratio, t.evaluation.size.num_params)
+        for t in trials
+    ]
+    return {
+        trials[i].number
+        for i, mine in enumerate(points)
+        if not any(
+            all(other[axis] <= mine[axis] for axis in range(3)) and any(other[axis] < mine[axis] for axis in range(3))
+            for j, other in enumerate(points)
+            if j != i
+        )
+    }
+
+
+@pytest.mark.parametrize("rng_seed", range(20))
+def test_leaders_are_the_nondominated_of_all(rng_seed: int) -> None:
+    rng = np.random.default_rng(rng_seed)
+    latency = {depth: float(rng.choice([0.7, 0.75, 0.8, 0.9])) for depth in range(1, 8)}  # noise: not in order
+    trials = []
+    for number in range(40):
+        depth = int(rng.integers(1, 8))
+        dropped = tuple(sorted(rng.choice(12, depth, replace=False).tolist()))
+        ratio = float(1 + depth * 0.01 + rng.exponential(0.05))
+        trials.append(make_trial(number, dropped, ratio, latency_ratio=latency[depth]))
+    frontier = select(trials, size=40)
+    leaders = {member.trial_number for member in frontier.members if member.rank == 0}
+    assert leaders == brute_force(trials)
+    one_leader = [m.evaluation.latency.structure for m in frontier.members if m.rank == 0]
+    assert len(one_leader) == len(set(one_leader))
+
+
+def test_runners_up_fill_the_room_by_rounds() -> None:
+    ratios = {(layer,): 1.01 + 0.01 * layer for layer in range(3)}  # three of one dropped
+    ratios |= {(0, 1): 1.10}  # one of two
+    ratios |= {(0, 1, layer): 1.20 + 0.01 * layer for layer in range(2, 7)}  # five of three
+    trials = make_trials(ratios)
+
+    def ranks(size: int) -> list[list[int]]:
+        members = select(trials, size=size).members
+        return [[m.rank for m in members if len(m.evaluation.candidate.dropped_layers) == depth] for depth in (1, 2, 3)]
+
+    assert ranks(3) == [[0], [0], [0]]
+    assert ranks(4) == [[0, 1], [0], [0]]
+    assert ranks(5) == [[0, 1], [0], [0, 1]]
+    assert ranks(7) == [[0, 1, 2], [0], [0, 1, 2]]
+    assert ranks(8) == [[0, 1, 2], [0], [0, 1, 2, 3]]
+    assert ranks(100) == [[0, 1, 2], [0], [0, 1, 2, 3, 4]]
+
+
+def test_members_come_least_dropped_first_then_by_rank() -> None:
+    ratios = {(1, 2): 1.05, (3,): 1.02, (1, 3): 1.04, (1,): 1.01}
+    assert keys_of(select(make_trials(ratios))) == ["drop-1", "drop-3", "drop-1-3", "drop-1-2"]
+
+
+@pytest.mark.parametrize("size", range(2, 8))
+def test_thinning_keeps_both_ends(size: int) -> None:
+    ratios = {tuple(range(depth)): 1 + 0.02 * depth for depth in range(1, 8)}
+    depths = [len(m.evaluation.candidate.dropped_layers) for m in select(make_trials(ratios), size=size).members]
+    assert len(depths) == len(set(depths)) == size
+    assert depths == sorted(depths)
+    assert (depths[0], depths[-1]) == (1, 7)
+    gaps = [b - a for a, b in itertools.pairwise(depths)]
+    assert max(gaps) - min(gaps) <= 1  # even
+
+
+def test_a_frontier_of_one_has_one_member() -> None:
+    ratios = {tuple(range(depth)): 1 + 0.02 * depth for depth in range(1, 8)}
+    assert len(select(make_trials(ratios), size=1).members) == 1
+
+
+def test_trials_without_a_value_at_the_rung_do_not_count() -> None:
+    trials = make_trials({(1,): 1.02, (1, 2): 1.05})
+    trials.append(make_trial(2, (3,), 1.001, state="FAIL"))
+    trials.append(make_trial(3, (4,), 1.001, state="PRUNED"))
+    lower = make_trial(4, (5,), 1.001)
+    without = {"none": lower.evaluation.qualities["none"]}
+    trials.append(
+        msgspec.structs.replace(lower, evaluation=msgspec.structs.replace(lower.evaluation, qualities=without))
+    )
+    frontier = select(trials)
+    assert keys_of(frontier) == ["drop-1", "drop-1-2"]
+    assert frontier.num_scored == 2
+
+
+# ---- limits
+
+
+def test_limits_are_kept_by_leaders_and_runners_up() -> None:
+    ratios = {(1,): 1.02, (2,): 1.08, (1, 2): 1.05, (1, 3): 1.06, (1, 2, 3): 1.20}
+    trials = make_trials(ratios)
+    assert keys_of(select(trials, max_ppl_ratio=1.05)) == ["drop-1", "drop-1-2"]
+    latency = trials[2].evaluation.latency.ratio
+    assert keys_of(select(trials, max_latency_ratio=latency)) == ["drop-1-2", "drop-1-3", "drop-1-2-3"]
+    assert keys_of(select(trials, max_latency_ratio=latency, max_ppl_ratio=1.05)) == ["drop-1-2"]
+
+
+def test_limits_that_nothing_keeps_are_refused_with_the_best_there_is() -> None:
+    trials = make_trials({(1,): 1.0234, (1, 2): 1.05})
+    with pytest.raises(StudyError, match=r"none of the 2 scored .* lowest PPL ratio is 1\.023.*--max-ppl-ratio"):
+        select(trials, max_ppl_ratio=1.02)
+    with pytest.raises(StudyError, match="--max-latency-ratio"):
+        select(trials, max_latency_ratio=0.1)
+
+
+def test_a_study_that_scored_nothing_does_not_blame_the_limits() -> None:
+    with pytest.raises(StudyError) as caught:
+        select([make_trial(0, (1,), 1.1, state="PRUNED")])
+    assert "nan" not in str(caught.value)
+    assert "--max-ppl-ratio" not in str(caught.value)  # none was set
+
+
+# ---- certainty
+
+
+def noisy_losses(trials: list[TrialRecord], *, documents: int = 60, rng_seed: int = 0) -> frontiers.LoadLosses:
+    """Documents differ a lot, candidates within a document little: losses as they are in life."""
+    rng = np.random.default_rng(rng_seed)
+    counts = rng.integers(50, 400, documents).astype(float)
+    difficulty = rng.normal(0, 0.5, documents)
+    table = {}
+    for trial in trials:
+        quality = trial.evaluation.qualities[RUNG]
+        means = quality.loss + difficulty + rng.normal(0, 0.02, documents)
+        table[quality.loss] = (means * counts, counts)
+    return lambda quality: table[quality.loss]
+
+
+def test_probabilities_of_a_structure_sum_to_one() -> None:
+    ratios = {(layer,): 1.02 + 0.001 * layer for layer in range(6)} | {(1, 2): 1.1, (1, 3): 1.101}
+    trials = make_trials(ratios)
+    everyone = select(trials, size=8, load_losses=noisy_losses(trials)).members
+    for depth, at_least in ((1, 3), (2, 2)):
+        chances = [m.probability_best for m in everyone if len(m.evaluation.candidate.dropped_layers) == depth]
+        assert sum(chances) == pytest.approx(1)
+        assert all(0 <= chance <= 1 for chance in chances)
+        assert sum(chance > 0 for chance in chances) >= at_least  # close calls
+    some = select(trials, size=3, load_losses=noisy_losses(trials)).members
+    chances = [m.probability_best for m in some if len(m.evaluation.candidate.dropped_layers) == 1]
+    assert sum(chances) < 1  # the rest of the structure could be best, too
+
+
+def test_a_clear_winner_is_best_for_certain() -> None:
+    trials = make_trials({(1,): 1.02, (2,): 1.30, (3,): 1.31})
+    members = select(trials, load_losses=noisy_losses(trials)).members
+    assert [m.probability_best for m in members] == [1.0, 0.0, 0.0]
+    assert members[0].tied_with == ()
+
+
+def test_the_chance_of_being_best_counts_candidates_beyond_the_limits() -> None:
+    # a limit on PPL takes candidates from the frontier, not from the comparison
+    trials = make_trials({(1,): 1.0200, (2,): 1.0201, (3,): 1.0202})
+    losses = noisy_losses(trials)
+    free = select(trials, load_losses=losses).members[0]
+    limited = select(trials, load_losses=losses, max_ppl_ratio=1.02005).members
+    assert len(limited) == 1
+    assert limited[0].probability_best == free.probability_best < 1
+
+
+def test_equal_losses_are_tied_and_far_worse_ones_are_not() -> None:
+    trials = make_trials({(1,): 1.02, (2,): 1.02, (3,): 1.30})
+    tied = {
+        m.evaluation.candidate.key: set(m.tied_with) for m in select(trials, load_losses=noisy_losses(trials)).members
+    }
+    assert tied == {"drop-1": {"drop-2"}, "drop-2": {"drop-1"}, "drop-3": set()}
+
+
+def test_ties_are_decided_by_paired_differences() -> None:
+    # documents differ by far more than the candidates do, yet one is worse in every document
+    trials = make_trials({(1,): 1.02, (2,): 1.03, (3,): 1.0201})
+    rng = np.random.default_rng(0)
+    difficulty = rng.normal(0, 1.0, 50)
+    counts = np.full(50, 200.0)
+    shift = {
+        "drop-1": np.zeros(50),
+        "drop-2": np.full(50, 0.01) + rng.normal(0, 0.01, 50),
+        "drop-3": rng.normal(0, 0.01, 50),
+    }
+    table = {
+        t.evaluation.qualities[RUNG].loss: ((2.7 + difficulty + shift[t.evaluation.candidate.key]) * counts, counts)
+        for t in trials
+    }
+    members = select(trials, load_losses=lambda quality: table[quality.loss]).members
+    tied = {m.evaluation.candidate.key: m.tied_with for m in members}
+    assert tied["drop-1"] == ("drop-3",)
+    assert tied["drop-2"] == ()
+
+
+def test_ties_weigh_documents_by_their_tokens() -> None:
+    # better in the one long document, worse in nine short ones: over all tokens the two are far from equal
+    counts = np.array([9100.0] + [100.0] * 9)
+    trials = make_trials({(1,): 1.02, (2,): 1.03})
+    first, second = (t.evaluation.qualities[RUNG].loss for t in trials)
+    noise = np.random.default_rng(1).normal(0, 1e-4, 10)
+    table = {first: (2.0 * counts, counts), second: ((2.1 + noise) * counts, counts)}
+    members = select(trials, load_losses=lambda quality: table[quality.loss]).members
+    assert members[0].probability_best == 1.0
+    assert all(member.tied_with == () for member in members)
+
+
+def test_ties_stay_within_a_structure() -> None:
+    trials = make_trials({(1,): 1.02, (1, 2): 1.02, (1, 2, 3): 1.02})
+    # made equal on purpose; faster and smaller, so that the deepest beats the others
+    assert keys_of(select(trials)) == ["drop-1-2-3"]
+    assert select(trials).members[0].tied_with == ()
+
+
+# ---- agreement
+
+
+def finish(frontier: Frontier, finals: dict[str, float]) -> list[DistillResult]:
+    """Distilled models whose validation losses are given by key."""
+    results = []
+    for order, member in enumerate(frontier.members):
+        result = factory.make_distilled(member, order=order)
+        loss = finals[result.candidate.key]
+        results.append(
+            msgspec.structs.replace(result, validation=msgspec.structs.replace(result.validation, loss=loss))
+        )
+    return results
+
+
+def test_agreement_counted_by_hand() -> None:
+    ratios = {(1,): 1.01, (2,): 1.02, (3,): 1.03, (1, 2): 1.05, (1, 3): 1.06}
+    frontier = select(make_trials(ratios))
+    # one dropped: 1 < 3 < 2, so (1,2) and (1,3) agree and (2,3) does not; two dropped: turned round
+    finals = {"drop-1": 2.1, "drop-2": 2.3, "drop-3": 2.2, "drop-1-2": 2.5, "drop-1-3": 2.4}
+    agreement = frontiers.measure_agreement(frontier, finish(frontier, finals))
+    assert (agreement.concordant, agreement.discordant) == (2, 2)
+    assert agreement.kendall_tau == 0
+    assert agreement.rung == RUNG
+    assert agreement.verdict.startswith("Cannot tell: ")
+    assert "2 of 4 pairs" in agreement.verdict
+
+
+def test_depths_are_never_pooled() -> None:
+    # across depths the order is plain; within them there is nothing to compare
+    frontier = select(make_trials({(1,): 1.01, (1, 2): 1.05, (1, 2, 3): 1.09}))
+    finals = {"drop-1": 2.1, "drop-1-2": 2.2, "drop-1-2-3": 2.3}
+    agreement = frontiers.measure_agreement(frontier, finish(frontier, finals))
+    assert (agreement.concordant, agreement.discordant) == (0, 0)
+    assert agreement.kendall_tau is None
+    assert agreement.verdict == "Cannot tell: no two distilled models have the same structure."
+
+
+@pytest.mark.parametrize(("turned", "told"), [(False, "+1.00"), (True, "-1.00")])
+def test_ten_pairs_are_enough_to_say_something(turned: bool, told: str) -> None:
+    ratios = {(layer,): 1.01 + 0.01 * layer for layer in range(5)}
+    frontier = select(make_trials(ratios))
+    finals = {f"drop-{layer}": 2 + (-0.1 if turned else 0.1) * layer for layer in range(5)}
+    agreement = frontiers.measure_agreement(frontier, finish(frontier, finals))
+    assert agreement.concordant + agreement.discordant == 10
+    assert not agreement.verdict.startswith("Cannot tell")
+    assert f"{0 if turned else 10} of 10 pairs" in agreement.verdict
+    assert f"Kendall tau {told}" in agreement.verdict
+
+
+def test_nine_pairs_are_not() -> None:
+    ratios = {(layer,): 1.01 + 0.01 * layer for layer in range(4)}  # six pairs
+    ratios |= {(0, layer): 1.1 + 0.01 * layer for layer in range(1, 4)}  # three
+    frontier = select(make_trials(ratios), size=7)
+    finals = {member.evaluation.candidate.key: 2 + 0.1 * i for i, member in enumerate(frontier.members)}
+    agreement = frontiers.measure_agreement(frontier, finish(frontier, finals))
+    assert (agreement.concordant, agreement.discordant) == (9, 0)
+    assert agreement.verdict.startswith("Cannot tell: ")
+
+
+def test_equal_finals_count_neither_way_and_the_verdict_does_not_deny_them() -> None:
+    frontier = select(make_trials({(1,): 1.01, (2,): 1.02}))
+    agreement = frontiers.measure_agreement(frontier, finish(frontier, {"drop-1": 2.0, "drop-2": 2.0}))
+    assert (agreement.concordant, agreement.discordant) == (0, 0)
+    assert agreement.verdict.startswith("Cannot tell")
+    assert "no two distilled models have the same structure" not in agreement.verdict
+
+
+def test_models_that_are_not_on_the_frontier_do_not_count() -> None:
+    frontier = select(make_trials({(1,): 1.01, (2,): 1.02, (3,): 1.03}))
+    results = finish(frontier, {"drop-1": 2.0, "drop-2": 2.1, "drop-3": 2.2})
+    stranger = msgspec.structs.replace(results[2], candidate=factory.make_candidate(7))
+    agreement = frontiers.measure_agreement(frontier, [*results[:2], stranger])
+    assert (agreement.concordant, agreement.discordant) == (1, 0)
+
+
+def test_the_factory_study_is_judged_alike_by_both_halves() -> None:
+    record = factory.make_record()
+    frontier = select(list(record.trials), size=6, load_losses=evenly)
+    assert keys_of(frontier) == keys_of(record.frontier)
+    assert frontier.num_scored == record.frontier.num_scored
+    agreement = frontiers.measure_agreement(frontier, record.distilled)
+    assert agreement.concordant + agreement.discordant == 3
+    assert not math.isnan(agreement.kendall_tau or 0)

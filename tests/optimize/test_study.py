@@ -1,0 +1,533 @@
+"""The study: budgets count, killed and broken runs go on as if nothing had happened, damage is mended or named."""
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileSymlinkLock
+from optuna.trial import TrialState
+
+import seed
+from seed.errors import StudyError
+from seed.optimize import study as studies
+from seed.optimize.sampler import candidate_of, flag_distributions, flags_of
+from seed.optimize.space import drop_layers, enumerate_candidates
+from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord
+
+from ..reporting import factory
+
+SPACE = SearchSpace(num_layers=12, droppable_layers=(1, 3, 6, 9), min_dropped=1, max_dropped=2)  # 10 candidates
+LARGER = SearchSpace(num_layers=12, droppable_layers=(1, 2, 3, 5, 8, 11), min_dropped=1, max_dropped=3)  # 41
+RUNG = factory.RUNG
+REPOSITORY = Path(seed.__file__).parents[1]
+Evaluate = Callable[[Candidate], Evaluation]
+
+
+def evaluate(candidate: Candidate) -> Evaluation:
+    """Score by what the layers cost: the same candidate always scores the same."""
+    ratio = math.exp(sum(factory.LAYER_COSTS[layer] for layer in candidate.dropped_layers))
+    return factory.make_evaluation(candidate.dropped_layers, ratio)
+
+
+def without_number(candidate: Candidate) -> Evaluation:
+    """Score as a model does whose loss is not a number."""
+    evaluation = evaluate(candidate)
+    quality = msgspec.structs.replace(
+        evaluation.qualities[RUNG], loss=math.nan, perplexity=math.nan, ppl_ratio=math.nan
+    )
+    return msgspec.structs.replace(evaluation, qualities={**evaluation.qualities, RUNG: quality})
+
+
+def open_again(place: Path, *, fingerprint: str = "one") -> optuna.Study:
+    """Open the study in a folder as a new process does: repaired, replayed, cleared of leftovers."""
+    storage = studies.open_storage(None, journal=place / "journal.log")
+    return studies.open_study(storage, name="here", rung=RUNG, fingerprint=fingerprint)
+
+
+def in_memory() -> optuna.Study:
+    return studies.open_study(optuna.storages.InMemoryStorage(), name="here", rung=RUNG, fingerprint="one")
+
+
+def run(
+    study: optuna.Study,
+    *,
+    trials: int,
+    space: SearchSpace = SPACE,
+    sampler: str = "tpe",
+    score: Evaluate = evaluate,
+    on_trial: Callable[[TrialRecord], None] = lambda trial: None,
+) -> list[str]:
+    """Run trials; return the keys of the candidates that were asked for, in order."""
+    asked: list[str] = []
+
+    def remember(candidate: Candidate) -> Evaluation:
+        asked.append(candidate.key)
+        return score(candidate)
+
+    studies.run_trials(
+        study,
+        space,
+        trials=trials,
+        sampler=sampler,
+        rng_seed=5,
+        rung=RUNG,
+        evaluate=remember,
+        on_trial=on_trial,
+    )
+    return asked
+
+
+def values_of(study: optuna.Study) -> list[tuple[str, float]]:
+    """Candidates and PPL ratios of the scored trials, in order."""
+    return [
+        (record.evaluation.candidate.key, record.evaluation.qualities[RUNG].ppl_ratio)
+        for record in studies.read_trials(study)
+        if record.state == "COMPLETE"
+    ]
+
+
+def count_states(study: optuna.Study) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for trial in study.get_trials(deepcopy=False):
+        found[trial.state.name] = found.get(trial.state.name, 0) + 1
+    return found
+
+
+# ---- budgets
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_the_budget_counts_scored_candidates(tmp_path: Path, sampler: str) -> None:
+    study = open_again(tmp_path)
+    asked = run(study, trials=6, sampler=sampler)
+    assert len(asked) == 6
+    assert values_of(study) == [
+        (key, evaluate(drop_layers(12, [int(layer) for layer in key.split("-")[1:]])).qualities[RUNG].ppl_ratio)
+        for key in asked
+    ]
+    assert [trial.values[1] for trial in study.trials] == [
+        record.evaluation.latency.ratio for record in studies.read_trials(study)
+    ]
+
+
+def test_a_space_smaller_than_the_budget_ends_the_study(tmp_path: Path) -> None:
+    study = open_again(tmp_path)
+    assert run(study, trials=1000) == [candidate.key for candidate in enumerate_candidates(SPACE)]
+    assert run(study, trials=1000) == []
+
+
+def test_a_resume_at_the_cap_runs_nothing(tmp_path: Path) -> None:
+    first = run(open_again(tmp_path), trials=5)
+    again = open_again(tmp_path)
+    assert run(again, trials=5) == []
+    assert run(again, trials=3) == []
+    assert [key for key, _ in values_of(again)] == first
+    assert count_states(again) == {"COMPLETE": 5}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsgaii", "random"])
+def test_raising_the_budget_goes_on_as_one_longer_run_would(tmp_path: Path, sampler: str) -> None:
+    whole = run(in_memory(), trials=16, space=LARGER, sampler=sampler)
+    parts = [
+        run(open_again(tmp_path), trials=trials, space=LARGER, sampler=sampler)
+        for trials in (4, 11, 16)  # TPE starts to learn after ten
+    ]
+    assert [len(part) for part in parts] == [4, 7, 5]
+    assert [*parts[0], *parts[1], *parts[2]] == whole
+
+
+def test_raising_the_budget_to_the_whole_space_asks_for_the_rest(tmp_path: Path) -> None:
+    first = run(open_again(tmp_path), trials=6)
+    rest = run(open_again(tmp_path), trials=10)
+    assert rest == [candidate.key for candidate in enumerate_candidates(SPACE) if candidate.key not in first]
+
+
+def test_trials_outside_a_narrowed_space_do_not_spend_its_budget() -> None:
+    # --max-latency-ratio and --max-memory narrow the space of a study that goes on
+    study = in_memory()
+    deeper = msgspec.structs.replace(SPACE, min_dropped=2)
+    first = run(study, trials=8)
+    inside = [key for key in first if key.count("-") == 2]
+    assert 0 < len(inside) < deeper.size == 6
+    more = run(study, trials=6, space=deeper)
+    assert sorted(inside + more) == sorted(candidate.key for candidate in enumerate_candidates(deeper))
+
+
+def test_every_trial_is_shown_as_it_is_told() -> None:
+    study, shown = in_memory(), []
+    run(study, trials=4, on_trial=shown.append)
+    assert tuple(shown) == studies.read_trials(study)
+    assert [record.number for record in shown] == [0, 1, 2, 3]
+
+
+def test_trials_read_back_from_the_journal_are_what_was_measured(tmp_path: Path) -> None:
+    asked = run(open_again(tmp_path), trials=3)
+    records = studies.read_trials(open_again(tmp_path))
+    by_key = {candidate.key: candidate for candidate in enumerate_candidates(SPACE)}
+    assert [record.evaluation for record in records] == [evaluate(by_key[key]) for key in asked]
+    assert [record.state for record in records] == ["COMPLETE"] * 3
+
+
+def test_the_dashboard_finds_flags_names_and_objectives(tmp_path: Path) -> None:
+    study = open_again(tmp_path)
+    run(study, trials=2)
+    assert study.metric_names == ["PPL ratio (short distillation)", "latency ratio"]
+    assert [direction.name for direction in study.directions] == ["MINIMIZE", "MINIMIZE"]
+    trial = study.trials[0]
+    candidate = candidate_of(SPACE, trial.params)
+    assert set(trial.params) == {"keep_01", "keep_03", "keep_06", "keep_09"}
+    assert trial.user_attrs["dropped"] == ", ".join(map(str, candidate.dropped_layers))
+    assert trial.user_attrs["num_params"] == evaluate(candidate).size.num_params
+
+
+# ---- scores that are no numbers
+
+
+def score_some_without_number() -> Evaluate:
+    """Every third candidate has no number."""
+    turn = itertools.count()
+    return lambda candidate: without_number(candidate) if next(turn) % 3 == 1 else evaluate(candidate)
+
+
+def test_a_loss_that_is_no_number_is_pruned_and_does_not_count(tmp_path: Path) -> None:
+    study = open_again(tmp_path)
+    asked = run(study, trials=6, score=score_some_without_number())
+    assert len(asked) == len(set(asked)) == 9
+    assert count_states(study) == {"COMPLETE": 6, "PRUNED": 3}
+    assert [trial.number for trial in study.trials if trial.state == TrialState.PRUNED] == [1, 4, 7]
+
+
+def test_a_study_with_a_loss_that_is_no_number_can_be_read(tmp_path: Path) -> None:
+    run(open_again(tmp_path), trials=4, score=score_some_without_number())
+    records = studies.read_trials(open_again(tmp_path))
+    assert [key for key, _ in values_of(open_again(tmp_path))] == [
+        record.evaluation.candidate.key for record in records if record.state == "COMPLETE"
+    ]
+    assert sum(record.state == "COMPLETE" for record in records) == 4
+
+
+def test_an_infinite_loss_is_pruned() -> None:
+    def overflow(candidate: Candidate) -> Evaluation:
+        evaluation = evaluate(candidate)
+        quality = msgspec.structs.replace(evaluation.qualities[RUNG], ppl_ratio=math.inf)
+        return msgspec.structs.replace(evaluation, qualities={RUNG: quality})
+
+    study = in_memory()
+    run(study, trials=10, score=overflow)
+    assert count_states(study) == {"PRUNED": 10}
+
+
+def test_a_skipped_candidate_is_pruned_with_its_reason_and_not_asked_again() -> None:
+    def skip_first(candidate: Candidate) -> Evaluation:
+        evaluation = evaluate(candidate)
+        if 1 not in candidate.dropped_layers:
+            return evaluation
+        lower = {"none": evaluation.qualities["none"]}
+        return msgspec.structs.replace(evaluation, qualities=lower, skipped_because="hopeless")
+
+    study = in_memory()
+    asked = run(study, trials=9, score=skip_first)
+    assert len(asked) == len(set(asked)) == 10  # four with layer 1 are skipped, so all of the space is asked
+    skipped = [record for record in studies.read_trials(study) if record.state == "PRUNED"]
+    assert len(skipped) == 4
+    assert {record.evaluation.skipped_because for record in skipped} == {"hopeless"}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsgaii", "random"])
+def test_pruned_trials_do_not_stop_a_sampler(sampler: str) -> None:
+    study = in_memory()
+    run(study, trials=14, space=LARGER, sampler=sampler, score=score_some_without_number())
+    assert count_states(study) == {"COMPLETE": 14, "PRUNED": 7}
+
+
+# ---- broken runs
+
+
+class BrokenError(Exception):
+    pass
+
+
+def break_at(position: int, error: type[BaseException] = BrokenError) -> Evaluate:
+    """Raise once, when ``position`` candidates were scored."""
+    turn = itertools.count()
+
+    def score(candidate: Candidate) -> Evaluation:
+        if next(turn) == position:
+            raise error
+        return evaluate(candidate)
+
+    return score
+
+
+@pytest.mark.parametrize(("space", "trials"), [(SPACE, 10), (LARGER, 15)], ids=["enumeration", "tpe"])
+def test_a_broken_run_resumed_asks_what_an_unbroken_one_would(space: SearchSpace, trials: int) -> None:
+    unbroken = in_memory()
+    order = run(unbroken, trials=trials, space=space)
+    assert len(order) == trials
+    for position in range(trials):
+        storage = optuna.storages.InMemoryStorage()
+        broken, resumed = (
+            studies.open_study(storage, name="here", rung=RUNG, fingerprint="one") for _ in ("first", "again")
+        )
+        with pytest.raises(BrokenError):
+            run(broken, trials=trials, space=space, score=break_at(position))
+        assert [key for key, _ in values_of(resumed)] == order[:position]
+        assert run(resumed, trials=trials, space=space) == order[position:]  # the broken one is tried again
+        assert values_of(resumed) == values_of(unbroken)
+        assert count_states(resumed) == {"COMPLETE": trials, "FAIL": 1}
+
+
+def test_a_run_broken_again_and_again_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    unbroken = in_memory()
+    run(unbroken, trials=14, space=LARGER)
+    for _ in range(4):
+        with pytest.raises(BrokenError):
+            run(open_again(tmp_path), trials=14, space=LARGER, score=break_at(3))
+    final = open_again(tmp_path)
+    run(final, trials=14, space=LARGER)
+    assert values_of(final) == values_of(unbroken)
+    assert count_states(final) == {"COMPLETE": 14, "FAIL": 4}
+
+
+def test_ctrl_c_fails_the_trial_and_goes_through(tmp_path: Path) -> None:
+    study = open_again(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, trials=5, score=break_at(2, KeyboardInterrupt))
+    assert count_states(study) == {"COMPLETE": 2, "FAIL": 1}
+
+
+KILLED = """
+import math, os, signal, sys
+from pathlib import Path
+from seed.optimize import study as studies
+from seed.records import Evaluation, SearchSpace
+import msgspec
+
+place, space, answers, position = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+answers = msgspec.json.decode(answers, type=dict[str, Evaluation])
+told = 0
+
+def evaluate(candidate):
+    global told
+    if told == position:
+        os.kill(os.getpid(), signal.SIGKILL)
+    told += 1
+    return answers[candidate.key]
+
+study = studies.open_study(
+    studies.open_storage(None, journal=place / "journal.log"),
+    name="here", rung="short_distillation", fingerprint="one",
+)
+studies.run_trials(
+    study, msgspec.json.decode(space, type=SearchSpace), trials=14, sampler="tpe", rng_seed=5,
+    rung="short_distillation", evaluate=evaluate,
+)
+"""
+
+
+def test_a_killed_run_resumed_asks_what_an_unbroken_one_would(tmp_path: Path) -> None:
+    order = run(unbroken := in_memory(), trials=14, space=LARGER)
+    answers = {candidate.key: evaluate(candidate) for candidate in enumerate_candidates(LARGER)}
+    arguments = [str(tmp_path), msgspec.json.encode(LARGER).decode(), msgspec.json.encode(answers).decode(), "11"]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    journal = studies.open_storage(None, journal=tmp_path / "journal.log")
+    left = optuna.load_study(storage=journal, study_name="here")
+    assert count_states(left) == {"COMPLETE": 11, "RUNNING": 1}
+    resumed = open_again(tmp_path)
+    assert count_states(resumed) == {"COMPLETE": 11, "FAIL": 1}
+    assert run(resumed, trials=14, space=LARGER) == order[11:]
+    assert values_of(resumed) == values_of(unbroken)
+
+
+def test_trials_left_running_are_failed_and_their_candidates_tried_again(tmp_path: Path) -> None:
+    other = open_again(tmp_path)
+    run(other, trials=3)
+    other.sampler = optuna.samplers.RandomSampler(seed=0)
+    left = drop_layers(12, [3, 9])
+    other.enqueue_trial(flags_of(SPACE, left))
+    other.ask(fixed_distributions=flag_distributions(SPACE))  # asked, never told
+    other.ask()  # killed before its flags were written
+    study = open_again(tmp_path)
+    assert count_states(study) == {"COMPLETE": 3, "FAIL": 2}
+    assert left.key in run(study, trials=10)
+    assert len(values_of(study)) == 10
+
+
+def test_trials_that_somebody_queued_do_not_stop_a_study(tmp_path: Path) -> None:
+    study = open_again(tmp_path)
+    study.enqueue_trial(flags_of(SPACE, drop_layers(12, [3])))
+    again = open_again(tmp_path)
+    assert len(run(again, trials=3)) == 3
+
+
+# ---- the journal
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The journal of four scored candidates."""
+    place = tmp_path_factory.mktemp("journal")
+    run(open_again(place), trials=4)
+    return (place / "journal.log").read_bytes()
+
+
+def cut_offsets(journal: bytes) -> Iterator[int]:
+    """Places in the last lines: at each line's end, just around it, and in its middle."""
+    ends = [index + 1 for index, byte in enumerate(journal) if byte == ord("\n")][-6:]
+    for before, end in itertools.pairwise(ends):
+        yield from (before, before + 1, (before + end) // 2, end - 1)
+
+
+def test_a_torn_last_line_is_cut_and_all_before_is_kept(tmp_path: Path, journal: bytes) -> None:
+    path = tmp_path / "journal.log"
+    for offset in cut_offsets(journal):
+        path.write_bytes(journal[:offset])
+        studies.repair_journal(path)
+        assert path.read_bytes() == journal[: journal[:offset].rfind(b"\n") + 1]
+    whole = [record.evaluation for record in studies.read_trials(open_again(tmp_path))]
+    assert len(whole) == 3  # the last cut was in what told the fourth
+    order = run(in_memory(), trials=4)
+    assert [evaluation.candidate.key for evaluation in whole] == order[:3]
+    assert run(open_again(tmp_path), trials=4) == order[3:]
+
+
+@pytest.mark.parametrize("tail", [b'{"op_code":', b'{"op_code":4,"trial\n', b"\0" * 64, b"\0\0\n", b"\n"])
+def test_rubbish_at_the_end_is_cut(tmp_path: Path, journal: bytes, tail: bytes) -> None:
+    path = tmp_path / "journal.log"
+    path.write_bytes(journal + tail)
+    studies.repair_journal(path)
+    assert path.read_bytes() == journal
+    assert len(values_of(open_again(tmp_path))) == 4
+
+
+def test_a_whole_journal_is_left_as_it_is(tmp_path: Path, journal: bytes) -> None:
+    path = tmp_path / "journal.log"
+    path.write_bytes(journal)
+    studies.repair_journal(path)
+    assert path.read_bytes() == journal
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\n"])
+def test_a_journal_without_a_whole_line_starts_anew(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "journal.log").write_bytes(content)
+    assert len(run(open_again(tmp_path), trials=2)) == 2
+
+
+@pytest.mark.parametrize("damage", [b'{"op_code":5,"wor{"op_code":5}', b"\0\0\0\0", b""])
+@pytest.mark.parametrize("number", [1, 7])
+def test_a_damaged_line_within_is_refused_with_its_number(
+    tmp_path: Path, journal: bytes, damage: bytes, number: int
+) -> None:
+    lines = journal.splitlines()
+    lines[number - 1] = damage
+    path = tmp_path / "journal.log"
+    path.write_bytes(damaged := b"\n".join(lines) + b"\n")
+    with pytest.raises(StudyError, match=rf"journal\.log: line {number} is damaged") as caught:
+        studies.open_storage(None, journal=path)
+    assert "--study NAME" in str(caught.value)
+    assert path.read_bytes() == damaged
+
+
+def test_a_lock_left_by_a_killed_writer_is_removed(tmp_path: Path, journal: bytes) -> None:
+    path = tmp_path / "journal.log"
+    path.write_bytes(journal)
+    JournalFileSymlinkLock(str(path)).acquire()  # and never released: Optuna alone would wait for half a minute
+    assert os.path.lexists(tmp_path / "journal.log.lock")
+    study = open_again(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["journal.log"]
+    assert len(run(study, trials=6)) == 2
+
+
+def test_every_line_of_the_journal_is_json(journal: bytes) -> None:
+    assert all(json.loads(line) for line in journal.splitlines())
+
+
+# ---- which study, which storage
+
+
+def test_a_study_of_another_plan_is_refused(tmp_path: Path) -> None:
+    run(open_again(tmp_path), trials=2)
+    with pytest.raises(StudyError, match="another plan.*--study NAME"):
+        open_again(tmp_path, fingerprint="two")
+    assert len(values_of(open_again(tmp_path))) == 2
+
+
+def test_a_study_killed_while_it_was_made_still_gets_its_names(tmp_path: Path) -> None:
+    study = open_again(tmp_path)
+    run(study, trials=1)
+    path = tmp_path / "journal.log"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]))  # the study and its fingerprint, nothing more
+    again = open_again(tmp_path)
+    assert again.user_attrs[studies.FINGERPRINT] == "one"
+    assert again.metric_names == study.metric_names
+
+
+SECRETS = [
+    "postgresql://me:hunter2@host/studies",
+    "postgresql+psycopg://me:hunter2@host:5432/studies?sslmode=require",
+    "mysql+pymysql://me:hunter2@host/studies",
+    "redis://:hunter2@host",
+    "postgresql://me:hunter2%40@host/studies",
+    "postgresql://me:hunter2@x@host/studies",
+    # SQLAlchemy takes everything up to the last @ for the password, urlsplit does not
+    "postgresql://me:hunter2#x@host/studies",
+    "postgresql://me:hunter2/x@host/studies",
+    "postgresql://me:hunter2?x@host/studies",
+    "postgresql://me:hunter2[x@host/studies",
+    "postgresql://host/studies?user=me&password=hunter2",
+]
+
+
+@pytest.mark.parametrize("url", SECRETS)
+def test_a_password_in_the_url_is_refused_and_never_repeated(tmp_path: Path, url: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        studies.open_storage(url, journal=tmp_path / "journal.log")
+    assert "hunter2" not in str(caught.value)
+    assert "holds a password" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["postgresql://me@host/studies", "sqlite:///a:b@c.db", "sqlite:////tmp/x.db"])
+def test_a_url_without_a_password_passes(url: str) -> None:
+    studies.check_storage_url(url)
+
+
+@pytest.mark.parametrize("url", ["nosuchdriver://host/studies", "sqlite:////nowhere/at/all.db", "studies.db"])
+def test_a_storage_that_cannot_be_opened_is_refused_with_the_url(tmp_path: Path, url: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        studies.open_storage(url, journal=tmp_path / "journal.log")
+    message = str(caught.value)
+    assert message.startswith(f"--storage {url}: cannot be opened (")
+    assert "sqlite:///" in message
+    assert "\n" not in message
+
+
+def test_a_database_holds_a_study_as_the_journal_does(tmp_path: Path) -> None:
+    def reopen() -> optuna.Study:
+        storage = studies.open_storage(f"sqlite:///{tmp_path / 'studies.db'}", journal=tmp_path / "journal.log")
+        return studies.open_study(storage, name="here", rung=RUNG, fingerprint="one")
+
+    order = run(in_memory(), trials=4)
+    with pytest.raises(BrokenError):
+        run(reopen(), trials=4, score=break_at(2))
+    resumed = reopen()
+    assert run(resumed, trials=4) == order[2:]
+    assert [key for key, _ in values_of(resumed)] == order
+    assert not (tmp_path / "journal.log").exists()

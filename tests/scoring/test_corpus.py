@@ -1,0 +1,355 @@
+"""Streams are disjoint by document, the same every time, and made of whole windows of the text given."""
+
+import hashlib
+import json
+import random
+import sysconfig
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace as replace_field
+
+from seed.demo import library
+from seed.errors import CorpusError
+from seed.scoring import corpus
+from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams, open_test_stream
+from tests.conftest import make_tokenizer
+
+TOKENIZER = make_tokenizer()
+END = TOKENIZER.eos_token_id
+TEMPLATE = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+
+
+def request(recovery: str | Path, **changes: object) -> CorpusRequest:
+    fields: dict[str, object] = {
+        "recovery": str(recovery),
+        "validation": None,
+        "test": None,
+        "window_tokens": 32,
+        "recovery_tokens": 10**9,
+        "validation_tokens": 10**9,
+        "test_tokens": None,
+    }
+    fields |= {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()}
+    return CorpusRequest(**fields)
+
+
+def read_back(stream: TokenStream) -> list[str]:
+    """Return the stream's documents as text; the last may be cut at the last window's end."""
+    tokens, owners = stream.tokens_NT.numpy().ravel(), stream.documents_NT.ravel()
+    return [
+        TOKENIZER.decode([token for token in tokens[owners == document] if token != END])
+        for document in range(stream.num_documents)
+    ]
+
+
+def make_texts(num_texts: int, *, rng_seed: int = 0) -> list[str]:
+    rng = random.Random(rng_seed)
+    return ["".join(rng.choices("abcdefgh ", k=rng.randint(100, 400))) for _ in range(num_texts)]
+
+
+def write_folder(folder: Path, texts: list[str]) -> Path:
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        (folder / f"{number:03}.txt").write_text(text)
+    return folder
+
+
+def tokenize(texts: list[str], **changes: object) -> TokenStream:
+    options: dict[str, object] = {
+        "window_tokens": 16,
+        "max_tokens": None,
+        "separate": True,
+        "source": "notes.txt",
+        "purpose": "test",
+    }
+    return corpus.tokenize(texts, TOKENIZER, **options | changes)
+
+
+def test_splits_share_no_document(tmp_path: Path) -> None:
+    texts = make_texts(80)
+    streams = open_streams(request(write_folder(tmp_path / "texts", texts)), TOKENIZER)
+    assert tuple(streams) == corpus.SPLITS
+    seen: dict[str, str] = {}
+    for split, stream in streams.items():
+        assert stream.num_documents > 2
+        for text in read_back(stream)[:-1]:  # the last is cut
+            assert text in texts
+            assert seen.setdefault(text, split) == split
+            digit = hashlib.sha256(text.encode()).digest()[0] % 10
+            assert split == {8: "validation", 9: "test"}.get(digit, "recovery")
+    assert len(seen) == 80 - 3
+
+
+def test_a_single_text_gives_its_passages_in_blocks(text_file: Path) -> None:
+    streams = open_streams(request(text_file), TOKENIZER)
+    passages = corpus.cut_passages(text_file.read_text())
+    shares = {split: set(read_back(stream)[:-1]) for split, stream in streams.items()}
+    assert shares["recovery"] <= set(passages[: int(len(passages) * 0.8)])
+    assert shares["validation"] <= set(passages[int(len(passages) * 0.8) : int(len(passages) * 0.9)])
+    assert shares["test"] <= set(passages[int(len(passages) * 0.9) :])
+    assert all(shares.values())
+
+
+def test_opening_twice_gives_the_same_streams_and_another_text_another_hash(text_file: Path, tmp_path: Path) -> None:
+    first = {split: stream.describe() for split, stream in open_streams(request(text_file), TOKENIZER).items()}
+    again = {split: stream.describe() for split, stream in open_streams(request(text_file), TOKENIZER).items()}
+    assert first == again
+    changed = tmp_path / text_file.name
+    text = text_file.read_text()
+    changed.write_text(text[:50] + ("x" if text[50] != "x" else "y") + text[51:])  # one letter of the recovery text
+    other = {split: stream.describe() for split, stream in open_streams(request(changed), TOKENIZER).items()}
+    assert other["recovery"].sha256 != first["recovery"].sha256
+    assert other["recovery"].tokens == first["recovery"].tokens
+    assert replace_field(other["test"], source=first["test"].source) == first["test"]
+
+
+def test_a_document_of_two_streams_stays_in_the_one_judged_later(tmp_path: Path) -> None:
+    texts = make_texts(40)
+    shared = texts[:6]
+    own, own_test = make_texts(30, rng_seed=1), make_texts(20, rng_seed=2)
+    streams = open_streams(
+        request(
+            write_folder(tmp_path / "recovery", texts),
+            validation=write_folder(tmp_path / "validation", [*own, *shared]),
+            test=write_folder(tmp_path / "test", [*own_test, *shared[:2], own[0]]),
+        ),
+        TOKENIZER,
+    )
+    found = {split: set(read_back(stream)[:-1]) for split, stream in streams.items()}
+    assert not found["recovery"] & set(shared)
+    assert not found["validation"] & {*shared[:2], own[0]}
+    assert len(found["recovery"]) == 40 - 6 - 1  # the last is cut
+    assert len(found["validation"]) == 30 + 6 - 3 - 1
+
+
+def test_passages_are_long_enough_and_lose_nothing(text_file: Path) -> None:
+    text = text_file.read_text()
+    passages = corpus.cut_passages(text)
+    assert "\n\n".join(passages) == text
+    assert all(len(passage) >= corpus.PASSAGE_CHARACTERS for passage in passages[:-1])
+    assert max(map(len, passages)) < 2 * corpus.PASSAGE_CHARACTERS
+
+
+def test_a_text_without_blank_lines_is_cut_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("\n".join(make_texts(200)))  # some 50,000 characters in lines
+    streams = open_streams(request(path), TOKENIZER)
+    assert all(stream.num_documents > 1 for stream in streams.values())
+
+
+def test_a_text_of_ones_own_is_used_whole(text_file: Path, tmp_path: Path) -> None:
+    own = make_texts(40, rng_seed=3)
+    streams = open_streams(request(text_file, test=write_folder(tmp_path / "test", own)), TOKENIZER)
+    total = sum(len(text) + 1 for text in own)
+    assert streams["test"].num_tokens == total // 32 * 32
+    judged = open_test_stream(str(tmp_path / "test"), TOKENIZER, window_tokens=32, bos_each_window=False)
+    assert judged.describe() == streams["test"].describe()
+
+
+def test_one_text_for_validation_and_test_is_shared_out(text_file: Path, tmp_path: Path) -> None:
+    own = write_folder(tmp_path / "own", make_texts(200, rng_seed=3))
+    streams = open_streams(request(text_file, validation=own, test=own), TOKENIZER)
+    assert not set(read_back(streams["validation"])) & set(read_back(streams["test"]))
+
+
+def test_a_source_with_splits_of_its_own_gives_its_test_split_only(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {f"module_{number}.py": text for number, text in enumerate(make_texts(120))}
+    (write_folder(tmp_path / "stdlib", []) / "argparse.py").write_text("a = 1")
+    for name, text in texts.items():
+        (tmp_path / "stdlib" / name).write_text(text)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "stdlib")})
+    streams = open_streams(request(text_file, test="demo"), TOKENIZER)
+    judged = open_test_stream("demo", TOKENIZER, window_tokens=32, bos_each_window=False)
+    held_out = {text for name, text in texts.items() if library.split_of(name) == "test"}
+    assert set(read_back(judged)[:-1]) <= held_out
+    assert streams["test"].describe() == judged.describe()
+
+
+def test_rows_with_text_and_chats_are_read_through_the_template(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    path = tmp_path / "rows.jsonl"
+    chat = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    path.write_text(json.dumps({"text": "plain"}) + "\n\n" + json.dumps(chat) + "\n")
+    splits = corpus.read_source(str(path), tokenizer)
+    assert [text for split in corpus.SPLITS for text in splits[split]] == ["plain", "[user] hi\n[assistant] hello\n"]
+
+
+def test_a_row_may_hold_any_character(tmp_path: Path) -> None:
+    text = "one\u2028two\u0085three\x0bfour\x1cfive"
+    path = tmp_path / "rows.jsonl"
+    row = json.dumps({"text": text}, ensure_ascii=False)
+    assert "\u2028" in row  # as it is, not escaped: JSON allows that
+    path.write_text(json.dumps({"text": "first"}) + "\n" + row + "\n")
+    splits = corpus.read_source(str(path), TOKENIZER)
+    assert [text for split in corpus.SPLITS for text in splits[split]] == ["first", text]
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ('{"text": "broken', "not JSON"),
+        ('{"body": "x", "author": "y"}', "found author, body; wanted"),
+        ('["text"]', "found list; wanted"),
+        ('{"text": 3}', "found text; wanted"),
+        ('{"messages": [{"role": "user", "content": "hi"}]}', "no chat template"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, wanted: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "fine"}\n\n' + line + "\n")
+    with pytest.raises(CorpusError, match=wanted) as caught:
+        corpus.read_source(str(path), TOKENIZER)
+    assert str(caught.value).startswith(f"{path}:3: ")
+
+
+def test_a_template_that_refuses_is_named_by_file_and_line(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    with pytest.raises(CorpusError, match=r"rows\.jsonl:1: .*roles must alternate"):
+        corpus.read_source(str(path), tokenizer)
+
+
+def test_sources_that_are_not_there_say_what_could_be(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"no such file or directory.*wikitext2"):
+        corpus.read_source(str(tmp_path / "nothing.txt"), TOKENIZER)
+    with pytest.raises(CorpusError, match="no text there"):
+        corpus.read_source(str(tmp_path), TOKENIZER)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(CorpusError, match=r"latin\.txt: cannot be read as UTF-8"):
+        corpus.read_source(str(tmp_path), TOKENIZER)
+
+
+def test_too_little_text_says_how_much_was_found_and_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("x" * 3000)
+    with pytest.raises(CorpusError) as caught:
+        open_streams(request(path, validation=path, test=path, window_tokens=1024), TOKENIZER)
+    assert "short.txt: the recovery stream holds" in str(caught.value)
+    with pytest.raises(CorpusError) as caught:
+        tokenize(["x" * 49], window_tokens=16)  # and an end: 50 tokens, 3 windows
+    assert "notes.txt: the test stream holds 50 tokens, but needs at least 64 (4 windows of 16)" in str(caught.value)
+    assert "--test-text FILE" in str(caught.value)
+    assert tokenize(["x" * 63], window_tokens=16).num_tokens == 64
+
+
+def test_wikitext_articles_join_to_the_text_that_papers_score() -> None:
+    lines = [
+        "",
+        " = First = \n",
+        "",
+        " Some text . \n",
+        " = = Part = = \n",
+        " more \n",
+        "",
+        " = Second = \n",
+        "",
+        " x \n",
+    ]
+    articles = corpus.join_articles(lines)
+    assert len(articles) == 2
+    assert articles[0].strip().startswith("= First =")
+    assert articles[1].startswith(" = Second = ")
+    assert "".join(articles) == "\n\n".join(lines) + "\n\n"
+    assert corpus.join_articles(["", ""]) == []
+
+
+def test_documents_end_with_the_end_token_only_when_they_are_separate() -> None:
+    texts = ["abc" * 20, "defg" * 20]
+    separate = tokenize(texts)
+    assert (separate.tokens_NT == END).sum() == 1  # the second document's end lies behind the last whole window
+    assert separate.tokens_NT.ravel()[60] == END
+    assert separate.documents_NT.ravel()[60] == 0
+    assert separate.documents_NT.ravel()[61] == 1
+    joined = tokenize(texts, separate=False)
+    assert TOKENIZER.decode(joined.tokens_NT.ravel().tolist()) == "".join(texts)[: joined.num_tokens]
+
+
+def test_every_window_can_begin_with_a_token_of_its_own() -> None:
+    texts = ["abc" * 40, "defg" * 30]
+    stream = tokenize(texts, begin=7, separate=False)
+    assert (stream.tokens_NT[:, 0] == 7).all()
+    assert TOKENIZER.decode(stream.tokens_NT[:, 1:].ravel().tolist()) == "".join(texts)[: 15 * len(stream.tokens_NT)]
+    assert (stream.documents_NT[:, 0] == stream.documents_NT[:, 1]).all()
+
+
+def test_the_request_for_a_begin_token_reaches_every_stream(text_file: Path) -> None:
+    streams = open_streams(request(text_file, bos_each_window=True), TOKENIZER)
+    for stream in streams.values():
+        assert (stream.tokens_NT[:, 0] == TOKENIZER.bos_token_id).all()
+        assert not (stream.tokens_NT[:, 1] == TOKENIZER.bos_token_id).all()
+
+
+def test_reading_stops_when_there_is_enough() -> None:
+    texts = make_texts(200)
+    whole, part = tokenize(texts), tokenize(texts, max_tokens=3000)
+    assert 3000 - 16 < part.num_tokens < whole.num_tokens
+    assert torch.equal(part.tokens_NT, whole.tokens_NT[: len(part.tokens_NT)])
+
+
+@pytest.mark.parametrize("wanted", [16, 47, 160, 10**6, None])
+def test_taking_evenly_keeps_whole_windows_from_end_to_end(wanted: int | None) -> None:
+    stream = tokenize(make_texts(12))
+    taken = stream.take_evenly(wanted)
+    rows = [tuple(row) for row in stream.tokens_NT.tolist()]
+    positions = [rows.index(tuple(row)) for row in taken.tokens_NT.tolist()]
+    assert positions == sorted(positions)
+    expected = len(rows) if wanted is None else min(len(rows), wanted // 16)
+    assert len(positions) == expected
+    if len(positions) > 1:
+        assert (positions[0], positions[-1]) == (0, len(rows) - 1)
+        steps = np.diff(positions)
+        assert steps.max() - steps.min() <= 1
+    assert set(taken.documents_NT.ravel()) == set(range(taken.num_documents))
+    originals = stream.documents_NT[positions]
+    assert len({*zip(originals.ravel(), taken.documents_NT.ravel(), strict=True)}) == taken.num_documents
+
+
+def test_limits_hold_for_validation_and_test(text_file: Path) -> None:
+    streams = open_streams(request(text_file, validation_tokens=320, test_tokens=640), TOKENIZER)
+    assert (streams["validation"].num_tokens, streams["test"].num_tokens) == (320, 640)
+
+
+def write_data_set(folder: Path, **splits: list[str]) -> Path:
+    folder.mkdir()
+    for split, texts in splits.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep data sets that tests load out of the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_data_set_keeps_its_own_splits(tmp_path: Path) -> None:
+    splits = {"train": make_texts(3), "validation": make_texts(2, rng_seed=1), "test": make_texts(2, rng_seed=2)}
+    folder = write_data_set(tmp_path / "set", **splits)
+    found = corpus.read_source(f"hub:{folder}", TOKENIZER)
+    assert found == {"recovery": splits["train"], "validation": splits["validation"], "test": splits["test"]}
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_data_set_without_a_train_split_is_refused(tmp_path: Path) -> None:
+    folder = write_data_set(tmp_path / "set", test=make_texts(3))
+    with pytest.raises(CorpusError, match="no split called train; it has test"):
+        corpus.read_source(f"hub:{folder}", TOKENIZER)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("source", ["wikitext2", "hub:nobody/nothing"])
+def test_a_data_set_without_network_gives_the_cures(source: str) -> None:
+    with pytest.raises(CorpusError, match="cannot be loaded from the hub") as caught:
+        corpus.read_source(source, TOKENIZER)
+    assert str(caught.value).startswith(f"{source}: ")
+    assert "--recovery-text FILE" in str(caught.value)

@@ -1,0 +1,157 @@
+"""Losses are cross entropy and nothing else, and their error bars hold against a bootstrap over documents."""
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from seed.records import Quality
+from seed.scoring import quality
+from seed.scoring.corpus import TokenStream
+from seed.scoring.quality import DocumentLosses, clustered_standard_error, judge, logits_of, measure_losses
+from tests.conftest import make_model
+
+CPU = torch.device("cpu")
+
+
+def make_stream(num_windows: int = 7, window_tokens: int = 16, num_documents: int = 5) -> TokenStream:
+    """Random tokens; documents change within windows."""
+    rng = np.random.default_rng(0)
+    owners = np.sort(rng.integers(0, num_documents, num_windows * window_tokens))
+    owners = np.unique(owners, return_inverse=True)[1].reshape(num_windows, window_tokens)
+    return TokenStream(
+        tokens_NT=torch.from_numpy(rng.integers(1, 257, (num_windows, window_tokens))),
+        documents_NT=owners.astype(np.int32),
+        num_documents=num_documents,
+        source="random",
+    )
+
+
+def make_losses(num_documents: int, *, rng_seed: int = 0) -> DocumentLosses:
+    """Documents of very different lengths, each with a level of its own."""
+    rng = np.random.default_rng(rng_seed)
+    counts = rng.integers(5, 400, num_documents)
+    levels = rng.normal(3, 0.6, num_documents)
+    return DocumentLosses(sums=counts * levels + rng.normal(0, np.sqrt(counts)), counts=counts)
+
+
+def test_losses_are_cross_entropy_added_up_by_the_document_of_the_predicted_token() -> None:
+    stream = make_stream()
+    model = make_model("llama")
+    found = measure_losses(logits_of(model), stream, micro_batch=3, device=CPU)
+    sums, counts = [0.0] * 5, [0] * 5
+    for window, owners in zip(stream.tokens_NT, stream.documents_NT, strict=True):
+        log_probs = model(input_ids=window[None]).logits[0].double().log_softmax(-1)
+        for position in range(1, len(window)):
+            sums[owners[position]] -= log_probs[position - 1, window[position]].item()
+            counts[owners[position]] += 1
+    assert found.counts.tolist() == counts
+    assert found.sums.tolist() == pytest.approx(sums, rel=1e-5)
+    assert found.loss == pytest.approx(sum(sums) / sum(counts), rel=1e-6)
+    assert sum(counts) == 7 * 15  # the first token of a window is context only
+
+
+def test_a_document_that_is_never_predicted_counts_nothing() -> None:
+    stream = make_stream(num_windows=1, num_documents=1)
+    owners = np.ones((1, 16), dtype=np.int32)
+    owners[0, 0] = 0  # only the window's first token is its
+    stream = TokenStream(tokens_NT=stream.tokens_NT, documents_NT=owners, num_documents=2, source="random")
+    found = quality.sum_by_document(np.ones((1, 15)), stream)
+    assert found.counts.tolist() == [0, 15]
+    assert found.sums.tolist() == [0.0, 15.0]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 16])
+def test_the_micro_batch_does_not_change_results(micro_batch: int) -> None:
+    stream = make_stream()
+    compute = logits_of(make_model("gemma2"))
+    whole = measure_losses(compute, stream, micro_batch=7, device=CPU)
+    pieces = measure_losses(compute, stream, micro_batch=micro_batch, device=CPU)
+    assert pieces.counts.tolist() == whole.counts.tolist()
+    assert pieces.sums.tolist() == pytest.approx(whole.sums.tolist(), rel=1e-6)
+
+
+def test_the_micro_batch_keeps_logits_small() -> None:
+    for window, vocabulary in ((128, 257), (512, 32_000), (2048, 128_000), (8192, 256_000)):
+        chosen = quality.choose_micro_batch(window, vocabulary)
+        assert 1 <= chosen <= 16
+        assert chosen == 1 or 4 * window * vocabulary * chosen <= quality.LOGITS_BYTES
+        assert chosen == 16 or 4 * window * vocabulary * (chosen + 1) > quality.LOGITS_BYTES
+
+
+def test_standard_errors_of_hand_computed_cases() -> None:
+    def error_of(sums: list[float], counts: list[int]) -> float:
+        return clustered_standard_error(np.array(sums), np.array(counts))
+
+    assert error_of([1.0, 5.0], [1, 1]) == pytest.approx(2.0)  # two numbers: their standard error of the mean
+    # mean 3; residuals 0, -2, 2; sqrt(3 / 2 * 8) / 4
+    assert error_of([3.0, 1.0, 8.0], [1, 1, 2]) == pytest.approx(math.sqrt(12) / 4)
+    assert error_of([2.0, 6.0], [1, 3]) == 0.0  # both documents at the mean
+
+
+@pytest.mark.parametrize("paired", [False, True], ids=["loss", "ratio"])
+def test_standard_errors_agree_with_a_bootstrap_over_documents(paired: bool) -> None:
+    losses, dense = make_losses(200), make_losses(200)
+    rng = np.random.default_rng(1)
+    dense = DocumentLosses(sums=losses.sums - losses.counts * rng.normal(0.1, 0.05, 200), counts=losses.counts)
+    found = judge(losses, dense)
+    estimates = []
+    for _ in range(2000):
+        chosen = rng.integers(0, 200, 200)
+        counts = losses.counts[chosen].sum()
+        mean = losses.sums[chosen].sum() / counts
+        estimates.append(math.exp(mean - dense.sums[chosen].sum() / counts) if paired else mean)
+    expected = found.ppl_ratio_standard_error if paired else found.standard_error
+    assert expected == pytest.approx(float(np.std(estimates)), rel=0.15)
+
+
+def test_a_model_beside_itself_has_ratio_one_without_error() -> None:
+    losses = make_losses(20)
+    found = judge(losses, losses, document_losses_path="losses/none/dense.npz")
+    assert (found.ppl_ratio, found.ppl_ratio_standard_error) == (1.0, 0.0)
+    assert found.standard_error > 0
+    assert found.perplexity == pytest.approx(math.exp(losses.loss))
+    assert (found.tokens, found.documents) == (int(losses.counts.sum()), 20)
+    assert found.document_losses_path == "losses/none/dense.npz"
+    assert found.kl_divergence is None
+
+
+def test_a_quality_of_one_document_can_be_stored_and_read_back() -> None:
+    losses = make_losses(1)
+    found = judge(losses, losses)
+    back = msgspec.json.decode(msgspec.json.encode(found), type=Quality)
+    assert back.loss == found.loss
+
+
+def test_identical_models_are_no_distance_apart() -> None:
+    stream = make_stream()
+    compute = logits_of(make_model("llama"))
+    dense, [(losses, closeness)] = quality.compare_models(compute, [compute], stream, micro_batch=3, device=CPU)
+    assert losses.sums.tolist() == dense.sums.tolist()
+    assert closeness.kl_divergence == pytest.approx(0.0, abs=1e-7)
+    assert closeness.top1_agreement == 1.0
+
+
+def test_the_distance_of_two_models_is_the_mean_divergence_from_the_first() -> None:
+    stream = make_stream()
+    models = [make_model("llama"), make_model("llama", rng_seed=1), make_model("llama", rng_seed=2)]
+    computes = [logits_of(model) for model in models]
+    batches: list[None] = []
+    dense, results = quality.compare_models(
+        computes[0], computes[1:], stream, micro_batch=3, device=CPU, on_batch=lambda: batches.append(None)
+    )
+    assert len(batches) == 3
+    logits = [compute(stream.tokens_NT)[:, :-1].double() for compute in computes]
+    for i, (losses, closeness) in enumerate(results, 1):
+        teacher, student = logits[0].log_softmax(-1), logits[i].log_softmax(-1)
+        assert closeness.kl_divergence == pytest.approx(
+            (teacher.exp() * (teacher - student)).sum(-1).mean().item(), rel=1e-5
+        )
+        assert closeness.top1_agreement == (logits[0].argmax(-1) == logits[i].argmax(-1)).double().mean().item()
+        alone = measure_losses(computes[i], stream, micro_batch=3, device=CPU)
+        assert losses.sums.tolist() == alone.sums.tolist()
+    alone = measure_losses(computes[0], stream, micro_batch=3, device=CPU)
+    assert dense.sums.tolist() == alone.sums.tolist()
+    assert results[0][1] != results[1][1]

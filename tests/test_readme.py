@@ -1,0 +1,119 @@
+"""What the README tells people to type, typed: with small budgets, and hub models without a network."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seed.optimize.space import list_presets
+from tests.test_commands import environment, error_of, run_seed
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SMALL = ["--trials=4", "--distill-tokens=20000", "--frontier-size=1", "--latency-repeats=3", "--learning-rate=1e-3"]
+SMALL_TEXT = ["--window-tokens=64", "--calibration-tokens=1024", "--validation-tokens=2048", "--test-tokens=2048"]
+SMALL_WORKLOAD = ["--prompt-tokens=8", "--new-tokens=4"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def seed_commands() -> list[list[str]]:
+    """The words of every ``python -m seed...`` line of the README."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    lines += re.findall(r"^    (python -m seed.*)$", README, re.M)
+    return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python -m seed")]
+
+
+@pytest.fixture(scope="module")
+def place(make_checkpoint, text_file, tmp_path_factory) -> Path:
+    """A folder as the README's reader has it: a checkpoint, some notes, and the demo searched."""
+    path = tmp_path_factory.mktemp("readme")
+    shutil.copytree(make_checkpoint("llama"), path / "my-checkpoint")
+    shutil.copy(text_file, path / "notes.txt")
+    words = next(words for words in seed_commands() if words == ["seed.search"])
+    done = run_seed(*words, *SMALL, "--max-dropped=2", cwd=path)
+    assert "dense model: test PPL" in done.stdout
+    assert "Distilled frontier" in done.stdout
+    return path
+
+
+def test_the_readme_shows_the_commands_that_are_tested_here():
+    shown = [words[0] for words in seed_commands()]
+    assert set(shown) == {"seed.search", "seed.distill", "seed.evaluate", "seed.report"}
+    assert "make demo" in README
+    assert "make test" in README
+
+
+def test_names_of_hub_models_give_the_clear_error_without_a_network(place):
+    tried = 0
+    for words in seed_commands():
+        model = words[words.index("--model") + 1] if "--model" in words else "demo"
+        if model in list_presets() and model != "demo":
+            assert "hub cannot be reached" in error_of(run_seed(*words, cwd=place, code=2))
+            tried += 1
+    assert tried >= 2
+    assert sorted(child.name for child in (place / "studies").iterdir()) == ["demo"]
+
+
+def test_commands_on_the_readers_own_model_and_on_studies_work(place):
+    [own] = [words for words in seed_commands() if "./my-checkpoint" in words]
+    run_seed(*own, *SMALL, *SMALL_TEXT, *SMALL_WORKLOAD, "--no-distill", cwd=place)
+    (place / "studies" / "my-checkpoint").rename(place / "studies" / "gpt2-small")
+    [distill] = [words for words in seed_commands() if words[0] == "seed.distill"]
+    trial = distill.index("--trial") + 1
+    run_seed(*distill[:trial], "3", *distill[trial + 1 :], "--distill-tokens=4096", cwd=place)
+    [evaluate] = [words for words in seed_commands() if words[0] == "seed.evaluate"]
+    model = next((place / "studies" / "demo" / "models").iterdir()).name
+    done = run_seed(*[word.replace("MODEL", model) for word in evaluate], cwd=place)
+    assert "perplexity:" in done.stdout
+    [report] = [words for words in seed_commands() if words[0] == "seed.report"]
+    (place / "studies" / "demo" / "report.html").unlink()
+    run_seed(*report, cwd=place)
+    assert (place / "studies" / "demo" / "report.html").is_file()
+
+
+def test_the_python_example_runs(place):
+    [program] = blocks("python")
+    small = program.replace(
+        "trials=60",
+        "trials=2, frontier_size=1, window_tokens=64, calibration_tokens=1024, validation_tokens=2048, test_tokens=2048,"
+        "prompt_tokens=8, new_tokens=4, latency_repeats=3, distill_tokens=4096, learning_rate=1e-3, study='example'",
+    )
+    assert small != program
+    done = subprocess.run([sys.executable, "-c", small], cwd=place, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\(\d(, \d)*,?\) \d\.\d+ \d\.\d+\n", done.stdout)
+
+
+def test_every_preset_and_option_that_the_readme_names_exists():
+    named = re.search(r"`search_spaces/` \((.*?)\)", README, re.S)
+    assert named is not None
+    assert sorted(re.findall(r"[\w.-]+", named[1].replace("\n", " "))) == list_presets()
+    from seed.search import make_parser
+
+    known = {option for action in make_parser()._actions for option in action.option_strings}
+    assert set(re.findall(r"`(--[a-z-]+)", README)) <= known
+    for image in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / image).is_file(), image
+
+
+def test_the_wheel_holds_presets_model_and_styles(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    import zipfile
+
+    [wheel] = tmp_path.glob("seed_search-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"seed/search_spaces/{name}.toml" for name in list_presets()} <= names
+    assert {"seed/demo/model/model.safetensors", "seed/demo/training_windows.npy", "seed/reporting/page.css"} <= names
+    assert not any(name.startswith(("tests/", "studies/")) for name in names)
