@@ -20,6 +20,7 @@ from seed.errors import ResourceError, StudyError
 T = TypeVar("T")
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 DISK_MESSAGES = re.compile(r"os error (27|28|30|122)\b|No space left on device|PytorchStreamWriter failed")
+MEMORY_MESSAGE = "can't allocate memory"  # torch on the CPU
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -105,13 +106,13 @@ def lock(folder: StudyFolder) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        with explain_disk_errors(folder.root):
+        with explain_resource_errors(folder.root):
             yield
 
 
 @contextlib.contextmanager
-def explain_disk_errors(place: Path) -> Iterator[None]:
-    """Turn whatever libraries raise on a full, limited or read-only disk into a ResourceError."""
+def explain_resource_errors(place: Path) -> Iterator[None]:
+    """Turn what libraries raise when the disk or the memory is full into a ResourceError."""
     try:
         yield
     except Exception as error:
@@ -122,6 +123,15 @@ def explain_disk_errors(place: Path) -> Iterator[None]:
                 raise ResourceError(
                     f"{place}: the disk does not take what has to be written ({link}). Free some room and run the same "
                     "command again; what was finished is kept."
+                ) from error
+            if (
+                isinstance(link, MemoryError)
+                or type(link).__name__ == "OutOfMemoryError"
+                or MEMORY_MESSAGE in str(link)
+            ):
+                raise ResourceError(
+                    f"{place}: out of memory ({str(link).splitlines()[0]}). Use a smaller model, shorter windows "
+                    "(--window-tokens), or less text (--calibration-tokens, --validation-tokens); what was finished is kept."
                 ) from error
             link = link.__cause__ or link.__context__
         raise

@@ -165,6 +165,7 @@ class DistillResult(Record, frozen=True, kw_only=True):
     size: Size
     seconds: float
     user_score: float | None = None  # what --eval-command printed
+    user_command: str | None = None
 
 
 class DenseResult(Record, frozen=True, kw_only=True):
@@ -175,6 +176,7 @@ class DenseResult(Record, frozen=True, kw_only=True):
     latency: Latency
     size: Size
     user_score: float | None = None
+    user_command: str | None = None
 
 
 class Agreement(Record, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ in the study's folder, so the same command continues a stopped run. From Python:
 """
 
 import argparse
+import dataclasses
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,9 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
 def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     """Run the whole pass, or what is left of it."""
     preset = planning.find_preset(settings)
+    if settings.space is not None and settings.model == SearchSettings.model and preset is not None:
+        settings = dataclasses.replace(settings, model=preset.model.name)
+    settings = planning.resolve_paths(settings)
     name = folder.name_study(settings.study or planning.name_default_study(settings.model))
     planning.quiet_libraries()
     from seed.stages import latencies, workbench

@@ -18,6 +18,7 @@ import site
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -244,7 +245,7 @@ def finish(
     trained_on: set[int],
     *,
     out: Path,
-    log: dict[str, object],
+    log: dict[str, Any],
 ) -> None:
     """Write the checkpoint in bf16, judge what was written, and leave the log beside it."""
     target = out / "model"
@@ -261,7 +262,51 @@ def finish(
         log[split] = evaluate(judged, streams[split], num_bytes)
         print(split, log[split], flush=True)
     (out / "log.json").write_text(json.dumps(log, indent=1))
+    (target / "README.md").write_text(write_card(log))
     print(f"wrote {target}", flush=True)
+
+
+def write_card(log: dict[str, Any]) -> str:
+    """The model card, from the log of the run that made the model."""
+    settings, validation, test = log["settings"], log["validation"], log["test"]
+    curve = log["train_curve"]
+    shown = [curve[round(i * (len(curve) - 1) / 9)] for i in range(10)]
+    points = ", ".join(f"{tokens / 1e6:.1f} M {loss:.2f}" for tokens, loss in shown)
+    return f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# Seed's demo model
+
+A Llama that reads Python: 12 layers, 128 wide, 4 heads, MLP 352, tied embeddings, {VOCABULARY:,}-word byte-level BPE, windows of
+{WINDOW_TOKENS} tokens, bf16. Small enough to ship inside the package, trained well enough that every layer matters. It exists to
+show `python -m seed.search`; it is of no other use.
+
+| held-out standard library | perplexity | bits a byte | tokens scored |
+|---|---|---|---|
+| validation | {validation["perplexity"]:.2f} | {validation["bits_per_byte"]:.3f} | {validation["tokens"]:,} |
+| test | {test["perplexity"]:.2f} | {test["bits_per_byte"]:.3f} | {test["tokens"]:,} |
+
+Non-overlapping windows of {WINDOW_TOKENS} tokens, the first of each unscored, all held-out modules, float32.
+
+## Data
+
+The standard library of Python {log["python"]}: {log["streams"]["training"]:,} tokens of modules whose path hashes to the training
+split (first byte of sha256 of the posix path, mod 10: 8 is validation, 9 is test), in 60 % of the windows. The rest comes from the
+library's test packages and a random sample of installed packages, {log["streams"]["extra"]:,} tokens. A training file that shares
+more than {library.LEAK_FRACTION:.0%} of its four-line windows, or more than {LEAK_WINDOWS}, with a held-out module was left out. The
+tokenizer was trained on the training split of the library alone. `training_windows.npy` beside this folder holds hashes of what was
+trained on, so that other Python versions can leave out held-out modules that repeat it.
+
+## Training
+
+`python -m seed.demo.build`: {log["tokens_seen"]:,} tokens in {log["seconds"] / 60:.0f} minutes on two cores; {settings["batch"]} windows a
+step; Muon for the layers' matrices and AdamW for embeddings and norms, both at a peak rate of {settings["learning_rate"]:g}, constant
+for half of the run and then linear to zero; weight decay {settings["weight_decay"]:g} on the matrices; gradients clipped at 1; bf16
+autocast; torch {log["torch"]}, transformers {log["transformers"]}. Training loss (nats) by tokens seen: {points}.
+"""
 
 
 def main() -> None:

@@ -167,12 +167,18 @@ def run_trials(
 def read_trials(study: optuna.Study) -> tuple[TrialRecord, ...]:
     """Return the scored and skipped trials as records, in order."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return tuple(
-        TrialRecord(
-            number=trial.number,
-            state=trial.state.name,
-            evaluation=msgspec.json.decode(trial.user_attrs[EVALUATION], type=Evaluation),
+    try:
+        return tuple(
+            TrialRecord(
+                number=trial.number,
+                state=trial.state.name,
+                evaluation=msgspec.json.decode(trial.user_attrs[EVALUATION], type=Evaluation),
+            )
+            for trial in finished
+            if EVALUATION in trial.user_attrs
         )
-        for trial in finished
-        if EVALUATION in trial.user_attrs
-    )
+    except msgspec.DecodeError as error:
+        raise StudyError(
+            f"study {study.study_name}: a trial was stored by another version of Seed ({error}). Use that version, or start "
+            "a study of another name (--study NAME)."
+        ) from error

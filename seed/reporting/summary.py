@@ -4,6 +4,9 @@ from pathlib import Path
 
 from seed.console import Terminal, format_bytes
 from seed.records import DenseResult, DistillResult, Latency, StudyRecord
+from seed.reporting.wording import format_count
+
+WIDE = 128  # characters that the whole table needs
 
 
 def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models: Path, storage: str) -> None:
@@ -18,9 +21,13 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
         f"{dense.latency.median_ms:.1f} ms to {dense.latency.workload}; {dense.size.num_params:,} parameters"
     )
     if record.distilled:
-        terminal.show_table(
-            *distilled_table(record.distilled, dense), title="Distilled frontier (ratios to the dense model, test text)"
-        )
+        terminal.say("Distilled frontier; ratios are to the dense model, on test text:")
+        columns, rows = distilled_table(record.distilled, dense)
+        if terminal.width >= WIDE:
+            terminal.show_table(columns, rows)
+        else:  # what it costs, then what it is worth
+            for chosen in ((0, 1, 2, 3, 4), (0, *range(5, len(columns)))):
+                terminal.show_table([columns[i] for i in chosen], [[row[i] for i in chosen] for row in rows])
         for index, result in enumerate(record.distilled):
             terminal.say(("models:    " if index == 0 else "           ") + str(models / result.candidate.key))
     else:
@@ -46,36 +53,28 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
 
 
 def distilled_table(results: tuple[DistillResult, ...], dense: DenseResult) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the distilled models."""
-    columns = [
-        "dropped layers",
-        "parameters",
-        "weights",
-        "KV/token",
-        "PPL ratio",
-        "unrecovered",
-        "KL",
-        "top-1",
-        "latency ratio",
-    ]
-    has_score = any(result.user_score is not None for result in results)
-    rows = []
-    for result in results:
-        row = [
+    """Columns and rows of the distilled models; the user's own score comes last where there is one."""
+    columns = ["dropped layers", "parameters", "weights", "KV/token", "latency ratio"]
+    columns += ["PPL ratio", "unrecovered", "KL", "top-1"]
+    rows = [
+        [
             ", ".join(result.candidate.dropped_parts),
-            f"{result.size.num_params:,} ({result.size.num_params / dense.size.num_params - 1:+.1%})",
+            f"{format_count(result.size.num_params)} ({result.size.num_params / dense.size.num_params - 1:+.1%})",
             format_bytes(result.size.weight_bytes),
             format_bytes(result.size.kv_bytes_per_token),
+            show_ratio(result.latency),
             f"{result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f}",
             f"{result.test_unrecovered.ppl_ratio:.4f}",
             f"{result.test.kl_divergence:.4f}",
             f"{result.test.top1_agreement:.1%}",
-            show_ratio(result.latency),
         ]
-        rows.append([*row, f"{result.user_score:g}"] if has_score else row)
-    return [*columns, f"yours (dense {dense.user_score:g})" if dense.user_score is not None else "yours"][
-        : 9 + has_score
-    ], rows
+        for result in results
+    ]
+    if any(result.user_score is not None for result in results):
+        columns.append("yours" if dense.user_score is None else f"yours (dense {dense.user_score:g})")
+        for row, result in zip(rows, results, strict=True):
+            row.append("" if result.user_score is None else f"{result.user_score:g}")
+    return columns, rows
 
 
 def show_ratio(latency: Latency) -> str:

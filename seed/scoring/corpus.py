@@ -300,7 +300,6 @@ def render_row(row: Any, tokenizer: Any, *, place: str) -> str:
 def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any) -> dict[str, list[str]]:
     import datasets
 
-    datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(name, config)
     except (OSError, ValueError) as error:

@@ -4,6 +4,7 @@ Every trial of a study climbs to the same rung, the study's objective; lower run
 Which candidates are tried is decided elsewhere.
 """
 
+import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from seed import folder
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import measure_size
 from seed.models.surgery import make_student, view_layers
@@ -144,8 +146,7 @@ def size_of(instruments: Instruments, candidate: Candidate) -> Size:
 def keep_quality(instruments: Instruments, candidate: Candidate, rung: str, losses: DocumentLosses) -> Quality:
     """Judge losses beside the dense model's, and store them by document for paired comparisons."""
     path = Path(rung) / f"{candidate.key}.npz"
-    target = instruments.losses_directory / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as handle:
-        np.savez(handle, sums=losses.sums, counts=losses.counts)
+    content = io.BytesIO()
+    np.savez(content, sums=losses.sums, counts=losses.counts)
+    folder.write_bytes(instruments.losses_directory / path, content.getvalue())
     return judge(losses, instruments.dense_validation, document_losses_path=str(Path("losses") / path))

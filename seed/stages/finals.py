@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from seed import folder
-from seed.models.checkpoint import load_checkpoint, write_checkpoint
+from seed.models.checkpoint import is_whole, load_checkpoint, write_checkpoint
 from seed.models.surgery import view_layers
 from seed.optimize.space import drop_layers
 from seed.records import Candidate, DenseResult, DistillResult, Latency, Quality, SearchPlan
@@ -153,7 +153,7 @@ def distill_member(
     """Distill, export and judge one candidate; return the finished result at once if there is one."""
     result_path, model_path = bench.folder.result(candidate.key), bench.folder.model(candidate.key)
     described = describe_settings(bench, settings)
-    if result_path.exists() and any(model_path.glob("model*.safetensors")):
+    if result_path.exists() and is_whole(model_path):
         known = folder.read_record(result_path, DistillResult)
         if known.settings == described:
             on_work(count_work(bench, settings))
@@ -257,7 +257,7 @@ def describe_settings(bench: Workbench, settings: DistillSettings) -> dict[str, 
 
 def score_dense_for_user(bench: Workbench, dense: DenseResult, eval_command: str | None) -> DenseResult:
     """Let the user's own command judge the original, where it lies in a directory of this machine."""
-    if eval_command is None or dense.user_score is not None:
+    if eval_command is None or dense.user_command == eval_command:
         return dense
     location = resolve_location(bench.protocol.location)
     if not location.is_dir():  # a hub model: the cache holds it as a directory
@@ -266,16 +266,15 @@ def score_dense_for_user(bench: Workbench, dense: DenseResult, eval_command: str
         location = Path(
             snapshot_download(bench.protocol.location, revision=bench.teacher.commit, local_files_only=True)
         )
-    scored = msgspec.structs.replace(dense, user_score=run_command(eval_command, location))
+    scored = msgspec.structs.replace(dense, user_score=run_command(eval_command, location), user_command=eval_command)
     folder.write_record(bench.folder.dense, scored)
     return scored
 
 
 def _add_user_score(bench: Workbench, result: DistillResult, eval_command: str | None) -> DistillResult:
-    if eval_command is None or result.user_score is not None:
+    if eval_command is None or result.user_command == eval_command:
         return result
-    scored = msgspec.structs.replace(
-        result, user_score=run_command(eval_command, bench.folder.model(result.candidate.key))
-    )
+    score = run_command(eval_command, bench.folder.model(result.candidate.key))
+    scored = msgspec.structs.replace(result, user_score=score, user_command=eval_command)
     folder.write_record(bench.folder.result(result.candidate.key), scored)
     return scored

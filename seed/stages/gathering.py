@@ -1,10 +1,12 @@
 """A study's folder as one record: everything a report shows, read back without model or text."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from seed import folder
+from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.optimize.frontier import measure_agreement
 from seed.optimize.study import open_storage, open_study, read_trials
@@ -57,5 +59,12 @@ def read_distilled(study: StudyFolder) -> tuple[DistillResult, ...]:
 def read_losses(study: StudyFolder, quality: Quality) -> tuple[np.ndarray, np.ndarray]:
     """Summed losses and token counts by document, as scoring left them."""
     assert quality.document_losses_path is not None
-    with np.load(study.root / Path(quality.document_losses_path)) as arrays:
-        return arrays["sums"], arrays["counts"]
+    path = study.root / Path(quality.document_losses_path)
+    try:
+        with np.load(path) as arrays:
+            return arrays["sums"], arrays["counts"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StudyError(
+            f"{path}: missing or damaged ({error}), and candidates cannot be compared without it. Restore it from a copy, "
+            "or start a study of another name (--study NAME)."
+        ) from error

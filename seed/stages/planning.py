@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,21 @@ def find_preset(settings: SearchSettings) -> Preset | None:
     if settings.model in list_presets():
         return load_preset(presets_directory() / f"{settings.model}.toml")
     return None
+
+
+def resolve_paths(settings: SearchSettings) -> SearchSettings:
+    """Make the paths of texts absolute, so that a study can be continued from any folder."""
+
+    def resolve(text: str | None) -> str | None:
+        path = Path(text).expanduser() if text else None
+        return str(path.resolve()) if path is not None and path.exists() else text
+
+    return replace(
+        settings,
+        recovery_text=resolve(settings.recovery_text),
+        validation_text=resolve(settings.validation_text),
+        test_text=resolve(settings.test_text),
+    )
 
 
 def name_default_study(model: str) -> str:
@@ -231,11 +246,12 @@ def positive_float(text: str) -> float:
 def quiet_libraries() -> None:
     """Keep libraries from drawing bars and warnings over ours, unless the user asked for them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import transformers
+    from huggingface_hub.utils.tqdm import enable_progress_bars
 
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # of loading weights, which takes seconds
+    enable_progress_bars()  # of downloads, which take minutes
     if not sys.warnoptions:
         import warnings
 

@@ -15,7 +15,7 @@ from seed import __version__, demo
 from seed.errors import CorpusError, ModelError, ResourceError
 from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
-from seed.models.checkpoint import prove_round_trip
+from seed.models.checkpoint import agree, prove_round_trip
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, choose_dtype, open_teacher
 from seed.optimize.space import Preset, default_preset, drop_layers, list_presets, make_space
 from seed.records import Environment, Protocol
@@ -223,7 +223,7 @@ def prove(bench: Workbench) -> None:
         hidden = states[0]
         for layer in range(bench.anatomy.num_layers):
             hidden = bench.anatomy.run_layer(layer, hidden)
-        if not torch.equal(bench.anatomy.compute_logits(hidden, tokens), expected):
+        if not agree(bench.anatomy.compute_logits(hidden, tokens), expected):
             raise ModelError(
                 f"{type(bench.teacher.model).__name__}: running its layers one by one does not give the model's own logits, "
                 "so candidates cannot be scored correctly. Choose another model."

@@ -325,15 +325,14 @@ def test_ties_are_decided_by_paired_differences() -> None:
     assert tied["drop-2"] == ()
 
 
-def test_ties_weigh_documents_by_their_tokens() -> None:
-    # better in the one long document, worse in nine short ones: over all tokens the two are far from equal
-    counts = np.array([9100.0] + [100.0] * 9)
+def test_tokens_decide_and_not_documents() -> None:
+    # the second is worse in a hundred long documents and far better in a hundred short ones
+    counts = np.repeat([1000.0, 10.0], 100)
     trials = make_trials({(1,): 1.02, (2,): 1.03})
-    first, second = (t.evaluation.qualities[RUNG].loss for t in trials)
-    noise = np.random.default_rng(1).normal(0, 1e-4, 10)
-    table = {first: (2.0 * counts, counts), second: ((2.1 + noise) * counts, counts)}
+    first, second = (trial.evaluation.qualities[RUNG].loss for trial in trials)
+    table = {first: (2.0 * counts, counts), second: (np.repeat([2.02, 1.5], 100) * counts, counts)}
     members = select(trials, load_losses=lambda quality: table[quality.loss]).members
-    assert members[0].probability_best == 1.0
+    assert [member.probability_best for member in members] == [1.0, 0.0]
     assert all(member.tied_with == () for member in members)
 
 

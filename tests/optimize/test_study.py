@@ -463,7 +463,7 @@ def test_every_line_of_the_journal_is_json(journal: bytes) -> None:
 
 def test_a_study_of_another_plan_is_refused(tmp_path: Path) -> None:
     run(open_again(tmp_path), trials=2)
-    with pytest.raises(StudyError, match="another plan.*--study NAME"):
+    with pytest.raises(StudyError, match=r"another plan.*--study NAME"):
         open_again(tmp_path, fingerprint="two")
     assert len(values_of(open_again(tmp_path))) == 2
 

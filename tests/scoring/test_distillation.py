@@ -13,7 +13,7 @@ from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student
 from seed.records import Candidate
 from seed.scoring import distillation
-from seed.scoring.distillation import DistillSettings, Distilled, choose_windows, distill, schedule, tune_learning_rate
+from seed.scoring.distillation import Distilled, DistillSettings, choose_windows, distill, schedule, tune_learning_rate
 from seed.scoring.quality import forward_kl
 from tests.models.families import make_model
 from tests.scoring.streams import draw_stream
@@ -24,7 +24,7 @@ RECOVERY = draw_stream(18, 16, rng_seed=1)
 VALIDATION = draw_stream(8, 16, rng_seed=2)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for whatever ends a run."""
 
 
@@ -72,7 +72,7 @@ def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def stop_at(step: int) -> Callable[[int], None]:
     def stop(done: int) -> None:
         if done == step:
-            raise Stopped
+            raise StoppedError
 
     return stop
 
@@ -119,7 +119,7 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one_to_the_bit(
 ) -> None:
     checkpoint = tmp_path / "work" / "progress.pt"
     for step in stops:
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run(make_start(), checkpoint=checkpoint, on_step=stop_at(step))
     steps: list[int] = []
     student = make_start()
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_is_no_use_is_ignored(
 ) -> None:
     checkpoint = tmp_path / "progress.pt"
     settings = replace(SETTINGS, rng_seed=1) if damage == "other settings" else SETTINGS
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run(make_start(), settings, checkpoint=checkpoint, on_step=stop_at(9))
     content = checkpoint.read_bytes()
     if damage == "torn":
@@ -157,7 +157,7 @@ def test_micro_batches_add_up_to_the_batch(unbroken: tuple[nn.Module, Distilled]
     distilled = run(make_start(), replace(SETTINGS, micro_batch=1))
     for mine, whole in zip(distilled.curve, unbroken[1].curve, strict=True):
         assert mine.validation_loss == pytest.approx(whole.validation_loss, rel=1e-3)
-        assert mine.kl_divergence == pytest.approx(whole.kl_divergence, rel=1e-3)
+        assert mine.kl_divergence == (whole.kl_divergence and pytest.approx(whole.kl_divergence, rel=1e-3))
 
 
 def test_dropout_is_off() -> None:
@@ -209,7 +209,7 @@ def test_the_rate_with_the_lowest_loss_wins_and_rates_behind_a_rise_are_not_trie
     assert best == 1e-3
     assert tried == [1e-4, 3e-4, 1e-3, 3e-3]
     assert found == {rate: losses[rate] for rate in tried}
-    assert tune_learning_rate([1e-3, 1e-4], lambda rate: -rate)[0] == 1e-3
+    assert tune_learning_rate([1e-3, 1e-4], lambda rate: 1 - rate)[0] == 1e-3
 
 
 def test_other_settings_have_another_fingerprint() -> None:

@@ -106,7 +106,7 @@ def test_recovered_losses_are_those_of_the_folded_student(family: str) -> None:
         fold_refit(student, candidate, refit)
         assert losses.loss == pytest.approx(measure_model(student, walker.validation).loss, abs=1e-5), candidate.key
         if candidate != DENSE:
-            assert abs(losses.loss - raw.measure(candidate)[0].loss) > 1e-4, candidate.key
+            assert abs(losses.loss - raw.measure(candidate)[0].loss) > 1.5e-5, candidate.key
 
 
 def test_maps_stand_at_and_behind_the_first_cut_only() -> None:

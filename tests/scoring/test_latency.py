@@ -1,0 +1,258 @@
+"""Times are paired and summarised as said; the workload really decodes; a user's command is taken at its word."""
+
+import itertools
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from seed.errors import CommandError
+from seed.models.anatomy import Anatomy
+from seed.models.surgery import view_layers
+from seed.records import Candidate, Latency
+from seed.scoring.latency import (
+    Timing,
+    Workload,
+    decode_once,
+    measure_pair,
+    name_structure,
+    prepare_run,
+    run_command,
+    smooth_over_depth,
+    summarise_pairs,
+)
+from tests.models.families import make_model, make_tokens
+
+WORKLOAD = Workload(batch=2, prompt_tokens=8, new_tokens=5, repeats=4)
+
+
+def keep(*layers: int) -> Candidate:
+    return Candidate(num_layers=4, kept_layers=layers)
+
+
+def summarise(decode_ms: list[list[float]], prefill_ms: list[list[float]] | None = None) -> Latency:
+    return summarise_pairs(
+        np.array(decode_ms),
+        None if prefill_ms is None else np.array(prefill_ms),
+        structure="3 layers",
+        workload="decode",
+        device="cpu",
+    )
+
+
+def make_latency(ratio: float, *, low: float | None = None, high: float | None = None) -> Latency:
+    return Latency(
+        structure=f"{ratio}",
+        workload="decode",
+        device="cpu",
+        repeats=5,
+        median_ms=100 * ratio,
+        p10_ms=90 * ratio,
+        p90_ms=110 * ratio,
+        dense_median_ms=100.0,
+        ratio=ratio,
+        ratio_low=ratio - 0.01 if low is None else low,
+        ratio_high=ratio + 0.01 if high is None else high,
+    )
+
+
+def python(program: str) -> str:
+    return f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
+
+
+def test_known_times_give_known_numbers() -> None:
+    found = summarise([[10, 5], [20, 12], [40, 28]], [[4, 1], [4, 2], [4, 3]])
+    assert found.repeats == 3
+    assert (found.median_ms, found.dense_median_ms) == (12.0, 20.0)
+    assert found.p10_ms == pytest.approx(5 + 0.2 * 7)
+    assert found.p90_ms == pytest.approx(12 + 0.8 * 16)
+    assert found.ratio == pytest.approx(0.6)  # the median of ratios, not the ratio of medians of shuffled times
+    assert (found.ratio_low, found.ratio_high) == (pytest.approx(0.5), pytest.approx(0.7))
+    assert (found.prefill_median_ms, found.prefill_ratio) == (2.0, 0.5)
+    assert (found.structure, found.workload, found.device) == ("3 layers", "decode", "cpu")
+
+
+def test_drift_of_the_machine_cancels_in_pairs() -> None:
+    found = summarise([[time, 0.5 * time] for time in (10.0, 20.0, 40.0, 80.0)])
+    assert (found.ratio, found.ratio_low, found.ratio_high) == (0.5, 0.5, 0.5)
+    assert found.prefill_median_ms is None
+    assert found.prefill_ratio is None
+
+
+def test_a_wider_spread_gives_a_wider_interval_around_the_median() -> None:
+    rng = np.random.default_rng(0)
+    narrow, wide = (
+        summarise([[10.0, 10 * ratio] for ratio in 0.7 + spread * rng.standard_normal(21)]) for spread in (0.01, 0.1)
+    )
+    for found in (narrow, wide):
+        assert found.ratio_low < found.ratio < found.ratio_high
+    assert wide.ratio_high - wide.ratio_low > 3 * (narrow.ratio_high - narrow.ratio_low)
+
+
+def test_ratios_that_are_in_order_are_left_alone() -> None:
+    latencies = [make_latency(ratio) for ratio in (0.5, 0.6, 0.6, 0.9)]
+    assert smooth_over_depth(latencies, [1, 2, 3, 4]) == latencies
+    assert smooth_over_depth(latencies[::-1], [4, 3, 2, 1]) == latencies[::-1]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ([0.5, 0.4, 0.9], [0.45, 0.45, 0.9]),
+        ([0.9, 0.6, 0.3], [0.6, 0.6, 0.6]),
+        ([0.2, 0.8, 0.7, 0.6, 0.9], [0.2, 0.7, 0.7, 0.7, 0.9]),
+    ],
+)
+def test_ratios_rise_with_depth_after_smoothing(ratios: list[float], expected: list[float]) -> None:
+    latencies = [make_latency(ratio) for ratio in ratios]
+    smoothed = smooth_over_depth(latencies, list(range(len(ratios))))
+    assert [latency.ratio for latency in smoothed] == pytest.approx(expected)
+    order = list(range(len(ratios)))[::-1]
+    backwards = smooth_over_depth([latencies[i] for i in order], order)
+    assert [backwards[i] for i in order] == smoothed
+    for old, new in zip(latencies, smoothed, strict=True):
+        assert new.ratio_low <= new.ratio <= new.ratio_high
+        assert (new.structure, new.median_ms) == (old.structure, old.median_ms)
+
+
+def test_smoothed_ratios_never_fall() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ratios = rng.uniform(0.1, 1.1, 12)
+        found = [latency.ratio for latency in smooth_over_depth([make_latency(r) for r in ratios], range(12))]
+        assert all(low <= high + 1e-12 for low, high in itertools.pairwise(found))
+        assert sum(found) == pytest.approx(ratios.sum())
+
+
+def test_one_kind_of_layer_is_named_by_its_count() -> None:
+    anatomy = Anatomy(make_model("llama"))
+    assert name_structure(anatomy, keep(0, 2, 3)) == name_structure(anatomy, keep(0, 1, 2)) == "3 layers"
+
+
+def test_several_kinds_are_counted_apart() -> None:
+    anatomy = Anatomy(make_model("qwen2"))  # full, full, sliding, sliding
+    full, sliding = anatomy.layer_kind(0), anatomy.layer_kind(2)
+    assert name_structure(anatomy, keep(0, 2, 3)) == f"1 {full} + 2 {sliding}"
+    assert name_structure(anatomy, keep(1, 2, 3)) == name_structure(anatomy, keep(0, 2, 3))
+    assert name_structure(anatomy, keep(0, 1, 3)) == f"2 {full} + 1 {sliding}"
+    assert name_structure(anatomy, keep(0, 1)) == f"2 {full} + 0 {sliding}"
+
+
+@pytest.mark.parametrize("kind", ["grown", "static"])
+def test_decoding_feeds_each_greedy_token_back_through_the_cache(kind: str) -> None:
+    model = make_model("llama")
+    prompt = make_tokens(2, 8)
+    fed: list[torch.Tensor] = []
+    lengths: list[int] = []
+
+    def look(_module: object, _args: object, kwargs: dict[str, Any], output: Any) -> None:
+        if kwargs["use_cache"]:
+            fed.append(kwargs["input_ids"].clone())
+            lengths.append(int(output.past_key_values.get_seq_length()))
+
+    model.register_forward_hook(look, with_kwargs=True)
+    cache = transformers.StaticCache(config=model.config, max_cache_len=14) if kind == "static" else None
+    timing = decode_once(model, prompt, new_tokens=5, cache=cache)
+    assert [tuple(tokens.shape) for tokens in fed] == [(2, 8)] + [(2, 1)] * 5
+    assert lengths == [8, 9, 10, 11, 12, 13]
+    assert timing.prefill_ms > 0
+    assert timing.decode_ms > 0
+    text = prompt
+    for tokens in fed[1:]:
+        with torch.no_grad():
+            expected = model(input_ids=text, use_cache=False).logits[:, -1:].argmax(-1)
+        assert torch.equal(tokens, expected)
+        text = torch.cat([text, tokens], dim=1)
+    decode_once(model, prompt, new_tokens=5, cache=cache)  # used again, a cache begins anew
+    assert lengths[6:] == lengths[:6]
+    assert all(torch.equal(again, first) for again, first in zip(fed[6:], fed[:6], strict=True))
+
+
+def test_a_prepared_run_decodes_the_workload_through_all_its_layers() -> None:
+    anatomy = Anatomy(make_model("qwen2"))
+    calls = [0] * 4
+    for index, layer in enumerate(anatomy.layers):
+
+        def count(*_: object, index: int = index) -> None:
+            calls[index] += 1
+
+        layer.register_forward_hook(count)
+    with view_layers(anatomy, keep(1, 3)) as view:
+        prepare_run(view, WORKLOAD, vocabulary=257)()
+    assert calls == [0, 6, 0, 6]  # a prompt and five tokens
+    prepare_run(anatomy.model, WORKLOAD, vocabulary=257)()
+    assert calls == [6, 12, 6, 12]
+
+
+def test_dense_and_cut_take_turns_after_a_warm_up_each() -> None:
+    order: list[str] = []
+    times = {"dense": iter([99.0, 10.0, 20.0, 30.0, 40.0]), "cut": iter([999.0, 5.0, 10.0, 15.0, 20.0])}
+
+    def make_run(name: str):
+        def run() -> Timing:
+            order.append(name)
+            time = next(times[name])
+            return Timing(prefill_ms=time / 10, decode_ms=time)
+
+        return run
+
+    found = measure_pair(make_run("dense"), make_run("cut"), WORKLOAD, structure="2 layers", device="cpu")
+    assert order == ["dense", "cut", "dense", "cut", "cut", "dense", "dense", "cut", "cut", "dense"]
+    assert found.repeats == 4
+    assert (found.ratio, found.ratio_low, found.ratio_high) == (0.5, 0.5, 0.5)
+    assert (found.dense_median_ms, found.median_ms) == (25.0, 12.5)
+    assert (found.prefill_ratio, found.prefill_median_ms) == (0.5, 1.25)
+    assert found.workload == "decode 5 tokens after 8, batch 2, eager, KV cache"
+
+
+def test_two_real_models_can_be_measured_beside_one_another() -> None:
+    anatomy = Anatomy(make_model("llama"))
+    dense = prepare_run(make_model("llama"), WORKLOAD, vocabulary=257)
+    with view_layers(anatomy, keep(0, 3)) as view:
+        found = measure_pair(
+            dense, prepare_run(view, WORKLOAD, vocabulary=257), WORKLOAD, structure="2 layers", device="cpu"
+        )
+    assert found.repeats == 4
+    assert 0 < found.p10_ms <= found.median_ms <= found.p90_ms
+    assert 0 < found.ratio_low <= found.ratio <= found.ratio_high
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("print('perplexity 12.5')", 12.5),
+        ("print('1 of 3 done'); print('score: 0.75 points')", 0.75),
+        ("print('1e-3')", 1e-3),
+        ("import sys; print('7 on the other stream', file=sys.stderr); print(3)", 3.0),
+        ("import sys; print(len(sys.argv))", 2.0),
+        ("import sys, pathlib; print(len(list(pathlib.Path(sys.argv[-1]).iterdir())))", 1.0),
+    ],
+)
+def test_the_last_number_that_a_command_prints_counts(program: str, expected: float, tmp_path: Path) -> None:
+    (directory := tmp_path / "a model").mkdir()
+    (directory / "config.json").write_text("{}")
+    assert run_command(python(program), directory) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (python("import sys; print('out of paper', file=sys.stderr); sys.exit(3)"), r"exit code 3 \(out of paper\)"),
+        (python("import sys; sys.exit(4)"), r"exit code 4 \(no output\)"),
+        (python("print('done')"), "printed no number"),
+        (python("print('score of 10 texts: nan')"), "printed no number"),
+        ("no-such-command-here --fast", "cannot be started"),
+        ("unbalanced 'quote", "cannot be started"),
+        ("", "cannot be started"),
+    ],
+    ids=["fails", "fails silently", "no number", "not a number", "not found", "unbalanced", "empty"],
+)
+def test_a_command_that_gives_no_number_is_an_error(command: str, wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=wanted) as caught:
+        run_command(command, tmp_path)
+    assert command in str(caught.value)

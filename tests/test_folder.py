@@ -1,0 +1,324 @@
+"""The study's folder: one writer, no half-written file, and the old one stays when the new one fails."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import seed
+from seed import folder
+from seed.errors import ResourceError, StudyError
+from seed.folder import StudyFolder
+from seed.records import Candidate, StreamRecord, StudyRecord
+
+from .reporting import factory
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(seed.__file__).parents[1])}
+
+
+# ---- names and places
+
+
+@pytest.mark.parametrize("name", ["demo", "a", "Llama-3.2_1B", "0", "a" * 100, "x..y"])
+def test_names_that_can_be_folders_pass(name: str) -> None:
+    assert folder.name_study(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "a/b", "../a", "/abs", "a b", "-x", "_x", "naïve", "a\n", "a" * 101, "a\0"]
+)
+def test_names_that_cannot_are_refused(name: str) -> None:
+    with pytest.raises(StudyError, match="--study") as caught:
+        folder.name_study(name)
+    assert "--studies-dir" in str(caught.value)
+
+
+def test_everything_lies_below_the_root(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path / "demo")
+    assert study.name == "demo"
+    assert study.model("drop-1") == tmp_path / "demo/models/drop-1"
+    assert study.result("drop-1") == tmp_path / "demo/distilled/drop-1.json"
+    paths = [value for value in vars(study).values() if isinstance(value, Path) and value != study.root]
+    assert all(path.parent == study.root for path in paths)
+    assert len(set(paths)) == len(paths) == 10
+
+
+def test_a_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
+    study = folder.create(tmp_path / "studies" / "demo")
+    assert list(study.root.iterdir()) == []
+    (study.root / "kept").write_text("x")
+    folder.create(study.root)  # again is fine
+    assert [path.name for path in study.root.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/demo"])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResourceError, match="cannot write there") as caught:
+        folder.create(tmp_path / place)
+    assert str(tmp_path / place) in str(caught.value)
+    assert "--studies-dir" in str(caught.value)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_without_a_plan_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="not a study"):
+        folder.open_existing(tmp_path)
+    with pytest.raises(StudyError, match="not a study"):
+        folder.open_existing(tmp_path / "nowhere")
+    (tmp_path / "plan.json").write_text("{}")
+    assert folder.open_existing(tmp_path).root == tmp_path
+
+
+# ---- writing
+
+
+def test_bytes_are_written_whole_into_new_directories(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    folder.write_bytes(path, b"old" * 1000)
+    folder.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from seed.errors import ResourceError
+from seed.folder import write_bytes
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_bytes(Path(sys.argv[1]), b"n" * 100_000)
+except ResourceError as error:
+    print(error)
+"""
+
+
+def test_a_write_that_finds_no_room_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "frontier.json"
+    path.write_bytes(b"old")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{path}: cannot be written (File too large)")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["frontier.json"]
+
+
+def test_a_flush_that_finds_no_room_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "frontier.json"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)  # a disk that fills up between write and flush cannot be had otherwise
+    with pytest.raises(ResourceError, match=r"frontier\.json: cannot be written \(No space left on device\)"):
+        folder.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["frontier.json"]
+
+
+def test_a_file_in_the_place_of_its_directory_is_a_resource_error(tmp_path: Path) -> None:
+    (tmp_path / "distilled").write_text("in the way")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        folder.write_bytes(tmp_path / "distilled" / "drop-1.json", b"new")
+
+
+# ---- records
+
+
+def test_a_record_comes_back_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    record = factory.make_record()
+    folder.write_record(path, record)
+    assert folder.read_record(path, StudyRecord) == record
+    assert path.read_text().endswith("}\n")
+    assert len(path.read_text().splitlines()) > 1000  # people read it, too
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_torn_record_is_a_study_error(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "record.json"
+    folder.write_record(path, factory.make_record())
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(StudyError, match="cannot be read") as caught:
+        folder.read_record(path, StudyRecord)
+    assert str(path) in str(caught.value)
+    assert "Remove this file" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"null",
+        b'{"num_layers": 12}',
+        b'{"num_layers": "12", "kept_layers": []}',
+        b'{"num_layers": 12, "kept_layers": [], "colour": "red"}',
+        b"\0" * 40,
+    ],
+)
+def test_a_record_of_another_form_is_a_study_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "record.json"
+    path.write_bytes(content)
+    with pytest.raises(StudyError, match="cannot be read"):
+        folder.read_record(path, Candidate)
+
+
+def test_a_record_that_is_not_text_is_a_study_error(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_bytes(b'{"source": "\xff\xfe", "tokens": 1, "documents": 1, "sha256": "x"}')
+    with pytest.raises(StudyError, match="cannot be read"):
+        folder.read_record(path, StreamRecord)
+
+
+def test_a_missing_record_is_a_study_error(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"dense\.json: missing.*Run the search"):
+        folder.read_record(tmp_path / "dense.json", Candidate)
+
+
+def test_a_directory_in_the_place_of_a_record_is_a_study_error(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="cannot be read"):
+        folder.read_record(tmp_path, Candidate)
+
+
+# ---- the lock
+
+HOLD = """
+import sys
+from pathlib import Path
+from seed import folder
+
+with folder.lock(folder.StudyFolder(Path(sys.argv[1]))):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the study until its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_study_has_one_holder_and_kill_9_frees_it(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    study = StudyFolder(tmp_path)
+    with pytest.raises(StudyError, match=f"in use by another process \\(pid {holder.pid}\\)"), folder.lock(study):
+        raise AssertionError("two holders")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait(timeout=30)
+    with folder.lock(study):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_study_is_free_after_its_holder_ends(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    holder.communicate("", timeout=30)
+    assert holder.returncode == 0
+    with folder.lock(StudyFolder(tmp_path)):
+        pass
+
+
+def test_a_lock_is_freed_when_the_work_fails(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path)
+    with pytest.raises(ZeroDivisionError), folder.lock(study):
+        raise ZeroDivisionError
+    with folder.lock(study), pytest.raises(StudyError, match=f"pid {os.getpid()}"), folder.lock(study):
+        raise AssertionError("two holders in one process")
+    with folder.lock(study):
+        pass
+
+
+# ---- directories
+
+
+def names(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir())
+
+
+def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "models" / "drop-1"
+    for content in ("old", "new"):
+        with folder.replace_directory(target) as aside:
+            assert aside.parent == target.parent  # one file system, so that renaming is one step
+            (aside / content).write_text(content)
+            assert not target.exists() or names(target) == ["old"]
+        assert names(target) == [content]
+        assert names(target.parent) == ["drop-1"]
+
+
+class BrokenError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [BrokenError, KeyboardInterrupt])
+def test_a_directory_is_kept_when_the_work_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "drop-1"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(error), folder.replace_directory(target) as aside:
+        (aside / "half").write_text("half")
+        raise error
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["drop-1"]
+
+
+def test_a_directory_is_kept_when_the_disk_is_full(tmp_path: Path) -> None:
+    target = tmp_path / "drop-1"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with (
+        pytest.raises(ResourceError, match=r"drop-1: cannot be written \(No space left on device\)"),
+        folder.replace_directory(target) as aside,
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        (aside / "half").write_text("half")
+        full.write(b"x")
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["drop-1"]
+
+
+def test_a_directory_is_kept_when_its_successor_cannot_take_its_place(tmp_path: Path) -> None:
+    target = tmp_path / "drop-1"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(ResourceError, match="cannot be written"), folder.replace_directory(target) as aside:
+        aside.rmdir()  # someone tidied up; the last rename fails after the old one was set aside
+    assert target.is_dir()
+    assert names(target) == ["old"]
+
+
+def test_leftovers_of_a_killed_run_do_not_get_in(tmp_path: Path) -> None:
+    for name in (".drop-1.new", ".drop-1.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "stale").write_text("stale")
+    with folder.replace_directory(tmp_path / "drop-1") as aside:
+        (aside / "new").write_text("new")
+    assert names(tmp_path / "drop-1") == ["new"]
+    assert names(tmp_path) == ["drop-1"]
+
+
+# ---- room
+
+
+def test_a_disk_without_room_is_refused_before_the_work(tmp_path: Path) -> None:
+    folder.require_room(tmp_path, needed_bytes=1, purpose="nothing")
+    with pytest.raises(ResourceError, match=r"six checkpoints needs about 1000000000\.00 GB.*--frontier-size"):
+        folder.require_room(tmp_path, needed_bytes=10**18, purpose="six checkpoints")
