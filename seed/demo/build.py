@@ -30,7 +30,6 @@ from seed.demo import library
 VOCABULARY = 4096
 END_OF_TEXT = "<|endoftext|>"
 WINDOW_TOKENS = 256
-LEAK_WINDOWS = 40
 PACKAGE_CHARACTERS = 30_000_000  # of installed packages, a random sample; a few epochs of them at most
 
 
@@ -57,14 +56,15 @@ def collect_texts(extra_roots: list[Path]) -> tuple[dict[str, list[str]], list[s
     seen: set[int] = set()
     for is_library, text in candidates:
         windows = library.line_windows(text)
-        shared = len(windows & held_out)
-        if shared > LEAK_WINDOWS or shared > library.LEAK_FRACTION * len(windows):
+        if library.repeats(windows, held_out):
             continue
         if len(windows & seen) > 0.5 * len(windows) and not is_library:
             continue  # vendored twice
         seen |= windows
         trained_on |= library.sample_windows(windows)
         (splits["training"] if is_library else extra).append(text)
+    for split in library.SPLITS[1:]:
+        splits[split] = library.drop_repeated(splits[split], trained_on)
     return splits, extra, trained_on
 
 
@@ -289,14 +289,14 @@ show `python -m seed.search`; it is of no other use.
 | validation | {validation["perplexity"]:.2f} | {validation["bits_per_byte"]:.3f} | {validation["tokens"]:,} |
 | test | {test["perplexity"]:.2f} | {test["bits_per_byte"]:.3f} | {test["tokens"]:,} |
 
-Non-overlapping windows of {WINDOW_TOKENS} tokens, the first of each unscored, all held-out modules, float32.
+Non-overlapping windows of {WINDOW_TOKENS} tokens, the first of each unscored, float32.
 
 ## Data
 
 The standard library of Python {log["python"]}: {log["streams"]["training"]:,} tokens of modules whose path hashes to the training
 split (first byte of sha256 of the posix path, mod 10: 8 is validation, 9 is test), in 60 % of the windows. The rest comes from the
 library's test packages and a random sample of installed packages, {log["streams"]["extra"]:,} tokens. A training file that shares
-more than {library.LEAK_FRACTION:.0%} of its four-line windows, or more than {LEAK_WINDOWS}, with a held-out module was left out. The
+more than {library.LEAK_FRACTION:.0%} of its four-line windows, or more than {library.LEAK_WINDOWS}, with a held-out module was left out. The
 tokenizer was trained on the training split of the library alone. `training_windows.npy` beside this folder holds hashes of what was
 trained on, so that other Python versions can leave out held-out modules that repeat it.
 

@@ -22,6 +22,7 @@ TEST_DIRECTORIES = frozenset({"test", "tests", "idle_test"})
 SKIPPED_DIRECTORIES = frozenset({"site-packages", "dist-packages", "__pycache__", "_bundled"})
 WINDOW_LINES = 4
 LEAK_FRACTION = 0.05
+LEAK_WINDOWS = 40
 SAMPLED_ONE_IN = 16
 TRAINING_WINDOWS_FILE = Path(__file__).parent / "training_windows.npy"
 
@@ -71,19 +72,37 @@ def sample_windows(windows: set[int]) -> set[int]:
     return {window >> 32 for window in windows if window % SAMPLED_ONE_IN == 0}
 
 
+def repeats(windows: set[int], held_out: set[int]) -> bool:
+    """Does a training file repeat held-out ones: more than 40 of its windows, or more than 5 %?"""
+    shared = len(windows & held_out)
+    return shared > LEAK_WINDOWS or shared > LEAK_FRACTION * len(windows)
+
+
+def drop_repeated(held_out: list[str], trained_on: set[int]) -> list[str]:
+    """Leave out held-out files of which more than 5 % of the sampled windows were trained on."""
+    kept = []
+    for text in held_out:
+        windows = sample_windows(line_windows(text))
+        if len(windows & trained_on) <= LEAK_FRACTION * len(windows):
+            kept.append(text)
+    return kept
+
+
 def read_documents(root: Path | None = None) -> dict[str, list[str]]:
-    """Return the documents of each split, in the order of their paths.
+    """Return the documents of each split, in the order of their paths, without those that repeat across splits.
 
     Raises:
         CorpusError: the interpreter has no readable standard library sources.
     """
-    trained_on = set(np.load(TRAINING_WINDOWS_FILE).tolist())
     documents: dict[str, list[str]] = {split: [] for split in SPLITS}
     for path, text in iterate_modules(root or find_root()):
-        split = split_of(path)
-        if split != "training":
-            windows = sample_windows(line_windows(text))
-            if len(windows & trained_on) > LEAK_FRACTION * len(windows):
-                continue
-        documents[split].append(text)
-    return documents
+        documents[split_of(path)].append(text)
+    held_out = set().union(*(line_windows(text) for split in SPLITS[1:] for text in documents[split]))
+    trained_on = set(np.load(TRAINING_WINDOWS_FILE).tolist())
+    training = []
+    for text in documents["training"]:
+        windows = line_windows(text)
+        if not repeats(windows, held_out):
+            training.append(text)
+            trained_on |= sample_windows(windows)
+    return {"training": training, **{split: drop_repeated(documents[split], trained_on) for split in SPLITS[1:]}}

@@ -10,10 +10,11 @@ from typing import Any
 
 import safetensors
 import torch
+import transformers
 from torch import nn
 
 from seed import folder
-from seed.errors import ModelError
+from seed.errors import ModelError, SeedError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student
 from seed.records import Candidate, Size
@@ -34,9 +35,11 @@ def measure_size(model: nn.Module, *, dtype: torch.dtype) -> Size:
 def _count_cache(model: nn.Module) -> int:
     """Numbers that the KV cache holds for a token, counted in a real cache: families differ too much to compute it."""
     tokens = torch.zeros(1, 8, dtype=torch.long, device=next(model.parameters()).device)
-    cache = model(input_ids=tokens, use_cache=True).past_key_values
+    # a cache that keeps everything: short sliding windows would hold fewer tokens than were read
+    cache = model(input_ids=tokens, use_cache=True, past_key_values=transformers.DynamicCache()).past_key_values
     layers = [layer for layer in getattr(cache, "layers", []) if isinstance(getattr(layer, "keys", None), torch.Tensor)]
-    return sum(layer.keys.numel() + layer.values.numel() for layer in layers) // tokens.shape[1]
+    numbers: int = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
+    return numbers // tokens.shape[1]
 
 
 def write_checkpoint(
@@ -60,13 +63,11 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
     Raises:
         ModelError: keys are missing, left over or of another shape.
     """
-    import transformers
-
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         message = str(error).strip().splitlines()[0]
         raise ModelError(
             f"{path}: cannot be loaded ({type(error).__name__}: {message}). If Seed wrote it, remove the directory and run "
@@ -81,20 +82,39 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
     return result
 
 
-@torch.no_grad()
 def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype) -> None:
     """Cut, save, reload and compare on a few layers, so that a family Seed gets wrong is refused at once.
 
     Raises:
-        ModelError: the reloaded student's logits differ from the ones before, or cached decoding differs
-            from uncached.
+        ModelError: cutting, saving or reloading fails, the reloaded student's logits differ from the ones
+            before, or cached decoding differs from uncached.
     """
+    name = type(anatomy.model).__name__
+    try:
+        with folder.explain_resource_errors(scratch):
+            wrong = _try_round_trip(anatomy, tokens_BT, scratch=scratch, dtype=dtype)
+    except SeedError:
+        raise
+    except Exception as error:  # an unknown family fails in ways of its own
+        wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    if wrong:
+        raise ModelError(
+            f"{name}: {wrong}. Seed does not know this family well enough to hand back a correct checkpoint, and stops "
+            "here. Choose another model."
+        )
+
+
+@torch.no_grad()
+def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype) -> str | None:
+    """Say what is wrong with a student of a few layers, or nothing."""
     last = anatomy.num_layers - 1
     kept = tuple(sorted({0, last // 2 + 1, last})) if last > 2 else tuple(range(1, last + 1))
-    candidate = Candidate(num_layers=anatomy.num_layers, kept_layers=kept)
-    name = type(anatomy.model).__name__
-    student: Any = make_student(anatomy, candidate)
+    student: Any = make_student(anatomy, Candidate(num_layers=anatomy.num_layers, kept_layers=kept))
     expected = student(input_ids=tokens_BT, use_cache=False).logits
+    # the student itself, not the reloaded one: loading numbers layers anew and would hide a wrong index
+    gap = (_decode_cached(student, tokens_BT) - expected).abs().max().item()
+    if not gap <= (1e-3 if dtype == torch.float32 else 0.25) * max(1.0, expected.abs().max().item()):
+        return f"after removing layers, cached decoding differs from uncached by {gap:.2g}"
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
         student.save_pretrained(directory)
@@ -102,17 +122,8 @@ def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path
         found = reloaded(input_ids=tokens_BT, use_cache=False).logits
     if not agree(found, expected):
         gap = (found - expected).abs().max().item()
-        raise ModelError(
-            f"{name}: after removing layers, saving and reloading, logits differ by up to {gap:.2g}. Seed does not know "
-            "this family well enough to hand back a correct checkpoint, and stops here. Choose another model."
-        )
-    cached = _decode_cached(reloaded, tokens_BT)
-    gap = (cached - expected).abs().max().item()
-    if gap > (1e-3 if dtype == torch.float32 else 0.25) * max(1.0, expected.abs().max().item()):
-        raise ModelError(
-            f"{name}: after removing layers, cached decoding differs from uncached by {gap:.2g}. Seed does not know this "
-            "family well enough, and stops here. Choose another model."
-        )
+        return f"after removing layers, saving and reloading, logits differ by up to {gap:.2g}"
+    return None
 
 
 def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -124,13 +135,16 @@ def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def is_whole(path: Path) -> bool:
-    """Are the weights of a directory there, and as long as their headers say?"""
+    """Are all weights of a directory there, and as long as their headers say?"""
     files = sorted(path.glob("*.safetensors"))
     try:
+        index = path / "model.safetensors.index.json"
+        if index.exists():
+            files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
         for file in files:
             with safetensors.safe_open(file, framework="pt"):
                 pass
-    except (OSError, safetensors.SafetensorError):
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError):
         return False
     return bool(files)
 

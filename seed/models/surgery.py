@@ -113,7 +113,7 @@ def view_layers(anatomy: Anatomy, candidate: Candidate) -> Iterator[nn.Module]:
     original = anatomy.layers
     kept = [original[layer] for layer in candidate.kept_layers]
     undo: list[tuple[nn.Module, str, Any]] = []
-    configs = [text_config(module) for module in anatomy.model.modules() if hasattr(module, "config")]
+    configs = [text_config(module) for module in (anatomy.model, *anatomy.owner.modules()) if hasattr(module, "config")]
     texts = {id(config): config for config in configs}
     befores = [(config, repair_config(config, candidate.kept_layers)) for config in texts.values()]
     setattr(anatomy.owner, anatomy.attribute, nn.ModuleList(kept))

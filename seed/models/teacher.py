@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from seed.errors import ModelError, ResourceError
@@ -108,9 +109,15 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype: torch.dtyp
         config = transformers.AutoConfig.from_pretrained(location, **options)
         refuse_unfit(config)
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            location, config=config, dtype=dtype, use_safetensors=True, **options
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
+        if report["missing_keys"] or report["mismatched_keys"]:
+            wrong = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
+            raise ModelError(
+                f"--model {source.location}: {len(wrong)} weights are missing or of another shape, such as {wrong[0]}. "
+                "Seed does not make weights up: download or save the checkpoint again."
+            )
         model = model.to(device)
     except ModelError:
         raise
@@ -118,7 +125,7 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype: torch.dtyp
         raise ResourceError(
             f"--model {source.location}: does not fit into the memory of {device}. Use a smaller model or --device cpu."
         ) from error
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise _explain(source, error) from error
     model.eval().requires_grad_(False)
     stored = config.get_text_config().dtype or config.dtype or torch.float32

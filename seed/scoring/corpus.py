@@ -92,8 +92,9 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
     documents: dict[str, list[str]] = {}
     for split in SPLITS:
         own = documents_of[sources[split]]
-        whole_source_is_for_this = given[split] and list(sources.values()).count(sources[split]) == 1
-        documents[split] = [text for name in SPLITS for text in own[name]] if whole_source_is_for_this else own[split]
+        is_for_this_alone = given[split] and list(sources.values()).count(sources[split]) == 1
+        is_whole = is_for_this_alone and not has_own_splits(sources[split])
+        documents[split] = [text for name in SPLITS for text in own[name]] if is_whole else own[split]
     _remove_shared(documents)
     random.Random(0).shuffle(documents["recovery"])
     budgets = {"recovery": request.recovery_tokens, "validation": None, "test": None}
@@ -122,8 +123,7 @@ def open_test_stream(source: str, tokenizer: Any, *, window_tokens: int, bos_eac
         CorpusError: it is missing, unreadable or too short.
     """
     documents = read_source(source, tokenizer)
-    has_own_splits = source == "demo" or source in NAMED_SOURCES or source.startswith("hub:")
-    chosen = documents["test"] if has_own_splits else [text for split in SPLITS for text in documents[split]]
+    chosen = documents["test"] if has_own_splits(source) else [text for split in SPLITS for text in documents[split]]
     return tokenize(
         chosen,
         tokenizer,
@@ -134,6 +134,11 @@ def open_test_stream(source: str, tokenizer: Any, *, window_tokens: int, bos_eac
         source=source,
         purpose="test",
     )
+
+
+def has_own_splits(source: str) -> bool:
+    """Does a source say itself what trains and what is held out? A user's files do not."""
+    return source == "demo" or source in NAMED_SOURCES or source.startswith("hub:")
 
 
 def read_source(source: str, tokenizer: Any) -> dict[str, list[str]]:
@@ -181,16 +186,17 @@ def split_documents(documents: list[str]) -> dict[str, list[str]]:
 
 
 def cut_passages(text: str) -> list[str]:
-    """Cut a text at blank lines into passages of at least ``PASSAGE_CHARACTERS`` characters."""
+    """Cut a text at blank lines (or lines, where none is blank) into passages of ``PASSAGE_CHARACTERS`` or more."""
     passages, current, length = [], [], 0
-    for paragraph in text.split("\n\n"):
+    separator = "\n\n" if "\n\n" in text else "\n"
+    for paragraph in text.split(separator):
         current.append(paragraph)
         length += len(paragraph)
         if length >= PASSAGE_CHARACTERS:
-            passages.append("\n\n".join(current))
+            passages.append(separator.join(current))
             current, length = [], 0
     if current and "".join(current).strip():
-        passages.append("\n\n".join(current))
+        passages.append(separator.join(current))
     return passages
 
 
@@ -239,6 +245,11 @@ def tokenize(
         tokens = np.insert(tokens, 0, begin, axis=1)
         owner = np.insert(owner, 0, owner[:, 0], axis=1)
     names, renumbered = np.unique(owner, return_inverse=True)
+    if len(names) < 2 and purpose != "recovery":
+        raise CorpusError(
+            f"{source}: the {purpose} stream is a single document, and its error bars need at least two. Give a JSONL file "
+            "with a text in each line, a directory of files, or a text with blank lines between its parts."
+        )
     return TokenStream(
         tokens_NT=torch.from_numpy(tokens),
         documents_NT=renumbered.reshape(num_windows, window_tokens).astype(np.int32),
@@ -266,7 +277,7 @@ def _read_file(path: Path, tokenizer: Any) -> Iterator[str]:
     if path.suffix.lower() not in JSONL_SUFFIXES:
         yield text
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines, which cuts inside JSON strings
         if not line.strip():
             continue
         try:

@@ -173,7 +173,8 @@ def tune_learning_rate(
     """
     losses: dict[float, float] = {}
     for rate in sorted(learning_rates):
-        losses[rate] = run(rate)
+        loss = run(rate)
+        losses[rate] = loss if math.isfinite(loss) else math.inf
         if losses[rate] > min(losses.values()) * (1 + 1e-4):
             break
     return min(losses, key=lambda rate: losses[rate]), losses
@@ -213,7 +214,8 @@ def _read_checkpoint(path: Path | None, settings: DistillSettings) -> dict[str, 
     if path is None or not path.is_file():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever a torn file makes torch raise; training starts anew
         return None
-    return state if state.get("fingerprint") == settings.fingerprint else None
+    is_ours = isinstance(state, dict) and state.get("fingerprint") == settings.fingerprint
+    return state if is_ours else None

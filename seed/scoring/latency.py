@@ -164,8 +164,9 @@ def run_command(command: str, directory: Path) -> float:
             number = float(word)
         except ValueError:
             continue
-        if math.isfinite(number):
-            return number
+        if not math.isfinite(number):
+            break
+        return number
     raise CommandError(f"{command} {directory}: printed no number. Its last number on standard output is what counts.")
 
 

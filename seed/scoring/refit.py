@@ -23,6 +23,7 @@ from seed.records import Candidate
 # calibration windows is used. A wide range: narrow families need little, rank-deficient ones much.
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT_ONE_IN = 4
+HELD_OUT_BLOCK = 64  # neighbouring positions, so that held-out ones are not all next to fitted ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +70,19 @@ def fit_correction(outputs: Sequence[Tensor], gaps: Sequence[Tensor]) -> Tensor:
         outputs: what the projection adds to the residual stream, batches of (B, T, D).
         gaps: the teacher's states minus the layer's outputs, same shapes.
 
-    Ridge towards zero correction; its strength is chosen on every fourth batch (or, with fewer than four
-    batches, on every fourth position), then all are used. float64, so that rank deficiency is harmless.
+    Ridge towards zero correction; its strength is chosen on every fourth block of positions, then all are
+    used. float64, so that rank deficiency is harmless.
     """
     first = outputs[0]
     gram_fit, cross_fit = _zeros(first), _zeros(first)
     gram_all, cross_all = _zeros(first), _zeros(first)
     held_out: list[tuple[Tensor, Tensor]] = []
+    offset = 0
     for output, gap in zip(outputs, gaps, strict=True):
         rows, targets = output.flatten(0, -2).double(), gap.flatten(0, -2).double()
-        # blocks of 64 neighbouring positions, so that held-out positions are not all next to fitted ones
-        is_held_out = torch.arange(len(rows), device=rows.device) // 64 % HELD_OUT_ONE_IN == HELD_OUT_ONE_IN - 1
+        block = torch.arange(offset, offset + len(rows), device=rows.device) // HELD_OUT_BLOCK
+        is_held_out = block % HELD_OUT_ONE_IN == HELD_OUT_ONE_IN - 1
+        offset += len(rows)
         held_out.append((rows[is_held_out], targets[is_held_out]))
         fit_rows, fit_targets = rows[~is_held_out], targets[~is_held_out]
         gram_fit += fit_rows.T @ fit_rows

@@ -6,6 +6,8 @@ finished member is never done twice. Which members, the frontier decides.
 
 import dataclasses
 import json
+import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +132,8 @@ def choose_learning_rate(
             validate=lambda model: validation_losses(instruments, model).loss,
             on_step=on_step,
         )
-        losses[str(rate)] = went.curve[-1].validation_loss
+        loss = went.curve[-1].validation_loss
+        losses[str(rate)] = loss if math.isfinite(loss) else sys.float_info.max  # JSON knows no infinity
         folder.write_bytes(path, json.dumps(known, indent=1).encode())
         return losses[str(rate)]
 

@@ -24,6 +24,7 @@ from seed.optimize.study import check_storage_url
 from seed.records import Protocol, SearchPlan
 
 RUNG_NAMES = {1: "closed_form", 2: "short_distillation"}
+NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -119,7 +120,7 @@ def resolve_paths(settings: SearchSettings) -> SearchSettings:
     """Make the paths of texts absolute, so that a study can be continued from any folder."""
 
     def resolve(text: str | None) -> str | None:
-        path = Path(text).expanduser() if text else None
+        path = Path(text).expanduser() if text and text not in NAMED_TEXTS else None
         return str(path.resolve()) if path is not None and path.exists() else text
 
     return replace(

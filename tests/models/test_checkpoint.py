@@ -13,7 +13,7 @@ from torch import nn
 from seed.errors import ModelError
 from seed.models import surgery
 from seed.models.anatomy import Anatomy
-from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_trip, write_checkpoint
+from seed.models.checkpoint import agree, is_whole, load_checkpoint, measure_size, prove_round_trip, write_checkpoint
 from seed.records import Candidate
 from tests.conftest import MakeCheckpoint, make_tokenizer
 from tests.models.families import compute_logits, make_model, make_tokens, scramble
@@ -136,6 +136,33 @@ def test_truncated_weights_are_refused(checkpoint: Path, share: float) -> None:
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
         load(checkpoint)
     assert str(checkpoint) in str(caught.value)
+
+
+def test_whole_weights_are_told_from_torn_ones(checkpoint: Path, tmp_path: Path) -> None:
+    assert is_whole(checkpoint)
+    weights = checkpoint / "model.safetensors"
+    content = weights.read_bytes()
+    for length in (len(content) - 1, len(content) // 2, 0):
+        weights.write_bytes(content[:length])
+        assert not is_whole(checkpoint)
+    weights.unlink()
+    assert not is_whole(checkpoint)
+    assert not is_whole(tmp_path / "nowhere")
+
+
+def test_weights_with_a_shard_missing_are_not_whole(tmp_path: Path) -> None:
+    make_model("llama").save_pretrained(tmp_path, max_shard_size="60KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert is_whole(tmp_path)
+    shards[1].unlink()
+    assert not is_whole(tmp_path)
+
+
+def test_on_the_cpu_logits_agree_to_the_bit_or_not_at_all() -> None:
+    logits = torch.ones(3)
+    assert agree(logits, logits.clone())
+    assert not agree(logits, logits * (1 + 1e-6))
 
 
 def test_a_directory_that_is_gone_is_refused(tmp_path: Path) -> None:

@@ -378,7 +378,7 @@ def test_depths_are_never_pooled() -> None:
     agreement = frontiers.measure_agreement(frontier, finish(frontier, finals))
     assert (agreement.concordant, agreement.discordant) == (0, 0)
     assert agreement.kendall_tau is None
-    assert agreement.verdict == "Cannot tell: no two distilled models have the same structure."
+    assert agreement.verdict.startswith("Cannot tell: ")
 
 
 @pytest.mark.parametrize(("turned", "told"), [(False, "+1.00"), (True, "-1.00")])

@@ -215,6 +215,19 @@ def test_a_study_with_a_loss_that_is_no_number_can_be_read(tmp_path: Path) -> No
     assert sum(record.state == "COMPLETE" for record in records) == 4
 
 
+def test_a_study_whose_standard_error_is_unknown_can_be_read(tmp_path: Path) -> None:
+    # a stream of one document has none (seed/scoring/quality.py), and JSON has no NaN
+    def from_one_document(candidate: Candidate) -> Evaluation:
+        evaluation = evaluate(candidate)
+        quality = msgspec.structs.replace(
+            evaluation.qualities[RUNG], documents=1, standard_error=math.nan, ppl_ratio_standard_error=math.nan
+        )
+        return msgspec.structs.replace(evaluation, qualities={RUNG: quality})
+
+    run(open_again(tmp_path), trials=3, score=from_one_document)
+    assert len(studies.read_trials(open_again(tmp_path))) == 3
+
+
 def test_an_infinite_loss_is_pruned() -> None:
     def overflow(candidate: Candidate) -> Evaluation:
         evaluation = evaluate(candidate)
@@ -449,8 +462,9 @@ def test_a_lock_left_by_a_killed_writer_is_removed(tmp_path: Path, journal: byte
     path.write_bytes(journal)
     JournalFileSymlinkLock(str(path)).acquire()  # and never released: Optuna alone would wait for half a minute
     assert os.path.lexists(tmp_path / "journal.log.lock")
-    study = open_again(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["journal.log"]
+    storage = studies.open_storage(None, journal=path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["journal.log"]  # before anyone waits for it
+    study = studies.open_study(storage, name="here", rung=RUNG, fingerprint="one")
     assert len(run(study, trials=6)) == 2
 
 

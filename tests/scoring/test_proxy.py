@@ -1,5 +1,6 @@
 """A candidate climbs to the rung asked for; what was measured on the way is kept, and is true of the student."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_short_distillation_never_ends_worse_than_its_better_start(tmp_path: Pat
         assert qualities[start].loss == min(qualities["none"].loss, qualities["closed_form"].loss)
         assert qualities["short_distillation"].loss <= qualities[start].loss + 1e-5
     assert qualities["short_distillation"].loss < qualities["none"].loss - 1e-3
+
+
+def test_short_distillation_starts_from_the_better_start(tmp_path: Path) -> None:
+    instruments = make_instruments(tmp_path)
+    still = replace(SHORT, learning_rate=1e-12)  # what comes back is what it started from
+    proxy = Proxy(instruments, rung="short_distillation", short=still, latency_of=time_candidate)
+    losses = {name: quality.loss for name, quality in proxy.evaluate(CUT).qualities.items()}
+    assert losses["closed_form"] < losses["none"] - 1e-3
+    assert losses["short_distillation"] == pytest.approx(losses["closed_form"], abs=1e-5)
 
 
 def test_keeping_every_layer_is_the_dense_model(tmp_path: Path) -> None:

@@ -1,0 +1,503 @@
+"""Planning: wrong settings stop at once and name their flag, a plan repeats itself, and studies never mix."""
+
+import argparse
+import contextlib
+import dataclasses
+import math
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import seed
+from seed import folder
+from seed.errors import SeedError, SpaceError, StudyError
+from seed.optimize.sampler import SAMPLERS
+from seed.optimize.space import list_presets
+from seed.records import Protocol, SearchPlan, SearchSpace, StreamRecord
+from seed.search import make_parser
+from seed.stages import planning
+from seed.stages.planning import SearchSettings
+
+REPOSITORY = Path(seed.__file__).parents[1]
+
+
+def stream(name: str) -> StreamRecord:
+    return StreamRecord(source="Python 3.11 standard library", tokens=16384, documents=40, sha256=name * 32)
+
+
+PROTOCOL = Protocol(
+    model="demo",
+    location="demo",
+    revision=None,
+    commit=None,
+    weights_sha256="ab" * 32,
+    trust_remote_code=False,
+    license="apache-2.0",
+    space=SearchSpace(num_layers=12, droppable_layers=tuple(range(12)), min_dropped=1, max_dropped=3),
+    recovery_text="demo",
+    validation_text=None,
+    test_text=None,
+    window_tokens=256,
+    calibration_tokens=8192,
+    validation_tokens=16384,
+    test_tokens=49152,
+    bos_each_window=False,
+    streams={"recovery": stream("a1"), "validation": stream("b2"), "test": stream("c3")},
+    rung="closed_form",
+    short_steps=10,
+    batch_tokens=2048,
+    short_learning_rate=3e-4,
+    latency_batch=1,
+    prompt_tokens=64,
+    new_tokens=48,
+    latency_repeats=9,
+    compiled=False,
+    latency_command=None,
+    device="cpu",
+    dtype="float32",
+    rng_seed=0,
+)
+
+
+def make_plan(protocol: Protocol = PROTOCOL, **settings: Any) -> SearchPlan:
+    return planning.make_plan(SearchSettings(**settings), protocol, name="demo", trials=298, distill_tokens=100_000)
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"trials": 0}, "--trials 0"),
+        ({"trials": -5}, "--trials -5"),
+        ({"max_ppl_ratio": math.nan}, "--max-ppl-ratio nan"),
+        ({"max_ppl_ratio": math.inf}, "--max-ppl-ratio inf"),
+        ({"max_ppl_ratio": 1.0}, "--max-ppl-ratio 1.0"),
+        ({"max_ppl_ratio": 0.9}, "--max-ppl-ratio 0.9"),
+        ({"max_latency_ratio": 1.0}, "--max-latency-ratio 1.0"),
+        ({"max_latency_ratio": 1.2}, "--max-latency-ratio 1.2"),
+        ({"max_latency_ratio": 0.0}, "--max-latency-ratio 0.0"),
+        ({"max_latency_ratio": math.nan}, "--max-latency-ratio nan"),
+        ({"max_memory": 0.0}, "--max-memory 0.0"),
+        ({"rung": 0}, "--rung 0"),
+        ({"rung": 3}, "--rung 3"),
+        ({"sampler": "grid"}, "--sampler grid"),
+        ({"dtype": "int8"}, "--dtype int8"),
+        ({"rng_seed": -1}, "--rng-seed -1"),
+        ({"frontier_size": 0}, "--frontier-size 0"),
+        ({"max_dropped": 0}, "--max-dropped 0"),
+        ({"short_steps": 0}, "--short-steps 0"),
+        ({"learning_rate": -1e-4}, "--learning-rate -0.0001"),
+        ({"distill_tokens": 0}, "--distill-tokens 0"),
+        ({"window_tokens": 0}, "--window-tokens 0"),
+        ({"validation_tokens": -1}, "--validation-tokens -1"),
+        ({"latency_repeats": 0}, "--latency-repeats 0"),
+        ({"latency_batch": 0}, "--latency-batch 0"),
+        ({"new_tokens": 0}, "--new-tokens 0"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_flag(settings: dict[str, Any], flag: str) -> None:
+    with pytest.raises(SeedError) as caught:
+        SearchSettings(**settings)
+    assert str(caught.value).startswith(f"{flag}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_can_be_chosen_is_listed() -> None:
+    with pytest.raises(SeedError, match=", ".join(SAMPLERS)):
+        SearchSettings(sampler="grid")
+    with pytest.raises(SeedError, match="float32, bfloat16, float16"):
+        SearchSettings(dtype="int8")
+
+
+def test_a_password_in_the_storage_is_refused_and_never_repeated() -> None:
+    with pytest.raises(StudyError, match="--storage") as caught:
+        SearchSettings(storage="postgresql://me:hunter2@host/studies")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rng_seed": 0},
+        {"rung": 1},
+        {"rung": 2},
+        {"max_ppl_ratio": 1.0001},
+        {"max_latency_ratio": 0.9999},
+        {"storage": "postgresql://me@host/studies"},
+    ],
+)
+def test_settings_at_the_border_pass(settings: dict[str, Any]) -> None:
+    assert SearchSettings(**settings)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SearchSettings().trials = 5  # type: ignore[misc]
+
+
+# ---- the command that says the same
+
+EVERYTHING = SearchSettings(
+    model="some one/model's name",
+    revision="a" * 40,
+    trust_remote_code=True,
+    space=Path("my spaces/mine.toml"),
+    study="first-try",
+    studies_dir=Path("/tmp/studies of mine"),
+    storage="postgresql://me@host/studies",
+    trials=57,
+    sampler="nsgaii",
+    rung=2,
+    rng_seed=7,
+    device="cuda:1",
+    dtype="bfloat16",
+    recovery_text="hub:someone/text:en",
+    validation_text="texts/$HOME and `more`.txt",
+    test_text='a "quoted" name.jsonl',
+    window_tokens=128,
+    calibration_tokens=1000,
+    validation_tokens=2000,
+    test_tokens=3000,
+    short_steps=3,
+    max_dropped=5,
+    max_ppl_ratio=1.07,
+    max_latency_ratio=0.123456789012345,
+    max_memory=1.8e9,
+    frontier_size=3,
+    distill=False,
+    distill_tokens=123456,
+    learning_rate=3e-5,
+    latency_batch=4,
+    prompt_tokens=17,
+    new_tokens=33,
+    latency_repeats=5,
+    compiled=True,
+    latency_command="./time.sh --fast | tail -1",
+    eval_command="python 'my judge.py' --tasks a,b",
+)
+
+
+def read_back(settings: SearchSettings) -> SearchSettings:
+    """Type the command again."""
+    words = shlex.split(planning.typed_command(settings))
+    assert words[:3] == ["python", "-m", "seed.search"]
+    return SearchSettings(**vars(make_parser().parse_args(words[3:])))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SearchSettings(),
+        SearchSettings(model="tinyllama", trials=200),
+        SearchSettings(distill=False, max_memory=6e9),
+        SearchSettings(compiled=True, device="cuda", dtype="float16"),
+        SearchSettings(max_memory=0.5, learning_rate=1e-7),
+        SearchSettings(model="/models/llama [v2]", studies_dir=Path("~/studies"), rng_seed=2**40),
+        EVERYTHING,
+    ],
+    ids=lambda settings: planning.typed_command(settings)[:60],
+)
+def test_the_typed_command_says_the_same(settings: SearchSettings) -> None:
+    assert read_back(settings) == settings
+
+
+def test_every_setting_can_be_typed() -> None:
+    default = SearchSettings()
+    same = [f.name for f in dataclasses.fields(default) if getattr(default, f.name) == getattr(EVERYTHING, f.name)]
+    assert same == []  # EVERYTHING, which is read back above, leaves none out
+
+
+def test_only_what_differs_from_the_default_is_typed() -> None:
+    assert planning.typed_command(SearchSettings()) == "python -m seed.search"
+    assert planning.typed_command(SearchSettings(trials=5, distill=False)) == (
+        "python -m seed.search --trials 5 --no-distill"
+    )
+
+
+def test_the_parser_leaves_out_what_was_not_typed() -> None:
+    assert vars(make_parser().parse_args([])) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--sampler", "grid"], "--sampler"),
+        (["--rung", "0"], "--rung"),
+        (["--trials", "many"], "--trials"),
+        (["--max-memory", "much"], "'much' is not a size"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_the_parser_refuses_by_name(capsys: pytest.CaptureFixture[str], words: list[str], found: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        make_parser().parse_args(words)
+    assert caught.value.code == 2
+    assert found in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_names_every_preset_and_needs_no_torch() -> None:
+    script = (
+        "import runpy, sys\n"
+        "sys.argv = ['seed.search', '--help']\n"
+        "try:\n"
+        "    runpy.run_module('seed.search', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'plotly', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    shown = " ".join(done.stdout.split()).replace("- ", "-")  # names may be broken at a hyphen
+    assert "usage: python -m seed.search" in done.stdout
+    assert all(name in shown for name in list_presets())
+
+
+# ---- sizes and numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("6GB", 6e9),
+        ("800MB", 8e8),
+        ("1.8GB", 1.8e9),
+        ("2 TB", 2e12),
+        (" 5kB ", 5e3),
+        ("5K", 5e3),
+        ("7g", None),
+        ("123", 123.0),
+        ("123B", 123.0),
+        ("", None),
+        ("GB", None),
+        ("-1GB", None),
+        ("1.2.3GB", None),
+        (".", None),
+        ("6PB", None),
+        ("6GBB", None),
+        ("nan", None),
+        ("1,8GB", None),
+    ],
+)
+def test_sizes_are_read_in_powers_of_ten(text: str, number: float | None) -> None:
+    if number is None:
+        with pytest.raises(ValueError):  # noqa: PT011
+            planning.parse_bytes(text)
+    else:
+        assert planning.parse_bytes(text) == number
+
+
+def test_a_size_in_powers_of_two_is_not_taken_for_one_in_powers_of_ten() -> None:
+    try:
+        number = planning.parse_bytes("6GiB")
+    except ValueError:
+        return
+    assert number == 6 * 2**30
+
+
+def test_numbers_for_argparse() -> None:
+    assert planning.positive_int("3") == 3
+    assert planning.positive_float("0.5") == 0.5
+    for text in ("0", "-1"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            planning.positive_int(text)
+    for text in ("0", "-1", "nan", "inf"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            planning.positive_float(text)
+
+
+# ---- names and presets
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("demo", "demo"),
+        ("TinyLlama/TinyLlama-1.1B", "TinyLlama-1.1B"),
+        ("/models/My Model (v2)/", "My-Model-v2"),
+        ("models/drop-4-11", "drop-4-11"),
+        ("~", "study"),
+        ("/", "study"),
+        ("名前", "study"),
+    ],
+)
+def test_a_study_is_called_like_its_model(model: str, name: str) -> None:
+    assert planning.name_default_study(model) == name
+
+
+def test_the_folder_one_is_in_gives_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my-model" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "my-model" / "inside")
+    assert planning.name_default_study(".") == "inside"
+    assert planning.name_default_study("..") == "my-model"
+
+
+@pytest.mark.parametrize(
+    "model", ["demo", "a/b", "_private/_model", "x" * 150, ".hidden", "--", "a b", "é", "..", "_", "model.", "1"]
+)
+def test_a_name_that_nobody_typed_is_never_refused(model: str) -> None:
+    name = planning.name_default_study(model)
+    assert folder.name_study(name) == name
+
+
+def test_a_preset_is_found_by_file_by_name_or_not_at_all(tmp_path: Path) -> None:
+    demo = planning.find_preset(SearchSettings())
+    assert demo is not None
+    assert demo.model.name == "demo"
+    gpt2 = planning.find_preset(SearchSettings(model="gpt2"))
+    assert gpt2 is not None
+    assert gpt2.model.name == "openai-community/gpt2"
+    assert planning.find_preset(SearchSettings(model="someone/else")) is None
+    with pytest.raises(SpaceError, match=r"mine\.toml"):
+        planning.find_preset(SearchSettings(space=tmp_path / "mine.toml"))
+
+
+def test_max_dropped_replaces_the_presets(tmp_path: Path) -> None:
+    preset = planning.find_preset(SearchSettings(model="gpt2"))
+    assert preset is not None
+    assert planning.check_dropped(SearchSettings(model="gpt2"), preset, num_layers=12) == preset
+    fitted = planning.check_dropped(SearchSettings(model="gpt2", max_dropped=2), preset, num_layers=12)
+    assert (fitted.space.min_dropped, fitted.space.max_dropped) == (1, 2)
+    deep = msgspec.structs.replace(preset, space=msgspec.structs.replace(preset.space, min_dropped=3))
+    fitted = planning.check_dropped(SearchSettings(model="gpt2", max_dropped=2), deep, num_layers=12)
+    assert (fitted.space.min_dropped, fitted.space.max_dropped) == (2, 2)
+
+
+def test_a_preset_of_another_model_is_refused() -> None:
+    preset = planning.find_preset(SearchSettings(model="gpt2"))
+    assert preset is not None
+    with pytest.raises(SpaceError, match=r"gpt2\.toml: num_layers = 12, but gpt2 has 24 layers"):
+        planning.check_dropped(SearchSettings(model="gpt2"), preset, num_layers=24)
+    settings = SearchSettings(model="x", space=Path("mine.toml"))
+    with pytest.raises(SpaceError, match=r"mine\.toml: num_layers = 12"):
+        planning.check_dropped(settings, preset, num_layers=24)
+
+
+# ---- texts
+
+
+def test_paths_of_texts_are_made_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "demo").mkdir()  # of a corpus's name
+    monkeypatch.chdir(tmp_path)
+    settings = SearchSettings(recovery_text="notes.txt", validation_text="demo", test_text="hub:someone/text")
+    resolved = planning.resolve_paths(settings)
+    assert resolved.recovery_text == str(tmp_path.resolve() / "notes.txt")
+    assert resolved.validation_text == "demo"
+    assert resolved.test_text == "hub:someone/text"
+    assert planning.resolve_paths(SearchSettings()) == SearchSettings()
+    assert planning.resolve_paths(SearchSettings(test_text="./demo")).test_text == str(tmp_path.resolve() / "demo")
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-that-name/notes.txt", "n" * 300 + ".txt"])
+def test_a_text_that_cannot_be_a_path_is_left_to_the_corpus_to_refuse(text: str) -> None:
+    with contextlib.suppress(SeedError):
+        assert planning.resolve_paths(SearchSettings(test_text=text)).test_text == text
+
+
+# ---- one study, one protocol
+
+
+def test_a_plan_repeats_the_settings() -> None:
+    plan = make_plan(trials=298, max_ppl_ratio=1.1, frontier_size=4)
+    assert (plan.trials, plan.frontier_size, plan.distill_tokens, plan.max_ppl_ratio) == (298, 4, 100_000, 1.1)
+    assert plan.command == "python -m seed.search --trials 298 --max-ppl-ratio 1.1 --frontier-size 4"
+    assert plan.seed_version == seed.__version__
+    assert planning.read_protocol(plan, place=Path("studies/demo")) == PROTOCOL
+
+
+def test_a_plan_from_its_file_is_the_same_study(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan = make_plan()
+    folder.write_record(path, plan)
+    again = folder.read_record(path, SearchPlan)
+    assert again.fingerprint == plan.fingerprint
+    assert planning.read_protocol(again, place=tmp_path) == PROTOCOL
+    planning.check_same_study(again, make_plan(trials=500, max_ppl_ratio=1.5, frontier_size=1), place=tmp_path)
+
+
+def test_equal_protocols_differ_in_nothing() -> None:
+    assert planning.compare_protocols(PROTOCOL, PROTOCOL) == []
+
+
+def test_differences_are_said_field_by_field() -> None:
+    other = msgspec.structs.replace(
+        PROTOCOL,
+        rng_seed=3,
+        test_tokens=None,
+        space=msgspec.structs.replace(PROTOCOL.space, max_dropped=4),
+        streams={**PROTOCOL.streams, "test": msgspec.structs.replace(PROTOCOL.streams["test"], tokens=7)},
+    )
+    assert planning.compare_protocols(PROTOCOL, other) == [
+        "rng_seed: 0 in the study, 3 now",
+        "space.max_dropped: 3 in the study, 4 now",
+        "streams.test.tokens: 16384 in the study, 7 now",
+        "test_tokens: 49152 in the study, None now",
+    ]
+
+
+@pytest.mark.parametrize("field", Protocol.__struct_fields__)
+def test_a_study_refuses_another_protocol_and_names_the_field(field: str) -> None:
+    value = getattr(PROTOCOL, field)
+    changed: Any
+    if field == "space":
+        changed = msgspec.structs.replace(value, min_dropped=2)
+    elif field == "streams":
+        changed = {**value, "test": stream("d4")}
+    elif isinstance(value, bool):
+        changed = not value
+    elif isinstance(value, (int, float)):
+        changed = value + 1
+    else:
+        changed = f"{value}-other"
+    other = make_plan(msgspec.structs.replace(PROTOCOL, **{field: changed}))
+    with pytest.raises(StudyError) as caught:
+        planning.check_same_study(make_plan(), other, place=Path("studies/demo"))
+    message = str(caught.value)
+    assert message.startswith(f"studies/demo: holds a study of another plan ({field}")
+    assert " in the study, " in message
+    assert "--study NAME" in message
+
+
+def test_many_differences_are_counted() -> None:
+    other = msgspec.structs.replace(
+        PROTOCOL,
+        **{name: getattr(PROTOCOL, name) + 1 for name in ("window_tokens", "calibration_tokens", "validation_tokens")},
+        **{name: getattr(PROTOCOL, name) + 1 for name in ("short_steps", "batch_tokens", "latency_batch")},
+        **{
+            name: getattr(PROTOCOL, name) + 1 for name in ("prompt_tokens", "new_tokens", "latency_repeats", "rng_seed")
+        },
+    )
+    with pytest.raises(StudyError, match="; and 2 more"):
+        planning.check_same_study(make_plan(), make_plan(other), place=Path("studies/demo"))
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        {},
+        {**msgspec.to_builtins(PROTOCOL), "new_field": 1},
+        {**msgspec.to_builtins(PROTOCOL), "rng_seed": "zero"},
+    ],
+)
+def test_a_plan_of_another_version_is_refused_with_both_versions(identity: dict[str, object]) -> None:
+    plan = msgspec.structs.replace(make_plan(), identity=identity, seed_version="9.9")
+    with pytest.raises(StudyError, match=rf"written by seed 9\.9, and this is {seed.__version__}") as caught:
+        planning.check_same_study(plan, make_plan(), place=Path("studies/demo"))
+    assert "--study NAME" in str(caught.value)
