@@ -32,7 +32,7 @@ class Terminal:
     def __init__(self, *, quiet: bool = False) -> None:
         # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log
         width = None if sys.stdout.isatty() else 160
-        self.console = Console(highlight=False, quiet=quiet, width=width)
+        self.console = Console(highlight=False, emoji=False, markup=False, quiet=quiet, width=width)
 
     def say(self, text: str = "") -> None:
         """Print one line as it is."""
@@ -103,7 +103,7 @@ def format_seconds(seconds: float) -> str:
 def format_bytes(number: float) -> str:
     """``5.9 MB`` and the like, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
+        if number < (999.5 if unit == "B" else 999.95):
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1000
     return f"{number:.2f} TB"

@@ -173,7 +173,7 @@ def read_record(path: Path, kind: type[T]) -> T:
         raise StudyError(
             f"{path}: missing. Run the search of this study again; it makes up what is missing."
         ) from error
-    except (msgspec.DecodeError, OSError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
         raise StudyError(
             f"{path}: cannot be read ({error}). Remove this file and run the search of this study again; "
             "finished trials are kept."
@@ -192,7 +192,12 @@ def replace_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
-        aside.rename(target)
+        try:
+            aside.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ResourceError(

@@ -14,7 +14,7 @@ from seed import folder
 from seed.console import Terminal, format_bytes, format_seconds, run_command
 from seed.folder import StudyFolder
 from seed.optimize.sampler import SAMPLERS
-from seed.optimize.space import list_presets
+from seed.optimize.space import contains, list_presets
 from seed.records import DenseResult, Frontier, Latency, SearchPlan, SearchSpace, StudyRecord, TrialRecord
 from seed.stages import planning
 from seed.stages.planning import DTYPES, SearchSettings, parse_bytes
@@ -144,7 +144,7 @@ def score_candidates(
         fingerprint=plan.fingerprint,
     )
     before = read_trials(study)
-    complete = sum(trial.state == "COMPLETE" for trial in before)
+    complete = sum(trial.state == "COMPLETE" and contains(space, trial.evaluation.candidate) for trial in before)
     target = min(plan.trials, space.size)
     if complete:
         terminal.say(f"{complete} candidates were scored before")
@@ -192,7 +192,6 @@ def select_members(
 ) -> Frontier:
     """Choose what is worth distilling, and write it down."""
     from seed.optimize.frontier import select_frontier
-    from seed.optimize.space import contains
     from seed.stages.gathering import read_losses
 
     frontier = select_frontier(

@@ -54,6 +54,8 @@ def select_frontier(
     }
     within = {structure: group for structure, group in within.items() if group}
     if not within:
+        if not scored:
+            raise StudyError("no candidate was scored. Run the search again.")
         best = min((trial.evaluation.qualities[rung].ppl_ratio for trial in scored), default=math.nan)
         raise StudyError(
             f"none of the {len(scored)} scored candidates keeps the limits; the lowest PPL ratio is {best:.3f}. "
@@ -163,7 +165,7 @@ def _weigh(
 def _say_agreement(concordant: int, discordant: int) -> str:
     pairs = concordant + discordant
     if pairs == 0:
-        return f"Cannot tell: no two distilled models have the same structure. {PUBLISHED_AGREEMENT}".strip()
+        return f"Cannot tell: no two distilled models of equal structure can be compared. {PUBLISHED_AGREEMENT}".strip()
     counted = f"proxy and full distillation order {concordant} of {pairs} pairs of equal structure alike"
     if pairs < NEEDED_PAIRS:
         return f"Cannot tell: {counted}, and fewer than {NEEDED_PAIRS} pairs say little. {PUBLISHED_AGREEMENT}".strip()

@@ -44,7 +44,8 @@ def candidate_of(space: SearchSpace, flags: dict[str, Any]) -> Candidate:
 def taken_keys(study: optuna.Study, space: SearchSpace, *, but: int | None = None) -> set[str]:
     """Keys of candidates that are scored, skipped or being scored; ``but`` is the asking trial itself."""
     trials = study.get_trials(deepcopy=False, states=TAKEN_STATES)
-    return {candidate_of(space, trial.params).key for trial in trials if trial.params and trial.number != but}
+    asked = [candidate_of(space, trial.params) for trial in trials if trial.params and trial.number != but]
+    return {candidate.key for candidate in asked if contains(space, candidate)}
 
 
 class _SubsetSampler(optuna.samplers.BaseSampler):
@@ -98,6 +99,10 @@ class FeasibleSampler(_SubsetSampler):
             flags = self.inner.sample_relative(study, trial, search_space)
             if not flags:
                 break  # the inner sampler still starts up, and wants random sets
+            flags = {  # NSGA-II leaves out the flags that it mutates
+                name: flags[name] if name in flags else self.inner.sample_independent(study, trial, name, distribution)
+                for name, distribution in search_space.items()
+            }
             candidate = candidate_of(self.space, flags)
             if contains(self.space, candidate) and candidate.key not in taken:
                 return flags

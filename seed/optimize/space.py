@@ -5,6 +5,7 @@ Data about models lives in ``search_spaces/*.toml``; a model without a preset ge
 
 import difflib
 import itertools
+import math
 import random
 import re
 import tomllib
@@ -123,6 +124,8 @@ def load_preset(path: Path) -> Preset:
         ("data", "window_tokens"),
         ("data", "calibration_tokens"),
         ("data", "validation_tokens"),
+        ("data", "test_tokens"),
+        ("recovery", "short_steps"),
         ("recovery", "batch_tokens"),
         ("recovery", "distill_tokens"),
         ("latency", "batch"),
@@ -131,9 +134,10 @@ def load_preset(path: Path) -> Preset:
         ("search", "trials"),
     ):
         value = getattr(getattr(preset, section), key)
-        if value < 1:
+        if value is not None and value < 1:
             raise SpaceError(f"{path}: {section}.{key} = {value}, but it must be 1 or more.")
-    if not preset.recovery.learning_rates or min(preset.recovery.learning_rates) <= 0:
+    rates = preset.recovery.learning_rates
+    if not rates or not all(0 < rate < math.inf for rate in rates):
         raise SpaceError(f"{path}: recovery.learning_rates must be one or more numbers above 0.")
     return preset
 
@@ -175,6 +179,10 @@ def make_space(section: SpaceSection, *, num_layers: int, place: str) -> SearchS
     if len(set(droppable)) != len(droppable):
         raise SpaceError(f"{place}: droppable layers {list(droppable)} name a layer twice. Name each once.")
     most = min(len(droppable), num_layers - 1)
+    if most < 1:
+        raise SpaceError(
+            f"{place}: {len(droppable)} of {num_layers} layers may go (droppable_layers), so nothing can be dropped."
+        )
     if section.max_dropped > most:
         raise SpaceError(
             f"{place}: max_dropped = {section.max_dropped}, but the model has {num_layers} layers, of which "

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import os
-import urllib.parse
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from seed.errors import StudyError
 from seed.optimize.sampler import candidate_of, flag_distributions, make_sampler, taken_keys
+from seed.optimize.space import contains
 from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, hash_text
 
 EVALUATION = "evaluation"
@@ -29,11 +30,7 @@ FINGERPRINT = "plan_fingerprint"
 
 def check_storage_url(url: str) -> None:
     """Raise when a storage URL holds a password: it would end up in shell history and logs."""
-    try:
-        password = urllib.parse.urlsplit(url).password
-    except ValueError:
-        password = None
-    if password:
+    if re.search(r"://[^:/@]*:[^@]+@", url) or re.search(r"[?&](password|passwd|pwd)=", url, re.IGNORECASE):
         raise StudyError(
             "--storage: the URL holds a password. Leave it out, and put it into ~/.pgpass or PGPASSWORD (PostgreSQL), "
             "or into an option file (MySQL), where only you can read it."
@@ -108,12 +105,13 @@ def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) 
         )
     if known is None:
         study.set_user_attr(FINGERPRINT, fingerprint)
+    if study.metric_names is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([f"PPL ratio ({rung.replace('_', ' ')})", "latency ratio"])
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            study.tell(trial.number, state=TrialState.FAIL)  # its process is gone: we hold the folder
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     return study
 
 
@@ -138,7 +136,10 @@ def run_trials(
     enumerator = make_sampler(sampler, space, trials=trials, random_state=0) if space.size <= trials else None
     while True:
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        complete = sum(trial.state == TrialState.COMPLETE for trial in finished)
+        complete = sum(
+            trial.state == TrialState.COMPLETE and contains(space, candidate_of(space, trial.params))
+            for trial in finished
+        )
         if complete >= target or len(taken_keys(study, space)) >= space.size:
             return
         state = int(hash_text(f"{rng_seed}/{len(finished)}")[:8], 16)
@@ -154,7 +155,7 @@ def run_trials(
             raise
         trial.set_user_attr("dropped", ", ".join(candidate.dropped_parts))
         trial.set_user_attr("num_params", evaluation.size.num_params)
-        trial.set_user_attr(EVALUATION, msgspec.json.encode(evaluation).decode())
+        trial.set_user_attr(EVALUATION, json.dumps(msgspec.to_builtins(evaluation)))
         value = evaluation.qualities[rung].ppl_ratio if rung in evaluation.qualities else math.nan
         if evaluation.skipped_because or not math.isfinite(value):
             study.tell(trial, state=TrialState.PRUNED)
@@ -172,12 +173,12 @@ def read_trials(study: optuna.Study) -> tuple[TrialRecord, ...]:
             TrialRecord(
                 number=trial.number,
                 state=trial.state.name,
-                evaluation=msgspec.json.decode(trial.user_attrs[EVALUATION], type=Evaluation),
+                evaluation=msgspec.convert(json.loads(trial.user_attrs[EVALUATION]), Evaluation),
             )
             for trial in finished
             if EVALUATION in trial.user_attrs
         )
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError) as error:
         raise StudyError(
             f"study {study.study_name}: a trial was stored by another version of Seed ({error}). Use that version, or start "
             "a study of another name (--study NAME)."

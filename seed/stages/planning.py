@@ -120,8 +120,10 @@ def resolve_paths(settings: SearchSettings) -> SearchSettings:
     """Make the paths of texts absolute, so that a study can be continued from any folder."""
 
     def resolve(text: str | None) -> str | None:
-        path = Path(text).expanduser() if text and text not in NAMED_TEXTS else None
-        return str(path.resolve()) if path is not None and path.exists() else text
+        if not text or text in NAMED_TEXTS:
+            return text
+        path = os.path.expanduser(text)
+        return str(Path(path).resolve()) if os.path.exists(path) else text
 
     return replace(
         settings,
@@ -136,7 +138,7 @@ def name_default_study(model: str) -> str:
     name = re.sub(
         r"[^A-Za-z0-9._-]+", "-", Path(model).expanduser().resolve().name if model in (".", "..") else Path(model).name
     )
-    return name.strip("-.") or "study"
+    return name.strip("-._")[:100] or "study"
 
 
 def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
@@ -223,7 +225,7 @@ def parse_bytes(text: str) -> float:
     Raises:
         ValueError: neither.
     """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)i?[bB]?\s*", text)
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)[bB]?\s*", text)
     if not match:
         raise ValueError(text)
     return float(match[1]) * {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]]

@@ -238,7 +238,12 @@ def test_too_little_text_says_how_much_was_found_and_wanted(tmp_path: Path) -> N
         tokenize(["x" * 49], window_tokens=16)  # and an end: 50 tokens, 3 windows
     assert "notes.txt: the test stream holds 50 tokens, but needs at least 64 (4 windows of 16)" in str(caught.value)
     assert "--test-text FILE" in str(caught.value)
-    assert tokenize(["x" * 63], window_tokens=16).num_tokens == 64
+    assert tokenize(["x" * 31, "x" * 31], window_tokens=16).num_tokens == 64
+
+
+def test_a_single_document_has_no_error_bars_and_is_refused() -> None:
+    with pytest.raises(CorpusError, match="single document"):
+        tokenize(["x" * 63], window_tokens=16)
 
 
 def test_wikitext_articles_join_to_the_text_that_papers_score() -> None:
