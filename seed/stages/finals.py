@@ -43,8 +43,10 @@ def full_settings(
 ) -> DistillSettings:
     """Budget of a full distillation: whole steps of the protocol's batch."""
     batch_tokens = bench.batch_windows * bench.protocol.window_tokens
+    steps = max(1, round(distill_tokens / batch_tokens))
     return DistillSettings(
-        steps=max(1, round(distill_tokens / batch_tokens)),
+        steps=steps,
+        looks=max(1, min(8, steps // 8)),
         batch_windows=bench.batch_windows,
         micro_batch=bench.micro_batch,
         learning_rate=learning_rate,

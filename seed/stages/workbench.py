@@ -332,7 +332,7 @@ def _bench(
     dtype: torch.dtype,
     gains: dict[int, float] | None,
 ) -> Workbench:
-    micro_batch = choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size)
+    micro_batch = choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size, device=device)
     return Workbench(
         folder=study,
         protocol=protocol,
