@@ -100,15 +100,6 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def format_bytes(number: float) -> str:
-    """``5.9 MB`` and the like, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < (999.5 if unit == "B" else 999.95):
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.2f} TB"
-
-
 def run_command(main: Callable[[], None]) -> None:
     """Run a command: a ``SeedError`` ends it with its message and exit code 2, Ctrl-C with 130."""
     try:

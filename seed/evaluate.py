@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seed import folder
-from seed.console import Terminal, format_bytes, run_command
+from seed.console import Terminal, run_command
 from seed.errors import ModelError
 from seed.folder import StudyFolder
 from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import Latency, Quality, SearchPlan, Size
+from seed.reporting.wording import format_bytes
 from seed.stages import planning
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed import folder
-from seed.console import Terminal, format_bytes, format_seconds, run_command
+from seed.console import Terminal, format_seconds, run_command
 from seed.folder import StudyFolder
 from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import contains, list_presets
 from seed.records import DenseResult, Frontier, Latency, SearchPlan, SearchSpace, StudyRecord, TrialRecord
+from seed.reporting.wording import format_bytes
 from seed.stages import planning
 from seed.stages.planning import DTYPES, SearchSettings, parse_bytes
 
@@ -347,9 +348,7 @@ def make_parser() -> argparse.ArgumentParser:
     speed.add_argument("--latency-batch", type=int, metavar="N", help="sequences decoded at once")
     speed.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens read before decoding")
     speed.add_argument("--new-tokens", type=int, metavar="N", help="tokens decoded one by one")
-    speed.add_argument(
-        "--latency-repeats", type=int, metavar="N", help="timed pairs of dense and cut model (default: 9)"
-    )
+    speed.add_argument("--latency-repeats", type=int, metavar="N", help="timed pairs of dense and cut model")
     speed.add_argument(
         "--compiled", action="store_true", help="time torch.compile with a static cache instead of eager decoding"
     )

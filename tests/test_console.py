@@ -10,7 +10,7 @@ import pytest
 
 import seed
 from seed import console
-from seed.console import Terminal, format_bytes, format_seconds
+from seed.console import Terminal, format_seconds
 from seed.errors import SeedError, StudyError
 from seed.reporting.summary import distilled_table
 
@@ -47,28 +47,6 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_seconds_are_said_as_people_do(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (0, "0 B"),
-        (512, "512 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (5_900_000, "5.9 MB"),
-        (2_500_000_000, "2.5 GB"),
-        (1.2e12, "1.20 TB"),
-        (5e15, "5000.00 TB"),
-    ],
-)
-def test_bytes_are_said_in_powers_of_ten(number: float, text: str) -> None:
-    assert format_bytes(number) == text
-
-
-@pytest.mark.parametrize("number", [999.7, 999_960, 999_990_000, 999_999_999_999])
-def test_bytes_just_below_a_unit_are_said_in_that_unit(number: float) -> None:
-    assert float(format_bytes(number).split()[0]) < 1000
 
 
 # ---- sentences and tables

@@ -51,6 +51,7 @@ class LatencySection(Record, frozen=True, kw_only=True):
     batch: int = 1
     prompt_tokens: int = 128
     new_tokens: int = 64
+    repeats: int = 9  # timed pairs of dense and cut model
 
 
 class RecoverySection(Record, frozen=True, kw_only=True):
@@ -131,6 +132,7 @@ def load_preset(path: Path) -> Preset:
         ("latency", "batch"),
         ("latency", "prompt_tokens"),
         ("latency", "new_tokens"),
+        ("latency", "repeats"),
         ("search", "trials"),
     ):
         value = getattr(getattr(preset, section), key)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from seed.console import Terminal, format_bytes
+from seed.console import Terminal
 from seed.records import DenseResult, DistillResult, Latency, StudyRecord
-from seed.reporting.wording import format_count
+from seed.reporting.wording import format_bytes, format_count
 
 WIDE = 128  # characters that the whole table needs
 

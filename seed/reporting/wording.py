@@ -56,7 +56,7 @@ def format_count(count: int) -> str:
     return scale(count, units=("", "k", "M", "B"))
 
 
-def format_bytes(count: int) -> str:
+def format_bytes(count: float) -> str:
     """Return bytes in decimal units: 1 MB is 1,000,000 bytes."""
     return scale(count, units=("bytes", "kB", "MB", "GB", "TB"))
 

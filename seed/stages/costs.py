@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from seed import folder
-from seed.console import format_bytes
 from seed.errors import ResourceError
 from seed.models.checkpoint import measure_size
 from seed.records import SearchPlan
+from seed.reporting.wording import format_bytes
 from seed.scoring.subsets import estimate_memory
 from seed.stages.workbench import Workbench
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from seed import folder
-from seed.console import format_bytes
 from seed.errors import SeedError, SpaceError
 from seed.folder import StudyFolder
 from seed.models.checkpoint import write_checkpoint
 from seed.models.surgery import make_student, view_layers
 from seed.optimize.space import drop_layers
 from seed.records import Candidate, Latency, SearchSpace
+from seed.reporting.wording import format_bytes
 from seed.scoring import latency as timing
 from seed.scoring.proxy import Instruments, size_of
 from seed.stages.workbench import Workbench, name_device

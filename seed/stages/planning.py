@@ -67,7 +67,7 @@ class SearchSettings:
     latency_batch: int | None = None
     prompt_tokens: int | None = None
     new_tokens: int | None = None
-    latency_repeats: int = 9
+    latency_repeats: int | None = None
     compiled: bool = False
     latency_command: str | None = None
     eval_command: str | None = None

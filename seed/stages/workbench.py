@@ -144,7 +144,7 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         latency_batch=settings.latency_batch or preset.latency.batch,
         prompt_tokens=settings.prompt_tokens or preset.latency.prompt_tokens,
         new_tokens=settings.new_tokens or preset.latency.new_tokens,
-        latency_repeats=settings.latency_repeats,
+        latency_repeats=settings.latency_repeats or preset.latency.repeats,
         compiled=settings.compiled,
         latency_command=settings.latency_command,
         device=name_device(device),
