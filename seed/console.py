@@ -8,6 +8,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from rich import box
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from seed.errors import SeedError
+from seed.folder import explain_resource_errors
 
 PLAIN_SECONDS = 10.0
 
@@ -103,7 +105,8 @@ def format_seconds(seconds: float) -> str:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command: a ``SeedError`` ends it with its message and exit code 2, Ctrl-C with 130."""
     try:
-        main()
+        with explain_resource_errors(Path.cwd()):
+            main()
     except SeedError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

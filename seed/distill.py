@@ -51,7 +51,7 @@ def distill_trial(
         settings = finals.full_settings(bench, distill_tokens=distill_tokens or plan.distill_tokens, learning_rate=rate)
         folder.require_room(
             study.root,
-            needed_bytes=evaluation.size.weight_bytes + 16 * evaluation.size.num_params,
+            needed_bytes=evaluation.size.weight_bytes + 32 * evaluation.size.num_params,
             purpose="this distillation",
         )
         dense = folder.read_record(study.dense, DenseResult)

@@ -79,7 +79,7 @@ def evaluate_alone(
     planning.quiet_libraries()
     from seed.models.anatomy import text_config
     from seed.models.checkpoint import measure_size
-    from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype, open_teacher
+    from seed.models.teacher import ModelSource, check_source, choose_device, open_teacher
     from seed.scoring.corpus import open_test_stream
     from seed.scoring.latency import Workload, measure_pair, prepare_run
     from seed.scoring.quality import choose_micro_batch, judge, logits_of, measure_losses
@@ -92,8 +92,7 @@ def evaluate_alone(
     )
     check_source(source, presets=list_presets())
     chosen = choose_device(device)
-    dtype = choose_dtype(None, device=chosen)
-    teacher = open_teacher(source, device=chosen, dtype=dtype)
+    teacher = open_teacher(source, device=chosen, dtype_name=None)
     config = text_config(teacher.model)
     longest = getattr(config, "max_position_embeddings", None) or 1024
     window = window_tokens or (preset.data.window_tokens if preset else min(1024, longest))
@@ -115,7 +114,7 @@ def evaluate_alone(
         test=judge(losses, losses),
         latency=measure_pair(run, run, workload, structure=name, device=workbench.name_device(chosen)),
         size=measure_size(teacher.model, dtype=teacher.stored_dtype),
-        protocol=_describe(window, str(dtype).removeprefix("torch."), stream.source),
+        protocol=_describe(window, str(teacher.dtype).removeprefix("torch."), stream.source),
     )
 
 

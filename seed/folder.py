@@ -32,7 +32,6 @@ class StudyFolder:
         self.plan = root / "plan.json"
         self.journal = root / "journal.log"
         self.latency = root / "latency.json"
-        self.space = root / "space.json"
         self.dense = root / "dense.json"
         self.frontier = root / "frontier.json"
         self.environment = root / "environment.json"

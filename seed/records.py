@@ -10,8 +10,6 @@ import math
 
 import msgspec
 
-RUNGS = ("none", "closed_form", "short_distillation")
-
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every record: immutable, compared by value, written as JSON."""

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
+from seed.errors import SeedError
 from seed.folder import StudyFolder
 from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import contains, list_presets
+from seed.optimize.study import open_storage, open_study, read_trials, run_trials
 from seed.records import DenseResult, Frontier, Latency, SearchPlan, SearchSpace, StudyRecord, TrialRecord
 from seed.reporting.wording import format_bytes
 from seed.stages import planning
 from seed.stages.planning import DTYPES, SearchSettings, parse_bytes
 
 if TYPE_CHECKING:
+    from optuna import Study
+
     from seed.scoring.proxy import Instruments
     from seed.stages.workbench import Workbench
 
@@ -36,6 +40,9 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
     Raises:
         SeedError: anything a caller can mend.
     """
+    known = {field.name for field in dataclasses.fields(SearchSettings)}
+    if unknown := sorted(set(settings) - known):
+        raise SeedError(f"find_frontier: unknown setting {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
     return search(SearchSettings(model=model, **settings), Terminal(quiet=quiet))
 
 
@@ -64,6 +71,12 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     with folder.lock(study):
         if study.plan.exists():
             terminal.say(f"continuing the study in {study.root}")
+        opened = open_study(
+            open_storage(plan.storage, journal=study.journal),
+            name=plan.name,
+            rung=bench.protocol.rung,
+            fingerprint=plan.fingerprint,
+        )
         folder.write_record(study.plan, plan)
         folder.write_record(study.environment, workbench.describe_environment(bench))
         with terminal.stage("proofs", total=2) as advance:
@@ -80,7 +93,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         bounded = latencies.bound_space(
             bench, instruments, table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
         )
-        records = score_candidates(terminal, bench, instruments, plan, settings, bounded, table)
+        records = score_candidates(terminal, bench, instruments, opened, plan, settings, bounded, table)
         frontier = select_members(bench, plan, settings, bounded, records)
         terminal.say(
             f"scored {frontier.num_scored} of {bounded.size} candidates "
@@ -126,24 +139,18 @@ def score_candidates(
     terminal: Terminal,
     bench: "Workbench",
     instruments: "Instruments",
+    study: "Study",
     plan: SearchPlan,
     settings: SearchSettings,
     space: SearchSpace,
     table: dict[str, Latency],
 ) -> tuple[TrialRecord, ...]:
     """Let the study ask and the proxy answer, until the budget is spent or the space is exhausted."""
-    from seed.optimize.study import open_storage, open_study, read_trials, run_trials
     from seed.scoring.latency import name_structure
     from seed.scoring.proxy import Proxy
     from seed.stages import latencies, workbench
 
     rung = bench.protocol.rung
-    study = open_study(
-        open_storage(plan.storage, journal=bench.folder.journal),
-        name=plan.name,
-        rung=rung,
-        fingerprint=plan.fingerprint,
-    )
     before = read_trials(study)
     complete = sum(trial.state == "COMPLETE" and contains(space, trial.evaluation.candidate) for trial in before)
     target = min(plan.trials, space.size)

@@ -135,7 +135,9 @@ def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def is_whole(path: Path) -> bool:
-    """Are all weights of a directory there, and as long as their headers say?"""
+    """Is all of an exported directory there, and are the weights as long as their headers say?"""
+    if not all((path / name).is_file() for name in ("config.json", "tokenizer_config.json", "seed.json", "README.md")):
+        return False
     files = sorted(path.glob("*.safetensors"))
     try:
         index = path / "model.safetensors.index.json"

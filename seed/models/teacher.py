@@ -39,7 +39,8 @@ class Teacher:
     source: ModelSource
     model: nn.Module
     tokenizer: Any
-    stored_dtype: torch.dtype
+    dtype: torch.dtype  # computed in
+    stored_dtype: torch.dtype  # exported in: as the checkpoint stores it, or narrower where it is opened narrower
     commit: str | None
 
 
@@ -60,10 +61,10 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def choose_dtype(name: str | None, *, device: torch.device) -> torch.dtype:
-    """Return the type to compute in: float32 on the CPU, bfloat16 elsewhere, unless asked otherwise."""
+def choose_dtype(name: str | None, *, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """Return the type to compute in: float32 on the CPU, else as stored, so that no weight loses precision."""
     if name is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        return torch.float32 if device.type == "cpu" else stored
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
@@ -89,7 +90,7 @@ def check_source(source: ModelSource, *, presets: list[str]) -> None:
         )
 
 
-def open_teacher(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> Teacher:
+def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str | None) -> Teacher:
     """Load model and tokenizer, ready for inference.
 
     Raises:
@@ -108,6 +109,9 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype: torch.dtyp
     try:
         config = transformers.AutoConfig.from_pretrained(location, **options)
         refuse_unfit(config)
+        stored = config.get_text_config().dtype or config.dtype or torch.float32
+        stored_dtype = getattr(torch, stored) if isinstance(stored, str) else stored
+        dtype = choose_dtype(dtype_name, device=device, stored=stored_dtype)
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
@@ -128,10 +132,12 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype: torch.dtyp
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise _explain(source, error) from error
     model.eval().requires_grad_(False)
-    stored = config.get_text_config().dtype or config.dtype or torch.float32
-    stored_dtype = getattr(torch, stored) if isinstance(stored, str) else stored
+    if torch.finfo(dtype).bits < torch.finfo(stored_dtype).bits:
+        stored_dtype = dtype
     commit = getattr(config, "_commit_hash", None)
-    return Teacher(source=source, model=model, tokenizer=tokenizer, stored_dtype=stored_dtype, commit=commit)
+    return Teacher(
+        source=source, model=model, tokenizer=tokenizer, dtype=dtype, stored_dtype=stored_dtype, commit=commit
+    )
 
 
 def _check_directory(path: Path) -> None:

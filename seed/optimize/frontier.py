@@ -16,7 +16,10 @@ from seed.records import Agreement, DistillResult, Evaluation, Frontier, Frontie
 LoadLosses = Callable[[Quality], tuple[np.ndarray, np.ndarray]]  # sums and counts by document
 BOOTSTRAP_DRAWS = 1000
 NEEDED_PAIRS = 10
-PUBLISHED_AGREEMENT = ""
+# studies/rank-agreement.record: Kendall's tau within a depth, 8 candidates each, of closed form with full distillation
+PUBLISHED_AGREEMENT = (
+    "Published for the demo model: Kendall tau +0.93 with 2 layers dropped, +0.71 with 3 (8 candidates each)."
+)
 
 
 def dominates(one: Evaluation, other: Evaluation, *, rung: str) -> bool:
@@ -104,15 +107,15 @@ def select_frontier(
     return Frontier(rung=rung, members=tuple(members), num_scored=len(scored), space_size=space_size)
 
 
-def measure_agreement(frontier: Frontier, distilled: Sequence[DistillResult]) -> Agreement:
-    """Count pairs within a structure that the proxy and the final validation loss order alike."""
-    proxy = {m.evaluation.candidate.key: m.evaluation for m in frontier.members}
-    groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
+def measure_agreement(trials: Sequence[TrialRecord], distilled: Sequence[DistillResult], *, rung: str) -> Agreement:
+    """Count pairs that the proxy and the final validation loss order alike: of one structure and one budget."""
+    scored = {t.evaluation.candidate.key: t.evaluation for t in trials if rung in t.evaluation.qualities}
+    groups: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for result in distilled:
-        evaluation = proxy.get(result.candidate.key)
+        evaluation = scored.get(result.candidate.key)
         if evaluation is not None:
-            pair = (evaluation.qualities[frontier.rung].loss, result.validation.loss)
-            groups[evaluation.latency.structure].append(pair)
+            pair = (evaluation.qualities[rung].loss, result.validation.loss)
+            groups[evaluation.latency.structure, str(sorted(result.settings.items()))].append(pair)
     concordant = discordant = 0
     for group in groups.values():
         for i, (proxy_i, final_i) in enumerate(group):
@@ -121,7 +124,7 @@ def measure_agreement(frontier: Frontier, distilled: Sequence[DistillResult]) ->
                 concordant += product > 0
                 discordant += product < 0
     return Agreement(
-        rung=frontier.rung,
+        rung=rung,
         concordant=concordant,
         discordant=discordant,
         verdict=_say_agreement(concordant, discordant),

@@ -99,7 +99,7 @@ def distill(
         start, best_step, best_loss, best_weights = saved["step"], saved["best_step"], saved["best_loss"], saved["best"]
         curve = [CurvePoint(**point) for point in saved["curve"]]
     divergences: list[float] = saved["divergences"] if saved else []
-    last_saved = time.monotonic()
+    last_saved, save_seconds = time.monotonic(), 0.0
     batch_tokens = settings.batch_windows * recovery.tokens_NT.shape[1]
     for step in range(start, settings.steps):
         for group in optimizer.param_groups:
@@ -116,7 +116,10 @@ def distill(
                 best_loss, best_step = loss, done
                 best_weights = copy.deepcopy(student.state_dict())
         on_step(done)
-        if checkpoint and done < settings.steps and time.monotonic() - last_saved > CHECKPOINT_SECONDS:
+        # of a large model's time, saving should take a twentieth at most
+        is_due = time.monotonic() - last_saved > max(CHECKPOINT_SECONDS, 20 * save_seconds)
+        if checkpoint and done < settings.steps and is_due:
+            began_saving = time.monotonic()
             state = {
                 "fingerprint": settings.fingerprint,
                 "step": done,
@@ -138,6 +141,7 @@ def distill(
             }
             _write_checkpoint(checkpoint, state)
             last_saved = time.monotonic()
+            save_seconds = last_saved - began_saving
     student.load_state_dict(best_weights)
     student.requires_grad_(False)
     return Distilled(curve=tuple(curve), best_step=best_step)

@@ -4,6 +4,7 @@ Every trial of a study climbs to the same rung, the study's objective; lower run
 Which candidates are tried is decided elsewhere.
 """
 
+import copy
 import io
 import time
 from collections.abc import Callable
@@ -129,12 +130,18 @@ def start_student(instruments: Instruments, candidate: Candidate, refit: Refit |
 
 
 def validation_losses(instruments: Instruments, model: nn.Module) -> DocumentLosses:
-    """Losses on the validation stream; mixed precision where training uses it."""
-    device = instruments.anatomy.device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-        return measure_losses(
-            logits_of(model), instruments.validation, micro_batch=instruments.micro_batch, device=device
-        )
+    """Losses on the validation stream of a float32 student as it would be exported and opened again.
+
+    Rounded to the stored type, computed in the dense model's: what is judged is what is handed back.
+    """
+    compute = next(instruments.anatomy.model.parameters()).dtype
+    rounded = copy.deepcopy(model).to(instruments.stored_dtype).to(compute)
+    return measure_losses(
+        logits_of(rounded),
+        instruments.validation,
+        micro_batch=instruments.micro_batch,
+        device=instruments.anatomy.device,
+    )
 
 
 def size_of(instruments: Instruments, candidate: Candidate) -> Size:

@@ -54,8 +54,8 @@ def estimate_cost(bench: Workbench, plan: SearchPlan, *, distill: bool) -> Cost:
     )
     # float32 weights, gradient, two moments and the best weights of a student, beside the dense model
     training = size.num_params * (number_bytes + (5 * 4 if distill or protocol.rung == "short_distillation" else 0))
-    # an exported model each, and one training checkpoint (weights, two moments, best weights)
-    disk = num_finals * size.weight_bytes + (4 * 4 * size.num_params if distill else 0) + 20_000_000
+    # an exported model each, and a training checkpoint (weights, two moments, best weights), old and new for a moment
+    disk = num_finals * size.weight_bytes + (2 * 4 * 4 * size.num_params if distill else 0) + 20_000_000
     return Cost(
         search_seconds=plan.trials * tokens * second_per_token,
         distill_seconds=(num_finals * final_tokens + tuning) * second_per_token,
@@ -76,7 +76,7 @@ def require_resources(bench: Workbench, cost: Cost) -> None:
         existing = existing.parent
     folder.require_room(existing, needed_bytes=cost.disk_bytes, purpose="this search")
     if bench.device.type == "cuda":
-        free = torch.cuda.mem_get_info(bench.device)[0]
+        free = torch.cuda.mem_get_info(bench.device)[0] + torch.cuda.memory_reserved(bench.device)  # ours already
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if cost.memory_bytes > free:

@@ -95,7 +95,12 @@ def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) ->
 def prepare_start(instruments: Instruments, candidate: Candidate) -> tuple[str, Refit | None]:
     """Measure both starts, raw and closed form, and return the better with its maps."""
     with view_layers(instruments.anatomy, candidate) as view:
-        losses = validation_losses(instruments, view)
+        losses = measure_losses(
+            logits_of(view),
+            instruments.validation,
+            micro_batch=instruments.micro_batch,
+            device=instruments.anatomy.device,
+        )
     qualities = {"none": keep_quality(instruments, candidate, "none", losses)}
     refit: Refit | None = None
     if instruments.gains is not None:
@@ -116,8 +121,10 @@ def choose_learning_rate(
 ) -> float:
     """Try each rate on a tenth of the budget and return the best; remembered in the study."""
     path = bench.folder.root / "learning_rate.json"
-    key = f"{candidate.key}, {distill_tokens} tokens"
+    key, chosen = f"{candidate.key}, {distill_tokens} tokens", f"{distill_tokens} tokens, {len(rates)} rates"
     known: dict[str, dict[str, float]] = folder.read_record(path, dict[str, dict[str, float]]) if path.exists() else {}
+    if chosen in known:  # tuned once for a study, whichever candidate was the hardest then
+        return known[chosen]["best"]
     losses = known.setdefault(key, {})
     _, refit = prepare_start(instruments, candidate)
 
@@ -139,7 +146,10 @@ def choose_learning_rate(
         folder.write_bytes(path, json.dumps(known, indent=1).encode())
         return losses[str(rate)]
 
-    return tune_learning_rate(rates, run)[0]
+    best, _ = tune_learning_rate(rates, run)
+    known[chosen] = {"best": best}
+    folder.write_bytes(path, json.dumps(known, indent=1).encode())
+    return best
 
 
 def distill_member(
@@ -160,7 +170,7 @@ def distill_member(
     described = describe_settings(bench, settings)
     if result_path.exists() and is_whole(model_path):
         known = folder.read_record(result_path, DistillResult)
-        if known.settings == described:
+        if known.settings == described or int(known.settings["steps"]) > settings.steps:  # never undo a longer one
             on_work(count_work(bench, settings))
             return _add_user_score(bench, known, eval_command)
     began = time.monotonic()

@@ -24,18 +24,23 @@ def gather_record(study: StudyFolder) -> StudyRecord:
     plan = folder.read_record(study.plan, SearchPlan)
     protocol = read_protocol(plan, place=study.root)
     frontier = folder.read_record(study.frontier, Frontier)
+    if plan.storage is None and not study.journal.is_file():
+        raise StudyError(f"{study.journal}: missing, and with it all trials. Restore it from a copy, or search anew.")
     storage = open_storage(plan.storage, journal=study.journal)
     opened = open_study(storage, name=plan.name, rung=protocol.rung, fingerprint=plan.fingerprint)
     distilled = read_distilled(study)
+    trials = read_trials(opened)
+    if not trials:
+        raise StudyError(f"{study.root}: no candidate is scored yet. Run the search of this study first.")
     return StudyRecord(
         plan=plan,
         environment=folder.read_record(study.environment, Environment),
         space=protocol.space,
         dense=folder.read_record(study.dense, DenseResult),
-        trials=read_trials(opened),
+        trials=trials,
         frontier=frontier,
         distilled=distilled,
-        agreement=measure_agreement(frontier, distilled),
+        agreement=measure_agreement(trials, distilled, rung=protocol.rung),
     )
 
 

@@ -3,6 +3,7 @@
 How a model is timed is ``scoring.latency``'s business; here is which, when, and where it is written down.
 """
 
+import shutil
 from collections.abc import Callable
 
 import msgspec
@@ -103,6 +104,8 @@ def _measure_by_command(bench: Workbench, candidate: Candidate, structure: str, 
     times = np.array([[timing.run_command(command, path) for path in paths] for _ in range(repeats)])
     if (times <= 0).any():
         raise SeedError(f"--latency-command {command}: printed a time of 0 or less. It must print milliseconds.")
+    for path in paths:
+        shutil.rmtree(path)
     return timing.summarise_pairs(times, None, structure=structure, workload=command, device=name_device(bench.device))
 
 

@@ -73,6 +73,12 @@ class SearchSettings:
     eval_command: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "studies_dir", Path(self.studies_dir))
+        object.__setattr__(self, "space", None if self.space is None else Path(self.space))
+        if self.compiled and self.latency_command:
+            raise SeedError("--compiled: says how Seed times, but --latency-command times by your own. Leave one out.")
+        if self.eval_command and not self.distill:
+            raise SeedError("--eval-command: judges distilled models, but --no-distill makes none. Leave one out.")
         for field in fields(self):
             value = getattr(self, field.name)
             flag = "--" + field.name.replace("_", "-")

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from seed import __version__, demo
-from seed.errors import CorpusError, ModelError, ResourceError
+from seed.errors import CorpusError, ModelError, ResourceError, SpaceError
 from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, prove_round_trip
-from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, choose_dtype, open_teacher
+from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.optimize.space import Preset, default_preset, drop_layers, list_presets, make_space
 from seed.records import Environment, Protocol
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
@@ -82,13 +82,16 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         SeedError: anything a user can mend.
     """
     device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device=device)
     location = locate_model(settings.model, preset=preset)
     revision = settings.revision or (preset.model.revision if preset and location == preset.model.name else None)
+    if revision and (location == "demo" or Path(location).is_dir()):
+        raise ModelError(
+            f"--revision {revision}: only models of the hub have revisions. Leave it out for {settings.model}."
+        )
     source = ModelSource(location=location, revision=revision, trust_remote_code=settings.trust_remote_code)
     if location != "demo":
         check_source(source, presets=list_presets())
-    teacher, anatomy = _open_model(source, device=device, dtype=dtype)
+    teacher, anatomy = _open_model(source, device=device, dtype_name=settings.dtype)
     if preset is None:
         preset = default_preset(
             settings.model,
@@ -105,6 +108,13 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         raise CorpusError(
             f"--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between."
         )
+    prompt = settings.prompt_tokens or preset.latency.prompt_tokens
+    new = settings.new_tokens or preset.latency.new_tokens
+    if prompt + new > (getattr(anatomy.config, "max_position_embeddings", None) or prompt + new):
+        raise SpaceError(
+            f"--prompt-tokens {prompt} and --new-tokens {new}: together more than the {longest} tokens that the model "
+            "holds. Choose fewer."
+        )
     request = CorpusRequest(
         recovery=settings.recovery_text or preset.data.corpus,
         validation=settings.validation_text,
@@ -117,6 +127,9 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
     )
     streams = open_streams(request, teacher.tokenizer)
     gains = _measure_gains(anatomy, streams["recovery"], device)
+    rung = choose_rung(settings.rung, gains=gains, family=anatomy.config.model_type)
+    if settings.short_steps and rung != "short_distillation":
+        raise SpaceError("--short-steps: there is no short distillation at rung 1. Add --rung 2, or leave it out.")
     rates = sorted(preset.recovery.learning_rates)
     local = Path(location).is_dir()
     protocol = Protocol(
@@ -137,21 +150,21 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         test_tokens=request.test_tokens,
         bos_each_window=request.bos_each_window,
         streams={name: stream.describe() for name, stream in streams.items()},
-        rung=choose_rung(settings.rung, gains=gains, family=anatomy.config.model_type),
+        rung=rung,
         short_steps=settings.short_steps or preset.recovery.short_steps,
         batch_tokens=max(window, preset.recovery.batch_tokens),
-        short_learning_rate=settings.learning_rate or rates[len(rates) // 2],
+        short_learning_rate=rates[len(rates) // 2],
         latency_batch=settings.latency_batch or preset.latency.batch,
-        prompt_tokens=settings.prompt_tokens or preset.latency.prompt_tokens,
-        new_tokens=settings.new_tokens or preset.latency.new_tokens,
+        prompt_tokens=prompt,
+        new_tokens=new,
         latency_repeats=settings.latency_repeats or preset.latency.repeats,
         compiled=settings.compiled,
         latency_command=settings.latency_command,
         device=name_device(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(teacher.dtype).removeprefix("torch."),
         rng_seed=settings.rng_seed,
     )
-    return _bench(study, protocol, teacher, anatomy, streams, device, dtype, gains), preset
+    return _bench(study, protocol, teacher, anatomy, streams, device, gains), preset
 
 
 def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = None) -> Workbench:
@@ -161,7 +174,6 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
         SeedError: model or text changed since the study was planned.
     """
     device = choose_device(device_name)
-    dtype = choose_dtype(protocol.dtype, device=device)
     if name_device(device) != protocol.device:
         raise ResourceError(
             f"{study.root}: was measured on {protocol.device}, and this is {name_device(device)}. "
@@ -170,7 +182,7 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
     source = ModelSource(
         location=protocol.location, revision=protocol.revision, trust_remote_code=protocol.trust_remote_code
     )
-    teacher, anatomy = _open_model(source, device=device, dtype=dtype)
+    teacher, anatomy = _open_model(source, device=device, dtype_name=protocol.dtype)
     if protocol.weights_sha256 and hash_weights(resolve_location(protocol.location)) != protocol.weights_sha256:
         raise ModelError(
             f"{protocol.location}: its weights changed since {study.root} was planned. Start a study of another name."
@@ -193,7 +205,7 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
                 f"({stream.num_tokens:,} tokens now, {protocol.streams[name].tokens:,} then). Restore it, or start a study of another name."
             )
     gains = _measure_gains(anatomy, streams["recovery"], device)
-    return _bench(study, protocol, teacher, anatomy, streams, device, dtype, gains)
+    return _bench(study, protocol, teacher, anatomy, streams, device, gains)
 
 
 def choose_rung(asked: int | None, *, gains: dict[int, float] | None, family: str) -> str:
@@ -315,10 +327,10 @@ def hash_weights(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _open_model(source: ModelSource, *, device: torch.device, dtype: torch.dtype) -> tuple[Teacher, Anatomy]:
+def _open_model(source: ModelSource, *, device: torch.device, dtype_name: str | None) -> tuple[Teacher, Anatomy]:
     if source.location == "demo":
         source = replace(source, location=str(demo.MODEL_DIRECTORY))
-    opened = open_teacher(source, device=device, dtype=dtype)
+    opened = open_teacher(source, device=device, dtype_name=dtype_name)
     return opened, Anatomy(opened.model)
 
 
@@ -329,7 +341,6 @@ def _bench(
     anatomy: Anatomy,
     streams: dict[str, TokenStream],
     device: torch.device,
-    dtype: torch.dtype,
     gains: dict[int, float] | None,
 ) -> Workbench:
     micro_batch = choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size, device=device)
@@ -340,7 +351,7 @@ def _bench(
         anatomy=anatomy,
         streams=streams,
         device=device,
-        dtype=dtype,
+        dtype=teacher.dtype,
         micro_batch=micro_batch,
         gains=gains,
     )

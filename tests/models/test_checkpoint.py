@@ -139,6 +139,7 @@ def test_truncated_weights_are_refused(checkpoint: Path, share: float) -> None:
 
 
 def test_whole_weights_are_told_from_torn_ones(checkpoint: Path, tmp_path: Path) -> None:
+    complete(checkpoint)
     assert is_whole(checkpoint)
     weights = checkpoint / "model.safetensors"
     content = weights.read_bytes()
@@ -150,10 +151,25 @@ def test_whole_weights_are_told_from_torn_ones(checkpoint: Path, tmp_path: Path)
     assert not is_whole(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "seed.json", "README.md"])
+def test_a_directory_that_lacks_a_file_is_not_whole(tmp_path: Path, name: str) -> None:
+    write(make_model("llama"), tmp_path / "model")
+    assert is_whole(tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    assert not is_whole(tmp_path / "model")
+
+
+def complete(path: Path) -> None:
+    """Put beside weights what an export has besides them."""
+    for name in ("tokenizer_config.json", "seed.json", "README.md"):
+        (path / name).touch()
+
+
 def test_weights_with_a_shard_missing_are_not_whole(tmp_path: Path) -> None:
     make_model("llama").save_pretrained(tmp_path, max_shard_size="60KB")
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 2
+    complete(tmp_path)
     assert is_whole(tmp_path)
     shards[1].unlink()
     assert not is_whole(tmp_path)

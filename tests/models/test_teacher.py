@@ -28,7 +28,7 @@ def check_directory(path: Path) -> None:
 
 
 def open_directory(path: Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
-    return open_teacher(ModelSource(location=str(path)), device=CPU, dtype=dtype)
+    return open_teacher(ModelSource(location=str(path)), device=CPU, dtype_name=str(dtype).removeprefix("torch."))
 
 
 def test_a_directory_opens_ready_for_inference(checkpoint: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_hub_id_passes_the_check() -> None:
 def test_a_hub_id_without_network_gives_the_cures() -> None:
     source = ModelSource(location="nobody/has-this-model", revision="abc")
     with pytest.raises(ModelError) as caught:
-        open_teacher(source, device=CPU, dtype=torch.float32)
+        open_teacher(source, device=CPU, dtype_name=None)
     message = str(caught.value)
     assert "--model nobody/has-this-model (revision abc): not in the local cache" in message
     for cure in ("hf download", "local directory", "--model demo"):
@@ -160,6 +160,7 @@ def test_a_device_that_is_not_there_is_an_error(name: str) -> None:
 
 def test_the_type_follows_the_device_unless_asked_otherwise() -> None:
     assert choose_device("cpu") == CPU
-    assert choose_dtype(None, device=CPU) == torch.float32
-    assert choose_dtype(None, device=torch.device("cuda")) == torch.bfloat16
-    assert choose_dtype("float16", device=CPU) == torch.float16
+    assert choose_dtype(None, device=CPU, stored=torch.bfloat16) == torch.float32
+    for stored in (torch.bfloat16, torch.float32):
+        assert choose_dtype(None, device=torch.device("cuda"), stored=stored) == stored
+    assert choose_dtype("float16", device=CPU, stored=torch.float32) == torch.float16

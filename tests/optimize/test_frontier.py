@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from seed.errors import StudyError
 from seed.optimize import frontier as frontiers
-from seed.records import DistillResult, Evaluation, Frontier, Quality, TrialRecord
+from seed.records import Agreement, DistillResult, Evaluation, Frontier, Quality, TrialRecord
 
 from ..reporting import factory
 
@@ -358,12 +359,21 @@ def finish(frontier: Frontier, finals: dict[str, float]) -> list[DistillResult]:
     return results
 
 
+def agreement_of(frontier: Frontier, distilled: Sequence[DistillResult]) -> Agreement:
+    """Agreement where the frontier's members are all that was scored."""
+    trials = [
+        TrialRecord(number=member.trial_number, state="COMPLETE", evaluation=member.evaluation)
+        for member in frontier.members
+    ]
+    return frontiers.measure_agreement(trials, distilled, rung=frontier.rung)
+
+
 def test_agreement_counted_by_hand() -> None:
     ratios = {(1,): 1.01, (2,): 1.02, (3,): 1.03, (1, 2): 1.05, (1, 3): 1.06}
     frontier = select(make_trials(ratios))
     # one dropped: 1 < 3 < 2, so (1,2) and (1,3) agree and (2,3) does not; two dropped: turned round
     finals = {"drop-1": 2.1, "drop-2": 2.3, "drop-3": 2.2, "drop-1-2": 2.5, "drop-1-3": 2.4}
-    agreement = frontiers.measure_agreement(frontier, finish(frontier, finals))
+    agreement = agreement_of(frontier, finish(frontier, finals))
     assert (agreement.concordant, agreement.discordant) == (2, 2)
     assert agreement.kendall_tau == 0
     assert agreement.rung == RUNG
@@ -375,7 +385,7 @@ def test_depths_are_never_pooled() -> None:
     # across depths the order is plain; within them there is nothing to compare
     frontier = select(make_trials({(1,): 1.01, (1, 2): 1.05, (1, 2, 3): 1.09}))
     finals = {"drop-1": 2.1, "drop-1-2": 2.2, "drop-1-2-3": 2.3}
-    agreement = frontiers.measure_agreement(frontier, finish(frontier, finals))
+    agreement = agreement_of(frontier, finish(frontier, finals))
     assert (agreement.concordant, agreement.discordant) == (0, 0)
     assert agreement.kendall_tau is None
     assert agreement.verdict.startswith("Cannot tell: ")
@@ -386,7 +396,7 @@ def test_ten_pairs_are_enough_to_say_something(turned: bool, told: str) -> None:
     ratios = {(layer,): 1.01 + 0.01 * layer for layer in range(5)}
     frontier = select(make_trials(ratios))
     finals = {f"drop-{layer}": 2 + (-0.1 if turned else 0.1) * layer for layer in range(5)}
-    agreement = frontiers.measure_agreement(frontier, finish(frontier, finals))
+    agreement = agreement_of(frontier, finish(frontier, finals))
     assert agreement.concordant + agreement.discordant == 10
     assert not agreement.verdict.startswith("Cannot tell")
     assert f"{0 if turned else 10} of 10 pairs" in agreement.verdict
@@ -398,24 +408,24 @@ def test_nine_pairs_are_not() -> None:
     ratios |= {(0, layer): 1.1 + 0.01 * layer for layer in range(1, 4)}  # three
     frontier = select(make_trials(ratios), size=7)
     finals = {member.evaluation.candidate.key: 2 + 0.1 * i for i, member in enumerate(frontier.members)}
-    agreement = frontiers.measure_agreement(frontier, finish(frontier, finals))
+    agreement = agreement_of(frontier, finish(frontier, finals))
     assert (agreement.concordant, agreement.discordant) == (9, 0)
     assert agreement.verdict.startswith("Cannot tell: ")
 
 
 def test_equal_finals_count_neither_way_and_the_verdict_does_not_deny_them() -> None:
     frontier = select(make_trials({(1,): 1.01, (2,): 1.02}))
-    agreement = frontiers.measure_agreement(frontier, finish(frontier, {"drop-1": 2.0, "drop-2": 2.0}))
+    agreement = agreement_of(frontier, finish(frontier, {"drop-1": 2.0, "drop-2": 2.0}))
     assert (agreement.concordant, agreement.discordant) == (0, 0)
     assert agreement.verdict.startswith("Cannot tell")
     assert "no two distilled models have the same structure" not in agreement.verdict
 
 
-def test_models_that_are_not_on_the_frontier_do_not_count() -> None:
+def test_models_that_were_never_scored_do_not_count() -> None:
     frontier = select(make_trials({(1,): 1.01, (2,): 1.02, (3,): 1.03}))
     results = finish(frontier, {"drop-1": 2.0, "drop-2": 2.1, "drop-3": 2.2})
     stranger = msgspec.structs.replace(results[2], candidate=factory.make_candidate(7))
-    agreement = frontiers.measure_agreement(frontier, [*results[:2], stranger])
+    agreement = agreement_of(frontier, [*results[:2], stranger])
     assert (agreement.concordant, agreement.discordant) == (1, 0)
 
 
@@ -424,6 +434,6 @@ def test_the_factory_study_is_judged_alike_by_both_halves() -> None:
     frontier = select(list(record.trials), size=6, load_losses=evenly)
     assert keys_of(frontier) == keys_of(record.frontier)
     assert frontier.num_scored == record.frontier.num_scored
-    agreement = frontiers.measure_agreement(frontier, record.distilled)
+    agreement = agreement_of(frontier, record.distilled)
     assert agreement.concordant + agreement.discordant == 3
     assert not math.isnan(agreement.kendall_tau or 0)
