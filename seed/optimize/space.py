@@ -158,6 +158,7 @@ def default_preset(name: str, *, num_layers: int, num_params: int, max_positions
             validation_tokens=65_536,
             test_tokens=262_144,
         ),
+        latency=LatencySection(prompt_tokens=min(128, max_positions // 2), new_tokens=min(64, max_positions // 2)),
         recovery=RecoverySection(
             batch_tokens=max(window, 8192),
             distill_tokens=max(200_000, min(40_000_000, num_params // 10)),

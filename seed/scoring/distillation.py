@@ -24,6 +24,7 @@ from seed.scoring.corpus import TokenStream
 from seed.scoring.quality import forward_kl
 
 CHECKPOINT_SECONDS = 30.0
+SAVING_SHARE = 0.05  # of a large model's time, at most, goes into saving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,7 @@ def distill(
                 best_loss, best_step = loss, done
                 best_weights = copy.deepcopy(student.state_dict())
         on_step(done)
-        # of a large model's time, saving should take a twentieth at most
-        is_due = time.monotonic() - last_saved > max(CHECKPOINT_SECONDS, 20 * save_seconds)
+        is_due = time.monotonic() - last_saved > max(CHECKPOINT_SECONDS, save_seconds / SAVING_SHARE)
         if checkpoint and done < settings.steps and is_due:
             began_saving = time.monotonic()
             state = {

@@ -67,6 +67,7 @@ def unbroken() -> tuple[nn.Module, Distilled]:
 def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save progress at every step instead of every half minute."""
     monkeypatch.setattr(distillation, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(distillation, "SAVING_SHARE", -1.0)
 
 
 def stop_at(step: int) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from seed.models.anatomy import Anatomy
-from seed.models.checkpoint import write_checkpoint
+from seed.models.checkpoint import load_checkpoint, write_checkpoint
 from seed.records import Candidate, Latency, Quality
 from seed.scoring.distillation import DistillSettings
 from seed.scoring.proxy import Instruments, Proxy, choose_start, size_of, start_student, validation_losses
@@ -24,7 +24,7 @@ DENSE = Candidate(num_layers=4, kept_layers=(0, 1, 2, 3))
 SHORT = DistillSettings(steps=12, batch_windows=8, micro_batch=4, learning_rate=3e-3, rng_seed=0, looks=3)
 
 
-def make_instruments(directory: Path, *, family: str = "llama") -> Instruments:
+def make_instruments(directory: Path, *, family: str = "llama", stored: torch.dtype = torch.float32) -> Instruments:
     model = make_model(family)
     anatomy = Anatomy(model)
     calibration = write_stream(model, 12, 64, rng_seed=1)
@@ -37,7 +37,7 @@ def make_instruments(directory: Path, *, family: str = "llama") -> Instruments:
         dense_validation=measure_losses(logits_of(model), validation, micro_batch=4, device=torch.device("cpu")),
         gains=measure_gains(anatomy, anatomy.trace(calibration.tokens_NT[:4])),
         micro_batch=4,
-        stored_dtype=torch.bfloat16,
+        stored_dtype=stored,
         losses_directory=directory / "losses",
     )
 
@@ -146,7 +146,7 @@ def test_a_family_without_closed_form_climbs_past_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_the_size_is_that_of_the_exported_student(family: str, tmp_path: Path) -> None:
-    instruments = make_instruments(tmp_path, family=family)
+    instruments = make_instruments(tmp_path, family=family, stored=torch.bfloat16)
     size = size_of(instruments, CUT)
     student = start_student(instruments, CUT, None)
     assert size.num_params == sum(parameter.numel() for parameter in student.parameters())
@@ -158,6 +158,18 @@ def test_the_size_is_that_of_the_exported_student(family: str, tmp_path: Path) -
     assert size.weight_bytes == sum(tensor.nbytes for tensor in tensors)
     assert size.kv_bytes_per_token == size_of(instruments, DENSE).kv_bytes_per_token / 2
     assert make_proxy(instruments, "none").evaluate(CUT).size == size
+
+
+def test_a_student_is_validated_as_it_is_exported(tmp_path: Path) -> None:
+    instruments = make_instruments(tmp_path, stored=torch.bfloat16)
+    student = start_student(instruments, CUT, None)
+    found = validation_losses(instruments, student).loss
+    write_checkpoint(
+        student, tmp_path / "out", tokenizer=make_tokenizer(), dtype=torch.bfloat16, card="", provenance={}
+    )
+    exported = load_checkpoint(tmp_path / "out", device=torch.device("cpu"), dtype=torch.float32)
+    losses = measure_losses(logits_of(exported), instruments.validation, micro_batch=4, device=torch.device("cpu"))
+    assert losses.loss == found
 
 
 def test_the_start_is_the_one_with_the_lower_loss(tmp_path: Path) -> None:

@@ -173,17 +173,18 @@ EVERYTHING = SearchSettings(
     max_latency_ratio=0.123456789012345,
     max_memory=1.8e9,
     frontier_size=3,
-    distill=False,
     distill_tokens=123456,
     learning_rate=3e-5,
     latency_batch=4,
     prompt_tokens=17,
     new_tokens=33,
     latency_repeats=5,
-    compiled=True,
     latency_command="./time.sh --fast | tail -1",
     eval_command="python 'my judge.py' --tasks a,b",
 )
+
+# What contradicts something above
+THE_REST = SearchSettings(distill=False, compiled=True)
 
 
 def read_back(settings: SearchSettings) -> SearchSettings:
@@ -203,6 +204,7 @@ def read_back(settings: SearchSettings) -> SearchSettings:
         SearchSettings(max_memory=0.5, learning_rate=1e-7),
         SearchSettings(model="/models/llama [v2]", studies_dir=Path("~/studies"), rng_seed=2**40),
         EVERYTHING,
+        THE_REST,
     ],
     ids=lambda settings: planning.typed_command(settings)[:60],
 )
@@ -213,7 +215,17 @@ def test_the_typed_command_says_the_same(settings: SearchSettings) -> None:
 def test_every_setting_can_be_typed() -> None:
     default = SearchSettings()
     same = [f.name for f in dataclasses.fields(default) if getattr(default, f.name) == getattr(EVERYTHING, f.name)]
-    assert same == []  # EVERYTHING, which is read back above, leaves none out
+    assert same == ["distill", "compiled"]  # EVERYTHING, which is read back above, leaves none out but these
+    assert (THE_REST.distill, THE_REST.compiled) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"compiled": True, "latency_command": "time.sh"}, {"distill": False, "eval_command": "judge.sh"}],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(SeedError, match="Leave one out"):
+        SearchSettings(**settings)
 
 
 def test_only_what_differs_from_the_default_is_typed() -> None:
