@@ -16,7 +16,7 @@ from torch import nn
 from seed import folder
 from seed.errors import ModelError, SeedError
 from seed.models.anatomy import Anatomy
-from seed.models.surgery import make_student
+from seed.models.surgery import cast_weights, make_student
 from seed.records import Candidate, Size
 
 
@@ -50,7 +50,7 @@ def write_checkpoint(
     ``model`` is converted in place. Raises ResourceError when the disk does not take it.
     """
     with folder.replace_directory(target) as aside:
-        exported: Any = model.to(dtype)
+        exported: Any = cast_weights(model, dtype)
         exported.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         (aside / "README.md").write_text(card, encoding="utf-8")

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from seed.errors import ModelError
@@ -132,6 +133,13 @@ def view_layers(anatomy: Anatomy, candidate: Candidate) -> Iterator[nn.Module]:
             setattr(module, name, value)
         for config, before in befores:
             config.__dict__.update(before)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert parameters, in place, and nothing else: ``model.to`` would round rotary frequencies too."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def make_student(anatomy: Anatomy, candidate: Candidate) -> nn.Module:

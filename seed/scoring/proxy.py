@@ -19,7 +19,7 @@ from torch import nn
 from seed import folder
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import measure_size
-from seed.models.surgery import make_student, view_layers
+from seed.models.surgery import cast_weights, make_student, view_layers
 from seed.records import Candidate, Evaluation, Latency, Quality, Size
 from seed.scoring.corpus import TokenStream
 from seed.scoring.distillation import DistillSettings, distill
@@ -123,7 +123,7 @@ def choose_start(qualities: dict[str, Quality]) -> str:
 
 def start_student(instruments: Instruments, candidate: Candidate, refit: Refit | None) -> nn.Module:
     """A standalone student in float32, raw or with the maps folded in, ready to be trained."""
-    student = make_student(instruments.anatomy, candidate).float()
+    student = cast_weights(make_student(instruments.anatomy, candidate), torch.float32)
     if refit is not None:
         fold_refit(student, candidate, refit)
     return student
@@ -135,7 +135,7 @@ def validation_losses(instruments: Instruments, model: nn.Module) -> DocumentLos
     Rounded to the stored type, computed in the dense model's: what is judged is what is handed back.
     """
     compute = next(instruments.anatomy.model.parameters()).dtype
-    rounded = copy.deepcopy(model).to(instruments.stored_dtype).to(compute)
+    rounded = cast_weights(cast_weights(copy.deepcopy(model), instruments.stored_dtype), compute)
     return measure_losses(
         logits_of(rounded),
         instruments.validation,

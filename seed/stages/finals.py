@@ -16,7 +16,7 @@ import msgspec
 
 from seed import folder
 from seed.models.checkpoint import is_whole, load_checkpoint, write_checkpoint
-from seed.models.surgery import view_layers
+from seed.models.surgery import cast_weights, view_layers
 from seed.optimize.space import drop_layers
 from seed.records import Candidate, DenseResult, DistillResult, Latency, Quality, SearchPlan
 from seed.reporting.card import write_card
@@ -246,7 +246,7 @@ def judge_exported(
         logits_of(exported), instruments.validation, micro_batch=bench.micro_batch, device=bench.device
     )
     validation = judge(losses, instruments.dense_validation)
-    raw = start_student(instruments, candidate, None).to(bench.dtype)
+    raw = cast_weights(start_student(instruments, candidate, None), bench.dtype)
     dense, [(test, closeness), (unrecovered, raw_closeness)] = compare_models(
         logits_of(bench.teacher.model),
         [logits_of(exported), logits_of(raw)],
