@@ -94,7 +94,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             bench, instruments, table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
         )
         records = score_candidates(terminal, bench, instruments, opened, plan, settings, bounded, table)
-        frontier = select_members(bench, plan, settings, bounded, records)
+        frontier = select_members(bench, settings, bounded, records)
         terminal.say(
             f"scored {frontier.num_scored} of {bounded.size} candidates "
             f"({'all of them' if frontier.num_scored >= bounded.size else f'searched with {settings.sampler}'}); "
@@ -193,7 +193,6 @@ def score_candidates(
 
 def select_members(
     bench: "Workbench",
-    plan: SearchPlan,
     settings: SearchSettings,
     space: SearchSpace,
     records: tuple[TrialRecord, ...],

@@ -38,9 +38,7 @@ from seed.stages.workbench import Workbench, resolve_location
 TUNING_SHARE = 10  # a rate is tried on one tenth of the budget
 
 
-def full_settings(
-    bench: Workbench, *, distill_tokens: int, learning_rate: float, rng_seed: int | None = None
-) -> DistillSettings:
+def full_settings(bench: Workbench, *, distill_tokens: int, learning_rate: float) -> DistillSettings:
     """Budget of a full distillation: whole steps of the protocol's batch."""
     batch_tokens = bench.batch_windows * bench.protocol.window_tokens
     steps = max(1, round(distill_tokens / batch_tokens))
@@ -50,7 +48,7 @@ def full_settings(
         batch_windows=bench.batch_windows,
         micro_batch=bench.micro_batch,
         learning_rate=learning_rate,
-        rng_seed=bench.protocol.rng_seed if rng_seed is None else rng_seed,
+        rng_seed=bench.protocol.rng_seed,
     )
 
 
