@@ -272,6 +272,38 @@ class Environment(Record, frozen=True, kw_only=True):
     packages: dict[str, str]
 
 
+class FinalScore(Record, frozen=True, kw_only=True):
+    """One full distillation of a candidate in a fidelity study, judged with the best weights it reached."""
+
+    rng_seed: int
+    validation_loss: float
+    test_loss: float
+    best_step: int
+    seconds: float
+
+
+class FidelityRow(Record, frozen=True, kw_only=True):
+    """One candidate of a fidelity study: its score at every rung (validation text), and what distillation made of it."""
+
+    candidate: Candidate
+    near_best: bool  # within the stated margin of its depth's best by closed form, or spread over the rest
+    losses: dict[str, float]  # by rung, nats per token
+    seconds: dict[str, float]  # by rung
+    finals: tuple[FinalScore, ...]
+
+
+class FidelityStudy(Record, frozen=True, kw_only=True):
+    """Does the cheap score order candidates as full distillation does? The raw numbers."""
+
+    study: str
+    model: str
+    dense_validation_loss: float
+    dense_test_loss: float
+    near_margin: float  # PPL ratios up to (1 + this) times the depth's best count as near
+    settings: dict[str, str | int | float]  # of the finals and of short distillation, as they were run
+    rows: tuple[FidelityRow, ...]
+
+
 class StudyRecord(Record, frozen=True, kw_only=True):
     """All that a report shows, gathered from a study's folder."""
 
