@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -37,7 +38,9 @@ class StudyFolder:
         self.environment = root / "environment.json"
         self.report = root / "report.html"
         self.models = root / "models"
-        self.losses = root / "losses"
+        self.sweep = root / "sweep.jsonl"
+        self.fidelity = root / "fidelity.json"
+        self.fidelity_page = root / "fidelity.html"
         self.work = root / "work"
 
     @property
@@ -110,6 +113,15 @@ def lock(folder: StudyFolder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def wait_for(path: Path) -> Iterator[None]:
+    """Hold a lock file, waiting as long as another process of this host holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def explain_resource_errors(place: Path) -> Iterator[None]:
     """Turn what libraries raise when the disk or the memory is full into a ResourceError."""
     try:
@@ -177,6 +189,58 @@ def read_record(path: Path, kind: type[T]) -> T:
             f"{path}: cannot be read ({error}). Remove this file and run the search of this study again; "
             "finished trials are kept."
         ) from error
+
+
+class RowFile:
+    """A file of one JSON record a line that grows as work gets done. Lines survive the process at once, the machine soon."""
+
+    SYNC_SECONDS = 5.0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._synced = 0.0
+
+    def append(self, row: msgspec.Struct) -> None:
+        """Add a line.
+
+        Raises:
+            ResourceError: the disk does not take it.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as handle:
+                handle.write(msgspec.json.encode(row) + b"\n")
+                if time.monotonic() - self._synced > self.SYNC_SECONDS:
+                    handle.flush()
+                    os.fsync(handle.fileno())
+                    self._synced = time.monotonic()
+        except OSError as error:
+            raise ResourceError(
+                f"{self.path}: cannot be written ({error.strerror or error}). Free some room and run the same command "
+                "again; what was finished is kept."
+            ) from error
+
+
+def read_rows(path: Path, kind: type[T]) -> list[T]:
+    """Read a file of one record a line; a torn last line, which a killed writer leaves, is cut off the file.
+
+    Raises:
+        StudyError: another line is damaged or of another form.
+    """
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    rows = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            rows.append(msgspec.json.decode(line, type=kind))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StudyError(
+                f"{path}: line {number} is damaged ({error}). Remove that line, and the search of this study makes it up."
+            ) from error
+    if whole != content:
+        with path.open("r+b") as handle:
+            handle.truncate(len(whole))
+    return rows
 
 
 @contextlib.contextmanager

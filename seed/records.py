@@ -71,7 +71,17 @@ class Quality(Record, frozen=True, kw_only=True):
     ppl_ratio_standard_error: float
     kl_divergence: float | None = None  # KL(dense || this), nats per token
     top1_agreement: float | None = None  # share of tokens whose most likely next token is the dense model's
-    document_losses_path: str | None = None  # below the study's folder; sums of nats, one number per document
+    document_losses_path: str | None = None  # FILE#RUNG/KEY: the row of the study's sweep that holds them
+
+
+class SweepRow(Record, frozen=True, kw_only=True):
+    """A score by document: a line of ``sweep.jsonl``. The first line is the dense model's, with the tokens counted."""
+
+    key: str
+    rung: str
+    sums: list[float | None]  # summed losses of each document, nats; None throughout where one is no number
+    counts: list[int] | None = None  # scored tokens of each document
+    seconds: float | None = None
 
 
 class Latency(Record, frozen=True, kw_only=True):
@@ -225,6 +235,9 @@ class Protocol(Record, frozen=True, kw_only=True):
     short_steps: int
     batch_tokens: int
     short_learning_rate: float
+    mixed_precision: bool  # distillation computes in bfloat16 around float32 weights
+    lora_rank: int | None  # distillation trains low-rank updates only
+    freeze_prefix: bool  # distillation leaves the layers before the first cut as they are
     latency_batch: int
     prompt_tokens: int
     new_tokens: int
@@ -245,7 +258,9 @@ class SearchPlan(Record, frozen=True, kw_only=True):
 
     name: str
     identity: dict[str, object]
-    trials: int
+    trials: int  # candidates scored at the objective's rung, where a sweep does not score them all
+    sweep_budget: float  # seconds
+    covers_space: bool  # closed form scores the whole space
     frontier_size: int
     distill_tokens: int
     max_ppl_ratio: float | None
@@ -302,6 +317,64 @@ class FidelityStudy(Record, frozen=True, kw_only=True):
     near_margin: float  # PPL ratios up to (1 + this) times the depth's best count as near
     settings: dict[str, str | int | float]  # of the finals and of short distillation, as they were run
     rows: tuple[FidelityRow, ...]
+
+
+class Estimate(Record, frozen=True, kw_only=True):
+    """A statistic with its 95 % bootstrap interval over candidates; None where it is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class RungFidelity(Record, frozen=True, kw_only=True):
+    """How one rung orders the candidates of one depth, and what it costs.
+
+    For ``full_distillation`` it says how a final orders them as judged by the final of another ``rng_seed``.
+    """
+
+    rung: str
+    tau: Estimate  # Kendall's tau-b with the final test loss, averaged over the finals' rng_seeds
+    near_tau: Estimate  # the same among the candidates near the depth's best
+    top1_regret: float | None  # PPL of the rung's pick after distillation / best distilled PPL - 1
+    recovery: float | None  # median share of the damage to the validation loss that is undone
+    seconds: float | None  # median for one candidate
+
+
+class RungDifference(Record, frozen=True, kw_only=True):
+    """Kendall's tau of ``one`` minus that of ``other`` on the same candidates of one depth."""
+
+    num_dropped: int
+    one: str
+    other: str
+    tau: Estimate  # interval from the same resamples for both
+
+    @property
+    def favours(self) -> str | None:
+        """The rung that orders better; None when the interval holds zero or there is none."""
+        if self.tau.low is None or self.tau.high is None:
+            return None
+        return self.one if self.tau.low > 0 else self.other if self.tau.high < 0 else None
+
+
+class DepthFidelity(Record, frozen=True, kw_only=True):
+    """What a fidelity study says about the candidates with ``num_dropped`` layers gone."""
+
+    num_dropped: int
+    num_candidates: int
+    num_near: int
+    num_left_out: int  # rows that lack a rung or a final which others of their depth have
+    num_rng_seeds: int  # finals of each candidate
+    rungs: tuple[RungFidelity, ...]
+    ceiling: RungFidelity  # of "full_distillation"
+    differences: tuple[RungDifference, ...]  # of each pair of rungs
+
+
+class FidelitySummary(Record, frozen=True, kw_only=True):
+    """The statistics of a fidelity study, within each depth and never pooled over depths."""
+
+    bootstrap_draws: int
+    depths: tuple[DepthFidelity, ...]
 
 
 class StudyRecord(Record, frozen=True, kw_only=True):

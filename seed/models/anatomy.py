@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from seed.errors import ModelError
 
@@ -41,6 +42,14 @@ class LayerCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     hidden_name: str | None  # None when the hidden states come as the first positional argument
+
+
+class _Reached(Exception):  # noqa: N818  it is no error: the rest of a forward pass is not wanted
+    """Carries hidden states out of a forward pass that has gone far enough."""
+
+    def __init__(self, hidden_BTD: Tensor) -> None:
+        super().__init__()
+        self.hidden_BTD = hidden_BTD
 
 
 class _Replay(nn.Module):
@@ -122,6 +131,35 @@ class Anatomy:
         self._calls[tuple(tokens_BT.shape)] = calls
         return states
 
+    @torch.no_grad()
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Return the hidden states before the first layer (B, T, D), running no layer once the shape is known."""
+        if tuple(tokens_BT.shape) not in self._calls:
+            return self.trace(tokens_BT)[0]
+
+        def leave(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+        return self._run_until(self.layers[0].register_forward_pre_hook(leave, with_kwargs=True), tokens_BT)
+
+    def run_layers(self, tokens_BT: Tensor) -> Tensor:
+        """Return the states after the last layer (B, T, D), with gradients where they are on; the head is not run."""
+
+        def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            self.returns_tuple = isinstance(output, tuple)
+            raise _Reached(_hidden_of(output))
+
+        return self._run_until(self.layers[-1].register_forward_hook(leave), tokens_BT)
+
+    def _run_until(self, handle: RemovableHandle, tokens_BT: Tensor) -> Tensor:
+        try:
+            self.model(input_ids=tokens_BT, use_cache=False)
+        except _Reached as reached:
+            return reached.hidden_BTD
+        finally:
+            handle.remove()
+        raise AssertionError("the hook always leaves")
+
     def run_layer(self, layer: int, hidden_BTD: Tensor) -> Tensor:
         """Run one layer, at its original index, on states of a shape that was traced before."""
         shape = (hidden_BTD.shape[0], hidden_BTD.shape[1])
@@ -185,9 +223,9 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 @contextlib.contextmanager
-def record_output(module: nn.Module, sink: list[Tensor]) -> Iterator[None]:
-    """Append every output of ``module`` to ``sink`` while the block runs."""
-    handle = module.register_forward_hook(lambda _module, _args, output: sink.append(_hidden_of(output).detach()))
+def record_input(module: nn.Module, sink: list[Tensor]) -> Iterator[None]:
+    """Append what ``module`` reads to ``sink``, call by call, while the block runs."""
+    handle = module.register_forward_pre_hook(lambda _module, args: sink.append(args[0].detach()))
     try:
         yield
     finally:

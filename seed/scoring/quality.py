@@ -21,6 +21,7 @@ from seed.scoring.corpus import TokenStream
 # page faults cost 30 % of a score (0.88 s at 64 MB, 0.61 s at 16 MB, two cores, 4,096 words).
 LOGITS_BYTES = {"cpu": 16 * 2**20}
 DEFAULT_LOGITS_BYTES = 256 * 2**20
+LARGEST_EXPONENT = 700.0  # a perplexity past this is no longer a float64
 
 ComputeLogits = Callable[[Tensor], Tensor]
 
@@ -60,6 +61,16 @@ def choose_micro_batch(window_tokens: int, vocabulary: int, *, device: torch.dev
     """How many windows go through at once so that their float32 logits stay small; at most 16."""
     most = LOGITS_BYTES.get(device.type, DEFAULT_LOGITS_BYTES)
     return max(1, min(16, most // (4 * window_tokens * vocabulary)))
+
+
+def split_for_head(tokens_BT: Tensor, *, vocabulary: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (rows, columns) of parts whose float32 logits stay small: whole windows, or parts of one."""
+    num_windows, window_tokens = tokens_BT.shape
+    positions = max(1, LOGITS_BYTES.get(tokens_BT.device.type, DEFAULT_LOGITS_BYTES) // (4 * vocabulary))
+    rows, columns = max(1, positions // window_tokens), min(window_tokens, positions)
+    for first in range(0, num_windows, rows):
+        for start in range(0, window_tokens, columns):
+            yield slice(first, first + rows), slice(start, start + columns)
 
 
 def iterate_batches(stream: TokenStream, *, micro_batch: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
@@ -148,11 +159,10 @@ def judge(
     document_losses_path: str | None = None,
 ) -> Quality:
     """Turn losses into a ``Quality`` beside the dense model's losses on the same tokens."""
-    difference = losses.loss - dense.loss
-    ratio = math.exp(difference)
+    ratio = math.exp(min(losses.loss - dense.loss, LARGEST_EXPONENT))
     return Quality(
         loss=losses.loss,
-        perplexity=math.exp(losses.loss),
+        perplexity=math.exp(min(losses.loss, LARGEST_EXPONENT)),
         standard_error=clustered_standard_error(losses.sums, losses.counts),
         tokens=int(losses.counts.sum()),
         documents=len(losses.counts),

@@ -1,40 +1,73 @@
 """Losses of subsets of one resident model, without copying a weight: layers run on stored states.
 
-The walker remembers the path of its last candidate, so a candidate that begins with the same kept layers
-starts from where they end; candidates in lexicographic order of their kept layers share most.
-A map fitted by ``refit`` depends only on the prefix and the next kept layer, and is shared just so.
+Candidates that begin with the same kept layers share what these compute: kept layers are walked as a trie, depth
+first, one layer for each node and one head for each candidate. In lexicographic order of their kept layers
+neighbours share most.
 
-Memory: the teacher's calibration states, and the calibration and validation states of the current path:
-(L + 1) * (2 C + V) * D numbers for C calibration and V validation tokens.
+``measure_unrecovered`` takes subsets as they stand, a micro-batch at a time: its memory does not grow with the
+text. ``SubsetWalker`` recovers them in closed form; a map depends only on the prefix and the next kept layer, and
+is shared just so. It remembers the path of its last candidate, so candidates may come one by one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from seed.models.anatomy import Anatomy, record_output
+from seed.models.anatomy import Anatomy, record_input
 from seed.records import Candidate
 from seed.scoring.corpus import TokenStream
-from seed.scoring.quality import DocumentLosses, sum_by_document, token_losses
-from seed.scoring.refit import Refit
+from seed.scoring.quality import DocumentLosses, iterate_batches, sum_by_document, token_losses
+from seed.scoring.refit import Correction, Refit
 
-FitCorrection = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+
+class FitCorrection(Protocol):
+    """``refit.fit_correction``, or another fit of the same form."""
+
+    def __call__(self, inputs: Sequence[Tensor], gaps: Sequence[Tensor], *, has_bias: bool) -> Correction: ...
+
+
+@torch.no_grad()
+def measure_unrecovered(
+    anatomy: Anatomy, candidates: Sequence[Candidate], stream: TokenStream, *, micro_batch: int
+) -> list[DocumentLosses]:
+    """Losses of each candidate as it stands, in the order given.
+
+    Memory: the states of one micro-batch along one path, (L + 1) * B * T * D numbers, and its logits. The losses
+    themselves are kept by token until a candidate's last batch: 4 bytes for each token and candidate.
+    """
+    order = sorted(range(len(candidates)), key=lambda i: candidates[i].kept_layers)
+    rows: list[list[Tensor]] = [[] for _ in candidates]
+    for _, tokens in iterate_batches(stream, micro_batch=micro_batch, device=anatomy.device):
+        path: list[int] = []
+        states = [anatomy.embed(tokens)]
+        for i in order:
+            kept = candidates[i].kept_layers
+            shared = 0
+            while shared < min(len(path), len(kept)) and path[shared] == kept[shared]:
+                shared += 1
+            del path[shared:], states[shared + 1 :]
+            for layer in kept[shared:]:
+                path.append(layer)
+                states.append(anatomy.run_layer(layer, states[-1]))
+            rows[i].append(token_losses(anatomy.compute_logits(states[-1], tokens), tokens).cpu())
+    return [sum_by_document(torch.cat(parts).numpy(), stream) for parts in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Node:
-    """A layer of the current path: states after it (and after its map), for the next kept layer."""
+    """A layer of the current path: states after it (with its correction), for the next kept layer."""
 
     edge: tuple[int, int]  # the layer, and the next kept one
     calibration: list[Tensor]
     validation: list[Tensor]
-    correction: Tensor | None
+    correction: Correction | None
 
 
 class SubsetWalker:
-    """Scores subsets with closed-form recovery, or as they stand when ``fit`` is None."""
+    """Scores subsets with closed-form recovery."""
 
     def __init__(
         self,
@@ -43,29 +76,27 @@ class SubsetWalker:
         calibration: TokenStream,
         validation: TokenStream,
         micro_batch: int,
-        fit: FitCorrection | None,
-        gains: dict[int, float] | None,
+        fit: FitCorrection,
+        gains: dict[int, float],
     ) -> None:
-        assert (fit is None) == (gains is None), "maps need the gains they are scaled by"
         self.anatomy = anatomy
         self.validation = validation
         self.fit = fit
-        self.gains = gains or {}
+        self.gains = gains
         self.validation_batches = _split(validation, micro_batch, anatomy.device)
-        self.teacher_states: list[list[Tensor]] = []  # by batch, then by layer
-        if fit is not None:
-            self.teacher_states = [anatomy.trace(batch) for batch in _split(calibration, micro_batch, anatomy.device)]
-        first = []
-        for batch in self.validation_batches:
-            first.append(anatomy.trace(batch)[0])
+        # by batch, then by layer
+        self.teacher_states = [anatomy.trace(batch) for batch in _split(calibration, micro_batch, anatomy.device)]
         self.start = _Node(
-            edge=(-1, 0), calibration=[states[0] for states in self.teacher_states], validation=first, correction=None
+            edge=(-1, 0),
+            calibration=[states[0] for states in self.teacher_states],
+            validation=[anatomy.embed(batch) for batch in self.validation_batches],
+            correction=None,
         )
         self.path: list[_Node] = []
 
     @torch.no_grad()
     def measure(self, candidate: Candidate) -> tuple[DocumentLosses, Refit]:
-        """Return the candidate's validation losses and the maps that gave them (none without ``fit``)."""
+        """Return the candidate's validation losses and the maps that gave them."""
         kept = candidate.kept_layers
         edges = list(zip(kept, (*kept[1:], candidate.num_layers), strict=True))
         shared = 0
@@ -81,41 +112,85 @@ class SubsetWalker:
         corrections = {node.edge[0]: node.correction for node in self.path if node.correction is not None}
         return losses, Refit(corrections=corrections)
 
+    def count_bytes(self) -> int:
+        """Bytes of the states that are held now."""
+        held = [states for batch in self.teacher_states for states in batch]
+        for node in (self.start, *self.path):
+            held += [*node.calibration, *node.validation]
+        return sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in held}.values())
+
     def _step(self, edges: list[tuple[int, int]], position: int) -> _Node:
         """Run one more layer on the states of the path, with a map when it stands at or behind a cut."""
         layer, following = edges[position]
         before = self.path[-1] if self.path else self.start
-        is_whole_so_far = edges[position] == (position, position + 1)
-        if self.fit is None or is_whole_so_far:
-            after_calibration = [states[layer + 1] for states in self.teacher_states] if is_whole_so_far else []
+        if edges[position] == (position, position + 1):  # nothing is cut so far
+            calibration = [states[layer + 1] for states in self.teacher_states]
             validation = [self.anatomy.run_layer(layer, hidden) for hidden in before.validation]
-            return _Node(edge=edges[position], calibration=after_calibration, validation=validation, correction=None)
-        projection = self.anatomy.mlp_output(layer)
-        assert projection is not None
-        gain = self.gains[layer]
-        outputs: list[Tensor] = []
+            return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=None)
+        projection, gain = self.anatomy.mlp_output(layer), self.gains[layer]
+        assert projection is not None, "measure_gains proved that there is one"
         results: list[Tensor] = []
-        with record_output(projection, outputs):
-            results = [self.anatomy.run_layer(layer, hidden) for hidden in before.calibration]
-        outputs = [gain * output.view(result.shape) for output, result in zip(outputs, results, strict=True)]
-        gaps = [states[following] - result for states, result in zip(self.teacher_states, results, strict=True)]
-        correction = self.fit(outputs, gaps)
-        map_ = correction.to(results[0].dtype)
-        calibration = [result + output @ map_ for result, output in zip(results, outputs, strict=True)]
+        inputs: list[Tensor] = []
+        for hidden in before.calibration:
+            result, read = self._run_recorded(layer, projection, hidden)
+            results.append(result)
+            inputs.append(read)
+        gaps = [
+            (states[following] - result) / gain for states, result in zip(self.teacher_states, results, strict=True)
+        ]
+        has_bias = getattr(projection, "bias", None) is not None
+        correction = self.fit(inputs, gaps, has_bias=has_bias)
+        calibration = [result + gain * correction.apply(read) for result, read in zip(results, inputs, strict=True)]
         validation = []
         for hidden in before.validation:
-            recorded: list[Tensor] = []
-            with record_output(projection, recorded):
-                result = self.anatomy.run_layer(layer, hidden)
-            validation.append(result + gain * recorded[0].view(result.shape) @ map_)
+            result, read = self._run_recorded(layer, projection, hidden)
+            validation.append(result + gain * correction.apply(read))
         return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=correction)
+
+    def _run_recorded(self, layer: int, projection: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Run a layer; return its result (B, T, D) and what its MLP projection read (B, T, F)."""
+        recorded: list[Tensor] = []
+        with record_input(projection, recorded):
+            result = self.anatomy.run_layer(layer, hidden)
+        return result, recorded[0].reshape(*result.shape[:2], -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrieWork:
+    """What walking some candidates costs, counted."""
+
+    plain_layers: int  # layers run on validation tokens only
+    mapped_layers: int  # layers run on calibration and validation tokens, with a map fitted
+    heads: int
+
+
+def count_work(candidates: Iterable[Candidate], *, closed_form: bool) -> TrieWork:
+    """Count the nodes of the trie of kept layers, candidates in lexicographic order of their kept layers."""
+    plain, mapped, heads = 0, 0, 0
+    path: tuple[tuple[int, int], ...] = ()
+    for candidate in candidates:
+        kept = candidate.kept_layers
+        edges = tuple(zip(kept, (*kept[1:], candidate.num_layers) if closed_form else kept, strict=True))
+        shared = 0
+        while shared < min(len(edges), len(path)) and path[shared] == edges[shared]:
+            shared += 1
+        new = edges[shared:]
+        is_plain = [not closed_form or edge == (shared + i, shared + i + 1) for i, edge in enumerate(new)]
+        plain, mapped, heads, path = plain + sum(is_plain), mapped + len(new) - sum(is_plain), heads + 1, edges
+    return TrieWork(plain_layers=plain, mapped_layers=mapped, heads=heads)
 
 
 def estimate_memory(
-    *, num_layers: int, width: int, calibration_tokens: int, validation_tokens: int, number_bytes: int
+    *, num_layers: int, width: int, mlp_width: int, calibration_tokens: int, validation_tokens: int, number_bytes: int
 ) -> int:
-    """Bytes of stored states at most: (L + 1) * (2 C + V) * D numbers."""
-    return (num_layers + 1) * (2 * calibration_tokens + validation_tokens) * width * number_bytes
+    """Bytes of the states that a ``SubsetWalker`` holds at most: ((L + 1) (2 C + V) D + C F) numbers.
+
+    They are the dense model's states of C calibration tokens at every layer, the states of the calibration and the V
+    validation tokens along the current path, and what one layer's projection reads of the calibration tokens. The
+    fit's own sums, some F * F numbers, come on top.
+    """
+    states = (num_layers + 1) * (2 * calibration_tokens + validation_tokens) * width
+    return (states + calibration_tokens * mlp_width) * number_bytes
 
 
 def _split(stream: TokenStream, micro_batch: int, device: torch.device) -> list[Tensor]:

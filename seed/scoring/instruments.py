@@ -1,0 +1,97 @@
+"""What scoring works with: the resident dense model, its streams, what is known of it, and what they make.
+
+Which candidates, and how far each is recovered, is decided by ``sweep`` and ``proxy``.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import measure_size
+from seed.models.surgery import cast_weights, make_student, view_layers
+from seed.records import Candidate, Size
+from seed.scoring import lora
+from seed.scoring.corpus import TokenStream
+from seed.scoring.distillation import DistillSettings
+from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
+from seed.scoring.refit import Refit, fit_correction, fold_refit
+from seed.scoring.subsets import SubsetWalker
+from seed.scoring.targets import Recall
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruments:
+    """The dense model and its streams on the device, opened once."""
+
+    anatomy: Anatomy
+    calibration: TokenStream
+    recovery: TokenStream
+    validation: TokenStream
+    dense_validation: DocumentLosses
+    gains: dict[int, float] | None  # None: closed form is not available for this family
+    micro_batch: int
+    stored_dtype: torch.dtype
+    recall: Recall | None = None  # the dense model's stored last hidden states; None: computed in every step
+
+    @property
+    def teacher(self) -> Any:
+        """The dense model."""
+        return self.anatomy.model
+
+
+def make_walker(instruments: Instruments) -> SubsetWalker:
+    """Return a walker over subsets with closed-form recovery."""
+    assert instruments.gains is not None, "closed form is available for this family"
+    return SubsetWalker(
+        instruments.anatomy,
+        calibration=instruments.calibration,
+        validation=instruments.validation,
+        micro_batch=instruments.micro_batch,
+        fit=fit_correction,
+        gains=instruments.gains,
+    )
+
+
+def start_student(
+    instruments: Instruments, candidate: Candidate, refit: Refit | None, *, settings: DistillSettings | None = None
+) -> nn.Module:
+    """A standalone student, raw or with the maps folded in, ready to be trained by these settings.
+
+    In float32, but when low-rank updates will be trained: then in the dense model's own type.
+    """
+    student = cast_weights(make_student(instruments.anatomy, candidate), torch.float32)
+    if refit is not None:
+        fold_refit(student, candidate, refit)
+    if settings is not None and settings.lora_rank is not None:
+        cast_weights(student, next(instruments.anatomy.model.parameters()).dtype)
+    return student
+
+
+def validation_losses(instruments: Instruments, model: nn.Module) -> DocumentLosses:
+    """Losses on the validation stream of a student as it would be exported and opened again."""
+    return exported_losses(instruments, model, instruments.validation)
+
+
+def exported_losses(instruments: Instruments, model: nn.Module, stream: TokenStream) -> DocumentLosses:
+    """Losses of a student as it would be exported and opened again.
+
+    Low-rank updates merged, rounded to the stored type, computed in the dense model's: what is judged is what is
+    handed back.
+    """
+    compute = next(instruments.anatomy.model.parameters()).dtype
+    exported = copy.deepcopy(model)
+    lora.merge_updates(exported)
+    exported = cast_weights(cast_weights(exported, instruments.stored_dtype), compute)
+    return measure_losses(
+        logits_of(exported), stream, micro_batch=instruments.micro_batch, device=instruments.anatomy.device
+    )
+
+
+def size_of(instruments: Instruments, candidate: Candidate) -> Size:
+    """Size of a candidate, without building it."""
+    with view_layers(instruments.anatomy, candidate) as view:
+        return measure_size(view, dtype=instruments.stored_dtype)

@@ -1,0 +1,100 @@
+"""Every score of a study, by document, in ``sweep.jsonl``: measured once, remembered, compared in pairs.
+
+A line is written as soon as a score is known, so that a stopped run loses at most the score it was working on.
+Asked in lexicographic order of kept layers, neighbouring candidates share most of their work. Nothing is decided here.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from seed import folder
+from seed.folder import RowFile
+from seed.records import Candidate, Quality, SweepRow
+from seed.scoring.instruments import Instruments, make_walker
+from seed.scoring.quality import DocumentLosses, judge
+from seed.scoring.refit import Refit
+from seed.scoring.subsets import SubsetWalker, measure_unrecovered
+
+RELEASED_BYTES = 10**9
+
+
+class Sweep:
+    """Scores candidates without recovery and with closed form, and remembers scores of every rung."""
+
+    def __init__(self, instruments: Instruments, path: Path) -> None:
+        self.instruments = instruments
+        self.path = path
+        self.rows: dict[str, dict[str, SweepRow]] = {}  # by key, then by rung
+        for row in folder.read_rows(path, SweepRow) if path.exists() else []:
+            self.rows.setdefault(row.key, {})[row.rung] = row
+        self.file = RowFile(path)
+        self._walker: SubsetWalker | None = None
+        if "dense" not in self.rows:
+            dense = instruments.dense_validation
+            self._append(SweepRow(key="dense", rung="dense", sums=dense.sums.tolist(), counts=dense.counts.tolist()))
+
+    def known(self, candidate: Candidate) -> dict[str, Quality]:
+        """The candidate's qualities at the rungs where it was scored before."""
+        return {rung: self._judge(row) for rung, row in self.rows.get(candidate.key, {}).items()}
+
+    def is_known(self, candidate: Candidate, rung: str) -> bool:
+        """Was the candidate scored at this rung?"""
+        return rung in self.rows.get(candidate.key, {})
+
+    def measure(self, candidate: Candidate) -> Quality:
+        """Score with closed-form recovery."""
+        if not self.is_known(candidate, "closed_form"):
+            self.recover(candidate)
+        return self._judge(self.rows[candidate.key]["closed_form"])
+
+    def recover(self, candidate: Candidate) -> Refit:
+        """Score with closed-form recovery, and return its maps."""
+        began = time.perf_counter()
+        if self._walker is None:
+            self._walker = make_walker(self.instruments)
+            began = time.perf_counter()  # the dense model's states are not this candidate's cost
+        losses, refit = self._walker.measure(candidate)
+        self.keep(candidate, "closed_form", losses, seconds=time.perf_counter() - began)
+        return refit
+
+    def release_states(self) -> None:
+        """Let go of stored states before a long training where they take much memory; they are computed anew when needed."""
+        if self._walker is not None and self._walker.count_bytes() > RELEASED_BYTES:
+            self._walker = None
+
+    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> list[Quality]:
+        """Score candidates as they stand, all at once."""
+        new = [candidate for candidate in candidates if not self.is_known(candidate, "none")]
+        if new:
+            began = time.perf_counter()
+            measured = measure_unrecovered(
+                self.instruments.anatomy,
+                new,
+                self.instruments.validation,
+                micro_batch=self.instruments.micro_batch,
+            )
+            seconds = (time.perf_counter() - began) / len(new)
+            for candidate, losses in zip(new, measured, strict=True):
+                self.keep(candidate, "none", losses, seconds=seconds)
+        return [self._judge(self.rows[candidate.key]["none"]) for candidate in candidates]
+
+    def keep(self, candidate: Candidate, rung: str, losses: DocumentLosses, *, seconds: float) -> Quality:
+        """Remember a score, and judge it beside the dense model's."""
+        is_finite = bool(np.isfinite(losses.sums).all())
+        sums = losses.sums.tolist() if is_finite else [None] * len(losses.sums)  # JSON knows no other numbers
+        row = SweepRow(key=candidate.key, rung=rung, sums=sums, seconds=round(seconds, 4))
+        if not self.is_known(candidate, rung):
+            self._append(row)
+        return self._judge(row)
+
+    def _append(self, row: SweepRow) -> None:
+        self.file.append(row)
+        self.rows.setdefault(row.key, {})[row.rung] = row
+
+    def _judge(self, row: SweepRow) -> Quality:
+        dense = self.instruments.dense_validation
+        losses = DocumentLosses(sums=np.array(row.sums, dtype=np.float64), counts=dense.counts)
+        return judge(losses, dense, document_losses_path=f"{self.path.name}#{row.rung}/{row.key}")

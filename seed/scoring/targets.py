@@ -1,0 +1,94 @@
+"""The dense model's last hidden states on the recovery windows of a study, computed once and kept.
+
+Every candidate is distilled on the same windows, so the dense model's forward pass need not be repeated; its
+logits are rebuilt from the states by the family's own head. The states of W windows of T tokens take W * T * D
+numbers in one memory-mapped file: what fits into memory stays in the page cache, the rest on the disk, and all
+workers of a host share both.
+
+Shapes: B sequences, T tokens, D hidden width.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seed import folder
+from seed.models.anatomy import Anatomy
+from seed.records import hash_text
+from seed.scoring.corpus import TokenStream
+
+Recall = Callable[[Tensor], Tensor]  # indices of windows (B) -> last hidden states (B, T, D)
+STORED_BYTES = 8 * 10**9  # past this the states are computed anew in every step
+
+
+def count_bytes(*, num_windows: int, window_tokens: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes of the states of some windows: W * T * D numbers."""
+    return num_windows * window_tokens * width * (torch.finfo(dtype).bits // 8)
+
+
+def recall_live(anatomy: Anatomy, stream: TokenStream) -> Recall:
+    """Return a recall that runs the dense model each time."""
+
+    @torch.no_grad()
+    def recall(windows: Tensor) -> Tensor:
+        return anatomy.run_layers(stream.tokens_NT[windows].to(anatomy.device))
+
+    return recall
+
+
+@torch.no_grad()
+def store_states(
+    anatomy: Anatomy,
+    stream: TokenStream,
+    windows: Sequence[int],
+    *,
+    directory: Path,
+    identity: str,
+    micro_batch: int,
+    on_window: Callable[[int], None] = lambda count: None,
+) -> Recall:
+    """Compute the states of some windows, or find them computed, and return a recall that reads them.
+
+    Args:
+        anatomy: the dense model.
+        stream: the recovery stream.
+        windows: indices of the windows that will be asked for; repetitions do not matter.
+        directory: where the file lies; it is safe to delete.
+        identity: what the states depend on besides windows and type: model and text.
+        micro_batch: windows that go through the model at once.
+        on_window: called with the number of windows that are done.
+
+    Raises:
+        ResourceError: the disk does not take them.
+    """
+    chosen = sorted(set(windows))
+    rows = torch.full((len(stream.tokens_NT),), -1)
+    rows[chosen] = torch.arange(len(chosen))
+    window_tokens, width = stream.tokens_NT.shape[1], anatomy.config.hidden_size
+    dtype = next(anatomy.model.parameters()).dtype
+    size = len(chosen) * window_tokens * width
+    name = hash_text(f"{identity}/{dtype}/{window_tokens}/{chosen}")[:16]
+    path = directory / f"teacher-{name}.states"
+    with folder.wait_for(directory / f"teacher-{name}.lock"):  # one worker computes, the others wait and read
+        if not (path.exists() and path.stat().st_size == size * dtype.itemsize):
+            aside = path.with_name(f".{path.name}.new")
+            folder.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
+            with aside.open("wb") as handle:  # written, not mapped: a full disk is then an error, not a dead process
+                for start in range(0, len(chosen), micro_batch):
+                    tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
+                    handle.write(anatomy.run_layers(tokens).cpu().contiguous().view(torch.uint8).numpy().data)
+                    on_window(len(tokens))
+                handle.flush()
+                os.fsync(handle.fileno())
+            aside.replace(path)
+    stored = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, window_tokens, width)
+
+    def recall(windows: Tensor) -> Tensor:
+        found = rows[windows]
+        assert (found >= 0).all(), "only stored windows are asked for"
+        return stored[found].to(anatomy.device, non_blocking=True)
+
+    return recall
