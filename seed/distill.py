@@ -32,6 +32,7 @@ def distill_trial(
     plan = folder.read_record(study.plan, SearchPlan)
     protocol = planning.read_protocol(plan, place=study.root)
     planning.quiet_libraries()
+    from seed.scoring.sweep import Sweep
     from seed.stages import finals, workbench
     from seed.stages.gathering import gather_record, refresh_report
 
@@ -48,17 +49,22 @@ def distill_trial(
         instruments = workbench.prepare_instruments(bench)
         evaluation = chosen[trial].evaluation
         rate = learning_rate or _known_rate(record.distilled) or protocol.short_learning_rate
-        settings = finals.full_settings(bench, distill_tokens=distill_tokens or plan.distill_tokens, learning_rate=rate)
+        settings = finals.full_settings(
+            bench,
+            evaluation.candidate,
+            distill_tokens=distill_tokens or plan.distill_tokens,
+            learning_rate=rate,
+        )
         folder.require_room(
             study.root,
             needed_bytes=evaluation.size.weight_bytes + 32 * evaluation.size.num_params,
             purpose="this distillation",
         )
         dense = folder.read_record(study.dense, DenseResult)
-        with terminal.stage("distill", total=finals.count_work(bench, settings)) as advance:
+        with terminal.stage("distill", total=finals.count_work(bench, settings.steps)) as advance:
             result = finals.distill_member(
                 bench,
-                instruments,
+                Sweep(instruments, study.sweep),
                 plan,
                 dense,
                 evaluation.candidate,

@@ -16,16 +16,15 @@ from seed.errors import SeedError
 from seed.folder import StudyFolder
 from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import contains, list_presets
-from seed.optimize.study import open_storage, open_study, read_trials, run_trials
-from seed.records import DenseResult, Frontier, Latency, SearchPlan, SearchSpace, StudyRecord, TrialRecord
+from seed.optimize.study import open_storage, open_study
+from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, StudyRecord, TrialRecord
 from seed.reporting.wording import format_bytes
 from seed.stages import planning
-from seed.stages.planning import DTYPES, SearchSettings, parse_bytes
+from seed.stages.planning import DTYPES, SearchSettings, parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
-    from optuna import Study
-
-    from seed.scoring.proxy import Instruments
+    from seed.scoring.sweep import Sweep
+    from seed.stages.costs import Cost
     from seed.stages.workbench import Workbench
 
 
@@ -54,7 +53,8 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     settings = planning.resolve_paths(settings)
     name = folder.name_study(settings.study or planning.name_default_study(settings.model))
     planning.quiet_libraries()
-    from seed.stages import latencies, workbench
+    from seed.scoring.sweep import Sweep
+    from seed.stages import costs, latencies, searching, workbench
 
     study = StudyFolder(settings.studies_dir / name)
     terminal.say(f"opening {settings.model}")
@@ -63,10 +63,18 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     trials = min(settings.trials or preset.search.trials, space.size)
     distill_tokens = settings.distill_tokens or preset.recovery.distill_tokens
     rates = (settings.learning_rate,) if settings.learning_rate else preset.recovery.learning_rates
-    plan = planning.make_plan(settings, bench.protocol, name=name, trials=trials, distill_tokens=distill_tokens)
+    speed = costs.time_parts(bench)
+    plan = planning.make_plan(
+        settings,
+        bench.protocol,
+        name=name,
+        trials=trials,
+        distill_tokens=distill_tokens,
+        covers_space=costs.estimate_sweep(bench, space, speed) <= settings.sweep_budget,
+    )
     if study.plan.exists():
-        planning.check_same_study(folder.read_record(study.plan, SearchPlan), plan, place=study.root)
-    show_cost(terminal, bench, plan, settings)
+        plan = planning.continue_plan(folder.read_record(study.plan, SearchPlan), plan, place=study.root)
+    show_cost(terminal, bench, plan, costs.estimate_cost(bench, plan, speed, distill=settings.distill))
     folder.create(study.root)
     with folder.lock(study):
         if study.plan.exists():
@@ -93,11 +101,12 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         bounded = latencies.bound_space(
             bench, instruments, table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
         )
-        records = score_candidates(terminal, bench, instruments, opened, plan, settings, bounded, table)
+        sweep = Sweep(instruments, study.sweep)
+        records = searching.score_space(terminal, bench, sweep, opened, plan, settings, bounded, table)
         frontier = select_members(bench, settings, bounded, records)
         terminal.say(
             f"scored {frontier.num_scored} of {bounded.size} candidates "
-            f"({'all of them' if frontier.num_scored >= bounded.size else f'searched with {settings.sampler}'}); "
+            f"({searching.name_solver(plan, settings, bounded, frontier)}); "
             f"{len(frontier.members)} go on"
         )
         from seed.stages import finals
@@ -109,86 +118,33 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             advance(1, "")
         if settings.distill:
             distill_frontier(
-                terminal, bench, instruments, plan, dense, frontier, rates=rates, eval_command=settings.eval_command
+                terminal, bench, sweep, plan, dense, frontier, rates=rates, eval_command=settings.eval_command
             )
         return finish(terminal, study)
 
 
-def show_cost(terminal: Terminal, bench: "Workbench", plan: SearchPlan, settings: SearchSettings) -> None:
-    """Say what the search will cost, and refuse when the disk cannot take it."""
+def show_cost(terminal: Terminal, bench: "Workbench", plan: SearchPlan, cost: "Cost") -> None:
+    """Say what the search will cost, and refuse when disk or memory cannot take it."""
     from seed.stages import costs
 
-    cost = costs.estimate_cost(bench, plan, distill=settings.distill)
-    terminal.say(
-        f"plan: {plan.trials} of {bench.protocol.space.size} candidates at rung {bench.protocol.rung.replace('_', ' ')}, "
-        f"about {format_seconds(cost.search_seconds)}"
-        + (
-            f"; then {cost.num_finals} models distilled for {plan.distill_tokens:,} tokens each, about "
-            f"{format_seconds(cost.distill_seconds)}"
-            if settings.distill
-            else ""
-        )
-        + f"; at most {format_bytes(cost.memory_bytes)} of memory and {format_bytes(cost.disk_bytes)} of disk, on {bench.protocol.device}"
+    space, rung = bench.protocol.space, bench.protocol.rung.replace("_", " ")
+    if plan.covers_space and bench.protocol.rung == "closed_form":
+        what = f"all {space.size} candidates at rung {rung}"
+    else:
+        what = f"{plan.trials} of {space.size} candidates at rung {rung}"
+        what += ", chosen by a sweep of all of them at rung closed form" if plan.covers_space else ""
+    finals = (
+        f"; then {cost.num_finals} models distilled for {plan.distill_tokens:,} tokens each, about "
+        f"{format_seconds(cost.distill_seconds)}"
     )
+    terminal.say(
+        f"plan: {what}, about {format_seconds(cost.search_seconds)}{finals if cost.num_finals else ''}; at most "
+        f"{format_bytes(cost.memory_bytes)} of memory and {format_bytes(cost.disk_bytes)} of disk, on {bench.protocol.device}"
+    )
+    terminal.say(f"  memory: {cost.memory_formula}")
     for stream_name, stream in bench.protocol.streams.items():
         terminal.say(f"  {stream_name}: {stream.tokens:,} tokens in {stream.documents} documents of {stream.source}")
     costs.require_resources(bench, cost)
-
-
-def score_candidates(
-    terminal: Terminal,
-    bench: "Workbench",
-    instruments: "Instruments",
-    study: "Study",
-    plan: SearchPlan,
-    settings: SearchSettings,
-    space: SearchSpace,
-    table: dict[str, Latency],
-) -> tuple[TrialRecord, ...]:
-    """Let the study ask and the proxy answer, until the budget is spent or the space is exhausted."""
-    from seed.scoring.latency import name_structure
-    from seed.scoring.proxy import Proxy
-    from seed.stages import latencies, workbench
-
-    rung = bench.protocol.rung
-    before = read_trials(study)
-    complete = sum(trial.state == "COMPLETE" and contains(space, trial.evaluation.candidate) for trial in before)
-    target = min(plan.trials, space.size)
-    if complete:
-        terminal.say(f"{complete} candidates were scored before")
-    if complete >= target:
-        return before
-
-    def latency_of(candidate: Any) -> Latency:
-        structure = name_structure(bench.anatomy, candidate)
-        if structure not in table:
-            table[structure] = latencies.measure_latency(bench, candidate)
-            latencies.write_latencies(bench.folder, table)
-        return table[structure]
-
-    proxy = Proxy(instruments, rung=rung, short=workbench.short_settings(bench), latency_of=latency_of)
-    best: dict[int, float] = {}
-    with terminal.stage("search", total=target - complete) as advance:
-
-        def show(trial: TrialRecord) -> None:
-            if trial.state == "COMPLETE":
-                dropped = len(trial.evaluation.candidate.dropped_layers)
-                ratio = trial.evaluation.qualities[rung].ppl_ratio
-                best[dropped] = min(best.get(dropped, ratio), ratio)
-            shown = ", ".join(f"-{count}: {ratio:.3f}" for count, ratio in sorted(best.items()))
-            advance(int(trial.state == "COMPLETE"), f"best PPL ratio by layers dropped {shown}")
-
-        run_trials(
-            study,
-            space,
-            trials=target,
-            sampler=settings.sampler,
-            rng_seed=bench.protocol.rng_seed,
-            rung=rung,
-            evaluate=proxy.evaluate,
-            on_trial=show,
-        )
-    return read_trials(study)
 
 
 def select_members(
@@ -206,7 +162,7 @@ def select_members(
         rung=bench.protocol.rung,
         size=settings.frontier_size,
         space_size=space.size,
-        load_losses=lambda quality: read_losses(bench.folder, quality),
+        load_losses=read_losses(bench.folder),
         max_ppl_ratio=settings.max_ppl_ratio,
         max_latency_ratio=settings.max_latency_ratio,
     )
@@ -217,7 +173,7 @@ def select_members(
 def distill_frontier(
     terminal: Terminal,
     bench: "Workbench",
-    instruments: "Instruments",
+    sweep: "Sweep",
     plan: SearchPlan,
     dense: DenseResult,
     frontier: Frontier,
@@ -226,38 +182,40 @@ def distill_frontier(
     eval_command: str | None,
 ) -> None:
     """Distill and export every member; the learning rate is tuned on the hardest first."""
-    from seed.stages import finals
+    from seed.stages import finals, searching
 
-    rate = rates[0]
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
+    steps = finals.count_steps(bench, plan.distill_tokens)
+    if not all(bench.folder.result(member.evaluation.candidate.key).exists() for member in frontier.members):
+        searching.store_states(terminal, bench, sweep, steps=steps)
+    rate = rates[0]
     if len(rates) > 1:
-        steps = finals.full_settings(
-            bench, distill_tokens=plan.distill_tokens // finals.TUNING_SHARE, learning_rate=rate
-        ).steps
-        with terminal.stage("tuning", total=len(rates) * steps) as advance:
+        tuned_steps = finals.count_steps(bench, plan.distill_tokens // finals.TUNING_SHARE)
+        with terminal.stage("tuning", total=len(rates) * tuned_steps) as advance:
             rate = finals.choose_learning_rate(
                 bench,
-                instruments,
+                sweep,
                 hardest.evaluation.candidate,
                 rates=rates,
                 distill_tokens=plan.distill_tokens,
                 on_step=lambda step: advance(1, "learning rate"),
             )
         terminal.say(f"learning rate {rate:g}")
-    settings = finals.full_settings(bench, distill_tokens=plan.distill_tokens, learning_rate=rate)
-    work = finals.count_work(bench, settings)
+    work = finals.count_work(bench, steps)
     with terminal.stage("distill", total=len(frontier.members) * work) as advance:
         for member in frontier.members:
             key = member.evaluation.candidate.key
             result = finals.distill_member(
                 bench,
-                instruments,
+                sweep,
                 plan,
                 dense,
                 member.evaluation.candidate,
                 trial_number=member.trial_number,
                 latency=member.evaluation.latency,
-                settings=settings,
+                settings=finals.full_settings(
+                    bench, member.evaluation.candidate, distill_tokens=plan.distill_tokens, learning_rate=rate
+                ),
                 eval_command=eval_command,
                 on_work=functools.partial(advance, note=key),
             )
@@ -298,7 +256,25 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=DTYPES, help="type to compute in (default: float32 on the CPU, else bfloat16)"
     )
     search = parser.add_argument_group("search")
-    search.add_argument("--trials", type=int, metavar="N", help="candidates scored at the objective's rung")
+    search.add_argument(
+        "--trials",
+        type=int,
+        metavar="N",
+        help="candidates scored at the objective's rung, where a sweep does not score all",
+    )
+    search.add_argument(
+        "--sweep-budget",
+        type=_seconds,
+        metavar="TIME",
+        help="score the whole space by closed form when that takes at most so long, such as 90s, 10m, 2h; 0: never "
+        "(default: 10m)",
+    )
+    search.add_argument(
+        "--no-screen",
+        dest="screen",
+        action="store_false",
+        help="distill even candidates that closed form shows to be hopeless",
+    )
     search.add_argument("--sampler", choices=SAMPLERS, help="when the space is larger than --trials (default: tpe)")
     search.add_argument(
         "--rung", type=int, choices=(1, 2), help="objective: 1 closed-form recovery, 2 short distillation"
@@ -345,6 +321,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--learning-rate", type=float, metavar="R", help="do not tune the learning rate, use this one"
     )
     recovery.add_argument(
+        "--lora-rank", type=int, metavar="N", help="train low-rank updates only, for models too large to train whole"
+    )
+    recovery.add_argument(
+        "--freeze-prefix", action="store_true", help="leave the layers before the first dropped one as they are"
+    )
+    recovery.add_argument(
         "--no-distill", dest="distill", action="store_false", help="stop at the frontier by the proxy"
     )
     recovery.add_argument(
@@ -377,6 +359,15 @@ def _bytes(text: str) -> float:
         return parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 6GB, 800MB or a number of bytes") from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time; write 90s, 10m, 2h or a number of seconds"
+        ) from error
 
 
 def main() -> None:

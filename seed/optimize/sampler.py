@@ -1,7 +1,7 @@
 """Which candidate to try next, as Optuna samplers over flags ``keep_00 ... keep_NN`` (1 = the layer stays).
 
-``EnumerationSampler`` walks a space that fits the budget; ``FeasibleSampler`` lets one of Optuna's own
-samplers propose, asks again when it leaves the space or repeats a set, and falls back to a random set.
+``FeasibleSampler`` lets one of Optuna's own samplers propose, asks again when it leaves the space or repeats a
+set, and falls back to a random set. Spaces that are scored whole need no sampler.
 """
 
 import random
@@ -48,11 +48,13 @@ def taken_keys(study: optuna.Study, space: SearchSpace, *, but: int | None = Non
     return {candidate.key for candidate in asked if contains(space, candidate)}
 
 
-class _SubsetSampler(optuna.samplers.BaseSampler):
-    """Common to both: the flags are sampled together."""
+class FeasibleSampler(optuna.samplers.BaseSampler):
+    """An Optuna sampler kept inside the space and away from sets that were tried."""
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, inner: optuna.samplers.BaseSampler, *, random_state: int) -> None:
         self.space = space
+        self.inner = inner
+        self.rng = random.Random(random_state)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return flag_distributions(self.space)
@@ -61,29 +63,6 @@ class _SubsetSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         raise AssertionError(f"{param_name} is not a flag of this space")
-
-
-class EnumerationSampler(_SubsetSampler):
-    """Every candidate once, in an order in which neighbours share most of their layers."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        super().__init__(space)
-        self.order = [(candidate.key, flags_of(space, candidate)) for candidate in enumerate_candidates(space)]
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        taken = taken_keys(study, self.space, but=trial.number)
-        return next(flags for key, flags in self.order if key not in taken)
-
-
-class FeasibleSampler(_SubsetSampler):
-    """An Optuna sampler kept inside the space and away from sets that were tried."""
-
-    def __init__(self, space: SearchSpace, inner: optuna.samplers.BaseSampler, *, random_state: int) -> None:
-        super().__init__(space)
-        self.inner = inner
-        self.rng = random.Random(random_state)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self.inner.before_trial(study, trial)
@@ -118,10 +97,8 @@ class FeasibleSampler(_SubsetSampler):
         return self.rng.choice(left)
 
 
-def make_sampler(name: str, space: SearchSpace, *, trials: int, random_state: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler for a budget: enumeration when the space fits it, else the named one of Optuna's."""
-    if space.size <= trials:
-        return EnumerationSampler(space)
+def make_sampler(name: str, space: SearchSpace, *, random_state: int) -> optuna.samplers.BaseSampler:
+    """Return the named sampler of Optuna's, kept inside the space."""
     inner: optuna.samplers.BaseSampler
     if name == "tpe":
         # multivariate, since flags matter together; experimental in Optuna, and the better choice by far

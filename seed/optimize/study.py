@@ -10,8 +10,9 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import optuna
@@ -20,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from seed.errors import StudyError
-from seed.optimize.sampler import candidate_of, flag_distributions, make_sampler, taken_keys
+from seed.optimize.sampler import candidate_of, flag_distributions, flags_of, make_sampler, taken_keys
 from seed.optimize.space import contains
 from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, hash_text
 
@@ -133,19 +134,14 @@ def run_trials(
     """
     distributions = flag_distributions(space)
     target = min(trials, space.size)
-    enumerator = make_sampler(sampler, space, trials=trials, random_state=0) if space.size <= trials else None
     while True:
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        complete = sum(
-            trial.state == TrialState.COMPLETE and contains(space, candidate_of(space, trial.params))
-            for trial in finished
-        )
-        if complete >= target or len(taken_keys(study, space)) >= space.size:
+        if count_complete(study, space) >= target or len(taken_keys(study, space)) >= space.size:
             return
         state = int(hash_text(f"{rng_seed}/{len(finished)}")[:8], 16)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.sampler = enumerator or make_sampler(sampler, space, trials=trials, random_state=state)
+            study.sampler = make_sampler(sampler, space, random_state=state)
             trial = study.ask(fixed_distributions=distributions)
         candidate = candidate_of(space, trial.params)
         try:
@@ -153,16 +149,78 @@ def run_trials(
         except BaseException:
             study.tell(trial, state=TrialState.FAIL)
             raise
-        trial.set_user_attr("dropped", ", ".join(candidate.dropped_parts))
-        trial.set_user_attr("num_params", evaluation.size.num_params)
-        trial.set_user_attr(EVALUATION, json.dumps(msgspec.to_builtins(evaluation)))
-        value = evaluation.qualities[rung].ppl_ratio if rung in evaluation.qualities else math.nan
-        if evaluation.skipped_because or not math.isfinite(value):
-            study.tell(trial, state=TrialState.PRUNED)
-            on_trial(TrialRecord(number=trial.number, state="PRUNED", evaluation=evaluation))
-        else:
-            study.tell(trial, [value, evaluation.latency.ratio])
-            on_trial(TrialRecord(number=trial.number, state="COMPLETE", evaluation=evaluation))
+        for name, value in describe_evaluation(evaluation).items():
+            trial.set_user_attr(name, value)
+        values = values_of(evaluation, rung=rung)
+        study.tell(trial, values, state=None if values else TrialState.PRUNED)
+        on_trial(_record(trial.number, evaluation, values))
+
+
+def add_trials(
+    study: optuna.Study,
+    space: SearchSpace,
+    order: Iterable[Candidate],
+    *,
+    trials: int,
+    rung: str,
+    evaluate: Callable[[Candidate], Evaluation],
+    on_trial: Callable[[TrialRecord], None] = lambda trial: None,
+) -> None:
+    """Evaluate candidates in a given order until ``trials`` of them carry a value at ``rung``, or none is left.
+
+    They are added as finished trials, which costs Optuna a tenth of asking for them. Those the study has are passed over.
+    """
+    distributions = flag_distributions(space)
+    taken = taken_keys(study, space)
+    complete, number = count_complete(study, space), len(study.get_trials(deepcopy=False))
+    for candidate in order:
+        if complete >= trials:
+            return
+        if candidate.key in taken:
+            continue
+        taken.add(candidate.key)
+        evaluation = evaluate(candidate)
+        values = values_of(evaluation, rung=rung)
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE if values else TrialState.PRUNED,
+                values=values,
+                params=flags_of(space, candidate),
+                distributions=distributions,
+                user_attrs=describe_evaluation(evaluation),
+            )
+        )
+        complete += bool(values)
+        on_trial(_record(number, evaluation, values))
+        number += 1
+
+
+def count_complete(study: optuna.Study, space: SearchSpace) -> int:
+    """How many candidates of the space carry a value."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sum(contains(space, candidate_of(space, trial.params)) for trial in complete)
+
+
+def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    """A trial's user attributes: the evaluation, and what people look for in a dashboard's table."""
+    known: dict[str, Any] = {
+        "dropped": ", ".join(evaluation.candidate.dropped_parts),
+        "num_params": evaluation.size.num_params,
+        EVALUATION: json.dumps(msgspec.to_builtins(evaluation)),
+    }
+    return known | ({"skipped": evaluation.skipped_because} if evaluation.skipped_because else {})
+
+
+def values_of(evaluation: Evaluation, *, rung: str) -> list[float] | None:
+    """A trial's values, or None when it was skipped or has none."""
+    value = evaluation.qualities[rung].ppl_ratio if rung in evaluation.qualities else math.nan
+    if evaluation.skipped_because or not math.isfinite(value):
+        return None
+    return [value, evaluation.latency.ratio]
+
+
+def _record(number: int, evaluation: Evaluation, values: list[float] | None) -> TrialRecord:
+    return TrialRecord(number=number, state="COMPLETE" if values else "PRUNED", evaluation=evaluation)
 
 
 def read_trials(study: optuna.Study) -> tuple[TrialRecord, ...]:

@@ -54,8 +54,6 @@ def write_page(record: StudyRecord, path: Path, *, command: str) -> None:
 
 def render_page(record: StudyRecord, *, command: str) -> str:
     """Return the report as HTML. The same record gives the same bytes."""
-    name = escape(record.plan.name)
-    style = resources.files("seed.reporting").joinpath("page.css").read_text(encoding="utf-8")
     sections = [
         render_answer(record),
         render_distilled(record),
@@ -65,13 +63,21 @@ def render_page(record: StudyRecord, *, command: str) -> str:
         render_section("environment", "Environment", render_values(msgspec.to_builtins(record.environment))),
         render_section("repeat", "Repeat this", f"<pre>{escape(command)}</pre>"),
     ]
+    question = "Seed: which layers can this model live without?"
+    return render_document(sections, name=record.plan.name, question=question)
+
+
+def render_document(sections: Iterable[str], *, name: str, question: str) -> str:
+    """Return a whole page that loads nothing: ``question`` above the heading ``name``, then what sections are there."""
+    style = resources.files("seed.reporting").joinpath("page.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Seed: {name}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        '<header>\n<p class="eyebrow">Seed: which layers can this model live without?</p>\n'
-        f"<h1>{name}</h1>\n</header>\n" + "\n".join(filter(None, sections)) + "\n</main>\n</body>\n</html>\n"
+        f"<title>Seed: {escape(name)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f'<header>\n<p class="eyebrow">{escape(question)}</p>\n<h1>{escape(name)}</h1>\n</header>\n'
+        + "\n".join(filter(None, sections))
+        + "\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -255,8 +261,11 @@ def render_figures(record: StudyRecord) -> list[str]:
     ]
 
 
-def render_figure(figure: go.Figure, *, key: str, with_library: bool) -> str:
-    """Return a figure with its caption above it; the page has the title already."""
+def render_figure(figure: go.Figure, *, key: str, with_library: bool, min_width_rem: int | None = None) -> str:
+    """Return a figure with its caption above it; the page has the title already.
+
+    A figure of many panels names a width below which it scrolls sideways instead of shrinking.
+    """
     caption = escape(figure.layout.meta["caption"])
     figure = go.Figure(figure).update_layout(title=None, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     drawing = figure.to_html(
@@ -266,6 +275,8 @@ def render_figure(figure: go.Figure, *, key: str, with_library: bool) -> str:
         config=FIGURE_CONFIG,
         post_script=FIGURE_SCRIPT,
     )
+    if min_width_rem:
+        drawing = f'<div class="scroll" tabindex="0"><div style="min-width: {min_width_rem}rem">{drawing}</div></div>'
     absent = "<noscript><p>The figures need JavaScript; everything else on this page does not.</p></noscript>\n"
     return f"{absent if with_library else ''}<figure>\n<figcaption>{caption}</figcaption>\n{drawing}\n</figure>"
 

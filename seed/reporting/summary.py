@@ -1,10 +1,11 @@
-"""The result of a search in the terminal: the dense model, the frontier's table, and where everything lies."""
+"""Results in the terminal: of a search, the dense model and the frontier; of a fidelity study, how well scores rank."""
 
 from pathlib import Path
 
 from seed.console import Terminal
-from seed.records import DenseResult, DistillResult, Latency, StudyRecord
-from seed.reporting.wording import format_bytes, format_count
+from seed.records import DenseResult, DistillResult, FidelityStudy, FidelitySummary, Latency, StudyRecord
+from seed.reporting.fidelity import CEILING_NAME, say_verdict
+from seed.reporting.wording import ABSENT, format_bytes, format_count, format_estimate, name_rung
 
 WIDE = 128  # characters that the whole table needs
 
@@ -80,3 +81,27 @@ def distilled_table(results: tuple[DistillResult, ...], dense: DenseResult) -> t
 def show_ratio(latency: Latency) -> str:
     """``0.845 [0.840, 0.851]``."""
     return f"{latency.ratio:.3f} [{latency.ratio_low:.3f}, {latency.ratio_high:.3f}]"
+
+
+def show_fidelity(terminal: Terminal, study: FidelityStudy, summary: FidelitySummary, *, page: Path) -> None:
+    """Print how well each rung ranks within each depth, and what that means."""
+    columns = ["score", "tau with the final", "among the near", "regret of its pick", "recovery", "seconds"]
+    for depth in summary.depths:
+        rows = [
+            [
+                CEILING_NAME if rung is depth.ceiling else name_rung(rung.rung),
+                format_estimate(rung.tau),
+                format_estimate(rung.near_tau),
+                ABSENT if rung.top1_regret is None else f"{rung.top1_regret:.2%}",
+                ABSENT if rung.recovery is None else f"{rung.recovery:.0%}",
+                ABSENT if rung.seconds is None else f"{rung.seconds:.2f}",
+            ]
+            for rung in (*depth.rungs, depth.ceiling)
+        ]
+        terminal.show_table(
+            columns, rows, title=f"{depth.num_dropped} layers dropped, {depth.num_candidates} candidates"
+        )
+        terminal.say(say_verdict(depth))
+    if "doubling_the_budget" in study.settings:
+        terminal.say(f"twice the budget: {study.settings['doubling_the_budget']}")
+    terminal.say(f"page: {page}")

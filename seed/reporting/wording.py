@@ -3,20 +3,25 @@
 Plain text only: whoever writes HTML escapes it there.
 """
 
+import re
 from collections.abc import Sequence
 
-from seed.records import Candidate, Latency, Quality
+from seed.records import Candidate, Estimate, Latency, Quality
 
 ABSENT = "\N{EN DASH}"
 RUNG_NAMES = {
     "none": "no recovery",
     "closed_form": "closed-form recovery",
     "short_distillation": "short distillation",
+    "full_distillation": "full distillation",
 }
+SHORT_DISTILLATION_STEPS = re.compile(r"short_distillation_(\d+)")
 
 
 def name_rung(rung: str) -> str:
     """Return what people call a rung; an unknown one keeps its own name."""
+    if match := SHORT_DISTILLATION_STEPS.fullmatch(rung):
+        return f"{int(match[1]):,} distillation step{'' if int(match[1]) == 1 else 's'}"
     return RUNG_NAMES.get(rung, rung.replace("_", " "))
 
 
@@ -83,6 +88,16 @@ def format_latency_ratio(latency: Latency) -> str:
     if latency.ratio_low == latency.ratio == latency.ratio_high:
         return ratio
     return f"{ratio} [{format_number(latency.ratio_low)}, {format_number(latency.ratio_high)}]"
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """Return ``+0.78 [+0.60, +0.90]``; the interval is left out where there is none."""
+    if estimate.value is None:
+        return ABSENT
+    value = f"{estimate.value:+.2f}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
 def describe_size(num_params: int, *, dense_num_params: int) -> str:

@@ -1,7 +1,8 @@
-"""What a search will cost, estimated before any work from one timed forward pass, and refused early."""
+"""What a search will cost, estimated before any work from a few timed parts of the model, and refused early."""
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,33 @@ import torch
 from seed import folder
 from seed.errors import ResourceError
 from seed.models.checkpoint import measure_size
-from seed.records import SearchPlan
+from seed.optimize.space import enumerate_candidates
+from seed.records import SearchPlan, SearchSpace
 from seed.reporting.wording import format_bytes
-from seed.scoring.subsets import estimate_memory
-from seed.stages.workbench import Workbench
+from seed.scoring.refit import fit_correction
+from seed.scoring.subsets import count_work, estimate_memory
+from seed.scoring.targets import STORED_BYTES, count_bytes
+from seed.stages.workbench import Workbench, list_windows
 
-# Work of one token, in forward passes of the dense model. Counted, not measured: a student's forward and
-# backward are three, the teacher's forward one; a walk shares about half of its layers with its neighbours.
-TRAINING_FORWARDS = 4.0
-WALK_FORWARDS = 0.6
+# Work of one trained token, in forward passes of the dense model: a student's forward and backward are three,
+# the dense model's head is rebuilt from stored states.
+TRAINING_FORWARDS = 3.3
+COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no sweep is short then
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds of the parts that scores are made of."""
+
+    layer: float  # one layer, one token
+    head: float  # final norm, head and loss, one token
+    fit: float  # one closed-form map, all calibration tokens
+    num_layers: int
+
+    @property
+    def forward(self) -> float:
+        """The dense model, one token."""
+        return self.num_layers * self.layer + self.head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,39 +47,77 @@ class Cost:
     search_seconds: float
     distill_seconds: float
     memory_bytes: int
+    memory_formula: str
     disk_bytes: int
     num_finals: int
 
 
-def estimate_cost(bench: Workbench, plan: SearchPlan, *, distill: bool) -> Cost:
-    """Estimate from the time of one forward pass; the truth is mostly within a factor of two."""
-    protocol = bench.protocol
-    second_per_token = _time_forward(bench)
-    validation = bench.streams["validation"].num_tokens
-    tokens = WALK_FORWARDS * (protocol.calibration_tokens + validation)
-    if protocol.rung == "short_distillation":
-        tokens += TRAINING_FORWARDS * protocol.short_steps * protocol.batch_tokens + 3 * validation
-    num_finals = min(plan.frontier_size, plan.trials) if distill else 0
-    final_tokens = TRAINING_FORWARDS * plan.distill_tokens + 12 * validation + 3 * bench.streams["test"].num_tokens
-    tuning = 0.3 * TRAINING_FORWARDS * plan.distill_tokens if distill else 0
-    size = measure_size(bench.teacher.model, dtype=bench.teacher.stored_dtype)
-    number_bytes = torch.finfo(bench.dtype).bits // 8
-    states = estimate_memory(
-        num_layers=bench.anatomy.num_layers,
-        width=bench.anatomy.config.hidden_size,
-        calibration_tokens=protocol.calibration_tokens,
-        validation_tokens=validation,
-        number_bytes=number_bytes,
+def time_parts(bench: Workbench) -> Speed:
+    """Time a layer, the head and one fit, each the better of two."""
+    anatomy = bench.anatomy
+    tokens = bench.streams["validation"].tokens_NT[: bench.micro_batch].to(bench.device)
+    states = anatomy.trace(tokens)
+    middle = anatomy.num_layers // 2
+    count = tokens.numel()
+    head = _time(lambda: anatomy.compute_logits(states[-1], tokens).float().logsumexp(-1).sum(), bench.device) / count
+    layer = _time(lambda: anatomy.run_layer(middle, states[middle]), bench.device) / count
+    fit = 0.0
+    if bench.gains is not None:
+        gaps = [torch.randn_like(states[middle], dtype=torch.float32)]
+        reads = [torch.randn(*gaps[0].shape[:-1], measure_mlp_width(bench), device=bench.device)]
+        fit = _time(lambda: fit_correction(reads, gaps, has_bias=False).weight, bench.device) * max(
+            1, bench.protocol.calibration_tokens / count
+        )
+    return Speed(layer=layer, head=head, fit=fit, num_layers=anatomy.num_layers)
+
+
+def measure_mlp_width(bench: Workbench) -> int:
+    """How many numbers the widest MLP output projection reads for one token; 0 without closed form."""
+    if bench.gains is None:
+        return 0
+    widest = 0
+    for layer in range(bench.anatomy.num_layers):
+        weight = getattr(bench.anatomy.mlp_output(layer), "weight", None)
+        assert isinstance(weight, torch.Tensor), "measure_gains proved that there is one"
+        widest = max(widest, weight.numel() // bench.anatomy.config.hidden_size)
+    return widest
+
+
+def estimate_sweep(bench: Workbench, space: SearchSpace, speed: Speed) -> float:
+    """Seconds of scoring a whole space by closed form, its prefixes shared; infinite for spaces beyond counting."""
+    if bench.gains is None or space.size > COUNTED_SETS:
+        return float("inf")
+    work = count_work(enumerate_candidates(space), closed_form=True)
+    calibration, validation = bench.protocol.calibration_tokens, bench.streams["validation"].num_tokens
+    return (
+        work.plain_layers * validation * speed.layer
+        + work.mapped_layers * ((calibration + validation) * speed.layer + speed.fit)
+        + work.heads * validation * speed.head
     )
-    # float32 weights, gradient, two moments and the best weights of a student, beside the dense model
-    training = size.num_params * (number_bytes + (5 * 4 if distill or protocol.rung == "short_distillation" else 0))
-    # an exported model each, and a training checkpoint (weights, two moments, best weights), old and new for a moment
-    disk = num_finals * size.weight_bytes + (2 * 4 * 4 * size.num_params if distill else 0) + 20_000_000
+
+
+def estimate_cost(bench: Workbench, plan: SearchPlan, speed: Speed, *, distill: bool) -> Cost:
+    """Estimate from timed parts; the truth is mostly within a factor of two."""
+    protocol = bench.protocol
+    validation, test = bench.streams["validation"].num_tokens, bench.streams["test"].num_tokens
+    one_walk = (protocol.calibration_tokens + validation) * speed.forward + bench.anatomy.num_layers * speed.fit
+    climbs = protocol.rung == "short_distillation"
+    search = estimate_sweep(bench, protocol.space, speed) if plan.covers_space else 0.0
+    if bench.gains is not None and (climbs or not plan.covers_space):
+        search += plan.trials * one_walk
+    if climbs:
+        short = TRAINING_FORWARDS * protocol.short_steps * protocol.batch_tokens + 4 * validation
+        search += plan.trials * short * speed.forward
+    num_finals = min(plan.frontier_size, plan.trials) if distill else 0
+    final = (TRAINING_FORWARDS * plan.distill_tokens + 11 * validation + 3 * test) * speed.forward + 2 * one_walk
+    tuning = (0.3 * TRAINING_FORWARDS + 1) * plan.distill_tokens * speed.forward if distill else 0.0
+    memory, formula = _estimate_memory(bench, trains=distill or climbs)
     return Cost(
-        search_seconds=plan.trials * tokens * second_per_token,
-        distill_seconds=(num_finals * final_tokens + tuning) * second_per_token,
-        memory_bytes=states + training,
-        disk_bytes=disk,
+        search_seconds=search,
+        distill_seconds=num_finals * final + tuning,
+        memory_bytes=memory,
+        memory_formula=formula,
+        disk_bytes=_estimate_disk(bench, plan, num_finals=num_finals, climbs=climbs),
         num_finals=num_finals,
     )
 
@@ -82,17 +139,64 @@ def require_resources(bench: Workbench, cost: Cost) -> None:
     if cost.memory_bytes > free:
         raise ResourceError(
             f"this search needs about {format_bytes(cost.memory_bytes)} of memory, but {bench.device} has "
-            f"{format_bytes(free)}. Lower --calibration-tokens and --validation-tokens, or choose a smaller model."
+            f"{format_bytes(free)}. Lower --calibration-tokens and --validation-tokens, train low-rank updates only with "
+            "--lora-rank 16, or choose a smaller model."
         )
 
 
+def _estimate_memory(bench: Workbench, *, trains: bool) -> tuple[int, str]:
+    """Bytes at most, without activations, and how they come about."""
+    protocol, layers, width = bench.protocol, bench.anatomy.num_layers, bench.anatomy.config.hidden_size
+    calibration, validation = protocol.calibration_tokens, bench.streams["validation"].num_tokens
+    number_bytes = torch.finfo(bench.dtype).bits // 8
+    params = measure_size(bench.teacher.model, dtype=bench.teacher.stored_dtype).num_params
+    total, parts = params * number_bytes, [f"dense model {format_bytes(params * number_bytes)}"]
+    if bench.gains is not None:
+        states = estimate_memory(
+            num_layers=layers,
+            width=width,
+            mlp_width=measure_mlp_width(bench),
+            calibration_tokens=calibration,
+            validation_tokens=validation,
+            number_bytes=number_bytes,
+        )
+        total += states
+        parts.append(
+            f"states of the sweep (L + 1) (2 C + V) D + C F = {layers + 1} x {2 * calibration + validation:,} x {width:,} + "
+            f"{calibration:,} x {measure_mlp_width(bench):,} numbers, {format_bytes(states)}"
+        )
+    if trains:
+        # float32 weights, gradient, two moments and the best weights; with LoRA a copy of the weights, and one to judge
+        training = params * (2 * number_bytes if protocol.lora_rank else 5 * 4)
+        total += training
+        parts.append(f"a student in training {format_bytes(training)}")
+    return total, "; ".join(parts)
+
+
+def _estimate_disk(bench: Workbench, plan: SearchPlan, *, num_finals: int, climbs: bool) -> int:
+    """Exported models, a training checkpoint (weights, two moments, best weights) old and new, the dense model's states."""
+    size = measure_size(bench.teacher.model, dtype=bench.teacher.stored_dtype)
+    steps = max(
+        bench.protocol.short_steps if climbs else 0,
+        plan.distill_tokens // (bench.batch_windows * bench.protocol.window_tokens) if num_finals else 0,
+    )
+    states = count_bytes(
+        num_windows=len(list_windows(bench, steps=steps, rng_seeds=[bench.protocol.rng_seed])),
+        window_tokens=bench.protocol.window_tokens,
+        width=bench.anatomy.config.hidden_size,
+        dtype=bench.dtype,
+    )
+    training = 2 * 4 * 4 * size.num_params if num_finals else 0
+    return num_finals * size.weight_bytes + training + (states if states <= STORED_BYTES else 0) + 20_000_000
+
+
 @torch.no_grad()
-def _time_forward(bench: Workbench) -> float:
-    """Seconds a token takes in the dense model's forward pass, the better of two."""
-    tokens = bench.streams["validation"].tokens_NT[: bench.micro_batch].to(bench.device)
+def _time(run: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """Seconds of a call, the better of two after a first."""
     best = float("inf")
-    for _ in range(2):
+    for attempt in range(3):
         began = time.perf_counter()
-        bench.teacher.model(input_ids=tokens, use_cache=False).logits.sum().item()
-        best = min(best, time.perf_counter() - began)
-    return best / tokens.numel()
+        run().flatten()[0].item()  # waits for the device
+        if attempt:
+            best = min(best, time.perf_counter() - began)
+    return best

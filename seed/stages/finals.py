@@ -4,7 +4,6 @@ The learning rate is tuned once for a study on a small share of the budget. Ever
 finished member is never done twice. Which members, the frontier decides.
 """
 
-import dataclasses
 import json
 import math
 import sys
@@ -16,47 +15,53 @@ import msgspec
 
 from seed import folder
 from seed.models.checkpoint import is_whole, load_checkpoint, write_checkpoint
-from seed.models.surgery import cast_weights, view_layers
+from seed.models.surgery import cast_weights
 from seed.optimize.space import drop_layers
 from seed.records import Candidate, DenseResult, DistillResult, Latency, Quality, SearchPlan
 from seed.reporting.card import write_card
 from seed.scoring.distillation import DistillSettings, distill, tune_learning_rate
+from seed.scoring.instruments import Instruments, size_of, start_student, validation_losses
 from seed.scoring.latency import run_command
-from seed.scoring.proxy import (
-    Instruments,
-    choose_start,
-    keep_quality,
-    make_walker,
-    size_of,
-    start_student,
-    validation_losses,
-)
+from seed.scoring.proxy import choose_start
 from seed.scoring.quality import compare_models, judge, logits_of, measure_losses
 from seed.scoring.refit import Refit
-from seed.stages.workbench import Workbench, resolve_location
+from seed.scoring.sweep import Sweep
+from seed.stages.workbench import Workbench, distill_settings, resolve_location
 
 TUNING_SHARE = 10  # a rate is tried on one tenth of the budget
 
 
-def full_settings(bench: Workbench, *, distill_tokens: int, learning_rate: float) -> DistillSettings:
-    """Budget of a full distillation: whole steps of the protocol's batch."""
-    batch_tokens = bench.batch_windows * bench.protocol.window_tokens
-    steps = max(1, round(distill_tokens / batch_tokens))
-    return DistillSettings(
+def count_steps(bench: Workbench, distill_tokens: int) -> int:
+    """Whole steps of the protocol's batch that come closest to so many tokens."""
+    return max(1, round(distill_tokens / (bench.batch_windows * bench.protocol.window_tokens)))
+
+
+def full_settings(
+    bench: Workbench,
+    candidate: Candidate,
+    *,
+    distill_tokens: int,
+    learning_rate: float,
+    looks: int | None = None,
+    rng_seed: int | None = None,
+) -> DistillSettings:
+    """Budget of a full distillation; looks at validation text are eight steps apart or more."""
+    steps = count_steps(bench, distill_tokens)
+    return distill_settings(
+        bench,
+        candidate,
         steps=steps,
-        looks=max(1, min(8, steps // 8)),
-        batch_windows=bench.batch_windows,
-        micro_batch=bench.micro_batch,
         learning_rate=learning_rate,
-        rng_seed=bench.protocol.rng_seed,
+        looks=looks or max(1, min(8, steps // 8)),
+        rng_seed=rng_seed,
     )
 
 
-def count_work(bench: Workbench, settings: DistillSettings) -> float:
+def count_work(bench: Workbench, steps: int) -> float:
     """Work of one final in steps of its distillation: measuring the starts and judging the end count too."""
     validation, test = bench.streams["validation"].num_tokens, bench.streams["test"].num_tokens
-    step_forwards = 4 * settings.batch_windows * bench.protocol.window_tokens
-    return settings.steps + (4 * validation + 2 * bench.protocol.calibration_tokens + 3 * test) / step_forwards
+    step_forwards = 3.3 * bench.batch_windows * bench.protocol.window_tokens
+    return steps + (4 * validation + 2 * bench.protocol.calibration_tokens + 3 * test) / step_forwards
 
 
 def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) -> DenseResult:
@@ -90,27 +95,21 @@ def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) ->
     return result
 
 
-def prepare_start(instruments: Instruments, candidate: Candidate) -> tuple[str, Refit | None]:
+def prepare_start(sweep: Sweep, candidate: Candidate) -> tuple[str, Refit | None]:
     """Measure both starts, raw and closed form, and return the better with its maps."""
-    with view_layers(instruments.anatomy, candidate) as view:
-        losses = measure_losses(
-            logits_of(view),
-            instruments.validation,
-            micro_batch=instruments.micro_batch,
-            device=instruments.anatomy.device,
-        )
-    qualities = {"none": keep_quality(instruments, candidate, "none", losses)}
-    refit: Refit | None = None
-    if instruments.gains is not None:
-        losses, refit = make_walker(instruments, refit=True).measure(candidate)
-        qualities["closed_form"] = keep_quality(instruments, candidate, "closed_form", losses)
+    [raw] = sweep.measure_unrecovered([candidate])
+    qualities = {"none": raw}
+    if sweep.instruments.gains is not None:
+        qualities["closed_form"] = sweep.measure(candidate)
     start = choose_start(qualities)
-    return start, refit if start == "closed_form" else None
+    refit = sweep.recover(candidate) if start == "closed_form" else None
+    sweep.release_states()
+    return start, refit
 
 
 def choose_learning_rate(
     bench: Workbench,
-    instruments: Instruments,
+    sweep: Sweep,
     candidate: Candidate,
     *,
     rates: tuple[float, ...],
@@ -124,19 +123,21 @@ def choose_learning_rate(
     if chosen in known:  # tuned once for a study, whichever candidate was the hardest then
         return known[chosen]["best"]
     losses = known.setdefault(key, {})
-    _, refit = prepare_start(instruments, candidate)
+    instruments = sweep.instruments
+    _, refit = prepare_start(sweep, candidate)
 
     def run(rate: float) -> float:
         if str(rate) in losses:
             return losses[str(rate)]
-        student = start_student(instruments, candidate, refit)
-        settings = full_settings(bench, distill_tokens=max(1, distill_tokens // TUNING_SHARE), learning_rate=rate)
+        tokens = max(1, distill_tokens // TUNING_SHARE)
+        settings = full_settings(bench, candidate, distill_tokens=tokens, learning_rate=rate, looks=1)
         went = distill(
-            student,
-            bench.teacher.model,
+            start_student(instruments, candidate, refit, settings=settings),
+            instruments.anatomy,
             instruments.recovery,
-            dataclasses.replace(settings, looks=1),
+            settings,
             validate=lambda model: validation_losses(instruments, model).loss,
+            recall=instruments.recall,
             on_step=on_step,
         )
         loss = went.curve[-1].validation_loss
@@ -152,7 +153,7 @@ def choose_learning_rate(
 
 def distill_member(
     bench: Workbench,
-    instruments: Instruments,
+    sweep: Sweep,
     plan: SearchPlan,
     dense: DenseResult,
     candidate: Candidate,
@@ -169,11 +170,12 @@ def distill_member(
     if result_path.exists() and is_whole(model_path):
         known = folder.read_record(result_path, DistillResult)
         if known.settings == described or int(known.settings["steps"]) > settings.steps:  # never undo a longer one
-            on_work(count_work(bench, settings))
+            on_work(count_work(bench, settings.steps))
             return _add_user_score(bench, known, eval_command)
     began = time.monotonic()
-    around = (count_work(bench, settings) - settings.steps) / 2
-    start, refit = prepare_start(instruments, candidate)
+    around = (count_work(bench, settings.steps) - settings.steps) / 2
+    instruments = sweep.instruments
+    start, refit = prepare_start(sweep, candidate)
     on_work(around)
     finished = 0
 
@@ -182,14 +184,15 @@ def distill_member(
         on_work(step - finished)
         finished = step
 
-    student = start_student(instruments, candidate, refit)
+    student = start_student(instruments, candidate, refit, settings=settings)
     checkpoint = bench.folder.work / f"distill-{candidate.key}.pt"
     went = distill(
         student,
-        bench.teacher.model,
+        instruments.anatomy,
         instruments.recovery,
         settings,
         validate=lambda model: validation_losses(instruments, model).loss,
+        recall=instruments.recall,
         checkpoint=checkpoint,
         on_step=report_step,
     )
@@ -264,8 +267,16 @@ def describe_settings(bench: Workbench, settings: DistillSettings) -> dict[str, 
         "batch_tokens": batch_tokens,
         "learning_rate": settings.learning_rate,
         "rng_seed": settings.rng_seed,
+        "trained": describe_trained(settings),
         "loss": "forward KL to the dense model, temperature 1",
     }
+
+
+def describe_trained(settings: DistillSettings) -> str:
+    """Which weights a distillation trains, in words."""
+    what = "all weights" if settings.lora_rank is None else f"LoRA of rank {settings.lora_rank}"
+    behind = f" behind the first {settings.frozen_layers} layers" if settings.frozen_layers else ""
+    return f"{what}{behind}, {'bfloat16 around float32' if settings.mixed_precision else 'float32'}"
 
 
 def score_dense_for_user(bench: Workbench, dense: DenseResult, eval_command: str | None) -> DenseResult:

@@ -1,7 +1,6 @@
 """A study's folder as one record: everything a report shows, read back without model or text."""
 
-import zipfile
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.optimize.frontier import measure_agreement
 from seed.optimize.study import open_storage, open_study, read_trials
-from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, StudyRecord
+from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, StudyRecord, SweepRow
 from seed.reporting.page import write_page
 from seed.stages.planning import read_protocol
 
@@ -61,15 +60,27 @@ def read_distilled(study: StudyFolder) -> tuple[DistillResult, ...]:
     return tuple(sorted(results, key=lambda r: (-r.size.num_params, r.validation.loss)))
 
 
-def read_losses(study: StudyFolder, quality: Quality) -> tuple[np.ndarray, np.ndarray]:
-    """Summed losses and token counts by document, as scoring left them."""
-    assert quality.document_losses_path is not None
-    path = study.root / Path(quality.document_losses_path)
-    try:
-        with np.load(path) as arrays:
-            return arrays["sums"], arrays["counts"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+def read_losses(study: StudyFolder) -> Callable[[Quality], tuple[np.ndarray, np.ndarray]]:
+    """Return what finds a quality's summed losses and token counts by document in the study's sweep.
+
+    Raises:
+        StudyError: the sweep is missing or damaged, or has no such row.
+    """
+    if not study.sweep.is_file():
         raise StudyError(
-            f"{path}: missing or damaged ({error}), and candidates cannot be compared without it. Restore it from a copy, "
-            "or start a study of another name (--study NAME)."
-        ) from error
+            f"{study.sweep}: missing, and candidates cannot be compared without it. Restore it from a copy, or start a "
+            "study of another name (--study NAME)."
+        )
+    rows = {f"{study.sweep.name}#{row.rung}/{row.key}": row for row in folder.read_rows(study.sweep, SweepRow)}
+    counts = np.array(rows[f"{study.sweep.name}#dense/dense"].counts)
+
+    def find(quality: Quality) -> tuple[np.ndarray, np.ndarray]:
+        row = rows.get(quality.document_losses_path or "")
+        if row is None:
+            raise StudyError(
+                f"{study.sweep}: has no row for {quality.document_losses_path}, and candidates cannot be compared without "
+                "it. Restore the file from a copy, or start a study of another name (--study NAME)."
+            )
+        return np.array(row.sums, dtype=np.float64), counts
+
+    return find

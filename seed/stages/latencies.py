@@ -19,7 +19,7 @@ from seed.optimize.space import drop_layers
 from seed.records import Candidate, Latency, SearchSpace
 from seed.reporting.wording import format_bytes
 from seed.scoring import latency as timing
-from seed.scoring.proxy import Instruments, size_of
+from seed.scoring.instruments import Instruments, size_of
 from seed.stages.workbench import Workbench, name_device
 
 

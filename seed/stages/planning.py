@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that wrong input is answered at once.
 
 import argparse
 import datetime
+import importlib.util
 import math
 import os
 import re
@@ -32,7 +33,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class SearchSettings:
     """Everything a search can be told. ``None`` means: from the model's preset, or chosen for the model.
 
-    Token counts are tokens, ratios are to the dense model, ``max_memory`` is bytes of weights and KV cache.
+    Token counts are tokens, ratios are to the dense model, ``max_memory`` is bytes of weights and KV cache,
+    ``sweep_budget`` is seconds.
     """
 
     model: str = "demo"
@@ -45,6 +47,8 @@ class SearchSettings:
     trials: int | None = None
     sampler: str = "tpe"
     rung: int | None = None
+    sweep_budget: float = 600.0
+    screen: bool = True
     rng_seed: int = 0
     device: str | None = None
     dtype: str | None = None
@@ -64,6 +68,8 @@ class SearchSettings:
     distill: bool = True
     distill_tokens: int | None = None
     learning_rate: float | None = None
+    lora_rank: int | None = None
+    freeze_prefix: bool = False
     latency_batch: int | None = None
     prompt_tokens: int | None = None
     new_tokens: int | None = None
@@ -85,7 +91,7 @@ class SearchSettings:
             if (
                 isinstance(value, (int, float))
                 and not isinstance(value, bool)
-                and field.name not in ("rng_seed", "rung")
+                and field.name not in ("rng_seed", "rung", "sweep_budget")
             ) and (not value > 0 or not math.isfinite(value)):
                 raise SeedError(f"{flag} {value}: must be above 0.")
         if self.rung is not None and self.rung not in RUNG_NAMES:
@@ -93,6 +99,8 @@ class SearchSettings:
                 f"--rung {self.rung}: the objective is 1 (closed-form recovery) or 2 (short distillation). "
                 "Rung 0, no recovery, ranks candidates wrongly and is only reported."
             )
+        if not 0 <= self.sweep_budget < math.inf:
+            raise SeedError(f"--sweep-budget {self.sweep_budget}: seconds, 0 or more; or write 10m, 2h.")
         if self.rng_seed < 0:
             raise SeedError(f"--rng-seed {self.rng_seed}: must be 0 or more.")
         if self.sampler not in SAMPLERS:
@@ -105,6 +113,8 @@ class SearchSettings:
             raise SeedError(
                 f"--max-latency-ratio {self.max_latency_ratio}: a ratio to the dense model, below 1. Try 0.9."
             )
+        if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
+            raise SeedError("--lora-rank: needs PEFT, which is not installed. Install it: pip install 'peft>=0.21'.")
         if self.storage:
             check_storage_url(self.storage)
 
@@ -164,13 +174,21 @@ def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
 
 
 def make_plan(
-    settings: SearchSettings, protocol: Protocol, *, name: str, trials: int, distill_tokens: int
+    settings: SearchSettings,
+    protocol: Protocol,
+    *,
+    name: str,
+    trials: int,
+    distill_tokens: int,
+    covers_space: bool,
 ) -> SearchPlan:
     """Return the plan of a study."""
     return SearchPlan(
         name=name,
         identity=msgspec.to_builtins(protocol),
         trials=trials,
+        sweep_budget=settings.sweep_budget,
+        covers_space=covers_space,
         frontier_size=settings.frontier_size,
         distill_tokens=distill_tokens,
         max_ppl_ratio=settings.max_ppl_ratio,
@@ -181,10 +199,15 @@ def make_plan(
     )
 
 
-def check_same_study(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> None:
-    """Raise when a study of this name was planned otherwise, with every difference."""
+def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> SearchPlan:
+    """Return the wanted plan; whether to sweep was settled when the study began, unless the budget changed.
+
+    Raises:
+        StudyError: a study of this name was planned otherwise, with every difference.
+    """
     if found.fingerprint == wanted.fingerprint:
-        return
+        is_settled = found.sweep_budget == wanted.sweep_budget  # estimates of one machine differ from day to day
+        return msgspec.structs.replace(wanted, covers_space=found.covers_space) if is_settled else wanted
     differences = compare_protocols(read_protocol(found, place=place), read_protocol(wanted, place=place))
     shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
     raise StudyError(
@@ -235,6 +258,18 @@ def parse_bytes(text: str) -> float:
     if not match:
         raise ValueError(text)
     return float(match[1]) * {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]]
+
+
+def parse_seconds(text: str) -> float:
+    """``90``, ``90s``, ``10m`` or ``2h`` in seconds.
+
+    Raises:
+        ValueError: none of these.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([smh]?)\s*", text)
+    if not match:
+        raise ValueError(text)
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def positive_int(text: str) -> int:

@@ -1,0 +1,146 @@
+"""Does the cheap score order candidates as full distillation does? python -m seed.fidelity studies/demo
+
+Candidates of a finished study, half of them near the best of their depth, are scored at every rung and distilled in
+full under two random seeds or more. Within each depth: rank correlation of each score with the final test loss, with
+intervals, beside how well two finals of the same candidate agree. Everything finished is kept; run again to go on.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from seed import folder
+from seed.console import Terminal, run_command
+from seed.optimize.fidelity import summarize_study
+from seed.records import DenseResult, FidelityStudy, FidelitySummary, SearchPlan
+from seed.stages import planning
+
+
+def measure_fidelity(
+    path: Path,
+    *,
+    terminal: Terminal,
+    depths: tuple[int, ...] | None = None,
+    per_depth: int = 20,
+    near_margin: float = 0.03,
+    short_steps: tuple[int, ...] = (10, 30),
+    distill_tokens: int | None = None,
+    learning_rate: float | None = None,
+    rng_seeds: tuple[int, ...] = (1, 2),
+    device: str | None = None,
+) -> tuple[FidelityStudy, FidelitySummary]:
+    """Run a fidelity study, or what is left of it, and write its page.
+
+    Args:
+        path: the folder of a finished search.
+        terminal: where progress and the result are written.
+        depths: numbers of dropped layers; None: the two deepest with enough candidates.
+        per_depth: candidates of each depth.
+        near_margin: 0.03 counts PPL ratios up to 3 % above the depth's best as near.
+        short_steps: lengths of short distillations, each a score of its own.
+        distill_tokens: recovery tokens of a final; None: four times the study's.
+        learning_rate: of the finals; None: as tuned in the study, or the preset's middle one.
+        rng_seeds: of the finals.
+        device: default: as chosen for the search.
+
+    Raises:
+        SeedError: anything a user can mend.
+    """
+    study = folder.open_existing(path)
+    plan = folder.read_record(study.plan, SearchPlan)
+    protocol = planning.read_protocol(plan, place=study.root)
+    planning.quiet_libraries()
+    from seed.reporting.fidelity import write_fidelity_page
+    from seed.reporting.summary import show_fidelity
+    from seed.scoring.sweep import Sweep
+    from seed.stages import searching, trust, workbench
+    from seed.stages.gathering import gather_record
+
+    with folder.lock(study):
+        record = gather_record(study)
+        terminal.say(f"opening {protocol.model}")
+        bench = workbench.reopen(study, protocol, device_name=device)
+        known_rate = float(record.distilled[0].settings["learning_rate"]) if record.distilled else None
+        sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
+        scored = trust.list_scored(bench, sweep, plan, record.trials)
+        settings = trust.FidelitySettings(
+            depths=depths or trust.choose_depths(scored, per_depth=per_depth),
+            per_depth=per_depth,
+            near_margin=near_margin,
+            short_steps=short_steps,
+            distill_tokens=distill_tokens or 4 * plan.distill_tokens,
+            learning_rate=learning_rate or known_rate or protocol.short_learning_rate,
+            rng_seeds=rng_seeds,
+        )
+        dense = folder.read_record(study.dense, DenseResult)
+        fidelity = trust.start_study(bench, scored, settings, dense)
+        total, done = trust.count_units(fidelity, settings)
+        terminal.say(
+            f"plan: {len(fidelity.rows)} candidates with {' or '.join(map(str, settings.depths))} layers dropped; scores, and "
+            f"{len(rng_seeds)} finals of {settings.distill_tokens:,} tokens each; {total - done:,} of {total:,} steps to go"
+        )
+        if total > done:
+            steps = 2 * settings.distill_tokens // (bench.batch_windows * protocol.window_tokens)
+            searching.store_states(
+                terminal, bench, sweep, steps=steps, rng_seeds=sorted({protocol.rng_seed, *rng_seeds})
+            )
+            with terminal.stage("fidelity", total=total - done) as advance:
+                fidelity = trust.run_study(bench, sweep, fidelity, settings, on_step=lambda key: advance(1, key))
+    summary = summarize_study(fidelity)
+    command = f"python -m seed.fidelity {path}"
+    write_fidelity_page(fidelity, summary, study.fidelity_page, command=command)
+    show_fidelity(terminal, fidelity, summary, page=study.fidelity_page)
+    return fidelity, summary
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seed.fidelity",
+        description="Measure whether the cheap scores order candidates as full distillation does.",
+        epilog="The same command again continues a stopped study.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "path", metavar="STUDY", type=Path, help="the folder of a finished search, such as studies/demo"
+    )
+    parser.add_argument(
+        "--depths",
+        type=planning.positive_int,
+        nargs="+",
+        metavar="N",
+        help="numbers of dropped layers (default: the two deepest)",
+    )
+    parser.add_argument("--per-depth", type=planning.positive_int, metavar="N", help="candidates a depth (default: 20)")
+    parser.add_argument(
+        "--near-margin",
+        type=planning.positive_float,
+        metavar="X",
+        help="0.03: half of them within 3 %% of the depth's best (default)",
+    )
+    parser.add_argument(
+        "--short-steps", type=planning.positive_int, nargs="+", metavar="N", help="short distillations (default: 10 30)"
+    )
+    parser.add_argument(
+        "--distill-tokens",
+        type=planning.positive_int,
+        metavar="N",
+        help="of each final (default: four times the study's)",
+    )
+    parser.add_argument(
+        "--learning-rate", type=planning.positive_float, metavar="R", help="of the finals (default: the study's)"
+    )
+    parser.add_argument("--rng-seeds", type=int, nargs="+", metavar="N", help="of the finals (default: 1 2)")
+    parser.add_argument("--device", help="default: as chosen for the search")
+    return parser
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    given: dict[str, Any] = vars(make_parser().parse_args())
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    measure_fidelity(given.pop("path"), terminal=Terminal(), **(given | lists))
+
+
+if __name__ == "__main__":
+    run_command(main)

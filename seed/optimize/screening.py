@@ -1,0 +1,81 @@
+"""Which candidates are not worth short distillation, judged by what closed form has said of those that had it.
+
+Within a structure, short distillation's log PPL ratio is regressed on closed form's. A candidate is hopeless when even
+the lower end of its prediction interval, far out at one in a thousand, is worse than what is already found: so the
+margin is the measured spread between the two rungs, not the sampling error of one. Few pairs, or pairs that say
+nothing of such a candidate, give a wide interval and screen nothing.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+
+from seed.records import Candidate, Evaluation, Quality, TrialRecord
+
+NEEDED_PAIRS = 8  # of a structure, before any of its candidates is skipped
+QUANTILE = 3.09  # of the normal distribution: one in a thousand
+
+
+class Screen:
+    """Learns from finished trials of a study, and says what to skip."""
+
+    def __init__(self, *, keep: int, rung: str = "short_distillation", cheap_rung: str = "closed_form") -> None:
+        """``keep``: how many candidates of each structure are wanted."""
+        self.keep = keep
+        self.rung = rung
+        self.cheap_rung = cheap_rung
+        self.pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    def learn(self, trials: Iterable[TrialRecord]) -> None:
+        """Take in finished trials; those without both rungs say nothing."""
+        for trial in trials:
+            self.learn_evaluation(trial.evaluation)
+
+    def learn_evaluation(self, evaluation: Evaluation) -> None:
+        """Take in one evaluation."""
+        if self.rung in evaluation.qualities and self.cheap_rung in evaluation.qualities:
+            cheap, wanted = (math.log(evaluation.qualities[rung].ppl_ratio) for rung in (self.cheap_rung, self.rung))
+            if math.isfinite(cheap) and math.isfinite(wanted):
+                self.pairs[evaluation.latency.structure].append((cheap, wanted))
+
+    def judge(self, candidate: Candidate, quality: Quality, *, structure: str) -> str | None:
+        """Say why the candidate is not worth the next rung, or None."""
+        pairs = self.pairs[structure]
+        if len(pairs) < max(NEEDED_PAIRS, self.keep):
+            return None
+        known = np.array(pairs)
+        goal = float(np.sort(known[:, 1])[self.keep - 1])
+        lowest = predict_lowest(known[:, 0], known[:, 1], math.log(quality.ppl_ratio))
+        if not lowest > goal:
+            return None
+        return (
+            f"PPL ratio {quality.ppl_ratio:.3f} by closed form: short distillation would leave at least {math.exp(lowest):.3f}, "
+            f"by what it made of {len(pairs)} others of equal structure, where {math.exp(goal):.3f} is reached"
+        )
+
+
+def predict_lowest(cheap: np.ndarray, wanted: np.ndarray, at: float) -> float:
+    """Lower end of the prediction interval of a straight line's value ``at``, one-sided, one in a thousand."""
+    count = len(cheap)
+    mean = cheap.mean()
+    spread = float(((cheap - mean) ** 2).sum())
+    if spread == 0:
+        return -math.inf
+    slope = float(((cheap - mean) * (wanted - wanted.mean())).sum()) / spread
+    residuals = wanted - wanted.mean() - slope * (cheap - mean)
+    variance = float((residuals**2).sum()) / (count - 2)
+    width = math.sqrt(variance * (1 + 1 / count + (at - mean) ** 2 / spread))
+    return float(wanted.mean() + slope * (at - mean) - widen(QUANTILE, count - 2) * width)
+
+
+def widen(quantile: float, degrees: int) -> float:
+    """Student's t quantile from the normal one (Cornish and Fisher's expansion; Abramowitz and Stegun 26.7.5)."""
+    z = quantile
+    return (
+        z
+        + (z**3 + z) / (4 * degrees)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    )

@@ -1,0 +1,176 @@
+"""Scoring a space: all of it by closed form where that fits the budget, else what a sampler proposes; then the climb.
+
+The order in which candidates are scored is chosen here; how one is scored is ``scoring.proxy``'s business, and what
+Optuna keeps of it ``optimize.study``'s.
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+
+from optuna import Study
+
+from seed.console import Terminal
+from seed.optimize.screening import Screen
+from seed.optimize.space import contains, enumerate_candidates
+from seed.optimize.study import add_trials, read_trials, run_trials
+from seed.records import Candidate, Frontier, Latency, Quality, SearchPlan, SearchSpace, TrialRecord
+from seed.scoring.latency import name_structure
+from seed.scoring.proxy import Proxy
+from seed.scoring.sweep import Sweep
+from seed.stages import latencies, workbench
+from seed.stages.planning import SearchSettings
+from seed.stages.workbench import Workbench
+
+RECOVERY_SAMPLE = 16  # sets of a sweep that are scored without recovery too, to say what closed form recovers
+
+
+def score_space(
+    terminal: Terminal,
+    bench: Workbench,
+    sweep: Sweep,
+    study: Study,
+    plan: SearchPlan,
+    settings: SearchSettings,
+    space: SearchSpace,
+    table: dict[str, Latency],
+) -> tuple[TrialRecord, ...]:
+    """Score candidates at the objective's rung until the budget is spent or the space is exhausted."""
+    rung = bench.protocol.rung
+    before = [trial for trial in read_trials(study) if contains(space, trial.evaluation.candidate)]
+    is_whole = plan.covers_space and rung == "closed_form"  # then a trial costs nothing beyond its share of the sweep
+    target = space.size if is_whole else min(plan.trials, space.size)
+    scored = [trial.evaluation.candidate for trial in before if trial.state == "COMPLETE"]
+    screen = Screen(keep=math.ceil(plan.frontier_size / (space.max_dropped - space.min_dropped + 1)) + 1)
+    screen.learn(before)
+
+    def latency_of(candidate: Candidate) -> Latency:
+        structure = name_structure(bench.anatomy, candidate)
+        if structure not in table:
+            table[structure] = latencies.measure_latency(bench, candidate)
+            latencies.write_latencies(bench.folder, table)
+        return table[structure]
+
+    def judge(candidate: Candidate, quality: Quality) -> str | None:
+        structure = name_structure(bench.anatomy, candidate)
+        return screen.judge(candidate, quality, structure=structure) if settings.screen else None
+
+    proxy = Proxy(
+        sweep,
+        rung=rung,
+        short=lambda candidate: workbench.short_settings(bench, candidate),
+        latency_of=latency_of,
+        screen=judge,
+    )
+    for candidate in scored:  # a damaged line that was taken out of the sweep is made up
+        if not sweep.is_known(candidate, rung):
+            proxy.evaluate(candidate)
+    if scored:
+        terminal.say(f"{len(scored)} candidates were scored before")
+    if len(scored) >= target or len(before) >= space.size:
+        return read_trials(study)
+    order = list(enumerate_candidates(space)) if plan.covers_space or space.size <= plan.trials else []
+    sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space else []
+    sweep.measure_unrecovered(sample)
+    if plan.covers_space and not is_whole:
+        order = rank_candidates(sweep_space(terminal, sweep, order))
+    if rung == "short_distillation":
+        store_states(terminal, bench, sweep, steps=bench.protocol.short_steps)
+    skipped = 0
+    best: dict[int, float] = {}
+    with terminal.stage("search", total=target - len(scored)) as advance:
+
+        def show(trial: TrialRecord) -> None:
+            nonlocal skipped
+            screen.learn([trial])
+            skipped += trial.evaluation.skipped_because is not None
+            if trial.state == "COMPLETE":
+                dropped = len(trial.evaluation.candidate.dropped_layers)
+                ratio = trial.evaluation.qualities[rung].ppl_ratio
+                best[dropped] = min(best.get(dropped, ratio), ratio)
+            shown = ", ".join(f"-{count}: {ratio:.3f}" for count, ratio in sorted(best.items()))
+            advance(int(trial.state == "COMPLETE"), f"best PPL ratio by layers dropped {shown}")
+
+        if order:
+            add_trials(study, space, order, trials=target, rung=rung, evaluate=proxy.evaluate, on_trial=show)
+        else:
+            run_trials(
+                study,
+                space,
+                trials=target,
+                sampler=settings.sampler,
+                rng_seed=bench.protocol.rng_seed,
+                rung=rung,
+                evaluate=proxy.evaluate,
+                on_trial=show,
+            )
+    if skipped:
+        terminal.say(f"{skipped} candidates were not worth {rung.replace('_', ' ')} and skipped; their trials say why")
+    if sample:
+        terminal.say(say_recovery([sweep.known(candidate) for candidate in sample], len(order)))
+    return read_trials(study)
+
+
+def name_solver(plan: SearchPlan, settings: SearchSettings, space: SearchSpace, frontier: Frontier) -> str:
+    """How the scored candidates were chosen, in a few words."""
+    if frontier.num_scored >= space.size:
+        return "all of them"
+    return "chosen by a sweep of all of them" if plan.covers_space else f"searched with {settings.sampler}"
+
+
+def sweep_space(terminal: Terminal, sweep: Sweep, order: Sequence[Candidate]) -> dict[Candidate, Quality]:
+    """Score candidates by closed form, in the order given."""
+    found: dict[Candidate, Quality] = {}
+    best: dict[int, float] = {}
+    with terminal.stage("sweep", total=len(order)) as advance:
+        for candidate in order:
+            quality = found[candidate] = sweep.measure(candidate)
+            dropped = len(candidate.dropped_layers)
+            best[dropped] = min(best.get(dropped, math.inf), quality.ppl_ratio)
+            shown = ", ".join(f"-{count}: {ratio:.3f}" for count, ratio in sorted(best.items()))
+            advance(1, f"best PPL ratio by layers dropped {shown}")
+    return found
+
+
+def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
+    """The best of every depth, then the second best of every depth, and so on."""
+    by_depth: dict[int, list[Candidate]] = defaultdict(list)
+    for candidate in sorted(qualities, key=lambda candidate: (qualities[candidate].loss, candidate.key)):
+        by_depth[len(candidate.dropped_layers)].append(candidate)
+    rank = {candidate: i for group in by_depth.values() for i, candidate in enumerate(group)}
+    return sorted(qualities, key=lambda candidate: (rank[candidate], len(candidate.dropped_layers)))
+
+
+def store_states(
+    terminal: Terminal,
+    bench: Workbench,
+    sweep: Sweep,
+    *,
+    steps: int,
+    rng_seeds: Sequence[int] | None = None,
+) -> None:
+    """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
+    seeds = [bench.protocol.rng_seed] if rng_seeds is None else rng_seeds
+    total = len(workbench.list_windows(bench, steps=steps, rng_seeds=seeds))
+    with terminal.stage("dense states", total=total) as advance:
+        sweep.instruments = workbench.store_teacher_states(
+            bench, sweep.instruments, steps=steps, rng_seeds=seeds, on_window=lambda count: advance(count, "")
+        )
+
+
+def say_recovery(sample: Sequence[dict[str, Quality]], num_swept: int) -> str:
+    """One line on how much of the loss of cutting closed form wins back."""
+    shares = sorted(share for share in map(measure_recovery, sample) if share is not None)
+    if not shares:
+        return "closed form recovers nothing that could be measured: cutting costs nothing here"
+    return (
+        f"closed form recovers {statistics.median(shares):.0%} of what cutting costs in loss "
+        f"(median of {len(shares)} sets out of {num_swept}; {shares[0]:.0%} to {shares[-1]:.0%})"
+    )
+
+
+def measure_recovery(qualities: dict[str, Quality]) -> float | None:
+    """Share of the loss of cutting that closed form wins back; None where cutting costs nothing."""
+    lost = math.log(qualities["none"].ppl_ratio)
+    return 1 - math.log(qualities["closed_form"].ppl_ratio) / lost if lost > 0 else None
