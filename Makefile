@@ -1,9 +1,9 @@
-# make demo: set up and search the embedded model; make test, make check: what CI runs; make bench: timings
+# make demo: set up and search the embedded model; make test, make check: what CI runs; make bench, make bench-full: timings
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench bench-full clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m seed.search
@@ -22,7 +22,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m tests.bench.scoring
+	$(BIN)/python -m tests.bench
+
+bench-full: $(VENV)/.installed
+	$(BIN)/python -m tests.bench --full
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

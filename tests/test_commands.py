@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 TINY = [
     "--window-tokens=64",
@@ -131,12 +132,17 @@ def members_of(study: Path) -> list[tuple]:
     ]
 
 
-@pytest.mark.parametrize(("trials", "sampler"), [(60, "tpe"), (20, "tpe")])
-def test_a_killed_search_ends_where_an_unbroken_one_does(make_checkpoint, text_file, tmp_path, trials, sampler):
-    model = make_checkpoint("llama", num_layers=6)  # 41 sets of up to three layers: enumerated, or searched
-    words = search_words(
-        model, text_file, "--max-dropped=3", f"--trials={trials}", f"--sampler={sampler}", "--frontier-size=3"
-    )
+WAYS = {
+    "swept": [],
+    "searched": ["--sweep-budget=0", "--trials=20", "--sampler=tpe"],
+    "climbed": ["--rung=2", "--short-steps=2", "--trials=14"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_killed_search_ends_where_an_unbroken_one_does(make_checkpoint, text_file, tmp_path, way):
+    model = make_checkpoint("llama", num_layers=6)  # 41 sets of up to three layers
+    words = search_words(model, text_file, "--max-dropped=3", "--frontier-size=3", *WAYS[way])
     run_seed(*words, "--study=unbroken", cwd=tmp_path)
     for finished in (3, 11):
         kill_after_trials([*words, "--study=killed"], tmp_path, study="killed", finished=finished)
@@ -201,6 +207,69 @@ def test_one_more_model_comes_out_of_a_finished_study(make_checkpoint, text_file
     assert "0 to" in error
 
 
+def test_low_rank_updates_behind_a_frozen_prefix_end_up_in_an_ordinary_checkpoint(make_checkpoint, text_file, tmp_path):
+    model = make_checkpoint("gpt2")
+    words = search_words(model, text_file, "--study=thin", "--frontier-size=1", "--lora-rank=2", "--freeze-prefix")
+    run_seed(*words, "--max-dropped=1", "--rung=2", "--short-steps=2", cwd=tmp_path)
+    study = tmp_path / "studies" / "thin"
+    result = json.loads(next((study / "distilled").glob("*.json")).read_text())
+    assert "LoRA of rank 2" in result["settings"]["trained"]
+    with safe_open(next((study / "models").glob("*/*.safetensors")), framework="np") as stored:
+        assert not [name for name in stored.keys() if "lora" in name or "base_layer" in name]  # noqa: SIM118
+    judged = run_seed("seed.evaluate", str(next((study / "models").iterdir())), cwd=tmp_path)
+    assert f"perplexity: {result['test']['perplexity']:.3f}" in judged.stdout
+
+
+def test_a_fidelity_study_goes_on_where_it_was_killed(make_checkpoint, text_file, tmp_path):
+    model = make_checkpoint("llama", num_layers=6)
+    for name in ("unbroken", "killed"):
+        run_seed(*search_words(model, text_file, f"--study={name}", "--max-dropped=2", "--no-distill"), cwd=tmp_path)
+    words = ["--per-depth=4", "--short-steps", "2", "--distill-tokens=4096", "--rng-seeds", "1", "2"]
+    done = run_seed("seed.fidelity", "studies/unbroken", *words, cwd=tmp_path)
+    assert "closed-form recovery" in done.stdout
+    assert "noise ceiling" in done.stdout
+    assert "twice the budget: drop-" in done.stdout
+
+    def is_time(root: Path) -> bool:
+        path = root / "fidelity.json"
+        return path.exists() and path.read_text().count('"test_loss"') >= 3
+
+    kill_when(["seed.fidelity", "studies/killed", *words], tmp_path, is_time, study="killed")
+    run_seed("seed.fidelity", "studies/killed", *words, cwd=tmp_path)
+    one, other = (
+        json.loads((tmp_path / "studies" / name / "fidelity.json").read_text()) for name in ("unbroken", "killed")
+    )
+    assert len(one["rows"]) == 8
+    for row, same in zip(one["rows"], other["rows"], strict=True):
+        assert sorted(row["losses"]) == ["closed_form", "none", "short_distillation_2"]
+        assert [row[name] for name in ("candidate", "near_best", "losses")] == [
+            same[name] for name in ("candidate", "near_best", "losses")
+        ]
+        assert [(f["rng_seed"], f["test_loss"]) for f in row["finals"]] == [
+            (f["rng_seed"], f["test_loss"]) for f in same["finals"]
+        ]
+    assert (tmp_path / "studies" / "killed" / "fidelity.html").stat().st_size > 1_000_000
+    changed = run_seed("seed.fidelity", "studies/killed", *words, "--learning-rate=0.1", cwd=tmp_path, code=2)
+    assert "learning_rate: 0.001 there, 0.1 now" in error_of(changed)
+    assert "not a study" in error_of(run_seed("seed.fidelity", "nowhere", cwd=tmp_path, code=2))
+
+
+def test_a_damaged_sweep_is_named_and_a_torn_one_mended(make_checkpoint, text_file, tmp_path):
+    words = search_words(make_checkpoint(), text_file, "--study=torn", "--no-distill", "--max-dropped=2")
+    run_seed(*words, cwd=tmp_path)
+    study = tmp_path / "studies" / "torn"
+    whole = (study / "sweep.jsonl").read_text()
+    (study / "sweep.jsonl").write_text(whole[:-20])
+    (study / "journal.log").unlink()
+    run_seed(*words, cwd=tmp_path)
+    healed = (study / "sweep.jsonl").read_text()
+    keys = [json.loads(line)["key"] for line in whole.splitlines()]
+    assert [json.loads(line)["key"] for line in healed.splitlines()] == keys
+    (study / "sweep.jsonl").write_text(whole.replace('"rung"', '"wrong"', 1))
+    error = error_of(run_seed(*words, cwd=tmp_path, code=2))
+    assert "sweep.jsonl: line 1 is damaged" in error
+
+
 def test_users_own_stopwatch_judge_and_storage_are_used(make_checkpoint, text_file, tmp_path):
     config = "import json, sys; print(json.load(open(sys.argv[1] + '/config.json'))['num_hidden_layers'] * {})"
     stopwatch, judge = (f'{sys.executable} -c "{config.format(factor)}"' for factor in (10, 1000))
@@ -251,6 +320,8 @@ BAD_WORDS = {
     "storage password": (["--storage", "postgresql://me:hunter2@host/db"], ["~/.pgpass"]),
     "missing text": (["--recovery-text", "nowhere.txt"], ["nowhere.txt", "no such file"]),
     "window": (["--window-tokens", "100000"], ["--window-tokens 100000", "512"]),
+    "sweep budget": (["--sweep-budget", "-1"], ["--sweep-budget", "0 or more"]),
+    "low-rank updates": (["--lora-rank", "0"], ["--lora-rank 0", "above 0"]),
     "space file": (["--space", "nowhere.toml"], ["nowhere.toml"]),
 }
 

@@ -37,7 +37,7 @@ def place(make_checkpoint, text_file, tmp_path_factory) -> Path:
     shutil.copytree(make_checkpoint("llama"), path / "my-checkpoint")
     shutil.copy(text_file, path / "notes.txt")
     words = next(words for words in seed_commands() if words == ["seed.search"])
-    done = run_seed(*words, *SMALL, "--max-dropped=2", cwd=path)
+    done = run_seed(*words, *SMALL, "--max-dropped=2", "--sweep-budget=0", cwd=path)
     assert "dense model: test PPL" in done.stdout
     assert "Distilled frontier" in done.stdout
     return path
@@ -45,7 +45,7 @@ def place(make_checkpoint, text_file, tmp_path_factory) -> Path:
 
 def test_the_readme_shows_the_commands_that_are_tested_here():
     shown = [words[0] for words in seed_commands()]
-    assert set(shown) == {"seed.search", "seed.distill", "seed.evaluate", "seed.report"}
+    assert set(shown) == {"seed.search", "seed.distill", "seed.evaluate", "seed.report", "seed.fidelity"}
     assert "make demo" in README
     assert "make test" in README
 
@@ -76,6 +76,10 @@ def test_commands_on_the_readers_own_model_and_on_studies_work(place):
     (place / "studies" / "demo" / "report.html").unlink()
     run_seed(*report, cwd=place)
     assert (place / "studies" / "demo" / "report.html").is_file()
+    [fidelity] = [words for words in seed_commands() if words[0] == "seed.fidelity"]
+    small = ["--per-depth=2", "--short-steps", "1", "--distill-tokens=4096"]
+    done = run_seed(*[word.replace("demo", "gpt2-small") for word in fidelity], *small, cwd=place)
+    assert "noise ceiling" in done.stdout
 
 
 def test_the_python_example_runs(place):

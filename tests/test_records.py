@@ -133,6 +133,8 @@ def make_plan(**changes: object) -> SearchPlan:
     "changes",
     [
         {"trials": 7},
+        {"sweep_budget": 0.0},
+        {"covers_space": True},
         {"frontier_size": 2},
         {"distill_tokens": 5},
         {"max_ppl_ratio": 1.1},

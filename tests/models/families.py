@@ -17,6 +17,23 @@ GATED = COMMON | {
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SIMPLE = ("llama", "gpt2", "qwen2", "gemma2")
+FAMILIES = (
+    *SIMPLE,
+    "bloom",
+    "falcon",
+    "mpt",
+    "opt",
+    "opt_post_norm",
+    "gpt_neox",
+    "gpt_neo",
+    "granite",
+    "smollm3",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "deepseek_v3",
+    "mamba",
+)
 
 
 def make_config(family: str) -> transformers.PretrainedConfig:

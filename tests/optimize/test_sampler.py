@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from seed.optimize import sampler as samplers
-from seed.optimize.sampler import SAMPLERS, EnumerationSampler, FeasibleSampler
+from seed.optimize.sampler import SAMPLERS, FeasibleSampler
 from seed.optimize.space import contains, drop_layers, enumerate_candidates
 from seed.optimize.study import open_study, run_trials
 from seed.records import Candidate, Evaluation, SearchSpace
@@ -76,36 +76,18 @@ def test_layers_without_a_flag_stay() -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_space_that_fits_the_budget_is_enumerated(name: str) -> None:
+def test_every_sampler_is_kept_inside(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        fits = samplers.make_sampler(name, SMALL, trials=25, random_state=0)
-        searches = samplers.make_sampler(name, SMALL, trials=24, random_state=0)
-    assert isinstance(fits, EnumerationSampler)
-    assert isinstance(searches, FeasibleSampler)
+        made = samplers.make_sampler(name, SMALL, random_state=0)
+    assert isinstance(made, FeasibleSampler)
+    assert name in type(made.inner).__name__.lower()
 
 
-# ---- enumeration
-
-
-@pytest.mark.parametrize("space", [SMALL, WIDE])
-def test_enumeration_asks_for_every_candidate_once_in_order(space: SearchSpace) -> None:
-    assert ask_trials(space, sampler="tpe", trials=space.size) == list(enumerate_candidates(space))
-
-
-def test_enumeration_asks_for_what_is_left_after_another_sampler() -> None:
-    study = open_in_memory()
-    asked: list[str] = []
-
-    def remember(candidate: Candidate) -> Evaluation:
-        asked.append(candidate.key)
-        return evaluate(candidate)
-
-    for trials in (7, 25):
-        run_trials(study, SMALL, trials=trials, sampler="random", rng_seed=1, rung=factory.RUNG, evaluate=remember)
-    assert sorted(asked) == sorted(candidate.key for candidate in enumerate_candidates(SMALL))
-    rest = [c.key for c in enumerate_candidates(SMALL) if c.key not in asked[:7]]
-    assert asked[7:] == rest
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_space_asked_for_whole_is_exhausted_without_repetition(name: str) -> None:
+    asked = ask_trials(SMALL, sampler=name, trials=1000)
+    assert sorted(candidate.key for candidate in asked) == sorted(c.key for c in enumerate_candidates(SMALL))
 
 
 # ---- Optuna's own, kept inside

@@ -4,10 +4,11 @@ import itertools
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -121,7 +122,7 @@ def test_the_budget_counts_scored_candidates(tmp_path: Path, sampler: str) -> No
 
 def test_a_space_smaller_than_the_budget_ends_the_study(tmp_path: Path) -> None:
     study = open_again(tmp_path)
-    assert run(study, trials=1000) == [candidate.key for candidate in enumerate_candidates(SPACE)]
+    assert sorted(run(study, trials=1000)) == sorted(candidate.key for candidate in enumerate_candidates(SPACE))
     assert run(study, trials=1000) == []
 
 
@@ -148,7 +149,7 @@ def test_raising_the_budget_goes_on_as_one_longer_run_would(tmp_path: Path, samp
 def test_raising_the_budget_to_the_whole_space_asks_for_the_rest(tmp_path: Path) -> None:
     first = run(open_again(tmp_path), trials=6)
     rest = run(open_again(tmp_path), trials=10)
-    assert rest == [candidate.key for candidate in enumerate_candidates(SPACE) if candidate.key not in first]
+    assert sorted(first + rest) == sorted(candidate.key for candidate in enumerate_candidates(SPACE))
 
 
 def test_trials_outside_a_narrowed_space_do_not_spend_its_budget() -> None:
@@ -281,7 +282,7 @@ def break_at(position: int, error: type[BaseException] = BrokenError) -> Evaluat
     return score
 
 
-@pytest.mark.parametrize(("space", "trials"), [(SPACE, 10), (LARGER, 15)], ids=["enumeration", "tpe"])
+@pytest.mark.parametrize(("space", "trials"), [(SPACE, 10), (LARGER, 15)], ids=["whole space", "tpe"])
 def test_a_broken_run_resumed_asks_what_an_unbroken_one_would(space: SearchSpace, trials: int) -> None:
     unbroken = in_memory()
     order = run(unbroken, trials=trials, space=space)
@@ -316,6 +317,159 @@ def test_ctrl_c_fails_the_trial_and_goes_through(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(study, trials=5, score=break_at(2, KeyboardInterrupt))
     assert count_states(study) == {"COMPLETE": 2, "FAIL": 1}
+
+
+# ---- candidates in a given order
+
+ORDER = tuple(random.Random(3).sample(list(enumerate_candidates(SPACE)), SPACE.size))
+
+
+def add(
+    study: optuna.Study,
+    *,
+    trials: int = 1000,
+    space: SearchSpace = SPACE,
+    order: Iterable[Candidate] = ORDER,
+    score: Evaluate = evaluate,
+    on_trial: Callable[[TrialRecord], None] = lambda trial: None,
+) -> list[str]:
+    """Add trials; return the keys of the candidates that were evaluated, in order."""
+    asked: list[str] = []
+
+    def remember(candidate: Candidate) -> Evaluation:
+        asked.append(candidate.key)
+        return score(candidate)
+
+    studies.add_trials(study, space, order, trials=trials, rung=RUNG, evaluate=remember, on_trial=on_trial)
+    return asked
+
+
+def test_candidates_are_evaluated_and_kept_in_the_order_given(tmp_path: Path) -> None:
+    asked = add(open_again(tmp_path))
+    assert asked == [candidate.key for candidate in ORDER]
+    records = studies.read_trials(open_again(tmp_path))
+    assert [record.evaluation for record in records] == [evaluate(candidate) for candidate in ORDER]
+    assert [record.number for record in records] == list(range(10))
+    assert count_states(open_again(tmp_path)) == {"COMPLETE": 10}
+
+
+def test_added_trials_are_those_that_asking_would_make(tmp_path: Path) -> None:
+    added, asked = in_memory(), in_memory()
+    add(added, trials=4)
+    for candidate in ORDER[:4]:
+        asked.enqueue_trial(flags_of(SPACE, candidate))
+    run(asked, trials=4)  # the sampler proposes what was queued
+    for one, other in zip(added.trials, asked.trials, strict=True):
+        assert one.number == other.number
+        assert one.values == other.values
+        assert one.params == other.params
+        assert one.distributions == other.distributions
+        assert one.user_attrs == other.user_attrs
+        assert one.state == other.state
+
+
+def test_adding_stops_at_the_number_of_complete_trials() -> None:
+    study = in_memory()
+    assert add(study, trials=4) == [candidate.key for candidate in ORDER[:4]]
+    assert add(study, trials=4) == []
+    assert add(study, trials=6) == [candidate.key for candidate in ORDER[4:6]]
+
+
+def test_what_the_study_has_is_passed_over(tmp_path: Path) -> None:
+    first = add(open_again(tmp_path), trials=3)
+    rest = add(open_again(tmp_path), order=ORDER[::-1])
+    assert rest == [candidate.key for candidate in ORDER[::-1] if candidate.key not in first]
+    assert count_states(open_again(tmp_path)) == {"COMPLETE": 10}
+    assert add(open_again(tmp_path)) == []
+
+
+def test_what_a_sampler_asked_for_is_passed_over() -> None:
+    study = in_memory()
+    first = run(study, trials=4, sampler="random")
+    assert add(study) == [candidate.key for candidate in ORDER if candidate.key not in first]
+    assert run(study, trials=1000) == []
+
+
+def test_added_candidates_are_not_asked_for_again() -> None:
+    study = in_memory()
+    first = add(study, trials=7)
+    assert sorted(first + run(study, trials=1000)) == sorted(candidate.key for candidate in ORDER)
+
+
+def test_a_candidate_named_twice_is_evaluated_once() -> None:
+    assert add(in_memory(), order=[*ORDER[:2], *ORDER[:3]]) == [candidate.key for candidate in ORDER[:3]]
+
+
+def test_added_candidates_without_a_number_are_pruned_and_do_not_count() -> None:
+    study = in_memory()
+    asked = add(study, trials=6, score=score_some_without_number())
+    assert asked == [candidate.key for candidate in ORDER[:9]]
+    assert count_states(study) == {"COMPLETE": 6, "PRUNED": 3}
+    assert [trial.number for trial in study.trials if trial.state == TrialState.PRUNED] == [1, 4, 7]
+    assert all("skipped" not in trial.user_attrs for trial in study.trials)
+
+
+def test_a_skipped_candidate_is_added_with_its_reason_and_not_evaluated_again() -> None:
+    def skip_first(candidate: Candidate) -> Evaluation:
+        evaluation = evaluate(candidate)
+        if 1 not in candidate.dropped_layers:
+            return evaluation
+        lower = {"none": evaluation.qualities["none"]}
+        return msgspec.structs.replace(evaluation, qualities=lower, skipped_because="hopeless")
+
+    study, shown = in_memory(), []
+    add(study, score=skip_first, on_trial=shown.append)
+    assert count_states(study) == {"COMPLETE": 6, "PRUNED": 4}
+    for trial, candidate in zip(study.trials, ORDER, strict=True):
+        is_skipped = 1 in candidate.dropped_layers
+        assert trial.user_attrs.get("skipped") == ("hopeless" if is_skipped else None)
+        assert trial.state == (TrialState.PRUNED if is_skipped else TrialState.COMPLETE)
+        assert trial.values == (None if is_skipped else values_at(candidate))
+    assert tuple(shown) == studies.read_trials(study)
+    assert add(study, score=skip_first) == []
+
+
+def test_a_skipped_candidate_with_a_number_still_has_no_value() -> None:
+    def skip(candidate: Candidate) -> Evaluation:
+        return msgspec.structs.replace(evaluate(candidate), skipped_because="hopeless")
+
+    study = in_memory()
+    add(study, score=skip)
+    assert count_states(study) == {"PRUNED": 10}
+
+
+def test_a_broken_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    with pytest.raises(BrokenError):
+        add(open_again(tmp_path), score=break_at(4))
+    assert count_states(open_again(tmp_path)) == {"COMPLETE": 4}  # what broke left no trial
+    shown: list[TrialRecord] = []
+    assert add(open_again(tmp_path), on_trial=shown.append) == [candidate.key for candidate in ORDER[4:]]
+    assert [trial.number for trial in shown] == [4, 5, 6, 7, 8, 9]
+    whole = in_memory()
+    add(whole)
+    assert values_of(open_again(tmp_path)) == values_of(whole)
+
+
+def test_numbers_shown_are_those_of_the_study_also_behind_failed_trials() -> None:
+    study, shown = in_memory(), []
+    with pytest.raises(BrokenError):
+        run(study, trials=3, score=break_at(1))
+    add(study, trials=4, on_trial=shown.append)
+    assert [trial.number for trial in shown] == [2, 3, 4]
+    assert tuple(shown) == studies.read_trials(study)[1:]
+
+
+def test_candidates_outside_a_narrowed_space_do_not_count() -> None:
+    study = in_memory()
+    add(study, trials=10)
+    deeper = msgspec.structs.replace(SPACE, min_dropped=2)
+    assert studies.count_complete(study, deeper) == 6
+    assert add(study, trials=6, space=deeper, order=enumerate_candidates(deeper)) == []
+
+
+def values_at(candidate: Candidate) -> list[float]:
+    evaluation = evaluate(candidate)
+    return [evaluation.qualities[RUNG].ppl_ratio, evaluation.latency.ratio]
 
 
 KILLED = """

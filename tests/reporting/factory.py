@@ -193,6 +193,8 @@ def make_record() -> StudyRecord:
             name="demo",
             identity=identity,
             trials=180,
+            sweep_budget=600.0,
+            covers_space=False,
             frontier_size=6,
             distill_tokens=3_276_800,
             max_ppl_ratio=None,

@@ -4,22 +4,37 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seed.models.anatomy import Anatomy
-from seed.models.surgery import make_student
+from seed.models.surgery import cast_weights, make_student
 from seed.records import Candidate
-from seed.scoring import distillation
-from seed.scoring.distillation import Distilled, DistillSettings, choose_windows, distill, schedule, tune_learning_rate
+from seed.scoring import distillation, quality
+from seed.scoring.distillation import (
+    Distilled,
+    DistillSettings,
+    accumulate_gradient,
+    choose_windows,
+    distill,
+    draw_windows,
+    freeze_prefix,
+    kl_and_gradient,
+    schedule,
+    tune_learning_rate,
+)
 from seed.scoring.quality import forward_kl
-from tests.models.families import make_model
+from seed.scoring.targets import Recall, recall_live, store_states
+from tests.models.families import make_model, make_tokens
 from tests.scoring.streams import draw_stream
 
 SETTINGS = DistillSettings(steps=24, batch_windows=4, micro_batch=4, learning_rate=3e-3, rng_seed=0, looks=4)
 TEACHER = make_model("llama")
+DENSE = Anatomy(TEACHER)
+CUT = Candidate(num_layers=4, kept_layers=(0, 3))
 RECOVERY = draw_stream(18, 16, rng_seed=1)
 VALIDATION = draw_stream(8, 16, rng_seed=2)
 
@@ -29,7 +44,7 @@ class StoppedError(Exception):
 
 
 def make_start() -> nn.Module:
-    return make_student(Anatomy(TEACHER), Candidate(num_layers=4, kept_layers=(0, 3)))
+    return make_student(DENSE, CUT)
 
 
 @torch.no_grad()
@@ -43,10 +58,13 @@ def run(
     student: nn.Module,
     settings: DistillSettings = SETTINGS,
     *,
+    recall: Recall | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Distilled:
-    return distill(student, TEACHER, RECOVERY, settings, validate=validate, checkpoint=checkpoint, on_step=on_step)
+    return distill(
+        student, DENSE, RECOVERY, settings, validate=validate, recall=recall, checkpoint=checkpoint, on_step=on_step
+    )
 
 
 def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
@@ -165,7 +183,8 @@ def test_dropout_is_off() -> None:
     teacher = make_model("gpt2")
     assert teacher.config.resid_pdrop > 0
     student = copy.deepcopy(teacher).train()
-    distilled = distill(student, teacher, RECOVERY, replace(SETTINGS, steps=1, looks=1), validate=lambda model: 0.0)
+    settings = replace(SETTINGS, steps=1, looks=1)
+    distilled = distill(student, Anatomy(teacher), RECOVERY, settings, validate=lambda model: 0.0)
     assert distilled.curve[1].kl_divergence == pytest.approx(0.0, abs=1e-6)  # it is the teacher, after all
 
 
@@ -215,5 +234,338 @@ def test_the_rate_with_the_lowest_loss_wins_and_rates_behind_a_rise_are_not_trie
 
 def test_other_settings_have_another_fingerprint() -> None:
     assert SETTINGS.fingerprint == replace(SETTINGS).fingerprint
-    for change in ({"steps": 25}, {"learning_rate": 1e-3}, {"rng_seed": 1}, {"looks": 5}, {"batch_windows": 5}):
-        assert replace(SETTINGS, **change).fingerprint != SETTINGS.fingerprint
+    changes: list[dict[str, Any]] = [{"steps": 25}, {"learning_rate": 1e-3}, {"rng_seed": 1}, {"looks": 5}]
+    changes += [{"batch_windows": 5}, {"mixed_precision": True}, {"frozen_layers": 1}, {"lora_rank": 1}]
+    assert len({replace(SETTINGS, **change).fingerprint for change in [{}, *changes]}) == len(changes) + 1
+
+
+@pytest.mark.parametrize("change", [{"lora_rank": 0}, {"frozen_layers": -1}, {"steps": 0}, {"micro_batch": 0}])
+def test_settings_that_make_no_sense_are_not_made(change: dict[str, int]) -> None:
+    with pytest.raises(AssertionError):
+        replace(SETTINGS, **change)
+
+
+def test_a_step_draws_its_part_of_an_endless_sequence() -> None:
+    whole = draw_windows(range(60), num_windows=7, rng_seed=3).tolist()
+    settings = replace(SETTINGS, rng_seed=3)
+    steps = [choose_windows(step, 7, settings).tolist() for step in range(15)]
+    assert [window for step in steps for window in step] == whole
+    assert draw_windows(range(13, 40), num_windows=7, rng_seed=3).tolist() == whole[13:40]
+
+
+# ---- the gradient
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_divergence_and_gradient_are_those_of_autograd(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (scale * torch.randn(2, 5, 257, generator=generator) for _ in range(2))
+    before = teacher.clone(), student.clone()
+    divergence, gradient = kl_and_gradient(teacher, student)
+    assert torch.equal(teacher, before[0])
+    assert torch.equal(student, before[1])
+    leaf = student.double().requires_grad_(True)
+    expected = forward_kl(teacher.double(), leaf)
+    expected.sum().backward()
+    assert torch.allclose(divergence.double(), expected.detach(), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(gradient.double(), leaf.grad, atol=1e-5)
+    assert divergence.shape == (2, 5)
+    assert torch.allclose(gradient.sum(-1), torch.zeros(2, 5), atol=1e-5)
+
+
+def test_divergence_from_oneself_is_nothing() -> None:
+    logits = 10 * torch.randn(3, 257, generator=torch.Generator().manual_seed(1))
+    divergence, gradient = kl_and_gradient(logits, logits)
+    assert torch.equal(divergence, torch.zeros(3))
+    assert torch.equal(gradient, torch.zeros(3, 257))
+
+
+def test_half_precision_logits_are_compared_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(4, 257, generator=generator).bfloat16() for _ in range(2))
+    divergence, gradient = kl_and_gradient(teacher, student)
+    assert (divergence.dtype, gradient.dtype) == (torch.float32, torch.float32)
+    exact = kl_and_gradient(teacher.float(), student.float())
+    assert torch.equal(divergence, exact[0])
+    assert torch.equal(gradient, exact[1])
+
+
+def differentiate_directly(teacher: nn.Module, student: nn.Module, windows: Tensor) -> float:
+    """Mean KL by one forward pass of both models on the whole batch, its gradient left in the student."""
+    tokens = RECOVERY.tokens_NT[windows]
+    with torch.no_grad():
+        wanted = teacher(input_ids=tokens, use_cache=False).logits
+    divergence = forward_kl(wanted, student(input_ids=tokens, use_cache=False).logits).mean()
+    divergence.backward()
+    return divergence.item()
+
+
+def take_gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+# windows of 16 tokens: parts of 1, 5 and 15 positions, one window, one and a half, three, and all at once
+@pytest.mark.parametrize("positions", [1, 5, 15, 16, 24, 48, 10_000])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite"])
+def test_the_gradient_is_that_of_whole_logits(family: str, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = make_model(family)
+    dense = Anatomy(teacher)
+    student = make_student(dense, CUT).requires_grad_(True)
+    windows = torch.tensor([4, 0, 11, 7, 2])
+    expected = differentiate_directly(teacher, student, windows)
+    wanted = take_gradients(student)
+    monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * positions)
+    for micro_batch in (1, 3, 5, 8):
+        divergence = accumulate_gradient(
+            Anatomy(student),
+            dense,
+            RECOVERY,
+            windows,
+            replace(SETTINGS, micro_batch=micro_batch),
+            recall=recall_live(dense, RECOVERY),
+        )
+        assert divergence == pytest.approx(expected, rel=1e-5)
+        found = take_gradients(student)
+        assert found.keys() == wanted.keys()
+        for name, gradient in found.items():
+            assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-4 * float(wanted[name].abs().max())), name
+    assert all(weight.grad is None for weight in teacher.parameters())
+
+
+def test_gradients_add_up_until_they_are_cleared() -> None:
+    student = make_start().requires_grad_(True)
+    anatomy, windows = Anatomy(student), torch.tensor([1, 2])
+    sizes = []
+    for _ in range(2):
+        accumulate_gradient(anatomy, DENSE, RECOVERY, windows, SETTINGS, recall=recall_live(DENSE, RECOVERY))
+        sizes.append(float(student.lm_head.weight.grad.norm()))
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=1e-5)
+
+
+def test_small_parts_train_as_well(unbroken: tuple[nn.Module, Distilled], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * 7)
+    losses = [point.validation_loss for point in run(make_start()).curve]
+    assert losses == pytest.approx([point.validation_loss for point in unbroken[1].curve], rel=1e-2)
+
+
+# ---- the dense model's states
+
+
+@pytest.mark.parametrize("micro_batch", [2, 6])
+def test_stored_states_give_what_live_ones_give_to_the_bit(
+    micro_batch: int, tmp_path: Path, unbroken: tuple[nn.Module, Distilled]
+) -> None:
+    recall = store_states(DENSE, RECOVERY, range(18), directory=tmp_path, identity="x", micro_batch=micro_batch)
+    student, forwards = make_start(), list[int]()
+    handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
+    try:
+        distilled = run(student, recall=recall)
+    finally:
+        handle.remove()
+    assert len(forwards) == len(distilled.curve)  # by validation alone
+    assert distilled == unbroken[1]
+    assert_same_weights(student, unbroken[0])
+
+
+# ---- frozen layers
+
+
+def list_changes(student: nn.Module, start: nn.Module) -> set[str]:
+    before = dict(start.named_parameters())
+    return {name for name, weight in student.named_parameters() if not torch.equal(weight, before[name])}
+
+
+SHORT = replace(SETTINGS, steps=3, looks=1)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+@pytest.mark.parametrize(("family", "layers"), [("llama", "model.layers"), ("gpt2", "transformer.h")])
+def test_frozen_layers_stay_and_all_behind_them_are_trained(family: str, layers: str, frozen: int) -> None:
+    dense = Anatomy(make_model(family))
+    student = make_student(dense, Candidate(num_layers=4, kept_layers=(0, 1, 3)))
+    start = copy.deepcopy(student)
+    settings = replace(SHORT, frozen_layers=frozen)
+    losses = iter([1.0, 0.0])
+    distill(student, dense, RECOVERY, settings, validate=lambda model: next(losses))
+    changed = list_changes(student, start)
+    everything = {name for name, _ in student.named_parameters()}
+    kept = {name for name in everything if name.startswith(tuple(f"{layers}.{i}." for i in range(frozen)))}
+    assert len(kept) == frozen * len(everything & {n for n in everything if n.startswith(f"{layers}.0.")})
+    if frozen and family == "gpt2":
+        kept.add("transformer.wpe.weight")  # positions are added before the layers only
+    # keys' biases move no attention weight: their gradient is rounding
+    unmoved = {name for name in everything if name.endswith("k_proj.bias")}
+    assert changed - unmoved == everything - kept - unmoved
+    assert ("model.embed_tokens.weight" in changed) or ("transformer.wte.weight" in changed)  # tied to the head
+    assert not any(weight.requires_grad for weight in student.parameters())
+
+
+def test_an_embedding_of_its_own_is_frozen_with_the_layers_behind_it() -> None:
+    dense = Anatomy(make_model("qwen2"))
+    assert dense.model.get_input_embeddings().weight is not dense.model.get_output_embeddings().weight
+    for frozen in (0, 1):
+        student = make_student(dense, CUT)
+        start = copy.deepcopy(student)
+        losses = iter([1.0, 0.0])
+        settings = replace(SHORT, frozen_layers=frozen)
+        distill(student, dense, RECOVERY, settings, validate=lambda model, losses=losses: next(losses))
+        changed = list_changes(student, start)
+        assert ("model.embed_tokens.weight" in changed) == (frozen == 0)
+        assert ("model.layers.0.mlp.down_proj.weight" in changed) == (frozen == 0)
+        assert {"lm_head.weight", "model.norm.weight", "model.layers.1.mlp.down_proj.weight"} <= changed
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_what_is_frozen_costs_no_gradient_and_no_moments(family: str) -> None:
+    dense = Anatomy(make_model(family))
+    student = make_student(dense, CUT)
+    trained: set[str] = set()
+
+    def look(step: int) -> None:
+        trained.update(name for name, weight in student.named_parameters() if weight.requires_grad)
+
+    settings = replace(SHORT, steps=1, frozen_layers=1)
+    distill(student, dense, RECOVERY, settings, validate=lambda model: 0.0, on_step=look)
+    kept = {name for name, _ in student.named_parameters() if name.startswith("model.layers.0.")}
+    if family == "qwen2":
+        kept.add("model.embed_tokens.weight")
+    assert trained == {name for name, _ in student.named_parameters()} - kept
+
+
+def test_frozen_layers_lower_the_loss_too() -> None:
+    curve = run(make_start(), replace(SETTINGS, frozen_layers=1)).curve
+    assert curve[-1].validation_loss < 0.9 * curve[0].validation_loss
+
+
+def test_a_prefix_thaws_when_the_block_ends() -> None:
+    student = make_start().requires_grad_(True)
+    anatomy, tokens = Anatomy(student), make_tokens()
+    whole = anatomy.run_layers(tokens)
+
+    def train_cut() -> None:
+        cut = anatomy.run_layers(tokens)
+        assert torch.equal(cut, whole)
+        cut.sum().backward()
+        raise StoppedError
+
+    with pytest.raises(StoppedError), freeze_prefix(anatomy, 1):
+        train_cut()
+    assert all(weight.grad is None for weight in anatomy.layers[0].parameters())
+    assert all(weight.grad is not None for weight in anatomy.layers[1].parameters())
+    assert not any(module._forward_pre_hooks for module in student.modules())
+    with pytest.raises(AssertionError), freeze_prefix(anatomy, 2):
+        pass  # nothing but the head would be trained
+
+
+@pytest.mark.usefixtures("save_every_step")
+def test_a_stopped_run_with_frozen_layers_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=6, looks=2, frozen_layers=1)
+    whole, stopped, resumed = make_start(), make_start(), make_start()
+    expected = run(whole, settings)
+    with pytest.raises(StoppedError):
+        run(stopped, settings, checkpoint=tmp_path / "progress.pt", on_step=stop_at(4))
+    assert run(resumed, settings, checkpoint=tmp_path / "progress.pt") == expected
+    assert_same_weights(resumed, whole)
+
+
+# ---- low-rank updates
+
+LORA = replace(SETTINGS, lora_rank=4, learning_rate=1e-2)
+
+
+def list_peft_modules(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if "peft" in type(module).__module__]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_low_rank_updates_alone_are_trained_and_merged_at_the_end(family: str, dtype: torch.dtype) -> None:
+    teacher = cast_weights(make_model(family), dtype)
+    dense = Anatomy(teacher)
+    student = make_student(dense, CUT)
+    start = copy.deepcopy(student)
+    before = {name: weight.clone() for name, weight in start.named_parameters()}
+    seen: list[int] = []
+
+    def look(step: int) -> None:
+        seen.append(step)
+        trained = {name for name, weight in student.named_parameters() if weight.requires_grad}
+        assert trained
+        assert all("lora_" in name for name in trained)
+        weights = {name.replace(".base_layer", ""): weight for name, weight in student.named_parameters()}
+        for name, weight in before.items():
+            assert torch.equal(weights[name], weight), name
+        assert all(weights[name].dtype == torch.float32 for name in trained)
+
+    @torch.no_grad()
+    def measure(model: nn.Module) -> float:
+        logits = [each(input_ids=VALIDATION.tokens_NT, use_cache=False).logits.float() for each in (teacher, model)]
+        return forward_kl(*logits).mean().item()
+
+    distilled = distill(student, dense, RECOVERY, LORA, validate=measure, on_step=look)
+    assert seen == list(range(1, 25))
+    assert type(student) is type(start)
+    assert list(student.state_dict()) == list(start.state_dict())
+    assert not list_peft_modules(student)
+    assert [type(module) for module in student.modules()] == [type(module) for module in start.modules()]
+    assert all(weight.dtype == dtype for weight in student.parameters())
+    assert not any(weight.requires_grad for weight in student.parameters())
+    curve = distilled.curve
+    assert curve[-1].validation_loss < 0.85 * curve[0].validation_loss
+    merged = min(point.validation_loss for point in curve)
+    assert measure(student) == pytest.approx(merged, rel=1e-4 if dtype == torch.float32 else 0.1)
+    changed = list_changes(student, start)
+    assert all(weight.ndim == 2 for name, weight in student.named_parameters() if name in changed)
+    projections = {name for name in before if "proj" in name or "c_" in name}
+    assert changed == {name for name in projections if before[name].ndim == 2}
+
+
+@pytest.mark.usefixtures("save_every_step")
+@pytest.mark.parametrize("stops", [[2], [3, 6]], ids=str)
+def test_a_stopped_run_with_low_rank_updates_ends_as_an_unbroken_one(stops: list[int], tmp_path: Path) -> None:
+    settings = replace(LORA, steps=8, looks=2)
+    whole, resumed = make_start(), make_start()
+    expected = run(whole, settings)
+    for step in stops:
+        with pytest.raises(StoppedError):
+            run(make_start(), settings, checkpoint=tmp_path / "progress.pt", on_step=stop_at(step))
+    torch.manual_seed(99)  # where the global random numbers stand does not matter
+    assert run(resumed, settings, checkpoint=tmp_path / "progress.pt") == expected
+    assert_same_weights(resumed, whole)
+
+
+def test_low_rank_updates_of_frozen_layers_are_not_trained() -> None:
+    student = make_start()
+    run(student, replace(LORA, steps=4, looks=1, frozen_layers=1))
+    changed = list_changes(student, make_start())
+    assert changed
+    assert all(name.startswith("model.layers.1.") for name in changed)
+
+
+def test_low_rank_updates_that_do_not_help_are_not_merged() -> None:
+    student = make_start()
+    losses = iter([1.0, 2.0])
+    settings = replace(LORA, steps=2, looks=1)
+    assert distill(student, DENSE, RECOVERY, settings, validate=lambda model: next(losses)).best_step == 0
+    assert_same_weights(student, make_start())
+
+
+# ---- mixed precision
+
+
+@pytest.mark.parametrize("lora_rank", [None, 4])
+def test_mixed_precision_lowers_the_loss_as_float32_does(lora_rank: int | None) -> None:
+    settings = replace(LORA if lora_rank else SETTINGS, lora_rank=lora_rank)
+    whole, mixed = make_start(), make_start()
+    exact = run(whole, settings).curve
+    curve = run(mixed, replace(settings, mixed_precision=True)).curve
+    assert curve[0].validation_loss == exact[0].validation_loss  # validation is the caller's
+    gained = curve[0].validation_loss - curve[-1].validation_loss
+    assert gained == pytest.approx(exact[0].validation_loss - exact[-1].validation_loss, rel=0.1)
+    assert [point.kl_divergence for point in curve[1:]] == pytest.approx(
+        [point.kl_divergence for point in exact[1:]], rel=0.1
+    )
+    assert all(weight.dtype == torch.float32 for weight in mixed.parameters())
+    assert list_changes(mixed, whole)  # it did compute otherwise

@@ -1,67 +1,52 @@
-"""A candidate climbs to the rung asked for; what was measured on the way is kept, and is true of the student."""
+"""A candidate climbs to the rung asked for, or to where the screen stops it; nothing is measured that is known."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from seed.models.anatomy import Anatomy
-from seed.models.checkpoint import load_checkpoint, write_checkpoint
-from seed.records import Candidate, Latency, Quality
+from seed.records import Candidate, Quality
+from seed.scoring import proxy as proxies
 from seed.scoring.distillation import DistillSettings
-from seed.scoring.proxy import Instruments, Proxy, choose_start, size_of, start_student, validation_losses
-from seed.scoring.quality import judge, logits_of, measure_losses
-from seed.scoring.refit import measure_gains
-from tests.conftest import make_tokenizer
-from tests.models.families import compute_logits, make_model, make_tokens
-from tests.scoring.streams import write_stream
+from seed.scoring.instruments import size_of, start_student, validation_losses
+from seed.scoring.proxy import Proxy, choose_start
+from seed.scoring.quality import judge
+from seed.scoring.sweep import Sweep
+from seed.scoring.targets import store_states
+from tests.models.families import compute_logits, make_tokens
+from tests.scoring.opened import CUT, DENSE, keep, open_instruments, time_candidate
 
-CUT = Candidate(num_layers=4, kept_layers=(0, 3))
-DENSE = Candidate(num_layers=4, kept_layers=(0, 1, 2, 3))
 SHORT = DistillSettings(steps=12, batch_windows=8, micro_batch=4, learning_rate=3e-3, rng_seed=0, looks=3)
+STILL = replace(SHORT, steps=2, learning_rate=1e-12)  # what comes back is what it started from
 
 
-def make_instruments(directory: Path, *, family: str = "llama", stored: torch.dtype = torch.float32) -> Instruments:
-    model = make_model(family)
-    anatomy = Anatomy(model)
-    calibration = write_stream(model, 12, 64, rng_seed=1)
-    validation = write_stream(model, 12, 32, rng_seed=2)
-    return Instruments(
-        anatomy=anatomy,
-        calibration=calibration,
-        recovery=calibration,
-        validation=validation,
-        dense_validation=measure_losses(logits_of(model), validation, micro_batch=4, device=torch.device("cpu")),
-        gains=measure_gains(anatomy, anatomy.trace(calibration.tokens_NT[:4])),
-        micro_batch=4,
-        stored_dtype=stored,
-        losses_directory=directory / "losses",
-    )
+def make_proxy(
+    directory: Path,
+    rung: str,
+    *,
+    family: str = "llama",
+    settings: DistillSettings = SHORT,
+    screen: Callable[[Candidate, Quality], str | None] = lambda candidate, quality: None,
+) -> Proxy:
+    sweep = Sweep(open_instruments(family), directory / "sweep.jsonl")
+    return Proxy(sweep, rung=rung, short=lambda candidate: settings, latency_of=time_candidate, screen=screen)
 
 
-def time_candidate(candidate: Candidate) -> Latency:
-    """A latency as the study's table would hold it."""
-    ratio = len(candidate.kept_layers) / candidate.num_layers
-    return Latency(
-        structure=f"{len(candidate.kept_layers)} layers",
-        workload="decode",
-        device="cpu",
-        repeats=5,
-        median_ms=10 * ratio,
-        p10_ms=9 * ratio,
-        p90_ms=11 * ratio,
-        dense_median_ms=10.0,
-        ratio=ratio,
-        ratio_low=ratio,
-        ratio_high=ratio,
-    )
+@pytest.fixture
+def distilled(monkeypatch: pytest.MonkeyPatch) -> list[DistillSettings]:
+    """Settings of every distillation."""
+    seen: list[DistillSettings] = []
+    distill = proxies.distill
 
+    def spy(student, dense, recovery, settings, **rest):
+        seen.append(settings)
+        return distill(student, dense, recovery, settings, **rest)
 
-def make_proxy(instruments: Instruments, rung: str) -> Proxy:
-    return Proxy(instruments, rung=rung, short=SHORT, latency_of=time_candidate)
+    monkeypatch.setattr(proxies, "distill", spy)
+    return seen
 
 
 @pytest.mark.parametrize(
@@ -69,42 +54,57 @@ def make_proxy(instruments: Instruments, rung: str) -> Proxy:
     [
         ("none", ["none"]),
         ("closed_form", ["closed_form"]),
-        ("short_distillation", ["none", "closed_form", "short_distillation"]),
+        ("short_distillation", ["closed_form", "none", "short_distillation"]),
     ],
 )
-def test_each_rung_fills_its_qualities_and_stores_their_losses(rung: str, expected: list[str], tmp_path: Path) -> None:
-    instruments = make_instruments(tmp_path)
-    evaluation = make_proxy(instruments, rung).evaluate(CUT)
+def test_each_rung_fills_its_qualities_and_keeps_their_losses(rung: str, expected: list[str], tmp_path: Path) -> None:
+    proxy = make_proxy(tmp_path, rung)
+    evaluation = proxy.evaluate(CUT)
     assert list(evaluation.qualities) == expected
     assert evaluation.candidate == CUT
     assert evaluation.latency == time_candidate(CUT)
+    assert evaluation.size == size_of(proxy.sweep.instruments, CUT)
     assert evaluation.skipped_because is None
     assert evaluation.seconds > 0
+    assert Sweep(proxy.sweep.instruments, proxy.sweep.path).known(CUT) == evaluation.qualities
     for name, quality in evaluation.qualities.items():
-        assert quality.document_losses_path == f"losses/{name}/{CUT.key}.npz"
-        with np.load(tmp_path / quality.document_losses_path) as stored:
-            sums, counts = stored["sums"], stored["counts"]
-        assert sums.sum() / counts.sum() == quality.loss
-        assert (int(counts.sum()), len(counts)) == (quality.tokens, quality.documents) == (12 * 31, 6)
-        assert quality.ppl_ratio == pytest.approx(np.exp(quality.loss - instruments.dense_validation.loss))
-    assert sorted(path.parent.name for path in (tmp_path / "losses").rglob("*.npz")) == sorted(expected)
+        assert quality.document_losses_path == f"sweep.jsonl#{name}/{CUT.key}"
+        row = proxy.sweep.rows[CUT.key][name]
+        assert sum(row.sums) / quality.tokens == pytest.approx(quality.loss, rel=1e-12)
+        assert (quality.tokens, quality.documents) == (12 * 31, 6)
 
 
-def test_qualities_are_those_of_the_students_they_stand_for(tmp_path: Path) -> None:
-    instruments = make_instruments(tmp_path)
-    proxy = make_proxy(instruments, "short_distillation")
-    qualities = proxy.evaluate(CUT).qualities
-    raw = start_student(instruments, CUT, None)
-    assert validation_losses(instruments, raw).loss == qualities["none"].loss
-    folded = start_student(instruments, CUT, proxy.closed_form.measure(CUT)[1])
-    assert validation_losses(instruments, folded).loss == pytest.approx(qualities["closed_form"].loss, abs=1e-5)
-    assert qualities["none"].loss > instruments.dense_validation.loss  # the text is the dense model's own
+@pytest.mark.parametrize("rung", ["none", "closed_form", "short_distillation"])
+def test_what_is_known_is_not_measured_again(
+    rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilled: list[DistillSettings]
+) -> None:
+    first = make_proxy(tmp_path, rung).evaluate(CUT)
+    distilled.clear()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("measured again")
+
+    for name in ("measure_unrecovered", "make_walker"):
+        monkeypatch.setattr(f"seed.scoring.sweep.{name}", fail)
+    again = make_proxy(tmp_path, rung).evaluate(CUT)
+    assert again.qualities == first.qualities
+    assert distilled == []
+
+
+def test_lower_rungs_that_were_scored_before_come_along(tmp_path: Path) -> None:
+    proxy = make_proxy(tmp_path, "closed_form")
+    [raw] = proxy.sweep.measure_unrecovered([CUT])
+    assert proxy.evaluate(CUT).qualities["none"] == raw
+    assert "none" not in proxy.evaluate(keep(0, 1)).qualities
+
+
+# ---- short distillation
 
 
 def test_short_distillation_never_ends_worse_than_its_better_start(tmp_path: Path) -> None:
-    proxy = make_proxy(make_instruments(tmp_path), "short_distillation")
+    proxy = make_proxy(tmp_path, "short_distillation")
     for kept in ((0, 3), (0, 1, 3), (2,)):
-        qualities = proxy.evaluate(Candidate(num_layers=4, kept_layers=kept)).qualities
+        qualities = proxy.evaluate(keep(*kept)).qualities
         start = choose_start(qualities)
         assert qualities[start].loss == min(qualities["none"].loss, qualities["closed_form"].loss)
         assert qualities["short_distillation"].loss <= qualities[start].loss + 1e-5
@@ -112,73 +112,172 @@ def test_short_distillation_never_ends_worse_than_its_better_start(tmp_path: Pat
 
 
 def test_short_distillation_starts_from_the_better_start(tmp_path: Path) -> None:
-    instruments = make_instruments(tmp_path)
-    still = replace(SHORT, learning_rate=1e-12)  # what comes back is what it started from
-    proxy = Proxy(instruments, rung="short_distillation", short=still, latency_of=time_candidate)
-    losses = {name: quality.loss for name, quality in proxy.evaluate(CUT).qualities.items()}
+    qualities = make_proxy(tmp_path, "short_distillation", settings=STILL).evaluate(CUT).qualities
+    losses = {name: quality.loss for name, quality in qualities.items()}
     assert losses["closed_form"] < losses["none"] - 1e-3
     assert losses["short_distillation"] == pytest.approx(losses["closed_form"], abs=1e-5)
 
 
+def test_short_distillation_starts_raw_where_that_is_better(tmp_path: Path) -> None:
+    proxy = make_proxy(tmp_path, "short_distillation", settings=STILL)
+    [raw] = proxy.sweep.measure_unrecovered([CUT])
+    dense = proxy.sweep.instruments.dense_validation
+    worse = replace(dense, sums=dense.sums + dense.counts * (raw.loss - dense.loss + 1))
+    proxy.sweep.keep(CUT, "closed_form", worse, seconds=0.0)
+    assert proxy.evaluate(CUT).qualities["short_distillation"].loss == pytest.approx(raw.loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("learning_rate", [3e-3, 30.0])
+def test_the_score_is_that_of_the_weights_of_the_best_look(
+    learning_rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    students: list[torch.nn.Module] = []
+    distill = proxies.distill
+
+    def spy(student, *args, **rest):
+        students.append(student)
+        return distill(student, *args, **rest)
+
+    monkeypatch.setattr(proxies, "distill", spy)
+    proxy = make_proxy(tmp_path, "short_distillation", settings=replace(SHORT, learning_rate=learning_rate))
+    quality = proxy.evaluate(CUT).qualities["short_distillation"]
+    losses = validation_losses(proxy.sweep.instruments, students[0])
+    assert proxy.sweep.rows[CUT.key]["short_distillation"].sums == losses.sums.tolist()
+    assert quality.loss == losses.loss
+
+
+def test_the_candidate_decides_its_settings(tmp_path: Path, distilled: list[DistillSettings]) -> None:
+    def choose(candidate: Candidate) -> DistillSettings:
+        return replace(STILL, frozen_layers=min(candidate.dropped_layers))
+
+    sweep = Sweep(open_instruments(), tmp_path / "sweep.jsonl")
+    proxy = Proxy(sweep, rung="short_distillation", short=choose, latency_of=time_candidate)
+    for candidate in (keep(0, 1, 3), keep(1, 2, 3)):
+        proxy.evaluate(candidate)
+    assert [settings.frozen_layers for settings in distilled] == [2, 0]
+
+
+@pytest.mark.parametrize("lora_rank", [None, 4])
+@pytest.mark.parametrize("mixed_precision", [False, True])
+def test_every_kind_of_training_lowers_the_loss(lora_rank: int | None, mixed_precision: bool, tmp_path: Path) -> None:
+    settings = replace(
+        SHORT, lora_rank=lora_rank, mixed_precision=mixed_precision, learning_rate=1e-2 if lora_rank else 3e-3
+    )
+    qualities = make_proxy(tmp_path, "short_distillation", settings=settings).evaluate(CUT).qualities
+    assert qualities["short_distillation"].loss < qualities["closed_form"].loss - 1e-3
+
+
+def test_remembered_states_give_the_same_scores_to_the_bit(tmp_path: Path) -> None:
+    live = make_proxy(tmp_path / "live", "short_distillation").evaluate(CUT)
+    proxy = make_proxy(tmp_path / "stored", "short_distillation")
+    instruments = proxy.sweep.instruments
+    recall = store_states(
+        instruments.anatomy, instruments.recovery, range(12), directory=tmp_path, identity="x", micro_batch=4
+    )
+    proxy.sweep.instruments = replace(instruments, recall=recall)
+    evaluation = proxy.evaluate(CUT)
+    assert evaluation.qualities == live.qualities
+
+
+# ---- the screen
+
+
+def test_a_candidate_that_is_not_worth_it_is_not_distilled(tmp_path: Path, distilled: list[DistillSettings]) -> None:
+    asked: list[tuple[Candidate, Quality]] = []
+
+    def screen(candidate: Candidate, quality: Quality) -> str | None:
+        asked.append((candidate, quality))
+        return "hopeless" if candidate == CUT else None
+
+    proxy = make_proxy(tmp_path, "short_distillation", settings=STILL, screen=screen)
+    skipped, climbed = proxy.evaluate(CUT), proxy.evaluate(keep(0, 1, 3))
+    assert asked == [(each.candidate, each.qualities["closed_form"]) for each in (skipped, climbed)]
+    assert skipped.skipped_because == "hopeless"
+    assert set(skipped.qualities) == {"closed_form"}
+    assert skipped.latency == time_candidate(CUT)
+    assert climbed.skipped_because is None
+    assert "short_distillation" in climbed.qualities
+    assert len(distilled) == 1
+
+
+def test_what_was_distilled_before_is_not_screened(tmp_path: Path) -> None:
+    before = make_proxy(tmp_path, "short_distillation", settings=STILL).evaluate(CUT)
+
+    def screen(candidate: Candidate, quality: Quality) -> str | None:
+        return "hopeless"
+
+    again = make_proxy(tmp_path, "short_distillation", screen=screen).evaluate(CUT)
+    assert again.qualities == before.qualities
+    assert again.skipped_because is None
+
+
+@pytest.mark.parametrize("rung", ["none", "closed_form"])
+def test_the_screen_is_of_the_last_rung_only(rung: str, tmp_path: Path) -> None:
+    def screen(candidate: Candidate, quality: Quality) -> str | None:
+        raise AssertionError
+
+    assert make_proxy(tmp_path, rung, screen=screen).evaluate(CUT).skipped_because is None
+
+
+# ---- what holds throughout
+
+
 def test_keeping_every_layer_is_the_dense_model(tmp_path: Path) -> None:
     for rung in ("none", "closed_form"):
-        quality = make_proxy(make_instruments(tmp_path), rung).evaluate(DENSE).qualities[rung]
+        quality = make_proxy(tmp_path, rung).evaluate(DENSE).qualities[rung]
         assert (quality.ppl_ratio, quality.ppl_ratio_standard_error) == (1.0, 0.0)
 
 
 def test_scoring_leaves_the_teacher_as_it_was_and_repeats_itself(tmp_path: Path) -> None:
-    instruments = make_instruments(tmp_path)
     tokens = make_tokens()
-    before = compute_logits(instruments.teacher, tokens)
-    proxy = make_proxy(instruments, "short_distillation")
+    proxy = make_proxy(tmp_path / "one", "short_distillation")
+    teacher = proxy.sweep.instruments.teacher
+    before = compute_logits(teacher, tokens)
     first = proxy.evaluate(CUT)
-    proxy.evaluate(Candidate(num_layers=4, kept_layers=(0, 1, 2)))
-    assert proxy.evaluate(CUT).qualities == first.qualities
-    assert torch.equal(compute_logits(instruments.teacher, tokens), before)
-    assert not any(parameter.requires_grad for parameter in instruments.teacher.parameters())
+    other = make_proxy(tmp_path / "other", "short_distillation")
+    other.evaluate(keep(0, 1, 2))
+    assert other.evaluate(CUT).qualities == first.qualities
+    assert torch.equal(compute_logits(teacher, tokens), before)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
 
 
 def test_a_family_without_closed_form_climbs_past_it(tmp_path: Path) -> None:
-    instruments = make_instruments(tmp_path, family="gemma2")
-    assert instruments.gains is None
-    assert list(make_proxy(instruments, "short_distillation").evaluate(CUT).qualities) == ["none", "short_distillation"]
+    def screen(candidate: Candidate, quality: Quality) -> str | None:
+        raise AssertionError
+
+    proxy = make_proxy(tmp_path, "short_distillation", family="gemma2", screen=screen)
+    assert proxy.sweep.instruments.gains is None
+    qualities = proxy.evaluate(CUT).qualities
+    assert list(qualities) == ["none", "short_distillation"]
+    assert qualities["short_distillation"].loss < qualities["none"].loss
+    with pytest.raises(AssertionError):
+        make_proxy(tmp_path, "closed_form", family="gemma2")
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
-def test_the_size_is_that_of_the_exported_student(family: str, tmp_path: Path) -> None:
-    instruments = make_instruments(tmp_path, family=family, stored=torch.bfloat16)
-    size = size_of(instruments, CUT)
-    student = start_student(instruments, CUT, None)
-    assert size.num_params == sum(parameter.numel() for parameter in student.parameters())
-    write_checkpoint(
-        student, tmp_path / "out", tokenizer=make_tokenizer(), dtype=torch.bfloat16, card="", provenance={}
-    )
-    tensors = load_file(tmp_path / "out" / "model.safetensors").values()
-    assert size.num_params == sum(tensor.numel() for tensor in tensors)
-    assert size.weight_bytes == sum(tensor.nbytes for tensor in tensors)
-    assert size.kv_bytes_per_token == size_of(instruments, DENSE).kv_bytes_per_token / 2
-    assert make_proxy(instruments, "none").evaluate(CUT).size == size
+def test_the_size_is_taken_once_for_a_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = make_proxy(tmp_path, "none")
+    first = proxy.evaluate(CUT)
+    monkeypatch.setattr(proxies, "size_of", None)
+    assert proxy.evaluate(keep(1, 2)).size == first.size
+    with pytest.raises(TypeError):
+        proxy.evaluate(keep(0, 1, 2))
 
 
-def test_a_student_is_validated_as_it_is_exported(tmp_path: Path) -> None:
-    instruments = make_instruments(tmp_path, stored=torch.bfloat16)
-    student = start_student(instruments, CUT, None)
-    found = validation_losses(instruments, student).loss
-    write_checkpoint(
-        student, tmp_path / "out", tokenizer=make_tokenizer(), dtype=torch.bfloat16, card="", provenance={}
-    )
-    exported = load_checkpoint(tmp_path / "out", device=torch.device("cpu"), dtype=torch.float32)
-    losses = measure_losses(logits_of(exported), instruments.validation, micro_batch=4, device=torch.device("cpu"))
-    assert losses.loss == found
-
-
-def test_the_start_is_the_one_with_the_lower_loss(tmp_path: Path) -> None:
-    losses = make_instruments(tmp_path).dense_validation
+def test_the_start_is_the_one_with_the_lower_loss() -> None:
+    losses = open_instruments().dense_validation
 
     def quality_of(loss: float) -> Quality:
-        return judge(type(losses)(sums=losses.counts * loss, counts=losses.counts), losses)
+        return judge(replace(losses, sums=losses.counts * loss), losses)
 
     assert choose_start({"none": quality_of(3.0), "closed_form": quality_of(2.0)}) == "closed_form"
     assert choose_start({"none": quality_of(2.0), "closed_form": quality_of(3.0)}) == "none"
     assert choose_start({"none": quality_of(2.0)}) == "none"
     assert choose_start({"none": quality_of(2.0), "short_distillation": quality_of(1.0)}) == "none"
+
+
+def test_a_raw_student_has_the_raw_score(tmp_path: Path) -> None:
+    proxy = make_proxy(tmp_path, "none")
+    student = start_student(proxy.sweep.instruments, CUT, None)
+    assert Anatomy(student).num_layers == 2
+    assert validation_losses(proxy.sweep.instruments, student).loss == proxy.evaluate(CUT).qualities["none"].loss

@@ -81,6 +81,38 @@ def test_the_micro_batch_keeps_logits_small() -> None:
         assert chosen == 16 or 4 * window * vocabulary * (chosen + 1) > quality.LOGITS_BYTES["cpu"]
 
 
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        (1, 15),  # one position at a time
+        (2, 9),  # the last part of each window is smaller
+        (4, 6),
+        (5, 3),  # a window at a time
+        (9, 3),  # room for less than two windows
+        (10, 2),  # two windows, then the last
+        (15, 1),
+        (1000, 1),
+    ],
+)
+def test_parts_for_the_head_cover_every_position_once_and_stay_small(
+    positions: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * positions + 3)
+    tokens = torch.arange(15).view(3, 5)
+    parts = list(quality.split_for_head(tokens, vocabulary=257))
+    assert len(parts) == expected
+    assert torch.cat([tokens[part].flatten() for part in parts]).sort().values.tolist() == list(range(15))
+    assert all(tokens[part].numel() <= max(1, positions) for part in parts)
+    assert all(rows.stop - rows.start == 1 for rows, columns in parts) or all(
+        columns == slice(0, 5) for _, columns in parts
+    )
+
+
+def test_a_vocabulary_too_large_for_one_position_still_gets_one() -> None:
+    parts = list(quality.split_for_head(torch.zeros(1, 3), vocabulary=10**9))
+    assert parts == [(slice(0, 1), slice(i, i + 1)) for i in range(3)]
+
+
 def test_standard_errors_of_hand_computed_cases() -> None:
     def error_of(sums: list[float], counts: list[int]) -> float:
         return clustered_standard_error(np.array(sums), np.array(counts))
@@ -109,12 +141,12 @@ def test_standard_errors_agree_with_a_bootstrap_over_documents(paired: bool) -> 
 
 def test_a_model_beside_itself_has_ratio_one_without_error() -> None:
     losses = make_losses(20)
-    found = judge(losses, losses, document_losses_path="losses/none/dense.npz")
+    found = judge(losses, losses, document_losses_path="sweep.jsonl#none/dense")
     assert (found.ppl_ratio, found.ppl_ratio_standard_error) == (1.0, 0.0)
     assert found.standard_error > 0
     assert found.perplexity == pytest.approx(math.exp(losses.loss))
     assert (found.tokens, found.documents) == (int(losses.counts.sum()), 20)
-    assert found.document_losses_path == "losses/none/dense.npz"
+    assert found.document_losses_path == "sweep.jsonl#none/dense"
     assert found.kl_divergence is None
 
 

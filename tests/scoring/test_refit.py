@@ -1,6 +1,7 @@
 """The map that closed form fits is the right one, only where one exists, and folding it in changes nothing."""
 
 import contextlib
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student, view_layers
 from seed.records import Candidate
-from seed.scoring.refit import Refit, fit_correction, fold_refit, measure_gains
+from seed.scoring.refit import RIDGES, Correction, Refit, fit_correction, fold_refit, measure_gains
 from tests.models.families import compute_logits, make_model, make_tokens
 
 WIDTH = 32
+READ = 48  # numbers that a projection reads for a token
 
 
 def draw(*shape: int, rng_seed: int = 0) -> Tensor:
@@ -38,61 +40,220 @@ def test_a_family_without_an_additive_projection_has_no_gains(family: str) -> No
     assert measure_gains(anatomy, anatomy.trace(make_tokens())) is None
 
 
-def test_a_known_map_is_recovered_from_full_rank_outputs() -> None:
-    known = draw(WIDTH, WIDTH) * 0.3
-    outputs = [draw(2, 256, WIDTH, rng_seed=seed) for seed in (1, 2, 3)]
-    found = fit_correction(outputs, [output @ known for output in outputs])
-    assert found.dtype == torch.float64
-    assert float((found - known).norm() / known.norm()) < 1e-3
+BIAS = pytest.mark.parametrize("has_bias", [False, True], ids=["without bias", "with bias"])
+SHIFT = torch.linspace(-1, 1, WIDTH)  # what only a bias can add
 
 
-def test_rank_deficient_outputs_do_not_blow_the_map_up() -> None:
-    basis = draw(4, WIDTH)  # outputs live in 4 of 32 directions
-    known = draw(WIDTH, WIDTH, rng_seed=1) * 0.3
-    outputs = [draw(2, 256, 4, rng_seed=seed) @ basis for seed in (2, 3)]
-    gaps = [output @ known + 0.01 * draw(2, 256, WIDTH, rng_seed=9) for output in outputs]
-    found = fit_correction(outputs, gaps).float()
-    assert torch.isfinite(found).all()
-    assert found.norm() < 2 * known.norm()
+def read_inputs(num_batches: int = 3, *, num_inputs: int = READ) -> list[Tensor]:
+    return [draw(4, 64, num_inputs, rng_seed=seed + 1) for seed in range(num_batches)]
+
+
+def make_gaps(
+    inputs: Sequence[Tensor], known: Tensor, *, noise: float = 0.0, shift: Tensor | None = None
+) -> list[Tensor]:
+    gaps = []
+    for i, read in enumerate(inputs):
+        gap = read @ known + noise * draw(*read.shape[:-1], WIDTH, rng_seed=100 + i)
+        gaps.append(gap if shift is None else gap + shift)
+    return gaps
+
+
+@BIAS
+def test_a_known_map_is_recovered_from_full_rank_inputs(has_bias: bool) -> None:
+    known, inputs = draw(READ, WIDTH) * 0.3, read_inputs()
+    found = fit_correction(inputs, make_gaps(inputs, known, shift=SHIFT if has_bias else None), has_bias=has_bias)
+    assert found.weight.dtype == torch.float64
+    assert float((found.weight - known).norm() / known.norm()) < 1e-3
+    if has_bias:
+        assert found.bias.dtype == torch.float64
+        assert torch.allclose(found.bias, SHIFT.double(), atol=2e-3)
+    else:
+        assert found.bias is None
+
+
+@BIAS
+def test_rank_deficient_inputs_do_not_blow_the_map_up(has_bias: bool) -> None:
+    basis = draw(4, READ)  # inputs live in 4 directions
+    known = draw(READ, WIDTH, rng_seed=1) * 0.3
+    inputs = [draw(2, 256, 4, rng_seed=seed) @ basis for seed in (2, 3)]
+    found = fit_correction(inputs, make_gaps(inputs, known, noise=0.01), has_bias=has_bias)
+    weight = found.weight.float()
+    assert torch.isfinite(weight).all()
+    assert weight.norm() < 2 * known.norm()
     fresh = draw(1, 512, 4, rng_seed=5) @ basis
     wanted = fresh @ known
-    assert float((fresh @ found - wanted).norm() / wanted.norm()) < 0.05
+    assert float((found.apply(fresh) - wanted).norm() / wanted.norm()) < 0.05
     # directions that calibration never showed stay as they were
     unseen = torch.linalg.svd(basis).Vh[4:]
-    assert float((unseen @ found).norm()) < 1e-3 * float(found.norm())
+    assert float((unseen @ weight).norm()) < 3e-2 * float(weight.norm())  # products are rounded to float32
 
 
-def test_outputs_that_are_all_zero_give_no_correction() -> None:
-    found = fit_correction([torch.zeros(1, 256, WIDTH)], [draw(1, 256, WIDTH)])
-    assert torch.equal(found, torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
+def solve_directly(rows: Tensor, targets: Tensor, ridge: float, *, has_bias: bool) -> tuple[Tensor, Tensor]:
+    """Ridge regression in float64: as least squares on more rows, not as normal equations. Weight and bias."""
+    rows, targets = rows.double(), targets.double()
+    shift, level = (rows.mean(0), targets.mean(0)) if has_bias else (rows.mean(0) * 0, targets.mean(0) * 0)
+    rows, targets = rows - shift, targets - level
+    strength = ridge * rows.pow(2).sum() / rows.shape[1]
+    identity = torch.eye(rows.shape[1], dtype=torch.float64)
+    stacked = torch.cat([rows, strength.sqrt() * identity])
+    wanted = torch.cat([targets, torch.zeros(rows.shape[1], targets.shape[1], dtype=torch.float64)])
+    weight = torch.linalg.lstsq(stacked, wanted).solution
+    return weight, level - shift @ weight
 
 
-def test_a_gap_that_outputs_do_not_explain_is_hardly_fitted() -> None:
-    outputs, gaps = [draw(1, 512, WIDTH)], [draw(1, 512, WIDTH, rng_seed=1)]
-    plain = torch.linalg.lstsq(outputs[0][0], gaps[0][0]).solution
-    assert float(fit_correction(outputs, gaps).norm()) < 0.75 * float(plain.norm())
+def choose_directly(
+    inputs: Sequence[Tensor], gaps: Sequence[Tensor], *, has_bias: bool
+) -> tuple[Tensor, Tensor, float]:
+    """The regression that is promised, its ridge chosen on every fourth block of 64 positions."""
+    rows, targets = (torch.cat([each.flatten(0, -2) for each in batches]) for batches in (inputs, gaps))
+    is_held_out = torch.arange(len(rows)) // 64 % 4 == 3
+
+    def error(ridge: float) -> float:
+        weight, bias = solve_directly(rows[~is_held_out], targets[~is_held_out], ridge, has_bias=has_bias)
+        missed = targets[is_held_out].double() - rows[is_held_out].double() @ weight - bias
+        return float(missed.pow(2).sum())
+
+    best = min(RIDGES, key=error)
+    return *solve_directly(rows, targets, best, has_bias=has_bias), best
 
 
-def test_how_rows_are_cut_into_batches_does_not_change_the_map() -> None:
-    outputs, gaps = draw(8, 64, WIDTH), draw(8, 64, WIDTH, rng_seed=1)  # noise: the ridge's strength shows
-    whole = fit_correction([outputs], [gaps])
+@BIAS
+@pytest.mark.parametrize(("noise", "ridge"), [(0.0, RIDGES[0]), (0.5, None), (3.0, None), (100.0, RIDGES[-1])], ids=str)
+def test_the_correction_is_the_direct_solution(noise: float, ridge: float | None, has_bias: bool) -> None:
+    known, scales = draw(READ, WIDTH) * 0.3, torch.logspace(-1.5, 0.5, READ)  # some inputs are a hundred times smaller
+    inputs = [read * scales + 0.5 for read in read_inputs()]
+    gaps = make_gaps(inputs, known, noise=noise, shift=SHIFT)
+    weight, bias, chosen = choose_directly(inputs, gaps, has_bias=has_bias)
+    assert chosen == ridge or ridge is None or not has_bias  # the shift is noise to a map without a bias
+    found = fit_correction(inputs, gaps, has_bias=has_bias)
+    assert float((found.weight - weight).norm() / weight.norm()) < 1e-3
+    if has_bias:
+        assert float((found.bias - bias).norm() / bias.norm()) < 1e-3
+
+
+def test_the_ridge_grows_with_the_noise() -> None:
+    inputs, known = read_inputs(), draw(READ, WIDTH) * 0.3
+    rows = torch.cat([read.flatten(0, -2) for read in inputs])
+
+    def choose(noise: float) -> float:
+        gaps = make_gaps(inputs, known, noise=noise)
+        found = fit_correction(inputs, gaps, has_bias=False).weight
+        targets = torch.cat([gap.flatten(0, -2) for gap in gaps])
+        distances = {
+            ridge: float((solve_directly(rows, targets, ridge, has_bias=False)[0] - found).norm()) for ridge in RIDGES
+        }
+        return min(distances, key=lambda ridge: distances[ridge])
+
+    chosen = [choose(noise) for noise in (0.0, 3.0, 1000.0)]
+    assert chosen == sorted(chosen)
+    assert chosen[0] == RIDGES[0]
+    assert chosen[-1] == RIDGES[-1]
+
+
+@BIAS
+def test_duplicated_columns_share_their_part(has_bias: bool) -> None:
+    half = read_inputs(num_inputs=READ // 2)
+    known = draw(READ // 2, WIDTH, rng_seed=4) * 0.3
+    found = fit_correction(
+        [torch.cat([rows, rows], dim=-1) for rows in half], make_gaps(half, known), has_bias=has_bias
+    )
+    one, other = found.weight[: READ // 2], found.weight[READ // 2 :]
+    assert torch.isfinite(found.weight).all()
+    assert torch.allclose(one, other, atol=1e-3)
+    assert torch.allclose(one + other, known.double(), atol=1e-3)
+
+
+@BIAS
+@pytest.mark.parametrize("positions", [2, 5, 24, 63, 64, 192, 193, 256])
+def test_fewer_positions_than_inputs_give_a_finite_map(positions: int, has_bias: bool) -> None:
+    inputs, gaps = [draw(1, positions, 300)], [draw(1, positions, WIDTH, rng_seed=1)]
+    found = fit_correction(inputs, gaps, has_bias=has_bias)
+    assert torch.isfinite(found.weight).all()
+    assert found.bias is None or torch.isfinite(found.bias).all()
+    fitted = float(found.apply(inputs[0].double()).norm())
+    assert 0 < fitted <= 1.01 * float(gaps[0].norm())
+
+
+@BIAS
+@pytest.mark.parametrize("level", [30.0, 300.0])
+def test_inputs_that_hardly_vary_around_a_level_give_a_finite_map(level: float, has_bias: bool) -> None:
+    # float32 sums of such inputs are rounded by more than they vary
+    inputs = [level * draw(1, 1, 300) + draw(4, 512, 300, rng_seed=seed) for seed in (1, 2)]
+    gaps = [draw(4, 512, WIDTH, rng_seed=seed) for seed in (3, 4)]
+    found = fit_correction(inputs, gaps, has_bias=has_bias)
+    assert torch.isfinite(found.weight).all()
+    fitted = torch.cat([found.apply(read.double()) for read in inputs])
+    assert float(fitted.norm()) < 1.1 * float(torch.cat(gaps).norm())
+
+
+def test_bfloat16_states_are_fitted_in_float32() -> None:
+    known = draw(READ, WIDTH) * 0.3
+    inputs = [read.bfloat16() for read in read_inputs()]
+    gaps = [(read.float() @ known).bfloat16() for read in inputs]
+    found = fit_correction(inputs, gaps, has_bias=False)
+    assert float((found.weight - known).norm() / known.norm()) < 5e-3
+    assert found.apply(inputs[0]).dtype == torch.bfloat16
+
+
+def test_a_fit_leaves_what_it_is_given_alone() -> None:
+    inputs, gaps = [draw(2, 256, READ)], [draw(2, 256, WIDTH, rng_seed=1)]
+    fit_correction(inputs, gaps, has_bias=True)
+    assert torch.equal(inputs[0], draw(2, 256, READ))
+    assert torch.equal(gaps[0], draw(2, 256, WIDTH, rng_seed=1))
+
+
+def test_inputs_that_are_all_zero_give_no_map_and_at_most_a_bias() -> None:
+    inputs, gaps = [torch.zeros(1, 256, READ)], [draw(1, 256, WIDTH)]
+    found = fit_correction(inputs, gaps, has_bias=False)
+    assert torch.equal(found.weight, torch.zeros(READ, WIDTH, dtype=torch.float64))
+    assert found.bias is None
+    found = fit_correction(inputs, gaps, has_bias=True)
+    assert torch.equal(found.weight, torch.zeros(READ, WIDTH, dtype=torch.float64))
+    assert torch.allclose(found.bias, gaps[0].double().mean((0, 1)), atol=1e-6)
+
+
+def test_a_constant_gap_is_a_bias_and_no_map() -> None:
+    inputs = [read + 2 for read in read_inputs()]
+    found = fit_correction(inputs, [SHIFT.expand(4, 64, WIDTH)] * 3, has_bias=True)
+    assert torch.allclose(found.weight, torch.zeros(READ, WIDTH).double(), atol=1e-4)
+    assert torch.allclose(found.bias, SHIFT.double(), atol=1e-3)
+
+
+def test_a_gap_that_inputs_do_not_explain_is_hardly_fitted() -> None:
+    inputs, gaps = [draw(1, 512, WIDTH)], [draw(1, 512, WIDTH, rng_seed=1)]
+    plain = torch.linalg.lstsq(inputs[0][0], gaps[0][0]).solution
+    assert float(fit_correction(inputs, gaps, has_bias=False).weight.norm()) < 0.75 * float(plain.norm())
+
+
+@BIAS
+def test_how_rows_are_cut_into_batches_does_not_change_the_correction(has_bias: bool) -> None:
+    inputs, gaps = draw(8, 64, READ), draw(8, 64, WIDTH, rng_seed=1)  # noise: the ridge's strength shows
+    whole = fit_correction([inputs], [gaps], has_bias=has_bias)
     for micro_batch in (4, 2, 1):
-        pieces = fit_correction(outputs.split(micro_batch), gaps.split(micro_batch))
-        assert torch.allclose(pieces, whole, atol=1e-9), micro_batch
+        pieces = fit_correction(inputs.split(micro_batch), gaps.split(micro_batch), has_bias=has_bias)
+        assert torch.allclose(pieces.weight, whole.weight, rtol=1e-4, atol=1e-6), micro_batch
+        assert not has_bias or torch.allclose(pieces.bias, whole.bias, rtol=1e-4, atol=1e-6), micro_batch
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "granite"])
-def test_folding_maps_into_a_student_equals_applying_them_behind_the_projection(family: str) -> None:
+def test_folding_corrections_into_a_student_equals_adding_them_behind_the_projection(family: str) -> None:
     anatomy = Anatomy(make_model(family))
     tokens = make_tokens()
     candidate = Candidate(num_layers=4, kept_layers=(0, 2, 3))
-    corrections = {layer: 0.3 * draw(WIDTH, WIDTH, rng_seed=layer).double() for layer in (0, 3)}
-    projections = {layer: anatomy.mlp_output(layer) for layer in corrections}
+    projections = {layer: anatomy.mlp_output(layer) for layer in (0, 3)}
+    corrections = {
+        layer: Correction(
+            weight=0.1 * draw(projection.weight.numel() // WIDTH, WIDTH, rng_seed=layer).double(),
+            bias=None if getattr(projection, "bias", None) is None else 0.1 * draw(WIDTH, rng_seed=9 + layer).double(),
+        )
+        for layer, projection in projections.items()
+    }
     with view_layers(anatomy, candidate) as view, contextlib.ExitStack() as stack:
         unmapped = compute_logits(view, tokens)
         for layer, correction in corrections.items():
-            map_ = torch.eye(WIDTH) + correction.float()
-            hook = projections[layer].register_forward_hook(lambda _m, _a, output, map_=map_: output @ map_)
+            hook = projections[layer].register_forward_hook(
+                lambda _m, args, output, correction=correction: output + correction.apply(args[0])
+            )
             stack.callback(hook.remove)
         expected = compute_logits(view, tokens)
     student = make_student(anatomy, candidate)

@@ -1,20 +1,25 @@
-"""The walker's shortcut gives the losses of the models it stands for, in whatever order it is asked."""
+"""What is computed on stored states are the losses of the models it stands for, whatever the order, at the stated cost."""
 
+import gc
 import itertools
 import random
+import weakref
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seed.models.anatomy import Anatomy
-from seed.models.surgery import make_student
-from seed.records import Candidate
+from seed.models.surgery import cast_weights, make_student
+from seed.optimize.space import enumerate_candidates
+from seed.records import Candidate, SearchSpace
 from seed.scoring.corpus import TokenStream
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
-from seed.scoring.refit import fit_correction, fold_refit, measure_gains
-from seed.scoring.subsets import SubsetWalker, estimate_memory
-from tests.models.families import make_model
+from seed.scoring.refit import Correction, Refit, fit_correction, fold_refit, measure_gains
+from seed.scoring.subsets import SubsetWalker, TrieWork, count_work, estimate_memory, measure_unrecovered
+from tests.models.families import FAMILIES, make_model
 from tests.scoring.streams import draw_stream, write_stream
 
 CPU = torch.device("cpu")
@@ -24,26 +29,38 @@ CANDIDATES = [
     for count in range(1, 5)
     for kept in itertools.combinations(range(4), count)
 ]
+LEXICOGRAPHIC = sorted(CANDIDATES, key=lambda candidate: candidate.kept_layers)
 DENSE = Candidate(num_layers=4, kept_layers=(0, 1, 2, 3))
+VALIDATION = draw_stream(6, 24, rng_seed=2)  # the last batch is smaller
+
+
+def keep(*layers: int) -> Candidate:
+    return Candidate(num_layers=4, kept_layers=layers)
 
 
 def make_walker(
-    anatomy: Anatomy, *, refit: bool, calibration: TokenStream | None = None, validation: TokenStream | None = None
+    anatomy: Anatomy, *, calibration: TokenStream | None = None, validation: TokenStream | None = None
 ) -> SubsetWalker:
     calibration = calibration or draw_stream(10, 48, rng_seed=1)
-    gains = measure_gains(anatomy, anatomy.trace(calibration.tokens_NT[:2])) if refit else None
-    assert not refit or gains is not None
+    gains = measure_gains(anatomy, anatomy.trace(calibration.tokens_NT[:2]))
+    assert gains is not None
     return SubsetWalker(
         anatomy,
         calibration=calibration,
-        validation=validation or draw_stream(6, 24, rng_seed=2),  # the last batch is smaller
+        validation=validation or VALIDATION,
         micro_batch=MICRO_BATCH,
-        fit=fit_correction if refit else None,
+        fit=fit_correction,
         gains=gains,
     )
 
 
-def measure_model(model: nn.Module, stream: TokenStream) -> DocumentLosses:
+def measure_raw(
+    anatomy: Anatomy, candidates: Sequence[Candidate], stream: TokenStream = VALIDATION
+) -> list[DocumentLosses]:
+    return measure_unrecovered(anatomy, candidates, stream, micro_batch=MICRO_BATCH)
+
+
+def measure_model(model: nn.Module, stream: TokenStream = VALIDATION) -> DocumentLosses:
     return measure_losses(logits_of(model), stream, micro_batch=MICRO_BATCH, device=CPU)
 
 
@@ -51,69 +68,140 @@ def flatten(losses: DocumentLosses) -> tuple[list[float], list[int]]:
     return losses.sums.tolist(), losses.counts.tolist()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma2", "bloom", "mixtral"])
-def test_every_subset_scores_as_the_student_does_to_the_bit(family: str) -> None:
-    anatomy = Anatomy(make_model(family))
-    walker = make_walker(anatomy, refit=False)
-    for candidate in CANDIDATES:
-        losses, refit = walker.measure(candidate)
-        student = make_student(anatomy, candidate)
-        assert flatten(losses) == flatten(measure_model(student, walker.validation)), candidate.key
-        assert not refit.corrections
+def spy_layers(anatomy: Anatomy, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, torch.Size]]:
+    """Record the layer and the shape of every single layer's run."""
+    runs: list[tuple[int, torch.Size]] = []
+    run_layer = anatomy.run_layer
+
+    def spy(layer: int, hidden_BTD: Tensor) -> Tensor:
+        runs.append((layer, hidden_BTD.shape))
+        return run_layer(layer, hidden_BTD)
+
+    monkeypatch.setattr(anatomy, "run_layer", spy)
+    return runs
 
 
-@pytest.mark.parametrize("refit", [False, True])
-def test_the_order_of_candidates_changes_nothing(refit: bool) -> None:
+# ---- as they stand
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_subset_scores_as_the_student_does_to_the_bit(family: str, dtype: torch.dtype) -> None:
+    anatomy = Anatomy(cast_weights(make_model(family), dtype))
+    found = measure_raw(anatomy, CANDIDATES)
+    for candidate, losses in zip(CANDIDATES, found, strict=True):
+        assert flatten(losses) == flatten(measure_model(make_student(anatomy, candidate))), candidate.key
+    assert flatten(found[-1]) == flatten(measure_model(anatomy.model))  # the last keeps every layer
+
+
+def test_the_order_of_candidates_and_repetitions_change_nothing() -> None:
     anatomy = Anatomy(make_model("llama"))
-    alone = {
-        candidate.key: flatten(make_walker(anatomy, refit=refit).measure(candidate)[0]) for candidate in CANDIDATES
-    }
+    alone = {candidate.key: flatten(measure_raw(anatomy, [candidate])[0]) for candidate in CANDIDATES}
     assert len({tuple(sums) for sums, _ in alone.values()}) == len(CANDIDATES)
-    lexicographic = sorted(CANDIDATES, key=lambda candidate: candidate.kept_layers)
     shuffled = random.Random(0).sample(CANDIDATES, len(CANDIDATES))
-    for order in (lexicographic, lexicographic[::-1], shuffled, shuffled + shuffled):
-        walker = make_walker(anatomy, refit=refit)
+    for order in (LEXICOGRAPHIC, LEXICOGRAPHIC[::-1], shuffled, shuffled + LEXICOGRAPHIC, [DENSE, DENSE]):
+        found = measure_raw(anatomy, order)
+        assert [flatten(losses) for losses in found] == [alone[candidate.key] for candidate in order]
+
+
+def test_no_candidates_are_no_losses() -> None:
+    assert measure_raw(Anatomy(make_model("llama")), []) == []
+
+
+def test_every_node_of_the_trie_is_run_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    runs = spy_layers(anatomy, monkeypatch)
+    measure_raw(anatomy, random.Random(1).sample(CANDIDATES, len(CANDIDATES)))
+    work = count_work(LEXICOGRAPHIC, closed_form=False)
+    # every non-empty subset of four layers is one node: its last layer behind the others
+    assert work == TrieWork(plain_layers=15, mapped_layers=0, heads=15)
+    assert len(runs) == 15 * 2
+    assert [shape[0] for _, shape in runs] == [4] * 15 + [2] * 15
+
+
+def test_a_shared_beginning_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    runs = spy_layers(anatomy, monkeypatch)
+    measure_raw(anatomy, [keep(0, 1, 3), keep(0, 1, 2), keep(0, 1)], draw_stream(2, 24))
+    assert [layer for layer, _ in runs] == [0, 1, 2, 3]
+
+
+def count_live(anatomy: Anatomy, stream: TokenStream, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Most layer outputs alive at once while all subsets are scored."""
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = 0
+    run_layer = anatomy.run_layer
+
+    def spy(layer: int, hidden_BTD: Tensor) -> Tensor:
+        nonlocal most
+        result = run_layer(layer, hidden_BTD)
+        alive.add(result)
+        most = max(most, len(alive))
+        return result
+
+    gc.collect()
+    monkeypatch.setattr(anatomy, "run_layer", spy)
+    measure_raw(anatomy, CANDIDATES, stream)
+    return most
+
+
+def test_states_do_not_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    short, long = (count_live(anatomy, draw_stream(windows, 8), monkeypatch) for windows in (4, 40))
+    assert short == 4  # one path of the trie
+    assert long <= short + 1  # a batch's last path is let go when the next begins
+
+
+# ---- in closed form
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_order_of_recovered_candidates_changes_nothing(family: str) -> None:
+    anatomy = Anatomy(make_model(family))
+    alone = {candidate.key: flatten(make_walker(anatomy).measure(candidate)[0]) for candidate in CANDIDATES}
+    assert len({tuple(sums) for sums, _ in alone.values()}) == len(CANDIDATES)
+    shuffled = random.Random(0).sample(CANDIDATES, len(CANDIDATES))
+    for order in (LEXICOGRAPHIC, LEXICOGRAPHIC[::-1], shuffled + shuffled):
+        walker = make_walker(anatomy)
         for candidate in order:
             assert flatten(walker.measure(candidate)[0]) == alone[candidate.key], candidate.key
-
-
-def test_a_shared_beginning_is_not_run_again() -> None:
-    anatomy = Anatomy(make_model("llama"))
-    walker = make_walker(anatomy, refit=False)
-    runs = [0] * 4
-    for index, layer in enumerate(anatomy.layers):
-
-        def count(*_: object, index: int = index) -> None:
-            runs[index] += 1
-
-        layer.register_forward_hook(count)
-    walker.measure(Candidate(num_layers=4, kept_layers=(0, 1, 2)))
-    first = list(runs)
-    walker.measure(Candidate(num_layers=4, kept_layers=(0, 1, 3)))
-    batches = first[0]
-    assert first == [batches, batches, batches, 0]
-    assert [after - before for after, before in zip(runs, first, strict=True)] == [0, batches, 0, batches]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "granite"])
 def test_recovered_losses_are_those_of_the_folded_student(family: str) -> None:
     anatomy = Anatomy(make_model(family))
-    walker = make_walker(anatomy, refit=True)
-    raw = make_walker(anatomy, refit=False)
-    for candidate in CANDIDATES:
+    walker = make_walker(anatomy)
+    raw = measure_raw(anatomy, CANDIDATES)
+    for candidate, unrecovered in zip(CANDIDATES, raw, strict=True):
         losses, refit = walker.measure(candidate)
         student = make_student(anatomy, candidate)
         fold_refit(student, candidate, refit)
-        assert losses.loss == pytest.approx(measure_model(student, walker.validation).loss, abs=1e-5), candidate.key
-        if candidate != DENSE:
-            assert abs(losses.loss - raw.measure(candidate)[0].loss) > 1.5e-5, candidate.key
+        assert losses.loss == pytest.approx(measure_model(student).loss, abs=1e-6), candidate.key
+        if candidate == DENSE:
+            assert flatten(losses) == flatten(unrecovered)
+        else:
+            assert abs(losses.loss - unrecovered.loss) > 5e-6, candidate.key
+
+
+def test_a_bfloat16_model_is_recovered_as_its_folded_student() -> None:
+    model = cast_weights(make_model("llama"), torch.bfloat16)
+    anatomy = Anatomy(model)
+    text = write_stream(model, 16, 48)
+    walker = make_walker(anatomy, calibration=text, validation=text)
+    for candidate in CANDIDATES:
+        losses, refit = walker.measure(candidate)
+        student = cast_weights(make_student(anatomy, candidate), torch.float32)
+        fold_refit(student, candidate, refit)
+        folded = measure_model(cast_weights(student, torch.bfloat16), text)
+        assert losses.loss == pytest.approx(folded.loss, abs=5e-3), candidate.key
+        assert all(correction.weight.dtype == torch.float64 for correction in refit.corrections.values())
 
 
 def test_maps_stand_at_and_behind_the_first_cut_only() -> None:
-    walker = make_walker(Anatomy(make_model("llama")), refit=True)
+    walker = make_walker(Anatomy(make_model("llama")))
 
     def mapped(*kept: int) -> set[int]:
-        return set(walker.measure(Candidate(num_layers=4, kept_layers=kept))[1].corrections)
+        return set(walker.measure(keep(*kept))[1].corrections)
 
     assert mapped(0, 1, 2, 3) == set()
     assert mapped(0, 1, 3) == {1, 3}
@@ -126,34 +214,105 @@ def test_closed_form_helps_on_the_text_it_was_fitted_to() -> None:
     model = make_model("llama")
     anatomy = Anatomy(model)
     text = write_stream(model, 32, 64)
-    raw = make_walker(anatomy, refit=False, calibration=text, validation=text)
-    recovered = make_walker(anatomy, refit=True, calibration=text, validation=text)
-    dense = raw.measure(DENSE)[0].loss
-    assert recovered.measure(DENSE)[0].loss == dense
-    pairs = [
-        (raw.measure(candidate)[0].loss - dense, recovered.measure(candidate)[0].loss - dense)
-        for candidate in CANDIDATES
-        if candidate != DENSE
-    ]
-    before, after = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    walker = make_walker(anatomy, calibration=text, validation=text)
+    raw = [losses.loss for losses in measure_raw(anatomy, CANDIDATES, text)]
+    recovered = [walker.measure(candidate)[0].loss for candidate in CANDIDATES]
+    dense = raw[-1]
+    assert recovered[-1] == dense
+    before, after = (sum(losses[:-1]) / len(losses[:-1]) - dense for losses in (raw, recovered))
     assert before > 0.005  # the cuts do hurt
     assert after < 0.9 * before
 
 
-@pytest.mark.parametrize("refit", [False, True])
-def test_memory_stays_within_the_estimate(refit: bool) -> None:
-    calibration, validation = draw_stream(10, 48, rng_seed=1), draw_stream(6, 24, rng_seed=2)
-    walker = make_walker(Anatomy(make_model("llama")), refit=refit, calibration=calibration, validation=validation)
-    allowed = estimate_memory(
-        num_layers=4,
-        width=32,
-        calibration_tokens=calibration.num_tokens if refit else 0,
-        validation_tokens=validation.num_tokens,
-        number_bytes=4,
-    )
+def test_memory_stays_within_the_estimate() -> None:
+    calibration = draw_stream(10, 48, rng_seed=1)
+    walker = make_walker(Anatomy(make_model("llama")), calibration=calibration)
+    tokens = {"calibration_tokens": calibration.num_tokens, "validation_tokens": VALIDATION.num_tokens}
+    allowed = estimate_memory(num_layers=4, width=32, mlp_width=0, number_bytes=4, **tokens)
+    most = 0
     for candidate in CANDIDATES:
         walker.measure(candidate)
         stored = [state for states in walker.teacher_states for state in states]
         for node in (walker.start, *walker.path):
             stored += [*node.calibration, *node.validation]
-        assert sum({state.data_ptr(): state.nbytes for state in stored}.values()) <= allowed
+        most = max(most, sum({state.data_ptr(): state.nbytes for state in stored}.values()))
+    assert 0.7 * allowed < most <= allowed
+    # and while a map is fitted, what the projection reads on all of the calibration text
+    fitting = estimate_memory(num_layers=4, width=32, mlp_width=64, number_bytes=4, **tokens) - allowed
+    assert fitting == 4 * calibration.num_tokens * 64
+
+
+# ---- work, counted
+
+
+class CountingFit:
+    """Fits nothing, and counts how often."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, inputs: Sequence[Tensor], gaps: Sequence[Tensor], *, has_bias: bool) -> Correction:
+        self.count += 1
+        return Correction(weight=torch.zeros(inputs[0].shape[-1], gaps[0].shape[-1]), bias=None)
+
+
+SPACES = [
+    SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=0, max_dropped=3),
+    SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=2, max_dropped=2),
+    SearchSpace(num_layers=4, droppable_layers=(1, 3), min_dropped=1, max_dropped=2),
+    SearchSpace(num_layers=4, droppable_layers=(3,), min_dropped=1, max_dropped=1),
+]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_counted_work_is_what_the_walker_does(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    walker = make_walker(anatomy)  # three batches of calibration text, two of validation text
+    walker.fit = fit = CountingFit()
+    runs = spy_layers(anatomy, monkeypatch)
+    heads = 0
+    compute_logits = anatomy.compute_logits
+
+    def count_head(*args: Any) -> Tensor:
+        nonlocal heads
+        heads += 1
+        return compute_logits(*args)
+
+    monkeypatch.setattr(anatomy, "compute_logits", count_head)
+    for candidate in enumerate_candidates(space):
+        walker.measure(candidate)
+    work = count_work(enumerate_candidates(space), closed_form=True)
+    assert fit.count == work.mapped_layers
+    assert sum(shape[1] == 48 for _, shape in runs) == 3 * work.mapped_layers
+    assert sum(shape[1] == 24 for _, shape in runs) == 2 * (work.mapped_layers + work.plain_layers)
+    assert heads == 2 * work.heads == 2 * space.size
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_counted_work_without_recovery_is_what_is_run(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    runs = spy_layers(anatomy, monkeypatch)
+    measure_raw(anatomy, list(enumerate_candidates(space)))
+    work = count_work(enumerate_candidates(space), closed_form=False)
+    assert len(runs) == 2 * work.plain_layers
+    assert (work.mapped_layers, work.heads) == (0, space.size)
+
+
+def test_work_counted_by_hand() -> None:
+    pair = [keep(0, 1, 3), keep(0, 2, 3)]
+    assert count_work(pair, closed_form=False) == TrieWork(plain_layers=5, mapped_layers=0, heads=2)
+    # layer 0 is followed by 1, then by 2; 1 and 3 stand behind a cut
+    assert count_work(pair, closed_form=True) == TrieWork(plain_layers=1, mapped_layers=5, heads=2)
+    assert count_work([], closed_form=True) == TrieWork(plain_layers=0, mapped_layers=0, heads=0)
+    assert count_work([DENSE], closed_form=True) == TrieWork(plain_layers=4, mapped_layers=0, heads=1)
+
+
+def test_a_node_that_is_shared_keeps_its_map() -> None:
+    walker = make_walker(Anatomy(make_model("llama")))
+
+    def maps_of(candidate: Candidate) -> Refit:
+        return walker.measure(candidate)[1]
+
+    one, other = maps_of(keep(0, 2, 3)), maps_of(keep(0, 2))
+    assert one.corrections[0] is other.corrections[0]  # from 0 to 2 in both
+    assert not torch.equal(one.corrections[2].weight, other.corrections[2].weight)  # to 3, and to the end

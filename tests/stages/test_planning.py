@@ -53,6 +53,9 @@ PROTOCOL = Protocol(
     short_steps=10,
     batch_tokens=2048,
     short_learning_rate=3e-4,
+    mixed_precision=False,
+    lora_rank=None,
+    freeze_prefix=False,
     latency_batch=1,
     prompt_tokens=64,
     new_tokens=48,
@@ -65,8 +68,15 @@ PROTOCOL = Protocol(
 )
 
 
-def make_plan(protocol: Protocol = PROTOCOL, **settings: Any) -> SearchPlan:
-    return planning.make_plan(SearchSettings(**settings), protocol, name="demo", trials=298, distill_tokens=100_000)
+def make_plan(protocol: Protocol = PROTOCOL, *, covers_space: bool = False, **settings: Any) -> SearchPlan:
+    return planning.make_plan(
+        SearchSettings(**settings),
+        protocol,
+        name="demo",
+        trials=298,
+        distill_tokens=100_000,
+        covers_space=covers_space,
+    )
 
 
 # ---- settings
@@ -101,6 +111,10 @@ def make_plan(protocol: Protocol = PROTOCOL, **settings: Any) -> SearchPlan:
         ({"latency_repeats": 0}, "--latency-repeats 0"),
         ({"latency_batch": 0}, "--latency-batch 0"),
         ({"new_tokens": 0}, "--new-tokens 0"),
+        ({"sweep_budget": -1}, "--sweep-budget -1"),
+        ({"sweep_budget": math.nan}, "--sweep-budget nan"),
+        ({"sweep_budget": math.inf}, "--sweep-budget inf"),
+        ({"lora_rank": 0}, "--lora-rank 0"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_flag(settings: dict[str, Any], flag: str) -> None:
@@ -131,6 +145,9 @@ def test_a_password_in_the_storage_is_refused_and_never_repeated() -> None:
         {"rung": 1},
         {"rung": 2},
         {"max_ppl_ratio": 1.0001},
+        {"sweep_budget": 0},
+        {"sweep_budget": 0.5},
+        {"lora_rank": 1},
         {"max_latency_ratio": 0.9999},
         {"storage": "postgresql://me@host/studies"},
     ],
@@ -157,6 +174,8 @@ EVERYTHING = SearchSettings(
     trials=57,
     sampler="nsgaii",
     rung=2,
+    sweep_budget=5400.0,
+    screen=False,
     rng_seed=7,
     device="cuda:1",
     dtype="bfloat16",
@@ -175,6 +194,8 @@ EVERYTHING = SearchSettings(
     frontier_size=3,
     distill_tokens=123456,
     learning_rate=3e-5,
+    lora_rank=8,
+    freeze_prefix=True,
     latency_batch=4,
     prompt_tokens=17,
     new_tokens=33,
@@ -202,6 +223,8 @@ def read_back(settings: SearchSettings) -> SearchSettings:
         SearchSettings(distill=False, max_memory=6e9),
         SearchSettings(compiled=True, device="cuda", dtype="float16"),
         SearchSettings(max_memory=0.5, learning_rate=1e-7),
+        SearchSettings(sweep_budget=0.0, screen=False),
+        SearchSettings(sweep_budget=0.25, lora_rank=64, freeze_prefix=True),
         SearchSettings(model="/models/llama [v2]", studies_dir=Path("~/studies"), rng_seed=2**40),
         EVERYTHING,
         THE_REST,
@@ -246,6 +269,10 @@ def test_the_parser_leaves_out_what_was_not_typed() -> None:
         (["--rung", "0"], "--rung"),
         (["--trials", "many"], "--trials"),
         (["--max-memory", "much"], "'much' is not a size"),
+        (["--sweep-budget", "soon"], "'soon' is not a time"),
+        (["--sweep-budget", "10d"], "'10d' is not a time"),
+        (["--sweep-budget=-1"], "'-1' is not a time"),
+        (["--lora-rank", "few"], "--lora-rank"),
         (["--nonsense"], "--nonsense"),
     ],
 )
@@ -321,6 +348,49 @@ def test_a_size_in_powers_of_two_is_not_taken_for_one_in_powers_of_ten() -> None
     except ValueError:
         return
     assert number == 6 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90.0),
+        ("90s", 90.0),
+        ("1.5s", 1.5),
+        ("10m", 600.0),
+        ("2h", 7200.0),
+        ("0.5h", 1800.0),
+        (" 10 m ", 600.0),
+        ("0", 0.0),
+        ("0s", 0.0),
+        (".5m", 30.0),
+        ("", None),
+        ("m", None),
+        (".", None),
+        ("-1", None),
+        ("-1s", None),
+        ("1.2.3", None),
+        ("10M", None),
+        ("10min", None),
+        ("1h30m", None),
+        ("1d", None),
+        ("nan", None),
+        ("inf", None),
+        ("1e3", None),
+        ("1,5h", None),
+    ],
+)
+def test_times_are_seconds_minutes_or_hours(text: str, seconds: float | None) -> None:
+    if seconds is None:
+        with pytest.raises(ValueError):  # noqa: PT011
+            planning.parse_seconds(text)
+    else:
+        assert planning.parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(("typed", "seconds"), [("10m", 600.0), ("2h", 7200.0), ("0", 0.0), ("45", 45.0)])
+def test_a_time_can_be_typed(typed: str, seconds: float) -> None:
+    settings = SearchSettings(**vars(make_parser().parse_args(["--sweep-budget", typed])))
+    assert settings.sweep_budget == seconds
 
 
 def test_numbers_for_argparse() -> None:
@@ -441,7 +511,29 @@ def test_a_plan_from_its_file_is_the_same_study(tmp_path: Path) -> None:
     again = folder.read_record(path, SearchPlan)
     assert again.fingerprint == plan.fingerprint
     assert planning.read_protocol(again, place=tmp_path) == PROTOCOL
-    planning.check_same_study(again, make_plan(trials=500, max_ppl_ratio=1.5, frontier_size=1), place=tmp_path)
+    planning.continue_plan(again, make_plan(trials=500, max_ppl_ratio=1.5, frontier_size=1), place=tmp_path)
+
+
+@pytest.mark.parametrize("covered", [True, False])
+def test_whether_to_sweep_is_settled_when_the_study_begins(covered: bool) -> None:
+    found = make_plan(covers_space=covered, trials=10)
+    wanted = make_plan(covers_space=not covered, trials=20)  # the machine is busier, or less busy, today
+    continued = planning.continue_plan(found, wanted, place=Path("studies/demo"))
+    assert continued == msgspec.structs.replace(wanted, covers_space=covered)
+    assert continued.command == "python -m seed.search --trials 20"
+
+
+@pytest.mark.parametrize("covered", [True, False])
+def test_another_sweep_budget_settles_anew_whether_to_sweep(covered: bool) -> None:
+    found = make_plan(covers_space=covered)
+    wanted = make_plan(covers_space=not covered, sweep_budget=7200.0)
+    assert planning.continue_plan(found, wanted, place=Path("studies/demo")) == wanted
+
+
+def test_a_plan_repeats_the_sweep() -> None:
+    for covered in (True, False):
+        plan = make_plan(covers_space=covered, sweep_budget=90.0)
+        assert (plan.sweep_budget, plan.covers_space) == (90.0, covered)
 
 
 def test_equal_protocols_differ_in_nothing() -> None:
@@ -474,13 +566,15 @@ def test_a_study_refuses_another_protocol_and_names_the_field(field: str) -> Non
         changed = {**value, "test": stream("d4")}
     elif isinstance(value, bool):
         changed = not value
+    elif field == "lora_rank":
+        changed = 16
     elif isinstance(value, (int, float)):
         changed = value + 1
     else:
         changed = f"{value}-other"
     other = make_plan(msgspec.structs.replace(PROTOCOL, **{field: changed}))
     with pytest.raises(StudyError) as caught:
-        planning.check_same_study(make_plan(), other, place=Path("studies/demo"))
+        planning.continue_plan(make_plan(), other, place=Path("studies/demo"))
     message = str(caught.value)
     assert message.startswith(f"studies/demo: holds a study of another plan ({field}")
     assert " in the study, " in message
@@ -497,7 +591,7 @@ def test_many_differences_are_counted() -> None:
         },
     )
     with pytest.raises(StudyError, match="; and 2 more"):
-        planning.check_same_study(make_plan(), make_plan(other), place=Path("studies/demo"))
+        planning.continue_plan(make_plan(), make_plan(other), place=Path("studies/demo"))
 
 
 @pytest.mark.parametrize(
@@ -511,5 +605,5 @@ def test_many_differences_are_counted() -> None:
 def test_a_plan_of_another_version_is_refused_with_both_versions(identity: dict[str, object]) -> None:
     plan = msgspec.structs.replace(make_plan(), identity=identity, seed_version="9.9")
     with pytest.raises(StudyError, match=rf"written by seed 9\.9, and this is {seed.__version__}") as caught:
-        planning.check_same_study(plan, make_plan(), place=Path("studies/demo"))
+        planning.continue_plan(plan, make_plan(), place=Path("studies/demo"))
     assert "--study NAME" in str(caught.value)

@@ -1,0 +1,213 @@
+"""The screen: its interval by hand and by known quantiles, and over simulated studies what it loses and what it saves."""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import pytest
+
+from seed.optimize.screening import NEEDED_PAIRS, QUANTILE, Screen, predict_lowest, widen
+from seed.records import Evaluation, TrialRecord
+
+from ..reporting import factory
+
+STRUCTURE = factory.make_latency(10).structure
+CANDIDATE = factory.make_candidate(3, 7)
+
+
+def make_evaluation(cheap: float, wanted: float, *, structure: str = STRUCTURE) -> Evaluation:
+    """An evaluation with these log PPL ratios by closed form and after short distillation."""
+    evaluation = factory.make_evaluation((3, 7), math.exp(wanted))
+    return msgspec.structs.replace(
+        evaluation,
+        qualities=evaluation.qualities | {"closed_form": factory.make_quality(math.exp(cheap))},
+        latency=msgspec.structs.replace(evaluation.latency, structure=structure),
+    )
+
+
+def make_screen(cheap: Sequence[float], wanted: Sequence[float], *, keep: int = 1) -> Screen:
+    screen = Screen(keep=keep)
+    for pair in zip(cheap, wanted, strict=True):
+        screen.learn_evaluation(make_evaluation(*pair))
+    return screen
+
+
+def judge(screen: Screen, cheap: float, *, structure: str = STRUCTURE) -> str | None:
+    return screen.judge(CANDIDATE, factory.make_quality(math.exp(cheap)), structure=structure)
+
+
+# ---- the interval
+
+
+def test_the_interval_of_a_regression_worked_by_hand() -> None:
+    # slope 3 / 5, line 2 + 0.6 (x - 1.5); residuals -.1, .3, -.3, .1: variance 0.2 / 2; at 5: 1 + 1/4 + 3.5^2 / 5 = 3.7
+    found = predict_lowest(np.array([0.0, 1.0, 2.0, 3.0]), np.array([1.0, 2.0, 2.0, 3.0]), 5.0)
+    assert found == pytest.approx(4.1 - widen(QUANTILE, 2) * math.sqrt(0.37))
+    at_mean = predict_lowest(np.array([0.0, 1.0, 2.0, 3.0]), np.array([1.0, 2.0, 2.0, 3.0]), 1.5)
+    assert at_mean == pytest.approx(2.0 - widen(QUANTILE, 2) * math.sqrt(0.125))
+
+
+def test_a_line_without_residuals_is_believed() -> None:
+    cheap = np.linspace(0, 1, 10)
+    assert predict_lowest(cheap, 0.5 * cheap + 0.1, 3.0) == pytest.approx(1.6)
+
+
+def test_equal_scores_predict_nothing() -> None:
+    assert predict_lowest(np.full(10, 0.2), np.linspace(0, 1, 10), 5.0) == -math.inf
+    assert judge(make_screen([0.25] * 10, np.linspace(0, 1, 10)), 5.0) is None
+
+
+def test_the_interval_moves_and_stretches_with_its_data() -> None:
+    rng = np.random.default_rng(0)
+    cheap = rng.uniform(0, 1, 20)
+    wanted = 0.4 * cheap + rng.normal(0, 0.02, 20)
+    base = predict_lowest(cheap, wanted, 0.7)
+    assert predict_lowest(cheap, wanted + 1, 0.7) == pytest.approx(base + 1)
+    assert predict_lowest(cheap, 3 * wanted, 0.7) == pytest.approx(3 * base)
+    assert predict_lowest(2 * cheap + 5, wanted, 6.4) == pytest.approx(base)
+
+
+@pytest.mark.parametrize(("degrees", "quantile"), [(6, 5.208), (10, 4.144), (30, 3.385), (10**6, 3.090)])
+def test_quantiles_are_those_of_students_t(degrees: int, quantile: float) -> None:
+    assert widen(QUANTILE, degrees) == pytest.approx(quantile, rel=0.02)
+
+
+def test_one_prediction_in_a_thousand_is_too_high() -> None:
+    rng = np.random.default_rng(1)
+    misses, draws = 0, 4000
+    for _ in range(draws):
+        cheap = rng.normal(0, 1, 13)
+        wanted = 0.5 * cheap + rng.normal(0, 0.1, 13)
+        misses += wanted[-1] < predict_lowest(cheap[:-1], wanted[:-1], cheap[-1])
+    assert misses <= 14  # 4 expected; more than 14 once in 30,000 times
+
+
+# ---- what is skipped
+
+
+def test_nothing_is_skipped_with_few_pairs() -> None:
+    cheap = np.linspace(0, 1, NEEDED_PAIRS)
+    wanted = 0.5 * cheap + 0.01 * (-1) ** np.arange(NEEDED_PAIRS)
+    for count in range(NEEDED_PAIRS):
+        assert judge(make_screen(cheap[:count], wanted[:count]), 50.0) is None
+    assert judge(make_screen(cheap, wanted), 50.0) is not None
+
+
+def test_nothing_is_skipped_before_as_many_are_found_as_are_wanted() -> None:
+    cheap = np.linspace(0, 1, 12)
+    wanted = 0.5 * cheap + 0.01 * (-1) ** np.arange(12)
+    assert judge(make_screen(cheap, wanted, keep=12), 50.0) is not None
+    assert judge(make_screen(cheap, wanted, keep=13), 50.0) is None
+
+
+def test_pairs_of_another_structure_say_nothing() -> None:
+    screen = make_screen(np.linspace(0, 1, 12), np.linspace(0, 0.5, 12))
+    assert judge(screen, 50.0) is not None
+    assert judge(screen, 50.0, structure="another") is None
+
+
+def test_pairs_that_say_nothing_skip_nothing() -> None:
+    rng = np.random.default_rng(0)
+    cheap, wanted = rng.normal(0, 1, 30), rng.normal(0, 1, 30)
+    assert judge(make_screen(cheap, wanted), 4.0) is None
+
+
+def test_a_candidate_like_the_best_is_never_skipped() -> None:
+    cheap = np.linspace(0.1, 1, 30)
+    screen = make_screen(cheap, 0.5 * cheap + 0.005 * (-1) ** np.arange(30), keep=2)
+    assert judge(screen, 0.1) is None
+    assert judge(screen, 0.0) is None
+    assert judge(screen, 1.0) is not None
+
+
+def test_more_wanted_candidates_move_the_bar() -> None:
+    cheap = np.linspace(0.1, 1, 30)
+    wanted = 0.5 * cheap + 0.005 * (-1) ** np.arange(30)
+    skipped = [
+        sum(judge(make_screen(cheap, wanted, keep=keep), at) is not None for at in cheap) for keep in (1, 5, 15, 30)
+    ]
+    assert skipped == sorted(skipped, reverse=True)
+    assert skipped[0] > skipped[1] > skipped[2] > skipped[3] == 0
+
+
+def test_the_reason_names_the_numbers() -> None:
+    cheap = np.linspace(0, 1, 12)
+    screen = make_screen(cheap, 0.5 * cheap + 0.1, keep=3)
+    reason = judge(screen, 2.0)
+    assert reason is not None
+    assert f"PPL ratio {math.exp(2.0):.3f} by closed form" in reason
+    assert f"at least {math.exp(1.1):.3f}" in reason
+    assert "12 others" in reason
+    assert f"{math.exp(0.1 + 0.5 * 2 / 11):.3f} is reached" in reason  # by the third best
+
+
+# ---- what is learned
+
+
+def test_only_trials_with_both_rungs_and_finite_numbers_are_pairs() -> None:
+    whole = make_evaluation(0.2, 0.1)
+    only_cheap = {"closed_form": whole.qualities["closed_form"]}
+    only_wanted = {factory.RUNG: whole.qualities[factory.RUNG]}
+    broken = msgspec.structs.replace(whole.qualities[factory.RUNG], ppl_ratio=math.nan)
+    diverged = msgspec.structs.replace(whole.qualities[factory.RUNG], ppl_ratio=math.inf)
+    screen = Screen(keep=1)
+    screen.learn(
+        TrialRecord(number=number, state="COMPLETE", evaluation=msgspec.structs.replace(whole, qualities=qualities))
+        for number, qualities in enumerate(
+            [
+                whole.qualities,
+                only_cheap,
+                only_wanted,
+                {},
+                whole.qualities | {factory.RUNG: broken},
+                whole.qualities | {factory.RUNG: diverged},
+            ]
+        )
+    )
+    assert screen.pairs[STRUCTURE] == [pytest.approx((0.2, 0.1))]
+    assert sum(map(len, screen.pairs.values())) == 1
+
+
+def test_other_rungs_can_be_screened() -> None:
+    screen = Screen(keep=1, rung="closed_form", cheap_rung="none")
+    screen.learn_evaluation(factory.make_evaluation((3, 7), math.exp(0.1)))
+    assert screen.pairs[STRUCTURE] == [pytest.approx((0.25, 0.12))]
+
+
+def simulate(*, rng: np.random.Generator, ranked: bool, keep: int, noise: float) -> tuple[set[int], int, int]:
+    """Screen one study of two structures; return what of the ``keep`` best was lost, what was skipped, what is hopeless.
+
+    Costs of sets are skewed, as they are: few good ones, a long tail. Their short distillation is closed form's number
+    on a line, with noise; a set is hopeless when it is eight times the noise behind the worst that is wanted.
+    """
+    screen = Screen(keep=keep)
+    lost: set[int] = set()
+    num_skipped = num_hopeless = 0
+    for structure in ("one", "other"):
+        cheap = 0.05 + rng.gamma(2.0, 0.1, 40)
+        wanted = 0.02 + 0.45 * cheap + rng.normal(0, noise, 40)
+        order = np.argsort(cheap) if ranked else np.arange(40)
+        best = np.sort(wanted)[keep - 1]
+        for i in order:
+            reason = judge(screen, cheap[i], structure=structure)
+            is_hopeless = wanted[i] > best + 8 * noise
+            num_hopeless += is_hopeless
+            if reason is None:
+                screen.learn_evaluation(make_evaluation(cheap[i], wanted[i], structure=structure))
+            else:
+                num_skipped += is_hopeless
+                if wanted[i] <= best:
+                    lost.add(int(i))
+    return lost, num_skipped, num_hopeless
+
+
+@pytest.mark.parametrize("ranked", [True, False], ids=["best first", "as a sampler asks"])
+@pytest.mark.parametrize("keep", [2, 4])
+def test_members_of_the_frontier_are_not_lost_and_most_hopeless_ones_are_skipped(ranked: bool, keep: int) -> None:
+    rng = np.random.default_rng(keep)
+    studies = [simulate(rng=rng, ranked=ranked, keep=keep, noise=0.01) for _ in range(200)]
+    assert sum(bool(lost) for lost, _, _ in studies) <= 1
+    skipped, hopeless = (sum(study[place] for study in studies) for place in (1, 2))
+    assert hopeless > 2000
+    assert skipped > 0.6 * hopeless

@@ -1,0 +1,66 @@
+"""Opened studies in small: a tiny dense model, text that it wrote itself, and made-up latencies."""
+
+import functools
+
+import torch
+
+from seed.models.anatomy import Anatomy
+from seed.records import Candidate, Latency
+from seed.scoring.instruments import Instruments
+from seed.scoring.quality import logits_of, measure_losses
+from seed.scoring.refit import measure_gains
+from tests.models.families import make_model
+from tests.scoring.streams import write_stream
+
+CPU = torch.device("cpu")
+
+
+def keep(*layers: int) -> Candidate:
+    """A candidate of the four-layer models."""
+    return Candidate(num_layers=4, kept_layers=layers)
+
+
+def drop(*layers: int) -> Candidate:
+    """A candidate of the four-layer models, by what is gone."""
+    return keep(*(layer for layer in range(4) if layer not in layers))
+
+
+CUT = keep(0, 3)
+DENSE = keep(0, 1, 2, 3)
+
+
+@functools.cache
+def open_instruments(family: str = "llama", *, stored: torch.dtype = torch.float32) -> Instruments:
+    """Instruments that tests share: nothing that scores may change them."""
+    model = make_model(family)
+    anatomy = Anatomy(model)
+    calibration = write_stream(model, 12, 64, rng_seed=1)
+    validation = write_stream(model, 12, 32, rng_seed=2)
+    return Instruments(
+        anatomy=anatomy,
+        calibration=calibration,
+        recovery=calibration,
+        validation=validation,
+        dense_validation=measure_losses(logits_of(model), validation, micro_batch=4, device=CPU),
+        gains=measure_gains(anatomy, anatomy.trace(calibration.tokens_NT[:4])),
+        micro_batch=4,
+        stored_dtype=stored,
+    )
+
+
+def time_candidate(candidate: Candidate) -> Latency:
+    """A latency as the study's table would hold it."""
+    ratio = len(candidate.kept_layers) / candidate.num_layers
+    return Latency(
+        structure=f"{len(candidate.kept_layers)} layers",
+        workload="decode",
+        device="cpu",
+        repeats=5,
+        median_ms=10 * ratio,
+        p10_ms=9 * ratio,
+        p90_ms=11 * ratio,
+        dense_median_ms=10.0,
+        ratio=ratio,
+        ratio_low=ratio,
+        ratio_high=ratio,
+    )

@@ -1,0 +1,126 @@
+"""Students are what the candidate says, judged as they would be exported, and cost the dense model nothing."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import load_checkpoint, write_checkpoint
+from seed.models.surgery import cast_weights
+from seed.scoring import lora
+from seed.scoring.distillation import DistillSettings
+from seed.scoring.instruments import make_walker, size_of, start_student, validation_losses
+from seed.scoring.quality import logits_of, measure_losses
+from tests.conftest import make_tokenizer
+from tests.models.families import compute_logits, make_model, make_tokens
+from tests.scoring.opened import CPU, CUT, DENSE, open_instruments
+
+SETTINGS = DistillSettings(steps=1, batch_windows=1, micro_batch=1, learning_rate=1e-3, rng_seed=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_the_size_is_that_of_the_exported_student(family: str, tmp_path: Path) -> None:
+    instruments = open_instruments(family, stored=torch.bfloat16)
+    size = size_of(instruments, CUT)
+    student = start_student(instruments, CUT, None)
+    assert size.num_params == sum(parameter.numel() for parameter in student.parameters())
+    write_checkpoint(
+        student, tmp_path / "out", tokenizer=make_tokenizer(), dtype=torch.bfloat16, card="", provenance={}
+    )
+    tensors = load_file(tmp_path / "out" / "model.safetensors").values()
+    assert size.num_params == sum(tensor.numel() for tensor in tensors)
+    assert size.weight_bytes == sum(tensor.nbytes for tensor in tensors)
+    assert size.kv_bytes_per_token == size_of(instruments, DENSE).kv_bytes_per_token / 2
+
+
+def test_a_student_is_validated_as_it_is_exported(tmp_path: Path) -> None:
+    instruments = open_instruments(stored=torch.bfloat16)
+    student = start_student(instruments, CUT, None)
+    found = validation_losses(instruments, student).loss
+    write_checkpoint(
+        student, tmp_path / "out", tokenizer=make_tokenizer(), dtype=torch.bfloat16, card="", provenance={}
+    )
+    exported = load_checkpoint(tmp_path / "out", device=CPU, dtype=torch.float32)
+    losses = measure_losses(logits_of(exported), instruments.validation, micro_batch=4, device=CPU)
+    assert losses.loss == found
+
+
+def test_validation_leaves_the_student_as_it_was() -> None:
+    instruments = open_instruments(stored=torch.bfloat16)
+    student = start_student(instruments, CUT, None).requires_grad_(True)
+    before = copy.deepcopy(student.state_dict())
+    validation_losses(instruments, student)
+    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in student.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in student.state_dict().items())
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_low_rank_updates_are_validated_merged_and_train_on(stored: torch.dtype) -> None:
+    instruments = open_instruments(stored=stored)
+    student = start_student(instruments, CUT, None)
+    raw = validation_losses(instruments, student).loss
+    lora.add_updates(student, rank=4, rng_seed=0)
+    assert validation_losses(instruments, student).loss == raw  # updates of zero
+    generator = torch.Generator().manual_seed(0)
+    trained = [weight for weight in student.parameters() if weight.requires_grad]
+    with torch.no_grad():
+        for weight in trained:
+            weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+    values = [weight.clone() for weight in trained]
+    found = validation_losses(instruments, student)
+    assert all(torch.equal(weight, value) for weight, value in zip(trained, values, strict=True))
+    assert abs(found.loss - raw) > 1e-3
+    lora.merge_updates(student)
+    assert found.sums.tolist() == validation_losses(instruments, student).sums.tolist()
+
+
+def test_a_student_starts_raw_or_with_the_maps_folded_in() -> None:
+    instruments = open_instruments()
+    losses, refit = make_walker(instruments).measure(CUT)
+    folded = start_student(instruments, CUT, refit)
+    assert validation_losses(instruments, folded).loss == pytest.approx(losses.loss, abs=1e-5)
+    raw = start_student(instruments, CUT, None)
+    assert torch.equal(
+        raw.model.layers[1].mlp.down_proj.weight, instruments.teacher.model.layers[3].mlp.down_proj.weight
+    )
+    assert raw.model.layers[1].mlp.down_proj.weight is not instruments.teacher.model.layers[3].mlp.down_proj.weight
+    assert validation_losses(instruments, raw).loss > losses.loss
+
+
+@pytest.mark.parametrize(
+    ("lora_rank", "dtype"), [(None, torch.float32), (4, torch.bfloat16)], ids=["all weights", "low rank"]
+)
+def test_a_student_is_float32_unless_only_updates_are_trained(lora_rank: int | None, dtype: torch.dtype) -> None:
+    anatomy = Anatomy(cast_weights(make_model("llama"), torch.bfloat16))
+    instruments = replace(open_instruments(), anatomy=anatomy)
+    settings = DistillSettings(**{**vars(SETTINGS), "lora_rank": lora_rank})
+    _, refit = make_walker(instruments).measure(CUT)
+    for maps in (None, refit):
+        student = start_student(instruments, CUT, maps, settings=settings)
+        assert {weight.dtype for weight in student.parameters()} == {dtype}
+    assert {weight.dtype for weight in start_student(instruments, CUT, None).parameters()} == {torch.float32}
+    assert {weight.dtype for weight in instruments.teacher.parameters()} == {torch.bfloat16}
+
+
+def test_making_students_leaves_the_teacher_as_it_was() -> None:
+    instruments, tokens = open_instruments(), make_tokens()
+    before = compute_logits(instruments.teacher, tokens)
+    _, refit = make_walker(instruments).measure(CUT)
+    student = start_student(instruments, CUT, refit)
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.zero_()
+    size_of(instruments, CUT)
+    assert torch.equal(compute_logits(instruments.teacher, tokens), before)
+    assert not any(parameter.requires_grad for parameter in instruments.teacher.parameters())
+
+
+def test_a_family_without_closed_form_has_no_walker() -> None:
+    instruments = open_instruments("gemma2")
+    assert instruments.gains is None
+    with pytest.raises(AssertionError):
+        make_walker(instruments)

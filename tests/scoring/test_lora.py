@@ -1,0 +1,124 @@
+"""Updates of zero change nothing, trained ones are merged into what leaves, and no trace of PEFT stays."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from seed.errors import ModelError
+from seed.models.anatomy import Anatomy
+from seed.models.surgery import make_student
+from seed.records import Candidate
+from seed.scoring import lora
+from tests.models.families import FAMILIES, compute_logits, make_model, make_tokens
+
+CUT = Candidate(num_layers=4, kept_layers=(0, 3))
+REFUSED = ("mamba", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3")  # PEFT's own refusal, and fused experts
+TAKEN = tuple(family for family in FAMILIES if family not in REFUSED)
+
+
+def make_start(family: str) -> nn.Module:
+    return make_student(Anatomy(make_model(family)), CUT)
+
+
+def make_updates_matter(student: nn.Module, *, rng_seed: int = 0) -> None:
+    """Give every trainable weight a random value, as training would."""
+    generator = torch.Generator().manual_seed(rng_seed)
+    with torch.no_grad():
+        for weight in student.parameters():
+            if weight.requires_grad:
+                weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+
+
+@pytest.mark.parametrize("family", TAKEN)
+def test_fresh_updates_change_nothing_and_trained_ones_are_merged(family: str) -> None:
+    student, tokens = make_start(family), make_tokens()
+    modules = [type(module) for module in student.modules()]
+    keys, before = list(student.state_dict()), compute_logits(student, tokens)
+    lora.add_updates(student, rank=2, rng_seed=0)
+    assert torch.equal(compute_logits(student, tokens), before)
+    trained = [name for name, weight in student.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    make_updates_matter(student)
+    moved = compute_logits(student, tokens)
+    assert float((moved - before).abs().max()) > 1e-3
+    lora.merge_updates(student)
+    assert torch.allclose(compute_logits(student, tokens), moved, atol=2e-4)
+    assert [type(module) for module in student.modules()] == modules
+    assert list(student.state_dict()) == keys
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_that_takes_no_updates_is_refused(family: str) -> None:
+    with pytest.raises(ModelError, match="--lora-rank: low-rank updates do not fit"):
+        lora.add_updates(make_start(family), rank=2, rng_seed=0)
+
+
+def test_a_model_without_linear_maps_is_refused() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 5)
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+    with pytest.raises(ModelError, match=r"do not fit Bare: it has no linear maps.*Leave the option out"):
+        lora.add_updates(Bare(), rank=2, rng_seed=0)
+
+
+def test_every_linear_map_but_the_head_gets_an_update() -> None:
+    names = lora.list_maps(make_start("llama"))
+    maps = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+    maps += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    assert sorted(names) == sorted(f"model.layers.{layer}.{name}" for layer in (0, 1) for name in maps)
+    maps = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert sorted(lora.list_maps(make_start("gpt2"))) == sorted(
+        f"transformer.h.{layer}.{name}" for layer in (0, 1) for name in maps
+    )
+    untied = make_start("qwen2")
+    assert "lm_head" not in lora.list_maps(untied)
+    assert isinstance(untied.lm_head, nn.Linear)
+
+
+def test_the_seed_decides_where_updates_begin_and_nothing_else_does() -> None:
+    def begin(rng_seed: int, disturbed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(disturbed)
+        student = make_start("llama")
+        lora.add_updates(student, rank=3, rng_seed=rng_seed)
+        return {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
+
+    one, same, other = begin(1, 5), begin(1, 6), begin(2, 5)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    assert {min(weight.shape) for weight in one.values()} == {3}
+
+
+def test_random_numbers_of_others_are_left_alone() -> None:
+    student = make_start("llama")
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    lora.add_updates(student, rank=2, rng_seed=0)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_copy_can_be_merged_while_the_original_trains_on() -> None:
+    student, tokens = make_start("llama"), make_tokens()
+    lora.add_updates(student, rank=2, rng_seed=0)
+    make_updates_matter(student)
+    moved = compute_logits(student, tokens)
+    merged = copy.deepcopy(student)
+    lora.merge_updates(merged)
+    assert torch.allclose(compute_logits(merged, tokens), moved, atol=2e-4)
+    assert torch.equal(compute_logits(student, tokens), moved)
+    assert any(weight.requires_grad for weight in student.parameters())
+
+
+def test_merging_a_model_without_updates_changes_nothing() -> None:
+    student = make_start("llama")
+    before = {name: weight.clone() for name, weight in student.state_dict().items()}
+    lora.merge_updates(student)
+    assert all(torch.equal(weight, before[name]) for name, weight in student.state_dict().items())

@@ -1,0 +1,230 @@
+"""Scores are written as they come, measured once, read back as they were, and judged beside the dense model."""
+
+import json
+import math
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from seed.errors import StudyError
+from seed.records import Quality, SweepRow
+from seed.scoring import sweep as sweeps
+from seed.scoring.instruments import make_walker, start_student, validation_losses
+from seed.scoring.quality import DocumentLosses, judge
+from seed.scoring.subsets import measure_unrecovered
+from seed.scoring.sweep import Sweep
+from tests.scoring.opened import CUT, DENSE, keep, open_instruments
+
+CANDIDATES = [keep(0, 1, 3), keep(0, 3), keep(2)]
+
+
+def open_sweep(directory: Path, *, family: str = "llama") -> Sweep:
+    return Sweep(open_instruments(family), directory / "sweep.jsonl")
+
+
+def read_lines(sweep: Sweep) -> list[dict[str, object]]:
+    return [json.loads(line) for line in sweep.path.read_text().splitlines()]
+
+
+def list_keys(sweep: Sweep) -> list[tuple[str, str]]:
+    return [(str(row["rung"]), str(row["key"])) for row in read_lines(sweep)]
+
+
+@pytest.fixture
+def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring anything fails the test."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(sweeps, "measure_unrecovered", fail)
+    monkeypatch.setattr(sweeps, "make_walker", fail)
+
+
+def test_a_new_sweep_begins_with_the_dense_model(tmp_path: Path) -> None:
+    instruments, sweep = open_instruments(), open_sweep(tmp_path / "new" / "study")
+    [row] = read_lines(sweep)
+    assert (row["key"], row["rung"]) == ("dense", "dense")
+    assert row["sums"] == instruments.dense_validation.sums.tolist()
+    assert row["counts"] == instruments.dense_validation.counts.tolist()
+    open_sweep(tmp_path / "new" / "study")
+    assert len(read_lines(sweep)) == 1
+
+
+def test_scores_are_written_at_once(tmp_path: Path) -> None:
+    one = open_sweep(tmp_path)
+    for count, candidate in enumerate(CANDIDATES, 1):
+        quality = one.measure(candidate)
+        other = open_sweep(tmp_path)  # while the first is still at work
+        assert other.known(candidate) == {"closed_form": quality}
+        assert len(read_lines(one)) == 1 + count
+    raw = one.measure_unrecovered(CANDIDATES)
+    other = open_sweep(tmp_path)
+    assert [other.known(candidate)["none"] for candidate in CANDIDATES] == raw
+    assert list_keys(one) == [
+        ("dense", "dense"),
+        *(("closed_form", candidate.key) for candidate in CANDIDATES),
+        *(("none", candidate.key) for candidate in CANDIDATES),
+    ]
+    assert all(row["seconds"] >= 0 for row in read_lines(one)[1:])
+    assert all("counts" not in row or row["counts"] is None for row in read_lines(one)[1:])
+
+
+def test_a_second_sweep_measures_nothing_anew(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    first = open_sweep(tmp_path)
+    recovered = [first.measure(candidate) for candidate in CANDIDATES]
+    raw = first.measure_unrecovered(CANDIDATES)
+    content = first.path.read_bytes()
+    request.getfixturevalue("nothing_is_measured")
+    for sweep in (first, open_sweep(tmp_path)):
+        assert [sweep.measure(candidate) for candidate in CANDIDATES] == recovered
+        assert sweep.measure_unrecovered(CANDIDATES) == raw
+        assert sweep.measure_unrecovered(CANDIDATES[::-1]) == raw[::-1]
+        assert [sweep.known(candidate) for candidate in CANDIDATES] == [
+            {"closed_form": one, "none": other} for one, other in zip(recovered, raw, strict=True)
+        ]
+    assert first.path.read_bytes() == content
+
+
+def test_only_new_candidates_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = open_sweep(tmp_path)
+    asked: list[list[str]] = []
+
+    def spy(anatomy, candidates, stream, *, micro_batch):
+        asked.append([candidate.key for candidate in candidates])
+        return measure_unrecovered(anatomy, candidates, stream, micro_batch=micro_batch)
+
+    monkeypatch.setattr(sweeps, "measure_unrecovered", spy)
+    first = sweep.measure_unrecovered(CANDIDATES[:2])
+    both = sweep.measure_unrecovered(CANDIDATES)
+    assert asked == [[candidate.key for candidate in CANDIDATES[:2]], [CANDIDATES[2].key]]
+    assert both[:2] == first
+    assert sweep.measure_unrecovered([]) == []
+    assert len(asked) == 2
+
+
+def test_a_score_is_what_is_judged_of_the_losses(tmp_path: Path) -> None:
+    instruments, sweep = open_instruments(), open_sweep(tmp_path)
+    dense = instruments.dense_validation
+    losses, _ = make_walker(instruments).measure(CUT)
+    path = f"sweep.jsonl#closed_form/{CUT.key}"
+    assert sweep.measure(CUT) == judge(losses, dense, document_losses_path=path)
+    [raw] = measure_unrecovered(instruments.anatomy, [CUT], instruments.validation, micro_batch=4)
+    [quality] = sweep.measure_unrecovered([CUT])
+    assert quality == judge(raw, dense, document_losses_path=f"sweep.jsonl#none/{CUT.key}")
+    assert quality.loss > sweep.measure(CUT).loss > dense.loss  # the text is the dense model's own
+
+
+def test_qualities_are_those_of_the_students_they_stand_for(tmp_path: Path) -> None:
+    instruments, sweep = open_instruments(), open_sweep(tmp_path)
+    [raw] = sweep.measure_unrecovered([CUT])
+    assert validation_losses(instruments, start_student(instruments, CUT, None)).loss == raw.loss
+    refit = sweep.recover(CUT)
+    folded = start_student(instruments, CUT, refit)
+    assert validation_losses(instruments, folded).loss == pytest.approx(sweep.measure(CUT).loss, abs=1e-5)
+
+
+def test_keeping_every_layer_is_the_dense_model(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    for quality in (sweep.measure(DENSE), *sweep.measure_unrecovered([DENSE])):
+        assert (quality.ppl_ratio, quality.ppl_ratio_standard_error) == (1.0, 0.0)
+    assert set(sweep.known(DENSE)) == {"dense", "closed_form", "none"}
+
+
+def test_maps_can_be_had_again_without_a_second_row(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    quality = sweep.measure(CUT)
+    first, again = sweep.recover(CUT), open_sweep(tmp_path).recover(CUT)
+    assert first.corrections.keys() == again.corrections.keys() == {0, 3}
+    for layer, correction in first.corrections.items():
+        assert torch.equal(correction.weight, again.corrections[layer].weight)
+    assert sweep.measure(CUT) == quality
+    assert list_keys(sweep) == [("dense", "dense"), ("closed_form", CUT.key)]
+
+
+def test_scores_of_other_rungs_are_kept_and_known(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    dense = sweep.instruments.dense_validation
+    losses = DocumentLosses(sums=dense.sums + 0.25 * dense.counts, counts=dense.counts)
+    assert not sweep.is_known(CUT, "short_distillation")
+    kept = sweep.keep(CUT, "short_distillation", losses, seconds=12.34567)
+    assert kept.ppl_ratio == pytest.approx(math.exp(0.25))
+    sweep.measure(CUT)
+    sweep.measure_unrecovered([CUT])
+    again = open_sweep(tmp_path)
+    assert set(again.known(CUT)) == {"none", "closed_form", "short_distillation"}
+    assert again.known(CUT)["short_distillation"] == kept
+    assert again.is_known(CUT, "short_distillation")
+    assert not again.is_known(keep(1), "short_distillation")
+    assert again.known(keep(1)) == {}
+    assert again.rows[CUT.key]["short_distillation"].seconds == 12.3457
+
+
+def test_a_score_that_is_known_is_not_written_twice(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    dense = sweep.instruments.dense_validation
+    for _ in range(2):
+        sweep.keep(CUT, "short_distillation", dense, seconds=1.0)
+    assert list_keys(sweep) == [("dense", "dense"), ("short_distillation", CUT.key)]
+
+
+def test_a_torn_last_line_is_cut_and_measured_again(tmp_path: Path) -> None:
+    whole = open_sweep(tmp_path)
+    qualities = [whole.measure(candidate) for candidate in CANDIDATES]
+    content = whole.path.read_bytes()
+    ends = [index + 1 for index, byte in enumerate(content) if byte == ord("\n")]
+    for cut in (ends[-2] + 1, (ends[-2] + ends[-1]) // 2, ends[-1] - 1):
+        whole.path.write_bytes(content[:cut])
+        again = open_sweep(tmp_path)
+        assert again.path.read_bytes() == content[: ends[-2]]
+        assert not again.is_known(CANDIDATES[-1], "closed_form")
+        assert [again.measure(candidate) for candidate in CANDIDATES] == qualities
+        assert list_keys(again) == list_keys(whole)
+
+
+def test_a_sweep_torn_in_its_first_line_begins_anew(tmp_path: Path) -> None:
+    whole = open_sweep(tmp_path)
+    content = whole.path.read_bytes()
+    whole.path.write_bytes(content[:9])
+    assert open_sweep(tmp_path).path.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", [b'{"key":"drop-1","ru', b"\0\0\0", b"", b'{"key":"drop-1"}', b"[]"])
+def test_a_damaged_line_within_is_refused_with_file_and_number(tmp_path: Path, damage: bytes) -> None:
+    sweep = open_sweep(tmp_path)
+    for candidate in CANDIDATES:
+        sweep.measure(candidate)
+    lines = sweep.path.read_bytes().splitlines()
+    lines[2] = damage
+    sweep.path.write_bytes(damaged := b"\n".join(lines) + b"\n")
+    with pytest.raises(StudyError, match=r"sweep\.jsonl: line 3 is damaged .*Remove that line") as caught:
+        open_sweep(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert sweep.path.read_bytes() == damaged
+    del lines[2]  # as the message says
+    sweep.path.write_bytes(b"\n".join(lines) + b"\n")
+    mended = open_sweep(tmp_path)
+    assert [mended.is_known(candidate, "closed_form") for candidate in CANDIDATES] == [True, False, True]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_no_number_can_be_read_back(tmp_path: Path, value: float) -> None:
+    sweep = open_sweep(tmp_path)
+    dense = sweep.instruments.dense_validation
+    losses = DocumentLosses(sums=np.where(np.arange(len(dense.sums)) == 1, value, dense.sums), counts=dense.counts)
+    kept = sweep.keep(CUT, "closed_form", losses, seconds=1.0)
+    assert not math.isfinite(kept.ppl_ratio)
+    again = open_sweep(tmp_path).known(CUT)["closed_form"]
+    assert not math.isfinite(again.ppl_ratio)
+
+
+def test_rows_read_back_are_exact(tmp_path: Path) -> None:
+    sweep = open_sweep(tmp_path)
+    quality: Quality = sweep.measure(CUT)
+    row = msgspec.json.decode(sweep.path.read_bytes().splitlines()[-1], type=SweepRow)
+    assert sum(row.sums) / quality.tokens == pytest.approx(quality.loss, rel=1e-12)
+    assert row.sums == sweep.rows[CUT.key]["closed_form"].sums
+    assert len(row.sums) == quality.documents

@@ -1,0 +1,224 @@
+"""Stored states are the dense model's own, to the bit; computed once, by one process, and never trusted when torn."""
+
+import inspect
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import seed
+from seed.errors import ResourceError
+from seed.models.anatomy import Anatomy
+from seed.models.surgery import cast_weights
+from seed.scoring.targets import Recall, count_bytes, recall_live, store_states
+from tests.models.families import make_model
+from tests.scoring.streams import draw_stream
+
+REPOSITORY = Path(seed.__file__).parents[1]
+STREAM = draw_stream(9, 16, rng_seed=1)
+WINDOWS = (7, 2, 2, 5, 0, 7, 8)  # repeated, and in no order
+
+
+def store(anatomy: Anatomy, directory: Path, *, windows: Sequence[int] = WINDOWS, **changes: Any) -> Recall:
+    settings = {"directory": directory, "identity": "weights/text", "micro_batch": 2} | changes
+    return store_states(anatomy, STREAM, windows, **settings)
+
+
+def list_files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.states"))
+
+
+def count_forwards(anatomy: Anatomy) -> list[int]:
+    """Windows of every forward pass from now on."""
+    seen: list[int] = []
+    anatomy.layers[0].register_forward_hook(lambda _module, args, _output: seen.append(len(args[0])))
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
+def test_recalled_states_are_the_dense_models_to_the_bit(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    anatomy = Anatomy(cast_weights(make_model(family), dtype))
+    recall = store(anatomy, tmp_path, micro_batch=1)
+    live = recall_live(anatomy, STREAM)
+    for windows in ([7], [0], [2, 5], [8, 2, 7, 0, 5], [5, 5]):
+        found = recall(torch.tensor(windows))
+        assert found.dtype == dtype
+        assert found.shape == (len(windows), 16, 32)
+        # one window at a time, as they were stored: products of other shapes may round otherwise
+        assert torch.equal(found, torch.cat([live(torch.tensor([window])) for window in windows]))
+    assert torch.equal(live(torch.tensor([3])), anatomy.trace(STREAM.tokens_NT[3:4])[-1])
+
+
+def test_the_file_holds_each_window_once(tmp_path: Path) -> None:
+    done: list[int] = []
+    store(Anatomy(make_model("llama")), tmp_path, on_window=done.append)
+    [path] = list_files(tmp_path)
+    expected = count_bytes(num_windows=5, window_tokens=16, width=32, dtype=torch.float32)
+    assert path.stat().st_size == expected == 5 * 16 * 32 * 4
+    assert done == [2, 2, 1]
+    assert {entry.suffix for entry in tmp_path.iterdir()} == {".states", ".lock"}  # nothing half-written
+
+
+def test_bytes_of_states_counted_by_hand() -> None:
+    assert count_bytes(num_windows=3, window_tokens=5, width=7, dtype=torch.float32) == 420
+    assert count_bytes(num_windows=3, window_tokens=5, width=7, dtype=torch.bfloat16) == 210
+
+
+def test_a_second_call_finds_the_file_and_runs_nothing(tmp_path: Path) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    first = store(anatomy, tmp_path)(torch.tensor(WINDOWS))
+    forwards, done = count_forwards(anatomy), list[int]()
+    for windows in (WINDOWS, sorted(WINDOWS), sorted(set(WINDOWS))):
+        again = store(anatomy, tmp_path, windows=windows, micro_batch=5, on_window=done.append)
+        assert torch.equal(again(torch.tensor(WINDOWS)), first)
+    assert forwards == []
+    assert done == []
+    assert len(list_files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"windows": (0, 2)}, {"identity": "weights/other text"}, {"anatomy": "bfloat16"}],
+    ids=["windows", "identity", "type"],
+)
+def test_other_states_are_other_files(changes: dict[str, Any], tmp_path: Path) -> None:
+    anatomy = other = Anatomy(make_model("llama"))
+    if changes.pop("anatomy", None):
+        other = Anatomy(cast_weights(make_model("llama"), torch.bfloat16))
+    store(anatomy, tmp_path)
+    forwards = count_forwards(other)
+    store(other, tmp_path, **changes)
+    assert forwards
+    assert len(list_files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "empty", "too long"])
+def test_a_torn_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    expected = store(anatomy, tmp_path)(torch.tensor(WINDOWS)).clone()
+    [path] = list_files(tmp_path)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes({"cut in half": content[: len(content) // 2], "empty": b"", "too long": content + b"x"}[damage])
+    forwards = count_forwards(anatomy)
+    assert torch.equal(store(anatomy, tmp_path)(torch.tensor(WINDOWS)), expected)
+    assert forwards == [2, 2, 1]
+    assert path.read_bytes() == content
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run."""
+
+
+def test_a_stopped_computation_leaves_no_states(tmp_path: Path) -> None:
+    anatomy = Anatomy(make_model("llama"))
+
+    def stop(count: int) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        store(anatomy, tmp_path, on_window=stop)
+    assert list_files(tmp_path) == []
+    live = recall_live(anatomy, STREAM)
+    assert torch.equal(store(anatomy, tmp_path)(torch.tensor([0, 2])), live(torch.tensor([0, 2])))
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("windows", [[1], [0, 6], [3, 4]])
+def test_windows_that_were_not_stored_are_never_made_up(windows: list[int], tmp_path: Path) -> None:
+    recall = store(Anatomy(make_model("llama")), tmp_path)
+    with pytest.raises(AssertionError, match="only stored windows"):
+        recall(torch.tensor(windows))
+
+
+def test_states_carry_no_gradient(tmp_path: Path) -> None:
+    anatomy = Anatomy(make_model("llama").requires_grad_(True))
+    for recall in (store(anatomy, tmp_path), recall_live(anatomy, STREAM)):
+        assert not recall(torch.tensor([0])).requires_grad
+
+
+def test_what_is_recalled_may_be_changed_without_changing_what_is_stored(tmp_path: Path) -> None:
+    recall = store(Anatomy(make_model("llama")), tmp_path)
+    first = recall(torch.tensor([0]))
+    kept: Tensor = first.clone()
+    first.zero_()
+    assert torch.equal(recall(torch.tensor([0])), kept)
+
+
+def test_a_disk_without_room_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    forwards = count_forwards(anatomy)
+    monkeypatch.setattr("seed.folder.shutil.disk_usage", lambda path: SimpleNamespace(free=5))
+    with pytest.raises(ResourceError, match="the dense model's states needs about"):
+        store(anatomy, tmp_path)
+    assert forwards == []
+
+
+def store_slowly(directory: Path) -> tuple[int, bool]:
+    """Store states of a fake model, slowly; return how many windows were computed, and whether all are right."""
+
+    def run_layers(tokens: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return tokens[..., None] * torch.linspace(0, 1, 32)
+
+    anatomy: Any = SimpleNamespace(
+        config=SimpleNamespace(hidden_size=32),
+        model=torch.nn.Linear(1, 1),
+        device=torch.device("cpu"),
+        run_layers=run_layers,
+    )
+    stream: Any = SimpleNamespace(tokens_NT=torch.arange(40 * 16).view(40, 16))
+    done: list[int] = []
+    recall = store_states(
+        anatomy, stream, range(40), directory=directory, identity="x", micro_batch=4, on_window=done.append
+    )
+    return sum(done), torch.equal(recall(torch.arange(40)), run_layers(stream.tokens_NT))
+
+
+WORKER = f"""
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+import torch
+from torch import Tensor
+from seed.scoring.targets import store_states
+
+{inspect.getsource(store_slowly)}
+print("ready", flush=True)
+sys.stdin.readline()
+print(*store_slowly(Path(sys.argv[1])))
+"""
+
+
+def test_two_processes_at_once_compute_one_whole_file(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stdout.readline() == "ready\n"
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+        ours, is_right = store_slowly(tmp_path)
+        out, err = worker.communicate(timeout=60)
+    assert worker.returncode == 0, err
+    theirs = int(out.split()[0])
+    assert sorted([ours, theirs]) == [0, 40]  # one computed, the other waited and read
+    assert is_right
+    assert out.split()[1] == "True"
+    [path] = list_files(tmp_path)
+    assert path.stat().st_size == 40 * 16 * 32 * 4
+    assert not list(tmp_path.glob(".*"))

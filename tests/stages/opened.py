@@ -1,0 +1,113 @@
+"""An opened study in small: a four-layer model, text that it wrote itself, and a protocol that fits them."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import optuna
+import torch
+
+from seed.folder import StudyFolder
+from seed.models.teacher import ModelSource, Teacher
+from seed.optimize.study import open_study
+from seed.records import Latency, Protocol, SearchPlan, SearchSpace, StreamRecord
+from seed.scoring.instruments import Instruments
+from seed.scoring.sweep import Sweep
+from seed.stages import planning
+from seed.stages.planning import SearchSettings
+from seed.stages.workbench import Workbench
+from tests.conftest import make_tokenizer
+from tests.scoring.opened import CPU, drop, open_instruments, time_candidate
+
+SPACE = SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=1, max_dropped=2)  # 10 candidates
+
+PROTOCOL = Protocol(
+    model="tiny",
+    location="/models/tiny",
+    revision=None,
+    commit=None,
+    weights_sha256="ab" * 32,
+    trust_remote_code=False,
+    license=None,
+    space=SPACE,
+    recovery_text="notes.txt",
+    validation_text=None,
+    test_text=None,
+    window_tokens=64,
+    calibration_tokens=768,
+    validation_tokens=384,
+    test_tokens=None,
+    bos_each_window=False,
+    streams={
+        name: StreamRecord(source="notes.txt", tokens=768, documents=6, sha256=letter * 64)
+        for name, letter in (("recovery", "a"), ("validation", "b"), ("test", "c"))
+    },
+    rung="closed_form",
+    short_steps=2,
+    batch_tokens=256,
+    short_learning_rate=3e-3,
+    mixed_precision=False,
+    lora_rank=None,
+    freeze_prefix=False,
+    latency_batch=1,
+    prompt_tokens=8,
+    new_tokens=4,
+    latency_repeats=3,
+    compiled=False,
+    latency_command=None,
+    device="cpu",
+    dtype="float32",
+    rng_seed=0,
+)
+
+
+def open_bench(directory: Path, *, family: str = "llama", **changes: Any) -> Workbench:
+    """A workbench whose protocol differs as told."""
+    instruments = open_instruments(family)
+    directory.mkdir(parents=True, exist_ok=True)
+    return Workbench(
+        folder=StudyFolder(directory),
+        protocol=msgspec.structs.replace(PROTOCOL, **changes),
+        teacher=Teacher(
+            source=ModelSource(location="/models/tiny", revision=None, trust_remote_code=False),
+            model=instruments.teacher,
+            tokenizer=make_tokenizer(),
+            commit=None,
+            stored_dtype=torch.float32,
+            dtype=torch.float32,
+        ),
+        anatomy=instruments.anatomy,
+        streams={
+            "recovery": instruments.recovery,
+            "validation": instruments.validation,
+            "test": instruments.validation,
+        },
+        device=CPU,
+        dtype=torch.float32,
+        micro_batch=4,
+        gains=instruments.gains,
+    )
+
+
+def open_sweep(bench: Workbench) -> Sweep:
+    """The sweep in the bench's folder."""
+    instruments: Instruments = open_instruments(bench.anatomy.config.model_type)
+    return Sweep(instruments, bench.folder.sweep)
+
+
+def open_trials(bench: Workbench) -> optuna.Study:
+    """The bench's study, kept in memory."""
+    return open_study(optuna.storages.InMemoryStorage(), name="tiny", rung=bench.protocol.rung, fingerprint="one")
+
+
+def make_plan(bench: Workbench, settings: SearchSettings, *, trials: int, covers_space: bool) -> SearchPlan:
+    """A plan of so many trials."""
+    return planning.make_plan(
+        settings, bench.protocol, name="tiny", trials=trials, distill_tokens=1024, covers_space=covers_space
+    )
+
+
+def make_table() -> dict[str, Latency]:
+    """Latencies of every structure of the space."""
+    latencies = [time_candidate(drop(*range(count))) for count in range(3)]
+    return {latency.structure: latency for latency in latencies}

@@ -1,0 +1,361 @@
+"""Scoring a space: swept whole where that was planned, best first; else searched; resumed without repeating anything."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import optuna
+import pytest
+import torch
+
+from seed.console import Terminal
+from seed.optimize.space import enumerate_candidates
+from seed.records import Candidate, Latency, Quality, SearchPlan, SearchSpace, TrialRecord
+from seed.scoring.instruments import start_student
+from seed.scoring.sweep import Sweep
+from seed.scoring.targets import recall_live
+from seed.stages import searching, workbench
+from seed.stages.gathering import read_losses
+from seed.stages.planning import SearchSettings
+from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery, score_space
+from seed.stages.workbench import Workbench
+from tests.reporting import factory
+from tests.scoring.opened import drop
+from tests.stages.opened import SPACE, make_plan, make_table, open_bench, open_sweep, open_trials
+
+QUIET = Terminal(quiet=True)
+EVERYTHING = list(enumerate_candidates(SPACE))
+
+
+class Search:
+    """One study in a folder, run again and again as separate commands would."""
+
+    def __init__(self, directory: Path, **changes: object) -> None:
+        self.bench: Workbench = open_bench(directory, **changes)
+        self.study: optuna.Study = open_trials(self.bench)
+
+    def run(
+        self,
+        *,
+        trials: int = 10,
+        covers_space: bool = True,
+        space: SearchSpace = SPACE,
+        terminal: Terminal = QUIET,
+        sweep: Sweep | None = None,
+        table: dict[str, Latency] | None = None,
+        **settings: object,
+    ) -> tuple[TrialRecord, ...]:
+        wanted = SearchSettings(**settings)
+        plan = make_plan(self.bench, wanted, trials=trials, covers_space=covers_space)
+        sweep = sweep or open_sweep(self.bench)
+        table = make_table() if table is None else table
+        return score_space(terminal, self.bench, sweep, self.study, plan, wanted, space, table)
+
+
+def keys_of(trials: tuple[TrialRecord, ...], *, state: str = "COMPLETE") -> list[str]:
+    return [trial.evaluation.candidate.key for trial in trials if trial.state == state]
+
+
+@pytest.fixture
+def distilled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the candidates whose students were made to be trained."""
+    made: list[str] = []
+
+    def spy(instruments, candidate, refit, *, settings=None):
+        made.append(candidate.key)
+        return start_student(instruments, candidate, refit, settings=settings)
+
+    monkeypatch.setattr("seed.scoring.proxy.start_student", spy)
+    return made
+
+
+# ---- the order
+
+
+def quality_of(loss: float) -> Quality:
+    return factory.make_quality(math.exp(loss))
+
+
+def test_the_best_of_every_depth_come_first_then_the_second_best() -> None:
+    losses = {(1,): 0.3, (2,): 0.1, (0, 1): 0.9, (0, 2): 0.4, (1, 2): 0.6, (0, 1, 2): 2.0}
+    qualities = {factory.make_candidate(*dropped): quality_of(loss) for dropped, loss in losses.items()}
+    ranked = [candidate.dropped_layers for candidate in rank_candidates(qualities)]
+    assert ranked == [(2,), (0, 2), (0, 1, 2), (1,), (1, 2), (0, 1)]
+
+
+def test_equal_losses_are_ranked_by_name() -> None:
+    candidates = [factory.make_candidate(layer) for layer in (7, 3, 5)]
+    ranked = rank_candidates({candidate: quality_of(0.5) for candidate in candidates})
+    assert [candidate.key for candidate in ranked] == ["drop-3", "drop-5", "drop-7"]
+    assert rank_candidates({}) == []
+
+
+# ---- what closed form recovers
+
+
+def recovered(raw: float, closed: float) -> dict[str, Quality]:
+    """Qualities at these PPL ratios."""
+    return {"none": factory.make_quality(raw), "closed_form": factory.make_quality(closed)}
+
+
+def test_recovery_is_a_share_of_the_loss_of_cutting() -> None:
+    assert measure_recovery(recovered(math.e, math.exp(0.25))) == pytest.approx(0.75)
+    assert measure_recovery(recovered(1.5, 1.5)) == pytest.approx(0.0)
+    assert measure_recovery(recovered(1.2, 1.44)) == pytest.approx(-1.0)  # it made things worse
+    assert measure_recovery(recovered(1.2, 1.0)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("raw", [1.0, 0.98])
+def test_where_cutting_costs_nothing_there_is_nothing_to_recover(raw: float) -> None:
+    assert measure_recovery(recovered(raw, 1.0)) is None
+
+
+def test_recovery_is_said_in_a_line() -> None:
+    sample = [recovered(math.e, math.exp(1 - share)) for share in (0.9, 0.25, 0.5)]
+    line = say_recovery([*sample, recovered(0.99, 0.98)], 298)
+    assert "recovers 50% of what cutting costs" in line
+    assert "median of 3 sets out of 298; 25% to 90%" in line
+    assert "\n" not in line
+    assert "nothing that could be measured" in say_recovery([recovered(0.99, 1.0)], 3)
+    assert "nothing that could be measured" in say_recovery([], 0)
+
+
+def test_how_candidates_were_chosen_is_said() -> None:
+    def say(*, covers_space: bool, num_scored: int) -> str:
+        settings = SearchSettings(sampler="nsgaii")
+        plan: SearchPlan = msgspec.structs.replace(factory.make_record().plan, covers_space=covers_space)
+        frontier = msgspec.structs.replace(factory.make_record().frontier, num_scored=num_scored)
+        return name_solver(plan, settings, SPACE, frontier)
+
+    assert say(covers_space=True, num_scored=10) == say(covers_space=False, num_scored=10) == "all of them"
+    assert say(covers_space=True, num_scored=4) == "chosen by a sweep of all of them"
+    assert say(covers_space=False, num_scored=4) == "searched with nsgaii"
+
+
+# ---- closed form
+
+
+def test_a_space_that_is_swept_is_scored_whole_whatever_the_trials(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    trials = search.run(trials=2)
+    assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
+    assert all(trial.evaluation.qualities["closed_form"].ppl_ratio > 0 for trial in trials)
+    sweep = open_sweep(search.bench)
+    assert all(sweep.is_known(candidate, "closed_form") for candidate in EVERYTHING)
+
+
+def test_what_closed_form_recovers_is_told_of_a_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Search(tmp_path).run(terminal=Terminal())
+    out = capsys.readouterr().out
+    assert "closed form recovers " in out
+    assert "sets out of 10;" in out
+
+
+def test_a_space_that_is_not_swept_is_searched(tmp_path: Path) -> None:
+    trials = Search(tmp_path).run(trials=4, covers_space=False)
+    assert len(set(keys_of(trials))) == len(trials) == 4
+
+
+def test_a_budget_as_large_as_the_space_scores_it_in_order(tmp_path: Path) -> None:
+    trials = Search(tmp_path).run(trials=10, covers_space=False)
+    assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
+
+
+def test_a_finished_search_measures_nothing_when_it_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = Search(tmp_path)
+    trials = search.run()
+    content = search.bench.folder.sweep.read_bytes()
+    monkeypatch.setattr("seed.scoring.sweep.make_walker", None)
+    monkeypatch.setattr("seed.scoring.sweep.measure_unrecovered", None)
+    assert search.run() == trials
+    assert search.bench.folder.sweep.read_bytes() == content
+
+
+class BrokenError(Exception):
+    pass
+
+
+def break_after(count: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Fail behind so many closed-form scores; call what is returned to mend it."""
+    recover, left = Sweep.recover, [count]
+
+    def fail(sweep: Sweep, candidate: Candidate):
+        if left[0] == 0:
+            raise BrokenError
+        left[0] -= 1
+        return recover(sweep, candidate)
+
+    monkeypatch.setattr(Sweep, "recover", fail)
+    return lambda: monkeypatch.setattr(Sweep, "recover", recover)
+
+
+@pytest.mark.parametrize("rung", ["closed_form", "short_distillation"])
+def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(
+    rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Search(tmp_path / "whole", rung=rung).run(trials=3)
+    search = Search(tmp_path / "broken", rung=rung)
+    mend = break_after(6, monkeypatch)
+    with pytest.raises(BrokenError):
+        search.run(trials=3)
+    mend()
+    lines = search.bench.folder.sweep.read_bytes().splitlines()
+    trials = search.run(trials=3)
+    assert search.bench.folder.sweep.read_bytes().splitlines()[: len(lines)] == lines
+    assert keys_of(trials) == keys_of(whole)
+    for one, other in zip(trials, whole, strict=True):
+        assert one.evaluation.qualities[rung] == other.evaluation.qualities[rung]
+
+
+def test_a_narrowed_space_is_scored_whole_though_trials_outside_it_are_many(tmp_path: Path) -> None:
+    # --max-latency-ratio or --max-memory leaves the deeper sets only
+    search = Search(tmp_path)
+    first = search.run(trials=8, covers_space=False)
+    deeper = msgspec.structs.replace(SPACE, min_dropped=2)
+    inside = [key for key in keys_of(first) if key.count("-") == 2]
+    assert len(inside) < deeper.size < len(first)
+    trials = search.run(trials=8, covers_space=False, space=deeper)
+    assert sorted(key for key in keys_of(trials) if key.count("-") == 2) == sorted(
+        candidate.key for candidate in enumerate_candidates(deeper)
+    )
+
+
+def test_a_row_that_was_removed_because_it_was_damaged_is_made_up(tmp_path: Path) -> None:
+    # what the message about a damaged line of the sweep says
+    search = Search(tmp_path)
+    trials = search.run()
+    path = search.bench.folder.sweep
+    lines = path.read_bytes().splitlines(keepends=True)
+    removed = next(i for i, line in enumerate(lines) if b'"closed_form"' in line)
+    path.write_bytes(b"".join(lines[:removed] + lines[removed + 1 :]))
+    assert search.run() == trials
+    find = read_losses(search.bench.folder)
+    for trial in trials:
+        find(trial.evaluation.qualities["closed_form"])
+
+
+def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = make_table()
+    missing = table.pop("2 layers")
+    timed: list[str] = []
+
+    def measure(bench: Workbench, candidate: Candidate) -> Latency:
+        timed.append(candidate.key)
+        return missing
+
+    monkeypatch.setattr("seed.stages.latencies.measure_latency", measure)
+    trials = Search(tmp_path).run(table=table)
+    assert len(timed) == 1
+    assert table["2 layers"] == missing
+    assert len(keys_of(trials)) == 10
+
+
+# ---- the climb
+
+
+def test_the_climb_begins_with_the_best_of_the_sweep(tmp_path: Path, distilled: list[str]) -> None:
+    search = Search(tmp_path, rung="short_distillation")
+    trials = search.run(trials=5)
+    sweep = open_sweep(search.bench)
+    qualities = {candidate: sweep.known(candidate)["closed_form"] for candidate in EVERYTHING}  # all of them
+    expected = [candidate.key for candidate in rank_candidates(qualities)[:5]]
+    assert distilled == keys_of(trials) == expected
+    assert [key.count("-") for key in expected] == [1, 2, 1, 2, 1]
+    for trial in trials:
+        assert set(trial.evaluation.qualities) == {"none", "closed_form", "short_distillation"}
+
+
+def test_a_climb_goes_on_with_the_next_best(tmp_path: Path, distilled: list[str]) -> None:
+    search = Search(tmp_path, rung="short_distillation")
+    whole = keys_of(Search(tmp_path / "whole", rung="short_distillation").run(trials=4))
+    distilled.clear()
+    search.run(trials=2)
+    assert keys_of(search.run(trials=4)) == whole == distilled
+
+
+def test_without_a_sweep_the_sampler_asks(tmp_path: Path, distilled: list[str]) -> None:
+    search = Search(tmp_path, rung="short_distillation")
+    trials = search.run(trials=3, covers_space=False)
+    assert keys_of(trials) == distilled
+    sweep = open_sweep(search.bench)
+    assert sum(sweep.is_known(candidate, "closed_form") for candidate in EVERYTHING) == 3
+
+
+def test_a_family_without_closed_form_is_searched(tmp_path: Path) -> None:
+    trials = Search(tmp_path, family="gemma2", rung="short_distillation").run(trials=2, covers_space=False)
+    assert [set(trial.evaluation.qualities) for trial in trials] == [{"none", "short_distillation"}] * 2
+
+
+@pytest.mark.parametrize("screen", [True, False])
+def test_hopeless_candidates_are_skipped_unless_told_otherwise(
+    screen: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    distilled: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hopeless = {drop(0, 1).key, drop(3).key}
+
+    def judge(self: object, candidate: Candidate, quality: Quality, *, structure: str) -> str | None:
+        assert structure == f"{len(candidate.kept_layers)} layers"
+        return "hopeless" if candidate.key in hopeless else None
+
+    monkeypatch.setattr(searching.Screen, "judge", judge)
+    trials = Search(tmp_path, rung="short_distillation", short_steps=1).run(
+        trials=10, screen=screen, terminal=Terminal()
+    )
+    out = capsys.readouterr().out
+    assert len(trials) == 10
+    if screen:
+        assert set(keys_of(trials, state="PRUNED")) == hopeless
+        assert hopeless.isdisjoint(distilled)
+        assert "2 candidates were not worth short distillation and skipped" in out
+        assert {trial.evaluation.skipped_because for trial in trials if trial.state == "PRUNED"} == {"hopeless"}
+    else:
+        assert keys_of(trials, state="PRUNED") == []
+        assert "skipped" not in out
+
+
+def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[searching.Screen] = []
+
+    class Spy(searching.Screen):
+        def __init__(self, **settings) -> None:
+            super().__init__(**settings)
+            made.append(self)
+
+    monkeypatch.setattr(searching, "Screen", Spy)
+    search = Search(tmp_path, rung="short_distillation", short_steps=1)
+    search.run(trials=2, frontier_size=6)
+    search.run(trials=5, frontier_size=6)
+    assert [sum(map(len, screen.pairs.values())) for screen in made] == [2, 5]
+    assert [screen.keep for screen in made] == [4, 4]  # six over two depths, and one more
+
+
+# ---- the dense model's states
+
+
+def test_states_are_stored_for_the_windows_of_so_many_steps(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    sweep = open_sweep(bench)
+    assert sweep.instruments.recall is None
+    searching.store_states(QUIET, bench, sweep, steps=2)
+    windows = workbench.list_windows(bench, steps=2, rng_seeds=[0])
+    assert len(windows) == 8  # two steps of four windows, none twice
+    live = recall_live(bench.anatomy, bench.streams["recovery"])
+    for window in windows:
+        found = sweep.instruments.recall(torch.tensor([window]))
+        assert torch.allclose(found, live(torch.tensor([window])), atol=1e-5)
+    assert [path.suffix for path in sorted(bench.folder.work.iterdir())] == [".lock", ".states"]
+
+
+def test_the_climb_uses_stored_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seed.scoring.distillation.recall_live", None)
+    assert len(Search(tmp_path, rung="short_distillation").run(trials=1)) == 1
