@@ -74,13 +74,13 @@ def measure_fidelity(
         )
         dense = folder.read_record(study.dense, DenseResult)
         fidelity = trust.start_study(bench, scored, settings, dense)
-        total, done = trust.count_units(fidelity, settings)
+        total, done = trust.count_units(bench, fidelity, settings)
         terminal.say(
             f"plan: {len(fidelity.rows)} candidates with {' or '.join(map(str, settings.depths))} layers dropped; scores, and "
             f"{len(rng_seeds)} finals of {settings.distill_tokens:,} tokens each; {total - done:,} of {total:,} steps to go"
         )
         if total > done:
-            steps = 2 * settings.distill_tokens // (bench.batch_windows * protocol.window_tokens)
+            steps = trust.count_longest(bench, settings)
             searching.store_states(
                 terminal, bench, sweep, steps=steps, rng_seeds=sorted({protocol.rng_seed, *rng_seeds})
             )

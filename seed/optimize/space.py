@@ -154,7 +154,7 @@ def default_preset(name: str, *, num_layers: int, num_params: int, max_positions
         data=DataSection(
             corpus="wikitext2",
             window_tokens=window,
-            calibration_tokens=32_768,
+            calibration_tokens=16_384,
             validation_tokens=65_536,
             test_tokens=262_144,
         ),

@@ -18,7 +18,7 @@ from seed.scoring import lora
 from seed.scoring.corpus import TokenStream
 from seed.scoring.distillation import DistillSettings
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
-from seed.scoring.refit import Refit, fit_correction, fold_refit
+from seed.scoring.refit import Refit, fold_refit
 from seed.scoring.subsets import SubsetWalker
 from seed.scoring.targets import Recall
 
@@ -51,7 +51,6 @@ def make_walker(instruments: Instruments) -> SubsetWalker:
         calibration=instruments.calibration,
         validation=instruments.validation,
         micro_batch=instruments.micro_batch,
-        fit=fit_correction,
         gains=instruments.gains,
     )
 

@@ -12,7 +12,7 @@ It needs a projection whose output is *added* to the residual stream, perhaps ti
 Shapes: B sequences, T tokens, D hidden width, F width of what the projection reads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,84 +78,128 @@ def measure_gains(anatomy: Anatomy, states: Sequence[Tensor]) -> dict[int, float
     return gains
 
 
-def fit_correction(inputs: Sequence[Tensor], gaps: Sequence[Tensor], *, has_bias: bool) -> Correction:
-    """Return the correction that brings a layer's output closest to the teacher's state.
-
-    Args:
-        inputs: what the projection reads, batches of (B, T, F).
-        gaps: what is missing at its output, batches of (B, T, D).
-        has_bias: whether a constant can be added too.
+class ProjectionFit:
+    """Ridge regressions on what one projection reads, for whatever may be missing at its layer's output.
 
     Normal equations, streamed: products in float32, sums and solutions in float64. Ridge towards no correction
     keeps them well conditioned when inputs are rank-deficient; its strength is chosen on every fourth block of
-    positions, then all are used.
+    positions, then all are used. What depends on the inputs alone is computed once.
     """
-    # With a constant to fit, inputs are counted from a point in their midst, where float32 is precise.
-    origin = inputs[0].flatten(0, -2).float().mean(0) if has_bias else torch.zeros_like(inputs[0][0, 0]).float()
-    total, held_out = _Moments(inputs[0], gaps[0]), _Moments(inputs[0], gaps[0])
-    offset = 0
-    for read, gap in zip(inputs, gaps, strict=True):
-        rows, targets = read.flatten(0, -2).float() - origin, gap.flatten(0, -2).float()
-        block = torch.arange(offset, offset + len(rows), device=rows.device) // HELD_OUT_BLOCK
-        is_held_out = (block % HELD_OUT_ONE_IN == HELD_OUT_ONE_IN - 1).nonzero().squeeze(1)
-        offset += len(rows)
-        total.add(rows, targets)
-        held_out.add(rows[is_held_out], targets[is_held_out])
-    fitted = total.without(held_out)
-    best = min(RIDGES, key=lambda ridge: held_out.measure_error(fitted.solve(ridge, has_bias=has_bias)))
-    correction = total.solve(best, has_bias=has_bias)
-    if correction.bias is None:
-        return correction
-    return Correction(weight=correction.weight, bias=correction.bias - origin.double() @ correction.weight)
+
+    def __init__(self, inputs: Sequence[Tensor], *, has_bias: bool) -> None:
+        """``inputs``: batches of (B, T, F), kept by reference. ``has_bias``: whether a constant can be added too."""
+        self.inputs = inputs
+        self.has_bias = has_bias
+        # With a constant to fit, inputs are counted from a point in their midst, where float32 is precise.
+        first = inputs[0].flatten(0, -2).float()
+        self.origin = first.mean(0) if has_bias else torch.zeros_like(first[0])
+        self.splits: list[tuple[Tensor, Tensor]] = []  # of each batch: positions to fit on, positions held out
+        offset = 0
+        for read in inputs:
+            positions = torch.arange(read.shape[0] * read.shape[1], device=read.device)
+            is_held_out = (positions + offset) // HELD_OUT_BLOCK % HELD_OUT_ONE_IN == HELD_OUT_ONE_IN - 1
+            self.splits.append((positions[~is_held_out], positions[is_held_out]))
+            offset += len(positions)
+        self.fitted, self.held_out = self._count(0), self._count(1)
+        self.everything = self.fitted.plus(self.held_out)
+
+    def solve(self, gaps: Sequence[Tensor]) -> Correction:
+        """Return the correction for gaps of the same positions, batches of (B, T, D)."""
+        fitted, held_out = self._cross(gaps, 0), self._cross(gaps, 1)
+        candidates = {ridge: self.fitted.solve(fitted, ridge) for ridge in RIDGES}
+        best = min(RIDGES, key=lambda ridge: self.held_out.measure_error(held_out, candidates[ridge]))
+        correction = self.everything.solve(fitted.plus(held_out), best)
+        if correction.bias is None:
+            return correction
+        return Correction(weight=correction.weight, bias=correction.bias - self.origin.double() @ correction.weight)
+
+    def count_bytes(self) -> int:
+        """Bytes of what is held, inputs included."""
+        sums = (3 + 2 * len(RIDGES)) * self.everything.gram.nbytes  # and a factor for each ridge
+        return sums + sum(read.nbytes for read in self.inputs)
+
+    def _count(self, part: int) -> "_Inputs":
+        width = self.inputs[0].shape[-1]
+        gram = torch.zeros(width, width, dtype=torch.float64, device=self.origin.device)
+        total = torch.zeros(width, dtype=torch.float64, device=self.origin.device)
+        for rows in self._select(self.inputs, part):
+            rows -= self.origin  # noqa: PLW2901  a copy of its own
+            gram += rows.T @ rows
+            total += rows.sum(0)
+        return _Inputs(
+            count=sum(len(split[part]) for split in self.splits), gram=gram, total=total, has_bias=self.has_bias
+        )
+
+    def _cross(self, gaps: Sequence[Tensor], part: int) -> "_Gaps":
+        width, read = gaps[0].shape[-1], self.inputs[0].shape[-1]
+        cross = torch.zeros(read, width, dtype=torch.float64, device=self.origin.device)
+        total = torch.zeros(width, dtype=torch.float64, device=self.origin.device)
+        for rows, targets in zip(self._select(self.inputs, part), self._select(gaps, part), strict=True):
+            cross += (rows - self.origin).T @ targets
+            total += targets.sum(0)
+        return _Gaps(cross=cross, total=total)
+
+    def _select(self, batches: Sequence[Tensor], part: int) -> Iterator[Tensor]:
+        for batch, split in zip(batches, self.splits, strict=True):
+            yield batch.flatten(0, -2)[split[part]].float()
 
 
-class _Moments:
-    """Sums over positions that a least-squares fit needs, float64."""
+@dataclass(frozen=True, kw_only=True)
+class _Gaps:
+    """Sums over some positions, float64: of products of inputs and gaps (F, D), and of gaps (D)."""
 
-    def __init__(self, read: Tensor, gap: Tensor) -> None:
-        num_inputs, width, device = read.shape[-1], gap.shape[-1], read.device
-        self.count = 0
-        self.gram = torch.zeros(num_inputs, num_inputs, dtype=torch.float64, device=device)
-        self.cross = torch.zeros(num_inputs, width, dtype=torch.float64, device=device)
-        self.inputs = torch.zeros(num_inputs, dtype=torch.float64, device=device)
-        self.gaps = torch.zeros(width, dtype=torch.float64, device=device)
+    cross: Tensor
+    total: Tensor
 
-    def add(self, rows: Tensor, targets: Tensor) -> None:
-        self.count += len(rows)
-        self.gram += rows.T @ rows
-        self.cross += rows.T @ targets
-        self.inputs += rows.sum(0)
-        self.gaps += targets.sum(0)
+    def plus(self, other: "_Gaps") -> "_Gaps":
+        return _Gaps(cross=self.cross + other.cross, total=self.total + other.total)
 
-    def without(self, other: "_Moments") -> "_Moments":
-        rest = _Moments.__new__(_Moments)
-        for name, value in vars(self).items():
-            setattr(rest, name, value - getattr(other, name))
-        return rest
 
-    def solve(self, ridge: float, *, has_bias: bool) -> Correction:
-        gram, cross = self.gram, self.cross
-        mean = self.inputs / max(1, self.count)
-        if has_bias:
-            gram, cross = gram - torch.outer(mean, self.inputs), cross - torch.outer(mean, self.gaps)
-        regular = gram.clone()
-        strength = gram.diagonal().mean().clamp_min(1e-30)
+class _Inputs:
+    """Sums over some positions, float64: of products of inputs (F, F), and of inputs (F); and their factors by ridge."""
+
+    def __init__(self, *, count: int, gram: Tensor, total: Tensor, has_bias: bool) -> None:
+        self.count = count
+        self.gram = gram
+        self.total = total
+        self.has_bias = has_bias
+        self.factors: dict[float, Tensor | None] = {}
+
+    def plus(self, other: "_Inputs") -> "_Inputs":
+        return _Inputs(
+            count=self.count + other.count,
+            gram=self.gram + other.gram,
+            total=self.total + other.total,
+            has_bias=self.has_bias,
+        )
+
+    def solve(self, gaps: _Gaps, ridge: float) -> Correction:
+        mean = self.total / max(1, self.count)
+        cross = gaps.cross - torch.outer(mean, gaps.total) if self.has_bias else gaps.cross
+        if ridge not in self.factors:
+            self.factors[ridge] = self._factor(mean, ridge)
+        factor = self.factors[ridge]
+        weight = torch.zeros_like(cross) if factor is None else torch.cholesky_solve(cross, factor)
+        bias = gaps.total / max(1, self.count) - mean @ weight if self.has_bias else None
+        return Correction(weight=weight, bias=bias)
+
+    def measure_error(self, gaps: _Gaps, correction: Correction) -> float:
+        """Squared error of a correction on these positions, less the gaps' own squares, which no correction changes."""
+        weight, bias = correction.weight, correction.bias
+        error = (weight * (self.gram @ weight - 2 * gaps.cross)).sum()
+        if bias is not None:
+            error = error + (bias * (self.count * bias + 2 * (self.total @ weight - gaps.total))).sum()
+        return float(error)
+
+    def _factor(self, mean: Tensor, ridge: float) -> Tensor | None:
+        regular = self.gram - torch.outer(mean, self.total) if self.has_bias else self.gram.clone()
+        strength = regular.diagonal().mean().clamp_min(1e-30)
         regular.diagonal().add_(ridge * strength)
         factor, failed = torch.linalg.cholesky_ex(regular)
         if failed:  # float32 products left it indefinite, or an input was no number
             regular.diagonal().add_(strength)
             factor, failed = torch.linalg.cholesky_ex(regular)
-        weight = torch.zeros_like(cross) if failed else torch.cholesky_solve(cross, factor)
-        bias = self.gaps / max(1, self.count) - mean @ weight if has_bias else None
-        return Correction(weight=weight, bias=bias)
-
-    def measure_error(self, correction: Correction) -> float:
-        """Squared error of a correction on these positions, less the gaps' own squares, which no correction changes."""
-        weight, bias = correction.weight, correction.bias
-        error = (weight * (self.gram @ weight - 2 * self.cross)).sum()
-        if bias is not None:
-            error = error + (bias * (self.count * bias + 2 * (self.inputs @ weight - self.gaps))).sum()
-        return float(error)
+        return None if failed else factor
 
 
 def fold_refit(student: nn.Module, candidate: Candidate, refit: Refit) -> None:

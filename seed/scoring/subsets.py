@@ -11,7 +11,6 @@ is shared just so. It remembers the path of its last candidate, so candidates ma
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +19,10 @@ from seed.models.anatomy import Anatomy, record_input
 from seed.records import Candidate
 from seed.scoring.corpus import TokenStream
 from seed.scoring.quality import DocumentLosses, iterate_batches, sum_by_document, token_losses
-from seed.scoring.refit import Correction, Refit
+from seed.scoring.refit import Correction, ProjectionFit, Refit
 
-
-class FitCorrection(Protocol):
-    """``refit.fit_correction``, or another fit of the same form."""
-
-    def __call__(self, inputs: Sequence[Tensor], gaps: Sequence[Tensor], *, has_bias: bool) -> Correction: ...
+# What candidates share that differ in the next kept layer only: kept for the layers nearest to the end of the path.
+SIBLING_BYTES = 2 * 10**9
 
 
 @torch.no_grad()
@@ -66,6 +62,21 @@ class _Node:
     correction: Correction | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A layer run on the path so far, before any correction: the same whichever layer is kept next."""
+
+    layer: int
+    calibration: list[Tensor]
+    fit: ProjectionFit
+    validation: list[Tensor]
+    validation_inputs: list[Tensor]
+
+    def count_bytes(self) -> int:
+        held = (*self.calibration, *self.validation, *self.validation_inputs)
+        return self.fit.count_bytes() + sum(states.nbytes for states in held)
+
+
 class SubsetWalker:
     """Scores subsets with closed-form recovery."""
 
@@ -76,12 +87,10 @@ class SubsetWalker:
         calibration: TokenStream,
         validation: TokenStream,
         micro_batch: int,
-        fit: FitCorrection,
         gains: dict[int, float],
     ) -> None:
         self.anatomy = anatomy
         self.validation = validation
-        self.fit = fit
         self.gains = gains
         self.validation_batches = _split(validation, micro_batch, anatomy.device)
         # by batch, then by layer
@@ -93,6 +102,7 @@ class SubsetWalker:
             correction=None,
         )
         self.path: list[_Node] = []
+        self.runs: dict[int, _Run] = {}  # by position in the path
 
     @torch.no_grad()
     def measure(self, candidate: Candidate) -> tuple[DocumentLosses, Refit]:
@@ -103,6 +113,7 @@ class SubsetWalker:
         while shared < min(len(edges), len(self.path)) and self.path[shared].edge == edges[shared]:
             shared += 1
         del self.path[shared:]
+        self.runs = {position: run for position, run in self.runs.items() if position <= shared}
         for position in range(shared, len(edges)):
             self.path.append(self._step(edges, position))
         rows = []
@@ -127,32 +138,51 @@ class SubsetWalker:
             calibration = [states[layer + 1] for states in self.teacher_states]
             validation = [self.anatomy.run_layer(layer, hidden) for hidden in before.validation]
             return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=None)
-        projection, gain = self.anatomy.mlp_output(layer), self.gains[layer]
-        assert projection is not None, "measure_gains proved that there is one"
-        results: list[Tensor] = []
-        inputs: list[Tensor] = []
-        for hidden in before.calibration:
-            result, read = self._run_recorded(layer, projection, hidden)
-            results.append(result)
-            inputs.append(read)
+        run = self._run_once(position, layer, before)
+        gain = self.gains[layer]
         gaps = [
-            (states[following] - result) / gain for states, result in zip(self.teacher_states, results, strict=True)
+            (states[following] - result) / gain
+            for states, result in zip(self.teacher_states, run.calibration, strict=True)
         ]
-        has_bias = getattr(projection, "bias", None) is not None
-        correction = self.fit(inputs, gaps, has_bias=has_bias)
-        calibration = [result + gain * correction.apply(read) for result, read in zip(results, inputs, strict=True)]
-        validation = []
-        for hidden in before.validation:
-            result, read = self._run_recorded(layer, projection, hidden)
-            validation.append(result + gain * correction.apply(read))
+        correction = run.fit.solve(gaps)
+        is_last = position == len(edges) - 1
+        calibration = [] if is_last else _correct(run.calibration, run.fit.inputs, correction, gain)
+        validation = _correct(run.validation, run.validation_inputs, correction, gain)
         return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=correction)
 
-    def _run_recorded(self, layer: int, projection: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Run a layer; return its result (B, T, D) and what its MLP projection read (B, T, F)."""
-        recorded: list[Tensor] = []
-        with record_input(projection, recorded):
-            result = self.anatomy.run_layer(layer, hidden)
-        return result, recorded[0].reshape(*result.shape[:2], -1)
+    def _run_once(self, position: int, layer: int, before: _Node) -> _Run:
+        """Run a layer on the path so far, unless a sibling has."""
+        if position in self.runs and self.runs[position].layer == layer:
+            return self.runs[position]
+        projection = self.anatomy.mlp_output(layer)
+        assert projection is not None, "measure_gains proved that there is one"
+        calibration, inputs = self._run_recorded(layer, projection, before.calibration)
+        validation, validation_inputs = self._run_recorded(layer, projection, before.validation)
+        has_bias = getattr(projection, "bias", None) is not None
+        run = _Run(
+            layer=layer,
+            calibration=calibration,
+            fit=ProjectionFit(inputs, has_bias=has_bias),
+            validation=validation,
+            validation_inputs=validation_inputs,
+        )
+        self.runs[position] = run
+        while sum(known.count_bytes() for known in self.runs.values()) > SIBLING_BYTES:
+            del self.runs[min(self.runs)]  # most siblings come near the end of the path
+        return run
+
+    def _run_recorded(
+        self, layer: int, projection: nn.Module, states: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run a layer; return its results (B, T, D) and what its MLP projection read (B, T, F), batch by batch."""
+        inputs: list[Tensor] = []
+        with record_input(projection, inputs):
+            results = [self.anatomy.run_layer(layer, hidden) for hidden in states]
+        return results, [read.reshape(*result.shape[:2], -1) for read, result in zip(inputs, results, strict=True)]
+
+
+def _correct(results: list[Tensor], inputs: Sequence[Tensor], correction: Correction, gain: float) -> list[Tensor]:
+    return [result + gain * correction.apply(read) for result, read in zip(results, inputs, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,13 +190,14 @@ class TrieWork:
     """What walking some candidates costs, counted."""
 
     plain_layers: int  # layers run on validation tokens only
-    mapped_layers: int  # layers run on calibration and validation tokens, with a map fitted
+    run_layers: int  # layers run on calibration and validation tokens, and their inputs' products summed
+    solved_layers: int  # corrections solved for and applied; of one run there is one for each layer that may follow
     heads: int
 
 
 def count_work(candidates: Iterable[Candidate], *, closed_form: bool) -> TrieWork:
     """Count the nodes of the trie of kept layers, candidates in lexicographic order of their kept layers."""
-    plain, mapped, heads = 0, 0, 0
+    plain, run, solved, heads = 0, 0, 0, 0
     path: tuple[tuple[int, int], ...] = ()
     for candidate in candidates:
         kept = candidate.kept_layers
@@ -175,22 +206,29 @@ def count_work(candidates: Iterable[Candidate], *, closed_form: bool) -> TrieWor
         while shared < min(len(edges), len(path)) and path[shared] == edges[shared]:
             shared += 1
         new = edges[shared:]
-        is_plain = [not closed_form or edge == (shared + i, shared + i + 1) for i, edge in enumerate(new)]
-        plain, mapped, heads, path = plain + sum(is_plain), mapped + len(new) - sum(is_plain), heads + 1, edges
-    return TrieWork(plain_layers=plain, mapped_layers=mapped, heads=heads)
+        num_plain = sum(not closed_form or edge == (shared + i, shared + i + 1) for i, edge in enumerate(new))
+        is_sibling = (
+            shared < min(len(edges), len(path)) and path[shared][0] == edges[shared][0] and num_plain < len(new)
+        )
+        was_plain = is_sibling and path[shared] == (shared, shared + 1)  # then nothing was recorded
+        plain, solved, heads = plain + num_plain, solved + len(new) - num_plain, heads + 1
+        run += len(new) - num_plain - (is_sibling and not was_plain)
+        path = edges
+    return TrieWork(plain_layers=plain, run_layers=run, solved_layers=solved, heads=heads)
 
 
 def estimate_memory(
     *, num_layers: int, width: int, mlp_width: int, calibration_tokens: int, validation_tokens: int, number_bytes: int
 ) -> int:
-    """Bytes of the states that a ``SubsetWalker`` holds at most: ((L + 1) (2 C + V) D + C F) numbers.
+    """Bytes of the states that a ``SubsetWalker`` holds at most: (L + 1) (2 C + V) D numbers, and what siblings share.
 
-    They are the dense model's states of C calibration tokens at every layer, the states of the calibration and the V
-    validation tokens along the current path, and what one layer's projection reads of the calibration tokens. The
-    fit's own sums, some F * F numbers, come on top.
+    They are the dense model's states of C calibration tokens at every layer, and the states of the calibration and the
+    V validation tokens along the current path. Siblings share L (C + V) (D + F) numbers, where the projections read F,
+    and the fits' sums; of that, ``SIBLING_BYTES`` at most are kept, but for the layer at work.
     """
-    states = (num_layers + 1) * (2 * calibration_tokens + validation_tokens) * width
-    return (states + calibration_tokens * mlp_width) * number_bytes
+    states = (num_layers + 1) * (2 * calibration_tokens + validation_tokens) * width * number_bytes
+    one_layer = (calibration_tokens + validation_tokens) * (width + mlp_width) * number_bytes
+    return states + min(num_layers * one_layer, max(one_layer, SIBLING_BYTES))
 
 
 def _split(stream: TokenStream, micro_batch: int, device: torch.device) -> list[Tensor]:

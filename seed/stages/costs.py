@@ -14,8 +14,9 @@ from seed.models.checkpoint import measure_size
 from seed.optimize.space import enumerate_candidates
 from seed.records import SearchPlan, SearchSpace
 from seed.reporting.wording import format_bytes
-from seed.scoring.refit import fit_correction
-from seed.scoring.subsets import count_work, estimate_memory
+from seed.scoring.refit import ProjectionFit
+from seed.scoring.subsets import SIBLING_BYTES, count_work, estimate_memory
+from seed.scoring.sweep import RELEASED_BYTES
 from seed.scoring.targets import STORED_BYTES, count_bytes
 from seed.stages.workbench import Workbench, list_windows
 
@@ -31,7 +32,8 @@ class Speed:
 
     layer: float  # one layer, one token
     head: float  # final norm, head and loss, one token
-    fit: float  # one closed-form map, all calibration tokens
+    fit: float  # the sums and factors of one closed-form fit, all calibration tokens
+    solve: float  # one correction out of a fit
     num_layers: int
 
     @property
@@ -61,14 +63,15 @@ def time_parts(bench: Workbench) -> Speed:
     count = tokens.numel()
     head = _time(lambda: anatomy.compute_logits(states[-1], tokens).float().logsumexp(-1).sum(), bench.device) / count
     layer = _time(lambda: anatomy.run_layer(middle, states[middle]), bench.device) / count
-    fit = 0.0
+    fit = solve = 0.0
     if bench.gains is not None:
         gaps = [torch.randn_like(states[middle], dtype=torch.float32)]
         reads = [torch.randn(*gaps[0].shape[:-1], measure_mlp_width(bench), device=bench.device)]
-        fit = _time(lambda: fit_correction(reads, gaps, has_bias=False).weight, bench.device) * max(
-            1, bench.protocol.calibration_tokens / count
-        )
-    return Speed(layer=layer, head=head, fit=fit, num_layers=anatomy.num_layers)
+        fitted = ProjectionFit(reads, has_bias=False)
+        share = max(1, bench.protocol.calibration_tokens / count)
+        solve = _time(lambda: fitted.solve(gaps).weight, bench.device) * share
+        fit = _time(lambda: ProjectionFit(reads, has_bias=False).solve(gaps).weight, bench.device) * share - solve
+    return Speed(layer=layer, head=head, fit=fit, solve=solve, num_layers=anatomy.num_layers)
 
 
 def measure_mlp_width(bench: Workbench) -> int:
@@ -91,7 +94,8 @@ def estimate_sweep(bench: Workbench, space: SearchSpace, speed: Speed) -> float:
     calibration, validation = bench.protocol.calibration_tokens, bench.streams["validation"].num_tokens
     return (
         work.plain_layers * validation * speed.layer
-        + work.mapped_layers * ((calibration + validation) * speed.layer + speed.fit)
+        + work.run_layers * ((calibration + validation) * speed.layer + speed.fit)
+        + work.solved_layers * speed.solve
         + work.heads * validation * speed.head
     )
 
@@ -100,7 +104,9 @@ def estimate_cost(bench: Workbench, plan: SearchPlan, speed: Speed, *, distill: 
     """Estimate from timed parts; the truth is mostly within a factor of two."""
     protocol = bench.protocol
     validation, test = bench.streams["validation"].num_tokens, bench.streams["test"].num_tokens
-    one_walk = (protocol.calibration_tokens + validation) * speed.forward + bench.anatomy.num_layers * speed.fit
+    one_walk = (protocol.calibration_tokens + validation) * speed.forward + bench.anatomy.num_layers * (
+        speed.fit + speed.solve
+    )
     climbs = protocol.rung == "short_distillation"
     search = estimate_sweep(bench, protocol.space, speed) if plan.covers_space else 0.0
     if bench.gains is not None and (climbs or not plan.covers_space):
@@ -111,7 +117,7 @@ def estimate_cost(bench: Workbench, plan: SearchPlan, speed: Speed, *, distill: 
     num_finals = min(plan.frontier_size, plan.trials) if distill else 0
     final = (TRAINING_FORWARDS * plan.distill_tokens + 11 * validation + 3 * test) * speed.forward + 2 * one_walk
     tuning = (0.3 * TRAINING_FORWARDS + 1) * plan.distill_tokens * speed.forward if distill else 0.0
-    memory, formula = _estimate_memory(bench, trains=distill or climbs)
+    memory, formula = _estimate_memory(bench, distills=distill, climbs=climbs)
     return Cost(
         search_seconds=search,
         distill_seconds=num_finals * final + tuning,
@@ -144,33 +150,38 @@ def require_resources(bench: Workbench, cost: Cost) -> None:
         )
 
 
-def _estimate_memory(bench: Workbench, *, trains: bool) -> tuple[int, str]:
+def _estimate_memory(bench: Workbench, *, distills: bool, climbs: bool) -> tuple[int, str]:
     """Bytes at most, without activations, and how they come about."""
     protocol, layers, width = bench.protocol, bench.anatomy.num_layers, bench.anatomy.config.hidden_size
     calibration, validation = protocol.calibration_tokens, bench.streams["validation"].num_tokens
     number_bytes = torch.finfo(bench.dtype).bits // 8
     params = measure_size(bench.teacher.model, dtype=bench.teacher.stored_dtype).num_params
-    total, parts = params * number_bytes, [f"dense model {format_bytes(params * number_bytes)}"]
+    dense, states, training = params * number_bytes, 0, 0
+    parts = [f"dense model {format_bytes(dense)}"]
     if bench.gains is not None:
+        mlp_width = measure_mlp_width(bench)
         states = estimate_memory(
             num_layers=layers,
             width=width,
-            mlp_width=measure_mlp_width(bench),
+            mlp_width=mlp_width,
             calibration_tokens=calibration,
             validation_tokens=validation,
             number_bytes=number_bytes,
         )
-        total += states
         parts.append(
-            f"states of the sweep (L + 1) (2 C + V) D + C F = {layers + 1} x {2 * calibration + validation:,} x {width:,} + "
-            f"{calibration:,} x {measure_mlp_width(bench):,} numbers, {format_bytes(states)}"
+            f"states of the sweep (L + 1) (2 C + V) D + L (C + V) (D + F) numbers, of the second at most "
+            f"{format_bytes(SIBLING_BYTES)}: {format_bytes(states)} with L = {layers}, C = {calibration:,}, V = {validation:,}, "
+            f"D = {width:,}, F = {mlp_width:,}"
         )
-    if trains:
+    if distills or climbs:
         # float32 weights, gradient, two moments and the best weights; with LoRA a copy of the weights, and one to judge
         training = params * (2 * number_bytes if protocol.lora_rank else 5 * 4)
-        total += training
         parts.append(f"a student in training {format_bytes(training)}")
-    return total, "; ".join(parts)
+    if states > RELEASED_BYTES and not climbs:
+        return dense + max(states, training), "; ".join(parts) + " (after the sweep's states are let go)" * bool(
+            training
+        )
+    return dense + states + training, "; ".join(parts)
 
 
 def _estimate_disk(bench: Workbench, plan: SearchPlan, *, num_finals: int, climbs: bool) -> int:

@@ -134,9 +134,14 @@ def describe_settings(bench: Workbench, settings: FidelitySettings) -> dict[str,
     }
 
 
-def count_units(study: FidelityStudy, settings: FidelitySettings) -> tuple[int, int]:
+def count_longest(bench: Workbench, settings: FidelitySettings) -> int:
+    """Steps of the study's longest distillation."""
+    return max(finals.count_steps(bench, 2 * settings.distill_tokens), *settings.short_steps)
+
+
+def count_units(bench: Workbench, study: FidelityStudy, settings: FidelitySettings) -> tuple[int, int]:
     """Steps of distillation that the study takes, and how many of them are done."""
-    full, shorts = settings.distill_tokens // int(study.settings["batch_tokens"]), sum(settings.short_steps)
+    full, shorts = finals.count_steps(bench, settings.distill_tokens), sum(settings.short_steps)
     total = len(study.rows) * (shorts + full * len(settings.rng_seeds)) + 2 * full * DOUBLED
     done = sum(full * len(row.finals) for row in study.rows)
     done += sum(steps for row in study.rows for steps in settings.short_steps if name_short(steps) in row.losses)

@@ -12,7 +12,7 @@ from seed.console import Terminal
 from seed.models.anatomy import Anatomy
 from seed.records import Candidate
 from seed.scoring.quality import choose_micro_batch
-from seed.scoring.refit import fit_correction, measure_gains
+from seed.scoring.refit import measure_gains
 from seed.scoring.subsets import SubsetWalker, count_work
 from tests.bench import shapes, turns
 
@@ -65,7 +65,6 @@ def make_random_walker(anatomy: Anatomy, *, num_windows: int) -> SubsetWalker:
         calibration=stream,
         validation=stream,
         micro_batch=choose_micro_batch(shapes.WINDOW_TOKENS, shapes.DEMO_VOCABULARY, device=anatomy.device),
-        fit=fit_correction,
         gains=gains,
     )
 
@@ -85,7 +84,7 @@ def time_middle(walker: SubsetWalker, space: Sequence[Candidate]) -> float:
 def count_layers(candidates: Sequence[Candidate]) -> int:
     """Layers that are run, on validation text alone or on calibration text too."""
     work = count_work(candidates, closed_form=True)
-    return work.plain_layers + work.mapped_layers
+    return work.plain_layers + work.run_layers
 
 
 def show(terminal: Terminal, fields: dict[str, Any]) -> None:

@@ -10,10 +10,16 @@ from torch import Tensor
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student, view_layers
 from seed.records import Candidate
-from seed.scoring.refit import RIDGES, Correction, Refit, fit_correction, fold_refit, measure_gains
+from seed.scoring.refit import RIDGES, Correction, ProjectionFit, Refit, fold_refit, measure_gains
 from tests.models.families import compute_logits, make_model, make_tokens
 
 WIDTH = 32
+
+
+def fit_correction(inputs: Sequence[Tensor], gaps: Sequence[Tensor], *, has_bias: bool) -> Correction:
+    return ProjectionFit(inputs, has_bias=has_bias).solve(gaps)
+
+
 READ = 48  # numbers that a projection reads for a token
 
 

@@ -15,9 +15,10 @@ from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights, make_student
 from seed.optimize.space import enumerate_candidates
 from seed.records import Candidate, SearchSpace
+from seed.scoring import subsets
 from seed.scoring.corpus import TokenStream
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
-from seed.scoring.refit import Correction, Refit, fit_correction, fold_refit, measure_gains
+from seed.scoring.refit import ProjectionFit, Refit, fold_refit, measure_gains
 from seed.scoring.subsets import SubsetWalker, TrieWork, count_work, estimate_memory, measure_unrecovered
 from tests.models.families import FAMILIES, make_model
 from tests.scoring.streams import draw_stream, write_stream
@@ -49,7 +50,6 @@ def make_walker(
         calibration=calibration,
         validation=validation or VALIDATION,
         micro_batch=MICRO_BATCH,
-        fit=fit_correction,
         gains=gains,
     )
 
@@ -114,7 +114,7 @@ def test_every_node_of_the_trie_is_run_once_a_batch(monkeypatch: pytest.MonkeyPa
     measure_raw(anatomy, random.Random(1).sample(CANDIDATES, len(CANDIDATES)))
     work = count_work(LEXICOGRAPHIC, closed_form=False)
     # every non-empty subset of four layers is one node: its last layer behind the others
-    assert work == TrieWork(plain_layers=15, mapped_layers=0, heads=15)
+    assert work == TrieWork(plain_layers=15, run_layers=0, solved_layers=0, heads=15)
     assert len(runs) == 15 * 2
     assert [shape[0] for _, shape in runs] == [4] * 15 + [2] * 15
 
@@ -228,32 +228,36 @@ def test_memory_stays_within_the_estimate() -> None:
     calibration = draw_stream(10, 48, rng_seed=1)
     walker = make_walker(Anatomy(make_model("llama")), calibration=calibration)
     tokens = {"calibration_tokens": calibration.num_tokens, "validation_tokens": VALIDATION.num_tokens}
-    allowed = estimate_memory(num_layers=4, width=32, mlp_width=0, number_bytes=4, **tokens)
-    most = 0
+    sizes = {"num_layers": 4, "width": 32, "mlp_width": 64, "number_bytes": 4}
+    path = 5 * (2 * calibration.num_tokens + VALIDATION.num_tokens) * 32 * 4
+    siblings = 4 * (calibration.num_tokens + VALIDATION.num_tokens) * (32 + 64) * 4
+    assert estimate_memory(**sizes, **tokens) == path + siblings
+    most_path, most_siblings = 0, 0
     for candidate in CANDIDATES:
         walker.measure(candidate)
-        stored = [state for states in walker.teacher_states for state in states]
-        for node in (walker.start, *walker.path):
-            stored += [*node.calibration, *node.validation]
-        most = max(most, sum({state.data_ptr(): state.nbytes for state in stored}.values()))
-    assert 0.7 * allowed < most <= allowed
-    # and while a map is fitted, what the projection reads on all of the calibration text
-    fitting = estimate_memory(num_layers=4, width=32, mlp_width=64, number_bytes=4, **tokens) - allowed
-    assert fitting == 4 * calibration.num_tokens * 64
+        most_path = max(most_path, walker.count_bytes())
+        shared = [
+            state
+            for run in walker.runs.values()
+            for state in (*run.calibration, *run.validation, *run.validation_inputs, *run.fit.inputs)
+        ]
+        most_siblings = max(most_siblings, sum(state.nbytes for state in shared))
+    assert 0.6 * path < most_path <= path
+    assert 0.6 * siblings < most_siblings <= siblings
+
+
+def test_what_siblings_share_keeps_its_bound_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    walker, forgetful = make_walker(anatomy), make_walker(anatomy)
+    expected = [flatten(walker.measure(candidate)[0]) for candidate in LEXICOGRAPHIC]
+    for bound in (0, max(run.count_bytes() for run in walker.runs.values())):
+        monkeypatch.setattr(subsets, "SIBLING_BYTES", bound)
+        for candidate, losses in zip(LEXICOGRAPHIC, expected, strict=True):
+            assert flatten(forgetful.measure(candidate)[0]) == losses
+            assert sum(run.count_bytes() for run in forgetful.runs.values()) <= bound
 
 
 # ---- work, counted
-
-
-class CountingFit:
-    """Fits nothing, and counts how often."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, inputs: Sequence[Tensor], gaps: Sequence[Tensor], *, has_bias: bool) -> Correction:
-        self.count += 1
-        return Correction(weight=torch.zeros(inputs[0].shape[-1], gaps[0].shape[-1]), bias=None)
 
 
 SPACES = [
@@ -268,7 +272,19 @@ SPACES = [
 def test_the_counted_work_is_what_the_walker_does(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy = Anatomy(make_model("llama"))
     walker = make_walker(anatomy)  # three batches of calibration text, two of validation text
-    walker.fit = fit = CountingFit()
+    fits, solutions = [], []
+    begin, solve = ProjectionFit.__init__, ProjectionFit.solve
+
+    def count_fit(self: ProjectionFit, inputs: Sequence[Tensor], *, has_bias: bool) -> None:
+        fits.append(self)
+        begin(self, inputs, has_bias=has_bias)
+
+    def count_solution(self: ProjectionFit, gaps: Sequence[Tensor]) -> Any:
+        solutions.append(self)
+        return solve(self, gaps)
+
+    monkeypatch.setattr(ProjectionFit, "__init__", count_fit)
+    monkeypatch.setattr(ProjectionFit, "solve", count_solution)
     runs = spy_layers(anatomy, monkeypatch)
     heads = 0
     compute_logits = anatomy.compute_logits
@@ -282,9 +298,10 @@ def test_the_counted_work_is_what_the_walker_does(space: SearchSpace, monkeypatc
     for candidate in enumerate_candidates(space):
         walker.measure(candidate)
     work = count_work(enumerate_candidates(space), closed_form=True)
-    assert fit.count == work.mapped_layers
-    assert sum(shape[1] == 48 for _, shape in runs) == 3 * work.mapped_layers
-    assert sum(shape[1] == 24 for _, shape in runs) == 2 * (work.mapped_layers + work.plain_layers)
+    assert len(fits) == work.run_layers
+    assert len(solutions) == work.solved_layers
+    assert sum(shape[1] == 48 for _, shape in runs) == 3 * work.run_layers
+    assert sum(shape[1] == 24 for _, shape in runs) == 2 * (work.run_layers + work.plain_layers)
     assert heads == 2 * work.heads == 2 * space.size
 
 
@@ -295,16 +312,18 @@ def test_the_counted_work_without_recovery_is_what_is_run(space: SearchSpace, mo
     measure_raw(anatomy, list(enumerate_candidates(space)))
     work = count_work(enumerate_candidates(space), closed_form=False)
     assert len(runs) == 2 * work.plain_layers
-    assert (work.mapped_layers, work.heads) == (0, space.size)
+    assert (work.run_layers, work.solved_layers, work.heads) == (0, 0, space.size)
 
 
 def test_work_counted_by_hand() -> None:
     pair = [keep(0, 1, 3), keep(0, 2, 3)]
-    assert count_work(pair, closed_form=False) == TrieWork(plain_layers=5, mapped_layers=0, heads=2)
+    assert count_work(pair, closed_form=False) == TrieWork(plain_layers=5, run_layers=0, solved_layers=0, heads=2)
     # layer 0 is followed by 1, then by 2; 1 and 3 stand behind a cut
-    assert count_work(pair, closed_form=True) == TrieWork(plain_layers=1, mapped_layers=5, heads=2)
-    assert count_work([], closed_form=True) == TrieWork(plain_layers=0, mapped_layers=0, heads=0)
-    assert count_work([DENSE], closed_form=True) == TrieWork(plain_layers=4, mapped_layers=0, heads=1)
+    assert count_work(pair, closed_form=True) == TrieWork(plain_layers=1, run_layers=5, solved_layers=5, heads=2)
+    siblings = [keep(1, 2), keep(1, 3)]  # 1 behind the cut is run once, whichever follows
+    assert count_work(siblings, closed_form=True) == TrieWork(plain_layers=0, run_layers=3, solved_layers=4, heads=2)
+    assert count_work([], closed_form=True) == TrieWork(plain_layers=0, run_layers=0, solved_layers=0, heads=0)
+    assert count_work([DENSE], closed_form=True) == TrieWork(plain_layers=4, run_layers=0, solved_layers=0, heads=1)
 
 
 def test_a_node_that_is_shared_keeps_its_map() -> None:

@@ -17,7 +17,7 @@ from seed.stages.planning import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.stages.opened import SPACE, make_plan, open_bench
 
-SPEED = Speed(layer=1e-6, head=1e-5, fit=0.25, num_layers=4)
+SPEED = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, num_layers=4)
 
 
 def estimate(bench: Workbench, *, trials: int = 5, covers_space: bool = False, distill: bool = False) -> Cost:
@@ -31,7 +31,8 @@ def test_a_sweep_is_the_sum_of_its_counted_parts(tmp_path: Path) -> None:
     calibration, validation = 768, 12 * 32
     assert estimate_sweep(bench, SPACE, SPEED) == pytest.approx(
         work.plain_layers * validation * 1e-6
-        + work.mapped_layers * ((calibration + validation) * 1e-6 + 0.25)
+        + work.run_layers * ((calibration + validation) * 1e-6 + 0.25)
+        + work.solved_layers * 0.05
         + 10 * validation * 1e-5
     )
 
@@ -39,7 +40,9 @@ def test_a_sweep_is_the_sum_of_its_counted_parts(tmp_path: Path) -> None:
 def test_a_sweep_counted_by_hand(tmp_path: Path) -> None:
     last = SearchSpace(num_layers=4, droppable_layers=(3,), min_dropped=1, max_dropped=1)
     # 0 and 1 are as in the dense model, 2 stands before the end
-    assert estimate_sweep(open_bench(tmp_path), last, SPEED) == pytest.approx(2 * 384e-6 + (1152e-6 + 0.25) + 384e-5)
+    assert estimate_sweep(open_bench(tmp_path), last, SPEED) == pytest.approx(
+        2 * 384e-6 + (1152e-6 + 0.25 + 0.05) + 384e-5
+    )
 
 
 def test_a_family_without_closed_form_has_no_sweep(tmp_path: Path) -> None:
@@ -78,7 +81,7 @@ def test_a_search_that_is_swept_costs_the_sweep(tmp_path: Path) -> None:
     bench = open_bench(tmp_path)
     sweep = estimate_sweep(bench, SPACE, SPEED)
     assert estimate(bench, covers_space=True).search_seconds == pytest.approx(sweep)
-    one_walk = (768 + 384) * SPEED.forward + 4 * 0.25
+    one_walk = (768 + 384) * SPEED.forward + 4 * (0.25 + 0.05)
     assert estimate(bench, trials=5).search_seconds == pytest.approx(5 * one_walk)
     assert estimate(bench, trials=10).search_seconds == pytest.approx(10 * one_walk)
 
@@ -88,7 +91,7 @@ def test_a_climb_comes_on_top(tmp_path: Path) -> None:
     swept, searched = (estimate(bench, covers_space=covers).search_seconds for covers in (True, False))
     assert swept - searched == pytest.approx(estimate_sweep(bench, SPACE, SPEED))
     short = (costs.TRAINING_FORWARDS * 2 * 256 + 4 * 384) * SPEED.forward
-    one_walk = (768 + 384) * SPEED.forward + 4 * 0.25
+    one_walk = (768 + 384) * SPEED.forward + 4 * (0.25 + 0.05)
     assert searched == pytest.approx(5 * (short + one_walk))
     other = estimate(open_bench(tmp_path / "other", family="gemma2", rung="short_distillation"))
     assert other.search_seconds == pytest.approx(5 * short)
@@ -108,10 +111,10 @@ def test_finals_cost_only_where_there_are_some(tmp_path: Path) -> None:
 def test_memory_is_told_with_its_parts(tmp_path: Path) -> None:
     bench = open_bench(tmp_path)
     params = sum(weight.numel() for weight in bench.anatomy.model.parameters())
-    states = 4 * (5 * (2 * 768 + 384) * 32 + 768 * 64)
+    states = 4 * (5 * (2 * 768 + 384) * 32 + 4 * (768 + 384) * (32 + 64))
     cost = estimate(bench)
     assert cost.memory_bytes == 4 * params + states
-    assert "5 x 1,920 x 32 + 768 x 64 numbers" in cost.memory_formula
+    assert "L = 4, C = 768, V = 384, D = 32, F = 64" in cost.memory_formula
     assert estimate(bench, distill=True).memory_bytes == cost.memory_bytes + 20 * params
     low_rank = open_bench(tmp_path / "low", lora_rank=4)
     assert estimate(low_rank, distill=True).memory_bytes == cost.memory_bytes + 8 * params
