@@ -10,9 +10,11 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
-from seed.errors import SeedError
+from seed.errors import ModelError, SeedError
 from seed.folder import StudyFolder
 from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import contains, list_presets
@@ -91,9 +93,14 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             workbench.prove(bench)
             advance(1, "cut, saved, reloaded")
             instruments = workbench.prepare_instruments(bench)
-            if bench.protocol.rung == "closed_form":
-                workbench.prove_closed_form(bench, instruments)
+            fault = workbench.prove_closed_form(bench, instruments) if bench.gains is not None else None
+            if fault and bench.protocol.rung == "closed_form":
+                raise ModelError(f"{fault}. Use --rung 2 with this model.")
             advance(1, "closed form equals its student")
+        if fault:
+            terminal.say(f"{fault}: this study does without closed form")
+            bench, instruments = dataclasses.replace(bench, gains=None), dataclasses.replace(instruments, gains=None)
+            plan = msgspec.structs.replace(plan, covers_space=False)
         depths = space.max_dropped - space.min_dropped + 1
         with terminal.stage("latency", total=depths) as advance:
             table = latencies.measure_latencies(bench, space, on_structure=lambda structure: advance(1, structure))
@@ -130,6 +137,7 @@ def show_cost(terminal: Terminal, bench: "Workbench", plan: SearchPlan, cost: "C
     space, rung = bench.protocol.space, bench.protocol.rung.replace("_", " ")
     if plan.covers_space and bench.protocol.rung == "closed_form":
         what = f"all {space.size} candidates at rung {rung}"
+        what += f" (--trials {plan.trials} is for spaces that no sweep covers)" if plan.trials < space.size else ""
     else:
         what = f"{plan.trials} of {space.size} candidates at rung {rung}"
         what += ", chosen by a sweep of all of them at rung closed form" if plan.covers_space else ""
@@ -186,8 +194,7 @@ def distill_frontier(
 
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
     steps = finals.count_steps(bench, plan.distill_tokens)
-    if not all(bench.folder.result(member.evaluation.candidate.key).exists() for member in frontier.members):
-        searching.store_states(terminal, bench, sweep, steps=steps)
+    searching.store_states(terminal, bench, sweep, steps=steps)
     rate = rates[0]
     if len(rates) > 1:
         tuned_steps = finals.count_steps(bench, plan.distill_tokens // finals.TUNING_SHARE)

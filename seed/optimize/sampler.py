@@ -17,6 +17,7 @@ from seed.records import Candidate, SearchSpace
 SAMPLERS = ("tpe", "nsgaii", "random")
 PROPOSALS = 24  # of the inner sampler, before a random set is taken instead
 TAKEN_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+UNSKIPPED_STATES = (TrialState.COMPLETE, TrialState.RUNNING)  # when what was skipped is to be tried after all
 
 
 def flag_name(layer: int) -> str:
@@ -41,9 +42,11 @@ def candidate_of(space: SearchSpace, flags: dict[str, Any]) -> Candidate:
     return Candidate(num_layers=space.num_layers, kept_layers=kept)
 
 
-def taken_keys(study: optuna.Study, space: SearchSpace, *, but: int | None = None) -> set[str]:
+def taken_keys(
+    study: optuna.Study, space: SearchSpace, *, but: int | None = None, states: tuple[TrialState, ...] = TAKEN_STATES
+) -> set[str]:
     """Keys of candidates that are scored, skipped or being scored; ``but`` is the asking trial itself."""
-    trials = study.get_trials(deepcopy=False, states=TAKEN_STATES)
+    trials = study.get_trials(deepcopy=False, states=states)
     asked = [candidate_of(space, trial.params) for trial in trials if trial.params and trial.number != but]
     return {candidate.key for candidate in asked if contains(space, candidate)}
 
@@ -51,10 +54,18 @@ def taken_keys(study: optuna.Study, space: SearchSpace, *, but: int | None = Non
 class FeasibleSampler(optuna.samplers.BaseSampler):
     """An Optuna sampler kept inside the space and away from sets that were tried."""
 
-    def __init__(self, space: SearchSpace, inner: optuna.samplers.BaseSampler, *, random_state: int) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        inner: optuna.samplers.BaseSampler,
+        *,
+        random_state: int,
+        taken_states: tuple[TrialState, ...] = TAKEN_STATES,
+    ) -> None:
         self.space = space
         self.inner = inner
         self.rng = random.Random(random_state)
+        self.taken_states = taken_states
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return flag_distributions(self.space)
@@ -73,7 +84,7 @@ class FeasibleSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        taken = taken_keys(study, self.space, but=trial.number)
+        taken = taken_keys(study, self.space, but=trial.number, states=self.taken_states)
         for _ in range(PROPOSALS):
             flags = self.inner.sample_relative(study, trial, search_space)
             if not flags:
@@ -97,7 +108,9 @@ class FeasibleSampler(optuna.samplers.BaseSampler):
         return self.rng.choice(left)
 
 
-def make_sampler(name: str, space: SearchSpace, *, random_state: int) -> optuna.samplers.BaseSampler:
+def make_sampler(
+    name: str, space: SearchSpace, *, random_state: int, taken_states: tuple[TrialState, ...] = TAKEN_STATES
+) -> optuna.samplers.BaseSampler:
     """Return the named sampler of Optuna's, kept inside the space."""
     inner: optuna.samplers.BaseSampler
     if name == "tpe":
@@ -108,4 +121,4 @@ def make_sampler(name: str, space: SearchSpace, *, random_state: int) -> optuna.
     else:
         assert name == "random"
         inner = optuna.samplers.RandomSampler(seed=random_state)  # proposes nothing relative: random sets
-    return FeasibleSampler(space, inner, random_state=random_state)
+    return FeasibleSampler(space, inner, random_state=random_state, taken_states=taken_states)

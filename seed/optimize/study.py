@@ -21,12 +21,21 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from seed.errors import StudyError
-from seed.optimize.sampler import candidate_of, flag_distributions, flags_of, make_sampler, taken_keys
+from seed.optimize.sampler import (
+    TAKEN_STATES,
+    UNSKIPPED_STATES,
+    candidate_of,
+    flag_distributions,
+    flags_of,
+    make_sampler,
+    taken_keys,
+)
 from seed.optimize.space import contains
 from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, hash_text
 
 EVALUATION = "evaluation"
 FINGERPRINT = "plan_fingerprint"
+SKIPPED_PER_TRIAL = 4
 
 
 def check_storage_url(url: str) -> None:
@@ -125,23 +134,29 @@ def run_trials(
     rng_seed: int,
     rung: str,
     evaluate: Callable[[Candidate], Evaluation],
+    retry_skipped: bool = False,
     on_trial: Callable[[TrialRecord], None] = lambda trial: None,
 ) -> None:
     """Ask, evaluate and tell until ``trials`` candidates carry a value at ``rung`` or the space is exhausted.
 
+    A search that skips ``SKIPPED_PER_TRIAL`` times as many ends too: what is left is hopeless.
     Random state comes from (rng_seed, number of finished trials), and trials of killed processes do not
     count, so that a resumed run asks what an unbroken one would.
     """
     distributions = flag_distributions(space)
     target = min(trials, space.size)
+    states = UNSKIPPED_STATES if retry_skipped else TAKEN_STATES
     while True:
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if count_complete(study, space) >= target or len(taken_keys(study, space)) >= space.size:
+        num_skipped = sum(trial.state == TrialState.PRUNED for trial in finished)
+        is_hopeless = not retry_skipped and num_skipped >= SKIPPED_PER_TRIAL * trials
+        is_exhausted = len(taken_keys(study, space, states=states)) >= space.size
+        if count_complete(study, space) >= target or is_exhausted or is_hopeless:
             return
         state = int(hash_text(f"{rng_seed}/{len(finished)}")[:8], 16)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.sampler = make_sampler(sampler, space, random_state=state)
+            study.sampler = make_sampler(sampler, space, random_state=state, taken_states=states)
             trial = study.ask(fixed_distributions=distributions)
         candidate = candidate_of(space, trial.params)
         try:
@@ -164,6 +179,7 @@ def add_trials(
     trials: int,
     rung: str,
     evaluate: Callable[[Candidate], Evaluation],
+    retry_skipped: bool = False,
     on_trial: Callable[[TrialRecord], None] = lambda trial: None,
 ) -> None:
     """Evaluate candidates in a given order until ``trials`` of them carry a value at ``rung``, or none is left.
@@ -171,7 +187,7 @@ def add_trials(
     They are added as finished trials, which costs Optuna a tenth of asking for them. Those the study has are passed over.
     """
     distributions = flag_distributions(space)
-    taken = taken_keys(study, space)
+    taken = taken_keys(study, space, states=UNSKIPPED_STATES if retry_skipped else TAKEN_STATES)
     complete, number = count_complete(study, space), len(study.get_trials(deepcopy=False))
     for candidate in order:
         if complete >= trials:

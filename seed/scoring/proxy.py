@@ -4,6 +4,7 @@ Every complete trial of a study climbs to the same rung, the study's objective; 
 Which candidates are tried, and which are not worth the last rung, is decided elsewhere.
 """
 
+import math
 import time
 from collections.abc import Callable
 
@@ -92,4 +93,4 @@ class Proxy:
 def choose_start(qualities: dict[str, Quality]) -> str:
     """The better of the two starts of a distillation, by validation loss."""
     starts = [rung for rung in ("none", "closed_form") if rung in qualities]
-    return min(starts, key=lambda rung: qualities[rung].loss)
+    return min(starts, key=lambda rung: math.inf if math.isnan(qualities[rung].loss) else qualities[rung].loss)

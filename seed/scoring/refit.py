@@ -78,6 +78,11 @@ def measure_gains(anatomy: Anatomy, states: Sequence[Tensor]) -> dict[int, float
     return gains
 
 
+def count_fit_bytes(num_inputs: int) -> int:
+    """Bytes of a fit's sums and factors: three of one kind, one of the other for each ridge and for the best on all; F * F float64."""
+    return (4 + len(RIDGES)) * num_inputs**2 * 8
+
+
 class ProjectionFit:
     """Ridge regressions on what one projection reads, for whatever may be missing at its layer's output.
 
@@ -115,8 +120,7 @@ class ProjectionFit:
 
     def count_bytes(self) -> int:
         """Bytes of what is held, inputs included."""
-        sums = (3 + 2 * len(RIDGES)) * self.everything.gram.nbytes  # and a factor for each ridge
-        return sums + sum(read.nbytes for read in self.inputs)
+        return count_fit_bytes(self.inputs[0].shape[-1]) + sum(read.nbytes for read in self.inputs)
 
     def _count(self, part: int) -> "_Inputs":
         width = self.inputs[0].shape[-1]

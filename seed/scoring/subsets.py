@@ -19,10 +19,18 @@ from seed.models.anatomy import Anatomy, record_input
 from seed.records import Candidate
 from seed.scoring.corpus import TokenStream
 from seed.scoring.quality import DocumentLosses, iterate_batches, sum_by_document, token_losses
-from seed.scoring.refit import Correction, ProjectionFit, Refit
+from seed.scoring.refit import Correction, ProjectionFit, Refit, count_fit_bytes
 
 # What candidates share that differ in the next kept layer only: kept for the layers nearest to the end of the path.
 SIBLING_BYTES = 2 * 10**9
+
+
+def count_shared(path: Sequence[object], wanted: Sequence[object]) -> int:
+    """How long the beginning is that two paths have in common."""
+    return next(
+        (i for i, (one, other) in enumerate(zip(path, wanted, strict=False)) if one != other),
+        min(len(path), len(wanted)),
+    )
 
 
 @torch.no_grad()
@@ -41,9 +49,7 @@ def measure_unrecovered(
         states = [anatomy.embed(tokens)]
         for i in order:
             kept = candidates[i].kept_layers
-            shared = 0
-            while shared < min(len(path), len(kept)) and path[shared] == kept[shared]:
-                shared += 1
+            shared = count_shared(path, kept)
             del path[shared:], states[shared + 1 :]
             for layer in kept[shared:]:
                 path.append(layer)
@@ -109,9 +115,7 @@ class SubsetWalker:
         """Return the candidate's validation losses and the maps that gave them."""
         kept = candidate.kept_layers
         edges = list(zip(kept, (*kept[1:], candidate.num_layers), strict=True))
-        shared = 0
-        while shared < min(len(edges), len(self.path)) and self.path[shared].edge == edges[shared]:
-            shared += 1
+        shared = count_shared([node.edge for node in self.path], edges)
         del self.path[shared:]
         self.runs = {position: run for position, run in self.runs.items() if position <= shared}
         for position in range(shared, len(edges)):
@@ -128,7 +132,8 @@ class SubsetWalker:
         held = [states for batch in self.teacher_states for states in batch]
         for node in (self.start, *self.path):
             held += [*node.calibration, *node.validation]
-        return sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in held}.values())
+        along = sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in held}.values())
+        return along + sum(run.count_bytes() for run in self.runs.values())
 
     def _step(self, edges: list[tuple[int, int]], position: int) -> _Node:
         """Run one more layer on the states of the path, with a map when it stands at or behind a cut."""
@@ -202,9 +207,7 @@ def count_work(candidates: Iterable[Candidate], *, closed_form: bool) -> TrieWor
     for candidate in candidates:
         kept = candidate.kept_layers
         edges = tuple(zip(kept, (*kept[1:], candidate.num_layers) if closed_form else kept, strict=True))
-        shared = 0
-        while shared < min(len(edges), len(path)) and path[shared] == edges[shared]:
-            shared += 1
+        shared = count_shared(path, edges)
         new = edges[shared:]
         num_plain = sum(not closed_form or edge == (shared + i, shared + i + 1) for i, edge in enumerate(new))
         is_sibling = (
@@ -223,11 +226,14 @@ def estimate_memory(
     """Bytes of the states that a ``SubsetWalker`` holds at most: (L + 1) (2 C + V) D numbers, and what siblings share.
 
     They are the dense model's states of C calibration tokens at every layer, and the states of the calibration and the
-    V validation tokens along the current path. Siblings share L (C + V) (D + F) numbers, where the projections read F,
-    and the fits' sums; of that, ``SIBLING_BYTES`` at most are kept, but for the layer at work.
+    V validation tokens along the current path. Siblings share (C + V) (D + F) numbers for each layer, where the
+    projections read F, and the fit's sums and factors; of that, ``SIBLING_BYTES`` at most are kept, but for the layer at
+    work.
     """
     states = (num_layers + 1) * (2 * calibration_tokens + validation_tokens) * width * number_bytes
-    one_layer = (calibration_tokens + validation_tokens) * (width + mlp_width) * number_bytes
+    one_layer = (calibration_tokens + validation_tokens) * (width + mlp_width) * number_bytes + count_fit_bytes(
+        mlp_width
+    )
     return states + min(num_layers * one_layer, max(one_layer, SIBLING_BYTES))
 
 

@@ -52,6 +52,8 @@ def store_states(
 ) -> Recall:
     """Compute the states of some windows, or find them computed, and return a recall that reads them.
 
+    One set of states is kept; those of other windows go.
+
     Args:
         anatomy: the dense model.
         stream: the recovery stream.
@@ -75,11 +77,13 @@ def store_states(
     with folder.wait_for(directory / f"teacher-{name}.lock"):  # one worker computes, the others wait and read
         if not (path.exists() and path.stat().st_size == size * dtype.itemsize):
             aside = path.with_name(f".{path.name}.new")
+            for other in directory.glob("teacher-*.states"):  # of another budget; who has it open keeps it
+                other.unlink(missing_ok=True)
             folder.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
             with aside.open("wb") as handle:  # written, not mapped: a full disk is then an error, not a dead process
                 for start in range(0, len(chosen), micro_batch):
                     tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
-                    handle.write(anatomy.run_layers(tokens).cpu().contiguous().view(torch.uint8).numpy().data)
+                    handle.write(anatomy.run_layers(tokens).to(dtype).cpu().contiguous().view(torch.uint8).numpy().data)
                     on_window(len(tokens))
                 handle.flush()
                 os.fsync(handle.fileno())

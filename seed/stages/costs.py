@@ -18,7 +18,8 @@ from seed.scoring.refit import ProjectionFit
 from seed.scoring.subsets import SIBLING_BYTES, count_work, estimate_memory
 from seed.scoring.sweep import RELEASED_BYTES
 from seed.scoring.targets import STORED_BYTES, count_bytes
-from seed.stages.workbench import Workbench, list_windows
+from seed.stages.recovering import list_windows
+from seed.stages.workbench import Workbench
 
 # Work of one trained token, in forward passes of the dense model: a student's forward and backward are three,
 # the dense model's head is rebuilt from stored states.
@@ -67,10 +68,14 @@ def time_parts(bench: Workbench) -> Speed:
     if bench.gains is not None:
         gaps = [torch.randn_like(states[middle], dtype=torch.float32)]
         reads = [torch.randn(*gaps[0].shape[:-1], measure_mlp_width(bench), device=bench.device)]
+        share = max(1, bench.protocol.calibration_tokens / count)  # sums grow with the text, factors do not
+        sums = _time(lambda: ProjectionFit(reads, has_bias=False).everything.gram, bench.device)
         fitted = ProjectionFit(reads, has_bias=False)
-        share = max(1, bench.protocol.calibration_tokens / count)
-        solve = _time(lambda: fitted.solve(gaps).weight, bench.device) * share
-        fit = _time(lambda: ProjectionFit(reads, has_bias=False).solve(gaps).weight, bench.device) * share - solve
+        fitted.solve(gaps)
+        solve = _time(lambda: fitted.solve(gaps).weight, bench.device)
+        whole = _time(lambda: ProjectionFit(reads, has_bias=False).solve(gaps).weight, bench.device)
+        fit = share * sums + max(0.0, whole - sums - solve)
+        solve += share * sums * gaps[0].shape[-1] / reads[0].shape[-1]
     return Speed(layer=layer, head=head, fit=fit, solve=solve, num_layers=anatomy.num_layers)
 
 
@@ -169,9 +174,9 @@ def _estimate_memory(bench: Workbench, *, distills: bool, climbs: bool) -> tuple
             number_bytes=number_bytes,
         )
         parts.append(
-            f"states of the sweep (L + 1) (2 C + V) D + L (C + V) (D + F) numbers, of the second at most "
-            f"{format_bytes(SIBLING_BYTES)}: {format_bytes(states)} with L = {layers}, C = {calibration:,}, V = {validation:,}, "
-            f"D = {width:,}, F = {mlp_width:,}"
+            f"a sweep {format_bytes(states)}: (L + 1) (2 C + V) D numbers of states, and L times (C + V) (D + F) numbers and "
+            f"72 F F bytes that siblings share, of these {format_bytes(SIBLING_BYTES)} at most (L = {layers}, "
+            f"C = {calibration:,}, V = {validation:,}, D = {width:,}, F = {mlp_width:,})"
         )
     if distills or climbs:
         # float32 weights, gradient, two moments and the best weights; with LoRA a copy of the weights, and one to judge

@@ -26,7 +26,8 @@ from seed.scoring.proxy import choose_start
 from seed.scoring.quality import compare_models, judge, logits_of, measure_losses
 from seed.scoring.refit import Refit
 from seed.scoring.sweep import Sweep
-from seed.stages.workbench import Workbench, distill_settings, resolve_location
+from seed.stages.recovering import distill_settings
+from seed.stages.workbench import Workbench, resolve_location
 
 TUNING_SHARE = 10  # a rate is tried on one tenth of the budget
 
@@ -275,7 +276,7 @@ def describe_settings(bench: Workbench, settings: DistillSettings) -> dict[str, 
 def describe_trained(settings: DistillSettings) -> str:
     """Which weights a distillation trains, in words."""
     what = "all weights" if settings.lora_rank is None else f"LoRA of rank {settings.lora_rank}"
-    behind = f" behind the first {settings.frozen_layers} layers" if settings.frozen_layers else ""
+    behind = " behind the first cut" if settings.frozen_layers else ""
     return f"{what}{behind}, {'bfloat16 around float32' if settings.mixed_precision else 'float32'}"
 
 

@@ -19,7 +19,7 @@ from seed.records import Candidate, Frontier, Latency, Quality, SearchPlan, Sear
 from seed.scoring.latency import name_structure
 from seed.scoring.proxy import Proxy
 from seed.scoring.sweep import Sweep
-from seed.stages import latencies, workbench
+from seed.stages import latencies, recovering
 from seed.stages.planning import SearchSettings
 from seed.stages.workbench import Workbench
 
@@ -42,7 +42,13 @@ def score_space(
     is_whole = plan.covers_space and rung == "closed_form"  # then a trial costs nothing beyond its share of the sweep
     target = space.size if is_whole else min(plan.trials, space.size)
     scored = [trial.evaluation.candidate for trial in before if trial.state == "COMPLETE"]
-    screen = Screen(keep=math.ceil(plan.frontier_size / (space.max_dropped - space.min_dropped + 1)) + 1)
+    lost = [candidate for candidate in scored if not sweep.is_known(candidate, rung)]
+    num_taken = len({trial.evaluation.candidate for trial in before}) if settings.screen else len(scored)
+    if scored:
+        terminal.say(f"{len(scored)} candidates were scored before")
+    if (len(scored) >= target or num_taken >= space.size) and not lost:
+        return read_trials(study)
+    screen = Screen(keep=plan.frontier_size)
     screen.learn(before)
 
     def latency_of(candidate: Candidate) -> Latency:
@@ -53,23 +59,18 @@ def score_space(
         return table[structure]
 
     def judge(candidate: Candidate, quality: Quality) -> str | None:
-        structure = name_structure(bench.anatomy, candidate)
-        return screen.judge(candidate, quality, structure=structure) if settings.screen else None
+        is_lost = candidate in lost  # a damaged line that was taken out of the sweep is made up
+        if not settings.screen or is_lost:
+            return None
+        return screen.judge(candidate, quality, structure=name_structure(bench.anatomy, candidate))
 
     proxy = Proxy(
         sweep,
         rung=rung,
-        short=lambda candidate: workbench.short_settings(bench, candidate),
+        short=lambda candidate: recovering.short_settings(bench, candidate),
         latency_of=latency_of,
         screen=judge,
     )
-    for candidate in scored:  # a damaged line that was taken out of the sweep is made up
-        if not sweep.is_known(candidate, rung):
-            proxy.evaluate(candidate)
-    if scored:
-        terminal.say(f"{len(scored)} candidates were scored before")
-    if len(scored) >= target or len(before) >= space.size:
-        return read_trials(study)
     order = list(enumerate_candidates(space)) if plan.covers_space or space.size <= plan.trials else []
     sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space else []
     sweep.measure_unrecovered(sample)
@@ -77,6 +78,8 @@ def score_space(
         order = rank_candidates(sweep_space(terminal, sweep, order))
     if rung == "short_distillation":
         store_states(terminal, bench, sweep, steps=bench.protocol.short_steps)
+    for candidate in lost:
+        proxy.evaluate(candidate)
     skipped = 0
     best: dict[int, float] = {}
     with terminal.stage("search", total=target - len(scored)) as advance:
@@ -93,7 +96,16 @@ def score_space(
             advance(int(trial.state == "COMPLETE"), f"best PPL ratio by layers dropped {shown}")
 
         if order:
-            add_trials(study, space, order, trials=target, rung=rung, evaluate=proxy.evaluate, on_trial=show)
+            add_trials(
+                study,
+                space,
+                order,
+                trials=target,
+                rung=rung,
+                evaluate=proxy.evaluate,
+                retry_skipped=not settings.screen,
+                on_trial=show,
+            )
         else:
             run_trials(
                 study,
@@ -103,6 +115,7 @@ def score_space(
                 rng_seed=bench.protocol.rng_seed,
                 rung=rung,
                 evaluate=proxy.evaluate,
+                retry_skipped=not settings.screen,
                 on_trial=show,
             )
     if skipped:
@@ -116,7 +129,9 @@ def name_solver(plan: SearchPlan, settings: SearchSettings, space: SearchSpace, 
     """How the scored candidates were chosen, in a few words."""
     if frontier.num_scored >= space.size:
         return "all of them"
-    return "chosen by a sweep of all of them" if plan.covers_space else f"searched with {settings.sampler}"
+    if plan.covers_space:
+        return "chosen by a sweep of all of them"
+    return "in order" if space.size <= plan.trials else f"searched with {settings.sampler}"
 
 
 def sweep_space(terminal: Terminal, sweep: Sweep, order: Sequence[Candidate]) -> dict[Candidate, Quality]:
@@ -136,7 +151,12 @@ def sweep_space(terminal: Terminal, sweep: Sweep, order: Sequence[Candidate]) ->
 def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
     """The best of every depth, then the second best of every depth, and so on."""
     by_depth: dict[int, list[Candidate]] = defaultdict(list)
-    for candidate in sorted(qualities, key=lambda candidate: (qualities[candidate].loss, candidate.key)):
+
+    def order(candidate: Candidate) -> tuple[float, str]:
+        loss = qualities[candidate].loss
+        return (math.inf if math.isnan(loss) else loss), candidate.key
+
+    for candidate in sorted(qualities, key=order):
         by_depth[len(candidate.dropped_layers)].append(candidate)
     rank = {candidate: i for group in by_depth.values() for i, candidate in enumerate(group)}
     return sorted(qualities, key=lambda candidate: (rank[candidate], len(candidate.dropped_layers)))
@@ -152,11 +172,13 @@ def store_states(
 ) -> None:
     """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
     seeds = [bench.protocol.rng_seed] if rng_seeds is None else rng_seeds
-    total = len(workbench.list_windows(bench, steps=steps, rng_seeds=seeds))
+    total = len(recovering.list_windows(bench, steps=steps, rng_seeds=seeds))
     with terminal.stage("dense states", total=total) as advance:
-        sweep.instruments = workbench.store_teacher_states(
+        sweep.instruments = recovering.store_teacher_states(
             bench, sweep.instruments, steps=steps, rng_seeds=seeds, on_window=lambda count: advance(count, "")
         )
+    if sweep.instruments.recall is None:
+        terminal.say("  they would take too much disk: the dense model runs in every step instead")
 
 
 def say_recovery(sample: Sequence[dict[str, Quality]], num_swept: int) -> str:

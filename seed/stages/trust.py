@@ -31,7 +31,7 @@ from seed.records import (
 from seed.scoring.distillation import Distilled, DistillSettings, distill
 from seed.scoring.instruments import exported_losses, start_student, validation_losses
 from seed.scoring.sweep import Sweep
-from seed.stages import finals, workbench
+from seed.stages import finals, recovering
 from seed.stages.workbench import Workbench
 
 DOUBLED = 2  # finals that are run again with twice the budget, to see whether it has plateaued
@@ -62,7 +62,7 @@ def list_scored(
     return [
         (candidate, qualities[rung].loss)
         for candidate, qualities in scored.items()
-        if rung in qualities and contains(bench.protocol.space, candidate)
+        if rung in qualities and math.isfinite(qualities[rung].loss) and contains(bench.protocol.space, candidate)
     ]
 
 
@@ -70,7 +70,9 @@ def choose_depths(scored: Sequence[tuple[Candidate, float]], *, per_depth: int) 
     """The two deepest cuts of which enough candidates are scored; else the two with most."""
     counts = Counter(len(candidate.dropped_layers) for candidate, _ in scored)
     enough = sorted(depth for depth, count in counts.items() if count >= per_depth)
-    return tuple(sorted(enough[-2:] or sorted(counts, key=lambda depth: counts[depth])[-2:]))
+    if len(enough) < 2:
+        enough = sorted(sorted(counts, key=lambda depth: counts[depth])[-2:])
+    return tuple(enough[-2:])
 
 
 def start_study(
@@ -142,10 +144,11 @@ def count_longest(bench: Workbench, settings: FidelitySettings) -> int:
 def count_units(bench: Workbench, study: FidelityStudy, settings: FidelitySettings) -> tuple[int, int]:
     """Steps of distillation that the study takes, and how many of them are done."""
     full, shorts = finals.count_steps(bench, settings.distill_tokens), sum(settings.short_steps)
-    total = len(study.rows) * (shorts + full * len(settings.rng_seeds)) + 2 * full * DOUBLED
+    doubled = 2 * full * min(DOUBLED, len(settings.depths))
+    total = len(study.rows) * (shorts + full * len(settings.rng_seeds)) + doubled
     done = sum(full * len(row.finals) for row in study.rows)
     done += sum(steps for row in study.rows for steps in settings.short_steps if name_short(steps) in row.losses)
-    return total, done + 2 * full * ("doubling_the_budget" in study.settings) * DOUBLED
+    return total, done + doubled * ("doubling_the_budget" in study.settings)
 
 
 def name_short(steps: int) -> str:
@@ -173,7 +176,7 @@ def run_study(
             row = keep(index, _score_cheaply(sweep, row, raw[candidate].loss))
         for steps in settings.short_steps:
             if name_short(steps) not in row.losses:
-                short = workbench.distill_settings(
+                short = recovering.distill_settings(
                     bench, candidate, steps=steps, learning_rate=bench.protocol.short_learning_rate, looks=1
                 )
                 began = time.perf_counter()

@@ -6,32 +6,28 @@ Commands share it: ``search`` makes a plan with it, ``distill`` and ``evaluate``
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from seed import __version__, demo
+from seed import __version__, demo, folder
 from seed.errors import CorpusError, ModelError, ResourceError, SpaceError
 from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, prove_round_trip
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.optimize.space import Preset, default_preset, drop_layers, list_presets, make_space
-from seed.records import Candidate, Environment, Protocol
+from seed.records import Environment, Protocol, SearchPlan
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
-from seed.scoring.distillation import DistillSettings, draw_windows
 from seed.scoring.instruments import Instruments, make_walker, start_student
 from seed.scoring.latency import Workload
 from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
 from seed.scoring.refit import measure_gains
-from seed.scoring.targets import STORED_BYTES, count_bytes, store_states
 from seed.stages.planning import RUNG_NAMES, SearchSettings, check_dropped
 
 RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized
 DEFAULT_RUNG = 1
-TRAINED_TOKENS = 2048  # through the layers at once, with gradients
 # Models of these families predict nonsense unless the first token they see is <bos> (Gemma: perplexity on
 # WikiText-2 650 without, 21 with; Shortened LLaMA's repository, pull request 6).
 NEED_BOS = ("gemma",)
@@ -157,7 +153,7 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         short_steps=settings.short_steps or preset.recovery.short_steps,
         batch_tokens=max(window, preset.recovery.batch_tokens),
         short_learning_rate=rates[len(rates) // 2],
-        mixed_precision=computes_bfloat16(device),
+        mixed_precision=choose_precision(study, device),
         lora_rank=settings.lora_rank,
         freeze_prefix=settings.freeze_prefix,
         latency_batch=settings.latency_batch or preset.latency.batch,
@@ -266,12 +262,8 @@ def prepare_instruments(bench: Workbench) -> Instruments:
     )
 
 
-def prove_closed_form(bench: Workbench, instruments: Instruments) -> None:
-    """Prove that the student with folded maps has the very loss that the walk found.
-
-    Raises:
-        ModelError: it has another one.
-    """
+def prove_closed_form(bench: Workbench, instruments: Instruments) -> str | None:
+    """Compare the student with folded corrections with the loss that the walk found; say how they differ, or None."""
     layers = bench.protocol.space.droppable_layers
     cut = sorted({layers[len(layers) // 4], layers[len(layers) // 2]})[-bench.protocol.space.max_dropped :]
     candidate = drop_layers(bench.anatomy.num_layers, cut)
@@ -281,83 +273,19 @@ def prove_closed_form(bench: Workbench, instruments: Instruments) -> None:
         logits_of(student), instruments.validation, micro_batch=instruments.micro_batch, device=bench.device
     )
     tolerance = 1e-4 if bench.dtype == torch.float32 else 2e-2
-    if abs(folded.loss - losses.loss) > tolerance:
-        raise ModelError(
-            f"{type(bench.teacher.model).__name__}: a student with closed-form recovery has a validation loss of "
-            f"{folded.loss:.5f}, but its score says {losses.loss:.5f}. Use --rung 2 with this model."
-        )
-
-
-def distill_settings(
-    bench: Workbench, candidate: Candidate, *, steps: int, learning_rate: float, looks: int, rng_seed: int | None = None
-) -> DistillSettings:
-    """Settings of a distillation of this study: its batch, its kind of recovery, its random seed."""
-    protocol = bench.protocol
-    first_cut = min(candidate.dropped_layers, default=0)
-    return DistillSettings(
-        steps=steps,
-        batch_windows=bench.batch_windows,
-        micro_batch=max(1, TRAINED_TOKENS // protocol.window_tokens),
-        learning_rate=learning_rate,
-        rng_seed=protocol.rng_seed if rng_seed is None else rng_seed,
-        looks=looks,
-        mixed_precision=protocol.mixed_precision,
-        frozen_layers=min(first_cut, len(candidate.kept_layers) - 1) if protocol.freeze_prefix else 0,
-        lora_rank=protocol.lora_rank,
+    if abs(folded.loss - losses.loss) <= tolerance:
+        return None
+    return (
+        f"{type(bench.teacher.model).__name__}: a student with closed-form recovery has a validation loss of "
+        f"{folded.loss:.5f}, but its score says {losses.loss:.5f}"
     )
 
 
-def short_settings(bench: Workbench, candidate: Candidate) -> DistillSettings:
-    """Budget of the short distillation inside a score."""
-    return distill_settings(
-        bench,
-        candidate,
-        steps=bench.protocol.short_steps,
-        learning_rate=bench.protocol.short_learning_rate,
-        looks=1,
-    )
-
-
-def store_teacher_states(
-    bench: Workbench,
-    instruments: Instruments,
-    *,
-    steps: int,
-    rng_seeds: Sequence[int],
-    on_window: Callable[[int], None] = lambda count: None,
-) -> Instruments:
-    """Instruments that remember the dense model's last hidden states on the windows of so many steps.
-
-    Past ``STORED_BYTES`` they stay as they are, and every step runs the dense model.
-    """
-    windows = list_windows(bench, steps=steps, rng_seeds=rng_seeds)
-    size = count_bytes(
-        num_windows=len(windows),
-        window_tokens=bench.protocol.window_tokens,
-        width=bench.anatomy.config.hidden_size,
-        dtype=bench.dtype,
-    )
-    if size > STORED_BYTES:
-        return instruments
-    recall = store_states(
-        bench.anatomy,
-        instruments.recovery,
-        windows,
-        directory=bench.folder.work,
-        identity=f"{bench.protocol.weights_sha256 or bench.protocol.commit}/{bench.protocol.streams['recovery'].sha256}",
-        micro_batch=bench.micro_batch,
-        on_window=on_window,
-    )
-    return replace(instruments, recall=recall)
-
-
-def list_windows(bench: Workbench, *, steps: int, rng_seeds: Sequence[int]) -> list[int]:
-    """The recovery windows that distillations of so many steps see, each once."""
-    pool, count = len(bench.streams["recovery"].tokens_NT), steps * bench.batch_windows
-    found: set[int] = set()
-    for rng_seed in rng_seeds:
-        found.update(draw_windows(range(count), num_windows=pool, rng_seed=rng_seed).tolist())
-    return sorted(found)
+def choose_precision(study: StudyFolder, device: torch.device) -> bool:
+    """Whether distillation computes in bfloat16: as the study does, if it was planned before on another processor."""
+    if study.plan.is_file():
+        return bool(folder.read_record(study.plan, SearchPlan).identity.get("mixed_precision", False))
+    return computes_bfloat16(device)
 
 
 def computes_bfloat16(device: torch.device) -> bool:

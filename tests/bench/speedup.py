@@ -20,7 +20,7 @@ from seed.scoring.distillation import distill
 from seed.scoring.instruments import Instruments, make_walker, start_student, validation_losses
 from seed.scoring.refit import Refit
 from seed.scoring.subsets import measure_unrecovered
-from seed.stages import workbench
+from seed.stages import recovering, workbench
 from tests.bench import shapes, turns
 
 BLOCK = 24
@@ -32,7 +32,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         bench, instruments = shapes.open_demo(Path(directory))
         steps = bench.protocol.short_steps
-        instruments = workbench.store_teacher_states(bench, instruments, steps=steps, rng_seeds=[0])
+        instruments = recovering.store_teacher_states(bench, instruments, steps=steps, rng_seeds=[0])
         return measure_speedup(terminal, bench, instruments, num_blocks=None if full else NUM_BLOCKS)
 
 
@@ -79,7 +79,7 @@ def distill_shortly(
     bench: workbench.Workbench, instruments: Instruments, candidate: Candidate, start: Refit | None
 ) -> float:
     """Rung 2 from a known start: a student, its steps, and a look before and after; the better loss."""
-    settings = workbench.short_settings(bench, candidate)
+    settings = recovering.short_settings(bench, candidate)
     result = distill(
         start_student(instruments, candidate, start, settings=settings),
         instruments.anatomy,

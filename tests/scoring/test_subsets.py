@@ -18,7 +18,7 @@ from seed.records import Candidate, SearchSpace
 from seed.scoring import subsets
 from seed.scoring.corpus import TokenStream
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
-from seed.scoring.refit import ProjectionFit, Refit, fold_refit, measure_gains
+from seed.scoring.refit import ProjectionFit, Refit, count_fit_bytes, fold_refit, measure_gains
 from seed.scoring.subsets import SubsetWalker, TrieWork, count_work, estimate_memory, measure_unrecovered
 from tests.models.families import FAMILIES, make_model
 from tests.scoring.streams import draw_stream, write_stream
@@ -230,18 +230,18 @@ def test_memory_stays_within_the_estimate() -> None:
     tokens = {"calibration_tokens": calibration.num_tokens, "validation_tokens": VALIDATION.num_tokens}
     sizes = {"num_layers": 4, "width": 32, "mlp_width": 64, "number_bytes": 4}
     path = 5 * (2 * calibration.num_tokens + VALIDATION.num_tokens) * 32 * 4
-    siblings = 4 * (calibration.num_tokens + VALIDATION.num_tokens) * (32 + 64) * 4
+    siblings = 4 * ((calibration.num_tokens + VALIDATION.num_tokens) * (32 + 64) * 4 + count_fit_bytes(64))
     assert estimate_memory(**sizes, **tokens) == path + siblings
     most_path, most_siblings = 0, 0
     for candidate in CANDIDATES:
         walker.measure(candidate)
-        most_path = max(most_path, walker.count_bytes())
-        shared = [
-            state
-            for run in walker.runs.values()
-            for state in (*run.calibration, *run.validation, *run.validation_inputs, *run.fit.inputs)
-        ]
-        most_siblings = max(most_siblings, sum(state.nbytes for state in shared))
+        shared = sum(run.count_bytes() for run in walker.runs.values())
+        most_path, most_siblings = max(most_path, walker.count_bytes() - shared), max(most_siblings, shared)
+        for run in walker.runs.values():
+            held = [*run.calibration, *run.validation, *run.validation_inputs, *run.fit.inputs]
+            for sums in (run.fit.fitted, run.fit.held_out, run.fit.everything):
+                held += [sums.gram, *(factor for factor in sums.factors.values() if factor is not None)]
+            assert 0.8 * run.count_bytes() < sum(tensor.nbytes for tensor in held) <= 1.01 * run.count_bytes()
     assert 0.6 * path < most_path <= path
     assert 0.6 * siblings < most_siblings <= siblings
 

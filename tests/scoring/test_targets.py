@@ -94,11 +94,15 @@ def test_other_states_are_other_files(changes: dict[str, Any], tmp_path: Path) -
     anatomy = other = Anatomy(make_model("llama"))
     if changes.pop("anatomy", None):
         other = Anatomy(cast_weights(make_model("llama"), torch.bfloat16))
-    store(anatomy, tmp_path)
+    held = store(anatomy, tmp_path)
+    before = held(torch.tensor(WINDOWS)).clone()
+    [first] = list_files(tmp_path)
     forwards = count_forwards(other)
     store(other, tmp_path, **changes)
     assert forwards
-    assert len(list_files(tmp_path)) == 2
+    [second] = list_files(tmp_path)  # one set is kept
+    assert second != first
+    assert torch.equal(held(torch.tensor(WINDOWS)), before)  # and who has the other open keeps it
 
 
 @pytest.mark.parametrize("damage", ["cut in half", "empty", "too long"])

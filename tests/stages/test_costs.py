@@ -10,6 +10,7 @@ import pytest
 from seed.errors import ResourceError
 from seed.optimize.space import enumerate_candidates
 from seed.records import SearchSpace
+from seed.scoring.refit import count_fit_bytes
 from seed.scoring.subsets import count_work
 from seed.stages import costs
 from seed.stages.costs import Cost, Speed, estimate_cost, estimate_sweep, measure_mlp_width, require_resources
@@ -111,7 +112,7 @@ def test_finals_cost_only_where_there_are_some(tmp_path: Path) -> None:
 def test_memory_is_told_with_its_parts(tmp_path: Path) -> None:
     bench = open_bench(tmp_path)
     params = sum(weight.numel() for weight in bench.anatomy.model.parameters())
-    states = 4 * (5 * (2 * 768 + 384) * 32 + 4 * (768 + 384) * (32 + 64))
+    states = 4 * (5 * (2 * 768 + 384) * 32 + 4 * (768 + 384) * (32 + 64)) + 4 * count_fit_bytes(64)
     cost = estimate(bench)
     assert cost.memory_bytes == 4 * params + states
     assert "L = 4, C = 768, V = 384, D = 32, F = 64" in cost.memory_formula

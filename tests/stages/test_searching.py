@@ -15,7 +15,7 @@ from seed.records import Candidate, Latency, Quality, SearchPlan, SearchSpace, T
 from seed.scoring.instruments import start_student
 from seed.scoring.sweep import Sweep
 from seed.scoring.targets import recall_live
-from seed.stages import searching, workbench
+from seed.stages import recovering, searching
 from seed.stages.gathering import read_losses
 from seed.stages.planning import SearchSettings
 from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery, score_space
@@ -122,15 +122,16 @@ def test_recovery_is_said_in_a_line() -> None:
 
 
 def test_how_candidates_were_chosen_is_said() -> None:
-    def say(*, covers_space: bool, num_scored: int) -> str:
+    def say(*, covers_space: bool, num_scored: int, trials: int = 300) -> str:
         settings = SearchSettings(sampler="nsgaii")
-        plan: SearchPlan = msgspec.structs.replace(factory.make_record().plan, covers_space=covers_space)
+        plan: SearchPlan = msgspec.structs.replace(factory.make_record().plan, covers_space=covers_space, trials=trials)
         frontier = msgspec.structs.replace(factory.make_record().frontier, num_scored=num_scored)
         return name_solver(plan, settings, SPACE, frontier)
 
     assert say(covers_space=True, num_scored=10) == say(covers_space=False, num_scored=10) == "all of them"
     assert say(covers_space=True, num_scored=4) == "chosen by a sweep of all of them"
-    assert say(covers_space=False, num_scored=4) == "searched with nsgaii"
+    assert say(covers_space=False, num_scored=4) == "in order"  # ten sets fit the trials
+    assert say(covers_space=False, num_scored=4, trials=9) == "searched with nsgaii"
 
 
 # ---- closed form
@@ -321,6 +322,33 @@ def test_hopeless_candidates_are_skipped_unless_told_otherwise(
         assert "skipped" not in out
 
 
+@pytest.mark.parametrize("trials", [10, 9])  # in order, or asked of a sampler
+def test_what_was_skipped_is_tried_when_screening_is_turned_off(
+    trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopeless = {drop(0, 1).key, drop(3).key}
+    monkeypatch.setattr(
+        searching.Screen, "judge", lambda self, candidate, *_, **__: "no" if candidate.key in hopeless else None
+    )
+    search = Search(tmp_path, rung="short_distillation", short_steps=1)
+    found = search.run(trials=trials)
+    assert set(keys_of(found, state="PRUNED")) <= hopeless
+    found = search.run(trials=10, screen=False)
+    assert len(set(keys_of(found, state="COMPLETE"))) == 10
+
+
+def test_a_lost_score_is_made_up_even_if_it_is_hopeless_by_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = Search(tmp_path, rung="short_distillation", short_steps=1)
+    search.run(trials=10)
+    path = tmp_path / "sweep.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    [gone] = [line for line in lines if '"short_distillation"' in line and f'"{drop(3).key}"' in line]
+    path.write_text("".join(line for line in lines if line != gone))
+    monkeypatch.setattr(searching.Screen, "judge", lambda self, candidate, *_, **__: "no")
+    search.run(trials=10)
+    assert f'"{drop(3).key}","rung":"short_distillation"' in path.read_text()
+
+
 def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +364,7 @@ def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
     search.run(trials=2, frontier_size=6)
     search.run(trials=5, frontier_size=6)
     assert [sum(map(len, screen.pairs.values())) for screen in made] == [2, 5]
-    assert [screen.keep for screen in made] == [4, 4]  # six over two depths, and one more
+    assert [screen.keep for screen in made] == [6, 6]  # all members may come from one depth
 
 
 # ---- the dense model's states
@@ -347,7 +375,7 @@ def test_states_are_stored_for_the_windows_of_so_many_steps(tmp_path: Path) -> N
     sweep = open_sweep(bench)
     assert sweep.instruments.recall is None
     searching.store_states(QUIET, bench, sweep, steps=2)
-    windows = workbench.list_windows(bench, steps=2, rng_seeds=[0])
+    windows = recovering.list_windows(bench, steps=2, rng_seeds=[0])
     assert len(windows) == 8  # two steps of four windows, none twice
     live = recall_live(bench.anatomy, bench.streams["recovery"])
     for window in windows:

@@ -1,122 +1,37 @@
-"""What a study works with: settings of its distillations, and the dense model's states for their windows."""
+"""What a study works with: its objective, its proofs, its precision."""
 
-from dataclasses import replace
+import re
 from pathlib import Path
 
-import msgspec
 import pytest
-import torch
 
+from seed import folder
 from seed.errors import ModelError
-from seed.records import Candidate
-from seed.scoring.distillation import choose_windows
 from seed.stages import workbench
-from seed.stages.workbench import (
-    choose_rung,
-    distill_settings,
-    list_windows,
-    prove_closed_form,
-    short_settings,
-    store_teacher_states,
-)
-from tests.scoring.opened import drop, keep, open_instruments
-from tests.stages.opened import open_bench
-
-
-def test_settings_are_those_of_the_protocol(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path, rng_seed=7)
-    settings = distill_settings(bench, drop(1), steps=9, learning_rate=1e-3, looks=4)
-    assert (settings.steps, settings.learning_rate, settings.looks, settings.rng_seed) == (9, 1e-3, 4, 7)
-    assert settings.batch_windows == 4  # 256 tokens of windows of 64
-    assert settings.micro_batch == 32  # 2,048 tokens through the layers at once
-    assert (settings.mixed_precision, settings.lora_rank, settings.frozen_layers) == (False, None, 0)
-    again = distill_settings(bench, drop(1), steps=9, learning_rate=1e-3, looks=4, rng_seed=0)
-    assert again == replace(settings, rng_seed=0)  # zero is a seed like any other
-    short = short_settings(bench, drop(1))
-    assert (short.steps, short.learning_rate, short.looks) == (2, 3e-3, 1)
-
-
-def test_settings_carry_how_the_study_trains(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path, mixed_precision=True, lora_rank=8)
-    settings = short_settings(bench, drop(1))
-    assert (settings.mixed_precision, settings.lora_rank) == (True, 8)
-
-
-@pytest.mark.parametrize(
-    ("candidate", "frozen"),
-    [
-        (drop(0), 0),
-        (drop(1), 1),
-        (drop(1, 3), 1),
-        (drop(2), 2),
-        (drop(3), 2),  # of three that are kept: one is left to train
-        (drop(2, 3), 1),
-        (drop(1, 2, 3), 0),
-        (keep(0, 1, 2, 3), 0),
-    ],
-)
-def test_layers_before_the_first_cut_are_frozen_on_request(tmp_path: Path, candidate: Candidate, frozen: int) -> None:
-    assert short_settings(open_bench(tmp_path, freeze_prefix=True), candidate).frozen_layers == frozen
-    assert short_settings(open_bench(tmp_path), candidate).frozen_layers == 0
-
-
-def test_the_windows_of_so_many_steps_are_those_that_steps_choose(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    for steps in (1, 2, 3, 10):
-        settings = distill_settings(bench, drop(1), steps=steps, learning_rate=1e-3, looks=1)
-        chosen = {int(window) for step in range(steps) for window in choose_windows(step, 12, settings)}
-        assert list_windows(bench, steps=steps, rng_seeds=[0]) == sorted(chosen)
-    assert list_windows(bench, steps=3, rng_seeds=[0]) == list(range(12))
-    both = set(list_windows(bench, steps=1, rng_seeds=[0])) | set(list_windows(bench, steps=1, rng_seeds=[1]))
-    assert list_windows(bench, steps=1, rng_seeds=[0, 1]) == sorted(both)
-    assert list_windows(bench, steps=0, rng_seeds=[0]) == []
-
-
-def test_states_are_stored_once_and_remembered(tmp_path: Path) -> None:
-    bench, instruments = open_bench(tmp_path), open_instruments()
-    done: list[int] = []
-    remembering = store_teacher_states(bench, instruments, steps=2, rng_seeds=[0], on_window=done.append)
-    assert sum(done) == 8
-    assert remembering.recall is not None
-    assert replace(remembering, recall=None) == instruments
-    store_teacher_states(bench, instruments, steps=2, rng_seeds=[0], on_window=done.append)
-    assert sum(done) == 8
-    windows = torch.tensor(list_windows(bench, steps=2, rng_seeds=[0]))
-    assert remembering.recall(windows).shape == (8, 64, 32)
-
-
-@pytest.mark.parametrize("changes", [{"weights_sha256": "cd" * 32}, {"streams": "other"}])
-def test_states_of_other_weights_or_text_are_not_mixed_up(tmp_path: Path, changes: dict[str, object]) -> None:
-    bench, instruments = open_bench(tmp_path), open_instruments()
-    if "streams" in changes:
-        streams = bench.protocol.streams
-        other = msgspec.structs.replace(streams["recovery"], sha256="f" * 64)
-        changes = {"streams": {**streams, "recovery": other}}
-    done: list[int] = []
-    for each in (bench, open_bench(tmp_path, **changes)):
-        store_teacher_states(each, instruments, steps=2, rng_seeds=[0], on_window=done.append)
-    assert sum(done) == 16
-
-
-def test_states_too_many_to_store_are_computed_in_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, instruments = open_bench(tmp_path), open_instruments()
-    size = 8 * 64 * 32 * 4
-    monkeypatch.setattr(workbench, "STORED_BYTES", size - 1)
-    assert store_teacher_states(bench, instruments, steps=2, rng_seeds=[0]) is instruments
-    assert not bench.folder.work.exists()
-    monkeypatch.setattr(workbench, "STORED_BYTES", size)
-    assert store_teacher_states(bench, instruments, steps=2, rng_seeds=[0]).recall is not None
+from seed.stages.planning import SearchSettings
+from seed.stages.workbench import choose_rung, prove_closed_form
+from tests.scoring.opened import open_instruments
+from tests.stages.opened import make_plan, open_bench
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_closed_form_is_proven_on_the_folded_student(family: str, tmp_path: Path) -> None:
-    prove_closed_form(open_bench(tmp_path, family=family), open_instruments(family))
+    assert prove_closed_form(open_bench(tmp_path, family=family), open_instruments(family)) is None
 
 
-def test_closed_form_that_does_not_fold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_form_that_does_not_fold_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seed.scoring.instruments.fold_refit", lambda student, candidate, refit: None)
-    with pytest.raises(ModelError, match=r"validation loss of .* but its score says .*Use --rung 2"):
-        prove_closed_form(open_bench(tmp_path), open_instruments())
+    fault = prove_closed_form(open_bench(tmp_path), open_instruments())
+    assert fault is not None
+    assert re.search(r"validation loss of .* but its score says ", fault)
+
+
+def test_a_study_goes_on_in_the_precision_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = open_bench(tmp_path, mixed_precision=True)
+    monkeypatch.setattr(workbench, "computes_bfloat16", lambda device: False)
+    assert not workbench.choose_precision(bench.folder, bench.device)
+    folder.write_record(bench.folder.plan, make_plan(bench, SearchSettings(), trials=5, covers_space=False))
+    assert workbench.choose_precision(bench.folder, bench.device)
 
 
 def test_the_rung_is_the_best_that_the_family_allows() -> None:
