@@ -15,17 +15,16 @@ import numpy as np
 from seed.records import Candidate, Evaluation, Quality, TrialRecord
 
 NEEDED_PAIRS = 8  # of a structure, before any of its candidates is skipped
+RUNGS = {"closed_form", "short_distillation"}
 QUANTILE = 3.09  # of the normal distribution: one in a thousand
 
 
 class Screen:
     """Learns from finished trials of a study, and says what to skip."""
 
-    def __init__(self, *, keep: int, rung: str = "short_distillation", cheap_rung: str = "closed_form") -> None:
+    def __init__(self, *, keep: int) -> None:
         """``keep``: how many candidates of each structure are wanted."""
         self.keep = keep
-        self.rung = rung
-        self.cheap_rung = cheap_rung
         self.pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def learn(self, trials: Iterable[TrialRecord]) -> None:
@@ -35,8 +34,10 @@ class Screen:
 
     def learn_evaluation(self, evaluation: Evaluation) -> None:
         """Take in one evaluation."""
-        if self.rung in evaluation.qualities and self.cheap_rung in evaluation.qualities:
-            cheap, wanted = (math.log(evaluation.qualities[rung].ppl_ratio) for rung in (self.cheap_rung, self.rung))
+        if RUNGS <= evaluation.qualities.keys():
+            cheap, wanted = (
+                math.log(evaluation.qualities[rung].ppl_ratio) for rung in ("closed_form", "short_distillation")
+            )
             if math.isfinite(cheap) and math.isfinite(wanted):
                 self.pairs[evaluation.latency.structure].append((cheap, wanted))
 

@@ -1,7 +1,9 @@
 """The screen: its interval by hand and by known quantiles, and over simulated studies what it loses and what it saves."""
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -169,12 +171,6 @@ def test_only_trials_with_both_rungs_and_finite_numbers_are_pairs() -> None:
     assert sum(map(len, screen.pairs.values())) == 1
 
 
-def test_other_rungs_can_be_screened() -> None:
-    screen = Screen(keep=1, rung="closed_form", cheap_rung="none")
-    screen.learn_evaluation(factory.make_evaluation((3, 7), math.exp(0.1)))
-    assert screen.pairs[STRUCTURE] == [pytest.approx((0.25, 0.12))]
-
-
 def simulate(*, rng: np.random.Generator, ranked: bool, keep: int, noise: float) -> tuple[set[int], int, int]:
     """Screen one study of two structures; return what of the ``keep`` best was lost, what was skipped, what is hopeless.
 
@@ -211,3 +207,33 @@ def test_members_of_the_frontier_are_not_lost_and_most_hopeless_ones_are_skipped
     skipped, hopeless = (sum(study[place] for study in studies) for place in (1, 2))
     assert hopeless > 2000
     assert skipped > 0.6 * hopeless
+
+
+# ---- a space that was scored whole at both rungs
+
+
+def read_landscape() -> dict[int, list[tuple[tuple[int, ...], float, float]]]:
+    """Log PPL ratios of all sets of one or two of the embedded model's layers, by closed form and after 30 steps."""
+    rows = json.loads((Path(__file__).parent / "demo_rungs.json").read_text())["rows"]
+    by_depth: dict[int, list[tuple[tuple[int, ...], float, float]]] = {}
+    for row in rows:
+        pair = math.log(row["closed_form"]), math.log(row["short_distillation"])
+        by_depth.setdefault(len(row["dropped"]), []).append((tuple(row["dropped"]), *pair))
+    return by_depth
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 6])
+def test_no_member_is_lost_on_the_embedded_models_whole_landscape(keep: int) -> None:
+    landscape = read_landscape()
+    assert {depth: len(rows) for depth, rows in landscape.items()} == {1: 12, 2: 66}
+    skipped = 0
+    for depth, rows in landscape.items():
+        screen = Screen(keep=keep)
+        best = {layers for layers, _, wanted in sorted(rows, key=lambda row: row[2])[:keep]}
+        for layers, cheap, wanted in sorted(rows, key=lambda row: row[1]):  # as a sweep ranks them
+            if judge(screen, cheap, structure=str(depth)) is None:
+                screen.learn_evaluation(make_evaluation(cheap, wanted, structure=str(depth)))
+            else:
+                skipped += 1
+                assert layers not in best
+    assert skipped > 20
