@@ -34,7 +34,7 @@ class Screen:
 
     def learn_evaluation(self, evaluation: Evaluation) -> None:
         """Take in one evaluation."""
-        if RUNGS <= evaluation.qualities.keys():
+        if evaluation.qualities.keys() >= RUNGS:
             cheap, wanted = (
                 math.log(evaluation.qualities[rung].ppl_ratio) for rung in ("closed_form", "short_distillation")
             )
