@@ -85,7 +85,7 @@ class Terminal:
                 now = time.monotonic()
                 if now - state["printed"] >= PLAIN_SECONDS and 0 < state["done"] < total:
                     left = (now - began) / state["done"] * (total - state["done"])
-                    self.say(f"{name}: {state['done']:g} of {total:g}, {format_seconds(left)} left. {note}")
+                    self.say(f"{name}: {state['done']:,.0f} of {total:,.0f}, {format_seconds(left)} left. {note}")
                     state["printed"] = now
 
             yield advance
