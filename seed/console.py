@@ -85,7 +85,8 @@ class Terminal:
                 now = time.monotonic()
                 if now - state["printed"] >= PLAIN_SECONDS and 0 < state["done"] < total:
                     left = (now - began) / state["done"] * (total - state["done"])
-                    self.say(f"{name}: {state['done']:,.0f} of {total:,.0f}, {format_seconds(left)} left. {note}")
+                    form = "g" if total < 100 else ",.0f"
+                    self.say(f"{name}: {state['done']:{form}} of {total:{form}}, {format_seconds(left)} left. {note}")
                     state["printed"] = now
 
             yield advance
