@@ -34,7 +34,7 @@ def distill_trial(
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
     from seed.stages import finals, workbench
-    from seed.stages.gathering import gather_record, refresh_report
+    from seed.stages.gathering import find_learning_rate, gather_record, refresh_report
 
     with folder.lock(study):
         record = gather_record(study)
@@ -48,7 +48,7 @@ def distill_trial(
         bench = workbench.reopen(study, protocol, device_name=device)
         instruments = workbench.prepare_instruments(bench)
         evaluation = chosen[trial].evaluation
-        rate = learning_rate or _known_rate(record.distilled) or protocol.short_learning_rate
+        rate = learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate
         settings = finals.full_settings(
             bench,
             evaluation.candidate,
@@ -82,11 +82,6 @@ def distill_trial(
     terminal.say(f"model:  {study.model(result.candidate.key)}")
     terminal.say(f"report: {study.report}")
     return result
-
-
-def _known_rate(distilled: tuple[DistillResult, ...]) -> float | None:
-    """The learning rate that the study's own finals used."""
-    return float(distilled[0].settings["learning_rate"]) if distilled else None
 
 
 def make_parser() -> argparse.ArgumentParser:

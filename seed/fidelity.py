@@ -54,13 +54,12 @@ def measure_fidelity(
     from seed.reporting.summary import show_fidelity
     from seed.scoring.sweep import Sweep
     from seed.stages import searching, trust, workbench
-    from seed.stages.gathering import gather_record
+    from seed.stages.gathering import find_learning_rate, gather_record
 
     with folder.lock(study):
         record = gather_record(study)
         terminal.say(f"opening {protocol.model}")
         bench = workbench.reopen(study, protocol, device_name=device)
-        known_rate = float(record.distilled[0].settings["learning_rate"]) if record.distilled else None
         sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
         scored = trust.list_scored(bench, sweep, plan, record.trials)
         settings = trust.FidelitySettings(
@@ -69,7 +68,7 @@ def measure_fidelity(
             near_margin=near_margin,
             short_steps=short_steps,
             distill_tokens=distill_tokens or 4 * plan.distill_tokens,
-            learning_rate=learning_rate or known_rate or protocol.short_learning_rate,
+            learning_rate=learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate,
             rng_seeds=rng_seeds,
         )
         dense = folder.read_record(study.dense, DenseResult)

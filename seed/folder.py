@@ -161,10 +161,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise ResourceError(
-            f"{path}: cannot be written ({error.strerror or error}). Free some room and run the same command again; "
-            "what was finished is kept."
-        ) from error
+        raise _refuse_write(path, error) from error
+
+
+def _refuse_write(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"{path}: cannot be written ({error.strerror or error}). Free some room and run the same command again; "
+        "what was finished is kept."
+    )
 
 
 def write_record(path: Path, record: msgspec.Struct) -> None:
@@ -215,10 +219,7 @@ class RowFile:
                     os.fsync(handle.fileno())
                     self._synced = time.monotonic()
         except OSError as error:
-            raise ResourceError(
-                f"{self.path}: cannot be written ({error.strerror or error}). Free some room and run the same command "
-                "again; what was finished is kept."
-            ) from error
+            raise _refuse_write(self.path, error) from error
 
 
 def read_rows(path: Path, kind: type[T]) -> list[T]:

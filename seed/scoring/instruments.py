@@ -4,7 +4,9 @@ Which candidates, and how far each is recovered, is decided by ``sweep`` and ``p
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from seed.models.surgery import cast_weights, make_student, view_layers
 from seed.records import Candidate, Size
 from seed.scoring import lora
 from seed.scoring.corpus import TokenStream
-from seed.scoring.distillation import DistillSettings
+from seed.scoring.distillation import Distilled, DistillSettings, distill
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
 from seed.scoring.refit import Refit, fold_refit
 from seed.scoring.subsets import SubsetWalker
@@ -68,6 +70,27 @@ def start_student(
     if settings is not None and settings.lora_rank is not None:
         cast_weights(student, next(instruments.anatomy.model.parameters()).dtype)
     return student
+
+
+def train_student(
+    instruments: Instruments,
+    student: nn.Module,
+    settings: DistillSettings,
+    *,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Distilled:
+    """Distill a student on the recovery stream, validated as it would be exported."""
+    return distill(
+        student,
+        instruments.anatomy,
+        instruments.recovery,
+        settings,
+        validate=lambda model: validation_losses(instruments, model).loss,
+        recall=instruments.recall,
+        checkpoint=checkpoint,
+        on_step=on_step,
+    )
 
 
 def validation_losses(instruments: Instruments, model: nn.Module) -> DocumentLosses:

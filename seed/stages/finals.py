@@ -19,8 +19,8 @@ from seed.models.surgery import cast_weights
 from seed.optimize.space import drop_layers
 from seed.records import Candidate, DenseResult, DistillResult, Latency, Quality, SearchPlan
 from seed.reporting.card import write_card
-from seed.scoring.distillation import DistillSettings, distill, tune_learning_rate
-from seed.scoring.instruments import Instruments, size_of, start_student, validation_losses
+from seed.scoring.distillation import DistillSettings, tune_learning_rate
+from seed.scoring.instruments import Instruments, size_of, start_student, train_student
 from seed.scoring.latency import run_command
 from seed.scoring.proxy import choose_start
 from seed.scoring.quality import compare_models, judge, logits_of, measure_losses
@@ -132,15 +132,8 @@ def choose_learning_rate(
             return losses[str(rate)]
         tokens = max(1, distill_tokens // TUNING_SHARE)
         settings = full_settings(bench, candidate, distill_tokens=tokens, learning_rate=rate, looks=1)
-        went = distill(
-            start_student(instruments, candidate, refit, settings=settings),
-            instruments.anatomy,
-            instruments.recovery,
-            settings,
-            validate=lambda model: validation_losses(instruments, model).loss,
-            recall=instruments.recall,
-            on_step=on_step,
-        )
+        student = start_student(instruments, candidate, refit, settings=settings)
+        went = train_student(instruments, student, settings, on_step=on_step)
         loss = went.curve[-1].validation_loss
         losses[str(rate)] = loss if math.isfinite(loss) else sys.float_info.max  # JSON knows no infinity
         folder.write_bytes(path, json.dumps(known, indent=1).encode())
@@ -187,16 +180,7 @@ def distill_member(
 
     student = start_student(instruments, candidate, refit, settings=settings)
     checkpoint = bench.folder.work / f"distill-{candidate.key}.pt"
-    went = distill(
-        student,
-        instruments.anatomy,
-        instruments.recovery,
-        settings,
-        validate=lambda model: validation_losses(instruments, model).loss,
-        recall=instruments.recall,
-        checkpoint=checkpoint,
-        on_step=report_step,
-    )
+    went = train_student(instruments, student, settings, checkpoint=checkpoint, on_step=report_step)
     provenance = {
         "seed": plan.seed_version,
         "base_model": bench.protocol.location,

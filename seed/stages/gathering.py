@@ -60,6 +60,11 @@ def read_distilled(study: StudyFolder) -> tuple[DistillResult, ...]:
     return tuple(sorted(results, key=lambda r: (-r.size.num_params, r.validation.loss)))
 
 
+def find_learning_rate(distilled: tuple[DistillResult, ...]) -> float | None:
+    """The learning rate that the study's own finals used."""
+    return float(distilled[0].settings["learning_rate"]) if distilled else None
+
+
 def read_losses(study: StudyFolder) -> Callable[[Quality], tuple[np.ndarray, np.ndarray]]:
     """Return what finds a quality's summed losses and token counts by document in the study's sweep.
 

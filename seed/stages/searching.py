@@ -92,8 +92,7 @@ def score_space(
                 dropped = len(trial.evaluation.candidate.dropped_layers)
                 ratio = trial.evaluation.qualities[rung].ppl_ratio
                 best[dropped] = min(best.get(dropped, ratio), ratio)
-            shown = ", ".join(f"-{count}: {ratio:.3f}" for count, ratio in sorted(best.items()))
-            advance(int(trial.state == "COMPLETE"), f"best PPL ratio by layers dropped {shown}")
+            advance(int(trial.state == "COMPLETE"), _say_best(best))
 
         if order:
             add_trials(
@@ -143,9 +142,13 @@ def sweep_space(terminal: Terminal, sweep: Sweep, order: Sequence[Candidate]) ->
             quality = found[candidate] = sweep.measure(candidate)
             dropped = len(candidate.dropped_layers)
             best[dropped] = min(best.get(dropped, math.inf), quality.ppl_ratio)
-            shown = ", ".join(f"-{count}: {ratio:.3f}" for count, ratio in sorted(best.items()))
-            advance(1, f"best PPL ratio by layers dropped {shown}")
+            advance(1, _say_best(best))
     return found
+
+
+def _say_best(best: dict[int, float]) -> str:
+    shown = ", ".join(f"-{count}: {ratio:.3f}" for count, ratio in sorted(best.items()))
+    return f"best PPL ratio by layers dropped {shown}"
 
 
 def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:

@@ -28,8 +28,8 @@ from seed.records import (
     SearchPlan,
     TrialRecord,
 )
-from seed.scoring.distillation import Distilled, DistillSettings, distill
-from seed.scoring.instruments import exported_losses, start_student, validation_losses
+from seed.scoring.distillation import Distilled, DistillSettings
+from seed.scoring.instruments import exported_losses, start_student, train_student
 from seed.scoring.sweep import Sweep
 from seed.stages import finals, recovering
 from seed.stages.workbench import Workbench
@@ -243,15 +243,7 @@ def _distill(
     instruments = sweep.instruments
     _, refit = finals.prepare_start(sweep, candidate)
     student = start_student(instruments, candidate, refit, settings=settings)
-    went = distill(
-        student,
-        instruments.anatomy,
-        instruments.recovery,
-        settings,
-        validate=lambda model: validation_losses(instruments, model).loss,
-        recall=instruments.recall,
-        on_step=lambda step: on_step(),
-    )
+    went = train_student(instruments, student, settings, on_step=lambda step: on_step())
     return went, student
 
 

@@ -16,8 +16,7 @@ import numpy as np
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.records import Candidate
-from seed.scoring.distillation import distill
-from seed.scoring.instruments import Instruments, make_walker, start_student, validation_losses
+from seed.scoring.instruments import Instruments, make_walker, start_student, train_student
 from seed.scoring.refit import Refit
 from seed.scoring.subsets import measure_unrecovered
 from seed.stages import recovering, workbench
@@ -80,14 +79,7 @@ def distill_shortly(
 ) -> float:
     """Rung 2 from a known start: a student, its steps, and a look before and after; the better loss."""
     settings = recovering.short_settings(bench, candidate)
-    result = distill(
-        start_student(instruments, candidate, start, settings=settings),
-        instruments.anatomy,
-        instruments.recovery,
-        settings,
-        validate=lambda model: validation_losses(instruments, model).loss,
-        recall=instruments.recall,
-    )
+    result = train_student(instruments, start_student(instruments, candidate, start, settings=settings), settings)
     return min(point.validation_loss for point in result.curve)
 
 
