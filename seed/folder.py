@@ -41,6 +41,8 @@ class StudyFolder:
         self.sweep = root / "sweep.jsonl"
         self.fidelity = root / "fidelity.json"
         self.fidelity_page = root / "fidelity.html"
+        self.comparison = root / "compare.json"
+        self.comparison_page = root / "compare.html"
         self.work = root / "work"
 
     @property

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seed.errors import StudyError
-from seed.records import (
-    Candidate,
+from seed.evidence import (
     DepthFidelity,
     Estimate,
     FidelityRow,
@@ -25,6 +24,7 @@ from seed.records import (
     RungDifference,
     RungFidelity,
 )
+from seed.records import Candidate
 
 FULL_DISTILLATION = "full_distillation"  # beside the rungs: one final judged by another
 BOOTSTRAP_DRAWS = 2000

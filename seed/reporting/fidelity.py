@@ -14,7 +14,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from seed import folder
-from seed.records import DepthFidelity, Estimate, FidelityRow, FidelityStudy, FidelitySummary, RungDifference
+from seed.evidence import (
+    DepthFidelity,
+    Estimate,
+    FidelityRow,
+    FidelityStudy,
+    FidelitySummary,
+    RungDifference,
+)
 from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, choose_symbol, draw_errors, finish_figure
 from seed.reporting.page import (
     count_things,

@@ -6,7 +6,12 @@ Plain text only: whoever writes HTML escapes it there.
 import re
 from collections.abc import Sequence
 
-from seed.records import Candidate, Estimate, Latency, Quality
+from seed.evidence import Estimate
+from seed.records import (
+    Candidate,
+    Latency,
+    Quality,
+)
 
 ABSENT = "\N{EN DASH}"
 RUNG_NAMES = {

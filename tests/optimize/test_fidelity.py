@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 from seed.errors import StudyError
+from seed.evidence import (
+    DepthFidelity,
+    FidelityRow,
+    FidelityStudy,
+    FidelitySummary,
+    FinalScore,
+)
 from seed.optimize import fidelity
-from seed.records import Candidate, DepthFidelity, FidelityRow, FidelityStudy, FidelitySummary, FinalScore
+from seed.records import Candidate
 
 from ..reporting import factory
 

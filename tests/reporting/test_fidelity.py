@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from seed.records import (
+from seed.evidence import (
     DepthFidelity,
     Estimate,
     FidelityRow,

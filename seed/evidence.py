@@ -1,0 +1,152 @@
+"""Records of what was measured about searching itself: how well scores rank, and what strategies find at equal cost.
+
+Frozen like all records. Losses are nats per token.
+"""
+
+from seed.records import Candidate, Record
+
+
+class FinalScore(Record, frozen=True, kw_only=True):
+    """One full distillation of a candidate in a fidelity study, judged with the best weights it reached."""
+
+    rng_seed: int
+    validation_loss: float
+    test_loss: float
+    best_step: int
+    seconds: float
+
+
+class FidelityRow(Record, frozen=True, kw_only=True):
+    """One candidate of a fidelity study: its score at every rung (validation text), and what distillation made of it."""
+
+    candidate: Candidate
+    near_best: bool  # within the stated margin of its depth's best by closed form, or spread over the rest
+    losses: dict[str, float]  # by rung, nats per token
+    seconds: dict[str, float]  # by rung
+    finals: tuple[FinalScore, ...]
+
+
+class FidelityStudy(Record, frozen=True, kw_only=True):
+    """Does the cheap score order candidates as full distillation does? The raw numbers."""
+
+    study: str
+    model: str
+    dense_validation_loss: float
+    dense_test_loss: float
+    near_margin: float  # PPL ratios up to (1 + this) times the depth's best count as near
+    settings: dict[str, str | int | float]  # of the finals and of short distillation, as they were run
+    rows: tuple[FidelityRow, ...]
+
+
+class Estimate(Record, frozen=True, kw_only=True):
+    """A statistic with its 95 % bootstrap interval over candidates; None where it is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class RungFidelity(Record, frozen=True, kw_only=True):
+    """How one rung orders the candidates of one depth, and what it costs.
+
+    For ``full_distillation`` it says how a final orders them as judged by the final of another ``rng_seed``.
+    """
+
+    rung: str
+    tau: Estimate  # Kendall's tau-b with the final test loss, averaged over the finals' rng_seeds
+    near_tau: Estimate  # the same among the candidates near the depth's best
+    top1_regret: float | None  # PPL of the rung's pick after distillation / best distilled PPL - 1
+    recovery: float | None  # median share of the damage to the validation loss that is undone
+    seconds: float | None  # median for one candidate
+
+
+class RungDifference(Record, frozen=True, kw_only=True):
+    """Kendall's tau of ``one`` minus that of ``other`` on the same candidates of one depth."""
+
+    num_dropped: int
+    one: str
+    other: str
+    tau: Estimate  # interval from the same resamples for both
+
+    @property
+    def favours(self) -> str | None:
+        """The rung that orders better; None when the interval holds zero or there is none."""
+        if self.tau.low is None or self.tau.high is None:
+            return None
+        return self.one if self.tau.low > 0 else self.other if self.tau.high < 0 else None
+
+
+class DepthFidelity(Record, frozen=True, kw_only=True):
+    """What a fidelity study says about the candidates with ``num_dropped`` layers gone."""
+
+    num_dropped: int
+    num_candidates: int
+    num_near: int
+    num_left_out: int  # rows that lack a rung or a final which others of their depth have
+    num_rng_seeds: int  # finals of each candidate
+    rungs: tuple[RungFidelity, ...]
+    ceiling: RungFidelity  # of "full_distillation"
+    differences: tuple[RungDifference, ...]  # of each pair of rungs
+
+
+class FidelitySummary(Record, frozen=True, kw_only=True):
+    """The statistics of a fidelity study, within each depth and never pooled over depths."""
+
+    bootstrap_draws: int
+    depths: tuple[DepthFidelity, ...]
+
+
+class StrategyRun(Record, frozen=True, kw_only=True):
+    """What one strategy chose within its budget, and what that cost."""
+
+    strategy: str
+    rng_seed: int | None  # None: nothing in it is random
+    cost: float  # layer-tokens: one layer applied to one token
+    num_scores: int  # candidates that it scored on all validation text
+    picks: tuple[Candidate, ...]  # at most one of each depth, fewest dropped first
+
+
+class ComparedFinal(Record, frozen=True, kw_only=True):
+    """One full distillation of a pick, judged with the best weights it reached."""
+
+    candidate: Candidate
+    rng_seed: int
+    validation_loss: float
+    test_sums: list[float]  # summed losses of each document of the test text
+    seconds: float
+
+
+class Comparison(Record, frozen=True, kw_only=True):
+    """Strategies at equal cost on one model: what each chose, and what distillation made of it. The raw numbers."""
+
+    study: str
+    model: str
+    rung: str  # of scores with recovery
+    budget: float  # layer-tokens that each strategy may spend; one that needs less spends less
+    num_candidates: int  # of the space
+    dense_test_sums: list[float]
+    test_counts: list[int]  # scored tokens of each document of the test text
+    settings: dict[str, str | int | float]
+    runs: tuple[StrategyRun, ...]
+    finals: tuple[ComparedFinal, ...]
+
+
+class Reached(Record, frozen=True, kw_only=True):
+    """What a strategy's picks of one depth reached, beside those of the strategy that all are compared with."""
+
+    strategy: str
+    num_dropped: int
+    picks: tuple[Candidate, ...]  # distinct ones of all its random seeds
+    num_runs: int
+    num_without: int  # runs that chose nothing of this depth
+    cost: float  # mean of the runs, layer-tokens
+    ppl_ratio: Estimate  # to the dense model, on test text
+    excess: Estimate  # PPL divided by that of the reference's picks, less 1; same documents, same random seeds
+
+
+class ComparisonSummary(Record, frozen=True, kw_only=True):
+    """The statistics of a comparison, depth by depth; within one, best first."""
+
+    reference: str
+    bootstrap_draws: int
+    rows: tuple[Reached, ...]
