@@ -9,7 +9,7 @@ from pathlib import Path
 from seed import folder
 from seed.console import Terminal, run_command
 from seed.errors import StudyError
-from seed.records import DenseResult, DistillResult, SearchPlan
+from seed.records import DenseResult, DistillResult
 from seed.stages import planning
 
 
@@ -28,9 +28,7 @@ def distill_trial(
     Raises:
         SeedError: no such study or trial, or model or text changed since.
     """
-    study = folder.open_existing(path)
-    plan = folder.read_record(study.plan, SearchPlan)
-    protocol = planning.read_protocol(plan, place=study.root)
+    study, plan, protocol = planning.open_planned(path)
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
     from seed.stages import finals, workbench

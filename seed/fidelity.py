@@ -11,8 +11,14 @@ from typing import Any
 
 from seed import folder
 from seed.console import Terminal, run_command
+from seed.evidence import (
+    FidelityStudy,
+    FidelitySummary,
+)
 from seed.optimize.fidelity import summarize_study
-from seed.records import DenseResult, FidelityStudy, FidelitySummary, SearchPlan
+from seed.records import (
+    DenseResult,
+)
 from seed.stages import planning
 
 
@@ -46,9 +52,7 @@ def measure_fidelity(
     Raises:
         SeedError: anything a user can mend.
     """
-    study = folder.open_existing(path)
-    plan = folder.read_record(study.plan, SearchPlan)
-    protocol = planning.read_protocol(plan, place=study.root)
+    study, plan, protocol = planning.open_planned(path)
     planning.quiet_libraries()
     from seed.reporting.fidelity import write_fidelity_page
     from seed.reporting.summary import show_fidelity
@@ -129,7 +133,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--learning-rate", type=planning.positive_float, metavar="R", help="of the finals (default: the study's)"
     )
-    parser.add_argument("--rng-seeds", type=int, nargs="+", metavar="N", help="of the finals (default: 1 2)")
+    parser.add_argument(
+        "--rng-seeds", type=planning.whole_number, nargs="+", metavar="N", help="of the finals (default: 1 2)"
+    )
     parser.add_argument("--device", help="default: as chosen for the search")
     return parser
 

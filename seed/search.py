@@ -282,7 +282,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_false",
         help="distill even candidates that closed form shows to be hopeless",
     )
-    search.add_argument("--sampler", choices=SAMPLERS, help="when the space is larger than --trials (default: tpe)")
+    search.add_argument("--sampler", choices=SAMPLERS, help="when the space is larger than --trials (default: subset)")
     search.add_argument(
         "--rung", type=int, choices=(1, 2), help="objective: 1 closed-form recovery, 2 short distillation"
     )

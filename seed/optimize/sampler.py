@@ -1,33 +1,36 @@
 """Which candidate to try next, as Optuna samplers over flags ``keep_00 ... keep_NN`` (1 = the layer stays).
 
-``FeasibleSampler`` lets one of Optuna's own samplers propose, asks again when it leaves the space or repeats a
-set, and falls back to a random set. Spaces that are scored whole need no sampler.
+``subset`` is Seed's own. ``FeasibleSampler`` lets one of Optuna's propose, asks again when it leaves the space or
+repeats a set, and falls back to a random set. Spaces that are scored whole need no sampler.
 """
 
 import random
+import warnings
+from collections.abc import Callable, Collection
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from seed.optimize.space import contains, draw_candidate, enumerate_candidates
+from seed.optimize.space import contains, draw_candidate, drop_layers, enumerate_candidates
+from seed.optimize.subset import FLAG, PREFIX, TAKEN_STATES, SubsetSampler
 from seed.records import Candidate, SearchSpace
 
-SAMPLERS = ("tpe", "nsgaii", "random")
+SAMPLERS = ("subset", "tpe", "nsgaii", "gp", "random")
+HOPELESS_RATIO = 1e6  # a PPL ratio by the prior counts as no more than this
 PROPOSALS = 24  # of the inner sampler, before a random set is taken instead
-TAKEN_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 UNSKIPPED_STATES = (TrialState.COMPLETE, TrialState.RUNNING)  # when what was skipped is to be tried after all
 
 
 def flag_name(layer: int) -> str:
     """The name of a layer's flag."""
-    return f"keep_{layer:02d}"
+    return f"{PREFIX}{layer:02d}"
 
 
 def flag_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     """One flag for each layer that may go."""
-    return {flag_name(layer): CategoricalDistribution((0, 1)) for layer in space.droppable_layers}
+    return {flag_name(layer): FLAG for layer in space.droppable_layers}
 
 
 def flags_of(space: SearchSpace, candidate: Candidate) -> dict[str, int]:
@@ -108,17 +111,46 @@ class FeasibleSampler(optuna.samplers.BaseSampler):
         return self.rng.choice(left)
 
 
+def make_subset_sampler(
+    space: SearchSpace,
+    *,
+    rng_seed: int,
+    taken_states: tuple[TrialState, ...] = TAKEN_STATES,
+    prior: Callable[[Candidate], float] | None = None,
+) -> SubsetSampler:
+    """Return Seed's sampler for a space; ``prior`` is a cheaper value for the first objective."""
+    layers = {flag_name(layer): layer for layer in space.droppable_layers}
+
+    def look_up(dropped: Collection[str]) -> float:
+        assert prior is not None
+        value = prior(drop_layers(space.num_layers, [layers[name] for name in dropped]))
+        return value if value < HOPELESS_RATIO else HOPELESS_RATIO  # not a number is hopeless too
+
+    return SubsetSampler(
+        tuple(layers),
+        min_dropped=space.min_dropped,
+        max_dropped=space.max_dropped,
+        prior=look_up if prior is not None else None,
+        seed=rng_seed,
+        taken_states=taken_states,
+    )
+
+
 def make_sampler(
     name: str, space: SearchSpace, *, random_state: int, taken_states: tuple[TrialState, ...] = TAKEN_STATES
 ) -> optuna.samplers.BaseSampler:
     """Return the named sampler of Optuna's, kept inside the space."""
     inner: optuna.samplers.BaseSampler
-    if name == "tpe":
-        # multivariate, since flags matter together; experimental in Optuna, and the better choice by far
-        inner = optuna.samplers.TPESampler(multivariate=True, seed=random_state)
-    elif name == "nsgaii":
-        inner = optuna.samplers.NSGAIISampler(seed=random_state)
-    else:
-        assert name == "random"
-        inner = optuna.samplers.RandomSampler(seed=random_state)  # proposes nothing relative: random sets
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "tpe":
+            # multivariate, since flags matter together; experimental in Optuna, and the better choice by far
+            inner = optuna.samplers.TPESampler(multivariate=True, seed=random_state)
+        elif name == "nsgaii":
+            inner = optuna.samplers.NSGAIISampler(seed=random_state)
+        elif name == "gp":
+            inner = optuna.samplers.GPSampler(seed=random_state)
+        else:
+            assert name == "random"
+            inner = optuna.samplers.RandomSampler(seed=random_state)  # proposes nothing relative: random sets
     return FeasibleSampler(space, inner, random_state=random_state, taken_states=taken_states)

@@ -9,7 +9,7 @@ import math
 import random
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -221,7 +221,7 @@ def draw_candidate(space: SearchSpace, rng: random.Random) -> Candidate:
     return drop_layers(space.num_layers, rng.sample(space.droppable_layers, count))
 
 
-def drop_layers(num_layers: int, dropped: "list[int] | tuple[int, ...] | set[int]") -> Candidate:
+def drop_layers(num_layers: int, dropped: Iterable[int]) -> Candidate:
     """Return the candidate without these layers."""
     gone = set(dropped)
     return Candidate(

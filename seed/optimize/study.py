@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,20 +23,22 @@ from optuna.trial import TrialState
 
 from seed.errors import StudyError
 from seed.optimize.sampler import (
-    TAKEN_STATES,
     UNSKIPPED_STATES,
     candidate_of,
     flag_distributions,
     flags_of,
     make_sampler,
+    make_subset_sampler,
     taken_keys,
 )
 from seed.optimize.space import contains
+from seed.optimize.subset import TAKEN_STATES
 from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, hash_text
 
 EVALUATION = "evaluation"
 FINGERPRINT = "plan_fingerprint"
 SKIPPED_PER_TRIAL = 4
+CHOOSING_SECONDS = 60.0  # a worker that has not chosen its flags by then is taken for dead
 
 
 def check_storage_url(url: str) -> None:
@@ -134,18 +137,22 @@ def run_trials(
     rng_seed: int,
     rung: str,
     evaluate: Callable[[Candidate], Evaluation],
+    prior: Callable[[Candidate], float] | None = None,
     retry_skipped: bool = False,
     on_trial: Callable[[TrialRecord], None] = lambda trial: None,
 ) -> None:
     """Ask, evaluate and tell until ``trials`` candidates carry a value at ``rung`` or the space is exhausted.
 
-    A search that skips ``SKIPPED_PER_TRIAL`` times as many ends too: what is left is hopeless.
-    Random state comes from (rng_seed, number of finished trials), and trials of killed processes do not
-    count, so that a resumed run asks what an unbroken one would.
+    A search that skips ``SKIPPED_PER_TRIAL`` times as many ends too: what is left is hopeless. Workers of one study never
+    evaluate the same candidate. Random state comes from ``rng_seed`` and the number of trials that did not fail, and trials
+    of killed processes do not count, so that a resumed run asks what an unbroken one would. ``prior`` is a PPL ratio by a
+    cheaper score, for the subset sampler.
     """
     distributions = flag_distributions(space)
     target = min(trials, space.size)
     states = UNSKIPPED_STATES if retry_skipped else TAKEN_STATES
+    subset = make_subset_sampler(space, rng_seed=rng_seed, taken_states=states, prior=prior)
+    claims = Claims(study, space, states=states)
     while True:
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         num_skipped = sum(trial.state == TrialState.PRUNED for trial in finished)
@@ -153,11 +160,16 @@ def run_trials(
         is_exhausted = len(taken_keys(study, space, states=states)) >= space.size
         if count_complete(study, space) >= target or is_exhausted or is_hopeless:
             return
-        state = int(hash_text(f"{rng_seed}/{len(finished)}")[:8], 16)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if sampler == "subset":
+            study.sampler = subset
+        else:
+            state = int(hash_text(f"{rng_seed}/{len(finished)}")[:8], 16)
             study.sampler = make_sampler(sampler, space, random_state=state, taken_states=states)
-            trial = study.ask(fixed_distributions=distributions)
+        began = time.monotonic()
+        trial = study.ask(fixed_distributions=distributions)
+        if not claims.claim(trial, asked_seconds=time.monotonic() - began):
+            study.tell(trial, state=TrialState.FAIL)
+            continue
         candidate = candidate_of(space, trial.params)
         try:
             evaluation = evaluate(candidate)
@@ -169,6 +181,51 @@ def run_trials(
         values = values_of(evaluation, rung=rung)
         study.tell(trial, values, state=None if values else TrialState.PRUNED)
         on_trial(_record(trial.number, evaluation, values))
+
+
+class Claims:
+    """Makes sure that no two workers of a study evaluate the same candidate.
+
+    A storage keeps no two trials from holding the same flags. So a worker that has written its flags looks around before it
+    evaluates: it waits for lower-numbered trials that are still choosing, and gives way to those that hold its set (the
+    bakery algorithm, Lamport 1974, with trial numbers as tickets). A worker that took so long to choose that others may have
+    stopped waiting gives way to higher numbers too.
+    """
+
+    def __init__(
+        self, study: optuna.Study, space: SearchSpace, *, states: tuple[TrialState, ...] = TAKEN_STATES
+    ) -> None:
+        self.study, self.space, self.states = study, space, states
+        self.flags = set(flag_distributions(space))
+        self.given_up: set[int] = set()  # trials that never chose: their workers are gone
+
+    def claim(self, trial: optuna.Trial, *, asked_seconds: float) -> bool:
+        """Is this trial's candidate ours? ``asked_seconds``: from before the trial was made until its flags were written."""
+        ours = candidate_of(self.space, trial.params).key
+        until = time.monotonic() + CHOOSING_SECONDS
+        while True:
+            others = [other for other in self.study.get_trials(deepcopy=False) if other.number != trial.number]
+            choosing = {
+                other.number
+                for other in others
+                if other.number < trial.number
+                and other.state == TrialState.RUNNING
+                and not self.flags <= set(other.params)
+            } - self.given_up
+            if not choosing:
+                break
+            if time.monotonic() > until:
+                self.given_up |= choosing
+                break
+            time.sleep(0.02)
+        is_late = asked_seconds > CHOOSING_SECONDS / 2
+        return not any(
+            other.state in self.states
+            and self.flags <= set(other.params)
+            and candidate_of(self.space, other.params).key == ours
+            and (is_late or other.number < trial.number)
+            for other in others
+        )
 
 
 def add_trials(

@@ -19,11 +19,11 @@ from seed.models.surgery import cast_weights
 from seed.optimize.space import drop_layers
 from seed.records import Candidate, DenseResult, DistillResult, Latency, Quality, SearchPlan
 from seed.reporting.card import write_card
-from seed.scoring.distillation import DistillSettings, tune_learning_rate
-from seed.scoring.instruments import Instruments, size_of, start_student, train_student
+from seed.scoring.distillation import Distilled, DistillSettings, tune_learning_rate
+from seed.scoring.instruments import Instruments, exported_losses, size_of, start_student, train_student
 from seed.scoring.latency import run_command
 from seed.scoring.proxy import choose_start
-from seed.scoring.quality import compare_models, judge, logits_of, measure_losses
+from seed.scoring.quality import DocumentLosses, compare_models, judge, logits_of, measure_losses
 from seed.scoring.refit import Refit
 from seed.scoring.sweep import Sweep
 from seed.stages.recovering import distill_settings
@@ -221,6 +221,23 @@ def distill_member(
     checkpoint.unlink(missing_ok=True)
     on_work(around)
     return _add_user_score(bench, result, eval_command)
+
+
+def distill_once(
+    bench: Workbench,
+    sweep: Sweep,
+    candidate: Candidate,
+    settings: DistillSettings,
+    *,
+    on_step: Callable[[], None],
+) -> tuple[Distilled, DocumentLosses, float]:
+    """Distill from the better start and judge the best weights on test text; nothing is kept. Seconds come last."""
+    began = time.perf_counter()
+    _, refit = prepare_start(sweep, candidate)
+    student = start_student(sweep.instruments, candidate, refit, settings=settings)
+    went = train_student(sweep.instruments, student, settings, on_step=lambda step: on_step())
+    test = exported_losses(sweep.instruments, student, bench.streams["test"])
+    return went, test, time.perf_counter() - began
 
 
 def judge_exported(

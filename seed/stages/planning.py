@@ -11,14 +11,16 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from seed import __version__
+from seed import __version__, folder
 from seed.errors import SeedError, SpaceError, StudyError
+from seed.folder import StudyFolder
 from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
 from seed.optimize.study import check_storage_url
@@ -45,7 +47,7 @@ class SearchSettings:
     studies_dir: Path = Path("studies")
     storage: str | None = None
     trials: int | None = None
-    sampler: str = "tpe"
+    sampler: str = "subset"
     rung: int | None = None
     sweep_budget: float = 600.0
     screen: bool = True
@@ -173,6 +175,33 @@ def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
     ]
 
 
+def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *, place: Path) -> None:
+    """Raise when what was begun at ``place`` had other settings; settings that only it knows are its results.
+
+    Raises:
+        StudyError: with every difference.
+    """
+    changed = [
+        f"{name}: {known.get(name)} there, {value} now" for name, value in wanted.items() if known.get(name) != value
+    ]
+    if changed:
+        raise StudyError(
+            f"{place}: was begun with other settings ({', '.join(changed)}). Repeat them to go on, or move the file away to "
+            "begin anew."
+        )
+
+
+def open_planned(path: Path) -> tuple[StudyFolder, SearchPlan, Protocol]:
+    """The study in a folder, its plan and its protocol.
+
+    Raises:
+        SeedError: there is no such study, or another version of Seed planned it.
+    """
+    study = folder.open_existing(path)
+    plan = folder.read_record(study.plan, SearchPlan)
+    return study, plan, read_protocol(plan, place=study.root)
+
+
 def make_plan(
     settings: SearchSettings,
     protocol: Protocol,
@@ -276,6 +305,13 @@ def positive_int(text: str) -> int:
     """A whole number above 0, for argparse."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """A whole number, 0 or above, for argparse."""
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
     return value
 
 

@@ -74,8 +74,10 @@ def score_space(
     order = list(enumerate_candidates(space)) if plan.covers_space or space.size <= plan.trials else []
     sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space else []
     sweep.measure_unrecovered(sample)
+    swept: dict[Candidate, Quality] = {}
     if plan.covers_space and not is_whole:
-        order = rank_candidates(sweep_space(terminal, sweep, order))
+        swept = sweep_space(terminal, sweep, order)
+        order = rank_candidates(swept) if space.size <= plan.trials else []
     if rung == "short_distillation":
         store_states(terminal, bench, sweep, steps=bench.protocol.short_steps)
     for candidate in lost:
@@ -114,23 +116,23 @@ def score_space(
                 rng_seed=bench.protocol.rng_seed,
                 rung=rung,
                 evaluate=proxy.evaluate,
+                prior=(lambda candidate: swept[candidate].ppl_ratio) if swept else None,
                 retry_skipped=not settings.screen,
                 on_trial=show,
             )
     if skipped:
         terminal.say(f"{skipped} candidates were not worth {rung.replace('_', ' ')} and skipped; their trials say why")
     if sample:
-        terminal.say(say_recovery([sweep.known(candidate) for candidate in sample], len(order)))
+        terminal.say(say_recovery([sweep.known(candidate) for candidate in sample], space.size))
     return read_trials(study)
 
 
 def name_solver(plan: SearchPlan, settings: SearchSettings, space: SearchSpace, frontier: Frontier) -> str:
     """How the scored candidates were chosen, in a few words."""
-    if frontier.num_scored >= space.size:
-        return "all of them"
-    if plan.covers_space:
-        return "chosen by a sweep of all of them"
-    return "in order" if space.size <= plan.trials else f"searched with {settings.sampler}"
+    if frontier.num_scored >= space.size or space.size <= plan.trials:
+        return "enumerated"
+    swept = ", a sweep of all of them as its prior" if plan.covers_space and settings.sampler == "subset" else ""
+    return f"searched with {settings.sampler}{swept}"
 
 
 def sweep_space(terminal: Terminal, sweep: Sweep, order: Sequence[Candidate]) -> dict[Candidate, Quality]:

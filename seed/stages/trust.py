@@ -13,25 +13,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
-from torch import nn
 
 from seed import folder
-from seed.errors import StudyError
+from seed.evidence import (
+    FidelityRow,
+    FidelityStudy,
+    FinalScore,
+)
 from seed.optimize.fidelity import choose_candidates
 from seed.optimize.space import contains, enumerate_candidates
 from seed.records import (
     Candidate,
     DenseResult,
-    FidelityRow,
-    FidelityStudy,
-    FinalScore,
     SearchPlan,
     TrialRecord,
 )
 from seed.scoring.distillation import Distilled, DistillSettings
-from seed.scoring.instruments import exported_losses, start_student, train_student
+from seed.scoring.instruments import start_student, train_student
 from seed.scoring.sweep import Sweep
-from seed.stages import finals, recovering
+from seed.stages import finals, planning, recovering
 from seed.stages.workbench import Workbench
 
 DOUBLED = 2  # finals that are run again with twice the budget, to see whether it has plateaued
@@ -89,17 +89,11 @@ def start_study(
     described = describe_settings(bench, settings)
     if bench.folder.fidelity.exists():
         known = folder.read_record(bench.folder.fidelity, FidelityStudy)
-        asked = {name: value for name, value in known.settings.items() if name in described}
-        if asked != described or known.near_margin != settings.near_margin:
-            changed = ", ".join(
-                f"{name}: {known.settings.get(name)} there, {value} now"
-                for name, value in described.items()
-                if known.settings.get(name) != value
-            )
-            raise StudyError(
-                f"{bench.folder.fidelity}: was begun with other settings ({changed or 'near margin'}). Repeat them to go on, "
-                "or move the file away to begin anew."
-            )
+        planning.require_same_settings(
+            known.settings | {"near_margin": known.near_margin},
+            described | {"near_margin": settings.near_margin},
+            place=bench.folder.fidelity,
+        )
         return known
     chosen = choose_candidates(
         scored, depths=settings.depths, per_depth=settings.per_depth, near_margin=settings.near_margin
@@ -179,12 +173,11 @@ def run_study(
                 short = recovering.distill_settings(
                     bench, candidate, steps=steps, learning_rate=bench.protocol.short_learning_rate, looks=1
                 )
-                began = time.perf_counter()
-                went, _ = _distill(sweep, candidate, short, functools.partial(on_step, candidate.key))
+                went, seconds = _distill_shortly(sweep, candidate, short, functools.partial(on_step, candidate.key))
                 row = msgspec.structs.replace(
                     row,
                     losses=row.losses | {name_short(steps): min(point.validation_loss for point in went.curve)},
-                    seconds=row.seconds | {name_short(steps): time.perf_counter() - began},
+                    seconds=row.seconds | {name_short(steps): seconds},
                 )
                 row = keep(index, row)
         for rng_seed in settings.rng_seeds:
@@ -217,15 +210,15 @@ def run_final(
         looks=4,
         rng_seed=rng_seed,
     )
-    began = time.perf_counter()
-    went, student = _distill(sweep, candidate, full, functools.partial(on_step, candidate.key))
-    test = exported_losses(sweep.instruments, student, bench.streams["test"])
+    went, test, seconds = finals.distill_once(
+        bench, sweep, candidate, full, on_step=functools.partial(on_step, candidate.key)
+    )
     return FinalScore(
         rng_seed=rng_seed,
         validation_loss=min(point.validation_loss for point in went.curve),
         test_loss=test.loss,
         best_step=went.best_step,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
     )
 
 
@@ -237,14 +230,14 @@ def _score_cheaply(sweep: Sweep, row: FidelityRow, raw_loss: float) -> FidelityR
     return msgspec.structs.replace(row, losses=losses, seconds=seconds)
 
 
-def _distill(
+def _distill_shortly(
     sweep: Sweep, candidate: Candidate, settings: DistillSettings, on_step: Callable[[], None]
-) -> tuple[Distilled, nn.Module]:
-    instruments = sweep.instruments
+) -> tuple[Distilled, float]:
+    began = time.perf_counter()
     _, refit = finals.prepare_start(sweep, candidate)
-    student = start_student(instruments, candidate, refit, settings=settings)
-    went = train_student(instruments, student, settings, on_step=lambda step: on_step())
-    return went, student
+    student = start_student(sweep.instruments, candidate, refit, settings=settings)
+    went = train_student(sweep.instruments, student, settings, on_step=lambda step: on_step())
+    return went, time.perf_counter() - began
 
 
 def _double_budget(
