@@ -3,7 +3,16 @@
 from pathlib import Path
 
 from seed.console import Terminal
-from seed.records import DenseResult, DistillResult, FidelityStudy, FidelitySummary, Latency, StudyRecord
+from seed.evidence import (
+    FidelityStudy,
+    FidelitySummary,
+)
+from seed.records import (
+    DenseResult,
+    DistillResult,
+    Latency,
+    StudyRecord,
+)
 from seed.reporting.fidelity import CEILING_NAME, say_verdict
 from seed.reporting.wording import ABSENT, format_bytes, format_count, format_estimate, name_rung
 

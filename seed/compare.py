@@ -1,0 +1,148 @@
+"""What does searching buy? python -m seed.compare studies/demo
+
+Published ways to choose layers and Seed's own search choose at equal cost on the model of a finished study; what each
+chose is distilled with the same budget and random seeds, and judged on test text. Cost is counted in layer-tokens: one
+layer applied to one token. Everything finished is kept; run again to go on.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from seed import folder
+from seed.console import Terminal, run_command
+from seed.errors import SeedError
+from seed.evidence import Comparison, ComparisonSummary, StrategyRun
+from seed.optimize.comparison import REFERENCE, summarize_comparison
+from seed.optimize.strategies import STRATEGIES
+from seed.stages import planning
+
+TITLES = {name: strategy.title for name, strategy in STRATEGIES.items()}
+
+
+def compare_strategies(
+    path: Path,
+    *,
+    terminal: Terminal,
+    strategies: tuple[str, ...] | None = None,
+    cost: float | None = None,
+    rng_seeds: tuple[int, ...] = (0, 1, 2),
+    distill_tokens: int | None = None,
+    learning_rate: float | None = None,
+    device: str | None = None,
+) -> tuple[Comparison, ComparisonSummary]:
+    """Run a comparison, or what is left of it, and write its page.
+
+    Args:
+        path: the folder of a finished search.
+        terminal: where progress and the result are written.
+        strategies: names of ``STRATEGIES``; None: all, the whole space only where the study has swept it.
+        cost: layer-tokens that each may spend; None: what greedy removal with recovery costs.
+        rng_seeds: of random strategies and of distillations.
+        distill_tokens: recovery tokens of a distillation; None: the study's.
+        learning_rate: of distillations; None: as tuned in the study, or the preset's middle one.
+        device: default: as chosen for the search.
+
+    Raises:
+        SeedError: anything a user can mend.
+    """
+    if unknown := sorted(set(strategies or ()) - set(STRATEGIES)):
+        raise SeedError(f"--strategies {' '.join(unknown)}: unknown. Choose from {', '.join(STRATEGIES)}.")
+    study, plan, protocol = planning.open_planned(path)
+    planning.quiet_libraries()
+    from seed.reporting.comparison import write_comparison_page
+    from seed.reporting.summary import show_comparison
+    from seed.scoring.sweep import Sweep
+    from seed.stages import finals, rivals, searching, workbench
+    from seed.stages.gathering import find_learning_rate, gather_record
+    from seed.stages.meter import Measured
+
+    with folder.lock(study):
+        record = gather_record(study)
+        terminal.say(f"opening {protocol.model}")
+        bench = workbench.reopen(study, protocol, device_name=device)
+        sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
+        everything = [name for name in STRATEGIES if name != "sweep" or plan.covers_space]
+        settings = rivals.ComparisonSettings(
+            strategies=tuple(dict.fromkeys((REFERENCE, *(strategies or everything)))),
+            budget=cost,
+            rng_seeds=rng_seeds,
+            distill_tokens=distill_tokens or plan.distill_tokens,
+            learning_rate=learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate,
+        )
+        measured = Measured(sweep)
+        comparison = rivals.start_comparison(bench, measured, settings)
+        runs = rivals.list_runs(comparison, settings)
+        terminal.say(
+            f"plan: {len(settings.strategies)} strategies, each with {comparison.budget:,.0f} layer-tokens to spend; then their "
+            f"picks distilled for {settings.distill_tokens:,} tokens under {len(rng_seeds)} random seeds"
+        )
+
+        def show(run: StrategyRun) -> None:
+            picks = "; ".join(", ".join(pick.dropped_parts) for pick in run.picks) or "nothing"
+            seed = "" if run.rng_seed is None else f" (seed {run.rng_seed})"
+            advance(1, f"{TITLES[run.strategy]}{seed}")
+            terminal.say(f"  {TITLES[run.strategy]}{seed}: {picks}; {run.cost / comparison.budget:.2f} of the cost")
+
+        with terminal.stage("choose", total=len(runs)) as advance:
+            comparison = rivals.play_all(bench, measured, comparison, settings, on_run=show)
+        todo = rivals.list_finals(comparison, settings)
+        if todo:
+            steps = finals.count_steps(bench, settings.distill_tokens)
+            searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=sorted(rng_seeds))
+            with terminal.stage("distill", total=len(todo) * steps) as advance:
+                comparison = rivals.distill_all(bench, sweep, comparison, settings, on_step=lambda key: advance(1, key))
+    summary = summarize_comparison(comparison)
+    sources = {name: strategy.source for name, strategy in STRATEGIES.items()}
+    command = f"python -m seed.compare {path}"
+    write_comparison_page(comparison, summary, study.comparison_page, command=command, titles=TITLES, sources=sources)
+    show_comparison(terminal, comparison, summary, page=study.comparison_page, titles=TITLES)
+    return comparison, summary
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seed.compare",
+        description="Let strategies choose layers at equal cost, and see what distillation makes of what they chose.",
+        epilog="The same command again continues a stopped comparison; with other strategies it adds them.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "path", metavar="STUDY", type=Path, help="the folder of a finished search, such as studies/demo"
+    )
+    parser.add_argument(
+        "--strategies", nargs="+", metavar="NAME", help=f"any of {', '.join(STRATEGIES)} (default: all)"
+    )
+    parser.add_argument(
+        "--cost",
+        type=planning.positive_float,
+        metavar="N",
+        help="layer-tokens that each may spend (default: what greedy removal with recovery costs)",
+    )
+    parser.add_argument(
+        "--rng-seeds",
+        type=planning.whole_number,
+        nargs="+",
+        metavar="N",
+        help="of strategies and distillations (default: 0 1 2)",
+    )
+    parser.add_argument(
+        "--distill-tokens", type=planning.positive_int, metavar="N", help="of each distillation (default: the study's)"
+    )
+    parser.add_argument(
+        "--learning-rate", type=planning.positive_float, metavar="R", help="of distillations (default: the study's)"
+    )
+    parser.add_argument("--device", help="default: as chosen for the search")
+    return parser
+
+
+def main() -> None:
+    """Read the command line and compare."""
+    given: dict[str, Any] = vars(make_parser().parse_args())
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    compare_strategies(given.pop("path"), terminal=Terminal(), **(given | lists))
+
+
+if __name__ == "__main__":
+    run_command(main)

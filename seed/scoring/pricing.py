@@ -1,0 +1,72 @@
+"""What scores cost in layer-tokens: one layer applied to one token.
+
+A unit that does not depend on the machine, so that strategies can be compared at equal cost. Everything else that a score
+takes is counted in multiply-adds and divided by those of one layer on one token.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from seed.models.anatomy import Anatomy
+from seed.scoring.refit import RIDGES
+from seed.scoring.subsets import TrieWork
+
+BACKWARD = 2.0  # a gradient takes two more passes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Prices in layer-tokens of a study's parts of work."""
+
+    num_layers: int
+    calibration_tokens: int
+    validation_tokens: int
+    head: float  # the head on one token
+    fit: float  # a layer's sums and factors for closed form
+    solve: float  # a correction, solved for and applied
+
+    def price(self, work: TrieWork, *, share: float = 1.0) -> float:
+        """Price of walking a trie, on a share of the validation text."""
+        validation = share * self.validation_tokens
+        return (
+            validation * (work.plain_layers + self.head * work.heads)
+            + work.run_layers * (self.calibration_tokens + validation + self.fit)
+            + work.solved_layers * self.solve
+        )
+
+    @property
+    def trace(self) -> float:
+        """The dense model's layers on the calibration text."""
+        return float(self.calibration_tokens * self.num_layers)
+
+    @property
+    def gradient(self) -> float:
+        """The dense model's gradient on the calibration text."""
+        return (1 + BACKWARD) * self.calibration_tokens * (self.num_layers + self.head)
+
+
+def set_prices(anatomy: Anatomy, *, calibration_tokens: int, validation_tokens: int) -> Prices:
+    """Count a model's multiply-adds; layers are taken to be alike."""
+    num_layers, width = anatomy.num_layers, int(anatomy.config.hidden_size)
+    layer = sum(weight.numel() for weight in anatomy.layers.parameters() if weight.ndim >= 2) / num_layers
+    projection = anatomy.mlp_output(num_layers // 2)
+    reads = 0 if projection is None else _count_inputs(projection, width)
+    systems = len(RIDGES) + 1  # and the best one again on all positions
+    both = calibration_tokens + validation_tokens
+    fit = calibration_tokens * reads**2 + systems * reads**3 / 3
+    solve = (calibration_tokens + both) * reads * width + 3 * systems * reads**2 * width
+    return Prices(
+        num_layers=num_layers,
+        calibration_tokens=calibration_tokens,
+        validation_tokens=validation_tokens,
+        head=int(anatomy.config.vocab_size) * width / layer,
+        fit=fit / layer,
+        solve=solve / layer,
+    )
+
+
+def _count_inputs(projection: nn.Module, width: int) -> int:
+    weight = projection.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight.numel() // width

@@ -1,0 +1,188 @@
+"""Strategies side by side on one model: what each chooses at equal cost, and what full distillation makes of it.
+
+Which strategies there are is ``optimize.strategies``' business, what they pay ``meter``'s, what the numbers say
+``optimize.comparison``'s. Everything finished is written as it comes; a stopped comparison goes on.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from seed import folder
+from seed.evidence import ComparedFinal, Comparison, StrategyRun
+from seed.optimize.strategies import STRATEGIES, Strategy, run_strategy
+from seed.records import Candidate
+from seed.scoring.quality import logits_of, measure_losses
+from seed.scoring.sweep import Sweep
+from seed.stages import finals, planning
+from seed.stages.meter import Account, Measured
+from seed.stages.workbench import Workbench
+
+UNLIMITED = ("sweep",)  # pays what it costs: it is there to say what there was to be found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSettings:
+    """What a comparison does. ``budget``: layer-tokens; None: what greedy removal with recovery costs."""
+
+    strategies: tuple[str, ...]
+    budget: float | None
+    rng_seeds: tuple[int, ...]
+    distill_tokens: int
+    learning_rate: float
+
+
+def choose_recovered_rung(bench: Workbench) -> str:
+    """The rung of scores with recovery: closed form, or none where the family does not allow it."""
+    return "none" if bench.gains is None else "closed_form"
+
+
+def find_budget(bench: Workbench, measured: Measured) -> float:
+    """What greedy removal with recovery costs, in layer-tokens: the strongest simple rival sets the price."""
+    account = Account(measured)
+    run_strategy(
+        STRATEGIES["greedy_recovered"], account, bench.protocol.space, rung=choose_recovered_rung(bench), rng_seed=0
+    )
+    return account.spent
+
+
+def play(
+    strategy: Strategy, bench: Workbench, measured: Measured, *, budget: float, rng_seed: int | None
+) -> StrategyRun:
+    """Let one strategy choose on its own account."""
+    account = Account(measured, budget=math.inf if strategy.name in UNLIMITED else budget)
+    picks = run_strategy(
+        strategy, account, bench.protocol.space, rung=choose_recovered_rung(bench), rng_seed=rng_seed or 0
+    )
+    return StrategyRun(
+        strategy=strategy.name,
+        rng_seed=rng_seed,
+        cost=account.spent,
+        num_scores=account.num_scores,
+        picks=tuple(picks.values()),
+    )
+
+
+def start_comparison(bench: Workbench, measured: Measured, settings: ComparisonSettings) -> Comparison:
+    """Begin a comparison, or read back the one that was begun.
+
+    Raises:
+        StudyError: it was begun with other settings.
+    """
+    described = describe_settings(bench, settings)
+    path = bench.folder.comparison
+    if path.exists():
+        known = folder.read_record(path, Comparison)
+        planning.require_same_settings(known.settings, described, place=path)
+        return known
+    test = measure_losses(
+        logits_of(bench.teacher.model), bench.streams["test"], micro_batch=bench.micro_batch, device=bench.device
+    )
+    return Comparison(
+        study=bench.folder.name,
+        model=bench.protocol.model,
+        rung=choose_recovered_rung(bench),
+        budget=settings.budget or find_budget(bench, measured),
+        num_candidates=bench.protocol.space.size,
+        dense_test_sums=test.sums.tolist(),
+        test_counts=test.counts.tolist(),
+        settings=described,
+        runs=(),
+        finals=(),
+    )
+
+
+def describe_settings(bench: Workbench, settings: ComparisonSettings) -> dict[str, str | int | float]:
+    """What decides the numbers, for people and for going on; strategies may be added later."""
+    return {
+        "cost": settings.budget or "that of greedy removal with recovery",
+        "rng_seeds": ", ".join(map(str, settings.rng_seeds)),
+        "distill_tokens": settings.distill_tokens,
+        "batch_tokens": bench.batch_windows * bench.protocol.window_tokens,
+        "learning_rate": settings.learning_rate,
+        "calibration_tokens": bench.protocol.calibration_tokens,
+        "validation_tokens": bench.protocol.streams["validation"].tokens,
+        "test_tokens": bench.protocol.streams["test"].tokens,
+        "max_dropped": bench.protocol.space.max_dropped,
+    }
+
+
+def list_runs(comparison: Comparison, settings: ComparisonSettings) -> list[tuple[Strategy, int | None]]:
+    """Runs that are still to be done: random strategies once for each seed, the others once."""
+    done = {(run.strategy, run.rng_seed) for run in comparison.runs}
+    chosen = [STRATEGIES[name] for name in settings.strategies]
+    runs = [(one, seed) for one in chosen for seed in (settings.rng_seeds if one.is_random else (None,))]
+    return [(one, seed) for one, seed in runs if (one.name, seed) not in done]
+
+
+def play_all(
+    bench: Workbench,
+    measured: Measured,
+    comparison: Comparison,
+    settings: ComparisonSettings,
+    *,
+    on_run: Callable[[StrategyRun], None],
+) -> Comparison:
+    """Let every strategy choose that has not yet; return the comparison with all runs."""
+    for strategy, rng_seed in list_runs(comparison, settings):
+        run = play(strategy, bench, measured, budget=comparison.budget, rng_seed=rng_seed)
+        comparison = _keep(bench, comparison, runs=(*comparison.runs, run))
+        on_run(run)
+    return comparison
+
+
+def list_finals(comparison: Comparison, settings: ComparisonSettings) -> list[tuple[Candidate, int]]:
+    """Distillations that are still to be done: each pick once for each random seed, whoever picked it."""
+    done = {(final.candidate, final.rng_seed) for final in comparison.finals}
+    picks = dict.fromkeys(pick for run in comparison.runs for pick in run.picks)
+    return [(pick, seed) for seed in settings.rng_seeds for pick in picks if (pick, seed) not in done]
+
+
+def distill_all(
+    bench: Workbench,
+    sweep: Sweep,
+    comparison: Comparison,
+    settings: ComparisonSettings,
+    *,
+    on_step: Callable[[str], None],
+) -> Comparison:
+    """Distill what is missing; return the comparison with all finals."""
+    for candidate, rng_seed in list_finals(comparison, settings):
+        full = finals.full_settings(
+            bench,
+            candidate,
+            distill_tokens=settings.distill_tokens,
+            learning_rate=settings.learning_rate,
+            looks=4,
+            rng_seed=rng_seed,
+        )
+        went, test, seconds = finals.distill_once(
+            bench, sweep, candidate, full, on_step=lambda key=candidate.key: on_step(key)
+        )
+        final = ComparedFinal(
+            candidate=candidate,
+            rng_seed=rng_seed,
+            validation_loss=min(point.validation_loss for point in went.curve),
+            test_sums=test.sums.tolist(),
+            seconds=seconds,
+        )
+        comparison = _keep(bench, comparison, finals=(*comparison.finals, final))
+    return comparison
+
+
+def _keep(
+    bench: Workbench,
+    comparison: Comparison,
+    *,
+    runs: Sequence[StrategyRun] | None = None,
+    finals: Sequence[ComparedFinal] | None = None,
+) -> Comparison:
+    comparison = msgspec.structs.replace(
+        comparison,
+        runs=comparison.runs if runs is None else tuple(runs),
+        finals=comparison.finals if finals is None else tuple(finals),
+    )
+    folder.write_record(bench.folder.comparison, comparison)
+    return comparison

@@ -1,0 +1,145 @@
+"""Make the landscapes that samplers are judged on: python -m tests.bench.landscapes --out build/landscapes
+
+A landscape is a space of which every set of dropped layers is scored. Two are the embedded model's; for deeper ones
+small Llamas of 22 and 32 layers are trained on the standard library's source first. Made landscapes are passed over;
+training goes on where it was stopped. About 90 minutes on one core.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from seed import demo, folder
+from seed.console import Terminal
+from seed.demo import build
+from seed.optimize.space import enumerate_candidates
+from seed.records import SearchPlan, SearchSpace
+from seed.scoring.sweep import Sweep
+from seed.search import find_frontier
+from seed.stages import planning, workbench
+
+# name -> layers of the model (12: the embedded one), most layers dropped, rung
+LANDSCAPES = {
+    "demo12_closed_form": (12, 4, "closed_form"),
+    "demo12_no_recovery": (12, 8, "none"),
+    "llama22_closed_form": (22, 3, "closed_form"),
+    "llama22_no_recovery": (22, 3, "none"),
+    "llama32_closed_form": (32, 2, "closed_form"),
+    "llama32_no_recovery": (32, 3, "none"),
+}
+WIDTH = 64
+TRAINING_SECONDS = 900
+BATCH = 8  # windows
+LEARNING_RATE = 6e-3
+
+
+def train_model(terminal: Terminal, num_layers: int, path: Path) -> None:
+    """Train a Llama of so many layers for ``TRAINING_SECONDS`` with the embedded model's tokenizer, and save it."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo.MODEL_DIRECTORY)
+    splits, _, _ = build.collect_texts([])
+    stream = build.encode(tokenizer.backend_tokenizer, splits["training"])
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=build.VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=176,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(1 / math.sqrt(2 * num_layers))
+    optimizers = build.make_optimizers(model, learning_rate=LEARNING_RATE, weight_decay=0.1)
+    batches = build.sample_batches(stream, np.zeros(0), batch=BATCH, steps=10**9, start=0, rng_seed=0)
+    began, losses = time.monotonic(), []
+    with terminal.stage(f"train {num_layers} layers", total=TRAINING_SECONDS) as advance:
+        before = 0.0
+        for step, tokens in enumerate(batches):
+            share = (time.monotonic() - began) / TRAINING_SECONDS
+            if share >= 1:
+                break
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50, 2 * (1 - share))
+            logits = model(tokens[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+            advance(share * TRAINING_SECONDS - before, f"{step} steps, loss {np.mean(losses[-50:]):.3f}")
+            before = share * TRAINING_SECONDS
+    model.to(torch.bfloat16).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def score_landscape(num_layers: int, max_dropped: int, rung: str, *, model: str, studies: Path) -> dict[str, object]:
+    """Score every set; losses on validation text, nats per token."""
+    settings = {"model": model, "max_dropped": max_dropped if rung == "closed_form" else 1, "distill": False}
+    if num_layers != 12:
+        data = {"recovery_text": "demo", "calibration_tokens": 4096, "validation_tokens": 4096, "window_tokens": 256}
+        settings |= data | {"prompt_tokens": 16, "new_tokens": 2}
+    study = folder.StudyFolder(studies / f"{num_layers}-{rung}")
+    find_frontier(**settings, quiet=False, studies_dir=studies, study=study.name, sweep_budget=1e6, latency_repeats=3)
+    bench = workbench.reopen(
+        study, planning.read_protocol(folder.read_record(study.plan, SearchPlan), place=study.root)
+    )
+    sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
+    space = SearchSpace(
+        num_layers=num_layers, droppable_layers=tuple(range(num_layers)), min_dropped=1, max_dropped=max_dropped
+    )
+    candidates = list(enumerate_candidates(space))
+    if rung == "none":
+        qualities = []
+        for begin in range(0, len(candidates), 512):
+            qualities += sweep.measure_unrecovered(candidates[begin : begin + 512])
+    else:
+        qualities = [sweep.measure(candidate) for candidate in candidates]
+    dense = sweep.instruments.dense_validation.loss
+    return {
+        "about": f"{num_layers}-layer Llama, {rung.replace('_', ' ')}, {bench.streams['validation'].num_tokens:,} validation "
+        "tokens; nats per token by dropped layers",
+        "num_layers": num_layers,
+        "max_dropped": max_dropped,
+        "losses": {"": round(dense, 5)}
+        | {
+            ",".join(map(str, candidate.dropped_layers)): round(quality.loss, 5)
+            for candidate, quality in zip(candidates, qualities, strict=True)
+        },
+    }
+
+
+def main() -> None:
+    """Make what is missing."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.landscapes", description="Make landscapes.")
+    parser.add_argument("--out", type=Path, default=Path("build/landscapes"), help="(default: %(default)s)")
+    args = parser.parse_args()
+    terminal = Terminal()
+    for name, (num_layers, max_dropped, rung) in LANDSCAPES.items():
+        path = args.out / f"{name}.json"
+        if path.exists():
+            continue
+        model = "demo" if num_layers == 12 else str(args.out / f"llama{num_layers}")
+        if model != "demo" and not Path(model).exists():
+            train_model(terminal, num_layers, Path(model))
+        landscape = score_landscape(num_layers, max_dropped, rung, model=model, studies=args.out / "studies")
+        folder.write_bytes(path, json.dumps(landscape, indent=0).encode())
+        terminal.say(f"{path}: {len(landscape['losses'])} sets")
+
+
+if __name__ == "__main__":
+    main()
