@@ -1,18 +1,12 @@
-"""Results in the terminal: of a search, the dense model and the frontier; of a fidelity study, how well scores rank."""
+"""Results in the terminal: of a search, of a fidelity study, of a comparison of strategies."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from seed.console import Terminal
-from seed.evidence import (
-    FidelityStudy,
-    FidelitySummary,
-)
-from seed.records import (
-    DenseResult,
-    DistillResult,
-    Latency,
-    StudyRecord,
-)
+from seed.evidence import Comparison, ComparisonSummary, FidelityStudy, FidelitySummary
+from seed.records import DenseResult, DistillResult, Latency, StudyRecord
+from seed.reporting.comparison import format_cost, format_percent, format_ratio, list_depths, list_picks, say_answer
 from seed.reporting.fidelity import CEILING_NAME, say_verdict
 from seed.reporting.wording import ABSENT, format_bytes, format_count, format_estimate, name_rung
 
@@ -113,4 +107,26 @@ def show_fidelity(terminal: Terminal, study: FidelityStudy, summary: FidelitySum
         terminal.say(say_verdict(depth))
     if "doubling_the_budget" in study.settings:
         terminal.say(f"twice the budget: {study.settings['doubling_the_budget']}")
+    terminal.say(f"page: {page}")
+
+
+def show_comparison(
+    terminal: Terminal, comparison: Comparison, summary: ComparisonSummary, *, page: Path, titles: Mapping[str, str]
+) -> None:
+    """Print what each strategy reached at each depth, best first, what it paid, and what that means."""
+    columns = ["strategy", "sets chosen", "PPL ratio", f"PPL above {titles[summary.reference]}", "cost"]
+    for depth in list_depths(summary):
+        rows = [
+            [
+                titles[row.strategy],
+                list_picks(row.picks),
+                format_ratio(row.ppl_ratio),
+                ABSENT if row.strategy == summary.reference else format_percent(row.excess),
+                format_cost(row.cost, comparison.budget),
+            ]
+            for row in summary.rows
+            if row.num_dropped == depth
+        ]
+        terminal.show_table(columns, rows, title=f"{depth} dropped; distilled, on test text")
+        terminal.say(say_answer(summary, depth, titles=titles))
     terminal.say(f"page: {page}")

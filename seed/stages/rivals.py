@@ -4,6 +4,7 @@ Which strategies there are is ``optimize.strategies``' business, what they pay `
 ``optimize.comparison``'s. Everything finished is written as it comes; a stopped comparison goes on.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -158,9 +159,8 @@ def distill_all(
             looks=4,
             rng_seed=rng_seed,
         )
-        went, test, seconds = finals.distill_once(
-            bench, sweep, candidate, full, on_step=lambda key=candidate.key: on_step(key)
-        )
+        step = functools.partial(on_step, candidate.key)
+        went, test, seconds = finals.distill_once(bench, sweep, candidate, full, on_step=step)
         final = ComparedFinal(
             candidate=candidate,
             rng_seed=rng_seed,
