@@ -75,8 +75,8 @@ def run_strategy(
 def drop_lowest(
     space: SearchSpace, importance: Sequence[float], *, protected: Sequence[int] = ()
 ) -> Iterator[Candidate]:
-    """Yield, for every number of dropped layers, the candidate without the least important ones."""
-    order = sorted(set(space.droppable_layers) - set(protected), key=lambda layer: (importance[layer], layer))
+    """Yield, for every number of dropped layers, the candidate without the least important ones; what is not finite stays."""
+    order = sorted(set(space.droppable_layers) - set(protected), key=lambda layer: (_finite(importance[layer]), layer))
     for count in range(1, min(space.max_dropped, len(order)) + 1):
         yield drop_layers(space.num_layers, order[:count])
 
@@ -120,7 +120,7 @@ def drop_nearest_block(meter: Meter, space: SearchSpace, rung: str, rng_seed: in
         blocks = {first: drop_layers(space.num_layers, range(first, first + count)) for first in range(len(distances))}
         allowed = [first for first, block in blocks.items() if set(block.dropped_layers) <= set(space.droppable_layers)]
         if allowed:
-            yield blocks[min(allowed, key=lambda first: (distances[first], first))]
+            yield blocks[min(allowed, key=lambda first: (_finite(distances[first]), first))]
 
 
 # ---- searches
