@@ -39,6 +39,7 @@ class StudyFolder:
         self.report = root / "report.html"
         self.models = root / "models"
         self.sweep = root / "sweep.jsonl"
+        self.gain = root / "gain.json"
         self.fidelity = root / "fidelity.json"
         self.fidelity_page = root / "fidelity.html"
         self.comparison = root / "compare.json"

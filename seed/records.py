@@ -202,6 +202,38 @@ class Agreement(Record, frozen=True, kw_only=True):
         return (self.concordant - self.discordant) / pairs if pairs else None
 
 
+class RivalPick(Record, frozen=True, kw_only=True):
+    """What a rival would have dropped, beside the search's best candidate of the same depth, on validation text."""
+
+    candidate: Candidate
+    best: Candidate  # the search's
+    ppl_ratio: (
+        float | None
+    )  # PPL of the rival's pick over that of the search's; None: not scored at the frontier's rung
+    standard_error: float | None
+
+
+class Rival(Record, frozen=True, kw_only=True):
+    """A simpler way to choose, played on the study's own scores. ``cost`` is what it would have paid by itself."""
+
+    strategy: str
+    title: str
+    cost: float  # layer-tokens
+    num_scores: int
+    picks: tuple[RivalPick, ...]
+    is_whole: bool  # False: it needs scores that the search did not make, and stopped there
+
+
+class SearchGain(Record, frozen=True, kw_only=True):
+    """What a search added over simpler ways to choose, and what it cost."""
+
+    rung: str
+    solver: str  # how candidates were chosen, in a few words
+    cost: float  # layer-tokens: one layer applied to one token
+    num_scores: int
+    rivals: tuple[Rival, ...]
+
+
 class StreamRecord(Record, frozen=True, kw_only=True):
     """Where a stream came from and what exactly was in it."""
 
@@ -298,6 +330,7 @@ class StudyRecord(Record, frozen=True, kw_only=True):
     frontier: Frontier
     distilled: tuple[DistillResult, ...]
     agreement: Agreement
+    gain: SearchGain | None = None  # studies of earlier versions have none
 
 
 def hash_text(text: str) -> str:

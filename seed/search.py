@@ -111,12 +111,14 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         sweep = Sweep(instruments, study.sweep)
         records = searching.score_space(terminal, bench, sweep, opened, plan, settings, bounded, table)
         frontier = select_members(bench, settings, bounded, records)
+        solver = searching.name_solver(plan, settings, bounded, frontier)
         terminal.say(
-            f"scored {frontier.num_scored} of {bounded.size} candidates "
-            f"({searching.name_solver(plan, settings, bounded, frontier)}); "
-            f"{len(frontier.members)} go on"
+            f"scored {frontier.num_scored} of {bounded.size} candidates ({solver}); {len(frontier.members)} go on"
         )
-        from seed.stages import finals
+        from seed.stages import finals, gains
+
+        with terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
+            gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
 
         reference = next(iter(table.values()))
         with terminal.stage("dense", total=1) as advance:

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from seed import folder
 from seed.records import DistillResult, FrontierMember, Quality, Size, StudyRecord
 from seed.reporting import figures
+from seed.reporting.gain import say_rival, say_solver
 from seed.reporting.readings import choose_best_distilled
 from seed.reporting.wording import (
     ABSENT,
@@ -58,6 +59,7 @@ def render_page(record: StudyRecord, *, command: str) -> str:
         render_answer(record),
         render_distilled(record),
         render_frontier(record),
+        render_gain(record),
         *render_figures(record),
         render_protocol(record),
         render_section("environment", "Environment", render_values(msgspec.to_builtins(record.environment))),
@@ -243,6 +245,23 @@ def render_frontier(record: StudyRecord) -> str:
         "two standard errors."
     )
     return render_section("frontier", "The frontier by the proxy", render_table(caption, header, rows))
+
+
+def render_gain(record: StudyRecord) -> str:
+    """Return how simpler ways to choose compare with the search, at which cost."""
+    gain = record.gain
+    if gain is None:
+        return ""
+    items = "\n".join(f"<li>{escape(say_rival(rival, gain))}</li>" for rival in gain.rivals)
+    note = (
+        f"PPL of what each would have dropped, beside the search's best of the same depth, after {name_rung(gain.rung)} on "
+        "validation text; ± is one standard error of the paired difference, clustered by document. The search chose by "
+        "these very scores, so that a little of its lead may be luck: python -m seed.compare judges distilled models, on "
+        f"test text. Cost: {gain.cost:,.0f} layer-tokens for the search (one layer applied to one token; other work by its "
+        "multiply-adds); for the others, what they would have paid by themselves."
+    )
+    body = f'<p>{escape(say_solver(gain, record.frontier))}</p>\n<ul class="answers">\n{items}\n</ul>\n<p class="note">{escape(note)}</p>'
+    return render_section("gain", "What the search added", body)
 
 
 def render_figures(record: StudyRecord) -> list[str]:

@@ -8,6 +8,7 @@ from seed.evidence import Comparison, ComparisonSummary, FidelityStudy, Fidelity
 from seed.records import DenseResult, DistillResult, Latency, StudyRecord
 from seed.reporting.comparison import format_cost, format_percent, format_ratio, list_depths, list_picks, say_answer
 from seed.reporting.fidelity import CEILING_NAME, say_verdict
+from seed.reporting.gain import say_rival, say_solver
 from seed.reporting.wording import ABSENT, format_bytes, format_count, format_estimate, name_rung
 
 WIDE = 128  # characters that the whole table needs
@@ -51,6 +52,10 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
         terminal.show_table(
             columns, rows, title=f"Frontier by the proxy ({rung.replace('_', ' ')}, validation text), not distilled"
         )
+    if record.gain:
+        terminal.say(f"what the search added: {say_solver(record.gain, record.frontier)}")
+        for rival in record.gain.rivals:
+            terminal.say(f"  {say_rival(rival, record.gain)}")
     terminal.say(f"report:    {report}")
     terminal.say(f"dashboard: optuna-dashboard {storage}")
     terminal.say(f"proxy:     {record.agreement.verdict}")

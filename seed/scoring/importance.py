@@ -68,7 +68,7 @@ def measure_taylor(anatomy: Anatomy, stream: TokenStream, *, micro_batch: int) -
             (loss / total).backward()
         return [
             sum(
-                float((weight.double() * weight.grad.double()).abs().sum())
+                float((weight.detach().double() * weight.grad.double()).abs().sum())
                 for weight in weights
                 if weight.grad is not None
             )

@@ -35,6 +35,11 @@ class Prices:
             + work.solved_layers * self.solve
         )
 
+    def distill(self, num_kept: int, *, tokens: int) -> float:
+        """Price of a short distillation: a student's passes beside those of the dense model, then validation text."""
+        training = tokens * ((1 + BACKWARD) * (num_kept + self.head) + self.num_layers + self.head)
+        return training + self.validation_tokens * (num_kept + self.head)
+
     @property
     def trace(self) -> float:
         """The dense model's layers on the calibration text."""

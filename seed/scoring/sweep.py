@@ -90,11 +90,18 @@ class Sweep:
             self._append(row)
         return self._judge(row)
 
+    def compare(self, candidate: Candidate, other: Candidate, *, rung: str) -> Quality:
+        """The candidate's quality beside that of another instead of the dense model's; both are known at the rung."""
+        return judge(*(self._losses(self.rows[one.key][rung]) for one in (candidate, other)))
+
     def _append(self, row: SweepRow) -> None:
         self.file.append(row)
         self.rows.setdefault(row.key, {})[row.rung] = row
 
     def _judge(self, row: SweepRow) -> Quality:
-        dense = self.instruments.dense_validation
-        losses = DocumentLosses(sums=np.array(row.sums, dtype=np.float64), counts=dense.counts)
-        return judge(losses, dense, document_losses_path=f"{self.path.name}#{row.rung}/{row.key}")
+        place = f"{self.path.name}#{row.rung}/{row.key}"
+        return judge(self._losses(row), self.instruments.dense_validation, document_losses_path=place)
+
+    def _losses(self, row: SweepRow) -> DocumentLosses:
+        counts = self.instruments.dense_validation.counts
+        return DocumentLosses(sums=np.array(row.sums, dtype=np.float64), counts=counts)

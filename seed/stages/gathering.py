@@ -9,7 +9,17 @@ from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.optimize.frontier import measure_agreement
 from seed.optimize.study import open_storage, open_study, read_trials
-from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, StudyRecord, SweepRow
+from seed.records import (
+    DenseResult,
+    DistillResult,
+    Environment,
+    Frontier,
+    Quality,
+    SearchGain,
+    SearchPlan,
+    StudyRecord,
+    SweepRow,
+)
 from seed.reporting.page import write_page
 from seed.stages.planning import read_protocol
 
@@ -40,6 +50,7 @@ def gather_record(study: StudyFolder) -> StudyRecord:
         frontier=frontier,
         distilled=distilled,
         agreement=measure_agreement(trials, distilled, rung=protocol.rung),
+        gain=folder.read_record(study.gain, SearchGain) if study.gain.is_file() else None,
     )
 
 

@@ -35,17 +35,10 @@ class ComparisonSettings:
     learning_rate: float
 
 
-def choose_recovered_rung(bench: Workbench) -> str:
-    """The rung of scores with recovery: closed form, or none where the family does not allow it."""
-    return "none" if bench.gains is None else "closed_form"
-
-
 def find_budget(bench: Workbench, measured: Measured) -> float:
     """What greedy removal with recovery costs, in layer-tokens: the strongest simple rival sets the price."""
     account = Account(measured)
-    run_strategy(
-        STRATEGIES["greedy_recovered"], account, bench.protocol.space, rung=choose_recovered_rung(bench), rng_seed=0
-    )
+    run_strategy(STRATEGIES["greedy_recovered"], account, bench.protocol.space, rung=bench.recovered_rung, rng_seed=0)
     return account.spent
 
 
@@ -54,9 +47,7 @@ def play(
 ) -> StrategyRun:
     """Let one strategy choose on its own account."""
     account = Account(measured, budget=math.inf if strategy.name in UNLIMITED else budget)
-    picks = run_strategy(
-        strategy, account, bench.protocol.space, rung=choose_recovered_rung(bench), rng_seed=rng_seed or 0
-    )
+    picks = run_strategy(strategy, account, bench.protocol.space, rung=bench.recovered_rung, rng_seed=rng_seed or 0)
     return StrategyRun(
         strategy=strategy.name,
         rng_seed=rng_seed,
@@ -84,7 +75,7 @@ def start_comparison(bench: Workbench, measured: Measured, settings: ComparisonS
     return Comparison(
         study=bench.folder.name,
         model=bench.protocol.model,
-        rung=choose_recovered_rung(bench),
+        rung=bench.recovered_rung,
         budget=settings.budget or find_budget(bench, measured),
         num_candidates=bench.protocol.space.size,
         dense_test_sums=test.sums.tolist(),

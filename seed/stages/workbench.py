@@ -48,6 +48,11 @@ class Workbench:
     gains: dict[int, float] | None  # what closed form needs; None: not available for this family
 
     @property
+    def recovered_rung(self) -> str:
+        """The rung of scores with recovery that need no training: closed form, or none where the family has no place for it."""
+        return "none" if self.gains is None else "closed_form"
+
+    @property
     def batch_windows(self) -> int:
         """Windows in one step of distillation."""
         return max(1, self.protocol.batch_tokens // self.protocol.window_tokens)

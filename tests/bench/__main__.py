@@ -1,4 +1,4 @@
-"""What scores cost: python -m tests.bench (make bench), or in full: python -m tests.bench --full (make bench-full)
+"""What scores cost, and what samplers find: python -m tests.bench (make bench), or in full: python -m tests.bench --full (make bench-full)
 
 Parts run one after another; each result is written as soon as it is there. A full run goes on where it was stopped,
 unless the code, the libraries or the number of threads changed since. The last line is one JSON object.
@@ -18,7 +18,7 @@ import transformers
 
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
-from tests.bench import growth, memory, overhead, short, speedup, sweeps, tries
+from tests.bench import growth, memory, overhead, regret, short, speedup, sweeps, tries
 
 # name -> module, and about how many seconds it takes on two cores by default and in full
 PARTS: dict[str, tuple[ModuleType, float, float]] = {
@@ -29,13 +29,15 @@ PARTS: dict[str, tuple[ModuleType, float, float]] = {
     "overhead": (overhead, 100, 450),
     "growth": (growth, 90, 270),
     "memory": (memory, 60, 120),
+    "regret": (regret, 120, 3600),
 }
 
 
 def main() -> None:
     """Run the parts that are wanted, print tables, and end with the fields."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench", description="What scores cost, and what shared work saves."
+        prog="python -m tests.bench",
+        description="What scores cost, what shared work saves, and how soon samplers find what there is.",
     )
     parser.add_argument("--full", action="store_true", help="more of everything; goes on where it was stopped")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="NAME", help=", ".join(PARTS))

@@ -55,16 +55,9 @@ def measure_landscapes(terminal: Terminal, *, full: bool) -> dict[str, Any]:
                 found.setdefault(name, []).append(play(name, landscape, rng_seed=rng_seed))
                 advance(1, name)
         regrets[landscape.name] = {name: summarize(rows) for name, rows in found.items()}
-        asks = [ms for row in found["subset"] for ms in row.pop("ask_ms")]
-        ask_ms[landscape.name] = {"median": statistics.median(asks), "max": max(asks)}
-        details[landscape.name] = {
-            "about": landscape.about,
-            "sets": landscape.space.size,
-            "runs": {name: [dict(row) | {"ask_ms": None} for row in rows] for name, rows in found.items()},
-        }
-        for rows in details[landscape.name]["runs"].values():
-            for row in rows:
-                del row["ask_ms"]
+        asks = {name: [ms for row in rows for ms in row.pop("ask_ms")] for name, rows in found.items()}
+        ask_ms[landscape.name] = {"median": statistics.median(asks["subset"]), "max": max(asks["subset"])}
+        details[landscape.name] = {"about": landscape.about, "sets": landscape.space.size, "runs": found}
     return {"regret_per_cent": regrets, "subset_ask_ms": ask_ms, "regret_details": details}
 
 

@@ -1,0 +1,120 @@
+"""What a search added: simpler ways to choose, played on its own scores.
+
+A rival reads what the search remembers and is charged as if it had measured by itself. One-shot ranking is scored where it
+has to be, which costs little; greedy removal goes as far as the search's scores tell.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from seed import folder
+from seed.optimize.space import contains, enumerate_candidates
+from seed.optimize.strategies import STRATEGIES, BudgetSpent, run_strategy
+from seed.records import Candidate, Rival, RivalPick, SearchGain, SearchSpace, TrialRecord
+from seed.scoring.sweep import Sweep
+from seed.stages.meter import Account, Measured
+from seed.stages.recovering import short_settings
+from seed.stages.workbench import Workbench
+
+RIVALS = ("perplexity", "greedy_recovered")  # greedy removal without recovery stands in where there is none
+
+
+class Remembered(Measured):
+    """Scores with recovery come from memory only."""
+
+    def score(self, candidates: Sequence[Candidate], *, rung: str, share: float) -> list[float]:
+        """Losses.
+
+        Raises:
+            BudgetSpent: one with recovery is not known.
+        """
+        if rung != "none" and not all(self.sweep.is_known(candidate, rung) for candidate in candidates):
+            raise BudgetSpent
+        return super().score(candidates, rung=rung, share=share)
+
+
+def measure_gain(
+    bench: Workbench,
+    sweep: Sweep,
+    space: SearchSpace,
+    trials: Sequence[TrialRecord],
+    *,
+    solver: str,
+    on_rival: Callable[[str], None],
+) -> SearchGain:
+    """Play the rivals, compare their picks with the search's best of each depth, and write that down."""
+    rung = bench.protocol.rung
+    scored = [trial.evaluation.candidate for trial in trials if contains(space, trial.evaluation.candidate)]
+    best: dict[int, tuple[float, Candidate]] = {}
+    for candidate in scored:
+        quality = sweep.known(candidate).get(rung)
+        if quality is not None and math.isfinite(quality.loss):
+            count = len(candidate.dropped_layers)
+            best[count] = min(
+                best.get(count, (math.inf, candidate)), (quality.loss, candidate), key=lambda pair: pair[0]
+            )
+    measured = Remembered(sweep)
+    rivals = []
+    for name in RIVALS if bench.gains is not None else ("perplexity", "greedy"):
+        strategy, account = STRATEGIES[name], Account(measured)
+        picks = run_strategy(strategy, account, space, rung=bench.recovered_rung, rng_seed=0)
+        rivals.append(
+            Rival(
+                strategy=name,
+                title=strategy.title,
+                cost=account.spent,
+                num_scores=account.num_scores,
+                picks=tuple(
+                    compare_pick(sweep, pick, best[count][1], rung=rung)
+                    for count, pick in picks.items()
+                    if count in best
+                ),
+                is_whole=max(picks, default=0) == space.max_dropped,
+            )
+        )
+        on_rival(strategy.title)
+    cost, num_scores = price_search(bench, measured, space, scored)
+    gain = SearchGain(rung=rung, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(rivals))
+    folder.write_record(bench.folder.gain, gain)
+    return gain
+
+
+def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, rung: str) -> RivalPick:
+    """A rival's pick beside the search's; it is scored where that costs no training."""
+    if pick == best:
+        return RivalPick(candidate=pick, best=best, ppl_ratio=1.0, standard_error=0.0)
+    if rung == "closed_form":
+        sweep.measure(pick)
+    elif rung == "none":
+        sweep.measure_unrecovered([pick])
+    if not sweep.is_known(pick, rung):
+        return RivalPick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
+    quality = sweep.compare(pick, best, rung=rung)
+    if not math.isfinite(quality.loss):
+        return RivalPick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
+    return RivalPick(
+        candidate=pick, best=best, ppl_ratio=quality.ppl_ratio, standard_error=quality.ppl_ratio_standard_error
+    )
+
+
+def price_search(
+    bench: Workbench, measured: Measured, space: SearchSpace, scored: Sequence[Candidate]
+) -> tuple[float, int]:
+    """Layer-tokens that the search's scores cost, and how many they are: a sweep as one batch, trials one by one."""
+    account, cheaper = Account(measured), bench.recovered_rung
+    batches = [[candidate] for candidate in scored]
+    if space.size <= len(measured.sweep.rows) and all(
+        measured.sweep.is_known(candidate, cheaper) for candidate in enumerate_candidates(space)
+    ):
+        batches = [list(enumerate_candidates(space))]
+    for batch in batches:
+        if measured.sweep.is_known(batch[0], cheaper):
+            account.score(batch, rung=cheaper)
+    cost = account.spent
+    if bench.protocol.rung == "short_distillation":
+        for candidate in scored:
+            if measured.sweep.is_known(candidate, bench.protocol.rung):
+                settings = short_settings(bench, candidate)
+                tokens = settings.steps * bench.batch_windows * bench.protocol.window_tokens
+                cost += measured.prices.distill(len(candidate.kept_layers), tokens=tokens)
+    return cost, account.num_scores
