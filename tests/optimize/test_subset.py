@@ -147,9 +147,9 @@ def test_contradictions_are_refused(options: dict[str, object]) -> None:
         SubsetSampler(**options)  # type: ignore[arg-type]
 
 
-def test_no_set_of_all_parts_is_wanted_where_one_has_to_stay() -> None:
-    with pytest.raises(ValueError, match="min_dropped"):
-        SubsetSampler(SIX, min_dropped=6)
+def test_all_parts_go_where_so_many_have_to() -> None:
+    assert search(SubsetSampler(SIX, min_dropped=6, seed=0), 1) == [tuple(SIX)]
+    assert max(map(len, search(SubsetSampler(SIX, min_dropped=5, seed=0), 6))) == 5  # else one stays
 
 
 def test_flags_are_known_by_name_and_choices() -> None:

@@ -1,0 +1,117 @@
+"""What a search added: rivals read its scores, pay as if alone, and are compared document by document."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from seed import folder
+from seed.optimize.strategies import STRATEGIES
+from seed.records import Rival, SearchGain, SearchSpace, TrialRecord
+from seed.scoring.sweep import Sweep
+from seed.stages import gains, rivals
+from seed.stages.meter import Account, Measured
+from seed.stages.planning import SearchSettings
+from seed.stages.searching import score_space
+from seed.stages.workbench import Workbench
+
+from .opened import SPACE, make_plan, make_table, open_bench, open_sweep, open_trials
+from .test_searching import QUIET
+
+
+def search(
+    bench: Workbench, *, trials: int, covers_space: bool, space: SearchSpace = SPACE
+) -> tuple[Sweep, tuple[TrialRecord, ...]]:
+    sweep, settings = open_sweep(bench), SearchSettings()
+    plan = make_plan(bench, settings, trials=trials, covers_space=covers_space)
+    return sweep, score_space(QUIET, bench, sweep, open_trials(bench), plan, settings, space, make_table())
+
+
+def measure(bench: Workbench, sweep: Sweep, trials: tuple[TrialRecord, ...]) -> SearchGain:
+    return gains.measure_gain(bench, sweep, SPACE, trials, solver="somehow", on_rival=lambda title: None)
+
+
+def by_name(gain: SearchGain) -> dict[str, Rival]:
+    return {rival.strategy: rival for rival in gain.rivals}
+
+
+def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    sweep, trials = search(bench, trials=10, covers_space=True)
+    gain = measure(bench, sweep, trials)
+    assert folder.read_record(bench.folder.gain, SearchGain) == gain
+    assert (gain.solver, gain.rung, gain.num_scores) == ("somehow", "closed_form", 10)
+    known = {trial.evaluation.candidate: trial.evaluation.qualities["closed_form"] for trial in trials}
+    assert list(by_name(gain)) == ["perplexity", "greedy_recovered"]
+    for rival in gain.rivals:
+        assert rival.is_whole
+        assert 0 < rival.cost < gain.cost
+        assert [len(pick.candidate.dropped_layers) for pick in rival.picks] == [1, 2]
+        for pick in rival.picks:
+            same_depth = [c for c in known if len(c.dropped_layers) == len(pick.candidate.dropped_layers)]
+            assert pick.best == min(same_depth, key=lambda candidate: known[candidate].loss)
+            assert pick.ppl_ratio == pytest.approx(math.exp(known[pick.candidate].loss - known[pick.best].loss))
+            assert pick.ppl_ratio >= 1
+            assert (pick.standard_error == 0) == (pick.candidate == pick.best)
+
+
+def test_rivals_pay_what_they_would_have_paid_alone(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    sweep, trials = search(bench, trials=10, covers_space=True)
+    gain = measure(bench, sweep, trials)
+    assert by_name(gain)["greedy_recovered"].cost == pytest.approx(rivals.find_budget(bench, Measured(sweep)))
+    assert by_name(gain)["greedy_recovered"].num_scores == 4 + 3
+    account = Account(Measured(sweep))
+    account.score([candidate.evaluation.candidate for candidate in trials], rung="closed_form")
+    assert gain.cost == pytest.approx(account.spent)
+
+
+def test_greedy_removal_goes_no_further_than_the_search(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    sweep, trials = search(bench, trials=5, covers_space=False)  # four single removals, and one pair
+    before = {key for key, rungs in sweep.rows.items() if "closed_form" in rungs}
+    gain = measure(bench, sweep, trials)
+    greedy, one_shot = by_name(gain)["greedy_recovered"], by_name(gain)["perplexity"]
+    assert not greedy.is_whole
+    assert [pick.candidate for pick in greedy.picks] == [greedy.picks[0].best]
+    assert one_shot.is_whole  # its picks are scored
+    assert all(pick.ppl_ratio is not None for pick in one_shot.picks)
+    after = {key for key, rungs in sweep.rows.items() if "closed_form" in rungs}
+    assert after - before <= {pick.candidate.key for pick in one_shot.picks}
+    assert gain.num_scores == 5
+
+
+def test_trials_cost_more_than_the_same_sets_in_a_sweep(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    sweep, trials = search(bench, trials=9, covers_space=False)
+    one_by_one = measure(bench, sweep, trials)
+    assert one_by_one.num_scores == 9
+    account = Account(Measured(sweep))
+    account.score([trial.evaluation.candidate for trial in trials], rung="closed_form")
+    assert one_by_one.cost > account.spent
+
+
+def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path, rung="short_distillation")
+    sweep, trials = search(bench, trials=3, covers_space=True)
+    gain = measure(bench, sweep, trials)
+    prices = Measured(sweep).prices
+    tokens = bench.protocol.short_steps * bench.batch_windows * bench.protocol.window_tokens
+    distilled = [trial for trial in trials if "short_distillation" in trial.evaluation.qualities]
+    training = sum(prices.distill(len(t.evaluation.candidate.kept_layers), tokens=tokens) for t in distilled)
+    swept = measure(open_bench(tmp_path), sweep, trials).cost  # the same scores at the cheaper rung
+    assert gain.cost == pytest.approx(swept + training)
+    known = {trial.evaluation.candidate for trial in distilled}
+    for rival in gain.rivals:
+        for pick in rival.picks:
+            assert (pick.ppl_ratio is not None) == (pick.candidate in known)
+
+
+def test_a_family_without_closed_form_has_greedy_removal_without_recovery(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path, family="gemma2", rung="short_distillation")
+    sweep, trials = search(bench, trials=2, covers_space=False)
+    assert [rival.strategy for rival in measure(bench, sweep, trials).rivals] == ["perplexity", "greedy"]
+
+
+def test_rivals_are_strategies() -> None:
+    assert set(gains.RIVALS) <= set(STRATEGIES)
