@@ -45,7 +45,7 @@ def place(make_checkpoint, text_file, tmp_path_factory) -> Path:
 
 def test_the_readme_shows_the_commands_that_are_tested_here():
     shown = [words[0] for words in seed_commands()]
-    assert set(shown) == {"seed.search", "seed.distill", "seed.evaluate", "seed.report", "seed.fidelity"}
+    assert set(shown) == {"seed.search", "seed.distill", "seed.evaluate", "seed.report", "seed.fidelity", "seed.compare"}
     assert "make demo" in README
     assert "make test" in README
 
@@ -80,6 +80,10 @@ def test_commands_on_the_readers_own_model_and_on_studies_work(place):
     small = ["--per-depth=2", "--short-steps", "1", "--distill-tokens=4096"]
     done = run_seed(*[word.replace("demo", "gpt2-small") for word in fidelity], *small, cwd=place)
     assert "noise ceiling" in done.stdout
+    [compare] = [words for words in seed_commands() if words[0] == "seed.compare"]
+    small = ["--strategies", "perplexity", "--rng-seeds", "0", "--distill-tokens=4096"]
+    done = run_seed(*[word.replace("demo", "gpt2-small") for word in compare], *small, cwd=place)
+    assert "one-shot PPL" in done.stdout
 
 
 def test_the_python_example_runs(place):

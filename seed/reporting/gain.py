@@ -11,7 +11,7 @@ def say_solver(gain: SearchGain, frontier: Frontier) -> str:
 
 def say_rival(rival: Rival, gain: SearchGain) -> str:
     """Return what a rival would have reached at each depth, and at which share of the search's cost."""
-    share = f" ({rival.cost / gain.cost:.2f} × the search's cost)" if gain.cost else ""
+    share = f" ({rival.cost / gain.cost:.2f} × the search's cost)" if gain.cost and rival.is_whole else ""
     told = ", ".join(say_pick(pick) for pick in rival.picks)
     if rival.picks and all(pick.candidate == pick.best for pick in rival.picks):
         told = "the same set at every depth that it reached" if len(rival.picks) > 1 else "the same set"

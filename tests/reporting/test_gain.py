@@ -53,7 +53,9 @@ def test_the_same_sets_are_told_once() -> None:
 @pytest.mark.parametrize("picks", [(), (make_pick(7),)])
 def test_where_a_rival_stopped_the_way_on_is_told(picks: tuple[RivalPick, ...]) -> None:
     gain = make_gain(*picks, is_whole=False)
-    assert "python -m seed.compare" in say_rival(gain.rivals[0], gain)
+    told = say_rival(gain.rivals[0], gain)
+    assert "python -m seed.compare" in told
+    assert "cost" not in told  # of what it did not get to is not known
 
 
 def test_how_many_of_how_many() -> None:
