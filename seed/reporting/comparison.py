@@ -5,6 +5,7 @@ Statistics are handed in; nothing is estimated here.
 """
 
 import html
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from seed.reporting.wording import ABSENT, format_estimate, format_number, list_
 QUESTION = "Seed: what does searching for layers buy?"
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
 ROW_HEIGHT_PX = 26
+FAR = 6  # times the median's distance from the best
 
 
 def write_comparison_page(
@@ -152,21 +154,30 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
         subplot_titles=[f"{name_drop(depth)}: PPL ratio after distillation" for depth in depths],
     )
     for index, group in enumerate(groups, start=1):
+        limit = find_limit([row.ppl_ratio.value or 0.0 for row in group])
         for is_ours in (True, False):
             rows = [(place, row) for place, row in enumerate(group) if (row.strategy == summary.reference) == is_ours]
             color = DEPTH_COLORS[1] if is_ours else DEPTH_COLORS[0]
             estimates = [row.ppl_ratio for _, row in rows]
+            is_far = [(estimate.value or 0.0) > limit for estimate in estimates]
+            symbol = "diamond" if is_ours else "circle"
             points = go.Scatter(
-                x=[estimate.value for estimate in estimates],
+                x=[min(estimate.value or 0.0, limit) for estimate in estimates],
                 y=[place for place, _ in rows],
-                error_x={**draw_estimates(estimates), "color": color},
-                customdata=[[list_picks(row.picks), format_percent(row.excess)] for _, row in rows],
-                hovertemplate="PPL ratio: %{x:.4f}<br>dropped: %{customdata[0]}<br>above the search: %{customdata[1]}<extra></extra>",
-                mode="markers",
-                name=titles[summary.reference] if is_ours else "others",
-                legendgroup=str(is_ours),
-                showlegend=index == 1,
-                marker={"color": color, "symbol": "diamond" if is_ours else "circle", "size": 10 if is_ours else 8},
+                error_x={**draw_estimates(estimates, limit=limit), "color": color},
+                text=[format_ratio(e) if far else "" for e, far in zip(estimates, is_far, strict=True)],
+                textposition="middle left",
+                customdata=[
+                    [list_picks(row.picks), format_percent(row.excess), format_ratio(row.ppl_ratio)] for _, row in rows
+                ],
+                hovertemplate="PPL ratio: %{customdata[2]}<br>dropped: %{customdata[0]}<br>above the search: %{customdata[1]}<extra></extra>",
+                mode="markers+text",
+                showlegend=False,  # the axis names all
+                marker={
+                    "color": color,
+                    "symbol": ["triangle-right" if far else symbol for far in is_far],
+                    "size": 10 if is_ours else 8,
+                },
             )
             figure.add_trace(points, row=index, col=1)
         labels = [
@@ -180,7 +191,7 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
         "Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Mean over "
         "random seeds; bars: 95 % interval, documents and random seeds resampled. All share documents and seeds, so that "
         "two may differ although their bars overlap: the paired differences are in the table. Beside each name: what choosing "
-        "cost, as a share of what each might spend."
+        "cost, as a share of what each might spend. Triangles: farther off than the panel reaches, with the value."
     )
     figure = finish_figure(figure, title="What each reached", caption=caption, x_title="", y_title="")
     figure.update_annotations(font={"size": 13})
@@ -194,13 +205,17 @@ def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Ma
     rows = [row for row in summary.rows if row.excess.value is not None]
     least = min([row.cost for row in rows if row.cost > 0], default=comparison.budget) / comparison.budget
     free = least / 3  # a logarithmic axis has no zero
+    limit = find_limit([row.excess.value or 0.0 for row in rows])
     for depth in list_depths(summary):
         here = [row for row in rows if row.num_dropped == depth]
         figure.add_trace(
             go.Scatter(
                 x=[max(row.cost / comparison.budget, free) for row in here],
-                y=[100 * (row.excess.value or 0.0) for row in here],
-                error_y={**draw_estimates([row.excess for row in here], scale=100), "color": choose_color(depth)},
+                y=[100 * min(row.excess.value or 0.0, limit) for row in here],
+                error_y={
+                    **draw_estimates([row.excess for row in here], limit=limit, scale=100),
+                    "color": choose_color(depth),
+                },
                 customdata=[
                     [html.escape(titles[row.strategy], quote=False), format_percent(row.excess), list_picks(row.picks)]
                     for row in here
@@ -209,7 +224,13 @@ def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Ma
                 mode="markers",
                 name=name_drop(depth),
                 showlegend=True,
-                marker={"color": choose_color(depth), "symbol": choose_symbol(depth), "size": 10},
+                marker={
+                    "color": choose_color(depth),
+                    "symbol": [
+                        "triangle-up" if (row.excess.value or 0.0) > limit else choose_symbol(depth) for row in here
+                    ],
+                    "size": 10,
+                },
             )
         )
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
@@ -221,7 +242,7 @@ def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Ma
     caption = (
         f"Across: layer-tokens spent on choosing, as a share of the {comparison.budget:,.0f} that each might spend (dotted), "
         f"logarithmic. Up: perplexity above that of {titles[summary.reference]} at the same depth, in per cent, with its "
-        "95 % interval; the line is level with it, and below it is better. A strategy is named where the pointer rests."
+        "95 % interval; the line is level with it, and below it is better. Triangles at the upper edge are farther off. A strategy is named where the pointer rests."
     )
     return finish_figure(
         figure,
@@ -232,11 +253,22 @@ def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Ma
     )
 
 
-def draw_estimates(estimates: Sequence[Estimate], *, scale: float = 1.0) -> dict[str, object]:
-    """Return error bars from ``low`` to ``high``."""
-    # A percentile interval need not hold its point, and Plotly would draw a negative bar backwards.
-    above = [max(0.0, scale * ((e.high or 0.0) - (e.value or 0.0))) if e.high is not None else 0.0 for e in estimates]
-    below = [max(0.0, scale * ((e.value or 0.0) - (e.low or 0.0))) if e.low is not None else 0.0 for e in estimates]
+def find_limit(values: Sequence[float]) -> float:
+    """Return how far an axis reaches: one or two hopeless strategies would press all others into a corner."""
+    least, middle = min(values), statistics.median(values)
+    return max((value for value in values if value - least <= FAR * (middle - least)), default=max(values))
+
+
+def draw_estimates(estimates: Sequence[Estimate], *, limit: float, scale: float = 1.0) -> dict[str, object]:
+    """Return error bars from ``low`` to ``high``; none where the value lies beyond the limit."""
+
+    def measure(high: float | None, low: float | None, value: float | None) -> float:
+        if high is None or low is None or value is None or value > limit:
+            return 0.0
+        return max(0.0, scale * (high - low))  # a percentile interval need not hold its point
+
+    above = [measure(estimate.high, estimate.value, estimate.value) for estimate in estimates]
+    below = [measure(estimate.value, estimate.low, estimate.value) for estimate in estimates]
     return {**draw_errors(above), "symmetric": False, "arrayminus": below}
 
 
@@ -314,4 +346,4 @@ def format_percent(estimate: Estimate) -> str:
 def format_cost(cost: float, budget: float) -> str:
     """Return a cost as a share of the budget."""
     share = cost / budget
-    return "nothing" if cost == 0 else f"{format_number(share, places=2 if share >= 0.0995 else 4)}\u00a0×"
+    return "nothing" if cost == 0 else f"{format_number(share, places=2 if share >= 0.0995 else 3)}\u00a0×"
