@@ -6,6 +6,7 @@ layer applied to one token. Everything finished is kept; run again to go on.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from seed.optimize.comparison import REFERENCE, summarize_comparison
 from seed.optimize.strategies import STRATEGIES
 from seed.stages import planning
 
+RNG_SEEDS = (0, 1, 2)
 TITLES = {name: strategy.title for name, strategy in STRATEGIES.items()}
 
 
@@ -26,7 +28,7 @@ def compare_strategies(
     terminal: Terminal,
     strategies: tuple[str, ...] | None = None,
     cost: float | None = None,
-    rng_seeds: tuple[int, ...] = (0, 1, 2),
+    rng_seeds: tuple[int, ...] = RNG_SEEDS,
     distill_tokens: int | None = None,
     learning_rate: float | None = None,
     device: str | None = None,
@@ -94,10 +96,36 @@ def compare_strategies(
                 comparison = rivals.distill_all(bench, sweep, comparison, settings, on_step=lambda key: advance(1, key))
     summary = summarize_comparison(comparison)
     sources = {name: strategy.source for name, strategy in STRATEGIES.items()}
-    command = f"python -m seed.compare {path}"
+    command = spell_command(
+        path,
+        strategies=strategies,
+        cost=cost,
+        rng_seeds=rng_seeds,
+        distill_tokens=distill_tokens,
+        learning_rate=learning_rate,
+    )
     write_comparison_page(comparison, summary, study.comparison_page, command=command, titles=TITLES, sources=sources)
     show_comparison(terminal, comparison, summary, page=study.comparison_page, titles=TITLES)
     return comparison, summary
+
+
+def spell_command(path: Path, **options: tuple[str | int, ...] | float | None) -> str:
+    """The command that asks for the same comparison, options left at their defaults left out.
+
+    Example:
+        >>> spell_command(Path("studies/demo"), cost=2e6, rng_seeds=(0, 1), strategies=None)
+        'python -m seed.compare studies/demo --cost 2000000 --rng-seeds 0 1'
+    """
+    words = ["python", "-m", "seed.compare", str(path)]
+    for name, value in options.items():
+        if value is None or (name == "rng_seeds" and value == RNG_SEEDS):
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        words += [
+            "--" + name.replace("_", "-"),
+            *(f"{one:.12g}" if isinstance(one, float) else str(one) for one in values),
+        ]
+    return shlex.join(words)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -45,7 +45,14 @@ def place(make_checkpoint, text_file, tmp_path_factory) -> Path:
 
 def test_the_readme_shows_the_commands_that_are_tested_here():
     shown = [words[0] for words in seed_commands()]
-    assert set(shown) == {"seed.search", "seed.distill", "seed.evaluate", "seed.report", "seed.fidelity", "seed.compare"}
+    assert set(shown) == {
+        "seed.search",
+        "seed.distill",
+        "seed.evaluate",
+        "seed.report",
+        "seed.fidelity",
+        "seed.compare",
+    }
     assert "make demo" in README
     assert "make test" in README
 

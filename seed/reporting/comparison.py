@@ -70,13 +70,13 @@ def render_comparison_page(
     """Return the page as HTML. The same records give the same bytes."""
     sections = [render_section("answer", "The answer", render_answers(comparison, summary=summary, titles=titles))]
     if summary.rows:
-        reached = render_figure(
-            draw_reached(comparison, summary=summary, titles=titles), key="reached", with_library=True
-        )
-        costs = render_figure(draw_costs(comparison, summary=summary, titles=titles), key="costs", with_library=False)
+        reached = draw_reached(comparison, summary=summary, titles=titles)
+        drawing = render_figure(reached, key="reached", with_library=True)
+        costs = draw_costs(comparison, summary=summary, titles=titles)
+        paid = render_figure(costs, key="costs", with_library=False) if costs.data else ""
         sections += [
-            render_section("reached", "What each reached after distillation", reached),
-            render_section("costs", "What it paid to choose", costs),
+            render_section("reached", "What each reached after distillation", drawing),
+            render_section("costs", "What it paid to choose", paid),
             render_section("numbers", "The numbers", render_numbers(comparison, summary=summary, titles=titles)),
         ]
     sections += [
@@ -200,13 +200,16 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
 
 
 def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Mapping[str, str]) -> go.Figure:
-    """Draw each strategy's perplexity above the reference's over what choosing cost it, depths by colour."""
+    """Draw each strategy's perplexity above the reference's over what choosing cost it, depths by colour.
+
+    Empty where the reference chose nothing.
+    """
     figure = go.Figure()
     rows = [row for row in summary.rows if row.excess.value is not None]
     least = min([row.cost for row in rows if row.cost > 0], default=comparison.budget) / comparison.budget
     free = least / 3  # a logarithmic axis has no zero
-    limit = find_limit([row.excess.value or 0.0 for row in rows])
-    for depth in list_depths(summary):
+    limit = find_limit([row.excess.value or 0.0 for row in rows] or [0.0])
+    for depth in sorted({row.num_dropped for row in rows}):
         here = [row for row in rows if row.num_dropped == depth]
         figure.add_trace(
             go.Scatter(

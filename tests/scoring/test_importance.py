@@ -1,0 +1,146 @@
+"""Measures of layers are what the papers' formulas give, worked out again with plain loops."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from seed.models.anatomy import Anatomy
+from seed.scoring.importance import (
+    measure_angular_distances,
+    measure_block_influence,
+    measure_magnitude,
+    measure_taylor,
+)
+from seed.scoring.quality import logits_of, measure_losses
+from tests.models.families import make_model
+from tests.scoring.streams import draw_stream
+
+STREAM = draw_stream(5, 12, rng_seed=3)  # not a multiple of most micro-batches
+UNEVEN = (1, 2, 5, 8)
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    """Of two vectors, number by number."""
+    pairs = list(zip(one.tolist(), other.tolist(), strict=True))
+    lengths = math.sqrt(sum(a * a for a, _ in pairs)) * math.sqrt(sum(b * b for _, b in pairs))
+    return sum(a * b for a, b in pairs) / lengths
+
+
+def trace(anatomy: Anatomy) -> list[Tensor]:
+    return anatomy.trace(STREAM.tokens_NT)  # all windows at once
+
+
+@pytest.mark.parametrize("micro_batch", UNEVEN)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_block_influence_is_the_mean_turn_of_all_tokens(family: str, micro_batch: int) -> None:
+    anatomy = Anatomy(make_model(family))
+    states = trace(anatomy)
+    found = measure_block_influence(anatomy, STREAM, micro_batch=micro_batch)
+    assert len(found) == 4
+    for layer, influence in enumerate(found):
+        before, after = (states[i].flatten(0, 1) for i in (layer, layer + 1))
+        cosines = [cosine(one, other) for one, other in zip(before, after, strict=True)]
+        assert len(cosines) == 60
+        assert influence == pytest.approx(1 - sum(cosines) / 60, abs=1e-5)
+    assert max(found) - min(found) > 1e-3  # they do differ
+
+
+@pytest.mark.parametrize("micro_batch", UNEVEN)
+@pytest.mark.parametrize("num_layers", [1, 2, 4])
+def test_the_angle_over_a_block_is_that_of_last_tokens(num_layers: int, micro_batch: int) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    states = trace(anatomy)
+    found = measure_angular_distances(anatomy, STREAM, num_layers=num_layers, micro_batch=micro_batch)
+    assert len(found) == 4 - num_layers + 1
+    for first, angle in enumerate(found):
+        angles = [
+            math.acos(cosine(states[first][row, -1], states[first + num_layers][row, -1])) / math.pi for row in range(5)
+        ]
+        assert angle == pytest.approx(sum(angles) / 5, abs=1e-5)
+
+
+def test_a_layer_that_does_nothing_has_no_influence_and_no_angle() -> None:
+    model = make_model("llama")
+    anatomy = Anatomy(model)
+    for name, weight in anatomy.layers[2].named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.zero_()
+    influence = measure_block_influence(anatomy, STREAM, micro_batch=2)
+    angles = measure_angular_distances(anatomy, STREAM, num_layers=1, micro_batch=2)
+    assert influence[2] == pytest.approx(0, abs=1e-9)
+    assert angles[2] == pytest.approx(0, abs=1e-6)  # rounding never takes the arc cosine past 1
+    assert min(value for layer, value in enumerate(influence) if layer != 2) > 1e-3
+    assert min(value for layer, value in enumerate(angles) if layer != 2) > 1e-3
+
+
+def taylor_by_hand(anatomy: Anatomy) -> list[float]:
+    """From one gradient of the whole stream's mean loss."""
+    named = [
+        (layer, weight)
+        for layer, module in enumerate(anatomy.layers)
+        for weight in module.parameters()
+        if weight.ndim > 1
+    ]
+    for _, weight in named:
+        weight.requires_grad_(True)
+    logits = anatomy.model(input_ids=STREAM.tokens_NT, use_cache=False).logits[:, :-1]
+    chosen = logits.log_softmax(-1).gather(-1, STREAM.tokens_NT[:, 1:, None])
+    gradients = torch.autograd.grad(-chosen.sum() / STREAM.num_tokens, [weight for _, weight in named])
+    totals = [0.0] * anatomy.num_layers
+    for (layer, weight), gradient in zip(named, gradients, strict=True):
+        totals[layer] += float((weight.detach() * gradient).abs().sum())
+        weight.requires_grad_(False)
+    return totals
+
+
+@pytest.mark.parametrize("micro_batch", UNEVEN)
+def test_taylor_is_taken_of_the_whole_streams_gradient(micro_batch: int) -> None:
+    anatomy = Anatomy(make_model("llama"))
+    expected = taylor_by_hand(anatomy)
+    found = measure_taylor(anatomy, STREAM, micro_batch=micro_batch)
+    assert found == pytest.approx(expected, rel=1e-4)  # not a sum of absolute values of batches
+    assert min(found) > 0
+
+
+def test_taylor_leaves_the_model_as_it_was() -> None:
+    model = make_model("llama")
+    anatomy = Anatomy(model)
+    names = [name for name, _ in model.named_parameters()]
+    trained = {names[0], names[-1], names[3]}
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name in trained)
+    before = measure_losses(logits_of(model), STREAM, micro_batch=5, device=anatomy.device).sums.tolist()
+    measure_taylor(anatomy, STREAM, micro_batch=2)
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == trained
+    assert all(weight.grad is None for weight in model.parameters())
+    assert measure_losses(logits_of(model), STREAM, micro_batch=5, device=anatomy.device).sums.tolist() == before
+
+
+def test_taylor_restores_the_model_after_a_failure() -> None:
+    anatomy = Anatomy(make_model("llama"))
+
+    def fail(*_: object) -> None:
+        raise ArithmeticError
+
+    handle = anatomy.layers[3].register_forward_hook(fail)
+    with pytest.raises(ArithmeticError):
+        measure_taylor(anatomy, STREAM, micro_batch=2)
+    handle.remove()
+    assert not any(weight.requires_grad for weight in anatomy.model.parameters())
+    assert all(weight.grad is None for weight in anatomy.model.parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_magnitude_adds_up_matrices_and_neither_norms_nor_biases(family: str) -> None:
+    anatomy = Anatomy(make_model(family))
+    found = measure_magnitude(anatomy)
+    for layer, magnitude in enumerate(found):
+        weights = [weight for name, weight in anatomy.layers[layer].named_parameters() if is_matrix(name)]
+        assert len(weights) == {"llama": 7, "gpt2": 4}[family]
+        assert magnitude == pytest.approx(sum(sum(map(abs, weight.flatten().tolist())) for weight in weights))
+
+
+def is_matrix(name: str) -> bool:
+    return name.endswith(".weight") and "norm" not in name and "ln_" not in name

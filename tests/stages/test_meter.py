@@ -1,0 +1,211 @@
+"""Accounts in layer-tokens: what a strategy pays depends on what it asked, and on nothing that others did."""
+
+from pathlib import Path
+
+import pytest
+
+from seed.optimize.space import enumerate_candidates
+from seed.optimize.strategies import BudgetSpent
+from seed.records import Candidate
+from seed.scoring.importance import (
+    measure_angular_distances,
+    measure_block_influence,
+    measure_magnitude,
+    measure_taylor,
+)
+from seed.scoring.pricing import Prices
+from seed.scoring.subsets import count_work, measure_unrecovered
+from seed.stages.meter import Account, Measured
+from tests.scoring.opened import drop
+from tests.stages.opened import SPACE, open_bench, open_sweep
+
+EVERYTHING = sorted(enumerate_candidates(SPACE), key=lambda candidate: candidate.kept_layers)
+SINGLES = [drop(layer) for layer in range(4)]
+RUNGS = ("none", "closed_form")
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Measured:
+    return open_measured(tmp_path / "one")
+
+
+def open_measured(directory: Path) -> Measured:
+    return Measured(open_sweep(open_bench(directory)))
+
+
+def price_alone(prices: Prices, *candidates: Candidate, rung: str) -> float:
+    """Without the dense model's states, which closed form needs once."""
+    return prices.price(count_work(candidates, closed_form=rung == "closed_form"))
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_losses_are_the_sweeps(rung: str, measured: Measured) -> None:
+    sweep = measured.sweep
+    found = Account(measured).score(SINGLES, rung=rung)
+    assert [sweep.known(candidate)[rung].loss for candidate in SINGLES] == found
+    raw = measure_unrecovered(sweep.instruments.anatomy, SINGLES, sweep.instruments.validation, micro_batch=4)
+    assert ([losses.loss for losses in raw] == found) is (rung == "none")
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_what_was_scored_before_costs_nothing(rung: str, measured: Measured) -> None:
+    account = Account(measured)
+    first = account.score(SINGLES, rung=rung)
+    spent = account.spent
+    assert spent > 0
+    assert account.score(SINGLES[::-1], rung=rung) == first[::-1]
+    assert account.score([SINGLES[2], SINGLES[2]], rung=rung) == [first[2], first[2]]
+    assert account.score([], rung=rung) == []
+    assert (account.spent, account.num_scores) == (spent, 4)
+    account.score([*SINGLES, drop(0, 1)], rung=rung)
+    assert account.spent > spent
+    assert account.num_scores == 5
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_what_others_measured_is_paid_for_all_the_same(rung: str, measured: Measured, tmp_path: Path) -> None:
+    alone = Account(open_measured(tmp_path / "other"))
+    expected = alone.score(SINGLES, rung=rung)
+    assert Account(measured).score(EVERYTHING, rung=rung)  # now the study knows them all
+    rows = measured.sweep.path.read_bytes()
+    account = Account(measured)
+    assert account.score(SINGLES, rung=rung) == expected
+    assert account.spent == alone.spent > 0
+    assert account.num_scores == alone.num_scores == 4
+    reopened = Account(Measured(open_sweep(open_bench(tmp_path / "one"))))
+    assert reopened.score(SINGLES, rung=rung) == expected
+    assert reopened.spent == alone.spent
+    assert measured.sweep.path.read_bytes() == rows  # and nothing was measured again
+
+
+def test_a_batch_shares_its_beginnings(measured: Measured) -> None:
+    prices = measured.prices
+    together, one_by_one = Account(measured), Account(measured)
+    together.score(SINGLES, rung="none")
+    for candidate in SINGLES:
+        one_by_one.score([candidate], rung="none")
+    # 0, 0 1, 0 1 2, 0 1 3, 0 2, 0 2 3, 1, 1 2, 1 2 3 against three layers each
+    assert together.spent == pytest.approx(384 * (9 + 4 * prices.head))
+    assert one_by_one.spent == pytest.approx(384 * (12 + 4 * prices.head))
+
+
+def test_the_order_of_a_batch_costs_nothing(measured: Measured) -> None:
+    for rung in RUNGS:
+        one, other = Account(measured), Account(measured)
+        one.score(EVERYTHING, rung=rung)
+        other.score(EVERYTHING[::-1], rung=rung)
+        assert one.spent == other.spent
+
+
+def test_closed_form_shares_with_the_candidate_before(measured: Measured) -> None:
+    prices = measured.prices
+    together, one_by_one = Account(measured), Account(measured)
+    together.score(EVERYTHING, rung="closed_form")
+    for candidate in EVERYTHING:
+        one_by_one.score([candidate], rung="closed_form")
+    assert one_by_one.spent == pytest.approx(together.spent)  # in this order neighbours share all there is
+    apart = sum(price_alone(prices, candidate, rung="closed_form") for candidate in EVERYTHING)
+    assert together.spent < prices.trace + 0.9 * apart
+
+
+def test_closed_form_pays_for_the_dense_states_once(measured: Measured) -> None:
+    prices, account = measured.prices, Account(measured)
+    first, second = drop(3), drop(2)  # 0 1 2, then 0 1 3: beside 0, nothing is as it was
+    account.score([first], rung="closed_form")
+    assert account.spent == pytest.approx(prices.trace + price_alone(prices, first, rung="closed_form"))
+    before = account.spent
+    account.score([second], rung="closed_form")
+    pair = price_alone(prices, first, second, rung="closed_form")
+    assert account.spent - before == pytest.approx(pair - price_alone(prices, first, rung="closed_form"))
+    assert account.spent - before < price_alone(prices, second, rung="closed_form")
+
+
+def test_raw_scores_between_do_not_move_where_closed_form_stands(measured: Measured) -> None:
+    direct, detour = Account(measured), Account(measured)
+    direct.score([drop(3)], rung="closed_form")
+    detour.score([drop(3)], rung="closed_form")
+    before = detour.spent
+    detour.score([drop(0, 1)], rung="none")
+    raw = detour.spent - before
+    for account in (direct, detour):
+        account.score([drop(2)], rung="closed_form")
+    assert detour.spent - raw == pytest.approx(direct.spent)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_what_is_too_dear_is_not_measured(rung: str, measured: Measured) -> None:
+    free = Account(measured)
+    free.score(SINGLES[:1], rung=rung)
+    account = Account(measured, budget=free.spent)
+    found = account.score(SINGLES[:1], rung=rung)  # all of the budget may be spent
+    rows = measured.sweep.path.read_bytes()
+    for _ in range(2):  # what was refused is not taken for paid
+        with pytest.raises(BudgetSpent):
+            account.score(SINGLES, rung=rung)
+    assert (account.spent, account.num_scores) == (free.spent, 1)
+    assert measured.sweep.path.read_bytes() == rows
+    assert not measured.sweep.is_known(SINGLES[1], rung)
+    assert account.score(SINGLES[:1], rung=rung) == found  # what was paid for stays known
+
+
+def test_a_budget_just_too_small_buys_nothing(measured: Measured) -> None:
+    account = Account(measured, budget=0.999 * measured.prices.trace)
+    for ask in (
+        lambda: account.weigh_layers("block_influence"),
+        lambda: account.weigh_layers("taylor"),
+        lambda: account.measure_distances(1),
+    ):
+        with pytest.raises(BudgetSpent):
+            ask()
+    assert account.spent == 0
+    account.weigh_layers("magnitude")  # reads no text
+    assert account.spent == 0
+
+
+def test_measures_of_layers_are_paid_for_once(measured: Measured) -> None:
+    instruments, prices = measured.sweep.instruments, measured.prices
+    anatomy, text = instruments.anatomy, instruments.calibration
+    wanted = {
+        "magnitude": (0.0, measure_magnitude(anatomy)),
+        "block_influence": (768 * 4, measure_block_influence(anatomy, text, micro_batch=4)),
+        "taylor": (3 * 768 * (4 + prices.head), measure_taylor(anatomy, text, micro_batch=4)),
+    }
+    account = Account(measured)
+    total = 0.0
+    for name, (cost, values) in wanted.items():
+        total += cost
+        for _ in range(2):
+            assert account.weigh_layers(name) == values
+            assert account.spent == pytest.approx(total)
+    other = Account(measured)
+    other.weigh_layers("taylor")  # another strategy pays too
+    assert other.spent == pytest.approx(wanted["taylor"][0])
+    assert account.num_scores == other.num_scores == 0
+
+
+def test_one_pass_serves_blocks_of_every_length(measured: Measured) -> None:
+    instruments, account = measured.sweep.instruments, Account(measured)
+    for count in (1, 2, 3):
+        found = account.measure_distances(count)
+        assert found == measure_angular_distances(
+            instruments.anatomy, instruments.calibration, num_layers=count, micro_batch=4
+        )
+        assert len(found) == 5 - count
+        assert account.spent == 768 * 4
+
+
+def test_a_share_is_measured_on_part_of_the_text(measured: Measured) -> None:
+    instruments, account = measured.sweep.instruments, Account(measured)
+    part = instruments.validation.take_evenly(96)  # three of twelve windows
+    assert part.num_tokens == 96
+    expected = [losses.loss for losses in measure_unrecovered(instruments.anatomy, SINGLES, part, micro_batch=4)]
+    assert account.score(SINGLES, rung="none", share=0.25) == expected
+    assert account.spent == pytest.approx(96 * (9 + 4 * measured.prices.head))
+    assert account.num_scores == 0  # all of the text was not read
+    assert not any(measured.sweep.is_known(candidate, "none") for candidate in SINGLES)
+    spent = account.spent
+    assert account.score(SINGLES, rung="none", share=0.25) == expected
+    assert account.spent == spent
+    assert account.score(SINGLES, rung="none") != expected  # the whole text is another score, and paid for
+    assert account.spent == pytest.approx(5 * spent)
+    assert account.num_scores == 4

@@ -1,0 +1,145 @@
+"""Comparing strategies on a finished study, as users do."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from seed import folder
+from seed.compare import compare_strategies, main
+from seed.console import Terminal
+from seed.errors import SeedError, StudyError
+from seed.evidence import Comparison
+from tests.conftest import MakeCheckpoint
+from tests.test_commands import error_of, run_seed
+
+CHOSEN = ("subset", "perplexity", "last_layers", "random")
+
+
+@pytest.fixture(scope="module")
+def finished(make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search that nothing may change."""
+    from seed.search import find_frontier
+
+    root = tmp_path_factory.mktemp("studies")
+    find_frontier(
+        str(make_checkpoint()),
+        study="tiny",
+        recovery_text=str(text_file),
+        studies_dir=root,
+        window_tokens=64,
+        calibration_tokens=1024,
+        validation_tokens=2048,
+        test_tokens=2048,
+        prompt_tokens=8,
+        new_tokens=4,
+        latency_repeats=3,
+        max_dropped=2,
+        distill=False,
+        device="cpu",
+    )
+    return root / "tiny"
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "tiny"))
+
+
+def compare(study: Path, *strategies: str) -> Comparison:
+    comparison, _ = compare_strategies(
+        study,
+        terminal=Terminal(),
+        strategies=strategies,
+        rng_seeds=(0, 1),
+        distill_tokens=2048,
+        learning_rate=1e-3,
+        device="cpu",
+    )
+    return comparison
+
+
+def test_a_comparison_is_made_once_and_added_to(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = compare(study, *CHOSEN)
+    out = capsys.readouterr().out
+    content = (study / "compare.json").read_bytes()
+    assert (study / "compare.html").stat().st_size > 1000
+    assert [run.strategy for run in first.runs] == ["subset", "subset", "perplexity", "last_layers", "random", "random"]
+    assert "plan: 4 strategies" in out
+    for title in ("Seed's search (seed 0)", "Seed's search (seed 1)", "one-shot PPL", "random (seed 1)"):
+        assert f"  {title}: " in out
+    assert "  last layers: 3; 2, 3; 0.00 of the cost" in out
+    assert "2 dropped; distilled, on test text" in out
+    picks = {pick for run in first.runs for pick in run.picks}
+    assert {(final.candidate, final.rng_seed) for final in first.finals} == {
+        (p, seed) for p in picks for seed in (0, 1)
+    }
+
+    assert compare(study, *CHOSEN) == first
+    assert (study / "compare.json").read_bytes() == content
+    again = capsys.readouterr().out
+    assert "(seed 0): " not in again  # nobody chose anew
+    assert again.split("1 dropped;")[1] == out.split("1 dropped;")[1]
+
+    more = compare(study, "magnitude")
+    assert more.runs[: len(first.runs)] == first.runs
+    assert [run.strategy for run in more.runs[len(first.runs) :]] == ["magnitude"]
+    assert more.finals[: len(first.finals)] == first.finals  # seconds too
+    assert json.loads((study / "compare.json").read_text())["study"] == "tiny"
+
+
+def test_the_command_line_is_passed_on_and_other_settings_are_refused(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["compare", str(study), "--strategies", "last_layers", "magnitude", "--rng-seeds", "4", "--device=cpu"]
+    words += ["--distill-tokens=2048", "--learning-rate=0.002"]
+    monkeypatch.setattr(sys, "argv", [*words, "--cost=500000"])
+    main()
+    found = folder.read_record(study / "compare.json", Comparison)
+    assert [run.strategy for run in found.runs] == ["subset", "last_layers", "magnitude"]
+    assert {final.rng_seed for final in found.finals} == {4}
+    assert (found.budget, found.settings["learning_rate"], found.settings["distill_tokens"]) == (500000, 0.002, 2048)
+    assert 0 < found.runs[0].cost <= 500000
+    content = (study / "compare.json").read_bytes()
+    monkeypatch.setattr(sys, "argv", [*words, "--cost=600000"])
+    with pytest.raises(StudyError, match=r"cost: 500000\.0 there, 600000\.0 now"):
+        main()
+    assert (study / "compare.json").read_bytes() == content
+
+
+def test_a_cost_that_pays_for_no_score_leaves_the_search_without_a_choice(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", str(study), "--strategies", "last_layers", "--rng-seeds", "4", "--distill-tokens=2048"]
+    monkeypatch.setattr(sys, "argv", [*words, "--cost=1"])
+    main()
+    assert folder.read_record(study / "compare.json", Comparison).runs[0].picks == ()
+    assert "1 layer dropped: Seed's search chose nothing of this depth" in capsys.readouterr().out
+    page = (study / "compare.html").read_text()
+    assert "--strategies last_layers --cost 1 --rng-seeds 4 --distill-tokens 2048" in page
+
+
+def test_an_unknown_strategy_is_named_before_anything_is_opened(tmp_path: Path) -> None:
+    error = error_of(run_seed("seed.compare", "nowhere", "--strategies", "greedy", "wishful", cwd=tmp_path, code=2))
+    assert "--strategies wishful: unknown" in error
+    assert "greedy_recovered" in error  # what there is
+    with pytest.raises(SeedError, match="wishful"):
+        compare(tmp_path / "nowhere", "wishful")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_study_is_named(tmp_path: Path) -> None:
+    error = error_of(run_seed("seed.compare", "nowhere", cwd=tmp_path, code=2))
+    assert "nowhere" in error
+    assert "not a study" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
+    done = run_seed("seed.compare", "nowhere", "--rng-seeds=-1", cwd=tmp_path, code=2)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "--rng-seeds: -1 must be 0 or more" in done.stderr
+    assert not list(tmp_path.iterdir())
