@@ -6,7 +6,6 @@ layer applied to one token. Everything finished is kept; run again to go on.
 """
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from seed.errors import SeedError
 from seed.evidence import Comparison, ComparisonSummary, StrategyRun
 from seed.optimize.comparison import REFERENCE, summarize_comparison
 from seed.optimize.strategies import STRATEGIES
-from seed.stages import planning
+from seed.stages import options, planning
 
-RNG_SEEDS = (0, 1, 2)
 TITLES = {name: strategy.title for name, strategy in STRATEGIES.items()}
 
 
@@ -28,7 +26,7 @@ def compare_strategies(
     terminal: Terminal,
     strategies: tuple[str, ...] | None = None,
     cost: float | None = None,
-    rng_seeds: tuple[int, ...] = RNG_SEEDS,
+    rng_seeds: tuple[int, ...] = (0, 1, 2),
     distill_tokens: int | None = None,
     learning_rate: float | None = None,
     device: str | None = None,
@@ -96,36 +94,17 @@ def compare_strategies(
                 comparison = rivals.distill_all(bench, sweep, comparison, settings, on_step=lambda key: advance(1, key))
     summary = summarize_comparison(comparison)
     sources = {name: strategy.source for name, strategy in STRATEGIES.items()}
-    command = spell_command(
-        path,
-        strategies=strategies,
-        cost=cost,
-        rng_seeds=rng_seeds,
-        distill_tokens=distill_tokens,
-        learning_rate=learning_rate,
-    )
+    asked = {
+        "strategies": strategies,
+        "cost": cost,
+        "rng_seeds": rng_seeds,
+        "distill_tokens": distill_tokens,
+        "learning_rate": learning_rate,
+    }
+    command = options.spell_command("seed.compare", asked, str(path))
     write_comparison_page(comparison, summary, study.comparison_page, command=command, titles=TITLES, sources=sources)
     show_comparison(terminal, comparison, summary, page=study.comparison_page, titles=TITLES)
     return comparison, summary
-
-
-def spell_command(path: Path, **options: tuple[str | int, ...] | float | None) -> str:
-    """The command that asks for the same comparison, options left at their defaults left out.
-
-    Example:
-        >>> spell_command(Path("studies/demo"), cost=2e6, rng_seeds=(0, 1), strategies=None)
-        'python -m seed.compare studies/demo --cost 2000000 --rng-seeds 0 1'
-    """
-    words = ["python", "-m", "seed.compare", str(path)]
-    for name, value in options.items():
-        if value is None or (name == "rng_seeds" and value == RNG_SEEDS):
-            continue
-        values = value if isinstance(value, tuple) else (value,)
-        words += [
-            "--" + name.replace("_", "-"),
-            *(f"{one:.12g}" if isinstance(one, float) else str(one) for one in values),
-        ]
-    return shlex.join(words)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -144,22 +123,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--cost",
-        type=planning.positive_float,
+        type=options.positive_float,
         metavar="N",
         help="layer-tokens that each may spend (default: what greedy removal with recovery costs)",
     )
     parser.add_argument(
         "--rng-seeds",
-        type=planning.whole_number,
+        type=options.whole_number,
         nargs="+",
         metavar="N",
         help="of strategies and distillations (default: 0 1 2)",
     )
     parser.add_argument(
-        "--distill-tokens", type=planning.positive_int, metavar="N", help="of each distillation (default: the study's)"
+        "--distill-tokens", type=options.positive_int, metavar="N", help="of each distillation (default: the study's)"
     )
     parser.add_argument(
-        "--learning-rate", type=planning.positive_float, metavar="R", help="of distillations (default: the study's)"
+        "--learning-rate", type=options.positive_float, metavar="R", help="of distillations (default: the study's)"
     )
     parser.add_argument("--device", help="default: as chosen for the search")
     return parser

@@ -10,7 +10,7 @@ from seed import folder
 from seed.console import Terminal, run_command
 from seed.errors import StudyError
 from seed.records import DenseResult, DistillResult
-from seed.stages import planning
+from seed.stages import options, planning
 
 
 def distill_trial(
@@ -90,10 +90,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
     parser.add_argument("--trial", type=int, required=True, metavar="N", help="number of the trial, as in the report")
     parser.add_argument(
-        "--distill-tokens", type=planning.positive_int, metavar="N", help="recovery tokens (default: the study's)"
+        "--distill-tokens", type=options.positive_int, metavar="N", help="recovery tokens (default: the study's)"
     )
     parser.add_argument(
-        "--learning-rate", type=planning.positive_float, metavar="R", help="peak rate (default: the study's)"
+        "--learning-rate", type=options.positive_float, metavar="R", help="peak rate (default: the study's)"
     )
     parser.add_argument(
         "--eval-command", metavar="CMD", help="your own judge: gets the model's directory, prints a number"

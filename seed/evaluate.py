@@ -15,7 +15,7 @@ from seed.folder import StudyFolder
 from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import Latency, Quality, SearchPlan, Size
 from seed.reporting.wording import format_bytes
-from seed.stages import planning
+from seed.stages import options, planning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +165,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", help="studies/NAME/models/KEY, any directory, a hub id, or a preset's name")
     parser.add_argument("--test-text", metavar="SOURCE", help="text to judge on (default: the study's, or wikitext2)")
-    parser.add_argument("--window-tokens", type=planning.positive_int, metavar="N", help="length of the windows")
+    parser.add_argument("--window-tokens", type=options.positive_int, metavar="N", help="length of the windows")
     parser.add_argument(
-        "--test-tokens", type=planning.positive_int, metavar="N", help="use at most N tokens (default: all)"
+        "--test-tokens", type=options.positive_int, metavar="N", help="use at most N tokens (default: all)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1")
     return parser

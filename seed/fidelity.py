@@ -19,7 +19,7 @@ from seed.optimize.fidelity import summarize_study
 from seed.records import (
     DenseResult,
 )
-from seed.stages import planning
+from seed.stages import options, planning
 
 
 def measure_fidelity(
@@ -90,7 +90,16 @@ def measure_fidelity(
             with terminal.stage("fidelity", total=total - done) as advance:
                 fidelity = trust.run_study(bench, sweep, fidelity, settings, on_step=lambda key: advance(1, key))
     summary = summarize_study(fidelity)
-    command = f"python -m seed.fidelity {path}"
+    asked = {
+        "depths": depths,
+        "per_depth": per_depth,
+        "near_margin": near_margin,
+        "short_steps": short_steps,
+        "distill_tokens": distill_tokens,
+        "learning_rate": learning_rate,
+        "rng_seeds": rng_seeds,
+    }
+    command = options.spell_command("seed.fidelity", asked, str(path))
     write_fidelity_page(fidelity, summary, study.fidelity_page, command=command)
     show_fidelity(terminal, fidelity, summary, page=study.fidelity_page)
     return fidelity, summary
@@ -109,32 +118,32 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--depths",
-        type=planning.positive_int,
+        type=options.positive_int,
         nargs="+",
         metavar="N",
         help="numbers of dropped layers (default: the two deepest)",
     )
-    parser.add_argument("--per-depth", type=planning.positive_int, metavar="N", help="candidates a depth (default: 20)")
+    parser.add_argument("--per-depth", type=options.positive_int, metavar="N", help="candidates a depth (default: 20)")
     parser.add_argument(
         "--near-margin",
-        type=planning.positive_float,
+        type=options.positive_float,
         metavar="X",
         help="0.03: half of them within 3 %% of the depth's best (default)",
     )
     parser.add_argument(
-        "--short-steps", type=planning.positive_int, nargs="+", metavar="N", help="short distillations (default: 10 30)"
+        "--short-steps", type=options.positive_int, nargs="+", metavar="N", help="short distillations (default: 10 30)"
     )
     parser.add_argument(
         "--distill-tokens",
-        type=planning.positive_int,
+        type=options.positive_int,
         metavar="N",
         help="of each final (default: four times the study's)",
     )
     parser.add_argument(
-        "--learning-rate", type=planning.positive_float, metavar="R", help="of the finals (default: the study's)"
+        "--learning-rate", type=options.positive_float, metavar="R", help="of the finals (default: the study's)"
     )
     parser.add_argument(
-        "--rng-seeds", type=planning.whole_number, nargs="+", metavar="N", help="of the finals (default: 1 2)"
+        "--rng-seeds", type=options.whole_number, nargs="+", metavar="N", help="of the finals (default: 1 2)"
     )
     parser.add_argument("--device", help="default: as chosen for the search")
     return parser

@@ -22,7 +22,8 @@ from seed.optimize.study import open_storage, open_study
 from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, StudyRecord, TrialRecord
 from seed.reporting.wording import format_bytes
 from seed.stages import planning
-from seed.stages.planning import DTYPES, SearchSettings, parse_bytes, parse_seconds
+from seed.stages.options import parse_bytes, parse_seconds
+from seed.stages.planning import DTYPES, SearchSettings
 
 if TYPE_CHECKING:
     from seed.scoring.sweep import Sweep

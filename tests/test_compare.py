@@ -118,7 +118,7 @@ def test_a_cost_that_pays_for_no_score_leaves_the_search_without_a_choice(
     assert folder.read_record(study / "compare.json", Comparison).runs[0].picks == ()
     assert "1 layer dropped: Seed's search chose nothing of this depth" in capsys.readouterr().out
     page = (study / "compare.html").read_text()
-    assert "--strategies last_layers --cost 1 --rng-seeds 4 --distill-tokens 2048" in page
+    assert "--strategies last_layers --cost 1.0 --rng-seeds 4 --distill-tokens 2048" in page
 
 
 def test_an_unknown_strategy_is_named_before_anything_is_opened(tmp_path: Path) -> None:

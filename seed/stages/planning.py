@@ -3,13 +3,11 @@
 Nothing heavy is imported here, so that wrong input is answered at once.
 """
 
-import argparse
 import datetime
 import importlib.util
 import math
 import os
 import re
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -25,6 +23,7 @@ from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
 from seed.optimize.study import check_storage_url
 from seed.records import Protocol, SearchPlan
+from seed.stages.options import spell_command
 
 RUNG_NAMES = {1: "closed_form", 2: "short_distillation"}
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
@@ -262,65 +261,9 @@ def read_protocol(plan: SearchPlan, *, place: Path) -> Protocol:
 
 def typed_command(settings: SearchSettings) -> str:
     """The command that says the same: every setting that is not the default."""
-    words = ["python", "-m", "seed.search"]
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if value == field.default:
-            continue
-        flag = "--" + field.name.replace("_", "-")
-        if value is True:
-            words.append(flag)
-        elif value is False:
-            words.append("--no-" + field.name.replace("_", "-"))
-        else:
-            words += [flag, str(value)]
-    return shlex.join(words)
-
-
-def parse_bytes(text: str) -> float:
-    """``6GB``, ``800MB`` or a plain number of bytes; powers of ten.
-
-    Raises:
-        ValueError: neither.
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)[bB]?\s*", text)
-    if not match:
-        raise ValueError(text)
-    return float(match[1]) * {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]]
-
-
-def parse_seconds(text: str) -> float:
-    """``90``, ``90s``, ``10m`` or ``2h`` in seconds.
-
-    Raises:
-        ValueError: none of these.
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([smh]?)\s*", text)
-    if not match:
-        raise ValueError(text)
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def positive_int(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
-    return value
-
-
-def whole_number(text: str) -> int:
-    """A whole number, 0 or above, for argparse."""
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """A finite number above 0, for argparse."""
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return value
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    defaults = {field.name: field.default for field in fields(settings)}
+    return spell_command("seed.search", {name: value for name, value in values.items() if value != defaults[name]})
 
 
 def quiet_libraries() -> None:

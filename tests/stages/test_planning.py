@@ -1,6 +1,5 @@
 """Planning: wrong settings stop at once and name their flag, a plan repeats itself, and studies never mix."""
 
-import argparse
 import contextlib
 import dataclasses
 import math
@@ -308,100 +307,10 @@ def test_help_names_every_preset_and_needs_no_torch() -> None:
     assert all(name in shown for name in list_presets())
 
 
-# ---- sizes and numbers
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("6GB", 6e9),
-        ("800MB", 8e8),
-        ("1.8GB", 1.8e9),
-        ("2 TB", 2e12),
-        (" 5kB ", 5e3),
-        ("5K", 5e3),
-        ("7g", None),
-        ("123", 123.0),
-        ("123B", 123.0),
-        ("", None),
-        ("GB", None),
-        ("-1GB", None),
-        ("1.2.3GB", None),
-        (".", None),
-        ("6PB", None),
-        ("6GBB", None),
-        ("nan", None),
-        ("1,8GB", None),
-    ],
-)
-def test_sizes_are_read_in_powers_of_ten(text: str, number: float | None) -> None:
-    if number is None:
-        with pytest.raises(ValueError):  # noqa: PT011
-            planning.parse_bytes(text)
-    else:
-        assert planning.parse_bytes(text) == number
-
-
-def test_a_size_in_powers_of_two_is_not_taken_for_one_in_powers_of_ten() -> None:
-    try:
-        number = planning.parse_bytes("6GiB")
-    except ValueError:
-        return
-    assert number == 6 * 2**30
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("90", 90.0),
-        ("90s", 90.0),
-        ("1.5s", 1.5),
-        ("10m", 600.0),
-        ("2h", 7200.0),
-        ("0.5h", 1800.0),
-        (" 10 m ", 600.0),
-        ("0", 0.0),
-        ("0s", 0.0),
-        (".5m", 30.0),
-        ("", None),
-        ("m", None),
-        (".", None),
-        ("-1", None),
-        ("-1s", None),
-        ("1.2.3", None),
-        ("10M", None),
-        ("10min", None),
-        ("1h30m", None),
-        ("1d", None),
-        ("nan", None),
-        ("inf", None),
-        ("1e3", None),
-        ("1,5h", None),
-    ],
-)
-def test_times_are_seconds_minutes_or_hours(text: str, seconds: float | None) -> None:
-    if seconds is None:
-        with pytest.raises(ValueError):  # noqa: PT011
-            planning.parse_seconds(text)
-    else:
-        assert planning.parse_seconds(text) == seconds
-
-
 @pytest.mark.parametrize(("typed", "seconds"), [("10m", 600.0), ("2h", 7200.0), ("0", 0.0), ("45", 45.0)])
 def test_a_time_can_be_typed(typed: str, seconds: float) -> None:
     settings = SearchSettings(**vars(make_parser().parse_args(["--sweep-budget", typed])))
     assert settings.sweep_budget == seconds
-
-
-def test_numbers_for_argparse() -> None:
-    assert planning.positive_int("3") == 3
-    assert planning.positive_float("0.5") == 0.5
-    for text in ("0", "-1"):
-        with pytest.raises(argparse.ArgumentTypeError):
-            planning.positive_int(text)
-    for text in ("0", "-1", "nan", "inf"):
-        with pytest.raises(argparse.ArgumentTypeError):
-            planning.positive_float(text)
 
 
 # ---- names and presets

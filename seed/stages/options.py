@@ -1,0 +1,78 @@
+"""Options of commands: reading what was typed, and spelling a command that says the same."""
+
+import argparse
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+
+def parse_bytes(text: str) -> float:
+    """``6GB``, ``800MB`` or a plain number of bytes; powers of ten.
+
+    Raises:
+        ValueError: neither.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]?)[bB]?\s*", text)
+    if not match:
+        raise ValueError(text)
+    return float(match[1]) * {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]]
+
+
+def parse_seconds(text: str) -> float:
+    """``90``, ``90s``, ``10m`` or ``2h`` in seconds.
+
+    Raises:
+        ValueError: none of these.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([smh]?)\s*", text)
+    if not match:
+        raise ValueError(text)
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def positive_int(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """A whole number, 0 or above, for argparse."""
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def spell_command(module: str, options: Mapping[str, Any], *words: str) -> str:
+    """The command of a module with these words and options; options that are None are left out.
+
+    Example:
+        >>> spell_command("seed.compare", {"cost": 2e6, "rng_seeds": (0, 1), "device": None}, "studies/demo")
+        'python -m seed.compare studies/demo --cost 2000000.0 --rng-seeds 0 1'
+    """
+    found = ["python", "-m", module, *words]
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        match value:
+            case None:
+                pass
+            case True:
+                found.append(f"--{flag}")
+            case False:
+                found.append(f"--no-{flag}")
+            case tuple():
+                found += [f"--{flag}", *map(str, value)]
+            case _:
+                found += [f"--{flag}", str(value)]
+    return shlex.join(found)
