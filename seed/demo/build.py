@@ -89,15 +89,15 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def make_model(rng_seed: int) -> transformers.LlamaForCausalLM:
+def make_model(rng_seed: int, *, num_layers: int = 12, width: int = 128) -> transformers.LlamaForCausalLM:
     """Return an untrained model; residual projections start small, as in GPT-2."""
     torch.manual_seed(rng_seed)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=12,
-        num_attention_heads=4,
+        hidden_size=width,
+        intermediate_size=11 * width // 4,
+        num_hidden_layers=num_layers,
+        num_attention_heads=width // 32,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=0,

@@ -7,7 +7,6 @@ training goes on where it was stopped. About 90 minutes on one core.
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
@@ -44,23 +43,7 @@ def train_model(terminal: Terminal, num_layers: int, path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo.MODEL_DIRECTORY)
     splits, _, _ = build.collect_texts([])
     stream = build.encode(tokenizer.backend_tokenizer, splits["training"])
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=build.VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=176,
-        num_hidden_layers=num_layers,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight.mul_(1 / math.sqrt(2 * num_layers))
+    model = build.make_model(0, num_layers=num_layers, width=WIDTH)
     optimizers = build.make_optimizers(model, learning_rate=LEARNING_RATE, weight_decay=0.1)
     batches = build.sample_batches(stream, np.zeros(0), batch=BATCH, steps=10**9, start=0, rng_seed=0)
     began, losses = time.monotonic(), []
