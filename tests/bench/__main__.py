@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[ModuleType, float, float]] = {
     "overhead": (overhead, 100, 450),
     "growth": (growth, 90, 270),
     "memory": (memory, 60, 120),
-    "regret": (regret, 120, 3600),
+    "regret": (regret, 350, 6000),
 }
 
 

@@ -20,8 +20,9 @@ from optuna.trial import TrialState
 import seed
 from seed.errors import StudyError
 from seed.optimize import study as studies
-from seed.optimize.sampler import candidate_of, flag_distributions, flags_of
+from seed.optimize.sampler import UNSKIPPED_STATES, candidate_of, flag_distributions, flags_of
 from seed.optimize.space import drop_layers, enumerate_candidates
+from seed.optimize.subset import FLAG
 from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord
 
 from ..reporting import factory
@@ -699,3 +700,257 @@ def test_a_database_holds_a_study_as_the_journal_does(tmp_path: Path) -> None:
     assert run(resumed, trials=4) == order[2:]
     assert [key for key, _ in values_of(resumed)] == order
     assert not (tmp_path / "journal.log").exists()
+
+
+# ---- several workers
+
+LEFT, OTHER = ORDER[:2]
+FLAGS = dict.fromkeys(flag_distributions(SPACE), FLAG)
+QUICK = 0.1  # seconds
+SLOW = studies.CHOOSING_SECONDS / 2 + 1
+
+
+class Clock:
+    """Time that passes only while somebody sleeps; ``on_sleep`` is what others do meanwhile."""
+
+    def __init__(self, on_sleep: Callable[[int], object] = lambda turn: None) -> None:
+        self.now, self.turns, self.on_sleep = 0.0, 0, on_sleep
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.turns += 1
+        self.on_sleep(self.turns)
+
+
+def start(study: optuna.Study, candidate: Candidate) -> optuna.Trial:
+    """A trial that is going to hold this candidate, and has written no flag yet."""
+    study.enqueue_trial(flags_of(SPACE, candidate))
+    return study.ask()
+
+
+def write(trial: optuna.Trial, names: Iterable[str] = FLAGS) -> None:
+    for name in names:
+        trial.suggest_categorical(name, FLAGS[name].choices)
+
+
+def hold(study: optuna.Study, candidate: Candidate, state: TrialState = TrialState.RUNNING) -> optuna.Trial:
+    trial = start(study, candidate)
+    write(trial)
+    if state != TrialState.RUNNING:
+        study.tell(trial, values_at(candidate) if state == TrialState.COMPLETE else None, state=state)
+    return trial
+
+
+def claim(study: optuna.Study, trial: optuna.Trial, *, asked_seconds: float = QUICK) -> bool:
+    return studies.Claims(study, SPACE).claim(trial, asked_seconds=asked_seconds)
+
+
+@pytest.mark.parametrize(
+    ("state", "is_ours"),
+    [
+        (TrialState.COMPLETE, False),
+        (TrialState.PRUNED, False),
+        (TrialState.RUNNING, False),
+        (TrialState.FAIL, True),
+    ],
+)
+def test_a_trial_gives_way_to_an_earlier_one_of_its_set(state: TrialState, is_ours: bool) -> None:
+    study = in_memory()
+    hold(study, LEFT, state)
+    assert claim(study, hold(study, LEFT)) == is_ours
+    assert claim(study, hold(study, OTHER))
+
+
+def test_what_was_skipped_can_be_claimed_where_it_is_to_be_tried_after_all() -> None:
+    study = in_memory()
+    hold(study, LEFT, TrialState.PRUNED)
+    hold(study, OTHER, TrialState.COMPLETE)
+    claims = studies.Claims(study, SPACE, states=UNSKIPPED_STATES)
+    assert claims.claim(hold(study, LEFT), asked_seconds=QUICK)
+    assert not claims.claim(hold(study, OTHER), asked_seconds=QUICK)
+
+
+@pytest.mark.parametrize(("asked_seconds", "is_ours"), [(QUICK, True), (SLOW, False)])
+def test_only_who_was_slow_to_choose_gives_way_to_later_trials(asked_seconds: float, is_ours: bool) -> None:
+    study = in_memory()
+    first, second = hold(study, LEFT), hold(study, LEFT)
+    alone = hold(study, OTHER)
+    assert claim(study, first, asked_seconds=asked_seconds) == is_ours
+    assert not claim(study, second)
+    assert claim(study, alone, asked_seconds=asked_seconds)
+
+
+def test_of_many_that_hold_one_set_the_first_claims_it_in_whatever_order_they_look() -> None:
+    for order in itertools.permutations(range(3)):
+        study = in_memory()
+        trials = [hold(study, LEFT) for _ in range(3)]
+        assert [claim(study, trials[place]) for place in order] == [place == 0 for place in order]
+
+
+@pytest.mark.parametrize(("candidate", "is_ours"), [(LEFT, False), (OTHER, True)])
+def test_an_earlier_trial_is_waited_for_until_its_last_flag_is_written(
+    monkeypatch: pytest.MonkeyPatch, candidate: Candidate, is_ours: bool
+) -> None:
+    study = in_memory()
+    names, choosing = list(FLAGS), start(study, candidate)
+    turns = {2: names[:-1], 4: names[-1:]}
+    monkeypatch.setattr(studies, "time", clock := Clock(lambda turn: write(choosing, turns.get(turn, ()))))
+    assert claim(study, hold(study, LEFT)) == is_ours
+    assert clock.turns == 4
+
+
+def test_an_earlier_trial_that_fails_while_it_chooses_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = in_memory()
+    choosing = start(study, LEFT)
+    monkeypatch.setattr(studies, "time", clock := Clock(lambda turn: study.tell(choosing, state=TrialState.FAIL)))
+    assert claim(study, hold(study, LEFT))
+    assert clock.turns == 1
+
+
+def test_a_later_trial_that_is_choosing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = in_memory()
+    ours = hold(study, LEFT)
+    study.ask()
+    monkeypatch.setattr(studies, "time", clock := Clock())
+    assert claim(study, ours)
+    assert clock.turns == 0
+
+
+def test_finished_trials_without_flags_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = in_memory()
+    study.tell(study.ask(), state=TrialState.FAIL)
+    study.tell(study.ask(), [1.0, 1.0])
+    monkeypatch.setattr(studies, "time", clock := Clock())
+    assert claim(study, hold(study, LEFT))
+    assert clock.turns == 0
+
+
+def test_a_worker_that_died_while_it_chose_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = in_memory()
+    study.ask()
+    monkeypatch.setattr(studies, "time", clock := Clock())
+    claims = studies.Claims(study, SPACE)
+    assert claims.claim(hold(study, LEFT), asked_seconds=QUICK)
+    assert clock.now >= studies.CHOOSING_SECONDS
+    turns = clock.turns
+    assert claims.claim(hold(study, OTHER), asked_seconds=QUICK)
+    assert clock.turns == turns
+
+
+def test_a_worker_taken_for_dead_that_comes_back_evaluates_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = in_memory()
+    slow, slower = start(study, LEFT), start(study, OTHER)
+    monkeypatch.setattr(studies, "time", clock := Clock())
+    claims = studies.Claims(study, SPACE)
+    assert claims.claim(hold(study, LEFT), asked_seconds=QUICK)
+    write(slow)
+    assert not claim(study, slow, asked_seconds=clock.now)
+    write(slower)
+    assert claim(study, slower, asked_seconds=clock.now)
+    assert not claims.claim(hold(study, OTHER), asked_seconds=QUICK)  # its set counts, although it was given up
+
+
+def test_a_set_that_was_given_away_and_then_failed_is_evaluated_by_another() -> None:
+    study = in_memory()
+    first, second = hold(study, LEFT), hold(study, LEFT)
+    assert not claim(study, second)
+    for trial in (second, first):
+        study.tell(trial, state=TrialState.FAIL)
+    assert claim(study, hold(study, LEFT))
+
+
+@pytest.mark.parametrize("sampler", ["subset", "tpe", "random"])
+def test_what_a_worker_evaluates_is_left_alone_by_another(tmp_path: Path, sampler: str) -> None:
+    first = open_again(tmp_path)
+    second = optuna.load_study(storage=first._storage, study_name="here")
+    asked: list[str] = []
+
+    def evaluate_among_others(candidate: Candidate) -> Evaluation:
+        asked.extend(run(second, trials=1000, sampler=sampler))  # until nothing is left but this one
+        return evaluate(candidate)
+
+    own = run(first, trials=1000, sampler=sampler, score=evaluate_among_others)
+    assert len(own) == 1
+    assert sorted(own + asked) == sorted(candidate.key for candidate in ORDER)
+    assert count_states(first) == {"COMPLETE": 10}
+
+
+def test_who_gives_way_asks_for_something_else() -> None:
+    study = in_memory()
+    for candidate in (ORDER[0], ORDER[0], ORDER[1]):
+        study.enqueue_trial(flags_of(SPACE, candidate))
+    assert run(study, trials=2) == [ORDER[0].key, ORDER[1].key]
+    assert count_states(study) == {"COMPLETE": 2, "FAIL": 1}
+
+
+WORKER = """
+import os, sys, time
+import msgspec, optuna
+from optuna.storages.journal import JournalFileBackend
+from seed.optimize import study as studies
+from seed.optimize.subset import SubsetSampler
+from seed.records import Evaluation, SearchSpace
+
+journal, log, space, answers = sys.argv[1:]
+answers = msgspec.json.decode(answers, type=dict[str, Evaluation])
+choose = SubsetSampler.sample_relative
+
+def choose_slowly(*args):  # so that all of them have chosen before anyone writes what
+    chosen = choose(*args)
+    time.sleep(0.05)
+    return chosen
+
+def evaluate(candidate):
+    with open(log, "a") as handle:
+        handle.write(candidate.key + "\\n")
+    return answers[candidate.key]
+
+SubsetSampler.sample_relative = choose_slowly
+storage = optuna.storages.JournalStorage(JournalFileBackend(journal))
+study = optuna.load_study(study_name="here", storage=storage)
+print("ready", flush=True)
+sys.stdin.readline()
+studies.run_trials(
+    study, msgspec.json.decode(space, type=SearchSpace), trials=1000, sampler="subset", rng_seed=5,
+    rung="short_distillation", evaluate=evaluate,
+)
+"""
+
+
+def test_processes_that_share_a_study_evaluate_every_candidate_once(tmp_path: Path) -> None:
+    study = open_again(tmp_path)
+    answers = {candidate.key: evaluate(candidate) for candidate in ORDER}
+    logs = [tmp_path / f"{worker}.txt" for worker in range(3)]
+    encoded = [msgspec.json.encode(value).decode() for value in (SPACE, answers)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(tmp_path / "journal.log"), str(log), *encoded],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for log in logs
+    ]
+    try:
+        for worker in workers:
+            assert worker.stdout is not None
+            worker.stdout.readline()
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        ends = [worker.communicate(timeout=120) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [(worker.returncode, err) for worker, (_, err) in zip(workers, ends, strict=True)] == [(0, "")] * 3
+    asked = [key for log in logs if log.exists() for key in log.read_text().split()]
+    assert sorted(asked) == sorted(answers)
+    states = count_states(study)
+    assert states.pop("FAIL") > 0  # they did get in each other's way
+    assert states == {"COMPLETE": SPACE.size}
