@@ -102,13 +102,13 @@ class FeasibleSampler(optuna.samplers.BaseSampler):
         return flags_of(self.space, self._draw_new(taken))
 
     def _draw_new(self, taken: set[str]) -> Candidate:
-        """A random untried candidate; the caller made sure that one is left."""
+        """A random untried candidate, or any when other workers have just taken the last: claims are settled later."""
         for _ in range(1000):
             candidate = draw_candidate(self.space, self.rng)
             if candidate.key not in taken:
                 return candidate
         left = [candidate for candidate in enumerate_candidates(self.space) if candidate.key not in taken]
-        return self.rng.choice(left)
+        return self.rng.choice(left) if left else draw_candidate(self.space, self.rng)
 
 
 def make_subset_sampler(
@@ -133,6 +133,7 @@ def make_subset_sampler(
         prior=look_up if prior is not None else None,
         seed=rng_seed,
         taken_states=taken_states,
+        most_failures=None,  # trials of killed processes and of workers that gave way say nothing about their sets
     )
 
 

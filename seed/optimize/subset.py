@@ -6,8 +6,8 @@
 where the objective calls ``trial.suggest_categorical("keep_07", [0, 1])`` for each flag and returns the loss first.
 
 It measures single removals, fits a surrogate to what all sets cost (``surrogate``), and asks for the set by which the
-frontier of the first objective over the size of what is dropped is expected to grow most: expected improvement (Jones et
-al. 1998), summed over sizes. That is the expected growth of the dominated area (Emmerich et al. 2006) when size is known
+frontier of the first objective over the size of what is dropped is expected to grow most (``acquisition``): expected
+improvement (Jones et al. 1998), summed over sizes. That is the expected growth of the dominated area (Emmerich et al. 2006) when size is known
 beforehand. Further objectives need no model as long as they follow from what is dropped, as latency and memory do.
 """
 
@@ -22,14 +22,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.search_space import intersection_search_space
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from scipy.special import ndtr
 
+from seed.optimize.acquisition import expect_growth, rank_by_turns
 from seed.optimize.surrogate import Array, Surrogate
 
 PREFIX = "keep_"
 FLAG = CategoricalDistribution((0, 1))  # 1: the part stays
 TAKEN_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-MOST_FAILURES = 3  # a set that failed so often is not asked for again
 
 MOST_LISTED = 16_384  # spaces up to this size are looked at whole
 BEAM_WIDTH = 24  # larger ones: the best sets of each number of parts that single steps lead to
@@ -56,6 +55,7 @@ class SubsetSampler(optuna.samplers.BaseSampler):
         prior: Callable[[Collection[str]], float] | None = None,
         seed: int | None = None,
         taken_states: tuple[TrialState, ...] = TAKEN_STATES,
+        most_failures: int | None = 3,
     ) -> None:
         """Describe the space.
 
@@ -69,6 +69,7 @@ class SubsetSampler(optuna.samplers.BaseSampler):
                 takes the place of single removals.
             seed: of random numbers; None: another one each time.
             taken_states: states of trials whose sets are not asked for again.
+            most_failures: a set that failed so often is not asked for again; None: it is, however often.
 
         Raises:
             ValueError: the bounds contradict each other or the flags.
@@ -88,7 +89,7 @@ class SubsetSampler(optuna.samplers.BaseSampler):
         self.sizes = sizes
         self.prior = prior
         self.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-        self.taken_states = taken_states
+        self.taken_states, self.most_failures = taken_states, most_failures
         self._priors: dict[tuple[str, ...], float] = {}
         self._spaces: dict[tuple[str, ...], _Sets] = {}  # by study and flags
 
@@ -119,7 +120,7 @@ class SubsetSampler(optuna.samplers.BaseSampler):
         if key not in self._spaces:
             self._spaces[key] = self._describe(names)
         sets = self._spaces[key]
-        history = _read_history(sets, study, but=trial.number, taken_states=self.taken_states)
+        history = self._read_history(sets, study, but=trial.number)
         rng = np.random.default_rng([self.seed, trial.number - history.num_failed])
         dropped = self._choose(sets, history, rng)
         return {name: int(not gone) for name, gone in zip(names, dropped, strict=True)}
@@ -129,6 +130,47 @@ class SubsetSampler(optuna.samplers.BaseSampler):
         sizes = np.ones(len(names)) if self.sizes is None or names != self.flags else np.array(self.sizes, dtype=float)
         least, most = min(self.min_dropped, len(names)), min(most, len(names))
         return _Sets(names, least=least, most=most, sizes=sizes)
+
+    def _read_history(self, sets: "_Sets", study: optuna.Study, *, but: int) -> "_History":
+        history = _History(sets)
+        history.sign = 1.0 if study.directions[0] == StudyDirection.MINIMIZE else -1.0
+        rows, values, running, taken = [], [], [], []
+        failures: dict[int, int] = {}
+        for trial in study.get_trials(deepcopy=False):
+            if trial.number == but or trial.state == TrialState.WAITING:
+                continue
+            row = _row_of(sets, trial)
+            if trial.state == TrialState.FAIL:
+                history.num_failed += trial.number < but
+                if row is not None:
+                    key = int(sets.hash(row[None])[0])
+                    failures[key] = failures.get(key, 0) + 1
+                continue
+            if row is None:
+                continue
+            if trial.state in self.taken_states:
+                taken.append(row)
+            if trial.state == TrialState.RUNNING:
+                running.append(row)
+            elif trial.state == TrialState.COMPLETE:
+                rows.append(row)
+                values.append(trial.values[0])
+        if taken:
+            history.taken = sets.hash(np.stack(taken))
+        if self.most_failures is not None:
+            hopeless = [key for key, count in failures.items() if count >= self.most_failures]
+            history.taken = np.concatenate([history.taken, np.array(hopeless, dtype=np.uint64)])
+        if running:
+            history.running = np.stack(running)
+        if rows:
+            found = np.array(values, dtype=float)
+            finite = np.isfinite(found)
+            history.is_logarithmic = bool((found[finite] > 0).all())
+            losses = history.transform(np.where(finite, found, 1.0))
+            if finite.any():
+                losses[~finite] = losses[finite].max()
+                history.dropped, history.losses = np.stack(rows), losses
+        return history
 
     def _choose(self, sets: "_Sets", history: "_History", rng: np.random.Generator) -> Array:
         """Return the next set (P,)."""
@@ -267,47 +309,6 @@ class _History:
         return self.sign * (np.log(np.maximum(values, 1e-300)) if self.is_logarithmic else values)
 
 
-def _read_history(sets: _Sets, study: optuna.Study, *, but: int, taken_states: tuple[TrialState, ...]) -> _History:
-    history = _History(sets)
-    history.sign = 1.0 if study.directions[0] == StudyDirection.MINIMIZE else -1.0
-    rows, values, running, taken = [], [], [], []
-    failures: dict[int, int] = {}
-    for trial in study.get_trials(deepcopy=False):
-        if trial.number == but or trial.state == TrialState.WAITING:
-            continue
-        row = _row_of(sets, trial)
-        if trial.state == TrialState.FAIL:
-            history.num_failed += trial.number < but
-            if row is not None:
-                key = int(sets.hash(row[None])[0])
-                failures[key] = failures.get(key, 0) + 1
-            continue
-        if row is None:
-            continue
-        if trial.state in taken_states:
-            taken.append(row)
-        if trial.state == TrialState.RUNNING:
-            running.append(row)
-        elif trial.state == TrialState.COMPLETE:
-            rows.append(row)
-            values.append(trial.values[0])
-    if taken:
-        history.taken = sets.hash(np.stack(taken))
-    hopeless = [key for key, count in failures.items() if count >= MOST_FAILURES]
-    history.taken = np.concatenate([history.taken, np.array(hopeless, dtype=np.uint64)])
-    if running:
-        history.running = np.stack(running)
-    if rows:
-        found = np.array(values, dtype=float)
-        finite = np.isfinite(found)
-        history.is_logarithmic = bool((found[finite] > 0).all())
-        losses = history.transform(np.where(finite, found, 1.0))
-        if finite.any():
-            losses[~finite] = losses[finite].max()
-            history.dropped, history.losses = np.stack(rows), losses
-    return history
-
-
 def _row_of(sets: _Sets, trial: FrozenTrial) -> Array | None:
     """The set of a trial, or None where a flag is missing or it lies outside the space."""
     if trial.number in sets.rows:
@@ -328,46 +329,6 @@ def is_flag(name: str, distribution: BaseDistribution) -> bool:
         and isinstance(distribution, CategoricalDistribution)
         and set(distribution.choices) == {0, 1}
     )
-
-
-def rank_by_turns(groups: Array, losses: Array) -> np.ndarray:
-    """Order: the best of each group, then the second best of each, and so on (M,)."""
-    order = np.lexsort((losses, groups))
-    sorted_groups = groups[order]
-    starts = np.searchsorted(sorted_groups, sorted_groups)
-    ranks = np.arange(len(order)) - starts
-    result: np.ndarray = order[np.lexsort((sorted_groups, ranks))]
-    return result
-
-
-def expect_growth(
-    expected_M: Array,
-    spread_M: Array,
-    sizes_M: Array,
-    *,
-    known_losses: Array,
-    known_sizes: Array,
-    thresholds: Array,
-) -> Array:
-    """Expected growth of the frontier (M,): improvement on the best known set of each size or more, summed over sizes.
-
-    Where nothing so large is known yet, the worst known loss stands in for the best.
-    """
-    growth = np.zeros(len(expected_M))
-    for threshold in thresholds:
-        large_enough = known_sizes >= threshold - 1e-9
-        best = known_losses[large_enough].min() if large_enough.any() else known_losses.max()
-        reached = sizes_M >= threshold - 1e-9
-        growth[reached] += expect_improvement(best - expected_M[reached], spread_M[reached])
-    return growth
-
-
-def expect_improvement(gain_M: Array, spread_M: Array) -> Array:
-    """E[max(0, X)] of normal X with these means and standard deviations (Jones et al. 1998, equation 15)."""
-    z = gain_M / spread_M
-    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    improvement: Array = np.maximum(spread_M * density + gain_M * ndtr(z), 0.0)
-    return improvement
 
 
 def _grow_pool(sets: _Sets, expect: Callable[[Array], Array], rng: np.random.Generator) -> Array:

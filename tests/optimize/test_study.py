@@ -878,6 +878,20 @@ def test_what_a_worker_evaluates_is_left_alone_by_another(tmp_path: Path, sample
     assert count_states(first) == {"COMPLETE": 10}
 
 
+def test_a_set_whose_worker_was_killed_again_and_again_is_evaluated_after_all(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def break_off(candidate: Candidate) -> Evaluation:
+        seen.append(candidate.key)
+        raise KeyboardInterrupt
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            run(open_again(tmp_path), trials=3, sampler="subset", score=break_off)
+    assert len(set(seen)) == 1
+    assert run(open_again(tmp_path), trials=3, sampler="subset")[0] == seen[0]
+
+
 def test_who_gives_way_asks_for_something_else() -> None:
     study = in_memory()
     for candidate in (ORDER[0], ORDER[0], ORDER[1]):
@@ -891,12 +905,14 @@ import os, sys, time
 import msgspec, optuna
 from optuna.storages.journal import JournalFileBackend
 from seed.optimize import study as studies
+from seed.optimize.sampler import FeasibleSampler
 from seed.optimize.subset import SubsetSampler
 from seed.records import Evaluation, SearchSpace
 
-journal, log, space, answers = sys.argv[1:]
+journal, log, sampler, space, answers = sys.argv[1:]
 answers = msgspec.json.decode(answers, type=dict[str, Evaluation])
-choose = SubsetSampler.sample_relative
+chooser = SubsetSampler if sampler == "subset" else FeasibleSampler
+choose = chooser.sample_relative
 
 def choose_slowly(*args):  # so that all of them have chosen before anyone writes what
     chosen = choose(*args)
@@ -908,26 +924,27 @@ def evaluate(candidate):
         handle.write(candidate.key + "\\n")
     return answers[candidate.key]
 
-SubsetSampler.sample_relative = choose_slowly
+chooser.sample_relative = choose_slowly
 storage = optuna.storages.JournalStorage(JournalFileBackend(journal))
 study = optuna.load_study(study_name="here", storage=storage)
 print("ready", flush=True)
 sys.stdin.readline()
 studies.run_trials(
-    study, msgspec.json.decode(space, type=SearchSpace), trials=1000, sampler="subset", rng_seed=5,
+    study, msgspec.json.decode(space, type=SearchSpace), trials=1000, sampler=sampler, rng_seed=5,
     rung="short_distillation", evaluate=evaluate,
 )
 """
 
 
-def test_processes_that_share_a_study_evaluate_every_candidate_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampler", ["subset", "random"])
+def test_processes_that_share_a_study_evaluate_every_candidate_once(tmp_path: Path, sampler: str) -> None:
     study = open_again(tmp_path)
     answers = {candidate.key: evaluate(candidate) for candidate in ORDER}
     logs = [tmp_path / f"{worker}.txt" for worker in range(3)]
     encoded = [msgspec.json.encode(value).decode() for value in (SPACE, answers)]
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path / "journal.log"), str(log), *encoded],
+            [sys.executable, "-c", WORKER, str(tmp_path / "journal.log"), str(log), sampler, *encoded],
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -13,14 +13,11 @@ import pytest
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from seed.optimize.acquisition import expect_growth, expect_improvement, rank_by_turns
 from seed.optimize.subset import (
     FLAG,
-    MOST_FAILURES,
     SubsetSampler,
-    expect_growth,
-    expect_improvement,
     is_flag,
-    rank_by_turns,
 )
 
 Dropped = tuple[str, ...]
@@ -246,18 +243,27 @@ def test_pruned_sets_are_not_asked_for() -> None:
 
 
 def test_failed_sets_are_asked_for_again_up_to_a_limit() -> None:
-    study = in_memory(SubsetSampler(SIX, max_dropped=2, seed=0))
+    study = in_memory(SubsetSampler(SIX, max_dropped=2, seed=0, most_failures=2))
     every = all_sets(SIX, 1, 2)
     broken = [dropped for dropped in every if SIX[1] in dropped]
     asked: Counter[Dropped] = Counter()
-    for _ in range(len(every) + (MOST_FAILURES - 1) * len(broken)):
+    for _ in range(len(every) + len(broken)):
         trial, dropped = ask(study)
         asked[dropped] += 1
         study.tell(
             trial, None if dropped in broken else cost(dropped), state=TrialState.FAIL if dropped in broken else None
         )
-    assert asked == {dropped: MOST_FAILURES if dropped in broken else 1 for dropped in every}
-    assert MOST_FAILURES == 3
+    assert asked == {dropped: 2 if dropped in broken else 1 for dropped in every}
+
+
+def test_failed_sets_are_asked_for_again_without_a_limit() -> None:
+    study = in_memory(SubsetSampler(SIX, max_dropped=2, seed=0, most_failures=None))
+    asked = []
+    for _ in range(5):
+        trial, dropped = ask(study)
+        asked.append(dropped)
+        study.tell(trial, state=TrialState.FAIL)
+    assert len(set(asked)) == 1
 
 
 def test_a_set_is_asked_for_again_at_once_after_a_failure() -> None:
