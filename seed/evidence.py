@@ -136,7 +136,7 @@ class Reached(Record, frozen=True, kw_only=True):
 
     strategy: str
     num_dropped: int
-    picks: tuple[Candidate, ...]  # distinct ones of all its random seeds
+    picks: tuple[Candidate, ...]  # one of each run that chose something of this depth
     num_runs: int
     num_without: int  # runs that chose nothing of this depth
     cost: float  # mean of the runs, layer-tokens

@@ -1,10 +1,11 @@
 """What strategies reached at equal cost: means over random seeds, and paired differences with their uncertainty.
 
-Two things vary: which documents are read, and what the random seed of distillation and search does. Both are resampled.
+Three things vary: which documents are read, and what the random seeds of distillation and of search do. All are resampled,
+documents and distillations in pairs, runs of a search by themselves.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,19 +29,21 @@ def summarize_comparison(comparison: Comparison, *, reference: str = REFERENCE) 
     depths = sorted({len(pick.dropped_layers) for run in comparison.runs for pick in run.picks})
     rows = []
     for depth in depths:
-        theirs = gather_sums(by_strategy.get(reference, []), losses, depth=depth)
+        theirs = list_picks(by_strategy.get(reference, []), depth=depth)
         found = []
         for strategy, runs in by_strategy.items():
-            sums_SD = gather_sums(runs, losses, depth=depth)
-            if sums_SD is None:
+            picks = list_picks(runs, depth=depth)
+            if not picks or any(pick not in losses for pick in picks):
                 continue
-            picks = [pick for run in runs for pick in run.picks if len(pick.dropped_layers) == depth]
-            ratio, excess = compare_sums(comparison, sums_SD, theirs)
+            is_compared = bool(theirs) and all(pick in losses for pick in theirs)
+            ratio, excess = compare_picks(comparison, losses, picks, beside=theirs if is_compared else ())
+            if strategy == reference:
+                excess = Estimate(value=0.0, low=0.0, high=0.0)
             found.append(
                 Reached(
                     strategy=strategy,
                     num_dropped=depth,
-                    picks=tuple(dict.fromkeys(picks)),
+                    picks=picks,
                     num_runs=len(runs),
                     num_without=len(runs) - len(picks),
                     cost=float(np.mean([run.cost for run in runs])),
@@ -65,34 +68,49 @@ def read_losses(comparison: Comparison) -> dict[Candidate, np.ndarray]:
     }
 
 
-def gather_sums(runs: Sequence[StrategyRun], losses: dict[Candidate, np.ndarray], *, depth: int) -> np.ndarray | None:
-    """Mean over runs of the losses of their picks (S, D); None without picks, or where one is not distilled."""
-    picks = [pick for run in runs for pick in run.picks if len(pick.dropped_layers) == depth]
-    if not picks or any(pick not in losses for pick in picks):
-        return None
-    mean: np.ndarray = np.mean([losses[pick] for pick in picks], axis=0)
-    return mean
+def list_picks(runs: Sequence[StrategyRun], *, depth: int) -> tuple[Candidate, ...]:
+    """Picks of this depth, one of each run that has one."""
+    return tuple(pick for run in runs for pick in run.picks if len(pick.dropped_layers) == depth)
 
 
-def compare_sums(
-    comparison: Comparison, sums_SD: np.ndarray, reference_SD: np.ndarray | None
+def compare_picks(
+    comparison: Comparison,
+    losses: Mapping[Candidate, np.ndarray],
+    picks: Sequence[Candidate],
+    *,
+    beside: Sequence[Candidate],
 ) -> tuple[Estimate, Estimate]:
-    """PPL ratio to the dense model, and PPL over the reference's less 1, each with its 95 % bootstrap interval."""
-    counts, dense = np.array(comparison.test_counts), np.array(comparison.dense_test_sums)
+    """PPL ratio to the dense model, and PPL over that of other picks less 1, each with its 95 % bootstrap interval."""
+    counts, dense_D = np.array(comparison.test_counts), np.array(comparison.dense_test_sums)
     rng = np.random.default_rng(0)
-    num_seeds, num_documents = sums_SD.shape
-    of_documents = rng.multinomial(num_documents, np.full(num_documents, 1 / num_documents), BOOTSTRAP_DRAWS)
-    of_seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), BOOTSTRAP_DRAWS) / num_seeds
+    num_seeds, num_documents = losses[picks[0]].shape
+    documents_BD = draw_counts(rng, np.ones(num_documents))
+    seeds_BS = draw_counts(rng, np.ones(num_seeds)) / num_seeds
 
-    def estimate(differences_SD: np.ndarray, *, less: float) -> Estimate:
-        mean = differences_SD.mean(axis=0).sum() / counts.sum()
-        drawn = np.einsum("bs,sd,bd->b", of_seeds, differences_SD, of_documents) / (of_documents @ counts)
+    def resample(chosen: Sequence[Candidate]) -> np.ndarray:
+        """Summed losses by document: as they are, then in each resample (1 + B, D)."""
+        times = Counter(chosen)
+        runs_BU = draw_counts(rng, np.array(list(times.values()))) / len(chosen)
+        losses_USD = np.stack([losses[pick] for pick in times])
+        mean_D = np.einsum("u,usd->d", np.array(list(times.values())) / len(chosen), losses_USD) / num_seeds
+        return np.concatenate([mean_D[None], np.einsum("bu,bs,usd->bd", runs_BU, seeds_BS, losses_USD)])
+
+    def estimate(differences: np.ndarray, *, less: float) -> Estimate:
+        mean = differences[0].sum() / counts.sum()
+        drawn = (differences[1:] * documents_BD).sum(axis=1) / (documents_BD @ counts)
         low, high = np.quantile(drawn, QUANTILES)
         return Estimate(
             value=float(np.exp(mean) - less), low=float(np.exp(low) - less), high=float(np.exp(high) - less)
         )
 
-    ratio = estimate(sums_SD - dense, less=0.0)
-    if reference_SD is None:
+    ours = resample(picks)
+    ratio = estimate(ours - dense_D, less=0.0)
+    if not beside:
         return ratio, Estimate(value=None, low=None, high=None)
-    return ratio, estimate(sums_SD - reference_SD, less=1.0)
+    return ratio, estimate(ours - resample(beside), less=1.0)
+
+
+def draw_counts(rng: np.random.Generator, weights_N: np.ndarray) -> np.ndarray:
+    """How often each is drawn in every resample, as many draws as the weights add up to (B, N)."""
+    total = weights_N.sum()
+    return rng.multinomial(int(total), weights_N / total, BOOTSTRAP_DRAWS)

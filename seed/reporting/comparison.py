@@ -6,7 +6,9 @@ Statistics are handed in; nothing is estimated here.
 
 import html
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -30,6 +32,7 @@ from seed.reporting.wording import ABSENT, format_estimate, format_number, list_
 QUESTION = "Seed: what does searching for layers buy?"
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
 ROW_HEIGHT_PX = 26
+TITLE_HEIGHT_PX = 60  # with the axis above it
 FAR = 6  # times the median's distance from the best
 
 
@@ -115,14 +118,19 @@ def say_answer(summary: ComparisonSummary, num_dropped: int, *, titles: Mapping[
 
 def say_excess(row: Reached, ours: Reached) -> str:
     """Return how a strategy's perplexity lies to the reference's."""
-    if row.picks == ours.picks:
-        return "chooses the same set" if len(row.picks) == 1 else "chooses the same sets"
+    if share_picks(row) == share_picks(ours):
+        return "chooses the same set" if len(set(row.picks)) == 1 else "chooses the same sets"
     excess = row.excess
     if excess.low is None or excess.high is None:
         return "cannot be compared"
     if excess.low <= 0 <= excess.high:
         return f"cannot be told apart ({format_percent(excess)})"
     return f"ends {'higher' if excess.low > 0 else 'lower'} by {format_percent(excess)}"
+
+
+def share_picks(row: Reached) -> dict[Candidate, Fraction]:
+    """Return which share of the runs that chose something chose what."""
+    return {pick: Fraction(count, len(row.picks)) for pick, count in Counter(row.picks).items()}
 
 
 def render_answers(comparison: Comparison, *, summary: ComparisonSummary, titles: Mapping[str, str]) -> str:
@@ -135,7 +143,7 @@ def render_answers(comparison: Comparison, *, summary: ComparisonSummary, titles
     note = (
         "PPL ratio: perplexity on test text after full distillation, divided by the dense model's. Percentages: "
         f"perplexity above that of {titles[summary.reference]}, same documents, same random seeds "
-        f"({count_things(num_seeds, 'seed')}). Brackets: 95 % interval by bootstrap over documents and random seeds, each "
+        f"({count_things(num_seeds, 'seed')}). Brackets: 95 % interval by bootstrap over documents, distillations and runs, each "
         "comparison by itself. A difference counts when its interval excludes zero."
     )
     return f'<ul class="answers">\n{items}\n</ul>\n<p class="note">{escape(note)}</p>'
@@ -146,11 +154,12 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
     depths = list_depths(summary)
     groups = [[row for row in reversed(summary.rows) if row.num_dropped == depth] for depth in depths]
     total = sum(map(len, groups))
+    height_px = ROW_HEIGHT_PX * total + TITLE_HEIGHT_PX * len(depths)
     figure = make_subplots(
         rows=len(depths),
         cols=1,
         row_heights=[len(group) / total for group in groups],
-        vertical_spacing=min(0.08, 0.9 / max(1, len(depths) - 1)),
+        vertical_spacing=TITLE_HEIGHT_PX / height_px,
         subplot_titles=[f"{name_drop(depth)}: PPL ratio after distillation" for depth in depths],
     )
     for index, group in enumerate(groups, start=1):
@@ -168,7 +177,7 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
                 text=[format_ratio(e) if far else "" for e, far in zip(estimates, is_far, strict=True)],
                 textposition="middle left",
                 customdata=[
-                    [list_picks(row.picks), format_percent(row.excess), format_ratio(row.ppl_ratio)] for _, row in rows
+                    [list_picks(row), format_percent(row.excess), format_ratio(row.ppl_ratio)] for _, row in rows
                 ],
                 hovertemplate="PPL ratio: %{customdata[2]}<br>dropped: %{customdata[0]}<br>above the search: %{customdata[1]}<extra></extra>",
                 mode="markers+text",
@@ -189,14 +198,13 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
         )
     caption = (
         "Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Mean over "
-        "random seeds; bars: 95 % interval, documents and random seeds resampled. All share documents and seeds, so that "
+        "random seeds; bars: 95 % interval, documents, distillations and runs resampled. All share documents and seeds, so that "
         "two may differ although their bars overlap: the paired differences are in the table. Beside each name: what choosing "
         "cost, as a share of what each might spend. Triangles: farther off than the panel reaches, with the value."
     )
     figure = finish_figure(figure, title="What each reached", caption=caption, x_title="", y_title="")
     figure.update_annotations(font={"size": 13})
-    height_px = ROW_HEIGHT_PX * total + 60 * len(depths) + 60
-    return figure.update_layout(height=height_px, margin={"t": 44})
+    return figure.update_layout(height=height_px + TITLE_HEIGHT_PX, margin={"t": 44})
 
 
 def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Mapping[str, str]) -> go.Figure:
@@ -220,7 +228,7 @@ def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Ma
                     "color": choose_color(depth),
                 },
                 customdata=[
-                    [html.escape(titles[row.strategy], quote=False), format_percent(row.excess), list_picks(row.picks)]
+                    [html.escape(titles[row.strategy], quote=False), format_percent(row.excess), list_picks(row)]
                     for row in here
                 ],
                 hovertemplate="%{customdata[0]}: %{customdata[1]}<br>dropped: %{customdata[2]}<extra>%{fullData.name}</extra>",
@@ -238,10 +246,10 @@ def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Ma
         )
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.add_vline(x=1, line={"color": GREY, "width": 1, "dash": "dot"})
-    ticks = [10.0**power for power in range(-6, 3) if free < 10.0**power < 50]
-    figure.update_xaxes(
-        type="log", tickvals=[free, *ticks], ticktext=["nothing", *(f"{tick:g}" for tick in ticks)], tickangle=0
-    )
+    ticks = {10.0**power: f"{10.0**power:g}" for power in range(-6, 3) if free < 10.0**power < 50}
+    if any(row.cost == 0 for row in rows):
+        ticks[free] = "nothing"
+    figure.update_xaxes(type="log", tickvals=list(ticks), ticktext=list(ticks.values()), tickangle=0)
     caption = (
         f"Across: layer-tokens spent on choosing, as a share of the {comparison.budget:,.0f} that each might spend (dotted), "
         f"logarithmic. Up: perplexity above that of {titles[summary.reference]} at the same depth, in per cent, with its "
@@ -258,7 +266,7 @@ def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Ma
 
 def find_limit(values: Sequence[float]) -> float:
     """Return how far an axis reaches: one or two hopeless strategies would press all others into a corner."""
-    least, middle = min(values), statistics.median(values)
+    least, middle = min(values), statistics.median(set(values))  # those that chose the same count once
     return max((value for value in values if value - least <= FAR * (middle - least)), default=max(values))
 
 
@@ -281,7 +289,7 @@ def render_numbers(comparison: Comparison, *, summary: ComparisonSummary, titles
     rows = [
         [
             f"{name_drop(row.num_dropped)}, {titles[row.strategy]}",
-            list_picks(row.picks) + (f" ({row.num_without} of {row.num_runs} runs: none)" if row.num_without else ""),
+            list_picks(row),
             format_ratio(row.ppl_ratio),
             ABSENT if row.strategy == summary.reference else format_percent(row.excess),
             format_cost(row.cost, comparison.budget),
@@ -293,7 +301,7 @@ def render_numbers(comparison: Comparison, *, summary: ComparisonSummary, titles
     caption = (
         "Within a depth, best first. Cost: layer-tokens (one layer applied to one token; other work by its multiply-adds) "
         "as a share of what each might spend; mean of the runs. Strategies that draw at random were run once for each "
-        f"random seed. Intervals: {summary.bootstrap_draws:,} resamples of documents and random seeds, not corrected for "
+        f"random seed. Intervals: {summary.bootstrap_draws:,} resamples of documents, distillations and runs, not corrected for "
         "the number of comparisons."
     )
     return render_table(caption, header, rows)
@@ -326,9 +334,14 @@ def render_settings(comparison: Comparison, *, titles: Mapping[str, str], source
     return f"{render_values(told)}\n<h3>Strategies</h3>\n{table}"
 
 
-def list_picks(picks: Sequence[Candidate]) -> str:
-    """Return ``1, 4; 1, 5``: the dropped layers of each pick."""
-    return "; ".join(list_layers(pick.dropped_layers) for pick in picks)
+def list_picks(row: Reached) -> str:
+    """Return ``1, 4 (2 of 3); none (1 of 3)``: the dropped layers of each pick, and how many runs chose them."""
+    times = Counter(list_layers(pick.dropped_layers) for pick in row.picks)
+    if row.num_without:
+        times["none"] = row.num_without
+    if len(times) == 1:
+        return next(iter(times))
+    return "; ".join(f"{told} ({count} of {row.num_runs})" for told, count in times.items())
 
 
 def format_ratio(estimate: Estimate) -> str:
@@ -349,4 +362,6 @@ def format_percent(estimate: Estimate) -> str:
 def format_cost(cost: float, budget: float) -> str:
     """Return a cost as a share of the budget."""
     share = cost / budget
+    if 0 < share < 0.0005:
+        return "<0.001\u00a0×"
     return "nothing" if cost == 0 else f"{format_number(share, places=2 if share >= 0.0995 else 3)}\u00a0×"

@@ -124,7 +124,7 @@ def show_comparison(
         rows = [
             [
                 titles[row.strategy],
-                list_picks(row.picks),
+                list_picks(row),
                 format_ratio(row.ppl_ratio),
                 ABSENT if row.strategy == summary.reference else format_percent(row.excess),
                 format_cost(row.cost, comparison.budget),

@@ -99,10 +99,10 @@ def format_estimate(estimate: Estimate) -> str:
     """Return ``+0.78 [+0.60, +0.90]``; the interval is left out where there is none."""
     if estimate.value is None:
         return ABSENT
-    value = f"{estimate.value:+.2f}"
+    value = f"{estimate.value:+z.2f}"
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+    return f"{value} [{estimate.low:+z.2f}, {estimate.high:+z.2f}]"
 
 
 def describe_size(num_params: int, *, dense_num_params: int) -> str:

@@ -107,7 +107,7 @@ def test_losses_are_averaged_over_runs_each_with_its_own_pick() -> None:
     runs = [make_run("random", *picks, rng_seed=seed) for seed, picks in enumerate([[(1,)], [(2,)], [(1,)]])]
     row = only(summarize(runs, {(1,): at(0.1), (2,): at(0.4)}), "random")
     assert row.ppl_ratio.value == pytest.approx(math.exp(0.2))
-    assert row.picks == (factory.make_candidate(1), factory.make_candidate(2))
+    assert [pick.dropped_layers for pick in row.picks] == [(1,), (2,), (1,)]
     assert (row.num_runs, row.num_without) == (3, 0)
 
 
@@ -152,6 +152,21 @@ def test_documents_that_disagree_widen_the_interval_to_what_each_says_alone() ->
 def test_seeds_that_disagree_widen_the_interval_to_what_each_says_alone() -> None:
     row = only(summarize([make_run("greedy", (3,))], {(3,): {0: at(0.1), 1: at(0.5)}}), "greedy")
     assert is_about(row.ppl_ratio, math.exp(0.3), math.exp(0.1), math.exp(0.5))
+
+
+def test_runs_that_disagree_widen_the_interval_to_what_each_says_alone() -> None:
+    runs = [make_run("random", (pick,), rng_seed=pick) for pick in (1, 2)]
+    summary = summarize([make_run(REFERENCE, (3,)), *runs], {(1,): at(0.1), (2,): at(0.5), (3,): at(0.2)})
+    row = only(summary, "random")
+    assert is_about(row.ppl_ratio, math.exp(0.3), math.exp(0.1), math.exp(0.5))
+    assert is_about(row.excess, math.expm1(0.1), math.expm1(-0.1), math.expm1(0.3))
+
+
+def test_runs_of_the_reference_that_disagree_make_it_harder_to_beat() -> None:
+    runs = [make_run(REFERENCE, (pick,), rng_seed=pick) for pick in (1, 2)]
+    summary = summarize([*runs, make_run("greedy", (3,))], {(1,): at(0.1), (2,): at(0.5), (3,): at(0.2)})
+    assert is_about(only(summary, "greedy").excess, math.expm1(-0.1), math.expm1(-0.3), math.expm1(0.1))
+    assert only(summary, REFERENCE).excess == Estimate(value=0.0, low=0.0, high=0.0)
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.02, 0.1])

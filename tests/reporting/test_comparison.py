@@ -11,7 +11,6 @@ import pytest
 from seed.console import Terminal
 from seed.errors import ResourceError
 from seed.evidence import ComparedFinal, Comparison, ComparisonSummary, Estimate, Reached, StrategyRun
-from seed.records import Candidate
 from seed.reporting import comparison as pages
 from seed.reporting import wording
 from seed.reporting.summary import show_comparison
@@ -51,7 +50,7 @@ def make_row(
         strategy=strategy,
         num_dropped=len(picks[0]),
         picks=tuple(factory.make_candidate(*dropped) for dropped in picks),
-        num_runs=3,
+        num_runs=len(picks) + num_without,
         num_without=num_without,
         cost=cost,
         ppl_ratio=estimate(ratio) if isinstance(ratio, float) else ratio,
@@ -177,6 +176,21 @@ def test_several_sets_that_are_the_same_are_called_sets() -> None:
     assert "; greedy chooses the same sets. " in answer(make_row("subset", *sets), make_row("greedy", *sets))
 
 
+@pytest.mark.parametrize(
+    ("theirs", "is_same"),
+    [
+        ([(5,), (4,), (4,)], True),
+        ([(4,), (4,), (5,)], True),
+        ([(4,), (5,), (5,)], False),
+        ([(4,), (5,)], False),
+        ([(4,), (5,), (4,), (4,), (5,), (4,)], True),
+    ],
+)
+def test_sets_are_the_same_when_they_are_chosen_as_often(theirs: list[Dropped], is_same: bool) -> None:
+    said = answer(make_row("subset", (4,), (5,), (4,)), make_row("greedy", *theirs))
+    assert ("chooses the same sets" in said) == is_same
+
+
 def test_baselines_are_named_in_one_order_and_others_only_where_they_are_better() -> None:
     said = answer(
         make_row("random", (1,), excess=estimate(-0.03)),
@@ -230,18 +244,32 @@ def test_estimates_are_told_with_their_intervals(given: Estimate, ratio: str, pe
 
 @pytest.mark.parametrize(
     ("cost", "told"),
-    [(0.0, "nothing"), (5.0, "0.050 ×"), (9.94, "0.099 ×"), (9.96, "0.10 ×"), (100.0, "1.00 ×"), (1e6, "10,000.00 ×")],
+    [
+        (0.0, "nothing"),
+        (0.04, "<0.001 ×"),
+        (0.06, "0.001 ×"),
+        (5.0, "0.050 ×"),
+        (9.94, "0.099 ×"),
+        (9.96, "0.10 ×"),
+        (100.0, "1.00 ×"),
+        (1e6, "10,000.00 ×"),
+    ],
 )
 def test_costs_are_told_as_shares(cost: float, told: str) -> None:
     assert plain(pages.format_cost(cost, 100.0)) == told
 
 
 @pytest.mark.parametrize(
-    ("picks", "told"), [([], ""), ([(5,)], "5"), ([(1, 4), (2, 3, 4)], "1, 4; 2\N{EN DASH}4"), ([()], "none")]
+    ("row", "told"),
+    [
+        (make_row("tpe", (5,)), "5"),
+        (make_row("tpe", (2, 3, 4), (2, 3, 4)), "2\N{EN DASH}4"),
+        (make_row("tpe", (1, 4), (1, 5), (1, 4)), "1, 4 (2 of 3); 1, 5 (1 of 3)"),
+        (make_row("tpe", (5,), (5,), num_without=1), "5 (2 of 3); none (1 of 3)"),
+    ],
 )
-def test_picks_are_listed_by_what_they_drop(picks: list[Dropped], told: str) -> None:
-    candidates: list[Candidate] = [factory.make_candidate(*dropped) for dropped in picks]
-    assert pages.list_picks(candidates) == told
+def test_picks_are_listed_with_how_many_runs_chose_them(row: Reached, told: str) -> None:
+    assert pages.list_picks(row) == told
 
 
 @pytest.mark.parametrize(
@@ -255,6 +283,7 @@ def test_picks_are_listed_by_what_they_drop(picks: list[Dropped], told: str) -> 
         ([1.0, 1.1, 1.2, 1.3, 9.0, 80.0], 1.3),
         ([-0.1, 0.0, 4.0], 0.0),
         ([1.2, 1.2, 1.2], 1.2),
+        ([0.0, 0.0, 0.0, 1.0, 2.0], 2.0),  # several chose the same
     ],
 )
 def test_the_axis_reaches_to_the_last_that_is_not_far_off(values: list[float], limit: float) -> None:
@@ -435,10 +464,16 @@ def test_the_table_holds_every_row_within_a_depth_best_first(reader: Reader) -> 
         [f"{minus}1, random", "4", "1.041 [1.031, 1.051]", "-2.00 [-3.00, -1.00] %", "1.00 ×"],
         [f"{minus}1, Seed's search", "5", "1.050 [1.040, 1.060]", wording.ABSENT, "0.50 ×"],
         [f"{minus}1, greedy", "5", "1.050 [1.040, 1.060]", "+0.00 [+0.00, +0.00] %", "0.20 ×"],
-        [f"{minus}1, one-shot PPL", "2; 3", "1.080 [1.070, 1.090]", "+3.00 [+2.00, +4.00] %", "nothing"],
+        [
+            f"{minus}1, one-shot PPL",
+            "2 (1 of 2); 3 (1 of 2)",
+            "1.080 [1.070, 1.090]",
+            "+3.00 [+2.00, +4.00] %",
+            "nothing",
+        ],
         [
             f"{minus}2, Seed's search",
-            "1, 5; 4, 5 (1 of 3 runs: none)",
+            "1, 5 (1 of 3); 4, 5 (1 of 3); none (1 of 3)",
             "1.200 [1.190, 1.210]",
             wording.ABSENT,
             "0.50 ×",
@@ -508,6 +543,15 @@ def test_hostile_strings_stay_text(reader: Reader) -> None:
         assert "&lt;script&gt;" in text
 
 
+@pytest.mark.parametrize("num_depths", [1, 2, 12])
+def test_a_row_has_room_however_many_depths_there_are(num_depths: int) -> None:
+    rows = [make_row(name, tuple(range(n + 1))) for n in range(num_depths) for name in ("subset", "greedy")]
+    layout = pages.draw_reached(make_comparison(), summary=make_summary(*rows), titles=TITLES).layout
+    plot_px = layout.height - layout.margin.t - 60  # and what is below
+    for axis in (layout[f"yaxis{place or ''}"] for place in range(2, num_depths + 1)):
+        assert plot_px * (axis.domain[1] - axis.domain[0]) / 2 > 15
+
+
 # ---- the terminal
 
 
@@ -526,7 +570,7 @@ def test_the_terminal_tells_each_depth_in_a_table_and_a_sentence(
         ["random", "4", "1.041 [1.031, 1.051]", "-2.00 [-3.00, -1.00] %", "1.00 ×"],
         ["Seed's search", "5", "1.050 [1.040, 1.060]", wording.ABSENT, "0.50 ×"],
         ["greedy", "5", "1.050 [1.040, 1.060]", "+0.00 [+0.00, +0.00] %", "0.20 ×"],
-        ["one-shot PPL", "2; 3", "1.080 [1.070, 1.090]", "+3.00 [+2.00, +4.00] %", "nothing"],
+        ["one-shot PPL", "2 (1 of 2); 3 (1 of 2)", "1.080 [1.070, 1.090]", "+3.00 [+2.00, +4.00] %", "nothing"],
     ]
     assert lines[6] == plain(pages.say_answer(summary, 1, titles=TITLES))
     assert lines[7] == "2 dropped; distilled, on test text"
