@@ -15,6 +15,7 @@ from seed.errors import SeedError
 from seed.evidence import Comparison, ComparisonSummary, StrategyRun
 from seed.optimize.comparison import REFERENCE, summarize_comparison
 from seed.optimize.strategies import STRATEGIES
+from seed.records import Frontier
 from seed.stages import options, planning
 
 TITLES = {name: strategy.title for name, strategy in STRATEGIES.items()}
@@ -53,29 +54,31 @@ def compare_strategies(
     from seed.reporting.comparison import write_comparison_page
     from seed.reporting.summary import show_comparison
     from seed.scoring.sweep import Sweep
-    from seed.stages import finals, rivals, searching, workbench
-    from seed.stages.gathering import find_learning_rate, gather_record
+    from seed.stages import comparing, finals, searching, workbench
+    from seed.stages.gathering import find_learning_rate, read_distilled
     from seed.stages.meter import Measured
 
     with folder.lock(study):
-        record = gather_record(study)
+        frontier = folder.read_record(study.frontier, Frontier)
         terminal.say(f"opening {protocol.model}")
         bench = workbench.reopen(study, protocol, device_name=device)
         sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
         everything = [name for name in STRATEGIES if name != "sweep" or plan.covers_space]
-        settings = rivals.ComparisonSettings(
+        settings = comparing.ComparisonSettings(
+            space=frontier.space or protocol.space,
             strategies=tuple(dict.fromkeys((REFERENCE, *(strategies or everything)))),
             budget=cost,
-            rng_seeds=rng_seeds,
+            rng_seeds=tuple(sorted(set(rng_seeds))),
             distill_tokens=distill_tokens or plan.distill_tokens,
-            learning_rate=learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate,
+            learning_rate=learning_rate or find_learning_rate(read_distilled(study)) or protocol.short_learning_rate,
         )
         measured = Measured(sweep)
-        comparison = rivals.start_comparison(bench, measured, settings)
-        runs = rivals.list_runs(comparison, settings)
+        comparison = comparing.start_comparison(bench, measured, settings)
+        runs = comparing.list_runs(comparison, settings)
         terminal.say(
             f"plan: {len(settings.strategies)} strategies, each with {comparison.budget:,.0f} layer-tokens to spend; then their "
-            f"picks distilled for {settings.distill_tokens:,} tokens under {len(rng_seeds)} random seeds"
+            f"picks distilled for {settings.distill_tokens:,} tokens with random seed{'s' if len(settings.rng_seeds) > 1 else ''} "
+            + ", ".join(map(str, settings.rng_seeds))
         )
 
         def show(run: StrategyRun) -> None:
@@ -85,19 +88,22 @@ def compare_strategies(
             terminal.say(f"  {TITLES[run.strategy]}{seed}: {picks}; {run.cost / comparison.budget:.2f} of the cost")
 
         with terminal.stage("choose", total=len(runs)) as advance:
-            comparison = rivals.play_all(bench, measured, comparison, settings, on_run=show)
-        todo = rivals.list_finals(comparison, settings)
+            comparison = comparing.play_all(bench, measured, comparison, settings, on_run=show)
+        todo = comparing.list_finals(comparison, settings)
         if todo:
             steps = finals.count_steps(bench, settings.distill_tokens)
-            searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=sorted(rng_seeds))
+            searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=settings.rng_seeds)
             with terminal.stage("distill", total=len(todo) * steps) as advance:
-                comparison = rivals.distill_all(bench, sweep, comparison, settings, on_step=lambda key: advance(1, key))
+                comparison = comparing.distill_all(
+                    bench, sweep, comparison, settings, on_step=lambda key: advance(1, key)
+                )
     summary = summarize_comparison(comparison)
     sources = {name: strategy.source for name, strategy in STRATEGIES.items()}
+    played = tuple(dict.fromkeys(run.strategy for run in comparison.runs))
     asked = {
-        "strategies": strategies,
+        "strategies": None if set(played) == set(everything) else played,
         "cost": cost,
-        "rng_seeds": rng_seeds,
+        "rng_seeds": settings.rng_seeds,
         "distill_tokens": distill_tokens,
         "learning_rate": learning_rate,
     }

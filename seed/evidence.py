@@ -111,8 +111,8 @@ class ComparedFinal(Record, frozen=True, kw_only=True):
 
     candidate: Candidate
     rng_seed: int
-    validation_loss: float
-    test_sums: list[float]  # summed losses of each document of the test text
+    validation_loss: float | None
+    test_sums: list[float | None]  # summed losses of each document of the test text; None: not a number, as above
     seconds: float
 
 
@@ -148,5 +148,4 @@ class ComparisonSummary(Record, frozen=True, kw_only=True):
     """The statistics of a comparison, depth by depth; within one, best first."""
 
     reference: str
-    bootstrap_draws: int
     rows: tuple[Reached, ...]

@@ -146,6 +146,7 @@ class Frontier(Record, frozen=True, kw_only=True):
     members: tuple[FrontierMember, ...]
     num_scored: int
     space_size: int
+    space: SearchSpace | None = None  # as limits on latency and memory bound it; None: studies before this was kept
 
 
 class CurvePoint(Record, frozen=True, kw_only=True):
@@ -293,6 +294,7 @@ class SearchPlan(Record, frozen=True, kw_only=True):
     trials: int  # candidates scored at the objective's rung, where a sweep does not score them all
     sweep_budget: float  # seconds
     covers_space: bool  # closed form scores the whole space
+    trusts_closed_form: bool = True  # False: a student with it has not the loss that its score says
     frontier_size: int
     distill_tokens: int
     max_ppl_ratio: float | None

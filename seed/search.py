@@ -102,6 +102,8 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             terminal.say(f"{fault}: this study does without closed form")
             bench, instruments = dataclasses.replace(bench, gains=None), dataclasses.replace(instruments, gains=None)
             plan = msgspec.structs.replace(plan, covers_space=False)
+        plan = msgspec.structs.replace(plan, trusts_closed_form=not fault)
+        folder.write_record(study.plan, plan)
         depths = space.max_dropped - space.min_dropped + 1
         with terminal.stage("latency", total=depths) as advance:
             table = latencies.measure_latencies(bench, space, on_structure=lambda structure: advance(1, structure))
@@ -168,7 +170,7 @@ def select_members(
     from seed.optimize.frontier import select_frontier
     from seed.stages.gathering import read_losses
 
-    frontier = select_frontier(
+    found = select_frontier(
         [record for record in records if contains(space, record.evaluation.candidate)],
         rung=bench.protocol.rung,
         size=settings.frontier_size,
@@ -177,6 +179,7 @@ def select_members(
         max_ppl_ratio=settings.max_ppl_ratio,
         max_latency_ratio=settings.max_latency_ratio,
     )
+    frontier = msgspec.structs.replace(found, space=space)
     folder.write_record(bench.folder.frontier, frontier)
     return frontier
 

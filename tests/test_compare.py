@@ -4,7 +4,9 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from seed import folder
@@ -12,22 +14,22 @@ from seed.compare import compare_strategies, main
 from seed.console import Terminal
 from seed.errors import SeedError, StudyError
 from seed.evidence import Comparison
+from seed.records import Frontier, SearchPlan
+from seed.search import find_frontier
+from seed.stages import workbench
+from seed.stages.gathering import gather_record
 from tests.conftest import MakeCheckpoint
 from tests.test_commands import error_of, run_seed
 
 CHOSEN = ("subset", "perplexity", "last_layers", "random")
 
 
-@pytest.fixture(scope="module")
-def finished(make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished search that nothing may change."""
-    from seed.search import find_frontier
-
-    root = tmp_path_factory.mktemp("studies")
+def search(model: Path, text: Path, root: Path, **settings: Any) -> Path:
+    """The folder of a small finished search."""
     find_frontier(
-        str(make_checkpoint()),
+        str(model),
         study="tiny",
-        recovery_text=str(text_file),
+        recovery_text=str(text),
         studies_dir=root,
         window_tokens=64,
         calibration_tokens=1024,
@@ -39,8 +41,15 @@ def finished(make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory:
         max_dropped=2,
         distill=False,
         device="cpu",
+        **settings,
     )
     return root / "tiny"
+
+
+@pytest.fixture(scope="module")
+def finished(make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search that nothing may change."""
+    return search(make_checkpoint(), text_file, tmp_path_factory.mktemp("studies"))
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ def test_a_comparison_is_made_once_and_added_to(study: Path, capsys: pytest.Capt
     assert (study / "compare.html").stat().st_size > 1000
     assert [run.strategy for run in first.runs] == ["subset", "subset", "perplexity", "last_layers", "random", "random"]
     assert "plan: 4 strategies" in out
-    for title in ("Seed's search (seed 0)", "Seed's search (seed 1)", "one-shot PPL", "random (seed 1)"):
+    for title in ("Seed's sampler (seed 0)", "Seed's sampler (seed 1)", "one-shot PPL", "random (seed 1)"):
         assert f"  {title}: " in out
     assert "  last layers: 3; 2, 3; 0.00 of the cost" in out
     assert "2 dropped; distilled, on test text" in out
@@ -93,7 +102,7 @@ def test_a_comparison_is_made_once_and_added_to(study: Path, capsys: pytest.Capt
 def test_the_command_line_is_passed_on_and_other_settings_are_refused(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["compare", str(study), "--strategies", "last_layers", "magnitude", "--rng-seeds", "4", "--device=cpu"]
+    words = ["compare", str(study), "--strategies", "last_layers", "magnitude", "--rng-seeds", "4", "4", "--device=cpu"]
     words += ["--distill-tokens=2048", "--learning-rate=0.002"]
     monkeypatch.setattr(sys, "argv", [*words, "--cost=500000"])
     main()
@@ -116,9 +125,9 @@ def test_a_cost_that_pays_for_no_score_leaves_the_search_without_a_choice(
     monkeypatch.setattr(sys, "argv", [*words, "--cost=1"])
     main()
     assert folder.read_record(study / "compare.json", Comparison).runs[0].picks == ()
-    assert "1 layer dropped: Seed's search chose nothing of this depth" in capsys.readouterr().out
+    assert "1 layer dropped: Seed's sampler chose nothing of this depth" in capsys.readouterr().out
     page = (study / "compare.html").read_text()
-    assert "--strategies last_layers --cost 1.0 --rng-seeds 4 --distill-tokens 2048" in page
+    assert "--strategies subset last_layers --cost 1.0 --rng-seeds 4 --distill-tokens 2048" in page
 
 
 def test_an_unknown_strategy_is_named_before_anything_is_opened(tmp_path: Path) -> None:
@@ -143,3 +152,45 @@ def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
     assert done.stderr.count("error: ") == 1
     assert "--rng-seeds: -1 must be 0 or more" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_closed_form_that_was_found_wrong_is_not_trusted_later_either(
+    make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workbench, "prove_closed_form", lambda *_: "a fault")
+    study = search(make_checkpoint(), text_file, tmp_path, rung=2, trials=2, short_steps=2)
+    plan = folder.read_record(study / "plan.json", SearchPlan)
+    assert not plan.trusts_closed_form
+    monkeypatch.undo()
+    comparison = compare(study, "last_layers")
+    assert comparison.rung == "none"
+    assert {run.strategy for run in comparison.runs} == {"subset", "last_layers"}
+
+
+def test_only_what_the_search_was_bound_to_is_compared(
+    finished: Path, make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path
+) -> None:
+    sizes = {
+        trial.evaluation.latency.structure: trial.evaluation.size
+        for trial in gather_record(folder.open_existing(finished)).trials
+    }
+    larger, smaller = sorted(
+        (size.weight_bytes + 12 * size.kv_bytes_per_token for size in sizes.values()), reverse=True
+    )
+    study = search(make_checkpoint(), text_file, tmp_path, max_memory=(larger + smaller) / 2)
+    space = folder.read_record(study / "frontier.json", Frontier).space
+    assert space is not None
+    assert (space.min_dropped, space.max_dropped) == (2, 2)
+    comparison = compare(study, "last_layers", "perplexity")
+    assert comparison.num_candidates == space.size
+    assert {len(pick.dropped_layers) for run in comparison.runs for pick in run.picks} == {2}
+
+
+def test_a_student_that_is_no_model_any_more_is_kept_and_read_back(study: Path) -> None:
+    compare(study, "last_layers")
+    known = folder.read_record(study / "compare.json", Comparison)
+    broken = msgspec.structs.replace(known.finals[0], validation_loss=None, test_sums=[None] * len(known.test_counts))
+    changed = msgspec.structs.replace(known, finals=(broken, *known.finals[1:]))
+    folder.write_record(study / "compare.json", changed)
+    assert compare(study, "last_layers") == changed
+    assert (study / "compare.html").stat().st_size > 1000

@@ -1,44 +1,52 @@
 """What strategies reached at equal cost: means over random seeds, and paired differences with their uncertainty.
 
-Three things vary: which documents are read, and what the random seeds of distillation and of search do. All are resampled,
-documents and distillations in pairs, runs of a search by themselves.
+Three things vary: which documents are read, what the random seed of distillation does, and what that of a search does. The
+variances of the mean that each brings are added, and Student's t for as many degrees of freedom as the sum has
+(Satterthwaite 1946) gives the interval. Documents and distillations are paired; runs of different strategies are not.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 from seed.evidence import Comparison, ComparisonSummary, Estimate, Reached, StrategyRun
 from seed.records import Candidate
 
 REFERENCE = "subset"
-BOOTSTRAP_DRAWS = 2000
-QUANTILES = (0.025, 0.975)
+CONFIDENCE = 0.95
+NOTHING = Estimate(value=None, low=None, high=None)
 
 
 def summarize_comparison(comparison: Comparison, *, reference: str = REFERENCE) -> ComparisonSummary:
     """Return what each strategy reached at each depth, beside the reference's picks of the same depth.
 
-    A depth counts where every pick of a strategy there is distilled; a strategy that chose nothing has no row.
+    A depth counts where every pick of a strategy there is distilled; a strategy that chose nothing has no row. One whose
+    picks end as no model at all, with losses that are no numbers, has a row without a value, the last.
     """
     by_strategy: dict[str, list[StrategyRun]] = defaultdict(list)
     for run in comparison.runs:
         by_strategy[run.strategy].append(run)
     losses = read_losses(comparison)
+    counts_D = np.array(comparison.test_counts)
+    dense_RSD = np.array(comparison.dense_test_sums)[None, None]
     depths = sorted({len(pick.dropped_layers) for run in comparison.runs for pick in run.picks})
     rows = []
     for depth in depths:
-        theirs = list_picks(by_strategy.get(reference, []), depth=depth)
+        theirs = find_picks(by_strategy.get(reference, []), depth=depth)
         found = []
         for strategy, runs in by_strategy.items():
-            picks = list_picks(runs, depth=depth)
+            picks = find_picks(runs, depth=depth)
             if not picks or any(pick not in losses for pick in picks):
                 continue
-            is_compared = bool(theirs) and all(pick in losses for pick in theirs)
-            ratio, excess = compare_picks(comparison, losses, picks, beside=theirs if is_compared else ())
+            ours_RSD = np.stack([losses[pick] for pick in picks])
+            excess = NOTHING
             if strategy == reference:
                 excess = Estimate(value=0.0, low=0.0, high=0.0)
+            elif theirs and all(pick in losses for pick in theirs):
+                excess = estimate_excess(ours_RSD, np.stack([losses[pick] for pick in theirs]), counts_D)
             found.append(
                 Reached(
                     strategy=strategy,
@@ -47,70 +55,74 @@ def summarize_comparison(comparison: Comparison, *, reference: str = REFERENCE) 
                     num_runs=len(runs),
                     num_without=len(runs) - len(picks),
                     cost=float(np.mean([run.cost for run in runs])),
-                    ppl_ratio=ratio,
+                    ppl_ratio=shift(estimate_excess(ours_RSD, dense_RSD, counts_D), by=1.0),
                     excess=excess,
                 )
             )
-        rows += sorted(found, key=lambda row: (row.ppl_ratio.value, row.cost, row.strategy))
-    return ComparisonSummary(reference=reference, bootstrap_draws=BOOTSTRAP_DRAWS, rows=tuple(rows))
+        rows += sorted(found, key=lambda row: (row.ppl_ratio.value or math.inf, row.cost, row.strategy))
+    return ComparisonSummary(reference=reference, rows=tuple(rows))
 
 
 def read_losses(comparison: Comparison) -> dict[Candidate, np.ndarray]:
-    """Summed test losses by candidate (S seeds in order, D documents), of those distilled under every random seed."""
+    """Summed test losses by candidate (S seeds in order, D documents), of those distilled under every random seed.
+
+    Not a number where a student was broken.
+    """
     seeds = sorted({final.rng_seed for final in comparison.finals})
-    found: dict[Candidate, dict[int, list[float]]] = defaultdict(dict)
+    found: dict[Candidate, dict[int, list[float | None]]] = defaultdict(dict)
     for final in comparison.finals:
         found[final.candidate][final.rng_seed] = final.test_sums
     return {
-        candidate: np.array([sums[seed] for seed in seeds])
+        candidate: np.array([sums[seed] for seed in seeds], dtype=float)
         for candidate, sums in found.items()
         if len(sums) == len(seeds)
     }
 
 
-def list_picks(runs: Sequence[StrategyRun], *, depth: int) -> tuple[Candidate, ...]:
+def find_picks(runs: Sequence[StrategyRun], *, depth: int) -> tuple[Candidate, ...]:
     """Picks of this depth, one of each run that has one."""
     return tuple(pick for run in runs for pick in run.picks if len(pick.dropped_layers) == depth)
 
 
-def compare_picks(
-    comparison: Comparison,
-    losses: Mapping[Candidate, np.ndarray],
-    picks: Sequence[Candidate],
-    *,
-    beside: Sequence[Candidate],
-) -> tuple[Estimate, Estimate]:
-    """PPL ratio to the dense model, and PPL over that of other picks less 1, each with its 95 % bootstrap interval."""
-    counts, dense_D = np.array(comparison.test_counts), np.array(comparison.dense_test_sums)
-    rng = np.random.default_rng(0)
-    num_seeds, num_documents = losses[picks[0]].shape
-    documents_BD = draw_counts(rng, np.ones(num_documents))
-    seeds_BS = draw_counts(rng, np.ones(num_seeds)) / num_seeds
+def estimate_excess(ours_RSD: np.ndarray, theirs_RSD: np.ndarray, counts_D: np.ndarray) -> Estimate:
+    """PPL over another less 1 and its 95 % interval, from summed losses of R runs, S seeds and D documents.
 
-    def resample(chosen: Sequence[Candidate]) -> np.ndarray:
-        """Summed losses by document: as they are, then in each resample (1 + B, D)."""
-        times = Counter(chosen)
-        runs_BU = draw_counts(rng, np.array(list(times.values()))) / len(chosen)
-        losses_USD = np.stack([losses[pick] for pick in times])
-        mean_D = np.einsum("u,usd->d", np.array(list(times.values())) / len(chosen), losses_USD) / num_seeds
-        return np.concatenate([mean_D[None], np.einsum("bu,bs,usd->bd", runs_BU, seeds_BS, losses_USD)])
-
-    def estimate(differences: np.ndarray, *, less: float) -> Estimate:
-        mean = differences[0].sum() / counts.sum()
-        drawn = (differences[1:] * documents_BD).sum(axis=1) / (documents_BD @ counts)
-        low, high = np.quantile(drawn, QUANTILES)
-        return Estimate(
-            value=float(np.exp(mean) - less), low=float(np.exp(low) - less), high=float(np.exp(high) - less)
-        )
-
-    ours = resample(picks)
-    ratio = estimate(ours - dense_D, less=0.0)
-    if not beside:
-        return ratio, Estimate(value=None, low=None, high=None)
-    return ratio, estimate(ours - resample(beside), less=1.0)
+    The runs of the two need not be as many. Nothing where a loss is no number.
+    """
+    if not (np.isfinite(ours_RSD).all() and np.isfinite(theirs_RSD).all()):
+        return NOTHING
+    tokens = counts_D.sum()
+    difference_SD = _mean_of_runs(ours_RSD) - _mean_of_runs(theirs_RSD)
+    mean = float(difference_SD.mean(axis=0).sum() / tokens)
+    off_D = (difference_SD.mean(axis=0) - mean * counts_D) * len(counts_D) / tokens  # of a ratio of sums, linearised
+    sources = [
+        off_D,
+        difference_SD.sum(axis=1) / tokens,
+        *(runs_RSD.mean(axis=1).sum(axis=1) / tokens for runs_RSD in (ours_RSD, theirs_RSD)),
+    ]
+    half = measure_margin(sources)
+    return Estimate(value=math.expm1(mean), low=math.expm1(mean - half), high=math.expm1(mean + half))
 
 
-def draw_counts(rng: np.random.Generator, weights_N: np.ndarray) -> np.ndarray:
-    """How often each is drawn in every resample, as many draws as the weights add up to (B, N)."""
-    total = weights_N.sum()
-    return rng.multinomial(int(total), weights_N / total, BOOTSTRAP_DRAWS)
+def measure_margin(sources: Sequence[np.ndarray]) -> float:
+    """Half a 95 % interval around a mean that varies for several reasons, each known by independent draws (N of it)."""
+    known = [(values.var(ddof=1) / len(values), len(values) - 1) for values in sources if len(values) > 1]
+    total = sum(variance for variance, _ in known)
+    if total == 0:
+        return 0.0
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in known)
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(total))
+
+
+def shift(estimate: Estimate, *, by: float) -> Estimate:
+    """The estimate moved by a constant."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return estimate
+    return Estimate(value=estimate.value + by, low=estimate.low + by, high=estimate.high + by)
+
+
+def _mean_of_runs(sums_RSD: np.ndarray) -> np.ndarray:
+    # Equal runs count once: their mean is then the same to the bit however many there are.
+    different, times = np.unique(sums_RSD, axis=0, return_counts=True)
+    mean_SD: np.ndarray = np.tensordot(times / times.sum(), different, axes=1)
+    return mean_SD

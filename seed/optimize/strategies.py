@@ -235,9 +235,9 @@ STRATEGIES = {
     strategy.name: strategy
     for strategy in (
         Strategy(
-            name="subset", title="Seed's search", source="this package", search=search_with("subset"), is_random=True
+            name="subset", title="Seed's sampler", source="this package", search=search_with("subset"), is_random=True
         ),
-        Strategy(name="sweep", title="every set", source="this package", search=sweep_all),
+        Strategy(name="sweep", title="every set, at any cost", source="this package", search=sweep_all),
         Strategy(name="last_layers", title="last layers", source="arXiv 2411.15558", search=drop_last),
         Strategy(name="magnitude", title="magnitude", source="arXiv 2402.02834", search=rank_by_magnitude),
         Strategy(name="taylor", title="Taylor+", source="arXiv 2402.02834", search=rank_by_taylor),

@@ -5,6 +5,7 @@ Statistics are handed in; nothing is estimated here.
 """
 
 import html
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,7 @@ def say_excess(row: Reached, ours: Reached) -> str:
         return "cannot be compared"
     if excess.low <= 0 <= excess.high:
         return f"cannot be told apart ({format_percent(excess)})"
-    return f"ends {'higher' if excess.low > 0 else 'lower'} by {format_percent(excess)}"
+    return f"ends {'higher' if excess.low > 0 else 'lower'} ({format_percent(excess)})"
 
 
 def share_picks(row: Reached) -> dict[Candidate, Fraction]:
@@ -143,8 +144,9 @@ def render_answers(comparison: Comparison, *, summary: ComparisonSummary, titles
     note = (
         "PPL ratio: perplexity on test text after full distillation, divided by the dense model's. Percentages: "
         f"perplexity above that of {titles[summary.reference]}, same documents, same random seeds "
-        f"({count_things(num_seeds, 'seed')}). Brackets: 95 % interval by bootstrap over documents, distillations and runs, each "
-        "comparison by itself. A difference counts when its interval excludes zero."
+        f"({count_things(num_seeds, 'seed')}). Brackets: 95 % interval, as documents, distillations and runs vary, each comparison "
+        "by itself. A difference counts when its interval excludes zero."
+        + (" With one random seed, how distillations vary is not known and not in it." if num_seeds == 1 else "")
     )
     return f'<ul class="answers">\n{items}\n</ul>\n<p class="note">{escape(note)}</p>'
 
@@ -163,15 +165,15 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
         subplot_titles=[f"{name_drop(depth)}: PPL ratio after distillation" for depth in depths],
     )
     for index, group in enumerate(groups, start=1):
-        limit = find_limit([row.ppl_ratio.value or 0.0 for row in group])
+        limit = find_limit([row.ppl_ratio.value or math.inf for row in group])
         for is_ours in (True, False):
             rows = [(place, row) for place, row in enumerate(group) if (row.strategy == summary.reference) == is_ours]
             color = DEPTH_COLORS[1] if is_ours else DEPTH_COLORS[0]
             estimates = [row.ppl_ratio for _, row in rows]
-            is_far = [(estimate.value or 0.0) > limit for estimate in estimates]
+            is_far = [(estimate.value or math.inf) > limit for estimate in estimates]
             symbol = "diamond" if is_ours else "circle"
             points = go.Scatter(
-                x=[min(estimate.value or 0.0, limit) for estimate in estimates],
+                x=[min(estimate.value or math.inf, limit) for estimate in estimates],
                 y=[place for place, _ in rows],
                 error_x={**draw_estimates(estimates, limit=limit), "color": color},
                 text=[format_ratio(e) if far else "" for e, far in zip(estimates, is_far, strict=True)],
@@ -179,7 +181,7 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
                 customdata=[
                     [list_picks(row), format_percent(row.excess), format_ratio(row.ppl_ratio)] for _, row in rows
                 ],
-                hovertemplate="PPL ratio: %{customdata[2]}<br>dropped: %{customdata[0]}<br>above the search: %{customdata[1]}<extra></extra>",
+                hovertemplate="PPL ratio: %{customdata[2]}<br>dropped: %{customdata[0]}<br>above Seed's sampler: %{customdata[1]}<extra></extra>",
                 mode="markers+text",
                 showlegend=False,  # the axis names all
                 marker={
@@ -198,7 +200,7 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
         )
     caption = (
         "Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Mean over "
-        "random seeds; bars: 95 % interval, documents, distillations and runs resampled. All share documents and seeds, so that "
+        "random seeds; bars: 95 % interval, as documents, distillations and runs vary. All share documents and seeds, so that "
         "two may differ although their bars overlap: the paired differences are in the table. Beside each name: what choosing "
         "cost, as a share of what each might spend. Triangles: farther off than the panel reaches, with the value."
     )
@@ -260,12 +262,13 @@ def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Ma
         title="What it paid to choose",
         caption=caption,
         x_title="cost of choosing, share of the budget",
-        y_title="PPL above the search's, %",
+        y_title="PPL above that of Seed's sampler, %",
     )
 
 
 def find_limit(values: Sequence[float]) -> float:
     """Return how far an axis reaches: one or two hopeless strategies would press all others into a corner."""
+    values = [value for value in values if math.isfinite(value)] or [1.0]  # broken models are beyond any
     least, middle = min(values), statistics.median(set(values))  # those that chose the same count once
     return max((value for value in values if value - least <= FAR * (middle - least)), default=max(values))
 
@@ -301,7 +304,7 @@ def render_numbers(comparison: Comparison, *, summary: ComparisonSummary, titles
     caption = (
         "Within a depth, best first. Cost: layer-tokens (one layer applied to one token; other work by its multiply-adds) "
         "as a share of what each might spend; mean of the runs. Strategies that draw at random were run once for each "
-        f"random seed. Intervals: {summary.bootstrap_draws:,} resamples of documents, distillations and runs, not corrected for "
+        "random seed. Intervals: Student's t over documents, distillations and runs, not corrected for "
         "the number of comparisons."
     )
     return render_table(caption, header, rows)

@@ -26,9 +26,9 @@ class Prices:
     fit: float  # a layer's sums and factors for closed form
     solve: float  # a correction, solved for and applied
 
-    def price(self, work: TrieWork, *, share: float = 1.0) -> float:
-        """Price of walking a trie, on a share of the validation text."""
-        validation = share * self.validation_tokens
+    def price(self, work: TrieWork, *, validation_tokens: int | None = None) -> float:
+        """Price of walking a trie, on so much validation text; None: all."""
+        validation = self.validation_tokens if validation_tokens is None else validation_tokens
         return (
             validation * (work.plain_layers + self.head * work.heads)
             + work.run_layers * (self.calibration_tokens + validation + self.fit)
@@ -36,9 +36,9 @@ class Prices:
         )
 
     def distill(self, num_kept: int, *, tokens: int) -> float:
-        """Price of a short distillation: a student's passes beside those of the dense model, then validation text."""
+        """Price of a short distillation: a student's passes beside those of the dense model; validation text before and after."""
         training = tokens * ((1 + BACKWARD) * (num_kept + self.head) + self.num_layers + self.head)
-        return training + self.validation_tokens * (num_kept + self.head)
+        return training + 2 * self.validation_tokens * (num_kept + self.head)
 
     @property
     def trace(self) -> float:
@@ -60,7 +60,9 @@ def set_prices(anatomy: Anatomy, *, calibration_tokens: int, validation_tokens: 
     systems = len(RIDGES) + 1  # and the best one again on all positions
     both = calibration_tokens + validation_tokens
     fit = calibration_tokens * reads**2 + systems * reads**3 / 3
-    solve = (calibration_tokens + both) * reads * width + 3 * systems * reads**2 * width
+    solve = (calibration_tokens + both) * reads * width + (
+        systems + len(RIDGES)
+    ) * reads**2 * width  # and errors, held out
     return Prices(
         num_layers=num_layers,
         calibration_tokens=calibration_tokens,

@@ -22,15 +22,14 @@ RIVALS = ("perplexity", "greedy_recovered")  # greedy removal without recovery s
 class Remembered(Measured):
     """Scores with recovery come from memory only."""
 
-    def score(self, candidates: Sequence[Candidate], *, rung: str, share: float) -> list[float]:
-        """Losses.
+    def check(self, candidates: Sequence[Candidate], *, rung: str) -> None:
+        """Let pass what can be told.
 
         Raises:
-            BudgetSpent: one with recovery is not known.
+            BudgetSpent: a score with recovery is not known.
         """
         if rung != "none" and not all(self.sweep.is_known(candidate, rung) for candidate in candidates):
             raise BudgetSpent
-        return super().score(candidates, rung=rung, share=share)
 
 
 def measure_gain(
@@ -117,4 +116,6 @@ def price_search(
                 settings = short_settings(bench, candidate)
                 tokens = settings.steps * bench.batch_windows * bench.protocol.window_tokens
                 cost += measured.prices.distill(len(candidate.kept_layers), tokens=tokens)
+                if cheaper != "none":  # a look at the candidate as it stands comes first
+                    cost += account.price([candidate], rung="none")
     return cost, account.num_scores

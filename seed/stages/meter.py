@@ -6,10 +6,10 @@ What the study remembers, or another strategy has measured, is not measured agai
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from seed.optimize.strategies import BudgetSpent
 from seed.records import Candidate
+from seed.scoring.corpus import TokenStream
 from seed.scoring.importance import (
     measure_angular_distances,
     measure_block_influence,
@@ -19,6 +19,8 @@ from seed.scoring.importance import (
 from seed.scoring.pricing import Prices, set_prices
 from seed.scoring.subsets import count_work, measure_unrecovered
 from seed.scoring.sweep import Sweep
+
+IMPORTANCE = {"block_influence": measure_block_influence, "taylor": measure_taylor}  # on calibration text
 
 
 class Measured:
@@ -32,8 +34,10 @@ class Measured:
             calibration_tokens=instruments.calibration.num_tokens,
             validation_tokens=instruments.validation.num_tokens,
         )
+        self._parts: dict[float, TokenStream] = {}
         self._shares: dict[tuple[str, float], float] = {}
         self._layers: dict[str, list[float]] = {}
+        self._distances: dict[int, list[float]] = {}
 
     def score(self, candidates: Sequence[Candidate], *, rung: str, share: float) -> list[float]:
         """Losses, from memory where they are known."""
@@ -44,27 +48,41 @@ class Measured:
         instruments = self.sweep.instruments
         new = [candidate for candidate in candidates if (candidate.key, share) not in self._shares]
         if new:
-            part = instruments.validation.take_evenly(round(share * instruments.validation.num_tokens))
-            found = measure_unrecovered(instruments.anatomy, new, part, micro_batch=instruments.micro_batch)
+            found = measure_unrecovered(
+                instruments.anatomy, new, self.take_part(share), micro_batch=instruments.micro_batch
+            )
             self._shares |= {(c.key, share): losses.loss for c, losses in zip(new, found, strict=True)}
         return [self._shares[candidate.key, share] for candidate in candidates]
 
+    def take_part(self, share: float) -> TokenStream:
+        """Windows spread over the validation text, as near to a share of it as whole ones come."""
+        if share not in self._parts:
+            validation = self.sweep.instruments.validation
+            self._parts[share] = validation.take_evenly(round(share * validation.num_tokens))
+        return self._parts[share]
+
+    def check(self, candidates: Sequence[Candidate], *, rung: str) -> None:
+        """Called before anything is paid; here everything can be measured."""
+
     def weigh_layers(self, measure: str) -> list[float]:
-        """A number for each layer, or place of a block."""
+        """A number for each layer."""
         if measure not in self._layers:
-            self._layers[measure] = self._weigh(measure)
+            found = self.sweep.instruments
+            self._layers[measure] = (
+                measure_magnitude(found.anatomy)
+                if measure == "magnitude"
+                else IMPORTANCE[measure](found.anatomy, found.calibration, micro_batch=found.micro_batch)
+            )
         return self._layers[measure]
 
-    def _weigh(self, measure: str) -> list[float]:
-        anatomy, stream = self.sweep.instruments.anatomy, self.sweep.instruments.calibration
-        data: dict[str, Any] = {"micro_batch": self.sweep.instruments.micro_batch}
-        if measure == "magnitude":
-            return measure_magnitude(anatomy)
-        if measure == "block_influence":
-            return measure_block_influence(anatomy, stream, **data)
-        if measure == "taylor":
-            return measure_taylor(anatomy, stream, **data)
-        return measure_angular_distances(anatomy, stream, num_layers=int(measure), **data)
+    def measure_distances(self, num_layers: int) -> list[float]:
+        """Angular distance over so many layers, from each layer that has as many behind it."""
+        if num_layers not in self._distances:
+            found = self.sweep.instruments
+            self._distances[num_layers] = measure_angular_distances(
+                found.anatomy, found.calibration, num_layers=num_layers, micro_batch=found.micro_batch
+            )
+        return self._distances[num_layers]
 
 
 class Account:
@@ -87,7 +105,8 @@ class Account:
         names = {candidate: f"{rung}/{share}/{candidate.key}" for candidate in candidates}
         new = sorted((c for c, name in names.items() if name not in self._paid), key=lambda c: c.kept_layers)
         if new:
-            self._pay(self._price(new, rung=rung, share=share))
+            self.measured.check(new, rung=rung)
+            self._pay(self.price(new, rung=rung, share=share))
             self._paid.update(names[candidate] for candidate in new)
             self.num_scores += len(new) * (share == 1.0)
             self._last = new[-1] if rung == "closed_form" else self._last
@@ -103,12 +122,14 @@ class Account:
     def measure_distances(self, num_layers: int) -> list[float]:
         """Angular distance between the inputs of layer i and of layer i + ``num_layers``, for every i."""
         self._pay_once("angular_distance", self.measured.prices.trace)  # one pass serves every length
-        return self.measured.weigh_layers(str(num_layers))
+        return self.measured.measure_distances(num_layers)
 
-    def _price(self, new: Sequence[Candidate], *, rung: str, share: float) -> float:
+    def price(self, new: Sequence[Candidate], *, rung: str, share: float = 1.0) -> float:
+        """What scores would cost now; candidates in the order in which closed form walks."""
         prices = self.measured.prices
         if rung != "closed_form":
-            return prices.price(count_work(new, closed_form=False), share=share)
+            tokens = self.measured.take_part(share).num_tokens if share < 1 else None
+            return prices.price(count_work(new, closed_form=False), validation_tokens=tokens)
         if self._last is None:
             return prices.trace + prices.price(count_work(new, closed_form=True))
         walked = [self._last, *new]

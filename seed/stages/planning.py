@@ -235,6 +235,7 @@ def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> Sear
     """
     if found.fingerprint == wanted.fingerprint:
         is_settled = found.sweep_budget == wanted.sweep_budget  # estimates of one machine differ from day to day
+        wanted = msgspec.structs.replace(wanted, trusts_closed_form=found.trusts_closed_form)
         return msgspec.structs.replace(wanted, covers_space=found.covers_space) if is_settled else wanted
     differences = compare_protocols(read_protocol(found, place=place), read_protocol(wanted, place=place))
     shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")

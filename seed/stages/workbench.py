@@ -211,7 +211,8 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
                 f"{stream.source}: the {name} text changed since {study.root} was planned "
                 f"({stream.num_tokens:,} tokens now, {protocol.streams[name].tokens:,} then). Restore it, or start a study of another name."
             )
-    gains = _measure_gains(anatomy, streams["recovery"], device)
+    is_trusted = folder.read_record(study.plan, SearchPlan).trusts_closed_form
+    gains = _measure_gains(anatomy, streams["recovery"], device) if is_trusted else None
     return _bench(study, protocol, teacher, anatomy, streams, device, gains)
 
 

@@ -172,7 +172,7 @@ def show(terminal: Terminal, fields: dict[str, Any]) -> None:
         ms = fields["subset_ask_ms"][name]
         columns = ["regret in per cent after", *(f"{budget}" for budget in BUDGETS), "evaluations made", "runs"]
         terminal.show_table(columns, rows, title=f"{name}, {details['sets']:,} sets: mean ± sd over random seeds")
-        terminal.say(f"An ask of Seed's search: {ms['median']:.1f} ms, at most {ms['max']:.0f} ms\n")
+        terminal.say(f"An ask of Seed's sampler: {ms['median']:.1f} ms, at most {ms['max']:.0f} ms\n")
     ms = fields[f"subset_ask_ms_{NUM_TRIALS}x{NUM_FLAGS}"]
     terminal.say(
         f"In a study of {NUM_TRIALS:,} trials with {NUM_FLAGS} flags: {ms['median']:.0f} ms, at most {ms['max']:.0f} ms; "

@@ -24,7 +24,7 @@ BUDGET = 2e6
 NOTHING = Estimate(value=None, low=None, high=None)
 LEVEL = Estimate(value=0.0, low=0.0, high=0.0)
 TITLES = {
-    "subset": "Seed's search",
+    "subset": "Seed's sampler",
     "perplexity": "one-shot PPL",
     "greedy": "greedy",
     "greedy_recovered": "greedy with recovery",
@@ -59,7 +59,7 @@ def make_row(
 
 
 def make_summary(*rows: Reached) -> ComparisonSummary:
-    return ComparisonSummary(reference="subset", bootstrap_draws=2000, rows=rows)
+    return ComparisonSummary(reference="subset", rows=rows)
 
 
 def make_whole() -> ComparisonSummary:
@@ -159,14 +159,14 @@ OURS = make_row("subset", (5,))
             make_row("greedy", (4,), excess=Estimate(value=-0.01, low=-0.02, high=0.0)),
             "greedy cannot be told apart (-1.00 [-2.00, +0.00] %)",
         ),
-        (make_row("greedy", (4,), excess=estimate(0.02)), "greedy ends higher by +2.00 [+1.00, +3.00] %"),
-        (make_row("greedy", (4,), excess=estimate(-0.02)), "greedy ends lower by -2.00 [-3.00, -1.00] %"),
+        (make_row("greedy", (4,), excess=estimate(0.02)), "greedy ends higher (+2.00 [+1.00, +3.00] %)"),
+        (make_row("greedy", (4,), excess=estimate(-0.02)), "greedy ends lower (-2.00 [-3.00, -1.00] %)"),
         (make_row("greedy", (4,), excess=NOTHING), "greedy cannot be compared"),
     ],
 )
 def test_a_baseline_is_held_against_the_search(row: Reached, said: str) -> None:
     assert answer(OURS, row) == (
-        f"1 layer dropped: Seed's search reaches a PPL ratio of 1.050 [1.040, 1.060]; {said}. "
+        f"1 layer dropped: Seed's sampler reaches a PPL ratio of 1.050 [1.040, 1.060]; {said}. "
         "No other strategy is measurably better."
     )
 
@@ -214,14 +214,16 @@ def test_two_that_are_better_are_both_named() -> None:
 
 def test_a_search_by_itself_is_told() -> None:
     assert answer(make_row("subset", (1, 5), ratio=1.2)) == (
-        "2 layers dropped: Seed's search reaches a PPL ratio of 1.200 [1.190, 1.210]. "
+        "2 layers dropped: Seed's sampler reaches a PPL ratio of 1.200 [1.190, 1.210]. "
         "No other strategy is measurably better."
     )
 
 
 def test_a_depth_of_which_the_search_chose_nothing_is_told() -> None:
     summary = make_summary(OURS, make_row("greedy", (1, 2), excess=NOTHING))
-    assert pages.say_answer(summary, 2, titles=TITLES) == "2 layers dropped: Seed's search chose nothing of this depth."
+    assert (
+        pages.say_answer(summary, 2, titles=TITLES) == "2 layers dropped: Seed's sampler chose nothing of this depth."
+    )
 
 
 # ---- numbers
@@ -304,7 +306,7 @@ def test_every_strategy_has_its_place_best_on_top() -> None:
     assert (set(ours.marker.symbol), set(others.marker.symbol)) == ({"diamond"}, {"circle"})
     assert list(others.error_x.array) == list(others.error_x.arrayminus) == pytest.approx([0.01] * 3)
     labels = [plain(label) for label in figure.layout.yaxis.ticktext]
-    assert labels == ["one-shot PPL, nothing", "greedy, 0.20 ×", "Seed's search, 0.50 ×", "random, 1.00 ×"]
+    assert labels == ["one-shot PPL, nothing", "greedy, 0.20 ×", "Seed's sampler, 0.50 ×", "random, 1.00 ×"]
     assert figure.layout.yaxis2.ticktext[0] == "magnitude, nothing"
     assert [annotation.text for annotation in figure.layout.annotations] == [
         f"{wording.name_drop(depth)}: PPL ratio after distillation" for depth in (1, 2)
@@ -459,10 +461,10 @@ def test_page_is_well_formed_and_goes_from_answer_to_command(reader: Reader) -> 
 def test_the_table_holds_every_row_within_a_depth_best_first(reader: Reader) -> None:
     minus = wording.name_drop(1)[0]
     header = next(row for row in reader.rows if row[0] == "dropped, strategy")
-    assert header == ["dropped, strategy", "sets chosen", "PPL ratio", "PPL above Seed's search", "cost"]
+    assert header == ["dropped, strategy", "sets chosen", "PPL ratio", "PPL above Seed's sampler", "cost"]
     assert [row for row in reader.rows if row[0].startswith(minus)] == [
         [f"{minus}1, random", "4", "1.041 [1.031, 1.051]", "-2.00 [-3.00, -1.00] %", "1.00 ×"],
-        [f"{minus}1, Seed's search", "5", "1.050 [1.040, 1.060]", wording.ABSENT, "0.50 ×"],
+        [f"{minus}1, Seed's sampler", "5", "1.050 [1.040, 1.060]", wording.ABSENT, "0.50 ×"],
         [f"{minus}1, greedy", "5", "1.050 [1.040, 1.060]", "+0.00 [+0.00, +0.00] %", "0.20 ×"],
         [
             f"{minus}1, one-shot PPL",
@@ -472,7 +474,7 @@ def test_the_table_holds_every_row_within_a_depth_best_first(reader: Reader) -> 
             "nothing",
         ],
         [
-            f"{minus}2, Seed's search",
+            f"{minus}2, Seed's sampler",
             "1, 5 (1 of 3); 4, 5 (1 of 3); none (1 of 3)",
             "1.200 [1.190, 1.210]",
             wording.ABSENT,
@@ -480,7 +482,7 @@ def test_the_table_holds_every_row_within_a_depth_best_first(reader: Reader) -> 
         ],
         [f"{minus}2, magnitude", "5, 6", "1.300 [1.290, 1.310]", "+8.00 [+7.00, +9.00] %", "nothing"],
     ]
-    assert "2,000 resamples" in reader.sections["numbers"]
+    assert "Student's t over documents, distillations and runs" in reader.sections["numbers"]
 
 
 def test_settings_name_every_strategy_with_its_source_scores_and_mean_cost(reader: Reader) -> None:
@@ -488,7 +490,7 @@ def test_settings_name_every_strategy_with_its_source_scores_and_mean_cost(reade
         assert text in reader.sections["settings"], text
     assert reader.rows[-3:] == [
         ["strategy", "source", "runs", "scores", "cost"],
-        ["Seed's search", SOURCES["subset"], "2", "57, 1,060", "0.38 ×"],
+        ["Seed's sampler", SOURCES["subset"], "2", "57, 1,060", "0.38 ×"],
         ["magnitude", SOURCES["magnitude"], "1", "0", "nothing"],
     ]
 
@@ -513,7 +515,7 @@ def test_page_before_anything_is_distilled() -> None:
 def test_page_of_a_search_that_chose_nothing_has_no_drawing_of_costs() -> None:
     seen = Reader(render(make_summary(make_row("greedy", (5,), excess=NOTHING))))
     assert list(seen.sections) == ["answer", "reached", "numbers", "settings", "repeat"]
-    assert "1 layer dropped: Seed's search chose nothing of this depth." in seen.sections["answer"]
+    assert "1 layer dropped: Seed's sampler chose nothing of this depth." in seen.sections["answer"]
     (row,) = [row for row in seen.rows if row[0].startswith(wording.name_drop(1))]
     assert row[3] == wording.ABSENT
 
@@ -566,9 +568,9 @@ def test_the_terminal_tells_each_depth_in_a_table_and_a_sentence(
     cells = [re.split(r"\s{2,}", line) for line in lines]
     assert cells[:6] == [
         ["1 dropped; distilled, on test text"],
-        ["strategy", "sets chosen", "PPL ratio", "PPL above Seed's search", "cost"],
+        ["strategy", "sets chosen", "PPL ratio", "PPL above Seed's sampler", "cost"],
         ["random", "4", "1.041 [1.031, 1.051]", "-2.00 [-3.00, -1.00] %", "1.00 ×"],
-        ["Seed's search", "5", "1.050 [1.040, 1.060]", wording.ABSENT, "0.50 ×"],
+        ["Seed's sampler", "5", "1.050 [1.040, 1.060]", wording.ABSENT, "0.50 ×"],
         ["greedy", "5", "1.050 [1.040, 1.060]", "+0.00 [+0.00, +0.00] %", "0.20 ×"],
         ["one-shot PPL", "2 (1 of 2); 3 (1 of 2)", "1.080 [1.070, 1.090]", "+3.00 [+2.00, +4.00] %", "nothing"],
     ]

@@ -25,7 +25,7 @@ def test_prices_of_a_model_counted_by_hand(family: str, layer: int, reads: int) 
     # five ridges are tried, and the best is solved again
     assert prices.fit == pytest.approx((1000 * reads**2 + 6 * reads**3 / 3) / layer)
     # gaps multiplied on calibration text, maps applied to both texts; two triangular solves and a residual for each
-    assert prices.solve == pytest.approx((2300 * reads * 32 + 18 * reads**2 * 32) / layer)
+    assert prices.solve == pytest.approx((2300 * reads * 32 + 11 * reads**2 * 32) / layer)
 
 
 def test_what_closed_form_does_not_know_costs_no_fit() -> None:
@@ -52,11 +52,11 @@ def test_closed_form_pays_for_both_texts_fits_and_maps() -> None:
     assert PRICES.price(count_work([DENSE], closed_form=True)) == 40 * (4 + 0.5)
 
 
-def test_a_share_reads_less_validation_text_only() -> None:
+def test_less_validation_text_costs_less_of_it_only() -> None:
     pair = [keep(0, 1, 3), keep(0, 2, 3)]
     raw, closed = (count_work(pair, closed_form=closed_form) for closed_form in (False, True))
-    assert PRICES.price(raw, share=0.25) == PRICES.price(raw) / 4
-    assert PRICES.price(closed, share=0.25) == 10 * (1 + 0.5 * 2) + 5 * (100 + 10 + 7.0) + 5 * 11.0
+    assert PRICES.price(raw, validation_tokens=10) == PRICES.price(raw) / 4
+    assert PRICES.price(closed, validation_tokens=10) == 10 * (1 + 0.5 * 2) + 5 * (100 + 10 + 7.0) + 5 * 11.0
 
 
 def test_a_trace_and_a_gradient_of_the_dense_model() -> None:
@@ -64,9 +64,9 @@ def test_a_trace_and_a_gradient_of_the_dense_model() -> None:
     assert PRICES.gradient == 3 * 100 * (4 + 0.5)  # forward, and twice as much back
 
 
-def test_a_distillation_pays_for_student_teacher_and_one_look() -> None:
+def test_a_distillation_pays_for_student_teacher_and_two_looks() -> None:
     # three passes of two layers and a head, one of the dense model's four and a head, for each token
-    assert PRICES.distill(2, tokens=1000) == 1000 * (3 * 2.5 + 4.5) + 40 * 2.5
+    assert PRICES.distill(2, tokens=1000) == 1000 * (3 * 2.5 + 4.5) + 2 * 40 * 2.5
 
 
 def test_sharing_never_costs_more_than_scoring_alone() -> None:

@@ -209,3 +209,10 @@ def test_a_share_is_measured_on_part_of_the_text(measured: Measured) -> None:
     assert account.score(SINGLES, rung="none") != expected  # the whole text is another score, and paid for
     assert account.spent == pytest.approx(5 * spent)
     assert account.num_scores == 4
+
+
+def test_a_share_that_windows_do_not_divide_into_is_paid_for_as_it_is_read(measured: Measured) -> None:
+    account = Account(measured)
+    account.score([SINGLES[0]], rung="none", share=0.1)  # 38 of 384 tokens: one window of 32
+    assert measured.take_part(0.1).num_tokens == 32
+    assert account.spent == pytest.approx(32 * (3 + measured.prices.head))

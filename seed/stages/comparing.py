@@ -14,7 +14,7 @@ import msgspec
 from seed import folder
 from seed.evidence import ComparedFinal, Comparison, StrategyRun
 from seed.optimize.strategies import STRATEGIES, Strategy, run_strategy
-from seed.records import Candidate
+from seed.records import Candidate, SearchSpace
 from seed.scoring.quality import logits_of, measure_losses
 from seed.scoring.sweep import Sweep
 from seed.stages import finals, planning
@@ -28,6 +28,7 @@ UNLIMITED = ("sweep",)  # pays what it costs: it is there to say what there was 
 class ComparisonSettings:
     """What a comparison does. ``budget``: layer-tokens; None: what greedy removal with recovery costs."""
 
+    space: SearchSpace
     strategies: tuple[str, ...]
     budget: float | None
     rng_seeds: tuple[int, ...]
@@ -35,19 +36,25 @@ class ComparisonSettings:
     learning_rate: float
 
 
-def find_budget(bench: Workbench, measured: Measured) -> float:
+def find_budget(bench: Workbench, measured: Measured, space: SearchSpace) -> float:
     """What greedy removal with recovery costs, in layer-tokens: the strongest simple rival sets the price."""
     account = Account(measured)
-    run_strategy(STRATEGIES["greedy_recovered"], account, bench.protocol.space, rung=bench.recovered_rung, rng_seed=0)
+    run_strategy(STRATEGIES["greedy_recovered"], account, space, rung=bench.recovered_rung, rng_seed=0)
     return account.spent
 
 
 def play(
-    strategy: Strategy, bench: Workbench, measured: Measured, *, budget: float, rng_seed: int | None
+    strategy: Strategy,
+    bench: Workbench,
+    measured: Measured,
+    space: SearchSpace,
+    *,
+    budget: float,
+    rng_seed: int | None,
 ) -> StrategyRun:
     """Let one strategy choose on its own account."""
     account = Account(measured, budget=math.inf if strategy.name in UNLIMITED else budget)
-    picks = run_strategy(strategy, account, bench.protocol.space, rung=bench.recovered_rung, rng_seed=rng_seed or 0)
+    picks = run_strategy(strategy, account, space, rung=bench.recovered_rung, rng_seed=rng_seed or 0)
     return StrategyRun(
         strategy=strategy.name,
         rng_seed=rng_seed,
@@ -76,8 +83,8 @@ def start_comparison(bench: Workbench, measured: Measured, settings: ComparisonS
         study=bench.folder.name,
         model=bench.protocol.model,
         rung=bench.recovered_rung,
-        budget=settings.budget or find_budget(bench, measured),
-        num_candidates=bench.protocol.space.size,
+        budget=settings.budget or find_budget(bench, measured, settings.space),
+        num_candidates=settings.space.size,
         dense_test_sums=test.sums.tolist(),
         test_counts=test.counts.tolist(),
         settings=described,
@@ -97,7 +104,8 @@ def describe_settings(bench: Workbench, settings: ComparisonSettings) -> dict[st
         "calibration_tokens": bench.protocol.calibration_tokens,
         "validation_tokens": bench.protocol.streams["validation"].tokens,
         "test_tokens": bench.protocol.streams["test"].tokens,
-        "max_dropped": bench.protocol.space.max_dropped,
+        "min_dropped": settings.space.min_dropped,
+        "max_dropped": settings.space.max_dropped,
     }
 
 
@@ -119,7 +127,7 @@ def play_all(
 ) -> Comparison:
     """Let every strategy choose that has not yet; return the comparison with all runs."""
     for strategy, rng_seed in list_runs(comparison, settings):
-        run = play(strategy, bench, measured, budget=comparison.budget, rng_seed=rng_seed)
+        run = play(strategy, bench, measured, settings.space, budget=comparison.budget, rng_seed=rng_seed)
         comparison = _keep(bench, comparison, runs=(*comparison.runs, run))
         on_run(run)
     return comparison
@@ -155,12 +163,16 @@ def distill_all(
         final = ComparedFinal(
             candidate=candidate,
             rng_seed=rng_seed,
-            validation_loss=min(point.validation_loss for point in went.curve),
-            test_sums=test.sums.tolist(),
+            validation_loss=_finite(min(point.validation_loss for point in went.curve)),
+            test_sums=[_finite(loss) for loss in test.sums.tolist()],
             seconds=seconds,
         )
         comparison = _keep(bench, comparison, finals=(*comparison.finals, final))
     return comparison
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None  # JSON knows no other numbers
 
 
 def _keep(

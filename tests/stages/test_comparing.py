@@ -14,12 +14,12 @@ from seed.optimize.strategies import STRATEGIES
 from seed.records import Candidate
 from seed.scoring.distillation import Distilled
 from seed.scoring.quality import DocumentLosses
-from seed.stages import finals, rivals
+from seed.stages import comparing, finals
+from seed.stages.comparing import ComparisonSettings
 from seed.stages.meter import Account, Measured
-from seed.stages.rivals import ComparisonSettings
 from seed.stages.workbench import Workbench
 from tests.scoring.opened import drop, keep
-from tests.stages.opened import open_bench, open_sweep
+from tests.stages.opened import SPACE, open_bench, open_sweep
 
 NAMES = ("subset", "perplexity", "last_layers", "random")
 PLAYED = [("subset", 0), ("subset", 1), ("perplexity", None), ("last_layers", None), ("random", 0), ("random", 1)]
@@ -27,6 +27,7 @@ PLAYED = [("subset", 0), ("subset", 1), ("perplexity", None), ("last_layers", No
 
 def choose(*strategies: str, **changes: object) -> ComparisonSettings:
     values: dict[str, object] = {"budget": None, "rng_seeds": (0, 1), "distill_tokens": 512, "learning_rate": 3e-3}
+    values["space"] = SPACE
     return ComparisonSettings(strategies=strategies or NAMES, **(values | changes))  # type: ignore[arg-type]
 
 
@@ -39,15 +40,15 @@ class Opened:
         self.measured = Measured(self.sweep)
 
     def start(self, settings: ComparisonSettings) -> Comparison:
-        return rivals.start_comparison(self.bench, self.measured, settings)
+        return comparing.start_comparison(self.bench, self.measured, settings)
 
     def play(
         self, settings: ComparisonSettings, on_run: Callable[[StrategyRun], None] = lambda run: None
     ) -> Comparison:
-        return rivals.play_all(self.bench, self.measured, self.start(settings), settings, on_run=on_run)
+        return comparing.play_all(self.bench, self.measured, self.start(settings), settings, on_run=on_run)
 
     def distill(self, settings: ComparisonSettings, on_step: Callable[[str], None] = lambda key: None) -> Comparison:
-        return rivals.distill_all(self.bench, self.sweep, self.start(settings), settings, on_step=on_step)
+        return comparing.distill_all(self.bench, self.sweep, self.start(settings), settings, on_step=on_step)
 
     def read(self) -> Comparison:
         return folder.read_record(self.bench.folder.comparison, Comparison)
@@ -80,7 +81,7 @@ def test_the_budget_is_what_two_rounds_of_greedy_removal_cost(tmp_path: Path) ->
     losses = account.score(singles, rung="closed_form")
     best = losses.index(min(losses))
     account.score([drop(best, layer) for layer in range(4) if layer != best], rung="closed_form")
-    assert rivals.find_budget(opened.bench, opened.measured) == account.spent > 0
+    assert comparing.find_budget(opened.bench, opened.measured, SPACE) == account.spent > 0
     assert opened.start(choose()).budget == account.spent
     assert opened.start(choose(budget=1234.0)).budget == 1234.0
 
@@ -164,7 +165,7 @@ def test_a_shared_pick_is_distilled_once_a_seed(tmp_path: Path) -> None:
     )
     picks = [drop(3), keep(0, 1), drop(2)]
     settings = choose(rng_seeds=(5, 7))
-    assert rivals.list_finals(comparison, settings) == [(pick, seed) for seed in (5, 7) for pick in picks]
+    assert comparing.list_finals(comparison, settings) == [(pick, seed) for seed in (5, 7) for pick in picks]
 
 
 def test_finals_are_kept_one_by_one(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_finals_are_kept_one_by_one(tmp_path: Path) -> None:
     assert comparison.finals[0] == kept.finals[0]  # its seconds too: it was not done again
     assert len(seen) == 6
     assert opened.read() == comparison
-    assert rivals.list_finals(comparison, settings) == []
+    assert comparing.list_finals(comparison, settings) == []
     for final in comparison.finals:
         assert len(final.test_sums) == len(comparison.test_counts)
         assert final.seconds > 0
