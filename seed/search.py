@@ -73,7 +73,8 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         name=name,
         trials=trials,
         distill_tokens=distill_tokens,
-        covers_space=costs.estimate_sweep(bench, space, speed) <= settings.sweep_budget,
+        covers_space=costs.estimate_sweep(bench, space, speed) <= settings.sweep_budget
+        and (bench.protocol.rung == "closed_form" or settings.sampler == "subset" or space.size <= trials),
     )
     if study.plan.exists():
         plan = planning.continue_plan(folder.read_record(study.plan, SearchPlan), plan, place=study.root)
@@ -145,7 +146,7 @@ def show_cost(terminal: Terminal, bench: "Workbench", plan: SearchPlan, cost: "C
         what += f" (--trials {plan.trials} is for spaces that no sweep covers)" if plan.trials < space.size else ""
     else:
         what = f"{plan.trials} of {space.size} candidates at rung {rung}"
-        what += ", chosen by a sweep of all of them at rung closed form" if plan.covers_space else ""
+        what += ", led by a sweep of all of them at rung closed form" if plan.covers_space else ""
     finals = (
         f"; then {cost.num_finals} models distilled for {plan.distill_tokens:,} tokens each, about "
         f"{format_seconds(cost.distill_seconds)}"

@@ -3,14 +3,17 @@
     sampler = SubsetSampler([f"keep_{layer:02d}" for layer in range(22)], max_dropped=4, seed=0)
     study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
 
-where the objective calls ``trial.suggest_categorical("keep_07", [0, 1])`` for each flag and returns the loss first.
+where the objective calls ``trial.suggest_categorical("keep_07", [0, 1])`` for each flag, choices in this order, and returns
+the loss first.
 
 It measures single removals, fits a surrogate to what all sets cost (``surrogate``), and asks for the set by which the
 frontier of the first objective over the size of what is dropped is expected to grow most (``acquisition``): expected
-improvement (Jones et al. 1998), summed over sizes. That is the expected growth of the dominated area (Emmerich et al. 2006) when size is known
-beforehand. Further objectives need no model as long as they follow from what is dropped, as latency and memory do.
+improvement (Jones et al. 1998), summed over sizes. That is the expected growth of the dominated area (Emmerich et al. 2006)
+when size is known beforehand. Further objectives need no model as long as they follow from what is dropped, as latency and
+memory do. Workers see what others are about to try; two that choose in the same instant may still choose the same.
 """
 
+import datetime
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -19,7 +22,6 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.search_space import intersection_search_space
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -31,8 +33,11 @@ FLAG = CategoricalDistribution((0, 1))  # 1: the part stays
 TAKEN_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 
 MOST_LISTED = 16_384  # spaces up to this size are looked at whole
-BEAM_WIDTH = 24  # larger ones: the best sets of each number of parts that single steps lead to
+BEAM_WIDTH = 24  # larger ones: the best sets of each number of parts that single steps lead to,
+BEAM_SETS = 192  # fewer of each where many parts may go, but at least 4
 DRAWN_SETS = 128  # and random ones
+ROUNDS = 4  # of choosing, while other workers choose the same
+DROPPED = "subset:dropped"  # what a trial is going to hold
 WEIGHED_SETS = 512  # whose uncertainty is computed, of those that are expected to be best
 
 
@@ -60,8 +65,8 @@ class SubsetSampler(optuna.samplers.BaseSampler):
         """Describe the space.
 
         Args:
-            flags: names of the flags of parts that may go, in the model's order. None: the flags of the study's trials that
-                begin with ``keep_``; the first trial then keeps everything.
+            flags: names of the flags of parts that may go, in the model's order. None: the flags of the last finished trial
+                that begin with ``keep_``; the first trial then keeps everything.
             min_dropped: fewest parts dropped.
             max_dropped: most parts dropped. None: all but one.
             sizes: what each part is worth, above 0, in any unit such as parameters; None: all the same.
@@ -72,8 +77,10 @@ class SubsetSampler(optuna.samplers.BaseSampler):
             most_failures: a set that failed so often is not asked for again; None: it is, however often.
 
         Raises:
-            ValueError: the bounds contradict each other or the flags.
+            ValueError: the bounds contradict each other or the flags, or the seed is negative.
         """
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed={seed}: wanted 0 or more.")
         if flags is not None and len(set(flags)) != len(flags):
             raise ValueError("flags: a name is given twice.")
         if min_dropped < 0 or (max_dropped is not None and max_dropped < max(1, min_dropped)):
@@ -96,9 +103,8 @@ class SubsetSampler(optuna.samplers.BaseSampler):
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         if self.flags is not None:
             return dict.fromkeys(self.flags, FLAG)
-        known = intersection_search_space(
-            study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        )
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        known = finished[-1].distributions if finished else {}
         return {name: known[name] for name in sorted(known) if is_flag(name, known[name])}
 
     def sample_independent(
@@ -120,9 +126,17 @@ class SubsetSampler(optuna.samplers.BaseSampler):
         if key not in self._spaces:
             self._spaces[key] = self._describe(names)
         sets = self._spaces[key]
-        history = self._read_history(sets, study, but=trial.number)
-        rng = np.random.default_rng([self.seed, trial.number - history.num_failed])
-        dropped = self._choose(sets, history, rng)
+        for _ in range(ROUNDS):
+            history = self._read_history(sets, study, but=trial.number)
+            rng = np.random.default_rng([self.seed, trial.number - history.num_failed])
+            dropped = self._choose(sets, history, rng)
+            # Flags are written one by one, which takes a while; others shall see the whole set before that.
+            gone = list(itertools.compress(names, dropped))
+            study._storage.set_trial_system_attr(trial._trial_id, DROPPED, gone)
+            running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            rows = [_row_of(sets, other) for other in running if other.number != trial.number]
+            if not any(row is not None and bool((row == dropped).all()) for row in rows):
+                break
         return {name: int(not gone) for name, gone in zip(names, dropped, strict=True)}
 
     def _describe(self, names: tuple[str, ...]) -> "_Sets":
@@ -256,7 +270,8 @@ class _Sets:
         self.thresholds = np.linspace(low, high, most - least + 1)
         self._words = np.random.default_rng(0).integers(1, 2**63, len(names), dtype=np.uint64)
         self._all: Array | None = None
-        self.rows: dict[int, Array | None] = {}  # of finished trials, by number; None where flags are missing
+        # Sets of finished trials, by number, with when they began; None where flags are missing.
+        self.rows: dict[int, tuple[datetime.datetime | None, Array | None]] = {}
 
     def measure(self, dropped_MP: Array) -> Array:
         """Sizes of what is dropped (M,)."""
@@ -311,14 +326,18 @@ class _History:
 
 def _row_of(sets: _Sets, trial: FrozenTrial) -> Array | None:
     """The set of a trial, or None where a flag is missing or it lies outside the space."""
-    if trial.number in sets.rows:
-        return sets.rows[trial.number]
+    known = sets.rows.get(trial.number)
+    if known is not None and known[0] == trial.datetime_start:  # not of another study
+        return known[1]
     row: Array | None = None
     if all(name in trial.params for name in sets.names):
         row = np.array([1.0 - bool(trial.params[name]) for name in sets.names])
-        row = row if sets.holds(row[None])[0] else None
+    elif trial.state == TrialState.RUNNING and DROPPED in trial.system_attrs:
+        gone = trial.system_attrs[DROPPED]
+        row = np.array([float(name in gone) for name in sets.names])
+    row = row if row is not None and sets.holds(row[None])[0] else None
     if trial.state.is_finished():
-        sets.rows[trial.number] = row
+        sets.rows[trial.number] = (trial.datetime_start, row)
     return row
 
 
@@ -336,13 +355,14 @@ def _grow_pool(sets: _Sets, expect: Callable[[Array], Array], rng: np.random.Gen
     beam = np.zeros((1, len(sets.names)))
     pool = [sets.draw(DRAWN_SETS, rng)]
     single = np.eye(len(sets.names))
+    width = min(BEAM_WIDTH, max(4, BEAM_SETS // sets.most))
     for count in range(1, sets.most + 1):
         grown = (beam[:, None, :] + single[None]).reshape(-1, len(sets.names))
         grown = _unique(sets, grown[grown.max(axis=1) <= 1])
         best_first = np.argsort(expect(grown))
-        beam = grown[best_first[:BEAM_WIDTH]]
+        beam = grown[best_first[:width]]
         if count >= sets.least:
-            pool.append(grown[best_first[: max(BEAM_WIDTH, WEIGHED_SETS // sets.most)]])
+            pool.append(grown[best_first[: max(width, WEIGHED_SETS // sets.most)]])
     return _unique(sets, np.concatenate(pool))
 
 

@@ -15,7 +15,11 @@ def say_rival(rival: Rival, gain: SearchGain) -> str:
     told = ", ".join(say_pick(pick) for pick in rival.picks)
     if rival.picks and all(pick.candidate == pick.best for pick in rival.picks):
         told = "the same set at every depth that it reached" if len(rival.picks) > 1 else "the same set"
-    rest = "" if rival.is_whole else "deeper it needs scores that the search did not make (python -m seed.compare)"
+    rest = (
+        ""
+        if rival.is_whole
+        else f"{'deeper ' if rival.picks else ''}it needs scores that the search did not make (python -m seed.compare)"
+    )
     return f"{rival.title}{share}: {'; '.join(filter(None, (told, rest)))}"
 
 

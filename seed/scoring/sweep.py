@@ -19,6 +19,7 @@ from seed.scoring.refit import Refit
 from seed.scoring.subsets import SubsetWalker, measure_unrecovered
 
 RELEASED_BYTES = 10**9
+SCORED_AT_ONCE = 512  # candidates without recovery, whose losses are held by token meanwhile
 
 
 class Sweep:
@@ -66,18 +67,18 @@ class Sweep:
             self._walker = None
 
     def measure_unrecovered(self, candidates: Sequence[Candidate]) -> list[Quality]:
-        """Score candidates as they stand, all at once."""
+        """Score candidates as they stand, many at once."""
         new = [candidate for candidate in candidates if not self.is_known(candidate, "none")]
-        if new:
+        for batch in (new[begin : begin + SCORED_AT_ONCE] for begin in range(0, len(new), SCORED_AT_ONCE)):
             began = time.perf_counter()
             measured = measure_unrecovered(
                 self.instruments.anatomy,
-                new,
+                batch,
                 self.instruments.validation,
                 micro_batch=self.instruments.micro_batch,
             )
-            seconds = (time.perf_counter() - began) / len(new)
-            for candidate, losses in zip(new, measured, strict=True):
+            seconds = (time.perf_counter() - began) / len(batch)
+            for candidate, losses in zip(batch, measured, strict=True):
                 self.keep(candidate, "none", losses, seconds=seconds)
         return [self._judge(self.rows[candidate.key]["none"]) for candidate in candidates]
 

@@ -89,7 +89,7 @@ def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, rung: str) -
     if not sweep.is_known(pick, rung):
         return RivalPick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
     quality = sweep.compare(pick, best, rung=rung)
-    if not math.isfinite(quality.loss):
+    if not math.isfinite(quality.ppl_ratio):
         return RivalPick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
     return RivalPick(
         candidate=pick, best=best, ppl_ratio=quality.ppl_ratio, standard_error=quality.ppl_ratio_standard_error

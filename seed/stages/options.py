@@ -40,9 +40,9 @@ def positive_int(text: str) -> int:
 
 
 def whole_number(text: str) -> int:
-    """A whole number, 0 or above, for argparse."""
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+    """A whole number, 0 or above, that random seeds can be, for argparse."""
+    if not 0 <= (value := int(text)) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more, and below 2,147,483,648")
     return value
 
 

@@ -86,12 +86,11 @@ def score_landscape(num_layers: int, max_dropped: int, rung: str, *, model: str,
         num_layers=num_layers, droppable_layers=tuple(range(num_layers)), min_dropped=1, max_dropped=max_dropped
     )
     candidates = list(enumerate_candidates(space))
-    if rung == "none":
-        qualities = []
-        for begin in range(0, len(candidates), 512):
-            qualities += sweep.measure_unrecovered(candidates[begin : begin + 512])
-    else:
-        qualities = [sweep.measure(candidate) for candidate in candidates]
+    qualities = (
+        sweep.measure_unrecovered(candidates)
+        if rung == "none"
+        else [sweep.measure(candidate) for candidate in candidates]
+    )
     dense = sweep.instruments.dense_validation.loss
     return {
         "about": f"{num_layers}-layer Llama, {rung.replace('_', ' ')}, {bench.streams['validation'].num_tokens:,} validation "

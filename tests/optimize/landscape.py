@@ -65,14 +65,11 @@ class LandscapeMeter:
     A set costs its share of one evaluation, once for each share. What a share of the text says is not in the file, so the
     loss on all of it is returned: the first selection of EvoPress makes no mistakes here, which flatters it. A landscape
     has one rung, so rung names are ignored: on one with recovery, greedy removal and EvoPress get it too.
-
-    ``reads_whole``: every share costs, and counts as, a whole evaluation. What EvoPress deserves lies between the two.
     """
 
-    def __init__(self, landscape: Landscape, *, budget: float = math.inf, reads_whole: bool = False) -> None:
+    def __init__(self, landscape: Landscape, *, budget: float = math.inf) -> None:
         self.landscape = landscape
         self.budget = budget
-        self.reads_whole = reads_whole
         self.spent = 0.0
         self.asked: list[Asked] = []
         self._known: set[tuple[Candidate, float]] = set()
@@ -83,7 +80,6 @@ class LandscapeMeter:
         Raises:
             BudgetSpent: it did not reach all of them.
         """
-        share = 1.0 if self.reads_whole else share
         for candidate in candidates:
             if (candidate, share) in self._known:
                 continue

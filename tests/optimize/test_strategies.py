@@ -460,13 +460,6 @@ def test_a_landscape_scores_as_far_as_the_budget_reaches() -> None:
         meter.score(batch[2:], rung="none", share=1 / 16)
 
 
-def test_a_share_may_count_as_a_whole() -> None:
-    meter = LandscapeMeter(make_landscape(), reads_whole=True)
-    meter.score(candidates_of((1,)), rung="none", share=1 / 16)
-    meter.score(candidates_of((1,)), rung="none")
-    assert (meter.spent, meter.list_found()) == (1, candidates_of((1,)))
-
-
 def test_what_needs_the_model_is_not_played_on_landscapes() -> None:
     for name in ("block_influence", "taylor", "magnitude", "angular_distance"):
         with pytest.raises(NotImplementedError):

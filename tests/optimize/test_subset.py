@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -320,6 +321,41 @@ def test_a_sampler_serves_several_studies() -> None:
     fresh = run(resume(history, SubsetSampler(SIX, max_dropped=3, seed=0)), 20)
     assert len(set(fresh)) == 20
     assert run(resume(history, used), 20) == fresh
+
+
+def test_sets_of_another_study_of_the_same_name_are_not_taken_for_this_ones() -> None:
+    def begin(sampler: SubsetSampler, history: Sequence[Dropped]) -> optuna.Study:
+        study = optuna.create_study(study_name="same", sampler=sampler)
+        study.add_trials([stored(dropped, cost(dropped)) for dropped in history])
+        return study
+
+    history = all_sets(SIX, 1, 2)
+    used = SubsetSampler(SIX, max_dropped=3, seed=0)
+    run(begin(used, history), 3)
+    fresh = run(begin(SubsetSampler(SIX, max_dropped=3, seed=0), history[::-1]), 10)
+    assert run(begin(used, history[::-1]), 10) == fresh
+
+
+def test_a_set_is_seen_by_others_before_its_flags_are_written() -> None:
+    study = in_memory(SubsetSampler(SIX, max_dropped=2, seed=0))
+    started = [study.ask() for _ in range(3)]  # flags of the sampler's own space are decided here, and written later
+    chosen = []
+    for trial in started:
+        for name in SIX:
+            trial.suggest_categorical(name, FLAG.choices)
+        chosen.append(dropped_of(trial, SIX))
+    assert len(set(chosen)) == 3
+
+
+def test_threads_rarely_try_the_same_set() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        dropped = [name for name in SIX if not trial.suggest_categorical(name, FLAG.choices)]
+        time.sleep(0.01)
+        return cost(dropped)
+
+    study = in_memory(SubsetSampler(SIX, max_dropped=3, seed=0))
+    study.optimize(objective, n_trials=30, n_jobs=3)
+    assert len({dropped_of(trial, SIX) for trial in study.trials}) >= 25
 
 
 def test_a_resumed_study_does_not_draw_other_parameters_again() -> None:

@@ -106,6 +106,21 @@ def test_only_new_candidates_are_measured(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(asked) == 2
 
 
+def test_many_candidates_are_scored_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = open_sweep(tmp_path).measure_unrecovered(CANDIDATES)
+    seen: list[int] = []
+
+    def spy(anatomy, candidates, stream, *, micro_batch):
+        seen.append(len(candidates))
+        return measure_unrecovered(anatomy, candidates, stream, micro_batch=micro_batch)
+
+    monkeypatch.setattr(sweeps, "SCORED_AT_ONCE", 2)
+    monkeypatch.setattr(sweeps, "measure_unrecovered", spy)
+    (tmp_path / "other").mkdir()
+    assert open_sweep(tmp_path / "other").measure_unrecovered(CANDIDATES) == whole
+    assert seen == [2, 1]
+
+
 def test_a_score_is_what_is_judged_of_the_losses(tmp_path: Path) -> None:
     instruments, sweep = open_instruments(), open_sweep(tmp_path)
     dense = instruments.dense_validation

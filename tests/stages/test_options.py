@@ -94,8 +94,9 @@ def test_numbers_for_argparse() -> None:
         with pytest.raises(argparse.ArgumentTypeError):
             positive_float(text)
     assert whole_number("0") == 0
-    with pytest.raises(argparse.ArgumentTypeError):
-        whole_number("-1")
+    for text in ("-1", "2147483648"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            whole_number(text)
 
 
 def test_a_command_is_spelled_as_the_shell_reads_it() -> None:
