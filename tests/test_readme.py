@@ -91,6 +91,7 @@ def test_commands_on_the_readers_own_model_and_on_studies_work(place):
     small = ["--strategies", "perplexity", "--rng-seeds", "0", "--distill-tokens=4096"]
     done = run_seed(*[word.replace("demo", "gpt2-small") for word in compare], *small, cwd=place)
     assert "one-shot PPL" in done.stdout
+    assert "new study" not in done.stdout + done.stderr  # what Optuna has to say is not for here
 
 
 def test_the_python_example_runs(place):

@@ -194,6 +194,7 @@ def search_with(name: str) -> Callable[[Meter, SearchSpace, str, int], Iterator[
     """A search with one of the samplers: scores with recovery, one candidate at a time, over all depths at once."""
 
     def search(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(directions=["minimize", "minimize"])
         subset = make_subset_sampler(space, rng_seed=rng_seed)
         best: dict[int, float] = {}
