@@ -51,7 +51,7 @@ def compare_strategies(
         raise SeedError(f"--strategies {' '.join(unknown)}: unknown. Choose from {', '.join(STRATEGIES)}.")
     study, plan, protocol = planning.open_planned(path)
     planning.quiet_libraries()
-    from seed.reporting.comparison import write_comparison_page
+    from seed.reporting.comparison import format_cost, write_comparison_page
     from seed.reporting.summary import show_comparison
     from seed.scoring.sweep import Sweep
     from seed.stages import comparing, finals, searching, workbench
@@ -85,7 +85,7 @@ def compare_strategies(
             picks = "; ".join(", ".join(pick.dropped_parts) for pick in run.picks) or "nothing"
             seed = "" if run.rng_seed is None else f" (seed {run.rng_seed})"
             advance(1, f"{TITLES[run.strategy]}{seed}")
-            terminal.say(f"  {TITLES[run.strategy]}{seed}: {picks}; {run.cost / comparison.budget:.2f} of the cost")
+            terminal.say(f"  {TITLES[run.strategy]}{seed}: {picks}; cost {format_cost(run.cost, comparison.budget)}")
 
         with terminal.stage("choose", total=len(runs)) as advance:
             comparison = comparing.play_all(bench, measured, comparison, settings, on_run=show)

@@ -79,7 +79,7 @@ def test_a_comparison_is_made_once_and_added_to(study: Path, capsys: pytest.Capt
     assert "plan: 4 strategies" in out
     for title in ("Seed's sampler (seed 0)", "Seed's sampler (seed 1)", "one-shot PPL", "random (seed 1)"):
         assert f"  {title}: " in out
-    assert "  last layers: 3; 2, 3; 0.00 of the cost" in out
+    assert "  last layers: 3; 2, 3; cost nothing" in out
     assert "2 dropped; distilled, on test text" in out
     picks = {pick for run in first.runs for pick in run.picks}
     assert {(final.candidate, final.rng_seed) for final in first.finals} == {

@@ -151,7 +151,8 @@ def evolve(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterat
     """EvoPress (arXiv 2410.14649): (1 + 32) evolution at each depth, selection in two steps, no recovery.
 
     k (L - k) / 1.5 generations for k of L layers; depths take turns, so that a smaller budget cuts all alike. A mutation
-    swaps dropped for kept layers, min(r, s) times, r and s drawn from 1 to 3. Perplexity stands for the KL divergence.
+    swaps dropped for kept layers, min(r, s) times, r and s drawn from 1 to 3. Perplexity stands for the KL divergence; the
+    first step reads the same part of the text every time, and offspring that are alike count once.
     """
     rng = random.Random(rng_seed)
     total = len(space.droppable_layers)

@@ -24,8 +24,8 @@ NAMES = ("subset", "greedy", "perplexity", "evopress", "random", "tpe", "nsgaii"
 SEEDS, SEEDS_FULL = 5, 20
 MOST_LAYERS = 12  # of landscapes that are played by default, besides one of 22
 DEEPER = "llama22_closed_form"
-SLOW = "gp"  # about a second an ask
-SLOW_SEEDS, SLOW_BUDGET = 5, 100
+SLOW = "gp"  # seconds an ask from some 50 trials on
+SLOW_SEEDS, SLOW_BUDGET = 3, 57
 ASKS, ASKS_FULL = 10, 50
 NUM_TRIALS, NUM_FLAGS, MAX_DROPPED = 2000, 48, 4
 
