@@ -166,6 +166,7 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
     )
     for index, group in enumerate(groups, start=1):
         limit = find_limit([row.ppl_ratio.value or math.inf for row in group])
+        edge = find_edge([row.ppl_ratio for row in group], limit=limit)
         for is_ours in (True, False):
             rows = [(place, row) for place, row in enumerate(group) if (row.strategy == summary.reference) == is_ours]
             color = DEPTH_COLORS[1] if is_ours else DEPTH_COLORS[0]
@@ -173,7 +174,7 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
             is_far = [(estimate.value or math.inf) > limit for estimate in estimates]
             symbol = "diamond" if is_ours else "circle"
             points = go.Scatter(
-                x=[min(estimate.value or math.inf, limit) for estimate in estimates],
+                x=[edge if far else estimate.value for estimate, far in zip(estimates, is_far, strict=True)],
                 y=[place for place, _ in rows],
                 error_x={**draw_estimates(estimates, limit=limit), "color": color},
                 text=[format_ratio(e) if far else "" for e, far in zip(estimates, is_far, strict=True)],
@@ -219,12 +220,13 @@ def draw_costs(comparison: Comparison, *, summary: ComparisonSummary, titles: Ma
     least = min([row.cost for row in rows if row.cost > 0], default=comparison.budget) / comparison.budget
     free = least / 3  # a logarithmic axis has no zero
     limit = find_limit([row.excess.value or 0.0 for row in rows] or [0.0])
+    edge = find_edge([row.excess for row in rows], limit=limit)
     for depth in sorted({row.num_dropped for row in rows}):
         here = [row for row in rows if row.num_dropped == depth]
         figure.add_trace(
             go.Scatter(
                 x=[max(row.cost / comparison.budget, free) for row in here],
-                y=[100 * min(row.excess.value or 0.0, limit) for row in here],
+                y=[100 * (edge if (row.excess.value or 0.0) > limit else row.excess.value or 0.0) for row in here],
                 error_y={
                     **draw_estimates([row.excess for row in here], limit=limit, scale=100),
                     "color": choose_color(depth),
@@ -271,6 +273,12 @@ def find_limit(values: Sequence[float]) -> float:
     values = [value for value in values if math.isfinite(value)] or [1.0]  # broken models are beyond any
     least, middle = min(values), statistics.median(set(values))  # those that chose the same count once
     return max((value for value in values if value - least <= FAR * (middle - least)), default=max(values))
+
+
+def find_edge(estimates: Sequence[Estimate], *, limit: float) -> float:
+    """Return where the farthest bar of those within the limit ends."""
+    near = [estimate for estimate in estimates if estimate.value is not None and estimate.value <= limit]
+    return max((estimate.high for estimate in near if estimate.high is not None), default=limit)
 
 
 def draw_estimates(estimates: Sequence[Estimate], *, limit: float, scale: float = 1.0) -> dict[str, object]:

@@ -322,7 +322,7 @@ def test_what_is_far_off_is_a_triangle_with_its_value() -> None:
         make_row("random", (2,), ratio=8.0),
     )
     _, others = figure.data
-    assert list(others.x) == [1.07, 1.07, 1.06]
+    assert list(others.x) == pytest.approx([1.08, 1.07, 1.06])  # where the last bar ends
     assert list(others.text) == ["8.000 [7.990, 8.010]", "", ""]
     assert list(others.marker.symbol) == ["triangle-right", "circle", "circle"]
     assert list(others.error_x.array) == list(others.error_x.arrayminus) == pytest.approx([0, 0.01, 0.01])
@@ -332,7 +332,7 @@ def test_what_is_far_off_is_a_triangle_with_its_value() -> None:
 def test_a_hopeless_search_is_far_off_too() -> None:
     rows = [make_row("greedy", (4,), ratio=1.06), make_row("magnitude", (3,), ratio=1.07)]
     ours, _ = draw_reached(*rows, make_row("subset", (5,), ratio=3.0)).data
-    assert (list(ours.x), list(ours.marker.symbol)) == ([1.07], ["triangle-right"])
+    assert (list(ours.x), list(ours.marker.symbol)) == ([pytest.approx(1.08)], ["triangle-right"])
 
 
 @pytest.mark.parametrize("num_depths", [1, 12])
@@ -412,7 +412,7 @@ def test_excesses_that_are_far_off_are_triangles_without_bars() -> None:
         for name, excess in zip(("subset", "greedy", "magnitude", "random"), excesses, strict=True)
     ]
     (trace,) = draw_costs(*rows).data
-    assert list(trace.y) == pytest.approx([0, 1, 2, 2])
+    assert list(trace.y) == pytest.approx([0, 1, 2, 3])
     assert list(trace.marker.symbol) == ["circle"] * 3 + ["triangle-up"]
     assert list(trace.error_y.array) == pytest.approx([1, 1, 1, 0])
     assert plain(trace.customdata[3][1]) == "+300.00 [+299.00, +301.00] %"
