@@ -6,6 +6,7 @@ layer applied to one token. Everything finished is kept; run again to go on.
 """
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def compare_strategies(
             learning_rate=learning_rate or find_learning_rate(read_distilled(study)) or protocol.short_learning_rate,
         )
         measured = Measured(sweep)
-        comparison = comparing.start_comparison(bench, measured, settings)
+        with terminal.stage("budget", total=settings.space.max_dropped) as advance:
+            on_round = functools.partial(advance, 1, "greedy removal with recovery")
+            comparison = comparing.start_comparison(bench, measured, settings, on_round=on_round)
         runs = comparing.list_runs(comparison, settings)
         terminal.say(
             f"plan: {len(settings.strategies)} strategies, each with {comparison.budget:,.0f} layer-tokens to spend; then their "
@@ -84,11 +87,17 @@ def compare_strategies(
         def show(run: StrategyRun) -> None:
             picks = "; ".join(", ".join(pick.dropped_parts) for pick in run.picks) or "nothing"
             seed = "" if run.rng_seed is None else f" (seed {run.rng_seed})"
-            advance(1, f"{TITLES[run.strategy]}{seed}")
             terminal.say(f"  {TITLES[run.strategy]}{seed}: {picks}; cost {format_cost(run.cost, comparison.budget)}")
 
-        with terminal.stage("choose", total=len(runs)) as advance:
-            comparison = comparing.play_all(bench, measured, comparison, settings, on_run=show)
+        with terminal.stage("choose", total=100 * len(runs)) as advance:  # per cent of a budget
+            comparison = comparing.play_all(
+                bench,
+                measured,
+                comparison,
+                settings,
+                on_run=show,
+                on_paid=lambda strategy, share: advance(100 * share, strategy.title),
+            )
         todo = comparing.list_finals(comparison, settings)
         if todo:
             steps = finals.count_steps(bench, settings.distill_tokens)

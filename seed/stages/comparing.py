@@ -36,9 +36,11 @@ class ComparisonSettings:
     learning_rate: float
 
 
-def find_budget(bench: Workbench, measured: Measured, space: SearchSpace) -> float:
+def find_budget(
+    bench: Workbench, measured: Measured, space: SearchSpace, *, on_paid: Callable[[float], None] = lambda cost: None
+) -> float:
     """What greedy removal with recovery costs, in layer-tokens: the strongest simple rival sets the price."""
-    account = Account(measured)
+    account = Account(measured, on_paid=on_paid)
     run_strategy(STRATEGIES["greedy_recovered"], account, space, rung=bench.recovered_rung, rng_seed=0)
     return account.spent
 
@@ -51,9 +53,10 @@ def play(
     *,
     budget: float,
     rng_seed: int | None,
+    on_paid: Callable[[float], None] = lambda cost: None,
 ) -> StrategyRun:
     """Let one strategy choose on its own account."""
-    account = Account(measured, budget=math.inf if strategy.name in UNLIMITED else budget)
+    account = Account(measured, budget=math.inf if strategy.name in UNLIMITED else budget, on_paid=on_paid)
     picks = run_strategy(strategy, account, space, rung=bench.recovered_rung, rng_seed=rng_seed or 0)
     return StrategyRun(
         strategy=strategy.name,
@@ -64,8 +67,14 @@ def play(
     )
 
 
-def start_comparison(bench: Workbench, measured: Measured, settings: ComparisonSettings) -> Comparison:
-    """Begin a comparison, or read back the one that was begun.
+def start_comparison(
+    bench: Workbench,
+    measured: Measured,
+    settings: ComparisonSettings,
+    *,
+    on_round: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Begin a comparison, or read back the one that was begun. ``on_round``: of the greedy removal that sets the budget.
 
     Raises:
         StudyError: it was begun with other settings.
@@ -83,7 +92,7 @@ def start_comparison(bench: Workbench, measured: Measured, settings: ComparisonS
         study=bench.folder.name,
         model=bench.protocol.model,
         rung=bench.recovered_rung,
-        budget=settings.budget or find_budget(bench, measured, settings.space),
+        budget=settings.budget or find_budget(bench, measured, settings.space, on_paid=lambda cost: on_round()),
         num_candidates=settings.space.size,
         dense_test_sums=test.sums.tolist(),
         test_counts=test.counts.tolist(),
@@ -124,10 +133,24 @@ def play_all(
     settings: ComparisonSettings,
     *,
     on_run: Callable[[StrategyRun], None],
+    on_paid: Callable[[Strategy, float], None] = lambda strategy, share: None,
 ) -> Comparison:
-    """Let every strategy choose that has not yet; return the comparison with all runs."""
+    """Let every strategy choose that has not yet; return the comparison with all runs.
+
+    ``on_paid`` gets shares of the budget, 1 for each run in all, whatever it left or overdrew.
+    """
+    budget = comparison.budget
     for strategy, rng_seed in list_runs(comparison, settings):
-        run = play(strategy, bench, measured, settings.space, budget=comparison.budget, rng_seed=rng_seed)
+        left = 1.0
+
+        def pay(cost: float, strategy: Strategy = strategy) -> None:
+            nonlocal left
+            share = min(left, cost / budget)
+            left -= share
+            on_paid(strategy, share)
+
+        run = play(strategy, bench, measured, settings.space, budget=budget, rng_seed=rng_seed, on_paid=pay)
+        on_paid(strategy, left)
         comparison = _keep(bench, comparison, runs=(*comparison.runs, run))
         on_run(run)
     return comparison

@@ -5,7 +5,7 @@ What the study remembers, or another strategy has measured, is not measured agai
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from seed.optimize.strategies import BudgetSpent
 from seed.records import Candidate
@@ -86,11 +86,17 @@ class Measured:
 
 
 class Account:
-    """A ``Meter`` of one strategy: measures through ``Measured``, pays from a budget in layer-tokens."""
+    """A ``Meter`` of one strategy: measures through ``Measured``, pays from a budget in layer-tokens.
 
-    def __init__(self, measured: Measured, *, budget: float = math.inf) -> None:
+    ``on_paid`` gets what was paid once it is measured.
+    """
+
+    def __init__(
+        self, measured: Measured, *, budget: float = math.inf, on_paid: Callable[[float], None] = lambda cost: None
+    ) -> None:
         self.measured = measured
         self.budget = budget
+        self.on_paid = on_paid
         self.spent = 0.0
         self.num_scores = 0  # of candidates on all validation text
         self._paid: set[str] = set()
@@ -104,13 +110,16 @@ class Account:
         """
         names = {candidate: f"{rung}/{share}/{candidate.key}" for candidate in candidates}
         new = sorted((c for c, name in names.items() if name not in self._paid), key=lambda c: c.kept_layers)
+        before = self.spent
         if new:
             self.measured.check(new, rung=rung)
             self._pay(self.price(new, rung=rung, share=share))
             self._paid.update(names[candidate] for candidate in new)
             self.num_scores += len(new) * (share == 1.0)
             self._last = new[-1] if rung == "closed_form" else self._last
-        return self.measured.score(candidates, rung=rung, share=share)
+        losses = self.measured.score(candidates, rung=rung, share=share)
+        self.on_paid(self.spent - before)
+        return losses
 
     def weigh_layers(self, measure: str) -> list[float]:
         """How important each layer is, higher is more."""

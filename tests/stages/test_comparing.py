@@ -86,6 +86,29 @@ def test_the_budget_is_what_two_rounds_of_greedy_removal_cost(tmp_path: Path) ->
     assert opened.start(choose(budget=1234.0)).budget == 1234.0
 
 
+def test_progress_adds_up_to_a_budget_for_each_run(tmp_path: Path) -> None:
+    opened, settings = Opened(tmp_path), choose("subset", "last_layers", "sweep")
+    rounds: list[int] = []
+    comparison = comparing.start_comparison(
+        opened.bench, opened.measured, settings, on_round=lambda: rounds.append(len(rounds))
+    )
+    assert len(rounds) == SPACE.max_dropped
+    shares: dict[str, list[float]] = {}
+    comparing.play_all(
+        opened.bench,
+        opened.measured,
+        comparison,
+        settings,
+        on_run=lambda run: None,
+        on_paid=lambda strategy, share: shares.setdefault(strategy.name, []).append(share),
+    )
+    assert {name: sum(of_runs) for name, of_runs in shares.items()} == pytest.approx(
+        {"subset": 2, "last_layers": 1, "sweep": 1}  # two random seeds; pays nothing; pays more than a budget
+    )
+    assert len(shares["subset"]) > 6
+    assert all(share >= 0 for of_runs in shares.values() for share in of_runs)
+
+
 def test_random_strategies_run_once_a_seed_and_others_once(tmp_path: Path) -> None:
     opened = Opened(tmp_path)
     told: list[StrategyRun] = []
