@@ -22,6 +22,7 @@ T = TypeVar("T")
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 DISK_MESSAGES = re.compile(r"os error (27|28|30|122)\b|No space left on device|PytorchStreamWriter failed")
 MEMORY_MESSAGE = "can't allocate memory"  # torch on the CPU
+MEASURED = ("compare.json", "fidelity.json")  # raw numbers of commands that are not the search
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -192,10 +193,12 @@ def read_record(path: Path, kind: type[T]) -> T:
             f"{path}: missing. Run the search of this study again; it makes up what is missing."
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
-        raise StudyError(
-            f"{path}: cannot be read ({error}). Remove this file and run the search of this study again; "
-            "finished trials are kept."
-        ) from error
+        cure = (
+            "this command again, which begins anew"
+            if path.name in MEASURED
+            else "the search of this study again; finished trials are kept"
+        )
+        raise StudyError(f"{path}: cannot be read ({error}). Remove this file and run {cure}.") from error
 
 
 class RowFile:

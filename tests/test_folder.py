@@ -155,7 +155,14 @@ def test_a_torn_record_is_a_study_error(tmp_path: Path, share: float) -> None:
     with pytest.raises(StudyError, match="cannot be read") as caught:
         folder.read_record(path, StudyRecord)
     assert str(path) in str(caught.value)
-    assert "Remove this file" in str(caught.value)
+    assert "Remove this file and run the search of this study again" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["compare.json", "fidelity.json"])
+def test_what_no_search_makes_is_not_made_up_by_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"{")
+    with pytest.raises(StudyError, match="Remove this file and run this command again, which begins anew"):
+        folder.read_record(tmp_path / name, StudyRecord)
 
 
 @pytest.mark.parametrize(
