@@ -160,6 +160,21 @@ class Anatomy:
             handle.remove()
         raise AssertionError("the hook always leaves")
 
+    @contextlib.contextmanager
+    def record_states(self, is_wanted: bool = True) -> Iterator[list[Tensor]]:
+        """Yield a list that every layer's output (B, T, D) is added to while the block runs, gradients and all."""
+        outputs: list[Tensor] = []
+
+        def record(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            outputs.append(_hidden_of(output))
+
+        handles = [layer.register_forward_hook(record) for layer in self.layers] if is_wanted else []
+        try:
+            yield outputs
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def run_layer(self, layer: int, hidden_BTD: Tensor) -> Tensor:
         """Run one layer, at its original index, on states of a shape that was traced before."""
         shape = (hidden_BTD.shape[0], hidden_BTD.shape[1])

@@ -4,7 +4,7 @@ Which candidates, and how far each is recovered, is decided by ``sweep`` and ``p
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from seed.models.surgery import cast_weights, make_student, view_layers
 from seed.records import Candidate, Size
 from seed.scoring import lora
 from seed.scoring.corpus import TokenStream
-from seed.scoring.distillation import Distilled, DistillSettings, distill
+from seed.scoring.distillation import Distilled, DistillSettings, Pupil, distill
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
 from seed.scoring.refit import Refit, fold_refit
 from seed.scoring.subsets import SubsetWalker
@@ -77,20 +77,40 @@ def train_student(
     student: nn.Module,
     settings: DistillSettings,
     *,
+    candidate: Candidate | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Distilled:
-    """Distill a student on the recovery stream, validated as it would be exported."""
-    return distill(
-        student,
-        instruments.anatomy,
-        instruments.recovery,
-        settings,
+    """Train one student on the recovery stream, validated as it would be exported. ``candidate``: its layers' original places."""
+    pupil = enrol(instruments, student, settings, candidate=candidate, checkpoint=checkpoint)
+    [distilled] = train_together(instruments, [pupil], on_step=on_step)
+    return distilled
+
+
+def enrol(
+    instruments: Instruments,
+    student: nn.Module,
+    settings: DistillSettings,
+    *,
+    candidate: Candidate | None = None,
+    checkpoint: Path | None = None,
+) -> Pupil:
+    """A student ready to be trained, validated as it would be exported. Without a candidate it has all layers."""
+    kept = range(instruments.anatomy.num_layers) if candidate is None else candidate.kept_layers
+    return Pupil(
+        student=student,
+        settings=settings,
         validate=lambda model: validation_losses(instruments, model).loss,
-        recall=instruments.recall,
+        boundaries=(*kept[1:], instruments.anatomy.num_layers),
         checkpoint=checkpoint,
-        on_step=on_step,
     )
+
+
+def train_together(
+    instruments: Instruments, pupils: Sequence[Pupil], *, on_step: Callable[[int], None] = lambda step: None
+) -> list[Distilled]:
+    """Train students of the same batches side by side on the recovery stream."""
+    return distill(pupils, instruments.anatomy, instruments.recovery, recall=instruments.recall, on_step=on_step)
 
 
 def validation_losses(instruments: Instruments, model: nn.Module) -> DocumentLosses:
