@@ -3,7 +3,7 @@
 Frozen like all records. Losses are nats per token.
 """
 
-from seed.records import Candidate, Record
+from seed.records import Candidate, Estimate, Record
 
 
 class FinalScore(Record, frozen=True, kw_only=True):
@@ -36,14 +36,6 @@ class FidelityStudy(Record, frozen=True, kw_only=True):
     near_margin: float  # PPL ratios up to (1 + this) times the depth's best count as near
     settings: dict[str, str | int | float]  # of the finals and of short distillation, as they were run
     rows: tuple[FidelityRow, ...]
-
-
-class Estimate(Record, frozen=True, kw_only=True):
-    """A statistic with its 95 % bootstrap interval over candidates; None where it is not defined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 class RungFidelity(Record, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ from seed.scoring.objectives import Learner, Objective, accumulate_gradients
 from seed.scoring.targets import Recall, recall_live
 
 CHECKPOINT_SECONDS = 30.0
+PREDICTIONS = Objective()  # the dense model's, and nothing else
 SAVING_SHARE = 0.05  # of a large model's time, at most, goes into saving
 
 
@@ -45,7 +46,7 @@ class DistillSettings:
     warmup_share: float = 0.05
     weight_decay: float = 0.0
     looks: int = 8  # validations after step 0, evenly spread; the last is at the last step
-    objective: Objective = Objective()
+    objective: Objective = PREDICTIONS
     mixed_precision: bool = False  # layers and head in bfloat16, weights and loss in float32
     frozen_layers: int = 0  # so many leading layers, and the embedding's use before them, are not trained
     lora_rank: int | None = None  # train low-rank updates of the linear maps only
@@ -156,7 +157,9 @@ class _Training:
             lora.add_updates(student, rank=settings.lora_rank, rng_seed=settings.rng_seed)
         self.learner = Learner(anatomy=Anatomy(student), boundaries=pupil.boundaries)
         stack.enter_context(freeze_prefix(self.learner.anatomy, settings.frozen_layers))
-        self.look_steps = {max(1, round(settings.steps * look / settings.looks)) for look in range(1, settings.looks + 1)}
+        self.look_steps = {
+            max(1, round(settings.steps * look / settings.looks)) for look in range(1, settings.looks + 1)
+        }
         self.batch_tokens = settings.batch_windows * window_tokens
         self.trained = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
         self.optimizer = torch.optim.AdamW(

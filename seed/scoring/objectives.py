@@ -126,7 +126,7 @@ def accumulate_gradients(
         elif stored_BTD is not None:
             lesson.last_BTD = stored_BTD[rows]
         for learner, total in zip(learners, totals, strict=True):
-            total += _learn(learner, lesson, batch_tokens=tokens_BT.numel())
+            total.add_(_learn(learner, lesson, batch_tokens=tokens_BT.numel()))
     if objective.ce_share == 1:
         return [None for _ in learners]
     return [float(total) / tokens_BT.numel() for total in totals]

@@ -79,7 +79,9 @@ class Proxy:
             looks[losses.loss] = losses
             return losses.loss
 
-        train_together(instruments, [replace(enrol(instruments, student, settings, candidate=candidate), validate=look)])
+        train_together(
+            instruments, [replace(enrol(instruments, student, settings, candidate=candidate), validate=look)]
+        )
         best = looks[min(looks)]  # the weights that distillation hands back are those of its best look
         return self.sweep.keep(candidate, self.rung, best, seconds=time.monotonic() - began)
 

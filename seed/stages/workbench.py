@@ -25,6 +25,7 @@ from seed.scoring.latency import Workload
 from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
 from seed.scoring.refit import measure_gains
 from seed.stages.planning import RUNG_NAMES, SearchSettings, check_dropped
+from seed.stages.recoveries import DEFAULT_LORA_RANK
 
 RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized
 DEFAULT_RUNG = 1
@@ -134,7 +135,8 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
     rung = choose_rung(settings.rung, gains=gains, family=anatomy.config.model_type)
     if settings.short_steps and rung != "short_distillation":
         raise SpaceError("--short-steps: there is no short distillation at rung 1. Add --rung 2, or leave it out.")
-    rates = sorted(preset.recovery.learning_rates)
+    recovery = settings.chosen_recovery
+    rates = [rate * recovery.rate_factor for rate in sorted(preset.recovery.learning_rates)]
     local = Path(location).is_dir()
     protocol = Protocol(
         model=settings.model,
@@ -159,7 +161,10 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         batch_tokens=max(window, preset.recovery.batch_tokens),
         short_learning_rate=rates[len(rates) // 2],
         mixed_precision=choose_precision(study, device),
-        lora_rank=settings.lora_rank,
+        recovery=recovery.name,
+        temperature=settings.temperature or 1.0,
+        ce_share=settings.ce_share or 0.0,
+        lora_rank=(settings.lora_rank or DEFAULT_LORA_RANK) if recovery.is_low_rank else None,
         freeze_prefix=settings.freeze_prefix,
         latency_batch=settings.latency_batch or preset.latency.batch,
         prompt_tokens=prompt,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights, make_student

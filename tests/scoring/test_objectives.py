@@ -8,6 +8,7 @@ from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student
 from seed.records import Candidate
 from seed.scoring import quality
+from seed.scoring.distillation import PREDICTIONS
 from seed.scoring.objectives import (
     Learner,
     Objective,
@@ -28,7 +29,7 @@ RECOVERY = draw_stream(18, 16, rng_seed=1)
 
 
 def learn(
-    student: nn.Module, dense: Anatomy, windows: Tensor, objective: Objective = Objective(), *, micro_batch: int = 4
+    student: nn.Module, dense: Anatomy, windows: Tensor, objective: Objective = PREDICTIONS, *, micro_batch: int = 4
 ) -> float | None:
     """Add the gradient of one batch to a student's weights."""
     [divergence] = accumulate_gradients(
@@ -171,7 +172,9 @@ def test_every_mixture_has_the_gradient_of_its_definition(
     loss.backward()
     wanted = take_gradients(student)
     monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * positions)
-    found_divergence = learn(student, DENSE, windows, objective)  # all windows in one micro-batch: distances are shares of it
+    found_divergence = learn(
+        student, DENSE, windows, objective
+    )  # all windows in one micro-batch: distances are shares of it
     if objective.ce_share == 1:
         assert found_divergence is None
     else:
