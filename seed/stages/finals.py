@@ -414,6 +414,7 @@ class Trained:
     """A student with its best weights, how it got there, and its losses on test text as it would be exported."""
 
     student: nn.Module
+    start: str
     went: Distilled
     test: DocumentLosses
     seconds: float  # of training, looks at validation text included
@@ -430,14 +431,16 @@ def distill_once(
 ) -> Trained:
     """Distill from the better start and judge the best weights on test text; nothing is kept."""
     began = time.perf_counter()
-    _, student = make_start(sweep, member, settings)
+    start, student = make_start(sweep, member, settings)
     started = time.perf_counter()
     went = train_student(
         sweep.instruments, student, settings, candidate=member.candidate, on_step=lambda step: on_step()
     )
     seconds = time.perf_counter() - started
     test = exported_losses(sweep.instruments, student, bench.streams["test"])
-    return Trained(student=student, went=went, test=test, seconds=seconds, whole_seconds=time.perf_counter() - began)
+    return Trained(
+        student=student, start=start, went=went, test=test, seconds=seconds, whole_seconds=time.perf_counter() - began
+    )
 
 
 def describe_settings(bench: Workbench, settings: DistillSettings) -> dict[str, str | int | float]:
