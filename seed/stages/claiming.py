@@ -4,9 +4,10 @@ Which claims there are, and what the evidence says to each, is ``optimize.claims
 written as it comes; a stopped run goes on.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -17,7 +18,7 @@ from seed.evidence import ClaimsEvidence, Ledger
 from seed.optimize.space import drop_layers
 from seed.records import Candidate, Latency
 from seed.scoring.sweep import Sweep
-from seed.stages import finals, latencies, narrowing, planning, staging, training
+from seed.stages import latencies, narrowing, planning, staging, training
 from seed.stages.finals import Member
 from seed.stages.training import Wanted
 from seed.stages.workbench import Workbench
@@ -244,9 +245,7 @@ def train_staged(
 ) -> ClaimsEvidence:
     """Reach the deep cut by way of the middle one, half of the tokens in each stage, once for each random seed."""
     first, deep = members["middle"], len(members["deep"].candidate.dropped_layers)
-    for rng_seed in settings.rng_seeds:
-        if any(run.stages and run.rng_seed == rng_seed for run in evidence.ledger.runs):
-            continue
+    for rng_seed in list_staged(evidence, settings):
         half = settings.distill_tokens // 2
         begin = Wanted(member=first, recovery="distillation", tokens=half, rng_seed=rng_seed)
         rate = rates[first.key, "distillation"]
@@ -270,19 +269,16 @@ def train_staged(
             further,
             learning_rate=rate,
             spent_tokens=half,
-            on_step=lambda: on_step(f"{best.key}, second stage"),
+            on_step=functools.partial(on_step, f"{best.key}, second stage"),
         )
         evidence = keep(bench, evidence, ledger=training.add_run(evidence.ledger, run))
     return evidence
 
 
-def count_steps(bench: Workbench, missing: Sequence[Wanted], evidence: ClaimsEvidence, settings: ClaimSettings) -> int:
-    """Steps of distillation that are still to be done, staged ones included."""
-    staged = sum(
-        not any(run.stages and run.rng_seed == rng_seed for run in evidence.ledger.runs)
-        for rng_seed in settings.rng_seeds
-    )
-    return (len(missing) + staged) * finals.count_steps(bench, settings.distill_tokens)
+def list_staged(evidence: ClaimsEvidence, settings: ClaimSettings) -> list[int]:
+    """Random seeds whose staged training is still to be done."""
+    done = {run.rng_seed for run in evidence.ledger.runs if run.stages}
+    return [rng_seed for rng_seed in settings.rng_seeds if rng_seed not in done]
 
 
 def _order(loss: float) -> float:

@@ -18,6 +18,7 @@ from seed.stages.recoveries import RECOVERIES
 from seed.stages.workbench import Workbench
 
 LOOKS = 8
+RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,12 @@ class Wanted:
             self.rng_seed,
             self.stages,
         )
+
+
+def list_rates(bench: Workbench) -> tuple[float, ...]:
+    """Learning rates to choose from: half, once, twice and four times the study's middle one, by distillation of all weights."""
+    middle = bench.protocol.short_learning_rate / RECOVERIES[bench.protocol.recovery].rate_factor
+    return tuple(factor * middle for factor in RATE_FACTORS)
 
 
 def open_ledger(bench: Workbench, settings: dict[str, str | int | float]) -> Ledger:
@@ -73,8 +80,9 @@ def train_wanted(
     wanted: Sequence[Wanted],
     *,
     rates: dict[tuple[str, str], float],
-    keep: Callable[[Ledger], None],
+    keep: Callable[[Ledger], object],
     on_step: Callable[[str], None],
+    on_run: Callable[[TrainedRun], None] = lambda run: None,
 ) -> Ledger:
     """Do what is missing, and return the whole ledger. ``rates``: by model and recovery."""
     for one in list_missing(ledger, wanted):
@@ -87,6 +95,7 @@ def train_wanted(
         )
         ledger = add_run(ledger, run)
         keep(ledger)
+        on_run(run)
     return ledger
 
 
@@ -144,7 +153,7 @@ def choose_rates(
     found: dict[tuple[str, str], float] = {}
     tuned: dict[tuple[int, bool, str], float] = {}
     for one in wanted:
-        place = (len(one.member.candidate.dropped_layers), one.member.width is None, one.recovery)
+        place = _name_tuned(one)
         if place not in tuned:
             recovery = RECOVERIES[one.recovery]
             tuned[place] = finals.choose_learning_rate(
@@ -158,3 +167,12 @@ def choose_rates(
             )
         found[one.member.key, one.recovery] = tuned[place]
     return found
+
+
+def count_tuned(wanted: Sequence[Wanted]) -> int:
+    """How many learning rates have to be found."""
+    return len({_name_tuned(one) for one in wanted})
+
+
+def _name_tuned(one: Wanted) -> tuple[int, bool, str]:
+    return len(one.member.candidate.dropped_layers), one.member.width is None, one.recovery
