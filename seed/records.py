@@ -63,19 +63,27 @@ class Estimate(Record, frozen=True, kw_only=True):
     high: float | None
 
 
-class SearchSpace(Record, frozen=True, kw_only=True):
-    """Which layers may go, and how many of them."""
+class SearchSpace(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Which layers may go, and how many of them. Layers that are gone already are never droppable, but they count.
+
+    Without any, it is written as before there were such spaces, so that studies planned then go on.
+    """
 
     num_layers: int
     droppable_layers: tuple[int, ...]
-    min_dropped: int
+    min_dropped: int  # gone layers included, as in max_dropped
     max_dropped: int
+    gone_layers: tuple[int, ...] = ()  # every candidate lacks them
+
+    @property
+    def more_dropped(self) -> range:
+        """How many of the droppable layers a candidate may lack."""
+        return range(self.min_dropped - len(self.gone_layers), self.max_dropped - len(self.gone_layers) + 1)
 
     @property
     def size(self) -> int:
         """How many candidates there are."""
-        total = len(self.droppable_layers)
-        return sum(math.comb(total, dropped) for dropped in range(self.min_dropped, self.max_dropped + 1))
+        return sum(math.comb(len(self.droppable_layers), count) for count in self.more_dropped)
 
 
 class Quality(Record, frozen=True, kw_only=True):

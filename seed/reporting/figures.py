@@ -171,7 +171,7 @@ def draw_layer_map(record: StudyRecord) -> go.Figure:
         showticklabels=True,
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    protected = sorted(set(range(num_layers)) - set(record.space.droppable_layers))
+    protected = sorted(set(range(num_layers)) - {*record.space.droppable_layers, *record.space.gone_layers})
     sentences = [
         "Orange: dropped." if members else "",
         "Rows start with the number of dropped layers.",

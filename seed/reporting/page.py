@@ -346,6 +346,7 @@ def render_protocol(record: StudyRecord) -> str:
     body = f"<p>{escape(extent)}</p>\n<p>{escape(ranking)}</p>\n"
     study = {
         "layers that may go": list_layers(space.droppable_layers),
+        **({"layers gone before": list_layers(space.gone_layers)} if space.gone_layers else {}),
         "dropped at once": f"{space.min_dropped} to {space.max_dropped}",
         "trials": trials or "none",
         "planned trials": plan.trials,

@@ -1,5 +1,8 @@
 """What scoring works with: the resident dense model, its streams, what is known of it, and what they make.
 
+In a later stage of a search candidates are cut from a model that was recovered before and grafted into the dense one's
+skeleton. The dense model stays the teacher of every distillation and the base of every ratio.
+
 Which candidates, and how far each is recovered, is decided by ``sweep`` and ``proxy``.
 """
 
@@ -38,6 +41,12 @@ class Instruments:
     micro_batch: int
     stored_dtype: torch.dtype
     recall: Recall | None = None  # the dense model's stored last hidden states; None: computed in every step
+    grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
+
+    @property
+    def source(self) -> Anatomy:
+        """The model whose layers candidates are made of."""
+        return self.grafted or self.anatomy
 
     @property
     def teacher(self) -> Any:
@@ -49,7 +58,7 @@ def make_walker(instruments: Instruments) -> SubsetWalker:
     """Return a walker over subsets with closed-form recovery."""
     assert instruments.gains is not None, "closed form is available for this family"
     return SubsetWalker(
-        instruments.anatomy,
+        instruments.source,
         calibration=instruments.calibration,
         validation=instruments.validation,
         micro_batch=instruments.micro_batch,
@@ -64,7 +73,7 @@ def start_student(
 
     In float32, but when low-rank updates will be trained: then in the dense model's own type.
     """
-    student = cast_weights(make_student(instruments.anatomy, candidate), torch.float32)
+    student = cast_weights(make_student(instruments.source, candidate), torch.float32)
     if refit is not None:
         fold_refit(student, candidate, refit)
     if settings is not None and settings.lora_rank is not None:
@@ -134,6 +143,6 @@ def exported_losses(instruments: Instruments, model: nn.Module, stream: TokenStr
 
 
 def size_of(instruments: Instruments, candidate: Candidate) -> Size:
-    """Size of a candidate, without building it."""
+    """Size of a candidate, without building it: of the dense model's layers, since recovery changes no shape."""
     with view_layers(instruments.anatomy, candidate) as view:
         return measure_size(view, dtype=instruments.stored_dtype)

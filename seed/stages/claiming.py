@@ -68,8 +68,7 @@ def choose_members(bench: Workbench, sweep: Sweep, *, on_scored: Callable[[str],
         pairs = list_pairs(bench)
         raw = sweep.measure_unrecovered(pairs)
         members["raw pair"] = Member(candidate=pairs[min(range(len(pairs)), key=lambda i: _order(raw[i].loss))])
-        scored = [score(sweep, pair) for pair in pairs]
-        members["pair"] = Member(candidate=pairs[min(range(len(pairs)), key=lambda i: _order(scored[i]))])
+        members["pair"] = Member(candidate=min(pairs, key=lambda pair: staging.measure_loss(sweep, pair)))
     on_scored("pairs")
     try:
         for role in ("middle", "deep"):
@@ -88,12 +87,12 @@ def find_best(bench: Workbench, sweep: Sweep, depth: int, *, at_least: Candidate
         candidate for candidate in list_scored(sweep, num_layers, rung=rung) if len(candidate.dropped_layers) == depth
     ]
     if known:
-        return min(known, key=lambda candidate: _order(score(sweep, candidate)))
+        return min(known, key=lambda candidate: staging.measure_loss(sweep, candidate))
     grown = at_least or drop_layers(num_layers, [])
     while len(grown.dropped_layers) < depth:
         more = [drop_layers(num_layers, (*grown.dropped_layers, layer)) for layer in grown.kept_layers]
         sweep.measure_unrecovered(more if rung == "none" else [])
-        grown = min(more, key=lambda candidate: _order(score(sweep, candidate)))
+        grown = min(more, key=lambda candidate: staging.measure_loss(sweep, candidate))
     return grown
 
 
@@ -116,17 +115,9 @@ def list_pairs(bench: Workbench) -> list[Candidate]:
     return sorted(pairs, key=lambda pair: pair.kept_layers)
 
 
-def score(sweep: Sweep, candidate: Candidate) -> float:
-    """Validation loss with recovery where the family allows closed form, else as it stands."""
-    if sweep.instruments.gains is not None:
-        return sweep.measure(candidate).loss
-    [quality] = sweep.measure_unrecovered([candidate])
-    return quality.loss
-
-
 def list_wanted(members: dict[str, Member], settings: ClaimSettings) -> list[Wanted]:
     """Every training that the claims rest on, but for staged ones; seed by seed, so that an early stop leaves whole claims."""
-    roles = [
+    roles: list[str] = [
         role
         for role in ("light", "middle", "deep", "pair", "raw pair", "width middle", "width deep")
         if role in members
@@ -160,7 +151,7 @@ def start_evidence(
     rungs = ["none"] if bench.gains is None else ["none", "closed_form"]
     sweep.measure_unrecovered(singles)
     for single in singles:
-        score(sweep, single)
+        staging.measure_loss(sweep, single)
     return ClaimsEvidence(
         ledger=training.open_ledger(bench, described),
         num_layers=num_layers,
@@ -255,7 +246,7 @@ def train_staged(
         stage = staging.enter_stage(
             bench, sweep, first.candidate, trained.student, path=bench.folder.work / f"claims-stage-{rng_seed}.jsonl"
         )
-        best = staging.choose_next(stage, first.candidate, num_dropped=deep)
+        best = staging.choose_next(stage, bench.protocol.space, first.candidate, num_dropped=deep)
         further = Wanted(
             member=Member(candidate=best),
             recovery="distillation",

@@ -95,7 +95,7 @@ def estimate_sweep(bench: Workbench, space: SearchSpace, speed: Speed) -> float:
     """Seconds of scoring a whole space by closed form, its prefixes shared; infinite for spaces beyond counting."""
     if bench.gains is None or space.size > COUNTED_SETS:
         return float("inf")
-    work = count_work(enumerate_candidates(space), closed_form=True)
+    work = count_work(enumerate_candidates(space), closed_form=True, gone_layers=space.gone_layers)
     calibration, validation = bench.protocol.calibration_tokens, bench.streams["validation"].num_tokens
     return (
         work.plain_layers * validation * speed.layer

@@ -17,7 +17,7 @@ from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, prove_round_trip
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
-from seed.optimize.space import Preset, default_preset, drop_layers, list_presets, make_space
+from seed.optimize.space import Preset, default_preset, drop_more, list_presets, make_space
 from seed.records import Environment, Protocol, SearchPlan
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
 from seed.scoring.instruments import Instruments, make_walker, start_student
@@ -47,6 +47,7 @@ class Workbench:
     dtype: torch.dtype
     micro_batch: int
     gains: dict[int, float] | None  # what closed form needs; None: not available for this family
+    grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
 
     @property
     def recovered_rung(self) -> str:
@@ -270,14 +271,16 @@ def prepare_instruments(bench: Workbench) -> Instruments:
         gains=bench.gains,
         micro_batch=bench.micro_batch,
         stored_dtype=bench.teacher.stored_dtype,
+        grafted=bench.grafted,
     )
 
 
 def prove_closed_form(bench: Workbench, instruments: Instruments) -> str | None:
     """Compare the student with folded corrections with the loss that the walk found; say how they differ, or None."""
-    layers = bench.protocol.space.droppable_layers
-    cut = sorted({layers[len(layers) // 4], layers[len(layers) // 2]})[-bench.protocol.space.max_dropped :]
-    candidate = drop_layers(bench.anatomy.num_layers, cut)
+    space = bench.protocol.space
+    layers = space.droppable_layers
+    cut = sorted({layers[len(layers) // 4], layers[len(layers) // 2]})[-space.more_dropped[-1] :]
+    candidate = drop_more(space, cut)
     losses, refit = make_walker(instruments).measure(candidate)
     student = start_student(instruments, candidate, refit)
     folded = measure_losses(
