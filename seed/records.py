@@ -41,6 +41,21 @@ class Candidate(Record, frozen=True, kw_only=True):
         return name if len(name) <= 64 else f"drop-{len(self.dropped_parts)}-{hash_text(name)[:12]}"
 
 
+class WidthCut(Record, frozen=True, kw_only=True):
+    """All ``num_layers`` layers of a model, each with fewer MLP neurons and attention heads: a rival of a candidate."""
+
+    num_layers: int
+    mlp_width: int
+    num_heads: int
+    num_kv_heads: int
+
+    @property
+    def key(self) -> str:
+        """A name fit for folders: ``width-304-3``, or ``width-304-12-4`` where heads share keys and values."""
+        name = f"width-{self.mlp_width}-{self.num_heads}"
+        return name if self.num_kv_heads == self.num_heads else f"{name}-{self.num_kv_heads}"
+
+
 class SearchSpace(Record, frozen=True, kw_only=True):
     """Which layers may go, and how many of them."""
 
