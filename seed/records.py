@@ -42,7 +42,7 @@ class Candidate(Record, frozen=True, kw_only=True):
 
 
 class WidthCut(Record, frozen=True, kw_only=True):
-    """A model with all its layers, each cut evenly to an MLP width and a number of attention heads."""
+    """All ``num_layers`` layers of a model, each with fewer MLP neurons and attention heads: a rival of a candidate."""
 
     num_layers: int
     mlp_width: int
@@ -51,23 +51,13 @@ class WidthCut(Record, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """A name fit for folders: ``width-304-3``."""
-        return f"width-{self.mlp_width}-{self.num_heads}"
+        """A name fit for folders: ``width-304-3``, or ``width-304-12-4`` where heads share keys and values."""
+        name = f"width-{self.mlp_width}-{self.num_heads}"
+        return name if self.num_kv_heads == self.num_heads else f"{name}-{self.num_kv_heads}"
 
 
-class Estimate(Record, frozen=True, kw_only=True):
-    """A statistic with its 95 % interval; None where it is not defined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-class SearchSpace(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Which layers may go, and how many of them. Layers that are gone already are never droppable, but they count.
-
-    Without any, it is written as before there were such spaces, so that studies planned then go on.
-    """
+class SearchSpace(Record, frozen=True, kw_only=True):
+    """Which layers may go, and how many of them."""
 
     num_layers: int
     droppable_layers: tuple[int, ...]

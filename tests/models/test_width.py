@@ -1,0 +1,297 @@
+"""A narrow model is the dense one with the same neurons and heads silenced, and an ordinary checkpoint."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from msgspec.structs import replace
+from torch import Tensor, nn
+
+from seed.errors import ModelError
+from seed.models.anatomy import Anatomy
+from seed.models.width import WidthImportance, find_widths, make_narrow, plan_width, weight_by_input
+from seed.records import WidthCut
+from tests.models.families import GATED, compute_logits, make_model, make_tokens, scramble
+
+CONFIGS = {
+    "mistral": lambda: transformers.MistralConfig(**GATED),
+    "qwen3": lambda: transformers.Qwen3Config(**GATED, head_dim=8),
+    "qwen2_untied_groups": lambda: transformers.Qwen2Config(**GATED | {"num_key_value_heads": 4}),
+    "phi": lambda: transformers.PhiConfig(**GATED),
+    "stablelm": lambda: transformers.StableLmConfig(**GATED),
+    "olmo2": lambda: transformers.Olmo2Config(**GATED),
+    "phi3": lambda: transformers.Phi3Config(**GATED),
+}
+WITH_HEADS = ("llama", "mistral", "qwen2", "qwen2_untied_groups", "qwen3", "gemma2", "phi", "granite")
+MLP_ONLY = ("gpt2", "gpt_neox", "opt", "opt_post_norm", "gpt_neo", "falcon", "stablelm", "olmo2")
+ALL = WITH_HEADS + MLP_ONLY
+
+
+def open_model(family: str) -> Anatomy:
+    if family not in CONFIGS:
+        return Anatomy(make_model(family))
+    return Anatomy(scramble(transformers.AutoModelForCausalLM.from_config(CONFIGS[family](), dtype=torch.float32)))
+
+
+def draw_importance(anatomy: Anatomy) -> WidthImportance:
+    """At random, so that kept neurons and heads lie scattered and differ from layer to layer."""
+    widths = find_widths(anatomy)
+    generator = torch.Generator().manual_seed(1)
+    heads = torch.rand(4, widths.dense.num_heads, generator=generator)
+    return WidthImportance(
+        neurons_LF=torch.rand(4, widths.dense.mlp_width, generator=generator),
+        heads_LH=heads if widths.attention_reader else None,
+    )
+
+
+def list_cuts(anatomy: Anatomy) -> list[WidthCut]:
+    """Every number of heads, with a narrow MLP and a full one."""
+    widths = find_widths(anatomy)
+    return [
+        replace(widths.dense, mlp_width=mlp_width, num_heads=heads, num_kv_heads=kv_heads)
+        for heads, kv_heads in widths.head_choices
+        for mlp_width in (19, widths.dense.mlp_width)
+    ]
+
+
+def best(scores: list[float], count: int) -> set[int]:
+    return set(sorted(range(len(scores)), key=lambda i: -scores[i])[:count])
+
+
+def pick_heads(heads: list[float], cut: WidthCut, dense: WidthCut) -> set[int]:
+    """Whole groups where KV heads go, else the best of each group."""
+    size = dense.num_heads // dense.num_kv_heads
+    groups = [range(first, first + size) for first in range(0, dense.num_heads, size)]
+    if cut.num_kv_heads < dense.num_kv_heads:
+        kept = best([sum(heads[i] ** 2 for i in group) for group in groups], cut.num_kv_heads)
+        return {i for g in kept for i in groups[g]}
+    per_group = cut.num_heads // cut.num_kv_heads
+    return {group[i] for group in groups for i in best([heads[i] for i in group], per_group)}
+
+
+def silence(anatomy: Anatomy, cut: WidthCut, importance: WidthImportance) -> nn.Module:
+    """The dense model where nothing reads the dropped neurons and heads."""
+    widths = find_widths(anatomy)
+    silenced = Anatomy(copy.deepcopy(anatomy.model))
+    for index, layer in enumerate(silenced.layers):
+        kept = best(importance.neurons_LF[index].tolist(), cut.mlp_width)
+        silence_reads(layer.get_submodule(widths.mlp_reader), kept, widths.dense.mlp_width)
+        if importance.heads_LH is not None:
+            assert widths.attention_reader is not None
+            kept = pick_heads(importance.heads_LH[index].tolist(), cut, widths.dense)
+            assert len(kept) == cut.num_heads
+            silence_reads(layer.get_submodule(widths.attention_reader), kept, widths.dense.num_heads)
+    return silenced.model
+
+
+def silence_reads(projection: nn.Module, kept: set[int], count: int) -> None:
+    rows = weight_by_input(projection).unflatten(0, (count, -1))
+    for unit in set(range(count)) - kept:
+        rows[unit].zero_()
+
+
+def rebuild(model: nn.Module, directory: Path) -> nn.Module:
+    """Save and load with plain transformers; every weight found and used."""
+    model.save_pretrained(directory)
+    rebuilt, report = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    return rebuilt.eval()
+
+
+def count_params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_keys_say_how_wide_a_cut_is() -> None:
+    cut = WidthCut(num_layers=12, mlp_width=304, num_heads=3, num_kv_heads=3)
+    assert cut.key == "width-304-3"
+    assert replace(cut, num_heads=12).key == "width-304-12-3"
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_narrow_model_is_the_dense_one_with_the_rest_silenced(family: str) -> None:
+    anatomy = open_model(family)
+    importance = draw_importance(anatomy)
+    tokens = make_tokens()
+    dense = compute_logits(anatomy.model, tokens)
+    for cut in list_cuts(anatomy):
+        if cut != find_widths(anatomy).dense:
+            expected = compute_logits(silence(anatomy, cut, importance), tokens)
+            found = compute_logits(make_narrow(anatomy, cut, importance), tokens)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            assert (found - dense).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_full_widths_give_the_dense_logits_to_the_bit(family: str) -> None:
+    anatomy = open_model(family)
+    full = make_narrow(anatomy, find_widths(anatomy).dense, draw_importance(anatomy))
+    tokens = make_tokens()
+    assert torch.equal(compute_logits(full, tokens), compute_logits(anatomy.model, tokens))
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_narrow_model_is_saved_and_opened_by_plain_transformers(family: str, tmp_path: Path) -> None:
+    anatomy = open_model(family)
+    tokens = make_tokens()
+    for cut in list_cuts(anatomy):
+        narrow = make_narrow(anatomy, cut, draw_importance(anatomy))
+        rebuilt = rebuild(narrow, tmp_path / cut.key)
+        assert torch.equal(compute_logits(rebuilt, tokens), compute_logits(narrow, tokens))
+        assert count_params(rebuilt) == count_params(narrow) == find_widths(anatomy).count_params(cut)
+        head, embedding = narrow.get_output_embeddings().weight, narrow.get_input_embeddings().weight
+        assert (head is embedding) == anatomy.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_cached_generation_equals_uncached(family: str) -> None:
+    anatomy = open_model(family)
+    for cut in list_cuts(anatomy):
+        narrow = make_narrow(anatomy, cut, draw_importance(anatomy))
+        cached, uncached = (
+            narrow.generate(make_tokens(1, 12), max_new_tokens=8, do_sample=False, use_cache=use_cache)
+            for use_cache in (True, False)
+        )
+        assert cached.tolist() == uncached.tolist()
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_a_plan_has_the_parameters_that_it_counts_as_near_as_may_be(family: str) -> None:
+    anatomy = open_model(family)
+    widths = find_widths(anatomy)
+    layer = count_params(anatomy.layers[0])
+    for dropped in (0, 0.5, 1, 1.5):
+        wanted = widths.num_params - int(dropped * layer)
+        cut = plan_width(anatomy, num_params=wanted)
+        num_params = count_params(make_narrow(anatomy, cut, draw_importance(anatomy)))
+        assert num_params == widths.count_params(cut)
+        assert (
+            abs(num_params - wanted) <= widths.unit_params["mlp_width"] / 2
+        )  # of all cuts none is nearer with these heads
+    assert plan_width(anatomy, num_params=widths.num_params) == widths.dense
+
+
+def test_heads_go_to_the_nearest_share_and_stay_where_two_are_as_near() -> None:
+    config = transformers.Qwen2Config(**GATED | {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 4})
+    anatomy = Anatomy(transformers.AutoModelForCausalLM.from_config(config))
+    widths = find_widths(anatomy)
+    assert widths.head_choices == tuple((heads, heads) for heads in range(8, 0, -1))
+    whole = sum(count * getattr(widths.dense, unit) for unit, count in widths.unit_params.items())
+    for share, heads in ((1, 8), (0.95, 8), (0.9, 7), (0.76, 6), (0.6, 5), (0.5625, 5), (0.2, 2)):
+        assert plan_width(anatomy, num_params=widths.num_params - round((1 - share) * whole)).num_heads == heads, share
+
+
+def test_wide_mlps_are_cut_in_even_steps() -> None:
+    config = transformers.LlamaConfig(**GATED | {"intermediate_size": 4096, "num_hidden_layers": 1})
+    anatomy = Anatomy(transformers.AutoModelForCausalLM.from_config(config))
+    widths = find_widths(anatomy)
+    for lost in (0, 1, 9, 700, 4000):
+        cut = plan_width(anatomy, num_params=widths.num_params - lost * widths.unit_params["mlp_width"])
+        assert cut.mlp_width % 16 == 0
+        assert abs(widths.num_params - lost * widths.unit_params["mlp_width"] - widths.count_params(cut)) <= 8 * 96
+
+
+def test_only_head_counts_that_the_config_admits_are_offered() -> None:
+    llama = transformers.LlamaConfig(**GATED | {"num_key_value_heads": 4})  # wants a divisor of the hidden size, 32
+    assert find_widths(Anatomy(transformers.AutoModelForCausalLM.from_config(llama))).head_choices == (
+        (4, 4),
+        (2, 2),
+        (1, 1),
+    )
+    assert find_widths(open_model("qwen2_untied_groups")).head_choices == ((4, 4), (3, 3), (2, 2), (1, 1))
+    assert find_widths(open_model("mistral")).head_choices == ((4, 2), (2, 2), (2, 1))
+
+
+@pytest.mark.parametrize("family", MLP_ONLY)
+def test_where_heads_stay_the_reason_is_given(family: str) -> None:
+    widths = find_widths(open_model(family))
+    assert widths.heads_stay_because
+    assert widths.attention_reader is None
+    assert widths.head_choices == ((widths.dense.num_heads, widths.dense.num_kv_heads),)
+
+
+@pytest.mark.parametrize("family", WITH_HEADS)
+def test_where_heads_go_the_config_says_how_wide_they_are(family: str) -> None:
+    anatomy = open_model(family)
+    cut = list_cuts(anatomy)[-2]
+    config = make_narrow(anatomy, cut, draw_importance(anatomy)).config
+    assert (config.num_attention_heads, config.num_key_value_heads) == (cut.num_heads, cut.num_kv_heads)
+    assert (config.head_dim, config.intermediate_size, config.num_hidden_layers) == (8, cut.mlp_width, 4)
+    assert find_widths(anatomy).heads_stay_because is None
+
+
+def test_a_narrow_model_has_weights_of_its_own_and_leaves_the_dense_one_alone() -> None:
+    anatomy = open_model("qwen2")
+    before = {name: weight.clone() for name, weight in anatomy.model.state_dict().items()}
+    config = anatomy.model.config.to_dict()
+    for cut in (find_widths(anatomy).dense, list_cuts(anatomy)[-2]):
+        narrow = make_narrow(anatomy, cut, draw_importance(anatomy))
+        mine = {tensor.data_ptr() for tensor in (*anatomy.model.parameters(), *anatomy.model.buffers())}
+        assert mine.isdisjoint(tensor.data_ptr() for tensor in (*narrow.parameters(), *narrow.buffers()))
+        assert not narrow.training
+        for parameter in narrow.parameters():
+            parameter.zero_()
+    assert anatomy.model.config.to_dict() == config
+    assert all(torch.equal(weight, before[name]) for name, weight in anatomy.model.state_dict().items())
+
+
+def test_weights_keep_their_type() -> None:
+    anatomy = Anatomy(make_model("llama").to(torch.bfloat16))
+    narrow = make_narrow(anatomy, list_cuts(anatomy)[-2], draw_importance(anatomy))
+    assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
+
+
+def test_layers_keep_neurons_of_their_own_choice_in_their_order() -> None:
+    anatomy = open_model("llama")
+    importance = draw_importance(anatomy)
+    narrow = make_narrow(anatomy, replace(find_widths(anatomy).dense, mlp_width=20), importance)
+    chosen = [sorted(best(row, 20)) for row in importance.neurons_LF.tolist()]
+    assert chosen[0] != chosen[1]
+    for index, layer in enumerate(Anatomy(narrow).layers):
+        dense: Tensor = anatomy.layers[index].mlp.up_proj.weight
+        assert torch.equal(layer.mlp.up_proj.weight, dense[chosen[index]])
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("mixtral", "mixtures of experts"),
+        ("qwen2_moe", "mixtures of experts"),
+        ("bloom", "no field of the config states their width of 128"),
+        ("phi3", "no projection of its own writes the 64 neurons"),
+        ("mamba", "states no number of attention heads"),
+    ],
+)
+def test_models_that_cannot_be_cut_are_refused_with_the_reason(family: str, reason: str) -> None:
+    anatomy = open_model(family)
+    with pytest.raises(ModelError, match=reason) as caught:
+        find_widths(anatomy)
+    assert type(anatomy.model).__name__ in str(caught.value)
+    assert "choose another model" in str(caught.value)
+
+
+def test_layers_of_different_widths_are_refused() -> None:
+    anatomy = open_model("llama")
+    other = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(**GATED | {"intermediate_size": 128})
+    )
+    anatomy.layers[2].mlp = other.model.layers[2].mlp
+    with pytest.raises(ModelError, match="layers are not all alike"):
+        find_widths(anatomy)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_counts_out_of_reach_are_refused_with_what_can_be_reached(family: str) -> None:
+    anatomy = open_model(family)
+    widths = find_widths(anatomy)
+    heads, kv_heads = widths.head_choices[-1]
+    least = replace(widths.dense, mlp_width=1, num_heads=heads, num_kv_heads=kv_heads)
+    assert plan_width(anatomy, num_params=widths.count_params(least)) == least
+    for wanted in (1000, widths.num_params + 1):
+        with pytest.raises(ModelError, match="fewer dropped layers") as caught:
+            plan_width(anatomy, num_params=wanted)
+        assert f"{widths.count_params(least):,} to {widths.num_params:,} parameters" in str(caught.value)

@@ -1,0 +1,91 @@
+"""Importance is what the docstring says, worked out again, and it keeps what matters."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from seed.models.anatomy import Anatomy, record_input
+from seed.models.width import find_widths, make_narrow, weight_by_input
+from seed.scoring.width import measure_width_importance
+from tests.models.families import compute_logits, make_model, make_tokens
+from tests.scoring.streams import draw_stream
+
+STREAM = draw_stream(5, 12, rng_seed=3)  # not a multiple of most micro-batches
+FAMILIES = ("llama", "gpt2", "opt", "gemma2")
+
+
+def measure_by_hand(anatomy: Anatomy, path: str, count: int) -> Iterator[list[float]]:
+    """For each layer, the norm over tokens of what each unit adds, one unit at a time."""
+    for layer in anatomy.layers:
+        reader = layer.get_submodule(path)
+        sink: list[torch.Tensor] = []
+        with ExitStack() as stack:
+            stack.enter_context(record_input(reader, sink))
+            compute_logits(anatomy.model, STREAM.tokens_NT)
+        read = sink[0].flatten(0, -2)
+        size = read.shape[1] // count
+        weight = weight_by_input(reader)
+        yield [
+            float((read[:, first : first + size] @ weight[first : first + size]).norm())
+            for first in range(0, count * size, size)
+        ]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 5, 8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_importance_is_the_norm_of_what_a_unit_adds(family: str, micro_batch: int) -> None:
+    anatomy = Anatomy(make_model(family))
+    widths = find_widths(anatomy)
+    found = measure_width_importance(anatomy, STREAM, micro_batch=micro_batch)
+    expected = measure_by_hand(anatomy, widths.mlp_reader, widths.dense.mlp_width)
+    for importance, by_hand in zip(found.neurons_LF.tolist(), expected, strict=True):
+        assert importance == pytest.approx(by_hand, rel=1e-4)
+    if widths.attention_reader is None:
+        assert found.heads_LH is None
+        return
+    assert found.heads_LH is not None
+    expected = measure_by_hand(anatomy, widths.attention_reader, widths.dense.num_heads)
+    for importance, by_hand in zip(found.heads_LH.tolist(), expected, strict=True):
+        assert importance == pytest.approx(by_hand, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_matters_is_kept(family: str) -> None:
+    anatomy = Anatomy(make_model(family))
+    widths = find_widths(anatomy)
+    generator = torch.Generator().manual_seed(0)
+    for layer in anatomy.layers:
+        idle = torch.randperm(widths.dense.mlp_width, generator=generator)[:40]
+        weight_by_input(layer.get_submodule(widths.mlp_reader))[idle] = 0
+        if widths.attention_reader is not None:
+            group = int(torch.randint(2, (1,), generator=generator))
+            weight_by_input(layer.get_submodule(widths.attention_reader)).unflatten(0, (2, -1))[group] = 0
+    importance = measure_width_importance(anatomy, STREAM, micro_batch=2)
+    heads, kv_heads = widths.head_choices[-1]
+    cut = replace(widths.dense, mlp_width=widths.dense.mlp_width - 40, num_heads=heads, num_kv_heads=kv_heads)
+    tokens = make_tokens()
+    narrow, dense = compute_logits(make_narrow(anatomy, cut, importance), tokens), compute_logits(anatomy.model, tokens)
+    torch.testing.assert_close(narrow, dense, rtol=1e-4, atol=1e-5)
+
+
+def test_a_neuron_that_is_loud_but_unheard_goes_before_one_that_is_heard() -> None:
+    anatomy = Anatomy(make_model("llama"))
+    mlp = anatomy.layers[1].mlp
+    mlp.up_proj.weight[7] *= 100
+    mlp.down_proj.weight[:, 7] *= 1e-6
+    mlp.down_proj.weight[:, 9] *= 100
+    neurons = measure_width_importance(anatomy, STREAM, micro_batch=2).neurons_LF[1]
+    assert int(neurons.argmin()) == 7
+    assert int(neurons.argmax()) == 9
+
+
+def test_measuring_leaves_no_hook_and_no_gradient() -> None:
+    anatomy = Anatomy(make_model("llama"))
+    before = compute_logits(anatomy.model, make_tokens())
+    measure_width_importance(anatomy, STREAM, micro_batch=2)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in anatomy.model.modules())
+    assert all(parameter.grad is None for parameter in anatomy.model.parameters())
+    assert torch.equal(compute_logits(anatomy.model, make_tokens()), before)
