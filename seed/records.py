@@ -56,8 +56,19 @@ class WidthCut(Record, frozen=True, kw_only=True):
         return name if self.num_kv_heads == self.num_heads else f"{name}-{self.num_kv_heads}"
 
 
-class SearchSpace(Record, frozen=True, kw_only=True):
-    """Which layers may go, and how many of them."""
+class Estimate(Record, frozen=True, kw_only=True):
+    """A statistic with its 95 % interval; None where it is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class SearchSpace(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Which layers may go, and how many of them. Layers that are gone already are never droppable, but they count.
+
+    Without any, it is written as before there were such spaces, so that studies planned then go on.
+    """
 
     num_layers: int
     droppable_layers: tuple[int, ...]

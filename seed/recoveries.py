@@ -102,7 +102,7 @@ def compare_recoveries(
                     missing,
                     rates=rates,
                     keep=functools.partial(restoring.keep, bench, comparison),
-                    on_step=lambda key, advance=advance: advance(1, key),
+                    on_step=functools.partial(advance, 1),
                     on_run=lambda run: terminal.say(
                         f"  {run.key}, {run.recovery}, random seed {run.rng_seed}: {run.tokens:,} tokens in {format_seconds(run.seconds)}"
                     ),

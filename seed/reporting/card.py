@@ -21,9 +21,10 @@ def write_card(plan: SearchPlan, protocol: Protocol, dense: DenseResult, result:
         "- distillation",
         "---",
         "",
-        f"# {protocol.model} without layers {', '.join(candidate.dropped_parts)}",
+        f"# {protocol.model} {_title(result)}",
         "",
-        f"{base} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers, found and recovered by "
+        f"{base} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers"
+        f"{'' if result.width is None else f', {_title(result)}'}, found and recovered by "
         f"[Seed](https://pypi.org/project/seed-search) {plan.seed_version}. An ordinary checkpoint: "
         "`AutoModelForCausalLM.from_pretrained(PATH)` loads it.",
         "",
@@ -49,7 +50,7 @@ def write_card(plan: SearchPlan, protocol: Protocol, dense: DenseResult, result:
         + (f", revision {protocol.commit or protocol.revision}" if protocol.commit or protocol.revision else "")
         + (f", licence {protocol.license}" if protocol.license else ", licence: see the original model"),
         f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
-        f"- Recovery: started from {_start(result.start)}; forward KL to the original's predictions, "
+        f"- Recovery: started from {_start(result.start)}; {result.settings['loss']}; {result.settings['trained']}; "
         f"{result.settings['distill_tokens']:,} tokens, learning rate {result.settings['learning_rate']}, "
         f"best validation at step {result.best_step} of {result.settings['steps']}",
         *(
@@ -71,6 +72,12 @@ def write_card(plan: SearchPlan, protocol: Protocol, dense: DenseResult, result:
         "",
     ]
     return "\n".join(lines)
+
+
+def _title(result: DistillResult) -> str:
+    if result.width is None:
+        return f"without layers {', '.join(result.candidate.dropped_parts)}"
+    return f"cut in width: MLP {result.width.mlp_width}, {result.width.num_heads} heads"
 
 
 def _number(value: float | None) -> str:

@@ -163,10 +163,14 @@ def choose_rates(
                 rates=tuple(rate * recovery.rate_factor for rate in rates),
                 distill_tokens=one.tokens,
                 recovery=recovery,
-                on_step=lambda step, key=one.member.key: on_step(f"{key}, learning rate"),
+                on_step=functools.partial(_say_tuning, on_step, one.member.key),
             )
         found[one.member.key, one.recovery] = tuned[place]
     return found
+
+
+def _say_tuning(on_step: Callable[[str], None], key: str, step: int) -> None:
+    on_step(f"{key}, learning rate")
 
 
 def count_tuned(wanted: Sequence[Wanted]) -> int:
