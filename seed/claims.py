@@ -11,7 +11,7 @@ from typing import Any
 
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
-from seed.evidence import ClaimsEvidence, Verdict
+from seed.evidence import ClaimsEvidence, TrainedRun, Verdict
 from seed.stages import options, planning
 
 BUDGET = 4  # times the search's own distillations, unless told otherwise
@@ -83,22 +83,23 @@ def check_claims(
                 def on_step(key: str) -> None:
                     advance(1, key)
 
-                ledger = training.train_wanted(
-                    bench,
-                    sweep,
-                    evidence.ledger,
-                    wanted,
-                    rates=rates,
-                    keep=lambda ledger: claiming.keep(bench, evidence, ledger=ledger),
-                    on_step=on_step,
-                    on_run=lambda run: terminal.say(
+                def on_run(run: TrainedRun) -> None:
+                    terminal.say(
                         f"  {run.key}, {run.recovery}, random seed {run.rng_seed}: {format_seconds(run.seconds)}"
-                    ),
-                )
-                evidence = claiming.keep(bench, evidence, ledger=ledger)
-                evidence = claiming.train_staged(
-                    bench, sweep, evidence, members, settings, rates=rates, on_step=on_step
-                )
+                    )
+
+                for rng_seed in settings.rng_seeds:  # an early stop leaves whole claims
+                    evidence = claiming.train_alike(
+                        bench,
+                        sweep,
+                        evidence,
+                        members,
+                        settings,
+                        rng_seed=rng_seed,
+                        rates=rates,
+                        on_step=on_step,
+                        on_run=on_run,
+                    )
     verdicts = judge_claims(evidence)
     asked = {"distill_tokens": distill_tokens, "rng_seeds": rng_seeds, "learning_rate": learning_rate}
     command = options.spell_command("seed.claims", asked, str(path))

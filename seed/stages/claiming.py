@@ -4,7 +4,6 @@ Which claims there are, and what the evidence says to each, is ``optimize.claims
 written as it comes; a stopped run goes on.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import msgspec
 
 from seed import folder
 from seed.errors import ModelError
-from seed.evidence import ClaimsEvidence, Ledger
+from seed.evidence import ClaimsEvidence, Ledger, TrainedRun
 from seed.optimize.space import drop_layers
 from seed.records import Candidate, Latency
 from seed.scoring.sweep import Sweep
@@ -224,46 +223,76 @@ def keep(bench: Workbench, evidence: ClaimsEvidence, *, ledger: Ledger | None = 
     return evidence
 
 
-def train_staged(
+def train_alike(
     bench: Workbench,
     sweep: Sweep,
     evidence: ClaimsEvidence,
     members: dict[str, Member],
     settings: ClaimSettings,
     *,
+    rng_seed: int,
     rates: dict[tuple[str, str], float],
     on_step: Callable[[str], None],
+    on_run: Callable[[TrainedRun], None] = lambda run: None,
 ) -> ClaimsEvidence:
-    """Reach the deep cut by way of the middle one, half of the tokens in each stage, once for each random seed."""
+    """Do the trainings of one random seed that are missing, the staged one last."""
+    ledger = training.train_wanted(
+        bench,
+        sweep,
+        evidence.ledger,
+        [one for one in list_wanted(members, settings) if one.rng_seed == rng_seed],
+        rates=rates,
+        keep=lambda ledger: keep(bench, evidence, ledger=ledger),
+        on_step=on_step,
+        on_run=on_run,
+    )
+    if rng_seed in list_staged(evidence, settings):
+        run = train_in_stages(bench, sweep, members, settings, rng_seed=rng_seed, rates=rates, on_step=on_step)
+        ledger = training.add_run(ledger, run)
+        on_run(run)
+    return keep(bench, evidence, ledger=ledger)
+
+
+def train_in_stages(
+    bench: Workbench,
+    sweep: Sweep,
+    members: dict[str, Member],
+    settings: ClaimSettings,
+    *,
+    rng_seed: int,
+    rates: dict[tuple[str, str], float],
+    on_step: Callable[[str], None],
+) -> TrainedRun:
+    """Reach the deep cut by way of the middle one, half of the tokens in each stage."""
     first, deep = members["middle"], len(members["deep"].candidate.dropped_layers)
-    for rng_seed in list_staged(evidence, settings):
-        half = settings.distill_tokens // 2
-        begin = Wanted(member=first, recovery="distillation", tokens=half, rng_seed=rng_seed)
-        rate = rates[first.key, "distillation"]
-        _, trained = training.train_one(
-            bench, sweep, begin, learning_rate=rate, on_step=lambda: on_step(f"{first.key}, first stage")
-        )
-        stage = staging.enter_stage(
-            bench, sweep, first.candidate, trained.student, path=bench.folder.work / f"claims-stage-{rng_seed}.jsonl"
-        )
-        best = staging.choose_next(stage, bench.protocol.space, first.candidate, num_dropped=deep)
-        further = Wanted(
-            member=Member(candidate=best),
-            recovery="distillation",
-            tokens=settings.distill_tokens,
-            rng_seed=rng_seed,
-            stages=(first.key,),
-        )
-        run, _ = training.train_one(
-            bench,
-            stage,
-            further,
-            learning_rate=rate,
-            spent_tokens=half,
-            on_step=functools.partial(on_step, f"{best.key}, second stage"),
-        )
-        evidence = keep(bench, evidence, ledger=training.add_run(evidence.ledger, run))
-    return evidence
+    half, rate = settings.distill_tokens // 2, rates[members["middle"].key, "distillation"]
+    _, trained = training.train_one(
+        bench,
+        sweep,
+        Wanted(member=first, recovery="distillation", tokens=half, rng_seed=rng_seed),
+        learning_rate=rate,
+        on_step=lambda: on_step(f"{first.key}, first stage"),
+    )
+    path = bench.folder.work / f"claims-stage-{rng_seed}.jsonl"
+    path.unlink(missing_ok=True)  # scores of other weights, if a run was stopped here
+    stage = staging.enter_stage(bench, sweep, first.candidate, trained.student, path=path)
+    best = staging.choose_next(stage, bench.protocol.space, first.candidate, num_dropped=deep)
+    further = Wanted(
+        member=Member(candidate=best),
+        recovery="distillation",
+        tokens=settings.distill_tokens,
+        rng_seed=rng_seed,
+        stages=(first.key,),
+    )
+    run, _ = training.train_one(
+        bench,
+        stage,
+        further,
+        learning_rate=rate,
+        spent_tokens=half,
+        on_step=lambda: on_step(f"{best.key}, second stage"),
+    )
+    return run
 
 
 def list_staged(evidence: ClaimsEvidence, settings: ClaimSettings) -> list[int]:
