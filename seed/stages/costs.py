@@ -15,6 +15,7 @@ from seed import folder
 from seed.console import format_seconds
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
+from seed.models.surgery import cast_weights
 from seed.optimize.space import Preset, enumerate_candidates
 from seed.records import Protocol, SearchPlan, SearchSpace
 from seed.reporting.wording import format_bytes
@@ -203,16 +204,19 @@ def count_parts(anatomy: Anatomy, shape: Shape, *, window_tokens: int) -> tuple[
 def count_kept_bytes(anatomy: Anatomy, tokens_BT: torch.Tensor, *, mixed_precision: bool) -> tuple[int, int]:
     """What training the middle layer keeps for the way back: bytes for each token, and bytes whatever the tokens.
 
-    Counted in a real pass over few tokens and over twice as many. Weights themselves do not count.
+    Counted in a real pass over few tokens and over twice as many, with float32 weights as a student has them. Weights
+    themselves do not count.
     """
     middle, found = anatomy.num_layers // 2, []
     layer = anatomy.layers[middle]
-    own = {weight.untyped_storage().data_ptr() for weight in layer.parameters()}
     few = max(1, min(64, tokens_BT.shape[1] // 2))
+    traced = {count: anatomy.trace(tokens_BT[:1, :count]) for count in (few, 2 * few)}
+    as_they_are = [weight.data for weight in layer.parameters()]
+    cast_weights(layer, torch.float32)
+    own = {weight.untyped_storage().data_ptr() for weight in layer.parameters()}
     layer.requires_grad_(True)
     try:
-        for count in (few, 2 * few):
-            states = anatomy.trace(tokens_BT[:1, :count])
+        for states in traced.values():
             kept: dict[int, torch.UntypedStorage] = {}
 
             def keep(saved: torch.Tensor, kept: dict[int, torch.UntypedStorage] = kept) -> torch.Tensor:
@@ -225,10 +229,12 @@ def count_kept_bytes(anatomy: Anatomy, tokens_BT: torch.Tensor, *, mixed_precisi
                 torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved),
                 torch.autocast(anatomy.device.type, dtype=torch.bfloat16, enabled=mixed_precision),
             ):
-                anatomy.run_layer(middle, states[middle].clone().requires_grad_(True))
+                anatomy.run_layer(middle, states[middle].float().requires_grad_(True))
             found.append(sum(storage.nbytes() for storage in kept.values()))
     finally:
         layer.requires_grad_(False)
+        for weight, data in zip(layer.parameters(), as_they_are, strict=True):
+            weight.data = data
     per_token = (found[1] - found[0]) // few
     return per_token, max(0, found[0] - few * per_token)
 

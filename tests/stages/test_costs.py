@@ -1,13 +1,16 @@
 """Costs are counted before any work: by hand where they can be, infinite where nothing can be swept, refused in time."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from seed.errors import ResourceError
+from seed.models.anatomy import Anatomy
 from seed.optimize.space import enumerate_candidates
 from seed.records import SearchSpace
 from seed.scoring.refit import count_fit_bytes
@@ -222,6 +225,10 @@ def test_what_training_keeps_grows_with_the_tokens(tmp_path: Path) -> None:
     _, rounded = costs.count_kept_bytes(bench.anatomy, tokens, mixed_precision=True)
     assert rounded == pytest.approx(2 * matrices, rel=0.2)
     assert not any(weight.requires_grad for weight in bench.anatomy.model.parameters())
+    stored = Anatomy(copy.deepcopy(bench.anatomy.model).to(torch.bfloat16))
+    # a student is trained in float32, whatever the dense model is stored in
+    assert costs.count_kept_bytes(stored, tokens, mixed_precision=True)[1] == rounded
+    assert {weight.dtype for weight in stored.model.parameters()} == {torch.bfloat16}
 
 
 def test_multiply_adds_are_counted_by_the_same_formulas(tmp_path: Path) -> None:
