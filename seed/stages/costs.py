@@ -205,7 +205,7 @@ def count_kept_bytes(anatomy: Anatomy, tokens_BT: torch.Tensor, *, mixed_precisi
     """What training the middle layer keeps for the way back: bytes for each token, and bytes whatever the tokens.
 
     Counted in a real pass over few tokens and over twice as many, with float32 weights as a student has them. Weights
-    themselves do not count.
+    themselves do not count. Attention that keeps its weights grows with the square of a window, and is counted too low.
     """
     middle, found = anatomy.num_layers // 2, []
     layer = anatomy.layers[middle]

@@ -327,8 +327,9 @@ def describe_device(device: torch.device) -> str:
 def describe_work(plain: float, precise: float) -> str:
     """Multiply-adds in words, and hours at a GPU's rate."""
     seconds = 2 * plain / GPU_FLOPS + 2 * precise / GPU_PRECISE_FLOPS
+    in_float64 = f" ({precise:.0e} of them in float64)" if precise else ""
     return (
-        f"a GPU is far faster: about {plain + precise:.1e} multiply-adds ({precise:.0e} of them in float64) are some "
+        f"a GPU is far faster: about {plain + precise:.1e} multiply-adds{in_float64} are some "
         f"{format_seconds(seconds)} at {GPU_FLOPS / 1e12:.0f} TFLOP/s ({GPU_PRECISE_FLOPS / 1e12:.0f} in float64)"
     ).replace("e+", "e")
 

@@ -186,3 +186,9 @@ def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
     wrong = PRESETS["gpt2"].config | {"model_type": "no such family"}  # type: ignore[operator]
     with pytest.raises(ModelError, match=r"\[config\] of openai-community/gpt2"):
         rehearsal.make_config(msgspec.structs.replace(PRESETS["gpt2"], config=wrong))
+
+
+def test_work_is_said_in_multiply_adds_and_in_hours_of_a_gpu() -> None:
+    said = rehearsal.describe_work(9e16, 1.8e15)  # an hour each
+    assert "about 9.2e16 multiply-adds (2e15 of them in float64) are some 2 h 00 min at 50 TFLOP/s" in said
+    assert "of them" not in rehearsal.describe_work(9e16, 0)
