@@ -20,6 +20,7 @@ def distill_trial(
     terminal: Terminal,
     distill_tokens: int | None = None,
     learning_rate: float | None = None,
+    replicas: int | None = None,
     eval_command: str | None = None,
     device: str | None = None,
 ) -> DistillResult:
@@ -46,12 +47,10 @@ def distill_trial(
         bench = workbench.reopen(study, protocol, device_name=device)
         instruments = workbench.prepare_instruments(bench)
         evaluation = chosen[trial].evaluation
-        rate = learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate
-        settings = finals.full_settings(
-            bench,
-            evaluation.candidate,
+        budget = finals.Budget(
             distill_tokens=distill_tokens or plan.distill_tokens,
-            learning_rate=rate,
+            learning_rate=learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate,
+            rng_seeds=finals.list_rng_seeds(bench, replicas or plan.replicas),
         )
         folder.require_room(
             study.root,
@@ -59,18 +58,18 @@ def distill_trial(
             purpose="this distillation",
         )
         dense = folder.read_record(study.dense, DenseResult)
-        with terminal.stage("distill", total=finals.count_work(bench, settings.steps)) as advance:
-            result = finals.distill_member(
+        member = finals.Member(candidate=evaluation.candidate, latency=evaluation.latency, trial_number=trial)
+        work = len(budget.rng_seeds) * finals.count_work(bench, finals.count_steps(bench, budget.distill_tokens))
+        with terminal.stage("distill", total=work) as advance:
+            [result] = finals.distill_members(
                 bench,
                 Sweep(instruments, study.sweep),
                 plan,
                 dense,
-                evaluation.candidate,
-                trial_number=trial,
-                latency=evaluation.latency,
-                settings=settings,
+                [member],
+                budget,
                 eval_command=eval_command,
-                on_work=lambda amount: advance(amount, evaluation.candidate.key),
+                on_work=advance,
             )
         refresh_report(study)
     terminal.say(
@@ -96,6 +95,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--learning-rate", type=options.positive_float, metavar="R", help="peak rate (default: the study's)"
     )
     parser.add_argument(
+        "--replicas", type=options.positive_int, metavar="N", help="under N random seeds (default: the study's)"
+    )
+    parser.add_argument(
         "--eval-command", metavar="CMD", help="your own judge: gets the model's directory, prints a number"
     )
     parser.add_argument("--device", help="default: as chosen for the search")
@@ -111,6 +113,7 @@ def main() -> None:
         terminal=Terminal(),
         distill_tokens=args.distill_tokens,
         learning_rate=args.learning_rate,
+        replicas=args.replicas,
         eval_command=args.eval_command,
         device=args.device,
     )

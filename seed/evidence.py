@@ -3,7 +3,7 @@
 Frozen like all records. Losses are nats per token.
 """
 
-from seed.records import Candidate, Record
+from seed.records import Candidate, CurvePoint, Estimate, Latency, Record
 
 
 class FinalScore(Record, frozen=True, kw_only=True):
@@ -36,14 +36,6 @@ class FidelityStudy(Record, frozen=True, kw_only=True):
     near_margin: float  # PPL ratios up to (1 + this) times the depth's best count as near
     settings: dict[str, str | int | float]  # of the finals and of short distillation, as they were run
     rows: tuple[FidelityRow, ...]
-
-
-class Estimate(Record, frozen=True, kw_only=True):
-    """A statistic with its 95 % bootstrap interval over candidates; None where it is not defined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 class RungFidelity(Record, frozen=True, kw_only=True):
@@ -149,3 +141,89 @@ class ComparisonSummary(Record, frozen=True, kw_only=True):
 
     reference: str
     rows: tuple[Reached, ...]
+
+
+class TrainedRun(Record, frozen=True, kw_only=True):
+    """One recovery of one model, judged with the best weights it reached, as it would be exported."""
+
+    key: str  # of the model: which layers are gone, or which width all have
+    num_dropped: int
+    num_params: int
+    recovery: str
+    tokens: int  # recovery tokens, those of earlier stages included
+    learning_rate: float
+    rng_seed: int
+    start: str  # "none", "closed_form"
+    stages: tuple[str, ...] = ()  # keys of the models of earlier stages
+    curve: tuple[CurvePoint, ...]
+    validation_loss: float | None
+    test_sums: list[float | None]  # summed losses of each document of the test text; None: not a number
+    seconds: float  # of training, looks at validation text included
+
+
+class Ledger(Record, frozen=True, kw_only=True):
+    """What was trained for a question about one model, and the dense model on the same text. The raw numbers."""
+
+    study: str
+    model: str
+    settings: dict[str, str | int | float]
+    dense_num_params: int
+    dense_test_sums: list[float]
+    test_counts: list[int]  # scored tokens of each document of the test text
+    runs: tuple[TrainedRun, ...] = ()
+
+
+class RecoveryComparison(Record, frozen=True, kw_only=True):
+    """Ways to recover the same models, at equal tokens and at equal time. ``tokens``: of each model by each recovery."""
+
+    ledger: Ledger
+    reference: str  # the recovery whose time at equal tokens the others get
+    equal_tokens: int
+    equal_time: dict[str, dict[str, int]]  # model -> recovery -> tokens that take as long as the reference's
+
+
+class RecoveredRow(Record, frozen=True, kw_only=True):
+    """What one recovery reached on one model."""
+
+    key: str
+    num_dropped: int
+    recovery: str
+    at: str  # "equal tokens" or "equal time"
+    tokens: int
+    seconds: float  # mean of the runs
+    ppl_ratio: Estimate  # to the dense model, on test text
+    excess: Estimate  # PPL over that of the reference recovery, less 1; same documents, same random seeds
+    verdict: str  # of optimize.replication
+
+
+class ClaimsEvidence(Record, frozen=True, kw_only=True):
+    """All that verdicts on claims rest on: roles of models, every training, scores of single removals, times."""
+
+    ledger: Ledger
+    num_layers: int
+    roles: dict[str, str]  # role -> key of the model that plays it
+    singles: dict[str, dict[str, list[float | None]]]  # rung -> dropped layer -> summed validation losses by document
+    dense_validation_sums: list[float]
+    validation_counts: list[int]
+    pairs: dict[str, dict[str, list[float | None]]]  # role -> rung -> the same, of the models that play "order"
+    latencies: dict[str, Latency]  # "KEY, batch N"
+
+
+class Measure(Record, frozen=True, kw_only=True):
+    """A number that a verdict rests on."""
+
+    name: str
+    estimate: Estimate
+    unit: str = ""  # "%": a share, shown times 100
+
+
+class Verdict(Record, frozen=True, kw_only=True):
+    """What a model says to one claim."""
+
+    key: str
+    claim: str
+    source: str
+    reported: str  # the figure that was reported
+    verdict: str  # "holds", "does not hold" or "cannot tell"
+    found: str  # a sentence
+    measures: tuple[Measure, ...]

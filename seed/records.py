@@ -41,19 +41,49 @@ class Candidate(Record, frozen=True, kw_only=True):
         return name if len(name) <= 64 else f"drop-{len(self.dropped_parts)}-{hash_text(name)[:12]}"
 
 
-class SearchSpace(Record, frozen=True, kw_only=True):
-    """Which layers may go, and how many of them."""
+class WidthCut(Record, frozen=True, kw_only=True):
+    """A model with all its layers, each cut evenly to an MLP width and a number of attention heads."""
+
+    num_layers: int
+    mlp_width: int
+    num_heads: int
+    num_kv_heads: int
+
+    @property
+    def key(self) -> str:
+        """A name fit for folders: ``width-304-3``."""
+        return f"width-{self.mlp_width}-{self.num_heads}"
+
+
+class Estimate(Record, frozen=True, kw_only=True):
+    """A statistic with its 95 % interval; None where it is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class SearchSpace(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Which layers may go, and how many of them. Layers that are gone already are never droppable, but they count.
+
+    Without any, it is written as before there were such spaces, so that studies planned then go on.
+    """
 
     num_layers: int
     droppable_layers: tuple[int, ...]
-    min_dropped: int
+    min_dropped: int  # gone layers included, as in max_dropped
     max_dropped: int
+    gone_layers: tuple[int, ...] = ()  # every candidate lacks them
+
+    @property
+    def more_dropped(self) -> range:
+        """How many of the droppable layers a candidate may lack."""
+        return range(self.min_dropped - len(self.gone_layers), self.max_dropped - len(self.gone_layers) + 1)
 
     @property
     def size(self) -> int:
         """How many candidates there are."""
-        total = len(self.droppable_layers)
-        return sum(math.comb(total, dropped) for dropped in range(self.min_dropped, self.max_dropped + 1))
+        return sum(math.comb(len(self.droppable_layers), count) for count in self.more_dropped)
 
 
 class Quality(Record, frozen=True, kw_only=True):
@@ -158,10 +188,42 @@ class CurvePoint(Record, frozen=True, kw_only=True):
     kl_divergence: float | None
 
 
+class Replica(Record, frozen=True, kw_only=True):
+    """One of several distillations of a model, under a random seed of its own, judged as it would be exported."""
+
+    rng_seed: int
+    validation_loss: float | None  # None: not a number, which JSON does not know
+    test_sums: list[float | None]  # summed test losses of each document, nats
+    best_step: int
+    seconds: float
+
+
+class Replication(Record, frozen=True, kw_only=True):
+    """What several distillations of a model reached together, on test text."""
+
+    rng_seeds: tuple[int, ...]
+    ppl_ratio: Estimate  # mean over replicas, with its 95 % interval as documents and distillations vary
+    spread: float | None  # standard deviation of the replicas' PPL ratios
+
+
+class Equivalence(Record, frozen=True, kw_only=True):
+    """Two models of one depth beside each other: are they the same but for a margin?"""
+
+    one: str  # key of the model
+    other: str
+    excess: Estimate  # PPL of ``one`` over that of ``other``, less 1, with its 95 % interval
+    verdict: str  # "equivalent", "lower", "higher" or "cannot tell"
+
+
 class DistillResult(Record, frozen=True, kw_only=True):
-    """A finished distillation of one candidate, judged on the exported checkpoint."""
+    """A finished distillation of one candidate, judged on the exported checkpoint.
+
+    With ``width`` it is a baseline: all layers kept, and each cut to that width. Of several replicas the first is
+    exported, and ``validation`` and ``test`` are its own.
+    """
 
     candidate: Candidate
+    width: WidthCut | None = None
     trial_number: int | None
     settings: dict[str, str | int | float]
     curve: tuple[CurvePoint, ...]
@@ -175,6 +237,12 @@ class DistillResult(Record, frozen=True, kw_only=True):
     seconds: float
     user_score: float | None = None  # what --eval-command printed
     user_command: str | None = None
+    replicas: tuple[Replica, ...] = ()  # the exported one first
+
+    @property
+    def key(self) -> str:
+        """A name fit for folders: of the width where it is cut, else of the layers that are gone."""
+        return self.candidate.key if self.width is None else self.width.key
 
 
 class DenseResult(Record, frozen=True, kw_only=True):
@@ -186,6 +254,8 @@ class DenseResult(Record, frozen=True, kw_only=True):
     size: Size
     user_score: float | None = None
     user_command: str | None = None
+    test_sums: list[float] | None = None  # summed test losses of each document, nats; None: studies of earlier versions
+    test_counts: list[int] | None = None  # scored tokens of each
 
 
 class Agreement(Record, frozen=True, kw_only=True):
@@ -269,7 +339,10 @@ class Protocol(Record, frozen=True, kw_only=True):
     batch_tokens: int
     short_learning_rate: float
     mixed_precision: bool  # distillation computes in bfloat16 around float32 weights
-    lora_rank: int | None  # distillation trains low-rank updates only
+    recovery: str = "distillation"  # how students are trained
+    temperature: float = 1.0  # of the divergence from the dense model
+    ce_share: float = 0.0  # of cross-entropy in the objective
+    lora_rank: int | None  # of recoveries that train low-rank updates only
     freeze_prefix: bool  # distillation leaves the layers before the first cut as they are
     latency_batch: int
     prompt_tokens: int
@@ -297,6 +370,8 @@ class SearchPlan(Record, frozen=True, kw_only=True):
     trusts_closed_form: bool = True  # False: a student with it has not the loss that its score says
     frontier_size: int
     distill_tokens: int
+    replicas: int = 1  # distillations of each frontier model, each under a random seed of its own
+    width_baseline: bool = False  # for each depth, a model of all layers cut to the same size in width
     max_ppl_ratio: float | None
     storage: str | None  # None: the journal in the study's folder
     command: str  # what was typed
@@ -333,6 +408,9 @@ class StudyRecord(Record, frozen=True, kw_only=True):
     distilled: tuple[DistillResult, ...]
     agreement: Agreement
     gain: SearchGain | None = None  # studies of earlier versions have none
+    baselines: tuple[DistillResult, ...] = ()  # of uniform width
+    replications: dict[str, Replication] = {}  # by key, of models that were distilled more than once
+    equivalences: tuple[Equivalence, ...] = ()  # of those, within a depth
 
 
 def hash_text(text: str) -> str:

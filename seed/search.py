@@ -23,6 +23,7 @@ from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, StudyRe
 from seed.stages import planning
 from seed.stages.options import parse_bytes, parse_seconds
 from seed.stages.planning import DTYPES, SearchSettings
+from seed.stages.recoveries import RECOVERIES
 
 if TYPE_CHECKING:
     from seed.scoring.sweep import Sweep
@@ -52,13 +53,15 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     name = folder.name_study(settings.study or planning.name_default_study(settings.model))
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
-    from seed.stages import costs, latencies, searching, workbench
+    from seed.stages import costs, judging, latencies, searching, workbench
 
     study = StudyFolder(settings.studies_dir / name)
     terminal.say(f"opening {settings.model}")
     bench, preset = workbench.open_for_search(settings, preset, study=study)
     space = bench.protocol.space
-    rates = (settings.learning_rate,) if settings.learning_rate else preset.recovery.learning_rates
+    factor = settings.chosen_recovery.rate_factor
+    rates = tuple(factor * rate for rate in preset.recovery.learning_rates)
+    rates = (settings.learning_rate,) if settings.learning_rate else rates
     shape = costs.describe_shape(bench)
     speed = costs.time_parts(bench.anatomy, shape, costs.take_micro_batch(bench))
     plan = costs.draft_plan(settings, preset, bench.protocol, name=name, shape=shape, speed=speed)
@@ -108,15 +111,15 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         terminal.say(
             f"scored {frontier.num_scored} of {bounded.size} candidates ({solver}); {len(frontier.members)} go on"
         )
-        from seed.stages import finals, gains
+        from seed.stages import gains
 
         with terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
             gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
 
         reference = next(iter(table.values()))
         with terminal.stage("dense", total=1) as advance:
-            dense = finals.judge_dense(bench, instruments, reference)
-            dense = finals.score_dense_for_user(bench, dense, settings.eval_command)
+            dense = judging.judge_dense(bench, instruments, reference)
+            dense = judging.score_dense_for_user(bench, dense, settings.eval_command)
             advance(1, "")
         if settings.distill:
             distill_frontier(
@@ -163,9 +166,10 @@ def distill_frontier(
     """Distill and export every member; the learning rate is tuned on the hardest first."""
     from seed.stages import finals, searching
 
+    members = finals.list_members(frontier.members)
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
-    steps = finals.count_steps(bench, plan.distill_tokens)
-    searching.store_states(terminal, bench, sweep, steps=steps)
+    steps, rng_seeds = finals.count_steps(bench, plan.distill_tokens), finals.list_rng_seeds(bench, plan.replicas)
+    searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=rng_seeds)
     rate = rates[0]
     if len(rates) > 1:
         tuned_steps = finals.count_steps(bench, plan.distill_tokens // finals.TUNING_SHARE)
@@ -173,34 +177,25 @@ def distill_frontier(
             rate = finals.choose_learning_rate(
                 bench,
                 sweep,
-                hardest.evaluation.candidate,
+                members[frontier.members.index(hardest)],
                 rates=rates,
                 distill_tokens=plan.distill_tokens,
                 on_step=lambda step: advance(1, "learning rate"),
             )
         terminal.say(f"learning rate {rate:g}")
-    work = finals.count_work(bench, steps)
-    with terminal.stage("distill", total=len(frontier.members) * work) as advance:
-        for member in frontier.members:
-            key = member.evaluation.candidate.key
-            result = finals.distill_member(
-                bench,
-                sweep,
-                plan,
-                dense,
-                member.evaluation.candidate,
-                trial_number=member.trial_number,
-                latency=member.evaluation.latency,
-                settings=finals.full_settings(
-                    bench, member.evaluation.candidate, distill_tokens=plan.distill_tokens, learning_rate=rate
-                ),
-                eval_command=eval_command,
-                on_work=functools.partial(advance, note=key),
-            )
-            terminal.say(
-                f"  {key}: test PPL ratio {result.test.ppl_ratio:.4f} "
-                f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), {format_seconds(result.seconds)}"
-            )
+    if plan.width_baseline:
+        members += finals.list_baselines(bench, sweep.instruments, members)
+    budget = finals.Budget(distill_tokens=plan.distill_tokens, learning_rate=rate, rng_seeds=rng_seeds)
+    total = len(members) * len(rng_seeds) * finals.count_work(bench, steps)
+    with terminal.stage("distill", total=total) as advance:
+        results = finals.distill_members(
+            bench, sweep, plan, dense, members, budget, eval_command=eval_command, on_work=advance
+        )
+    for result in results:
+        terminal.say(
+            f"  {result.key}: test PPL ratio {result.test.ppl_ratio:.4f} "
+            f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), {format_seconds(result.seconds)}"
+        )
 
 
 def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
@@ -299,7 +294,25 @@ def make_parser() -> argparse.ArgumentParser:
         "--learning-rate", type=float, metavar="R", help="do not tune the learning rate, use this one"
     )
     recovery.add_argument(
-        "--lora-rank", type=int, metavar="N", help="train low-rank updates only, for models too large to train whole"
+        "--replicas", type=int, metavar="N", help="distil each frontier model under N random seeds (default: 1)"
+    )
+    recovery.add_argument(
+        "--recovery", choices=list(RECOVERIES), help="what is trained, and towards what (default: distillation)"
+    )
+    recovery.add_argument("--temperature", type=float, metavar="T", help="of both models' predictions (default: 1)")
+    recovery.add_argument(
+        "--ce-share", type=float, metavar="A", help="share of cross-entropy in the objective, 0 to 1 (default: 0)"
+    )
+    recovery.add_argument(
+        "--lora-rank",
+        type=int,
+        metavar="N",
+        help="train low-rank updates only (--recovery lora), for models too large to train whole (default: 16)",
+    )
+    recovery.add_argument(
+        "--width-baseline",
+        action="store_true",
+        help="for each depth also distil a model of all layers, cut to the same size in width",
     )
     recovery.add_argument(
         "--freeze-prefix", action="store_true", help="leave the layers before the first dropped one as they are"

@@ -75,6 +75,24 @@ def test_the_size_of_a_space_counted_by_hand() -> None:
     assert space.size == 10 + 10
 
 
+def test_layers_that_are_gone_count_as_dropped() -> None:
+    space = SearchSpace(
+        num_layers=12, droppable_layers=(2, 3, 4, 5, 6), min_dropped=3, max_dropped=4, gone_layers=(1, 7)
+    )
+    assert list(space.more_dropped) == [1, 2]
+    assert space.size == 5 + 10
+
+
+def test_a_space_without_gone_layers_is_written_as_before_there_were_any() -> None:
+    space = SearchSpace(num_layers=4, droppable_layers=(1, 2), min_dropped=1, max_dropped=2)
+    written = b'{"num_layers":4,"droppable_layers":[1,2],"min_dropped":1,"max_dropped":2}'
+    assert msgspec.json.encode(space) == written
+    assert msgspec.json.decode(written, type=SearchSpace) == space
+    assert msgspec.to_builtins(space).keys() == {"num_layers", "droppable_layers", "min_dropped", "max_dropped"}
+    gone = msgspec.structs.replace(space, gone_layers=(0,))
+    assert msgspec.json.decode(msgspec.json.encode(gone), type=SearchSpace) == gone
+
+
 # ---- what holds for every record
 
 

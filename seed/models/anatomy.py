@@ -52,19 +52,34 @@ class _Reached(Exception):  # noqa: N818  it is no error: the rest of a forward 
         self.hidden_BTD = hidden_BTD
 
 
-class _Replay(nn.Module):
-    """Stands in for all layers: returns stored states in the form the family's layers return them."""
+class Gap(nn.Module):
+    """Stands where a layer was: hands the hidden states on in the form the family's layers return them."""
 
-    def __init__(self, hidden_BTD: Tensor, *, returns_tuple: bool, like: nn.Module) -> None:
+    def __init__(self, *, returns_tuple: bool, like: nn.Module) -> None:
         super().__init__()
-        self.hidden_BTD = hidden_BTD
         self.returns_tuple = returns_tuple
         for name in ("attention_type", "layer_type", "block_type", "is_attention_layer", "layer_idx"):
             if hasattr(like, name):  # decoders ask the layer itself which mask it wants
                 setattr(self, name, getattr(like, name))
 
-    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
-        return (self.hidden_BTD, None) if self.returns_tuple else self.hidden_BTD
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden_BTD = self.choose_states(args[0] if args else kwargs["hidden_states"])
+        return (hidden_BTD, None) if self.returns_tuple else hidden_BTD
+
+    def choose_states(self, hidden_BTD: Tensor) -> Tensor:
+        """What is handed on: what came."""
+        return hidden_BTD
+
+
+class _Replay(Gap):
+    """Stands in for all layers: hands on stored states, whatever came."""
+
+    def __init__(self, hidden_BTD: Tensor, *, returns_tuple: bool, like: nn.Module) -> None:
+        super().__init__(returns_tuple=returns_tuple, like=like)
+        self.hidden_BTD = hidden_BTD
+
+    def choose_states(self, hidden_BTD: Tensor) -> Tensor:
+        return self.hidden_BTD
 
 
 class Anatomy:
@@ -84,6 +99,11 @@ class Anatomy:
         found = getattr(self.owner, self.attribute)
         assert isinstance(found, nn.ModuleList)
         return found
+
+    @property
+    def gone_layers(self) -> tuple[int, ...]:
+        """Layers in whose place the model has a gap: none, but where a recovered model was grafted in."""
+        return tuple(index for index, layer in enumerate(self.layers) if isinstance(layer, Gap))
 
     @property
     def device(self) -> torch.device:
@@ -159,6 +179,21 @@ class Anatomy:
         finally:
             handle.remove()
         raise AssertionError("the hook always leaves")
+
+    @contextlib.contextmanager
+    def record_states(self, is_wanted: bool = True) -> Iterator[list[Tensor]]:
+        """Yield a list that every layer's output (B, T, D) is added to while the block runs, gradients and all."""
+        outputs: list[Tensor] = []
+
+        def record(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            outputs.append(_hidden_of(output))
+
+        handles = [layer.register_forward_hook(record) for layer in self.layers] if is_wanted else []
+        try:
+            yield outputs
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def run_layer(self, layer: int, hidden_BTD: Tensor) -> Tensor:
         """Run one layer, at its original index, on states of a shape that was traced before."""

@@ -111,6 +111,7 @@ def repair_config(config: Any, kept_layers: Sequence[int]) -> dict[str, Any]:
 def view_layers(anatomy: Anatomy, candidate: Candidate) -> Iterator[nn.Module]:
     """Let the resident model consist of the kept layers only, without a copy, until the block ends."""
     assert candidate.num_layers == anatomy.num_layers, "a candidate belongs to one model"
+    assert not set(candidate.kept_layers) & set(anatomy.gone_layers), "a layer that is gone cannot be kept"
     original = anatomy.layers
     kept = [original[layer] for layer in candidate.kept_layers]
     undo: list[tuple[nn.Module, str, Any]] = []

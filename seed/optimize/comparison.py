@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from seed.evidence import Comparison, ComparisonSummary, Estimate, Reached, StrategyRun
-from seed.records import Candidate
+from seed.evidence import Comparison, ComparisonSummary, Reached, StrategyRun
+from seed.records import Candidate, Estimate
 
 REFERENCE = "subset"
 CONFIDENCE = 0.95
@@ -84,8 +84,10 @@ def find_picks(runs: Sequence[StrategyRun], *, depth: int) -> tuple[Candidate, .
     return tuple(pick for run in runs for pick in run.picks if len(pick.dropped_layers) == depth)
 
 
-def estimate_excess(ours_RSD: np.ndarray, theirs_RSD: np.ndarray, counts_D: np.ndarray) -> Estimate:
-    """PPL over another less 1 and its 95 % interval, from summed losses of R runs, S seeds and D documents.
+def estimate_excess(
+    ours_RSD: np.ndarray, theirs_RSD: np.ndarray, counts_D: np.ndarray, *, confidence: float = CONFIDENCE
+) -> Estimate:
+    """PPL over another less 1 and its interval (95 %), from summed losses of R runs, S seeds and D documents.
 
     The runs of the two need not be as many. Nothing where a loss is no number.
     """
@@ -100,18 +102,18 @@ def estimate_excess(ours_RSD: np.ndarray, theirs_RSD: np.ndarray, counts_D: np.n
         difference_SD.sum(axis=1) / tokens,
         *(runs_RSD.mean(axis=1).sum(axis=1) / tokens for runs_RSD in (ours_RSD, theirs_RSD)),
     ]
-    half = measure_margin(sources)
+    half = measure_margin(sources, confidence=confidence)
     return Estimate(value=math.expm1(mean), low=math.expm1(mean - half), high=math.expm1(mean + half))
 
 
-def measure_margin(sources: Sequence[np.ndarray]) -> float:
-    """Half a 95 % interval around a mean that varies for several reasons, each known by independent draws (N of it)."""
+def measure_margin(sources: Sequence[np.ndarray], *, confidence: float = CONFIDENCE) -> float:
+    """Half an interval (95 %) around a mean that varies for several reasons, each known by independent draws (N of it)."""
     known = [(values.var(ddof=1) / len(values), len(values) - 1) for values in sources if len(values) > 1]
     total = sum(variance for variance, _ in known)
     if total == 0:
         return 0.0
     freedom = total**2 / sum(variance**2 / degrees for variance, degrees in known)
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * math.sqrt(total))
+    return float(stats.t.ppf((1 + confidence) / 2, freedom) * math.sqrt(total))
 
 
 def shift(estimate: Estimate, *, by: float) -> Estimate:

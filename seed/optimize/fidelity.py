@@ -17,14 +17,13 @@ import numpy as np
 from seed.errors import StudyError
 from seed.evidence import (
     DepthFidelity,
-    Estimate,
     FidelityRow,
     FidelityStudy,
     FidelitySummary,
     RungDifference,
     RungFidelity,
 )
-from seed.records import Candidate
+from seed.records import Candidate, Estimate
 
 FULL_DISTILLATION = "full_distillation"  # beside the rungs: one final judged by another
 BOOTSTRAP_DRAWS = 2000

@@ -13,7 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from seed.optimize.space import contains, draw_candidate, drop_layers, enumerate_candidates
+from seed.optimize.space import contains, draw_candidate, drop_more, enumerate_candidates
 from seed.optimize.subset import FLAG, PREFIX, TAKEN_STATES, SubsetSampler
 from seed.records import Candidate, SearchSpace
 
@@ -40,9 +40,8 @@ def flags_of(space: SearchSpace, candidate: Candidate) -> dict[str, int]:
 
 
 def candidate_of(space: SearchSpace, flags: dict[str, Any]) -> Candidate:
-    """The candidate that flags stand for; layers without a flag stay."""
-    kept = tuple(layer for layer in range(space.num_layers) if flags.get(flag_name(layer), 1))
-    return Candidate(num_layers=space.num_layers, kept_layers=kept)
+    """The candidate that flags stand for; layers without a flag stay, but those that are gone."""
+    return drop_more(space, [layer for layer in space.droppable_layers if not flags.get(flag_name(layer), 1)])
 
 
 def taken_keys(
@@ -123,13 +122,13 @@ def make_subset_sampler(
 
     def look_up(dropped: Collection[str]) -> float:
         assert prior is not None
-        value = prior(drop_layers(space.num_layers, [layers[name] for name in dropped]))
+        value = prior(drop_more(space, [layers[name] for name in dropped]))
         return value if value < HOPELESS_RATIO else HOPELESS_RATIO  # not a number is hopeless too
 
     return SubsetSampler(
         tuple(layers),
-        min_dropped=space.min_dropped,
-        max_dropped=space.max_dropped,
+        min_dropped=space.more_dropped[0],
+        max_dropped=space.more_dropped[-1],
         prior=look_up if prior is not None else None,
         seed=rng_seed,
         taken_states=taken_states,

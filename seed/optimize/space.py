@@ -9,7 +9,7 @@ import math
 import random
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,21 +208,62 @@ def make_space(section: SpaceSection, *, num_layers: int, place: str) -> SearchS
     )
 
 
+def narrow_space(
+    space: SearchSpace, *, gone_layers: Sequence[int], min_dropped: int, max_dropped: int, place: str
+) -> SearchSpace:
+    """Return the space that is left when these layers are gone for good; the bounds count them.
+
+    Raises:
+        SpaceError: they are not droppable, or no candidate with more layers gone is within the bounds.
+    """
+    gone = (*space.gone_layers, *gone_layers)
+    wrong = sorted(set(gone_layers) - set(space.droppable_layers))
+    if wrong or len(set(gone)) != len(gone):
+        raise SpaceError(
+            f"{place}: layers {sorted(gone_layers)} are to be gone, but only {list(space.droppable_layers)} may go, each "
+            "once. Leave the others out."
+        )
+    left = tuple(layer for layer in space.droppable_layers if layer not in gone)
+    most = min(len(gone) + len(left), space.num_layers - 1)
+    if not len(gone) < min_dropped <= max_dropped <= most:
+        raise SpaceError(
+            f"{place}: min_dropped = {min_dropped} and max_dropped = {max_dropped}, with layers {sorted(gone)} gone; "
+            f"wanted {len(gone) + 1} <= min_dropped <= max_dropped <= {most}."
+        )
+    return SearchSpace(
+        num_layers=space.num_layers,
+        droppable_layers=left,
+        min_dropped=min_dropped,
+        max_dropped=max_dropped,
+        gone_layers=tuple(sorted(gone)),
+    )
+
+
 def enumerate_candidates(space: SearchSpace) -> Iterator[Candidate]:
     """Yield every candidate, in lexicographic order of kept layers: neighbours share the longest prefixes."""
-    kept = [
-        tuple(layer for layer in range(space.num_layers) if layer not in dropped)
-        for count in range(space.min_dropped, space.max_dropped + 1)
-        for dropped in map(set, itertools.combinations(space.droppable_layers, count))
+    candidates = [
+        drop_more(space, dropped)
+        for count in space.more_dropped
+        for dropped in itertools.combinations(space.droppable_layers, count)
     ]
-    for layers in sorted(kept):
-        yield Candidate(num_layers=space.num_layers, kept_layers=layers)
+    yield from sorted(candidates, key=lambda candidate: candidate.kept_layers)
 
 
 def draw_candidate(space: SearchSpace, rng: random.Random) -> Candidate:
     """Return a random candidate: first how many layers go, evenly, then which."""
-    count = rng.randint(space.min_dropped, space.max_dropped)
-    return drop_layers(space.num_layers, rng.sample(space.droppable_layers, count))
+    count = rng.choice(space.more_dropped)
+    return drop_more(space, rng.sample(space.droppable_layers, count))
+
+
+def drop_more(space: SearchSpace, dropped: Iterable[int]) -> Candidate:
+    """Return the candidate without these layers and without those that are gone already."""
+    return drop_layers(space.num_layers, (*space.gone_layers, *dropped))
+
+
+def drop_deepest(space: SearchSpace, num_dropped: int) -> Candidate:
+    """Return the candidate with so many layers gone that lacks the last of those that may go."""
+    more = num_dropped - len(space.gone_layers)
+    return drop_more(space, space.droppable_layers[len(space.droppable_layers) - more :])
 
 
 def drop_layers(num_layers: int, dropped: Iterable[int]) -> Candidate:
@@ -235,8 +276,9 @@ def drop_layers(num_layers: int, dropped: Iterable[int]) -> Candidate:
 
 def contains(space: SearchSpace, candidate: Candidate) -> bool:
     """Is the candidate in the space?"""
-    dropped = candidate.dropped_layers
-    return space.min_dropped <= len(dropped) <= space.max_dropped and set(dropped) <= set(space.droppable_layers)
+    dropped, gone = set(candidate.dropped_layers), set(space.gone_layers)
+    more = dropped - gone
+    return gone <= dropped and len(more) in space.more_dropped and more <= set(space.droppable_layers)
 
 
 def _explain(message: str) -> str:

@@ -14,7 +14,7 @@ from typing import Protocol
 import optuna
 
 from seed.optimize.sampler import candidate_of, flag_distributions, make_sampler, make_subset_sampler
-from seed.optimize.space import contains, drop_layers, enumerate_candidates
+from seed.optimize.space import contains, drop_layers, drop_more, enumerate_candidates
 from seed.records import Candidate, SearchSpace, hash_text
 
 # EvoPress (arXiv 2410.14649), settings of its layer dropping: sets drawn first, offspring of a generation, survivors of
@@ -41,7 +41,7 @@ class Meter(Protocol):
         """How important each layer is, higher is more: ``block_influence``, ``taylor`` or ``magnitude``."""
 
     def measure_distances(self, num_layers: int) -> list[float]:
-        """Angular distance between the inputs of layer i and of layer i + ``num_layers``, for every i."""
+        """Angular distance between the inputs of layer i and of layer i + ``num_layers``, for every i; layers that are gone do not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,8 @@ def drop_lowest(
 ) -> Iterator[Candidate]:
     """Yield, for every number of dropped layers, the candidate without the least important ones; what is not finite stays."""
     order = sorted(set(space.droppable_layers) - set(protected), key=lambda layer: (_finite(importance[layer]), layer))
-    for count in range(1, min(space.max_dropped, len(order)) + 1):
-        yield drop_layers(space.num_layers, order[:count])
+    for count in range(1, min(space.more_dropped[-1], len(order)) + 1):
+        yield drop_more(space, order[:count])
 
 
 def rank_by_block_influence(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
@@ -115,12 +115,13 @@ def drop_last(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Ite
 
 def drop_nearest_block(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
     """PruneMe (arXiv 2403.17887): the block of n layers whose input and output differ by the smallest angle."""
-    for count in range(1, space.max_dropped + 1):
+    present = drop_more(space, []).kept_layers
+    for count in range(1, space.more_dropped[-1] + 1):
         distances = meter.measure_distances(count)
-        blocks = {first: drop_layers(space.num_layers, range(first, first + count)) for first in range(len(distances))}
-        allowed = [first for first, block in blocks.items() if set(block.dropped_layers) <= set(space.droppable_layers)]
+        blocks = {first: present[first : first + count] for first in range(len(distances))}
+        allowed = [first for first, block in blocks.items() if set(block) <= set(space.droppable_layers)]
         if allowed:
-            yield blocks[min(allowed, key=lambda first: (_finite(distances[first]), first))]
+            yield drop_more(space, blocks[min(allowed, key=lambda first: (_finite(distances[first]), first))])
 
 
 # ---- searches
@@ -137,7 +138,7 @@ def remove_greedily_recovered(meter: Meter, space: SearchSpace, rung: str, rng_s
 
 
 def _remove_one_by_one(meter: Meter, space: SearchSpace, *, rung: str) -> Iterator[Candidate]:
-    gone: tuple[int, ...] = ()
+    gone = space.gone_layers
     while len(gone) < space.max_dropped:
         left = [layer for layer in space.droppable_layers if layer not in gone]
         candidates = [drop_layers(space.num_layers, (*gone, layer)) for layer in left]
@@ -150,22 +151,20 @@ def _remove_one_by_one(meter: Meter, space: SearchSpace, *, rung: str) -> Iterat
 def evolve(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
     """EvoPress (arXiv 2410.14649): (1 + 32) evolution at each depth, selection in two steps, no recovery.
 
-    k (L - k) / 1.5 generations for k of L layers; depths take turns, so that a smaller budget cuts all alike. A mutation
+    k (L - k) / 1.5 generations for k of L layers that may go; depths take turns, so that a smaller budget cuts all alike. A mutation
     swaps dropped for kept layers, min(r, s) times, r and s drawn from 1 to 3. Perplexity stands for the KL divergence; the
     first step reads the same part of the text every time, and offspring that are alike count once.
     """
     rng = random.Random(rng_seed)
     total = len(space.droppable_layers)
-    depths = range(max(1, space.min_dropped), space.max_dropped + 1)
+    depths = range(max(1, space.more_dropped[0]), space.more_dropped[-1] + 1)
     generations = {count: max(1, int(count * (total - count) / 1.5)) for count in depths}
     done = dict.fromkeys(depths, 0)
     parents: dict[int, Candidate] = {}
     while any(done[count] < generations[count] for count in depths):
         count = min(depths, key=lambda count: done[count] / generations[count])
         if count not in parents:
-            drawn = {
-                drop_layers(space.num_layers, rng.sample(space.droppable_layers, count)) for _ in range(DRAWN_FIRST)
-            }
+            drawn = {drop_more(space, rng.sample(space.droppable_layers, count)) for _ in range(DRAWN_FIRST)}
             [parents[count]] = _select(meter, sorted(drawn, key=lambda c: c.key), keep=1, share=FIRST_SHARE)
         parent = parents[count]
         offspring = {mutate(space, parent, rng) for _ in range(OFFSPRING)} - {parent}
@@ -177,12 +176,12 @@ def evolve(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterat
 
 def mutate(space: SearchSpace, parent: Candidate, rng: random.Random) -> Candidate:
     """Swap some dropped layers for kept ones; where nothing can be swapped, the parent itself."""
-    dropped = set(parent.dropped_layers)
+    dropped = set(parent.dropped_layers) - set(space.gone_layers)
     for _ in range(min(rng.randint(1, MOST_SWAPS), rng.randint(1, MOST_SWAPS))):
         kept = [layer for layer in space.droppable_layers if layer not in dropped]
         if kept and dropped:
             dropped ^= {rng.choice(sorted(dropped)), rng.choice(kept)}
-    return drop_layers(space.num_layers, dropped)
+    return drop_more(space, dropped)
 
 
 def _select(meter: Meter, candidates: Sequence[Candidate], *, keep: int, share: float) -> list[Candidate]:
@@ -225,8 +224,8 @@ def sweep_all(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Ite
 
 
 def list_singles(space: SearchSpace) -> list[Candidate]:
-    """The candidates without one layer."""
-    return [drop_layers(space.num_layers, [layer]) for layer in space.droppable_layers]
+    """The candidates without one layer more."""
+    return [drop_more(space, [layer]) for layer in space.droppable_layers]
 
 
 def _finite(loss: float) -> float:

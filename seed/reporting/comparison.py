@@ -16,8 +16,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from seed import folder
-from seed.evidence import Comparison, ComparisonSummary, Estimate, Reached, StrategyRun
-from seed.records import Candidate
+from seed.evidence import Comparison, ComparisonSummary, Reached, StrategyRun
+from seed.records import Candidate, Estimate
 from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, choose_symbol, draw_errors, finish_figure
 from seed.reporting.page import (
     count_things,

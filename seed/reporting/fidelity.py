@@ -16,12 +16,12 @@ from plotly.subplots import make_subplots
 from seed import folder
 from seed.evidence import (
     DepthFidelity,
-    Estimate,
     FidelityRow,
     FidelityStudy,
     FidelitySummary,
     RungDifference,
 )
+from seed.records import Estimate
 from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, choose_symbol, draw_errors, finish_figure
 from seed.reporting.page import (
     count_things,

@@ -20,6 +20,7 @@ from seed.reporting.marks import (
     annotate_depths,
     choose_color,
     choose_symbol,
+    draw_baselines,
     draw_distilled,
     draw_errors,
     draw_latencies,
@@ -78,6 +79,8 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
         figure.add_trace(draw_models(best, name="frontier by the proxy", marker={"size": 12}))
     if record.distilled:
         figure.add_trace(draw_distilled(record.distilled))
+    if record.baselines:
+        figure.add_trace(draw_baselines(record.baselines))
     figure.add_trace(
         go.Scatter(
             x=[1.0],
@@ -89,7 +92,8 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
         )
     )
     emphasised = [quality.ppl_ratio for _, quality in members]
-    emphasised += [result.test.ppl_ratio + result.test.ppl_ratio_standard_error for result in record.distilled]
+    judged = (*record.distilled, *record.baselines)
+    emphasised += [result.test.ppl_ratio + result.test.ppl_ratio_standard_error for result in judged]
     low = min([1.0, *emphasised, *(quality.ppl_ratio for _, quality in trials)])
     top = choose_top([quality.ppl_ratio for _, quality in trials], emphasised=emphasised)
     above = sum(quality.ppl_ratio > top for _, quality in trials)
@@ -102,6 +106,9 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
         "Distilled models: PPL ratio on test text with one standard error, latency ratio with its 95 % interval; "
         "a thin line leads there from the same candidate's proxy."
         if record.distilled
+        else "",
+        "Uniform width: all layers kept, each cut evenly to the parameters of a depth, distilled and judged alike."
+        if record.baselines
         else "",
         "The number above a strip, and the colour, say how many layers are dropped.",
         "Candidates of one structure share one latency; within a strip the small points are spread sideways, by trial "
@@ -164,7 +171,7 @@ def draw_layer_map(record: StudyRecord) -> go.Figure:
         showticklabels=True,
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    protected = sorted(set(range(num_layers)) - set(record.space.droppable_layers))
+    protected = sorted(set(range(num_layers)) - {*record.space.droppable_layers, *record.space.gone_layers})
     sentences = [
         "Orange: dropped." if members else "",
         "Rows start with the number of dropped layers.",

@@ -92,6 +92,24 @@ def draw_distilled(results: Sequence[DistillResult]) -> go.Scatter:
     )
 
 
+def draw_baselines(results: Sequence[DistillResult]) -> go.Scatter:
+    """Draw models of uniform width as a curve of their own, at their PPL ratio on test text."""
+    return go.Scatter(
+        x=[result.latency.ratio for result in results],
+        y=[result.test.ppl_ratio for result in results],
+        error_x=draw_interval([result.latency for result in results]),
+        error_y=draw_errors([result.test.ppl_ratio_standard_error for result in results]),
+        customdata=[
+            describe_model(r.candidate.dropped_layers, size=r.size, quality=r.test, latency=r.latency) for r in results
+        ],
+        hovertemplate=MODEL_HOVER,
+        mode="lines+markers",
+        name="uniform width, distilled",
+        line={"color": GREY, "width": 1, "dash": "dash"},
+        marker={"symbol": "square", "size": 9, "color": GREY},
+    )
+
+
 def draw_latencies(
     depths: Sequence[float], latencies: Sequence[Latency], *, name: str, color: str, symbol: str
 ) -> go.Scatter:

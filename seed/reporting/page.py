@@ -17,6 +17,14 @@ from seed.records import DistillResult, FrontierMember, Quality, Size, StudyReco
 from seed.reporting import figures
 from seed.reporting.gain import say_rival, say_solver
 from seed.reporting.readings import choose_best_distilled
+from seed.reporting.replication import (
+    HEADER,
+    MARGIN_PERCENT,
+    list_replications,
+    name_model,
+    say_equivalence,
+    say_ratio,
+)
 from seed.reporting.wording import (
     ABSENT,
     describe_size,
@@ -58,6 +66,7 @@ def render_page(record: StudyRecord, *, command: str) -> str:
     sections = [
         render_answer(record),
         render_distilled(record),
+        render_replication(record),
         render_frontier(record),
         render_gain(record),
         *render_figures(record),
@@ -130,7 +139,7 @@ def describe_distilled(result: DistillResult, *, record: StudyRecord) -> str:
     return (
         f"<strong>{name_depth(result.candidate)}</strong> (without {list_layers(result.candidate.dropped_layers)}): "
         f"{escape(size)}, {escape(describe_speed(result.latency))}, "
-        f"test PPL ratio {format_ppl_ratio(result.test)} "
+        f"test PPL ratio {say_ratio(result, record.replications.get(result.key))} "
         f"(without recovery {format_number(result.test_unrecovered.ppl_ratio, places=2)})."
     )
 
@@ -153,7 +162,8 @@ def render_distilled(record: StudyRecord) -> str:
     if not record.distilled:
         return ""
     dense = record.dense
-    has_scores = any(score is not None for score in [dense.user_score, *(r.user_score for r in record.distilled)])
+    models = (*record.distilled, *record.baselines)
+    has_scores = any(score is not None for score in [dense.user_score, *(r.user_score for r in models)])
     header = [
         "dropped layers",
         *SIZE_HEADER,
@@ -175,24 +185,44 @@ def render_distilled(record: StudyRecord) -> str:
     ]
     rows += [
         [
-            list_layers(r.candidate.dropped_layers),
+            name_model(r),
             *list_size(r.size),
             *list_quality(r.test),
             format_latency_ratio(r.latency),
             format_number(r.test_unrecovered.ppl_ratio),
         ]
-        for r in record.distilled
+        for r in models
     ]
     if has_scores:
         header.append("your score")
-        for row, score in zip(rows, [dense.user_score, *(r.user_score for r in record.distilled)], strict=True):
+        for row, score in zip(rows, [dense.user_score, *(r.user_score for r in models)], strict=True):
             row.append(ABSENT if score is None else f"{score:.6g}")
     caption = (
         "All on test text, which was read once. ±: one standard error. KL: from the dense model's predictions, nats "
         "per token. Top-1 agreement: how often the most likely next token is the dense model's. Brackets: 95 % "
         "interval."
+        + (" A row with widths: all layers kept, each cut evenly to the same size." if record.baselines else "")
     )
     return render_section("distilled", "Distilled models", render_table(caption, header, rows, first_is_dense=True))
+
+
+def render_replication(record: StudyRecord) -> str:
+    """Return what several distillations of each model say together, and which models of a depth are the same."""
+    rows = list_replications(record)
+    if not rows:
+        return ""
+    caption = (
+        "Each model distilled under several random seeds, all judged on test text. Interval: Student's t, as documents and "
+        "distillations vary. The first distillation is the one that is exported, whatever the others reached."
+    )
+    names = {result.key: name_model(result) for result in (*record.distilled, *record.baselines)}
+    items = "\n".join(f"<li>{escape(say_equivalence(found, names))}</li>" for found in record.equivalences)
+    note = (
+        f"Equivalent: two one-sided tests at 5 % put the difference within {MARGIN_PERCENT} of perplexity; better or worse: the "
+        "95 % interval excludes zero; else these distillations cannot tell."
+    )
+    beside = f'<ul class="answers">\n{items}\n</ul>\n<p class="note">{escape(note)}</p>' if items else ""
+    return render_section("replication", "Distilled more than once", render_table(caption, HEADER, rows) + beside)
 
 
 def list_size(size: Size) -> list[str]:
@@ -316,6 +346,7 @@ def render_protocol(record: StudyRecord) -> str:
     body = f"<p>{escape(extent)}</p>\n<p>{escape(ranking)}</p>\n"
     study = {
         "layers that may go": list_layers(space.droppable_layers),
+        **({"layers gone before": list_layers(space.gone_layers)} if space.gone_layers else {}),
         "dropped at once": f"{space.min_dropped} to {space.max_dropped}",
         "trials": trials or "none",
         "planned trials": plan.trials,

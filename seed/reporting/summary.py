@@ -5,10 +5,11 @@ from pathlib import Path
 
 from seed.console import Terminal
 from seed.evidence import Comparison, ComparisonSummary, FidelityStudy, FidelitySummary
-from seed.records import DenseResult, DistillResult, Latency, StudyRecord
+from seed.records import DenseResult, DistillResult, Latency, Replication, StudyRecord
 from seed.reporting.comparison import format_cost, format_percent, format_ratio, list_depths, list_picks, say_answer
 from seed.reporting.fidelity import CEILING_NAME, say_verdict
 from seed.reporting.gain import say_rival, say_solver
+from seed.reporting.replication import name_model, say_equivalence, say_ratio
 from seed.reporting.wording import ABSENT, format_bytes, format_count, format_estimate, name_rung
 
 WIDE = 128  # characters that the whole table needs
@@ -27,7 +28,7 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
     )
     if record.distilled:
         terminal.say("Distilled frontier; ratios are to the dense model, on test text:")
-        columns, rows = distilled_table(record.distilled, dense)
+        columns, rows = distilled_table((*record.distilled, *record.baselines), dense, record.replications)
         if terminal.width >= WIDE:
             terminal.show_table(columns, rows)
         else:  # what it costs, then what it is worth
@@ -52,6 +53,9 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
         terminal.show_table(
             columns, rows, title=f"Frontier by the proxy ({rung.replace('_', ' ')}, validation text), not distilled"
         )
+    names = {result.key: name_model(result) for result in record.distilled}
+    for found in record.equivalences:
+        terminal.say(f"  {say_equivalence(found, names)}")
     if record.gain:
         terminal.say(f"what the search added: {say_solver(record.gain, record.frontier)}")
         for rival in record.gain.rivals:
@@ -61,18 +65,20 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
     terminal.say(f"proxy:     {record.agreement.verdict}")
 
 
-def distilled_table(results: tuple[DistillResult, ...], dense: DenseResult) -> tuple[list[str], list[list[str]]]:
+def distilled_table(
+    results: tuple[DistillResult, ...], dense: DenseResult, replications: Mapping[str, Replication]
+) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the distilled models; the user's own score comes last where there is one."""
     columns = ["dropped layers", "parameters", "weights", "KV/token", "latency ratio"]
     columns += ["PPL ratio", "unrecovered", "KL", "top-1"]
     rows = [
         [
-            ", ".join(result.candidate.dropped_parts),
+            name_model(result),
             f"{format_count(result.size.num_params)} ({result.size.num_params / dense.size.num_params - 1:+.1%})",
             format_bytes(result.size.weight_bytes),
             format_bytes(result.size.kv_bytes_per_token),
             show_ratio(result.latency),
-            f"{result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f}",
+            say_ratio(result, replications.get(result.key), places=4),
             f"{result.test_unrecovered.ppl_ratio:.4f}",
             f"{result.test.kl_divergence:.4f}",
             f"{result.test.top1_agreement:.1%}",

@@ -6,9 +6,9 @@ Plain text only: whoever writes HTML escapes it there.
 import re
 from collections.abc import Sequence
 
-from seed.evidence import Estimate
 from seed.records import (
     Candidate,
+    Estimate,
     Latency,
     Quality,
 )
@@ -82,9 +82,10 @@ def scale(value: float, *, units: Sequence[str]) -> str:
     return f"{value:,.{digits}f}\u00a0{units[step]}".rstrip("\u00a0")
 
 
-def format_ppl_ratio(quality: Quality) -> str:
+def format_ppl_ratio(quality: Quality, *, places: int = 3) -> str:
     """Return the PPL ratio with one standard error: ``1.054 ± 0.004``."""
-    return f"{format_number(quality.ppl_ratio)} ± {format_number(quality.ppl_ratio_standard_error)}"
+    ratio, error = quality.ppl_ratio, quality.ppl_ratio_standard_error
+    return f"{format_number(ratio, places=places)} ± {format_number(error, places=places)}"
 
 
 def format_latency_ratio(latency: Latency) -> str:

@@ -1,13 +1,12 @@
-"""The one distillation loop: short for a score, full for a model worth keeping.
+"""The one training loop of recovery: short for a score, full for a model worth keeping, one student or several.
 
-Forward KL from the dense model's predictions to the student's at every position (Hinton et al. 2015, at
-temperature 1), AdamW, warm-up then linear decay. Step 0 counts as a checkpoint, so what comes back is
-never worse on validation than what went in. Resumable: the data of a step depends on the step alone.
+AdamW, warm-up then linear decay, towards an ``Objective``: forward KL to the dense model's predictions unless told
+otherwise. Step 0 counts as a checkpoint, so what comes back is never worse on validation than what went in. Resumable:
+the data of a step depends on the step alone. Students that see the same batches are trained side by side and share
+the dense model's part of each.
 
-The dense model's last hidden states come from ``recall``, which may have stored them. Logits of both models are
-made by the family's own head, some positions at a time, so that no vocabulary is too large.
-
-Which student, and from which weights, is decided by the caller. Shapes: B sequences, T tokens, V vocabulary.
+The dense model's last hidden states come from ``recall``, which may have stored them. Which student, and from which
+weights, is decided by the caller.
 """
 
 import contextlib
@@ -27,10 +26,11 @@ from seed.models.anatomy import Anatomy
 from seed.records import CurvePoint, hash_text
 from seed.scoring import lora
 from seed.scoring.corpus import TokenStream
-from seed.scoring.quality import split_for_head
+from seed.scoring.objectives import Learner, Objective, accumulate_gradients
 from seed.scoring.targets import Recall, recall_live
 
 CHECKPOINT_SECONDS = 30.0
+PREDICTIONS = Objective()  # the dense model's, and nothing else
 SAVING_SHARE = 0.05  # of a large model's time, at most, goes into saving
 
 
@@ -46,6 +46,7 @@ class DistillSettings:
     warmup_share: float = 0.05
     weight_decay: float = 0.0
     looks: int = 8  # validations after step 0, evenly spread; the last is at the last step
+    objective: Objective = PREDICTIONS
     mixed_precision: bool = False  # layers and head in bfloat16, weights and loss in float32
     frozen_layers: int = 0  # so many leading layers, and the embedding's use before them, are not trained
     lora_rank: int | None = None  # train low-rank updates of the linear maps only
@@ -63,6 +64,34 @@ class DistillSettings:
         """A hash of the settings."""
         return hash_text(repr(sorted(asdict(self).items())))
 
+    @property
+    def lesson(self) -> tuple[object, ...]:
+        """What students must have in common to learn from the same batches."""
+        return (
+            self.steps,
+            self.batch_windows,
+            self.micro_batch,
+            self.rng_seed,
+            self.objective,
+            self.mixed_precision,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pupil:
+    """A student to be trained in place.
+
+    Float32 weights, but for LoRA, which leaves them as they are until its updates are merged into them at the end.
+    ``validate``: model -> validation loss in nats per token. ``boundaries``: see ``objectives.Learner``; only objectives
+    that match states need them. ``checkpoint``: where to save progress every half minute, and to resume from.
+    """
+
+    student: nn.Module
+    settings: DistillSettings
+    validate: Callable[[nn.Module], float]
+    boundaries: tuple[int, ...] | None = None
+    checkpoint: Path | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Distilled:
@@ -73,150 +102,139 @@ class Distilled:
 
 
 def distill(
-    student: nn.Module,
+    pupils: Sequence[Pupil],
     dense: Anatomy,
     recovery: TokenStream,
-    settings: DistillSettings,
     *,
-    validate: Callable[[nn.Module], float],
     recall: Recall | None = None,
-    checkpoint: Path | None = None,
     on_step: Callable[[int], None] = lambda step: None,
-) -> Distilled:
-    """Train ``student`` towards the dense model and leave it with the weights that validated best.
+) -> list[Distilled]:
+    """Train students side by side and leave each with the weights that validated best.
 
     Args:
-        student: on its device; trained in place. Float32 weights, but for LoRA, which leaves them as they are
-            until its updates are merged into them at the end.
-        dense: the dense model, frozen, on the same device.
+        pupils: on the dense model's device; alike in ``DistillSettings.lesson``.
+        dense: the dense model, frozen.
         recovery: the windows to train on.
-        settings: budget and rates.
-        validate: model -> validation loss in nats per token.
         recall: windows -> the dense model's last hidden states; None runs the dense model in every step.
-        checkpoint: where to save progress every half minute, and to resume from.
-        on_step: called with the number of finished steps.
+        on_step: called with the number of steps that all have finished.
     """
     recall = recall or recall_live(dense, recovery)
-    student.eval()  # no dropout: the student should learn the teacher's function, not be regularised
-    student.requires_grad_(True)
-    if settings.lora_rank is not None:
-        lora.add_updates(student, rank=settings.lora_rank, rng_seed=settings.rng_seed)
-    anatomy = Anatomy(student)
-    look_steps = {max(1, round(settings.steps * look / settings.looks)) for look in range(1, settings.looks + 1)}
-    batch_tokens = settings.batch_windows * recovery.tokens_NT.shape[1]
-    with freeze_prefix(anatomy, settings.frozen_layers):
-        trained = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
-        optimizer = torch.optim.AdamW(
-            trained.values(),
+    settings = pupils[0].settings
+    assert all(pupil.settings.lesson == settings.lesson for pupil in pupils), "one batch for all"
+    with contextlib.ExitStack() as stack:
+        trainings = [_Training(pupil, stack, window_tokens=recovery.tokens_NT.shape[1]) for pupil in pupils]
+        for step in range(min(training.done for training in trainings), settings.steps):
+            active = [training for training in trainings if training.done == step]  # others were saved further on
+            windows = choose_windows(step, len(recovery.tokens_NT), settings)
+            divergences = accumulate_gradients(
+                [training.learner for training in active],
+                dense,
+                recovery,
+                windows,
+                settings.objective,
+                micro_batch=settings.micro_batch,
+                mixed_precision=settings.mixed_precision,
+                recall=recall,
+            )
+            for training, divergence in zip(active, divergences, strict=True):
+                training.take_step(divergence)
+            on_step(step + 1)
+            for training in active:
+                training.save_when_due()
+        return [training.finish() for training in trainings]
+
+
+class _Training:
+    """One student on its way: its optimizer, its curve, its best weights so far."""
+
+    def __init__(self, pupil: Pupil, stack: contextlib.ExitStack, *, window_tokens: int) -> None:
+        """``stack`` holds what has to be undone when training ends."""
+        self.pupil, settings = pupil, pupil.settings
+        student = pupil.student
+        student.eval()  # no dropout: the student should learn the teacher's function, not be regularised
+        student.requires_grad_(True)
+        if settings.lora_rank is not None:
+            lora.add_updates(student, rank=settings.lora_rank, rng_seed=settings.rng_seed)
+        self.learner = Learner(anatomy=Anatomy(student), boundaries=pupil.boundaries)
+        stack.enter_context(freeze_prefix(self.learner.anatomy, settings.frozen_layers))
+        self.look_steps = {
+            max(1, round(settings.steps * look / settings.looks)) for look in range(1, settings.looks + 1)
+        }
+        self.batch_tokens = settings.batch_windows * window_tokens
+        self.trained = {name: weight for name, weight in student.named_parameters() if weight.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(),
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             betas=(0.9, 0.95),
             fused=True,
         )
-        saved = _read_checkpoint(checkpoint, settings)
+        saved = _read_checkpoint(pupil.checkpoint, settings)
         if saved is None:
-            start, best_step, best_loss, best_weights = 0, 0, validate(student), copy_weights(trained)
-            curve = [CurvePoint(step=0, tokens=0, validation_loss=best_loss, kl_divergence=None)]
-            divergences: list[float] = []
+            self.done, self.best_step, self.best_loss = 0, 0, pupil.validate(student)
+            self.best_weights = copy_weights(self.trained)
+            self.curve = [CurvePoint(step=0, tokens=0, validation_loss=self.best_loss, kl_divergence=None)]
+            self.divergences: list[float] = []
         else:
-            load_weights(trained, saved["student"])
-            optimizer.load_state_dict(saved["optimizer"])
-            start, best_step, best_loss = saved["step"], saved["best_step"], saved["best_loss"]
-            best_weights, divergences = saved["best"], saved["divergences"]
-            curve = [msgspec.convert(point, CurvePoint) for point in saved["curve"]]
-        last_saved, save_seconds = time.monotonic(), 0.0
-        for step in range(start, settings.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * schedule(step, settings)
-            windows = choose_windows(step, len(recovery.tokens_NT), settings)
-            divergence = accumulate_gradient(anatomy, dense, recovery, windows, settings, recall=recall)
-            torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            divergences.append(divergence)
-            done = step + 1
-            if done in look_steps:
-                loss = validate(student)
-                mean = sum(divergences) / len(divergences)
-                divergences = []
-                curve.append(
-                    CurvePoint(step=done, tokens=done * batch_tokens, validation_loss=loss, kl_divergence=mean)
-                )
-                if loss < best_loss:
-                    best_loss, best_step, best_weights = loss, done, copy_weights(trained)
-            on_step(done)
-            is_due = time.monotonic() - last_saved > max(CHECKPOINT_SECONDS, save_seconds / SAVING_SHARE)
-            if checkpoint and done < settings.steps and is_due:
-                began_saving = time.monotonic()
-                state = {
-                    "fingerprint": settings.fingerprint,
-                    "step": done,
-                    "student": copy_weights(trained),
-                    "optimizer": optimizer.state_dict(),
-                    "best": best_weights,
-                    "best_step": best_step,
-                    "best_loss": best_loss,
-                    "divergences": divergences,
-                    "curve": msgspec.to_builtins(curve),
-                }
-                _write_checkpoint(checkpoint, state)
-                last_saved = time.monotonic()
-                save_seconds = last_saved - began_saving
-        load_weights(trained, best_weights)
-    student.requires_grad_(False)
-    if settings.lora_rank is not None:
-        lora.merge_updates(student)
-    return Distilled(curve=tuple(curve), best_step=best_step)
+            load_weights(self.trained, saved["student"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.done, self.best_step, self.best_loss = saved["step"], saved["best_step"], saved["best_loss"]
+            self.best_weights, self.divergences = saved["best"], saved["divergences"]
+            self.curve = [msgspec.convert(point, CurvePoint) for point in saved["curve"]]
+        self.last_saved, self.save_seconds = time.monotonic(), 0.0
 
+    def take_step(self, divergence: float | None) -> None:
+        """Move the weights along the gradient that lies ready, and look at validation text when it is time."""
+        settings = self.pupil.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * schedule(self.done, settings)
+        torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if divergence is not None:
+            self.divergences.append(divergence)
+        self.done += 1
+        if self.done not in self.look_steps:
+            return
+        loss = self.pupil.validate(self.pupil.student)
+        mean = sum(self.divergences) / len(self.divergences) if self.divergences else None
+        self.divergences = []
+        point = CurvePoint(
+            step=self.done, tokens=self.done * self.batch_tokens, validation_loss=loss, kl_divergence=mean
+        )
+        self.curve.append(point)
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.best_weights = loss, self.done, copy_weights(self.trained)
 
-def accumulate_gradient(
-    student: Anatomy,
-    dense: Anatomy,
-    recovery: TokenStream,
-    windows: Tensor,
-    settings: DistillSettings,
-    *,
-    recall: Recall,
-) -> float:
-    """Add the gradient of the batch's mean KL divergence to the student's weights; return it, nats per token.
+    def save_when_due(self) -> None:
+        """Save progress, if the last time was long enough ago."""
+        path = self.pupil.checkpoint
+        is_due = time.monotonic() - self.last_saved > max(CHECKPOINT_SECONDS, self.save_seconds / SAVING_SHARE)
+        if path is None or self.done >= self.pupil.settings.steps or not is_due:
+            return
+        began = time.monotonic()
+        state = {
+            "fingerprint": self.pupil.settings.fingerprint,
+            "step": self.done,
+            "student": copy_weights(self.trained),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best_weights,
+            "best_step": self.best_step,
+            "best_loss": self.best_loss,
+            "divergences": self.divergences,
+            "curve": msgspec.to_builtins(self.curve),
+        }
+        _write_checkpoint(path, state)
+        self.last_saved = time.monotonic()
+        self.save_seconds = self.last_saved - began
 
-    Layers run on ``micro_batch`` windows at once. The head follows on fewer positions at a time: each part's
-    gradient goes back to the last hidden state, and from there through the layers once.
-    """
-    device = student.device
-    tokens_BT = recovery.tokens_NT[windows].to(device)
-    targets_BTD = recall(windows)
-    vocabulary = student.config.vocab_size
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for rows in torch.arange(len(windows)).split(settings.micro_batch):
-        piece, target = tokens_BT[rows], targets_BTD[rows]
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.mixed_precision):
-            hidden = student.run_layers(piece)
-        leaf = hidden.detach().requires_grad_(True)
-        for part in split_for_head(piece, vocabulary=vocabulary):
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.mixed_precision):
-                logits = student.compute_logits(leaf[part], piece[part])
-                with torch.no_grad():
-                    wanted = dense.compute_logits(target[part], piece[part])
-            divergence, gradient = kl_and_gradient(wanted, logits.detach())
-            total += divergence.sum()
-            logits.backward((gradient / tokens_BT.numel()).to(logits.dtype))
-        if hidden.requires_grad:
-            hidden.backward(leaf.grad)
-    return float(total) / tokens_BT.numel()
-
-
-@torch.no_grad()
-def kl_and_gradient(teacher_logits: Tensor, student_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(teacher || student) at every position in nats, and its gradient by the student's logits (..., V), float32.
-
-    The gradient is softmax(student) - softmax(teacher) (Hinton et al. 2015, equation 2 at temperature 1).
-    """
-    wanted = torch.log_softmax(teacher_logits.float(), dim=-1)
-    found = torch.log_softmax(student_logits.float(), dim=-1)
-    probabilities = wanted.exp()
-    divergence = (probabilities * wanted.sub_(found)).sum(-1)
-    return divergence, found.exp_().sub_(probabilities)
+    def finish(self) -> Distilled:
+        """Leave the student with its best weights, frozen, its low-rank updates merged."""
+        load_weights(self.trained, self.best_weights)
+        self.pupil.student.requires_grad_(False)
+        if self.pupil.settings.lora_rank is not None:
+            lora.merge_updates(self.pupil.student)
+        return Distilled(curve=tuple(self.curve), best_step=self.best_step)
 
 
 @contextlib.contextmanager
@@ -248,8 +266,11 @@ def freeze_prefix(anatomy: Anatomy, frozen_layers: int) -> Iterator[None]:
 
 
 def copy_weights(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return the values of the trained weights, apart from what training does to them next."""
-    return {name: weight.detach().clone() for name, weight in weights.items()}
+    """Return the values of the trained weights, apart from what training does to them next, in the host's memory.
+
+    A GPU's memory is what decides how large a model can be trained: 16 bytes a weight instead of 20.
+    """
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
 
 
 @torch.no_grad()

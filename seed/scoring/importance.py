@@ -35,13 +35,16 @@ def measure_angular_distances(
 ) -> list[float]:
     """Mean angle between the inputs of layer i and of layer i + n at the last token of each sequence, as a share of pi.
 
-    Gromov et al., arXiv 2403.17887, eq. 6 and 7; L - n + 1 numbers.
+    Gromov et al., arXiv 2403.17887, eq. 6 and 7; L - n + 1 numbers. Layers that are gone do not count.
     """
-    places = anatomy.num_layers - num_layers + 1
+    gone = anatomy.gone_layers
+    before = [layer for layer in range(anatomy.num_layers + 1) if layer not in gone]  # and after the last
+    places = len(before) - num_layers
     angles = torch.zeros(places, dtype=torch.float64)
     count = 0
     for _, tokens in iterate_batches(stream, micro_batch=micro_batch, device=anatomy.device):
-        states = [hidden[:, -1] for hidden in anatomy.trace(tokens)]
+        traced = anatomy.trace(tokens)
+        states = [traced[layer][:, -1] for layer in before]
         for first in range(places):
             cosine = _cosine(states[first], states[first + num_layers]).clamp(-1, 1)
             angles[first] += (cosine.arccos() / math.pi).sum().cpu()

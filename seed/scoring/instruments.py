@@ -1,10 +1,13 @@
 """What scoring works with: the resident dense model, its streams, what is known of it, and what they make.
 
+In a later stage of a search candidates are cut from a model that was recovered before and grafted into the dense one's
+skeleton. The dense model stays the teacher of every distillation and the base of every ratio.
+
 Which candidates, and how far each is recovered, is decided by ``sweep`` and ``proxy``.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from seed.models.surgery import cast_weights, make_student, view_layers
 from seed.records import Candidate, Size
 from seed.scoring import lora
 from seed.scoring.corpus import TokenStream
-from seed.scoring.distillation import Distilled, DistillSettings, distill
+from seed.scoring.distillation import Distilled, DistillSettings, Pupil, distill
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
 from seed.scoring.refit import Refit, fold_refit
 from seed.scoring.subsets import SubsetWalker
@@ -38,6 +41,12 @@ class Instruments:
     micro_batch: int
     stored_dtype: torch.dtype
     recall: Recall | None = None  # the dense model's stored last hidden states; None: computed in every step
+    grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
+
+    @property
+    def source(self) -> Anatomy:
+        """The model whose layers candidates are made of."""
+        return self.grafted or self.anatomy
 
     @property
     def teacher(self) -> Any:
@@ -49,7 +58,7 @@ def make_walker(instruments: Instruments) -> SubsetWalker:
     """Return a walker over subsets with closed-form recovery."""
     assert instruments.gains is not None, "closed form is available for this family"
     return SubsetWalker(
-        instruments.anatomy,
+        instruments.source,
         calibration=instruments.calibration,
         validation=instruments.validation,
         micro_batch=instruments.micro_batch,
@@ -64,7 +73,7 @@ def start_student(
 
     In float32, but when low-rank updates will be trained: then in the dense model's own type.
     """
-    student = cast_weights(make_student(instruments.anatomy, candidate), torch.float32)
+    student = cast_weights(make_student(instruments.source, candidate), torch.float32)
     if refit is not None:
         fold_refit(student, candidate, refit)
     if settings is not None and settings.lora_rank is not None:
@@ -77,20 +86,40 @@ def train_student(
     student: nn.Module,
     settings: DistillSettings,
     *,
+    candidate: Candidate | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Distilled:
-    """Distill a student on the recovery stream, validated as it would be exported."""
-    return distill(
-        student,
-        instruments.anatomy,
-        instruments.recovery,
-        settings,
+    """Train one student on the recovery stream, validated as it would be exported. ``candidate``: its layers' original places."""
+    pupil = enrol(instruments, student, settings, candidate=candidate, checkpoint=checkpoint)
+    [distilled] = train_together(instruments, [pupil], on_step=on_step)
+    return distilled
+
+
+def enrol(
+    instruments: Instruments,
+    student: nn.Module,
+    settings: DistillSettings,
+    *,
+    candidate: Candidate | None = None,
+    checkpoint: Path | None = None,
+) -> Pupil:
+    """A student ready to be trained, validated as it would be exported. Without a candidate it has all layers."""
+    kept = range(instruments.anatomy.num_layers) if candidate is None else candidate.kept_layers
+    return Pupil(
+        student=student,
+        settings=settings,
         validate=lambda model: validation_losses(instruments, model).loss,
-        recall=instruments.recall,
+        boundaries=(*kept[1:], instruments.anatomy.num_layers),
         checkpoint=checkpoint,
-        on_step=on_step,
     )
+
+
+def train_together(
+    instruments: Instruments, pupils: Sequence[Pupil], *, on_step: Callable[[int], None] = lambda step: None
+) -> list[Distilled]:
+    """Train students of the same batches side by side on the recovery stream."""
+    return distill(pupils, instruments.anatomy, instruments.recovery, recall=instruments.recall, on_step=on_step)
 
 
 def validation_losses(instruments: Instruments, model: nn.Module) -> DocumentLosses:
@@ -114,6 +143,6 @@ def exported_losses(instruments: Instruments, model: nn.Module, stream: TokenStr
 
 
 def size_of(instruments: Instruments, candidate: Candidate) -> Size:
-    """Size of a candidate, without building it."""
+    """Size of a candidate, without building it: of the dense model's layers, since recovery changes no shape."""
     with view_layers(instruments.anatomy, candidate) as view:
         return measure_size(view, dtype=instruments.stored_dtype)

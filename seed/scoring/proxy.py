@@ -7,12 +7,13 @@ Which candidates are tried, and which are not worth the last rung, is decided el
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
 from seed.records import Candidate, Evaluation, Latency, Quality, Size
-from seed.scoring.distillation import DistillSettings, distill
-from seed.scoring.instruments import size_of, start_student, validation_losses
+from seed.scoring.distillation import DistillSettings
+from seed.scoring.instruments import enrol, size_of, start_student, train_together, validation_losses
 from seed.scoring.quality import DocumentLosses
 from seed.scoring.sweep import Sweep
 
@@ -78,13 +79,8 @@ class Proxy:
             looks[losses.loss] = losses
             return losses.loss
 
-        distill(
-            student,
-            instruments.anatomy,
-            instruments.recovery,
-            settings,
-            validate=look,
-            recall=instruments.recall,
+        train_together(
+            instruments, [replace(enrol(instruments, student, settings, candidate=candidate), validate=look)]
         )
         best = looks[min(looks)]  # the weights that distillation hands back are those of its best look
         return self.sweep.keep(candidate, self.rung, best, seconds=time.monotonic() - began)

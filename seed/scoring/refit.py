@@ -1,10 +1,12 @@
 """Closed-form recovery: the MLP's output projection of each kept layer is fitted anew, by ridge regression.
 
-Behind the first cut, each kept layer's projection is changed so that the layer's output matches the teacher's state
-just before the next kept layer's original position. The change is linear in what the projection reads, so it is added
+Behind the first cut, each kept layer's projection is changed so that the layer's output matches the state that the uncut
+model has just before the next kept layer's original position. The change is linear in what the projection reads, so it is added
 to the projection's weight (and bias, where there is one), and the student stays an ordinary checkpoint. Related:
 ReplaceMe (arXiv 2505.02819) fits one map of the projection's output for one contiguous cut; fitting what the projection
-reads instead has more freedom, and recovered a third more of the loss at 1.2 times the cost (studies/notes.md).
+reads instead has more freedom, and recovered a third more of the loss at 1.2 times the cost (studies/notes.md). Where a
+recovered model is cut again, the uncut model is that one: its own states are nearer than the original's, and fitting to
+them left a tenth less of the loss of the further cut (studies/notes.md).
 
 It needs a projection whose output is *added* to the residual stream, perhaps times a constant (granite);
 ``measure_gains`` proves that and finds the constant, or says that this family has none.
@@ -53,10 +55,11 @@ def measure_gains(anatomy: Anatomy, states: Sequence[Tensor]) -> dict[int, float
     """Return how much of a change at each layer's MLP projection reaches its output, or None.
 
     ``states`` are the hidden states before each layer (B, T, D) of a traced batch. None means that for
-    some layer there is no such projection, or that its change does not arrive as a multiple of itself.
+    some layer there is no such projection, or that its change does not arrive as a multiple of itself. Layers that are
+    gone have no gain.
     """
     gains = {}
-    for layer in range(anatomy.num_layers):
+    for layer in sorted(set(range(anatomy.num_layers)) - set(anatomy.gone_layers)):
         projection = anatomy.mlp_output(layer)
         if projection is None:
             return None

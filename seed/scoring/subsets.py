@@ -7,6 +7,9 @@ neighbours share most.
 ``measure_unrecovered`` takes subsets as they stand, a micro-batch at a time: its memory does not grow with the
 text. ``SubsetWalker`` recovers them in closed form; a map depends only on the prefix and the next kept layer, and
 is shared just so. It remembers the path of its last candidate, so candidates may come one by one.
+
+A model with gaps, grafted from one that was recovered before, is a model like any other: candidates lack at least the
+layers that are gone, and what closed form aims at are its own states, not those of the dense model.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,6 +34,16 @@ def count_shared(path: Sequence[object], wanted: Sequence[object]) -> int:
         (i for i, (one, other) in enumerate(zip(path, wanted, strict=False)) if one != other),
         min(len(path), len(wanted)),
     )
+
+
+def list_edges(kept_layers: Sequence[int], *, num_layers: int) -> list[tuple[int, int]]:
+    """Each kept layer with the next one, the last with the end."""
+    return list(zip(kept_layers, (*kept_layers[1:], num_layers), strict=True))
+
+
+def list_uncut(num_layers: int, *, gone_layers: Sequence[int]) -> list[tuple[int, int]]:
+    """Edges of a model that lacks only what is gone already."""
+    return list_edges([layer for layer in range(num_layers) if layer not in gone_layers], num_layers=num_layers)
 
 
 @torch.no_grad()
@@ -99,11 +112,12 @@ class SubsetWalker:
         self.validation = validation
         self.gains = gains
         self.validation_batches = _split(validation, micro_batch, anatomy.device)
+        self.uncut_edges = list_uncut(anatomy.num_layers, gone_layers=anatomy.gone_layers)
         # by batch, then by layer
-        self.teacher_states = [anatomy.trace(batch) for batch in _split(calibration, micro_batch, anatomy.device)]
+        self.uncut_states = [anatomy.trace(batch) for batch in _split(calibration, micro_batch, anatomy.device)]
         self.start = _Node(
             edge=(-1, 0),
-            calibration=[states[0] for states in self.teacher_states],
+            calibration=[states[0] for states in self.uncut_states],
             validation=[anatomy.embed(batch) for batch in self.validation_batches],
             correction=None,
         )
@@ -113,8 +127,7 @@ class SubsetWalker:
     @torch.no_grad()
     def measure(self, candidate: Candidate) -> tuple[DocumentLosses, Refit]:
         """Return the candidate's validation losses and the maps that gave them."""
-        kept = candidate.kept_layers
-        edges = list(zip(kept, (*kept[1:], candidate.num_layers), strict=True))
+        edges = list_edges(candidate.kept_layers, num_layers=candidate.num_layers)
         shared = count_shared([node.edge for node in self.path], edges)
         del self.path[shared:]
         self.runs = {position: run for position, run in self.runs.items() if position <= shared}
@@ -129,7 +142,7 @@ class SubsetWalker:
 
     def count_bytes(self) -> int:
         """Bytes of the states that are held now."""
-        held = [states for batch in self.teacher_states for states in batch]
+        held = [states for batch in self.uncut_states for states in batch]
         for node in (self.start, *self.path):
             held += [*node.calibration, *node.validation]
         along = sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in held}.values())
@@ -139,15 +152,15 @@ class SubsetWalker:
         """Run one more layer on the states of the path, with a map when it stands at or behind a cut."""
         layer, following = edges[position]
         before = self.path[-1] if self.path else self.start
-        if edges[position] == (position, position + 1):  # nothing is cut so far
-            calibration = [states[layer + 1] for states in self.teacher_states]
+        if edges[position] == self.uncut_edges[position]:  # nothing is cut so far
+            calibration = [states[layer + 1] for states in self.uncut_states]
             validation = [self.anatomy.run_layer(layer, hidden) for hidden in before.validation]
             return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=None)
         run = self._run_once(position, layer, before)
         gain = self.gains[layer]
         gaps = [
             (states[following] - result) / gain
-            for states, result in zip(self.teacher_states, run.calibration, strict=True)
+            for states, result in zip(self.uncut_states, run.calibration, strict=True)
         ]
         correction = run.fit.solve(gaps)
         is_last = position == len(edges) - 1
@@ -200,20 +213,25 @@ class TrieWork:
     heads: int
 
 
-def count_work(candidates: Iterable[Candidate], *, closed_form: bool) -> TrieWork:
-    """Count the nodes of the trie of kept layers, candidates in lexicographic order of their kept layers."""
+def count_work(candidates: Iterable[Candidate], *, closed_form: bool, gone_layers: Sequence[int] = ()) -> TrieWork:
+    """Count the nodes of the trie of kept layers, candidates in lexicographic order of their kept layers.
+
+    They are cut from a model that lacks ``gone_layers`` already.
+    """
     plain, run, solved, heads = 0, 0, 0, 0
-    path: tuple[tuple[int, int], ...] = ()
+    path: list[tuple[int, int]] = []
+    uncut: list[tuple[int, int]] = []
     for candidate in candidates:
+        uncut = uncut or list_uncut(candidate.num_layers, gone_layers=gone_layers)
         kept = candidate.kept_layers
-        edges = tuple(zip(kept, (*kept[1:], candidate.num_layers) if closed_form else kept, strict=True))
+        edges = list_edges(kept, num_layers=candidate.num_layers) if closed_form else list(zip(kept, kept, strict=True))
         shared = count_shared(path, edges)
         new = edges[shared:]
-        num_plain = sum(not closed_form or edge == (shared + i, shared + i + 1) for i, edge in enumerate(new))
+        num_plain = sum(not closed_form or edge == uncut[shared + i] for i, edge in enumerate(new))
         is_sibling = (
             shared < min(len(edges), len(path)) and path[shared][0] == edges[shared][0] and num_plain < len(new)
         )
-        was_plain = is_sibling and path[shared] == (shared, shared + 1)  # then nothing was recorded
+        was_plain = is_sibling and path[shared] == uncut[shared]  # then nothing was recorded
         plain, solved, heads = plain + num_plain, solved + len(new) - num_plain, heads + 1
         run += len(new) - num_plain - (is_sibling and not was_plain)
         path = edges
@@ -225,7 +243,7 @@ def estimate_memory(
 ) -> int:
     """Bytes of the states that a ``SubsetWalker`` holds at most: (L + 1) (2 C + V) D numbers, and what siblings share.
 
-    They are the dense model's states of C calibration tokens at every layer, and the states of the calibration and the
+    They are the uncut model's states of C calibration tokens at every layer, and the states of the calibration and the
     V validation tokens along the current path. Siblings share (C + V) (D + F) numbers for each layer, where the
     projections read F, and the fit's sums and factors; of that, ``SIBLING_BYTES`` at most are kept, but for the layer at
     work.

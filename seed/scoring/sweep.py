@@ -72,7 +72,7 @@ class Sweep:
         for batch in (new[begin : begin + SCORED_AT_ONCE] for begin in range(0, len(new), SCORED_AT_ONCE)):
             began = time.perf_counter()
             measured = measure_unrecovered(
-                self.instruments.anatomy,
+                self.instruments.source,
                 batch,
                 self.instruments.validation,
                 micro_batch=self.instruments.micro_batch,

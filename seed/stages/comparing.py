@@ -182,20 +182,16 @@ def distill_all(
             rng_seed=rng_seed,
         )
         step = functools.partial(on_step, candidate.key)
-        went, test, seconds = finals.distill_once(bench, sweep, candidate, full, on_step=step)
+        trained = finals.distill_once(bench, sweep, finals.Member(candidate=candidate), full, on_step=step)
         final = ComparedFinal(
             candidate=candidate,
             rng_seed=rng_seed,
-            validation_loss=_finite(min(point.validation_loss for point in went.curve)),
-            test_sums=[_finite(loss) for loss in test.sums.tolist()],
-            seconds=seconds,
+            validation_loss=finals.finite(min(point.validation_loss for point in trained.went.curve)),
+            test_sums=[finals.finite(loss) for loss in trained.test.sums.tolist()],
+            seconds=trained.whole_seconds,
         )
         comparison = _keep(bench, comparison, finals=(*comparison.finals, final))
     return comparison
-
-
-def _finite(loss: float) -> float | None:
-    return loss if math.isfinite(loss) else None  # JSON knows no other numbers
 
 
 def _keep(

@@ -253,7 +253,7 @@ def estimate_sweep(shape: Shape, space: SearchSpace, speed: Speed) -> float:
     """Seconds of scoring a whole space by closed form, its prefixes shared; infinite for spaces beyond counting."""
     if not shape.mlp_width or space.size > COUNTED_SETS:
         return float("inf")
-    work = count_work(enumerate_candidates(space), closed_form=True)
+    work = count_work(enumerate_candidates(space), closed_form=True, gone_layers=space.gone_layers)
     calibration, validation = shape.calibration_tokens, shape.validation_tokens
     return (
         work.plain_layers * validation * speed.layer
@@ -307,7 +307,7 @@ def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spe
     disk = num_finals * shape.num_params * shape.stored_bytes + checkpoints + states * (states <= STORED_BYTES)
     return Cost(
         search_seconds=search,
-        distill_seconds=num_finals * final + tuning,
+        distill_seconds=num_finals * plan.replicas * final + tuning,
         memory_bytes=peak.num_bytes,
         memory_formula=peak.describe(in_detail=True),
         disk_bytes=disk + 20_000_000,

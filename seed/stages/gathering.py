@@ -8,6 +8,7 @@ from seed import folder
 from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.optimize.frontier import measure_agreement
+from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.optimize.study import open_storage, open_study, read_trials
 from seed.records import (
     DenseResult,
@@ -37,7 +38,9 @@ def gather_record(study: StudyFolder) -> StudyRecord:
         raise StudyError(f"{study.journal}: missing, and with it all trials. Restore it from a copy, or search anew.")
     storage = open_storage(plan.storage, journal=study.journal)
     opened = open_study(storage, name=plan.name, rung=protocol.rung, fingerprint=plan.fingerprint)
-    distilled = read_distilled(study)
+    distilled, baselines = read_distilled(study), read_baselines(study)
+    dense = folder.read_record(study.dense, DenseResult)
+    replicated = [result for result in (*distilled, *baselines) if len(result.replicas) > 1]
     trials = read_trials(opened)
     if not trials:
         raise StudyError(f"{study.root}: no candidate is scored yet. Run the search of this study first.")
@@ -45,12 +48,15 @@ def gather_record(study: StudyFolder) -> StudyRecord:
         plan=plan,
         environment=folder.read_record(study.environment, Environment),
         space=protocol.space,
-        dense=folder.read_record(study.dense, DenseResult),
+        dense=dense,
         trials=trials,
         frontier=frontier,
         distilled=distilled,
         agreement=measure_agreement(trials, distilled, rung=protocol.rung),
         gain=folder.read_record(study.gain, SearchGain) if study.gain.is_file() else None,
+        baselines=baselines,
+        replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
+        equivalences=compare_replicated([result for result in replicated if result.width is None], dense),
     )
 
 
@@ -66,9 +72,18 @@ def refresh_report(study: StudyFolder) -> StudyRecord:
 
 
 def read_distilled(study: StudyFolder) -> tuple[DistillResult, ...]:
-    """Every finished distillation, fewest dropped layers first."""
+    """Every finished distillation of a set of layers, fewest dropped first."""
+    return tuple(result for result in _read_results(study) if result.width is None)
+
+
+def read_baselines(study: StudyFolder) -> tuple[DistillResult, ...]:
+    """Every finished distillation of a uniform width, the largest first."""
+    return tuple(result for result in _read_results(study) if result.width is not None)
+
+
+def _read_results(study: StudyFolder) -> list[DistillResult]:
     results = [folder.read_record(path, DistillResult) for path in sorted((study.root / "distilled").glob("*.json"))]
-    return tuple(sorted(results, key=lambda r: (-r.size.num_params, r.validation.loss)))
+    return sorted(results, key=lambda r: (-r.size.num_params, r.validation.loss))
 
 
 def find_learning_rate(distilled: tuple[DistillResult, ...]) -> float | None:

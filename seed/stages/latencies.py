@@ -15,7 +15,7 @@ from seed.errors import SeedError, SpaceError
 from seed.folder import StudyFolder
 from seed.models.checkpoint import write_checkpoint
 from seed.models.surgery import make_student, view_layers
-from seed.optimize.space import drop_layers
+from seed.optimize.space import drop_deepest, drop_layers
 from seed.records import Candidate, Latency, SearchSpace
 from seed.reporting.wording import format_bytes
 from seed.scoring import latency as timing
@@ -31,9 +31,8 @@ def measure_latencies(
     Models with several kinds of layers have more structures than depths; the rest are measured when met.
     """
     table = read_latencies(bench.folder)
-    depths = range(space.min_dropped, space.max_dropped + 1)
-    for num_dropped in depths:
-        candidate = drop_layers(space.num_layers, space.droppable_layers[-num_dropped:])
+    for num_dropped in range(space.min_dropped, space.max_dropped + 1):
+        candidate = drop_deepest(space, num_dropped)
         structure = timing.name_structure(bench.anatomy, candidate)
         if structure not in table:
             table[structure] = measure_latency(bench, candidate)
@@ -125,7 +124,7 @@ def bound_space(
     space = bench.protocol.space
     fewest, reached = space.max_dropped + 1, ""
     for num_dropped in range(space.max_dropped, space.min_dropped - 1, -1):
-        candidate = drop_layers(space.num_layers, space.droppable_layers[-num_dropped:])
+        candidate = drop_deepest(space, num_dropped)
         ratio = table[timing.name_structure(bench.anatomy, candidate)].ratio
         size = size_of(instruments, candidate)
         tokens = (bench.protocol.prompt_tokens + bench.protocol.new_tokens) * bench.protocol.latency_batch

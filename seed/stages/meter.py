@@ -49,7 +49,7 @@ class Measured:
         new = [candidate for candidate in candidates if (candidate.key, share) not in self._shares]
         if new:
             found = measure_unrecovered(
-                instruments.anatomy, new, self.take_part(share), micro_batch=instruments.micro_batch
+                instruments.source, new, self.take_part(share), micro_batch=instruments.micro_batch
             )
             self._shares |= {(c.key, share): losses.loss for c, losses in zip(new, found, strict=True)}
         return [self._shares[candidate.key, share] for candidate in candidates]
@@ -69,9 +69,9 @@ class Measured:
         if measure not in self._layers:
             found = self.sweep.instruments
             self._layers[measure] = (
-                measure_magnitude(found.anatomy)
+                measure_magnitude(found.source)
                 if measure == "magnitude"
-                else IMPORTANCE[measure](found.anatomy, found.calibration, micro_batch=found.micro_batch)
+                else IMPORTANCE[measure](found.source, found.calibration, micro_batch=found.micro_batch)
             )
         return self._layers[measure]
 
@@ -80,7 +80,7 @@ class Measured:
         if num_layers not in self._distances:
             found = self.sweep.instruments
             self._distances[num_layers] = measure_angular_distances(
-                found.anatomy, found.calibration, num_layers=num_layers, micro_batch=found.micro_batch
+                found.source, found.calibration, num_layers=num_layers, micro_batch=found.micro_batch
             )
         return self._distances[num_layers]
 
@@ -139,11 +139,12 @@ class Account:
         if rung != "closed_form":
             tokens = self.measured.take_part(share).num_tokens if share < 1 else None
             return prices.price(count_work(new, closed_form=False), validation_tokens=tokens)
+        gone = self.measured.sweep.instruments.source.gone_layers
         if self._last is None:
-            return prices.trace + prices.price(count_work(new, closed_form=True))
+            return prices.trace + prices.price(count_work(new, closed_form=True, gone_layers=gone))
         walked = [self._last, *new]
-        before = prices.price(count_work([self._last], closed_form=True))
-        return prices.price(count_work(walked, closed_form=True)) - before
+        before = prices.price(count_work([self._last], closed_form=True, gone_layers=gone))
+        return prices.price(count_work(walked, closed_form=True, gone_layers=gone)) - before
 
     def _pay_once(self, name: str, cost: float) -> None:
         if name not in self._paid:

@@ -24,6 +24,7 @@ from seed.optimize.space import Preset, list_presets, load_preset, presets_direc
 from seed.optimize.study import check_storage_url
 from seed.records import Protocol, SearchPlan
 from seed.stages.options import spell_command
+from seed.stages.recoveries import RECOVERIES, Recovery
 
 RUNG_NAMES = {1: "closed_form", 2: "short_distillation"}
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
@@ -68,6 +69,11 @@ class SearchSettings:
     frontier_size: int = 6
     distill: bool = True
     distill_tokens: int | None = None
+    replicas: int = 1
+    width_baseline: bool = False
+    recovery: str | None = None
+    temperature: float | None = None
+    ce_share: float | None = None
     learning_rate: float | None = None
     lora_rank: int | None = None
     freeze_prefix: bool = False
@@ -92,7 +98,7 @@ class SearchSettings:
             if (
                 isinstance(value, (int, float))
                 and not isinstance(value, bool)
-                and field.name not in ("rng_seed", "rung", "sweep_budget")
+                and field.name not in ("rng_seed", "rung", "sweep_budget", "ce_share")
             ) and (not value > 0 or not math.isfinite(value)):
                 raise SeedError(f"{flag} {value}: must be above 0.")
         if self.rung is not None and self.rung not in RUNG_NAMES:
@@ -114,10 +120,35 @@ class SearchSettings:
             raise SeedError(
                 f"--max-latency-ratio {self.max_latency_ratio}: a ratio to the dense model, below 1. Try 0.9."
             )
-        if self.lora_rank is not None and importlib.util.find_spec("peft") is None:
-            raise SeedError("--lora-rank: needs PEFT, which is not installed. Install it: pip install 'peft>=0.21'.")
+        self._check_recovery()
         if self.storage:
             check_storage_url(self.storage)
+
+    @property
+    def chosen_recovery(self) -> Recovery:
+        """How students are trained: as asked, by low-rank updates where a rank is given, else by distillation."""
+        return RECOVERIES[self.recovery or ("distillation" if self.lora_rank is None else "lora")]
+
+    def _check_recovery(self) -> None:
+        if self.recovery not in (None, *RECOVERIES):
+            raise SeedError(f"--recovery {self.recovery}: unknown. Choose from {', '.join(RECOVERIES)}.")
+        chosen = self.chosen_recovery
+        if self.lora_rank is not None and not chosen.is_low_rank:
+            raise SeedError(
+                f"--lora-rank {self.lora_rank}: {chosen.name} trains no low-rank updates. Leave it out, or use --recovery lora."
+            )
+        if chosen.is_low_rank and importlib.util.find_spec("peft") is None:
+            raise SeedError(
+                "--recovery lora, --lora-rank: need PEFT, which is not installed. Install it: pip install 'peft>=0.21'."
+            )
+        if self.ce_share is not None and not 0 <= self.ce_share <= 1:
+            raise SeedError(f"--ce-share {self.ce_share}: a share of the objective, from 0 to 1.")
+        for name in ("temperature", "ce_share"):
+            if getattr(self, name) is not None and chosen.ce_share is not None:
+                raise SeedError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: {chosen.name} learns from the text alone. Leave it out, "
+                    "or choose a recovery that distills."
+                )
 
 
 def find_preset(settings: SearchSettings) -> Preset | None:
@@ -231,6 +262,8 @@ def make_plan(
         covers_space=covers_space,
         frontier_size=settings.frontier_size,
         distill_tokens=distill_tokens,
+        replicas=settings.replicas,
+        width_baseline=settings.width_baseline,
         max_ppl_ratio=settings.max_ppl_ratio,
         storage=settings.storage,
         command=typed_command(settings),

@@ -1,23 +1,43 @@
 """Budgets and data of the distillations of a study: their settings, the windows they see, the dense model's states on them."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import torch
 
 from seed.records import Candidate
 from seed.scoring.distillation import DistillSettings, draw_windows
 from seed.scoring.instruments import Instruments
+from seed.scoring.objectives import Objective
 from seed.scoring.targets import STORED_BYTES, count_bytes, store_states
+from seed.stages.recoveries import DEFAULT_LORA_RANK, RECOVERIES, Recovery
 from seed.stages.workbench import Workbench
 
 TRAINED_TOKENS = 2048  # through the layers at once, with gradients
+# Float32 weight, gradient and two moments, and on the host the best weights so far.
+GPU_BYTES_PER_WEIGHT, HOST_BYTES_PER_WEIGHT = 16, 20
+FREE_SHARE = 0.7  # of memory may go to students; the rest is for activations
+MOST_TOGETHER = 8  # past this nothing is left to share
 
 
 def distill_settings(
-    bench: Workbench, candidate: Candidate, *, steps: int, learning_rate: float, looks: int, rng_seed: int | None = None
+    bench: Workbench,
+    candidate: Candidate,
+    *,
+    steps: int,
+    learning_rate: float,
+    looks: int,
+    rng_seed: int | None = None,
+    recovery: Recovery | None = None,
 ) -> DistillSettings:
-    """Settings of a distillation of this study: its batch, its kind of recovery, its random seed."""
+    """Settings of a distillation of this study: its batch, its recovery unless another is given, its random seed."""
     protocol = bench.protocol
-    first_cut = min(candidate.dropped_layers, default=0)
+    recovery = recovery or RECOVERIES[protocol.recovery]
+    num_kept = len(candidate.kept_layers)
+    frozen = min(candidate.dropped_layers, default=0) if protocol.freeze_prefix else 0
+    if recovery.last_layers is not None:
+        frozen = max(frozen, num_kept - recovery.last_layers)
     return DistillSettings(
         steps=steps,
         batch_windows=bench.batch_windows,
@@ -26,8 +46,13 @@ def distill_settings(
         rng_seed=protocol.rng_seed if rng_seed is None else rng_seed,
         looks=looks,
         mixed_precision=protocol.mixed_precision,
-        frozen_layers=min(first_cut, len(candidate.kept_layers) - 1) if protocol.freeze_prefix else 0,
-        lora_rank=protocol.lora_rank,
+        objective=Objective(
+            temperature=protocol.temperature,
+            ce_share=protocol.ce_share if recovery.ce_share is None else recovery.ce_share,
+            hidden_weight=recovery.hidden_weight,
+        ),
+        frozen_layers=min(frozen, num_kept - 1),
+        lora_rank=(protocol.lora_rank or DEFAULT_LORA_RANK) if recovery.is_low_rank else None,
     )
 
 
@@ -54,6 +79,8 @@ def store_teacher_states(
 
     Past ``STORED_BYTES`` they stay as they are, and every step runs the dense model.
     """
+    if not uses_stored_states(bench):
+        return replace(instruments, recall=None)
     windows = list_windows(bench, steps=steps, rng_seeds=rng_seeds)
     size = count_bytes(
         num_windows=len(windows),
@@ -73,6 +100,23 @@ def store_teacher_states(
         on_window=on_window,
     )
     return replace(instruments, recall=recall)
+
+
+def uses_stored_states(bench: Workbench) -> bool:
+    """Does the study's recovery learn from the dense model's last states, and from nothing more of it?"""
+    recovery = RECOVERIES[bench.protocol.recovery]
+    ce_share = bench.protocol.ce_share if recovery.ce_share is None else recovery.ce_share
+    return ce_share < 1 and recovery.hidden_weight == 0
+
+
+def count_together(bench: Workbench) -> int:
+    """How many students can be trained side by side: what is free now, less a reserve for activations, over one's bytes."""
+    params = sum(weight.numel() for weight in bench.teacher.model.parameters())
+    if bench.device.type == "cuda":
+        free, each = torch.cuda.mem_get_info(bench.device)[0], GPU_BYTES_PER_WEIGHT * params
+    else:
+        free, each = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), HOST_BYTES_PER_WEIGHT * params
+    return max(1, min(MOST_TOGETHER, int(FREE_SHARE * free / each)))
 
 
 def list_windows(bench: Workbench, *, steps: int, rng_seeds: Sequence[int]) -> list[int]:

@@ -176,6 +176,8 @@ def store_states(
     rng_seeds: Sequence[int] | None = None,
 ) -> None:
     """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
+    if not recovering.uses_stored_states(bench):
+        return
     seeds = [bench.protocol.rng_seed] if rng_seeds is None else rng_seeds
     total = len(recovering.list_windows(bench, steps=steps, rng_seeds=seeds))
     with terminal.stage("dense states", total=total) as advance:

@@ -210,15 +210,15 @@ def run_final(
         looks=4,
         rng_seed=rng_seed,
     )
-    went, test, seconds = finals.distill_once(
-        bench, sweep, candidate, full, on_step=functools.partial(on_step, candidate.key)
+    trained = finals.distill_once(
+        bench, sweep, finals.Member(candidate=candidate), full, on_step=functools.partial(on_step, candidate.key)
     )
     return FinalScore(
         rng_seed=rng_seed,
-        validation_loss=min(point.validation_loss for point in went.curve),
-        test_loss=test.loss,
-        best_step=went.best_step,
-        seconds=seconds,
+        validation_loss=min(point.validation_loss for point in trained.went.curve),
+        test_loss=trained.test.loss,
+        best_step=trained.went.best_step,
+        seconds=trained.whole_seconds,
     )
 
 
@@ -236,7 +236,7 @@ def _distill_shortly(
     began = time.perf_counter()
     _, refit = finals.prepare_start(sweep, candidate)
     student = start_student(sweep.instruments, candidate, refit, settings=settings)
-    went = train_student(sweep.instruments, student, settings, on_step=lambda step: on_step())
+    went = train_student(sweep.instruments, student, settings, candidate=candidate, on_step=lambda step: on_step())
     return went, time.perf_counter() - began
 
 

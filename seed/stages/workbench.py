@@ -18,7 +18,7 @@ from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, prove_round_trip
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
-from seed.optimize.space import Preset, default_preset, drop_layers, list_presets, make_space
+from seed.optimize.space import Preset, default_preset, drop_more, list_presets, make_space
 from seed.records import Environment, Protocol, SearchPlan, StreamRecord
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
 from seed.scoring.instruments import Instruments, make_walker, start_student
@@ -26,6 +26,7 @@ from seed.scoring.latency import Workload
 from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
 from seed.scoring.refit import measure_gains
 from seed.stages.planning import RUNG_NAMES, SearchSettings, check_dropped
+from seed.stages.recoveries import DEFAULT_LORA_RANK
 
 RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized
 DEFAULT_RUNG = 1
@@ -47,6 +48,7 @@ class Workbench:
     dtype: torch.dtype
     micro_batch: int
     gains: dict[int, float] | None  # what closed form needs; None: not available for this family
+    grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
 
     @property
     def recovered_rung(self) -> str:
@@ -193,7 +195,8 @@ def fix_protocol(
     rung = choose_rung(settings.rung, gains=gains, family=config.model_type)
     if settings.short_steps and rung != "short_distillation":
         raise SpaceError("--short-steps: there is no short distillation at rung 1. Add --rung 2, or leave it out.")
-    rates = sorted(preset.recovery.learning_rates)
+    recovery = settings.chosen_recovery
+    rates = [rate * recovery.rate_factor for rate in sorted(preset.recovery.learning_rates)]
     return Protocol(
         model=settings.model,
         location=source.location,
@@ -217,7 +220,10 @@ def fix_protocol(
         batch_tokens=max(request.window_tokens, preset.recovery.batch_tokens),
         short_learning_rate=rates[len(rates) // 2],
         mixed_precision=mixed_precision,
-        lora_rank=settings.lora_rank,
+        recovery=recovery.name,
+        temperature=settings.temperature or 1.0,
+        ce_share=settings.ce_share or 0.0,
+        lora_rank=(settings.lora_rank or DEFAULT_LORA_RANK) if recovery.is_low_rank else None,
         freeze_prefix=settings.freeze_prefix,
         latency_batch=settings.latency_batch or preset.latency.batch,
         prompt_tokens=prompt,
@@ -322,14 +328,16 @@ def prepare_instruments(bench: Workbench) -> Instruments:
         gains=bench.gains,
         micro_batch=bench.micro_batch,
         stored_dtype=bench.teacher.stored_dtype,
+        grafted=bench.grafted,
     )
 
 
 def prove_closed_form(bench: Workbench, instruments: Instruments) -> str | None:
     """Compare the student with folded corrections with the loss that the walk found; say how they differ, or None."""
-    layers = bench.protocol.space.droppable_layers
-    cut = sorted({layers[len(layers) // 4], layers[len(layers) // 2]})[-bench.protocol.space.max_dropped :]
-    candidate = drop_layers(bench.anatomy.num_layers, cut)
+    space = bench.protocol.space
+    layers = space.droppable_layers
+    cut = sorted({layers[len(layers) // 4], layers[len(layers) // 2]})[-space.more_dropped[-1] :]
+    candidate = drop_more(space, cut)
     losses, refit = make_walker(instruments).measure(candidate)
     student = start_student(instruments, candidate, refit)
     folded = measure_losses(

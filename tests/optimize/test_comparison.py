@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from seed.evidence import ComparedFinal, Comparison, ComparisonSummary, Estimate, Reached, StrategyRun
+from seed.evidence import ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.optimize.comparison import REFERENCE, estimate_excess, measure_margin, summarize_comparison
+from seed.records import Estimate
 from tests.reporting import factory
 
 Dropped = tuple[int, ...]

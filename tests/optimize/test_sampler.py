@@ -49,10 +49,15 @@ def ask_trials(space: SearchSpace, *, sampler: str, trials: int, rng_seed: int =
     return asked
 
 
+STAGED = SearchSpace(  # 15 candidates
+    num_layers=12, droppable_layers=(2, 3, 6, 9, 11), min_dropped=3, max_dropped=4, gone_layers=(1, 7)
+)
+
+
 # ---- flags
 
 
-@pytest.mark.parametrize("space", [SMALL, WIDE])
+@pytest.mark.parametrize("space", [SMALL, WIDE, STAGED])
 def test_flags_stand_for_one_candidate_each(space: SearchSpace) -> None:
     seen = set()
     for candidate in enumerate_candidates(space):
@@ -73,6 +78,12 @@ def test_layers_without_a_flag_stay() -> None:
     assert samplers.candidate_of(SMALL, {"keep_03": 0}).dropped_layers == (3,)
 
 
+def test_layers_that_are_gone_have_no_flag_and_never_come_back() -> None:
+    assert list(samplers.flag_distributions(STAGED)) == ["keep_02", "keep_03", "keep_06", "keep_09", "keep_11"]
+    assert samplers.candidate_of(STAGED, {}).dropped_layers == (1, 7)
+    assert samplers.candidate_of(STAGED, {"keep_03": 0}).dropped_layers == (1, 3, 7)
+
+
 # ---- which sampler
 
 
@@ -87,6 +98,26 @@ def test_every_sampler_of_optuna_is_kept_inside(name: str) -> None:
 def test_a_space_asked_for_whole_is_exhausted_without_repetition(name: str) -> None:
     asked = ask_trials(SMALL, sampler=name, trials=1000)
     assert sorted(candidate.key for candidate in asked) == sorted(c.key for c in enumerate_candidates(SMALL))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_lets_go_what_is_gone(name: str) -> None:
+    asked = ask_trials(STAGED, sampler=name, trials=1000)
+    assert sorted(candidate.key for candidate in asked) == sorted(c.key for c in enumerate_candidates(STAGED))
+    assert all({1, 7} < set(candidate.dropped_layers) for candidate in asked)
+
+
+def test_a_prior_is_asked_for_whole_candidates() -> None:
+    seen = set()
+
+    def look_up(candidate: Candidate) -> float:
+        seen.add(candidate)
+        return 1.0
+
+    study = open_in_memory()
+    study.sampler = samplers.make_subset_sampler(STAGED, rng_seed=0, prior=look_up)
+    study.ask(fixed_distributions=samplers.flag_distributions(STAGED))
+    assert seen == set(enumerate_candidates(STAGED))
 
 
 # ---- Optuna's own, kept inside

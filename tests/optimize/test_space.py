@@ -333,6 +333,7 @@ SPACES = [
     SearchSpace(num_layers=12, droppable_layers=tuple(range(12)), min_dropped=1, max_dropped=3),
     SearchSpace(num_layers=12, droppable_layers=(1, 4, 5, 10), min_dropped=2, max_dropped=4),
     SearchSpace(num_layers=80, droppable_layers=(7, 70), min_dropped=1, max_dropped=2),
+    SearchSpace(num_layers=12, droppable_layers=(0, 4, 5, 10), min_dropped=3, max_dropped=5, gone_layers=(1, 7)),
 ]
 
 
@@ -348,7 +349,7 @@ def test_enumeration_is_complete_unique_and_lexicographic(space: SearchSpace) ->
 
 @pytest.mark.parametrize("space", SPACES)
 def test_layers_that_may_not_go_always_stay(space: SearchSpace) -> None:
-    fixed = set(range(space.num_layers)) - set(space.droppable_layers)
+    fixed = set(range(space.num_layers)) - {*space.droppable_layers, *space.gone_layers}
     assert all(fixed <= set(candidate.kept_layers) for candidate in spaces.enumerate_candidates(space))
 
 
@@ -356,10 +357,12 @@ def test_sizes_counted_by_hand() -> None:
     assert SPACES[0].size == 2
     assert SPACES[2].size == 12 + 66 + 220
     assert SPACES[3].size == 6 + 4 + 1
+    assert SPACES[5].size == 4 + 6 + 4
 
 
-def test_random_candidates_lie_in_the_space_and_reach_all_of_it() -> None:
-    space, rng = SPACES[3], random.Random(0)
+@pytest.mark.parametrize("space", [SPACES[3], SPACES[5]])
+def test_random_candidates_lie_in_the_space_and_reach_all_of_it(space: SearchSpace) -> None:
+    rng = random.Random(0)
     drawn = [spaces.draw_candidate(space, rng) for _ in range(400)]
     assert all(spaces.contains(space, candidate) for candidate in drawn)
     assert {candidate.key for candidate in drawn} == {c.key for c in spaces.enumerate_candidates(space)}
@@ -376,3 +379,58 @@ def test_candidates_outside_are_told_from_those_inside(dropped: tuple[int, ...])
 
 def test_dropping_nothing_keeps_everything() -> None:
     assert spaces.drop_layers(3, []) == Candidate(num_layers=3, kept_layers=(0, 1, 2))
+
+
+# ---- layers that are gone
+
+
+def test_what_is_gone_is_gone_from_every_candidate_and_counts() -> None:
+    space = SPACES[5]
+    for candidate in spaces.enumerate_candidates(space):
+        assert {1, 7} < set(candidate.dropped_layers)
+        assert 3 <= len(candidate.dropped_layers) <= 5
+    assert spaces.drop_more(space, [4]).dropped_layers == (1, 4, 7)
+
+
+@pytest.mark.parametrize("dropped", [(1, 7), (0, 4, 5), (1, 4, 5), (1, 2, 7), (0, 1, 4, 5, 7, 10)])
+def test_candidates_that_keep_what_is_gone_are_outside(dropped: tuple[int, ...]) -> None:
+    assert not spaces.contains(SPACES[5], spaces.drop_layers(12, dropped))
+    assert spaces.contains(SPACES[5], spaces.drop_layers(12, {1, 4, 7}))
+
+
+def test_the_deepest_candidate_lacks_the_last_layers_that_may_go() -> None:
+    assert [spaces.drop_deepest(SPACES[2], count).dropped_layers for count in (1, 3)] == [(11,), (9, 10, 11)]
+    assert [spaces.drop_deepest(SPACES[5], count).dropped_layers for count in (2, 3, 5)] == [
+        (1, 7),
+        (1, 7, 10),
+        (1, 4, 5, 7, 10),
+    ]
+
+
+def test_a_narrowed_space_is_what_is_left_without_the_layers() -> None:
+    first = spaces.narrow_space(SPACES[2], gone_layers=[7, 1], min_dropped=3, max_dropped=4, place="here")
+    assert first.gone_layers == (1, 7)
+    assert first.droppable_layers == (0, 2, 3, 4, 5, 6, 8, 9, 10, 11)
+    assert first.size == 10 + 45
+    inside = {
+        candidate for candidate in spaces.enumerate_candidates(SPACES[2]) if {1, 7} <= set(candidate.dropped_layers)
+    }
+    assert {c for c in spaces.enumerate_candidates(first) if len(c.dropped_layers) == 3} <= inside
+    again = spaces.narrow_space(first, gone_layers=[6], min_dropped=4, max_dropped=4, place="here")
+    assert again.gone_layers == (1, 6, 7)
+    assert again.size == 9
+
+
+@pytest.mark.parametrize(
+    ("gone", "least", "most", "found"),
+    [
+        ([2], 2, 2, r"layers \[2\] are to be gone, but only \[1, 4, 5, 10\] may go"),
+        ([1, 1], 3, 3, "each once"),
+        ([1, 4], 2, 3, r"with layers \[1, 4\] gone; wanted 3 <= min_dropped <= max_dropped <= 4"),
+        ([1, 4], 4, 3, "wanted 3 <= min_dropped"),
+        ([1, 4], 3, 5, "max_dropped <= 4"),
+    ],
+)
+def test_a_space_that_cannot_be_narrowed_so_is_refused(gone: list[int], least: int, most: int, found: str) -> None:
+    with pytest.raises(SpaceError, match=f"here: .*{found}"):
+        spaces.narrow_space(SPACES[3], gone_layers=gone, min_dropped=least, max_dropped=most, place="here")

@@ -497,3 +497,40 @@ def test_landscapes_hold_every_set(name: str) -> None:
     assert landscape.regret(list(landscape.losses)) == 0
     assert landscape.regret([]) > 0
     assert (DIRECTORY / f"{name}.json").stat().st_size < 500_000
+
+
+# ---- layers that are gone
+
+STAGED = SearchSpace(  # 10 candidates
+    num_layers=6, droppable_layers=(0, 2, 3, 5), min_dropped=3, max_dropped=4, gone_layers=(1, 4)
+)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_goes_on_from_what_is_gone(name: str) -> None:
+    weights = {measure: [0.5, 9.0, 0.2, 0.3, 9.0, 0.4] for measure in ("block_influence", "taylor", "magnitude")}
+    meter = FakeMeter(rough, layers=weights, distances={1: [0.4, 0.1, 0.3, 0.2], 2: [0.3, 0.2, 0.1]})
+    picks = play(name, meter, STAGED)
+    assert sorted(picks) == [3, 4]
+    for count, dropped in picks.items():
+        assert len(dropped) == count
+        assert {1, 4} < set(dropped)
+    assert all({1, 4} < set(dropped) and len(dropped) <= 4 for dropped in meter.asked)
+    expected = {
+        "last_layers": {3: (1, 4, 5), 4: (1, 3, 4, 5)},
+        "magnitude": {3: (1, 2, 4), 4: (1, 2, 3, 4)},
+        "angular_distance": {3: (1, 2, 4), 4: (1, 3, 4, 5)},  # 3 and 5 are neighbours when 4 is gone
+    }
+    assert picks == expected.get(name, picks)
+
+
+def test_greedy_removal_measures_what_is_left_only() -> None:
+    meter = FakeMeter(rough)
+    play("greedy_recovered", meter, STAGED)
+    assert [len(call.dropped) for call in meter.calls] == [4, 3]
+
+
+def test_mutations_leave_gone_layers_gone() -> None:
+    rng, parent = random.Random(0), drop_layers(6, (1, 2, 4))
+    offspring = {mutate(STAGED, parent, rng).dropped_layers for _ in range(100)}
+    assert offspring == {(0, 1, 4), (1, 2, 4), (1, 3, 4), (1, 4, 5)}

@@ -10,7 +10,8 @@ import pytest
 
 from seed.console import Terminal
 from seed.errors import ResourceError
-from seed.evidence import ComparedFinal, Comparison, ComparisonSummary, Estimate, Reached, StrategyRun
+from seed.evidence import ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
+from seed.records import Estimate
 from seed.reporting import comparison as pages
 from seed.reporting import wording
 from seed.reporting.summary import show_comparison

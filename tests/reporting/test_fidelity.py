@@ -9,7 +9,6 @@ import pytest
 
 from seed.evidence import (
     DepthFidelity,
-    Estimate,
     FidelityRow,
     FidelityStudy,
     FidelitySummary,
@@ -17,6 +16,7 @@ from seed.evidence import (
     RungDifference,
     RungFidelity,
 )
+from seed.records import Estimate
 from seed.reporting import fidelity, wording
 
 from . import factory

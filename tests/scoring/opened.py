@@ -1,15 +1,19 @@
 """Opened studies in small: a tiny dense model, text that it wrote itself, and made-up latencies."""
 
 import functools
+from dataclasses import replace
 
 import torch
+from torch import nn
 
 from seed.models.anatomy import Anatomy
+from seed.models.grafting import graft
+from seed.models.surgery import make_student
 from seed.records import Candidate, Latency
 from seed.scoring.instruments import Instruments
 from seed.scoring.quality import logits_of, measure_losses
 from seed.scoring.refit import measure_gains
-from tests.models.families import make_model
+from tests.models.families import make_model, scramble
 from tests.scoring.streams import write_stream
 
 CPU = torch.device("cpu")
@@ -46,6 +50,13 @@ def open_instruments(family: str = "llama", *, stored: torch.dtype = torch.float
         micro_batch=4,
         stored_dtype=stored,
     )
+
+
+def open_grafted(family: str = "llama", *, gone: int = 1) -> tuple[Instruments, nn.Module]:
+    """Instruments whose candidates are cut from a model without a layer, every weight another; and that model."""
+    instruments = open_instruments(family)
+    recovered = scramble(make_student(instruments.anatomy, drop(gone)), rng_seed=1)
+    return replace(instruments, grafted=graft(instruments.anatomy, recovered, drop(gone))), recovered
 
 
 def time_candidate(candidate: Candidate) -> Latency:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights, make_student
@@ -17,17 +17,17 @@ from seed.scoring import distillation, quality
 from seed.scoring.distillation import (
     Distilled,
     DistillSettings,
-    accumulate_gradient,
+    Pupil,
     choose_windows,
     distill,
     draw_windows,
     freeze_prefix,
-    kl_and_gradient,
     schedule,
     tune_learning_rate,
 )
+from seed.scoring.objectives import Objective
 from seed.scoring.quality import forward_kl
-from seed.scoring.targets import Recall, recall_live, store_states
+from seed.scoring.targets import Recall, store_states
 from tests.models.families import make_model, make_tokens
 from tests.scoring.streams import draw_stream
 
@@ -62,9 +62,23 @@ def run(
     checkpoint: Path | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Distilled:
-    return distill(
-        student, DENSE, RECOVERY, settings, validate=validate, recall=recall, checkpoint=checkpoint, on_step=on_step
-    )
+    return train(student, DENSE, settings, validate=validate, recall=recall, checkpoint=checkpoint, on_step=on_step)
+
+
+def train(
+    student: nn.Module,
+    dense: Anatomy,
+    settings: DistillSettings,
+    *,
+    validate: Callable[[nn.Module], float],
+    checkpoint: Path | None = None,
+    recall: Recall | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Distilled:
+    """One student alone."""
+    pupil = Pupil(student=student, settings=settings, validate=validate, checkpoint=checkpoint)
+    [distilled] = distill([pupil], dense, RECOVERY, recall=recall, on_step=on_step)
+    return distilled
 
 
 def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
@@ -184,7 +198,7 @@ def test_dropout_is_off() -> None:
     assert teacher.config.resid_pdrop > 0
     student = copy.deepcopy(teacher).train()
     settings = replace(SETTINGS, steps=1, looks=1)
-    distilled = distill(student, Anatomy(teacher), RECOVERY, settings, validate=lambda model: 0.0)
+    distilled = train(student, Anatomy(teacher), settings, validate=lambda model: 0.0)
     assert distilled.curve[1].kl_divergence == pytest.approx(0.0, abs=1e-6)  # it is the teacher, after all
 
 
@@ -236,6 +250,7 @@ def test_other_settings_have_another_fingerprint() -> None:
     assert SETTINGS.fingerprint == replace(SETTINGS).fingerprint
     changes: list[dict[str, Any]] = [{"steps": 25}, {"learning_rate": 1e-3}, {"rng_seed": 1}, {"looks": 5}]
     changes += [{"batch_windows": 5}, {"mixed_precision": True}, {"frozen_layers": 1}, {"lora_rank": 1}]
+    changes += [{"objective": Objective(ce_share=0.5)}, {"objective": Objective(temperature=2.0)}]
     assert len({replace(SETTINGS, **change).fingerprint for change in [{}, *changes]}) == len(changes) + 1
 
 
@@ -251,97 +266,6 @@ def test_a_step_draws_its_part_of_an_endless_sequence() -> None:
     steps = [choose_windows(step, 7, settings).tolist() for step in range(15)]
     assert [window for step in steps for window in step] == whole
     assert draw_windows(range(13, 40), num_windows=7, rng_seed=3).tolist() == whole[13:40]
-
-
-# ---- the gradient
-
-
-@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
-def test_divergence_and_gradient_are_those_of_autograd(scale: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    teacher, student = (scale * torch.randn(2, 5, 257, generator=generator) for _ in range(2))
-    before = teacher.clone(), student.clone()
-    divergence, gradient = kl_and_gradient(teacher, student)
-    assert torch.equal(teacher, before[0])
-    assert torch.equal(student, before[1])
-    leaf = student.double().requires_grad_(True)
-    expected = forward_kl(teacher.double(), leaf)
-    expected.sum().backward()
-    assert torch.allclose(divergence.double(), expected.detach(), rtol=1e-4, atol=1e-5)
-    assert torch.allclose(gradient.double(), leaf.grad, atol=1e-5)
-    assert divergence.shape == (2, 5)
-    assert torch.allclose(gradient.sum(-1), torch.zeros(2, 5), atol=1e-5)
-
-
-def test_divergence_from_oneself_is_nothing() -> None:
-    logits = 10 * torch.randn(3, 257, generator=torch.Generator().manual_seed(1))
-    divergence, gradient = kl_and_gradient(logits, logits)
-    assert torch.equal(divergence, torch.zeros(3))
-    assert torch.equal(gradient, torch.zeros(3, 257))
-
-
-def test_half_precision_logits_are_compared_in_float32() -> None:
-    generator = torch.Generator().manual_seed(0)
-    teacher, student = (torch.randn(4, 257, generator=generator).bfloat16() for _ in range(2))
-    divergence, gradient = kl_and_gradient(teacher, student)
-    assert (divergence.dtype, gradient.dtype) == (torch.float32, torch.float32)
-    exact = kl_and_gradient(teacher.float(), student.float())
-    assert torch.equal(divergence, exact[0])
-    assert torch.equal(gradient, exact[1])
-
-
-def differentiate_directly(teacher: nn.Module, student: nn.Module, windows: Tensor) -> float:
-    """Mean KL by one forward pass of both models on the whole batch, its gradient left in the student."""
-    tokens = RECOVERY.tokens_NT[windows]
-    with torch.no_grad():
-        wanted = teacher(input_ids=tokens, use_cache=False).logits
-    divergence = forward_kl(wanted, student(input_ids=tokens, use_cache=False).logits).mean()
-    divergence.backward()
-    return divergence.item()
-
-
-def take_gradients(model: nn.Module) -> dict[str, Tensor]:
-    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return found
-
-
-# windows of 16 tokens: parts of 1, 5 and 15 positions, one window, one and a half, three, and all at once
-@pytest.mark.parametrize("positions", [1, 5, 15, 16, 24, 48, 10_000])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite"])
-def test_the_gradient_is_that_of_whole_logits(family: str, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = make_model(family)
-    dense = Anatomy(teacher)
-    student = make_student(dense, CUT).requires_grad_(True)
-    windows = torch.tensor([4, 0, 11, 7, 2])
-    expected = differentiate_directly(teacher, student, windows)
-    wanted = take_gradients(student)
-    monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * positions)
-    for micro_batch in (1, 3, 5, 8):
-        divergence = accumulate_gradient(
-            Anatomy(student),
-            dense,
-            RECOVERY,
-            windows,
-            replace(SETTINGS, micro_batch=micro_batch),
-            recall=recall_live(dense, RECOVERY),
-        )
-        assert divergence == pytest.approx(expected, rel=1e-5)
-        found = take_gradients(student)
-        assert found.keys() == wanted.keys()
-        for name, gradient in found.items():
-            assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-4 * float(wanted[name].abs().max())), name
-    assert all(weight.grad is None for weight in teacher.parameters())
-
-
-def test_gradients_add_up_until_they_are_cleared() -> None:
-    student = make_start().requires_grad_(True)
-    anatomy, windows = Anatomy(student), torch.tensor([1, 2])
-    sizes = []
-    for _ in range(2):
-        accumulate_gradient(anatomy, DENSE, RECOVERY, windows, SETTINGS, recall=recall_live(DENSE, RECOVERY))
-        sizes.append(float(student.lm_head.weight.grad.norm()))
-    assert sizes[1] == pytest.approx(2 * sizes[0], rel=1e-5)
 
 
 def test_small_parts_train_as_well(unbroken: tuple[nn.Module, Distilled], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +293,64 @@ def test_stored_states_give_what_live_ones_give_to_the_bit(
     assert_same_weights(student, unbroken[0])
 
 
+# ---- several students
+
+
+@pytest.mark.parametrize("objective", [Objective(), Objective(hidden_weight=0.5), Objective(ce_share=1.0)], ids=str)
+def test_students_side_by_side_end_as_each_alone_to_the_bit(objective: Objective) -> None:
+    cuts = [CUT, Candidate(num_layers=4, kept_layers=(0, 1, 3)), Candidate(num_layers=4, kept_layers=(2, 3))]
+    rates = [3e-3, 1e-3, 3e-3]
+
+    def enrol(cut: Candidate, rate: float) -> Pupil:
+        return Pupil(
+            student=make_student(DENSE, cut),
+            settings=replace(SETTINGS, steps=6, looks=2, learning_rate=rate, objective=objective),
+            validate=validate,
+            boundaries=(*cut.kept_layers[1:], 4),
+        )
+
+    alone = [enrol(cut, rate) for cut, rate in zip(cuts, rates, strict=True)]
+    expected = [distill([pupil], DENSE, RECOVERY)[0] for pupil in alone]
+    together = [enrol(cut, rate) for cut, rate in zip(cuts, rates, strict=True)]
+    forwards: list[int] = []
+    handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
+    try:
+        assert distill(together, DENSE, RECOVERY) == expected
+    finally:
+        handle.remove()
+    validations = sum(len(went.curve) for went in expected)
+    assert len(forwards) - validations == (6 if objective.needs_teacher else 0)  # one pass a batch, not three
+    for one, other in zip(together, alone, strict=True):
+        assert_same_weights(one.student, other.student)
+
+
+@pytest.mark.usefixtures("save_every_step")
+def test_students_that_were_saved_at_different_steps_go_on_from_there(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=8, looks=2)
+
+    def enrol(name: str, cut: Candidate) -> Pupil:
+        return Pupil(
+            student=make_student(DENSE, cut), settings=settings, validate=validate, checkpoint=tmp_path / f"{name}.pt"
+        )
+
+    other = Candidate(num_layers=4, kept_layers=(0, 1, 3))
+    expected = [distill([replace(enrol("x", cut), checkpoint=None)], DENSE, RECOVERY)[0] for cut in (CUT, other)]
+    for name, cut, step in (("one", CUT, 6), ("other", other, 3)):
+        with pytest.raises(StoppedError):
+            distill([enrol(name, cut)], DENSE, RECOVERY, on_step=stop_at(step))
+    steps: list[int] = []
+    assert distill([enrol("one", CUT), enrol("other", other)], DENSE, RECOVERY, on_step=steps.append) == expected
+    assert steps == list(range(3, 9))
+
+
+def test_students_of_different_batches_are_not_trained_together() -> None:
+    pupils = [
+        Pupil(student=make_start(), settings=replace(SETTINGS, rng_seed=seed), validate=validate) for seed in (0, 1)
+    ]
+    with pytest.raises(AssertionError, match="one batch"):
+        distill(pupils, DENSE, RECOVERY)
+
+
 # ---- frozen layers
 
 
@@ -388,7 +370,7 @@ def test_frozen_layers_stay_and_all_behind_them_are_trained(family: str, layers:
     start = copy.deepcopy(student)
     settings = replace(SHORT, frozen_layers=frozen)
     losses = iter([1.0, 0.0])
-    distill(student, dense, RECOVERY, settings, validate=lambda model: next(losses))
+    train(student, dense, settings, validate=lambda model: next(losses))
     changed = list_changes(student, start)
     everything = {name for name, _ in student.named_parameters()}
     kept = {name for name in everything if name.startswith(tuple(f"{layers}.{i}." for i in range(frozen)))}
@@ -410,7 +392,7 @@ def test_an_embedding_of_its_own_is_frozen_with_the_layers_behind_it() -> None:
         start = copy.deepcopy(student)
         losses = iter([1.0, 0.0])
         settings = replace(SHORT, frozen_layers=frozen)
-        distill(student, dense, RECOVERY, settings, validate=lambda model, losses=losses: next(losses))
+        train(student, dense, settings, validate=lambda model, losses=losses: next(losses))
         changed = list_changes(student, start)
         assert ("model.embed_tokens.weight" in changed) == (frozen == 0)
         assert ("model.layers.0.mlp.down_proj.weight" in changed) == (frozen == 0)
@@ -427,7 +409,7 @@ def test_what_is_frozen_costs_no_gradient_and_no_moments(family: str) -> None:
         trained.update(name for name, weight in student.named_parameters() if weight.requires_grad)
 
     settings = replace(SHORT, steps=1, frozen_layers=1)
-    distill(student, dense, RECOVERY, settings, validate=lambda model: 0.0, on_step=look)
+    train(student, dense, settings, validate=lambda model: 0.0, on_step=look)
     kept = {name for name, _ in student.named_parameters() if name.startswith("model.layers.0.")}
     if family == "qwen2":
         kept.add("model.embed_tokens.weight")
@@ -504,7 +486,7 @@ def test_low_rank_updates_alone_are_trained_and_merged_at_the_end(family: str, d
         logits = [each(input_ids=VALIDATION.tokens_NT, use_cache=False).logits.float() for each in (teacher, model)]
         return forward_kl(*logits).mean().item()
 
-    distilled = distill(student, dense, RECOVERY, LORA, validate=measure, on_step=look)
+    distilled = train(student, dense, LORA, validate=measure, on_step=look)
     assert seen == list(range(1, 25))
     assert type(student) is type(start)
     assert list(student.state_dict()) == list(start.state_dict())
@@ -548,7 +530,7 @@ def test_low_rank_updates_that_do_not_help_are_not_merged() -> None:
     student = make_start()
     losses = iter([1.0, 2.0])
     settings = replace(LORA, steps=2, looks=1)
-    assert distill(student, DENSE, RECOVERY, settings, validate=lambda model: next(losses)).best_step == 0
+    assert train(student, DENSE, settings, validate=lambda model: next(losses)).best_step == 0
     assert_same_weights(student, make_start())
 
 

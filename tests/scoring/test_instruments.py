@@ -13,11 +13,11 @@ from seed.models.checkpoint import load_checkpoint, write_checkpoint
 from seed.models.surgery import cast_weights
 from seed.scoring import lora
 from seed.scoring.distillation import DistillSettings
-from seed.scoring.instruments import make_walker, size_of, start_student, validation_losses
-from seed.scoring.quality import logits_of, measure_losses
+from seed.scoring.instruments import make_walker, size_of, start_student, train_student, validation_losses
+from seed.scoring.quality import forward_kl, logits_of, measure_losses
 from tests.conftest import make_tokenizer
 from tests.models.families import compute_logits, make_model, make_tokens
-from tests.scoring.opened import CPU, CUT, DENSE, open_instruments
+from tests.scoring.opened import CPU, CUT, DENSE, drop, open_grafted, open_instruments
 
 SETTINGS = DistillSettings(steps=1, batch_windows=1, micro_batch=1, learning_rate=1e-3, rng_seed=0)
 
@@ -124,3 +124,44 @@ def test_a_family_without_closed_form_has_no_walker() -> None:
     assert instruments.gains is None
     with pytest.raises(AssertionError):
         make_walker(instruments)
+
+
+# ---- candidates cut from a recovered model
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_students_are_cut_from_the_grafted_model(family: str) -> None:
+    instruments, recovered = open_grafted(family)
+    tokens = make_tokens()
+    assert torch.equal(
+        compute_logits(start_student(instruments, drop(1), None), tokens), compute_logits(recovered, tokens)
+    )
+    losses, refit = make_walker(instruments).measure(drop(1, 2))
+    folded = start_student(instruments, drop(1, 2), refit)
+    assert validation_losses(instruments, folded).loss == pytest.approx(losses.loss, abs=1e-5)
+    raw = start_student(instruments, drop(1, 2), None)
+    assert validation_losses(instruments, raw).loss != pytest.approx(losses.loss, abs=1e-4)
+
+
+def test_the_teacher_stays_the_dense_model() -> None:
+    instruments, _ = open_grafted()
+    plain = open_instruments("llama")
+    assert plain.source is plain.anatomy
+    assert instruments.source is not instruments.anatomy
+    assert instruments.teacher is plain.teacher
+    tokens = instruments.recovery.tokens_NT
+    settings = DistillSettings(**{**vars(SETTINGS), "batch_windows": len(tokens)})  # a step on all of the text
+    student = start_student(instruments, drop(1), None)
+    expected = float(forward_kl(compute_logits(plain.teacher, tokens), compute_logits(student, tokens)).mean())
+    curve = train_student(instruments, student, settings).curve
+    assert curve[1].kl_divergence == pytest.approx(expected, rel=1e-4)
+    assert expected > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_sizes_are_those_of_grafted_students(family: str) -> None:
+    instruments, _ = open_grafted(family)
+    for candidate in (drop(1), drop(1, 3)):
+        student = start_student(instruments, candidate, None)
+        assert size_of(instruments, candidate).num_params == sum(weight.numel() for weight in student.parameters())
+    assert size_of(instruments, DENSE) == size_of(open_instruments(family), DENSE)

@@ -39,13 +39,13 @@ def make_proxy(
 def distilled(monkeypatch: pytest.MonkeyPatch) -> list[DistillSettings]:
     """Settings of every distillation."""
     seen: list[DistillSettings] = []
-    distill = proxies.distill
+    train = proxies.train_together
 
-    def spy(student, dense, recovery, settings, **rest):
-        seen.append(settings)
-        return distill(student, dense, recovery, settings, **rest)
+    def spy(instruments, pupils):
+        seen.extend(pupil.settings for pupil in pupils)
+        return train(instruments, pupils)
 
-    monkeypatch.setattr(proxies, "distill", spy)
+    monkeypatch.setattr(proxies, "train_together", spy)
     return seen
 
 
@@ -132,13 +132,13 @@ def test_the_score_is_that_of_the_weights_of_the_best_look(
     learning_rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     students: list[torch.nn.Module] = []
-    distill = proxies.distill
+    train = proxies.train_together
 
-    def spy(student, *args, **rest):
-        students.append(student)
-        return distill(student, *args, **rest)
+    def spy(instruments, pupils):
+        students.extend(pupil.student for pupil in pupils)
+        return train(instruments, pupils)
 
-    monkeypatch.setattr(proxies, "distill", spy)
+    monkeypatch.setattr(proxies, "train_together", spy)
     proxy = make_proxy(tmp_path, "short_distillation", settings=replace(SHORT, learning_rate=learning_rate))
     quality = proxy.evaluate(CUT).qualities["short_distillation"]
     losses = validation_losses(proxy.sweep.instruments, students[0])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seed.models.anatomy import Anatomy
+from seed.models.grafting import graft
 from seed.models.surgery import cast_weights, make_student
 from seed.optimize.space import enumerate_candidates
 from seed.records import Candidate, SearchSpace
@@ -20,7 +21,7 @@ from seed.scoring.corpus import TokenStream
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
 from seed.scoring.refit import ProjectionFit, Refit, count_fit_bytes, fold_refit, measure_gains
 from seed.scoring.subsets import SubsetWalker, TrieWork, count_work, estimate_memory, measure_unrecovered
-from tests.models.families import FAMILIES, make_model
+from tests.models.families import FAMILIES, make_model, scramble
 from tests.scoring.streams import draw_stream, write_stream
 
 CPU = torch.device("cpu")
@@ -265,12 +266,14 @@ SPACES = [
     SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=2, max_dropped=2),
     SearchSpace(num_layers=4, droppable_layers=(1, 3), min_dropped=1, max_dropped=2),
     SearchSpace(num_layers=4, droppable_layers=(3,), min_dropped=1, max_dropped=1),
+    SearchSpace(num_layers=4, droppable_layers=(0, 2, 3), min_dropped=1, max_dropped=3, gone_layers=(1,)),
+    SearchSpace(num_layers=4, droppable_layers=(1, 2), min_dropped=2, max_dropped=2, gone_layers=(0,)),
 ]
 
 
 @pytest.mark.parametrize("space", SPACES)
 def test_the_counted_work_is_what_the_walker_does(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
-    anatomy = Anatomy(make_model("llama"))
+    anatomy = make_grafted("llama", *space.gone_layers)[0] if space.gone_layers else Anatomy(make_model("llama"))
     walker = make_walker(anatomy)  # three batches of calibration text, two of validation text
     fits, solutions = [], []
     begin, solve = ProjectionFit.__init__, ProjectionFit.solve
@@ -297,7 +300,7 @@ def test_the_counted_work_is_what_the_walker_does(space: SearchSpace, monkeypatc
     monkeypatch.setattr(anatomy, "compute_logits", count_head)
     for candidate in enumerate_candidates(space):
         walker.measure(candidate)
-    work = count_work(enumerate_candidates(space), closed_form=True)
+    work = count_work(enumerate_candidates(space), closed_form=True, gone_layers=space.gone_layers)
     assert len(fits) == work.run_layers
     assert len(solutions) == work.solved_layers
     assert sum(shape[1] == 48 for _, shape in runs) == 3 * work.run_layers
@@ -335,3 +338,70 @@ def test_a_node_that_is_shared_keeps_its_map() -> None:
     one, other = maps_of(keep(0, 2, 3)), maps_of(keep(0, 2))
     assert one.corrections[0] is other.corrections[0]  # from 0 to 2 in both
     assert not torch.equal(one.corrections[2].weight, other.corrections[2].weight)  # to 3, and to the end
+
+
+# ---- cut again: a recovered model, grafted
+
+
+def make_grafted(family: str, *gone: int) -> tuple[Anatomy, nn.Module]:
+    """A model whose gone layers are gaps and whose other weights are all others than the dense model's; and it alone."""
+    anatomy = Anatomy(make_model(family))
+    candidate = keep(*(layer for layer in range(4) if layer not in gone))
+    recovered = scramble(make_student(anatomy, candidate), rng_seed=1)
+    return graft(anatomy, recovered, candidate), recovered
+
+
+def list_further(*gone: int) -> list[Candidate]:
+    return [candidate for candidate in LEXICOGRAPHIC if set(gone) <= set(candidate.dropped_layers)]
+
+
+@pytest.mark.parametrize("gone", [(1,), (0, 2), (3,)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_subsets_of_a_grafted_model_score_as_their_students_do_to_the_bit(family: str, gone: tuple[int, ...]) -> None:
+    grafted, recovered = make_grafted(family, *gone)
+    candidates = list_further(*gone)
+    for candidate, losses in zip(candidates, measure_raw(grafted, candidates), strict=True):
+        assert flatten(losses) == flatten(measure_model(make_student(grafted, candidate))), candidate.key
+        if candidate.dropped_layers == gone:
+            assert flatten(losses) == flatten(measure_model(recovered))
+
+
+@pytest.mark.parametrize("gone", [(1,), (0,), (0, 2), (3,)])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "opt"])
+def test_recovered_losses_of_a_grafted_model_are_those_of_the_folded_student(
+    family: str, gone: tuple[int, ...]
+) -> None:
+    grafted, recovered = make_grafted(family, *gone)
+    walker = make_walker(grafted)
+    candidates = list_further(*gone)
+    for candidate in [*candidates, *reversed(candidates)]:
+        losses, refit = walker.measure(candidate)
+        student = make_student(grafted, candidate)
+        fold_refit(student, candidate, refit)
+        assert losses.loss == pytest.approx(measure_model(student).loss, abs=1e-6), candidate.key
+        if candidate.dropped_layers == gone:
+            assert refit.corrections == {}
+            assert flatten(losses) == flatten(measure_model(recovered))
+
+
+def test_maps_of_a_grafted_model_stand_at_and_behind_the_new_cut_only() -> None:
+    walker = make_walker(make_grafted("llama", 1)[0])
+
+    def mapped(*kept: int) -> set[int]:
+        return set(walker.measure(keep(*kept))[1].corrections)
+
+    assert mapped(0, 2, 3) == set()
+    assert mapped(0, 2) == {2}
+    assert mapped(0, 3) == {0, 3}
+    assert mapped(2, 3) == {2, 3}
+
+
+def test_a_grafted_model_is_recovered_as_the_same_model_without_gaps() -> None:
+    grafted, recovered = make_grafted("llama", 1)
+    text = draw_stream(10, 48, rng_seed=1)
+    alone = make_walker(Anatomy(recovered), calibration=text, validation=text)
+    walker = make_walker(grafted, calibration=text, validation=text)
+    for kept, theirs in [((0, 2, 3), (0, 1, 2)), ((0, 3), (0, 2)), ((2, 3), (1, 2)), ((2,), (1,))]:
+        losses, _ = walker.measure(keep(*kept))
+        expected, _ = alone.measure(Candidate(num_layers=3, kept_layers=theirs))
+        assert flatten(losses) == flatten(expected), kept

@@ -13,10 +13,10 @@ from seed.errors import StudyError
 from seed.records import Quality, SweepRow
 from seed.scoring import sweep as sweeps
 from seed.scoring.instruments import make_walker, start_student, validation_losses
-from seed.scoring.quality import DocumentLosses, judge
+from seed.scoring.quality import DocumentLosses, judge, logits_of, measure_losses
 from seed.scoring.subsets import measure_unrecovered
 from seed.scoring.sweep import Sweep
-from tests.scoring.opened import CUT, DENSE, keep, open_instruments
+from tests.scoring.opened import CPU, CUT, DENSE, drop, keep, open_grafted, open_instruments
 
 CANDIDATES = [keep(0, 1, 3), keep(0, 3), keep(2)]
 
@@ -243,3 +243,16 @@ def test_rows_read_back_are_exact(tmp_path: Path) -> None:
     assert sum(row.sums) / quality.tokens == pytest.approx(quality.loss, rel=1e-12)
     assert row.sums == sweep.rows[CUT.key]["closed_form"].sums
     assert len(row.sums) == quality.documents
+
+
+def test_a_grafted_model_is_scored_beside_the_dense_one(tmp_path: Path) -> None:
+    instruments, recovered = open_grafted()
+    sweep = Sweep(instruments, tmp_path / "sweep.jsonl")
+    dense = open_instruments().dense_validation.loss
+    whole = measure_losses(logits_of(recovered), instruments.validation, micro_batch=4, device=CPU).loss
+    [raw, cut] = sweep.measure_unrecovered([drop(1), drop(1, 2)])
+    assert (raw.loss, sweep.measure(drop(1)).loss) == (whole, whole)
+    assert raw.ppl_ratio == pytest.approx(math.exp(whole - dense))
+    for candidate, quality, refit in [(drop(1, 2), cut, None), (drop(1, 2), None, sweep.recover(drop(1, 2)))]:
+        found = validation_losses(instruments, start_student(instruments, candidate, refit)).loss
+        assert found == pytest.approx((quality or sweep.measure(candidate)).loss, abs=1e-5)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from seed.models.anatomy import Anatomy
 from seed.optimize.space import enumerate_candidates
 from seed.optimize.strategies import BudgetSpent
 from seed.records import Candidate
@@ -15,8 +16,9 @@ from seed.scoring.importance import (
 )
 from seed.scoring.pricing import Prices
 from seed.scoring.subsets import count_work, measure_unrecovered
+from seed.scoring.sweep import Sweep
 from seed.stages.meter import Account, Measured
-from tests.scoring.opened import drop
+from tests.scoring.opened import drop, open_grafted
 from tests.stages.opened import SPACE, open_bench, open_sweep
 
 EVERYTHING = sorted(enumerate_candidates(SPACE), key=lambda candidate: candidate.kept_layers)
@@ -216,3 +218,28 @@ def test_a_share_that_windows_do_not_divide_into_is_paid_for_as_it_is_read(measu
     account.score([SINGLES[0]], rung="none", share=0.1)  # 38 of 384 tokens: one window of 32
     assert measured.take_part(0.1).num_tokens == 32
     assert account.spent == pytest.approx(32 * (3 + measured.prices.head))
+
+
+def test_a_grafted_model_is_measured_without_its_gaps(tmp_path: Path) -> None:
+    instruments, recovered = open_grafted()
+    alone, text = Anatomy(recovered), instruments.calibration
+    account = Account(Measured(Sweep(instruments, tmp_path / "sweep.jsonl")))
+    kept = (0, 2, 3)
+    for name, theirs in [
+        ("magnitude", measure_magnitude(alone)),
+        ("block_influence", measure_block_influence(alone, text, micro_batch=4)),
+        ("taylor", measure_taylor(alone, text, micro_batch=4)),
+    ]:
+        found = account.weigh_layers(name)
+        assert [found[layer] for layer in kept] == theirs
+        assert found[1] == pytest.approx(0, abs=1e-9)
+    for count in (1, 2):
+        theirs = measure_angular_distances(alone, text, num_layers=count, micro_batch=4)
+        assert account.measure_distances(count) == theirs
+    part = instruments.validation.take_evenly(96)
+    wanted = measure_unrecovered(instruments.source, [drop(1, 2)], part, micro_batch=4)[0].loss
+    assert account.score([drop(1, 2)], rung="none", share=0.25) == [wanted]
+    prices = account.measured.prices
+    before = account.spent
+    account.score([drop(1)], rung="closed_form")  # nothing is cut anew, so nothing is fitted
+    assert account.spent - before == pytest.approx(prices.trace + 384 * (3 + prices.head))

@@ -1,22 +1,33 @@
 """What a study works with: its objective, its proofs, its precision."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from seed import folder
 from seed.errors import ModelError
+from seed.records import SearchSpace
 from seed.stages import workbench
 from seed.stages.planning import SearchSettings
-from seed.stages.workbench import choose_rung, prove_closed_form
-from tests.scoring.opened import open_instruments
+from seed.stages.workbench import choose_rung, prepare_instruments, prove_closed_form
+from tests.scoring.opened import open_grafted, open_instruments
 from tests.stages.opened import make_plan, open_bench
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_closed_form_is_proven_on_the_folded_student(family: str, tmp_path: Path) -> None:
     assert prove_closed_form(open_bench(tmp_path, family=family), open_instruments(family)) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_closed_form_is_proven_on_a_grafted_model_too(family: str, tmp_path: Path) -> None:
+    space = SearchSpace(num_layers=4, droppable_layers=(0, 2, 3), min_dropped=2, max_dropped=3, gone_layers=(1,))
+    instruments, _ = open_grafted(family)
+    bench = replace(open_bench(tmp_path, family=family, space=space), grafted=instruments.source)
+    assert prepare_instruments(bench).source is instruments.source
+    assert prove_closed_form(bench, instruments) is None
 
 
 def test_closed_form_that_does_not_fold_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

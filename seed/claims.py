@@ -1,0 +1,152 @@
+"""Which claims about dropping layers hold for your model? python -m seed.claims studies/demo
+
+Goes through what was reported when Seed began, and by Shortened LLaMA, on the model of a finished search: trains what each
+claim rests on under several random seeds, times what has to be timed, and gives a verdict on each with its numbers.
+Everything finished is kept; run again to go on.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from seed import folder
+from seed.console import Terminal, format_seconds, run_command
+from seed.evidence import ClaimsEvidence, Verdict
+from seed.stages import options, planning
+
+BUDGET = 4  # times the search's own distillations, unless told otherwise
+
+
+def check_claims(
+    path: Path,
+    *,
+    terminal: Terminal,
+    distill_tokens: int | None = None,
+    rng_seeds: tuple[int, ...] = (0, 1, 2),
+    learning_rate: float | None = None,
+    device: str | None = None,
+) -> tuple[ClaimsEvidence, tuple[Verdict, ...]]:
+    """Gather the evidence, or what is left of it, and write the page.
+
+    Args:
+        path: the folder of a finished search.
+        terminal: where progress and the result are written.
+        distill_tokens: recovery tokens of every training; None: four times those of the search's distillations.
+        rng_seeds: every model is trained once under each.
+        learning_rate: None: tuned for each depth and each way to recover.
+        device: default: as chosen for the search.
+
+    Raises:
+        SeedError: anything a user can mend.
+    """
+    study, plan, protocol = planning.open_planned(path)
+    planning.quiet_libraries()
+    from seed.optimize.claims import judge_claims
+    from seed.reporting.claims import write_claims_page
+    from seed.reporting.findings import show_claims
+    from seed.scoring.sweep import Sweep
+    from seed.stages import claiming, finals, searching, training, workbench
+
+    with folder.lock(study):
+        terminal.say(f"opening {protocol.model}")
+        bench = workbench.reopen(study, protocol, device_name=device)
+        sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
+        settings = claiming.ClaimSettings(
+            distill_tokens=distill_tokens or BUDGET * plan.distill_tokens,
+            rng_seeds=tuple(sorted(set(rng_seeds))),
+            rates=training.list_rates(bench) if learning_rate is None else (learning_rate,),
+        )
+        with terminal.stage("roles", total=5) as advance:
+            members = claiming.choose_members(bench, sweep, on_scored=lambda role: advance(1, role))
+        evidence = claiming.start_evidence(bench, sweep, members, settings)
+        with terminal.stage("latency", total=4) as advance:
+            evidence = claiming.measure_latencies(
+                bench, sweep, evidence, members, on_timed=lambda name: advance(1, name)
+            )
+        wanted = claiming.list_wanted(members, settings)
+        steps = finals.count_steps(bench, settings.distill_tokens)
+        missing = training.list_missing(evidence.ledger, wanted)
+        staged = claiming.list_staged(evidence, settings)
+        terminal.say(
+            f"plan: {len(missing) + len(staged)} of {len(wanted) + len(settings.rng_seeds)} trainings to go, each of "
+            f"{settings.distill_tokens:,} tokens; random seeds {', '.join(map(str, settings.rng_seeds))}"
+        )
+        if missing or staged:
+            searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=settings.rng_seeds)
+            tuned = len(settings.rates) * finals.count_steps(bench, settings.distill_tokens // finals.TUNING_SHARE)
+            with terminal.stage("tuning", total=training.count_tuned(wanted) * tuned) as advance:
+                rates = training.choose_rates(
+                    bench, sweep, wanted, rates=settings.rates, on_step=lambda key: advance(1, key)
+                )
+            with terminal.stage("train", total=(len(missing) + len(staged)) * steps) as advance:
+
+                def on_step(key: str) -> None:
+                    advance(1, key)
+
+                ledger = training.train_wanted(
+                    bench,
+                    sweep,
+                    evidence.ledger,
+                    wanted,
+                    rates=rates,
+                    keep=lambda ledger: claiming.keep(bench, evidence, ledger=ledger),
+                    on_step=on_step,
+                    on_run=lambda run: terminal.say(
+                        f"  {run.key}, {run.recovery}, random seed {run.rng_seed}: {format_seconds(run.seconds)}"
+                    ),
+                )
+                evidence = claiming.keep(bench, evidence, ledger=ledger)
+                evidence = claiming.train_staged(
+                    bench, sweep, evidence, members, settings, rates=rates, on_step=on_step
+                )
+    verdicts = judge_claims(evidence)
+    asked = {"distill_tokens": distill_tokens, "rng_seeds": rng_seeds, "learning_rate": learning_rate}
+    command = options.spell_command("seed.claims", asked, str(path))
+    write_claims_page(evidence, verdicts, study.claims_page, command=command)
+    show_claims(terminal, evidence, verdicts, page=study.claims_page)
+    return evidence, verdicts
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seed.claims",
+        description="Test what was reported about dropping layers on the model of a finished search.",
+        epilog="The same command again continues a stopped run.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "path", metavar="STUDY", type=Path, help="the folder of a finished search, such as studies/demo"
+    )
+    parser.add_argument(
+        "--distill-tokens",
+        type=options.positive_int,
+        metavar="N",
+        help=f"recovery tokens of every training (default: {BUDGET} times the study's)",
+    )
+    parser.add_argument(
+        "--rng-seeds",
+        type=options.whole_number,
+        nargs="+",
+        metavar="N",
+        help="every model is trained under each (default: 0 1 2)",
+    )
+    parser.add_argument(
+        "--learning-rate",
+        type=options.positive_float,
+        metavar="R",
+        help="of every training (default: tuned for each depth and recovery)",
+    )
+    parser.add_argument("--device", help="default: as chosen for the search")
+    return parser
+
+
+def main() -> None:
+    """Read the command line and check."""
+    given: dict[str, Any] = vars(make_parser().parse_args())
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    check_claims(given.pop("path"), terminal=Terminal(), **(given | lists))
+
+
+if __name__ == "__main__":
+    run_command(main)

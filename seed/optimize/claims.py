@@ -1,0 +1,427 @@
+"""What a model says to each claim about dropping layers: holds, does not hold, or cannot tell, with the numbers.
+
+The claims are those that Seed grew from and those of Shortened LLaMA (arXiv 2402.02834). Each is a statement about
+estimates with intervals, so that a verdict is never a matter of taste: a claim holds where the whole interval says so, does
+not hold where the whole interval says otherwise, and else the evidence cannot tell.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from seed.evidence import ClaimsEvidence, Measure, TrainedRun, Verdict
+from seed.optimize.comparison import estimate_excess, measure_margin, shift
+from seed.optimize.replication import CANNOT_TELL, EQUIVALENT, HIGHER, LOWER, MARGIN, judge_difference
+from seed.records import Estimate, Latency
+
+HOLDS, FAILS = "holds", "does not hold"
+SEED_REPORT = "the report that Seed grew from"
+SHORTENED = "Shortened LLaMA, arXiv 2402.02834"
+ABOUT_FASTER = 1.15  # "about 1.2 times faster" begins here
+
+
+def judge_claims(evidence: ClaimsEvidence) -> tuple[Verdict, ...]:
+    """Return a verdict on every claim, in the order of the report's table; claims whose evidence is missing cannot be told."""
+    return tuple(judge(evidence) for judge in CLAIMS)
+
+
+# ---- what evidence says
+
+
+def select_runs(
+    evidence: ClaimsEvidence, role: str, *, recovery: str = "distillation", staged: bool = False
+) -> list[TrainedRun]:
+    """The runs of the model that plays a role, by random seed."""
+    found = [
+        run
+        for run in evidence.ledger.runs
+        if (staged and bool(run.stages)) or (not staged and not run.stages and run.key == evidence.roles.get(role))
+        if run.recovery == recovery and run.tokens == evidence.ledger.settings["distill_tokens"]
+    ]
+    return sorted(found, key=lambda run: run.rng_seed)
+
+
+def stack_runs(runs: Sequence[TrainedRun]) -> np.ndarray:
+    """Summed test losses of S runs over D documents, (1, S, D)."""
+    return np.array([[run.test_sums for run in runs]], dtype=float)
+
+
+def estimate_ratio(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> Estimate:
+    """The PPL ratio to the dense model on test text, mean over runs, with its 95 % interval."""
+    dense_RSD = np.array([[evidence.ledger.dense_test_sums]])
+    return shift(estimate_excess(stack_runs(runs), dense_RSD, np.array(evidence.ledger.test_counts)), by=1.0)
+
+
+def compare_runs(
+    evidence: ClaimsEvidence, ours: Sequence[TrainedRun], theirs: Sequence[TrainedRun]
+) -> tuple[Estimate, str]:
+    """PPL of one over another less 1, and the verdict, of runs under the same random seeds."""
+    return judge_difference(stack_runs(ours), stack_runs(theirs), np.array(evidence.ledger.test_counts))
+
+
+def estimate_cost(evidence: ClaimsEvidence, weights: dict[int, float], *, rung: str) -> Estimate:
+    """A weighted sum of the log PPL ratios of single removals at a rung, with its interval over documents."""
+    counts_D = np.array(evidence.validation_counts)
+    dense_D = np.array(evidence.dense_validation_sums)
+    sums_D = sum(
+        weight * (np.array(evidence.singles[rung][str(layer)], dtype=float) - dense_D)
+        for layer, weight in weights.items()
+    )
+    assert isinstance(sums_D, np.ndarray)
+    return estimate_mean(sums_D, counts_D)
+
+
+def estimate_mean(sums_D: np.ndarray, counts_D: np.ndarray) -> Estimate:
+    """Mean by token of sums by document, with its 95 % interval (linearised ratio, Student's t)."""
+    if not np.isfinite(sums_D).all():
+        return Estimate(value=None, low=None, high=None)
+    mean = float(sums_D.sum() / counts_D.sum())
+    half = measure_margin([(sums_D - mean * counts_D) * len(counts_D) / counts_D.sum()])
+    return Estimate(value=mean, low=mean - half, high=mean + half)
+
+
+def tell(estimate: Estimate, *, above: float | None = None, below: float | None = None) -> str:
+    """Does the whole interval lie above (or below) a number?"""
+    if estimate.low is None or estimate.high is None:
+        return CANNOT_TELL
+    if above is not None:
+        return HOLDS if estimate.low > above else FAILS if estimate.high < above else CANNOT_TELL
+    assert below is not None
+    return HOLDS if estimate.high < below else FAILS if estimate.low > below else CANNOT_TELL
+
+
+def tell_all(verdicts: Sequence[str]) -> str:
+    """All must hold; one that does not is enough to say that the claim does not."""
+    if FAILS in verdicts:
+        return FAILS
+    return HOLDS if verdicts and all(verdict == HOLDS for verdict in verdicts) else CANNOT_TELL
+
+
+def estimate_latency(latency: Latency) -> Estimate:
+    """A latency ratio with its interval."""
+    return Estimate(value=latency.ratio, low=latency.ratio_low, high=latency.ratio_high)
+
+
+# ---- the claims
+
+
+def judge_quality(evidence: ClaimsEvidence) -> Verdict:
+    """A quarter of the layers can go for a PPL ratio of at most 1.13 (GPT-2, 12 to 10 or 9)."""
+    measures = []
+    for role in ("middle", "deep"):
+        if runs := select_runs(evidence, role):
+            share = 1 - runs[0].num_params / evidence.ledger.dense_num_params
+            name = (
+                f"{runs[0].num_dropped} of {evidence.num_layers} layers dropped ({100 * share:.1f} % fewer parameters)"
+            )
+            measures.append(Measure(name=f"PPL ratio, {name}", estimate=estimate_ratio(evidence, runs)))
+    return Verdict(
+        key="quality",
+        claim="A sixth and a quarter of the layers can go for a PPL ratio of at most 1.13.",
+        source=SEED_REPORT,
+        reported="GPT-2, 12 to 10 / 9 layers: 11 to 17 % fewer parameters, PPL +9 to +13 %",
+        verdict=tell_all([tell(measure.estimate, below=1.13) for measure in measures]),
+        found="; ".join(f"{measure.name}: {show(measure.estimate)}" for measure in measures),
+        measures=tuple(measures),
+    )
+
+
+def judge_speed(evidence: ClaimsEvidence) -> Verdict:
+    """Decoding is about 1.2 times faster then."""
+    latency = evidence.latencies.get(f"{evidence.roles.get('deep')}, batch 1")
+    measures = [Measure(name="latency ratio at batch 1", estimate=estimate_latency(latency))] if latency else []
+    return Verdict(
+        key="speed",
+        claim="Without a quarter of the layers, decoding is about 1.2 times faster (at least 1.15).",
+        source=SEED_REPORT,
+        reported="GPT-2, 12 to 10 / 9 layers: about 1.2 times faster decode",
+        verdict=tell_all([tell(measure.estimate, below=1 / ABOUT_FASTER) for measure in measures]),
+        found=f"{1 / latency.ratio:.2f} times faster ({latency.workload})" if latency else "not timed",
+        measures=tuple(measures),
+    )
+
+
+def judge_light(evidence: ClaimsEvidence) -> Verdict:
+    """A tenth of the layers can go for a PPL ratio of at most 1.057 (TinyLlama, 22 to 20)."""
+    runs = select_runs(evidence, "light")
+    measures = [Measure(name="PPL ratio", estimate=estimate_ratio(evidence, runs))] if runs else []
+    return Verdict(
+        key="light",
+        claim="An eleventh of the layers can go for a PPL ratio of at most 1.057.",
+        source=SEED_REPORT,
+        reported="TinyLlama 1.1B, 22 to 20 layers: 8.0 % smaller, ratio 1.057",
+        verdict=tell_all([tell(measure.estimate, below=1.057) for measure in measures]),
+        found=f"{runs[0].num_dropped} of {evidence.num_layers} layers dropped ({runs[0].key}): {show(measures[0].estimate)}"
+        if runs
+        else "not trained",
+        measures=tuple(measures),
+    )
+
+
+def judge_stability(evidence: ClaimsEvidence) -> Verdict:
+    """Distillations under different random seeds end alike."""
+    measures, verdicts = [], []
+    for role in ("light", "middle", "deep"):
+        runs = select_runs(evidence, role)
+        for i, one in enumerate(runs):
+            for other in runs[i + 1 :]:
+                excess, verdict = compare_runs(evidence, [one], [other])
+                name = f"{one.key}, random seed {one.rng_seed} against {other.rng_seed}"
+                measures.append(Measure(name=name, estimate=excess, unit="%"))
+                verdicts.append({EQUIVALENT: HOLDS, CANNOT_TELL: CANNOT_TELL}.get(verdict, FAILS))
+    spreads = [
+        float(np.std(list_ratios(evidence, select_runs(evidence, role)), ddof=1))
+        for role in ("light", "middle", "deep")
+        if len(select_runs(evidence, role)) > 1
+    ]
+    return Verdict(
+        key="stability",
+        claim=f"Results are the same over random seeds, within {100 * MARGIN:g} % of perplexity.",
+        source=SEED_REPORT,
+        reported="TinyLlama: test PPL 9.72 +- 0.01 and 9.94 +- 0.01 over three random seeds",
+        verdict=tell_all(verdicts),
+        found=f"{verdicts.count(HOLDS)} of {len(verdicts)} pairs of replicas are equivalent; standard deviation of the PPL ratio "
+        + ", ".join(f"{spread:.4f}" for spread in spreads)
+        if verdicts
+        else "nothing was trained twice",
+        measures=tuple(measures),
+    )
+
+
+def judge_stages(evidence: ClaimsEvidence) -> Verdict:
+    """Removing in stages, with recovery between, beats removing at once for the same tokens."""
+    staged, once = select_runs(evidence, "deep", staged=True), select_runs(evidence, "deep")
+    is_paired = staged and [run.rng_seed for run in staged] == [run.rng_seed for run in once]
+    excess, verdict = compare_runs(evidence, staged, once) if is_paired else (NOTHING, CANNOT_TELL)
+    measures = [
+        Measure(name=f"PPL ratio, {name}", estimate=estimate_ratio(evidence, runs))
+        for name, runs in (("staged", staged), ("at once", once))
+        if runs
+    ]
+    sets = ", ".join(dict.fromkeys(run.key for run in staged))
+    return Verdict(
+        key="stages",
+        claim="Removing in stages, with recovery between them, ends better than at once for the same tokens.",
+        source=SEED_REPORT,
+        reported="TinyLlama 1.1B, 22 to 19 layers in stages: 12.0 % smaller, PPL 9.94 +- 0.01, ratio 1.081",
+        verdict={LOWER: HOLDS, HIGHER: FAILS, EQUIVALENT: FAILS}.get(verdict, CANNOT_TELL),
+        found=f"staged {sets}, at once {once[0].key}: PPL {show(excess, unit='%')}, {verdict}"
+        if is_paired
+        else "not trained",
+        measures=(*measures, Measure(name="staged over at once", estimate=excess, unit="%")),
+    )
+
+
+def judge_ends(evidence: ClaimsEvidence) -> Verdict:
+    """The first and the last layer are critical: each costs more than the layers between them do on average."""
+    rung, inner = name_best_rung(evidence), range(1, evidence.num_layers - 1)
+    measures = []
+    for name, layer in (("first", 0), ("last", evidence.num_layers - 1)):
+        weights = dict.fromkeys(inner, -1 / len(inner)) | {layer: 1.0}
+        measures.append(
+            Measure(
+                name=f"log PPL ratio of the {name} layer, less the inner ones' mean",
+                estimate=estimate_cost(evidence, weights, rung=rung),
+            )
+        )
+    costs = {layer: estimate_cost(evidence, {layer: 1.0}, rung=rung).value for layer in inner}
+    dearest = max(inner, key=lambda layer: math.inf if costs[layer] is None else costs[layer] or 0.0)
+    return Verdict(
+        key="ends",
+        claim="The first and the last layer are critical: each costs more than the layers between them on average.",
+        source=SEED_REPORT,
+        reported="first and last are almost always critical",
+        verdict=tell_all([tell(measure.estimate, above=0.0) for measure in measures]),
+        found=f"after {rung.replace('_', ' ')}: first {show(measures[0].estimate)}, last {show(measures[1].estimate)}; "
+        f"the dearest inner layer is {dearest}",
+        measures=tuple(measures),
+    )
+
+
+def judge_places(evidence: ClaimsEvidence) -> Verdict:
+    """Early and middle layers drop more easily than late ones."""
+    rung, inner = name_best_rung(evidence), list(range(1, evidence.num_layers - 1))
+    early, middle, late = (part.tolist() for part in np.array_split(np.array(inner), 3))
+    weights = {layer: 1 / len(late) for layer in late} | {
+        layer: -1 / len(early + middle) for layer in (*early, *middle)
+    }
+    estimate = estimate_cost(evidence, weights, rung=rung)
+    parts = [
+        estimate_cost(evidence, {layer: 1 / len(part) for layer in part}, rung=rung) for part in (early, middle, late)
+    ]
+    names = [f"{part[0]} to {part[-1]}" for part in (early, middle, late)]
+    return Verdict(
+        key="places",
+        claim="Early and middle layers drop more easily than late ones (ends left aside).",
+        source=SEED_REPORT,
+        reported="early and middle layers drop most easily",
+        verdict=tell(estimate, above=0.0),
+        found=f"mean log PPL ratio of one dropped layer after {rung.replace('_', ' ')}: "
+        + ", ".join(f"layers {name} {show(part)}" for name, part in zip(names, parts, strict=True)),
+        measures=(
+            *(
+                Measure(name=f"log PPL ratio, layers {name}", estimate=part)
+                for name, part in zip(names, parts, strict=True)
+            ),
+            Measure(name="late less early and middle", estimate=estimate),
+        ),
+    )
+
+
+def judge_order(evidence: ClaimsEvidence) -> Verdict:
+    """The best pair before recovery is not the best one after it."""
+    ours, theirs = evidence.roles.get("pair"), evidence.roles.get("raw pair")
+    after, before = select_runs(evidence, "pair"), select_runs(evidence, "raw pair")
+    measures: list[Measure] = []
+    verdict, found = CANNOT_TELL, "not trained"
+    if ours == theirs and ours is not None:
+        verdict, found = FAILS, f"{ours} is the best pair before recovery and by closed form"
+    elif after and before:
+        counts_D = np.array(evidence.validation_counts)
+        raw = estimate_mean(
+            np.array(evidence.pairs["pair"]["none"], dtype=float)
+            - np.array(evidence.pairs["raw pair"]["none"], dtype=float),
+            counts_D,
+        )
+        excess, judged = compare_runs(evidence, after, before)
+        measures = [
+            Measure(name=f"log PPL of {ours} over {theirs}, without recovery", estimate=raw),
+            Measure(name=f"PPL of {ours} over {theirs}, distilled", estimate=excess, unit="%"),
+        ]
+        verdict = tell_all([tell(raw, above=0.0), {LOWER: HOLDS, HIGHER: FAILS}.get(judged, CANNOT_TELL)])
+        found = f"{theirs} is best as it stands, {ours} after distillation: PPL {show(excess, unit='%')}, {judged}"
+    return Verdict(
+        key="order",
+        claim="The best pair of layers changes with recovery.",
+        source=SEED_REPORT,
+        reported="the best pair changes after pruning and recovery",
+        verdict=verdict,
+        found=found,
+        measures=tuple(measures),
+    )
+
+
+def judge_width(evidence: ClaimsEvidence) -> Verdict:
+    """Uniform width pruning is worse at equal parameters."""
+    measures, verdicts, found = [], [], []
+    for role in ("middle", "deep"):
+        depth, width = select_runs(evidence, role), select_runs(evidence, f"width {role}")
+        if not (depth and [run.rng_seed for run in depth] == [run.rng_seed for run in width]):
+            continue
+        excess, verdict = compare_runs(evidence, width, depth)
+        name = f"{width[0].key} over {depth[0].key}"
+        measures += [
+            Measure(name=f"PPL ratio, {run[0].key}", estimate=estimate_ratio(evidence, run)) for run in (depth, width)
+        ]
+        measures.append(Measure(name=f"PPL of {name}", estimate=excess, unit="%"))
+        verdicts.append({HIGHER: HOLDS, LOWER: FAILS, EQUIVALENT: FAILS}.get(verdict, CANNOT_TELL))
+        found.append(
+            f"{name} ({width[0].num_params:,} and {depth[0].num_params:,} parameters): {show(excess, unit='%')}"
+        )
+    return Verdict(
+        key="width",
+        claim="At equal parameters, cutting all layers evenly in width ends worse than dropping layers.",
+        source=SEED_REPORT,
+        reported="uniform width pruning is worse at equal parameters",
+        verdict=tell_all(verdicts),
+        found="; ".join(found) or "not trained, or this family's width cannot be cut",
+        measures=tuple(measures),
+    )
+
+
+def judge_decoding(evidence: ClaimsEvidence) -> Verdict:
+    """Dropping layers speeds up small-batch decoding, width pruning of the same size does not."""
+    depth = evidence.latencies.get(f"{evidence.roles.get('deep')}, batch 1")
+    width = evidence.latencies.get(f"{evidence.roles.get('width deep')}, batch 1")
+    measures = [
+        Measure(name=f"latency ratio, {key}", estimate=estimate_latency(latency))
+        for key, latency in sorted(evidence.latencies.items())
+    ]
+    if depth is None or width is None:
+        verdict, found = CANNOT_TELL, "not timed, or this family's width cannot be cut"
+    else:
+        speeds_up = tell(estimate_latency(depth), below=1.0)
+        width_does_not = {HOLDS: FAILS, FAILS: HOLDS}.get(
+            tell(estimate_latency(width), below=1.0), HOLDS if width.ratio_low <= 1 <= width.ratio_high else CANNOT_TELL
+        )
+        verdict = tell_all([speeds_up, width_does_not])
+        found = (
+            f"at batch 1 without layers {1 / depth.ratio:.2f} times faster, in width {1 / width.ratio:.2f} times "
+            f"({show(estimate_latency(depth))} and {show(estimate_latency(width))})"
+        )
+    return Verdict(
+        key="decoding",
+        claim="Dropping layers speeds up decoding at batch 1 where width pruning of the same size does not.",
+        source=SHORTENED,
+        reported="depth pruning speeds up small-batch decoding where width pruning does not",
+        verdict=verdict,
+        found=found,
+        measures=tuple(measures),
+    )
+
+
+def judge_pretraining(evidence: ClaimsEvidence) -> Verdict:
+    """Continued pretraining beats LoRA, and by more at severe ratios."""
+    measures, verdicts, found, gaps = [], [], [], []
+    for role in ("middle", "severe"):
+        whole = select_runs(evidence, role, recovery="pretraining")
+        low_rank = select_runs(evidence, role, recovery="lora-pretraining")
+        if not (whole and [run.rng_seed for run in whole] == [run.rng_seed for run in low_rank]):
+            continue
+        excess, verdict = compare_runs(evidence, low_rank, whole)
+        measures.append(
+            Measure(name=f"PPL of LoRA over continued pretraining, {whole[0].key}", estimate=excess, unit="%")
+        )
+        verdicts.append({HIGHER: HOLDS, LOWER: FAILS, EQUIVALENT: FAILS}.get(verdict, CANNOT_TELL))
+        found.append(f"{whole[0].num_dropped} dropped: LoRA {show(excess, unit='%')} PPL")
+        gaps.append(stack_runs(low_rank) - stack_runs(whole))
+    if len(gaps) == 2:
+        growth = estimate_excess(gaps[1], gaps[0], np.array(evidence.ledger.test_counts))
+        measures.append(Measure(name="how much more at the severe ratio", estimate=growth, unit="%"))
+        verdicts.append(tell(growth, above=0.0))
+    return Verdict(
+        key="pretraining",
+        claim="Continued pretraining beats LoRA on the same text, and by more at severe ratios.",
+        source=SHORTENED,
+        reported="continued pretraining beats LoRA, most at severe ratios",
+        verdict=tell_all(verdicts),
+        found="; ".join(found) or "not trained",
+        measures=tuple(measures),
+    )
+
+
+def list_ratios(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> list[float]:
+    """The test PPL ratio of each run."""
+    dense, tokens = sum(evidence.ledger.dense_test_sums), sum(evidence.ledger.test_counts)
+    return [math.exp((float(sums.sum()) - dense) / tokens) for sums in stack_runs(runs)[0]]
+
+
+def name_best_rung(evidence: ClaimsEvidence) -> str:
+    """The rung with recovery where singles were scored by it."""
+    return "closed_form" if "closed_form" in evidence.singles else "none"
+
+
+def show(estimate: Estimate, *, unit: str = "") -> str:
+    """``1.055 [1.050, 1.060]``, or in per cent ``+1.2 [+0.9, +1.5] %``."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return "not known"
+    if unit == "%":
+        return f"{100 * estimate.value:+.2f} [{100 * estimate.low:+.2f}, {100 * estimate.high:+.2f}] %"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
+NOTHING = Estimate(value=None, low=None, high=None)
+CLAIMS: tuple[Callable[[ClaimsEvidence], Verdict], ...] = (
+    judge_quality,
+    judge_speed,
+    judge_light,
+    judge_stability,
+    judge_stages,
+    judge_ends,
+    judge_places,
+    judge_order,
+    judge_width,
+    judge_decoding,
+    judge_pretraining,
+)

@@ -1,0 +1,76 @@
+"""What several distillations of a model say together, and whether two models are the same but for a margin.
+
+Means over random seeds with Student's t over what varies (``comparison``); equivalence by two one-sided tests
+(Schuirmann 1987): the 90 % interval of the paired difference lies within the margin.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from seed.optimize.comparison import estimate_excess, shift
+from seed.records import DenseResult, DistillResult, Equivalence, Estimate, Replica, Replication
+
+MARGIN = 0.005  # of perplexity: what nobody would choose a model for
+EQUIVALENT, LOWER, HIGHER, CANNOT_TELL = "equivalent", "lower", "higher", "cannot tell"
+TOST_CONFIDENCE = 0.90  # two one-sided tests at 5 % each
+
+
+def stack_losses(replicas: Sequence[Replica]) -> np.ndarray:
+    """Summed test losses of S replicas over D documents, as estimates take them: (1, S, D); not a number where a student was broken."""
+    return np.array([[replica.test_sums for replica in replicas]], dtype=float)
+
+
+def summarize_replicas(replicas: Sequence[Replica], dense: DenseResult) -> Replication:
+    """Return the mean PPL ratio of replicas to the dense model with its interval, and their spread."""
+    assert dense.test_sums is not None
+    assert dense.test_counts is not None
+    losses_RSD, counts_D = stack_losses(replicas), np.array(dense.test_counts)
+    dense_RSD = np.array([[dense.test_sums]])
+    ratios_S = np.exp((losses_RSD - dense_RSD)[0].sum(axis=-1) / counts_D.sum())
+    is_known = len(replicas) > 1 and bool(np.isfinite(ratios_S).all())
+    return Replication(
+        rng_seeds=tuple(replica.rng_seed for replica in replicas),
+        ppl_ratio=shift(estimate_excess(losses_RSD, dense_RSD, counts_D), by=1.0),
+        spread=float(ratios_S.std(ddof=1)) if is_known else None,
+    )
+
+
+def judge_difference(
+    one_RSD: np.ndarray, other_RSD: np.ndarray, counts_D: np.ndarray, *, margin: float = MARGIN
+) -> tuple[Estimate, str]:
+    """Return PPL of one over that of the other less 1 with its 95 % interval, and what that means.
+
+    ``equivalent``: the 90 % interval lies within the margin either way; ``lower`` or ``higher``: not so, and the 95 %
+    interval excludes zero; else ``cannot tell``. Documents and random seeds are paired.
+    """
+    excess = estimate_excess(one_RSD, other_RSD, counts_D)
+    narrow = estimate_excess(one_RSD, other_RSD, counts_D, confidence=TOST_CONFIDENCE)
+    if excess.low is None or excess.high is None or narrow.low is None or narrow.high is None:
+        return excess, CANNOT_TELL
+    if max(-math.log1p(narrow.low), math.log1p(narrow.high)) < math.log1p(margin):
+        return excess, EQUIVALENT
+    if excess.low > 0 or excess.high < 0:
+        return excess, HIGHER if excess.low > 0 else LOWER
+    return excess, CANNOT_TELL
+
+
+def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> tuple[Equivalence, ...]:
+    """Compare, within each depth, every replicated model with the one that validated best; fewest dropped first."""
+    assert dense.test_counts is not None
+    by_depth: dict[int, list[DistillResult]] = {}
+    for result in results:
+        by_depth.setdefault(len(result.candidate.dropped_layers), []).append(result)
+    found = []
+    for _, group in sorted(by_depth.items()):
+        best = min(group, key=lambda result: result.validation.loss)
+        for other in group:
+            seeds = [replica.rng_seed for replica in other.replicas]
+            if other is best or seeds != [replica.rng_seed for replica in best.replicas]:
+                continue
+            excess, verdict = judge_difference(
+                stack_losses(other.replicas), stack_losses(best.replicas), np.array(dense.test_counts)
+            )
+            found.append(Equivalence(one=other.key, other=best.key, excess=excess, verdict=verdict))
+    return tuple(found)

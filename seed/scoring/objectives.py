@@ -1,0 +1,215 @@
+"""What a student is trained towards, and the gradient of that: the dense model's predictions, the text itself, its states.
+
+An objective is a mixture; every recovery of ``recoveries`` is one of them. The dense model's part of a batch is computed
+once, however many students learn from it. Logits of all models are made by the family's own head, some positions at a
+time, so that no vocabulary is too large. Which weights are trained, and how long, is ``distillation``'s business.
+
+Shapes: B sequences, T tokens, D hidden width, V vocabulary, L layers of the dense model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seed.models.anatomy import Anatomy
+from seed.scoring.corpus import TokenStream
+from seed.scoring.quality import split_for_head
+from seed.scoring.targets import Recall
+
+Part = tuple[slice, slice]  # rows and columns of a batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """(1 - ``ce_share``) T^2 KL(dense || student) at temperature T + ``ce_share`` cross-entropy + ``hidden_weight`` states.
+
+    Forward KL with its T^2 and the mixture are those of Hinton et al. 2015 (arXiv 1503.02531), section 2. The states'
+    part is, for each kept layer, the squared distance of its output to the dense model's state just before the next
+    kept layer's original position, divided by that state's square; the mean over layers.
+    """
+
+    temperature: float = 1.0
+    ce_share: float = 0.0
+    hidden_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert self.temperature > 0
+        assert 0 <= self.ce_share <= 1
+        assert self.hidden_weight >= 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Is anything asked of the dense model?"""
+        return self.ce_share < 1 or self.hidden_weight > 0
+
+    @property
+    def needs_states(self) -> bool:
+        """Are the dense model's states at every layer wanted? Only its last ones are stored."""
+        return self.hidden_weight > 0
+
+    def describe(self) -> str:
+        """The loss in words."""
+        parts = []
+        if self.ce_share < 1:
+            parts.append(f"forward KL to the dense model, temperature {self.temperature:g}")
+        if self.ce_share > 0:
+            parts.append("cross-entropy" if self.ce_share == 1 else f"cross-entropy ({self.ce_share:g} of the mixture)")
+        if self.hidden_weight > 0:
+            parts.append(f"{self.hidden_weight:g} times the distance of the layers' states")
+        return " + ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """A student as an objective sees it. ``boundaries``: of each of its layers, which of the dense model's L + 1 states its output is to meet."""
+
+    anatomy: Anatomy
+    boundaries: tuple[int, ...] | None = None
+
+
+class _Lesson:
+    """The dense model's part of some windows: computed when first asked for, and kept where several students ask."""
+
+    def __init__(self, dense: Anatomy, tokens_BT: Tensor, objective: Objective, *, mixed_precision: bool) -> None:
+        self.dense = dense
+        self.tokens_BT = tokens_BT
+        self.objective = objective
+        self.mixed_precision = mixed_precision
+        self.states: list[Tensor] = []  # at every layer, where they are wanted
+        self.last_BTD: Tensor | None = None
+        self.is_shared = False
+        self._wanted: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def predict(self, part: Part) -> Tensor:
+        """Log-probabilities (..., V) of the dense model at the objective's temperature."""
+        found = self._wanted.get(str(part))
+        if found is None:
+            assert self.last_BTD is not None
+            with torch.autocast(self.last_BTD.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision):
+                logits = self.dense.compute_logits(self.last_BTD[part], self.tokens_BT[part])
+            found = soften(logits, temperature=self.objective.temperature)
+            if self.is_shared:
+                self._wanted[str(part)] = found
+        return found
+
+
+def accumulate_gradients(
+    learners: Sequence[Learner],
+    dense: Anatomy,
+    recovery: TokenStream,
+    windows: Tensor,
+    objective: Objective,
+    *,
+    micro_batch: int,
+    mixed_precision: bool,
+    recall: Recall,
+) -> list[float | None]:
+    """Add the gradient of the batch's mean loss to each student's weights; return each one's KL divergence, nats per token.
+
+    Layers run on ``micro_batch`` windows at once, one student after another. The head follows on fewer positions at a
+    time: each part's gradient goes back to the last hidden state, and from there through the layers once. The
+    divergence is None where the objective does not ask for it.
+    """
+    device = dense.device
+    tokens_BT = recovery.tokens_NT[windows].to(device)
+    stored_BTD = recall(windows) if objective.needs_teacher and not objective.needs_states else None
+    totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in learners]
+    for rows in torch.arange(len(windows)).split(micro_batch):
+        lesson = _Lesson(dense, tokens_BT[rows], objective, mixed_precision=mixed_precision)
+        lesson.is_shared = len(learners) > 1
+        if objective.needs_states:
+            lesson.states = dense.trace(lesson.tokens_BT)
+            lesson.last_BTD = lesson.states[-1]
+        elif stored_BTD is not None:
+            lesson.last_BTD = stored_BTD[rows]
+        for learner, total in zip(learners, totals, strict=True):
+            total.add_(_learn(learner, lesson, batch_tokens=tokens_BT.numel()))
+    if objective.ce_share == 1:
+        return [None for _ in learners]
+    return [float(total) / tokens_BT.numel() for total in totals]
+
+
+def _learn(learner: Learner, lesson: _Lesson, *, batch_tokens: int) -> Tensor:
+    """One student's gradient on one lesson; return the sum of its divergences, nats."""
+    anatomy, objective, tokens_BT = learner.anatomy, lesson.objective, lesson.tokens_BT
+    device = tokens_BT.device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    with (
+        anatomy.record_states(objective.needs_states) as outputs,
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=lesson.mixed_precision),
+    ):
+        hidden = anatomy.run_layers(tokens_BT)
+    following_BT = torch.cat([tokens_BT[:, 1:], tokens_BT[:, :1]], dim=1)
+    counts_BT = torch.ones_like(tokens_BT, dtype=torch.float32)
+    counts_BT[:, -1] = 0  # nothing follows a window's last token
+    counts_BT *= objective.ce_share * tokens_BT.shape[1] / max(1, tokens_BT.shape[1] - 1)
+    leaf = hidden.detach().requires_grad_(True)
+    for part in split_for_head(tokens_BT, vocabulary=anatomy.config.vocab_size):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=lesson.mixed_precision):
+            logits = anatomy.compute_logits(leaf[part], tokens_BT[part])
+        gradient: Tensor | None = None
+        if objective.ce_share < 1:
+            divergence, gradient = kl_and_gradient(
+                lesson.predict(part), logits.detach(), temperature=objective.temperature
+            )
+            total += divergence.sum()
+            if objective.ce_share > 0:
+                gradient *= 1 - objective.ce_share
+        if objective.ce_share > 0:
+            by_text = differentiate_cross_entropy(logits.detach(), following_BT[part], counts_BT[part])
+            gradient = by_text if gradient is None else gradient.add_(by_text)
+        assert gradient is not None
+        logits.backward((gradient / batch_tokens).to(logits.dtype))
+    roots, gradients = [hidden], [leaf.grad]
+    if objective.needs_states:
+        assert learner.boundaries is not None, "matching states takes the layers' original places"
+        distance = measure_state_distance(outputs, [lesson.states[place] for place in learner.boundaries])
+        roots.append(objective.hidden_weight * distance * (tokens_BT.numel() / batch_tokens))
+        gradients.append(None)
+    if hidden.requires_grad:
+        torch.autograd.backward(roots, gradients)
+    return total
+
+
+@torch.no_grad()
+def soften(logits: Tensor, *, temperature: float) -> Tensor:
+    """Log-probabilities (..., V) of logits at a temperature, float32."""
+    return torch.log_softmax(logits.float() / temperature if temperature != 1 else logits.float(), dim=-1)
+
+
+@torch.no_grad()
+def kl_and_gradient(wanted: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """KL(teacher || student) at every position in nats, and the gradient of T^2 times it by the student's logits (..., V).
+
+    The gradient is T (softmax(student / T) - softmax(teacher / T)), float32 (Hinton et al. 2015, equation 2, times T^2).
+
+    Args:
+        wanted: the teacher's log-probabilities at the temperature, from ``soften``; left as they are.
+        student_logits: raw.
+        temperature: T.
+    """
+    found = soften(student_logits, temperature=temperature)
+    probabilities = wanted.exp()
+    divergence = wanted.sub(found).mul_(probabilities).sum(-1)
+    gradient = found.exp_().sub_(probabilities)
+    return divergence, gradient if temperature == 1 else gradient.mul_(temperature)
+
+
+@torch.no_grad()
+def differentiate_cross_entropy(student_logits: Tensor, following: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of weighted cross-entropies by the student's logits (..., V): weight (softmax(student) - the token that follows), float32."""
+    gradient = torch.softmax(student_logits.float(), dim=-1)
+    gradient.scatter_add_(-1, following[..., None], torch.full_like(following[..., None], -1, dtype=gradient.dtype))
+    return gradient.mul_(weights[..., None])
+
+
+def measure_state_distance(outputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Mean over layers of the squared distance of states (B, T, D) to those wanted, as a share of the wanted ones' square."""
+    shares = [
+        (found.float() - target.float()).square().sum() / target.float().square().sum().clamp_min(1e-12)
+        for found, target in zip(outputs, wanted, strict=True)
+    ]
+    return torch.stack(shares).mean()

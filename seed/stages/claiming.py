@@ -1,0 +1,276 @@
+"""Evidence for claims about dropping layers, on the model of a finished search: who plays which role, trainings, scores, times.
+
+Which claims there are, and what the evidence says to each, is ``optimize.claims``' business. Everything finished is
+written as it comes; a stopped run goes on.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from seed import folder
+from seed.errors import ModelError
+from seed.evidence import ClaimsEvidence, Ledger
+from seed.optimize.space import drop_layers
+from seed.records import Candidate, Latency
+from seed.scoring.sweep import Sweep
+from seed.stages import latencies, narrowing, planning, staging, training
+from seed.stages.finals import Member
+from seed.stages.training import Wanted
+from seed.stages.workbench import Workbench
+
+LATENCY_BATCHES = (1, 8)
+RECOVERY_CLAIM = ("pretraining", "lora-pretraining")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimSettings:
+    """What a run over the claims does. ``rates``: learning rates to choose from."""
+
+    distill_tokens: int
+    rng_seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depths:
+    """How many layers go in each role: an eleventh, a sixth, a quarter and a half, as far as the model has them."""
+
+    light: int
+    middle: int
+    deep: int
+    severe: int
+
+
+def choose_depths(num_layers: int) -> Depths:
+    """The depths of a model; 22 layers: 2, 4, 6, 11; 12 layers: 1, 2, 3, 6."""
+    most = num_layers - 1
+    light = max(1, round(num_layers / 11))
+    middle = min(most, max(light + 1, round(num_layers / 6)))
+    deep = min(most, max(middle + 1, round(num_layers / 4)))
+    return Depths(light=light, middle=middle, deep=deep, severe=min(most, max(deep + 1, round(num_layers / 2))))
+
+
+def choose_members(bench: Workbench, sweep: Sweep, *, on_scored: Callable[[str], None]) -> dict[str, Member]:
+    """Who plays which role: the best of each depth as far as scores tell, the best pairs, widths of the same sizes."""
+    depths = choose_depths(bench.anatomy.num_layers)
+    members: dict[str, Member] = {}
+    best: Candidate | None = None
+    for role in ("light", "middle", "deep", "severe"):
+        best = find_best(bench, sweep, getattr(depths, role), at_least=best)
+        members[role] = Member(candidate=best)
+        on_scored(role)
+    if depths.severe > 1:
+        pairs = list_pairs(bench)
+        raw = sweep.measure_unrecovered(pairs)
+        members["raw pair"] = Member(candidate=pairs[min(range(len(pairs)), key=lambda i: _order(raw[i].loss))])
+        members["pair"] = Member(candidate=min(pairs, key=lambda pair: staging.measure_loss(sweep, pair)))
+    on_scored("pairs")
+    try:
+        for role in ("middle", "deep"):
+            [width] = narrowing.plan_widths(sweep.instruments, [members[role].candidate])
+            whole = drop_layers(bench.anatomy.num_layers, [])
+            members[f"width {role}"] = Member(candidate=whole, width=width)
+    except ModelError:
+        pass  # verdicts on width say that this family's cannot be cut
+    return members
+
+
+def find_best(bench: Workbench, sweep: Sweep, depth: int, *, at_least: Candidate | None) -> Candidate:
+    """The best candidate of a depth among those that the study scored; where it scored none, one grown from a shallower one."""
+    num_layers, rung = bench.anatomy.num_layers, bench.recovered_rung
+    known = [
+        candidate for candidate in list_scored(sweep, num_layers, rung=rung) if len(candidate.dropped_layers) == depth
+    ]
+    if known:
+        return min(known, key=lambda candidate: staging.measure_loss(sweep, candidate))
+    grown = at_least or drop_layers(num_layers, [])
+    while len(grown.dropped_layers) < depth:
+        more = [drop_layers(num_layers, (*grown.dropped_layers, layer)) for layer in grown.kept_layers]
+        sweep.measure_unrecovered(more if rung == "none" else [])
+        grown = min(more, key=lambda candidate: staging.measure_loss(sweep, candidate))
+    return grown
+
+
+def list_scored(sweep: Sweep, num_layers: int, *, rung: str) -> list[Candidate]:
+    """Candidates that the sweep knows at a rung."""
+    found = []
+    for key, rows in sweep.rows.items():
+        parts = key.removeprefix("drop-").split("-")
+        if rung in rows and key.startswith("drop-") and all(part.isdigit() for part in parts):
+            candidate = drop_layers(num_layers, map(int, parts))
+            if candidate.key == key:  # long lists end in a hash
+                found.append(candidate)
+    return found
+
+
+def list_pairs(bench: Workbench) -> list[Candidate]:
+    """Every pair of layers, in the order that shares most work."""
+    num_layers = bench.anatomy.num_layers
+    pairs = [drop_layers(num_layers, pair) for pair in itertools.combinations(range(num_layers), 2)]
+    return sorted(pairs, key=lambda pair: pair.kept_layers)
+
+
+def list_wanted(members: dict[str, Member], settings: ClaimSettings) -> list[Wanted]:
+    """Every training that the claims rest on, but for staged ones; seed by seed, so that an early stop leaves whole claims."""
+    roles: list[str] = [
+        role
+        for role in ("light", "middle", "deep", "pair", "raw pair", "width middle", "width deep")
+        if role in members
+    ]
+    named = [(role, "distillation") for role in roles]
+    named += [(role, recovery) for role in ("middle", "severe") for recovery in RECOVERY_CLAIM]
+    wanted = [
+        Wanted(member=members[role], recovery=recovery, tokens=settings.distill_tokens, rng_seed=rng_seed)
+        for rng_seed in settings.rng_seeds
+        for role, recovery in named
+    ]
+    return list(dict.fromkeys(wanted))
+
+
+def start_evidence(
+    bench: Workbench, sweep: Sweep, members: dict[str, Member], settings: ClaimSettings
+) -> ClaimsEvidence:
+    """Begin, or read back what was begun.
+
+    Raises:
+        StudyError: it was begun with other settings.
+    """
+    described = describe_settings(bench, settings)
+    path = bench.folder.claims
+    if path.exists():
+        known = folder.read_record(path, ClaimsEvidence)
+        planning.require_same_settings(known.ledger.settings, described, place=path)
+        return known
+    num_layers, dense = bench.anatomy.num_layers, sweep.instruments.dense_validation
+    singles = [drop_layers(num_layers, [layer]) for layer in range(num_layers)]
+    rungs = ["none"] if bench.gains is None else ["none", "closed_form"]
+    sweep.measure_unrecovered(singles)
+    for single in singles:
+        staging.measure_loss(sweep, single)
+    return ClaimsEvidence(
+        ledger=training.open_ledger(bench, described),
+        num_layers=num_layers,
+        roles={role: member.key for role, member in members.items()},
+        singles={
+            rung: {str(single.dropped_layers[0]): read_sums(sweep, single, rung) for single in singles}
+            for rung in rungs
+        },
+        dense_validation_sums=dense.sums.tolist(),
+        validation_counts=dense.counts.tolist(),
+        pairs={
+            role: {rung: read_sums(sweep, members[role].candidate, rung) for rung in rungs}
+            for role in ("pair", "raw pair")
+            if role in members
+        },
+        latencies={},
+    )
+
+
+def read_sums(sweep: Sweep, candidate: Candidate, rung: str) -> list[float | None]:
+    """Summed validation losses by document; None where a score is no number."""
+    return sweep.rows[candidate.key][rung].sums
+
+
+def describe_settings(bench: Workbench, settings: ClaimSettings) -> dict[str, str | int | float]:
+    """What decides the numbers, for people and for going on."""
+    return {
+        "distill_tokens": settings.distill_tokens,
+        "batch_tokens": bench.batch_windows * bench.protocol.window_tokens,
+        "rng_seeds": ", ".join(map(str, settings.rng_seeds)),
+        "learning_rates": ", ".join(f"{rate:g}" for rate in settings.rates),
+        "calibration_tokens": bench.protocol.calibration_tokens,
+        "validation_tokens": bench.protocol.streams["validation"].tokens,
+        "test_tokens": bench.protocol.streams["test"].tokens,
+    }
+
+
+def measure_latencies(
+    bench: Workbench,
+    sweep: Sweep,
+    evidence: ClaimsEvidence,
+    members: dict[str, Member],
+    *,
+    on_timed: Callable[[str], None],
+) -> ClaimsEvidence:
+    """Time the deep cut and the width of its size beside the dense model, at batch 1 and 8."""
+    found: dict[str, Latency] = dict(evidence.latencies)
+    for role in ("deep", "width deep"):
+        for batch in LATENCY_BATCHES:
+            if role not in members:
+                continue
+            member = members[role]
+            name = f"{member.key}, batch {batch}"
+            if name not in found:
+                there = replace(bench, protocol=msgspec.structs.replace(bench.protocol, latency_batch=batch))
+                found[name] = (
+                    latencies.measure_latency(there, member.candidate)
+                    if member.width is None
+                    else narrowing.measure_width_latency(there, sweep.instruments, member.width)
+                )
+                evidence = keep(bench, msgspec.structs.replace(evidence, latencies=dict(found)))
+            on_timed(name)
+    return evidence
+
+
+def keep(bench: Workbench, evidence: ClaimsEvidence, *, ledger: Ledger | None = None) -> ClaimsEvidence:
+    """Write the evidence down."""
+    evidence = msgspec.structs.replace(evidence, ledger=ledger or evidence.ledger)
+    folder.write_record(bench.folder.claims, evidence)
+    return evidence
+
+
+def train_staged(
+    bench: Workbench,
+    sweep: Sweep,
+    evidence: ClaimsEvidence,
+    members: dict[str, Member],
+    settings: ClaimSettings,
+    *,
+    rates: dict[tuple[str, str], float],
+    on_step: Callable[[str], None],
+) -> ClaimsEvidence:
+    """Reach the deep cut by way of the middle one, half of the tokens in each stage, once for each random seed."""
+    first, deep = members["middle"], len(members["deep"].candidate.dropped_layers)
+    for rng_seed in list_staged(evidence, settings):
+        half = settings.distill_tokens // 2
+        begin = Wanted(member=first, recovery="distillation", tokens=half, rng_seed=rng_seed)
+        rate = rates[first.key, "distillation"]
+        _, trained = training.train_one(
+            bench, sweep, begin, learning_rate=rate, on_step=lambda: on_step(f"{first.key}, first stage")
+        )
+        stage = staging.enter_stage(
+            bench, sweep, first.candidate, trained.student, path=bench.folder.work / f"claims-stage-{rng_seed}.jsonl"
+        )
+        best = staging.choose_next(stage, bench.protocol.space, first.candidate, num_dropped=deep)
+        further = Wanted(
+            member=Member(candidate=best),
+            recovery="distillation",
+            tokens=settings.distill_tokens,
+            rng_seed=rng_seed,
+            stages=(first.key,),
+        )
+        run, _ = training.train_one(
+            bench,
+            stage,
+            further,
+            learning_rate=rate,
+            spent_tokens=half,
+            on_step=functools.partial(on_step, f"{best.key}, second stage"),
+        )
+        evidence = keep(bench, evidence, ledger=training.add_run(evidence.ledger, run))
+    return evidence
+
+
+def list_staged(evidence: ClaimsEvidence, settings: ClaimSettings) -> list[int]:
+    """Random seeds whose staged training is still to be done."""
+    done = {run.rng_seed for run in evidence.ledger.runs if run.stages}
+    return [rng_seed for rng_seed in settings.rng_seeds if rng_seed not in done]
+
+
+def _order(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf

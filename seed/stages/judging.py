@@ -1,0 +1,112 @@
+"""Judging models on test text, by the study's protocol and by the user's own command: the original, and what was exported.
+
+Nothing is trained here, and which models are judged is decided elsewhere.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from torch import nn
+
+from seed import folder
+from seed.models.checkpoint import load_checkpoint
+from seed.optimize.space import drop_layers
+from seed.records import DenseResult, DistillResult, Latency, Quality
+from seed.scoring.instruments import Instruments, size_of
+from seed.scoring.latency import run_command
+from seed.scoring.quality import DocumentLosses, compare_models, judge, logits_of, measure_losses
+from seed.stages.workbench import Workbench, resolve_location
+
+
+def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) -> DenseResult:
+    """Judge the original on validation and test; read back when that was done before."""
+    if bench.folder.dense.exists():
+        known = folder.read_record(bench.folder.dense, DenseResult)
+        if known.test_sums is not None:
+            return known
+    whole = drop_layers(bench.anatomy.num_layers, [])
+    test = measure_losses(
+        logits_of(bench.teacher.model), bench.streams["test"], micro_batch=bench.micro_batch, device=bench.device
+    )
+    result = DenseResult(
+        validation=judge(instruments.dense_validation, instruments.dense_validation),
+        test=judge(test, test),
+        latency=msgspec.structs.replace(
+            latency,
+            structure="dense",
+            median_ms=latency.dense_median_ms,
+            p10_ms=latency.dense_median_ms,
+            p90_ms=latency.dense_median_ms,
+            ratio=1.0,
+            ratio_low=1.0,
+            ratio_high=1.0,
+            prefill_ratio=1.0,
+            prefill_median_ms=latency.prefill_median_ms / latency.prefill_ratio
+            if latency.prefill_median_ms and latency.prefill_ratio
+            else None,
+        ),
+        size=size_of(instruments, whole),
+        test_sums=test.sums.tolist(),
+        test_counts=test.counts.tolist(),
+    )
+    folder.write_record(bench.folder.dense, result)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """An exported model on validation and test text, and the same cut without recovery on test text."""
+
+    validation: Quality
+    test: Quality
+    test_losses: DocumentLosses
+    unrecovered: Quality
+
+
+def judge_exported(bench: Workbench, instruments: Instruments, path: Path, raw: nn.Module) -> Judged:
+    """Judge a checkpoint as it lies on disk, beside ``raw``, the same cut without recovery."""
+    exported = load_checkpoint(path, device=bench.device, dtype=bench.dtype)
+    losses = measure_losses(
+        logits_of(exported), instruments.validation, micro_batch=bench.micro_batch, device=bench.device
+    )
+    validation = judge(losses, instruments.dense_validation)
+    dense, [(test, closeness), (unrecovered, raw_closeness)] = compare_models(
+        logits_of(bench.teacher.model),
+        [logits_of(exported), logits_of(raw)],
+        bench.streams["test"],
+        micro_batch=bench.micro_batch,
+        device=bench.device,
+    )
+    return Judged(
+        validation=validation,
+        test=judge(test, dense, closeness=closeness),
+        test_losses=test,
+        unrecovered=judge(unrecovered, dense, closeness=raw_closeness),
+    )
+
+
+def score_dense_for_user(bench: Workbench, dense: DenseResult, eval_command: str | None) -> DenseResult:
+    """Let the user's own command judge the original, where it lies in a directory of this machine."""
+    if eval_command is None or dense.user_command == eval_command:
+        return dense
+    location = resolve_location(bench.protocol.location)
+    if not location.is_dir():  # a hub model: the cache holds it as a directory
+        from huggingface_hub import snapshot_download
+
+        location = Path(
+            snapshot_download(bench.protocol.location, revision=bench.teacher.commit, local_files_only=True)
+        )
+    scored = msgspec.structs.replace(dense, user_score=run_command(eval_command, location), user_command=eval_command)
+    folder.write_record(bench.folder.dense, scored)
+    return scored
+
+
+def score_for_user(bench: Workbench, result: DistillResult, eval_command: str | None) -> DistillResult:
+    """Let the user's own command judge an exported model, unless it has."""
+    if eval_command is None or result.user_command == eval_command:
+        return result
+    score = run_command(eval_command, bench.folder.model(result.key))
+    scored = msgspec.structs.replace(result, user_score=score, user_command=eval_command)
+    folder.write_record(bench.folder.result(result.key), scored)
+    return scored

@@ -1,0 +1,178 @@
+"""Trainings made to answer a question, not to be exported: which are wanted, done one by one, each written as it comes.
+
+The question's own record keeps them in a ``Ledger``; what the numbers say is decided elsewhere.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from seed.evidence import Ledger, TrainedRun
+from seed.scoring.quality import logits_of, measure_losses
+from seed.scoring.sweep import Sweep
+from seed.stages import finals
+from seed.stages.finals import Member
+from seed.stages.recoveries import RECOVERIES
+from seed.stages.workbench import Workbench
+
+LOOKS = 8
+RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A training that is wanted."""
+
+    member: Member
+    recovery: str
+    tokens: int
+    rng_seed: int
+    stages: tuple[str, ...] = ()
+
+    def is_met_by(self, run: TrainedRun) -> bool:
+        """Is it this run?"""
+        return (run.key, run.recovery, run.tokens, run.rng_seed, run.stages) == (
+            self.member.key,
+            self.recovery,
+            self.tokens,
+            self.rng_seed,
+            self.stages,
+        )
+
+
+def list_rates(bench: Workbench) -> tuple[float, ...]:
+    """Learning rates to choose from: half, once, twice and four times the study's middle one, by distillation of all weights."""
+    middle = bench.protocol.short_learning_rate / RECOVERIES[bench.protocol.recovery].rate_factor
+    return tuple(factor * middle for factor in RATE_FACTORS)
+
+
+def open_ledger(bench: Workbench, settings: dict[str, str | int | float]) -> Ledger:
+    """An empty ledger, with the dense model's losses on test text."""
+    test = measure_losses(
+        logits_of(bench.teacher.model), bench.streams["test"], micro_batch=bench.micro_batch, device=bench.device
+    )
+    return Ledger(
+        study=bench.folder.name,
+        model=bench.protocol.model,
+        settings=settings,
+        dense_num_params=sum(weight.numel() for weight in bench.teacher.model.parameters()),
+        dense_test_sums=test.sums.tolist(),
+        test_counts=test.counts.tolist(),
+    )
+
+
+def list_missing(ledger: Ledger, wanted: Sequence[Wanted]) -> list[Wanted]:
+    """The wanted trainings that are not done, each once."""
+    return [one for one in dict.fromkeys(wanted) if not any(map(one.is_met_by, ledger.runs))]
+
+
+def add_run(ledger: Ledger, run: TrainedRun) -> Ledger:
+    """The ledger with one more run."""
+    return msgspec.structs.replace(ledger, runs=(*ledger.runs, run))
+
+
+def train_wanted(
+    bench: Workbench,
+    sweep: Sweep,
+    ledger: Ledger,
+    wanted: Sequence[Wanted],
+    *,
+    rates: dict[tuple[str, str], float],
+    keep: Callable[[Ledger], object],
+    on_step: Callable[[str], None],
+    on_run: Callable[[TrainedRun], None] = lambda run: None,
+) -> Ledger:
+    """Do what is missing, and return the whole ledger. ``rates``: by model and recovery."""
+    for one in list_missing(ledger, wanted):
+        run, _ = train_one(
+            bench,
+            sweep,
+            one,
+            learning_rate=rates[one.member.key, one.recovery],
+            on_step=functools.partial(on_step, f"{one.member.key}, {RECOVERIES[one.recovery].title}"),
+        )
+        ledger = add_run(ledger, run)
+        keep(ledger)
+        on_run(run)
+    return ledger
+
+
+def train_one(
+    bench: Workbench,
+    sweep: Sweep,
+    wanted: Wanted,
+    *,
+    learning_rate: float,
+    on_step: Callable[[], None],
+    spent_tokens: int = 0,
+) -> tuple[TrainedRun, finals.Trained]:
+    """Train a model as wanted, and judge it on test text. ``spent_tokens``: of the wanted ones, in earlier stages."""
+    member = wanted.member
+    settings = finals.full_settings(
+        bench,
+        member.candidate,
+        distill_tokens=wanted.tokens - spent_tokens,
+        learning_rate=learning_rate,
+        looks=LOOKS,
+        rng_seed=wanted.rng_seed,
+        recovery=RECOVERIES[wanted.recovery],
+    )
+    trained = finals.distill_once(bench, sweep, member, settings, on_step=on_step)
+    run = TrainedRun(
+        key=member.key,
+        num_dropped=len(member.candidate.dropped_layers),
+        num_params=sum(weight.numel() for weight in trained.student.parameters()),
+        recovery=wanted.recovery,
+        tokens=wanted.tokens,
+        learning_rate=learning_rate,
+        rng_seed=wanted.rng_seed,
+        start=trained.start,
+        stages=wanted.stages,
+        curve=trained.went.curve,
+        validation_loss=finals.finite(min(point.validation_loss for point in trained.went.curve)),
+        test_sums=[finals.finite(loss) for loss in trained.test.sums.tolist()],
+        seconds=trained.seconds,
+    )
+    return run, trained
+
+
+def choose_rates(
+    bench: Workbench,
+    sweep: Sweep,
+    wanted: Sequence[Wanted],
+    *,
+    rates: Sequence[float],
+    on_step: Callable[[str], None],
+) -> dict[tuple[str, str], float]:
+    """The learning rate of each wanted model and recovery, tuned on a tenth of its tokens; remembered in the study.
+
+    Rates are tuned for the first model of each depth and kind, and a recovery's rates are its own multiple of those given.
+    """
+    found: dict[tuple[str, str], float] = {}
+    tuned: dict[tuple[int, bool, str], float] = {}
+    for one in wanted:
+        place = _name_tuned(one)
+        if place not in tuned:
+            recovery = RECOVERIES[one.recovery]
+            tuned[place] = finals.choose_learning_rate(
+                bench,
+                sweep,
+                one.member,
+                rates=tuple(rate * recovery.rate_factor for rate in rates),
+                distill_tokens=one.tokens,
+                recovery=recovery,
+                on_step=lambda step, key=one.member.key: on_step(f"{key}, learning rate"),
+            )
+        found[one.member.key, one.recovery] = tuned[place]
+    return found
+
+
+def count_tuned(wanted: Sequence[Wanted]) -> int:
+    """How many learning rates have to be found."""
+    return len({_name_tuned(one) for one in wanted})
+
+
+def _name_tuned(one: Wanted) -> tuple[int, bool, str]:
+    return len(one.member.candidate.dropped_layers), one.member.width is None, one.recovery

@@ -1,0 +1,232 @@
+"""Gradients written down are those that autograd finds, for every part of an objective and any split of a batch."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seed.models.anatomy import Anatomy
+from seed.models.surgery import make_student
+from seed.records import Candidate
+from seed.scoring import quality
+from seed.scoring.distillation import PREDICTIONS
+from seed.scoring.objectives import (
+    Learner,
+    Objective,
+    accumulate_gradients,
+    kl_and_gradient,
+    measure_state_distance,
+    soften,
+)
+from seed.scoring.quality import forward_kl
+from seed.scoring.targets import recall_live
+from tests.models.families import make_model
+from tests.scoring.streams import draw_stream
+
+DENSE = Anatomy(make_model("llama"))
+CUT = Candidate(num_layers=4, kept_layers=(0, 3))
+BOUNDARIES = (3, 4)  # what stands before layer 3, and what stands after all
+RECOVERY = draw_stream(18, 16, rng_seed=1)
+
+
+def learn(
+    student: nn.Module, dense: Anatomy, windows: Tensor, objective: Objective = PREDICTIONS, *, micro_batch: int = 4
+) -> float | None:
+    """Add the gradient of one batch to a student's weights."""
+    [divergence] = accumulate_gradients(
+        [Learner(anatomy=Anatomy(student), boundaries=BOUNDARIES)],
+        dense,
+        RECOVERY,
+        windows,
+        objective,
+        micro_batch=micro_batch,
+        mixed_precision=False,
+        recall=recall_live(dense, RECOVERY),
+    )
+    return divergence
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+def test_divergence_and_gradient_are_those_of_autograd(scale: float, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (scale * torch.randn(2, 5, 257, generator=generator) for _ in range(2))
+    wanted = soften(teacher, temperature=temperature)
+    before = wanted.clone(), student.clone()
+    divergence, gradient = kl_and_gradient(wanted, student, temperature=temperature)
+    assert torch.equal(wanted, before[0])
+    assert torch.equal(student, before[1])
+    leaf = student.double().requires_grad_(True)
+    expected = forward_kl(teacher.double() / temperature, leaf / temperature)
+    (temperature**2 * expected.sum()).backward()
+    assert torch.allclose(divergence.double(), expected.detach(), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(gradient.double(), leaf.grad, atol=1e-5)
+    assert divergence.shape == (2, 5)
+    assert torch.allclose(gradient.sum(-1), torch.zeros(2, 5), atol=1e-5)
+
+
+def test_divergence_from_oneself_is_nothing() -> None:
+    logits = 10 * torch.randn(3, 257, generator=torch.Generator().manual_seed(1))
+    divergence, gradient = kl_and_gradient(soften(logits, temperature=1), logits)
+    assert torch.equal(divergence, torch.zeros(3))
+    assert torch.equal(gradient, torch.zeros(3, 257))
+
+
+def test_half_precision_logits_are_compared_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(4, 257, generator=generator).bfloat16() for _ in range(2))
+    divergence, gradient = kl_and_gradient(soften(teacher, temperature=1), student)
+    assert (divergence.dtype, gradient.dtype) == (torch.float32, torch.float32)
+    exact = kl_and_gradient(soften(teacher.float(), temperature=1), student.float())
+    assert torch.equal(divergence, exact[0])
+    assert torch.equal(gradient, exact[1])
+
+
+def differentiate_directly(teacher: nn.Module, student: nn.Module, windows: Tensor) -> float:
+    """Mean KL by one forward pass of both models on the whole batch, its gradient left in the student."""
+    tokens = RECOVERY.tokens_NT[windows]
+    with torch.no_grad():
+        wanted = teacher(input_ids=tokens, use_cache=False).logits
+    divergence = forward_kl(wanted, student(input_ids=tokens, use_cache=False).logits).mean()
+    divergence.backward()
+    return divergence.item()
+
+
+def take_gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+# windows of 16 tokens: parts of 1, 5 and 15 positions, one window, one and a half, three, and all at once
+@pytest.mark.parametrize("positions", [1, 5, 15, 16, 24, 48, 10_000])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite"])
+def test_the_gradient_is_that_of_whole_logits(family: str, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = make_model(family)
+    dense = Anatomy(teacher)
+    student = make_student(dense, CUT).requires_grad_(True)
+    windows = torch.tensor([4, 0, 11, 7, 2])
+    expected = differentiate_directly(teacher, student, windows)
+    wanted = take_gradients(student)
+    monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * positions)
+    for micro_batch in (1, 3, 5, 8):
+        divergence = learn(student, dense, windows, micro_batch=micro_batch)
+        assert divergence == pytest.approx(expected, rel=1e-5)
+        found = take_gradients(student)
+        assert found.keys() == wanted.keys()
+        for name, gradient in found.items():
+            assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-4 * float(wanted[name].abs().max())), name
+    assert all(weight.grad is None for weight in teacher.parameters())
+
+
+def test_gradients_add_up_until_they_are_cleared() -> None:
+    student = make_student(DENSE, CUT).requires_grad_(True)
+    windows = torch.tensor([1, 2])
+    sizes = []
+    for _ in range(2):
+        learn(student, DENSE, windows)
+        sizes.append(float(student.lm_head.weight.grad.norm()))
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=1e-5)
+
+
+def compute_directly(
+    teacher: nn.Module, student: nn.Module, windows: Tensor, objective: Objective
+) -> tuple[Tensor, Tensor]:
+    """The objective's loss and the mean KL divergence, as its definition reads, by one pass of both on the whole batch."""
+    tokens = RECOVERY.tokens_NT[windows]
+    with torch.no_grad():
+        wanted = teacher(input_ids=tokens, use_cache=False, output_hidden_states=True)
+    with Anatomy(student).record_states() as outputs:
+        logits = student(input_ids=tokens, use_cache=False).logits
+    temperature = objective.temperature
+    divergence = forward_kl(wanted.logits / temperature, logits / temperature).mean()
+    text = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    loss = (1 - objective.ce_share) * temperature**2 * divergence + objective.ce_share * text
+    if objective.hidden_weight:
+        states = Anatomy(teacher).trace(tokens)
+        distances = [
+            (outputs[i] - states[place]).square().sum() / states[place].square().sum()
+            for i, place in enumerate(BOUNDARIES)
+        ]
+        loss = loss + objective.hidden_weight * sum(distances) / 2
+    return loss, divergence
+
+
+OBJECTIVES = [
+    Objective(temperature=2.0),
+    Objective(ce_share=0.3),
+    Objective(ce_share=1.0),
+    Objective(ce_share=0.4, temperature=3.0),
+    Objective(hidden_weight=0.7),
+    Objective(ce_share=1.0, hidden_weight=2.0),
+]
+
+
+@pytest.mark.parametrize("positions", [5, 24, 10_000])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=Objective.describe)
+def test_every_mixture_has_the_gradient_of_its_definition(
+    objective: Objective, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = make_student(DENSE, CUT).requires_grad_(True)
+    windows = torch.tensor([4, 0, 11, 7])
+    loss, divergence = compute_directly(DENSE.model, student, windows, objective)
+    loss.backward()
+    wanted = take_gradients(student)
+    monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * positions)
+    found_divergence = learn(
+        student, DENSE, windows, objective
+    )  # all windows in one micro-batch: distances are shares of it
+    if objective.ce_share == 1:
+        assert found_divergence is None
+    else:
+        assert found_divergence == pytest.approx(divergence.item(), rel=1e-4)
+    found = take_gradients(student)
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-4 * float(wanted[name].abs().max())), name
+
+
+def test_text_alone_asks_nothing_of_the_dense_model() -> None:
+    student = make_student(DENSE, CUT).requires_grad_(True)
+    forwards: list[int] = []
+    handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
+    try:
+        learn(student, DENSE, torch.tensor([1, 2]), Objective(ce_share=1.0))
+    finally:
+        handle.remove()
+    assert not forwards
+    assert not Objective(ce_share=1.0).needs_teacher
+
+
+def test_several_students_get_what_each_gets_alone_from_one_pass_of_the_dense_model() -> None:
+    students = [make_student(DENSE, CUT).requires_grad_(True) for _ in range(2)]
+    with torch.no_grad():
+        students[1].lm_head.weight.mul_(1.1)
+    windows, wanted = torch.tensor([4, 0, 11, 7, 2]), []
+    for student in students:
+        learn(student, DENSE, windows)
+        wanted.append(take_gradients(student))
+    forwards: list[int] = []
+    handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
+    try:
+        accumulate_gradients(
+            [Learner(anatomy=Anatomy(student)) for student in students],
+            DENSE,
+            RECOVERY,
+            windows,
+            Objective(),
+            micro_batch=4,
+            mixed_precision=False,
+            recall=recall_live(DENSE, RECOVERY),
+        )
+    finally:
+        handle.remove()
+    assert len(forwards) == 1
+    for student, expected in zip(students, wanted, strict=True):
+        for name, gradient in take_gradients(student).items():
+            assert torch.equal(gradient, expected[name]), name
+
+
+def test_states_that_are_what_is_wanted_are_no_distance_apart() -> None:
+    states = [torch.randn(2, 3, 8) for _ in range(2)]
+    assert measure_state_distance(states, states) == 0
+    assert float(measure_state_distance([2 * states[0], states[1]], states)) == pytest.approx(0.5)
