@@ -20,7 +20,6 @@ from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import contains, list_presets
 from seed.optimize.study import open_storage, open_study
 from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, StudyRecord, TrialRecord
-from seed.reporting.wording import format_bytes
 from seed.stages import planning
 from seed.stages.options import parse_bytes, parse_seconds
 from seed.stages.planning import DTYPES, SearchSettings
@@ -28,7 +27,6 @@ from seed.stages.recoveries import RECOVERIES
 
 if TYPE_CHECKING:
     from seed.scoring.sweep import Sweep
-    from seed.stages.costs import Cost
     from seed.stages.workbench import Workbench
 
 
@@ -51,10 +49,7 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
 
 def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     """Run the whole pass, or what is left of it."""
-    preset = planning.find_preset(settings)
-    if settings.space is not None and settings.model == SearchSettings.model and preset is not None:
-        settings = dataclasses.replace(settings, model=preset.model.name)
-    settings = planning.resolve_paths(settings)
+    settings, preset = planning.start_from_preset(settings)
     name = folder.name_study(settings.study or planning.name_default_study(settings.model))
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
@@ -64,24 +59,18 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     terminal.say(f"opening {settings.model}")
     bench, preset = workbench.open_for_search(settings, preset, study=study)
     space = bench.protocol.space
-    trials = min(settings.trials or preset.search.trials, space.size)
-    distill_tokens = settings.distill_tokens or preset.recovery.distill_tokens
     factor = settings.chosen_recovery.rate_factor
     rates = tuple(factor * rate for rate in preset.recovery.learning_rates)
     rates = (settings.learning_rate,) if settings.learning_rate else rates
-    speed = costs.time_parts(bench)
-    plan = planning.make_plan(
-        settings,
-        bench.protocol,
-        name=name,
-        trials=trials,
-        distill_tokens=distill_tokens,
-        covers_space=costs.estimate_sweep(bench, space, speed) <= settings.sweep_budget
-        and (bench.protocol.rung == "closed_form" or settings.sampler == "subset" or space.size <= trials),
-    )
+    shape = costs.describe_shape(bench)
+    speed = costs.time_parts(bench.anatomy, shape, costs.take_micro_batch(bench))
+    plan = costs.draft_plan(settings, preset, bench.protocol, name=name, shape=shape, speed=speed)
     if study.plan.exists():
         plan = planning.continue_plan(folder.read_record(study.plan, SearchPlan), plan, place=study.root)
-    show_cost(terminal, bench, plan, costs.estimate_cost(bench, plan, speed, distill=settings.distill))
+    cost = costs.estimate_cost(shape, bench.protocol, plan, speed, distill=settings.distill)
+    for line in costs.describe_plan(bench.protocol, plan, cost):
+        terminal.say(line)
+    costs.require_resources(cost, root=study.root, device=bench.device)
     folder.create(study.root)
     with folder.lock(study):
         if study.plan.exists():
@@ -137,31 +126,6 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
                 terminal, bench, sweep, plan, dense, frontier, rates=rates, eval_command=settings.eval_command
             )
         return finish(terminal, study)
-
-
-def show_cost(terminal: Terminal, bench: "Workbench", plan: SearchPlan, cost: "Cost") -> None:
-    """Say what the search will cost, and refuse when disk or memory cannot take it."""
-    from seed.stages import costs
-
-    space, rung = bench.protocol.space, bench.protocol.rung.replace("_", " ")
-    if plan.covers_space and bench.protocol.rung == "closed_form":
-        what = f"all {space.size} candidates at rung {rung}"
-        what += f" (--trials {plan.trials} is for spaces that no sweep covers)" if plan.trials < space.size else ""
-    else:
-        what = f"{plan.trials} of {space.size} candidates at rung {rung}"
-        what += ", led by a sweep of all of them at rung closed form" if plan.covers_space else ""
-    finals = (
-        f"; then {cost.num_finals} models distilled for {plan.distill_tokens:,} tokens each, about "
-        f"{format_seconds(cost.distill_seconds)}"
-    )
-    terminal.say(
-        f"plan: {what}, about {format_seconds(cost.search_seconds)}{finals if cost.num_finals else ''}; at most "
-        f"{format_bytes(cost.memory_bytes)} of memory and {format_bytes(cost.disk_bytes)} of disk, on {bench.protocol.device}"
-    )
-    terminal.say(f"  memory: {cost.memory_formula}")
-    for stream_name, stream in bench.protocol.streams.items():
-        terminal.say(f"  {stream_name}: {stream.tokens:,} tokens in {stream.documents} documents of {stream.source}")
-    costs.require_resources(bench, cost)
 
 
 def select_members(
@@ -378,6 +342,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="any Optuna storage, such as postgresql://USER@HOST/DB (default: a file in the study)",
     )
+    place.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what the search would do and take, from the model's shape: no weights, no network, nothing written",
+    )
     return parser
 
 
@@ -398,8 +367,24 @@ def _seconds(text: str) -> float:
 
 
 def main() -> None:
-    """Read the command line and search."""
-    search(SearchSettings(**vars(make_parser().parse_args())), Terminal())
+    """Read the command line and search, or say what a search would take."""
+    words = vars(make_parser().parse_args())
+    is_dry = words.pop("dry_run", False)
+    settings = SearchSettings(**words)
+    if is_dry:
+        rehearse(settings, Terminal())
+    else:
+        search(settings, Terminal())
+
+
+def rehearse(settings: SearchSettings, terminal: Terminal) -> None:
+    """Say what the search would do and take, without weights, network or a study's folder."""
+    settings, preset = planning.start_from_preset(settings)
+    name = folder.name_study(settings.study or planning.name_default_study(settings.model))
+    planning.quiet_libraries()
+    from seed.stages import rehearsal
+
+    rehearsal.rehearse(settings, preset, name=name, say=terminal.say)
 
 
 if __name__ == "__main__":

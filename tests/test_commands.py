@@ -312,6 +312,52 @@ def test_limits_that_nothing_can_keep_are_refused(make_checkpoint, text_file, tm
     assert "no candidate can keep the limits" in error_of(run_seed(*words, "--max-memory=1kB", cwd=tmp_path, code=2))
 
 
+DRY_RUNS = {
+    "gpt2": [
+        "12 layers, 124 M parameters",
+        "10 of 12 layers: 66 candidates",
+        "9 of 12 layers: 220",
+        "fits one GPU of 24 GB",
+    ],
+    "tinyllama": [
+        "20 of 22 layers: 231 candidates, 1.01\u00a0B parameters, -8.0 %",
+        "19 of 22 layers: 1,540",
+        "-12.0 %",
+    ],
+    "demo": ["all 298 candidates at rung closed form", "documents of demo", "9 of 12 layers: 220 candidates"],
+}
+
+
+@pytest.mark.parametrize("name", DRY_RUNS)
+def test_a_dry_run_says_what_a_search_takes_and_writes_nothing(tmp_path, name):
+    said = run_seed("seed.search", "--model", name, "--dry-run", cwd=tmp_path).stdout.replace("124\u00a0M", "124 M")
+    for text in [
+        *DRY_RUNS[name],
+        "plan: ",
+        "memory: dense model",
+        "multiply-adds",
+        "at 50 TFLOP/s",
+        "estimated on cpu",
+    ]:
+        assert text in said
+    assert said.splitlines()[-1] == "run it: python -m seed.search" + f" --model {name}" * (name != "demo")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_a_checkpoint_keeps_its_options(make_checkpoint, text_file, tmp_path):
+    words = search_words(make_checkpoint("gpt2"), text_file, "--max-dropped=2", "--rung=2", "--study=one")
+    said = run_seed(*words, "--dry-run", cwd=tmp_path).stdout
+    assert "10 of 10 candidates at rung short distillation" in said
+    assert "2 of 4 layers: 6 candidates" in said
+    command = said.splitlines()[-1]
+    assert "--max-dropped 2" in command
+    assert "--study one" in command
+    assert "dry-run" not in command
+    assert not list(tmp_path.iterdir())
+    error = error_of(run_seed("seed.search", "--model", "someone/model", "--dry-run", cwd=tmp_path, code=2))
+    assert "its shape is not known offline" in error
+
+
 BAD_WORDS = {
     "unknown model": (["--model", "tinylama"], ["tinylama", "tinyllama"]),
     "no network": (["--model", "tinyllama"], ["TinyLlama", "hub cannot be reached", "--model demo"]),

@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -19,10 +20,11 @@ from seed.records import Candidate, Record, SearchSpace
 
 
 class ModelSection(Record, frozen=True, kw_only=True):
-    """The model on the hub. Revisions are full commit hashes, pinned only where known for certain."""
+    """The model on the hub. Revisions are full commit hashes, pinned only where known for certain; tied weights count once."""
 
     name: str
     num_layers: int
+    num_params: int | None = None
     revision: str | None = None
     license: str | None = None
 
@@ -70,7 +72,7 @@ class SearchSection(Record, frozen=True, kw_only=True):
 
 
 class Preset(Record, frozen=True, kw_only=True):
-    """One file of search_spaces/."""
+    """One file of search_spaces/. ``config`` is the part of the model's public config that its shape needs."""
 
     model: ModelSection
     space: SpaceSection
@@ -78,6 +80,7 @@ class Preset(Record, frozen=True, kw_only=True):
     recovery: RecoverySection
     latency: LatencySection = LatencySection()
     search: SearchSection = SearchSection()
+    config: dict[str, Any] | None = None
 
 
 SECTIONS: dict[str, type[Record]] = {
@@ -122,6 +125,7 @@ def load_preset(path: Path) -> Preset:
         raise SpaceError(f"{path}: {_explain(str(error))}") from error
     make_space(preset.space, num_layers=preset.model.num_layers, place=str(path))
     for section, key in (
+        ("model", "num_params"),
         ("data", "window_tokens"),
         ("data", "calibration_tokens"),
         ("data", "validation_tokens"),
@@ -284,7 +288,7 @@ def _explain(message: str) -> str:
     section = key.split(".")[0].split("[")[0]
     unknown = re.search(r"unknown field `(.+)`", what)
     if unknown:
-        allowed = list(SECTIONS[section].__struct_fields__) if section in SECTIONS else list(SECTIONS)
+        allowed = list(SECTIONS[section].__struct_fields__) if section in SECTIONS else [*SECTIONS, "config"]
         near = difflib.get_close_matches(unknown[1], allowed, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         place = f"[{section}] " if section in SECTIONS else ""

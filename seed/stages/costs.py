@@ -1,4 +1,7 @@
-"""What a search will cost, estimated before any work from a few timed parts of the model, and refused early."""
+"""What a search will cost, estimated before any work from a few timed parts of the model, and refused early.
+
+Estimates depend on a ``Shape`` alone, so that a dry run without weights and the search itself use the same formulas.
+"""
 
 import os
 import time
@@ -9,27 +12,62 @@ from pathlib import Path
 import torch
 
 from seed import folder
+from seed.console import format_seconds
 from seed.errors import ResourceError
-from seed.models.checkpoint import measure_size
-from seed.optimize.space import enumerate_candidates
-from seed.records import SearchPlan, SearchSpace
+from seed.models.anatomy import Anatomy
+from seed.models.surgery import cast_weights
+from seed.optimize.space import Preset, enumerate_candidates
+from seed.records import Protocol, SearchPlan, SearchSpace
 from seed.reporting.wording import format_bytes
-from seed.scoring.refit import ProjectionFit
+from seed.scoring.quality import DEFAULT_LOGITS_BYTES
+from seed.scoring.refit import RIDGES, ProjectionFit
 from seed.scoring.subsets import SIBLING_BYTES, count_work, estimate_memory
 from seed.scoring.sweep import RELEASED_BYTES
-from seed.scoring.targets import STORED_BYTES, count_bytes
-from seed.stages.recovering import list_windows
+from seed.scoring.targets import STORED_BYTES
+from seed.stages import planning
+from seed.stages.planning import SearchSettings
+from seed.stages.recovering import TRAINED_TOKENS
 from seed.stages.workbench import Workbench
 
 # Work of one trained token, in forward passes of the dense model: a student's forward and backward are three,
-# the dense model's head is rebuilt from stored states.
+# the dense model's head is rebuilt from stored states. States too large to store are one more.
 TRAINING_FORWARDS = 3.3
 COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no sweep is short then
+# Parts of the vocabulary's logits that a training step holds at once: both models', their logarithms, the
+# probabilities and the gradient.
+LOGITS_PARTS = 6
+FIT_TOKENS = 1024  # what a fit is timed on where it is timed in small
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """All that estimates know of a model and its texts. Tokens, bytes, and numbers of parameters."""
+
+    num_layers: int
+    width: int
+    mlp_width: int  # what the widest MLP output projection reads; 0 where closed form is not available
+    vocabulary: int
+    num_params: int
+    layer_params: int  # of one layer, the mean
+    number_bytes: int  # of a number that is computed with
+    stored_bytes: int  # of a number in an exported model
+    kept_bytes: (
+        int  # what training one layer keeps of one token for the way back; 0 on the CPU, where it is not counted
+    )
+    kept_copies: int  # and what it keeps whatever the tokens: weights rounded to bfloat16
+    on_gpu: bool
+    calibration_tokens: int
+    validation_tokens: int
+    test_tokens: int
+    recovery_windows: int
+
+    def __post_init__(self) -> None:
+        assert self.layer_params * self.num_layers <= self.num_params
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Seconds of the parts that scores are made of."""
+    """Seconds, or multiply-adds, of the parts that scores are made of."""
 
     layer: float  # one layer, one token
     head: float  # final norm, head and loss, one token
@@ -44,6 +82,29 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of the things that lie in memory, and how its size comes about."""
+
+    what: str
+    num_bytes: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """Memory at most, and its parts."""
+
+    num_bytes: int
+    parts: tuple[Part, ...]
+    remark: str
+
+    def describe(self, *, in_detail: bool) -> str:
+        """The parts in words."""
+        words = (f"{part.what} {format_bytes(part.num_bytes)}{part.detail * in_detail}" for part in self.parts)
+        return "; ".join(words) + self.remark
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """Seconds, bytes and counts of a search to come."""
 
@@ -55,48 +116,145 @@ class Cost:
     num_finals: int
 
 
-def time_parts(bench: Workbench) -> Speed:
-    """Time a layer, the head and one fit, each the better of two."""
-    anatomy = bench.anatomy
-    tokens = bench.streams["validation"].tokens_NT[: bench.micro_batch].to(bench.device)
-    states = anatomy.trace(tokens)
-    middle = anatomy.num_layers // 2
-    count = tokens.numel()
-    head = _time(lambda: anatomy.compute_logits(states[-1], tokens).float().logsumexp(-1).sum(), bench.device) / count
-    layer = _time(lambda: anatomy.run_layer(middle, states[middle]), bench.device) / count
+def describe_shape(bench: Workbench) -> Shape:
+    """The shape of an opened model and its text."""
+    anatomy, on_gpu = bench.anatomy, bench.device.type == "cuda"
+    kept = (0, 0)
+    if on_gpu:
+        kept = count_kept_bytes(anatomy, take_micro_batch(bench), mixed_precision=bench.protocol.mixed_precision)
+    return Shape(
+        num_layers=anatomy.num_layers,
+        width=anatomy.config.hidden_size,
+        mlp_width=0 if bench.gains is None else measure_mlp_width(anatomy),
+        vocabulary=anatomy.config.vocab_size,
+        num_params=sum(weight.numel() for weight in anatomy.model.parameters()),
+        layer_params=sum(weight.numel() for weight in anatomy.layers.parameters()) // anatomy.num_layers,
+        number_bytes=bench.dtype.itemsize,
+        stored_bytes=bench.teacher.stored_dtype.itemsize,
+        kept_bytes=kept[0],
+        kept_copies=kept[1],
+        on_gpu=on_gpu,
+        calibration_tokens=bench.protocol.calibration_tokens,
+        validation_tokens=bench.streams["validation"].num_tokens,
+        test_tokens=bench.streams["test"].num_tokens,
+        recovery_windows=len(bench.streams["recovery"].tokens_NT),
+    )
+
+
+def take_micro_batch(bench: Workbench) -> torch.Tensor:
+    """A micro-batch of validation text on the device."""
+    return bench.streams["validation"].tokens_NT[: bench.micro_batch].to(bench.device)
+
+
+def time_parts(anatomy: Anatomy, shape: Shape, tokens_BT: torch.Tensor, *, fit_width: int | None = None) -> Speed:
+    """Time a layer, the head and one fit, each the better of two.
+
+    ``anatomy`` may have fewer layers than ``shape``: its middle one is timed. With ``fit_width``, fits of wider layers
+    are timed at this width, and their parts scaled by the powers of the width that they grow with.
+    """
+    states = anatomy.trace(tokens_BT)
+    middle, device, count = anatomy.num_layers // 2, anatomy.device, tokens_BT.numel()
+    head = _time(lambda: anatomy.compute_logits(states[-1], tokens_BT).float().logsumexp(-1).sum(), device) / count
+    layer = _time(lambda: anatomy.run_layer(middle, states[middle]), device) / count
     fit = solve = 0.0
-    if bench.gains is not None:
-        gaps = [torch.randn_like(states[middle], dtype=torch.float32)]
-        reads = [torch.randn(*gaps[0].shape[:-1], measure_mlp_width(bench), device=bench.device)]
-        share = max(1, bench.protocol.calibration_tokens / count)  # sums grow with the text, factors do not
-        sums = _time(lambda: ProjectionFit(reads, has_bias=False).everything.gram, bench.device)
+    if shape.mlp_width:
+        most = fit_width or max(shape.mlp_width, shape.width)
+        reads_width, gaps_width = min(shape.mlp_width, most), min(shape.width, most)
+        places = tuple(tokens_BT.shape) if fit_width is None else (1, FIT_TOKENS)
+        gaps = [torch.randn(*places, gaps_width, device=device)]
+        reads = [torch.randn(*places, reads_width, device=device)]
+        share = max(1, shape.calibration_tokens / gaps[0][..., 0].numel())  # sums grow with the text, factors do not
+        sums = _time(lambda: ProjectionFit(reads, has_bias=False).everything.gram, device)
         fitted = ProjectionFit(reads, has_bias=False)
         fitted.solve(gaps)
-        solve = _time(lambda: fitted.solve(gaps).weight, bench.device)
-        whole = _time(lambda: ProjectionFit(reads, has_bias=False).solve(gaps).weight, bench.device)
-        fit = share * sums + max(0.0, whole - sums - solve)
-        solve += share * sums * gaps[0].shape[-1] / reads[0].shape[-1]
-    return Speed(layer=layer, head=head, fit=fit, solve=solve, num_layers=anatomy.num_layers)
+        solve = _time(lambda: fitted.solve(gaps).weight, device)
+        whole = _time(lambda: ProjectionFit(reads, has_bias=False).solve(gaps).weight, device)
+        wider, more = shape.mlp_width / reads_width, shape.width / gaps_width
+        factors = max(0.0, whole - sums - solve) * wider**3
+        sums *= wider**2
+        fit = share * sums + factors
+        solve = solve * wider**2 * more + share * sums * shape.width / shape.mlp_width
+    return Speed(layer=layer, head=head, fit=fit, solve=solve, num_layers=shape.num_layers)
 
 
-def measure_mlp_width(bench: Workbench) -> int:
-    """How many numbers the widest MLP output projection reads for one token; 0 without closed form."""
-    if bench.gains is None:
-        return 0
+def count_parts(anatomy: Anatomy, shape: Shape, *, window_tokens: int) -> tuple[Speed, Speed]:
+    """Multiply-adds of the parts, those of float64 apart: layers and head, and sums of fits; factors and solutions of fits.
+
+    Attention is taken over half a window, as a causal mask leaves it.
+    """
+    matrices = sum(weight.numel() for weight in anatomy.layers.parameters() if weight.ndim >= 2) / anatomy.num_layers
+    reads, width, systems = shape.mlp_width, shape.width, len(RIDGES) + 1  # and the best one again on all positions
+    plain = Speed(
+        layer=matrices + window_tokens * width,
+        head=shape.vocabulary * width,
+        fit=shape.calibration_tokens * reads**2,
+        solve=(2 * shape.calibration_tokens + shape.validation_tokens) * reads * width,
+        num_layers=shape.num_layers,
+    )
+    precise = Speed(
+        layer=0,
+        head=0,
+        fit=systems * reads**3 / 3,
+        solve=(systems + len(RIDGES)) * reads**2 * width,
+        num_layers=shape.num_layers,
+    )
+    return plain, precise
+
+
+def count_kept_bytes(anatomy: Anatomy, tokens_BT: torch.Tensor, *, mixed_precision: bool) -> tuple[int, int]:
+    """What training the middle layer keeps for the way back: bytes for each token, and bytes whatever the tokens.
+
+    Counted in a real pass over few tokens and over twice as many, with float32 weights as a student has them. Weights
+    themselves do not count. Attention that keeps its weights grows with the square of a window, and is counted too low.
+    """
+    middle, found = anatomy.num_layers // 2, []
+    layer = anatomy.layers[middle]
+    few = max(1, min(64, tokens_BT.shape[1] // 2))
+    traced = {count: anatomy.trace(tokens_BT[:1, :count]) for count in (few, 2 * few)}
+    as_they_are = [weight.data for weight in layer.parameters()]
+    cast_weights(layer, torch.float32)
+    own = {weight.untyped_storage().data_ptr() for weight in layer.parameters()}
+    layer.requires_grad_(True)
+    try:
+        for states in traced.values():
+            kept: dict[int, torch.UntypedStorage] = {}
+
+            def keep(saved: torch.Tensor, kept: dict[int, torch.UntypedStorage] = kept) -> torch.Tensor:
+                storage = saved.untyped_storage()
+                if storage.data_ptr() not in own:
+                    kept[storage.data_ptr()] = storage
+                return saved
+
+            with (
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved),
+                torch.autocast(anatomy.device.type, dtype=torch.bfloat16, enabled=mixed_precision),
+            ):
+                anatomy.run_layer(middle, states[middle].float().requires_grad_(True))
+            found.append(sum(storage.nbytes() for storage in kept.values()))
+    finally:
+        layer.requires_grad_(False)
+        for weight, data in zip(layer.parameters(), as_they_are, strict=True):
+            weight.data = data
+    per_token = (found[1] - found[0]) // few
+    return per_token, max(0, found[0] - few * per_token)
+
+
+def measure_mlp_width(anatomy: Anatomy) -> int:
+    """How many numbers the widest MLP output projection reads for one token, in a model that has them."""
     widest = 0
-    for layer in range(bench.anatomy.num_layers):
-        weight = getattr(bench.anatomy.mlp_output(layer), "weight", None)
+    for layer in range(anatomy.num_layers):
+        weight = getattr(anatomy.mlp_output(layer), "weight", None)
         assert isinstance(weight, torch.Tensor), "measure_gains proved that there is one"
-        widest = max(widest, weight.numel() // bench.anatomy.config.hidden_size)
+        widest = max(widest, weight.numel() // anatomy.config.hidden_size)
     return widest
 
 
-def estimate_sweep(bench: Workbench, space: SearchSpace, speed: Speed) -> float:
+def estimate_sweep(shape: Shape, space: SearchSpace, speed: Speed) -> float:
     """Seconds of scoring a whole space by closed form, its prefixes shared; infinite for spaces beyond counting."""
-    if bench.gains is None or space.size > COUNTED_SETS:
+    if not shape.mlp_width or space.size > COUNTED_SETS:
         return float("inf")
     work = count_work(enumerate_candidates(space), closed_form=True, gone_layers=space.gone_layers)
-    calibration, validation = bench.protocol.calibration_tokens, bench.streams["validation"].num_tokens
+    calibration, validation = shape.calibration_tokens, shape.validation_tokens
     return (
         work.plain_layers * validation * speed.layer
         + work.run_layers * ((calibration + validation) * speed.layer + speed.fit)
@@ -105,105 +263,156 @@ def estimate_sweep(bench: Workbench, space: SearchSpace, speed: Speed) -> float:
     )
 
 
-def estimate_cost(bench: Workbench, plan: SearchPlan, speed: Speed, *, distill: bool) -> Cost:
-    """Estimate from timed parts; the truth is mostly within a factor of two."""
-    protocol = bench.protocol
-    validation, test = bench.streams["validation"].num_tokens, bench.streams["test"].num_tokens
-    one_walk = (protocol.calibration_tokens + validation) * speed.forward + bench.anatomy.num_layers * (
-        speed.fit + speed.solve
+def draft_plan(
+    settings: SearchSettings, preset: Preset, protocol: Protocol, *, name: str, shape: Shape, speed: Speed
+) -> SearchPlan:
+    """Plan the study: a space that closed form sweeps within the budget is swept."""
+    trials = min(settings.trials or preset.search.trials, protocol.space.size)
+    return planning.make_plan(
+        settings,
+        protocol,
+        name=name,
+        trials=trials,
+        distill_tokens=settings.distill_tokens or preset.recovery.distill_tokens,
+        covers_space=estimate_sweep(shape, protocol.space, speed) <= settings.sweep_budget
+        and (protocol.rung == "closed_form" or settings.sampler == "subset" or protocol.space.size <= trials),
     )
+
+
+def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed, *, distill: bool) -> Cost:
+    """Estimate from timed parts; the truth is mostly within a factor of two."""
+    validation, test = shape.validation_tokens, shape.test_tokens
+    one_walk = (shape.calibration_tokens + validation) * speed.forward + shape.num_layers * (speed.fit + speed.solve)
     climbs = protocol.rung == "short_distillation"
-    search = estimate_sweep(bench, protocol.space, speed) if plan.covers_space else 0.0
-    if bench.gains is not None and (climbs or not plan.covers_space):
+    search = estimate_sweep(shape, protocol.space, speed) if plan.covers_space else 0.0
+    if shape.mlp_width and (climbs or not plan.covers_space):
         search += plan.trials * one_walk
-    if climbs:
-        short = TRAINING_FORWARDS * protocol.short_steps * protocol.batch_tokens + 4 * validation
-        search += plan.trials * short * speed.forward
     num_finals = min(plan.frontier_size, plan.trials) if distill else 0
-    final = (TRAINING_FORWARDS * plan.distill_tokens + 11 * validation + 3 * test) * speed.forward + 2 * one_walk
-    tuning = (0.3 * TRAINING_FORWARDS + 1) * plan.distill_tokens * speed.forward if distill else 0.0
-    memory, formula = _estimate_memory(bench, distills=distill, climbs=climbs)
+    batch_tokens = max(1, protocol.batch_tokens // protocol.window_tokens) * protocol.window_tokens
+    steps = max(
+        protocol.short_steps if climbs else 0,
+        plan.distill_tokens // batch_tokens if num_finals else 0,
+    )
+    seen = min(steps * batch_tokens, shape.recovery_windows * protocol.window_tokens)  # each window is stored once
+    states = seen * shape.width * shape.number_bytes
+    training = TRAINING_FORWARDS + (states > STORED_BYTES)
+    if climbs:
+        short = training * protocol.short_steps * protocol.batch_tokens + 4 * validation
+        search += plan.trials * short * speed.forward
+    final = (training * plan.distill_tokens + 11 * validation + 3 * test) * speed.forward + 2 * one_walk
+    tuning = (0.3 * training + 1) * plan.distill_tokens * speed.forward if distill else 0.0
+    peak = estimate_peak(shape, protocol, trains=distill or climbs, climbs=climbs)
+    # exported models, a training checkpoint (weights, two moments, best weights) old and new, the dense model's states
+    checkpoints = 2 * 4 * 4 * shape.num_params if num_finals else 0
+    disk = num_finals * shape.num_params * shape.stored_bytes + checkpoints + states * (states <= STORED_BYTES)
     return Cost(
         search_seconds=search,
-        distill_seconds=num_finals * final + tuning,
-        memory_bytes=memory,
-        memory_formula=formula,
-        disk_bytes=_estimate_disk(bench, plan, num_finals=num_finals, climbs=climbs),
+        distill_seconds=num_finals * plan.replicas * final + tuning,
+        memory_bytes=peak.num_bytes,
+        memory_formula=peak.describe(in_detail=True),
+        disk_bytes=disk + 20_000_000,
         num_finals=num_finals,
     )
 
 
-def require_resources(bench: Workbench, cost: Cost) -> None:
+def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost) -> list[str]:
+    """Say in lines what a search will do, take and read."""
+    space, rung = protocol.space, protocol.rung.replace("_", " ")
+    if plan.covers_space and protocol.rung == "closed_form":
+        what = f"all {space.size:,} candidates at rung {rung}"
+        what += f" (--trials {plan.trials} is for spaces that no sweep covers)" if plan.trials < space.size else ""
+    else:
+        what = f"{plan.trials:,} of {space.size:,} candidates at rung {rung}"
+        what += ", led by a sweep of all of them at rung closed form" if plan.covers_space else ""
+    finals = (
+        f"; then {cost.num_finals} models distilled for {plan.distill_tokens:,} tokens each, about "
+        f"{format_seconds(cost.distill_seconds)}"
+    )
+    return [
+        f"plan: {what}, about {format_seconds(cost.search_seconds)}{finals if cost.num_finals else ''}; at most "
+        f"{format_bytes(cost.memory_bytes)} of memory and {format_bytes(cost.disk_bytes)} of disk, on {protocol.device}",
+        f"  memory: {cost.memory_formula}",
+        *(
+            f"  {name}: {stream.tokens:,} tokens{f' in {stream.documents} documents' * (stream.documents > 0)} of {stream.source}"
+            for name, stream in protocol.streams.items()
+        ),
+    ]
+
+
+def require_resources(cost: Cost, *, root: Path, device: torch.device) -> None:
     """Refuse before any work when disk or memory cannot suffice.
 
     Raises:
         ResourceError: with what is needed, what is there, and what makes it smaller.
     """
-    existing: Path = bench.folder.root.resolve()
+    existing = root.resolve()
     while not existing.exists():
         existing = existing.parent
     folder.require_room(existing, needed_bytes=cost.disk_bytes, purpose="this search")
-    if bench.device.type == "cuda":
-        free = torch.cuda.mem_get_info(bench.device)[0] + torch.cuda.memory_reserved(bench.device)  # ours already
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)  # ours already
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if cost.memory_bytes > free:
         raise ResourceError(
-            f"this search needs about {format_bytes(cost.memory_bytes)} of memory, but {bench.device} has "
+            f"this search needs about {format_bytes(cost.memory_bytes)} of memory, but {device} has "
             f"{format_bytes(free)}. Lower --calibration-tokens and --validation-tokens, train low-rank updates only with "
             "--lora-rank 16, or choose a smaller model."
         )
 
 
-def _estimate_memory(bench: Workbench, *, distills: bool, climbs: bool) -> tuple[int, str]:
-    """Bytes at most, without activations, and how they come about."""
-    protocol, layers, width = bench.protocol, bench.anatomy.num_layers, bench.anatomy.config.hidden_size
-    calibration, validation = protocol.calibration_tokens, bench.streams["validation"].num_tokens
-    number_bytes = torch.finfo(bench.dtype).bits // 8
-    params = measure_size(bench.teacher.model, dtype=bench.teacher.stored_dtype).num_params
-    dense, states, training = params * number_bytes, 0, 0
-    parts = [f"dense model {format_bytes(dense)}"]
-    if bench.gains is not None:
-        mlp_width = measure_mlp_width(bench)
+def estimate_peak(
+    shape: Shape, protocol: Protocol, *, trains: bool, climbs: bool, num_dropped: int | None = None
+) -> Peak:
+    """Memory at most; on a GPU with what training keeps for the way back, and with the best weights on the host.
+
+    On a GPU a student without ``num_dropped`` layers is counted; None: the largest.
+    """
+    layers, width = shape.num_layers, shape.width
+    dense = Part(what="dense model", num_bytes=shape.num_params * shape.number_bytes)
+    sweep, training, rest = [], [], []
+    if shape.mlp_width:
         states = estimate_memory(
             num_layers=layers,
             width=width,
-            mlp_width=mlp_width,
-            calibration_tokens=calibration,
-            validation_tokens=validation,
-            number_bytes=number_bytes,
+            mlp_width=shape.mlp_width,
+            calibration_tokens=shape.calibration_tokens,
+            validation_tokens=shape.validation_tokens,
+            number_bytes=shape.number_bytes,
         )
-        parts.append(
-            f"a sweep {format_bytes(states)}: (L + 1) (2 C + V) D numbers of states, and L times (C + V) (D + F) numbers and "
-            f"72 F F bytes that siblings share, of these {format_bytes(SIBLING_BYTES)} at most (L = {layers}, "
-            f"C = {calibration:,}, V = {validation:,}, D = {width:,}, F = {mlp_width:,})"
+        detail = (
+            f": (L + 1) (2 C + V) D numbers of states, and L times (C + V) (D + F) numbers and 72 F F bytes that siblings "
+            f"share, of these {format_bytes(SIBLING_BYTES)} at most (L = {layers}, C = {shape.calibration_tokens:,}, "
+            f"V = {shape.validation_tokens:,}, D = {width:,}, F = {shape.mlp_width:,})"
         )
-    if distills or climbs:
+        sweep.append(Part(what="a sweep", num_bytes=states, detail=detail))
+    if trains and not shape.on_gpu:
         # float32 weights, gradient, two moments and the best weights; with LoRA a copy of the weights, and one to judge
-        training = params * (2 * number_bytes if protocol.lora_rank else 5 * 4)
-        parts.append(f"a student in training {format_bytes(training)}")
-    if states > RELEASED_BYTES and not climbs:
-        return dense + max(states, training), "; ".join(parts) + " (after the sweep's states are let go)" * bool(
-            training
-        )
-    return dense + states + training, "; ".join(parts)
-
-
-def _estimate_disk(bench: Workbench, plan: SearchPlan, *, num_finals: int, climbs: bool) -> int:
-    """Exported models, a training checkpoint (weights, two moments, best weights) old and new, the dense model's states."""
-    size = measure_size(bench.teacher.model, dtype=bench.teacher.stored_dtype)
-    steps = max(
-        bench.protocol.short_steps if climbs else 0,
-        plan.distill_tokens // (bench.batch_windows * bench.protocol.window_tokens) if num_finals else 0,
+        each = 2 * shape.number_bytes if protocol.lora_rank else 5 * 4
+        training.append(Part(what="a student in training", num_bytes=shape.num_params * each))
+    if trains and shape.on_gpu:
+        kept = layers - (protocol.space.min_dropped if num_dropped is None else num_dropped)
+        weights = shape.num_params - (layers - kept) * shape.layer_params
+        tokens = max(1, TRAINED_TOKENS // protocol.window_tokens) * protocol.window_tokens
+        if protocol.lora_rank:
+            what, each = "a student's weights, and a copy to judge", 2 * shape.number_bytes
+        else:  # at a look at validation text the copy to judge stands where the gradient was
+            what, each = "a student's float32 weights, gradient and two moments", 4 * 4
+        way_back = kept * (tokens * shape.kept_bytes + shape.kept_copies)
+        training.append(Part(what=what, num_bytes=weights * each, detail=f" ({kept} layers)"))
+        training.append(Part(what=f"what {tokens:,} tokens leave in its layers for the way back", num_bytes=way_back))
+    if shape.on_gpu:
+        logits = LOGITS_PARTS * min(DEFAULT_LOGITS_BYTES, 4 * TRAINED_TOKENS * shape.vocabulary)
+        rest.append(Part(what="logits, some positions at a time", num_bytes=logits))
+    swept, trained = (sum(part.num_bytes for part in parts) for parts in (sweep, training))
+    lets_go = swept > RELEASED_BYTES and not climbs
+    return Peak(
+        num_bytes=dense.num_bytes
+        + (max(swept, trained) if lets_go else swept + trained)
+        + sum(part.num_bytes for part in rest),
+        parts=(dense, *sweep, *training, *rest),
+        remark=" (training begins after the sweep's states are let go)" if lets_go and trained else "",
     )
-    states = count_bytes(
-        num_windows=len(list_windows(bench, steps=steps, rng_seeds=[bench.protocol.rng_seed])),
-        window_tokens=bench.protocol.window_tokens,
-        width=bench.anatomy.config.hidden_size,
-        dtype=bench.dtype,
-    )
-    training = 2 * 4 * 4 * size.num_params if num_finals else 0
-    return num_finals * size.weight_bytes + training + (states if states <= STORED_BYTES else 0) + 20_000_000
 
 
 @torch.no_grad()

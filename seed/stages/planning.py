@@ -164,6 +164,18 @@ def find_preset(settings: SearchSettings) -> Preset | None:
     return None
 
 
+def start_from_preset(settings: SearchSettings) -> tuple[SearchSettings, Preset | None]:
+    """Return the settings with the model that they mean and whole paths, and the preset that they start from.
+
+    Raises:
+        SpaceError: the file of a search space is wrong.
+    """
+    preset = find_preset(settings)
+    if settings.space is not None and settings.model == SearchSettings.model and preset is not None:
+        settings = replace(settings, model=preset.model.name)
+    return resolve_paths(settings), preset
+
+
 def resolve_paths(settings: SearchSettings) -> SearchSettings:
     """Make the paths of texts absolute, so that a study can be continued from any folder."""
 

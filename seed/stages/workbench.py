@@ -8,6 +8,7 @@ import importlib.metadata
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, prove_round_trip
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.optimize.space import Preset, default_preset, drop_more, list_presets, make_space
-from seed.records import Environment, Protocol, SearchPlan
+from seed.records import Environment, Protocol, SearchPlan, StreamRecord
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
 from seed.scoring.instruments import Instruments, make_walker, start_student
 from seed.scoring.latency import Workload
@@ -81,6 +82,21 @@ def locate_model(name: str, *, preset: Preset | None) -> str:
     return preset.model.name if preset is not None and name in list_presets() else name
 
 
+def find_source(settings: SearchSettings, preset: Preset | None) -> ModelSource:
+    """Say where the model comes from, and which revision of it.
+
+    Raises:
+        ModelError: a revision of a model that has none.
+    """
+    location = locate_model(settings.model, preset=preset)
+    revision = settings.revision or (preset.model.revision if preset and location == preset.model.name else None)
+    if revision and (location == "demo" or Path(location).is_dir()):
+        raise ModelError(
+            f"--revision {revision}: only models of the hub have revisions. Leave it out for {settings.model}."
+        )
+    return ModelSource(location=location, revision=revision, trust_remote_code=settings.trust_remote_code)
+
+
 def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: StudyFolder) -> tuple[Workbench, Preset]:
     """Open model and text as the settings say, and fix the protocol.
 
@@ -88,13 +104,8 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         SeedError: anything a user can mend.
     """
     device = choose_device(settings.device)
-    location = locate_model(settings.model, preset=preset)
-    revision = settings.revision or (preset.model.revision if preset and location == preset.model.name else None)
-    if revision and (location == "demo" or Path(location).is_dir()):
-        raise ModelError(
-            f"--revision {revision}: only models of the hub have revisions. Leave it out for {settings.model}."
-        )
-    source = ModelSource(location=location, revision=revision, trust_remote_code=settings.trust_remote_code)
+    source = find_source(settings, preset)
+    location = source.location
     if location != "demo":
         check_source(source, presets=list_presets())
     teacher, anatomy = _open_model(source, device=device, dtype_name=settings.dtype)
@@ -106,22 +117,40 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
             max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
         )
     preset = check_dropped(settings, preset, num_layers=anatomy.num_layers)
-    place = "--max-dropped" if settings.max_dropped else str(settings.space or f"search space of {settings.model}")
-    space = make_space(preset.space, num_layers=anatomy.num_layers, place=place)
+    request = request_text(settings, preset, anatomy.config)
+    streams = open_streams(request, teacher.tokenizer)
+    gains = _measure_gains(anatomy, streams["recovery"], device)
+    local = location == "demo" or Path(location).is_dir()
+    protocol = fix_protocol(
+        settings,
+        preset,
+        source,
+        request,
+        config=anatomy.config,
+        commit=None if local else teacher.commit,
+        weights_sha256=hash_weights(resolve_location(location)) if local else None,
+        streams={name: stream.describe() for name, stream in streams.items()},
+        gains=gains,
+        mixed_precision=choose_precision(study, device),
+        device=device,
+        dtype=teacher.dtype,
+    )
+    return _bench(study, protocol, teacher, anatomy, streams, device, gains), preset
+
+
+def request_text(settings: SearchSettings, preset: Preset, config: Any) -> CorpusRequest:
+    """Say which text a search of the model with this config wants.
+
+    Raises:
+        CorpusError: the model does not read windows of that length.
+    """
     window = settings.window_tokens or preset.data.window_tokens
-    longest = getattr(anatomy.config, "max_position_embeddings", None) or window
+    longest = getattr(config, "max_position_embeddings", None) or window
     if window > longest or window < 2:
         raise CorpusError(
             f"--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between."
         )
-    prompt = settings.prompt_tokens or preset.latency.prompt_tokens
-    new = settings.new_tokens or preset.latency.new_tokens
-    if prompt + new > (getattr(anatomy.config, "max_position_embeddings", None) or prompt + new):
-        raise SpaceError(
-            f"--prompt-tokens {prompt} and --new-tokens {new}: together more than the {longest} tokens that the model "
-            "holds. Choose fewer."
-        )
-    request = CorpusRequest(
+    return CorpusRequest(
         recovery=settings.recovery_text or preset.data.corpus,
         validation=settings.validation_text,
         test=settings.test_text,
@@ -129,39 +158,68 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         recovery_tokens=RECOVERY_POOL_TOKENS,
         validation_tokens=settings.validation_tokens or preset.data.validation_tokens,
         test_tokens=settings.test_tokens or preset.data.test_tokens,
-        bos_each_window=anatomy.config.model_type.startswith(NEED_BOS),
+        bos_each_window=config.model_type.startswith(NEED_BOS),
     )
-    streams = open_streams(request, teacher.tokenizer)
-    gains = _measure_gains(anatomy, streams["recovery"], device)
-    rung = choose_rung(settings.rung, gains=gains, family=anatomy.config.model_type)
+
+
+def fix_protocol(
+    settings: SearchSettings,
+    preset: Preset,
+    source: ModelSource,
+    request: CorpusRequest,
+    *,
+    config: Any,
+    commit: str | None,
+    weights_sha256: str | None,
+    streams: dict[str, StreamRecord],
+    gains: dict[int, float] | None,
+    mixed_precision: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Protocol:
+    """Settle everything that scores depend on, for the model with this (text) config.
+
+    Raises:
+        SeedError: a setting does not fit the model.
+    """
+    place = "--max-dropped" if settings.max_dropped else str(settings.space or f"search space of {settings.model}")
+    space = make_space(preset.space, num_layers=config.num_hidden_layers, place=place)
+    prompt = settings.prompt_tokens or preset.latency.prompt_tokens
+    new = settings.new_tokens or preset.latency.new_tokens
+    longest = getattr(config, "max_position_embeddings", None) or prompt + new
+    if prompt + new > longest:
+        raise SpaceError(
+            f"--prompt-tokens {prompt} and --new-tokens {new}: together more than the {longest} tokens that the model "
+            "holds. Choose fewer."
+        )
+    rung = choose_rung(settings.rung, gains=gains, family=config.model_type)
     if settings.short_steps and rung != "short_distillation":
         raise SpaceError("--short-steps: there is no short distillation at rung 1. Add --rung 2, or leave it out.")
     recovery = settings.chosen_recovery
     rates = [rate * recovery.rate_factor for rate in sorted(preset.recovery.learning_rates)]
-    local = Path(location).is_dir()
-    protocol = Protocol(
+    return Protocol(
         model=settings.model,
-        location=location,
-        revision=revision,
-        commit=None if local or location == "demo" else teacher.commit,
-        weights_sha256=hash_weights(resolve_location(location)) if local or location == "demo" else None,
+        location=source.location,
+        revision=source.revision,
+        commit=commit,
+        weights_sha256=weights_sha256,
         trust_remote_code=settings.trust_remote_code,
         license=preset.model.license,
         space=space,
         recovery_text=request.recovery,
         validation_text=request.validation,
         test_text=request.test,
-        window_tokens=window,
+        window_tokens=request.window_tokens,
         calibration_tokens=settings.calibration_tokens or preset.data.calibration_tokens,
         validation_tokens=request.validation_tokens,
         test_tokens=request.test_tokens,
         bos_each_window=request.bos_each_window,
-        streams={name: stream.describe() for name, stream in streams.items()},
+        streams=streams,
         rung=rung,
         short_steps=settings.short_steps or preset.recovery.short_steps,
-        batch_tokens=max(window, preset.recovery.batch_tokens),
+        batch_tokens=max(request.window_tokens, preset.recovery.batch_tokens),
         short_learning_rate=rates[len(rates) // 2],
-        mixed_precision=choose_precision(study, device),
+        mixed_precision=mixed_precision,
         recovery=recovery.name,
         temperature=settings.temperature or 1.0,
         ce_share=settings.ce_share or 0.0,
@@ -174,10 +232,9 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         compiled=settings.compiled,
         latency_command=settings.latency_command,
         device=name_device(device),
-        dtype=str(teacher.dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         rng_seed=settings.rng_seed,
     )
-    return _bench(study, protocol, teacher, anatomy, streams, device, gains), preset
 
 
 def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = None) -> Workbench:

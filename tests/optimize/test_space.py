@@ -114,6 +114,14 @@ def test_sections_with_defaults_may_be_left_out(write: Write) -> None:
     assert preset.search.trials == 100
 
 
+def test_the_shape_of_the_model_may_be_given(write: Write) -> None:
+    assert spaces.load_preset(write()).config is None
+    preset = spaces.load_preset(write(then='[config]\nmodel_type = "llama"\nhidden_size = 32\n'))
+    assert preset.config == {"model_type": "llama", "hidden_size": 32}
+    assert "config" in refuse(write("[model]", "config = 3\n[model]"))
+    assert "model.num_params = 0" in refuse(write("num_layers = 12", "num_layers = 12\nnum_params = 0"))
+
+
 # ---- wrong files
 
 
@@ -121,7 +129,7 @@ def test_an_unknown_section_is_refused_with_the_nearest(write: Write) -> None:
     message = refuse(write("[latency]", "[latencies]"))
     assert "unknown key latencies" in message
     assert "Did you mean latency?" in message
-    assert "Allowed: model, space, data, recovery, latency, search." in message
+    assert "Allowed: model, space, data, recovery, latency, search, config." in message
 
 
 @pytest.mark.parametrize(
