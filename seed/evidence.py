@@ -3,7 +3,7 @@
 Frozen like all records. Losses are nats per token.
 """
 
-from seed.records import Candidate, CurvePoint, Estimate, Latency, Record
+from seed.records import Candidate, CurvePoint, DenseResult, DistillResult, Estimate, Latency, Record
 
 
 class FinalScore(Record, frozen=True, kw_only=True):
@@ -227,3 +227,40 @@ class Verdict(Record, frozen=True, kw_only=True):
     verdict: str  # "holds", "does not hold" or "cannot tell"
     found: str  # a sentence
     measures: tuple[Measure, ...]
+
+
+class StageRecord(Record, frozen=True, kw_only=True):
+    """One stage of a staged search, or the search at once that it is compared with."""
+
+    name: str  # of its study's folder
+    gone_layers: tuple[int, ...]  # before it
+    result: DistillResult  # what goes on, or is the end
+    tokens: int  # recovery tokens in all, earlier stages included
+    singles: dict[str, float]  # further layer -> log PPL ratio of dropping it alone, to the stage's own begin
+    rung: str  # of these scores
+
+
+class RankMovement(Record, frozen=True, kw_only=True):
+    """How the order of the layers that two stages have in common moved from one to the next."""
+
+    before: str
+    after: str
+    num_layers: int
+    tau: float | None  # Kendall's
+
+
+class StagedSearch(Record, frozen=True, kw_only=True):
+    """Removal in stages with recovery between, beside removal at once for the same tokens."""
+
+    study: str
+    model: str
+    num_layers: int
+    counts: tuple[int, ...]  # layers dropped in each stage
+    stopped_because: str | None  # where a target ended it
+    dense: DenseResult
+    stages: tuple[StageRecord, ...]
+    one_shot: StageRecord | None
+    movements: tuple[RankMovement, ...]
+    excess: Estimate  # PPL in stages over at once, less 1
+    verdict: str  # of optimize.replication
+    command: str

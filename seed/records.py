@@ -340,6 +340,9 @@ class Protocol(Record, frozen=True, kw_only=True):
     batch_tokens: int
     short_learning_rate: float
     mixed_precision: bool  # distillation computes in bfloat16 around float32 weights
+    start: str | None = None  # the recovered model that candidates are cut from; None: the original itself
+    start_sha256: str | None = None  # of its weights
+    start_tokens: int = 0  # that its recovery took
     recovery: str = "distillation"  # how students are trained
     temperature: float = 1.0  # of the divergence from the dense model
     ce_share: float = 0.0  # of cross-entropy in the objective

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from seed import folder
 from seed.console import Terminal, run_command
+from seed.evidence import StagedSearch
+from seed.reporting.staged import show_staged, write_staged_page
 from seed.reporting.summary import show_result
 
 
@@ -15,7 +17,14 @@ def main() -> None:
     """Read the command line, write report.html and print the result."""
     parser = argparse.ArgumentParser(prog="python -m seed.report", description="Write report.html of a study again.")
     parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
-    study = folder.open_existing(parser.parse_args().study)
+    path = parser.parse_args().study
+    staged = folder.StudyFolder(path)
+    if staged.stages.is_file():
+        found = folder.read_record(staged.stages, StagedSearch)
+        write_staged_page(found, staged.report)
+        show_staged(Terminal(), found, root=path)
+        return
+    study = folder.open_existing(path)
     from seed.stages.gathering import refresh_report
 
     with folder.lock(study):

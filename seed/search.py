@@ -26,6 +26,7 @@ from seed.stages.planning import DTYPES, SearchSettings
 from seed.stages.recoveries import RECOVERIES
 
 if TYPE_CHECKING:
+    from seed.evidence import StagedSearch
     from seed.scoring.sweep import Sweep
     from seed.stages.workbench import Workbench
 
@@ -44,7 +45,10 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
     known = {field.name for field in dataclasses.fields(SearchSettings)}
     if unknown := sorted(set(settings) - known):
         raise SeedError(f"find_frontier: unknown setting {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
-    return search(SearchSettings(model=model, **settings), Terminal(quiet=quiet))
+    wanted = SearchSettings(model=model, **settings)
+    if wanted.stages:
+        raise SeedError("find_frontier: searches at once; seed.search.search_in_stages takes settings with stages.")
+    return search(wanted, Terminal(quiet=quiet))
 
 
 def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
@@ -114,6 +118,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         from seed.stages import gains
 
         with terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
+            searching.score_singles(sweep, bounded)
             gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
 
         reference = next(iter(table.values()))
@@ -141,7 +146,7 @@ def select_members(
     found = select_frontier(
         [record for record in records if contains(space, record.evaluation.candidate)],
         rung=bench.protocol.rung,
-        size=settings.frontier_size,
+        size=settings.frontier_size or planning.FRONTIER_SIZE,
         space_size=space.size,
         load_losses=read_losses(bench.folder),
         max_ppl_ratio=settings.max_ppl_ratio,
@@ -196,6 +201,19 @@ def distill_frontier(
             f"  {result.key}: test PPL ratio {result.test.ppl_ratio:.4f} "
             f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), {format_seconds(result.seconds)}"
         )
+
+
+def search_in_stages(settings: SearchSettings, terminal: Terminal) -> "StagedSearch":
+    """Search stage by stage, and write the page of the whole."""
+    planning.quiet_libraries()
+    from seed.reporting.staged import show_staged, write_staged_page
+    from seed.stages import relay
+
+    staged = relay.search_in_stages(settings, terminal, search=search)
+    root = relay.name_root(settings)
+    write_staged_page(staged, StudyFolder(root).report)
+    show_staged(terminal, staged, root=root)
+    return staged
 
 
 def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
@@ -260,6 +278,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a search space of your own, a TOML file like search_spaces/gpt2.toml",
     )
+    search.add_argument("--min-dropped", type=int, metavar="N", help="drop at least N layers (default: 1)")
     search.add_argument("--max-dropped", type=int, metavar="N", help="drop at most N layers")
     search.add_argument(
         "--max-ppl-ratio",
@@ -272,6 +291,24 @@ def make_parser() -> argparse.ArgumentParser:
     )
     search.add_argument(
         "--max-memory", type=_bytes, metavar="SIZE", help="weights and KV cache of the timed workload, such as 1.8GB"
+    )
+    search.add_argument(
+        "--stages",
+        metavar="N+M",
+        help="drop N layers, recover, drop M more from what was recovered, and so on; 1+... goes on until --max-ppl-ratio or "
+        "--max-latency-ratio",
+    )
+    search.add_argument(
+        "--no-one-shot",
+        dest="one_shot",
+        action="store_false",
+        help="with --stages, leave out the search at once that it is compared with",
+    )
+    search.add_argument(
+        "--start",
+        type=Path,
+        metavar="DIR",
+        help="go on from a model that Seed exported; its original stays the teacher",
     )
     search.add_argument("--frontier-size", type=int, metavar="N", help="models that go on to distillation (default: 6)")
     text = parser.add_argument_group(
@@ -371,8 +408,12 @@ def main() -> None:
     words = vars(make_parser().parse_args())
     is_dry = words.pop("dry_run", False)
     settings = SearchSettings(**words)
+    if is_dry and (settings.stages or settings.start):
+        raise SeedError("--dry-run: plans one search of an original model. Leave --stages and --start out.")
     if is_dry:
         rehearse(settings, Terminal())
+    elif settings.stages:
+        search_in_stages(settings, Terminal())
     else:
         search(settings, Terminal())
 

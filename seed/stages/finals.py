@@ -446,8 +446,10 @@ def distill_once(
 def describe_settings(bench: Workbench, settings: DistillSettings) -> dict[str, str | int | float]:
     """What decides a distillation, for people and for knowing a finished one again."""
     batch_tokens = settings.batch_windows * bench.protocol.window_tokens
+    earlier = {"earlier_tokens": bench.protocol.start_tokens} if bench.protocol.start else {}
     return {
         "distill_tokens": settings.steps * batch_tokens,
+        **earlier,
         "steps": settings.steps,
         "batch_tokens": batch_tokens,
         "learning_rate": settings.learning_rate,

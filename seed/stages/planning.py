@@ -17,17 +17,19 @@ from typing import Any
 import msgspec
 
 from seed import __version__, folder
-from seed.errors import SeedError, SpaceError, StudyError
+from seed.errors import ModelError, SeedError, SpaceError, StudyError
 from seed.folder import StudyFolder
 from seed.optimize.sampler import SAMPLERS
-from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
+from seed.optimize.space import Preset, list_presets, load_preset, narrow_space, presets_directory
 from seed.optimize.study import check_storage_url
-from seed.records import Protocol, SearchPlan
+from seed.records import Protocol, SearchPlan, SearchSpace
 from seed.stages.options import spell_command
 from seed.stages.recoveries import RECOVERIES, Recovery
+from seed.stages.starts import Start, read_start
 
 RUNG_NAMES = {1: "closed_form", 2: "short_distillation"}
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
+FRONTIER_SIZE = 6
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -62,11 +64,15 @@ class SearchSettings:
     validation_tokens: int | None = None
     test_tokens: int | None = None
     short_steps: int | None = None
+    min_dropped: int | None = None
     max_dropped: int | None = None
+    start: Path | None = None
+    stages: str | None = None
+    one_shot: bool = True
     max_ppl_ratio: float | None = None
     max_latency_ratio: float | None = None
     max_memory: float | None = None
-    frontier_size: int = 6
+    frontier_size: int | None = None
     distill: bool = True
     distill_tokens: int | None = None
     replicas: int = 1
@@ -88,6 +94,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "studies_dir", Path(self.studies_dir))
         object.__setattr__(self, "space", None if self.space is None else Path(self.space))
+        object.__setattr__(self, "start", None if self.start is None else Path(self.start).expanduser().absolute())
         if self.compiled and self.latency_command:
             raise SeedError("--compiled: says how Seed times, but --latency-command times by your own. Leave one out.")
         if self.eval_command and not self.distill:
@@ -121,6 +128,7 @@ class SearchSettings:
                 f"--max-latency-ratio {self.max_latency_ratio}: a ratio to the dense model, below 1. Try 0.9."
             )
         self._check_recovery()
+        self._check_stages()
         if self.storage:
             check_storage_url(self.storage)
 
@@ -128,6 +136,27 @@ class SearchSettings:
     def chosen_recovery(self) -> Recovery:
         """How students are trained: as asked, by low-rank updates where a rank is given, else by distillation."""
         return RECOVERIES[self.recovery or ("distillation" if self.lora_rank is None else "lora")]
+
+    def _check_stages(self) -> None:
+        if self.min_dropped and self.max_dropped and self.min_dropped > self.max_dropped:
+            raise SeedError(f"--min-dropped {self.min_dropped}: more than --max-dropped {self.max_dropped}.")
+        if self.stages is None:
+            if not self.one_shot:
+                raise SeedError("--no-one-shot: there is no one-shot search to leave out without --stages.")
+            return
+        stages = parse_stages(self.stages)
+        if stages.goes_on and self.max_ppl_ratio is None and self.max_latency_ratio is None:
+            raise SeedError(
+                f"--stages {self.stages}: goes on until a target is reached, and there is none. Add --max-ppl-ratio or "
+                "--max-latency-ratio."
+            )
+        for name in ("min_dropped", "max_dropped", "start", "storage", "max_memory"):
+            if getattr(self, name) is not None:
+                raise SeedError(
+                    f"--{name.replace('_', '-')}: cannot be had with --stages, which decides that for each stage. Leave one out."
+                )
+        if not self.distill:
+            raise SeedError("--no-distill: a stage goes on from what the one before distilled. Leave one out.")
 
     def _check_recovery(self) -> None:
         if self.recovery not in (None, *RECOVERIES):
@@ -171,9 +200,45 @@ def start_from_preset(settings: SearchSettings) -> tuple[SearchSettings, Preset 
         SpaceError: the file of a search space is wrong.
     """
     preset = find_preset(settings)
+    if settings.start is not None and settings.model == SearchSettings.model and settings.space is None:
+        settings = replace(settings, model=name_base(read_start(settings.start).base_model))
+        preset = find_preset(settings)
     if settings.space is not None and settings.model == SearchSettings.model and preset is not None:
         settings = replace(settings, model=preset.model.name)
     return resolve_paths(settings), preset
+
+
+def name_base(base_model: str) -> str:
+    """The name by which ``--model`` knows an original: its preset's where there is one."""
+    for name in list_presets():
+        if load_preset(presets_directory() / f"{name}.toml").model.name == base_model:
+            return name
+    return base_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """How many layers each stage drops; with ``goes_on`` the last number is repeated until a target is reached."""
+
+    counts: tuple[int, ...]
+    goes_on: bool
+
+
+def parse_stages(text: str) -> Stages:
+    """``2+1``: two layers, then one more; ``2+1+...``: and so on, one at a time.
+
+    Raises:
+        SeedError: neither.
+    """
+    parts = text.replace(" ", "").split("+")
+    goes_on = parts[-1] in ("...", "…")
+    counts = parts[:-1] if goes_on else parts
+    if not counts or not all(part.isdigit() and int(part) > 0 for part in counts):
+        raise SeedError(
+            f"--stages {text}: numbers of layers joined by +, such as 2+1; or 1+... to go on, one at a time, until "
+            "--max-ppl-ratio or --max-latency-ratio is reached."
+        )
+    return Stages(counts=tuple(map(int, counts)), goes_on=goes_on)
 
 
 def resolve_paths(settings: SearchSettings) -> SearchSettings:
@@ -260,7 +325,7 @@ def make_plan(
         trials=trials,
         sweep_budget=settings.sweep_budget,
         covers_space=covers_space,
-        frontier_size=settings.frontier_size,
+        frontier_size=settings.frontier_size or FRONTIER_SIZE,
         distill_tokens=distill_tokens,
         replicas=settings.replicas,
         width_baseline=settings.width_baseline,
@@ -338,9 +403,30 @@ def check_dropped(settings: SearchSettings, preset: Preset, *, num_layers: int) 
         raise SpaceError(
             f"{place}: num_layers = {preset.model.num_layers}, but {settings.model} has {num_layers} layers. Use a file made for this model."
         )
-    if settings.max_dropped is None:
-        return preset
-    section = msgspec.structs.replace(
-        preset.space, max_dropped=settings.max_dropped, min_dropped=min(preset.space.min_dropped, settings.max_dropped)
-    )
+    least, most = settings.min_dropped or preset.space.min_dropped, settings.max_dropped or preset.space.max_dropped
+    if settings.min_dropped is not None and settings.max_dropped is None:
+        most = max(least, most)
+    section = msgspec.structs.replace(preset.space, max_dropped=most, min_dropped=min(least, most))
     return msgspec.structs.replace(preset, space=section)
+
+
+def go_on_from(space: SearchSpace, start: Start, settings: SearchSettings) -> SearchSpace:
+    """The space that is left behind a recovered model: at least one more layer goes, bounds count all that are gone.
+
+    Raises:
+        ModelError: it is a model of another depth.
+        SpaceError: nothing is left to drop within the bounds.
+    """
+    if start.candidate.num_layers != space.num_layers:
+        raise ModelError(
+            f"--start {start.path}: was cut from a model of {start.candidate.num_layers} layers, but {settings.model} has "
+            f"{space.num_layers}. Give a model that was recovered from {settings.model}."
+        )
+    least = len(start.candidate.dropped_layers) + 1
+    return narrow_space(
+        space,
+        gone_layers=start.candidate.dropped_layers,
+        min_dropped=settings.min_dropped or least,
+        max_dropped=settings.max_dropped or max(space.max_dropped, least),
+        place=f"--start {start.path}",
+    )

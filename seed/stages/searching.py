@@ -13,7 +13,7 @@ from optuna import Study
 
 from seed.console import Terminal
 from seed.optimize.screening import Screen
-from seed.optimize.space import contains, enumerate_candidates
+from seed.optimize.space import contains, drop_more, enumerate_candidates
 from seed.optimize.study import add_trials, read_trials, run_trials
 from seed.records import Candidate, Frontier, Latency, Quality, SearchPlan, SearchSpace, TrialRecord
 from seed.scoring.latency import name_structure
@@ -125,6 +125,15 @@ def score_space(
     if sample:
         terminal.say(say_recovery([sweep.known(candidate) for candidate in sample], space.size))
     return read_trials(study)
+
+
+def score_singles(sweep: Sweep, space: SearchSpace) -> None:
+    """Score what each further layer costs alone, whether or not the space holds such sets: the report shows it."""
+    singles = [drop_more(space, [layer]) for layer in space.droppable_layers]
+    sweep.measure_unrecovered(singles)
+    if sweep.instruments.gains is not None:
+        for single in sorted(singles, key=lambda single: single.kept_layers):
+            sweep.measure(single)
 
 
 def name_solver(plan: SearchPlan, settings: SearchSettings, space: SearchSpace, frontier: Frontier) -> str:

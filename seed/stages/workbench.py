@@ -16,7 +16,8 @@ from seed import __version__, demo, folder
 from seed.errors import CorpusError, ModelError, ResourceError, SpaceError
 from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
-from seed.models.checkpoint import agree, prove_round_trip
+from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
+from seed.models.grafting import graft
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.optimize.space import Preset, default_preset, drop_more, list_presets, make_space
 from seed.records import Environment, Protocol, SearchPlan, StreamRecord
@@ -25,8 +26,9 @@ from seed.scoring.instruments import Instruments, make_walker, start_student
 from seed.scoring.latency import Workload
 from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
 from seed.scoring.refit import measure_gains
-from seed.stages.planning import RUNG_NAMES, SearchSettings, check_dropped
+from seed.stages.planning import RUNG_NAMES, SearchSettings, check_dropped, go_on_from
 from seed.stages.recoveries import DEFAULT_LORA_RANK
+from seed.stages.starts import Start, read_start
 
 RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized
 DEFAULT_RUNG = 1
@@ -184,6 +186,10 @@ def fix_protocol(
     """
     place = "--max-dropped" if settings.max_dropped else str(settings.space or f"search space of {settings.model}")
     space = make_space(preset.space, num_layers=config.num_hidden_layers, place=place)
+    start = None if settings.start is None else read_start(settings.start)
+    if start is not None:
+        check_base(start, source)
+        space = go_on_from(space, start, settings)
     prompt = settings.prompt_tokens or preset.latency.prompt_tokens
     new = settings.new_tokens or preset.latency.new_tokens
     longest = getattr(config, "max_position_embeddings", None) or prompt + new
@@ -220,6 +226,9 @@ def fix_protocol(
         batch_tokens=max(request.window_tokens, preset.recovery.batch_tokens),
         short_learning_rate=rates[len(rates) // 2],
         mixed_precision=mixed_precision,
+        start=None if start is None else str(start.path),
+        start_sha256=None if start is None else hash_weights(start.path),
+        start_tokens=0 if start is None else start.tokens,
         recovery=recovery.name,
         temperature=settings.temperature or 1.0,
         ce_share=settings.ce_share or 0.0,
@@ -274,9 +283,35 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
                 f"{stream.source}: the {name} text changed since {study.root} was planned "
                 f"({stream.num_tokens:,} tokens now, {protocol.streams[name].tokens:,} then). Restore it, or start a study of another name."
             )
+    if protocol.start is not None and hash_weights(Path(protocol.start)) != protocol.start_sha256:
+        raise ModelError(
+            f"{protocol.start}: changed since {study.root} was planned from it. Start a study of another name."
+        )
     is_trusted = folder.read_record(study.plan, SearchPlan).trusts_closed_form
     gains = _measure_gains(anatomy, streams["recovery"], device) if is_trusted else None
     return _bench(study, protocol, teacher, anatomy, streams, device, gains)
+
+
+def check_base(start: Start, source: ModelSource) -> None:
+    """Check that a recovered model comes from this original.
+
+    Raises:
+        ModelError: it comes from another.
+    """
+    if start.base_model != source.location:
+        raise ModelError(
+            f"--start {start.path}: was recovered from {start.base_model}, not from {source.location}. Leave --model out, or "
+            "give a model that was recovered from it."
+        )
+
+
+def open_start(teacher: Teacher, anatomy: Anatomy, protocol: Protocol, device: torch.device) -> Anatomy | None:
+    """The recovered model that candidates are cut from, its layers at their original places; None: the original."""
+    if protocol.start is None:
+        return None
+    start = read_start(Path(protocol.start))
+    recovered = load_checkpoint(start.path, device=device, dtype=teacher.dtype)
+    return graft(anatomy, recovered, start.candidate)
 
 
 def choose_rung(asked: int | None, *, gains: dict[int, float] | None, family: str) -> str:
@@ -427,6 +462,7 @@ def _bench(
         dtype=teacher.dtype,
         micro_batch=micro_batch,
         gains=gains,
+        grafted=open_start(teacher, anatomy, protocol, device),
     )
 
 

@@ -1,0 +1,47 @@
+"""A recovered model that a search goes on from: what its folder says of itself, checked before anything is opened.
+
+Nothing heavy is imported here, so that a wrong start is answered at once.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seed.errors import ModelError
+from seed.optimize.space import drop_layers
+from seed.records import Candidate
+
+CURE = "Give a model that Seed exported, such as studies/demo/models/drop-1-7."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A recovered model: where it lies, which layers it lacks, of which original, and what its recovery took."""
+
+    path: Path
+    candidate: Candidate
+    base_model: str
+    tokens: int  # recovery tokens in all
+
+
+def read_start(path: Path) -> Start:
+    """Read what an exported model says of itself.
+
+    Raises:
+        ModelError: it is not a model that Seed exported, or has all its layers.
+    """
+    place = f"--start {path}"
+    try:
+        content: Any = json.loads((path / "seed.json").read_text(encoding="utf-8"))
+        candidate = drop_layers(int(content["num_layers"]), [int(layer) for layer in content["dropped_layers"]])
+        base, settings = str(content["base_model"]), content["settings"]
+        tokens = int(settings["distill_tokens"]) + int(settings.get("earlier_tokens", 0))
+        width = content.get("width")
+    except OSError as error:
+        raise ModelError(f"{place}: no seed.json there. {CURE}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{place}: its seed.json is damaged ({error}). {CURE}") from error
+    if width is not None or not candidate.dropped_layers:
+        raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
+    return Start(path=path.resolve(), candidate=candidate, base_model=base, tokens=tokens)
