@@ -8,12 +8,14 @@ Shapes: B sequences, T tokens, D hidden width, V vocabulary.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from seed.errors import ModelError
@@ -194,6 +196,18 @@ class Anatomy:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextlib.contextmanager
+    def recompute_layers(self, is_wanted: bool = True) -> Iterator[None]:
+        """Let layers that run in the block keep their inputs only, and run again on the way back (arXiv 1604.06174)."""
+        layers = list(self.layers) if is_wanted else []
+        for layer in layers:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
 
     def run_layer(self, layer: int, hidden_BTD: Tensor) -> Tensor:
         """Run one layer, at its original index, on states of a shape that was traced before."""

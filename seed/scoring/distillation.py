@@ -49,6 +49,7 @@ class DistillSettings:
     objective: Objective = PREDICTIONS
     mixed_precision: bool = False  # layers and head in bfloat16, weights and loss in float32
     frozen_layers: int = 0  # so many leading layers, and the embedding's use before them, are not trained
+    recomputes: bool = False  # layers run again on the way back: less memory, a third more time, the same outcome
     lora_rank: int | None = None  # train low-rank updates of the linear maps only
 
     def __post_init__(self) -> None:
@@ -62,7 +63,8 @@ class DistillSettings:
     @property
     def fingerprint(self) -> str:
         """A hash of the settings."""
-        return hash_text(repr(sorted(asdict(self).items())))
+        decisive = {name: value for name, value in asdict(self).items() if name != "recomputes"}
+        return hash_text(repr(sorted(decisive.items())))
 
     @property
     def lesson(self) -> tuple[object, ...]:
@@ -74,6 +76,7 @@ class DistillSettings:
             self.rng_seed,
             self.objective,
             self.mixed_precision,
+            self.recomputes,
         )
 
 
@@ -134,6 +137,7 @@ def distill(
                 settings.objective,
                 micro_batch=settings.micro_batch,
                 mixed_precision=settings.mixed_precision,
+                recomputes=settings.recomputes,
                 recall=recall,
             )
             for training, divergence in zip(active, divergences, strict=True):

@@ -106,6 +106,7 @@ def accumulate_gradients(
     micro_batch: int,
     mixed_precision: bool,
     recall: Recall,
+    recomputes: bool = False,
 ) -> list[float | None]:
     """Add the gradient of the batch's mean loss to each student's weights; return each one's KL divergence, nats per token.
 
@@ -126,19 +127,20 @@ def accumulate_gradients(
         elif stored_BTD is not None:
             lesson.last_BTD = stored_BTD[rows]
         for learner, total in zip(learners, totals, strict=True):
-            total.add_(_learn(learner, lesson, batch_tokens=tokens_BT.numel()))
+            total.add_(_learn(learner, lesson, batch_tokens=tokens_BT.numel(), recomputes=recomputes))
     if objective.ce_share == 1:
         return [None for _ in learners]
     return [float(total) / tokens_BT.numel() for total in totals]
 
 
-def _learn(learner: Learner, lesson: _Lesson, *, batch_tokens: int) -> Tensor:
+def _learn(learner: Learner, lesson: _Lesson, *, batch_tokens: int, recomputes: bool) -> Tensor:
     """One student's gradient on one lesson; return the sum of its divergences, nats."""
     anatomy, objective, tokens_BT = learner.anatomy, lesson.objective, lesson.tokens_BT
     device = tokens_BT.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     with (
         anatomy.record_states(objective.needs_states) as outputs,
+        anatomy.recompute_layers(recomputes),
         torch.autocast(device.type, dtype=torch.bfloat16, enabled=lesson.mixed_precision),
     ):
         hidden = anatomy.run_layers(tokens_BT)

@@ -15,27 +15,29 @@ from seed import folder
 from seed.console import format_seconds
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
-from seed.models.surgery import cast_weights
 from seed.optimize.space import Preset, enumerate_candidates
 from seed.records import Protocol, SearchPlan, SearchSpace
 from seed.reporting.wording import format_bytes
-from seed.scoring.quality import DEFAULT_LOGITS_BYTES
+from seed.scoring.memory import (
+    TRAINED_TOKENS,
+    count_kept_bytes,
+    count_logits_bytes,
+    count_usable_bytes,
+    count_way_back,
+    must_recompute,
+)
 from seed.scoring.refit import RIDGES, ProjectionFit
 from seed.scoring.subsets import SIBLING_BYTES, count_work, estimate_memory
 from seed.scoring.sweep import RELEASED_BYTES
 from seed.scoring.targets import STORED_BYTES
 from seed.stages import planning
 from seed.stages.planning import SearchSettings
-from seed.stages.recovering import TRAINED_TOKENS
 from seed.stages.workbench import Workbench
 
 # Work of one trained token, in forward passes of the dense model: a student's forward and backward are three,
 # the dense model's head is rebuilt from stored states. States too large to store are one more.
 TRAINING_FORWARDS = 3.3
 COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no sweep is short then
-# Parts of the vocabulary's logits that a training step holds at once: both models', their logarithms, the
-# probabilities and the gradient.
-LOGITS_PARTS = 6
 FIT_TOKENS = 1024  # what a fit is timed on where it is timed in small
 
 
@@ -55,11 +57,16 @@ class Shape:
         int  # what training one layer keeps of one token for the way back; 0 on the CPU, where it is not counted
     )
     kept_copies: int  # and what it keeps whatever the tokens: weights rounded to bfloat16
-    on_gpu: bool
+    gpu_bytes: int  # that tensors can have; 0 on the CPU
     calibration_tokens: int
     validation_tokens: int
     test_tokens: int
     recovery_windows: int
+
+    @property
+    def on_gpu(self) -> bool:
+        """Is it on a GPU?"""
+        return self.gpu_bytes > 0
 
     def __post_init__(self) -> None:
         assert self.layer_params * self.num_layers <= self.num_params
@@ -133,7 +140,7 @@ def describe_shape(bench: Workbench) -> Shape:
         stored_bytes=bench.teacher.stored_dtype.itemsize,
         kept_bytes=kept[0],
         kept_copies=kept[1],
-        on_gpu=on_gpu,
+        gpu_bytes=count_usable_bytes(bench.device) if on_gpu else 0,
         calibration_tokens=bench.protocol.calibration_tokens,
         validation_tokens=bench.streams["validation"].num_tokens,
         test_tokens=bench.streams["test"].num_tokens,
@@ -199,44 +206,6 @@ def count_parts(anatomy: Anatomy, shape: Shape, *, window_tokens: int) -> tuple[
         num_layers=shape.num_layers,
     )
     return plain, precise
-
-
-def count_kept_bytes(anatomy: Anatomy, tokens_BT: torch.Tensor, *, mixed_precision: bool) -> tuple[int, int]:
-    """What training the middle layer keeps for the way back: bytes for each token, and bytes whatever the tokens.
-
-    Counted in a real pass over few tokens and over twice as many, with float32 weights as a student has them. Weights
-    themselves do not count. Attention that keeps its weights grows with the square of a window, and is counted too low.
-    """
-    middle, found = anatomy.num_layers // 2, []
-    layer = anatomy.layers[middle]
-    few = max(1, min(64, tokens_BT.shape[1] // 2))
-    traced = {count: anatomy.trace(tokens_BT[:1, :count]) for count in (few, 2 * few)}
-    as_they_are = [weight.data for weight in layer.parameters()]
-    cast_weights(layer, torch.float32)
-    own = {weight.untyped_storage().data_ptr() for weight in layer.parameters()}
-    layer.requires_grad_(True)
-    try:
-        for states in traced.values():
-            kept: dict[int, torch.UntypedStorage] = {}
-
-            def keep(saved: torch.Tensor, kept: dict[int, torch.UntypedStorage] = kept) -> torch.Tensor:
-                storage = saved.untyped_storage()
-                if storage.data_ptr() not in own:
-                    kept[storage.data_ptr()] = storage
-                return saved
-
-            with (
-                torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved),
-                torch.autocast(anatomy.device.type, dtype=torch.bfloat16, enabled=mixed_precision),
-            ):
-                anatomy.run_layer(middle, states[middle].float().requires_grad_(True))
-            found.append(sum(storage.nbytes() for storage in kept.values()))
-    finally:
-        layer.requires_grad_(False)
-        for weight, data in zip(layer.parameters(), as_they_are, strict=True):
-            weight.data = data
-    per_token = (found[1] - found[0]) // few
-    return per_token, max(0, found[0] - few * per_token)
 
 
 def measure_mlp_width(anatomy: Anatomy) -> int:
@@ -398,11 +367,18 @@ def estimate_peak(
             what, each = "a student's weights, and a copy to judge", 2 * shape.number_bytes
         else:  # at a look at validation text the copy to judge stands where the gradient was
             what, each = "a student's float32 weights, gradient and two moments", 4 * 4
-        way_back = kept * (tokens * shape.kept_bytes + shape.kept_copies)
         training.append(Part(what=what, num_bytes=weights * each, detail=f" ({kept} layers)"))
-        training.append(Part(what=f"what {tokens:,} tokens leave in its layers for the way back", num_bytes=way_back))
+        training.append(
+            _describe_way_back(
+                shape,
+                num_layers=kept,
+                tokens=tokens,
+                others=dense.num_bytes + weights * each,
+                is_low_rank=bool(protocol.lora_rank),
+            )
+        )
     if shape.on_gpu:
-        logits = LOGITS_PARTS * min(DEFAULT_LOGITS_BYTES, 4 * TRAINED_TOKENS * shape.vocabulary)
+        logits = count_logits_bytes(shape.vocabulary)
         rest.append(Part(what="logits, some positions at a time", num_bytes=logits))
     swept, trained = (sum(part.num_bytes for part in parts) for parts in (sweep, training))
     lets_go = swept > RELEASED_BYTES and not climbs
@@ -413,6 +389,31 @@ def estimate_peak(
         parts=(dense, *sweep, *training, *rest),
         remark=" (training begins after the sweep's states are let go)" if lets_go and trained else "",
     )
+
+
+def _describe_way_back(shape: Shape, *, num_layers: int, tokens: int, others: int, is_low_rank: bool) -> Part:
+    """What training keeps for the way back: all, or little where that would be too much beside ``others``."""
+
+    def count(recomputes: bool) -> int:
+        return count_way_back(
+            num_layers=num_layers,
+            tokens=tokens,
+            width=shape.width,
+            kept_bytes=shape.kept_bytes,
+            kept_copies=shape.kept_copies,
+            recomputes=recomputes,
+        )
+
+    recomputes = not is_low_rank and must_recompute(
+        gpu_bytes=shape.gpu_bytes,
+        dense_bytes=0,
+        student_bytes=others,
+        way_back=count(False),
+        logits_bytes=count_logits_bytes(shape.vocabulary),
+    )
+    what = f"what {tokens:,} tokens leave in its layers for the way back"
+    what += ", each run again then" if recomputes else ""
+    return Part(what=what, num_bytes=count(recomputes))
 
 
 @torch.no_grad()

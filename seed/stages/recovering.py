@@ -9,14 +9,13 @@ import torch
 from seed.records import Candidate
 from seed.scoring.distillation import DistillSettings, draw_windows
 from seed.scoring.instruments import Instruments
+from seed.scoring.memory import GPU_BYTES_PER_WEIGHT, TRAINED_TOKENS
 from seed.scoring.objectives import Objective
 from seed.scoring.targets import STORED_BYTES, count_bytes, store_states
 from seed.stages.recoveries import DEFAULT_LORA_RANK, RECOVERIES, Recovery
 from seed.stages.workbench import Workbench
 
-TRAINED_TOKENS = 2048  # through the layers at once, with gradients
-# Float32 weight, gradient and two moments, and on the host the best weights so far.
-GPU_BYTES_PER_WEIGHT, HOST_BYTES_PER_WEIGHT = 16, 20
+HOST_BYTES_PER_WEIGHT = 20  # the best weights so far lie there too
 FREE_SHARE = 0.7  # of memory may go to students; the rest is for activations
 MOST_TOGETHER = 8  # past this nothing is left to share
 
@@ -52,6 +51,7 @@ def distill_settings(
             hidden_weight=recovery.hidden_weight,
         ),
         frozen_layers=min(frozen, num_kept - 1),
+        recomputes=bench.recomputes,
         lora_rank=(protocol.lora_rank or DEFAULT_LORA_RANK) if recovery.is_low_rank else None,
     )
 

@@ -26,6 +26,7 @@ from seed.optimize.space import Preset, default_preset, list_presets, load_prese
 from seed.records import Protocol, StreamRecord
 from seed.reporting.wording import format_bytes, format_count
 from seed.scoring.corpus import SPLITS, CorpusRequest, has_own_splits, open_streams, read_source
+from seed.scoring.memory import count_kept_bytes, count_usable_bytes
 from seed.scoring.quality import choose_micro_batch
 from seed.scoring.refit import measure_gains
 from seed.stages import costs, planning, workbench
@@ -93,7 +94,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
         device=device,
         dtype=dtype,
     )
-    kept_bytes, kept_copies = costs.count_kept_bytes(small, tokens, mixed_precision=True)
+    kept_bytes, kept_copies = count_kept_bytes(small, tokens, mixed_precision=True)
     shape = Shape(
         num_layers=config.num_hidden_layers,
         width=config.hidden_size,
@@ -105,7 +106,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
         stored_bytes=min(dtype.itemsize, stored.itemsize),
         kept_bytes=kept_bytes,
         kept_copies=kept_copies,
-        on_gpu=device.type == "cuda",
+        gpu_bytes=count_usable_bytes(device) if device.type == "cuda" else 0,
         calibration_tokens=protocol.calibration_tokens,
         validation_tokens=streams["validation"].tokens,
         test_tokens=streams["test"].tokens,
@@ -122,7 +123,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
     for line in costs.describe_plan(protocol, plan, cost):
         say(line)
     gpu_type = choose_dtype(settings.dtype, device=torch.device("cuda"), stored=stored)
-    gpu = dataclasses.replace(shape, on_gpu=True, number_bytes=gpu_type.itemsize)
+    gpu = dataclasses.replace(shape, gpu_bytes=int(GPU_BYTES), number_bytes=gpu_type.itemsize)
     trains, climbs = settings.distill or protocol.rung == "short_distillation", protocol.rung == "short_distillation"
     for line in describe_depths(shape, gpu, protocol, trains=trains, climbs=climbs):
         say(line)

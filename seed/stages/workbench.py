@@ -24,6 +24,7 @@ from seed.records import Environment, Protocol, SearchPlan, StreamRecord
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
 from seed.scoring.instruments import Instruments, make_walker, start_student
 from seed.scoring.latency import Workload
+from seed.scoring.memory import measure_recompute
 from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
 from seed.scoring.refit import measure_gains
 from seed.stages.planning import RUNG_NAMES, SearchSettings, check_dropped, go_on_from
@@ -50,6 +51,7 @@ class Workbench:
     dtype: torch.dtype
     micro_batch: int
     gains: dict[int, float] | None  # what closed form needs; None: not available for this family
+    recomputes: bool = False  # training runs layers again on the way back, since memory is short
     grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
 
     @property
@@ -462,6 +464,8 @@ def _bench(
         dtype=teacher.dtype,
         micro_batch=micro_batch,
         gains=gains,
+        recomputes=protocol.lora_rank is None
+        and measure_recompute(anatomy, window_tokens=protocol.window_tokens, mixed_precision=protocol.mixed_precision),
         grafted=open_start(teacher, anatomy, protocol, device),
     )
 

@@ -230,3 +230,36 @@ def test_states_that_are_what_is_wanted_are_no_distance_apart() -> None:
     states = [torch.randn(2, 3, 8) for _ in range(2)]
     assert measure_state_distance(states, states) == 0
     assert float(measure_state_distance([2 * states[0], states[1]], states)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen2"])
+def test_layers_that_run_again_on_the_way_back_give_the_same_gradient(family: str) -> None:
+    dense = Anatomy(make_model(family))
+    student, windows = make_student(dense, CUT).requires_grad_(True), torch.tensor([4, 0, 11])
+    found = []
+    runs: list[int] = []
+    handle = (
+        Anatomy(student).layers[0].self_attn.register_forward_hook(lambda *_: runs.append(1))
+        if family != "gpt2"
+        else None
+    )
+    for recomputes in (False, True):
+        runs.clear()
+        accumulate_gradients(
+            [Learner(anatomy=Anatomy(student))],
+            dense,
+            RECOVERY,
+            windows,
+            PREDICTIONS,
+            micro_batch=4,
+            mixed_precision=False,
+            recall=recall_live(dense, RECOVERY),
+            recomputes=recomputes,
+        )
+        if handle is not None:
+            assert len(runs) == 1 + recomputes
+        found.append(take_gradients(student))
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+    assert all("forward" not in vars(layer) for layer in Anatomy(student).layers)

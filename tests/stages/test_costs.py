@@ -13,6 +13,7 @@ from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
 from seed.optimize.space import enumerate_candidates
 from seed.records import SearchSpace
+from seed.scoring import memory
 from seed.scoring.refit import count_fit_bytes
 from seed.scoring.subsets import count_work
 from seed.stages import costs
@@ -46,7 +47,7 @@ GPU = Shape(  # TinyLlama's, as the preset has it
     stored_bytes=4,
     kept_bytes=108_168,
     kept_copies=88_080_384,
-    on_gpu=True,
+    gpu_bytes=80 * 10**9,
     calibration_tokens=16_384,
     validation_tokens=32_768,
     test_tokens=344_064,
@@ -200,6 +201,10 @@ def test_memory_of_a_gpu_counted_by_hand() -> None:
     assert peak.num_bytes == dense + training + logits
     assert "20 layers" in peak.describe(in_detail=True)
     assert peak.remark
+    again = estimate_peak(replace(GPU, gpu_bytes=24 * 10**9), protocol, trains=True, climbs=False, num_dropped=2)
+    inputs = 20 * 2048 * 2048 * 4
+    assert again.num_bytes == dense + 16 * left + inputs + 2048 * 108_168 + 88_080_384 + logits < 24e9
+    assert "run again" in again.describe(in_detail=True)
     largest = estimate_peak(GPU, protocol, trains=True, climbs=False)
     assert largest.num_bytes - peak.num_bytes == 16 * 44_044_288 + 2048 * 108_168 + 88_080_384
     swept = estimate_peak(GPU, protocol, trains=False, climbs=False)
@@ -216,18 +221,18 @@ def test_memory_of_a_gpu_counted_by_hand() -> None:
 def test_what_training_keeps_grows_with_the_tokens(tmp_path: Path) -> None:
     bench = open_bench(tmp_path)
     tokens = costs.take_micro_batch(bench)
-    per_token, copies = costs.count_kept_bytes(bench.anatomy, tokens, mixed_precision=False)
+    per_token, copies = memory.count_kept_bytes(bench.anatomy, tokens, mixed_precision=False)
     # at least what both norms, the projections and the MLP read: float32 numbers, 32 and 64 wide
     assert per_token >= 4 * (3 * 32 + 64)
     assert per_token < 4 * 40 * 64
     assert copies < 4 * 64 * 64  # no weight is kept twice in float32
     matrices = sum(weight.numel() for weight in bench.anatomy.layers[2].parameters() if weight.ndim > 1)
-    _, rounded = costs.count_kept_bytes(bench.anatomy, tokens, mixed_precision=True)
+    _, rounded = memory.count_kept_bytes(bench.anatomy, tokens, mixed_precision=True)
     assert rounded == pytest.approx(2 * matrices, rel=0.2)
     assert not any(weight.requires_grad for weight in bench.anatomy.model.parameters())
     stored = Anatomy(copy.deepcopy(bench.anatomy.model).to(torch.bfloat16))
     # a student is trained in float32, whatever the dense model is stored in
-    assert costs.count_kept_bytes(stored, tokens, mixed_precision=True)[1] == rounded
+    assert memory.count_kept_bytes(stored, tokens, mixed_precision=True)[1] == rounded
     assert {weight.dtype for weight in stored.model.parameters()} == {torch.bfloat16}
 
 

@@ -82,7 +82,7 @@ def test_sweeps_of_the_reported_models_fit_a_gpu_of_24_gb(name: str) -> None:
         stored_bytes=4,
         kept_bytes=0,
         kept_copies=0,
-        on_gpu=True,
+        gpu_bytes=24 * 10**9,
         calibration_tokens=preset.data.calibration_tokens,
         validation_tokens=preset.data.validation_tokens,
         test_tokens=300_000,
