@@ -12,8 +12,6 @@ from seed.errors import StudyError
 from seed.evidence import Comparison, StrategyRun
 from seed.optimize.strategies import STRATEGIES
 from seed.records import Candidate
-from seed.scoring.distillation import Distilled
-from seed.scoring.quality import DocumentLosses
 from seed.stages import comparing, finals
 from seed.stages.comparing import ComparisonSettings
 from seed.stages.meter import Account, Measured
@@ -225,9 +223,9 @@ def test_a_final_is_trained_under_its_own_seed(tmp_path: Path, monkeypatch: pyte
     opened.play(settings)
     distill_once, trained = finals.distill_once, []
 
-    def spy(*args: Any, **more: Any) -> tuple[Distilled, DocumentLosses, float]:
-        _, _, candidate, full = args
-        trained.append((candidate, full.rng_seed, full.steps, full.learning_rate))
+    def spy(*args: Any, **more: Any) -> finals.Trained:
+        _, _, member, full = args
+        trained.append((member.candidate, full.rng_seed, full.steps, full.learning_rate))
         return distill_once(*args, **more)
 
     monkeypatch.setattr(finals, "distill_once", spy)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import shlex
@@ -114,6 +115,26 @@ def make_plan(protocol: Protocol = PROTOCOL, *, covers_space: bool = False, **se
         ({"sweep_budget": math.nan}, "--sweep-budget nan"),
         ({"sweep_budget": math.inf}, "--sweep-budget inf"),
         ({"lora_rank": 0}, "--lora-rank 0"),
+        ({"lora_rank": 8, "recovery": "pretraining"}, "--lora-rank 8"),
+        ({"replicas": 0}, "--replicas 0"),
+        ({"recovery": "magic"}, "--recovery magic"),
+        ({"temperature": 0.0}, "--temperature 0.0"),
+        ({"temperature": 2.0, "recovery": "pretraining"}, "--temperature 2.0"),
+        ({"ce_share": 1.5}, "--ce-share 1.5"),
+        ({"ce_share": -0.1}, "--ce-share -0.1"),
+        ({"ce_share": 0.5, "recovery": "lora-pretraining"}, "--ce-share 0.5"),
+        ({"min_dropped": 3, "max_dropped": 2}, "--min-dropped 3"),
+        ({"stages": "2+"}, "--stages 2+"),
+        ({"stages": "two"}, "--stages two"),
+        ({"stages": "0+1"}, "--stages 0+1"),
+        ({"stages": "..."}, "--stages ..."),
+        ({"stages": "1+...+1"}, "--stages 1+...+1"),
+        ({"stages": "1+..."}, "--stages 1+..."),
+        ({"stages": "2+1", "max_dropped": 3}, "--max-dropped"),
+        ({"stages": "2+1", "start": "/models/drop-1"}, "--start"),
+        ({"stages": "2+1", "storage": "sqlite:///x.db"}, "--storage"),
+        ({"stages": "2+1", "distill": False}, "--no-distill"),
+        ({"one_shot": False}, "--no-one-shot"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_flag(settings: dict[str, Any], flag: str) -> None:
@@ -147,6 +168,13 @@ def test_a_password_in_the_storage_is_refused_and_never_repeated() -> None:
         {"sweep_budget": 0},
         {"sweep_budget": 0.5},
         {"lora_rank": 1},
+        {"lora_rank": 1, "recovery": "lora-pretraining"},
+        {"ce_share": 0.0},
+        {"ce_share": 1.0},
+        {"stages": "3"},
+        {"stages": "2+1", "max_latency_ratio": 0.8},
+        {"stages": "1+...", "max_ppl_ratio": 1.1},
+        {"min_dropped": 2, "max_dropped": 2},
         {"max_latency_ratio": 0.9999},
         {"storage": "postgresql://me@host/studies"},
     ],
@@ -194,6 +222,13 @@ EVERYTHING = SearchSettings(
     distill_tokens=123456,
     learning_rate=3e-5,
     lora_rank=8,
+    min_dropped=2,
+    start=Path("/models/drop-1-7"),
+    replicas=3,
+    width_baseline=True,
+    recovery="lora",
+    temperature=2.0,
+    ce_share=0.5,
     freeze_prefix=True,
     latency_batch=4,
     prompt_tokens=17,
@@ -205,6 +240,7 @@ EVERYTHING = SearchSettings(
 
 # What contradicts something above
 THE_REST = SearchSettings(distill=False, compiled=True)
+IN_STAGES = SearchSettings(stages="2+1", one_shot=False)
 
 
 def read_back(settings: SearchSettings) -> SearchSettings:
@@ -227,6 +263,7 @@ def read_back(settings: SearchSettings) -> SearchSettings:
         SearchSettings(model="/models/llama [v2]", studies_dir=Path("~/studies"), rng_seed=2**40),
         EVERYTHING,
         THE_REST,
+        IN_STAGES,
     ],
     ids=lambda settings: planning.typed_command(settings)[:60],
 )
@@ -237,7 +274,12 @@ def test_the_typed_command_says_the_same(settings: SearchSettings) -> None:
 def test_every_setting_can_be_typed() -> None:
     default = SearchSettings()
     same = [f.name for f in dataclasses.fields(default) if getattr(default, f.name) == getattr(EVERYTHING, f.name)]
-    assert same == ["distill", "compiled"]  # EVERYTHING, which is read back above, leaves none out but these
+    assert sorted(same) == [
+        "compiled",
+        "distill",
+        "one_shot",
+        "stages",
+    ]  # EVERYTHING, which is read back above, leaves none out but these
     assert (THE_REST.distill, THE_REST.compiled) == (False, True)
 
 
@@ -516,3 +558,27 @@ def test_a_plan_of_another_version_is_refused_with_both_versions(identity: dict[
     with pytest.raises(StudyError, match=rf"written by seed 9\.9, and this is {seed.__version__}") as caught:
         planning.continue_plan(plan, make_plan(), place=Path("studies/demo"))
     assert "--study NAME" in str(caught.value)
+
+
+def test_stages_are_numbers_of_layers_and_may_go_on() -> None:
+    assert planning.parse_stages("2+1") == planning.Stages(counts=(2, 1), goes_on=False)
+    assert planning.parse_stages("3 + 1 + ...") == planning.Stages(counts=(3, 1), goes_on=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "recovery"),
+    [({}, "distillation"), ({"lora_rank": 8}, "lora"), ({"recovery": "last-layers"}, "last-layers")],
+)
+def test_a_rank_alone_asks_for_low_rank_updates(settings: dict[str, Any], recovery: str) -> None:
+    assert SearchSettings(**settings).chosen_recovery.name == recovery
+
+
+def test_a_start_brings_its_original_along(tmp_path: Path) -> None:
+    start = tmp_path / "drop-1"
+    start.mkdir()
+    content = {"base_model": "openai-community/gpt2", "num_layers": 12, "dropped_layers": [1], "width": None}
+    (start / "seed.json").write_text(json.dumps(content | {"settings": {"distill_tokens": 5}}))
+    settings, preset = planning.start_from_preset(SearchSettings(start=start))
+    assert settings.model == "gpt2"
+    assert preset is not None
+    assert preset.model.num_layers == 12

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from seed.records import Candidate
 from seed.scoring.distillation import choose_windows
-from seed.stages import recovering
+from seed.scoring.objectives import Objective
+from seed.stages import recoveries, recovering
 from seed.stages.recovering import distill_settings, list_windows, short_settings, store_teacher_states
 from tests.scoring.opened import drop, keep, open_instruments
 from tests.stages.opened import open_bench
@@ -29,7 +31,7 @@ def test_settings_are_those_of_the_protocol(tmp_path: Path) -> None:
 
 
 def test_settings_carry_how_the_study_trains(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path, mixed_precision=True, lora_rank=8)
+    bench = open_bench(tmp_path, mixed_precision=True, recovery="lora", lora_rank=8)
     settings = short_settings(bench, drop(1))
     assert (settings.mixed_precision, settings.lora_rank) == (True, 8)
 
@@ -99,3 +101,59 @@ def test_states_too_many_to_store_are_computed_in_every_step(tmp_path: Path, mon
     assert not bench.folder.work.exists()
     monkeypatch.setattr(recovering, "STORED_BYTES", size)
     assert store_teacher_states(bench, instruments, steps=2, rng_seeds=[0]).recall is not None
+
+
+@pytest.mark.parametrize(
+    ("recovery", "wanted"),
+    [
+        ("distillation", {"objective": Objective(temperature=2.0, ce_share=0.25)}),
+        ("hidden-states", {"objective": Objective(temperature=2.0, ce_share=0.25, hidden_weight=1.0)}),
+        ("lora", {"objective": Objective(temperature=2.0, ce_share=0.25), "lora_rank": 16}),
+        ("pretraining", {"objective": Objective(temperature=2.0, ce_share=1.0)}),
+        ("lora-pretraining", {"objective": Objective(temperature=2.0, ce_share=1.0), "lora_rank": 16}),
+        ("last-layers", {"objective": Objective(temperature=2.0, ce_share=0.25), "frozen_layers": 0}),
+    ],
+)
+def test_a_recovery_is_a_change_of_settings(tmp_path: Path, recovery: str, wanted: dict[str, Any]) -> None:
+    bench = open_bench(tmp_path, temperature=2.0, ce_share=0.25)
+    plain = distill_settings(bench, drop(1), steps=9, learning_rate=1e-3, looks=4)
+    found = distill_settings(
+        bench, drop(1), steps=9, learning_rate=1e-3, looks=4, recovery=recoveries.RECOVERIES[recovery]
+    )
+    assert found == replace(plain, **wanted)
+
+
+def test_the_last_layers_are_trained_alone() -> None:
+    candidate = Candidate(num_layers=12, kept_layers=(0, 2, 3, 4, 5, 6, 8))
+    bench = open_bench(Path("/nowhere"), recovery="last-layers")
+    settings = distill_settings(bench, candidate, steps=9, learning_rate=1e-3, looks=4)
+    assert settings.frozen_layers == len(candidate.kept_layers) - recoveries.LAST_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("protocol", "stored"),
+    [
+        ({}, True),
+        ({"recovery": "lora", "lora_rank": 4}, True),
+        ({"recovery": "hidden-states"}, False),
+        ({"recovery": "pretraining"}, False),
+        ({"ce_share": 1.0}, False),
+    ],
+)
+def test_states_are_stored_only_for_what_learns_from_them_alone(
+    tmp_path: Path, protocol: dict[str, Any], stored: bool
+) -> None:
+    bench = open_bench(tmp_path, **protocol)
+    kept = store_teacher_states(bench, open_instruments(), steps=2, rng_seeds=[0])
+    assert (kept.recall is not None) == stored
+
+
+def test_students_side_by_side_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = open_bench(tmp_path)
+    assert recovering.count_together(bench) == recovering.MOST_TOGETHER  # tiny
+    each = recovering.HOST_BYTES_PER_WEIGHT * sum(weight.numel() for weight in bench.teacher.model.parameters())
+    pages = {"SC_PAGE_SIZE": 1, "SC_AVPHYS_PAGES": int(3.5 * each / recovering.FREE_SHARE)}
+    monkeypatch.setattr(recovering.os, "sysconf", pages.__getitem__)
+    assert recovering.count_together(bench) == 3
+    pages["SC_AVPHYS_PAGES"] = 1
+    assert recovering.count_together(bench) == 1

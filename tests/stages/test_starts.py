@@ -1,0 +1,81 @@
+"""A model that a search goes on from is what its folder says, or refused in one sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seed.errors import ModelError, SpaceError
+from seed.optimize.space import drop_layers
+from seed.records import SearchSpace
+from seed.stages.planning import SearchSettings, go_on_from
+from seed.stages.starts import Start, read_start
+
+CONTENT: dict[str, Any] = {
+    "base_model": "demo",
+    "num_layers": 12,
+    "dropped_layers": [1, 7],
+    "width": None,
+    "settings": {"distill_tokens": 100, "earlier_tokens": 30},
+}
+SPACE = SearchSpace(num_layers=12, droppable_layers=tuple(range(12)), min_dropped=1, max_dropped=3)
+
+
+def write_start(path: Path, **changes: Any) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "seed.json").write_text(json.dumps(CONTENT | changes))
+    return path
+
+
+def test_a_start_is_what_its_folder_says(tmp_path: Path) -> None:
+    start = read_start(write_start(tmp_path / "drop-1-7"))
+    assert start == Start(
+        path=(tmp_path / "drop-1-7").resolve(), candidate=drop_layers(12, [1, 7]), base_model="demo", tokens=130
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dropped_layers": []}, "has all its layers"),
+        ({"width": {"mlp_width": 3}}, "cut in width"),
+        ({"dropped_layers": "x"}, "damaged"),
+        ({"settings": {}}, "damaged"),
+        ({"num_layers": None}, "damaged"),
+    ],
+)
+def test_what_no_search_can_go_on_from_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        read_start(write_start(tmp_path / "m", **changes))
+    assert "Give a model that Seed exported" in str(caught.value)
+
+
+def test_a_folder_without_provenance_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no seed\.json"):
+        read_start(tmp_path)
+    (tmp_path / "seed.json").write_text("{torn")
+    with pytest.raises(ModelError, match="damaged"):
+        read_start(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bounds"),
+    [({}, (3, 3)), ({"max_dropped": 5}, (3, 5)), ({"min_dropped": 4, "max_dropped": 4}, (4, 4))],
+)
+def test_bounds_count_the_layers_that_are_gone(
+    tmp_path: Path, settings: dict[str, Any], bounds: tuple[int, int]
+) -> None:
+    start = read_start(write_start(tmp_path / "m"))
+    space = go_on_from(SPACE, start, SearchSettings(**settings))
+    assert (space.min_dropped, space.max_dropped) == bounds
+    assert space.gone_layers == (1, 7)
+    assert not {1, 7} & set(space.droppable_layers)
+
+
+def test_a_start_of_another_depth_or_with_nothing_left_is_refused(tmp_path: Path) -> None:
+    start = read_start(write_start(tmp_path / "m", num_layers=22))
+    with pytest.raises(ModelError, match="22 layers"):
+        go_on_from(SPACE, start, SearchSettings())
+    with pytest.raises(SpaceError, match="min_dropped = 2"):
+        go_on_from(SPACE, read_start(write_start(tmp_path / "m")), SearchSettings(min_dropped=2, max_dropped=3))
