@@ -38,6 +38,7 @@ VERDICTS = {
     "cannot tell": ("unsure", "?", ("cannot be told", "cannot be told")),
 }
 ROW_PX = 30
+FAR = 4
 TITLE_PX = 62  # of a panel, with the axis above it
 
 
@@ -58,11 +59,11 @@ LORA = Kind(title="LoRA on the text alone", color=DEPTH_COLORS[3], symbol="cross
 OTHER = Kind(title="other recovery", color=DEPTH_COLORS[4], symbol="star")
 RECOVERIES = {"distillation": AT_ONCE, "pretraining": PRETRAINING, "lora-pretraining": LORA}
 ROLES = {
-    "light": "best by score",
-    "middle": "best by score",
-    "deep": "best by score",
-    "severe": "best by score",
-    "pair": "best pair when recovered",
+    "light": "dropped at once",
+    "middle": "dropped at once",
+    "deep": "dropped at once",
+    "severe": "dropped at once",
+    "pair": "best pair, recovered",
     "raw pair": "best pair as it stands",
     "width light": "equal size in width",
     "width middle": "equal size in width",
@@ -170,7 +171,7 @@ def make_group(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> Group:
     sizes = [evidence.roles.get(role.removeprefix("width ")) for role in roles if role.startswith("width ")]
     depth = count_dropped(sizes[0], evidence) if sizes and sizes[0] else first.num_dropped
     kind = STAGED if first.stages else WIDTH if is_width(first.key) else RECOVERIES.get(first.recovery, OTHER)
-    label = ", ".join(dict.fromkeys(ROLES.get(role, role) for role in roles)) or name_key(first.key)
+    label = "; ".join(dict.fromkeys(ROLES.get(role, role) for role in roles)) or name_key(first.key)
     if first.stages:
         label = "in stages"
     elif first.recovery != "distillation":
@@ -237,10 +238,10 @@ def render_verdict(verdict: Verdict) -> str:
     """Return the item on one claim: its verdict as a word, a sign and a colour; what was found; what was reported."""
     kind, sign, _ = VERDICTS[verdict.verdict]
     return (
-        f'<li class="{kind}"><span class="verdict"><span aria-hidden="true">{sign}</span> '
-        f"{escape_html(verdict.verdict)}</span> <strong>{escape_html(verdict.claim)}</strong>\n"
+        f'<li class="{kind}"><div class="verdict"><span aria-hidden="true">{sign}</span> {escape_html(verdict.verdict)} '
+        f"<small>{escape_html(verdict.key)}</small></div>\n<div><strong>{escape_html(verdict.claim)}</strong>\n"
         f"<p>Found: {escape_html(verdict.found or 'nothing yet')}</p>\n"
-        f'<p class="note">Reported: {escape_html(verdict.reported)} ({escape_html(verdict.source)})</p></li>'
+        f'<p class="note">Reported: {escape_html(verdict.reported)} ({escape_html(verdict.source)})</p></div></li>'
     )
 
 
@@ -260,10 +261,10 @@ def draw_reached(evidence: ClaimsEvidence, groups: Sequence[Group], estimates: S
         cols=1,
         row_heights=[len(rows) / len(groups) for rows in panels.values()],
         vertical_spacing=TITLE_PX / height_px,
-        subplot_titles=[f"{name_depth(evidence, depth)}: PPL ratio" for depth in panels],
+        subplot_titles=[name_depth(evidence, depth) for depth in panels],
     )
     for index, rows in enumerate(panels.values(), start=1):
-        limit = find_limit([estimate.value or math.inf for _, estimate in rows])
+        limit = find_reach([estimate.value or math.inf for _, estimate in rows])
         edge = find_edge([estimate for _, estimate in rows], limit=limit)
         for place, (group, estimate) in enumerate(rows):
             is_far = (estimate.value or math.inf) > limit
@@ -286,7 +287,7 @@ def draw_reached(evidence: ClaimsEvidence, groups: Sequence[Group], estimates: S
                     x=[edge if is_far else estimate.value],
                     y=[place],
                     error_x={**draw_estimates([estimate], limit=limit), "color": group.kind.color},
-                    text=[format_ratio(estimate) if estimate.value is not None else "no number"] if is_far else None,
+                    text=["no number" if estimate.value is None else format_number(estimate.value)] if is_far else None,
                     textposition="middle left",
                     customdata=[[escape(list_models(group)), format_ratio(estimate), seeds]],
                     hovertemplate="%{customdata[0]}<br>PPL ratio: %{customdata[1]}<br>random seeds: %{customdata[2]}<extra></extra>",
@@ -303,7 +304,7 @@ def draw_reached(evidence: ClaimsEvidence, groups: Sequence[Group], estimates: S
             )
         figure.update_yaxes(
             tickvals=list(range(len(rows))),
-            ticktext=[escape(group.label) for group, _ in rows],
+            ticktext=[escape(group.label).replace("; ", "<br>") for group, _ in rows],
             range=[-0.7, len(rows) - 0.4],
             row=index,
             col=1,
@@ -315,8 +316,15 @@ def draw_reached(evidence: ClaimsEvidence, groups: Sequence[Group], estimates: S
         "the paired differences are in the table. Triangles: farther off than the panel reaches, with the value."
     )
     figure = finish_figure(figure, title="What each model reached", caption=caption, x_title="", y_title="")
+    figure.update_xaxes(tickangle=0).update_xaxes(title="PPL ratio", row=len(panels), col=1)
     figure.update_annotations(font={"size": 13})
-    return figure.update_layout(height=height_px + TITLE_PX, margin={"t": 44, "b": 40})
+    return figure.update_layout(height=height_px + TITLE_PX, margin={"t": 44, "b": 50})
+
+
+def find_reach(ratios: Sequence[float]) -> float:
+    """Return how far a panel reaches: to whatever costs up to four times as much as the best, or a tenth of perplexity."""
+    least = min((ratio for ratio in ratios if math.isfinite(ratio)), default=1.0)
+    return max(find_limit(ratios), 1 + max(0.1, FAR * (least - 1)))
 
 
 def draw_singles(evidence: ClaimsEvidence, estimate_cost: EstimateCost) -> go.Figure:
@@ -333,37 +341,34 @@ def draw_singles(evidence: ClaimsEvidence, estimate_cost: EstimateCost) -> go.Fi
     edge = find_edge(known, limit=limit)
     for index, (rung, by_layer) in enumerate(costs.items()):
         color, symbol = ((GREY, "circle"), (DEPTH_COLORS[0], "diamond"))[index % 2]
-        layers = sorted(by_layer)
-        estimates = [by_layer[layer] for layer in layers]
-        far = [estimate.value is None or estimate.value > limit for estimate in estimates]
-        figure.add_trace(
-            go.Scatter(
-                x=[layer + 0.12 * (2 * index - len(costs) + 1) for layer in layers],
-                y=[edge if is_far else e.value for e, is_far in zip(estimates, far, strict=True)],
-                error_y={**draw_estimates(estimates, limit=limit), "color": color},
-                customdata=[
-                    [layer, "no number" if e.value is None else format_plain(e)]
-                    for layer, e in zip(layers, estimates, strict=True)
-                ],
-                hovertemplate="layer %{customdata[0]}: %{customdata[1]}<extra>%{fullData.name}</extra>",
-                mode="markers",
-                name=escape(name_rung(rung)),
-                showlegend=True,
-                marker={
-                    "color": color,
-                    "symbol": ["triangle-up" if is_far else symbol for is_far in far],
-                    "size": 9,
-                },
+        shift = 0.12 * (2 * index - len(costs) + 1)
+        marks = {layer: e for layer, e in sorted(by_layer.items()) if not is_beyond(e, limit=limit)}
+        far = {layer: e for layer, e in sorted(by_layer.items()) if is_beyond(e, limit=limit)}
+        for shown, is_far in ((marks, False), (far, True)):
+            if not shown and is_far:
+                continue
+            figure.add_trace(
+                go.Scatter(
+                    x=[layer + shift for layer in shown],
+                    y=[edge if is_far else e.value for e in shown.values()],
+                    error_y={**draw_estimates(list(shown.values()), limit=limit), "color": color},
+                    customdata=[[layer, say_cost(e)] for layer, e in shown.items()],
+                    hovertemplate="layer %{customdata[0]}: %{customdata[1]}<extra>%{fullData.name}</extra>",
+                    mode="markers",
+                    name=escape(name_rung(rung)),
+                    legendgroup=rung,
+                    showlegend=not is_far,
+                    marker={"color": color, "symbol": "triangle-up" if is_far else symbol, "size": 9},
+                )
             )
-        )
     beyond = [
-        f"layer {layer} {name_rung(rung)} {'no number' if e.value is None else format_number(e.value, places=2)}"
+        f"layer {layer} with {name_rung(rung)} ({say_cost(e)})"
         for rung, by_layer in costs.items()
         for layer, e in sorted(by_layer.items())
-        if e.value is None or e.value > limit
+        if is_beyond(e, limit=limit)
     ]
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
-    figure.update_xaxes(dtick=1 if evidence.num_layers <= 32 else 4)
+    figure.update_xaxes(dtick=1 if evidence.num_layers <= 32 else 4, range=[-0.6, evidence.num_layers - 0.4])
     caption = (
         "Each layer dropped by itself: logarithm of perplexity over the dense model's, on validation text, nats per token; at 0 "
         "nothing is lost. Bars: 95 % interval, as documents vary."
@@ -376,6 +381,16 @@ def draw_singles(evidence: ClaimsEvidence, estimate_cost: EstimateCost) -> go.Fi
         x_title="dropped layer",
         y_title="log PPL ratio (nats per token)",
     )
+
+
+def is_beyond(estimate: Estimate, *, limit: float) -> bool:
+    """Does a value lie beyond the limit, or is none known?"""
+    return estimate.value is None or estimate.value > limit
+
+
+def say_cost(estimate: Estimate) -> str:
+    """Return a cost with its interval, or that there is no number."""
+    return "no number" if estimate.value is None else format_plain(estimate)
 
 
 def draw_curves(evidence: ClaimsEvidence, groups: Sequence[Group]) -> go.Figure:
@@ -402,7 +417,7 @@ def draw_curves(evidence: ClaimsEvidence, groups: Sequence[Group]) -> go.Figure:
         title="Learning curves",
         caption="Validation loss, nats per token; a line for each random seed. A line that is level at its end says that more "
         "tokens would help little; the table says how much the last look gained. Each panel has its own axis and leaves out "
-        "what lies far above, such as students before their first step. Staged runs begin at the tokens that their first "
+        "what lies far above, such as early looks. Staged runs begin at the tokens that their first "
         "stage spent. Dotted: the pair that is best as it stands. Dashed: the dense model, where it is near.",
         x_title="tokens of recovery",
         x_name="tokens",
@@ -461,12 +476,12 @@ def render_numbers(
     """Return the tables of all measures, of all trained models and of all times."""
     parts = []
     measures = [
-        [verdict.claim, measure.name, format_measure(measure)] for verdict in verdicts for measure in verdict.measures
+        [verdict.key, measure.name, format_measure(measure)] for verdict in verdicts for measure in verdict.measures
     ]
     if measures:
         caption = (
             "What the verdicts rest on. Per cent: one perplexity over another less 1, same documents, same random seeds. Intervals: "
-            "95 %, by Student's t, not corrected for the number of comparisons."
+            "95 %, by Student's t (of times by bootstrap), not corrected for the number of comparisons."
         )
         parts.append(f"<h3>Measures</h3>\n{render_table(caption, ['claim', 'measure', 'estimate'], measures)}")
     if groups:

@@ -6,7 +6,7 @@ from pathlib import Path
 from seed.console import Terminal
 from seed.evidence import ClaimsEvidence, RecoveredRow, RecoveryComparison, Verdict
 from seed.reporting.claims import count_verdicts
-from seed.reporting.recoveries import count_wins, list_cells, list_columns, say_answer, split_rows, title_of
+from seed.reporting.recoveries import count_wins, list_cells, list_columns, say_best, say_others, split_rows, title_of
 from seed.reporting.trained import name_key
 
 
@@ -34,7 +34,8 @@ def show_recoveries(
         terminal.show_table(
             list_columns(comparison, titles=titles), cells, title=f"{name_key(key)}, {at}; on test text"
         )
-        terminal.say(say_answer(group, reference=comparison.reference, titles=titles))
+        terminal.say(say_best(group, reference=comparison.reference, titles=titles))
+        terminal.say(say_others(group, reference=comparison.reference, titles=titles))
     if rows:
         terminal.say(count_wins(rows, reference=comparison.reference, titles=titles))
     terminal.say(f"page: {page}")

@@ -31,15 +31,16 @@ QUESTION = "Seed: which recovery is best?"
 AT = ("equal tokens", "equal time")  # optimize.recovered.AT
 # verdicts of optimize.replication, from the best to the worst
 SAYINGS = {
-    "lower": "ends lower",
-    "equivalent": f"is equivalent within {MARGIN_PERCENT}",
-    "higher": "ends higher",
+    "lower": "lower",
+    "equivalent": f"equivalent within {MARGIN_PERCENT}",
     "cannot tell": "cannot be told apart",
+    "higher": "higher",
 }
 MARGIN = 0.5  # per cent of perplexity, as in MARGIN_PERCENT
 ROW_PX = 44  # holds both budgets
 TITLE_PX = 66
 MARKS = {"equal tokens": (DEPTH_COLORS[0], "circle", 0.17), "equal time": (DEPTH_COLORS[1], "diamond", -0.17)}
+COLORS = (*DEPTH_COLORS[:5], GREY)  # the sixth is too near the first for thin lines
 DASHES = {"equal tokens": "solid", "equal time": "dot"}
 
 
@@ -114,33 +115,37 @@ def title_of(name: str, titles: Mapping[str, str]) -> str:
 # ---- answers
 
 
-def say_answer(rows: Sequence[RecoveredRow], *, reference: str, titles: Mapping[str, str]) -> str:
-    """Return, as plain text, which recovery of one model at one budget is best, and how the others lie to the reference."""
+def say_best(rows: Sequence[RecoveredRow], *, reference: str, titles: Mapping[str, str]) -> str:
+    """Return, as plain text, which recovery of one model at one budget is best."""
     first = rows[0]
-    known = [row for row in rows if row.ppl_ratio.value is not None]
-    begin = f"{count_things(first.num_dropped, 'layer')} dropped ({name_key(first.key)}), {first.at}: "
-    if first.num_dropped == 0:
-        begin = f"{name_key(first.key)}, {first.at}: "
-    if not known:
-        return f"{begin}no recovery ended with losses that are numbers."
-    said = f"{begin}{title_of(known[0].recovery, titles)} reaches the lowest PPL ratio, {format_ratio(known[0].ppl_ratio)}. "
+    begin = f"{name_key(first.key)}, at {first.at}"
+    begin = begin[0].upper() + begin[1:]
+    best = next((row for row in rows if row.ppl_ratio.value is not None), None)
+    if best is None:
+        return f"{begin}: no recovery ended with losses that are numbers."
+    is_clear = best.recovery == reference or best.verdict == "lower"
+    though = "" if is_clear else f", though not measurably below {title_of(reference, titles)}"
+    return f"{begin}: {title_of(best.recovery, titles)} ends lowest, PPL ratio {format_ratio(best.ppl_ratio)}{though}."
+
+
+def say_others(rows: Sequence[RecoveredRow], *, reference: str, titles: Mapping[str, str]) -> str:
+    """Return, as plain text, how the other recoveries lie to the reference."""
     theirs = title_of(reference, titles)
-    if all(row.recovery != reference for row in known):
-        return f"{said}Nothing can be compared with {theirs}, which has no number here."
+    if all(row.recovery != reference or row.ppl_ratio.value is None for row in rows):
+        return f"Nothing can be compared with {theirs}, which has no number here."
     others = [row for row in rows if row.recovery != reference]
-    if not others:
-        return f"{said}No other recovery has run."
     parts = []
     for verdict, saying in SAYINGS.items():
         names = [
-            title_of(row.recovery, titles)
-            + (f" ({format_percent(row.excess)})" if row.excess.value is not None else "")
+            f"{title_of(row.recovery, titles)} ({format_percent(row.excess)})"
+            if row.excess.value is not None
+            else title_of(row.recovery, titles)
             for row in others
             if row.verdict == verdict
         ]
         if names:
             parts.append(f"{saying}: {', '.join(names)}")
-    return f"{said}Beside {theirs}, {'; '.join(parts)}."
+    return f"Beside {theirs}, {'; '.join(parts)}." if parts else f"Nothing else stands beside {theirs}."
 
 
 def count_wins(rows: Sequence[RecoveredRow], *, reference: str, titles: Mapping[str, str]) -> str:
@@ -167,7 +172,8 @@ def render_answers(comparison: RecoveryComparison, rows: Sequence[RecoveredRow],
     if not rows:
         return "<p>Nothing is recovered yet, so there is no answer.</p>"
     items = "\n".join(
-        f"<li>{escape_html(say_answer(group, reference=comparison.reference, titles=titles))}</li>"
+        f"<li><strong>{escape_html(say_best(group, reference=comparison.reference, titles=titles))}</strong>\n"
+        f"<p>{escape_html(say_others(group, reference=comparison.reference, titles=titles))}</p></li>"
         for group in split_rows(rows).values()
     )
     num_seeds = len({run.rng_seed for run in comparison.ledger.runs})
@@ -204,7 +210,7 @@ def draw_differences(
         cols=1,
         row_heights=[len(names[key]) / total for key in panels],
         vertical_spacing=TITLE_PX / height_px,
-        subplot_titles=[f"{escape(name_key(key))}: PPL above the reference, %" for key in panels],
+        subplot_titles=[escape(name_key(key)) for key in panels],
     )
     shown: set[str] = set()
     theirs = title_of(comparison.reference, titles)
@@ -224,7 +230,10 @@ def draw_differences(
                         **draw_estimates([row.excess for row in here], limit=limit, scale=100),
                         "color": color,
                     },
-                    text=[format_percent(row.excess) if f else "" for row, f in zip(here, far, strict=True)],
+                    text=[
+                        f"{100 * (row.excess.value or 0.0):+.1f}\u00a0%" if f else ""
+                        for row, f in zip(here, far, strict=True)
+                    ],
                     textposition="middle left",
                     customdata=[
                         [
@@ -267,8 +276,9 @@ def draw_differences(
         "as the same. Each panel has its own axis. Triangles: farther off than the panel reaches, with the value."
     )
     figure = finish_figure(figure, title="What each recovery reached", caption=caption, x_title="", y_title="")
+    figure.update_xaxes(tickangle=0).update_xaxes(title="PPL above the reference, %", row=len(panels), col=1)
     figure.update_annotations(font={"size": 13})
-    return figure.update_layout(height=height_px + TITLE_PX, margin={"t": 44, "b": 70})
+    return figure.update_layout(height=height_px + TITLE_PX, margin={"t": 44, "b": 90})
 
 
 def draw_curves(comparison: RecoveryComparison, *, titles: Mapping[str, str]) -> go.Figure:
@@ -282,7 +292,7 @@ def draw_curves(comparison: RecoveryComparison, *, titles: Mapping[str, str]) ->
             Line(
                 name=title,
                 detail=f"{title}, {run.tokens:,} tokens, random seed {run.rng_seed}",
-                color=DEPTH_COLORS[names.index(run.recovery) % len(DEPTH_COLORS)],
+                color=COLORS[names.index(run.recovery) % len(COLORS)],
                 dash=DASHES[at],
                 x=list_seconds(run),
                 losses=tuple(point.validation_loss for point in run.curve),
@@ -294,7 +304,7 @@ def draw_curves(comparison: RecoveryComparison, *, titles: Mapping[str, str]) ->
         title="Validation loss over time",
         caption="Validation loss, nats per token, over seconds of training, looks at validation text included; seconds are spread "
         "evenly over a run's tokens. A line for each random seed. Solid: at equal tokens; dotted: at equal time. Each panel has "
-        "its own axis and leaves out what lies far above, such as students before their first step.",
+        "its own axis and leaves out what lies far above, such as early looks.",
         x_title="seconds of training",
         x_name="seconds",
     )

@@ -79,7 +79,7 @@ def draw_lines(
 ) -> go.Figure:
     """Draw learning curves, a panel for each title; ``x_name`` follows the number where the pointer rests.
 
-    A panel reaches up to the looks after the first, so that the end can be read; starts may lie far above.
+    A panel reaches up to where half of the looks are over, so that the end can be read; starts may lie far above.
     """
     panels = {name: lines for name, lines in panels.items() if any(line.losses for line in lines)}
     if not panels:
@@ -109,7 +109,7 @@ def draw_lines(
             seen.add(line.name)
         low, high = choose_range(lines)
         if dense_loss is not None:
-            # a shape would not stretch the axis, and a trace would; where the dense model lies far below, it is not drawn
+            # where the dense model lies far below, the range leaves it out
             figure.add_hline(y=dense_loss, line={"color": GREY, "width": 1, "dash": "dash"}, row=row, col=1)
         figure.update_yaxes(range=[low, high], row=row, col=1)
     figure = finish_figure(figure, title=title, caption=caption, x_title="", y_title="")
@@ -120,7 +120,10 @@ def draw_lines(
 
 def choose_range(lines: Sequence[Line]) -> tuple[float, float]:
     """Return from where to where a panel of learning curves reaches."""
-    later = [loss for line in lines for loss in line.losses[1:] or line.losses if math.isfinite(loss)] or [0.0, 1.0]
+    later = [loss for line in lines for loss in line.losses[len(line.losses) // 2 :] if math.isfinite(loss)] or [
+        0.0,
+        1.0,
+    ]
     low, high = min(later), find_limit(later)
     room = 0.06 * (high - low) or 0.01
     return low - room, high + room
