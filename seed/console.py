@@ -45,13 +45,15 @@ class Terminal:
         """Characters in a line."""
         return self.console.width
 
-    def show_table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-        """Print a table with a rule under its head; the first column is left-aligned."""
+    def show_table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", num_words: int = 1
+    ) -> None:
+        """Print a table with a rule under its head; the first ``num_words`` columns are left-aligned."""
         table = Table(
             title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
         )
-        for column in columns:
-            table.add_column(column, justify="left" if column == columns[0] else "right")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index < num_words else "right")
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
