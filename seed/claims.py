@@ -42,6 +42,7 @@ def check_claims(
     study, plan, protocol = planning.open_planned(path)
     planning.quiet_libraries()
     from seed.optimize.claims import judge_claims
+    from seed.optimize.testimony import estimate_cost, estimate_ratio
     from seed.reporting.claims import write_claims_page
     from seed.reporting.findings import show_claims
     from seed.scoring.sweep import Sweep
@@ -103,7 +104,14 @@ def check_claims(
     verdicts = judge_claims(evidence)
     asked = {"distill_tokens": distill_tokens, "rng_seeds": rng_seeds, "learning_rate": learning_rate}
     command = options.spell_command("seed.claims", asked, str(path))
-    write_claims_page(evidence, verdicts, study.claims_page, command=command)
+    write_claims_page(
+        evidence,
+        verdicts,
+        study.claims_page,
+        command=command,
+        estimate_ratio=estimate_ratio,
+        estimate_cost=estimate_cost,
+    )
     show_claims(terminal, evidence, verdicts, page=study.claims_page)
     return evidence, verdicts
 

@@ -5,105 +5,45 @@ estimates with intervals, so that a verdict is never a matter of taste: a claim 
 not hold where the whole interval says otherwise, and else the evidence cannot tell.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from seed.evidence import ClaimsEvidence, Measure, TrainedRun, Verdict
-from seed.optimize.comparison import estimate_excess, measure_margin, shift
+from seed.evidence import ClaimsEvidence, Measure, Verdict
+from seed.optimize.comparison import estimate_excess
 from seed.optimize.replication import CANNOT_TELL, EQUIVALENT, HIGHER, LOWER, MARGIN, judge_difference
-from seed.records import Estimate, Latency
+from seed.optimize.testimony import (
+    FAILS,
+    HOLDS,
+    NOTHING,
+    compare_runs,
+    estimate_cost,
+    estimate_latency,
+    estimate_mean,
+    estimate_ratio,
+    list_ratios,
+    name_best_rung,
+    select_model,
+    select_runs,
+    show,
+    stack_runs,
+    tell,
+    tell_all,
+    tell_beyond,
+)
 
-HOLDS, FAILS = "holds", "does not hold"
 SEED_REPORT = "the report that Seed grew from"
 SHORTENED = "Shortened LLaMA, arXiv 2402.02834"
 ABOUT_FASTER = 1.15  # "about 1.2 times faster" begins here
+FEWEST_LAYERS = 5  # the ends, and three between them
+NEGLIGIBLE_SPEEDUP = 0.03  # of decoding: nobody would cut a model for it
 
 
 def judge_claims(evidence: ClaimsEvidence) -> tuple[Verdict, ...]:
     """Return a verdict on every claim, in the order of the report's table; claims whose evidence is missing cannot be told."""
     return tuple(judge(evidence) for judge in CLAIMS)
-
-
-# ---- what evidence says
-
-
-def select_runs(
-    evidence: ClaimsEvidence, role: str, *, recovery: str = "distillation", staged: bool = False
-) -> list[TrainedRun]:
-    """The runs of the model that plays a role, by random seed."""
-    found = [
-        run
-        for run in evidence.ledger.runs
-        if (staged and bool(run.stages)) or (not staged and not run.stages and run.key == evidence.roles.get(role))
-        if run.recovery == recovery and run.tokens == evidence.ledger.settings["distill_tokens"]
-    ]
-    return sorted(found, key=lambda run: run.rng_seed)
-
-
-def stack_runs(runs: Sequence[TrainedRun]) -> np.ndarray:
-    """Summed test losses of S runs over D documents, (1, S, D)."""
-    return np.array([[run.test_sums for run in runs]], dtype=float)
-
-
-def estimate_ratio(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> Estimate:
-    """The PPL ratio to the dense model on test text, mean over runs, with its 95 % interval."""
-    dense_RSD = np.array([[evidence.ledger.dense_test_sums]])
-    return shift(estimate_excess(stack_runs(runs), dense_RSD, np.array(evidence.ledger.test_counts)), by=1.0)
-
-
-def compare_runs(
-    evidence: ClaimsEvidence, ours: Sequence[TrainedRun], theirs: Sequence[TrainedRun]
-) -> tuple[Estimate, str]:
-    """PPL of one over another less 1, and the verdict, of runs under the same random seeds."""
-    return judge_difference(stack_runs(ours), stack_runs(theirs), np.array(evidence.ledger.test_counts))
-
-
-def estimate_cost(evidence: ClaimsEvidence, weights: dict[int, float], *, rung: str) -> Estimate:
-    """A weighted sum of the log PPL ratios of single removals at a rung, with its interval over documents."""
-    counts_D = np.array(evidence.validation_counts)
-    dense_D = np.array(evidence.dense_validation_sums)
-    sums_D = sum(
-        weight * (np.array(evidence.singles[rung][str(layer)], dtype=float) - dense_D)
-        for layer, weight in weights.items()
-    )
-    assert isinstance(sums_D, np.ndarray)
-    return estimate_mean(sums_D, counts_D)
-
-
-def estimate_mean(sums_D: np.ndarray, counts_D: np.ndarray) -> Estimate:
-    """Mean by token of sums by document, with its 95 % interval (linearised ratio, Student's t)."""
-    if not np.isfinite(sums_D).all():
-        return Estimate(value=None, low=None, high=None)
-    mean = float(sums_D.sum() / counts_D.sum())
-    half = measure_margin([(sums_D - mean * counts_D) * len(counts_D) / counts_D.sum()])
-    return Estimate(value=mean, low=mean - half, high=mean + half)
-
-
-def tell(estimate: Estimate, *, above: float | None = None, below: float | None = None) -> str:
-    """Does the whole interval lie above (or below) a number?"""
-    if estimate.low is None or estimate.high is None:
-        return CANNOT_TELL
-    if above is not None:
-        return HOLDS if estimate.low > above else FAILS if estimate.high < above else CANNOT_TELL
-    assert below is not None
-    return HOLDS if estimate.high < below else FAILS if estimate.low > below else CANNOT_TELL
-
-
-def tell_all(verdicts: Sequence[str]) -> str:
-    """All must hold; one that does not is enough to say that the claim does not."""
-    if FAILS in verdicts:
-        return FAILS
-    return HOLDS if verdicts and all(verdict == HOLDS for verdict in verdicts) else CANNOT_TELL
-
-
-def estimate_latency(latency: Latency) -> Estimate:
-    """A latency ratio with its interval."""
-    return Estimate(value=latency.ratio, low=latency.ratio_low, high=latency.ratio_high)
-
-
-# ---- the claims
 
 
 def judge_quality(evidence: ClaimsEvidence) -> Verdict:
@@ -121,8 +61,8 @@ def judge_quality(evidence: ClaimsEvidence) -> Verdict:
         claim="A sixth and a quarter of the layers can go for a PPL ratio of at most 1.13.",
         source=SEED_REPORT,
         reported="GPT-2, 12 to 10 / 9 layers: 11 to 17 % fewer parameters, PPL +9 to +13 %",
-        verdict=tell_all([tell(measure.estimate, below=1.13) for measure in measures]),
-        found="; ".join(f"{measure.name}: {show(measure.estimate)}" for measure in measures),
+        verdict=tell_all([tell(measure.estimate, below=1.13) for measure in measures], needed=2),
+        found="; ".join(f"{measure.name}: {show(measure.estimate)}" for measure in measures) or "not trained",
         measures=tuple(measures),
     )
 
@@ -161,28 +101,27 @@ def judge_light(evidence: ClaimsEvidence) -> Verdict:
 
 def judge_stability(evidence: ClaimsEvidence) -> Verdict:
     """Distillations under different random seeds end alike."""
-    measures, verdicts = [], []
-    for role in ("light", "middle", "deep"):
-        runs = select_runs(evidence, role)
-        for i, one in enumerate(runs):
-            for other in runs[i + 1 :]:
-                excess, verdict = compare_runs(evidence, [one], [other])
-                name = f"{one.key}, random seed {one.rng_seed} against {other.rng_seed}"
-                measures.append(Measure(name=name, estimate=excess, unit="%"))
-                verdicts.append({EQUIVALENT: HOLDS, CANNOT_TELL: CANNOT_TELL}.get(verdict, FAILS))
-    spreads = [
-        float(np.std(list_ratios(evidence, select_runs(evidence, role)), ddof=1))
-        for role in ("light", "middle", "deep")
-        if len(select_runs(evidence, role)) > 1
-    ]
+    measures, verdicts, spreads = [], [], []
+    roles = list(dict.fromkeys(evidence.roles[role] for role in ("light", "middle", "deep") if role in evidence.roles))
+    replicated = {key: select_model(evidence, key) for key in roles}
+    replicated = {key: runs for key, runs in replicated.items() if len(runs) > 1}
+    for key, runs in replicated.items():
+        spreads.append(f"{np.std(list_ratios(evidence, runs), ddof=1):.4f} ({key})")
+        for one, other in itertools.combinations(runs, 2):
+            excess, verdict = judge_difference(
+                stack_runs([one]), stack_runs([other]), np.array(evidence.ledger.test_counts), between_replicas=True
+            )
+            name = f"{key}, random seed {one.rng_seed} against {other.rng_seed}"
+            measures.append(Measure(name=name, estimate=excess, unit="%"))
+            verdicts.append(HOLDS if verdict == EQUIVALENT else tell_beyond(excess))
     return Verdict(
         key="stability",
         claim=f"Results are the same over random seeds, within {100 * MARGIN:g} % of perplexity.",
         source=SEED_REPORT,
         reported="TinyLlama: test PPL 9.72 +- 0.01 and 9.94 +- 0.01 over three random seeds",
-        verdict=tell_all(verdicts),
+        verdict=tell_all(verdicts) if len(replicated) == len(roles) else tell_all([*verdicts, CANNOT_TELL]),
         found=f"{verdicts.count(HOLDS)} of {len(verdicts)} pairs of replicas are equivalent; standard deviation of the PPL ratio "
-        + ", ".join(f"{spread:.4f}" for spread in spreads)
+        + ", ".join(spreads)
         if verdicts
         else "nothing was trained twice",
         measures=tuple(measures),
@@ -216,6 +155,9 @@ def judge_stages(evidence: ClaimsEvidence) -> Verdict:
 def judge_ends(evidence: ClaimsEvidence) -> Verdict:
     """The first and the last layer are critical: each costs more than the layers between them do on average."""
     rung, inner = name_best_rung(evidence), range(1, evidence.num_layers - 1)
+    claim = "The first and the last layer are critical: each costs more than the layers between them on average."
+    if not has_singles(evidence, rung):
+        return leave_open("ends", claim, "first and last are almost always critical")
     measures = []
     for name, layer in (("first", 0), ("last", evidence.num_layers - 1)):
         weights = dict.fromkeys(inner, -1 / len(inner)) | {layer: 1.0}
@@ -229,7 +171,7 @@ def judge_ends(evidence: ClaimsEvidence) -> Verdict:
     dearest = max(inner, key=lambda layer: math.inf if costs[layer] is None else costs[layer] or 0.0)
     return Verdict(
         key="ends",
-        claim="The first and the last layer are critical: each costs more than the layers between them on average.",
+        claim=claim,
         source=SEED_REPORT,
         reported="first and last are almost always critical",
         verdict=tell_all([tell(measure.estimate, above=0.0) for measure in measures]),
@@ -242,6 +184,9 @@ def judge_ends(evidence: ClaimsEvidence) -> Verdict:
 def judge_places(evidence: ClaimsEvidence) -> Verdict:
     """Early and middle layers drop more easily than late ones."""
     rung, inner = name_best_rung(evidence), list(range(1, evidence.num_layers - 1))
+    claim = "Early and middle layers drop more easily than late ones (ends left aside)."
+    if not has_singles(evidence, rung):
+        return leave_open("places", claim, "early and middle layers drop most easily")
     early, middle, late = (part.tolist() for part in np.array_split(np.array(inner), 3))
     weights = {layer: 1 / len(late) for layer in late} | {
         layer: -1 / len(early + middle) for layer in (*early, *middle)
@@ -253,7 +198,7 @@ def judge_places(evidence: ClaimsEvidence) -> Verdict:
     names = [f"{part[0]} to {part[-1]}" for part in (early, middle, late)]
     return Verdict(
         key="places",
-        claim="Early and middle layers drop more easily than late ones (ends left aside).",
+        claim=claim,
         source=SEED_REPORT,
         reported="early and middle layers drop most easily",
         verdict=tell(estimate, above=0.0),
@@ -289,8 +234,13 @@ def judge_order(evidence: ClaimsEvidence) -> Verdict:
             Measure(name=f"log PPL of {ours} over {theirs}, without recovery", estimate=raw),
             Measure(name=f"PPL of {ours} over {theirs}, distilled", estimate=excess, unit="%"),
         ]
-        verdict = tell_all([tell(raw, above=0.0), {LOWER: HOLDS, HIGHER: FAILS}.get(judged, CANNOT_TELL)])
-        found = f"{theirs} is best as it stands, {ours} after distillation: PPL {show(excess, unit='%')}, {judged}"
+        verdict = tell_all(
+            [tell(raw, above=0.0), {LOWER: HOLDS, HIGHER: FAILS, EQUIVALENT: FAILS}.get(judged, CANNOT_TELL)], needed=2
+        )
+        found = (
+            f"{theirs} is best as it stands, {ours} by closed form; distilled, PPL of {ours} over {theirs} is "
+            f"{show(excess, unit='%')}, {judged}"
+        )
     return Verdict(
         key="order",
         claim="The best pair of layers changes with recovery.",
@@ -324,7 +274,7 @@ def judge_width(evidence: ClaimsEvidence) -> Verdict:
         claim="At equal parameters, cutting all layers evenly in width ends worse than dropping layers.",
         source=SEED_REPORT,
         reported="uniform width pruning is worse at equal parameters",
-        verdict=tell_all(verdicts),
+        verdict=tell_all(verdicts, needed=2),
         found="; ".join(found) or "not trained, or this family's width cannot be cut",
         measures=tuple(measures),
     )
@@ -341,18 +291,21 @@ def judge_decoding(evidence: ClaimsEvidence) -> Verdict:
     if depth is None or width is None:
         verdict, found = CANNOT_TELL, "not timed, or this family's width cannot be cut"
     else:
-        speeds_up = tell(estimate_latency(depth), below=1.0)
-        width_does_not = {HOLDS: FAILS, FAILS: HOLDS}.get(
-            tell(estimate_latency(width), below=1.0), HOLDS if width.ratio_low <= 1 <= width.ratio_high else CANNOT_TELL
+        verdict = tell_all(
+            [
+                tell(estimate_latency(depth), below=1.0),
+                tell(estimate_latency(width), above=1 - NEGLIGIBLE_SPEEDUP),
+            ],
+            needed=2,
         )
-        verdict = tell_all([speeds_up, width_does_not])
         found = (
             f"at batch 1 without layers {1 / depth.ratio:.2f} times faster, in width {1 / width.ratio:.2f} times "
             f"({show(estimate_latency(depth))} and {show(estimate_latency(width))})"
         )
     return Verdict(
         key="decoding",
-        claim="Dropping layers speeds up decoding at batch 1 where width pruning of the same size does not.",
+        claim=f"Dropping layers speeds up decoding at batch 1; width pruning of the same size does not (by less than "
+        f"{100 * NEGLIGIBLE_SPEEDUP:.0f} %).",
         source=SHORTENED,
         reported="depth pruning speeds up small-batch decoding where width pruning does not",
         verdict=verdict,
@@ -385,33 +338,25 @@ def judge_pretraining(evidence: ClaimsEvidence) -> Verdict:
         claim="Continued pretraining beats LoRA on the same text, and by more at severe ratios.",
         source=SHORTENED,
         reported="continued pretraining beats LoRA, most at severe ratios",
-        verdict=tell_all(verdicts),
+        verdict=tell_all(verdicts, needed=3),
         found="; ".join(found) or "not trained",
         measures=tuple(measures),
     )
 
 
-def list_ratios(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> list[float]:
-    """The test PPL ratio of each run."""
-    dense, tokens = sum(evidence.ledger.dense_test_sums), sum(evidence.ledger.test_counts)
-    return [math.exp((float(sums.sum()) - dense) / tokens) for sums in stack_runs(runs)[0]]
+def has_singles(evidence: ClaimsEvidence, rung: str) -> bool:
+    """Are there single removals enough to speak of ends and thirds?"""
+    return evidence.num_layers >= FEWEST_LAYERS and len(evidence.singles.get(rung, {})) == evidence.num_layers
 
 
-def name_best_rung(evidence: ClaimsEvidence) -> str:
-    """The rung with recovery where singles were scored by it."""
-    return "closed_form" if "closed_form" in evidence.singles else "none"
+def leave_open(key: str, claim: str, reported: str) -> Verdict:
+    """A verdict where the model is too small, or nothing was measured."""
+    found = f"not measured, or fewer than {FEWEST_LAYERS} layers"
+    return Verdict(
+        key=key, claim=claim, source=SEED_REPORT, reported=reported, verdict=CANNOT_TELL, found=found, measures=()
+    )
 
 
-def show(estimate: Estimate, *, unit: str = "") -> str:
-    """``1.055 [1.050, 1.060]``, or in per cent ``+1.2 [+0.9, +1.5] %``."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return "not known"
-    if unit == "%":
-        return f"{100 * estimate.value:+.2f} [{100 * estimate.low:+.2f}, {100 * estimate.high:+.2f}] %"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
-NOTHING = Estimate(value=None, low=None, high=None)
 CLAIMS: tuple[Callable[[ClaimsEvidence], Verdict], ...] = (
     judge_quality,
     judge_speed,

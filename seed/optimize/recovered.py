@@ -5,6 +5,7 @@ import numpy as np
 from seed.evidence import RecoveredRow, RecoveryComparison, TrainedRun
 from seed.optimize.comparison import estimate_excess, shift
 from seed.optimize.replication import EQUIVALENT, judge_difference
+from seed.optimize.testimony import stack_runs
 from seed.records import Estimate
 
 AT = ("equal tokens", "equal time")
@@ -57,8 +58,3 @@ def find_runs(comparison: RecoveryComparison, key: str, recovery: str, *, at: st
     )
     found = [run for run in comparison.ledger.runs if (run.key, run.recovery, run.tokens) == (key, recovery, tokens)]
     return sorted(found, key=lambda run: run.rng_seed)
-
-
-def stack_runs(runs: list[TrainedRun]) -> np.ndarray:
-    """Summed test losses of S runs over D documents, (1, S, D)."""
-    return np.array([[run.test_sums for run in runs]], dtype=float)

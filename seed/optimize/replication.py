@@ -38,18 +38,26 @@ def summarize_replicas(replicas: Sequence[Replica], dense: DenseResult) -> Repli
 
 
 def judge_difference(
-    one_RSD: np.ndarray, other_RSD: np.ndarray, counts_D: np.ndarray, *, margin: float = MARGIN
+    one_RSD: np.ndarray,
+    other_RSD: np.ndarray,
+    counts_D: np.ndarray,
+    *,
+    margin: float = MARGIN,
+    between_replicas: bool = False,
 ) -> tuple[Estimate, str]:
     """Return PPL of one over that of the other less 1 with its 95 % interval, and what that means.
 
     ``equivalent``: the 90 % interval lies within the margin either way; ``lower`` or ``higher``: not so, and the 95 %
-    interval excludes zero; else ``cannot tell``. Documents and random seeds are paired.
+    interval excludes zero; else ``cannot tell``. Documents and random seeds are paired. One distillation of each says
+    nothing of how distillations vary, so that it never makes two models equivalent, unless the two are replicas of one
+    model and their difference is what is asked for.
     """
     excess = estimate_excess(one_RSD, other_RSD, counts_D)
     narrow = estimate_excess(one_RSD, other_RSD, counts_D, confidence=TOST_CONFIDENCE)
     if excess.low is None or excess.high is None or narrow.low is None or narrow.high is None:
         return excess, CANNOT_TELL
-    if max(-math.log1p(narrow.low), math.log1p(narrow.high)) < math.log1p(margin):
+    can_be_equivalent = one_RSD.shape[1] > 1 or between_replicas
+    if can_be_equivalent and max(-math.log1p(narrow.low), math.log1p(narrow.high)) < math.log1p(margin):
         return excess, EQUIVALENT
     if excess.low > 0 or excess.high < 0:
         return excess, HIGHER if excess.low > 0 else LOWER
