@@ -162,6 +162,6 @@ def compare_ends(staged: StageRecord, one_shot: StageRecord | None, counts_D: np
     if one_shot is None:
         return Estimate(value=None, low=None, high=None), CANNOT_TELL
     ours, theirs = staged.result.replicas, one_shot.result.replicas
-    if [replica.rng_seed for replica in ours] != [replica.rng_seed for replica in theirs]:
+    if not ours or [replica.rng_seed for replica in ours] != [replica.rng_seed for replica in theirs]:
         return Estimate(value=None, low=None, high=None), CANNOT_TELL
     return judge_difference(stack_losses(ours), stack_losses(theirs), counts_D)

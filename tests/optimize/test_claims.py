@@ -261,3 +261,38 @@ def test_estimates_are_shown_with_their_intervals() -> None:
     assert show(Estimate(value=1.055, low=1.05, high=1.06)) == "1.055 [1.050, 1.060]"
     assert show(Estimate(value=0.012, low=0.009, high=0.015), unit="%") == "+1.20 [+0.90, +1.50] %"
     assert show(Estimate(value=None, low=None, high=None)) == "not known"
+
+
+@pytest.mark.parametrize(
+    ("key", "left_out"),
+    [
+        ("quality", ["drop-3-5-7"]),
+        ("quality", ["drop-5-7"]),
+        ("width", ["width-256-3"]),
+        ("width", ["width-288-4"]),
+        ("stability", ["drop-3-5-7"]),
+        ("pretraining", [SEVERE]),
+    ],
+)
+def test_half_of_the_evidence_makes_no_claim_hold(key: str, left_out: list[str]) -> None:
+    whole = make()
+    assert judge(whole, key).verdict == HOLDS
+    runs = tuple(run for run in whole.ledger.runs if run.key not in left_out)
+    half = msgspec.structs.replace(whole, ledger=msgspec.structs.replace(whole.ledger, runs=runs))
+    assert judge(half, key).verdict == CANNOT_TELL
+
+
+def test_not_knowing_whether_a_width_is_faster_is_no_proof_that_it_is_not() -> None:
+    unknown = with_latencies(0.8, 1.0)
+    wide = trainings.make_latency(1.0, batch=1, half=0.3)
+    latencies = {**unknown.latencies, "width-256-3, batch 1": wide}
+    assert judge(msgspec.structs.replace(unknown, latencies=latencies), "decoding").verdict == CANNOT_TELL
+
+
+@pytest.mark.parametrize("num_layers", [2, 3, 4])
+def test_models_too_small_for_ends_and_thirds_decide_nothing(num_layers: int) -> None:
+    evidence = with_singles([0.1] * num_layers)
+    small = msgspec.structs.replace(evidence, num_layers=num_layers)
+    for key in ("ends", "places"):
+        assert judge(small, key).verdict == CANNOT_TELL
+    assert judge(msgspec.structs.replace(evidence, singles={}), "ends").verdict == CANNOT_TELL

@@ -199,3 +199,12 @@ def test_models_under_other_random_seeds_and_lone_ones_are_not_compared(study: S
     assert compare_replicated(results, dense) == ()
     assert compare_replicated(results[:1], dense) == ()
     assert compare_replicated([], dense) == ()
+
+
+def test_one_distillation_of_each_makes_no_two_models_equivalent() -> None:
+    counts = np.full(40, 100)
+    sums = np.full((1, 1, 40), 270.0) + np.random.default_rng(0).normal(0, 0.01, 40)
+    assert judge_difference(sums, sums + 0.01, counts)[1] != "equivalent"
+    assert judge_difference(sums, sums + 0.01, counts, between_replicas=True)[1] == "equivalent"
+    two = np.concatenate([sums, sums + 0.001], axis=1)
+    assert judge_difference(two, two + 0.01, counts)[1] == "equivalent"

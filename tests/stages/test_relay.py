@@ -1,0 +1,129 @@
+"""A search in stages hands its best model on, keeps original indices, and ends where a target says."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from seed.console import Terminal
+from seed.errors import StudyError
+from seed.evidence import StagedSearch
+from seed.folder import StudyFolder
+from seed.records import StudyRecord, SweepRow
+from seed.stages import relay
+from seed.stages.planning import SearchSettings
+from tests.reporting.factory import make_candidate, make_record
+
+SILENT = Terminal(quiet=True)
+
+
+class Searches:
+    """Stands for searches: writes down what was asked, and answers with models of rising PPL ratios."""
+
+    def __init__(self, ratios: list[float]) -> None:
+        self.ratios = ratios
+        self.asked: list[SearchSettings] = []
+
+    def __call__(self, settings: SearchSettings, terminal: Terminal) -> StudyRecord:
+        self.asked.append(settings)
+        assert settings.study is not None
+        assert settings.min_dropped == settings.max_dropped
+        record = make_record()
+        dropped = tuple(range(1, 1 + (settings.max_dropped or 0)))
+        result = msgspec.structs.replace(
+            record.distilled[0],
+            candidate=make_candidate(*dropped),
+            settings={**record.distilled[0].settings, "distill_tokens": settings.distill_tokens or 1000}
+            | ({"earlier_tokens": 1000 * (len(self.asked) - 1)} if settings.start else {}),
+            validation=msgspec.structs.replace(
+                record.distilled[0].validation, ppl_ratio=self.ratios[len(self.asked) - 1]
+            ),
+        )
+        folder = StudyFolder(settings.studies_dir / settings.study)
+        folder.root.mkdir(parents=True, exist_ok=True)
+        gone = dropped[:-1]
+        rows = [SweepRow(key="dense", rung="dense", sums=[10.0, 20.0], counts=[10, 10])]
+        rows += [
+            SweepRow(key=make_candidate(*gone, layer).key, rung="closed_form", sums=[11.0 + layer, 20.0])
+            for layer in range(result.candidate.num_layers)
+            if layer not in gone
+        ]
+        folder.sweep.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        dense = msgspec.structs.replace(record.dense, test_counts=[10, 10], test_sums=[10.0, 20.0])
+        return msgspec.structs.replace(record, distilled=(result,), dense=dense)
+
+
+def search(directory: Path, ratios: list[float], **settings: Any) -> tuple[StagedSearch, Searches]:
+    searches = Searches(ratios)
+    wanted = SearchSettings(studies_dir=directory, **settings)
+    return relay.search_in_stages(wanted, SILENT, search=searches), searches
+
+
+def test_each_stage_goes_on_from_the_best_of_the_one_before(tmp_path: Path) -> None:
+    staged, searches = search(tmp_path, [1.02, 1.05, 1.06], stages="2+1")
+    first, second, at_once = searches.asked
+    root = tmp_path / "demo-2-1"
+    assert (first.study, first.start, first.max_dropped) == ("stage-1", None, 2)
+    assert (second.study, second.max_dropped) == ("stage-2", 3)
+    assert second.start == root / "stage-1" / "models" / "drop-1-2"
+    assert (at_once.study, at_once.start, at_once.max_dropped) == ("one-shot", None, 3)
+    assert at_once.distill_tokens == 2000  # of both stages
+    assert staged.counts == (2, 1)
+    assert [stage.tokens for stage in staged.stages] == [1000, 2000]
+    assert staged.stages[1].gone_layers == (1, 2)
+    assert set(staged.stages[1].singles) == {str(layer) for layer in range(staged.num_layers)} - {"1", "2"}
+    assert staged.stages[0].singles["3"] == pytest.approx((11.0 + 3 + 20 - 30) / 20)
+    assert StudyFolder(root).stages.is_file()
+    for settings in searches.asked:
+        assert settings.stages is None
+        assert settings.frontier_size == relay.STAGED_SIZE
+
+
+def test_without_one_shot_nothing_is_compared(tmp_path: Path) -> None:
+    staged, searches = search(tmp_path, [1.02, 1.05], stages="1+1", one_shot=False)
+    assert len(searches.asked) == 2
+    assert staged.one_shot is None
+    assert staged.verdict == "cannot tell"
+
+
+def test_stages_go_on_until_perplexity_is_spent_and_keep_the_last_that_was_within(tmp_path: Path) -> None:
+    staged, searches = search(
+        tmp_path, [1.02, 1.05, 1.2], stages="1+...", max_ppl_ratio=1.1, one_shot=False, study="mine"
+    )
+    assert len(searches.asked) == 3
+    assert staged.counts == (1, 1)
+    assert "1.200" in (staged.stopped_because or "")
+    assert all(settings.max_ppl_ratio is None for settings in searches.asked)
+    assert (tmp_path / "mine" / "stages.json").is_file()
+
+
+def test_stages_end_where_the_model_is_fast_enough(tmp_path: Path) -> None:
+    reached = make_record().distilled[0].latency.ratio
+    staged, _ = search(tmp_path, [1.0] * 9, stages="1+...", max_latency_ratio=reached + 0.001, one_shot=False)
+    assert len(staged.stages) == 1
+    assert "latency ratio" in (staged.stopped_because or "")
+
+
+def test_stages_end_with_the_layers(tmp_path: Path) -> None:
+    staged, searches = search(tmp_path, [1.0] * 40, stages="5+...", max_latency_ratio=0.001, one_shot=False)
+    assert "layers are left" in (staged.stopped_because or "")
+    assert len(searches.asked) == len(staged.stages) == (staged.num_layers - 1) // 5
+
+
+def test_a_first_stage_beyond_the_limit_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"--max-ppl-ratio 1\.1: the first stage ends at 1\.300"):
+        search(tmp_path, [1.3], stages="4+1", max_ppl_ratio=1.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"stages": "2+1"}, "demo-2-1"),
+        ({"stages": "1+...", "max_ppl_ratio": 1.1}, "demo-1-on"),
+        ({"stages": "2 + 1", "study": "mine"}, "mine"),
+        ({"stages": "2+1", "model": "tinyllama"}, "tinyllama-2-1"),
+    ],
+)
+def test_the_folder_says_what_it_holds(settings: dict[str, Any], name: str) -> None:
+    assert relay.name_root(SearchSettings(**settings)).name == name
