@@ -42,7 +42,7 @@ class Searches:
         )
         folder = StudyFolder(settings.studies_dir / settings.study)
         folder.root.mkdir(parents=True, exist_ok=True)
-        gone = dropped[:-1]
+        gone = () if settings.start is None else tuple(map(int, settings.start.name.split("-")[1:]))
         rows = [SweepRow(key="dense", rung="dense", sums=[10.0, 20.0], counts=[10, 10])]
         rows += [
             SweepRow(key=make_candidate(*gone, layer).key, rung="closed_form", sums=[11.0 + layer, 20.0])

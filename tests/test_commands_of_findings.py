@@ -1,0 +1,179 @@
+"""Staged searches, replicas, widths, claims and recoveries, run as users run them: real processes, killed and resumed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tests.test_commands import error_of, kill_when, run_seed, search_words
+
+RUNS = ["--distill-tokens=8192", "--learning-rate=3e-3"]
+
+
+def forget_times(value: object) -> object:
+    """The same without what a clock decides."""
+    if isinstance(value, dict):
+        timed = {"seconds", "latency", "latencies", "command", "start", "study", "created"}
+        return {key: forget_times(part) for key, part in value.items() if key not in timed}
+    return [forget_times(part) for part in value] if isinstance(value, list) else value
+
+
+def read(path: Path) -> object:
+    return forget_times(json.loads(path.read_text()))
+
+
+def test_a_staged_search_names_original_layers_and_goes_on_where_it_was_killed(make_checkpoint, text_file, tmp_path):
+    model = make_checkpoint("llama", num_layers=6)
+    words = search_words(model, text_file, "--stages=2+1", "--frontier-size=1", "--replicas=2", *RUNS)
+    done = run_seed(*words, "--study=unbroken", cwd=tmp_path)
+    root = tmp_path / "studies" / "unbroken"
+    staged = json.loads((root / "stages.json").read_text())
+    first, second = (stage["result"]["candidate"]["kept_layers"] for stage in staged["stages"])
+    assert (len(first), len(second)) == (4, 3)
+    assert set(second) < set(first)
+    assert "3 of 6 layers in stages of 2+1" in done.stdout
+    assert "At once for the same tokens" in done.stdout
+    dropped = "-".join(str(layer) for layer in range(6) if layer not in second)
+    path = root / "stage-2" / "models" / f"drop-{dropped}"
+    exported = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    assert exported.config.num_hidden_layers == 3
+    said = json.loads((path / "seed.json").read_text())
+    assert said["settings"]["earlier_tokens"] == said["settings"]["distill_tokens"]
+    assert said["base_model"] == str(model)
+    judged = run_seed("seed.evaluate", str(path), cwd=tmp_path)  # beside the original, as everything is
+    assert f"perplexity: {staged['stages'][1]['result']['test']['perplexity']:.3f}" in judged.stdout
+    once = json.loads((root / "one-shot" / "plan.json").read_text())
+    assert once["distill_tokens"] == 2 * json.loads((root / "stage-1" / "plan.json").read_text())["distill_tokens"]
+
+    for stage in ("stage-1", "stage-2", "one-shot"):  # once each: in the midst of a stage's distillation
+        kill_when(
+            [*words, "--study=killed"],
+            tmp_path,
+            lambda study, stage=stage: (study / stage / "frontier.json").exists(),
+            study="killed",
+        )
+    again = run_seed(*words, "--study=killed", cwd=tmp_path)
+    assert "continuing the study" in again.stdout
+    killed = tmp_path / "studies" / "killed"
+    assert read(killed / "stages.json") == read(root / "stages.json")
+    (killed / "report.html").unlink()
+    shown = run_seed("seed.report", "studies/killed", cwd=tmp_path)
+    assert "in stages of 2+1" in shown.stdout
+    assert (killed / "report.html").stat().st_size < 6_000_000
+
+
+def test_a_search_goes_on_from_a_recovered_model_of_another(make_checkpoint, text_file, tmp_path):
+    model = make_checkpoint("gpt2")
+    words = search_words(model, text_file, "--frontier-size=1", "--max-dropped=1", *RUNS)
+    run_seed(*words, "--study=first", cwd=tmp_path)
+    [start] = (tmp_path / "studies" / "first" / "models").iterdir()
+    text = ["--recovery-text", str(text_file), *[word for word in words if word.startswith("--") and "=" in word]]
+    more = [word for word in text if not word.startswith(("--max-dropped", "--study"))]
+    run_seed("seed.search", "--start", str(start), "--study=second", *more, "--max-dropped=2", cwd=tmp_path)
+    plan = json.loads((tmp_path / "studies" / "second" / "plan.json").read_text())
+    [gone] = json.loads((start / "seed.json").read_text())["dropped_layers"]
+    assert plan["identity"]["space"]["gone_layers"] == [gone]
+    assert plan["identity"]["location"] == str(model)
+    [member] = json.loads((tmp_path / "studies" / "second" / "frontier.json").read_text())["members"]
+    assert gone not in member["evaluation"]["candidate"]["kept_layers"]
+    # what it went on from is part of the plan
+    (start / "config.json").write_text((start / "config.json").read_text() + "\n")
+    error = error_of(run_seed("seed.report", "studies/nowhere", cwd=tmp_path, code=2))
+    assert "not a study" in error
+    error = error_of(run_seed("seed.distill", "studies/second", "--trial=0", cwd=tmp_path, code=2))
+    assert "changed since" in error
+    other = make_checkpoint("llama")
+    wrong = run_seed("seed.search", "--start", str(start), "--model", str(other), *more, cwd=tmp_path, code=2)
+    assert f"was recovered from {model}" in error_of(wrong)
+    empty = run_seed("seed.search", "--start", str(tmp_path), *more, cwd=tmp_path, code=2)
+    assert "no seed.json" in error_of(empty)
+
+
+def test_replicas_and_widths_stand_beside_the_frontier(make_checkpoint, text_file, tmp_path):
+    words = search_words(make_checkpoint(), text_file, "--study=wide", "--frontier-size=2", "--max-dropped=1", *RUNS)
+    done = run_seed(*words, "--replicas=3", "--width-baseline", cwd=tmp_path)
+    study = tmp_path / "studies" / "wide"
+    results = {path.stem: json.loads(path.read_text()) for path in (study / "distilled").glob("*.json")}
+    [width] = [key for key in results if key.startswith("width-")]
+    assert len(results) == 3
+    for key, result in results.items():
+        assert [replica["rng_seed"] for replica in result["replicas"]] == [0, 1, 2]
+        exported = transformers.AutoModelForCausalLM.from_pretrained(study / "models" / key, dtype=torch.float32)
+        assert sum(weight.numel() for weight in exported.parameters()) == result["size"]["num_params"]
+        assert exported.config.num_hidden_layers == (4 if key == width else 3)
+    assert done.stdout.count("mean of 3") == 3
+    page = (study / "report.html").read_text()
+    assert "Distilled more than once" in page
+    assert "uniform width, distilled" in page
+    judged = run_seed("seed.evaluate", str(study / "models" / width), cwd=tmp_path)
+    assert f"perplexity: {results[width]['test']['perplexity']:.3f}" in judged.stdout
+
+
+@pytest.fixture(scope="module")
+def searched(make_checkpoint, text_file, tmp_path_factory) -> Path:
+    """A folder with one searched study of a six-layer model, under two names."""
+    path = tmp_path_factory.mktemp("searched")
+    for name in ("unbroken", "killed"):
+        words = search_words(make_checkpoint("llama", num_layers=6), text_file, f"--study={name}", "--max-dropped=2")
+        run_seed(*words, "--no-distill", cwd=path)
+    return path
+
+
+def test_claims_are_judged_and_go_on_where_they_were_killed(searched):
+    words = ["--rng-seeds", "0", "1", "--distill-tokens=8192"]
+    done = run_seed("seed.claims", "studies/unbroken", *words, cwd=searched)
+    studies = searched / "studies"
+    for claim in ("decoding is about 1.2 times faster", "Removing in stages", "cutting all layers evenly in width"):
+        assert claim in " ".join(done.stdout.split())
+
+    def is_time(study: Path) -> bool:
+        path = study / "claims.json"
+        return path.exists() and path.read_text().count('"rng_seed"') >= 5
+
+    kill_when(["seed.claims", "studies/killed", *words], searched, is_time, study="killed")
+    run_seed("seed.claims", "studies/killed", *words, cwd=searched)
+    assert read(studies / "killed" / "claims.json") == read(studies / "unbroken" / "claims.json")
+    assert (studies / "killed" / "claims.html").stat().st_size > 1_000_000
+    changed = run_seed(
+        "seed.claims", "studies/killed", "--rng-seeds", "0", "1", "--distill-tokens=4096", cwd=searched, code=2
+    )
+    assert "distill_tokens: 8192 there, 4096 now" in error_of(changed)
+    assert "not a study" in error_of(run_seed("seed.claims", "nowhere", cwd=searched, code=2))
+    (studies / "killed" / "claims.json").write_text("{torn")
+    torn = run_seed("seed.claims", "studies/killed", *words, cwd=searched, code=2)
+    assert "this command again, which begins anew" in error_of(torn)
+
+
+def test_recoveries_are_compared_at_equal_tokens_and_time(searched):
+    words = ["--rng-seeds", "0", "--distill-tokens=8192", "--learning-rate=3e-3"]
+    done = run_seed("seed.recoveries", "studies/unbroken", *words, "--recoveries", "pretraining", "lora", cwd=searched)
+    found = json.loads((searched / "studies" / "unbroken" / "recoveries.json").read_text())
+    runs = found["ledger"]["runs"]
+    assert {run["recovery"] for run in runs} == {"distillation", "pretraining", "lora"}
+    [times] = found["equal_time"].values()
+    for name, tokens in times.items():
+        assert any(run["tokens"] == tokens and run["recovery"] == name for run in runs)
+    assert "continued pretraining" in done.stdout
+    more = run_seed("seed.recoveries", "studies/unbroken", *words, "--recoveries", "last-layers", cwd=searched)
+    assert "last layers only" in more.stdout
+    wrong = run_seed("seed.recoveries", "studies/unbroken", "--recoveries", "magic", cwd=searched, code=2)
+    assert "--recoveries magic: unknown" in error_of(wrong)
+    lost = run_seed("seed.recoveries", "studies/unbroken", "--trials", "999", cwd=searched, code=2)
+    assert "--trials 999" in error_of(lost)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--stages", "2+x"], "--stages 2+x"),
+        (["--stages", "1+..."], "goes on until a target"),
+        (["--stages", "2+1", "--max-dropped", "3"], "--max-dropped"),
+        (["--recovery", "pretraining", "--temperature", "2"], "--temperature"),
+        (["--stages", "2+1", "--dry-run"], "--dry-run"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(tmp_path, words, said):
+    assert said in error_of(run_seed("seed.search", *words, cwd=tmp_path, code=2))
+    assert not (tmp_path / "studies").exists()
