@@ -12,7 +12,7 @@ from typing import Any
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
 from seed.evidence import ClaimsEvidence, TrainedRun, Verdict
-from seed.stages import options, planning
+from seed.stages import options, planning, schooling
 
 BUDGET = 4  # times the search's own distillations, unless told otherwise
 
@@ -46,7 +46,7 @@ def check_claims(
     from seed.reporting.claims import write_claims_page
     from seed.reporting.findings import show_claims
     from seed.scoring.sweep import Sweep
-    from seed.stages import claiming, finals, searching, training, workbench
+    from seed.stages import claiming, searching, training, workbench
 
     with folder.lock(study):
         terminal.say(f"opening {protocol.model}")
@@ -65,7 +65,7 @@ def check_claims(
                 bench, sweep, evidence, members, on_timed=lambda name: advance(1, name)
             )
         wanted = claiming.list_wanted(members, settings)
-        steps = finals.count_steps(bench, settings.distill_tokens)
+        steps = schooling.count_steps(bench, settings.distill_tokens)
         missing = training.list_missing(evidence.ledger, wanted)
         staged = claiming.list_staged(evidence, settings)
         terminal.say(
@@ -74,7 +74,9 @@ def check_claims(
         )
         if missing or staged:
             searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=settings.rng_seeds)
-            tuned = len(settings.rates) * finals.count_steps(bench, settings.distill_tokens // finals.TUNING_SHARE)
+            tuned = len(settings.rates) * schooling.count_steps(
+                bench, settings.distill_tokens // schooling.TUNING_SHARE
+            )
             with terminal.stage("tuning", total=training.count_tuned(wanted) * tuned) as advance:
                 rates = training.choose_rates(
                     bench, sweep, wanted, rates=settings.rates, on_step=lambda key: advance(1, key)

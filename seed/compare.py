@@ -17,7 +17,7 @@ from seed.evidence import Comparison, ComparisonSummary, StrategyRun
 from seed.optimize.comparison import REFERENCE, summarize_comparison
 from seed.optimize.strategies import STRATEGIES
 from seed.records import Frontier
-from seed.stages import options, planning
+from seed.stages import options, planning, schooling
 
 TITLES = {name: strategy.title for name, strategy in STRATEGIES.items()}
 
@@ -55,7 +55,7 @@ def compare_strategies(
     from seed.reporting.comparison import format_cost, write_comparison_page
     from seed.reporting.summary import show_comparison
     from seed.scoring.sweep import Sweep
-    from seed.stages import comparing, finals, searching, workbench
+    from seed.stages import comparing, searching, workbench
     from seed.stages.gathering import find_learning_rate, read_distilled
     from seed.stages.meter import Measured
 
@@ -100,7 +100,7 @@ def compare_strategies(
             )
         todo = comparing.list_finals(comparison, settings)
         if todo:
-            steps = finals.count_steps(bench, settings.distill_tokens)
+            steps = schooling.count_steps(bench, settings.distill_tokens)
             searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=settings.rng_seeds)
             with terminal.stage("distill", total=len(todo) * steps) as advance:
                 comparison = comparing.distill_all(

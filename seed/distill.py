@@ -10,7 +10,7 @@ from seed import folder
 from seed.console import Terminal, run_command
 from seed.errors import StudyError
 from seed.records import DenseResult, DistillResult
-from seed.stages import options, planning
+from seed.stages import options, planning, schooling
 
 
 def distill_trial(
@@ -58,8 +58,8 @@ def distill_trial(
             purpose="this distillation",
         )
         dense = folder.read_record(study.dense, DenseResult)
-        member = finals.Member(candidate=evaluation.candidate, latency=evaluation.latency, trial_number=trial)
-        work = len(budget.rng_seeds) * finals.count_work(bench, finals.count_steps(bench, budget.distill_tokens))
+        member = schooling.Member(candidate=evaluation.candidate, latency=evaluation.latency, trial_number=trial)
+        work = len(budget.rng_seeds) * finals.count_work(bench, schooling.count_steps(bench, budget.distill_tokens))
         with terminal.stage("distill", total=work) as advance:
             [result] = finals.distill_members(
                 bench,

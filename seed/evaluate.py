@@ -15,7 +15,7 @@ from seed.folder import StudyFolder
 from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import Latency, Quality, SearchPlan, Size
 from seed.reporting.wording import format_bytes
-from seed.stages import options, planning
+from seed.stages import options, planning, protocols
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def evaluate_in_study(path: Path, study: StudyFolder, *, device: str | None = No
         prepare_run(model, bench.workload, vocabulary=vocabulary),
         bench.workload,
         structure=path.name,
-        device=workbench.name_device(bench.device),
+        device=protocols.name_device(bench.device),
     )
     return Judgement(
         test=judge(losses, dense, closeness=closeness),
@@ -83,11 +83,10 @@ def evaluate_alone(
     from seed.scoring.corpus import open_test_stream
     from seed.scoring.latency import Workload, measure_pair, prepare_run
     from seed.scoring.quality import choose_micro_batch, judge, logits_of, measure_losses
-    from seed.stages import workbench
 
-    location = workbench.locate_model(name, preset=preset)
+    location = protocols.locate_model(name, preset=preset)
     source = ModelSource(
-        location=str(workbench.resolve_location(location)) if location == "demo" else location,
+        location=str(protocols.resolve_location(location)) if location == "demo" else location,
         revision=preset.model.revision if preset else None,
     )
     check_source(source, presets=list_presets())
@@ -104,7 +103,7 @@ def evaluate_alone(
         text or (preset.data.corpus if preset else "wikitext2"),
         teacher.tokenizer,
         window_tokens=window,
-        bos_each_window=config.model_type.startswith(workbench.NEED_BOS),
+        bos_each_window=config.model_type.startswith(protocols.NEED_BOS),
     ).take_evenly(test_tokens)
     micro_batch = choose_micro_batch(window, config.vocab_size, device=chosen)
     losses = measure_losses(logits_of(teacher.model), stream, micro_batch=micro_batch, device=chosen)
@@ -112,7 +111,7 @@ def evaluate_alone(
     run = prepare_run(teacher.model, workload, vocabulary=config.vocab_size)
     return Judgement(
         test=judge(losses, losses),
-        latency=measure_pair(run, run, workload, structure=name, device=workbench.name_device(chosen)),
+        latency=measure_pair(run, run, workload, structure=name, device=protocols.name_device(chosen)),
         size=measure_size(teacher.model, dtype=teacher.stored_dtype),
         protocol=_describe(window, str(teacher.dtype).removeprefix("torch."), stream.source),
     )

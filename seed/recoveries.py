@@ -13,7 +13,7 @@ from seed import folder
 from seed.console import Terminal, format_seconds, run_command
 from seed.errors import SeedError
 from seed.evidence import RecoveredRow, RecoveryComparison
-from seed.stages import options, planning
+from seed.stages import options, planning, schooling
 from seed.stages.recoveries import RECOVERIES
 
 TITLES = {name: recovery.title for name, recovery in RECOVERIES.items()}
@@ -55,7 +55,7 @@ def compare_recoveries(
     from seed.reporting.findings import show_recoveries
     from seed.reporting.recoveries import write_recoveries_page
     from seed.scoring.sweep import Sweep
-    from seed.stages import finals, restoring, searching, training, workbench
+    from seed.stages import restoring, searching, training, workbench
     from seed.stages.gathering import gather_record
 
     with folder.lock(study):
@@ -77,9 +77,9 @@ def compare_recoveries(
             + ", ".join(candidate.key for candidate in candidates)
             + "; then as many again for the time that distillation took"
         )
-        steps = finals.count_steps(bench, settings.distill_tokens)
+        steps = schooling.count_steps(bench, settings.distill_tokens)
         searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=settings.rng_seeds)
-        tuned = len(settings.rates) * finals.count_steps(bench, settings.distill_tokens // finals.TUNING_SHARE)
+        tuned = len(settings.rates) * schooling.count_steps(bench, settings.distill_tokens // schooling.TUNING_SHARE)
         with terminal.stage("tuning", total=training.count_tuned(wanted) * tuned) as advance:
             rates = training.choose_rates(
                 bench, sweep, wanted, rates=settings.rates, on_step=lambda key: advance(1, key)
@@ -89,10 +89,10 @@ def compare_recoveries(
                 comparison = restoring.settle_times(bench, comparison)
                 wanted = restoring.list_equal_time(settings, comparison)
             missing = training.list_missing(comparison.ledger, wanted)
-            total = sum(finals.count_steps(bench, one.tokens) for one in missing)
+            total = sum(schooling.count_steps(bench, one.tokens) for one in missing)
             if not missing:
                 continue
-            longest = max(finals.count_steps(bench, one.tokens) for one in missing)
+            longest = max(schooling.count_steps(bench, one.tokens) for one in missing)
             searching.store_states(terminal, bench, sweep, steps=max(steps, longest), rng_seeds=settings.rng_seeds)
             with terminal.stage(name, total=total) as advance:
                 ledger = training.train_wanted(

@@ -4,10 +4,8 @@ One pass, top to bottom: plan, proofs, latency, study, frontier, distillation, r
 in the study's folder, so the same command continues a stopped run. From Python: ``find_frontier``.
 """
 
-import argparse
 import dataclasses
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,14 +14,12 @@ from seed import folder
 from seed.console import Terminal, format_seconds, run_command
 from seed.errors import ModelError, SeedError
 from seed.folder import StudyFolder
-from seed.optimize.sampler import SAMPLERS
-from seed.optimize.space import contains, list_presets
+from seed.optimize.space import contains
 from seed.optimize.study import open_storage, open_study
 from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, StudyRecord, TrialRecord
-from seed.stages import planning
-from seed.stages.options import parse_bytes, parse_seconds
-from seed.stages.planning import DTYPES, SearchSettings
-from seed.stages.recoveries import RECOVERIES
+from seed.stages import planning, schooling
+from seed.stages.arguments import make_parser
+from seed.stages.planning import SearchSettings
 
 if TYPE_CHECKING:
     from seed.evidence import StagedSearch
@@ -173,13 +169,13 @@ def distill_frontier(
 
     members = finals.list_members(frontier.members)
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
-    steps, rng_seeds = finals.count_steps(bench, plan.distill_tokens), finals.list_rng_seeds(bench, plan.replicas)
+    steps, rng_seeds = schooling.count_steps(bench, plan.distill_tokens), finals.list_rng_seeds(bench, plan.replicas)
     searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=rng_seeds)
     rate = rates[0]
     if len(rates) > 1:
-        tuned_steps = finals.count_steps(bench, plan.distill_tokens // finals.TUNING_SHARE)
+        tuned_steps = schooling.count_steps(bench, plan.distill_tokens // schooling.TUNING_SHARE)
         with terminal.stage("tuning", total=len(rates) * tuned_steps) as advance:
-            rate = finals.choose_learning_rate(
+            rate = schooling.choose_learning_rate(
                 bench,
                 sweep,
                 members[frontier.members.index(hardest)],
@@ -226,181 +222,6 @@ def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
         terminal, record, report=study.report, models=study.models, storage=record.plan.storage or str(study.journal)
     )
     return record
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The command line; a setting that is not given comes from the model's preset."""
-    parser = argparse.ArgumentParser(
-        prog="python -m seed.search",
-        description="Find the layers a language model can live without, and hand back the models worth keeping.",
-        epilog="The same command again continues a stopped search.",
-        argument_default=argparse.SUPPRESS,
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", metavar="MODEL", help=f"{', '.join(list_presets())}; a hub id; or a directory (default: demo)"
-    )
-    model.add_argument("--revision", metavar="COMMIT", help="revision of a hub model")
-    model.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings along")
-    model.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    model.add_argument(
-        "--dtype", choices=DTYPES, help="type to compute in (default: float32 on the CPU, else bfloat16)"
-    )
-    search = parser.add_argument_group("search")
-    search.add_argument(
-        "--trials",
-        type=int,
-        metavar="N",
-        help="candidates scored at the objective's rung, where a sweep does not score all",
-    )
-    search.add_argument(
-        "--sweep-budget",
-        type=_seconds,
-        metavar="TIME",
-        help="score the whole space by closed form when that takes at most so long, such as 90s, 10m, 2h; 0: never "
-        "(default: 10m)",
-    )
-    search.add_argument(
-        "--no-screen",
-        dest="screen",
-        action="store_false",
-        help="distill even candidates that closed form shows to be hopeless",
-    )
-    search.add_argument("--sampler", choices=SAMPLERS, help="when the space is larger than --trials (default: subset)")
-    search.add_argument(
-        "--rung", type=int, choices=(1, 2), help="objective: 1 closed-form recovery, 2 short distillation"
-    )
-    search.add_argument("--short-steps", type=int, metavar="N", help="steps of short distillation at rung 2")
-    search.add_argument("--rng-seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
-    search.add_argument(
-        "--space",
-        type=Path,
-        metavar="FILE",
-        help="a search space of your own, a TOML file like search_spaces/gpt2.toml",
-    )
-    search.add_argument("--min-dropped", type=int, metavar="N", help="drop at least N layers (default: 1)")
-    search.add_argument("--max-dropped", type=int, metavar="N", help="drop at most N layers")
-    search.add_argument(
-        "--max-ppl-ratio",
-        type=float,
-        metavar="R",
-        help="keep candidates up to this PPL ratio (by the proxy), such as 1.1",
-    )
-    search.add_argument(
-        "--max-latency-ratio", type=float, metavar="R", help="keep candidates up to this latency ratio, such as 0.9"
-    )
-    search.add_argument(
-        "--max-memory", type=_bytes, metavar="SIZE", help="weights and KV cache of the timed workload, such as 1.8GB"
-    )
-    search.add_argument(
-        "--stages",
-        metavar="N+M",
-        help="drop N layers, recover, drop M more from what was recovered, and so on; 1+... goes on until --max-ppl-ratio or "
-        "--max-latency-ratio",
-    )
-    search.add_argument(
-        "--no-one-shot",
-        dest="one_shot",
-        action="store_false",
-        help="with --stages, leave out the search at once that it is compared with",
-    )
-    search.add_argument(
-        "--start",
-        type=Path,
-        metavar="DIR",
-        help="go on from a model that Seed exported; its original stays the teacher",
-    )
-    search.add_argument("--frontier-size", type=int, metavar="N", help="models that go on to distillation (default: 6)")
-    text = parser.add_argument_group(
-        "text (demo, wikitext2, hub:NAME[:CONFIG], a text or JSONL file, or a directory of them)"
-    )
-    text.add_argument(
-        "--recovery-text", metavar="SOURCE", help="trains; validation and test are split off where not given"
-    )
-    text.add_argument("--validation-text", metavar="SOURCE", help="decides")
-    text.add_argument("--test-text", metavar="SOURCE", help="is read once at the end, for the numbers in the table")
-    text.add_argument("--window-tokens", type=int, metavar="N", help="length of the perplexity windows")
-    text.add_argument(
-        "--calibration-tokens", type=int, metavar="N", help="recovery tokens that closed form is fitted on"
-    )
-    text.add_argument("--validation-tokens", type=int, metavar="N", help="validation tokens a candidate is scored on")
-    text.add_argument("--test-tokens", type=int, metavar="N", help="test tokens used (default: the preset's, or all)")
-    recovery = parser.add_argument_group("distillation")
-    recovery.add_argument("--distill-tokens", type=int, metavar="N", help="recovery tokens for each frontier model")
-    recovery.add_argument(
-        "--learning-rate", type=float, metavar="R", help="do not tune the learning rate, use this one"
-    )
-    recovery.add_argument(
-        "--replicas", type=int, metavar="N", help="distil each frontier model under N random seeds (default: 1)"
-    )
-    recovery.add_argument(
-        "--recovery", choices=list(RECOVERIES), help="what is trained, and towards what (default: distillation)"
-    )
-    recovery.add_argument("--temperature", type=float, metavar="T", help="of both models' predictions (default: 1)")
-    recovery.add_argument(
-        "--ce-share", type=float, metavar="A", help="share of cross-entropy in the objective, 0 to 1 (default: 0)"
-    )
-    recovery.add_argument(
-        "--lora-rank",
-        type=int,
-        metavar="N",
-        help="train low-rank updates only (--recovery lora), for models too large to train whole (default: 16)",
-    )
-    recovery.add_argument(
-        "--width-baseline",
-        action="store_true",
-        help="for each depth also distil a model of all layers, cut to the same size in width",
-    )
-    recovery.add_argument(
-        "--freeze-prefix", action="store_true", help="leave the layers before the first dropped one as they are"
-    )
-    recovery.add_argument(
-        "--no-distill", dest="distill", action="store_false", help="stop at the frontier by the proxy"
-    )
-    recovery.add_argument(
-        "--eval-command", metavar="CMD", help="your own judge: gets a model's directory, prints a number"
-    )
-    speed = parser.add_argument_group("latency")
-    speed.add_argument("--latency-batch", type=int, metavar="N", help="sequences decoded at once")
-    speed.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens read before decoding")
-    speed.add_argument("--new-tokens", type=int, metavar="N", help="tokens decoded one by one")
-    speed.add_argument("--latency-repeats", type=int, metavar="N", help="timed pairs of dense and cut model")
-    speed.add_argument(
-        "--compiled", action="store_true", help="time torch.compile with a static cache instead of eager decoding"
-    )
-    speed.add_argument(
-        "--latency-command", metavar="CMD", help="your own stopwatch: gets a model's directory, prints milliseconds"
-    )
-    place = parser.add_argument_group("study")
-    place.add_argument("--study", metavar="NAME", help="name of the study's folder (default: the model's name)")
-    place.add_argument("--studies-dir", type=Path, metavar="DIR", help="where studies lie (default: ./studies)")
-    place.add_argument(
-        "--storage",
-        metavar="URL",
-        help="any Optuna storage, such as postgresql://USER@HOST/DB (default: a file in the study)",
-    )
-    place.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="only say what the search would do and take, from the model's shape: no weights, no network, nothing written",
-    )
-    return parser
-
-
-def _bytes(text: str) -> float:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 6GB, 800MB or a number of bytes") from error
-
-
-def _seconds(text: str) -> float:
-    try:
-        return parse_seconds(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a time; write 90s, 10m, 2h or a number of seconds"
-        ) from error
 
 
 def main() -> None:

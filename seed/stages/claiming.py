@@ -18,7 +18,7 @@ from seed.optimize.space import drop_layers
 from seed.records import Candidate, Latency
 from seed.scoring.sweep import Sweep
 from seed.stages import latencies, narrowing, planning, staging, training
-from seed.stages.finals import Member
+from seed.stages.schooling import Member
 from seed.stages.training import Wanted
 from seed.stages.workbench import Workbench
 

@@ -17,7 +17,7 @@ from seed.optimize.strategies import STRATEGIES, Strategy, run_strategy
 from seed.records import Candidate, SearchSpace
 from seed.scoring.quality import logits_of, measure_losses
 from seed.scoring.sweep import Sweep
-from seed.stages import finals, planning
+from seed.stages import planning, schooling
 from seed.stages.meter import Account, Measured
 from seed.stages.workbench import Workbench
 
@@ -173,7 +173,7 @@ def distill_all(
 ) -> Comparison:
     """Distill what is missing; return the comparison with all finals."""
     for candidate, rng_seed in list_finals(comparison, settings):
-        full = finals.full_settings(
+        full = schooling.full_settings(
             bench,
             candidate,
             distill_tokens=settings.distill_tokens,
@@ -182,12 +182,12 @@ def distill_all(
             rng_seed=rng_seed,
         )
         step = functools.partial(on_step, candidate.key)
-        trained = finals.distill_once(bench, sweep, finals.Member(candidate=candidate), full, on_step=step)
+        trained = schooling.distill_once(bench, sweep, schooling.Member(candidate=candidate), full, on_step=step)
         final = ComparedFinal(
             candidate=candidate,
             rng_seed=rng_seed,
-            validation_loss=finals.finite(min(point.validation_loss for point in trained.went.curve)),
-            test_sums=[finals.finite(loss) for loss in trained.test.sums.tolist()],
+            validation_loss=schooling.finite(min(point.validation_loss for point in trained.went.curve)),
+            test_sums=[schooling.finite(loss) for loss in trained.test.sums.tolist()],
             seconds=trained.whole_seconds,
         )
         comparison = _keep(bench, comparison, finals=(*comparison.finals, final))

@@ -16,7 +16,8 @@ from seed.records import DenseResult, DistillResult, Latency, Quality
 from seed.scoring.instruments import Instruments, size_of
 from seed.scoring.latency import run_command
 from seed.scoring.quality import DocumentLosses, compare_models, judge, logits_of, measure_losses
-from seed.stages.workbench import Workbench, resolve_location
+from seed.stages.protocols import resolve_location
+from seed.stages.workbench import Workbench
 
 
 def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) -> DenseResult:

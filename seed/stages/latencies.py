@@ -20,7 +20,8 @@ from seed.records import Candidate, Latency, SearchSpace
 from seed.reporting.wording import format_bytes
 from seed.scoring import latency as timing
 from seed.scoring.instruments import Instruments, size_of
-from seed.stages.workbench import Workbench, name_device
+from seed.stages.protocols import name_device
+from seed.stages.workbench import Workbench
 
 
 def measure_latencies(

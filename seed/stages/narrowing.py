@@ -15,7 +15,8 @@ from seed.records import Candidate, Latency, WidthCut
 from seed.scoring import latency as timing
 from seed.scoring.instruments import Instruments, size_of
 from seed.scoring.width import measure_width_importance
-from seed.stages.workbench import Workbench, name_device
+from seed.stages.protocols import name_device
+from seed.stages.workbench import Workbench
 
 
 def start_narrow(instruments: Instruments, width: WidthCut) -> nn.Module:

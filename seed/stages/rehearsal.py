@@ -29,7 +29,7 @@ from seed.scoring.corpus import SPLITS, CorpusRequest, has_own_splits, open_stre
 from seed.scoring.memory import count_kept_bytes, count_usable_bytes
 from seed.scoring.quality import choose_micro_batch
 from seed.scoring.refit import measure_gains
-from seed.stages import costs, planning, workbench
+from seed.stages import costs, planning, protocols
 from seed.stages.costs import Shape
 from seed.stages.planning import SearchSettings, check_dropped
 
@@ -56,7 +56,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
             not known here.
     """
     device = choose_device(settings.device)
-    source = workbench.find_source(settings, preset)
+    source = protocols.find_source(settings, preset)
     whole_config = read_config(source, preset, revision=settings.revision)
     refuse_unfit(whole_config)
     whole = build_without_weights(whole_config, trust_remote_code=source.trust_remote_code)
@@ -70,7 +70,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
             max_positions=getattr(config, "max_position_embeddings", None) or 1024,
         )
     preset = check_dropped(settings, preset, num_layers=config.num_hidden_layers)
-    request = workbench.request_text(settings, preset, config)
+    request = protocols.request_text(settings, preset, config)
     streams = describe_text(request, source, vocabulary=config.vocab_size)
     stored = config.dtype or whole_config.dtype or torch.float32
     stored = getattr(torch, stored) if isinstance(stored, str) else stored
@@ -80,7 +80,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
     layer_params = sum(weight.numel() for weight in layers.parameters()) // len(layers)
     tokens = choose_tokens(config, layer_params=layer_params, window_tokens=request.window_tokens, device=device)
     gains = measure_gains(small, small.trace(tokens[:, :64]))
-    protocol = workbench.fix_protocol(
+    protocol = protocols.fix_protocol(
         settings,
         preset,
         source,
@@ -90,7 +90,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
         weights_sha256=None,
         streams=streams,
         gains=gains,
-        mixed_precision=workbench.computes_bfloat16(device),
+        mixed_precision=protocols.computes_bfloat16(device),
         device=device,
         dtype=dtype,
     )
@@ -320,7 +320,7 @@ def describe_depths(shape: Shape, gpu: Shape, protocol: Protocol, *, trains: boo
 def describe_device(device: torch.device) -> str:
     """The device, and how much of it."""
     if device.type == "cuda":
-        return workbench.name_device(device)
+        return protocols.name_device(device)
     threads = torch.get_num_threads()
     return f"{device.type} with {threads} thread{'s' * (threads != 1)}"
 

@@ -14,7 +14,7 @@ from seed.errors import StudyError
 from seed.evidence import Ledger, RecoveryComparison
 from seed.records import Candidate, StudyRecord
 from seed.stages import planning, training
-from seed.stages.finals import Member
+from seed.stages.schooling import Member
 from seed.stages.training import Wanted
 from seed.stages.workbench import Workbench
 

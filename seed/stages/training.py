@@ -12,9 +12,9 @@ import msgspec
 from seed.evidence import Ledger, TrainedRun
 from seed.scoring.quality import logits_of, measure_losses
 from seed.scoring.sweep import Sweep
-from seed.stages import finals
-from seed.stages.finals import Member
+from seed.stages import schooling
 from seed.stages.recoveries import RECOVERIES
+from seed.stages.schooling import Member
 from seed.stages.workbench import Workbench
 
 LOOKS = 8
@@ -107,10 +107,10 @@ def train_one(
     learning_rate: float,
     on_step: Callable[[], None],
     spent_tokens: int = 0,
-) -> tuple[TrainedRun, finals.Trained]:
+) -> tuple[TrainedRun, schooling.Trained]:
     """Train a model as wanted, and judge it on test text. ``spent_tokens``: of the wanted ones, in earlier stages."""
     member = wanted.member
-    settings = finals.full_settings(
+    settings = schooling.full_settings(
         bench,
         member.candidate,
         distill_tokens=wanted.tokens - spent_tokens,
@@ -119,7 +119,7 @@ def train_one(
         rng_seed=wanted.rng_seed,
         recovery=RECOVERIES[wanted.recovery],
     )
-    trained = finals.distill_once(bench, sweep, member, settings, on_step=on_step)
+    trained = schooling.distill_once(bench, sweep, member, settings, on_step=on_step)
     run = TrainedRun(
         key=member.key,
         num_dropped=len(member.candidate.dropped_layers),
@@ -131,8 +131,8 @@ def train_one(
         start=trained.start,
         stages=wanted.stages,
         curve=trained.went.curve,
-        validation_loss=finals.finite(min(point.validation_loss for point in trained.went.curve)),
-        test_sums=[finals.finite(loss) for loss in trained.test.sums.tolist()],
+        validation_loss=schooling.finite(min(point.validation_loss for point in trained.went.curve)),
+        test_sums=[schooling.finite(loss) for loss in trained.test.sums.tolist()],
         seconds=trained.seconds,
     )
     return run, trained
@@ -156,7 +156,7 @@ def choose_rates(
         place = _name_tuned(one)
         if place not in tuned:
             recovery = RECOVERIES[one.recovery]
-            tuned[place] = finals.choose_learning_rate(
+            tuned[place] = schooling.choose_learning_rate(
                 bench,
                 sweep,
                 one.member,

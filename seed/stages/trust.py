@@ -31,7 +31,7 @@ from seed.records import (
 from seed.scoring.distillation import Distilled, DistillSettings
 from seed.scoring.instruments import start_student, train_student
 from seed.scoring.sweep import Sweep
-from seed.stages import finals, planning, recovering
+from seed.stages import planning, recovering, schooling
 from seed.stages.workbench import Workbench
 
 DOUBLED = 2  # finals that are run again with twice the budget, to see whether it has plateaued
@@ -132,12 +132,12 @@ def describe_settings(bench: Workbench, settings: FidelitySettings) -> dict[str,
 
 def count_longest(bench: Workbench, settings: FidelitySettings) -> int:
     """Steps of the study's longest distillation."""
-    return max(finals.count_steps(bench, 2 * settings.distill_tokens), *settings.short_steps)
+    return max(schooling.count_steps(bench, 2 * settings.distill_tokens), *settings.short_steps)
 
 
 def count_units(bench: Workbench, study: FidelityStudy, settings: FidelitySettings) -> tuple[int, int]:
     """Steps of distillation that the study takes, and how many of them are done."""
-    full, shorts = finals.count_steps(bench, settings.distill_tokens), sum(settings.short_steps)
+    full, shorts = schooling.count_steps(bench, settings.distill_tokens), sum(settings.short_steps)
     doubled = 2 * full * min(DOUBLED, len(settings.depths))
     total = len(study.rows) * (shorts + full * len(settings.rng_seeds)) + doubled
     done = sum(full * len(row.finals) for row in study.rows)
@@ -202,7 +202,7 @@ def run_final(
     budget: int = 1,
 ) -> FinalScore:
     """Distill in full, and judge the best weights as they would be exported."""
-    full = finals.full_settings(
+    full = schooling.full_settings(
         bench,
         candidate,
         distill_tokens=budget * settings.distill_tokens,
@@ -210,8 +210,8 @@ def run_final(
         looks=4,
         rng_seed=rng_seed,
     )
-    trained = finals.distill_once(
-        bench, sweep, finals.Member(candidate=candidate), full, on_step=functools.partial(on_step, candidate.key)
+    trained = schooling.distill_once(
+        bench, sweep, schooling.Member(candidate=candidate), full, on_step=functools.partial(on_step, candidate.key)
     )
     return FinalScore(
         rng_seed=rng_seed,
@@ -234,7 +234,7 @@ def _distill_shortly(
     sweep: Sweep, candidate: Candidate, settings: DistillSettings, on_step: Callable[[], None]
 ) -> tuple[Distilled, float]:
     began = time.perf_counter()
-    _, refit = finals.prepare_start(sweep, candidate)
+    _, refit = schooling.prepare_start(sweep, candidate)
     student = start_student(sweep.instruments, candidate, refit, settings=settings)
     went = train_student(sweep.instruments, student, settings, candidate=candidate, on_step=lambda step: on_step())
     return went, time.perf_counter() - began

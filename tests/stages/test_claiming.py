@@ -11,7 +11,7 @@ from seed.optimize.claims import judge_claims
 from seed.scoring.sweep import Sweep
 from seed.stages import claiming, training
 from seed.stages.claiming import ClaimSettings, Depths, choose_depths, choose_members
-from seed.stages.finals import Member
+from seed.stages.schooling import Member
 from seed.stages.workbench import Workbench
 from tests.scoring.opened import drop
 from tests.stages.opened import open_bench, open_sweep

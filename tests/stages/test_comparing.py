@@ -12,7 +12,7 @@ from seed.errors import StudyError
 from seed.evidence import Comparison, StrategyRun
 from seed.optimize.strategies import STRATEGIES
 from seed.records import Candidate
-from seed.stages import comparing, finals
+from seed.stages import comparing, finals, schooling
 from seed.stages.comparing import ComparisonSettings
 from seed.stages.meter import Account, Measured
 from seed.stages.workbench import Workbench
@@ -221,9 +221,9 @@ def test_a_final_is_trained_under_its_own_seed(tmp_path: Path, monkeypatch: pyte
     settings = choose("last_layers", rng_seeds=(4, 9), learning_rate=2e-3)
     opened = Opened(tmp_path)
     opened.play(settings)
-    distill_once, trained = finals.distill_once, []
+    distill_once, trained = schooling.distill_once, []
 
-    def spy(*args: Any, **more: Any) -> finals.Trained:
+    def spy(*args: Any, **more: Any) -> schooling.Trained:
         _, _, member, full = args
         trained.append((member.candidate, full.rng_seed, full.steps, full.learning_rate))
         return distill_once(*args, **more)

@@ -10,9 +10,10 @@ from seed import folder
 from seed.models.checkpoint import is_whole, load_checkpoint
 from seed.records import DenseResult, DistillResult
 from seed.scoring.sweep import Sweep
-from seed.stages import finals, judging, recovering
-from seed.stages.finals import Budget, Member, distill_members
+from seed.stages import finals, judging, recovering, schooling
+from seed.stages.finals import Budget, distill_members
 from seed.stages.planning import SearchSettings
+from seed.stages.schooling import Member
 from seed.stages.workbench import Workbench
 from tests.scoring.opened import drop, time_candidate
 from tests.stages.opened import make_plan, open_bench, open_sweep
@@ -62,7 +63,7 @@ def test_each_member_is_distilled_under_every_seed_and_the_first_is_exported(tmp
     results = run(opened, on_work=lambda amount, key: work.append(amount))
     bench, _, dense = opened
     assert [result.key for result in results] == ["drop-1", "drop-2"]
-    steps = finals.count_steps(bench, 2048)
+    steps = schooling.count_steps(bench, 2048)
     assert any(result.best_step for result in results)
     assert sum(work) == pytest.approx(4 * finals.count_work(bench, steps))
     for result in results:

@@ -14,7 +14,7 @@ from seed.models.anatomy import Anatomy
 from seed.models.teacher import ModelSource
 from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
 from seed.scoring.corpus import CorpusRequest, read_source
-from seed.stages import costs, planning, rehearsal, workbench
+from seed.stages import costs, planning, protocols, rehearsal, workbench
 from seed.stages.costs import Shape, Speed
 from seed.stages.planning import SearchSettings
 from tests.stages.opened import PROTOCOL
@@ -55,8 +55,8 @@ def test_a_presets_shape_is_its_models(name: str) -> None:
 def test_sweeps_of_the_reported_models_fit_a_gpu_of_24_gb(name: str) -> None:
     preset = PRESETS[name]
     config = rehearsal.make_config(preset)
-    request = workbench.request_text(SearchSettings(model=name), preset, config)
-    protocol = workbench.fix_protocol(
+    request = protocols.request_text(SearchSettings(model=name), preset, config)
+    protocol = protocols.fix_protocol(
         SearchSettings(model=name, lora_rank=None),
         preset,
         ModelSource(location=preset.model.name),

@@ -9,9 +9,10 @@ import pytest
 from seed import folder
 from seed.errors import ModelError
 from seed.records import SearchSpace
-from seed.stages import workbench
+from seed.stages import protocols, workbench
 from seed.stages.planning import SearchSettings
-from seed.stages.workbench import choose_rung, prepare_instruments, prove_closed_form
+from seed.stages.protocols import choose_rung
+from seed.stages.workbench import prepare_instruments, prove_closed_form
 from tests.scoring.opened import open_grafted, open_instruments
 from tests.stages.opened import make_plan, open_bench
 
@@ -40,9 +41,9 @@ def test_closed_form_that_does_not_fold_is_found_out(tmp_path: Path, monkeypatch
 def test_a_study_goes_on_in_the_precision_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = open_bench(tmp_path, mixed_precision=True)
     monkeypatch.setattr(workbench, "computes_bfloat16", lambda device: False)
-    assert not workbench.choose_precision(bench.folder, bench.device)
+    assert not protocols.choose_precision(bench.folder, bench.device)
     folder.write_record(bench.folder.plan, make_plan(bench, SearchSettings(), trials=5, covers_space=False))
-    assert workbench.choose_precision(bench.folder, bench.device)
+    assert protocols.choose_precision(bench.folder, bench.device)
 
 
 def test_the_rung_is_the_best_that_the_family_allows() -> None:

@@ -1,0 +1,212 @@
+"""What is to be trained, and how one training goes: its settings, its start, its learning rate, its end.
+
+A member is a set of layers or a width of the same size. Nothing is exported here; that is ``finals``' business.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from seed import folder
+from seed.records import (
+    Candidate,
+    Latency,
+    WidthCut,
+)
+from seed.scoring.distillation import Distilled, DistillSettings, tune_learning_rate
+from seed.scoring.instruments import (
+    Instruments,
+    exported_losses,
+    start_student,
+    train_student,
+)
+from seed.scoring.proxy import choose_start
+from seed.scoring.quality import DocumentLosses
+from seed.scoring.refit import Refit
+from seed.scoring.sweep import Sweep
+from seed.stages import narrowing
+from seed.stages.recoveries import Recovery
+from seed.stages.recovering import distill_settings
+from seed.stages.workbench import Workbench
+
+TUNING_SHARE = 10  # a rate is tried on one tenth of the budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """What is to be distilled: a set of layers, or with ``width`` all layers cut to that width."""
+
+    candidate: Candidate
+    latency: Latency | None = None  # needed where it is exported
+    trial_number: int | None = None
+    width: WidthCut | None = None
+
+    @property
+    def key(self) -> str:
+        """The result's name."""
+        return self.candidate.key if self.width is None else self.width.key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A student with its best weights, how it got there, and its losses on test text as it would be exported."""
+
+    student: nn.Module
+    start: str
+    went: Distilled
+    test: DocumentLosses
+    seconds: float  # of training, looks at validation text included
+    whole_seconds: float  # with starts and judging
+
+
+def count_steps(bench: Workbench, distill_tokens: int) -> int:
+    """Whole steps of the protocol's batch that come closest to so many tokens."""
+    return max(1, round(distill_tokens / (bench.batch_windows * bench.protocol.window_tokens)))
+
+
+def full_settings(
+    bench: Workbench,
+    candidate: Candidate,
+    *,
+    distill_tokens: int,
+    learning_rate: float,
+    looks: int | None = None,
+    rng_seed: int | None = None,
+    recovery: Recovery | None = None,
+) -> DistillSettings:
+    """Budget of a full distillation; looks at validation text are eight steps apart or more."""
+    steps = count_steps(bench, distill_tokens)
+    return distill_settings(
+        bench,
+        candidate,
+        steps=steps,
+        learning_rate=learning_rate,
+        looks=looks or max(1, min(8, steps // 8)),
+        rng_seed=rng_seed,
+        recovery=recovery,
+    )
+
+
+def prepare_start(sweep: Sweep, candidate: Candidate) -> tuple[str, Refit | None]:
+    """Measure both starts, raw and closed form, and return the better with its maps."""
+    [raw] = sweep.measure_unrecovered([candidate])
+    qualities = {"none": raw}
+    if sweep.instruments.gains is not None:
+        qualities["closed_form"] = sweep.measure(candidate)
+    start = choose_start(qualities)
+    refit = sweep.recover(candidate) if start == "closed_form" else None
+    sweep.release_states()
+    return start, refit
+
+
+def make_start(sweep: Sweep, member: Member, settings: DistillSettings) -> tuple[str, nn.Module]:
+    """The student that a member's distillation begins with, and which start that is."""
+    if member.width is not None:
+        return "none", narrowing.start_narrow(sweep.instruments, member.width)
+    start, refit = prepare_start(sweep, member.candidate)
+    return start, start_student(sweep.instruments, member.candidate, refit, settings=settings)
+
+
+def make_raw(instruments: Instruments, member: Member) -> nn.Module:
+    """The same cut as it stands, without recovery, in float32."""
+    if member.width is not None:
+        return narrowing.start_narrow(instruments, member.width)
+    return start_student(instruments, member.candidate, None)
+
+
+def choose_learning_rate(
+    bench: Workbench,
+    sweep: Sweep,
+    member: Member,
+    *,
+    rates: tuple[float, ...],
+    distill_tokens: int,
+    on_step: Callable[[int], None],
+    recovery: Recovery | None = None,
+) -> float:
+    """Try each rate on a tenth of the budget and return the best; remembered in the study.
+
+    Without a recovery it is the study's own rate, tuned once, whichever member was the hardest then; with one it is this
+    member's.
+    """
+    path = bench.folder.root / "learning_rate.json"
+    key = f"{member.key}, {distill_tokens} tokens" + ("" if recovery is None else f", {recovery.name}")
+    chosen = f"{distill_tokens} tokens, {len(rates)} rates" if recovery is None else f"{key}, {len(rates)} rates"
+    known: dict[str, dict[str, float]] = folder.read_record(path, dict[str, dict[str, float]]) if path.exists() else {}
+    if chosen in known:
+        return known[chosen]["best"]
+    losses = known.setdefault(key, {})
+
+    def run(rate: float) -> float:
+        if str(rate) in losses:
+            return losses[str(rate)]
+        tokens = max(1, distill_tokens // TUNING_SHARE)
+        settings = full_settings(
+            bench, member.candidate, distill_tokens=tokens, learning_rate=rate, looks=1, recovery=recovery
+        )
+        _, student = make_start(sweep, member, settings)
+        went = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
+        loss = went.curve[-1].validation_loss
+        losses[str(rate)] = loss if math.isfinite(loss) else sys.float_info.max  # JSON knows no infinity
+        folder.write_bytes(path, json.dumps(known, indent=1).encode())
+        return losses[str(rate)]
+
+    best, _ = tune_learning_rate(rates, run)
+    known[chosen] = {"best": best}
+    folder.write_bytes(path, json.dumps(known, indent=1).encode())
+    return best
+
+
+def distill_once(
+    bench: Workbench,
+    sweep: Sweep,
+    member: Member,
+    settings: DistillSettings,
+    *,
+    on_step: Callable[[], None],
+) -> Trained:
+    """Distill from the better start and judge the best weights on test text; nothing is kept."""
+    began = time.perf_counter()
+    start, student = make_start(sweep, member, settings)
+    started = time.perf_counter()
+    went = train_student(
+        sweep.instruments, student, settings, candidate=member.candidate, on_step=lambda step: on_step()
+    )
+    seconds = time.perf_counter() - started
+    test = exported_losses(sweep.instruments, student, bench.streams["test"])
+    return Trained(
+        student=student, start=start, went=went, test=test, seconds=seconds, whole_seconds=time.perf_counter() - began
+    )
+
+
+def describe_settings(bench: Workbench, settings: DistillSettings) -> dict[str, str | int | float]:
+    """What decides a distillation, for people and for knowing a finished one again."""
+    batch_tokens = settings.batch_windows * bench.protocol.window_tokens
+    earlier = {"earlier_tokens": bench.protocol.start_tokens} if bench.protocol.start else {}
+    return {
+        "distill_tokens": settings.steps * batch_tokens,
+        **earlier,
+        "steps": settings.steps,
+        "batch_tokens": batch_tokens,
+        "learning_rate": settings.learning_rate,
+        "rng_seed": settings.rng_seed,
+        "trained": describe_trained(settings),
+        "loss": settings.objective.describe(),
+    }
+
+
+def describe_trained(settings: DistillSettings) -> str:
+    """Which weights a distillation trains, in words."""
+    what = "all weights" if settings.lora_rank is None else f"LoRA of rank {settings.lora_rank}"
+    behind = f" behind the first {settings.frozen_layers} layers" if settings.frozen_layers else ""
+    return f"{what}{behind}, {'bfloat16 around float32' if settings.mixed_precision else 'float32'}"
+
+
+def finite(loss: float) -> float | None:
+    """The loss, or None where it is not a number, which JSON does not know."""
+    return loss if math.isfinite(loss) else None
