@@ -12,7 +12,7 @@ from typing import Any
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
 from seed.evidence import ClaimsEvidence, TrainedRun, Verdict
-from seed.stages import options, planning, schooling
+from seed.stages import options, planning
 
 BUDGET = 4  # times the search's own distillations, unless told otherwise
 
@@ -46,7 +46,7 @@ def check_claims(
     from seed.reporting.claims import write_claims_page
     from seed.reporting.findings import show_claims
     from seed.scoring.sweep import Sweep
-    from seed.stages import claiming, searching, training, workbench
+    from seed.stages import claiming, schooling, searching, training, workbench
 
     with folder.lock(study):
         terminal.say(f"opening {protocol.model}")

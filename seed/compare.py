@@ -17,7 +17,7 @@ from seed.evidence import Comparison, ComparisonSummary, StrategyRun
 from seed.optimize.comparison import REFERENCE, summarize_comparison
 from seed.optimize.strategies import STRATEGIES
 from seed.records import Frontier
-from seed.stages import options, planning, schooling
+from seed.stages import options, planning
 
 TITLES = {name: strategy.title for name, strategy in STRATEGIES.items()}
 
@@ -55,7 +55,7 @@ def compare_strategies(
     from seed.reporting.comparison import format_cost, write_comparison_page
     from seed.reporting.summary import show_comparison
     from seed.scoring.sweep import Sweep
-    from seed.stages import comparing, searching, workbench
+    from seed.stages import comparing, schooling, searching, workbench
     from seed.stages.gathering import find_learning_rate, read_distilled
     from seed.stages.meter import Measured
 

@@ -10,7 +10,7 @@ from seed import folder
 from seed.console import Terminal, run_command
 from seed.errors import StudyError
 from seed.records import DenseResult, DistillResult
-from seed.stages import options, planning, schooling
+from seed.stages import options, planning
 
 
 def distill_trial(
@@ -32,7 +32,7 @@ def distill_trial(
     study, plan, protocol = planning.open_planned(path)
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
-    from seed.stages import finals, workbench
+    from seed.stages import finals, schooling, workbench
     from seed.stages.gathering import find_learning_rate, gather_record, refresh_report
 
     with folder.lock(study):

@@ -15,7 +15,7 @@ from seed.folder import StudyFolder
 from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import Latency, Quality, SearchPlan, Size
 from seed.reporting.wording import format_bytes
-from seed.stages import options, planning, protocols
+from seed.stages import options, planning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def evaluate_in_study(path: Path, study: StudyFolder, *, device: str | None = No
     from seed.models.checkpoint import load_checkpoint, measure_size
     from seed.scoring.latency import measure_pair, prepare_run
     from seed.scoring.quality import compare_models, judge, logits_of
-    from seed.stages import workbench
+    from seed.stages import protocols, workbench
 
     bench = workbench.reopen(study, protocol, device_name=device)
     model = load_checkpoint(path, device=bench.device, dtype=bench.dtype)
@@ -83,6 +83,7 @@ def evaluate_alone(
     from seed.scoring.corpus import open_test_stream
     from seed.scoring.latency import Workload, measure_pair, prepare_run
     from seed.scoring.quality import choose_micro_batch, judge, logits_of, measure_losses
+    from seed.stages import protocols
 
     location = protocols.locate_model(name, preset=preset)
     source = ModelSource(

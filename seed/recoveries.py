@@ -13,7 +13,7 @@ from seed import folder
 from seed.console import Terminal, format_seconds, run_command
 from seed.errors import SeedError
 from seed.evidence import RecoveredRow, RecoveryComparison
-from seed.stages import options, planning, schooling
+from seed.stages import options, planning
 from seed.stages.recoveries import RECOVERIES
 
 TITLES = {name: recovery.title for name, recovery in RECOVERIES.items()}
@@ -55,7 +55,7 @@ def compare_recoveries(
     from seed.reporting.findings import show_recoveries
     from seed.reporting.recoveries import write_recoveries_page
     from seed.scoring.sweep import Sweep
-    from seed.stages import restoring, searching, training, workbench
+    from seed.stages import restoring, schooling, searching, training, workbench
     from seed.stages.gathering import gather_record
 
     with folder.lock(study):

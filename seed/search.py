@@ -17,7 +17,7 @@ from seed.folder import StudyFolder
 from seed.optimize.space import contains
 from seed.optimize.study import open_storage, open_study
 from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, StudyRecord, TrialRecord
-from seed.stages import planning, schooling
+from seed.stages import planning
 from seed.stages.arguments import make_parser
 from seed.stages.planning import SearchSettings
 
@@ -165,7 +165,7 @@ def distill_frontier(
     eval_command: str | None,
 ) -> None:
     """Distill and export every member; the learning rate is tuned on the hardest first."""
-    from seed.stages import finals, searching
+    from seed.stages import finals, schooling, searching
 
     members = finals.list_members(frontier.members)
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
