@@ -12,7 +12,7 @@ from seed.errors import StudyError
 from seed.evidence import Comparison, StrategyRun
 from seed.optimize.strategies import STRATEGIES
 from seed.records import Candidate
-from seed.stages import comparing, finals, schooling
+from seed.stages import comparing, schooling
 from seed.stages.comparing import ComparisonSettings
 from seed.stages.meter import Account, Measured
 from seed.stages.workbench import Workbench
@@ -228,6 +228,6 @@ def test_a_final_is_trained_under_its_own_seed(tmp_path: Path, monkeypatch: pyte
         trained.append((member.candidate, full.rng_seed, full.steps, full.learning_rate))
         return distill_once(*args, **more)
 
-    monkeypatch.setattr(finals, "distill_once", spy)
+    monkeypatch.setattr(schooling, "distill_once", spy)
     opened.distill(settings)
     assert trained == [(pick, seed, 2, 2e-3) for seed in (4, 9) for pick in (drop(3), drop(2, 3))]

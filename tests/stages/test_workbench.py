@@ -9,7 +9,7 @@ import pytest
 from seed import folder
 from seed.errors import ModelError
 from seed.records import SearchSpace
-from seed.stages import protocols, workbench
+from seed.stages import protocols
 from seed.stages.planning import SearchSettings
 from seed.stages.protocols import choose_rung
 from seed.stages.workbench import prepare_instruments, prove_closed_form
@@ -40,7 +40,7 @@ def test_closed_form_that_does_not_fold_is_found_out(tmp_path: Path, monkeypatch
 
 def test_a_study_goes_on_in_the_precision_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = open_bench(tmp_path, mixed_precision=True)
-    monkeypatch.setattr(workbench, "computes_bfloat16", lambda device: False)
+    monkeypatch.setattr(protocols, "computes_bfloat16", lambda device: False)
     assert not protocols.choose_precision(bench.folder, bench.device)
     folder.write_record(bench.folder.plan, make_plan(bench, SearchSettings(), trials=5, covers_space=False))
     assert protocols.choose_precision(bench.folder, bench.device)
