@@ -14,12 +14,13 @@ from seed import folder
 from seed.console import Terminal, run_command
 from seed.errors import SeedError
 from seed.evidence import Comparison, ComparisonSummary, StrategyRun
-from seed.optimize.comparison import REFERENCE, summarize_comparison
+from seed.optimize.comparison import REFERENCE, WIDTH, summarize_comparison
 from seed.optimize.strategies import STRATEGIES
 from seed.records import Frontier
 from seed.stages import options, planning
 
-TITLES = {name: strategy.title for name, strategy in STRATEGIES.items()}
+TITLES = {name: strategy.title for name, strategy in STRATEGIES.items()} | {WIDTH: "uniform width"}
+SOURCES = {name: strategy.source for name, strategy in STRATEGIES.items()} | {WIDTH: "after arXiv 2407.14679"}
 
 
 def compare_strategies(
@@ -38,7 +39,7 @@ def compare_strategies(
     Args:
         path: the folder of a finished search.
         terminal: where progress and the result are written.
-        strategies: names of ``STRATEGIES``; None: all, the whole space only where the study has swept it.
+        strategies: names of ``TITLES``; None: all, the whole space only where the study has swept it.
         cost: layer-tokens that each may spend; None: what greedy removal with recovery costs.
         rng_seeds: of random strategies and of distillations.
         distill_tokens: recovery tokens of a distillation; None: the study's.
@@ -48,8 +49,8 @@ def compare_strategies(
     Raises:
         SeedError: anything a user can mend.
     """
-    if unknown := sorted(set(strategies or ()) - set(STRATEGIES)):
-        raise SeedError(f"--strategies {' '.join(unknown)}: unknown. Choose from {', '.join(STRATEGIES)}.")
+    if unknown := sorted(set(strategies or ()) - set(TITLES)):
+        raise SeedError(f"--strategies {' '.join(unknown)}: unknown. Choose from {', '.join(TITLES)}.")
     study, plan, protocol = planning.open_planned(path)
     planning.quiet_libraries()
     from seed.reporting.comparison import format_cost, write_comparison_page
@@ -64,7 +65,7 @@ def compare_strategies(
         terminal.say(f"opening {protocol.model}")
         bench = workbench.reopen(study, protocol, device_name=device)
         sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
-        everything = [name for name in STRATEGIES if name != "sweep" or plan.covers_space]
+        everything = [name for name in TITLES if name != "sweep" or plan.covers_space]
         settings = comparing.ComparisonSettings(
             space=frontier.space or protocol.space,
             strategies=tuple(dict.fromkeys((REFERENCE, *(strategies or everything)))),
@@ -98,16 +99,18 @@ def compare_strategies(
                 on_run=show,
                 on_paid=lambda strategy, share: advance(100 * share, strategy.title),
             )
-        todo = comparing.list_finals(comparison, settings)
+        if WIDTH in settings.strategies:
+            comparison = comparing.add_width(bench, measured, comparison)
+        baselines = comparing.plan_baselines(bench, sweep, comparison)
+        todo = comparing.list_finals(comparison, settings, baselines)
         if todo:
             steps = schooling.count_steps(bench, settings.distill_tokens)
             searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=settings.rng_seeds)
             with terminal.stage("distill", total=len(todo) * steps) as advance:
                 comparison = comparing.distill_all(
-                    bench, sweep, comparison, settings, on_step=lambda key: advance(1, key)
+                    bench, sweep, comparison, settings, on_step=lambda key: advance(1, key), baselines=baselines
                 )
     summary = summarize_comparison(comparison)
-    sources = {name: strategy.source for name, strategy in STRATEGIES.items()}
     played = tuple(dict.fromkeys(run.strategy for run in comparison.runs))
     asked = {
         "strategies": None if set(played) == set(everything) else played,
@@ -117,7 +120,7 @@ def compare_strategies(
         "learning_rate": learning_rate,
     }
     command = options.spell_command("seed.compare", asked, str(path))
-    write_comparison_page(comparison, summary, study.comparison_page, command=command, titles=TITLES, sources=sources)
+    write_comparison_page(comparison, summary, study.comparison_page, command=command, titles=TITLES, sources=SOURCES)
     show_comparison(terminal, comparison, summary, page=study.comparison_page, titles=TITLES)
     return comparison, summary
 
@@ -133,9 +136,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "path", metavar="STUDY", type=Path, help="the folder of a finished search, such as studies/demo"
     )
-    parser.add_argument(
-        "--strategies", nargs="+", metavar="NAME", help=f"any of {', '.join(STRATEGIES)} (default: all)"
-    )
+    parser.add_argument("--strategies", nargs="+", metavar="NAME", help=f"any of {', '.join(TITLES)} (default: all)")
     parser.add_argument(
         "--cost",
         type=options.positive_float,

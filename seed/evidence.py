@@ -3,7 +3,16 @@
 Frozen like all records. Losses are nats per token.
 """
 
-from seed.records import Candidate, CurvePoint, DenseResult, DistillResult, Estimate, Latency, Record
+from seed.records import (
+    Candidate,
+    CurvePoint,
+    DenseResult,
+    DistillResult,
+    Estimate,
+    Latency,
+    Record,
+    WidthCut,
+)
 
 
 class FinalScore(Record, frozen=True, kw_only=True):
@@ -95,13 +104,18 @@ class StrategyRun(Record, frozen=True, kw_only=True):
     rng_seed: int | None  # None: nothing in it is random
     cost: float  # layer-tokens: one layer applied to one token
     num_scores: int  # candidates that it scored on all validation text
-    picks: tuple[Candidate, ...]  # at most one of each depth, fewest dropped first
+    picks: tuple[Candidate, ...]  # at most one of each depth, fewest dropped first; none: it drops no layers
 
 
 class ComparedFinal(Record, frozen=True, kw_only=True):
-    """One full distillation of a pick, judged with the best weights it reached."""
+    """One full distillation of a pick, judged with the best weights it reached.
+
+    With ``width`` it is of all layers cut to that width, as many parameters as ``like_dropped`` dropped layers leave.
+    """
 
     candidate: Candidate
+    width: WidthCut | None = None
+    like_dropped: int | None = None
     rng_seed: int
     validation_loss: float | None
     test_sums: list[float | None]  # summed losses of each document of the test text; None: not a number, as above
@@ -128,7 +142,7 @@ class Reached(Record, frozen=True, kw_only=True):
 
     strategy: str
     num_dropped: int
-    picks: tuple[Candidate, ...]  # one of each run that chose something of this depth
+    picks: tuple[Candidate, ...]  # one of each run that chose something of this depth; none: it drops no layers
     num_runs: int
     num_without: int  # runs that chose nothing of this depth
     cost: float  # mean of the runs, layer-tokens

@@ -16,6 +16,7 @@ from seed.evidence import Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.records import Candidate, Estimate
 
 REFERENCE = "subset"
+WIDTH = "uniform_width"  # all layers kept, each cut evenly to the size of a depth
 CONFIDENCE = 0.95
 NOTHING = Estimate(value=None, low=None, high=None)
 
@@ -39,9 +40,14 @@ def summarize_comparison(comparison: Comparison, *, reference: str = REFERENCE) 
         found = []
         for strategy, runs in by_strategy.items():
             picks = find_picks(runs, depth=depth)
-            if not picks or any(pick not in losses for pick in picks):
+            if strategy == WIDTH:
+                ours_RSD = read_width_losses(comparison, depth=depth)
+            elif any(pick not in losses for pick in picks):
                 continue
-            ours_RSD = np.stack([losses[pick] for pick in picks])
+            else:
+                ours_RSD = np.array([losses[pick] for pick in picks])
+            if not len(ours_RSD):
+                continue
             excess = NOTHING
             if strategy == reference:
                 excess = Estimate(value=0.0, low=0.0, high=0.0)
@@ -53,7 +59,7 @@ def summarize_comparison(comparison: Comparison, *, reference: str = REFERENCE) 
                     num_dropped=depth,
                     picks=picks,
                     num_runs=len(runs),
-                    num_without=len(runs) - len(picks),
+                    num_without=0 if strategy == WIDTH else len(runs) - len(picks),
                     cost=float(np.mean([run.cost for run in runs])),
                     ppl_ratio=shift(estimate_excess(ours_RSD, dense_RSD, counts_D), by=1.0),
                     excess=excess,
@@ -71,12 +77,23 @@ def read_losses(comparison: Comparison) -> dict[Candidate, np.ndarray]:
     seeds = sorted({final.rng_seed for final in comparison.finals})
     found: dict[Candidate, dict[int, list[float | None]]] = defaultdict(dict)
     for final in comparison.finals:
+        if final.width is not None:
+            continue
         found[final.candidate][final.rng_seed] = final.test_sums
     return {
         candidate: np.array([sums[seed] for seed in seeds], dtype=float)
         for candidate, sums in found.items()
         if len(sums) == len(seeds)
     }
+
+
+def read_width_losses(comparison: Comparison, *, depth: int) -> np.ndarray:
+    """Summed test losses of the width of a depth's size (1, S, D), or nothing where a random seed is missing."""
+    seeds = sorted({final.rng_seed for final in comparison.finals})
+    found = {final.rng_seed: final.test_sums for final in comparison.finals if final.like_dropped == depth}
+    if set(found) != set(seeds):
+        return np.empty((0, 0, 0))
+    return np.array([[found[seed] for seed in seeds]], dtype=float)
 
 
 def find_picks(runs: Sequence[StrategyRun], *, depth: int) -> tuple[Candidate, ...]:

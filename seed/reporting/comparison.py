@@ -350,6 +350,8 @@ def list_picks(row: Reached) -> str:
     times = Counter(list_layers(pick.dropped_layers) for pick in row.picks)
     if row.num_without:
         times["none"] = row.num_without
+    if not times:
+        return "none; all cut in width"
     if len(times) == 1:
         return next(iter(times))
     return "; ".join(f"{told} ({count} of {row.num_runs})" for told, count in times.items())

@@ -6,19 +6,23 @@ Which strategies there are is ``optimize.strategies``' business, what they pay `
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from seed import folder
+from seed.errors import ModelError
 from seed.evidence import ComparedFinal, Comparison, StrategyRun
+from seed.optimize.comparison import WIDTH
+from seed.optimize.space import drop_layers
 from seed.optimize.strategies import STRATEGIES, Strategy, run_strategy
-from seed.records import Candidate, SearchSpace
+from seed.records import SearchSpace
 from seed.scoring.quality import logits_of, measure_losses
 from seed.scoring.sweep import Sweep
-from seed.stages import planning, schooling
+from seed.stages import narrowing, planning, schooling
 from seed.stages.meter import Account, Measured
+from seed.stages.schooling import Member
 from seed.stages.workbench import Workbench
 
 UNLIMITED = ("sweep",)  # pays what it costs: it is there to say what there was to be found
@@ -121,7 +125,7 @@ def describe_settings(bench: Workbench, settings: ComparisonSettings) -> dict[st
 def list_runs(comparison: Comparison, settings: ComparisonSettings) -> list[tuple[Strategy, int | None]]:
     """Runs that are still to be done: random strategies once for each seed, the others once."""
     done = {(run.strategy, run.rng_seed) for run in comparison.runs}
-    chosen = [STRATEGIES[name] for name in settings.strategies]
+    chosen = [STRATEGIES[name] for name in settings.strategies if name != WIDTH]
     runs = [(one, seed) for one in chosen for seed in (settings.rng_seeds if one.is_random else (None,))]
     return [(one, seed) for one, seed in runs if (one.name, seed) not in done]
 
@@ -156,11 +160,47 @@ def play_all(
     return comparison
 
 
-def list_finals(comparison: Comparison, settings: ComparisonSettings) -> list[tuple[Candidate, int]]:
-    """Distillations that are still to be done: each pick once for each random seed, whoever picked it."""
-    done = {(final.candidate, final.rng_seed) for final in comparison.finals}
-    picks = dict.fromkeys(pick for run in comparison.runs for pick in run.picks)
-    return [(pick, seed) for seed in settings.rng_seeds for pick in picks if (pick, seed) not in done]
+def add_width(bench: Workbench, measured: Measured, comparison: Comparison) -> Comparison:
+    """The comparison with the baseline that drops no layers; it pays for looking at activations once."""
+    if any(run.strategy == WIDTH for run in comparison.runs):
+        return comparison
+    run = StrategyRun(strategy=WIDTH, rng_seed=None, cost=measured.prices.trace, num_scores=0, picks=())
+    return _keep(bench, comparison, runs=(*comparison.runs, run))
+
+
+def plan_baselines(bench: Workbench, sweep: Sweep, comparison: Comparison) -> dict[int, Member]:
+    """All layers cut to the size of each depth that strategies chose for; none where this family's widths cannot be cut."""
+    if not any(run.strategy == WIDTH for run in comparison.runs):
+        return {}
+    picks = {len(pick.dropped_layers): pick for run in comparison.runs for pick in run.picks}
+    whole = drop_layers(bench.anatomy.num_layers, [])
+    found = {}
+    for depth, pick in sorted(picks.items()):
+        try:
+            [width] = narrowing.plan_widths(sweep.instruments, [pick])
+        except ModelError:  # there is none of this size
+            continue
+        found[depth] = Member(candidate=whole, width=width)
+    return found
+
+
+def list_finals(
+    comparison: Comparison, settings: ComparisonSettings, baselines: Mapping[int, Member] | None = None
+) -> list[tuple[Member, int, int | None]]:
+    """Distillations that are still to be done, each once for each random seed: of picks, whoever picked them, and of baselines.
+
+    The last of each three is the depth whose size a baseline has.
+    """
+    done = {(final.candidate, final.width, final.rng_seed) for final in comparison.finals}
+    wanted: dict[Member, int | None] = {
+        Member(candidate=pick): None for run in comparison.runs for pick in run.picks
+    } | {member: depth for depth, member in (baselines or {}).items()}
+    return [
+        (member, seed, depth)
+        for seed in settings.rng_seeds
+        for member, depth in wanted.items()
+        if (member.candidate, member.width, seed) not in done
+    ]
 
 
 def distill_all(
@@ -170,21 +210,24 @@ def distill_all(
     settings: ComparisonSettings,
     *,
     on_step: Callable[[str], None],
+    baselines: Mapping[int, Member] | None = None,
 ) -> Comparison:
     """Distill what is missing; return the comparison with all finals."""
-    for candidate, rng_seed in list_finals(comparison, settings):
+    for member, rng_seed, depth in list_finals(comparison, settings, baselines):
         full = schooling.full_settings(
             bench,
-            candidate,
+            member.candidate,
             distill_tokens=settings.distill_tokens,
             learning_rate=settings.learning_rate,
             looks=4,
             rng_seed=rng_seed,
         )
-        step = functools.partial(on_step, candidate.key)
-        trained = schooling.distill_once(bench, sweep, schooling.Member(candidate=candidate), full, on_step=step)
+        step = functools.partial(on_step, member.key)
+        trained = schooling.distill_once(bench, sweep, member, full, on_step=step)
         final = ComparedFinal(
-            candidate=candidate,
+            candidate=member.candidate,
+            width=member.width,
+            like_dropped=depth,
             rng_seed=rng_seed,
             validation_loss=schooling.finite(min(point.validation_loss for point in trained.went.curve)),
             test_sums=[schooling.finite(loss) for loss in trained.test.sums.tolist()],

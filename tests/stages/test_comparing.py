@@ -1,5 +1,6 @@
 """Strategies at equal cost on one study: played once, distilled once, and gone on with where they were stopped."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 from seed import folder
 from seed.errors import StudyError
 from seed.evidence import Comparison, StrategyRun
+from seed.optimize.comparison import WIDTH, summarize_comparison
 from seed.optimize.strategies import STRATEGIES
 from seed.records import Candidate
 from seed.stages import comparing, schooling
 from seed.stages.comparing import ComparisonSettings
 from seed.stages.meter import Account, Measured
+from seed.stages.schooling import Member
 from seed.stages.workbench import Workbench
 from tests.scoring.opened import drop, keep
 from tests.stages.opened import SPACE, open_bench, open_sweep
@@ -186,7 +189,8 @@ def test_a_shared_pick_is_distilled_once_a_seed(tmp_path: Path) -> None:
     )
     picks = [drop(3), keep(0, 1), drop(2)]
     settings = choose(rng_seeds=(5, 7))
-    assert comparing.list_finals(comparison, settings) == [(pick, seed) for seed in (5, 7) for pick in picks]
+    expected = [(Member(candidate=pick), seed, None) for seed in (5, 7) for pick in picks]
+    assert comparing.list_finals(comparison, settings) == expected
 
 
 def test_finals_are_kept_one_by_one(tmp_path: Path) -> None:
@@ -231,3 +235,34 @@ def test_a_final_is_trained_under_its_own_seed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(schooling, "distill_once", spy)
     opened.distill(settings)
     assert trained == [(pick, seed, 2, 2e-3) for seed in (4, 9) for pick in (drop(3), drop(2, 3))]
+
+
+def test_a_width_of_every_depth_is_distilled_beside_the_picks(tmp_path: Path) -> None:
+    settings = choose("last_layers", WIDTH)
+    opened = Opened(tmp_path)
+    comparison = comparing.add_width(opened.bench, opened.measured, opened.play(settings))
+    assert comparing.add_width(opened.bench, opened.measured, comparison) == comparison
+    baselines = comparing.plan_baselines(opened.bench, opened.sweep, comparison)
+    assert list(baselines) == [1, 2]
+    comparison = comparing.distill_all(
+        opened.bench, opened.sweep, comparison, settings, on_step=lambda key: None, baselines=baselines
+    )
+    widths = [final for final in comparison.finals if final.width is not None]
+    assert [(final.like_dropped, final.rng_seed) for final in widths] == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    assert opened.read() == comparison
+    assert comparing.list_finals(comparison, settings, baselines) == []
+    rows = {row.num_dropped: row for row in summarize_comparison(comparison).rows if row.strategy == WIDTH}
+    assert set(rows) == {1, 2}
+    dense, tokens = sum(comparison.dense_test_sums), sum(comparison.test_counts)
+    for depth, row in rows.items():
+        losses = [sum(final.test_sums) for final in widths if final.like_dropped == depth]
+        assert row.ppl_ratio.value == pytest.approx(math.exp((sum(losses) / 2 - dense) / tokens))
+        assert row.picks == ()
+    half = msgspec.structs.replace(comparison, finals=comparison.finals[:-1])
+    assert {row.num_dropped for row in summarize_comparison(half).rows if row.strategy == WIDTH} == {1}
+
+
+def test_without_the_baseline_there_is_none(tmp_path: Path) -> None:
+    opened = Opened(tmp_path)
+    comparison = opened.play(choose("last_layers"))
+    assert comparing.plan_baselines(opened.bench, opened.sweep, comparison) == {}
