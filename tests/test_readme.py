@@ -52,6 +52,8 @@ def test_the_readme_shows_the_commands_that_are_tested_here():
         "seed.report",
         "seed.fidelity",
         "seed.compare",
+        "seed.claims",
+        "seed.recoveries",
     }
     assert "make demo" in README
     assert "make test" in README
@@ -91,6 +93,11 @@ def test_commands_on_the_readers_own_model_and_on_studies_work(place):
     small = ["--strategies", "perplexity", "--rng-seeds", "0", "--distill-tokens=4096"]
     done = run_seed(*[word.replace("demo", "gpt2-small") for word in compare], *small, cwd=place)
     assert "one-shot PPL" in done.stdout
+    small = ["--rng-seeds", "0", "--distill-tokens=2048", "--learning-rate=1e-3"]
+    for command, said in (("seed.claims", "Removing in stages"), ("seed.recoveries", "continued pretraining")):
+        [words] = [words for words in seed_commands() if words[0] == command]
+        done = run_seed(*[word.replace("demo", "gpt2-small") for word in words], *small, cwd=place)
+        assert said in done.stdout
     assert "new study" not in done.stdout + done.stderr  # what Optuna has to say is not for here
 
 
