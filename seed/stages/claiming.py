@@ -265,12 +265,12 @@ def train_in_stages(
 ) -> TrainedRun:
     """Reach the deep cut by way of the middle one, half of the tokens in each stage."""
     first, deep = members["middle"], len(members["deep"].candidate.dropped_layers)
-    half, rate = settings.distill_tokens // 2, rates[members["middle"].key, "distillation"]
+    half = settings.distill_tokens // 2
     _, trained = training.train_one(
         bench,
         sweep,
         Wanted(member=first, recovery="distillation", tokens=half, rng_seed=rng_seed),
-        learning_rate=rate,
+        learning_rate=rates[first.key, "distillation"],
         on_step=lambda: on_step(f"{first.key}, first stage"),
     )
     path = bench.folder.work / f"claims-stage-{rng_seed}.jsonl"
@@ -288,7 +288,7 @@ def train_in_stages(
         bench,
         stage,
         further,
-        learning_rate=rate,
+        learning_rate=rates[members["deep"].key, "distillation"],  # as at once: the same depth
         spent_tokens=half,
         on_step=lambda: on_step(f"{best.key}, second stage"),
     )
