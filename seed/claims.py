@@ -11,6 +11,7 @@ from typing import Any
 
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
+from seed.errors import StudyError
 from seed.evidence import ClaimsEvidence, TrainedRun, Verdict
 from seed.stages import options, planning
 
@@ -40,6 +41,11 @@ def check_claims(
         SeedError: anything a user can mend.
     """
     study, plan, protocol = planning.open_planned(path)
+    if protocol.start is not None:
+        raise StudyError(
+            f"{study.root}: goes on from a recovered model, and claims are about dropping layers of an original one. Give the "
+            "study of a search that began with the original."
+        )
     planning.quiet_libraries()
     from seed.optimize.claims import judge_claims
     from seed.optimize.testimony import estimate_cost, estimate_ratio

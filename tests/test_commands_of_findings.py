@@ -84,6 +84,8 @@ def test_a_search_goes_on_from_a_recovered_model_of_another(make_checkpoint, tex
     assert "not a study" in error
     error = error_of(run_seed("seed.distill", "studies/second", "--trial=0", cwd=tmp_path, code=2))
     assert "changed since" in error
+    error = error_of(run_seed("seed.claims", "studies/second", cwd=tmp_path, code=2))
+    assert "goes on from a recovered model" in error
     other = make_checkpoint("llama")
     wrong = run_seed("seed.search", "--start", str(start), "--model", str(other), *more, cwd=tmp_path, code=2)
     assert f"was recovered from {model}" in error_of(wrong)
