@@ -257,12 +257,17 @@ def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spe
     if shape.mlp_width and (climbs or not plan.covers_space):
         search += plan.trials * one_walk
     num_finals = min(plan.frontier_size, plan.trials) if distill else 0
+    if num_finals and plan.width_baseline:  # one more for each depth
+        space = protocol.space
+        num_finals += min(num_finals, space.max_dropped - space.min_dropped + 1)
     batch_tokens = max(1, protocol.batch_tokens // protocol.window_tokens) * protocol.window_tokens
     steps = max(
         protocol.short_steps if climbs else 0,
         plan.distill_tokens // batch_tokens if num_finals else 0,
     )
-    seen = min(steps * batch_tokens, shape.recovery_windows * protocol.window_tokens)  # each window is stored once
+    seen = min(
+        plan.replicas * steps * batch_tokens, shape.recovery_windows * protocol.window_tokens
+    )  # each window is stored once
     states = seen * shape.width * shape.number_bytes
     training = TRAINING_FORWARDS + (states > STORED_BYTES)
     if climbs:
@@ -294,7 +299,8 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost) -> list[str]
         what = f"{plan.trials:,} of {space.size:,} candidates at rung {rung}"
         what += ", led by a sweep of all of them at rung closed form" if plan.covers_space else ""
     finals = (
-        f"; then {cost.num_finals} models distilled for {plan.distill_tokens:,} tokens each, about "
+        f"; then {cost.num_finals} models distilled {f'{plan.replicas} times ' * (plan.replicas > 1)}for "
+        f"{plan.distill_tokens:,} tokens each, about "
         f"{format_seconds(cost.distill_seconds)}"
     )
     return [
