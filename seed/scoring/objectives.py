@@ -164,7 +164,7 @@ def _learn(learner: Learner, lesson: _Lesson, *, batch_tokens: int, recomputes: 
             by_text = differentiate_cross_entropy(logits.detach(), following_BT[part], counts_BT[part])
             gradient = by_text if gradient is None else gradient.add_(by_text)
         assert gradient is not None
-        logits.backward((gradient / batch_tokens).to(logits.dtype))
+        logits.backward(gradient.div_(batch_tokens).to(logits.dtype))
     roots, gradients = [hidden], [leaf.grad]
     if objective.needs_states:
         assert learner.boundaries is not None, "matching states takes the layers' original places"

@@ -18,7 +18,7 @@ import transformers
 
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
-from tests.bench import growth, memory, overhead, regret, short, speedup, sweeps, tries
+from tests.bench import growth, memory, overhead, regret, short, speedup, starts, sweeps, trainer, tries
 
 # name -> module, and about how many seconds it takes on two cores by default and in full
 PARTS: dict[str, tuple[ModuleType, float, float]] = {
@@ -26,6 +26,8 @@ PARTS: dict[str, tuple[ModuleType, float, float]] = {
     "sweeps": (sweeps, 120, 450),
     "speedup": (speedup, 150, 240),
     "short": (short, 130, 350),
+    "trainer": (trainer, 300, 1000),
+    "starts": (starts, 500, 3000),
     "overhead": (overhead, 100, 450),
     "growth": (growth, 90, 270),
     "memory": (memory, 60, 120),

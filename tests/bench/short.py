@@ -22,7 +22,8 @@ from seed.console import Terminal
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student
 from seed.optimize.space import drop_layers
-from seed.scoring.distillation import DistillSettings, accumulate_gradient, freeze_prefix
+from seed.scoring.distillation import freeze_prefix
+from seed.scoring.objectives import Learner, Objective, accumulate_gradients
 from seed.scoring.quality import forward_kl
 from seed.scoring.targets import store_states
 from tests.bench import shapes, turns
@@ -50,17 +51,6 @@ COMPARED = {
 def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     """Time one step of each way in turns."""
     dense, stream = shapes.make_llama(shapes.DEMO_LAYERS), shapes.make_stream(POOL_WINDOWS)
-    settings = {
-        is_mixed: DistillSettings(
-            steps=30,
-            batch_windows=BATCH_WINDOWS,
-            micro_batch=MICRO_BATCH,
-            learning_rate=5e-4,
-            rng_seed=0,
-            mixed_precision=is_mixed,
-        )
-        for is_mixed in (False, True)
-    }
     rounds = ROUNDS_FULL if full else ROUNDS
     with tempfile.TemporaryDirectory() as directory:
         recall = store_states(
@@ -68,7 +58,16 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
         )
 
         def ours(student: Anatomy, windows: Tensor, *, is_mixed: bool = False) -> object:
-            return accumulate_gradient(student, dense, stream, windows, settings[is_mixed], recall=recall)
+            return accumulate_gradients(
+                [Learner(anatomy=student)],
+                dense,
+                stream,
+                windows,
+                Objective(),
+                micro_batch=MICRO_BATCH,
+                mixed_precision=is_mixed,
+                recall=recall,
+            )
 
         def plain(student: Anatomy, windows: Tensor, *, is_mixed: bool = False, is_stored: bool = False) -> None:
             tokens_BT = stream.tokens_NT[windows]

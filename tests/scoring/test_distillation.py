@@ -269,7 +269,7 @@ def test_a_step_draws_its_part_of_an_endless_sequence() -> None:
 
 
 def test_small_parts_train_as_well(unbroken: tuple[nn.Module, Distilled], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * 7)
+    monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * 7)
     losses = [point.validation_loss for point in run(make_start()).curve]
     assert losses == pytest.approx([point.validation_loss for point in unbroken[1].curve], rel=1e-2)
 

@@ -107,7 +107,7 @@ def test_the_gradient_is_that_of_whole_logits(family: str, positions: int, monke
     windows = torch.tensor([4, 0, 11, 7, 2])
     expected = differentiate_directly(teacher, student, windows)
     wanted = take_gradients(student)
-    monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * positions)
+    monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * positions)
     for micro_batch in (1, 3, 5, 8):
         divergence = learn(student, dense, windows, micro_batch=micro_batch)
         assert divergence == pytest.approx(expected, rel=1e-5)
@@ -171,7 +171,7 @@ def test_every_mixture_has_the_gradient_of_its_definition(
     loss, divergence = compute_directly(DENSE.model, student, windows, objective)
     loss.backward()
     wanted = take_gradients(student)
-    monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * positions)
+    monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * positions)
     found_divergence = learn(
         student, DENSE, windows, objective
     )  # all windows in one micro-batch: distances are shares of it

@@ -97,7 +97,7 @@ def test_the_micro_batch_keeps_logits_small() -> None:
 def test_parts_for_the_head_cover_every_position_once_and_stay_small(
     positions: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(quality.LOGITS_BYTES, "cpu", 4 * 257 * positions + 3)
+    monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * positions + 3)
     tokens = torch.arange(15).view(3, 5)
     parts = list(quality.split_for_head(tokens, vocabulary=257))
     assert len(parts) == expected
