@@ -11,6 +11,7 @@ from seed.records import (
     Estimate,
     Latency,
     Record,
+    Replication,
     WidthCut,
 )
 
@@ -252,6 +253,7 @@ class StageRecord(Record, frozen=True, kw_only=True):
     tokens: int  # recovery tokens in all, earlier stages included
     singles: dict[str, float]  # further layer -> log PPL ratio of dropping it alone, to the stage's own begin
     rung: str  # of these scores
+    replication: Replication | None = None  # where it was distilled more than once
 
 
 class RankMovement(Record, frozen=True, kw_only=True):

@@ -20,14 +20,13 @@ from seed.reporting.page import (
     render_section,
     render_table,
 )
-from seed.reporting.replication import MARGIN_PERCENT
+from seed.reporting.replication import MARGIN_PERCENT, say_ratio
 from seed.reporting.wording import (
     ABSENT,
     describe_size,
     describe_speed,
     format_latency_ratio,
     format_number,
-    format_ppl_ratio,
     list_layers,
     name_depth,
     name_rung,
@@ -71,7 +70,7 @@ def list_answers(staged: StagedSearch) -> list[str]:
     counts = "+".join(map(str, staged.counts))
     answers = [
         f"{name_depth(last.result.candidate)} in stages of {counts} (without {list_layers(last.result.candidate.dropped_layers)}): "
-        f"{size}, {describe_speed(last.result.latency)}, test PPL ratio {format_ppl_ratio(last.result.test)} after "
+        f"{size}, {describe_speed(last.result.latency)}, test PPL ratio {say_ratio(last.result, last.replication)} after "
         f"{last.tokens:,} recovery tokens."
     ]
     if staged.stopped_because:
@@ -80,7 +79,7 @@ def list_answers(staged: StagedSearch) -> list[str]:
         other = staged.one_shot
         answers.append(
             f"At once for the same tokens (without {list_layers(other.result.candidate.dropped_layers)}): test PPL ratio "
-            f"{format_ppl_ratio(other.result.test)}. {say_verdict(staged)}"
+            f"{say_ratio(other.result, other.replication)}. {say_verdict(staged)}"
         )
     for movement in staged.movements:
         if movement.tau is not None:

@@ -137,7 +137,15 @@ def describe_stage(root: Path, name: str, record: StudyRecord, *, gone: tuple[in
     best: DistillResult = min(record.distilled, key=lambda result: result.validation.loss)
     rung, singles = read_singles(root / name, num_layers=record.space.num_layers, gone=gone)
     tokens = int(best.settings["distill_tokens"]) + int(best.settings.get("earlier_tokens", 0))
-    return StageRecord(name=name, gone_layers=gone, result=best, tokens=tokens, singles=singles, rung=rung)
+    return StageRecord(
+        name=name,
+        gone_layers=gone,
+        result=best,
+        tokens=tokens,
+        singles=singles,
+        rung=rung,
+        replication=record.replications.get(best.key),
+    )
 
 
 def read_singles(study: Path, *, num_layers: int, gone: tuple[int, ...]) -> tuple[str, dict[str, float]]:
