@@ -26,6 +26,7 @@ from seed.reporting.marks import (
     draw_latencies,
     draw_models,
     finish_figure,
+    read_ratio,
 )
 from seed.reporting.readings import count_dropped, count_drops, find_links, mark_dropped, read_scored
 from seed.reporting.wording import list_layers, name_depth, name_drop, name_rung
@@ -61,7 +62,11 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     links = find_links(record, scored)
     if links:
         xs = [x for start, _, result in links for x in (start.latency.ratio, result.latency.ratio, None)]
-        ys = [y for _, quality, result in links for y in (quality.ppl_ratio, result.test.ppl_ratio, None)]
+        ys = [
+            y
+            for _, quality, result in links
+            for y in (quality.ppl_ratio, read_ratio(result, record.replications)[0], None)
+        ]
         figure.add_trace(
             go.Scatter(
                 x=xs,
@@ -78,9 +83,9 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     if best:
         figure.add_trace(draw_models(best, name="frontier by the proxy", marker={"size": 12}))
     if record.distilled:
-        figure.add_trace(draw_distilled(record.distilled))
+        figure.add_trace(draw_distilled(record.distilled, record.replications))
     if record.baselines:
-        figure.add_trace(draw_baselines(record.baselines))
+        figure.add_trace(draw_baselines(record.baselines, record.replications))
     figure.add_trace(
         go.Scatter(
             x=[1.0],
@@ -93,7 +98,7 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     )
     emphasised = [quality.ppl_ratio for _, quality in members]
     judged = (*record.distilled, *record.baselines)
-    emphasised += [result.test.ppl_ratio + result.test.ppl_ratio_standard_error for result in judged]
+    emphasised += [sum(read_ratio(result, record.replications)) for result in judged]
     low = min([1.0, *emphasised, *(quality.ppl_ratio for _, quality in trials)])
     top = choose_top([quality.ppl_ratio for _, quality in trials], emphasised=emphasised)
     above = sum(quality.ppl_ratio > top for _, quality in trials)
@@ -103,7 +108,7 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     sentences = [
         "Both ratios are to the dense model.",
         f"Candidates: PPL ratio on validation text after {name_rung(record.frontier.rung)}.",
-        "Distilled models: PPL ratio on test text with one standard error, latency ratio with its 95 % interval; "
+        "Distilled models: PPL ratio on test text with one standard error (of replicas: mean and 95 % interval), latency ratio with its 95 % interval; "
         "a thin line leads there from the same candidate's proxy."
         if record.distilled
         else "",

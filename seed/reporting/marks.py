@@ -6,12 +6,12 @@ rules by style sheet. What a figure says is decided in ``figures``, not here.
 
 import html
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
-from seed.records import DistillResult, Evaluation, Latency, Quality, Size
+from seed.records import DistillResult, Evaluation, Latency, Quality, Replication, Size
 from seed.reporting.wording import format_count, list_layers, name_drop
 
 # After Okabe and Ito (https://jfly.uni-koeln.de/color/), shifted so that each keeps a contrast of about 3 both to white
@@ -71,13 +71,14 @@ def draw_models(
     )
 
 
-def draw_distilled(results: Sequence[DistillResult]) -> go.Scatter:
-    """Draw distilled models at their PPL ratio on test text, with its standard error and the latency's interval."""
+def draw_distilled(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
+    """Draw distilled models at their PPL ratio on test text (of replicas the mean), with its error and the latency's interval."""
+    ratios = [read_ratio(result, replications) for result in results]
     return go.Scatter(
         x=[result.latency.ratio for result in results],
-        y=[result.test.ppl_ratio for result in results],
+        y=[ratio for ratio, _ in ratios],
         error_x=draw_interval([result.latency for result in results]),
-        error_y=draw_errors([result.test.ppl_ratio_standard_error for result in results]),
+        error_y=draw_errors([error for _, error in ratios]),
         customdata=[
             describe_model(r.candidate.dropped_layers, size=r.size, quality=r.test, latency=r.latency) for r in results
         ],
@@ -92,13 +93,22 @@ def draw_distilled(results: Sequence[DistillResult]) -> go.Scatter:
     )
 
 
-def draw_baselines(results: Sequence[DistillResult]) -> go.Scatter:
+def read_ratio(result: DistillResult, replications: Mapping[str, Replication]) -> tuple[float, float]:
+    """Return the test PPL ratio and half its bar: one standard error, or of replicas the mean and half the 95 % interval."""
+    known = replications.get(result.key)
+    if known is None or known.ppl_ratio.value is None or known.ppl_ratio.high is None:
+        return result.test.ppl_ratio, result.test.ppl_ratio_standard_error
+    return known.ppl_ratio.value, known.ppl_ratio.high - known.ppl_ratio.value
+
+
+def draw_baselines(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
     """Draw models of uniform width as a curve of their own, at their PPL ratio on test text."""
+    ratios = [read_ratio(result, replications) for result in results]
     return go.Scatter(
         x=[result.latency.ratio for result in results],
-        y=[result.test.ppl_ratio for result in results],
+        y=[ratio for ratio, _ in ratios],
         error_x=draw_interval([result.latency for result in results]),
-        error_y=draw_errors([result.test.ppl_ratio_standard_error for result in results]),
+        error_y=draw_errors([error for _, error in ratios]),
         customdata=[
             describe_model(r.candidate.dropped_layers, size=r.size, quality=r.test, latency=r.latency) for r in results
         ],
