@@ -80,7 +80,9 @@ def compare_recoveries(
         steps = schooling.count_steps(bench, settings.distill_tokens)
         searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=settings.rng_seeds)
         tuned = len(settings.rates) * schooling.count_steps(bench, settings.distill_tokens // schooling.TUNING_SHARE)
-        with terminal.stage("tuning", total=training.count_tuned(wanted) * tuned) as advance:
+        with terminal.stage(
+            "tuning", total=training.count_tuned(wanted) * tuned * (len(settings.rates) > 1)
+        ) as advance:
             rates = training.choose_rates(
                 bench, sweep, wanted, rates=settings.rates, on_step=lambda key: advance(1, key)
             )
@@ -157,7 +159,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--learning-rate",
         type=options.positive_float,
         metavar="R",
-        help="of every training (default: tuned for each depth and recovery)",
+        help="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
     )
     parser.add_argument("--device", help="default: as chosen for the search")
     return parser

@@ -149,13 +149,15 @@ def choose_rates(
     """The learning rate of each wanted model and recovery, tuned on a tenth of its tokens; remembered in the study.
 
     Rates are tuned for the first model of each depth and kind, and a recovery's rates are its own multiple of those given.
+    A single rate is taken as it is.
     """
     found: dict[tuple[str, str], float] = {}
     tuned: dict[tuple[int, bool, str], float] = {}
     for one in wanted:
-        place = _name_tuned(one)
+        place, recovery = _name_tuned(one), RECOVERIES[one.recovery]
+        if len(rates) == 1:  # there is nothing to choose
+            tuned[place] = rates[0] * recovery.rate_factor
         if place not in tuned:
-            recovery = RECOVERIES[one.recovery]
             tuned[place] = schooling.choose_learning_rate(
                 bench,
                 sweep,
