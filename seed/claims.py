@@ -63,9 +63,12 @@ def check_claims(
             rng_seeds=tuple(sorted(set(rng_seeds))),
             rates=training.list_rates(bench) if learning_rate is None else (learning_rate,),
         )
-        with terminal.stage("roles", total=5) as advance:
-            members = claiming.choose_members(bench, sweep, on_scored=lambda role: advance(1, role))
-        evidence = claiming.start_evidence(bench, sweep, members, settings)
+        evidence = claiming.read_evidence(bench, settings)
+        if evidence is None:
+            with terminal.stage("roles", total=5) as advance:
+                members = claiming.choose_members(bench, sweep, on_scored=lambda role: advance(1, role))
+            evidence = claiming.start_evidence(bench, sweep, members, settings)
+        members = claiming.recall_members(evidence)
         with terminal.stage("latency", total=4) as advance:
             evidence = claiming.measure_latencies(
                 bench, sweep, evidence, members, on_timed=lambda name: advance(1, name)
@@ -79,7 +82,9 @@ def check_claims(
             f"{settings.distill_tokens:,} tokens; random seeds {', '.join(map(str, settings.rng_seeds))}"
         )
         if missing or staged:
-            searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=settings.rng_seeds)
+            searching.store_states(
+                terminal, bench, sweep, steps=steps, rng_seeds=sorted({protocol.rng_seed, *settings.rng_seeds})
+            )
             tuned = len(settings.rates) * schooling.count_steps(
                 bench, settings.distill_tokens // schooling.TUNING_SHARE
             )

@@ -211,12 +211,20 @@ class RecoveredRow(Record, frozen=True, kw_only=True):
     verdict: str  # of optimize.replication
 
 
+class RoleMember(Record, frozen=True, kw_only=True):
+    """Who plays a role: a set of layers, or with ``width`` all layers cut to it."""
+
+    candidate: Candidate
+    width: WidthCut | None = None
+
+
 class ClaimsEvidence(Record, frozen=True, kw_only=True):
     """All that verdicts on claims rest on: roles of models, every training, scores of single removals, times."""
 
     ledger: Ledger
     num_layers: int
     roles: dict[str, str]  # role -> key of the model that plays it
+    members: dict[str, RoleMember]  # role -> the model itself, as it was chosen when the evidence was begun
     singles: dict[str, dict[str, list[float | None]]]  # rung -> dropped layer -> summed validation losses by document
     dense_validation_sums: list[float]
     validation_counts: list[int]

@@ -55,6 +55,7 @@ class StudyFolder:
         self.recoveries = root / "recoveries.json"
         self.recoveries_page = root / "recoveries.html"
         self.stages = root / "stages.json"
+        self.stages_plan = root / "stages-plan.json"
         self.work = root / "work"
 
     @property

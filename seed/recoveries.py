@@ -78,7 +78,8 @@ def compare_recoveries(
             + "; then as many again for the time that distillation took"
         )
         steps = schooling.count_steps(bench, settings.distill_tokens)
-        searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=settings.rng_seeds)
+        seeds = sorted({protocol.rng_seed, *settings.rng_seeds})  # rates are tuned under the study's own
+        searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=seeds)
         tuned = len(settings.rates) * schooling.count_steps(bench, settings.distill_tokens // schooling.TUNING_SHARE)
         with terminal.stage(
             "tuning", total=training.count_tuned(wanted) * tuned * (len(settings.rates) > 1)
@@ -95,7 +96,7 @@ def compare_recoveries(
             if not missing:
                 continue
             longest = max(schooling.count_steps(bench, one.tokens) for one in missing)
-            searching.store_states(terminal, bench, sweep, steps=max(steps, longest), rng_seeds=settings.rng_seeds)
+            searching.store_states(terminal, bench, sweep, steps=max(steps, longest), rng_seeds=seeds)
             with terminal.stage(name, total=total) as advance:
                 ledger = training.train_wanted(
                     bench,

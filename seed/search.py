@@ -12,7 +12,7 @@ import msgspec
 
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
-from seed.errors import ModelError, SeedError
+from seed.errors import ModelError, SeedError, StudyError
 from seed.folder import StudyFolder
 from seed.optimize.space import contains
 from seed.optimize.study import open_storage, open_study
@@ -56,6 +56,10 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     from seed.stages import costs, judging, latencies, searching, workbench
 
     study = StudyFolder(settings.studies_dir / name)
+    if study.stages_plan.exists():
+        raise StudyError(
+            f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
+        )
     terminal.say(f"opening {settings.model}")
     bench, preset = workbench.open_for_search(settings, preset, study=study)
     space = bench.protocol.space

@@ -66,6 +66,8 @@ def judge_difference(
 
 def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> tuple[Equivalence, ...]:
     """Compare, within each depth, every replicated model with the one that validated best; fewest dropped first."""
+    if not results:
+        return ()
     assert dense.test_counts is not None
     by_depth: dict[int, list[DistillResult]] = {}
     for result in results:
@@ -75,7 +77,10 @@ def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> 
         best = min(group, key=lambda result: result.validation.loss)
         for other in group:
             seeds = [replica.rng_seed for replica in other.replicas]
-            if other is best or seeds != [replica.rng_seed for replica in best.replicas]:
+            is_alike = seeds == [replica.rng_seed for replica in best.replicas] and (
+                other.settings.get("distill_tokens") == best.settings.get("distill_tokens")
+            )
+            if other is best or not is_alike:
                 continue
             excess, verdict = judge_difference(
                 stack_losses(other.replicas), stack_losses(best.replicas), np.array(dense.test_counts)

@@ -50,6 +50,11 @@ def write_card(plan: SearchPlan, protocol: Protocol, dense: DenseResult, result:
         + (f", revision {protocol.commit or protocol.revision}" if protocol.commit or protocol.revision else "")
         + (f", licence {protocol.license}" if protocol.license else ", licence: see the original model"),
         f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
+        *(
+            [f"- Cut from: {protocol.start}, recovered for {protocol.start_tokens:,} tokens before"]
+            if protocol.start
+            else []
+        ),
         f"- Recovery: started from {_start(result.start)}; {result.settings['loss']}; {result.settings['trained']}; "
         f"{result.settings['distill_tokens']:,} tokens, learning rate {result.settings['learning_rate']}, "
         f"best validation at step {result.best_step} of {result.settings['steps']}",

@@ -117,7 +117,7 @@ def render_answer(staged: StagedSearch) -> str:
         "Ratios are to the original model, which also teaches in every stage; layers are named by their index in it. PPL in "
         "stages over at once: both on test text, paired by document; brackets: 95 % interval"
         + (
-            ", as documents and distillations vary."
+            ", as documents and the last stage's distillations vary; how the first stage might have gone is not in it."
             if len(staged.stages[-1].result.replicas) > 1
             else ". With one distillation of each, how distillations vary is not in it: --replicas 3."
         )

@@ -13,11 +13,11 @@ import msgspec
 
 from seed import folder
 from seed.errors import ModelError
-from seed.evidence import ClaimsEvidence, Ledger, TrainedRun
+from seed.evidence import ClaimsEvidence, Ledger, RoleMember, TrainedRun
 from seed.optimize.space import drop_layers
 from seed.records import Candidate, Latency
 from seed.scoring.sweep import Sweep
-from seed.stages import latencies, narrowing, planning, staging, training
+from seed.stages import latencies, narrowing, planning, schooling, staging, training
 from seed.stages.schooling import Member
 from seed.stages.training import Wanted
 from seed.stages.workbench import Workbench
@@ -80,9 +80,9 @@ def choose_members(bench: Workbench, sweep: Sweep, *, on_scored: Callable[[str],
 
 
 def find_best(bench: Workbench, sweep: Sweep, depth: int, *, at_least: Candidate | None) -> Candidate:
-    """The best candidate of a depth among those that the study scored; where it scored none, one grown from a shallower one."""
+    """The best candidate of a depth: of all up to pairs, else of those that the study scored, else one grown from a shallower one."""
     num_layers, rung = bench.anatomy.num_layers, bench.recovered_rung
-    known = [
+    known = list_shallow(num_layers, depth) or [
         candidate for candidate in list_scored(sweep, num_layers, rung=rung) if len(candidate.dropped_layers) == depth
     ]
     if known:
@@ -93,6 +93,14 @@ def find_best(bench: Workbench, sweep: Sweep, depth: int, *, at_least: Candidate
         sweep.measure_unrecovered(more if rung == "none" else [])
         grown = min(more, key=lambda candidate: staging.measure_loss(sweep, candidate))
     return grown
+
+
+def list_shallow(num_layers: int, depth: int) -> list[Candidate]:
+    """Every candidate of a depth, in the order that shares most work; none past pairs, which are scored here in any case."""
+    if depth > 2:
+        return []
+    sets = [drop_layers(num_layers, dropped) for dropped in itertools.combinations(range(num_layers), depth)]
+    return sorted(sets, key=lambda candidate: candidate.kept_layers)
 
 
 def list_scored(sweep: Sweep, num_layers: int, *, rung: str) -> list[Candidate]:
@@ -109,9 +117,7 @@ def list_scored(sweep: Sweep, num_layers: int, *, rung: str) -> list[Candidate]:
 
 def list_pairs(bench: Workbench) -> list[Candidate]:
     """Every pair of layers, in the order that shares most work."""
-    num_layers = bench.anatomy.num_layers
-    pairs = [drop_layers(num_layers, pair) for pair in itertools.combinations(range(num_layers), 2)]
-    return sorted(pairs, key=lambda pair: pair.kept_layers)
+    return list_shallow(bench.anatomy.num_layers, 2)
 
 
 def list_wanted(members: dict[str, Member], settings: ClaimSettings) -> list[Wanted]:
@@ -131,30 +137,41 @@ def list_wanted(members: dict[str, Member], settings: ClaimSettings) -> list[Wan
     return list(dict.fromkeys(wanted))
 
 
-def start_evidence(
-    bench: Workbench, sweep: Sweep, members: dict[str, Member], settings: ClaimSettings
-) -> ClaimsEvidence:
-    """Begin, or read back what was begun.
+def read_evidence(bench: Workbench, settings: ClaimSettings) -> ClaimsEvidence | None:
+    """Read back what was begun, if anything was.
 
     Raises:
         StudyError: it was begun with other settings.
     """
-    described = describe_settings(bench, settings)
     path = bench.folder.claims
-    if path.exists():
-        known = folder.read_record(path, ClaimsEvidence)
-        planning.require_same_settings(known.ledger.settings, described, place=path)
-        return known
+    if not path.exists():
+        return None
+    known = folder.read_record(path, ClaimsEvidence)
+    planning.require_same_settings(known.ledger.settings, describe_settings(bench, settings), place=path)
+    return known
+
+
+def recall_members(evidence: ClaimsEvidence) -> dict[str, Member]:
+    """Who plays which role, as it was settled when the evidence was begun: later scores change nothing."""
+    return {role: Member(candidate=one.candidate, width=one.width) for role, one in evidence.members.items()}
+
+
+def start_evidence(
+    bench: Workbench, sweep: Sweep, members: dict[str, Member], settings: ClaimSettings
+) -> ClaimsEvidence:
+    """Begin: settle the roles, and score every single removal; written down."""
+    described = describe_settings(bench, settings)
     num_layers, dense = bench.anatomy.num_layers, sweep.instruments.dense_validation
     singles = [drop_layers(num_layers, [layer]) for layer in range(num_layers)]
     rungs = ["none"] if bench.gains is None else ["none", "closed_form"]
     sweep.measure_unrecovered(singles)
     for single in singles:
         staging.measure_loss(sweep, single)
-    return ClaimsEvidence(
+    evidence = ClaimsEvidence(
         ledger=training.open_ledger(bench, described),
         num_layers=num_layers,
         roles={role: member.key for role, member in members.items()},
+        members={role: RoleMember(candidate=member.candidate, width=member.width) for role, member in members.items()},
         singles={
             rung: {str(single.dropped_layers[0]): read_sums(sweep, single, rung) for single in singles}
             for rung in rungs
@@ -168,6 +185,7 @@ def start_evidence(
         },
         latencies={},
     )
+    return keep(bench, evidence)
 
 
 def read_sums(sweep: Sweep, candidate: Candidate, rung: str) -> list[float | None]:
@@ -265,7 +283,8 @@ def train_in_stages(
 ) -> TrainedRun:
     """Reach the deep cut by way of the middle one, half of the tokens in each stage."""
     first, deep = members["middle"], len(members["deep"].candidate.dropped_layers)
-    half = settings.distill_tokens // 2
+    batch_tokens = bench.batch_windows * bench.protocol.window_tokens
+    half = max(1, schooling.count_steps(bench, settings.distill_tokens) // 2) * batch_tokens  # whole steps
     _, trained = training.train_one(
         bench,
         sweep,

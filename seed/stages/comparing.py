@@ -170,8 +170,8 @@ def add_width(bench: Workbench, measured: Measured, comparison: Comparison) -> C
 
 def plan_baselines(bench: Workbench, sweep: Sweep, comparison: Comparison) -> dict[int, Member]:
     """All layers cut to the size of each depth that strategies chose for; none where this family's widths cannot be cut."""
-    if not any(run.strategy == WIDTH for run in comparison.runs):
-        return {}
+    if not any(run.strategy == WIDTH for run in comparison.runs) or bench.protocol.start is not None:
+        return {}  # a width would get fewer tokens than what goes on from a recovered model
     picks = {len(pick.dropped_layers): pick for run in comparison.runs for pick in run.picks}
     whole = drop_layers(bench.anatomy.num_layers, [])
     found = {}

@@ -97,8 +97,18 @@ class SearchSettings:
         object.__setattr__(self, "start", None if self.start is None else Path(self.start).expanduser().absolute())
         if self.compiled and self.latency_command:
             raise SeedError("--compiled: says how Seed times, but --latency-command times by your own. Leave one out.")
-        if self.eval_command and not self.distill:
-            raise SeedError("--eval-command: judges distilled models, but --no-distill makes none. Leave one out.")
+        for name, is_given in (
+            ("--eval-command", bool(self.eval_command)),
+            (f"--replicas {self.replicas}", self.replicas > 1),
+            ("--width-baseline", self.width_baseline),
+        ):
+            if is_given and not self.distill:
+                raise SeedError(f"{name}: is about distilled models, but --no-distill makes none. Leave one out.")
+        if self.width_baseline and self.start is not None:
+            raise SeedError(
+                "--width-baseline: is cut from the original and would get fewer tokens than a model that goes on from --start. "
+                "Leave one out."
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             flag = "--" + field.name.replace("_", "-")
@@ -200,8 +210,9 @@ def start_from_preset(settings: SearchSettings) -> tuple[SearchSettings, Preset 
         SpaceError: the file of a search space is wrong.
     """
     preset = find_preset(settings)
-    if settings.start is not None and settings.model == SearchSettings.model and settings.space is None:
-        settings = replace(settings, model=name_base(read_start(settings.start).base_model))
+    start = None if settings.start is None else read_start(settings.start)
+    if start is not None and settings.model == SearchSettings.model and settings.space is None:
+        settings = replace(settings, model=name_base(start.base_model))
         preset = find_preset(settings)
     if settings.space is not None and settings.model == SearchSettings.model and preset is not None:
         settings = replace(settings, model=preset.model.name)
@@ -343,7 +354,10 @@ def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> Sear
     Raises:
         StudyError: a study of this name was planned otherwise, with every difference.
     """
-    if found.fingerprint == wanted.fingerprint:
+    if found.fingerprint == wanted.fingerprint or (
+        read_protocol(found, place=place) == read_protocol(wanted, place=place)
+    ):
+        wanted = msgspec.structs.replace(wanted, identity=found.identity)  # an earlier version may have said less
         is_settled = found.sweep_budget == wanted.sweep_budget  # estimates of one machine differ from day to day
         wanted = msgspec.structs.replace(wanted, trusts_closed_form=found.trusts_closed_form)
         return msgspec.structs.replace(wanted, covers_space=found.covers_space) if is_settled else wanted

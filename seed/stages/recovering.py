@@ -113,7 +113,8 @@ def count_together(bench: Workbench) -> int:
     """How many students can be trained side by side: what is free now, less a reserve for activations, over one's bytes."""
     params = sum(weight.numel() for weight in bench.teacher.model.parameters())
     if bench.device.type == "cuda":
-        free, each = torch.cuda.mem_get_info(bench.device)[0], GPU_BYTES_PER_WEIGHT * params
+        ours = torch.cuda.memory_reserved(bench.device) - torch.cuda.memory_allocated(bench.device)  # free, but held
+        free, each = torch.cuda.mem_get_info(bench.device)[0] + ours, GPU_BYTES_PER_WEIGHT * params
     else:
         free, each = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), HOST_BYTES_PER_WEIGHT * params
     return max(1, min(MOST_TOGETHER, int(FREE_SHARE * free / each)))

@@ -5,6 +5,7 @@ and so is the search at once that the end is compared with, for the same tokens.
 """
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -43,6 +44,7 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
     assert settings.stages is not None
     asked = planning.parse_stages(settings.stages)
     root = name_root(settings)
+    settle_plan(settings, StudyFolder(root))
     each = replace(
         settings,
         stages=None,
@@ -51,6 +53,7 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
         max_ppl_ratio=None,
         max_latency_ratio=None,
         frontier_size=settings.frontier_size or STAGED_SIZE,
+        width_baseline=False,
     )
     stages: list[StageRecord] = []
     record: StudyRecord | None = None
@@ -58,13 +61,17 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
     for number, count in enumerate(list_counts(asked), 1):
         gone = stages[-1].result.candidate.dropped_layers if stages else ()
         depth = len(gone) + count
-        if record is not None and depth >= record.space.num_layers:
-            stopped = f"{record.space.num_layers - len(gone)} layers are left"
+        if record is not None and depth > count_droppable(record):
+            left = count_droppable(record) - len(gone)
+            stopped = f"only {left} more layer{'' if left == 1 else 's'} may go"
             break
         name = f"stage-{number}"
         start = root / stages[-1].name / "models" / stages[-1].result.key if stages else None
         terminal.say(f"stage {number}: {count} more layer{'s' if count > 1 else ''}, {depth} in all")
-        record = search(replace(each, study=name, start=start, min_dropped=depth, max_dropped=depth), terminal)
+        wanted = replace(each, study=name, start=start, min_dropped=depth, max_dropped=depth)
+        if start is None:  # later ones have had more tokens than a width cut from the original would
+            wanted = replace(wanted, width_baseline=settings.width_baseline)
+        record = search(wanted, terminal)
         stage = describe_stage(root, name, record, gone=gone)
         stopped = reach_target(stage, settings)
         if stopped and stage.result.validation.ppl_ratio > (settings.max_ppl_ratio or math.inf):
@@ -83,7 +90,12 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
         depth = len(stages[-1].result.candidate.dropped_layers)
         terminal.say(f"at once: {depth} layers, for the {stages[-1].tokens:,} tokens of all stages")
         at_once = replace(
-            each, study="one-shot", min_dropped=depth, max_dropped=depth, distill_tokens=stages[-1].tokens
+            each,
+            study="one-shot",
+            min_dropped=depth,
+            max_dropped=depth,
+            distill_tokens=stages[-1].tokens,
+            width_baseline=settings.width_baseline,
         )
         one_shot = describe_stage(root, "one-shot", search(at_once, terminal), gone=())
     excess, verdict = compare_ends(stages[-1], one_shot, np.array(record.dense.test_counts))
@@ -105,6 +117,37 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
     )
     folder.write_record(StudyFolder(root).stages, staged)
     return staged
+
+
+def settle_plan(settings: SearchSettings, study: StudyFolder) -> None:
+    """Write down what decides every stage, before the first; a later one goes on from what an earlier one distilled.
+
+    Raises:
+        StudyError: the folder holds a staged search by other settings, or a search at once.
+    """
+    if study.plan.exists():
+        raise StudyError(
+            f"{study.root}: holds a search at once. Take another name with --study NAME for one in stages."
+        )
+    decisive = {
+        "stages": settings.stages,
+        "distill_tokens": settings.distill_tokens,
+        "learning_rate": settings.learning_rate,
+        "frontier_size": settings.frontier_size,
+        "recovery": settings.chosen_recovery.name,
+    }
+    if study.stages_plan.exists():
+        known = folder.read_record(study.stages_plan, dict[str, str | int | float | None])
+        planning.require_same_settings(known, decisive, place=study.root)
+        return
+    folder.create(study.root)
+    folder.write_bytes(study.stages_plan, json.dumps(decisive, indent=1).encode() + b"\n")
+
+
+def count_droppable(record: StudyRecord) -> int:
+    """How many layers can be gone at most."""
+    space = record.space
+    return min(space.num_layers - 1, len(space.droppable_layers) + len(space.gone_layers))
 
 
 def name_root(settings: SearchSettings) -> Path:

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -113,10 +113,10 @@ def make_start(sweep: Sweep, member: Member, settings: DistillSettings) -> tuple
 
 
 def make_raw(instruments: Instruments, member: Member) -> nn.Module:
-    """The same cut as it stands, without recovery, in float32."""
+    """The same cut of the original as it stands, without any recovery, in float32."""
     if member.width is not None:
         return narrowing.start_narrow(instruments, member.width)
-    return start_student(instruments, member.candidate, None)
+    return start_student(replace(instruments, grafted=None), member.candidate, None)
 
 
 def choose_learning_rate(
@@ -136,7 +136,8 @@ def choose_learning_rate(
     """
     path = bench.folder.root / "learning_rate.json"
     key = f"{member.key}, {distill_tokens} tokens" + ("" if recovery is None else f", {recovery.name}")
-    chosen = f"{distill_tokens} tokens, {len(rates)} rates" if recovery is None else f"{key}, {len(rates)} rates"
+    among = "rates " + ", ".join(f"{rate:g}" for rate in rates)
+    chosen = f"{distill_tokens} tokens, {among}" if recovery is None else f"{key}, {among}"
     known: dict[str, dict[str, float]] = folder.read_record(path, dict[str, dict[str, float]]) if path.exists() else {}
     if chosen in known:
         return known[chosen]["best"]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from seed.errors import ModelError
-from seed.optimize.space import drop_layers
 from seed.records import Candidate
 
 CURE = "Give a model that Seed exported, such as studies/demo/models/drop-1-7."
@@ -34,7 +33,11 @@ def read_start(path: Path) -> Start:
     place = f"--start {path}"
     try:
         content: Any = json.loads((path / "seed.json").read_text(encoding="utf-8"))
-        candidate = drop_layers(int(content["num_layers"]), [int(layer) for layer in content["dropped_layers"]])
+        candidate = Candidate(
+            num_layers=int(content["num_layers"]), kept_layers=tuple(map(int, content["kept_layers"]))
+        )
+        if candidate.dropped_layers != tuple(content["dropped_layers"]) or not candidate.kept_layers:
+            raise ValueError("kept and dropped layers do not make up the original's")
         base, settings = str(content["base_model"]), content["settings"]
         tokens = int(settings["distill_tokens"]) + int(settings.get("earlier_tokens", 0))
         width = content.get("width")

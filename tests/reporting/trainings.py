@@ -162,6 +162,7 @@ def make_evidence(
         ledger=make_ledger(make_runs() if runs is None else runs, study=study),
         num_layers=NUM_LAYERS,
         roles=dict(roles),
+        members={},
         singles={"none": make_singles(1.6), "closed_form": make_singles(1.0)},
         dense_validation_sums=DENSE_SUMS,
         validation_counts=COUNTS,

@@ -25,8 +25,11 @@ class StoppedError(Exception):
 
 def gather(bench: Workbench, sweep: Sweep, *, stop_after: int | None = None) -> ClaimsEvidence:
     """Everything, or what is left of it; stops after so many runs."""
-    members = choose_members(bench, sweep, on_scored=lambda role: None)
-    evidence = claiming.start_evidence(bench, sweep, members, SETTINGS)
+    evidence = claiming.read_evidence(bench, SETTINGS)
+    if evidence is None:
+        chosen = choose_members(bench, sweep, on_scored=lambda role: None)
+        evidence = claiming.start_evidence(bench, sweep, chosen, SETTINGS)
+    members = claiming.recall_members(evidence)
     evidence = claiming.measure_latencies(bench, sweep, evidence, members, on_timed=lambda name: None)
     wanted = claiming.list_wanted(members, SETTINGS)
     rates = training.choose_rates(bench, sweep, wanted, rates=SETTINGS.rates, on_step=lambda key: None)
@@ -129,7 +132,21 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     bench = open_bench(tmp_path)
     sweep = open_sweep(bench)
     members = choose_members(bench, sweep, on_scored=lambda role: None)
-    claiming.keep(bench, claiming.start_evidence(bench, sweep, members, SETTINGS))
+    assert claiming.read_evidence(bench, SETTINGS) is None
+    evidence = claiming.start_evidence(bench, sweep, members, SETTINGS)
+    assert claiming.read_evidence(bench, SETTINGS) == evidence
+    assert claiming.recall_members(evidence) == members
     other = ClaimSettings(distill_tokens=2048, rng_seeds=(0, 1), rates=(1e-3, 2e-3))
     with pytest.raises(StudyError, match=r"distill_tokens: 1024 there, 2048 now"):
-        claiming.start_evidence(bench, sweep, members, other)
+        claiming.read_evidence(bench, other)
+
+
+def test_shallow_roles_do_not_depend_on_what_a_study_happened_to_score(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path / "poor")
+    poor = open_sweep(bench)
+    worst = max(claiming.list_pairs(bench), key=lambda pair: open_sweep(open_bench(tmp_path / "x")).measure(pair).loss)
+    poor.measure(worst)  # all that this study knows of pairs
+    fresh = open_bench(tmp_path / "fresh")
+    chosen = choose_members(bench, poor, on_scored=lambda role: None)
+    assert chosen == choose_members(fresh, open_sweep(fresh), on_scored=lambda role: None)
+    assert chosen["middle"].candidate != worst

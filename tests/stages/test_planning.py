@@ -135,6 +135,9 @@ def make_plan(protocol: Protocol = PROTOCOL, *, covers_space: bool = False, **se
         ({"stages": "2+1", "storage": "sqlite:///x.db"}, "--storage"),
         ({"stages": "2+1", "distill": False}, "--no-distill"),
         ({"one_shot": False}, "--no-one-shot"),
+        ({"replicas": 3, "distill": False}, "--replicas 3"),
+        ({"width_baseline": True, "distill": False}, "--width-baseline"),
+        ({"width_baseline": True, "start": "/models/drop-1"}, "--width-baseline"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_flag(settings: dict[str, Any], flag: str) -> None:
@@ -225,7 +228,6 @@ EVERYTHING = SearchSettings(
     min_dropped=2,
     start=Path("/models/drop-1-7"),
     replicas=3,
-    width_baseline=True,
     recovery="lora",
     temperature=2.0,
     ce_share=0.5,
@@ -240,7 +242,7 @@ EVERYTHING = SearchSettings(
 
 # What contradicts something above
 THE_REST = SearchSettings(distill=False, compiled=True)
-IN_STAGES = SearchSettings(stages="2+1", one_shot=False)
+IN_STAGES = SearchSettings(stages="2+1", one_shot=False, width_baseline=True)
 
 
 def read_back(settings: SearchSettings) -> SearchSettings:
@@ -279,6 +281,7 @@ def test_every_setting_can_be_typed() -> None:
         "distill",
         "one_shot",
         "stages",
+        "width_baseline",
     ]  # EVERYTHING, which is read back above, leaves none out but these
     assert (THE_REST.distill, THE_REST.compiled) == (False, True)
 
@@ -577,6 +580,7 @@ def test_a_start_brings_its_original_along(tmp_path: Path) -> None:
     start = tmp_path / "drop-1"
     start.mkdir()
     content = {"base_model": "openai-community/gpt2", "num_layers": 12, "dropped_layers": [1], "width": None}
+    content["kept_layers"] = [0, *range(2, 12)]
     (start / "seed.json").write_text(json.dumps(content | {"settings": {"distill_tokens": 5}}))
     settings, preset = planning.start_from_preset(SearchSettings(start=start))
     assert settings.model == "gpt2"

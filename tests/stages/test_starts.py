@@ -15,6 +15,7 @@ from seed.stages.starts import Start, read_start
 CONTENT: dict[str, Any] = {
     "base_model": "demo",
     "num_layers": 12,
+    "kept_layers": [0, 2, 3, 4, 5, 6, 8, 9, 10, 11],
     "dropped_layers": [1, 7],
     "width": None,
     "settings": {"distill_tokens": 100, "earlier_tokens": 30},
@@ -38,7 +39,9 @@ def test_a_start_is_what_its_folder_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"dropped_layers": []}, "has all its layers"),
+        ({"dropped_layers": [], "kept_layers": list(range(12))}, "has all its layers"),
+        ({"dropped_layers": [0, 5]}, "damaged"),
+        ({"dropped_layers": [-1, 77]}, "damaged"),
         ({"width": {"mlp_width": 3}}, "cut in width"),
         ({"dropped_layers": "x"}, "damaged"),
         ({"settings": {}}, "damaged"),
@@ -74,7 +77,8 @@ def test_bounds_count_the_layers_that_are_gone(
 
 
 def test_a_start_of_another_depth_or_with_nothing_left_is_refused(tmp_path: Path) -> None:
-    start = read_start(write_start(tmp_path / "m", num_layers=22))
+    deeper = {"num_layers": 22, "kept_layers": [layer for layer in range(22) if layer not in (1, 7)]}
+    start = read_start(write_start(tmp_path / "m", **deeper))
     with pytest.raises(ModelError, match="22 layers"):
         go_on_from(SPACE, start, SearchSettings())
     with pytest.raises(SpaceError, match="min_dropped = 2"):
