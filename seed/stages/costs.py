@@ -32,6 +32,7 @@ from seed.scoring.sweep import RELEASED_BYTES
 from seed.scoring.targets import STORED_BYTES
 from seed.stages import planning
 from seed.stages.planning import SearchSettings
+from seed.stages.recovering import count_group
 from seed.stages.workbench import Workbench
 
 # Work of one trained token, in forward passes of the dense model: a student's forward and backward are three,
@@ -275,9 +276,11 @@ def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spe
         search += plan.trials * short * speed.forward
     final = (training * plan.distill_tokens + 11 * validation + 3 * test) * speed.forward + 2 * one_walk
     tuning = (0.3 * training + 1) * plan.distill_tokens * speed.forward if distill else 0.0
-    peak = estimate_peak(shape, protocol, trains=distill or climbs, climbs=climbs)
-    # exported models, a training checkpoint (weights, two moments, best weights) old and new, the dense model's states
-    checkpoints = 2 * 4 * 4 * shape.num_params if num_finals else 0
+    free = shape.gpu_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    together = min(num_finals, count_group(shape.num_params, free_bytes=free, on_gpu=shape.on_gpu))
+    peak = estimate_peak(shape, protocol, trains=distill or climbs, climbs=climbs, together=max(1, together))
+    # exported models, training checkpoints (weights, two moments, best weights) and one aside, the dense model's states
+    checkpoints = (together + 1) * 4 * 4 * shape.num_params if num_finals else 0
     disk = num_finals * shape.num_params * shape.stored_bytes + checkpoints + states * (states <= STORED_BYTES)
     return Cost(
         search_seconds=search,
@@ -337,9 +340,15 @@ def require_resources(cost: Cost, *, root: Path, device: torch.device) -> None:
 
 
 def estimate_peak(
-    shape: Shape, protocol: Protocol, *, trains: bool, climbs: bool, num_dropped: int | None = None
+    shape: Shape,
+    protocol: Protocol,
+    *,
+    trains: bool,
+    climbs: bool,
+    num_dropped: int | None = None,
+    together: int = 1,
 ) -> Peak:
-    """Memory at most; on a GPU with what training keeps for the way back, and with the best weights on the host.
+    """Memory at most, with so many students side by side; on a GPU with what training keeps for the way back, and with the best weights on the host.
 
     On a GPU a student without ``num_dropped`` layers is counted; None: the largest.
     """
@@ -364,7 +373,8 @@ def estimate_peak(
     if trains and not shape.on_gpu:
         # float32 weights, gradient, two moments and the best weights; with LoRA a copy of the weights, and one to judge
         each = 2 * shape.number_bytes if protocol.lora_rank else 5 * 4
-        training.append(Part(what="a student in training", num_bytes=shape.num_params * each))
+        what = "a student in training" if together == 1 else f"{together} students in training side by side"
+        training.append(Part(what=what, num_bytes=together * shape.num_params * each))
     if trains and shape.on_gpu:
         kept = layers - (protocol.space.min_dropped if num_dropped is None else num_dropped)
         weights = shape.num_params - (layers - kept) * shape.layer_params
@@ -373,13 +383,14 @@ def estimate_peak(
             what, each = "a student's weights, and a copy to judge", 2 * shape.number_bytes
         else:  # at a look at validation text the copy to judge stands where the gradient was
             what, each = "a student's float32 weights, gradient and two moments", 4 * 4
-        training.append(Part(what=what, num_bytes=weights * each, detail=f" ({kept} layers)"))
+        what += f", {together} times" if together > 1 else ""
+        training.append(Part(what=what, num_bytes=together * weights * each, detail=f" ({kept} layers)"))
         training.append(
             _describe_way_back(
                 shape,
                 num_layers=kept,
                 tokens=tokens,
-                others=dense.num_bytes + weights * each,
+                others=dense.num_bytes + together * weights * each,
                 is_low_rank=bool(protocol.lora_rank),
             )
         )

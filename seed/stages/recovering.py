@@ -114,10 +114,16 @@ def count_together(bench: Workbench) -> int:
     params = sum(weight.numel() for weight in bench.teacher.model.parameters())
     if bench.device.type == "cuda":
         ours = torch.cuda.memory_reserved(bench.device) - torch.cuda.memory_allocated(bench.device)  # free, but held
-        free, each = torch.cuda.mem_get_info(bench.device)[0] + ours, GPU_BYTES_PER_WEIGHT * params
+        free = torch.cuda.mem_get_info(bench.device)[0] + ours
     else:
-        free, each = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), HOST_BYTES_PER_WEIGHT * params
-    return max(1, min(MOST_TOGETHER, int(FREE_SHARE * free / each)))
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return count_group(params, free_bytes=free, on_gpu=bench.device.type == "cuda")
+
+
+def count_group(num_params: int, *, free_bytes: int, on_gpu: bool) -> int:
+    """How many students of so many parameters go side by side into so much memory; one always does, or is tried."""
+    each = (GPU_BYTES_PER_WEIGHT if on_gpu else HOST_BYTES_PER_WEIGHT) * num_params
+    return max(1, min(MOST_TOGETHER, int(FREE_SHARE * free_bytes / each)))
 
 
 def list_windows(bench: Workbench, *, steps: int, rng_seeds: Sequence[int]) -> list[int]:
