@@ -157,7 +157,7 @@ def test_memory_is_told_with_its_parts(tmp_path: Path) -> None:
     assert "L = 4, C = 768, V = 384, D = 32, F = 64" in cost.memory_formula
     assert estimate(bench, distill=True).memory_bytes == cost.memory_bytes + 5 * 20 * params
     low_rank = open_bench(tmp_path / "low", lora_rank=4)
-    assert estimate(low_rank, distill=True).memory_bytes == cost.memory_bytes + 8 * params
+    assert estimate(low_rank, distill=True).memory_bytes == cost.memory_bytes + 5 * 8 * params
     no_walk = estimate(open_bench(tmp_path / "gemma2", family="gemma2"))
     assert "states of the sweep" not in no_walk.memory_formula
 
