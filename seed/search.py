@@ -56,7 +56,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     from seed.stages import costs, judging, latencies, searching, workbench
 
     study = StudyFolder(settings.studies_dir / name)
-    if study.stages_plan.exists():
+    if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
         raise StudyError(
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
         )

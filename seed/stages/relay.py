@@ -44,7 +44,7 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
     assert settings.stages is not None
     asked = planning.parse_stages(settings.stages)
     root = name_root(settings)
-    settle_plan(settings, StudyFolder(root))
+    decisive = check_plan(settings, StudyFolder(root))
     each = replace(
         settings,
         stages=None,
@@ -72,6 +72,8 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
         if start is None:  # later ones have had more tokens than a width cut from the original would
             wanted = replace(wanted, width_baseline=settings.width_baseline)
         record = search(wanted, terminal)
+        if number == 1:  # what later stages go on from is settled now; before, nothing was there to be mixed
+            folder.write_bytes(StudyFolder(root).stages_plan, json.dumps(decisive, indent=1).encode() + b"\n")
         stage = describe_stage(root, name, record, gone=gone)
         stopped = reach_target(stage, settings)
         if stopped and stage.result.validation.ppl_ratio > (settings.max_ppl_ratio or math.inf):
@@ -119,8 +121,8 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
     return staged
 
 
-def settle_plan(settings: SearchSettings, study: StudyFolder) -> None:
-    """Write down what decides every stage, before the first; a later one goes on from what an earlier one distilled.
+def check_plan(settings: SearchSettings, study: StudyFolder) -> dict[str, str | int | float | None]:
+    """What decides every stage, since a later one goes on from what an earlier one distilled.
 
     Raises:
         StudyError: the folder holds a staged search by other settings, or a search at once.
@@ -129,7 +131,7 @@ def settle_plan(settings: SearchSettings, study: StudyFolder) -> None:
         raise StudyError(
             f"{study.root}: holds a search at once. Take another name with --study NAME for one in stages."
         )
-    decisive = {
+    decisive: dict[str, str | int | float | None] = {
         "stages": settings.stages,
         "distill_tokens": settings.distill_tokens,
         "learning_rate": settings.learning_rate,
@@ -139,9 +141,7 @@ def settle_plan(settings: SearchSettings, study: StudyFolder) -> None:
     if study.stages_plan.exists():
         known = folder.read_record(study.stages_plan, dict[str, str | int | float | None])
         planning.require_same_settings(known, decisive, place=study.root)
-        return
-    folder.create(study.root)
-    folder.write_bytes(study.stages_plan, json.dumps(decisive, indent=1).encode() + b"\n")
+    return decisive
 
 
 def count_droppable(record: StudyRecord) -> int:
