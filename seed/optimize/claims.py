@@ -12,23 +12,30 @@ from collections.abc import Callable
 import numpy as np
 
 from seed.evidence import ClaimsEvidence, Measure, Verdict
-from seed.optimize.comparison import estimate_excess
-from seed.optimize.replication import CANNOT_TELL, EQUIVALENT, HIGHER, LOWER, MARGIN, judge_difference
+from seed.optimize.comparison import NOTHING, estimate_excess
+from seed.optimize.replication import (
+    CANNOT_TELL,
+    EQUIVALENT,
+    HIGHER,
+    LOWER,
+    MARGIN,
+    is_paired,
+    judge_difference,
+    list_ratios,
+    stack_losses,
+)
 from seed.optimize.testimony import (
     FAILS,
     HOLDS,
-    NOTHING,
     compare_runs,
     estimate_cost,
     estimate_latency,
     estimate_mean,
     estimate_ratio,
-    list_ratios,
     name_best_rung,
     select_model,
     select_runs,
     show,
-    stack_runs,
     tell,
     tell_all,
     tell_beyond,
@@ -102,14 +109,16 @@ def judge_light(evidence: ClaimsEvidence) -> Verdict:
 def judge_stability(evidence: ClaimsEvidence) -> Verdict:
     """Distillations under different random seeds end alike."""
     measures, verdicts, spreads = [], [], []
+    counts_D = np.array(evidence.ledger.test_counts)
     roles = list(dict.fromkeys(evidence.roles[role] for role in ("light", "middle", "deep") if role in evidence.roles))
     replicated = {key: select_model(evidence, key) for key in roles}
     replicated = {key: runs for key, runs in replicated.items() if len(runs) > 1}
     for key, runs in replicated.items():
-        spreads.append(f"{np.std(list_ratios(evidence, runs), ddof=1):.4f} ({key})")
+        ratios_S = list_ratios(stack_losses(runs), evidence.ledger.dense_test_sums, counts_D)
+        spreads.append(f"{ratios_S.std(ddof=1):.4f} ({key})")
         for one, other in itertools.combinations(runs, 2):
             excess, verdict = judge_difference(
-                stack_runs([one]), stack_runs([other]), np.array(evidence.ledger.test_counts), between_replicas=True
+                stack_losses([one]), stack_losses([other]), counts_D, between_replicas=True
             )
             name = f"{key}, random seed {one.rng_seed} against {other.rng_seed}"
             measures.append(Measure(name=name, estimate=excess, unit="%"))
@@ -131,8 +140,8 @@ def judge_stability(evidence: ClaimsEvidence) -> Verdict:
 def judge_stages(evidence: ClaimsEvidence) -> Verdict:
     """Removing in stages, with recovery between, beats removing at once for the same tokens."""
     staged, once = select_runs(evidence, "deep", staged=True), select_runs(evidence, "deep")
-    is_paired = staged and [run.rng_seed for run in staged] == [run.rng_seed for run in once]
-    excess, verdict = compare_runs(evidence, staged, once) if is_paired else (NOTHING, CANNOT_TELL)
+    are_paired = is_paired(staged, once)
+    excess, verdict = compare_runs(evidence, staged, once) if are_paired else (NOTHING, CANNOT_TELL)
     measures = [
         Measure(name=f"PPL ratio, {name}", estimate=estimate_ratio(evidence, runs))
         for name, runs in (("staged", staged), ("at once", once))
@@ -146,7 +155,7 @@ def judge_stages(evidence: ClaimsEvidence) -> Verdict:
         reported="TinyLlama 1.1B, 22 to 19 layers in stages: 12.0 % smaller, PPL 9.94 +- 0.01, ratio 1.081",
         verdict={LOWER: HOLDS, HIGHER: FAILS, EQUIVALENT: FAILS}.get(verdict, CANNOT_TELL),
         found=f"staged {sets}, at once {once[0].key}: PPL {show(excess, unit='%')}, {verdict}"
-        if is_paired
+        if are_paired
         else "not trained",
         measures=(*measures, Measure(name="staged over at once", estimate=excess, unit="%")),
     )
@@ -257,7 +266,7 @@ def judge_width(evidence: ClaimsEvidence) -> Verdict:
     measures, verdicts, found = [], [], []
     for role in ("middle", "deep"):
         depth, width = select_runs(evidence, role), select_runs(evidence, f"width {role}")
-        if not (depth and [run.rng_seed for run in depth] == [run.rng_seed for run in width]):
+        if not is_paired(depth, width):
             continue
         excess, verdict = compare_runs(evidence, width, depth)
         name = f"{width[0].key} over {depth[0].key}"
@@ -320,7 +329,7 @@ def judge_pretraining(evidence: ClaimsEvidence) -> Verdict:
     for role in ("middle", "severe"):
         whole = select_runs(evidence, role, recovery="pretraining")
         low_rank = select_runs(evidence, role, recovery="lora-pretraining")
-        if not (whole and [run.rng_seed for run in whole] == [run.rng_seed for run in low_rank]):
+        if not is_paired(whole, low_rank):
             continue
         excess, verdict = compare_runs(evidence, low_rank, whole)
         measures.append(
@@ -328,7 +337,7 @@ def judge_pretraining(evidence: ClaimsEvidence) -> Verdict:
         )
         verdicts.append({HIGHER: HOLDS, LOWER: FAILS, EQUIVALENT: FAILS}.get(verdict, CANNOT_TELL))
         found.append(f"{whole[0].num_dropped} dropped: LoRA {show(excess, unit='%')} PPL")
-        gaps.append(stack_runs(low_rank) - stack_runs(whole))
+        gaps.append(stack_losses(low_rank) - stack_losses(whole))
     if len(gaps) == 2:
         growth = estimate_excess(gaps[1], gaps[0], np.array(evidence.ledger.test_counts))
         measures.append(Measure(name="how much more at the severe ratio", estimate=growth, unit="%"))

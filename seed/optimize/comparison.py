@@ -32,7 +32,6 @@ def summarize_comparison(comparison: Comparison, *, reference: str = REFERENCE) 
         by_strategy[run.strategy].append(run)
     losses = read_losses(comparison)
     counts_D = np.array(comparison.test_counts)
-    dense_RSD = np.array(comparison.dense_test_sums)[None, None]
     depths = sorted({len(pick.dropped_layers) for run in comparison.runs for pick in run.picks})
     rows = []
     for depth in depths:
@@ -61,7 +60,7 @@ def summarize_comparison(comparison: Comparison, *, reference: str = REFERENCE) 
                     num_runs=len(runs),
                     num_without=0 if strategy == WIDTH else len(runs) - len(picks),
                     cost=float(np.mean([run.cost for run in runs])),
-                    ppl_ratio=shift(estimate_excess(ours_RSD, dense_RSD, counts_D), by=1.0),
+                    ppl_ratio=estimate_ratio(ours_RSD, comparison.dense_test_sums, counts_D),
                     excess=excess,
                 )
             )
@@ -121,6 +120,11 @@ def estimate_excess(
     ]
     half = measure_margin(sources, confidence=confidence)
     return Estimate(value=math.expm1(mean), low=math.expm1(mean - half), high=math.expm1(mean + half))
+
+
+def estimate_ratio(losses_RSD: np.ndarray, dense_D: Sequence[float], counts_D: np.ndarray) -> Estimate:
+    """The PPL ratio to the dense model, mean over runs and seeds, and its 95 % interval."""
+    return shift(estimate_excess(losses_RSD, np.array([[dense_D]]), counts_D), by=1.0)
 
 
 def measure_margin(sources: Sequence[np.ndarray], *, confidence: float = CONFIDENCE) -> float:

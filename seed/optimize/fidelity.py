@@ -23,6 +23,7 @@ from seed.evidence import (
     RungDifference,
     RungFidelity,
 )
+from seed.optimize.comparison import NOTHING
 from seed.records import Candidate, Estimate
 
 FULL_DISTILLATION = "full_distillation"  # beside the rungs: one final judged by another
@@ -276,7 +277,7 @@ def _tau_of_rung(scores: DepthScores, *, rung: str, counts_DC: np.ndarray) -> np
 def _put_interval(point_D: np.ndarray, *, draws_D: np.ndarray, num_candidates: int) -> Estimate:
     value = float(point_D[0])
     if not math.isfinite(value):
-        return Estimate(value=None, low=None, high=None)
+        return NOTHING
     if num_candidates < NEEDED_CANDIDATES:
         return Estimate(value=value, low=None, high=None)
     low, high = np.quantile(draws_D[np.isfinite(draws_D)], [0.025, 0.975])

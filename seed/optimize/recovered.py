@@ -3,9 +3,8 @@
 import numpy as np
 
 from seed.evidence import RecoveredRow, RecoveryComparison, TrainedRun
-from seed.optimize.comparison import estimate_excess, shift
-from seed.optimize.replication import EQUIVALENT, judge_difference
-from seed.optimize.testimony import stack_runs
+from seed.optimize.comparison import NOTHING, estimate_ratio
+from seed.optimize.replication import CANNOT_TELL, EQUIVALENT, is_paired, judge_difference, stack_losses
 from seed.records import Estimate
 
 AT = ("equal tokens", "equal time")
@@ -14,7 +13,7 @@ AT = ("equal tokens", "equal time")
 def summarize_recoveries(comparison: RecoveryComparison) -> tuple[RecoveredRow, ...]:
     """Return a row for each model, budget and recovery; within a model and a budget best first."""
     ledger = comparison.ledger
-    counts_D, dense_RSD = np.array(ledger.test_counts), np.array([[ledger.dense_test_sums]])
+    counts_D = np.array(ledger.test_counts)
     rows = []
     for key in dict.fromkeys(run.key for run in ledger.runs):
         for at in AT:
@@ -26,12 +25,12 @@ def summarize_recoveries(comparison: RecoveryComparison) -> tuple[RecoveredRow, 
             theirs = groups.get(comparison.reference, [])
             found = []
             for name, runs in groups.items():
-                ours_RSD = stack_runs(runs)
+                ours_RSD = stack_losses(runs)
                 excess, verdict = Estimate(value=0.0, low=0.0, high=0.0), EQUIVALENT
-                if name != comparison.reference and [r.rng_seed for r in runs] == [r.rng_seed for r in theirs]:
-                    excess, verdict = judge_difference(ours_RSD, stack_runs(theirs), counts_D)
+                if name != comparison.reference and is_paired(runs, theirs):
+                    excess, verdict = judge_difference(ours_RSD, stack_losses(theirs), counts_D)
                 elif name != comparison.reference:
-                    excess, verdict = Estimate(value=None, low=None, high=None), "cannot tell"
+                    excess, verdict = NOTHING, CANNOT_TELL
                 found.append(
                     RecoveredRow(
                         key=key,
@@ -40,7 +39,7 @@ def summarize_recoveries(comparison: RecoveryComparison) -> tuple[RecoveredRow, 
                         at=at,
                         tokens=runs[0].tokens,
                         seconds=float(np.mean([run.seconds for run in runs])),
-                        ppl_ratio=shift(estimate_excess(ours_RSD, dense_RSD, counts_D), by=1.0),
+                        ppl_ratio=estimate_ratio(ours_RSD, ledger.dense_test_sums, counts_D),
                         excess=excess,
                         verdict=verdict,
                     )

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seed.optimize.comparison import estimate_excess, shift
+from seed.evidence import TrainedRun
+from seed.optimize.comparison import estimate_excess, estimate_ratio
 from seed.records import DenseResult, DistillResult, Equivalence, Estimate, Replica, Replication
 
 MARGIN = 0.005  # of perplexity: what nobody would choose a model for
@@ -17,9 +18,20 @@ EQUIVALENT, LOWER, HIGHER, CANNOT_TELL = "equivalent", "lower", "higher", "canno
 TOST_CONFIDENCE = 0.90  # two one-sided tests at 5 % each
 
 
-def stack_losses(replicas: Sequence[Replica]) -> np.ndarray:
-    """Summed test losses of S replicas over D documents, as estimates take them: (1, S, D); not a number where a student was broken."""
+def stack_losses(replicas: Sequence[Replica | TrainedRun]) -> np.ndarray:
+    """Summed test losses of S distillations over D documents, as estimates take them: (1, S, D); not a number where a student was broken."""
     return np.array([[replica.test_sums for replica in replicas]], dtype=float)
+
+
+def is_paired(ours: Sequence[Replica | TrainedRun], theirs: Sequence[Replica | TrainedRun]) -> bool:
+    """Were two models distilled under the same random seeds, in the same order? Only then are they compared."""
+    return bool(ours) and [one.rng_seed for one in ours] == [one.rng_seed for one in theirs]
+
+
+def list_ratios(losses_RSD: np.ndarray, dense_D: Sequence[float], counts_D: np.ndarray) -> np.ndarray:
+    """The PPL ratio of each of S distillations to the dense model (S)."""
+    ratios_S: np.ndarray = np.exp((losses_RSD[0] - np.array(dense_D)).sum(axis=-1) / counts_D.sum())
+    return ratios_S
 
 
 def summarize_replicas(replicas: Sequence[Replica], dense: DenseResult) -> Replication:
@@ -27,12 +39,11 @@ def summarize_replicas(replicas: Sequence[Replica], dense: DenseResult) -> Repli
     assert dense.test_sums is not None
     assert dense.test_counts is not None
     losses_RSD, counts_D = stack_losses(replicas), np.array(dense.test_counts)
-    dense_RSD = np.array([[dense.test_sums]])
-    ratios_S = np.exp((losses_RSD - dense_RSD)[0].sum(axis=-1) / counts_D.sum())
+    ratios_S = list_ratios(losses_RSD, dense.test_sums, counts_D)
     is_known = len(replicas) > 1 and bool(np.isfinite(ratios_S).all())
     return Replication(
         rng_seeds=tuple(replica.rng_seed for replica in replicas),
-        ppl_ratio=shift(estimate_excess(losses_RSD, dense_RSD, counts_D), by=1.0),
+        ppl_ratio=estimate_ratio(losses_RSD, dense.test_sums, counts_D),
         spread=float(ratios_S.std(ddof=1)) if is_known else None,
     )
 
@@ -76,11 +87,8 @@ def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> 
     for _, group in sorted(by_depth.items()):
         best = min(group, key=lambda result: result.validation.loss)
         for other in group:
-            seeds = [replica.rng_seed for replica in other.replicas]
-            is_alike = seeds == [replica.rng_seed for replica in best.replicas] and (
-                other.settings.get("distill_tokens") == best.settings.get("distill_tokens")
-            )
-            if other is best or not is_alike:
+            is_alike = other.settings.get("distill_tokens") == best.settings.get("distill_tokens")
+            if other is best or not (is_alike and is_paired(other.replicas, best.replicas)):
                 continue
             excess, verdict = judge_difference(
                 stack_losses(other.replicas), stack_losses(best.replicas), np.array(dense.test_counts)

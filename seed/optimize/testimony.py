@@ -3,18 +3,16 @@
 Verdicts on claims are ``claims``' business.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from seed.evidence import ClaimsEvidence, TrainedRun
-from seed.optimize.comparison import estimate_excess, measure_margin, shift
-from seed.optimize.replication import CANNOT_TELL, MARGIN, judge_difference
+from seed.optimize import comparison
+from seed.optimize.replication import CANNOT_TELL, MARGIN, judge_difference, stack_losses
 from seed.records import Estimate, Latency
 
 HOLDS, FAILS = "holds", "does not hold"
-NOTHING = Estimate(value=None, low=None, high=None)
 
 
 def select_runs(
@@ -33,22 +31,17 @@ def select_model(evidence: ClaimsEvidence, key: str | None, *, recovery: str = "
     return sorted((run for run in found if run.key == key and run.recovery == recovery), key=lambda run: run.rng_seed)
 
 
-def stack_runs(runs: Sequence[TrainedRun]) -> np.ndarray:
-    """Summed test losses of S runs over D documents, (1, S, D)."""
-    return np.array([[run.test_sums for run in runs]], dtype=float)
-
-
 def estimate_ratio(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> Estimate:
     """The PPL ratio to the dense model on test text, mean over runs, with its 95 % interval."""
-    dense_RSD = np.array([[evidence.ledger.dense_test_sums]])
-    return shift(estimate_excess(stack_runs(runs), dense_RSD, np.array(evidence.ledger.test_counts)), by=1.0)
+    ledger = evidence.ledger
+    return comparison.estimate_ratio(stack_losses(runs), ledger.dense_test_sums, np.array(ledger.test_counts))
 
 
 def compare_runs(
     evidence: ClaimsEvidence, ours: Sequence[TrainedRun], theirs: Sequence[TrainedRun]
 ) -> tuple[Estimate, str]:
     """PPL of one over another less 1, and the verdict, of runs under the same random seeds."""
-    return judge_difference(stack_runs(ours), stack_runs(theirs), np.array(evidence.ledger.test_counts))
+    return judge_difference(stack_losses(ours), stack_losses(theirs), np.array(evidence.ledger.test_counts))
 
 
 def estimate_cost(evidence: ClaimsEvidence, weights: dict[int, float], *, rung: str) -> Estimate:
@@ -66,9 +59,9 @@ def estimate_cost(evidence: ClaimsEvidence, weights: dict[int, float], *, rung: 
 def estimate_mean(sums_D: np.ndarray, counts_D: np.ndarray) -> Estimate:
     """Mean by token of sums by document, with its 95 % interval (linearised ratio, Student's t)."""
     if not np.isfinite(sums_D).all():
-        return Estimate(value=None, low=None, high=None)
+        return comparison.NOTHING
     mean = float(sums_D.sum() / counts_D.sum())
-    half = measure_margin([(sums_D - mean * counts_D) * len(counts_D) / counts_D.sum()])
+    half = comparison.measure_margin([(sums_D - mean * counts_D) * len(counts_D) / counts_D.sum()])
     return Estimate(value=mean, low=mean - half, high=mean + half)
 
 
@@ -100,12 +93,6 @@ def tell_beyond(estimate: Estimate, *, margin: float = MARGIN) -> str:
     if estimate.low is None or estimate.high is None:
         return CANNOT_TELL
     return FAILS if estimate.low > margin or estimate.high < 1 / (1 + margin) - 1 else CANNOT_TELL
-
-
-def list_ratios(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> list[float]:
-    """The test PPL ratio of each run."""
-    dense, tokens = sum(evidence.ledger.dense_test_sums), sum(evidence.ledger.test_counts)
-    return [math.exp((float(sums.sum()) - dense) / tokens) for sums in stack_runs(runs)[0]]
 
 
 def name_best_rung(evidence: ClaimsEvidence) -> str:

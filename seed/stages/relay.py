@@ -18,8 +18,9 @@ from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import StagedSearch, StageRecord
 from seed.folder import StudyFolder
+from seed.optimize.comparison import NOTHING
 from seed.optimize.movement import measure_movements
-from seed.optimize.replication import CANNOT_TELL, judge_difference, stack_losses
+from seed.optimize.replication import CANNOT_TELL, is_paired, judge_difference, stack_losses
 from seed.optimize.space import drop_layers
 from seed.records import DistillResult, Estimate, StudyRecord, SweepRow
 from seed.stages import planning
@@ -211,8 +212,8 @@ def read_singles(study: Path, *, num_layers: int, gone: tuple[int, ...]) -> tupl
 def compare_ends(staged: StageRecord, one_shot: StageRecord | None, counts_D: np.ndarray) -> tuple[Estimate, str]:
     """PPL at the end of the stages over that at once, and what it means."""
     if one_shot is None:
-        return Estimate(value=None, low=None, high=None), CANNOT_TELL
+        return NOTHING, CANNOT_TELL
     ours, theirs = staged.result.replicas, one_shot.result.replicas
-    if not ours or [replica.rng_seed for replica in ours] != [replica.rng_seed for replica in theirs]:
-        return Estimate(value=None, low=None, high=None), CANNOT_TELL
+    if not is_paired(ours, theirs):
+        return NOTHING, CANNOT_TELL
     return judge_difference(stack_losses(ours), stack_losses(theirs), counts_D)
