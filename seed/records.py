@@ -6,6 +6,7 @@ always named by their index in the original model.
 """
 
 import hashlib
+import itertools
 import math
 
 import msgspec
@@ -415,6 +416,16 @@ class StudyRecord(Record, frozen=True, kw_only=True):
     baselines: tuple[DistillResult, ...] = ()  # of uniform width
     replications: dict[str, Replication] = {}  # by key, of models that were distilled more than once
     equivalences: tuple[Equivalence, ...] = ()  # of those, within a depth
+
+
+def read_dropped(key: str) -> tuple[int, ...] | None:
+    """Return the dropped layers that a candidate's key names; None where it names something else, or ends in a hash."""
+    begin, _, rest = key.partition("-")
+    parts = rest.split("-")
+    if begin != "drop" or not all(part.isdigit() for part in parts):
+        return None
+    layers = tuple(map(int, parts))
+    return layers if all(one < other for one, other in itertools.pairwise(layers)) else None
 
 
 def hash_text(text: str) -> str:

@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from seed import folder
 from seed.evidence import ClaimsEvidence, Measure, TrainedRun, Verdict
-from seed.records import Estimate
+from seed.records import Estimate, read_dropped
 from seed.reporting.comparison import draw_estimates, find_edge, find_limit, format_percent, format_ratio
 from seed.reporting.marks import DEPTH_COLORS, GREY, draw_interval, finish_figure
 from seed.reporting.page import (
@@ -27,7 +27,8 @@ from seed.reporting.page import (
     render_values,
 )
 from seed.reporting.page import escape as escape_html
-from seed.reporting.trained import Line, draw_lines, escape, list_ratios, name_key, read_layers
+from seed.reporting.readings import list_ratios
+from seed.reporting.trained import Line, draw_lines, escape, name_key
 from seed.reporting.wording import ABSENT, format_latency_ratio, format_number, name_rung
 
 QUESTION = "Seed: which claims about dropping layers hold on this model?"
@@ -186,7 +187,7 @@ def is_width(key: str) -> bool:
 
 def count_dropped(key: str, evidence: ClaimsEvidence) -> int:
     """Return how many layers the model of a key lacks."""
-    if (layers := read_layers(key)) is not None:
+    if (layers := read_dropped(key)) is not None:
         return len(layers)
     return next((run.num_dropped for run in evidence.ledger.runs if run.key == key), 0)
 
@@ -268,7 +269,10 @@ def draw_reached(evidence: ClaimsEvidence, groups: Sequence[Group], estimates: S
         edge = find_edge([estimate for _, estimate in rows], limit=limit)
         for place, (group, estimate) in enumerate(rows):
             is_far = (estimate.value or math.inf) > limit
-            ratios = [ratio for ratio in list_ratios(evidence.ledger, group.runs) if ratio <= edge]
+            each = list_ratios(
+                group.runs, dense_sums=evidence.ledger.dense_test_sums, test_counts=evidence.ledger.test_counts
+            )
+            ratios = [ratio for ratio in each if ratio <= edge]
             figure.add_trace(
                 go.Scatter(
                     x=ratios,

@@ -72,7 +72,31 @@ def draw_models(
 
 
 def draw_distilled(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
-    """Draw distilled models at their PPL ratio on test text (of replicas the mean), with its error and the latency's interval."""
+    """Draw distilled models at their PPL ratio on test text, by depth."""
+    marker = {
+        "symbol": "diamond",
+        "size": 12,
+        "color": [choose_color(len(result.candidate.dropped_layers)) for result in results],
+    }
+    return draw_judged(results, replications, name="distilled, on test text", mode="markers", marker=marker)
+
+
+def draw_baselines(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
+    """Draw models of uniform width at their PPL ratio on test text, as a curve of their own."""
+    return draw_judged(
+        results,
+        replications,
+        name="uniform width, distilled",
+        mode="lines+markers",
+        line={"color": GREY, "width": 1, "dash": "dash"},
+        marker={"symbol": "square", "size": 9, "color": GREY},
+    )
+
+
+def draw_judged(
+    results: Sequence[DistillResult], replications: Mapping[str, Replication], **look: object
+) -> go.Scatter:
+    """Draw models at their PPL ratio on test text (of replicas the mean), with its error and the latency's interval."""
     ratios = [read_ratio(result, replications) for result in results]
     return go.Scatter(
         x=[result.latency.ratio for result in results],
@@ -83,13 +107,7 @@ def draw_distilled(results: Sequence[DistillResult], replications: Mapping[str, 
             describe_model(r.candidate.dropped_layers, size=r.size, quality=r.test, latency=r.latency) for r in results
         ],
         hovertemplate=MODEL_HOVER,
-        mode="markers",
-        name="distilled, on test text",
-        marker={
-            "symbol": "diamond",
-            "size": 12,
-            "color": [choose_color(len(result.candidate.dropped_layers)) for result in results],
-        },
+        **look,
     )
 
 
@@ -99,25 +117,6 @@ def read_ratio(result: DistillResult, replications: Mapping[str, Replication]) -
     if known is None or known.ppl_ratio.value is None or known.ppl_ratio.high is None:
         return result.test.ppl_ratio, result.test.ppl_ratio_standard_error
     return known.ppl_ratio.value, known.ppl_ratio.high - known.ppl_ratio.value
-
-
-def draw_baselines(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
-    """Draw models of uniform width as a curve of their own, at their PPL ratio on test text."""
-    ratios = [read_ratio(result, replications) for result in results]
-    return go.Scatter(
-        x=[result.latency.ratio for result in results],
-        y=[ratio for ratio, _ in ratios],
-        error_x=draw_interval([result.latency for result in results]),
-        error_y=draw_errors([error for _, error in ratios]),
-        customdata=[
-            describe_model(r.candidate.dropped_layers, size=r.size, quality=r.test, latency=r.latency) for r in results
-        ],
-        hovertemplate=MODEL_HOVER,
-        mode="lines+markers",
-        name="uniform width, distilled",
-        line={"color": GREY, "width": 1, "dash": "dash"},
-        marker={"symbol": "square", "size": 9, "color": GREY},
-    )
 
 
 def draw_latencies(

@@ -3,9 +3,13 @@
 Nothing is drawn or worded here.
 """
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
-from seed.records import Candidate, DistillResult, Evaluation, Quality, StudyRecord
+from seed.evidence import TrainedRun
+from seed.records import Candidate, DistillResult, Evaluation, Quality, Replica, StudyRecord
 
 
 def read_scored(record: StudyRecord) -> dict[str, Quality]:
@@ -47,6 +51,19 @@ def count_drops(record: StudyRecord) -> list[tuple[int, int, int, list[float]]]:
         shares = np.mean([mark_dropped(candidates[key]) for key in best], axis=0)
         drops.append((depth, len(best), len(keys), shares.tolist()))
     return drops
+
+
+def list_ratios(
+    runs: Sequence[Replica | TrainedRun], *, dense_sums: Sequence[float], test_counts: Sequence[int]
+) -> list[float]:
+    """Return the test PPL ratio of each distillation whose losses are numbers."""
+    dense, tokens = sum(dense_sums), sum(test_counts)
+    ratios = []
+    for run in runs:
+        sums = [loss for loss in run.test_sums if loss is not None and math.isfinite(loss)]
+        if len(sums) == len(run.test_sums):
+            ratios.append(math.exp(min((sum(sums) - dense) / tokens, 700.0)))  # a broken student's may be any number
+    return ratios
 
 
 def count_dropped(candidate: Candidate) -> int:

@@ -3,9 +3,8 @@
 Plain text only; statistics are handed in.
 """
 
-import math
-
 from seed.records import DistillResult, Equivalence, Replication, StudyRecord, WidthCut
+from seed.reporting.readings import list_ratios
 from seed.reporting.wording import ABSENT, format_number, format_ppl_ratio, list_layers
 
 MARGIN_PERCENT = "0.5\u00a0%"  # optimize.replication.MARGIN
@@ -31,18 +30,6 @@ def say_ratio(result: DistillResult, replication: Replication | None, *, places:
     return f"{value} [{low}, {high}], mean of {len(replication.rng_seeds)}"
 
 
-def list_ratios(result: DistillResult, record: StudyRecord) -> list[float]:
-    """Return the test PPL ratio of every replica."""
-    assert record.dense.test_sums is not None
-    assert record.dense.test_counts is not None
-    dense, tokens = sum(record.dense.test_sums), sum(record.dense.test_counts)
-    return [
-        math.exp((sum(loss for loss in replica.test_sums if loss is not None) - dense) / tokens)
-        for replica in result.replicas
-        if None not in replica.test_sums
-    ]
-
-
 def list_replications(record: StudyRecord) -> list[list[str]]:
     """Return a row for each replicated model: see ``HEADER``."""
     rows = []
@@ -50,7 +37,9 @@ def list_replications(record: StudyRecord) -> list[list[str]]:
         replication = record.replications.get(result.key)
         if replication is None:
             continue
-        ratios = list_ratios(result, record)
+        assert record.dense.test_sums is not None
+        assert record.dense.test_counts is not None
+        ratios = list_ratios(result.replicas, dense_sums=record.dense.test_sums, test_counts=record.dense.test_counts)
         rows.append(
             [
                 name_model(result),

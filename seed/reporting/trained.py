@@ -1,10 +1,9 @@
-"""Trained runs told and drawn, for every page that has some: names, ratios of single runs, learning curves in panels.
+"""Trained runs told and drawn, for every page that has some: names, learning curves in panels.
 
 What a page asks of them is its own business, and statistics of several runs are handed to it.
 """
 
 import html
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from seed.evidence import Ledger, TrainedRun
-from seed.records import WidthCut
+from seed.records import WidthCut, read_dropped
 from seed.reporting.comparison import find_limit
 from seed.reporting.marks import GREY, finish_figure
 from seed.reporting.replication import name_width
@@ -23,19 +21,9 @@ PANEL_PX = 210
 TITLE_PX = 70  # of a panel, with the axis above it
 
 
-def read_layers(key: str) -> tuple[int, ...] | None:
-    """Return the dropped layers that a model's key names; None where it names a width, or ends in a hash."""
-    begin, _, rest = key.partition("-")
-    parts = rest.split("-")
-    if begin != "drop" or not all(part.isdigit() for part in parts):
-        return None
-    layers = tuple(map(int, parts))
-    return layers if all(one < other for one, other in itertools.pairwise(layers)) else None
-
-
 def name_key(key: str) -> str:
     """Return what people call the model of a key: ``without 3, 5``, ``none; MLP 304, 3 heads``; others keep it."""
-    if layers := read_layers(key):
+    if layers := read_dropped(key):
         return f"without {list_layers(layers)}"
     begin, _, rest = key.partition("-")
     parts = rest.split("-")
@@ -43,17 +31,6 @@ def name_key(key: str) -> str:
         width, heads = map(int, parts)
         return name_width(WidthCut(num_layers=0, mlp_width=width, num_heads=heads, num_kv_heads=heads))
     return key
-
-
-def list_ratios(ledger: Ledger, runs: Sequence[TrainedRun]) -> list[float]:
-    """Return the test PPL ratio of each run whose losses are numbers."""
-    dense, tokens = sum(ledger.dense_test_sums), sum(ledger.test_counts)
-    ratios = []
-    for run in runs:
-        sums = [loss for loss in run.test_sums if loss is not None and math.isfinite(loss)]
-        if len(sums) == len(run.test_sums):
-            ratios.append(math.exp(min((sum(sums) - dense) / tokens, 700.0)))  # a broken student's may be any number
-    return ratios
 
 
 @dataclass(frozen=True, kw_only=True)

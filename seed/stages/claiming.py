@@ -15,7 +15,7 @@ from seed import folder
 from seed.errors import ModelError
 from seed.evidence import ClaimsEvidence, Ledger, RoleMember, TrainedRun
 from seed.optimize.space import drop_layers
-from seed.records import Candidate, Latency
+from seed.records import Candidate, Latency, read_dropped
 from seed.scoring.sweep import Sweep
 from seed.stages import latencies, narrowing, planning, schooling, staging, training
 from seed.stages.schooling import Member
@@ -107,10 +107,10 @@ def list_scored(sweep: Sweep, num_layers: int, *, rung: str) -> list[Candidate]:
     """Candidates that the sweep knows at a rung."""
     found = []
     for key, rows in sweep.rows.items():
-        parts = key.removeprefix("drop-").split("-")
-        if rung in rows and key.startswith("drop-") and all(part.isdigit() for part in parts):
-            candidate = drop_layers(num_layers, map(int, parts))
-            if candidate.key == key:  # long lists end in a hash
+        dropped = read_dropped(key)
+        if rung in rows and dropped is not None:
+            candidate = drop_layers(num_layers, dropped)
+            if candidate.key == key:  # a hash may be all digits
                 found.append(candidate)
     return found
 

@@ -27,7 +27,9 @@ HALF = 0.004
 
 def estimate_ratio(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> Estimate:
     """The mean of the ratios with an interval of one width; the statistics have their own tests."""
-    ratios = pages.list_ratios(evidence.ledger, runs)
+    ratios = pages.list_ratios(
+        runs, dense_sums=evidence.ledger.dense_test_sums, test_counts=evidence.ledger.test_counts
+    )
     if len(ratios) < len(runs):
         return NOTHING
     mean = sum(ratios) / len(ratios)
