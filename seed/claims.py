@@ -6,8 +6,8 @@ Everything finished is kept; run again to go on.
 """
 
 import argparse
+import functools
 from pathlib import Path
-from typing import Any
 
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
@@ -52,13 +52,13 @@ def check_claims(
     from seed.reporting.claims import write_claims_page
     from seed.reporting.findings import show_claims
     from seed.scoring.sweep import Sweep
-    from seed.stages import claiming, schooling, searching, training, workbench
+    from seed.stages import claiming, schooling, training, workbench
 
     with folder.lock(study):
         terminal.say(f"opening {protocol.model}")
         bench = workbench.reopen(study, protocol, device_name=device)
         sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
-        settings = claiming.ClaimSettings(
+        settings = training.TrainingSettings(
             distill_tokens=distill_tokens or BUDGET * plan.distill_tokens,
             rng_seeds=tuple(sorted(set(rng_seeds))),
             rates=training.list_rates(bench) if learning_rate is None else (learning_rate,),
@@ -82,22 +82,9 @@ def check_claims(
             f"{settings.distill_tokens:,} tokens; random seeds {', '.join(map(str, settings.rng_seeds))}"
         )
         if missing or staged:
-            searching.store_states(
-                terminal, bench, sweep, steps=steps, rng_seeds=sorted({protocol.rng_seed, *settings.rng_seeds})
-            )
-            tuned = len(settings.rates) * schooling.count_steps(
-                bench, settings.distill_tokens // schooling.TUNING_SHARE
-            )
-            with terminal.stage(
-                "tuning", total=training.count_tuned(wanted) * tuned * (len(settings.rates) > 1)
-            ) as advance:
-                rates = training.choose_rates(
-                    bench, sweep, wanted, rates=settings.rates, on_step=lambda key: advance(1, key)
-                )
+            training.store_states(terminal, bench, sweep, settings, tokens=settings.distill_tokens)
+            rates = training.tune_rates(terminal, bench, sweep, wanted, settings)
             with terminal.stage("train", total=(len(missing) + len(staged)) * steps) as advance:
-
-                def on_step(key: str) -> None:
-                    advance(1, key)
 
                 def on_run(run: TrainedRun) -> None:
                     terminal.say(
@@ -113,7 +100,7 @@ def check_claims(
                         settings,
                         rng_seed=rng_seed,
                         rates=rates,
-                        on_step=on_step,
+                        on_step=functools.partial(advance, 1),
                         on_run=on_run,
                     )
     verdicts = judge_claims(evidence)
@@ -139,37 +126,20 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="The same command again continues a stopped run.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        "path", metavar="STUDY", type=Path, help="the folder of a finished search, such as studies/demo"
+    options.add_study(parser)
+    options.add_trainings(
+        parser,
+        distill_tokens=f"recovery tokens of every training (default: {BUDGET} times the study's)",
+        rng_seeds="every model is trained under each (default: 0 1 2)",
+        learning_rate="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
     )
-    parser.add_argument(
-        "--distill-tokens",
-        type=options.positive_int,
-        metavar="N",
-        help=f"recovery tokens of every training (default: {BUDGET} times the study's)",
-    )
-    parser.add_argument(
-        "--rng-seeds",
-        type=options.whole_number,
-        nargs="+",
-        metavar="N",
-        help="every model is trained under each (default: 0 1 2)",
-    )
-    parser.add_argument(
-        "--learning-rate",
-        type=options.positive_float,
-        metavar="R",
-        help="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
-    )
-    parser.add_argument("--device", help="default: as chosen for the search")
     return parser
 
 
 def main() -> None:
     """Read the command line and check."""
-    given: dict[str, Any] = vars(make_parser().parse_args())
-    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    check_claims(given.pop("path"), terminal=Terminal(), **(given | lists))
+    words = options.read_words(make_parser())
+    check_claims(words.pop("path"), terminal=Terminal(), **words)
 
 
 if __name__ == "__main__":

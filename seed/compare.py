@@ -8,7 +8,6 @@ layer applied to one token. Everything finished is kept; run again to go on.
 import argparse
 import functools
 from pathlib import Path
-from typing import Any
 
 from seed import folder
 from seed.console import Terminal, run_command
@@ -133,9 +132,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="The same command again continues a stopped comparison; with other strategies it adds them.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        "path", metavar="STUDY", type=Path, help="the folder of a finished search, such as studies/demo"
-    )
+    options.add_study(parser)
     parser.add_argument("--strategies", nargs="+", metavar="NAME", help=f"any of {', '.join(TITLES)} (default: all)")
     parser.add_argument(
         "--cost",
@@ -143,28 +140,19 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="layer-tokens that each may spend (default: what greedy removal with recovery costs)",
     )
-    parser.add_argument(
-        "--rng-seeds",
-        type=options.whole_number,
-        nargs="+",
-        metavar="N",
-        help="of strategies and distillations (default: 0 1 2)",
+    options.add_trainings(
+        parser,
+        distill_tokens="of each distillation (default: the study's)",
+        rng_seeds="of strategies and distillations (default: 0 1 2)",
+        learning_rate="of distillations (default: the study's)",
     )
-    parser.add_argument(
-        "--distill-tokens", type=options.positive_int, metavar="N", help="of each distillation (default: the study's)"
-    )
-    parser.add_argument(
-        "--learning-rate", type=options.positive_float, metavar="R", help="of distillations (default: the study's)"
-    )
-    parser.add_argument("--device", help="default: as chosen for the search")
     return parser
 
 
 def main() -> None:
     """Read the command line and compare."""
-    given: dict[str, Any] = vars(make_parser().parse_args())
-    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    compare_strategies(given.pop("path"), terminal=Terminal(), **(given | lists))
+    words = options.read_words(make_parser())
+    compare_strategies(words.pop("path"), terminal=Terminal(), **words)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ intervals, beside how well two finals of the same candidate agree. Everything fi
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from seed import folder
 from seed.console import Terminal, run_command
@@ -113,9 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="The same command again continues a stopped study.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        "path", metavar="STUDY", type=Path, help="the folder of a finished search, such as studies/demo"
-    )
+    options.add_study(parser)
     parser.add_argument(
         "--depths",
         type=options.positive_int,
@@ -133,27 +130,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--short-steps", type=options.positive_int, nargs="+", metavar="N", help="short distillations (default: 10 30)"
     )
-    parser.add_argument(
-        "--distill-tokens",
-        type=options.positive_int,
-        metavar="N",
-        help="of each final (default: four times the study's)",
+    options.add_trainings(
+        parser,
+        distill_tokens="of each final (default: four times the study's)",
+        rng_seeds="of the finals (default: 1 2)",
+        learning_rate="of the finals (default: the study's)",
     )
-    parser.add_argument(
-        "--learning-rate", type=options.positive_float, metavar="R", help="of the finals (default: the study's)"
-    )
-    parser.add_argument(
-        "--rng-seeds", type=options.whole_number, nargs="+", metavar="N", help="of the finals (default: 1 2)"
-    )
-    parser.add_argument("--device", help="default: as chosen for the search")
     return parser
 
 
 def main() -> None:
     """Read the command line and measure."""
-    given: dict[str, Any] = vars(make_parser().parse_args())
-    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    measure_fidelity(given.pop("path"), terminal=Terminal(), **(given | lists))
+    words = options.read_words(make_parser())
+    measure_fidelity(words.pop("path"), terminal=Terminal(), **words)
 
 
 if __name__ == "__main__":

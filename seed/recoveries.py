@@ -7,7 +7,6 @@ then for as long as distillation took. Everything finished is kept; run again to
 import argparse
 import functools
 from pathlib import Path
-from typing import Any
 
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
@@ -55,7 +54,7 @@ def compare_recoveries(
     from seed.reporting.findings import show_recoveries
     from seed.reporting.recoveries import write_recoveries_page
     from seed.scoring.sweep import Sweep
-    from seed.stages import restoring, schooling, searching, training, workbench
+    from seed.stages import restoring, schooling, training, workbench
     from seed.stages.gathering import gather_record
 
     with folder.lock(study):
@@ -77,16 +76,8 @@ def compare_recoveries(
             + ", ".join(candidate.key for candidate in candidates)
             + "; then as many again for the time that distillation took"
         )
-        steps = schooling.count_steps(bench, settings.distill_tokens)
-        seeds = sorted({protocol.rng_seed, *settings.rng_seeds})  # rates are tuned under the study's own
-        searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=seeds)
-        tuned = len(settings.rates) * schooling.count_steps(bench, settings.distill_tokens // schooling.TUNING_SHARE)
-        with terminal.stage(
-            "tuning", total=training.count_tuned(wanted) * tuned * (len(settings.rates) > 1)
-        ) as advance:
-            rates = training.choose_rates(
-                bench, sweep, wanted, rates=settings.rates, on_step=lambda key: advance(1, key)
-            )
+        training.store_states(terminal, bench, sweep, settings, tokens=settings.distill_tokens)
+        rates = training.tune_rates(terminal, bench, sweep, wanted, settings)
         for name in ("equal tokens", "equal time"):
             if name == "equal time":
                 comparison = restoring.settle_times(bench, comparison)
@@ -95,8 +86,8 @@ def compare_recoveries(
             total = sum(schooling.count_steps(bench, one.tokens) for one in missing)
             if not missing:
                 continue
-            longest = max(schooling.count_steps(bench, one.tokens) for one in missing)
-            searching.store_states(terminal, bench, sweep, steps=max(steps, longest), rng_seeds=seeds)
+            longest = max(settings.distill_tokens, *(one.tokens for one in missing))
+            training.store_states(terminal, bench, sweep, settings, tokens=longest)
             with terminal.stage(name, total=total) as advance:
                 ledger = training.train_wanted(
                     bench,
@@ -133,9 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="The same command again continues a stopped comparison.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        "path", metavar="STUDY", type=Path, help="the folder of a finished search, such as studies/demo"
-    )
+    options.add_study(parser)
     parser.add_argument(
         "--trials",
         type=options.whole_number,
@@ -146,31 +135,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recoveries", nargs="+", metavar="NAME", help=f"any of {', '.join(RECOVERIES)} (default: all)"
     )
-    parser.add_argument(
-        "--distill-tokens", type=options.positive_int, metavar="N", help="of each training (default: the study's)"
+    options.add_trainings(
+        parser,
+        distill_tokens="of each training (default: the study's)",
+        rng_seeds="each model is recovered under each (default: 0 1 2)",
+        learning_rate="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
     )
-    parser.add_argument(
-        "--rng-seeds",
-        type=options.whole_number,
-        nargs="+",
-        metavar="N",
-        help="each model is recovered under each (default: 0 1 2)",
-    )
-    parser.add_argument(
-        "--learning-rate",
-        type=options.positive_float,
-        metavar="R",
-        help="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
-    )
-    parser.add_argument("--device", help="default: as chosen for the search")
     return parser
 
 
 def main() -> None:
     """Read the command line and compare."""
-    given: dict[str, Any] = vars(make_parser().parse_args())
-    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    compare_recoveries(given.pop("path"), terminal=Terminal(), **(given | lists))
+    words = options.read_words(make_parser())
+    compare_recoveries(words.pop("path"), terminal=Terminal(), **words)
 
 
 if __name__ == "__main__":

@@ -19,20 +19,11 @@ from seed.records import Candidate, Latency, read_dropped
 from seed.scoring.sweep import Sweep
 from seed.stages import latencies, narrowing, planning, schooling, staging, training
 from seed.stages.schooling import Member
-from seed.stages.training import Wanted
+from seed.stages.training import TrainingSettings, Wanted
 from seed.stages.workbench import Workbench
 
 LATENCY_BATCHES = (1, 8)
 RECOVERY_CLAIM = ("pretraining", "lora-pretraining")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClaimSettings:
-    """What a run over the claims does. ``rates``: learning rates to choose from."""
-
-    distill_tokens: int
-    rng_seeds: tuple[int, ...]
-    rates: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +111,7 @@ def list_pairs(bench: Workbench) -> list[Candidate]:
     return list_shallow(bench.anatomy.num_layers, 2)
 
 
-def list_wanted(members: dict[str, Member], settings: ClaimSettings) -> list[Wanted]:
+def list_wanted(members: dict[str, Member], settings: TrainingSettings) -> list[Wanted]:
     """Every training that the claims rest on, but for staged ones; seed by seed, so that an early stop leaves whole claims."""
     roles: list[str] = [
         role
@@ -137,7 +128,7 @@ def list_wanted(members: dict[str, Member], settings: ClaimSettings) -> list[Wan
     return list(dict.fromkeys(wanted))
 
 
-def read_evidence(bench: Workbench, settings: ClaimSettings) -> ClaimsEvidence | None:
+def read_evidence(bench: Workbench, settings: TrainingSettings) -> ClaimsEvidence | None:
     """Read back what was begun, if anything was.
 
     Raises:
@@ -147,7 +138,7 @@ def read_evidence(bench: Workbench, settings: ClaimSettings) -> ClaimsEvidence |
     if not path.exists():
         return None
     known = folder.read_record(path, ClaimsEvidence)
-    planning.require_same_settings(known.ledger.settings, describe_settings(bench, settings), place=path)
+    planning.require_same_settings(known.ledger.settings, training.describe_settings(bench, settings), place=path)
     return known
 
 
@@ -157,10 +148,10 @@ def recall_members(evidence: ClaimsEvidence) -> dict[str, Member]:
 
 
 def start_evidence(
-    bench: Workbench, sweep: Sweep, members: dict[str, Member], settings: ClaimSettings
+    bench: Workbench, sweep: Sweep, members: dict[str, Member], settings: TrainingSettings
 ) -> ClaimsEvidence:
     """Begin: settle the roles, and score every single removal; written down."""
-    described = describe_settings(bench, settings)
+    described = training.describe_settings(bench, settings)
     num_layers, dense = bench.anatomy.num_layers, sweep.instruments.dense_validation
     singles = [drop_layers(num_layers, [layer]) for layer in range(num_layers)]
     rungs = ["none"] if bench.gains is None else ["none", "closed_form"]
@@ -191,19 +182,6 @@ def start_evidence(
 def read_sums(sweep: Sweep, candidate: Candidate, rung: str) -> list[float | None]:
     """Summed validation losses by document; None where a score is no number."""
     return sweep.rows[candidate.key][rung].sums
-
-
-def describe_settings(bench: Workbench, settings: ClaimSettings) -> dict[str, str | int | float]:
-    """What decides the numbers, for people and for going on."""
-    return {
-        "distill_tokens": settings.distill_tokens,
-        "batch_tokens": bench.batch_windows * bench.protocol.window_tokens,
-        "rng_seeds": ", ".join(map(str, settings.rng_seeds)),
-        "learning_rates": ", ".join(f"{rate:g}" for rate in settings.rates),
-        "calibration_tokens": bench.protocol.calibration_tokens,
-        "validation_tokens": bench.protocol.streams["validation"].tokens,
-        "test_tokens": bench.protocol.streams["test"].tokens,
-    }
 
 
 def measure_latencies(
@@ -246,7 +224,7 @@ def train_alike(
     sweep: Sweep,
     evidence: ClaimsEvidence,
     members: dict[str, Member],
-    settings: ClaimSettings,
+    settings: TrainingSettings,
     *,
     rng_seed: int,
     rates: dict[tuple[str, str], float],
@@ -275,7 +253,7 @@ def train_in_stages(
     bench: Workbench,
     sweep: Sweep,
     members: dict[str, Member],
-    settings: ClaimSettings,
+    settings: TrainingSettings,
     *,
     rng_seed: int,
     rates: dict[tuple[str, str], float],
@@ -314,7 +292,7 @@ def train_in_stages(
     return run
 
 
-def list_staged(evidence: ClaimsEvidence, settings: ClaimSettings) -> list[int]:
+def list_staged(evidence: ClaimsEvidence, settings: TrainingSettings) -> list[int]:
     """Random seeds whose staged training is still to be done."""
     done = {run.rng_seed for run in evidence.ledger.runs if run.stages}
     return [rng_seed for rng_seed in settings.rng_seeds if rng_seed not in done]

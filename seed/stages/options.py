@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -52,6 +53,27 @@ def positive_float(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
     return value
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    """The study that a command works on."""
+    parser.add_argument(
+        "path", metavar="STUDY", type=Path, help="the folder of a finished search, such as studies/demo"
+    )
+
+
+def add_trainings(parser: argparse.ArgumentParser, *, distill_tokens: str, rng_seeds: str, learning_rate: str) -> None:
+    """How a command trains, with what each option means to it, and on which device."""
+    parser.add_argument("--distill-tokens", type=positive_int, metavar="N", help=distill_tokens)
+    parser.add_argument("--rng-seeds", type=whole_number, nargs="+", metavar="N", help=rng_seeds)
+    parser.add_argument("--learning-rate", type=positive_float, metavar="R", help=learning_rate)
+    parser.add_argument("--device", help="default: as chosen for the search")
+
+
+def read_words(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """What was typed, by option; several values of one as a tuple."""
+    given: dict[str, Any] = vars(parser.parse_args())
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def spell_command(module: str, options: Mapping[str, Any], *words: str) -> str:

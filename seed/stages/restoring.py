@@ -15,21 +15,18 @@ from seed.evidence import Ledger, RecoveryComparison
 from seed.records import Candidate, StudyRecord
 from seed.stages import planning, training
 from seed.stages.schooling import Member
-from seed.stages.training import Wanted
+from seed.stages.training import TrainingSettings, Wanted
 from seed.stages.workbench import Workbench
 
 LIKE = 0.03  # times that differ by less are equal: nothing is trained again for so little
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoreSettings:
-    """What a comparison of recoveries does. ``rates``: learning rates to choose from."""
+class RestoreSettings(TrainingSettings):
+    """What a comparison of recoveries does."""
 
     candidates: tuple[Candidate, ...]
     recoveries: tuple[str, ...]
-    distill_tokens: int
-    rng_seeds: tuple[int, ...]
-    rates: tuple[float, ...]
 
 
 def choose_candidates(record: StudyRecord, trials: tuple[int, ...]) -> tuple[Candidate, ...]:
@@ -56,7 +53,7 @@ def start_comparison(bench: Workbench, settings: RestoreSettings, *, reference: 
     Raises:
         StudyError: it was begun with other settings.
     """
-    described = describe_settings(bench, settings)
+    described = training.describe_settings(bench, settings)
     path = bench.folder.recoveries
     if path.exists():
         known = folder.read_record(path, RecoveryComparison)
@@ -68,19 +65,6 @@ def start_comparison(bench: Workbench, settings: RestoreSettings, *, reference: 
         equal_tokens=settings.distill_tokens,
         equal_time={},
     )
-
-
-def describe_settings(bench: Workbench, settings: RestoreSettings) -> dict[str, str | int | float]:
-    """What decides the numbers, for people and for going on; recoveries and models may be added later."""
-    return {
-        "distill_tokens": settings.distill_tokens,
-        "batch_tokens": bench.batch_windows * bench.protocol.window_tokens,
-        "rng_seeds": ", ".join(map(str, settings.rng_seeds)),
-        "learning_rates": ", ".join(f"{rate:g}" for rate in settings.rates),
-        "calibration_tokens": bench.protocol.calibration_tokens,
-        "validation_tokens": bench.protocol.streams["validation"].tokens,
-        "test_tokens": bench.protocol.streams["test"].tokens,
-    }
 
 
 def list_equal_tokens(settings: RestoreSettings) -> list[Wanted]:

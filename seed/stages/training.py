@@ -9,16 +9,26 @@ from dataclasses import dataclass
 
 import msgspec
 
+from seed.console import Terminal
 from seed.evidence import Ledger, TrainedRun
 from seed.scoring.quality import logits_of, measure_losses
 from seed.scoring.sweep import Sweep
-from seed.stages import schooling
+from seed.stages import schooling, searching
 from seed.stages.recoveries import RECOVERIES
 from seed.stages.schooling import Member
 from seed.stages.workbench import Workbench
 
 LOOKS = 8
 RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How all trainings for one question go. ``rates``: learning rates to choose from."""
+
+    distill_tokens: int
+    rng_seeds: tuple[int, ...]
+    rates: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +56,19 @@ def list_rates(bench: Workbench) -> tuple[float, ...]:
     """Learning rates to choose from: half, once, twice and four times the study's middle one, by distillation of all weights."""
     middle = bench.protocol.short_learning_rate / RECOVERIES[bench.protocol.recovery].rate_factor
     return tuple(factor * middle for factor in RATE_FACTORS)
+
+
+def describe_settings(bench: Workbench, settings: TrainingSettings) -> dict[str, str | int | float]:
+    """What decides the numbers, for people and for going on; what is trained may be added to later."""
+    return {
+        "distill_tokens": settings.distill_tokens,
+        "batch_tokens": bench.batch_windows * bench.protocol.window_tokens,
+        "rng_seeds": ", ".join(map(str, settings.rng_seeds)),
+        "learning_rates": ", ".join(f"{rate:g}" for rate in settings.rates),
+        "calibration_tokens": bench.protocol.calibration_tokens,
+        "validation_tokens": bench.protocol.streams["validation"].tokens,
+        "test_tokens": bench.protocol.streams["test"].tokens,
+    }
 
 
 def open_ledger(bench: Workbench, settings: dict[str, str | int | float]) -> Ledger:
@@ -136,6 +159,24 @@ def train_one(
         seconds=trained.seconds,
     )
     return run, trained
+
+
+def store_states(
+    terminal: Terminal, bench: Workbench, sweep: Sweep, settings: TrainingSettings, *, tokens: int
+) -> None:
+    """Compute the dense model's states for trainings of so many tokens, and for tuning, which has the study's own random seed."""
+    steps, rng_seeds = schooling.count_steps(bench, tokens), sorted({bench.protocol.rng_seed, *settings.rng_seeds})
+    searching.store_states(terminal, bench, sweep, steps=steps, rng_seeds=rng_seeds)
+
+
+def tune_rates(
+    terminal: Terminal, bench: Workbench, sweep: Sweep, wanted: Sequence[Wanted], settings: TrainingSettings
+) -> dict[tuple[str, str], float]:
+    """The learning rates of what is wanted, found with progress; see ``choose_rates``."""
+    steps = schooling.count_steps(bench, settings.distill_tokens // schooling.TUNING_SHARE)
+    num_tried = len(settings.rates) if len(settings.rates) > 1 else 0
+    with terminal.stage("tuning", total=count_tuned(wanted) * num_tried * steps) as advance:
+        return choose_rates(bench, sweep, wanted, rates=settings.rates, on_step=functools.partial(advance, 1))
 
 
 def choose_rates(

@@ -10,13 +10,14 @@ from seed.evidence import ClaimsEvidence
 from seed.optimize.claims import judge_claims
 from seed.scoring.sweep import Sweep
 from seed.stages import claiming, training
-from seed.stages.claiming import ClaimSettings, Depths, choose_depths, choose_members
+from seed.stages.claiming import Depths, choose_depths, choose_members
 from seed.stages.schooling import Member
+from seed.stages.training import TrainingSettings
 from seed.stages.workbench import Workbench
 from tests.scoring.opened import drop
 from tests.stages.opened import open_bench, open_sweep
 
-SETTINGS = ClaimSettings(distill_tokens=1024, rng_seeds=(0, 1), rates=(1e-3, 2e-3))
+SETTINGS = TrainingSettings(distill_tokens=1024, rng_seeds=(0, 1), rates=(1e-3, 2e-3))
 
 
 class StoppedError(Exception):
@@ -136,7 +137,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     evidence = claiming.start_evidence(bench, sweep, members, SETTINGS)
     assert claiming.read_evidence(bench, SETTINGS) == evidence
     assert claiming.recall_members(evidence) == members
-    other = ClaimSettings(distill_tokens=2048, rng_seeds=(0, 1), rates=(1e-3, 2e-3))
+    other = TrainingSettings(distill_tokens=2048, rng_seeds=(0, 1), rates=(1e-3, 2e-3))
     with pytest.raises(StudyError, match=r"distill_tokens: 1024 there, 2048 now"):
         claiming.read_evidence(bench, other)
 
