@@ -103,6 +103,11 @@ class Distilled:
     curve: tuple[CurvePoint, ...]
     best_step: int
 
+    @property
+    def best_loss(self) -> float:
+        """The validation loss of the weights that are kept, nats per token."""
+        return min(point.validation_loss for point in self.curve)
+
 
 def distill(
     pupils: Sequence[Pupil],

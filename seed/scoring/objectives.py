@@ -72,14 +72,16 @@ class Learner:
 class _Lesson:
     """The dense model's part of some windows: computed when first asked for, and kept where several students ask."""
 
-    def __init__(self, dense: Anatomy, tokens_BT: Tensor, objective: Objective, *, mixed_precision: bool) -> None:
+    def __init__(
+        self, dense: Anatomy, tokens_BT: Tensor, objective: Objective, *, mixed_precision: bool, is_shared: bool
+    ) -> None:
         self.dense = dense
         self.tokens_BT = tokens_BT
         self.objective = objective
         self.mixed_precision = mixed_precision
         self.states: list[Tensor] = []  # at every layer, where they are wanted
         self.last_BTD: Tensor | None = None
-        self.is_shared = False
+        self.is_shared = is_shared
         self._wanted: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -119,8 +121,9 @@ def accumulate_gradients(
     stored_BTD = recall(windows) if objective.needs_teacher and not objective.needs_states else None
     totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in learners]
     for rows in torch.arange(len(windows)).split(micro_batch):
-        lesson = _Lesson(dense, tokens_BT[rows], objective, mixed_precision=mixed_precision)
-        lesson.is_shared = len(learners) > 1
+        lesson = _Lesson(
+            dense, tokens_BT[rows], objective, mixed_precision=mixed_precision, is_shared=len(learners) > 1
+        )
         if objective.needs_states:
             lesson.states = dense.trace(lesson.tokens_BT)
             lesson.last_BTD = lesson.states[-1]

@@ -5,7 +5,6 @@ written as it comes; a stopped run goes on.
 """
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -55,10 +54,10 @@ def choose_members(bench: Workbench, sweep: Sweep, *, on_scored: Callable[[str],
         members[role] = Member(candidate=best)
         on_scored(role)
     if depths.severe > 1:
-        pairs = list_pairs(bench)
-        raw = sweep.measure_unrecovered(pairs)
-        members["raw pair"] = Member(candidate=pairs[min(range(len(pairs)), key=lambda i: _order(raw[i].loss))])
-        members["pair"] = Member(candidate=min(pairs, key=lambda pair: staging.measure_loss(sweep, pair)))
+        pairs = list_shallow(bench.anatomy.num_layers, 2)
+        raw = [quality.loss for quality in sweep.measure_unrecovered(pairs)]
+        members["raw pair"] = Member(candidate=pairs[staging.find_lowest(raw)])
+        members["pair"] = Member(candidate=staging.choose_best(sweep, pairs))
     on_scored("pairs")
     try:
         for role in ("middle", "deep"):
@@ -77,13 +76,8 @@ def find_best(bench: Workbench, sweep: Sweep, depth: int, *, at_least: Candidate
         candidate for candidate in list_scored(sweep, num_layers, rung=rung) if len(candidate.dropped_layers) == depth
     ]
     if known:
-        return min(known, key=lambda candidate: staging.measure_loss(sweep, candidate))
-    grown = at_least or drop_layers(num_layers, [])
-    while len(grown.dropped_layers) < depth:
-        more = [drop_layers(num_layers, (*grown.dropped_layers, layer)) for layer in grown.kept_layers]
-        sweep.measure_unrecovered(more if rung == "none" else [])
-        grown = min(more, key=lambda candidate: staging.measure_loss(sweep, candidate))
-    return grown
+        return staging.choose_best(sweep, known)
+    return staging.grow(sweep, at_least or drop_layers(num_layers, []), num_dropped=depth, layers=range(num_layers))
 
 
 def list_shallow(num_layers: int, depth: int) -> list[Candidate]:
@@ -104,11 +98,6 @@ def list_scored(sweep: Sweep, num_layers: int, *, rung: str) -> list[Candidate]:
             if candidate.key == key:  # a hash may be all digits
                 found.append(candidate)
     return found
-
-
-def list_pairs(bench: Workbench) -> list[Candidate]:
-    """Every pair of layers, in the order that shares most work."""
-    return list_shallow(bench.anatomy.num_layers, 2)
 
 
 def list_wanted(members: dict[str, Member], settings: TrainingSettings) -> list[Wanted]:
@@ -156,8 +145,9 @@ def start_evidence(
     singles = [drop_layers(num_layers, [layer]) for layer in range(num_layers)]
     rungs = ["none"] if bench.gains is None else ["none", "closed_form"]
     sweep.measure_unrecovered(singles)
-    for single in singles:
-        staging.measure_loss(sweep, single)
+    if bench.gains is not None:
+        for single in singles:
+            sweep.measure(single)
     evidence = ClaimsEvidence(
         ledger=training.open_ledger(bench, described),
         num_layers=num_layers,
@@ -296,7 +286,3 @@ def list_staged(evidence: ClaimsEvidence, settings: TrainingSettings) -> list[in
     """Random seeds whose staged training is still to be done."""
     done = {run.rng_seed for run in evidence.ledger.runs if run.stages}
     return [rng_seed for rng_seed in settings.rng_seeds if rng_seed not in done]
-
-
-def _order(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.inf

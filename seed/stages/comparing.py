@@ -229,8 +229,8 @@ def distill_all(
             width=member.width,
             like_dropped=depth,
             rng_seed=rng_seed,
-            validation_loss=schooling.finite(min(point.validation_loss for point in trained.went.curve)),
-            test_sums=[schooling.finite(loss) for loss in trained.test.sums.tolist()],
+            validation_loss=schooling.finite(trained.went.best_loss),
+            test_sums=schooling.list_sums(trained.test),
             seconds=trained.whole_seconds,
         )
         comparison = _keep(bench, comparison, finals=(*comparison.finals, final))

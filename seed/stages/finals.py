@@ -36,7 +36,16 @@ from seed.scoring.quality import DocumentLosses
 from seed.scoring.sweep import Sweep
 from seed.stages import judging, narrowing
 from seed.stages.recovering import count_together
-from seed.stages.schooling import Member, count_steps, describe_settings, finite, full_settings, make_raw, make_start
+from seed.stages.schooling import (
+    Member,
+    count_steps,
+    describe_settings,
+    finite,
+    full_settings,
+    list_sums,
+    make_raw,
+    make_start,
+)
 from seed.stages.workbench import Workbench
 
 
@@ -271,8 +280,8 @@ def describe_replica(went: Distilled, test: DocumentLosses, *, rng_seed: int, se
     """The record of one distillation: how it went, and the test losses of its best weights."""
     return Replica(
         rng_seed=rng_seed,
-        validation_loss=finite(min(point.validation_loss for point in went.curve)),
-        test_sums=[finite(loss) for loss in test.sums.tolist()],
+        validation_loss=finite(went.best_loss),
+        test_sums=list_sums(test),
         best_step=went.best_step,
         seconds=seconds,
     )

@@ -211,3 +211,8 @@ def describe_trained(settings: DistillSettings) -> str:
 def finite(loss: float) -> float | None:
     """The loss, or None where it is not a number, which JSON does not know."""
     return loss if math.isfinite(loss) else None
+
+
+def list_sums(losses: DocumentLosses) -> list[float | None]:
+    """Summed losses of each document, as records keep them."""
+    return [finite(loss) for loss in losses.sums.tolist()]

@@ -4,6 +4,7 @@ The original stays the teacher and the base of every ratio; only what candidates
 """
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,22 +45,31 @@ def choose_next(stage: Sweep, space: SearchSpace, gone: Candidate, *, num_droppe
     """The best set with ``num_dropped`` layers gone in all by the stage's scores: of all of them, or one more layer at a time."""
     wanted = further_space(space, gone, num_dropped=num_dropped)
     if wanted.size <= COUNTED_SETS:
-        return min(enumerate_candidates(wanted), key=lambda candidate: measure_loss(stage, candidate))
-    grown = gone
-    while len(grown.dropped_layers) < num_dropped:
-        more = [
-            drop_layers(space.num_layers, (*grown.dropped_layers, layer))
-            for layer in wanted.droppable_layers
-            if layer in grown.kept_layers
-        ]
-        grown = min(more, key=lambda candidate: measure_loss(stage, candidate))
-    return grown
+        return choose_best(stage, list(enumerate_candidates(wanted)))
+    return grow(stage, gone, num_dropped=num_dropped, layers=wanted.droppable_layers)
 
 
-def measure_loss(sweep: Sweep, candidate: Candidate) -> float:
-    """Validation loss with closed-form recovery where the family allows it, else as it stands; infinite where it is no number."""
+def grow(sweep: Sweep, candidate: Candidate, *, num_dropped: int, layers: Collection[int]) -> Candidate:
+    """Drop the layer that costs least, out of ``layers``, until ``num_dropped`` are gone in all."""
+    while len(candidate.dropped_layers) < num_dropped:
+        left = [layer for layer in candidate.kept_layers if layer in layers]
+        more = [drop_layers(candidate.num_layers, (*candidate.dropped_layers, layer)) for layer in left]
+        candidate = choose_best(sweep, more)
+    return candidate
+
+
+def choose_best(sweep: Sweep, candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate with the lowest validation loss: with closed-form recovery where the family allows it, else as it stands.
+
+    The first of those that are level; losses that are no number come last.
+    """
     if sweep.instruments.gains is not None:
-        quality = sweep.measure(candidate)
+        losses = [sweep.measure(candidate).loss for candidate in candidates]
     else:
-        [quality] = sweep.measure_unrecovered([candidate])
-    return quality.loss if math.isfinite(quality.loss) else math.inf
+        losses = [quality.loss for quality in sweep.measure_unrecovered(candidates)]
+    return candidates[find_lowest(losses)]
+
+
+def find_lowest(losses: Sequence[float]) -> int:
+    """Index of the lowest loss; those that are no number come last."""
+    return min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)

@@ -154,8 +154,8 @@ def train_one(
         start=trained.start,
         stages=wanted.stages,
         curve=trained.went.curve,
-        validation_loss=schooling.finite(min(point.validation_loss for point in trained.went.curve)),
-        test_sums=[schooling.finite(loss) for loss in trained.test.sums.tolist()],
+        validation_loss=schooling.finite(trained.went.best_loss),
+        test_sums=schooling.list_sums(trained.test),
         seconds=trained.seconds,
     )
     return run, trained

@@ -176,7 +176,7 @@ def run_study(
                 went, seconds = _distill_shortly(sweep, candidate, short, functools.partial(on_step, candidate.key))
                 row = msgspec.structs.replace(
                     row,
-                    losses=row.losses | {name_short(steps): min(point.validation_loss for point in went.curve)},
+                    losses=row.losses | {name_short(steps): went.best_loss},
                     seconds=row.seconds | {name_short(steps): seconds},
                 )
                 row = keep(index, row)
@@ -215,7 +215,7 @@ def run_final(
     )
     return FinalScore(
         rng_seed=rng_seed,
-        validation_loss=min(point.validation_loss for point in trained.went.curve),
+        validation_loss=trained.went.best_loss,
         test_loss=trained.test.loss,
         best_step=trained.went.best_step,
         seconds=trained.whole_seconds,

@@ -82,7 +82,7 @@ def test_roles_go_to_the_best_that_scores_tell(tmp_path: Path) -> None:
     members = choose_members(bench, sweep, on_scored=lambda role: None)
     singles = [drop(layer) for layer in range(4)]
     assert members["light"].candidate == min(singles, key=lambda single: sweep.measure(single).loss)
-    pairs = claiming.list_pairs(bench)
+    pairs = claiming.list_shallow(4, 2)
     assert len(pairs) == 6
     assert members["pair"].candidate == min(pairs, key=lambda pair: sweep.measure(pair).loss)
     raw = {pair: sweep.measure_unrecovered([pair])[0].loss for pair in pairs}
@@ -145,7 +145,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 def test_shallow_roles_do_not_depend_on_what_a_study_happened_to_score(tmp_path: Path) -> None:
     bench = open_bench(tmp_path / "poor")
     poor = open_sweep(bench)
-    worst = max(claiming.list_pairs(bench), key=lambda pair: open_sweep(open_bench(tmp_path / "x")).measure(pair).loss)
+    worst = max(claiming.list_shallow(4, 2), key=lambda pair: open_sweep(open_bench(tmp_path / "x")).measure(pair).loss)
     poor.measure(worst)  # all that this study knows of pairs
     fresh = open_bench(tmp_path / "fresh")
     chosen = choose_members(bench, poor, on_scored=lambda role: None)
