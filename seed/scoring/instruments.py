@@ -7,6 +7,7 @@ Which candidates, and how far each is recovered, is decided by ``sweep`` and ``p
 """
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import measure_size
 from seed.models.surgery import cast_weights, make_student, view_layers
+from seed.models.width import WidthImportance
 from seed.records import Candidate, Size
 from seed.scoring import lora
 from seed.scoring.corpus import TokenStream
@@ -26,6 +28,7 @@ from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
 from seed.scoring.refit import Refit, fold_refit
 from seed.scoring.subsets import SubsetWalker
 from seed.scoring.targets import Recall
+from seed.scoring.width import measure_width_importance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,11 @@ class Instruments:
     def source(self) -> Anatomy:
         """The model whose layers candidates are made of."""
         return self.grafted or self.anatomy
+
+    @functools.cached_property
+    def width_importance(self) -> WidthImportance:
+        """What the dense model's neurons and heads are worth, on calibration text; measured when first asked for."""
+        return measure_width_importance(self.anatomy, self.calibration, micro_batch=self.micro_batch)
 
     @property
     def teacher(self) -> Any:

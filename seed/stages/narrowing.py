@@ -14,16 +14,13 @@ from seed.models.width import make_narrow, plan_width
 from seed.records import Candidate, Latency, WidthCut
 from seed.scoring import latency as timing
 from seed.scoring.instruments import Instruments, size_of
-from seed.scoring.width import measure_width_importance
 from seed.stages.protocols import name_device
 from seed.stages.workbench import Workbench
 
 
 def start_narrow(instruments: Instruments, width: WidthCut) -> nn.Module:
     """The dense model cut to a width, with float32 weights of its own, not trained."""
-    anatomy = instruments.anatomy
-    importance = measure_width_importance(anatomy, instruments.calibration, micro_batch=instruments.micro_batch)
-    return cast_weights(make_narrow(anatomy, width, importance), torch.float32)
+    return cast_weights(make_narrow(instruments.anatomy, width, instruments.width_importance), torch.float32)
 
 
 def plan_widths(instruments: Instruments, candidates: Sequence[Candidate]) -> list[WidthCut]:

@@ -3,6 +3,7 @@
 Commands share it: ``search`` makes a plan with it, ``distill`` and ``evaluate`` reopen it from a plan.
 """
 
+import functools
 import importlib.metadata
 import platform
 from dataclasses import dataclass, replace
@@ -52,8 +53,16 @@ class Workbench:
     dtype: torch.dtype
     micro_batch: int
     gains: dict[int, float] | None  # what closed form needs; None: not available for this family
-    recomputes: bool = False  # training runs layers again on the way back, since memory is short
     grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
+
+    @functools.cached_property
+    def recomputes(self) -> bool:
+        """Must training run layers again on the way back, since memory is short? Measured when first asked: not all train."""
+        return self.protocol.lora_rank is None and measure_recompute(
+            self.anatomy,
+            window_tokens=self.protocol.window_tokens,
+            mixed_precision=self.protocol.mixed_precision,
+        )
 
     @property
     def recovered_rung(self) -> str:
@@ -273,8 +282,6 @@ def _bench(
         dtype=teacher.dtype,
         micro_batch=micro_batch,
         gains=gains,
-        recomputes=protocol.lora_rank is None
-        and measure_recompute(anatomy, window_tokens=protocol.window_tokens, mixed_precision=protocol.mixed_precision),
         grafted=open_start(teacher, anatomy, protocol, device),
     )
 
