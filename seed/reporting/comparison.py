@@ -18,8 +18,7 @@ from plotly.subplots import make_subplots
 from seed import folder
 from seed.evidence import Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.records import Candidate, Estimate
-from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, choose_symbol, draw_errors, finish_figure
-from seed.reporting.page import (
+from seed.reporting.document import (
     count_things,
     escape,
     render_document,
@@ -28,6 +27,7 @@ from seed.reporting.page import (
     render_table,
     render_values,
 )
+from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, choose_symbol, draw_errors, finish_figure
 from seed.reporting.wording import ABSENT, format_estimate, format_number, list_layers, name_drop, name_rung
 
 QUESTION = "Seed: what does searching for layers buy?"

@@ -22,8 +22,7 @@ from seed.evidence import (
     RungDifference,
 )
 from seed.records import Estimate
-from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, choose_symbol, draw_errors, finish_figure
-from seed.reporting.page import (
+from seed.reporting.document import (
     count_things,
     escape,
     render_document,
@@ -32,6 +31,7 @@ from seed.reporting.page import (
     render_table,
     render_values,
 )
+from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, choose_symbol, draw_errors, finish_figure
 from seed.reporting.wording import (
     ABSENT,
     SHORT_DISTILLATION_STEPS,

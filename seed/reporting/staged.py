@@ -10,16 +10,15 @@ import plotly.graph_objects as go
 from seed import folder
 from seed.console import Terminal
 from seed.evidence import StagedSearch, StageRecord
-from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, finish_figure
-from seed.reporting.page import (
+from seed.reporting.document import (
     escape,
-    list_quality,
-    list_size,
     render_document,
     render_figure,
     render_section,
     render_table,
 )
+from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, finish_figure
+from seed.reporting.page import list_quality, list_size
 from seed.reporting.replication import MARGIN_PERCENT, say_ratio
 from seed.reporting.wording import (
     ABSENT,

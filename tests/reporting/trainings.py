@@ -7,13 +7,16 @@ import msgspec
 import numpy as np
 
 from seed.evidence import ClaimsEvidence, Ledger, RecoveryComparison, TrainedRun
-from seed.records import CurvePoint, Latency
+from seed.records import CurvePoint, Estimate, Latency
+from seed.reporting.readings import list_ratios
 
 from . import factory
 
 NUM_LAYERS = 12
 DENSE_PARAMS = 2_000_000
 TOKENS = 1_000_000
+NOTHING = Estimate(value=None, low=None, high=None)
+HALF = 0.004  # of the intervals of made-up statistics
 DENSE_LOSS = 2.683
 COUNTS = [1000 + 40 * place for place in range(24)]
 DENSE_SUMS = [
@@ -195,3 +198,23 @@ def make_recoveries(runs: Sequence[TrainedRun] | None = None, *, study: str = "d
     return RecoveryComparison(
         ledger=make_ledger(runs, study=study), reference="distillation", equal_tokens=TOKENS, equal_time=equal_time
     )
+
+
+def estimate_ratio(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> Estimate:
+    """The mean of the ratios with an interval of one width; the statistics have their own tests."""
+    ratios = list_ratios(runs, dense_sums=evidence.ledger.dense_test_sums, test_counts=evidence.ledger.test_counts)
+    if len(ratios) < len(runs):
+        return NOTHING
+    mean = sum(ratios) / len(ratios)
+    return Estimate(value=mean, low=mean - HALF, high=mean + HALF)
+
+
+def estimate_cost(evidence: ClaimsEvidence, weights: dict[int, float], *, rung: str) -> Estimate:
+    """The cost of a layer with an interval of one width."""
+    [layer] = weights
+    sums = evidence.singles[rung][str(layer)]
+    known = [loss for loss in sums if loss is not None]
+    if len(known) < len(sums):
+        return NOTHING
+    cost = (sum(known) - sum(evidence.dense_validation_sums)) / sum(evidence.validation_counts)
+    return Estimate(value=cost, low=cost - HALF, high=cost + HALF)
