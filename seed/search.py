@@ -19,7 +19,7 @@ from seed.optimize.study import open_storage, open_study
 from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, StudyRecord, TrialRecord
 from seed.stages import planning
 from seed.stages.arguments import make_parser
-from seed.stages.planning import SearchSettings
+from seed.stages.settings import SearchSettings
 
 if TYPE_CHECKING:
     from seed.evidence import StagedSearch
@@ -53,7 +53,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     name = folder.name_study(settings.study or planning.name_default_study(settings.model))
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
-    from seed.stages import costs, judging, latencies, searching, workbench
+    from seed.stages import costs, judging, latencies, searching, shapes, workbench
 
     study = StudyFolder(settings.studies_dir / name)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
@@ -66,8 +66,8 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     factor = settings.chosen_recovery.rate_factor
     rates = tuple(factor * rate for rate in preset.recovery.learning_rates)
     rates = (settings.learning_rate,) if settings.learning_rate else rates
-    shape = costs.describe_shape(bench)
-    speed = costs.time_parts(bench.anatomy, shape, costs.take_micro_batch(bench))
+    shape = shapes.describe_shape(bench)
+    speed = costs.time_parts(bench.anatomy, shape, shapes.take_micro_batch(bench))
     plan = costs.draft_plan(settings, preset, bench.protocol, name=name, shape=shape, speed=speed)
     if study.plan.exists():
         plan = planning.continue_plan(folder.read_record(study.plan, SearchPlan), plan, place=study.root)

@@ -9,8 +9,8 @@ from pathlib import Path
 from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import list_presets
 from seed.stages.options import parse_bytes, parse_seconds
-from seed.stages.planning import DTYPES
 from seed.stages.recoveries import RECOVERIES
+from seed.stages.settings import DTYPES
 
 
 def make_parser() -> argparse.ArgumentParser:

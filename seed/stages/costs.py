@@ -1,7 +1,4 @@
-"""What a search will cost, estimated before any work from a few timed parts of the model, and refused early.
-
-Estimates depend on a ``Shape`` alone, so that a dry run without weights and the search itself use the same formulas.
-"""
+"""What a search will cost, estimated before any work from a few timed parts of the model, and refused early."""
 
 import os
 import time
@@ -18,59 +15,20 @@ from seed.models.anatomy import Anatomy
 from seed.optimize.space import Preset, enumerate_candidates
 from seed.records import Protocol, SearchPlan, SearchSpace
 from seed.reporting.wording import format_bytes
-from seed.scoring.memory import (
-    TRAINED_TOKENS,
-    count_kept_bytes,
-    count_logits_bytes,
-    count_usable_bytes,
-    count_way_back,
-    must_recompute,
-)
 from seed.scoring.refit import RIDGES, ProjectionFit
-from seed.scoring.subsets import SIBLING_BYTES, count_work, estimate_memory
-from seed.scoring.sweep import RELEASED_BYTES
+from seed.scoring.subsets import count_work
 from seed.scoring.targets import STORED_BYTES
 from seed.stages import planning
-from seed.stages.planning import SearchSettings
+from seed.stages.peaks import estimate_peak
 from seed.stages.recovering import count_group
-from seed.stages.workbench import Workbench
+from seed.stages.settings import SearchSettings
+from seed.stages.shapes import Shape
 
 # Work of one trained token, in forward passes of the dense model: a student's forward and backward are three,
 # the dense model's head is rebuilt from stored states. States too large to store are one more.
 TRAINING_FORWARDS = 3.3
 COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no sweep is short then
 FIT_TOKENS = 1024  # what a fit is timed on where it is timed in small
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """All that estimates know of a model and its texts. Tokens, bytes, and numbers of parameters."""
-
-    num_layers: int
-    width: int
-    mlp_width: int  # what the widest MLP output projection reads; 0 where closed form is not available
-    vocabulary: int
-    num_params: int
-    layer_params: int  # of one layer, the mean
-    number_bytes: int  # of a number that is computed with
-    stored_bytes: int  # of a number in an exported model
-    kept_bytes: (
-        int  # what training one layer keeps of one token for the way back; 0 on the CPU, where it is not counted
-    )
-    kept_copies: int  # and what it keeps whatever the tokens: weights rounded to bfloat16
-    gpu_bytes: int  # that tensors can have; 0 on the CPU
-    calibration_tokens: int
-    validation_tokens: int
-    test_tokens: int
-    recovery_windows: int
-
-    @property
-    def on_gpu(self) -> bool:
-        """Is it on a GPU?"""
-        return self.gpu_bytes > 0
-
-    def __post_init__(self) -> None:
-        assert self.layer_params * self.num_layers <= self.num_params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,29 +48,6 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One of the things that lie in memory, and how its size comes about."""
-
-    what: str
-    num_bytes: int
-    detail: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peak:
-    """Memory at most, and its parts."""
-
-    num_bytes: int
-    parts: tuple[Part, ...]
-    remark: str
-
-    def describe(self, *, in_detail: bool) -> str:
-        """The parts in words."""
-        words = (f"{part.what} {format_bytes(part.num_bytes)}{part.detail * in_detail}" for part in self.parts)
-        return "; ".join(words) + self.remark
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cost:
     """Seconds, bytes and counts of a search to come."""
 
@@ -122,36 +57,6 @@ class Cost:
     memory_formula: str
     disk_bytes: int
     num_finals: int
-
-
-def describe_shape(bench: Workbench) -> Shape:
-    """The shape of an opened model and its text."""
-    anatomy, on_gpu = bench.anatomy, bench.device.type == "cuda"
-    kept = (0, 0)
-    if on_gpu:
-        kept = count_kept_bytes(anatomy, take_micro_batch(bench), mixed_precision=bench.protocol.mixed_precision)
-    return Shape(
-        num_layers=anatomy.num_layers,
-        width=anatomy.config.hidden_size,
-        mlp_width=0 if bench.gains is None else measure_mlp_width(anatomy),
-        vocabulary=anatomy.config.vocab_size,
-        num_params=sum(weight.numel() for weight in anatomy.model.parameters()),
-        layer_params=sum(weight.numel() for weight in anatomy.layers.parameters()) // anatomy.num_layers,
-        number_bytes=bench.dtype.itemsize,
-        stored_bytes=bench.teacher.stored_dtype.itemsize,
-        kept_bytes=kept[0],
-        kept_copies=kept[1],
-        gpu_bytes=count_usable_bytes(bench.device) if on_gpu else 0,
-        calibration_tokens=bench.protocol.calibration_tokens,
-        validation_tokens=bench.streams["validation"].num_tokens,
-        test_tokens=bench.streams["test"].num_tokens,
-        recovery_windows=len(bench.streams["recovery"].tokens_NT),
-    )
-
-
-def take_micro_batch(bench: Workbench) -> torch.Tensor:
-    """A micro-batch of validation text on the device."""
-    return bench.streams["validation"].tokens_NT[: bench.micro_batch].to(bench.device)
 
 
 def time_parts(anatomy: Anatomy, shape: Shape, tokens_BT: torch.Tensor, *, fit_width: int | None = None) -> Speed:
@@ -207,16 +112,6 @@ def count_parts(anatomy: Anatomy, shape: Shape, *, window_tokens: int) -> tuple[
         num_layers=shape.num_layers,
     )
     return plain, precise
-
-
-def measure_mlp_width(anatomy: Anatomy) -> int:
-    """How many numbers the widest MLP output projection reads for one token, in a model that has them."""
-    widest = 0
-    for layer in range(anatomy.num_layers):
-        weight = getattr(anatomy.mlp_output(layer), "weight", None)
-        assert isinstance(weight, torch.Tensor), "measure_gains proved that there is one"
-        widest = max(widest, weight.numel() // anatomy.config.hidden_size)
-    return widest
 
 
 def estimate_sweep(shape: Shape, space: SearchSpace, speed: Speed) -> float:
@@ -337,100 +232,6 @@ def require_resources(cost: Cost, *, root: Path, device: torch.device) -> None:
             f"{format_bytes(free)}. Lower --calibration-tokens and --validation-tokens, train low-rank updates only with "
             "--lora-rank 16, or choose a smaller model."
         )
-
-
-def estimate_peak(
-    shape: Shape,
-    protocol: Protocol,
-    *,
-    trains: bool,
-    climbs: bool,
-    num_dropped: int | None = None,
-    together: int = 1,
-) -> Peak:
-    """Memory at most, with so many students side by side; on a GPU with what training keeps for the way back, and with the best weights on the host.
-
-    On a GPU a student without ``num_dropped`` layers is counted; None: the largest.
-    """
-    layers, width = shape.num_layers, shape.width
-    dense = Part(what="dense model", num_bytes=shape.num_params * shape.number_bytes)
-    sweep, training, rest = [], [], []
-    if shape.mlp_width:
-        states = estimate_memory(
-            num_layers=layers,
-            width=width,
-            mlp_width=shape.mlp_width,
-            calibration_tokens=shape.calibration_tokens,
-            validation_tokens=shape.validation_tokens,
-            number_bytes=shape.number_bytes,
-        )
-        detail = (
-            f": (L + 1) (2 C + V) D numbers of states, and L times (C + V) (D + F) numbers and 72 F F bytes that siblings "
-            f"share, of these {format_bytes(SIBLING_BYTES)} at most (L = {layers}, C = {shape.calibration_tokens:,}, "
-            f"V = {shape.validation_tokens:,}, D = {width:,}, F = {shape.mlp_width:,})"
-        )
-        sweep.append(Part(what="a sweep", num_bytes=states, detail=detail))
-    if trains and not shape.on_gpu:
-        # float32 weights, gradient, two moments and the best weights; with LoRA a copy of the weights, and one to judge
-        each = 2 * shape.number_bytes if protocol.lora_rank else 5 * 4
-        what = "a student in training" if together == 1 else f"{together} students in training side by side"
-        training.append(Part(what=what, num_bytes=together * shape.num_params * each))
-    if trains and shape.on_gpu:
-        kept = layers - (protocol.space.min_dropped if num_dropped is None else num_dropped)
-        weights = shape.num_params - (layers - kept) * shape.layer_params
-        tokens = max(1, TRAINED_TOKENS // protocol.window_tokens) * protocol.window_tokens
-        if protocol.lora_rank:
-            what, each = "a student's weights, and a copy to judge", 2 * shape.number_bytes
-        else:  # at a look at validation text the copy to judge stands where the gradient was
-            what, each = "a student's float32 weights, gradient and two moments", 4 * 4
-        what += f", {together} times" if together > 1 else ""
-        training.append(Part(what=what, num_bytes=together * weights * each, detail=f" ({kept} layers)"))
-        training.append(
-            _describe_way_back(
-                shape,
-                num_layers=kept,
-                tokens=tokens,
-                others=dense.num_bytes + together * weights * each,
-                is_low_rank=bool(protocol.lora_rank),
-            )
-        )
-    if shape.on_gpu:
-        logits = count_logits_bytes(shape.vocabulary)
-        rest.append(Part(what="logits, some positions at a time", num_bytes=logits))
-    swept, trained = (sum(part.num_bytes for part in parts) for parts in (sweep, training))
-    lets_go = swept > RELEASED_BYTES and not climbs
-    return Peak(
-        num_bytes=dense.num_bytes
-        + (max(swept, trained) if lets_go else swept + trained)
-        + sum(part.num_bytes for part in rest),
-        parts=(dense, *sweep, *training, *rest),
-        remark=" (training begins after the sweep's states are let go)" if lets_go and trained else "",
-    )
-
-
-def _describe_way_back(shape: Shape, *, num_layers: int, tokens: int, others: int, is_low_rank: bool) -> Part:
-    """What training keeps for the way back: all, or little where that would be too much beside ``others``."""
-
-    def count(recomputes: bool) -> int:
-        return count_way_back(
-            num_layers=num_layers,
-            tokens=tokens,
-            width=shape.width,
-            kept_bytes=shape.kept_bytes,
-            kept_copies=shape.kept_copies,
-            recomputes=recomputes,
-        )
-
-    recomputes = not is_low_rank and must_recompute(
-        gpu_bytes=shape.gpu_bytes,
-        dense_bytes=0,
-        student_bytes=others,
-        way_back=count(False),
-        logits_bytes=count_logits_bytes(shape.vocabulary),
-    )
-    what = f"what {tokens:,} tokens leave in its layers for the way back"
-    what += ", each run again then" if recomputes else ""
-    return Part(what=what, num_bytes=count(recomputes))
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ from seed.models.teacher import ModelSource
 from seed.optimize.space import Preset, list_presets, make_space
 from seed.records import Protocol, SearchPlan, StreamRecord
 from seed.scoring.corpus import CorpusRequest
-from seed.stages.planning import RUNG_NAMES, SearchSettings, go_on_from
+from seed.stages.planning import go_on_from
 from seed.stages.recoveries import DEFAULT_LORA_RANK
+from seed.stages.settings import RUNG_NAMES, SearchSettings
 from seed.stages.starts import Start, read_start
 
 RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized

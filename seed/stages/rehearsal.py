@@ -30,8 +30,10 @@ from seed.scoring.memory import count_kept_bytes, count_usable_bytes
 from seed.scoring.quality import choose_micro_batch
 from seed.scoring.refit import measure_gains
 from seed.stages import costs, planning, protocols
-from seed.stages.costs import Shape
-from seed.stages.planning import SearchSettings, check_dropped
+from seed.stages.peaks import estimate_peak
+from seed.stages.planning import check_dropped
+from seed.stages.settings import SearchSettings
+from seed.stages.shapes import Shape, measure_mlp_width
 
 # Words of WikiText-2 (Merity et al. 2016, arXiv 1609.07843, table 1). GPT-2's tokenizer makes 287,644 tokens of the
 # test text, 1.17 a word; Llama 2's, with its 32,000 tokens, 341,469, which is 1.39.
@@ -98,7 +100,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
     shape = Shape(
         num_layers=config.num_hidden_layers,
         width=config.hidden_size,
-        mlp_width=0 if gains is None else costs.measure_mlp_width(small),
+        mlp_width=0 if gains is None else measure_mlp_width(small),
         vocabulary=config.vocab_size,
         num_params=num_params,
         layer_params=layer_params,
@@ -311,7 +313,7 @@ def describe_depths(shape: Shape, gpu: Shape, protocol: Protocol, *, trains: boo
         )
         if trains:
             alone = dataclasses.replace(gpu, mlp_width=0)  # without a sweep
-            peak = costs.estimate_peak(alone, protocol, trains=True, climbs=climbs, num_dropped=dropped)
+            peak = estimate_peak(alone, protocol, trains=True, climbs=climbs, num_dropped=dropped)
             line += f"; distilled in {format_bytes(peak.num_bytes)} of a GPU"
         lines.append(line)
     return lines
@@ -337,7 +339,7 @@ def describe_work(plain: float, precise: float) -> str:
 
 def describe_fit(gpu: Shape, protocol: Protocol, *, trains: bool, climbs: bool) -> str:
     """Does the search fit a GPU of 24 GB, and which options make it fit?"""
-    peak = costs.estimate_peak(gpu, protocol, trains=trains, climbs=climbs)
+    peak = estimate_peak(gpu, protocol, trains=trains, climbs=climbs)
     parts = f"{format_bytes(peak.num_bytes)} there: {peak.describe(in_detail=False)}"
     if peak.num_bytes <= GPU_BYTES:
         return f"fits one GPU of 24 GB, at most {parts}"
@@ -355,7 +357,7 @@ def describe_fit(gpu: Shape, protocol: Protocol, *, trains: bool, climbs: bool) 
                 dataclasses.replace(smaller, validation_tokens=gpu.validation_tokens // 2),
                 [*words, halved],
             )
-        less = costs.estimate_peak(smaller, lighter, trains=trains, climbs=climbs)
+        less = estimate_peak(smaller, lighter, trains=trains, climbs=climbs)
         if less.num_bytes <= GPU_BYTES:
             return f"{found}. With {' '.join(words)} at most {format_bytes(less.num_bytes)}"
     return found

@@ -24,7 +24,7 @@ from seed.optimize.replication import CANNOT_TELL, is_paired, judge_difference, 
 from seed.optimize.space import drop_layers
 from seed.records import DistillResult, Estimate, StudyRecord, SweepRow
 from seed.stages import planning
-from seed.stages.planning import SearchSettings, Stages
+from seed.stages.settings import SearchSettings, Stages, parse_stages
 
 STAGED_SIZE = 2  # models that are distilled in each stage, unless told otherwise
 
@@ -43,7 +43,7 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
         SeedError: anything a user can mend.
     """
     assert settings.stages is not None
-    asked = planning.parse_stages(settings.stages)
+    asked = parse_stages(settings.stages)
     root = name_root(settings)
     decisive = check_plan(settings, StudyFolder(root))
     each = replace(

@@ -20,7 +20,7 @@ from seed.scoring.latency import name_structure
 from seed.scoring.proxy import Proxy
 from seed.scoring.sweep import Sweep
 from seed.stages import latencies, recovering
-from seed.stages.planning import SearchSettings
+from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
 RECOVERY_SAMPLE = 16  # sets of a sweep that are scored without recovery too, to say what closed form recovers

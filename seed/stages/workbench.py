@@ -26,7 +26,7 @@ from seed.scoring.latency import Workload
 from seed.scoring.memory import measure_recompute
 from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
 from seed.scoring.refit import measure_gains
-from seed.stages.planning import SearchSettings, check_dropped
+from seed.stages.planning import check_dropped
 from seed.stages.protocols import (
     RECOVERY_POOL_TOKENS,
     choose_precision,
@@ -37,6 +37,7 @@ from seed.stages.protocols import (
     request_text,
     resolve_location,
 )
+from seed.stages.settings import SearchSettings
 from seed.stages.starts import read_start
 
 

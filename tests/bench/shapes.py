@@ -18,6 +18,7 @@ from seed.records import Candidate, SearchSpace
 from seed.scoring.corpus import TokenStream
 from seed.scoring.instruments import Instruments
 from seed.stages import planning, workbench
+from seed.stages.settings import SearchSettings
 
 WIDTH, MLP_WIDTH, HEADS = 128, 352, 4  # the demo's
 WINDOW_TOKENS = 256
@@ -59,7 +60,7 @@ def make_stream(num_windows: int, *, vocabulary: int = DEMO_VOCABULARY) -> Token
 def open_demo(directory: Path, **settings: int) -> tuple[workbench.Workbench, Instruments]:
     """The embedded model as a search with these settings opens it."""
     planning.quiet_libraries()
-    wanted = planning.SearchSettings(**settings)
+    wanted = SearchSettings(**settings)
     bench, _ = workbench.open_for_search(wanted, planning.find_preset(wanted), study=StudyFolder(directory))
     return bench, workbench.prepare_instruments(bench)
 

@@ -14,7 +14,7 @@ from seed.records import Latency, Protocol, SearchPlan, SearchSpace, StreamRecor
 from seed.scoring.instruments import Instruments
 from seed.scoring.sweep import Sweep
 from seed.stages import planning
-from seed.stages.planning import SearchSettings
+from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.conftest import make_tokenizer
 from tests.scoring.opened import CPU, drop, open_instruments, time_candidate

@@ -12,8 +12,8 @@ from seed.records import DenseResult, DistillResult
 from seed.scoring.sweep import Sweep
 from seed.stages import finals, judging, recovering, schooling
 from seed.stages.finals import Budget, distill_members
-from seed.stages.planning import SearchSettings
 from seed.stages.schooling import Member
+from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.scoring.opened import drop, time_candidate
 from tests.stages.opened import make_plan, open_bench, open_sweep

@@ -11,8 +11,8 @@ from seed.records import Rival, SearchGain, SearchSpace, TrialRecord
 from seed.scoring.sweep import Sweep
 from seed.stages import comparing, gains
 from seed.stages.meter import Account, Measured
-from seed.stages.planning import SearchSettings
 from seed.stages.searching import score_space
+from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
 from .opened import SPACE, make_plan, make_table, open_bench, open_sweep, open_trials

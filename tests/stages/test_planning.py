@@ -1,9 +1,8 @@
-"""Planning: wrong settings stop at once and name their flag, a plan repeats itself, and studies never mix."""
+"""Planning: a command says the same as its settings, a plan repeats itself, and studies never mix."""
 
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import shlex
 import subprocess
@@ -17,12 +16,11 @@ import pytest
 import seed
 from seed import folder
 from seed.errors import SeedError, SpaceError, StudyError
-from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import list_presets
 from seed.records import Protocol, SearchPlan, SearchSpace, StreamRecord
 from seed.search import make_parser
 from seed.stages import planning
-from seed.stages.planning import SearchSettings
+from seed.stages.settings import SearchSettings
 
 REPOSITORY = Path(seed.__file__).parents[1]
 
@@ -77,118 +75,6 @@ def make_plan(protocol: Protocol = PROTOCOL, *, covers_space: bool = False, **se
         distill_tokens=100_000,
         covers_space=covers_space,
     )
-
-
-# ---- settings
-
-
-@pytest.mark.parametrize(
-    ("settings", "flag"),
-    [
-        ({"trials": 0}, "--trials 0"),
-        ({"trials": -5}, "--trials -5"),
-        ({"max_ppl_ratio": math.nan}, "--max-ppl-ratio nan"),
-        ({"max_ppl_ratio": math.inf}, "--max-ppl-ratio inf"),
-        ({"max_ppl_ratio": 1.0}, "--max-ppl-ratio 1.0"),
-        ({"max_ppl_ratio": 0.9}, "--max-ppl-ratio 0.9"),
-        ({"max_latency_ratio": 1.0}, "--max-latency-ratio 1.0"),
-        ({"max_latency_ratio": 1.2}, "--max-latency-ratio 1.2"),
-        ({"max_latency_ratio": 0.0}, "--max-latency-ratio 0.0"),
-        ({"max_latency_ratio": math.nan}, "--max-latency-ratio nan"),
-        ({"max_memory": 0.0}, "--max-memory 0.0"),
-        ({"rung": 0}, "--rung 0"),
-        ({"rung": 3}, "--rung 3"),
-        ({"sampler": "grid"}, "--sampler grid"),
-        ({"dtype": "int8"}, "--dtype int8"),
-        ({"rng_seed": -1}, "--rng-seed -1"),
-        ({"frontier_size": 0}, "--frontier-size 0"),
-        ({"max_dropped": 0}, "--max-dropped 0"),
-        ({"short_steps": 0}, "--short-steps 0"),
-        ({"learning_rate": -1e-4}, "--learning-rate -0.0001"),
-        ({"distill_tokens": 0}, "--distill-tokens 0"),
-        ({"window_tokens": 0}, "--window-tokens 0"),
-        ({"validation_tokens": -1}, "--validation-tokens -1"),
-        ({"latency_repeats": 0}, "--latency-repeats 0"),
-        ({"latency_batch": 0}, "--latency-batch 0"),
-        ({"new_tokens": 0}, "--new-tokens 0"),
-        ({"sweep_budget": -1}, "--sweep-budget -1"),
-        ({"sweep_budget": math.nan}, "--sweep-budget nan"),
-        ({"sweep_budget": math.inf}, "--sweep-budget inf"),
-        ({"lora_rank": 0}, "--lora-rank 0"),
-        ({"lora_rank": 8, "recovery": "pretraining"}, "--lora-rank 8"),
-        ({"replicas": 0}, "--replicas 0"),
-        ({"recovery": "magic"}, "--recovery magic"),
-        ({"temperature": 0.0}, "--temperature 0.0"),
-        ({"temperature": 2.0, "recovery": "pretraining"}, "--temperature 2.0"),
-        ({"ce_share": 1.5}, "--ce-share 1.5"),
-        ({"ce_share": -0.1}, "--ce-share -0.1"),
-        ({"ce_share": 0.5, "recovery": "lora-pretraining"}, "--ce-share 0.5"),
-        ({"min_dropped": 3, "max_dropped": 2}, "--min-dropped 3"),
-        ({"stages": "2+"}, "--stages 2+"),
-        ({"stages": "two"}, "--stages two"),
-        ({"stages": "0+1"}, "--stages 0+1"),
-        ({"stages": "..."}, "--stages ..."),
-        ({"stages": "1+...+1"}, "--stages 1+...+1"),
-        ({"stages": "1+..."}, "--stages 1+..."),
-        ({"stages": "2+1", "max_dropped": 3}, "--max-dropped"),
-        ({"stages": "2+1", "start": "/models/drop-1"}, "--start"),
-        ({"stages": "2+1", "storage": "sqlite:///x.db"}, "--storage"),
-        ({"stages": "2+1", "distill": False}, "--no-distill"),
-        ({"one_shot": False}, "--no-one-shot"),
-        ({"replicas": 3, "distill": False}, "--replicas 3"),
-        ({"width_baseline": True, "distill": False}, "--width-baseline"),
-        ({"width_baseline": True, "start": "/models/drop-1"}, "--width-baseline"),
-    ],
-)
-def test_a_wrong_setting_is_refused_by_its_flag(settings: dict[str, Any], flag: str) -> None:
-    with pytest.raises(SeedError) as caught:
-        SearchSettings(**settings)
-    assert str(caught.value).startswith(f"{flag}: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_what_can_be_chosen_is_listed() -> None:
-    with pytest.raises(SeedError, match=", ".join(SAMPLERS)):
-        SearchSettings(sampler="grid")
-    with pytest.raises(SeedError, match="float32, bfloat16, float16"):
-        SearchSettings(dtype="int8")
-
-
-def test_a_password_in_the_storage_is_refused_and_never_repeated() -> None:
-    with pytest.raises(StudyError, match="--storage") as caught:
-        SearchSettings(storage="postgresql://me:hunter2@host/studies")
-    assert "hunter2" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"rng_seed": 0},
-        {"rung": 1},
-        {"rung": 2},
-        {"max_ppl_ratio": 1.0001},
-        {"sweep_budget": 0},
-        {"sweep_budget": 0.5},
-        {"lora_rank": 1},
-        {"lora_rank": 1, "recovery": "lora-pretraining"},
-        {"ce_share": 0.0},
-        {"ce_share": 1.0},
-        {"stages": "3"},
-        {"stages": "2+1", "max_latency_ratio": 0.8},
-        {"stages": "1+...", "max_ppl_ratio": 1.1},
-        {"min_dropped": 2, "max_dropped": 2},
-        {"max_latency_ratio": 0.9999},
-        {"storage": "postgresql://me@host/studies"},
-    ],
-)
-def test_settings_at_the_border_pass(settings: dict[str, Any]) -> None:
-    assert SearchSettings(**settings)
-
-
-def test_settings_cannot_be_changed() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        SearchSettings().trials = 5  # type: ignore[misc]
 
 
 # ---- the command that says the same
@@ -284,15 +170,6 @@ def test_every_setting_can_be_typed() -> None:
         "width_baseline",
     ]  # EVERYTHING, which is read back above, leaves none out but these
     assert (THE_REST.distill, THE_REST.compiled) == (False, True)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"compiled": True, "latency_command": "time.sh"}, {"distill": False, "eval_command": "judge.sh"}],
-)
-def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(SeedError, match="Leave one out"):
-        SearchSettings(**settings)
 
 
 def test_only_what_differs_from_the_default_is_typed() -> None:
@@ -561,19 +438,6 @@ def test_a_plan_of_another_version_is_refused_with_both_versions(identity: dict[
     with pytest.raises(StudyError, match=rf"written by seed 9\.9, and this is {seed.__version__}") as caught:
         planning.continue_plan(plan, make_plan(), place=Path("studies/demo"))
     assert "--study NAME" in str(caught.value)
-
-
-def test_stages_are_numbers_of_layers_and_may_go_on() -> None:
-    assert planning.parse_stages("2+1") == planning.Stages(counts=(2, 1), goes_on=False)
-    assert planning.parse_stages("3 + 1 + ...") == planning.Stages(counts=(3, 1), goes_on=True)
-
-
-@pytest.mark.parametrize(
-    ("settings", "recovery"),
-    [({}, "distillation"), ({"lora_rank": 8}, "lora"), ({"recovery": "last-layers"}, "last-layers")],
-)
-def test_a_rank_alone_asks_for_low_rank_updates(settings: dict[str, Any], recovery: str) -> None:
-    assert SearchSettings(**settings).chosen_recovery.name == recovery
 
 
 def test_a_start_brings_its_original_along(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from seed.models.teacher import ModelSource
 from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
 from seed.scoring.corpus import CorpusRequest, read_source
 from seed.stages import costs, planning, protocols, rehearsal, workbench
-from seed.stages.costs import Shape, Speed
-from seed.stages.planning import SearchSettings
+from seed.stages.costs import Speed
+from seed.stages.peaks import estimate_peak
+from seed.stages.settings import SearchSettings
+from seed.stages.shapes import Shape, describe_shape
 from tests.stages.opened import PROTOCOL
-from tests.stages.test_costs import GPU
+from tests.stages.test_peaks import GPU
 
 MakeCheckpoint = Callable[..., Path]
 SPEED = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, num_layers=4)
@@ -88,7 +90,7 @@ def test_sweeps_of_the_reported_models_fit_a_gpu_of_24_gb(name: str) -> None:
         test_tokens=300_000,
         recovery_windows=1000,
     )
-    assert costs.estimate_peak(shape, protocol, trains=False, climbs=False).num_bytes < rehearsal.GPU_BYTES
+    assert estimate_peak(shape, protocol, trains=False, climbs=False).num_bytes < rehearsal.GPU_BYTES
 
 
 def test_the_small_model_has_the_middle_layers_kind() -> None:
@@ -110,7 +112,7 @@ def test_the_rehearsal_and_the_search_agree_given_the_same_speeds(
     monkeypatch.setattr(costs, "time_parts", lambda *_args, **_settings: SPEED)
     said = rehearse(settings)
     bench, preset = workbench.open_for_search(settings, None, study=StudyFolder(tmp_path / "dry"))
-    shape = costs.describe_shape(bench)
+    shape = describe_shape(bench)
     plan = costs.draft_plan(settings, preset, bench.protocol, name="dry", shape=shape, speed=SPEED)
     cost = costs.estimate_cost(shape, bench.protocol, plan, SPEED, distill=True)
     for line in costs.describe_plan(bench.protocol, plan, cost):

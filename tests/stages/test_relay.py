@@ -12,7 +12,7 @@ from seed.evidence import StagedSearch
 from seed.folder import StudyFolder
 from seed.records import StudyRecord, SweepRow
 from seed.stages import relay
-from seed.stages.planning import SearchSettings
+from seed.stages.settings import SearchSettings
 from tests.reporting.factory import make_candidate, make_record
 
 SILENT = Terminal(quiet=True)

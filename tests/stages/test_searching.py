@@ -17,8 +17,8 @@ from seed.scoring.sweep import Sweep
 from seed.scoring.targets import recall_live
 from seed.stages import recovering, searching
 from seed.stages.gathering import read_losses
-from seed.stages.planning import SearchSettings
 from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery, score_space
+from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.reporting import factory
 from tests.scoring.opened import drop

@@ -9,7 +9,8 @@ import pytest
 from seed.errors import ModelError, SpaceError
 from seed.optimize.space import drop_layers
 from seed.records import SearchSpace
-from seed.stages.planning import SearchSettings, go_on_from
+from seed.stages.planning import go_on_from
+from seed.stages.settings import SearchSettings
 from seed.stages.starts import Start, read_start
 
 CONTENT: dict[str, Any] = {

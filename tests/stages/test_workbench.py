@@ -10,8 +10,8 @@ from seed import folder
 from seed.errors import ModelError
 from seed.records import SearchSpace
 from seed.stages import protocols
-from seed.stages.planning import SearchSettings
 from seed.stages.protocols import choose_rung
+from seed.stages.settings import SearchSettings
 from seed.stages.workbench import prepare_instruments, prove_closed_form
 from tests.scoring.opened import open_grafted, open_instruments
 from tests.stages.opened import make_plan, open_bench
