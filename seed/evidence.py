@@ -3,17 +3,8 @@
 Frozen like all records. Losses are nats per token.
 """
 
-from seed.records import (
-    Candidate,
-    CurvePoint,
-    DenseResult,
-    DistillResult,
-    Estimate,
-    Latency,
-    Record,
-    Replication,
-    WidthCut,
-)
+from seed.findings import Replication
+from seed.records import Candidate, CurvePoint, DenseResult, DistillResult, Estimate, Latency, Record, WidthCut
 
 
 class FinalScore(Record, frozen=True, kw_only=True):

@@ -13,10 +13,11 @@ import msgspec
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
 from seed.errors import ModelError, SeedError, StudyError
+from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.space import contains
 from seed.optimize.study import open_storage, open_study
-from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, StudyRecord, TrialRecord
+from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, TrialRecord
 from seed.stages import planning
 from seed.stages.arguments import make_parser
 from seed.stages.settings import SearchSettings

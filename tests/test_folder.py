@@ -16,8 +16,9 @@ import pytest
 import seed
 from seed import folder
 from seed.errors import ResourceError, StudyError
+from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.records import Candidate, StreamRecord, StudyRecord, SweepRow
+from seed.records import Candidate, StreamRecord, SweepRow
 
 from .reporting import factory
 

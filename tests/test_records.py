@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from seed import records
-from seed.records import Agreement, Candidate, Record, SearchPlan, SearchSpace, StudyRecord
+from seed.findings import Agreement, StudyRecord
+from seed.records import Candidate, Record, SearchPlan, SearchSpace
 
 from .reporting import factory
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from seed.errors import StudyError
-from seed.records import Agreement, DistillResult, Evaluation, Frontier, FrontierMember, Quality, TrialRecord
+from seed.findings import Agreement
+from seed.records import DistillResult, Evaluation, Frontier, FrontierMember, Quality, TrialRecord
 
 LoadLosses = Callable[[Quality], tuple[np.ndarray, np.ndarray]]  # sums and counts by document
 BOOTSTRAP_DRAWS = 1000

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from seed.evidence import TrainedRun
+from seed.findings import Equivalence, Replication
 from seed.optimize.comparison import estimate_excess, estimate_ratio
-from seed.records import DenseResult, DistillResult, Equivalence, Estimate, Replica, Replication
+from seed.records import DenseResult, DistillResult, Estimate, Replica
 
 MARGIN = 0.005  # of perplexity: what nobody would choose a model for
 EQUIVALENT, LOWER, HIGHER, CANNOT_TELL = "equivalent", "lower", "higher", "cannot tell"

@@ -12,7 +12,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from seed.records import Evaluation, Latency, StudyRecord
+from seed.findings import StudyRecord
+from seed.records import Evaluation, Latency
 from seed.reporting.marks import (
     DEPTH_COLORS,
     GREY,

@@ -1,6 +1,7 @@
 """What a search added over simpler ways to choose, in words."""
 
-from seed.records import Frontier, Rival, RivalPick, SearchGain
+from seed.findings import Rival, RivalPick, SearchGain
+from seed.records import Frontier
 from seed.reporting.wording import format_number, list_layers, name_drop
 
 

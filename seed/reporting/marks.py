@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from seed.records import DistillResult, Evaluation, Latency, Quality, Replication, Size
+from seed.findings import Replication
+from seed.records import DistillResult, Evaluation, Latency, Quality, Size
 from seed.reporting.wording import format_count, list_layers, name_drop
 
 # After Okabe and Ito (https://jfly.uni-koeln.de/color/), shifted so that each keeps a contrast of about 3 both to white

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 
 from seed import folder
-from seed.records import DistillResult, FrontierMember, Quality, Size, StudyRecord
+from seed.findings import StudyRecord
+from seed.records import DistillResult, FrontierMember, Quality, Size
 from seed.reporting import figures
 from seed.reporting.document import (
     count_things,

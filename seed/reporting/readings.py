@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from seed.evidence import TrainedRun
-from seed.records import Candidate, DistillResult, Evaluation, Quality, Replica, StudyRecord
+from seed.findings import StudyRecord
+from seed.records import Candidate, DistillResult, Evaluation, Quality, Replica
 
 
 def read_scored(record: StudyRecord) -> dict[str, Quality]:

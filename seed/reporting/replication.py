@@ -3,7 +3,8 @@
 Plain text only; statistics are handed in.
 """
 
-from seed.records import DistillResult, Equivalence, Replication, StudyRecord, WidthCut
+from seed.findings import Equivalence, Replication, StudyRecord
+from seed.records import DistillResult, WidthCut
 from seed.reporting.readings import list_ratios
 from seed.reporting.wording import ABSENT, format_number, format_ppl_ratio, list_layers
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from seed.console import Terminal
 from seed.evidence import Comparison, ComparisonSummary, FidelityStudy, FidelitySummary
-from seed.records import DenseResult, DistillResult, Latency, Replication, StudyRecord
+from seed.findings import Replication, StudyRecord
+from seed.records import DenseResult, DistillResult, Latency
 from seed.reporting.comparison import format_cost, format_percent, format_ratio, list_depths, list_picks, say_answer
 from seed.reporting.fidelity import CEILING_NAME, say_verdict
 from seed.reporting.gain import say_rival, say_solver

@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable, Sequence
 
 from seed import folder
+from seed.findings import Rival, RivalPick, SearchGain
 from seed.optimize.space import contains, enumerate_candidates
 from seed.optimize.strategies import STRATEGIES, BudgetSpent, run_strategy
-from seed.records import Candidate, Rival, RivalPick, SearchGain, SearchSpace, TrialRecord
+from seed.records import Candidate, SearchSpace, TrialRecord
 from seed.scoring.sweep import Sweep
 from seed.stages.meter import Account, Measured
 from seed.stages.recovering import short_settings

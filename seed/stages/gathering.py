@@ -6,21 +6,12 @@ import numpy as np
 
 from seed import folder
 from seed.errors import StudyError
+from seed.findings import SearchGain, StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.frontier import measure_agreement
 from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.optimize.study import open_storage, open_study, read_trials
-from seed.records import (
-    DenseResult,
-    DistillResult,
-    Environment,
-    Frontier,
-    Quality,
-    SearchGain,
-    SearchPlan,
-    StudyRecord,
-    SweepRow,
-)
+from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, SweepRow
 from seed.reporting.page import write_page
 from seed.stages.planning import read_protocol
 

@@ -17,12 +17,13 @@ from seed import folder
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import StagedSearch, StageRecord
+from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.comparison import NOTHING
 from seed.optimize.movement import measure_movements
 from seed.optimize.replication import CANNOT_TELL, is_paired, judge_difference, stack_losses
 from seed.optimize.space import drop_layers
-from seed.records import DistillResult, Estimate, StudyRecord, SweepRow
+from seed.records import DistillResult, Estimate, SweepRow
 from seed.stages import planning
 from seed.stages.settings import SearchSettings, Stages, parse_stages
 

@@ -12,7 +12,8 @@ import numpy as np
 from seed import folder
 from seed.errors import StudyError
 from seed.evidence import Ledger, RecoveryComparison
-from seed.records import Candidate, StudyRecord
+from seed.findings import StudyRecord
+from seed.records import Candidate
 from seed.stages import planning, training
 from seed.stages.schooling import Member
 from seed.stages.training import TrainingSettings, Wanted

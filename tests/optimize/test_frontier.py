@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from seed.errors import StudyError
+from seed.findings import Agreement
 from seed.optimize import frontier as frontiers
-from seed.records import Agreement, DistillResult, Evaluation, Frontier, Quality, TrialRecord
+from seed.records import DistillResult, Evaluation, Frontier, Quality, TrialRecord
 
 from ..reporting import factory
 

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from seed.findings import StudyRecord
 from seed.optimize.replication import (
     CANNOT_TELL,
     EQUIVALENT,
@@ -16,7 +17,7 @@ from seed.optimize.replication import (
     judge_difference,
     summarize_replicas,
 )
-from seed.records import DenseResult, DistillResult, Estimate, Replica, StudyRecord
+from seed.records import DenseResult, DistillResult, Estimate, Replica
 from tests.reporting import factory
 
 COUNTS_D = np.array([1000 + 40 * place for place in range(24)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seed.records import StudyRecord
+from seed.findings import StudyRecord
 
 from . import factory
 

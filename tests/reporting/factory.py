@@ -6,8 +6,8 @@ import math
 import msgspec
 import numpy as np
 
+from seed.findings import Agreement, StudyRecord
 from seed.records import (
-    Agreement,
     Candidate,
     CurvePoint,
     DenseResult,
@@ -21,7 +21,6 @@ from seed.records import (
     SearchPlan,
     SearchSpace,
     Size,
-    StudyRecord,
     TrialRecord,
 )
 

@@ -8,7 +8,8 @@ import msgspec
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 import pytest
 
-from seed.records import Frontier, Latency, StudyRecord
+from seed.findings import StudyRecord
+from seed.records import Frontier, Latency
 from seed.reporting import figures, wording
 from seed.reporting.readings import choose_best_distilled, count_drops
 

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from seed.records import Rival, RivalPick, SearchGain
+from seed.findings import Rival, RivalPick, SearchGain
 from seed.reporting.gain import say_pick, say_rival, say_solver
 from seed.reporting.page import render_page
 

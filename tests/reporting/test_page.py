@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from seed.errors import ResourceError
-from seed.records import Frontier, StudyRecord
+from seed.findings import StudyRecord
+from seed.records import Frontier
 from seed.reporting import page, wording
 
 from . import factory

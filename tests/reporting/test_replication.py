@@ -5,8 +5,9 @@ import math
 import msgspec
 import pytest
 
+from seed.findings import Equivalence, StudyRecord
 from seed.optimize.replication import compare_replicated, summarize_replicas
-from seed.records import DistillResult, Equivalence, Estimate, Replica, StudyRecord, WidthCut
+from seed.records import DistillResult, Estimate, Replica, WidthCut
 from seed.reporting.figures import draw_pareto
 from seed.reporting.page import render_page
 from seed.reporting.replication import list_replications, name_model, say_equivalence, say_ratio

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from seed import folder
+from seed.findings import Rival, SearchGain
 from seed.optimize.strategies import STRATEGIES
-from seed.records import Rival, SearchGain, SearchSpace, TrialRecord
+from seed.records import SearchSpace, TrialRecord
 from seed.scoring.sweep import Sweep
 from seed.stages import comparing, gains
 from seed.stages.meter import Account, Measured

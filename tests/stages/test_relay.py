@@ -9,8 +9,9 @@ import pytest
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import StagedSearch
+from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.records import StudyRecord, SweepRow
+from seed.records import SweepRow
 from seed.stages import relay
 from seed.stages.settings import SearchSettings
 from tests.reporting.factory import make_candidate, make_record
