@@ -25,17 +25,10 @@ from seed.reporting.claim_figures import (
     name_timed,
 )
 from seed.reporting.comparison import format_percent, format_ratio
-from seed.reporting.document import (
-    count_things,
-    render_document,
-    render_figure,
-    render_section,
-    render_table,
-    render_values,
-)
 from seed.reporting.document import escape as escape_html
+from seed.reporting.document import render_document, render_figure, render_section, render_table, render_values
 from seed.reporting.trained import name_key
-from seed.reporting.wording import ABSENT, format_latency_ratio
+from seed.reporting.wording import ABSENT, count_things, format_latency_ratio
 
 QUESTION = "Seed: which claims about dropping layers hold on this model?"
 # verdicts of optimize.claims: class of the style sheet, sign, and what a count of them says

@@ -18,17 +18,17 @@ from plotly.subplots import make_subplots
 from seed import folder
 from seed.evidence import Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.records import Candidate, Estimate
-from seed.reporting.document import (
-    count_things,
-    escape,
-    render_document,
-    render_figure,
-    render_section,
-    render_table,
-    render_values,
-)
+from seed.reporting.document import escape, render_document, render_figure, render_section, render_table, render_values
 from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, choose_symbol, draw_errors, finish_figure
-from seed.reporting.wording import ABSENT, format_estimate, format_number, list_layers, name_drop, name_rung
+from seed.reporting.wording import (
+    ABSENT,
+    count_things,
+    format_estimate,
+    format_number,
+    list_layers,
+    name_drop,
+    name_rung,
+)
 
 QUESTION = "Seed: what does searching for layers buy?"
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table

@@ -94,8 +94,3 @@ def render_values(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return escape(value)
-
-
-def count_things(count: int, noun: str) -> str:
-    """Return ``1 model`` or ``3 models``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -22,19 +22,12 @@ from seed.evidence import (
     RungDifference,
 )
 from seed.records import Estimate
-from seed.reporting.document import (
-    count_things,
-    escape,
-    render_document,
-    render_figure,
-    render_section,
-    render_table,
-    render_values,
-)
+from seed.reporting.document import escape, render_document, render_figure, render_section, render_table, render_values
 from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, choose_symbol, draw_errors, finish_figure
 from seed.reporting.wording import (
     ABSENT,
     SHORT_DISTILLATION_STEPS,
+    count_things,
     format_estimate,
     format_number,
     list_layers,

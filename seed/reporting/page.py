@@ -13,15 +13,7 @@ from seed import folder
 from seed.findings import StudyRecord
 from seed.records import DistillResult, FrontierMember, Quality, Size
 from seed.reporting import figures
-from seed.reporting.document import (
-    count_things,
-    escape,
-    render_document,
-    render_figure,
-    render_section,
-    render_table,
-    render_values,
-)
+from seed.reporting.document import escape, render_document, render_figure, render_section, render_table, render_values
 from seed.reporting.gain import say_rival, say_solver
 from seed.reporting.readings import choose_best_distilled
 from seed.reporting.replication import (
@@ -34,6 +26,7 @@ from seed.reporting.replication import (
 )
 from seed.reporting.wording import (
     ABSENT,
+    count_things,
     describe_size,
     describe_speed,
     format_bytes,

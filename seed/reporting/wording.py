@@ -122,3 +122,8 @@ def describe_speed(latency: Latency) -> str:
     if latency.ratio < 1:
         return f"{1 / latency.ratio:.2f} times faster{purpose}"
     return f"{latency.ratio:.2f} times slower{purpose}"
+
+
+def count_things(count: int, noun: str) -> str:
+    """Return ``1 model`` or ``3 models``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

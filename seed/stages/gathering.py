@@ -32,6 +32,7 @@ def gather_record(study: StudyFolder) -> StudyRecord:
     distilled, baselines = read_distilled(study), read_baselines(study)
     dense = folder.read_record(study.dense, DenseResult)
     replicated = [result for result in (*distilled, *baselines) if len(result.replicas) > 1]
+    comparable = [result for result in distilled if result.replicas and dense.test_sums is not None]
     trials = read_trials(opened)
     if not trials:
         raise StudyError(f"{study.root}: no candidate is scored yet. Run the search of this study first.")
@@ -47,7 +48,7 @@ def gather_record(study: StudyFolder) -> StudyRecord:
         gain=folder.read_record(study.gain, SearchGain) if study.gain.is_file() else None,
         baselines=baselines,
         replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
-        equivalences=compare_replicated([result for result in replicated if result.width is None], dense),
+        equivalences=compare_replicated(comparable, dense),
     )
 
 

@@ -1,0 +1,187 @@
+"""The answer of a study in plain words: the best model of each depth, and which one to ship within a margin of perplexity.
+
+Read by the page, the dashboard's notes, the terminal and ``--json``. Nothing is drawn here, and no HTML.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seed.findings import Equivalence, StudyRecord
+from seed.records import Candidate, DistillResult, Estimate, FrontierMember, Latency, Quality, Size
+from seed.reporting.readings import choose_best_distilled
+from seed.reporting.replication import name_model, say_ratio
+from seed.reporting.wording import (
+    count_things,
+    describe_size,
+    describe_speed,
+    format_number,
+    format_ppl_ratio,
+    list_layers,
+    name_depth,
+    name_rung,
+)
+
+MARGINS = (2, 5, 10)  # per cent of the dense model's perplexity
+NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """The best model of a depth: distilled and judged on test text, or else as the proxy sees it."""
+
+    key: str
+    candidate: Candidate
+    size: Size
+    latency: Latency
+    ppl_ratio: Estimate  # with its 95 % interval
+    said_ratio: str  # as people read it
+    unrecovered: float | None  # PPL ratio of the same layers without recovery, on the same text
+    is_distilled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """The fastest contender whose perplexity is at most ``margin`` per cent above the dense model's."""
+
+    margin: int
+    contender: Contender | None  # None: no contender stays within
+    is_sure: bool  # the whole 95 % interval stays within
+
+
+def list_contenders(record: StudyRecord) -> list[Contender]:
+    """Return the best model of each depth, least dropped first; distilled ones where there are any."""
+    best = choose_best_distilled(record)
+    if best:
+        return [_take_distilled(result, record) for result in best]
+    members = [member for member in record.frontier.members if member.rank == 0]
+    return [_take_member(member, member.evaluation.qualities[record.frontier.rung]) for member in members]
+
+
+def recommend(record: StudyRecord, *, margins: Sequence[int] = MARGINS) -> list[Recommendation]:
+    """Return, for each margin in per cent, which contender to ship."""
+    contenders = list_contenders(record)
+    found = []
+    for margin in margins:
+        limit = 1 + margin / 100
+        within = [one for one in contenders if one.ppl_ratio.value is not None and one.ppl_ratio.value <= limit]
+        chosen = min(within, key=lambda one: (one.latency.ratio, one.ppl_ratio.value), default=None)
+        is_sure = chosen is not None and chosen.ppl_ratio.high is not None and chosen.ppl_ratio.high <= limit
+        found.append(Recommendation(margin=margin, contender=chosen, is_sure=is_sure))
+    return found
+
+
+def say_introduction(record: StudyRecord) -> str:
+    """Return what the sentences on contenders speak of."""
+    if record.distilled:
+        return f"{count_things(len(record.distilled), 'model')} distilled in full. The best of each depth, chosen on validation text:"
+    if list_contenders(record):
+        return (
+            f"Nothing was distilled. By the proxy ({name_rung(record.frontier.rung)}, validation text), "
+            "the best candidate of each depth is:"
+        )
+    return "No candidate was scored completely, so there is no frontier."
+
+
+def say_contender(contender: Contender, record: StudyRecord) -> str:
+    """Return a contender in a sentence: size, speed, perplexity, and which models of its depth are as good."""
+    size = describe_size(contender.size.num_params, dense_num_params=record.dense.size.num_params)
+    parts = [size, describe_speed(contender.latency), f"{say_quality(contender)}{_say_unrecovered(contender)}"]
+    parts += [say_neighbour(found, record) for found in record.equivalences if found.other == contender.key]
+    return f"{name_contender(contender)}: {', '.join(parts)}."
+
+
+def name_contender(contender: Contender) -> str:
+    """Return ``10 of 12 layers (without 1, 6)``."""
+    return f"{name_depth(contender.candidate)} (without {list_layers(contender.candidate.dropped_layers)})"
+
+
+def say_quality(contender: Contender) -> str:
+    """Return ``test PPL ratio 1.015 ± 0.002``."""
+    return f"{'test' if contender.is_distilled else 'validation'} PPL ratio {contender.said_ratio}"
+
+
+def say_neighbour(found: Equivalence, record: StudyRecord) -> str:
+    """Return how the best model of a depth, ``found.other``, lies to another distilled one, ``found.one``."""
+    names = {result.key: name_model(result) for result in record.distilled}
+    rival = f"the one without {names[found.one]}"
+    excess = found.excess
+    if excess.value is None or excess.low is None or excess.high is None:
+        return f"not comparable with {rival}"
+    verdicts = {
+        "equivalent": "equivalent to",
+        "cannot tell": "tied with",
+        "higher": "better than",
+        "lower": "worse than",
+    }
+    interval = f"{100 * excess.value:+.1f} [{100 * excess.low:+.1f}, {100 * excess.high:+.1f}]\u00a0%"
+    return f"{verdicts[found.verdict]} {rival} (its PPL: {interval})"
+
+
+def say_recommendation(found: Recommendation, record: StudyRecord) -> str:
+    """Return which model to ship within a margin, and how sure that is."""
+    limit = f"{found.margin}\u00a0%"
+    if found.contender is None:
+        nearest = min(
+            (one for one in list_contenders(record) if one.ppl_ratio.value is not None),
+            key=lambda one: one.ppl_ratio.value or 0,
+            default=None,
+        )
+        known = f"; the nearest is {name_contender(nearest)}, {say_quality(nearest)}" if nearest else ""
+        return f"Within {limit} PPL: none{known}."
+    sure = say_certainty(found)
+    chosen = found.contender
+    return f"Fastest within {limit} PPL: {name_contender(chosen)}, {describe_speed(chosen.latency)}, {say_quality(chosen)}; {sure}."
+
+
+def say_certainty(found: Recommendation) -> str:
+    """Return whether the 95 % interval of a recommended model stays within the margin."""
+    assert found.contender is not None
+    ratio = found.contender.ppl_ratio
+    if ratio.low is None or ratio.high is None:
+        return "how sure that is cannot be told"
+    interval = f"{format_number(ratio.low)} to {format_number(ratio.high)}"
+    if found.is_sure:
+        return f"95\u00a0% interval {interval}: safely within"
+    return f"95\u00a0% interval {interval}: it may lie beyond"
+
+
+def _take_distilled(result: DistillResult, record: StudyRecord) -> Contender:
+    replication = record.replications.get(result.key)
+    estimate = _read_interval(result.test)
+    if replication is not None and replication.ppl_ratio.value is not None:
+        estimate = replication.ppl_ratio
+    return Contender(
+        key=result.key,
+        candidate=result.candidate,
+        size=result.size,
+        latency=result.latency,
+        ppl_ratio=estimate,
+        said_ratio=say_ratio(result, replication),
+        unrecovered=result.test_unrecovered.ppl_ratio,
+        is_distilled=True,
+    )
+
+
+def _take_member(member: FrontierMember, quality: Quality) -> Contender:
+    raw = member.evaluation.qualities.get("none")
+    return Contender(
+        key=member.evaluation.candidate.key,
+        candidate=member.evaluation.candidate,
+        size=member.evaluation.size,
+        latency=member.evaluation.latency,
+        ppl_ratio=_read_interval(quality),
+        said_ratio=format_ppl_ratio(quality),
+        unrecovered=None if raw is None or raw is quality else raw.ppl_ratio,
+        is_distilled=False,
+    )
+
+
+def _read_interval(quality: Quality) -> Estimate:
+    half = NORMAL_95 * quality.ppl_ratio_standard_error
+    return Estimate(value=quality.ppl_ratio, low=quality.ppl_ratio - half, high=quality.ppl_ratio + half)
+
+
+def _say_unrecovered(contender: Contender) -> str:
+    if contender.unrecovered is None:
+        return ""
+    return f" (without recovery {format_number(contender.unrecovered, places=2)})"
