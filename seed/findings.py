@@ -87,8 +87,9 @@ class Sensitivity(Record, frozen=True, kw_only=True):
     """What each layer and each pair of layers costs, by one rung, on validation text. ``None``: not scored."""
 
     rung: str
+    base: float | None  # PPL ratio before any of them goes: 1, unless the search went on from a recovered model
     singles: tuple[float | None, ...]  # PPL ratio without this layer alone, of shape (num_layers,)
-    pairs: dict[tuple[int, int], float]  # PPL ratio without both, the lower layer first
+    pairs: tuple[tuple[int, int, float], ...]  # two layers, the lower first, and the PPL ratio without both
 
 
 class Progress(Record, frozen=True, kw_only=True):
@@ -116,5 +117,5 @@ class StudyRecord(Record, frozen=True, kw_only=True):
         default_factory=dict
     )  # by key, of models that were distilled more than once
     equivalences: tuple[Equivalence, ...] = ()  # of those, within a depth
-    sensitivities: tuple[Sensitivity, ...] = ()  # the cheapest rung first
+    sensitivities: tuple[Sensitivity, ...] = ()  # those without recovery first
     progress: Progress | None = None

@@ -9,7 +9,9 @@ from seed.errors import StudyError
 from seed.findings import SearchGain, StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.frontier import measure_agreement
+from seed.optimize.progress import measure_progress
 from seed.optimize.replication import compare_replicated, summarize_replicas
+from seed.optimize.sensitivity import read_sensitivities
 from seed.optimize.study import open_storage, open_study, read_trials
 from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, SweepRow
 from seed.reporting.page import write_page
@@ -36,6 +38,7 @@ def gather_record(study: StudyFolder) -> StudyRecord:
     trials = read_trials(opened)
     if not trials:
         raise StudyError(f"{study.root}: no candidate is scored yet. Run the search of this study first.")
+    rows = folder.read_rows(study.sweep, SweepRow) if study.sweep.is_file() else []
     return StudyRecord(
         plan=plan,
         environment=folder.read_record(study.environment, Environment),
@@ -49,6 +52,8 @@ def gather_record(study: StudyFolder) -> StudyRecord:
         baselines=baselines,
         replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
         equivalences=compare_replicated(comparable, dense),
+        sensitivities=read_sensitivities(rows, protocol.space),
+        progress=measure_progress(trials, rung=protocol.rung),
     )
 
 
