@@ -90,6 +90,13 @@ def say_contender(contender: Contender, record: StudyRecord) -> str:
     return f"{name_contender(contender)}: {', '.join(parts)}."
 
 
+def say_baseline(result: DistillResult, record: StudyRecord) -> str:
+    """Return what became of the same size by cutting all layers evenly in width."""
+    size = describe_size(result.size.num_params, dense_num_params=record.dense.size.num_params)
+    quality = f"test PPL ratio {say_ratio(result, record.replications.get(result.key))}"
+    return f"For comparison, all layers cut evenly in width: {size}, {describe_speed(result.latency)}, {quality}."
+
+
 def name_contender(contender: Contender) -> str:
     """Return ``10 of 12 layers (without 1, 6)``."""
     return f"{name_depth(contender.candidate)} (without {list_layers(contender.candidate.dropped_layers)})"
@@ -133,16 +140,15 @@ def say_recommendation(found: Recommendation, record: StudyRecord) -> str:
     return f"Fastest within {limit} PPL: {name_contender(chosen)}, {describe_speed(chosen.latency)}, {say_quality(chosen)}; {sure}."
 
 
-def say_certainty(found: Recommendation) -> str:
+def say_certainty(found: Recommendation, *, names_margin: bool = False) -> str:
     """Return whether the 95 % interval of a recommended model stays within the margin."""
     assert found.contender is not None
     ratio = found.contender.ppl_ratio
     if ratio.low is None or ratio.high is None:
         return "how sure that is cannot be told"
-    interval = f"{format_number(ratio.low)} to {format_number(ratio.high)}"
-    if found.is_sure:
-        return f"95\u00a0% interval {interval}: safely within"
-    return f"95\u00a0% interval {interval}: it may lie beyond"
+    margin = f" {found.margin}\u00a0%" if names_margin else ""
+    interval = f"95\u00a0% interval {format_number(ratio.low)} to {format_number(ratio.high)}"
+    return f"{f'surely within{margin}' if found.is_sure else f'may lie beyond{margin}'}: {interval}"
 
 
 def _take_distilled(result: DistillResult, record: StudyRecord) -> Contender:

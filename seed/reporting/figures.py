@@ -17,6 +17,7 @@ from seed.records import Evaluation, Latency
 from seed.reporting.marks import (
     DEPTH_COLORS,
     GREY,
+    add_level,
     add_tiles,
     annotate_depths,
     choose_color,
@@ -24,14 +25,16 @@ from seed.reporting.marks import (
     draw_baselines,
     draw_distilled,
     draw_errors,
+    draw_front,
     draw_latencies,
     draw_models,
     finish_figure,
     read_ratio,
 )
-from seed.reporting.readings import count_dropped, count_drops, find_links, mark_dropped, read_scored
+from seed.reporting.readings import count_dropped, count_drops, find_links, mark_dropped, read_id, read_scored
 from seed.reporting.wording import list_layers, name_depth, name_drop, name_rung
 
+LEVELS = (2, 5, 10)  # per cent of PPL above the dense model
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -41,9 +44,9 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     Trials stand at their PPL ratio on validation text by the frontier's rung, distilled models at that on test text.
     """
     scored = read_scored(record)
-    complete = [
-        trial for trial in record.trials if trial.evaluation.candidate.key in scored and trial.state == "COMPLETE"
-    ]
+    drawn_larger = {member.evaluation.candidate.key for member in record.frontier.members}
+    complete = [trial for trial in record.trials if trial.state == "COMPLETE"]
+    complete = [trial for trial in complete if trial.evaluation.candidate.key in scored.keys() - drawn_larger]
     numbers = [trial.number for trial in complete]
     trials = [(trial.evaluation, scored[trial.evaluation.candidate.key]) for trial in complete]
     members = [
@@ -84,6 +87,7 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     if best:
         figure.add_trace(draw_models(best, name="frontier by the proxy", marker={"size": 12}))
     if record.distilled:
+        figure.add_trace(draw_front(record.distilled, record.replications))
         figure.add_trace(draw_distilled(record.distilled, record.replications))
     if record.baselines:
         figure.add_trace(draw_baselines(record.baselines, record.replications))
@@ -103,14 +107,22 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     low = min([1.0, *emphasised, *(quality.ppl_ratio for _, quality in trials)])
     top = choose_top([quality.ppl_ratio for _, quality in trials], emphasised=emphasised)
     above = sum(quality.ppl_ratio > top for _, quality in trials)
-    if record.plan.max_ppl_ratio is not None and record.plan.max_ppl_ratio <= top:
+    is_limited = record.plan.max_ppl_ratio is not None and record.plan.max_ppl_ratio <= top
+    if is_limited:
         figure.add_hline(y=record.plan.max_ppl_ratio, line={"color": GREY, "width": 1, "dash": "dot"})
+    for percent in LEVELS:
+        if 1 + percent / 100 < top:
+            add_level(figure, 1 + percent / 100, text=f"+{percent} %")
     annotate_depths(figure, [evaluation for evaluation, _ in [*trials, *best]])
     sentences = [
+        "Nearer to the lower left is better: faster, and less perplexity lost.",
         "Both ratios are to the dense model.",
         f"Candidates: PPL ratio on validation text after {name_rung(record.frontier.rung)}.",
         "Distilled models: PPL ratio on test text with one standard error (of replicas: mean and 95 % interval), latency ratio with its 95 % interval; "
         "a thin line leads there from the same candidate's proxy."
+        if record.distilled
+        else "",
+        "The line joins what is distilled and beaten by no other on both axes; the levels on the right are per cent of PPL above the dense model."
         if record.distilled
         else "",
         "Uniform width: all layers kept, each cut evenly to the parameters of a depth, distilled and judged alike."
@@ -122,7 +134,7 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
         if trials
         else "",
         f"{above} candidates lie above the drawn range; double-click to see them, again to return." if above else "",
-        "The dotted line is the limit --max-ppl-ratio." if figure.layout.shapes else "",
+        "The dotted line is the limit --max-ppl-ratio." if is_limited else "",
     ]
     pad = 0.04 * (top - low)
     figure.update_yaxes(range=[low - pad, top + pad])
@@ -192,6 +204,7 @@ def draw_layer_map(record: StudyRecord) -> go.Figure:
     )
     figure.update_xaxes(title="layer of the original model", row=len(panels))
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
+    figure.layout.meta = {**figure.layout.meta, "ids": [read_id(member.evaluation.candidate) for member in members]}
     return figure.update_layout(height=height, margin={"t": 40})
 
 
@@ -359,4 +372,4 @@ def choose_top(ratios: Sequence[float], *, emphasised: Sequence[float]) -> float
     must = max([1.0, *emphasised])
     if not ratios:
         return must + 0.01
-    return max(must, min(float(np.quantile(ratios, 0.9)), 1 + 3 * (must - 1)) if must > 1 else max(ratios))
+    return max(must, min(float(np.quantile(ratios, 0.9)), 1 + 1.6 * (must - 1)) if must > 1 else max(ratios))

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from seed.findings import Replication
 from seed.records import DistillResult, Evaluation, Latency, Quality, Size
+from seed.reporting.readings import read_id, read_result_id
 from seed.reporting.wording import format_count, list_layers, name_drop
 
 # After Okabe and Ito (https://jfly.uni-koeln.de/color/), shifted so that each keeps a contrast of about 3 both to white
@@ -41,11 +42,14 @@ def choose_symbol(depth: int) -> str:
     return DEPTH_SYMBOLS[(depth - 1) % len(DEPTH_SYMBOLS)]
 
 
-def describe_model(dropped: Sequence[int], *, size: Size, quality: Quality, latency: Latency) -> list[str | float]:
-    """Return what ``MODEL_HOVER`` shows."""
+def describe_model(
+    dropped: Sequence[int], *, size: Size, quality: Quality, latency: Latency, link: str
+) -> list[str | float]:
+    """Return what ``MODEL_HOVER`` shows, and last the id that links a model's marks on a page."""
     ratios = (quality.ppl_ratio, quality.ppl_ratio_standard_error, latency.ratio, latency.ratio_low, latency.ratio_high)
     # Four decimals: a page may hold thousands of these.
-    return [len(dropped), list_layers(dropped), format_count(size.num_params), *(round(ratio, 4) for ratio in ratios)]
+    rounded = (round(ratio, 4) for ratio in ratios)
+    return [len(dropped), list_layers(dropped), format_count(size.num_params), *rounded, link]
 
 
 def draw_models(
@@ -62,7 +66,9 @@ def draw_models(
         x=[round(evaluation.latency.ratio + shift, 5) for (evaluation, _), shift in pairs],
         y=[round(quality.ppl_ratio, 5) for _, quality in models],
         customdata=[
-            describe_model(e.candidate.dropped_layers, size=e.size, quality=quality, latency=e.latency)
+            describe_model(
+                e.candidate.dropped_layers, size=e.size, quality=quality, latency=e.latency, link=read_id(e.candidate)
+            )
             for e, quality in models
         ],
         hovertemplate=MODEL_HOVER,
@@ -80,6 +86,33 @@ def draw_distilled(results: Sequence[DistillResult], replications: Mapping[str, 
         "color": [choose_color(len(result.candidate.dropped_layers)) for result in results],
     }
     return draw_judged(results, replications, name="distilled, on test text", mode="markers", marker=marker)
+
+
+def draw_front(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
+    """Draw the line from the dense model through the distilled models that no other beats on both axes."""
+    points = sorted([(1.0, 1.0), *((r.latency.ratio, read_ratio(r, replications)[0]) for r in results)])
+    front = [
+        point for point in points if not any(x <= point[0] and y <= point[1] and (x, y) != point for x, y in points)
+    ]
+    return go.Scatter(
+        x=[x for x, _ in front],
+        y=[y for _, y in front],
+        mode="lines",
+        name="frontier, distilled",
+        hoverinfo="skip",
+        showlegend=False,
+        line={"color": GREY, "width": 1.5},
+    )
+
+
+def add_level(figure: go.Figure, level: float, *, text: str) -> None:
+    """Add a faint horizontal line with a word at its right end."""
+    figure.add_hline(
+        y=level,
+        line={"color": GREY, "width": 0.5, "dash": "dot"},
+        annotation={"text": text, "xanchor": "right", "font": {"size": 11}},
+        annotation_position="top right",
+    )
 
 
 def draw_baselines(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
@@ -105,7 +138,10 @@ def draw_judged(
         error_x=draw_interval([result.latency for result in results]),
         error_y=draw_errors([error for _, error in ratios]),
         customdata=[
-            describe_model(r.candidate.dropped_layers, size=r.size, quality=r.test, latency=r.latency) for r in results
+            describe_model(
+                r.candidate.dropped_layers, size=r.size, quality=r.test, latency=r.latency, link=read_result_id(r)
+            )
+            for r in results
         ],
         hovertemplate=MODEL_HOVER,
         **look,

@@ -3,43 +3,62 @@
 No figures are drawn here and nothing is measured or decided.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
-
-import msgspec
 
 from seed import folder
 from seed.findings import StudyRecord
-from seed.records import DistillResult, FrontierMember, Quality, Size
-from seed.reporting import figures
-from seed.reporting.document import escape, render_document, render_figure, render_section, render_table, render_values
-from seed.reporting.gain import say_rival, say_solver
-from seed.reporting.readings import choose_best_distilled
-from seed.reporting.replication import (
-    HEADER,
-    MARGIN_PERCENT,
-    list_replications,
-    name_model,
-    say_equivalence,
-    say_ratio,
+from seed.reporting import figures, search_figures
+from seed.reporting.answers import (
+    Contender,
+    Recommendation,
+    list_contenders,
+    name_contender,
+    recommend,
+    say_baseline,
+    say_certainty,
+    say_contender,
+    say_introduction,
+    say_neighbour,
 )
+from seed.reporting.document import (
+    escape,
+    render_contents,
+    render_document,
+    render_figure,
+    render_section,
+    render_strip,
+)
+from seed.reporting.gain import say_rival, say_solver
+from seed.reporting.protocol import render_protocol
+from seed.reporting.readings import read_id, read_result_id
+from seed.reporting.replication import name_model, say_ratio
+from seed.reporting.tables import render_distilled, render_frontier, render_replication
+from seed.reporting.trials import Facts, render_data, render_trials
 from seed.reporting.wording import (
-    ABSENT,
-    count_things,
     describe_size,
     describe_speed,
-    format_bytes,
     format_count,
     format_latency_ratio,
     format_number,
-    format_ppl_ratio,
-    list_layers,
     name_depth,
+    name_layers,
     name_rung,
 )
 
-SIZE_HEADER = ("parameters", "weights", "KV cache per token")
+QUESTION = "Seed: which layers can this model live without?"
+CONTENTS = (
+    ("answer", "Answer"),
+    ("pareto", "Frontier"),
+    ("layers", "Layers"),
+    ("distilled", "Models"),
+    ("sensitivity", "Sensitivity"),
+    ("agreement", "Trust"),
+    ("gain", "Gain"),
+    ("latency", "Latency"),
+    ("trials", "Trials"),
+    ("protocol", "Protocol"),
+)
 
 
 def write_page(record: StudyRecord, path: Path, *, command: str) -> None:
@@ -58,195 +77,133 @@ def write_page(record: StudyRecord, path: Path, *, command: str) -> None:
 
 def render_page(record: StudyRecord, *, command: str) -> str:
     """Return the report as HTML. The same record gives the same bytes."""
-    sections = [
-        render_answer(record),
-        render_distilled(record),
-        render_replication(record),
-        render_frontier(record),
-        render_gain(record),
-        *render_figures(record),
-        render_protocol(record),
-        render_section("environment", "Environment", render_values(msgspec.to_builtins(record.environment))),
-        render_section("repeat", "Repeat this", f"<pre>{escape(command)}</pre>"),
-    ]
-    question = "Seed: which layers can this model live without?"
-    return render_document(sections, name=record.plan.name, question=question)
+    drawn = render_figures(record)
+    sections = {
+        "answer": render_answer(record),
+        "pareto": drawn["pareto"],
+        "layers": drawn["layers"],
+        "distilled": render_distilled(record),
+        "replication": render_replication(record),
+        "sensitivity": drawn["sensitivity"],
+        "agreement": drawn["agreement"],
+        "gain": render_gain(record, drawn["gain"]),
+        "progress": drawn["progress"],
+        "curves": drawn["curves"],
+        "latency": drawn["latency"],
+        "frontier": render_frontier(record),
+        "trials": render_trials(record),
+        "protocol": render_protocol(record),
+        "repeat": render_section("repeat", "Repeat this", f'<pre tabindex="0">{escape(command)}</pre>'),
+    }
+    code = resources.files("seed.reporting").joinpath("page.js").read_text(encoding="utf-8")
+    return render_document(
+        sections.values(),
+        name=record.plan.name,
+        question=QUESTION,
+        subtitle=say_subject(record),
+        contents=render_contents([(key, title) for key, title in CONTENTS if sections[key]]),
+        script=f"{render_data(record, list_facts(record))}\n<script>\n{code}</script>\n",
+    )
+
+
+def say_subject(record: StudyRecord) -> str:
+    """Return what was searched, how much of it, and where, in a line."""
+    model, dense = record.plan.identity.get("model"), record.dense
+    named = f"{model}: " if isinstance(model, str) else ""
+    return (
+        f"{named}{record.space.num_layers} layers, {format_count(dense.size.num_params)} parameters, test PPL "
+        f"{format_number(dense.test.perplexity, places=2)} · {record.frontier.num_scored:,} of {record.frontier.space_size:,} "
+        f"candidates scored, {len(record.distilled)} distilled · {dense.latency.device}"
+    )
 
 
 def render_answer(record: StudyRecord) -> str:
-    """Return the answer in words: a sentence for each depth's best distilled model, or else for the frontier."""
-    best = choose_best_distilled(record)
-    members = [member for member in record.frontier.members if member.rank == 0]
-    if best:
-        distilled = count_things(len(record.distilled), "model")
-        intro = f"{distilled} distilled in full. The best of each depth, chosen on validation text:"
-        items = [describe_distilled(result, record=record) for result in best]
-    elif members:
-        intro = (
-            f"Nothing was distilled. By the proxy ({name_rung(record.frontier.rung)}, validation text), "
-            "the best candidate of each depth is:"
-        )
-        items = [describe_member(member, record=record) for member in members]
-    else:
-        return render_section(
-            "answer", "The answer", "<p>No candidate was scored completely, so there is no frontier.</p>"
-        )
+    """Return the answer: which model to ship within each margin, then each depth's best in a sentence."""
+    contenders = list_contenders(record)
+    if not contenders:
+        return render_section("answer", "The answer", f"<p>{escape(say_introduction(record))}</p>")
+    cards = "\n".join(render_card(group, record=record) for group in group_recommendations(recommend(record)))
+    said = [render_contender(one, record=record) for one in contenders]
+    said += [escape(say_baseline(result, record)) for result in record.baselines]
+    listed = "\n".join(f"<li>{one}</li>" for one in said)
     latency = record.dense.latency
     note = (
-        "PPL ratio: perplexity divided by the dense model's on the same tokens; ± is one standard error, clustered by "
-        f"document. Speed: {latency.workload} on {latency.device}, against the dense model. Sizes count parameters."
+        "PPL ratio: perplexity divided by the dense model's on the same tokens; ± is one standard error, clustered by document; "
+        f"brackets are 95 % intervals. Speed: {latency.workload} on {latency.device}, against the dense model. Sizes count "
+        "parameters. Tied: the 95 % interval of the paired difference holds zero."
     )
-    listed = "\n".join(f"<li>{item}</li>" for item in items)
-    body = f'<p>{escape(intro)}</p>\n<ul class="answers">\n{listed}\n</ul>\n<p class="note">{escape(note)}</p>'
-    return render_section("answer", "The answer", body)
+    body = (
+        f'<div class="cards">\n{cards}\n</div>\n<p>{escape(say_introduction(record))}</p>\n'
+        f'<ul class="answers">\n{listed}\n</ul>\n<p class="note">{escape(note)}</p>'
+    )
+    return render_section("answer", "Which model to ship", body)
 
 
-def describe_distilled(result: DistillResult, *, record: StudyRecord) -> str:
-    """Return the sentence on a distilled model, as HTML."""
-    size = describe_size(result.size.num_params, dense_num_params=record.dense.size.num_params)
+def group_recommendations(found: list[Recommendation]) -> list[list[Recommendation]]:
+    """Return recommendations, those of the same model together."""
+    groups: list[list[Recommendation]] = []
+    for one in found:
+        if groups and _key_of(groups[-1][-1]) == _key_of(one):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
+def render_card(group: list[Recommendation], *, record: StudyRecord) -> str:
+    """Return the card of a recommended model, or of margins that no model keeps."""
+    margins = " or ".join(f"{one.margin}\u00a0%" for one in group)
+    head = f'<p class="margin">Fastest within <strong>{margins}</strong> PPL</p>'
+    chosen = group[0].contender
+    if chosen is None:
+        reached = "distilled model" if record.distilled else "candidate"
+        return f'<div class="card none">{head}<p class="pick">none</p><p>No {reached} stays within.</p></div>'
+    size = describe_size(chosen.size.num_params, dense_num_params=record.dense.size.num_params)
+    certainty = "".join(
+        f'<p class="certainty {"sure" if one.is_sure else "unsure"}">'
+        f"{escape(say_certainty(one, names_margin=len(group) > 1))}</p>"
+        for one in _certainties(group)
+    )
+    ties = [say_neighbour(found, record) for found in record.equivalences if found.other == chosen.key]
+    beside = "".join(f"<p>{escape(tie)}</p>" for tie in ties if tie.startswith(("tied", "equivalent")))
+    text = "test" if chosen.is_distilled else "validation"
+    where = f'<p class="path"><code>models/{escape(chosen.key)}</code></p>' if chosen.is_distilled else ""
     return (
-        f"<strong>{name_depth(result.candidate)}</strong> (without {list_layers(result.candidate.dropped_layers)}): "
-        f"{escape(size)}, {escape(describe_speed(result.latency))}, "
-        f"test PPL ratio {say_ratio(result, record.replications.get(result.key))} "
-        f"(without recovery {format_number(result.test_unrecovered.ppl_ratio, places=2)})."
+        f'<div class="card" data-id="{read_id(chosen.candidate)}">{head}'
+        f'<p class="pick">{escape(name_depth(chosen.candidate))}</p>'
+        f"{render_strip(chosen.candidate.dropped_layers, num_layers=chosen.candidate.num_layers)}"
+        f"<p>without {escape(name_layers(chosen.candidate.dropped_layers))}</p>"
+        f"<ul><li>{escape(describe_speed(chosen.latency))}</li><li>{escape(size)}</li>"
+        f"<li>{text} PPL ratio {escape(chosen.said_ratio)}</li></ul>{certainty}{beside}{where}"
+        '<button type="button" class="go" data-go="pareto">show it in the plot</button></div>'
     )
 
 
-def describe_member(member: FrontierMember, *, record: StudyRecord) -> str:
-    """Return the sentence on a frontier member that was not distilled, as HTML."""
-    evaluation = member.evaluation
-    size = describe_size(evaluation.size.num_params, dense_num_params=record.dense.size.num_params)
-    quality = evaluation.qualities.get(record.frontier.rung)
-    ratio = f", validation PPL ratio {format_ppl_ratio(quality)}" if quality else ""
-    return (
-        f"<strong>{name_depth(evaluation.candidate)}</strong> "
-        f"(without {list_layers(evaluation.candidate.dropped_layers)}): "
-        f"{escape(size)}, {escape(describe_speed(evaluation.latency))}{ratio}."
-    )
+def render_contender(contender: Contender, *, record: StudyRecord) -> str:
+    """Return the sentence on a depth's best model, as HTML."""
+    name = name_contender(contender)
+    said = escape(say_contender(contender, record))
+    return said.replace(escape(name), f"<strong>{escape(name)}</strong>", 1)
 
 
-def render_distilled(record: StudyRecord) -> str:
-    """Return the table of distilled models, the dense model first."""
-    if not record.distilled:
-        return ""
-    dense = record.dense
-    models = (*record.distilled, *record.baselines)
-    has_scores = any(score is not None for score in [dense.user_score, *(r.user_score for r in models)])
-    header = [
-        "dropped layers",
-        *SIZE_HEADER,
-        "test PPL",
-        "test PPL ratio",
-        "KL",
-        "top-1 agreement",
-        "latency ratio",
-        "PPL ratio without recovery",
-    ]
-    rows = [
-        [
-            "none (dense)",
-            *list_size(dense.size),
-            *list_quality(dense.test, is_dense=True),
-            format_latency_ratio(dense.latency),
-            ABSENT,
+def list_facts(record: StudyRecord) -> Facts:
+    """Return what the panel of a chosen model says of those that were distilled, by id."""
+    facts = {}
+    for result in (*record.distilled, *record.baselines):
+        known = [
+            ("test PPL ratio", say_ratio(result, record.replications.get(result.key))),
+            ("test PPL", format_number(result.test.perplexity, places=2)),
+            ("without recovery", format_number(result.test_unrecovered.ppl_ratio, places=3)),
+            ("exported model's latency ratio", format_latency_ratio(result.latency)),
+            ("checkpoint", f"models/{result.key}"),
         ]
-    ]
-    rows += [
-        [
-            name_model(r),
-            *list_size(r.size),
-            *list_quality(r.test),
-            format_latency_ratio(r.latency),
-            format_number(r.test_unrecovered.ppl_ratio),
-        ]
-        for r in models
-    ]
-    if has_scores:
-        header.append("your score")
-        for row, score in zip(rows, [dense.user_score, *(r.user_score for r in models)], strict=True):
-            row.append(ABSENT if score is None else f"{score:.6g}")
-    caption = (
-        "All on test text, which was read once. ±: one standard error. KL: from the dense model's predictions, nats "
-        "per token. Top-1 agreement: how often the most likely next token is the dense model's. Brackets: 95 % "
-        "interval."
-        + (" A row with widths: all layers kept, each cut evenly to the same size." if record.baselines else "")
-    )
-    return render_section("distilled", "Distilled models", render_table(caption, header, rows, first_is_dense=True))
+        name = f"{name_depth(result.candidate)}, without {name_model(result)}"
+        facts[read_result_id(result)] = (name if result.width is None else name_model(result), known)
+    return facts
 
 
-def render_replication(record: StudyRecord) -> str:
-    """Return what several distillations of each model say together, and which models of a depth are the same."""
-    rows = list_replications(record)
-    if not rows:
-        return ""
-    caption = (
-        "Each model distilled under several random seeds, all judged on test text. Interval: Student's t, as documents and "
-        "distillations vary. The first distillation is the one that is exported, whatever the others reached."
-    )
-    names = {result.key: name_model(result) for result in (*record.distilled, *record.baselines)}
-    items = "\n".join(f"<li>{escape(say_equivalence(found, names))}</li>" for found in record.equivalences)
-    note = (
-        f"Equivalent: two one-sided tests at 5 % put the difference within {MARGIN_PERCENT} of perplexity; better or worse: the "
-        "95 % interval excludes zero; else these distillations cannot tell."
-    )
-    beside = f'<ul class="answers">\n{items}\n</ul>\n<p class="note">{escape(note)}</p>' if items else ""
-    return render_section("replication", "Distilled more than once", render_table(caption, HEADER, rows) + beside)
-
-
-def list_size(size: Size) -> list[str]:
-    """Return the cells on size."""
-    return [format_count(size.num_params), format_bytes(size.weight_bytes), format_bytes(size.kv_bytes_per_token)]
-
-
-def list_quality(quality: Quality, *, is_dense: bool = False) -> list[str]:
-    """Return the cells on test text: perplexity, its ratio, KL divergence, top-1 agreement."""
-    return [
-        format_number(quality.perplexity, places=2),
-        "1" if is_dense else format_ppl_ratio(quality),
-        ABSENT if quality.kl_divergence is None or is_dense else format_number(quality.kl_divergence, places=4),
-        ABSENT if quality.top1_agreement is None or is_dense else f"{100 * quality.top1_agreement:.1f}\u00a0%",
-    ]
-
-
-def render_frontier(record: StudyRecord) -> str:
-    """Return the table of the frontier and its runners-up, as the proxy sees them."""
-    members = record.frontier.members
-    if not members:
-        return ""
-    header = [
-        "dropped layers",
-        "place in its depth",
-        "parameters",
-        "validation PPL ratio",
-        "latency ratio",
-        "P(best)",
-        "tied with",
-    ]
-    rows = []
-    for member in members:
-        evaluation = member.evaluation
-        quality = evaluation.qualities.get(record.frontier.rung)
-        rows.append(
-            [
-                list_layers(evaluation.candidate.dropped_layers),
-                str(member.rank + 1),
-                format_count(evaluation.size.num_params),
-                format_ppl_ratio(quality) if quality else ABSENT,
-                format_latency_ratio(evaluation.latency),
-                f"{100 * member.probability_best:.0f}\u00a0%",
-                count_things(len(member.tied_with), "other") if member.tied_with else "none",
-            ]
-        )
-    caption = (
-        f"PPL ratios after {name_rung(record.frontier.rung)}, on validation text. P(best): how often a resampling of "
-        "the documents puts this candidate first among those of its structure. Tied: the paired difference is within "
-        "two standard errors."
-    )
-    return render_section("frontier", "The frontier by the proxy", render_table(caption, header, rows))
-
-
-def render_gain(record: StudyRecord) -> str:
-    """Return how simpler ways to choose compare with the search, at which cost."""
+def render_gain(record: StudyRecord, figure: str) -> str:
+    """Return how simpler ways to choose compare with the search, at which cost; ``figure`` is HTML."""
     gain = record.gain
     if gain is None:
         return ""
@@ -258,70 +215,41 @@ def render_gain(record: StudyRecord) -> str:
         f"test text. Cost: {gain.cost:,.0f} layer-tokens for the search (one layer applied to one token; other work by its "
         "multiply-adds); for the others, what they would have paid by themselves."
     )
-    body = f'<p>{escape(say_solver(gain, record.frontier))}</p>\n<ul class="answers">\n{items}\n</ul>\n<p class="note">{escape(note)}</p>'
+    body = f'<p>{escape(say_solver(gain, record.frontier))}</p>\n<ul class="answers">\n{items}\n</ul>\n{figure}\n<p class="note">{escape(note)}</p>'
     return render_section("gain", "What the search added", body)
 
 
-def render_figures(record: StudyRecord) -> list[str]:
-    """Return the sections that show a figure; plotly.js comes with the first."""
-    drawn = [
-        ("pareto", "Perplexity against latency", figures.draw_pareto(record)),
-        ("layers", "Which layers go", figures.draw_layer_map(record)),
-        ("agreement", "Does the proxy rank as distillation does?", figures.draw_proxy_against_final(record)),
-        ("curves", "Learning curves of the distillation", figures.draw_learning_curves(record)),
-        ("latency", "Latency by structure", figures.draw_latency(record)),
-    ]
-    shown = [row for row in drawn if row[2].data]
-    return [
-        render_section(key, title, render_figure(figure, key=key, with_library=index == 0))
-        for index, (key, title, figure) in enumerate(shown)
-    ]
-
-
-def render_protocol(record: StudyRecord) -> str:
-    """Return how the numbers were measured: the search's extent, the plan and its identity, the distillations."""
-    frontier, space, plan = record.frontier, record.space, record.plan
-    if frontier.num_scored >= frontier.space_size:
-        extent = f"All {frontier.space_size:,} candidates of the space were scored: it was enumerated, not sampled."
-    else:
-        extent = (
-            f"{frontier.num_scored:,} of the {frontier.space_size:,} candidates of the space were scored: it was "
-            "searched, not enumerated, so a better candidate may exist."
-        )
-    states = Counter(trial.state for trial in record.trials)
-    trials = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items()))
-    ranking = f"The frontier ranks by validation text after {name_rung(frontier.rung)}. {record.agreement.verdict}"
-    body = f"<p>{escape(extent)}</p>\n<p>{escape(ranking)}</p>\n"
-    study = {
-        "layers that may go": list_layers(space.droppable_layers),
-        **({"layers gone before": list_layers(space.gone_layers)} if space.gone_layers else {}),
-        "dropped at once": f"{space.min_dropped} to {space.max_dropped}",
-        "trials": trials or "none",
-        "planned trials": plan.trials,
-        "frontier size": plan.frontier_size,
-        "distillation tokens per model": f"{plan.distill_tokens:,}",
-        "limit on the PPL ratio": plan.max_ppl_ratio,
-        "planned by": f"Seed {plan.seed_version}",
-        "planned at": plan.created,
-        "fingerprint of the identity": plan.fingerprint,
+def render_figures(record: StudyRecord) -> dict[str, str]:
+    """Return the sections that show a figure, by key; plotly.js comes with the first. Gain is a figure without a section."""
+    drawn = {
+        "pareto": ("Perplexity against latency", figures.draw_pareto(record)),
+        "layers": ("Which layers go", figures.draw_layer_map(record)),
+        "sensitivity": ("What each layer costs", search_figures.draw_sensitivity(record)),
+        "agreement": ("Does the proxy rank as distillation does?", figures.draw_proxy_against_final(record)),
+        "gain": ("", search_figures.draw_gain(record)),
+        "progress": ("How the frontier grew", search_figures.draw_progress(record)),
+        "curves": ("Learning curves of the distillation", figures.draw_learning_curves(record)),
+        "latency": ("Latency by structure", figures.draw_latency(record)),
     }
-    body += f"<h3>Study</h3>\n{render_values(study)}\n"
-    body += f"<h3>Identity: what decides the meaning of the numbers</h3>\n{render_values(plan.identity)}\n"
-    if record.distilled:
-        body += f"<h3>Distillation</h3>\n{render_values(gather_settings(record.distilled))}\n"
-    return render_section("protocol", "How this was measured", body)
+    found = dict.fromkeys(drawn, "")
+    is_first = True
+    for key, (title, figure) in drawn.items():
+        if not figure.data:
+            continue
+        html = render_figure(figure, key=key, with_library=is_first, folds=key == "pareto")
+        is_first = False
+        if key == "pareto":
+            html += '\n<aside id="picked" aria-live="polite" aria-label="the chosen model"></aside>'
+        found[key] = html if key == "gain" else render_section(key, title, html)
+    return found
 
 
-def gather_settings(results: Sequence[DistillResult]) -> dict[str, object]:
-    """Return the settings that all distillations share, then what is each model's own."""
-    shared = {
-        key: value for key, value in results[0].settings.items() if all(r.settings.get(key) == value for r in results)
-    }
-    own = {
-        f"without {list_layers(r.candidate.dropped_layers)}": ", ".join(
-            [f"{key.replace('_', ' ')} {value}" for key, value in r.settings.items() if key not in shared]
-            + [f"started from {name_rung(r.start)}", f"kept step {r.best_step:,}", f"took {r.seconds:,.0f} s"]
-        )
-        for r in results
-    }
-    return {**shared, **own}
+def _key_of(found: Recommendation) -> str | None:
+    return None if found.contender is None else found.contender.key
+
+
+def _certainties(group: list[Recommendation]) -> list[Recommendation]:
+    """Of margins that are kept alike, the narrowest that is sure, or else the widest; both where they differ."""
+    sure = [one for one in group if one.is_sure]
+    unsure = [one for one in group if not one.is_sure]
+    return [*unsure[-1:], *sure[:1]]

@@ -86,3 +86,13 @@ def choose_best_distilled(record: StudyRecord) -> list[DistillResult]:
     for result in sorted(record.distilled, key=lambda result: (result.validation.loss, result.candidate.key)):
         best.setdefault(count_dropped(result.candidate), result)
     return [result for _, result in sorted(best.items())]
+
+
+def read_id(candidate: Candidate) -> str:
+    """Return the id that links a candidate's marks on a page: ``1-7``."""
+    return "-".join(map(str, candidate.dropped_layers))
+
+
+def read_result_id(result: DistillResult) -> str:
+    """Return the id that links a distilled model's marks on a page: that of its candidate, or of its width its key."""
+    return read_id(result.candidate) if result.width is None else result.key

@@ -18,8 +18,8 @@ from seed.reporting.document import (
     render_table,
 )
 from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, finish_figure
-from seed.reporting.page import list_quality, list_size
 from seed.reporting.replication import MARGIN_PERCENT, say_ratio
+from seed.reporting.tables import list_quality, list_size
 from seed.reporting.wording import (
     ABSENT,
     describe_size,

@@ -1,0 +1,207 @@
+// The report's interaction: one model lit in plots, layer map and tables alike, and a table of all trials.
+// It reads what the page holds; it computes no numbers, and whatever it shows goes in as text, never as HTML.
+(() => {
+  "use strict";
+  const PAGE_ROWS = 25;
+  const data = JSON.parse(document.getElementById("trials-data").textContent);
+  data.rows = data.table.map((values) => {
+    const row = Object.fromEntries(data.fields.map((field, index) => [field, values[index]]));
+    row.layers = row.id.split("-").map(Number);
+    row.distilled = data.distilled[row.id] ?? null;
+    return Object.assign(row, data.structures[row.structure]);
+  });
+  const find = (id) => document.getElementById(id);
+  const pareto = find("figure-pareto");
+  const map = find("figure-layers");
+  const panel = find("picked");
+
+  // ---- one model is pinned by a click, or lit in passing
+
+  let pinned = null;
+  let passing = null;
+  let isWaiting = false;
+  const places = new Map(); // id -> points of the Pareto plot
+  const fixed = { pareto: pareto?.layout.shapes ?? [], map: map?.layout.shapes ?? [] };
+
+  for (const trace of pareto?.data ?? []) {
+    (trace.customdata ?? []).forEach((point, index) => {
+      const id = point.at(-1);
+      if (!places.has(id)) places.set(id, []);
+      places.get(id).push([trace.x[index], trace.y[index]]);
+    });
+  }
+
+  function paint() {
+    if (isWaiting) return;
+    isWaiting = true;
+    requestAnimationFrame(() => { isWaiting = false; light(); });
+  }
+
+  function light() {
+    const lit = passing ?? pinned;
+    for (const element of document.querySelectorAll("[data-id]")) {
+      element.classList.toggle("lit", element.dataset.id === lit);
+      element.classList.toggle("pinned", element.dataset.id === pinned);
+    }
+    const ink = getComputedStyle(document.body).color;
+    if (pareto) {
+      const rings = (places.get(lit) ?? []).map(([x, y]) => ({
+        type: "circle", xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: y,
+        x0: -11, x1: 11, y0: -11, y1: 11, line: { color: ink, width: 2.5 },
+      }));
+      Plotly.relayout(pareto, { shapes: [...fixed.pareto, ...rings] });
+    }
+    const row = map?.layout.meta.ids?.indexOf(lit) ?? -1;
+    if (map) {
+      const band = { type: "rect", xref: "x domain", yref: "y", x0: 0, x1: 1, y0: row - 0.5, y1: row + 0.5, line: { color: ink, width: 2.5 } };
+      Plotly.relayout(map, { shapes: row < 0 ? fixed.map : [...fixed.map, band] });
+    }
+  }
+
+  function pass(id) {
+    if (id === passing) return;
+    passing = id;
+    paint();
+  }
+
+  function pin(id) {
+    pinned = id === pinned ? null : id;
+    passing = null;
+    describe(pinned);
+    paint();
+  }
+
+  function describe(id) {
+    if (!panel) return;
+    const trial = data.rows.find((row) => row.id === id);
+    const judged = data.models[id];
+    const heading = document.createElement("h3");
+    const list = document.createElement("dl");
+    const add = (name, value) => {
+      const [term, definition] = [document.createElement("dt"), document.createElement("dd")];
+      term.textContent = name;
+      definition.textContent = value;
+      list.append(term, definition);
+    };
+    if (!trial && !judged) {
+      const hint = document.createElement("p");
+      hint.textContent = data.hint;
+      panel.replaceChildren(hint);
+      return;
+    }
+    heading.textContent = judged?.name ?? `without ${trial.dropped}`;
+    for (const [name, value] of judged?.facts ?? []) add(name, value);
+    if (trial) for (const column of data.columns) if (column.inPanel && trial[column.key] != null) add(column.title, show(trial, column));
+    panel.replaceChildren(heading, list);
+  }
+
+  const idOf = (event) => {
+    const [point] = event.points;
+    return point.data.type === "heatmap" ? map.layout.meta.ids?.[point.pointIndex[0]] ?? null : point.customdata?.at(-1) ?? null;
+  };
+  for (const figure of [pareto, map]) {
+    figure?.on("plotly_hover", (event) => pass(event.points[0].data.xaxis === "x2" ? null : idOf(event)));
+    figure?.on("plotly_unhover", () => pass(null));
+    figure?.on("plotly_click", (event) => {
+      const id = event.points[0].data.xaxis === "x2" ? null : idOf(event);
+      if (id !== null) pin(id);
+    });
+  }
+  const targetOf = (event) => event.target.closest?.("[data-id]") ?? null;
+  document.addEventListener("mouseover", (event) => { if (!targetOf(event)?.closest(".js-plotly-plot")) pass(targetOf(event)?.dataset.id ?? null); });
+  document.addEventListener("focusin", (event) => pass(targetOf(event)?.dataset.id ?? null));
+  document.addEventListener("click", (event) => {
+    const target = targetOf(event);
+    if (!target) return;
+    const goes = event.target.closest("[data-go]");
+    if (!(goes && pinned === target.dataset.id)) pin(target.dataset.id);
+    if (goes) find(goes.dataset.go).scrollIntoView({ behavior: "smooth" });
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+
+  // ---- all trials: sorted, filtered, a page at a time
+
+  const body = find("trials-body");
+  if (!body) { describe(null); return; }
+  const words = find("trials-find");
+  const depth = find("trials-depth");
+  const state = find("trials-state");
+  let sorted = { key: "ratio", down: false };
+  let page = 0;
+  let chosen = data.rows;
+
+  function show(row, column) {
+    const value = row[column.key];
+    if (value == null) return "–";
+    return typeof value === "number" && column.places != null
+      ? value.toLocaleString("en", { minimumFractionDigits: column.places, maximumFractionDigits: column.places })
+      : String(value);
+  }
+
+  function choose() {
+    const wanted = words.value.split(/[^0-9]+/).filter(Boolean).map(Number);
+    chosen = data.rows.filter((row) =>
+      wanted.every((layer) => row.layers.includes(layer))
+      && (!depth.value || row.layers.length === Number(depth.value))
+      && (!state.value || row.state === state.value));
+    const { key, down } = sorted;
+    chosen.sort((one, other) => {
+      const [a, b] = [one[key], other[key]];
+      if (a == null || b == null) return (a == null) - (b == null) || one.number - other.number;
+      const order = typeof a === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+      return (down ? -order : order) || one.number - other.number;
+    });
+    page = 0;
+    draw();
+  }
+
+  function draw() {
+    const pages = Math.max(1, Math.ceil(chosen.length / PAGE_ROWS));
+    const shown = chosen.slice(page * PAGE_ROWS, (page + 1) * PAGE_ROWS);
+    body.replaceChildren(...shown.map((row) => {
+      const line = document.createElement("tr");
+      line.dataset.id = row.id;
+      data.columns.forEach((column, index) => {
+        const cell = document.createElement(index ? "td" : "th");
+        const button = index ? null : document.createElement("button");
+        if (button) Object.assign(button, { type: "button", className: "row", textContent: show(row, column) });
+        cell.append(button ?? show(row, column));
+        if (column.isText) cell.className = "words";
+        line.append(cell);
+      });
+      return line;
+    }));
+    find("trials-count").textContent = `${chosen.length.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")} trials; page ${page + 1} of ${pages}`;
+    find("trials-before").disabled = page === 0;
+    find("trials-after").disabled = page + 1 >= pages;
+    for (const button of document.querySelectorAll("[data-sort]")) {
+      const isSorted = button.dataset.sort === sorted.key;
+      button.closest("th").setAttribute("aria-sort", isSorted ? (sorted.down ? "descending" : "ascending") : "none");
+    }
+    paint();
+  }
+
+  function download() {
+    const quote = (value) => (value == null ? "" : /[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
+    const lines = [data.columns.map((column) => quote(column.title)), ...chosen.map((row) => data.columns.map((column) => quote(row[column.key])))];
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([lines.map((line) => line.join(",")).join("\r\n") + "\r\n"], { type: "text/csv" }));
+    link.download = data.file;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
+  for (const control of [words, depth, state]) control.addEventListener("input", choose);
+  for (const button of document.querySelectorAll("[data-sort]")) {
+    button.addEventListener("click", () => {
+      sorted = { key: button.dataset.sort, down: sorted.key === button.dataset.sort && !sorted.down };
+      choose();
+    });
+  }
+  const turn = (step) => { page += step; draw(); };
+  find("trials-before").addEventListener("click", () => turn(-1));
+  find("trials-after").addEventListener("click", () => turn(1));
+  find("trials-download").addEventListener("click", download);
+  describe(null);
+  choose();
+})();
