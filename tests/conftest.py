@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,3 +96,11 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "notes.txt"
     path.write_text("\n\n".join(paragraphs))
     return path
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    """Where Chromium is; pages are tested in a real browser, and without one these tests fail."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert found, "no Chromium here; install the distribution's package (Debian: apt-get install chromium)"
+    return found

@@ -1,6 +1,6 @@
 """How the frontier grew while a study ran: the hypervolume of two objectives, trial by trial."""
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from seed.findings import Progress
@@ -46,7 +46,7 @@ def measure_progress(trials: Sequence[TrialRecord], *, rung: str) -> Progress | 
     steps: list[tuple[int, float]] = []
     for number, ratio, latency in scored:
         point = (ratio, latency.ratio)
-        place = bisect_left(front, point)
+        place = bisect_right(front, point)
         if any(other[1] <= point[1] for other in front[:place]) or not (ratio < reference[0] and latency.ratio < 1):
             continue
         front = [*front[:place], point, *(other for other in front[place:] if other[1] < point[1])]

@@ -6,13 +6,14 @@ import math
 import msgspec
 import numpy as np
 
-from seed.findings import Agreement, StudyRecord
+from seed.findings import Agreement, Equivalence, Progress, Sensitivity, StudyRecord
 from seed.records import (
     Candidate,
     CurvePoint,
     DenseResult,
     DistillResult,
     Environment,
+    Estimate,
     Evaluation,
     Frontier,
     FrontierMember,
@@ -229,7 +230,37 @@ def make_record() -> StudyRecord:
             discordant=1,
             verdict="Within depths, 2 of 3 pairs keep their order after distillation.",
         ),
+        equivalences=make_equivalences(frontier),
+        sensitivities=make_sensitivities(trials),
+        progress=Progress(reference=(1.3, 1.0), num_trials=178, steps=((0, 0.01), (5, 0.02), (40, 0.05))),
     )
+
+
+def make_equivalences(frontier: Frontier) -> tuple[Equivalence, ...]:
+    """Return what each runner-up, distilled, is to the best of its depth: worse, tied and better on test text."""
+    keys = [member.evaluation.candidate.key for member in frontier.members]
+    verdicts = (("higher", 0.012), ("cannot tell", 0.001), ("lower", -0.02))
+    return tuple(
+        Equivalence(
+            one=one, other=other, excess=Estimate(value=value, low=value - 0.005, high=value + 0.005), verdict=verdict
+        )
+        for other, one, (verdict, value) in zip(keys[::2], keys[1::2], verdicts, strict=True)
+    )
+
+
+def make_sensitivities(trials: tuple[TrialRecord, ...]) -> tuple[Sensitivity, ...]:
+    """Return what layers and pairs cost by two rungs, as the trials have it."""
+    found = []
+    for rung in ("none", RUNG):
+        ratios = {
+            trial.evaluation.candidate.dropped_layers: trial.evaluation.qualities[rung].ppl_ratio
+            for trial in trials
+            if trial.state == "COMPLETE"
+        }
+        pairs = tuple((*dropped, ratio) for dropped, ratio in ratios.items() if len(dropped) == 2)
+        singles = tuple(ratios.get((layer,)) for layer in range(NUM_LAYERS))
+        found.append(Sensitivity(rung=rung, base=1.0, singles=singles, pairs=pairs))
+    return tuple(found)
 
 
 def without_distilled(record: StudyRecord) -> StudyRecord:
@@ -237,4 +268,4 @@ def without_distilled(record: StudyRecord) -> StudyRecord:
     nothing = Agreement(
         rung=RUNG, concordant=0, discordant=0, verdict="Nothing was distilled, so the proxy stands unchecked."
     )
-    return msgspec.structs.replace(record, distilled=(), agreement=nothing)
+    return msgspec.structs.replace(record, distilled=(), agreement=nothing, equivalences=())

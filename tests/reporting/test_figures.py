@@ -9,7 +9,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 import pytest
 
 from seed.findings import StudyRecord
-from seed.records import Frontier, Latency
+from seed.records import Frontier, Latency, TrialRecord
 from seed.reporting import figures, wording
 from seed.reporting.readings import choose_best_distilled, count_drops
 
@@ -27,11 +27,23 @@ def keep_trials(record: StudyRecord, *numbers: int) -> StudyRecord:
     return msgspec.structs.replace(record, trials=tuple(t for t in record.trials if t.number in numbers))
 
 
-def test_pareto_shows_every_complete_trial_and_no_other(record: StudyRecord) -> None:
-    trace = find_trace(figures.draw_pareto(record), "scored candidates")
-    complete = [trial for trial in record.trials if trial.state == "COMPLETE"]
-    assert len(record.trials) == len(complete) + 2
-    assert len(trace.x) == len(trace.y) == len(complete) == 178
+def list_small(record: StudyRecord) -> list[TrialRecord]:
+    """Return the complete trials that are not on the frontier, which draws them larger."""
+    members = {member.trial_number for member in record.frontier.members}
+    return [trial for trial in record.trials if trial.state == "COMPLETE" and trial.number not in members]
+
+
+def test_pareto_shows_every_complete_trial_once_and_no_other(record: StudyRecord) -> None:
+    figure = figures.draw_pareto(record)
+    trace, complete = find_trace(figure, "scored candidates"), list_small(record)
+    assert len(record.trials) == len(complete) + 6 + 2
+    assert len(trace.x) == len(trace.y) == len(complete) == 172
+    links = [
+        row[-1]
+        for name in ("scored candidates", "frontier by the proxy", "runners-up")
+        for row in find_trace(figure, name).customdata
+    ]
+    assert len(links) == len(set(links)) == 178
     expected = [trial.evaluation.qualities[record.frontier.rung].ppl_ratio for trial in complete]
     assert list(trace.y) == pytest.approx(expected, abs=1e-4)
 
@@ -39,7 +51,7 @@ def test_pareto_shows_every_complete_trial_and_no_other(record: StudyRecord) -> 
 def test_pareto_spreads_trials_only_within_their_strip(record: StudyRecord) -> None:
     figure = figures.draw_pareto(record)
     trace = find_trace(figure, "scored candidates")
-    true = [trial.evaluation.latency.ratio for trial in record.trials if trial.state == "COMPLETE"]
+    true = [trial.evaluation.latency.ratio for trial in list_small(record)]
     moved = [abs(shown - ratio) for shown, ratio in zip(trace.x, true, strict=True)]
     gap = 0.89 / factory.NUM_LAYERS
     assert 0 < max(moved) <= 0.3 * gap
@@ -85,13 +97,28 @@ def test_pareto_keeps_outliers_from_squeezing_the_frontier(record: StudyRecord) 
 def test_pareto_draws_the_limit_where_there_is_one(record: StudyRecord) -> None:
     plan = msgspec.structs.replace(record.plan, max_ppl_ratio=1.07)
     figure = figures.draw_pareto(msgspec.structs.replace(record, plan=plan))
-    assert [shape.y0 for shape in figure.layout.shapes] == [1.07]
-    assert not figures.draw_pareto(record).layout.shapes
+    levels = [1.02, 1.05, 1.1]
+    assert [shape.y0 for shape in figure.layout.shapes] == [1.07, *levels]
+    assert [shape.y0 for shape in figures.draw_pareto(record).layout.shapes] == levels
+
+
+def test_pareto_joins_what_no_other_model_beats(record: StudyRecord) -> None:
+    *others, last = record.distilled
+    beaten = msgspec.structs.replace(last, test=factory.make_quality(1.4), latency=factory.make_latency(11))
+    record = msgspec.structs.replace(record, distilled=(*others, beaten))
+    front = find_trace(figures.draw_pareto(record), "frontier, distilled")
+    points = {(r.latency.ratio, r.test.ppl_ratio) for r in record.distilled} | {(1.0, 1.0)}
+    joined = set(zip(front.x, front.y, strict=True))
+    assert (1.0, 1.0) in joined
+    assert joined < points
+    for x, y in points - joined:
+        assert any(a <= x and b <= y for a, b in joined)
+    assert list(front.y) == sorted(front.y, reverse=True)
 
 
 def test_pareto_labels_each_depth(record: StudyRecord) -> None:
     texts = [annotation.text for annotation in figures.draw_pareto(record).layout.annotations]
-    assert texts == [wording.name_drop(depth) for depth in (1, 2, 3)]
+    assert texts == ["+2 %", "+5 %", "+10 %", *(wording.name_drop(depth) for depth in (1, 2, 3))]
 
 
 def test_layer_map_marks_the_dropped_layers_of_each_member(record: StudyRecord) -> None:

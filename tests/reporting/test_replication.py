@@ -37,9 +37,8 @@ def replicate(result: DistillResult, ratios: list[float]) -> DistillResult:
     return msgspec.structs.replace(result, replicas=replicas)
 
 
-@pytest.fixture
-def record() -> StudyRecord:
-    """A study whose first two models were distilled three times, and one width."""
+def make_replicated() -> StudyRecord:
+    """Return a study whose first two models were distilled three times, and one width."""
     plain = make_record()
     dense = msgspec.structs.replace(plain.dense, test_sums=DENSE, test_counts=COUNTS)
     first, second, *rest = plain.distilled
@@ -58,6 +57,12 @@ def record() -> StudyRecord:
     )
 
 
+@pytest.fixture
+def record() -> StudyRecord:
+    """The study with replicas."""
+    return make_replicated()
+
+
 def test_a_ratio_is_the_mean_of_replicas_with_its_interval(record: StudyRecord) -> None:
     first, third = record.distilled[0], record.distilled[2]
     replication = record.replications[first.key]
@@ -67,7 +72,7 @@ def test_a_ratio_is_the_mean_of_replicas_with_its_interval(record: StudyRecord) 
     assert said.endswith("], mean of 3")
     assert "±" in say_ratio(third, record.replications.get(third.key))  # distilled once: its standard error
     page = render_page(record, command="x")
-    assert page.count(said) == 1  # in the answer
+    assert page.count(said) == 2  # in the answer, and where the model is chosen
     assert any(
         say_ratio(first, replication, places=4) in row
         for row in distilled_table(record.distilled, record.dense, record.replications)[1]

@@ -1,0 +1,62 @@
+"""Sensitivities are the sweep's own scores, by rung; staged searches count from what was gone before."""
+
+import math
+
+import pytest
+
+from seed.optimize.sensitivity import read_sensitivities
+from seed.records import SearchSpace, SweepRow
+
+SPACE = SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=1, max_dropped=2)
+DENSE = SweepRow(key="dense", rung="dense", sums=[10.0, 20.0], counts=[5, 5])
+
+
+def row(key: str, rung: str, ratio: float) -> SweepRow:
+    """A line of the sweep at a PPL ratio."""
+    return SweepRow(key=key, rung=rung, sums=[10.0 + 10 * math.log(ratio), 20.0])
+
+
+def test_singles_and_pairs_are_told_by_rung() -> None:
+    rows = [
+        DENSE,
+        row("drop-1", "closed_form", 1.1),
+        row("drop-1", "none", 1.5),
+        row("drop-3", "none", 1.2),
+        row("drop-1-3", "closed_form", 1.4),
+        row("drop-0-1-3", "closed_form", 2.0),
+        row("drop-2", "short_distillation", 1.01),
+    ]
+    raw, closed, short = read_sensitivities(rows, SPACE)
+    assert (raw.rung, closed.rung, short.rung) == ("none", "closed_form", "short_distillation")
+    assert raw.singles == (None, pytest.approx(1.5), None, pytest.approx(1.2))
+    assert closed.singles == (None, pytest.approx(1.1), None, None)
+    assert closed.pairs == ((1, 3, pytest.approx(1.4)),)
+    assert raw.base == closed.base == 1.0
+
+
+def test_layers_that_were_gone_before_do_not_count() -> None:
+    space = SearchSpace(num_layers=4, droppable_layers=(0, 2, 3), min_dropped=2, max_dropped=3, gone_layers=(1,))
+    rows = [
+        DENSE,
+        row("drop-1", "none", 1.1),
+        row("drop-0-1", "none", 1.3),
+        row("drop-1-2-3", "none", 1.6),
+        row("drop-2", "none", 9.0),
+    ]
+    [found] = read_sensitivities(rows, space)
+    assert found.base == pytest.approx(1.1)
+    assert found.singles == (pytest.approx(1.3), None, None, None)
+    assert found.pairs == ((2, 3, pytest.approx(1.6)),)
+
+
+def test_scores_that_are_no_numbers_and_sweeps_without_singles_are_left_out() -> None:
+    broken = SweepRow(key="drop-1", rung="none", sums=[None, None])
+    assert read_sensitivities([DENSE, broken, row("drop-1-2", "none", 1.2)], SPACE) == ()
+    assert read_sensitivities([row("drop-1", "none", 1.2)], SPACE) == ()
+    assert read_sensitivities([], SPACE) == ()
+
+
+def test_a_broken_model_has_a_number_that_json_takes() -> None:
+    [found] = read_sensitivities([DENSE, SweepRow(key="drop-0", rung="none", sums=[1e9, 1e9])], SPACE)
+    assert found.singles[0] is not None
+    assert math.isfinite(found.singles[0])

@@ -1,0 +1,107 @@
+"""The answer: which model to ship within each margin, how sure that is, and who is as good."""
+
+import msgspec
+import pytest
+
+from seed.findings import StudyRecord
+from seed.records import DistillResult
+from seed.reporting.answers import (
+    list_contenders,
+    recommend,
+    say_baseline,
+    say_certainty,
+    say_contender,
+    say_introduction,
+    say_neighbour,
+    say_recommendation,
+)
+
+from . import factory
+
+
+def place(result: DistillResult, *, ratio: float, error: float = 0.001, kept: int | None = None) -> DistillResult:
+    """The same model with another PPL ratio on test text, and perhaps another latency."""
+    quality = factory.make_quality(ratio, error=error)
+    latency = result.latency if kept is None else factory.make_latency(kept)
+    return msgspec.structs.replace(result, test=quality, latency=latency)
+
+
+@pytest.fixture
+def three(record: StudyRecord) -> StudyRecord:
+    """One model a depth, 1.012, 1.045 and 1.3."""
+    ratios = (1.012, 1.045, 1.3)
+    models = [place(record.distilled[2 * i], ratio=ratio, kept=11 - i) for i, ratio in enumerate(ratios)]
+    return msgspec.structs.replace(record, distilled=tuple(models), equivalences=())
+
+
+def test_the_fastest_that_keeps_the_margin_is_recommended(three: StudyRecord) -> None:
+    two, five, ten = recommend(three)
+    assert [one.margin for one in (two, five, ten)] == [2, 5, 10]
+    assert two.contender is not None
+    assert two.contender.key == three.distilled[0].key
+    assert five.contender == ten.contender
+    assert five.contender is not None
+    assert five.contender.key == three.distilled[1].key
+    assert two.is_sure
+    assert five.is_sure
+
+
+def test_an_interval_that_reaches_beyond_the_margin_is_not_sure(three: StudyRecord) -> None:
+    vague = place(three.distilled[0], ratio=1.019, error=0.002)
+    [found] = recommend(msgspec.structs.replace(three, distilled=(vague,)), margins=[2])
+    assert not found.is_sure
+    assert say_certainty(found) == "may lie beyond: 95\u00a0% interval 1.015 to 1.023"
+    assert say_certainty(found, names_margin=True).startswith("may lie beyond 2\u00a0%: ")
+    assert "1.023" in say_recommendation(found, three)
+
+
+def test_where_none_keeps_the_margin_the_nearest_is_named(three: StudyRecord) -> None:
+    far = msgspec.structs.replace(three, distilled=three.distilled[2:])
+    found = recommend(far)
+    assert [one.contender for one in found] == [None, None, None]
+    said = say_recommendation(found[0], far)
+    assert said.startswith("Within 2\u00a0% PPL: none; the nearest is 9 of 12 layers")
+    assert "1.300 ± 0.001" in said
+
+
+def test_contenders_are_chosen_on_validation_text(record: StudyRecord) -> None:
+    first, second = record.distilled[:2]
+    better = msgspec.structs.replace(second, validation=factory.make_quality(0.99))
+    found = list_contenders(msgspec.structs.replace(record, distilled=(first, better), equivalences=()))
+    assert [one.key for one in found] == [second.key]
+    assert first.test.ppl_ratio < second.test.ppl_ratio
+
+
+def test_neighbours_are_said_with_their_intervals(record: StudyRecord) -> None:
+    names = [", ".join(map(str, result.candidate.dropped_layers)) for result in record.distilled[1::2]]
+    assert [say_neighbour(found, record) for found in record.equivalences] == [
+        f"better than the one without {names[0]} (its PPL: +1.2 [+0.7, +1.7]\u00a0%)",
+        f"tied with the one without {names[1]} (its PPL: +0.1 [-0.4, +0.6]\u00a0%)",
+        f"worse than the one without {names[2]} (its PPL: -2.0 [-2.5, -1.5]\u00a0%)",
+    ]
+    sentences = [say_contender(one, record) for one in list_contenders(record)]
+    for sentence, found in zip(sentences, record.equivalences, strict=True):
+        assert sentence.endswith(f", {say_neighbour(found, record)}.")
+
+
+def test_without_distillation_the_proxy_answers(undistilled: StudyRecord) -> None:
+    assert "Nothing was distilled" in say_introduction(undistilled)
+    contenders = list_contenders(undistilled)
+    assert [len(one.candidate.dropped_layers) for one in contenders] == [1, 2, 3]
+    assert not any(one.is_distilled for one in contenders)
+    assert all("validation PPL ratio" in say_contender(one, undistilled) for one in contenders)
+
+
+def test_replicas_answer_with_their_mean_and_interval() -> None:
+    from .test_replication import make_replicated
+
+    record = make_replicated()
+    contender = list_contenders(record)[0]
+    assert contender.ppl_ratio == record.replications[contender.key].ppl_ratio
+    assert "mean of 3" in say_contender(contender, record)
+
+
+def test_uniform_width_is_set_beside(record: StudyRecord) -> None:
+    said = say_baseline(record.distilled[0], record)
+    assert said.startswith("For comparison, all layers cut evenly in width: ")
+    assert f"{record.distilled[0].test.ppl_ratio:.3f}" in said
