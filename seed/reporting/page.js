@@ -115,7 +115,7 @@
     if (!target) return;
     const goes = event.target.closest("[data-go]");
     if (!(goes && pinned === target.dataset.id)) pin(target.dataset.id);
-    if (goes) find(goes.dataset.go).scrollIntoView({ behavior: "smooth" });
+    if (goes) find(goes.dataset.go).scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
 

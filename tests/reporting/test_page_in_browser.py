@@ -299,7 +299,9 @@ def test_thousands_of_trials_open_at_once(browser: Browser, record: StudyRecord,
     assert path.stat().st_size < 6_000_000
     context = browser.new_context(viewport=DESKTOP, offline=True)
     fastest = math.inf
-    for _ in range(3):  # other work on the machine may hold one of them up
+    for _ in range(5):  # other work on the machine may hold one of them up
+        if fastest < OPENING_SECONDS:
+            break
         began = time.monotonic()
         visit = Visit(context, path)
         fastest = min(fastest, time.monotonic() - began)
