@@ -90,11 +90,14 @@ def say_contender(contender: Contender, record: StudyRecord) -> str:
     return f"{name_contender(contender)}: {', '.join(parts)}."
 
 
-def say_baseline(result: DistillResult, record: StudyRecord) -> str:
-    """Return what became of the same size by cutting all layers evenly in width."""
-    size = describe_size(result.size.num_params, dense_num_params=record.dense.size.num_params)
-    quality = f"test PPL ratio {say_ratio(result, record.replications.get(result.key))}"
-    return f"For comparison, all layers cut evenly in width: {size}, {describe_speed(result.latency)}, {quality}."
+def say_baselines(record: StudyRecord) -> str:
+    """Return what became of the same sizes by cutting all layers evenly in width; nothing where that was not tried."""
+    told = []
+    for result in record.baselines:
+        size = describe_size(result.size.num_params, dense_num_params=record.dense.size.num_params)
+        ratio = say_ratio(result, record.replications.get(result.key))
+        told.append(f"{size}, {describe_speed(result.latency)}, test PPL ratio {ratio}")
+    return f"For comparison, all layers kept and cut evenly in width: {'; '.join(told)}." if told else ""
 
 
 def name_contender(contender: Contender) -> str:
@@ -128,16 +131,20 @@ def say_recommendation(found: Recommendation, record: StudyRecord) -> str:
     """Return which model to ship within a margin, and how sure that is."""
     limit = f"{found.margin}\u00a0%"
     if found.contender is None:
-        nearest = min(
-            (one for one in list_contenders(record) if one.ppl_ratio.value is not None),
-            key=lambda one: one.ppl_ratio.value or 0,
-            default=None,
-        )
-        known = f"; the nearest is {name_contender(nearest)}, {say_quality(nearest)}" if nearest else ""
-        return f"Within {limit} PPL: none{known}."
+        nearest = say_nearest(record)
+        return f"Within {limit} PPL: none{f'; {nearest}' if nearest else ''}."
     sure = say_certainty(found)
     chosen = found.contender
     return f"Fastest within {limit} PPL: {name_contender(chosen)}, {describe_speed(chosen.latency)}, {say_quality(chosen)}; {sure}."
+
+
+def say_nearest(record: StudyRecord) -> str:
+    """Return which contender loses the least, where none keeps a margin; nothing where there is none."""
+    known = [(one.ppl_ratio.value, one) for one in list_contenders(record) if one.ppl_ratio.value is not None]
+    if not known:
+        return ""
+    _, nearest = min(known, key=lambda pair: pair[0])
+    return f"the nearest is {name_contender(nearest)}, {say_quality(nearest)}"
 
 
 def say_certainty(found: Recommendation, *, names_margin: bool = False) -> str:

@@ -138,6 +138,14 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     ]
     pad = 0.04 * (top - low)
     figure.update_yaxes(range=[low - pad, top + pad])
+    # By the points alone: one interval that noise made wide would press all of them together.
+    ratios = [
+        1.0,
+        *(evaluation.latency.ratio for evaluation, _ in [*trials, *best, *others]),
+        *(r.latency.ratio for r in judged),
+    ]
+    room = 0.08 * (max(ratios) - min(ratios)) + half
+    figure.update_xaxes(range=[min(ratios) - room, max(ratios) + room])
     return finish_figure(
         figure,
         title="Perplexity against latency",

@@ -15,10 +15,11 @@ from seed.reporting.answers import (
     list_contenders,
     name_contender,
     recommend,
-    say_baseline,
+    say_baselines,
     say_certainty,
     say_contender,
     say_introduction,
+    say_nearest,
     say_neighbour,
 )
 from seed.reporting.document import (
@@ -123,9 +124,8 @@ def render_answer(record: StudyRecord) -> str:
     if not contenders:
         return render_section("answer", "The answer", f"<p>{escape(say_introduction(record))}</p>")
     cards = "\n".join(render_card(group, record=record) for group in group_recommendations(recommend(record)))
-    said = [render_contender(one, record=record) for one in contenders]
-    said += [escape(say_baseline(result, record)) for result in record.baselines]
-    listed = "\n".join(f"<li>{one}</li>" for one in said)
+    listed = "\n".join(f"<li>{render_contender(one, record=record)}</li>" for one in contenders)
+    beside = say_baselines(record)
     latency = record.dense.latency
     note = (
         "PPL ratio: perplexity divided by the dense model's on the same tokens; ± is one standard error, clustered by document; "
@@ -134,7 +134,8 @@ def render_answer(record: StudyRecord) -> str:
     )
     body = (
         f'<div class="cards">\n{cards}\n</div>\n<p>{escape(say_introduction(record))}</p>\n'
-        f'<ul class="answers">\n{listed}\n</ul>\n<p class="note">{escape(note)}</p>'
+        f'<ul class="answers">\n{listed}\n</ul>\n{f"<p>{escape(beside)}</p>" if beside else ""}\n'
+        f'<p class="note">{escape(note)}</p>'
     )
     return render_section("answer", "Which model to ship", body)
 
@@ -156,8 +157,7 @@ def render_card(group: list[Recommendation], *, record: StudyRecord) -> str:
     head = f'<p class="margin">Fastest within <strong>{margins}</strong> PPL</p>'
     chosen = group[0].contender
     if chosen is None:
-        reached = "distilled model" if record.distilled else "candidate"
-        return f'<div class="card none">{head}<p class="pick">none</p><p>No {reached} stays within.</p></div>'
+        return f'<div class="card none">{head}<p class="pick">none</p><p>{escape(say_nearest(record))}</p></div>'
     size = describe_size(chosen.size.num_params, dense_num_params=record.dense.size.num_params)
     certainty = "".join(
         f'<p class="certainty {"sure" if one.is_sure else "unsure"}">'

@@ -87,6 +87,7 @@ def draw_sensitivity(record: StudyRecord) -> go.Figure:
         "dearer together than apart, so they should not both go; blue pairs are cheaper."
         if has_pairs
         else "",
+        "Pairs that were not scored are blank." if has_pairs and np.isnan(interactions).sum() > num_layers else "",
     ]
     figure = finish_figure(
         figure, title="What each layer costs", caption=" ".join(filter(None, sentences)), x_title="", y_title=""

@@ -8,7 +8,7 @@ from seed.records import DistillResult
 from seed.reporting.answers import (
     list_contenders,
     recommend,
-    say_baseline,
+    say_baselines,
     say_certainty,
     say_contender,
     say_introduction,
@@ -102,6 +102,8 @@ def test_replicas_answer_with_their_mean_and_interval() -> None:
 
 
 def test_uniform_width_is_set_beside(record: StudyRecord) -> None:
-    said = say_baseline(record.distilled[0], record)
-    assert said.startswith("For comparison, all layers cut evenly in width: ")
-    assert f"{record.distilled[0].test.ppl_ratio:.3f}" in said
+    assert say_baselines(record) == ""
+    said = say_baselines(msgspec.structs.replace(record, baselines=record.distilled[:2]))
+    assert said.startswith("For comparison, all layers kept and cut evenly in width: ")
+    for result in record.distilled[:2]:
+        assert f"test PPL ratio {result.test.ppl_ratio:.3f}" in said
