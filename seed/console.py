@@ -1,25 +1,29 @@
 """What the terminal shows: sentences, tables, and progress with remaining time.
 
-Rich bars on a terminal; elsewhere (logs, CI, NO_COLOR pipes) a plain line now and then. No numbers are
+A live bar where somebody watches; elsewhere (logs, pipes, CI, a dumb terminal) a plain line now and then. No numbers are
 made here.
 """
 
 import contextlib
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from seed.errors import SeedError
 from seed.folder import explain_resource_errors
 
 PLAIN_SECONDS = 10.0
+BEFORE_SECONDS = 0.5  # what a stage has done by then was done before, and says nothing of its pace
+UNWATCHED_WIDTH = 160  # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log
 
 
 class Advance(Protocol):
@@ -29,15 +33,29 @@ class Advance(Protocol):
 
 
 class Terminal:
-    """Where a command writes. ``quiet`` writes nothing but errors."""
+    """Where a command writes. ``quiet`` writes nothing but errors; ``is_aside`` leaves standard output to a result line."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log
-        width = None if sys.stdout.isatty() else 160
-        self.console = Console(highlight=False, emoji=False, markup=False, quiet=quiet, width=width)
+    def __init__(self, *, quiet: bool = False, is_aside: bool = False) -> None:
+        stream = sys.stderr if is_aside else sys.stdout
+        self.is_watched = stream.isatty()
+        width = None if self.is_watched else UNWATCHED_WIDTH
+        self.console = Console(
+            stderr=is_aside,
+            highlight=False,
+            emoji=False,
+            markup=False,
+            quiet=quiet,
+            width=width,
+            force_terminal=self.is_watched,
+        )
 
-    def say(self, text: str = "") -> None:
-        """Print one line as it is."""
+    def say(self, text: str = "", *, is_whole: bool = False) -> None:
+        """Print a line; on a terminal it is wrapped between words, unless it ``is_whole``, as what people copy is."""
+        if self.is_watched and not is_whole:
+            margin = " " * (len(text) - len(text.lstrip()) + 2)
+            text = textwrap.fill(
+                text, self.width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+            )
         self.console.print(text, markup=False, soft_wrap=True)
 
     @property
@@ -59,40 +77,102 @@ class Terminal:
         self.console.print(table)
 
     @contextlib.contextmanager
-    def stage(self, name: str, *, total: float) -> Iterator[Advance]:
-        """Yield ``advance(amount, note)``; ends with one line that says how long the stage took."""
-        began = time.monotonic()
-        if self.console.is_terminal and not self.console.quiet:
-            columns = (
+    def stage(self, name: str, *, total: float, unit: str = "") -> Iterator[Advance]:
+        """Yield ``advance(amount, note)``; ends with one line that says how long the stage took.
+
+        Work is counted in ``unit``, such as candidates, or in per cent where it has no name.
+        """
+        pace = Pace(total)
+        if self.is_watched and not self.console.is_dumb_terminal and not self.console.quiet:
+            with NotedProgress(
                 TextColumn("{task.description:<12}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[done]}"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            with Progress(*columns, console=self.console, transient=True) as progress:
-                task = progress.add_task(name, total=total, note="")
+                RemainingColumn(),
+                console=self.console,
+                transient=True,
+            ) as progress:
+                task = progress.add_task(name, total=total, done=pace.say_done(unit), pace=pace)
 
                 def advance_bar(amount: float, note: str) -> None:
-                    progress.update(task, advance=amount, note=note)
+                    pace.add(amount)
+                    progress.note = note
+                    progress.update(task, advance=amount, done=pace.say_done(unit))
 
                 yield advance_bar
         else:
-            state = {"done": 0.0, "printed": began}
+            printed = time.monotonic()
 
             def advance(amount: float, note: str) -> None:
-                state["done"] += amount
-                now = time.monotonic()
-                if now - state["printed"] >= PLAIN_SECONDS and 0 < state["done"] < total:
-                    left = (now - began) / state["done"] * (total - state["done"])
-                    form = "g" if total < 100 else ",.0f"
-                    self.say(f"{name}: {state['done']:{form}} of {total:{form}}, {format_seconds(left)} left. {note}")
-                    state["printed"] = now
+                nonlocal printed
+                pace.add(amount)
+                if time.monotonic() - printed >= PLAIN_SECONDS and 0 < pace.done < total:
+                    left = pace.estimate_left()
+                    told = "" if left is None else f", {format_seconds(left)} left"
+                    self.say(f"{name}: {pace.say_done(unit)}{told}. {note}".rstrip())
+                    printed = time.monotonic()
 
             yield advance
-        self.say(f"{name}: done in {format_seconds(time.monotonic() - began)}")
+        self.say(f"{name}: done in {format_seconds(pace.elapsed())}")
+
+
+class Pace:
+    """How much of a stage is done, and how long the rest will take at the mean pace so far.
+
+    The mean, since work comes in bursts: candidates that share a prefix follow one another at once. What was finished
+    before, by an earlier run, is counted at the very beginning and makes no pace.
+    """
+
+    def __init__(self, total: float) -> None:
+        self.total = total
+        self.done = 0.0
+        self.before = 0.0
+        self.began = time.monotonic()
+        self.changed = self.began
+
+    def add(self, amount: float) -> None:
+        """Some more is done."""
+        self.done += amount
+        self.changed = time.monotonic()
+        if self.elapsed() < BEFORE_SECONDS:
+            self.before = self.done
+
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self.began
+
+    def estimate_left(self) -> float | None:
+        """Seconds that the rest will take, as seen at the last change; None before there is a pace."""
+        if self.done <= self.before:
+            return None
+        left = (self.changed - self.began) / (self.done - self.before) * (self.total - self.done)
+        return max(0.0, left - (time.monotonic() - self.changed))
+
+    def say_done(self, unit: str) -> str:
+        """Return ``61 of 298 candidates``, or ``20 %``."""
+        if unit:
+            return f"{self.done:,.0f} of {self.total:,.0f} {unit}"
+        return f"{100 * self.done / self.total if self.total else 100:.0f} %"
+
+
+class NotedProgress(Progress):
+    """A bar with a note in a line of its own, which a narrow terminal wraps instead of cutting it off."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(f"  {self.note}", style="dim")
+
+
+class RemainingColumn(ProgressColumn):
+    """The time that is left at the stage's mean pace."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["pace"].estimate_left()
+        return Text("" if left is None else f"{format_seconds(left)} left", style="progress.remaining")
 
 
 def format_seconds(seconds: float) -> str:

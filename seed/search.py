@@ -103,7 +103,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         plan = msgspec.structs.replace(plan, trusts_closed_form=not fault)
         folder.write_record(study.plan, plan)
         depths = space.max_dropped - space.min_dropped + 1
-        with terminal.stage("latency", total=depths) as advance:
+        with terminal.stage("latency", total=depths, unit="depths") as advance:
             table = latencies.measure_latencies(bench, space, on_structure=lambda structure: advance(1, structure))
         table = latencies.smooth_latencies(bench, table)
         bounded = latencies.bound_space(

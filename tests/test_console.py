@@ -112,12 +112,30 @@ def test_a_stage_prints_plain_lines_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
-    with Terminal().stage("search", total=4) as advance:
+    monkeypatch.setattr(console, "BEFORE_SECONDS", 0.0)
+    with Terminal().stage("search", total=4, unit="candidates") as advance:
         for done in range(1, 5):
             advance(1, f"best [{done}]")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [f"search: {done} of 4, 0 s left. best [{done}]" for done in (1, 2, 3)]
+    assert lines[:3] == [f"search: {done} of 4 candidates, 0 s left. best [{done}]" for done in (1, 2, 3)]
     assert lines[3:] == ["search: done in 0 s"]  # the last step needs no line of its own
+
+
+def test_what_was_finished_before_makes_no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    pace = console.Pace(100)
+    pace.add(60)
+    assert pace.estimate_left() is None
+    now = 110.0
+    pace.add(10)  # 10 in 10 s, 30 are left
+    assert pace.estimate_left() == pytest.approx(30)
+    now = 115.0
+    assert pace.estimate_left() == pytest.approx(25)
+    now = 500.0
+    assert pace.estimate_left() == 0
+    assert pace.say_done("candidates") == "70 of 100 candidates"
+    assert pace.say_done("") == "70 %"
 
 
 def test_a_short_stage_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,8 +151,8 @@ def test_fractions_of_work_add_up(capsys: pytest.CaptureFixture[str], monkeypatc
         advance(0.5, "a")
         advance(1.0, "b")
     assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "distill: 0.5 of 3",
-        "distill: 1.5 of 3",
+        "distill: 17 %. a",
+        "distill: 50 %. b",
         "distill: done in 0 s",
     ]
 

@@ -16,6 +16,7 @@ from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
 from seed.optimize.study import add_trials, read_trials, run_trials
 from seed.records import Candidate, Frontier, Latency, Quality, SearchPlan, SearchSpace, TrialRecord
+from seed.reporting.wording import name_drop
 from seed.scoring.latency import name_structure
 from seed.scoring.proxy import Proxy
 from seed.scoring.sweep import Sweep
@@ -84,7 +85,7 @@ def score_space(
         proxy.evaluate(candidate)
     skipped = 0
     best: dict[int, float] = {}
-    with terminal.stage("search", total=target - len(scored)) as advance:
+    with terminal.stage("search", total=target - len(scored), unit="candidates") as advance:
 
         def show(trial: TrialRecord) -> None:
             nonlocal skipped
@@ -148,7 +149,7 @@ def sweep_space(terminal: Terminal, sweep: Sweep, order: Sequence[Candidate]) ->
     """Score candidates by closed form, in the order given."""
     found: dict[Candidate, Quality] = {}
     best: dict[int, float] = {}
-    with terminal.stage("sweep", total=len(order)) as advance:
+    with terminal.stage("sweep", total=len(order), unit="candidates") as advance:
         for candidate in order:
             quality = found[candidate] = sweep.measure(candidate)
             dropped = len(candidate.dropped_layers)
@@ -158,8 +159,8 @@ def sweep_space(terminal: Terminal, sweep: Sweep, order: Sequence[Candidate]) ->
 
 
 def _say_best(best: dict[int, float]) -> str:
-    shown = ", ".join(f"-{count}: {ratio:.3f}" for count, ratio in sorted(best.items()))
-    return f"best PPL ratio by layers dropped {shown}"
+    shown = "  ".join(f"{name_drop(count)} {ratio:.3f}" for count, ratio in sorted(best.items()))
+    return f"best PPL ratio: {shown}" if shown else ""
 
 
 def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
