@@ -1,0 +1,43 @@
+"""The report's figures as Optuna Dashboard takes them: Plotly JSON by id. Small, since the dashboard asks for all of it every few seconds.
+
+Nothing is stored here.
+"""
+
+import math
+
+import msgspec
+import plotly.graph_objects as go
+
+from seed.findings import StudyRecord
+from seed.reporting import figures
+
+MOST_TRIALS = 1000  # in one figure: 80 bytes each; the dashboard's own plots show every one
+PREFIX = "seed-"
+
+
+def draw_board(record: StudyRecord) -> dict[str, str]:
+    """Return the figures that have something to show as Plotly JSON, by an id that stays the same from search to search."""
+    drawn = {
+        "1-pareto": figures.draw_pareto(thin_trials(record)),
+        "2-layers": figures.draw_layer_map(record),
+        "3-agreement": figures.draw_proxy_against_final(record),
+        "4-curves": figures.draw_learning_curves(record),
+        "5-latency": figures.draw_latency(thin_trials(record)),
+    }
+    return {f"{PREFIX}{name}": spell_figure(figure) for name, figure in drawn.items() if figure.data}
+
+
+def thin_trials(record: StudyRecord, *, most: int = MOST_TRIALS) -> StudyRecord:
+    """Return the record with some ``most`` of its trials, evenly spaced by number; those of the frontier and distilled ones stay."""
+    if len(record.trials) <= most:
+        return record
+    named = {member.trial_number for member in record.frontier.members}
+    named |= {result.trial_number for result in record.distilled if result.trial_number is not None}
+    step = math.ceil(len(record.trials) / most)
+    kept = tuple(trial for index, trial in enumerate(record.trials) if index % step == 0 or trial.number in named)
+    return msgspec.structs.replace(record, trials=kept)
+
+
+def spell_figure(figure: go.Figure) -> str:
+    """Return a figure as Plotly JSON."""
+    return str(figure.to_json())
