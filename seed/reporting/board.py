@@ -18,11 +18,11 @@ PREFIX = "seed-"
 def draw_board(record: StudyRecord) -> dict[str, str]:
     """Return the figures that have something to show as Plotly JSON, by an id that stays the same from search to search."""
     drawn = {
-        "1-pareto": figures.draw_pareto(thin_trials(record)),
-        "2-layers": figures.draw_layer_map(record),
-        "3-agreement": figures.draw_proxy_against_final(record),
-        "4-curves": figures.draw_learning_curves(record),
-        "5-latency": figures.draw_latency(thin_trials(record)),
+        "pareto": figures.draw_pareto(thin_trials(record)),
+        "layers": figures.draw_layer_map(record),
+        "agreement": figures.draw_proxy_against_final(record),
+        "curves": figures.draw_learning_curves(record),
+        "latency": figures.draw_latency(thin_trials(record)),
     }
     return {f"{PREFIX}{name}": spell_figure(figure) for name, figure in drawn.items() if figure.data}
 
@@ -39,5 +39,11 @@ def thin_trials(record: StudyRecord, *, most: int = MOST_TRIALS) -> StudyRecord:
 
 
 def spell_figure(figure: go.Figure) -> str:
-    """Return a figure as Plotly JSON."""
-    return str(figure.to_json())
+    """Return a figure as Plotly JSON, fitted to a card of half the dashboard's width: no caption, which would not fit."""
+    top = 64 if figure.layout.annotations else 48
+    fitted = go.Figure(figure).update_layout(
+        title={"text": f"<b>{figure.layout.title.text}</b>", "subtitle": {"text": ""}, "automargin": False, "y": 0.97},
+        margin={"t": top},
+        height=max(440, figure.layout.height or 0),
+    )
+    return str(fitted.to_json())

@@ -106,18 +106,19 @@ def list_frontier(record: StudyRecord) -> list[str]:
 
 def explain_trials(*, rung: str, workload: str | None) -> list[str]:
     """Return how to read the objectives and attributes of trials, as lines of Markdown."""
-    measured = f" of {escape_text(workload)}," if workload else ","
+    measured = f" ({escape_text(workload)})" if workload else ""
     return [
         "**What is shown.** Each trial is a set of layers that are kept. Of both objectives, less is better:",
         "",
         f"- {quote_code(f'PPL ratio ({spell_rung(rung)})')}: perplexity on validation text after "
         f"{escape_text(name_rung(rung))}, divided by the dense model's. Test text is in no trial.",
-        f"- `latency ratio`: median time{measured} divided by the dense model's.",
+        f"- `latency ratio`: median time{measured}, divided by the dense model's.",
         "",
         "A trial's attributes: `kept` and `dropped` name layers by their index in the original model, from 0; "
         "`num_params` counts what is left; `skipped` says why a PRUNED trial has no value. `keep_00`, `keep_01` and so on "
         "are 1 where the layer is kept, so that the importance of such a parameter is the importance of a layer. Trials of "
-        "the frontier have a note; where a model was exported, its card is among the trial's artifacts.",
+        "the frontier have a note; where a model was exported, its card is among the trial's artifacts. Below the dashboard's own "
+        "plots stand those of the report, which says how to read them.",
     ]
 
 
