@@ -54,7 +54,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     name = folder.name_study(settings.study or planning.name_default_study(settings.model))
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
-    from seed.stages import costs, judging, latencies, searching, shapes, workbench
+    from seed.stages import costs, gathering, judging, latencies, searching, shapes, workbench
 
     study = StudyFolder(settings.studies_dir / name)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
@@ -87,6 +87,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             fingerprint=plan.fingerprint,
         )
         folder.write_record(study.plan, plan)
+        gathering.announce_search(study, opened, plan, complain=terminal.say)
         folder.write_record(study.environment, workbench.describe_environment(bench))
         with terminal.stage("proofs", total=2) as advance:
             workbench.prove(bench)
@@ -128,6 +129,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             dense = judging.score_dense_for_user(bench, dense, settings.eval_command)
             advance(1, "")
         if settings.distill:
+            gathering.refresh_report(study, complain=terminal.say)  # to be looked at while models are distilled
             distill_frontier(
                 terminal, bench, sweep, plan, dense, frontier, rates=rates, eval_command=settings.eval_command
             )
@@ -222,7 +224,7 @@ def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
     from seed.reporting.summary import show_result
     from seed.stages.gathering import refresh_report
 
-    record = refresh_report(study)
+    record = refresh_report(study, complain=terminal.say)
     show_result(
         terminal, record, report=study.report, models=study.models, storage=record.plan.storage or str(study.journal)
     )

@@ -50,6 +50,7 @@ def test_the_readme_shows_the_commands_that_are_tested_here():
         "seed.distill",
         "seed.evaluate",
         "seed.report",
+        "seed.dashboard",
         "seed.fidelity",
         "seed.compare",
         "seed.claims",

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,7 @@ def run_trials(
             raise
         for name, value in describe_evaluation(evaluation).items():
             trial.set_user_attr(name, value)
+        study._storage.set_trial_system_attr(trial._trial_id, EVALUATION, spell_evaluation(evaluation))
         values = values_of(evaluation, rung=rung)
         study.tell(trial, values, state=None if values else TrialState.PRUNED)
         on_trial(_record(trial.number, evaluation, values))
@@ -261,6 +262,7 @@ def add_trials(
                 params=flags_of(space, candidate),
                 distributions=distributions,
                 user_attrs=describe_evaluation(evaluation),
+                system_attrs={EVALUATION: spell_evaluation(evaluation)},
             )
         )
         complete += bool(values)
@@ -275,13 +277,30 @@ def count_complete(study: optuna.Study, space: SearchSpace) -> int:
 
 
 def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    """A trial's user attributes: the evaluation, and what people look for in a dashboard's table."""
+    """A trial's user attributes, which Optuna Dashboard shows: few and short."""
+    candidate = evaluation.candidate
     known: dict[str, Any] = {
-        "dropped": ", ".join(evaluation.candidate.dropped_parts),
+        "kept": spell_layers(candidate.kept_layers),
+        "dropped": ", ".join(candidate.dropped_parts),
         "num_params": evaluation.size.num_params,
-        EVALUATION: json.dumps(msgspec.to_builtins(evaluation)),
     }
     return known | ({"skipped": evaluation.skipped_because} if evaluation.skipped_because else {})
+
+
+def spell_layers(layers: Sequence[int]) -> str:
+    """``0, 2-6, 8``: runs of three and more are joined."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def spell_evaluation(evaluation: Evaluation) -> str:
+    """The whole evaluation as JSON: a system attribute, since 2 kB in one line would push all else off the dashboard."""
+    return json.dumps(msgspec.to_builtins(evaluation))
 
 
 def values_of(evaluation: Evaluation, *, rung: str) -> list[float] | None:
@@ -299,15 +318,17 @@ def _record(number: int, evaluation: Evaluation, values: list[float] | None) -> 
 def read_trials(study: optuna.Study) -> tuple[TrialRecord, ...]:
     """Return the scored and skipped trials as records, in order."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    # studies of earlier versions hold the evaluation as a user attribute
+    stored = [(trial, trial.system_attrs.get(EVALUATION, trial.user_attrs.get(EVALUATION))) for trial in finished]
     try:
         return tuple(
             TrialRecord(
                 number=trial.number,
                 state=trial.state.name,
-                evaluation=msgspec.convert(json.loads(trial.user_attrs[EVALUATION]), Evaluation),
+                evaluation=msgspec.convert(json.loads(evaluation), Evaluation),
             )
-            for trial in finished
-            if EVALUATION in trial.user_attrs
+            for trial, evaluation in stored
+            if evaluation is not None
         )
     except (msgspec.DecodeError, ValueError) as error:
         raise StudyError(

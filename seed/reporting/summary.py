@@ -1,11 +1,13 @@
 """Results in the terminal: of a search, of a fidelity study, of a comparison of strategies."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from seed.console import Terminal
 from seed.evidence import Comparison, ComparisonSummary, FidelityStudy, FidelitySummary
 from seed.findings import Replication, StudyRecord
+from seed.folder import StudyFolder
 from seed.records import DenseResult, DistillResult, Latency
 from seed.reporting.comparison import format_cost, format_percent, format_ratio, list_depths, list_picks, say_answer
 from seed.reporting.fidelity import CEILING_NAME, say_verdict
@@ -62,7 +64,11 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
         for rival in record.gain.rivals:
             terminal.say(f"  {say_rival(rival, record.gain)}")
     terminal.say(f"report:    {report}")
-    terminal.say(f"dashboard: optuna-dashboard {storage}")
+    study = StudyFolder(report.parent)
+    terminal.say(f"dashboard: python -m seed.dashboard {shlex.quote(str(study.root))}")
+    terminal.say(
+        f"           optuna-dashboard {shlex.quote(storage)} --artifact-dir {shlex.quote(str(study.artifacts))}"
+    )
     terminal.say(f"proxy:     {record.agreement.verdict}")
 
 

@@ -189,6 +189,31 @@ def test_the_dashboard_finds_flags_names_and_objectives(tmp_path: Path) -> None:
     assert set(trial.params) == {"keep_01", "keep_03", "keep_06", "keep_09"}
     assert trial.user_attrs["dropped"] == ", ".join(map(str, candidate.dropped_layers))
     assert trial.user_attrs["num_params"] == evaluate(candidate).size.num_params
+    assert trial.user_attrs["kept"] == studies.spell_layers(candidate.kept_layers)
+    assert set(trial.user_attrs) == {"kept", "dropped", "num_params"}  # columns of a table
+
+
+def test_layers_are_spelled_for_people() -> None:
+    assert studies.spell_layers((0, 2, 3, 4, 5, 6, 8, 9)) == "0, 2-6, 8, 9"
+    assert studies.spell_layers((0, 1)) == "0, 1"
+    assert studies.spell_layers(()) == ""
+
+
+def test_trials_of_earlier_versions_are_read_too() -> None:
+    """They hold the evaluation as a user attribute, and no string of kept layers."""
+    new, old = in_memory(), in_memory()
+    add(new, trials=3)
+    for trial in new.trials:
+        old.add_trial(
+            optuna.trial.create_trial(
+                state=trial.state,
+                values=trial.values,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={"dropped": trial.user_attrs["dropped"], "evaluation": trial.system_attrs["evaluation"]},
+            )
+        )
+    assert studies.read_trials(old) == studies.read_trials(new) != ()
 
 
 # ---- scores that are no numbers
@@ -366,6 +391,7 @@ def test_added_trials_are_those_that_asking_would_make(tmp_path: Path) -> None:
         assert one.params == other.params
         assert one.distributions == other.distributions
         assert one.user_attrs == other.user_attrs
+        assert one.system_attrs["evaluation"] == other.system_attrs["evaluation"]
         assert one.state == other.state
 
 

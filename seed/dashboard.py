@@ -1,0 +1,138 @@
+"""Open a study in Optuna Dashboard: python -m seed.dashboard studies/demo
+
+Needs neither model nor text, and may run while a search does: the study is looked at, never locked or mended.
+Only this machine can reach it.
+"""
+
+import argparse
+import errno
+import os
+import sys
+import webbrowser
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from seed import folder
+from seed.console import Terminal, run_command
+from seed.errors import ResourceError, StudyError
+from seed.folder import StudyFolder
+from seed.records import SearchPlan
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+HOST = "127.0.0.1"
+PORT = 8080
+PORTS_TRIED = 20
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    """Answers several requests at once, and waits for none of them when it ends."""
+
+    daemon_threads = True
+
+
+class Handler(WSGIRequestHandler):
+    """Answers without a line in the terminal for each request."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        return
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line of ``python -m seed.dashboard``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seed.dashboard", description="Open a study in Optuna Dashboard, also while its search runs."
+    )
+    parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
+    parser.add_argument(
+        "--port", type=int, metavar="N", help=f"port on {HOST} (default: the first free one from {PORT})"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    return parser
+
+
+def main() -> None:
+    """Read the command line and serve the dashboard until Ctrl-C."""
+    args = make_parser().parse_args()
+    terminal = Terminal()
+    try:
+        study = find_study(args.study)
+        app, path = make_app(study)
+        with open_server(app, port=args.port, place=study.root) as server:
+            address = f"http://{HOST}:{server.server_port}{path}"
+            terminal.say(f"{study.root}: {address}")
+            terminal.say("Ctrl-C ends it; the study and its search are not touched.")
+            sys.stdout.flush()
+            if not args.no_browser and has_display():
+                webbrowser.open(address)
+            server.serve_forever()
+    except KeyboardInterrupt:
+        terminal.say()
+
+
+def find_study(path: Path) -> StudyFolder:
+    """Return the study's folder; of a search in stages, each stage is a study.
+
+    Raises:
+        StudyError: it is no study, or a search in stages.
+    """
+    study = StudyFolder(path)
+    if not study.plan.is_file() and (study.stages.is_file() or StudyFolder(path / "stage-1").plan.is_file()):
+        stages = sorted(str(plan.parent) for plan in path.glob("*/plan.json"))
+        raise StudyError(
+            f"{path}: a search in stages, of which each is a study of its own. Open one of them: {', '.join(stages)}."
+        )
+    return folder.open_existing(path)
+
+
+def make_app(study: StudyFolder) -> "tuple[WSGIApplication, str]":
+    """Return the dashboard over a study's storage and artifacts, and the path of the study's page in it.
+
+    Raises:
+        StudyError: the storage cannot be opened, or does not have the study.
+    """
+    import optuna_dashboard
+    from optuna.artifacts import FileSystemArtifactStore
+
+    from seed.optimize.viewing import find_study_id, view_storage
+
+    plan = folder.read_record(study.plan, SearchPlan)
+    storage = view_storage(plan.storage, journal=study.journal)
+    study_id = find_study_id(storage, plan.name)
+    app = optuna_dashboard.wsgi(storage, artifact_store=FileSystemArtifactStore(study.artifacts))
+    return app, f"/dashboard/studies/{study_id}"
+
+
+def open_server(app: "WSGIApplication", *, port: int | None, place: Path) -> WSGIServer:
+    """Return a server that listens on ``port`` of this machine alone, or on the first free one.
+
+    Raises:
+        ResourceError: the port is taken or not to be had.
+    """
+    asked = range(PORT, PORT + PORTS_TRIED) if port is None else [port]
+    for number in asked:
+        try:
+            return make_server(HOST, number, app, server_class=Server, handler_class=Handler)
+        except (OSError, OverflowError) as error:
+            if port is None and getattr(error, "errno", None) == errno.EADDRINUSE:
+                continue
+            raise ResourceError(
+                f"--port {number}: cannot listen there ({getattr(error, 'strerror', None) or error}). Wanted: a free port "
+                f"from 1024 to 65535. Leave --port out, which takes the first free one from {PORT}."
+            ) from error
+    raise ResourceError(
+        f"{place}: ports {PORT} to {PORT + PORTS_TRIED - 1} are all taken. Stop a dashboard that runs there, or name a "
+        "free port with --port N."
+    )
+
+
+def has_display() -> bool:
+    """Is there a screen that a browser could open on?"""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+if __name__ == "__main__":
+    run_command(main)
