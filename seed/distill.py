@@ -33,7 +33,8 @@ def distill_trial(
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
     from seed.stages import finals, schooling, workbench
-    from seed.stages.gathering import find_learning_rate, gather_record, refresh_report
+    from seed.stages.gathering import find_learning_rate, gather_record
+    from seed.stages.publishing import refresh_report
 
     with folder.lock(study):
         record = gather_record(study)
@@ -71,7 +72,7 @@ def distill_trial(
                 eval_command=eval_command,
                 on_work=advance,
             )
-        refresh_report(study)
+        refresh_report(study, complain=terminal.say)
     terminal.say(
         f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
         f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"

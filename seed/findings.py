@@ -119,3 +119,4 @@ class StudyRecord(Record, frozen=True, kw_only=True):
     equivalences: tuple[Equivalence, ...] = ()  # of those, within a depth
     sensitivities: tuple[Sensitivity, ...] = ()  # those without recovery first
     progress: Progress | None = None
+    is_running: bool = False  # the search goes on, and all this may change

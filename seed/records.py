@@ -8,6 +8,7 @@ always named by their index in the original model.
 import hashlib
 import itertools
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -345,6 +346,17 @@ def read_dropped(key: str) -> tuple[int, ...] | None:
         return None
     layers = tuple(map(int, parts))
     return layers if all(one < other for one, other in itertools.pairwise(layers)) else None
+
+
+def find_runs(layers: Sequence[int]) -> list[list[int]]:
+    """Return layers as runs of neighbours: 0, 2, 3, 4 as [0] and [2, 3, 4]."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return runs
 
 
 def hash_text(text: str) -> str:

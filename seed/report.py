@@ -25,12 +25,13 @@ def main() -> None:
         show_staged(Terminal(), found, root=path)
         return
     study = folder.open_existing(path)
-    from seed.stages.gathering import refresh_report
+    from seed.stages.publishing import refresh_report
 
+    terminal = Terminal()
     with folder.lock(study):
-        record = refresh_report(study)
+        record = refresh_report(study, complain=terminal.say)
     show_result(
-        Terminal(), record, report=study.report, models=study.models, storage=record.plan.storage or str(study.journal)
+        terminal, record, report=study.report, models=study.models, storage=record.plan.storage or str(study.journal)
     )
 
 

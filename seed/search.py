@@ -16,7 +16,7 @@ from seed.errors import ModelError, SeedError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.space import contains
-from seed.optimize.study import open_storage, open_study
+from seed.optimize.study import open_storage, open_study, read_trials
 from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, TrialRecord
 from seed.stages import planning
 from seed.stages.arguments import make_parser
@@ -54,7 +54,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     name = folder.name_study(settings.study or planning.name_default_study(settings.model))
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
-    from seed.stages import costs, gathering, judging, latencies, searching, shapes, workbench
+    from seed.stages import costs, judging, latencies, publishing, searching, shapes, workbench
 
     study = StudyFolder(settings.studies_dir / name)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
@@ -87,7 +87,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             fingerprint=plan.fingerprint,
         )
         folder.write_record(study.plan, plan)
-        gathering.announce_search(study, opened, plan, complain=terminal.say)
+        publishing.announce_search(study, opened, plan, complain=terminal.say)
         folder.write_record(study.environment, workbench.describe_environment(bench))
         with terminal.stage("proofs", total=2) as advance:
             workbench.prove(bench)
@@ -110,9 +110,23 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         bounded = latencies.bound_space(
             bench, instruments, table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
         )
+        reference = next(iter(table.values()))
+        with terminal.stage("dense", total=1) as advance:
+            dense = judging.judge_dense(bench, instruments, reference)
+            dense = judging.score_dense_for_user(bench, dense, settings.eval_command)
+            advance(1, "")
         sweep = Sweep(instruments, study.sweep)
-        records = searching.score_space(terminal, bench, sweep, opened, plan, settings, bounded, table)
+        live = publishing.LiveReport(
+            study,
+            opened,
+            select=lambda: select_members(bench, settings, bounded, read_trials(opened)),
+            complain=terminal.say,
+        )
+        records = searching.score_space(
+            terminal, bench, sweep, opened, plan, settings, bounded, table, on_trial=live.hear
+        )
         frontier = select_members(bench, settings, bounded, records)
+        folder.write_record(study.frontier, frontier)
         solver = searching.name_solver(plan, settings, bounded, frontier)
         terminal.say(
             f"scored {frontier.num_scored} of {bounded.size} candidates ({solver}); {len(frontier.members)} go on"
@@ -122,14 +136,8 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         with terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
             searching.score_singles(sweep, bounded)
             gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
-
-        reference = next(iter(table.values()))
-        with terminal.stage("dense", total=1) as advance:
-            dense = judging.judge_dense(bench, instruments, reference)
-            dense = judging.score_dense_for_user(bench, dense, settings.eval_command)
-            advance(1, "")
         if settings.distill:
-            gathering.refresh_report(study, complain=terminal.say)  # to be looked at while models are distilled
+            publishing.refresh_report(study, complain=terminal.say)  # to be looked at while models are distilled
             distill_frontier(
                 terminal, bench, sweep, plan, dense, frontier, rates=rates, eval_command=settings.eval_command
             )
@@ -142,7 +150,7 @@ def select_members(
     space: SearchSpace,
     records: tuple[TrialRecord, ...],
 ) -> Frontier:
-    """Choose what is worth distilling, and write it down."""
+    """Choose what is worth distilling of what is scored."""
     from seed.optimize.frontier import select_frontier
     from seed.stages.gathering import read_losses
 
@@ -155,9 +163,7 @@ def select_members(
         max_ppl_ratio=settings.max_ppl_ratio,
         max_latency_ratio=settings.max_latency_ratio,
     )
-    frontier = msgspec.structs.replace(found, space=space)
-    folder.write_record(bench.folder.frontier, frontier)
-    return frontier
+    return msgspec.structs.replace(found, space=space)
 
 
 def distill_frontier(
@@ -222,7 +228,7 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal) -> "StagedSea
 def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
     """Write the report and print what matters."""
     from seed.reporting.summary import show_result
-    from seed.stages.gathering import refresh_report
+    from seed.stages.publishing import refresh_report
 
     record = refresh_report(study, complain=terminal.say)
     show_result(

@@ -20,7 +20,6 @@ from seed import folder
 from tests.test_commands import environment, error_of, run_seed, search_words
 
 NAME = "<script>alert(1)</script>"
-CHROMIUM = "/usr/bin/chromium"
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +88,11 @@ def test_a_finished_study_is_shown_with_names_notes_figures_and_cards(place: Pat
     assert (study / "journal.log").read_bytes() == journal
 
 
-def test_in_a_browser_a_hostile_name_stays_text(place: Path) -> None:
+def test_in_a_browser_a_hostile_name_stays_text(place: Path, browser_path: str) -> None:
     from playwright.sync_api import sync_playwright
 
     with serve("studies/tiny", cwd=place) as (_, address), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page()
         alerts: list[str] = []
         page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
@@ -125,6 +124,13 @@ def test_beside_a_running_search_nothing_is_locked_mended_or_failed(place: Path,
             assert "The search is running" in found["note"]["body"]
             assert found["trials"][0]["state"] == "Complete"
             assert not [trial for trial in found["trials"] if trial["state"] == "Fail"]
+            while not (found := ask(address))["plotly_graph_objects"]:
+                assert search.poll() is None, "the search ended before its figures were there"
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            assert "The search goes on" in found["note"]["body"]
+            report = (place / "studies" / "running" / "report.html").read_text()
+            assert "the search goes on" in report
     finally:
         search.kill()
         search.communicate()

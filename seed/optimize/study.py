@@ -33,7 +33,7 @@ from seed.optimize.sampler import (
 )
 from seed.optimize.space import contains
 from seed.optimize.subset import TAKEN_STATES
-from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, hash_text
+from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, find_runs, hash_text
 
 EVALUATION = "evaluation"
 FINGERPRINT = "plan_fingerprint"
@@ -289,13 +289,7 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
 
 def spell_layers(layers: Sequence[int]) -> str:
     """``0, 2-6, 8``: runs of three and more are joined."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in find_runs(layers))
 
 
 def spell_evaluation(evaluation: Evaluation) -> str:

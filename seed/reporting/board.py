@@ -9,7 +9,7 @@ import msgspec
 import plotly.graph_objects as go
 
 from seed.findings import StudyRecord
-from seed.reporting import figures
+from seed.reporting import figures, search_figures
 
 MOST_TRIALS = 1000  # in one figure: 80 bytes each; the dashboard's own plots show every one
 PREFIX = "seed-"
@@ -20,6 +20,9 @@ def draw_board(record: StudyRecord) -> dict[str, str]:
     drawn = {
         "pareto": figures.draw_pareto(thin_trials(record)),
         "layers": figures.draw_layer_map(record),
+        "sensitivity": search_figures.draw_sensitivity(record),
+        "gain": search_figures.draw_gain(record),
+        "progress": search_figures.draw_progress(record),
         "agreement": figures.draw_proxy_against_final(record),
         "curves": figures.draw_learning_curves(record),
         "latency": figures.draw_latency(thin_trials(record)),

@@ -43,6 +43,7 @@ def write_study_note(record: StudyRecord, *, root: Path) -> str:
     picks = [f"- {escape_text(say_recommendation(found, record))}" for found in recommend(record) if answers]
     return _join(
         _write_title(record.plan),
+        ["**The search goes on**; this is what is known so far."] if record.is_running else [],
         [f"**The answer.** {escape_text(say_introduction(record))}", "", *answers],
         ["**Which one to ship?**", "", *picks] if picks else [],
         list_frontier(record),

@@ -111,10 +111,11 @@ def say_subject(record: StudyRecord) -> str:
     """Return what was searched, how much of it, and where, in a line."""
     model, dense = record.plan.identity.get("model"), record.dense
     named = f"{model}: " if isinstance(model, str) else ""
+    state = " · the search goes on, and all this may change" if record.is_running else ""
     return (
         f"{named}{record.space.num_layers} layers, {format_count(dense.size.num_params)} parameters, test PPL "
         f"{format_number(dense.test.perplexity, places=2)} · {record.frontier.num_scored:,} of {record.frontier.space_size:,} "
-        f"candidates scored, {len(record.distilled)} distilled · {dense.latency.device}"
+        f"candidates scored, {len(record.distilled)} distilled · {dense.latency.device}{state}"
     )
 
 

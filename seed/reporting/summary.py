@@ -63,11 +63,12 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
         terminal.say(f"what the search added: {say_solver(record.gain, record.frontier)}")
         for rival in record.gain.rivals:
             terminal.say(f"  {say_rival(rival, record.gain)}")
-    terminal.say(f"report:    {report}")
+    terminal.say(f"report:    {report}", is_whole=True)
     study = StudyFolder(report.parent)
-    terminal.say(f"dashboard: python -m seed.dashboard {shlex.quote(str(study.root))}")
+    terminal.say(f"dashboard: python -m seed.dashboard {shlex.quote(str(study.root))}", is_whole=True)
     terminal.say(
-        f"           optuna-dashboard {shlex.quote(storage)} --artifact-dir {shlex.quote(str(study.artifacts))}"
+        f"           optuna-dashboard {shlex.quote(storage)} --artifact-dir {shlex.quote(str(study.artifacts))}",
+        is_whole=True,
     )
     terminal.say(f"proxy:     {record.agreement.verdict}")
 

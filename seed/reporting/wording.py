@@ -11,6 +11,7 @@ from seed.records import (
     Estimate,
     Latency,
     Quality,
+    find_runs,
 )
 
 ABSENT = "\N{EN DASH}"
@@ -42,14 +43,8 @@ def name_drop(num_dropped: int) -> str:
 
 def list_layers(layers: Sequence[int]) -> str:
     """Return ``1, 5 to 7``, with a dash for "to": runs of three or more are joined. No layers: ``none``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
     parts: list[str] = []
-    for run in runs:
+    for run in find_runs(layers):
         parts += [f"{run[0]}\N{EN DASH}{run[-1]}"] if len(run) > 2 else [str(layer) for layer in run]
     return ", ".join(parts) or "none"
 

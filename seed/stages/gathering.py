@@ -1,32 +1,21 @@
-"""A study's folder as one record: everything a report shows, read back without model or text.
+"""A study's folder as one record: everything a report shows, read back without model or text."""
 
-The report and what Optuna Dashboard shows are refreshed from it here. No HTML, no notes and no figures are made here.
-"""
-
-import functools
-import sys
 from collections.abc import Callable
 
 import numpy as np
 from optuna import Study
 
 from seed import folder
-from seed.errors import ResourceError, StudyError
+from seed.errors import StudyError
 from seed.findings import SearchGain, StudyRecord
 from seed.folder import StudyFolder
-from seed.optimize.display import show_note, show_study
 from seed.optimize.frontier import measure_agreement
 from seed.optimize.progress import measure_progress
 from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.optimize.sensitivity import read_sensitivities
 from seed.optimize.study import open_storage, open_study, read_trials
 from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, SweepRow
-from seed.reporting.board import draw_board
-from seed.reporting.notes import write_opening_note, write_study_note, write_trial_notes
-from seed.reporting.page import write_page
 from seed.stages.planning import read_protocol
-
-print_error = functools.partial(print, file=sys.stderr)
 
 
 def open_searched(study: StudyFolder) -> Study:
@@ -43,15 +32,21 @@ def open_searched(study: StudyFolder) -> Study:
     return open_study(storage, name=plan.name, rung=rung, fingerprint=plan.fingerprint)
 
 
-def gather_record(study: StudyFolder, *, opened: Study | None = None) -> StudyRecord:
-    """Read a searched study; ``opened`` is its Optuna study where that is open already.
+def gather_record(study: StudyFolder, *, opened: Study | None = None, frontier: Frontier | None = None) -> StudyRecord:
+    """Read a searched study.
+
+    Args:
+        study: its folder.
+        opened: its Optuna study, where that is open already.
+        frontier: what stands for its frontier while the search still runs.
 
     Raises:
         StudyError: something that a search writes is missing or torn.
     """
     plan = folder.read_record(study.plan, SearchPlan)
     protocol = read_protocol(plan, place=study.root)
-    frontier = folder.read_record(study.frontier, Frontier)
+    is_running = frontier is not None
+    frontier = folder.read_record(study.frontier, Frontier) if frontier is None else frontier
     opened = open_searched(study) if opened is None else opened
     distilled, baselines = read_distilled(study), read_baselines(study)
     dense = folder.read_record(study.dense, DenseResult)
@@ -67,6 +62,7 @@ def gather_record(study: StudyFolder, *, opened: Study | None = None) -> StudyRe
         space=protocol.space,
         dense=dense,
         trials=trials,
+        is_running=is_running,
         frontier=frontier,
         distilled=distilled,
         agreement=measure_agreement(trials, distilled, rung=protocol.rung),
@@ -77,62 +73,6 @@ def gather_record(study: StudyFolder, *, opened: Study | None = None) -> StudyRe
         sensitivities=read_sensitivities(rows, protocol.space),
         progress=measure_progress(trials, rung=protocol.rung),
     )
-
-
-def refresh_report(study: StudyFolder, *, complain: Callable[[str], None] = print_error) -> StudyRecord:
-    """Gather the study, write its report, and the same into the study for Optuna Dashboard.
-
-    A storage that does not take what the dashboard shows costs no report: ``complain`` is told.
-
-    Raises:
-        StudyError: the study is not searched yet, or torn.
-    """
-    folder.read_record(
-        study.frontier, Frontier
-    )  # a study that is not searched yet is told so before its journal is touched
-    folder.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
-    opened = open_searched(study)
-    record = gather_record(study, opened=opened)
-    write_page(record, study.report, command=record.plan.command)
-    try:
-        publish_record(study, opened, record)
-    except (StudyError, ResourceError) as error:
-        complain(f"Optuna Dashboard: {error}")
-    return record
-
-
-def publish_record(study: StudyFolder, opened: Study, record: StudyRecord) -> int:
-    """Write notes, figures and exported models' cards into the Optuna study; return how many of them were new.
-
-    Raises:
-        StudyError: the storage does not take them.
-        ResourceError: the disk does not.
-    """
-    numbers = {trial.number for trial in record.trials}
-    cards = {
-        result.trial_number: study.model(result.key) / "README.md"
-        for result in record.distilled
-        if result.trial_number is not None and result.trial_number in numbers
-    }
-    return show_study(
-        opened,
-        note=write_study_note(record, root=study.root),
-        trial_notes={number: note for number, note in write_trial_notes(record).items() if number in numbers},
-        figures=draw_board(record),
-        cards={number: path.read_text(encoding="utf-8") for number, path in cards.items() if path.is_file()},
-        artifacts=study.artifacts,
-    )
-
-
-def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, complain: Callable[[str], None]) -> None:
-    """Say in Optuna Dashboard that a search has begun, where it has no answer from before."""
-    if study.frontier.exists():
-        return
-    rung = read_protocol(plan, place=study.root).rung
-    try:
-        show_note(opened, write_opening_note(plan, rung=rung, root=study.root))
-    except StudyError as error:
-        complain(f"Optuna Dashboard: {error}")
 
 
 def read_distilled(study: StudyFolder) -> tuple[DistillResult, ...]:

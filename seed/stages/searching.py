@@ -7,7 +7,7 @@ Optuna keeps of it ``optimize.study``'s.
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from optuna import Study
 
@@ -36,8 +36,13 @@ def score_space(
     settings: SearchSettings,
     space: SearchSpace,
     table: dict[str, Latency],
+    *,
+    on_trial: Callable[[], None],
 ) -> tuple[TrialRecord, ...]:
-    """Score candidates at the objective's rung until the budget is spent or the space is exhausted."""
+    """Score candidates at the objective's rung until the budget is spent or the space is exhausted.
+
+    ``on_trial`` hears of each as it is finished.
+    """
     rung = bench.protocol.rung
     before = [trial for trial in read_trials(study) if contains(space, trial.evaluation.candidate)]
     is_whole = plan.covers_space and rung == "closed_form"  # then a trial costs nothing beyond its share of the sweep
@@ -96,6 +101,7 @@ def score_space(
                 ratio = trial.evaluation.qualities[rung].ppl_ratio
                 best[dropped] = min(best.get(dropped, ratio), ratio)
             advance(int(trial.state == "COMPLETE"), _say_best(best))
+            on_trial()
 
         if order:
             add_trials(

@@ -64,9 +64,9 @@ def watch_search(**settings: Any) -> dict[str, float]:
     model, stage = Stopwatch(), Stopwatch()
     score_space = stage.watch(searching.score_space)
 
-    def score_anew(*args: Any) -> Any:
+    def score_anew(*args: Any, **more: Any) -> Any:
         model.restart()  # proofs and latencies came before
-        return score_space(*args)
+        return score_space(*args, **more)
 
     with (
         tempfile.TemporaryDirectory() as directory,

@@ -25,7 +25,9 @@ def search(
 ) -> tuple[Sweep, tuple[TrialRecord, ...]]:
     sweep, settings = open_sweep(bench), SearchSettings()
     plan = make_plan(bench, settings, trials=trials, covers_space=covers_space)
-    return sweep, score_space(QUIET, bench, sweep, open_trials(bench), plan, settings, space, make_table())
+    return sweep, score_space(
+        QUIET, bench, sweep, open_trials(bench), plan, settings, space, make_table(), on_trial=lambda: None
+    )
 
 
 def measure(bench: Workbench, sweep: Sweep, trials: tuple[TrialRecord, ...]) -> SearchGain:

@@ -50,7 +50,7 @@ class Search:
         plan = make_plan(self.bench, wanted, trials=trials, covers_space=covers_space)
         sweep = sweep or open_sweep(self.bench)
         table = make_table() if table is None else table
-        return score_space(terminal, self.bench, sweep, self.study, plan, wanted, space, table)
+        return score_space(terminal, self.bench, sweep, self.study, plan, wanted, space, table, on_trial=lambda: None)
 
 
 def keys_of(trials: tuple[TrialRecord, ...], *, state: str = "COMPLETE") -> list[str]:
