@@ -58,6 +58,10 @@ class Terminal:
             )
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def give(self, line: str) -> None:
+        """Print a command's result for scripts: the one line that goes to standard output."""
+        print(line, flush=True)
+
     @property
     def width(self) -> int:
         """Characters in a line."""

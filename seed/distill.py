@@ -9,7 +9,9 @@ from pathlib import Path
 from seed import folder
 from seed.console import Terminal, run_command
 from seed.errors import StudyError
-from seed.records import DenseResult, DistillResult
+from seed.findings import StudyRecord
+from seed.records import DenseResult
+from seed.reporting import result_line
 from seed.stages import options, planning
 
 
@@ -23,8 +25,8 @@ def distill_trial(
     replicas: int | None = None,
     eval_command: str | None = None,
     device: str | None = None,
-) -> DistillResult:
-    """Distill, export and judge the candidate of a trial, and return its record.
+) -> StudyRecord:
+    """Distill, export and judge the candidate of a trial, and return the study with it.
 
     Raises:
         SeedError: no such study or trial, or model or text changed since.
@@ -72,14 +74,14 @@ def distill_trial(
                 eval_command=eval_command,
                 on_work=advance,
             )
-        refresh_report(study, complain=terminal.say)
+        record = refresh_report(study, complain=terminal.say)
     terminal.say(
         f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
         f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"
     )
     terminal.say(f"model:  {study.model(result.candidate.key)}")
     terminal.say(f"report: {study.report}")
-    return result
+    return record
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -102,22 +104,26 @@ def make_parser() -> argparse.ArgumentParser:
         "--eval-command", metavar="CMD", help="your own judge: gets the model's directory, prints a number"
     )
     parser.add_argument("--device", help="default: as chosen for the search")
+    options.add_json(parser)
     return parser
 
 
 def main() -> None:
     """Read the command line and distill."""
     args = make_parser().parse_args()
-    distill_trial(
+    terminal = Terminal(is_aside=args.json)
+    record = distill_trial(
         args.study,
         trial=args.trial,
-        terminal=Terminal(),
+        terminal=terminal,
         distill_tokens=args.distill_tokens,
         learning_rate=args.learning_rate,
         replicas=args.replicas,
         eval_command=args.eval_command,
         device=args.device,
     )
+    if args.json:
+        terminal.give(result_line.spell_line(result_line.describe_study(record, root=args.study)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from seed.errors import ModelError
 from seed.folder import StudyFolder
 from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import Latency, Quality, SearchPlan, Size
+from seed.reporting import result_line
 from seed.reporting.wording import format_bytes
 from seed.stages import options, planning
 
@@ -170,6 +171,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--test-tokens", type=options.positive_int, metavar="N", help="use at most N tokens (default: all)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1")
+    options.add_json(parser)
     return parser
 
 
@@ -187,7 +189,13 @@ def main() -> None:
             test_tokens=args.test_tokens,
             device=args.device,
         )
-    show_judgement(Terminal(), found, beside_dense=study is not None)
+    terminal = Terminal(is_aside=args.json)
+    show_judgement(terminal, found, beside_dense=study is not None)
+    if args.json:
+        line = result_line.describe_evaluation(
+            args.model, test=found.test, latency=found.latency, size=found.size, is_beside=study is not None
+        )
+        terminal.give(result_line.spell_line(line))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from seed.folder import StudyFolder
 from seed.optimize.space import contains
 from seed.optimize.study import open_storage, open_study, read_trials
 from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, TrialRecord
+from seed.reporting import result_line
 from seed.stages import planning
 from seed.stages.arguments import make_parser
 from seed.stages.settings import SearchSettings
@@ -240,16 +241,27 @@ def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
 def main() -> None:
     """Read the command line and search, or say what a search would take."""
     words = vars(make_parser().parse_args())
-    is_dry = words.pop("dry_run", False)
+    is_dry, is_json = words.pop("dry_run", False), words.pop("json", False)
+    terminal = Terminal(is_aside=is_json)
     settings = SearchSettings(**words)
     if is_dry and (settings.stages or settings.start):
         raise SeedError("--dry-run: plans one search of an original model. Leave --stages and --start out.")
+    if is_dry and is_json:
+        raise SeedError("--json: a --dry-run has no result to give. Leave one of them out.")
     if is_dry:
-        rehearse(settings, Terminal())
+        rehearse(settings, terminal)
     elif settings.stages:
-        search_in_stages(settings, Terminal())
+        from seed.stages import relay
+
+        staged = search_in_stages(settings, terminal)
+        if is_json:
+            line = result_line.describe_stages(staged, root=relay.name_root(settings))
+            terminal.give(result_line.spell_line(line))
     else:
-        search(settings, Terminal())
+        record = search(settings, terminal)
+        if is_json:
+            root = settings.studies_dir / record.plan.name
+            terminal.give(result_line.spell_line(result_line.describe_study(record, root=root)))
 
 
 def rehearse(settings: SearchSettings, terminal: Terminal) -> None:

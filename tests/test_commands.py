@@ -93,6 +93,16 @@ def test_the_whole_pass_gives_checkpoints_that_plain_transformers_loads(make_che
     assert "candidates were scored before" in again.stdout
     assert again.stdout.split("dense model:")[1] == done.stdout.split("dense model:")[1]
 
+    words = search_words(make_checkpoint(family), text_file, "--study", "tiny", "--frontier-size=2", "--json")
+    aside = run_seed(*words, cwd=tmp_path)
+    [line] = aside.stdout.splitlines()
+    told = json.loads(line)
+    assert "continuing the study" in aside.stderr
+    assert {model["key"] for model in told["models"]} == {path.name for path in (study / "models").iterdir()}
+    assert (tmp_path / told["models"][0]["path"] / "config.json").is_file()
+    assert told["report"] == "studies/tiny/report.html"
+    assert {"2", "5", "10"} == told["fastest_within"].keys()
+
 
 PLAIN_PERPLEXITY = """
 import json, math, sys, torch, transformers

@@ -1,9 +1,14 @@
 """The terminal: sentences as they are, plain progress where nobody watches, and errors without tracebacks."""
 
+import contextlib
+import fcntl
 import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -226,3 +231,82 @@ def test_ctrl_c_ends_a_command_with_130() -> None:
     assert done.returncode == 130
     assert "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ---- on a real terminal
+
+SHOW = """
+import sys, time
+from seed import console
+from seed.console import Terminal, run_command
+def main():
+    terminal = Terminal()
+    terminal.say("plan: " + "word " * 30 + "end")
+    terminal.say("report: /" + "long/" * 30, is_whole=True)
+    with terminal.stage("search", total=40, unit="candidates") as advance:
+        for done in range(4):
+            time.sleep(0.25)
+            advance(1, "best PPL ratio: " + "  ".join(f"-{depth}:1.{depth}{done}8" for depth in range(1, 10)))
+        time.sleep(0.3)
+        END
+run_command(main)
+"""
+
+
+def watch(program: str, *, columns: int, signal_after: str | None = None, **extra: str) -> tuple[str, int]:
+    """Run a program on a pseudo-terminal; return all that it wrote and its exit code."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(ENVIRONMENT | {"TERM": "xterm-256color"} | extra)
+        os.environ.pop("COLUMNS", None)
+        os.execv(sys.executable, [sys.executable, "-c", program])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    written = b""
+    with contextlib.suppress(OSError):  # the kernel's way to say that the program has ended
+        while chunk := os.read(terminal, 65536):
+            written += chunk
+            if signal_after and signal_after in written.decode(errors="replace"):
+                os.write(terminal, b"\x03")
+                signal_after = None
+    os.close(terminal)
+    return written.decode(), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_narrow_terminal_shows_best_by_depth_and_wraps_between_words() -> None:
+    written, code = watch(SHOW.replace("END", ""), columns=80)
+    assert code == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written).replace("\r", "\n").split("\n")
+    assert max(len(line) for line in lines if "long/" not in line) <= 80
+    assert "report: /" + "long/" * 30 in "".join(lines)  # what people copy is in one piece
+    shown = "\n".join(lines)
+    assert "4 of 40 candidates" in shown
+    assert "left" in shown
+    for depth in range(1, 10):
+        assert f"-{depth}:1.{depth}38" in shown
+    assert lines[-2] == "search: done in 1 s"
+
+
+def test_no_color_leaves_colours_out_and_a_dumb_terminal_gets_plain_lines() -> None:
+    colors = re.compile(r"\x1b\[[0-9;]*m")
+    plain, _ = watch(SHOW.replace("END", ""), columns=80, NO_COLOR="1")
+    shown = {code for found in colors.findall(plain) for code in found[2:-1].split(";")}
+    assert not [code for code in shown if code.isdigit() and 30 <= int(code) <= 49]
+    dumb, _ = watch(SHOW.replace("END", ""), columns=80, TERM="dumb")
+    assert "\x1b" not in dumb
+
+
+def test_an_interrupted_bar_leaves_the_terminal_in_order() -> None:
+    written, code = watch(SHOW.replace("END", "time.sleep(60)"), columns=80, signal_after="4 of 40")
+    assert code == 130
+    assert "stopped. What was finished is kept" in written
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_a_result_for_scripts_is_alone_on_standard_output() -> None:
+    program = (
+        "from seed.console import Terminal\nterminal = Terminal(is_aside=True)\nterminal.say('opening')\n"
+        "with terminal.stage('search', total=1) as advance: advance(1, '')\nterminal.give('{}')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stdout == "{}\n"
+    assert done.stderr == "opening\nsearch: done in 0 s\n"

@@ -158,9 +158,15 @@ def say_certainty(found: Recommendation, *, names_margin: bool = False) -> str:
     return f"{f'surely within{margin}' if found.is_sure else f'may lie beyond{margin}'}: {interval}"
 
 
+def read_interval(quality: Quality) -> Estimate:
+    """Return a quality's PPL ratio with its 95 % interval."""
+    half = NORMAL_95 * quality.ppl_ratio_standard_error
+    return Estimate(value=quality.ppl_ratio, low=quality.ppl_ratio - half, high=quality.ppl_ratio + half)
+
+
 def _take_distilled(result: DistillResult, record: StudyRecord) -> Contender:
     replication = record.replications.get(result.key)
-    estimate = _read_interval(result.test)
+    estimate = read_interval(result.test)
     if replication is not None and replication.ppl_ratio.value is not None:
         estimate = replication.ppl_ratio
     return Contender(
@@ -182,16 +188,11 @@ def _take_member(member: FrontierMember, quality: Quality) -> Contender:
         candidate=member.evaluation.candidate,
         size=member.evaluation.size,
         latency=member.evaluation.latency,
-        ppl_ratio=_read_interval(quality),
+        ppl_ratio=read_interval(quality),
         said_ratio=format_ppl_ratio(quality),
         unrecovered=None if raw is None or raw is quality else raw.ppl_ratio,
         is_distilled=False,
     )
-
-
-def _read_interval(quality: Quality) -> Estimate:
-    half = NORMAL_95 * quality.ppl_ratio_standard_error
-    return Estimate(value=quality.ppl_ratio, low=quality.ppl_ratio - half, high=quality.ppl_ratio + half)
 
 
 def _say_unrecovered(contender: Contender) -> str:

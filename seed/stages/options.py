@@ -55,6 +55,15 @@ def positive_float(text: str) -> float:
     return value
 
 
+def add_json(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The result for scripts."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as one line of JSON on standard output, and all else on standard error",
+    )
+
+
 def add_study(parser: argparse.ArgumentParser) -> None:
     """The study that a command works on."""
     parser.add_argument(

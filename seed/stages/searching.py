@@ -165,7 +165,7 @@ def sweep_space(terminal: Terminal, sweep: Sweep, order: Sequence[Candidate]) ->
 
 
 def _say_best(best: dict[int, float]) -> str:
-    shown = "  ".join(f"{name_drop(count)} {ratio:.3f}" for count, ratio in sorted(best.items()))
+    shown = "  ".join(f"{name_drop(count)}:{ratio:.3f}" for count, ratio in sorted(best.items()))
     return f"best PPL ratio: {shown}" if shown else ""
 
 
