@@ -44,6 +44,7 @@ class StudyFolder:
         self.environment = root / "environment.json"
         self.report = root / "report.html"
         self.models = root / "models"
+        self.pictures = root / "pictures"
         self.artifacts = root / "artifacts"
         self.sweep = root / "sweep.jsonl"
         self.gain = root / "gain.json"

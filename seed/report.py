@@ -1,6 +1,6 @@
-"""Write a study's report again: python -m seed.report studies/demo
+"""Write a study's report again, as pictures too, or set studies side by side: python -m seed.report studies/demo --png
 
-Needs neither model nor text, only the study's folder.
+Needs neither model nor text, only the studies' folders.
 """
 
 import argparse
@@ -8,31 +8,132 @@ from pathlib import Path
 
 from seed import folder
 from seed.console import Terminal, run_command
+from seed.errors import StudyError
 from seed.evidence import StagedSearch
-from seed.reporting.staged import show_staged, write_staged_page
-from seed.reporting.summary import show_result
+from seed.findings import StudyRecord
+from seed.reporting import result_line
+from seed.stages import options
+
+
+def report_study(path: Path, terminal: Terminal, *, formats: tuple[str, ...] = ()) -> StudyRecord:
+    """Write the report of one study, and pictures in these formats; return what it shows.
+
+    Raises:
+        SeedError: there is no such study, or no browser that draws pictures.
+    """
+    study = folder.open_existing(path)
+    from seed.reporting.summary import show_result
+    from seed.stages.publishing import refresh_report
+
+    with folder.lock(study):
+        record = refresh_report(study, complain=terminal.say)
+    storage = record.plan.storage or str(study.journal)
+    show_result(terminal, record, report=study.report, models=study.models, storage=storage)
+    if formats:
+        from seed.reporting.pictures import draw_figures, write_pictures
+
+        drawn = draw_figures(record)
+        total = len(drawn) * len(formats) + ("png" in formats)
+        with terminal.stage("pictures", total=total, unit="pictures") as advance:
+            written = write_pictures(
+                drawn,
+                page=study.report,
+                target=study.pictures,
+                formats=formats,
+                on_picture=lambda name: advance(1, name),
+            )
+        for index, picture in enumerate(written):
+            terminal.say(("pictures:  " if index == 0 else "           ") + str(picture), is_whole=True)
+    return record
+
+
+def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
+    """Write the page of a search in stages again; return what it shows."""
+    from seed.reporting.staged import show_staged, write_staged_page
+
+    study = folder.StudyFolder(path)
+    staged = folder.read_record(study.stages, StagedSearch)
+    write_staged_page(staged, study.report)
+    show_staged(terminal, staged, root=path)
+    return staged
+
+
+def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | None) -> Path:
+    """Write the page that sets the frontiers of several studies side by side; return where it is.
+
+    Raises:
+        SeedError: one of them is no study, or the same as another.
+    """
+    from seed.reporting.frontiers import name_page, name_studies, say_comparison, write_frontiers_page
+    from seed.stages.gathering import gather_record
+
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise StudyError(f"{' '.join(map(str, paths))}: the same study more than once. Name each of them once.")
+    records = []
+    for study in [folder.open_existing(path) for path in paths]:
+        with folder.lock(study):
+            records.append(gather_record(study))
+    named = dict(zip(name_studies(paths), records, strict=True))
+    page = output or paths[0].resolve().parent / name_page(paths)
+    write_frontiers_page(named, page)
+    for sentence in say_comparison(named):
+        terminal.say(sentence)
+    terminal.say(f"page: {page}", is_whole=True)
+    return page
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seed.report",
+        description="Write report.html of a study again; of several studies, one page that sets their frontiers side by side.",
+    )
+    parser.add_argument("study", type=Path, nargs="+", help="a study's folder, such as studies/demo")
+    parser.add_argument(
+        "--png", action="store_true", help="write PNG pictures of the page's top and of every figure too"
+    )
+    parser.add_argument("--svg", action="store_true", help="write SVG pictures of every figure too")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where the page of several studies goes")
+    options.add_json(parser)
+    return parser
 
 
 def main() -> None:
-    """Read the command line, write report.html and print the result."""
-    parser = argparse.ArgumentParser(prog="python -m seed.report", description="Write report.html of a study again.")
-    parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
-    path = parser.parse_args().study
-    staged = folder.StudyFolder(path)
-    if staged.stages.is_file():
-        found = folder.read_record(staged.stages, StagedSearch)
-        write_staged_page(found, staged.report)
-        show_staged(Terminal(), found, root=path)
-        return
-    study = folder.open_existing(path)
-    from seed.stages.publishing import refresh_report
+    """Read the command line, write what is asked for, and print the result."""
+    args = make_parser().parse_args()
+    terminal = Terminal(is_aside=args.json)
+    formats = tuple(form for form in ("png", "svg") if getattr(args, form))
+    stages = [path for path in args.study if folder.StudyFolder(path).stages.is_file()]
+    check_words(args, formats=formats, stages=stages)
+    line = None
+    if len(args.study) > 1:
+        compare_studies(args.study, terminal, output=args.output)
+    elif stages:
+        line = result_line.describe_stages(report_stages(args.study[0], terminal), root=args.study[0])
+    else:
+        record = report_study(args.study[0], terminal, formats=formats)
+        line = result_line.describe_study(record, root=args.study[0])
+    if args.json and line is not None:
+        terminal.give(result_line.spell_line(line))
 
-    terminal = Terminal()
-    with folder.lock(study):
-        record = refresh_report(study, complain=terminal.say)
-    show_result(
-        terminal, record, report=study.report, models=study.models, storage=record.plan.storage or str(study.journal)
-    )
+
+def check_words(args: argparse.Namespace, *, formats: tuple[str, ...], stages: list[Path]) -> None:
+    """Refuse what cannot be honoured.
+
+    Raises:
+        StudyError: with what to type instead.
+    """
+    if len(args.study) > 1 and (formats or args.json):
+        raise StudyError(
+            f"--{formats[0] if formats else 'json'}: is for one study, and {len(args.study)} were given. Name one, or leave it out."
+        )
+    if len(args.study) == 1 and args.output:
+        raise StudyError("--output: is for several studies; the report of one lies in its folder. Leave it out.")
+    if stages and (formats or len(args.study) > 1):
+        inside = ", ".join(sorted(str(plan.parent) for plan in stages[0].glob("*/plan.json")))
+        raise StudyError(
+            f"{stages[0]}: a search in stages, of which each is a study of its own. Name one of them: {inside}."
+        )
 
 
 if __name__ == "__main__":

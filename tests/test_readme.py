@@ -82,10 +82,16 @@ def test_commands_on_the_readers_own_model_and_on_studies_work(place):
     model = next((place / "studies" / "demo" / "models").iterdir()).name
     done = run_seed(*[word.replace("MODEL", model) for word in evaluate], cwd=place)
     assert "perplexity:" in done.stdout
-    [report] = [words for words in seed_commands() if words[0] == "seed.report"]
+    report, compare = [words for words in seed_commands() if words[0] == "seed.report"]
     (place / "studies" / "demo" / "report.html").unlink()
-    run_seed(*report, cwd=place)
+    done = run_seed(*report, cwd=place)
     assert (place / "studies" / "demo" / "report.html").is_file()
+    pictures = sorted((place / "studies" / "demo" / "pictures").iterdir())
+    assert {"pareto.png", "report.png"} <= {path.name for path in pictures}
+    assert all(str(path.relative_to(place)) in done.stdout for path in pictures)
+    done = run_seed(*compare, cwd=place)
+    assert "Fastest within 5" in done.stdout
+    assert (place / "studies" / "demo+gpt2-small.html").stat().st_size > 3_000_000
     [fidelity] = [words for words in seed_commands() if words[0] == "seed.fidelity"]
     small = ["--per-depth=2", "--short-steps", "1", "--distill-tokens=4096"]
     done = run_seed(*[word.replace("demo", "gpt2-small") for word in fidelity], *small, cwd=place)

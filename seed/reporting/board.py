@@ -9,24 +9,17 @@ import msgspec
 import plotly.graph_objects as go
 
 from seed.findings import StudyRecord
-from seed.reporting import figures, search_figures
+from seed.reporting.gallery import FIGURES
 
 MOST_TRIALS = 1000  # in one figure: 80 bytes each; the dashboard's own plots show every one
+THINNED = ("pareto", "latency")  # figures that show every trial
 PREFIX = "seed-"
 
 
 def draw_board(record: StudyRecord) -> dict[str, str]:
     """Return the figures that have something to show as Plotly JSON, by an id that stays the same from search to search."""
-    drawn = {
-        "pareto": figures.draw_pareto(thin_trials(record)),
-        "layers": figures.draw_layer_map(record),
-        "sensitivity": search_figures.draw_sensitivity(record),
-        "gain": search_figures.draw_gain(record),
-        "progress": search_figures.draw_progress(record),
-        "agreement": figures.draw_proxy_against_final(record),
-        "curves": figures.draw_learning_curves(record),
-        "latency": figures.draw_latency(thin_trials(record)),
-    }
+    few = thin_trials(record)
+    drawn = {name: draw(few if name in THINNED else record) for name, draw in FIGURES.items()}
     return {f"{PREFIX}{name}": spell_figure(figure) for name, figure in drawn.items() if figure.data}
 
 

@@ -88,6 +88,21 @@ def draw_distilled(results: Sequence[DistillResult], replications: Mapping[str, 
     return draw_judged(results, replications, name="distilled, on test text", mode="markers", marker=marker)
 
 
+def draw_links(
+    links: Sequence[tuple[Evaluation, Quality, DistillResult]], replications: Mapping[str, Replication]
+) -> go.Scatter:
+    """Draw a thin line from each candidate as the proxy saw it to the model that distillation made of it."""
+    return go.Scatter(
+        x=[x for start, _, result in links for x in (start.latency.ratio, result.latency.ratio, None)],
+        y=[y for _, quality, result in links for y in (quality.ppl_ratio, read_ratio(result, replications)[0], None)],
+        mode="lines",
+        name="proxy to distilled",
+        hoverinfo="skip",
+        line={"color": GREY, "width": 1},
+        showlegend=False,
+    )
+
+
 def draw_front(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
     """Draw the line from the dense model through the distilled models that no other beats on both axes."""
     points = sorted([(1.0, 1.0), *((r.latency.ratio, read_ratio(r, replications)[0]) for r in results)])

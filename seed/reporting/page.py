@@ -8,7 +8,6 @@ from pathlib import Path
 
 from seed import folder
 from seed.findings import StudyRecord
-from seed.reporting import figures, search_figures
 from seed.reporting.answers import (
     Contender,
     Recommendation,
@@ -31,6 +30,7 @@ from seed.reporting.document import (
     render_strip,
 )
 from seed.reporting.gain import say_rival, say_solver
+from seed.reporting.gallery import FIGURES, draw_gallery
 from seed.reporting.protocol import render_protocol
 from seed.reporting.readings import read_id, read_result_id
 from seed.reporting.replication import name_model, say_ratio
@@ -222,26 +222,12 @@ def render_gain(record: StudyRecord, figure: str) -> str:
 
 def render_figures(record: StudyRecord) -> dict[str, str]:
     """Return the sections that show a figure, by key; plotly.js comes with the first. Gain is a figure without a section."""
-    drawn = {
-        "pareto": ("Perplexity against latency", figures.draw_pareto(record)),
-        "layers": ("Which layers go", figures.draw_layer_map(record)),
-        "sensitivity": ("What each layer costs", search_figures.draw_sensitivity(record)),
-        "agreement": ("Does the proxy rank as distillation does?", figures.draw_proxy_against_final(record)),
-        "gain": ("", search_figures.draw_gain(record)),
-        "progress": ("How the frontier grew", search_figures.draw_progress(record)),
-        "curves": ("Learning curves of the distillation", figures.draw_learning_curves(record)),
-        "latency": ("Latency by structure", figures.draw_latency(record)),
-    }
-    found = dict.fromkeys(drawn, "")
-    is_first = True
-    for key, (title, figure) in drawn.items():
-        if not figure.data:
-            continue
-        html = render_figure(figure, key=key, with_library=is_first, folds=key == "pareto")
-        is_first = False
+    found = dict.fromkeys(FIGURES, "")
+    for index, (key, figure) in enumerate(draw_gallery(record).items()):
+        html = render_figure(figure, key=key, with_library=index == 0, folds=key == "pareto")
         if key == "pareto":
             html += '\n<aside id="picked" aria-live="polite" aria-label="the chosen model"></aside>'
-        found[key] = html if key == "gain" else render_section(key, title, html)
+        found[key] = html if key == "gain" else render_section(key, figure.layout.title.text, html)
     return found
 
 

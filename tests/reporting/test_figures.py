@@ -9,8 +9,8 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 import pytest
 
 from seed.findings import StudyRecord
-from seed.records import Frontier, Latency, TrialRecord
-from seed.reporting import figures, wording
+from seed.records import Frontier, Latency
+from seed.reporting import figures, pareto, wording
 from seed.reporting.readings import choose_best_distilled, count_drops
 
 from . import factory
@@ -25,100 +25,6 @@ def find_trace(figure: go.Figure, name: str) -> go.Scatter:
 def keep_trials(record: StudyRecord, *numbers: int) -> StudyRecord:
     """Return the study with these trials only."""
     return msgspec.structs.replace(record, trials=tuple(t for t in record.trials if t.number in numbers))
-
-
-def list_small(record: StudyRecord) -> list[TrialRecord]:
-    """Return the complete trials that are not on the frontier, which draws them larger."""
-    members = {member.trial_number for member in record.frontier.members}
-    return [trial for trial in record.trials if trial.state == "COMPLETE" and trial.number not in members]
-
-
-def test_pareto_shows_every_complete_trial_once_and_no_other(record: StudyRecord) -> None:
-    figure = figures.draw_pareto(record)
-    trace, complete = find_trace(figure, "scored candidates"), list_small(record)
-    assert len(record.trials) == len(complete) + 6 + 2
-    assert len(trace.x) == len(trace.y) == len(complete) == 172
-    links = [
-        row[-1]
-        for name in ("scored candidates", "frontier by the proxy", "runners-up")
-        for row in find_trace(figure, name).customdata
-    ]
-    assert len(links) == len(set(links)) == 178
-    expected = [trial.evaluation.qualities[record.frontier.rung].ppl_ratio for trial in complete]
-    assert list(trace.y) == pytest.approx(expected, abs=1e-4)
-
-
-def test_pareto_spreads_trials_only_within_their_strip(record: StudyRecord) -> None:
-    figure = figures.draw_pareto(record)
-    trace = find_trace(figure, "scored candidates")
-    true = [trial.evaluation.latency.ratio for trial in list_small(record)]
-    moved = [abs(shown - ratio) for shown, ratio in zip(trace.x, true, strict=True)]
-    gap = 0.89 / factory.NUM_LAYERS
-    assert 0 < max(moved) <= 0.3 * gap
-    assert len(set(trace.x)) > 150
-    assert [row[5] for row in trace.customdata] == pytest.approx(true, abs=1e-4)
-    assert list(trace.x) == list(find_trace(figures.draw_pareto(record), "scored candidates").x)
-    assert "sideways" in figure.layout.meta["caption"]
-
-
-def test_pareto_tells_frontier_from_runners_up_and_dense(record: StudyRecord) -> None:
-    figure = figures.draw_pareto(record)
-    best = [member.evaluation for member in record.frontier.members if member.rank == 0]
-    trace = find_trace(figure, "frontier by the proxy")
-    assert list(trace.x) == pytest.approx([evaluation.latency.ratio for evaluation in best], abs=1e-4)
-    assert len(set(trace.marker.color)) == 3
-    assert len(find_trace(figure, "runners-up").x) == 3
-    dense = find_trace(figure, "dense model")
-    assert (list(dense.x), list(dense.y)) == ([1.0], [1.0])
-
-
-def test_pareto_draws_distilled_models_with_intervals_and_links(record: StudyRecord) -> None:
-    figure = figures.draw_pareto(record)
-    trace = find_trace(figure, "distilled, on test text")
-    assert list(trace.y) == [result.test.ppl_ratio for result in record.distilled]
-    assert list(trace.error_y.array) == [result.test.ppl_ratio_standard_error for result in record.distilled]
-    assert list(trace.error_x.array) == pytest.approx([0.006] * 6)
-    assert list(trace.error_x.arrayminus) == pytest.approx([0.006] * 6)
-    links = find_trace(figure, "proxy to distilled")
-    assert list(links.x)[2::3] == [None] * 6
-    assert list(links.y)[1::3] == list(trace.y)
-
-
-def test_pareto_keeps_outliers_from_squeezing_the_frontier(record: StudyRecord) -> None:
-    figure = figures.draw_pareto(record)
-    low, high = figure.layout.yaxis.range
-    trials = find_trace(figure, "scored candidates").y
-    above = sum(ratio > 1.25 for ratio in trials)
-    assert low < 1.0 < 1.1 < high < 1.5 < max(trials)
-    assert above > 0
-    assert " candidates lie above the drawn range" in figure.layout.meta["caption"]
-
-
-def test_pareto_draws_the_limit_where_there_is_one(record: StudyRecord) -> None:
-    plan = msgspec.structs.replace(record.plan, max_ppl_ratio=1.07)
-    figure = figures.draw_pareto(msgspec.structs.replace(record, plan=plan))
-    levels = [1.02, 1.05, 1.1]
-    assert [shape.y0 for shape in figure.layout.shapes] == [1.07, *levels]
-    assert [shape.y0 for shape in figures.draw_pareto(record).layout.shapes] == levels
-
-
-def test_pareto_joins_what_no_other_model_beats(record: StudyRecord) -> None:
-    *others, last = record.distilled
-    beaten = msgspec.structs.replace(last, test=factory.make_quality(1.4), latency=factory.make_latency(11))
-    record = msgspec.structs.replace(record, distilled=(*others, beaten))
-    front = find_trace(figures.draw_pareto(record), "frontier, distilled")
-    points = {(r.latency.ratio, r.test.ppl_ratio) for r in record.distilled} | {(1.0, 1.0)}
-    joined = set(zip(front.x, front.y, strict=True))
-    assert (1.0, 1.0) in joined
-    assert joined < points
-    for x, y in points - joined:
-        assert any(a <= x and b <= y for a, b in joined)
-    assert list(front.y) == sorted(front.y, reverse=True)
-
-
-def test_pareto_labels_each_depth(record: StudyRecord) -> None:
-    texts = [annotation.text for annotation in figures.draw_pareto(record).layout.annotations]
-    assert texts == ["+2 %", "+5 %", "+10 %", *(wording.name_drop(depth) for depth in (1, 2, 3))]
 
 
 def test_layer_map_marks_the_dropped_layers_of_each_member(record: StudyRecord) -> None:
@@ -163,7 +69,7 @@ def test_proxy_against_final_leaves_out_what_was_never_scored(record: StudyRecor
         record, distilled=(stranger,), trials=(), frontier=msgspec.structs.replace(record.frontier, members=())
     )
     assert not figures.draw_proxy_against_final(partial).data
-    assert len(find_trace(figures.draw_pareto(partial), "distilled, on test text").x) == 1
+    assert len(find_trace(pareto.draw_pareto(partial), "distilled, on test text").x) == 1
 
 
 def test_learning_curves_start_at_step_0_and_mark_the_kept_checkpoint(record: StudyRecord) -> None:
@@ -192,22 +98,22 @@ def test_latency_shows_each_structure_once_beside_the_line(record: StudyRecord) 
 def test_figures_without_distillation_have_nothing_of_it(undistilled: StudyRecord) -> None:
     assert not figures.draw_proxy_against_final(undistilled).data
     assert not figures.draw_learning_curves(undistilled).data
-    names = [trace.name for trace in figures.draw_pareto(undistilled).data]
+    names = [trace.name for trace in pareto.draw_pareto(undistilled).data]
     assert names == ["scored candidates", "runners-up", "frontier by the proxy", "dense model"]
-    assert "istilled" not in figures.draw_pareto(undistilled).layout.meta["caption"]
+    assert "istilled" not in pareto.draw_pareto(undistilled).layout.meta["caption"]
 
 
 def test_figures_of_an_empty_study_do_not_raise(undistilled: StudyRecord) -> None:
     nothing = Frontier(rung=factory.RUNG, members=(), num_scored=0, space_size=298)
     empty = msgspec.structs.replace(undistilled, trials=(), frontier=nothing)
-    assert [trace.name for trace in figures.draw_pareto(empty).data] == ["dense model"]
+    assert [trace.name for trace in pareto.draw_pareto(empty).data] == ["dense model"]
     assert not figures.draw_layer_map(empty).data
     assert not figures.draw_latency(empty).data
 
 
 def test_figures_are_finite_json(record: StudyRecord) -> None:
     for draw in (
-        figures.draw_pareto,
+        pareto.draw_pareto,
         figures.draw_layer_map,
         figures.draw_proxy_against_final,
         figures.draw_learning_curves,

@@ -8,8 +8,8 @@ import pytest
 from seed.findings import Equivalence, StudyRecord
 from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.records import DistillResult, Estimate, Replica, WidthCut
-from seed.reporting.figures import draw_pareto
 from seed.reporting.page import render_page
+from seed.reporting.pareto import draw_pareto
 from seed.reporting.replication import list_replications, name_model, say_equivalence, say_ratio
 from seed.reporting.summary import distilled_table
 from tests.reporting.factory import NUM_LAYERS, make_candidate, make_record

@@ -1,0 +1,171 @@
+"""Pictures of a study for papers and READMEs: every figure, and the top of its report, drawn by the browser that is there.
+
+Figures are drawn by the ``gallery``, the page by ``page``; here they become files.
+"""
+
+import asyncio
+import base64
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from seed import folder
+from seed.errors import SeedError
+from seed.findings import StudyRecord
+from seed.reporting.gallery import draw_gallery
+
+FORMATS = ("png", "svg")
+WIDTH_PX = 900
+PAGE_WIDTH_PX = 1200
+SCALE = 2  # pixels of a PNG for each of the figure
+MARGIN_PX = 24
+CLOSING_SECONDS = 10.0
+SECONDS = 60.0  # for one picture; a browser that takes longer hangs
+LAST_SECTION = "pareto"  # of the page, that its picture shows whole
+BOTTOM = f"""(element => element.getBoundingClientRect().bottom + scrollY)(
+  document.getElementById("{LAST_SECTION}") ?? document.querySelector("main"))"""
+
+
+def draw_figures(record: StudyRecord) -> dict[str, go.Figure]:
+    """Return every figure of a study that has something to show, fitted to paper, by the name of its picture."""
+    return {name: fit_paper(figure) for name, figure in draw_gallery(record).items()}
+
+
+def fit_paper(figure: go.Figure) -> go.Figure:
+    """Return a figure without the caption that a paper sets itself, at a paper's width."""
+    height = (figure.layout.height or 480) + 30
+    top = (figure.layout.margin.t or 28) + 34
+    title = {
+        "text": figure.layout.title.text,
+        "subtitle": {"text": ""},
+        "automargin": False,
+        "y": 0.98,
+        "yanchor": "top",
+    }
+    return go.Figure(figure).update_layout(title=title, width=WIDTH_PX, height=height, margin={"t": top})
+
+
+def write_pictures(
+    drawn: dict[str, go.Figure],
+    *,
+    page: Path,
+    target: Path,
+    formats: Sequence[str],
+    on_picture: Callable[[str], None],
+) -> list[Path]:
+    """Write pictures of figures, and with PNG of the page's top, all of them or none; return their paths.
+
+    Args:
+        drawn: figures by name.
+        page: the report.
+        target: the directory; pictures of the same names are replaced.
+        formats: of ``FORMATS``.
+        on_picture: hears of each that is drawn.
+
+    Raises:
+        SeedError: there is no browser, or the one that is there does not draw.
+        ResourceError: the pictures cannot be written.
+    """
+    browser = find_browser()
+    logging.getLogger("kaleido").setLevel(logging.CRITICAL)  # what goes wrong is told below, once
+    logging.getLogger("choreographer").setLevel(logging.CRITICAL)
+    try:
+        pictures = asyncio.run(_draw(browser, drawn, page=page.resolve(), formats=formats, on_picture=on_picture))
+    except SeedError:
+        raise
+    except Exception as error:  # browsers fail in every way there is
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SeedError(
+            f"--{formats[0]}: the browser {browser} does not draw ({reason}). Wanted: Chromium or Chrome that runs without a "
+            "window. Name another one with the environment variable BROWSER_PATH."
+        ) from error
+    target.mkdir(parents=True, exist_ok=True)
+    for name, content in pictures.items():
+        folder.write_bytes(target / name, content)
+    return [target / name for name in pictures]
+
+
+def find_browser() -> str:
+    """Return the path of the browser that is there: the environment's BROWSER_PATH, or Chromium, Chrome or Edge.
+
+    Raises:
+        SeedError: there is none.
+    """
+    from choreographer.browsers.chromium import Chromium
+
+    found = Chromium.find_browser(skip_local=False)
+    if not found or not Path(found).is_file():
+        looked = f"BROWSER_PATH names {found}, which is no file" if found else "no Chromium, Chrome or Edge was found"
+        raise SeedError(
+            f"pictures need a browser, and {looked}. Install the distribution's package (Debian: apt-get install chromium) or "
+            "run plotly_get_chrome; or name a browser with the environment variable BROWSER_PATH."
+        )
+    return str(found)
+
+
+async def _draw(
+    browser_path: str,
+    drawn: dict[str, go.Figure],
+    *,
+    page: Path,
+    formats: Sequence[str],
+    on_picture: Callable[[str], None],
+) -> dict[str, bytes]:
+    """Return the content of each picture by its file's name."""
+    from kaleido import Kaleido
+
+    browser = Kaleido(path=browser_path, mathjax=False, timeout=SECONDS)
+    pictures: dict[str, bytes] = {}
+    try:
+        await asyncio.wait_for(browser.open(), SECONDS)
+        for name, figure in drawn.items():
+            for form in formats:
+                options = {"format": form, "width": figure.layout.width, "height": figure.layout.height, "scale": SCALE}
+                pictures[f"{name}.{form}"] = await asyncio.wait_for(browser.calc_fig(figure, options), SECONDS)
+                on_picture(f"{name}.{form}")
+        if "png" in formats:
+            pictures["report.png"] = await asyncio.wait_for(_photograph(browser, page), SECONDS)
+            on_picture("report.png")
+    finally:
+        await _close(browser)
+    return pictures
+
+
+async def _photograph(browser: Any, page: Path) -> bytes:
+    """Return the page from its top to the end of the Pareto plot, as a desktop shows it in light colours."""
+    tab = await browser.create_tab("about:blank")
+    size = {"width": PAGE_WIDTH_PX, "height": PAGE_WIDTH_PX, "deviceScaleFactor": 1, "mobile": False}
+    await tab.send_command("Emulation.setDeviceMetricsOverride", params=size)
+    light = {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
+    await tab.send_command("Emulation.setEmulatedMedia", params=light)
+    await tab.send_command("Page.enable")
+    loaded = tab.subscribe_once("Page.loadEventFired")
+    await tab.send_command("Page.navigate", params={"url": page.as_uri()})
+    await loaded
+    measured = await tab.send_command("Runtime.evaluate", params={"expression": BOTTOM})
+    clip = {
+        "x": 0,
+        "y": 0,
+        "width": PAGE_WIDTH_PX,
+        "height": measured["result"]["result"]["value"] + MARGIN_PX,
+        "scale": 1,
+    }
+    asked = {"format": "png", "captureBeyondViewport": True, "clip": clip}
+    taken = await tab.send_command("Page.captureScreenshot", params=asked)
+    return base64.b64decode(taken["result"]["data"])
+
+
+async def _close(browser: Any) -> None:
+    """End the browser, one that does not answer too; threads of its library would otherwise wait for ever."""
+    try:
+        await asyncio.wait_for(browser.close(), CLOSING_SECONDS)
+    except Exception:  # it is over with, whatever it has to say
+        pass
+    finally:
+        process = getattr(browser, "subprocess", None)
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()

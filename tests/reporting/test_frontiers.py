@@ -1,0 +1,131 @@
+"""Studies side by side: who wins within each margin, what may be compared, and nothing of a study that is not escaped."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from seed.findings import StudyRecord
+from seed.reporting.frontiers import (
+    has_one_scale,
+    name_page,
+    name_studies,
+    render_frontiers_page,
+    say_comparability,
+    say_comparison,
+)
+from seed.reporting.frontiers_figure import draw_frontiers
+
+from . import factory
+from .test_page import Reader
+
+HOSTILE = "<script>alert(1)</script>%{x}"
+
+
+@pytest.fixture
+def studies(record: StudyRecord) -> dict[str, StudyRecord]:
+    """Two studies of one protocol; the second has slower, better models."""
+    slower = []
+    for result in record.distilled:
+        latency = factory.make_latency(len(result.candidate.kept_layers), shift=0.02)
+        test = factory.make_quality(1 + 0.1 * (result.test.ppl_ratio - 1), error=0.001)
+        slower.append(msgspec.structs.replace(result, latency=latency, test=test))
+    identity = {**record.plan.identity, "streams": {"test": {"sha256": "f00d"}}, "device": "cpu"}
+    plan = msgspec.structs.replace(record.plan, identity=identity)
+    one = msgspec.structs.replace(record, plan=plan)
+    return {"a": one, "b": msgspec.structs.replace(one, distilled=tuple(slower))}
+
+
+@pytest.mark.parametrize(
+    ("paths", "names", "page"),
+    [
+        (["studies/a", "studies/b"], ["a", "b"], "a+b.html"),
+        (["x/studies/demo", "y/studies/demo"], ["x/studies/demo", "y/studies/demo"], "demo+demo.html"),
+        (["p/1", "p/2", "p/3", "p/4", "p/5"], ["1", "2", "3", "4", "5"], "1+2+3+2-more.html"),
+    ],
+)
+def test_studies_are_told_apart_by_as_much_of_their_path_as_it_takes(paths, names, page) -> None:
+    found = list(map(Path, paths))
+    assert name_studies(found) == names
+    assert name_page(found) == page
+
+
+def test_the_fastest_within_each_margin_is_named_with_its_study(studies: dict[str, StudyRecord]) -> None:
+    two, five, ten = say_comparison(studies)
+    assert two.startswith("Fastest within 2\u00a0% PPL: b, 9 of 12 layers")
+    assert "(a: " in two
+    for sentence in (five, ten):
+        assert "Fastest within" in sentence
+    far = {
+        name: msgspec.structs.replace(
+            record,
+            distilled=tuple(msgspec.structs.replace(r, test=factory.make_quality(1.5)) for r in record.distilled),
+        )
+        for name, record in studies.items()
+    }
+    assert say_comparison(far)[0] == "Fastest within 2\u00a0% PPL: none in any of them."
+    mixed = say_comparison({"a": far["a"], "b": studies["b"]})
+    assert "none in a" in mixed[0]
+
+
+def test_overlapping_speeds_are_not_told_apart(studies: dict[str, StudyRecord]) -> None:
+    same = {"a": studies["a"], "b": studies["a"]}
+    assert all("no measurable difference" in sentence for sentence in say_comparison(same) if "none" not in sentence)
+
+
+def test_what_may_be_compared_depends_on_text_device_and_workload(studies: dict[str, StudyRecord]) -> None:
+    assert has_one_scale(studies)
+    assert any("may be compared too" in sentence for sentence in say_comparability(studies))
+    one, other = studies["a"], studies["b"]
+    text = {**other.plan.identity, "streams": {"test": {"sha256": "beef"}}}
+    speed = {**other.plan.identity, "device": "cuda"}
+    for identity, said in ((text, "Perplexities themselves"), (speed, "Milliseconds may not")):
+        plan = msgspec.structs.replace(other.plan, identity=identity)
+        differing = {"a": one, "b": msgspec.structs.replace(other, plan=plan)}
+        assert not has_one_scale(differing)
+        assert any(sentence.startswith(said) for sentence in say_comparability(differing))
+
+
+def test_each_frontier_is_a_line_that_ends_at_its_dense_model(studies: dict[str, StudyRecord]) -> None:
+    first, second = draw_frontiers(studies).data
+    for trace in (first, second):
+        assert len(trace.x) == 4  # three depths and the dense model
+        assert (trace.x[-1], trace.y[-1]) == (1, 1)
+        assert list(trace.x) == sorted(trace.x)
+    assert first.line.color != second.line.color
+    assert first.marker.symbol[0] != second.marker.symbol[0]
+    absolute = draw_frontiers(studies, is_absolute=True).data[0]
+    dense = studies["a"].dense
+    assert (absolute.x[-1], absolute.y[-1]) == (dense.latency.median_ms, dense.test.perplexity)
+    assert absolute.y[0] == pytest.approx(first.y[0] * dense.test.perplexity)
+
+
+def test_the_page_shows_models_and_only_what_differs(studies: dict[str, StudyRecord]) -> None:
+    plan = msgspec.structs.replace(studies["b"].plan, distill_tokens=12345)
+    studies["b"] = msgspec.structs.replace(studies["b"], plan=plan)
+    seen = Reader(render_frontiers_page(studies))
+    assert seen.unbalanced == []
+    assert list(seen.sections) == ["answer", "pareto", "absolute", "models", "protocols", "repeat"]
+    assert len([row for row in seen.rows if row[0] in ("a", "b")]) == 2 * 7
+    assert [row for row in seen.rows if "12345" in row] == [
+        ["distillation tokens per model", str(studies["a"].plan.distill_tokens), "12345"]
+    ]
+    same = Reader(render_frontiers_page({"a": studies["a"], "c": studies["a"]}))
+    assert "Nothing: all were searched by the same protocol" in same.sections["protocols"]
+
+
+def test_a_study_that_was_not_distilled_takes_part_by_its_proxy(
+    studies: dict[str, StudyRecord], undistilled: StudyRecord
+) -> None:
+    both = {"a": studies["a"], "p": undistilled}
+    seen = Reader(render_frontiers_page(both))
+    assert "shown by the proxy on validation text: p" in seen.sections["answer"]
+    assert "absolute" not in seen.sections
+    assert [trace.line.dash for trace in draw_frontiers(both).data] == ["solid", "dot"]
+
+
+def test_hostile_names_stay_text(studies: dict[str, StudyRecord]) -> None:
+    plan = msgspec.structs.replace(studies["b"].plan, identity={"model": HOSTILE, HOSTILE: HOSTILE}, command=HOSTILE)
+    rendered = render_frontiers_page({"a": studies["a"], HOSTILE: msgspec.structs.replace(studies["b"], plan=plan)})
+    assert "<script>alert" not in rendered
+    assert Reader(rendered).unbalanced == []

@@ -1,0 +1,82 @@
+"""Pictures by a real browser: every figure in every format, all of them or none, and one clear error without a browser."""
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+import pytest
+
+from seed.errors import SeedError
+from seed.findings import StudyRecord
+from seed.reporting import pictures
+from seed.reporting.page import write_page
+from seed.reporting.pictures import SCALE, WIDTH_PX, draw_figures, find_browser, write_pictures
+
+
+@pytest.fixture(scope="module")
+def page(record: StudyRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the finished study."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(record, path, command="python -m seed.search")
+    return path
+
+
+def make_program(path: Path, text: str) -> Path:
+    """An executable script."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_every_figure_becomes_a_picture(record: StudyRecord, page: Path, tmp_path: Path, browser_path: str) -> None:
+    drawn = draw_figures(record)
+    assert list(drawn) == ["pareto", "layers", "sensitivity", "agreement", "progress", "curves", "latency"]
+    few = {name: drawn[name] for name in ("pareto", "layers")}
+    heard: list[str] = []
+    written = write_pictures(
+        few, page=page, target=tmp_path / "pictures", formats=("png", "svg"), on_picture=heard.append
+    )
+    names = ["pareto.png", "pareto.svg", "layers.png", "layers.svg", "report.png"]
+    assert [path.name for path in written] == heard == names
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(names)
+    assert read_size(tmp_path / "pictures" / "pareto.png")[0] == SCALE * WIDTH_PX
+    width, height = read_size(tmp_path / "pictures" / "report.png")
+    assert width == 1200
+    assert 1200 < height < 4000
+    svg = (tmp_path / "pictures" / "pareto.svg").read_text()
+    assert svg.startswith("<svg")
+    assert "latency ratio" in svg
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG."""
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    return width, height
+
+
+def test_without_a_browser_the_error_says_what_to_install(
+    record: StudyRecord, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "nothing"))
+    with pytest.raises(SeedError, match=r"BROWSER_PATH names .*nothing, which is no file\. .*apt-get install chromium"):
+        write_pictures(draw_figures(record), page=page, target=tmp_path / "p", formats=("png",), on_picture=print)
+    assert not (tmp_path / "p").exists()
+    monkeypatch.setenv("BROWSER_PATH", str(make_program(tmp_path / "there", "true")))
+    assert find_browser() == str(tmp_path / "there")
+
+
+@pytest.mark.parametrize("program", ["exit 1", "echo broken >&2; exit 3", "exec sleep 60"])
+def test_a_browser_that_does_not_draw_is_told_and_nothing_is_written(
+    record: StudyRecord, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr(pictures, "SECONDS", 3.0)
+    monkeypatch.setattr(pictures, "CLOSING_SECONDS", 2.0)
+    broken = make_program(tmp_path / "browser", program)
+    monkeypatch.setenv("BROWSER_PATH", str(broken))
+    with pytest.raises(SeedError, match=r"--svg: the browser .*browser does not draw .*BROWSER_PATH"):
+        write_pictures(draw_figures(record), page=page, target=tmp_path / "p", formats=("svg",), on_picture=print)
+    assert not (tmp_path / "p").exists()
+    assert os.environ["BROWSER_PATH"] == str(broken)
