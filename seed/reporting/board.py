@@ -12,6 +12,7 @@ from seed.findings import StudyRecord
 from seed.reporting.gallery import FIGURES
 
 MOST_TRIALS = 1000  # in one figure: 80 bytes each; the dashboard's own plots show every one
+HEIGHT_PX = 440  # what a card shows without cutting it off
 THINNED = ("pareto", "latency")  # figures that show every trial
 PREFIX = "seed-"
 
@@ -40,6 +41,6 @@ def spell_figure(figure: go.Figure) -> str:
     fitted = go.Figure(figure).update_layout(
         title={"text": f"<b>{figure.layout.title.text}</b>", "subtitle": {"text": ""}, "automargin": False, "y": 0.97},
         margin={"t": top},
-        height=max(440, figure.layout.height or 0),
+        height=HEIGHT_PX,
     )
     return str(fitted.to_json())
