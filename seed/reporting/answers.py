@@ -37,6 +37,7 @@ class Contender:
     said_ratio: str  # as people read it
     unrecovered: float | None  # PPL ratio of the same layers without recovery, on the same text
     is_distilled: bool
+    num_tied: int = 0  # others of its depth that the proxy cannot tell from it, where none is distilled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,7 @@ def say_contender(contender: Contender, record: StudyRecord) -> str:
     size = describe_size(contender.size.num_params, dense_num_params=record.dense.size.num_params)
     parts = [size, describe_speed(contender.latency), f"{say_quality(contender)}{_say_unrecovered(contender)}"]
     parts += [say_neighbour(found, record) for found in record.equivalences if found.other == contender.key]
+    parts += [f"tied with {count_things(contender.num_tied, 'other')}"] if contender.num_tied else []
     return f"{name_contender(contender)}: {', '.join(parts)}."
 
 
@@ -192,6 +194,7 @@ def _take_member(member: FrontierMember, quality: Quality) -> Contender:
         said_ratio=format_ppl_ratio(quality),
         unrecovered=None if raw is None or raw is quality else raw.ppl_ratio,
         is_distilled=False,
+        num_tied=len(member.tied_with),
     )
 
 

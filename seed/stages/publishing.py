@@ -105,7 +105,9 @@ class LiveReport:
         try:
             record = gather_record(self.study, opened=self.opened, frontier=self.select())
             publish_record(self.study, self.opened, record, complain=self.complain)
-        except StudyError:  # nothing keeps the limits yet, or what is read is just being written
+        except StudyError:  # nothing keeps the limits yet
             pass
+        except ResourceError as error:
+            self.complain(str(error))
         self.next_count = GROWTH * self.count
         self.next_time = time.monotonic() + (time.monotonic() - began) / SHARE

@@ -89,7 +89,10 @@ def test_without_distillation_the_proxy_answers(undistilled: StudyRecord) -> Non
     contenders = list_contenders(undistilled)
     assert [len(one.candidate.dropped_layers) for one in contenders] == [1, 2, 3]
     assert not any(one.is_distilled for one in contenders)
-    assert all("validation PPL ratio" in say_contender(one, undistilled) for one in contenders)
+    for one, member in zip(contenders, undistilled.frontier.members[::2], strict=True):
+        said = say_contender(one, undistilled)
+        assert "validation PPL ratio" in said
+        assert said.endswith(f", tied with {len(member.tied_with)} other.")
 
 
 def test_replicas_answer_with_their_mean_and_interval() -> None:

@@ -1,0 +1,128 @@
+"""A search shows itself while it runs: report and dashboard grow with it, at a small share of its time, and never end it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import optuna
+import pytest
+from optuna_dashboard import get_note
+
+from seed import folder
+from seed.errors import StudyError
+from seed.optimize.frontier import select_frontier
+from seed.optimize.study import read_trials
+from seed.records import Frontier
+from seed.scoring.instruments import Instruments
+from seed.stages import judging, publishing, workbench
+from seed.stages.gathering import read_losses
+from seed.stages.publishing import LiveReport
+from seed.stages.searching import score_space
+from seed.stages.settings import SearchSettings
+from seed.stages.workbench import Workbench
+
+from .opened import SPACE, make_plan, make_table, open_bench, open_sweep, open_trials
+from .test_searching import QUIET
+
+
+class Stage:
+    """A tiny study that is about to be scored, with all that a report reads."""
+
+    def __init__(self, directory: Path) -> None:
+        self.bench: Workbench = open_bench(directory)
+        self.study: optuna.Study = open_trials(self.bench)
+        self.plan = make_plan(self.bench, SearchSettings(), trials=10, covers_space=True)
+        self.sweep = open_sweep(self.bench)
+        instruments: Instruments = self.sweep.instruments
+        folder.write_record(self.bench.folder.plan, self.plan)
+        folder.write_record(self.bench.folder.environment, workbench.describe_environment(self.bench))
+        judging.judge_dense(self.bench, instruments, next(iter(make_table().values())))
+        self.complaints: list[str] = []
+
+    def select(self) -> Frontier:
+        return select_frontier(
+            read_trials(self.study),
+            rung=self.bench.protocol.rung,
+            size=3,
+            space_size=SPACE.size,
+            load_losses=read_losses(self.bench.folder),
+        )
+
+    def open_live(self, select: Callable[[], Frontier] | None = None) -> LiveReport:
+        return LiveReport(self.bench.folder, self.study, select=select or self.select, complain=self.complaints.append)
+
+    def score(self, live: LiveReport) -> None:
+        settings = SearchSettings()
+        score_space(
+            QUIET, self.bench, self.sweep, self.study, self.plan, settings, SPACE, make_table(), on_trial=live.hear
+        )
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path / "tiny")
+
+
+def test_report_and_note_grow_with_the_search(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(publishing, "SHARE", 1e9)  # no time at all between two of them
+    monkeypatch.setattr(publishing, "GROWTH", 1.0)
+    seen: list[int] = []
+    live = stage.open_live()
+
+    def watch(study: object, opened: object, record: object, *, complain: object) -> None:
+        seen.append(len(record.trials))
+        assert record.is_running
+        publish(study, opened, record, complain=complain)
+
+    publish = publishing.publish_record
+    monkeypatch.setattr(publishing, "publish_record", watch)
+    stage.score(live)
+    assert seen == list(range(1, 11))
+    page = stage.bench.folder.report.read_text()
+    assert "the search goes on" in page
+    assert "10 of 10" in page
+    assert "**The search goes on**" in get_note(stage.study)
+    assert not stage.bench.folder.frontier.exists()  # what is written down is what the search chose in the end
+    assert stage.complaints == []
+
+
+def test_it_takes_a_small_share_of_the_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(publishing.time, "monotonic", lambda: now)
+    shown: list[float] = []
+
+    def show(*_: object, **__: object) -> None:
+        nonlocal now
+        shown.append(now)
+        now += 0.5  # what it costs
+
+    monkeypatch.setattr(publishing, "gather_record", show)
+    monkeypatch.setattr(publishing, "publish_record", lambda *_, **__: None)
+    live = stage.open_live(lambda: stage.select)
+    for _ in range(4000):
+        live.hear()
+        now += 0.1
+    assert shown[0] >= publishing.FIRST_SECONDS
+    assert 3 <= len(shown) <= 20  # the trials between two of them grow
+    assert 0.5 * len(shown) / now <= publishing.SHARE
+
+
+def test_what_cannot_be_shown_yet_does_not_end_a_search(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "FIRST_SECONDS", 0.0)
+
+    def refuse() -> Frontier:
+        raise StudyError("none of the scored candidates keeps the limits")
+
+    stage.score(stage.open_live(refuse))
+    assert len(read_trials(stage.study)) == 10
+    assert not stage.bench.folder.report.exists()
+
+
+def test_a_full_disk_is_told_by_the_end_and_not_by_the_way(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "FIRST_SECONDS", 0.0)
+    stage.bench.folder.report.mkdir()  # nothing can be written there
+    stage.score(stage.open_live())
+    assert len(read_trials(stage.study)) == 10
+    assert any("report.html: cannot be written" in complaint for complaint in stage.complaints)
+    assert msgspec.json.decode(stage.bench.folder.plan.read_bytes())["name"] == "tiny"
