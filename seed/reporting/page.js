@@ -72,7 +72,6 @@
   }
 
   function describe(id) {
-    if (!panel) return;
     const trial = data.rows.find((row) => row.id === id);
     const judged = data.models[id];
     const heading = document.createElement("h3");
@@ -83,16 +82,18 @@
       definition.textContent = value;
       list.append(term, definition);
     };
-    if (!trial && !judged) {
-      const hint = document.createElement("p");
-      hint.textContent = data.hint;
-      panel.replaceChildren(hint);
-      return;
-    }
+    panel.hidden = !trial && !judged;
+    if (panel.hidden) return;
+    const close = document.createElement("button");
+    Object.assign(close, { type: "button", className: "close", textContent: "×", ariaLabel: "let go of this model" });
+    close.addEventListener("click", () => pin(pinned));
     heading.textContent = judged?.name ?? `without ${trial.dropped}`;
     for (const [name, value] of judged?.facts ?? []) add(name, value);
-    if (trial) for (const column of data.columns) if (column.inPanel && trial[column.key] != null) add(column.title, show(trial, column));
-    panel.replaceChildren(heading, list);
+    const told = new Set((judged?.facts ?? []).map(([name]) => name));
+    for (const column of trial ? data.columns : []) {
+      if (column.inPanel && trial[column.key] != null && !told.has(column.title)) add(column.title, show(trial, column));
+    }
+    panel.replaceChildren(close, heading, list);
   }
 
   const idOf = (event) => {
@@ -117,12 +118,13 @@
     if (!(goes && pinned === target.dataset.id)) pin(target.dataset.id);
     if (goes) find(goes.dataset.go).scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   });
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape" && pinned !== null) pin(pinned); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
 
   // ---- all trials: sorted, filtered, a page at a time
 
   const body = find("trials-body");
-  if (!body) { describe(null); return; }
+  if (!body) return;
   const words = find("trials-find");
   const depth = find("trials-depth");
   const state = find("trials-state");
@@ -202,6 +204,5 @@
   find("trials-before").addEventListener("click", () => turn(-1));
   find("trials-after").addEventListener("click", () => turn(1));
   find("trials-download").addEventListener("click", download);
-  describe(null);
   choose();
 })();

@@ -48,6 +48,9 @@ from seed.reporting.wording import (
 )
 
 QUESTION = "Seed: which layers can this model live without?"
+HINT = "Choose a point, a card or a row: the model is lit everywhere on this page and described in a corner; Escape lets go."
+PANEL = '<aside id="picked" aria-live="polite" aria-label="the chosen model" hidden></aside>'
+AS_GOOD = ("equivalent", "cannot tell")  # verdicts of which a model that is shipped should tell
 CONTENTS = (
     ("answer", "Answer"),
     ("pareto", "Frontier"),
@@ -103,7 +106,7 @@ def render_page(record: StudyRecord, *, command: str) -> str:
         question=QUESTION,
         subtitle=say_subject(record),
         contents=render_contents([(key, title) for key, title in CONTENTS if sections[key]]),
-        script=f"{render_data(record, list_facts(record))}\n<script>\n{code}</script>\n",
+        script=f"{PANEL}\n{render_data(record, list_facts(record))}\n<script>\n{code}</script>\n",
     )
 
 
@@ -165,8 +168,8 @@ def render_card(group: list[Recommendation], *, record: StudyRecord) -> str:
         f"{escape(say_certainty(one, names_margin=len(group) > 1))}</p>"
         for one in _certainties(group)
     )
-    ties = [say_neighbour(found, record) for found in record.equivalences if found.other == chosen.key]
-    beside = "".join(f"<p>{escape(tie)}</p>" for tie in ties if tie.startswith(("tied", "equivalent")))
+    ties = [one for one in record.equivalences if one.other == chosen.key and one.verdict in AS_GOOD]
+    beside = "".join(f"<p>{escape(say_neighbour(tie, record))}</p>" for tie in ties)
     text = "test" if chosen.is_distilled else "validation"
     where = f'<p class="path"><code>models/{escape(chosen.key)}</code></p>' if chosen.is_distilled else ""
     return (
@@ -195,7 +198,7 @@ def list_facts(record: StudyRecord) -> Facts:
             ("test PPL ratio", say_ratio(result, record.replications.get(result.key))),
             ("test PPL", format_number(result.test.perplexity, places=2)),
             ("without recovery", format_number(result.test_unrecovered.ppl_ratio, places=3)),
-            ("exported model's latency ratio", format_latency_ratio(result.latency)),
+            ("latency ratio", format_latency_ratio(result.latency)),
             ("checkpoint", f"models/{result.key}"),
         ]
         name = f"{name_depth(result.candidate)}, without {name_model(result)}"
@@ -226,7 +229,7 @@ def render_figures(record: StudyRecord) -> dict[str, str]:
     for index, (key, figure) in enumerate(draw_gallery(record).items()):
         html = render_figure(figure, key=key, with_library=index == 0, folds=key == "pareto")
         if key == "pareto":
-            html += '\n<aside id="picked" aria-live="polite" aria-label="the chosen model"></aside>'
+            html += f'\n<p class="note">{HINT}</p>'
         found[key] = html if key == "gain" else render_section(key, figure.layout.title.text, html)
     return found
 

@@ -15,7 +15,6 @@ from seed.reporting.wording import list_layers, name_drop, name_rung
 
 Facts = Mapping[str, tuple[str, Sequence[tuple[str, str]]]]  # by id: a model's name, and what is known of it
 
-HINT = "Choose a point, a card or a row: the model is lit everywhere on this page and described here."
 # number, state, id, PPL ratio, its standard error, PPL ratio without recovery, structure, seconds, dropped layers, note
 FIELDS = ("number", "state", "id", "ratio", "error", "unrecovered", "structure", "seconds", "dropped", "note")
 
@@ -79,7 +78,6 @@ def render_data(record: StudyRecord, facts: Facts) -> str:
     measured = {trial.evaluation.latency.structure: trial.evaluation for trial in record.trials}
     distilled = {read_result_id(result): round(result.test.ppl_ratio, 4) for result in record.distilled}
     data = {
-        "hint": HINT,
         "file": f"{record.plan.name}-trials.csv",
         "columns": list_columns(record),
         "fields": FIELDS,

@@ -136,6 +136,11 @@ def test_a_row_lights_its_points_by_mouse_and_by_keyboard(visit: Visit, record: 
     assert visit.page.evaluate(rings) == 2
     visit.page.keyboard.press("Enter")  # a second time lets go
     visit.wait_until("!document.querySelector('.pinned')")
+    for let_go in (lambda: visit.page.keyboard.press("Escape"), lambda: visit.page.locator("#picked .close").click()):
+        button.click()
+        visit.wait_until("!document.getElementById('picked').hidden")
+        let_go()
+        visit.wait_until("!document.querySelector('.pinned') && document.getElementById('picked').hidden")
 
 
 def test_the_layer_map_lights_the_model_of_a_row(visit: Visit, record: StudyRecord) -> None:
