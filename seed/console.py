@@ -1,43 +1,66 @@
-"""What the terminal shows: sentences, tables, and progress with remaining time.
+"""What the terminal shows: sentences, tables, and progress with remaining time; and the one line of ``--json``.
 
-Rich bars on a terminal; elsewhere (logs, CI, NO_COLOR pipes) a plain line now and then. No numbers are
-made here.
+Bars that live on a terminal; elsewhere (logs, pipes, CI) a plain line now and then, without escape codes. No numbers
+are made here; how a bar is drawn, ``progress`` knows.
 """
 
 import contextlib
+import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.table import Table
 
 from seed.errors import SeedError
 from seed.folder import explain_resource_errors
+from seed.progress import Glimpse, Pace, draw_glimpse
 
 PLAIN_SECONDS = 10.0
+PLAIN_WIDTH = 160  # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log
+REDRAWS_PER_SECOND = 4  # rarely: a redraw takes time from the work
 
 
 class Advance(Protocol):
-    """Tells a stage that some of its work is done."""
+    """Tells a stage that some of its work is done.
 
-    def __call__(self, amount: float, note: str) -> None: ...
+    ``note`` says at what it is; ``cells`` are short facts that the note introduces.
+    """
+
+    def __call__(self, amount: float, note: str, cells: Sequence[str] = ()) -> None: ...
 
 
 class Terminal:
-    """Where a command writes. ``quiet`` writes nothing but errors."""
+    """Where a command writes: standard output, as it is when something is written. ``quiet`` writes nothing but errors."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log
-        width = None if sys.stdout.isatty() else 160
-        self.console = Console(highlight=False, emoji=False, markup=False, quiet=quiet, width=width)
+        is_watched = sys.stdout.isatty()
+        self.console = Console(
+            highlight=False,
+            emoji=False,
+            markup=False,
+            quiet=quiet,
+            width=None if is_watched else PLAIN_WIDTH,
+            force_terminal=None if is_watched else False,  # FORCE_COLOR does not put escape codes into files
+        )
+        self._step = ""
+        # some CI gives a terminal, but keeps all that is ever drawn on it
+        self._is_live = is_watched and not quiet and self.console.is_interactive and not os.environ.get("CI")
 
-    def say(self, text: str = "") -> None:
-        """Print one line as it is."""
+    def say(self, text: str = "", *, wrap: bool = True) -> None:
+        """Print a line; on a terminal it is wrapped at words, unless it holds something that people copy."""
+        if wrap and self.console.is_terminal:
+            indent = " " * (len(text) - len(text.lstrip()) + 2)
+            text = textwrap.fill(
+                text, self.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            )
         self.console.print(text, markup=False, soft_wrap=True)
 
     @property
@@ -58,41 +81,70 @@ class Terminal:
             table.add_row(*row)
         self.console.print(table)
 
+    def begin_step(self, name: str, *, of: Sequence[str]) -> None:
+        """From now on, stages are shown as parts of this step of a pass."""
+        self._step = f"[{of.index(name) + 1}/{len(of)}] "
+
     @contextlib.contextmanager
-    def stage(self, name: str, *, total: float) -> Iterator[Advance]:
-        """Yield ``advance(amount, note)``; ends with one line that says how long the stage took."""
-        began = time.monotonic()
-        if self.console.is_terminal and not self.console.quiet:
-            columns = (
-                TextColumn("{task.description:<12}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+    def stage(self, name: str, *, total: float, is_share: bool = False) -> Iterator[Advance]:
+        """Yield ``advance(amount, note, cells)``; ends with one line that says how long the stage took.
+
+        With ``is_share`` the amount is shown in per cent: work that is no number of things.
+        """
+        title, pace = self._step + name, Pace(total=total, began=time.monotonic())
+        told: tuple[str, Sequence[str]] = ("", ())
+        printed = pace.began
+
+        def glimpse() -> Glimpse:
+            now = time.monotonic()
+            return Glimpse(
+                title=title,
+                amount=format_amount(pace.done, total, is_share=is_share),
+                done=pace.done,
+                total=total,
+                elapsed=now - pace.began,
+                left=pace.estimate_left(now=now),
+                note=told[0],
+                cells=told[1],
             )
-            with Progress(*columns, console=self.console, transient=True) as progress:
-                task = progress.add_task(name, total=total, note="")
 
-                def advance_bar(amount: float, note: str) -> None:
-                    progress.update(task, advance=amount, note=note)
+        def advance(amount: float, note: str, cells: Sequence[str] = ()) -> None:
+            nonlocal told, printed
+            now = time.monotonic()
+            pace.advance(amount, now=now)
+            told = (note, cells)
+            if not self._is_live and now - printed >= PLAIN_SECONDS and 0 < pace.done < total:
+                self.say(say_glimpse(glimpse()))
+                printed = now
 
-                yield advance_bar
-        else:
-            state = {"done": 0.0, "printed": began}
+        def draw() -> RenderableType:
+            return draw_glimpse(glimpse(), width=self.width)
 
-            def advance(amount: float, note: str) -> None:
-                state["done"] += amount
-                now = time.monotonic()
-                if now - state["printed"] >= PLAIN_SECONDS and 0 < state["done"] < total:
-                    left = (now - began) / state["done"] * (total - state["done"])
-                    form = "g" if total < 100 else ",.0f"
-                    self.say(f"{name}: {state['done']:{form}} of {total:{form}}, {format_seconds(left)} left. {note}")
-                    state["printed"] = now
-
+        with (
+            Live(get_renderable=draw, console=self.console, transient=True, refresh_per_second=REDRAWS_PER_SECOND)
+            if self._is_live
+            else contextlib.nullcontext()
+        ):
             yield advance
-        self.say(f"{name}: done in {format_seconds(time.monotonic() - began)}")
+        end = f"{title}: done in {format_seconds(time.monotonic() - pace.began)}"
+        found = f"{end}; {join_note(*told)}"
+        self.say(found if told[1] and len(found) <= self.width else end)
+
+
+def say_glimpse(glimpse: Glimpse) -> str:
+    """Return what a stage looks like as one line of plain text."""
+    left = "" if glimpse.left is None else f", {format_seconds(glimpse.left)} left"
+    return f"{glimpse.title}: {glimpse.amount}{left}. {join_note(glimpse.note, glimpse.cells)}".rstrip()
+
+
+def join_note(note: str, cells: Sequence[str]) -> str:
+    """Return a note and the facts that it introduces."""
+    return f"{note}: {', '.join(cells)}" if cells else note
+
+
+def format_amount(done: float, total: float, *, is_share: bool) -> str:
+    """``34 of 1,793``; ``19 %`` of work that is no number of things."""
+    return f"{done / max(total, 1e-9):.0%}" if is_share else f"{done:,.0f} of {total:,.0f}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -103,6 +155,16 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def answer_in_json(work: Callable[[Terminal], msgspec.Struct]) -> None:
+    """Do the work, and print its record as one line of JSON: the only one on standard output.
+
+    Whatever else is said, by Seed or by a library, goes to standard error. A number that is not finite becomes ``null``.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        line = msgspec.json.encode(work(Terminal())).decode()
+    print(line, flush=True)
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -4,13 +4,18 @@ The same loop, data and judge as the search's own finals; the report is written 
 """
 
 import argparse
+import functools
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from seed import folder
-from seed.console import Terminal, run_command
+from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
 from seed.records import DenseResult, DistillResult
 from seed.stages import options, planning
+
+if TYPE_CHECKING:
+    from seed.reporting.result_line import DistillLine
 
 
 def distill_trial(
@@ -60,7 +65,7 @@ def distill_trial(
         dense = folder.read_record(study.dense, DenseResult)
         member = schooling.Member(candidate=evaluation.candidate, latency=evaluation.latency, trial_number=trial)
         work = len(budget.rng_seeds) * finals.count_work(bench, schooling.count_steps(bench, budget.distill_tokens))
-        with terminal.stage("distill", total=work) as advance:
+        with terminal.stage("distill", total=work, is_share=True) as advance:
             [result] = finals.distill_members(
                 bench,
                 Sweep(instruments, study.sweep),
@@ -76,8 +81,8 @@ def distill_trial(
         f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
         f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"
     )
-    terminal.say(f"model:  {study.model(result.candidate.key)}")
-    terminal.say(f"report: {study.report}")
+    terminal.say(f"model:  {study.model(result.candidate.key)}", wrap=False)
+    terminal.say(f"report: {study.report}", wrap=False)
     return result
 
 
@@ -101,22 +106,28 @@ def make_parser() -> argparse.ArgumentParser:
         "--eval-command", metavar="CMD", help="your own judge: gets the model's directory, prints a number"
     )
     parser.add_argument("--device", help="default: as chosen for the search")
+    options.add_json(parser)
     return parser
 
 
 def main() -> None:
     """Read the command line and distill."""
-    args = make_parser().parse_args()
-    distill_trial(
-        args.study,
-        trial=args.trial,
-        terminal=Terminal(),
-        distill_tokens=args.distill_tokens,
-        learning_rate=args.learning_rate,
-        replicas=args.replicas,
-        eval_command=args.eval_command,
-        device=args.device,
-    )
+    words = vars(make_parser().parse_args())
+    path, is_json = words.pop("study"), words.pop("json")
+    if is_json:
+        answer_in_json(functools.partial(distill_for_script, path, **words))
+    else:
+        distill_trial(path, terminal=Terminal(), **words)
+
+
+def distill_for_script(path: Path, terminal: Terminal, **words: Any) -> "DistillLine":
+    """Distill, and return what ``--json`` prints. ``words``: as for ``distill_trial``."""
+    from seed.reporting.result_line import describe_one_more
+    from seed.stages.gathering import gather_record
+
+    result = distill_trial(path, terminal=terminal, **words)
+    study = folder.open_existing(path)
+    return describe_one_more(result, study, gather_record(study).replications.get(result.key))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from seed import folder
-from seed.console import Terminal, format_seconds, run_command
+from seed.console import Terminal, answer_in_json, format_seconds, run_command
 from seed.errors import ModelError, SeedError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
@@ -24,8 +24,11 @@ from seed.stages.settings import SearchSettings
 
 if TYPE_CHECKING:
     from seed.evidence import StagedSearch
+    from seed.reporting.result_line import SearchLine, StagedLine
     from seed.scoring.sweep import Sweep
     from seed.stages.workbench import Workbench
+
+STEPS = ("proofs", "latency", "search", "rivals", "dense", "distill")  # of a pass, for people who watch
 
 
 def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -> StudyRecord:
@@ -61,6 +64,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         raise StudyError(
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
         )
+    steps = STEPS if settings.distill else STEPS[:-1]
     terminal.say(f"opening {settings.model}")
     bench, preset = workbench.open_for_search(settings, preset, study=study)
     space = bench.protocol.space
@@ -88,6 +92,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         )
         folder.write_record(study.plan, plan)
         folder.write_record(study.environment, workbench.describe_environment(bench))
+        terminal.begin_step("proofs", of=steps)
         with terminal.stage("proofs", total=2) as advance:
             workbench.prove(bench)
             advance(1, "cut, saved, reloaded")
@@ -102,6 +107,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             plan = msgspec.structs.replace(plan, covers_space=False)
         plan = msgspec.structs.replace(plan, trusts_closed_form=not fault)
         folder.write_record(study.plan, plan)
+        terminal.begin_step("latency", of=steps)
         depths = space.max_dropped - space.min_dropped + 1
         with terminal.stage("latency", total=depths) as advance:
             table = latencies.measure_latencies(bench, space, on_structure=lambda structure: advance(1, structure))
@@ -109,6 +115,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         bounded = latencies.bound_space(
             bench, instruments, table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
         )
+        terminal.begin_step("search", of=steps)
         sweep = Sweep(instruments, study.sweep)
         records = searching.score_space(terminal, bench, sweep, opened, plan, settings, bounded, table)
         frontier = select_members(bench, settings, bounded, records)
@@ -118,16 +125,19 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         )
         from seed.stages import gains
 
+        terminal.begin_step("rivals", of=steps)
         with terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
             searching.score_singles(sweep, bounded)
             gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
 
+        terminal.begin_step("dense", of=steps)
         reference = next(iter(table.values()))
         with terminal.stage("dense", total=1) as advance:
             dense = judging.judge_dense(bench, instruments, reference)
             dense = judging.score_dense_for_user(bench, dense, settings.eval_command)
             advance(1, "")
         if settings.distill:
+            terminal.begin_step("distill", of=steps)
             distill_frontier(
                 terminal, bench, sweep, plan, dense, frontier, rates=rates, eval_command=settings.eval_command
             )
@@ -179,21 +189,21 @@ def distill_frontier(
     rate = rates[0]
     if len(rates) > 1:
         tuned_steps = schooling.count_steps(bench, plan.distill_tokens // schooling.TUNING_SHARE)
-        with terminal.stage("tuning", total=len(rates) * tuned_steps) as advance:
+        with terminal.stage("tuning", total=len(rates) * tuned_steps, is_share=True) as advance:
             rate = schooling.choose_learning_rate(
                 bench,
                 sweep,
                 members[frontier.members.index(hardest)],
                 rates=rates,
                 distill_tokens=plan.distill_tokens,
-                on_step=lambda step: advance(1, "learning rate"),
+                on_step=lambda step: advance(1, f"which learning rate suits {hardest.evaluation.candidate.key}"),
             )
         terminal.say(f"learning rate {rate:g}")
     if plan.width_baseline:
         members += finals.list_baselines(bench, sweep.instruments, members)
     budget = finals.Budget(distill_tokens=plan.distill_tokens, learning_rate=rate, rng_seeds=rng_seeds)
     total = len(members) * len(rng_seeds) * finals.count_work(bench, steps)
-    with terminal.stage("distill", total=total) as advance:
+    with terminal.stage("distill", total=total, is_share=True) as advance:
         results = finals.distill_members(
             bench, sweep, plan, dense, members, budget, eval_command=eval_command, on_work=advance
         )
@@ -232,16 +242,31 @@ def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
 def main() -> None:
     """Read the command line and search, or say what a search would take."""
     words = vars(make_parser().parse_args())
-    is_dry = words.pop("dry_run", False)
+    is_dry, is_json = words.pop("dry_run", False), words.pop("json", False)
     settings = SearchSettings(**words)
     if is_dry and (settings.stages or settings.start):
         raise SeedError("--dry-run: plans one search of an original model. Leave --stages and --start out.")
+    if is_dry and is_json:
+        raise SeedError("--dry-run: says its plan in sentences, and has no result for --json. Leave one out.")
     if is_dry:
         rehearse(settings, Terminal())
+    elif is_json:
+        answer_in_json(functools.partial(search_for_script, settings))
     elif settings.stages:
         search_in_stages(settings, Terminal())
     else:
         search(settings, Terminal())
+
+
+def search_for_script(settings: SearchSettings, terminal: Terminal) -> "SearchLine | StagedLine":
+    """Search, at once or in stages, and return what ``--json`` prints."""
+    from seed.reporting.result_line import describe_search, describe_staged
+    from seed.stages.relay import name_root
+
+    if settings.stages:
+        return describe_staged(search_in_stages(settings, terminal), name_root(settings))
+    record = search(settings, terminal)
+    return describe_search(record, StudyFolder(settings.studies_dir / record.plan.name))
 
 
 def rehearse(settings: SearchSettings, terminal: Terminal) -> None:
@@ -251,7 +276,7 @@ def rehearse(settings: SearchSettings, terminal: Terminal) -> None:
     planning.quiet_libraries()
     from seed.stages import rehearsal
 
-    rehearsal.rehearse(settings, preset, name=name, say=terminal.say)
+    rehearsal.rehearse(settings, preset, name=name, say=functools.partial(terminal.say, wrap=False))
 
 
 if __name__ == "__main__":

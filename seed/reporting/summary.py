@@ -36,7 +36,9 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
             for chosen in ((0, 1, 2, 3, 4), (0, *range(5, len(columns)))):
                 terminal.show_table([columns[i] for i in chosen], [[row[i] for i in chosen] for row in rows])
         for index, result in enumerate(record.distilled):
-            terminal.say(("models:    " if index == 0 else "           ") + str(models / result.candidate.key))
+            terminal.say(
+                ("models:    " if index == 0 else "           ") + str(models / result.candidate.key), wrap=False
+            )
     else:
         rung = record.frontier.rung
         rows = [
@@ -61,8 +63,8 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
         terminal.say(f"what the search added: {say_solver(record.gain, record.frontier)}")
         for rival in record.gain.rivals:
             terminal.say(f"  {say_rival(rival, record.gain)}")
-    terminal.say(f"report:    {report}")
-    terminal.say(f"dashboard: optuna-dashboard {storage}")
+    terminal.say(f"report:    {report}", wrap=False)
+    terminal.say(f"dashboard: optuna-dashboard {storage}", wrap=False)
     terminal.say(f"proxy:     {record.agreement.verdict}")
 
 
@@ -119,7 +121,7 @@ def show_fidelity(terminal: Terminal, study: FidelityStudy, summary: FidelitySum
         terminal.say(say_verdict(depth))
     if "doubling_the_budget" in study.settings:
         terminal.say(f"twice the budget: {study.settings['doubling_the_budget']}")
-    terminal.say(f"page: {page}")
+    terminal.say(f"page: {page}", wrap=False)
 
 
 def show_comparison(
@@ -141,4 +143,4 @@ def show_comparison(
         ]
         terminal.show_table(columns, rows, title=f"{depth} dropped; distilled, on test text")
         terminal.say(say_answer(summary, depth, titles=titles))
-    terminal.say(f"page: {page}")
+    terminal.say(f"page: {page}", wrap=False)

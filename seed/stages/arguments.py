@@ -8,7 +8,7 @@ from pathlib import Path
 
 from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import list_presets
-from seed.stages.options import parse_bytes, parse_seconds
+from seed.stages.options import add_json, parse_bytes, parse_seconds
 from seed.stages.recoveries import RECOVERIES
 from seed.stages.settings import DTYPES
 
@@ -169,6 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only say what the search would do and take, from the model's shape: no weights, no network, nothing written",
     )
+    add_json(place)
     return parser
 
 

@@ -70,6 +70,15 @@ def add_trainings(parser: argparse.ArgumentParser, *, distill_tokens: str, rng_s
     parser.add_argument("--device", help="default: as chosen for the search")
 
 
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Whether the result is for a script. The same words in every command that has it."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as one line of JSON on standard output; all else goes to standard error",
+    )
+
+
 def read_words(parser: argparse.ArgumentParser) -> dict[str, Any]:
     """What was typed, by option; several values of one as a tuple."""
     given: dict[str, Any] = vars(parser.parse_args())
