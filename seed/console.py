@@ -25,6 +25,7 @@ from seed.progress import Glimpse, Pace, draw_glimpse
 
 PLAIN_SECONDS = 10.0
 PLAIN_WIDTH = 160  # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log
+MOST_LINES_OF_AN_END = 2  # what is known when a stage ends may take so many lines, else only its time is said
 REDRAWS_PER_SECOND = 4  # rarely: a redraw takes time from the work
 
 
@@ -128,7 +129,7 @@ class Terminal:
             yield advance
         end = f"{title}: done in {format_seconds(time.monotonic() - pace.began)}"
         found = f"{end}; {join_note(*told)}"
-        self.say(found if told[1] and len(found) <= self.width else end)
+        self.say(found if told[1] and len(found) <= MOST_LINES_OF_AN_END * self.width else end)
 
 
 def say_glimpse(glimpse: Glimpse) -> str:

@@ -125,15 +125,28 @@ def distill_members(
     }
     finished, total = len(members) * len(todos) - sum(map(len, todos.values())), len(members) * len(todos)
 
-    def count_finished(amount: float, what: str) -> None:
+    def say_work(amount: float, what: str) -> None:
         on_work(amount, f"{what}; {finished} of {total} models done")
 
+    def count_finished() -> None:
+        nonlocal finished
+        finished += 1
+
     if finished:
-        count_finished(finished * count_work(bench, steps), "finished before")
+        say_work(finished * count_work(bench, steps), "going on")
     for rng_seed, todo in todos.items():
         for group in group_members(bench, todo):
-            _distill_group(bench, sweep, plan, dense, group, budget, rng_seed=rng_seed, on_work=count_finished)
-            finished += len(group)
+            _distill_group(
+                bench,
+                sweep,
+                plan,
+                dense,
+                group,
+                budget,
+                rng_seed=rng_seed,
+                on_work=say_work,
+                on_finished=count_finished,
+            )
     results = [folder.read_record(bench.folder.result(member.key), DistillResult) for member in members]
     return [judging.score_for_user(bench, result, eval_command) for result in results]
 
@@ -178,6 +191,7 @@ def _distill_group(
     *,
     rng_seed: int,
     on_work: Callable[[float, str], None],
+    on_finished: Callable[[], None],
 ) -> None:
     """Train members side by side, then judge and keep one after another."""
     began = time.monotonic()
@@ -186,6 +200,7 @@ def _distill_group(
     keys = ", ".join(member.key for member in group)
     starts, pupils, checkpoints = [], [], []
     for member in group:
+        on_work(0, f"preparing {member.key}")
         settings = _settings(bench, member, budget, rng_seed)
         start, student = make_start(sweep, member, settings)
         suffix = "" if is_first else f"-{rng_seed}"
@@ -193,6 +208,7 @@ def _distill_group(
         pupils.append(enrol(instruments, student, settings, candidate=member.candidate, checkpoint=checkpoints[-1]))
         starts.append(start)
         on_work(before, f"preparing {member.key}")
+    on_work(0, f"training {keys}")
     finished = 0
 
     def report_step(step: int) -> None:
@@ -204,8 +220,10 @@ def _distill_group(
     seconds = (time.monotonic() - began) / len(group)
     for member, start, pupil, went in zip(group, starts, pupils, distilled, strict=True):
         keep = functools.partial(_keep_first, plan=plan, dense=dense, start=start) if is_first else _keep_replica
+        on_work(0, f"judging {member.key}")
         keep(bench, instruments, member, pupil.student, went, settings=pupil.settings, seconds=seconds)
-        on_work(after, f"judging {member.key}")
+        on_finished()
+        on_work(after, f"judged {member.key}")
     for checkpoint in checkpoints:
         checkpoint.unlink(missing_ok=True)
 

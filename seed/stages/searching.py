@@ -23,7 +23,7 @@ from seed.stages import latencies, recovering
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
-BEST_NOTE = "best PPL ratio at each depth, without which layers"
+BEST_NOTE = "best PPL ratios by layers dropped (without which)"
 RECOVERY_SAMPLE = 16  # sets of a sweep that are scored without recovery too, to say what closed form recovers
 
 
@@ -88,7 +88,8 @@ def score_space(
     for trial in before:
         best.learn(trial, rung=rung)
     with terminal.stage("search", total=target) as advance:
-        advance(len(scored), BEST_NOTE, best.list_cells())
+        if scored:
+            advance(len(scored), BEST_NOTE, best.list_cells())
 
         def show(trial: TrialRecord) -> None:
             nonlocal skipped
