@@ -1,66 +1,68 @@
-"""What the terminal shows: sentences, tables, and progress with remaining time.
+"""What the terminal shows: sentences, tables, and progress with remaining time; and the one line of ``--json``.
 
-A live bar where somebody watches; elsewhere (logs, pipes, CI, a dumb terminal) a plain line now and then. No numbers are
-made here.
+Bars that live on a terminal; elsewhere (logs, pipes, CI) a plain line now and then, without escape codes. No numbers
+are made here; how a bar is drawn, ``progress`` knows.
 """
 
 import contextlib
+import os
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 from rich import box
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from seed.errors import SeedError
 from seed.folder import explain_resource_errors
+from seed.progress import Glimpse, Pace, draw_glimpse
 
 PLAIN_SECONDS = 10.0
-BEFORE_SECONDS = 0.5  # what a stage has done by then was done before, and says nothing of its pace
-UNWATCHED_WIDTH = 160  # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log
+PLAIN_WIDTH = 160  # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log
+MOST_LINES_OF_AN_END = 2  # what is known when a stage ends may take so many lines, else only its time is said
+REDRAWS_PER_SECOND = 4  # rarely: a redraw takes time from the work
 
 
 class Advance(Protocol):
-    """Tells a stage that some of its work is done."""
+    """Tells a stage that some of its work is done.
 
-    def __call__(self, amount: float, note: str) -> None: ...
+    ``note`` says at what it is; ``cells`` are short facts that the note introduces.
+    """
+
+    def __call__(self, amount: float, note: str, cells: Sequence[str] = ()) -> None: ...
 
 
 class Terminal:
-    """Where a command writes. ``quiet`` writes nothing but errors; ``is_aside`` leaves standard output to a result line."""
+    """Where a command writes: standard output, as it is when something is written. ``quiet`` writes nothing but errors."""
 
-    def __init__(self, *, quiet: bool = False, is_aside: bool = False) -> None:
-        stream = sys.stderr if is_aside else sys.stdout
-        self.is_watched = stream.isatty()
-        width = None if self.is_watched else UNWATCHED_WIDTH
+    def __init__(self, *, quiet: bool = False) -> None:
+        is_watched = sys.stdout.isatty()
         self.console = Console(
-            stderr=is_aside,
             highlight=False,
             emoji=False,
             markup=False,
             quiet=quiet,
-            width=width,
-            force_terminal=self.is_watched,
+            width=None if is_watched else PLAIN_WIDTH,
+            force_terminal=None if is_watched else False,  # FORCE_COLOR does not put escape codes into files
         )
+        self._step = ""
+        # some CI gives a terminal, but keeps all that is ever drawn on it
+        self._is_live = is_watched and not quiet and self.console.is_interactive and not os.environ.get("CI")
 
-    def say(self, text: str = "", *, is_whole: bool = False) -> None:
-        """Print a line; on a terminal it is wrapped between words, unless it ``is_whole``, as what people copy is."""
-        if self.is_watched and not is_whole:
-            margin = " " * (len(text) - len(text.lstrip()) + 2)
+    def say(self, text: str = "", *, wrap: bool = True) -> None:
+        """Print a line; on a terminal it is wrapped at words, unless it holds something that people copy."""
+        if wrap and self.console.is_terminal:
+            indent = " " * (len(text) - len(text.lstrip()) + 2)
             text = textwrap.fill(
-                text, self.width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+                text, self.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
             )
         self.console.print(text, markup=False, soft_wrap=True)
-
-    def give(self, line: str) -> None:
-        """Print a command's result for scripts: the one line that goes to standard output."""
-        print(line, flush=True)
 
     @property
     def width(self) -> int:
@@ -80,103 +82,70 @@ class Terminal:
             table.add_row(*row)
         self.console.print(table)
 
+    def begin_step(self, name: str, *, of: Sequence[str]) -> None:
+        """From now on, stages are shown as parts of this step of a pass."""
+        self._step = f"[{of.index(name) + 1}/{len(of)}] "
+
     @contextlib.contextmanager
-    def stage(self, name: str, *, total: float, unit: str = "") -> Iterator[Advance]:
-        """Yield ``advance(amount, note)``; ends with one line that says how long the stage took.
+    def stage(self, name: str, *, total: float, is_share: bool = False) -> Iterator[Advance]:
+        """Yield ``advance(amount, note, cells)``; ends with one line that says how long the stage took.
 
-        Work is counted in ``unit``, such as candidates, or in per cent where it has no name.
+        With ``is_share`` the amount is shown in per cent: work that is no number of things.
         """
-        pace = Pace(total)
-        if self.is_watched and not self.console.is_dumb_terminal and not self.console.quiet:
-            with NotedProgress(
-                TextColumn("{task.description:<12}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.fields[done]}"),
-                TimeElapsedColumn(),
-                RemainingColumn(),
-                console=self.console,
-                transient=True,
-            ) as progress:
-                task = progress.add_task(name, total=total, done=pace.say_done(unit), pace=pace)
+        title, pace = self._step + name, Pace(total=total, began=time.monotonic())
+        told: tuple[str, Sequence[str]] = ("", ())
+        printed = pace.began
 
-                def advance_bar(amount: float, note: str) -> None:
-                    pace.add(amount)
-                    progress.note = note
-                    progress.update(task, advance=amount, done=pace.say_done(unit))
+        def glimpse() -> Glimpse:
+            now = time.monotonic()
+            return Glimpse(
+                title=title,
+                amount=format_amount(pace.done, total, is_share=is_share),
+                done=pace.done,
+                total=total,
+                elapsed=now - pace.began,
+                left=pace.estimate_left(now=now),
+                note=told[0],
+                cells=told[1],
+            )
 
-                yield advance_bar
-        else:
-            printed = time.monotonic()
+        def advance(amount: float, note: str, cells: Sequence[str] = ()) -> None:
+            nonlocal told, printed
+            now = time.monotonic()
+            pace.advance(amount, now=now)
+            told = (note, cells)
+            if not self._is_live and now - printed >= PLAIN_SECONDS and 0 < pace.done < total:
+                self.say(say_glimpse(glimpse()))
+                printed = now
 
-            def advance(amount: float, note: str) -> None:
-                nonlocal printed
-                pace.add(amount)
-                if time.monotonic() - printed >= PLAIN_SECONDS and 0 < pace.done < total:
-                    left = pace.estimate_left()
-                    told = "" if left is None else f", {format_seconds(left)} left"
-                    self.say(f"{name}: {pace.say_done(unit)}{told}. {note}".rstrip())
-                    printed = time.monotonic()
+        def draw() -> RenderableType:
+            return draw_glimpse(glimpse(), width=self.width)
 
+        with (
+            Live(get_renderable=draw, console=self.console, transient=True, refresh_per_second=REDRAWS_PER_SECOND)
+            if self._is_live
+            else contextlib.nullcontext()
+        ):
             yield advance
-        self.say(f"{name}: done in {format_seconds(pace.elapsed())}")
+        end = f"{title}: done in {format_seconds(time.monotonic() - pace.began)}"
+        found = f"{end}; {join_note(*told)}"
+        self.say(found if told[1] and len(found) <= MOST_LINES_OF_AN_END * self.width else end)
 
 
-class Pace:
-    """How much of a stage is done, and how long the rest will take at the mean pace so far.
-
-    The mean, since work comes in bursts: candidates that share a prefix follow one another at once. What was finished
-    before, by an earlier run, is counted at the very beginning and makes no pace.
-    """
-
-    def __init__(self, total: float) -> None:
-        self.total = total
-        self.done = 0.0
-        self.before = 0.0
-        self.began = time.monotonic()
-        self.changed = self.began
-
-    def add(self, amount: float) -> None:
-        """Some more is done."""
-        self.done += amount
-        self.changed = time.monotonic()
-        if self.elapsed() < BEFORE_SECONDS:
-            self.before = self.done
-
-    def elapsed(self) -> float:
-        """Seconds since the beginning."""
-        return time.monotonic() - self.began
-
-    def estimate_left(self) -> float | None:
-        """Seconds that the rest will take, as seen at the last change; None before there is a pace."""
-        if self.done <= self.before:
-            return None
-        left = (self.changed - self.began) / (self.done - self.before) * (self.total - self.done)
-        return max(0.0, left - (time.monotonic() - self.changed))
-
-    def say_done(self, unit: str) -> str:
-        """Return ``61 of 298 candidates``, or ``20 %``."""
-        if unit:
-            return f"{self.done:,.0f} of {self.total:,.0f} {unit}"
-        return f"{100 * self.done / self.total if self.total else 100:.0f} %"
+def say_glimpse(glimpse: Glimpse) -> str:
+    """Return what a stage looks like as one line of plain text."""
+    left = "" if glimpse.left is None else f", {format_seconds(glimpse.left)} left"
+    return f"{glimpse.title}: {glimpse.amount}{left}. {join_note(glimpse.note, glimpse.cells)}".rstrip()
 
 
-class NotedProgress(Progress):
-    """A bar with a note in a line of its own, which a narrow terminal wraps instead of cutting it off."""
-
-    note = ""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        if self.note:
-            yield Text(f"  {self.note}", style="dim")
+def join_note(note: str, cells: Sequence[str]) -> str:
+    """Return a note and the facts that it introduces."""
+    return f"{note}: {', '.join(cells)}" if cells else note
 
 
-class RemainingColumn(ProgressColumn):
-    """The time that is left at the stage's mean pace."""
-
-    def render(self, task: Task) -> Text:
-        left = task.fields["pace"].estimate_left()
-        return Text("" if left is None else f"{format_seconds(left)} left", style="progress.remaining")
+def format_amount(done: float, total: float, *, is_share: bool) -> str:
+    """``34 of 1,793``; ``19 %`` of work that is no number of things."""
+    return f"{done / max(total, 1e-9):.0%}" if is_share else f"{done:,.0f} of {total:,.0f}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -187,6 +156,16 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def answer_in_json(work: Callable[[Terminal], msgspec.Struct]) -> None:
+    """Do the work, and print its record as one line of JSON: the only one on standard output.
+
+    Whatever else is said, by Seed or by a library, goes to standard error. A number that is not finite becomes ``null``.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        line = msgspec.json.encode(work(Terminal())).decode()
+    print(line, flush=True)
 
 
 def run_command(main: Callable[[], None]) -> None:

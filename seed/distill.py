@@ -4,15 +4,18 @@ The same loop, data and judge as the search's own finals; the report is written 
 """
 
 import argparse
+import functools
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from seed import folder
-from seed.console import Terminal, run_command
+from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
-from seed.findings import StudyRecord
-from seed.records import DenseResult
-from seed.reporting import result_line
+from seed.records import DenseResult, DistillResult
 from seed.stages import options, planning
+
+if TYPE_CHECKING:
+    from seed.reporting.result_line import DistillLine
 
 
 def distill_trial(
@@ -25,8 +28,8 @@ def distill_trial(
     replicas: int | None = None,
     eval_command: str | None = None,
     device: str | None = None,
-) -> StudyRecord:
-    """Distill, export and judge the candidate of a trial, and return the study with it.
+) -> DistillResult:
+    """Distill, export and judge the candidate of a trial, and return its record.
 
     Raises:
         SeedError: no such study or trial, or model or text changed since.
@@ -63,7 +66,7 @@ def distill_trial(
         dense = folder.read_record(study.dense, DenseResult)
         member = schooling.Member(candidate=evaluation.candidate, latency=evaluation.latency, trial_number=trial)
         work = len(budget.rng_seeds) * finals.count_work(bench, schooling.count_steps(bench, budget.distill_tokens))
-        with terminal.stage("distill", total=work) as advance:
+        with terminal.stage("distill", total=work, is_share=True) as advance:
             [result] = finals.distill_members(
                 bench,
                 Sweep(instruments, study.sweep),
@@ -74,14 +77,14 @@ def distill_trial(
                 eval_command=eval_command,
                 on_work=advance,
             )
-        record = refresh_report(study, complain=terminal.say)
+        refresh_report(study, complain=terminal.say)
     terminal.say(
         f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
         f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"
     )
-    terminal.say(f"model:  {study.model(result.candidate.key)}")
-    terminal.say(f"report: {study.report}")
-    return record
+    terminal.say(f"model:  {study.model(result.candidate.key)}", wrap=False)
+    terminal.say(f"report: {study.report}", wrap=False)
+    return result
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -110,20 +113,22 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Read the command line and distill."""
-    args = make_parser().parse_args()
-    terminal = Terminal(is_aside=args.json)
-    record = distill_trial(
-        args.study,
-        trial=args.trial,
-        terminal=terminal,
-        distill_tokens=args.distill_tokens,
-        learning_rate=args.learning_rate,
-        replicas=args.replicas,
-        eval_command=args.eval_command,
-        device=args.device,
-    )
-    if args.json:
-        terminal.give(result_line.spell_line(result_line.describe_study(record, root=args.study)))
+    words = vars(make_parser().parse_args())
+    path, is_json = words.pop("study"), words.pop("json")
+    if is_json:
+        answer_in_json(functools.partial(distill_for_script, path, **words))
+    else:
+        distill_trial(path, terminal=Terminal(), **words)
+
+
+def distill_for_script(path: Path, terminal: Terminal, **words: Any) -> "DistillLine":
+    """Distill, and return what ``--json`` prints. ``words``: as for ``distill_trial``."""
+    from seed.reporting.result_line import describe_one_more
+    from seed.stages.gathering import gather_record
+
+    result = distill_trial(path, terminal=terminal, **words)
+    study = folder.open_existing(path)
+    return describe_one_more(result, study, gather_record(study).replications.get(result.key))
 
 
 if __name__ == "__main__":

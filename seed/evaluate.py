@@ -5,16 +5,17 @@ directory, a hub id, a preset's name) is judged alone, on the text you name.
 """
 
 import argparse
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 from seed import folder
-from seed.console import Terminal, run_command
+from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError
 from seed.folder import StudyFolder
 from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import Latency, Quality, SearchPlan, Size
-from seed.reporting import result_line
+from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import format_bytes
 from seed.stages import options, planning
 
@@ -175,9 +176,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Read the command line and judge."""
-    args = make_parser().parse_args()
+def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
+    """Judge as told on the command line, say what was found, and return it as ``--json`` prints it."""
     study = find_study(Path(args.model)) if not (args.test_text or args.window_tokens or args.test_tokens) else None
     if study is not None:
         found = evaluate_in_study(Path(args.model), study, device=args.device)
@@ -189,13 +189,18 @@ def main() -> None:
             test_tokens=args.test_tokens,
             device=args.device,
         )
-    terminal = Terminal(is_aside=args.json)
-    show_judgement(terminal, found, beside_dense=study is not None)
+    is_beside = study is not None
+    show_judgement(terminal, found, beside_dense=is_beside)
+    return describe_judged(args.model, found.protocol, found.test, found.latency, found.size, beside_dense=is_beside)
+
+
+def main() -> None:
+    """Read the command line and judge."""
+    args = make_parser().parse_args()
     if args.json:
-        line = result_line.describe_evaluation(
-            args.model, test=found.test, latency=found.latency, size=found.size, is_beside=study is not None
-        )
-        terminal.give(result_line.spell_line(line))
+        answer_in_json(functools.partial(evaluate, args))
+    else:
+        evaluate(args, Terminal())
 
 
 if __name__ == "__main__":

@@ -4,15 +4,19 @@ Needs neither model nor text, only the studies' folders.
 """
 
 import argparse
+import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seed import folder
-from seed.console import Terminal, run_command
+from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
 from seed.evidence import StagedSearch
 from seed.findings import StudyRecord
-from seed.reporting import result_line
 from seed.stages import options
+
+if TYPE_CHECKING:
+    from seed.reporting.result_line import SearchLine, StagedLine
 
 
 def report_study(path: Path, terminal: Terminal, *, formats: tuple[str, ...] = ()) -> StudyRecord:
@@ -34,7 +38,7 @@ def report_study(path: Path, terminal: Terminal, *, formats: tuple[str, ...] = (
 
         drawn = draw_figures(record)
         total = len(drawn) * len(formats) + ("png" in formats)
-        with terminal.stage("pictures", total=total, unit="pictures") as advance:
+        with terminal.stage("pictures", total=total) as advance:
             written = write_pictures(
                 drawn,
                 page=study.report,
@@ -43,7 +47,7 @@ def report_study(path: Path, terminal: Terminal, *, formats: tuple[str, ...] = (
                 on_picture=lambda name: advance(1, name),
             )
         for index, picture in enumerate(written):
-            terminal.say(("pictures:  " if index == 0 else "           ") + str(picture), is_whole=True)
+            terminal.say(("pictures:  " if index == 0 else "           ") + str(picture), wrap=False)
     return record
 
 
@@ -78,7 +82,7 @@ def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | Non
     write_frontiers_page(named, page)
     for sentence in say_comparison(named):
         terminal.say(sentence)
-    terminal.say(f"page: {page}", is_whole=True)
+    terminal.say(f"page: {page}", wrap=False)
     return page
 
 
@@ -98,31 +102,36 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def report_one(args: argparse.Namespace, terminal: Terminal) -> "SearchLine | StagedLine":
+    """Write what the command line asks for of one study or staged search, and return it as ``--json`` prints it."""
+    from seed.reporting.result_line import describe_search, describe_staged
+
+    [path] = args.study
+    if folder.StudyFolder(path).stages.is_file():
+        return describe_staged(report_stages(path, terminal), path)
+    return describe_search(report_study(path, terminal, formats=args.formats), folder.StudyFolder(path))
+
+
 def main() -> None:
     """Read the command line, write what is asked for, and print the result."""
     args = make_parser().parse_args()
-    terminal = Terminal(is_aside=args.json)
-    formats = tuple(form for form in ("png", "svg") if getattr(args, form))
-    stages = [path for path in args.study if folder.StudyFolder(path).stages.is_file()]
-    check_words(args, formats=formats, stages=stages)
-    line = None
+    args.formats = tuple(form for form in ("png", "svg") if getattr(args, form))
+    check_words(args)
     if len(args.study) > 1:
-        compare_studies(args.study, terminal, output=args.output)
-    elif stages:
-        line = result_line.describe_stages(report_stages(args.study[0], terminal), root=args.study[0])
+        compare_studies(args.study, Terminal(), output=args.output)
+    elif args.json:
+        answer_in_json(functools.partial(report_one, args))
     else:
-        record = report_study(args.study[0], terminal, formats=formats)
-        line = result_line.describe_study(record, root=args.study[0])
-    if args.json and line is not None:
-        terminal.give(result_line.spell_line(line))
+        report_one(args, Terminal())
 
 
-def check_words(args: argparse.Namespace, *, formats: tuple[str, ...], stages: list[Path]) -> None:
+def check_words(args: argparse.Namespace) -> None:
     """Refuse what cannot be honoured.
 
     Raises:
         StudyError: with what to type instead.
     """
+    formats, stages = args.formats, [path for path in args.study if folder.StudyFolder(path).stages.is_file()]
     if len(args.study) > 1 and (formats or args.json):
         raise StudyError(
             f"--{formats[0] if formats else 'json'}: is for one study, and {len(args.study)} were given. Name one, or leave it out."

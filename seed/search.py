@@ -11,22 +11,24 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from seed import folder
-from seed.console import Terminal, format_seconds, run_command
+from seed.console import Terminal, answer_in_json, format_seconds, run_command
 from seed.errors import ModelError, SeedError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.space import contains
 from seed.optimize.study import open_storage, open_study, read_trials
 from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, TrialRecord
-from seed.reporting import result_line
 from seed.stages import planning
 from seed.stages.arguments import make_parser
 from seed.stages.settings import SearchSettings
 
 if TYPE_CHECKING:
     from seed.evidence import StagedSearch
+    from seed.reporting.result_line import SearchLine, StagedLine
     from seed.scoring.sweep import Sweep
     from seed.stages.workbench import Workbench
+
+STEPS = ("proofs", "latency", "dense", "search", "rivals", "distill")  # of a pass, for people who watch
 
 
 def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -> StudyRecord:
@@ -62,6 +64,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         raise StudyError(
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
         )
+    steps = STEPS if settings.distill else STEPS[:-1]
     terminal.say(f"opening {settings.model}")
     bench, preset = workbench.open_for_search(settings, preset, study=study)
     space = bench.protocol.space
@@ -90,6 +93,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         folder.write_record(study.plan, plan)
         publishing.announce_search(study, opened, plan, complain=terminal.say)
         folder.write_record(study.environment, workbench.describe_environment(bench))
+        terminal.begin_step("proofs", of=steps)
         with terminal.stage("proofs", total=2) as advance:
             workbench.prove(bench)
             advance(1, "cut, saved, reloaded")
@@ -104,18 +108,21 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             plan = msgspec.structs.replace(plan, covers_space=False)
         plan = msgspec.structs.replace(plan, trusts_closed_form=not fault)
         folder.write_record(study.plan, plan)
+        terminal.begin_step("latency", of=steps)
         depths = space.max_dropped - space.min_dropped + 1
-        with terminal.stage("latency", total=depths, unit="depths") as advance:
+        with terminal.stage("latency", total=depths) as advance:
             table = latencies.measure_latencies(bench, space, on_structure=lambda structure: advance(1, structure))
         table = latencies.smooth_latencies(bench, table)
         bounded = latencies.bound_space(
             bench, instruments, table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
         )
+        terminal.begin_step("dense", of=steps)
         reference = next(iter(table.values()))
         with terminal.stage("dense", total=1) as advance:
             dense = judging.judge_dense(bench, instruments, reference)
             dense = judging.score_dense_for_user(bench, dense, settings.eval_command)
             advance(1, "")
+        terminal.begin_step("search", of=steps)
         sweep = Sweep(instruments, study.sweep)
         live = publishing.LiveReport(
             study,
@@ -134,10 +141,13 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         )
         from seed.stages import gains
 
+        terminal.begin_step("rivals", of=steps)
         with terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
             searching.score_singles(sweep, bounded)
             gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
+
         if settings.distill:
+            terminal.begin_step("distill", of=steps)
             publishing.refresh_report(study, complain=terminal.say)  # to be looked at while models are distilled
             distill_frontier(
                 terminal, bench, sweep, plan, dense, frontier, rates=rates, eval_command=settings.eval_command
@@ -188,21 +198,21 @@ def distill_frontier(
     rate = rates[0]
     if len(rates) > 1:
         tuned_steps = schooling.count_steps(bench, plan.distill_tokens // schooling.TUNING_SHARE)
-        with terminal.stage("tuning", total=len(rates) * tuned_steps) as advance:
+        with terminal.stage("tuning", total=len(rates) * tuned_steps, is_share=True) as advance:
             rate = schooling.choose_learning_rate(
                 bench,
                 sweep,
                 members[frontier.members.index(hardest)],
                 rates=rates,
                 distill_tokens=plan.distill_tokens,
-                on_step=lambda step: advance(1, "learning rate"),
+                on_step=lambda step: advance(1, f"which learning rate suits {hardest.evaluation.candidate.key}"),
             )
         terminal.say(f"learning rate {rate:g}")
     if plan.width_baseline:
         members += finals.list_baselines(bench, sweep.instruments, members)
     budget = finals.Budget(distill_tokens=plan.distill_tokens, learning_rate=rate, rng_seeds=rng_seeds)
     total = len(members) * len(rng_seeds) * finals.count_work(bench, steps)
-    with terminal.stage("distill", total=total) as advance:
+    with terminal.stage("distill", total=total, is_share=True) as advance:
         results = finals.distill_members(
             bench, sweep, plan, dense, members, budget, eval_command=eval_command, on_work=advance
         )
@@ -242,26 +252,30 @@ def main() -> None:
     """Read the command line and search, or say what a search would take."""
     words = vars(make_parser().parse_args())
     is_dry, is_json = words.pop("dry_run", False), words.pop("json", False)
-    terminal = Terminal(is_aside=is_json)
     settings = SearchSettings(**words)
     if is_dry and (settings.stages or settings.start):
         raise SeedError("--dry-run: plans one search of an original model. Leave --stages and --start out.")
     if is_dry and is_json:
-        raise SeedError("--json: a --dry-run has no result to give. Leave one of them out.")
+        raise SeedError("--dry-run: says its plan in sentences, and has no result for --json. Leave one out.")
     if is_dry:
-        rehearse(settings, terminal)
+        rehearse(settings, Terminal())
+    elif is_json:
+        answer_in_json(functools.partial(search_for_script, settings))
     elif settings.stages:
-        from seed.stages import relay
-
-        staged = search_in_stages(settings, terminal)
-        if is_json:
-            line = result_line.describe_stages(staged, root=relay.name_root(settings))
-            terminal.give(result_line.spell_line(line))
+        search_in_stages(settings, Terminal())
     else:
-        record = search(settings, terminal)
-        if is_json:
-            root = settings.studies_dir / record.plan.name
-            terminal.give(result_line.spell_line(result_line.describe_study(record, root=root)))
+        search(settings, Terminal())
+
+
+def search_for_script(settings: SearchSettings, terminal: Terminal) -> "SearchLine | StagedLine":
+    """Search, at once or in stages, and return what ``--json`` prints."""
+    from seed.reporting.result_line import describe_search, describe_staged
+    from seed.stages.relay import name_root
+
+    if settings.stages:
+        return describe_staged(search_in_stages(settings, terminal), name_root(settings))
+    record = search(settings, terminal)
+    return describe_search(record, StudyFolder(settings.studies_dir / record.plan.name))
 
 
 def rehearse(settings: SearchSettings, terminal: Terminal) -> None:
@@ -271,7 +285,7 @@ def rehearse(settings: SearchSettings, terminal: Terminal) -> None:
     planning.quiet_libraries()
     from seed.stages import rehearsal
 
-    rehearsal.rehearse(settings, preset, name=name, say=terminal.say)
+    rehearsal.rehearse(settings, preset, name=name, say=functools.partial(terminal.say, wrap=False))
 
 
 if __name__ == "__main__":

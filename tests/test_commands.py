@@ -9,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from safetensors import safe_open
+
+from seed.reporting.result_line import DistillLine, JudgedLine, SearchLine
 
 TINY = [
     "--window-tokens=64",
@@ -84,24 +87,31 @@ def test_the_whole_pass_gives_checkpoints_that_plain_transformers_loads(make_che
     assert found["perplexity"] == pytest.approx(result["test"]["perplexity"], rel=1e-4)
     assert found["cached_equals_uncached"]
 
-    judged = run_seed("seed.evaluate", str(path), cwd=tmp_path)
-    assert f"perplexity: {result['test']['perplexity']:.3f}" in judged.stdout
+    judged = run_seed("seed.evaluate", str(path), "--json", cwd=tmp_path)
+    assert f"perplexity: {result['test']['perplexity']:.3f}" in judged.stderr
+    assert read_line(judged, JudgedLine).ppl == pytest.approx(result["test"]["perplexity"])
     again = run_seed(
-        *search_words(make_checkpoint(family), text_file, "--study", "tiny", "--frontier-size=2"), cwd=tmp_path
+        *search_words(make_checkpoint(family), text_file, "--study", "tiny", "--frontier-size=2", "--json"),
+        cwd=tmp_path,
     )
-    assert "continuing the study" in again.stdout
-    assert "candidates were scored before" in again.stdout
-    assert again.stdout.split("dense model:")[1] == done.stdout.split("dense model:")[1]
+    assert "continuing the study" in again.stderr
+    assert "candidates were scored before" in again.stderr
+    assert again.stderr.split("dense model:")[1] == done.stdout.split("dense model:")[1]
+    line = read_line(again, SearchLine)
+    assert {model.key: model.ppl_ratio.value for model in line.models} == {
+        f"drop-{'-'.join(map(str, model.dropped_layers))}": result["test"]["ppl_ratio"]
+        for model, result in zip(line.models, sorted(results, key=lambda one: -one["size"]["num_params"]), strict=True)
+    }
+    assert all((tmp_path / str(model.path) / "config.json").is_file() for model in line.models)
+    assert (tmp_path / line.report).is_file()
+    assert line.num_scored == line.space_size
 
-    words = search_words(make_checkpoint(family), text_file, "--study", "tiny", "--frontier-size=2", "--json")
-    aside = run_seed(*words, cwd=tmp_path)
-    [line] = aside.stdout.splitlines()
-    told = json.loads(line)
-    assert "continuing the study" in aside.stderr
-    assert {model["key"] for model in told["models"]} == {path.name for path in (study / "models").iterdir()}
-    assert (tmp_path / told["models"][0]["path"] / "config.json").is_file()
-    assert told["report"] == "studies/tiny/report.html"
-    assert {"2", "5", "10"} == told["fastest_within"].keys()
+
+def read_line(done: subprocess.CompletedProcess[str], kind):
+    """The one line that a script reads, as a record of this kind."""
+    assert done.stdout.endswith("\n")
+    assert done.stdout.count("\n") == 1, done.stdout
+    return msgspec.json.decode(done.stdout, type=kind)
 
 
 PLAIN_PERPLEXITY = """
@@ -209,13 +219,17 @@ def test_one_more_model_comes_out_of_a_finished_study(make_checkpoint, text_file
     run_seed(*words, "--no-distill", cwd=tmp_path)
     study = tmp_path / "studies" / "one"
     assert not (study / "models").exists()
-    done = run_seed("seed.distill", "studies/one", "--trial=2", "--eval-command", scores, cwd=tmp_path)
-    assert "test PPL ratio" in done.stdout
+    done = run_seed("seed.distill", "studies/one", "--trial=2", "--eval-command", scores, "--json", cwd=tmp_path)
+    assert "test PPL ratio" in done.stderr
+    line = read_line(done, DistillLine)
+    assert (tmp_path / str(line.distilled.path) / "config.json").is_file()
     result = json.loads(next((study / "distilled").glob("*.json")).read_text())
     assert result["user_score"] >= 5
     assert math.isfinite(result["test"]["ppl_ratio"])
     run_seed("seed.report", "studies/one", cwd=tmp_path)
-    error = error_of(run_seed("seed.distill", "studies/one", "--trial=999", cwd=tmp_path, code=2))
+    failed = run_seed("seed.distill", "studies/one", "--trial=999", "--json", cwd=tmp_path, code=2)
+    assert failed.stdout == ""
+    error = error_of(failed)
     assert "--trial 999" in error
     assert "0 to" in error
 
@@ -380,6 +394,7 @@ BAD_WORDS = {
     "missing text": (["--recovery-text", "nowhere.txt"], ["nowhere.txt", "no such file"]),
     "window": (["--window-tokens", "100000"], ["--window-tokens 100000", "512"]),
     "low-rank updates": (["--lora-rank", "0"], ["--lora-rank 0", "above 0"]),
+    "dry run for a script": (["--dry-run", "--json"], ["--dry-run", "--json"]),
     "space file": (["--space", "nowhere.toml"], ["nowhere.toml"]),
 }
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from tests.test_commands import error_of, kill_when, run_seed, search_words
+from seed.reporting.result_line import StagedLine
+from tests.test_commands import error_of, kill_when, read_line, run_seed, search_words
 
 RUNS = ["--distill-tokens=8192", "--learning-rate=3e-3"]
 
@@ -54,8 +55,11 @@ def test_a_staged_search_names_original_layers_and_goes_on_where_it_was_killed(m
             lambda study, stage=stage: (study / stage / "frontier.json").exists(),
             study="killed",
         )
-    again = run_seed(*words, "--study=killed", cwd=tmp_path)
-    assert "continuing the study" in again.stdout
+    again = run_seed(*words, "--study=killed", "--json", cwd=tmp_path)
+    assert "continuing the study" in again.stderr
+    line = read_line(again, StagedLine)
+    assert [stage.stage for stage in line.stages] == ["stage-1", "stage-2"]
+    assert all((tmp_path / str(stage.best.path) / "config.json").is_file() for stage in line.stages)
     killed = tmp_path / "studies" / "killed"
     assert read(killed / "stages.json") == read(root / "stages.json")
     (killed / "report.html").unlink()

@@ -1,10 +1,10 @@
 """The terminal: sentences as they are, plain progress where nobody watches, and errors without tracebacks."""
 
-import contextlib
 import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -117,30 +117,12 @@ def test_a_stage_prints_plain_lines_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
-    monkeypatch.setattr(console, "BEFORE_SECONDS", 0.0)
-    with Terminal().stage("search", total=4, unit="candidates") as advance:
+    with Terminal().stage("search", total=4) as advance:
         for done in range(1, 5):
             advance(1, f"best [{done}]")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [f"search: {done} of 4 candidates, 0 s left. best [{done}]" for done in (1, 2, 3)]
+    assert lines[:3] == [f"search: {done} of 4. best [{done}]" for done in (1, 2, 3)]
     assert lines[3:] == ["search: done in 0 s"]  # the last step needs no line of its own
-
-
-def test_what_was_finished_before_makes_no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    pace = console.Pace(100)
-    pace.add(60)
-    assert pace.estimate_left() is None
-    now = 110.0
-    pace.add(10)  # 10 in 10 s, 30 are left
-    assert pace.estimate_left() == pytest.approx(30)
-    now = 115.0
-    assert pace.estimate_left() == pytest.approx(25)
-    now = 500.0
-    assert pace.estimate_left() == 0
-    assert pace.say_done("candidates") == "70 of 100 candidates"
-    assert pace.say_done("") == "70 %"
 
 
 def test_a_short_stage_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,14 +134,172 @@ def test_a_short_stage_prints_one_line(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_fractions_of_work_add_up(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
-    with Terminal().stage("distill", total=3) as advance:
+    with Terminal().stage("distill", total=3, is_share=True) as advance:
         advance(0.5, "a")
         advance(1.0, "b")
-    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "distill: 17 %. a",
-        "distill: 50 %. b",
+    assert capsys.readouterr().out.splitlines() == [
+        "distill: 17%. a",
+        "distill: 50%. b",
         "distill: done in 0 s",
     ]
+
+
+def test_facts_under_a_note_stand_behind_it_in_plain_lines_and_at_the_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    terminal = Terminal()
+    terminal.begin_step("search", of=("latency", "search", "distill"))
+    with terminal.stage("sweep", total=2) as advance:
+        advance(1, "best", ["-1: 1.028 (7)", "-2: 1.107 (1, 7)"])
+    assert capsys.readouterr().out.splitlines() == [
+        "[2/3] sweep: 1 of 2. best: -1: 1.028 (7), -2: 1.107 (1, 7)",
+        "[2/3] sweep: done in 0 s; best: -1: 1.028 (7), -2: 1.107 (1, 7)",
+    ]
+
+
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"])
+def test_no_setting_puts_escape_codes_into_a_file(tmp_path: Path, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SEARCH_LIKE], env=ENVIRONMENT | {name: "1"}, cwd=REPOSITORY, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"search: done in" in done.stdout
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+# ---- a terminal: the commands see a real one
+
+SEARCH_LIKE = """
+import sys, time
+from seed.console import Terminal, run_command
+def main():
+    terminal = Terminal()
+    terminal.say("words " * 30 + "end")
+    terminal.begin_step("search", of=("latency", "search"))
+    with terminal.stage("search", total=40) as advance:
+        for number in range(40):
+            time.sleep(float(sys.argv[1]) if len(sys.argv) > 1 else 0)
+            advance(1, "best PPL ratio at each depth", [f"-{d}: 1.{d}28 ({', '.join(map(str, range(d)))})" for d in range(1, 9)])
+    terminal.show_table(["a"], [["b"]], title="bold")
+run_command(main)
+"""
+ESCAPE = re.compile(rb"\x1b\[([0-9;?]*)([A-Za-z])")
+SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
+
+
+def watch(*words: str, columns: int = 80, interrupt_at: bytes | None = None, **extra: str) -> tuple[bytes, int]:
+    """Run Python in a real terminal of so many columns; return all that it was sent, and the exit code."""
+    environment = {key: value for key, value in ENVIRONMENT.items() if key not in ("CI", "NO_COLOR", "LINES")}
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=REPOSITORY,
+        env=environment | {"TERM": "xterm-256color"} | extra,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        sent = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # how Linux says that the other side is closed
+                break
+            if not part:
+                break
+            sent += part
+            if interrupt_at is not None and interrupt_at in sent:
+                process.send_signal(signal.SIGINT)
+                interrupt_at = None
+    os.close(ours)
+    return sent, process.returncode
+
+
+def read_lines(sent: bytes) -> list[str]:
+    """Every line that was drawn, without what moves the cursor or colours."""
+    return [line for line in re.split(r"[\r\n]+", ESCAPE.sub(b"", sent).decode()) if line.strip()]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_terminal_shows_the_best_of_each_depth_within_its_width(columns: int) -> None:
+    sent, code = watch("-c", SEARCH_LIKE, "0.08", columns=columns)
+    assert code == 0, sent
+    lines = read_lines(sent)
+    assert max(map(len, lines)) <= columns
+    shown = " ".join(lines)
+    assert all(f"-{depth}: 1.{depth}28" in shown for depth in range(1, 9))
+    assert re.search(r"\[2/2\] search.* 3\d of 40, 0:0\d, 0:0\d left", shown)
+    assert re.match(r"(words ?)+(end)?$", lines[0])  # wrapped between words
+    assert sent.rindex(SHOW_CURSOR) > sent.rindex(HIDE_CURSOR)
+    last = read_lines(sent[sent.rindex(SHOW_CURSOR) :])
+    assert re.match(r"\[2/2\] search: done in \d+ s", last[0])
+
+
+def test_no_color_leaves_the_bar_and_takes_the_colours() -> None:
+    coloured, _ = watch("-c", SEARCH_LIKE, "0.02")
+    plain, code = watch("-c", SEARCH_LIKE, "0.02", NO_COLOR="1")
+    assert code == 0
+    assert find_colours(coloured)
+    assert not find_colours(plain)
+    assert any("of 40" in line for line in read_lines(plain))
+
+
+def find_colours(sent: bytes) -> list[bytes]:
+    """Every escape code that sets a colour: 30 to 49, 90 to 107."""
+    codes = [code for found, kind in ESCAPE.findall(sent) if kind == b"m" for code in found.split(b";") if code]
+    return [code for code in codes if 30 <= int(code) <= 49 or 90 <= int(code) <= 107]
+
+
+@pytest.mark.parametrize("extra", [{"TERM": "dumb"}, {"CI": "true"}], ids=["dumb", "ci"])
+def test_where_nothing_can_be_drawn_over_lines_are_plain(extra: dict[str, str]) -> None:
+    sent, code = watch("-c", SEARCH_LIKE, **extra)
+    assert code == 0
+    assert HIDE_CURSOR not in sent
+    assert {kind for _, kind in ESCAPE.findall(sent)} <= {b"m"}
+    assert sum("search" in line for line in read_lines(sent)) == 1
+
+
+def test_ctrl_c_leaves_the_terminal_in_order() -> None:
+    sent, code = watch("-c", SEARCH_LIKE, "0.1", interrupt_at=b"-8: ")
+    assert code == 130
+    assert sent.rindex(SHOW_CURSOR) > sent.rindex(HIDE_CURSOR)
+    assert read_lines(sent[sent.rindex(SHOW_CURSOR) :]) == [
+        "stopped. What was finished is kept; run the same command again to go on."
+    ]
+
+
+# ---- a line for scripts
+
+FOR_SCRIPTS = """
+import msgspec
+from seed.console import answer_in_json, run_command
+from seed.errors import StudyError
+from seed.records import Estimate
+def work(terminal):
+    print("what a library says")
+    terminal.say("a sentence")
+    if {fails}:
+        raise StudyError("studies/demo: in use. Wait for it.")
+    return Estimate(value=float("nan"), low=float("-inf"), high=1.5)
+run_command(lambda: answer_in_json(work))
+"""
+
+
+def test_a_script_gets_one_line_and_nothing_else() -> None:
+    done = run_python("-c", FOR_SCRIPTS.format(fails=False))
+    assert done.stdout == '{"value":null,"low":null,"high":1.5}\n'
+    assert done.stderr == "what a library says\na sentence\n"
+
+
+def test_a_script_gets_no_line_of_what_failed() -> None:
+    done = run_python("-c", FOR_SCRIPTS.format(fails=True))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == "error: studies/demo: in use. Wait for it."
 
 
 def test_a_stage_that_fails_is_not_said_to_be_done(capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,82 +371,3 @@ def test_ctrl_c_ends_a_command_with_130() -> None:
     assert done.returncode == 130
     assert "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-# ---- on a real terminal
-
-SHOW = """
-import sys, time
-from seed import console
-from seed.console import Terminal, run_command
-def main():
-    terminal = Terminal()
-    terminal.say("plan: " + "word " * 30 + "end")
-    terminal.say("report: /" + "long/" * 30, is_whole=True)
-    with terminal.stage("search", total=40, unit="candidates") as advance:
-        for done in range(4):
-            time.sleep(0.25)
-            advance(1, "best PPL ratio: " + "  ".join(f"-{depth}:1.{depth}{done}8" for depth in range(1, 10)))
-        time.sleep(0.3)
-        END
-run_command(main)
-"""
-
-
-def watch(program: str, *, columns: int, signal_after: str | None = None, **extra: str) -> tuple[str, int]:
-    """Run a program on a pseudo-terminal; return all that it wrote and its exit code."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ.update(ENVIRONMENT | {"TERM": "xterm-256color"} | extra)
-        os.environ.pop("COLUMNS", None)
-        os.execv(sys.executable, [sys.executable, "-c", program])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    written = b""
-    with contextlib.suppress(OSError):  # the kernel's way to say that the program has ended
-        while chunk := os.read(terminal, 65536):
-            written += chunk
-            if signal_after and signal_after in written.decode(errors="replace"):
-                os.write(terminal, b"\x03")
-                signal_after = None
-    os.close(terminal)
-    return written.decode(), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def test_a_narrow_terminal_shows_best_by_depth_and_wraps_between_words() -> None:
-    written, code = watch(SHOW.replace("END", ""), columns=80)
-    assert code == 0
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written).replace("\r", "\n").split("\n")
-    assert max(len(line) for line in lines if "long/" not in line) <= 80
-    assert "report: /" + "long/" * 30 in "".join(lines)  # what people copy is in one piece
-    shown = "\n".join(lines)
-    assert "4 of 40 candidates" in shown
-    assert "left" in shown
-    for depth in range(1, 10):
-        assert f"-{depth}:1.{depth}38" in shown
-    assert [line for line in lines if line][-1] == "search: done in 1 s"
-
-
-def test_no_color_leaves_colours_out_and_a_dumb_terminal_gets_plain_lines() -> None:
-    colors = re.compile(r"\x1b\[[0-9;]*m")
-    plain, _ = watch(SHOW.replace("END", ""), columns=80, NO_COLOR="1")
-    shown = {code for found in colors.findall(plain) for code in found[2:-1].split(";")}
-    assert not [code for code in shown if code.isdigit() and 30 <= int(code) <= 49]
-    dumb, _ = watch(SHOW.replace("END", ""), columns=80, TERM="dumb")
-    assert "\x1b" not in dumb
-
-
-def test_an_interrupted_bar_leaves_the_terminal_in_order() -> None:
-    written, code = watch(SHOW.replace("END", "time.sleep(60)"), columns=80, signal_after="4 of 40")
-    assert code == 130
-    assert "stopped. What was finished is kept" in written
-    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
-
-
-def test_a_result_for_scripts_is_alone_on_standard_output() -> None:
-    program = (
-        "from seed.console import Terminal\nterminal = Terminal(is_aside=True)\nterminal.say('opening')\n"
-        "with terminal.stage('search', total=1) as advance: advance(1, '')\nterminal.give('{}')"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT, check=True)
-    assert done.stdout == "{}\n"
-    assert done.stderr == "opening\nsearch: done in 0 s\n"

@@ -12,6 +12,7 @@ import pytest
 from seed.optimize.space import list_presets
 from tests.test_commands import environment, error_of, run_seed
 
+pytestmark = pytest.mark.timeout(600)  # commands by the dozen, each with an interpreter of its own
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SMALL = ["--trials=4", "--distill-tokens=20000", "--frontier-size=1", "--latency-repeats=3", "--learning-rate=1e-3"]

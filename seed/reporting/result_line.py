@@ -1,170 +1,254 @@
-"""The result of a command as one line of JSON, for whoever calls it from a script.
+"""The result of a command as one line of JSON, for scripts: what ``--json`` prints.
 
-Ratios are to the dense model. Intervals are of 95 %. Numbers that are not finite are null.
+What a line holds, and how it is made from records. Fields are added, never renamed. Nothing is chosen or measured here.
 """
 
 import math
 from pathlib import Path
 
-import msgspec
-
 from seed import __version__
-from seed.evidence import StagedSearch
+from seed.evidence import StagedSearch, StageRecord
 from seed.findings import Replication, StudyRecord
 from seed.folder import StudyFolder
-from seed.records import DenseResult, DistillResult, Estimate, Latency, Quality, Record, Size
+from seed.records import DenseResult, DistillResult, Estimate, FrontierMember, Latency, Quality, Record, Size
 from seed.reporting.answers import read_interval, recommend
 
 
+class DenseLine(Record, frozen=True, kw_only=True):
+    """The original model, which all ratios are to."""
+
+    test_ppl: float | None  # None, here and below: not a finite number
+    latency_ms: float  # median, of ``workload``
+    workload: str
+    device: str
+    num_params: int
+    weight_bytes: int
+
+
 class ModelLine(Record, frozen=True, kw_only=True):
-    """One exported model, judged on test text."""
+    """A model that a study found. Intervals are of 95 %."""
 
     key: str
-    path: str  # a directory that plain from_pretrained loads
-    dropped_layers: tuple[int, ...]
+    dropped_layers: tuple[int, ...]  # by their index in the original model; none: a baseline, cut in width
+    path: str | None  # of the exported checkpoint; None: not distilled, so not exported
     num_params: int
+    weight_bytes: int
+    text: str  # which text the PPL ratios are of: "test", or "validation" of a model that is not distilled
     ppl_ratio: Estimate
-    unrecovered_ppl_ratio: float | None
+    unrecovered_ppl_ratio: float | None  # of the same layers without recovery, on the same text; None: not known
     latency_ratio: Estimate
-    median_ms: float
-    user_score: float | None
 
 
-class DenseLine(Record, frozen=True, kw_only=True):
-    """The original model."""
+class RecommendedLine(Record, frozen=True, kw_only=True):
+    """The fastest model whose PPL is at most so many per cent above the dense model's."""
 
-    num_params: int
-    test_perplexity: float
-    median_ms: float
-    workload: str
-    device: str
+    within_percent: int
+    key: str | None  # None: no model
+    is_sure: bool  # the whole interval of its PPL ratio stays within
 
 
-class ResultLine(Record, frozen=True, kw_only=True):
-    """What a search or a distillation came to."""
+class SearchLine(Record, frozen=True, kw_only=True):
+    """What a search came to."""
 
-    study: str  # its folder
+    seed_version: str
+    study: str  # the study's folder
     report: str
-    seed: str  # version
+    model: str  # as the user named it
+    rung: str  # what candidates were scored by
+    num_scored: int
+    space_size: int
     dense: DenseLine
-    models: tuple[ModelLine, ...]
-    fastest_within: dict[str, str | None]  # per cent of PPL above the dense model -> key of the model to ship
-    num_scored: int | None  # of all stages together: unknown
-    space_size: int | None
+    models: tuple[ModelLine, ...]  # distilled ones, or the frontier by the proxy where nothing is distilled
+    baselines: tuple[ModelLine, ...]  # all layers, cut in width
+    recommended: tuple[RecommendedLine, ...]
 
 
-class EvaluationLine(Record, frozen=True, kw_only=True):
-    """What judging one checkpoint came to; ratios are those of exported models, beside their original."""
+class StageLine(Record, frozen=True, kw_only=True):
+    """The best model of one stage."""
 
+    stage: str  # "stage-1", "one-shot"
+    tokens: int  # recovery tokens in all, earlier stages included
+    best: ModelLine
+
+
+class StagedLine(Record, frozen=True, kw_only=True):
+    """What a search in stages came to."""
+
+    seed_version: str
+    study: str
+    report: str
     model: str
-    test_perplexity: float
-    loss: float
-    loss_standard_error: float
+    dense: DenseLine
+    stages: tuple[StageLine, ...]  # the last one's model is the result
+    one_shot: StageLine | None  # the same number of layers at once, for the same tokens
+    excess: Estimate  # PPL in stages over at once, less 1
+    verdict: str  # "equivalent", "lower", "higher" or "cannot tell"
+    stopped_because: str | None  # where a target ended it
+
+
+class DistillLine(Record, frozen=True, kw_only=True):
+    """What one more distillation came to."""
+
+    seed_version: str
+    study: str
+    report: str
+    distilled: ModelLine
+
+
+class JudgedLine(Record, frozen=True, kw_only=True):
+    """How one checkpoint was judged. Ratios are None where no dense model stood beside it."""
+
+    seed_version: str
+    model: str
+    protocol: str  # text, windows and type of numbers
     tokens: int
+    ppl: float | None
     ppl_ratio: Estimate | None
-    latency_ratio: Estimate | None
-    median_ms: float
+    latency_ms: float
     workload: str
     device: str
+    latency_ratio: Estimate | None
     num_params: int
     weight_bytes: int
     kv_bytes_per_token: int
 
 
-def describe_study(record: StudyRecord, *, root: Path) -> ResultLine:
-    """Return what a searched study came to; without distilled models those to ship are keys of candidates."""
-    study = StudyFolder(root)
-    models = [
-        _take_model(one, study, record.replications.get(one.key)) for one in (*record.distilled, *record.baselines)
-    ]
-    return ResultLine(
-        study=str(root),
+def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
+    """Return the line of a searched study."""
+    if record.distilled:
+        models = [describe_distilled(one, study, record.replications.get(one.key)) for one in record.distilled]
+    else:
+        models = [describe_member(one, rung=record.frontier.rung) for one in record.frontier.members]
+    return SearchLine(
+        seed_version=__version__,
+        study=str(study.root),
         report=str(study.report),
-        seed=__version__,
-        dense=_take_dense(record.dense),
-        models=tuple(models),
-        fastest_within={
-            str(found.margin): None if found.contender is None else found.contender.key for found in recommend(record)
-        },
+        model=str(record.plan.identity["model"]),
+        rung=record.frontier.rung,
         num_scored=record.frontier.num_scored,
         space_size=record.frontier.space_size,
+        dense=describe_dense(record.dense),
+        models=tuple(models),
+        baselines=tuple(describe_distilled(one, study, record.replications.get(one.key)) for one in record.baselines),
+        recommended=tuple(
+            RecommendedLine(
+                within_percent=one.margin,
+                key=None if one.contender is None else one.contender.key,
+                is_sure=one.is_sure,
+            )
+            for one in recommend(record)
+        ),
     )
 
 
-def describe_stages(staged: StagedSearch, *, root: Path) -> ResultLine:
-    """Return what a staged search came to: the model of each stage, the last one last, then what one shot reached."""
-    found = [*staged.stages, *([staged.one_shot] if staged.one_shot else [])]
-    return ResultLine(
+def describe_staged(staged: StagedSearch, root: Path) -> StagedLine:
+    """Return the line of a search in stages; ``root`` holds a study for each."""
+    return StagedLine(
+        seed_version=__version__,
         study=str(root),
         report=str(StudyFolder(root).report),
-        seed=__version__,
-        dense=_take_dense(staged.dense),
-        models=tuple(_take_model(one.result, StudyFolder(root / one.name), one.replication) for one in found),
-        fastest_within={},
-        num_scored=None,
-        space_size=None,
+        model=staged.model,
+        dense=describe_dense(staged.dense),
+        stages=tuple(_describe_stage(stage, root) for stage in staged.stages),
+        one_shot=None if staged.one_shot is None else _describe_stage(staged.one_shot, root),
+        excess=staged.excess,
+        verdict=staged.verdict,
+        stopped_because=staged.stopped_because,
     )
 
 
-def describe_evaluation(model: str, *, test: Quality, latency: Latency, size: Size, is_beside: bool) -> EvaluationLine:
-    """Return what judging one checkpoint came to; ``is_beside``: its original was judged beside it."""
-    return EvaluationLine(
+def _describe_stage(stage: StageRecord, root: Path) -> StageLine:
+    best = describe_distilled(stage.result, StudyFolder(root / stage.name), stage.replication)
+    return StageLine(stage=stage.name, tokens=stage.tokens, best=best)
+
+
+def describe_one_more(result: DistillResult, study: StudyFolder, replication: Replication | None) -> DistillLine:
+    """Return the line of one more distilled model of a study."""
+    return DistillLine(
+        seed_version=__version__,
+        study=str(study.root),
+        report=str(study.report),
+        distilled=describe_distilled(result, study, replication),
+    )
+
+
+def describe_judged(
+    model: str, protocol: str, test: Quality, latency: Latency, size: Size, *, beside_dense: bool
+) -> JudgedLine:
+    """Return the line of a checkpoint that was judged, alone or beside its dense model."""
+    return JudgedLine(
+        seed_version=__version__,
         model=model,
-        test_perplexity=test.perplexity,
-        loss=test.loss,
-        loss_standard_error=test.standard_error,
+        protocol=protocol,
         tokens=test.tokens,
-        ppl_ratio=read_interval(test) if is_beside else None,
-        latency_ratio=_take_latency(latency) if is_beside else None,
-        median_ms=latency.median_ms,
+        ppl=keep_finite(test.perplexity),
+        ppl_ratio=read_ppl_ratio(test) if beside_dense else None,
+        latency_ms=latency.median_ms,
         workload=latency.workload,
         device=latency.device,
+        latency_ratio=read_latency_ratio(latency) if beside_dense else None,
         num_params=size.num_params,
         weight_bytes=size.weight_bytes,
         kv_bytes_per_token=size.kv_bytes_per_token,
     )
 
 
-def spell_line(line: Record) -> str:
-    """Return a record as JSON in one line."""
-    return msgspec.json.encode(_drop_infinities(msgspec.to_builtins(line))).decode()
-
-
-def _take_model(result: DistillResult, study: StudyFolder, replication: Replication | None) -> ModelLine:
-    return ModelLine(
-        key=result.key,
-        path=str(study.model(result.key)),
-        dropped_layers=result.candidate.dropped_layers,
-        num_params=result.size.num_params,
-        ppl_ratio=replication.ppl_ratio if replication else read_interval(result.test),
-        unrecovered_ppl_ratio=result.test_unrecovered.ppl_ratio,
-        latency_ratio=_take_latency(result.latency),
-        median_ms=result.latency.median_ms,
-        user_score=result.user_score,
-    )
-
-
-def _take_dense(dense: DenseResult) -> DenseLine:
+def describe_dense(dense: DenseResult) -> DenseLine:
+    """Return what a line says of the original model."""
     return DenseLine(
-        num_params=dense.size.num_params,
-        test_perplexity=dense.test.perplexity,
-        median_ms=dense.latency.median_ms,
+        test_ppl=keep_finite(dense.test.perplexity),
+        latency_ms=dense.latency.median_ms,
         workload=dense.latency.workload,
         device=dense.latency.device,
+        num_params=dense.size.num_params,
+        weight_bytes=dense.size.weight_bytes,
     )
 
 
-def _take_latency(latency: Latency) -> Estimate:
+def describe_distilled(result: DistillResult, study: StudyFolder, replication: Replication | None) -> ModelLine:
+    """Return what a line says of a distilled model; its PPL ratio is the mean of its replicas where there are several."""
+    is_replicated = replication is not None and replication.ppl_ratio.value is not None
+    return ModelLine(
+        key=result.key,
+        dropped_layers=result.candidate.dropped_layers,
+        path=str(study.model(result.key)),
+        num_params=result.size.num_params,
+        weight_bytes=result.size.weight_bytes,
+        text="test",
+        ppl_ratio=replication.ppl_ratio if replication and is_replicated else read_ppl_ratio(result.test),
+        unrecovered_ppl_ratio=keep_finite(result.test_unrecovered.ppl_ratio),
+        latency_ratio=read_latency_ratio(result.latency),
+    )
+
+
+def describe_member(member: FrontierMember, *, rung: str) -> ModelLine:
+    """Return what a line says of a member of the frontier that is not distilled."""
+    evaluation = member.evaluation
+    raw = evaluation.qualities.get("none")
+    return ModelLine(
+        key=evaluation.candidate.key,
+        dropped_layers=evaluation.candidate.dropped_layers,
+        path=None,
+        num_params=evaluation.size.num_params,
+        weight_bytes=evaluation.size.weight_bytes,
+        text="validation",
+        ppl_ratio=read_ppl_ratio(evaluation.qualities[rung]),
+        unrecovered_ppl_ratio=None if raw is None else keep_finite(raw.ppl_ratio),
+        latency_ratio=read_latency_ratio(evaluation.latency),
+    )
+
+
+def read_ppl_ratio(quality: Quality) -> Estimate:
+    """Return a PPL ratio with its 95 % interval."""
+    found = read_interval(quality)
+    return Estimate(value=keep_finite(found.value), low=keep_finite(found.low), high=keep_finite(found.high))
+
+
+def read_latency_ratio(latency: Latency) -> Estimate:
+    """Return a latency ratio with its 95 % interval."""
     return Estimate(value=latency.ratio, low=latency.ratio_low, high=latency.ratio_high)
 
 
-def _drop_infinities(value: object) -> object:
-    match value:
-        case dict():
-            return {key: _drop_infinities(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_drop_infinities(item) for item in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value
+def keep_finite(number: float | None) -> float | None:
+    """Return the number; None where it is infinite or none at all, which JSON does not know."""
+    return number if number is not None and math.isfinite(number) else None

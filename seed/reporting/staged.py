@@ -261,5 +261,5 @@ def show_staged(terminal: Terminal, staged: StagedSearch, *, root: Path) -> None
     for answer in list_answers(staged):
         terminal.say(answer)
     last = staged.stages[-1]
-    terminal.say(f"model:  {root / last.name / 'models' / last.result.key}")
-    terminal.say(f"report: {root / 'report.html'}")
+    terminal.say(f"model:  {root / last.name / 'models' / last.result.key}", wrap=False)
+    terminal.say(f"report: {root / 'report.html'}", wrap=False)

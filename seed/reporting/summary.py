@@ -39,7 +39,9 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
             for chosen in ((0, 1, 2, 3, 4), (0, *range(5, len(columns)))):
                 terminal.show_table([columns[i] for i in chosen], [[row[i] for i in chosen] for row in rows])
         for index, result in enumerate(record.distilled):
-            terminal.say(("models:    " if index == 0 else "           ") + str(models / result.candidate.key))
+            terminal.say(
+                ("models:    " if index == 0 else "           ") + str(models / result.candidate.key), wrap=False
+            )
     else:
         rung = record.frontier.rung
         rows = [
@@ -66,12 +68,12 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
         terminal.say(f"what the search added: {say_solver(record.gain, record.frontier)}")
         for rival in record.gain.rivals:
             terminal.say(f"  {say_rival(rival, record.gain)}")
-    terminal.say(f"report:    {report}", is_whole=True)
+    terminal.say(f"report:    {report}", wrap=False)
     study = StudyFolder(report.parent)
-    terminal.say(f"dashboard: python -m seed.dashboard {shlex.quote(str(study.root))}", is_whole=True)
+    terminal.say(f"dashboard: python -m seed.dashboard {shlex.quote(str(study.root))}", wrap=False)
     terminal.say(
         f"           optuna-dashboard {shlex.quote(storage)} --artifact-dir {shlex.quote(str(study.artifacts))}",
-        is_whole=True,
+        wrap=False,
     )
     terminal.say(f"proxy:     {record.agreement.verdict}")
 
@@ -129,7 +131,7 @@ def show_fidelity(terminal: Terminal, study: FidelityStudy, summary: FidelitySum
         terminal.say(say_verdict(depth))
     if "doubling_the_budget" in study.settings:
         terminal.say(f"twice the budget: {study.settings['doubling_the_budget']}")
-    terminal.say(f"page: {page}")
+    terminal.say(f"page: {page}", wrap=False)
 
 
 def show_comparison(
@@ -151,4 +153,4 @@ def show_comparison(
         ]
         terminal.show_table(columns, rows, title=f"{depth} dropped; distilled, on test text")
         terminal.say(say_answer(summary, depth, titles=titles))
-    terminal.say(f"page: {page}")
+    terminal.say(f"page: {page}", wrap=False)

@@ -92,9 +92,15 @@ def list_rng_seeds(bench: Workbench, replicas: int) -> tuple[int, ...]:
 
 def count_work(bench: Workbench, steps: int) -> float:
     """Work of one final in steps of its distillation: measuring the starts and judging the end count too."""
+    before, after = count_work_around(bench)
+    return before + steps + after
+
+
+def count_work_around(bench: Workbench) -> tuple[float, float]:
+    """Work of measuring the starts of a final, and of judging its end, in steps of its distillation."""
     validation, test = bench.streams["validation"].num_tokens, bench.streams["test"].num_tokens
     step_forwards = 3.3 * bench.batch_windows * bench.protocol.window_tokens
-    return steps + (4 * validation + 2 * bench.protocol.calibration_tokens + 3 * test) / step_forwards
+    return (4 * validation + 2 * bench.protocol.calibration_tokens) / step_forwards, 3 * test / step_forwards
 
 
 def distill_members(
@@ -110,16 +116,37 @@ def distill_members(
 ) -> list[DistillResult]:
     """Distill, export and judge members under every random seed; finished ones are read back.
 
-    ``on_work`` hears of ``count_work`` for each member and random seed in all, with whose work it was.
+    ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom.
     """
     steps = count_steps(bench, budget.distill_tokens)
-    for rng_seed in budget.rng_seeds:
-        todo = [member for member in members if not is_done(bench, member, budget, rng_seed)]
-        for member in members:
-            if member not in todo:
-                on_work(count_work(bench, steps), member.key)
+    todos = {
+        rng_seed: [member for member in members if not is_done(bench, member, budget, rng_seed)]
+        for rng_seed in budget.rng_seeds
+    }
+    finished, total = len(members) * len(todos) - sum(map(len, todos.values())), len(members) * len(todos)
+
+    def say_work(amount: float, what: str) -> None:
+        on_work(amount, f"{what}; {finished} of {total} models done")
+
+    def count_finished() -> None:
+        nonlocal finished
+        finished += 1
+
+    if finished:
+        say_work(finished * count_work(bench, steps), "going on")
+    for rng_seed, todo in todos.items():
         for group in group_members(bench, todo):
-            _distill_group(bench, sweep, plan, dense, group, budget, rng_seed=rng_seed, on_work=on_work)
+            _distill_group(
+                bench,
+                sweep,
+                plan,
+                dense,
+                group,
+                budget,
+                rng_seed=rng_seed,
+                on_work=say_work,
+                on_finished=count_finished,
+            )
     results = [folder.read_record(bench.folder.result(member.key), DistillResult) for member in members]
     return [judging.score_for_user(bench, result, eval_command) for result in results]
 
@@ -164,35 +191,39 @@ def _distill_group(
     *,
     rng_seed: int,
     on_work: Callable[[float, str], None],
+    on_finished: Callable[[], None],
 ) -> None:
     """Train members side by side, then judge and keep one after another."""
     began = time.monotonic()
     instruments, is_first = sweep.instruments, rng_seed == budget.rng_seeds[0]
-    steps = count_steps(bench, budget.distill_tokens)
-    around = (count_work(bench, steps) - steps) / 2
+    before, after = count_work_around(bench)
+    keys = ", ".join(member.key for member in group)
     starts, pupils, checkpoints = [], [], []
     for member in group:
+        on_work(0, f"preparing {member.key}")
         settings = _settings(bench, member, budget, rng_seed)
         start, student = make_start(sweep, member, settings)
         suffix = "" if is_first else f"-{rng_seed}"
         checkpoints.append(bench.folder.work / f"distill-{member.key}{suffix}.pt")
         pupils.append(enrol(instruments, student, settings, candidate=member.candidate, checkpoint=checkpoints[-1]))
         starts.append(start)
-        on_work(around, member.key)
+        on_work(before, f"preparing {member.key}")
+    on_work(0, f"training {keys}")
     finished = 0
 
     def report_step(step: int) -> None:
         nonlocal finished
-        for member in group:
-            on_work(step - finished, member.key)
+        on_work((step - finished) * len(group), f"training {keys}")
         finished = step
 
     distilled = train_together(instruments, pupils, on_step=report_step)
     seconds = (time.monotonic() - began) / len(group)
     for member, start, pupil, went in zip(group, starts, pupils, distilled, strict=True):
         keep = functools.partial(_keep_first, plan=plan, dense=dense, start=start) if is_first else _keep_replica
+        on_work(0, f"judging {member.key}")
         keep(bench, instruments, member, pupil.student, went, settings=pupil.settings, seconds=seconds)
-        on_work(around, member.key)
+        on_finished()
+        on_work(after, f"judged {member.key}")
     for checkpoint in checkpoints:
         checkpoint.unlink(missing_ok=True)
 

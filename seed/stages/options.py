@@ -55,15 +55,6 @@ def positive_float(text: str) -> float:
     return value
 
 
-def add_json(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The result for scripts."""
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print the result as one line of JSON on standard output, and all else on standard error",
-    )
-
-
 def add_study(parser: argparse.ArgumentParser) -> None:
     """The study that a command works on."""
     parser.add_argument(
@@ -77,6 +68,15 @@ def add_trainings(parser: argparse.ArgumentParser, *, distill_tokens: str, rng_s
     parser.add_argument("--rng-seeds", type=whole_number, nargs="+", metavar="N", help=rng_seeds)
     parser.add_argument("--learning-rate", type=positive_float, metavar="R", help=learning_rate)
     parser.add_argument("--device", help="default: as chosen for the search")
+
+
+def add_json(parser: argparse._ActionsContainer) -> None:
+    """Whether the result is for a script. The same words in every command that has it."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as one line of JSON on standard output; all else goes to standard error",
+    )
 
 
 def read_words(parser: argparse.ArgumentParser) -> dict[str, Any]:

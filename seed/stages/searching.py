@@ -16,7 +16,6 @@ from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
 from seed.optimize.study import add_trials, read_trials, run_trials
 from seed.records import Candidate, Frontier, Latency, Quality, SearchPlan, SearchSpace, TrialRecord
-from seed.reporting.wording import name_drop
 from seed.scoring.latency import name_structure
 from seed.scoring.proxy import Proxy
 from seed.scoring.sweep import Sweep
@@ -24,6 +23,7 @@ from seed.stages import latencies, recovering
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
+BEST_NOTE = "best PPL ratios by layers dropped (without which)"
 RECOVERY_SAMPLE = 16  # sets of a sweep that are scored without recovery too, to say what closed form recovers
 
 
@@ -89,18 +89,19 @@ def score_space(
     for candidate in lost:
         proxy.evaluate(candidate)
     skipped = 0
-    best: dict[int, float] = {}
-    with terminal.stage("search", total=target - len(scored), unit="candidates") as advance:
+    best = Best()
+    for trial in before:
+        best.learn(trial, rung=rung)
+    with terminal.stage("search", total=target) as advance:
+        if scored:
+            advance(len(scored), BEST_NOTE, best.list_cells())
 
         def show(trial: TrialRecord) -> None:
             nonlocal skipped
             screen.learn([trial])
             skipped += trial.evaluation.skipped_because is not None
-            if trial.state == "COMPLETE":
-                dropped = len(trial.evaluation.candidate.dropped_layers)
-                ratio = trial.evaluation.qualities[rung].ppl_ratio
-                best[dropped] = min(best.get(dropped, ratio), ratio)
-            advance(int(trial.state == "COMPLETE"), _say_best(best))
+            best.learn(trial, rung=rung)
+            advance(int(trial.state == "COMPLETE"), BEST_NOTE, best.list_cells())
             on_trial()
 
         if order:
@@ -154,19 +155,38 @@ def name_solver(plan: SearchPlan, settings: SearchSettings, space: SearchSpace, 
 def sweep_space(terminal: Terminal, sweep: Sweep, order: Sequence[Candidate]) -> dict[Candidate, Quality]:
     """Score candidates by closed form, in the order given."""
     found: dict[Candidate, Quality] = {}
-    best: dict[int, float] = {}
-    with terminal.stage("sweep", total=len(order), unit="candidates") as advance:
+    best = Best()
+    with terminal.stage("sweep", total=len(order)) as advance:
         for candidate in order:
             quality = found[candidate] = sweep.measure(candidate)
-            dropped = len(candidate.dropped_layers)
-            best[dropped] = min(best.get(dropped, math.inf), quality.ppl_ratio)
-            advance(1, _say_best(best))
+            best.compare(candidate, quality)
+            advance(1, BEST_NOTE, best.list_cells())
     return found
 
 
-def _say_best(best: dict[int, float]) -> str:
-    shown = "  ".join(f"{name_drop(count)}:{ratio:.3f}" for count, ratio in sorted(best.items()))
-    return f"best PPL ratio: {shown}" if shown else ""
+class Best:
+    """The best candidate of each depth so far, for people who watch; what is chosen, ``optimize.frontier`` decides."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[float, Candidate]] = {}
+
+    def compare(self, candidate: Candidate, quality: Quality) -> None:
+        """Take note of a candidate where it beats its depth."""
+        depth = len(candidate.dropped_layers)
+        if math.isfinite(quality.ppl_ratio) and (depth not in self._found or quality.ppl_ratio < self._found[depth][0]):
+            self._found[depth] = (quality.ppl_ratio, candidate)
+
+    def learn(self, trial: TrialRecord, *, rung: str) -> None:
+        """Take note of a trial's candidate, if the trial is complete."""
+        if trial.state == "COMPLETE":
+            self.compare(trial.evaluation.candidate, trial.evaluation.qualities[rung])
+
+    def list_cells(self) -> list[str]:
+        """Return ``-2: 1.107 (1, 7)`` for each depth: PPL ratio without which layers."""
+        return [
+            f"-{depth}: {ratio:.3f} ({', '.join(candidate.dropped_parts)})"
+            for depth, (ratio, candidate) in sorted(self._found.items())
+        ]
 
 
 def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
@@ -196,7 +216,7 @@ def store_states(
         return
     seeds = [bench.protocol.rng_seed] if rng_seeds is None else rng_seeds
     total = len(recovering.list_windows(bench, steps=steps, rng_seeds=seeds))
-    with terminal.stage("dense states", total=total) as advance:
+    with terminal.stage("dense states", total=total) as advance:  # windows of text
         sweep.instruments = recovering.store_teacher_states(
             bench, sweep.instruments, steps=steps, rng_seeds=seeds, on_window=lambda count: advance(count, "")
         )

@@ -995,5 +995,5 @@ def test_processes_that_share_a_study_evaluate_every_candidate_once(tmp_path: Pa
     asked = [key for log in logs if log.exists() for key in log.read_text().split()]
     assert sorted(asked) == sorted(answers)
     states = count_states(study)
-    assert states.pop("FAIL") > 0  # they did get in each other's way
+    states.pop("FAIL", 0)  # where they got in each other's way, which a busy machine may keep them from
     assert states == {"COMPLETE": SPACE.size}
