@@ -20,11 +20,11 @@ HASH, HASH_DIGITS = re.compile(r"[0-9a-f]{40,}"), 12
 def say_comparability(studies: Mapping[str, StudyRecord]) -> list[str]:
     """Return what the numbers of these studies have in common, and what may not be compared."""
     records = list(studies.values())
-    models = {spell(tuple(record.plan.identity.get(key) for key in SAME_MODEL)) for record in records}
+    is_one_model = has_same_model(studies)
     sentences = [
         "All cut the same dense model. Ratios are to it, as each study measured it."
-        if len(models) == 1
-        else "The studies cut different dense models. Ratios are to each study's own, so they say what dropping layers costs and "
+        if is_one_model
+        else "The studies cut different dense models, or do not say which. Ratios are to each study's own, so they say what dropping layers costs and "
         "gains there, not which model is better."
     ]
     proxies = [name for name, record in studies.items() if not record.distilled]
@@ -48,7 +48,7 @@ def say_comparability(studies: Mapping[str, StudyRecord]) -> list[str]:
     sentences.append(
         "Workload and kind of device are the same, so milliseconds may be compared as far as runs at different times can be: "
         f"the dense model took {dense} ms."
-        if same_speed and len(models) == 1
+        if same_speed and is_one_model
         else "Workload and kind of device are the same, so milliseconds may be compared, as far as runs at different times can be."
         if same_speed
         else "Milliseconds may not be compared: the studies differ in device, threads, type or workload."
@@ -58,6 +58,12 @@ def say_comparability(studies: Mapping[str, StudyRecord]) -> list[str]:
             "A plot in perplexity and milliseconds is left out: without distillation there is no test perplexity."
         )
     return sentences
+
+
+def has_same_model(studies: Mapping[str, StudyRecord]) -> bool:
+    """Do all cut the same weights?"""
+    known = [tuple(record.plan.identity.get(key) for key in SAME_MODEL) for record in studies.values()]
+    return known[0][0] is not None and len(set(map(spell, known))) == 1
 
 
 def has_same_text(studies: Mapping[str, StudyRecord]) -> bool:

@@ -28,7 +28,7 @@ def studies(record: StudyRecord) -> dict[str, StudyRecord]:
         latency = factory.make_latency(len(result.candidate.kept_layers), shift=0.02)
         test = factory.make_quality(1 + 0.1 * (result.test.ppl_ratio - 1), error=0.001)
         slower.append(msgspec.structs.replace(result, latency=latency, test=test))
-    identity = {**record.plan.identity, "streams": {"test": {"sha256": "f00d"}}, "device": "cpu"}
+    identity = {**record.plan.identity, "location": "demo", "streams": {"test": {"sha256": "f00d"}}, "device": "cpu"}
     plan = msgspec.structs.replace(record.plan, identity=identity)
     one = msgspec.structs.replace(record, plan=plan)
     return {"a": one, "b": msgspec.structs.replace(one, distilled=tuple(slower))}
@@ -96,6 +96,13 @@ def test_what_may_be_compared_depends_on_text_device_and_workload(studies: dict[
     plan = msgspec.structs.replace(other.plan, identity={**other.plan.identity, "location": "gpt2"}, distill_tokens=5)
     said = " ".join(say_comparability({"a": one, "b": msgspec.structs.replace(other, plan=plan)}))
     assert "different dense models" in said
+    plan = msgspec.structs.replace(one.plan, identity={})
+    unknown = msgspec.structs.replace(one, plan=plan)
+    said = " ".join(say_comparability({"a": unknown, "b": unknown}))
+    assert "different dense models" in said
+    assert "Perplexities themselves may not be compared" in said
+    plan = msgspec.structs.replace(other.plan, distill_tokens=5)
+    said = " ".join(say_comparability({"a": one, "b": msgspec.structs.replace(other, plan=plan)}))
     assert "different numbers of tokens (5 and 3,276,800)" in said
 
 
