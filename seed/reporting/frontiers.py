@@ -10,26 +10,44 @@ from typing import Any
 from seed import folder
 from seed.findings import StudyRecord
 from seed.records import Latency
-from seed.reporting.answers import MARGINS, Contender, name_contender, recommend, say_quality
-from seed.reporting.document import escape, render_document, render_figure, render_section, render_table
+from seed.reporting.answers import MARGINS, list_contenders
+from seed.reporting.comparability import has_one_scale, say_comparability, spell
+from seed.reporting.document import (
+    escape,
+    render_contents,
+    render_document,
+    render_figure,
+    render_section,
+    render_table,
+)
 from seed.reporting.frontiers_figure import draw_frontiers
-from seed.reporting.tables import list_quality, list_size
+from seed.reporting.leads import join_words, rank_studies, say_leader, say_others
+from seed.reporting.replication import name_model, say_ratio
+from seed.reporting.tables import list_quality
 from seed.reporting.wording import (
     ABSENT,
-    describe_size,
-    describe_speed,
+    count_things,
+    format_count,
     format_latency_ratio,
     list_layers,
 )
 
 QUESTION = "Seed: which study has the model to ship?"
+CONTENTS = {
+    "answer": "Answer",
+    "comparability": "Comparable?",
+    "pareto": "Frontiers",
+    "absolute": "PPL and ms",
+    "models": "Models",
+    "protocols": "Differences",
+    "repeat": "Repeat",
+}
 NAMED_IN_FILE = 3  # studies that the file of a page names
-SAME_SPEED = ("device", "latency_batch", "prompt_tokens", "new_tokens", "compiled", "latency_command", "dtype")
 
 
 def name_page(paths: Sequence[Path]) -> str:
     """Return the file of the page on these studies: ``a+b.html``; of many, the first are named."""
-    names = [path.resolve().name for path in paths]
+    names = [name.replace("/", "-") for name in name_studies(paths)]
     more = len(names) - NAMED_IN_FILE
     return "+".join([*names[:NAMED_IN_FILE], *([f"{more}-more"] if more > 0 else [])]) + ".html"
 
@@ -55,146 +73,93 @@ def write_frontiers_page(studies: Mapping[str, StudyRecord], path: Path) -> None
 
 def render_frontiers_page(studies: Mapping[str, StudyRecord]) -> str:
     """Return the page as HTML. The same records give the same bytes."""
-    answers = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in say_comparison(studies))
-    notes = "\n".join(f"<p>{escape(sentence)}</p>" for sentence in say_comparability(studies))
-    commands = "\n".join(f"# {name}\n{record.plan.command}" for name, record in studies.items())
-    sections = [
-        render_section("answer", "Which model to ship", f'<ul class="answers">\n{answers}\n</ul>\n{notes}'),
-        render_section("pareto", "Frontiers", render_figure(draw_frontiers(studies), key="pareto", with_library=True)),
-    ]
+    answers = "\n".join(render_margin(studies, margin=margin) for margin in MARGINS)
+    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in say_comparability(studies))
+    commands = "\n\n".join(f"# {name}\n{record.plan.command}" for name, record in studies.items())
+    note = (
+        "PPL ratio and latency ratio: to the study's own dense model. Of models whose speed cannot be told apart, the one that "
+        "loses the least perplexity is named first; the others' latency ratio beside it is in per cent of its own. Brackets: "
+        "95 % intervals; of latencies as of independent measurements."
+    )
+    drawn = {"pareto": ("Frontiers", draw_frontiers(studies))}
     if has_one_scale(studies):
-        drawn = render_figure(draw_frontiers(studies, is_absolute=True), key="absolute", with_library=False)
-        sections.append(render_section("absolute", "The same in perplexity and milliseconds", drawn))
-    sections += [
-        render_section("models", "Models", render_models(studies)),
-        render_section("protocols", "What differs between the studies", render_differences(studies)),
-        render_section("repeat", "Repeat them", f'<pre tabindex="0">{escape(commands)}</pre>'),
+        drawn["absolute"] = ("In perplexity and milliseconds", draw_frontiers(studies, is_absolute=True))
+    sections = {
+        "answer": (
+            "Which model to ship",
+            f'<ul class="answers">\n{answers}\n</ul>\n<p class="note">{escape(note)}</p>',
+        ),
+        "comparability": ("What may be compared", f"<ul>\n{items}\n</ul>"),
+        **{
+            key: (title, render_figure(figure, key=key, with_library=key == "pareto"))
+            for key, (title, figure) in drawn.items()
+        },
+        "models": ("Models", render_models(studies)),
+        "protocols": ("What differs between the studies", render_differences(studies)),
+        "repeat": ("Repeat them", f'<pre tabindex="0">{escape(commands)}</pre>'),
+    }
+    return render_document(
+        [render_section(key, title, body) for key, (title, body) in sections.items()],
+        name=join_words(list(studies)),
+        question=QUESTION,
+        subtitle=say_subjects(studies),
+        contents=render_contents([(key, CONTENTS[key]) for key in sections]),
+    )
+
+
+def render_margin(studies: Mapping[str, StudyRecord], *, margin: int) -> str:
+    """Return whose model leads within a margin, and below it how far the others are behind, as an item."""
+    standings = rank_studies(studies, margin=margin)
+    said = escape(say_leader(studies, standings, margin=margin))
+    if standings:
+        name = f"PPL: {escape(standings[0].study)},"
+        said = said.replace(name, f"PPL: <strong>{name[5:-1]}</strong>,", 1)
+    return f"<li>{said}<p>{escape(say_others(studies, standings))}</p></li>"
+
+
+def say_subjects(studies: Mapping[str, StudyRecord]) -> str:
+    """Return what each study cut, how many models came of it, and where it was measured, in a line."""
+    told = [
+        f"{name}: {record.plan.identity.get('model', 'model')}, {record.space.num_layers} layers, "
+        f"{count_things(len(record.distilled), 'model')} distilled, {record.dense.latency.device}"
+        for name, record in studies.items()
     ]
-    return render_document(sections, name=" and ".join(studies), question=QUESTION)
-
-
-def say_comparison(studies: Mapping[str, StudyRecord]) -> list[str]:
-    """Return, for each margin, whose model is the fastest within it."""
-    sentences = []
-    for margin in MARGINS:
-        found: list[tuple[str, Contender]] = []
-        for name, record in studies.items():
-            [chosen] = recommend(record, margins=[margin])
-            if chosen.contender is not None:
-                found.append((name, chosen.contender))
-        if not found:
-            sentences.append(f"Fastest within {margin}\u00a0% PPL: none in any of them.")
-            continue
-        found.sort(key=lambda pair: pair[1].latency.ratio)
-        (name, best), *others = found
-        size = describe_size(best.size.num_params, dense_num_params=studies[name].dense.size.num_params)
-        rest = "; ".join(f"{other}: {say_slower(one.latency, best.latency)}" for other, one in others)
-        missing = [other for other in studies if other not in dict(found)]
-        rest = "; ".join(filter(None, [rest, f"none in {', '.join(missing)}" if missing else ""]))
-        sentences.append(
-            f"Fastest within {margin}\u00a0% PPL: {name}, {name_contender(best)}, {describe_speed(best.latency)}, {size}, "
-            f"{say_quality(best)}{f' ({rest})' if rest else ''}."
-        )
-    return sentences
-
-
-def say_slower(latency: Latency, best: Latency) -> str:
-    """Return a speed beside the best one: where the intervals overlap, which is faster cannot be told."""
-    overlap = latency.ratio_low <= best.ratio_high and best.ratio_low <= latency.ratio_high
-    return describe_speed(latency) + (", which is no measurable difference" if overlap else "")
-
-
-def say_comparability(studies: Mapping[str, StudyRecord]) -> list[str]:
-    """Return what the numbers of these studies have in common, and what may not be compared."""
-    sentences = ["Ratios are to each study's own dense model, by its own protocol."]
-    proxies = [name for name, record in studies.items() if not record.distilled]
-    if proxies:
-        sentences.append(f"Not distilled, and shown by the proxy on validation text: {', '.join(proxies)}.")
-    if not has_same_text(studies):
-        sentences.append(
-            "Perplexities themselves may not be compared: the studies differ in test text or in how it becomes tokens."
-        )
-    if not has_same_speed(studies):
-        sentences.append("Milliseconds may not be compared: the studies differ in device, type or workload.")
-    if has_one_scale(studies):
-        sentences.append(
-            "Test text, tokens, device and workload are the same, so that perplexities and milliseconds may be compared too."
-        )
-    return sentences
-
-
-def has_same_text(studies: Mapping[str, StudyRecord]) -> bool:
-    """Were all judged on the same tokens?"""
-    texts = [read_identity(record, "streams").get("test", {}).get("sha256") for record in studies.values()]
-    return texts[0] is not None and len(set(texts)) == 1
-
-
-def has_same_speed(studies: Mapping[str, StudyRecord]) -> bool:
-    """Were all timed alike, on devices of the same name?"""
-    known = [
-        (
-            *(record.plan.identity.get(key) for key in SAME_SPEED),
-            record.environment.processor,
-            record.dense.latency.workload,
-        )
-        for record in studies.values()
-    ]
-    return len(set(known)) == 1
-
-
-def has_one_scale(studies: Mapping[str, StudyRecord]) -> bool:
-    """May perplexities and milliseconds themselves be compared?"""
-    return has_same_text(studies) and has_same_speed(studies) and all(record.distilled for record in studies.values())
-
-
-def read_identity(record: StudyRecord, key: str) -> dict[str, Any]:
-    """Return a part of a study's identity that is made of parts, or nothing."""
-    found = record.plan.identity.get(key)
-    return found if isinstance(found, dict) else {}
+    return " · ".join(told)
 
 
 def render_models(studies: Mapping[str, StudyRecord]) -> str:
-    """Return the table of all models of all studies, each study's dense model first."""
-    header = [
-        "study",
-        "without",
-        "parameters",
-        "weights",
-        "KV cache per token",
-        "test PPL",
-        "test PPL ratio",
-        "KL",
-        "top-1 agreement",
-        "latency ratio",
-        "ms",
-    ]
+    """Return the table of all models of all studies, each study's dense model first; without distilled ones, the proxy's."""
+    header = ["study", "without", "parameters", "latency ratio", "ms", "PPL ratio", "test PPL", "KL", "top-1 agreement"]
     rows = []
     for name, record in studies.items():
         dense = record.dense
-        rows.append(
-            [
-                name,
-                "none (dense)",
-                *list_size(dense.size),
-                *list_quality(dense.test, is_dense=True),
-                "1",
-                f"{dense.latency.median_ms:.1f}",
-            ]
-        )
-        for result in record.distilled:
-            layers = list_layers(result.candidate.dropped_layers)
-            ms = f"{result.latency.median_ms:.1f}"
+        ppl, _, *others = list_quality(dense.test, is_dense=True)
+        ms = f"{dense.latency.median_ms:.1f}"
+        rows.append([name, "none (dense)", format_count(dense.size.num_params), "1", ms, "1", ppl, *others])
+        for result in (*record.distilled, *record.baselines):
+            ppl, _, *others = list_quality(result.test)
+            ratio = say_ratio(result, record.replications.get(result.key))
+            size = format_count(result.size.num_params)
+            rows.append([name, name_model(result), size, *list_speed(result.latency), ratio, ppl, *others])
+        for one in [] if record.distilled else list_contenders(record):
+            layers, size = list_layers(one.candidate.dropped_layers), format_count(one.size.num_params)
             rows.append(
-                [
-                    name,
-                    layers,
-                    *list_size(result.size),
-                    *list_quality(result.test),
-                    format_latency_ratio(result.latency),
-                    ms,
-                ]
+                [name, layers, size, *list_speed(one.latency), f"{one.said_ratio}, proxy", ABSENT, ABSENT, ABSENT]
             )
-    return render_table("All distilled models, on each study's own test text.", header, rows)
+    caption = (
+        "All distilled models, on each study's own test text; brackets are 95 % intervals, ± is one standard error. With several "
+        "distillations of a model the ratio is their mean, and the rest is the exported one's."
+    )
+    if any(record.baselines for record in studies.values()):
+        caption += " Rows with a width: all layers kept, each cut evenly."
+    if not all(record.distilled for record in studies.values()):
+        caption += " Proxy: the best of each depth without distillation, on validation text."
+    return render_table(caption, header, rows)
+
+
+def list_speed(latency: Latency) -> list[str]:
+    """Return the cells on speed."""
+    return [format_latency_ratio(latency), f"{latency.median_ms:.1f}"]
 
 
 def render_differences(studies: Mapping[str, StudyRecord]) -> str:
@@ -202,7 +167,7 @@ def render_differences(studies: Mapping[str, StudyRecord]) -> str:
     flat = [_flatten(describe_protocol(record)) for record in studies.values()]
     keys = dict.fromkeys(key for one in flat for key in one)
     rows = [
-        [key.replace("_", " "), *(str(one.get(key, ABSENT)) for one in flat)]
+        [key.replace("_", " "), *(spell(one.get(key)) for one in flat)]
         for key in keys
         if len({str(one.get(key)) for one in flat}) > 1
     ]
@@ -231,5 +196,5 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(item, Mapping):
             found |= _flatten(item, f"{prefix}{key}: ")
         else:
-            found[f"{prefix}{key}"] = ", ".join(map(str, item)) if isinstance(item, list | tuple) else item
+            found[f"{prefix}{key}"] = item
     return found

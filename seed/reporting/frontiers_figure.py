@@ -22,6 +22,7 @@ CAPTION = (
     "The best model of each depth, chosen on validation text, joined to its dense model (cross). Nearer to the lower left is "
     "better. Bars: 95 % intervals."
 )
+ABSOLUTE_CAPTION = " Bars are those of the ratios to the dense model; they leave out how the machine differed from one study's time to another's."
 
 
 def draw_frontiers(studies: Mapping[str, StudyRecord], *, is_absolute: bool = False) -> go.Figure:
@@ -38,7 +39,9 @@ def draw_frontiers(studies: Mapping[str, StudyRecord], *, is_absolute: bool = Fa
     return finish_figure(
         figure,
         title="Frontiers",
-        caption=CAPTION + (" Dotted: by the proxy, not distilled." if has_proxies else ""),
+        caption=CAPTION
+        + (ABSOLUTE_CAPTION if is_absolute else "")
+        + (" Dotted: by the proxy, not distilled." if has_proxies else ""),
         x_title="milliseconds (smaller is faster)" if is_absolute else "latency ratio (smaller is faster)",
         y_title="test PPL (smaller is better)" if is_absolute else "PPL ratio (smaller is better)",
     )

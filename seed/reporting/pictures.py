@@ -5,10 +5,16 @@ Figures are drawn by the ``gallery``, the page by ``page``; here they become fil
 
 import asyncio
 import base64
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import os
+import shutil
+import signal
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
@@ -17,12 +23,18 @@ from seed.errors import SeedError
 from seed.findings import StudyRecord
 from seed.reporting.gallery import draw_gallery
 
+T = TypeVar("T")
 FORMATS = ("png", "svg")
 WIDTH_PX = 900
 PAGE_WIDTH_PX = 1200
 SCALE = 2  # pixels of a PNG for each of the figure
 MARGIN_PX = 24
-CLOSING_SECONDS = 10.0
+CLOSING_SECONDS = 5.0
+KILLING_SECONDS = 1.0
+INSTALL = (
+    "Install the distribution's package (Debian: apt-get install chromium) or run plotly_get_chrome; or name a browser with "
+    "the environment variable BROWSER_PATH."
+)
 SECONDS = 60.0  # for one picture; a browser that takes longer hangs
 LAST_SECTION = "pareto"  # of the page, that its picture shows whole
 BOTTOM = f"""(element => element.getBoundingClientRect().bottom + scrollY)(
@@ -73,16 +85,17 @@ def write_pictures(
     logging.getLogger("kaleido").setLevel(logging.CRITICAL)  # what goes wrong is told below, once
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)
     try:
-        pictures = asyncio.run(_draw(browser, drawn, page=page.resolve(), formats=formats, on_picture=on_picture))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pictures = asyncio.run(_draw(browser, drawn, page=page.resolve(), formats=formats, on_picture=on_picture))
     except SeedError:
         raise
     except Exception as error:  # browsers fail in every way there is
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SeedError(
-            f"--{formats[0]}: the browser {browser} does not draw ({reason}). Wanted: Chromium or Chrome that runs without a "
-            "window. Name another one with the environment variable BROWSER_PATH."
+            f"--{formats[0]}: the browser {browser} does not draw ({reason}), and no picture was written. Wanted: Chromium or "
+            f"Chrome that runs without a window, as `{browser} --headless --no-sandbox --dump-dom about:blank` does. {INSTALL}"
         ) from error
-    target.mkdir(parents=True, exist_ok=True)
     for name, content in pictures.items():
         folder.write_bytes(target / name, content)
     return [target / name for name in pictures]
@@ -94,15 +107,17 @@ def find_browser() -> str:
     Raises:
         SeedError: there is none.
     """
-    from choreographer.browsers.chromium import Chromium
+    named = os.environ.get("BROWSER_PATH")
+    if named:
+        found = shutil.which(named)
+        looked = f"BROWSER_PATH names {named}, which is no program"
+    else:
+        from choreographer.browsers.chromium import Chromium
 
-    found = Chromium.find_browser(skip_local=False)
+        found = Chromium.find_browser(skip_local=False)
+        looked = "no Chromium, Chrome, Edge, Brave or Vivaldi was found on the PATH or where they usually are"
     if not found or not Path(found).is_file():
-        looked = f"BROWSER_PATH names {found}, which is no file" if found else "no Chromium, Chrome or Edge was found"
-        raise SeedError(
-            f"pictures need a browser, and {looked}. Install the distribution's package (Debian: apt-get install chromium) or "
-            "run plotly_get_chrome; or name a browser with the environment variable BROWSER_PATH."
-        )
+        raise SeedError(f"pictures need a browser, and {looked}. {INSTALL}")
     return str(found)
 
 
@@ -117,21 +132,48 @@ async def _draw(
     """Return the content of each picture by its file's name."""
     from kaleido import Kaleido
 
+    # what the library's own tasks leave behind when a browser ends is not for readers; what matters is raised here
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
     browser = Kaleido(path=browser_path, mathjax=False, timeout=SECONDS)
     pictures: dict[str, bytes] = {}
     try:
-        await asyncio.wait_for(browser.open(), SECONDS)
+        await _open(browser)
         for name, figure in drawn.items():
             for form in formats:
-                options = {"format": form, "width": figure.layout.width, "height": figure.layout.height, "scale": SCALE}
-                pictures[f"{name}.{form}"] = await asyncio.wait_for(browser.calc_fig(figure, options), SECONDS)
+                options = {"format": form, "width": figure.layout.width, "height": figure.layout.height}
+                options |= {"scale": SCALE} if form == "png" else {}
+                pictures[f"{name}.{form}"] = await _await_within(SECONDS, browser.calc_fig(figure, options))
                 on_picture(f"{name}.{form}")
         if "png" in formats:
-            pictures["report.png"] = await asyncio.wait_for(_photograph(browser, page), SECONDS)
+            pictures["report.png"] = await _await_within(SECONDS, _photograph(browser, page))
             on_picture("report.png")
     finally:
         await _close(browser)
     return pictures
+
+
+async def _open(browser: Any) -> None:
+    try:
+        await _await_within(SECONDS, browser.open())
+    except TimeoutError:
+        raise
+    except Exception as error:  # the library's own words are about the library
+        raise ConnectionError("it ended at once") from error
+
+
+async def _await_within(seconds: float, work: Awaitable[T]) -> T:
+    """Return what comes of work that may hang, or that the library cancels or refuses when the browser ends."""
+    from choreographer.errors import BrowserClosedError, ChannelClosedError
+
+    task = asyncio.ensure_future(work)
+    await asyncio.wait({task}, timeout=seconds)
+    if not task.done():
+        task.cancel()
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
+    try:
+        return task.result()
+    except (asyncio.CancelledError, BrowserClosedError, ChannelClosedError) as error:
+        raise ConnectionError("it ended while it drew") from error
 
 
 async def _photograph(browser: Any, page: Path) -> bytes:
@@ -160,12 +202,20 @@ async def _photograph(browser: Any, page: Path) -> bytes:
 
 async def _close(browser: Any) -> None:
     """End the browser, one that does not answer too; threads of its library would otherwise wait for ever."""
-    try:
-        await asyncio.wait_for(browser.close(), CLOSING_SECONDS)
-    except Exception:  # it is over with, whatever it has to say
-        pass
-    finally:
-        process = getattr(browser, "subprocess", None)
-        if process is not None and process.poll() is None:
-            process.kill()
-            process.wait()
+    closing = asyncio.ensure_future(browser.close())
+    await asyncio.wait({closing}, timeout=CLOSING_SECONDS)
+    process = getattr(browser, "subprocess", None)
+    if closing.done() or process is None:
+        return
+    # Cancelled, the library first closes its end of the pipe, which its reading thread waits on, and then asks the browser's
+    # whole process group to end. Some do not, so they are killed from a thread, since the library waits in the loop's own.
+    killer = threading.Timer(KILLING_SECONDS, _kill_group, [process.pid])
+    killer.start()
+    closing.cancel()
+    await asyncio.wait({closing}, timeout=CLOSING_SECONDS)
+    killer.join()
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)

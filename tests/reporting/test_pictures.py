@@ -1,13 +1,14 @@
 """Pictures by a real browser: every figure in every format, all of them or none, and one clear error without a browser."""
 
-import os
 import stat
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
+from choreographer.browsers.chromium import Chromium
 
-from seed.errors import SeedError
+from seed.errors import ResourceError, SeedError
 from seed.findings import StudyRecord
 from seed.reporting import pictures
 from seed.reporting.page import write_page
@@ -61,22 +62,74 @@ def test_without_a_browser_the_error_says_what_to_install(
     record: StudyRecord, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "nothing"))
-    with pytest.raises(SeedError, match=r"BROWSER_PATH names .*nothing, which is no file\. .*apt-get install chromium"):
+    with pytest.raises(
+        SeedError, match=r"BROWSER_PATH names .*nothing, which is no program\. .*apt-get install chromium"
+    ):
         write_pictures(draw_figures(record), page=page, target=tmp_path / "p", formats=("png",), on_picture=print)
     assert not (tmp_path / "p").exists()
     monkeypatch.setenv("BROWSER_PATH", str(make_program(tmp_path / "there", "true")))
     assert find_browser() == str(tmp_path / "there")
+    monkeypatch.setenv("BROWSER_PATH", "there")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_browser() == str(tmp_path / "there")
+    monkeypatch.delenv("BROWSER_PATH")
+    monkeypatch.setattr(Chromium, "find_browser", lambda **_: None)
+    with pytest.raises(SeedError, match=r"no Chromium, .* was found on the PATH .*plotly_get_chrome"):
+        find_browser()
 
 
-@pytest.mark.parametrize("program", ["exit 1", "echo broken >&2; exit 3", "exec sleep 60"])
-def test_a_browser_that_does_not_draw_is_told_and_nothing_is_written(
-    record: StudyRecord, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+@pytest.mark.parametrize(
+    ("program", "seconds", "reason"),
+    [
+        ("exit 1", 60, "it ended at once"),
+        ("echo broken >&2; exit 3", 60, "it ended at once"),
+        ("exec sleep 60", 3, "no answer within 3 seconds"),
+        ("trap '' TERM INT; while :; do sleep 1; done", 3, "no answer within 3 seconds"),
+        (
+            '"$CHROMIUM" "$@" & until [ -e "$0.drew" ]; do sleep 0.1; done; kill -9 $!',
+            60,
+            "it ended while it drew",
+        ),
+    ],
+)
+def test_a_browser_that_does_not_draw_is_told_ended_and_nothing_is_written(
+    record: StudyRecord,
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    browser_path: str,
+    program: str,
+    seconds: float,
+    reason: str,
 ) -> None:
-    monkeypatch.setattr(pictures, "SECONDS", 3.0)
+    monkeypatch.setattr(pictures, "SECONDS", seconds)
     monkeypatch.setattr(pictures, "CLOSING_SECONDS", 2.0)
+    monkeypatch.setenv("CHROMIUM", browser_path)
     broken = make_program(tmp_path / "browser", program)
     monkeypatch.setenv("BROWSER_PATH", str(broken))
-    with pytest.raises(SeedError, match=r"--svg: the browser .*browser does not draw .*BROWSER_PATH"):
-        write_pictures(draw_figures(record), page=page, target=tmp_path / "p", formats=("svg",), on_picture=print)
+    many = {f"{name}{i}": figure for i in range(9) for name, figure in draw_figures(record).items()}
+
+    def mark(name: str) -> None:
+        broken.with_name("browser.drew").touch()
+
+    with pytest.raises(SeedError) as error:
+        write_pictures(many, page=page, target=tmp_path / "p", formats=("svg",), on_picture=mark)
+    assert str(error.value).startswith(
+        f"--svg: the browser {broken} does not draw ({reason}), and no picture was written."
+    )
+    assert "BROWSER_PATH" in str(error.value)
     assert not (tmp_path / "p").exists()
-    assert os.environ["BROWSER_PATH"] == str(broken)
+    assert capfd.readouterr() == ("", "")
+    left = subprocess.run(["pgrep", "-f", str(broken)], capture_output=True, text=True)
+    assert left.stdout == ""
+
+
+def test_pictures_that_cannot_be_written_are_told(
+    record: StudyRecord, page: Path, tmp_path: Path, browser_path: str
+) -> None:
+    (tmp_path / "p").write_text("a file")
+    few = {"pareto": draw_figures(record)["pareto"]}
+    with pytest.raises(ResourceError, match=r"pareto\.svg: cannot be written"):
+        write_pictures(few, page=page, target=tmp_path / "p", formats=("svg",), on_picture=lambda name: None)
+    assert (tmp_path / "p").read_text() == "a file"
