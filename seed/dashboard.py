@@ -64,7 +64,7 @@ def main() -> None:
         with open_server(app, port=args.port, place=study.root) as server:
             address = f"http://{HOST}:{server.server_port}{path}"
             terminal.say(f"{study.root}: {address}")
-            terminal.say("Ctrl-C ends it; the study and its search are not touched.")
+            terminal.say("Ctrl-C ends it; a search that runs is not touched.")
             sys.stdout.flush()
             if not args.no_browser and has_display():
                 webbrowser.open(address)
@@ -103,7 +103,20 @@ def make_app(study: StudyFolder) -> "tuple[WSGIApplication, str]":
     storage = view_storage(plan.storage, journal=study.journal)
     study_id = find_study_id(storage, plan.name)
     app = optuna_dashboard.wsgi(storage, artifact_store=FileSystemArtifactStore(study.artifacts))
-    return app, f"/dashboard/studies/{study_id}"
+    return refuse_strangers(app), f"/dashboard/studies/{study_id}"
+
+
+def refuse_strangers(app: "WSGIApplication") -> "WSGIApplication":
+    """Return an app that answers only who asks for this machine by its own name: a page elsewhere may point a name of its own here."""
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        host = str(environ.get("HTTP_HOST", "")).rpartition(":")[0] or str(environ.get("HTTP_HOST", ""))
+        if host not in (HOST, "localhost"):
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"This dashboard is for this machine only.\n"]
+        return app(environ, start_response)
+
+    return answer
 
 
 def open_server(app: "WSGIApplication", *, port: int | None, place: Path) -> WSGIServer:

@@ -26,6 +26,10 @@ def report_study(path: Path, terminal: Terminal, *, formats: tuple[str, ...] = (
         SeedError: there is no such study, or no browser that draws pictures.
     """
     study = folder.open_existing(path)
+    if formats:
+        from seed.reporting.pictures import find_browser
+
+        find_browser()  # before anything is written
     from seed.reporting.summary import show_result
     from seed.stages.publishing import refresh_report
 
@@ -137,6 +141,8 @@ def check_words(args: argparse.Namespace) -> None:
         raise StudyError(
             f"--{formats[0] if formats else 'json'}: is for one study, and {len(args.study)} were given. Name one, or leave it out."
         )
+    if args.output and (args.output.is_dir() or not args.output.name or not args.output.parent.is_dir()):
+        raise StudyError(f"--output {args.output}: is no file in a folder that is there. Name one, such as both.html.")
     if len(args.study) == 1 and args.output:
         raise StudyError("--output: is for several studies; the report of one lies in its folder. Leave it out.")
     if stages and (formats or len(args.study) > 1):

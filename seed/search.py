@@ -148,7 +148,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
 
         if settings.distill:
             terminal.begin_step("distill", of=steps)
-            publishing.refresh_report(study, complain=terminal.say)  # to be looked at while models are distilled
+            publishing.refresh_report(study, complain=terminal.say, is_running=True)  # models are distilled meanwhile
             distill_frontier(
                 terminal, bench, sweep, plan, dense, frontier, rates=rates, eval_command=settings.eval_command
             )

@@ -3,6 +3,7 @@
 Read by the page, the dashboard's notes, the terminal and ``--json``. Nothing is drawn here, and no HTML.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,12 +38,16 @@ class Contender:
     said_ratio: str  # as people read it
     unrecovered: float | None  # PPL ratio of the same layers without recovery, on the same text
     is_distilled: bool
-    num_tied: int = 0  # others of its depth that the proxy cannot tell from it, where none is distilled
+    num_tied: int = 0  # others of its structure that the proxy cannot tell from it, and that are not distilled
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """The fastest contender whose perplexity is at most ``margin`` per cent above the dense model's."""
+    """The fastest contender whose perplexity is at most ``margin`` per cent above the dense model's.
+
+    Of those whose speed cannot be told from the fastest one's, since the intervals overlap, it is the one that loses the
+    least perplexity; none that is slower than the dense model.
+    """
 
     margin: int
     contender: Contender | None  # None: no contender stays within
@@ -64,8 +69,10 @@ def recommend(record: StudyRecord, *, margins: Sequence[int] = MARGINS) -> list[
     found = []
     for margin in margins:
         limit = 1 + margin / 100
-        within = [one for one in contenders if one.ppl_ratio.value is not None and one.ppl_ratio.value <= limit]
-        chosen = min(within, key=lambda one: (one.latency.ratio, one.ppl_ratio.value), default=None)
+        within = [one for one in contenders if _read_ratio(one) <= limit and one.latency.ratio < 1]
+        fastest = min(within, key=lambda one: one.latency.ratio, default=None)
+        level = [one for one in within if fastest and one.latency.ratio_low <= fastest.latency.ratio_high]
+        chosen = min(level, key=_read_ratio, default=None)
         is_sure = chosen is not None and chosen.ppl_ratio.high is not None and chosen.ppl_ratio.high <= limit
         found.append(Recommendation(margin=margin, contender=chosen, is_sure=is_sure))
     return found
@@ -88,7 +95,9 @@ def say_contender(contender: Contender, record: StudyRecord) -> str:
     size = describe_size(contender.size.num_params, dense_num_params=record.dense.size.num_params)
     parts = [size, describe_speed(contender.latency), f"{say_quality(contender)}{_say_unrecovered(contender)}"]
     parts += [say_neighbour(found, record) for found in record.equivalences if found.other == contender.key]
-    parts += [f"tied with {count_things(contender.num_tied, 'other')}"] if contender.num_tied else []
+    if contender.num_tied:
+        apart = " that were not distilled" if contender.is_distilled else ""
+        parts.append(f"by the proxy tied with {count_things(contender.num_tied, 'other')}{apart}")
     return f"{name_contender(contender)}: {', '.join(parts)}."
 
 
@@ -157,13 +166,17 @@ def say_certainty(found: Recommendation, *, names_margin: bool = False) -> str:
         return "how sure that is cannot be told"
     margin = f" {found.margin}\u00a0%" if names_margin else ""
     interval = f"95\u00a0% interval {format_number(ratio.low)} to {format_number(ratio.high)}"
-    return f"{f'surely within{margin}' if found.is_sure else f'may lie beyond{margin}'}: {interval}"
+    return f"{f'all of it within{margin}' if found.is_sure else f'some of it beyond{margin}'}: {interval}"
 
 
 def read_interval(quality: Quality) -> Estimate:
     """Return a quality's PPL ratio with its 95 % interval."""
     half = NORMAL_95 * quality.ppl_ratio_standard_error
     return Estimate(value=quality.ppl_ratio, low=quality.ppl_ratio - half, high=quality.ppl_ratio + half)
+
+
+def _read_ratio(contender: Contender) -> float:
+    return math.inf if contender.ppl_ratio.value is None else contender.ppl_ratio.value
 
 
 def _take_distilled(result: DistillResult, record: StudyRecord) -> Contender:
@@ -180,7 +193,19 @@ def _take_distilled(result: DistillResult, record: StudyRecord) -> Contender:
         said_ratio=say_ratio(result, replication),
         unrecovered=result.test_unrecovered.ppl_ratio,
         is_distilled=True,
+        num_tied=_count_untried(result, record),
     )
+
+
+def _count_untried(result: DistillResult, record: StudyRecord) -> int:
+    tried = {one.key for one in record.distilled}
+    tied = {
+        key
+        for member in record.frontier.members
+        for key in member.tied_with
+        if member.evaluation.candidate.key == result.key
+    }
+    return len(tied - tried)
 
 
 def _take_member(member: FrontierMember, quality: Quality) -> Contender:

@@ -202,17 +202,6 @@ def draw_latency(record: StudyRecord) -> go.Figure:
         )
     )
     beside = min(0.1, 0.03 * (num_layers - min(kept)))
-    if record.distilled:
-        depths = [len(result.candidate.kept_layers) for result in record.distilled]
-        figure.add_trace(
-            draw_latencies(
-                [depth + beside * (1 + depths[:index].count(depth)) for index, depth in enumerate(depths)],
-                [result.latency for result in record.distilled],
-                name="exported models",
-                color=DEPTH_COLORS[1],
-                symbol="diamond",
-            )
-        )
     prefill = [
         (depth, latency) for depth, (_, latency) in zip(kept, rows, strict=True) if latency.prefill_ratio is not None
     ]

@@ -78,14 +78,25 @@ def draw_models(
     )
 
 
-def draw_distilled(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
-    """Draw distilled models at their PPL ratio on test text, by depth."""
+def draw_distilled(
+    results: Sequence[DistillResult], replications: Mapping[str, Replication], *, step: float = 0.0
+) -> go.Scatter:
+    """Draw distilled models at their PPL ratio on test text, by depth; those of one latency ``step`` apart, the best in place."""
     marker = {
         "symbol": "diamond",
         "size": 12,
         "color": [choose_color(len(result.candidate.dropped_layers)) for result in results],
     }
-    return draw_judged(results, replications, name="distilled, on test text", mode="markers", marker=marker)
+    ranks = [
+        sum(
+            other.latency.ratio == one.latency.ratio
+            and (read_ratio(other, replications), other.key) < (read_ratio(one, replications), one.key)
+            for other in results
+        )
+        for one in results
+    ]
+    drawn = draw_judged(results, replications, name="distilled, on test text", mode="markers", marker=marker)
+    return drawn.update(x=[ratio + rank * step for ratio, rank in zip(drawn.x, ranks, strict=True)])
 
 
 def draw_links(

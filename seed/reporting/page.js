@@ -21,7 +21,6 @@
   let passing = null;
   let isWaiting = false;
   const places = new Map(); // id -> points of the Pareto plot
-  const fixed = { pareto: pareto?.layout.shapes ?? [], map: map?.layout.shapes ?? [] };
 
   for (const trace of pareto?.data ?? []) {
     (trace.customdata ?? []).forEach((point, index) => {
@@ -43,18 +42,29 @@
       element.classList.toggle("lit", element.dataset.id === lit);
       element.classList.toggle("pinned", element.dataset.id === pinned);
     }
-    const ink = getComputedStyle(document.body).color;
-    if (pareto) {
-      const rings = (places.get(lit) ?? []).map(([x, y]) => ({
-        type: "circle", xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: y,
-        x0: -11, x1: 11, y0: -11, y1: 11, line: { color: ink, width: 2.5 },
-      }));
-      Plotly.relayout(pareto, { shapes: [...fixed.pareto, ...rings] });
-    }
+    if (pareto) mark(pareto, "ring", (places.get(lit) ?? []).map(([x, y]) => {
+      const { xaxis, yaxis } = pareto._fullLayout;
+      return { left: xaxis._offset + xaxis.d2p(x) - 11, top: yaxis._offset + yaxis.d2p(y) - 11, width: 22, height: 22, isSeen: isIn(xaxis, x) && isIn(yaxis, y) };
+    }));
     const row = map?.layout.meta.ids?.indexOf(lit) ?? -1;
-    if (map) {
-      const band = { type: "rect", xref: "x domain", yref: "y", x0: 0, x1: 1, y0: row - 0.5, y1: row + 0.5, line: { color: ink, width: 2.5 } };
-      Plotly.relayout(map, { shapes: row < 0 ? fixed.map : [...fixed.map, band] });
+    if (map) mark(map, "band", row < 0 ? [] : [row].map(() => {
+      const { xaxis, yaxis } = map._fullLayout;
+      const [top, bottom] = [yaxis.d2p(row - 0.5), yaxis.d2p(row + 0.5)];
+      return { left: xaxis._offset, top: yaxis._offset + Math.min(top, bottom), width: xaxis._length, height: Math.abs(bottom - top), isSeen: true };
+    }));
+  }
+
+  const isIn = (axis, value) => value >= Math.min(...axis.range) && value <= Math.max(...axis.range);
+
+  // Over the plot and not of it: a change of the figure itself would get in the way of Plotly's own.
+  function mark(figure, kind, boxes) {
+    for (const old of figure.querySelectorAll(`.${kind}`)) old.remove();
+    for (const { isSeen, ...box } of boxes) {
+      if (!isSeen) continue;
+      const element = document.createElement("div");
+      element.className = kind;
+      for (const [side, pixels] of Object.entries(box)) element.style[side] = `${pixels}px`;
+      figure.append(element);
     }
   }
 
@@ -101,6 +111,7 @@
     return point.data.type === "heatmap" ? map.layout.meta.ids?.[point.pointIndex[0]] ?? null : point.customdata?.at(-1) ?? null;
   };
   for (const figure of [pareto, map]) {
+    figure?.on("plotly_afterplot", paint);
     figure?.on("plotly_hover", (event) => pass(event.points[0].data.xaxis === "x2" ? null : idOf(event)));
     figure?.on("plotly_unhover", () => pass(null));
     figure?.on("plotly_click", (event) => {
@@ -185,7 +196,7 @@
 
   function download() {
     const quote = (value) => (value == null ? "" : /[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
-    const lines = [data.columns.map((column) => quote(column.title)), ...chosen.map((row) => data.columns.map((column) => quote(row[column.key])))];
+    const lines = [data.columns.map((column) => quote(column.title)), ...chosen.map((row) => data.columns.map((column) => quote(column.key === "dropped" ? row.layers.join(" ") : row[column.key])))];
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([lines.map((line) => line.join(",")).join("\r\n") + "\r\n"], { type: "text/csv" }));
     link.download = data.file;

@@ -134,7 +134,12 @@ def render_answer(record: StudyRecord) -> str:
     note = (
         "PPL ratio: perplexity divided by the dense model's on the same tokens; ± is one standard error, clustered by document; "
         f"brackets are 95 % intervals. Speed: {latency.workload} on {latency.device}, against the dense model. Sizes count "
-        "parameters. Tied: the 95 % interval of the paired difference holds zero."
+        "parameters. Tied: the 95 % interval of the paired difference holds zero"
+        + (
+            "."
+            if record.replications or not record.distilled
+            else "; with one distillation of each model, intervals hold how documents differ, not how distillations do (--replicas 3)."
+        )
     )
     body = (
         f'<div class="cards">\n{cards}\n</div>\n<p>{escape(say_introduction(record))}</p>\n'

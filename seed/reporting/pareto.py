@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from seed.findings import StudyRecord
+from seed.reporting.answers import MARGINS
 from seed.reporting.marks import (
     GREY,
     add_level,
@@ -25,7 +26,6 @@ from seed.reporting.marks import (
 from seed.reporting.readings import find_links, read_scored
 from seed.reporting.wording import name_rung
 
-LEVELS = (2, 5, 10)  # per cent of PPL above the dense model
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -63,7 +63,7 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
         figure.add_trace(draw_models(best, name="frontier by the proxy", marker={"size": 12}))
     if record.distilled:
         figure.add_trace(draw_front(record.distilled, record.replications))
-        figure.add_trace(draw_distilled(record.distilled, record.replications))
+        figure.add_trace(draw_distilled(record.distilled, record.replications, step=0.4 * half))
     if record.baselines:
         figure.add_trace(draw_baselines(record.baselines, record.replications))
     figure.add_trace(
@@ -85,7 +85,7 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     is_limited = record.plan.max_ppl_ratio is not None and record.plan.max_ppl_ratio <= top
     if is_limited:
         figure.add_hline(y=record.plan.max_ppl_ratio, line={"color": GREY, "width": 1, "dash": "dot"})
-    for percent in LEVELS:
+    for percent in MARGINS:
         if 1 + percent / 100 < top:
             add_level(figure, 1 + percent / 100, text=f"+{percent} %")
     annotate_depths(figure, [evaluation for evaluation, _ in [*trials, *best]])
@@ -115,7 +115,7 @@ def say_pareto(record: StudyRecord, *, num_small: int, num_above: int, is_limite
         "Both ratios are to the dense model.",
         f"Candidates: PPL ratio on validation text after {name_rung(record.frontier.rung)}.",
         "Distilled models: PPL ratio on test text with one standard error (of replicas: mean and 95 % interval), latency ratio with its 95 % interval; "
-        "a thin line leads there from the same candidate's proxy."
+        "a thin line leads there from the same candidate's proxy. Those of one structure stand side by side."
         if record.distilled
         else "",
         "The line joins what is distilled and beaten by no other on both axes; the levels on the right are per cent of PPL above the dense model."

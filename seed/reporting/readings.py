@@ -78,14 +78,14 @@ def mark_dropped(candidate: Candidate) -> list[float]:
 
 
 def choose_best_distilled(record: StudyRecord) -> list[DistillResult]:
-    """Return the best distilled model of each depth, least dropped first.
+    """Return the best distilled model of each structure, least dropped first; of one kind of layers, of each depth.
 
     Best on validation text: choosing on test text would make the test numbers too good.
     """
-    best: dict[int, DistillResult] = {}
+    best: dict[str, DistillResult] = {}
     for result in sorted(record.distilled, key=lambda result: (result.validation.loss, result.candidate.key)):
-        best.setdefault(count_dropped(result.candidate), result)
-    return [result for _, result in sorted(best.items())]
+        best.setdefault(result.latency.structure, result)
+    return sorted(best.values(), key=lambda result: (count_dropped(result.candidate), result.latency.ratio))
 
 
 def read_id(candidate: Candidate) -> str:

@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from seed.findings import Sensitivity, StudyRecord
+from seed.reporting.answers import NORMAL_95
 from seed.reporting.marks import DEPTH_COLORS, GREY, draw_errors, finish_figure
 from seed.reporting.wording import format_number, list_layers, name_drop, name_rung
 
 LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
-NORMAL_95 = 1.96
 # Blue: cheaper together than one by one; orange: dearer; little ink where it makes no difference.
 PAIR_SCALE = ((0, "rgba(47,126,194,1)"), (0.5, "rgba(127,127,127,0.12)"), (1, "rgba(213,94,0,1)"))
 SINGLE_MARKS = (

@@ -29,8 +29,8 @@ def list_columns(record: StudyRecord) -> list[dict[str, object]]:
         {"key": "error", "title": "standard error", "places": 4, "inPanel": True},
         {"key": "unrecovered", "title": "PPL ratio unrecovered", "places": 4, "inPanel": True},
         {"key": "latency", "title": "latency ratio", "places": 3, "inPanel": True},
-        {"key": "low", "title": "from", "places": 3},
-        {"key": "high", "title": "to", "places": 3},
+        {"key": "low", "title": "latency from", "places": 3},
+        {"key": "high", "title": "latency to", "places": 3},
         {"key": "params", "title": "parameters", "places": 0, "inPanel": True},
         {"key": "seconds", "title": "seconds", "places": 2},
         {"key": "state", "title": "state", "isText": True},
@@ -76,7 +76,7 @@ def render_data(record: StudyRecord, facts: Facts) -> str:
     structures: dict[str, int] = {}
     table = [_take_row(trial, record.frontier.rung, structures) for trial in record.trials]
     measured = {trial.evaluation.latency.structure: trial.evaluation for trial in record.trials}
-    distilled = {read_result_id(result): round(result.test.ppl_ratio, 4) for result in record.distilled}
+    distilled = {read_result_id(result): _round(result.test.ppl_ratio) for result in record.distilled}
     data = {
         "file": f"{record.plan.name}-trials.csv",
         "columns": list_columns(record),

@@ -55,6 +55,12 @@ def gather_record(study: StudyFolder, *, opened: Study | None = None, frontier: 
     trials = read_trials(opened)
     if not trials:
         raise StudyError(f"{study.root}: no candidate is scored yet. Run the search of this study first.")
+    complete = sum(trial.state == "COMPLETE" for trial in trials)
+    if complete < frontier.num_scored:
+        raise StudyError(
+            f"{study.root}: holds {complete} scored trials of {frontier.num_scored} that its frontier was chosen from; the others "
+            "are lost. Run the search of this study again, which scores them anew, or restore its storage from a copy."
+        )
     rows = folder.read_rows(study.sweep, SweepRow) if study.sweep.is_file() else []
     return StudyRecord(
         plan=plan,

@@ -6,6 +6,7 @@ What is shown is read by ``gathering``, drawn and worded by ``reporting``, and k
 import time
 from collections.abc import Callable
 
+import msgspec
 from optuna import Study
 
 from seed import folder
@@ -25,8 +26,10 @@ SHARE = 0.02  # of the time at most goes into showing what is known so far
 GROWTH = 1.25  # times as many trials as were shown last
 
 
-def refresh_report(study: StudyFolder, *, complain: Callable[[str], None]) -> StudyRecord:
+def refresh_report(study: StudyFolder, *, complain: Callable[[str], None], is_running: bool = False) -> StudyRecord:
     """Gather a searched study, write its report, and the same into the study for Optuna Dashboard.
+
+    ``is_running``: the search goes on, with distillation.
 
     A storage that does not take what the dashboard shows costs no report: ``complain`` is told.
 
@@ -35,7 +38,7 @@ def refresh_report(study: StudyFolder, *, complain: Callable[[str], None]) -> St
     """
     folder.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
     opened = open_searched(study)
-    record = gather_record(study, opened=opened)
+    record = msgspec.structs.replace(gather_record(study, opened=opened), is_running=is_running)
     publish_record(study, opened, record, complain=complain)
     return record
 

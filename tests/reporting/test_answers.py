@@ -50,8 +50,8 @@ def test_an_interval_that_reaches_beyond_the_margin_is_not_sure(three: StudyReco
     vague = place(three.distilled[0], ratio=1.019, error=0.002)
     [found] = recommend(msgspec.structs.replace(three, distilled=(vague,)), margins=[2])
     assert not found.is_sure
-    assert say_certainty(found) == "may lie beyond: 95\u00a0% interval 1.015 to 1.023"
-    assert say_certainty(found, names_margin=True).startswith("may lie beyond 2\u00a0%: ")
+    assert say_certainty(found) == "some of it beyond: 95\u00a0% interval 1.015 to 1.023"
+    assert say_certainty(found, names_margin=True).startswith("some of it beyond 2\u00a0%: ")
     assert "1.023" in say_recommendation(found, three)
 
 
@@ -92,7 +92,7 @@ def test_without_distillation_the_proxy_answers(undistilled: StudyRecord) -> Non
     for one, member in zip(contenders, undistilled.frontier.members[::2], strict=True):
         said = say_contender(one, undistilled)
         assert "validation PPL ratio" in said
-        assert said.endswith(f", tied with {len(member.tied_with)} other.")
+        assert said.endswith(f", by the proxy tied with {len(member.tied_with)} other.")
 
 
 def test_replicas_answer_with_their_mean_and_interval() -> None:
@@ -110,3 +110,40 @@ def test_uniform_width_is_set_beside(record: StudyRecord) -> None:
     assert said.startswith("For comparison, all layers kept and cut evenly in width: ")
     for result in record.distilled[:2]:
         assert f"test PPL ratio {result.test.ppl_ratio:.3f}" in said
+
+
+def test_of_models_whose_speed_cannot_be_told_apart_the_better_is_recommended(three: StudyRecord) -> None:
+    slow, fast, _ = three.distilled
+    close = msgspec.structs.replace(
+        fast,
+        latency=msgspec.structs.replace(slow.latency, structure="other", ratio=slow.latency.ratio - 0.001),
+        test=factory.make_quality(1.018, error=0.001),
+    )
+    [found] = recommend(msgspec.structs.replace(three, distilled=(slow, close)), margins=[2])
+    assert found.contender is not None
+    assert found.contender.key == slow.key
+
+
+def test_what_is_slower_than_the_dense_model_is_not_recommended(three: StudyRecord) -> None:
+    slower = place(three.distilled[0], ratio=1.001, kept=13)
+    assert slower.latency.ratio > 1
+    [found] = recommend(msgspec.structs.replace(three, distilled=(slower,)), margins=[2])
+    assert found.contender is None
+
+
+def test_two_structures_of_one_depth_both_contend(three: StudyRecord) -> None:
+    one, other, _ = three.distilled
+    twin = msgspec.structs.replace(
+        other, candidate=factory.make_candidate(7), latency=msgspec.structs.replace(other.latency, structure="sliding")
+    )
+    found = list_contenders(msgspec.structs.replace(three, distilled=(one, twin)))
+    assert [contender.key for contender in found] == [twin.key, one.key]
+
+
+def test_ties_that_were_not_distilled_are_told(three: StudyRecord) -> None:
+    first, *rest = three.frontier.members
+    tied = msgspec.structs.replace(first, tied_with=("drop-9", "drop-8", three.distilled[1].key))
+    frontier = msgspec.structs.replace(three.frontier, members=(tied, *rest))
+    record = msgspec.structs.replace(three, frontier=frontier)
+    said = say_contender(list_contenders(record)[0], record)
+    assert said.endswith("by the proxy tied with 2 others that were not distilled.")

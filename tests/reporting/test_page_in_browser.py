@@ -116,15 +116,12 @@ def test_hovering_a_point_lights_its_rows_and_clicking_keeps_them(visit: Visit, 
     picked = visit.page.locator("#picked").inner_text()
     assert f"models/{result.key}" in picked
     assert f"{result.test.ppl_ratio:.3f}" in picked
-    bands = visit.page.evaluate(
-        "document.getElementById('figure-layers').layout.shapes.filter(s => s.type === 'rect').length"
-    )
-    assert bands == 1
+    assert visit.page.locator("#figure-layers .band").count() == 1
 
 
 def test_a_row_lights_its_points_by_mouse_and_by_keyboard(visit: Visit, record: StudyRecord) -> None:
     link = "-".join(record.distilled[4].candidate.dropped_parts)
-    rings = "document.getElementById('figure-pareto').layout.shapes.filter(s => s.type === 'circle').length"
+    rings = "document.querySelectorAll('#figure-pareto .ring').length"
     visit.page.locator(f'#distilled tr[data-id="{link}"] td').nth(2).hover()
     visit.wait_until(f"{rings} === 2")  # by the proxy, and distilled
     visit.page.mouse.move(5, 5)
@@ -141,6 +138,24 @@ def test_a_row_lights_its_points_by_mouse_and_by_keyboard(visit: Visit, record: 
         visit.wait_until("!document.getElementById('picked').hidden")
         let_go()
         visit.wait_until("!document.querySelector('.pinned') && document.getElementById('picked').hidden")
+
+
+def test_each_recommended_model_can_be_chosen_in_the_plot(visit: Visit, record: StudyRecord) -> None:
+    for index, result in enumerate(record.distilled):
+        if len(result.candidate.dropped_layers) == 1:  # beside the proxy's own points
+            continue
+        link = "-".join(result.candidate.dropped_parts)
+        visit.page.mouse.click(*visit.point("distilled, on test text", index))
+        visit.wait_until(f"document.querySelector('#distilled tr.pinned')?.dataset.id === '{link}'")
+
+
+def test_a_double_click_zooms_out_and_leaves_no_error(visit: Visit) -> None:
+    reach = "document.getElementById('figure-pareto')._fullLayout.yaxis.range[1]"
+    before = visit.page.evaluate(reach)
+    x, y = visit.point("distilled, on test text", 0)
+    visit.page.mouse.move(x, y)
+    visit.page.mouse.dblclick(x - 60, y - 100)
+    visit.wait_until(f"{reach} > {before}")
 
 
 def test_the_layer_map_lights_the_model_of_a_row(visit: Visit, record: StudyRecord) -> None:
