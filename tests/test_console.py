@@ -190,7 +190,7 @@ SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 
 def watch(*words: str, columns: int = 80, interrupt_at: bytes | None = None, **extra: str) -> tuple[bytes, int]:
     """Run Python in a real terminal of so many columns; return all that it was sent, and the exit code."""
-    environment = {key: value for key, value in ENVIRONMENT.items() if key not in ("CI", "NO_COLOR", "LINES")}
+    environment = {key: value for key, value in ENVIRONMENT.items() if key not in ("CI", "NO_COLOR", "LINES", "COLUMNS")}
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with subprocess.Popen(
