@@ -26,20 +26,17 @@ def report_study(path: Path, terminal: Terminal, *, formats: tuple[str, ...] = (
         SeedError: there is no such study, or no browser that draws pictures.
     """
     study = folder.open_existing(path)
-    if formats:
-        from seed.reporting.pictures import find_browser
-
-        find_browser()  # before anything is written
+    from seed.reporting.pictures import draw_figures, find_browser, write_pictures
     from seed.reporting.summary import show_result
     from seed.stages.publishing import refresh_report
 
+    if formats:
+        find_browser()  # before anything is written
     with folder.lock(study):
         record = refresh_report(study, complain=terminal.say)
     storage = record.plan.storage or str(study.journal)
     show_result(terminal, record, report=study.report, models=study.models, storage=storage)
     if formats:
-        from seed.reporting.pictures import draw_figures, write_pictures
-
         drawn = draw_figures(record)
         total = len(drawn) * len(formats) + ("png" in formats)
         with terminal.stage("pictures", total=total) as advance:
@@ -145,6 +142,10 @@ def check_words(args: argparse.Namespace) -> None:
         raise StudyError(f"--output {args.output}: is no file in a folder that is there. Name one, such as both.html.")
     if len(args.study) == 1 and args.output:
         raise StudyError("--output: is for several studies; the report of one lies in its folder. Leave it out.")
+    if args.output and args.output.suffix not in (".html", ".htm"):
+        raise StudyError(
+            f"--output {args.output}: a page is an HTML file, and this might be another. Give a name that ends in .html."
+        )
     if stages and (formats or len(args.study) > 1):
         inside = ", ".join(sorted(str(plan.parent) for plan in stages[0].glob("*/plan.json")))
         raise StudyError(

@@ -25,6 +25,7 @@ def place(tmp_path: Path) -> Path:
         (["a", "nowhere"], "nowhere: not a study"),
         (["a", "a/../a"], "the same study more than once"),
         (["a", "--output", "x.html"], "--output: is for several studies"),
+        (["a", "b", "--output", "a/plan.json"], "--output a/plan.json: a page is an HTML file"),
         (["a", "b", "--png"], "--png: is for one study, and 2 were given"),
         (["a", "b", "--json"], "--json: is for one study"),
         (["a", "staged"], "staged: a search in stages"),
@@ -40,3 +41,10 @@ def test_what_cannot_be_honoured_is_refused(place: Path, words: list[str], said:
 def test_a_study_in_use_is_told(place: Path) -> None:
     with folder.lock(folder.open_existing(place / "a")):
         assert "a: in use by another process" in error_of(run_seed("seed.report", "a", "b", cwd=place, code=2))
+
+
+def test_without_a_browser_nothing_is_written(place: Path) -> None:
+    before = sorted(place.rglob("*"))
+    error = error_of(run_seed("seed.report", "a", "--png", cwd=place, code=2, BROWSER_PATH=str(place / "nothing")))
+    assert "pictures need a browser" in error
+    assert sorted(place.rglob("*")) == before

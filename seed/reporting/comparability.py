@@ -46,14 +46,16 @@ def say_comparability(studies: Mapping[str, StudyRecord]) -> list[str]:
     )
     dense = join_words([f"{record.dense.latency.median_ms:.1f}" for record in records])
     sentences.append(
-        "Workload and kind of device are the same, so milliseconds may be compared as far as runs at different times can be: "
+        f"Milliseconds may not be compared: the same dense model took {dense} ms, too far apart for one machine that was equally free."
+        if same_speed and not is_steady(studies)
+        else "Workload and kind of device are the same, so milliseconds may be compared as far as runs at different times can be: "
         f"the dense model took {dense} ms."
         if same_speed and is_one_model
         else "Workload and kind of device are the same, so milliseconds may be compared, as far as runs at different times can be."
         if same_speed
         else "Milliseconds may not be compared: the studies differ in device, threads, type or workload."
     )
-    if same_text and same_speed and proxies:
+    if same_text and same_speed and is_steady(studies) and proxies:
         sentences.append(
             "A plot in perplexity and milliseconds is left out: without distillation there is no test perplexity."
         )
@@ -90,9 +92,21 @@ def has_same_speed(studies: Mapping[str, StudyRecord]) -> bool:
     return len(known) == 1
 
 
+def is_steady(studies: Mapping[str, StudyRecord]) -> bool:
+    """Did the same dense model take about as long each time? Different models may take what they take.
+
+    Too far apart: the middle 80 % of one study's times and of another's do not overlap.
+    """
+    if not has_same_model(studies):
+        return True
+    times = [record.dense.latency for record in studies.values()]
+    return max(time.p10_ms for time in times) <= min(time.p90_ms for time in times)
+
+
 def has_one_scale(studies: Mapping[str, StudyRecord]) -> bool:
     """May perplexities and milliseconds themselves be compared?"""
-    return has_same_text(studies) and has_same_speed(studies) and all(record.distilled for record in studies.values())
+    is_timed_alike = has_same_speed(studies) and is_steady(studies)
+    return has_same_text(studies) and is_timed_alike and all(record.distilled for record in studies.values())
 
 
 def read_identity(record: StudyRecord, key: str) -> dict[str, Any]:

@@ -106,6 +106,23 @@ def test_what_may_be_compared_depends_on_text_device_and_workload(studies: dict[
     assert "different numbers of tokens (5 and 3,276,800)" in said
 
 
+@pytest.mark.parametrize(("factor", "is_alike"), [(1.05, True), (2.4, False)])
+def test_milliseconds_of_a_machine_that_was_not_equally_free_are_not_compared(
+    studies: dict[str, StudyRecord], factor: float, is_alike: bool
+) -> None:
+    latency = studies["b"].dense.latency
+    times = {name: factor * getattr(latency, name) for name in ("median_ms", "p10_ms", "p90_ms")}
+    dense = msgspec.structs.replace(studies["b"].dense, latency=msgspec.structs.replace(latency, **times))
+    studies["b"] = msgspec.structs.replace(studies["b"], dense=dense)
+    assert has_one_scale(studies) is is_alike
+    assert ("too far apart for one machine" in " ".join(say_comparability(studies))) is not is_alike
+    assert ("absolute" in Reader(render_frontiers_page(studies)).sections) is is_alike
+    plan = msgspec.structs.replace(
+        studies["b"].plan, identity={**studies["b"].plan.identity, "location": "a larger model"}
+    )
+    assert has_one_scale({"a": studies["a"], "b": msgspec.structs.replace(studies["b"], plan=plan)})
+
+
 def test_of_models_equally_fast_the_one_that_loses_less_leads(studies: dict[str, StudyRecord]) -> None:
     better = tuple(
         msgspec.structs.replace(
