@@ -111,7 +111,7 @@ def test_replicas_and_widths_stand_beside_the_frontier(make_checkpoint, text_fil
         exported = transformers.AutoModelForCausalLM.from_pretrained(study / "models" / key, dtype=torch.float32)
         assert sum(weight.numel() for weight in exported.parameters()) == result["size"]["num_params"]
         assert exported.config.num_hidden_layers == (4 if key == width else 3)
-    assert done.stdout.count("mean of 3") == 3
+    assert done.stdout.count(", mean of 3") >= 3  # in the table, and wherever one of them is recommended
     page = (study / "report.html").read_text()
     assert "Distilled more than once" in page
     assert "uniform width, distilled" in page

@@ -164,9 +164,14 @@ def say_certainty(found: Recommendation, *, names_margin: bool = False) -> str:
     ratio = found.contender.ppl_ratio
     if ratio.low is None or ratio.high is None:
         return "how sure that is cannot be told"
-    margin = f" {found.margin}\u00a0%" if names_margin else ""
     interval = f"95\u00a0% interval {format_number(ratio.low)} to {format_number(ratio.high)}"
-    return f"{f'all of it within{margin}' if found.is_sure else f'some of it beyond{margin}'}: {interval}"
+    return f"{interval}, {say_within(found, names_margin=names_margin)}"
+
+
+def say_within(found: Recommendation, *, names_margin: bool = False) -> str:
+    """Return whether the whole 95 % interval of a recommended model stays within the margin."""
+    margin = f" {found.margin}\u00a0%" if names_margin else ""
+    return f"all of it within{margin}" if found.is_sure else f"some of it beyond{margin}"
 
 
 def read_interval(quality: Quality) -> Estimate:

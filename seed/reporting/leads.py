@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from seed.findings import StudyRecord
 from seed.records import Estimate, Latency
-from seed.reporting.answers import MARGINS, Contender, name_contender, recommend, say_certainty, say_quality
+from seed.reporting.answers import MARGINS, Contender, name_contender, recommend, say_quality, say_within
 from seed.reporting.wording import describe_size, describe_speed
 
 
@@ -40,7 +40,7 @@ def rank_studies(studies: Mapping[str, StudyRecord], *, margin: int) -> list[Sta
     for study, record in studies.items():
         [chosen] = recommend(record, margins=[margin])
         if chosen.contender is not None:
-            found[study] = (chosen.contender, say_certainty(chosen).partition(":")[0])
+            found[study] = (chosen.contender, say_within(chosen))
     if not found:
         return []
     fastest = min((one for one, _ in found.values()), key=lambda one: one.latency.ratio)
@@ -82,7 +82,7 @@ def say_leader(studies: Mapping[str, StudyRecord], standings: Sequence[Standing]
     size = describe_size(best.size.num_params, dense_num_params=studies[standings[0].study].dense.size.num_params)
     return (
         f"Fastest within {margin}\u00a0% PPL: {standings[0].study}, {name_contender(best)}, {describe_speed(best.latency)}, "
-        f"{size}, {say_quality(best)}, {standings[0].certainty}."
+        f"{size}, {say_quality(best)}, 95\u00a0% interval: {standings[0].certainty}."
     )
 
 

@@ -148,7 +148,10 @@ def test_of_models_equally_fast_the_one_that_loses_less_leads(studies: dict[str,
     assert (leader.study, other.study) == ("better", "worse")
     assert other.is_level
     assert other.contender.latency.ratio < leader.contender.latency.ratio
-    assert "all of it within. Beside it worse: the same layers, latency ratio -0.8 [" in say_comparison(pair)[0]
+    assert (
+        "95\u00a0% interval: all of it within. Beside it worse: the same layers, latency ratio -0.8 ["
+        in say_comparison(pair)[0]
+    )
 
 
 def test_a_lead_holds_its_own_and_covers_the_truth_as_often_as_it_says() -> None:
