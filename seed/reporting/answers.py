@@ -96,7 +96,8 @@ def say_contender(contender: Contender, record: StudyRecord) -> str:
     parts = [size, describe_speed(contender.latency), f"{say_quality(contender)}{_say_unrecovered(contender)}"]
     parts += [say_neighbour(found, record) for found in record.equivalences if found.other == contender.key]
     if contender.num_tied:
-        apart = " that were not distilled" if contender.is_distilled else ""
+        verb = "was" if contender.num_tied == 1 else "were"
+        apart = f" that {verb} not distilled" if contender.is_distilled else ""
         parts.append(f"by the proxy tied with {count_things(contender.num_tied, 'other')}{apart}")
     return f"{name_contender(contender)}: {', '.join(parts)}."
 
