@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from seed import folder
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
+from seed.findings import StudyRecord
 from seed.records import DenseResult, DistillResult
 from seed.stages import options, planning
 
@@ -28,8 +29,8 @@ def distill_trial(
     replicas: int | None = None,
     eval_command: str | None = None,
     device: str | None = None,
-) -> DistillResult:
-    """Distill, export and judge the candidate of a trial, and return its record.
+) -> tuple[DistillResult, StudyRecord]:
+    """Distill, export and judge the candidate of a trial; return its record, and the study with it.
 
     Raises:
         SeedError: no such study or trial, or model or text changed since.
@@ -77,14 +78,14 @@ def distill_trial(
                 eval_command=eval_command,
                 on_work=advance,
             )
-        refresh_report(study, complain=terminal.say)
+        record = refresh_report(study, complain=terminal.say)
     terminal.say(
         f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
         f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"
     )
     terminal.say(f"model:  {study.model(result.candidate.key)}", wrap=False)
     terminal.say(f"report: {study.report}", wrap=False)
-    return result
+    return result, record
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -124,11 +125,9 @@ def main() -> None:
 def distill_for_script(path: Path, terminal: Terminal, **words: Any) -> "DistillLine":
     """Distill, and return what ``--json`` prints. ``words``: as for ``distill_trial``."""
     from seed.reporting.result_line import describe_one_more
-    from seed.stages.gathering import gather_record
 
-    result = distill_trial(path, terminal=terminal, **words)
-    study = folder.open_existing(path)
-    return describe_one_more(result, study, gather_record(study).replications.get(result.key))
+    result, record = distill_trial(path, terminal=terminal, **words)
+    return describe_one_more(result, folder.StudyFolder(path), record.replications.get(result.key))
 
 
 if __name__ == "__main__":

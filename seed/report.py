@@ -34,8 +34,7 @@ def report_study(path: Path, terminal: Terminal, *, formats: tuple[str, ...] = (
         find_browser()  # before anything is written
     with folder.lock(study):
         record = refresh_report(study, complain=terminal.say)
-    storage = record.plan.storage or str(study.journal)
-    show_result(terminal, record, report=study.report, models=study.models, storage=storage)
+    show_result(terminal, record, study=study)
     if formats:
         drawn = draw_figures(record)
         total = len(drawn) * len(formats) + ("png" in formats)

@@ -242,9 +242,7 @@ def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
     from seed.stages.publishing import refresh_report
 
     record = refresh_report(study, complain=terminal.say)
-    show_result(
-        terminal, record, report=study.report, models=study.models, storage=record.plan.storage or str(study.journal)
-    )
+    show_result(terminal, record, study=study)
     return record
 
 

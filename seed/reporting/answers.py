@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from seed.findings import Equivalence, StudyRecord
 from seed.records import Candidate, DistillResult, Estimate, FrontierMember, Latency, Quality, Size
-from seed.reporting.readings import choose_best_distilled
+from seed.reporting.readings import choose_best_distilled, read_interval
 from seed.reporting.replication import name_model, say_ratio
 from seed.reporting.wording import (
     count_things,
@@ -23,7 +23,6 @@ from seed.reporting.wording import (
 )
 
 MARGINS = (2, 5, 10)  # per cent of the dense model's perplexity
-NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,12 +172,6 @@ def say_within(found: Recommendation, *, names_margin: bool = False) -> str:
     """Return whether the whole 95 % interval of a recommended model stays within the margin."""
     margin = f" {found.margin}\u00a0%" if names_margin else ""
     return f"all of it within{margin}" if found.is_sure else f"some of it beyond{margin}"
-
-
-def read_interval(quality: Quality) -> Estimate:
-    """Return a quality's PPL ratio with its 95 % interval."""
-    half = NORMAL_95 * quality.ppl_ratio_standard_error
-    return Estimate(value=quality.ppl_ratio, low=quality.ppl_ratio - half, high=quality.ppl_ratio + half)
 
 
 def _read_ratio(contender: Contender) -> float:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from seed.findings import StudyRecord
-from seed.records import Estimate, Latency
+from seed.records import Estimate
 from seed.reporting.answers import MARGINS, Contender, list_contenders
-from seed.reporting.marks import DEPTH_COLORS, DEPTH_SYMBOLS, GREY, add_level, finish_figure
+from seed.reporting.marks import DEPTH_COLORS, DEPTH_SYMBOLS, GREY, add_levels, draw_errors, finish_figure
+from seed.reporting.readings import read_latency_ratio
 from seed.reporting.wording import format_count, list_layers
 
 INTERVALS = (
@@ -31,10 +32,7 @@ def draw_frontiers(studies: Mapping[str, StudyRecord], *, is_absolute: bool = Fa
     for index, (name, record) in enumerate(studies.items()):
         figure.add_trace(draw_study(name, record, index=index, is_absolute=is_absolute))
     if not is_absolute:
-        top = max(value for trace in figure.data for value in trace.y)
-        for percent in MARGINS:
-            if 1 + percent / 100 < top:
-                add_level(figure, 1 + percent / 100, text=f"+{percent} %")
+        add_levels(figure, MARGINS, top=max(value for trace in figure.data for value in trace.y))
     has_proxies = not all(record.distilled for record in studies.values())
     return finish_figure(
         figure,
@@ -55,7 +53,7 @@ def draw_study(name: str, record: StudyRecord, *, index: int, is_absolute: bool)
     known = [one for one in list_contenders(record) if one.ppl_ratio.value is not None]
     shown = sorted(known, key=lambda one: one.latency.ratio)
     ratios = [*(one.ppl_ratio for one in shown), Estimate(value=1.0, low=1.0, high=1.0)]
-    speeds = [*(read_speed(one.latency) for one in shown), Estimate(value=1.0, low=1.0, high=1.0)]
+    speeds = [*(read_latency_ratio(one.latency) for one in shown), Estimate(value=1.0, low=1.0, high=1.0)]
     words = [describe_point(name, one) for one in shown]
     words.append([html.escape(name), "none (dense)", format_count(dense.size.num_params)])
     return go.Scatter(
@@ -82,22 +80,11 @@ def describe_point(name: str, contender: Contender) -> list[str]:
     return [html.escape(name), layers, format_count(contender.size.num_params)]
 
 
-def read_speed(latency: Latency) -> Estimate:
-    """Return the latency ratio with its interval."""
-    return Estimate(value=latency.ratio, low=latency.ratio_low, high=latency.ratio_high)
-
-
 def draw_bars(estimates: Sequence[Estimate], *, scale: float) -> dict[str, object]:
     """Return error bars from ``low`` to ``high``; none where they are not known."""
     middles = [one.value or 0.0 for one in estimates]
     highs = [middle if one.high is None else one.high for one, middle in zip(estimates, middles, strict=True)]
     lows = [middle if one.low is None else one.low for one, middle in zip(estimates, middles, strict=True)]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [max(0.0, high - middle) * scale for high, middle in zip(highs, middles, strict=True)],
-        "arrayminus": [max(0.0, middle - low) * scale for low, middle in zip(lows, middles, strict=True)],
-        "color": GREY,
-        "thickness": 1.2,
-        "width": 3,
-    }
+    above = [max(0.0, high - middle) * scale for high, middle in zip(highs, middles, strict=True)]
+    below = [max(0.0, middle - low) * scale for low, middle in zip(lows, middles, strict=True)]
+    return {**draw_errors(above), "symmetric": False, "arrayminus": below}

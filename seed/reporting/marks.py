@@ -131,14 +131,16 @@ def draw_front(results: Sequence[DistillResult], replications: Mapping[str, Repl
     )
 
 
-def add_level(figure: go.Figure, level: float, *, text: str) -> None:
-    """Add a faint horizontal line with a word at its right end."""
-    figure.add_hline(
-        y=level,
-        line={"color": GREY, "width": 0.5, "dash": "dot"},
-        annotation={"text": text, "xanchor": "right", "font": {"size": 11}},
-        annotation_position="top right",
-    )
+def add_levels(figure: go.Figure, percents: Sequence[int], *, top: float) -> None:
+    """Add a faint horizontal line at each PPL increase, in per cent, below ``top``, with a word at its right end."""
+    for percent in percents:
+        if 1 + percent / 100 < top:
+            figure.add_hline(
+                y=1 + percent / 100,
+                line={"color": GREY, "width": 0.5, "dash": "dot"},
+                annotation={"text": f"+{percent} %", "xanchor": "right", "font": {"size": 11}},
+                annotation_position="top right",
+            )
 
 
 def draw_baselines(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
@@ -232,21 +234,25 @@ def add_tiles(
         ygap=2,
         colorscale=[list(stop) for stop in TILE_SCALE],
         showscale=show_scale,
-        colorbar={
-            "orientation": "h",
-            "thickness": 8,
-            "len": 0.6,
-            "yref": "container",
-            "y": 0,
-            "yanchor": "bottom",
-            "tickvals": [0, 0.5, 1],
-            "ticktext": ["never", "half", "always"],
-            "tickangle": 0,
-            "outlinewidth": 0,
-        },
+        colorbar=draw_scale(tickvals=[0, 0.5, 1], ticktext=["never", "half", "always"]),
     )
     figure.add_trace(tiles, row=row, col=1)
     figure.update_yaxes(tickvals=list(range(len(labels))), ticktext=list(labels), row=row, col=1)
+
+
+def draw_scale(**ticks: object) -> dict[str, object]:
+    """Return the scale of tiles' colours, lying below a figure."""
+    return {
+        "orientation": "h",
+        "thickness": 8,
+        "len": 0.6,
+        "yref": "container",
+        "y": 0,
+        "yanchor": "bottom",
+        "tickangle": 0,
+        "outlinewidth": 0,
+        **ticks,
+    }
 
 
 def annotate_depths(figure: go.Figure, evaluations: Sequence[Evaluation]) -> None:

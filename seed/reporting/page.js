@@ -108,19 +108,20 @@
 
   const idOf = (event) => {
     const [point] = event.points;
+    if (point.data.xaxis === "x2") return null; // the layer map's lower panel: no model of its own
     return point.data.type === "heatmap" ? map.layout.meta.ids?.[point.pointIndex[0]] ?? null : point.customdata?.at(-1) ?? null;
   };
   for (const figure of [pareto, map]) {
     figure?.on("plotly_afterplot", paint);
-    figure?.on("plotly_hover", (event) => pass(event.points[0].data.xaxis === "x2" ? null : idOf(event)));
+    figure?.on("plotly_hover", (event) => pass(idOf(event)));
     figure?.on("plotly_unhover", () => pass(null));
     figure?.on("plotly_click", (event) => {
-      const id = event.points[0].data.xaxis === "x2" ? null : idOf(event);
+      const id = idOf(event);
       if (id !== null) pin(id);
     });
   }
   const targetOf = (event) => event.target.closest?.("[data-id]") ?? null;
-  document.addEventListener("mouseover", (event) => { if (!targetOf(event)?.closest(".js-plotly-plot")) pass(targetOf(event)?.dataset.id ?? null); });
+  document.addEventListener("mouseover", (event) => pass(targetOf(event)?.dataset.id ?? null));
   document.addEventListener("focusin", (event) => pass(targetOf(event)?.dataset.id ?? null));
   document.addEventListener("click", (event) => {
     const target = targetOf(event);
@@ -130,7 +131,6 @@
     if (goes) find(goes.dataset.go).scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape" && pinned !== null) pin(pinned); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
 
   // ---- all trials: sorted, filtered, a page at a time
 

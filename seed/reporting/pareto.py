@@ -13,7 +13,7 @@ from seed.findings import StudyRecord
 from seed.reporting.answers import MARGINS
 from seed.reporting.marks import (
     GREY,
-    add_level,
+    add_levels,
     annotate_depths,
     draw_baselines,
     draw_distilled,
@@ -85,9 +85,7 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     is_limited = record.plan.max_ppl_ratio is not None and record.plan.max_ppl_ratio <= top
     if is_limited:
         figure.add_hline(y=record.plan.max_ppl_ratio, line={"color": GREY, "width": 1, "dash": "dot"})
-    for percent in MARGINS:
-        if 1 + percent / 100 < top:
-            add_level(figure, 1 + percent / 100, text=f"+{percent} %")
+    add_levels(figure, MARGINS, top=top)
     annotate_depths(figure, [evaluation for evaluation, _ in [*trials, *best]])
     pad = 0.04 * (top - low)
     figure.update_yaxes(range=[low - pad, top + pad])

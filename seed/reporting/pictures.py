@@ -24,7 +24,6 @@ from seed.findings import StudyRecord
 from seed.reporting.gallery import draw_gallery
 
 T = TypeVar("T")
-FORMATS = ("png", "svg")
 WIDTH_PX = 900
 PAGE_WIDTH_PX = 1200
 SCALE = 2  # pixels of a PNG for each of the figure
@@ -74,7 +73,7 @@ def write_pictures(
         drawn: figures by name.
         page: the report.
         target: the directory; pictures of the same names are replaced.
-        formats: of ``FORMATS``.
+        formats: ``png``, ``svg``.
         on_picture: hears of each that is drawn.
 
     Raises:

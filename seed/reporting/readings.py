@@ -10,7 +10,9 @@ import numpy as np
 
 from seed.evidence import TrainedRun
 from seed.findings import StudyRecord
-from seed.records import Candidate, DistillResult, Evaluation, Quality, Replica
+from seed.records import Candidate, DistillResult, Estimate, Evaluation, Latency, Quality, Replica
+
+NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval
 
 
 def read_scored(record: StudyRecord) -> dict[str, Quality]:
@@ -96,3 +98,14 @@ def read_id(candidate: Candidate) -> str:
 def read_result_id(result: DistillResult) -> str:
     """Return the id that links a distilled model's marks on a page: that of its candidate, or of its width its key."""
     return read_id(result.candidate) if result.width is None else result.key
+
+
+def read_interval(quality: Quality) -> Estimate:
+    """Return a quality's PPL ratio with its 95 % interval."""
+    half = NORMAL_95 * quality.ppl_ratio_standard_error
+    return Estimate(value=quality.ppl_ratio, low=quality.ppl_ratio - half, high=quality.ppl_ratio + half)
+
+
+def read_latency_ratio(latency: Latency) -> Estimate:
+    """Return a latency ratio with its 95 % interval."""
+    return Estimate(value=latency.ratio, low=latency.ratio_low, high=latency.ratio_high)

@@ -11,7 +11,8 @@ from seed.evidence import StagedSearch, StageRecord
 from seed.findings import Replication, StudyRecord
 from seed.folder import StudyFolder
 from seed.records import DenseResult, DistillResult, Estimate, FrontierMember, Latency, Quality, Record, Size
-from seed.reporting.answers import read_interval, recommend
+from seed.reporting.answers import recommend
+from seed.reporting.readings import read_interval, read_latency_ratio
 
 
 class DenseLine(Record, frozen=True, kw_only=True):
@@ -242,11 +243,6 @@ def read_ppl_ratio(quality: Quality) -> Estimate:
     """Return a PPL ratio with its 95 % interval."""
     found = read_interval(quality)
     return Estimate(value=keep_finite(found.value), low=keep_finite(found.low), high=keep_finite(found.high))
-
-
-def read_latency_ratio(latency: Latency) -> Estimate:
-    """Return a latency ratio with its 95 % interval."""
-    return Estimate(value=latency.ratio, low=latency.ratio_low, high=latency.ratio_high)
 
 
 def keep_finite(number: float | None) -> float | None:

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from seed.findings import Sensitivity, StudyRecord
-from seed.reporting.answers import NORMAL_95
-from seed.reporting.marks import DEPTH_COLORS, GREY, draw_errors, finish_figure
+from seed.reporting.marks import DEPTH_COLORS, GREY, draw_errors, draw_scale, finish_figure
+from seed.reporting.readings import NORMAL_95
 from seed.reporting.wording import format_number, list_layers, name_drop, name_rung
 
 LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
@@ -224,18 +224,7 @@ def _add_pairs(figure: go.Figure, sensitivity: Sensitivity, interactions: np.nda
             xgap=2,
             ygap=2,
             colorscale=[list(stop) for stop in PAIR_SCALE],
-            colorbar={
-                "orientation": "h",
-                "thickness": 8,
-                "len": 0.6,
-                "yref": "container",
-                "y": 0,
-                "yanchor": "bottom",
-                "ticksuffix": " %",
-                "nticks": 5,
-                "tickangle": 0,
-                "outlinewidth": 0,
-            },
+            colorbar=draw_scale(ticksuffix=" %", nticks=5),
         ),
         row=2,
         col=1,

@@ -19,11 +19,8 @@ from seed.reporting.wording import ABSENT, format_bytes, format_count, format_es
 WIDE = 128  # characters that the whole table needs
 
 
-def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models: Path, storage: str) -> None:
-    """Print the dense model, the table of the distilled frontier, and where everything lies.
-
-    ``models`` is the folder of exported checkpoints, ``storage`` what Optuna Dashboard opens.
-    """
+def show_result(terminal: Terminal, record: StudyRecord, *, study: StudyFolder) -> None:
+    """Print the dense model, the table of the distilled frontier, and where everything lies."""
     dense = record.dense
     terminal.say()
     terminal.say(
@@ -39,9 +36,7 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
             for chosen in ((0, 1, 2, 3, 4), (0, *range(5, len(columns)))):
                 terminal.show_table([columns[i] for i in chosen], [[row[i] for i in chosen] for row in rows])
         for index, result in enumerate(record.distilled):
-            terminal.say(
-                ("models:    " if index == 0 else "           ") + str(models / result.candidate.key), wrap=False
-            )
+            terminal.say(("models:    " if index == 0 else "           ") + str(study.model(result.key)), wrap=False)
     else:
         rung = record.frontier.rung
         rows = [
@@ -68,9 +63,9 @@ def show_result(terminal: Terminal, record: StudyRecord, *, report: Path, models
         terminal.say(f"what the search added: {say_solver(record.gain, record.frontier)}")
         for rival in record.gain.rivals:
             terminal.say(f"  {say_rival(rival, record.gain)}")
-    terminal.say(f"report:    {report}", wrap=False)
-    study = StudyFolder(report.parent)
+    terminal.say(f"report:    {study.report}", wrap=False)
     terminal.say(f"dashboard: python -m seed.dashboard {shlex.quote(str(study.root))}", wrap=False)
+    storage = record.plan.storage or str(study.journal)
     terminal.say(
         f"           optuna-dashboard {shlex.quote(storage)} --artifact-dir {shlex.quote(str(study.artifacts))}",
         wrap=False,

@@ -32,20 +32,22 @@ def open_searched(study: StudyFolder) -> Study:
     return open_study(storage, name=plan.name, rung=rung, fingerprint=plan.fingerprint)
 
 
-def gather_record(study: StudyFolder, *, opened: Study | None = None, frontier: Frontier | None = None) -> StudyRecord:
+def gather_record(
+    study: StudyFolder, *, opened: Study | None = None, frontier: Frontier | None = None, is_running: bool = False
+) -> StudyRecord:
     """Read a searched study.
 
     Args:
         study: its folder.
         opened: its Optuna study, where that is open already.
-        frontier: what stands for its frontier while the search still runs.
+        frontier: what stands for its frontier before one is written down.
+        is_running: its search goes on.
 
     Raises:
         StudyError: something that a search writes is missing or torn.
     """
     plan = folder.read_record(study.plan, SearchPlan)
     protocol = read_protocol(plan, place=study.root)
-    is_running = frontier is not None
     frontier = folder.read_record(study.frontier, Frontier) if frontier is None else frontier
     opened = open_searched(study) if opened is None else opened
     distilled, baselines = read_distilled(study), read_baselines(study)

@@ -6,7 +6,6 @@ What is shown is read by ``gathering``, drawn and worded by ``reporting``, and k
 import time
 from collections.abc import Callable
 
-import msgspec
 from optuna import Study
 
 from seed import folder
@@ -38,7 +37,7 @@ def refresh_report(study: StudyFolder, *, complain: Callable[[str], None], is_ru
     """
     folder.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
     opened = open_searched(study)
-    record = msgspec.structs.replace(gather_record(study, opened=opened), is_running=is_running)
+    record = gather_record(study, opened=opened, is_running=is_running)
     publish_record(study, opened, record, complain=complain)
     return record
 
@@ -94,8 +93,7 @@ class LiveReport:
         self, study: StudyFolder, opened: Study, *, select: Callable[[], Frontier], complain: Callable[[str], None]
     ) -> None:
         self.study, self.opened, self.select, self.complain = study, opened, select, complain
-        self.began = time.monotonic()
-        self.next_time = self.began + FIRST_SECONDS
+        self.next_time = time.monotonic() + FIRST_SECONDS
         self.next_count = 1.0
         self.count = 0
 
@@ -106,7 +104,7 @@ class LiveReport:
             return
         began = time.monotonic()
         try:
-            record = gather_record(self.study, opened=self.opened, frontier=self.select())
+            record = gather_record(self.study, opened=self.opened, frontier=self.select(), is_running=True)
             publish_record(self.study, self.opened, record, complain=self.complain)
         except StudyError:  # nothing keeps the limits yet
             pass
