@@ -16,7 +16,8 @@ from seed.errors import ModelError, SeedError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.space import contains
-from seed.optimize.study import open_storage, open_study, read_trials
+from seed.optimize.storage import open_storage
+from seed.optimize.study import open_study, read_trials
 from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, TrialRecord
 from seed.stages import planning
 from seed.stages.arguments import make_parser

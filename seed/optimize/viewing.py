@@ -8,7 +8,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from seed.errors import StudyError
-from seed.optimize.study import open_storage
+from seed.optimize.storage import open_storage
 
 SQLITE = re.compile(r"sqlite(\+\w+)?:///(?P<path>[^?]+)")
 

@@ -13,7 +13,8 @@ from seed.optimize.frontier import measure_agreement
 from seed.optimize.progress import measure_progress
 from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.optimize.sensitivity import read_sensitivities
-from seed.optimize.study import open_storage, open_study, read_trials
+from seed.optimize.storage import open_storage
+from seed.optimize.study import open_study, read_trials
 from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, SweepRow
 from seed.stages.planning import read_protocol
 

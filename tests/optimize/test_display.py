@@ -9,6 +9,7 @@ import pytest
 from optuna_dashboard import get_note, save_note
 
 from seed.errors import StudyError
+from seed.optimize import storage as storages
 from seed.optimize import study as studies
 from seed.optimize.display import show_note, show_study
 from seed.optimize.viewing import find_study_id, view_storage
@@ -18,7 +19,7 @@ FIGURE = '{"data":[{"type":"scatter","x":[%s]}],"layout":{}}'
 
 
 def make_study(place: Path, *, url: str | None = None) -> optuna.Study:
-    storage = studies.open_storage(url, journal=place / "journal.log")
+    storage = storages.open_storage(url, journal=place / "journal.log")
     study = studies.open_study(storage, name="here", rung="none", fingerprint="one")
     for value in (1.0, 2.0, 3.0):
         study.add_trial(optuna.trial.create_trial(values=[value, value]))

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 import seed
 from seed.errors import StudyError
+from seed.optimize import storage as storages
 from seed.optimize import study as studies
 from seed.optimize.sampler import UNSKIPPED_STATES, candidate_of, flag_distributions, flags_of
 from seed.optimize.space import drop_layers, enumerate_candidates
@@ -51,7 +52,7 @@ def without_number(candidate: Candidate) -> Evaluation:
 
 def open_again(place: Path, *, fingerprint: str = "one") -> optuna.Study:
     """Open the study in a folder as a new process does: repaired, replayed, cleared of leftovers."""
-    storage = studies.open_storage(None, journal=place / "journal.log")
+    storage = storages.open_storage(None, journal=place / "journal.log")
     return studies.open_study(storage, name="here", rung=RUNG, fingerprint=fingerprint)
 
 
@@ -502,6 +503,7 @@ def values_at(candidate: Candidate) -> list[float]:
 KILLED = """
 import math, os, signal, sys
 from pathlib import Path
+from seed.optimize import storage as storages
 from seed.optimize import study as studies
 from seed.records import Evaluation, SearchSpace
 import msgspec
@@ -518,7 +520,7 @@ def evaluate(candidate):
     return answers[candidate.key]
 
 study = studies.open_study(
-    studies.open_storage(None, journal=place / "journal.log"),
+    storages.open_storage(None, journal=place / "journal.log"),
     name="here", rung="short_distillation", fingerprint="one",
 )
 studies.run_trials(
@@ -540,7 +542,7 @@ def test_a_killed_run_resumed_asks_what_an_unbroken_one_would(tmp_path: Path) ->
         timeout=120,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    journal = studies.open_storage(None, journal=tmp_path / "journal.log")
+    journal = storages.open_storage(None, journal=tmp_path / "journal.log")
     left = optuna.load_study(storage=journal, study_name="here")
     assert count_states(left) == {"COMPLETE": 11, "RUNNING": 1}
     resumed = open_again(tmp_path)
@@ -592,7 +594,7 @@ def test_a_torn_last_line_is_cut_and_all_before_is_kept(tmp_path: Path, journal:
     path = tmp_path / "journal.log"
     for offset in cut_offsets(journal):
         path.write_bytes(journal[:offset])
-        studies.repair_journal(path)
+        storages.repair_journal(path)
         assert path.read_bytes() == journal[: journal[:offset].rfind(b"\n") + 1]
     whole = [record.evaluation for record in studies.read_trials(open_again(tmp_path))]
     assert len(whole) == 3  # the last cut was in what told the fourth
@@ -605,7 +607,7 @@ def test_a_torn_last_line_is_cut_and_all_before_is_kept(tmp_path: Path, journal:
 def test_rubbish_at_the_end_is_cut(tmp_path: Path, journal: bytes, tail: bytes) -> None:
     path = tmp_path / "journal.log"
     path.write_bytes(journal + tail)
-    studies.repair_journal(path)
+    storages.repair_journal(path)
     assert path.read_bytes() == journal
     assert len(values_of(open_again(tmp_path))) == 4
 
@@ -613,7 +615,7 @@ def test_rubbish_at_the_end_is_cut(tmp_path: Path, journal: bytes, tail: bytes) 
 def test_a_whole_journal_is_left_as_it_is(tmp_path: Path, journal: bytes) -> None:
     path = tmp_path / "journal.log"
     path.write_bytes(journal)
-    studies.repair_journal(path)
+    storages.repair_journal(path)
     assert path.read_bytes() == journal
 
 
@@ -633,7 +635,7 @@ def test_a_damaged_line_within_is_refused_with_its_number(
     path = tmp_path / "journal.log"
     path.write_bytes(damaged := b"\n".join(lines) + b"\n")
     with pytest.raises(StudyError, match=rf"journal\.log: line {number} is damaged") as caught:
-        studies.open_storage(None, journal=path)
+        storages.open_storage(None, journal=path)
     assert "--study NAME" in str(caught.value)
     assert path.read_bytes() == damaged
 
@@ -643,7 +645,7 @@ def test_a_lock_left_by_a_killed_writer_is_removed(tmp_path: Path, journal: byte
     path.write_bytes(journal)
     JournalFileSymlinkLock(str(path)).acquire()  # and never released: Optuna alone would wait for half a minute
     assert os.path.lexists(tmp_path / "journal.log.lock")
-    storage = studies.open_storage(None, journal=path)
+    storage = storages.open_storage(None, journal=path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["journal.log"]  # before anyone waits for it
     study = studies.open_study(storage, name="here", rung=RUNG, fingerprint="one")
     assert len(run(study, trials=6)) == 2
@@ -693,7 +695,7 @@ SECRETS = [
 @pytest.mark.parametrize("url", SECRETS)
 def test_a_password_in_the_url_is_refused_and_never_repeated(tmp_path: Path, url: str) -> None:
     with pytest.raises(StudyError) as caught:
-        studies.open_storage(url, journal=tmp_path / "journal.log")
+        storages.open_storage(url, journal=tmp_path / "journal.log")
     assert "hunter2" not in str(caught.value)
     assert "holds a password" in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -701,13 +703,13 @@ def test_a_password_in_the_url_is_refused_and_never_repeated(tmp_path: Path, url
 
 @pytest.mark.parametrize("url", ["postgresql://me@host/studies", "sqlite:///a:b@c.db", "sqlite:////tmp/x.db"])
 def test_a_url_without_a_password_passes(url: str) -> None:
-    studies.check_storage_url(url)
+    storages.check_storage_url(url)
 
 
 @pytest.mark.parametrize("url", ["nosuchdriver://host/studies", "sqlite:////nowhere/at/all.db", "studies.db"])
 def test_a_storage_that_cannot_be_opened_is_refused_with_the_url(tmp_path: Path, url: str) -> None:
     with pytest.raises(StudyError) as caught:
-        studies.open_storage(url, journal=tmp_path / "journal.log")
+        storages.open_storage(url, journal=tmp_path / "journal.log")
     message = str(caught.value)
     assert message.startswith(f"--storage {url}: cannot be opened (")
     assert "sqlite:///" in message
@@ -716,7 +718,7 @@ def test_a_storage_that_cannot_be_opened_is_refused_with_the_url(tmp_path: Path,
 
 def test_a_database_holds_a_study_as_the_journal_does(tmp_path: Path) -> None:
     def reopen() -> optuna.Study:
-        storage = studies.open_storage(f"sqlite:///{tmp_path / 'studies.db'}", journal=tmp_path / "journal.log")
+        storage = storages.open_storage(f"sqlite:///{tmp_path / 'studies.db'}", journal=tmp_path / "journal.log")
         return studies.open_study(storage, name="here", rung=RUNG, fingerprint="one")
 
     order = run(in_memory(), trials=4)
@@ -930,6 +932,7 @@ WORKER = """
 import os, sys, time
 import msgspec, optuna
 from optuna.storages.journal import JournalFileBackend
+from seed.optimize import storage as storages
 from seed.optimize import study as studies
 from seed.optimize.sampler import FeasibleSampler
 from seed.optimize.subset import SubsetSampler
