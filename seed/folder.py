@@ -9,7 +9,6 @@ import fcntl
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -178,10 +177,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise _refuse_write(path, error) from error
+        raise refuse_write(path, error) from error
 
 
-def _refuse_write(path: Path, error: OSError) -> ResourceError:
+def refuse_write(path: Path, error: OSError) -> ResourceError:
+    """What is raised when a file cannot be written."""
     return ResourceError(
         f"{path}: cannot be written ({error.strerror or error}). Free some room and run the same command again; "
         "what was finished is kept."
@@ -212,55 +212,6 @@ def read_record(path: Path, kind: type[T]) -> T:
             else "the search of this study again; finished trials are kept"
         )
         raise StudyError(f"{path}: cannot be read ({error}). Remove this file and run {cure}.") from error
-
-
-class RowFile:
-    """A file of one JSON record a line that grows as work gets done. Lines survive the process at once, the machine soon."""
-
-    SYNC_SECONDS = 5.0
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._synced = 0.0
-
-    def append(self, row: msgspec.Struct) -> None:
-        """Add a line.
-
-        Raises:
-            ResourceError: the disk does not take it.
-        """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as handle:
-                handle.write(msgspec.json.encode(row) + b"\n")
-                if time.monotonic() - self._synced > self.SYNC_SECONDS:
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                    self._synced = time.monotonic()
-        except OSError as error:
-            raise _refuse_write(self.path, error) from error
-
-
-def read_rows(path: Path, kind: type[T]) -> list[T]:
-    """Read a file of one record a line; a torn last line, which a killed writer leaves, is cut off the file.
-
-    Raises:
-        StudyError: another line is damaged or of another form.
-    """
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            rows.append(msgspec.json.decode(line, type=kind))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StudyError(
-                f"{path}: line {number} is damaged ({error}). Remove that line, and the search of this study makes it up."
-            ) from error
-    if whole != content:
-        with path.open("r+b") as handle:
-            handle.truncate(len(whole))
-    return rows
 
 
 @contextlib.contextmanager

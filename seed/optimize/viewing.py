@@ -5,9 +5,9 @@ from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from seed.errors import StudyError
+from seed.optimize.journal import Journal
 from seed.optimize.storage import open_storage
 
 SQLITE = re.compile(r"sqlite(\+\w+)?:///(?P<path>[^?]+)")
@@ -33,7 +33,7 @@ def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
             f"{journal}: missing, and with it all trials. Restore it from a copy, or run the search first."
         )
     try:
-        return JournalStorage(JournalFileBackend(str(journal)))
+        return JournalStorage(Journal(str(journal)))
     except (ValueError, KeyError) as error:
         raise StudyError(
             f"{journal}: damaged ({error}). Run the search of this study again, which mends a last line that a killed "

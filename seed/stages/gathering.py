@@ -16,6 +16,7 @@ from seed.optimize.sensitivity import read_sensitivities
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study, read_trials
 from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, SweepRow
+from seed.rows import read_rows
 from seed.stages.planning import read_protocol
 
 
@@ -64,7 +65,7 @@ def gather_record(
             f"{study.root}: holds {complete} scored trials of {frontier.num_scored} that its frontier was chosen from; the others "
             "are lost. Run the search of this study again, which scores them anew, or restore its storage from a copy."
         )
-    rows = folder.read_rows(study.sweep, SweepRow) if study.sweep.is_file() else []
+    rows = read_rows(study.sweep, SweepRow) if study.sweep.is_file() else []
     return StudyRecord(
         plan=plan,
         environment=folder.read_record(study.environment, Environment),
@@ -115,7 +116,7 @@ def read_losses(study: StudyFolder) -> Callable[[Quality], tuple[np.ndarray, np.
             f"{study.sweep}: missing, and candidates cannot be compared without it. Restore it from a copy, or start a "
             "study of another name (--study NAME)."
         )
-    rows = {f"{study.sweep.name}#{row.rung}/{row.key}": row for row in folder.read_rows(study.sweep, SweepRow)}
+    rows = {f"{study.sweep.name}#{row.rung}/{row.key}": row for row in read_rows(study.sweep, SweepRow)}
     counts = np.array(rows[f"{study.sweep.name}#dense/dense"].counts)
 
     def find(quality: Quality) -> tuple[np.ndarray, np.ndarray]:

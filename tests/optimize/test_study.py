@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 import seed
 from seed.errors import StudyError
+from seed.optimize import journal as journals
 from seed.optimize import storage as storages
 from seed.optimize import study as studies
 from seed.optimize.sampler import UNSKIPPED_STATES, candidate_of, flag_distributions, flags_of
@@ -594,7 +595,7 @@ def test_a_torn_last_line_is_cut_and_all_before_is_kept(tmp_path: Path, journal:
     path = tmp_path / "journal.log"
     for offset in cut_offsets(journal):
         path.write_bytes(journal[:offset])
-        storages.repair_journal(path)
+        journals.repair_journal(path)
         assert path.read_bytes() == journal[: journal[:offset].rfind(b"\n") + 1]
     whole = [record.evaluation for record in studies.read_trials(open_again(tmp_path))]
     assert len(whole) == 3  # the last cut was in what told the fourth
@@ -607,7 +608,7 @@ def test_a_torn_last_line_is_cut_and_all_before_is_kept(tmp_path: Path, journal:
 def test_rubbish_at_the_end_is_cut(tmp_path: Path, journal: bytes, tail: bytes) -> None:
     path = tmp_path / "journal.log"
     path.write_bytes(journal + tail)
-    storages.repair_journal(path)
+    journals.repair_journal(path)
     assert path.read_bytes() == journal
     assert len(values_of(open_again(tmp_path))) == 4
 
@@ -615,7 +616,7 @@ def test_rubbish_at_the_end_is_cut(tmp_path: Path, journal: bytes, tail: bytes) 
 def test_a_whole_journal_is_left_as_it_is(tmp_path: Path, journal: bytes) -> None:
     path = tmp_path / "journal.log"
     path.write_bytes(journal)
-    storages.repair_journal(path)
+    journals.repair_journal(path)
     assert path.read_bytes() == journal
 
 
@@ -932,6 +933,7 @@ WORKER = """
 import os, sys, time
 import msgspec, optuna
 from optuna.storages.journal import JournalFileBackend
+from seed.optimize import journal as journals
 from seed.optimize import storage as storages
 from seed.optimize import study as studies
 from seed.optimize.sampler import FeasibleSampler
