@@ -24,6 +24,26 @@ def cut_stretches(count: int) -> list[range]:
     return [range(begin, min(count, begin + length)) for begin in range(0, count, length)]
 
 
+def choose_next(
+    stretches: Sequence[range],
+    current: range | None,
+    *,
+    is_taken: Callable[[int], bool],
+    is_running: Callable[[int], bool],
+) -> tuple[int | None, range | None]:
+    """Choose a piece where claims are made elsewhere: the next of our stretch, of one where nobody is, or from a far end.
+
+    Returns the piece, None where all are taken, and the stretch that is ours now.
+    """
+    for stretch in (current, *(one for one in stretches if not any(map(is_running, one)))):
+        found = next((piece for piece in stretch or () if not is_taken(piece)), None)
+        if found is not None:
+            return found, stretch
+    left = {stretch: [piece for piece in stretch if not is_taken(piece)] for stretch in stretches}
+    longest = max(left.values(), key=len, default=[])
+    return (longest[-1] if longest else None), None
+
+
 class Shares:
     """A list of work of which this process takes its share.
 

@@ -14,7 +14,8 @@ from optuna import Study
 from seed.console import Terminal
 from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
-from seed.optimize.study import add_trials, read_trials, run_trials
+from seed.optimize.study import read_trials
+from seed.optimize.trials import add_trials, run_trials
 from seed.records import Candidate, Frontier, Latency, Quality, SearchPlan, SearchSpace, TrialRecord
 from seed.scoring.latency import name_structure
 from seed.scoring.proxy import Proxy
