@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from seed.errors import ResourceError, StudyError
+from seed.errors import BusyError, ResourceError, StudyError
 
 T = TypeVar("T")
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -58,6 +58,9 @@ class StudyFolder:
         self.stages = root / "stages.json"
         self.stages_plan = root / "stages-plan.json"
         self.work = root / "work"
+        self.lead = self.work / "lead.json"
+        self.search_order = self.work / "search-order.json"
+        self.distill_order = self.work / "distill-order.json"
 
     @property
     def name(self) -> str:
@@ -117,7 +120,7 @@ def lock(folder: StudyFolder) -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
-            raise StudyError(
+            raise BusyError(
                 f"{folder.root}: in use by another process (pid {owner}). Wait for it, stop it, "
                 "or start a study of another name with --study NAME."
             ) from error

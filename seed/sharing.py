@@ -71,7 +71,10 @@ class Shares:
             on_wait: called now and then while others do what is left; when one of them dies, its piece is yielded here.
         """
         if self.path is None:
-            yield from (piece for piece in range(count) if not is_done(piece))
+            for piece in range(count):
+                if not is_done(piece):
+                    yield piece
+                    refresh()
             return
         with self._open() as desk:
             stretches = cut_stretches(count)

@@ -35,10 +35,12 @@ class Sweep:
             dense = instruments.dense_validation
             self._append(SweepRow(key="dense", rung="dense", sums=dense.sums.tolist(), counts=dense.counts.tolist()))
 
-    def refresh(self) -> None:
-        """Take in what other processes have scored meanwhile."""
-        for row in self.file.read_new():
+    def refresh(self) -> list[SweepRow]:
+        """Take in what was scored since the last call, by other processes too, and return it."""
+        found = self.file.read_new()
+        for row in found:
             self.rows.setdefault(row.key, {}).setdefault(row.rung, row)
+        return found
 
     def known(self, candidate: Candidate) -> dict[str, Quality]:
         """The candidate's qualities at the rungs where it was scored before."""
