@@ -1,6 +1,6 @@
 """A real PostgreSQL server for tests, thrown away at the end: each test process starts its own, since that takes two seconds.
 
-Import the fixture ``postgres`` where it is needed. It can be stopped and started in the middle of a test.
+Tests get it by the fixture ``postgres`` of conftest.py. It can be stopped and started in the middle of a test.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": sig
 class PostgresServer:
     """A cluster in a temporary folder that listens on 127.0.0.1 and wants a password (scram-sha-256).
 
-    The password is not in ``url``: libpq reads it from PGPASSWORD, which the fixture sets.
+    The password is not in ``url``: libpq reads it from PGPASSWORD, which ``run_server`` sets.
     """
 
     def __init__(self, binaries: Path, folder: Path) -> None:
@@ -92,8 +92,6 @@ class PostgresServer:
             )
         until = time.monotonic() + START_SECONDS
         while not self._is_ready():
-            if time.monotonic() > until or not self._find_pid():
-                time.sleep(0.05)
             assert time.monotonic() < until, f"PostgreSQL does not start: {self.read_log()[-2000:]}"
             time.sleep(0.05)
 
@@ -111,9 +109,12 @@ class PostgresServer:
         self.leash.wait(timeout=START_SECONDS)
         self.leash = None
 
-    def restart(self, mode: str = "fast") -> None:
+    def restart(self, mode: str = "fast", *, away_seconds: float = 0.0) -> None:
         self.stop(mode)
-        self.start()
+        try:
+            time.sleep(away_seconds)
+        finally:
+            self.start()
 
     def make_database(self) -> str:
         """Make an empty database; return its URL."""
@@ -187,12 +188,12 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-@pytest.fixture(scope="session", name="postgres")
-def start_postgres() -> Iterator[PostgresServer]:
-    """A running server; PGPASSWORD holds its password. Start it again when you leave it stopped."""
+@contextlib.contextmanager
+def run_server() -> Iterator[PostgresServer]:
+    """Run a server; PGPASSWORD holds its password meanwhile. Without PostgreSQL the test is skipped, or fails where CI is set."""
     binaries = find_binaries()
     if binaries is None:
-        if os.environ.get("CI"):
+        if os.environ.get("CI") or os.environ.get("NEEDS_POSTGRES"):
             pytest.fail(f"PostgreSQL is not installed, and tests need it. {CURE}")
         pytest.skip(f"PostgreSQL is not installed. {CURE}")
     with tempfile.TemporaryDirectory(prefix="seed-postgres-") as place, pytest.MonkeyPatch.context() as patch:
@@ -200,8 +201,8 @@ def start_postgres() -> Iterator[PostgresServer]:
             patch.delenv(name)
         patch.setenv("PGPASSWORD", PASSWORD)
         server = PostgresServer(binaries, Path(place))
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             if server.leash is not None:

@@ -81,14 +81,15 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
         # pauses differ between workers, and the state of the module's own generator is not ours to move
         self._rng = random.Random()
         engine = find_engine(self.inner)
-        self._closer = None if engine is None else close_with(self, engine)
         if engine is not None:
             sqlalchemy.event.listen(engine, "handle_error", name_outage)
+            close_with(self, engine)
 
     def close(self) -> None:
         """Close the connections to the server. They close by themselves when the storage is no longer used."""
-        if self._closer is not None:
-            self._closer()
+        engine = find_engine(self.inner)
+        if engine is not None:
+            engine.dispose()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"inner": self.inner, "complain": self.complain, "patience_seconds": self.patience_seconds}
@@ -339,9 +340,9 @@ def find_engine(storage: BaseStorage) -> sqlalchemy.Engine | None:
     return engine if isinstance(engine, sqlalchemy.Engine) else None
 
 
-def close_with(storage: BaseStorage, engine: sqlalchemy.Engine) -> Callable[[], Any]:
-    """Close an engine's connections when its storage is no longer used, or when what is returned is called."""
-    return weakref.finalize(storage, _dispose, engine, os.getpid())
+def close_with(storage: BaseStorage, engine: sqlalchemy.Engine) -> None:
+    """Close an engine's connections when its storage is no longer used."""
+    weakref.finalize(storage, _dispose, engine, os.getpid())
 
 
 def _dispose(engine: sqlalchemy.Engine, pid: int) -> None:

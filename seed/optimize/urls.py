@@ -14,7 +14,7 @@ HELD_PASSWORD = re.compile(r"://[^:/@]*:[^@]+@")
 SHOWN_PASSWORD = re.compile(r"(://[^:/@\s]*):\S+@")  # to the last @: a password may hold one
 SECRET_SETTING = re.compile(rf"((?:^|[?&;\s]){SECRET_NAME}\s*=\s*)[^&;\s]+", re.IGNORECASE)
 POSTGRES_DRIVERS = ("psycopg", "psycopg2")
-POSTGRES_CURE = "pip install 'seed-search[postgres]'"
+POSTGRES_CURE = "Install one: pip install 'seed-search[postgres]'"
 
 
 def check_storage_url(url: str) -> None:
