@@ -83,6 +83,7 @@ class PatientStorage(BaseStorage, BaseHeartbeat):
         engine = find_engine(self.inner)
         if engine is not None:
             sqlalchemy.event.listen(engine, "handle_error", name_outage)
+            keep_utc(engine)
             close_with(self, engine)
 
     def close(self) -> None:
@@ -332,6 +333,20 @@ def name_outage(context: ExceptionContext) -> Exception | None:
     if error is None or getattr(context, "is_pre_ping", False) or not is_outage(error):
         return None
     return StorageAwayError(find_outage(error))
+
+
+def keep_utc(engine: sqlalchemy.Engine) -> None:
+    """Let PostgreSQL tell the time in UTC: heartbeats are stored without a zone, and clocks that go forward would end them all."""
+    if engine.name != "postgresql":
+        return
+
+    def set_zone(connection: Any, record: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET TIME ZONE 'UTC'")
+        connection.commit()
+
+    sqlalchemy.event.listen(engine, "connect", set_zone)
+    engine.dispose()  # the connection that is open already does not know
 
 
 def find_engine(storage: BaseStorage) -> sqlalchemy.Engine | None:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -18,9 +18,6 @@ from optuna.storages.journal import JournalFileBackend
 
 from seed.errors import StudyError
 from seed.optimize.urls import POSTGRES_CURE, check_storage_url, hide_secrets, name_driver, spell_error
-
-if TYPE_CHECKING:
-    import sqlalchemy
 
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60  # six heartbeats missed: the worker is gone
@@ -87,7 +84,6 @@ def connect(
             )
         # we do send heartbeats (seed/optimize/heartbeats.py); Optuna says this whenever a trial is asked for
         warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with")
-        keep_utc(database.engine)
         return optuna.storages.get_storage(database)
     except StudyError:
         raise
@@ -149,22 +145,6 @@ def make_connect_arguments(url: str) -> dict[str, Any]:
     if "PGCONNECT_TIMEOUT" not in os.environ:
         wanted["connect_timeout"] = CONNECT_SECONDS
     return {name: value for name, value in wanted.items() if name not in parsed.query}
-
-
-def keep_utc(engine: "sqlalchemy.Engine") -> None:
-    """Let PostgreSQL tell the time in UTC: heartbeats are stored without a zone, and clocks that go forward would end them all."""
-    import sqlalchemy
-
-    if engine.name != "postgresql":
-        return
-
-    def set_zone(connection: Any, record: object) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SET TIME ZONE 'UTC'")
-        connection.commit()
-
-    sqlalchemy.event.listen(engine, "connect", set_zone)
-    engine.dispose()  # the connection that is open already does not know
 
 
 def describe_failure(url: str, error: Exception) -> str:

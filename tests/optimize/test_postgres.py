@@ -25,6 +25,7 @@ from seed.optimize.patience import PatientStorage
 from seed.optimize.storage import open_storage
 from seed.optimize.viewing import find_study_id, view_storage
 from seed.records import Candidate, Evaluation, SearchSpace
+from tests import postgres as servers
 from tests.optimize.test_storage import REPOSITORY, open_at_once, start_openers
 from tests.postgres import PASSWORD, PostgresServer
 from tests.reporting import factory
@@ -178,7 +179,7 @@ def test_no_trial_is_lost_or_doubled_when_connections_break_at_commits(
             commit(connection)
         if is_broken:
             connection.dbapi_connection.close()
-            raise psycopg.OperationalError("server closed the connection unexpectedly")
+            raise engine.dialect.loaded_dbapi.OperationalError("server closed the connection unexpectedly")
 
     monkeypatch.setattr(engine.dialect, "do_commit", break_off)
     for number in range(12):
@@ -398,3 +399,19 @@ def test_who_may_only_read_may_look_and_not_search(postgres: PostgresServer, mon
     assert len(list_complete(study)) == 2
     with pytest.raises(StudyError, match=r"permission denied for schema.*may create tables"):
         open_database(postgres.url.replace("seed@", "reader@"))
+
+
+# ---- the server of these tests
+
+
+def test_without_postgresql_tests_are_skipped_and_fail_where_they_must_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "find_binaries", lambda: None)
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("NEEDS_POSTGRES", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="apt-get install"), servers.run_server():
+        pass
+    for name in ("CI", "NEEDS_POSTGRES"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            with pytest.raises(pytest.fail.Exception, match="apt-get install"), servers.run_server():
+                pass
