@@ -3,8 +3,9 @@
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -13,6 +14,9 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+if TYPE_CHECKING:
+    from tests.postgres import PostgresServer
 
 MakeCheckpoint = Callable[..., Path]
 transformers.utils.logging.disable_progress_bar()
@@ -104,3 +108,12 @@ def browser_path() -> str:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     assert found, "no Chromium here; install the distribution's package (Debian: apt-get install chromium)"
     return found
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["PostgresServer"]:
+    """A real PostgreSQL server of this process; whoever stops it starts it again."""
+    from tests.postgres import run_server
+
+    with run_server() as server:
+        yield server

@@ -54,7 +54,7 @@ class Search:
         while not is_so():
             assert self.process.poll() is None, self.read()
             assert time.monotonic() < until, self.read()
-            time.sleep(0.02)
+            time.sleep(0.2)
 
     def end(self, *, seconds: float = 200) -> int:
         self.process.wait(seconds)
