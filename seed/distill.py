@@ -12,9 +12,11 @@ The first process does what one alone would do; the others only train.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +78,9 @@ def distill_trials(
             rng_seeds=finals.list_rng_seeds(bench, replicas or plan.replicas),
         )
         if crew.size > 1:
-            teamwork.refuse_unfit(recovering.short_settings(bench, chosen[0].evaluation.candidate))
+            teamwork.refuse_unfit(
+                recovering.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model
+            )
         instruments = dataclasses.replace(workbench.prepare_instruments(bench), crew=crew)
         sizes = [one.evaluation.size for one in chosen]
         num_together = min(len(chosen), recovering.count_together(bench))
@@ -178,15 +182,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Read the command line and distill, or help the process that does."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    with contextlib.nullcontext() if is_first else silence():  # all read the same words, and one complains
+        words = vars(make_parser().parse_args())
     if not is_launched():
-        distill(None)
+        distill(words)
         return
     from seed.scoring import teamwork
     from seed.scoring.crew import join_crew
 
     with join_crew() as crew:
         if crew.leads:
-            distill(crew)
+            distill({**words, "crew": crew})
             teamwork.dismiss(crew)
         else:
             teamwork.follow(crew)
@@ -197,14 +204,20 @@ def is_launched() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def distill(crew: "Crew | None") -> None:
-    """Read the command line and distill."""
-    words = vars(make_parser().parse_args())
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Let nothing be said until the block ends."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def distill(words: dict[str, Any]) -> None:
+    """Distill as the words of the command line say."""
     path, is_json = words.pop("study"), words.pop("json")
     if is_json:
-        answer_in_json(functools.partial(distill_for_script, path, crew=crew, **words))
+        answer_in_json(functools.partial(distill_for_script, path, **words))
     else:
-        distill_trials(path, terminal=Terminal(), crew=crew, **words)
+        distill_trials(path, terminal=Terminal(), **words)
 
 
 def distill_for_script(path: Path, terminal: Terminal, **words: Any) -> "DistillLine | SearchLine":

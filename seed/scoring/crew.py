@@ -117,8 +117,8 @@ def join_crew() -> Iterator[Crew]:
         if not crew.leads:  # the one that failed has said why
             raise SystemExit(2) from None
         raise ResourceError(
-            f"another of the {size} processes of this run ended ({_first_line(error)}); what it said, or its launcher, tells why. "
-            "What was saved is kept: run the same command again to go on."
+            f"another of the {size} processes of this run ended; what it said, or its launcher, tells why. What was saved is "
+            "kept: run the same command again to go on, with as many processes as you like."
         ) from error
     except KeyboardInterrupt:
         if crew.leads:

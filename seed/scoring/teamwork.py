@@ -8,6 +8,7 @@ model are sharded over all; whole models wait in the first one's host memory.
 import contextlib
 import functools
 import gc
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -38,8 +39,8 @@ class _Order:
     device_type: str
 
 
-def refuse_unfit(settings: DistillSettings) -> None:
-    """Raise with the reason when several processes cannot train by these settings.
+def refuse_unfit(settings: DistillSettings, model: nn.Module) -> None:
+    """Raise with the reason when several processes cannot train students of a model by these settings.
 
     Raises:
         ResourceError: with the cure.
@@ -48,7 +49,9 @@ def refuse_unfit(settings: DistillSettings) -> None:
     if settings.lora_rank is not None:
         reason = "this study trains low-rank updates (LoRA), which are small enough for one"
     if settings.objective.needs_states:
-        reason = "this study's objective matches the layers' states, as shares of what is in one process's windows"
+        reason = "this study's objective measures the layers' states beside all others in one process's windows"
+    if any(isinstance(module, nn.ModuleList) and name.endswith("experts") for name, module in model.named_modules()):
+        reason = "this model's experts are modules of their own, and those that no token of a process chooses have no gradient"
     if reason:
         raise ResourceError(f"several processes: {reason}. Run the same command in one process, with python -m.")
 
@@ -127,7 +130,10 @@ def _train(
                 checkpoint=None if whole is None else whole.checkpoint,
             )
         )
-    distilled = distill(sharded, Anatomy(teacher), order.recovery, on_step=on_step, crew=crew)
+    with warnings.catch_warnings():
+        # OPT's layers end in a view, and FSDP fears that someone changes it in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+        distilled = distill(sharded, Anatomy(teacher), order.recovery, on_step=on_step, crew=crew)
     for place, pupil in enumerate(sharded):
         weights = [sharding.copy_whole(weight) for weight in pupil.student.parameters()]
         if pupils is not None:
