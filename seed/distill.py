@@ -78,9 +78,7 @@ def distill_trials(
             rng_seeds=finals.list_rng_seeds(bench, replicas or plan.replicas),
         )
         if crew.size > 1:
-            teamwork.refuse_unfit(
-                recovering.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model
-            )
+            teamwork.refuse_unfit(recovering.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model)
         instruments = dataclasses.replace(workbench.prepare_instruments(bench), crew=crew)
         sizes = [one.evaluation.size for one in chosen]
         num_together = min(len(chosen), recovering.count_together(bench))
