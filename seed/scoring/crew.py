@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import gc
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  #
 JOINING = datetime.timedelta(minutes=5)
 # The others wait while the first measures starts and judges; launchers end them when it dies.
 WAITING = datetime.timedelta(days=30)
+LOST = re.compile(r"\bgloo\b|[Cc]onnection|remote process exited")  # gloo's words, and NCCL's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +148,8 @@ def find_device(crew: Crew, kind: str) -> torch.device:
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    """Did a collective fail because another process is gone?"""
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "onnection" in str(error)
+    """Did a collective fail because another process is gone? Other failures are not for users to mend."""
+    return LOST.search(str(error)) is not None
 
 
 def _first_line(error: BaseException) -> str:

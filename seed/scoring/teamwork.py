@@ -50,6 +50,8 @@ def refuse_unfit(settings: DistillSettings, model: nn.Module) -> None:
         reason = "this study trains low-rank updates (LoRA), which are small enough for one"
     if settings.objective.needs_states:
         reason = "this study's objective measures the layers' states beside all others in one process's windows"
+    if type(model).__module__.startswith("transformers_modules."):
+        reason = "this model brings its own code, which the other processes do not have"
     if any(isinstance(module, nn.ModuleList) and name.endswith("experts") for name, module in model.named_modules()):
         reason = "this model's experts are modules of their own, and those that no token of a process chooses have no gradient"
     if reason:
@@ -81,7 +83,7 @@ def lead(
         idle: other models that need not lie on the device meanwhile.
         on_step: called with the number of steps that all have finished.
     """
-    students = [pupil.student for pupil in pupils]
+    students, device_type = [pupil.student for pupil in pupils], dense.device.type
     with _on_host([dense.model, *students, *idle]):
         order = _Order(
             students=tuple(map(sharding.outline, students)),
@@ -91,7 +93,7 @@ def lead(
             validation=validation,
             micro_batch=micro_batch,
             stored_dtype=stored_dtype,
-            device_type=dense.device.type,
+            device_type=device_type,
         )
         return _train(crew, crew.tell(order), dense=dense.model, pupils=pupils, on_step=on_step)
 
