@@ -29,13 +29,15 @@ def distill_trial(
     replicas: int | None = None,
     eval_command: str | None = None,
     device: str | None = None,
+    trust_study: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[DistillResult, StudyRecord]:
     """Distill, export and judge the candidate of a trial; return its record, and the study with it.
 
     Raises:
         SeedError: no such study or trial, or model or text changed since.
     """
-    study, plan, protocol = planning.open_planned(path)
+    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
     from seed.stages import finals, schooling, workbench
@@ -108,6 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--eval-command", metavar="CMD", help="your own judge: gets the model's directory, prints a number"
     )
     parser.add_argument("--device", help="default: as chosen for the search")
+    options.add_trust(parser)
     options.add_json(parser)
     return parser
 

@@ -1,13 +1,18 @@
 """Tiny models and texts, made on the fly: real checkpoints of real families, small enough for a test."""
 
+import atexit
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# what tests type is not remembered as if their user had typed it
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="seed-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 import pytest
 import torch

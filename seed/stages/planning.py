@@ -22,9 +22,11 @@ from seed.records import Protocol, SearchPlan, SearchSpace
 from seed.stages.options import spell_command
 from seed.stages.settings import SearchSettings
 from seed.stages.starts import Start, read_start
+from seed.stages.vouching import list_doors, list_storage, require_word
 
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
 FRONTIER_SIZE = 6
+MAX_COVERED = 20_000_000  # at a tenth of a millisecond each half an hour; real ones take a thousand times as long
 
 
 def find_preset(settings: SearchSettings) -> Preset | None:
@@ -121,15 +123,36 @@ def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *
         )
 
 
-def open_planned(path: Path) -> tuple[StudyFolder, SearchPlan, Protocol]:
-    """The study in a folder, its plan and its protocol.
+def open_planned(
+    path: Path, *, trust_study: bool = False, trust_remote_code: bool = False
+) -> tuple[StudyFolder, SearchPlan, Protocol]:
+    """The study in a folder, its plan and its protocol, where the user's word allows to open what they name.
 
     Raises:
-        SeedError: there is no such study, or another version of Seed planned it.
+        SeedError: there is no such study, another version of Seed planned it, or it wants the user's word.
     """
     study = folder.open_existing(path)
     plan = folder.read_record(study.plan, SearchPlan)
-    return study, plan, read_protocol(plan, place=study.root)
+    protocol = read_protocol(plan, place=study.root)
+    require_word(
+        [*list_doors(protocol), *list_storage(plan.storage, name=plan.name)],
+        place=study.root,
+        trust_study=trust_study,
+        trust_remote_code=trust_remote_code,
+    )
+    return study, plan, protocol
+
+
+def open_viewed(path: Path, *, trust_study: bool = False) -> StudyFolder:
+    """The study in a folder, where the user's word allows to open its storage; model and text stay closed.
+
+    Raises:
+        SeedError: there is no such study, or its storage wants the user's word.
+    """
+    study = folder.open_existing(path)
+    plan = folder.read_record(study.plan, SearchPlan)
+    require_word(list_storage(plan.storage, name=plan.name), place=study.root, trust_study=trust_study)
+    return study
 
 
 def make_plan(
@@ -188,12 +211,18 @@ def read_protocol(plan: SearchPlan, *, place: Path) -> Protocol:
         StudyError: the plan was written by a version of Seed that plans otherwise.
     """
     try:
-        return msgspec.convert(plan.identity, Protocol)
+        protocol = msgspec.convert(plan.identity, Protocol)
     except msgspec.ValidationError as error:
         raise StudyError(
             f"{place}: its plan was written by seed {plan.seed_version}, and this is {__version__} ({error}). "
             "Use that version, or start a study of another name (--study NAME)."
         ) from error
+    if plan.covers_space and protocol.space.size > MAX_COVERED:
+        raise StudyError(
+            f"{place}: its plan says that all {protocol.space.size:,} candidates were scored, and no search scores more than "
+            f"{MAX_COVERED:,}. Restore plan.json from a copy, or start a study of another name (--study NAME)."
+        )
+    return protocol
 
 
 def typed_command(settings: SearchSettings) -> str:
