@@ -8,7 +8,17 @@ from typing import Annotated
 import msgspec
 
 from seed.findings import Replication
-from seed.records import Candidate, CurvePoint, DenseResult, DistillResult, Estimate, Latency, Record, WidthCut
+from seed.records import (
+    MAX_LAYERS,
+    Candidate,
+    CurvePoint,
+    DenseResult,
+    DistillResult,
+    Estimate,
+    Latency,
+    Record,
+    WidthCut,
+)
 
 
 class FinalScore(Record, frozen=True, kw_only=True):
@@ -275,7 +285,7 @@ class StagedSearch(Record, frozen=True, kw_only=True):
 
     study: str
     model: str
-    num_layers: int
+    num_layers: Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)]
     counts: tuple[int, ...]  # layers dropped in each stage
     stopped_because: str | None  # where a target ended it
     dense: DenseResult

@@ -10,15 +10,15 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# what tests type is not remembered as if their user had typed it
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="seed-state-")
-atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+# what tests type is not remembered as if their user had typed it
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="seed-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 MakeCheckpoint = Callable[..., Path]
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tests run beside one another

@@ -12,6 +12,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from seed.errors import StudyError
 from seed.records import Protocol
@@ -73,14 +74,8 @@ def vouch(doors: list[Door]) -> None:
     if not missing:
         return
     _typed_here.update(missing)
-    path = find_memory()
-    if path is None:
-        return
-    with contextlib.suppress(OSError):  # then the next command asks again, and says why
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "ab") as file:
-            file.write("".join(f"{line}\n" for line in missing).encode())
+    with contextlib.suppress(OSError), _open_memory() as memory:  # else the next command asks again, and says why
+        memory.write("".join(f"{line}\n" for line in missing).encode())
 
 
 def require_word(doors: list[Door], *, place: Path, trust_study: bool = False, trust_remote_code: bool = False) -> None:
@@ -101,9 +96,8 @@ def require_word(doors: list[Door], *, place: Path, trust_study: bool = False, t
     needs_study = any(door.kind != "remote code" for door in strange) and not trust_study
     if needs_code or needs_study:
         flags = " ".join([TRUST_STUDY] * needs_study + [TRUST_CODE] * needs_code)
-        memory = find_memory()
-        kept = memory is not None and _is_writable(memory)
-        once = f"once; it is remembered in {memory}" if kept else "every time: there is no home here to remember it in"
+        kept = _is_remembering()
+        once = f"once; it is remembered in {find_memory()}" if kept else "every time: no home here to remember it in"
         raise StudyError(
             f"{place}: its plan would open what was not typed by you on this machine: "
             f"{'; '.join(door.describe() for door in strange)}. A study's folder may come from anyone. If you trust all of "
@@ -143,6 +137,23 @@ def _is_of_hub(name: str, form: re.Pattern[str]) -> bool:
     return bool(form.fullmatch(name)) and not Path(name.removeprefix("hub:").partition(":")[0]).exists()
 
 
-def _is_writable(path: Path) -> bool:
-    there = next((place for place in (path, *path.parents) if place.exists()), path)
-    return os.access(there, os.W_OK)
+def _open_memory() -> BinaryIO:
+    """Open it to add to.
+
+    Raises:
+        OSError: there is no home, or it cannot be written.
+    """
+    path = find_memory()
+    if path is None:
+        raise FileNotFoundError
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    return os.fdopen(handle, "ab")
+
+
+def _is_remembering() -> bool:
+    try:
+        _open_memory().close()
+    except OSError:
+        return False
+    return True
