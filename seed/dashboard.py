@@ -28,7 +28,9 @@ HOST = "127.0.0.1"
 PORT = 8080
 PORTS_TRIED = 20
 READING = ("GET", "HEAD")
-# Optuna Dashboard sends a policy with its page, but none with artifacts, which a study can bring along as HTML.
+# Optuna Dashboard sends a policy with its page, but none with artifacts, which a study can bring along as HTML, and which it
+# lets pages from anywhere read.
+SHARING = "access-control-allow-"
 GUARDS = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "SAMEORIGIN"),
@@ -135,7 +137,8 @@ def refuse_strangers(app: "WSGIApplication") -> "WSGIApplication":
         more = GUARDS if not str(environ.get("PATH_INFO", "")).startswith("/artifacts") else (*GUARDS, ARTIFACT_POLICY)
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-            return start_response(status, [*headers, *more], *rest)
+            kept = [(name, value) for name, value in headers if not name.lower().startswith(SHARING)]
+            return start_response(status, [*kept, *more], *rest)
 
         return app(environ, start)
 
