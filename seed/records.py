@@ -59,7 +59,6 @@ class WidthCut(Record, frozen=True, kw_only=True):
     num_kv_heads: int
 
     def __post_init__(self) -> None:
-        check_layers((), num_layers=self.num_layers, name="kept_layers")
         if not all(1 <= width <= MAX_WIDTH for width in (self.mlp_width, self.num_heads, self.num_kv_heads)):
             raise ValueError(f"{self.key}: wanted widths from 1 to {MAX_WIDTH:,}")
 

@@ -189,14 +189,13 @@ def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> Sear
     Raises:
         StudyError: a study of this name was planned otherwise, with every difference.
     """
-    if found.fingerprint == wanted.fingerprint or (
-        read_protocol(found, place=place) == read_protocol(wanted, place=place)
-    ):
+    known = read_protocol(found, place=place)
+    if found.fingerprint == wanted.fingerprint or known == read_protocol(wanted, place=place):
         wanted = msgspec.structs.replace(wanted, identity=found.identity)  # an earlier version may have said less
         is_settled = found.sweep_budget == wanted.sweep_budget  # estimates of one machine differ from day to day
         wanted = msgspec.structs.replace(wanted, trusts_closed_form=found.trusts_closed_form)
         return msgspec.structs.replace(wanted, covers_space=found.covers_space) if is_settled else wanted
-    differences = compare_protocols(read_protocol(found, place=place), read_protocol(wanted, place=place))
+    differences = compare_protocols(known, read_protocol(wanted, place=place))
     shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
     raise StudyError(
         f"{place}: holds a study of another plan ({shown}). Numbers of the two cannot be mixed: "

@@ -222,3 +222,24 @@ def test_a_plan_that_claims_to_have_scored_an_endless_space_is_refused(tmp_path:
     with pytest.raises(StudyError, match=r"no search scores more than 20,000,000\. Restore plan.json"):
         planning.read_protocol(plan, place=tmp_path)
     planning.read_protocol(msgspec.structs.replace(plan, covers_space=False), place=tmp_path)
+
+
+OPENED = ("location", "revision", "trust_remote_code", "recovery_text", "validation_text", "test_text", "start")
+
+
+def test_a_search_that_goes_on_opens_what_was_typed_and_not_what_the_plan_names(tmp_path: Path) -> None:
+    typed = make_plan()
+    foreign = msgspec.structs.replace(typed, storage="sqlite:////victim.db", name="other", command="rm", trials=9)
+    going = planning.continue_plan(foreign, typed, place=tmp_path)
+    assert (going.storage, going.name, going.command, going.trials) == (None, typed.name, typed.command, typed.trials)
+    for field in (*OPENED, "latency_command"):
+        value = True if field == "trust_remote_code" else "/evil"
+        with pytest.raises(StudyError, match=f"holds a study of another plan .*{field}"):
+            planning.continue_plan(make_plan(change(**{field: value})), typed, place=tmp_path)
+
+
+def test_a_search_does_not_enumerate_a_space_because_the_plan_says_so(tmp_path: Path) -> None:
+    space = msgspec.structs.replace(PROTOCOL.space, num_layers=200, droppable_layers=tuple(range(200)), max_dropped=100)
+    typed = make_plan(change(space=space), covers_space=False)
+    with pytest.raises(StudyError, match="no search scores more than"):
+        planning.continue_plan(msgspec.structs.replace(typed, covers_space=True), typed, place=tmp_path)
