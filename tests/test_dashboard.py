@@ -198,6 +198,17 @@ def test_in_a_browser_a_foreign_studys_note_and_artifacts_run_nothing(
         browser.close()
 
 
+def test_a_study_sent_to_somebody_else_opens_its_model_at_their_word_alone(place: Path, tmp_path: Path) -> None:
+    [model] = (place / "studies" / "tiny" / "models").iterdir()
+    words = ["seed.evaluate", str(model)]
+    run_seed(*words, cwd=place)  # who searched goes on without more typing
+    elsewhere = {"XDG_STATE_HOME": str(tmp_path)}
+    error = error_of(run_seed(*words, cwd=place, code=2, **elsewhere))
+    assert f"its plan would open what was not typed by you on this machine: model {place / NAME}; text " in error
+    run_seed(*words, "--trust-study", cwd=place, **elsewhere)
+    run_seed(*words, cwd=place, **elsewhere)
+
+
 def test_beside_a_running_search_nothing_is_locked_mended_or_failed(place: Path, text_file: Path) -> None:
     words = search_words(Path(NAME), text_file, "--study=running", "--rung=2", "--short-steps=20", "--no-distill")
     search = subprocess.Popen(

@@ -1,8 +1,10 @@
 """A plan from anyone opens nothing by itself; one's own goes on without more typing."""
 
+import importlib
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from seed import folder, report
 from seed.console import Terminal
 from seed.dashboard import find_study
-from seed.errors import StudyError
+from seed.errors import SeedError, StudyError
 from seed.folder import StudyFolder
 from seed.records import Protocol
 from seed.stages import planning, vouching, workbench
@@ -243,3 +245,30 @@ def test_a_search_does_not_enumerate_a_space_because_the_plan_says_so(tmp_path: 
     typed = make_plan(change(space=space), covers_space=False)
     with pytest.raises(StudyError, match="no search scores more than"):
         planning.continue_plan(msgspec.structs.replace(typed, covers_space=True), typed, place=tmp_path)
+
+
+@pytest.mark.parametrize("command", ["distill", "fidelity", "compare", "claims", "recoveries", "evaluate"])
+def test_every_command_that_opens_a_model_asks_and_takes_the_users_word(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the word a command goes on to what is not there: the model, or the trials."""
+    fields = {"location": "/somewhere/model", "trust_remote_code": True, "model": "theirs"}
+    study = write_study(tmp_path / "study", change(**fields))
+    (study / "models" / "drop-1").mkdir(parents=True)
+    module = importlib.import_module(f"seed.{command}")
+    words = {"distill": [str(study), "--trial=1"], "evaluate": [str(study / "models" / "drop-1")]}.get(
+        command, [str(study)]
+    )
+
+    def run(*more: str) -> str:
+        monkeypatch.setattr(sys, "argv", [command, *words, *more])
+        with pytest.raises(SeedError) as found:
+            module.main()
+        return str(found.value)
+
+    assert "model /somewhere/model; remote code /somewhere/model" in run()
+    assert "add --trust-remote-code (once" in run("--trust-study")
+    assert "add --trust-study (once" in run("--trust-remote-code")
+    assert "not typed" not in run("--trust-study", "--trust-remote-code")
+    assert "not typed" not in run()
+    capsys.readouterr()
