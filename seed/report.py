@@ -78,6 +78,8 @@ def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | Non
     if len({path.resolve() for path in paths}) < len(paths):
         raise StudyError(f"{' '.join(map(str, paths))}: the same study more than once. Name each of them once.")
     records = []
+    for path in paths:
+        folder.open_existing(path)  # all of them are studies
     for study in [planning.open_viewed(path, trust_study=trust_study) for path in paths]:
         with folder.lock(study):
             records.append(gather_record(study))

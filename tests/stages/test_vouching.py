@@ -153,12 +153,12 @@ def test_code_of_another_revision_is_other_code(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_foreign_storage_is_opened_by_no_command_without_a_word(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/victim.db"
-    study = write_study(tmp_path / "study", storage=url)
+    study, other = write_study(tmp_path / "study", storage=url), write_study(tmp_path / "other")
     for act in (
         lambda: planning.open_planned(study),
         lambda: find_study(study),
         lambda: report.report_study(study, Terminal(quiet=True)),
-        lambda: report.compare_studies([study, study.parent], Terminal(quiet=True), output=None),
+        lambda: report.compare_studies([study, other], Terminal(quiet=True), output=None),
         lambda: open_searched(StudyFolder(study)),
     ):
         with pytest.raises(StudyError, match=r"storage sqlite:///.*victim.db \(study .*--trust-study"):
