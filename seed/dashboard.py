@@ -101,7 +101,9 @@ def find_study(path: Path, *, trust_study: bool = False) -> StudyFolder:
         raise StudyError(
             f"{path}: a search in stages, of which each is a study of its own. Open one of them: {', '.join(stages)}."
         )
-    return planning.open_viewed(path, trust_study=trust_study)
+    study = folder.open_existing(path)
+    planning.allow_storage(study, trust_study=trust_study)
+    return study
 
 
 def make_app(study: StudyFolder) -> "tuple[WSGIApplication, str]":

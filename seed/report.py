@@ -27,7 +27,7 @@ def report_study(
     Raises:
         SeedError: there is no such study, its storage wants the user's word, or no browser draws pictures.
     """
-    study = planning.open_viewed(path, trust_study=trust_study)
+    study = folder.open_existing(path)
     from seed.reporting.pictures import draw_figures, find_browser, write_pictures
     from seed.reporting.summary import show_result
     from seed.stages.publishing import refresh_report
@@ -35,6 +35,7 @@ def report_study(
     if formats:
         find_browser()  # before anything is written
     with folder.lock(study):
+        planning.allow_storage(study, trust_study=trust_study)
         record = refresh_report(study, complain=terminal.say)
     show_result(terminal, record, study=study)
     if formats:
@@ -78,10 +79,9 @@ def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | Non
     if len({path.resolve() for path in paths}) < len(paths):
         raise StudyError(f"{' '.join(map(str, paths))}: the same study more than once. Name each of them once.")
     records = []
-    for path in paths:
-        folder.open_existing(path)  # all of them are studies
-    for study in [planning.open_viewed(path, trust_study=trust_study) for path in paths]:
+    for study in [folder.open_existing(path) for path in paths]:
         with folder.lock(study):
+            planning.allow_storage(study, trust_study=trust_study)
             records.append(gather_record(study))
     named = dict(zip(name_studies(paths), records, strict=True))
     page = output or paths[0].resolve().parent / name_page(paths)

@@ -143,16 +143,14 @@ def open_planned(
     return study, plan, protocol
 
 
-def open_viewed(path: Path, *, trust_study: bool = False) -> StudyFolder:
-    """The study in a folder, where the user's word allows to open its storage; model and text stay closed.
+def allow_storage(study: StudyFolder, *, trust_study: bool = False) -> None:
+    """Make sure that the user's word allows to open a study's storage; model and text stay closed.
 
     Raises:
-        SeedError: there is no such study, or its storage wants the user's word.
+        StudyError: its storage wants the user's word.
     """
-    study = folder.open_existing(path)
     plan = folder.read_record(study.plan, SearchPlan)
     require_word(list_storage(plan.storage, name=plan.name), place=study.root, trust_study=trust_study)
-    return study
 
 
 def make_plan(
