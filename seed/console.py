@@ -19,6 +19,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
+from seed import interrupts
 from seed.errors import SeedError
 from seed.folder import explain_resource_errors
 from seed.progress import Glimpse, Pace, draw_glimpse
@@ -169,13 +170,14 @@ def answer_in_json(work: Callable[[Terminal], msgspec.Struct]) -> None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command: a ``SeedError`` ends it with its message and exit code 2, Ctrl-C with 130."""
+    """Run a command: a ``SeedError`` ends it with its message and exit code 2, Ctrl-C with 130, SIGTERM with 143."""
+    interrupts.listen()
     try:
         with explain_resource_errors(Path.cwd()):
             main()
     except SeedError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped. What was finished is kept; run the same command again to go on.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(stop.exit_code if isinstance(stop, interrupts.Stopped) else 130) from None

@@ -14,7 +14,7 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from seed import folder, untrusted
+from seed import folder
 from seed.console import Terminal, run_command
 from seed.errors import ResourceError, StudyError
 from seed.folder import StudyFolder
@@ -118,7 +118,6 @@ def make_app(study: StudyFolder) -> "tuple[WSGIApplication, str]":
     from seed.optimize.viewing import find_study_id, view_storage
 
     plan = folder.read_record(study.plan, SearchPlan)
-    untrusted.require_size(study.journal, limit=untrusted.JOURNAL_BYTES)
     storage = view_storage(plan.storage, journal=study.journal)
     study_id = find_study_id(storage, plan.name)
     app = optuna_dashboard.wsgi(storage, artifact_store=FileSystemArtifactStore(study.artifacts))

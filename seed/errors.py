@@ -31,3 +31,11 @@ class ResourceError(SeedError):
 
 class CommandError(SeedError):
     """A command that the user handed in failed or printed something else than a number."""
+
+
+class CandidateError(SeedError):
+    """One candidate cannot be evaluated; others can, and a search goes on with them."""
+
+
+class BusyError(StudyError):
+    """Another process holds the study's folder."""

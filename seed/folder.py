@@ -9,7 +9,6 @@ import fcntl
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from seed import untrusted
-from seed.errors import ResourceError, StudyError
+from seed.errors import BusyError, ResourceError, StudyError
 
 T = TypeVar("T")
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -60,6 +59,9 @@ class StudyFolder:
         self.stages = root / "stages.json"
         self.stages_plan = root / "stages-plan.json"
         self.work = root / "work"
+        self.lead = self.work / "lead.json"
+        self.search_order = self.work / "search-order.json"
+        self.distill_order = self.work / "distill-order.json"
 
     @property
     def name(self) -> str:
@@ -121,7 +123,7 @@ def lock(folder: StudyFolder) -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
-            raise StudyError(
+            raise BusyError(
                 f"{folder.root}: in use by another process (pid {owner}). Wait for it, stop it, "
                 "or start a study of another name with --study NAME."
             ) from error
@@ -181,10 +183,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise _refuse_write(path, error) from error
+        raise refuse_write(path, error) from error
 
 
-def _refuse_write(path: Path, error: OSError) -> ResourceError:
+def refuse_write(path: Path, error: OSError) -> ResourceError:
+    """What is raised when a file cannot be written."""
     return ResourceError(
         f"{path}: cannot be written ({error.strerror or error}). Free some room and run the same command again; "
         "what was finished is kept."
@@ -215,56 +218,6 @@ def read_record(path: Path, kind: type[T]) -> T:
             else "the search of this study again; finished trials are kept"
         )
         raise StudyError(f"{path}: cannot be read ({error}). Remove this file and run {cure}.") from error
-
-
-class RowFile:
-    """A file of one JSON record a line that grows as work gets done. Lines survive the process at once, the machine soon."""
-
-    SYNC_SECONDS = 5.0
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._synced = 0.0
-
-    def append(self, row: msgspec.Struct) -> None:
-        """Add a line.
-
-        Raises:
-            ResourceError: the disk does not take it.
-        """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as handle:
-                handle.write(msgspec.json.encode(row) + b"\n")
-                if time.monotonic() - self._synced > self.SYNC_SECONDS:
-                    handle.flush()
-                    os.fsync(handle.fileno())
-                    self._synced = time.monotonic()
-        except OSError as error:
-            raise _refuse_write(self.path, error) from error
-
-
-def read_rows(path: Path, kind: type[T]) -> list[T]:
-    """Read a file of one record a line; a torn last line, which a killed writer leaves, is cut off the file.
-
-    Raises:
-        StudyError: another line is damaged or of another form.
-    """
-    untrusted.require_rows(path)
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            rows.append(msgspec.json.decode(line, type=kind))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StudyError(
-                f"{path}: line {number} is damaged ({error}). Remove that line, and the search of this study makes it up."
-            ) from error
-    if whole != content:
-        with path.open("r+b") as handle:
-            handle.truncate(len(whole))
-    return rows
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ in the study's folder, so the same command continues a stopped run. From Python:
 
 import dataclasses
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +19,7 @@ from seed.folder import StudyFolder
 from seed.optimize.space import contains
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study, read_trials
+from seed.optimize.teamwork import clear_study
 from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, TrialRecord
 from seed.stages import planning
 from seed.stages.arguments import make_parser
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from seed.evidence import StagedSearch
     from seed.reporting.result_line import SearchLine, StagedLine
     from seed.scoring.sweep import Sweep
+    from seed.stages.posts import Post
     from seed.stages.workbench import Workbench
 
 STEPS = ("proofs", "latency", "dense", "search", "rivals", "distill")  # of a pass, for people who watch
@@ -53,18 +56,37 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
 
 
 def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
-    """Run the whole pass, or what is left of it."""
+    """Run the whole pass, or what is left of it; with several workers, by processes of their own."""
+    planning.quiet_libraries()
+    from seed.stages import crew
+
+    num_workers = crew.count_workers(settings)
+    if num_workers == 1:
+        return search_here(settings, terminal)
+    crew.run_crew(settings, terminal, num_workers=num_workers)
+    from seed.stages.gathering import gather_record
+
+    return gather_record(StudyFolder(settings.studies_dir / planning.name_study(settings)))
+
+
+def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: int = 1) -> StudyRecord:
+    """Search in this process, of so many on this host; where a search of this study runs already, help it."""
     settings, preset = planning.start_from_preset(settings)
-    name = folder.name_study(settings.study or planning.name_default_study(settings.model))
+    name = planning.name_study(settings)
     planning.quiet_libraries()
     from seed.scoring.sweep import Sweep
-    from seed.stages import costs, judging, latencies, publishing, searching, shapes, workbench
+    from seed.stages import costs, helping, judging, latencies, orders, publishing, searching, shapes, workbench
+    from seed.stages.gathering import gather_record
+    from seed.stages.posts import open_post
 
     study = StudyFolder(settings.studies_dir / name)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
         raise StudyError(
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
         )
+    if helping.join_search(settings, preset, open_post(study, leads=False), terminal):
+        return gather_record(study)
+    post = open_post(study, leads=True, num_workers=num_workers)
     steps = STEPS if settings.distill else STEPS[:-1]
     terminal.say(f"opening {settings.model}")
     bench, preset = workbench.open_for_search(settings, preset, study=study)
@@ -78,11 +100,11 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     if study.plan.exists():
         plan = planning.continue_plan(folder.read_record(study.plan, SearchPlan), plan, place=study.root)
     cost = costs.estimate_cost(shape, bench.protocol, plan, speed, distill=settings.distill)
-    for line in costs.describe_plan(bench.protocol, plan, cost):
+    for line in costs.describe_plan(bench.protocol, plan, cost, num_workers=num_workers):
         terminal.say(line)
-    costs.require_resources(cost, root=study.root, device=bench.device)
+    costs.require_resources(cost, root=study.root, device=bench.device, num_workers=num_workers)
     folder.create(study.root)
-    with folder.lock(study):
+    with folder.lock(study), orders.lead(study, post.presence, settings, pid=os.getpid()):
         if study.plan.exists():
             terminal.say(f"continuing the study in {study.root}")
         opened = open_study(
@@ -91,6 +113,8 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             rung=bench.protocol.rung,
             fingerprint=plan.fingerprint,
         )
+        if plan.storage is None and not post.presence.count_others():
+            clear_study(opened)
         folder.write_record(study.plan, plan)
         publishing.announce_search(study, opened, plan, complain=terminal.say)
         folder.write_record(study.environment, workbench.describe_environment(bench))
@@ -105,7 +129,8 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             advance(1, "closed form equals its student")
         if fault:
             terminal.say(f"{fault}: this study does without closed form")
-            bench, instruments = dataclasses.replace(bench, gains=None), dataclasses.replace(instruments, gains=None)
+            bench = workbench.without_closed_form(bench)
+            instruments = dataclasses.replace(instruments, gains=None)
             plan = msgspec.structs.replace(plan, covers_space=False)
         plan = msgspec.structs.replace(plan, trusts_closed_form=not fault)
         folder.write_record(study.plan, plan)
@@ -131,9 +156,11 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             select=lambda: select_members(bench, settings, bounded, read_trials(opened)),
             complain=terminal.say,
         )
-        records = searching.score_space(
-            terminal, bench, sweep, opened, plan, settings, bounded, table, on_trial=live.hear
-        )
+        folder.write_record(study.search_order, orders.SearchOrder(lead=post.presence.name, space=bounded))
+        with post.share_cores():
+            records = searching.score_space(
+                terminal, bench, sweep, opened, plan, settings, bounded, table, post=post, on_trial=live.hear
+            )
         frontier = select_members(bench, settings, bounded, records)
         folder.write_record(study.frontier, frontier)
         solver = searching.name_solver(plan, settings, bounded, frontier)
@@ -151,7 +178,15 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
             terminal.begin_step("distill", of=steps)
             publishing.refresh_report(study, complain=terminal.say, is_running=True)  # models are distilled meanwhile
             distill_frontier(
-                terminal, bench, sweep, plan, dense, frontier, rates=rates, eval_command=settings.eval_command
+                terminal,
+                bench,
+                sweep,
+                plan,
+                dense,
+                frontier,
+                post=post,
+                rates=rates,
+                eval_command=settings.eval_command,
             )
         return finish(terminal, study)
 
@@ -186,11 +221,12 @@ def distill_frontier(
     dense: DenseResult,
     frontier: Frontier,
     *,
+    post: "Post",
     rates: tuple[float, ...],
     eval_command: str | None,
 ) -> None:
     """Distill and export every member; the learning rate is tuned on the hardest first."""
-    from seed.stages import finals, schooling, searching
+    from seed.stages import finals, orders, schooling, searching
 
     members = finals.list_members(frontier.members)
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
@@ -212,10 +248,16 @@ def distill_frontier(
     if plan.width_baseline:
         members += finals.list_baselines(bench, sweep.instruments, members)
     budget = finals.Budget(distill_tokens=plan.distill_tokens, learning_rate=rate, rng_seeds=rng_seeds)
-    total = len(members) * len(rng_seeds) * finals.count_work(bench, steps)
-    with terminal.stage("distill", total=total, is_share=True) as advance:
+    folder.write_record(
+        bench.folder.distill_order,
+        orders.DistillOrder(lead=post.presence.name, members=tuple(members), budget=budget),
+    )
+    with (
+        post.share_cores(),
+        terminal.stage("distill", total=finals.count_all_work(bench, members, budget), is_share=True) as advance,
+    ):
         results = finals.distill_members(
-            bench, sweep, plan, dense, members, budget, eval_command=eval_command, on_work=advance
+            bench, sweep, plan, dense, members, budget, post=post, eval_command=eval_command, on_work=advance
         )
     for result in results:
         terminal.say(
@@ -280,7 +322,7 @@ def search_for_script(settings: SearchSettings, terminal: Terminal) -> "SearchLi
 def rehearse(settings: SearchSettings, terminal: Terminal) -> None:
     """Say what the search would do and take, without weights, network or a study's folder."""
     settings, preset = planning.start_from_preset(settings)
-    name = folder.name_study(settings.study or planning.name_default_study(settings.model))
+    name = planning.name_study(settings)
     planning.quiet_libraries()
     from seed.stages import rehearsal
 

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 import seed
@@ -18,7 +17,7 @@ from seed import folder
 from seed.errors import ResourceError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.records import Candidate, StreamRecord, SweepRow
+from seed.records import Candidate, StreamRecord
 
 from .reporting import factory
 
@@ -397,88 +396,3 @@ def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         other.send_signal(signal.SIGKILL)
         with folder.wait_for(path):
             assert other.wait(10) == -signal.SIGKILL
-
-
-# ---- rows
-
-
-def make_row(number: int) -> SweepRow:
-    return SweepRow(key=f"drop-{number}", rung="none", sums=[number + 1 / 3, 1e-300, 2.0**60], seconds=0.25)
-
-
-def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "sweep.jsonl"
-    rows = [make_row(number) for number in range(5)]
-    file = folder.RowFile(path)
-    for count, row in enumerate(rows, 1):
-        file.append(row)
-        assert folder.read_rows(path, SweepRow) == rows[:count]  # at once
-    assert path.read_bytes().count(b"\n") == 5
-    again = folder.RowFile(path)
-    again.append(make_row(7))
-    assert folder.read_rows(path, SweepRow) == [*rows, make_row(7)]
-
-
-def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
-    (tmp_path / "sweep.jsonl").write_bytes(b"")
-    assert folder.read_rows(tmp_path / "sweep.jsonl", SweepRow) == []
-
-
-def test_rows_reach_the_disk_at_once_and_then_every_few_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(folder.os, "fsync", synced.append)
-    now = 1000.0
-    monkeypatch.setattr(folder.time, "monotonic", lambda: now)
-    file = folder.RowFile(tmp_path / "sweep.jsonl")
-    for seconds, count in ((0, 1), (1, 1), (3, 1), (2, 2), (1, 2), (100, 3)):
-        now += seconds
-        file.append(make_row(0))
-        assert len(synced) == count
-
-
-@pytest.mark.parametrize("offset", [1, 20, -1])
-def test_a_torn_last_row_is_cut_off_the_file(tmp_path: Path, offset: int) -> None:
-    path = tmp_path / "sweep.jsonl"
-    file = folder.RowFile(path)
-    for number in range(3):
-        file.append(make_row(number))
-    whole = path.read_bytes()
-    line = msgspec.json.encode(make_row(3)) + b"\n"
-    path.write_bytes(whole + line[:offset])
-    assert folder.read_rows(path, SweepRow) == [make_row(0), make_row(1), make_row(2)]
-    assert path.read_bytes() == whole
-    file.append(make_row(3))
-    assert folder.read_rows(path, SweepRow)[-1] == make_row(3)
-
-
-@pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("damage", [b"{", b"", b"\xff\xfe", b'{"key":"a","rung":"none","sums":"many"}', b"null"])
-def test_a_damaged_row_is_refused_with_file_and_line_and_left(tmp_path: Path, number: int, damage: bytes) -> None:
-    path = tmp_path / "sweep.jsonl"
-    lines = [msgspec.json.encode(make_row(i)) for i in range(3)]
-    lines[number - 1] = damage
-    path.write_bytes(content := b"\n".join(lines) + b"\n" + b'{"key":"torn')
-    with pytest.raises(StudyError, match=rf"sweep\.jsonl: line {number} is damaged") as caught:
-        folder.read_rows(path, SweepRow)
-    assert str(path) in str(caught.value)
-    assert "Remove that line" in str(caught.value)
-    assert path.read_bytes() == content
-
-
-def test_a_row_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "sweep.jsonl").write_text('{"key":"a","rung":"none","sums":[],"colour":"red"}\n')
-    with pytest.raises(StudyError, match=r"line 1 is damaged .*colour"):
-        folder.read_rows(tmp_path / "sweep.jsonl", SweepRow)
-
-
-def test_a_row_that_finds_no_room_is_a_resource_error() -> None:
-    with pytest.raises(ResourceError, match=r"/dev/full: cannot be written \(No space left on device\)"):
-        folder.RowFile(Path("/dev/full")).append(make_row(1))
-
-
-def test_rows_in_a_place_that_cannot_be_written_are_a_resource_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ResourceError, match=r"sweep\.jsonl: cannot be written"):
-        folder.RowFile(tmp_path / "file" / "sweep.jsonl").append(make_row(1))

@@ -8,7 +8,10 @@ import pytest
 
 from seed import folder, untrusted
 from seed.errors import ResourceError, StudyError
+from seed.optimize.storage import open_storage
+from seed.optimize.viewing import view_storage
 from seed.records import Candidate, Environment, Record, SearchPlan, SearchSpace, SweepRow, WidthCut
+from seed.rows import read_rows
 
 
 class Loose(Record, frozen=True, kw_only=True):
@@ -103,11 +106,11 @@ def test_a_line_without_end_is_refused_with_its_number(study):
     sweep = study / "sweep.jsonl"
     sweep.write_bytes(b'{"key":"dense","rung":"dense","sums":[1.0]}\n' + b"[" * (untrusted.LINE_BYTES + 1))
     with pytest.raises(StudyError, match=r"sweep.jsonl: line 2 is longer than 16 MB"):
-        folder.read_rows(sweep, SweepRow)
+        read_rows(sweep, SweepRow)
     with sweep.open("r+b") as handle:
         handle.truncate(100 * 2**30)
     with pytest.raises(StudyError, match=r"sweep.jsonl: 102,400 MB"):
-        folder.read_rows(sweep, SweepRow)
+        read_rows(sweep, SweepRow)
 
 
 @pytest.mark.parametrize("size", [1, 7, untrusted.CHUNK_BYTES])
@@ -186,3 +189,15 @@ def test_a_record_of_the_usual_size_is_read(tmp_path):
     )
     folder.write_record(tmp_path / "environment.json", about)
     assert folder.read_record(tmp_path / "environment.json", Environment) == about
+
+
+@pytest.mark.parametrize("open_it", [view_storage, open_storage])
+def test_a_journal_that_is_too_large_or_nested_without_end_is_told(tmp_path, open_it):
+    journal = tmp_path / "journal.log"
+    journal.write_bytes(b"[" * 200_000 + b"]" * 200_000 + b"\n{}\n")
+    with pytest.raises(StudyError, match=r"journal\.log: (line 1 is )?damaged"):
+        open_it(None, journal=journal)
+    with journal.open("r+b") as handle:
+        handle.truncate(50 * 2**30)
+    with pytest.raises(StudyError, match=r"journal\.log: 51,200 MB"):
+        open_it(None, journal=journal)

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from seed.optimize.space import contains, draw_candidate, drop_more, enumerate_candidates
-from seed.optimize.subset import FLAG, PREFIX, TAKEN_STATES, SubsetSampler
+from seed.optimize.subset import FLAG, MOST_FAILURES, PREFIX, TAKEN_STATES, SubsetSampler, weigh_failure
 from seed.records import Candidate, SearchSpace
 
 SAMPLERS = ("subset", "tpe", "nsgaii", "gp", "random")
@@ -47,10 +47,20 @@ def candidate_of(space: SearchSpace, flags: dict[str, Any]) -> Candidate:
 def taken_keys(
     study: optuna.Study, space: SearchSpace, *, but: int | None = None, states: tuple[TrialState, ...] = TAKEN_STATES
 ) -> set[str]:
-    """Keys of candidates that are scored, skipped or being scored; ``but`` is the asking trial itself."""
-    trials = study.get_trials(deepcopy=False, states=states)
-    asked = [candidate_of(space, trial.params) for trial in trials if trial.params and trial.number != but]
-    return {candidate.key for candidate in asked if contains(space, candidate)}
+    """Keys of candidates that are scored, skipped, being scored or hopeless; ``but`` is the asking trial itself."""
+    taken: set[str] = set()
+    failures: dict[str, int] = {}
+    for trial in study.get_trials(deepcopy=False, states=(*states, TrialState.FAIL)):
+        if not trial.params or trial.number == but:
+            continue
+        candidate = candidate_of(space, trial.params)
+        if not contains(space, candidate):
+            continue
+        if trial.state == TrialState.FAIL:
+            failures[candidate.key] = failures.get(candidate.key, 0) + weigh_failure(trial)
+        else:
+            taken.add(candidate.key)
+    return taken | {key for key, count in failures.items() if count >= MOST_FAILURES}
 
 
 class FeasibleSampler(optuna.samplers.BaseSampler):
@@ -132,7 +142,6 @@ def make_subset_sampler(
         prior=look_up if prior is not None else None,
         seed=rng_seed,
         taken_states=taken_states,
-        most_failures=None,  # trials of killed processes and of workers that gave way say nothing about their sets
     )
 
 

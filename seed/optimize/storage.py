@@ -3,16 +3,14 @@
 What a study holds, and who may work on it, is decided elsewhere.
 """
 
-import json
-import os
 import re
 from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from seed.errors import StudyError
+from seed.optimize.journal import Journal, repair_journal
 
 
 def check_storage_url(url: str) -> None:
@@ -32,7 +30,7 @@ def open_storage(url: str | None, *, journal: Path) -> BaseStorage:
     """
     if url is None:
         repair_journal(journal)
-        return JournalStorage(JournalFileBackend(str(journal)))
+        return JournalStorage(Journal(str(journal)))
     check_storage_url(url)
     try:
         return optuna.storages.get_storage(url)
@@ -42,34 +40,3 @@ def open_storage(url: str | None, *, journal: Path) -> BaseStorage:
             f"--storage {url}: cannot be opened ({message}). Wanted: an Optuna storage URL such as sqlite:///studies.db or "
             "postgresql://USER@HOST/DATABASE, its server running and its driver installed."
         ) from error
-
-
-def repair_journal(path: Path) -> None:
-    """Cut a torn last line, which a killed writer leaves and which would break every later open.
-
-    The caller holds the study's folder, so nobody else writes; a lock left by a killed writer goes too.
-
-    Raises:
-        StudyError: a line before the last is not what Optuna writes.
-    """
-    for leftover in path.parent.glob(f"{path.name}.lock*"):
-        leftover.unlink(missing_ok=True)
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                whole = whole[: len(whole) - len(line) - 1]
-                break
-            raise StudyError(
-                f"{path}: line {number} is damaged. Restore the file from a copy, or start a study of another name (--study NAME)."
-            ) from error
-    if whole != content:
-        with path.open("r+b") as handle:
-            handle.truncate(len(whole))
-            os.fsync(handle.fileno())

@@ -39,6 +39,14 @@ DRAWN_SETS = 128  # and random ones
 ROUNDS = 4  # of choosing, while other workers choose the same
 DROPPED = "subset:dropped"  # what a trial is going to hold
 WEIGHED_SETS = 512  # whose uncertainty is computed, of those that are expected to be best
+MOST_FAILURES = 3  # of a set, before it is not asked for again
+VERDICT = "subset:verdict"  # of a failed trial:
+PARDONED, FINAL = "pardoned", "final"  # that says nothing of its set; that says enough not to ask for the set again
+
+
+def weigh_failure(trial: FrozenTrial) -> int:
+    """How many failures of its set a failed trial counts for."""
+    return {PARDONED: 0, FINAL: MOST_FAILURES}.get(trial.system_attrs.get(VERDICT, ""), 1)
 
 
 class SubsetSampler(optuna.samplers.BaseSampler):
@@ -60,7 +68,7 @@ class SubsetSampler(optuna.samplers.BaseSampler):
         prior: Callable[[Collection[str]], float] | None = None,
         seed: int | None = None,
         taken_states: tuple[TrialState, ...] = TAKEN_STATES,
-        most_failures: int | None = 3,
+        most_failures: int | None = MOST_FAILURES,
     ) -> None:
         """Describe the space.
 
@@ -158,7 +166,7 @@ class SubsetSampler(optuna.samplers.BaseSampler):
                 history.num_failed += trial.number < but
                 if row is not None:
                     key = int(sets.hash(row[None])[0])
-                    failures[key] = failures.get(key, 0) + 1
+                    failures[key] = failures.get(key, 0) + weigh_failure(trial)
                 continue
             if row is None:
                 continue

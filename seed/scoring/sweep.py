@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from seed import folder
-from seed.folder import RowFile
 from seed.records import Candidate, Quality, SweepRow
+from seed.rows import RowFile
 from seed.scoring.instruments import Instruments, make_walker
 from seed.scoring.quality import DocumentLosses, judge
 from seed.scoring.refit import Refit
@@ -29,13 +28,19 @@ class Sweep:
         self.instruments = instruments
         self.path = path
         self.rows: dict[str, dict[str, SweepRow]] = {}  # by key, then by rung
-        for row in folder.read_rows(path, SweepRow) if path.exists() else []:
-            self.rows.setdefault(row.key, {})[row.rung] = row
-        self.file = RowFile(path)
+        self.file = RowFile(path, SweepRow)
+        self.refresh()
         self._walker: SubsetWalker | None = None
         if "dense" not in self.rows:
             dense = instruments.dense_validation
             self._append(SweepRow(key="dense", rung="dense", sums=dense.sums.tolist(), counts=dense.counts.tolist()))
+
+    def refresh(self) -> list[SweepRow]:
+        """Take in what was scored since the last call, by other processes too, and return it."""
+        found = self.file.read_new()
+        for row in found:
+            self.rows.setdefault(row.key, {}).setdefault(row.rung, row)
+        return found
 
     def known(self, candidate: Candidate) -> dict[str, Quality]:
         """The candidate's qualities at the rungs where it was scored before."""

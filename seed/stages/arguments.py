@@ -8,7 +8,7 @@ from pathlib import Path
 
 from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import list_presets
-from seed.stages.options import add_json, parse_bytes, parse_seconds
+from seed.stages.options import add_json, parse_bytes, parse_seconds, positive_int
 from seed.stages.recoveries import RECOVERIES
 from seed.stages.settings import DTYPES
 
@@ -163,6 +163,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--storage",
         metavar="URL",
         help="any Optuna storage, such as postgresql://USER@HOST/DB (default: a file in the study)",
+    )
+    place.add_argument(
+        "--workers",
+        type=positive_int,
+        metavar="N",
+        help="processes that share the work of this machine (default: one for each GPU, or one)",
     )
     place.add_argument(
         "--dry-run",

@@ -187,8 +187,8 @@ def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spe
     )
 
 
-def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost) -> list[str]:
-    """Say in lines what a search will do, take and read."""
+def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_workers: int = 1) -> list[str]:
+    """Say in lines what a search will do, take and read; times are of one worker."""
     space, rung = protocol.space, protocol.rung.replace("_", " ")
     if plan.covers_space and protocol.rung == "closed_form":
         what = f"all {space.size:,} candidates at rung {rung}"
@@ -203,7 +203,8 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost) -> list[str]
     )
     return [
         f"plan: {what}, about {format_seconds(cost.search_seconds)}{finals if cost.num_finals else ''}; at most "
-        f"{format_bytes(cost.memory_bytes)} of memory and {format_bytes(cost.disk_bytes)} of disk, on {protocol.device}",
+        f"{format_bytes(cost.memory_bytes)} of memory and {format_bytes(cost.disk_bytes)} of disk, on {protocol.device}"
+        f"{f'; {num_workers} workers share the work, each with as much memory' if num_workers > 1 else ''}",
         f"  memory: {cost.memory_formula}",
         *(
             f"  {name}: {stream.tokens:,} tokens{f' in {stream.documents} documents' * (stream.documents > 0)} of {stream.source}"
@@ -212,8 +213,8 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost) -> list[str]
     ]
 
 
-def require_resources(cost: Cost, *, root: Path, device: torch.device) -> None:
-    """Refuse before any work when disk or memory cannot suffice.
+def require_resources(cost: Cost, *, root: Path, device: torch.device, num_workers: int = 1) -> None:
+    """Refuse before any work when disk or memory cannot suffice; workers share the host's memory, not a GPU's.
 
     Raises:
         ResourceError: with what is needed, what is there, and what makes it smaller.
@@ -226,10 +227,12 @@ def require_resources(cost: Cost, *, root: Path, device: torch.device) -> None:
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)  # ours already
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if cost.memory_bytes > free:
+    needed = cost.memory_bytes * (1 if device.type == "cuda" else num_workers)
+    if needed > free:
+        fewer = "Give fewer --workers, lower" if num_workers > 1 else "Lower"
         raise ResourceError(
-            f"this search needs about {format_bytes(cost.memory_bytes)} of memory, but {device} has "
-            f"{format_bytes(free)}. Lower --calibration-tokens and --validation-tokens, train low-rank updates only with "
+            f"this search needs about {format_bytes(needed)} of memory, but {device} has "
+            f"{format_bytes(free)}. {fewer} --calibration-tokens and --validation-tokens, train low-rank updates only with "
             "--lora-rank 16, or choose a smaller model."
         )
 

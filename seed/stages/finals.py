@@ -5,6 +5,7 @@ each. With replicas each is distilled again under other random seeds; the first 
 a finished member is never done twice. Which members, the frontier decides; how one is trained, ``schooling``.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,9 @@ from seed.scoring.instruments import (
 )
 from seed.scoring.quality import DocumentLosses
 from seed.scoring.sweep import Sweep
+from seed.sharing import Shares
 from seed.stages import judging, narrowing
+from seed.stages.posts import Post
 from seed.stages.recovering import count_together
 from seed.stages.schooling import (
     Member,
@@ -47,6 +50,8 @@ from seed.stages.schooling import (
     make_start,
 )
 from seed.stages.workbench import Workbench
+
+WAIT_SECONDS = 0.5  # between looks at what others are doing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,11 @@ def count_work_around(bench: Workbench) -> tuple[float, float]:
     return (4 * validation + 2 * bench.protocol.calibration_tokens) / step_forwards, 3 * test / step_forwards
 
 
+def count_all_work(bench: Workbench, members: Sequence[Member], budget: Budget) -> float:
+    """Work of distilling all members under every random seed."""
+    return len(members) * len(budget.rng_seeds) * count_work(bench, count_steps(bench, budget.distill_tokens))
+
+
 def distill_members(
     bench: Workbench,
     sweep: Sweep,
@@ -111,44 +121,86 @@ def distill_members(
     members: Sequence[Member],
     budget: Budget,
     *,
+    post: Post | None = None,
     eval_command: str | None = None,
     on_work: Callable[[float, str], None] = lambda amount, key: None,
 ) -> list[DistillResult]:
     """Distill, export and judge members under every random seed; finished ones are read back.
 
-    ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom.
+    With a post, others of this host may do the same, and each member is one process's at a time; all return when all are
+    done. ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom.
     """
-    steps = count_steps(bench, budget.distill_tokens)
-    todos = {
-        rng_seed: [member for member in members if not is_done(bench, member, budget, rng_seed)]
-        for rng_seed in budget.rng_seeds
-    }
-    finished, total = len(members) * len(todos) - sum(map(len, todos.values())), len(members) * len(todos)
+    each = count_work(bench, count_steps(bench, budget.distill_tokens))
+    total = len(members) * len(budget.rng_seeds)
+    done: set[tuple[int, int]] = set()  # random seed, member
+    told: set[tuple[int, int]] = set()  # whose work was told of as it was done
 
     def say_work(amount: float, what: str) -> None:
-        on_work(amount, f"{what}; {finished} of {total} models done")
+        on_work(amount, f"{what}; {len(done)} of {total} models done")
 
-    def count_finished() -> None:
-        nonlocal finished
-        finished += 1
+    def look() -> None:
+        for rng_seed in budget.rng_seeds:
+            for place, member in enumerate(members):
+                if (rng_seed, place) not in done and is_done(bench, member, budget, rng_seed):
+                    done.add((rng_seed, place))
+        if elsewhere := done - told:
+            told.update(elsewhere)
+            say_work(len(elsewhere) * each, "going on")
 
-    if finished:
-        say_work(finished * count_work(bench, steps), "going on")
-    for rng_seed, todo in todos.items():
-        for group in group_members(bench, todo):
-            _distill_group(
-                bench,
-                sweep,
-                plan,
-                dense,
-                group,
-                budget,
-                rng_seed=rng_seed,
-                on_work=say_work,
-                on_finished=count_finished,
-            )
+    look()
+    while len(done) < total:
+        with _hold_group(bench, members, budget, done, look, post) as (rng_seed, places):
+            if places:
+                told.update((rng_seed, place) for place in places)
+                _distill_group(
+                    bench,
+                    sweep,
+                    plan,
+                    dense,
+                    [members[place] for place in places],
+                    budget,
+                    rng_seed=rng_seed,
+                    on_work=say_work,
+                    on_finished=look,
+                )
+            else:  # others are at what is left; should one of them die, it is ours
+                time.sleep(WAIT_SECONDS)
+        look()
     results = [folder.read_record(bench.folder.result(member.key), DistillResult) for member in members]
+    if post is not None and not post.leads:
+        return results
     return [judging.score_for_user(bench, result, eval_command) for result in results]
+
+
+@contextlib.contextmanager
+def _hold_group(
+    bench: Workbench,
+    members: Sequence[Member],
+    budget: Budget,
+    done: set[tuple[int, int]],
+    look: Callable[[], None],
+    post: Post | None,
+) -> Iterator[tuple[int, list[int]]]:
+    """Hold members that are to be trained side by side under one random seed, as many as memory takes; none, where others have all."""
+    num_workers = 1 if post is None else 1 + post.presence.count_others()
+    left = len(members) * len(budget.rng_seeds) - len(done)
+    at_most = max(1, min(count_together(bench) // num_workers, -(-left // num_workers)))
+    first = budget.rng_seeds[0]
+    shares = Shares(None) if post is None else post.share("distill")
+    for rng_seed in budget.rng_seeds:
+        # the first replica is exported, and further ones are added to its record
+        ready = [
+            place
+            for place in range(len(members))
+            if (rng_seed, place) not in done and (rng_seed == first or (first, place) in done)
+        ]
+        with shares.hold_first(ready, at_most=at_most) as held:
+            look()  # one may have been done just before we held it
+            places = [place for place in held if (rng_seed, place) not in done]
+            if places:
+                yield rng_seed, places
+                return
+    yield first, []
 
 
 def is_done(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> bool:
@@ -162,13 +214,6 @@ def is_done(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> 
         return True
     is_same = known.settings == describe_settings(bench, settings)
     return is_same and any(replica.rng_seed == rng_seed for replica in known.replicas)
-
-
-def group_members(bench: Workbench, members: Sequence[Member]) -> Iterator[Sequence[Member]]:
-    """Split members into groups that memory takes side by side."""
-    size = count_together(bench)
-    for start in range(0, len(members), size):
-        yield members[start : start + size]
 
 
 def _settings(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> DistillSettings:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from optuna import Study
 
-from seed import folder, untrusted
+from seed import folder
 from seed.errors import StudyError
 from seed.findings import SearchGain, StudyRecord
 from seed.folder import StudyFolder
@@ -16,6 +16,7 @@ from seed.optimize.sensitivity import read_sensitivities
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study, read_trials
 from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, SweepRow
+from seed.rows import read_rows
 from seed.stages.planning import read_protocol
 from seed.stages.vouching import list_storage, require_word
 
@@ -28,7 +29,6 @@ def open_searched(study: StudyFolder) -> Study:
     """
     plan = folder.read_record(study.plan, SearchPlan)
     require_word(list_storage(plan.storage, name=plan.name), place=study.root)
-    untrusted.require_size(study.journal, limit=untrusted.JOURNAL_BYTES)
     if plan.storage is None and not study.journal.is_file():
         raise StudyError(f"{study.journal}: missing, and with it all trials. Restore it from a copy, or search anew.")
     storage = open_storage(plan.storage, journal=study.journal)
@@ -67,7 +67,7 @@ def gather_record(
             f"{study.root}: holds {complete} scored trials of {frontier.num_scored} that its frontier was chosen from; the others "
             "are lost. Run the search of this study again, which scores them anew, or restore its storage from a copy."
         )
-    rows = folder.read_rows(study.sweep, SweepRow) if study.sweep.is_file() else []
+    rows = read_rows(study.sweep, SweepRow) if study.sweep.is_file() else []
     return StudyRecord(
         plan=plan,
         environment=folder.read_record(study.environment, Environment),
@@ -118,7 +118,7 @@ def read_losses(study: StudyFolder) -> Callable[[Quality], tuple[np.ndarray, np.
             f"{study.sweep}: missing, and candidates cannot be compared without it. Restore it from a copy, or start a "
             "study of another name (--study NAME)."
         )
-    rows = {f"{study.sweep.name}#{row.rung}/{row.key}": row for row in folder.read_rows(study.sweep, SweepRow)}
+    rows = {f"{study.sweep.name}#{row.rung}/{row.key}": row for row in read_rows(study.sweep, SweepRow)}
     counts = np.array(rows[f"{study.sweep.name}#dense/dense"].counts)
 
     def find(quality: Quality) -> tuple[np.ndarray, np.ndarray]:

@@ -84,6 +84,16 @@ def measure_latency(bench: Workbench, candidate: Candidate) -> Latency:
     return timing.measure_pair(dense, cut, workload, structure=structure, device=name_device(bench.device))
 
 
+def measure_when_met(bench: Workbench, candidate: Candidate, table: dict[str, Latency]) -> None:
+    """Add a structure's latency to a table that was measured before; one process of this host measures at a time."""
+    with folder.wait_for(bench.folder.work / "latency.lock"):
+        structure, known = timing.name_structure(bench.anatomy, candidate), read_latencies(bench.folder)
+        if structure not in known:
+            known[structure] = measure_latency(bench, candidate)
+            write_latencies(bench.folder, known)
+    table[structure] = known[structure]
+
+
 def _measure_by_command(bench: Workbench, candidate: Candidate, structure: str, command: str) -> Latency:
     """Export dense and cut models undistilled, and let the user's command time them in turns."""
     paths = []

@@ -83,6 +83,15 @@ def resolve_paths(settings: SearchSettings) -> SearchSettings:
     )
 
 
+def name_study(settings: SearchSettings) -> str:
+    """The name of a search's folder.
+
+    Raises:
+        StudyError: it cannot be a folder's name.
+    """
+    return folder.name_study(settings.study or name_default_study(start_from_preset(settings)[0].model))
+
+
 def name_default_study(model: str) -> str:
     """A folder name for the study of a model: the last part of its name or path."""
     name = re.sub(
@@ -105,6 +114,17 @@ def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
         for name in sorted(old | new)
         if old.get(name) != new.get(name)
     ]
+
+
+def require_same_protocol(found: Protocol, wanted: Protocol, *, place: Path) -> None:
+    """Raise when what we would measure is not what a study measures.
+
+    Raises:
+        StudyError: with every difference.
+    """
+    if differences := compare_protocols(found, wanted):
+        shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+        raise StudyError(f"{place}: the search there measures otherwise than this process would ({shown}).")
 
 
 def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *, place: Path) -> None:

@@ -24,6 +24,7 @@ from seed.optimize.movement import measure_movements
 from seed.optimize.replication import CANNOT_TELL, is_paired, judge_difference, stack_losses
 from seed.optimize.space import drop_layers
 from seed.records import DistillResult, Estimate, SweepRow
+from seed.rows import read_rows
 from seed.stages import planning
 from seed.stages.settings import SearchSettings, Stages, parse_stages
 
@@ -195,7 +196,7 @@ def describe_stage(root: Path, name: str, record: StudyRecord, *, gone: tuple[in
 
 def read_singles(study: Path, *, num_layers: int, gone: tuple[int, ...]) -> tuple[str, dict[str, float]]:
     """Log PPL ratio to the dense model of dropping each further layer alone, by the best rung without training."""
-    rows = folder.read_rows(StudyFolder(study).sweep, SweepRow)
+    rows = read_rows(StudyFolder(study).sweep, SweepRow)
     [dense] = [row for row in rows if row.rung == "dense"]
     assert dense.counts is not None
     total, base = sum(dense.counts), sum(loss or 0.0 for loss in dense.sums)

@@ -7,19 +7,22 @@ Optuna keeps of it ``optimize.study``'s.
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from optuna import Study
 
 from seed.console import Terminal
 from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
-from seed.optimize.study import add_trials, read_trials, run_trials
+from seed.optimize.study import read_trials
+from seed.optimize.trials import add_trials, run_trials
 from seed.records import Candidate, Frontier, Latency, Quality, SearchPlan, SearchSpace, TrialRecord
 from seed.scoring.latency import name_structure
 from seed.scoring.proxy import Proxy
 from seed.scoring.sweep import Sweep
+from seed.sharing import Shares
 from seed.stages import latencies, recovering
+from seed.stages.posts import Post
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
@@ -37,11 +40,12 @@ def score_space(
     space: SearchSpace,
     table: dict[str, Latency],
     *,
-    on_trial: Callable[[], None],
+    post: Post,
+    on_trial: Callable[[], None] = lambda: None,
 ) -> tuple[TrialRecord, ...]:
-    """Score candidates at the objective's rung until the budget is spent or the space is exhausted.
+    """Score our share of candidates at the objective's rung until the budget is spent or the space is exhausted.
 
-    ``on_trial`` hears of each as it is finished.
+    ``on_trial`` hears of each as it is finished, whoever scored it.
     """
     rung = bench.protocol.rung
     before = [trial for trial in read_trials(study) if contains(space, trial.evaluation.candidate)]
@@ -50,7 +54,7 @@ def score_space(
     scored = [trial.evaluation.candidate for trial in before if trial.state == "COMPLETE"]
     lost = [candidate for candidate in scored if not sweep.is_known(candidate, rung)]
     num_taken = len({trial.evaluation.candidate for trial in before}) if settings.screen else len(scored)
-    if scored:
+    if scored and post.leads:
         terminal.say(f"{len(scored)} candidates were scored before")
     if (len(scored) >= target or num_taken >= space.size) and not lost:
         return read_trials(study)
@@ -60,8 +64,7 @@ def score_space(
     def latency_of(candidate: Candidate) -> Latency:
         structure = name_structure(bench.anatomy, candidate)
         if structure not in table:
-            table[structure] = latencies.measure_latency(bench, candidate)
-            latencies.write_latencies(bench.folder, table)
+            latencies.measure_when_met(bench, candidate, table)
         return table[structure]
 
     def judge(candidate: Candidate, quality: Quality) -> str | None:
@@ -78,15 +81,15 @@ def score_space(
         screen=judge,
     )
     order = list(enumerate_candidates(space)) if plan.covers_space or space.size <= plan.trials else []
-    sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space else []
+    sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space and post.leads else []
     sweep.measure_unrecovered(sample)
     swept: dict[Candidate, Quality] = {}
     if plan.covers_space and not is_whole:
-        swept = sweep_space(terminal, sweep, order)
+        swept = sweep_space(terminal, sweep, order, shares=post.share("sweep"))
         order = rank_candidates(swept) if space.size <= plan.trials else []
     if rung == "short_distillation":
         store_states(terminal, bench, sweep, steps=bench.protocol.short_steps)
-    for candidate in lost:
+    for candidate in lost if post.leads else []:
         proxy.evaluate(candidate)
     skipped = 0
     best = Best()
@@ -104,7 +107,7 @@ def score_space(
             advance(int(trial.state == "COMPLETE"), BEST_NOTE, best.list_cells())
             on_trial()
 
-        if order:
+        if order and plan.storage is None:
             add_trials(
                 study,
                 space,
@@ -113,6 +116,7 @@ def score_space(
                 rung=rung,
                 evaluate=proxy.evaluate,
                 retry_skipped=not settings.screen,
+                shares=post.share("search"),
                 on_trial=show,
             )
         else:
@@ -124,10 +128,13 @@ def score_space(
                 rng_seed=bench.protocol.rng_seed,
                 rung=rung,
                 evaluate=proxy.evaluate,
+                order=order,
+                worker=post.worker,
                 prior=(lambda candidate: swept[candidate].ppl_ratio) if swept else None,
                 retry_skipped=not settings.screen,
                 on_trial=show,
             )
+    sweep.refresh()
     if skipped:
         terminal.say(f"{skipped} candidates were not worth {rung.replace('_', ' ')} and skipped; their trials say why")
     if sample:
@@ -152,15 +159,29 @@ def name_solver(plan: SearchPlan, settings: SearchSettings, space: SearchSpace, 
     return f"searched with {settings.sampler}{swept}"
 
 
-def sweep_space(terminal: Terminal, sweep: Sweep, order: Sequence[Candidate]) -> dict[Candidate, Quality]:
-    """Score candidates by closed form, in the order given."""
+def sweep_space(
+    terminal: Terminal, sweep: Sweep, order: Sequence[Candidate], *, shares: Shares
+) -> dict[Candidate, Quality]:
+    """Score our share of candidates by closed form, in the order given; return the qualities of all."""
     found: dict[Candidate, Quality] = {}
+    named = {candidate.key: candidate for candidate in order}
     best = Best()
     with terminal.stage("sweep", total=len(order)) as advance:
-        for candidate in order:
-            quality = found[candidate] = sweep.measure(candidate)
-            best.compare(candidate, quality)
-            advance(1, BEST_NOTE, best.list_cells())
+
+        def take(candidates: Iterable[Candidate]) -> None:
+            for candidate in candidates:
+                found[candidate] = sweep.measure(candidate)
+                best.compare(candidate, found[candidate])
+                advance(1, BEST_NOTE, best.list_cells())
+
+        def learn() -> None:
+            rows = [row for row in sweep.refresh() if row.rung == "closed_form"]
+            take(named[row.key] for row in rows if row.key in named and named[row.key] not in found)
+
+        take(candidate for candidate in order if sweep.is_known(candidate, "closed_form"))
+        for piece in shares.walk(len(order), is_done=lambda piece: order[piece] in found, refresh=learn, on_wait=learn):
+            sweep.measure(order[piece])
+        learn()
     return found
 
 

@@ -32,6 +32,7 @@ class SearchSettings:
     study: str | None = None
     studies_dir: Path = Path("studies")
     storage: str | None = None
+    workers: int | None = None
     trials: int | None = None
     sampler: str = "subset"
     rung: int | None = None

@@ -78,6 +78,11 @@ def vouch(doors: list[Door]) -> None:
         memory.write("".join(f"{line}\n" for line in missing).encode())
 
 
+def is_known(doors: list[Door]) -> bool:
+    """Did the user type all of this before, or say that it may be opened?"""
+    return {door.line for door in doors} <= _recall()
+
+
 def require_word(doors: list[Door], *, place: Path, trust_study: bool = False, trust_remote_code: bool = False) -> None:
     """Raise unless the user typed all of this before, or says now that it may be opened; said once, it is remembered.
 

@@ -245,6 +245,11 @@ def prove_closed_form(bench: Workbench, instruments: Instruments) -> str | None:
     )
 
 
+def without_closed_form(bench: Workbench) -> Workbench:
+    """The same workbench for a model whose closed form is not what it says."""
+    return replace(bench, gains=None)
+
+
 def describe_environment(bench: Workbench) -> Environment:
     """Where this process measures."""
     names = ("torch", "transformers", "optuna", "numpy", "plotly", "datasets")

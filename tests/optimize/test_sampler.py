@@ -8,7 +8,8 @@ import pytest
 from seed.optimize import sampler as samplers
 from seed.optimize.sampler import SAMPLERS, FeasibleSampler
 from seed.optimize.space import contains, drop_layers, enumerate_candidates
-from seed.optimize.study import open_study, run_trials
+from seed.optimize.study import open_study
+from seed.optimize.trials import run_trials
 from seed.records import Candidate, Evaluation, SearchSpace
 
 from ..reporting import factory

@@ -8,8 +8,9 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import optuna
@@ -18,9 +19,12 @@ from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 import seed
-from seed.errors import StudyError
+from seed.errors import CandidateError, ResourceError, StudyError
+from seed.optimize import journal as journals
 from seed.optimize import storage as storages
 from seed.optimize import study as studies
+from seed.optimize import teamwork
+from seed.optimize import trials as trials_of
 from seed.optimize.sampler import UNSKIPPED_STATES, candidate_of, flag_distributions, flags_of
 from seed.optimize.space import drop_layers, enumerate_candidates
 from seed.optimize.subset import FLAG
@@ -53,7 +57,9 @@ def without_number(candidate: Candidate) -> Evaluation:
 def open_again(place: Path, *, fingerprint: str = "one") -> optuna.Study:
     """Open the study in a folder as a new process does: repaired, replayed, cleared of leftovers."""
     storage = storages.open_storage(None, journal=place / "journal.log")
-    return studies.open_study(storage, name="here", rung=RUNG, fingerprint=fingerprint)
+    study = studies.open_study(storage, name="here", rung=RUNG, fingerprint=fingerprint)
+    teamwork.clear_study(study)
+    return study
 
 
 def in_memory() -> optuna.Study:
@@ -68,6 +74,7 @@ def run(
     sampler: str = "tpe",
     score: Evaluate = evaluate,
     on_trial: Callable[[TrialRecord], None] = lambda trial: None,
+    **more: Any,
 ) -> list[str]:
     """Run trials; return the keys of the candidates that were asked for, in order."""
     asked: list[str] = []
@@ -76,7 +83,7 @@ def run(
         asked.append(candidate.key)
         return score(candidate)
 
-    studies.run_trials(
+    trials_of.run_trials(
         study,
         space,
         trials=trials,
@@ -85,6 +92,7 @@ def run(
         rung=RUNG,
         evaluate=remember,
         on_trial=on_trial,
+        **more,
     )
     return asked
 
@@ -367,7 +375,7 @@ def add(
         asked.append(candidate.key)
         return score(candidate)
 
-    studies.add_trials(study, space, order, trials=trials, rung=RUNG, evaluate=remember, on_trial=on_trial)
+    trials_of.add_trials(study, space, order, trials=trials, rung=RUNG, evaluate=remember, on_trial=on_trial)
     return asked
 
 
@@ -383,9 +391,7 @@ def test_candidates_are_evaluated_and_kept_in_the_order_given(tmp_path: Path) ->
 def test_added_trials_are_those_that_asking_would_make(tmp_path: Path) -> None:
     added, asked = in_memory(), in_memory()
     add(added, trials=4)
-    for candidate in ORDER[:4]:
-        asked.enqueue_trial(flags_of(SPACE, candidate))
-    run(asked, trials=4)  # the sampler proposes what was queued
+    run(asked, trials=4, order=ORDER[:4])
     for one, other in zip(added.trials, asked.trials, strict=True):
         assert one.number == other.number
         assert one.values == other.values
@@ -505,6 +511,8 @@ import math, os, signal, sys
 from pathlib import Path
 from seed.optimize import storage as storages
 from seed.optimize import study as studies
+from seed.optimize import teamwork
+from seed.optimize import trials as trials_of
 from seed.records import Evaluation, SearchSpace
 import msgspec
 
@@ -523,7 +531,7 @@ study = studies.open_study(
     storages.open_storage(None, journal=place / "journal.log"),
     name="here", rung="short_distillation", fingerprint="one",
 )
-studies.run_trials(
+trials_of.run_trials(
     study, msgspec.json.decode(space, type=SearchSpace), trials=14, sampler="tpe", rng_seed=5,
     rung="short_distillation", evaluate=evaluate,
 )
@@ -594,7 +602,7 @@ def test_a_torn_last_line_is_cut_and_all_before_is_kept(tmp_path: Path, journal:
     path = tmp_path / "journal.log"
     for offset in cut_offsets(journal):
         path.write_bytes(journal[:offset])
-        storages.repair_journal(path)
+        journals.repair_journal(path)
         assert path.read_bytes() == journal[: journal[:offset].rfind(b"\n") + 1]
     whole = [record.evaluation for record in studies.read_trials(open_again(tmp_path))]
     assert len(whole) == 3  # the last cut was in what told the fourth
@@ -607,7 +615,7 @@ def test_a_torn_last_line_is_cut_and_all_before_is_kept(tmp_path: Path, journal:
 def test_rubbish_at_the_end_is_cut(tmp_path: Path, journal: bytes, tail: bytes) -> None:
     path = tmp_path / "journal.log"
     path.write_bytes(journal + tail)
-    storages.repair_journal(path)
+    journals.repair_journal(path)
     assert path.read_bytes() == journal
     assert len(values_of(open_again(tmp_path))) == 4
 
@@ -615,7 +623,7 @@ def test_rubbish_at_the_end_is_cut(tmp_path: Path, journal: bytes, tail: bytes) 
 def test_a_whole_journal_is_left_as_it_is(tmp_path: Path, journal: bytes) -> None:
     path = tmp_path / "journal.log"
     path.write_bytes(journal)
-    storages.repair_journal(path)
+    journals.repair_journal(path)
     assert path.read_bytes() == journal
 
 
@@ -735,7 +743,7 @@ def test_a_database_holds_a_study_as_the_journal_does(tmp_path: Path) -> None:
 LEFT, OTHER = ORDER[:2]
 FLAGS = dict.fromkeys(flag_distributions(SPACE), FLAG)
 QUICK = 0.1  # seconds
-SLOW = studies.CHOOSING_SECONDS / 2 + 1
+SLOW = teamwork.CHOOSING_SECONDS / 2 + 1
 
 
 class Clock:
@@ -773,7 +781,7 @@ def hold(study: optuna.Study, candidate: Candidate, state: TrialState = TrialSta
 
 
 def claim(study: optuna.Study, trial: optuna.Trial, *, asked_seconds: float = QUICK) -> bool:
-    return studies.Claims(study, SPACE).claim(trial, asked_seconds=asked_seconds)
+    return teamwork.Claims(study, SPACE).claim(trial, asked_seconds=asked_seconds)
 
 
 @pytest.mark.parametrize(
@@ -796,7 +804,7 @@ def test_what_was_skipped_can_be_claimed_where_it_is_to_be_tried_after_all() -> 
     study = in_memory()
     hold(study, LEFT, TrialState.PRUNED)
     hold(study, OTHER, TrialState.COMPLETE)
-    claims = studies.Claims(study, SPACE, states=UNSKIPPED_STATES)
+    claims = teamwork.Claims(study, SPACE, states=UNSKIPPED_STATES)
     assert claims.claim(hold(study, LEFT), asked_seconds=QUICK)
     assert not claims.claim(hold(study, OTHER), asked_seconds=QUICK)
 
@@ -825,7 +833,7 @@ def test_an_earlier_trial_is_waited_for_until_its_last_flag_is_written(
     study = in_memory()
     names, choosing = list(FLAGS), start(study, candidate)
     turns = {2: names[:-1], 4: names[-1:]}
-    monkeypatch.setattr(studies, "time", clock := Clock(lambda turn: write(choosing, turns.get(turn, ()))))
+    monkeypatch.setattr(teamwork, "time", clock := Clock(lambda turn: write(choosing, turns.get(turn, ()))))
     assert claim(study, hold(study, LEFT)) == is_ours
     assert clock.turns == 4
 
@@ -833,7 +841,7 @@ def test_an_earlier_trial_is_waited_for_until_its_last_flag_is_written(
 def test_an_earlier_trial_that_fails_while_it_chooses_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     study = in_memory()
     choosing = start(study, LEFT)
-    monkeypatch.setattr(studies, "time", clock := Clock(lambda turn: study.tell(choosing, state=TrialState.FAIL)))
+    monkeypatch.setattr(teamwork, "time", clock := Clock(lambda turn: study.tell(choosing, state=TrialState.FAIL)))
     assert claim(study, hold(study, LEFT))
     assert clock.turns == 1
 
@@ -842,7 +850,7 @@ def test_a_later_trial_that_is_choosing_is_not_waited_for(monkeypatch: pytest.Mo
     study = in_memory()
     ours = hold(study, LEFT)
     study.ask()
-    monkeypatch.setattr(studies, "time", clock := Clock())
+    monkeypatch.setattr(teamwork, "time", clock := Clock())
     assert claim(study, ours)
     assert clock.turns == 0
 
@@ -851,7 +859,7 @@ def test_finished_trials_without_flags_are_not_waited_for(monkeypatch: pytest.Mo
     study = in_memory()
     study.tell(study.ask(), state=TrialState.FAIL)
     study.tell(study.ask(), [1.0, 1.0])
-    monkeypatch.setattr(studies, "time", clock := Clock())
+    monkeypatch.setattr(teamwork, "time", clock := Clock())
     assert claim(study, hold(study, LEFT))
     assert clock.turns == 0
 
@@ -859,10 +867,10 @@ def test_finished_trials_without_flags_are_not_waited_for(monkeypatch: pytest.Mo
 def test_a_worker_that_died_while_it_chose_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     study = in_memory()
     study.ask()
-    monkeypatch.setattr(studies, "time", clock := Clock())
-    claims = studies.Claims(study, SPACE)
+    monkeypatch.setattr(teamwork, "time", clock := Clock())
+    claims = teamwork.Claims(study, SPACE)
     assert claims.claim(hold(study, LEFT), asked_seconds=QUICK)
-    assert clock.now >= studies.CHOOSING_SECONDS
+    assert clock.now >= teamwork.CHOOSING_SECONDS
     turns = clock.turns
     assert claims.claim(hold(study, OTHER), asked_seconds=QUICK)
     assert clock.turns == turns
@@ -871,8 +879,8 @@ def test_a_worker_that_died_while_it_chose_is_waited_for_once(monkeypatch: pytes
 def test_a_worker_taken_for_dead_that_comes_back_evaluates_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     study = in_memory()
     slow, slower = start(study, LEFT), start(study, OTHER)
-    monkeypatch.setattr(studies, "time", clock := Clock())
-    claims = studies.Claims(study, SPACE)
+    monkeypatch.setattr(teamwork, "time", clock := Clock())
+    claims = teamwork.Claims(study, SPACE)
     assert claims.claim(hold(study, LEFT), asked_seconds=QUICK)
     write(slow)
     assert not claim(study, slow, asked_seconds=clock.now)
@@ -890,17 +898,35 @@ def test_a_set_that_was_given_away_and_then_failed_is_evaluated_by_another() -> 
     assert claim(study, hold(study, LEFT))
 
 
+class LeftError(Exception):
+    pass
+
+
+def leave() -> None:
+    raise LeftError
+
+
+def name_worker(name: str, *, others: Collection[str] = ("one", "two", "three")) -> teamwork.Worker:
+    """One of several at work."""
+    return teamwork.Worker(name=name, is_there=lambda other: other in others)
+
+
 @pytest.mark.parametrize("sampler", ["subset", "tpe", "random"])
 def test_what_a_worker_evaluates_is_left_alone_by_another(tmp_path: Path, sampler: str) -> None:
     first = open_again(tmp_path)
     second = optuna.load_study(storage=first._storage, study_name="here")
     asked: list[str] = []
 
-    def evaluate_among_others(candidate: Candidate) -> Evaluation:
-        asked.extend(run(second, trials=1000, sampler=sampler))  # until nothing is left but this one
+    def score_second(candidate: Candidate) -> Evaluation:
+        asked.append(candidate.key)
         return evaluate(candidate)
 
-    own = run(first, trials=1000, sampler=sampler, score=evaluate_among_others)
+    def evaluate_among_others(candidate: Candidate) -> Evaluation:
+        with pytest.raises(LeftError):  # it waits: this one may yet fail
+            run(second, trials=1000, sampler=sampler, score=score_second, worker=name_worker("two"), on_wait=leave)
+        return evaluate(candidate)
+
+    own = run(first, trials=1000, sampler=sampler, score=evaluate_among_others, worker=name_worker("one"))
     assert len(own) == 1
     assert sorted(own + asked) == sorted(candidate.key for candidate in ORDER)
     assert count_states(first) == {"COMPLETE": 10}
@@ -922,20 +948,114 @@ def test_a_set_whose_worker_was_killed_again_and_again_is_evaluated_after_all(tm
 
 def test_who_gives_way_asks_for_something_else() -> None:
     study = in_memory()
-    for candidate in (ORDER[0], ORDER[0], ORDER[1]):
-        study.enqueue_trial(flags_of(SPACE, candidate))
-    assert run(study, trials=2) == [ORDER[0].key, ORDER[1].key]
+    other = teamwork.Claims(study, SPACE, worker=name_worker("two"))
+    for candidate in (ORDER[0], ORDER[1]):
+        assert other.make(candidate) is not None
+    study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, system_attrs={teamwork.WORKER: "three"}))
+    assert not teamwork.Claims(study, SPACE, worker=name_worker("one", others=("one", "two"))).claim(
+        hold(study, ORDER[0]), asked_seconds=QUICK
+    )
+
+
+def test_a_budget_is_kept_by_all_workers_together() -> None:
+    """Whoever looks last finds that what runs and what is done make up the budget."""
+    study = in_memory()
+    first, second, third = (teamwork.Claims(study, SPACE, worker=name_worker(name)) for name in ("one", "two", "three"))
+    trials = [claims.make(ORDER[place]) for place, claims in enumerate((first, second, third))]
+    found = [
+        claims.claim(trial, asked_seconds=QUICK, trials=2)
+        for claims, trial in ((third, trials[2]), (first, trials[0]), (second, trials[1]))
+        if trial is not None
+    ]
+    assert found == [False, True, True]
+
+
+def test_the_trial_of_a_worker_that_died_is_failed_and_its_set_tried_first() -> None:
+    study = in_memory()
+    dead = teamwork.Claims(study, SPACE, worker=name_worker("dead"))
+    assert dead.make(ORDER[7]) is not None
+    assert run(study, trials=2, worker=name_worker("one"))[0] == ORDER[7].key
     assert count_states(study) == {"COMPLETE": 2, "FAIL": 1}
 
 
+def test_a_set_that_kills_its_workers_is_tried_three_times_and_no_more() -> None:
+    study = in_memory()
+    for number in range(3):
+        dead = teamwork.Claims(study, SPACE, worker=name_worker(f"dead {number}"))
+        assert ORDER[7].key not in dead.look().taken
+        assert dead.make(ORDER[7]) is not None
+    for sampler in ("subset", "random"):
+        asked = run(study, trials=1000, sampler=sampler, worker=name_worker("one"))
+        assert ORDER[7].key not in asked
+    assert count_states(study) == {"COMPLETE": 9, "FAIL": 3}
+
+
+def test_a_candidate_that_cannot_be_evaluated_fails_with_its_reason_and_the_search_goes_on() -> None:
+    def refuse(candidate: Candidate) -> Evaluation:
+        if 3 in candidate.dropped_layers:
+            raise CandidateError("out of memory")
+        return evaluate(candidate)
+
+    study = in_memory()
+    asked = run(study, trials=1000, sampler="subset", score=refuse)
+    assert len(asked) == len(set(asked)) == 10
+    failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    assert {trial.user_attrs["failed"] for trial in failed} == {"out of memory"}
+    assert len(failed) == 4
+    assert run(study, trials=1000, sampler="subset", score=refuse) == []
+
+
+def test_candidates_that_all_fail_end_the_search() -> None:
+    def refuse(candidate: Candidate) -> Evaluation:
+        raise CandidateError("out of memory")
+
+    with pytest.raises(ResourceError, match="5 candidates in a row failed, the last one so: out of memory"):
+        run(in_memory(), trials=1000, score=refuse)
+
+
+def test_a_worker_taken_for_dead_tells_nothing() -> None:
+    study = in_memory()
+    slow = teamwork.Claims(study, SPACE, worker=name_worker("slow"))
+    trial = slow.make(ORDER[0])
+    assert trial is not None
+    run(study, trials=1, worker=name_worker("one"))  # "slow" is not there, and its trial is failed
+    assert not slow.tell(trial, [1.0, 1.0], user_attrs={}, system_attrs={})
+    assert count_states(study) == {"COMPLETE": 1, "FAIL": 1}
+
+
+def test_workers_with_an_order_walk_stretches_of_their_own() -> None:
+    study = in_memory()
+    order = list(enumerate_candidates(LARGER))
+    queues = [trials_of.Queue(order) for _ in range(2)]
+    workers = [teamwork.Claims(study, LARGER, worker=name_worker(name)) for name in ("one", "two")]
+    walked: list[list[int]] = [[], []]
+    for turn in range(len(order)):
+        number = turn % 2
+        candidate = queues[number].choose(workers[number].look())
+        assert candidate is not None
+        trial = workers[number].make(candidate)
+        assert trial is not None
+        assert workers[number].claim(trial, asked_seconds=QUICK)
+        walked[number].append(order.index(candidate))
+        if turn > 0:  # the other one ends what it began
+            other = workers[1 - number]
+            running = [t for t in study.trials if t.number == other.own]
+            other.tell(optuna.Trial(study, running[0]._trial_id), [1.0, 1.0], user_attrs={}, system_attrs={})
+    assert sorted(walked[0] + walked[1]) == list(range(len(order)))
+    neighbours = sum(b - a == 1 for walk in walked for a, b in itertools.pairwise(walk))
+    assert neighbours >= len(order) * 2 / 3
+
+
 WORKER = """
-import os, sys, time
+import sys, time
+from pathlib import Path
 import msgspec, optuna
-from optuna.storages.journal import JournalFileBackend
 from seed.optimize import storage as storages
-from seed.optimize import study as studies
+from seed.optimize import trials as trials_of
 from seed.optimize.sampler import FeasibleSampler
 from seed.optimize.subset import SubsetSampler
+from seed.optimize.teamwork import Worker
+from seed.presence import Presence
 from seed.records import Evaluation, SearchSpace
 
 journal, log, sampler, space, answers = sys.argv[1:]
@@ -954,14 +1074,15 @@ def evaluate(candidate):
     return answers[candidate.key]
 
 chooser.sample_relative = choose_slowly
-storage = optuna.storages.JournalStorage(JournalFileBackend(journal))
-study = optuna.load_study(study_name="here", storage=storage)
-print("ready", flush=True)
-sys.stdin.readline()
-studies.run_trials(
-    study, msgspec.json.decode(space, type=SearchSpace), trials=1000, sampler=sampler, rng_seed=5,
-    rung="short_distillation", evaluate=evaluate,
-)
+study = optuna.load_study(study_name="here", storage=storages.open_storage(None, journal=Path(journal)))
+presence = Presence(Path(journal).parent / "present")
+with presence.be_there():
+    print("ready", flush=True)
+    sys.stdin.readline()
+    trials_of.run_trials(
+        study, msgspec.json.decode(space, type=SearchSpace), trials=1000, sampler=sampler, rng_seed=5,
+        rung="short_distillation", evaluate=evaluate, worker=Worker(name=presence.name, is_there=presence.is_there),
+    )
 """
 
 

@@ -17,8 +17,10 @@ from seed.dashboard import find_study
 from seed.errors import SeedError, StudyError
 from seed.folder import StudyFolder
 from seed.records import Protocol
-from seed.stages import planning, vouching, workbench
+from seed.stages import helping, planning, vouching, workbench
 from seed.stages.gathering import open_searched
+from seed.stages.posts import open_post
+from seed.stages.settings import SearchSettings
 from seed.stages.vouching import find_memory, list_doors, list_storage, require_word, vouch
 from tests.stages.test_planning import PROTOCOL, make_plan
 
@@ -272,3 +274,19 @@ def test_every_command_that_opens_a_model_asks_and_takes_the_users_word(
     assert "not typed" not in run("--trust-study", "--trust-remote-code")
     assert "not typed" not in run()
     capsys.readouterr()
+
+
+def test_who_helps_a_search_opens_no_storage_that_only_the_folder_names(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/victim.db"
+    study = StudyFolder(write_study(tmp_path / "study", storage=url))
+    with pytest.raises(StudyError, match=r"keeps its trials in sqlite.*To help it, add --storage sqlite"):
+        helping._open(SearchSettings(), None, study)
+    assert not (tmp_path / "victim.db").exists()
+
+
+def test_nobody_takes_a_post_in_a_folder_that_leads_elsewhere(tmp_path: Path) -> None:
+    study = StudyFolder(write_study(tmp_path / "study"))
+    (tmp_path / "precious").mkdir()
+    study.work.symlink_to(tmp_path / "precious")
+    with pytest.raises(StudyError, match="leads out of the study's folder"):
+        open_post(study, leads=True)
