@@ -26,6 +26,8 @@ def check_claims(
     rng_seeds: tuple[int, ...] = (0, 1, 2),
     learning_rate: float | None = None,
     device: str | None = None,
+    trust_study: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[ClaimsEvidence, tuple[Verdict, ...]]:
     """Gather the evidence, or what is left of it, and write the page.
 
@@ -36,11 +38,13 @@ def check_claims(
         rng_seeds: every model is trained once under each.
         learning_rate: None: tuned for each depth and each way to recover.
         device: default: as chosen for the search.
+        trust_study: open what a plan names that was not typed on this machine.
+        trust_remote_code: run the code that such a plan's model brings along.
 
     Raises:
         SeedError: anything a user can mend.
     """
-    study, plan, protocol = planning.open_planned(path)
+    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
     if protocol.start is not None:
         raise StudyError(
             f"{study.root}: goes on from a recovered model, and claims are about dropping layers of an original one. Give the "
@@ -133,6 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
         rng_seeds="every model is trained under each (default: 0 1 2)",
         learning_rate="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
     )
+    options.add_trust(parser)
     return parser
 
 

@@ -19,6 +19,7 @@ from seed.console import Terminal, run_command
 from seed.errors import ResourceError, StudyError
 from seed.folder import StudyFolder
 from seed.records import SearchPlan
+from seed.stages import options, planning
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -26,6 +27,20 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 PORT = 8080
 PORTS_TRIED = 20
+READING = ("GET", "HEAD")
+# Optuna Dashboard sends a policy with its page, but none with artifacts, which a study can bring along as HTML, and which it
+# lets pages from anywhere read.
+SHARING = "access-control-allow-"
+GUARDS = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "SAMEORIGIN"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Referrer-Policy", "no-referrer"),
+)
+ARTIFACT_POLICY = (
+    "Content-Security-Policy",
+    "sandbox; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'",
+)
 
 
 class Server(ThreadingMixIn, WSGIServer):
@@ -50,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--port", type=int, metavar="N", help=f"port on {HOST} (default: the first free one from {PORT})"
     )
+    options.add_trust(parser, code=False)
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     return parser
 
@@ -59,7 +75,7 @@ def main() -> None:
     args = make_parser().parse_args()
     terminal = Terminal()
     try:
-        study = find_study(args.study)
+        study = find_study(args.study, trust_study=args.trust_study)
         app, path = make_app(study)
         with open_server(app, port=args.port, place=study.root) as server:
             address = f"http://{HOST}:{server.server_port}{path}"
@@ -73,11 +89,11 @@ def main() -> None:
         terminal.say()
 
 
-def find_study(path: Path) -> StudyFolder:
+def find_study(path: Path, *, trust_study: bool = False) -> StudyFolder:
     """Return the study's folder; of a search in stages, each stage is a study.
 
     Raises:
-        StudyError: it is no study, or a search in stages.
+        StudyError: it is no study, a search in stages, or its storage wants the user's word.
     """
     study = StudyFolder(path)
     if not study.plan.is_file() and (study.stages.is_file() or StudyFolder(path / "stage-1").plan.is_file()):
@@ -85,7 +101,9 @@ def find_study(path: Path) -> StudyFolder:
         raise StudyError(
             f"{path}: a search in stages, of which each is a study of its own. Open one of them: {', '.join(stages)}."
         )
-    return folder.open_existing(path)
+    study = folder.open_existing(path)
+    planning.allow_storage(study, trust_study=trust_study)
+    return study
 
 
 def make_app(study: StudyFolder) -> "tuple[WSGIApplication, str]":
@@ -107,16 +125,38 @@ def make_app(study: StudyFolder) -> "tuple[WSGIApplication, str]":
 
 
 def refuse_strangers(app: "WSGIApplication") -> "WSGIApplication":
-    """Return an app that answers only who asks for this machine by its own name: a page elsewhere may point a name of its own here."""
+    """Return an app that answers only who asks for this machine by its own name, and lets only its own pages change anything.
+
+    A page elsewhere may point a name of its own here, or send a form or a script's request to this address. What a study brought
+    along is shown, but runs nothing.
+    """
 
     def answer(environ: Any, start_response: Any) -> Any:
-        host = str(environ.get("HTTP_HOST", "")).rpartition(":")[0] or str(environ.get("HTTP_HOST", ""))
-        if host not in (HOST, "localhost"):
+        if not _asks_for_us(environ) or (environ["REQUEST_METHOD"] not in READING and _comes_from_elsewhere(environ)):
             start_response("403 Forbidden", [("Content-Type", "text/plain")])
             return [b"This dashboard is for this machine only.\n"]
-        return app(environ, start_response)
+        more = GUARDS if not str(environ.get("PATH_INFO", "")).startswith("/artifacts") else (*GUARDS, ARTIFACT_POLICY)
+
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            kept = [(name, value) for name, value in headers if not name.lower().startswith(SHARING)]
+            return start_response(status, [*kept, *more], *rest)
+
+        return app(environ, start)
 
     return answer
+
+
+def _asks_for_us(environ: Any) -> bool:
+    asked = str(environ.get("HTTP_HOST", ""))
+    return (asked.rpartition(":")[0] or asked) in (HOST, "localhost")
+
+
+def _comes_from_elsewhere(environ: Any) -> bool:
+    """Does a browser say that another page sent this? What is no browser says nothing, and could say anything."""
+    origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
+    return (origin is not None and origin != f"http://{environ['HTTP_HOST']}") or (
+        site not in (None, "same-origin", "none")
+    )
 
 
 def open_server(app: "WSGIApplication", *, port: int | None, place: Path) -> WSGIServer:

@@ -44,6 +44,8 @@ def distill_trials(
     replicas: int | None = None,
     eval_command: str | None = None,
     device: str | None = None,
+    trust_study: bool = False,
+    trust_remote_code: bool = False,
     group: "ProcessGroup | None" = None,
 ) -> tuple[list[DistillResult], StudyRecord]:
     """Distill, export and judge the candidate of a trial, or the frontier's that are not yet; return what came of it.
@@ -53,7 +55,7 @@ def distill_trials(
     Raises:
         SeedError: no such study or trial, or model or text changed since.
     """
-    study, plan, protocol = planning.open_planned(path)
+    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
     from seed.scoring import together
     from seed.scoring.process_group import ALONE
@@ -175,6 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--eval-command", metavar="CMD", help="your own judge: gets the model's directory, prints a number"
     )
     parser.add_argument("--device", help="default: as chosen for the search")
+    options.add_trust(parser)
     options.add_json(parser)
     return parser
 

@@ -9,12 +9,11 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from seed import folder
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError
 from seed.folder import StudyFolder
 from seed.optimize.space import list_presets, load_preset, presets_directory
-from seed.records import Latency, Quality, SearchPlan, Size
+from seed.records import Latency, Quality, Size
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import format_bytes
 from seed.stages import options, planning
@@ -30,14 +29,20 @@ class Judgement:
     protocol: str
 
 
-def evaluate_in_study(path: Path, study: StudyFolder, *, device: str | None = None) -> Judgement:
+def evaluate_in_study(
+    path: Path,
+    study: StudyFolder,
+    *,
+    device: str | None = None,
+    trust_study: bool = False,
+    trust_remote_code: bool = False,
+) -> Judgement:
     """Judge an exported model of a study on the study's test text, beside the dense model.
 
     Raises:
-        SeedError: the checkpoint cannot be loaded, or model or text changed since the search.
+        SeedError: the checkpoint cannot be loaded, model or text changed since the search, or they want the user's word.
     """
-    plan = folder.read_record(study.plan, SearchPlan)
-    protocol = planning.read_protocol(plan, place=study.root)
+    study, _, protocol = planning.open_planned(study.root, trust_study=trust_study, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
     from seed.models.checkpoint import load_checkpoint, measure_size
     from seed.scoring.latency import measure_pair, prepare_run
@@ -172,6 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--test-tokens", type=options.positive_int, metavar="N", help="use at most N tokens (default: all)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1")
+    options.add_trust(parser)
     options.add_json(parser)
     return parser
 
@@ -180,7 +186,13 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
     """Judge as told on the command line, say what was found, and return it as ``--json`` prints it."""
     study = find_study(Path(args.model)) if not (args.test_text or args.window_tokens or args.test_tokens) else None
     if study is not None:
-        found = evaluate_in_study(Path(args.model), study, device=args.device)
+        found = evaluate_in_study(
+            Path(args.model),
+            study,
+            device=args.device,
+            trust_study=args.trust_study,
+            trust_remote_code=args.trust_remote_code,
+        )
     else:
         found = evaluate_alone(
             args.model,

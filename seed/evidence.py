@@ -3,8 +3,22 @@
 Frozen like all records. Losses are nats per token.
 """
 
+from typing import Annotated
+
+import msgspec
+
 from seed.findings import Replication
-from seed.records import Candidate, CurvePoint, DenseResult, DistillResult, Estimate, Latency, Record, WidthCut
+from seed.records import (
+    MAX_LAYERS,
+    Candidate,
+    CurvePoint,
+    DenseResult,
+    DistillResult,
+    Estimate,
+    Latency,
+    Record,
+    WidthCut,
+)
 
 
 class FinalScore(Record, frozen=True, kw_only=True):
@@ -246,7 +260,9 @@ class Verdict(Record, frozen=True, kw_only=True):
 class StageRecord(Record, frozen=True, kw_only=True):
     """One stage of a staged search, or the search at once that it is compared with."""
 
-    name: str  # of its study's folder
+    name: Annotated[
+        str, msgspec.Meta(pattern=r"^(stage-[0-9]{1,4}|one-shot)$")
+    ]  # of its study's folder, below the search's
     gone_layers: tuple[int, ...]  # before it
     result: DistillResult  # what goes on, or is the end
     tokens: int  # recovery tokens in all, earlier stages included
@@ -269,7 +285,7 @@ class StagedSearch(Record, frozen=True, kw_only=True):
 
     study: str
     model: str
-    num_layers: int
+    num_layers: Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)]
     counts: tuple[int, ...]  # layers dropped in each stage
     stopped_because: str | None  # where a target ended it
     dense: DenseResult

@@ -33,6 +33,8 @@ def measure_fidelity(
     learning_rate: float | None = None,
     rng_seeds: tuple[int, ...] = (1, 2),
     device: str | None = None,
+    trust_study: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[FidelityStudy, FidelitySummary]:
     """Run a fidelity study, or what is left of it, and write its page.
 
@@ -47,11 +49,13 @@ def measure_fidelity(
         learning_rate: of the finals; None: as tuned in the study, or the preset's middle one.
         rng_seeds: of the finals.
         device: default: as chosen for the search.
+        trust_study: open what a plan names that was not typed on this machine.
+        trust_remote_code: run the code that such a plan's model brings along.
 
     Raises:
         SeedError: anything a user can mend.
     """
-    study, plan, protocol = planning.open_planned(path)
+    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
     from seed.reporting.fidelity import write_fidelity_page
     from seed.reporting.summary import show_fidelity
@@ -136,6 +140,7 @@ def make_parser() -> argparse.ArgumentParser:
         rng_seeds="of the finals (default: 1 2)",
         learning_rate="of the finals (default: the study's)",
     )
+    options.add_trust(parser)
     return parser
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
+from seed import untrusted
 from seed.errors import BusyError, ResourceError, StudyError
 
 T = TypeVar("T")
@@ -88,6 +89,7 @@ def name_study(name: str) -> str:
 
 def create(root: Path) -> StudyFolder:
     """Make sure that the folder is there and can be written."""
+    untrusted.refuse_strays(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".write-test-{os.getpid()}"
@@ -107,6 +109,7 @@ def open_existing(path: Path) -> StudyFolder:
         raise StudyError(
             f"{path}: not a study (no plan.json there). Give the folder that a search wrote, such as studies/demo."
         )
+    untrusted.refuse_strays(path)
     return folder
 
 
@@ -172,7 +175,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as handle:
+        with untrusted.open_aside(aside) as handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
@@ -203,12 +206,12 @@ def read_record(path: Path, kind: type[T]) -> T:
         StudyError: the file is missing, torn or of another form.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(untrusted.read_bounded(path), type=kind)
     except FileNotFoundError as error:
         raise StudyError(
             f"{path}: missing. Run the search of this study again; it makes up what is missing."
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         cure = (
             "this command again, which begins anew"
             if path.name in MEASURED

@@ -6,10 +6,14 @@ What they do there is not known here.
 import contextlib
 import fcntl
 import os
+import re
 import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+# Names come from files and storages that others may write; whatever else one held would lead to another folder.
+NAME = re.compile(r"[^/:+\0]+:[0-9]{1,20}:[0-9a-f]{12}")
 
 
 class Presence:
@@ -27,6 +31,8 @@ class Presence:
         """Is the process of this name at work? None: it is one of another host, which cannot be told from here."""
         if name == self.name:
             return True
+        if not NAME.fullmatch(name):  # of nobody
+            return False
         if name.partition(":")[0] != self.host:
             return None
         try:

@@ -8,9 +8,13 @@ always named by their index in the original model.
 import hashlib
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 import msgspec
+
+MAX_LAYERS = 10_000  # ten times as many as the deepest model has; ranges over more would cost memory
+MAX_WIDTH = 2**31  # likewise for widths
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +26,9 @@ class Candidate(Record, frozen=True, kw_only=True):
 
     num_layers: int
     kept_layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_layers(self.kept_layers, num_layers=self.num_layers, name="kept_layers")
 
     @property
     def dropped_layers(self) -> tuple[int, ...]:
@@ -51,6 +58,10 @@ class WidthCut(Record, frozen=True, kw_only=True):
     num_heads: int
     num_kv_heads: int
 
+    def __post_init__(self) -> None:
+        if not all(1 <= width <= MAX_WIDTH for width in (self.mlp_width, self.num_heads, self.num_kv_heads)):
+            raise ValueError(f"{self.key}: wanted widths from 1 to {MAX_WIDTH:,}")
+
     @property
     def key(self) -> str:
         """A name fit for folders: ``width-304-3``, or ``width-304-12-4`` where heads share keys and values."""
@@ -77,6 +88,14 @@ class SearchSpace(Record, frozen=True, kw_only=True, omit_defaults=True):
     min_dropped: int  # gone layers included, as in max_dropped
     max_dropped: int
     gone_layers: tuple[int, ...] = ()  # every candidate lacks them
+
+    def __post_init__(self) -> None:
+        check_layers(self.droppable_layers, num_layers=self.num_layers, name="droppable_layers")
+        check_layers(self.gone_layers, num_layers=self.num_layers, name="gone_layers")
+        if set(self.droppable_layers) & set(self.gone_layers):
+            raise ValueError("droppable_layers and gone_layers name the same layer; wanted each in one of them")
+        if not all(0 <= bound <= self.num_layers for bound in (self.min_dropped, self.max_dropped)):
+            raise ValueError(f"bounds {self.min_dropped} and {self.max_dropped}; wanted 0 to {self.num_layers}")
 
     @property
     def more_dropped(self) -> range:
@@ -336,6 +355,21 @@ class Environment(Record, frozen=True, kw_only=True):
     num_threads: int
     device: str
     packages: dict[str, str]
+
+
+def check_layers(layers: Sequence[int], *, num_layers: int, name: str) -> None:
+    """Raise unless these are layers of such a model, in order, each once. Readers add the place and the cure.
+
+    Raises:
+        ValueError: what was found and wanted.
+    """
+    if not 1 <= num_layers <= MAX_LAYERS:
+        raise ValueError(f"num_layers = {num_layers}; wanted 1 to {MAX_LAYERS:,}")
+    if layers and not (
+        layers[0] >= 0 and layers[-1] < num_layers and all(map(operator.lt, layers, itertools.islice(layers, 1, None)))
+    ):
+        shown = f"{', '.join(map(str, layers[:12]))}{', ...' if len(layers) > 12 else ''}"
+        raise ValueError(f"{name} = {shown}; wanted layers from 0 to {num_layers - 1}, rising, each once")
 
 
 def read_dropped(key: str) -> tuple[int, ...] | None:

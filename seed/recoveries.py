@@ -30,6 +30,8 @@ def compare_recoveries(
     rng_seeds: tuple[int, ...] = (0, 1, 2),
     learning_rate: float | None = None,
     device: str | None = None,
+    trust_study: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[RecoveryComparison, tuple[RecoveredRow, ...]]:
     """Run a comparison, or what is left of it, and write its page.
 
@@ -42,13 +44,15 @@ def compare_recoveries(
         rng_seeds: each model is recovered once under each.
         learning_rate: None: tuned for each depth and recovery.
         device: default: as chosen for the search.
+        trust_study: open what a plan names that was not typed on this machine.
+        trust_remote_code: run the code that such a plan's model brings along.
 
     Raises:
         SeedError: anything a user can mend.
     """
     if unknown := sorted(set(recoveries or ()) - set(RECOVERIES)):
         raise SeedError(f"--recoveries {' '.join(unknown)}: unknown. Choose from {', '.join(RECOVERIES)}.")
-    study, plan, protocol = planning.open_planned(path)
+    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
     from seed.optimize.recovered import summarize_recoveries
     from seed.reporting.findings import show_recoveries
@@ -141,6 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
         rng_seeds="each model is recovered under each (default: 0 1 2)",
         learning_rate="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
     )
+    options.add_trust(parser)
     return parser
 
 

@@ -8,22 +8,24 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seed import folder
+from seed import folder, untrusted
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
 from seed.evidence import StagedSearch
 from seed.findings import StudyRecord
-from seed.stages import options
+from seed.stages import options, planning
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import SearchLine, StagedLine
 
 
-def report_study(path: Path, terminal: Terminal, *, formats: tuple[str, ...] = ()) -> StudyRecord:
+def report_study(
+    path: Path, terminal: Terminal, *, formats: tuple[str, ...] = (), trust_study: bool = False
+) -> StudyRecord:
     """Write the report of one study, and pictures in these formats; return what it shows.
 
     Raises:
-        SeedError: there is no such study, or no browser that draws pictures.
+        SeedError: there is no such study, its storage wants the user's word, or no browser draws pictures.
     """
     study = folder.open_existing(path)
     from seed.reporting.pictures import draw_figures, find_browser, write_pictures
@@ -33,6 +35,7 @@ def report_study(path: Path, terminal: Terminal, *, formats: tuple[str, ...] = (
     if formats:
         find_browser()  # before anything is written
     with folder.lock(study):
+        planning.allow_storage(study, trust_study=trust_study)
         record = refresh_report(study, complain=terminal.say)
     show_result(terminal, record, study=study)
     if formats:
@@ -55,6 +58,7 @@ def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
     """Write the page of a search in stages again; return what it shows."""
     from seed.reporting.staged import show_staged, write_staged_page
 
+    untrusted.refuse_strays(path)
     study = folder.StudyFolder(path)
     staged = folder.read_record(study.stages, StagedSearch)
     write_staged_page(staged, study.report)
@@ -62,7 +66,7 @@ def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
     return staged
 
 
-def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | None) -> Path:
+def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | None, trust_study: bool = False) -> Path:
     """Write the page that sets the frontiers of several studies side by side; return where it is.
 
     Raises:
@@ -77,6 +81,7 @@ def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | Non
     records = []
     for study in [folder.open_existing(path) for path in paths]:
         with folder.lock(study):
+            planning.allow_storage(study, trust_study=trust_study)
             records.append(gather_record(study))
     named = dict(zip(name_studies(paths), records, strict=True))
     page = output or paths[0].resolve().parent / name_page(paths)
@@ -99,6 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--svg", action="store_true", help="write SVG pictures of every figure too")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the page of several studies goes")
+    options.add_trust(parser, code=False)
     options.add_json(parser)
     return parser
 
@@ -110,7 +116,9 @@ def report_one(args: argparse.Namespace, terminal: Terminal) -> "SearchLine | St
     [path] = args.study
     if folder.StudyFolder(path).stages.is_file():
         return describe_staged(report_stages(path, terminal), path)
-    return describe_search(report_study(path, terminal, formats=args.formats), folder.StudyFolder(path))
+    return describe_search(
+        report_study(path, terminal, formats=args.formats, trust_study=args.trust_study), folder.StudyFolder(path)
+    )
 
 
 def main() -> None:
@@ -119,7 +127,7 @@ def main() -> None:
     args.formats = tuple(form for form in ("png", "svg") if getattr(args, form))
     check_words(args)
     if len(args.study) > 1:
-        compare_studies(args.study, Terminal(), output=args.output)
+        compare_studies(args.study, Terminal(), output=args.output, trust_study=args.trust_study)
     elif args.json:
         answer_in_json(functools.partial(report_one, args))
     else:

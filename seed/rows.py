@@ -14,6 +14,7 @@ from typing import BinaryIO, Generic, TypeVar
 
 import msgspec
 
+from seed import untrusted
 from seed.errors import StudyError
 from seed.folder import refuse_write
 
@@ -62,6 +63,8 @@ class RowFile(Generic[T]):
             StudyError: a line is damaged or of another form.
         """
         try:
+            if self._offset == 0:  # what is added later, we or our like write
+                untrusted.require_rows(self.path)
             with self.path.open("rb") as handle:
                 handle.seek(self._offset)
                 content = handle.read()

@@ -1,8 +1,10 @@
 """Tiny models and texts, made on the fly: real checkpoints of real families, small enough for a test."""
 
+import atexit
 import os
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 if TYPE_CHECKING:
     from tests.postgres import PostgresServer
 
+# what tests type is not remembered as if their user had typed it
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="seed-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 MakeCheckpoint = Callable[..., Path]
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tests run beside one another

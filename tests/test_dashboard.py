@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from seed import folder
+from seed.dashboard import refuse_strangers
 from tests.test_commands import environment, error_of, run_seed, search_words
 
 NAME = "<script>alert(1)</script>"
@@ -103,6 +104,109 @@ def test_in_a_browser_a_hostile_name_stays_text(place: Path, browser_path: str) 
         page.get_by_text("Perplexity against latency").first.wait_for()
         assert alerts == []
         browser.close()
+
+
+def send(method: str, *, answers: tuple[tuple[str, str], ...] = (), **headers: str) -> tuple[str, dict[str, str]]:
+    """Ask a guarded app; return the status and the headers of its answer."""
+    answered: list[tuple[str, dict[str, str]]] = []
+    app = refuse_strangers(lambda environ, start: (start("200 OK", list(answers)), [b""])[1])
+    environ = {"REQUEST_METHOD": method, "PATH_INFO": "/api/studies", "HTTP_HOST": "127.0.0.1:8080"} | headers
+    list(app(environ, lambda status, found, *_: answered.append((status, dict(found)))))  # type: ignore[arg-type, return-value]
+    return answered[0]
+
+
+OWN = "http://127.0.0.1:8080"
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("GET", {}, 200),
+        ("GET", {"HTTP_HOST": "localhost:8080"}, 200),
+        ("GET", {"HTTP_HOST": "evil.example:8080"}, 403),
+        ("GET", {"HTTP_HOST": "127.0.0.1.evil.example"}, 403),
+        ("GET", {"HTTP_HOST": ""}, 403),
+        ("GET", {"HTTP_SEC_FETCH_SITE": "cross-site"}, 200),  # a link from elsewhere; its page cannot read the answer
+        ("POST", {}, 200),  # curl
+        ("POST", {"HTTP_ORIGIN": OWN, "HTTP_SEC_FETCH_SITE": "same-origin"}, 200),
+        ("POST", {"HTTP_HOST": "localhost:8080", "HTTP_ORIGIN": "http://localhost:8080"}, 200),
+        ("POST", {"HTTP_ORIGIN": "https://evil.example"}, 403),
+        ("POST", {"HTTP_ORIGIN": "null"}, 403),
+        ("POST", {"HTTP_ORIGIN": "http://127.0.0.1:3000", "HTTP_SEC_FETCH_SITE": "same-site"}, 403),
+        ("POST", {"HTTP_SEC_FETCH_SITE": "cross-site"}, 403),
+        ("PUT", {"HTTP_ORIGIN": "https://evil.example"}, 403),
+        ("DELETE", {"HTTP_ORIGIN": "https://evil.example"}, 403),
+        ("OPTIONS", {"HTTP_ORIGIN": "https://evil.example"}, 403),
+    ],
+)
+def test_only_the_dashboards_own_pages_change_anything(method: str, headers: dict[str, str], status: int) -> None:
+    assert send(method, **headers)[0].startswith(str(status))
+
+
+def test_answers_say_what_a_browser_must_not_do_with_them() -> None:
+    _, headers = send("GET")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "SAMEORIGIN"
+    assert "Content-Security-Policy" not in headers  # the page's own is the dashboard's
+    _, headers = send("GET", PATH_INFO="/artifacts/0/abc")
+    assert headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
+    # Optuna Dashboard lets any page read artifacts
+    _, headers = send("GET", answers=(("Access-Control-Allow-Origin", "*"), ("Content-Type", "text/html")))
+    assert "Access-Control-Allow-Origin" not in headers
+    assert headers["Content-Type"] == "text/html"
+
+
+HOSTILE_NOTE = """Hello <script>alert("script")</script><img src="x" onerror="alert('img')">
+<iframe srcdoc="<script>parent.document.title='owned'</script>"></iframe>
+<iframe src="/artifacts/0/{artifact}"></iframe>"""
+
+
+def test_in_a_browser_a_foreign_studys_note_and_artifacts_run_nothing(
+    place: Path, browser_path: str, tmp_path: Path
+) -> None:
+    from optuna import load_study
+    from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+    from optuna_dashboard import save_note
+    from playwright.sync_api import sync_playwright
+
+    from seed.optimize.storage import open_storage
+
+    foreign = tmp_path / "foreign"
+    shutil.copytree(place / "studies" / "tiny", foreign)
+    study = load_study(study_name="tiny", storage=open_storage(None, journal=foreign / "journal.log"))
+    (tmp_path / "evil.html").write_text("<script>parent.document.title = 'owned'</script>read me")
+    artifact = upload_artifact(
+        artifact_store=FileSystemArtifactStore(foreign / "artifacts"),
+        file_path=str(tmp_path / "evil.html"),
+        study_or_trial=study,
+        mimetype="text/html",
+    )
+    save_note(study, HOSTILE_NOTE.format(artifact=artifact))
+    with serve(str(foreign), cwd=tmp_path) as (_, address), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page()
+        alerts: list[str] = []
+        page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+        page.goto(f"{address}/note")
+        page.get_by_text("Hello").first.wait_for()
+        page.wait_for_timeout(500)
+        assert page.title() != "owned"
+        page.goto(address.partition("/dashboard")[0] + f"/artifacts/0/{artifact}")
+        page.get_by_text("read me").wait_for()
+        assert page.title() == ""
+        assert alerts == []
+        browser.close()
+
+
+def test_a_study_sent_to_somebody_else_opens_its_model_at_their_word_alone(place: Path, tmp_path: Path) -> None:
+    [model] = (place / "studies" / "tiny" / "models").iterdir()
+    words = ["seed.evaluate", str(model)]
+    run_seed(*words, cwd=place)  # who searched goes on without more typing
+    elsewhere = {"XDG_STATE_HOME": str(tmp_path)}
+    error = error_of(run_seed(*words, cwd=place, code=2, **elsewhere))
+    assert f"its plan would open what was not typed by you on this machine: model {place / NAME}; text " in error
+    run_seed(*words, "--trust-study", cwd=place, **elsewhere)
+    run_seed(*words, cwd=place, **elsewhere)
 
 
 def test_beside_a_running_search_nothing_is_locked_mended_or_failed(place: Path, text_file: Path) -> None:

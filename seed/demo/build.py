@@ -256,7 +256,7 @@ def finish(
     )
     fast.save_pretrained(target)
     np.save(out / "training_windows.npy", np.array(sorted(trained_on), dtype=np.uint32))
-    judged = transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    judged = transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, use_safetensors=True).eval()
     for split in ("validation", "test"):
         num_bytes = sum(len(text.encode()) for text in splits[split])
         log[split] = evaluate(judged, streams[split], num_bytes)

@@ -17,6 +17,7 @@ from seed import folder
 from seed.errors import ModelError, SeedError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights, make_student
+from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
 
 
@@ -53,19 +54,40 @@ def write_checkpoint(
         exported: Any = cast_weights(model, dtype)
         exported.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        strip_code(aside)
         (aside / "README.md").write_text(card, encoding="utf-8")
         (aside / "seed.json").write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def strip_code(directory: Path) -> None:
+    """Take out of an exported directory what would run code of its own: the files, and whatever points to some.
+
+    A model that was opened with its own code brings both along when it is saved.
+    """
+    for file in directory.rglob("*.py"):
+        file.unlink()
+    for file in directory.glob("*config.json"):
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text, object_hook=lambda found: {k: v for k, v in found.items() if k != "auto_map"})
+        if content != json.loads(text):
+            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Load a checkpoint with plain transformers; every weight must be found and used.
 
     Raises:
-        ModelError: keys are missing, left over or of another shape.
+        ModelError: keys are missing, left over or of another shape; or there is code or an adapter, which are not loaded.
     """
+    refuse_adapter(path)
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            trust_remote_code=False,  # left out, transformers would ask on the terminal
         )
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         message = str(error).strip().splitlines()[0]
@@ -118,6 +140,7 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
         student.save_pretrained(directory)
+        strip_code(Path(directory))
         reloaded: Any = load_checkpoint(Path(directory), device=anatomy.device, dtype=dtype)
         found = reloaded(input_ids=tokens_BT, use_cache=False).logits
     if not agree(found, expected):
@@ -142,7 +165,10 @@ def is_whole(path: Path) -> bool:
     try:
         index = path / "model.safetensors.index.json"
         if index.exists():
-            files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            if any(Path(name).name != name for name in names):
+                return False  # shards lie beside their index
+            files = sorted(path / name for name in names)
         for file in files:
             with safetensors.safe_open(file, framework="pt"):
                 pass

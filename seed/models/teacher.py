@@ -102,6 +102,7 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
     location = source.location
     path = Path(location).expanduser()
     if path.is_dir():
+        refuse_adapter(path)
         location = str(path)
         options["local_files_only"] = True
     elif source.revision:
@@ -140,6 +141,19 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
     )
 
 
+def refuse_adapter(path: Path) -> None:
+    """Raise when an adapter lies in a model's directory: transformers would apply it, and open the model that it names.
+
+    Raises:
+        ModelError: with the cure.
+    """
+    if (path / "adapter_config.json").exists():
+        raise ModelError(
+            f"{path}: a LoRA adapter lies there (adapter_config.json), and Seed reads whole models only. Merge it into its base "
+            "model first (merge_and_unload)."
+        )
+
+
 def _check_directory(path: Path) -> None:
     wanted = {
         "config.json": ["config.json"],
@@ -153,10 +167,7 @@ def _check_directory(path: Path) -> None:
             "vocab.json",
         ],
     }
-    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        raise ModelError(
-            f"{path}: a LoRA adapter, not a whole model. Merge it into its base model first (merge_and_unload)."
-        )
+    refuse_adapter(path)
     for what, names in wanted.items():
         if not any((path / name).is_file() for name in names):
             other = next(iter([*path.glob("pytorch_model*.bin"), *path.glob("*.pt"), *path.glob("*.gguf")]), None)

@@ -12,6 +12,7 @@ from typing import Any
 
 from optuna.storages.journal import JournalFileBackend
 
+from seed import untrusted
 from seed.errors import StudyError
 from seed.rows import cut_torn_line, hold
 
@@ -39,12 +40,13 @@ def repair_journal(path: Path) -> None:
     Others may be at work: they are kept waiting. A lock that a killed writer of Optuna's own kind left goes too.
 
     Raises:
-        StudyError: a line before the last is not what Optuna writes.
+        StudyError: a line before the last is not what Optuna writes, or there is more of it than a search writes.
     """
     for leftover in path.parent.glob(f"{path.name}.lock*"):
         leftover.unlink(missing_ok=True)
     if not path.exists():
         return
+    untrusted.require_size(path, limit=untrusted.JOURNAL_BYTES)
     with path.open("r+b") as handle, hold(handle):
         content = handle.read()
         whole = content[: content.rfind(b"\n") + 1]
@@ -52,7 +54,7 @@ def repair_journal(path: Path) -> None:
         for number, line in enumerate(lines, 1):
             try:
                 json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if number == len(lines):
                     whole = whole[: len(whole) - len(line) - 1]
                     break

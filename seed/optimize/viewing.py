@@ -7,6 +7,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
+from seed import untrusted
 from seed.errors import StudyError
 from seed.optimize.journal import Journal
 from seed.optimize.storage import connect
@@ -38,9 +39,10 @@ def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
         raise StudyError(
             f"{journal}: missing, and with it all trials. Restore it from a copy, or run the search first."
         )
+    untrusted.require_size(journal, limit=untrusted.JOURNAL_BYTES)
     try:
         return JournalStorage(Journal(str(journal)))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise StudyError(
             f"{journal}: damaged ({error}). Run the search of this study again, which mends a last line that a killed "
             "process left torn, or restore the file from a copy."

@@ -195,7 +195,9 @@
   }
 
   function download() {
-    const quote = (value) => (value == null ? "" : /[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
+    // a spreadsheet would run what begins like a formula; a number that is below zero is none
+    const guard = (value) => (typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value));
+    const quote = (value) => (value == null ? "" : /[",\r\n]/.test(value) ? `"${guard(value).replaceAll('"', '""')}"` : guard(value));
     const lines = [data.columns.map((column) => quote(column.title)), ...chosen.map((row) => data.columns.map((column) => quote(column.key === "dropped" ? row.layers.join(" ") : row[column.key])))];
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([lines.map((line) => line.join(",")).join("\r\n") + "\r\n"], { type: "text/csv" }));

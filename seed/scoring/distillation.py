@@ -23,6 +23,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from seed import untrusted
 from seed.models.anatomy import Anatomy
 from seed.records import CurvePoint, hash_text
 from seed.scoring import lora
@@ -349,7 +350,7 @@ def tune_learning_rate(
 def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.new")
-    with aside.open("wb") as handle:
+    with untrusted.open_aside(aside) as handle:
         torch.save(state, handle)
         handle.flush()
         os.fsync(handle.fileno())

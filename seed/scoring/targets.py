@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seed import folder
+from seed import folder, untrusted
 from seed.models.anatomy import Anatomy
 from seed.records import hash_text
 from seed.scoring.corpus import TokenStream
@@ -80,7 +80,9 @@ def store_states(
             for other in directory.glob("teacher-*.states"):  # of another budget; who has it open keeps it
                 other.unlink(missing_ok=True)
             folder.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
-            with aside.open("wb") as handle:  # written, not mapped: a full disk is then an error, not a dead process
+            with untrusted.open_aside(
+                aside
+            ) as handle:  # written, not mapped: a full disk is then an error, not a dead process
                 for start in range(0, len(chosen), micro_batch):
                     tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
                     handle.write(anatomy.run_layers(tokens).to(dtype).cpu().contiguous().view(torch.uint8).numpy().data)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from seed import folder
 from seed.console import Terminal
-from seed.errors import BusyError
+from seed.errors import BusyError, StudyError
 from seed.folder import StudyFolder
 from seed.optimize.space import Preset
 from seed.optimize.storage import open_storage
@@ -20,6 +20,7 @@ from seed.stages import finals, latencies, orders, planning, schooling, searchin
 from seed.stages.orders import DistillOrder, SearchOrder
 from seed.stages.posts import Post
 from seed.stages.settings import SearchSettings
+from seed.stages.vouching import is_known, list_storage
 from seed.stages.workbench import Workbench
 
 ALONE_SECONDS = 20.0  # without a lead, before a helper that nobody looks after goes home
@@ -105,6 +106,11 @@ def wait_for_lead(post: Post, busy: BusyError, *, seconds: float) -> None:
 
 def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder) -> _Helped:
     plan = folder.read_record(study.plan, SearchPlan)
+    if plan.storage != settings.storage and not is_known(list_storage(plan.storage, name=plan.name)):
+        raise StudyError(
+            f"{study.root}: the search there keeps its trials in {plan.storage}, which was not typed by you on this machine. To "
+            f"help it, add --storage {plan.storage}."
+        )
     bench, _ = workbench.open_for_search(settings, preset, study=study)
     planning.require_same_protocol(planning.read_protocol(plan, place=study.root), bench.protocol, place=study.root)
     if not plan.trusts_closed_form:

@@ -22,9 +22,11 @@ from seed.records import Protocol, SearchPlan, SearchSpace
 from seed.stages.options import spell_command
 from seed.stages.settings import SearchSettings
 from seed.stages.starts import Start, read_start
+from seed.stages.vouching import list_doors, list_storage, require_word
 
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
 FRONTIER_SIZE = 6
+MAX_COVERED = 20_000_000  # at a tenth of a millisecond each half an hour; real ones take a thousand times as long
 
 
 def find_preset(settings: SearchSettings) -> Preset | None:
@@ -141,15 +143,34 @@ def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *
         )
 
 
-def open_planned(path: Path) -> tuple[StudyFolder, SearchPlan, Protocol]:
-    """The study in a folder, its plan and its protocol.
+def open_planned(
+    path: Path, *, trust_study: bool = False, trust_remote_code: bool = False
+) -> tuple[StudyFolder, SearchPlan, Protocol]:
+    """The study in a folder, its plan and its protocol, where the user's word allows to open what they name.
 
     Raises:
-        SeedError: there is no such study, or another version of Seed planned it.
+        SeedError: there is no such study, another version of Seed planned it, or it wants the user's word.
     """
     study = folder.open_existing(path)
     plan = folder.read_record(study.plan, SearchPlan)
-    return study, plan, read_protocol(plan, place=study.root)
+    protocol = read_protocol(plan, place=study.root)
+    require_word(
+        [*list_doors(protocol), *list_storage(plan.storage, name=plan.name)],
+        place=study.root,
+        trust_study=trust_study,
+        trust_remote_code=trust_remote_code,
+    )
+    return study, plan, protocol
+
+
+def allow_storage(study: StudyFolder, *, trust_study: bool = False) -> None:
+    """Make sure that the user's word allows to open a study's storage; model and text stay closed.
+
+    Raises:
+        StudyError: its storage wants the user's word.
+    """
+    plan = folder.read_record(study.plan, SearchPlan)
+    require_word(list_storage(plan.storage, name=plan.name), place=study.root, trust_study=trust_study)
 
 
 def make_plan(
@@ -186,14 +207,13 @@ def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> Sear
     Raises:
         StudyError: a study of this name was planned otherwise, with every difference.
     """
-    if found.fingerprint == wanted.fingerprint or (
-        read_protocol(found, place=place) == read_protocol(wanted, place=place)
-    ):
+    known = read_protocol(found, place=place)
+    if found.fingerprint == wanted.fingerprint or known == read_protocol(wanted, place=place):
         wanted = msgspec.structs.replace(wanted, identity=found.identity)  # an earlier version may have said less
         is_settled = found.sweep_budget == wanted.sweep_budget  # estimates of one machine differ from day to day
         wanted = msgspec.structs.replace(wanted, trusts_closed_form=found.trusts_closed_form)
         return msgspec.structs.replace(wanted, covers_space=found.covers_space) if is_settled else wanted
-    differences = compare_protocols(read_protocol(found, place=place), read_protocol(wanted, place=place))
+    differences = compare_protocols(known, read_protocol(wanted, place=place))
     shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
     raise StudyError(
         f"{place}: holds a study of another plan ({shown}). Numbers of the two cannot be mixed: "
@@ -208,12 +228,18 @@ def read_protocol(plan: SearchPlan, *, place: Path) -> Protocol:
         StudyError: the plan was written by a version of Seed that plans otherwise.
     """
     try:
-        return msgspec.convert(plan.identity, Protocol)
+        protocol = msgspec.convert(plan.identity, Protocol)
     except msgspec.ValidationError as error:
         raise StudyError(
             f"{place}: its plan was written by seed {plan.seed_version}, and this is {__version__} ({error}). "
             "Use that version, or start a study of another name (--study NAME)."
         ) from error
+    if plan.covers_space and protocol.space.size > MAX_COVERED:
+        raise StudyError(
+            f"{place}: its plan says that all {protocol.space.size:,} candidates were scored, and no search scores more than "
+            f"{MAX_COVERED:,}. Restore plan.json from a copy, or start a study of another name (--study NAME)."
+        )
+    return protocol
 
 
 def typed_command(settings: SearchSettings) -> str:

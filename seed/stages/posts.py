@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from seed import untrusted
 from seed.folder import StudyFolder
 from seed.optimize.teamwork import Worker
 from seed.presence import Presence
@@ -46,6 +47,11 @@ class Post:
 
 
 def open_post(study: StudyFolder, *, leads: bool, num_workers: int = 1) -> Post:
-    """A post in a study's folder."""
+    """A post in a study's folder, where nothing leads out of it.
+
+    Raises:
+        StudyError: something does.
+    """
+    untrusted.refuse_strays(study.root)
     presence = Presence(study.work / "present")
     return Post(study=study, presence=presence, leads=leads, num_workers=num_workers)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seed import untrusted
 from seed.errors import ModelError
 from seed.records import Candidate
 
@@ -32,7 +33,7 @@ def read_start(path: Path) -> Start:
     """
     place = f"--start {path}"
     try:
-        content: Any = json.loads((path / "seed.json").read_text(encoding="utf-8"))
+        content: Any = json.loads(untrusted.read_bounded(path / "seed.json"))
         candidate = Candidate(
             num_layers=int(content["num_layers"]), kept_layers=tuple(map(int, content["kept_layers"]))
         )
@@ -43,7 +44,7 @@ def read_start(path: Path) -> Start:
         width = content.get("width")
     except OSError as error:
         raise ModelError(f"{place}: no seed.json there. {CURE}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{place}: its seed.json is damaged ({error}). {CURE}") from error
     if width is not None or not candidate.dropped_layers:
         raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")

@@ -39,6 +39,7 @@ from seed.stages.protocols import (
 )
 from seed.stages.settings import SearchSettings
 from seed.stages.starts import read_start
+from seed.stages.vouching import list_doors, list_storage, require_word, vouch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,7 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         device=device,
         dtype=teacher.dtype,
     )
+    vouch([*list_doors(protocol), *list_storage(settings.storage, name=study.name)])  # all of it was typed
     return _bench(study, protocol, teacher, anatomy, streams, device, gains), preset
 
 
@@ -132,8 +134,9 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
     """Open the model and text of a study again, and verify that they are the same.
 
     Raises:
-        SeedError: model or text changed since the study was planned.
+        SeedError: model or text changed since the study was planned, or the user did not say that they may be opened.
     """
+    require_word(list_doors(protocol), place=study.root)  # whatever the way here
     device = choose_device(device_name)
     if name_device(device) != protocol.device:
         raise ResourceError(

@@ -14,6 +14,7 @@ from seed.errors import ModelError
 from seed.models import surgery
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, is_whole, load_checkpoint, measure_size, prove_round_trip, write_checkpoint
+from seed.models.teacher import ModelSource, check_source, open_teacher
 from seed.records import Candidate
 from tests.conftest import MakeCheckpoint, make_tokenizer
 from tests.models.families import compute_logits, make_model, make_tokens, scramble
@@ -258,3 +259,95 @@ def test_cache_bytes_are_those_of_a_real_cache(family: str) -> None:
         model(input_ids=make_tokens(1, 10), past_key_values=cache, use_cache=True)
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert measure_size(model, dtype=torch.float32).kv_bytes_per_token == stored / 10
+
+
+MODELING = """
+import os, pathlib
+from transformers import LlamaForCausalLM
+
+pathlib.Path(os.environ["SEED_TEST_MARK"]).write_text("ran")
+
+
+class OwnModel(LlamaForCausalLM):
+    pass
+"""
+
+
+@pytest.fixture
+def own_code(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A checkpoint that brings code along, and the file that is there once the code has run."""
+    mark = tmp_path / "mark"
+    monkeypatch.setenv("SEED_TEST_MARK", str(mark))
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    (checkpoint / "modeling_own.py").write_text(MODELING)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnModel"}
+    config["nested"] = [{"auto_map": {"AutoConfig": "else.where"}, "kept": 1}]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    return checkpoint, mark
+
+
+def test_code_of_a_model_runs_only_at_the_user_s_word_and_is_never_exported(
+    own_code: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, mark = own_code
+    opened = open_teacher(ModelSource(location=str(path)), device=CPU, dtype_name="float32")
+    assert type(opened.model) is transformers.LlamaForCausalLM
+    load(path)
+    assert not mark.exists()
+    opened = open_teacher(ModelSource(location=str(path), trust_remote_code=True), device=CPU, dtype_name="float32")
+    assert type(opened.model).__name__ == "OwnModel"
+    assert mark.read_text()
+    student = surgery.make_student(Anatomy(opened.model), Candidate(num_layers=4, kept_layers=(0, 2)))
+    student.save_pretrained(tmp_path / "as-transformers-would")
+    assert list((tmp_path / "as-transformers-would").glob("*.py")), (
+        "transformers exports code no more: is this still needed?"
+    )
+    write(student, tmp_path / "out")
+    assert list((tmp_path / "out").rglob("*.py")) == []
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["nested"] == [{"kept": 1}]
+    assert not [file for file in (tmp_path / "out").glob("*.json") if "auto_map" in file.read_text()]
+    mark.unlink()
+    load(tmp_path / "out")
+    assert not mark.exists()
+
+
+def test_an_unknown_family_with_code_is_refused_without_a_question(own_code: tuple[Path, Path]) -> None:
+    path, mark = own_code
+    config = json.loads((path / "config.json").read_text()) | {"model_type": "own"}
+    config["auto_map"]["AutoConfig"] = "modeling_own.OwnConfig"
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="add --trust-remote-code"):
+        open_teacher(ModelSource(location=str(path)), device=CPU, dtype_name=None)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(path)
+    assert not mark.exists()
+
+
+def test_an_adapter_in_a_model_s_directory_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    for act in (load, lambda path: open_teacher(ModelSource(location=str(path)), device=CPU, dtype_name=None)):
+        with pytest.raises(ModelError, match=r"a LoRA adapter lies there .* Merge it"):
+            act(checkpoint)
+
+
+def test_pickled_weights_are_refused_with_the_cure(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    with pytest.raises(ModelError, match=r"no safetensors weights there .* convert them first"):
+        open_teacher(ModelSource(location=str(checkpoint)), device=CPU, dtype_name=None)
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is not safetensors"):
+        check_source(ModelSource(location=str(checkpoint)), presets=[])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(checkpoint)
+
+
+def test_shards_that_lie_elsewhere_are_not_this_checkpoint_s(tmp_path: Path) -> None:
+    write(make_model("llama"), tmp_path / "out")
+    assert is_whole(tmp_path / "out")
+    (tmp_path / "elsewhere.safetensors").write_bytes((tmp_path / "out" / "model.safetensors").read_bytes())
+    index = {"weight_map": {"a": "../elsewhere.safetensors"}}
+    (tmp_path / "out" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert not is_whole(tmp_path / "out")

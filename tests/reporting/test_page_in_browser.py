@@ -233,6 +233,29 @@ def test_the_table_downloads_what_is_filtered(visit: Visit, record: StudyRecord,
         assert row["parameters"] == str(evaluation.size.num_params)
 
 
+def test_no_cell_of_the_download_is_a_formula(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
+    formulas = ['=HYPERLINK("http://evil")', "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", 'plain, "text"']
+    pruned = [trial for trial in record.trials if trial.state == "PRUNED"]
+    said = dict(zip((trial.number for trial in record.trials), itertools.cycle(formulas), strict=False))
+    trials = tuple(
+        msgspec.structs.replace(
+            t, evaluation=msgspec.structs.replace(t.evaluation, skipped_because=said[t.number]), state="PRUNED"
+        )
+        for t in record.trials
+    )
+    assert pruned
+    write_page(msgspec.structs.replace(record, trials=trials), tmp_path / "report.html", command="")
+    context = browser.new_context(accept_downloads=True)
+    visit = Visit(context, tmp_path / "report.html")
+    with visit.page.expect_download() as download:
+        visit.page.get_by_role("button", name="Download CSV").click()
+    download.value.save_as(tmp_path / "trials.csv")
+    with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as handle:
+        cells = [row["skipped because"] for row in csv.DictReader(handle)]
+    context.close()
+    assert set(cells) == {f"'{formula}" for formula in formulas[:-1]} | {formulas[-1]}
+
+
 def test_a_hostile_name_stays_text(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
     plan = msgspec.structs.replace(record.plan, name=HOSTILE, identity={"model": HOSTILE})
     trials = [

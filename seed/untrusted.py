@@ -1,0 +1,117 @@
+"""What is asked of files that may come from anyone before they are read or written over: what they are, and how large.
+
+A study's folder is often one's own and sometimes somebody else's, and nothing in it says which. No meaning of the
+contents here; records check themselves.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from seed.errors import StudyError
+
+# The largest record that a search writes is some MB (summed losses of every test document under every random seed), and a
+# decoded one takes ten times its size in memory.
+RECORD_BYTES = 128 * 2**20
+# A row holds a number for each document: some 20 bytes of 800,000 documents.
+LINE_BYTES = 16 * 2**20
+# All rows are held in memory together: a hundred thousand candidates on two thousand documents are 4 GB.
+ROWS_BYTES = 8 * 2**30
+# Optuna reads all of it on opening: 2 kB a trial, and figures.
+JOURNAL_BYTES = 2 * 2**30
+CHUNK_BYTES = 2**20
+# Optuna's lock on a journal is a link, which a killed process leaves behind; it is removed, never followed.
+LOCK_PREFIX = "journal.log.lock"
+
+
+def refuse_strays(root: Path) -> None:
+    """Raise when something below ``root`` leads out of it, or is neither a file nor a folder: writing there is writing elsewhere.
+
+    The folder itself may be a link, as may be what is above it. What is not there has no strays.
+
+    Raises:
+        StudyError: with the first such place.
+    """
+    whole = root.resolve()
+    for place, folders, files in os.walk(whole):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if path.parent == whole and name.startswith(LOCK_PREFIX):
+                continue
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # a search that runs has renamed it meanwhile
+                continue
+            if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(whole):
+                raise StudyError(
+                    f"{root / path.relative_to(whole)}: a link that leads out of the study's folder, to {os.readlink(path)}, and "
+                    "what is written there would be written over other files. Put a copy in its place, or move the whole "
+                    "folder to where there is room."
+                )
+            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise StudyError(
+                    f"{root / path.relative_to(whole)}: neither a file nor a folder, and a study holds nothing else. Remove it."
+                )
+
+
+def read_bounded(path: Path, *, limit: int = RECORD_BYTES) -> bytes:
+    """Return a file's content, of at most ``limit`` bytes.
+
+    Raises:
+        StudyError: it is larger.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as handle:
+        content = handle.read(limit + 1)
+    if len(content) > limit:
+        raise _refuse_size(path, found=path.stat().st_size, limit=limit)
+    return content
+
+
+def require_size(path: Path, *, limit: int) -> None:
+    """Raise when a file that others read whole is larger than ``limit`` bytes; one that is not there is not.
+
+    Raises:
+        StudyError: it is larger.
+    """
+    if path.is_file() and (found := path.stat().st_size) > limit:
+        raise _refuse_size(path, found=found, limit=limit)
+
+
+def require_rows(path: Path, *, limit: int = ROWS_BYTES, line_limit: int = LINE_BYTES) -> None:
+    """Raise when a file of rows is too large to be held, or one of its lines is; reads it piece by piece.
+
+    Raises:
+        StudyError: with the line's number.
+    """
+    require_size(path, limit=limit)
+    length, number = 0, 1
+    with path.open("rb") as handle:
+        while piece := handle.read(CHUNK_BYTES):
+            first, *others = piece.split(b"\n")
+            for part, is_new in ((first, False), *((other, True) for other in others)):
+                length, number = (len(part), number + 1) if is_new else (length + len(part), number)
+                if length > line_limit:
+                    raise StudyError(
+                        f"{path}: line {number} is longer than {line_limit / 2**20:,.0f} MB, which no search writes. Remove that "
+                        "line, and the search of this study makes it up."
+                    )
+
+
+def open_aside(path: Path) -> BinaryIO:
+    """Open a file to be written from the start; what lay there, a link with it, is gone and not followed.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    return os.fdopen(handle, "wb")
+
+
+def _refuse_size(path: Path, *, found: int, limit: int) -> StudyError:
+    return StudyError(
+        f"{path}: {found / 2**20:,.0f} MB, and what a search writes there is below {limit / 2**20:,.0f} MB. It is not read. "
+        "Restore it from a copy, or start a study of another name (--study NAME)."
+    )
