@@ -29,6 +29,16 @@ KEYWORDS = {"shell": True, "allow_pickle": True, "weights_only": False}
 TRUSTED_CONSTANT = {"trust_remote_code": True}
 
 
+# What stands nevertheless, and why.
+EXCEPTIONS = {
+    # names of this very module's, never a user's
+    "optimize/urls.py": ["importlib.import_module()"],
+    # what the first process of one launch sends the others, over torch.distributed, which unpickles whatever it gets:
+    # SECURITY.md says that processes of one launch trust one another
+    "scoring/sharding.py": ["torch.load(weights_only=False)"],
+}
+
+
 def find_faults(source: str) -> Iterator[str]:
     """Say what in a module could make code of data."""
     for node in ast.walk(ast.parse(source)):
@@ -53,7 +63,8 @@ def find_faults(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_data_becomes_code(path: Path) -> None:
-    assert list(find_faults(path.read_text(encoding="utf-8"))) == []
+    allowed = EXCEPTIONS.get(path.relative_to(ROOT).as_posix(), [])
+    assert list(find_faults(path.read_text(encoding="utf-8"))) == allowed
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from seed.optimize.frontier import select_frontier
 from seed.optimize.study import read_trials
 from seed.records import Frontier
 from seed.scoring.instruments import Instruments
-from seed.stages.posts import open_post
 from seed.stages import judging, publishing, workbench
 from seed.stages.gathering import read_losses
+from seed.stages.posts import open_post
 from seed.stages.publishing import LiveReport
 from seed.stages.searching import score_space
 from seed.stages.settings import SearchSettings
@@ -55,8 +55,16 @@ class Stage:
     def score(self, live: LiveReport) -> None:
         settings = SearchSettings()
         score_space(
-            QUIET, self.bench, self.sweep, self.study, self.plan, settings, SPACE, make_table(),
-            post=open_post(self.bench.folder, leads=True), on_trial=live.hear,
+            QUIET,
+            self.bench,
+            self.sweep,
+            self.study,
+            self.plan,
+            settings,
+            SPACE,
+            make_table(),
+            post=open_post(self.bench.folder, leads=True),
+            on_trial=live.hear,
         )
 
 
