@@ -143,6 +143,11 @@ def wait_for(path: Path) -> Iterator[None]:
         yield
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is this how Python or torch says that the memory is full?"""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or MEMORY_MESSAGE in str(error)
+
+
 @contextlib.contextmanager
 def explain_resource_errors(place: Path) -> Iterator[None]:
     """Turn what libraries raise when the disk or the memory is full into a ResourceError."""
@@ -157,11 +162,7 @@ def explain_resource_errors(place: Path) -> Iterator[None]:
                     f"{place}: the disk does not take what has to be written ({link}). Free some room and run the same "
                     "command again; what was finished is kept."
                 ) from error
-            if (
-                isinstance(link, MemoryError)
-                or type(link).__name__ == "OutOfMemoryError"
-                or MEMORY_MESSAGE in str(link)
-            ):
+            if is_out_of_memory(link):
                 raise ResourceError(
                     f"{place}: out of memory ({str(link).splitlines()[0]}). Use a smaller model, shorter windows "
                     "(--window-tokens), or less text (--calibration-tokens, --validation-tokens); what was finished is kept."

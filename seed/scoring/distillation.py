@@ -23,7 +23,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from seed import untrusted
+from seed import interrupts, untrusted
 from seed.models.anatomy import Anatomy
 from seed.records import CurvePoint, hash_text
 from seed.scoring import lora
@@ -139,6 +139,8 @@ def distill(
     with contextlib.ExitStack() as stack:
         window_tokens = recovery.tokens_NT.shape[1]
         trainings = [_Training(pupil, stack, group, window_tokens=window_tokens) for pupil in pupils]
+        # asked to stop, it ends behind the step at hand, and loses nothing; several processes cannot agree on which that is
+        is_asked = stack.enter_context(interrupts.hold()) if group.size == 1 else lambda: False
         for step in range(min(training.done for training in trainings), settings.steps):
             active = [training for training in trainings if training.done == step]  # others were saved further on
             windows = choose_windows(step, len(recovery.tokens_NT), settings)
@@ -158,7 +160,9 @@ def distill(
                 training.take_step(divergence)
             on_step(step + 1)
             for training in active:
-                training.save_when_due()
+                training.save_when_due(at_once=is_asked())
+            if is_asked():
+                raise interrupts.Stopped
         return [training.finish() for training in trainings]
 
 
@@ -227,10 +231,12 @@ class _Training:
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.best_weights = loss, self.done, copy_weights(self.trained)
 
-    def save_when_due(self) -> None:
-        """Save progress, if the last time was long enough ago."""
+    def save_when_due(self, *, at_once: bool = False) -> None:
+        """Save progress, if the last time was long enough ago, or at once."""
         path = self.pupil.checkpoint
-        is_due = time.monotonic() - self.last_saved > max(CHECKPOINT_SECONDS, self.save_seconds / SAVING_SHARE)
+        is_due = at_once or time.monotonic() - self.last_saved > max(
+            CHECKPOINT_SECONDS, self.save_seconds / SAVING_SHARE
+        )
         if not self.group.tell(path is not None and self.done < self.pupil.settings.steps and is_due):
             return
         began = time.monotonic()

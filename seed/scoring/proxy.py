@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from torch import nn
 
+from seed.errors import CandidateError
+from seed.folder import is_out_of_memory
 from seed.records import Candidate, Evaluation, Latency, Quality, Size
 from seed.scoring.distillation import DistillSettings
 from seed.scoring.instruments import enrol, size_of, start_student, train_together, validation_losses
@@ -38,10 +40,31 @@ class Proxy:
         self.short = short
         self.latency_of = latency_of
         self.screen = screen
+        self.shrunk = 1  # by what micro-batches of training are divided
         self._sizes: dict[str, Size] = {}  # by structure, which decides it as it does latency
 
     def evaluate(self, candidate: Candidate) -> Evaluation:
-        """Climb to the rung, or to where the screen stops, and return everything measured on the way."""
+        """Climb to the rung, or to where the screen stops, and return everything measured on the way.
+
+        Where the memory is full, half as many windows go through a model at once, from then on.
+
+        Raises:
+            CandidateError: the memory does not suffice for one window.
+        """
+        while True:
+            try:
+                return self._climb(candidate)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).strip().splitlines()[0]
+            # only here the error, and with it what was computed, is gone from memory
+            training = self.short(candidate).micro_batch // self.shrunk
+            self.shrunk *= 2
+            if not (self.sweep.shrink() or training > 1):
+                raise CandidateError(f"{candidate.key}: out of memory, one window of text at a time ({reason})")
+
+    def _climb(self, candidate: Candidate) -> Evaluation:
         began = time.monotonic()
         qualities = self.sweep.known(candidate)
         skipped_because: str | None = None
@@ -70,6 +93,7 @@ class Proxy:
     def _distill_shortly(self, candidate: Candidate, qualities: dict[str, Quality]) -> Quality:
         began = time.monotonic()
         instruments, settings = self.sweep.instruments, self.short(candidate)
+        settings = replace(settings, micro_batch=max(1, settings.micro_batch // self.shrunk))
         refit = self.sweep.recover(candidate) if choose_start(qualities) == "closed_form" else None
         student = start_student(instruments, candidate, refit, settings=settings)
         looks: dict[float, DocumentLosses] = {}

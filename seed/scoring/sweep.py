@@ -6,9 +6,11 @@ Asked in lexicographic order of kept layers, neighbouring candidates share most 
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from seed.records import Candidate, Quality, SweepRow
 from seed.rows import RowFile
@@ -70,6 +72,16 @@ class Sweep:
         """Let go of stored states before a long training where they take much memory; they are computed anew when needed."""
         if self._walker is not None and self._walker.count_bytes() > RELEASED_BYTES:
             self._walker = None
+
+    def shrink(self) -> bool:
+        """Let half as many windows go through a model at once, after it ran out of memory; False: it is one already."""
+        self._walker = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        smaller = max(1, self.instruments.micro_batch // 2)
+        is_smaller = smaller < self.instruments.micro_batch
+        self.instruments = replace(self.instruments, micro_batch=smaller)
+        return is_smaller
 
     def measure_unrecovered(self, candidates: Sequence[Candidate]) -> list[Quality]:
         """Score candidates as they stand, many at once."""

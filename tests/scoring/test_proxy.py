@@ -1,12 +1,15 @@
 """A candidate climbs to the rung asked for, or to where the screen stops it; nothing is measured that is known."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from seed.errors import CandidateError
 from seed.models.anatomy import Anatomy
 from seed.records import Candidate, Quality
 from seed.scoring import proxy as proxies
@@ -281,3 +284,38 @@ def test_a_raw_student_has_the_raw_score(tmp_path: Path) -> None:
     student = start_student(proxy.sweep.instruments, CUT, None)
     assert Anatomy(student).num_layers == 2
     assert validation_losses(proxy.sweep.instruments, student).loss == proxy.evaluate(CUT).qualities["none"].loss
+
+
+@pytest.mark.parametrize("rung", ["none", "closed_form"])
+def test_out_of_memory_fewer_windows_go_at_once_and_the_score_is_the_same(rung: str, tmp_path: Path) -> None:
+    wanted = make_proxy(tmp_path / "wanted", rung, settings=STILL).evaluate(CUT)
+    proxy = make_proxy(tmp_path / "scarce", rung, settings=STILL)
+    with allow_windows(proxy, 1 if rung == "none" else 2):
+        found = proxy.evaluate(CUT)
+    assert proxy.sweep.instruments.micro_batch == (1 if rung == "none" else 2)
+    for name, quality in wanted.qualities.items():
+        assert found.qualities[name].loss == pytest.approx(quality.loss, rel=1e-5)
+
+
+def test_a_candidate_for_which_no_memory_suffices_is_refused_with_the_reason(tmp_path: Path) -> None:
+    proxy = make_proxy(tmp_path, "closed_form")
+    with allow_windows(proxy, 0), pytest.raises(CandidateError, match=rf"{CUT.key}: out of memory.*allocate memory"):
+        proxy.evaluate(CUT)
+    assert proxy.evaluate(CUT).qualities["closed_form"].loss > 0
+
+
+@contextlib.contextmanager
+def allow_windows(proxy: Proxy, most: int) -> Iterator[None]:
+    """Let the model's layers ask for more memory than there is when more windows than this go through at once."""
+
+    def ask(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if len(hidden) > most:
+            torch.empty(2**50)
+
+    layer = proxy.sweep.instruments.anatomy.layers[CUT.kept_layers[-1]]
+    handle = layer.register_forward_pre_hook(ask, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
