@@ -1,29 +1,44 @@
-"""Distill one more model out of a finished study: python -m seed.distill studies/gpt2-small --trial 17
+"""Distill models out of a searched study: python -m seed.distill studies/gpt2-small --trial 17
 
-The same loop, data and judge as the search's own finals; the report is written again.
+The same loop, data and judge as the search's own finals; the report is written again. Without --trial every member of
+the frontier is distilled that is not yet, as after a search with --no-distill.
+
+Over several GPUs or hosts, weights sharded over all of them, students and dense model alike:
+
+    torchrun --nproc-per-node 4 -m seed.distill studies/gpt2-small --trial 17
+    accelerate launch --multi_gpu --num_processes 4 -m seed.distill studies/gpt2-small --trial 17
+
+The first process does what one alone would do; the others only train.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import functools
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed import folder
 from seed.console import Terminal, answer_in_json, run_command
-from seed.errors import StudyError
+from seed.errors import ResourceError, StudyError
 from seed.findings import StudyRecord
-from seed.records import DenseResult, DistillResult
+from seed.folder import StudyFolder
+from seed.records import DenseResult, DistillResult, TrialRecord
 from seed.stages import options, planning
 
 if TYPE_CHECKING:
-    from seed.reporting.result_line import DistillLine
+    from seed.reporting.result_line import DistillLine, SearchLine
+    from seed.scoring.process_group import ProcessGroup
 
 
-def distill_trial(
+def distill_trials(
     path: Path,
     *,
-    trial: int,
     terminal: Terminal,
+    trial: int | None = None,
     distill_tokens: int | None = None,
     learning_rate: float | None = None,
     replicas: int | None = None,
@@ -31,72 +46,124 @@ def distill_trial(
     device: str | None = None,
     trust_study: bool = False,
     trust_remote_code: bool = False,
-) -> tuple[DistillResult, StudyRecord]:
-    """Distill, export and judge the candidate of a trial; return its record, and the study with it.
+    group: "ProcessGroup | None" = None,
+) -> tuple[list[DistillResult], StudyRecord]:
+    """Distill, export and judge the candidate of a trial, or the frontier's that are not yet; return what came of it.
+
+    ``group``: the processes that train together; this one leads them.
 
     Raises:
         SeedError: no such study or trial, or model or text changed since.
     """
     study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
+    from seed.scoring import together
+    from seed.scoring.process_group import ALONE
     from seed.scoring.sweep import Sweep
-    from seed.stages import finals, schooling, workbench
+    from seed.stages import finals, recovering, schooling, workbench
     from seed.stages.gathering import find_learning_rate, gather_record
     from seed.stages.publishing import refresh_report
 
+    group = group or ALONE
+    if group.size > 1 and device not in (None, "cpu", "cuda"):
+        raise ResourceError(f"--device {device}: each of several processes takes a GPU of its own. Give cuda or cpu.")
     with folder.lock(study):
         record = gather_record(study)
-        chosen = {known.number: known for known in record.trials}
-        if trial not in chosen:
-            raise StudyError(
-                f"--trial {trial}: {study.root} has no such finished trial; its trials are numbered "
-                f"{min(chosen)} to {max(chosen)}. The report's table and Optuna Dashboard list them."
-            )
-        terminal.say(f"opening {protocol.model}")
+        chosen = choose_trials(study, record, trial=trial, replicas=replicas or plan.replicas)
+        if not chosen:
+            terminal.say(f"{study.root}: every member of the frontier is distilled")
+            return [], record
+        terminal.say(f"opening {protocol.model}" + (f", to train in {group.size} processes" if group.size > 1 else ""))
         bench = workbench.reopen(study, protocol, device_name=device)
-        instruments = workbench.prepare_instruments(bench)
-        evaluation = chosen[trial].evaluation
         budget = finals.Budget(
             distill_tokens=distill_tokens or plan.distill_tokens,
             learning_rate=learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate,
             rng_seeds=finals.list_rng_seeds(bench, replicas or plan.replicas),
         )
+        if group.size > 1:
+            together.refuse_unfit(recovering.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model)
+        instruments = dataclasses.replace(workbench.prepare_instruments(bench), group=group)
+        sizes = [one.evaluation.size for one in chosen]
+        num_together = min(len(chosen), recovering.count_together(bench))
         folder.require_room(
             study.root,
-            needed_bytes=evaluation.size.weight_bytes + 32 * evaluation.size.num_params,
+            needed_bytes=sum(size.weight_bytes for size in sizes) + 32 * num_together * sizes[0].num_params,
             purpose="this distillation",
         )
         dense = folder.read_record(study.dense, DenseResult)
-        member = schooling.Member(candidate=evaluation.candidate, latency=evaluation.latency, trial_number=trial)
-        work = len(budget.rng_seeds) * finals.count_work(bench, schooling.count_steps(bench, budget.distill_tokens))
-        with terminal.stage("distill", total=work, is_share=True) as advance:
-            [result] = finals.distill_members(
+        members = [
+            schooling.Member(
+                candidate=one.evaluation.candidate, latency=one.evaluation.latency, trial_number=one.number
+            )
+            for one in chosen
+        ]
+        work = finals.count_work(bench, schooling.count_steps(bench, budget.distill_tokens))
+        total = len(members) * len(budget.rng_seeds) * work
+        with terminal.stage("distill", total=total, is_share=True) as advance:
+            results = finals.distill_members(
                 bench,
                 Sweep(instruments, study.sweep),
                 plan,
                 dense,
-                [member],
+                members,
                 budget,
                 eval_command=eval_command,
                 on_work=advance,
             )
         record = refresh_report(study, complain=terminal.say)
-    terminal.say(
-        f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
-        f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"
-    )
-    terminal.say(f"model:  {study.model(result.candidate.key)}", wrap=False)
+    for result in results:
+        terminal.say(
+            f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
+            f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"
+        )
+        terminal.say(f"model:  {study.model(result.candidate.key)}", wrap=False)
     terminal.say(f"report: {study.report}", wrap=False)
-    return result, record
+    return results, record
+
+
+def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None, replicas: int) -> list[TrialRecord]:
+    """The trial of that number; without one, those on the frontier that have fewer replicas, or no model.
+
+    Raises:
+        StudyError: there is no such finished trial.
+    """
+    from seed.models.checkpoint import is_whole
+
+    known = {one.number: one for one in record.trials}
+    if trial is None:
+        finished = {
+            result.candidate
+            for result in record.distilled
+            if len(result.replicas) >= replicas and is_whole(study.model(result.key))
+        }
+        return [
+            known[member.trial_number]
+            for member in record.frontier.members
+            if member.evaluation.candidate not in finished
+        ]
+    if trial not in known:
+        raise StudyError(
+            f"--trial {trial}: {study.root} has no such finished trial; its trials are numbered "
+            f"{min(known)} to {max(known)}. The report's table and Optuna Dashboard list them."
+        )
+    return [known[trial]]
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m seed.distill", description="Distill and export one more candidate of a finished study."
+        prog="python -m seed.distill",
+        description="Distill and export one more candidate of a study, or all of its frontier that are not distilled yet.",
+        epilog="Over several GPUs or hosts: torchrun --nproc-per-node 4 -m seed.distill ..., or accelerate launch --multi_gpu "
+        "--num_processes 4 -m seed.distill ... (models are sharded over them; same results within rounding).",
     )
     parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
-    parser.add_argument("--trial", type=int, required=True, metavar="N", help="number of the trial, as in the report")
+    parser.add_argument(
+        "--trial",
+        type=int,
+        metavar="N",
+        help="number of the trial, as in the report (default: every member of the frontier that is not distilled yet)",
+    )
     parser.add_argument(
         "--distill-tokens", type=options.positive_int, metavar="N", help="recovery tokens (default: the study's)"
     )
@@ -116,22 +183,67 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Read the command line and distill."""
-    words = vars(make_parser().parse_args())
+    """Read the command line and distill, or help the process that does."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    with contextlib.nullcontext() if is_first else silence():  # all read the same words, and one complains
+        words = vars(make_parser().parse_args())
+    if not is_launched():
+        distill(words)
+        return
+    from seed.scoring import together
+    from seed.scoring.process_group import join_group
+
+    with join_group() as group:
+        if group.leads:
+            distill({**words, "group": group})
+            together.dismiss(group)
+        else:
+            together.follow(group)
+
+
+def is_launched() -> bool:
+    """Is this process one of several that a launcher started?"""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Let nothing be said until the block ends."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def distill(words: dict[str, Any]) -> None:
+    """Distill as the words of the command line say."""
     path, is_json = words.pop("study"), words.pop("json")
     if is_json:
         answer_in_json(functools.partial(distill_for_script, path, **words))
     else:
-        distill_trial(path, terminal=Terminal(), **words)
+        distill_trials(path, terminal=Terminal(), **words)
 
 
-def distill_for_script(path: Path, terminal: Terminal, **words: Any) -> "DistillLine":
-    """Distill, and return what ``--json`` prints. ``words``: as for ``distill_trial``."""
-    from seed.reporting.result_line import describe_one_more
+def distill_for_script(path: Path, terminal: Terminal, **words: Any) -> "DistillLine | SearchLine":
+    """Distill, and return what ``--json`` prints: one model, or without a trial the study. ``words``: as for ``distill_trials``."""
+    from seed.reporting.result_line import describe_one_more, describe_search
 
-    result, record = distill_trial(path, terminal=terminal, **words)
-    return describe_one_more(result, folder.StudyFolder(path), record.replications.get(result.key))
+    results, record = distill_trials(path, terminal=terminal, **words)
+    if words["trial"] is None:
+        return describe_search(record, StudyFolder(path))
+    [result] = results
+    return describe_one_more(result, StudyFolder(path), record.replications.get(result.key))
+
+
+@contextlib.contextmanager
+def end_at_once() -> Iterator[None]:
+    """Let an error's exit code be the process's: threads of a lost connection abort about one ordinary exit in 25."""
+    try:
+        yield
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    with end_at_once() if is_launched() else contextlib.nullcontext():
+        run_command(main)

@@ -5,8 +5,9 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -15,6 +16,9 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+if TYPE_CHECKING:
+    from tests.postgres import PostgresServer
 
 # what tests type is not remembered as if their user had typed it
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="seed-state-")
@@ -109,3 +113,12 @@ def browser_path() -> str:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     assert found, "no Chromium here; install the distribution's package (Debian: apt-get install chromium)"
     return found
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["PostgresServer"]:
+    """A real PostgreSQL server of this process; whoever stops it starts it again."""
+    from tests.postgres import run_server
+
+    with run_server() as server:
+        yield server

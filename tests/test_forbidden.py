@@ -21,12 +21,22 @@ ATTRIBUTES = {
     "importlib.import_module",
     "runpy.run_path",
     "torch.hub.load",
+    "dist.broadcast_object_list",
     "torch.jit.load",
     "torch.package.PackageImporter",
 }
 KEYWORDS = {"shell": True, "allow_pickle": True, "weights_only": False}
 # Where remote code is a value that the user gave, never a constant.
 TRUSTED_CONSTANT = {"trust_remote_code": True}
+
+# What there is all the same, and why.
+EXCEPTIONS = {
+    # a name out of a fixed list of drivers
+    "optimize/urls.py": {"importlib.import_module()"},
+    # processes of one run, which torch.distributed lets run each other's code in any case; never from a file
+    "scoring/sharding.py": {"torch.load(weights_only=False)"},
+    "scoring/process_group.py": {"dist.broadcast_object_list()"},
+}
 
 
 def find_faults(source: str) -> Iterator[str]:
@@ -53,7 +63,8 @@ def find_faults(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_data_becomes_code(path: Path) -> None:
-    assert list(find_faults(path.read_text(encoding="utf-8"))) == []
+    allowed = EXCEPTIONS.get(str(path.relative_to(ROOT)), set())
+    assert set(find_faults(path.read_text(encoding="utf-8"))) == allowed
 
 
 @pytest.mark.parametrize(

@@ -174,13 +174,23 @@ class Anatomy:
         return self._run_until(self.layers[-1].register_forward_hook(leave), tokens_BT)
 
     def _run_until(self, handle: RemovableHandle, tokens_BT: Tensor) -> Tensor:
+        # Caught inside the model's own forward: hooks around it, such as those of sharded weights, then see it end.
+        forward = self.model.forward
+
+        def leave_early(*args: Any, **kwargs: Any) -> Tensor:
+            try:
+                forward(*args, **kwargs)
+            except _Reached as reached:
+                return reached.hidden_BTD
+            raise AssertionError("the hook always leaves")
+
+        self.model.forward = leave_early
         try:
-            self.model(input_ids=tokens_BT, use_cache=False)
-        except _Reached as reached:
-            return reached.hidden_BTD
+            hidden_BTD: Tensor = self.model(input_ids=tokens_BT, use_cache=False)
+            return hidden_BTD
         finally:
+            del self.model.forward
             handle.remove()
-        raise AssertionError("the hook always leaves")
 
     @contextlib.contextmanager
     def record_states(self, is_wanted: bool = True) -> Iterator[list[Tensor]]:

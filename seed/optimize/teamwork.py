@@ -7,7 +7,6 @@ decided elsewhere.
 
 import contextlib
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from seed.optimize.heartbeats import beating, fail_stale_trials
 from seed.optimize.sampler import candidate_of, flag_distributions, flags_of
 from seed.optimize.space import contains
 from seed.optimize.subset import FINAL, MOST_FAILURES, PARDONED, TAKEN_STATES, VERDICT, weigh_failure
@@ -40,9 +40,7 @@ class Worker:
 
     name: str
     is_there: Callable[[str], bool | None]
-    beat: Callable[[BaseStorage, int], AbstractContextManager[None]] = lambda storage, trial_id: (
-        contextlib.nullcontext()
-    )
+    beat: Callable[[BaseStorage, int], AbstractContextManager[None]] = beating
 
 
 ALONE = Worker(name="alone", is_there=lambda name: name == "alone")
@@ -119,9 +117,7 @@ class Claims:
 
     def bury(self) -> None:
         """Fail trials whose workers are gone, so that their candidates are tried again."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self.study)  # by heartbeat, where the storage has them
+        fail_stale_trials(self.study)
         now = time.monotonic()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number == self.own:

@@ -2,16 +2,22 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from seed import untrusted
 from seed.errors import StudyError
 from seed.optimize.journal import Journal
-from seed.optimize.storage import open_storage
+from seed.optimize.storage import connect
+from seed.optimize.urls import check_storage_url
 
-SQLITE = re.compile(r"sqlite(\+\w+)?:///(?P<path>[^?]+)")
+SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]+)")
+NEEDED = (
+    "version_info",
+    "alembic_version",
+)  # Optuna's tables of one row; it writes them last, and anew where they are empty
 
 
 def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
@@ -28,7 +34,7 @@ def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
                 f"{found['path']}: no such file, but the study's plan names it as its storage. Run this in the directory "
                 "where the search was run, or restore the file."
             )
-        return open_storage(url, journal=journal)
+        return view_database(url)
     if not journal.is_file():  # Optuna would make an empty one
         raise StudyError(
             f"{journal}: missing, and with it all trials. Restore it from a copy, or run the search first."
@@ -41,6 +47,43 @@ def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
             f"{journal}: damaged ({error}). Run the search of this study again, which mends a last line that a killed "
             "process left torn, or restore the file from a copy."
         ) from error
+
+
+def view_database(url: str) -> BaseStorage:
+    """Return the storage that a URL names, without heartbeats and without patience.
+
+    Raises:
+        StudyError: nothing was ever searched there, or it cannot be opened.
+    """
+    from seed.optimize.patience import close_with, find_engine
+
+    check_storage_url(url)
+    storage = connect(url, heartbeat_seconds=None, grace_seconds=None, prepare=require_tables)
+    engine = find_engine(storage)
+    assert engine is not None
+    close_with(storage, engine)
+    return storage
+
+
+def require_tables(url: str, arguments: dict[str, Any]) -> None:
+    """Raise unless a database holds Optuna's tables, of this Optuna's version. Only reads, so a reader's rights are enough.
+
+    Raises:
+        StudyError: they are missing.
+    """
+    import sqlalchemy
+
+    settings = {"poolclass": sqlalchemy.NullPool, "connect_args": arguments}
+    with sqlalchemy.create_engine(url, **settings).connect() as connection:
+        names = sqlalchemy.inspect(connection).get_table_names()
+        is_ready = all(
+            name in names and connection.execute(sqlalchemy.text(f"SELECT 1 FROM {name}")).first() for name in NEEDED
+        )
+    if not is_ready:
+        raise StudyError(
+            "the storage that the study's plan names holds no studies yet. Run the search first, which makes them."
+        )
+    RDBStorage(url, engine_kwargs=settings, skip_table_creation=True)  # refuses tables of another version
 
 
 def find_study_id(storage: BaseStorage, name: str) -> int:

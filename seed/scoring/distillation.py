@@ -3,7 +3,8 @@
 AdamW, warm-up then linear decay, towards an ``Objective``: forward KL to the dense model's predictions unless told
 otherwise. Step 0 counts as a checkpoint, so what comes back is never worse on validation than what went in. Resumable:
 the data of a step depends on the step alone. Students that see the same batches are trained side by side and share
-the dense model's part of each.
+the dense model's part of each. Several processes train sharded students together: all do the same steps, each on its
+share of a batch, and the first keeps what is saved.
 
 The dense model's last hidden states come from ``recall``, which may have stored them. Which student, and from which
 weights, is decided by the caller.
@@ -28,6 +29,8 @@ from seed.records import CurvePoint, hash_text
 from seed.scoring import lora
 from seed.scoring.corpus import TokenStream
 from seed.scoring.objectives import Learner, Objective, accumulate_gradients
+from seed.scoring.process_group import ALONE, ProcessGroup
+from seed.scoring.sharding import copy_whole, fill, gather_optimizer, spread_optimizer, strip_values
 from seed.scoring.targets import Recall, recall_live
 
 CHECKPOINT_SECONDS = 30.0
@@ -87,7 +90,8 @@ class Pupil:
 
     Float32 weights, but for LoRA, which leaves them as they are until its updates are merged into them at the end.
     ``validate``: model -> validation loss in nats per token. ``boundaries``: see ``objectives.Learner``; only objectives
-    that match states need them. ``checkpoint``: where to save progress every half minute, and to resume from.
+    that match states need them. ``checkpoint``: where to save progress every half minute, and to resume from; of several
+    processes only the first has one.
     """
 
     student: nn.Module
@@ -117,6 +121,7 @@ def distill(
     *,
     recall: Recall | None = None,
     on_step: Callable[[int], None] = lambda step: None,
+    group: ProcessGroup = ALONE,
 ) -> list[Distilled]:
     """Train students side by side and leave each with the weights that validated best.
 
@@ -126,12 +131,14 @@ def distill(
         recovery: the windows to train on.
         recall: windows -> the dense model's last hidden states; None runs the dense model in every step.
         on_step: called with the number of steps that all have finished.
+        group: the processes that do this together; students and dense model are then sharded.
     """
     recall = recall or recall_live(dense, recovery)
     settings = pupils[0].settings
     assert all(pupil.settings.lesson == settings.lesson for pupil in pupils), "one batch for all"
     with contextlib.ExitStack() as stack:
-        trainings = [_Training(pupil, stack, window_tokens=recovery.tokens_NT.shape[1]) for pupil in pupils]
+        window_tokens = recovery.tokens_NT.shape[1]
+        trainings = [_Training(pupil, stack, group, window_tokens=window_tokens) for pupil in pupils]
         for step in range(min(training.done for training in trainings), settings.steps):
             active = [training for training in trainings if training.done == step]  # others were saved further on
             windows = choose_windows(step, len(recovery.tokens_NT), settings)
@@ -145,6 +152,7 @@ def distill(
                 mixed_precision=settings.mixed_precision,
                 recomputes=settings.recomputes,
                 recall=recall,
+                group=group,
             )
             for training, divergence in zip(active, divergences, strict=True):
                 training.take_step(divergence)
@@ -157,9 +165,9 @@ def distill(
 class _Training:
     """One student on its way: its optimizer, its curve, its best weights so far."""
 
-    def __init__(self, pupil: Pupil, stack: contextlib.ExitStack, *, window_tokens: int) -> None:
+    def __init__(self, pupil: Pupil, stack: contextlib.ExitStack, group: ProcessGroup, *, window_tokens: int) -> None:
         """``stack`` holds what has to be undone when training ends."""
-        self.pupil, settings = pupil, pupil.settings
+        self.pupil, self.group, settings = pupil, group, pupil.settings
         student = pupil.student
         student.eval()  # no dropout: the student should learn the teacher's function, not be regularised
         student.requires_grad_(True)
@@ -180,6 +188,9 @@ class _Training:
             fused=True,
         )
         saved = _read_checkpoint(pupil.checkpoint, settings)
+        if group.size > 1:
+            outline = group.tell(strip_values(saved))
+            saved = saved if group.leads else outline
         if saved is None:
             self.done, self.best_step, self.best_loss = 0, 0, pupil.validate(student)
             self.best_weights = copy_weights(self.trained)
@@ -187,7 +198,7 @@ class _Training:
             self.divergences: list[float] = []
         else:
             load_weights(self.trained, saved["student"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            spread_optimizer(saved["optimizer"], self.optimizer)
             self.done, self.best_step, self.best_loss = saved["step"], saved["best_step"], saved["best_loss"]
             self.best_weights, self.divergences = saved["best"], saved["divergences"]
             self.curve = [msgspec.convert(point, CurvePoint) for point in saved["curve"]]
@@ -220,21 +231,22 @@ class _Training:
         """Save progress, if the last time was long enough ago."""
         path = self.pupil.checkpoint
         is_due = time.monotonic() - self.last_saved > max(CHECKPOINT_SECONDS, self.save_seconds / SAVING_SHARE)
-        if path is None or self.done >= self.pupil.settings.steps or not is_due:
+        if not self.group.tell(path is not None and self.done < self.pupil.settings.steps and is_due):
             return
         began = time.monotonic()
         state = {
             "fingerprint": self.pupil.settings.fingerprint,
             "step": self.done,
             "student": copy_weights(self.trained),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": gather_optimizer(self.optimizer),
             "best": self.best_weights,
             "best_step": self.best_step,
             "best_loss": self.best_loss,
             "divergences": self.divergences,
             "curve": msgspec.to_builtins(self.curve),
         }
-        _write_checkpoint(path, state)
+        if path is not None:
+            _write_checkpoint(path, state)
         self.last_saved = time.monotonic()
         self.save_seconds = self.last_saved - began
 
@@ -280,15 +292,14 @@ def copy_weights(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
 
     A GPU's memory is what decides how large a model can be trained: 16 bytes a weight instead of 20.
     """
-    return {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
+    return {name: copy_whole(weight) for name, weight in weights.items()}
 
 
-@torch.no_grad()
 def load_weights(weights: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     """Give the trained weights other values."""
     assert weights.keys() == values.keys()
     for name, weight in weights.items():
-        weight.copy_(values[name])
+        fill(weight, values[name])
 
 
 def schedule(step: int, settings: DistillSettings) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seed.models.anatomy import Anatomy
 from seed.scoring.corpus import TokenStream
+from seed.scoring.process_group import ALONE, ProcessGroup
 from seed.scoring.quality import split_for_head
 from seed.scoring.targets import Recall
 
@@ -73,10 +74,18 @@ class _Lesson:
     """The dense model's part of some windows: computed when first asked for, and kept where several students ask."""
 
     def __init__(
-        self, dense: Anatomy, tokens_BT: Tensor, objective: Objective, *, mixed_precision: bool, is_shared: bool
+        self,
+        dense: Anatomy,
+        tokens_BT: Tensor,
+        objective: Objective,
+        *,
+        num_counted: int,
+        mixed_precision: bool,
+        is_shared: bool,
     ) -> None:
         self.dense = dense
         self.tokens_BT = tokens_BT
+        self.num_counted = num_counted  # so many windows teach something; the rest only keep processes in step
         self.objective = objective
         self.mixed_precision = mixed_precision
         self.states: list[Tensor] = []  # at every layer, where they are wanted
@@ -109,20 +118,29 @@ def accumulate_gradients(
     mixed_precision: bool,
     recall: Recall,
     recomputes: bool = False,
+    group: ProcessGroup = ALONE,
 ) -> list[float | None]:
     """Add the gradient of the batch's mean loss to each student's weights; return each one's KL divergence, nats per token.
 
     Layers run on ``micro_batch`` windows at once, one student after another. The head follows on fewer positions at a
     time: each part's gradient goes back to the last hidden state, and from there through the layers once. The
-    divergence is None where the objective does not ask for it.
+    divergence is None where the objective does not ask for it. Of several processes each takes its share of the windows;
+    their students' weights are sharded, and add up the gradients by themselves.
     """
     device = dense.device
+    batch_tokens = len(windows) * recovery.tokens_NT.shape[1]
+    windows, num_counted = group.take_share(windows)
     tokens_BT = recovery.tokens_NT[windows].to(device)
     stored_BTD = recall(windows) if objective.needs_teacher and not objective.needs_states else None
     totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in learners]
     for rows in torch.arange(len(windows)).split(micro_batch):
         lesson = _Lesson(
-            dense, tokens_BT[rows], objective, mixed_precision=mixed_precision, is_shared=len(learners) > 1
+            dense,
+            tokens_BT[rows],
+            objective,
+            num_counted=max(0, num_counted - int(rows[0])),
+            mixed_precision=mixed_precision,
+            is_shared=len(learners) > 1,
         )
         if objective.needs_states:
             lesson.states = dense.trace(lesson.tokens_BT)
@@ -130,10 +148,10 @@ def accumulate_gradients(
         elif stored_BTD is not None:
             lesson.last_BTD = stored_BTD[rows]
         for learner, total in zip(learners, totals, strict=True):
-            total.add_(_learn(learner, lesson, batch_tokens=tokens_BT.numel(), recomputes=recomputes))
+            total.add_(_learn(learner, lesson, batch_tokens=batch_tokens, recomputes=recomputes))
     if objective.ce_share == 1:
         return [None for _ in learners]
-    return [float(total) / tokens_BT.numel() for total in totals]
+    return [float(group.add_up(total)) / batch_tokens for total in totals]
 
 
 def _learn(learner: Learner, lesson: _Lesson, *, batch_tokens: int, recomputes: bool) -> Tensor:
@@ -156,17 +174,19 @@ def _learn(learner: Learner, lesson: _Lesson, *, batch_tokens: int, recomputes: 
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=lesson.mixed_precision):
             logits = anatomy.compute_logits(leaf[part], tokens_BT[part])
         gradient: Tensor | None = None
+        num_counted = max(0, lesson.num_counted - part[0].start)
         if objective.ce_share < 1:
             divergence, gradient = kl_and_gradient(
                 lesson.predict(part), logits.detach(), temperature=objective.temperature
             )
-            total += divergence.sum()
+            total += divergence[:num_counted].sum()
             if objective.ce_share > 0:
                 gradient *= 1 - objective.ce_share
         if objective.ce_share > 0:
             by_text = differentiate_cross_entropy(logits.detach(), following_BT[part], counts_BT[part])
             gradient = by_text if gradient is None else gradient.add_(by_text)
         assert gradient is not None
+        gradient[num_counted:] = 0
         logits.backward(gradient.div_(batch_tokens).to(logits.dtype))
     roots, gradients = [hidden], [leaf.grad]
     if objective.needs_states:

@@ -104,11 +104,17 @@ def measure_losses(
     compute: ComputeLogits, stream: TokenStream, *, micro_batch: int, device: torch.device
 ) -> DocumentLosses:
     """Losses of a model on a stream."""
-    rows = [
-        token_losses(compute(tokens), tokens).cpu().numpy()
-        for _, tokens in iterate_batches(stream, micro_batch=micro_batch, device=device)
-    ]
-    return sum_by_document(np.concatenate(rows), stream)
+    rows = measure_token_losses(compute, stream.tokens_NT, micro_batch=micro_batch, device=device)
+    return sum_by_document(rows, stream)
+
+
+@torch.no_grad()
+def measure_token_losses(
+    compute: ComputeLogits, tokens_NT: Tensor, *, micro_batch: int, device: torch.device
+) -> np.ndarray:
+    """Losses of a model on windows of tokens, nats, float32 (N, T - 1)."""
+    batches = [tokens.to(device) for tokens in tokens_NT.split(micro_batch)]
+    return np.concatenate([token_losses(compute(tokens), tokens).cpu().numpy() for tokens in batches])
 
 
 @torch.no_grad()

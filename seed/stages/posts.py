@@ -5,20 +5,16 @@ be shared out. What a share is worth is not known here.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from optuna.storages import BaseStorage
 
 from seed import untrusted
 from seed.folder import StudyFolder
 from seed.optimize.teamwork import Worker
 from seed.presence import Presence
 from seed.sharing import Shares
-
-Beat = Callable[[BaseStorage, int], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +24,12 @@ class Post:
     study: StudyFolder
     presence: Presence
     leads: bool
-    beat: Beat | None = None  # where the storage may have workers on other hosts
     num_workers: int = 1  # of this host, that share its cores
 
     @property
     def worker(self) -> Worker:
         """Who we are to others at the study's trials."""
-        if self.beat is None:
-            return Worker(name=self.presence.name, is_there=self.presence.is_there)
-        return Worker(name=self.presence.name, is_there=self.presence.is_there, beat=self.beat)
+        return Worker(name=self.presence.name, is_there=self.presence.is_there)
 
     def share(self, what: str) -> Shares:
         """Our share of a list of work that all processes of this host have alike."""
@@ -53,7 +46,7 @@ class Post:
             torch.set_num_threads(before)
 
 
-def open_post(study: StudyFolder, *, leads: bool, beat: Beat | None = None, num_workers: int = 1) -> Post:
+def open_post(study: StudyFolder, *, leads: bool, num_workers: int = 1) -> Post:
     """A post in a study's folder, where nothing leads out of it.
 
     Raises:
@@ -61,4 +54,4 @@ def open_post(study: StudyFolder, *, leads: bool, beat: Beat | None = None, num_
     """
     untrusted.refuse_strays(study.root)
     presence = Presence(study.work / "present")
-    return Post(study=study, presence=presence, leads=leads, beat=beat, num_workers=num_workers)
+    return Post(study=study, presence=presence, leads=leads, num_workers=num_workers)

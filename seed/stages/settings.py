@@ -10,7 +10,7 @@ from pathlib import Path
 
 from seed.errors import SeedError
 from seed.optimize.sampler import SAMPLERS
-from seed.optimize.storage import check_storage_url
+from seed.optimize.urls import check_storage_url
 from seed.stages.recoveries import RECOVERIES, Recovery
 
 RUNG_NAMES = {1: "closed_form", 2: "short_distillation"}

@@ -1,0 +1,154 @@
+"""Two real processes train what one would: same curve, same weights, and either goes on where the other was killed."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from seed.errors import ResourceError
+from seed.scoring.objectives import Objective
+from seed.scoring.process_group import ALONE, ProcessGroup
+from seed.scoring.together import refuse_unfit
+from tests.models.families import make_model
+from tests.scoring import group_worker
+from tests.scoring.group_worker import Case, train, write_cases
+
+ROOT = Path(__file__).parent.parent.parent
+CASES = [
+    Case(name="tied embedding"),
+    Case(name="embedding of its own", family="qwen2"),
+    Case(name="experts", family="qwen3_moe"),
+    Case(name="layers that end in a view", family="opt"),
+    Case(name="unequal parts", batch_windows=5, family="gpt2"),
+    Case(name="one window for two", batch_windows=1),
+    Case(name="frozen layers", frozen_layers=1, family="gemma2"),
+    Case(name="frozen embedding", frozen_layers=1, family="qwen2"),
+    Case(name="mixed precision, recomputed", mixed_precision=True, recomputes=True),
+    Case(name="half text", ce_share=0.5),
+    Case(name="text alone", ce_share=1.0),
+    Case(name="side by side", num_students=2),
+    Case(name="stored and computed in bfloat16", stored="bfloat16", dense="bfloat16"),
+]
+STOPPED = Case(name="stopped", steps=6, kill_at=4)
+
+
+def work(directory: Path, cases: list[Case], *, processes: int) -> subprocess.CompletedProcess[str]:
+    """Train in so many new processes; results lie in the directory."""
+    words = [str(write_cases(directory / "cases.json", cases)), str(directory)]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return subprocess.run(
+        [sys.executable, *launcher, group_worker.__file__, *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+    """What two processes made of the cases, and of one that a single process was killed in; how each held the models."""
+    directory = tmp_path_factory.mktemp("together")
+    stopped = replace(STOPPED, checkpoint=str(directory / "progress.pt"))
+    assert work(directory, [stopped], processes=1).returncode == -9
+    done = work(directory, [*CASES, replace(stopped, kill_at=None)], processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "Warning" not in done.stderr
+    shards = [json.loads((directory / f"shards-{rank}.json").read_text()) for rank in range(2)]
+    return torch.load(directory / "results.pt"), shards
+
+
+def assert_same_training(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one["losses"] == pytest.approx(other["losses"], rel=1e-6)
+        assert one["best_step"] == other["best_step"] > 0
+        assert one["is_frozen"]
+        if other["divergences"][0] is None:
+            assert one["divergences"] == other["divergences"]
+        else:
+            assert one["divergences"] == pytest.approx(other["divergences"], rel=1e-4)
+        for name, weight in other["weights"].items():
+            torch.testing.assert_close(one["weights"][name], weight, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_two_processes_train_as_one(case: Case, together: tuple[dict[str, Any], Any]) -> None:
+    assert_same_training(together[0][case.name], train(case))
+
+
+def test_every_process_holds_its_half_of_student_and_dense_model(together: tuple[Any, list[Any]]) -> None:
+    for shards in together[1]:
+        assert len(shards) == 3 * (len(CASES) + 1) + 2  # dense, student, its exported form
+        assert all(one["all_sharded"] for one in shards)
+        assert all(0.45 < one["here"] / one["whole"] < 0.55 for one in shards)
+
+
+def test_two_processes_go_on_where_one_was_killed(together: tuple[dict[str, Any], Any]) -> None:
+    [found] = together[0]["stopped"]
+    assert found["steps"] == [4, 5, 6]
+    assert_same_training([found], train(replace(STOPPED, kill_at=None)))
+
+
+def test_one_process_goes_on_where_two_were_killed(tmp_path: Path) -> None:
+    stopped = replace(STOPPED, checkpoint=str(tmp_path / "progress.pt"))
+    done = work(tmp_path, [stopped], processes=2)
+    assert done.returncode == 1  # the launcher's own
+    assert "exitcode  : -9" in done.stderr
+    assert "Traceback" not in done.stderr.partition("torch/distributed/elastic")[0]
+    saved = torch.load(tmp_path / "progress.pt-0", weights_only=True)
+    assert saved["step"] == 3
+    [found] = train(replace(stopped, kill_at=None))
+    assert found["steps"] == [4, 5, 6]
+    [unbroken] = train(replace(STOPPED, kill_at=None))
+    assert {name: weight.shape for name, weight in saved["student"].items()} == {
+        name: weight.shape for name, weight in unbroken["weights"].items()
+    }
+    assert_same_training([found], [unbroken])
+
+
+@pytest.mark.parametrize(("num_items", "size"), [(4, 2), (5, 2), (1, 2), (4, 3), (2, 4), (7, 1)])
+def test_shares_are_equally_long_and_count_everything_once(num_items: int, size: int) -> None:
+    items = torch.arange(10, 10 + num_items)
+    shares = [ProcessGroup(rank=rank, size=size).take_share(items) for rank in range(size)]
+    assert len({len(mine) for mine, _ in shares}) == 1
+    assert torch.equal(torch.cat([mine[:counted] for mine, counted in shares]), items)
+
+
+def test_one_process_alone_asks_nobody() -> None:
+    rows = np.arange(6.0).reshape(3, 2)
+    assert ALONE.tell("word") == "word"
+    assert ALONE.gather_rows(rows, num_rows=3) is rows
+    assert ALONE.add_up(torch.ones(2)).tolist() == [1, 1]
+
+
+class Routed(nn.Module):
+    """A layer whose experts are modules of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+
+
+@pytest.mark.parametrize(
+    ("change", "model", "reason"),
+    [
+        ({"lora_rank": 4}, make_model("llama"), "LoRA"),
+        ({"objective": Objective(hidden_weight=1.0)}, make_model("llama"), "states"),
+        ({}, Routed(), "experts"),
+    ],
+    ids=["lora", "states", "experts"],
+)
+def test_what_several_processes_cannot_do_is_refused(change: dict[str, Any], model: nn.Module, reason: str) -> None:
+    refuse_unfit(CASES[0].settings, make_model("llama"))
+    with pytest.raises(ResourceError, match=reason) as caught:
+        refuse_unfit(replace(CASES[0].settings, **change), model)
+    assert "in one process" in str(caught.value)

@@ -1,0 +1,130 @@
+"""seed.distill as users run it over several processes: by accelerate launch, and by hand when something goes wrong."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seed.reporting.result_line import DistillLine, SearchLine
+from tests.test_commands import environment, read_line, run_seed, search_words
+
+ACCELERATE = [
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes=2",
+    "-m",
+]  # without a GPU these are CPU processes
+QUICK_SECONDS = 60.0  # of starting two processes and ending them on a busy machine; a hang takes days
+FULL_DISK = (
+    "import resource, runpy, signal;"
+    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000));"
+    "runpy.run_module('seed.distill', run_name='__main__', alter_sys=True)"
+)
+
+
+@pytest.fixture(scope="module")
+def searched(make_checkpoint, text_file, tmp_path_factory) -> Path:
+    """A folder with a study that is not distilled; text counts in its objective, so that a random model improves."""
+    path = tmp_path_factory.mktemp("searched")
+    words = search_words(make_checkpoint(), text_file, "--study=tiny", "--no-distill", "--ce-share=0.5")
+    run_seed(*words, "--max-dropped=1", "--frontier-size=1", cwd=path)
+    return path
+
+
+def start_by_hand(*words: str, cwd: Path, first: list[str] | None = None) -> list[subprocess.Popen[str]]:
+    """Two processes with what a launcher would tell them; the first may run otherwise."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+    started = []
+    for rank in range(2):
+        told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        command = first if first and rank == 0 else ["-m", "seed.distill"]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *command, *words],
+                cwd=cwd,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment(MASTER_PORT=port, **told),
+            )
+        )
+    return started
+
+
+def end(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and standard error of each process; they must end soon."""
+    try:
+        said = [one.communicate(timeout=QUICK_SECONDS) for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    return [(one.returncode, *texts) for one, texts in zip(started, said, strict=True)]
+
+
+def test_accelerate_launch_hands_back_what_one_process_does(searched, tmp_path):
+    alone, together = (shutil.copytree(searched, tmp_path / name) for name in ("alone", "together"))
+    [model] = read_line(run_seed("seed.distill", "studies/tiny", "--json", cwd=alone), SearchLine).models
+    [trial] = [str(member["trial_number"]) for member in read(alone, "frontier.json")["members"]]
+    done = run_seed(*ACCELERATE, "seed.distill", "studies/tiny", "--trial", trial, "--json", cwd=together)
+    assert read_line(done, DistillLine).distilled.key == model.key
+    assert done.stderr.count("to train in 2 processes") == done.stderr.count("report: ") == 1  # one process speaks
+    expected, found = (read(path, f"distilled/{model.key}.json") for path in (alone, together))
+    assert found["best_step"] == expected["best_step"] > 0
+    curve = [point["validation_loss"] for point in expected["curve"]]
+    assert [point["validation_loss"] for point in found["curve"]] == pytest.approx(curve, rel=1e-4)
+    assert found["test"]["loss"] == pytest.approx(expected["test"]["loss"], rel=1e-4)
+    assert found["validation"]["loss"] == pytest.approx(min(curve), rel=1e-4)  # what was judged is what was exported
+    weights, wanted = (
+        load_file(path / "studies" / "tiny" / "models" / model.key / "model.safetensors") for path in (together, alone)
+    )
+    assert weights.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-4)
+    again = run_seed("seed.distill", "studies/tiny", cwd=together)
+    assert again.stdout == "studies/tiny: every member of the frontier is distilled\n"
+
+
+def read(cwd: Path, name: str) -> dict:
+    return json.loads((cwd / "studies" / "tiny" / name).read_text())
+
+
+def test_what_the_first_process_finds_wrong_ends_both(tmp_path):
+    first, second = end(start_by_hand("studies/nowhere", cwd=tmp_path))
+    assert first[0] == second[0] == 2
+    assert first[2].startswith("error: studies/nowhere: not a study")
+    assert first[2].count("\n") == 1
+    assert second[1:] == ("", "")
+
+
+def test_a_full_disk_ends_both(searched, tmp_path):
+    path = shutil.copytree(searched, tmp_path / "full")
+    first, second = end(start_by_hand("studies/tiny", cwd=path, first=["-c", FULL_DISK]))
+    assert first[0] == second[0] == 2
+    assert "the disk does not take" in first[2] or "cannot be written" in first[2]
+    assert "Traceback" not in first[2]
+    assert second[1:] == ("", "")
+    assert not list((path / "studies" / "tiny").rglob("model.safetensors"))
+
+
+def test_a_killed_process_ends_the_other(searched, tmp_path):
+    path = shutil.copytree(searched, tmp_path / "killed")
+    first, second = start_by_hand("studies/tiny", "--distill-tokens=10000000", cwd=path)
+    assert first.stdout is not None
+    assert first.stdout.readline().startswith("opening ")
+    time.sleep(5)
+    second.send_signal(signal.SIGKILL)
+    (code, _, error), (killed, *_) = end([first, second])
+    assert (code, killed) == (2, -9)
+    assert error.startswith("error: another of the 2 processes of this run ended")
+    assert error.count("\n") == 1
