@@ -108,7 +108,7 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
         if study.plan.exists():
             terminal.say(f"continuing the study in {study.root}")
         opened = open_study(
-            open_storage(plan.storage, journal=study.journal),
+            open_storage(plan.storage, journal=study.journal, complain=terminal.say),
             name=plan.name,
             rung=bench.protocol.rung,
             fingerprint=plan.fingerprint,

@@ -47,7 +47,7 @@ def test_everything_lies_below_the_root(tmp_path: Path) -> None:
     assert study.model("drop-1") == tmp_path / "demo/models/drop-1"
     assert study.result("drop-1") == tmp_path / "demo/distilled/drop-1.json"
     paths = [value for value in vars(study).values() if isinstance(value, Path) and value != study.root]
-    assert all(path.parent == study.root for path in paths)
+    assert all(path.parent in (study.root, study.work) for path in paths)
     assert len(set(paths)) == len(paths) >= 10
 
 

@@ -32,9 +32,8 @@ CASES = [
     Case(name="frozen layers", frozen_layers=1, family="gemma2"),
     Case(name="frozen embedding", frozen_layers=1, family="qwen2"),
     Case(name="mixed precision, recomputed", mixed_precision=True, recomputes=True),
-    Case(name="half text", ce_share=0.5),
     Case(name="text alone", ce_share=1.0),
-    Case(name="side by side", num_students=2),
+    Case(name="side by side, half text", num_students=2, ce_share=0.5),
     Case(name="stored and computed in bfloat16", stored="bfloat16", dense="bfloat16"),
 ]
 STOPPED = Case(name="stopped", steps=6, kill_at=4)

@@ -12,6 +12,7 @@ from seed.records import SearchSpace, TrialRecord
 from seed.scoring.sweep import Sweep
 from seed.stages import comparing, gains
 from seed.stages.meter import Account, Measured
+from seed.stages.posts import open_post
 from seed.stages.searching import score_space
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
@@ -26,7 +27,15 @@ def search(
     sweep, settings = open_sweep(bench), SearchSettings()
     plan = make_plan(bench, settings, trials=trials, covers_space=covers_space)
     return sweep, score_space(
-        QUIET, bench, sweep, open_trials(bench), plan, settings, space, make_table(), on_trial=lambda: None
+        QUIET,
+        bench,
+        sweep,
+        open_trials(bench),
+        plan,
+        settings,
+        space,
+        make_table(),
+        post=open_post(bench.folder, leads=True),
     )
 
 

@@ -87,6 +87,7 @@ EVERYTHING = SearchSettings(
     study="first-try",
     studies_dir=Path("/tmp/studies of mine"),
     storage="postgresql://me@host/studies",
+    workers=3,
     trials=57,
     sampler="nsgaii",
     rung=2,

@@ -16,6 +16,7 @@ from seed.records import Frontier
 from seed.scoring.instruments import Instruments
 from seed.stages import judging, publishing, workbench
 from seed.stages.gathering import read_losses
+from seed.stages.posts import open_post
 from seed.stages.publishing import LiveReport
 from seed.stages.searching import score_space
 from seed.stages.settings import SearchSettings
@@ -54,7 +55,16 @@ class Stage:
     def score(self, live: LiveReport) -> None:
         settings = SearchSettings()
         score_space(
-            QUIET, self.bench, self.sweep, self.study, self.plan, settings, SPACE, make_table(), on_trial=live.hear
+            QUIET,
+            self.bench,
+            self.sweep,
+            self.study,
+            self.plan,
+            settings,
+            SPACE,
+            make_table(),
+            post=open_post(self.bench.folder, leads=True),
+            on_trial=live.hear,
         )
 
 

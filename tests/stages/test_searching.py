@@ -17,6 +17,7 @@ from seed.scoring.sweep import Sweep
 from seed.scoring.targets import recall_live
 from seed.stages import recovering, searching
 from seed.stages.gathering import read_losses
+from seed.stages.posts import open_post
 from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery, score_space
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
@@ -50,7 +51,17 @@ class Search:
         plan = make_plan(self.bench, wanted, trials=trials, covers_space=covers_space)
         sweep = sweep or open_sweep(self.bench)
         table = make_table() if table is None else table
-        return score_space(terminal, self.bench, sweep, self.study, plan, wanted, space, table, on_trial=lambda: None)
+        return score_space(
+            terminal,
+            self.bench,
+            sweep,
+            self.study,
+            plan,
+            wanted,
+            space,
+            table,
+            post=open_post(self.bench.folder, leads=True),
+        )
 
 
 def keys_of(trials: tuple[TrialRecord, ...], *, state: str = "COMPLETE") -> list[str]:
