@@ -14,6 +14,7 @@ from seed.folder import StudyFolder
 from seed.optimize.space import Preset
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study
+from seed.optimize.urls import hide_secrets
 from seed.records import DenseResult, SearchPlan
 from seed.scoring.sweep import Sweep
 from seed.stages import finals, latencies, orders, planning, schooling, searching, workbench
@@ -108,8 +109,8 @@ def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder) -
     plan = folder.read_record(study.plan, SearchPlan)
     if plan.storage != settings.storage and not is_known(list_storage(plan.storage, name=plan.name)):
         raise StudyError(
-            f"{study.root}: the search there keeps its trials in {plan.storage}, which was not typed by you on this machine. To "
-            f"help it, add --storage {plan.storage}."
+            f"{study.root}: the search there keeps its trials in {hide_secrets(plan.storage or 'its folder')}, which was not "
+            "typed by you on this machine. To help it, add the same --storage."
         )
     bench, _ = workbench.open_for_search(settings, preset, study=study)
     planning.require_same_protocol(planning.read_protocol(plan, place=study.root), bench.protocol, place=study.root)

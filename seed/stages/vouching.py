@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from seed.errors import StudyError
+from seed.optimize.urls import hide_secrets
 from seed.records import Protocol
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -41,7 +42,7 @@ class Door:
 
     def describe(self) -> str:
         """For people."""
-        return f"{self.kind} {self.value}"
+        return f"{self.kind} {hide_secrets(self.value)}"
 
 
 def list_doors(protocol: Protocol) -> list[Door]:

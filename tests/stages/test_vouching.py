@@ -279,7 +279,7 @@ def test_every_command_that_opens_a_model_asks_and_takes_the_users_word(
 def test_who_helps_a_search_opens_no_storage_that_only_the_folder_names(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/victim.db"
     study = StudyFolder(write_study(tmp_path / "study", storage=url))
-    with pytest.raises(StudyError, match=r"keeps its trials in sqlite.*To help it, add --storage sqlite"):
+    with pytest.raises(StudyError, match=r"keeps its trials in sqlite.*To help it, add the same --storage"):
         helping._open(SearchSettings(), None, study)
     assert not (tmp_path / "victim.db").exists()
 
