@@ -22,6 +22,7 @@ from rich.table import Table
 from seed import interrupts
 from seed.errors import SeedError
 from seed.folder import explain_resource_errors
+from seed.plain import spell_controls
 from seed.progress import Glimpse, Pace, draw_glimpse
 
 PLAIN_SECONDS = 10.0
@@ -58,6 +59,7 @@ class Terminal:
 
     def say(self, text: str = "", *, wrap: bool = True) -> None:
         """Print a line; on a terminal it is wrapped at words, unless it holds something that people copy."""
+        text = spell_controls(text)
         if wrap and self.console.is_terminal:
             indent = " " * (len(text) - len(text.lstrip()) + 2)
             text = textwrap.fill(
@@ -75,12 +77,16 @@ class Terminal:
     ) -> None:
         """Print a table with a rule under its head; the first ``num_words`` columns are left-aligned."""
         table = Table(
-            title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+            title=spell_controls(title) or None,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
         )
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index < num_words else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(spell_controls, row))
         self.console.print(table)
 
     def begin_step(self, name: str, *, of: Sequence[str]) -> None:
@@ -114,7 +120,7 @@ class Terminal:
             nonlocal told, printed
             now = time.monotonic()
             pace.advance(amount, now=now)
-            told = (note, cells)
+            told = (spell_controls(note), [spell_controls(cell) for cell in cells])
             if not self._is_live and now - printed >= PLAIN_SECONDS and 0 < pace.done < total:
                 self.say(say_glimpse(glimpse()))
                 printed = now
@@ -176,7 +182,7 @@ def run_command(main: Callable[[], None]) -> None:
         with explain_resource_errors(Path.cwd()):
             main()
     except SeedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {spell_controls(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
         print("\nstopped. What was finished is kept; run the same command again to go on.", file=sys.stderr)

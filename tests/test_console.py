@@ -329,7 +329,7 @@ def test_every_error_of_ours_is_a_seed_error() -> None:
     from seed import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    assert len(kinds) == 7
+    assert len(kinds) == 9
     assert all(issubclass(kind, SeedError) for kind in kinds)
 
 
@@ -373,3 +373,26 @@ def test_ctrl_c_ends_a_command_with_130() -> None:
     assert done.returncode == 130
     assert "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_would_steer_the_terminal_is_spelt_out_wherever_it_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "drop\x1b[2J\u202e"
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    terminal = Terminal()
+    terminal.say(evil)
+    terminal.show_table(["layers"], [[evil]], title=evil)
+    with terminal.stage("search", total=2) as advance:
+        advance(1, evil, [evil])
+
+    def fail() -> None:
+        raise StudyError(evil)
+
+    with pytest.raises(SystemExit):
+        console.run_command(fail)
+    captured = capsys.readouterr()
+    for shown in (captured.out, captured.err):
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+        assert r"drop\x1b[2J\u202e" in shown
