@@ -55,10 +55,11 @@ def help_search(
         SeedError: model or text are not those of the study, or the settings not those of its search.
     """
     study = post.study
+    # the folder is the lead's to make, once it knows that there is something to search
+    order = orders.wait_for(study.search_order, SearchOrder, post.presence, is_over=is_over)
+    if order is None:
+        return
     with post.presence.be_there(), post.share_cores():
-        order = orders.wait_for(study.search_order, SearchOrder, post.presence, is_over=is_over)
-        if order is None:
-            return
         helped = _open(settings, preset, study)
         _score(helped, settings, order, post, terminal)
         todo = orders.wait_for(study.distill_order, DistillOrder, post.presence, is_over=is_over)
@@ -84,14 +85,15 @@ def join_search(settings: SearchSettings, preset: Preset | None, post: Post, ter
 
 
 def watch_lead(post: Post) -> Callable[[], bool]:
-    """Return what says that nobody has led for a while."""
+    """Return what says that the lead has ended its search, or that nobody has led for a while."""
     seen = time.monotonic()
 
     def is_over() -> bool:
         nonlocal seen
         if orders.find_lead(post.study, post.presence) is not None:
             seen = time.monotonic()
-        return time.monotonic() - seen > ALONE_SECONDS
+        is_ended = not post.study.lead.is_file()  # who is killed leaves it behind
+        return is_ended or time.monotonic() - seen > ALONE_SECONDS
 
     return is_over
 
