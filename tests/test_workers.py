@@ -20,7 +20,7 @@ from seed.rows import read_rows
 from tests.test_commands import TINY, environment, error_of, run_seed
 
 TRIALS = 9
-RUNG_2 = ["--rung=2", "--short-steps=12", f"--trials={TRIALS}", "--sweep-budget=0", "--no-screen", "--frontier-size=2"]
+RUNG_2 = ["--rung=2", "--short-steps=3", f"--trials={TRIALS}", "--sweep-budget=0", "--no-screen", "--frontier-size=2"]
 
 
 class Search:
