@@ -97,8 +97,7 @@ def distill_trials(
             )
             for one in chosen
         ]
-        work = finals.count_work(bench, schooling.count_steps(bench, budget.distill_tokens))
-        total = len(members) * len(budget.rng_seeds) * work
+        total = finals.count_all_work(bench, members, budget)
         with terminal.stage("distill", total=total, is_share=True) as advance:
             results = finals.distill_members(
                 bench,

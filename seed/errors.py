@@ -35,7 +35,3 @@ class CommandError(SeedError):
 
 class CandidateError(SeedError):
     """One candidate cannot be evaluated; others can, and a search goes on with them."""
-
-
-class BusyError(StudyError):
-    """Another process holds the study's folder."""

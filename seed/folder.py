@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from seed import untrusted
-from seed.errors import BusyError, ResourceError, StudyError
+from seed.errors import ResourceError, StudyError
 
 T = TypeVar("T")
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -123,7 +123,7 @@ def lock(folder: StudyFolder) -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             owner = handle.read().strip() or "unknown"
-            raise BusyError(
+            raise StudyError(
                 f"{folder.root}: in use by another process (pid {owner}). Wait for it, stop it, "
                 "or start a study of another name with --study NAME."
             ) from error

@@ -41,18 +41,10 @@ class RowFile(Generic[T]):
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as handle, hold(handle):
-                end = cut_torn_line(handle)
-                try:
-                    handle.write(msgspec.json.encode(row) + b"\n")
-                    handle.flush()
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        handle.truncate(end)
-                    raise
-                if time.monotonic() - self._synced > self.SYNC_SECONDS:
-                    os.fsync(handle.fileno())
-                    self._synced = time.monotonic()
+            is_due = time.monotonic() - self._synced > self.SYNC_SECONDS
+            append_lines(self.path, msgspec.json.encode(row) + b"\n", sync=is_due)
+            if is_due:
+                self._synced = time.monotonic()
         except OSError as error:
             raise refuse_write(self.path, error) from error
 
@@ -92,6 +84,25 @@ def read_rows(path: Path, kind: type[T]) -> list[T]:
         StudyError: another line is damaged or of another form.
     """
     return RowFile(path, kind).read_new()
+
+
+def append_lines(path: Path, lines: bytes, *, sync: bool) -> None:
+    """Add whole lines to a file that others may write too; ``sync``: and wait until they are on the disk.
+
+    Raises:
+        OSError: the disk does not take them; the file is as it was, but for a torn last line.
+    """
+    with path.open("a+b") as handle, hold(handle):
+        end = cut_torn_line(handle)
+        try:
+            handle.write(lines)
+            handle.flush()
+            if sync:
+                os.fsync(handle.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                handle.truncate(end)
+            raise
 
 
 @contextlib.contextmanager

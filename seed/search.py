@@ -57,7 +57,6 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
 
 def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     """Run the whole pass, or what is left of it; with several workers, by processes of their own."""
-    planning.quiet_libraries()
     from seed.stages import crew
 
     num_workers = crew.count_workers(settings)
@@ -66,6 +65,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     crew.run_crew(settings, terminal, num_workers=num_workers)
     from seed.stages.gathering import gather_record
 
+    settings, _ = planning.start_from_preset(settings)
     return gather_record(StudyFolder(settings.studies_dir / planning.name_study(settings)))
 
 
@@ -84,9 +84,9 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
         raise StudyError(
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
         )
-    if helping.join_search(settings, preset, open_post(study, leads=False), terminal):
-        return gather_record(study)
     post = open_post(study, leads=True, num_workers=num_workers)
+    if helping.join_search(settings, preset, dataclasses.replace(post, leads=False), terminal):
+        return gather_record(study)
     steps = STEPS if settings.distill else STEPS[:-1]
     terminal.say(f"opening {settings.model}")
     bench, preset = workbench.open_for_search(settings, preset, study=study)

@@ -60,15 +60,14 @@ class Shares:
         *,
         is_done: Callable[[int], bool],
         refresh: Callable[[], None] = lambda: None,
-        on_wait: Callable[[], None] = lambda: None,
     ) -> Iterator[int]:
         """Yield pieces of work, each held until the next is asked for, until all are done by whomever.
 
         Args:
             count: pieces there are.
             is_done: is a piece done, as far as is known?
-            refresh: learn what others have done.
-            on_wait: called now and then while others do what is left; when one of them dies, its piece is yielded here.
+            refresh: learn what others have done; now and then while they do what is left, too. When one of them dies, its
+                piece is yielded here.
         """
         if self.path is None:
             for piece in range(count):
@@ -99,7 +98,6 @@ class Shares:
                     yield piece
                     break
                 if not helped:
-                    on_wait()
                     time.sleep(WAIT_SECONDS)
 
     @contextlib.contextmanager

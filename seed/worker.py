@@ -62,11 +62,11 @@ def work(order: dict[str, Any], terminal: Terminal) -> None:
     if order["number"] == 0:
         search_here(settings, terminal, num_workers=order["num_workers"])
         return
-    planned, preset = planning.start_from_preset(settings)
+    settings, preset = planning.start_from_preset(settings)
     planning.quiet_libraries()
     study = StudyFolder(settings.studies_dir / planning.name_study(settings))
     post = open_post(study, leads=False, num_workers=order["num_workers"])
-    helping.help_search(planned, preset, post, terminal, is_over=lambda: False)
+    helping.help_search(settings, preset, post, terminal, is_over=lambda: False)
 
 
 if __name__ == "__main__":

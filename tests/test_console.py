@@ -329,7 +329,7 @@ def test_every_error_of_ours_is_a_seed_error() -> None:
     from seed import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    assert len(kinds) == 9
+    assert len(kinds) == 8
     assert all(issubclass(kind, SeedError) for kind in kinds)
 
 

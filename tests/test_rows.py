@@ -14,6 +14,7 @@ from seed import rows
 from seed.errors import ResourceError, StudyError
 from seed.records import SweepRow
 from seed.rows import RowFile, read_rows
+from tests.processes import let_go
 
 REPOSITORY = Path(seed.__file__).parents[1]
 
@@ -162,13 +163,7 @@ def test_writers_killed_at_any_moment_lose_no_row_of_anybody(tmp_path: Path) -> 
     ]
     written = {}
     try:
-        for writer in writers:
-            assert writer.stdout is not None
-            writer.stdout.readline()
-        for writer in writers:
-            assert writer.stdin is not None
-            writer.stdin.write("go\n")
-            writer.stdin.flush()
+        let_go(writers)
         for number, writer in enumerate(writers):
             assert writer.stdout is not None
             for _ in range(40 * (number + 1)):

@@ -4,7 +4,6 @@ Who appends holds the file itself, which the kernel lets go of when the process 
 What the lines mean is Optuna's business.
 """
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from seed import untrusted
 from seed.errors import StudyError
-from seed.rows import cut_torn_line, hold
+from seed.rows import append_lines, hold
 
 
 class Journal(JournalFileBackend):
@@ -22,16 +21,7 @@ class Journal(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with open(self._file_path, "a+b") as handle, hold(handle):
-            end = cut_torn_line(handle)
-            try:
-                handle.write(lines.encode())
-                handle.flush()
-                os.fsync(handle.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    handle.truncate(end)
-                raise
+        append_lines(Path(self._file_path), lines.encode(), sync=True)
 
 
 def repair_journal(path: Path) -> None:

@@ -60,8 +60,13 @@ class Standing:
 def clear_study(study: optuna.Study) -> None:
     """Fail trials that wait or run, in a study that nobody else works on: no worker's name need say whose they were."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-        with contextlib.suppress(UpdateFinishedTrialError):
-            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        fail_trial(study._storage, trial._trial_id)
+
+
+def fail_trial(storage: BaseStorage, trial_id: int) -> None:
+    """Fail a trial, unless it is finished by now."""
+    with contextlib.suppress(UpdateFinishedTrialError):
+        storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
 
 class Claims:
@@ -128,7 +133,7 @@ class Claims:
             else:  # another trial of ours is one that we made without being told so, since the storage went away
                 is_gone = name == self.worker.name or self.worker.is_there(name) is False
             if is_gone:
-                self._set_failed(trial._trial_id)
+                fail_trial(self.storage, trial._trial_id)
 
     def make(self, candidate: Candidate | None) -> optuna.Trial | None:
         """Make a trial of a candidate, or let the study's sampler choose one; None: others took us for dead meanwhile."""
@@ -227,18 +232,14 @@ class Claims:
     def _close(self, trial: optuna.Trial, verdict: str) -> None:
         with contextlib.suppress(UpdateFinishedTrialError):
             self.storage.set_trial_system_attr(trial._trial_id, VERDICT, verdict)
-        self._set_failed(trial._trial_id)
+        fail_trial(self.storage, trial._trial_id)
         self.own = None
-
-    def _set_failed(self, trial_id: int) -> None:
-        with contextlib.suppress(UpdateFinishedTrialError):
-            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
     def _may_choose(self, trial: FrozenTrial) -> bool:
         name = trial.system_attrs.get(WORKER)
         if name is None or self.worker.is_there(name) is not False:
             return True
-        self._set_failed(trial._trial_id)
+        fail_trial(self.storage, trial._trial_id)
         return False
 
     def _read_candidate(self, trial: FrozenTrial) -> Candidate | None:

@@ -36,8 +36,6 @@ SKIPPED_PER_TRIAL = 4
 MOST_FAILED_IN_A_ROW = 5  # then it is not the candidates
 WAIT_SECONDS = 0.2  # between looks at a study of which others do the rest
 
-Describe = Callable[[Evaluation], dict[str, str]]  # what else a trial carries, for other hosts
-
 
 def run_trials(
     study: optuna.Study,
@@ -52,7 +50,6 @@ def run_trials(
     prior: Callable[[Candidate], float] | None = None,
     retry_skipped: bool = False,
     worker: Worker = ALONE,
-    describe: Describe = lambda evaluation: {},
     on_trial: Callable[[TrialRecord], None] = lambda trial: None,
     on_wait: Callable[[], None] = lambda: None,
 ) -> None:
@@ -75,7 +72,6 @@ def run_trials(
         prior: a PPL ratio by a cheaper score, for the subset sampler.
         retry_skipped: ask for candidates again that were skipped.
         worker: who we are.
-        describe: further attributes of a finished trial.
         on_trial: hears of every trial that is finished, whoever did it.
         on_wait: called now and then while others do what is left.
 
@@ -135,7 +131,7 @@ def run_trials(
             trial,
             values_of(evaluation, rung=rung),
             user_attrs=describe_evaluation(evaluation),
-            system_attrs={EVALUATION: spell_evaluation(evaluation), **describe(evaluation)},
+            system_attrs={EVALUATION: spell_evaluation(evaluation)},
         )
 
 
@@ -158,7 +154,6 @@ def add_trials(
     retry_skipped: bool = False,
     shares: Shares | None = None,
     on_trial: Callable[[TrialRecord], None] = lambda trial: None,
-    on_wait: Callable[[], None] = lambda: None,
 ) -> None:
     """Evaluate candidates in a given order until ``trials`` of them carry a value at ``rung``, or none is left.
 
@@ -179,12 +174,8 @@ def add_trials(
             complete += record.state == "COMPLETE"
             on_trial(record)
 
-    def wait() -> None:
-        learn()
-        on_wait()
-
     walk = (shares or Shares(None)).walk
-    for piece in walk(len(order), is_done=lambda piece: order[piece].key in taken, refresh=learn, on_wait=wait):
+    for piece in walk(len(order), is_done=lambda piece: order[piece].key in taken, refresh=learn):
         if complete >= trials:
             return
         candidate = order[piece]

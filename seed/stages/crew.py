@@ -12,8 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 from seed.console import Terminal
@@ -115,13 +114,12 @@ def _poll(hand: Hand) -> int | None:
 
 
 def _start(hand: Hand, settings: SearchSettings, terminal: Terminal, *, num_workers: int) -> None:
-    ours = replace(settings, device=hand.device, workers=1)
     order = {
         "number": hand.number,
         "num_workers": num_workers,
         "words": hand.words.fileno(),
         "is_quiet": terminal.console.quiet,
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(ours).items()},
+        "settings": replace(settings, device=hand.device, workers=1).describe(),
     }
     hand.words.truncate(0)
     is_lead = hand.number == 0  # it writes where we do

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from seed import folder
 from seed.console import Terminal
-from seed.errors import BusyError, StudyError
+from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.optimize.space import Preset
 from seed.optimize.storage import open_storage
@@ -96,15 +96,6 @@ def watch_lead(post: Post) -> Callable[[], bool]:
         return is_ended or time.monotonic() - seen > ALONE_SECONDS
 
     return is_over
-
-
-def wait_for_lead(post: Post, busy: BusyError, *, seconds: float) -> None:
-    """Wait until somebody leads a search in a folder that is held; raise ``busy`` when it is held for something else."""
-    until = time.monotonic() + seconds
-    while orders.find_lead(post.study, post.presence) is None:
-        if time.monotonic() > until:
-            raise busy
-        time.sleep(orders.POLL_SECONDS)
 
 
 def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder) -> _Helped:

@@ -6,7 +6,6 @@ Orders lie in the study's folder, and hold as long as their lead is at work. Not
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,8 +50,7 @@ Order = TypeVar("Order", LeadOrder, SearchOrder, DistillOrder)
 
 def describe_settings(settings: SearchSettings) -> dict[str, Any]:
     """What all processes of a search must have alike, as JSON knows it."""
-    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in OWN}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: value for name, value in settings.describe().items() if name not in OWN}
 
 
 @contextlib.contextmanager

@@ -84,12 +84,12 @@ def resolve_paths(settings: SearchSettings) -> SearchSettings:
 
 
 def name_study(settings: SearchSettings) -> str:
-    """The name of a search's folder.
+    """The name of a search's folder, by settings that ``start_from_preset`` has settled.
 
     Raises:
         StudyError: it cannot be a folder's name.
     """
-    return folder.name_study(settings.study or name_default_study(start_from_preset(settings)[0].model))
+    return folder.name_study(settings.study or name_default_study(settings.model))
 
 
 def name_default_study(model: str) -> str:
@@ -116,15 +116,22 @@ def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
     ]
 
 
+def spell_differences(found: Protocol, wanted: Protocol) -> str:
+    """The first eight of them in one line."""
+    differences = compare_protocols(found, wanted)
+    return "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+
+
 def require_same_protocol(found: Protocol, wanted: Protocol, *, place: Path) -> None:
     """Raise when what we would measure is not what a study measures.
 
     Raises:
         StudyError: with every difference.
     """
-    if differences := compare_protocols(found, wanted):
-        shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
-        raise StudyError(f"{place}: the search there measures otherwise than this process would ({shown}).")
+    if found != wanted:
+        raise StudyError(
+            f"{place}: the search there measures otherwise than this process would ({spell_differences(found, wanted)})."
+        )
 
 
 def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *, place: Path) -> None:
@@ -213,8 +220,7 @@ def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> Sear
         is_settled = found.sweep_budget == wanted.sweep_budget  # estimates of one machine differ from day to day
         wanted = msgspec.structs.replace(wanted, trusts_closed_form=found.trusts_closed_form)
         return msgspec.structs.replace(wanted, covers_space=found.covers_space) if is_settled else wanted
-    differences = compare_protocols(known, read_protocol(wanted, place=place))
-    shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+    shown = spell_differences(known, read_protocol(wanted, place=place))
     raise StudyError(
         f"{place}: holds a study of another plan ({shown}). Numbers of the two cannot be mixed: "
         "use the same settings to continue it, or another name with --study NAME."

@@ -179,7 +179,7 @@ def sweep_space(
             take(named[row.key] for row in rows if row.key in named and named[row.key] not in found)
 
         take(candidate for candidate in order if sweep.is_known(candidate, "closed_form"))
-        for piece in shares.walk(len(order), is_done=lambda piece: order[piece] in found, refresh=learn, on_wait=learn):
+        for piece in shares.walk(len(order), is_done=lambda piece: order[piece] in found, refresh=learn):
             sweep.measure(order[piece])
         learn()
     return found

@@ -7,6 +7,7 @@ import importlib.util
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from seed.errors import SeedError
 from seed.optimize.sampler import SAMPLERS
@@ -126,6 +127,11 @@ class SearchSettings:
         self._check_stages()
         if self.storage:
             check_storage_url(self.storage)
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting as JSON knows it; ``SearchSettings(**described)`` is the same again."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     @property
     def chosen_recovery(self) -> Recovery:

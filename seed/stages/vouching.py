@@ -71,7 +71,8 @@ def list_storage(url: str | None, *, name: str) -> list[Door]:
 
 def vouch(doors: list[Door]) -> None:
     """Remember that the user typed this, or said that it may be opened."""
-    missing = [door.line for door in doors if door.line not in _recall()]
+    known = _recall()
+    missing = [door.line for door in doors if door.line not in known]
     if not missing:
         return
     _typed_here.update(missing)

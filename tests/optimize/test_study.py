@@ -29,6 +29,7 @@ from seed.optimize.sampler import UNSKIPPED_STATES, candidate_of, flag_distribut
 from seed.optimize.space import drop_layers, enumerate_candidates
 from seed.optimize.subset import FLAG
 from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord
+from tests.processes import let_go
 
 from ..reporting import factory
 
@@ -1104,13 +1105,7 @@ def test_processes_that_share_a_study_evaluate_every_candidate_once(tmp_path: Pa
         for log in logs
     ]
     try:
-        for worker in workers:
-            assert worker.stdout is not None
-            worker.stdout.readline()
-        for worker in workers:
-            assert worker.stdin is not None
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
+        let_go(workers)
         ends = [worker.communicate(timeout=120) for worker in workers]
     finally:
         for worker in workers:
