@@ -5,6 +5,7 @@ What they do there is not known here.
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import socket
@@ -19,21 +20,21 @@ NAME = re.compile(r"[^/:+\0]+:[0-9]{1,20}:[0-9a-f]{12}")
 class Presence:
     """One process among others at a folder.
 
-    Its name is that of the host, the process and a random word, so that no two are alike, not even after a restart.
+    Its name is that of the place, the process and a random word, so that no two are alike, not even after a restart.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.host = socket.gethostname()
-        self.name = f"{self.host}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+        self.place = name_place(directory)
+        self.name = f"{self.place}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
 
     def is_there(self, name: str) -> bool | None:
-        """Is the process of this name at work? None: it is one of another host, which cannot be told from here."""
+        """Is the process of this name at work? None: it is one of another host or folder, which cannot be told from here."""
         if name == self.name:
             return True
         if not NAME.fullmatch(name):  # of nobody
             return False
-        if name.partition(":")[0] != self.host:
+        if name.partition(":")[0] != self.place:
             return None
         try:
             with self._locate(name).open("rb") as handle:
@@ -64,3 +65,18 @@ class Presence:
 
     def _locate(self, name: str) -> Path:
         return self.directory / f"{name.replace(':', '+')}.lock"
+
+
+def name_place(directory: Path) -> str:
+    """``node7@1f0c9a``: a host since it was started, and a folder there; who works at one of the same name can be seen."""
+    try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:  # not Linux: then the name of the host has to do
+        start = ""
+    folder = hashlib.sha256(f"{start}{directory.resolve()}".encode()).hexdigest()[:12]
+    return f"{socket.gethostname()}@{folder}"
+
+
+def name_host(place: str) -> str:
+    """The host of a place, for people."""
+    return place.rpartition("@")[0] or place

@@ -9,7 +9,8 @@ import hashlib
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -316,6 +317,20 @@ class Protocol(Record, frozen=True, kw_only=True):
     rng_seed: int
 
 
+# Names of what else in the protocol identifies by content, and where it runs: hosts of one study differ in these.
+OF_A_HOST = ("model", "location", "recovery_text", "validation_text", "test_text", "start", "device")
+
+
+def list_portable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a protocol all hosts of a study have alike."""
+    shared = {name: value for name, value in identity.items() if name not in OF_A_HOST}
+    streams = shared.get("streams", {})
+    shared["streams"] = {
+        name: {part: value for part, value in stream.items() if part != "source"} for name, stream in streams.items()
+    }
+    return shared
+
+
 class SearchPlan(Record, frozen=True, kw_only=True):
     """What a study does, decided before its first trial.
 
@@ -324,7 +339,7 @@ class SearchPlan(Record, frozen=True, kw_only=True):
     """
 
     name: str
-    identity: dict[str, object]
+    identity: dict[str, Any]
     trials: int  # candidates scored at the objective's rung, where a sweep does not score them all
     sweep_budget: float  # seconds
     covers_space: bool  # closed form scores the whole space
@@ -343,6 +358,13 @@ class SearchPlan(Record, frozen=True, kw_only=True):
     def fingerprint(self) -> str:
         """A hash of the identity."""
         return hash_text(msgspec.json.encode(self.identity, order="deterministic").decode())
+
+    @property
+    def study_fingerprint(self) -> str:
+        """What the storage knows the identity by: a database may have hosts that keep model and text elsewhere."""
+        if self.storage is None:
+            return self.fingerprint
+        return hash_text(msgspec.json.encode(list_portable(self.identity), order="deterministic").decode())
 
 
 class Environment(Record, frozen=True, kw_only=True):

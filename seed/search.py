@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from seed import folder
+from seed import __version__, folder
 from seed.console import Terminal, answer_in_json, format_seconds, run_command
 from seed.errors import ModelError, SeedError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.optimize.space import contains
+from seed.optimize.space import Preset, contains
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study, read_trials
 from seed.optimize.teamwork import clear_study
@@ -26,9 +26,13 @@ from seed.stages.arguments import make_parser
 from seed.stages.settings import SearchSettings
 
 if TYPE_CHECKING:
+    from optuna import Study
+
     from seed.evidence import StagedSearch
-    from seed.reporting.result_line import SearchLine, StagedLine
+    from seed.optimize.leadership import Leader
+    from seed.reporting.result_line import HelpedLine, SearchLine, StagedLine
     from seed.scoring.sweep import Sweep
+    from seed.stages.hosts import Circle
     from seed.stages.posts import Post
     from seed.stages.workbench import Workbench
 
@@ -44,7 +48,7 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
         settings: the fields of ``SearchSettings``; the command line's options with underscores.
 
     Raises:
-        SeedError: anything a caller can mend.
+        SeedError: anything a caller can mend; or another host leads the search, and has its result.
     """
     known = {field.name for field in dataclasses.fields(SearchSettings)}
     if unknown := sorted(set(settings) - known):
@@ -52,11 +56,27 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
     wanted = SearchSettings(model=model, **settings)
     if wanted.stages:
         raise SeedError("find_frontier: searches at once; seed.search.search_in_stages takes settings with stages.")
-    return search(wanted, Terminal(quiet=quiet))
+    return search_to_end(wanted, Terminal(quiet=quiet))
 
 
-def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
-    """Run the whole pass, or what is left of it; with several workers, by processes of their own."""
+def search_to_end(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
+    """Search, and return the result, which has to be on this host.
+
+    Raises:
+        StudyError: another host leads the search.
+    """
+    found = search(settings, terminal)
+    if isinstance(found, StudyRecord):
+        return found
+    raise StudyError(f"this host helped the search that {found.host} leads, which has its result in {found.folder}")
+
+
+def search(settings: SearchSettings, terminal: Terminal) -> "StudyRecord | Leader":
+    """Run the whole pass, or what is left of it; with several workers, by processes of their own.
+
+    Returns:
+        What was found; or the host that leads the search and has found it, where that is another one.
+    """
     from seed.stages import crew
 
     num_workers = crew.count_workers(settings)
@@ -64,18 +84,19 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         return search_here(settings, terminal)
     crew.run_crew(settings, terminal, num_workers=num_workers)
     from seed.stages.gathering import gather_record
+    from seed.stages.hosts import find_other_leader
 
     settings, _ = planning.start_from_preset(settings)
-    return gather_record(StudyFolder(settings.studies_dir / planning.name_study(settings)))
+    study = StudyFolder(settings.studies_dir / planning.name_study(settings))
+    return find_other_leader(settings, study) or gather_record(study)
 
 
-def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: int = 1) -> StudyRecord:
+def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: int = 1) -> "StudyRecord | Leader":
     """Search in this process, of so many on this host; where a search of this study runs already, help it."""
     settings, preset = planning.start_from_preset(settings)
     name = planning.name_study(settings)
     planning.quiet_libraries()
-    from seed.scoring.sweep import Sweep
-    from seed.stages import costs, helping, judging, latencies, orders, publishing, searching, shapes, workbench
+    from seed.stages import costs, helping, hosts, joining, orders, shapes, workbench
     from seed.stages.gathering import gather_record
     from seed.stages.posts import open_post
 
@@ -86,109 +107,146 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
         )
     post = open_post(study, leads=True, num_workers=num_workers)
     if helping.join_search(settings, preset, dataclasses.replace(post, leads=False), terminal):
-        return gather_record(study)
-    steps = STEPS if settings.distill else STEPS[:-1]
+        return hosts.find_other_leader(settings, study) or gather_record(study)
+    storage = open_storage(settings.storage, journal=study.journal, complain=terminal.say) if settings.storage else None
+    hosts.require_moved(settings, storage, study=study)
+    published = None if storage is None else hosts.find_published(storage, name=name)
+    settings = hosts.adopt_dtype(settings, published)
     terminal.say(f"opening {settings.model}")
-    bench, preset = workbench.open_for_search(settings, preset, study=study)
-    space = bench.protocol.space
-    factor = settings.chosen_recovery.rate_factor
-    rates = tuple(factor * rate for rate in preset.recovery.learning_rates)
-    rates = (settings.learning_rate,) if settings.learning_rate else rates
+    bench, preset = workbench.open_for_search(
+        settings, preset, study=study, planned=None if published is None else published.plan
+    )
+    if published is not None:
+        hosts.require_same_study(published, bench.protocol, study=study)
     shape = shapes.describe_shape(bench)
     speed = costs.time_parts(bench.anatomy, shape, shapes.take_micro_batch(bench))
     plan = costs.draft_plan(settings, preset, bench.protocol, name=name, shape=shape, speed=speed)
     if study.plan.exists():
         plan = planning.continue_plan(folder.read_record(study.plan, SearchPlan), plan, place=study.root)
+    if published is not None:
+        plan = planning.settle_plan(published.plan, plan)
     cost = costs.estimate_cost(shape, bench.protocol, plan, speed, distill=settings.distill)
     for line in costs.describe_plan(bench.protocol, plan, cost, num_workers=num_workers):
         terminal.say(line)
     costs.require_resources(cost, root=study.root, device=bench.device, num_workers=num_workers)
     folder.create(study.root)
     with folder.lock(study), orders.lead(study, post.presence, settings, pid=os.getpid()):
-        if study.plan.exists():
-            terminal.say(f"continuing the study in {study.root}")
         opened = open_study(
-            open_storage(plan.storage, journal=study.journal, complain=terminal.say),
+            storage or open_storage(None, journal=study.journal),
             name=plan.name,
             rung=bench.protocol.rung,
-            fingerprint=plan.fingerprint,
+            fingerprint=plan.study_fingerprint,
         )
-        if plan.storage is None and not post.presence.count_others():
-            clear_study(opened)
-        folder.write_record(study.plan, plan)
-        publishing.announce_search(study, opened, plan, complain=terminal.say)
-        folder.write_record(study.environment, workbench.describe_environment(bench))
-        terminal.begin_step("proofs", of=steps)
-        with terminal.stage("proofs", total=2) as advance:
-            workbench.prove(bench)
-            advance(1, "cut, saved, reloaded")
-            instruments = workbench.prepare_instruments(bench)
-            fault = workbench.prove_closed_form(bench, instruments) if bench.gains is not None else None
-            if fault and bench.protocol.rung == "closed_form":
-                raise ModelError(f"{fault}. Use --rung 2 with this model.")
-            advance(1, "closed form equals its student")
-        if fault:
-            terminal.say(f"{fault}: this study does without closed form")
-            bench = workbench.without_closed_form(bench)
-            instruments = dataclasses.replace(instruments, gains=None)
-            plan = msgspec.structs.replace(plan, covers_space=False)
-        plan = msgspec.structs.replace(plan, trusts_closed_form=not fault)
-        folder.write_record(study.plan, plan)
-        terminal.begin_step("latency", of=steps)
-        depths = space.max_dropped - space.min_dropped + 1
-        with terminal.stage("latency", total=depths) as advance:
-            table = latencies.measure_latencies(bench, space, on_structure=lambda structure: advance(1, structure))
-        table = latencies.smooth_latencies(bench, table)
-        bounded = latencies.bound_space(
-            bench, instruments, table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
-        )
-        terminal.begin_step("dense", of=steps)
-        reference = next(iter(table.values()))
-        with terminal.stage("dense", total=1) as advance:
-            dense = judging.judge_dense(bench, instruments, reference)
-            dense = judging.score_dense_for_user(bench, dense, settings.eval_command)
-            advance(1, "")
-        terminal.begin_step("search", of=steps)
-        sweep = Sweep(instruments, study.sweep)
-        live = publishing.LiveReport(
-            study,
-            opened,
-            select=lambda: select_members(bench, settings, bounded, read_trials(opened)),
-            complain=terminal.say,
-        )
-        folder.write_record(study.search_order, orders.SearchOrder(lead=post.presence.name, space=bounded))
-        with post.share_cores():
-            records = searching.score_space(
-                terminal, bench, sweep, opened, plan, settings, bounded, table, post=post, on_trial=live.hear
-            )
-        frontier = select_members(bench, settings, bounded, records)
-        folder.write_record(study.frontier, frontier)
-        solver = searching.name_solver(plan, settings, bounded, frontier)
-        terminal.say(
-            f"scored {frontier.num_scored} of {bounded.size} candidates ({solver}); {len(frontier.members)} go on"
-        )
-        from seed.stages import gains
+        if storage is None:
+            if not post.presence.count_others():
+                clear_study(opened)
+            return lead_search(terminal, bench, preset, opened, plan, settings, post=post, circle=None)
+        circle = hosts.open_circle(opened, bench, settings, post=post)
+        if joining.lead_or_help(circle, bench, plan, post, terminal):
+            with circle.leadership.lead():
+                return lead_search(terminal, bench, preset, opened, plan, settings, post=post, circle=circle)
+    return circle.leadership.find() or circle.leadership.ours
 
-        terminal.begin_step("rivals", of=steps)
-        with terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
-            searching.score_singles(sweep, bounded)
-            gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
 
-        if settings.distill:
-            terminal.begin_step("distill", of=steps)
-            publishing.refresh_report(study, complain=terminal.say, is_running=True)  # models are distilled meanwhile
-            distill_frontier(
-                terminal,
-                bench,
-                sweep,
-                plan,
-                dense,
-                frontier,
-                post=post,
-                rates=rates,
-                eval_command=settings.eval_command,
-            )
-        return finish(terminal, study)
+def lead_search(
+    terminal: Terminal,
+    bench: "Workbench",
+    preset: Preset,
+    opened: "Study",
+    plan: SearchPlan,
+    settings: SearchSettings,
+    *,
+    post: "Post",
+    circle: "Circle | None",
+) -> StudyRecord:
+    """Prove, measure, search, select and distill, in a folder and a study that are ours to write.
+
+    ``circle``: the other hosts of the study, where it may have some.
+    """
+    from seed.scoring.sweep import Sweep
+    from seed.stages import gains, hosts, judging, latencies, orders, publishing, searching, workbench
+
+    study, space = bench.folder, bench.protocol.space
+    steps = STEPS if settings.distill else STEPS[:-1]
+    if study.plan.exists():
+        terminal.say(f"continuing the study in {study.root}")
+    folder.write_record(study.plan, plan)
+    if circle is not None:
+        hosts.adopt_latencies(circle, study)
+    publishing.announce_search(study, opened, plan, complain=terminal.say)
+    folder.write_record(study.environment, workbench.describe_environment(bench))
+    terminal.begin_step("proofs", of=steps)
+    with terminal.stage("proofs", total=2) as advance:
+        workbench.prove(bench)
+        advance(1, "cut, saved, reloaded")
+        instruments = workbench.prepare_instruments(bench)
+        fault = workbench.prove_closed_form(bench, instruments) if bench.gains is not None else None
+        if fault and bench.protocol.rung == "closed_form":
+            raise ModelError(f"{fault}. Use --rung 2 with this model.")
+        advance(1, "closed form equals its student")
+    if fault:
+        terminal.say(f"{fault}: this study does without closed form")
+        bench = workbench.without_closed_form(bench)
+        instruments = dataclasses.replace(instruments, gains=None)
+        plan = msgspec.structs.replace(plan, covers_space=False)
+    plan = msgspec.structs.replace(plan, trusts_closed_form=not fault)
+    folder.write_record(study.plan, plan)
+    terminal.begin_step("latency", of=steps)
+    depths = space.max_dropped - space.min_dropped + 1
+    with terminal.stage("latency", total=depths) as advance:
+        measured = latencies.measure_latencies(bench, space, on_structure=lambda structure: advance(1, structure))
+    table = latencies.smooth_latencies(bench, measured)
+    bounded = latencies.bound_space(
+        bench, instruments, table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
+    )
+    terminal.begin_step("dense", of=steps)
+    reference = next(iter(table.values()))
+    with terminal.stage("dense", total=1) as advance:
+        dense = judging.judge_dense(bench, instruments, reference)
+        dense = judging.score_dense_for_user(bench, dense, settings.eval_command)
+        advance(1, "")
+    terminal.begin_step("search", of=steps)
+    sweep = Sweep(instruments, study.sweep)
+    live = publishing.LiveReport(
+        study,
+        opened,
+        select=lambda: select_members(bench, settings, bounded, read_trials(opened)),
+        complain=terminal.say,
+    )
+    folder.write_record(study.search_order, orders.SearchOrder(lead=post.presence.name, space=bounded))
+    if circle is not None:
+        circle.give_order(plan, bounded, measured, dense)
+    with post.share_cores():
+        records = searching.score_space(
+            terminal, bench, sweep, opened, plan, settings, bounded, table, post=post, on_trial=live.hear
+        )
+    if circle is not None:
+        circle.leadership.require()
+    frontier = select_members(bench, settings, bounded, records)
+    folder.write_record(study.frontier, frontier)
+    solver = searching.name_solver(plan, settings, bounded, frontier)
+    terminal.say(f"scored {frontier.num_scored} of {bounded.size} candidates ({solver}); {len(frontier.members)} go on")
+    terminal.begin_step("rivals", of=steps)
+    with terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
+        searching.score_singles(sweep, bounded)
+        gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
+    if settings.distill:
+        terminal.begin_step("distill", of=steps)
+        publishing.refresh_report(study, complain=terminal.say, is_running=True)  # models are distilled meanwhile
+        factor = settings.chosen_recovery.rate_factor
+        rates = tuple(factor * rate for rate in preset.recovery.learning_rates)
+        distill_frontier(
+            terminal,
+            bench,
+            sweep,
+            plan,
+            dense,
+            frontier,
+            post=post,
+            rates=(settings.learning_rate,) if settings.learning_rate else rates,
+            eval_command=settings.eval_command,
+        )
+    return finish(terminal, study)
 
 
 def select_members(
@@ -272,7 +330,7 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal) -> "StagedSea
     from seed.reporting.staged import show_staged, write_staged_page
     from seed.stages import relay
 
-    staged = relay.search_in_stages(settings, terminal, search=search)
+    staged = relay.search_in_stages(settings, terminal, search=search_to_end)
     root = relay.name_root(settings)
     write_staged_page(staged, StudyFolder(root).report)
     show_staged(terminal, staged, root=root)
@@ -308,14 +366,16 @@ def main() -> None:
         search(settings, Terminal())
 
 
-def search_for_script(settings: SearchSettings, terminal: Terminal) -> "SearchLine | StagedLine":
+def search_for_script(settings: SearchSettings, terminal: Terminal) -> "SearchLine | StagedLine | HelpedLine":
     """Search, at once or in stages, and return what ``--json`` prints."""
-    from seed.reporting.result_line import describe_search, describe_staged
+    from seed.reporting.result_line import HelpedLine, describe_search, describe_staged
     from seed.stages.relay import name_root
 
     if settings.stages:
         return describe_staged(search_in_stages(settings, terminal), name_root(settings))
     record = search(settings, terminal)
+    if not isinstance(record, StudyRecord):
+        return HelpedLine(seed_version=__version__, study=record.folder, host=record.host)
     return describe_search(record, StudyFolder(settings.studies_dir / record.plan.name))
 
 

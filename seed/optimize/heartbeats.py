@@ -48,6 +48,13 @@ def beating(storage: BaseStorage, trial_id: int) -> Iterator[None]:
         thread.join(LEAVE_SECONDS)
 
 
+def give_heartbeat(storage: BaseStorage, trial_id: int) -> None:
+    """Record one heartbeat of a trial in its worker's stead: if it has none of its own, it counts as stale in a while."""
+    if isinstance(storage, BaseHeartbeat) and storage.get_heartbeat_interval() is not None:
+        with contextlib.suppress(Exception):
+            storage.record_heartbeat(trial_id)
+
+
 def fail_stale_trials(study: optuna.Study) -> None:
     """Fail the trials whose heartbeats ended longer ago than the storage's grace period; none where it has no heartbeats."""
     with warnings.catch_warnings():

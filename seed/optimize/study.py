@@ -7,7 +7,7 @@ and readable by Optuna Dashboard while a search runs.
 import json
 import math
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,16 +16,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from seed.errors import StudyError
-from seed.optimize.sampler import (
-    candidate_of,
-)
+from seed.optimize.sampler import candidate_of
 from seed.optimize.space import contains
-from seed.records import Evaluation, SearchSpace, TrialRecord, find_runs
+from seed.records import Evaluation, SearchSpace, SweepRow, TrialRecord, find_runs
 
 EVALUATION = "evaluation"
+LOSSES = "seed:losses"  # of a trial that another host may have scored: its rows of the sweep
 FINGERPRINT = "plan_fingerprint"
-SKIPPED_PER_TRIAL = 4
-CHOOSING_SECONDS = 60.0  # a worker that has not chosen its flags by then is taken for dead
 
 
 def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) -> optuna.Study:
@@ -50,6 +47,12 @@ def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) 
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([f"PPL ratio ({rung.replace('_', ' ')})", "latency ratio"])
     return study
+
+
+def find_study(storage: BaseStorage, *, name: str) -> optuna.Study | None:
+    """Return the study of this name, if the storage holds one."""
+    known = {found.study_name for found in storage.get_all_studies()}
+    return optuna.load_study(storage=storage, study_name=name) if name in known else None
 
 
 def count_complete(study: optuna.Study, space: SearchSpace) -> int:
@@ -115,3 +118,28 @@ def read_trials(study: optuna.Study, *, but: Container[int] = ()) -> tuple[Trial
             f"study {study.study_name}: a trial was stored by another version of Seed ({error}). Use that version, or start "
             "a study of another name (--study NAME)."
         ) from error
+
+
+def spell_rows(rows: Iterable[SweepRow]) -> str:
+    """A candidate's losses by document as JSON, for hosts that did not score it."""
+    return msgspec.json.encode(list(rows)).decode()
+
+
+def read_shared_rows(study: optuna.Study, numbers: Container[int]) -> list[SweepRow]:
+    """Return what the trials of these numbers carry of losses by document; none where their evaluation carries none.
+
+    Raises:
+        StudyError: a trial was stored by another version of Seed.
+    """
+    found: list[SweepRow] = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if trial.number not in numbers or LOSSES not in trial.system_attrs:
+            continue
+        try:
+            found += msgspec.json.decode(trial.system_attrs[LOSSES], type=list[SweepRow])
+        except (msgspec.DecodeError, TypeError) as error:
+            raise StudyError(
+                f"study {study.study_name}: losses of trial {trial.number} were stored by another version of Seed ({error}). Use "
+                "that version, or start a study of another name (--study NAME)."
+            ) from error
+    return found

@@ -17,7 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from seed.optimize.heartbeats import beating, fail_stale_trials
+from seed.optimize.heartbeats import beating, fail_stale_trials, give_heartbeat
 from seed.optimize.sampler import candidate_of, flag_distributions, flags_of
 from seed.optimize.space import contains
 from seed.optimize.subset import FINAL, MOST_FAILURES, PARDONED, TAKEN_STATES, VERDICT, weigh_failure
@@ -92,7 +92,8 @@ class Claims:
         self.distributions = flag_distributions(space)
         self.own: int | None = None  # the trial at hand
         self.given_up: set[int] = set()  # trials that never chose: their workers are gone
-        self._first_seen: dict[int, float] = {}  # running trials that bear no name
+        self._first_seen: dict[int, float] = {}  # running trials of workers that cannot be seen from here
+        self._given: set[int] = set()  # those that got a heartbeat from us
         self._candidates: dict[int, Candidate | None] = {}  # of finished trials
 
     def look(self) -> Standing:
@@ -128,12 +129,16 @@ class Claims:
             if trial.number == self.own:
                 continue
             name = trial.system_attrs.get(WORKER)
-            if name is None:  # of somebody else's program, or of one killed in the act
-                is_gone = now - self._first_seen.setdefault(trial.number, now) > CHOOSING_SECONDS
-            else:  # another trial of ours is one that we made without being told so, since the storage went away
-                is_gone = name == self.worker.name or self.worker.is_there(name) is False
+            is_there = None if name is None else self.worker.is_there(name)
+            is_old = is_there is None and now - self._first_seen.setdefault(trial.number, now) > CHOOSING_SECONDS
+            is_ours = name == self.worker.name  # made without being told so, since the storage went away
+            # without a name: of somebody else's program, or of one killed in the act
+            is_gone = is_ours or is_there is False or (name is None and is_old)
             if is_gone:
                 fail_trial(self.storage, trial._trial_id)
+            elif is_old and trial.number not in self._given:  # killed elsewhere before its first heartbeat, perhaps
+                self._given.add(trial.number)
+                give_heartbeat(self.storage, trial._trial_id)
 
     def make(self, candidate: Candidate | None) -> optuna.Trial | None:
         """Make a trial of a candidate, or let the study's sampler choose one; None: others took us for dead meanwhile."""

@@ -50,6 +50,7 @@ def run_trials(
     prior: Callable[[Candidate], float] | None = None,
     retry_skipped: bool = False,
     worker: Worker = ALONE,
+    attach: Callable[[Candidate], dict[str, str]] = lambda candidate: {},
     on_trial: Callable[[TrialRecord], None] = lambda trial: None,
     on_wait: Callable[[], None] = lambda: None,
 ) -> None:
@@ -72,6 +73,7 @@ def run_trials(
         prior: a PPL ratio by a cheaper score, for the subset sampler.
         retry_skipped: ask for candidates again that were skipped.
         worker: who we are.
+        attach: what else a scored candidate's trial carries, as system attributes.
         on_trial: hears of every trial that is finished, whoever did it.
         on_wait: called now and then while others do what is left.
 
@@ -131,7 +133,7 @@ def run_trials(
             trial,
             values_of(evaluation, rung=rung),
             user_attrs=describe_evaluation(evaluation),
-            system_attrs={EVALUATION: spell_evaluation(evaluation)},
+            system_attrs={EVALUATION: spell_evaluation(evaluation), **attach(candidate)},
         )
 
 

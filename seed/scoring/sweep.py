@@ -5,7 +5,7 @@ Asked in lexicographic order of kept layers, neighbouring candidates share most 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +107,14 @@ class Sweep:
         if not self.is_known(candidate, rung):
             self._append(row)
         return self._judge(row)
+
+    def adopt(self, rows: Iterable[SweepRow]) -> None:
+        """Remember scores of another host, whose text is the same; what does not fit ours is left out."""
+        num_documents = len(self.instruments.dense_validation.sums)
+        for row in rows:
+            is_new = row.rung not in self.rows.get(row.key, {})
+            if is_new and row.key != "dense" and len(row.sums) == num_documents:
+                self._append(row)
 
     def compare(self, candidate: Candidate, other: Candidate, *, rung: str) -> Quality:
         """The candidate's quality beside that of another instead of the dense model's; both are known at the rung."""

@@ -33,7 +33,7 @@ def open_searched(study: StudyFolder) -> Study:
         raise StudyError(f"{study.journal}: missing, and with it all trials. Restore it from a copy, or search anew.")
     storage = open_storage(plan.storage, journal=study.journal)
     rung = read_protocol(plan, place=study.root).rung
-    return open_study(storage, name=plan.name, rung=rung, fingerprint=plan.fingerprint)
+    return open_study(storage, name=plan.name, rung=rung, fingerprint=plan.study_fingerprint)
 
 
 def gather_record(

@@ -116,7 +116,7 @@ def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder) -
 def _score(helped: _Helped, settings: SearchSettings, order: SearchOrder, post: Post, terminal: Terminal) -> None:
     bench, plan = helped.bench, helped.plan
     storage = open_storage(plan.storage, journal=post.study.journal, complain=terminal.say)
-    opened = open_study(storage, name=plan.name, rung=bench.protocol.rung, fingerprint=plan.fingerprint)
+    opened = open_study(storage, name=plan.name, rung=bench.protocol.rung, fingerprint=plan.study_fingerprint)
     table = latencies.smooth_latencies(bench, latencies.read_latencies(post.study))
     searching.score_space(terminal, bench, helped.sweep, opened, plan, settings, order.space, table, post=post)
 

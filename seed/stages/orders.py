@@ -5,7 +5,7 @@ Orders lie in the study's folder, and hold as long as their lead is at work. Not
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,17 +78,21 @@ def require_same_settings(found: LeadOrder, settings: SearchSettings, *, place: 
     Raises:
         StudyError: with every difference.
     """
-    ours = describe_settings(settings)
-    changed = [
-        f"{name}: {found.settings.get(name)} there, {ours.get(name)} here"
-        for name in sorted(ours | found.settings)
-        if found.settings.get(name) != ours.get(name)
-    ]
+    changed = list_changed(found.settings, describe_settings(settings))
     if changed:
         raise StudyError(
             f"{place}: a search runs there (pid {found.pid}) that was asked for otherwise ({', '.join(changed)}). Give the "
             "same options to help it, wait for its end, or start a study of another name with --study NAME."
         )
+
+
+def list_changed(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Say, setting by setting, how two processes were asked otherwise."""
+    return [
+        f"{name}: {there.get(name)} there, {here.get(name)} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
 
 
 def wait_for(

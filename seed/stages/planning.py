@@ -18,7 +18,7 @@ from seed import __version__, folder
 from seed.errors import ModelError, SpaceError, StudyError
 from seed.folder import StudyFolder
 from seed.optimize.space import Preset, list_presets, load_preset, narrow_space, presets_directory
-from seed.records import Protocol, SearchPlan, SearchSpace
+from seed.records import Protocol, SearchPlan, SearchSpace, list_portable
 from seed.stages.options import spell_command
 from seed.stages.settings import SearchSettings
 from seed.stages.starts import Start, read_start
@@ -100,7 +100,7 @@ def name_default_study(model: str) -> str:
     return name.strip("-._")[:100] or "study"
 
 
-def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
+def compare_protocols(found: Protocol | Mapping[str, Any], wanted: Protocol | Mapping[str, Any]) -> list[str]:
     """Say, field by field, how a new plan differs from the study's."""
 
     def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -116,9 +116,12 @@ def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
     ]
 
 
-def spell_differences(found: Protocol, wanted: Protocol) -> str:
-    """The first eight of them in one line."""
-    differences = compare_protocols(found, wanted)
+def spell_differences(found: Protocol, wanted: Protocol, *, is_portable: bool = False) -> str:
+    """The first eight of them in one line; ``is_portable``: but for what hosts of one study differ in. Empty: none."""
+    if is_portable:
+        differences = compare_protocols(*(list_portable(msgspec.to_builtins(one)) for one in (found, wanted)))
+    else:
+        differences = compare_protocols(found, wanted)
     return "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
 
 
@@ -216,15 +219,20 @@ def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> Sear
     """
     known = read_protocol(found, place=place)
     if found.fingerprint == wanted.fingerprint or known == read_protocol(wanted, place=place):
-        wanted = msgspec.structs.replace(wanted, identity=found.identity)  # an earlier version may have said less
-        is_settled = found.sweep_budget == wanted.sweep_budget  # estimates of one machine differ from day to day
-        wanted = msgspec.structs.replace(wanted, trusts_closed_form=found.trusts_closed_form)
-        return msgspec.structs.replace(wanted, covers_space=found.covers_space) if is_settled else wanted
+        # an earlier version may have said less
+        return settle_plan(found, msgspec.structs.replace(wanted, identity=found.identity))
     shown = spell_differences(known, read_protocol(wanted, place=place))
     raise StudyError(
         f"{place}: holds a study of another plan ({shown}). Numbers of the two cannot be mixed: "
         "use the same settings to continue it, or another name with --study NAME."
     )
+
+
+def settle_plan(found: SearchPlan, wanted: SearchPlan) -> SearchPlan:
+    """Return the wanted plan with what was settled when the study began; unless the sweep's budget changed, the sweep too."""
+    wanted = msgspec.structs.replace(wanted, trusts_closed_form=found.trusts_closed_form)
+    is_settled = found.sweep_budget == wanted.sweep_budget  # estimates of one machine differ from day to day
+    return msgspec.structs.replace(wanted, covers_space=found.covers_space) if is_settled else wanted
 
 
 def read_protocol(plan: SearchPlan, *, place: Path) -> Protocol:

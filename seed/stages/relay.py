@@ -106,7 +106,7 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
     excess, verdict = compare_ends(stages[-1], one_shot, np.array(record.dense.test_counts))
     staged = StagedSearch(
         study=root.name,
-        model=record.plan.identity["model"],  # type: ignore[arg-type]
+        model=record.plan.identity["model"],
         num_layers=record.space.num_layers,
         counts=tuple(
             len(b) - len(a) for a, b in itertools.pairwise([(), *(s.result.candidate.dropped_layers for s in stages)])

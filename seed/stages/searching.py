@@ -14,7 +14,7 @@ from optuna import Study
 from seed.console import Terminal
 from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
-from seed.optimize.study import read_trials
+from seed.optimize.study import LOSSES, read_shared_rows, read_trials, spell_rows
 from seed.optimize.trials import add_trials, run_trials
 from seed.records import Candidate, Frontier, Latency, Quality, SearchPlan, SearchSpace, TrialRecord
 from seed.scoring.latency import name_structure
@@ -52,6 +52,17 @@ def score_space(
     is_whole = plan.covers_space and rung == "closed_form"  # then a trial costs nothing beyond its share of the sweep
     target = space.size if is_whole else min(plan.trials, space.size)
     scored = [trial.evaluation.candidate for trial in before if trial.state == "COMPLETE"]
+
+    def adopt_losses(trials: Iterable[TrialRecord]) -> None:
+        """Candidates that other hosts scored are compared and judged here."""
+        foreign = {trial.number for trial in trials if not sweep.is_known(trial.evaluation.candidate, rung)}
+        if plan.storage is not None and post.leads and foreign:
+            sweep.adopt(read_shared_rows(study, foreign))
+
+    def attach_losses(candidate: Candidate) -> dict[str, str]:
+        return {LOSSES: spell_rows(sweep.rows.get(candidate.key, {}).values())}
+
+    adopt_losses(trial for trial in before if trial.state == "COMPLETE")
     lost = [candidate for candidate in scored if not sweep.is_known(candidate, rung)]
     num_taken = len({trial.evaluation.candidate for trial in before}) if settings.screen else len(scored)
     if scored and post.leads:
@@ -101,6 +112,7 @@ def score_space(
 
         def show(trial: TrialRecord) -> None:
             nonlocal skipped
+            adopt_losses([trial])
             screen.learn([trial])
             skipped += trial.evaluation.skipped_because is not None
             best.learn(trial, rung=rung)
@@ -132,6 +144,7 @@ def score_space(
                 worker=post.worker,
                 prior=(lambda candidate: swept[candidate].ppl_ratio) if swept else None,
                 retry_skipped=not settings.screen,
+                attach=attach_losses if plan.storage is not None else lambda candidate: {},
                 on_trial=show,
             )
     sweep.refresh()

@@ -88,8 +88,12 @@ class Workbench:
         )
 
 
-def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: StudyFolder) -> tuple[Workbench, Preset]:
+def open_for_search(
+    settings: SearchSettings, preset: Preset | None, *, study: StudyFolder, planned: SearchPlan | None = None
+) -> tuple[Workbench, Preset]:
     """Open model and text as the settings say, and fix the protocol.
+
+    ``planned``: the study's plan, where another host has made it.
 
     Raises:
         SeedError: anything a user can mend.
@@ -122,7 +126,7 @@ def open_for_search(settings: SearchSettings, preset: Preset | None, *, study: S
         weights_sha256=hash_weights(resolve_location(location)) if local else None,
         streams={name: stream.describe() for name, stream in streams.items()},
         gains=gains,
-        mixed_precision=choose_precision(study, device),
+        mixed_precision=choose_precision(study, device, planned=planned),
         device=device,
         dtype=teacher.dtype,
     )

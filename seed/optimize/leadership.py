@@ -1,0 +1,160 @@
+"""Who of several hosts leads a study: one of them by its storage's word, as long as its heartbeat goes on.
+
+A storage has no locks, and knows only attributes, of which the last one written holds. What leading means is decided
+elsewhere.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import msgspec
+import optuna
+
+from seed.errors import StudyError
+from seed.records import Record
+
+LEADER = "seed:leader"
+BEAT = "seed:beat:"  # and the place: a number that rises
+BEAT_SECONDS = 5.0
+SILENT_BEATS = 12  # without one the leader is gone
+SETTLE_SECONDS = 2.0  # from writing that we lead to believing it: longer than a read and a write take
+LEAVE_SECONDS = 1.0  # a thread that hangs in a dead connection is not waited for any longer
+
+T = TypeVar("T")
+
+
+class Leader(Record, frozen=True, kw_only=True):
+    """Who leads a study, or has led it to its end."""
+
+    place: str  # a host's folder: of all processes there one leads, so that who is started again goes on as the same
+    name: str  # of the process
+    host: str
+    pid: int
+    folder: str
+    is_done: bool = False
+
+
+class Leadership:
+    """One process that may lead a study, among others on other hosts.
+
+    Who finds no leader writes down that it leads, waits for others that found none at the same time, and leads if its word
+    still holds (Fischer's algorithm, Lamport 1987, "A fast mutual exclusion algorithm"). Where a host took longer from
+    reading to writing than others waited, two may lead for a while: the earlier one finds that out by ``require``.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        ours: Leader,
+        *,
+        beat_seconds: float = BEAT_SECONDS,
+        settle_seconds: float = SETTLE_SECONDS,
+    ) -> None:
+        self.study, self.ours = study, ours
+        self.beat_seconds, self.settle_seconds = beat_seconds, settle_seconds
+
+    def find(self) -> Leader | None:
+        """Who leads, or has led, by the storage's word."""
+        return read_shared(self.study, LEADER, Leader)
+
+    def take(self) -> bool:
+        """Say that we lead, where nobody at work does; False: somebody was faster."""
+        write_shared(self.study, LEADER, self.ours)
+        time.sleep(self.settle_seconds)
+        return self.find() == self.ours
+
+    def is_at_work(self, leader: Leader, *, on_wait: Callable[[], None] = lambda: None) -> bool:
+        """Wait for the leader's next heartbeat; False: none came for so long that it must be gone, or it has left.
+
+        ``on_wait`` is called once where the first heartbeat is late. Time in which the storage does not answer is not counted:
+        nobody could write a heartbeat then.
+        """
+        before = self._count_beats(leader)
+        for wait in range(2 * SILENT_BEATS):
+            if self.find() != leader:
+                return False
+            if self._count_beats(leader) != before:
+                return True
+            if wait == 4:  # two intervals
+                on_wait()
+            time.sleep(self.beat_seconds / 2)
+        return False
+
+    @contextlib.contextmanager
+    def lead(self) -> Iterator[None]:
+        """Show that we are at work until the block ends; if it fails, nobody leads from then on."""
+        is_left = threading.Event()
+
+        def beat() -> None:
+            count = self._count_beats(self.ours)
+            while True:
+                count += 1
+                with contextlib.suppress(Exception):  # the work never fails by it
+                    self._set(BEAT + self.ours.place, count)
+                if is_left.wait(self.beat_seconds):
+                    return
+
+        thread = threading.Thread(target=beat, name="heartbeat of the leader", daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):
+                if self.find() == self.ours:
+                    self._set(LEADER, None)
+            raise
+        finally:
+            is_left.set()
+            thread.join(LEAVE_SECONDS)
+        write_shared(self.study, LEADER, msgspec.structs.replace(self.ours, is_done=True))
+
+    def require(self) -> None:
+        """Raise when another host leads by now: ours was taken for dead.
+
+        Raises:
+            StudyError: it does.
+        """
+        found = self.find()
+        if found != self.ours:
+            who = f"{found.host} (pid {found.pid})" if found is not None else "another host"
+            raise StudyError(
+                f"study {self.study.study_name}: this host gave no sign of life for so long that {who} leads the search by now. "
+                "Run the same command again to help it."
+            )
+
+    def _count_beats(self, leader: Leader) -> int:
+        found = _read(self.study).get(BEAT + leader.place)
+        return found if isinstance(found, int) else 0
+
+    def _set(self, name: str, value: Any) -> None:
+        self.study._storage.set_study_system_attr(self.study._study_id, name, value)
+
+
+def read_shared(study: optuna.Study, name: str, kind: type[T]) -> T | None:
+    """Return what hosts share under a name, or None.
+
+    Raises:
+        StudyError: it is not what this version of Seed writes.
+    """
+    found = _read(study).get(name)
+    if found is None:
+        return None
+    try:
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        raise StudyError(
+            f"study {study.study_name}: what another host wrote into the storage cannot be read ({name}: {error}). Use the same "
+            "version of Seed on all hosts, or start a study of another name with --study NAME."
+        ) from error
+
+
+def write_shared(study: optuna.Study, name: str, record: Record) -> None:
+    """Let all hosts of a study know something."""
+    study._storage.set_study_system_attr(study._study_id, name, msgspec.to_builtins(record))
+
+
+def _read(study: optuna.Study) -> dict[str, Any]:
+    return study._storage.get_study_system_attrs(study._study_id)
