@@ -66,20 +66,30 @@ class Leadership:
         time.sleep(self.settle_seconds)
         return self.find() == self.ours
 
-    def is_at_work(self, leader: Leader, *, on_wait: Callable[[], None] = lambda: None) -> bool:
-        """Wait for the leader's next heartbeat; False: none came for so long that it must be gone, or it has left.
+    def find_at_work(self, *, on_silence: Callable[[Leader], None] = lambda leader: None) -> Leader | None:
+        """Who leads and is at work, or has led to the end; None: nobody, or we do.
 
-        ``on_wait`` is called once where the first heartbeat is late. Time in which the storage does not answer is not counted:
-        nobody could write a heartbeat then.
+        Waits for a heartbeat, at most as long as it takes to say that the leader must be gone; time in which the storage does
+        not answer is not counted, since nobody could write a heartbeat then. ``on_silence`` hears of a leader whose heartbeat
+        is late.
         """
+        leader = self.find()
+        while leader is not None and leader.place != self.ours.place and not leader.is_done:
+            is_at_work = self._wait_for_beat(leader, on_silence)
+            before, leader = leader, self.find()
+            if leader == before:
+                return leader if is_at_work else None
+        return None if leader is None or leader.place == self.ours.place else leader
+
+    def _wait_for_beat(self, leader: Leader, on_silence: Callable[[Leader], None]) -> bool:
         before = self._count_beats(leader)
         for wait in range(2 * SILENT_BEATS):
-            if self.find() != leader:
-                return False
             if self._count_beats(leader) != before:
                 return True
-            if wait == 4:  # two intervals
-                on_wait()
+            if self.find() != leader:
+                return False
+            if wait == 4:  # two heartbeats are missing
+                on_silence(leader)
             time.sleep(self.beat_seconds / 2)
         return False
 

@@ -74,6 +74,10 @@ class Circle:
         """The last order that was given, be its leader at work or not."""
         return read_shared(self.opened, ORDER, HostOrder)
 
+    def list_changed(self, order: HostOrder) -> list[str]:
+        """Say, setting by setting, how an order was asked for otherwise than we are."""
+        return orders.list_changed(order.settings, describe_settings(self.settings))
+
     def give_order(self, plan: SearchPlan, space: SearchSpace, table: dict[str, Latency], dense: DenseResult) -> None:
         """Tell other hosts what to score. The reference stays the one that measured first."""
         before = self.find_order()
@@ -180,7 +184,7 @@ def require_same_search(order: HostOrder, circle: Circle, leader: Leader) -> Non
     Raises:
         StudyError: with every difference.
     """
-    changed = orders.list_changed(order.settings, describe_settings(circle.settings))
+    changed = circle.list_changed(order)
     if order.plan.seed_version != __version__:
         changed.insert(0, f"seed {order.plan.seed_version} there, {__version__} here")
     if changed:

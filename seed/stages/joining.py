@@ -30,32 +30,22 @@ def lead_or_help(circle: Circle, bench: Workbench, plan: SearchPlan, post: Post,
     Raises:
         SeedError: the search was asked for otherwise, or this host measures otherwise.
     """
+    leadership = circle.leadership
     while True:
-        leader = circle.leadership.find()
+        leader = leadership.find_at_work(on_silence=lambda silent: terminal.say(_say_silent(silent)))
         order = circle.find_order()
-        if leader is not None and leader.is_done and _is_same(order, circle, leader):
+        if leader is not None and leader.is_done and order is not None and not circle.list_changed(order):
             terminal.say(f"this search was finished by {_name(leader)}; {_say_where(leader)}")
             terminal.say("  copy that folder to have them here too, or ask for more --trials to go on from this host")
             return False
-        if leader is not None and not leader.is_done and leader.place != circle.leadership.ours.place:
-            if circle.leadership.is_at_work(leader, on_wait=lambda leader=leader: terminal.say(_say_silent(leader))):  # type: ignore[misc]
-                if _help(circle, leader, bench, plan, post, terminal):
-                    return False
-                continue
-            if circle.leadership.find() != leader:  # it left, or was started again
-                continue
-            terminal.say(f"{_name(leader)} gave no sign of life for a minute; this host leads from now on")
+        if leader is not None and not leader.is_done:
+            if _help(circle, leader, bench, plan, post, terminal):
+                return False
+            continue
         if order is not None:
             hosts.require_reference(order, circle.hardware, study=bench.folder)
-        if circle.leadership.take():
+        if leadership.take():
             return True
-
-
-def _is_same(order: HostOrder | None, circle: Circle, leader: Leader) -> bool:
-    """Was what another host has finished asked for as we are?"""
-    if order is None or leader.place == circle.leadership.ours.place:
-        return False
-    return not orders.list_changed(order.settings, hosts.describe_settings(circle.settings))
 
 
 def _help(circle: Circle, leader: Leader, bench: Workbench, plan: SearchPlan, post: Post, terminal: Terminal) -> bool:
@@ -92,16 +82,17 @@ def _help(circle: Circle, leader: Leader, bench: Workbench, plan: SearchPlan, po
             table,
             post=replace(post, leads=False),
         )
-    now = circle.leadership.find() or leader
-    if not now.is_done and not circle.leadership.is_at_work(now, on_wait=lambda: terminal.say(_say_silent(now))):
-        if circle.hardware == order.reference:
-            return False
+    now = circle.leadership.find_at_work(on_silence=lambda silent: terminal.say(_say_silent(silent)))
+    if now is not None:
+        terminal.say(f"all candidates are scored; {_say_where(now)}")
+        return True
+    if circle.hardware != order.reference:
         raise ResourceError(
-            f"study {bench.folder.name}: all candidates are scored, but {_name(now)} is gone, and this host may not lead: it is "
+            f"study {bench.folder.name}: all candidates are scored, but {_name(leader)} is gone, and this host may not lead: it is "
             f"no {order.reference.describe()}. Run the same command on such a host to select and distill."
         )
-    terminal.say(f"all candidates are scored; {_say_where(now)}")
-    return True
+    terminal.say(f"{_name(leader)} is gone; this host takes the lead")
+    return False
 
 
 def _wait_for_order(circle: Circle, leader: Leader, terminal: Terminal) -> HostOrder | None:
@@ -114,7 +105,7 @@ def _wait_for_order(circle: Circle, leader: Leader, terminal: Terminal) -> HostO
         if not said:
             terminal.say("  it proves and measures first")
             said = True
-        if not circle.leadership.is_at_work(leader):
+        if circle.leadership.find_at_work() != leader:
             return None
         time.sleep(orders.POLL_SECONDS)
 
@@ -142,7 +133,8 @@ def _name(leader: Leader) -> str:
 
 
 def _say_where(leader: Leader) -> str:
-    return f"the report and the models are in {leader.folder} on {leader.host}"
+    verb = "are" if leader.is_done else "will be"
+    return f"the report and the models {verb} in {leader.folder} on {leader.host}"
 
 
 def _say_silent(leader: Leader) -> str:
