@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -122,13 +123,18 @@ def lock(folder: StudyFolder) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             handle.seek(0)
-            owner = handle.read().strip() or "unknown"
+            pid, _, host = handle.read().strip().partition(" on ")
+            if host and host != socket.gethostname():
+                raise StudyError(
+                    f"{folder.root}: in use on {host} (pid {pid}). Each host needs a folder of its own: add --studies-dir DIRECTORY, "
+                    "and the same --storage on all of them."
+                ) from error
             raise StudyError(
-                f"{folder.root}: in use by another process (pid {owner}). Wait for it, stop it, "
+                f"{folder.root}: in use by another process (pid {pid or 'unknown'}). Wait for it, stop it, "
                 "or start a study of another name with --study NAME."
             ) from error
         handle.truncate(0)
-        handle.write(str(os.getpid()))
+        handle.write(f"{os.getpid()} on {socket.gethostname()}")
         handle.flush()
         with explain_resource_errors(folder.root):
             yield

@@ -30,14 +30,14 @@ def report_study(
     study = folder.open_existing(path)
     from seed.reporting.pictures import draw_figures, find_browser, write_pictures
     from seed.reporting.summary import show_result
-    from seed.stages.publishing import refresh_report
+    from seed.stages.publishing import refresh_report, spell_storage
 
     if formats:
         find_browser()  # before anything is written
     with folder.lock(study):
         planning.allow_storage(study, trust_study=trust_study)
         record = refresh_report(study, complain=terminal.say)
-    show_result(terminal, record, study=study)
+    show_result(terminal, record, study=study, storage=spell_storage(record.plan, study))
     if formats:
         drawn = draw_figures(record)
         total = len(drawn) * len(formats) + ("png" in formats)

@@ -340,10 +340,10 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal) -> "StagedSea
 def finish(terminal: Terminal, study: StudyFolder) -> StudyRecord:
     """Write the report and print what matters."""
     from seed.reporting.summary import show_result
-    from seed.stages.publishing import refresh_report
+    from seed.stages.publishing import refresh_report, spell_storage
 
     record = refresh_report(study, complain=terminal.say)
-    show_result(terminal, record, study=study)
+    show_result(terminal, record, study=study, storage=spell_storage(record.plan, study))
     return record
 
 

@@ -19,7 +19,7 @@ from seed.reporting.wording import ABSENT, format_bytes, format_count, format_es
 WIDE = 128  # characters that the whole table needs
 
 
-def show_result(terminal: Terminal, record: StudyRecord, *, study: StudyFolder) -> None:
+def show_result(terminal: Terminal, record: StudyRecord, *, study: StudyFolder, storage: str) -> None:
     """Print the dense model, the table of the distilled frontier, and where everything lies."""
     dense = record.dense
     terminal.say()
@@ -65,7 +65,6 @@ def show_result(terminal: Terminal, record: StudyRecord, *, study: StudyFolder) 
             terminal.say(f"  {say_rival(rival, record.gain)}")
     terminal.say(f"report:    {study.report}", wrap=False)
     terminal.say(f"dashboard: python -m seed.dashboard {shlex.quote(str(study.root))}", wrap=False)
-    storage = record.plan.storage or str(study.journal)
     terminal.say(
         f"           optuna-dashboard {shlex.quote(storage)} --artifact-dir {shlex.quote(str(study.artifacts))}",
         wrap=False,

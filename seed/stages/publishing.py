@@ -13,6 +13,7 @@ from seed.errors import ResourceError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.display import show_note, show_study
+from seed.optimize.urls import name_driver
 from seed.records import Frontier, SearchPlan
 from seed.reporting.board import draw_board
 from seed.reporting.notes import write_opening_note, write_study_note, write_trial_notes
@@ -40,6 +41,11 @@ def refresh_report(study: StudyFolder, *, complain: Callable[[str], None], is_ru
     record = gather_record(study, opened=opened, is_running=is_running)
     publish_record(study, opened, record, complain=complain)
     return record
+
+
+def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
+    """Where a study's trials are, as ``optuna-dashboard`` wants to be told."""
+    return str(study.journal) if plan.storage is None else name_driver(plan.storage)
 
 
 def publish_record(study: StudyFolder, opened: Study, record: StudyRecord, *, complain: Callable[[str], None]) -> None:
