@@ -60,6 +60,7 @@ class StudyFolder:
         self.stages = root / "stages.json"
         self.stages_plan = root / "stages-plan.json"
         self.work = root / "work"
+        self.streams = self.work / "streams"
         self.lead = self.work / "lead.json"
         self.search_order = self.work / "search-order.json"
         self.distill_order = self.work / "distill-order.json"
@@ -177,7 +178,7 @@ def explain_resource_errors(place: Path) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write aside, flush, and rename, so that readers see the old file or the new one."""
     aside = path.with_name(f".{path.name}.new")
     try:

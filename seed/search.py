@@ -96,6 +96,7 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     settings, preset = planning.start_from_preset(settings)
     name = planning.name_study(settings)
     planning.quiet_libraries()
+    from seed.scoring.streams import store_streams
     from seed.stages import costs, helping, hosts, joining, orders, shapes, workbench
     from seed.stages.gathering import gather_record
     from seed.stages.posts import open_post
@@ -131,6 +132,8 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     costs.require_resources(cost, root=study.root, device=bench.device, num_workers=num_workers)
     folder.create(study.root)
     with folder.lock(study), orders.lead(study, post.presence, settings, pid=os.getpid()):
+        if num_workers > 1:
+            store_streams(study.streams, bench.streams)
         opened = open_study(
             storage or open_storage(None, journal=study.journal),
             name=plan.name,

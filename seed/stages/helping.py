@@ -16,6 +16,7 @@ from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study
 from seed.optimize.urls import hide_secrets
 from seed.records import DenseResult, SearchPlan
+from seed.scoring.streams import load_streams
 from seed.scoring.sweep import Sweep
 from seed.stages import finals, latencies, orders, planning, schooling, searching, workbench
 from seed.stages.orders import DistillOrder, SearchOrder
@@ -105,8 +106,10 @@ def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder) -
             f"{study.root}: the search there keeps its trials in {hide_secrets(plan.storage or 'its folder')}, which was not "
             "typed by you on this machine. To help it, add the same --storage."
         )
-    bench, _ = workbench.open_for_search(settings, preset, study=study)
-    planning.require_same_protocol(planning.read_protocol(plan, place=study.root), bench.protocol, place=study.root)
+    protocol = planning.read_protocol(plan, place=study.root)
+    streams = load_streams(study.streams, protocol.streams)
+    bench, _ = workbench.open_for_search(settings, preset, study=study, streams=streams)
+    planning.require_same_protocol(protocol, bench.protocol, place=study.root)
     if not plan.trusts_closed_form:
         bench = workbench.without_closed_form(bench)
     instruments = workbench.prepare_instruments(bench)

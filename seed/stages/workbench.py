@@ -89,11 +89,21 @@ class Workbench:
 
 
 def open_for_search(
-    settings: SearchSettings, preset: Preset | None, *, study: StudyFolder, planned: SearchPlan | None = None
+    settings: SearchSettings,
+    preset: Preset | None,
+    *,
+    study: StudyFolder,
+    planned: SearchPlan | None = None,
+    streams: dict[str, TokenStream] | None = None,
 ) -> tuple[Workbench, Preset]:
     """Open model and text as the settings say, and fix the protocol.
 
-    ``planned``: the study's plan, where another host has made it.
+    Args:
+        settings: of the search.
+        preset: of the model.
+        study: the folder.
+        planned: the study's plan, where another host has made it.
+        streams: the text, where another process has tokenized it. What it holds becomes part of the protocol.
 
     Raises:
         SeedError: anything a user can mend.
@@ -113,7 +123,7 @@ def open_for_search(
         )
     preset = check_dropped(settings, preset, num_layers=anatomy.num_layers)
     request = request_text(settings, preset, anatomy.config)
-    streams = open_streams(request, teacher.tokenizer)
+    streams = open_streams(request, teacher.tokenizer) if streams is None else streams
     gains = _measure_gains(anatomy, streams["recovery"], device)
     local = location == "demo" or Path(location).is_dir()
     protocol = fix_protocol(

@@ -187,6 +187,22 @@ def test_the_reference_stays_the_first_and_its_latencies_count(tmp_path: Path) -
     assert other.find_order() == msgspec.structs.replace(changed, reference=OTHER)
 
 
+def test_a_search_that_another_host_finished_is_not_done_again_unless_more_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leader, bench, _ = open_host(tmp_path, "leader")
+    assert leader.leadership.take()
+    with leader.leadership.lead():
+        give_order(leader, bench)
+    circle, own, post = open_host(tmp_path, "late", leader.opened)
+    plan = make_plan(own, SETTINGS, trials=4, covers_space=False)
+    assert not joining.lead_or_help(circle, own, plan, post, Terminal())
+    assert f"the report and the models are in {bench.folder.root} on" in capsys.readouterr().out.replace("\n", " ")
+    assert not own.folder.plan.exists()
+    circle, own, post = open_host(tmp_path, "late", leader.opened, trials=5)
+    assert joining.lead_or_help(circle, own, plan, post, Terminal(quiet=True))
+
+
 def test_a_damaged_order_is_an_error(tmp_path: Path) -> None:
     circle, _, _ = open_host(tmp_path, "leader")
     circle.opened._storage.set_study_system_attr(circle.opened._study_id, ORDER, {"leader": "x"})
