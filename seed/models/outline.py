@@ -129,7 +129,15 @@ def _read_fields(found: dict[str, Any]) -> Any:
 
 
 def _find_difference(built: nn.Module, outline: Outline) -> str | None:
-    """Say what is not as in the outline: a name or a shape."""
+    """Say what is not as in the outline: a name or a shape; or which tensor is neither weight nor buffer, and so would lack values."""
+    loose = [
+        f"{name}.{key}"
+        for name, part in built.named_modules()
+        for key in vars(part)
+        if torch.is_tensor(vars(part)[key])
+    ]
+    if loose:
+        return f"{loose[0]} is neither weight nor buffer"
     found: dict[str, Any] = {name: tuple(weight.shape) for name, weight in built.named_parameters()}
     found |= {name: "a buffer" for name, _ in built.named_buffers()}
     wanted: dict[str, Any] = dict(zip(outline.names, outline.shapes, strict=True))

@@ -118,6 +118,15 @@ def test_a_model_that_its_config_does_not_make_is_refused(change: Any, reason: s
     assert "in one process" in str(caught.value)
 
 
+def test_a_tensor_that_would_lack_its_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seed.models.outline._find_class", lambda name: Own)
+    model = Own(transformers.LlamaConfig(**json.loads(TIED.config)))
+    draw_outline(model)
+    monkeypatch.setattr(Own, "post_init", lambda self: setattr(self, "scale", torch.ones(1)))
+    with pytest.raises(ModelError, match="scale is neither weight nor buffer"):
+        draw_outline(model)
+
+
 def test_a_model_with_code_of_its_own_is_refused() -> None:
     with pytest.raises(ModelError, match="not transformers' own"):
         draw_outline(Own(transformers.LlamaConfig(**json.loads(TIED.config))))
