@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,7 @@ PREDICTIONS = Objective()  # the dense model's, and nothing else
 SAVING_SHARE = 0.05  # of a large model's time, at most, goes into saving
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillSettings:
+class DistillSettings(Record, frozen=True, kw_only=True):
     """What decides the outcome of a distillation, besides its start and its data."""
 
     steps: int
@@ -67,7 +66,7 @@ class DistillSettings:
     @property
     def fingerprint(self) -> str:
         """A hash of the settings."""
-        decisive = {name: value for name, value in asdict(self).items() if name != "recomputes"}
+        decisive = {name: value for name, value in msgspec.to_builtins(self).items() if name != "recomputes"}
         return hash_text(repr(sorted(decisive.items())))
 
     @property

@@ -84,6 +84,7 @@ def test_what_is_no_number_arrives_too() -> None:
         ({"shape": [1], "dtype": 5}, TensorForm),
         ({"shape": [1.5], "dtype": "float32"}, TensorForm),
         (msgspec.to_builtins(STANDING) | {"step": "4"}, Standing | None),
+        (msgspec.to_builtins(SETTINGS) | {"more": 1}, DistillSettings),  # a later version's
     ],
 )
 def test_what_was_not_expected_is_refused(told: Any, kind: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from torch import nn
 
 from seed.errors import ResourceError
@@ -155,11 +156,12 @@ class Routed(nn.Module):
         ({"lora_rank": 4}, make_model("llama"), "LoRA"),
         ({"objective": Objective(hidden_weight=1.0)}, make_model("llama"), "states"),
         ({}, Routed(), "experts"),
+        ({}, type("Brought", (nn.Module,), {"__module__": "transformers_modules.brought"})(), "brings its own code"),
     ],
-    ids=["lora", "states", "experts"],
+    ids=["lora", "states", "experts", "code"],
 )
 def test_what_several_processes_cannot_do_is_refused(change: dict[str, Any], model: nn.Module, reason: str) -> None:
     refuse_unfit(CASES[0].settings, make_model("llama"))
     with pytest.raises(ResourceError, match=reason) as caught:
-        refuse_unfit(replace(CASES[0].settings, **change), model)
+        refuse_unfit(structs.replace(CASES[0].settings, **change), model)
     assert "in one process" in str(caught.value)
