@@ -197,6 +197,7 @@ def main() -> None:
             distill({**words, "group": group})
             together.dismiss(group)
         else:
+            planning.quiet_libraries()
             together.follow(group)
 
 

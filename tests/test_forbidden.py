@@ -21,9 +21,17 @@ ATTRIBUTES = {
     "importlib.import_module",
     "runpy.run_path",
     "torch.hub.load",
-    "dist.broadcast_object_list",
     "torch.jit.load",
     "torch.package.PackageImporter",
+}
+# torch.distributed pickles what these send, and unpickles whatever comes
+OBJECTS = {
+    "broadcast_object_list",
+    "scatter_object_list",
+    "send_object_list",
+    "recv_object_list",
+    "all_gather_object",
+    "gather_object",
 }
 KEYWORDS = {"shell": True, "allow_pickle": True, "weights_only": False}
 # Where remote code is a value that the user gave, never a constant.
@@ -34,10 +42,6 @@ TRUSTED_CONSTANT = {"trust_remote_code": True}
 EXCEPTIONS = {
     # names of this very module's, never a user's
     "optimize/urls.py": ["importlib.import_module()"],
-    # what the first process of one launch sends the others, over torch.distributed, which unpickles whatever it gets:
-    # SECURITY.md says that processes of one launch trust one another
-    "scoring/sharding.py": ["torch.load(weights_only=False)"],
-    "scoring/process_group.py": ["dist.broadcast_object_list()"],
 }
 
 
@@ -51,7 +55,7 @@ def find_faults(source: str) -> Iterator[str]:
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
-        if name in BUILTINS or name in ATTRIBUTES:
+        if name in BUILTINS or name in ATTRIBUTES or name.rpartition(".")[2] in OBJECTS:
             yield f"{name}()"
         given = {word.arg: word.value for word in node.keywords}
         for word, value in (KEYWORDS | TRUSTED_CONSTANT).items():
@@ -79,6 +83,8 @@ def test_no_data_becomes_code(path: Path) -> None:
         "np.load(p, allow_pickle=True)",
         "torch.load(p)",
         "torch.load(p, weights_only=False)",
+        "dist.broadcast_object_list(said, src=0)",
+        "torch.distributed.all_gather_object(found, value)",
         "transformers.AutoModelForCausalLM.from_pretrained(p)",
         "AutoConfig.from_pretrained(p, trust_remote_code=True)",
         "importlib.import_module(name)",

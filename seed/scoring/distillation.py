@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from seed import interrupts, untrusted
 from seed.models.anatomy import Anatomy
-from seed.records import CurvePoint, hash_text
+from seed.records import CurvePoint, Record, hash_text
 from seed.scoring import lora
 from seed.scoring.corpus import TokenStream
 from seed.scoring.objectives import Learner, Objective, accumulate_gradients
 from seed.scoring.process_group import ALONE, ProcessGroup
-from seed.scoring.sharding import copy_whole, fill, gather_optimizer, spread_optimizer, strip_values
+from seed.scoring.sharding import copy_whole, fill, gather_optimizer, sketch_optimizer, spread_optimizer
 from seed.scoring.targets import Recall, recall_live
 
 CHECKPOINT_SECONDS = 30.0
@@ -38,8 +38,7 @@ PREDICTIONS = Objective()  # the dense model's, and nothing else
 SAVING_SHARE = 0.05  # of a large model's time, at most, goes into saving
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillSettings:
+class DistillSettings(Record, frozen=True, kw_only=True):
     """What decides the outcome of a distillation, besides its start and its data."""
 
     steps: int
@@ -67,7 +66,7 @@ class DistillSettings:
     @property
     def fingerprint(self) -> str:
         """A hash of the settings."""
-        decisive = {name: value for name, value in asdict(self).items() if name != "recomputes"}
+        decisive = {name: value for name, value in msgspec.to_builtins(self).items() if name != "recomputes"}
         return hash_text(repr(sorted(decisive.items())))
 
     @property
@@ -166,6 +165,17 @@ def distill(
         return [training.finish() for training in trainings]
 
 
+class Standing(Record, frozen=True, kw_only=True):
+    """How far a training had come when it was saved: all but its tensors."""
+
+    step: int
+    best_step: int
+    best_loss: float
+    divergences: tuple[float, ...]
+    curve: tuple[CurvePoint, ...]
+    weight_steps: dict[int, float]  # the optimizer's, by the weight's place among those it trains
+
+
 class _Training:
     """One student on its way: its optimizer, its curve, its best weights so far."""
 
@@ -192,21 +202,25 @@ class _Training:
             fused=True,
         )
         saved = _read_checkpoint(pupil.checkpoint, settings)
-        if group.size > 1:
-            outline = group.tell(strip_values(saved))
-            saved = saved if group.leads else outline
-        if saved is None:
+        standing: Standing | None = group.tell(_describe(saved), Standing | None)
+        if standing is None:
             self.done, self.best_step, self.best_loss = 0, 0, pupil.validate(student)
             self.best_weights = copy_weights(self.trained)
             self.curve = [CurvePoint(step=0, tokens=0, validation_loss=self.best_loss, kl_divergence=None)]
             self.divergences: list[float] = []
         else:
-            load_weights(self.trained, saved["student"])
-            spread_optimizer(saved["optimizer"], self.optimizer)
-            self.done, self.best_step, self.best_loss = saved["step"], saved["best_step"], saved["best_loss"]
-            self.best_weights, self.divergences = saved["best"], saved["divergences"]
-            self.curve = [msgspec.convert(point, CurvePoint) for point in saved["curve"]]
+            self.done, self.best_step, self.best_loss = standing.step, standing.best_step, standing.best_loss
+            self.divergences, self.curve = list(standing.divergences), list(standing.curve)
+            self._take_up(saved, standing)
         self.last_saved, self.save_seconds = time.monotonic(), 0.0
+
+    def _take_up(self, saved: dict[str, Any] | None, standing: Standing) -> None:
+        """Put saved tensors in their places. ``saved``: only the first of several processes has it, and the others get their shards."""
+        hollow = {name: torch.empty(0) for name in self.trained}
+        load_weights(self.trained, saved["student"] if saved else hollow)
+        optimizer = saved["optimizer"] if saved else sketch_optimizer(self.optimizer, standing.weight_steps)
+        spread_optimizer(optimizer, self.optimizer)
+        self.best_weights = saved["best"] if saved else hollow
 
     def take_step(self, divergence: float | None) -> None:
         """Move the weights along the gradient that lies ready, and look at validation text when it is time."""
@@ -237,7 +251,8 @@ class _Training:
         is_due = at_once or time.monotonic() - self.last_saved > max(
             CHECKPOINT_SECONDS, self.save_seconds / SAVING_SHARE
         )
-        if not self.group.tell(path is not None and self.done < self.pupil.settings.steps and is_due):
+        is_wanted = path is not None and self.done < self.pupil.settings.steps and is_due
+        if not self.group.tell(is_wanted, bool):
             return
         began = time.monotonic()
         state = {
@@ -373,3 +388,16 @@ def _read_checkpoint(path: Path | None, settings: DistillSettings) -> dict[str, 
         return None
     is_ours = isinstance(state, dict) and state.get("fingerprint") == settings.fingerprint
     return state if is_ours else None
+
+
+def _describe(saved: dict[str, Any] | None) -> Standing | None:
+    if saved is None:
+        return None
+    return Standing(
+        step=saved["step"],
+        best_step=saved["best_step"],
+        best_loss=saved["best_loss"],
+        divergences=tuple(saved["divergences"]),
+        curve=tuple(msgspec.convert(point, CurvePoint) for point in saved["curve"]),
+        weight_steps={place: float(moments["step"]) for place, moments in saved["optimizer"]["state"].items()},
+    )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from seed.models.anatomy import Anatomy
+from seed.records import Record
 from seed.scoring.corpus import TokenStream
 from seed.scoring.process_group import ALONE, ProcessGroup
 from seed.scoring.quality import split_for_head
@@ -22,8 +23,7 @@ from seed.scoring.targets import Recall
 Part = tuple[slice, slice]  # rows and columns of a batch
 
 
-@dataclass(frozen=True, kw_only=True)
-class Objective:
+class Objective(Record, frozen=True, kw_only=True):
     """(1 - ``ce_share``) T^2 KL(dense || student) at temperature T + ``ce_share`` cross-entropy + ``hidden_weight`` states.
 
     Forward KL with its T^2 and the mixture are those of Hinton et al. 2015 (arXiv 1503.02531), section 2. The states'

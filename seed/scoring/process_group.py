@@ -1,7 +1,8 @@
 """The processes of one run, as ``torchrun`` or ``accelerate launch`` starts them: who each is, what they tell one another.
 
 The first reads, decides, writes and speaks; the others lend it memory and time. A process that is lost ends all: the
-others see its connection close. Nothing here knows of models, and one process alone needs none of it.
+others see its connection close. What they tell is data: records, checked by type where they are heard, and tensors.
+Nothing here knows of models, and one process alone needs none of it.
 """
 
 import contextlib
@@ -11,8 +12,9 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -20,13 +22,20 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from seed.errors import ResourceError
+from seed.records import Record
 
-T = TypeVar("T")
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what launchers say
 JOINING = datetime.timedelta(minutes=5)
 # The others wait while the first measures starts and judges; launchers end them when it dies.
 WAITING = datetime.timedelta(days=30)
 LOST = re.compile(r"\bgloo\b|[Cc]onnection|remote process exited")  # gloo's words, and NCCL's
+
+
+class TensorForm(Record, frozen=True, kw_only=True):
+    """A tensor without its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +75,73 @@ class ProcessGroup:
             dist.all_reduce(total)
         return total
 
-    def tell(self, value: T) -> T:
-        """What the first process says, whatever the others do."""
+    def tell(self, value: Any, kind: Any) -> Any:
+        """What the first process says, whatever the others do. ``kind``: its type; records, numbers, texts, and their collections.
+
+        Raises:
+            ResourceError: another process cannot read it as that.
+        """
         if self.size == 1:
             return value
-        said: list[Any] = [value if self.leads else None]
-        dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
-        heard: T = said[0]
-        return heard
+        words = bytearray(pack(value)) if self.leads else bytearray()
+        length = torch.tensor(len(words))
+        dist.broadcast(length, 0)
+        told = torch.frombuffer(words or bytearray(int(length)), dtype=torch.uint8)
+        dist.broadcast(told, 0)
+        return value if self.leads else unpack(told.numpy().tobytes(), kind)
 
-    def hear(self) -> Any:
+    def hear(self, kind: Any) -> Any:
         """What the first process tells next; this is another."""
-        return self.tell(None)
+        return self.tell(None, kind)
+
+    def share(self, tensor: Tensor | None) -> Tensor:
+        """The first process's tensor, in the host's memory, in every process; what the others hand in does not count."""
+        if self.size == 1:
+            assert tensor is not None
+            return tensor
+        if self.leads:
+            assert tensor is not None
+            value = tensor.cpu().contiguous()
+            self.tell(TensorForm(shape=tuple(value.shape), dtype=value.dtype), TensorForm)
+        else:
+            form: TensorForm = self.hear(TensorForm)
+            value = torch.empty(form.shape, dtype=form.dtype)
+        if value.numel():
+            dist.broadcast(value.view(-1).view(torch.uint8), 0)
+        return value
+
+
+def pack(value: Any) -> bytes:
+    """Records and what they hold as bytes (MessagePack, which knows infinity and not-a-number)."""
+    return msgspec.msgpack.encode(value, enc_hook=_name_dtype)
+
+
+def unpack(words: bytes, kind: Any) -> Any:
+    """The value of a type that was packed.
+
+    Raises:
+        ResourceError: these bytes are no such value.
+    """
+    try:
+        return msgspec.msgpack.decode(words, type=kind, dec_hook=_read_dtype)
+    except msgspec.DecodeError as error:
+        raise ResourceError(
+            f"the first process of this run says what this one does not understand ({error}). Install the same version of Seed "
+            "on all hosts."
+        ) from error
+
+
+def _name_dtype(value: Any) -> str:
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    raise NotImplementedError(f"{type(value).__name__} is not told to other processes")
+
+
+def _read_dtype(kind: type, name: Any) -> Any:
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if kind is torch.dtype and isinstance(dtype, torch.dtype):
+        return dtype
+    raise ValueError(f"{name!r} is no type of tensors")
 
 
 ALONE = ProcessGroup()

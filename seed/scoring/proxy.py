@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from msgspec import structs
 from torch import nn
 
 from seed.errors import CandidateError
@@ -93,7 +94,7 @@ class Proxy:
     def _distill_shortly(self, candidate: Candidate, qualities: dict[str, Quality]) -> Quality:
         began = time.monotonic()
         instruments, settings = self.sweep.instruments, self.short(candidate)
-        settings = replace(settings, micro_batch=max(1, settings.micro_batch // self.shrunk))
+        settings = structs.replace(settings, micro_batch=max(1, settings.micro_batch // self.shrunk))
         refit = self.sweep.recover(candidate) if choose_start(qualities) == "closed_form" else None
         student = start_student(instruments, candidate, refit, settings=settings)
         looks: dict[float, DocumentLosses] = {}

@@ -4,10 +4,7 @@ Each layer is gathered when it runs, and let go of afterwards; so are the embedd
 weight is whole on one device only while it is on its way. What is trained, and from which batches, others decide.
 """
 
-import copy
-import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,41 +15,21 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from seed.models.anatomy import Anatomy
+from seed.models.outline import Outline, build_hollow
+from seed.scoring.process_group import ProcessGroup
+
+Buffers = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outline:
-    """A model without its weights, and what they look like: enough for a process to hold its shard of them."""
-
-    skeleton: bytes
-    shapes: tuple[torch.Size, ...]
-    dtypes: tuple[torch.dtype, ...]
-
-    def open(self) -> nn.Module:
-        """The model with empty weights, in the host's memory."""
-        opened: nn.Module = torch.load(io.BytesIO(self.skeleton), map_location="cpu", weights_only=False)
-        return opened
+def share_buffers(group: ProcessGroup, drawn: Outline, model: nn.Module | None) -> Buffers:
+    """The buffers of a model that only the first process has, in every process."""
+    own = {} if model is None else dict(model.named_buffers())
+    return {name: group.share(own.get(name)) for name in drawn.buffers}
 
 
-def outline(model: nn.Module) -> Outline:
-    """The outline of a whole model; ties stay tied, and buffers go with it."""
-    weights = list(model.parameters())
-    hollow = copy.deepcopy(
-        model,
-        {id(weight): nn.Parameter(torch.empty(0, dtype=weight.dtype), requires_grad=False) for weight in weights},
-    )
-    written = io.BytesIO()
-    torch.save(hollow, written)
-    return Outline(
-        skeleton=written.getvalue(),
-        shapes=tuple(weight.shape for weight in weights),
-        dtypes=tuple(weight.dtype for weight in weights),
-    )
-
-
-def shard(drawn: Outline, make_weight: Callable[[int], Tensor], *, device: torch.device) -> nn.Module:
+def shard(drawn: Outline, buffers: Buffers, make_weight: Callable[[int], Tensor], *, device: torch.device) -> nn.Module:
     """A model whose weights are sharded over all processes. ``make_weight``: place among its weights -> the whole weight on the device."""
-    model = drawn.open().to(device)
+    model = build_hollow(drawn, buffers).to(device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     places = {id(weight): place for place, weight in enumerate(model.parameters())}
     for part in _list_parts(model):
@@ -76,7 +53,7 @@ def _list_parts(model: nn.Module) -> Iterator[nn.Module]:
     yield model
 
 
-def shard_model(drawn: Outline, model: nn.Module | None, *, device: torch.device) -> nn.Module:
+def shard_model(drawn: Outline, buffers: Buffers, model: nn.Module | None, *, device: torch.device) -> nn.Module:
     """The same model sharded; only the first process has it whole, and sends it weight by weight."""
     weights = None if model is None else list(model.parameters())
 
@@ -88,12 +65,16 @@ def shard_model(drawn: Outline, model: nn.Module | None, *, device: torch.device
         dist.broadcast(value, 0)
         return value
 
-    return shard(drawn, receive, device=device)
+    return shard(drawn, buffers, receive, device=device)
 
 
-def shard_empty(drawn: Outline, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def shard_empty(drawn: Outline, buffers: Buffers, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A sharded model of the same shape in another type, to be filled by ``round_weights``."""
-    return shard(drawn, lambda place: torch.zeros(drawn.shapes[place], dtype=dtype, device=device), device=device)
+
+    def make_zeros(place: int) -> Tensor:
+        return torch.zeros(drawn.shapes[place], dtype=dtype, device=device)
+
+    return shard(drawn, buffers, make_zeros, device=device)
 
 
 @torch.no_grad()
@@ -159,10 +140,14 @@ def spread_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) ->
     optimizer.load_state_dict({**state, "state": spread_state})
 
 
-def strip_values(state: Any) -> Any:
-    """The same state with tensors' shapes and types instead of their values; single numbers stay."""
-    if isinstance(state, dict):
-        return {name: strip_values(value) for name, value in state.items()}
-    if isinstance(state, Tensor) and state.numel() > 1:
-        return torch.empty_like(state, device="meta")
-    return state
+def sketch_optimizer(optimizer: torch.optim.Optimizer, steps: Mapping[int, float]) -> dict[str, Any]:
+    """AdamW's state after so many steps of each weight, by its place, for a process that has no values of it."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    moments = {
+        place: {
+            "step": torch.tensor(count, dtype=torch.float32),
+            **{name: torch.empty(weights[place].shape, device="meta") for name in ("exp_avg", "exp_avg_sq")},
+        }
+        for place, count in steps.items()
+    }
+    return {**optimizer.state_dict(), "state": moments}

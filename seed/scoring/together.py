@@ -17,26 +17,41 @@ from torch import nn
 
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
+from seed.models.outline import Outline, draw_outline
+from seed.records import Record
 from seed.scoring import sharding
 from seed.scoring.corpus import TokenStream
 from seed.scoring.distillation import Distilled, DistillSettings, Pupil, distill
 from seed.scoring.process_group import ProcessGroup, find_device
 from seed.scoring.quality import logits_of, measure_token_losses, sum_by_document
-from seed.scoring.sharding import Outline
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Order:
-    """One training, as the first process describes it to the others."""
+class Order(Record, frozen=True, kw_only=True):
+    """One training, as the first process describes it to the others; weights and text follow."""
 
     students: tuple[Outline, ...]
     settings: tuple[DistillSettings, ...]
     dense: Outline
-    recovery: TokenStream
-    validation: TokenStream
     micro_batch: int
     stored_dtype: torch.dtype
     device_type: str
+
+
+class StreamNote(Record, frozen=True, kw_only=True):
+    """A token stream without its tokens, and without whose they are."""
+
+    source: str
+    num_documents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Whole:
+    """What only the first process has: whole models, text, and where progress is saved."""
+
+    dense: nn.Module
+    pupils: Sequence[Pupil]
+    recovery: TokenStream
+    validation: TokenStream
 
 
 def refuse_unfit(settings: DistillSettings, model: nn.Module) -> None:
@@ -44,6 +59,7 @@ def refuse_unfit(settings: DistillSettings, model: nn.Module) -> None:
 
     Raises:
         ResourceError: with the cure.
+        ModelError: likewise; the others cannot build this model.
     """
     reason = None
     if settings.lora_rank is not None:
@@ -56,6 +72,7 @@ def refuse_unfit(settings: DistillSettings, model: nn.Module) -> None:
         reason = "this model's experts are modules of their own, and those that no token of a process chooses have no gradient"
     if reason:
         raise ResourceError(f"several processes: {reason}. Run the same command in one process, with python -m.")
+    draw_outline(model)
 
 
 def lead(
@@ -85,62 +102,84 @@ def lead(
     """
     students, device_type = [pupil.student for pupil in pupils], dense.device.type
     with _on_host([dense.model, *students, *idle]):
-        order = _Order(
-            students=tuple(map(sharding.outline, students)),
+        order = Order(
+            students=tuple(map(draw_outline, students)),
             settings=tuple(pupil.settings for pupil in pupils),
-            dense=sharding.outline(dense.model),
-            recovery=replace(recovery, documents_NT=recovery.documents_NT[:0]),  # nobody asks whose they are
-            validation=validation,
+            dense=draw_outline(dense.model),
             micro_batch=micro_batch,
             stored_dtype=stored_dtype,
             device_type=device_type,
         )
-        return _train(group, group.tell(order), dense=dense.model, pupils=pupils, on_step=on_step)
+        group.tell(order, Order | None)
+        recovery = replace(recovery, documents_NT=recovery.documents_NT[:0])  # nobody asks whose they are
+        whole = _Whole(dense=dense.model, pupils=pupils, recovery=recovery, validation=validation)
+        return _train(group, order, whole, on_step=on_step)
 
 
 def dismiss(group: ProcessGroup) -> None:
     """Let the others go: nothing more will be trained."""
-    group.tell(None)
+    group.tell(None, Order | None)
 
 
 def follow(group: ProcessGroup) -> None:
     """Take part in what the first process trains, until it lets the others go."""
-    while order := group.hear():
+    while order := group.hear(Order | None):
         _train(group, order)
+
+
+def share_stream(group: ProcessGroup, stream: TokenStream | None) -> TokenStream:
+    """A stream that only the first process has, in every process."""
+    note: StreamNote = group.tell(
+        None if stream is None else StreamNote(source=stream.source, num_documents=stream.num_documents), StreamNote
+    )
+    tokens_NT = group.share(None if stream is None else stream.tokens_NT)
+    documents_NT = group.share(None if stream is None else torch.from_numpy(stream.documents_NT))
+    return TokenStream(
+        tokens_NT=tokens_NT,
+        documents_NT=documents_NT.numpy(),
+        num_documents=note.num_documents,
+        source=note.source,
+    )
 
 
 def _train(
     group: ProcessGroup,
-    order: _Order,
+    order: Order,
+    whole: _Whole | None = None,
     *,
-    dense: nn.Module | None = None,
-    pupils: Sequence[Pupil] | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> list[Distilled]:
-    """Every process's part of a training. ``dense``, ``pupils``: whole, and only the first process has them."""
+    """Every process's part of a training; only the first has anything whole."""
     device = find_device(group, order.device_type)
-    teacher = sharding.shard_model(order.dense, dense, device=device)
+    recovery = share_stream(group, None if whole is None else whole.recovery)
+    validation = share_stream(group, None if whole is None else whole.validation)
+    dense = None if whole is None else whole.dense
+    teacher = sharding.shard_model(order.dense, sharding.share_buffers(group, order.dense, dense), dense, device=device)
     sharded = []
     for place, (drawn, settings) in enumerate(zip(order.students, order.settings, strict=True)):
-        whole = None if pupils is None else pupils[place]
-        exported = sharding.shard_empty(drawn, dtype=order.dense.dtypes[0], device=device)
+        pupil = None if whole is None else whole.pupils[place]
+        student = None if pupil is None else pupil.student
+        buffers = sharding.share_buffers(group, drawn, student)
+        exported = sharding.shard_empty(drawn, buffers, dtype=order.dense.dtypes[0], device=device)
         sharded.append(
             Pupil(
-                student=sharding.shard_model(drawn, None if whole is None else whole.student, device=device),
+                student=sharding.shard_model(drawn, buffers, student, device=device),
                 settings=settings,
-                validate=functools.partial(_validate, group=group, order=order, exported=exported, device=device),
-                checkpoint=None if whole is None else whole.checkpoint,
+                validate=functools.partial(
+                    _validate, group=group, order=order, validation=validation, exported=exported, device=device
+                ),
+                checkpoint=None if pupil is None else pupil.checkpoint,
             )
         )
     with warnings.catch_warnings():
         # OPT's layers end in a view, and FSDP fears that someone changes it in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
-        distilled = distill(sharded, Anatomy(teacher), order.recovery, on_step=on_step, group=group)
+        distilled = distill(sharded, Anatomy(teacher), recovery, on_step=on_step, group=group)
     for place, pupil in enumerate(sharded):
         weights = [sharding.copy_whole(weight) for weight in pupil.student.parameters()]
-        if pupils is not None:
-            _settle(pupils[place].student, weights)
-    del teacher, sharded, exported
+        if whole is not None:
+            _settle(whole.pupils[place].student, weights)
+    del teacher, sharded, exported, pupil
     gc.collect()  # sharded models refer to themselves, and their memory is wanted
     return distilled
 
@@ -154,14 +193,20 @@ def _settle(student: nn.Module, weights: Sequence[torch.Tensor]) -> None:
 
 
 def _validate(
-    student: nn.Module, *, group: ProcessGroup, order: _Order, exported: nn.Module, device: torch.device
+    student: nn.Module,
+    *,
+    group: ProcessGroup,
+    order: Order,
+    validation: TokenStream,
+    exported: nn.Module,
+    device: torch.device,
 ) -> float:
     """Validation loss of a sharded student as it would be exported and opened again; each process takes its share of windows."""
     sharding.round_weights(student, exported, stored=order.stored_dtype)
-    tokens_NT = order.validation.tokens_NT
+    tokens_NT = validation.tokens_NT
     mine, _ = group.take_share(torch.arange(len(tokens_NT)))
     rows = measure_token_losses(logits_of(exported), tokens_NT[mine], micro_batch=order.micro_batch, device=device)
-    return sum_by_document(group.gather_rows(rows, num_rows=len(tokens_NT)), order.validation).loss
+    return sum_by_document(group.gather_rows(rows, num_rows=len(tokens_NT)), validation).loss
 
 
 @contextlib.contextmanager

@@ -19,12 +19,13 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -109,7 +110,7 @@ def make_settings(bench: workbench.Workbench, *, steps: int, mixed_precision: bo
     )
     micro_batch = min(settings.micro_batch, settings.batch_windows)
     assert settings.batch_windows % micro_batch == 0, "the Trainer knows whole micro-batches only"
-    return replace(settings, micro_batch=micro_batch, mixed_precision=mixed_precision)
+    return structs.replace(settings, micro_batch=micro_batch, mixed_precision=mixed_precision)
 
 
 def time_rounds(
@@ -275,7 +276,7 @@ def compare_outcomes(instruments: Instruments, settings: DistillSettings, *, dir
         ).loss
 
     found: dict[str, Any] = {"steps": settings.steps}
-    settings = replace(settings, looks=settings.steps)
+    settings = structs.replace(settings, looks=settings.steps)
     theirs = make_starts(instruments)[ALONE]
     run = run_trainer(instruments, theirs, settings, directory=directory)
     theirs_end = validate(theirs)

@@ -28,6 +28,13 @@ from tests.models.families import make_model
 from tests.scoring.streams import draw_stream, write_stream
 
 CUTS = ((0, 3), (0, 2, 3))
+SHARED = (
+    torch.arange(12.0).reshape(3, 4).T,  # not contiguous
+    torch.tensor([[True, False]]),
+    torch.tensor(7),
+    torch.ones(3, dtype=torch.bfloat16),
+    torch.empty(0, 5, dtype=torch.int32),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +142,8 @@ def main(cases: Path, directory: Path) -> None:
 
     sharding.shard = watch
     with join_group() if "RANK" in os.environ else contextlib.nullcontext(ALONE) as group:
+        shared = [group.share(tensor if group.leads else None) for tensor in SHARED]
+        torch.save(shared, directory / f"shared-{group.rank}.pt")
         if group.leads:
             results = {}
             for words in json.loads(cases.read_text()):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from torch import nn
 
 from seed.models.anatomy import Anatomy
@@ -130,7 +131,7 @@ def test_the_curve_begins_before_the_first_step_and_ends_at_the_last(unbroken: t
 @pytest.mark.parametrize("learning_rate", [1e-3, 3e-2, 0.3, 30.0])
 def test_the_student_comes_back_with_its_best_look(learning_rate: float) -> None:
     student = make_start()
-    distilled = run(student, replace(SETTINGS, learning_rate=learning_rate))
+    distilled = run(student, structs.replace(SETTINGS, learning_rate=learning_rate))
     losses = {point.step: point.validation_loss for point in distilled.curve}
     assert losses[distilled.best_step] == min(losses.values())
     assert validate(student) == min(losses.values())
@@ -168,7 +169,7 @@ def test_a_checkpoint_that_is_no_use_is_ignored(
     damage: str, tmp_path: Path, unbroken: tuple[nn.Module, Distilled]
 ) -> None:
     checkpoint = tmp_path / "progress.pt"
-    settings = replace(SETTINGS, rng_seed=1) if damage == "other settings" else SETTINGS
+    settings = structs.replace(SETTINGS, rng_seed=1) if damage == "other settings" else SETTINGS
     with pytest.raises(StoppedError):
         run(make_start(), settings, checkpoint=checkpoint, on_step=stop_at(9))
     content = checkpoint.read_bytes()
@@ -187,7 +188,7 @@ def test_a_checkpoint_that_is_no_use_is_ignored(
 
 
 def test_micro_batches_add_up_to_the_batch(unbroken: tuple[nn.Module, Distilled]) -> None:
-    distilled = run(make_start(), replace(SETTINGS, micro_batch=1))
+    distilled = run(make_start(), structs.replace(SETTINGS, micro_batch=1))
     for mine, whole in zip(distilled.curve, unbroken[1].curve, strict=True):
         assert mine.validation_loss == pytest.approx(whole.validation_loss, rel=1e-3)
         assert mine.kl_divergence == (whole.kl_divergence and pytest.approx(whole.kl_divergence, rel=1e-3))
@@ -197,7 +198,7 @@ def test_dropout_is_off() -> None:
     teacher = make_model("gpt2")
     assert teacher.config.resid_pdrop > 0
     student = copy.deepcopy(teacher).train()
-    settings = replace(SETTINGS, steps=1, looks=1)
+    settings = structs.replace(SETTINGS, steps=1, looks=1)
     distilled = train(student, Anatomy(teacher), settings, validate=lambda model: 0.0)
     assert distilled.curve[1].kl_divergence == pytest.approx(0.0, abs=1e-6)  # it is the teacher, after all
 
@@ -215,12 +216,12 @@ def test_windows_depend_on_the_step_and_the_seed_alone() -> None:
     first = choose_windows(7, 100, SETTINGS)
     torch.manual_seed(2)
     assert torch.equal(choose_windows(7, 100, SETTINGS), first)
-    assert not torch.equal(choose_windows(7, 100, replace(SETTINGS, rng_seed=1)), first)
+    assert not torch.equal(choose_windows(7, 100, structs.replace(SETTINGS, rng_seed=1)), first)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 24, 400])
 def test_the_rate_warms_up_and_then_falls_to_near_zero(steps: int) -> None:
-    settings = replace(SETTINGS, steps=steps)
+    settings = structs.replace(SETTINGS, steps=steps)
     rates = [schedule(step, settings) for step in range(steps)]
     peak = rates.index(max(rates))
     assert all(0 < rate <= 1 for rate in rates)
@@ -247,22 +248,22 @@ def test_the_rate_with_the_lowest_loss_wins_and_rates_behind_a_rise_are_not_trie
 
 
 def test_other_settings_have_another_fingerprint() -> None:
-    assert SETTINGS.fingerprint == replace(SETTINGS).fingerprint
+    assert SETTINGS.fingerprint == structs.replace(SETTINGS).fingerprint
     changes: list[dict[str, Any]] = [{"steps": 25}, {"learning_rate": 1e-3}, {"rng_seed": 1}, {"looks": 5}]
     changes += [{"batch_windows": 5}, {"mixed_precision": True}, {"frozen_layers": 1}, {"lora_rank": 1}]
     changes += [{"objective": Objective(ce_share=0.5)}, {"objective": Objective(temperature=2.0)}]
-    assert len({replace(SETTINGS, **change).fingerprint for change in [{}, *changes]}) == len(changes) + 1
+    assert len({structs.replace(SETTINGS, **change).fingerprint for change in [{}, *changes]}) == len(changes) + 1
 
 
 @pytest.mark.parametrize("change", [{"lora_rank": 0}, {"frozen_layers": -1}, {"steps": 0}, {"micro_batch": 0}])
 def test_settings_that_make_no_sense_are_not_made(change: dict[str, int]) -> None:
     with pytest.raises(AssertionError):
-        replace(SETTINGS, **change)
+        structs.replace(SETTINGS, **change)
 
 
 def test_a_step_draws_its_part_of_an_endless_sequence() -> None:
     whole = draw_windows(range(60), num_windows=7, rng_seed=3).tolist()
-    settings = replace(SETTINGS, rng_seed=3)
+    settings = structs.replace(SETTINGS, rng_seed=3)
     steps = [choose_windows(step, 7, settings).tolist() for step in range(15)]
     assert [window for step in steps for window in step] == whole
     assert draw_windows(range(13, 40), num_windows=7, rng_seed=3).tolist() == whole[13:40]
@@ -304,7 +305,7 @@ def test_students_side_by_side_end_as_each_alone_to_the_bit(objective: Objective
     def enrol(cut: Candidate, rate: float) -> Pupil:
         return Pupil(
             student=make_student(DENSE, cut),
-            settings=replace(SETTINGS, steps=6, looks=2, learning_rate=rate, objective=objective),
+            settings=structs.replace(SETTINGS, steps=6, looks=2, learning_rate=rate, objective=objective),
             validate=validate,
             boundaries=(*cut.kept_layers[1:], 4),
         )
@@ -326,7 +327,7 @@ def test_students_side_by_side_end_as_each_alone_to_the_bit(objective: Objective
 
 @pytest.mark.usefixtures("save_every_step")
 def test_students_that_were_saved_at_different_steps_go_on_from_there(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=8, looks=2)
+    settings = structs.replace(SETTINGS, steps=8, looks=2)
 
     def enrol(name: str, cut: Candidate) -> Pupil:
         return Pupil(
@@ -345,7 +346,8 @@ def test_students_that_were_saved_at_different_steps_go_on_from_there(tmp_path: 
 
 def test_students_of_different_batches_are_not_trained_together() -> None:
     pupils = [
-        Pupil(student=make_start(), settings=replace(SETTINGS, rng_seed=seed), validate=validate) for seed in (0, 1)
+        Pupil(student=make_start(), settings=structs.replace(SETTINGS, rng_seed=seed), validate=validate)
+        for seed in (0, 1)
     ]
     with pytest.raises(AssertionError, match="one batch"):
         distill(pupils, DENSE, RECOVERY)
@@ -359,7 +361,7 @@ def list_changes(student: nn.Module, start: nn.Module) -> set[str]:
     return {name for name, weight in student.named_parameters() if not torch.equal(weight, before[name])}
 
 
-SHORT = replace(SETTINGS, steps=3, looks=1)
+SHORT = structs.replace(SETTINGS, steps=3, looks=1)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
@@ -368,7 +370,7 @@ def test_frozen_layers_stay_and_all_behind_them_are_trained(family: str, layers:
     dense = Anatomy(make_model(family))
     student = make_student(dense, Candidate(num_layers=4, kept_layers=(0, 1, 3)))
     start = copy.deepcopy(student)
-    settings = replace(SHORT, frozen_layers=frozen)
+    settings = structs.replace(SHORT, frozen_layers=frozen)
     losses = iter([1.0, 0.0])
     train(student, dense, settings, validate=lambda model: next(losses))
     changed = list_changes(student, start)
@@ -391,7 +393,7 @@ def test_an_embedding_of_its_own_is_frozen_with_the_layers_behind_it() -> None:
         student = make_student(dense, CUT)
         start = copy.deepcopy(student)
         losses = iter([1.0, 0.0])
-        settings = replace(SHORT, frozen_layers=frozen)
+        settings = structs.replace(SHORT, frozen_layers=frozen)
         train(student, dense, settings, validate=lambda model, losses=losses: next(losses))
         changed = list_changes(student, start)
         assert ("model.embed_tokens.weight" in changed) == (frozen == 0)
@@ -408,7 +410,7 @@ def test_what_is_frozen_costs_no_gradient_and_no_moments(family: str) -> None:
     def look(step: int) -> None:
         trained.update(name for name, weight in student.named_parameters() if weight.requires_grad)
 
-    settings = replace(SHORT, steps=1, frozen_layers=1)
+    settings = structs.replace(SHORT, steps=1, frozen_layers=1)
     train(student, dense, settings, validate=lambda model: 0.0, on_step=look)
     kept = {name for name, _ in student.named_parameters() if name.startswith("model.layers.0.")}
     if family == "qwen2":
@@ -417,7 +419,7 @@ def test_what_is_frozen_costs_no_gradient_and_no_moments(family: str) -> None:
 
 
 def test_frozen_layers_lower_the_loss_too() -> None:
-    curve = run(make_start(), replace(SETTINGS, frozen_layers=1)).curve
+    curve = run(make_start(), structs.replace(SETTINGS, frozen_layers=1)).curve
     assert curve[-1].validation_loss < 0.9 * curve[0].validation_loss
 
 
@@ -443,7 +445,7 @@ def test_a_prefix_thaws_when_the_block_ends() -> None:
 
 @pytest.mark.usefixtures("save_every_step")
 def test_a_stopped_run_with_frozen_layers_ends_as_an_unbroken_one(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=6, looks=2, frozen_layers=1)
+    settings = structs.replace(SETTINGS, steps=6, looks=2, frozen_layers=1)
     whole, stopped, resumed = make_start(), make_start(), make_start()
     expected = run(whole, settings)
     with pytest.raises(StoppedError):
@@ -454,7 +456,7 @@ def test_a_stopped_run_with_frozen_layers_ends_as_an_unbroken_one(tmp_path: Path
 
 # ---- low-rank updates
 
-LORA = replace(SETTINGS, lora_rank=4, learning_rate=1e-2)
+LORA = structs.replace(SETTINGS, lora_rank=4, learning_rate=1e-2)
 
 
 def list_peft_modules(model: nn.Module) -> list[str]:
@@ -507,7 +509,7 @@ def test_low_rank_updates_alone_are_trained_and_merged_at_the_end(family: str, d
 @pytest.mark.usefixtures("save_every_step")
 @pytest.mark.parametrize("stops", [[2], [3, 6]], ids=str)
 def test_a_stopped_run_with_low_rank_updates_ends_as_an_unbroken_one(stops: list[int], tmp_path: Path) -> None:
-    settings = replace(LORA, steps=8, looks=2)
+    settings = structs.replace(LORA, steps=8, looks=2)
     whole, resumed = make_start(), make_start()
     expected = run(whole, settings)
     for step in stops:
@@ -520,7 +522,7 @@ def test_a_stopped_run_with_low_rank_updates_ends_as_an_unbroken_one(stops: list
 
 def test_low_rank_updates_of_frozen_layers_are_not_trained() -> None:
     student = make_start()
-    run(student, replace(LORA, steps=4, looks=1, frozen_layers=1))
+    run(student, structs.replace(LORA, steps=4, looks=1, frozen_layers=1))
     changed = list_changes(student, make_start())
     assert changed
     assert all(name.startswith("model.layers.1.") for name in changed)
@@ -529,7 +531,7 @@ def test_low_rank_updates_of_frozen_layers_are_not_trained() -> None:
 def test_low_rank_updates_that_do_not_help_are_not_merged() -> None:
     student = make_start()
     losses = iter([1.0, 2.0])
-    settings = replace(LORA, steps=2, looks=1)
+    settings = structs.replace(LORA, steps=2, looks=1)
     assert train(student, DENSE, settings, validate=lambda model: next(losses)).best_step == 0
     assert_same_weights(student, make_start())
 
@@ -539,10 +541,10 @@ def test_low_rank_updates_that_do_not_help_are_not_merged() -> None:
 
 @pytest.mark.parametrize("lora_rank", [None, 4])
 def test_mixed_precision_lowers_the_loss_as_float32_does(lora_rank: int | None) -> None:
-    settings = replace(LORA if lora_rank else SETTINGS, lora_rank=lora_rank)
+    settings = structs.replace(LORA if lora_rank else SETTINGS, lora_rank=lora_rank)
     whole, mixed = make_start(), make_start()
     exact = run(whole, settings).curve
-    curve = run(mixed, replace(settings, mixed_precision=True)).curve
+    curve = run(mixed, structs.replace(settings, mixed_precision=True)).curve
     assert curve[0].validation_loss == exact[0].validation_loss  # validation is the caller's
     gained = curve[0].validation_loss - curve[-1].validation_loss
     assert gained == pytest.approx(exact[0].validation_loss - exact[-1].validation_loss, rel=0.1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 from safetensors.torch import load_file
 
 from seed.models.anatomy import Anatomy
@@ -97,7 +98,7 @@ def test_a_student_starts_raw_or_with_the_maps_folded_in() -> None:
 def test_a_student_is_float32_unless_only_updates_are_trained(lora_rank: int | None, dtype: torch.dtype) -> None:
     anatomy = Anatomy(cast_weights(make_model("llama"), torch.bfloat16))
     instruments = replace(open_instruments(), anatomy=anatomy)
-    settings = DistillSettings(**{**vars(SETTINGS), "lora_rank": lora_rank})
+    settings = structs.replace(SETTINGS, lora_rank=lora_rank)
     _, refit = make_walker(instruments).measure(CUT)
     for maps in (None, refit):
         student = start_student(instruments, CUT, maps, settings=settings)
@@ -150,7 +151,7 @@ def test_the_teacher_stays_the_dense_model() -> None:
     assert instruments.source is not instruments.anatomy
     assert instruments.teacher is plain.teacher
     tokens = instruments.recovery.tokens_NT
-    settings = DistillSettings(**{**vars(SETTINGS), "batch_windows": len(tokens)})  # a step on all of the text
+    settings = structs.replace(SETTINGS, batch_windows=len(tokens))  # a step on all of the text
     student = start_student(instruments, drop(1), None)
     expected = float(forward_kl(compute_logits(plain.teacher, tokens), compute_logits(student, tokens)).mean())
     curve = train_student(instruments, student, settings).curve

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 
 from seed.errors import CandidateError
 from seed.models.anatomy import Anatomy
@@ -23,7 +24,7 @@ from tests.models.families import compute_logits, make_tokens
 from tests.scoring.opened import CUT, DENSE, keep, open_instruments, time_candidate
 
 SHORT = DistillSettings(steps=12, batch_windows=8, micro_batch=4, learning_rate=3e-3, rng_seed=0, looks=3)
-STILL = replace(SHORT, steps=2, learning_rate=1e-12)  # what comes back is what it started from
+STILL = structs.replace(SHORT, steps=2, learning_rate=1e-12)  # what comes back is what it started from
 
 
 def make_proxy(
@@ -142,7 +143,7 @@ def test_the_score_is_that_of_the_weights_of_the_best_look(
         return train(instruments, pupils)
 
     monkeypatch.setattr(proxies, "train_together", spy)
-    proxy = make_proxy(tmp_path, "short_distillation", settings=replace(SHORT, learning_rate=learning_rate))
+    proxy = make_proxy(tmp_path, "short_distillation", settings=structs.replace(SHORT, learning_rate=learning_rate))
     quality = proxy.evaluate(CUT).qualities["short_distillation"]
     losses = validation_losses(proxy.sweep.instruments, students[0])
     assert proxy.sweep.rows[CUT.key]["short_distillation"].sums == losses.sums.tolist()
@@ -151,7 +152,7 @@ def test_the_score_is_that_of_the_weights_of_the_best_look(
 
 def test_the_candidate_decides_its_settings(tmp_path: Path, distilled: list[DistillSettings]) -> None:
     def choose(candidate: Candidate) -> DistillSettings:
-        return replace(STILL, frozen_layers=min(candidate.dropped_layers))
+        return structs.replace(STILL, frozen_layers=min(candidate.dropped_layers))
 
     sweep = Sweep(open_instruments(), tmp_path / "sweep.jsonl")
     proxy = Proxy(sweep, rung="short_distillation", short=choose, latency_of=time_candidate)
@@ -163,7 +164,7 @@ def test_the_candidate_decides_its_settings(tmp_path: Path, distilled: list[Dist
 @pytest.mark.parametrize("lora_rank", [None, 4])
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_every_kind_of_training_lowers_the_loss(lora_rank: int | None, mixed_precision: bool, tmp_path: Path) -> None:
-    settings = replace(
+    settings = structs.replace(
         SHORT, lora_rank=lora_rank, mixed_precision=mixed_precision, learning_rate=1e-2 if lora_rank else 3e-3
     )
     qualities = make_proxy(tmp_path, "short_distillation", settings=settings).evaluate(CUT).qualities

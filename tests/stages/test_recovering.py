@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from msgspec import structs
 
 from seed.records import Candidate
 from seed.scoring.distillation import choose_windows
@@ -25,7 +26,7 @@ def test_settings_are_those_of_the_protocol(tmp_path: Path) -> None:
     assert settings.micro_batch == 32  # 2,048 tokens through the layers at once
     assert (settings.mixed_precision, settings.lora_rank, settings.frozen_layers) == (False, None, 0)
     again = distill_settings(bench, drop(1), steps=9, learning_rate=1e-3, looks=4, rng_seed=0)
-    assert again == replace(settings, rng_seed=0)  # zero is a seed like any other
+    assert again == structs.replace(settings, rng_seed=0)  # zero is a seed like any other
     short = short_settings(bench, drop(1))
     assert (short.steps, short.learning_rate, short.looks) == (2, 3e-3, 1)
 
@@ -120,7 +121,7 @@ def test_a_recovery_is_a_change_of_settings(tmp_path: Path, recovery: str, wante
     found = distill_settings(
         bench, drop(1), steps=9, learning_rate=1e-3, looks=4, recovery=recoveries.RECOVERIES[recovery]
     )
-    assert found == replace(plain, **wanted)
+    assert found == structs.replace(plain, **wanted)
 
 
 def test_the_last_layers_are_trained_alone() -> None:
