@@ -18,7 +18,20 @@ import transformers
 
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
-from tests.bench import growth, memory, overhead, regret, short, speedup, starts, sweeps, trainer, tries
+from tests.bench import (
+    contention,
+    growth,
+    memory,
+    overhead,
+    regret,
+    short,
+    speedup,
+    starts,
+    sweeps,
+    trainer,
+    tries,
+    workers,
+)
 
 # name -> module, and about how many seconds it takes on two cores by default and in full
 PARTS: dict[str, tuple[ModuleType, float, float]] = {
@@ -31,6 +44,8 @@ PARTS: dict[str, tuple[ModuleType, float, float]] = {
     "overhead": (overhead, 100, 450),
     "growth": (growth, 90, 270),
     "memory": (memory, 60, 120),
+    "contention": (contention, 900, 6000),
+    "workers": (workers, 400, 1300),
     "regret": (regret, 350, 6000),
 }
 

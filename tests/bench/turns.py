@@ -31,3 +31,13 @@ def spread_of(values: Sequence[float] | np.ndarray) -> dict[str, float]:
 def show_spread(spread: Mapping[str, Any], *, digits: int = 2) -> str:
     """``3.02 (2.95 to 3.08)``."""
     return f"{spread['median']:.{digits}f} ({spread['p10']:.{digits}f} to {spread['p90']:.{digits}f})"
+
+
+def range_of(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Median, least and most of what a few repeated measurements gave."""
+    return {"median": float(np.median(values)), "min": float(np.min(values)), "max": float(np.max(values))}
+
+
+def show_range(spread: Mapping[str, Any], *, digits: int = 2) -> str:
+    """``3.02 (2.95 to 3.08)``."""
+    return f"{spread['median']:.{digits}f} ({spread['min']:.{digits}f} to {spread['max']:.{digits}f})"
