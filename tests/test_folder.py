@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -229,6 +230,15 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+def test_a_folder_that_another_host_holds_is_not_waited_for(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    (tmp_path / ".lock").write_text("7 on elsewhere")
+    with (
+        pytest.raises(StudyError, match=r"in use on elsewhere \(pid 7\)\. .* add --studies-dir DIRECTORY"),
+        folder.lock(StudyFolder(tmp_path)),
+    ):
+        raise AssertionError("two holders")
+
+
 def test_a_study_has_one_holder_and_kill_9_frees_it(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     study = StudyFolder(tmp_path)
     with pytest.raises(StudyError, match=f"in use by another process \\(pid {holder.pid}\\)"), folder.lock(study):
@@ -236,7 +246,7 @@ def test_a_study_has_one_holder_and_kill_9_frees_it(tmp_path: Path, holder: subp
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait(timeout=30)
     with folder.lock(study):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {socket.gethostname()}"
 
 
 def test_a_study_is_free_after_its_holder_ends(tmp_path: Path, holder: subprocess.Popen[str]) -> None:

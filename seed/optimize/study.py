@@ -55,10 +55,11 @@ def find_study(storage: BaseStorage, *, name: str) -> optuna.Study | None:
     return optuna.load_study(storage=storage, study_name=name) if name in known else None
 
 
-def count_complete(study: optuna.Study, space: SearchSpace) -> int:
-    """How many candidates of the space carry a value."""
+def complete_keys(study: optuna.Study, space: SearchSpace) -> set[str]:
+    """Keys of the candidates of the space that carry a value."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sum(contains(space, candidate_of(space, trial.params)) for trial in complete)
+    found = (candidate_of(space, trial.params) for trial in complete)
+    return {candidate.key for candidate in found if contains(space, candidate)}
 
 
 def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:

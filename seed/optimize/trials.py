@@ -21,7 +21,7 @@ from seed.optimize.sampler import (
 )
 from seed.optimize.study import (
     EVALUATION,
-    count_complete,
+    complete_keys,
     describe_evaluation,
     read_trials,
     spell_evaluation,
@@ -112,6 +112,7 @@ def run_trials(
             continue
         if not claims.claim(trial, asked_seconds=time.monotonic() - began, trials=target):
             claims.pardon(trial)
+            queue.stretch = None  # somebody else is in it
             continue
         candidate = candidate_of(space, trial.params)
         try:
@@ -140,8 +141,9 @@ def run_trials(
 def _make_sampler(
     study: optuna.Study, space: SearchSpace, name: str, rng_seed: int, states: tuple[TrialState, ...]
 ) -> optuna.samplers.BaseSampler:
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    state = int(hash_text(f"{rng_seed}/{len(finished)}")[:8], 16)
+    # those that run are others': workers that ask for the same trial would draw the same set
+    asked = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
+    state = int(hash_text(f"{rng_seed}/{len(asked)}")[:8], 16)
     return make_sampler(name, space, random_state=state, taken_states=states)
 
 
@@ -165,20 +167,20 @@ def add_trials(
     distributions = flag_distributions(space)
     states = UNSKIPPED_STATES if retry_skipped else TAKEN_STATES
     order = list(dict.fromkeys(order))
-    taken, complete = taken_keys(study, space, states=states), count_complete(study, space)
-    news = News(study)
+    news = News(study)  # before what is known is read: what others finish meanwhile is then known twice, and not never
+    taken, complete = taken_keys(study, space, states=states), complete_keys(study, space)
 
     def learn() -> None:
-        nonlocal complete
         for record in news.read():
-            candidate = record.evaluation.candidate
-            taken.add(candidate.key)
-            complete += record.state == "COMPLETE"
+            key = record.evaluation.candidate.key
+            taken.add(key)
+            if record.state == "COMPLETE":
+                complete.add(key)
             on_trial(record)
 
     walk = (shares or Shares(None)).walk
     for piece in walk(len(order), is_done=lambda piece: order[piece].key in taken, refresh=learn):
-        if complete >= trials:
+        if len(complete) >= trials:
             return
         candidate = order[piece]
         evaluation = evaluate(candidate)

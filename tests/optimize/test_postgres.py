@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from seed.errors import StudyError
-from seed.optimize import patience
+from seed.optimize import patience, teamwork
 from seed.optimize import study as studies
 from seed.optimize import trials as trials_of
 from seed.optimize.heartbeats import beating, fail_stale_trials
@@ -126,7 +126,7 @@ def test_a_search_goes_on_when_its_server_was_restarted(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.setattr(
-        studies, "CHOOSING_SECONDS", 0.5
+        teamwork, "CHOOSING_SECONDS", 0.5
     )  # an answer that was lost may leave a trial that never chooses
     told: list[str] = []
     url = postgres.make_database()

@@ -29,6 +29,7 @@ from seed.optimize.sampler import UNSKIPPED_STATES, candidate_of, flag_distribut
 from seed.optimize.space import drop_layers, enumerate_candidates
 from seed.optimize.subset import FLAG
 from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord
+from seed.sharing import Shares
 from tests.processes import let_go
 
 from ..reporting import factory
@@ -498,7 +499,7 @@ def test_candidates_outside_a_narrowed_space_do_not_count() -> None:
     study = in_memory()
     add(study, trials=10)
     deeper = msgspec.structs.replace(SPACE, min_dropped=2)
-    assert studies.count_complete(study, deeper) == 6
+    assert len(studies.complete_keys(study, deeper)) == 6
     assert add(study, trials=6, space=deeper, order=enumerate_candidates(deeper)) == []
 
 
@@ -1045,6 +1046,57 @@ def test_workers_with_an_order_walk_stretches_of_their_own() -> None:
     assert sorted(walked[0] + walked[1]) == list(range(len(order)))
     neighbours = sum(b - a == 1 for walk in walked for a, b in itertools.pairwise(walk))
     assert neighbours >= len(order) * 2 / 3
+
+
+def test_what_others_finish_while_a_worker_begins_is_not_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, asked = in_memory(), []
+    look = trials_of.taken_keys
+
+    def look_late(*args, **more):  # another process finishes the first set just after we have looked
+        found = look(*args, **more)
+        monkeypatch.setattr(trials_of, "taken_keys", look)
+        trials_of.add_trials(study, SPACE, ORDER[:1], trials=1, rung=RUNG, evaluate=evaluate)
+        return found
+
+    def remember(candidate: Candidate) -> Evaluation:
+        asked.append(candidate.key)
+        return evaluate(candidate)
+
+    monkeypatch.setattr(trials_of, "taken_keys", look_late)
+    shares = Shares(tmp_path / "shares")
+    trials_of.add_trials(study, SPACE, ORDER[:3], trials=3, rung=RUNG, evaluate=remember, shares=shares)
+    assert asked == [candidate.key for candidate in ORDER[1:3]]
+    assert count_states(study) == {"COMPLETE": 3}
+
+
+def test_a_worker_whose_claim_is_lost_leaves_the_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = in_memory()
+    other = teamwork.Claims(study, LARGER, worker=name_worker("other"))
+    order = list(enumerate_candidates(LARGER))
+    claim, asked = teamwork.Claims.claim, []
+
+    def claim_late(claims, trial, **more):  # another worker has the same candidate
+        monkeypatch.setattr(teamwork.Claims, "claim", claim)
+        assert other.make(order[0]) is not None
+        return False
+
+    def remember(candidate: Candidate) -> Evaluation:
+        asked.append(order.index(candidate))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(teamwork.Claims, "claim", claim_late)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            study,
+            trials=9,
+            space=LARGER,
+            order=order,
+            score=remember,
+            worker=name_worker("one", others=["one", "other"]),
+        )
+    assert asked == [len(trials_of.cut_stretches(len(order))[0])]
 
 
 WORKER = """
