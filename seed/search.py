@@ -112,10 +112,12 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     storage = open_storage(settings.storage, journal=study.journal, complain=terminal.say) if settings.storage else None
     hosts.require_moved(settings, storage, study=study)
     published = None if storage is None else hosts.find_published(storage, name=name)
-    settings = hosts.adopt_dtype(settings, published)
     terminal.say(f"opening {settings.model}")
     bench, preset = workbench.open_for_search(
-        settings, preset, study=study, planned=None if published is None else published.plan
+        settings if published is None else planning.adopt_dtype(settings, published.plan),
+        preset,
+        study=study,
+        planned=None if published is None else published.plan,
     )
     if published is not None:
         hosts.require_same_study(published, bench.protocol, study=study)

@@ -108,6 +108,7 @@ def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder) -
         )
     protocol = planning.read_protocol(plan, place=study.root)
     streams = load_streams(study.streams, protocol.streams)
+    settings = planning.adopt_dtype(settings, plan)
     bench, _ = workbench.open_for_search(settings, preset, study=study, streams=streams)
     planning.require_same_protocol(protocol, bench.protocol, place=study.root)
     if not plan.trusts_closed_form:

@@ -6,7 +6,7 @@ others help is decided in ``joining``.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from optuna import Study
@@ -130,13 +130,6 @@ def find_published(storage: BaseStorage, *, name: str) -> HostOrder | None:
     """
     study = find_study(storage, name=name)
     return None if study is None else read_shared(study, ORDER, HostOrder)
-
-
-def adopt_dtype(settings: SearchSettings, published: HostOrder | None) -> SearchSettings:
-    """Compute in the type that the study computes in: what a host chooses by itself depends on its device."""
-    if published is None or settings.dtype is not None:
-        return settings
-    return replace(settings, dtype=str(published.plan.identity.get("dtype")))
 
 
 def adopt_latencies(circle: Circle, study: StudyFolder) -> None:

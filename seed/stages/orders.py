@@ -19,7 +19,8 @@ from seed.stages.schooling import Member
 from seed.stages.settings import SearchSettings
 
 POLL_SECONDS = 0.5
-OWN = ("device", "workers", "studies_dir", "study", "storage")  # settings that each process may have its own of
+# Settings that each process may have its own of, or that it takes over: the type to compute in is the study's.
+OWN = ("device", "workers", "studies_dir", "study", "storage", "dtype")
 
 
 class LeadOrder(Record, frozen=True, kw_only=True):

@@ -228,6 +228,11 @@ def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> Sear
     )
 
 
+def adopt_dtype(settings: SearchSettings, found: SearchPlan) -> SearchSettings:
+    """Compute in the type that a study computes in: what a process chooses by itself depends on its device."""
+    return settings if settings.dtype is not None else replace(settings, dtype=str(found.identity.get("dtype")))
+
+
 def settle_plan(found: SearchPlan, wanted: SearchPlan) -> SearchPlan:
     """Return the wanted plan with what was settled when the study began; unless the sweep's budget changed, the sweep too."""
     wanted = msgspec.structs.replace(wanted, trusts_closed_form=found.trusts_closed_form)

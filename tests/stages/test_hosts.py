@@ -13,7 +13,7 @@ from seed.optimize.leadership import LEADER, read_shared, write_shared
 from seed.optimize.study import read_shared_rows
 from seed.records import Protocol
 from seed.scoring.sweep import Sweep
-from seed.stages import hosts, joining, judging, latencies, workbench
+from seed.stages import hosts, joining, judging, latencies, planning, workbench
 from seed.stages.hosts import ORDER, Circle, HostOrder
 from seed.stages.posts import Post, open_post
 from seed.stages.settings import SearchSettings
@@ -165,10 +165,9 @@ def test_what_decides_numbers_must_be_alike(tmp_path: Path, change: Callable[[Pr
 
 def test_the_type_that_the_study_computes_in_is_taken_over(tmp_path: Path) -> None:
     circle, bench, _ = open_host(tmp_path, "leader")
-    order = give_order(circle, bench)
-    assert hosts.adopt_dtype(SETTINGS, None).dtype is None
-    assert hosts.adopt_dtype(SETTINGS, order).dtype == "float32"
-    assert hosts.adopt_dtype(change_settings(SETTINGS, dtype="bfloat16"), order).dtype == "bfloat16"
+    plan = give_order(circle, bench).plan
+    assert planning.adopt_dtype(SETTINGS, plan).dtype == "float32"
+    assert planning.adopt_dtype(change_settings(SETTINGS, dtype="bfloat16"), plan).dtype == "bfloat16"
 
 
 def test_the_reference_stays_the_first_and_its_latencies_count(tmp_path: Path) -> None:
