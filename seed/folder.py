@@ -60,6 +60,7 @@ class StudyFolder:
         self.stages = root / "stages.json"
         self.stages_plan = root / "stages-plan.json"
         self.work = root / "work"
+        self.present = self.work / "present"
         self.streams = self.work / "streams"
         self.lead = self.work / "lead.json"
         self.search_order = self.work / "search-order.json"

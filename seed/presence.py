@@ -5,7 +5,7 @@ What they do there is not known here.
 
 import contextlib
 import fcntl
-import hashlib
+import functools
 import os
 import re
 import socket
@@ -25,8 +25,34 @@ class Presence:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.place = name_place(directory)
-        self.name = f"{self.place}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+
+    @functools.cached_property
+    def word(self) -> str:
+        """A random word that the folder keeps: what is copied or mounted elsewhere has the same, what only looks alike has not."""
+        path = self.directory / ".place"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{uuid.uuid4().hex}.new")
+        aside.write_text(uuid.uuid4().hex[:12])
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)  # whoever comes first makes it, whole
+        except OSError:  # a file system without links
+            if not path.exists():
+                aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        with path.open() as handle:
+            return re.sub(r"[^0-9a-f]", "", handle.read(12))
+
+    @functools.cached_property
+    def place(self) -> str:
+        """``node7@1f0c9a``: a host, and a folder there; who works at one of the same name can be seen."""
+        return f"{socket.gethostname()}@{self.word}"
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Of this process, here."""
+        return f"{self.place}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
 
     def is_there(self, name: str) -> bool | None:
         """Is the process of this name at work? None: it is one of another host or folder, which cannot be told from here."""
@@ -65,18 +91,3 @@ class Presence:
 
     def _locate(self, name: str) -> Path:
         return self.directory / f"{name.replace(':', '+')}.lock"
-
-
-def name_place(directory: Path) -> str:
-    """``node7@1f0c9a``: a host since it was started, and a folder there; who works at one of the same name can be seen."""
-    try:
-        start = Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:  # not Linux: then the name of the host has to do
-        start = ""
-    folder = hashlib.sha256(f"{start}{directory.resolve()}".encode()).hexdigest()[:12]
-    return f"{socket.gethostname()}@{folder}"
-
-
-def name_host(place: str) -> str:
-    """The host of a place, for people."""
-    return place.rpartition("@")[0] or place

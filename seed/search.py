@@ -27,6 +27,7 @@ from seed.stages.settings import SearchSettings
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.storages import BaseStorage
 
     from seed.evidence import StagedSearch
     from seed.optimize.leadership import Leader
@@ -97,7 +98,7 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     name = planning.name_study(settings)
     planning.quiet_libraries()
     from seed.scoring.streams import store_streams
-    from seed.stages import costs, helping, hosts, joining, orders, shapes, workbench
+    from seed.stages import costs, helping, hosts, joining, orders, shapes
     from seed.stages.gathering import gather_record
     from seed.stages.posts import open_post
 
@@ -111,23 +112,13 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
         return hosts.find_other_leader(settings, study) or gather_record(study)
     storage = open_storage(settings.storage, journal=study.journal, complain=terminal.say) if settings.storage else None
     hosts.require_moved(settings, storage, study=study)
-    published = None if storage is None else hosts.find_published(storage, name=name)
     terminal.say(f"opening {settings.model}")
-    bench, preset = workbench.open_for_search(
-        settings if published is None else planning.adopt_dtype(settings, published.plan),
-        preset,
-        study=study,
-        planned=None if published is None else published.plan,
-    )
-    if published is not None:
-        hosts.require_same_study(published, bench.protocol, study=study)
+    bench, preset = open_bench(settings, preset, storage, study=study)
     shape = shapes.describe_shape(bench)
     speed = costs.time_parts(bench.anatomy, shape, shapes.take_micro_batch(bench))
     plan = costs.draft_plan(settings, preset, bench.protocol, name=name, shape=shape, speed=speed)
     if study.plan.exists():
         plan = planning.continue_plan(folder.read_record(study.plan, SearchPlan), plan, place=study.root)
-    if published is not None:
-        plan = planning.settle_plan(published.plan, plan)
     cost = costs.estimate_cost(shape, bench.protocol, plan, speed, distill=settings.distill)
     for line in costs.describe_plan(bench.protocol, plan, cost, num_workers=num_workers):
         terminal.say(line)
@@ -141,16 +132,40 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
             name=plan.name,
             rung=bench.protocol.rung,
             fingerprint=plan.study_fingerprint,
+            identity=None if storage is None else hosts.describe_identity(bench.protocol),
         )
         if storage is None:
             if not post.presence.count_others():
                 clear_study(opened)
             return lead_search(terminal, bench, preset, opened, plan, settings, post=post, circle=None)
-        circle = hosts.open_circle(opened, bench, settings, post=post)
-        if joining.lead_or_help(circle, bench, plan, post, terminal):
+        circle = hosts.open_circle(opened, bench, plan, settings, post=post)
+        if joining.lead_or_help(circle, bench, plan, settings, post, terminal):
             with circle.leadership.lead():
                 return lead_search(terminal, bench, preset, opened, plan, settings, post=post, circle=circle)
     return circle.leadership.find() or circle.leadership.ours
+
+
+def open_bench(
+    settings: SearchSettings, preset: Preset | None, storage: "BaseStorage | None", *, study: StudyFolder
+) -> "tuple[Workbench, Preset]":
+    """Open model and text; what a host would choose by its device is the study's, where another host began it before us.
+
+    Raises:
+        SeedError: anything a user can mend; or the study in the storage is another one, with every difference.
+    """
+    from seed.stages import hosts, workbench
+
+    if storage is None:
+        return workbench.open_for_search(settings, preset, study=study)
+    while True:
+        known = hosts.find_identity(storage, name=study.name)
+        wanted = planning.adopt_dtype(settings, known or {})
+        bench, found = workbench.open_for_search(wanted, preset, study=study, identity=known)
+        now = hosts.find_identity(storage, name=study.name)
+        if known is not None and now is not None:
+            hosts.require_same_study(now, bench.protocol, name=study.name)
+        if known is not None or now in (None, hosts.describe_identity(bench.protocol)):
+            return bench, found
 
 
 def lead_search(
@@ -175,9 +190,9 @@ def lead_search(
     steps = STEPS if settings.distill else STEPS[:-1]
     if study.plan.exists():
         terminal.say(f"continuing the study in {study.root}")
-    folder.write_record(study.plan, plan)
     if circle is not None:
-        hosts.adopt_latencies(circle, study)
+        plan = hosts.take_over(circle, plan, study=study)
+    folder.write_record(study.plan, plan)
     publishing.announce_search(study, opened, plan, complain=terminal.say)
     folder.write_record(study.environment, workbench.describe_environment(bench))
     terminal.begin_step("proofs", of=steps)
@@ -218,7 +233,7 @@ def lead_search(
         select=lambda: select_members(bench, settings, bounded, read_trials(opened)),
         complain=terminal.say,
     )
-    folder.write_record(study.search_order, orders.SearchOrder(lead=post.presence.name, space=bounded))
+    folder.write_record(study.search_order, orders.SearchOrder(lead=post.presence.name, plan=plan, space=bounded))
     if circle is not None:
         circle.give_order(plan, bounded, measured, dense)
     with post.share_cores():
@@ -236,6 +251,8 @@ def lead_search(
         searching.score_singles(sweep, bounded)
         gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
     if settings.distill:
+        if circle is not None:
+            circle.leadership.require()
         terminal.begin_step("distill", of=steps)
         publishing.refresh_report(study, complain=terminal.say, is_running=True)  # models are distilled meanwhile
         factor = settings.chosen_recovery.rate_factor

@@ -91,7 +91,7 @@ def require_whole(search: Search, *, scored: int = TRIALS) -> None:
     assert {row.key for row in rows} >= {key for _, key in found}
     assert search.folder.report.is_file()
     assert not list(search.folder.root.rglob(".*.new"))
-    assert not list((search.folder.work / "present").iterdir())
+    assert not list(search.folder.present.glob("*.lock"))
 
 
 @pytest.fixture

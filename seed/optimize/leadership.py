@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Leader(Record, frozen=True, kw_only=True):
     """Who leads a study, or has led it to its end."""
 
-    place: str  # a host's folder: of all processes there one leads, so that who is started again goes on as the same
+    place: str  # the word of a study's folder: who is started again there goes on as the same, under whatever host name
     name: str  # of the process
     host: str
     pid: int
@@ -67,19 +67,23 @@ class Leadership:
         return self.find() == self.ours
 
     def find_at_work(self, *, on_silence: Callable[[Leader], None] = lambda leader: None) -> Leader | None:
-        """Who leads and is at work, or has led to the end; None: nobody, or we do.
+        """Who leads and is at work, or has led to the end; None: nobody, or our own folder has.
 
         Waits for a heartbeat, at most as long as it takes to say that the leader must be gone; time in which the storage does
         not answer is not counted, since nobody could write a heartbeat then. ``on_silence`` hears of a leader whose heartbeat
         is late.
         """
         leader = self.find()
-        while leader is not None and leader.place != self.ours.place and not leader.is_done:
+        while leader is not None and not self._is_ours(leader) and not leader.is_done:
             is_at_work = self._wait_for_beat(leader, on_silence)
             before, leader = leader, self.find()
             if leader == before:
                 return leader if is_at_work else None
-        return None if leader is None or leader.place == self.ours.place else leader
+        return None if leader is None or self._is_ours(leader) else leader
+
+    def _is_ours(self, leader: Leader) -> bool:
+        """Did it lead from our folder, which we hold? In a copy of it on another host, it may still do so."""
+        return leader.place == self.ours.place and (leader.is_done or leader.host == self.ours.host)
 
     def _wait_for_beat(self, leader: Leader, on_silence: Callable[[Leader], None]) -> bool:
         before = self._count_beats(leader)
@@ -99,11 +103,9 @@ class Leadership:
         is_left = threading.Event()
 
         def beat() -> None:
-            count = self._count_beats(self.ours)
             while True:
-                count += 1
                 with contextlib.suppress(Exception):  # the work never fails by it
-                    self._set(BEAT + self.ours.place, count)
+                    self._set(BEAT + self.ours.place, self._count_beats(self.ours) + 1)
                 if is_left.wait(self.beat_seconds):
                     return
 
@@ -113,13 +115,23 @@ class Leadership:
             yield
         except BaseException:
             with contextlib.suppress(Exception):
-                if self.find() == self.ours:
-                    self._set(LEADER, None)
+                self._leave(None)
             raise
         finally:
             is_left.set()
             thread.join(LEAVE_SECONDS)
-        write_shared(self.study, LEADER, msgspec.structs.replace(self.ours, is_done=True))
+        with contextlib.suppress(StudyError):  # the storage went away after all was done
+            self._leave(msgspec.structs.replace(self.ours, is_done=True))
+
+    def _leave(self, leader: Leader | None) -> None:
+        """Lead no more, unless somebody else does already. Without a successor this is no time to wait for the storage."""
+        storage = (
+            self.study._storage if leader is not None else getattr(self.study._storage, "inner", self.study._storage)
+        )
+        found = storage.get_study_system_attrs(self.study._study_id).get(LEADER)
+        if found == msgspec.to_builtins(self.ours):
+            value = None if leader is None else msgspec.to_builtins(leader)
+            storage.set_study_system_attr(self.study._study_id, LEADER, value)
 
     def require(self) -> None:
         """Raise when another host leads by now: ours was taken for dead.

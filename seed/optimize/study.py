@@ -7,7 +7,7 @@ and readable by Optuna Dashboard while a search runs.
 import json
 import math
 import warnings
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,10 +23,20 @@ from seed.records import Evaluation, SearchSpace, SweepRow, TrialRecord, find_ru
 EVALUATION = "evaluation"
 LOSSES = "seed:losses"  # of a trial that another host may have scored: its rows of the sweep
 FINGERPRINT = "plan_fingerprint"
+IDENTITY = "seed:identity"  # of a study that hosts share: what the fingerprint is of
 
 
-def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) -> optuna.Study:
+def open_study(
+    storage: BaseStorage, *, name: str, rung: str, fingerprint: str, identity: Mapping[str, Any] | None = None
+) -> optuna.Study:
     """Create or continue the study with objectives PPL ratio and latency ratio, both to be minimised.
+
+    Args:
+        storage: that holds it.
+        name: of the study.
+        rung: whose PPL ratio is the first objective.
+        fingerprint: of what decides the meaning of its numbers.
+        identity: that itself, for other hosts to compare with theirs.
 
     Raises:
         StudyError: a study of this name in this storage was planned otherwise.
@@ -41,6 +51,8 @@ def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) 
             f"study {name}: the storage holds a study of this name with another plan. Choose another name with --study NAME."
         )
     if known is None:
+        if identity is not None:
+            storage.set_study_system_attr(study._study_id, IDENTITY, dict(identity))
         study.set_user_attr(FINGERPRINT, fingerprint)
     if study.metric_names is None:
         with warnings.catch_warnings():
@@ -53,6 +65,12 @@ def find_study(storage: BaseStorage, *, name: str) -> optuna.Study | None:
     """Return the study of this name, if the storage holds one."""
     known = {found.study_name for found in storage.get_all_studies()}
     return optuna.load_study(storage=storage, study_name=name) if name in known else None
+
+
+def read_identity(study: optuna.Study) -> dict[str, Any] | None:
+    """What another host, or we, said when the study was created; None: a study of one host, or of an earlier version."""
+    found = study._storage.get_study_system_attrs(study._study_id).get(IDENTITY)
+    return found if isinstance(found, dict) else None
 
 
 def complete_keys(study: optuna.Study, space: SearchSpace) -> set[str]:
@@ -126,21 +144,26 @@ def spell_rows(rows: Iterable[SweepRow]) -> str:
     return msgspec.json.encode(list(rows)).decode()
 
 
-def read_shared_rows(study: optuna.Study, numbers: Container[int]) -> list[SweepRow]:
-    """Return what the trials of these numbers carry of losses by document; none where their evaluation carries none.
+def read_shared_rows(study: optuna.Study, keys: Mapping[int, str]) -> list[list[SweepRow]]:
+    """Return what trials carry of the losses by document of their candidates, each with the dense model's on that host.
+
+    Args:
+        study: an opened study.
+        keys: of the candidates, by the trial's number.
 
     Raises:
         StudyError: a trial was stored by another version of Seed.
     """
-    found: list[SweepRow] = []
+    found: list[list[SweepRow]] = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if trial.number not in numbers or LOSSES not in trial.system_attrs:
+        if trial.number not in keys or LOSSES not in trial.system_attrs:
             continue
         try:
-            found += msgspec.json.decode(trial.system_attrs[LOSSES], type=list[SweepRow])
+            rows = msgspec.json.decode(trial.system_attrs[LOSSES], type=list[SweepRow])
         except (msgspec.DecodeError, TypeError) as error:
             raise StudyError(
                 f"study {study.study_name}: losses of trial {trial.number} were stored by another version of Seed ({error}). Use "
                 "that version, or start a study of another name (--study NAME)."
             ) from error
+        found.append([row for row in rows if row.key in (keys[trial.number], "dense")])
     return found

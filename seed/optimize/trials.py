@@ -130,11 +130,12 @@ def run_trials(
             claims.pardon(trial)
             raise
         failed_in_a_row = 0
+        values = values_of(evaluation, rung=rung)
         claims.tell(
             trial,
-            values_of(evaluation, rung=rung),
+            values,
             user_attrs=describe_evaluation(evaluation),
-            system_attrs={EVALUATION: spell_evaluation(evaluation), **attach(candidate)},
+            system_attrs={EVALUATION: spell_evaluation(evaluation), **(attach(candidate) if values else {})},
         )
 
 

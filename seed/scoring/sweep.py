@@ -5,10 +5,11 @@ Asked in lexicographic order of kept layers, neighbouring candidates share most 
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
@@ -20,6 +21,7 @@ from seed.scoring.refit import Refit
 from seed.scoring.subsets import SubsetWalker, measure_unrecovered
 
 RELEASED_BYTES = 10**9
+RUNGS = ("none", "closed_form", "short_distillation")
 SCORED_AT_ONCE = 512  # candidates without recovery, whose losses are held by token meanwhile
 
 
@@ -34,8 +36,7 @@ class Sweep:
         self.refresh()
         self._walker: SubsetWalker | None = None
         if "dense" not in self.rows:
-            dense = instruments.dense_validation
-            self._append(SweepRow(key="dense", rung="dense", sums=dense.sums.tolist(), counts=dense.counts.tolist()))
+            self._append(self._dense_row())
 
     def refresh(self) -> list[SweepRow]:
         """Take in what was scored since the last call, by other processes too, and return it."""
@@ -108,17 +109,38 @@ class Sweep:
             self._append(row)
         return self._judge(row)
 
-    def adopt(self, rows: Iterable[SweepRow]) -> None:
-        """Remember scores of another host, whose text is the same; what does not fit ours is left out."""
-        num_documents = len(self.instruments.dense_validation.sums)
+    def list_shared(self, candidate: Candidate) -> list[SweepRow]:
+        """What other hosts need to compare a candidate: its rows, and the dense model's as measured here."""
+        return [self._dense_row(), *self.rows.get(candidate.key, {}).values()]
+
+    def adopt(self, rows: Sequence[SweepRow]) -> None:
+        """Remember a candidate's scores from another host, whose text is the same.
+
+        Losses are moved by what the dense model's differ by between the two hosts, so that differences of hardware are not
+        taken for differences of candidates. What does not fit our text, or is no rung, is left out.
+        """
+        ours = self.instruments.dense_validation.sums
+        dense = next((row.sums for row in rows if row.key == "dense"), None)
+        theirs = (
+            ours if dense is None or len(dense) != len(ours) or None in dense else np.array(dense, dtype=np.float64)
+        )
         for row in rows:
-            is_new = row.rung not in self.rows.get(row.key, {})
-            if is_new and row.key != "dense" and len(row.sums) == num_documents:
+            is_known = row.rung in self.rows.get(row.key, {})
+            if row.key == "dense" or is_known or row.rung not in RUNGS or len(row.sums) != len(ours):
+                continue
+            if None in row.sums or np.array_equal(theirs, ours):
                 self._append(row)
+            else:
+                moved = (np.array(row.sums, dtype=np.float64) + (ours - theirs)).tolist()
+                self._append(msgspec.structs.replace(row, sums=moved))
 
     def compare(self, candidate: Candidate, other: Candidate, *, rung: str) -> Quality:
         """The candidate's quality beside that of another instead of the dense model's; both are known at the rung."""
         return judge(*(self._losses(self.rows[one.key][rung]) for one in (candidate, other)))
+
+    def _dense_row(self) -> SweepRow:
+        dense = self.instruments.dense_validation
+        return SweepRow(key="dense", rung="dense", sums=dense.sums.tolist(), counts=dense.counts.tolist())
 
     def _append(self, row: SweepRow) -> None:
         self.file.append(row)

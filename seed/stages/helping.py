@@ -61,7 +61,7 @@ def help_search(
     if order is None:
         return
     with post.presence.be_there(), post.share_cores():
-        helped = _open(settings, preset, study)
+        helped = _open(settings, preset, study, order.plan)
         _score(helped, settings, order, post, terminal)
         todo = orders.wait_for(study.distill_order, DistillOrder, post.presence, is_over=is_over)
         if todo is not None:
@@ -99,8 +99,7 @@ def watch_lead(post: Post) -> Callable[[], bool]:
     return is_over
 
 
-def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder) -> _Helped:
-    plan = folder.read_record(study.plan, SearchPlan)
+def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder, plan: SearchPlan) -> _Helped:
     if plan.storage != settings.storage and not is_known(list_storage(plan.storage, name=plan.name)):
         raise StudyError(
             f"{study.root}: the search there keeps its trials in {hide_secrets(plan.storage or 'its folder')}, which was not "
@@ -108,8 +107,8 @@ def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder) -
         )
     protocol = planning.read_protocol(plan, place=study.root)
     streams = load_streams(study.streams, protocol.streams)
-    settings = planning.adopt_dtype(settings, plan)
-    bench, _ = workbench.open_for_search(settings, preset, study=study, streams=streams)
+    settings = planning.adopt_dtype(settings, plan.identity)
+    bench, _ = workbench.open_for_search(settings, preset, study=study, identity=plan.identity, streams=streams)
     planning.require_same_protocol(protocol, bench.protocol, place=study.root)
     if not plan.trusts_closed_form:
         bench = workbench.without_closed_form(bench)

@@ -17,45 +17,69 @@ from seed.stages import hosts, latencies, orders, planning, searching, workbench
 from seed.stages.hosts import Circle, HostOrder
 from seed.stages.orders import SearchOrder
 from seed.stages.posts import Post
+from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
-LOSS_TOLERANCES = {"float32": 1e-3}  # nats per token, of the dense model on two hosts; a candidate's change is larger
+LOSS_TOLERANCES = {"float32": 1e-3}  # nats per token, of the dense model on two hosts: more is another version's doing
 LOSS_TOLERANCE = 2e-2  # of 16-bit types
+TURN_SECONDS = 10.0  # in which one of several hosts that may lead takes the lead
 STEPS = ("search",)  # of a pass, for people who watch
 
 
-def lead_or_help(circle: Circle, bench: Workbench, plan: SearchPlan, post: Post, terminal: Terminal) -> bool:
+def lead_or_help(
+    circle: Circle, bench: Workbench, plan: SearchPlan, settings: SearchSettings, post: Post, terminal: Terminal
+) -> bool:
     """Wait until it is ours to lead the search; False: others did it, with our help.
 
     Raises:
         SeedError: the search was asked for otherwise, or this host measures otherwise.
     """
     leadership = circle.leadership
+
+    def find_leader() -> Leader | None:
+        return leadership.find_at_work(on_silence=lambda silent: terminal.say(_say_silent(silent)))
+
     while True:
-        leader = leadership.find_at_work(on_silence=lambda silent: terminal.say(_say_silent(silent)))
-        order = circle.find_order()
-        if leader is not None and leader.is_done and order is not None and not circle.list_changed(order):
+        leader, order = find_leader(), circle.find_order()
+        if leader is not None and leader.is_done and order is not None and order.settings == circle.settings:
             terminal.say(f"this search was finished by {_name(leader)}; {_say_where(leader)}")
             terminal.say("  copy that folder to have them here too, or ask for more --trials to go on from this host")
             return False
         if leader is not None and not leader.is_done:
-            if _help(circle, leader, bench, plan, post, terminal):
+            order = _help(circle, leader, bench, plan, settings, post, terminal)
+            if order is None:
+                continue
+            found = find_leader()
+            if found is None and circle.hardware != order.reference:
+                time.sleep(TURN_SECONDS)  # for hosts that may lead
+                found = find_leader()
+            if found is not None:
+                terminal.say(f"all candidates are scored; {_say_where(found)}")
                 return False
-            continue
+            terminal.say(f"{_name(leader)} is gone")
         if order is not None:
-            hosts.require_reference(order, circle.hardware, study=bench.folder)
+            hosts.require_reference(order, circle.hardware, name=bench.folder.name)
         if leadership.take():
+            if leader is not None:
+                terminal.say("this host leads from now on")
             return True
 
 
-def _help(circle: Circle, leader: Leader, bench: Workbench, plan: SearchPlan, post: Post, terminal: Terminal) -> bool:
-    """Score candidates for a leader until there are none left; False: it is gone, and another has to lead."""
+def _help(
+    circle: Circle,
+    leader: Leader,
+    bench: Workbench,
+    plan: SearchPlan,
+    settings: SearchSettings,
+    post: Post,
+    terminal: Terminal,
+) -> HostOrder | None:
+    """Score candidates for a leader until there are none left; return its order, or None where it has gone before it gave one."""
     terminal.say(f"{_name(leader)} leads this search; this host scores candidates for it")
     order = _wait_for_order(circle, leader, terminal)
     if order is None:
-        return False
-    hosts.require_same_search(order, circle, leader)
-    hosts.require_same_study(order, bench.protocol, study=bench.folder)
+        return None
+    hosts.require_same_search(order, circle, bench, leader)
     _require_latencies(order, circle, bench)
     plan = planning.settle_plan(order.plan, plan)
     if not plan.trusts_closed_form:
@@ -65,10 +89,9 @@ def _help(circle: Circle, leader: Leader, bench: Workbench, plan: SearchPlan, po
         instruments = workbench.prepare_instruments(bench)
         _require_same_loss(order, instruments.dense_validation.loss, bench.protocol, leader)
         advance(1, "")
-    folder.write_record(bench.folder.plan, plan)
-    latencies.write_latencies(bench.folder, order.latencies)
+    latencies.write_latencies(bench.folder, latencies.read_latencies(bench.folder) | order.latencies)
     # processes of this host that help us know nothing of others
-    folder.write_record(bench.folder.search_order, SearchOrder(lead=post.presence.name, space=order.space))
+    folder.write_record(bench.folder.search_order, SearchOrder(lead=post.presence.name, plan=plan, space=order.space))
     table = latencies.smooth_latencies(bench, dict(order.latencies))
     with post.share_cores():
         searching.score_space(
@@ -77,22 +100,12 @@ def _help(circle: Circle, leader: Leader, bench: Workbench, plan: SearchPlan, po
             Sweep(instruments, bench.folder.sweep),
             circle.opened,
             plan,
-            circle.settings,
+            settings,
             order.space,
             table,
             post=replace(post, leads=False),
         )
-    now = circle.leadership.find_at_work(on_silence=lambda silent: terminal.say(_say_silent(silent)))
-    if now is not None:
-        terminal.say(f"all candidates are scored; {_say_where(now)}")
-        return True
-    if circle.hardware != order.reference:
-        raise ResourceError(
-            f"study {bench.folder.name}: all candidates are scored, but {_name(leader)} is gone, and this host may not lead: it is "
-            f"no {order.reference.describe()}. Run the same command on such a host to select and distill."
-        )
-    terminal.say(f"{_name(leader)} is gone; this host takes the lead")
-    return False
+    return order
 
 
 def _wait_for_order(circle: Circle, leader: Leader, terminal: Terminal) -> HostOrder | None:

@@ -13,7 +13,7 @@ from seed import folder
 from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.presence import Presence
-from seed.records import Record, SearchSpace
+from seed.records import Record, SearchPlan, SearchSpace
 from seed.stages.finals import Budget
 from seed.stages.schooling import Member
 from seed.stages.settings import SearchSettings
@@ -32,9 +32,10 @@ class LeadOrder(Record, frozen=True, kw_only=True):
 
 
 class SearchOrder(Record, frozen=True, kw_only=True):
-    """Candidates can be scored: plan and latencies are written down."""
+    """Candidates can be scored: latencies are written down."""
 
     lead: str
+    plan: SearchPlan
     space: SearchSpace  # as limits bound it
 
 

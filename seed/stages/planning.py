@@ -18,9 +18,9 @@ from seed import __version__, folder
 from seed.errors import ModelError, SpaceError, StudyError
 from seed.folder import StudyFolder
 from seed.optimize.space import Preset, list_presets, load_preset, narrow_space, presets_directory
-from seed.records import Protocol, SearchPlan, SearchSpace, list_portable
+from seed.records import Protocol, SearchPlan, SearchSpace
 from seed.stages.options import spell_command
-from seed.stages.settings import SearchSettings
+from seed.stages.settings import DTYPES, SearchSettings
 from seed.stages.starts import Start, read_start
 from seed.stages.vouching import list_doors, list_storage, require_word
 
@@ -116,12 +116,9 @@ def compare_protocols(found: Protocol | Mapping[str, Any], wanted: Protocol | Ma
     ]
 
 
-def spell_differences(found: Protocol, wanted: Protocol, *, is_portable: bool = False) -> str:
-    """The first eight of them in one line; ``is_portable``: but for what hosts of one study differ in. Empty: none."""
-    if is_portable:
-        differences = compare_protocols(*(list_portable(msgspec.to_builtins(one)) for one in (found, wanted)))
-    else:
-        differences = compare_protocols(found, wanted)
+def spell_differences(found: Protocol | Mapping[str, Any], wanted: Protocol | Mapping[str, Any]) -> str:
+    """The first eight of them in one line; empty where there are none."""
+    differences = compare_protocols(found, wanted)
     return "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
 
 
@@ -228,9 +225,10 @@ def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> Sear
     )
 
 
-def adopt_dtype(settings: SearchSettings, found: SearchPlan) -> SearchSettings:
+def adopt_dtype(settings: SearchSettings, identity: Mapping[str, Any]) -> SearchSettings:
     """Compute in the type that a study computes in: what a process chooses by itself depends on its device."""
-    return settings if settings.dtype is not None else replace(settings, dtype=str(found.identity.get("dtype")))
+    dtype = identity.get("dtype")
+    return settings if settings.dtype is not None or dtype not in DTYPES else replace(settings, dtype=dtype)
 
 
 def settle_plan(found: SearchPlan, wanted: SearchPlan) -> SearchPlan:

@@ -53,5 +53,5 @@ def open_post(study: StudyFolder, *, leads: bool, num_workers: int = 1) -> Post:
         StudyError: something does.
     """
     untrusted.refuse_strays(study.root)
-    presence = Presence(study.work / "present")
+    presence = Presence(study.present)
     return Post(study=study, presence=presence, leads=leads, num_workers=num_workers)

@@ -4,6 +4,7 @@ Nothing is opened here but what a study's folder says; ``workbench`` opens model
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,11 +187,11 @@ def choose_rung(asked: int | None, *, gains: dict[int, float] | None, family: st
     return RUNG_NAMES[asked or (DEFAULT_RUNG if gains is not None else 2)]
 
 
-def choose_precision(study: StudyFolder, device: torch.device, *, planned: SearchPlan | None = None) -> bool:
+def choose_precision(study: StudyFolder, device: torch.device, *, identity: Mapping[str, Any] | None = None) -> bool:
     """Whether distillation computes in bfloat16: as the study does, if it was planned before on another processor."""
     if study.plan.is_file():
-        planned = folder.read_record(study.plan, SearchPlan)
-    return computes_bfloat16(device) if planned is None else bool(planned.identity.get("mixed_precision", False))
+        identity = folder.read_record(study.plan, SearchPlan).identity
+    return computes_bfloat16(device) if identity is None else bool(identity.get("mixed_precision", False))
 
 
 def computes_bfloat16(device: torch.device) -> bool:

@@ -53,17 +53,31 @@ def score_space(
     target = space.size if is_whole else min(plan.trials, space.size)
     scored = [trial.evaluation.candidate for trial in before if trial.state == "COMPLETE"]
 
-    def adopt_losses(trials: Iterable[TrialRecord]) -> None:
-        """Candidates that other hosts scored are compared and judged here."""
-        foreign = {trial.number for trial in trials if not sweep.is_known(trial.evaluation.candidate, rung)}
-        if plan.storage is not None and post.leads and foreign:
-            sweep.adopt(read_shared_rows(study, foreign))
+    def list_lost(trials: Iterable[TrialRecord]) -> list[Candidate]:
+        """Scored candidates whose losses are not here, where all are compared; other hosts' are fetched."""
+        found = [
+            trial
+            for trial in trials
+            if trial.state == "COMPLETE" and contains(space, trial.evaluation.candidate) and post.leads
+        ]
+
+        def keep_unknown() -> None:
+            found[:] = [trial for trial in found if not sweep.is_known(trial.evaluation.candidate, rung)]
+
+        keep_unknown()
+        if found:
+            sweep.refresh()
+            keep_unknown()
+        if found and plan.storage is not None:
+            for rows in read_shared_rows(study, {trial.number: trial.evaluation.candidate.key for trial in found}):
+                sweep.adopt(rows)
+            keep_unknown()
+        return [trial.evaluation.candidate for trial in found]
 
     def attach_losses(candidate: Candidate) -> dict[str, str]:
-        return {LOSSES: spell_rows(sweep.rows.get(candidate.key, {}).values())}
+        return {LOSSES: spell_rows(sweep.list_shared(candidate))}
 
-    adopt_losses(trial for trial in before if trial.state == "COMPLETE")
-    lost = [candidate for candidate in scored if not sweep.is_known(candidate, rung)]
+    lost = list_lost(before)
     num_taken = len({trial.evaluation.candidate for trial in before}) if settings.screen else len(scored)
     if scored and post.leads:
         terminal.say(f"{len(scored)} candidates were scored before")
@@ -100,7 +114,7 @@ def score_space(
         order = rank_candidates(swept) if space.size <= plan.trials else []
     if rung == "short_distillation":
         store_states(terminal, bench, sweep, steps=bench.protocol.short_steps)
-    for candidate in lost if post.leads else []:
+    for candidate in lost:
         proxy.evaluate(candidate)
     skipped = 0
     best = Best()
@@ -112,7 +126,7 @@ def score_space(
 
         def show(trial: TrialRecord) -> None:
             nonlocal skipped
-            adopt_losses([trial])
+            list_lost([trial])
             screen.learn([trial])
             skipped += trial.evaluation.skipped_because is not None
             best.learn(trial, rung=rung)
@@ -147,7 +161,9 @@ def score_space(
                 attach=attach_losses if plan.storage is not None else lambda candidate: {},
                 on_trial=show,
             )
-    sweep.refresh()
+    lost = list_lost(read_trials(study))  # what others finished while we were not looking, as before the first trial
+    for candidate in lost:
+        proxy.evaluate(candidate)
     if skipped:
         terminal.say(f"{skipped} candidates were not worth {rung.replace('_', ' ')} and skipped; their trials say why")
     if sample:

@@ -6,8 +6,10 @@ Commands share it: ``search`` makes a plan with it, ``distill`` and ``evaluate``
 import functools
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -93,7 +95,7 @@ def open_for_search(
     preset: Preset | None,
     *,
     study: StudyFolder,
-    planned: SearchPlan | None = None,
+    identity: Mapping[str, Any] | None = None,
     streams: dict[str, TokenStream] | None = None,
 ) -> tuple[Workbench, Preset]:
     """Open model and text as the settings say, and fix the protocol.
@@ -102,7 +104,7 @@ def open_for_search(
         settings: of the search.
         preset: of the model.
         study: the folder.
-        planned: the study's plan, where another host has made it.
+        identity: of the study, where another host has begun it.
         streams: the text, where another process has tokenized it. What it holds becomes part of the protocol.
 
     Raises:
@@ -136,7 +138,7 @@ def open_for_search(
         weights_sha256=hash_weights(resolve_location(location)) if local else None,
         streams={name: stream.describe() for name, stream in streams.items()},
         gains=gains,
-        mixed_precision=choose_precision(study, device, planned=planned),
+        mixed_precision=choose_precision(study, device, identity=identity),
         device=device,
         dtype=teacher.dtype,
     )

@@ -101,6 +101,23 @@ def test_a_process_that_is_started_again_leads_again(study: optuna.Study) -> Non
     assert again.take()
 
 
+def test_a_copy_of_the_folder_on_another_host_does_not_lead_beside_it(study: optuna.Study) -> None:
+    one, copied = make_leadership(study), make_leadership(study)
+    copied.ours = msgspec.structs.replace(copied.ours, host="other", name="other@1:7:abc")
+    assert one.take()
+    with one.lead():
+        assert copied.find_at_work() == one.ours
+    assert copied.find_at_work() is None  # all of it is in the copy
+
+
+def test_who_was_suspended_to_the_end_leaves_its_successor_alone(study: optuna.Study) -> None:
+    one, other = make_leadership(study), make_leadership(study, "other")
+    assert one.take()
+    with one.lead():
+        assert other.take()
+    assert other.find() == other.ours
+
+
 def test_what_another_version_wrote_is_an_error(study: optuna.Study) -> None:
     study._storage.set_study_system_attr(study._study_id, LEADER, {"place": 1})
     with pytest.raises(StudyError, match=r"study here: .*Use the same version of Seed on all hosts"):

@@ -10,14 +10,18 @@ import pytest
 from seed.console import Terminal
 from seed.errors import ResourceError, SeedError, StudyError
 from seed.optimize.leadership import LEADER, read_shared, write_shared
-from seed.optimize.study import read_shared_rows
-from seed.records import Protocol
+from seed.optimize.space import drop_deepest
+from seed.optimize.study import LOSSES, read_shared_rows, read_trials, spell_rows
+from seed.records import Protocol, SweepRow
+from seed.rows import read_rows
+from seed.scoring.latency import name_structure
 from seed.scoring.sweep import Sweep
 from seed.stages import hosts, joining, judging, latencies, planning, workbench
 from seed.stages.hosts import ORDER, Circle, HostOrder
 from seed.stages.posts import Post, open_post
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
+from tests.scoring.opened import drop
 from tests.stages.opened import PROTOCOL, SPACE, make_plan, make_table, open_bench, open_trials
 
 SETTINGS = SearchSettings(model="tiny", storage="sqlite:///x.db", trials=4, sampler="random", distill=False)
@@ -37,7 +41,14 @@ def open_host(
     bench = open_bench(place / name, family=family)
     post = open_post(bench.folder, leads=True)
     settings = change_settings(SETTINGS, **changes)
-    return hosts.open_circle(opened or open_trials(bench), bench, settings, post=post), bench, post
+    plan = make_plan(bench, settings, trials=settings.trials or 4, covers_space=False)
+    return hosts.open_circle(opened or open_trials(bench), bench, plan, settings, post=post), bench, post
+
+
+def lead_or_help(circle: Circle, bench: Workbench, post: Post, *, quiet: bool = True, **changes: object) -> bool:
+    settings = change_settings(SETTINGS, **changes)
+    plan = make_plan(bench, settings, trials=settings.trials or 4, covers_space=False)
+    return joining.lead_or_help(circle, bench, plan, settings, post, Terminal(quiet=quiet))
 
 
 def change_settings(settings: SearchSettings, **changes: object) -> SearchSettings:
@@ -49,7 +60,7 @@ def give_order(circle: Circle, bench: Workbench, **changes: object) -> HostOrder
     loss = workbench.prepare_instruments(bench).dense_validation.loss
     order = HostOrder(
         leader=circle.leadership.ours.name,
-        settings=hosts.describe_settings(circle.settings),
+        settings=circle.settings,
         plan=make_plan(bench, SETTINGS, trials=4, covers_space=False),
         space=SPACE,
         latencies=make_table(),
@@ -70,8 +81,7 @@ def help_one(
     with leader.leadership.lead():
         give_order(leader, bench, **changes)
         circle, own, post = open_host(place, "helper", leader.opened, family=family, **(ours or {}))
-        plan = make_plan(own, circle.settings, trials=4, covers_space=False)
-        assert not joining.lead_or_help(circle, own, plan, post, Terminal(quiet=True))
+        assert not lead_or_help(circle, own, post, **(ours or {}))
     return own
 
 
@@ -81,12 +91,17 @@ def test_a_helper_scores_the_budget_and_the_leader_gets_every_loss(tmp_path: Pat
     assert leader.leadership.take()
     with leader.leadership.lead():
         give_order(leader, bench)
-        plan = make_plan(helper, circle.settings, trials=4, covers_space=False)
-        assert not joining.lead_or_help(circle, helper, plan, post, Terminal(quiet=True))
+        assert not lead_or_help(circle, helper, post)
     complete = leader.opened.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     assert len(complete) == 4
     sweep = Sweep(workbench.prepare_instruments(bench), bench.folder.sweep)
-    sweep.adopt(read_shared_rows(leader.opened, {trial.number for trial in complete}))
+    keys = {
+        record.number: record.evaluation.candidate.key
+        for record in read_trials(leader.opened)
+        if record.state == "COMPLETE"
+    }
+    for rows in read_shared_rows(leader.opened, keys):
+        sweep.adopt(rows)
     theirs = Sweep(workbench.prepare_instruments(helper), helper.folder.sweep)
     closed = {key: rows["closed_form"].sums for key, rows in sweep.rows.items() if "closed_form" in rows}
     assert len(closed) == 4
@@ -97,6 +112,8 @@ def test_a_helper_scores_the_budget_and_the_leader_gets_every_loss(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"space": msgspec.structs.replace(SPACE, max_dropped=3)}, "is of another model"),
+        ({"latencies": {}}, "is of another model"),
         ({"dense_loss": 1.0}, "validation loss is .* here and 1.00000 on .*same versions of torch"),
         ({"settings": {"trials": 9}}, r"otherwise than asked for here \(.*trials: 9 there, 4 here"),
     ],
@@ -120,24 +137,25 @@ def test_other_hardware_helps_but_does_not_lead(tmp_path: Path) -> None:
     assert latencies.read_latencies(own.folder) == make_table()
     circle, bench, post = open_host(tmp_path, "late")
     give_order(circle, bench, reference=OTHER)
-    plan = make_plan(bench, SETTINGS, trials=4, covers_space=False)
     with pytest.raises(
         ResourceError, match=r"latency was measured on NVIDIA H100, and this is cpu \(.*can help it while it runs"
     ):
-        joining.lead_or_help(circle, bench, plan, post, Terminal(quiet=True))
+        lead_or_help(circle, bench, post)
 
 
 def test_other_hardware_cannot_help_where_sets_are_timed_as_they_are_met(tmp_path: Path) -> None:
+    anatomy = open_bench(tmp_path, family="qwen2").anatomy
+    table = {name_structure(anatomy, drop_deepest(SPACE, count)): make_table()["3 layers"] for count in (1, 2)}
     with pytest.raises(ResourceError, match=r"2 kinds of layers.*only NVIDIA H100 may do"):
-        help_one(tmp_path, family="qwen2", reference=OTHER)
+        help_one(tmp_path, family="qwen2", reference=OTHER, latencies=table)
 
 
 def test_hosts_may_keep_model_and_text_elsewhere_and_nothing_else_differs(tmp_path: Path) -> None:
-    circle, bench, _ = open_host(tmp_path, "leader")
-    order = give_order(circle, bench)
+    bench = open_bench(tmp_path)
     moved = {"model": "./x", "location": "/x", "recovery_text": "/y", "start": "/z", "device": "NVIDIA H100"}
     streams = {name: msgspec.structs.replace(stream, source="/y") for name, stream in PROTOCOL.streams.items()}
-    hosts.require_same_study(order, msgspec.structs.replace(PROTOCOL, **moved, streams=streams), study=bench.folder)
+    known = hosts.describe_identity(PROTOCOL)
+    hosts.require_same_study(known, msgspec.structs.replace(PROTOCOL, **moved, streams=streams), name="tiny")
     ours = make_plan(bench, SETTINGS, trials=4, covers_space=False)
     theirs = msgspec.structs.replace(ours, identity={**ours.identity, **moved})
     assert theirs.study_fingerprint == ours.study_fingerprint != theirs.fingerprint
@@ -156,25 +174,25 @@ CHANGES: list[Callable[[Protocol], Protocol]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_decides_numbers_must_be_alike(tmp_path: Path, change: Callable[[Protocol], Protocol]) -> None:
-    circle, bench, _ = open_host(tmp_path, "leader")
-    order = give_order(circle, bench)
+def test_what_decides_numbers_must_be_alike(change: Callable[[Protocol], Protocol]) -> None:
+    known = hosts.describe_identity(PROTOCOL)
     with pytest.raises(StudyError, match=r"in the study, .* now"):
-        hosts.require_same_study(order, change(PROTOCOL), study=bench.folder)
+        hosts.require_same_study(known, change(PROTOCOL), name="tiny")
 
 
-def test_the_type_that_the_study_computes_in_is_taken_over(tmp_path: Path) -> None:
-    circle, bench, _ = open_host(tmp_path, "leader")
-    plan = give_order(circle, bench).plan
-    assert planning.adopt_dtype(SETTINGS, plan).dtype == "float32"
-    assert planning.adopt_dtype(change_settings(SETTINGS, dtype="bfloat16"), plan).dtype == "bfloat16"
+def test_the_type_that_the_study_computes_in_is_taken_over() -> None:
+    known = hosts.describe_identity(PROTOCOL)
+    assert planning.adopt_dtype(SETTINGS, known).dtype == "float32"
+    assert planning.adopt_dtype(change_settings(SETTINGS, dtype="bfloat16"), known).dtype == "bfloat16"
+    assert planning.adopt_dtype(SETTINGS, {"dtype": "int3"}).dtype is None
 
 
 def test_the_reference_stays_the_first_and_its_latencies_count(tmp_path: Path) -> None:
     circle, bench, _ = open_host(tmp_path, "leader")
     order = give_order(circle, bench)
     other, own, _ = open_host(tmp_path, "second", circle.opened)
-    hosts.adopt_latencies(other, own.folder)
+    plan = make_plan(own, SETTINGS, trials=4, covers_space=True)
+    assert not hosts.take_over(other, plan, study=own.folder).covers_space
     assert latencies.read_latencies(own.folder) == order.latencies
     instruments = workbench.prepare_instruments(own)
     dense = judging.judge_dense(own, instruments, next(iter(order.latencies.values())))
@@ -194,12 +212,35 @@ def test_a_search_that_another_host_finished_is_not_done_again_unless_more_is_as
     with leader.leadership.lead():
         give_order(leader, bench)
     circle, own, post = open_host(tmp_path, "late", leader.opened)
-    plan = make_plan(own, SETTINGS, trials=4, covers_space=False)
-    assert not joining.lead_or_help(circle, own, plan, post, Terminal())
+    assert not lead_or_help(circle, own, post, quiet=False)
     assert f"the report and the models are in {bench.folder.root} on" in capsys.readouterr().out.replace("\n", " ")
     assert not own.folder.plan.exists()
     circle, own, post = open_host(tmp_path, "late", leader.opened, trials=5)
-    assert joining.lead_or_help(circle, own, plan, post, Terminal(quiet=True))
+    assert lead_or_help(circle, own, post, trials=5)
+
+
+def test_losses_of_another_host_are_moved_by_what_the_dense_model_differs(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    sweep = Sweep(workbench.prepare_instruments(bench), bench.folder.sweep)
+    dense, rows = sweep.list_shared(drop(1))[0], [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    assert len(dense.sums) == len(rows)
+    theirs = msgspec.structs.replace(dense, sums=[loss + 0.25 for loss in dense.sums])
+    sweep.adopt([theirs, SweepRow(key="drop-1", rung="none", sums=rows)])
+    sweep.adopt([dense, SweepRow(key="drop-2", rung="none", sums=rows)])
+    sweep.adopt([dense, SweepRow(key="drop-3", rung="none", sums=rows[1:])])
+    sweep.adopt([dense, SweepRow(key="drop-3", rung="other", sums=rows)])
+    found = {row.key: row.sums for row in read_rows(sweep.path, SweepRow) if row.key != "dense"}
+    assert found == {"drop-1": pytest.approx([loss - 0.25 for loss in rows]), "drop-2": rows}
+
+
+def test_a_trial_speaks_for_its_own_candidate_alone(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    opened = open_trials(bench)
+    rows = [SweepRow(key=key, rung="none", sums=[1.0]) for key in ("drop-1", "drop-2", "dense")]
+    trial = optuna.trial.create_trial(values=[1.0, 1.0], system_attrs={LOSSES: spell_rows(rows)})
+    opened.add_trial(trial)
+    assert read_shared_rows(opened, {0: "drop-2"}) == [rows[1:]]
+    assert read_shared_rows(opened, {1: "drop-2"}) == []
 
 
 def test_a_damaged_order_is_an_error(tmp_path: Path) -> None:
