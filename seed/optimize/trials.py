@@ -23,6 +23,7 @@ from seed.optimize.study import (
     EVALUATION,
     count_complete,
     describe_evaluation,
+    judge_evaluation,
     read_trials,
     spell_evaluation,
     values_of,
@@ -132,8 +133,12 @@ def run_trials(
         claims.tell(
             trial,
             values_of(evaluation, rung=rung),
-            user_attrs=describe_evaluation(evaluation),
-            system_attrs={EVALUATION: spell_evaluation(evaluation), **attach(candidate)},
+            user_attrs=describe_evaluation(evaluation, rung=rung),
+            system_attrs={
+                EVALUATION: spell_evaluation(evaluation),
+                **judge_evaluation(evaluation, rung=rung),
+                **attach(candidate),
+            },
         )
 
 
@@ -189,8 +194,8 @@ def add_trials(
                 values=values,
                 params=flags_of(space, candidate),
                 distributions=distributions,
-                user_attrs=describe_evaluation(evaluation),
-                system_attrs={EVALUATION: spell_evaluation(evaluation)},
+                user_attrs=describe_evaluation(evaluation, rung=rung),
+                system_attrs={EVALUATION: spell_evaluation(evaluation), **judge_evaluation(evaluation, rung=rung)},
             )
         )
         learn()
