@@ -1,7 +1,12 @@
 """Searches and distillations that something befalls: losses without numbers, kills, full disks, torn files, a lost database."""
 
+import contextlib
 import json
+import os
+import random
 import resource
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +18,8 @@ import transformers
 from seed.models.checkpoint import is_whole
 from seed.optimize.storage import open_storage
 from tests.conftest import make_config, make_tokenizer
-from tests.test_commands import error_of, run_seed, search_words
-from tests.test_workers import RUNG_2, Search, has_scored, require_whole
+from tests.test_commands import environment, error_of, run_seed, search_words
+from tests.test_workers import RUNG_2, Search, has_scored, is_running, require_whole
 from tests.test_workers import start as start  # a fixture
 
 
@@ -121,3 +126,80 @@ def test_a_disk_that_fills_up_and_torn_files_end_in_one_error_or_are_mended(star
     for key in times:
         assert is_whole(again.folder.model(key))
     assert not progress.exists()
+
+
+# Python imports it in every process. Each of three moments of an export kills the process that comes there first.
+KILLER = """
+import io, os, re, signal
+
+def die_at(moment):
+    try:
+        os.unlink(os.path.join(os.environ["MOMENTS"], moment))
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def open_or_die(file, *args, **more):
+    if re.search(r"/models/\\.[^/]+\\.new/README.md$", str(file)):
+        die_at("half written")
+    return plain_open(file, *args, **more)
+
+def rename_or_die(source, target, **more):
+    plain_rename(source, target, **more)
+    if re.search(r"/models/\\.[^/]+\\.new$", str(source)):
+        die_at("not judged")
+
+def replace_or_die(source, target, **more):
+    plain_replace(source, target, **more)
+    if "/distilled/" in str(target):
+        die_at("finished")
+
+plain_open, plain_rename, plain_replace = io.open, os.rename, os.replace
+io.open, os.rename, os.replace = open_or_die, rename_or_die, replace_or_die
+"""
+
+
+def kill_all(search: Search) -> None:
+    """Kill a search and its workers, and wait until they are gone."""
+    search.process.send_signal(signal.SIGSTOP)  # it starts no further ones
+    workers = search.list_workers()
+    search.process.kill()
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    search.end()
+    until = time.monotonic() + 60
+    while any(map(is_running, workers)):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def test_workers_killed_while_they_distil_and_export_lose_no_model_and_make_none_twice(
+    start: Callable[..., Search], tmp_path: Path
+) -> None:
+    moments, hooks = tmp_path / "moments", tmp_path / "hooks"
+    for path in (moments, hooks):
+        path.mkdir()
+    for moment in ("half written", "not judged", "finished"):
+        (moments / moment).touch()
+    (hooks / "sitecustomize.py").write_text(KILLER)
+    killer = {"PYTHONPATH": f"{hooks}:{environment()['PYTHONPATH']}", "MOMENTS": str(moments)}
+    words = ["--workers=2", "--frontier-size=4", "--max-dropped=2"]
+    killed = start(*words, **killer)
+    killed.wait_until(lambda: not list(moments.iterdir()))
+    first = read_times(killed)  # when each model was finished
+    time.sleep(random.Random(0).uniform(0, 0.5))  # wherever they are by now
+    kill_all(killed)
+    first = read_times(killed) | first
+    assert first
+    for path in killed.folder.models.iterdir():
+        assert path.name.startswith(".") or is_whole(path)
+
+    again = start(*words)
+    assert again.end() == 0, again.read()
+    found = read_times(again)
+    assert len(found) == 4
+    assert found == found | first  # what was finished is as it was
+    assert sorted(path.name for path in again.folder.models.iterdir()) == sorted(found)
+    for key in found:
+        assert is_whole(again.folder.model(key))
