@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -236,7 +237,7 @@ def test_a_study_has_one_holder_and_kill_9_frees_it(tmp_path: Path, holder: subp
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait(timeout=30)
     with folder.lock(study):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {socket.gethostname()}"
 
 
 def test_a_study_is_free_after_its_holder_ends(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
