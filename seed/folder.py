@@ -256,6 +256,17 @@ def replace_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def make_scratch(path: Path) -> Iterator[Path]:
+    """Make an empty directory of this name that is gone when the block ends; what a killed process left there goes too."""
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        path.mkdir(parents=True)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def require_room(path: Path, *, needed_bytes: int, purpose: str) -> None:
     """Raise when the disk under ``path`` has less room than ``needed_bytes``."""
     free = shutil.disk_usage(path).free

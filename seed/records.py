@@ -173,6 +173,12 @@ class Evaluation(Record, frozen=True, kw_only=True):
     seconds: float
     skipped_because: str | None = None
 
+    def explain_failure(self, rung: str) -> str | None:
+        """Why there is no value at a rung for which the candidate was not skipped; None: there is one."""
+        if self.skipped_because or (rung in self.qualities and math.isfinite(self.qualities[rung].ppl_ratio)):
+            return None
+        return f"the loss of this set ({rung.replace('_', ' ')}) is not a finite number"
+
 
 class TrialRecord(Record, frozen=True, kw_only=True):
     """A trial of the study as others see it."""

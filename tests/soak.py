@@ -34,6 +34,7 @@ BUDGET = 140  # of them
 SAMPLERS = ("subset", "random", "order")
 EVALUATION_SECONDS = 0.01
 KILL_SECONDS = (2.0, 8.0)  # between kills; starting takes a worker a second or two
+KILL_TRIALS = 0  # told between kills, at least; so that a slow machine gets on too
 
 
 @dataclass
@@ -69,7 +70,7 @@ def evaluate(candidate: Candidate) -> Evaluation:
     return factory.make_evaluation(candidate.dropped_layers, 1 + sum(candidate.dropped_layers) / 100)
 
 
-def work(place: Path, url: str | None, sampler: str, log: Path) -> None:
+def work(place: Path, url: str | None, sampler: str, log: Path, budget: int) -> None:
     """Be one worker: every trial that the study took is written down."""
     presence = Presence(place / "present")
     tell = Claims.tell
@@ -86,7 +87,7 @@ def work(place: Path, url: str | None, sampler: str, log: Path) -> None:
         run_trials(
             open_here(place, url),
             SPACE,
-            trials=BUDGET,
+            trials=budget,
             sampler="random" if sampler == "order" else sampler,
             order=list(enumerate_candidates(SPACE)) if sampler == "order" else (),
             rng_seed=0,
@@ -96,12 +97,21 @@ def work(place: Path, url: str | None, sampler: str, log: Path) -> None:
         )
 
 
-def soak_one(place: Path, url: str | None, sampler: str, count: Count, *, num_workers: int, rng: random.Random) -> None:
+def soak_one(
+    place: Path,
+    url: str | None,
+    sampler: str,
+    count: Count,
+    *,
+    num_workers: int,
+    rng: random.Random,
+    budget: int = BUDGET,
+) -> None:
     """Run one search to its end while its workers are killed."""
     open_here(place, url)
     workers: list[subprocess.Popen[bytes] | None] = [None] * num_workers
     logs: list[Path] = []
-    next_kill = time.monotonic() + rng.uniform(*KILL_SECONDS)
+    next_kill, told_before = time.monotonic() + rng.uniform(*KILL_SECONDS), 0
     try:
         while not all(worker is not None and worker.poll() == 0 for worker in workers):
             for place_of, worker in enumerate(workers):
@@ -111,41 +121,47 @@ def soak_one(place: Path, url: str | None, sampler: str, count: Count, *, num_wo
                     count.faults.append(f"{place.name}: a worker ended with {worker.returncode}")
                     return
                 logs.append(place / f"told-{len(logs)}.txt")
-                words = ["--work", str(place), "--sampler", sampler, "--log", str(logs[-1])]
+                words = ["--work", str(place), "--sampler", sampler, "--log", str(logs[-1]), "--trials", str(budget)]
                 more = ["--storage", url] if url else []
                 workers[place_of] = subprocess.Popen([sys.executable, "-m", "tests.soak", *words, *more])
                 count.starts += 1
-            if time.monotonic() > next_kill:
+            if time.monotonic() > next_kill and (told := len(read_told(logs))) >= told_before + KILL_TRIALS:
                 alive = [worker for worker in workers if worker is not None and worker.poll() is None]
                 victims = alive if rng.random() < 0.2 else alive[:1] if rng.random() < 0.5 else alive[-1:]
                 for worker in victims:
                     worker.kill()
                     worker.wait()
                     count.kills += 1
-                next_kill = time.monotonic() + rng.uniform(*KILL_SECONDS)
-            time.sleep(0.05)
+                next_kill, told_before = time.monotonic() + rng.uniform(*KILL_SECONDS), told
+            time.sleep(0.2)
     finally:
         for worker in workers:
             if worker is not None:
                 worker.kill()
                 worker.wait()
-    check(place, url, logs, count)
+    check(place, url, logs, count, budget)
 
 
-def check(place: Path, url: str | None, logs: list[Path], count: Count) -> None:
+def read_told(logs: list[Path]) -> dict[str, str]:
+    """The sets that workers were told are theirs, by the number of the trial."""
+    lines = [line.split() for log in logs if log.exists() for line in log.read_text().splitlines()]
+    return {line[0]: line[1] for line in lines if len(line) == 2}  # a killed worker may have written half of one
+
+
+def check(place: Path, url: str | None, logs: list[Path], count: Count, budget: int) -> None:
     """Compare what the study holds with what workers were told."""
     trials = open_here(place, url).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     held = {trial.number: candidate_of(SPACE, trial.params).key for trial in trials}
-    told = dict(line.split() for log in logs if log.exists() for line in log.read_text().splitlines())
+    told = read_told(logs)
     lost = [number for number, key in told.items() if held.get(int(number)) != key]
     copies = [key for key, times in Counter(held.values()).items() if times > 1]
     count.trials += len(held)
     count.lost += len(lost)
     count.duplicated += len(copies)
-    count.over += max(0, len(held) - BUDGET)
+    count.over += max(0, len(held) - budget)
     count.studies += 1
-    if len(held) < BUDGET:
-        count.faults.append(f"{place.name}: ended with {len(held)} trials of {BUDGET}")
+    if len(held) < budget:
+        count.faults.append(f"{place.name}: ended with {len(held)} trials of {budget}")
 
 
 def main() -> None:
@@ -157,10 +173,11 @@ def main() -> None:
     parser.add_argument("--storage", help="a database to soak instead of journals")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--sampler", help=argparse.SUPPRESS)
+    parser.add_argument("--trials", type=int, default=BUDGET, help=argparse.SUPPRESS)
     parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work is not None:
-        work(args.work, args.storage, args.sampler, args.log)
+        work(args.work, args.storage, args.sampler, args.log, args.trials)
         return
     rng, count, began = random.Random(args.rng_seed), Count(), time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
@@ -168,7 +185,7 @@ def main() -> None:
             place = Path(directory) / f"soak-{os.getpid()}-{count.studies}"
             place.mkdir()
             sampler = SAMPLERS[count.studies % len(SAMPLERS)]
-            soak_one(place, args.storage, sampler, count, num_workers=args.workers, rng=rng)
+            soak_one(place, args.storage, sampler, count, num_workers=args.workers, rng=rng, budget=args.trials)
             print(count.describe((time.monotonic() - began) / 60), flush=True)
     print(json.dumps({"minutes": round(minutes, 2), **vars(count)}))
     if count.faults or count.lost or count.duplicated or count.over:

@@ -406,3 +406,14 @@ def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         other.send_signal(signal.SIGKILL)
         with folder.wait_for(path):
             assert other.wait(10) == -signal.SIGKILL
+
+
+def test_a_scratch_directory_is_empty_at_first_and_gone_in_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "work" / "scratch"
+    path.mkdir(parents=True)
+    (path / "left by a killed process").touch()
+    with folder.make_scratch(path) as scratch:
+        assert scratch == path
+        assert not list(path.iterdir())
+        (path / "file").touch()
+    assert not path.exists()

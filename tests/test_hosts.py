@@ -142,6 +142,23 @@ def test_a_host_takes_the_lead_where_the_one_that_led_is_gone(
     require_result(second, url)
 
 
+def test_a_search_goes_on_where_its_database_crashed_and_came_back(
+    start: Callable[..., Host], url: str, postgres: PostgresServer
+) -> None:
+    host = start("first", "--no-distill")
+    host.wait_for("dense states")
+    wait_until_each_has_scored(url, host)
+    before = list_scored(url)
+    postgres.restart(mode="immediate", away_seconds=3)
+    assert host.end() == 0, host.read()
+    scored = list_scored(url)
+    assert set(before) < set(scored)
+    assert len(scored) == len(set(scored)) == TRIALS
+    rows = [row for row in read_rows(host.folder.sweep, SweepRow) if row.rung == "short_distillation"]
+    assert Counter(row.key for row in rows) == Counter(scored)
+    assert "error: " not in host.read()
+
+
 def test_a_study_whose_trials_are_elsewhere_is_not_begun_anew(start: Callable[..., Host], url: str) -> None:
     first = start("first", "--no-distill", "--trials=1")
     assert first.end() == 0, first.read()

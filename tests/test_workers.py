@@ -26,7 +26,7 @@ RUNG_2 = ["--rung=2", "--short-steps=3", f"--trials={TRIALS}", "--sweep-budget=0
 class Search:
     """A search with workers, started as a user would, and what it says."""
 
-    def __init__(self, model: Path, text: Path, place: Path, *more: str, study: str = "tiny") -> None:
+    def __init__(self, model: Path, text: Path, place: Path, *more: str, study: str = "tiny", **extra: str) -> None:
         self.place = place
         self.words = [
             "seed.search",
@@ -43,7 +43,7 @@ class Search:
         self.output = place / f"output-{len(list(place.glob('output-*')))}.txt"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *self.words], cwd=place, env=environment(), stdout=output, stderr=output
+                [sys.executable, "-m", *self.words], cwd=place, env=environment(**extra), stdout=output, stderr=output
             )
 
     def read(self) -> str:
@@ -63,8 +63,7 @@ class Search:
     def list_workers(self) -> list[int]:
         """Process numbers of the workers, the lead first."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        found = [int(pid) for pid in children]
-        return sorted(pid for pid in found if "seed.worker" in Path(f"/proc/{pid}/cmdline").read_text())
+        return sorted(int(pid) for pid in children if "seed.worker" in read_command(pid))
 
     def list_scored(self) -> list[tuple[int, str]]:
         """Numbers and keys of the candidates that carry a value."""
@@ -99,14 +98,21 @@ def start(make_checkpoint, text_file: Path, tmp_path: Path) -> Iterator[Callable
     """Return what starts a search; whatever still runs in the end is killed."""
     started: list[Search] = []
 
-    def make(*more: str, study: str = "tiny") -> Search:
-        started.append(Search(make_checkpoint("llama", num_layers=6), text_file, tmp_path, *more, study=study))
+    def make(*more: str, study: str = "tiny", **extra: str) -> Search:
+        started.append(Search(make_checkpoint("llama", num_layers=6), text_file, tmp_path, *more, study=study, **extra))
         return started[-1]
 
     yield make
     for search in started:
         search.process.kill()
         search.process.wait()
+
+
+def read_command(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return ""
 
 
 def is_running(pid: int) -> bool:

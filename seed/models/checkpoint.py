@@ -4,7 +4,6 @@ No judgement here of how good a model is; the card's figures are handed in.
 """
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +136,10 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
     gap = (_decode_cached(student, tokens_BT) - expected).abs().max().item()
     if not gap <= (1e-3 if dtype == torch.float32 else 0.25) * max(1.0, expected.abs().max().item()):
         return f"after removing layers, cached decoding differs from uncached by {gap:.2g}"
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as directory:
+    with folder.make_scratch(scratch / "round-trip") as directory:
         student.save_pretrained(directory)
-        strip_code(Path(directory))
-        reloaded: Any = load_checkpoint(Path(directory), device=anatomy.device, dtype=dtype)
+        strip_code(directory)
+        reloaded: Any = load_checkpoint(directory, device=anatomy.device, dtype=dtype)
         found = reloaded(input_ids=tokens_BT, use_cache=False).logits
     if not agree(found, expected):
         gap = (found - expected).abs().max().item()

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from seed.optimize.space import contains, draw_candidate, drop_more, enumerate_candidates
-from seed.optimize.subset import FLAG, MOST_FAILURES, PREFIX, TAKEN_STATES, SubsetSampler, weigh_failure
+from seed.optimize.subset import FLAG, MOST_FAILURES, PREFIX, TAKEN_STATES, SubsetSampler, settles, weigh_failure
 from seed.records import Candidate, SearchSpace
 
 SAMPLERS = ("subset", "tpe", "nsgaii", "gp", "random")
@@ -50,7 +50,7 @@ def taken_keys(
     """Keys of candidates that are scored, skipped, being scored or hopeless; ``but`` is the asking trial itself."""
     taken: set[str] = set()
     failures: dict[str, int] = {}
-    for trial in study.get_trials(deepcopy=False, states=(*states, TrialState.FAIL)):
+    for trial in study.get_trials(deepcopy=False):
         if not trial.params or trial.number == but:
             continue
         candidate = candidate_of(space, trial.params)
@@ -58,7 +58,7 @@ def taken_keys(
             continue
         if trial.state == TrialState.FAIL:
             failures[candidate.key] = failures.get(candidate.key, 0) + weigh_failure(trial)
-        else:
+        elif settles(trial, states):
             taken.add(candidate.key)
     return taken | {key for key, count in failures.items() if count >= MOST_FAILURES}
 

@@ -5,7 +5,6 @@ and readable by Optuna Dashboard while a search runs.
 """
 
 import json
-import math
 import warnings
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from optuna.trial import TrialState
 from seed.errors import StudyError
 from seed.optimize.sampler import candidate_of
 from seed.optimize.space import contains
+from seed.optimize.subset import FINAL, VERDICT
 from seed.records import Evaluation, SearchSpace, SweepRow, TrialRecord, find_runs
 
 EVALUATION = "evaluation"
@@ -80,7 +80,7 @@ def complete_keys(study: optuna.Study, space: SearchSpace) -> set[str]:
     return {candidate.key for candidate in found if contains(space, candidate)}
 
 
-def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+def describe_evaluation(evaluation: Evaluation, *, rung: str) -> dict[str, Any]:
     """A trial's user attributes, which Optuna Dashboard shows: few and short."""
     candidate = evaluation.candidate
     known: dict[str, Any] = {
@@ -88,7 +88,13 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "dropped": ", ".join(candidate.dropped_parts),
         "num_params": evaluation.size.num_params,
     }
-    return known | ({"skipped": evaluation.skipped_because} if evaluation.skipped_because else {})
+    reasons = {"skipped": evaluation.skipped_because, "failed": evaluation.explain_failure(rung)}
+    return known | {name: reason for name, reason in reasons.items() if reason}
+
+
+def judge_evaluation(evaluation: Evaluation, *, rung: str) -> dict[str, str]:
+    """A trial's system attribute that says whether to ask for its set again: not, where its loss is not a number."""
+    return {VERDICT: FINAL} if evaluation.explain_failure(rung) else {}
 
 
 def spell_layers(layers: Sequence[int]) -> str:
@@ -103,10 +109,9 @@ def spell_evaluation(evaluation: Evaluation) -> str:
 
 def values_of(evaluation: Evaluation, *, rung: str) -> list[float] | None:
     """A trial's values, or None when it was skipped or has none."""
-    value = evaluation.qualities[rung].ppl_ratio if rung in evaluation.qualities else math.nan
-    if evaluation.skipped_because or not math.isfinite(value):
+    if evaluation.skipped_because or evaluation.explain_failure(rung):
         return None
-    return [value, evaluation.latency.ratio]
+    return [evaluation.qualities[rung].ppl_ratio, evaluation.latency.ratio]
 
 
 def read_trials(study: optuna.Study, *, but: Container[int] = ()) -> tuple[TrialRecord, ...]:

@@ -40,13 +40,19 @@ ROUNDS = 4  # of choosing, while other workers choose the same
 DROPPED = "subset:dropped"  # what a trial is going to hold
 WEIGHED_SETS = 512  # whose uncertainty is computed, of those that are expected to be best
 MOST_FAILURES = 3  # of a set, before it is not asked for again
-VERDICT = "subset:verdict"  # of a failed trial:
+VERDICT = "subset:verdict"  # of a failed or pruned trial:
 PARDONED, FINAL = "pardoned", "final"  # that says nothing of its set; that says enough not to ask for the set again
 
 
 def weigh_failure(trial: FrozenTrial) -> int:
     """How many failures of its set a failed trial counts for."""
     return {PARDONED: 0, FINAL: MOST_FAILURES}.get(trial.system_attrs.get(VERDICT, ""), 1)
+
+
+def settles(trial: FrozenTrial, states: tuple[TrialState, ...]) -> bool:
+    """Is a trial's set not asked for again, by its state, or since it was pruned for good?"""
+    is_final = trial.state == TrialState.PRUNED and trial.system_attrs.get(VERDICT) == FINAL
+    return trial.state in states or is_final
 
 
 class SubsetSampler(optuna.samplers.BaseSampler):
@@ -170,7 +176,7 @@ class SubsetSampler(optuna.samplers.BaseSampler):
                 continue
             if row is None:
                 continue
-            if trial.state in self.taken_states:
+            if settles(trial, self.taken_states):
                 taken.append(row)
             if trial.state == TrialState.RUNNING:
                 running.append(row)

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from seed.optimize.heartbeats import beating, fail_stale_trials, give_heartbeat
 from seed.optimize.sampler import candidate_of, flag_distributions, flags_of
 from seed.optimize.space import contains
-from seed.optimize.subset import FINAL, MOST_FAILURES, PARDONED, TAKEN_STATES, VERDICT, weigh_failure
+from seed.optimize.subset import FINAL, MOST_FAILURES, PARDONED, TAKEN_STATES, VERDICT, settles, weigh_failure
 from seed.records import Candidate, SearchSpace
 
 WORKER = "seed:worker"  # of a trial: the name of who works on it
@@ -111,7 +111,7 @@ class Claims:
             if candidate is None or not inside:
                 continue
             standing.complete += trial.state == TrialState.COMPLETE
-            if trial.state in self.states:
+            if settles(trial, self.states):
                 standing.taken.add(candidate.key)
             if trial.state == TrialState.FAIL:
                 deaths[candidate.key] = deaths.get(candidate.key, 0) + weigh_failure(trial)
@@ -187,7 +187,7 @@ class Claims:
             if candidate is None or not contains(self.space, candidate):
                 continue
             is_before = is_late or other.number < trial.number
-            if other.state in self.states and candidate.key == ours and is_before:
+            if settles(other, self.states) and candidate.key == ours and is_before:
                 return False
             counted += other.state == TrialState.COMPLETE or (other.state == TrialState.RUNNING and is_before)
         return trials is None or counted < trials

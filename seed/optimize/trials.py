@@ -23,6 +23,7 @@ from seed.optimize.study import (
     EVALUATION,
     complete_keys,
     describe_evaluation,
+    judge_evaluation,
     read_trials,
     spell_evaluation,
     values_of,
@@ -134,8 +135,12 @@ def run_trials(
         claims.tell(
             trial,
             values,
-            user_attrs=describe_evaluation(evaluation),
-            system_attrs={EVALUATION: spell_evaluation(evaluation), **(attach(candidate) if values else {})},
+            user_attrs=describe_evaluation(evaluation, rung=rung),
+            system_attrs={
+                EVALUATION: spell_evaluation(evaluation),
+                **judge_evaluation(evaluation, rung=rung),
+                **(attach(candidate) if values else {}),
+            },
         )
 
 
@@ -192,8 +197,8 @@ def add_trials(
                 values=values,
                 params=flags_of(space, candidate),
                 distributions=distributions,
-                user_attrs=describe_evaluation(evaluation),
-                system_attrs={EVALUATION: spell_evaluation(evaluation)},
+                user_attrs=describe_evaluation(evaluation, rung=rung),
+                system_attrs={EVALUATION: spell_evaluation(evaluation), **judge_evaluation(evaluation, rung=rung)},
             )
         )
         learn()

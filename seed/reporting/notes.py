@@ -116,7 +116,7 @@ def explain_trials(*, rung: str, workload: str | None) -> list[str]:
         f"- `latency ratio`: median time{measured}, divided by the dense model's.",
         "",
         "A trial's attributes: `kept` and `dropped` name layers by their index in the original model, from 0; "
-        "`num_params` counts what is left; `skipped` says why a PRUNED trial has no value. `keep_00`, `keep_01` and so on "
+        "`num_params` counts what is left; `skipped` or `failed` says why a PRUNED trial has no value. `keep_00`, `keep_01` and so on "
         "are 1 where the layer is kept, so that the importance of such a parameter is the importance of a layer. Trials of "
         "the frontier have a note; where a model was exported, its card is among the trial's artifacts. Below the dashboard's own "
         "plots stand those of the report, which says how to read them.",

@@ -38,8 +38,8 @@ def list_columns(record: StudyRecord) -> list[dict[str, object]]:
     ]
     if record.distilled:
         columns.insert(4, {"key": "distilled", "title": "distilled (test)", "places": 4})
-    if any(trial.evaluation.skipped_because for trial in record.trials):
-        columns.append({"key": "note", "title": "skipped because", "isText": True, "inPanel": True})
+    if any(_explain(trial.evaluation, record.frontier.rung) for trial in record.trials):
+        columns.append({"key": "note", "title": "no value because", "isText": True, "inPanel": True})
     return columns
 
 
@@ -105,8 +105,12 @@ def _take_row(trial: TrialRecord, rung: str, structures: dict[str, int]) -> list
         structures.setdefault(evaluation.latency.structure, len(structures)),
         round(evaluation.seconds, 2),
         list_layers(evaluation.candidate.dropped_layers),
-        evaluation.skipped_because,
+        _explain(evaluation, rung),
     ]
+
+
+def _explain(evaluation: Evaluation, rung: str) -> str | None:
+    return evaluation.skipped_because or evaluation.explain_failure(rung)
 
 
 def _round(value: float) -> float | None:

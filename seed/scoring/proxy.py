@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 from msgspec import structs
 from torch import nn
 
@@ -94,8 +95,13 @@ class Proxy:
     def _distill_shortly(self, candidate: Candidate, qualities: dict[str, Quality]) -> Quality:
         began = time.monotonic()
         instruments, settings = self.sweep.instruments, self.short(candidate)
+        start = choose_start(qualities)
+        if not math.isfinite(qualities[start].loss):  # its gradients would be no numbers either
+            nothing = np.full_like(instruments.dense_validation.sums, math.nan)
+            losses = DocumentLosses(sums=nothing, counts=instruments.dense_validation.counts)
+            return self.sweep.keep(candidate, self.rung, losses, seconds=time.monotonic() - began)
         settings = structs.replace(settings, micro_batch=max(1, settings.micro_batch // self.shrunk))
-        refit = self.sweep.recover(candidate) if choose_start(qualities) == "closed_form" else None
+        refit = self.sweep.recover(candidate) if start == "closed_form" else None
         student = start_student(instruments, candidate, refit, settings=settings)
         looks: dict[float, DocumentLosses] = {}
 

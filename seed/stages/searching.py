@@ -116,7 +116,7 @@ def score_space(
         store_states(terminal, bench, sweep, steps=bench.protocol.short_steps)
     for candidate in lost:
         proxy.evaluate(candidate)
-    skipped = 0
+    skipped = failed = 0
     best = Best()
     for trial in before:
         best.learn(trial, rung=rung)
@@ -125,10 +125,11 @@ def score_space(
             advance(len(scored), BEST_NOTE, best.list_cells())
 
         def show(trial: TrialRecord) -> None:
-            nonlocal skipped
+            nonlocal skipped, failed
             list_lost([trial])
             screen.learn([trial])
             skipped += trial.evaluation.skipped_because is not None
+            failed += trial.evaluation.explain_failure(rung) is not None
             best.learn(trial, rung=rung)
             advance(int(trial.state == "COMPLETE"), BEST_NOTE, best.list_cells())
             on_trial()
@@ -166,6 +167,8 @@ def score_space(
         proxy.evaluate(candidate)
     if skipped:
         terminal.say(f"{skipped} candidates were not worth {rung.replace('_', ' ')} and skipped; their trials say why")
+    if failed:
+        terminal.say(f"{failed} candidates have no value, since their loss is not a finite number; their trials say so")
     if sample:
         terminal.say(say_recovery([sweep.known(candidate) for candidate in sample], space.size))
     return read_trials(study)

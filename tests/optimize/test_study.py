@@ -244,6 +244,26 @@ def test_a_loss_that_is_no_number_is_pruned_and_does_not_count(tmp_path: Path) -
     assert [trial.number for trial in study.trials if trial.state == TrialState.PRUNED] == [1, 4, 7]
 
 
+@pytest.mark.parametrize("way", ["subset", "tpe", "order", "added"])
+def test_a_loss_that_is_no_number_has_its_reason_and_is_final(way: str) -> None:
+    def score_most(candidate: Candidate) -> Evaluation:
+        return without_number(candidate) if 1 in candidate.dropped_layers else evaluate(candidate)
+
+    study, asked = in_memory(), []
+    for _ in range(2):
+        if way == "added":
+            asked += add(study, score=score_most, retry_skipped=True)
+        else:
+            more = {"order": ORDER} if way == "order" else {"sampler": way}
+            asked += run(study, trials=10, score=score_most, retry_skipped=True, **more)
+    assert sorted(asked) == sorted(candidate.key for candidate in ORDER)
+    assert count_states(study) == {"COMPLETE": 6, "PRUNED": 4}
+    reasons = {trial.user_attrs.get("failed") for trial in study.trials if trial.state == TrialState.PRUNED}
+    assert reasons == {"the loss of this set (short distillation) is not a finite number"}
+    assert all("failed" not in trial.user_attrs for trial in study.trials if trial.state == TrialState.COMPLETE)
+    assert all("skipped" not in trial.user_attrs for trial in study.trials)
+
+
 def test_a_study_with_a_loss_that_is_no_number_can_be_read(tmp_path: Path) -> None:
     run(open_again(tmp_path), trials=4, score=score_some_without_number())
     records = studies.read_trials(open_again(tmp_path))
@@ -369,6 +389,7 @@ def add(
     order: Iterable[Candidate] = ORDER,
     score: Evaluate = evaluate,
     on_trial: Callable[[TrialRecord], None] = lambda trial: None,
+    **more: Any,
 ) -> list[str]:
     """Add trials; return the keys of the candidates that were evaluated, in order."""
     asked: list[str] = []
@@ -377,7 +398,7 @@ def add(
         asked.append(candidate.key)
         return score(candidate)
 
-    trials_of.add_trials(study, space, order, trials=trials, rung=RUNG, evaluate=remember, on_trial=on_trial)
+    trials_of.add_trials(study, space, order, trials=trials, rung=RUNG, evaluate=remember, on_trial=on_trial, **more)
     return asked
 
 

@@ -208,7 +208,7 @@ def test_the_table_filters_and_turns_pages(visit: Visit) -> None:
     visit.page.locator("#trials-find").fill("")
     visit.page.locator("#trials-depth").select_option("")
     visit.page.locator("#trials-state").select_option("pruned")
-    assert visit.column("skipped because") == ["closed form shows it to be hopeless"]
+    assert visit.column("no value because") == ["closed form shows it to be hopeless"]
     visit.page.locator("#trials-state").select_option("")
     first = visit.column("trial")
     visit.page.get_by_role("button", name="next").click()
@@ -251,7 +251,7 @@ def test_no_cell_of_the_download_is_a_formula(browser: Browser, record: StudyRec
         visit.page.get_by_role("button", name="Download CSV").click()
     download.value.save_as(tmp_path / "trials.csv")
     with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as handle:
-        cells = [row["skipped because"] for row in csv.DictReader(handle)]
+        cells = [row["no value because"] for row in csv.DictReader(handle)]
     context.close()
     assert set(cells) == {f"'{formula}" for formula in formulas[:-1]} | {formulas[-1]}
 
@@ -275,7 +275,7 @@ def test_a_hostile_name_stays_text(browser: Browser, record: StudyRecord, tmp_pa
     visit = Visit(context, tmp_path / "report.html")
     assert visit.page.locator("h1").inner_text() == HOSTILE
     visit.page.locator("#trials-state").select_option("pruned")
-    assert visit.column("skipped because") == [HOSTILE]
+    assert visit.column("no value because") == [HOSTILE]
     visit.page.locator("#trials-body button").click()
     assert HOSTILE in visit.page.locator("#picked").inner_text()
     assert visit.page.locator("img").count() == 0
