@@ -137,7 +137,7 @@ def test_a_host_takes_the_lead_where_the_one_that_led_is_gone(
     before = list_scored(url)
     first.process.send_signal(number)
     assert second.end() == 0, second.read()
-    assert "is gone; this host takes the lead" in second.read()
+    assert "this host leads from now on" in second.read()
     assert set(before) <= set(list_scored(url))
     require_result(second, url)
 
