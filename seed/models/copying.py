@@ -174,6 +174,15 @@ def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_byt
             (aside / name).write_text(content, encoding="utf-8")
 
 
+def count_layers(source: Path) -> int:
+    """How many layers a checkpoint's config says that its decoder has.
+
+    Raises:
+        ModelError: there is no config, or none that transformers reads, or the family is unfit.
+    """
+    return int(_read_config(source)[0].get_text_config().num_hidden_layers)
+
+
 def read_tensors(source: Path) -> list[StoredTensor]:
     """Return where each tensor of a checkpoint lies, in the order of the files; only headers are read.
 
