@@ -180,7 +180,7 @@ def _read_licence(source: ModelSource) -> dict[str, str]:
             path = Path(hf_hub_download(source.location, CARD, revision=source.revision)).parent
         card = ModelCard((path / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
         about = {name: getattr(card.data, name, None) for name in LICENCE_FIELDS}
-    except (OSError, ValueError, TypeError):  # no card, no network, or one that says nothing in this form
+    except Exception:  # no card, no network, or what is no YAML, which fails in ways of its own
         return {}
     return {name: value for name, value in about.items() if isinstance(value, str)}
 
