@@ -131,7 +131,8 @@ def write_card(
 def write_raw_card(raw: Raw, score: Score | None) -> str:
     """Return README.md of a cut model without recovery. ``score``: None where it was not judged."""
     candidate = raw.candidate
-    title = f"without layers {', '.join(candidate.dropped_parts)}, not recovered"
+    gone = f"without layers {', '.join(candidate.dropped_parts)}" if candidate.dropped_parts else "with all its layers"
+    title = f"{gone}, not recovered"
     results = (
         [] if score is None else [Result(source=score.source, split=score.split, metrics=list_metrics(score.quality))]
     )
