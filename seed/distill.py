@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from seed import folder
 from seed.console import Terminal, answer_in_json, run_command
-from seed.errors import ResourceError, StudyError
+from seed.errors import ResourceError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.records import DenseResult, DistillResult, TrialRecord
@@ -127,9 +127,10 @@ def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None,
         StudyError: there is no such finished trial.
     """
     from seed.models.checkpoint import is_whole
+    from seed.stages.gathering import find_trial
 
-    known = {one.number: one for one in record.trials}
     if trial is None:
+        known = {one.number: one for one in record.trials}
         finished = {
             result.candidate
             for result in record.distilled
@@ -140,12 +141,7 @@ def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None,
             for member in record.frontier.members
             if member.evaluation.candidate not in finished
         ]
-    if trial not in known:
-        raise StudyError(
-            f"--trial {trial}: {study.root} has no such finished trial; its trials are numbered "
-            f"{min(known)} to {max(known)}. The report's table and Optuna Dashboard list them."
-        )
-    return [known[trial]]
+    return [find_trial(record, trial, place=study.root)]
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -18,6 +18,8 @@ from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import format_bytes
 from seed.stages import options, planning
 
+EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
@@ -132,10 +134,10 @@ def _describe(window_tokens: int, dtype: str, source: str) -> str:
 
 
 def find_study(path: Path) -> StudyFolder | None:
-    """The study that an exported model belongs to: studies/NAME/models/KEY."""
+    """The study that an exported model belongs to: studies/NAME/models/KEY, or unrecovered/KEY."""
     resolved = path.expanduser().resolve()
     parents = resolved.parents
-    study = StudyFolder(parents[1]) if len(parents) > 1 and parents[0].name == "models" else None
+    study = StudyFolder(parents[1]) if len(parents) > 1 and parents[0].name in EXPORTS else None
     return study if study is not None and study.plan.is_file() and resolved.is_dir() else None
 
 

@@ -45,6 +45,7 @@ class StudyFolder:
         self.environment = root / "environment.json"
         self.report = root / "report.html"
         self.models = root / "models"
+        self.unrecovered = root / "unrecovered"
         self.pictures = root / "pictures"
         self.artifacts = root / "artifacts"
         self.sweep = root / "sweep.jsonl"
@@ -267,11 +268,16 @@ def make_scratch(path: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def require_room(path: Path, *, needed_bytes: int, purpose: str) -> None:
+def require_room(
+    path: Path,
+    *,
+    needed_bytes: int,
+    purpose: str,
+    cure: str = "Free some room, lower --frontier-size, or choose another disk with --studies-dir DIRECTORY.",
+) -> None:
     """Raise when the disk under ``path`` has less room than ``needed_bytes``."""
     free = shutil.disk_usage(path).free
     if free < needed_bytes:
         raise ResourceError(
-            f"{path}: {free / 1e9:.2f} GB free, but {purpose} needs about {needed_bytes / 1e9:.2f} GB. "
-            "Free some room, lower --frontier-size, or choose another disk with --studies-dir DIRECTORY."
+            f"{path}: {free / 1e9:.2f} GB free, but {purpose} needs about {needed_bytes / 1e9:.2f} GB. {cure}"
         )

@@ -53,6 +53,7 @@ def test_the_readme_shows_the_commands_that_are_tested_here():
         "seed.search",
         "seed.distill",
         "seed.evaluate",
+        "seed.export",
         "seed.report",
         "seed.dashboard",
         "seed.fidelity",
@@ -76,12 +77,18 @@ def test_names_of_hub_models_give_the_clear_error_without_a_network(place):
 
 
 def test_commands_on_the_readers_own_model_and_on_studies_work(place):
-    [own] = [words for words in seed_commands() if "./my-checkpoint" in words]
+    [own] = [words for words in seed_commands() if words[0] == "seed.search" and "./my-checkpoint" in words]
     run_seed(*own, *SMALL, *SMALL_TEXT, *SMALL_WORKLOAD, "--no-distill", cwd=place)
     (place / "studies" / "my-checkpoint").rename(place / "studies" / "gpt2-small")
     [distill] = [words for words in seed_commands() if words[0] == "seed.distill"]
     trial = distill.index("--trial") + 1
     run_seed(*distill[:trial], "3", *distill[trial + 1 :], "--distill-tokens=4096", cwd=place)
+    of_trial, of_layers = [words for words in seed_commands() if words[0] == "seed.export"]
+    trial = of_trial.index("--trial") + 1
+    done = run_seed(*of_trial[:trial], "3", *of_trial[trial + 1 :], cwd=place)
+    assert "mergekit.yml" in done.stdout
+    run_seed(*of_layers, cwd=place)
+    assert (place / "cut" / "model.safetensors").is_file()
     [evaluate] = [words for words in seed_commands() if words[0] == "seed.evaluate"]
     model = next((place / "studies" / "demo" / "models").iterdir()).name
     done = run_seed(*[word.replace("MODEL", model) for word in evaluate], cwd=place)
@@ -155,9 +162,9 @@ def test_every_preset_and_option_that_the_readme_names_exists():
     named = re.search(r"`search_spaces/` \((.*?)\)", README, re.S)
     assert named is not None
     assert sorted(re.findall(r"[\w.-]+", named[1].replace("\n", " "))) == list_presets()
-    from seed import distill, report, search
+    from seed import distill, export, report, search
 
-    parsers = (search.make_parser(), report.make_parser(), distill.make_parser())
+    parsers = (search.make_parser(), report.make_parser(), distill.make_parser(), export.make_parser())
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", README)) <= known
     for image in re.findall(r"!\[.*?\]\((.*?)\)", README):

@@ -4,7 +4,9 @@ The only door to the hub for models. safetensors only; remote code never runs un
 """
 
 import difflib
+import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from seed.errors import ModelError, ResourceError
 from seed.models.surgery import refuse_unfit
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
+CARD = "README.md"
+LICENCE_FIELDS = ("license", "license_name", "license_link")
 OFFLINE_CURE = (
     "Connect to the hub or download the model beforehand (hf download NAME), give a local directory "
     "(--model ./my-checkpoint), or try the embedded model (--model demo)."
@@ -139,6 +143,46 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
     return Teacher(
         source=source, model=model, tokenizer=tokenizer, dtype=dtype, stored_dtype=stored_dtype, commit=commit
     )
+
+
+def locate_files(source: ModelSource, *, patterns: Sequence[str]) -> Path:
+    """Return the directory that holds a model's files; those of the hub are downloaded where the cache lacks them.
+
+    Raises:
+        ModelError: no such directory, or no network and nothing cached.
+    """
+    path = Path(source.location).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as error:
+        raise _explain(source, error) from error
+
+
+def find_licence(source: ModelSource, *, named: str | None) -> dict[str, str]:
+    """Return a model's licence in the hub's words: ``named`` where it is known, else what the model's own card says.
+
+    The hub is asked for a card that its cache lacks; nothing is returned where there is none.
+    """
+    return {"license": named} if named else dict(_read_licence(source))
+
+
+@functools.cache  # where the network is blocked, asking takes long
+def _read_licence(source: ModelSource) -> dict[str, str]:
+    from huggingface_hub import ModelCard, hf_hub_download
+
+    path = Path(source.location).expanduser()
+    try:
+        if not path.is_dir():
+            path = Path(hf_hub_download(source.location, CARD, revision=source.revision)).parent
+        card = ModelCard((path / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        about = {name: getattr(card.data, name, None) for name in LICENCE_FIELDS}
+    except Exception:  # no card, no network, or what is no YAML, which fails in ways of its own
+        return {}
+    return {name: value for name, value in about.items() if isinstance(value, str)}
 
 
 def refuse_adapter(path: Path) -> None:

@@ -3,29 +3,69 @@
 Markdown from records; no file is written here.
 """
 
-import json
-import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from seed.records import DenseResult, DistillResult, Protocol, SearchPlan
+from seed.records import Candidate, DenseResult, DistillResult, Protocol, Quality, SearchPlan
+from seed.reporting.front import Result, list_metrics, write_front
 from seed.reporting.notes import escape_text, quote_block, quote_code
 
-PLAIN_SCALAR = re.compile(r"[A-Za-z0-9][A-Za-z0-9./_-]*")  # of YAML; whatever else there is goes between quotes
+
+@dataclass(frozen=True, kw_only=True)
+class Raw:
+    """A cut model without recovery, and where it comes from."""
+
+    model: str  # the original, as the user named it
+    base_model: str  # "demo", a hub id, or a directory
+    revision: str | None
+    candidate: Candidate  # by the original's indices
+    cut_from: str | None  # the directory of a model that lacked layers before; None: the original itself
+    earlier_tokens: int  # that the recovery of that one took
+    licence: Mapping[str, str]
+    num_params: int
+    weight_bytes: int
+    seed_version: str
+    command: str  # that writes it again
+    recover: str | None  # the command that recovers it
 
 
-def write_card(plan: SearchPlan, protocol: Protocol, dense: DenseResult, result: DistillResult) -> str:
-    """Return README.md of an exported model."""
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How a model without recovery was judged, and on which text."""
+
+    quality: Quality
+    split: str  # "test" or "validation"
+    source: str
+
+
+def write_card(
+    plan: SearchPlan,
+    protocol: Protocol,
+    dense: DenseResult,
+    result: DistillResult,
+    *,
+    licence: Mapping[str, str] | None = None,
+) -> str:
+    """Return README.md of an exported model. ``licence``: as in its metadata; None: as the protocol names it."""
     candidate, test = result.candidate, result.test
-    base = "seed-search's embedded demo model" if protocol.location == "demo" else quote_code(protocol.location)
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if protocol.license:
-        lines.append(f"license: {_spell_scalar(protocol.license)}")
-    if "/" in protocol.location and not protocol.location.startswith("/"):
-        lines.append(f"base_model: {_spell_scalar(protocol.location)}")
-    lines += [
-        "tags:",
-        "- layer-pruning",
-        "- distillation",
-        "---",
+    base = _name_base(protocol.location)
+    licence = licence if licence is not None else {"license": protocol.license} if protocol.license else {}
+    measured = list_metrics(test)
+    lines = [
+        *write_front(
+            name=f"{protocol.model} {_title(result)}",
+            licence=licence,
+            base_model=protocol.location,
+            relation="finetune",
+            tags=("layer-pruning", "distillation"),
+            results=[
+                Result(
+                    source=protocol.streams["test"].source,
+                    split="test",
+                    metrics=(*measured, ("latency_ratio", "Latency over the original model's", result.latency.ratio)),
+                )
+            ],
+        ),
         "",
         f"# {escape_text(protocol.model)} {_title(result)}",
         "",
@@ -58,7 +98,7 @@ def write_card(plan: SearchPlan, protocol: Protocol, dense: DenseResult, result:
             if protocol.commit or protocol.revision
             else ""
         )
-        + (f", licence {escape_text(protocol.license)}" if protocol.license else ", licence: see the original model"),
+        + _say_licence(licence),
         f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
         *(
             [f"- Cut from: {quote_code(protocol.start)}, recovered for {protocol.start_tokens:,} tokens before"]
@@ -88,9 +128,74 @@ def write_card(plan: SearchPlan, protocol: Protocol, dense: DenseResult, result:
     return "\n".join(lines)
 
 
-def _spell_scalar(text: str) -> str:
-    """A string of YAML: as it is where it can be nothing else, else quoted as JSON does, which YAML reads too."""
-    return text if PLAIN_SCALAR.fullmatch(text) else json.dumps(text)
+def write_raw_card(raw: Raw, score: Score | None) -> str:
+    """Return README.md of a cut model without recovery. ``score``: None where it was not judged."""
+    candidate = raw.candidate
+    gone = f"without layers {', '.join(candidate.dropped_parts)}" if candidate.dropped_parts else "with all its layers"
+    title = f"{gone}, not recovered"
+    results = (
+        [] if score is None else [Result(source=score.source, split=score.split, metrics=list_metrics(score.quality))]
+    )
+    lines = [
+        *write_front(
+            name=f"{raw.model} {title}",
+            licence=raw.licence,
+            base_model=raw.base_model,
+            # nothing was trained: layers of the original, stacked, which is what the hub calls a merge
+            relation="merge" if raw.cut_from is None else "finetune",
+            tags=("layer-pruning",),
+            results=results,
+        ),
+        "",
+        f"# {escape_text(raw.model)} {title}",
+        "",
+        f"{_name_base(raw.base_model)} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers, cut by "
+        f"[Seed](https://pypi.org/project/seed-search) {escape_text(raw.seed_version)}. An ordinary checkpoint: "
+        "`AutoModelForCausalLM.from_pretrained(PATH)` loads it.",
+        "",
+        "**It is not recovered.** Its layers are as they were before others were taken out between them; nothing was trained or "
+        "fitted since. It predicts worse than it has to: recover it before you use it.",
+        "",
+        _say_score(score),
+        "",
+        f"- Original model: {_name_base(raw.base_model)}"
+        + (f", revision {escape_text(raw.revision)}" if raw.revision else "")
+        + _say_licence(raw.licence),
+        f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
+        *(
+            [f"- Cut from: {quote_code(raw.cut_from)}, recovered for {raw.earlier_tokens:,} tokens before"]
+            if raw.cut_from
+            else []
+        ),
+        f"- {raw.num_params:,} parameters, {raw.weight_bytes:,} bytes of weights",
+        "- `mergekit.yml` stacks the same layers with mergekit",
+        "",
+        "To make it again:",
+        "",
+        *quote_block(raw.command),
+        *(["", "To recover it:", "", *quote_block(raw.recover)] if raw.recover else []),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _say_score(score: Score | None) -> str:
+    if score is None:
+        return "How much it lost was not measured."
+    quality = score.quality
+    return (
+        f"Perplexity on {score.split} text ({quote_code(score.source)}, {quality.tokens:,} tokens): {_number(quality.perplexity)}, "
+        f"{_number(quality.ppl_ratio)} ± {_number(quality.ppl_ratio_standard_error)} times the original's."
+    )
+
+
+def _name_base(location: str) -> str:
+    return "seed-search's embedded demo model" if location == "demo" else quote_code(location)
+
+
+def _say_licence(licence: Mapping[str, str]) -> str:
+    name = licence.get("license_name", licence.get("license"))
+    return f", licence {escape_text(name)}" if name else ", licence: see the original model"
 
 
 def _title(result: DistillResult) -> str:

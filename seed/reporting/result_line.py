@@ -104,6 +104,24 @@ class DistillLine(Record, frozen=True, kw_only=True):
     distilled: ModelLine
 
 
+class ExportLine(Record, frozen=True, kw_only=True):
+    """A checkpoint that lies ready."""
+
+    seed_version: str
+    path: str  # its directory
+    base_model: str  # the original: "demo", a hub id, or a directory
+    base_revision: str | None
+    num_layers: int  # of the original
+    kept_layers: tuple[int, ...]  # by their index in the original
+    dropped_layers: tuple[int, ...]
+    is_recovered: bool
+    num_params: int
+    weight_bytes: int
+    recipe: str | None  # for mergekit; None: what was recovered has none
+    unrecovered_ppl_ratio: float | None  # None: not known
+    text: str | None  # which text that is of: "test" or "validation"
+
+
 class JudgedLine(Record, frozen=True, kw_only=True):
     """How one checkpoint was judged. Ratios are None where no dense model stood beside it."""
 

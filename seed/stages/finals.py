@@ -7,9 +7,10 @@ a finished member is never done twice. Which members, the frontier decides; how 
 
 import contextlib
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 from torch import nn
@@ -17,6 +18,7 @@ from torch import nn
 from seed import folder
 from seed.models.checkpoint import is_whole, measure_size, write_checkpoint
 from seed.models.surgery import cast_weights
+from seed.models.teacher import find_licence
 from seed.optimize.space import drop_layers
 from seed.records import (
     DenseResult,
@@ -38,6 +40,7 @@ from seed.scoring.sweep import Sweep
 from seed.sharing import Shares
 from seed.stages import judging, narrowing
 from seed.stages.posts import Post
+from seed.stages.provenance import describe_recovered
 from seed.stages.recovering import count_together
 from seed.stages.schooling import (
     Member,
@@ -290,26 +293,14 @@ def _keep_first(
     assert member.latency is not None, "what is exported was timed"
     began, path = time.monotonic(), bench.folder.model(member.key)
     described = describe_settings(bench, settings)
-    provenance = {
-        "seed": plan.seed_version,
-        "base_model": bench.protocol.location,
-        "base_revision": bench.protocol.commit or bench.protocol.revision,
-        "num_layers": member.candidate.num_layers,
-        "kept_layers": member.candidate.kept_layers,
-        "dropped_layers": member.candidate.dropped_layers,
-        "width": None if member.width is None else msgspec.to_builtins(member.width),
-        "study": plan.name,
-        "settings": described,
-        "streams": msgspec.to_builtins(bench.protocol.streams),
-    }
     size = measure_size(student, dtype=bench.teacher.stored_dtype)
     write_checkpoint(
         student,
         path,
         tokenizer=bench.teacher.tokenizer,
         dtype=bench.teacher.stored_dtype,
-        card="",
-        provenance=provenance,
+        card="",  # both say how it is judged, and are written then
+        provenance={},
     )
     raw = cast_weights(make_raw(instruments, member), bench.dtype)
     judged = judging.judge_exported(bench, instruments, path, raw)
@@ -330,7 +321,11 @@ def _keep_first(
         seconds=seconds + time.monotonic() - began,
         replicas=(replica,),
     )
-    folder.write_bytes(path / "README.md", write_card(plan, bench.protocol, dense, result).encode())
+    original = replace(bench.teacher.source, revision=bench.protocol.commit or bench.protocol.revision)
+    licence = find_licence(original, named=bench.protocol.license)
+    said = describe_recovered(bench.protocol, result, study=plan.name, licence=licence)
+    folder.write_bytes(path / "seed.json", json.dumps(said, indent=1).encode() + b"\n")
+    folder.write_bytes(path / "README.md", write_card(plan, bench.protocol, dense, result, licence=licence).encode())
     folder.write_record(bench.folder.result(member.key), result)
 
 

@@ -1,6 +1,7 @@
 """A study's folder as one record: everything a report shows, read back without model or text."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from optuna import Study
@@ -15,7 +16,7 @@ from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.optimize.sensitivity import read_sensitivities
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study, read_trials
-from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, SweepRow
+from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, SweepRow, TrialRecord
 from seed.rows import read_rows
 from seed.stages.planning import read_protocol
 from seed.stages.vouching import list_storage, require_word
@@ -85,6 +86,21 @@ def gather_record(
         sensitivities=read_sensitivities(rows, protocol.space),
         progress=measure_progress(trials, rung=protocol.rung),
     )
+
+
+def find_trial(record: StudyRecord, number: int, *, place: Path) -> TrialRecord:
+    """The trial of that number.
+
+    Raises:
+        StudyError: there is no such finished trial.
+    """
+    known = {one.number: one for one in record.trials}
+    if number not in known:
+        raise StudyError(
+            f"--trial {number}: {place} has no such finished trial; its trials are numbered "
+            f"{min(known)} to {max(known)}. The report's table and Optuna Dashboard list them."
+        )
+    return known[number]
 
 
 def read_distilled(study: StudyFolder) -> tuple[DistillResult, ...]:

@@ -47,6 +47,19 @@ def whole_number(text: str) -> int:
     return value
 
 
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers as ``0,1,4-11``, in rising order, for argparse."""
+    layers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", part)
+        if not match:
+            raise argparse.ArgumentTypeError(f"{text!r} names no layers; write 0-3,6,8-21")
+        layers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if layers != sorted(set(layers)) or not layers:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in rising order, each layer once; write 0-3,6,8-21")
+    return tuple(layers)
+
+
 def positive_float(text: str) -> float:
     """A finite number above 0, for argparse."""
     value = float(text)

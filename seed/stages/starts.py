@@ -22,7 +22,9 @@ class Start:
     path: Path
     candidate: Candidate
     base_model: str
+    base_revision: str | None
     tokens: int  # recovery tokens in all
+    is_narrow: bool  # all its layers are there, cut in width
 
 
 def read_start(path: Path) -> Start:
@@ -32,6 +34,18 @@ def read_start(path: Path) -> Start:
         ModelError: it is not a model that Seed exported, or has all its layers.
     """
     place = f"--start {path}"
+    start = read_origin(path, place=place)
+    if start.is_narrow or not start.candidate.dropped_layers:
+        raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
+    return start
+
+
+def read_origin(path: Path, *, place: str) -> Start:
+    """Read what an exported model says of where it comes from, whatever it lacks. ``place`` begins what errors say.
+
+    Raises:
+        ModelError: it is not a model that Seed exported.
+    """
     try:
         content: Any = json.loads(untrusted.read_bounded(path / "seed.json"))
         candidate = Candidate(
@@ -40,12 +54,18 @@ def read_start(path: Path) -> Start:
         if candidate.dropped_layers != tuple(content["dropped_layers"]) or not candidate.kept_layers:
             raise ValueError("kept and dropped layers do not make up the original's")
         base, settings = str(content["base_model"]), content["settings"]
+        revision = content.get("base_revision")
         tokens = int(settings["distill_tokens"]) + int(settings.get("earlier_tokens", 0))
         width = content.get("width")
     except OSError as error:
         raise ModelError(f"{place}: no seed.json there. {CURE}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{place}: its seed.json is damaged ({error}). {CURE}") from error
-    if width is not None or not candidate.dropped_layers:
-        raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
-    return Start(path=path.resolve(), candidate=candidate, base_model=base, tokens=tokens)
+    return Start(
+        path=path.resolve(),
+        candidate=candidate,
+        base_model=base,
+        base_revision=None if revision is None else str(revision),
+        tokens=tokens,
+        is_narrow=width is not None,
+    )

@@ -9,7 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seed.errors import ModelError, ResourceError
-from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, choose_dtype, open_teacher
+from seed.models.teacher import (
+    ModelSource,
+    Teacher,
+    check_source,
+    choose_device,
+    choose_dtype,
+    find_licence,
+    locate_files,
+    open_teacher,
+)
 from tests.conftest import MakeCheckpoint, make_model, make_tokenizer
 from tests.models.families import compute_logits, make_tokens
 
@@ -164,3 +173,36 @@ def test_the_type_follows_the_device_unless_asked_otherwise() -> None:
     for stored in (torch.bfloat16, torch.float32):
         assert choose_dtype(None, device=torch.device("cuda"), stored=stored) == stored
     assert choose_dtype("float16", device=CPU, stored=torch.float32) == torch.float16
+
+
+def test_files_of_a_directory_lie_there_and_those_of_the_hub_are_missed_clearly(checkpoint: Path) -> None:
+    assert locate_files(ModelSource(location=str(checkpoint)), patterns=["*.json"]) == checkpoint
+    with pytest.raises(ModelError, match=r"someone/model \(revision abc\): .* hub cannot be reached"):
+        locate_files(ModelSource(location="someone/model", revision="abc"), patterns=["*.json"])
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: mit\nlanguage: en\n---\n# A", {"license": "mit"}),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\n",
+            {"license": "other", "license_name": "own", "license_link": "LICENSE"},
+        ),
+        ("# No metadata", {}),
+        ("---\nlicense: [a, b]\n---\n", {}),
+        ("---\n- a list\n---\n", {}),
+        ("---\nlicense: {\n---\n", {}),
+        (None, {}),
+    ],
+)
+def test_a_licence_is_what_the_card_says(tmp_path: Path, card: str | None, licence: dict[str, str]) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    source = ModelSource(location=str(tmp_path))
+    assert find_licence(source, named=None) == licence
+    assert find_licence(source, named="gemma") == {"license": "gemma"}
+
+
+def test_a_licence_that_nobody_tells_is_not_made_up() -> None:
+    assert find_licence(ModelSource(location="someone/model"), named=None) == {}

@@ -1,49 +1,190 @@
-"""A model's card says what it is, and foreign strings in it stay text: in YAML, in Markdown and in HTML."""
+"""A model's card says what it is as the hub reads it, and foreign strings in it stay text: in YAML, Markdown and HTML."""
 
-import json
+import math
 
 import msgspec
+import pytest
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from seed.findings import StudyRecord
 from seed.records import Protocol
-from seed.reporting.card import write_card
+from seed.reporting.card import Raw, Score, write_card, write_raw_card
+from seed.reporting.front import describe_data, spell_scalar
+from tests.reporting.factory import make_candidate, make_quality
 from tests.stages.test_planning import PROTOCOL
 
 HOSTILE = "x\n---\n# <script>alert(1)</script> | [a](javascript:alert(2)) ```"
+RAW = Raw(
+    model="tinyllama",
+    base_model="owner/name",
+    revision="1f0c" * 10,
+    candidate=make_candidate(1, 7),
+    cut_from=None,
+    earlier_tokens=0,
+    licence={"license": "llama3.2"},
+    num_params=1_000_000,
+    weight_bytes=2_000_000,
+    seed_version="0.1.0",
+    command="python -m seed.export studies/x --trial 3 --no-recovery",
+    recover="python -m seed.distill studies/x --trial 3",
+)
+SCORE = Score(quality=make_quality(1.3726, kl=0.2), split="validation", source="wikitext2")
 
 
-def write(record: StudyRecord, **changes: object) -> str:
+def write(record: StudyRecord, *, licence: dict[str, str] | None = None, **changes: object) -> str:
     protocol: Protocol = msgspec.structs.replace(PROTOCOL, **changes)
     result = record.distilled[0]
     settings = {"distill_tokens": 1, "learning_rate": 1e-3, "steps": 1} | result.settings
     settings |= {"loss": "KL", "trained": "all weights"}
-    return write_card(record.plan, protocol, record.dense, msgspec.structs.replace(result, settings=settings))
+    changed = msgspec.structs.replace(result, settings=settings)
+    return write_card(record.plan, protocol, record.dense, changed, licence=licence)
 
 
-def read_front(card: str) -> dict[str, str]:
-    """The lines between the first two rules, as a reader of simple YAML sees them."""
-    front = card.split("---\n", 2)[1]
-    pairs = [line.partition(": ") for line in front.splitlines() if ": " in line]
-    return {key: json.loads(value) if value.startswith('"') else value for key, _, value in pairs}
+def read(card: str) -> ModelCardData:
+    """The card's metadata as the hub's own library reads it; what it does not understand is an error."""
+    data = ModelCard(card, ignore_metadata_errors=False).data
+    assert isinstance(data, ModelCardData)
+    again = ModelCardData(**data.to_dict())  # what it writes it reads as the same
+    assert yaml.safe_load(again.to_yaml()) == yaml.safe_load(card.split("---\n", 2)[1])
+    return data
 
 
-def test_a_card_names_licence_and_base_as_the_hub_reads_them(record: StudyRecord) -> None:
-    card = write(record, location="owner/name", license="apache-2.0")
-    assert "\nlicense: apache-2.0\nbase_model: owner/name\ntags:\n" in card
-    assert "`owner/name` with " in card
-    assert "seed-search's embedded demo model with " in write(record)
+def index(data: ModelCardData) -> dict[str, EvalResult]:
+    """Results by their metric."""
+    assert data.eval_results is not None
+    return {result.metric_type: result for result in data.eval_results}
+
+
+def test_the_hub_reads_licence_base_model_and_results(record: StudyRecord) -> None:
+    streams = {name: msgspec.structs.replace(one, source="wikitext2") for name, one in PROTOCOL.streams.items()}
+    data = read(write(record, location="owner/name", model="name", license="apache-2.0", streams=streams))
+    assert (data.license, data.base_model, data.base_model_relation) == ("apache-2.0", "owner/name", "finetune")
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
+    assert data.tags == ["layer-pruning", "distillation"]
+    assert data.model_name.startswith("name without layers")
+    results, result = index(data), record.distilled[0]
+    found = results["perplexity"]
+    assert (found.task_type, found.dataset_type, found.dataset_name) == (
+        "text-generation",
+        "Salesforce/wikitext",
+        "WikiText-2",
+    )
+    assert (found.dataset_config, found.dataset_split) == ("wikitext-2-raw-v1", "test")
+    assert found.metric_value == pytest.approx(result.test.perplexity, abs=1e-6)
+    assert results["perplexity_ratio"].metric_value == pytest.approx(result.test.ppl_ratio, abs=1e-6)
+    assert results["kl_divergence"].metric_value == pytest.approx(result.test.kl_divergence, abs=1e-6)
+    assert results["latency_ratio"].metric_value == pytest.approx(result.latency.ratio, abs=1e-6)
+    assert "`owner/name` with " in write(record, location="owner/name")
+
+
+@pytest.mark.parametrize("location", ["demo", "/models/of/mine", "someone/else/where"])
+def test_what_is_no_model_of_the_hub_is_no_base_model(record: StudyRecord, location: str) -> None:
+    data = read(write(record, location=location))
+    assert getattr(data, "base_model", None) is None
+    assert getattr(data, "base_model_relation", None) is None
+    assert index(data)["perplexity"].dataset_type == "text"
+
+
+def test_an_authors_own_licence_keeps_its_name_and_link(record: StudyRecord) -> None:
+    licence = {"license": "other", "license_name": "tongyi qianwen", "license_link": "https://example.org/a#b"}
+    card = write(record, licence=licence, license=None)
+    data = read(card)
+    assert {name: getattr(data, name) for name in licence} == licence
+    assert "licence tongyi qianwen" in card
+    assert getattr(read(write(record, licence={}, license=None)), "license", None) is None
+    assert "licence: see the original model" in write(record, license=None)
+
+
+def test_numbers_that_are_none_are_left_out(record: StudyRecord) -> None:
+    result = record.distilled[0]
+    test = msgspec.structs.replace(result.test, perplexity=math.inf, ppl_ratio=math.nan, kl_divergence=None)
+    broken = msgspec.structs.replace(record, distilled=(msgspec.structs.replace(result, test=test),))
+    assert set(index(read(write(broken)))) == {"top1_agreement", "latency_ratio"}
+    nothing = Score(quality=msgspec.structs.replace(test, top1_agreement=None), split="validation", source="wikitext2")
+    assert read(write_raw_card(RAW, nothing)).eval_results is None
+
+
+def test_the_card_of_an_unrecovered_model_says_so_and_what_it_lost() -> None:
+    card = write_raw_card(RAW, SCORE)
+    data = read(card)
+    assert (data.license, data.base_model, data.base_model_relation) == ("llama3.2", "owner/name", "merge")
+    assert data.tags == ["layer-pruning"]
+    assert index(data)["perplexity_ratio"].metric_value == pytest.approx(1.3726, abs=1e-6)
+    assert index(data)["perplexity_ratio"].dataset_split == "validation"
+    assert "# tinyllama without layers 1, 7, not recovered" in card
+    assert "**It is not recovered.**" in card
+    assert "1.3726 ± 0.0030 times the original's" in card
+    assert f"revision {RAW.revision}" in card
+    assert RAW.command in card
+    assert str(RAW.recover) in card
+    plain = write_raw_card(RAW, None)
+    assert "How much it lost was not measured." in plain
+    assert read(plain).eval_results is None
+
+
+def test_a_model_cut_from_a_recovered_one_is_no_mere_merge() -> None:
+    from dataclasses import replace
+
+    card = write_raw_card(replace(RAW, cut_from="/studies/x/models/drop-1", earlier_tokens=4096), SCORE)
+    assert read(card).base_model_relation == "finetune"
+    assert "recovered for 4,096 tokens before" in card
+
+
+WORDS = (
+    "no",
+    "Null",
+    "1.0",
+    "1e5",
+    "2024-01-01",
+    "0x1f",
+    "~",
+    "",
+    "a: b",
+    "- a",
+    "#",
+    "\x7f\x00\n",
+    "é \u2028 \U0001f600 \\ud83d\\ude00",
+)
+
+
+@pytest.mark.parametrize("text", [*WORDS, HOSTILE, "apache-2.0", "owner/name"])
+def test_a_string_is_the_same_string_to_a_reader_of_yaml(text: str) -> None:
+    assert yaml.safe_load(f"key: {spell_scalar(text)}") == {"key": text}
+    assert yaml.safe_load(f"- {spell_scalar(text)}") == [text]
+
+
+def test_texts_go_by_the_hub_s_names_and_never_by_our_folders() -> None:
+    assert describe_data("hub:owner/text:en") == ("owner/text", "en", "owner/text")
+    assert describe_data("hub:owner/text") == ("owner/text", None, "owner/text")
+    assert describe_data("/home/me/secret/notes.txt") == ("text", None, "notes.txt")
+    assert describe_data("demo")[0] == "text"
 
 
 def test_hostile_strings_end_neither_the_front_matter_nor_the_text(record: StudyRecord) -> None:
     card = write(record, model=HOSTILE, location=f"a/{HOSTILE}", license=HOSTILE, revision=HOSTILE, device=HOSTILE)
-    front = read_front(card)
-    assert front["license"] == HOSTILE
-    assert front["base_model"] == f"a/{HOSTILE}"
-    assert list(front) == ["library_name", "pipeline_tag", "license", "base_model"]
+    data = read(card)
+    assert data.license == HOSTILE
+    assert getattr(data, "base_model", None) is None
+    assert data.model_name.startswith(HOSTILE)
     lines = card.splitlines()
     assert lines.count("---") == 2
     assert [line for line in lines if line.startswith("# ")] == [
         line for line in lines if line.startswith("# x --- \\# &lt;script&gt;")
     ]
     outside_code = [line for line in lines if "<script>" in line and "`" not in line]
-    assert [line for line in outside_code if not line.startswith(("license: ", "base_model: "))] == []
+    assert [line for line in outside_code if not line.startswith(("license: ", "- name: "))] == []
+
+
+def test_hostile_strings_of_a_raw_cut_stay_text_too() -> None:
+    from dataclasses import replace
+
+    raw = replace(
+        RAW, model=HOSTILE, base_model=HOSTILE, revision=HOSTILE, cut_from=HOSTILE, licence={"license": HOSTILE}
+    )
+    card = write_raw_card(raw, replace(SCORE, source=HOSTILE))
+    assert read(card).license == HOSTILE
+    assert card.splitlines().count("---") == 2
+    assert [line for line in card.splitlines() if line.startswith("# ")] == [
+        line for line in card.splitlines() if line.startswith("# x --- ")
+    ]

@@ -5,7 +5,15 @@ import shlex
 
 import pytest
 
-from seed.stages.options import parse_bytes, parse_seconds, positive_float, positive_int, spell_command, whole_number
+from seed.stages.options import (
+    parse_bytes,
+    parse_layers,
+    parse_seconds,
+    positive_float,
+    positive_int,
+    spell_command,
+    whole_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -104,3 +112,29 @@ def test_a_command_is_spelled_as_the_shell_reads_it() -> None:
     command = spell_command("seed.compare", given, "my studies/demo")
     words = ["python", "-m", "seed.compare", "my studies/demo", "--rng-seeds", "0", "1", "--quiet", "--no-distill"]
     assert shlex.split(command) == [*words, "--near-margin", "0.03"]
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("0,1,4-6", (0, 1, 4, 5, 6)),
+        ("7", (7,)),
+        (" 2 - 3 , 5", (2, 3, 5)),
+        ("3-3", (3,)),
+        ("", None),
+        ("1,", None),
+        ("-1", None),
+        ("3-1", None),
+        ("1,1", None),
+        ("2,1", None),
+        ("0-3,3", None),
+        ("a", None),
+        ("0-99999999", None),
+    ],
+)
+def test_layers_are_read_in_rising_order(text: str, layers: tuple[int, ...] | None) -> None:
+    if layers is None:
+        with pytest.raises(argparse.ArgumentTypeError, match="0-3,6,8-21"):
+            parse_layers(text)
+    else:
+        assert parse_layers(text) == layers

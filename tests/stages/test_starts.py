@@ -33,7 +33,12 @@ def write_start(path: Path, **changes: Any) -> Path:
 def test_a_start_is_what_its_folder_says(tmp_path: Path) -> None:
     start = read_start(write_start(tmp_path / "drop-1-7"))
     assert start == Start(
-        path=(tmp_path / "drop-1-7").resolve(), candidate=drop_layers(12, [1, 7]), base_model="demo", tokens=130
+        path=(tmp_path / "drop-1-7").resolve(),
+        candidate=drop_layers(12, [1, 7]),
+        base_model="demo",
+        base_revision=None,
+        tokens=130,
+        is_narrow=False,
     )
 
 

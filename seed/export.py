@@ -1,0 +1,182 @@
+"""Checkpoints out of a study, or out of any model: python -m seed.export studies/demo --trial 17 --no-recovery
+
+With --no-recovery the candidate of a trial is written as it was cut, with its card, its provenance and a mergekit recipe;
+without, it is said where the distilled model lies, and --out copies it. With --keep any model is cut:
+
+    python -m seed.export ./llama-70b --keep 0-39,48-79 --out ./llama-63b
+
+No weight is ever loaded: tensors are copied from file to file, so that a model may be larger than memory.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seed import folder
+from seed.console import Terminal, answer_in_json, run_command
+from seed.errors import StudyError
+from seed.stages import options, planning
+
+if TYPE_CHECKING:
+    from seed.reporting.result_line import ExportLine
+
+
+def export_trial(
+    path: Path,
+    *,
+    trial: int,
+    terminal: Terminal,
+    recovery: bool = True,
+    out: Path | None = None,
+    trust_study: bool = False,
+    trust_remote_code: bool = False,
+) -> "ExportLine":
+    """Write the candidate of a trial without recovery, or find its distilled model and copy it to ``out``.
+
+    Raises:
+        SeedError: no such study, trial or distilled model, or weights changed since.
+    """
+    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
+    planning.quiet_libraries()
+    from seed.stages import exporting
+    from seed.stages.gathering import find_trial, gather_record
+
+    with folder.lock(study):
+        record = gather_record(study)
+        chosen = find_trial(record, trial, place=study.root)
+        if recovery:
+            line = exporting.find_recovered(study, protocol, chosen, record.distilled)
+            if out is not None:
+                line = exporting.copy_recovered(line, out)
+        else:
+            terminal.say(f"cutting {protocol.model}")
+            order = exporting.order_trial(study, plan, protocol, chosen, record.distilled)
+            line = exporting.write_order(order, out or study.unrecovered / chosen.evaluation.candidate.key)
+    say_line(terminal, line)
+    if not recovery:
+        words = options.spell_command("seed.distill", {"trial": trial}, str(path))
+        terminal.say(f"to recover it: {words}", wrap=False)
+    return line
+
+
+def export_layers(
+    model: str, *, keep: tuple[int, ...], out: Path, terminal: Terminal, revision: str | None = None
+) -> "ExportLine":
+    """Write any model with these layers only, by their index in that model.
+
+    Raises:
+        SeedError: no such model, or none that Seed can cut.
+    """
+    planning.quiet_libraries()
+    from seed.stages import exporting
+
+    terminal.say(f"cutting {model}")
+    line = exporting.write_order(exporting.order_layers(model, keep, revision=revision), out)
+    say_line(terminal, line)
+    return line
+
+
+def say_line(terminal: Terminal, line: "ExportLine") -> None:
+    """Say what lies where."""
+    from seed.reporting.wording import format_bytes
+
+    state = "recovered" if line.is_recovered else "not recovered"
+    ratio = ""
+    if line.unrecovered_ppl_ratio is not None:
+        ratio = f"; PPL ratio without recovery {line.unrecovered_ppl_ratio:.4f} on {line.text} text"
+    terminal.say(
+        f"{len(line.kept_layers)} of {line.num_layers} layers, {line.num_params:,} parameters, "
+        f"{format_bytes(line.weight_bytes)} of weights, {state}{ratio}"
+    )
+    terminal.say(f"model:  {line.path}", wrap=False)
+    if line.recipe is not None:
+        terminal.say(f"recipe: {line.recipe}", wrap=False)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seed.export",
+        description="Write a candidate of a study, or layers of any model, as an ordinary checkpoint.",
+        epilog="Tensors are copied from file to file: the model may be larger than memory.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="STUDY",
+        help="the study's folder, such as studies/demo; with --keep a model: a directory or hub id",
+    )
+    parser.add_argument("--trial", type=options.whole_number, metavar="N", help="number of the trial, as in the report")
+    parser.add_argument(
+        "--no-recovery",
+        dest="recovery",
+        action="store_false",
+        help="write the candidate as it was cut, undistilled, with a recipe for mergekit",
+    )
+    parser.add_argument(
+        "--keep",
+        type=options.parse_layers,
+        metavar="LAYERS",
+        help="no study: keep these layers of a model, such as 0-3,6,8-21",
+    )
+    parser.add_argument("--revision", metavar="COMMIT", help="with --keep, revision of a hub model")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where it is written (default: in the study's folder; with --keep needed)",
+    )
+    options.add_trust(parser)
+    options.add_json(parser)
+    return parser
+
+
+def check_words(args: argparse.Namespace) -> None:
+    """Check that what was typed goes together.
+
+    Raises:
+        StudyError: with the cure.
+    """
+    if args.keep is None:
+        if args.trial is None:
+            raise StudyError(
+                f"{args.source}: which one? Add --trial N, a trial's number in the report; or --keep LAYERS to cut a model."
+            )
+        if args.revision is not None:
+            raise StudyError(f"--revision {args.revision}: a study has its own. Leave it out.")
+        return
+    if args.trial is not None or not args.recovery:
+        raise StudyError(
+            "--keep: names layers of a model, not of a study. Leave out --trial and --no-recovery, or --keep."
+        )
+    if args.out is None:
+        raise StudyError("--keep: where to? Add --out DIRECTORY.")
+
+
+def export(args: argparse.Namespace, terminal: Terminal) -> "ExportLine":
+    """Export as told on the command line, and return what ``--json`` prints."""
+    if args.keep is not None:
+        return export_layers(args.source, keep=args.keep, out=args.out, revision=args.revision, terminal=terminal)
+    return export_trial(
+        Path(args.source),
+        trial=args.trial,
+        recovery=args.recovery,
+        out=args.out,
+        terminal=terminal,
+        trust_study=args.trust_study,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def main() -> None:
+    """Read the command line and export."""
+    args = make_parser().parse_args()
+    check_words(args)
+    if args.json:
+        answer_in_json(functools.partial(export, args))
+    else:
+        export(args, Terminal())
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,435 @@
+"""Cut a checkpoint on disk: what stays of it is copied from file to file, however large the model is.
+
+No weight is ever held: tensors are ranges of bytes, named in the headers of safetensors files. Layers that stay get new
+indices, the config is repaired as a student's is, and how transformers would load the result is rehearsed on names and
+shapes before a byte is written. Nothing here recovers, judges, or reaches for the hub.
+"""
+
+import copy
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import transformers
+from torch import nn
+
+from seed import folder
+from seed.errors import ModelError
+from seed.models.anatomy import find_layers
+from seed.models.checkpoint import strip_code
+from seed.models.surgery import refuse_unfit, repair_config
+from seed.models.teacher import refuse_adapter
+from seed.records import check_layers
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9  # what the hub recommends, and one transfer can be repeated
+CHUNK_BYTES = 16 * 2**20
+HEADER_BYTES = 100 * 10**6  # the format's own limit
+# What stands beside weights: tokenizers of all kinds, how to generate, and what a licence wants to go along.
+COMPANIONS = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+# All that has to be there to cut a model, as patterns of names.
+WANTED = ("config.json", SINGLE, INDEX, "model-*-of-*.safetensors", "README.md", *COMPANIONS)
+# Types of the format by their names in transformers; others are left to whoever reads them.
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A tensor as it lies on disk."""
+
+    name: str
+    dtype: str  # by the format's names: BF16, F32
+    shape: tuple[int, ...]
+    path: Path
+    begin: int  # of its bytes in the file
+    num_bytes: int
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A checkpoint that is to be written: its config, and its tensors by their new names, where they lie now."""
+
+    source: Path
+    config: Any
+    num_layers: int  # of the source
+    kept_layers: tuple[int, ...]  # by their index in the source
+    tensors: tuple[StoredTensor, ...] = field(repr=False)
+
+    @property
+    def num_params(self) -> int:
+        """Numbers in all tensors."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.num_bytes for tensor in self.tensors)
+
+    @property
+    def dtype(self) -> str | None:
+        """The type of all tensors by its name in transformers; None: they have several, or one without such a name."""
+        found = {tensor.dtype for tensor in self.tensors}
+        return DTYPES.get(found.pop()) if len(found) == 1 else None
+
+
+def plan_cut(source: Path, kept_layers: Sequence[int]) -> Cut:
+    """Say what of a checkpoint stays when only these layers are kept, and prove that transformers would load it.
+
+    Args:
+        source: a directory with config.json, safetensors, and a tokenizer's files.
+        kept_layers: by their index in this checkpoint.
+
+    Raises:
+        ModelError: files are missing or damaged, the family is unfit, there are no such layers, or what would be
+            written were no whole checkpoint to transformers.
+    """
+    refuse_adapter(source)
+    config, kind = _read_config(source)
+    text = config.get_text_config()
+    num_layers = int(text.num_hidden_layers)
+    try:
+        check_layers(kept_layers, num_layers=num_layers, name="kept layers")
+    except ValueError as error:
+        raise ModelError(f"{source}: {error}. Name layers that this checkpoint has.") from error
+    if not kept_layers:
+        raise ModelError(f"{source}: no layer would be kept. Keep one or more of its {num_layers}.")
+    tensors = read_tensors(source)
+    with torch.device("meta"):
+        model = kind(copy.deepcopy(config))
+    _require_all(source, tensors, model)
+    place = _find_place(source, tensors, model, num_layers=num_layers)
+    new_index = {layer: position for position, layer in enumerate(kept_layers)}
+    kept = list(_rename(tensors, place=place, new_index=new_index))
+    repair_config(text, kept_layers)
+    config.architectures = [kind.__name__]
+    return Cut(
+        source=source,
+        config=config,
+        num_layers=num_layers,
+        kept_layers=tuple(kept_layers),
+        tensors=tuple(_leave_unread(source, kept, kind, config)),
+    )
+
+
+def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a cut checkpoint aside and rename it; one tensor's bytes at a time, a piece of them at once.
+
+    Args:
+        cut: what is written.
+        target: the directory; what was there is replaced.
+        documents: texts to write beside it, by their file's name.
+        shard_bytes: at most so many bytes of tensors in one file, unless one alone is larger.
+
+    Raises:
+        ResourceError: the disk does not take it.
+    """
+    with folder.explain_resource_errors(target), folder.replace_directory(target) as aside:
+        cut.config.save_pretrained(aside)
+        _copy_companions(cut.source, aside)
+        strip_code(aside)
+        shards = split_shards(cut.tensors, shard_bytes=shard_bytes)
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(shards, start=1):
+            name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            _write_shard(aside / name, shard)
+            weight_map |= {tensor.name: name for tensor in shard}
+        if len(shards) > 1:
+            index = {
+                "metadata": {"total_parameters": cut.num_params, "total_size": cut.num_bytes},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        for name, content in documents.items():
+            (aside / name).write_text(content, encoding="utf-8")
+
+
+def count_layers(source: Path) -> int:
+    """How many layers a checkpoint's config says that its decoder has.
+
+    Raises:
+        ModelError: there is no config, or none that transformers reads, or the family is unfit.
+    """
+    return int(_read_config(source)[0].get_text_config().num_hidden_layers)
+
+
+def read_tensors(source: Path) -> list[StoredTensor]:
+    """Return where each tensor of a checkpoint lies, in the order of the files; only headers are read.
+
+    Raises:
+        ModelError: files are missing or damaged, or two hold a tensor of one name.
+    """
+    tensors = [tensor for path in _list_files(source) for tensor in _read_header(path)]
+    names: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in names:
+            raise ModelError(f"{tensor.path}: {tensor.name} lies in another file too. Save the checkpoint again.")
+        names.add(tensor.name)
+    return tensors
+
+
+def split_shards(tensors: Iterable[StoredTensor], *, shard_bytes: int) -> list[list[StoredTensor]]:
+    """Return tensors in groups of at most ``shard_bytes``, in their order; one that is larger is a group of its own."""
+    shards: list[list[StoredTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.num_bytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.num_bytes
+    return shards
+
+
+def _read_config(source: Path) -> tuple[Any, Any]:
+    """The checkpoint's config, and the class of transformers' own that reads it."""
+    if not (source / "config.json").is_file():
+        raise ModelError(f"{source}: config.json is missing. Give a directory that save_pretrained wrote.")
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    except (OSError, ValueError, KeyError) as error:
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{source}: transformers has no language model of its own for this config ({message}). Seed exports only what "
+            "plain transformers loads."
+        ) from error
+    refuse_unfit(config)
+    return config, kind
+
+
+def _list_files(source: Path) -> list[Path]:
+    """The files that hold the weights."""
+    if (source / SINGLE).is_file():  # as in transformers, before the index
+        return [source / SINGLE]
+    try:
+        weight_map = json.loads((source / INDEX).read_bytes())["weight_map"]
+        names = sorted(set(weight_map.values()))
+        strays = [name for name in names if Path(name).name != name]
+    except OSError as error:
+        raise ModelError(
+            f"{source}: no safetensors weights there ({SINGLE}, or {INDEX} with its files). Seed reads nothing else: "
+            "convert them first."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{source / INDEX}: damaged ({error}). Save or download the checkpoint again.") from error
+    missing = strays or [name for name in names if not (source / name).is_file()]
+    if missing or not names:
+        raise ModelError(
+            f"{source}: {missing[0] if missing else 'weights'}, which {INDEX} names, does not lie there. Save or download "
+            "the checkpoint again."
+        )
+    return [source / name for name in names]
+
+
+def _read_header(path: Path) -> list[StoredTensor]:
+    """The tensors of one file in the order of their bytes; where the ranges do not make up the file, it is damaged."""
+    try:
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if not 2 <= length <= HEADER_BYTES:
+                raise ValueError(f"a header of {length:,} bytes")
+            header = json.loads(handle.read(length))
+        header.pop("__metadata__", None)
+        begin = 8 + length
+        tensors = [
+            StoredTensor(
+                name=name,
+                dtype=str(about["dtype"]),
+                shape=tuple(map(int, about["shape"])),
+                path=path,
+                begin=begin + int(about["data_offsets"][0]),
+                num_bytes=int(about["data_offsets"][1]) - int(about["data_offsets"][0]),
+            )
+            for name, about in header.items()
+        ]
+        tensors.sort(key=lambda tensor: (tensor.begin, tensor.num_bytes))
+        for tensor in tensors:
+            if tensor.begin != begin or tensor.num_bytes < 0 or min(tensor.shape, default=0) < 0:
+                raise ValueError(f"{tensor.name} does not lie where it should")
+            begin += tensor.num_bytes
+        if begin != path.stat().st_size:
+            raise ValueError(f"{path.stat().st_size:,} bytes, and its header says {begin:,}")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path}: damaged ({error}). Save or download the checkpoint again.") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return tensors
+
+
+def _require_all(source: Path, tensors: Sequence[StoredTensor], model: nn.Module) -> None:
+    """Raise when the files hold fewer numbers than the model has: what is missing would be made up, in memory."""
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    found = sum(tensor.numel for tensor in tensors)
+    if found < wanted:
+        raise ModelError(
+            f"{source}: its files hold {found:,} parameters, and its config says {wanted:,}. Save or download the checkpoint "
+            "again."
+        )
+
+
+def _find_place(source: Path, tensors: Sequence[StoredTensor], model: Any, *, num_layers: int) -> str:
+    """The name under which a checkpoint keeps the decoder's layers: as in the model, or without its outermost name."""
+    owner, attribute = find_layers(model)
+    path = next(name for name, module in model.named_modules() if module is owner)
+    whole = f"{path}.{attribute}" if path else attribute
+    pattern = re.compile(rf"((?:.*?\.)?{re.escape(attribute)})\.(\d+)\.")
+    layers: dict[str, set[int]] = {}
+    for tensor in tensors:
+        if found := pattern.match(tensor.name):
+            layers.setdefault(found[1], set()).add(int(found[2]))
+    complete = [place for place, indices in layers.items() if indices >= set(range(num_layers))]
+    for place in (whole, whole.removeprefix(f"{model.base_model_prefix}.")):
+        if place in complete:
+            return place
+    if (
+        len(complete) > 1
+    ):  # those of a model that sees too; by its own name for them, no layer has more or fewer numbers
+        wanted = sum(parameter.numel() for parameter in getattr(owner, attribute).parameters())
+        complete = [
+            place for place in complete if wanted == sum(t.numel for t in tensors if t.name.startswith(f"{place}."))
+        ]
+    if len(complete) != 1:
+        raise ModelError(
+            f"{source}: {len(complete)} groups of tensors are called like the {num_layers} layers of {type(model).__name__} "
+            f"({whole}), where Seed expects one. Open the model with transformers and save it again."
+        )
+    return complete[0]
+
+
+def _rename(tensors: Iterable[StoredTensor], *, place: str, new_index: Mapping[int, int]) -> Iterable[StoredTensor]:
+    """Leave out what belongs to other layers; layers beyond the decoder's, that predict further tokens, are such too."""
+    pattern = re.compile(rf"{re.escape(place)}\.(\d+)\.(.*)", re.S)
+    for tensor in tensors:
+        found = pattern.fullmatch(tensor.name)
+        if found is None:
+            yield tensor
+        elif int(found[1]) in new_index:
+            yield replace(tensor, name=f"{place}.{new_index[int(found[1])]}.{found[2]}")
+
+
+class _Hollow(torch.Tensor):
+    """A name and a shape where transformers expects a weight: it lies nowhere, and stays there."""
+
+    def to(self, *_args: Any, **_kwargs: Any) -> "_Hollow":
+        """Itself: there is nothing to move or to convert."""
+        return self
+
+
+def _leave_unread(source: Path, tensors: list[StoredTensor], kind: Any, config: Any) -> list[StoredTensor]:
+    """Return the tensors without those that transformers does not read, once it has read names and shapes of all.
+
+    Raises:
+        ModelError: some are missing or of another shape.
+    """
+    unread = _rehearse(source, tensors, kind, config)
+    if not unread:
+        return tensors
+    left = [tensor for tensor in tensors if tensor.name not in unread]
+    if still := _rehearse(source, left, kind, config):
+        raise ModelError(
+            f"{source}: {len(still)} tensors belong to nothing that transformers knows, such as {sorted(still)[0]}. Open the "
+            "model with transformers and save it again."
+        )
+    return left
+
+
+def _rehearse(source: Path, tensors: Sequence[StoredTensor], kind: Any, config: Any) -> set[str]:
+    """Let transformers load tensors that are nowhere; return the names that it does not read."""
+    hollow = {
+        tensor.name: torch.empty(tensor.shape, dtype=torch.float32, device="meta").as_subclass(_Hollow)
+        for tensor in tensors
+    }
+    try:
+        _, report = kind.from_pretrained(
+            None, config=copy.deepcopy(config), state_dict=hollow, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise _mismatch(source, message) from error
+    wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys and name != "unexpected_keys"}
+    if wrong:
+        raise _mismatch(source, str(wrong)[:500])
+    return set(report["unexpected_keys"])
+
+
+def _mismatch(source: Path, found: str) -> ModelError:
+    return ModelError(
+        f"{source}: its weights do not match its config ({found}). Save or download the checkpoint again."
+    )
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    """Copy what stands beside the weights; links, as in the hub's cache, are followed."""
+    for pattern in COMPANIONS:
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+
+
+def _write_shard(path: Path, tensors: Sequence[StoredTensor]) -> None:
+    """Write one safetensors file; wider types first, so that each tensor lies as its type wants it."""
+    ordered = sorted(tensors, key=lambda tensor: -tensor.num_bytes / max(1, tensor.numel))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in ordered:
+        offsets = [end, end := end + tensor.num_bytes]
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("xb") as target:
+        target.write(len(encoded).to_bytes(8, "little") + encoded)
+        opened: BinaryIO | None = None
+        try:
+            for tensor in ordered:
+                if opened is None or opened.name != str(tensor.path):
+                    if opened is not None:
+                        opened.close()
+                    opened = tensor.path.open("rb")
+                _copy_range(opened, target, begin=tensor.begin, num_bytes=tensor.num_bytes)
+        finally:
+            if opened is not None:
+                opened.close()
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def _copy_range(source: BinaryIO, target: BinaryIO, *, begin: int, num_bytes: int) -> None:
+    """Copy bytes from one file to the end of another, a piece at a time."""
+    source.seek(begin)
+    while num_bytes > 0:
+        piece = source.read(min(CHUNK_BYTES, num_bytes))
+        if not piece:
+            raise ModelError(f"{source.name}: became shorter while it was read. Run the same command again.")
+        target.write(piece)
+        num_bytes -= len(piece)

@@ -1,0 +1,331 @@
+"""Checkpoints that were cut and not recovered: what is cut, from which directory, and what is written beside the weights.
+
+The weights themselves are copied from file to file by ``models.copying``. Nothing is trained, judged or loaded here.
+"""
+
+import functools
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from seed import __version__, folder
+from seed.errors import ModelError, StudyError
+from seed.folder import StudyFolder
+from seed.models.checkpoint import is_whole
+from seed.models.copying import WANTED, Cut, count_layers, plan_cut, write_cut
+from seed.models.teacher import ModelSource, check_source, find_licence, locate_files
+from seed.optimize.space import list_presets, load_preset, presets_directory
+from seed.records import Candidate, DistillResult, Protocol, SearchPlan, TrialRecord
+from seed.reporting.card import Raw, Score, write_raw_card
+from seed.reporting.recipe import write_recipe
+from seed.reporting.result_line import ExportLine, keep_finite
+from seed.stages import provenance
+from seed.stages.options import spell_command
+from seed.stages.protocols import hash_weights, locate_model, resolve_location
+from seed.stages.starts import read_origin
+
+CARD, PROVENANCE, RECIPE = "README.md", "seed.json", "mergekit.yml"
+CURE = "Free some room, or choose another disk with --out DIRECTORY."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A cut that is to be written: where the weights lie, which layers stay, and what is known of it."""
+
+    source: ModelSource  # that is cut
+    kept_layers: tuple[int, ...]  # by their index in the source
+    candidate: Candidate  # by the original's indices
+    card: Callable[[Cut], str]
+    provenance: dict[str, Any]
+    score: Score | None
+
+
+def write_order(order: Order, target: Path) -> ExportLine:
+    """Write a cut checkpoint with its card, its provenance and its recipe.
+
+    Raises:
+        SeedError: weights are missing or damaged, the family is unfit, or there is no room.
+    """
+    require_free(target)
+    source = locate_files(order.source, patterns=WANTED)
+    if _overlap(source, target):
+        raise ModelError(f"{target}: is, holds or lies in the model that is cut ({source}). Give another --out.")
+    cut = plan_cut(source, order.kept_layers)
+    folder.require_room(_find_parent(target), needed_bytes=cut.num_bytes, purpose="this checkpoint", cure=CURE)
+    recipe = write_recipe(
+        str(source) if Path(order.source.location).is_dir() else order.source.location,
+        revision=order.source.revision,
+        kept_layers=order.kept_layers,
+        dtype=cut.dtype,
+    )
+    documents = {
+        CARD: order.card(cut),
+        PROVENANCE: json.dumps(order.provenance, indent=1) + "\n",
+        RECIPE: recipe,
+    }
+    write_cut(cut, target, documents=documents)
+    return ExportLine(
+        seed_version=__version__,
+        path=str(target),
+        base_model=order.provenance["base_model"],
+        base_revision=order.provenance["base_revision"],
+        num_layers=order.candidate.num_layers,
+        kept_layers=order.candidate.kept_layers,
+        dropped_layers=order.candidate.dropped_layers,
+        is_recovered=False,
+        num_params=cut.num_params,
+        weight_bytes=cut.num_bytes,
+        recipe=str(target / RECIPE),
+        unrecovered_ppl_ratio=None if order.score is None else keep_finite(order.score.quality.ppl_ratio),
+        text=None if order.score is None else order.score.split,
+    )
+
+
+def find_recovered(
+    study: StudyFolder, protocol: Protocol, trial: TrialRecord, distilled: Sequence[DistillResult]
+) -> ExportLine:
+    """Say where the distilled model of a trial lies.
+
+    Raises:
+        StudyError: it is not distilled.
+    """
+    candidate = trial.evaluation.candidate
+    path = study.model(candidate.key)
+    found = [result for result in distilled if result.candidate == candidate]
+    if not found or not is_whole(path):
+        cure = spell_command("seed.distill", {"trial": trial.number}, str(study.root))
+        raise StudyError(
+            f"--trial {trial.number}: {candidate.key} is not distilled. Distill it: {cure}; or add --no-recovery to write it as it "
+            "was cut."
+        )
+    [result] = found
+    return ExportLine(
+        seed_version=__version__,
+        path=str(path),
+        base_model=protocol.location,
+        base_revision=protocol.commit or protocol.revision,
+        num_layers=candidate.num_layers,
+        kept_layers=candidate.kept_layers,
+        dropped_layers=candidate.dropped_layers,
+        is_recovered=True,
+        num_params=result.size.num_params,
+        weight_bytes=result.size.weight_bytes,
+        recipe=None,
+        unrecovered_ppl_ratio=keep_finite(result.test_unrecovered.ppl_ratio),
+        text="test",
+    )
+
+
+def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
+    """Copy a distilled model.
+
+    Raises:
+        SeedError: something else lies there, or there is no room.
+    """
+    require_free(target)
+    source = Path(line.path)
+    if _overlap(source, target):
+        raise ModelError(f"{target}: lies in the model itself. Give another --out.")
+    with folder.explain_resource_errors(target), folder.replace_directory(target) as aside:
+        shutil.copytree(source, aside, dirs_exist_ok=True)
+    return msgspec.structs.replace(line, path=str(target))
+
+
+def order_trial(
+    study: StudyFolder, plan: SearchPlan, protocol: Protocol, trial: TrialRecord, distilled: Sequence[DistillResult]
+) -> Order:
+    """Return the order for the candidate of a trial, cut from what the study's candidates are cut from.
+
+    Raises:
+        ModelError: weights changed since the study was planned.
+    """
+    candidate = trial.evaluation.candidate
+    base = locate_base(study, protocol)
+    source, kept = base, candidate.kept_layers
+    if protocol.start is not None:
+        source = ModelSource(location=protocol.start)
+        before = read_origin(Path(protocol.start), place=f"{study.root}: its start {protocol.start}").candidate
+        kept = tuple(before.kept_layers.index(layer) for layer in candidate.kept_layers)
+        _require_same(Path(protocol.start), protocol.start_sha256, study)
+    licence = find_licence(base, named=protocol.license)
+    score = find_score(protocol, trial, distilled)
+    metrics: dict[str, Any] = {"size": provenance.describe(trial.evaluation.size)}
+    metrics["latency"] = provenance.describe(trial.evaluation.latency)
+    if score is not None:
+        metrics[score.split] = provenance.describe_quality(score.quality)
+    words = (str(study.root),)
+    return Order(
+        source=source,
+        kept_layers=kept,
+        candidate=candidate,
+        score=score,
+        card=functools.partial(
+            _write_card,
+            score=score,
+            model=protocol.model,
+            base_model=protocol.location,
+            revision=protocol.commit or protocol.revision,
+            candidate=candidate,
+            cut_from=protocol.start,
+            earlier_tokens=protocol.start_tokens,
+            licence=licence,
+            command=spell_command("seed.export", {"trial": trial.number, "recovery": False}, *words),
+            recover=spell_command("seed.distill", {"trial": trial.number}, *words),
+        ),
+        provenance=provenance.describe_raw(
+            provenance.describe_origin(protocol),
+            candidate,
+            licence=licence,
+            earlier_tokens=protocol.start_tokens,
+            metrics=metrics,
+            study=plan.name,
+            trial=trial.number,
+            streams=protocol.streams,
+        ),
+    )
+
+
+def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None) -> Order:
+    """Return the order for layers of any model: a directory, a hub id, or a preset's name.
+
+    Raises:
+        ModelError: no such model, or one that Seed cut before and whose seed.json is damaged.
+    """
+    preset = load_preset(presets_directory() / f"{model}.toml") if model in list_presets() else None
+    location = locate_model(model, preset=preset)
+    if revision and (location == "demo" or Path(location).is_dir()):
+        raise ModelError(f"--revision {revision}: only models of the hub have revisions. Leave it out for {model}.")
+    pinned = preset.model.revision if preset is not None and location == preset.model.name else None
+    source = ModelSource(
+        location=str(resolve_location(location)) if location == "demo" else location, revision=revision or pinned
+    )
+    if not Path(source.location).is_dir():
+        check_source(source, presets=list_presets())
+    directory = locate_files(source, patterns=WANTED)
+    licence = find_licence(source, named=None if preset is None else preset.model.license)
+    origin: dict[str, Any] = {
+        "base_model": location,
+        "base_revision": source.revision,
+        "base_sha256": None,
+        "start": None,
+    }
+    earlier = None
+    if (directory / PROVENANCE).is_file():  # it was cut before: layers go by the original's indices
+        earlier = read_origin(directory, place=str(directory))
+        if earlier.is_narrow:
+            raise ModelError(
+                f"{directory}: is cut in width, and no longer made of the original's layers. Cut the original."
+            )
+        origin |= {"base_model": earlier.base_model, "base_revision": earlier.base_revision}
+        origin["start"] = {"path": str(directory), "sha256": None, "tokens": earlier.tokens}
+    known = None if earlier is None else earlier.candidate
+    candidate = _compose(directory, kept_layers, known)
+    earlier_tokens = 0 if earlier is None else earlier.tokens
+    shown = ",".join(map(str, kept_layers))
+    return Order(
+        source=source,
+        kept_layers=tuple(kept_layers),
+        candidate=candidate,
+        score=None,
+        card=functools.partial(
+            _write_card,
+            score=None,
+            model=Path(model).name,
+            base_model=origin["base_model"],
+            revision=origin["base_revision"],
+            candidate=candidate,
+            cut_from=None if earlier is None else str(directory),
+            earlier_tokens=earlier_tokens,
+            licence=licence,
+            command=spell_command("seed.export", {"keep": shown, "revision": revision, "out": "DIRECTORY"}, model),
+            recover=None,
+        ),
+        provenance=provenance.describe_raw(
+            origin, candidate, licence=licence, earlier_tokens=earlier_tokens, metrics={}
+        ),
+    )
+
+
+def locate_base(study: StudyFolder, protocol: Protocol) -> ModelSource:
+    """Where the original of a study lies: a directory whose weights are those that were searched, or a commit of the hub.
+
+    Raises:
+        ModelError: its weights changed since.
+    """
+    if protocol.weights_sha256 is None:
+        return ModelSource(location=protocol.location, revision=protocol.commit or protocol.revision)
+    path = resolve_location(protocol.location)
+    if protocol.start is None:
+        _require_same(path, protocol.weights_sha256, study)
+    return ModelSource(location=str(path))
+
+
+def find_score(protocol: Protocol, trial: TrialRecord, distilled: Sequence[DistillResult]) -> Score | None:
+    """How the candidate was judged without recovery: on test text where it was distilled, else on validation text."""
+    candidate = trial.evaluation.candidate
+    for result in distilled:
+        if result.candidate == candidate and protocol.start is None:  # else test text saw a cut of the original
+            return Score(quality=result.test_unrecovered, split="test", source=protocol.streams["test"].source)
+    quality = trial.evaluation.qualities.get("none")
+    if quality is None or not math.isfinite(quality.loss):
+        return None
+    return Score(quality=quality, split="validation", source=protocol.streams["validation"].source)
+
+
+def require_free(target: Path) -> None:
+    """Raise when something lies there that is not a checkpoint of ours without recovery, which can be made again.
+
+    Raises:
+        StudyError: with the cure.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        is_ours = json.loads((target / PROVENANCE).read_bytes()).get("recovered") is False
+    except (OSError, ValueError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        raise StudyError(f"{target}: already there. Move it away, or give another --out.")
+
+
+def _write_card(cut: Cut, *, score: Score | None, **about: Any) -> str:
+    raw = Raw(**about, num_params=cut.num_params, weight_bytes=cut.num_bytes, seed_version=__version__)
+    return write_raw_card(raw, score)
+
+
+def _compose(directory: Path, kept_layers: Sequence[int], known: Candidate | None) -> Candidate:
+    """The kept layers by the original's indices."""
+    if known is None:
+        num_layers = count_layers(directory)
+        before = tuple(range(num_layers))
+    else:
+        num_layers, before = known.num_layers, known.kept_layers
+    beyond = [layer for layer in kept_layers if layer >= len(before)]
+    if beyond:
+        raise ModelError(
+            f"--keep {beyond[0]}: {directory} has {len(before)} layers, 0 to {len(before) - 1}. Name layers that it has."
+        )
+    return Candidate(num_layers=num_layers, kept_layers=tuple(before[layer] for layer in kept_layers))
+
+
+def _require_same(path: Path, sha256: str | None, study: StudyFolder) -> None:
+    if hash_weights(path) != sha256:
+        raise ModelError(
+            f"{path}: its weights changed since {study.root} was planned. Restore them, or start a study of another name."
+        )
+
+
+def _overlap(source: Path, target: Path) -> bool:
+    one, other = source.resolve(), target.resolve()
+    return one == other or one.is_relative_to(other) or other.is_relative_to(one)
+
+
+def _find_parent(target: Path) -> Path:
+    """The nearest directory above that is there."""
+    return next(path for path in (target.resolve(), *target.resolve().parents) if path.is_dir())

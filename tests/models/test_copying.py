@@ -1,0 +1,322 @@
+"""A checkpoint that is cut on disk is the student that is cut in memory, and takes no memory to cut."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from seed.errors import ModelError
+from seed.models import copying
+from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import load_checkpoint
+from seed.models.copying import INDEX, SINGLE, plan_cut, read_tensors, split_shards, write_cut
+from seed.models.surgery import make_student
+from seed.records import Candidate
+from tests.conftest import MakeCheckpoint, make_tokenizer
+from tests.models.families import GATED, make_model, scramble
+from tests.test_commands import environment
+
+CPU = torch.device("cpu")
+FAMILIES = ("llama", "gpt2", "gemma2", "mpt", "opt", "gpt_neo", "qwen2_moe", "qwen3_moe", "deepseek_v3", "mixtral")
+
+
+def save(family: str, path: Path, *, shard_bytes: int | None = None) -> torch.nn.Module:
+    """A checkpoint of a random model, in one file or in several."""
+    model = make_model(family)
+    model.save_pretrained(path, **({} if shard_bytes is None else {"max_shard_size": shard_bytes}))
+    make_tokenizer().save_pretrained(path)
+    return model
+
+
+def cut(source: Path, *kept: int, shard_bytes: int = copying.SHARD_BYTES) -> Path:
+    target = source.with_name(f"{source.name}-cut")
+    write_cut(plan_cut(source, kept), target, documents={"README.md": "# A card"}, shard_bytes=shard_bytes)
+    return target
+
+
+def expect_student(model: torch.nn.Module, found: Path, *kept: int) -> torch.nn.Module:
+    """What was written loads whole, and is the student; returns it."""
+    loaded = load_checkpoint(found, device=CPU, dtype=torch.float32)
+    student = make_student(Anatomy(model), Candidate(num_layers=4, kept_layers=kept))
+    wanted, weights = student.state_dict(), loaded.state_dict()
+    assert list(weights) == list(wanted)
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    skipped = {"_name_or_path", "dtype", "architectures"}
+    same = [{k: v for k, v in one.config.to_dict().items() if k not in skipped} for one in (loaded, student)]
+    assert same[0] == same[1]
+    return loaded
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_cut_on_disk_is_the_student_to_the_bit(family: str, tmp_path: Path) -> None:
+    model = save(family, tmp_path / "whole", shard_bytes=30_000)
+    assert (tmp_path / "whole" / INDEX).is_file()
+    for kept, shard_bytes in (((0, 2, 3), 40_000), ((1, 3), copying.SHARD_BYTES)):
+        expect_student(model, cut(tmp_path / "whole", *kept, shard_bytes=shard_bytes), *kept)
+
+
+def test_files_are_bounded_and_their_index_is_right(tmp_path: Path) -> None:
+    model = save("llama", tmp_path / "whole")
+    assert (tmp_path / "whole" / SINGLE).is_file()
+    found = cut(tmp_path / "whole", 0, 1, 3, shard_bytes=30_000)
+    index = json.loads((found / INDEX).read_text())
+    files = sorted(found.glob("*.safetensors"))
+    assert len(files) > 2
+    assert [file.name for file in files] == sorted(set(index["weight_map"].values()))
+    total = 0
+    for file in files:
+        weights = load_file(file)
+        assert {name for name, place in index["weight_map"].items() if place == file.name} == set(weights)
+        num_bytes = sum(weight.nbytes for weight in weights.values())
+        assert num_bytes <= 30_000 or len(weights) == 1
+        total += num_bytes
+        with safe_open(file, framework="pt") as opened:
+            assert opened.metadata() == {"format": "pt"}
+    assert index["metadata"]["total_size"] == total
+    assert index["metadata"]["total_parameters"] == total // 4
+    expect_student(model, found, 0, 1, 3)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_ties_and_types_stay_as_the_input_has_them(tmp_path: Path) -> None:
+    save("llama", tmp_path / "whole")
+    weights = {name: weight.bfloat16() for name, weight in load_file(tmp_path / "whole" / SINGLE).items()}
+    norm = "model.layers.2.input_layernorm.weight"
+    weights[norm] = weights[norm][:31].float()  # odd, and wider: it must not put others out of line
+    weights[norm] = torch.cat([weights[norm], torch.ones(1)])
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()  # some files hold tied weights twice
+    save_file(weights, tmp_path / "whole" / SINGLE, metadata={"format": "pt"})
+    assert plan_cut(tmp_path / "whole", (0, 1)).dtype == "bfloat16"
+    assert plan_cut(tmp_path / "whole", (0, 2)).dtype is None
+    found = load_file(cut(tmp_path / "whole", 0, 2) / SINGLE)
+    assert torch.equal(found["lm_head.weight"], weights["lm_head.weight"])
+    assert found["model.layers.1.input_layernorm.weight"].dtype == torch.float32
+    assert torch.equal(found["model.layers.1.input_layernorm.weight"], weights[norm])
+    assert found["model.norm.weight"].dtype == torch.bfloat16
+    for name, weight in found.items():
+        assert torch.equal(weight, weights[name.replace("layers.1.", "layers.2.")]), name
+
+
+def test_names_of_a_bare_decoder_and_tensors_that_nobody_reads_are_understood(tmp_path: Path) -> None:
+    """As on the hub: GPT-2's names lack the outermost part, and its masks and further heads are no weights."""
+    model = save("gpt2", tmp_path / "whole")
+    weights = load_file(tmp_path / "whole" / SINGLE)
+    bare = {name.removeprefix("transformer."): weight for name, weight in weights.items()}
+    bare |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 8, 8) for layer in range(4)}
+    bare |= {"h.4.eh_proj.weight": torch.ones(3), "further.head": torch.ones(3)}
+    save_file(bare, tmp_path / "whole" / SINGLE, metadata={"format": "pt"})
+    found = cut(tmp_path / "whole", 1, 2)
+    names = set(load_file(found / SINGLE))
+    assert "h.1.ln_1.weight" in names
+    assert not names & {"h.4.eh_proj.weight", "h.2.eh_proj.weight", "further.head"}
+    expect_student(model, found, 1, 2)
+
+
+def test_only_the_language_model_of_a_vision_model_is_cut(tmp_path: Path) -> None:
+    text = GATED | {"head_dim": 8, "sliding_window": 8, "vocab_size": 300}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+    )
+    model = scramble(transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    model.save_pretrained(tmp_path / "whole")
+    expect_student(model, cut(tmp_path / "whole", 0, 3), 0, 3)
+
+
+def test_what_stands_beside_weights_comes_along_and_code_does_not(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    source = shutil.copytree(make_checkpoint("llama"), tmp_path / "whole")
+    config = json.loads((source / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnModel"}
+    (source / "config.json").write_text(json.dumps(config))
+    for name in ("modeling_own.py", "tokenization_own.py", "LICENSE.txt", "chat_template.jinja", "notes.bin"):
+        (source / name).write_text(name)
+    found = cut(source, 0, 2)
+    names = {path.name for path in found.iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE.txt"} <= names
+    assert "chat_template.jinja" in names
+    assert not names & {"modeling_own.py", "tokenization_own.py", "notes.bin"}
+    assert "auto_map" not in (found / "config.json").read_text()
+    assert (found / "README.md").read_text() == "# A card"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(found)
+    assert tokenizer.decode(tokenizer("round trip")["input_ids"]) == "round trip"
+
+
+def damage(source: Path, how: str) -> None:
+    file = source / SINGLE
+    if how == "torn":
+        file.write_bytes(file.read_bytes()[:-5])
+    elif how == "header":
+        file.write_bytes(struct.pack("<Q", 2**40) + file.read_bytes()[8:])
+    elif how == "offsets":
+        content = file.read_bytes()
+        file.write_bytes(content.replace(b'"data_offsets":[0,', b'"data_offsets":[8,', 1))
+    elif how == "pickled":
+        file.rename(source / "pytorch_model.bin")
+    elif how == "shard":
+        (source / INDEX).write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+        file.unlink()
+    elif how == "elsewhere":
+        shutil.copy(file, source.parent / "elsewhere.safetensors")
+        (source / INDEX).write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+        file.unlink()
+    elif how == "config":
+        (source / "config.json").unlink()
+    elif how == "adapter":
+        (source / "adapter_config.json").write_text("{}")
+    else:
+        weights = load_file(file)
+        if how == "missing":
+            del weights["model.layers.1.mlp.up_proj.weight"]
+        elif how == "misshapen":
+            weights["model.layers.1.mlp.up_proj.weight"] = torch.zeros(64, 33)
+        elif how == "swapped":
+            weights["model.layers.1.mlp.other.weight"] = weights.pop("model.layers.1.mlp.up_proj.weight")
+        save_file(weights, file, metadata={"format": "pt"})
+
+
+DAMAGES = {
+    "torn": "damaged",
+    "header": "damaged",
+    "offsets": "does not lie where it should",
+    "pickled": "no safetensors weights",
+    "shard": "gone.safetensors",
+    "elsewhere": r"\.\./elsewhere\.safetensors",
+    "config": "config.json is missing",
+    "adapter": "adapter",
+    "missing": "its config says",
+    "misshapen": "do not match its config",
+    "swapped": "do not match its config",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_before_anything_is_written(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, how: str
+) -> None:
+    source = shutil.copytree(make_checkpoint("llama"), tmp_path / "whole")
+    damage(source, how)
+    with pytest.raises(ModelError, match=DAMAGES[how]) as caught:
+        cut(source, 0, 1, 2)
+    assert str(source) in str(caught.value)
+    assert not (tmp_path / "whole-cut").exists()
+
+
+@pytest.mark.parametrize("kept", [(), (4,), (2, 1), (1, 1), (-1, 0)])
+def test_layers_that_are_not_there_are_refused(make_checkpoint: MakeCheckpoint, kept: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match="layer"):
+        plan_cut(make_checkpoint("llama"), kept)
+
+
+def test_unfit_and_unknown_families_are_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source = shutil.copytree(make_checkpoint("llama"), tmp_path / "whole")
+    config = json.loads((source / "config.json").read_text())
+    for change, said in (
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized"),
+        ({"model_type": "own"}, "plain transformers"),
+        ({"model_type": "bert"}, "found|layers|whole|match|config"),
+    ):
+        (source / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ModelError, match=said):
+            plan_cut(source, (0, 1))
+
+
+def test_an_interrupted_copy_leaves_what_was_there(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(make_checkpoint("llama"), tmp_path / "whole")
+    target = cut(source, 0, 1)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+
+    def interrupt(*_words: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(copying, "_copy_range", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cut(source, 2, 3)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole", "whole-cut"]
+
+
+def test_groups_hold_at_most_what_they_may_but_for_one_that_is_larger(make_checkpoint: MakeCheckpoint) -> None:
+    tensors = read_tensors(make_checkpoint("llama"))
+    groups = split_shards(tensors, shard_bytes=20_000)
+    assert [tensor for group in groups for tensor in group] == tensors
+    sizes = [sum(tensor.num_bytes for tensor in group) for group in groups]
+    assert all(size <= 20_000 or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
+    assert split_shards([], shard_bytes=1) == [[]]
+
+
+def write_hollow_checkpoint(path: Path, config: transformers.PretrainedConfig, *, shard_bytes: int) -> int:
+    """A checkpoint of zeros that take no room on disk, in several files; return the bytes of its weights."""
+    path.mkdir()
+    config.save_pretrained(path)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    filled = 0
+    for name, weight in model.state_dict().items():
+        if filled + weight.nbytes > shard_bytes and shards[-1]:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tuple(weight.shape)
+        filled += weight.nbytes
+    weight_map, total = {}, 0
+    for number, shard in enumerate(shards):
+        header, end = {}, 0
+        for name, shape in shard.items():
+            size = 2 * torch.Size(shape).numel()
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+            weight_map[name] = f"part-{number}.safetensors"
+            end += size
+        encoded = json.dumps(header).encode()
+        with (path / f"part-{number}.safetensors").open("wb") as handle:
+            handle.write(struct.pack("<Q", len(encoded)) + encoded)
+            handle.truncate(8 + len(encoded) + end)
+        total += end
+    (path / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    return total
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from seed.models.copying import plan_cut, write_cut
+
+def read_kilobytes(name):
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":")]
+    return int(line.split()[1])
+
+small, large, target = map(Path, sys.argv[1:])
+write_cut(plan_cut(small, (0, 2)), target, documents={})  # all that is imported is there now
+before = read_kilobytes("VmRSS")
+write_cut(plan_cut(large, (0, 2, 3)), target, documents={}, shard_bytes=100_000_000)
+print(1024 * (read_kilobytes("VmHWM") - before))
+"""
+
+
+def test_a_large_model_takes_no_more_memory_than_a_small_one(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=32_000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8
+    )
+    total = write_hollow_checkpoint(tmp_path / "large", config, shard_bytes=100_000_000)
+    assert total > 200_000_000
+    words = [make_checkpoint("llama"), tmp_path / "large", tmp_path / "cut"]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, words)], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 40_000_000  # pieces of 16 MiB, and a model without weights
+    written = sum(tensor.num_bytes for tensor in read_tensors(tmp_path / "cut"))
+    layer = 2 * (4 * 1024**2 + 3 * 1024 * 2816 + 2 * 1024)
+    assert written == total - layer
+    assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 2
