@@ -104,6 +104,22 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
     return result
 
 
+def load_tokenizer(path: Path) -> Any:
+    """Load the tokenizer of an exported directory.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{path}: its tokenizer cannot be loaded ({type(error).__name__}: {message}). If Seed wrote it, remove the directory "
+            "and run the same command again; it will be written anew."
+        ) from error
+
+
 def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype) -> None:
     """Cut, save, reload and compare on a few layers, so that a family Seed gets wrong is refused at once.
 
