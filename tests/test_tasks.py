@@ -58,6 +58,7 @@ doc_to_target: "{{{{question}}}}"
 metric_list:
   - {{metric: byte_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
 """
+SHOTS = CHOICE.replace("toy_choice", "toy_shots") + "fewshot_split: test\nnum_fewshot: 2\n"
 GROUP = """
 group: toys
 task: [toy_choice, toy_other]
@@ -83,7 +84,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, cache = path / "data" / "questions.jsonl", path / "cache"
     data.parent.mkdir()
     data.write_text("\n".join(map(json.dumps, DOCUMENTS)))
-    for name, text in {"choice": CHOICE, "text": TEXT, "unsafe": UNSAFE}.items():
+    for name, text in {"choice": CHOICE, "text": TEXT, "shots": SHOTS, "unsafe": UNSAFE}.items():
         (path / f"{name}.yaml").write_text(text.format(data=data, cache=cache))
     (path / "hub.yaml").write_text(FROM_THE_HUB)
     return path
@@ -276,7 +277,7 @@ def test_a_model_of_a_study_is_judged_beside_the_dense_one(
 
 def test_lm_eval_itself_reads_the_directory_and_finds_the_same(searched: tuple[Path, Path], toys: Path) -> None:
     _, path = searched
-    words = ["--model=hf", f"--model_args=pretrained={path},dtype=float32", "--tasks=toy_choice,toy_text"]
+    words = ["--model=hf", f"--model_args=pretrained={path},dtype=float32", "--tasks=toy_choice,toy_text,toy_shots"]
     words += [f"--include_path={toys}", "--device=cpu", f"--output_path={toys.parent / 'found.json'}"]
     # its own tasks take five seconds to index, and none of them is wanted
     program = (
@@ -295,9 +296,12 @@ def test_lm_eval_itself_reads_the_directory_and_finds_the_same(searched: tuple[P
     assert done.returncode == 0, done.stderr[-4000:]
     [report] = toys.parent.glob("found*.json")
     found = json.loads(report.read_text())["results"]
-    choice, text = (one.score for one in score(path, "toy_choice", "toy_text", toys=toys))
+    names = ("toy_choice", "toy_text", "toy_shots")
+    choice, text, shots = (one.score for one in score(path, *names, toys=toys))
     assert found["toy_choice"]["acc,none"] == pytest.approx(choice.value)
     assert found["toy_choice"]["acc_stderr,none"] == pytest.approx(choice.standard_error)
+    assert found["toy_shots"]["acc,none"] == pytest.approx(shots.value)
+    assert shots.num_fewshot == 2
     assert found["toy_text"]["byte_perplexity,none"] == pytest.approx(text.value, rel=1e-5)
 
 

@@ -9,12 +9,14 @@ import difflib
 import importlib.util
 import logging
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from seed.errors import ResourceError, SeedError
@@ -71,7 +73,7 @@ def require_lm_eval() -> None:
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise SeedError(
-            "--tasks: needs lm-eval, which is not installed. Install it: pip install 'seed-search[tasks]' (or 'lm-eval>=0.4.9')."
+            "--tasks: needs lm-eval, which is not installed. Install it: pip install 'seed-search[tasks]' (or 'lm-eval>=0.4.12')."
         )
 
 
@@ -100,6 +102,7 @@ def open_tasks(
         raise SeedError(f"--include-path {include_path}: no such directory. Give one with task files (YAML).")
     with _quiet():
         manager, found = _find(names, include_path)
+        _seed()
         opened = _open_once(manager, found)
     unsafe = sorted({task.task_name for one in opened for task in _leaves(one) if getattr(task, "UNSAFE_CODE", False)})
     if unsafe and not allow_unsafe:
@@ -123,7 +126,8 @@ def score_tasks(model: Any, tokenizer: Any, tasks: TaskSet, *, watch: Watch) -> 
     Raises:
         SeedError: a task cannot be run on this model.
     """
-    import lm_eval
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
     batch = tasks.batch or (CPU_BATCH if model.device.type == "cpu" else "auto")
@@ -132,13 +136,14 @@ def score_tasks(model: Any, tokenizer: Any, tasks: TaskSet, *, watch: Watch) -> 
         for request, what in REQUESTS.items():
             setattr(model_to_ask, request, _watched(model_to_ask, request, what, watch))
         try:
-            found = lm_eval.simple_evaluate(
-                model_to_ask,
-                tasks=list(tasks.opened),
-                task_manager=tasks.manager,
-                limit=tasks.limit,
-                confirm_run_unsafe_code=tasks.allows_unsafe,
-            )
+            chosen = tasks.manager.load(list(tasks.opened))
+            for task in chosen["tasks"].values():
+                if task.get_config("num_fewshot") is None:
+                    task.set_config(key="num_fewshot", value=0)
+                task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+            _seed()
+            # simple_evaluate does the same, and then runs git, pip and more to describe the machine
+            found = evaluate(model_to_ask, chosen, limit=tasks.limit, confirm_run_unsafe_code=tasks.allows_unsafe)
         except torch.OutOfMemoryError as error:
             raise ResourceError(
                 "--tasks: does not fit into the GPU's memory. Choose a smaller --task-batch, or --device cpu."
@@ -269,6 +274,15 @@ def _watched(model: Any, request: str, what: str, watch: Watch) -> Callable[...,
             return answer(requests, **words | {"disable_tqdm": True})
 
     return answer_watched
+
+
+def _seed() -> None:
+    """Seed every source of random numbers as lm-eval's command does: some tasks draw theirs when they are opened."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
 
 
 @contextlib.contextmanager
