@@ -1,22 +1,30 @@
 """Perplexity and latency of any checkpoint, by Seed's protocol: python -m seed.evaluate studies/demo/models/drop-1
 
 A model inside a study is judged on that study's test text, beside its dense model. Any other model (a
-directory, a hub id, a preset's name) is judged alone, on the text you name.
+directory, a hub id, a preset's name) is judged alone, on the text you name. With ``--tasks`` both are also judged by
+tasks of lm-eval.
 """
 
 import argparse
+import contextlib
 import functools
+import importlib.metadata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seed.console import Terminal, answer_in_json, run_command
-from seed.errors import ModelError
+from seed.errors import ModelError, SeedError
 from seed.folder import StudyFolder
 from seed.optimize.space import list_presets, load_preset, presets_directory
-from seed.records import Latency, Quality, Size
+from seed.records import Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import format_bytes
 from seed.stages import options, planning
+
+if TYPE_CHECKING:
+    from seed.scoring.tasks import TaskSet
 
 EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
 
@@ -29,6 +37,7 @@ class Judgement:
     latency: Latency
     size: Size
     protocol: str
+    tasks: tuple[TaskScore, ...] = ()
 
 
 def evaluate_in_study(
@@ -38,17 +47,20 @@ def evaluate_in_study(
     device: str | None = None,
     trust_study: bool = False,
     trust_remote_code: bool = False,
+    tasks: "TaskSet | None" = None,
+    terminal: Terminal | None = None,
 ) -> Judgement:
-    """Judge an exported model of a study on the study's test text, beside the dense model.
+    """Judge an exported model of a study on the study's test text, and by tasks, beside the dense model.
 
     Raises:
         SeedError: the checkpoint cannot be loaded, model or text changed since the search, or they want the user's word.
     """
     study, _, protocol = planning.open_planned(study.root, trust_study=trust_study, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
-    from seed.models.checkpoint import load_checkpoint, measure_size
+    from seed.models.checkpoint import load_checkpoint, load_tokenizer, measure_size
     from seed.scoring.latency import measure_pair, prepare_run
     from seed.scoring.quality import compare_models, judge, logits_of
+    from seed.scoring.tasks import compare_scores, score_tasks
     from seed.stages import protocols, workbench
 
     bench = workbench.reopen(study, protocol, device_name=device)
@@ -68,18 +80,35 @@ def evaluate_in_study(
         structure=path.name,
         device=protocols.name_device(bench.device),
     )
+    scores: list[TaskScore] = []
+    if tasks is not None:
+        watch = functools.partial(_watch, terminal or Terminal(quiet=True))
+        ours = score_tasks(model, load_tokenizer(path), tasks, watch=functools.partial(watch, path.name))
+        theirs = score_tasks(
+            bench.teacher.model, bench.teacher.tokenizer, tasks, watch=functools.partial(watch, "dense")
+        )
+        scores = compare_scores(ours, theirs)
     return Judgement(
         test=judge(losses, dense, closeness=closeness),
         latency=latency,
         size=measure_size(model, dtype=bench.teacher.stored_dtype),
         protocol=_describe(protocol.window_tokens, protocol.dtype, bench.streams["test"].source),
+        tasks=tuple(scores),
     )
 
 
 def evaluate_alone(
-    name: str, *, text: str | None, window_tokens: int | None, test_tokens: int | None, device: str | None = None
+    name: str,
+    *,
+    text: str | None,
+    window_tokens: int | None,
+    test_tokens: int | None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    tasks: "TaskSet | None" = None,
+    terminal: Terminal | None = None,
 ) -> Judgement:
-    """Judge any model on a text of its own: the whole of a file, or the test split of a corpus.
+    """Judge any model on a text of its own, the whole of a file or the test split of a corpus, and by tasks.
 
     Raises:
         SeedError: model or text cannot be opened.
@@ -92,12 +121,14 @@ def evaluate_alone(
     from seed.scoring.corpus import open_test_stream
     from seed.scoring.latency import Workload, measure_pair, prepare_run
     from seed.scoring.quality import choose_micro_batch, judge, logits_of, measure_losses
+    from seed.scoring.tasks import compare_scores, score_tasks
     from seed.stages import protocols
 
     location = protocols.locate_model(name, preset=preset)
     source = ModelSource(
         location=str(protocols.resolve_location(location)) if location == "demo" else location,
         revision=preset.model.revision if preset else None,
+        trust_remote_code=trust_remote_code,
     )
     check_source(source, presets=list_presets())
     chosen = choose_device(device)
@@ -119,12 +150,25 @@ def evaluate_alone(
     losses = measure_losses(logits_of(teacher.model), stream, micro_batch=micro_batch, device=chosen)
     workload = Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=5)
     run = prepare_run(teacher.model, workload, vocabulary=config.vocab_size)
+    latency = measure_pair(run, run, workload, structure=name, device=protocols.name_device(chosen))
+    scores: list[TaskScore] = []
+    if tasks is not None:
+        watch = functools.partial(_watch, terminal or Terminal(quiet=True), Path(name).name)
+        scores = compare_scores(score_tasks(teacher.model, teacher.tokenizer, tasks, watch=watch), None)
     return Judgement(
         test=judge(losses, losses),
-        latency=measure_pair(run, run, workload, structure=name, device=protocols.name_device(chosen)),
+        latency=latency,
         size=measure_size(teacher.model, dtype=teacher.stored_dtype),
         protocol=_describe(window, str(teacher.dtype).removeprefix("torch."), stream.source),
+        tasks=tuple(scores),
     )
+
+
+@contextlib.contextmanager
+def _watch(terminal: Terminal, model: str, what: str, total: int) -> Iterator[Callable[[float], None]]:
+    """Show how far a model is with the requests of the tasks."""
+    with terminal.stage(f"tasks, {what} of {model}", total=total) as advance:
+        yield lambda amount: advance(amount, "")
 
 
 def _describe(window_tokens: int, dtype: str, source: str) -> str:
@@ -167,6 +211,43 @@ def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) 
     )
 
 
+def show_tasks(terminal: Terminal, scores: tuple[TaskScore, ...], *, limit: int | None) -> None:
+    """Print the scores of tasks; beside the dense model's where it ran them."""
+    beside_dense = scores[0].dense_value is not None
+    columns = ["task", "metric", "shots", "documents", "value", *(["dense", "difference"] if beside_dense else [])]
+    arrows = {True: " ↑", False: " ↓", None: ""}
+    terminal.show_table(
+        columns,
+        [
+            [
+                one.task,
+                one.metric + arrows[one.higher_is_better],
+                "" if one.num_fewshot is None else str(one.num_fewshot),
+                f"{one.documents:,}",
+                _spell(one.value, one.standard_error),
+                *(
+                    []
+                    if one.dense_value is None or one.difference is None
+                    else [
+                        _spell(one.dense_value, one.dense_standard_error),
+                        _spell(one.difference, one.difference_standard_error, sign="+"),
+                    ]
+                ),
+            ]
+            for one in scores
+        ],
+        num_words=2,
+    )
+    some = "all documents" if limit is None else f"the first {limit:,} documents of each task"
+    paired = "; that of a difference is paired by document" if beside_dense else ""
+    version = importlib.metadata.version("lm-eval")
+    terminal.say(f"tasks:      lm-eval {version}, {some}, no chat template; ± is a standard error{paired}")
+
+
+def _spell(value: float, spread: float | None, *, sign: str = "") -> str:
+    return f"{value:{sign}.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -179,6 +260,28 @@ def make_parser() -> argparse.ArgumentParser:
         "--test-tokens", type=options.positive_int, metavar="N", help="use at most N tokens (default: all)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1")
+    tasks = parser.add_argument_group("tasks of lm-eval, besides (pip install 'seed-search[tasks]')")
+    tasks.add_argument(
+        "--tasks",
+        type=lambda text: tuple(filter(None, (name.strip() for name in text.split(",")))),
+        metavar="NAMES",
+        help="such as arc_easy,hellaswag; lm-eval ls tasks lists them",
+    )
+    tasks.add_argument(
+        "--task-limit", type=options.positive_int, metavar="N", help="the first N documents of each task (default: all)"
+    )
+    tasks.add_argument(
+        "--task-batch",
+        type=options.positive_int,
+        metavar="N",
+        help="requests at once (default: 8 on the CPU, as many as fit on a GPU)",
+    )
+    tasks.add_argument(
+        "--include-path", type=Path, metavar="DIR", help="task files of your own; functions that they name are run"
+    )
+    tasks.add_argument(
+        "--confirm-unsafe-code", action="store_true", help="also tasks that run code which the model writes"
+    )
     options.add_trust(parser)
     options.add_json(parser)
     return parser
@@ -186,6 +289,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
     """Judge as told on the command line, say what was found, and return it as ``--json`` prints it."""
+    tasks = read_tasks(args)
     study = find_study(Path(args.model)) if not (args.test_text or args.window_tokens or args.test_tokens) else None
     if study is not None:
         found = evaluate_in_study(
@@ -194,6 +298,8 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
             device=args.device,
             trust_study=args.trust_study,
             trust_remote_code=args.trust_remote_code,
+            tasks=tasks,
+            terminal=terminal,
         )
     else:
         found = evaluate_alone(
@@ -202,10 +308,40 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
             window_tokens=args.window_tokens,
             test_tokens=args.test_tokens,
             device=args.device,
+            trust_remote_code=args.trust_remote_code,
+            tasks=tasks,
+            terminal=terminal,
         )
     is_beside = study is not None
     show_judgement(terminal, found, beside_dense=is_beside)
-    return describe_judged(args.model, found.protocol, found.test, found.latency, found.size, beside_dense=is_beside)
+    if found.tasks:
+        show_tasks(terminal, found.tasks, limit=args.task_limit)
+    return describe_judged(
+        args.model, found.protocol, found.test, found.latency, found.size, found.tasks, beside_dense=is_beside
+    )
+
+
+def read_tasks(args: argparse.Namespace) -> "TaskSet | None":
+    """Open the tasks that the command line names, with their data, before anything that takes long.
+
+    Raises:
+        SeedError: they cannot be run as asked.
+    """
+    if not args.tasks:
+        for name in ("tasks", "task_limit", "task_batch", "include_path", "confirm_unsafe_code"):
+            if getattr(args, name) not in (None, False):
+                raise SeedError(f"--{name.replace('_', '-')}: no task is named. Add --tasks NAMES, or leave it out.")
+        return None
+    planning.quiet_libraries()
+    from seed.scoring.tasks import open_tasks
+
+    return open_tasks(
+        args.tasks,
+        include_path=args.include_path,
+        limit=args.task_limit,
+        batch=args.task_batch,
+        allow_unsafe=args.confirm_unsafe_code,
+    )
 
 
 def main() -> None:

@@ -127,6 +127,22 @@ class Quality(Record, frozen=True, kw_only=True):
     document_losses_path: str | None = None  # FILE#RUNG/KEY: the row of the study's sweep that holds them
 
 
+class TaskScore(Record, frozen=True, kw_only=True):
+    """One metric of one task on a model, and on the dense model where that ran it too."""
+
+    task: str
+    metric: str
+    num_fewshot: int | None  # examples before each question; None: tasks of a group differ
+    documents: int
+    higher_is_better: bool | None  # None: not known
+    value: float
+    standard_error: float | None  # None, here and below: not known
+    dense_value: float | None = None
+    dense_standard_error: float | None = None
+    difference: float | None = None  # value less dense_value
+    difference_standard_error: float | None = None  # paired by document
+
+
 class SweepRow(Record, frozen=True, kw_only=True):
     """A score by document: a line of ``sweep.jsonl``. The first line is the dense model's, with the tokens counted."""
 

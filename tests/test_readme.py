@@ -162,9 +162,10 @@ def test_every_preset_and_option_that_the_readme_names_exists():
     named = re.search(r"`search_spaces/` \((.*?)\)", README, re.S)
     assert named is not None
     assert sorted(re.findall(r"[\w.-]+", named[1].replace("\n", " "))) == list_presets()
-    from seed import distill, export, report, search
+    from seed import distill, evaluate, export, report, search
 
-    parsers = (search.make_parser(), report.make_parser(), distill.make_parser(), export.make_parser())
+    commands = (search, report, distill, evaluate, export)
+    parsers = [command.make_parser() for command in commands]
     known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", README)) <= known
     for image in re.findall(r"!\[.*?\]\((.*?)\)", README):

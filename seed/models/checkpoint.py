@@ -4,6 +4,7 @@ No judgement here of how good a model is; the card's figures are handed in.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def _count_cache(model: nn.Module) -> int:
 def write_checkpoint(
     model: nn.Module, target: Path, *, tokenizer: Any, dtype: torch.dtype, card: str, provenance: dict[str, Any]
 ) -> None:
-    """Write weights in ``dtype``, config, tokenizer, README.md (the card) and seed.json.
+    """Write weights in ``dtype``, config, tokenizer, README.md (the card) and seed.json, as plain transformers and other runtimes read them.
 
     ``model`` is converted in place. Raises ResourceError when the disk does not take it.
     """
@@ -53,7 +54,9 @@ def write_checkpoint(
         exported: Any = cast_weights(model, dtype)
         exported.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        keep_sentencepiece(tokenizer, aside)
         strip_code(aside)
+        spell_rope(aside)
         (aside / "README.md").write_text(card, encoding="utf-8")
         (aside / "seed.json").write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
 
@@ -70,6 +73,43 @@ def strip_code(directory: Path) -> None:
         content = json.loads(text, object_hook=lambda found: {k: v for k, v in found.items() if k != "auto_map"})
         if content != json.loads(text):
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def keep_sentencepiece(tokenizer: Any, directory: Path) -> None:
+    """Put the original's SentencePiece model (tokenizer.model) beside tokenizer.json, which is all that transformers writes.
+
+    llama.cpp's converter reads Gemma's vocabulary from nothing else.
+    """
+    original = Path(getattr(tokenizer, "vocab_file", None) or "")
+    if original.name == "tokenizer.model" and original.is_file():
+        shutil.copyfile(original, directory / "tokenizer.model")
+
+
+def spell_rope(directory: Path) -> None:
+    """Say in config.json how positions are rotated in the older words too: ``rope_theta``, ``rope_scaling``.
+
+    transformers 5 writes ``rope_parameters`` alone, and reads either. MLX looks for the older words in most families, and
+    takes a base of its own where it finds none, without a word: other logits.
+    """
+
+    def spell(found: dict[str, Any]) -> dict[str, Any]:
+        rope = found.get("rope_parameters")
+        if not isinstance(rope, dict):
+            return found
+        older: dict[str, Any] = {}
+        full, sliding = rope.get("full_attention"), rope.get("sliding_attention")
+        if isinstance(full, dict) or isinstance(sliding, dict):  # of each kind of layer; the older words of Gemma 3
+            older["rope_theta"] = (full or {}).get("rope_theta")
+            older["rope_local_base_freq"] = (sliding or {}).get("rope_theta")
+        else:
+            older["rope_theta"] = rope.get("rope_theta")
+            if rope.get("rope_type", "default") != "default":
+                older["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+        return {name: value for name, value in older.items() if value is not None} | found
+
+    file = directory / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8"), object_hook=spell)
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -101,6 +141,22 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
         )
     result: nn.Module = model.to(device).eval().requires_grad_(False)
     return result
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Load the tokenizer of an exported directory.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{path}: its tokenizer cannot be loaded ({type(error).__name__}: {message}). If Seed wrote it, remove the directory "
+            "and run the same command again; it will be written anew."
+        ) from error
 
 
 def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype) -> None:
@@ -139,6 +195,7 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
     with folder.make_scratch(scratch / "round-trip") as directory:
         student.save_pretrained(directory)
         strip_code(directory)
+        spell_rope(directory)
         reloaded: Any = load_checkpoint(directory, device=anatomy.device, dtype=dtype)
         found = reloaded(input_ids=tokens_BT, use_cache=False).logits
     if not agree(found, expected):

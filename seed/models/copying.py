@@ -23,7 +23,7 @@ from torch import nn
 from seed import folder
 from seed.errors import ModelError
 from seed.models.anatomy import find_layers
-from seed.models.checkpoint import strip_code
+from seed.models.checkpoint import spell_rope, strip_code
 from seed.models.surgery import refuse_unfit, repair_config
 from seed.models.teacher import refuse_adapter
 from seed.records import check_layers
@@ -158,6 +158,7 @@ def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_byt
         cut.config.save_pretrained(aside)
         _copy_companions(cut.source, aside)
         strip_code(aside)
+        spell_rope(aside)
         shards = split_shards(cut.tensors, shard_bytes=shard_bytes)
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, start=1):

@@ -32,7 +32,7 @@ SLICED_LISTS = (
 # Lists of layer indices: keep those of kept layers, renumbered.
 REMAPPED_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices")
 # The first n layers are of another kind: count those that are kept.
-LEADING_COUNTS = ("first_k_dense_replace", "num_dense_layers")
+LEADING_COUNTS = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
 # Periods over the index survive no removal; 1 (every layer) is the only harmless value.
 PERIODS = (
     "attn_layer_period",

@@ -4,13 +4,14 @@ What a line holds, and how it is made from records. Fields are added, never rena
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from seed import __version__
 from seed.evidence import StagedSearch, StageRecord
 from seed.findings import Replication, StudyRecord
 from seed.folder import StudyFolder
-from seed.records import DenseResult, DistillResult, Estimate, FrontierMember, Latency, Quality, Record, Size
+from seed.records import DenseResult, DistillResult, Estimate, FrontierMember, Latency, Quality, Record, Size, TaskScore
 from seed.reporting.answers import recommend
 from seed.reporting.readings import read_interval, read_latency_ratio
 
@@ -122,6 +123,22 @@ class ExportLine(Record, frozen=True, kw_only=True):
     text: str | None  # which text that is of: "test" or "validation"
 
 
+class TaskLine(Record, frozen=True, kw_only=True):
+    """One metric of one task of lm-eval. The dense model's numbers are None where it did not stand beside."""
+
+    task: str
+    metric: str
+    num_fewshot: int | None
+    documents: int
+    higher_is_better: bool | None
+    value: float | None
+    standard_error: float | None
+    dense_value: float | None
+    dense_standard_error: float | None
+    difference: float | None
+    difference_standard_error: float | None  # paired by document; None: not known
+
+
 class JudgedLine(Record, frozen=True, kw_only=True):
     """How one checkpoint was judged. Ratios are None where no dense model stood beside it."""
 
@@ -138,6 +155,7 @@ class JudgedLine(Record, frozen=True, kw_only=True):
     num_params: int
     weight_bytes: int
     kv_bytes_per_token: int
+    tasks: tuple[TaskLine, ...] = ()
 
 
 def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
@@ -200,7 +218,14 @@ def describe_one_more(result: DistillResult, study: StudyFolder, replication: Re
 
 
 def describe_judged(
-    model: str, protocol: str, test: Quality, latency: Latency, size: Size, *, beside_dense: bool
+    model: str,
+    protocol: str,
+    test: Quality,
+    latency: Latency,
+    size: Size,
+    tasks: Sequence[TaskScore] = (),
+    *,
+    beside_dense: bool,
 ) -> JudgedLine:
     """Return the line of a checkpoint that was judged, alone or beside its dense model."""
     return JudgedLine(
@@ -217,6 +242,24 @@ def describe_judged(
         num_params=size.num_params,
         weight_bytes=size.weight_bytes,
         kv_bytes_per_token=size.kv_bytes_per_token,
+        tasks=tuple(map(describe_task, tasks)),
+    )
+
+
+def describe_task(score: TaskScore) -> TaskLine:
+    """Return the line of a task's metric."""
+    return TaskLine(
+        task=score.task,
+        metric=score.metric,
+        num_fewshot=score.num_fewshot,
+        documents=score.documents,
+        higher_is_better=score.higher_is_better,
+        value=keep_finite(score.value),
+        standard_error=keep_finite(score.standard_error),
+        dense_value=keep_finite(score.dense_value),
+        dense_standard_error=keep_finite(score.dense_standard_error),
+        difference=keep_finite(score.difference),
+        difference_standard_error=keep_finite(score.difference_standard_error),
     )
 
 

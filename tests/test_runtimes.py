@@ -1,0 +1,270 @@
+"""What reads an exported directory: which runtimes are really run here, and which are only checked by what they read.
+
+Run, on directories cut and exported as a search does it: plain transformers in a process of its own, and MLX (mlx-lm, on the
+CPU), which must give the student's logits. ``lm-eval`` is run in test_tasks.py.
+
+Not run, for want of a build or of a GPU: llama.cpp and vLLM. What their converter and loader go by is checked instead: the
+architecture's name, per-layer lists as long as there are layers, the family's tensor names counted from 0, the format of
+the safetensors files, and every tokenizer file of the original. MLX is not asked for GPT-2: its loader wants the names of the
+first release, without ``transformer.``, which save_pretrained does not write.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import keep_sentencepiece, spell_rope, write_checkpoint
+from seed.models.surgery import make_student
+from seed.models.teacher import ModelSource, open_teacher
+from seed.records import Candidate
+from tests import conftest
+from tests.models.families import compute_logits, scramble
+from tests.test_commands import environment
+
+FAMILIES = ("llama", "qwen2", "gemma2", "gpt2")
+KEPT = (0, 2, 3)
+VOCABULARY = 400
+LLAMA_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,  # not what runtimes take where they find none
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
+# no longer than the sliding windows of 8, which MLX does not know for these families
+TOKENS = torch.tensor([[1, 5, 200, 42, 77, 130, 33, 9]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """An original and what was exported of it without one layer."""
+
+    family: str
+    original: Path
+    path: Path
+    student: nn.Module
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model as Llama and Gemma bring one."""
+    place = tmp_path_factory.mktemp("vocabulary")
+    (place / "text.txt").write_text("\n".join(f"layer {i} may go, layer {i + 1} stays" for i in range(200)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(place / "text.txt"),
+        model_prefix=str(place / "tokenizer"),
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return place / "tokenizer.model"
+
+
+def make_original(family: str, path: Path, vocabulary: Path) -> None:
+    """A checkpoint with all that a published one has."""
+    config = conftest.make_config(family)
+    config.vocab_size = VOCABULARY
+    if family == "llama":
+        config.rope_parameters = dict(LLAMA_ROPE)
+    model = scramble(transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=True, temperature=0.6, top_p=0.9, bos_token_id=1, eos_token_id=[2, 7]
+    )
+    model.save_pretrained(path)
+    if family in ("llama", "gemma2"):
+        shutil.copy(vocabulary, path / "tokenizer.model")
+        kind = {"llama": "LlamaTokenizer", "gemma2": "GemmaTokenizer"}[family]
+        named = {"tokenizer_class": kind, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        (path / "tokenizer_config.json").write_text(json.dumps(named))
+    else:
+        conftest.make_tokenizer().save_pretrained(path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)  # takes a family's own rules for splitting text
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(path)
+
+
+@pytest.fixture(scope="module")
+def exports(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
+    """For each family an original, opened and cut as a search does it, and the exported directory."""
+    made = {}
+    for family in FAMILIES:
+        place = tmp_path_factory.mktemp(family)
+        make_original(family, place / "original", vocabulary)
+        teacher = open_teacher(
+            ModelSource(location=str(place / "original")), device=torch.device("cpu"), dtype_name=None
+        )
+        student = make_student(Anatomy(teacher.model), Candidate(num_layers=4, kept_layers=KEPT))
+        write_checkpoint(
+            student,
+            place / "drop-1",
+            tokenizer=teacher.tokenizer,
+            dtype=teacher.stored_dtype,
+            card="# A card",
+            provenance={"kept_layers": KEPT},
+        )
+        made[family] = Export(family=family, original=place / "original", path=place / "drop-1", student=student)
+    return made
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_differs_in_what_has_to_do_with_layers_alone(exports: dict[str, Export], family: str) -> None:
+    before, after = (read(path / "config.json") for path in (exports[family].original, exports[family].path))
+    assert after["architectures"] == before["architectures"]
+    assert after["model_type"] == before["model_type"]
+    assert "auto_map" not in after
+    count = "n_layer" if family == "gpt2" else "num_hidden_layers"
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    wanted = {count: len(KEPT)}
+    if "layer_types" in before:
+        wanted["layer_types"] = [before["layer_types"][layer] for layer in KEPT]
+    if family == "qwen2":
+        wanted["max_window_layers"] = 1  # of the two leading layers with full attention one is left
+    if family != "gpt2":
+        wanted["rope_theta"] = before["rope_parameters"]["rope_theta"]
+    if family == "llama":
+        wanted["rope_scaling"] = {name: value for name, value in LLAMA_ROPE.items() if name != "rope_theta"}
+    assert {name: after[name] for name in changed} == wanted
+    lists = [value for value in after.values() if isinstance(value, list) and len(value) > 1]
+    assert all(len(value) == len(KEPT) for value in lists)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_are_the_familys_own_counted_from_0(exports: dict[str, Export], family: str) -> None:
+    assert [path.name for path in exports[family].path.glob("*.safetensors")] == ["model.safetensors"]
+    with safe_open(exports[family].path / "model.safetensors", framework="pt") as stored:
+        assert stored.metadata()["format"] == "pt"
+    before, after = (load_file(path / "model.safetensors") for path in (exports[family].original, exports[family].path))
+    wanted = {}
+    for name, tensor in before.items():
+        layer = LAYER.search(name)
+        if layer is None:
+            wanted[name] = tensor
+        elif int(layer[1]) in KEPT:
+            wanted[f"{name[: layer.start(1)]}{KEPT.index(int(layer[1]))}{name[layer.end(1) :]}"] = tensor
+    assert set(after) == set(wanted)
+    assert {int(layer[1]) for layer in map(LAYER.search, after) if layer} == set(range(len(KEPT)))
+    for name, tensor in wanted.items():
+        assert after[name].dtype == tensor.dtype
+        assert torch.equal(after[name], tensor), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_file_of_the_original_is_there_and_says_the_same(exports: dict[str, Export], family: str) -> None:
+    original, path = exports[family].original, exports[family].path
+    assert {file.name for file in path.iterdir()} == {file.name for file in original.iterdir()} | {
+        "README.md",
+        "seed.json",
+    }
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert read(path / name) == read(original / name)
+    assert (path / "chat_template.jinja").read_text() == TEMPLATE
+    if family in ("llama", "gemma2"):
+        assert (path / "tokenizer.model").read_bytes() == (original / "tokenizer.model").read_bytes()
+
+
+PLAIN = """
+import json, sys, torch, transformers
+transformers.utils.logging.disable_progress_bar()
+found = {}
+for path in sys.argv[2:]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    with torch.no_grad():
+        logits = model(torch.tensor(json.loads(sys.argv[1]))).logits
+    found[path] = [logits.tolist(), tokenizer.decode(tokenizer("layer 7 may go", add_special_tokens=False)["input_ids"])]
+assert "seed" not in sys.modules
+print(json.dumps(found))
+"""
+
+
+def test_plain_transformers_in_a_process_of_its_own_gives_the_students_logits(exports: dict[str, Export]) -> None:
+    paths = [str(export.path) for export in exports.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, json.dumps(TOKENS.tolist()), *paths],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        env=environment(PYTHONPATH=""),
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    for export in exports.values():
+        logits, text = found[str(export.path)]
+        assert torch.equal(torch.tensor(logits), compute_logits(export.student, TOKENS)), export.family
+        assert text == "layer 7 may go"
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
+def test_mlx_gives_the_students_logits(exports: dict[str, Export], family: str) -> None:
+    import mlx.core as mx
+    from mlx_lm.utils import load_model, load_tokenizer
+
+    path = exports[family].path
+    model, _ = load_model(path)
+    found = np.array(model(mx.array(TOKENS.numpy())))
+    wanted = compute_logits(exports[family].student, TOKENS).numpy()
+    assert np.abs(wanted).max() > 0.5
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    assert load_tokenizer(path).encode("layer 7 may go") == tokenizer.encode("layer 7 may go")
+
+
+def test_positions_are_spelled_in_older_words_without_a_change_for_transformers(tmp_path: Path) -> None:
+    config = transformers.Gemma3TextConfig(
+        num_hidden_layers=4,
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 900000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 7000.0},
+        },
+    )
+    for given in (config, conftest.make_config("gpt2"), transformers.LlamaConfig(rope_parameters=dict(LLAMA_ROPE))):
+        given.save_pretrained(tmp_path)
+        before = read(tmp_path / "config.json")
+        spell_rope(tmp_path)
+        spell_rope(tmp_path)  # what was spelled stays
+        again = type(given).from_pretrained(tmp_path)
+        assert getattr(again, "rope_parameters", None) == getattr(given, "rope_parameters", None)
+        after = read(tmp_path / "config.json")
+        assert {name: after[name] for name in before} == before
+        added = {name: after[name] for name in set(after) - set(before)}
+        if given is config:
+            assert added == {"rope_theta": 900000.0, "rope_local_base_freq": 7000.0}
+        elif given.model_type == "gpt2":
+            assert not added
+
+
+def test_only_a_vocabulary_that_is_there_is_kept(vocabulary: Path, tmp_path: Path) -> None:
+    class Names:
+        vocab_file: str | None
+
+    tokenizer = Names()
+    for name in (None, str(tmp_path / "gone" / "tokenizer.model"), str(vocabulary.with_suffix(".vocab"))):
+        tokenizer.vocab_file = name
+        keep_sentencepiece(tokenizer, tmp_path)
+    keep_sentencepiece(object(), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,362 @@
+"""Tasks of lm-eval on what was exported: the numbers are right, lm-eval itself finds the same, and what cannot be is said."""
+
+import functools
+import importlib.util
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+import transformers
+
+from seed import evaluate
+from seed.console import Terminal, run_command
+from seed.errors import SeedError
+from seed.models.checkpoint import load_checkpoint, load_tokenizer
+from seed.records import TaskScore
+from seed.reporting.result_line import JudgedLine, TaskLine, describe_task
+from seed.scoring import tasks
+from seed.scoring.tasks import Scored
+from seed.search import find_frontier
+from tests.conftest import MakeCheckpoint, make_tokenizer
+from tests.test_commands import environment, read_line, run_seed
+
+CPU = torch.device("cpu")
+# choices of one length, so that not the shortest always wins; of a random model's choices about a third are right
+DOCUMENTS = [
+    {"question": f"{first} and {second} are", "choices": ["fade.", "abide", "ghij!"], "gold": (i + j) % 3}
+    for i, first in enumerate(["a bee", "the dad", "ice", "jade"])
+    for j, second in enumerate(["cab", "bag", "a hid egg", "chef", "fig"])
+]
+CHOICE = """
+task: toy_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: gold
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
+TEXT = """
+task: toy_text
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}, cache_dir: {cache}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list:
+  - {{metric: byte_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
+"""
+SHOTS = CHOICE.replace("toy_choice", "toy_shots") + "fewshot_split: test\nnum_fewshot: 2\n"
+GROUP = """
+group: toys
+task: [toy_choice, toy_other]
+aggregate_metric_list:
+  - {metric: acc, aggregation: mean, weight_by_size: true}
+"""
+FROM_THE_HUB = """
+task: toy_hub
+dataset_path: nobody/nothing
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: gold
+"""
+UNSAFE = CHOICE.replace("toy_choice", "toy_unsafe") + "unsafe_code: true\n"
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with task files and their data."""
+    path = tmp_path_factory.mktemp("toys")
+    data, cache = path / "data" / "questions.jsonl", path / "cache"
+    data.parent.mkdir()
+    data.write_text("\n".join(map(json.dumps, DOCUMENTS)))
+    for name, text in {"choice": CHOICE, "text": TEXT, "shots": SHOTS, "unsafe": UNSAFE}.items():
+        (path / f"{name}.yaml").write_text(text.format(data=data, cache=cache))
+    (path / "hub.yaml").write_text(FROM_THE_HUB)
+    return path
+
+
+@contextmanager
+def unwatched(what: str, total: int):
+    yield lambda amount: None
+
+
+def score(checkpoint: Path, *names: str, toys: Path, **words: int) -> list[Scored]:
+    model, tokenizer = load_checkpoint(checkpoint, device=CPU, dtype=torch.float32), load_tokenizer(checkpoint)
+    opened = tasks.open_tasks(names, include_path=toys, **words)
+    return tasks.score_tasks(model, tokenizer, opened, watch=unwatched)
+
+
+@torch.no_grad()
+def choose_by_hand(checkpoint: Path) -> list[bool]:
+    """Whether the most likely of each document's choices is the right one, from the model's logits alone."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    right = []
+    for document in DOCUMENTS:
+        question = tokenizer(document["question"])["input_ids"]
+        likelihoods = []
+        for choice in document["choices"]:
+            tokens = tokenizer(f"{document['question']} {choice}")["input_ids"]
+            assert tokens[: len(question)] == question
+            logs = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+            likelihoods.append(sum(logs[i - 1, tokens[i]].item() for i in range(len(question), len(tokens))))
+        right.append(max(range(3), key=lambda i: likelihoods[i]) == document["gold"])
+    return right
+
+
+def test_scores_are_what_the_logits_say(make_checkpoint: MakeCheckpoint, toys: Path) -> None:
+    checkpoint = make_checkpoint()
+    right = choose_by_hand(checkpoint)
+    share = sum(right) / len(right)
+    assert 0 < share < 1
+    choice, text = score(checkpoint, "toy_choice", "toy_text", toys=toys)
+    assert (choice.score.task, choice.score.metric) == ("toy_choice", "acc")
+    assert choice.score.value == pytest.approx(share)
+    assert choice.score.standard_error == pytest.approx(math.sqrt(share * (1 - share) / (len(right) - 1)))
+    assert choice.by_document == tuple(map(float, right))
+    assert choice.score.documents == len(DOCUMENTS)
+    assert choice.score.higher_is_better is True
+    assert text.score.value == pytest.approx(byte_perplexity(checkpoint), rel=1e-4)
+    assert text.score.higher_is_better is False
+    assert text.by_document is None  # no mean over documents, so there are no paired differences
+
+
+@torch.no_grad()
+def byte_perplexity(checkpoint: Path) -> float:
+    """Tokens are bytes here; a text begins behind the token that ends texts."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    tokenizer = make_tokenizer()
+    loss, count = 0.0, 0
+    for document in DOCUMENTS:
+        tokens = torch.tensor([[0, *tokenizer(document["question"])["input_ids"]]])
+        logits = model(tokens).logits[0, :-1]
+        loss += torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum").item()
+        count += tokens.shape[1] - 1
+    return math.exp(loss / count)
+
+
+def test_a_difference_is_paired_by_document(make_checkpoint: MakeCheckpoint, toys: Path) -> None:
+    model, dense = make_checkpoint(num_layers=3), make_checkpoint()
+    gaps = [a - b for a, b in zip(choose_by_hand(model), choose_by_hand(dense), strict=True)]
+    assert any(gaps)
+    ours, theirs = (score(path, "toy_choice", "toy_text", toys=toys) for path in (model, dense))
+    choice, text = tasks.compare_scores(ours, theirs)
+    mean = sum(gaps) / len(gaps)
+    spread = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps))
+    assert choice.difference == pytest.approx(mean)
+    assert choice.difference_standard_error == pytest.approx(spread)
+    assert choice.dense_value == theirs[0].score.value
+    assert text.difference == pytest.approx(ours[1].score.value - theirs[1].score.value)
+    assert text.difference_standard_error is None
+    same = tasks.compare_scores(ours, ours)[0]
+    assert (same.difference, same.difference_standard_error) == (0, 0)
+
+
+def test_tasks_that_were_opened_can_be_run_again_and_every_answer_is_told_of(
+    make_checkpoint: MakeCheckpoint, toys: Path
+) -> None:
+    checkpoint, told = make_checkpoint(), []
+
+    @contextmanager
+    def watch(what: str, total: int):
+        heard = [0.0]
+        yield lambda amount: heard.append(heard.pop() + amount)
+        told.append((what, total, heard[0]))
+
+    model, tokenizer = load_checkpoint(checkpoint, device=CPU, dtype=torch.float32), load_tokenizer(checkpoint)
+    opened = tasks.open_tasks(["toy_choice", "toy_text", "toy_choice"], include_path=toys, limit=5, batch=2)
+    once, again = (tasks.score_tasks(model, tokenizer, opened, watch=watch) for _ in range(2))
+    assert once == again
+    assert {one.score.documents for one in once} == {5}
+    assert told == [("choices", 15, 15), ("texts", 5, 5)] * 2
+
+
+def test_what_cannot_be_opened_is_said(toys: Path, tmp_path: Path) -> None:
+    with pytest.raises(SeedError, match=r"toy_hub.*hub cannot be reached.*--include-path"):
+        tasks.open_tasks(["toy_choice", "toy_hub"], include_path=toys)
+    with pytest.raises(SeedError, match=r"toy_unsafe.*--confirm-unsafe-code"):
+        tasks.open_tasks(["toy_unsafe"], include_path=toys)
+    assert tasks.open_tasks(["toy_unsafe"], include_path=toys, allow_unsafe=True).opened
+    with pytest.raises(SeedError, match="no such directory"):
+        tasks.open_tasks(["toy_choice"], include_path=tmp_path / "nowhere")
+    (tmp_path / "broken.yaml").write_text(
+        "task: toy_broken\ndataset_path: json\ndataset_kwargs: {data_files: gone.jsonl}\n"
+    )
+    with pytest.raises(SeedError, match=r"toy_broken: cannot be opened.*gone.jsonl"):
+        tasks.open_tasks(["toy_broken"], include_path=tmp_path)
+
+
+def test_names_of_all_tasks_are_known_and_near_ones_offered(toys: Path) -> None:
+    with pytest.raises(SeedError, match=r"arc_esay: lm-eval knows no such task. Did you mean arc_easy"):
+        tasks.open_tasks(["toy_*", "arc_esay"], include_path=toys)
+
+
+def test_a_group_is_scored_as_a_whole_and_by_its_tasks(
+    make_checkpoint: MakeCheckpoint, toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.tasks
+
+    # lm-eval's own tasks take five seconds to index, and none of them is wanted
+    monkeypatch.setattr(
+        lm_eval.tasks, "TaskManager", functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    )
+    for name in ("choice.yaml", "text.yaml"):
+        shutil.copy(toys / name, tmp_path)
+    (tmp_path / "other.yaml").write_text((tmp_path / "choice.yaml").read_text().replace("toy_choice", "toy_other"))
+    (tmp_path / "group.yaml").write_text(GROUP)
+    found = [one.score for one in score(make_checkpoint(), "toys", "toy_choice", "toy_text", toys=tmp_path)]
+    assert {one.task: one.documents for one in found} == {"toys": 40, "toy_choice": 20, "toy_other": 20, "toy_text": 20}
+    whole, choice = (next(one for one in found if one.task == name) for name in ("toys", "toy_choice"))
+    assert whole.value == pytest.approx(choice.value)
+    assert whole.metric == "acc"
+    with pytest.raises(SeedError, match=r"toys: holds toy_choice, which toy_choice is or holds too"):
+        tasks.open_tasks(["toy_choice", "toys"], include_path=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def searched(
+    make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A folder in which a study was searched, and the model that came out of it."""
+    place = tmp_path_factory.mktemp("searched")
+    record = find_frontier(
+        str(make_checkpoint()),
+        recovery_text=str(text_file),
+        studies_dir=place / "studies",
+        study="tiny",
+        window_tokens=64,
+        calibration_tokens=512,
+        validation_tokens=1024,
+        test_tokens=1024,
+        prompt_tokens=8,
+        new_tokens=4,
+        latency_repeats=3,
+        distill_tokens=1024,
+        learning_rate=1e-3,
+        max_dropped=1,
+        frontier_size=1,
+        device="cpu",
+    )
+    return place, place / "studies" / "tiny" / "models" / record.distilled[0].key
+
+
+def test_a_model_of_a_study_is_judged_beside_the_dense_one(
+    searched: tuple[Path, Path], make_checkpoint: MakeCheckpoint, toys: Path
+) -> None:
+    place, path = searched
+    words = ["seed.evaluate", str(path.relative_to(place)), "--tasks=toy_choice,toy_text", f"--include-path={toys}"]
+    done = run_seed(*words, "--json", cwd=place)
+    line = read_line(done, JudgedLine)
+    choice, text = line.tasks
+    right, dense = choose_by_hand(path), choose_by_hand(make_checkpoint())
+    assert choice.value == pytest.approx(sum(right) / len(right))
+    assert choice.dense_value == pytest.approx(sum(dense) / len(dense))
+    assert choice.difference == pytest.approx(choice.value - choice.dense_value)
+    assert text.value == pytest.approx(byte_perplexity(path), rel=1e-4)
+    assert line.ppl_ratio is not None
+    said = re.sub(r" +", " ", done.stderr)
+    assert f"toy_choice acc ↑ 0 20 {choice.value:.4f} ± {choice.standard_error:.4f} {choice.dense_value:.4f}" in said
+    assert "tasks, choices of dense: done in" in said
+    assert "lm-eval 0." in said
+
+
+def test_lm_eval_itself_reads_the_directory_and_finds_the_same(searched: tuple[Path, Path], toys: Path) -> None:
+    _, path = searched
+    words = ["--model=hf", f"--model_args=pretrained={path},dtype=float32", "--tasks=toy_choice,toy_text,toy_shots"]
+    words += [f"--include_path={toys}", "--device=cpu", f"--output_path={toys.parent / 'found.json'}"]
+    # its own tasks take five seconds to index, and none of them is wanted
+    program = (
+        "import functools, lm_eval.tasks as tasks, runpy, sys;"
+        "tasks.TaskManager = functools.partial(tasks.TaskManager, include_defaults=False);"
+        "runpy.run_module('lm_eval', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "run", *words],
+        cwd=toys.parent,
+        capture_output=True,
+        text=True,
+        env=environment(PYTHONPATH=""),
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    [report] = toys.parent.glob("found*.json")
+    found = json.loads(report.read_text())["results"]
+    names = ("toy_choice", "toy_text", "toy_shots")
+    choice, text, shots = (one.score for one in score(path, *names, toys=toys))
+    assert found["toy_choice"]["acc,none"] == pytest.approx(choice.value)
+    assert found["toy_choice"]["acc_stderr,none"] == pytest.approx(choice.standard_error)
+    assert found["toy_shots"]["acc,none"] == pytest.approx(shots.value)
+    assert shots.num_fewshot == 2
+    assert found["toy_text"]["byte_perplexity,none"] == pytest.approx(text.value, rel=1e-5)
+
+
+def test_any_checkpoint_is_judged_alone(
+    make_checkpoint: MakeCheckpoint,
+    text_file: Path,
+    toys: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [str(make_checkpoint("gpt2")), "--test-text", str(text_file), "--test-tokens=512", "--device=cpu"]
+    args = evaluate.make_parser().parse_args(
+        [*words, "--tasks=toy_choice", "--task-limit=6", "--task-batch=3", "--include-path", str(toys)]
+    )
+    [choice] = evaluate.evaluate(args, Terminal()).tasks
+    assert choice.value == pytest.approx(sum(choose_by_hand(make_checkpoint("gpt2"))[:6]) / 6)
+    assert choice.documents == 6
+    assert choice.difference is None
+    said = capsys.readouterr().out
+    assert "the first 6 documents of each task" in said
+    assert "difference" not in said
+
+
+def test_a_lack_of_lm_eval_is_one_clear_error(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["seed.evaluate", str(make_checkpoint()), "--tasks=arc_easy"])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(evaluate.main)
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("error: ") == 1
+    assert "pip install 'seed-search[tasks]'" in said.err
+
+
+@pytest.mark.parametrize(
+    "word", ["--tasks=,", "--task-limit=3", "--task-batch=2", "--include-path=.", "--confirm-unsafe-code"]
+)
+def test_an_option_of_tasks_without_tasks_is_refused(word: str) -> None:
+    args = evaluate.make_parser().parse_args(["nowhere", word])
+    with pytest.raises(SeedError, match=f"{word.partition('=')[0]}: no task is named"):
+        evaluate.evaluate(args, Terminal())
+
+
+def test_a_line_with_numbers_that_are_none_comes_back() -> None:
+    score = TaskScore(
+        task="toy",
+        metric="acc",
+        num_fewshot=None,
+        documents=1,
+        higher_is_better=None,
+        value=math.nan,
+        standard_error=math.inf,
+    )
+    line = describe_task(score)
+    assert (line.value, line.standard_error, line.dense_value) == (None, None, None)
+    assert msgspec.json.decode(msgspec.json.encode(line), type=TaskLine) == line
