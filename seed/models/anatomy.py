@@ -274,13 +274,13 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, str]:
     num_layers = text_config(model).num_hidden_layers
     whole: Any = model
     decoder: nn.Module = whole.get_decoder() if hasattr(model, "get_decoder") else model
-    if not any(isinstance(module, nn.ModuleList) for module in decoder.modules()):
-        decoder = whole.base_model  # modernbert-decoder calls its head the decoder
+    if isinstance(decoder, nn.Linear):  # modernbert-decoder calls its head so
+        decoder = whole.base_model
     found = [
         (owner, name)
         for owner in decoder.modules()
         for name, child in owner.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == num_layers
+        if isinstance(child, nn.ModuleList) and len(child) == num_layers and any(True for _ in child.parameters())
     ]
     if len(found) != 1:
         raise ModelError(

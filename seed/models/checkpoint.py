@@ -21,6 +21,8 @@ from seed.models.surgery import cast_weights, make_student
 from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
 
+ALIGNED_BYTES = 64  # where torch puts what it allocates
+
 
 def measure_size(model: nn.Module, *, dtype: torch.dtype) -> Size:
     """Count parameters once where they are tied; weight bytes and KV-cache bytes a token in ``dtype``."""
@@ -102,6 +104,10 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
             f"{path}: weights do not match the config ({wrong}). Remove the directory and export it again."
         )
     result: nn.Module = model.to(device).eval().requires_grad_(False)
+    for parameter in result.parameters():
+        # mapped from the file, weights lie where its header ends, and kernels of the CPU round by where they lie
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED_BYTES:
+            parameter.data = parameter.data.clone()
     return result
 
 

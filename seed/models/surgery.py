@@ -64,6 +64,11 @@ REFUSED_TYPES = {
     "longcat_flash": "its config counts two layers for each one that it has",
 }
 
+# Families that are built with a first or a last layer unlike the others, whatever the config says of it.
+FIRST_STAYS = ("modernbert-decoder",)
+LAST_STAYS = ("gemma4_text", "gpt_neox_japanese")
+RECURRENT_STAYS = ("olmo_hybrid",)
+
 
 def refuse_unfit(config: Any) -> None:
     """Raise with the reason when layers of this family cannot be removed."""
@@ -100,6 +105,25 @@ def _find_reason(config: Any, text: Any) -> str | None:
         if isinstance(period, int) and period > 1 and not is_listed:
             return f"its config places layers by a period over the index ({name} = {period})"
     return None
+
+
+def list_needed(config: Any) -> list[int]:
+    """Layers that must stay, since transformers builds or decodes no right model without them.
+
+    Caches of hybrids count tokens in a layer with attention: their last one stays, which is one of several.
+    """
+    text = config.get_text_config()
+    needed = {0} if text.model_type in FIRST_STAYS else set()
+    if text.model_type in LAST_STAYS:
+        needed.add(text.num_hidden_layers - 1)
+    kinds = getattr(text, "layer_types", None) or ()
+    attending = [i for i, kind in enumerate(kinds) if "attention" in kind and kind != "linear_attention"]
+    recurrent = [i for i in range(len(kinds)) if i not in attending]
+    if attending and recurrent:
+        needed.add(attending[-1])
+        if text.model_type in RECURRENT_STAYS:
+            needed.add(recurrent[-1])
+    return sorted(needed)
 
 
 def repair_config(config: Any, kept_layers: Sequence[int]) -> dict[str, Any]:

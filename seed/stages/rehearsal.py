@@ -71,7 +71,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
             num_params=num_params,
             max_positions=getattr(config, "max_position_embeddings", None) or 1024,
         )
-    preset = check_dropped(settings, preset, num_layers=config.num_hidden_layers)
+    preset = check_dropped(settings, preset, num_layers=config.num_hidden_layers, needed=list_needed(config))
     request = protocols.request_text(settings, preset, config)
     streams = describe_text(request, source, vocabulary=config.vocab_size)
     stored = config.dtype or whole_config.dtype or torch.float32

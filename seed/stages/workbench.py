@@ -17,6 +17,7 @@ from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
 from seed.models.grafting import graft
+from seed.models.surgery import list_needed
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.optimize.space import Preset, default_preset, drop_more, list_presets
 from seed.records import Environment, Protocol, SearchPlan
@@ -121,7 +122,7 @@ def open_for_search(
             num_params=sum(parameter.numel() for parameter in teacher.model.parameters()),
             max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
         )
-    preset = check_dropped(settings, preset, num_layers=anatomy.num_layers)
+    preset = check_dropped(settings, preset, num_layers=anatomy.num_layers, needed=list_needed(anatomy.config))
     request = request_text(settings, preset, anatomy.config)
     streams = open_streams(request, teacher.tokenizer) if streams is None else streams
     gains = _measure_gains(anatomy, streams["recovery"], device)

@@ -167,7 +167,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ministral": NARROW | WINDOWS,
     "ministral3": NARROW,
     "mistral": NARROW | {"sliding_window": 8},
-    "modernbert-decoder": COMMON | {"intermediate_size": 64, "local_attention": 16, "layer_types": WINDOWS["layer_types"]} | dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
+    "modernbert-decoder": COMMON
+    | {"intermediate_size": 64, "local_attention": 16, "layer_types": WINDOWS["layer_types"]}
+    | dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
     "nanochat": GATED,
     "nemotron": GATED,
     "nemotron_h": NARROW

@@ -17,7 +17,7 @@ TABLE = Path(__file__).parents[2] / "docs" / "FAMILIES.md"
 def write_row(family: str, proof: Proof) -> str:
     """One line of the table; a family that stands there twice is told apart by its name in the tests."""
     kind = proof.model_type if family == proof.model_type else f"{proof.model_type} ({family})"
-    cells = (proof.architecture, kind, proof.proven, proof.trimmed, proof.closed_form, proof.tied)
+    cells = (proof.architecture, kind, proof.proven, proof.trimmed, proof.needed, proof.closed_form, proof.tied)
     return f"| {' | '.join(cells)} |"
 
 
