@@ -40,7 +40,9 @@ def _count_cache(model: nn.Module) -> int:
     """Numbers that the KV cache holds for a token, counted in a real cache: families differ too much to compute it."""
     # few tokens: short sliding windows would hold fewer than were read
     tokens = torch.zeros(1, 4, dtype=torch.long, device=next(model.parameters()).device)
-    [cache] = cache_of(model(input_ids=tokens, use_cache=True)).values()  # its own, since some families need one of theirs
+    [cache] = cache_of(
+        model(input_ids=tokens, use_cache=True)
+    ).values()  # its own, since some families need one of theirs
     layers = [layer for layer in getattr(cache, "layers", []) if isinstance(getattr(layer, "keys", None), torch.Tensor)]
     numbers: int = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
     return numbers // tokens.shape[1]

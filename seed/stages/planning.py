@@ -7,7 +7,7 @@ import datetime
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -283,9 +283,7 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def check_dropped(
-    settings: SearchSettings, preset: Preset, *, num_layers: int, needed: Sequence[int] = ()
-) -> Preset:
+def check_dropped(settings: SearchSettings, preset: Preset, *, num_layers: int, needed: Sequence[int] = ()) -> Preset:
     """Return the preset fitted to the opened model and to --max-dropped; ``needed``: layers that its family cannot do without.
 
     Raises:

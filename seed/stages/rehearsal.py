@@ -20,7 +20,7 @@ from seed import demo
 from seed.console import format_seconds
 from seed.errors import ModelError, ResourceError
 from seed.models.anatomy import Anatomy, text_config
-from seed.models.surgery import refuse_unfit, repair_config
+from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
 from seed.records import Protocol, StreamRecord

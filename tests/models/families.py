@@ -148,7 +148,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": NARROW | {"num_experts": 4, "moe_topk": 2},
     "hy_v3": NARROW | EXPERTS | {"mlp_layer_types": ["dense", "sparse"] * 2},
     "jais2": NARROW,
-    "jetmoe": COMMON | ENDS | {"num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 64, "num_local_experts": 4},
+    "jetmoe": COMMON
+    | ENDS
+    | {"num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 64, "num_local_experts": 4},
     "kimi_linear": NARROW
     | LATENT
     | EXPERTS
@@ -161,8 +163,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mamba2": MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
     "minicpm3": GATED | LATENT,
     "mimo_v2_flash": NARROW | GROUPED | WINDOWS | {"mlp_layer_types": ["dense", "sparse"] * 2},
-    "minimax": NARROW
-    | {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": LINEAR["layer_types"]},
+    "minimax": NARROW | {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": LINEAR["layer_types"]},
     "minimax_m2": NARROW | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "ministral": NARROW | WINDOWS,
     "ministral3": NARROW,

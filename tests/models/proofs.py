@@ -71,7 +71,7 @@ def prove_family(family: str, scratch: Path) -> Proof:
         trimmed=", ".join(f"`{name}`" for name in list_trimmed(anatomy)) or "-",
         closed_form=closed_form,
         tied="yes" if are_tied(model) else "no",
-        needed=", ".join(map(str, list_needed(config))) or "-",
+        needed=name_needed(config),
     )
 
 
@@ -112,9 +112,7 @@ def prove_scores(anatomy: Anatomy) -> str:
     raw = measure_unrecovered(anatomy, candidates, validation, micro_batch=2)
     calibration = draw_stream(4, 48, rng_seed=1)
     gains = measure_gains(anatomy, anatomy.trace(calibration.tokens_NT[:2]))
-    walker = gains and SubsetWalker(
-        anatomy, calibration=calibration, validation=validation, micro_batch=2, gains=gains
-    )
+    walker = gains and SubsetWalker(anatomy, calibration=calibration, validation=validation, micro_batch=2, gains=gains)
     changes: list[float] = []
     for candidate, losses in zip(candidates, raw, strict=True):
         student = make_student(anatomy, candidate)
@@ -143,6 +141,19 @@ def list_trimmed(anatomy: Anatomy) -> list[str]:
         found |= {name for name in dense | cut if dense.get(name) != cut.get(name)}
     counts = {"num_hidden_layers", type(anatomy.config).attribute_map.get("num_hidden_layers")}
     return sorted(found - counts)
+
+
+def name_needed(config: Any) -> str:
+    """Which layers always stay, in words."""
+    needed = list_needed(config)
+    kinds = getattr(config, "layer_types", None) or ()
+    if not needed:
+        return "-"
+    if needed == [0]:
+        return "the first"
+    if len(needed) > 1:
+        return "the last of each kind"
+    return "the last with attention" if {"linear_attention", "conv", "mlp"} & set(kinds) else "the last"
 
 
 def are_tied(model: Any) -> bool:
