@@ -81,8 +81,10 @@ def refuse_unfit(config: Any) -> None:
 
 
 def _find_reason(config: Any, text: Any) -> str | None:
-    if getattr(config, "quantization_config", None) is not None:
-        return "its weights are quantized, and recovery needs the original ones"
+    quantized = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
+        return f"its weights are quantized ({getattr(method, 'value', method)}), and recovery needs the original ones"
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder, not a decoder-only language model"
     if text.model_type in REFUSED_TYPES:

@@ -44,6 +44,10 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention"] * 2,
 }
 STATES = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_expand": 2, "mamba_chunk_size": 8}
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4} | {
+    "image_size": 28,
+    "patch_size": 14,
+}
 OLD = {"vocab_size": 257, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128} | {
     "bos_token_id": 0,
     "eos_token_id": 0,
@@ -126,7 +130,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "falcon_mamba": MAMBA,
     "flex_olmo": GATED | EXPERTS,
     "gemma": NARROW,
+    "gemma3": {"text_config": NARROW | WINDOWS, "vision_config": VISION, "mm_tokens_per_image": 4},
     "gemma3_text": NARROW | WINDOWS,
+    "gemma4": {
+        "text_config": NARROW
+        | WINDOWS
+        | {"pad_token_id": 0, "global_head_dim": 16, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+        "vision_config": VISION | {"head_dim": 8},
+        "audio_config": None,
+    },
     "gemma4_text": NARROW
     | WINDOWS
     | {"global_head_dim": 16, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
@@ -206,6 +218,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "inkling2_text": {},
     "jamba": GATED,
     "longcat_flash": {},
+    "mllama": {},
     "recurrent_gemma": {},
     "t5": {},
     "zamba": {},

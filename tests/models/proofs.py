@@ -146,7 +146,7 @@ def list_trimmed(anatomy: Anatomy) -> list[str]:
 def name_needed(config: Any) -> str:
     """Which layers always stay, in words."""
     needed = list_needed(config)
-    kinds = getattr(config, "layer_types", None) or ()
+    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
     if not needed:
         return "-"
     if needed == [0]:
