@@ -22,7 +22,7 @@ from tests.models.families import compute_logits, make_config, make_model, make_
 from tests.scoring.streams import draw_stream
 
 CPU = torch.device("cpu")
-SUBSETS = ((0, 3), (1, 2, 3), (1, 2), (0,))
+SUBSETS = ((0, 3), (1, 2, 3), (1, 2))
 NO_PROJECTION = "no: a layer has no single projection that writes its output"
 NOT_ADDED = "no: what the projection writes is not added as it is"
 

@@ -89,6 +89,7 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
         check_directory(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_an_adapter_that_was_applied_is_refused_wherever_it_came_from(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
