@@ -1,9 +1,9 @@
-# make demo: set up and search the embedded model; make test, make check: what CI runs; make bench, make bench-full: timings; make soak: workers killed at random
+# make demo: set up and search the embedded model; make test, make check: what CI runs; make bench, make bench-full: timings; make families: docs/FAMILIES.md written anew; make soak: workers killed at random
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format bench bench-full soak clean
+.PHONY: demo test check format bench bench-full families soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m seed.search
@@ -26,6 +26,9 @@ bench: $(VENV)/.installed
 
 bench-full: $(VENV)/.installed
 	$(BIN)/python -m tests.bench --full
+
+families: $(VENV)/.installed
+	$(BIN)/python -m tests.models.families_table
 
 soak: $(VENV)/.installed
 	$(BIN)/python -m tests.soak --minutes 10

@@ -32,6 +32,7 @@ MLP_OUTPUT_NAMES = (
     "dense2",
     "lin2",
     "wo",
+    "Wo",
     "out_proj",
 )
 MLP_NAMES = ("mlp", "mixer", "feed_forward", "ffn", "block_sparse_moe", "feedforward")
@@ -258,6 +259,12 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config()
 
 
+def cache_of(output: Any) -> dict[str, Any]:
+    """The cache that a forward pass left, by the name that the next one takes it under: recurrent families have one of their own."""
+    name = "cache_params" if "cache_params" in output else "past_key_values"
+    return {name: output[name]}
+
+
 def find_layers(model: nn.Module) -> tuple[nn.Module, str]:
     """Return the module that owns the decoder's layers, and the attribute that holds them.
 
@@ -267,11 +274,13 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, str]:
     num_layers = text_config(model).num_hidden_layers
     whole: Any = model
     decoder: nn.Module = whole.get_decoder() if hasattr(model, "get_decoder") else model
+    if isinstance(decoder, nn.Linear):  # modernbert-decoder calls its head so
+        decoder = whole.base_model
     found = [
         (owner, name)
         for owner in decoder.modules()
         for name, child in owner.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == num_layers
+        if isinstance(child, nn.ModuleList) and len(child) == num_layers and any(True for _ in child.parameters())
     ]
     if len(found) != 1:
         raise ModelError(

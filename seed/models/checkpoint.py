@@ -3,6 +3,7 @@
 No judgement here of how good a model is; the card's figures are handed in.
 """
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -15,10 +16,12 @@ from torch import nn
 
 from seed import folder
 from seed.errors import ModelError, SeedError
-from seed.models.anatomy import Anatomy
+from seed.models.anatomy import Anatomy, cache_of
 from seed.models.surgery import cast_weights, make_student
 from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
+
+ALIGNED_BYTES = 64  # where torch puts what it allocates
 
 
 def measure_size(model: nn.Module, *, dtype: torch.dtype) -> Size:
@@ -35,9 +38,11 @@ def measure_size(model: nn.Module, *, dtype: torch.dtype) -> Size:
 @torch.no_grad()
 def _count_cache(model: nn.Module) -> int:
     """Numbers that the KV cache holds for a token, counted in a real cache: families differ too much to compute it."""
-    tokens = torch.zeros(1, 8, dtype=torch.long, device=next(model.parameters()).device)
-    # a cache that keeps everything: short sliding windows would hold fewer tokens than were read
-    cache = model(input_ids=tokens, use_cache=True, past_key_values=transformers.DynamicCache()).past_key_values
+    # few tokens: short sliding windows would hold fewer than were read
+    tokens = torch.zeros(1, 4, dtype=torch.long, device=next(model.parameters()).device)
+    [cache] = cache_of(
+        model(input_ids=tokens, use_cache=True)
+    ).values()  # its own, since some families need one of theirs
     layers = [layer for layer in getattr(cache, "layers", []) if isinstance(getattr(layer, "keys", None), torch.Tensor)]
     numbers: int = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
     return numbers // tokens.shape[1]
@@ -140,6 +145,10 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
             f"{path}: weights do not match the config ({wrong}). Remove the directory and export it again."
         )
     result: nn.Module = model.to(device).eval().requires_grad_(False)
+    for parameter in result.parameters():
+        # mapped from the file, weights lie where its header ends, and kernels of the CPU round by where they lie
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED_BYTES:
+            parameter.data = parameter.data.clone()
     return result
 
 
@@ -237,9 +246,10 @@ def _decode_cached(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
     half = tokens_BT.shape[1] // 2
     output = model(input_ids=tokens_BT[:, :half], use_cache=True)
     pieces = [output.logits]
+    # bamba and minimax do not count what the cache holds; bloom and others take no positions
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     for position in range(half, tokens_BT.shape[1]):
-        output = model(
-            input_ids=tokens_BT[:, position : position + 1], past_key_values=output.past_key_values, use_cache=True
-        )
+        where = {"position_ids": torch.tensor([[position]], device=tokens_BT.device)} if takes_positions else {}
+        output = model(input_ids=tokens_BT[:, position : position + 1], use_cache=True, **where, **cache_of(output))
         pieces.append(output.logits)
     return torch.cat(pieces, dim=1)

@@ -8,6 +8,8 @@ Nothing here reads or writes files.
 
 import contextlib
 import copy
+import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,48 +30,102 @@ SLICED_LISTS = (
     "layers_block_type",
     "layer_block_type",
     "mlp_layer_types",
+    "layer_rope_theta",
+    "num_attention_heads_per_layer",
+    "indexer_types",
 )
 # Lists of layer indices: keep those of kept layers, renumbered.
 REMAPPED_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices")
 # The first n layers are of another kind: count those that are kept.
-LEADING_COUNTS = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
+LEADING_COUNTS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")
+# Every layer up to this one is of another kind: the last kept one of them.
+LAST_INDICES = ("moe_layer_end_index",)
+# Divided by the square root of the number of layers when a model is built: shrunk with it, so that the quotient stays.
+SHARED_BY_LAYERS = ("scale_depth",)
 # Periods over the index survive no removal; 1 (every layer) is the only harmless value.
 PERIODS = (
     "attn_layer_period",
     "expert_layer_period",
     "moe_layer_freq",
+    "moe_layer_interval",
     "interleave_moe_layer_step",
     "cross_attention_interval",
+    "n_layers_per_attn_res_block",
 )
 REFUSED_TYPES = {
     "jamba": "its attention and expert layers are placed by a period over the layer index",
     "gemma3n_text": "its later layers share the keys and values of earlier ones",
-    "gemma3n": "its later layers share the keys and values of earlier ones",
-    "gemma4_text": "its later layers share the keys and values of earlier ones",
-    "gemma4": "its later layers share the keys and values of earlier ones",
     "diffllama": "its attention holds a constant computed from the layer's index",
+    "beam": "it scales the residual stream by the layer's index",
+    "recurrent_gemma": "its layers keep what they remember to themselves, so that cached decoding cannot be followed",
     "zamba": "its layers share one attention block",
     "zamba2": "its layers share one attention block",
+    "hrm_text": "it runs the same layers again and again",
+    "longcat_flash": "its config counts two layers for each one that it has",
 }
+
+# Families that are built with a first or a last layer unlike the others, whatever the config says of it.
+FIRST_STAYS = ("modernbert-decoder",)
+LAST_STAYS = ("gemma4_text", "gpt_neox_japanese")
+RECURRENT_STAYS = ("olmo_hybrid",)
 
 
 def refuse_unfit(config: Any) -> None:
     """Raise with the reason when layers of this family cannot be removed."""
     text = config.get_text_config()
-    reason = REFUSED_TYPES.get(text.model_type)
-    for name in PERIODS:
-        if isinstance(getattr(text, name, None), int) and getattr(text, name) > 1:
-            reason = f"its config places layers by a period over the index ({name} = {getattr(text, name)})"
-    if getattr(text, "scale_attn_by_inverse_layer_idx", False):
-        reason = "it scales attention by the layer's index (scale_attn_by_inverse_layer_idx)"
-    if getattr(config, "is_encoder_decoder", False):
-        reason = "it is an encoder-decoder, not a decoder-only language model"
-    if getattr(config, "quantization_config", None) is not None:
-        reason = "its weights are quantized, and recovery needs the original ones"
+    reason = _find_reason(config, text)
     if reason:
         raise ModelError(
             f"{text.model_type}: Seed cannot remove layers from this model, since {reason}. Choose another model."
         )
+
+
+def _find_reason(config: Any, text: Any) -> str | None:
+    quantized = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
+        return f"its weights are quantized ({getattr(method, 'value', method)}), and recovery needs the original ones"
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder, not a decoder-only language model"
+    if text.model_type in REFUSED_TYPES:
+        return REFUSED_TYPES[text.model_type]
+    if getattr(text, "num_kv_shared_layers", None):
+        return f"its later layers share the keys and values of earlier ones (num_kv_shared_layers = {text.num_kv_shared_layers})"
+    if getattr(text, "hidden_size_per_layer_input", None):
+        return "its embedding holds a part for each layer (hidden_size_per_layer_input)"
+    if getattr(text, "ple_layer_ids", None):
+        return "its embedding holds a part for some layers (ple_layer_ids)"
+    if getattr(text, "cross_attention_layers", None):
+        return "some of its layers read images only (cross_attention_layers)"
+    if "shared" in (getattr(text, "indexer_types", None) or ()):
+        return "some of its layers attend where an earlier layer chose to (indexer_types)"
+    if getattr(text, "scale_attn_by_inverse_layer_idx", False):
+        return "it scales attention by the layer's index (scale_attn_by_inverse_layer_idx)"
+    for name in PERIODS:
+        period = getattr(text, name, None)
+        is_listed = name == "interleave_moe_layer_step" and getattr(text, "moe_layers", None)  # it went into that list
+        if isinstance(period, int) and period > 1 and not is_listed:
+            return f"its config places layers by a period over the index ({name} = {period})"
+    return None
+
+
+def list_needed(config: Any) -> list[int]:
+    """Layers that must stay, since transformers builds or decodes no right model without them.
+
+    Caches of hybrids count tokens in a layer with attention: their last one stays, which is one of several.
+    """
+    text = config.get_text_config()
+    needed = {0} if text.model_type in FIRST_STAYS else set()
+    if text.model_type in LAST_STAYS:
+        needed.add(text.num_hidden_layers - 1)
+    kinds = getattr(text, "layer_types", None) or ()
+    attending = [i for i, kind in enumerate(kinds) if "attention" in kind and kind != "linear_attention"]
+    recurrent = [i for i in range(len(kinds)) if i not in attending]
+    if attending and recurrent:
+        needed.add(attending[-1])
+        if text.model_type in RECURRENT_STAYS:
+            needed.add(recurrent[-1])
+    return sorted(needed)
 
 
 def repair_config(config: Any, kept_layers: Sequence[int]) -> dict[str, Any]:
@@ -94,14 +150,27 @@ def repair_config(config: Any, kept_layers: Sequence[int]) -> dict[str, Any]:
     for name in LEADING_COUNTS:
         if isinstance(getattr(config, name, None), int):
             changes[name] = sum(layer < getattr(config, name) for layer in kept_layers)
+    for name in LAST_INDICES:
+        if isinstance(getattr(config, name, None), int):
+            changes[name] = sum(layer <= getattr(config, name) for layer in kept_layers) - 1
+    if changes.get("moe_layer_end_index") == -1:  # no layer with experts is left, and -1 would mean the last one
+        changes["moe_layer_start_index"] = len(kept_layers)
+    for name in SHARED_BY_LAYERS:
+        if isinstance(getattr(config, name, None), (int, float)):
+            changes[name] = getattr(config, name) * math.sqrt(len(kept_layers) / num_layers)
     if "attention_layers" in changes and hasattr(config, "attention_types"):  # gpt_neo keeps both forms
         changes["attention_types"] = [[[kind], 1] for kind in changes["attention_layers"]]
+    # transformers keeps what single layers have of their own in a table by index (per_layer_config)
+    table = config.__dict__.get("_heterogeneity_spec")
+    if table is not None:
+        overrides = {new_index[i]: own for i, own in table.per_layer_overrides.items() if i in new_index}
+        changes["_heterogeneity_spec"] = dataclasses.replace(table, per_layer_overrides=overrides)
     # num_hidden_layers is an alias in some families (n_layer); past setattr, which validates each step
     before: dict[str, Any] = {}
     aliases = getattr(type(config), "attribute_map", {}) or {}
     for name, value in changes.items():
         stored = aliases.get(name, name)
-        if stored in config.__dict__:
+        if stored in config.__dict__ and stored not in before:  # layer_types and layers_block_type may be one field
             before[stored] = config.__dict__[stored]
             config.__dict__[stored] = value
     return before

@@ -127,6 +127,8 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
                 f"--model {source.location}: {len(wrong)} weights are missing or of another shape, such as {wrong[0]}. "
                 "Seed does not make weights up: download or save the checkpoint again."
             )
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise _refuse_adapter(source.location)
         model = model.to(device)
     except ModelError:
         raise
@@ -192,10 +194,14 @@ def refuse_adapter(path: Path) -> None:
         ModelError: with the cure.
     """
     if (path / "adapter_config.json").exists():
-        raise ModelError(
-            f"{path}: a LoRA adapter lies there (adapter_config.json), and Seed reads whole models only. Merge it into its base "
-            "model first (merge_and_unload)."
-        )
+        raise _refuse_adapter(path)
+
+
+def _refuse_adapter(place: Path | str) -> ModelError:
+    return ModelError(
+        f"{place}: a LoRA adapter lies there (adapter_config.json), and Seed reads whole models only. Merge it into its base "
+        "model first (merge_and_unload)."
+    )
 
 
 def _check_directory(path: Path) -> None:
@@ -241,6 +247,11 @@ def _explain(source: ModelSource, error: BaseException) -> ModelError:
         )
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}:
         return ModelError(f"{named}: not in the local cache, and the hub cannot be reached. {OFFLINE_CURE}")
+    if "Unrecognized configuration class" in message:
+        return ModelError(
+            f"{named}: transformers opens no causal language model from it (AutoModelForCausalLM). Of a multimodal model, save "
+            "the language model on its own and give that."
+        )
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{named}: this model brings its own code. If you trust its authors, add --trust-remote-code."

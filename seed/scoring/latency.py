@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from seed.errors import CommandError
-from seed.models.anatomy import Anatomy
+from seed.models.anatomy import Anatomy, cache_of
 from seed.records import Candidate, Latency
 
 COMPILED_WARM_UPS = 3  # prefill and decoding, with the cache empty and filled, are graphs of their own
@@ -72,7 +72,7 @@ def decode_once(model: Any, prompt_BT: torch.Tensor, *, new_tokens: int, cache: 
     token = output.logits[:, -1:].argmax(-1)
     middle = _now(prompt_BT.device)
     for _ in range(new_tokens):
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        output = model(input_ids=token, use_cache=True, **cache_of(output))
         token = output.logits[:, -1:].argmax(-1)
     end = _now(prompt_BT.device)
     return Timing(prefill_ms=1e3 * (middle - begin), decode_ms=1e3 * (end - middle))

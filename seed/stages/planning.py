@@ -7,7 +7,7 @@ import datetime
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -281,11 +281,11 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def check_dropped(settings: SearchSettings, preset: Preset, *, num_layers: int) -> Preset:
-    """Return the preset fitted to the opened model and to --max-dropped.
+def check_dropped(settings: SearchSettings, preset: Preset, *, num_layers: int, needed: Sequence[int] = ()) -> Preset:
+    """Return the preset fitted to the opened model and to --max-dropped; ``needed``: layers that its family cannot do without.
 
     Raises:
-        SpaceError: the preset is of a model with another number of layers.
+        SpaceError: the preset is of a model with another number of layers, or lets a needed one go.
     """
     if preset.model.num_layers != num_layers:
         place = settings.space or f"{settings.model}.toml"
@@ -295,7 +295,17 @@ def check_dropped(settings: SearchSettings, preset: Preset, *, num_layers: int) 
     least, most = settings.min_dropped or preset.space.min_dropped, settings.max_dropped or preset.space.max_dropped
     if settings.min_dropped is not None and settings.max_dropped is None:
         most = max(least, most)
-    section = msgspec.structs.replace(preset.space, max_dropped=most, min_dropped=min(least, most))
+    droppable = preset.space.droppable_layers
+    if droppable is not None and set(droppable) & set(needed):
+        raise SpaceError(
+            f"{settings.space or settings.model + '.toml'}: droppable_layers names {sorted(set(droppable) & set(needed))}, which "
+            f"{settings.model} cannot do without. Leave them out."
+        )
+    if droppable is None and needed:
+        droppable = tuple(layer for layer in range(num_layers) if layer not in needed)
+    section = msgspec.structs.replace(
+        preset.space, max_dropped=most, min_dropped=min(least, most), droppable_layers=droppable
+    )
     return msgspec.structs.replace(preset, space=section)
 
 

@@ -20,7 +20,7 @@ from seed import demo
 from seed.console import format_seconds
 from seed.errors import ModelError, ResourceError
 from seed.models.anatomy import Anatomy, text_config
-from seed.models.surgery import refuse_unfit, repair_config
+from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
 from seed.records import Protocol, StreamRecord
@@ -71,7 +71,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
             num_params=num_params,
             max_positions=getattr(config, "max_position_embeddings", None) or 1024,
         )
-    preset = check_dropped(settings, preset, num_layers=config.num_hidden_layers)
+    preset = check_dropped(settings, preset, num_layers=config.num_hidden_layers, needed=list_needed(config))
     request = protocols.request_text(settings, preset, config)
     streams = describe_text(request, source, vocabulary=config.vocab_size)
     stored = config.dtype or whole_config.dtype or torch.float32

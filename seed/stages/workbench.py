@@ -19,9 +19,10 @@ from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
 from seed.models.grafting import graft
+from seed.models.surgery import list_needed, view_layers
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.optimize.space import Preset, default_preset, drop_more, list_presets
-from seed.records import Environment, Protocol, SearchPlan
+from seed.records import Candidate, Environment, Protocol, SearchPlan
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
 from seed.scoring.instruments import Instruments, make_walker, start_student
 from seed.scoring.latency import Workload
@@ -123,7 +124,7 @@ def open_for_search(
             num_params=sum(parameter.numel() for parameter in teacher.model.parameters()),
             max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
         )
-    preset = check_dropped(settings, preset, num_layers=anatomy.num_layers)
+    preset = check_dropped(settings, preset, num_layers=anatomy.num_layers, needed=list_needed(anatomy.config))
     request = request_text(settings, preset, anatomy.config)
     streams = open_streams(request, teacher.tokenizer) if streams is None else streams
     gains = _measure_gains(anatomy, streams["recovery"], device)
@@ -209,17 +210,21 @@ def prove(bench: Workbench) -> None:
         ModelError: this model is not understood well enough.
     """
     tokens = bench.streams["recovery"].tokens_NT[:2, : min(64, bench.protocol.window_tokens)].to(bench.device)
-    states = bench.anatomy.trace(tokens)
-    with torch.no_grad():
-        expected = bench.teacher.model(input_ids=tokens, use_cache=False).logits
-        hidden = states[0]
-        for layer in range(bench.anatomy.num_layers):
-            hidden = bench.anatomy.run_layer(layer, hidden)
-        if not agree(bench.anatomy.compute_logits(hidden, tokens), expected):
-            raise ModelError(
-                f"{type(bench.teacher.model).__name__}: running its layers one by one does not give the model's own logits, "
-                "so candidates cannot be scored correctly. Choose another model."
-            )
+    anatomy, last = bench.anatomy, bench.anatomy.num_layers - 1
+    first_state = anatomy.trace(tokens)[0]
+    # all layers; and some, since a layer may be called with what an earlier one made
+    for kept in dict.fromkeys([tuple(range(last + 1)), tuple(sorted({0, last // 2 + 1, last}))]):
+        hidden = first_state
+        with torch.no_grad():
+            with view_layers(anatomy, Candidate(num_layers=last + 1, kept_layers=kept)) as view:
+                expected = view(input_ids=tokens, use_cache=False).logits
+            for layer in kept:
+                hidden = anatomy.run_layer(layer, hidden)
+            if not agree(anatomy.compute_logits(hidden, tokens), expected):
+                raise ModelError(
+                    f"{type(bench.teacher.model).__name__}: running its layers one by one does not give the model's own logits, "
+                    "so candidates cannot be scored correctly. Choose another model."
+                )
     prove_round_trip(bench.anatomy, tokens, scratch=bench.folder.work, dtype=bench.dtype)
 
 

@@ -1,5 +1,8 @@
 """Tiny random models of many families, for what must hold whatever the family is called."""
 
+import copy
+from typing import Any
+
 import torch
 import transformers
 from torch import nn
@@ -15,7 +18,43 @@ GATED = COMMON | {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
+NARROW = GATED | {"head_dim": 8}
+WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+GROUPED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 2,
+    "topk_group": 1,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+LINEAR = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+STATES = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_expand": 2, "mamba_chunk_size": 8}
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4} | {
+    "image_size": 28,
+    "patch_size": 14,
+}
+OLD = {"vocab_size": 257, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128} | {
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+OPT = COMMON | {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 128, "pad_token_id": None}
+MAMBA = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4}
+ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
 SIMPLE = ("llama", "gpt2", "qwen2", "gemma2")
 FAMILIES = (
     *SIMPLE,
@@ -34,65 +73,173 @@ FAMILIES = (
     "deepseek_v3",
     "mamba",
 )
+# What the configs of families are made with. Those of 18 families stand first; many tests run on these.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bloom": {"vocab_size": 257, "hidden_size": 32, "n_layer": 4, "n_head": 4},
+    "falcon": COMMON,
+    "mpt": {"vocab_size": 257, "d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 128},
+    "opt": OPT,
+    "opt_post_norm": OPT | {"do_layer_norm_before": False},
+    "gpt_neox": COMMON | {"intermediate_size": 64, "max_position_embeddings": 128},
+    "gpt_neo": {
+        "vocab_size": 257,
+        "hidden_size": 32,
+        "num_layers": 4,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 2]],
+        "window_size": 8,
+        "max_position_embeddings": 128,
+    },
+    "granite": GATED | {"residual_multiplier": 0.22, "logits_scaling": 3.0},
+    "smollm3": GATED | {"no_rope_layers": [1, 0, 1, 0], "use_sliding_window": False},
+    "mixtral": GATED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": GATED
+    | EXPERTS
+    | {
+        "shared_expert_intermediate_size": 16,
+        "mlp_only_layers": [1, 2],
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 2,
+    },
+    "qwen3_moe": NARROW | EXPERTS | {"decoder_sparse_step": 2},
+    "deepseek_v3": GATED | LATENT | GROUPED | {"first_k_dense_replace": 2},
+    "mamba": MAMBA,
+    "afmoe": NARROW | EXPERTS | WINDOWS | {"num_dense_layers": 2, "num_shared_experts": 1},
+    "apertus": GATED,
+    "arcee": GATED,
+    "bamba": GATED | STATES | {"attn_layer_indices": [1, 3]},
+    "biogpt": COMMON | ENDS | {"intermediate_size": 64, "max_position_embeddings": 128},
+    "bitnet": GATED,
+    "codegen": OLD | {"rotary_dim": 8},
+    "cohere": GATED,
+    "cohere2": GATED | WINDOWS,
+    "ctrl": {"vocab_size": 257, "n_embd": 32, "dff": 64, "n_layer": 4, "n_head": 4, "n_positions": 128},
+    "cwm": NARROW | WINDOWS,
+    "deepseek_v2": GATED | LATENT | GROUPED | {"first_k_dense_replace": 1},
+    "deepseek_v4": NARROW | GROUPED | {"q_lora_rank": 16, "sliding_window": 8},
+    "doge": GATED,
+    "dots1": GATED | GROUPED | WINDOWS | {"first_k_dense_replace": 2, "n_shared_experts": 1},
+    "ernie4_5": NARROW,
+    "ernie4_5_moe": GATED
+    | {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_num_shared_experts": 1}
+    | {"moe_layer_start_index": 1, "moe_layer_end_index": 2},
+    "exaone4": GATED | WINDOWS,
+    "exaone_moe": NARROW | EXPERTS | WINDOWS | {"mlp_layer_types": ["dense", "sparse"] * 2, "n_group": 2},
+    "falcon_h1": NARROW | STATES | {"mamba_d_ssm": 64},
+    "falcon_mamba": MAMBA,
+    "flex_olmo": GATED | EXPERTS,
+    "gemma": NARROW,
+    "gemma3": {"text_config": NARROW | WINDOWS, "vision_config": VISION, "mm_tokens_per_image": 4},
+    "gemma3_text": NARROW | WINDOWS,
+    "gemma4": {
+        "text_config": NARROW
+        | WINDOWS
+        | {"pad_token_id": 0, "global_head_dim": 16, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+        "vision_config": VISION | {"head_dim": 8},
+        "audio_config": None,
+    },
+    "gemma4_text": NARROW
+    | WINDOWS
+    | {"global_head_dim": 16, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+    "glm": NARROW,
+    "glm4": NARROW,
+    "glm4_moe": NARROW | GROUPED | {"first_k_dense_replace": 2, "n_shared_experts": 1},
+    "gpt_bigcode": OLD,
+    "gpt_neox_japanese": COMMON | {"intermediate_multiple_size": 2, "max_position_embeddings": 128},
+    "gpt_oss": NARROW | WINDOWS | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "gptj": OLD | {"rotary_dim": 8},
+    "granite_swa": GATED | WINDOWS | {"layer_rope_theta": [1e4, 1e5, 1e4, 1e5]},
+    "granitemoe": GATED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "granitemoehybrid": GATED
+    | STATES
+    | {"num_local_experts": 4, "shared_intermediate_size": 16, "layer_types": LINEAR["layer_types"]},
+    "granitemoeshared": GATED | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 16},
+    "helium": NARROW,
+    "hunyuan_v1_dense": NARROW,
+    "hunyuan_v1_moe": NARROW | {"num_experts": 4, "moe_topk": 2},
+    "hy_v3": NARROW | EXPERTS | {"mlp_layer_types": ["dense", "sparse"] * 2},
+    "jais2": NARROW,
+    "jetmoe": COMMON
+    | ENDS
+    | {"num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 64, "num_local_experts": 4},
+    "kimi_linear": NARROW
+    | LATENT
+    | EXPERTS
+    | {"linear_head_dim": 8, "linear_num_heads": 4, "layer_types": LINEAR["layer_types"]},
+    "laguna": NARROW | EXPERTS | WINDOWS | {"num_attention_heads_per_layer": [4, 8, 4, 8]},
+    "lfm2": GATED | {"full_attn_idxs": [1, 3], "conv_L_cache": 3},
+    "lfm2_moe": GATED | EXPERTS | {"num_dense_layers": 2, "layer_types": ["conv", "full_attention"] * 2},
+    "llama4_text": NARROW
+    | {"num_local_experts": 4, "intermediate_size_mlp": 64, "interleave_moe_layer_step": 2, "attention_chunk_size": 8},
+    "mamba2": MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
+    "minicpm3": GATED | LATENT,
+    "mimo_v2_flash": NARROW | GROUPED | WINDOWS | {"mlp_layer_types": ["dense", "sparse"] * 2},
+    "minimax": NARROW | {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": LINEAR["layer_types"]},
+    "minimax_m2": NARROW | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "ministral": NARROW | WINDOWS,
+    "ministral3": NARROW,
+    "mistral": NARROW | {"sliding_window": 8},
+    "modernbert-decoder": COMMON
+    | {"intermediate_size": 64, "local_attention": 16, "layer_types": WINDOWS["layer_types"]}
+    | dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
+    "nanochat": GATED,
+    "nemotron": GATED,
+    "nemotron_h": NARROW
+    | {"layers_block_type": ["linear_attention", "full_attention", "mlp", "full_attention"]}
+    | {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 4, "n_groups": 1, "chunk_size": 8},
+    "olmo": GATED,
+    "olmo2": GATED,
+    "olmo3": GATED | WINDOWS,
+    "olmo_hybrid": GATED | LINEAR,
+    "olmoe": GATED | EXPERTS,
+    "persimmon": COMMON | ENDS | {"intermediate_size": 64, "max_position_embeddings": 128},
+    "phi": GATED,
+    "phi3": GATED,
+    "phimoe": GATED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3": NARROW | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+    "qwen3_5_text": NARROW | LINEAR,
+    "qwen3_5_moe_text": NARROW | LINEAR | EXPERTS | {"shared_expert_intermediate_size": 16},
+    "qwen3_next": NARROW | LINEAR | EXPERTS | {"shared_expert_intermediate_size": 16, "mlp_only_layers": [1, 2]},
+    "seed_oss": NARROW,
+    "stablelm": GATED,
+    "starcoder2": GATED,
+    "vaultgemma": NARROW | WINDOWS,
+    "xglm": {"vocab_size": 257, "d_model": 32, "ffn_dim": 64, "num_layers": 4, "attention_heads": 4} | ENDS,
+    # refused
+    "beam": NARROW | EXPERTS | WINDOWS,
+    "diffllama": GATED,
+    "gemma3n_text": {},
+    "gemma4_shared": NARROW | WINDOWS | {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 0},
+    "gemma4_by_layer": NARROW | WINDOWS | {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8},
+    "glm_moe_dsa": {"indexer_types": ["full", "shared"] * 39},
+    "gpt2_by_index": OLD | {"scale_attn_by_inverse_layer_idx": True},
+    "hrm_text": {},
+    "inkling2_text": {},
+    "jamba": GATED,
+    "longcat_flash": {},
+    "mllama": {},
+    "recurrent_gemma": {},
+    "t5": {},
+    "zamba": {},
+    "zamba2": {},
+}
+EVERY_FAMILY = (*SIMPLE, *CONFIGS)
+# Where a family stands twice, what transformers calls it.
+MODEL_TYPES = {
+    "opt_post_norm": "opt",
+    "gemma4_shared": "gemma4_text",
+    "gemma4_by_layer": "gemma4_text",
+    "gpt2_by_index": "gpt2",
+}
 
 
 def make_config(family: str) -> transformers.PretrainedConfig:
     """A 4-layer, 32-wide config."""
     if family in SIMPLE:
         return conftest.make_config(family)
-    makers = {
-        "bloom": lambda: transformers.BloomConfig(vocab_size=257, hidden_size=32, n_layer=4, n_head=4),
-        "falcon": lambda: transformers.FalconConfig(**COMMON),
-        "mpt": lambda: transformers.MptConfig(vocab_size=257, d_model=32, n_layers=4, n_heads=4, max_seq_len=128),
-        "opt": make_opt_config,
-        "opt_post_norm": lambda: make_opt_config(do_layer_norm_before=False),
-        "gpt_neox": lambda: transformers.GPTNeoXConfig(**COMMON, intermediate_size=64, max_position_embeddings=128),
-        "gpt_neo": lambda: transformers.GPTNeoConfig(
-            vocab_size=257,
-            hidden_size=32,
-            num_layers=4,
-            num_heads=4,
-            attention_types=[[["global", "local"], 2]],
-            window_size=8,
-            max_position_embeddings=128,
-        ),
-        "granite": lambda: transformers.GraniteConfig(**GATED, residual_multiplier=0.22, logits_scaling=3.0),
-        "smollm3": lambda: transformers.SmolLM3Config(**GATED, no_rope_layers=[1, 0, 1, 0], use_sliding_window=False),
-        "mixtral": lambda: transformers.MixtralConfig(**GATED, num_local_experts=4, num_experts_per_tok=2),
-        "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
-            **GATED,
-            **EXPERTS,
-            shared_expert_intermediate_size=16,
-            mlp_only_layers=[1, 2],
-            use_sliding_window=True,
-            sliding_window=8,
-            max_window_layers=2,
-        ),
-        "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**GATED, **EXPERTS, head_dim=8, decoder_sparse_step=2),
-        "deepseek_v3": lambda: transformers.DeepseekV3Config(
-            **GATED | {"num_key_value_heads": 4},
-            moe_intermediate_size=16,
-            n_routed_experts=4,
-            num_experts_per_tok=2,
-            n_group=2,
-            topk_group=1,
-            first_k_dense_replace=2,
-            q_lora_rank=16,
-            kv_lora_rank=16,
-            qk_rope_head_dim=8,
-            qk_nope_head_dim=8,
-            v_head_dim=8,
-        ),
-        "mamba": lambda: transformers.MambaConfig(vocab_size=257, hidden_size=32, num_hidden_layers=4, state_size=4),
-    }
-    return makers[family]()
-
-
-def make_opt_config(**changes: object) -> transformers.OPTConfig:
-    """OPT: layers with fc1 and fc2 of their own, and biases everywhere."""
-    return transformers.OPTConfig(
-        **COMMON, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=128, pad_token_id=None, **changes
-    )
+    fields = copy.deepcopy(CONFIGS[family])  # some configs change what they are given
+    return transformers.AutoConfig.for_model(MODEL_TYPES.get(family, family), **fields)
 
 
 def make_model(family: str, *, rng_seed: int = 0) -> nn.Module:

@@ -242,7 +242,9 @@ def test_a_layer_of_experts_has_no_such_projection(family: str) -> None:
 def test_two_lists_of_layers_are_refused() -> None:
     model = make_model("llama")
     assert find_layers(model) == (model.model, "layers")
-    model.model.more_layers = nn.ModuleList([nn.Identity() for _ in range(4)])
+    model.model.rotations = nn.ModuleList([nn.Identity() for _ in range(4)])  # granite_swa has as many as rotary bases
+    assert find_layers(model) == (model.model, "layers")
+    model.model.more_layers = nn.ModuleList([nn.Linear(1, 1) for _ in range(4)])
     with pytest.raises(ModelError, match="found 2 lists of 4 layers"):
         find_layers(model)
 

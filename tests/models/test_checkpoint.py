@@ -13,7 +13,15 @@ from torch import nn
 from seed.errors import ModelError
 from seed.models import surgery
 from seed.models.anatomy import Anatomy
-from seed.models.checkpoint import agree, is_whole, load_checkpoint, measure_size, prove_round_trip, write_checkpoint
+from seed.models.checkpoint import (
+    ALIGNED_BYTES,
+    agree,
+    is_whole,
+    load_checkpoint,
+    measure_size,
+    prove_round_trip,
+    write_checkpoint,
+)
 from seed.models.teacher import ModelSource, check_source, open_teacher
 from seed.records import Candidate
 from tests.conftest import MakeCheckpoint, make_tokenizer
@@ -237,8 +245,18 @@ def test_weights_that_mean_something_else_at_another_index_are_refused(tmp_path:
 
 
 def test_a_family_that_is_called_in_another_way_is_refused_and_not_a_crash(tmp_path: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.OpenAIGPTConfig(vocab_size=257, n_embd=32, n_layer=4, n_head=4, n_positions=128)
+    )
     with pytest.raises(ModelError, match="Choose another model"):
-        prove(make_model("mamba"), tmp_path)  # its cache has another name
+        prove(model, tmp_path)  # it has no cache
+
+
+def test_loaded_weights_lie_where_kernels_round_as_for_any_others(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    for note in range(8):  # a header of another length puts them elsewhere
+        save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt", "note": "x" * 8 * note})
+        assert all(weight.data_ptr() % ALIGNED_BYTES == 0 for weight in load(checkpoint).parameters())
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])

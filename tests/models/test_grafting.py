@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import load_checkpoint
 from seed.models.grafting import graft
 from seed.models.surgery import cast_weights, make_student
 from seed.records import Candidate
@@ -29,7 +29,7 @@ def recover(anatomy: Anatomy, candidate: Candidate) -> nn.Module:
 
 def reload(model: nn.Module, directory: Path) -> nn.Module:
     model.save_pretrained(directory)
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    return load_checkpoint(directory, device=torch.device("cpu"), dtype=torch.float32)  # weights aligned as others are
 
 
 @pytest.mark.parametrize("family", FAMILIES)

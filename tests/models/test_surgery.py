@@ -10,9 +10,9 @@ from torch import nn
 
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
-from seed.models.surgery import INDEX_NAMES, make_student, refuse_unfit, view_layers
+from seed.models.surgery import INDEX_NAMES, list_needed, make_student, refuse_unfit, repair_config, view_layers
 from seed.records import Candidate
-from tests.models.families import GATED, compute_logits, make_config, make_model, make_tokens, scramble
+from tests.models.families import EVERY_FAMILY, GATED, compute_logits, make_config, make_model, make_tokens, scramble
 
 FAMILIES = (
     "llama",
@@ -169,19 +169,63 @@ def test_families_that_can_be_cut_are_not_refused(family: str) -> None:
     refuse_unfit(make_config(family))
 
 
+BNB = transformers.BitsAndBytesConfig(load_in_4bit=True)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "method"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
+        (BNB, "bitsandbytes"),
+        ({"bits": 4}, "None"),
+    ],
+    ids=["gptq", "awq", "bitsandbytes", "bitsandbytes object", "unnamed"],
+)
+def test_quantized_weights_are_refused_by_name(quantization: object, method: str) -> None:
+    for config in (
+        transformers.LlamaConfig(**GATED, quantization_config=quantization),
+        transformers.Gemma3Config(text_config=GATED | {"quantization_config": quantization}),
+    ):
+        with pytest.raises(
+            ModelError, match=rf"weights are quantized \({method}\).*original ones.*Choose another model"
+        ):
+            refuse_unfit(config)
+
+
+def test_layers_that_a_family_cannot_do_without_are_named() -> None:
+    needed = {family: list_needed(make_config(family)) for family in EVERY_FAMILY}
+    assert needed["llama"] == needed["qwen2"] == needed["minicpm3"] == needed["falcon_h1"] == []
+    assert needed["modernbert-decoder"] == [0]
+    assert needed["gpt_neox_japanese"] == needed["gemma4_text"] == needed["gemma4"] == [3]
+    assert needed["bamba"] == needed["lfm2"] == needed["qwen3_next"] == [3]
+    assert needed["olmo_hybrid"] == [2, 3]
+
+
+def test_a_field_under_two_names_is_restored_once() -> None:
+    anatomy = Anatomy(make_model("granitemoehybrid"))  # layers_block_type is an alias of layer_types
+    before = list(anatomy.config.layer_types)
+    with view_layers(anatomy, keep(1, 3)):
+        assert anatomy.config.layer_types == ["full_attention"] * 2
+    assert anatomy.config.layer_types == before
+
+
+def test_a_layer_behind_all_experts_stays_dense_on_its_own() -> None:
+    config = make_config("ernie4_5_moe")  # experts in layers 1 and 2
+    repair_config(config, (3,))
+    assert (config.moe_layer_start_index, config.moe_layer_end_index) == (1, -1)  # -1: to the last layer
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (
-            transformers.LlamaConfig(**GATED, quantization_config={"quant_method": "gptq", "bits": 4}),
-            "weights are quantized",
-        ),
         (transformers.JambaConfig(), "period over the"),
         (transformers.GPT2Config(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx"),
         (transformers.T5Config(), "encoder-decoder"),
         (transformers.Zamba2Config(), "share one attention block"),
     ],
-    ids=["quantized", "jamba", "gpt2 by index", "t5", "zamba2"],
+    ids=["jamba", "gpt2 by index", "t5", "zamba2"],
 )
 def test_unfit_models_are_refused_with_the_reason(config: transformers.PretrainedConfig, reason: str) -> None:
     with pytest.raises(ModelError, match=reason) as caught:

@@ -4,11 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from seed.errors import ModelError, ResourceError
+from seed.models import teacher
 from seed.models.teacher import (
     ModelSource,
     Teacher,
@@ -20,7 +23,7 @@ from seed.models.teacher import (
     open_teacher,
 )
 from tests.conftest import MakeCheckpoint, make_model, make_tokenizer
-from tests.models.families import compute_logits, make_tokens
+from tests.models.families import GATED, compute_logits, make_tokens
 
 CPU = torch.device("cpu")
 PRESETS = ["demo", "gpt2", "tinyllama"]
@@ -93,6 +96,36 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"LoRA adapter.*[Mm]erge"):
         check_directory(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_an_adapter_that_was_applied_is_refused_wherever_it_came_from(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft.get_peft_model(make_model("llama"), peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(checkpoint)
+    config = json.loads((checkpoint / "adapter_config.json").read_text())
+    (checkpoint / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(checkpoint)}))
+    monkeypatch.setattr(teacher, "refuse_adapter", lambda path: None)  # as for a name on the hub
+    with pytest.raises(ModelError, match=r"LoRA adapter.*merge_and_unload"):
+        open_directory(checkpoint)
+
+
+def test_shards_are_opened_as_one(tmp_path: Path) -> None:
+    make_model("gpt2").save_pretrained(tmp_path, max_shard_size="60KB")
+    make_tokenizer().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    check_directory(tmp_path)
+    model = open_directory(tmp_path).model
+    assert torch.equal(compute_logits(model, make_tokens()), compute_logits(make_model("gpt2"), make_tokens()))
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_a_multimodal_model_without_a_causal_language_model_is_refused_with_the_cure(tmp_path: Path) -> None:
+    config = transformers.LlavaConfig(text_config=transformers.LlamaConfig(**GATED))
+    config.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no causal language model.*save the language model on its own"):
+        open_directory(tmp_path)
 
 
 def test_torn_weights_are_an_error_that_names_the_place(checkpoint: Path) -> None:

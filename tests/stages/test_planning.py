@@ -303,6 +303,19 @@ def test_a_preset_of_another_model_is_refused() -> None:
         planning.check_dropped(settings, preset, num_layers=24)
 
 
+def test_layers_that_a_family_cannot_do_without_stay() -> None:
+    preset = planning.find_preset(SearchSettings(model="gpt2"))
+    assert preset is not None
+    fitted = planning.check_dropped(SearchSettings(model="gpt2"), preset, num_layers=12, needed=[0, 11])
+    assert fitted.space.droppable_layers == tuple(range(1, 11))
+    wanted = msgspec.structs.replace(preset, space=msgspec.structs.replace(preset.space, droppable_layers=(3, 11)))
+    assert planning.check_dropped(SearchSettings(model="gpt2"), wanted, num_layers=12, needed=[0]) == wanted
+    with pytest.raises(
+        SpaceError, match=r"gpt2\.toml: droppable_layers names \[11\].* cannot do without\. Leave them out"
+    ):
+        planning.check_dropped(SearchSettings(model="gpt2"), wanted, num_layers=12, needed=[0, 11])
+
+
 # ---- texts
 
 

@@ -1,18 +1,21 @@
 """What a study works with: its objective, its proofs, its precision."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from seed import folder
 from seed.errors import ModelError
+from seed.models.anatomy import Anatomy
 from seed.records import SearchSpace
 from seed.stages import protocols
 from seed.stages.protocols import choose_rung
 from seed.stages.settings import SearchSettings
-from seed.stages.workbench import prepare_instruments, prove_closed_form
+from seed.stages.workbench import prepare_instruments, prove, prove_closed_form
 from tests.scoring.opened import open_grafted, open_instruments
 from tests.stages.opened import make_plan, open_bench
 
@@ -52,3 +55,21 @@ def test_the_rung_is_the_best_that_the_family_allows() -> None:
     assert choose_rung(None, gains=None, family="gemma2") == "short_distillation"
     with pytest.raises(ModelError, match="--rung 1: closed-form recovery is not available for gemma2"):
         choose_rung(1, gains=None, family="gemma2")
+
+
+@pytest.mark.parametrize("wrong", [lambda layer, before: layer == 2, lambda layer, before: layer > before + 1])
+def test_a_model_whose_layers_are_not_what_they_seem_is_refused(
+    wrong: Callable[[int, int], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(tmp_path)
+    prove(bench)
+    run_layer, before = Anatomy.run_layer, [-1]
+
+    def run(self: Anatomy, layer: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        is_wrong = wrong(layer, before[0])
+        before[0] = layer if layer < 3 else -1
+        return run_layer(self, layer, hidden_BTD) + int(is_wrong)
+
+    monkeypatch.setattr(Anatomy, "run_layer", run)
+    with pytest.raises(ModelError, match="running its layers one by one does not give the model's own logits"):
+        prove(bench)

@@ -1,0 +1,166 @@
+"""What must hold for a family before Seed removes layers from it, proven on one tiny random checkpoint."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+from msgspec import Struct
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_LMS
+
+from seed.errors import ModelError
+from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_trip
+from seed.models.surgery import list_needed, make_student, refuse_unfit, view_layers
+from seed.records import Candidate
+from seed.scoring.latency import decode_once
+from seed.scoring.quality import logits_of, measure_losses
+from seed.scoring.refit import fold_refit, measure_gains
+from seed.scoring.subsets import SubsetWalker, measure_unrecovered
+from tests.models.families import compute_logits, make_config, make_model, make_tokens
+from tests.scoring.streams import draw_stream
+
+CPU = torch.device("cpu")
+SUBSETS = ((0, 3), (1, 2, 3), (1, 2))
+NO_PROJECTION = "no: a layer has no single projection that writes its output"
+NOT_ADDED = "no: what the projection writes is not added as it is"
+
+
+class Proof(Struct, frozen=True, kw_only=True):
+    """What was proven of a family, in words; a row of docs/FAMILIES.md."""
+
+    architecture: str
+    model_type: str
+    proven: str
+    trimmed: str
+    closed_form: str
+    tied: str
+    needed: str
+
+
+def keep(*layers: int) -> Candidate:
+    return Candidate(num_layers=4, kept_layers=layers)
+
+
+def list_subsets(anatomy: Anatomy) -> list[tuple[int, ...]]:
+    """Some sets of layers; those that the family cannot do without are in all of them."""
+    needed = list_needed(anatomy.config)
+    subsets = {tuple(sorted({*kept, *needed})): None for kept in SUBSETS}
+    return [kept for kept in subsets if len(kept) < 4]
+
+
+def prove_family(family: str, scratch: Path) -> Proof:
+    """Assert all of it, or that the family is refused; return what to say of it."""
+    config = make_config(family)
+    try:
+        refuse_unfit(config)
+    except ModelError as error:
+        reason = str(error).partition("since ")[2].removesuffix(". Choose another model.")
+        name = CAUSAL_LMS.get(config.model_type, type(config).__name__.removesuffix("Config"))
+        nothing = dict.fromkeys(("trimmed", "closed_form", "tied", "needed"), "-")
+        return Proof(architecture=name, model_type=config.model_type, proven=f"refused: {reason}", **nothing)
+    model = make_model(family)
+    anatomy = Anatomy(model)
+    prove_surgery(anatomy, scratch)
+    closed_form = prove_scores(anatomy)
+    return Proof(
+        architecture=type(model).__name__,
+        model_type=config.model_type,
+        proven="yes",
+        trimmed=", ".join(f"`{name}`" for name in list_trimmed(anatomy)) or "-",
+        closed_form=closed_form,
+        tied="yes" if are_tied(model) else "no",
+        needed=name_needed(config),
+    )
+
+
+def prove_surgery(anatomy: Anatomy, scratch: Path) -> None:
+    """View, walk, student and reloaded student are one model to the bit, in cached generation too; no trace is left."""
+    model, tokens = anatomy.model, make_tokens()
+    before = compute_logits(model, tokens)
+    states = anatomy.trace(tokens)
+    prove_round_trip(anatomy, tokens, scratch=scratch, dtype=torch.float32)  # a study begins with it
+    for kept in list_subsets(anatomy):
+        hidden = states[0]
+        with torch.no_grad():
+            for layer in kept:
+                hidden = anatomy.run_layer(layer, hidden)
+            walked = anatomy.compute_logits(hidden, tokens)
+        with view_layers(anatomy, keep(*kept)) as view:
+            viewed = compute_logits(view, tokens)
+        student: Any = make_student(anatomy, keep(*kept))
+        saved = scratch / keep(*kept).key
+        student.save_pretrained(saved)
+        rebuilt = load_checkpoint(saved, device=CPU, dtype=torch.float32)  # every key found and used
+        assert viewed.isfinite().all(), kept
+        assert torch.equal(walked, viewed), kept
+        assert torch.equal(compute_logits(student, tokens), viewed), kept
+        assert torch.equal(compute_logits(rebuilt, tokens), viewed), kept
+        assert generate(student, use_cache=True) == generate(rebuilt, use_cache=False), kept
+        assert Anatomy(rebuilt).num_layers == len(kept)
+        assert are_tied(rebuilt) == are_tied(student) == are_tied(model)
+        assert measure_size(rebuilt, dtype=torch.float32) == measure_size(student, dtype=torch.float32)
+    decode_once(model, tokens, new_tokens=2)
+    assert torch.equal(compute_logits(model, tokens), before)
+
+
+def prove_scores(anatomy: Anatomy) -> str:
+    """Losses of the walk are those of the students, recovered in closed form too; say whether that is available."""
+    validation = draw_stream(4, 24, rng_seed=2)
+    candidates = [keep(*kept) for kept in list_subsets(anatomy)]
+    raw = measure_unrecovered(anatomy, candidates, validation, micro_batch=2)
+    calibration = draw_stream(4, 48, rng_seed=1)
+    gains = measure_gains(anatomy, anatomy.trace(calibration.tokens_NT[:2]))
+    walker = gains and SubsetWalker(anatomy, calibration=calibration, validation=validation, micro_batch=2, gains=gains)
+    changes: list[float] = []
+    for candidate, losses in zip(candidates, raw, strict=True):
+        student = make_student(anatomy, candidate)
+        own = measure_losses(logits_of(student), validation, micro_batch=2, device=CPU)
+        assert losses.sums.tolist() == own.sums.tolist(), candidate.key
+        if walker:
+            recovered, refit = walker.measure(candidate)
+            assert refit.corrections
+            fold_refit(student, candidate, refit)
+            folded = measure_losses(logits_of(student), validation, micro_batch=2, device=CPU)
+            assert abs(folded.loss - recovered.loss) < 1e-4, candidate.key  # what a study asks for
+            changes.append(abs(folded.loss - own.loss))
+    if walker:
+        assert max(changes) > 1e-3
+        return "yes"
+    return NO_PROJECTION if any(anatomy.mlp_output(layer) is None for layer in range(4)) else NOT_ADDED
+
+
+def list_trimmed(anatomy: Anatomy) -> list[str]:
+    """Fields of the config that change with the layers, besides their number."""
+    found: set[str] = set()
+    dense = anatomy.config.to_dict()
+    for kept in itertools.combinations(range(4), 2):
+        with view_layers(anatomy, keep(*kept)) as view:
+            cut = view.config.get_text_config().to_dict()
+        found |= {name for name in dense | cut if dense.get(name) != cut.get(name)}
+    counts = {"num_hidden_layers", type(anatomy.config).attribute_map.get("num_hidden_layers")}
+    return sorted(found - counts)
+
+
+def name_needed(config: Any) -> str:
+    """Which layers always stay, in words."""
+    needed = list_needed(config)
+    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
+    if not needed:
+        return "-"
+    if needed == [0]:
+        return "the first"
+    if len(needed) > 1:
+        return "the last of each kind"
+    return "the last with attention" if {"linear_attention", "conv", "mlp"} & set(kinds) else "the last"
+
+
+def are_tied(model: Any) -> bool:
+    """Is the head the embedding?"""
+    head: nn.Module = model.get_output_embeddings()
+    return head.weight is model.get_input_embeddings().weight
+
+
+def generate(model: Any, *, use_cache: bool) -> list[int]:
+    return model.generate(make_tokens(1, 10), max_new_tokens=6, do_sample=False, use_cache=use_cache)[0].tolist()

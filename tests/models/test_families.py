@@ -1,0 +1,20 @@
+"""Every family is proven or refused, and docs/FAMILIES.md says which."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.models.families import EVERY_FAMILY
+from tests.models.families_table import read_rows, write_row
+from tests.models.proofs import prove_family
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_a_family_is_what_the_table_says(family: str, tmp_path: Path) -> None:
+    assert write_row(family, prove_family(family, tmp_path)) in read_rows(), "make families writes the table anew"
+
+
+def test_the_table_has_a_row_for_each_family_and_no_other() -> None:
+    rows = read_rows()
+    assert len(rows) == len(set(rows)) == len(EVERY_FAMILY)
+    assert sum("| yes |" in row for row in rows) >= 40
