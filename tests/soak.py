@@ -32,8 +32,8 @@ from tests.reporting import factory
 SPACE = SearchSpace(num_layers=12, droppable_layers=tuple(range(1, 11)), min_dropped=1, max_dropped=3)  # 175 sets
 BUDGET = 140  # of them
 SAMPLERS = ("subset", "random", "order")
-EVALUATION_SECONDS = 0.01
-KILL_SECONDS = (2.0, 8.0)  # between kills; starting takes a worker a second or two
+EVALUATION_SECONDS = 0.05
+KILL_SECONDS = (0.5, 2.5)  # between kills; starting takes a worker a second or two
 KILL_TRIALS = 0  # told between kills, at least; so that a slow machine gets on too
 
 
