@@ -1,20 +1,18 @@
 """Cut a checkpoint on disk: what stays of it is copied from file to file, however large the model is.
 
-No weight is ever held: tensors are ranges of bytes, named in the headers of safetensors files. Layers that stay get new
+No weight is ever held: tensors are ranges of bytes (``stored``). Layers that stay get new
 indices, the config is repaired as a student's is, and how transformers would load the result is rehearsed on names and
 shapes before a byte is written. Nothing here recovers, judges, or reaches for the hub.
 """
 
 import copy
 import json
-import math
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import transformers
@@ -24,15 +22,12 @@ from seed import folder
 from seed.errors import ModelError
 from seed.models.anatomy import find_layers
 from seed.models.checkpoint import spell_rope, strip_code
+from seed.models.stored import INDEX, SINGLE, StoredTensor, read_tensors, split_shards, write_shard
 from seed.models.surgery import refuse_unfit, repair_config
 from seed.models.teacher import refuse_adapter
 from seed.records import check_layers
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # what the hub recommends, and one transfer can be repeated
-CHUNK_BYTES = 16 * 2**20
-HEADER_BYTES = 100 * 10**6  # the format's own limit
 # What stands beside weights: tokenizers of all kinds, how to generate, and what a licence wants to go along.
 COMPANIONS = (
     "tokenizer*",
@@ -57,23 +52,6 @@ COMPANIONS = (
 WANTED = ("config.json", SINGLE, INDEX, "model-*-of-*.safetensors", "README.md", *COMPANIONS)
 # Types of the format by their names in transformers; others are left to whoever reads them.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """A tensor as it lies on disk."""
-
-    name: str
-    dtype: str  # by the format's names: BF16, F32
-    shape: tuple[int, ...]
-    path: Path
-    begin: int  # of its bytes in the file
-    num_bytes: int
-
-    @property
-    def numel(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +141,7 @@ def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_byt
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, start=1):
             name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            _write_shard(aside / name, shard)
+            write_shard(aside / name, shard)
             weight_map |= {tensor.name: name for tensor in shard}
         if len(shards) > 1:
             index = {
@@ -184,34 +162,6 @@ def count_layers(source: Path) -> int:
     return int(_read_config(source)[0].get_text_config().num_hidden_layers)
 
 
-def read_tensors(source: Path) -> list[StoredTensor]:
-    """Return where each tensor of a checkpoint lies, in the order of the files; only headers are read.
-
-    Raises:
-        ModelError: files are missing or damaged, or two hold a tensor of one name.
-    """
-    tensors = [tensor for path in _list_files(source) for tensor in _read_header(path)]
-    names: set[str] = set()
-    for tensor in tensors:
-        if tensor.name in names:
-            raise ModelError(f"{tensor.path}: {tensor.name} lies in another file too. Save the checkpoint again.")
-        names.add(tensor.name)
-    return tensors
-
-
-def split_shards(tensors: Iterable[StoredTensor], *, shard_bytes: int) -> list[list[StoredTensor]]:
-    """Return tensors in groups of at most ``shard_bytes``, in their order; one that is larger is a group of its own."""
-    shards: list[list[StoredTensor]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if shards[-1] and filled + tensor.num_bytes > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(tensor)
-        filled += tensor.num_bytes
-    return shards
-
-
 def _read_config(source: Path) -> tuple[Any, Any]:
     """The checkpoint's config, and the class of transformers' own that reads it."""
     if not (source / "config.json").is_file():
@@ -227,65 +177,6 @@ def _read_config(source: Path) -> tuple[Any, Any]:
         ) from error
     refuse_unfit(config)
     return config, kind
-
-
-def _list_files(source: Path) -> list[Path]:
-    """The files that hold the weights."""
-    if (source / SINGLE).is_file():  # as in transformers, before the index
-        return [source / SINGLE]
-    try:
-        weight_map = json.loads((source / INDEX).read_bytes())["weight_map"]
-        names = sorted(set(weight_map.values()))
-        strays = [name for name in names if Path(name).name != name]
-    except OSError as error:
-        raise ModelError(
-            f"{source}: no safetensors weights there ({SINGLE}, or {INDEX} with its files). Seed reads nothing else: "
-            "convert them first."
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{source / INDEX}: damaged ({error}). Save or download the checkpoint again.") from error
-    missing = strays or [name for name in names if not (source / name).is_file()]
-    if missing or not names:
-        raise ModelError(
-            f"{source}: {missing[0] if missing else 'weights'}, which {INDEX} names, does not lie there. Save or download "
-            "the checkpoint again."
-        )
-    return [source / name for name in names]
-
-
-def _read_header(path: Path) -> list[StoredTensor]:
-    """The tensors of one file in the order of their bytes; where the ranges do not make up the file, it is damaged."""
-    try:
-        with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if not 2 <= length <= HEADER_BYTES:
-                raise ValueError(f"a header of {length:,} bytes")
-            header = json.loads(handle.read(length))
-        header.pop("__metadata__", None)
-        begin = 8 + length
-        tensors = [
-            StoredTensor(
-                name=name,
-                dtype=str(about["dtype"]),
-                shape=tuple(map(int, about["shape"])),
-                path=path,
-                begin=begin + int(about["data_offsets"][0]),
-                num_bytes=int(about["data_offsets"][1]) - int(about["data_offsets"][0]),
-            )
-            for name, about in header.items()
-        ]
-        tensors.sort(key=lambda tensor: (tensor.begin, tensor.num_bytes))
-        for tensor in tensors:
-            if tensor.begin != begin or tensor.num_bytes < 0 or min(tensor.shape, default=0) < 0:
-                raise ValueError(f"{tensor.name} does not lie where it should")
-            begin += tensor.num_bytes
-        if begin != path.stat().st_size:
-            raise ValueError(f"{path.stat().st_size:,} bytes, and its header says {begin:,}")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path}: damaged ({error}). Save or download the checkpoint again.") from error
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    return tensors
 
 
 def _require_all(source: Path, tensors: Sequence[StoredTensor], model: nn.Module) -> None:
@@ -396,41 +287,3 @@ def _copy_companions(source: Path, target: Path) -> None:
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)
-
-
-def _write_shard(path: Path, tensors: Sequence[StoredTensor]) -> None:
-    """Write one safetensors file; wider types first, so that each tensor lies as its type wants it."""
-    ordered = sorted(tensors, key=lambda tensor: -tensor.num_bytes / max(1, tensor.numel))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in ordered:
-        offsets = [end, end := end + tensor.num_bytes]
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("xb") as target:
-        target.write(len(encoded).to_bytes(8, "little") + encoded)
-        opened: BinaryIO | None = None
-        try:
-            for tensor in ordered:
-                if opened is None or opened.name != str(tensor.path):
-                    if opened is not None:
-                        opened.close()
-                    opened = tensor.path.open("rb")
-                _copy_range(opened, target, begin=tensor.begin, num_bytes=tensor.num_bytes)
-        finally:
-            if opened is not None:
-                opened.close()
-        target.flush()
-        os.fsync(target.fileno())
-
-
-def _copy_range(source: BinaryIO, target: BinaryIO, *, begin: int, num_bytes: int) -> None:
-    """Copy bytes from one file to the end of another, a piece at a time."""
-    source.seek(begin)
-    while num_bytes > 0:
-        piece = source.read(min(CHUNK_BYTES, num_bytes))
-        if not piece:
-            raise ModelError(f"{source.name}: became shorter while it was read. Run the same command again.")
-        target.write(piece)
-        num_bytes -= len(piece)

@@ -17,7 +17,8 @@ from seed.errors import ModelError
 from seed.models import copying
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint
-from seed.models.copying import INDEX, SINGLE, plan_cut, read_tensors, split_shards, write_cut
+from seed.models.copying import plan_cut, write_cut
+from seed.models.stored import INDEX, SINGLE, read_tensors, split_shards
 from seed.models.surgery import make_student
 from seed.records import Candidate
 from tests.conftest import MakeCheckpoint, make_tokenizer
