@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from seed.errors import ModelError
-from seed.models import copying
+from seed.models import copying, stored
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint
 from seed.models.copying import plan_cut, write_cut
@@ -241,7 +241,7 @@ def test_an_interrupted_copy_leaves_what_was_there(
     def interrupt(*_words: object, **_more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(copying, "_copy_range", interrupt)
+    monkeypatch.setattr(stored, "_copy_range", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cut(source, 2, 3)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
