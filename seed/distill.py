@@ -231,13 +231,15 @@ def distill_for_script(path: Path, terminal: Terminal, **words: Any) -> "Distill
 
 @contextlib.contextmanager
 def end_at_once() -> Iterator[None]:
-    """Let an error's exit code be the process's: threads of a lost connection abort about one ordinary exit in 25."""
+    """End the process with the block: threads of connections, lost or not, abort about one ordinary exit in 25."""
+    code: int | str | None = 0
     try:
         yield
     except SystemExit as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+        code = end.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":

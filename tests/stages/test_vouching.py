@@ -16,7 +16,7 @@ from seed.console import Terminal
 from seed.dashboard import find_study
 from seed.errors import SeedError, StudyError
 from seed.folder import StudyFolder
-from seed.records import Protocol
+from seed.records import Protocol, SearchPlan
 from seed.stages import helping, planning, vouching, workbench
 from seed.stages.gathering import open_searched
 from seed.stages.posts import open_post
@@ -280,7 +280,7 @@ def test_who_helps_a_search_opens_no_storage_that_only_the_folder_names(tmp_path
     url = f"sqlite:///{tmp_path}/victim.db"
     study = StudyFolder(write_study(tmp_path / "study", storage=url))
     with pytest.raises(StudyError, match=r"keeps its trials in sqlite.*To help it, add the same --storage"):
-        helping._open(SearchSettings(), None, study)
+        helping._open(SearchSettings(), None, study, folder.read_record(study.plan, SearchPlan))
     assert not (tmp_path / "victim.db").exists()
 
 
