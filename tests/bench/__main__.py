@@ -44,7 +44,7 @@ PARTS: dict[str, tuple[ModuleType, float, float]] = {
     "overhead": (overhead, 100, 450),
     "growth": (growth, 90, 270),
     "memory": (memory, 60, 120),
-    "contention": (contention, 900, 6000),
+    "contention": (contention, 310, 3000),
     "workers": (workers, 400, 1300),
     "regret": (regret, 350, 6000),
 }

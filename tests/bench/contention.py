@@ -44,7 +44,7 @@ SPACE = SearchSpace(num_layers=12, droppable_layers=tuple(range(12)), min_droppe
 WORKERS = (1, 2, 4, 8)
 WAYS = {"journal": ("random", "order", "shares"), "PostgreSQL": ("random", "order")}
 BEATING_WORKERS = (1, 4)  # that are timed with and without heartbeats
-TRIALS, TRIALS_FULL = 200, 1000
+TRIALS, TRIALS_FULL = 100, 1000
 ROUNDS = 3
 WARM_TRIALS = 3
 MOST_SECONDS = 1800.0  # of one run
