@@ -6,7 +6,7 @@ Only storages on a server have them. Who fails the trials of the dead decides wh
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import optuna
 from optuna.storages import BaseStorage
@@ -27,19 +27,30 @@ def beating(storage: BaseStorage, trial_id: int) -> Iterator[None]:
     if interval is None:
         yield
         return
-    is_left = threading.Event()
 
     def beat() -> None:
         assert isinstance(storage, BaseHeartbeat)
+        storage.record_heartbeat(trial_id)
+
+    with repeating(beat, every_seconds=interval, name=f"heartbeat of trial {trial_id}"):
+        yield
+
+
+@contextlib.contextmanager
+def repeating(action: Callable[[], None], *, every_seconds: float, name: str) -> Iterator[None]:
+    """Call at once, and every so many seconds from then on until left. The work never fails by it: the next call is another try."""
+    is_left = threading.Event()
+
+    def act() -> None:
         with contextlib.suppress(Exception):
-            storage.record_heartbeat(trial_id)
+            action()
 
     def go_on() -> None:
-        while not is_left.wait(interval):
-            beat()
+        while not is_left.wait(every_seconds):
+            act()
 
-    beat()
-    thread = threading.Thread(target=go_on, name=f"heartbeat of trial {trial_id}", daemon=True)
+    act()
+    thread = threading.Thread(target=go_on, name=name, daemon=True)
     thread.start()
     try:
         yield

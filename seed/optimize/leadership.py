@@ -5,7 +5,6 @@ elsewhere.
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ import msgspec
 import optuna
 
 from seed.errors import StudyError
+from seed.optimize.heartbeats import repeating
 from seed.records import Record
 
 LEADER = "seed:leader"
@@ -21,7 +21,6 @@ BEAT = "seed:beat:"  # and the place: a number that rises
 BEAT_SECONDS = 5.0
 SILENT_BEATS = 12  # without one the leader is gone
 SETTLE_SECONDS = 2.0  # from writing that we lead to believing it: longer than a read and a write take
-LEAVE_SECONDS = 1.0  # a thread that hangs in a dead connection is not waited for any longer
 
 T = TypeVar("T")
 
@@ -100,26 +99,17 @@ class Leadership:
     @contextlib.contextmanager
     def lead(self) -> Iterator[None]:
         """Show that we are at work until the block ends; if it fails, nobody leads from then on."""
-        is_left = threading.Event()
 
         def beat() -> None:
-            while True:
-                with contextlib.suppress(Exception):  # the work never fails by it
-                    self._set(BEAT + self.ours.place, self._count_beats(self.ours) + 1)
-                if is_left.wait(self.beat_seconds):
-                    return
+            _write(self.study, BEAT + self.ours.place, self._count_beats(self.ours) + 1)
 
-        thread = threading.Thread(target=beat, name="heartbeat of the leader", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating(beat, every_seconds=self.beat_seconds, name="heartbeat of the leader"):
+                yield
         except BaseException:
             with contextlib.suppress(Exception):
                 self._leave(None)
             raise
-        finally:
-            is_left.set()
-            thread.join(LEAVE_SECONDS)
         with contextlib.suppress(StudyError):  # the storage went away after all was done
             self._leave(msgspec.structs.replace(self.ours, is_done=True))
 
@@ -151,9 +141,6 @@ class Leadership:
         found = _read(self.study).get(BEAT + leader.place)
         return found if isinstance(found, int) else 0
 
-    def _set(self, name: str, value: Any) -> None:
-        self.study._storage.set_study_system_attr(self.study._study_id, name, value)
-
 
 def read_shared(study: optuna.Study, name: str, kind: type[T]) -> T | None:
     """Return what hosts share under a name, or None.
@@ -175,8 +162,12 @@ def read_shared(study: optuna.Study, name: str, kind: type[T]) -> T | None:
 
 def write_shared(study: optuna.Study, name: str, record: Record) -> None:
     """Let all hosts of a study know something."""
-    study._storage.set_study_system_attr(study._study_id, name, msgspec.to_builtins(record))
+    _write(study, name, msgspec.to_builtins(record))
 
 
 def _read(study: optuna.Study) -> dict[str, Any]:
     return study._storage.get_study_system_attrs(study._study_id)
+
+
+def _write(study: optuna.Study, name: str, value: Any) -> None:
+    study._storage.set_study_system_attr(study._study_id, name, value)
