@@ -121,6 +121,11 @@ class Anatomy:
         num_params = sum(parameter.numel() for parameter in module.parameters())
         return f"{kind}/{num_params}"
 
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kinds of layers that there are, each once, in the order in which they come."""
+        return tuple(dict.fromkeys(self.layer_kind(layer) for layer in range(self.num_layers)))
+
     @torch.no_grad()
     def trace(self, tokens_BT: Tensor) -> list[Tensor]:
         """Return the hidden states before each layer and after the last: L + 1 tensors (B, T, D).

@@ -54,7 +54,7 @@ RunOnce = Callable[[], Timing]
 
 def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
     """Name what decides a candidate's latency: how many layers of each kind it keeps."""
-    kinds: dict[str, int] = {anatomy.layer_kind(layer): 0 for layer in range(anatomy.num_layers)}
+    kinds = dict.fromkeys(anatomy.layer_kinds, 0)
     for layer in candidate.kept_layers:
         kinds[anatomy.layer_kind(layer)] += 1
     if len(kinds) == 1:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import torch
 
@@ -167,8 +168,6 @@ def compare_scores(model: Sequence[Scored], dense: Sequence[Scored] | None) -> l
 
 
 def _compare(model: Scored, dense: Scored) -> TaskScore:
-    import msgspec
-
     spread = None
     if model.by_document is not None and dense.by_document is not None and len(model.by_document) > 1:
         gaps = [ours - theirs for ours, theirs in zip(model.by_document, dense.by_document, strict=True)]

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ from seed.folder import StudyFolder
 from seed.models.checkpoint import is_whole
 from seed.models.copying import WANTED, Cut, count_layers, plan_cut, write_cut
 from seed.models.teacher import ModelSource, check_source, find_licence, locate_files
-from seed.optimize.space import list_presets, load_preset, presets_directory
+from seed.optimize.space import list_presets
 from seed.records import Candidate, DistillResult, Protocol, SearchPlan, TrialRecord
 from seed.reporting.card import Raw, Score, write_raw_card
 from seed.reporting.recipe import write_recipe
 from seed.reporting.result_line import ExportLine, keep_finite
 from seed.stages import provenance
 from seed.stages.options import spell_command
-from seed.stages.protocols import hash_weights, locate_model, resolve_location
+from seed.stages.planning import find_preset
+from seed.stages.protocols import find_source, hash_weights, resolve_location
+from seed.stages.settings import SearchSettings
 from seed.stages.starts import read_origin
 
 CARD, PROVENANCE, RECIPE = "README.md", "seed.json", "mergekit.yml"
@@ -197,14 +199,12 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
     Raises:
         ModelError: no such model, or one that Seed cut before and whose seed.json is damaged.
     """
-    preset = load_preset(presets_directory() / f"{model}.toml") if model in list_presets() else None
-    location = locate_model(model, preset=preset)
-    if revision and (location == "demo" or Path(location).is_dir()):
-        raise ModelError(f"--revision {revision}: only models of the hub have revisions. Leave it out for {model}.")
-    pinned = preset.model.revision if preset is not None and location == preset.model.name else None
-    source = ModelSource(
-        location=str(resolve_location(location)) if location == "demo" else location, revision=revision or pinned
-    )
+    settings = SearchSettings(model=model, revision=revision)
+    preset = find_preset(settings)
+    source = find_source(settings, preset)
+    location = source.location
+    if location == "demo":
+        source = replace(source, location=str(resolve_location(location)))
     if not Path(source.location).is_dir():
         check_source(source, presets=list_presets())
     directory = locate_files(source, patterns=WANTED)

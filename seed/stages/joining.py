@@ -124,7 +124,7 @@ def _wait_for_order(circle: Circle, leader: Leader, terminal: Terminal) -> HostO
 
 
 def _require_latencies(order: HostOrder, circle: Circle, bench: Workbench) -> None:
-    kinds = {bench.anatomy.layer_kind(layer) for layer in range(bench.anatomy.num_layers)}
+    kinds = bench.anatomy.layer_kinds
     if len(kinds) > 1 and circle.hardware != order.reference:
         raise ResourceError(
             f"study {bench.folder.name}: this model has {len(kinds)} kinds of layers, and sets are timed as they are met, which "

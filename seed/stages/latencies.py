@@ -54,8 +54,7 @@ def write_latencies(study: StudyFolder, table: dict[str, Latency]) -> None:
 
 def smooth_latencies(bench: Workbench, table: dict[str, Latency]) -> dict[str, Latency]:
     """Let ratios rise with depth where all layers are of one kind; else as measured."""
-    kinds = {bench.anatomy.layer_kind(layer) for layer in range(bench.anatomy.num_layers)}
-    if len(kinds) > 1 or not table:
+    if len(bench.anatomy.layer_kinds) > 1 or not table:
         return table
     names = list(table)
     smoothed = timing.smooth_over_depth([table[name] for name in names], [int(name.split()[0]) for name in names])

@@ -162,7 +162,8 @@ def score_space(
                 attach=attach_losses if plan.storage is not None else lambda candidate: {},
                 on_trial=show,
             )
-    lost = list_lost(read_trials(study))  # what others finished while we were not looking, as before the first trial
+    records = read_trials(study)
+    lost = list_lost(records)  # what others finished while we were not looking, as before the first trial
     for candidate in lost:
         proxy.evaluate(candidate)
     if skipped:
@@ -171,7 +172,7 @@ def score_space(
         terminal.say(f"{failed} candidates have no value, since their loss is not a finite number; their trials say so")
     if sample:
         terminal.say(say_recovery([sweep.known(candidate) for candidate in sample], space.size))
-    return read_trials(study)
+    return records
 
 
 def score_singles(sweep: Sweep, space: SearchSpace) -> None:
