@@ -19,23 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from seed.errors import ModelError
-
-# Where the MLP writes into the residual stream, by the names families give it.
-MLP_OUTPUT_NAMES = (
-    "down_proj",
-    "dense_4h_to_h",
-    "c_proj",
-    "fc2",
-    "fc_out",
-    "w2",
-    "proj_out",
-    "dense2",
-    "lin2",
-    "wo",
-    "Wo",
-    "out_proj",
-)
-MLP_NAMES = ("mlp", "mixer", "feed_forward", "ffn", "block_sparse_moe", "feedforward")
+from seed.models.outlets import Outlet, find_outlet, written_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +127,7 @@ class Anatomy:
 
         def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
             self.returns_tuple = isinstance(output, tuple)
-            states.append(_hidden_of(output).detach())
+            states.append(written_by(output).detach())
 
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
@@ -175,7 +159,7 @@ class Anatomy:
 
         def leave(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
             self.returns_tuple = isinstance(output, tuple)
-            raise _Reached(_hidden_of(output))
+            raise _Reached(written_by(output))
 
         return self._run_until(self.layers[-1].register_forward_hook(leave), tokens_BT)
 
@@ -204,7 +188,7 @@ class Anatomy:
         outputs: list[Tensor] = []
 
         def record(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            outputs.append(_hidden_of(output))
+            outputs.append(written_by(output))
 
         handles = [layer.register_forward_hook(record) for layer in self.layers] if is_wanted else []
         try:
@@ -233,7 +217,7 @@ class Anatomy:
             output = self.layers[layer](hidden_BTD, *call.args, **call.kwargs)
         else:
             output = self.layers[layer](*call.args, **{call.hidden_name: hidden_BTD}, **call.kwargs)
-        return _hidden_of(output)
+        return written_by(output)
 
     def compute_logits(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Turn states after the last layer into logits (B, T, V): final norm, head, scales and caps of the family."""
@@ -246,16 +230,9 @@ class Anatomy:
         finally:
             setattr(self.owner, self.attribute, original)
 
-    def mlp_output(self, layer: int) -> nn.Module | None:
-        """Return the projection whose output is added to the residual stream last, or None when unknown."""
-        named: Iterator[tuple[str, nn.Module]] = self.layers[layer].named_modules()
-        for name, module in named:
-            parent, _, leaf = name.rpartition(".")
-            inside_mlp = parent.rpartition(".")[2] in MLP_NAMES or parent == ""
-            weight = getattr(module, "weight", None)
-            if inside_mlp and leaf in MLP_OUTPUT_NAMES and weight is not None and weight.ndim == 2:
-                return module
-        return None
+    def find_outlet(self, layer: int) -> Outlet | None:
+        """Return what writes into the residual stream last in a layer, or None where that is not known."""
+        return find_outlet(self.layers[layer], width=int(self.config.hidden_size))
 
 
 def text_config(model: nn.Module) -> Any:
@@ -293,19 +270,3 @@ def find_layers(model: nn.Module) -> tuple[nn.Module, str]:
             "so it cannot tell which layers to remove. Choose a decoder-only model of a common family."
         )
     return found[0]
-
-
-@contextlib.contextmanager
-def record_input(module: nn.Module, sink: list[Tensor]) -> Iterator[None]:
-    """Append what ``module`` reads to ``sink``, call by call, while the block runs."""
-    handle = module.register_forward_pre_hook(lambda _module, args: sink.append(args[0].detach()))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _hidden_of(output: Any) -> Tensor:
-    hidden = output[0] if isinstance(output, tuple) else output
-    assert isinstance(hidden, Tensor)
-    return hidden

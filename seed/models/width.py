@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
+from seed.models.outlets import find_projection
 from seed.records import WidthCut
 
 MLP_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
@@ -175,7 +176,7 @@ class _Unfit(Exception):  # noqa: N818  a reason, put into a sentence by whoever
 
 def _find_neurons(anatomy: Anatomy) -> Widths:
     layer = anatomy.layers[0]
-    reader = anatomy.mlp_output(0)
+    reader = find_projection(layer)
     if any("experts" in path for module in anatomy.layers for path, _ in module.named_modules()):
         raise _Unfit("they are mixtures of experts")
     if not isinstance(reader, (nn.Linear, Conv1D)):

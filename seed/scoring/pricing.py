@@ -6,8 +6,6 @@ takes is counted in multiply-adds and divided by those of one layer on one token
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from seed.models.anatomy import Anatomy
 from seed.scoring.refit import RIDGES
 from seed.scoring.subsets import TrieWork
@@ -55,8 +53,8 @@ def set_prices(anatomy: Anatomy, *, calibration_tokens: int, validation_tokens: 
     """Count a model's multiply-adds; layers are taken to be alike."""
     num_layers, width = anatomy.num_layers, int(anatomy.config.hidden_size)
     layer = sum(weight.numel() for weight in anatomy.layers.parameters() if weight.ndim >= 2) / num_layers
-    projection = anatomy.mlp_output(num_layers // 2)
-    reads = 0 if projection is None else _count_inputs(projection, width)
+    outlet = anatomy.find_outlet(num_layers // 2)
+    reads = 0 if outlet is None else outlet.num_inputs
     systems = len(RIDGES) + 1  # and the best one again on all positions
     both = calibration_tokens + validation_tokens
     fit = calibration_tokens * reads**2 + systems * reads**3 / 3
@@ -71,9 +69,3 @@ def set_prices(anatomy: Anatomy, *, calibration_tokens: int, validation_tokens: 
         fit=fit / layer,
         solve=solve / layer,
     )
-
-
-def _count_inputs(projection: nn.Module, width: int) -> int:
-    weight = projection.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight.numel() // width

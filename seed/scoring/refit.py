@@ -1,19 +1,21 @@
-"""Closed-form recovery: the MLP's output projection of each kept layer is fitted anew, by ridge regression.
+"""Closed-form recovery: what ends each kept layer's MLP is fitted anew, by ridge regression.
 
 Behind the first cut, each kept layer's projection is changed so that the layer's output matches the state that the uncut
 model has just before the next kept layer's original position. The change is linear in what the projection reads, so it is added
-to the projection's weight (and bias, where there is one), and the student stays an ordinary checkpoint. Related:
+to the projection's weight (and bias, where there is one), and the student stays an ordinary checkpoint. In a mixture of experts
+the change is linear in what the mixture writes, and goes into every expert (``seed.models.outlets``). Related:
 ReplaceMe (arXiv 2505.02819) fits one map of the projection's output for one contiguous cut; fitting what the projection
 reads instead has more freedom, and recovered a third more of the loss at 1.2 times the cost (studies/notes.md). Where a
 recovered model is cut again, the uncut model is that one: its own states are nearer than the original's, and fitting to
 them left a tenth less of the loss of the further cut (studies/notes.md).
 
-It needs a projection whose output is *added* to the residual stream, perhaps times a constant (granite);
+It needs an output that is *added* to the residual stream, perhaps times a constant (granite);
 ``measure_gains`` proves that and finds the constant, or says that this family has none.
 
-Shapes: B sequences, T tokens, D hidden width, F width of what the projection reads.
+Shapes: B sequences, T tokens, D hidden width, F width of what corrections are computed from.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,13 +34,13 @@ HELD_OUT_BLOCK = 64  # neighbouring positions, so that held-out ones are not all
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """What is added to a projection: ``weight`` (F, D) and, where it has a bias, ``bias`` (D). float64."""
+    """What a layer writes in addition, for what it is computed from: ``weight`` (F, D), and ``bias`` (D) or None. float64."""
 
     weight: Tensor
     bias: Tensor | None
 
     def apply(self, inputs: Tensor) -> Tensor:
-        """What a projection that reads ``inputs`` (B, T, F) writes in addition (B, T, D)."""
+        """What is written in addition (B, T, D) where the outlet's inputs are these (B, T, F)."""
         change = inputs @ self.weight.to(inputs.dtype)
         return change if self.bias is None else change + self.bias.to(inputs.dtype)
 
@@ -52,26 +54,26 @@ class Refit:
 
 @torch.no_grad()
 def measure_gains(anatomy: Anatomy, states: Sequence[Tensor]) -> dict[int, float] | None:
-    """Return how much of a change at each layer's MLP projection reaches its output, or None.
+    """Return how much of a change of what each layer writes last reaches the layer's output, or None.
 
     ``states`` are the hidden states before each layer (B, T, D) of a traced batch. None means that for
-    some layer there is no such projection, or that its change does not arrive as a multiple of itself. Layers that are
-    gone have no gain.
+    some layer it is not known what writes, or that its change does not arrive as a multiple of itself, or that the family
+    carries more than one stream of states (deepseek_v4). Layers that are gone have no gain.
     """
     gains = {}
     for layer in sorted(set(range(anatomy.num_layers)) - set(anatomy.gone_layers)):
-        projection = anatomy.mlp_output(layer)
-        if projection is None:
-            return None
+        outlet = anatomy.find_outlet(layer)
         hidden = states[layer]
-        plain = anatomy.run_layer(layer, hidden)
+        if outlet is None or hidden.ndim != 3:
+            return None
+        run_layer = functools.partial(anatomy.run_layer, layer, hidden)
+        if not outlet.is_whole(run_layer):
+            return None
+        plain = run_layer()
         generator = torch.Generator().manual_seed(layer)
         noise = torch.randn(plain.shape, generator=generator).to(plain) * plain.float().std().to(plain.dtype)
-        handle = projection.register_forward_hook(lambda _m, _a, output, noise=noise: output + noise.view_as(output))
-        try:
-            moved = anatomy.run_layer(layer, hidden)
-        finally:
-            handle.remove()
+        with outlet.add(noise):
+            moved = run_layer()
         change, noise = (moved - plain).double(), noise.double()
         gain = float((change * noise).sum() / (noise * noise).sum())
         error = float((change - gain * noise).norm() / change.norm().clamp_min(1e-12))
@@ -87,7 +89,7 @@ def count_fit_bytes(num_inputs: int) -> int:
 
 
 class ProjectionFit:
-    """Ridge regressions on what one projection reads, for whatever may be missing at its layer's output.
+    """Ridge regressions on one outlet's inputs, for whatever may be missing at its layer's output.
 
     Normal equations, streamed: products in float32, sums and solutions in float64. Ridge towards no correction
     keeps them well conditioned when inputs are rank-deficient; its strength is chosen on every fourth block of
@@ -210,18 +212,10 @@ class _Inputs:
 
 
 def fold_refit(student: nn.Module, candidate: Candidate, refit: Refit) -> None:
-    """Add the corrections to the projections' weights and biases of a standalone student, in place."""
+    """Put the corrections into the weights of a standalone student, in place."""
     anatomy = Anatomy(student)
-    with torch.no_grad():
-        for position, layer in enumerate(candidate.kept_layers):
-            if layer not in refit.corrections:
-                continue
-            projection = anatomy.mlp_output(position)
-            assert projection is not None, "measure_gains proved that there is one"
-            correction = refit.corrections[layer]
-            weight: Tensor = projection.weight  # type: ignore[assignment]
-            change = correction.weight.T if isinstance(projection, nn.Linear) else correction.weight
-            weight.copy_(weight.double() + change)
-            if correction.bias is not None:
-                bias: Tensor = projection.bias  # type: ignore[assignment]
-                bias.copy_(bias.double() + correction.bias)
+    for position, layer in enumerate(candidate.kept_layers):
+        if layer in refit.corrections:
+            outlet = anatomy.find_outlet(position)
+            assert outlet is not None, "measure_gains proved that there is one"
+            outlet.fold(refit.corrections[layer].weight, refit.corrections[layer].bias)

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from seed.models.anatomy import Anatomy, record_input
+from seed.models.anatomy import Anatomy
+from seed.models.outlets import Outlet
 from seed.records import Candidate
 from seed.scoring.corpus import TokenStream
 from seed.scoring.quality import DocumentLosses, iterate_batches, sum_by_document, token_losses
@@ -172,15 +173,14 @@ class SubsetWalker:
         """Run a layer on the path so far, unless a sibling has."""
         if position in self.runs and self.runs[position].layer == layer:
             return self.runs[position]
-        projection = self.anatomy.mlp_output(layer)
-        assert projection is not None, "measure_gains proved that there is one"
-        calibration, inputs = self._run_recorded(layer, projection, before.calibration)
-        validation, validation_inputs = self._run_recorded(layer, projection, before.validation)
-        has_bias = getattr(projection, "bias", None) is not None
+        outlet = self.anatomy.find_outlet(layer)
+        assert outlet is not None, "measure_gains proved that there is one"
+        calibration, inputs = self._run_recorded(layer, outlet, before.calibration)
+        validation, validation_inputs = self._run_recorded(layer, outlet, before.validation)
         run = _Run(
             layer=layer,
             calibration=calibration,
-            fit=ProjectionFit(inputs, has_bias=has_bias),
+            fit=ProjectionFit(inputs, has_bias=outlet.has_bias),
             validation=validation,
             validation_inputs=validation_inputs,
         )
@@ -189,12 +189,9 @@ class SubsetWalker:
             del self.runs[min(self.runs)]  # most siblings come near the end of the path
         return run
 
-    def _run_recorded(
-        self, layer: int, projection: nn.Module, states: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Run a layer; return its results (B, T, D) and what its MLP projection read (B, T, F), batch by batch."""
-        inputs: list[Tensor] = []
-        with record_input(projection, inputs):
+    def _run_recorded(self, layer: int, outlet: Outlet, states: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Run a layer; return its results (B, T, D) and what a correction is computed from (B, T, F), batch by batch."""
+        with outlet.record_inputs() as inputs:
             results = [self.anatomy.run_layer(layer, hidden) for hidden in states]
         return results, [read.reshape(*result.shape[:2], -1) for read, result in zip(inputs, results, strict=True)]
 

@@ -74,10 +74,6 @@ def take_micro_batch(bench: Workbench) -> torch.Tensor:
 
 
 def measure_mlp_width(anatomy: Anatomy) -> int:
-    """How many numbers the widest MLP output projection reads for one token, in a model that has them."""
-    widest = 0
-    for layer in range(anatomy.num_layers):
-        weight = getattr(anatomy.mlp_output(layer), "weight", None)
-        assert isinstance(weight, torch.Tensor), "measure_gains proved that there is one"
-        widest = max(widest, weight.numel() // anatomy.config.hidden_size)
-    return widest
+    """From how many numbers of a token closed form computes a correction, at most, in a model that has it."""
+    outlets = [anatomy.find_outlet(layer) for layer in range(anatomy.num_layers)]
+    return max(outlet.num_inputs for outlet in outlets if outlet is not None)

@@ -23,8 +23,8 @@ from tests.scoring.streams import draw_stream
 
 CPU = torch.device("cpu")
 SUBSETS = ((0, 3), (1, 2, 3), (1, 2))
-NO_PROJECTION = "no: a layer has no single projection that writes its output"
-NOT_ADDED = "no: what the projection writes is not added as it is"
+NO_OUTLET = "no: what writes a layer's output was not found"
+NOT_ADDED = "no: what a layer writes last is not added as it is"
 
 
 class Proof(Struct, frozen=True, kw_only=True):
@@ -128,7 +128,7 @@ def prove_scores(anatomy: Anatomy) -> str:
     if walker:
         assert max(changes) > 1e-3
         return "yes"
-    return NO_PROJECTION if any(anatomy.mlp_output(layer) is None for layer in range(4)) else NOT_ADDED
+    return NO_OUTLET if any(anatomy.find_outlet(layer) is None for layer in range(4)) else NOT_ADDED
 
 
 def list_trimmed(anatomy: Anatomy) -> list[str]:

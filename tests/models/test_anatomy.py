@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from seed.errors import ModelError
-from seed.models.anatomy import Anatomy, find_layers, record_input
+from seed.models.anatomy import Anatomy, find_layers
 from seed.models.surgery import cast_weights
 from tests.models.families import FAMILIES, compute_logits, make_model, make_tokens
 
@@ -215,30 +215,6 @@ def test_a_kind_tells_attention_and_size_apart() -> None:
     assert len(set(kinds)) == 3
 
 
-@pytest.mark.parametrize(
-    ("family", "name"),
-    [
-        ("llama", "model.layers.{}.mlp.down_proj"),
-        ("gpt2", "transformer.h.{}.mlp.c_proj"),
-        ("opt", "model.decoder.layers.{}.fc2"),
-        ("gpt_neox", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
-        ("bloom", "transformer.h.{}.mlp.dense_4h_to_h"),
-        ("mpt", "transformer.blocks.{}.ffn.down_proj"),
-        ("gpt_neo", "transformer.h.{}.mlp.c_proj"),
-    ],
-)
-def test_the_projection_that_writes_into_the_residual_stream_is_found(family: str, name: str) -> None:
-    model = make_model(family)
-    anatomy = Anatomy(model)
-    for layer in range(4):
-        assert anatomy.mlp_output(layer) is model.get_submodule(name.format(layer))
-
-
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
-def test_a_layer_of_experts_has_no_such_projection(family: str) -> None:
-    assert Anatomy(make_model(family)).mlp_output(0) is None
-
-
 def test_two_lists_of_layers_are_refused() -> None:
     model = make_model("llama")
     assert find_layers(model) == (model.model, "layers")
@@ -255,18 +231,3 @@ def test_layers_that_are_called_twice_are_refused() -> None:
     model.model.layers = nn.ModuleList([first, second, first, second])
     with pytest.raises(ModelError, match="called once each"):
         Anatomy(model).trace(make_tokens())
-
-
-def test_inputs_are_recorded_while_the_block_runs_only() -> None:
-    layer = nn.Linear(3, 2)
-    sink: list[torch.Tensor] = []
-    inputs = torch.ones(1, 3, requires_grad=True)
-    with record_input(layer, sink):
-        layer(inputs)
-        layer(2 * inputs)
-    layer(3 * inputs)
-    with pytest.raises(BrokenError), record_input(layer, sink):
-        raise BrokenError
-    assert [float(each.sum()) for each in sink] == [3.0, 6.0]
-    assert not any(each.requires_grad for each in sink)
-    assert not layer._forward_pre_hooks

@@ -29,7 +29,16 @@ def draw(*shape: int, rng_seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(
     ("family", "gain"),
-    [("llama", 1.0), ("gpt2", 1.0), ("opt", 1.0), ("bloom", 1.0), ("gpt_neox", 1.0), ("granite", 0.22)],
+    [
+        ("llama", 1.0),
+        ("gpt2", 1.0),
+        ("opt", 1.0),
+        ("bloom", 1.0),
+        ("gpt_neox", 1.0),
+        ("granite", 0.22),
+        ("mixtral", 1.0),
+        ("qwen2_moe", 1.0),
+    ],
 )
 def test_the_gain_is_what_the_family_multiplies_its_mlp_by(family: str, gain: float) -> None:
     anatomy = Anatomy(make_model(family))
@@ -40,8 +49,8 @@ def test_the_gain_is_what_the_family_multiplies_its_mlp_by(family: str, gain: fl
     assert all(not module._forward_hooks for module in anatomy.model.modules())
 
 
-@pytest.mark.parametrize("family", ["gemma2", "opt_post_norm", "mixtral", "qwen2_moe"])
-def test_a_family_without_an_additive_projection_has_no_gains(family: str) -> None:
+@pytest.mark.parametrize("family", ["gemma2", "opt_post_norm", "deepseek_v4", "ctrl"])
+def test_a_family_that_adds_nothing_as_it_is_written_has_no_gains(family: str) -> None:
     anatomy = Anatomy(make_model(family))
     assert measure_gains(anatomy, anatomy.trace(make_tokens())) is None
 
@@ -241,24 +250,29 @@ def test_how_rows_are_cut_into_batches_does_not_change_the_correction(has_bias: 
         assert not has_bias or torch.allclose(pieces.bias, whole.bias, rtol=1e-4, atol=1e-6), micro_batch
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "granite"])
-def test_folding_corrections_into_a_student_equals_adding_them_behind_the_projection(family: str) -> None:
+def add(output: Tensor | tuple[Tensor, ...], change: Tensor) -> Tensor | tuple[Tensor, ...]:
+    return (output[0] + change, *output[1:]) if isinstance(output, tuple) else output + change
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "granite", "mixtral", "gpt_oss"])
+def test_folding_corrections_into_a_student_equals_adding_them_to_what_is_written(family: str) -> None:
     anatomy = Anatomy(make_model(family))
     tokens = make_tokens()
     candidate = Candidate(num_layers=4, kept_layers=(0, 2, 3))
-    projections = {layer: anatomy.mlp_output(layer) for layer in (0, 3)}
+    outlets = {layer: anatomy.find_outlet(layer) for layer in (0, 3)}
     corrections = {
         layer: Correction(
-            weight=0.1 * draw(projection.weight.numel() // WIDTH, WIDTH, rng_seed=layer).double(),
-            bias=None if getattr(projection, "bias", None) is None else 0.1 * draw(WIDTH, rng_seed=9 + layer).double(),
+            weight=0.1 * draw(outlet.num_inputs, WIDTH, rng_seed=layer).double(),
+            bias=0.1 * draw(WIDTH, rng_seed=9 + layer).double() if outlet.has_bias else None,
         )
-        for layer, projection in projections.items()
+        for layer, outlet in outlets.items()
     }
     with view_layers(anatomy, candidate) as view, contextlib.ExitStack() as stack:
         unmapped = compute_logits(view, tokens)
         for layer, correction in corrections.items():
-            hook = projections[layer].register_forward_hook(
-                lambda _m, args, output, correction=correction: output + correction.apply(args[0])
+            inputs = stack.enter_context(outlets[layer].record_inputs())
+            hook = outlets[layer].module.register_forward_hook(
+                lambda _m, _a, output, correction=correction, inputs=inputs: add(output, correction.apply(inputs[-1]))
             )
             stack.callback(hook.remove)
         expected = compute_logits(view, tokens)
@@ -268,6 +282,6 @@ def test_folding_corrections_into_a_student_equals_adding_them_behind_the_projec
     assert float((expected - unmapped).abs().max()) > 1e-2
     assert torch.allclose(folded, expected, atol=1e-4)
     assert torch.equal(student.get_input_embeddings().weight, anatomy.model.get_input_embeddings().weight)
-    with torch.no_grad():
-        first = anatomy.mlp_output(0)
-        assert not torch.equal(first.weight, Anatomy(student).mlp_output(0).weight)  # the teacher's stays as it was
+    first, folded_first = outlets[0].module, Anatomy(student).find_outlet(0).module
+    changed = [n for n, weight in first.named_parameters() if not torch.equal(weight, folded_first.get_parameter(n))]
+    assert changed  # the student's, not the teacher's

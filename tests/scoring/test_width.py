@@ -1,13 +1,13 @@
 """Importance is what the docstring says, worked out again, and it keeps what matters."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 import torch
 from msgspec.structs import replace
 
-from seed.models.anatomy import Anatomy, record_input
+from seed.models.anatomy import Anatomy
+from seed.models.outlets import Projection
 from seed.models.width import find_widths, make_narrow, weight_by_input
 from seed.scoring.width import measure_width_importance
 from tests.models.families import compute_logits, make_model, make_tokens
@@ -21,11 +21,9 @@ def measure_by_hand(anatomy: Anatomy, path: str, count: int) -> Iterator[list[fl
     """For each layer, the norm over tokens of what each unit adds, one unit at a time."""
     for layer in anatomy.layers:
         reader = layer.get_submodule(path)
-        sink: list[torch.Tensor] = []
-        with ExitStack() as stack:
-            stack.enter_context(record_input(reader, sink))
+        with Projection(module=reader, num_inputs=0, has_bias=False).record_inputs() as inputs:
             compute_logits(anatomy.model, STREAM.tokens_NT)
-        read = sink[0].flatten(0, -2)
+        read = inputs[0].flatten(0, -2)
         size = read.shape[1] // count
         weight = weight_by_input(reader)
         yield [
