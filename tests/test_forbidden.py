@@ -1,6 +1,7 @@
 """What must not stand in the source: ways for data to become code. Read from the syntax tree, so that words in texts do not count."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def find_faults(source: str) -> Iterator[str]:
                 yield f"{name}({word}={value})"
         if name.endswith("torch.load") and "weights_only" not in given:
             yield f"{name} without weights_only"
-        if name.endswith(("AutoModelForCausalLM.from_pretrained",)) and "use_safetensors" not in given:
+        is_open = re.search(r"auto_?(model|class).*\.from_pretrained$", name, re.IGNORECASE)
+        if is_open and "use_safetensors" not in given:
             yield f"{name} without use_safetensors"
 
 
@@ -86,6 +88,7 @@ def test_no_data_becomes_code(path: Path) -> None:
         "dist.broadcast_object_list(said, src=0)",
         "torch.distributed.all_gather_object(found, value)",
         "transformers.AutoModelForCausalLM.from_pretrained(p)",
+        "find_auto_class(config).from_pretrained(p)",
         "AutoConfig.from_pretrained(p, trust_remote_code=True)",
         "importlib.import_module(name)",
     ],

@@ -17,7 +17,8 @@ from torch import nn
 from seed import folder
 from seed.errors import ModelError, SeedError
 from seed.models.anatomy import Anatomy, cache_of
-from seed.models.surgery import cast_weights, make_student
+from seed.models.classes import find_auto_class
+from seed.models.surgery import cast_weights, list_needed, make_student
 from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
 
@@ -125,7 +126,8 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
     """
     refuse_adapter(path)
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        model, report = find_auto_class(config).from_pretrained(
             path,
             dtype=dtype,
             use_safetensors=True,
@@ -192,25 +194,44 @@ def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path
 
 @torch.no_grad()
 def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype) -> str | None:
-    """Say what is wrong with a student of a few layers, or nothing."""
-    last = anatomy.num_layers - 1
-    kept = tuple(sorted({0, last // 2 + 1, last})) if last > 2 else tuple(range(1, last + 1))
-    student: Any = make_student(anatomy, Candidate(num_layers=anatomy.num_layers, kept_layers=kept))
-    expected = student(input_ids=tokens_BT, use_cache=False).logits
-    # the student itself, not the reloaded one: loading numbers layers anew and would hide a wrong index
-    gap = (_decode_cached(student, tokens_BT) - expected).abs().max().item()
-    if not gap <= (1e-3 if dtype == torch.float32 else 0.25) * max(1.0, expected.abs().max().item()):
-        return f"after removing layers, cached decoding differs from uncached by {gap:.2g}"
-    with folder.make_scratch(scratch / "round-trip") as directory:
-        student.save_pretrained(directory)
-        strip_code(directory)
-        spell_rope(directory)
-        reloaded: Any = load_checkpoint(directory, device=anatomy.device, dtype=dtype)
-        found = reloaded(input_ids=tokens_BT, use_cache=False).logits
-    if not agree(found, expected):
-        gap = (found - expected).abs().max().item()
-        return f"after removing layers, saving and reloading, logits differ by up to {gap:.2g}"
+    """Say what is wrong with students of a few layers, or nothing."""
+    for kept in _list_tried(anatomy):
+        student: Any = make_student(anatomy, Candidate(num_layers=anatomy.num_layers, kept_layers=kept))
+        cut = f"with layers {', '.join(map(str, kept))} alone"
+        # the student itself, not the reloaded one: loading numbers layers anew and would hide a wrong index
+        if fault := _compare_cached(student, tokens_BT, dtype=dtype):
+            return f"{'as it came' if _compare_cached(anatomy.model, tokens_BT, dtype=dtype) else cut}, {fault}"
+        expected = student(input_ids=tokens_BT, use_cache=False).logits
+        with folder.make_scratch(scratch / "round-trip") as directory:
+            student.save_pretrained(directory)
+            strip_code(directory)
+            spell_rope(directory)
+            reloaded: Any = load_checkpoint(directory, device=anatomy.device, dtype=dtype)
+            found = reloaded(input_ids=tokens_BT, use_cache=False).logits
+        if not agree(found, expected):
+            return f"{cut}, saved and reloaded, logits differ by up to {(found - expected).abs().max().item():.2g}"
     return None
+
+
+def _list_tried(anatomy: Anatomy) -> list[tuple[int, ...]]:
+    """Two sets of a few layers: one without the first of those that may go, one without the last."""
+    needed = list_needed(anatomy.model.config)
+    free = [layer for layer in range(anatomy.num_layers) if layer not in needed]
+    few = [
+        {rest[0], rest[len(rest) // 2], rest[-1]} if len(rest) > 3 else {rest[0], rest[-1]}
+        for rest in (free[:-1], free[1:])
+        if rest
+    ]
+    return [tuple(sorted({*some, *needed})) for some in few]
+
+
+def _compare_cached(model: nn.Module, tokens_BT: torch.Tensor, *, dtype: torch.dtype) -> str | None:
+    """Say by how much cached decoding differs from uncached, where it is more than rounding."""
+    plain = model(input_ids=tokens_BT, use_cache=False).logits
+    gap = (_decode_cached(model, tokens_BT) - plain).abs().max().item()
+    if gap <= (1e-3 if dtype == torch.float32 else 0.25) * max(1.0, plain.abs().max().item()):
+        return None
+    return f"cached decoding differs from uncached by {gap:.2g}"
 
 
 def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ import copy
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +23,9 @@ from seed import folder
 from seed.errors import ModelError
 from seed.models.anatomy import find_layers
 from seed.models.checkpoint import spell_rope, strip_code
+from seed.models.classes import find_class
 from seed.models.stored import INDEX, SINGLE, StoredTensor, read_tensors, split_shards, write_shard
-from seed.models.surgery import refuse_unfit, repair_config
+from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import refuse_adapter
 from seed.records import check_layers
 
@@ -94,30 +96,39 @@ def plan_cut(source: Path, kept_layers: Sequence[int]) -> Cut:
     """
     refuse_adapter(source)
     config, kind = _read_config(source)
-    text = config.get_text_config()
-    num_layers = int(text.num_hidden_layers)
+    num_layers = int(config.get_text_config().num_hidden_layers)
     try:
         check_layers(kept_layers, num_layers=num_layers, name="kept layers")
     except ValueError as error:
         raise ModelError(f"{source}: {error}. Name layers that this checkpoint has.") from error
     if not kept_layers:
         raise ModelError(f"{source}: no layer would be kept. Keep one or more of its {num_layers}.")
+    if missing := sorted(set(list_needed(config)) - set(kept_layers)):
+        raise ModelError(
+            f"{source}: {'layer' if len(missing) == 1 else 'layers'} {', '.join(map(str, missing))} would go, without which "
+            f"transformers builds or decodes no right {config.get_text_config().model_type} model. Keep it too."
+        )
     tensors = read_tensors(source)
     with torch.device("meta"):
         model = kind(copy.deepcopy(config))
     _require_all(source, tensors, model)
     place = _find_place(source, tensors, model, num_layers=num_layers)
+    whole = _rehearse(tensors, kind, config)
+    if whole.fault:
+        raise ModelError(
+            f"{source}: its weights do not match its config ({whole.fault}). Save or download the checkpoint again."
+        )
+    read = [tensor for tensor in tensors if tensor.name not in whole.unread]
     new_index = {layer: position for position, layer in enumerate(kept_layers)}
-    kept = list(_rename(tensors, place=place, new_index=new_index))
-    repair_config(text, kept_layers)
-    config.architectures = [kind.__name__]
-    return Cut(
-        source=source,
-        config=config,
-        num_layers=num_layers,
-        kept_layers=tuple(kept_layers),
-        tensors=tuple(_leave_unread(source, kept, kind, config)),
-    )
+    kept = tuple(_rename(read, place=place, new_index=new_index))
+    cut_config = _cut_config(source, config, kept_layers)
+    cut = _rehearse(kept, kind, cut_config)
+    fault = cut.fault or (f"there is no place for {min(cut.unread)}" if cut.unread else None)
+    if fault:
+        raise ModelError(
+            f"{source}: transformers would not load layers {', '.join(map(str, kept_layers))} alone ({fault}). Keep other layers."
+        )
+    return Cut(source=source, config=cut_config, num_layers=num_layers, kept_layers=tuple(kept_layers), tensors=kept)
 
 
 def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_bytes: int = SHARD_BYTES) -> None:
@@ -168,14 +179,17 @@ def _read_config(source: Path) -> tuple[Any, Any]:
         raise ModelError(f"{source}: config.json is missing. Give a directory that save_pretrained wrote.")
     try:
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
-    except (OSError, ValueError, KeyError) as error:
-        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        refuse_unfit(config)
+        kind = find_class(config)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"{source}: transformers has no language model of its own for this config ({message}). Seed exports only what "
-            "plain transformers loads."
+            f"{source}: its config cannot be read ({_first_line(error)}). Seed exports only what plain transformers loads."
         ) from error
-    refuse_unfit(config)
+    if kind is None:
+        raise ModelError(
+            f"{source}: transformers has no class of its own that writes text with a whole {config.model_type} model. Seed exports only "
+            "what plain transformers loads."
+        )
     return config, kind
 
 
@@ -238,26 +252,36 @@ class _Hollow(torch.Tensor):
         return self
 
 
-def _leave_unread(source: Path, tensors: list[StoredTensor], kind: Any, config: Any) -> list[StoredTensor]:
-    """Return the tensors without those that transformers does not read, once it has read names and shapes of all.
+def _cut_config(source: Path, config: Any, kept_layers: Sequence[int]) -> Any:
+    """The config of the cut checkpoint as whoever loads it will read it: transformers checks and completes it on the way.
 
     Raises:
-        ModelError: some are missing or of another shape.
+        ModelError: transformers refuses it.
     """
-    unread = _rehearse(source, tensors, kind, config)
-    if not unread:
-        return tensors
-    left = [tensor for tensor in tensors if tensor.name not in unread]
-    if still := _rehearse(source, left, kind, config):
+    cut = copy.deepcopy(config)
+    repair_config(cut.get_text_config(), kept_layers)
+    cut.architectures = [find_class(config).__name__]
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            cut.save_pretrained(directory)
+            return type(config).from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # each family's config has checks of its own
         raise ModelError(
-            f"{source}: {len(still)} tensors belong to nothing that transformers knows, such as {sorted(still)[0]}. Open the "
-            "model with transformers and save it again."
-        )
-    return left
+            f"{source}: transformers accepts no config of layers {', '.join(map(str, kept_layers))} alone ({_first_line(error)}). Keep "
+            "other layers."
+        ) from error
 
 
-def _rehearse(source: Path, tensors: Sequence[StoredTensor], kind: Any, config: Any) -> set[str]:
-    """Let transformers load tensors that are nowhere; return the names that it does not read."""
+@dataclass(frozen=True, kw_only=True)
+class _Rehearsal:
+    """What transformers says of tensors: what is wrong with them, if anything, and names that it does not read."""
+
+    fault: str | None = None
+    unread: frozenset[str] = frozenset()
+
+
+def _rehearse(tensors: Sequence[StoredTensor], kind: Any, config: Any) -> _Rehearsal:
+    """Let transformers load tensors that are nowhere."""
     hollow = {
         tensor.name: torch.empty(tensor.shape, dtype=torch.float32, device="meta").as_subclass(_Hollow)
         for tensor in tensors
@@ -267,18 +291,13 @@ def _rehearse(source: Path, tensors: Sequence[StoredTensor], kind: Any, config: 
             None, config=copy.deepcopy(config), state_dict=hollow, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise _mismatch(source, message) from error
+        return _Rehearsal(fault=_first_line(error))
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys and name != "unexpected_keys"}
-    if wrong:
-        raise _mismatch(source, str(wrong)[:500])
-    return set(report["unexpected_keys"])
+    return _Rehearsal(fault=str(wrong)[:500] if wrong else None, unread=frozenset(report["unexpected_keys"]))
 
 
-def _mismatch(source: Path, found: str) -> ModelError:
-    return ModelError(
-        f"{source}: its weights do not match its config ({found}). Save or download the checkpoint again."
-    )
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _copy_companions(source: Path, target: Path) -> None:

@@ -161,7 +161,7 @@ def find_projection(layer: nn.Module) -> nn.Module | None:
 
 def written_by(output: Any) -> Tensor:
     """The hidden states in what a module returned; some return more beside them, such as a router's scores."""
-    hidden = output[0] if isinstance(output, tuple) else output
+    hidden = output[0] if isinstance(output, (tuple, list)) else output
     assert isinstance(hidden, Tensor)
     return hidden
 

@@ -103,17 +103,21 @@ def _read_implementations(config: Any) -> dict[str, str]:
 
 
 def _find_class(name: str) -> type[nn.Module] | None:
-    """The causal language model of transformers that is called so."""
+    """The language model of transformers that is called so."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto
 
-    return getattr(transformers, name) if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else None
+    known = {
+        *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
+        *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(),
+    }
+    return getattr(transformers, name) if name in known else None
 
 
 def _build_on_meta(outline: Outline) -> nn.Module:
     kind: Any = _find_class(outline.class_name)
     if kind is None:
-        raise ValueError(f"transformers has no causal language model {outline.class_name}")
+        raise ValueError(f"transformers has no language model {outline.class_name}")
     fields = json.loads(outline.config, object_hook=_read_fields)
     config = kind.config_class.from_dict({**fields, **outline.implementations})
     with torch.device("meta"):

@@ -33,6 +33,7 @@ SLICED_LISTS = (
     "layer_rope_theta",
     "num_attention_heads_per_layer",
     "indexer_types",
+    "moe_topk",
 )
 # Lists of layer indices: keep those of kept layers, renumbered.
 REMAPPED_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices")
@@ -40,6 +41,8 @@ REMAPPED_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer
 LEADING_COUNTS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")
 # Every layer up to this one is of another kind: the last kept one of them.
 LAST_INDICES = ("moe_layer_end_index",)
+# Layers beyond the decoder's, that predict further tokens: transformers has none, and none are written.
+FURTHER_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 # Divided by the square root of the number of layers when a model is built: shrunk with it, so that the quotient stays.
 SHARED_BY_LAYERS = ("scale_depth",)
 # Periods over the index survive no removal; 1 (every layer) is the only harmless value.
@@ -58,15 +61,25 @@ REFUSED_TYPES = {
     "diffllama": "its attention holds a constant computed from the layer's index",
     "beam": "it scales the residual stream by the layer's index",
     "recurrent_gemma": "its layers keep what they remember to themselves, so that cached decoding cannot be followed",
+    "openai-gpt": "it decodes without a cache",
+    "rwkv": "its layers keep what they remember to themselves, so that cached decoding cannot be followed",
+    "zaya": "its layers hand their routers' states on to one another",
     "zamba": "its layers share one attention block",
     "zamba2": "its layers share one attention block",
     "hrm_text": "it runs the same layers again and again",
     "longcat_flash": "its config counts two layers for each one that it has",
 }
 
+# Heads for other tasks than writing: as a language model, such a checkpoint would lose its head.
+OTHER_TASKS = tuple(
+    f"For{task}"
+    for task in ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "MaskedLM")
+)
+# Families that never look ahead, though their configs do not say that they decode.
+CAUSAL_ANYWAY = ("gpt_neox", "gpt_neox_japanese")
 # Families that are built with a first or a last layer unlike the others, whatever the config says of it.
 FIRST_STAYS = ("modernbert-decoder",)
-LAST_STAYS = ("gemma4_text", "gpt_neox_japanese")
+LAST_STAYS = ("gemma4_text", "gemma4_unified_text", "gpt_neox_japanese")
 RECURRENT_STAYS = ("olmo_hybrid",)
 
 
@@ -84,9 +97,14 @@ def _find_reason(config: Any, text: Any) -> str | None:
     quantized = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
     if quantized is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
-        return f"its weights are quantized ({getattr(method, 'value', method)}), and recovery needs the original ones"
+        return f"its weights are quantized ({getattr(method, 'value', method)}), and such layers are neither cut nor recovered"
+    other = next((name for name in getattr(config, "architectures", None) or () if name.endswith(OTHER_TASKS)), None)
+    if other is not None:
+        return f"it is a {other}, which writes no text"
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder, not a decoder-only language model"
+    if getattr(text, "is_decoder", None) is False and text.model_type not in CAUSAL_ANYWAY:
+        return "it attends to what comes after a token too (is_decoder = false)"
     if text.model_type in REFUSED_TYPES:
         return REFUSED_TYPES[text.model_type]
     if getattr(text, "num_kv_shared_layers", None):
@@ -95,6 +113,8 @@ def _find_reason(config: Any, text: Any) -> str | None:
         return "its embedding holds a part for each layer (hidden_size_per_layer_input)"
     if getattr(text, "ple_layer_ids", None):
         return "its embedding holds a part for some layers (ple_layer_ids)"
+    if getattr(config, "deepstack_layer_map", None):
+        return "images enter its layers by their index (deepstack_layer_map)"
     if getattr(text, "cross_attention_layers", None):
         return "some of its layers read images only (cross_attention_layers)"
     if "shared" in (getattr(text, "indexer_types", None) or ()):
@@ -112,10 +132,13 @@ def _find_reason(config: Any, text: Any) -> str | None:
 def list_needed(config: Any) -> list[int]:
     """Layers that must stay, since transformers builds or decodes no right model without them.
 
-    Caches of hybrids count tokens in a layer with attention: their last one stays, which is one of several.
+    Caches of hybrids count tokens in a layer with attention: their last one stays, which is one of several. Where images enter
+    behind the first few layers, these stay. ``config`` is the whole model's.
     """
     text = config.get_text_config()
     needed = {0} if text.model_type in FIRST_STAYS else set()
+    for part in (config, getattr(config, "vision_config", None)):
+        needed |= set(range(len(getattr(part, "deepstack_visual_indexes", None) or ())))
     if text.model_type in LAST_STAYS:
         needed.add(text.num_hidden_layers - 1)
     kinds = getattr(text, "layer_types", None) or ()
@@ -155,6 +178,7 @@ def repair_config(config: Any, kept_layers: Sequence[int]) -> dict[str, Any]:
             changes[name] = sum(layer <= getattr(config, name) for layer in kept_layers) - 1
     if changes.get("moe_layer_end_index") == -1:  # no layer with experts is left, and -1 would mean the last one
         changes["moe_layer_start_index"] = len(kept_layers)
+    changes |= {name: 0 for name in FURTHER_LAYERS if getattr(config, name, None)}
     for name in SHARED_BY_LAYERS:
         if isinstance(getattr(config, name, None), (int, float)):
             changes[name] = getattr(config, name) * math.sqrt(len(kept_layers) / num_layers)
@@ -185,7 +209,9 @@ def view_layers(anatomy: Anatomy, candidate: Candidate) -> Iterator[nn.Module]:
     kept = [original[layer] for layer in candidate.kept_layers]
     undo: list[tuple[nn.Module, str, Any]] = []
     configs = [text_config(module) for module in (anatomy.model, *anatomy.owner.modules()) if hasattr(module, "config")]
-    texts = {id(config): config for config in configs}
+    texts = {
+        id(config): config for config in configs if type(config) is type(anatomy.config)
+    }  # not those of a vision tower
     befores = [(config, repair_config(config, candidate.kept_layers)) for config in texts.values()]
     setattr(anatomy.owner, anatomy.attribute, nn.ModuleList(kept))
     for position, (layer, module) in enumerate(zip(candidate.kept_layers, kept, strict=True)):

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from seed.errors import ModelError, ResourceError
+from seed.models.classes import find_auto_class
 from seed.models.surgery import refuse_unfit
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
@@ -118,7 +119,7 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
         stored_dtype = getattr(torch, stored) if isinstance(stored, str) else stored
         dtype = choose_dtype(dtype_name, device=device, stored=stored_dtype)
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = find_auto_class(config).from_pretrained(
             location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
         if report["missing_keys"] or report["mismatched_keys"]:
@@ -249,8 +250,8 @@ def _explain(source: ModelSource, error: BaseException) -> ModelError:
         return ModelError(f"{named}: not in the local cache, and the hub cannot be reached. {OFFLINE_CURE}")
     if "Unrecognized configuration class" in message:
         return ModelError(
-            f"{named}: transformers opens no causal language model from it (AutoModelForCausalLM). Of a multimodal model, save "
-            "the language model on its own and give that."
+            f"{named}: transformers opens no language model from it (AutoModelForCausalLM, AutoModelForImageTextToText). Of a "
+            "model that does more, save the language model on its own and give that."
         )
     if "trust_remote_code" in str(error):
         return ModelError(

@@ -20,6 +20,7 @@ from seed import demo
 from seed.console import format_seconds
 from seed.errors import ModelError, ResourceError
 from seed.models.anatomy import Anatomy, text_config
+from seed.models.classes import find_auto_class
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
@@ -71,7 +72,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
             num_params=num_params,
             max_positions=getattr(config, "max_position_embeddings", None) or 1024,
         )
-    preset = check_dropped(settings, preset, num_layers=config.num_hidden_layers, needed=list_needed(config))
+    preset = check_dropped(settings, preset, num_layers=config.num_hidden_layers, needed=list_needed(whole_config))
     request = protocols.request_text(settings, preset, config)
     streams = describe_text(request, source, vocabulary=config.vocab_size)
     stored = config.dtype or whole_config.dtype or torch.float32
@@ -211,11 +212,9 @@ def build_without_weights(config: Any, *, trust_remote_code: bool = False) -> nn
     Raises:
         ModelError: transformers cannot build it.
     """
-    import transformers
-
     try:
         with torch.device("meta"):
-            model: nn.Module = transformers.AutoModelForCausalLM.from_config(
+            model: nn.Module = find_auto_class(config).from_config(
                 copy.deepcopy(config), trust_remote_code=trust_remote_code
             )
     except (TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
@@ -228,15 +227,11 @@ def build_without_weights(config: Any, *, trust_remote_code: bool = False) -> nn
 
 def build_small(config: Any, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False) -> nn.Module:
     """A model of the first and the middle layer, with the whole embedding and head and random weights."""
-    import transformers
-
     config = copy.deepcopy(config)
     text = config.get_text_config()
     repair_config(text, sorted({0, text.num_hidden_layers // 2}))
     with device:
-        model: Any = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        model: Any = find_auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     result: nn.Module = model.eval().requires_grad_(False)
     return result
 

@@ -124,7 +124,7 @@ def open_for_search(
             num_params=sum(parameter.numel() for parameter in teacher.model.parameters()),
             max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
         )
-    preset = check_dropped(settings, preset, num_layers=anatomy.num_layers, needed=list_needed(anatomy.config))
+    preset = check_dropped(settings, preset, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
     request = request_text(settings, preset, anatomy.config)
     streams = open_streams(request, teacher.tokenizer) if streams is None else streams
     gains = _measure_gains(anatomy, streams["recovery"], device)

@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import transformers
 
-from tests.models.families import EVERY_FAMILY
+from tests.models.families import EVERY_FAMILY, UNPROVEN
 from tests.models.proofs import Proof, prove_family
 
 TABLE = Path(__file__).parents[2] / "docs" / "FAMILIES.md"
@@ -30,7 +30,11 @@ granted in the family; a search leaves them alone. **Closed form** is the score 
 search scores without recovery first, and short distillation decides as everywhere. A study proves its own model again when it starts, so
 families that are not listed can work too, and stop with the reason where they do not.
 
-Refused as well, whatever the family: quantized weights (bitsandbytes, GPTQ, AWQ), encoder-decoders, and adapters that are not merged.
+Models that see too are opened whole and lose layers of their text part; what they make of images is neither measured nor
+recovered. Refused as well, whatever the family: quantized weights (bitsandbytes, GPTQ, AWQ), encoder-decoders, models that
+attend to what comes after a token, and adapters that are not merged.
+
+These language models of transformers are in neither list: {unproven}.
 
 | architecture | model type | proven | config fields | always stay | closed form | tied |
 |---|---|---|---|---|---|---|"""
@@ -58,7 +62,9 @@ def write_table() -> None:
             rows.append(write_row(family, prove_family(family, Path(scratch))))
     TABLE.parent.mkdir(exist_ok=True)
     num_proven = sum("| yes |" in row for row in rows)
-    text = HEAD.format(version=transformers.__version__, proven=num_proven)
+    text = HEAD.format(
+        version=transformers.__version__, proven=num_proven, unproven=", ".join(f"`{name}`" for name in UNPROVEN)
+    )
     TABLE.write_text("\n".join([text, *rows]) + "\n", encoding="utf-8")
     print(f"{TABLE}: {num_proven} proven, {len(rows) - num_proven} refused")
 

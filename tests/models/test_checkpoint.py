@@ -195,11 +195,8 @@ def test_a_directory_that_is_gone_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    "family", ["llama", "gpt2", "qwen2", "gemma2", "bloom", "falcon", "opt", "mixtral", "qwen2_moe", "deepseek_v3"]
-)
-def test_the_round_trip_is_proven(family: str, tmp_path: Path) -> None:
-    model = make_model(family)
+def test_proving_the_round_trip_leaves_nothing_behind(tmp_path: Path) -> None:
+    model = make_model("llama")
     tokens = make_tokens()
     before = compute_logits(model, tokens)
     prove(model, tmp_path)
@@ -215,6 +212,8 @@ def test_the_round_trip_is_proven(family: str, tmp_path: Path) -> None:
         ("smollm3", "SLICED_LISTS", ("layer_types",)),
         ("qwen2_moe", "REMAPPED_LISTS", ()),
         ("deepseek_v3", "LEADING_COUNTS", ()),
+        ("gpt_neox_japanese", "LAST_STAYS", ()),
+        ("modernbert-decoder", "FIRST_STAYS", ()),
     ],
 )
 def test_a_config_field_that_surgery_does_not_know_is_refused(

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from seed.errors import ModelError
-from seed.models import copying, stored
+from seed.models import copying, stored, surgery
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint
 from seed.models.copying import plan_cut, write_cut
@@ -22,11 +22,10 @@ from seed.models.stored import INDEX, SINGLE, read_tensors, split_shards
 from seed.models.surgery import make_student
 from seed.records import Candidate
 from tests.conftest import MakeCheckpoint, make_tokenizer
-from tests.models.families import GATED, make_model, scramble
+from tests.models.families import make_model
 from tests.test_commands import environment
 
 CPU = torch.device("cpu")
-FAMILIES = ("llama", "gpt2", "gemma2", "mpt", "opt", "gpt_neo", "qwen2_moe", "qwen3_moe", "deepseek_v3", "mixtral")
 
 
 def save(family: str, path: Path, *, shard_bytes: int | None = None) -> torch.nn.Module:
@@ -54,14 +53,6 @@ def expect_student(model: torch.nn.Module, found: Path, *kept: int) -> torch.nn.
     same = [{k: v for k, v in one.config.to_dict().items() if k not in skipped} for one in (loaded, student)]
     assert same[0] == same[1]
     return loaded
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_cut_on_disk_is_the_student_to_the_bit(family: str, tmp_path: Path) -> None:
-    model = save(family, tmp_path / "whole", shard_bytes=30_000)
-    assert (tmp_path / "whole" / INDEX).is_file()
-    for kept, shard_bytes in (((0, 2, 3), 40_000), ((1, 3), copying.SHARD_BYTES)):
-        expect_student(model, cut(tmp_path / "whole", *kept, shard_bytes=shard_bytes), *kept)
 
 
 def test_files_are_bounded_and_their_index_is_right(tmp_path: Path) -> None:
@@ -119,17 +110,6 @@ def test_names_of_a_bare_decoder_and_tensors_that_nobody_reads_are_understood(tm
     assert "h.1.ln_1.weight" in names
     assert not names & {"h.4.eh_proj.weight", "h.2.eh_proj.weight", "further.head"}
     expect_student(model, found, 1, 2)
-
-
-def test_only_the_language_model_of_a_vision_model_is_cut(tmp_path: Path) -> None:
-    text = GATED | {"head_dim": 8, "sliding_window": 8, "vocab_size": 300}
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-    config = transformers.Gemma3Config(
-        text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
-    )
-    model = scramble(transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32))
-    model.save_pretrained(tmp_path / "whole")
-    expect_student(model, cut(tmp_path / "whole", 0, 3), 0, 3)
 
 
 def test_what_stands_beside_weights_comes_along_and_code_does_not(
@@ -224,11 +204,34 @@ def test_unfit_and_unknown_families_are_refused(make_checkpoint: MakeCheckpoint,
     for change, said in (
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized"),
         ({"model_type": "own"}, "plain transformers"),
-        ({"model_type": "bert"}, "found|layers|whole|match|config"),
+        ({"model_type": "bert"}, "what comes after a token"),
     ):
         (source / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ModelError, match=said):
             plan_cut(source, (0, 1))
+
+
+def test_layers_that_a_family_needs_cannot_be_left_out(tmp_path: Path) -> None:
+    save("bamba", tmp_path / "whole")
+    with pytest.raises(ModelError, match=r"whole: layer 3 would go, without which transformers .* bamba .*Keep it too"):
+        plan_cut(tmp_path / "whole", (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("family", "unknown", "kept", "said"),
+    [
+        ("modernbert-decoder", "FIRST_STAYS", (1, 2, 3), "there is no place for .*layers.0.attn_norm"),
+        ("gpt_neox_japanese", "LAST_STAYS", (0, 1, 2), "would not load layers 0, 1, 2 alone"),
+        ("olmo_hybrid", "RECURRENT_STAYS", (1, 3), "accepts no config of layers 1, 3 alone"),
+    ],
+)
+def test_what_seed_does_not_know_of_a_family_is_found_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, unknown: str, kept: tuple[int, ...], said: str
+) -> None:
+    save(family, tmp_path / "whole")
+    monkeypatch.setattr(surgery, unknown, ())
+    with pytest.raises(ModelError, match=f"whole: .*{said}.*Keep other layers"):
+        plan_cut(tmp_path / "whole", kept)
 
 
 def test_an_interrupted_copy_leaves_what_was_there(

@@ -135,8 +135,8 @@ def test_a_model_with_code_of_its_own_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"class_name": "OsSystem"}, "no causal language model OsSystem"),
-        ({"class_name": "PreTrainedModel"}, "no causal language model"),
+        ({"class_name": "OsSystem"}, "no language model OsSystem"),
+        ({"class_name": "PreTrainedModel"}, "no language model"),
         ({"class_name": "Qwen2ForCausalLM"}, "q_proj.bias"),
         ({"shapes": ((1, 1), *TIED.shapes[1:])}, r"embed_tokens.weight is \(257, 32\), and \(1, 1\) was wanted"),
         ({"names": TIED.names[::-1], "shapes": TIED.shapes[::-1]}, "another order"),

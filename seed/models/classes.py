@@ -1,0 +1,33 @@
+"""Which class of transformers opens a model: one that writes text, with all the parts that the checkpoint has.
+
+``AutoModelForCausalLM`` opens some models that see as their text part alone, and others not at all; what else they have would be
+lost without a word. Those are opened as ``AutoModelForImageTextToText``, and lose layers of their text part only. Nothing is loaded
+here.
+"""
+
+from typing import Any
+
+
+def find_auto_class(config: Any) -> Any:
+    """The class of transformers whose ``from_pretrained`` and ``from_config`` open a model of this config whole."""
+    import transformers
+
+    whole = transformers.AutoModelForImageTextToText
+    return whole if _is_read_whole(whole, config) and not _is_read_whole(_causal(), config) else _causal()
+
+
+def find_class(config: Any) -> Any:
+    """The class of transformers' own that such a model is of; None: it has none, or only one for the text part of it."""
+    auto = find_auto_class(config)
+    return auto._model_mapping[type(config)] if _is_read_whole(auto, config) else None
+
+
+def _causal() -> Any:
+    import transformers
+
+    return transformers.AutoModelForCausalLM
+
+
+def _is_read_whole(auto: Any, config: Any) -> bool:
+    mapping, kind = auto._model_mapping, type(config)
+    return kind in mapping and mapping[kind].config_class is not config.sub_configs.get("text_config")
