@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from seed.evidence import Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.records import Candidate, Estimate
@@ -134,7 +134,7 @@ def measure_margin(sources: Sequence[np.ndarray], *, confidence: float = CONFIDE
     if total == 0:
         return 0.0
     freedom = total**2 / sum(variance**2 / degrees for variance, degrees in known)
-    return float(stats.t.ppf((1 + confidence) / 2, freedom) * math.sqrt(total))
+    return float(stdtrit(freedom, (1 + confidence) / 2) * math.sqrt(total))
 
 
 def shift(estimate: Estimate, *, by: float) -> Estimate:

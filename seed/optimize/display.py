@@ -15,7 +15,6 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import StorageInternalError
-from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from seed import folder
 from seed.errors import StudyError
@@ -100,9 +99,12 @@ def show_note(study: optuna.Study, body: str, *, number: int | None = None) -> b
         if number is not None:
             place = NotedTrial(study=study, storage=study._storage, _trial_id=_find_trial_id(study, number))
         name = "note" if number is None else f"note:{number}"
-        known, present = _read_shown(study).get(name), get_note(place)
+        known = _read_shown(study).get(name)
         if known == hash_text(body):
             return False
+        from optuna_dashboard import get_note, save_note  # importing it takes longer than importing torch
+
+        present = get_note(place)
         if present and known != "" and (known is None or hash_text(present) != known):
             return False
         with _remember(study, name, hash_text(body)):
@@ -114,6 +116,8 @@ def show_figure(study: optuna.Study, content: str, *, name: str) -> bool:
     """Write a figure, given as Plotly JSON, in the place of the one with this id. False: it stands already."""
     if _read_shown(study).get(f"figure:{name}") == hash_text(content):
         return False
+    from optuna_dashboard import save_plotly_graph_object
+
     with _remember(study, f"figure:{name}", hash_text(content)):
         save_plotly_graph_object(study, cast("Any", Drawing(content=content)), graph_object_id=name)
     return True
