@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from seed import untrusted
-from seed.errors import ResourceError, StudyError
+from seed.errors import ResourceError, StudyError, first_line
 
 T = TypeVar("T")
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -173,7 +173,7 @@ def explain_resource_errors(place: Path) -> Iterator[None]:
                 ) from error
             if is_out_of_memory(link):
                 raise ResourceError(
-                    f"{place}: out of memory ({str(link).splitlines()[0]}). Use a smaller model, shorter windows "
+                    f"{place}: out of memory ({first_line(link)}). Use a smaller model, shorter windows "
                     "(--window-tokens), or less text (--calibration-tokens, --validation-tokens); what was finished is kept."
                 ) from error
             link = link.__cause__ or link.__context__

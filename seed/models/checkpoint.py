@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from seed import folder
-from seed.errors import ModelError, SeedError
+from seed.errors import ModelError, SeedError, first_line
 from seed.models.anatomy import Anatomy, cache_of
 from seed.models.surgery import cast_weights, make_student
 from seed.models.teacher import refuse_adapter
@@ -134,9 +134,8 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
             trust_remote_code=False,  # left out, transformers would ask on the terminal
         )
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        message = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{path}: cannot be loaded ({type(error).__name__}: {message}). If Seed wrote it, remove the directory and run "
+            f"{path}: cannot be loaded ({type(error).__name__}: {first_line(error)}). If Seed wrote it, remove the directory and run "
             "the same command again; it will be written anew."
         ) from error
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
@@ -161,9 +160,8 @@ def load_tokenizer(path: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        message = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{path}: its tokenizer cannot be loaded ({type(error).__name__}: {message}). If Seed wrote it, remove the directory "
+            f"{path}: its tokenizer cannot be loaded ({type(error).__name__}: {first_line(error)}). If Seed wrote it, remove the directory "
             "and run the same command again; it will be written anew."
         ) from error
 

@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 
 from seed import folder
-from seed.errors import ModelError
+from seed.errors import ModelError, first_line
 from seed.models.anatomy import find_layers
 from seed.models.checkpoint import spell_rope, strip_code
 from seed.models.stored import INDEX, SINGLE, StoredTensor, read_tensors, split_shards, write_shard
@@ -170,9 +170,8 @@ def _read_config(source: Path) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         kind = transformers.AutoModelForCausalLM._model_mapping[type(config)]
     except (OSError, ValueError, KeyError) as error:
-        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{source}: transformers has no language model of its own for this config ({message}). Seed exports only what "
+            f"{source}: transformers has no language model of its own for this config ({first_line(error)}). Seed exports only what "
             "plain transformers loads."
         ) from error
     refuse_unfit(config)

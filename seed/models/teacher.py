@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from seed.errors import ModelError, ResourceError
+from seed.errors import ModelError, ResourceError, first_line
 from seed.models.surgery import refuse_unfit
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
@@ -236,7 +236,7 @@ def _explain(source: ModelSource, error: BaseException) -> ModelError:
         chain.append(link)
         link = link.__cause__ or link.__context__
     kinds = {type(link).__name__ for link in chain}
-    message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    message = first_line(error)
     if kinds & {"GatedRepoError"}:
         return ModelError(
             f"{named}: the hub asks you to accept this model's licence first. Accept it on its page, then run: hf auth login"
