@@ -232,12 +232,14 @@ def read_record(path: Path, kind: type[T]) -> T:
 
 @contextlib.contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
-    """Yield a directory beside ``target`` to fill; it takes the target's place only if nothing failed."""
+    """Yield a directory beside ``target`` to fill; it takes the target's place only if nothing failed and all is on the disk."""
     aside = target.with_name(f".{target.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         yield aside
+        for path in aside.rglob("*"):
+            _write_through(path)
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
@@ -255,6 +257,13 @@ def replace_directory(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_through(path: Path) -> None:
+    """Make sure that a file's content is on the disk, whoever wrote it."""
+    if path.is_file():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
 
 
 @contextlib.contextmanager

@@ -294,6 +294,37 @@ def test_a_model_of_the_hub_is_found_in_its_cache(
     assert recipe["slices"][1]["sources"][0] == {"model": f"someone/model@{commit}", "layer_range": [3, 4]}
 
 
+def test_a_link_is_followed_to_where_it_leads(inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    [distilled] = read_trials(inside)[True]
+    for words in (
+        ["model", "--keep=0,3"],
+        ["model", "--keep=1,3"],  # again, over itself
+        ["studies/tiny", f"--trial={distilled.number}"],
+    ):
+        run(monkeypatch, *words, "--out", str(tmp_path / "link"))
+        assert is_whole(tmp_path / "real")
+        assert (tmp_path / "link").readlink() == Path("real")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+        if words[0] == "model":
+            weights = load_file(tmp_path / "real" / "model.safetensors")
+            assert len({name.split(".")[2] for name in weights if ".layers." in name}) == 2
+
+
+def test_the_directory_that_one_stands_in_is_not_replaced(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd
+) -> None:
+    place = tmp_path / "empty"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    for out in (".", "..", str(place)):
+        error = fail(monkeypatch, capfd, str(inside / "model"), "--keep=0,3", "--out", out)
+        assert f"{out}: this command runs in it" in error
+        assert "another --out" in error
+    assert not list(place.iterdir())
+
+
 def test_a_foreign_study_wants_the_user_s_word(inside: Path, tmp_path: Path) -> None:
     number = read_trials(inside)[False][0].number
     words = ["seed.export", "studies/tiny", f"--trial={number}", "--no-recovery"]

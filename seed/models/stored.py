@@ -5,7 +5,6 @@ No weight is ever held. Which tensors are copied, and under which names, is deci
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +145,6 @@ def write_shard(path: Path, tensors: Sequence[StoredTensor]) -> None:
         finally:
             if opened is not None:
                 opened.close()
-        target.flush()
-        os.fsync(target.fileno())
 
 
 def _copy_range(source: BinaryIO, target: BinaryIO, *, begin: int, num_bytes: int) -> None:

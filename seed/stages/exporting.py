@@ -54,12 +54,12 @@ def write_order(order: Order, target: Path) -> ExportLine:
     Raises:
         SeedError: weights are missing or damaged, the family is unfit, or there is no room.
     """
-    require_free(target)
+    place = find_place(target)
     source = locate_files(order.source, patterns=WANTED)
-    if _overlap(source, target):
+    if _overlap(source, place):
         raise ModelError(f"{target}: is, holds or lies in the model that is cut ({source}). Give another --out.")
     cut = plan_cut(source, order.kept_layers)
-    folder.require_room(_find_parent(target), needed_bytes=cut.num_bytes, purpose="this checkpoint", cure=CURE)
+    folder.require_room(_find_parent(place), needed_bytes=cut.num_bytes, purpose="this checkpoint", cure=CURE)
     recipe = write_recipe(
         str(source) if Path(order.source.location).is_dir() else order.source.location,
         revision=order.source.revision,
@@ -71,7 +71,7 @@ def write_order(order: Order, target: Path) -> ExportLine:
         PROVENANCE: json.dumps(order.provenance, indent=1) + "\n",
         RECIPE: recipe,
     }
-    write_cut(cut, target, documents=documents)
+    write_cut(cut, place, documents=documents)
     return ExportLine(
         seed_version=__version__,
         path=str(target),
@@ -130,11 +130,11 @@ def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
     Raises:
         SeedError: something else lies there, or there is no room.
     """
-    require_free(target)
+    place = find_place(target)
     source = Path(line.path)
-    if _overlap(source, target):
+    if _overlap(source, place):
         raise ModelError(f"{target}: lies in the model itself. Give another --out.")
-    with folder.explain_resource_errors(target), folder.replace_directory(target) as aside:
+    with folder.explain_resource_errors(target), folder.replace_directory(place) as aside:
         shutil.copytree(source, aside, dirs_exist_ok=True)
     return msgspec.structs.replace(line, path=str(target))
 
@@ -278,20 +278,25 @@ def find_score(protocol: Protocol, trial: TrialRecord, distilled: Sequence[Disti
     return Score(quality=quality, split="validation", source=protocol.streams["validation"].source)
 
 
-def require_free(target: Path) -> None:
-    """Raise when something lies there that is not a checkpoint of ours without recovery, which can be made again.
+def find_place(target: Path) -> Path:
+    """Follow what the user named to the directory that is written anew there.
 
     Raises:
-        StudyError: with the cure.
+        StudyError: something lies there that is not a checkpoint of ours without recovery, which can be made again; or
+            this process stands in it, and would stand nowhere once it is replaced.
     """
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
+    place = target.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise StudyError(f"{target}: this command runs in it, and it would be replaced. Give another --out.")
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return place
     try:
         is_ours = json.loads((target / PROVENANCE).read_bytes()).get("recovered") is False
     except (OSError, ValueError, AttributeError):
         is_ours = False
     if not is_ours:
         raise StudyError(f"{target}: already there. Move it away, or give another --out.")
+    return place
 
 
 def _write_card(cut: Cut, *, score: Score | None, **about: Any) -> str:
@@ -321,11 +326,11 @@ def _require_same(path: Path, sha256: str | None, study: StudyFolder) -> None:
         )
 
 
-def _overlap(source: Path, target: Path) -> bool:
-    one, other = source.resolve(), target.resolve()
-    return one == other or one.is_relative_to(other) or other.is_relative_to(one)
+def _overlap(source: Path, place: Path) -> bool:
+    whole = source.resolve()
+    return whole.is_relative_to(place) or place.is_relative_to(whole)
 
 
-def _find_parent(target: Path) -> Path:
+def _find_parent(place: Path) -> Path:
     """The nearest directory above that is there."""
-    return next(path for path in (target.resolve(), *target.resolve().parents) if path.is_dir())
+    return next(path for path in (place, *place.parents) if path.is_dir())
