@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from seed.models.anatomy import Anatomy
-from seed.models.checkpoint import keep_sentencepiece, spell_rope, write_checkpoint
+from seed.models.checkpoint import spell_rope, write_checkpoint
 from seed.models.surgery import make_student
 from seed.models.teacher import ModelSource, open_teacher
 from seed.records import Candidate
@@ -101,6 +101,8 @@ def make_original(family: str, path: Path, vocabulary: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)  # takes a family's own rules for splitting text
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(path)
+    (path / "LICENSE").write_text("Ours.")
+    (path / "processor_config.json").write_text('{"image_seq_length": 4}')
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,7 @@ def exports(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             student,
             place / "drop-1",
             tokenizer=teacher.tokenizer,
+            original=teacher.directory,
             dtype=teacher.stored_dtype,
             card="# A card",
             provenance={"kept_layers": KEPT},
@@ -179,7 +182,8 @@ def test_every_file_of_the_original_is_there_and_says_the_same(exports: dict[str
         "README.md",
         "seed.json",
     }
-    for name in ("tokenizer.json", "generation_config.json"):
+    assert (path / "LICENSE").read_text() == "Ours."
+    for name in ("tokenizer.json", "generation_config.json", "processor_config.json"):
         assert read(path / name) == read(original / name)
     assert (path / "chat_template.jinja").read_text() == TEMPLATE
     if family in ("llama", "gemma2"):
@@ -256,15 +260,3 @@ def test_positions_are_spelled_in_older_words_without_a_change_for_transformers(
             assert added == {"rope_theta": 900000.0, "rope_local_base_freq": 7000.0}
         elif given.model_type == "gpt2":
             assert not added
-
-
-def test_only_a_vocabulary_that_is_there_is_kept(vocabulary: Path, tmp_path: Path) -> None:
-    class Names:
-        vocab_file: str | None
-
-    tokenizer = Names()
-    for name in (None, str(tmp_path / "gone" / "tokenizer.model"), str(vocabulary.with_suffix(".vocab"))):
-        tokenizer.vocab_file = name
-        keep_sentencepiece(tokenizer, tmp_path)
-    keep_sentencepiece(object(), tmp_path)
-    assert not list(tmp_path.iterdir())

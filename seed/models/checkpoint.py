@@ -5,7 +5,7 @@ No judgement here of how good a model is; the card's figures are handed in.
 
 import inspect
 import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from seed import folder
 from seed.errors import ModelError, SeedError, first_line
 from seed.models.anatomy import Anatomy, cache_of
+from seed.models.companions import copy_companions
 from seed.models.surgery import cast_weights, make_student
 from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
@@ -49,21 +50,53 @@ def _count_cache(model: nn.Module) -> int:
 
 
 def write_checkpoint(
-    model: nn.Module, target: Path, *, tokenizer: Any, dtype: torch.dtype, card: str, provenance: dict[str, Any]
+    model: nn.Module,
+    target: Path,
+    *,
+    tokenizer: Any,
+    original: Path | None,
+    dtype: torch.dtype,
+    card: str,
+    provenance: dict[str, Any],
 ) -> None:
     """Write weights in ``dtype``, config, tokenizer, README.md (the card) and seed.json, as plain transformers and other runtimes read them.
 
-    ``model`` is converted in place. Raises ResourceError when the disk does not take it.
+    Args:
+        model: converted in place.
+        target: the directory; what was there is replaced.
+        tokenizer: of the original.
+        original: its directory, whose licence and the like go along; None: it lies in none.
+        dtype: of the weights.
+        card: the content of README.md.
+        provenance: the content of seed.json.
+
+    Raises:
+        ResourceError: the disk does not take it.
     """
+    documents = {"README.md": card, "seed.json": json.dumps(provenance, indent=1, default=str) + "\n"}
     with folder.replace_directory(target) as aside:
         exported: Any = cast_weights(model, dtype)
         exported.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        keep_sentencepiece(tokenizer, aside)
-        strip_code(aside)
-        spell_rope(aside)
-        (aside / "README.md").write_text(card, encoding="utf-8")
-        (aside / "seed.json").write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
+        finish_export(aside, original=original, documents=documents)
+
+
+def finish_export(directory: Path, *, original: Path | None, documents: Mapping[str, str]) -> None:
+    """Put to weights and config what else an export has: what stood beside the original, and documents; and no code.
+
+    Args:
+        directory: that is exported.
+        original: where the original lies; what was written already is not taken from there. Its SentencePiece model
+            (tokenizer.model) is, which transformers does not write: llama.cpp's converter reads Gemma's vocabulary from
+            nothing else.
+        documents: texts by their file's name.
+    """
+    if original is not None:
+        copy_companions(original, directory)
+    strip_code(directory)
+    spell_rope(directory)
+    for name, content in documents.items():
+        (directory / name).write_text(content, encoding="utf-8")
 
 
 def strip_code(directory: Path) -> None:
@@ -78,16 +111,6 @@ def strip_code(directory: Path) -> None:
         content = json.loads(text, object_hook=lambda found: {k: v for k, v in found.items() if k != "auto_map"})
         if content != json.loads(text):
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def keep_sentencepiece(tokenizer: Any, directory: Path) -> None:
-    """Put the original's SentencePiece model (tokenizer.model) beside tokenizer.json, which is all that transformers writes.
-
-    llama.cpp's converter reads Gemma's vocabulary from nothing else.
-    """
-    original = Path(getattr(tokenizer, "vocab_file", None) or "")
-    if original.name == "tokenizer.model" and original.is_file():
-        shutil.copyfile(original, directory / "tokenizer.model")
 
 
 def spell_rope(directory: Path) -> None:

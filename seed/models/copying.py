@@ -8,7 +8,6 @@ shapes before a byte is written. Nothing here recovers, judges, or reaches for t
 import copy
 import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,35 +20,13 @@ from torch import nn
 from seed import folder
 from seed.errors import ModelError, first_line
 from seed.models.anatomy import find_layers
-from seed.models.checkpoint import spell_rope, strip_code
+from seed.models.checkpoint import finish_export
 from seed.models.stored import INDEX, SINGLE, StoredTensor, read_tensors, split_shards, write_shard
 from seed.models.surgery import refuse_unfit, repair_config
 from seed.models.teacher import refuse_adapter
 from seed.records import check_layers
 
 SHARD_BYTES = 5 * 10**9  # what the hub recommends, and one transfer can be repeated
-# What stands beside weights: tokenizers of all kinds, how to generate, and what a licence wants to go along.
-COMPANIONS = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-    "sentencepiece*.model",
-    "*.tiktoken",
-    "tekken.json",
-    "chat_template*",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
-# All that has to be there to cut a model, as patterns of names.
-WANTED = ("config.json", SINGLE, INDEX, "model-*-of-*.safetensors", "README.md", *COMPANIONS)
 # Types of the format by their names in transformers; others are left to whoever reads them.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -134,9 +111,6 @@ def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_byt
     """
     with folder.explain_resource_errors(target), folder.replace_directory(target) as aside:
         cut.config.save_pretrained(aside)
-        _copy_companions(cut.source, aside)
-        strip_code(aside)
-        spell_rope(aside)
         shards = split_shards(cut.tensors, shard_bytes=shard_bytes)
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, start=1):
@@ -149,8 +123,7 @@ def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_byt
                 "weight_map": dict(sorted(weight_map.items())),
             }
             (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        for name, content in documents.items():
-            (aside / name).write_text(content, encoding="utf-8")
+        finish_export(aside, original=cut.source, documents=documents)
 
 
 def count_layers(source: Path) -> int:
@@ -278,11 +251,3 @@ def _mismatch(source: Path, found: str) -> ModelError:
     return ModelError(
         f"{source}: its weights do not match its config ({found}). Save or download the checkpoint again."
     )
-
-
-def _copy_companions(source: Path, target: Path) -> None:
-    """Copy what stands beside the weights; links, as in the hub's cache, are followed."""
-    for pattern in COMPANIONS:
-        for path in source.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, target / path.name)

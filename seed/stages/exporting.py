@@ -18,8 +18,8 @@ from seed import __version__, folder
 from seed.errors import ModelError, StudyError
 from seed.folder import StudyFolder
 from seed.models.checkpoint import is_whole
-from seed.models.copying import WANTED, Cut, count_layers, plan_cut, write_cut
-from seed.models.teacher import ModelSource, check_source, find_licence, locate_files
+from seed.models.copying import Cut, count_layers, plan_cut, write_cut
+from seed.models.teacher import ModelSource, check_source, find_licence, locate_checkpoint
 from seed.optimize.space import list_presets
 from seed.records import Candidate, DistillResult, Protocol, SearchPlan, TrialRecord
 from seed.reporting.card import Raw, Score, write_raw_card
@@ -55,7 +55,7 @@ def write_order(order: Order, target: Path) -> ExportLine:
         SeedError: weights are missing or damaged, the family is unfit, or there is no room.
     """
     place = find_place(target)
-    source = locate_files(order.source, patterns=WANTED)
+    source = locate_checkpoint(order.source).directory
     if _overlap(source, place):
         raise ModelError(f"{target}: is, holds or lies in the model that is cut ({source}). Give another --out.")
     cut = plan_cut(source, order.kept_layers)
@@ -207,7 +207,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
         source = replace(source, location=str(resolve_location(location)))
     if not Path(source.location).is_dir():
         check_source(source, presets=list_presets())
-    directory = locate_files(source, patterns=WANTED)
+    directory = locate_checkpoint(source).directory
     licence = find_licence(source, named=None if preset is None else preset.model.license)
     origin: dict[str, Any] = {
         "base_model": location,
