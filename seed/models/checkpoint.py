@@ -18,6 +18,7 @@ from seed import folder
 from seed.errors import ModelError, SeedError, first_line
 from seed.models.anatomy import Anatomy, cache_of
 from seed.models.companions import copy_companions
+from seed.models.stored import read_tensors
 from seed.models.surgery import cast_weights, make_student
 from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
@@ -246,20 +247,10 @@ def is_whole(path: Path) -> bool:
     """Is all of an exported directory there, and are the weights as long as their headers say?"""
     if not all((path / name).is_file() for name in ("config.json", "tokenizer_config.json", "seed.json", "README.md")):
         return False
-    files = sorted(path.glob("*.safetensors"))
     try:
-        index = path / "model.safetensors.index.json"
-        if index.exists():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-            if any(Path(name).name != name for name in names):
-                return False  # shards lie beside their index
-            files = sorted(path / name for name in names)
-        for file in files:
-            with safetensors.safe_open(file, framework="pt"):
-                pass
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+        return bool(read_tensors(path))
+    except ModelError:
         return False
-    return bool(files)
 
 
 def _decode_cached(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
