@@ -23,6 +23,8 @@ from seed.models.surgery import cast_weights, make_student
 from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
 
+# Their configs have words of their own for rotation, and where there is ``rope_scaling`` read the base from those alone.
+NEOX = ("gpt_neox", "gpt_neox_japanese")
 ALIGNED_BYTES = 64  # where torch puts what it allocates
 
 
@@ -115,10 +117,10 @@ def strip_code(directory: Path) -> None:
 
 
 def spell_rope(directory: Path) -> None:
-    """Say in config.json how positions are rotated in the older words too: ``rope_theta``, ``rope_scaling``.
+    """Say in config.json how positions are rotated in the older words too: ``rope_theta``, ``rope_scaling``, and the like.
 
     transformers 5 writes ``rope_parameters`` alone, and reads either. MLX looks for the older words in most families, and
-    takes a base of its own where it finds none, without a word: other logits.
+    takes a base or a share of its own where it finds none, without a word: other logits.
     """
 
     def spell(found: dict[str, Any]) -> dict[str, Any]:
@@ -131,9 +133,12 @@ def spell_rope(directory: Path) -> None:
             older["rope_theta"] = (full or {}).get("rope_theta")
             older["rope_local_base_freq"] = (sliding or {}).get("rope_theta")
         else:
-            older["rope_theta"] = rope.get("rope_theta")
-            if rope.get("rope_type", "default") != "default":
-                older["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+            older = {name: rope.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+            if found.get("model_type") in NEOX:
+                older |= {"rotary_emb_base": rope.get("rope_theta"), "rotary_pct": rope.get("partial_rotary_factor")}
+            is_scaled = rope.get("rope_type", "default") != "default"
+            scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+            found = {"rope_scaling": scaling if is_scaled else None} | found  # some want it said that there is none
         return {name: value for name, value in older.items() if value is not None} | found
 
     file = directory / "config.json"
