@@ -110,8 +110,11 @@ def strip_code(directory: Path) -> None:
     for file in directory.rglob("*.py"):
         file.unlink()
     for file in directory.glob("*config.json"):
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text, object_hook=lambda found: {k: v for k, v in found.items() if k != "auto_map"})
+        try:
+            text = file.read_text(encoding="utf-8")
+            content = json.loads(text, object_hook=lambda found: {k: v for k, v in found.items() if k != "auto_map"})
+        except ValueError:  # what is no JSON points nowhere
+            continue
         if content != json.loads(text):
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
