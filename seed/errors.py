@@ -35,3 +35,9 @@ class CommandError(SeedError):
 
 class CandidateError(SeedError):
     """One candidate cannot be evaluated; others can, and a search goes on with them."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says; one that says nothing is called by its kind."""
+    told = str(error).strip()
+    return told.splitlines()[0] if told else type(error).__name__

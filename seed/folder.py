@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from seed import untrusted
-from seed.errors import ResourceError, StudyError
+from seed.errors import ResourceError, StudyError, first_line
 
 T = TypeVar("T")
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -173,7 +173,7 @@ def explain_resource_errors(place: Path) -> Iterator[None]:
                 ) from error
             if is_out_of_memory(link):
                 raise ResourceError(
-                    f"{place}: out of memory ({str(link).splitlines()[0]}). Use a smaller model, shorter windows "
+                    f"{place}: out of memory ({first_line(link)}). Use a smaller model, shorter windows "
                     "(--window-tokens), or less text (--calibration-tokens, --validation-tokens); what was finished is kept."
                 ) from error
             link = link.__cause__ or link.__context__
@@ -232,12 +232,14 @@ def read_record(path: Path, kind: type[T]) -> T:
 
 @contextlib.contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
-    """Yield a directory beside ``target`` to fill; it takes the target's place only if nothing failed."""
+    """Yield a directory beside ``target`` to fill; it takes the target's place only if nothing failed and all is on the disk."""
     aside = target.with_name(f".{target.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         yield aside
+        for path in aside.rglob("*"):
+            _write_through(path)
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
@@ -255,6 +257,13 @@ def replace_directory(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_through(path: Path) -> None:
+    """Make sure that a file's content is on the disk, whoever wrote it."""
+    if path.is_file():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 if TYPE_CHECKING:
+    from tests.hub import Hub
     from tests.postgres import PostgresServer
 
 # what tests type is not remembered as if their user had typed it
@@ -113,6 +114,15 @@ def browser_path() -> str:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     assert found, "no Chromium here; install the distribution's package (Debian: apt-get install chromium)"
     return found
+
+
+@pytest.fixture
+def hub() -> Iterator["Hub"]:
+    """A hub of this test's own, which holds nothing yet; processes find it by its ``environment``."""
+    from tests.hub import serve
+
+    with serve() as served:
+        yield served
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from seed.reporting.result_line import ExportLine
 from seed.stages import exporting, planning, protocols
 from seed.stages.gathering import find_trial, gather_record
 from seed.stages.starts import read_start
+from tests.hub import COMMIT, Hub, fill_repository
 from tests.test_commands import error_of, read_line, run_seed, search_words
 
 NUM_LAYERS = 6
@@ -164,6 +165,7 @@ def test_a_distilled_model_is_found_and_copied(inside: Path, monkeypatch: pytest
     assert said["recovered"]
     assert said["trial"] == trial.number
     assert said["settings"] == result["settings"]
+    assert (model / "LICENSE").read_text() == "Ours."  # which its card names
     assert said["metrics"]["test"]["ppl_ratio"] == result["test"]["ppl_ratio"]
     assert said["licence"] == {"license": "other", "license_name": "our-own", "license_link": "LICENSE"}
     assert ModelCard((model / "README.md").read_text()).data.license_name == "our-own"
@@ -196,6 +198,22 @@ def test_layers_of_a_model_that_was_cut_before_go_by_the_original(
     expect_equal(stack(recipe), load_file(again / "model.safetensors"))
     whole, left = load_file(inside / "model" / "model.safetensors"), load_file(again / "model.safetensors")
     assert torch.equal(left["model.layers.2.mlp.up_proj.weight"], whole["model.layers.5.mlp.up_proj.weight"])
+
+
+def test_a_recovered_model_that_is_cut_again_says_which_weights_it_comes_from(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    [distilled] = read_trials(inside)[True]
+    before = distilled.evaluation.candidate.kept_layers
+    model = inside / "studies" / "tiny" / "models" / distilled.evaluation.candidate.key
+    run(monkeypatch, str(model), "--keep=0,2", "--out", str(tmp_path / "out"))
+    said = json.loads((tmp_path / "out" / "seed.json").read_text())
+    assert said["kept_layers"] == [before[0], before[2]]
+    assert (said["base_model"], said["base_sha256"]) == (
+        str(inside / "model"),
+        protocols.hash_weights(inside / "model"),
+    )
+    assert (tmp_path / "out" / "LICENSE").read_text() == "Ours."
 
 
 def test_a_study_of_a_recovered_model_is_cut_from_that(inside: Path, tmp_path: Path) -> None:
@@ -292,6 +310,83 @@ def test_a_model_of_the_hub_is_found_in_its_cache(
     assert card.data.license_name == "our-own"
     recipe = yaml.safe_load((tmp_path / "out" / "mergekit.yml").read_text())
     assert recipe["slices"][1]["sources"][0] == {"model": f"someone/model@{commit}", "layer_range": [3, 4]}
+
+
+def test_a_model_of_the_hub_is_downloaded_whole_and_of_one_commit(hub: Hub, tmp_path: Path) -> None:
+    fill_repository(tmp_path / "remote")
+    hub.repositories["someone/model"] = tmp_path / "remote"
+    words = ["seed.export", "someone/model", "--keep=0,3", "--out=cut", "--json"]
+    done = run_seed(*words, cwd=tmp_path, **hub.environment(tmp_path / "cache"))
+    shards = [path.name for path in (tmp_path / "remote").glob("model.safetensors-*-of-*.safetensors")]
+    assert len(shards) > 2
+    beside = {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+    }
+    beside |= {"generation_config.json", "LICENSE", "NOTICE", "processor_config.json", "video_preprocessor_config.json"}
+    assert sorted(hub.sent) == sorted({"config.json", "README.md", "model.safetensors.index.json", *beside, *shards})
+
+    out = tmp_path / "cut"
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {
+        *{"config.json", "README.md", "model.safetensors", "seed.json", "mergekit.yml"},
+        *beside,
+    }
+    load_checkpoint(out, device=torch.device("cpu"), dtype=torch.float32)
+    assert set(transformers.AutoTokenizer.from_pretrained(out).chat_template) == {"default", "tool_use"}
+    assert read_line(done, ExportLine).base_revision == COMMIT
+    assert json.loads((out / "seed.json").read_text())["base_revision"] == COMMIT
+    card = ModelCard((out / "README.md").read_text())
+    assert card.data.license_link == "LICENSE"
+    assert f"revision {COMMIT}" in card.text
+    assert f"python -m seed.export someone/model --keep 0,3 --revision {COMMIT} --out DIRECTORY" in card.text
+    recipe = yaml.safe_load((out / "mergekit.yml").read_text())
+    assert [part["sources"][0]["model"] for part in recipe["slices"]] == [f"someone/model@{COMMIT}"] * 2
+
+
+def test_a_model_of_which_the_cache_lacks_a_shard_is_not_called_damaged(hub: Hub, tmp_path: Path) -> None:
+    fill_repository(tmp_path / "remote")
+    hub.repositories["someone/model"] = tmp_path / "remote"
+    words = ["seed.export", "someone/model", "--keep=0,3"]
+    run_seed(*words, "--out=once", cwd=tmp_path, **hub.environment(tmp_path / "cache"))
+    shard = next((tmp_path / "cache").rglob("snapshots/*/model.safetensors-00002-*"))
+    shard.unlink()
+    offline = hub.environment(tmp_path / "cache") | {"HF_HUB_OFFLINE": "1"}
+    error = error_of(run_seed(*words, "--out=twice", cwd=tmp_path, code=2, **offline))
+    assert "someone/model" in error
+    assert "not in the local cache, and the hub cannot be reached" in error
+
+
+def test_a_link_is_followed_to_where_it_leads(inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    [distilled] = read_trials(inside)[True]
+    for words in (
+        ["model", "--keep=0,3"],
+        ["model", "--keep=1,3"],  # again, over itself
+        ["studies/tiny", f"--trial={distilled.number}"],
+    ):
+        run(monkeypatch, *words, "--out", str(tmp_path / "link"))
+        assert is_whole(tmp_path / "real")
+        assert (tmp_path / "link").readlink() == Path("real")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+        if words[0] == "model":
+            weights = load_file(tmp_path / "real" / "model.safetensors")
+            assert len({name.split(".")[2] for name in weights if ".layers." in name}) == 2
+
+
+def test_the_directory_that_one_stands_in_is_not_replaced(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd
+) -> None:
+    place = tmp_path / "empty"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    for out in (".", "..", str(place)):
+        error = fail(monkeypatch, capfd, str(inside / "model"), "--keep=0,3", "--out", out)
+        assert f"{out}: this command runs in it" in error
+        assert "another --out" in error
+    assert not list(place.iterdir())
 
 
 def test_a_foreign_study_wants_the_user_s_word(inside: Path, tmp_path: Path) -> None:

@@ -284,6 +284,26 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
         assert names(target.parent) == ["drop-1"]
 
 
+def test_files_are_on_the_disk_before_the_directory_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    sync = os.fsync
+
+    def note(handle: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{handle}"))
+        assert not (tmp_path / "drop-1").exists()
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with folder.replace_directory(tmp_path / "drop-1") as aside:
+        (aside / "deeper").mkdir()
+        files = [aside / "config.json", aside / "deeper" / "template.jinja"]
+        for file in files:
+            file.write_text("content")
+    assert synced >= set(map(str, files))
+
+
 class BrokenError(Exception):
     pass
 

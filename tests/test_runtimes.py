@@ -28,15 +28,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from seed.models.anatomy import Anatomy
-from seed.models.checkpoint import keep_sentencepiece, spell_rope, write_checkpoint
+from seed.models.checkpoint import spell_rope, write_checkpoint
 from seed.models.surgery import make_student
 from seed.models.teacher import ModelSource, open_teacher
 from seed.records import Candidate
 from tests import conftest
-from tests.models.families import compute_logits, scramble
+from tests.models.families import compute_logits, make_config, scramble
 from tests.test_commands import environment
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt2")
+# These rotate a part of each head, and their older configs have words of their own for it.
+PARTLY_ROTATED = ("nemotron", "glm4", "gpt_neox")
 KEPT = (0, 2, 3)
 VOCABULARY = 400
 LLAMA_ROPE = {
@@ -47,6 +49,7 @@ LLAMA_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+PART_ROPE = {"rope_type": "default", "rope_theta": 500000.0, "partial_rotary_factor": 0.75}
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 # no longer than the sliding windows of 8, which MLX does not know for these families
@@ -82,10 +85,15 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_original(family: str, path: Path, vocabulary: Path) -> None:
     """A checkpoint with all that a published one has."""
-    config = conftest.make_config(family)
+    config = make_config(family)
     config.vocab_size = VOCABULARY
     if family == "llama":
         config.rope_parameters = dict(LLAMA_ROPE)
+    elif family in PARTLY_ROTATED:
+        config.rope_parameters = dict(PART_ROPE)
+    if family == "gpt_neox":  # what MLX takes for granted
+        config.intermediate_size = 4 * config.hidden_size
+        config.hidden_act = "gelu_pytorch_tanh"
     model = scramble(transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32))
     model.generation_config = transformers.GenerationConfig(
         do_sample=True, temperature=0.6, top_p=0.9, bos_token_id=1, eos_token_id=[2, 7]
@@ -101,13 +109,15 @@ def make_original(family: str, path: Path, vocabulary: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)  # takes a family's own rules for splitting text
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(path)
+    (path / "LICENSE").write_text("Ours.")
+    (path / "processor_config.json").write_text('{"image_seq_length": 4}')
 
 
 @pytest.fixture(scope="module")
 def exports(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
     """For each family an original, opened and cut as a search does it, and the exported directory."""
     made = {}
-    for family in FAMILIES:
+    for family in (*FAMILIES, *PARTLY_ROTATED):
         place = tmp_path_factory.mktemp(family)
         make_original(family, place / "original", vocabulary)
         teacher = open_teacher(
@@ -118,6 +128,7 @@ def exports(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             student,
             place / "drop-1",
             tokenizer=teacher.tokenizer,
+            original=teacher.directory,
             dtype=teacher.stored_dtype,
             card="# A card",
             provenance={"kept_layers": KEPT},
@@ -179,7 +190,8 @@ def test_every_file_of_the_original_is_there_and_says_the_same(exports: dict[str
         "README.md",
         "seed.json",
     }
-    for name in ("tokenizer.json", "generation_config.json"):
+    assert (path / "LICENSE").read_text() == "Ours."
+    for name in ("tokenizer.json", "generation_config.json", "processor_config.json"):
         assert read(path / name) == read(original / name)
     assert (path / "chat_template.jinja").read_text() == TEMPLATE
     if family in ("llama", "gemma2"):
@@ -219,7 +231,7 @@ def test_plain_transformers_in_a_process_of_its_own_gives_the_students_logits(ex
         assert text == "layer 7 may go"
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
+@pytest.mark.parametrize("family", [*(family for family in FAMILIES if family != "gpt2"), *PARTLY_ROTATED])
 def test_mlx_gives_the_students_logits(exports: dict[str, Export], family: str) -> None:
     import mlx.core as mx
     from mlx_lm.utils import load_model, load_tokenizer
@@ -242,7 +254,16 @@ def test_positions_are_spelled_in_older_words_without_a_change_for_transformers(
             "sliding_attention": {"rope_type": "default", "rope_theta": 7000.0},
         },
     )
-    for given in (config, conftest.make_config("gpt2"), transformers.LlamaConfig(rope_parameters=dict(LLAMA_ROPE))):
+    scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0, "partial_rotary_factor": 0.5}
+    for given in (
+        config,
+        conftest.make_config("gpt2"),
+        transformers.LlamaConfig(rope_parameters=dict(LLAMA_ROPE)),
+        transformers.NemotronConfig(rope_parameters=dict(PART_ROPE)),
+        transformers.GPTNeoXConfig(rope_parameters=dict(PART_ROPE)),
+        transformers.GPTNeoXConfig(rope_parameters=dict(scaled)),
+        transformers.GPTNeoXJapaneseConfig(rope_parameters=dict(scaled)),
+    ):
         given.save_pretrained(tmp_path)
         before = read(tmp_path / "config.json")
         spell_rope(tmp_path)
@@ -256,15 +277,5 @@ def test_positions_are_spelled_in_older_words_without_a_change_for_transformers(
             assert added == {"rope_theta": 900000.0, "rope_local_base_freq": 7000.0}
         elif given.model_type == "gpt2":
             assert not added
-
-
-def test_only_a_vocabulary_that_is_there_is_kept(vocabulary: Path, tmp_path: Path) -> None:
-    class Names:
-        vocab_file: str | None
-
-    tokenizer = Names()
-    for name in (None, str(tmp_path / "gone" / "tokenizer.model"), str(vocabulary.with_suffix(".vocab"))):
-        tokenizer.vocab_file = name
-        keep_sentencepiece(tokenizer, tmp_path)
-    keep_sentencepiece(object(), tmp_path)
-    assert not list(tmp_path.iterdir())
+        elif given.model_type == "nemotron":
+            assert added == {"rope_theta": 500000.0, "partial_rotary_factor": 0.75, "rope_scaling": None}

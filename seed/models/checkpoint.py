@@ -5,7 +5,7 @@ No judgement here of how good a model is; the card's figures are handed in.
 
 import inspect
 import json
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ import transformers
 from torch import nn
 
 from seed import folder
-from seed.errors import ModelError, SeedError
+from seed.errors import ModelError, SeedError, first_line
 from seed.models.anatomy import Anatomy, cache_of
 from seed.models.classes import find_auto_class
+from seed.models.companions import copy_companions
+from seed.models.stored import read_tensors
 from seed.models.surgery import cast_weights, list_needed, make_student
 from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
 
+# Their configs have words of their own for rotation, and where there is ``rope_scaling`` read the base from those alone.
+NEOX = ("gpt_neox", "gpt_neox_japanese")
 ALIGNED_BYTES = 64  # where torch puts what it allocates
 
 
@@ -50,21 +54,53 @@ def _count_cache(model: nn.Module) -> int:
 
 
 def write_checkpoint(
-    model: nn.Module, target: Path, *, tokenizer: Any, dtype: torch.dtype, card: str, provenance: dict[str, Any]
+    model: nn.Module,
+    target: Path,
+    *,
+    tokenizer: Any,
+    original: Path | None,
+    dtype: torch.dtype,
+    card: str,
+    provenance: dict[str, Any],
 ) -> None:
     """Write weights in ``dtype``, config, tokenizer, README.md (the card) and seed.json, as plain transformers and other runtimes read them.
 
-    ``model`` is converted in place. Raises ResourceError when the disk does not take it.
+    Args:
+        model: converted in place.
+        target: the directory; what was there is replaced.
+        tokenizer: of the original.
+        original: its directory, whose licence and the like go along; None: it lies in none.
+        dtype: of the weights.
+        card: the content of README.md.
+        provenance: the content of seed.json.
+
+    Raises:
+        ResourceError: the disk does not take it.
     """
+    documents = {"README.md": card, "seed.json": json.dumps(provenance, indent=1, default=str) + "\n"}
     with folder.replace_directory(target) as aside:
         exported: Any = cast_weights(model, dtype)
         exported.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        keep_sentencepiece(tokenizer, aside)
-        strip_code(aside)
-        spell_rope(aside)
-        (aside / "README.md").write_text(card, encoding="utf-8")
-        (aside / "seed.json").write_text(json.dumps(provenance, indent=1, default=str) + "\n", encoding="utf-8")
+        finish_export(aside, original=original, documents=documents)
+
+
+def finish_export(directory: Path, *, original: Path | None, documents: Mapping[str, str]) -> None:
+    """Put to weights and config what else an export has: what stood beside the original, and documents; and no code.
+
+    Args:
+        directory: that is exported.
+        original: where the original lies; what was written already is not taken from there. Its SentencePiece model
+            (tokenizer.model) is, which transformers does not write: llama.cpp's converter reads Gemma's vocabulary from
+            nothing else.
+        documents: texts by their file's name.
+    """
+    if original is not None:
+        copy_companions(original, directory)
+    strip_code(directory)
+    spell_rope(directory)
+    for name, content in documents.items():
+        (directory / name).write_text(content, encoding="utf-8")
 
 
 def strip_code(directory: Path) -> None:
@@ -75,27 +111,20 @@ def strip_code(directory: Path) -> None:
     for file in directory.rglob("*.py"):
         file.unlink()
     for file in directory.glob("*config.json"):
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text, object_hook=lambda found: {k: v for k, v in found.items() if k != "auto_map"})
+        try:
+            text = file.read_text(encoding="utf-8")
+            content = json.loads(text, object_hook=lambda found: {k: v for k, v in found.items() if k != "auto_map"})
+        except ValueError:  # what is no JSON points nowhere
+            continue
         if content != json.loads(text):
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def keep_sentencepiece(tokenizer: Any, directory: Path) -> None:
-    """Put the original's SentencePiece model (tokenizer.model) beside tokenizer.json, which is all that transformers writes.
-
-    llama.cpp's converter reads Gemma's vocabulary from nothing else.
-    """
-    original = Path(getattr(tokenizer, "vocab_file", None) or "")
-    if original.name == "tokenizer.model" and original.is_file():
-        shutil.copyfile(original, directory / "tokenizer.model")
-
-
 def spell_rope(directory: Path) -> None:
-    """Say in config.json how positions are rotated in the older words too: ``rope_theta``, ``rope_scaling``.
+    """Say in config.json how positions are rotated in the older words too: ``rope_theta``, ``rope_scaling``, and the like.
 
     transformers 5 writes ``rope_parameters`` alone, and reads either. MLX looks for the older words in most families, and
-    takes a base of its own where it finds none, without a word: other logits.
+    takes a base or a share of its own where it finds none, without a word: other logits.
     """
 
     def spell(found: dict[str, Any]) -> dict[str, Any]:
@@ -108,9 +137,12 @@ def spell_rope(directory: Path) -> None:
             older["rope_theta"] = (full or {}).get("rope_theta")
             older["rope_local_base_freq"] = (sliding or {}).get("rope_theta")
         else:
-            older["rope_theta"] = rope.get("rope_theta")
-            if rope.get("rope_type", "default") != "default":
-                older["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+            older = {name: rope.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+            if found.get("model_type") in NEOX:
+                older |= {"rotary_emb_base": rope.get("rope_theta"), "rotary_pct": rope.get("partial_rotary_factor")}
+            is_scaled = rope.get("rope_type", "default") != "default"
+            scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+            found = {"rope_scaling": scaling if is_scaled else None} | found  # some want it said that there is none
         return {name: value for name, value in older.items() if value is not None} | found
 
     file = directory / "config.json"
@@ -136,9 +168,8 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
             trust_remote_code=False,  # left out, transformers would ask on the terminal
         )
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        message = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{path}: cannot be loaded ({type(error).__name__}: {message}). If Seed wrote it, remove the directory and run "
+            f"{path}: cannot be loaded ({type(error).__name__}: {first_line(error)}). If Seed wrote it, remove the directory and run "
             "the same command again; it will be written anew."
         ) from error
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
@@ -163,9 +194,8 @@ def load_tokenizer(path: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        message = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{path}: its tokenizer cannot be loaded ({type(error).__name__}: {message}). If Seed wrote it, remove the directory "
+            f"{path}: its tokenizer cannot be loaded ({type(error).__name__}: {first_line(error)}). If Seed wrote it, remove the directory "
             "and run the same command again; it will be written anew."
         ) from error
 
@@ -246,20 +276,10 @@ def is_whole(path: Path) -> bool:
     """Is all of an exported directory there, and are the weights as long as their headers say?"""
     if not all((path / name).is_file() for name in ("config.json", "tokenizer_config.json", "seed.json", "README.md")):
         return False
-    files = sorted(path.glob("*.safetensors"))
     try:
-        index = path / "model.safetensors.index.json"
-        if index.exists():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-            if any(Path(name).name != name for name in names):
-                return False  # shards lie beside their index
-            files = sorted(path / name for name in names)
-        for file in files:
-            with safetensors.safe_open(file, framework="pt"):
-                pass
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+        return bool(read_tensors(path))
+    except ModelError:
         return False
-    return bool(files)
 
 
 def _decode_cached(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,6 @@ shapes before a byte is written. Nothing here recovers, judges, or reaches for t
 import copy
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +19,9 @@ import transformers
 from torch import nn
 
 from seed import folder
-from seed.errors import ModelError
+from seed.errors import ModelError, first_line
 from seed.models.anatomy import find_layers
-from seed.models.checkpoint import spell_rope, strip_code
+from seed.models.checkpoint import finish_export
 from seed.models.classes import find_class
 from seed.models.stored import INDEX, SINGLE, StoredTensor, read_tensors, split_shards, write_shard
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
@@ -30,28 +29,6 @@ from seed.models.teacher import refuse_adapter
 from seed.records import check_layers
 
 SHARD_BYTES = 5 * 10**9  # what the hub recommends, and one transfer can be repeated
-# What stands beside weights: tokenizers of all kinds, how to generate, and what a licence wants to go along.
-COMPANIONS = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-    "sentencepiece*.model",
-    "*.tiktoken",
-    "tekken.json",
-    "chat_template*",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
-# All that has to be there to cut a model, as patterns of names.
-WANTED = ("config.json", SINGLE, INDEX, "model-*-of-*.safetensors", "README.md", *COMPANIONS)
 # Types of the format by their names in transformers; others are left to whoever reads them.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -145,9 +122,6 @@ def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_byt
     """
     with folder.explain_resource_errors(target), folder.replace_directory(target) as aside:
         cut.config.save_pretrained(aside)
-        _copy_companions(cut.source, aside)
-        strip_code(aside)
-        spell_rope(aside)
         shards = split_shards(cut.tensors, shard_bytes=shard_bytes)
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, start=1):
@@ -160,8 +134,7 @@ def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_byt
                 "weight_map": dict(sorted(weight_map.items())),
             }
             (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        for name, content in documents.items():
-            (aside / name).write_text(content, encoding="utf-8")
+        finish_export(aside, original=cut.source, documents=documents)
 
 
 def count_layers(source: Path) -> int:
@@ -183,7 +156,7 @@ def _read_config(source: Path) -> tuple[Any, Any]:
         kind = find_class(config)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"{source}: its config cannot be read ({_first_line(error)}). Seed exports only what plain transformers loads."
+            f"{source}: its config cannot be read ({first_line(error)}). Seed exports only what plain transformers loads."
         ) from error
     if kind is None:
         raise ModelError(
@@ -267,7 +240,7 @@ def _cut_config(source: Path, config: Any, kept_layers: Sequence[int]) -> Any:
             return type(config).from_pretrained(directory, local_files_only=True)
     except Exception as error:  # each family's config has checks of its own
         raise ModelError(
-            f"{source}: transformers accepts no config of layers {', '.join(map(str, kept_layers))} alone ({_first_line(error)}). Keep "
+            f"{source}: transformers accepts no config of layers {', '.join(map(str, kept_layers))} alone ({first_line(error)}). Keep "
             "other layers."
         ) from error
 
@@ -291,18 +264,6 @@ def _rehearse(tensors: Sequence[StoredTensor], kind: Any, config: Any) -> _Rehea
             None, config=copy.deepcopy(config), state_dict=hollow, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        return _Rehearsal(fault=_first_line(error))
+        return _Rehearsal(fault=first_line(error))
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys and name != "unexpected_keys"}
     return _Rehearsal(fault=str(wrong)[:500] if wrong else None, unread=frozenset(report["unexpected_keys"]))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _copy_companions(source: Path, target: Path) -> None:
-    """Copy what stands beside the weights; links, as in the hub's cache, are followed."""
-    for pattern in COMPANIONS:
-        for path in source.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, target / path.name)

@@ -5,7 +5,6 @@ No weight is ever held. Which tensors are copied, and under which names, is deci
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +63,12 @@ def split_shards(tensors: Iterable[StoredTensor], *, shard_bytes: int) -> list[l
     return shards
 
 
-def _list_files(source: Path) -> list[Path]:
-    """The files that hold the weights."""
-    if (source / SINGLE).is_file():  # as in transformers, before the index
-        return [source / SINGLE]
+def list_shards(source: Path) -> list[str]:
+    """Return the names of a checkpoint's files of weights as its index has them, whether they lie there or not.
+
+    Raises:
+        ModelError: there is no index, or it is damaged, or names files that lie elsewhere.
+    """
     try:
         weight_map = json.loads((source / INDEX).read_bytes())["weight_map"]
         names = sorted(set(weight_map.values()))
@@ -79,13 +80,26 @@ def _list_files(source: Path) -> list[Path]:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{source / INDEX}: damaged ({error}). Save or download the checkpoint again.") from error
-    missing = strays or [name for name in names if not (source / name).is_file()]
-    if missing or not names:
-        raise ModelError(
-            f"{source}: {missing[0] if missing else 'weights'}, which {INDEX} names, does not lie there. Save or download "
-            "the checkpoint again."
-        )
-    return [source / name for name in names]
+    if strays or not names:
+        raise _miss(source, strays[0] if strays else "weights")
+    return names
+
+
+def _list_files(source: Path) -> list[Path]:
+    """The files that hold the weights."""
+    if (source / SINGLE).is_file():  # as in transformers, before the index
+        return [source / SINGLE]
+    files = [source / name for name in list_shards(source)]
+    for file in files:
+        if not file.is_file():
+            raise _miss(source, file.name)
+    return files
+
+
+def _miss(source: Path, name: str) -> ModelError:
+    return ModelError(
+        f"{source}: {name}, which {INDEX} names, does not lie there. Save or download the checkpoint again."
+    )
 
 
 def _read_header(path: Path) -> list[StoredTensor]:
@@ -146,8 +160,6 @@ def write_shard(path: Path, tensors: Sequence[StoredTensor]) -> None:
         finally:
             if opened is not None:
                 opened.close()
-        target.flush()
-        os.fsync(target.fileno())
 
 
 def _copy_range(source: BinaryIO, target: BinaryIO, *, begin: int, num_bytes: int) -> None:

@@ -5,9 +5,10 @@ The only door to the hub for models. safetensors only; remote code never runs un
 
 import difflib
 import functools
+import glob
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from seed.errors import ModelError, ResourceError
+from seed.errors import ModelError, ResourceError, first_line
 from seed.models.classes import find_auto_class
+from seed.models.companions import COMPANIONS
+from seed.models.stored import INDEX, SINGLE, list_shards
 from seed.models.surgery import refuse_unfit
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
 CARD = "README.md"
+BESIDE_WEIGHTS = ("config.json", CARD, *COMPANIONS)  # all that is small
 LICENCE_FIELDS = ("license", "license_name", "license_link")
 OFFLINE_CURE = (
     "Connect to the hub or download the model beforehand (hf download NAME), give a local directory "
@@ -46,7 +50,16 @@ class Teacher:
     tokenizer: Any
     dtype: torch.dtype  # computed in
     stored_dtype: torch.dtype  # exported in: as the checkpoint stores it, or narrower where it is opened narrower
-    commit: str | None
+    directory: Path  # where its files lie: the user's own, or one in the hub's cache
+    commit: str | None  # of the hub
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """Where a model's files lie, and of which commit of the hub they are."""
+
+    directory: Path
+    commit: str | None  # None: of none, it is a directory of the user's own
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -110,8 +123,10 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
         refuse_adapter(path)
         location = str(path)
         options["local_files_only"] = True
-    elif source.revision:
-        options["revision"] = source.revision
+        located = Located(directory=path, commit=None)
+    else:
+        located = _locate_companions(source)
+        options["revision"] = located.commit  # all further files are of the same, whatever is pushed meanwhile
     try:
         config = transformers.AutoConfig.from_pretrained(location, **options)
         refuse_unfit(config)
@@ -142,27 +157,58 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
     model.eval().requires_grad_(False)
     if torch.finfo(dtype).bits < torch.finfo(stored_dtype).bits:
         stored_dtype = dtype
-    commit = getattr(config, "_commit_hash", None)
     return Teacher(
-        source=source, model=model, tokenizer=tokenizer, dtype=dtype, stored_dtype=stored_dtype, commit=commit
+        source=source,
+        model=model,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        stored_dtype=stored_dtype,
+        directory=located.directory,
+        commit=located.commit,
     )
 
 
-def locate_files(source: ModelSource, *, patterns: Sequence[str]) -> Path:
-    """Return the directory that holds a model's files; those of the hub are downloaded where the cache lacks them.
+def locate_checkpoint(source: ModelSource) -> Located:
+    """Say where a model's config, weights and companions lie; those of the hub are downloaded where the cache lacks them.
 
     Raises:
-        ModelError: no such directory, or no network and nothing cached.
+        ModelError: no such model, or no network and not all of it cached.
     """
     path = Path(source.location).expanduser()
     if path.is_dir():
-        return path
+        return Located(directory=path, commit=None)
+    located = _fetch(source, (*BESIDE_WEIGHTS, SINGLE, INDEX))
+    if not (located.directory / SINGLE).is_file() and (located.directory / INDEX).is_file():
+        # shards are called what the index calls them: of Qwen3.5, model.safetensors-00001-of-00002.safetensors
+        shards = map(glob.escape, list_shards(located.directory))
+        located = _fetch(replace(source, revision=located.commit), tuple(shards))
+    return located
+
+
+def _locate_companions(source: ModelSource) -> Located:
+    """What a model of the hub has beside its weights; without network, as much of it as the cache holds.
+
+    Raises:
+        ModelError: no such model, or no network and nothing cached.
+    """
+    try:
+        return _fetch(source, BESIDE_WEIGHTS)
+    except ModelError as error:
+        incomplete = getattr(error.__cause__, "snapshot_path", None)
+        if incomplete is None:
+            raise
+        return Located(directory=Path(incomplete), commit=Path(incomplete).name)
+
+
+def _fetch(source: ModelSource, patterns: Sequence[str]) -> Located:
+    """Download files of the hub by patterns of their paths, where the cache lacks them."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(patterns)))
+        found = Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         raise _explain(source, error) from error
+    return Located(directory=found, commit=found.name)
 
 
 def find_licence(source: ModelSource, *, named: str | None) -> dict[str, str]:
@@ -237,7 +283,7 @@ def _explain(source: ModelSource, error: BaseException) -> ModelError:
         chain.append(link)
         link = link.__cause__ or link.__context__
     kinds = {type(link).__name__ for link in chain}
-    message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    message = first_line(error)
     if kinds & {"GatedRepoError"}:
         return ModelError(
             f"{named}: the hub asks you to accept this model's licence first. Accept it on its page, then run: hf auth login"

@@ -17,7 +17,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import StorageInternalError
 
 from seed import folder
-from seed.errors import StudyError
+from seed.errors import StudyError, first_line
 from seed.records import hash_text
 
 SHOWN = "seed:shown:"  # attributes that say what was written last: a hash, or nothing while it is being written
@@ -185,8 +185,7 @@ def _explain_failures(study: optuna.Study) -> Iterator[None]:
     try:
         yield
     except (StorageInternalError, OSError) as error:
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StudyError(
-            f"study {study.study_name}: its storage does not take the notes and figures for Optuna Dashboard ({message}). "
+            f"study {study.study_name}: its storage does not take the notes and figures for Optuna Dashboard ({first_line(error)}). "
             "Make sure that it can be written, and run python -m seed.report with the study's folder."
         ) from error

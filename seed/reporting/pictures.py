@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import plotly.graph_objects as go
 
 from seed import folder
-from seed.errors import SeedError
+from seed.errors import SeedError, first_line
 from seed.findings import StudyRecord
 from seed.reporting.gallery import draw_gallery
 
@@ -90,9 +90,8 @@ def write_pictures(
     except SeedError:
         raise
     except Exception as error:  # browsers fail in every way there is
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SeedError(
-            f"--{formats[0]}: the browser {browser} does not draw ({reason}), and no picture was written. Wanted: Chromium or "
+            f"--{formats[0]}: the browser {browser} does not draw ({first_line(error)}), and no picture was written. Wanted: Chromium or "
             f"Chrome that runs without a window, as `{browser} --headless --no-sandbox --dump-dom about:blank` does. {INSTALL}"
         ) from error
     for name, content in pictures.items():

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from seed.demo import library
-from seed.errors import CorpusError
+from seed.errors import CorpusError, first_line
 from seed.records import StreamRecord
 
 SPLITS = ("recovery", "validation", "test")
@@ -314,9 +314,8 @@ def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any) -> 
     try:
         loaded = datasets.load_dataset(name, config)
     except (OSError, ValueError) as error:
-        message = str(error).strip().splitlines()[0]
         raise CorpusError(
-            f"{source}: this data set cannot be loaded from the hub ({message}). Connect to the hub, check the name "
+            f"{source}: this data set cannot be loaded from the hub ({first_line(error)}). Connect to the hub, check the name "
             "(hub:NAME[:CONFIG]), or give your own text: --recovery-text FILE."
         ) from error
     splits = {"recovery": "train", "validation": "validation", "test": "test"}

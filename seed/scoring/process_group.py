@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from seed.errors import ResourceError
+from seed.errors import ResourceError, first_line
 from seed.records import Record
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what launchers say
@@ -172,7 +172,7 @@ def join_group() -> Iterator[ProcessGroup]:
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise ResourceError(
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: the processes of this run did not find each other "
-            f"({_first_line(error)}). Check that the address can be reached from all hosts and that the port is free."
+            f"({first_line(error)}). Check that the address can be reached from all hosts and that the port is free."
         ) from error
     group = ProcessGroup(rank=rank, size=size)
     try:
@@ -214,7 +214,3 @@ def find_device(group: ProcessGroup, kind: str) -> torch.device:
 def _is_lost(error: RuntimeError) -> bool:
     """Did a collective fail because another process is gone? Other failures are not for users to mend."""
     return LOST.search(str(error)) is not None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

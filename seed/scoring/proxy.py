@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import structs
 from torch import nn
 
-from seed.errors import CandidateError
+from seed.errors import CandidateError, first_line
 from seed.folder import is_out_of_memory
 from seed.records import Candidate, Evaluation, Latency, Quality, Size
 from seed.scoring.distillation import DistillSettings
@@ -59,7 +59,7 @@ class Proxy:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
             # only here the error, and with it what was computed, is gone from memory
             training = self.short(candidate).micro_batch // self.shrunk
             self.shrunk *= 2

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import torch
 
-from seed.errors import ResourceError, SeedError
+from seed.errors import ResourceError, SeedError, first_line
 from seed.records import TaskScore
 
 CPU_BATCH = 8  # on a GPU lm-eval tries how much fits; on a CPU that would fill the machine's memory
@@ -151,7 +151,9 @@ def score_tasks(model: Any, tokenizer: Any, tasks: TaskSet, *, watch: Watch) -> 
             ) from error
         except (ValueError, KeyError, NotImplementedError, AssertionError, OSError, ImportError) as error:
             # a task's functions raise what they like
-            raise SeedError(f"--tasks: lm-eval cannot run them on this model ({_first_line(error)}).") from error
+            raise SeedError(
+                f"--tasks: lm-eval cannot run them on this model ({type(error).__name__}: {first_line(error)})."
+            ) from error
     return list(_read(found))
 
 
@@ -248,13 +250,8 @@ def _explain(name: str, error: BaseException) -> SeedError:
             f"--tasks {name}: its data is not in the local cache, and the hub cannot be reached. {OFFLINE_CURE}"
         )
     return SeedError(
-        f"--tasks {name}: cannot be opened ({_first_line(error)}). Try it with lm-eval itself (lm-eval run --model dummy --tasks {name})."
+        f"--tasks {name}: cannot be opened ({type(error).__name__}: {first_line(error)}). Try it with lm-eval itself (lm-eval run --model dummy --tasks {name})."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    message = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {message[0]}" if message else type(error).__name__
 
 
 def _watched(model: Any, request: str, what: str, watch: Watch) -> Callable[..., Any]:

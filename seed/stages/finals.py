@@ -298,6 +298,7 @@ def _keep_first(
         student,
         path,
         tokenizer=bench.teacher.tokenizer,
+        original=bench.teacher.directory,
         dtype=bench.teacher.stored_dtype,
         card="",  # both say how it is judged, and are written then
         provenance={},

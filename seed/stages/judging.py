@@ -16,7 +16,6 @@ from seed.records import DenseResult, DistillResult, Latency, Quality
 from seed.scoring.instruments import Instruments, size_of
 from seed.scoring.latency import run_command
 from seed.scoring.quality import DocumentLosses, compare_models, judge, logits_of, measure_losses
-from seed.stages.protocols import resolve_location
 from seed.stages.workbench import Workbench
 
 
@@ -88,17 +87,11 @@ def judge_exported(bench: Workbench, instruments: Instruments, path: Path, raw: 
 
 
 def score_dense_for_user(bench: Workbench, dense: DenseResult, eval_command: str | None) -> DenseResult:
-    """Let the user's own command judge the original, where it lies in a directory of this machine."""
+    """Let the user's own command judge the original, in the directory that it was opened from."""
     if eval_command is None or dense.user_command == eval_command:
         return dense
-    location = resolve_location(bench.protocol.location)
-    if not location.is_dir():  # a hub model: the cache holds it as a directory
-        from huggingface_hub import snapshot_download
-
-        location = Path(
-            snapshot_download(bench.protocol.location, revision=bench.teacher.commit, local_files_only=True)
-        )
-    scored = msgspec.structs.replace(dense, user_score=run_command(eval_command, location), user_command=eval_command)
+    score = run_command(eval_command, bench.teacher.directory)
+    scored = msgspec.structs.replace(dense, user_score=score, user_command=eval_command)
     folder.write_record(bench.folder.dense, scored)
     return scored
 

@@ -127,7 +127,9 @@ def lead_search(
             circle.leadership.require()
         terminal.begin_step("distill", of=steps)
         if not all(study.result(member.evaluation.candidate.key).exists() for member in frontier.members):
-            publishing.refresh_report(study, complain=terminal.say, is_running=True)  # to look at while models are distilled
+            publishing.refresh_report(
+                study, complain=terminal.say, is_running=True
+            )  # to look at while models are distilled
         factor = settings.chosen_recovery.rate_factor
         rates = tuple(factor * rate for rate in preset.recovery.learning_rates)
         distill_frontier(

@@ -18,7 +18,7 @@ from torch import nn
 
 from seed import demo
 from seed.console import format_seconds
-from seed.errors import ModelError, ResourceError
+from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
 from seed.models.classes import find_auto_class
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
@@ -177,9 +177,8 @@ def read_config(source: ModelSource, preset: Preset | None, *, revision: str | N
         return transformers.AutoConfig.from_pretrained(location, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if Path(location).is_dir():
-            message = str(error).strip().splitlines()[0]
             raise ModelError(
-                f"{location}: config.json cannot be read ({message}). Check that transformers can open it."
+                f"{location}: config.json cannot be read ({first_line(error)}). Check that transformers can open it."
             ) from error
         raise ModelError(
             f"--model {location}: its shape is not known offline: no preset has a [config] for it, and its config.json is not "
@@ -218,9 +217,8 @@ def build_without_weights(config: Any, *, trust_remote_code: bool = False) -> nn
                 copy.deepcopy(config), trust_remote_code=trust_remote_code
             )
     except (TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
-        message = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{config.model_type}: no language model can be built from this config ({message}). Choose another model."
+            f"{config.model_type}: no language model can be built from this config ({first_line(error)}). Choose another model."
         ) from error
     return model
 

@@ -23,6 +23,7 @@ class Start:
     candidate: Candidate
     base_model: str
     base_revision: str | None
+    base_sha256: str | None
     tokens: int  # recovery tokens in all
     is_narrow: bool  # all its layers are there, cut in width
 
@@ -54,7 +55,7 @@ def read_origin(path: Path, *, place: str) -> Start:
         if candidate.dropped_layers != tuple(content["dropped_layers"]) or not candidate.kept_layers:
             raise ValueError("kept and dropped layers do not make up the original's")
         base, settings = str(content["base_model"]), content["settings"]
-        revision = content.get("base_revision")
+        revision, sha256 = content.get("base_revision"), content.get("base_sha256")
         tokens = int(settings["distill_tokens"]) + int(settings.get("earlier_tokens", 0))
         width = content.get("width")
     except OSError as error:
@@ -66,6 +67,7 @@ def read_origin(path: Path, *, place: str) -> Start:
         candidate=candidate,
         base_model=base,
         base_revision=None if revision is None else str(revision),
+        base_sha256=None if sha256 is None else str(sha256),
         tokens=tokens,
         is_narrow=width is not None,
     )

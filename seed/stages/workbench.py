@@ -161,7 +161,9 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
             "Continue on that device, or start a study of another name."
         )
     source = ModelSource(
-        location=protocol.location, revision=protocol.revision, trust_remote_code=protocol.trust_remote_code
+        location=protocol.location,
+        revision=protocol.commit or protocol.revision,
+        trust_remote_code=protocol.trust_remote_code,
     )
     teacher, anatomy = _open_model(source, device=device, dtype_name=protocol.dtype)
     if protocol.weights_sha256 and hash_weights(resolve_location(protocol.location)) != protocol.weights_sha256:

@@ -35,6 +35,7 @@ def write(model: nn.Module, target: Path, *, tokenizer: object | None = None) ->
         model,
         target,
         tokenizer=tokenizer or make_tokenizer(),
+        original=None,
         dtype=torch.float32,
         card="# A card",
         provenance={"kept_layers": [0, 2]},
@@ -73,6 +74,7 @@ def test_a_checkpoint_holds_card_and_provenance_and_the_type_asked_for(tmp_path:
         make_model("llama"),
         tmp_path / "out",
         tokenizer=make_tokenizer(),
+        original=None,
         dtype=torch.bfloat16,
         card="# Größe",
         provenance={"kept_layers": [0, 2], "path": tmp_path},
@@ -364,7 +366,9 @@ def test_pickled_weights_are_refused_with_the_cure(checkpoint: Path) -> None:
 def test_shards_that_lie_elsewhere_are_not_this_checkpoint_s(tmp_path: Path) -> None:
     write(make_model("llama"), tmp_path / "out")
     assert is_whole(tmp_path / "out")
-    (tmp_path / "elsewhere.safetensors").write_bytes((tmp_path / "out" / "model.safetensors").read_bytes())
+    (tmp_path / "out" / "model.safetensors").rename(
+        tmp_path / "elsewhere.safetensors"
+    )  # whole, the index would not be read
     index = {"weight_map": {"a": "../elsewhere.safetensors"}}
     (tmp_path / "out" / "model.safetensors.index.json").write_text(json.dumps(index))
     assert not is_whole(tmp_path / "out")

@@ -119,13 +119,20 @@ def test_what_stands_beside_weights_comes_along_and_code_does_not(
     config = json.loads((source / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnModel"}
     (source / "config.json").write_text(json.dumps(config))
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    (source / "video_preprocessor_config.json").write_text('{"auto_map": {}, "fps": 2}')
+    (source / "processor_config.json").write_bytes(b"\xff no JSON")  # nobody reads it, and it can point to no code
     for name in ("modeling_own.py", "tokenization_own.py", "LICENSE.txt", "chat_template.jinja", "notes.bin"):
         (source / name).write_text(name)
     found = cut(source, 0, 2)
     names = {path.name for path in found.iterdir()}
     assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE.txt"} <= names
     assert "chat_template.jinja" in names
+    assert (found / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+    assert json.loads((found / "video_preprocessor_config.json").read_text()) == {"fps": 2}
     assert not names & {"modeling_own.py", "tokenization_own.py", "notes.bin"}
+    assert (found / "processor_config.json").read_bytes() == b"\xff no JSON"
     assert "auto_map" not in (found / "config.json").read_text()
     assert (found / "README.md").read_text() == "# A card"
     tokenizer = transformers.AutoTokenizer.from_pretrained(found)

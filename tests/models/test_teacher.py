@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
@@ -13,17 +15,20 @@ from safetensors.torch import load_file, save_file
 from seed.errors import ModelError, ResourceError
 from seed.models import teacher
 from seed.models.teacher import (
+    Located,
     ModelSource,
     Teacher,
     check_source,
     choose_device,
     choose_dtype,
     find_licence,
-    locate_files,
+    locate_checkpoint,
     open_teacher,
 )
 from tests.conftest import MakeCheckpoint, make_model, make_tokenizer
+from tests.hub import COMMIT, Hub, fill_repository
 from tests.models.families import compute_logits, make_tokens
+from tests.test_commands import environment
 
 CPU = torch.device("cpu")
 PRESETS = ["demo", "gpt2", "tinyllama"]
@@ -209,9 +214,49 @@ def test_the_type_follows_the_device_unless_asked_otherwise() -> None:
 
 
 def test_files_of_a_directory_lie_there_and_those_of_the_hub_are_missed_clearly(checkpoint: Path) -> None:
-    assert locate_files(ModelSource(location=str(checkpoint)), patterns=["*.json"]) == checkpoint
+    assert locate_checkpoint(ModelSource(location=str(checkpoint))) == Located(directory=checkpoint, commit=None)
     with pytest.raises(ModelError, match=r"someone/model \(revision abc\): .* hub cannot be reached"):
-        locate_files(ModelSource(location="someone/model", revision="abc"), patterns=["*.json"])
+        locate_checkpoint(ModelSource(location="someone/model", revision="abc"))
+
+
+OPEN = """
+import sys, torch
+from seed.models.teacher import ModelSource, open_teacher
+
+source = ModelSource(location="someone/model", revision=sys.argv[1] or None)
+opened = open_teacher(source, device=torch.device("cpu"), dtype_name=None)
+print(opened.directory, opened.commit)
+"""
+
+
+def test_a_teacher_of_the_hub_comes_with_its_companions_and_its_commit(hub: Hub, tmp_path: Path) -> None:
+    fill_repository(tmp_path / "remote")
+    hub.repositories["someone/model"] = tmp_path / "remote"
+    online = hub.environment(tmp_path / "cache")
+    snapshot = tmp_path / "cache" / "models--someone--model" / "snapshots" / COMMIT
+
+    def open_there(revision: str = "", **changed: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", OPEN, revision], capture_output=True, text=True, env=environment(**online | changed)
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [str(snapshot), COMMIT]
+
+    open_there()
+    assert len(hub.sent) == len(set(hub.sent))
+    unneeded = {"pytorch_model.bin"}
+    assert (
+        set(hub.sent)
+        == {str(path.relative_to(tmp_path / "remote")) for path in (tmp_path / "remote").rglob("*") if path.is_file()}
+        - unneeded
+    )
+    for name in ("LICENSE", "NOTICE", "processor_config.json", "video_preprocessor_config.json"):
+        assert (snapshot / name).is_file()
+    hub.sent.clear()
+    open_there(COMMIT)
+    (snapshot / "NOTICE").unlink()  # what is missing beside the weights does not keep a model from being opened
+    open_there(HF_HUB_OFFLINE="1")
+    assert not hub.sent
 
 
 @pytest.mark.parametrize(

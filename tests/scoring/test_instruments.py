@@ -30,7 +30,13 @@ def test_the_size_is_that_of_the_exported_student(family: str, tmp_path: Path) -
     student = start_student(instruments, CUT, None)
     assert size.num_params == sum(parameter.numel() for parameter in student.parameters())
     write_checkpoint(
-        student, tmp_path / "out", tokenizer=make_tokenizer(), dtype=torch.bfloat16, card="", provenance={}
+        student,
+        tmp_path / "out",
+        tokenizer=make_tokenizer(),
+        original=None,
+        dtype=torch.bfloat16,
+        card="",
+        provenance={},
     )
     tensors = load_file(tmp_path / "out" / "model.safetensors").values()
     assert size.num_params == sum(tensor.numel() for tensor in tensors)
@@ -43,7 +49,13 @@ def test_a_student_is_validated_as_it_is_exported(tmp_path: Path) -> None:
     student = start_student(instruments, CUT, None)
     found = validation_losses(instruments, student).loss
     write_checkpoint(
-        student, tmp_path / "out", tokenizer=make_tokenizer(), dtype=torch.bfloat16, card="", provenance={}
+        student,
+        tmp_path / "out",
+        tokenizer=make_tokenizer(),
+        original=None,
+        dtype=torch.bfloat16,
+        card="",
+        provenance={},
     )
     exported = load_checkpoint(tmp_path / "out", device=CPU, dtype=torch.float32)
     losses = measure_losses(logits_of(exported), instruments.validation, micro_batch=4, device=CPU)

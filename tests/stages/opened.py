@@ -72,6 +72,7 @@ def open_bench(directory: Path, *, family: str = "llama", **changes: Any) -> Wor
             source=ModelSource(location="/models/tiny", revision=None, trust_remote_code=False),
             model=instruments.teacher,
             tokenizer=make_tokenizer(),
+            directory=Path("/models/tiny"),
             commit=None,
             stored_dtype=torch.float32,
             dtype=torch.float32,

@@ -31,12 +31,13 @@ def write_start(path: Path, **changes: Any) -> Path:
 
 
 def test_a_start_is_what_its_folder_says(tmp_path: Path) -> None:
-    start = read_start(write_start(tmp_path / "drop-1-7"))
+    start = read_start(write_start(tmp_path / "drop-1-7", base_sha256="0123"))
     assert start == Start(
         path=(tmp_path / "drop-1-7").resolve(),
         candidate=drop_layers(12, [1, 7]),
         base_model="demo",
         base_revision=None,
+        base_sha256="0123",
         tokens=130,
         is_narrow=False,
     )

@@ -1,0 +1,44 @@
+"""What stands beside weights and goes along with whatever is cut out of them.
+
+By names alone: nothing is read, judged or downloaded here.
+"""
+
+import shutil
+from pathlib import Path
+
+# Tokenizers of all kinds, how to generate, how pictures are prepared, and what a licence wants to go along; patterns of
+# paths, as the hub and pathlib both read them.
+COMPANIONS = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece*.model",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+def copy_companions(original: Path, target: Path) -> None:
+    """Copy what stands beside an original's weights, but for what lies in ``target`` already.
+
+    Links, as in the hub's cache, are followed.
+    """
+    for pattern in COMPANIONS:
+        for path in original.glob(pattern):
+            copy = target / path.relative_to(original)
+            if path.is_file() and not copy.exists():
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
