@@ -20,6 +20,7 @@ from seed.stages import options, planning
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import ExportLine
+    from seed.stages.exporting import Order
 
 
 def export_trial(
@@ -52,7 +53,7 @@ def export_trial(
         else:
             terminal.say(f"cutting {protocol.model}")
             order = exporting.order_trial(study, plan, protocol, chosen, record.distilled)
-            line = exporting.write_order(order, out or study.unrecovered / chosen.evaluation.candidate.key)
+            line = copy_order(order, out or study.unrecovered / chosen.evaluation.candidate.key, terminal=terminal)
     say_line(terminal, line)
     if not recovery:
         words = options.spell_command("seed.distill", {"trial": trial}, str(path))
@@ -72,9 +73,25 @@ def export_layers(
     from seed.stages import exporting
 
     terminal.say(f"cutting {model}")
-    line = exporting.write_order(exporting.order_layers(model, keep, revision=revision), out)
+    line = copy_order(exporting.order_layers(model, keep, revision=revision), out, terminal=terminal)
     say_line(terminal, line)
     return line
+
+
+def copy_order(order: "Order", out: Path, *, terminal: Terminal) -> "ExportLine":
+    """Write what was ordered, unless it is there.
+
+    Raises:
+        SeedError: it cannot be done.
+    """
+    from seed.stages import exporting
+
+    copy = exporting.plan_order(order, out)
+    if copy.is_there:
+        terminal.say(f"{out}: is there already, and stays as it is")
+        return exporting.write_copy(copy, on_bytes=lambda num_bytes: None)
+    with terminal.stage("copying", total=copy.cut.num_bytes, is_share=True) as advance:
+        return exporting.write_copy(copy, on_bytes=lambda num_bytes: advance(num_bytes, ""))
 
 
 def say_line(terminal: Terminal, line: "ExportLine") -> None:
@@ -82,13 +99,16 @@ def say_line(terminal: Terminal, line: "ExportLine") -> None:
     from seed.reporting.wording import format_bytes
 
     state = "recovered" if line.is_recovered else "not recovered"
-    ratio = ""
+    ratio = "" if line.ppl_ratio is None else f"; PPL ratio {line.ppl_ratio:.4f} on test text"
     if line.unrecovered_ppl_ratio is not None:
-        ratio = f"; PPL ratio without recovery {line.unrecovered_ppl_ratio:.4f} on {line.text} text"
+        ratio += f"; PPL ratio without recovery {line.unrecovered_ppl_ratio:.4f} on {line.text} text"
     terminal.say(
         f"{len(line.kept_layers)} of {line.num_layers} layers, {line.num_params:,} parameters, "
         f"{format_bytes(line.weight_bytes)} of weights, {state}{ratio}"
     )
+    if line.left_out:
+        more = f" and {len(line.left_out) - 1} more" if len(line.left_out) > 1 else ""
+        terminal.say(f"left out, since transformers does not read it: {line.left_out[0]}{more}")
     terminal.say(f"model:  {line.path}", wrap=False)
     if line.recipe is not None:
         terminal.say(f"recipe: {line.recipe}", wrap=False)
@@ -151,6 +171,14 @@ def check_words(args: argparse.Namespace) -> None:
         )
     if args.out is None:
         raise StudyError("--keep: where to? Add --out DIRECTORY.")
+    if args.trust_study or args.trust_remote_code:
+        raise StudyError(
+            "--keep: cuts a model and no study, and runs no code. Leave out --trust-study and --trust-remote-code."
+        )
+    if (Path(args.source) / "plan.json").is_file():
+        raise StudyError(
+            f"{args.source}: is a study, and --keep names layers of a model. Add --trial N instead, with --no-recovery."
+        )
 
 
 def export(args: argparse.Namespace, terminal: Terminal) -> "ExportLine":

@@ -20,6 +20,7 @@ from seed import untrusted
 from seed.errors import ResourceError, StudyError, first_line
 
 T = TypeVar("T")
+INSIDE = ".new"  # what a mounted directory is filled from
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 DISK_MESSAGES = re.compile(r"os error (27|28|30|122)\b|No space left on device|PytorchStreamWriter failed")
 MEMORY_MESSAGE = "can't allocate memory"  # torch on the CPU
@@ -162,6 +163,8 @@ def explain_resource_errors(place: Path) -> Iterator[None]:
     """Turn what libraries raise when the disk or the memory is full into a ResourceError."""
     try:
         yield
+    except ResourceError:
+        raise
     except Exception as error:
         link: BaseException | None = error
         while link is not None:
@@ -233,13 +236,18 @@ def read_record(path: Path, kind: type[T]) -> T:
 @contextlib.contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
     """Yield a directory beside ``target`` to fill; it takes the target's place only if nothing failed and all is on the disk."""
-    aside = target.with_name(f".{target.name}.new")
+    is_mount = target.is_mount()  # such as a container's volume: it can be filled, not replaced
+    aside = target / INSIDE if is_mount else target.with_name(f".{target.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         yield aside
         for path in aside.rglob("*"):
             _write_through(path)
+        if is_mount:
+            for path in aside.iterdir():
+                path.replace(target / path.name)
+            return
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
@@ -252,9 +260,8 @@ def replace_directory(target: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise ResourceError(
-            f"{target}: cannot be written ({error.strerror or error}). Free some room and try again."
-        ) from error
+        cure = "Free some room and try again." if error.errno in DISK_ERRNOS else "Name a place that can be written."
+        raise ResourceError(f"{target}: cannot be written ({error.strerror or error}). {cure}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 import yaml
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import seed
 from seed import export, folder
@@ -169,12 +169,19 @@ def test_a_distilled_model_is_found_and_copied(inside: Path, monkeypatch: pytest
     assert said["metrics"]["test"]["ppl_ratio"] == result["test"]["ppl_ratio"]
     assert said["licence"] == {"license": "other", "license_name": "our-own", "license_link": "LICENSE"}
     assert ModelCard((model / "README.md").read_text()).data.license_name == "our-own"
-    error = fail(monkeypatch, capfd, "studies/tiny", f"--trial={trial.number}", "--out=copy")
-    assert "already there" in error
+    run(monkeypatch, "studies/tiny", f"--trial={trial.number}", "--out=copy")  # the same once more
+    number = read_trials(inside)[False][0].number
+    error = fail(monkeypatch, capfd, "studies/tiny", f"--trial={number}", "--no-recovery", "--out=copy")
+    assert "copy: something else is already there" in error
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    error = fail(monkeypatch, capfd, "studies/tiny", f"--trial={trial.number}")
+    assert f"damaged, or gone. Write it again: python -m seed.distill studies/tiny --trial {trial.number}" in error
+    weights.write_bytes(whole)
     # without recovery it is still to be had, judged on test text
     run(monkeypatch, "studies/tiny", f"--trial={trial.number}", "--no-recovery", "--out=raw")
     assert f"{result['test_unrecovered']['ppl_ratio']:.4f} on test text" in capfd.readouterr().out
-    run(monkeypatch, "studies/tiny", f"--trial={trial.number}", "--no-recovery", "--out=raw")  # again, over itself
     for name in ("copy", "raw"):
         shutil.rmtree(inside / name)
 
@@ -230,7 +237,7 @@ def test_a_study_of_a_recovered_model_is_cut_from_that(inside: Path, tmp_path: P
     evaluation = msgspec.structs.replace(distilled.evaluation, candidate=candidate)
     trial = msgspec.structs.replace(distilled, evaluation=evaluation)
     order = exporting.order_trial(study, plan, protocol, trial, ())
-    line = exporting.write_order(order, tmp_path / "out")
+    line = exporting.write_copy(exporting.plan_order(order, tmp_path / "out"), on_bytes=lambda num_bytes: None)
     assert line.kept_layers == candidate.kept_layers
     recovered, found = (load_file(path / "model.safetensors") for path in (start, tmp_path / "out"))
     for position, layer in enumerate((0, 2, 3)):
@@ -273,7 +280,10 @@ def test_what_cannot_be_done_is_said_with_the_cure(
         (["studies/tiny", f"--trial={number}", "--revision=abc"], "--revision abc"),
         (["model", "--keep=1"], "--out DIRECTORY"),
         (["model", "--keep=1,6", "--out", str(tmp_path / "out")], "model has 6 layers, 0 to 5"),
-        (["model", "--keep=1", "--out", str(tmp_path / "mine")], "already there"),
+        (["model", "--keep=1", "--out", str(tmp_path / "mine")], "something else is already there"),
+        (["model", "--keep=0-5", "--out", str(tmp_path / "out")], "nothing would be cut"),
+        (["studies/tiny", "--keep=1", "--out", str(tmp_path / "out")], "is a study"),
+        (["model", "--keep=1", "--out", str(tmp_path / "out"), "--trust-study"], "Leave out --trust-study"),
         (["model", "--keep=1", "--out", "model/cut"], "Give another --out"),
         (["someone/model", "--keep=1", "--out", str(tmp_path / "out")], "hub cannot be reached"),
         (["./nowhere", "--keep=1", "--out", str(tmp_path / "out")], "no such directory"),
@@ -291,6 +301,41 @@ def test_what_cannot_be_done_is_said_with_the_cure(
         assert "changed since" in error
     finally:
         config.write_text(before)
+
+
+def test_what_lies_there_is_never_written_over(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd
+) -> None:
+    out = tmp_path / "out"
+    run(monkeypatch, "model", "--keep=0,2", "--out", str(out))
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
+    card = (out / "README.md").read_text()
+    assert f"python -m seed.search --model {inside / 'model'} --start DIRECTORY" in card  # how it is recovered
+    trained = {name: weight + 1 for name, weight in load_file(out / "model.safetensors").items()}
+    save_file(trained, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "notes.txt").write_text("mine")
+    capfd.readouterr()
+    run(monkeypatch, "model", "--keep=0,2", "--out", str(out))
+    assert "is there already, and stays as it is" in capfd.readouterr().out
+    assert "already there" in fail(monkeypatch, capfd, "model", "--keep=0,3", "--out", str(out))
+    expect_equal(load_file(out / "model.safetensors"), trained)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_what_is_left_out_is_said_and_a_stale_provenance_is_not_believed(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd
+) -> None:
+    source = shutil.copytree(inside / "model", tmp_path / "model")
+    weights = load_file(source / "model.safetensors")
+    heads = {"value_head.weight": torch.ones(3), "value_head.bias": torch.ones(1)}
+    save_file(weights | heads, source / "model.safetensors", metadata={"format": "pt"})
+    run(monkeypatch, str(source), "--keep=0,2", "--out", str(tmp_path / "out"), "--json")
+    said = capfd.readouterr()
+    assert "left out, since transformers does not read it: value_head.bias and 1 more" in said.err
+    assert msgspec.json.decode(said.out, type=ExportLine).left_out == tuple(sorted(heads))
+    shutil.copy(tmp_path / "out" / "seed.json", source / "seed.json")
+    error = fail(monkeypatch, capfd, str(source), "--keep=0", "--out", str(tmp_path / "other"))
+    assert "seed.json says that 2 layers were kept, and its config has 6" in error
 
 
 def test_a_model_of_the_hub_is_found_in_its_cache(
@@ -359,14 +404,10 @@ def test_a_model_of_which_the_cache_lacks_a_shard_is_not_called_damaged(hub: Hub
 
 
 def test_a_link_is_followed_to_where_it_leads(inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     [distilled] = read_trials(inside)[True]
-    for words in (
-        ["model", "--keep=0,3"],
-        ["model", "--keep=1,3"],  # again, over itself
-        ["studies/tiny", f"--trial={distilled.number}"],
-    ):
+    for words in (["model", "--keep=0,3"], ["studies/tiny", f"--trial={distilled.number}"]):
+        (tmp_path / "real").mkdir()
         run(monkeypatch, *words, "--out", str(tmp_path / "link"))
         assert is_whole(tmp_path / "real")
         assert (tmp_path / "link").readlink() == Path("real")
@@ -374,6 +415,7 @@ def test_a_link_is_followed_to_where_it_leads(inside: Path, monkeypatch: pytest.
         if words[0] == "model":
             weights = load_file(tmp_path / "real" / "model.safetensors")
             assert len({name.split(".")[2] for name in weights if ".layers." in name}) == 2
+        shutil.rmtree(tmp_path / "real")
 
 
 def test_the_directory_that_one_stands_in_is_not_replaced(

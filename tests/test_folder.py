@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -282,6 +283,21 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
             assert not target.exists() or names(target) == ["old"]
         assert names(target) == [content]
         assert names(target.parent) == ["drop-1"]
+
+
+def test_a_directory_that_is_mounted_is_filled_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "volume"
+    target.mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
+    before = target.stat().st_ino
+    with pytest.raises(ResourceError, match="Name a place"), folder.replace_directory(target) as aside:
+        shutil.copy(tmp_path / "gone", aside)
+    assert names(target) == []
+    with folder.replace_directory(target) as aside:
+        (aside / "config.json").write_text("{}")
+    assert names(target) == ["config.json"]
+    assert target.stat().st_ino == before
+    assert names(tmp_path) == ["volume"]
 
 
 def test_files_are_on_the_disk_before_the_directory_takes_its_place(

@@ -101,6 +101,9 @@ def finish_export(directory: Path, *, original: Path | None, documents: Mapping[
     spell_rope(directory)
     for name, content in documents.items():
         (directory / name).write_text(content, encoding="utf-8")
+    readable = (directory / "config.json").stat().st_mode
+    for path in directory.glob("*.safetensors"):  # safetensors writes them for their owner alone
+        path.chmod(readable)
 
 
 def strip_code(directory: Path) -> None:

@@ -9,7 +9,7 @@ import copy
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Cut:
     num_layers: int  # of the source
     kept_layers: tuple[int, ...]  # by their index in the source
     tensors: tuple[StoredTensor, ...] = field(repr=False)
+    left_out: tuple[str, ...] = ()  # names of tensors that transformers does not read, whichever layers are kept
 
     @property
     def num_params(self) -> int:
@@ -71,7 +72,6 @@ def plan_cut(source: Path, kept_layers: Sequence[int]) -> Cut:
         ModelError: files are missing or damaged, the family is unfit, there are no such layers, or what would be
             written were no whole checkpoint to transformers.
     """
-    refuse_adapter(source)
     config, kind = _read_config(source)
     num_layers = int(config.get_text_config().num_hidden_layers)
     try:
@@ -105,10 +105,24 @@ def plan_cut(source: Path, kept_layers: Sequence[int]) -> Cut:
         raise ModelError(
             f"{source}: transformers would not load layers {', '.join(map(str, kept_layers))} alone ({fault}). Keep other layers."
         )
-    return Cut(source=source, config=cut_config, num_layers=num_layers, kept_layers=tuple(kept_layers), tensors=kept)
+    return Cut(
+        source=source,
+        config=cut_config,
+        num_layers=num_layers,
+        kept_layers=tuple(kept_layers),
+        tensors=kept,
+        left_out=tuple(sorted(whole.unread)),
+    )
 
 
-def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_bytes: int = SHARD_BYTES) -> None:
+def write_cut(
+    cut: Cut,
+    target: Path,
+    *,
+    documents: Mapping[str, str],
+    shard_bytes: int = SHARD_BYTES,
+    on_bytes: Callable[[int], None] | None = None,
+) -> None:
     """Write a cut checkpoint aside and rename it; one tensor's bytes at a time, a piece of them at once.
 
     Args:
@@ -116,6 +130,7 @@ def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_byt
         target: the directory; what was there is replaced.
         documents: texts to write beside it, by their file's name.
         shard_bytes: at most so many bytes of tensors in one file, unless one alone is larger.
+        on_bytes: is told how many bytes each piece had that was copied.
 
     Raises:
         ResourceError: the disk does not take it.
@@ -126,7 +141,7 @@ def write_cut(cut: Cut, target: Path, *, documents: Mapping[str, str], shard_byt
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, start=1):
             name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            write_shard(aside / name, shard)
+            write_shard(aside / name, shard, on_bytes=on_bytes)
             weight_map |= {tensor.name: name for tensor in shard}
         if len(shards) > 1:
             index = {
@@ -148,11 +163,12 @@ def count_layers(source: Path) -> int:
 
 def _read_config(source: Path) -> tuple[Any, Any]:
     """The checkpoint's config, and the class of transformers' own that reads it."""
+    refuse_adapter(source)
     if not (source / "config.json").is_file():
         raise ModelError(f"{source}: config.json is missing. Give a directory that save_pretrained wrote.")
     try:
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        refuse_unfit(config)
+        refuse_unfit(config, place=str(source))
         kind = find_class(config)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(

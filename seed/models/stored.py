@@ -5,7 +5,7 @@ No weight is ever held. Which tensors are copied, and under which names, is deci
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +14,13 @@ from seed.errors import ModelError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Bytes of a number, by the format's names of types; those of less than a byte belong to quantized weights.
+ITEM_BYTES = (
+    dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1)
+    | dict.fromkeys(("U16", "I16", "F16", "BF16"), 2)
+    | dict.fromkeys(("U32", "I32", "F32"), 4)
+    | dict.fromkeys(("U64", "I64", "F64", "C64"), 8)
+)
 CHUNK_BYTES = 16 * 2**20
 HEADER_BYTES = 100 * 10**6  # the format's own limit
 
@@ -127,6 +134,10 @@ def _read_header(path: Path) -> list[StoredTensor]:
         for tensor in tensors:
             if tensor.begin != begin or tensor.num_bytes < 0 or min(tensor.shape, default=0) < 0:
                 raise ValueError(f"{tensor.name} does not lie where it should")
+            if tensor.num_bytes != tensor.numel * ITEM_BYTES[tensor.dtype]:
+                raise ValueError(
+                    f"{tensor.name} has {tensor.num_bytes:,} bytes for {tensor.numel:,} numbers of {tensor.dtype}"
+                )
             begin += tensor.num_bytes
         if begin != path.stat().st_size:
             raise ValueError(f"{path.stat().st_size:,} bytes, and its header says {begin:,}")
@@ -137,7 +148,7 @@ def _read_header(path: Path) -> list[StoredTensor]:
     return tensors
 
 
-def write_shard(path: Path, tensors: Sequence[StoredTensor]) -> None:
+def write_shard(path: Path, tensors: Sequence[StoredTensor], *, on_bytes: Callable[[int], None] | None = None) -> None:
     """Write one safetensors file; wider types first, so that each tensor lies as its type wants it."""
     ordered = sorted(tensors, key=lambda tensor: -tensor.num_bytes / max(1, tensor.numel))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -156,14 +167,16 @@ def write_shard(path: Path, tensors: Sequence[StoredTensor]) -> None:
                     if opened is not None:
                         opened.close()
                     opened = tensor.path.open("rb")
-                _copy_range(opened, target, begin=tensor.begin, num_bytes=tensor.num_bytes)
+                for num_bytes in _copy_range(opened, target, begin=tensor.begin, num_bytes=tensor.num_bytes):
+                    if on_bytes is not None:
+                        on_bytes(num_bytes)
         finally:
             if opened is not None:
                 opened.close()
 
 
-def _copy_range(source: BinaryIO, target: BinaryIO, *, begin: int, num_bytes: int) -> None:
-    """Copy bytes from one file to the end of another, a piece at a time."""
+def _copy_range(source: BinaryIO, target: BinaryIO, *, begin: int, num_bytes: int) -> Iterator[int]:
+    """Copy bytes from one file to the end of another, a piece at a time; yield how many each piece had."""
     source.seek(begin)
     while num_bytes > 0:
         piece = source.read(min(CHUNK_BYTES, num_bytes))
@@ -171,3 +184,4 @@ def _copy_range(source: BinaryIO, target: BinaryIO, *, begin: int, num_bytes: in
             raise ModelError(f"{source.name}: became shorter while it was read. Run the same command again.")
         target.write(piece)
         num_bytes -= len(piece)
+        yield len(piece)

@@ -83,13 +83,13 @@ LAST_STAYS = ("gemma4_text", "gemma4_unified_text", "gpt_neox_japanese")
 RECURRENT_STAYS = ("olmo_hybrid",)
 
 
-def refuse_unfit(config: Any) -> None:
-    """Raise with the reason when layers of this family cannot be removed."""
+def refuse_unfit(config: Any, *, place: str) -> None:
+    """Raise with the reason when layers of this family cannot be removed. ``place``: where the config comes from."""
     text = config.get_text_config()
     reason = _find_reason(config, text)
     if reason:
         raise ModelError(
-            f"{text.model_type}: Seed cannot remove layers from this model, since {reason}. Choose another model."
+            f"{place}: Seed cannot remove layers from this {text.model_type} model, since {reason}. Choose another model."
         )
 
 

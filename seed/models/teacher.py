@@ -129,7 +129,7 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
         options["revision"] = located.commit  # all further files are of the same, whatever is pushed meanwhile
     try:
         config = transformers.AutoConfig.from_pretrained(location, **options)
-        refuse_unfit(config)
+        refuse_unfit(config, place=f"--model {source.location}")
         stored = config.get_text_config().dtype or config.dtype or torch.float32
         stored_dtype = getattr(torch, stored) if isinstance(stored, str) else stored
         dtype = choose_dtype(dtype_name, device=device, stored=stored_dtype)

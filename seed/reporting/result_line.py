@@ -119,6 +119,10 @@ class ExportLine(Record, frozen=True, kw_only=True):
     num_params: int
     weight_bytes: int
     recipe: str | None  # for mergekit; None: what was recovered has none
+    left_out: tuple[
+        str, ...
+    ]  # tensors of the original that transformers does not read, and that do not belong to a layer
+    ppl_ratio: float | None  # recovered, on test text; None: not recovered
     unrecovered_ppl_ratio: float | None  # None: not known
     text: str | None  # which text that is of: "test" or "validation"
 

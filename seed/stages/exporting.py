@@ -6,7 +6,7 @@ The weights themselves are copied from file to file by ``models.copying``. Nothi
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,18 @@ from seed.stages.settings import SearchSettings
 from seed.stages.starts import read_origin
 
 CARD, PROVENANCE, RECIPE = "README.md", "seed.json", "mergekit.yml"
+# What an export says of itself by which it is known again.
+SAME = (
+    "base_model",
+    "base_revision",
+    "base_sha256",
+    "start",
+    "num_layers",
+    "kept_layers",
+    "width",
+    "recovered",
+    "settings",
+)
 CURE = "Free some room, or choose another disk with --out DIRECTORY."
 
 
@@ -51,25 +63,50 @@ class Order:
     measured: Mapping[str, Any] = field(default_factory=lambda: {"metrics": {}})  # in a study, as provenance takes it
 
 
-def write_order(order: Order, target: Path) -> ExportLine:
-    """Write a cut checkpoint with its card, its provenance and its recipe.
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """What of an order is copied where, checked and ready to be written."""
+
+    order: Order
+    cut: Cut
+    target: Path  # as the user named it
+    documents: Mapping[str, str]
+    is_there: bool  # it was written before
+
+
+def plan_order(order: Order, target: Path) -> Copy:
+    """Check all that can be checked before a byte is written.
 
     Raises:
-        SeedError: weights are missing or damaged, the family is unfit, or there is no room.
+        SeedError: weights are missing or damaged, the family is unfit, something else lies there, or there is no room.
     """
     place = find_place(target)
     source = locate_checkpoint(order.source).directory
     if _overlap(source, place):
         raise ModelError(f"{target}: is, holds or lies in the model that is cut ({source}). Give another --out.")
     cut = plan_cut(source, order.kept_layers)
-    folder.require_room(_find_parent(place), needed_bytes=cut.num_bytes, purpose="this checkpoint", cure=CURE)
     recipe = write_recipe(
         str(source) if Path(order.source.location).is_dir() else order.source.location,
         revision=order.source.revision,
         kept_layers=order.kept_layers,
         dtype=cut.dtype,
     )
-    write_cut(cut, place, documents=_write_documents(order, cut) | {RECIPE: recipe})
+    documents = _write_documents(order, cut) | {RECIPE: recipe}
+    is_there = is_written(place, json.loads(documents[PROVENANCE]), target=target)
+    if not is_there:
+        folder.require_room(_find_parent(place), needed_bytes=cut.num_bytes, purpose="this checkpoint", cure=CURE)
+    return Copy(order=order, cut=cut, target=target, documents=documents, is_there=is_there)
+
+
+def write_copy(copy: Copy, *, on_bytes: Callable[[int], None]) -> ExportLine:
+    """Write a cut checkpoint with its card, its provenance and its recipe, unless it is there. ``on_bytes`` is told of each piece.
+
+    Raises:
+        ResourceError: the disk does not take it.
+    """
+    order, cut, target = copy.order, copy.cut, copy.target
+    if not copy.is_there:
+        write_cut(cut, target.resolve(), documents=copy.documents, on_bytes=on_bytes)
     return ExportLine(
         seed_version=__version__,
         path=str(target),
@@ -82,6 +119,8 @@ def write_order(order: Order, target: Path) -> ExportLine:
         num_params=cut.num_params,
         weight_bytes=cut.num_bytes,
         recipe=str(target / RECIPE),
+        left_out=cut.left_out,
+        ppl_ratio=None,
         unrecovered_ppl_ratio=None if order.score is None else keep_finite(order.score.quality.ppl_ratio),
         text=None if order.score is None else order.score.split,
     )
@@ -98,8 +137,10 @@ def find_recovered(
     candidate = trial.evaluation.candidate
     path = study.model(candidate.key)
     found = [result for result in distilled if result.candidate == candidate]
-    if not found or not is_whole(path):
-        cure = spell_command("seed.distill", {"trial": trial.number}, str(study.root))
+    cure = spell_command("seed.distill", {"trial": trial.number}, str(study.root))
+    if found and not is_whole(path):
+        raise StudyError(f"{path}: damaged, or gone. Write it again: {cure}")
+    if not found:
         raise StudyError(
             f"--trial {trial.number}: {candidate.key} is not distilled. Distill it: {cure}; or add --no-recovery to write it as it "
             "was cut."
@@ -117,13 +158,15 @@ def find_recovered(
         num_params=result.size.num_params,
         weight_bytes=result.size.weight_bytes,
         recipe=None,
+        left_out=(),
+        ppl_ratio=keep_finite(result.test.ppl_ratio),
         unrecovered_ppl_ratio=keep_finite(result.test_unrecovered.ppl_ratio),
         text="test",
     )
 
 
 def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
-    """Copy a distilled model.
+    """Copy a distilled model, unless it lies there already.
 
     Raises:
         SeedError: something else lies there, or there is no room.
@@ -132,8 +175,13 @@ def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
     source = Path(line.path)
     if _overlap(source, place):
         raise ModelError(f"{target}: lies in the model itself. Give another --out.")
-    with folder.explain_resource_errors(target), folder.replace_directory(place) as aside:
-        shutil.copytree(source, aside, dirs_exist_ok=True)
+    if not is_written(place, json.loads((source / PROVENANCE).read_bytes()), target=target):
+        folder.require_room(_find_parent(place), needed_bytes=line.weight_bytes, purpose="this checkpoint", cure=CURE)
+        with folder.explain_resource_errors(target), folder.replace_directory(place) as aside:
+            for path in filter(Path.is_file, sorted(source.rglob("*"))):
+                copy = aside / path.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
     return msgspec.structs.replace(line, path=str(target))
 
 
@@ -212,15 +260,21 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
             "base_sha256": earlier.base_sha256,
             "start": {"path": str(directory), "sha256": None, "tokens": earlier.tokens},
         }
+    candidate = _compose(directory, kept_layers, None if earlier is None else earlier.candidate)
+    if len(kept_layers) == (candidate.num_layers if earlier is None else len(earlier.candidate.kept_layers)):
+        raise ModelError(
+            f"--keep: names all {len(kept_layers)} layers of {model}, and nothing would be cut. Leave some out."
+        )
     words = {"keep": ",".join(map(str, kept_layers)), "revision": source.revision, "out": "DIRECTORY"}
     return Order(
         source=source,
         kept_layers=tuple(kept_layers),
-        candidate=_compose(directory, kept_layers, None if earlier is None else earlier.candidate),
-        model=Path(model).name,
+        candidate=candidate,
+        model=Path(model if earlier is None else earlier.base_model).name,
         origin=origin,
         licence=find_licence(source, named=None if preset is None else preset.model.license),
         command=spell_command("seed.export", words, model),
+        recover=spell_command("seed.search", {"model": origin["base_model"], "start": "DIRECTORY"}),
     )
 
 
@@ -251,24 +305,33 @@ def find_score(protocol: Protocol, trial: TrialRecord, distilled: Sequence[Disti
 
 
 def find_place(target: Path) -> Path:
-    """Follow what the user named to the directory that is written anew there.
+    """Follow what the user named to the directory that is to be written there.
 
     Raises:
-        StudyError: something lies there that is not a checkpoint of ours without recovery, which can be made again; or
-            this process stands in it, and would stand nowhere once it is replaced.
+        StudyError: this process stands in it, and would stand nowhere once it is replaced.
     """
     place = target.resolve()
     if Path.cwd().is_relative_to(place):
         raise StudyError(f"{target}: this command runs in it, and it would be replaced. Give another --out.")
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return place
-    try:
-        is_ours = json.loads((target / PROVENANCE).read_bytes()).get("recovered") is False
-    except (OSError, ValueError, AttributeError):
-        is_ours = False
-    if not is_ours:
-        raise StudyError(f"{target}: already there. Move it away, or give another --out.")
     return place
+
+
+def is_written(place: Path, said: Mapping[str, Any], *, target: Path) -> bool:
+    """Was the export that says this of itself written to this place before? What lies there is never touched.
+
+    Raises:
+        StudyError: something else lies there.
+    """
+    try:
+        if not place.exists() or not any(path.name != folder.INSIDE for path in place.iterdir()):
+            return False
+        found = json.loads((place / PROVENANCE).read_bytes())
+        is_same = all(found[name] == said[name] for name in SAME) and is_whole(place)
+    except (OSError, ValueError, TypeError, KeyError):
+        is_same = False
+    if not is_same:
+        raise StudyError(f"{target}: something else is already there. Move it away, or give another --out.")
+    return True
 
 
 def _write_documents(order: Order, cut: Cut) -> dict[str, str]:
@@ -296,11 +359,16 @@ def _write_documents(order: Order, cut: Cut) -> dict[str, str]:
 
 def _compose(directory: Path, kept_layers: Sequence[int], known: Candidate | None) -> Candidate:
     """The kept layers by the original's indices."""
+    present = count_layers(directory)
     if known is None:
-        num_layers = count_layers(directory)
-        before = tuple(range(num_layers))
+        num_layers, before = present, tuple(range(present))
     else:
         num_layers, before = known.num_layers, known.kept_layers
+        if len(before) != present:
+            raise ModelError(
+                f"{directory}: its {PROVENANCE} says that {len(before)} layers were kept, and its config has {present}. If the "
+                f"model is an original, remove {PROVENANCE}; otherwise export it again."
+            )
     beyond = [layer for layer in kept_layers if layer >= len(before)]
     if beyond:
         raise ModelError(

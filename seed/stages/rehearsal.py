@@ -61,7 +61,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
     device = choose_device(settings.device)
     source = protocols.find_source(settings, preset)
     whole_config = read_config(source, preset, revision=settings.revision)
-    refuse_unfit(whole_config)
+    refuse_unfit(whole_config, place=f"--model {source.location}")
     whole = build_without_weights(whole_config, trust_remote_code=source.trust_remote_code)
     config: Any = text_config(whole)
     num_params = sum(weight.numel() for weight in whole.parameters())

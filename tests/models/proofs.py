@@ -56,7 +56,7 @@ def prove_family(family: str, scratch: Path) -> Proof:
     """Assert all of it, or that the family is refused; return what to say of it."""
     config = make_config(family)
     try:
-        refuse_unfit(config)
+        refuse_unfit(config, place="there")
     except ModelError as error:
         reason = str(error).partition("since ")[2].removesuffix(". Choose another model.")
         kind = find_class(config)

@@ -148,6 +148,11 @@ def damage(source: Path, how: str) -> None:
     elif how == "offsets":
         content = file.read_bytes()
         file.write_bytes(content.replace(b'"data_offsets":[0,', b'"data_offsets":[8,', 1))
+    elif how in ("halved", "untyped"):  # the first tensor that has 32 numbers, its bytes as they were
+        dtype = b'"F16"' if how == "halved" else b'"F12"'
+        content = file.read_bytes()
+        at = content.index(b'"dtype":"F32","shape":[32]')
+        file.write_bytes(content[:at] + b'"dtype":' + dtype + content[at + len(b'"dtype":"F32"') :])
     elif how == "pickled":
         file.rename(source / "pytorch_model.bin")
     elif how == "shard":
@@ -176,6 +181,8 @@ DAMAGES = {
     "torn": "damaged",
     "header": "damaged",
     "offsets": "does not lie where it should",
+    "halved": "128 bytes for 32 numbers of F16",
+    "untyped": "damaged .*F12",
     "pickled": "no safetensors weights",
     "shard": "gone.safetensors",
     "elsewhere": r"\.\./elsewhere\.safetensors",

@@ -23,7 +23,7 @@ def test_no_language_model_of_transformers_is_passed_over() -> None:
     assert not listed & set(UNPROVEN)
     for model_type in sorted(set(CAUSAL_LMS) - listed - set(UNPROVEN)):
         with pytest.raises(ModelError):
-            refuse_unfit(transformers.AutoConfig.for_model(model_type))
+            refuse_unfit(transformers.AutoConfig.for_model(model_type), place="there")
 
 
 def test_the_table_has_a_row_for_each_family_and_no_other() -> None:

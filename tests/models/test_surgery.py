@@ -114,7 +114,7 @@ def test_quantized_weights_are_refused_by_name(quantization: object, method: str
         with pytest.raises(
             ModelError, match=rf"weights are quantized \({method}\).*neither cut nor recovered.*Choose another model"
         ):
-            refuse_unfit(config)
+            refuse_unfit(config, place="there")
 
 
 def test_layers_that_a_family_cannot_do_without_are_named() -> None:
@@ -155,6 +155,7 @@ def test_a_layer_behind_all_experts_stays_dense_on_its_own() -> None:
 )
 def test_unfit_models_are_refused_with_the_reason(config: transformers.PretrainedConfig, reason: str) -> None:
     with pytest.raises(ModelError, match=reason) as caught:
-        refuse_unfit(config)
+        refuse_unfit(config, place="there")
+    assert "there: Seed cannot remove" in str(caught.value)
     assert config.model_type in str(caught.value)
     assert "Choose another model" in str(caught.value)
