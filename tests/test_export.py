@@ -309,8 +309,6 @@ def test_what_lies_there_is_never_written_over(
     out = tmp_path / "out"
     run(monkeypatch, "model", "--keep=0,2", "--out", str(out))
     assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
-    card = (out / "README.md").read_text()
-    assert f"python -m seed.search --model {inside / 'model'} --start DIRECTORY" in card  # how it is recovered
     trained = {name: weight + 1 for name, weight in load_file(out / "model.safetensors").items()}
     save_file(trained, out / "model.safetensors", metadata={"format": "pt"})
     (out / "notes.txt").write_text("mine")

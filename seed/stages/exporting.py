@@ -274,7 +274,6 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
         origin=origin,
         licence=find_licence(source, named=None if preset is None else preset.model.license),
         command=spell_command("seed.export", words, model),
-        recover=spell_command("seed.search", {"model": origin["base_model"], "start": "DIRECTORY"}),
     )
 
 

@@ -322,6 +322,11 @@ def go_on_from(space: SearchSpace, start: Start, settings: SearchSettings) -> Se
             f"{space.num_layers}. Give a model that was recovered from {settings.model}."
         )
     least = len(start.candidate.dropped_layers) + 1
+    if settings.max_dropped is not None and settings.max_dropped < least:
+        raise SpaceError(
+            f"--max-dropped {settings.max_dropped}: counts from the original, of which {start.path} lacks {least - 1} layers already. "
+            f"Give {least} or more."
+        )
     return narrow_space(
         space,
         gone_layers=start.candidate.dropped_layers,
