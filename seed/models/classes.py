@@ -22,6 +22,11 @@ def find_class(config: Any) -> Any:
     return auto._model_mapping[type(config)] if _is_read_whole(auto, config) else None
 
 
+def reads_images(config: Any) -> bool:
+    """Has a model of this config a part that sees?"""
+    return getattr(config, "vision_config", None) is not None
+
+
 def _causal() -> Any:
     import transformers
 

@@ -12,6 +12,14 @@ from seed.reporting.notes import escape_text, quote_block, quote_code
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenedBy:
+    """How a model is opened."""
+
+    auto_class: str = "AutoModelForCausalLM"  # of transformers
+    sees: bool = False  # it reads images too
+
+
+@dataclass(frozen=True, kw_only=True)
 class Raw:
     """A cut model without recovery, and where it comes from."""
 
@@ -25,6 +33,7 @@ class Raw:
     num_params: int
     weight_bytes: int
     seed_version: str
+    opened_by: OpenedBy
     command: str  # that writes it again
     recover: str | None  # the command that recovers it
 
@@ -44,6 +53,7 @@ def write_card(
     dense: DenseResult,
     result: DistillResult,
     *,
+    opened_by: OpenedBy,
     licence: Mapping[str, str] | None = None,
 ) -> str:
     """Return README.md of an exported model. ``licence``: as in its metadata; None: as the protocol names it."""
@@ -58,6 +68,7 @@ def write_card(
             base_model=protocol.location,
             relation="finetune",
             tags=("layer-pruning", "distillation"),
+            sees=opened_by.sees,
             results=[
                 Result(
                     source=protocol.streams["test"].source,
@@ -71,8 +82,7 @@ def write_card(
         "",
         f"{base} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers"
         f"{'' if result.width is None else f', {_title(result)}'}, found and recovered by "
-        f"[Seed](https://pypi.org/project/seed-search) {escape_text(plan.seed_version)}. An ordinary checkpoint: "
-        "`AutoModelForCausalLM.from_pretrained(PATH)` loads it.",
+        f"[Seed](https://pypi.org/project/seed-search) {escape_text(plan.seed_version)}. {_say_opening(opened_by)}",
         "",
         "| | this model | original | ratio |",
         "|---|---|---|---|",
@@ -144,14 +154,14 @@ def write_raw_card(raw: Raw, score: Score | None) -> str:
             # nothing was trained: layers of the original, stacked, which is what the hub calls a merge
             relation="merge" if raw.cut_from is None else "finetune",
             tags=("layer-pruning",),
+            sees=raw.opened_by.sees,
             results=results,
         ),
         "",
         f"# {escape_text(raw.model)} {title}",
         "",
         f"{_name_base(raw.base_model)} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers, cut by "
-        f"[Seed](https://pypi.org/project/seed-search) {escape_text(raw.seed_version)}. An ordinary checkpoint: "
-        "`AutoModelForCausalLM.from_pretrained(PATH)` loads it.",
+        f"[Seed](https://pypi.org/project/seed-search) {escape_text(raw.seed_version)}. {_say_opening(raw.opened_by)}",
         "",
         "**It is not recovered.** Its layers are as they were before others were taken out between them; nothing was trained or "
         "fitted since. It predicts worse than it has to: recover it before you use it.",
@@ -162,11 +172,7 @@ def write_raw_card(raw: Raw, score: Score | None) -> str:
         + (f", revision {escape_text(raw.revision)}" if raw.revision else "")
         + _say_licence(raw.licence),
         f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
-        *(
-            [f"- Cut from: {quote_code(raw.cut_from)}, recovered for {raw.earlier_tokens:,} tokens before"]
-            if raw.cut_from
-            else []
-        ),
+        *([f"- Cut from: {quote_code(raw.cut_from)}, {_say_earlier(raw.earlier_tokens)}"] if raw.cut_from else []),
         f"- {raw.num_params:,} parameters, {raw.weight_bytes:,} bytes of weights",
         "- `mergekit.yml` stacks the same layers with mergekit",
         "",
@@ -187,6 +193,19 @@ def _say_score(score: Score | None) -> str:
         f"Perplexity on {score.split} text ({quote_code(score.source)}, {quality.tokens:,} tokens): {_number(quality.perplexity)}, "
         f"{_number(quality.ppl_ratio)} ± {_number(quality.ppl_ratio_standard_error)} times the original's."
     )
+
+
+def _say_opening(opened_by: OpenedBy) -> str:
+    said = f"An ordinary checkpoint: `{opened_by.auto_class}.from_pretrained(PATH)` loads it."
+    return (
+        f"{said} Its text part alone has fewer layers; what it makes of images was not measured."
+        if opened_by.sees
+        else said
+    )
+
+
+def _say_earlier(tokens: int) -> str:
+    return f"recovered for {tokens:,} tokens before" if tokens else "which was not recovered"
 
 
 def _name_base(location: str) -> str:

@@ -52,6 +52,7 @@ def write_front(
     base_model: str,
     relation: str,
     tags: Sequence[str],
+    sees: bool,
     results: Sequence[Result],
 ) -> list[str]:
     """Return the block's lines, rules included.
@@ -62,9 +63,14 @@ def write_front(
         base_model: where the original comes from; named only where that is a model of the hub.
         relation: what this model is to it, by the hub's words: ``finetune``, ``merge``.
         tags: of the model.
+        sees: it reads images too.
         results: what was measured.
     """
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {'image-text-to-text' if sees else 'text-generation'}",
+    ]
     lines += [f"{key}: {spell_scalar(value)}" for key, value in licence.items()]
     if HUB_ID.fullmatch(base_model):
         lines += [f"base_model: {spell_scalar(base_model)}", f"base_model_relation: {relation}"]

@@ -17,11 +17,12 @@ from seed import __version__, folder
 from seed.errors import ModelError, StudyError
 from seed.folder import StudyFolder
 from seed.models.checkpoint import is_whole
+from seed.models.classes import find_auto_class, reads_images
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
 from seed.models.teacher import ModelSource, check_source, find_licence, locate_checkpoint
 from seed.optimize.space import list_presets
 from seed.records import Candidate, DistillResult, Protocol, SearchPlan, TrialRecord
-from seed.reporting.card import Raw, Score, write_raw_card
+from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card
 from seed.reporting.recipe import write_recipe
 from seed.reporting.result_line import ExportLine, keep_finite
 from seed.stages import provenance
@@ -347,6 +348,7 @@ def _write_documents(order: Order, cut: Cut) -> dict[str, str]:
         num_params=cut.num_params,
         weight_bytes=cut.num_bytes,
         seed_version=__version__,
+        opened_by=OpenedBy(auto_class=find_auto_class(cut.config).__name__, sees=reads_images(cut.config)),
         command=order.command,
         recover=order.recover,
     )

@@ -17,6 +17,7 @@ from torch import nn
 
 from seed import folder
 from seed.models.checkpoint import is_whole, measure_size, write_checkpoint
+from seed.models.classes import find_auto_class, reads_images
 from seed.models.surgery import cast_weights
 from seed.models.teacher import find_licence
 from seed.optimize.space import drop_layers
@@ -27,7 +28,7 @@ from seed.records import (
     Replica,
     SearchPlan,
 )
-from seed.reporting.card import write_card
+from seed.reporting.card import OpenedBy, write_card
 from seed.scoring.distillation import Distilled, DistillSettings
 from seed.scoring.instruments import (
     Instruments,
@@ -326,7 +327,10 @@ def _keep_first(
     licence = find_licence(original, named=bench.protocol.license)
     said = describe_recovered(bench.protocol, result, study=plan.name, licence=licence)
     folder.write_bytes(path / "seed.json", json.dumps(said, indent=1).encode() + b"\n")
-    folder.write_bytes(path / "README.md", write_card(plan, bench.protocol, dense, result, licence=licence).encode())
+    config = bench.teacher.model.config
+    opened_by = OpenedBy(auto_class=find_auto_class(config).__name__, sees=reads_images(config))
+    card = write_card(plan, bench.protocol, dense, result, opened_by=opened_by, licence=licence)
+    folder.write_bytes(path / "README.md", card.encode())
     folder.write_record(bench.folder.result(member.key), result)
 
 

@@ -1,5 +1,6 @@
 """A model's card says what it is as the hub reads it, and foreign strings in it stay text: in YAML, Markdown and HTML."""
 
+import dataclasses
 import math
 
 import msgspec
@@ -9,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from seed.findings import StudyRecord
 from seed.records import Protocol
-from seed.reporting.card import Raw, Score, write_card, write_raw_card
+from seed.reporting.card import OpenedBy, Raw, Score, write_card, write_raw_card
 from seed.reporting.front import describe_data, spell_scalar
 from tests.reporting.factory import make_candidate, make_quality
 from tests.stages.test_planning import PROTOCOL
@@ -26,6 +27,7 @@ RAW = Raw(
     num_params=1_000_000,
     weight_bytes=2_000_000,
     seed_version="0.1.0",
+    opened_by=OpenedBy(),
     command="python -m seed.export studies/x --trial 3 --no-recovery",
     recover="python -m seed.distill studies/x --trial 3",
 )
@@ -38,7 +40,7 @@ def write(record: StudyRecord, *, licence: dict[str, str] | None = None, **chang
     settings = {"distill_tokens": 1, "learning_rate": 1e-3, "steps": 1} | result.settings
     settings |= {"loss": "KL", "trained": "all weights"}
     changed = msgspec.structs.replace(result, settings=settings)
-    return write_card(record.plan, protocol, record.dense, changed, licence=licence)
+    return write_card(record.plan, protocol, record.dense, changed, opened_by=OpenedBy(), licence=licence)
 
 
 def read(card: str) -> ModelCardData:
@@ -54,6 +56,16 @@ def index(data: ModelCardData) -> dict[str, EvalResult]:
     """Results by their metric."""
     assert data.eval_results is not None
     return {result.metric_type: result for result in data.eval_results}
+
+
+def test_a_model_that_sees_says_how_it_is_opened_and_what_was_not_measured() -> None:
+    sees = OpenedBy(auto_class="AutoModelForImageTextToText", sees=True)
+    card = write_raw_card(dataclasses.replace(RAW, opened_by=sees), None)
+    assert read(card).pipeline_tag == "image-text-to-text"
+    assert "`AutoModelForImageTextToText.from_pretrained(PATH)` loads it. Its text part alone has fewer layers" in card
+    plain = write_raw_card(RAW, None)
+    assert read(plain).pipeline_tag == "text-generation"
+    assert "images" not in plain
 
 
 def test_the_hub_reads_licence_base_model_and_results(record: StudyRecord) -> None:
