@@ -217,7 +217,7 @@ def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path
     except SeedError:
         raise
     except Exception as error:  # an unknown family fails in ways of its own
-        wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        wrong = f"{type(error).__name__}: {first_line(error)}"
     if wrong:
         raise ModelError(
             f"{name}: {wrong}. Seed does not know this family well enough to hand back a correct checkpoint, and stops "

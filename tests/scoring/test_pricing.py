@@ -29,7 +29,7 @@ def test_prices_of_a_model_counted_by_hand(family: str, layer: int, reads: int) 
 
 
 def test_what_closed_form_does_not_know_costs_no_fit() -> None:
-    prices = set_prices(Anatomy(make_model("mixtral")), calibration_tokens=1000, validation_tokens=300)
+    prices = set_prices(Anatomy(make_model("ctrl")), calibration_tokens=1000, validation_tokens=300)
     assert (prices.fit, prices.solve) == (0, 0)
     assert prices.head > 0
 
