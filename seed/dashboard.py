@@ -18,7 +18,7 @@ from seed import folder
 from seed.console import Terminal, run_command
 from seed.errors import ResourceError, StudyError
 from seed.folder import StudyFolder
-from seed.records import SearchPlan
+from seed.plans import SearchPlan
 from seed.stages import options, planning
 
 if TYPE_CHECKING:

@@ -5,18 +5,8 @@ Frozen like all records. PPL ratios are to the dense model unless said otherwise
 
 import msgspec
 
-from seed.records import (
-    Candidate,
-    DenseResult,
-    DistillResult,
-    Environment,
-    Estimate,
-    Frontier,
-    Record,
-    SearchPlan,
-    SearchSpace,
-    TrialRecord,
-)
+from seed.plans import Environment, SearchPlan
+from seed.records import Candidate, DenseResult, DistillResult, Estimate, Frontier, Record, SearchSpace, TrialRecord
 
 
 class Replication(Record, frozen=True, kw_only=True):

@@ -9,8 +9,7 @@ import hashlib
 import itertools
 import math
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
@@ -284,121 +283,6 @@ class DenseResult(Record, frozen=True, kw_only=True):
     user_command: str | None = None
     test_sums: list[float] | None = None  # summed test losses of each document, nats; None: studies of earlier versions
     test_counts: list[int] | None = None  # scored tokens of each
-
-
-class StreamRecord(Record, frozen=True, kw_only=True):
-    """Where a stream came from and what exactly was in it."""
-
-    source: str
-    tokens: int
-    documents: int
-    sha256: str
-
-
-class Protocol(Record, frozen=True, kw_only=True):
-    """What decides the meaning of a study's numbers; a study never mixes two of these."""
-
-    model: str  # as the user named it
-    location: str  # "demo", a hub id, or an absolute directory
-    revision: str | None
-    commit: str | None
-    weights_sha256: str | None  # of a local directory's weights
-    trust_remote_code: bool
-    license: str | None
-    space: SearchSpace
-    recovery_text: str
-    validation_text: str | None
-    test_text: str | None
-    window_tokens: int
-    calibration_tokens: int
-    validation_tokens: int
-    test_tokens: int | None
-    bos_each_window: bool
-    streams: dict[str, StreamRecord]
-    rung: str
-    short_steps: int
-    batch_tokens: int
-    short_learning_rate: float
-    mixed_precision: bool  # distillation computes in bfloat16 around float32 weights
-    start: str | None = None  # the recovered model that candidates are cut from; None: the original itself
-    start_sha256: str | None = None  # of its weights
-    start_tokens: int = 0  # that its recovery took
-    recovery: str = "distillation"  # how students are trained
-    temperature: float = 1.0  # of the divergence from the dense model
-    ce_share: float = 0.0  # of cross-entropy in the objective
-    lora_rank: int | None  # of recoveries that train low-rank updates only
-    freeze_prefix: bool  # distillation leaves the layers before the first cut as they are
-    latency_batch: int
-    prompt_tokens: int
-    new_tokens: int
-    latency_repeats: int
-    compiled: bool
-    latency_command: str | None
-    device: str
-    dtype: str
-    rng_seed: int
-
-
-# Names of what else in the protocol identifies by content, and where it runs: hosts of one study differ in these.
-OF_A_HOST = ("model", "location", "recovery_text", "validation_text", "test_text", "start", "device")
-
-
-def list_portable(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a protocol all hosts of a study have alike."""
-    shared = {name: value for name, value in identity.items() if name not in OF_A_HOST}
-    streams = shared.get("streams", {})
-    shared["streams"] = {
-        name: {part: value for part, value in stream.items() if part != "source"} for name, stream in streams.items()
-    }
-    return shared
-
-
-class SearchPlan(Record, frozen=True, kw_only=True):
-    """What a study does, decided before its first trial.
-
-    ``identity`` decides what the numbers mean: a study never mixes two of them. The rest are budgets
-    that may change when a study is continued.
-    """
-
-    name: str
-    identity: dict[str, Any]
-    trials: int  # candidates scored at the objective's rung, where a sweep does not score them all
-    sweep_budget: float  # seconds
-    covers_space: bool  # closed form scores the whole space
-    trusts_closed_form: bool = True  # False: a student with it has not the loss that its score says
-    frontier_size: int
-    distill_tokens: int
-    replicas: int = 1  # distillations of each frontier model, each under a random seed of its own
-    width_baseline: bool = False  # for each depth, a model of all layers cut to the same size in width
-    max_ppl_ratio: float | None
-    storage: str | None  # None: the journal in the study's folder
-    command: str  # what was typed
-    seed_version: str
-    created: str
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the identity."""
-        return hash_text(msgspec.json.encode(self.identity, order="deterministic").decode())
-
-    @property
-    def study_fingerprint(self) -> str:
-        """What the storage knows the identity by: a database may have hosts that keep model and text elsewhere."""
-        if self.storage is None:
-            return self.fingerprint
-        return hash_text(msgspec.json.encode(list_portable(self.identity), order="deterministic").decode())
-
-
-class Environment(Record, frozen=True, kw_only=True):
-    """Where numbers were measured."""
-
-    seed: str
-    python: str
-    platform: str
-    processor: str
-    num_threads: int
-    device: str
-    packages: dict[str, str]
 
 
 def check_layers(layers: Sequence[int], *, num_layers: int, name: str) -> None:

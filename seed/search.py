@@ -18,7 +18,7 @@ from seed.optimize.space import Preset
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study
 from seed.optimize.teamwork import clear_study
-from seed.records import SearchPlan
+from seed.plans import SearchPlan
 from seed.stages import planning
 from seed.stages.arguments import make_parser
 from seed.stages.settings import SearchSettings

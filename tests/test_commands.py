@@ -135,7 +135,7 @@ print(json.dumps(dict(perplexity=math.exp(loss), seed_imported="seed" in sys.mod
 def save_test_windows(study: Path, target: Path) -> None:
     """Write the very windows that the study's test PPL was computed on."""
     from seed import folder
-    from seed.records import SearchPlan
+    from seed.plans import SearchPlan
     from seed.stages import planning, workbench
 
     opened = folder.open_existing(study)

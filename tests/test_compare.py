@@ -14,7 +14,8 @@ from seed.compare import compare_strategies, main
 from seed.console import Terminal
 from seed.errors import SeedError, StudyError
 from seed.evidence import Comparison
-from seed.records import Frontier, SearchPlan
+from seed.plans import SearchPlan
+from seed.records import Frontier
 from seed.search import find_frontier
 from seed.stages import workbench
 from seed.stages.gathering import gather_record

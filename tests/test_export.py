@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import seed
 from seed import export, folder
 from seed.models.checkpoint import is_whole, load_checkpoint
-from seed.records import SearchPlan
+from seed.plans import SearchPlan
 from seed.reporting.result_line import ExportLine
 from seed.stages import exporting, planning, protocols
 from seed.stages.gathering import find_trial, gather_record

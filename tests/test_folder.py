@@ -19,7 +19,8 @@ from seed import folder
 from seed.errors import ResourceError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.records import Candidate, StreamRecord
+from seed.plans import StreamRecord
+from seed.records import Candidate
 
 from .reporting import factory
 

@@ -7,14 +7,18 @@ import re
 import msgspec
 import pytest
 
-from seed import records
+from seed import plans, records
 from seed.findings import Agreement, StudyRecord
-from seed.records import Candidate, Record, SearchPlan, SearchSpace
+from seed.plans import SearchPlan
+from seed.records import Candidate, Record, SearchSpace
 
 from .reporting import factory
 
 ALL = [
-    kind for _, kind in inspect.getmembers(records, inspect.isclass) if issubclass(kind, Record) and kind is not Record
+    kind
+    for module in (plans, records)
+    for _, kind in inspect.getmembers(module, inspect.isclass)
+    if issubclass(kind, Record) and kind.__module__ == module.__name__ and kind is not Record
 ]
 
 

@@ -10,7 +10,8 @@ from seed import folder, untrusted
 from seed.errors import ResourceError, StudyError
 from seed.optimize.storage import open_storage
 from seed.optimize.viewing import view_storage
-from seed.records import Candidate, Environment, Record, SearchPlan, SearchSpace, SweepRow, WidthCut
+from seed.plans import Environment, SearchPlan
+from seed.records import Candidate, Record, SearchSpace, SweepRow, WidthCut
 from seed.rows import read_rows
 
 

@@ -6,7 +6,8 @@ Markdown from records; no file is written here.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from seed.records import Candidate, DenseResult, DistillResult, Protocol, Quality, SearchPlan
+from seed.plans import Protocol, SearchPlan
+from seed.records import Candidate, DenseResult, DistillResult, Quality
 from seed.reporting.front import Result, list_metrics, write_front
 from seed.reporting.notes import escape_text, quote_block, quote_code
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seed.findings import StudyRecord
-from seed.records import Candidate, DistillResult, FrontierMember, SearchPlan
+from seed.plans import SearchPlan
+from seed.records import Candidate, DistillResult, FrontierMember
 from seed.reporting.answers import list_contenders, recommend, say_contender, say_introduction, say_recommendation
 from seed.reporting.replication import say_ratio
 from seed.reporting.wording import (

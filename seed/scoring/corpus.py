@@ -20,7 +20,7 @@ from torch import Tensor
 
 from seed.demo import library
 from seed.errors import CorpusError, first_line
-from seed.records import StreamRecord
+from seed.plans import StreamRecord
 
 SPLITS = ("recovery", "validation", "test")
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py", ".text", ".tex", ".html"})

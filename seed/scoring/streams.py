@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from seed import folder
-from seed.records import StreamRecord
+from seed.plans import StreamRecord
 from seed.scoring.corpus import TokenStream
 
 

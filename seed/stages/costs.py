@@ -13,7 +13,8 @@ from seed.console import format_seconds
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
 from seed.optimize.space import Preset, enumerate_candidates
-from seed.records import Protocol, SearchPlan, SearchSpace
+from seed.plans import Protocol, SearchPlan
+from seed.records import SearchSpace
 from seed.reporting.wording import format_bytes
 from seed.scoring.refit import RIDGES, ProjectionFit
 from seed.scoring.subsets import count_work

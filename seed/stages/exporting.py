@@ -21,7 +21,8 @@ from seed.models.classes import find_auto_class, reads_images
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
 from seed.models.teacher import ModelSource, check_source, find_licence, locate_checkpoint
 from seed.optimize.space import list_presets
-from seed.records import Candidate, DistillResult, Protocol, SearchPlan, TrialRecord
+from seed.plans import Protocol, SearchPlan
+from seed.records import Candidate, DistillResult, TrialRecord
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card
 from seed.reporting.recipe import write_recipe
 from seed.reporting.result_line import ExportLine, keep_finite

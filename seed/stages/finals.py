@@ -21,13 +21,8 @@ from seed.models.classes import find_auto_class, reads_images
 from seed.models.surgery import cast_weights
 from seed.models.teacher import find_licence
 from seed.optimize.space import drop_layers
-from seed.records import (
-    DenseResult,
-    DistillResult,
-    FrontierMember,
-    Replica,
-    SearchPlan,
-)
+from seed.plans import SearchPlan
+from seed.records import DenseResult, DistillResult, FrontierMember, Replica
 from seed.reporting.card import OpenedBy, write_card
 from seed.scoring.distillation import Distilled, DistillSettings
 from seed.scoring.instruments import (

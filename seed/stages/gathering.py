@@ -16,7 +16,8 @@ from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.optimize.sensitivity import read_sensitivities
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study, read_trials
-from seed.records import DenseResult, DistillResult, Environment, Frontier, Quality, SearchPlan, SweepRow, TrialRecord
+from seed.plans import Environment, SearchPlan
+from seed.records import DenseResult, DistillResult, Frontier, Quality, SweepRow, TrialRecord
 from seed.rows import read_rows
 from seed.stages.planning import read_protocol
 from seed.stages.vouching import list_storage, require_word

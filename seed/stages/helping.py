@@ -15,7 +15,8 @@ from seed.optimize.space import Preset
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study
 from seed.optimize.urls import hide_secrets
-from seed.records import DenseResult, SearchPlan
+from seed.plans import SearchPlan
+from seed.records import DenseResult
 from seed.scoring.streams import load_streams
 from seed.scoring.sweep import Sweep
 from seed.stages import finals, latencies, orders, planning, schooling, searching, workbench

@@ -23,17 +23,9 @@ from seed.optimize.space import drop_deepest
 from seed.optimize.storage import open_storage
 from seed.optimize.study import find_study, read_identity
 from seed.optimize.urls import hide_secrets
+from seed.plans import Environment, Protocol, SearchPlan, list_portable
 from seed.presence import Presence
-from seed.records import (
-    DenseResult,
-    Environment,
-    Latency,
-    Protocol,
-    Record,
-    SearchPlan,
-    SearchSpace,
-    list_portable,
-)
+from seed.records import DenseResult, Latency, Record, SearchSpace
 from seed.scoring.latency import name_structure
 from seed.stages import latencies, orders, planning, workbench
 from seed.stages.posts import Post

@@ -11,7 +11,7 @@ from seed import folder
 from seed.console import Terminal
 from seed.errors import ResourceError, StudyError
 from seed.optimize.leadership import Leader
-from seed.records import Protocol, SearchPlan
+from seed.plans import Protocol, SearchPlan
 from seed.scoring.sweep import Sweep
 from seed.stages import hosts, latencies, orders, planning, searching, workbench
 from seed.stages.hosts import Circle, HostOrder

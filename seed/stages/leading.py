@@ -18,7 +18,8 @@ from seed.folder import StudyFolder
 from seed.optimize.frontier import select_frontier
 from seed.optimize.space import Preset, contains
 from seed.optimize.study import read_trials
-from seed.records import DenseResult, Frontier, SearchPlan, SearchSpace, TrialRecord
+from seed.plans import SearchPlan
+from seed.records import DenseResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result
 from seed.scoring.sweep import Sweep
 from seed.stages import (

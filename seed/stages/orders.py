@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from seed import folder
 from seed.errors import StudyError
 from seed.folder import StudyFolder
+from seed.plans import SearchPlan
 from seed.presence import Presence
-from seed.records import Record, SearchPlan, SearchSpace
+from seed.records import Record, SearchSpace
 from seed.stages.finals import Budget
 from seed.stages.schooling import Member
 from seed.stages.settings import SearchSettings

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from seed.records import Protocol
+from seed.plans import Protocol
 from seed.reporting.wording import format_bytes
 from seed.scoring.memory import TRAINED_TOKENS, count_logits_bytes, count_way_back, must_recompute
 from seed.scoring.subsets import SIBLING_BYTES, estimate_memory

@@ -18,7 +18,8 @@ from seed import __version__, folder
 from seed.errors import ModelError, SpaceError, StudyError
 from seed.folder import StudyFolder
 from seed.optimize.space import Preset, list_presets, load_preset, narrow_space, presets_directory
-from seed.records import Protocol, SearchPlan, SearchSpace
+from seed.plans import Protocol, SearchPlan
+from seed.records import SearchSpace
 from seed.stages.options import spell_command
 from seed.stages.settings import DTYPES, SearchSettings
 from seed.stages.starts import Start, read_start

@@ -15,7 +15,7 @@ from seed.errors import CorpusError, ModelError, SpaceError
 from seed.folder import StudyFolder
 from seed.models.teacher import ModelSource
 from seed.optimize.space import Preset, list_presets, make_space
-from seed.records import Protocol, SearchPlan, StreamRecord
+from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.scoring.corpus import CorpusRequest
 from seed.stages.planning import go_on_from
 from seed.stages.recoveries import DEFAULT_LORA_RANK

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from seed import __version__
-from seed.records import Candidate, DistillResult, Latency, Protocol, Quality, Size, StreamRecord
+from seed.plans import Protocol, StreamRecord
+from seed.records import Candidate, DistillResult, Latency, Quality, Size
 
 PACKAGES = ("torch", "transformers", "safetensors")
 

@@ -14,7 +14,8 @@ from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.display import show_note, show_study
 from seed.optimize.urls import name_driver
-from seed.records import Frontier, SearchPlan
+from seed.plans import SearchPlan
+from seed.records import Frontier
 from seed.reporting.board import draw_board
 from seed.reporting.notes import write_opening_note, write_study_note, write_trial_notes
 from seed.reporting.page import write_page

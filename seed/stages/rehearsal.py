@@ -24,7 +24,7 @@ from seed.models.classes import find_auto_class
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
-from seed.records import Protocol, StreamRecord
+from seed.plans import Protocol, StreamRecord
 from seed.reporting.wording import format_bytes, format_count
 from seed.scoring.corpus import SPLITS, CorpusRequest, has_own_splits, open_streams, read_source
 from seed.scoring.memory import count_kept_bytes, count_usable_bytes

@@ -16,7 +16,8 @@ from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
 from seed.optimize.study import LOSSES, read_shared_rows, read_trials, spell_rows
 from seed.optimize.trials import add_trials, run_trials
-from seed.records import Candidate, Frontier, Latency, Quality, SearchPlan, SearchSpace, TrialRecord
+from seed.plans import SearchPlan
+from seed.records import Candidate, Frontier, Latency, Quality, SearchSpace, TrialRecord
 from seed.scoring.latency import name_structure
 from seed.scoring.proxy import Proxy
 from seed.scoring.sweep import Sweep

@@ -22,12 +22,8 @@ from seed.evidence import (
 )
 from seed.optimize.fidelity import choose_candidates
 from seed.optimize.space import contains, enumerate_candidates
-from seed.records import (
-    Candidate,
-    DenseResult,
-    SearchPlan,
-    TrialRecord,
-)
+from seed.plans import SearchPlan
+from seed.records import Candidate, DenseResult, TrialRecord
 from seed.scoring.distillation import Distilled, DistillSettings
 from seed.scoring.instruments import start_student, train_student
 from seed.scoring.sweep import Sweep

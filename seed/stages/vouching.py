@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from seed.errors import StudyError
 from seed.optimize.urls import hide_secrets
-from seed.records import Protocol
+from seed.plans import Protocol
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HUB_TEXT = re.compile(r"hub:[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]*)?")

@@ -22,7 +22,8 @@ from seed.models.grafting import graft
 from seed.models.surgery import list_needed, view_layers
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.optimize.space import Preset, default_preset, drop_more, list_presets
-from seed.records import Candidate, Environment, Protocol, SearchPlan
+from seed.plans import Environment, Protocol, SearchPlan
+from seed.records import Candidate
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
 from seed.scoring.instruments import Instruments, make_walker, start_student
 from seed.scoring.latency import Workload

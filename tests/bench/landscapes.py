@@ -18,7 +18,8 @@ from seed import demo, folder
 from seed.console import Terminal
 from seed.demo import build
 from seed.optimize.space import enumerate_candidates
-from seed.records import SearchPlan, SearchSpace
+from seed.plans import SearchPlan
+from seed.records import SearchSpace
 from seed.scoring.sweep import Sweep
 from seed.search import find_frontier
 from seed.stages import planning, workbench

@@ -7,19 +7,18 @@ import msgspec
 import numpy as np
 
 from seed.findings import Agreement, Equivalence, Progress, Sensitivity, StudyRecord
+from seed.plans import Environment, SearchPlan
 from seed.records import (
     Candidate,
     CurvePoint,
     DenseResult,
     DistillResult,
-    Environment,
     Estimate,
     Evaluation,
     Frontier,
     FrontierMember,
     Latency,
     Quality,
-    SearchPlan,
     SearchSpace,
     Size,
     TrialRecord,

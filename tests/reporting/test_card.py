@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from seed.findings import StudyRecord
-from seed.records import Protocol
+from seed.plans import Protocol
 from seed.reporting.card import OpenedBy, Raw, Score, write_card, write_raw_card
 from seed.reporting.front import describe_data, spell_scalar
 from tests.reporting.factory import make_candidate, make_quality

@@ -10,7 +10,8 @@ import torch
 from seed.folder import StudyFolder
 from seed.models.teacher import ModelSource, Teacher
 from seed.optimize.study import open_study
-from seed.records import Latency, Protocol, SearchPlan, SearchSpace, StreamRecord
+from seed.plans import Protocol, SearchPlan, StreamRecord
+from seed.records import Latency, SearchSpace
 from seed.scoring.instruments import Instruments
 from seed.scoring.sweep import Sweep
 from seed.stages import planning

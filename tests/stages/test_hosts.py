@@ -12,7 +12,8 @@ from seed.errors import ResourceError, SeedError, StudyError
 from seed.optimize.leadership import LEADER, read_shared, write_shared
 from seed.optimize.space import drop_deepest
 from seed.optimize.study import LOSSES, read_shared_rows, read_trials, spell_rows
-from seed.records import Protocol, SweepRow
+from seed.plans import Protocol
+from seed.records import SweepRow
 from seed.rows import read_rows
 from seed.scoring.latency import name_structure
 from seed.scoring.sweep import Sweep

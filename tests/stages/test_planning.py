@@ -17,7 +17,8 @@ import seed
 from seed import folder
 from seed.errors import SeedError, SpaceError, StudyError
 from seed.optimize.space import list_presets
-from seed.records import Protocol, SearchPlan, SearchSpace, StreamRecord
+from seed.plans import Protocol, SearchPlan, StreamRecord
+from seed.records import SearchSpace
 from seed.search import make_parser
 from seed.stages import planning
 from seed.stages.settings import SearchSettings

@@ -11,7 +11,8 @@ import torch
 
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
-from seed.records import Candidate, Latency, Quality, SearchPlan, SearchSpace, TrialRecord
+from seed.plans import SearchPlan
+from seed.records import Candidate, Latency, Quality, SearchSpace, TrialRecord
 from seed.scoring.instruments import start_student
 from seed.scoring.sweep import Sweep
 from seed.scoring.targets import recall_live

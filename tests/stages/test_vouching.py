@@ -16,7 +16,7 @@ from seed.console import Terminal
 from seed.dashboard import find_study
 from seed.errors import SeedError, StudyError
 from seed.folder import StudyFolder
-from seed.records import Protocol, SearchPlan
+from seed.plans import Protocol, SearchPlan
 from seed.stages import helping, planning, vouching, workbench
 from seed.stages.gathering import open_searched
 from seed.stages.posts import open_post
