@@ -134,7 +134,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"moe_layer_start_index": 1, "moe_layer_end_index": 2},
     "exaone4": GATED | WINDOWS,
     "exaone_moe": NARROW | EXPERTS | WINDOWS | {"mlp_layer_types": ["dense", "sparse"] * 2, "n_group": 2},
-    "dots3_note_text": NARROW | GROUPED | WINDOWS | {"num_key_value_heads": 4, "n_shared_experts": 1},
+    "dots3_note_text": NARROW | LATENT | GROUPED | {"num_key_value_heads": 4, "n_shared_experts": 1},
     "falcon_h1": NARROW | STATES | {"mamba_d_ssm": 64},
     "falcon_mamba": MAMBA,
     "flex_olmo": GATED | EXPERTS,
@@ -242,13 +242,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "youtu": NARROW | LATENT,
     # text parts of models that see
     "aya_vision": {"text_config": GATED | WINDOWS | {"model_type": "cohere2"}, "vision_config": SIGLIP},
-    "cohere2_vision": {"text_config": GATED | WINDOWS | {"model_type": "cohere2"}, "vision_config": SIGLIP},
+    "cohere2_vision": {
+        "text_config": GATED | WINDOWS | {"model_type": "cohere2"},
+        "vision_config": SIGLIP,
+        "alignment_intermediate_size": 64,
+    },
     "fuyu": {"text_config": NARROW | {"model_type": "persimmon"}},
     "gemma4_unified": {
         "text_config": NARROW
         | WINDOWS
         | {"pad_token_id": 0, "global_head_dim": 16, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
-        "vision_config": VISION | {"head_dim": 8},
+        "vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 32},
         "audio_config": None,
     },
     "glm4v": {"text_config": NARROW | SECTIONS, "vision_config": PATCHES},

@@ -24,7 +24,7 @@ from tests.models.families import compute_logits, make_config, make_model, make_
 from tests.scoring.streams import draw_stream
 
 CPU = torch.device("cpu")
-SUBSETS = ((0, 3), (1, 2, 3), (2,))
+SUBSETS = ((0, 3), (1, 2, 3))
 NO_OUTLET = "no: what writes a layer's output was not found"
 NOT_ADDED = "no: what a layer writes last is not added as it is"
 
