@@ -131,7 +131,7 @@ def searched(make_checkpoint, text_file, tmp_path_factory) -> Path:
 
 
 def test_claims_are_judged_and_go_on_where_they_were_killed(searched):
-    words = ["--rng-seeds", "0", "1", "--distill-tokens=8192"]
+    words = ["--rng-seeds", "0", "--distill-tokens=8192"]
     done = run_seed("seed.claims", "studies/unbroken", *words, cwd=searched)
     studies = searched / "studies"
     for claim in ("decoding is about 1.2 times faster", "Removing in stages", "cutting all layers evenly in width"):
@@ -139,14 +139,14 @@ def test_claims_are_judged_and_go_on_where_they_were_killed(searched):
 
     def is_time(study: Path) -> bool:
         path = study / "claims.json"
-        return path.exists() and path.read_text().count('"rng_seed"') >= 5
+        return path.exists() and path.read_text().count('"rng_seed"') >= 3
 
     kill_when(["seed.claims", "studies/killed", *words], searched, is_time, study="killed")
     run_seed("seed.claims", "studies/killed", *words, cwd=searched)
     assert read(studies / "killed" / "claims.json") == read(studies / "unbroken" / "claims.json")
     assert (studies / "killed" / "claims.html").stat().st_size > 1_000_000
     changed = run_seed(
-        "seed.claims", "studies/killed", "--rng-seeds", "0", "1", "--distill-tokens=4096", cwd=searched, code=2
+        "seed.claims", "studies/killed", "--rng-seeds", "0", "--distill-tokens=4096", cwd=searched, code=2
     )
     assert "distill_tokens: 8192 there, 4096 now" in error_of(changed)
     assert "not a study" in error_of(run_seed("seed.claims", "nowhere", cwd=searched, code=2))

@@ -18,7 +18,7 @@ from tests.test_commands import environment, error_of, run_seed
 pytestmark = pytest.mark.timeout(600)  # commands by the dozen, each with an interpreter of its own
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SMALL = ["--trials=4", "--distill-tokens=20000", "--frontier-size=1", "--latency-repeats=3", "--learning-rate=1e-3"]
+SMALL = ["--trials=4", "--distill-tokens=4096", "--frontier-size=1", "--latency-repeats=3", "--learning-rate=1e-3"]
 SMALL_TEXT = ["--window-tokens=64", "--calibration-tokens=1024", "--validation-tokens=2048", "--test-tokens=2048"]
 SMALL_WORKLOAD = ["--prompt-tokens=8", "--new-tokens=4"]
 
@@ -41,7 +41,7 @@ def place(make_checkpoint, text_file, tmp_path_factory) -> Path:
     shutil.copytree(make_checkpoint("llama"), path / "my-checkpoint")
     shutil.copy(text_file, path / "notes.txt")
     words = next(words for words in seed_commands() if words == ["seed.search"])
-    done = run_seed(*words, *SMALL, "--max-dropped=2", "--sweep-budget=0", cwd=path)
+    done = run_seed(*words, *SMALL, *SMALL_TEXT, "--max-dropped=2", "--sweep-budget=0", cwd=path)
     assert "dense model: test PPL" in done.stdout
     assert "Distilled frontier" in done.stdout
     return path
