@@ -145,7 +145,8 @@ def evaluate_alone(
         teacher.tokenizer,
         window_tokens=window,
         bos_each_window=config.model_type.startswith(protocols.NEED_BOS),
-    ).take_evenly(test_tokens)
+        max_tokens=test_tokens,
+    )
     micro_batch = choose_micro_batch(window, config.vocab_size, device=chosen)
     losses = measure_losses(logits_of(teacher.model), stream, micro_batch=micro_batch, device=chosen)
     workload = Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=5)

@@ -205,8 +205,21 @@ def refuse_write(path: Path, error: OSError) -> ResourceError:
 
 
 def write_record(path: Path, record: msgspec.Struct) -> None:
-    """Write a record as indented JSON."""
-    write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    """Write a record as indented JSON that reads back.
+
+    Raises:
+        StudyError: it would not, since a number in it is not finite, which JSON does not know.
+        ResourceError: the disk does not take it.
+    """
+    content = msgspec.json.encode(record)
+    try:
+        msgspec.json.decode(content, type=type(record))
+    except msgspec.ValidationError as error:
+        raise StudyError(
+            f"{path}: not written, since a number in it is not finite ({error}). Compute in float32 (--dtype float32), or give "
+            "more text, as a study of another name (--study NAME)."
+        ) from error
+    write_bytes(path, msgspec.json.format(content, indent=1) + b"\n")
 
 
 def read_record(path: Path, kind: type[T]) -> T:

@@ -27,6 +27,8 @@ TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py", ".text", ".tex", ".html
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 MIN_WINDOWS = 4  # of each stream; fewer give no error bars worth the name
 PASSAGE_CHARACTERS = 2000  # a single long text is cut at blank lines into passages of at least this length
+LONGEST_PASSAGE = 10 * PASSAGE_CHARACTERS  # a longer one is cut at something finer
+SEPARATORS = ("\n\n", "\n", " ")
 NAMED_SOURCES = {"wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
 
 
@@ -96,6 +98,8 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
         is_whole = is_for_this_alone and not has_own_splits(sources[split])
         documents[split] = [text for name in SPLITS for text in own[name]] if is_whole else own[split]
     _remove_shared(documents)
+    for split in ("validation", "test"):
+        documents[split] = part_single(documents[split])
     random.Random(0).shuffle(documents["recovery"])
     budgets = {"recovery": request.recovery_tokens, "validation": None, "test": None}
     caps = {"recovery": None, "validation": request.validation_tokens, "test": request.test_tokens}
@@ -116,16 +120,19 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
     return streams
 
 
-def open_test_stream(source: str, tokenizer: Any, *, window_tokens: int, bos_each_window: bool) -> TokenStream:
-    """Return a source to be judged on: the test split where it has splits of its own, else all of it.
+def open_test_stream(
+    source: str, tokenizer: Any, *, window_tokens: int, bos_each_window: bool, max_tokens: int | None = None
+) -> TokenStream:
+    """Return a source to be judged on: the test split where it has splits of its own, else all of it, up to ``max_tokens``.
 
     Raises:
-        CorpusError: it is missing, unreadable or too short.
+        CorpusError: it is missing, unreadable or too short, or the limit is too low.
     """
+    require_windows(max_tokens, window_tokens=window_tokens, option="--test-tokens")
     documents = read_source(source, tokenizer)
     chosen = documents["test"] if has_own_splits(source) else [text for split in SPLITS for text in documents[split]]
     return tokenize(
-        chosen,
+        part_single(chosen),
         tokenizer,
         window_tokens=window_tokens,
         max_tokens=None,
@@ -133,7 +140,22 @@ def open_test_stream(source: str, tokenizer: Any, *, window_tokens: int, bos_eac
         begin=tokenizer.bos_token_id if bos_each_window else None,
         source=source,
         purpose="test",
-    )
+    ).take_evenly(max_tokens)
+
+
+def require_windows(max_tokens: int | None, *, window_tokens: int, option: str) -> None:
+    """Raise when a limit on a stream leaves fewer than ``MIN_WINDOWS`` windows of it; None is no limit.
+
+    Spread evenly, that many hold the first document of a stream and the last, so that errors have their two clusters.
+
+    Raises:
+        CorpusError: naming the option that sets the limit.
+    """
+    if max_tokens is not None and max_tokens < MIN_WINDOWS * window_tokens:
+        raise CorpusError(
+            f"{option} {max_tokens}: less than {MIN_WINDOWS} windows of {window_tokens} tokens, which a stream needs at least. Use "
+            f"{option} {MIN_WINDOWS * window_tokens} or more, or lower --window-tokens."
+        )
 
 
 def has_own_splits(source: str) -> bool:
@@ -185,11 +207,21 @@ def split_documents(documents: list[str]) -> dict[str, list[str]]:
     return {"recovery": passages[:first], "validation": passages[first:second], "test": passages[second:]}
 
 
-def cut_passages(text: str) -> list[str]:
-    """Cut a text at blank lines (or lines, where none is blank) into passages of ``PASSAGE_CHARACTERS`` or more."""
-    passages, current, length = [], [], 0
-    separator = "\n\n" if "\n\n" in text else "\n"
-    for paragraph in text.split(separator):
+def part_single(documents: list[str]) -> list[str]:
+    """The passages of a document that is alone; several documents as they are."""
+    return documents if len(documents) != 1 else cut_passages(documents[0])
+
+
+def cut_passages(text: str, separators: Sequence[str] = SEPARATORS) -> list[str]:
+    """Cut a text at blank lines into passages of ``PASSAGE_CHARACTERS`` or more.
+
+    Where none is blank it is cut at lines, else at spaces, else anywhere; so is a passage longer than ``LONGEST_PASSAGE``.
+    """
+    passages: list[str] = []
+    current: list[str] = []
+    length = 0
+    separator, *finer = [one for one in separators if one in text] or [""]
+    for paragraph in text.split(separator) if separator else text:
         current.append(paragraph)
         length += len(paragraph)
         if length >= PASSAGE_CHARACTERS:
@@ -197,7 +229,11 @@ def cut_passages(text: str) -> list[str]:
             current, length = [], 0
     if current and "".join(current).strip():
         passages.append(separator.join(current))
-    return passages
+    return [
+        part
+        for passage in passages
+        for part in (cut_passages(passage, finer) if separator and len(passage) > LONGEST_PASSAGE else [passage])
+    ]
 
 
 def tokenize(
