@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,23 @@ def run_seed(*words: str, cwd: Path, code: int = 0, **extra: str) -> subprocess.
     done = subprocess.run(
         [sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True, timeout=280, env=environment(**extra)
     )
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+# Root may read everything; without these two rights (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) it is like anyone.
+UNPRIVILEGED = """
+import ctypes, os, sys
+for right in (1, 2):
+    ctypes.CDLL(None).prctl(24, right, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
+"""
+
+
+def run_unprivileged(*words: str, cwd: Path, code: int) -> subprocess.CompletedProcess[str]:
+    """The same as somebody whom the file system may say no to."""
+    command = [sys.executable, "-c", UNPRIVILEGED, *words]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, env=environment())
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 
@@ -432,6 +450,53 @@ def test_bad_files_are_named_and_nothing_is_written(make_checkpoint, tmp_path):
     error = error_of(run_seed("seed.report", "nowhere", cwd=tmp_path, code=2))
     assert "not a study" in error
     assert not (tmp_path / "studies").exists()
+
+
+def test_what_may_not_be_read_is_named_and_not_taken_for_missing(make_checkpoint, text_file, tmp_path):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "."):
+        model = shutil.copytree(make_checkpoint(), tmp_path / "theirs")
+        (model / name).chmod(0)
+        words = (
+            search_words(model, text_file)
+            if name == "."
+            else ["seed.evaluate", str(model), "--test-text", str(text_file)]
+        )
+        error = error_of(run_unprivileged(*words, cwd=tmp_path, code=2))
+        assert f"{model / name}: permission denied" in error
+        assert "own" in error
+        (model / name).chmod(0o755)
+        shutil.rmtree(model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_of_somebody_else_says_what_to_do(tmp_path):
+    study = tmp_path / "theirs"
+    study.mkdir()
+    (study / "plan.json").write_text("{}")
+    study.chmod(0o555)
+    error = error_of(run_unprivileged("seed.report", "theirs", cwd=tmp_path, code=2))
+    assert "theirs: you may not write there (Permission denied)" in error
+    assert "cp -r theirs DIRECTORY" in error
+    study.chmod(0)
+    for command in ("seed.report", "seed.dashboard", "seed.distill"):
+        error = error_of(run_unprivileged(command, "theirs", cwd=tmp_path, code=2))
+        assert "theirs" in error
+        assert "permission denied. Ask its owner" in error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_hidden_layers", "4"), ("hidden_size", "32"), ("layer_types", ["full_attention"] * 2)],
+)
+def test_a_config_that_does_not_hold_together_is_one_error(make_checkpoint, text_file, tmp_path, field, value):
+    model = shutil.copytree(make_checkpoint("qwen2"), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {field: value}))
+    for more in ([], ["--dry-run"]):
+        error = error_of(run_seed(*search_words(model, text_file, *more), cwd=tmp_path, code=2))
+        assert f"{model}: its config.json is wrong (" in error
+        assert field in error
+        assert "Mend it" in error
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing_half_written(make_checkpoint, text_file, tmp_path):

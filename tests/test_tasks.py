@@ -26,7 +26,7 @@ from seed.scoring import tasks
 from seed.scoring.tasks import Scored
 from seed.search import find_frontier
 from tests.conftest import MakeCheckpoint, make_tokenizer
-from tests.test_commands import environment, read_line, run_seed
+from tests.test_commands import environment, error_of, read_line, run_seed
 
 CPU = torch.device("cpu")
 # choices of one length, so that not the shortest always wins; of a random model's choices about a third are right
@@ -75,6 +75,16 @@ doc_to_choice: "{{choices}}"
 doc_to_target: gold
 """
 UNSAFE = CHOICE.replace("toy_choice", "toy_unsafe") + "unsafe_code: true\n"
+
+
+def test_an_lm_eval_that_cannot_be_imported_is_one_error(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "__init__.py").write_text("import a_package_that_is_gone\n")
+    root = str(Path(evaluate.__file__).parents[1])
+    words = ["seed.evaluate", str(make_checkpoint()), "--tasks=arc_easy"]
+    done = run_seed(*words, cwd=tmp_path, code=2, PYTHONPATH=f"{tmp_path}:{root}")
+    assert "lm-eval is installed, but cannot be imported (ModuleNotFoundError" in error_of(done)
+    assert "pip install --upgrade 'seed-search[tasks]'" in error_of(done)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 16 * 2**20
 HEADER_BYTES = 100 * 10**6  # the format's own limit
+POINTER = b"version https://git-lfs.github.com/"  # how a file begins that stands for one that Git LFS keeps elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +73,13 @@ def _list_files(source: Path) -> list[Path]:
         weight_map = json.loads((source / INDEX).read_bytes())["weight_map"]
         names = sorted(set(weight_map.values()))
         strays = [name for name in names if Path(name).name != name]
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ModelError(
             f"{source}: no safetensors weights there ({SINGLE}, or {INDEX} with its files). Seed reads nothing else: "
             "convert them first."
         ) from error
+    except OSError as error:
+        raise ModelError(f"{source / INDEX}: cannot be read ({error.strerror or error}).") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{source / INDEX}: damaged ({error}). Save or download the checkpoint again.") from error
     missing = strays or [name for name in names if not (source / name).is_file()]
@@ -90,6 +93,7 @@ def _list_files(source: Path) -> list[Path]:
 
 def _read_header(path: Path) -> list[StoredTensor]:
     """The tensors of one file in the order of their bytes; where the ranges do not make up the file, it is damaged."""
+    refuse_pointer(path)
     try:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
@@ -121,6 +125,23 @@ def _read_header(path: Path) -> list[StoredTensor]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
     return tensors
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise where a file of weights only says where Git LFS keeps it; one that cannot be read is left to its reader.
+
+    Raises:
+        ModelError: with the cure.
+    """
+    try:
+        with path.open("rb") as handle:
+            is_pointer = handle.read(len(POINTER)) == POINTER
+    except OSError:
+        return
+    if is_pointer:
+        raise ModelError(
+            f"{path}: not the weights, but a pointer that Git LFS left in their place. Fetch them: git lfs pull, in that directory."
+        )
 
 
 def write_shard(path: Path, tensors: Sequence[StoredTensor]) -> None:

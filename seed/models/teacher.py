@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
+from seed import folder
 from seed.errors import ModelError, ResourceError
+from seed.models.stored import refuse_pointer
 from seed.models.surgery import refuse_unfit
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
@@ -136,8 +137,10 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
         raise ResourceError(
             f"--model {source.location}: does not fit into the memory of {device}. Use a smaller model or --device cpu."
         ) from error
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _explain(source, error) from error
+    except Exception as error:  # configs and tokenizers of anyone fail in ways of their own
+        if folder.is_out_of_memory(error):
+            raise
+        raise explain_failure(source, error) from error
     model.eval().requires_grad_(False)
     if torch.finfo(dtype).bits < torch.finfo(stored_dtype).bits:
         stored_dtype = dtype
@@ -155,13 +158,14 @@ def locate_files(source: ModelSource, *, patterns: Sequence[str]) -> Path:
     """
     path = Path(source.location).expanduser()
     if path.is_dir():
+        _require_readable(path)
         return path
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
-        raise _explain(source, error) from error
+        raise explain_failure(source, error) from error
 
 
 def find_licence(source: ModelSource, *, named: str | None) -> dict[str, str]:
@@ -204,7 +208,16 @@ def _refuse_adapter(place: Path | str) -> ModelError:
     )
 
 
+def _require_readable(path: Path) -> None:
+    """Raise where a model's directory or something in it may not be read: libraries take what they cannot read for missing."""
+    folder.require_readable(path)
+    for file in path.iterdir():
+        if file.suffix in (".json", ".model", ".safetensors", ".txt"):
+            folder.require_readable(file)
+
+
 def _check_directory(path: Path) -> None:
+    _require_readable(path)
     wanted = {
         "config.json": ["config.json"],
         "weights (model.safetensors, or model.safetensors.index.json with its shards)": [
@@ -225,9 +238,11 @@ def _check_directory(path: Path) -> None:
             if what.startswith("weights") and other is not None:
                 cure = f"{other.name} is not safetensors, which is all that Seed reads: convert it first."
             raise ModelError(f"{path}: {what} is missing. {cure}")
+    for weights in path.glob("*.safetensors"):
+        refuse_pointer(weights)
 
 
-def _explain(source: ModelSource, error: BaseException) -> ModelError:
+def explain_failure(source: ModelSource, error: BaseException) -> ModelError:
     """Say in one sentence what went wrong while loading."""
     named = f"--model {source.location}" + (f" (revision {source.revision})" if source.revision else "")
     chain: list[BaseException] = []
@@ -236,7 +251,8 @@ def _explain(source: ModelSource, error: BaseException) -> ModelError:
         chain.append(link)
         link = link.__cause__ or link.__context__
     kinds = {type(link).__name__ for link in chain}
-    message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    message = said[0]
     if kinds & {"GatedRepoError"}:
         return ModelError(
             f"{named}: the hub asks you to accept this model's licence first. Accept it on its page, then run: hf auth login"
@@ -247,6 +263,12 @@ def _explain(source: ModelSource, error: BaseException) -> ModelError:
         )
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}:
         return ModelError(f"{named}: not in the local cache, and the hub cannot be reached. {OFFLINE_CURE}")
+    if any(
+        kind.startswith("StrictDataclass") for kind in kinds
+    ):  # transformers' own checks, which say on line 2 what is wrong
+        return ModelError(
+            f"{named}: its config.json is wrong ({said[-1].strip()}). Mend it, or download the model again."
+        )
     if "Unrecognized configuration class" in message:
         return ModelError(
             f"{named}: transformers opens no causal language model from it (AutoModelForCausalLM). Of a multimodal model, save "

@@ -6,6 +6,7 @@ its data set, is fetched by lm-eval and may need the network. Nothing is importe
 
 import contextlib
 import difflib
+import importlib
 import importlib.util
 import logging
 import math
@@ -67,7 +68,7 @@ class Scored:
 
 
 def require_lm_eval() -> None:
-    """Raise unless lm-eval is there.
+    """Raise unless lm-eval is there and can be imported.
 
     Raises:
         SeedError: with the cure.
@@ -76,6 +77,14 @@ def require_lm_eval() -> None:
         raise SeedError(
             "--tasks: needs lm-eval, which is not installed. Install it: pip install 'seed-search[tasks]' (or 'lm-eval>=0.4.12')."
         )
+    try:
+        importlib.import_module("lm_eval.evaluator")
+        importlib.import_module("lm_eval.models.huggingface")
+    except Exception as error:  # one of the packages that it needs is missing, or of a version that does not fit
+        raise SeedError(
+            f"--tasks: lm-eval is installed, but cannot be imported ({_first_line(error)}). Install it again with what it needs: "
+            "pip install --upgrade 'seed-search[tasks]'."
+        ) from error
 
 
 def open_tasks(

@@ -21,7 +21,7 @@ from seed.console import format_seconds
 from seed.errors import ModelError, ResourceError
 from seed.models.anatomy import Anatomy, text_config
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
-from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype
+from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype, explain_failure
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
 from seed.records import Protocol, StreamRecord
 from seed.reporting.wording import format_bytes, format_count
@@ -174,12 +174,9 @@ def read_config(source: ModelSource, preset: Preset | None, *, revision: str | N
         options["revision"] = source.revision
     try:
         return transformers.AutoConfig.from_pretrained(location, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # configs of anyone fail in ways of their own
         if Path(location).is_dir():
-            message = str(error).strip().splitlines()[0]
-            raise ModelError(
-                f"{location}: config.json cannot be read ({message}). Check that transformers can open it."
-            ) from error
+            raise explain_failure(source, error) from error
         raise ModelError(
             f"--model {location}: its shape is not known offline: no preset has a [config] for it, and its config.json is not "
             f"in the local cache. Fetch it (hf download {location} config.json), give a local directory, or choose a known "
