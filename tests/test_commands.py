@@ -401,6 +401,16 @@ def test_a_dry_run_of_a_checkpoint_keeps_its_options(make_checkpoint, text_file,
     assert "its shape is not known offline" in error
 
 
+def test_a_search_of_what_seed_cut_says_to_what_its_ratios_are(make_checkpoint, tmp_path):
+    run_seed("seed.export", str(make_checkpoint("gpt2")), "--keep=0,2-3", "--out=cut", cwd=tmp_path)
+    words = ["seed.search", "--model", "./cut", "--recovery-text=nowhere.txt"]
+    for more in ([], ["--dry-run"]):
+        said = run_seed(*words, *more, cwd=tmp_path, code=2).stdout
+        assert "./cut: is not an original, but what Seed made of" in said
+        assert "3 of its 4 layers, not recovered" in said
+        assert "give --start ./cut instead of --model" in said
+
+
 BAD_WORDS = {
     "unknown model": (["--model", "tinylama"], ["tinylama", "tinyllama"]),
     "no network": (["--model", "tinyllama"], ["TinyLlama", "hub cannot be reached", "--model demo"]),

@@ -4,12 +4,13 @@ Nothing heavy is imported here, so that a wrong start is answered at once.
 """
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seed import untrusted
-from seed.errors import ModelError
+from seed.errors import ModelError, SeedError
 from seed.records import Candidate
 
 CURE = "Give a model that Seed exported, such as studies/demo/models/drop-1-7."
@@ -25,6 +26,7 @@ class Start:
     base_revision: str | None
     tokens: int  # recovery tokens in all
     is_narrow: bool  # all its layers are there, cut in width
+    is_recovered: bool = True  # False: as it was cut
 
 
 def read_start(path: Path) -> Start:
@@ -38,6 +40,27 @@ def read_start(path: Path) -> Start:
     if start.is_narrow or not start.candidate.dropped_layers:
         raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
     return start
+
+
+def describe_original(model: str) -> str | None:
+    """Say what a search takes for its original, where that is a model which Seed made from another; None: it is not."""
+    path = Path(model).expanduser()
+    if not (path / "seed.json").is_file():
+        return None
+    try:
+        made = read_origin(path, place=model)
+    except SeedError:  # a file of that name that is not ours: the model opens without
+        return None
+    kept, total = len(made.candidate.kept_layers), made.candidate.num_layers
+    cut = "all its layers, cut in width" if made.is_narrow else f"{kept} of its {total} layers"
+    state = "recovered" if made.is_recovered else "not recovered since they were cut"
+    said = (
+        f"{model}: is not an original, but what Seed made of {made.base_model} ({cut}, {state}). This search takes it for the "
+        "original: it is the teacher, and ratios are to it as it stands."
+    )
+    if made.is_narrow or not made.candidate.dropped_layers:
+        return said
+    return f"{said} To keep {made.base_model} as teacher and base of every ratio, give --start {shlex.quote(model)} instead of --model."
 
 
 def read_origin(path: Path, *, place: str) -> Start:
@@ -57,6 +80,7 @@ def read_origin(path: Path, *, place: str) -> Start:
         revision = content.get("base_revision")
         tokens = int(settings["distill_tokens"]) + int(settings.get("earlier_tokens", 0))
         width = content.get("width")
+        is_recovered = content.get("recovered") is not False  # earlier versions said nothing, and exported no other
     except OSError as error:
         raise ModelError(f"{place}: no seed.json there. {CURE}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -68,4 +92,5 @@ def read_origin(path: Path, *, place: str) -> Start:
         base_revision=None if revision is None else str(revision),
         tokens=tokens,
         is_narrow=width is not None,
+        is_recovered=is_recovered,
     )
