@@ -132,7 +132,7 @@ def evaluate_alone(
     )
     check_source(source, presets=list_presets())
     chosen = choose_device(device)
-    teacher = open_teacher(source, device=chosen, dtype_name=None)
+    teacher = open_teacher(source, device=chosen, dtype_name=None, will_cut=False)
     config = text_config(teacher.model)
     longest = getattr(config, "max_position_embeddings", None) or 1024
     window = window_tokens or (preset.data.window_tokens if preset else min(1024, longest))
@@ -239,7 +239,11 @@ def show_tasks(terminal: Terminal, scores: tuple[TaskScore, ...], *, limit: int 
         ],
         num_words=2,
     )
-    some = "all documents" if limit is None else f"the first {limit:,} documents of each task"
+    some = (
+        "all documents"
+        if limit is None
+        else f"the first {limit:,} {'document' if limit == 1 else 'documents'} of each task"
+    )
     paired = "; that of a difference is paired by document" if beside_dense else ""
     version = importlib.metadata.version("lm-eval")
     terminal.say(f"tasks:      lm-eval {version}, {some}, no chat template; ± is a standard error{paired}")

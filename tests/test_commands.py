@@ -411,6 +411,21 @@ def test_a_search_of_what_seed_cut_says_to_what_its_ratios_are(make_checkpoint, 
         assert "give --start ./cut instead of --model" in said
 
 
+def test_a_judge_is_told_of_its_own_options(make_checkpoint, tmp_path):
+    model = shutil.copytree(make_checkpoint(), tmp_path / "model")
+    error = error_of(run_seed("seed.evaluate", "model", cwd=tmp_path, code=2))
+    assert "wikitext2: this data set cannot be loaded" in error
+    assert "--test-text FILE" in error
+    assert "--recovery-text" not in error
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    error = error_of(run_seed("seed.evaluate", "model", "--test-text=demo", cwd=tmp_path, code=2))
+    assert "its weights are quantized" in error
+    assert "recovery" not in error
+
+
 BAD_WORDS = {
     "unknown model": (["--model", "tinylama"], ["tinylama", "tinyllama"]),
     "no network": (["--model", "tinyllama"], ["TinyLlama", "hub cannot be reached", "--model demo"]),

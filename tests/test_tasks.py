@@ -212,8 +212,16 @@ def test_what_cannot_be_opened_is_said(toys: Path, tmp_path: Path) -> None:
 
 
 def test_names_of_all_tasks_are_known_and_near_ones_offered(toys: Path) -> None:
-    with pytest.raises(SeedError, match=r"arc_esay: lm-eval knows no such task. Did you mean arc_easy"):
+    with pytest.raises(SeedError, match=r"arc_esay: lm-eval knows no such task. For arc_esay, did you mean arc_easy"):
         tasks.open_tasks(["toy_*", "arc_esay"], include_path=toys)
+    with pytest.raises(SeedError, match=r"--tasks qqqqqq,toy_choise: .* For toy_choise, did you mean toy_choice"):
+        tasks.open_tasks(["qqqqqq", "toy_choice", "toy_choise"], include_path=toys)
+
+
+def test_a_task_file_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: mine\nmetric_list:\n  - {metric: acc\ntest_split: test\n")
+    with pytest.raises(SeedError, match=r"mine\.yaml:\d: not YAML"):
+        tasks.open_tasks(["mine"], include_path=tmp_path)
 
 
 def test_a_group_is_scored_as_a_whole_and_by_its_tasks(

@@ -95,8 +95,10 @@ def check_source(source: ModelSource, *, presets: list[str]) -> None:
         )
 
 
-def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str | None) -> Teacher:
-    """Load model and tokenizer, ready for inference.
+def open_teacher(
+    source: ModelSource, *, device: torch.device, dtype_name: str | None, will_cut: bool = True
+) -> Teacher:
+    """Load model and tokenizer, ready for inference. ``will_cut``: layers are to be removed, so unfit families are refused.
 
     Raises:
         ModelError: nothing there, no network and nothing cached, a form Seed does not read, an unfit family.
@@ -114,7 +116,15 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
         options["revision"] = source.revision
     try:
         config = transformers.AutoConfig.from_pretrained(location, **options)
-        refuse_unfit(config)
+        if will_cut:
+            refuse_unfit(config)
+        elif getattr(config.get_text_config(), "quantization_config", None) or getattr(
+            config, "quantization_config", None
+        ):
+            raise ModelError(
+                f"--model {source.location}: its weights are quantized, and Seed opens unquantized ones only. Give the model that "
+                "it was made from."
+            )
         stored = config.get_text_config().dtype or config.dtype or torch.float32
         stored_dtype = getattr(torch, stored) if isinstance(stored, str) else stored
         dtype = choose_dtype(dtype_name, device=device, stored=stored_dtype)

@@ -89,7 +89,10 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
     sources = {"recovery": request.recovery}
     sources["validation"] = request.validation or request.recovery
     sources["test"] = request.test or request.recovery
-    documents_of = {source: read_source(source, tokenizer) for source in dict.fromkeys(sources.values())}
+    documents_of: dict[str, dict[str, list[str]]] = {}
+    for split, source in sources.items():
+        if source not in documents_of:
+            documents_of[source] = read_source(source, tokenizer, option=f"--{split}-text")
     given = {"recovery": True, "validation": request.validation is not None, "test": request.test is not None}
     documents: dict[str, list[str]] = {}
     for split in SPLITS:
@@ -129,7 +132,7 @@ def open_test_stream(
         CorpusError: it is missing, unreadable or too short, or the limit is too low.
     """
     require_windows(max_tokens, window_tokens=window_tokens, option="--test-tokens")
-    documents = read_source(source, tokenizer)
+    documents = read_source(source, tokenizer, option="--test-text")
     chosen = documents["test"] if has_own_splits(source) else [text for split in SPLITS for text in documents[split]]
     return tokenize(
         part_single(chosen),
@@ -163,20 +166,20 @@ def has_own_splits(source: str) -> bool:
     return source == "demo" or source in NAMED_SOURCES or source.startswith("hub:")
 
 
-def read_source(source: str, tokenizer: Any) -> dict[str, list[str]]:
+def read_source(source: str, tokenizer: Any, *, option: str = "--recovery-text") -> dict[str, list[str]]:
     """Return the documents of a source by split; its own splits where it has them.
 
     ``demo`` is the standard library; ``wikitext2`` and ``hub:NAME[:CONFIG]`` come from the hub; else a
-    text file, a JSONL file, or a directory of them.
+    text file, a JSONL file, or a directory of them. ``option`` is by which another source can be given.
     """
     if source == "demo":
         found = library.read_documents()
         return {"recovery": found["training"], "validation": found["validation"], "test": found["test"]}
     if source in NAMED_SOURCES:
-        return _read_hub(*NAMED_SOURCES[source], source=source, tokenizer=tokenizer)
+        return _read_hub(*NAMED_SOURCES[source], source=source, tokenizer=tokenizer, option=option)
     if source.startswith("hub:"):
         name, _, config = source.removeprefix("hub:").partition(":")
-        return _read_hub(name, config or None, source=source, tokenizer=tokenizer)
+        return _read_hub(name, config or None, source=source, tokenizer=tokenizer, option=option)
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES | JSONL_SUFFIXES)
@@ -344,7 +347,7 @@ def render_row(row: Any, tokenizer: Any, *, place: str) -> str:
     raise CorpusError(f"{place}: found {found}; wanted an object with a string 'text' or a list 'messages'.")
 
 
-def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any) -> dict[str, list[str]]:
+def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any, option: str) -> dict[str, list[str]]:
     import datasets
 
     try:
@@ -353,7 +356,7 @@ def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any) -> 
         message = str(error).strip().splitlines()[0]
         raise CorpusError(
             f"{source}: this data set cannot be loaded from the hub ({message}). Connect to the hub, check the name "
-            "(hub:NAME[:CONFIG]), or give your own text: --recovery-text FILE."
+            f"(hub:NAME[:CONFIG]), or give your own text: {option} FILE."
         ) from error
     splits = {"recovery": "train", "validation": "validation", "test": "test"}
     rows = {
