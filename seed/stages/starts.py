@@ -27,6 +27,8 @@ class Start:
     tokens: int  # recovery tokens in all
     is_narrow: bool  # all its layers are there, cut in width
     is_recovered: bool = True  # False: as it was cut
+    window_tokens: int | None = None  # that it was judged on; None: not known
+    test_text: str | None = None  # likewise
 
 
 def read_start(path: Path) -> Start:
@@ -42,14 +44,21 @@ def read_start(path: Path) -> Start:
     return start
 
 
-def describe_original(model: str) -> str | None:
-    """Say what a search takes for its original, where that is a model which Seed made from another; None: it is not."""
+def find_origin(model: str) -> Start | None:
+    """What a model's directory says of where it comes from, where Seed made it; None: it did not, or nothing can be read."""
     path = Path(model).expanduser()
     if not (path / "seed.json").is_file():
         return None
     try:
-        made = read_origin(path, place=model)
+        return read_origin(path, place=model)
     except SeedError:  # a file of that name that is not ours: the model opens without
+        return None
+
+
+def describe_original(model: str) -> str | None:
+    """Say what a search takes for its original, where that is a model which Seed made from another; None: it is not."""
+    made = find_origin(model)
+    if made is None:
         return None
     kept, total = len(made.candidate.kept_layers), made.candidate.num_layers
     cut = "all its layers, cut in width" if made.is_narrow else f"{kept} of its {total} layers"
@@ -80,6 +89,8 @@ def read_origin(path: Path, *, place: str) -> Start:
         revision = content.get("base_revision")
         tokens = int(settings["distill_tokens"]) + int(settings.get("earlier_tokens", 0))
         width = content.get("width")
+        window = content.get("window_tokens")
+        test_text = ((content.get("streams") or {}).get("test") or {}).get("source")
         is_recovered = content.get("recovered") is not False  # earlier versions said nothing, and exported no other
     except OSError as error:
         raise ModelError(f"{place}: no seed.json there. {CURE}") from error
@@ -93,4 +104,6 @@ def read_origin(path: Path, *, place: str) -> Start:
         tokens=tokens,
         is_narrow=width is not None,
         is_recovered=is_recovered,
+        window_tokens=window if isinstance(window, int) else None,
+        test_text=test_text if isinstance(test_text, str) else None,
     )
