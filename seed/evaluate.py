@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
 from seed.folder import StudyFolder
-from seed.optimize.space import list_presets, load_preset, presets_directory
+from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
 from seed.records import Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import format_bytes
 from seed.stages import options, planning
+from seed.stages.starts import find_origin
 
 if TYPE_CHECKING:
     from seed.scoring.tasks import TaskSet
 
+DEFAULT_TEXT = "wikitext2"
 EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
 
 
@@ -132,20 +134,23 @@ def evaluate_alone(
     )
     check_source(source, presets=list_presets())
     chosen = choose_device(device)
-    teacher = open_teacher(source, device=chosen, dtype_name=None)
+    teacher = open_teacher(source, device=chosen, dtype_name=None, will_cut=False)
     config = text_config(teacher.model)
     longest = getattr(config, "max_position_embeddings", None) or 1024
-    window = window_tokens or (preset.data.window_tokens if preset else min(1024, longest))
+    window, why = choose_window(name, window_tokens, preset=preset, longest=longest)
+    if terminal is not None:
+        terminal.say(f"windows:    {window} tokens, {why}")
     if not 2 <= window <= longest:
         raise ModelError(
             f"--window-tokens {window}: {name} reads 2 to {longest} tokens at once. Choose a number between."
         )
     stream = open_test_stream(
-        text or (preset.data.corpus if preset else "wikitext2"),
+        text or choose_text(name, preset=preset),
         teacher.tokenizer,
         window_tokens=window,
         bos_each_window=config.model_type.startswith(protocols.NEED_BOS),
-    ).take_evenly(test_tokens)
+        max_tokens=test_tokens,
+    )
     micro_batch = choose_micro_batch(window, config.vocab_size, device=chosen)
     losses = measure_losses(logits_of(teacher.model), stream, micro_batch=micro_batch, device=chosen)
     workload = Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=5)
@@ -162,6 +167,38 @@ def evaluate_alone(
         protocol=_describe(window, str(teacher.dtype).removeprefix("torch."), stream.source),
         tasks=tuple(scores),
     )
+
+
+def choose_window(name: str, given: int | None, *, preset: Preset | None, longest: int) -> tuple[int, str]:
+    """Return how many tokens a window holds, and why: as told, else as the original is judged, where it is known.
+
+    Perplexities on windows of two lengths do not compare: the longer one gives more context.
+    """
+    if given is not None:
+        return given, "as told"
+    if preset is not None:
+        return preset.data.window_tokens, f"as {name}'s search space has it"
+    origin = find_origin(name)
+    if origin is not None:
+        known = origin.window_tokens
+        if known is not None and 2 <= known <= longest:
+            return known, f"as in the study that it comes from, of {origin.base_model} (seed.json)"
+        base = planning.name_base(origin.base_model)
+        if base in list_presets():
+            window = load_preset(presets_directory() / f"{base}.toml").data.window_tokens
+            if window <= longest:
+                return window, f"as the search space of its original, {base}, has it"
+    return min(
+        1024, longest
+    ), "as many as it reads, 1,024 at most; a PPL on other windows does not compare (--window-tokens)"
+
+
+def choose_text(name: str, *, preset: Preset | None) -> str:
+    """The text to be judged on where none is named: the model's own, or its study's where that is a known corpus."""
+    if preset is not None:
+        return preset.data.corpus
+    origin = find_origin(name)  # may come from anyone, so no file that it names is opened
+    return origin.test_text if origin is not None and origin.test_text in planning.NAMED_TEXTS else DEFAULT_TEXT
 
 
 @contextlib.contextmanager
@@ -238,7 +275,11 @@ def show_tasks(terminal: Terminal, scores: tuple[TaskScore, ...], *, limit: int 
         ],
         num_words=2,
     )
-    some = "all documents" if limit is None else f"the first {limit:,} documents of each task"
+    some = (
+        "all documents"
+        if limit is None
+        else f"the first {limit:,} {'document' if limit == 1 else 'documents'} of each task"
+    )
     paired = "; that of a difference is paired by document" if beside_dense else ""
     version = importlib.metadata.version("lm-eval")
     terminal.say(f"tasks:      lm-eval {version}, {some}, no chat template; ± is a standard error{paired}")

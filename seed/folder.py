@@ -8,11 +8,12 @@ import errno
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import msgspec
 
@@ -22,6 +23,7 @@ from seed.errors import ResourceError, StudyError, first_line
 T = TypeVar("T")
 INSIDE = ".new"  # what a mounted directory is filled from
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+DENIED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 DISK_MESSAGES = re.compile(r"os error (27|28|30|122)\b|No space left on device|PytorchStreamWriter failed")
 MEMORY_MESSAGE = "can't allocate memory"  # torch on the CPU
 MEASURED = (
@@ -109,6 +111,7 @@ def create(root: Path) -> StudyFolder:
 
 def open_existing(path: Path) -> StudyFolder:
     """Return the folder of a study that was planned before."""
+    require_readable(path)
     folder = StudyFolder(path)
     if not folder.plan.is_file():
         raise StudyError(
@@ -121,8 +124,7 @@ def open_existing(path: Path) -> StudyFolder:
 @contextlib.contextmanager
 def lock(folder: StudyFolder) -> Iterator[None]:
     """Hold the study for this process; the kernel lets go when the process ends, however it ends."""
-    path = folder.root / ".lock"
-    with path.open("a+") as handle:
+    with _open_lock(folder.root) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -144,6 +146,18 @@ def lock(folder: StudyFolder) -> Iterator[None]:
             yield
 
 
+def _open_lock(root: Path) -> TextIO:
+    try:
+        return (root / ".lock").open("a+")
+    except OSError as error:
+        if error.errno not in DENIED_ERRNOS:
+            raise
+        raise StudyError(
+            f"{root}: you may not write there ({error.strerror}), and this command does. Work on a copy of your own: "
+            f"{shlex.join(['cp', '-r', str(root), 'DIRECTORY'])}"
+        ) from error
+
+
 @contextlib.contextmanager
 def wait_for(path: Path) -> Iterator[None]:
     """Hold a lock file, waiting as long as another process of this host holds it."""
@@ -160,12 +174,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_resource_errors(place: Path) -> Iterator[None]:
-    """Turn what libraries raise when the disk or the memory is full into a ResourceError."""
+    """Turn what libraries raise when the disk or the memory is full, or access is denied, into a ResourceError."""
     try:
         yield
     except ResourceError:
         raise
     except Exception as error:
+        if isinstance(error, PermissionError):
+            raise deny(Path(error.filename or place)) from error
         link: BaseException | None = error
         while link is not None:
             # safetensors and torch wrap the errno into a message of their own
@@ -181,6 +197,27 @@ def explain_resource_errors(place: Path) -> Iterator[None]:
                 ) from error
             link = link.__cause__ or link.__context__
         raise
+
+
+def require_readable(path: Path) -> None:
+    """Raise when a file or a folder is there and may not be read; what is not there, others miss.
+
+    Raises:
+        ResourceError: with the cure.
+    """
+    try:
+        wanted = os.R_OK | (os.X_OK if path.is_dir() else 0)
+        if path.exists() and not os.access(path, wanted):
+            raise deny(path)
+    except PermissionError as error:  # so says what is above it
+        raise deny(path) from error
+
+
+def deny(path: Path) -> ResourceError:
+    """What is raised where access to a place is denied."""
+    return ResourceError(
+        f"{path}: permission denied. Ask its owner for the right to it, or work on a copy of your own."
+    )
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -208,8 +245,21 @@ def refuse_write(path: Path, error: OSError) -> ResourceError:
 
 
 def write_record(path: Path, record: msgspec.Struct) -> None:
-    """Write a record as indented JSON."""
-    write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    """Write a record as indented JSON that reads back.
+
+    Raises:
+        StudyError: it would not, since a number in it is not finite, which JSON does not know.
+        ResourceError: the disk does not take it.
+    """
+    content = msgspec.json.encode(record)
+    try:
+        msgspec.json.decode(content, type=type(record))
+    except msgspec.ValidationError as error:
+        raise StudyError(
+            f"{path}: not written, since a number in it is not finite ({error}). Compute in float32 (--dtype float32), or give "
+            "more text, as a study of another name (--study NAME)."
+        ) from error
+    write_bytes(path, msgspec.json.format(content, indent=1) + b"\n")
 
 
 def read_record(path: Path, kind: type[T]) -> T:
@@ -224,6 +274,8 @@ def read_record(path: Path, kind: type[T]) -> T:
         raise StudyError(
             f"{path}: missing. Run the search of this study again; it makes up what is missing."
         ) from error
+    except PermissionError as error:
+        raise deny(path) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         cure = (
             "this command again, which begins anew"

@@ -22,6 +22,7 @@ from seed.plans import SearchPlan
 from seed.stages import planning
 from seed.stages.arguments import make_parser
 from seed.stages.settings import SearchSettings
+from seed.stages.starts import describe_original
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -105,6 +106,8 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     storage = open_storage(settings.storage, journal=study.journal, complain=terminal.say) if settings.storage else None
     hosts.require_moved(settings, storage, study=study)
     terminal.say(f"opening {settings.model}")
+    if (said := describe_original(settings.model)) is not None:
+        terminal.say(said)
     bench, preset = open_bench(settings, preset, storage, study=study)
     shape = shapes.describe_shape(bench)
     speed = costs.time_parts(bench.anatomy, shape, shapes.take_micro_batch(bench))
@@ -212,6 +215,8 @@ def rehearse(settings: SearchSettings, terminal: Terminal) -> None:
     planning.quiet_libraries()
     from seed.stages import rehearsal
 
+    if (said := describe_original(settings.model)) is not None:
+        terminal.say(said)
     rehearsal.rehearse(settings, preset, name=name, say=functools.partial(terminal.say, wrap=False))
 
 

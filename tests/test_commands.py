@@ -39,6 +39,23 @@ def run_seed(*words: str, cwd: Path, code: int = 0, **extra: str) -> subprocess.
     return done
 
 
+# Root may read everything; without these two rights (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) it is like anyone.
+UNPRIVILEGED = """
+import ctypes, os, sys
+for right in (1, 2):
+    ctypes.CDLL(None).prctl(24, right, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
+"""
+
+
+def run_unprivileged(*words: str, cwd: Path, code: int) -> subprocess.CompletedProcess[str]:
+    """The same as somebody whom the file system may say no to."""
+    command = [sys.executable, "-c", UNPRIVILEGED, *words]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, env=environment())
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment with the package found and the hub out of reach."""
     root = str(Path(__file__).parent.parent)
@@ -383,6 +400,31 @@ def test_a_dry_run_of_a_checkpoint_keeps_its_options(make_checkpoint, text_file,
     assert "its shape is not known offline" in error
 
 
+def test_a_search_of_what_seed_cut_says_to_what_its_ratios_are(make_checkpoint, tmp_path):
+    run_seed("seed.export", str(make_checkpoint("gpt2")), "--keep=0,2-3", "--out=cut", cwd=tmp_path)
+    words = ["seed.search", "--model", "./cut", "--recovery-text=nowhere.txt"]
+    for more in ([], ["--dry-run"]):
+        said = run_seed(*words, *more, cwd=tmp_path, code=2).stdout
+        assert "./cut: is not an original, but what Seed made of" in said
+        assert "3 of its 4 layers, not recovered" in said
+        assert "give --start ./cut instead of --model" in said
+
+
+def test_a_judge_is_told_of_its_own_options(make_checkpoint, tmp_path):
+    model = shutil.copytree(make_checkpoint(), tmp_path / "model")
+    error = error_of(run_seed("seed.evaluate", "model", cwd=tmp_path, code=2))
+    assert "wikitext2: this data set cannot be loaded" in error
+    assert "--test-text FILE" in error
+    assert "--recovery-text" not in error
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    error = error_of(run_seed("seed.evaluate", "model", "--test-text=demo", cwd=tmp_path, code=2))
+    assert "its weights are quantized" in error
+    assert "recovery" not in error
+
+
 BAD_WORDS = {
     "unknown model": (["--model", "tinylama"], ["tinylama", "tinyllama"]),
     "no network": (["--model", "tinyllama"], ["TinyLlama", "hub cannot be reached", "--model demo"]),
@@ -394,6 +436,10 @@ BAD_WORDS = {
     "storage password": (["--storage", "postgresql://me:hunter2@host/db"], ["~/.pgpass"]),
     "missing text": (["--recovery-text", "nowhere.txt"], ["nowhere.txt", "no such file"]),
     "window": (["--window-tokens", "100000"], ["--window-tokens 100000", "512"]),
+    "validation limit": (["--validation-tokens", "256"], ["--validation-tokens 256", "1024 or more"]),
+    "test limit": (["--test-tokens=1000"], ["--test-tokens 1000", "1024 or more"]),
+    "calibration limit": (["--calibration-tokens=1"], ["--calibration-tokens 1:", "1024 or more"]),
+    "limit of a dry run": (["--dry-run", "--validation-tokens=256"], ["--validation-tokens 256", "1024 or more"]),
     "low-rank updates": (["--lora-rank", "0"], ["--lora-rank 0", "above 0"]),
     "dry run for a script": (["--dry-run", "--json"], ["--dry-run", "--json"]),
     "space file": (["--space", "nowhere.toml"], ["nowhere.toml"]),
@@ -428,6 +474,53 @@ def test_bad_files_are_named_and_nothing_is_written(make_checkpoint, tmp_path):
     error = error_of(run_seed("seed.report", "nowhere", cwd=tmp_path, code=2))
     assert "not a study" in error
     assert not (tmp_path / "studies").exists()
+
+
+def test_what_may_not_be_read_is_named_and_not_taken_for_missing(make_checkpoint, text_file, tmp_path):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "."):
+        model = shutil.copytree(make_checkpoint(), tmp_path / "theirs")
+        (model / name).chmod(0)
+        words = (
+            search_words(model, text_file)
+            if name == "."
+            else ["seed.evaluate", str(model), "--test-text", str(text_file)]
+        )
+        error = error_of(run_unprivileged(*words, cwd=tmp_path, code=2))
+        assert f"{model / name}: permission denied" in error
+        assert "own" in error
+        (model / name).chmod(0o755)
+        shutil.rmtree(model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_of_somebody_else_says_what_to_do(tmp_path):
+    study = tmp_path / "theirs"
+    study.mkdir()
+    (study / "plan.json").write_text("{}")
+    study.chmod(0o555)
+    error = error_of(run_unprivileged("seed.report", "theirs", cwd=tmp_path, code=2))
+    assert "theirs: you may not write there (Permission denied)" in error
+    assert "cp -r theirs DIRECTORY" in error
+    study.chmod(0)
+    for command in ("seed.report", "seed.dashboard", "seed.distill"):
+        error = error_of(run_unprivileged(command, "theirs", cwd=tmp_path, code=2))
+        assert "theirs" in error
+        assert "permission denied. Ask its owner" in error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_hidden_layers", "4"), ("hidden_size", "32"), ("layer_types", ["full_attention"] * 2)],
+)
+def test_a_config_that_does_not_hold_together_is_one_error(make_checkpoint, text_file, tmp_path, field, value):
+    model = shutil.copytree(make_checkpoint("qwen2"), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {field: value}))
+    for more in ([], ["--dry-run"]):
+        error = error_of(run_seed(*search_words(model, text_file, *more), cwd=tmp_path, code=2))
+        assert f"{model}: its config.json is wrong (" in error
+        assert field in error
+        assert "Mend it" in error
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing_half_written(make_checkpoint, text_file, tmp_path):

@@ -111,6 +111,7 @@ def test_a_candidate_that_is_not_distilled_is_written_as_it_was_cut(inside: Path
     plan = json.loads((inside / "studies" / "tiny" / "plan.json").read_text())
     assert said["base_model"] == str(inside / "model")
     assert said["base_sha256"] == protocols.hash_weights(inside / "model")
+    assert said["window_tokens"] == 64
     assert tuple(said["kept_layers"]) == candidate.kept_layers
     assert tuple(said["dropped_layers"]) == candidate.dropped_layers
     assert (said["study"], said["trial"], said["recovered"]) == ("tiny", trial.number, False)

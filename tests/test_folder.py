@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import math
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import seed
 from seed import folder
@@ -147,6 +149,15 @@ def test_a_record_comes_back_from_its_file(tmp_path: Path) -> None:
     assert folder.read_record(path, StudyRecord) == record
     assert path.read_text().endswith("}\n")
     assert len(path.read_text().splitlines()) > 1000  # people read it, too
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_record_that_would_not_read_back_is_not_written(tmp_path: Path, number: float) -> None:
+    dense = factory.make_record().dense
+    record = replace(dense, test=replace(dense.test, standard_error=number))
+    with pytest.raises(StudyError, match=r"dense\.json: not written.*not finite.*test\.standard_error"):
+        folder.write_record(tmp_path / "dense.json", record)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])

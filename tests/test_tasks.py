@@ -26,7 +26,7 @@ from seed.scoring import tasks
 from seed.scoring.tasks import Scored
 from seed.search import find_frontier
 from tests.conftest import MakeCheckpoint, make_tokenizer
-from tests.test_commands import environment, read_line, run_seed
+from tests.test_commands import environment, error_of, read_line, run_seed
 
 CPU = torch.device("cpu")
 # choices of one length, so that not the shortest always wins; of a random model's choices about a third are right
@@ -75,6 +75,16 @@ doc_to_choice: "{{choices}}"
 doc_to_target: gold
 """
 UNSAFE = CHOICE.replace("toy_choice", "toy_unsafe") + "unsafe_code: true\n"
+
+
+def test_an_lm_eval_that_cannot_be_imported_is_one_error(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    (tmp_path / "lm_eval").mkdir()
+    (tmp_path / "lm_eval" / "__init__.py").write_text("import a_package_that_is_gone\n")
+    root = str(Path(evaluate.__file__).parents[1])
+    words = ["seed.evaluate", str(make_checkpoint()), "--tasks=arc_easy"]
+    done = run_seed(*words, cwd=tmp_path, code=2, PYTHONPATH=f"{tmp_path}:{root}")
+    assert "lm-eval is installed, but cannot be imported (ModuleNotFoundError" in error_of(done)
+    assert "pip install --upgrade 'seed-search[tasks]'" in error_of(done)
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +212,16 @@ def test_what_cannot_be_opened_is_said(toys: Path, tmp_path: Path) -> None:
 
 
 def test_names_of_all_tasks_are_known_and_near_ones_offered(toys: Path) -> None:
-    with pytest.raises(SeedError, match=r"arc_esay: lm-eval knows no such task. Did you mean arc_easy"):
+    with pytest.raises(SeedError, match=r"arc_esay: lm-eval knows no such task. For arc_esay, did you mean arc_easy"):
         tasks.open_tasks(["toy_*", "arc_esay"], include_path=toys)
+    with pytest.raises(SeedError, match=r"--tasks qqqqqq,toy_choise: .* For toy_choise, did you mean toy_choice"):
+        tasks.open_tasks(["qqqqqq", "toy_choice", "toy_choise"], include_path=toys)
+
+
+def test_a_task_file_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: mine\nmetric_list:\n  - {metric: acc\ntest_split: test\n")
+    with pytest.raises(SeedError, match=r"mine\.yaml:\d: not YAML"):
+        tasks.open_tasks(["mine"], include_path=tmp_path)
 
 
 def test_a_group_is_scored_as_a_whole_and_by_its_tasks(

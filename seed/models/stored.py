@@ -23,6 +23,7 @@ ITEM_BYTES = (
 )
 CHUNK_BYTES = 16 * 2**20
 HEADER_BYTES = 100 * 10**6  # the format's own limit
+POINTER = b"version https://git-lfs.github.com/"  # how a file begins that stands for one that Git LFS keeps elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +81,13 @@ def list_shards(source: Path) -> list[str]:
         weight_map = json.loads((source / INDEX).read_bytes())["weight_map"]
         names = sorted(set(weight_map.values()))
         strays = [name for name in names if Path(name).name != name]
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ModelError(
             f"{source}: no safetensors weights there ({SINGLE}, or {INDEX} with its files). Seed reads nothing else: "
             "convert them first."
         ) from error
+    except OSError as error:
+        raise ModelError(f"{source / INDEX}: cannot be read ({error.strerror or error}).") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{source / INDEX}: damaged ({error}). Save or download the checkpoint again.") from error
     if strays or not names:
@@ -111,6 +114,7 @@ def _miss(source: Path, name: str) -> ModelError:
 
 def _read_header(path: Path) -> list[StoredTensor]:
     """The tensors of one file in the order of their bytes; where the ranges do not make up the file, it is damaged."""
+    refuse_pointer(path)
     try:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
@@ -146,6 +150,23 @@ def _read_header(path: Path) -> list[StoredTensor]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
     return tensors
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise where a file of weights only says where Git LFS keeps it; one that cannot be read is left to its reader.
+
+    Raises:
+        ModelError: with the cure.
+    """
+    try:
+        with path.open("rb") as handle:
+            is_pointer = handle.read(len(POINTER)) == POINTER
+    except OSError:
+        return
+    if is_pointer:
+        raise ModelError(
+            f"{path}: not the weights, but a pointer that Git LFS left in their place. Fetch them: git lfs pull, in that directory."
+        )
 
 
 def write_shard(path: Path, tensors: Sequence[StoredTensor], *, on_bytes: Callable[[int], None] | None = None) -> None:

@@ -85,6 +85,7 @@ RECURRENT_STAYS = ("olmo_hybrid",)
 
 def refuse_unfit(config: Any, *, place: str) -> None:
     """Raise with the reason when layers of this family cannot be removed. ``place``: where the config comes from."""
+    refuse_quantized(config, place=place)
     text = config.get_text_config()
     reason = _find_reason(config, text)
     if reason:
@@ -93,11 +94,19 @@ def refuse_unfit(config: Any, *, place: str) -> None:
         )
 
 
+def refuse_quantized(config: Any, *, place: str) -> None:
+    """Raise when a checkpoint's weights are quantized."""
+    text = config.get_text_config()
+    found = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+        raise ModelError(
+            f"{place}: its weights are quantized ({getattr(method, 'value', method)}), and Seed opens unquantized ones only. Give the "
+            "model that it was made from."
+        )
+
+
 def _find_reason(config: Any, text: Any) -> str | None:
-    quantized = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
-    if quantized is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
-        return f"its weights are quantized ({getattr(method, 'value', method)}), and such layers are neither cut nor recovered"
     other = next((name for name in getattr(config, "architectures", None) or () if name.endswith(OTHER_TASKS)), None)
     if other is not None:
         return f"it is a {other}, which writes no text"

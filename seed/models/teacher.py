@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from seed.errors import ModelError, ResourceError, first_line
+from seed import folder
+from seed.errors import ModelError, ResourceError
 from seed.models.classes import find_auto_class
 from seed.models.companions import COMPANIONS
-from seed.models.stored import INDEX, SINGLE, list_shards
-from seed.models.surgery import refuse_unfit
+from seed.models.stored import INDEX, SINGLE, list_shards, refuse_pointer
+from seed.models.surgery import refuse_quantized, refuse_unfit
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
 CARD = "README.md"
@@ -108,8 +108,10 @@ def check_source(source: ModelSource, *, presets: list[str]) -> None:
         )
 
 
-def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str | None) -> Teacher:
-    """Load model and tokenizer, ready for inference.
+def open_teacher(
+    source: ModelSource, *, device: torch.device, dtype_name: str | None, will_cut: bool = True
+) -> Teacher:
+    """Load model and tokenizer, ready for inference. ``will_cut``: layers are to be removed, so unfit families are refused.
 
     Raises:
         ModelError: nothing there, no network and nothing cached, a form Seed does not read, an unfit family.
@@ -129,7 +131,11 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
         options["revision"] = located.commit  # all further files are of the same, whatever is pushed meanwhile
     try:
         config = transformers.AutoConfig.from_pretrained(location, **options)
-        refuse_unfit(config, place=f"--model {source.location}")
+        place = f"--model {source.location}"
+        if will_cut:
+            refuse_unfit(config, place=place)
+        else:
+            refuse_quantized(config, place=place)
         stored = config.get_text_config().dtype or config.dtype or torch.float32
         stored_dtype = getattr(torch, stored) if isinstance(stored, str) else stored
         dtype = choose_dtype(dtype_name, device=device, stored=stored_dtype)
@@ -152,8 +158,10 @@ def open_teacher(source: ModelSource, *, device: torch.device, dtype_name: str |
         raise ResourceError(
             f"--model {source.location}: does not fit into the memory of {device}. Use a smaller model or --device cpu."
         ) from error
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _explain(source, error) from error
+    except Exception as error:  # configs and tokenizers of anyone fail in ways of their own
+        if folder.is_out_of_memory(error):
+            raise
+        raise explain_failure(source, error) from error
     model.eval().requires_grad_(False)
     if torch.finfo(dtype).bits < torch.finfo(stored_dtype).bits:
         stored_dtype = dtype
@@ -176,6 +184,7 @@ def locate_checkpoint(source: ModelSource) -> Located:
     """
     path = Path(source.location).expanduser()
     if path.is_dir():
+        _require_readable(path)
         return Located(directory=path, commit=None)
     located = _fetch(source, (*BESIDE_WEIGHTS, SINGLE, INDEX))
     if not (located.directory / SINGLE).is_file() and (located.directory / INDEX).is_file():
@@ -207,7 +216,7 @@ def _fetch(source: ModelSource, patterns: Sequence[str]) -> Located:
     try:
         found = Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
-        raise _explain(source, error) from error
+        raise explain_failure(source, error) from error
     return Located(directory=found, commit=found.name)
 
 
@@ -251,7 +260,16 @@ def _refuse_adapter(place: Path | str) -> ModelError:
     )
 
 
+def _require_readable(path: Path) -> None:
+    """Raise where a model's directory or something in it may not be read: libraries take what they cannot read for missing."""
+    folder.require_readable(path)
+    for file in path.iterdir():
+        if file.suffix in (".json", ".model", ".safetensors", ".txt"):
+            folder.require_readable(file)
+
+
 def _check_directory(path: Path) -> None:
+    _require_readable(path)
     wanted = {
         "config.json": ["config.json"],
         "weights (model.safetensors, or model.safetensors.index.json with its shards)": [
@@ -272,9 +290,11 @@ def _check_directory(path: Path) -> None:
             if what.startswith("weights") and other is not None:
                 cure = f"{other.name} is not safetensors, which is all that Seed reads: convert it first."
             raise ModelError(f"{path}: {what} is missing. {cure}")
+    for weights in path.glob("*.safetensors"):
+        refuse_pointer(weights)
 
 
-def _explain(source: ModelSource, error: BaseException) -> ModelError:
+def explain_failure(source: ModelSource, error: BaseException) -> ModelError:
     """Say in one sentence what went wrong while loading."""
     named = f"--model {source.location}" + (f" (revision {source.revision})" if source.revision else "")
     chain: list[BaseException] = []
@@ -283,7 +303,8 @@ def _explain(source: ModelSource, error: BaseException) -> ModelError:
         chain.append(link)
         link = link.__cause__ or link.__context__
     kinds = {type(link).__name__ for link in chain}
-    message = first_line(error)
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    message = said[0]
     if kinds & {"GatedRepoError"}:
         return ModelError(
             f"{named}: the hub asks you to accept this model's licence first. Accept it on its page, then run: hf auth login"
@@ -294,6 +315,12 @@ def _explain(source: ModelSource, error: BaseException) -> ModelError:
         )
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}:
         return ModelError(f"{named}: not in the local cache, and the hub cannot be reached. {OFFLINE_CURE}")
+    if any(
+        kind.startswith("StrictDataclass") for kind in kinds
+    ):  # transformers' own checks, which say on line 2 what is wrong
+        return ModelError(
+            f"{named}: its config.json is wrong ({said[-1].strip()}). Mend it, or download the model again."
+        )
     if "Unrecognized configuration class" in message:
         return ModelError(
             f"{named}: transformers opens no language model from it (AutoModelForCausalLM, AutoModelForImageTextToText). Of a "

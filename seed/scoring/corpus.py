@@ -27,6 +27,8 @@ TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py", ".text", ".tex", ".html
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 MIN_WINDOWS = 4  # of each stream; fewer give no error bars worth the name
 PASSAGE_CHARACTERS = 2000  # a single long text is cut at blank lines into passages of at least this length
+LONGEST_PASSAGE = 10 * PASSAGE_CHARACTERS  # a longer one is cut at something finer
+SEPARATORS = ("\n\n", "\n", " ")
 NAMED_SOURCES = {"wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
 
 
@@ -87,7 +89,10 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
     sources = {"recovery": request.recovery}
     sources["validation"] = request.validation or request.recovery
     sources["test"] = request.test or request.recovery
-    documents_of = {source: read_source(source, tokenizer) for source in dict.fromkeys(sources.values())}
+    documents_of: dict[str, dict[str, list[str]]] = {}
+    for split, source in sources.items():
+        if source not in documents_of:
+            documents_of[source] = read_source(source, tokenizer, option=f"--{split}-text")
     given = {"recovery": True, "validation": request.validation is not None, "test": request.test is not None}
     documents: dict[str, list[str]] = {}
     for split in SPLITS:
@@ -96,6 +101,8 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
         is_whole = is_for_this_alone and not has_own_splits(sources[split])
         documents[split] = [text for name in SPLITS for text in own[name]] if is_whole else own[split]
     _remove_shared(documents)
+    for split in ("validation", "test"):
+        documents[split] = part_single(documents[split])
     random.Random(0).shuffle(documents["recovery"])
     budgets = {"recovery": request.recovery_tokens, "validation": None, "test": None}
     caps = {"recovery": None, "validation": request.validation_tokens, "test": request.test_tokens}
@@ -116,16 +123,19 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
     return streams
 
 
-def open_test_stream(source: str, tokenizer: Any, *, window_tokens: int, bos_each_window: bool) -> TokenStream:
-    """Return a source to be judged on: the test split where it has splits of its own, else all of it.
+def open_test_stream(
+    source: str, tokenizer: Any, *, window_tokens: int, bos_each_window: bool, max_tokens: int | None = None
+) -> TokenStream:
+    """Return a source to be judged on: the test split where it has splits of its own, else all of it, up to ``max_tokens``.
 
     Raises:
-        CorpusError: it is missing, unreadable or too short.
+        CorpusError: it is missing, unreadable or too short, or the limit is too low.
     """
-    documents = read_source(source, tokenizer)
+    require_windows(max_tokens, window_tokens=window_tokens, option="--test-tokens")
+    documents = read_source(source, tokenizer, option="--test-text")
     chosen = documents["test"] if has_own_splits(source) else [text for split in SPLITS for text in documents[split]]
     return tokenize(
-        chosen,
+        part_single(chosen),
         tokenizer,
         window_tokens=window_tokens,
         max_tokens=None,
@@ -133,7 +143,22 @@ def open_test_stream(source: str, tokenizer: Any, *, window_tokens: int, bos_eac
         begin=tokenizer.bos_token_id if bos_each_window else None,
         source=source,
         purpose="test",
-    )
+    ).take_evenly(max_tokens)
+
+
+def require_windows(max_tokens: int | None, *, window_tokens: int, option: str) -> None:
+    """Raise when a limit on a stream leaves fewer than ``MIN_WINDOWS`` windows of it; None is no limit.
+
+    Spread evenly, that many hold the first document of a stream and the last, so that errors have their two clusters.
+
+    Raises:
+        CorpusError: naming the option that sets the limit.
+    """
+    if max_tokens is not None and max_tokens < MIN_WINDOWS * window_tokens:
+        raise CorpusError(
+            f"{option} {max_tokens}: less than {MIN_WINDOWS} windows of {window_tokens} tokens, which a stream needs at least. Use "
+            f"{option} {MIN_WINDOWS * window_tokens} or more, or lower --window-tokens."
+        )
 
 
 def has_own_splits(source: str) -> bool:
@@ -141,20 +166,20 @@ def has_own_splits(source: str) -> bool:
     return source == "demo" or source in NAMED_SOURCES or source.startswith("hub:")
 
 
-def read_source(source: str, tokenizer: Any) -> dict[str, list[str]]:
+def read_source(source: str, tokenizer: Any, *, option: str = "--recovery-text") -> dict[str, list[str]]:
     """Return the documents of a source by split; its own splits where it has them.
 
     ``demo`` is the standard library; ``wikitext2`` and ``hub:NAME[:CONFIG]`` come from the hub; else a
-    text file, a JSONL file, or a directory of them.
+    text file, a JSONL file, or a directory of them. ``option`` is by which another source can be given.
     """
     if source == "demo":
         found = library.read_documents()
         return {"recovery": found["training"], "validation": found["validation"], "test": found["test"]}
     if source in NAMED_SOURCES:
-        return _read_hub(*NAMED_SOURCES[source], source=source, tokenizer=tokenizer)
+        return _read_hub(*NAMED_SOURCES[source], source=source, tokenizer=tokenizer, option=option)
     if source.startswith("hub:"):
         name, _, config = source.removeprefix("hub:").partition(":")
-        return _read_hub(name, config or None, source=source, tokenizer=tokenizer)
+        return _read_hub(name, config or None, source=source, tokenizer=tokenizer, option=option)
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES | JSONL_SUFFIXES)
@@ -185,11 +210,21 @@ def split_documents(documents: list[str]) -> dict[str, list[str]]:
     return {"recovery": passages[:first], "validation": passages[first:second], "test": passages[second:]}
 
 
-def cut_passages(text: str) -> list[str]:
-    """Cut a text at blank lines (or lines, where none is blank) into passages of ``PASSAGE_CHARACTERS`` or more."""
-    passages, current, length = [], [], 0
-    separator = "\n\n" if "\n\n" in text else "\n"
-    for paragraph in text.split(separator):
+def part_single(documents: list[str]) -> list[str]:
+    """The passages of a document that is alone; several documents as they are."""
+    return documents if len(documents) != 1 else cut_passages(documents[0])
+
+
+def cut_passages(text: str, separators: Sequence[str] = SEPARATORS) -> list[str]:
+    """Cut a text at blank lines into passages of ``PASSAGE_CHARACTERS`` or more.
+
+    Where none is blank it is cut at lines, else at spaces, else anywhere; so is a passage longer than ``LONGEST_PASSAGE``.
+    """
+    passages: list[str] = []
+    current: list[str] = []
+    length = 0
+    separator, *finer = [one for one in separators if one in text] or [""]
+    for paragraph in text.split(separator) if separator else text:
         current.append(paragraph)
         length += len(paragraph)
         if length >= PASSAGE_CHARACTERS:
@@ -197,7 +232,11 @@ def cut_passages(text: str) -> list[str]:
             current, length = [], 0
     if current and "".join(current).strip():
         passages.append(separator.join(current))
-    return passages
+    return [
+        part
+        for passage in passages
+        for part in (cut_passages(passage, finer) if separator and len(passage) > LONGEST_PASSAGE else [passage])
+    ]
 
 
 def tokenize(
@@ -308,7 +347,7 @@ def render_row(row: Any, tokenizer: Any, *, place: str) -> str:
     raise CorpusError(f"{place}: found {found}; wanted an object with a string 'text' or a list 'messages'.")
 
 
-def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any) -> dict[str, list[str]]:
+def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any, option: str) -> dict[str, list[str]]:
     import datasets
 
     try:
@@ -316,7 +355,7 @@ def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any) -> 
     except (OSError, ValueError) as error:
         raise CorpusError(
             f"{source}: this data set cannot be loaded from the hub ({first_line(error)}). Connect to the hub, check the name "
-            "(hub:NAME[:CONFIG]), or give your own text: --recovery-text FILE."
+            f"(hub:NAME[:CONFIG]), or give your own text: {option} FILE."
         ) from error
     splits = {"recovery": "train", "validation": "validation", "test": "test"}
     rows = {

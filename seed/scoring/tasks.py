@@ -67,7 +67,7 @@ class Scored:
 
 
 def require_lm_eval() -> None:
-    """Raise unless lm-eval is there.
+    """Raise unless lm-eval is there and can be imported.
 
     Raises:
         SeedError: with the cure.
@@ -76,6 +76,14 @@ def require_lm_eval() -> None:
         raise SeedError(
             "--tasks: needs lm-eval, which is not installed. Install it: pip install 'seed-search[tasks]' (or 'lm-eval>=0.4.12')."
         )
+    try:
+        import lm_eval.evaluator
+        import lm_eval.models.huggingface  # noqa: F401
+    except Exception as error:  # one of the packages that it needs is missing, or of a version that does not fit
+        raise SeedError(
+            f"--tasks: lm-eval is installed, but cannot be imported ({type(error).__name__}: {first_line(error)}). Install it again with what it needs: "
+            "pip install --upgrade 'seed-search[tasks]'."
+        ) from error
 
 
 def open_tasks(
@@ -196,14 +204,43 @@ def _find(names: Sequence[str], include_path: Path | None) -> tuple[Any, list[st
             return manager, list(names)
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     found: list[str] = []
+    unknown: list[str] = []
     for name in names:
         matches = sorted(manager.match_tasks([name]))
-        if not matches:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.6)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "All names: lm-eval ls tasks."
-            raise SeedError(f"--tasks {name}: lm-eval knows no such task. {hint}")
         found += [match for match in matches if match not in found]
+        if not matches:
+            unknown.append(name)
+    if unknown:
+        if include_path is not None:
+            _refuse_broken(include_path)
+        near = {name: difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.6) for name in unknown}
+        hints = [f"For {name}, did you mean {' or '.join(near[name])}?" for name in unknown if near[name]]
+        raise SeedError(
+            f"--tasks {','.join(unknown)}: lm-eval knows no such task. {' '.join(hints) or 'All names: lm-eval ls tasks.'}"
+        )
     return manager, found
+
+
+def _refuse_broken(include_path: Path) -> None:
+    """Raise where a task file of the user's own is no YAML: lm-eval leaves such a file out without a word.
+
+    Raises:
+        SeedError: with the place.
+    """
+    import yaml
+
+    for path in sorted(include_path.glob("**/*.yaml")):
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"))
+        except yaml.MarkedYAMLError as error:
+            line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
+            raise SeedError(
+                f"{path}{line}: not YAML ({error.problem}), so the tasks in it are not known. Mend it."
+            ) from error
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise SeedError(
+                f"{path}: cannot be read ({type(error).__name__}: {first_line(error)}), so the tasks in it are not known."
+            ) from error
 
 
 def _open_once(manager: Any, names: Sequence[str]) -> list[Any]:

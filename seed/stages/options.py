@@ -6,7 +6,9 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+N = TypeVar("N", int, float)
 
 
 def parse_bytes(text: str) -> float:
@@ -35,14 +37,14 @@ def parse_seconds(text: str) -> float:
 
 def positive_int(text: str) -> int:
     """A whole number above 0, for argparse."""
-    if (value := int(text)) < 1:
+    if (value := _read_number(text, int)) < 1:
         raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
     return value
 
 
 def whole_number(text: str) -> int:
     """A whole number, 0 or above, that random seeds can be, for argparse."""
-    if not 0 <= (value := int(text)) < 2**31:
+    if not 0 <= (value := _read_number(text, int)) < 2**31:
         raise argparse.ArgumentTypeError(f"{text} must be 0 or more, and below 2,147,483,648")
     return value
 
@@ -62,10 +64,19 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 def positive_float(text: str) -> float:
     """A finite number above 0, for argparse."""
-    value = float(text)
+    value = _read_number(text, float)
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
     return value
+
+
+def _read_number(text: str, kind: type[N]) -> N:
+    """What was typed as a number; argparse by itself would name the function that reads it."""
+    try:
+        return kind(text)
+    except ValueError as error:
+        wanted = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from error
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:

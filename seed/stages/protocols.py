@@ -16,7 +16,7 @@ from seed.folder import StudyFolder
 from seed.models.teacher import ModelSource
 from seed.optimize.space import Preset, list_presets, make_space
 from seed.plans import Protocol, SearchPlan, StreamRecord
-from seed.scoring.corpus import CorpusRequest
+from seed.scoring.corpus import CorpusRequest, require_windows
 from seed.stages.planning import go_on_from
 from seed.stages.recoveries import DEFAULT_LORA_RANK
 from seed.stages.settings import RUNG_NAMES, SearchSettings
@@ -58,7 +58,7 @@ def request_text(settings: SearchSettings, preset: Preset, config: Any) -> Corpu
     """Say which text a search of the model with this config wants.
 
     Raises:
-        CorpusError: the model does not read windows of that length.
+        CorpusError: the model does not read windows of that length, or a limit leaves too few of them.
     """
     window = settings.window_tokens or preset.data.window_tokens
     longest = getattr(config, "max_position_embeddings", None) or window
@@ -66,6 +66,9 @@ def request_text(settings: SearchSettings, preset: Preset, config: Any) -> Corpu
         raise CorpusError(
             f"--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between."
         )
+    for name in ("calibration_tokens", "validation_tokens", "test_tokens"):
+        limit = getattr(settings, name) or getattr(preset.data, name)
+        require_windows(limit, window_tokens=window, option="--" + name.replace("_", "-"))
     return CorpusRequest(
         recovery=settings.recovery_text or preset.data.corpus,
         validation=settings.validation_text,

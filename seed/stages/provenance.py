@@ -76,13 +76,14 @@ def describe_raw(
 
 
 def describe_origin(protocol: Protocol) -> dict[str, Any]:
-    """The original of a study, and the model that its candidates were cut from where that is another."""
+    """The original of a study, the model that its candidates were cut from where that is another, and the windows of all PPLs."""
     start = {"path": protocol.start, "sha256": protocol.start_sha256, "tokens": protocol.start_tokens}
     return {
         "base_model": protocol.location,
         "base_revision": protocol.commit or protocol.revision,
         "base_sha256": protocol.weights_sha256,
         "start": None if protocol.start is None else start,
+        "window_tokens": protocol.window_tokens,
     }
 
 

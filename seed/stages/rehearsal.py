@@ -22,7 +22,7 @@ from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
 from seed.models.classes import find_auto_class
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
-from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype
+from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype, explain_failure
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
 from seed.plans import Protocol, StreamRecord
 from seed.reporting.wording import format_bytes, format_count
@@ -175,11 +175,9 @@ def read_config(source: ModelSource, preset: Preset | None, *, revision: str | N
         options["revision"] = source.revision
     try:
         return transformers.AutoConfig.from_pretrained(location, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # configs of anyone fail in ways of their own
         if Path(location).is_dir():
-            raise ModelError(
-                f"{location}: config.json cannot be read ({first_line(error)}). Check that transformers can open it."
-            ) from error
+            raise explain_failure(source, error) from error
         raise ModelError(
             f"--model {location}: its shape is not known offline: no preset has a [config] for it, and its config.json is not "
             f"in the local cache. Fetch it (hf download {location} config.json), give a local directory, or choose a known "

@@ -4,12 +4,13 @@ Nothing heavy is imported here, so that a wrong start is answered at once.
 """
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seed import untrusted
-from seed.errors import ModelError
+from seed.errors import ModelError, SeedError
 from seed.records import Candidate
 
 CURE = "Give a model that Seed exported, such as studies/demo/models/drop-1-7."
@@ -26,6 +27,9 @@ class Start:
     base_sha256: str | None
     tokens: int  # recovery tokens in all
     is_narrow: bool  # all its layers are there, cut in width
+    is_recovered: bool = True  # False: as it was cut
+    window_tokens: int | None = None  # that it was judged on; None: not known
+    test_text: str | None = None  # likewise
 
 
 def read_start(path: Path) -> Start:
@@ -39,6 +43,34 @@ def read_start(path: Path) -> Start:
     if start.is_narrow or not start.candidate.dropped_layers:
         raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
     return start
+
+
+def find_origin(model: str) -> Start | None:
+    """What a model's directory says of where it comes from, where Seed made it; None: it did not, or nothing can be read."""
+    path = Path(model).expanduser()
+    if not (path / "seed.json").is_file():
+        return None
+    try:
+        return read_origin(path, place=model)
+    except SeedError:  # a file of that name that is not ours: the model opens without
+        return None
+
+
+def describe_original(model: str) -> str | None:
+    """Say what a search takes for its original, where that is a model which Seed made from another; None: it is not."""
+    made = find_origin(model)
+    if made is None:
+        return None
+    kept, total = len(made.candidate.kept_layers), made.candidate.num_layers
+    cut = "all its layers, cut in width" if made.is_narrow else f"{kept} of its {total} layers"
+    state = "recovered" if made.is_recovered else "not recovered since they were cut"
+    said = (
+        f"{model}: is not an original, but what Seed made of {made.base_model} ({cut}, {state}). This search takes it for the "
+        "original: it is the teacher, and ratios are to it as it stands."
+    )
+    if made.is_narrow or not made.candidate.dropped_layers:
+        return said
+    return f"{said} To keep {made.base_model} as teacher and base of every ratio, give --start {shlex.quote(model)} instead of --model."
 
 
 def read_origin(path: Path, *, place: str) -> Start:
@@ -58,6 +90,9 @@ def read_origin(path: Path, *, place: str) -> Start:
         revision, sha256 = content.get("base_revision"), content.get("base_sha256")
         tokens = int(settings["distill_tokens"]) + int(settings.get("earlier_tokens", 0))
         width = content.get("width")
+        window = content.get("window_tokens")
+        test_text = ((content.get("streams") or {}).get("test") or {}).get("source")
+        is_recovered = content.get("recovered") is not False  # earlier versions said nothing, and exported no other
     except OSError as error:
         raise ModelError(f"{place}: no seed.json there. {CURE}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -70,4 +105,7 @@ def read_origin(path: Path, *, place: str) -> Start:
         base_sha256=None if sha256 is None else str(sha256),
         tokens=tokens,
         is_narrow=width is not None,
+        is_recovered=is_recovered,
+        window_tokens=window if isinstance(window, int) else None,
+        test_text=test_text if isinstance(test_text, str) else None,
     )

@@ -112,7 +112,7 @@ def test_quantized_weights_are_refused_by_name(quantization: object, method: str
         transformers.Gemma3Config(text_config=GATED | {"quantization_config": quantization}),
     ):
         with pytest.raises(
-            ModelError, match=rf"weights are quantized \({method}\).*neither cut nor recovered.*Choose another model"
+            ModelError, match=rf"weights are quantized \({method}\).*Give the model that it was made from"
         ):
             refuse_unfit(config, place="there")
 

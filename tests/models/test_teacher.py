@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from seed.errors import ModelError, ResourceError
 from seed.models import teacher
+from seed.models.stored import read_tensors
 from seed.models.teacher import (
     Located,
     ModelSource,
@@ -85,6 +86,26 @@ def test_a_piece_that_goes_missing_after_the_check_is_an_error_too(checkpoint: P
     with pytest.raises(ModelError) as caught:
         open_directory(checkpoint)
     assert str(checkpoint) in str(caught.value)
+
+
+def test_a_pointer_of_git_lfs_is_told_from_weights(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 12345\n"
+    )
+    with pytest.raises(ModelError, match=r"model\.safetensors: .*pointer.*git lfs pull"):
+        check_directory(checkpoint)
+    with pytest.raises(ModelError, match=r"model\.safetensors: .*pointer.*git lfs pull"):
+        read_tensors(checkpoint)
+
+
+def test_files_that_break_a_library_in_ways_of_their_own_are_errors_too(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        open_directory(checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        open_directory(checkpoint)
 
 
 def test_pickled_weights_are_refused_before_they_are_opened(checkpoint: Path) -> None:

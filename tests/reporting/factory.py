@@ -177,7 +177,8 @@ def make_record() -> StudyRecord:
     dense = make_latency(NUM_LAYERS, half=0.0)
     stream = {"source": "Python 3.11 standard library", "documents": 48, "tokens": 65536}
     identity: dict[str, object] = {
-        "model": {"name": "demo", "revision": "1f0c" * 10, "num_layers": NUM_LAYERS, "dtype": "float32"},
+        "model": "demo",
+        "revision": "1f0c" * 10,
         "streams": {
             "recovery": {**stream, "tokens": 3_276_800, "documents": 512, "sha256": "a3" * 32},
             "validation": {**stream, "sha256": "b4" * 32},

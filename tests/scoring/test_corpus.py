@@ -323,6 +323,42 @@ def test_limits_hold_for_validation_and_test(text_file: Path) -> None:
     assert (streams["validation"].num_tokens, streams["test"].num_tokens) == (320, 640)
 
 
+def test_a_limit_of_few_windows_is_refused_and_the_lowest_keeps_two_documents(tmp_path: Path) -> None:
+    path = tmp_path / "books.jsonl"
+    path.write_text("".join(json.dumps({"text": text * 100}) + "\n" for text in make_texts(2)))
+    for limit in (1, 32, 127):
+        with pytest.raises(CorpusError, match=f"--test-tokens {limit}: less than 4 windows of 32.*128 or more"):
+            open_test_stream(str(path), TOKENIZER, window_tokens=32, bos_each_window=False, max_tokens=limit)
+    few = open_test_stream(str(path), TOKENIZER, window_tokens=32, bos_each_window=False, max_tokens=128)
+    assert (few.num_tokens, few.num_documents) == (128, 4)
+
+
+@pytest.mark.parametrize("joint", ["\n\n", "\n", " ", ""])
+def test_one_very_long_text_has_error_bars_however_it_is_written(joint: str, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    words = joint.join(text.replace(" ", joint and "-") for text in make_texts(400))
+    path.write_text("A Book\n\n" + words)  # a title, and nothing else that is set off
+    streams = open_streams(request(path, validation_tokens=128, test_tokens=128), TOKENIZER)
+    assert all(stream.num_documents > 3 for stream in streams.values())
+    passages = corpus.cut_passages(path.read_text())
+    assert "".join(passages).replace(joint, "").replace("\n", "") == path.read_text().replace(joint, "").replace(
+        "\n", ""
+    )
+    assert max(map(len, passages)) <= corpus.LONGEST_PASSAGE
+    judged = open_test_stream(str(path), TOKENIZER, window_tokens=32, bos_each_window=False, max_tokens=128)
+    assert judged.num_documents > 3
+
+
+def test_a_judged_split_of_one_document_is_cut_into_passages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    books = ["\n\n".join(make_texts(40, rng_seed=number)) for number in range(3)]
+    rows = dict(zip(corpus.SPLITS, ([book] for book in books), strict=True))
+    monkeypatch.setattr(corpus, "_read_hub", lambda *_, **__: rows)
+    streams = open_streams(request("hub:books"), TOKENIZER)
+    assert streams["recovery"].num_documents == 1
+    assert streams["validation"].num_documents > 3
+    assert streams["test"].num_documents > 3
+
+
 def write_data_set(folder: Path, **splits: list[str]) -> Path:
     folder.mkdir()
     for split, texts in splits.items():

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections.abc import Callable
 
 import pytest
 
@@ -138,3 +139,11 @@ def test_layers_are_read_in_rising_order(text: str, layers: tuple[int, ...] | No
             parse_layers(text)
     else:
         assert parse_layers(text) == layers
+
+
+@pytest.mark.parametrize(
+    ("read", "wanted"), [(positive_int, "whole number"), (whole_number, "whole number"), (positive_float, "number")]
+)
+def test_what_is_no_number_is_said_in_words(read: Callable[[str], float], wanted: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^'abc' is not a {wanted}$"):
+        read("abc")

@@ -11,7 +11,7 @@ from seed.optimize.space import drop_layers
 from seed.records import SearchSpace
 from seed.stages.planning import go_on_from
 from seed.stages.settings import SearchSettings
-from seed.stages.starts import Start, read_start
+from seed.stages.starts import Start, describe_original, read_start
 
 CONTENT: dict[str, Any] = {
     "base_model": "demo",
@@ -41,6 +41,30 @@ def test_a_start_is_what_its_folder_says(tmp_path: Path) -> None:
         tokens=130,
         is_narrow=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, ["10 of its 12 layers, recovered", "--start"]),
+        ({"recovered": True}, ["10 of its 12 layers, recovered", "--start"]),
+        ({"recovered": False}, ["10 of its 12 layers, not recovered", "--start"]),
+        ({"width": {"mlp_width": 3}}, ["all its layers, cut in width"]),
+    ],
+)
+def test_what_seed_made_is_told_from_an_original(tmp_path: Path, changes: dict[str, Any], wanted: list[str]) -> None:
+    path = write_start(tmp_path / "a model", **changes)
+    said = describe_original(str(path)) or ""
+    assert said.startswith(f"{path}: is not an original, but what Seed made of demo (")
+    assert all(text in said for text in wanted)
+    assert (f"To keep demo as teacher and base of every ratio, give --start '{path}'" in said) == ("--start" in wanted)
+
+
+def test_an_original_is_not_spoken_of(tmp_path: Path) -> None:
+    assert describe_original("demo") is None
+    assert describe_original(str(tmp_path)) is None
+    (tmp_path / "seed.json").write_text('{"seed": 42}')  # of somebody else's program
+    assert describe_original(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(

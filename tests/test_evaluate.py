@@ -1,0 +1,60 @@
+"""A model outside a study is judged on the windows of its original, where it says which, so that PPLs compare."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seed.evaluate import choose_text, choose_window
+from seed.optimize.space import load_preset, presets_directory
+from tests.conftest import MakeCheckpoint
+from tests.stages.test_starts import write_start
+from tests.test_commands import run_seed
+
+DEMO = load_preset(presets_directory() / "demo.toml")
+
+
+@pytest.mark.parametrize(
+    ("said", "window", "why"),
+    [
+        ({"window_tokens": 48}, 48, "as in the study that it comes from, of demo"),
+        ({}, DEMO.data.window_tokens, "as the search space of its original, demo"),
+        ({"window_tokens": 10**9}, DEMO.data.window_tokens, "as the search space of its original, demo"),
+        ({"window_tokens": "48"}, DEMO.data.window_tokens, "as the search space of its original, demo"),
+        ({"base_model": "/models/mine"}, 512, "does not compare (--window-tokens)"),
+        ({"dropped_layers": "damaged"}, 512, "does not compare (--window-tokens)"),
+    ],
+)
+def test_windows_are_those_of_the_original(tmp_path: Path, said: dict[str, Any], window: int, why: str) -> None:
+    found, reason = choose_window(str(write_start(tmp_path / "model", **said)), None, preset=None, longest=512)
+    assert found == window
+    assert why in reason
+
+
+def test_what_is_typed_or_a_model_s_own_counts_first(tmp_path: Path) -> None:
+    exported = str(write_start(tmp_path / "model", window_tokens=48))
+    assert choose_window(exported, 64, preset=None, longest=512) == (64, "as told")
+    assert choose_window("demo", None, preset=DEMO, longest=512)[0] == DEMO.data.window_tokens
+    assert choose_window("nowhere", None, preset=None, longest=4096)[0] == 1024
+
+
+def test_a_model_names_a_known_text_only(tmp_path: Path) -> None:
+    for source, text in (("demo", "demo"), ("/etc/passwd", "wikitext2"), (7, "wikitext2")):
+        path = write_start(tmp_path / "model", streams={"test": {"source": source}})
+        assert choose_text(str(path), preset=None) == text
+    assert choose_text(str(write_start(tmp_path / "model", streams=None)), preset=None) == "wikitext2"
+    assert choose_text("demo", preset=DEMO) == "demo"
+
+
+def test_the_command_says_which_windows_it_took(
+    make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(make_checkpoint(), tmp_path / "model")
+    words = ["seed.evaluate", "model", f"--test-text={text_file}", "--test-tokens=256"]
+    assert "windows:    128 tokens, as many as it reads" in run_seed(*words[:3], cwd=tmp_path).stdout
+    write_start(model, window_tokens=64)
+    said = run_seed(*words, "--json", cwd=tmp_path)
+    assert "windows:    64 tokens, as in the study that it comes from, of demo" in said.stderr
+    assert "windows of 64 tokens" in json.loads(said.stdout)["protocol"]
