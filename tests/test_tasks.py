@@ -11,9 +11,11 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import datasets
 import msgspec
 import pytest
 import torch
+import tqdm
 import transformers
 
 from seed import evaluate
@@ -216,6 +218,16 @@ def test_names_of_all_tasks_are_known_and_near_ones_offered(toys: Path) -> None:
         tasks.open_tasks(["toy_*", "arc_esay"], include_path=toys)
     with pytest.raises(SeedError, match=r"--tasks qqqqqq,toy_choise: .* For toy_choise, did you mean toy_choice"):
         tasks.open_tasks(["qqqqqq", "toy_choice", "toy_choise"], include_path=toys)
+
+
+def test_no_bars_but_ours_are_drawn(make_checkpoint: MakeCheckpoint, toys: Path, tmp_path: Path, capfd) -> None:
+    for name in ("choice.yaml", "text.yaml"):  # data of its own, not in a cache yet
+        (tmp_path / name).write_text((toys / name).read_text().replace(str(toys / "cache"), str(tmp_path / "cache")))
+    found = score(make_checkpoint(), "toy_choice", "toy_text", toys=tmp_path, limit=5)
+    assert {one.score.documents for one in found} == {5}
+    assert capfd.readouterr() == ("", "")
+    assert not tqdm.tqdm([]).disable
+    assert not datasets.are_progress_bars_disabled()
 
 
 def test_a_task_file_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def score_tasks(model: Any, tokenizer: Any, tasks: TaskSet, *, watch: Watch) -> 
     from lm_eval.models.huggingface import HFLM
 
     batch = tasks.batch or (CPU_BATCH if model.device.type == "cpu" else "auto")
-    with _quiet():
+    with _quiet(), _without_bars():
         model_to_ask = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch)
         for request, what in REQUESTS.items():
             setattr(model_to_ask, request, _watched(model_to_ask, request, what, watch))
@@ -320,14 +320,36 @@ def _seed() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval from commenting on what was decided here."""
+    """Keep lm-eval from commenting on what was decided here, and data sets from bars of their own; downloads keep theirs."""
+    import datasets
+
     logger = logging.getLogger("lm_eval")
-    before = logger.level
+    before, had_bars = logger.level, not datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     try:
         yield
     finally:
         logger.setLevel(before)
+        if had_bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep lm-eval's bars from among our lines: not all of its methods let a caller leave them out."""
+    from tqdm import tqdm
+
+    begin = tqdm.__init__
+
+    def begin_hidden(bar: Any, *args: Any, **words: Any) -> None:
+        begin(bar, *args, **words | {"disable": True})
+
+    tqdm.__init__ = begin_hidden
+    try:
+        yield
+    finally:
+        tqdm.__init__ = begin
 
 
 def _read(found: Any) -> Iterator[Scored]:
