@@ -1,7 +1,7 @@
 """Perplexity and latency of any checkpoint, by Seed's protocol: python -m seed.evaluate studies/demo/models/drop-1
 
 A model inside a study is judged on that study's test text, beside its dense model. Any other model (a
-directory, a hub id, a preset's name) is judged alone, on the text you name. With ``--tasks`` both are also judged by
+directory, a hub id, a preset's name) is judged alone, on the text you name, or else its study's or its preset's. With ``--tasks`` both are also judged by
 tasks of lm-eval.
 """
 
@@ -142,7 +142,7 @@ def evaluate_alone(
         terminal.say(f"windows:    {window} tokens, {why}")
     if not 2 <= window <= longest:
         raise ModelError(
-            f"--window-tokens {window}: {name} reads 2 to {longest} tokens at once. Choose a number between."
+            f"windows of {window} tokens ({why}): {name} reads 2 to {longest} tokens at once. Give --window-tokens between."
         )
     stream = open_test_stream(
         text or choose_text(name, preset=preset),
@@ -295,8 +295,15 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m seed.evaluate", description="Perplexity and latency of a checkpoint."
     )
     parser.add_argument("model", help="studies/NAME/models/KEY, any directory, a hub id, or a preset's name")
-    parser.add_argument("--test-text", metavar="SOURCE", help="text to judge on (default: the study's, or wikitext2)")
-    parser.add_argument("--window-tokens", type=options.positive_int, metavar="N", help="length of the windows")
+    parser.add_argument(
+        "--test-text", metavar="SOURCE", help="text to judge on (default: the study's or the preset's, else wikitext2)"
+    )
+    parser.add_argument(
+        "--window-tokens",
+        type=options.positive_int,
+        metavar="N",
+        help="length of the windows (default: the study's or the preset's, else as many as the model reads, 1,024 at most)",
+    )
     parser.add_argument(
         "--test-tokens", type=options.positive_int, metavar="N", help="use at most N tokens (default: all)"
     )

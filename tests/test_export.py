@@ -319,6 +319,31 @@ def test_what_lies_there_is_never_written_over(
     assert "already there" in fail(monkeypatch, capfd, "model", "--keep=0,3", "--out", str(out))
     expect_equal(load_file(out / "model.safetensors"), trained)
     assert (out / "notes.txt").read_text() == "mine"
+    source = shutil.copytree(inside / "model", tmp_path / "model")
+    run(monkeypatch, str(source), "--keep=0,2", "--out", str(tmp_path / "of"))
+    save_file(load_file(source / "model.safetensors"), source / "model.safetensors", metadata={"format": "pt"})
+    error = fail(monkeypatch, capfd, str(source), "--keep=0,2", "--out", str(tmp_path / "of"))
+    assert "something else is already there" in error  # the source was written since
+
+
+def test_a_model_without_a_tokenizer_and_a_config_of_wrong_types_are_refused(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd
+) -> None:
+    source = shutil.copytree(inside / "model", tmp_path / "model")
+    (source / "tokenizer_config.json").unlink()
+    for _ in range(2):  # tokenizer.json will do, and what was written is known again
+        run(monkeypatch, str(source), "--keep=0,2", "--out", str(tmp_path / "out"))
+    (source / "tokenizer.json").unlink()
+    error = fail(monkeypatch, capfd, str(source), "--keep=0,2", "--out", str(tmp_path / "none"))
+    assert "a tokenizer (tokenizer.json, tokenizer.model or vocab.json) is missing" in error
+    for field, value in (("hidden_size", "abc"), ("num_hidden_layers", None), ("rope_parameters", 3)):
+        wrong = shutil.copytree(inside / "model", tmp_path / field)
+        config = json.loads((wrong / "config.json").read_text())
+        (wrong / "config.json").write_text(json.dumps(config | {field: value}))
+        assert f"{wrong}: its config" in fail(
+            monkeypatch, capfd, str(wrong), "--keep=0", "--out", str(tmp_path / "none")
+        )
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_is_left_out_is_said_and_a_stale_provenance_is_not_believed(

@@ -243,8 +243,13 @@ def text_config(model: nn.Module) -> Any:
 
 def cache_of(output: Any) -> dict[str, Any]:
     """The cache that a forward pass left, by the name that the next one takes it under: recurrent families have one of their own."""
-    name = "cache_params" if "cache_params" in output else "past_key_values"
-    return {name: output[name]}
+    for name in ("cache_params", "past_key_values"):
+        if name in output:
+            return {name: output[name]}
+    raise ModelError(
+        f"{type(output).__name__}: this family hands on no cache, so that its decoding can be neither proven nor timed. Choose another "
+        "model."
+    )
 
 
 def find_layers(model: nn.Module) -> tuple[nn.Module, str]:

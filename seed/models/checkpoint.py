@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import transformers
 from torch import nn
@@ -170,7 +169,9 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
             output_loading_info=True,
             trust_remote_code=False,  # left out, transformers would ask on the terminal
         )
-    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    except Exception as error:  # configs and files of anyone fail in ways of their own
+        if folder.is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{path}: cannot be loaded ({type(error).__name__}: {first_line(error)}). If Seed wrote it, remove the directory and run "
             "the same command again; it will be written anew."
@@ -241,8 +242,7 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
             return f"{'as it came' if _compare_cached(anatomy.model, tokens_BT, dtype=dtype) else cut}, {fault}"
         with folder.make_scratch(scratch / "round-trip") as directory:
             student.save_pretrained(directory)
-            strip_code(directory)
-            spell_rope(directory)
+            finish_export(directory, original=None, documents={})
             reloaded: Any = load_checkpoint(directory, device=anatomy.device, dtype=dtype)
             found = reloaded(input_ids=tokens_BT, use_cache=False).logits
         if not agree(found, expected):

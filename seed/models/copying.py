@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 
 from seed import folder
-from seed.errors import ModelError, first_line
+from seed.errors import ModelError, SeedError, first_line
 from seed.models.anatomy import find_layers
 from seed.models.checkpoint import finish_export
 from seed.models.classes import find_class
@@ -170,7 +170,9 @@ def _read_config(source: Path) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         refuse_unfit(config, place=str(source))
         kind = find_class(config)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except SeedError:
+        raise
+    except Exception as error:  # configs of anyone fail in ways of their own
         raise ModelError(
             f"{source}: its config cannot be read ({first_line(error)}). Seed exports only what plain transformers loads."
         ) from error

@@ -106,14 +106,16 @@ def refuse_quantized(config: Any, *, place: str) -> None:
         )
 
 
+def refuse_other_kinds(config: Any, *, place: str) -> None:
+    """Raise where a checkpoint is no decoder-only language model, or its weights are quantized."""
+    refuse_quantized(config, place=place)
+    if reason := _find_other_kind(config, config.get_text_config()):
+        raise ModelError(f"{place}: {reason}, and Seed opens decoder-only language models only. Choose another model.")
+
+
 def _find_reason(config: Any, text: Any) -> str | None:
-    other = next((name for name in getattr(config, "architectures", None) or () if name.endswith(OTHER_TASKS)), None)
-    if other is not None:
-        return f"it is a {other}, which writes no text"
-    if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder-decoder, not a decoder-only language model"
-    if getattr(text, "is_decoder", None) is False and text.model_type not in CAUSAL_ANYWAY:
-        return "it attends to what comes after a token too (is_decoder = false)"
+    if reason := _find_other_kind(config, text):
+        return reason
     if text.model_type in REFUSED_TYPES:
         return REFUSED_TYPES[text.model_type]
     if getattr(text, "num_kv_shared_layers", None):
@@ -135,6 +137,17 @@ def _find_reason(config: Any, text: Any) -> str | None:
         is_listed = name == "interleave_moe_layer_step" and getattr(text, "moe_layers", None)  # it went into that list
         if isinstance(period, int) and period > 1 and not is_listed:
             return f"its config places layers by a period over the index ({name} = {period})"
+    return None
+
+
+def _find_other_kind(config: Any, text: Any) -> str | None:
+    other = next((name for name in getattr(config, "architectures", None) or () if name.endswith(OTHER_TASKS)), None)
+    if other is not None:
+        return f"it is a {other}, which writes no text"
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder, not a decoder-only language model"
+    if getattr(text, "is_decoder", None) is False and text.model_type not in CAUSAL_ANYWAY:
+        return "it attends to what comes after a token too (is_decoder = false)"
     return None
 
 

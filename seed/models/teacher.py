@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from seed import folder
-from seed.errors import ModelError, ResourceError
+from seed.errors import ModelError, ResourceError, first_line, is_offline, name_kinds
 from seed.models.classes import find_auto_class
 from seed.models.companions import COMPANIONS
 from seed.models.stored import INDEX, SINGLE, list_shards, refuse_pointer
-from seed.models.surgery import refuse_quantized, refuse_unfit
+from seed.models.surgery import refuse_other_kinds, refuse_unfit
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
 CARD = "README.md"
@@ -135,7 +135,7 @@ def open_teacher(
         if will_cut:
             refuse_unfit(config, place=place)
         else:
-            refuse_quantized(config, place=place)
+            refuse_other_kinds(config, place=place)
         stored = config.get_text_config().dtype or config.dtype or torch.float32
         stored_dtype = getattr(torch, stored) if isinstance(stored, str) else stored
         dtype = choose_dtype(dtype_name, device=device, stored=stored_dtype)
@@ -297,14 +297,7 @@ def _check_directory(path: Path) -> None:
 def explain_failure(source: ModelSource, error: BaseException) -> ModelError:
     """Say in one sentence what went wrong while loading."""
     named = f"--model {source.location}" + (f" (revision {source.revision})" if source.revision else "")
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    kinds = {type(link).__name__ for link in chain}
-    said = str(error).strip().splitlines() or [type(error).__name__]
-    message = said[0]
+    kinds, message = name_kinds(error), first_line(error)
     if kinds & {"GatedRepoError"}:
         return ModelError(
             f"{named}: the hub asks you to accept this model's licence first. Accept it on its page, then run: hf auth login"
@@ -313,14 +306,10 @@ def explain_failure(source: ModelSource, error: BaseException) -> ModelError:
         return ModelError(
             f"{named}: the hub knows no such model or revision. Check the name (OWNER/NAME) and --revision."
         )
-    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}:
+    if is_offline(error):
         return ModelError(f"{named}: not in the local cache, and the hub cannot be reached. {OFFLINE_CURE}")
-    if any(
-        kind.startswith("StrictDataclass") for kind in kinds
-    ):  # transformers' own checks, which say on line 2 what is wrong
-        return ModelError(
-            f"{named}: its config.json is wrong ({said[-1].strip()}). Mend it, or download the model again."
-        )
+    if any(kind.startswith("StrictDataclass") for kind in kinds):
+        return ModelError(f"{named}: its config.json is wrong ({message}). Mend it, or download the model again.")
     if "Unrecognized configuration class" in message:
         return ModelError(
             f"{named}: transformers opens no language model from it (AutoModelForCausalLM, AutoModelForImageTextToText). Of a "

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from seed.models.anatomy import Anatomy
 from seed.records import Candidate
 
-# Shares of the projection inputs' mean square that are added to the diagonal; the best on held-out
+# Shares of the inputs' mean square that are added to the diagonal; the best on held-out
 # calibration windows is used. A wide range: narrow families need little, rank-deficient ones much.
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 HELD_OUT_ONE_IN = 4
@@ -77,7 +77,8 @@ def measure_gains(anatomy: Anatomy, states: Sequence[Tensor]) -> dict[int, float
         change, noise = (moved - plain).double(), noise.double()
         gain = float((change * noise).sum() / (noise * noise).sum())
         error = float((change - gain * noise).norm() / change.norm().clamp_min(1e-12))
-        if abs(gain) < 1e-6 or error > (1e-3 if plain.dtype == torch.float32 else 3e-2):
+        bound = 1e-3 if plain.dtype == torch.float32 else 3e-2
+        if not (abs(gain) >= 1e-6 and error <= bound):  # or no numbers
             return None
         gains[layer] = gain
     return gains

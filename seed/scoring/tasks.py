@@ -20,19 +20,12 @@ import msgspec
 import numpy as np
 import torch
 
-from seed.errors import ResourceError, SeedError, first_line
+from seed.errors import ResourceError, SeedError, first_line, is_offline
+from seed.folder import is_out_of_memory
 from seed.records import TaskScore
 
 CPU_BATCH = 8  # on a GPU lm-eval tries how much fits; on a CPU that would fill the machine's memory
 REQUESTS = {"loglikelihood": "choices", "loglikelihood_rolling": "texts", "generate_until": "answers"}
-OFFLINE_KINDS = {
-    "LocalEntryNotFoundError",
-    "OfflineModeIsEnabled",
-    "ConnectError",
-    "ConnectTimeout",
-    "ConnectionError",
-    "MaxRetryError",
-}
 OFFLINE_CURE = (
     "Connect to the hub once, so that it lies in the cache, or give tasks of your own that read local files "
     "(--include-path DIR)."
@@ -157,10 +150,12 @@ def score_tasks(model: Any, tokenizer: Any, tasks: TaskSet, *, watch: Watch) -> 
             raise ResourceError(
                 "--tasks: does not fit into the GPU's memory. Choose a smaller --task-batch, or --device cpu."
             ) from error
-        except (ValueError, KeyError, NotImplementedError, AssertionError, OSError, ImportError) as error:
-            # a task's functions raise what they like
+        except Exception as error:  # a task's functions raise what they like
+            if is_out_of_memory(error):
+                raise
             raise SeedError(
-                f"--tasks: lm-eval cannot run them on this model ({type(error).__name__}: {first_line(error)})."
+                f"--tasks: lm-eval cannot run them on this model ({type(error).__name__}: {first_line(error)}). Try them with lm-eval "
+                "itself (lm-eval run --model dummy), or leave out the one that fails."
             ) from error
     return list(_read(found))
 
@@ -239,7 +234,7 @@ def _refuse_broken(include_path: Path) -> None:
             ) from error
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise SeedError(
-                f"{path}: cannot be read ({type(error).__name__}: {first_line(error)}), so the tasks in it are not known."
+                f"{path}: cannot be read ({type(error).__name__}: {first_line(error)}), so the tasks in it are not known. Mend it, or take it out of there."
             ) from error
 
 
@@ -277,12 +272,7 @@ def _leaves(opened: Any) -> list[Any]:
 
 
 def _explain(name: str, error: BaseException) -> SeedError:
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    if {kind.__name__ for link in chain for kind in type(link).__mro__} & OFFLINE_KINDS:
+    if is_offline(error):
         return SeedError(
             f"--tasks {name}: its data is not in the local cache, and the hub cannot be reached. {OFFLINE_CURE}"
         )

@@ -1,4 +1,4 @@
-"""Checkpoints that were cut and not recovered: what is cut, from which directory, and what is written beside the weights.
+"""Checkpoints that leave a study, or any model: what is cut, from which directory, and what is written beside the weights.
 
 The weights themselves are copied from file to file by ``models.copying``. Nothing is trained, judged or loaded here.
 """
@@ -19,10 +19,11 @@ from seed.folder import StudyFolder
 from seed.models.checkpoint import is_whole
 from seed.models.classes import find_auto_class, reads_images
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
+from seed.models.stored import read_tensors
 from seed.models.teacher import ModelSource, check_source, find_licence, locate_checkpoint
 from seed.optimize.space import list_presets
 from seed.plans import Protocol, SearchPlan
-from seed.records import Candidate, DistillResult, TrialRecord
+from seed.records import Candidate, DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card
 from seed.reporting.recipe import write_recipe
 from seed.reporting.result_line import ExportLine, keep_finite
@@ -39,6 +40,7 @@ SAME = (
     "base_model",
     "base_revision",
     "base_sha256",
+    "source_stamp",
     "start",
     "num_layers",
     "kept_layers",
@@ -46,6 +48,8 @@ SAME = (
     "recovered",
     "settings",
 )
+# What may lie in an empty place: what a mounted directory is filled from, and what a new file system begins with.
+EMPTY = (folder.INSIDE, "lost+found")
 CURE = "Free some room, or choose another disk with --out DIRECTORY."
 
 
@@ -227,7 +231,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
     """Return the order for layers of any model: a directory, a hub id, or a preset's name.
 
     Of a model of the hub the commit is noted. Weights of a directory are not hashed: that reads all of them once more, at
-    0.9 GB/s on a machine that copies 0.2 to 1.2 GB/s.
+    0.9 GB/s on a machine that copies 0.2 to 1.2 GB/s; sizes and times of their files are, to know them again.
 
     Raises:
         ModelError: no such model, or one that Seed cut before and whose seed.json is damaged.
@@ -238,8 +242,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
     location = source.location
     if location == "demo":
         source = replace(source, location=str(resolve_location(location)))
-    if not Path(source.location).is_dir():
-        check_source(source, presets=list_presets())
+    check_source(source, presets=list_presets())
     located = locate_checkpoint(source)
     directory = located.directory
     source = replace(source, revision=located.commit)  # all else is read from the same commit
@@ -247,6 +250,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
         "base_model": location,
         "base_revision": source.revision,
         "base_sha256": None,
+        "source_stamp": None if located.commit else stamp_weights(directory),
         "start": None,
     }
     earlier = None
@@ -260,6 +264,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
             "base_model": earlier.base_model,
             "base_revision": earlier.base_revision,
             "base_sha256": earlier.base_sha256,
+            "source_stamp": origin["source_stamp"],
             "start": {"path": str(directory), "sha256": None, "tokens": earlier.tokens},
         }
     candidate = _compose(directory, kept_layers, None if earlier is None else earlier.candidate)
@@ -324,11 +329,12 @@ def is_written(place: Path, said: Mapping[str, Any], *, target: Path) -> bool:
         StudyError: something else lies there.
     """
     try:
-        if not place.exists() or not any(path.name != folder.INSIDE for path in place.iterdir()):
+        folder.require_readable(place)
+        if not place.exists() or not any(path.name not in EMPTY for path in place.iterdir()):
             return False
         found = json.loads((place / PROVENANCE).read_bytes())
-        is_same = all(found[name] == said[name] for name in SAME) and is_whole(place)
-    except (OSError, ValueError, TypeError, KeyError):
+        is_same = all(found.get(name) == said.get(name) for name in SAME) and bool(read_tensors(place))
+    except (OSError, ValueError, TypeError, AttributeError, ModelError):
         is_same = False
     if not is_same:
         raise StudyError(f"{target}: something else is already there. Move it away, or give another --out.")
@@ -357,6 +363,12 @@ def _write_documents(order: Order, cut: Cut) -> dict[str, str]:
         origin, order.candidate, licence=order.licence, earlier_tokens=start["tokens"], **order.measured
     )
     return {CARD: write_raw_card(raw, order.score), PROVENANCE: json.dumps(said, indent=1) + "\n"}
+
+
+def stamp_weights(directory: Path) -> str:
+    """A hash of the sizes and times of a checkpoint's files of weights: another one where they were written since."""
+    files = [(path.name, path.stat()) for path in sorted(directory.glob("*.safetensors"))]
+    return hash_text(json.dumps([(name, about.st_size, about.st_mtime_ns) for name, about in files]))
 
 
 def _compose(directory: Path, kept_layers: Sequence[int], known: Candidate | None) -> Candidate:

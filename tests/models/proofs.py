@@ -1,5 +1,6 @@
 """What must hold for a family before Seed removes layers from it, proven on one tiny random checkpoint."""
 
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -25,8 +26,6 @@ from tests.scoring.streams import draw_stream
 
 CPU = torch.device("cpu")
 SUBSETS = ((0, 3), (1, 2, 3))
-NO_OUTLET = "no: what writes a layer's output was not found"
-NOT_ADDED = "no: what a layer writes last is not added as it is"
 
 
 class Proof(Struct, frozen=True, kw_only=True):
@@ -145,7 +144,21 @@ def prove_scores(anatomy: Anatomy) -> str:
     if walker:
         assert max(changes) > 1e-3
         return "yes"
-    return NO_OUTLET if any(anatomy.find_outlet(layer) is None for layer in range(4)) else NOT_ADDED
+    return say_why_not(anatomy)
+
+
+def say_why_not(anatomy: Anatomy) -> str:
+    """Why a family has no closed form."""
+    states = anatomy.trace(make_tokens())
+    if states[0].ndim != 3:
+        return "no: its layers hand on several streams of states"
+    for layer in range(4):
+        outlet = anatomy.find_outlet(layer)
+        if outlet is None:
+            return "no: what writes a layer's output was not found"
+        if not outlet.is_whole(functools.partial(anatomy.run_layer, layer, states[layer])):
+            return "no: not all that writes a layer's output was found"
+    return "no: what a layer writes last is not added as it is"
 
 
 def list_changed(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

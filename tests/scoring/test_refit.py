@@ -55,6 +55,15 @@ def test_a_family_that_adds_nothing_as_it_is_written_has_no_gains(family: str) -
     assert measure_gains(anatomy, anatomy.trace(make_tokens())) is None
 
 
+def test_a_weight_that_is_no_number_has_no_gain() -> None:
+    model = make_model("llama")
+    anatomy = Anatomy(model)
+    states = anatomy.trace(make_tokens())
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    assert measure_gains(anatomy, states) is None
+
+
 BIAS = pytest.mark.parametrize("has_bias", [False, True], ids=["without bias", "with bias"])
 SHIFT = torch.linspace(-1, 1, WIDTH)  # what only a bias can add
 
