@@ -6,7 +6,6 @@ its data set, is fetched by lm-eval and may need the network. Nothing is importe
 
 import contextlib
 import difflib
-import importlib
 import importlib.util
 import logging
 import math
@@ -78,8 +77,8 @@ def require_lm_eval() -> None:
             "--tasks: needs lm-eval, which is not installed. Install it: pip install 'seed-search[tasks]' (or 'lm-eval>=0.4.12')."
         )
     try:
-        importlib.import_module("lm_eval.evaluator")
-        importlib.import_module("lm_eval.models.huggingface")
+        import lm_eval.evaluator
+        import lm_eval.models.huggingface  # noqa: F401
     except Exception as error:  # one of the packages that it needs is missing, or of a version that does not fit
         raise SeedError(
             f"--tasks: lm-eval is installed, but cannot be imported ({_first_line(error)}). Install it again with what it needs: "
@@ -230,7 +229,7 @@ def _refuse_broken(include_path: Path) -> None:
 
     for path in sorted(include_path.glob("**/*.yaml")):
         try:
-            yaml.compose(path.read_text(encoding="utf-8"))
+            yaml.compose(path.read_text(encoding="utf-8"))  # nodes only: nothing is made of them
         except yaml.MarkedYAMLError as error:
             line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
             raise SeedError(
