@@ -226,7 +226,7 @@ def _refuse_broken(include_path: Path) -> None:
 
     for path in sorted(include_path.glob("**/*.yaml")):
         try:
-            yaml.compose(path.read_text(encoding="utf-8"))
+            yaml.compose(path.read_text(encoding="utf-8"))  # nodes only: nothing is made of them
         except yaml.MarkedYAMLError as error:
             line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
             raise SeedError(

@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that a wrong start is answered at once.
 """
 
 import json
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,9 @@ def read_start(path: Path) -> Start:
 def find_origin(model: str) -> Start | None:
     """What a model's directory says of where it comes from, where Seed made it; None: it did not, or nothing can be read."""
     path = Path(model).expanduser()
-    if not (path / "seed.json").is_file():
+    if not os.path.isfile(
+        path / "seed.json"
+    ):  # false too where the directory may not be read, which its opening says better
         return None
     try:
         return read_origin(path, place=model)
