@@ -49,9 +49,7 @@ def read_start(path: Path) -> Start:
 def find_origin(model: str) -> Start | None:
     """What a model's directory says of where it comes from, where Seed made it; None: it did not, or nothing can be read."""
     path = Path(model).expanduser()
-    if not os.path.isfile(
-        path / "seed.json"
-    ):  # false too where the directory may not be read, which its opening says better
+    if not os.path.isfile(path / "seed.json"):  # nor where that may not be read, which opening it says better
         return None
     try:
         return read_origin(path, place=model)
