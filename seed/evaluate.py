@@ -1,8 +1,8 @@
 """Perplexity and latency of any checkpoint, by Seed's protocol: python -m seed.evaluate studies/demo/models/drop-1
 
 A model inside a study is judged on that study's test text, beside its dense model. Any other model (a
-directory, a hub id, a preset's name) is judged alone, on the text you name, or else its study's or its preset's. With ``--tasks`` both are also judged by
-tasks of lm-eval.
+directory, a hub id, a preset's name) is judged alone, on the text you name, or else its study's or its preset's.
+With ``--tasks`` both are also judged by tasks of lm-eval.
 """
 
 import argparse

@@ -62,13 +62,10 @@ class Outlet(ABC):
     @contextlib.contextmanager
     def add(self, change_BTD: Tensor) -> Iterator[None]:
         """Let the module write that in addition while the block runs."""
-        handle = self.module.register_forward_hook(
+        with self.module.register_forward_hook(
             lambda _module, _args, output: _replace(output, written_by(output) + change_BTD.view_as(written_by(output)))
-        )
-        try:
+        ):
             yield
-        finally:
-            handle.remove()
 
 
 class Projection(Outlet):
@@ -77,11 +74,8 @@ class Projection(Outlet):
     @contextlib.contextmanager
     def record_inputs(self) -> Iterator[list[Tensor]]:
         inputs: list[Tensor] = []
-        handle = self.module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0].detach()))
-        try:
+        with self.module.register_forward_pre_hook(lambda _module, args: inputs.append(args[0].detach())):
             yield inputs
-        finally:
-            handle.remove()
 
     @torch.no_grad()
     def fold(self, weight_FD: Tensor, bias_D: Tensor | None) -> None:
@@ -97,20 +91,16 @@ class Mixture(Outlet):
     """A mixture of experts: F is D, and no constant can be added, since it would be added once for each expert."""
 
     has_bias: bool = field(default=False, init=False)
-    writers: dict[
-        str, int
-    ]  # parameters of the module that write a part of its output, each with its dimension of size D, counted from the end
+    # the module's parameters that write a part of its output, each with its dimension of size D, counted from the end
+    writers: dict[str, int]
 
     @contextlib.contextmanager
     def record_inputs(self) -> Iterator[list[Tensor]]:
         outputs: list[Tensor] = []
-        handle = self.module.register_forward_hook(
+        with self.module.register_forward_hook(
             lambda _module, _args, output: outputs.append(written_by(output).detach())
-        )
-        try:
+        ):
             yield outputs
-        finally:
-            handle.remove()
 
     @torch.no_grad()
     def fold(self, weight_FD: Tensor, bias_D: Tensor | None) -> None:
@@ -124,11 +114,8 @@ class Mixture(Outlet):
     @torch.no_grad()
     def is_whole(self, run: Callable[[], Any]) -> bool:
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        handle = self.module.register_forward_pre_hook(lambda _m, *call: calls.append(call), with_kwargs=True)
-        try:
+        with self.module.register_forward_pre_hook(lambda _m, *call: calls.append(call), with_kwargs=True):
             run()
-        finally:
-            handle.remove()
         args, kwargs = calls[0]
         # Twice the even channels of the weights must be twice those of the output, no more, no less; doubling is exact.
         scales_D = torch.ones(self.num_inputs, device=next(self.module.parameters()).device)

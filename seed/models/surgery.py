@@ -231,9 +231,8 @@ def view_layers(anatomy: Anatomy, candidate: Candidate) -> Iterator[nn.Module]:
     kept = [original[layer] for layer in candidate.kept_layers]
     undo: list[tuple[nn.Module, str, Any]] = []
     configs = [text_config(module) for module in (anatomy.model, *anatomy.owner.modules()) if hasattr(module, "config")]
-    texts = {
-        id(config): config for config in configs if type(config) is type(anatomy.config)
-    }  # not those of a vision tower
+    # not those of a vision tower
+    texts = {id(config): config for config in configs if type(config) is type(anatomy.config)}
     befores = [(config, repair_config(config, candidate.kept_layers)) for config in texts.values()]
     setattr(anatomy.owner, anatomy.attribute, nn.ModuleList(kept))
     for position, (layer, module) in enumerate(zip(candidate.kept_layers, kept, strict=True)):

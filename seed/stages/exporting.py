@@ -19,7 +19,6 @@ from seed.folder import StudyFolder
 from seed.models.checkpoint import is_whole
 from seed.models.classes import find_auto_class, reads_images
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
-from seed.models.stored import read_tensors
 from seed.models.teacher import ModelSource, check_source, find_licence, locate_checkpoint
 from seed.optimize.space import list_presets
 from seed.plans import Protocol, SearchPlan
@@ -27,29 +26,15 @@ from seed.records import Candidate, DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card
 from seed.reporting.recipe import write_recipe
 from seed.reporting.result_line import ExportLine, keep_finite
-from seed.stages import provenance
+from seed.stages import places, provenance
 from seed.stages.options import spell_command
+from seed.stages.places import PROVENANCE
 from seed.stages.planning import find_preset
 from seed.stages.protocols import find_source, hash_weights, resolve_location
 from seed.stages.settings import SearchSettings
 from seed.stages.starts import read_origin
 
-CARD, PROVENANCE, RECIPE = "README.md", "seed.json", "mergekit.yml"
-# What an export says of itself by which it is known again.
-SAME = (
-    "base_model",
-    "base_revision",
-    "base_sha256",
-    "source_stamp",
-    "start",
-    "num_layers",
-    "kept_layers",
-    "width",
-    "recovered",
-    "settings",
-)
-# What may lie in an empty place: what a mounted directory is filled from, and what a new file system begins with.
-EMPTY = (folder.INSIDE, "lost+found")
+CARD, RECIPE = "README.md", "mergekit.yml"
 CURE = "Free some room, or choose another disk with --out DIRECTORY."
 
 
@@ -86,9 +71,9 @@ def plan_order(order: Order, target: Path) -> Copy:
     Raises:
         SeedError: weights are missing or damaged, the family is unfit, something else lies there, or there is no room.
     """
-    place = find_place(target)
+    place = places.find_place(target)
     source = locate_checkpoint(order.source).directory
-    if _overlap(source, place):
+    if places.overlap(source, place):
         raise ModelError(f"{target}: is, holds or lies in the model that is cut ({source}). Give another --out.")
     cut = plan_cut(source, order.kept_layers)
     recipe = write_recipe(
@@ -98,9 +83,9 @@ def plan_order(order: Order, target: Path) -> Copy:
         dtype=cut.dtype,
     )
     documents = _write_documents(order, cut) | {RECIPE: recipe}
-    is_there = is_written(place, json.loads(documents[PROVENANCE]), target=target)
+    is_there = places.is_written(place, json.loads(documents[PROVENANCE]), target=target)
     if not is_there:
-        folder.require_room(_find_parent(place), needed_bytes=cut.num_bytes, purpose="this checkpoint", cure=CURE)
+        folder.require_room(places.find_parent(place), needed_bytes=cut.num_bytes, purpose="this checkpoint", cure=CURE)
     return Copy(order=order, cut=cut, target=target, documents=documents, is_there=is_there)
 
 
@@ -177,12 +162,14 @@ def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
     Raises:
         SeedError: something else lies there, or there is no room.
     """
-    place = find_place(target)
+    place = places.find_place(target)
     source = Path(line.path)
-    if _overlap(source, place):
+    if places.overlap(source, place):
         raise ModelError(f"{target}: lies in the model itself. Give another --out.")
-    if not is_written(place, json.loads((source / PROVENANCE).read_bytes()), target=target):
-        folder.require_room(_find_parent(place), needed_bytes=line.weight_bytes, purpose="this checkpoint", cure=CURE)
+    if not places.is_written(place, json.loads((source / PROVENANCE).read_bytes()), target=target):
+        folder.require_room(
+            places.find_parent(place), needed_bytes=line.weight_bytes, purpose="this checkpoint", cure=CURE
+        )
         with folder.explain_resource_errors(target), folder.replace_directory(place) as aside:
             for path in filter(Path.is_file, sorted(source.rglob("*"))):
                 copy = aside / path.relative_to(source)
@@ -310,37 +297,6 @@ def find_score(protocol: Protocol, trial: TrialRecord, distilled: Sequence[Disti
     return Score(quality=quality, split="validation", source=protocol.streams["validation"].source)
 
 
-def find_place(target: Path) -> Path:
-    """Follow what the user named to the directory that is to be written there.
-
-    Raises:
-        StudyError: this process stands in it, and would stand nowhere once it is replaced.
-    """
-    place = target.resolve()
-    if Path.cwd().is_relative_to(place):
-        raise StudyError(f"{target}: this command runs in it, and it would be replaced. Give another --out.")
-    return place
-
-
-def is_written(place: Path, said: Mapping[str, Any], *, target: Path) -> bool:
-    """Was the export that says this of itself written to this place before? What lies there is never touched.
-
-    Raises:
-        StudyError: something else lies there.
-    """
-    try:
-        folder.require_readable(place)
-        if not place.exists() or not any(path.name not in EMPTY for path in place.iterdir()):
-            return False
-        found = json.loads((place / PROVENANCE).read_bytes())
-        is_same = all(found.get(name) == said.get(name) for name in SAME) and bool(read_tensors(place))
-    except (OSError, ValueError, TypeError, AttributeError, ModelError):
-        is_same = False
-    if not is_same:
-        raise StudyError(f"{target}: something else is already there. Move it away, or give another --out.")
-    return True
-
-
 def _write_documents(order: Order, cut: Cut) -> dict[str, str]:
     """The card and the provenance of a cut, by their file's name."""
     origin, start = order.origin, order.origin["start"] or {"path": None, "tokens": 0}
@@ -396,13 +352,3 @@ def _require_same(path: Path, sha256: str | None, study: StudyFolder) -> None:
         raise ModelError(
             f"{path}: its weights changed since {study.root} was planned. Restore them, or start a study of another name."
         )
-
-
-def _overlap(source: Path, place: Path) -> bool:
-    whole = source.resolve()
-    return whole.is_relative_to(place) or place.is_relative_to(whole)
-
-
-def _find_parent(place: Path) -> Path:
-    """The nearest directory above that is there."""
-    return next(path for path in (place, *place.parents) if path.is_dir())

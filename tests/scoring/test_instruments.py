@@ -23,21 +23,20 @@ from tests.scoring.opened import CPU, CUT, DENSE, drop, open_grafted, open_instr
 SETTINGS = DistillSettings(steps=1, batch_windows=1, micro_batch=1, learning_rate=1e-3, rng_seed=0)
 
 
+def export(student: torch.nn.Module, target: Path) -> None:
+    """Write a student in bfloat16, with nothing said of it."""
+    write_checkpoint(
+        student, target, tokenizer=make_tokenizer(), original=None, dtype=torch.bfloat16, card="", provenance={}
+    )
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_the_size_is_that_of_the_exported_student(family: str, tmp_path: Path) -> None:
     instruments = open_instruments(family, stored=torch.bfloat16)
     size = size_of(instruments, CUT)
     student = start_student(instruments, CUT, None)
     assert size.num_params == sum(parameter.numel() for parameter in student.parameters())
-    write_checkpoint(
-        student,
-        tmp_path / "out",
-        tokenizer=make_tokenizer(),
-        original=None,
-        dtype=torch.bfloat16,
-        card="",
-        provenance={},
-    )
+    export(student, tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "model.safetensors").values()
     assert size.num_params == sum(tensor.numel() for tensor in tensors)
     assert size.weight_bytes == sum(tensor.nbytes for tensor in tensors)
@@ -48,15 +47,7 @@ def test_a_student_is_validated_as_it_is_exported(tmp_path: Path) -> None:
     instruments = open_instruments(stored=torch.bfloat16)
     student = start_student(instruments, CUT, None)
     found = validation_losses(instruments, student).loss
-    write_checkpoint(
-        student,
-        tmp_path / "out",
-        tokenizer=make_tokenizer(),
-        original=None,
-        dtype=torch.bfloat16,
-        card="",
-        provenance={},
-    )
+    export(student, tmp_path / "out")
     exported = load_checkpoint(tmp_path / "out", device=CPU, dtype=torch.float32)
     losses = measure_losses(logits_of(exported), instruments.validation, micro_batch=4, device=CPU)
     assert losses.loss == found
