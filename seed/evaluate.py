@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
 from seed.folder import StudyFolder
-from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
+from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import format_bytes
 from seed.stages import options, planning
-from seed.stages.starts import find_origin
+from seed.stages.defaults import choose_text, choose_window
 
 if TYPE_CHECKING:
     from seed.scoring.tasks import TaskSet
 
-DEFAULT_TEXT = "wikitext2"
 EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
 
 
@@ -167,38 +166,6 @@ def evaluate_alone(
         protocol=_describe(window, str(teacher.dtype).removeprefix("torch."), stream.source),
         tasks=tuple(scores),
     )
-
-
-def choose_window(name: str, given: int | None, *, preset: Preset | None, longest: int) -> tuple[int, str]:
-    """Return how many tokens a window holds, and why: as told, else as the original is judged, where it is known.
-
-    Perplexities on windows of two lengths do not compare: the longer one gives more context.
-    """
-    if given is not None:
-        return given, "as told"
-    if preset is not None:
-        return preset.data.window_tokens, f"as {name}'s search space has it"
-    origin = find_origin(name)
-    if origin is not None:
-        known = origin.window_tokens
-        if known is not None and 2 <= known <= longest:
-            return known, f"as in the study that it comes from, of {origin.base_model} (seed.json)"
-        base = planning.name_base(origin.base_model)
-        if base in list_presets():
-            window = load_preset(presets_directory() / f"{base}.toml").data.window_tokens
-            if window <= longest:
-                return window, f"as the search space of its original, {base}, has it"
-    return min(
-        1024, longest
-    ), "as many as it reads, 1,024 at most; a PPL on other windows does not compare (--window-tokens)"
-
-
-def choose_text(name: str, *, preset: Preset | None) -> str:
-    """The text to be judged on where none is named: the model's own, or its study's where that is a known corpus."""
-    if preset is not None:
-        return preset.data.corpus
-    origin = find_origin(name)  # may come from anyone, so no file that it names is opened
-    return origin.test_text if origin is not None and origin.test_text in planning.NAMED_TEXTS else DEFAULT_TEXT
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from seed.evaluate import choose_text, choose_window
 from seed.optimize.space import load_preset, presets_directory
+from seed.stages.defaults import choose_text, choose_window
 from tests.conftest import MakeCheckpoint
 from tests.stages.test_starts import write_start
 from tests.test_commands import run_seed
