@@ -20,7 +20,7 @@ from seed.folder import StudyFolder
 from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
-from seed.reporting.wording import format_bytes
+from seed.reporting.wording import format_bytes, format_latency_ratio
 from seed.stages import options, planning
 from seed.stages.defaults import choose_text, choose_window
 
@@ -201,13 +201,10 @@ def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) 
         terminal.say(
             f"closeness:  KL {test.kl_divergence:.4f} nats a token, same top token in {test.top1_agreement:.1%}"
         )
-    ratio = (
-        f", ratio to dense {latency.ratio:.3f} [{latency.ratio_low:.3f}, {latency.ratio_high:.3f}]"
-        if beside_dense
-        else ""
-    )
+    ratio = f", ratio to dense {format_latency_ratio(latency)}" if beside_dense else ""
+    busy = f"; the machine was busy: {latency.disturbance}" if latency.disturbance else ""
     terminal.say(
-        f"latency:    {latency.median_ms:.1f} ms ({latency.p10_ms:.1f} to {latency.p90_ms:.1f}) to {latency.workload}, on {latency.device}{ratio}"
+        f"latency:    {latency.median_ms:.1f} ms ({latency.p10_ms:.1f} to {latency.p90_ms:.1f}) to {latency.workload}, on {latency.device}{ratio}{busy}"
     )
     terminal.say(
         f"size:       {size.num_params:,} parameters, {format_bytes(size.weight_bytes)} of weights, "

@@ -56,7 +56,7 @@ class Protocol(Record, frozen=True, kw_only=True):
     latency_batch: int
     prompt_tokens: int
     new_tokens: int
-    latency_repeats: int
+    latency_repeats: int | None  # timed pairs; None: as many as the interval needs
     compiled: bool
     latency_command: str | None
     device: str

@@ -119,6 +119,7 @@ class Quality(Record, frozen=True, kw_only=True):
     standard_error: float  # of the loss
     tokens: int
     documents: int
+    effective_documents: float | None = None  # of one length; None: studies of earlier versions
     ppl_ratio: float
     ppl_ratio_standard_error: float
     kl_divergence: float | None = None  # KL(dense || this), nats per token
@@ -164,10 +165,11 @@ class Latency(Record, frozen=True, kw_only=True):
     p90_ms: float
     dense_median_ms: float
     ratio: float
-    ratio_low: float  # 95 % interval of the median ratio, by bootstrap over the pairs
-    ratio_high: float
+    ratio_low: float | None  # 95 % interval of the ratio; None: too few pairs for one
+    ratio_high: float | None
     prefill_median_ms: float | None = None
     prefill_ratio: float | None = None
+    disturbance: str | None = None  # what else the machine did meanwhile, in words; None: nothing that was noticed
 
 
 class Size(Record, frozen=True, kw_only=True):

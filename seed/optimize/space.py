@@ -53,7 +53,7 @@ class LatencySection(Record, frozen=True, kw_only=True):
     batch: int = 1
     prompt_tokens: int = 128
     new_tokens: int = 64
-    repeats: int = 9  # timed pairs of dense and cut model
+    repeats: int | None = None  # timed pairs of dense and cut model; None: as many as the interval needs
 
 
 class RecoverySection(Record, frozen=True, kw_only=True):

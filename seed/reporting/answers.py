@@ -49,8 +49,9 @@ class Recommendation:
     """
 
     margin: int
-    contender: Contender | None  # None: no contender stays within
+    contender: Contender | None  # None: none stays within and was measured faster
     is_sure: bool  # the whole 95 % interval stays within
+    slower: Contender | None = None  # the best that stays within, where none of those was measured faster
 
 
 def list_contenders(record: StudyRecord) -> list[Contender]:
@@ -68,12 +69,14 @@ def recommend(record: StudyRecord, *, margins: Sequence[int] = MARGINS) -> list[
     found = []
     for margin in margins:
         limit = 1 + margin / 100
-        within = [one for one in contenders if _read_ratio(one) <= limit and one.latency.ratio < 1]
-        fastest = min(within, key=lambda one: one.latency.ratio, default=None)
-        level = [one for one in within if fastest and one.latency.ratio_low <= fastest.latency.ratio_high]
+        within = [one for one in contenders if _read_ratio(one) <= limit]
+        faster = [one for one in within if one.latency.ratio < 1]
+        fastest = min(faster, key=lambda one: one.latency.ratio, default=None)
+        level = [one for one in faster if fastest and _may_be_as_fast(one.latency, fastest.latency)]
         chosen = min(level, key=_read_ratio, default=None)
         is_sure = chosen is not None and chosen.ppl_ratio.high is not None and chosen.ppl_ratio.high <= limit
-        found.append(Recommendation(margin=margin, contender=chosen, is_sure=is_sure))
+        slower = None if faster else min(within, key=_read_ratio, default=None)
+        found.append(Recommendation(margin=margin, contender=chosen, is_sure=is_sure, slower=slower))
     return found
 
 
@@ -142,15 +145,21 @@ def say_recommendation(found: Recommendation, record: StudyRecord) -> str:
     """Return which model to ship within a margin, and how sure that is."""
     limit = f"{found.margin}\u00a0%"
     if found.contender is None:
-        nearest = say_nearest(record)
-        return f"Within {limit} PPL: none{f'; {nearest}' if nearest else ''}."
+        why = say_none(found, record)
+        return f"Within {limit} PPL: none{f'; {why}' if why else ''}."
     sure = say_certainty(found)
     chosen = found.contender
     return f"Fastest within {limit} PPL: {name_contender(chosen)}, {describe_speed(chosen.latency)}, {say_quality(chosen)}; {sure}."
 
 
-def say_nearest(record: StudyRecord) -> str:
-    """Return which contender loses the least, where none keeps a margin; nothing where there is none."""
+def say_none(found: Recommendation, record: StudyRecord) -> str:
+    """Return why no model is recommended: none is faster, or which loses the least; nothing where there is none."""
+    if found.slower is not None:
+        best = found.slower
+        return (
+            f"the best that stays within, {name_contender(best)}, {say_quality(best)}, was not measured faster than the dense "
+            f"model: {describe_speed(best.latency)}"
+        )
     known = [(one.ppl_ratio.value, one) for one in list_contenders(record) if one.ppl_ratio.value is not None]
     if not known:
         return ""
@@ -163,7 +172,7 @@ def say_certainty(found: Recommendation, *, names_margin: bool = False) -> str:
     assert found.contender is not None
     ratio = found.contender.ppl_ratio
     if ratio.low is None or ratio.high is None:
-        return "how sure that is cannot be told"
+        return "how sure that is cannot be told: too few documents for an interval"
     interval = f"95\u00a0% interval {format_number(ratio.low)} to {format_number(ratio.high)}"
     return f"{interval}, {say_within(found, names_margin=names_margin)}"
 
@@ -172,6 +181,11 @@ def say_within(found: Recommendation, *, names_margin: bool = False) -> str:
     """Return whether the whole 95 % interval of a recommended model stays within the margin."""
     margin = f" {found.margin}\u00a0%" if names_margin else ""
     return f"all of it within{margin}" if found.is_sure else f"some of it beyond{margin}"
+
+
+def _may_be_as_fast(latency: Latency, fastest: Latency) -> bool:
+    """Do the intervals of two latency ratios overlap? Timed too few times for intervals, they are told apart by nothing."""
+    return latency.ratio_low is None or fastest.ratio_high is None or latency.ratio_low <= fastest.ratio_high
 
 
 def _read_ratio(contender: Contender) -> float:

@@ -10,6 +10,7 @@ from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, DenseResult, DistillResult, Quality
 from seed.reporting.front import Result, list_metrics, write_front
 from seed.reporting.notes import escape_text, quote_block, quote_code
+from seed.reporting.wording import format_latency_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,8 @@ def write_card(
         f"{test.ppl_ratio:.4f} ± {test.ppl_ratio_standard_error:.4f} |",
         f"| the same layers without recovery | {result.test_unrecovered.perplexity:.3f} | | "
         f"{result.test_unrecovered.ppl_ratio:.4f} |",
-        f"| {escape_text(result.latency.workload)}, ms | {result.latency.median_ms:.1f} | {result.latency.dense_median_ms:.1f} | "
-        f"{result.latency.ratio:.3f} [{result.latency.ratio_low:.3f}, {result.latency.ratio_high:.3f}] |",
+        f"| {escape_text(result.latency.workload)}, ms | {result.latency.ratio * dense.latency.median_ms:.1f} | "
+        f"{dense.latency.median_ms:.1f} | {format_latency_ratio(result.latency)} |",
         f"| parameters | {result.size.num_params:,} | {dense.size.num_params:,} | "
         f"{result.size.num_params / dense.size.num_params:.3f} |",
         f"| KV-cache bytes a token | {result.size.kv_bytes_per_token:,} | {dense.size.kv_bytes_per_token:,} | "
@@ -127,7 +128,8 @@ def write_card(
         ),
         f"- Perplexity: non-overlapping windows of {protocol.window_tokens} tokens, the first of each unscored, "
         f"computed in {protocol.dtype}; standard errors clustered by document",
-        f"- Latency: on {escape_text(protocol.device)}, {result.latency.repeats} interleaved pairs, median and 95 % interval",
+        f"- Latency: on {escape_text(protocol.device)}, {result.latency.repeats} interleaved pairs, ratio with 95 % interval"
+        + ("" if result.latency.disturbance is None else f"; the machine was busy: {result.latency.disturbance}"),
         "",
         "To make it again:",
         "",

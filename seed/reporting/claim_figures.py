@@ -13,11 +13,11 @@ from plotly.subplots import make_subplots
 
 from seed.evidence import ClaimsEvidence, TrainedRun
 from seed.records import Estimate, read_dropped
-from seed.reporting.comparison import draw_estimates, find_edge, find_limit, format_ratio
+from seed.reporting.comparison import draw_estimates, find_edge, find_limit
 from seed.reporting.marks import DEPTH_COLORS, GREY, draw_interval, finish_figure
 from seed.reporting.readings import list_ratios
 from seed.reporting.trained import Line, draw_lines, escape, name_key
-from seed.reporting.wording import ABSENT, format_latency_ratio, format_number, name_rung
+from seed.reporting.wording import ABSENT, format_interval, format_latency_ratio, format_number, name_rung
 
 ROW_PX = 30
 FAR = 4
@@ -162,7 +162,7 @@ def draw_reached(evidence: ClaimsEvidence, groups: Sequence[Group], estimates: S
                     error_x={**draw_estimates([estimate], limit=limit), "color": group.kind.color},
                     text=["no number" if estimate.value is None else format_number(estimate.value)] if is_far else None,
                     textposition="middle left",
-                    customdata=[[escape(list_models(group)), format_ratio(estimate), seeds]],
+                    customdata=[[escape(list_models(group)), format_interval(estimate), seeds]],
                     hovertemplate="%{customdata[0]}<br>PPL ratio: %{customdata[1]}<br>random seeds: %{customdata[2]}<extra></extra>",
                     mode="markers+text" if is_far else "markers",
                     showlegend=False,  # the axis names all
@@ -346,4 +346,4 @@ def format_plain(estimate: Estimate) -> str:
         return ABSENT
     if estimate.low is None or estimate.high is None:
         return format_number(estimate.value)
-    return format_ratio(estimate)
+    return format_interval(estimate)

@@ -24,11 +24,11 @@ from seed.reporting.claim_figures import (
     name_depth,
     name_timed,
 )
-from seed.reporting.comparison import format_percent, format_ratio
+from seed.reporting.comparison import format_percent
 from seed.reporting.document import escape as escape_html
 from seed.reporting.document import render_document, render_figure, render_section, render_table, render_values
 from seed.reporting.trained import name_key
-from seed.reporting.wording import ABSENT, count_things, format_latency_ratio
+from seed.reporting.wording import ABSENT, count_things, format_interval, format_latency_ratio
 
 QUESTION = "Seed: which claims about dropping layers hold on this model?"
 # verdicts of optimize.claims: class of the style sheet, sign, and what a count of them says
@@ -164,7 +164,7 @@ def render_numbers(
                 f"{group.runs[0].num_params:,}",
                 f"{group.runs[0].tokens:,}",
                 ", ".join(str(run.rng_seed) for run in group.runs),
-                format_ratio(estimate),
+                format_interval(estimate),
                 format_gain(measure_last_gain(group.runs)),
             ]
             for group, estimate in zip(groups, estimates, strict=True)

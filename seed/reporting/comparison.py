@@ -24,6 +24,7 @@ from seed.reporting.wording import (
     ABSENT,
     count_things,
     format_estimate,
+    format_interval,
     format_number,
     list_layers,
     name_drop,
@@ -111,7 +112,7 @@ def say_answer(summary: ComparisonSummary, num_dropped: int, *, titles: Mapping[
         if name not in BASELINES and row.excess.high is not None and row.excess.high < 0
     ]
     return (
-        f"{begin}: {titles[summary.reference]} reaches a PPL ratio of {format_ratio(ours.ppl_ratio)}"
+        f"{begin}: {titles[summary.reference]} reaches a PPL ratio of {format_interval(ours.ppl_ratio)}"
         f"{'; ' if beside else ''}{', '.join(beside)}. "
         + (f"Better than it: {', '.join(better)}." if better else "No other strategy is measurably better.")
     )
@@ -177,10 +178,10 @@ def draw_reached(comparison: Comparison, *, summary: ComparisonSummary, titles: 
                 x=[edge if far else estimate.value for estimate, far in zip(estimates, is_far, strict=True)],
                 y=[place for place, _ in rows],
                 error_x={**draw_estimates(estimates, limit=limit), "color": color},
-                text=[format_ratio(e) if far else "" for e, far in zip(estimates, is_far, strict=True)],
+                text=[format_interval(e) if far else "" for e, far in zip(estimates, is_far, strict=True)],
                 textposition="middle left",
                 customdata=[
-                    [list_picks(row), format_percent(row.excess), format_ratio(row.ppl_ratio)] for _, row in rows
+                    [list_picks(row), format_percent(row.excess), format_interval(row.ppl_ratio)] for _, row in rows
                 ],
                 hovertemplate="PPL ratio: %{customdata[2]}<br>dropped: %{customdata[0]}<br>above Seed's sampler: %{customdata[1]}<extra></extra>",
                 mode="markers+text",
@@ -301,7 +302,7 @@ def render_numbers(comparison: Comparison, *, summary: ComparisonSummary, titles
         [
             f"{name_drop(row.num_dropped)}, {titles[row.strategy]}",
             list_picks(row),
-            format_ratio(row.ppl_ratio),
+            format_interval(row.ppl_ratio),
             ABSENT if row.strategy == summary.reference else format_percent(row.excess),
             format_cost(row.cost, comparison.budget),
         ]
@@ -355,13 +356,6 @@ def list_picks(row: Reached) -> str:
     if len(times) == 1:
         return next(iter(times))
     return "; ".join(f"{told} ({count} of {row.num_runs})" for told, count in times.items())
-
-
-def format_ratio(estimate: Estimate) -> str:
-    """Return ``1.054 [1.050, 1.058]``."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return ABSENT
-    return f"{format_number(estimate.value)} [{format_number(estimate.low)}, {format_number(estimate.high)}]"
 
 
 def format_percent(estimate: Estimate) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from seed import folder
 from seed.findings import StudyRecord
-from seed.records import Latency
+from seed.records import DenseResult, Latency
 from seed.reporting.answers import MARGINS, list_contenders
 from seed.reporting.comparability import has_one_scale, say_comparability, spell
 from seed.reporting.document import (
@@ -140,11 +140,20 @@ def render_models(studies: Mapping[str, StudyRecord]) -> str:
             ppl, _, *others = list_quality(result.test)
             ratio = say_ratio(result, record.replications.get(result.key))
             size = format_count(result.size.num_params)
-            rows.append([name, name_model(result), size, *list_speed(result.latency), ratio, ppl, *others])
+            rows.append([name, name_model(result), size, *list_speed(result.latency, dense), ratio, ppl, *others])
         for one in [] if record.distilled else list_contenders(record):
             layers, size = list_layers(one.candidate.dropped_layers), format_count(one.size.num_params)
             rows.append(
-                [name, layers, size, *list_speed(one.latency), f"{one.said_ratio}, proxy", ABSENT, ABSENT, ABSENT]
+                [
+                    name,
+                    layers,
+                    size,
+                    *list_speed(one.latency, dense),
+                    f"{one.said_ratio}, proxy",
+                    ABSENT,
+                    ABSENT,
+                    ABSENT,
+                ]
             )
     caption = (
         "All distilled models, on each study's own test text; brackets are 95 % intervals, ± is one standard error. With several "
@@ -157,9 +166,9 @@ def render_models(studies: Mapping[str, StudyRecord]) -> str:
     return render_table(caption, header, rows)
 
 
-def list_speed(latency: Latency) -> list[str]:
-    """Return the cells on speed."""
-    return [format_latency_ratio(latency), f"{latency.median_ms:.1f}"]
+def list_speed(latency: Latency, dense: DenseResult) -> list[str]:
+    """Return the cells on speed: the ratio, and what it makes of the dense model's milliseconds."""
+    return [format_latency_ratio(latency), f"{latency.ratio * dense.latency.median_ms:.1f}"]
 
 
 def render_differences(studies: Mapping[str, StudyRecord]) -> str:

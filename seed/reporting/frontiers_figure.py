@@ -10,12 +10,11 @@ from seed.records import Estimate
 from seed.reporting.answers import MARGINS, Contender, list_contenders
 from seed.reporting.marks import DEPTH_COLORS, DEPTH_SYMBOLS, GREY, add_levels, draw_errors, finish_figure
 from seed.reporting.readings import read_latency_ratio
-from seed.reporting.wording import format_count, list_layers
+from seed.reporting.wording import format_count, format_interval, list_layers
 
 INTERVALS = (
     "%{customdata[0]}, without %{customdata[1]}<br>parameters: %{customdata[2]}<br>"
-    "PPL ratio: %{customdata[3]:.3f} [%{customdata[4]:.3f}, %{customdata[5]:.3f}]<br>"
-    "latency ratio: %{customdata[6]:.3f} [%{customdata[7]:.3f}, %{customdata[8]:.3f}]"
+    "PPL ratio: %{customdata[3]}<br>latency ratio: %{customdata[4]}"
 )
 HOVER = INTERVALS + "<extra></extra>"
 ABSOLUTE_HOVER = INTERVALS + "<br>test PPL %{y:.2f}, %{x:.1f} ms<extra></extra>"
@@ -66,7 +65,7 @@ def draw_study(name: str, record: StudyRecord, *, index: int, is_absolute: bool)
         error_x=draw_bars(speeds, scale=ms),
         error_y=draw_bars(ratios, scale=ppl),
         customdata=[
-            [*told, ratio.value, ratio.low, ratio.high, speed.value, speed.low, speed.high]
+            [*told, format_interval(ratio), format_interval(speed)]
             for told, ratio, speed in zip(words, ratios, speeds, strict=True)
         ],
         hovertemplate=ABSOLUTE_HOVER if is_absolute else HOVER,

@@ -25,8 +25,8 @@ class Standing:
     @property
     def is_level(self) -> bool:
         """Can no difference in speed to the leader be told?"""
-        assert self.behind.low is not None
-        assert self.behind.high is not None
+        if self.behind.low is None or self.behind.high is None:
+            return True
         return self.behind.low <= 0 <= self.behind.high
 
 
@@ -51,13 +51,17 @@ def rank_studies(studies: Mapping[str, StudyRecord], *, margin: int) -> list[Sta
 
 
 def measure_lead(latency: Latency, best: Latency) -> Estimate:
-    """Return one latency ratio over another, less 1, with its 95 % interval.
+    """Return one latency ratio over another, less 1, with its 95 % interval; without, where one was timed too few times.
 
     The two were measured apart, so their intervals are joined as those of independent estimates, on the logarithmic
     scale (Zou and Donner, Statistics in Medicine 27, 2008).
     """
-    one, low, high = (math.log(max(ratio, 1e-9)) for ratio in (latency.ratio, latency.ratio_low, latency.ratio_high))
-    other, floor, top = (math.log(max(ratio, 1e-9)) for ratio in (best.ratio, best.ratio_low, best.ratio_high))
+    ends = (latency.ratio_low, latency.ratio_high, best.ratio_low, best.ratio_high)
+    if None in ends:
+        return Estimate(value=latency.ratio / best.ratio - 1, low=None, high=None)
+    one, other, low, high, floor, top = (
+        math.log(max(ratio or 0.0, 1e-9)) for ratio in (latency.ratio, best.ratio, *ends)
+    )
     return Estimate(
         value=math.expm1(one - other),
         low=math.expm1(one - other - math.hypot(one - low, top - other)),
@@ -100,12 +104,12 @@ def say_standing(standing: Standing, best: Contender) -> str:
     """Return a model beside the leading one: which layers, how far behind, and its perplexity."""
     one, behind = standing.contender, standing.behind
     assert behind.value is not None
-    assert behind.low is not None
-    assert behind.high is not None
-    value, low, high = (f"{100 * share:+z.1f}" for share in (behind.value, behind.low, behind.high))
+    lead = f"{100 * behind.value:+z.1f}\u00a0%, timed too few times to tell"
+    if behind.low is not None and behind.high is not None:
+        value, low, high = (f"{100 * share:+z.1f}" for share in (behind.value, behind.low, behind.high))
+        lead = f"{value} [{low}, {high}]\u00a0%{', no measurable difference' if standing.is_level else ''}"
     layers = "the same layers" if one.candidate == best.candidate else name_contender(one)
-    lead = f"latency ratio {value} [{low}, {high}]\u00a0%{', no measurable difference' if standing.is_level else ''}"
-    return f"{standing.study}: {layers}, {lead}, {say_quality(one)}"
+    return f"{standing.study}: {layers}, latency ratio {lead}, {say_quality(one)}"
 
 
 def join_words(words: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from seed.findings import Replication
 from seed.records import DistillResult, Evaluation, Latency, Quality, Size
 from seed.reporting.readings import read_id, read_result_id
-from seed.reporting.wording import format_count, list_layers, name_drop
+from seed.reporting.wording import format_count, format_latency_ratio, list_layers, name_drop
 
 # After Okabe and Ito (https://jfly.uni-koeln.de/color/), shifted so that each keeps a contrast of about 3 both to white
 # and to near-black paper; symbols repeat the distinction for those who see no colour.
@@ -28,7 +28,7 @@ RULE = "#e2e5e9"
 MODEL_HOVER = (
     "%{customdata[0]} dropped: %{customdata[1]}<br>parameters: %{customdata[2]}<br>"
     "PPL ratio: %{customdata[3]:.3f} ± %{customdata[4]:.3f}<br>"
-    "latency ratio: %{customdata[5]:.3f} [%{customdata[6]:.3f}, %{customdata[7]:.3f}]<extra>%{fullData.name}</extra>"
+    "latency ratio: %{customdata[5]}<extra>%{fullData.name}</extra>"
 )
 
 
@@ -46,10 +46,10 @@ def describe_model(
     dropped: Sequence[int], *, size: Size, quality: Quality, latency: Latency, link: str
 ) -> list[str | float]:
     """Return what ``MODEL_HOVER`` shows, and last the id that links a model's marks on a page."""
-    ratios = (quality.ppl_ratio, quality.ppl_ratio_standard_error, latency.ratio, latency.ratio_low, latency.ratio_high)
     # Four decimals: a page may hold thousands of these.
-    rounded = (round(ratio, 4) for ratio in ratios)
-    return [len(dropped), list_layers(dropped), format_count(size.num_params), *rounded, link]
+    rounded = (round(ratio, 4) for ratio in (quality.ppl_ratio, quality.ppl_ratio_standard_error))
+    words = format_latency_ratio(latency)
+    return [len(dropped), list_layers(dropped), format_count(size.num_params), *rounded, words, link]
 
 
 def draw_models(
@@ -57,13 +57,10 @@ def draw_models(
     *,
     name: str,
     marker: dict[str, object],
-    offsets: Sequence[float] | None = None,
 ) -> go.Scatter:
-    """Draw evaluated candidates as points, coloured by depth; ``offsets`` move them sideways, in latency ratio."""
-    shifts = offsets or [0.0] * len(models)
-    pairs = zip(models, shifts, strict=True)
+    """Draw evaluated candidates as points, coloured by depth."""
     return go.Scatter(
-        x=[round(evaluation.latency.ratio + shift, 5) for (evaluation, _), shift in pairs],
+        x=[round(evaluation.latency.ratio, 5) for evaluation, _ in models],
         y=[round(quality.ppl_ratio, 5) for _, quality in models],
         customdata=[
             describe_model(
@@ -78,25 +75,15 @@ def draw_models(
     )
 
 
-def draw_distilled(
-    results: Sequence[DistillResult], replications: Mapping[str, Replication], *, step: float = 0.0
-) -> go.Scatter:
-    """Draw distilled models at their PPL ratio on test text, by depth; those of one latency ``step`` apart, the best in place."""
+def draw_distilled(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
+    """Draw distilled models at their PPL ratio on test text, by depth; open, so that one does not hide another."""
     marker = {
-        "symbol": "diamond",
+        "symbol": "diamond-open",
         "size": 12,
+        "line": {"width": 2},
         "color": [choose_color(len(result.candidate.dropped_layers)) for result in results],
     }
-    ranks = [
-        sum(
-            other.latency.ratio == one.latency.ratio
-            and (read_ratio(other, replications), other.key) < (read_ratio(one, replications), one.key)
-            for other in results
-        )
-        for one in results
-    ]
-    drawn = draw_judged(results, replications, name="distilled, on test text", mode="markers", marker=marker)
-    return drawn.update(x=[ratio + rank * step for ratio, rank in zip(drawn.x, ranks, strict=True)])
+    return draw_judged(results, replications, name="distilled, on test text", mode="markers", marker=marker)
 
 
 def draw_links(
@@ -202,8 +189,8 @@ def draw_latencies(
 
 def draw_interval(latencies: Sequence[Latency]) -> dict[str, object]:
     """Return error bars from ``ratio_low`` to ``ratio_high``."""
-    high = [max(0.0, latency.ratio_high - latency.ratio) for latency in latencies]
-    low = [max(0.0, latency.ratio - latency.ratio_low) for latency in latencies]
+    high = [0.0 if one.ratio_high is None else max(0.0, one.ratio_high - one.ratio) for one in latencies]
+    low = [0.0 if one.ratio_low is None else max(0.0, one.ratio - one.ratio_low) for one in latencies]
     return {**draw_errors(high), "symmetric": False, "arrayminus": low}
 
 

@@ -18,8 +18,8 @@ from seed.reporting.answers import (
     say_certainty,
     say_contender,
     say_introduction,
-    say_nearest,
     say_neighbour,
+    say_none,
 )
 from seed.reporting.document import (
     escape,
@@ -166,7 +166,7 @@ def render_card(group: list[Recommendation], *, record: StudyRecord) -> str:
     head = f'<p class="margin">Fastest within <strong>{margins}</strong> PPL</p>'
     chosen = group[0].contender
     if chosen is None:
-        return f'<div class="card none">{head}<p class="pick">none</p><p>{escape(say_nearest(record))}</p></div>'
+        return f'<div class="card none">{head}<p class="pick">none</p><p>{escape(say_none(group[0], record))}</p></div>'
     size = describe_size(chosen.size.num_params, dense_num_params=record.dense.size.num_params)
     certainty = "".join(
         f'<p class="certainty {"sure" if one.is_sure else "unsure"}">'
@@ -239,8 +239,9 @@ def render_figures(record: StudyRecord) -> dict[str, str]:
     return found
 
 
-def _key_of(found: Recommendation) -> str | None:
-    return None if found.contender is None else found.contender.key
+def _key_of(found: Recommendation) -> tuple[str | None, str | None]:
+    chosen, slower = found.contender, found.slower
+    return None if chosen is None else chosen.key, None if slower is None else slower.key
 
 
 def _certainties(group: list[Recommendation]) -> list[Recommendation]:

@@ -3,7 +3,6 @@
 One figure; its marks are drawn in ``marks``, and the others are in ``figures``. No HTML and no files here.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,9 +23,7 @@ from seed.reporting.marks import (
     read_ratio,
 )
 from seed.reporting.readings import find_links, read_scored
-from seed.reporting.wording import name_rung
-
-GOLDEN = (math.sqrt(5) - 1) / 2
+from seed.reporting.wording import count_things, name_rung
 
 
 def draw_pareto(record: StudyRecord) -> go.Figure:
@@ -38,7 +35,6 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     drawn_larger = {member.evaluation.candidate.key for member in record.frontier.members}
     complete = [trial for trial in record.trials if trial.state == "COMPLETE"]
     complete = [trial for trial in complete if trial.evaluation.candidate.key in scored.keys() - drawn_larger]
-    numbers = [trial.number for trial in complete]
     trials = [(trial.evaluation, scored[trial.evaluation.candidate.key]) for trial in complete]
     members = [
         (member, scored[member.evaluation.candidate.key])
@@ -47,13 +43,11 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     ]
     best = [(member.evaluation, quality) for member, quality in members if member.rank == 0]
     others = [(member.evaluation, quality) for member, quality in members if member.rank > 0]
-    half = measure_strip([evaluation.latency.ratio for evaluation, _ in trials])
     figure = go.Figure()
     if trials:
-        offsets = [(2 * math.modf(number * GOLDEN)[0] - 1) * half for number in numbers]
-        figure.add_trace(
-            draw_models(trials, name="scored candidates", offsets=offsets, marker={"size": 5, "opacity": 0.45})
-        )
+        # short strokes: those of one structure stand above one another, and points would run together
+        strokes = {"symbol": "line-ew", "size": 9, "line": {"width": 1}, "opacity": 0.6}
+        figure.add_trace(draw_models(trials, name="scored candidates", marker=strokes))
     links = find_links(record, scored)
     if links:
         figure.add_trace(draw_links(links, record.replications))
@@ -63,7 +57,7 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
         figure.add_trace(draw_models(best, name="frontier by the proxy", marker={"size": 12}))
     if record.distilled:
         figure.add_trace(draw_front(record.distilled, record.replications))
-        figure.add_trace(draw_distilled(record.distilled, record.replications, step=0.4 * half))
+        figure.add_trace(draw_distilled(record.distilled, record.replications))
     if record.baselines:
         figure.add_trace(draw_baselines(record.baselines, record.replications))
     figure.add_trace(
@@ -78,7 +72,8 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     )
     emphasised = [quality.ppl_ratio for _, quality in members]
     judged = (*record.distilled, *record.baselines)
-    emphasised += [sum(read_ratio(result, record.replications)) for result in judged]
+    known = [read_ratio(result, record.replications) for result in judged]
+    emphasised += [ratio + sign * error for ratio, error in known for sign in (-1, 1)]
     low = min([1.0, *emphasised, *(quality.ppl_ratio for _, quality in trials)])
     top = choose_top([quality.ppl_ratio for _, quality in trials], emphasised=emphasised)
     above = sum(quality.ppl_ratio > top for _, quality in trials)
@@ -95,7 +90,7 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
         *(evaluation.latency.ratio for evaluation, _ in [*trials, *best, *others]),
         *(r.latency.ratio for r in judged),
     ]
-    room = 0.08 * (max(ratios) - min(ratios)) + half
+    room = 0.08 * (max(ratios) - min(ratios)) or 0.01
     figure.update_xaxes(range=[min(ratios) - room, max(ratios) + room])
     return finish_figure(
         figure,
@@ -113,7 +108,7 @@ def say_pareto(record: StudyRecord, *, num_small: int, num_above: int, is_limite
         "Both ratios are to the dense model.",
         f"Candidates: PPL ratio on validation text after {name_rung(record.frontier.rung)}.",
         "Distilled models: PPL ratio on test text with one standard error (of replicas: mean and 95 % interval), latency ratio with its 95 % interval; "
-        "a thin line leads there from the same candidate's proxy. Those of one structure stand side by side."
+        "a thin line leads there from the same candidate's proxy."
         if record.distilled
         else "",
         "The line joins what is distilled and beaten by no other on both axes; the levels on the right are per cent of PPL above the dense model."
@@ -123,23 +118,13 @@ def say_pareto(record: StudyRecord, *, num_small: int, num_above: int, is_limite
         if record.baselines
         else "",
         "The number above a strip, and the colour, say how many layers are dropped.",
-        "Candidates of one structure share one latency; within a strip the small points are spread sideways, by trial "
-        "number, only so that they can be seen."
-        if num_small
-        else "",
-        f"{num_above} candidates lie above the drawn range; double-click to see them, again to return."
+        "Candidates of one structure share one latency: the small strokes above one another." if num_small else "",
+        f"Above the drawn range: {count_things(num_above, 'candidate')}; double-click to see them, again to return."
         if num_above
         else "",
         "The dotted line is the limit --max-ppl-ratio." if is_limited else "",
     ]
     return " ".join(filter(None, sentences))
-
-
-def measure_strip(ratios: Sequence[float]) -> float:
-    """Return half the width of a strip of spread points: well inside the usual distance between two latencies."""
-    gaps = np.diff(sorted({*ratios, 1.0}))
-    # The median, since two structures may happen to be almost equally fast.
-    return min(0.02, 0.25 * float(np.median(gaps))) if len(gaps) else 0.01
 
 
 def choose_top(ratios: Sequence[float], *, emphasised: Sequence[float]) -> float:

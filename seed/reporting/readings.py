@@ -11,8 +11,7 @@ import numpy as np
 from seed.evidence import TrainedRun
 from seed.findings import StudyRecord
 from seed.records import Candidate, DistillResult, Estimate, Evaluation, Latency, Quality, Replica
-
-NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval
+from seed.stats import reach_over_documents
 
 
 def read_scored(record: StudyRecord) -> dict[str, Quality]:
@@ -101,9 +100,18 @@ def read_result_id(result: DistillResult) -> str:
 
 
 def read_interval(quality: Quality) -> Estimate:
-    """Return a quality's PPL ratio with its 95 % interval."""
-    half = NORMAL_95 * quality.ppl_ratio_standard_error
+    """Return a quality's PPL ratio with its 95 % interval over documents; without, where they are too few for one."""
+    reach = read_reach(quality)
+    if reach is None:
+        return Estimate(value=quality.ppl_ratio, low=None, high=None)
+    half = reach * quality.ppl_ratio_standard_error
     return Estimate(value=quality.ppl_ratio, low=quality.ppl_ratio - half, high=quality.ppl_ratio + half)
+
+
+def read_reach(quality: Quality) -> float | None:
+    """Return how many standard errors a 95 % interval over a quality's documents reaches to each side; None: they are too few."""
+    known = quality.effective_documents
+    return reach_over_documents(quality.documents if known is None else known)
 
 
 def read_latency_ratio(latency: Latency) -> Estimate:

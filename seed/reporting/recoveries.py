@@ -12,13 +12,13 @@ from plotly.subplots import make_subplots
 
 from seed import folder
 from seed.evidence import RecoveredRow, RecoveryComparison, TrainedRun
-from seed.reporting.comparison import draw_estimates, find_edge, find_limit, format_percent, format_ratio
+from seed.reporting.comparison import draw_estimates, find_edge, find_limit, format_percent
 from seed.reporting.document import escape as escape_html
 from seed.reporting.document import render_document, render_figure, render_section, render_table, render_values
 from seed.reporting.marks import DEPTH_COLORS, GREY, finish_figure
 from seed.reporting.replication import MARGIN_PERCENT
 from seed.reporting.trained import Line, draw_lines, escape, name_key
-from seed.reporting.wording import ABSENT, count_things, format_number
+from seed.reporting.wording import ABSENT, count_things, format_interval, format_number
 
 QUESTION = "Seed: which recovery is best?"
 AT = ("equal tokens", "equal time")  # optimize.recovered.AT
@@ -118,7 +118,9 @@ def say_best(rows: Sequence[RecoveredRow], *, reference: str, titles: Mapping[st
         return f"{begin}: no recovery ended with losses that are numbers."
     is_clear = best.recovery == reference or best.verdict == "lower"
     though = "" if is_clear else f", though not measurably below {title_of(reference, titles)}"
-    return f"{begin}: {title_of(best.recovery, titles)} ends lowest, PPL ratio {format_ratio(best.ppl_ratio)}{though}."
+    return (
+        f"{begin}: {title_of(best.recovery, titles)} ends lowest, PPL ratio {format_interval(best.ppl_ratio)}{though}."
+    )
 
 
 def say_others(rows: Sequence[RecoveredRow], *, reference: str, titles: Mapping[str, str]) -> str:
@@ -232,7 +234,7 @@ def draw_differences(
                         [
                             escape(title_of(row.recovery, titles)),
                             "level" if row.recovery == comparison.reference else format_percent(row.excess),
-                            format_ratio(row.ppl_ratio),
+                            format_interval(row.ppl_ratio),
                             f"{row.tokens:,}",
                         ]
                         for row in here
@@ -340,7 +342,7 @@ def list_cells(row: RecoveredRow, *, comparison: RecoveryComparison) -> list[str
     return [
         f"{row.tokens:,}",
         format_number(row.seconds, places=1),
-        format_ratio(row.ppl_ratio),
+        format_interval(row.ppl_ratio),
         ABSENT if is_reference else format_percent(row.excess),
         "reference" if is_reference else row.verdict,
     ]

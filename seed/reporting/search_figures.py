@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from seed.findings import Sensitivity, StudyRecord
 from seed.reporting.marks import DEPTH_COLORS, GREY, draw_errors, draw_scale, finish_figure
-from seed.reporting.readings import NORMAL_95
+from seed.reporting.readings import read_reach
 from seed.reporting.wording import format_number, list_layers, name_drop, name_rung
 
 LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
@@ -156,6 +156,7 @@ def draw_gain(record: StudyRecord) -> go.Figure:
     figure = go.Figure()
     if record.gain is None:
         return figure
+    reach = read_reach(record.dense.validation) or 0.0
     for index, rival in enumerate(record.gain.rivals):
         picks = [pick for pick in rival.picks if pick.ppl_ratio is not None]
         if not picks:
@@ -166,7 +167,7 @@ def draw_gain(record: StudyRecord) -> go.Figure:
                 x=[name_drop(len(pick.candidate.dropped_layers)) for pick in picks],
                 y=[100 * ((pick.ppl_ratio or 1.0) - 1) for pick in picks],
                 error_y={
-                    **draw_errors([100 * NORMAL_95 * (pick.standard_error or 0.0) for pick in picks]),
+                    **draw_errors([100 * reach * (pick.standard_error or 0.0) for pick in picks]),
                     "color": marker["color"],
                 },
                 customdata=[

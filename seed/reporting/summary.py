@@ -8,13 +8,21 @@ from seed.console import Terminal
 from seed.evidence import Comparison, ComparisonSummary, FidelityStudy, FidelitySummary
 from seed.findings import Replication, StudyRecord
 from seed.folder import StudyFolder
-from seed.records import DenseResult, DistillResult, Latency
+from seed.records import DenseResult, DistillResult
 from seed.reporting.answers import recommend, say_recommendation
-from seed.reporting.comparison import format_cost, format_percent, format_ratio, list_depths, list_picks, say_answer
+from seed.reporting.comparison import format_cost, format_percent, list_depths, list_picks, say_answer
 from seed.reporting.fidelity import CEILING_NAME, say_verdict
 from seed.reporting.gain import say_rival, say_solver
 from seed.reporting.replication import name_model, say_equivalence, say_ratio
-from seed.reporting.wording import ABSENT, format_bytes, format_count, format_estimate, name_rung
+from seed.reporting.wording import (
+    ABSENT,
+    format_bytes,
+    format_count,
+    format_estimate,
+    format_interval,
+    format_latency_ratio,
+    name_rung,
+)
 
 WIDE = 128  # characters that the whole table needs
 
@@ -44,7 +52,7 @@ def show_result(terminal: Terminal, record: StudyRecord, *, study: StudyFolder, 
                 ", ".join(member.evaluation.candidate.dropped_parts),
                 f"{member.evaluation.size.num_params:,}",
                 f"{member.evaluation.qualities[rung].ppl_ratio:.4f} ± {member.evaluation.qualities[rung].ppl_ratio_standard_error:.4f}",
-                show_ratio(member.evaluation.latency),
+                format_latency_ratio(member.evaluation.latency),
                 f"{member.probability_best:.2f}",
                 str(len(member.tied_with)),
             ]
@@ -84,7 +92,7 @@ def distilled_table(
             f"{format_count(result.size.num_params)} ({result.size.num_params / dense.size.num_params - 1:+.1%})",
             format_bytes(result.size.weight_bytes),
             format_bytes(result.size.kv_bytes_per_token),
-            show_ratio(result.latency),
+            format_latency_ratio(result.latency),
             say_ratio(result, replications.get(result.key), places=4),
             f"{result.test_unrecovered.ppl_ratio:.4f}",
             f"{result.test.kl_divergence:.4f}",
@@ -97,11 +105,6 @@ def distilled_table(
         for row, result in zip(rows, results, strict=True):
             row.append("" if result.user_score is None else f"{result.user_score:g}")
     return columns, rows
-
-
-def show_ratio(latency: Latency) -> str:
-    """``0.845 [0.840, 0.851]``."""
-    return f"{latency.ratio:.3f} [{latency.ratio_low:.3f}, {latency.ratio_high:.3f}]"
 
 
 def show_fidelity(terminal: Terminal, study: FidelityStudy, summary: FidelitySummary, *, page: Path) -> None:
@@ -138,7 +141,7 @@ def show_comparison(
             [
                 titles[row.strategy],
                 list_picks(row),
-                format_ratio(row.ppl_ratio),
+                format_interval(row.ppl_ratio),
                 ABSENT if row.strategy == summary.reference else format_percent(row.excess),
                 format_cost(row.cost, comparison.budget),
             ]

@@ -122,8 +122,8 @@ def _take_structure(evaluation: Evaluation) -> dict[str, object]:
     return {
         "count": count_dropped(evaluation.candidate),
         "latency": round(latency.ratio, 4),
-        "low": round(latency.ratio_low, 4),
-        "high": round(latency.ratio_high, 4),
+        "low": None if latency.ratio_low is None else round(latency.ratio_low, 4),
+        "high": None if latency.ratio_high is None else round(latency.ratio_high, 4),
         "params": evaluation.size.num_params,
     }
 

@@ -6,13 +6,7 @@ Plain text only: whoever writes HTML escapes it there.
 import re
 from collections.abc import Sequence
 
-from seed.records import (
-    Candidate,
-    Estimate,
-    Latency,
-    Quality,
-    find_runs,
-)
+from seed.records import Candidate, Estimate, Latency, Quality, find_runs
 
 ABSENT = "\N{EN DASH}"
 RUNG_NAMES = {
@@ -89,8 +83,10 @@ def format_ppl_ratio(quality: Quality, *, places: int = 3) -> str:
 
 
 def format_latency_ratio(latency: Latency) -> str:
-    """Return the ratio with its 95 % interval; the interval is left out where it is the point itself."""
+    """Return the ratio with its 95 % interval; the interval is left out where it is the point itself, or there is none."""
     ratio = format_number(latency.ratio)
+    if latency.ratio_low is None or latency.ratio_high is None:
+        return f"{ratio} ({count_things(latency.repeats, 'pair')})"
     if latency.ratio_low == latency.ratio == latency.ratio_high:
         return ratio
     return f"{ratio} [{format_number(latency.ratio_low)}, {format_number(latency.ratio_high)}]"
@@ -106,6 +102,16 @@ def format_estimate(estimate: Estimate) -> str:
     return f"{value} [{estimate.low:+z.2f}, {estimate.high:+z.2f}]"
 
 
+def format_interval(estimate: Estimate) -> str:
+    """Return ``1.015 [1.011, 1.020]``; the interval is left out where there is none."""
+    if estimate.value is None:
+        return ABSENT
+    value = format_number(estimate.value)
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{format_number(estimate.low)}, {format_number(estimate.high)}]"
+
+
 def describe_size(num_params: int, *, dense_num_params: int) -> str:
     """Return ``16 % smaller``, in parameters."""
     share = 1 - num_params / dense_num_params
@@ -117,11 +123,23 @@ def describe_size(num_params: int, *, dense_num_params: int) -> str:
 def describe_speed(latency: Latency) -> str:
     """Return ``1.19 times faster``, or that no difference could be measured when the interval holds 1."""
     purpose = " to decode" if "decode" in latency.workload.lower() else ""
-    if latency.ratio == 1 or latency.ratio_low < 1 < latency.ratio_high:
+    if latency.ratio == 1 or holds_one(latency):
         return "no measurable change in speed" + purpose.replace("to decode", "of decoding")
+    few = (
+        ""
+        if latency.ratio_low is not None
+        else f" in {count_things(latency.repeats, 'timed pair')}, too few to be sure"
+    )
     if latency.ratio < 1:
-        return f"{1 / latency.ratio:.2f} times faster{purpose}"
-    return f"{latency.ratio:.2f} times slower{purpose}"
+        return f"{1 / latency.ratio:.2f} times faster{purpose}{few}"
+    return f"{latency.ratio:.2f} times slower{purpose}{few}"
+
+
+def holds_one(latency: Latency) -> bool:
+    """Does the 95 % interval of a latency ratio hold 1, so that no change in speed can be told?"""
+    return (
+        latency.ratio_low is not None and latency.ratio_high is not None and latency.ratio_low < 1 < latency.ratio_high
+    )
 
 
 def count_things(count: int, noun: str) -> str:

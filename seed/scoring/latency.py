@@ -1,14 +1,15 @@
 """Measure what a cut buys on this machine: time of a workload beside the dense model's, taken in turns.
 
-Latency depends on structure only, so a structure is measured once, in pairs (dense, cut, dense, cut ...),
-and given as the median ratio with a bootstrap interval. No model is judged here but for its speed.
+Latency depends on structure only, so a structure is measured once, in pairs (dense, cut, cut, dense ...), until the 95 %
+interval of their ratio is narrow enough or the time is spent. What else the machine did meanwhile is said beside it.
 """
 
 import math
+import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,12 @@ from torch import nn
 from seed.errors import CommandError
 from seed.models.anatomy import Anatomy, cache_of
 from seed.records import Candidate, Latency
+from seed.stats import FEWEST_PAIRS, NUM_BLOCKS, estimate_pairs
 
+NARROW = 0.01  # of the ratio, on each side: differences of a per cent are told apart
+MOST_SECONDS = 60.0  # of one structure, where no number of pairs is asked for
+# What a quiet machine stays below: share of all cores taken by others, p90 over p10 of the dense model's times, drift of the ratio.
+FOREIGN_SHARE, SPREAD, DRIFT = 0.15, 1.25, 0.02
 COMPILED_WARM_UPS = 3  # prefill and decoding, with the cache empty and filled, are graphs of their own
 
 
@@ -32,7 +38,7 @@ class Workload:
     batch: int
     prompt_tokens: int
     new_tokens: int
-    repeats: int
+    repeats: int | None = None  # pairs; None: as many as the interval needs
     compiled: bool = False
 
     def describe(self) -> str:
@@ -105,40 +111,149 @@ def measure_pair(dense: RunOnce, cut: RunOnce, workload: Workload, *, structure:
         dense(), cut()
     # a graph compiled anew inside a timed run would be most of its time: rather fail
     with torch.compiler.set_stance("fail_on_recompile" if workload.compiled else "default"):
-        pairs = []
-        for repeat in range(workload.repeats):
-            if repeat % 2:  # swap who goes first, so that a drift of the machine favours neither
+        before = read_processors()
+        pairs = take_pairs(dense, cut, repeats=workload.repeats)
+        foreign = measure_foreign(before, read_processors())
+    return summarise_pairs(pairs, structure=structure, workload=workload.describe(), device=device, foreign=foreign)
+
+
+def take_pairs(dense: RunOnce, cut: RunOnce, *, repeats: int | None) -> list[tuple[Timing, Timing]]:
+    """Run both in turns, and return the times of each pair.
+
+    Without ``repeats`` the first ``NUM_BLOCKS`` pairs settle how many are needed to be within ``NARROW``. Looking again
+    after each would stop when chance makes the interval narrow, and it would hold the truth less often than it says.
+    """
+    began = time.monotonic()
+    pairs: list[tuple[Timing, Timing]] = []
+
+    def take(count: int) -> None:
+        while len(pairs) < count:
+            if repeats is None and len(pairs) >= FEWEST_PAIRS and time.monotonic() - began > MOST_SECONDS:
+                return
+            if len(pairs) % 2:  # swap who goes first, so that a drift of the machine favours neither
                 second, first = cut(), dense()
                 pairs.append((first, second))
             else:
                 pairs.append((dense(), cut()))
-    decode = np.array([[a.decode_ms, b.decode_ms] for a, b in pairs])
-    prefill = np.array([[a.prefill_ms, b.prefill_ms] for a, b in pairs])
-    return summarise_pairs(decode, prefill, structure=structure, workload=workload.describe(), device=device)
+
+    take(repeats or NUM_BLOCKS)
+    if repeats is None:
+        _, half = estimate_pairs(read_logs(pairs))
+        assert half is not None, "there are enough pairs for an interval"
+        take(math.ceil(len(pairs) * (half / NARROW) ** 2))
+    return pairs
+
+
+def read_logs(pairs: Sequence[tuple[Timing, Timing]]) -> np.ndarray:
+    """Logarithms of how long the second of each pair decoded beside the first."""
+    return np.log([cut.decode_ms / dense.decode_ms for dense, cut in pairs])
 
 
 def summarise_pairs(
-    decode_ms: np.ndarray, prefill_ms: np.ndarray | None, *, structure: str, workload: str, device: str
+    pairs: Sequence[tuple[Timing, Timing]],
+    *,
+    structure: str,
+    workload: str,
+    device: str,
+    foreign: float | None = None,
 ) -> Latency:
-    """Turn (repeats, 2) times of dense and cut into a ``Latency``; the interval is a bootstrap over pairs."""
-    ratios = decode_ms[:, 1] / decode_ms[:, 0]
-    rng = np.random.default_rng(0)
-    medians = np.median(ratios[rng.integers(0, len(ratios), (2000, len(ratios)))], axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
+    """Turn times of dense and cut into a ``Latency``. ``foreign``: cores that other processes took, where that is known."""
+    dense_ms, cut_ms = np.array([[dense.decode_ms, cut.decode_ms] for dense, cut in pairs]).T
+    dense_prefill_ms, prefill_ms = np.array([[dense.prefill_ms, cut.prefill_ms] for dense, cut in pairs]).T
+    log, half = estimate_pairs(read_logs(pairs))
+    has_prefill = bool((dense_prefill_ms > 0).all())
     return Latency(
         structure=structure,
         workload=workload,
         device=device,
-        repeats=len(ratios),
-        median_ms=float(np.median(decode_ms[:, 1])),
-        p10_ms=float(np.quantile(decode_ms[:, 1], 0.1)),
-        p90_ms=float(np.quantile(decode_ms[:, 1], 0.9)),
-        dense_median_ms=float(np.median(decode_ms[:, 0])),
-        ratio=float(np.median(ratios)),
-        ratio_low=float(low),
-        ratio_high=float(high),
-        prefill_median_ms=None if prefill_ms is None else float(np.median(prefill_ms[:, 1])),
-        prefill_ratio=None if prefill_ms is None else float(np.median(prefill_ms[:, 1] / prefill_ms[:, 0])),
+        repeats=len(pairs),
+        median_ms=float(np.median(cut_ms)),
+        p10_ms=float(np.quantile(cut_ms, 0.1)),
+        p90_ms=float(np.quantile(cut_ms, 0.9)),
+        dense_median_ms=float(np.median(dense_ms)),
+        ratio=math.exp(log),
+        ratio_low=None if half is None else math.exp(log - half),
+        ratio_high=None if half is None else math.exp(log + half),
+        prefill_median_ms=float(np.median(prefill_ms)) if has_prefill else None,
+        prefill_ratio=float(np.median(prefill_ms / dense_prefill_ms)) if has_prefill else None,
+        disturbance=describe_disturbance(pairs, half=half, foreign=foreign),
+    )
+
+
+def describe_disturbance(
+    pairs: Sequence[tuple[Timing, Timing]], *, half: float | None, foreign: float | None
+) -> str | None:
+    """Say by what a busy machine shows; None where it is quiet, as far as can be told.
+
+    Args:
+        pairs: in the order they were taken.
+        half: of the 95 % interval of the logarithmic ratio.
+        foreign: cores that other processes took.
+    """
+    told = []
+    cores = os.cpu_count() or 1
+    if foreign is not None and foreign > FOREIGN_SHARE * cores:
+        told.append(f"other processes took {foreign:.1f} of {cores} cores")
+    if half is not None:  # of fewer pairs neither can be told
+        low, high = np.quantile([dense.decode_ms for dense, _ in pairs], [0.1, 0.9])
+        if high > SPREAD * low:
+            told.append(f"the dense model took {low:.1f} to {high:.1f} ms")
+        first, last = (math.exp(np.median(part)) for part in np.array_split(read_logs(pairs), 2))
+        if abs(math.log(last / first)) > max(2 * half, DRIFT):
+            told.append(f"the ratio drifted from {first:.3f} to {last:.3f}")
+    return ", ".join(told) or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processors:
+    """Seconds since the start of the machine: of the clock, and of its cores by everybody and by this process."""
+
+    clock: float
+    busy: float
+    own: float
+
+
+def read_processors() -> Processors | None:
+    """What the cores have done so far; None where the kernel does not say (Linux does)."""
+    try:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    user, nice, system, _idle, _waiting, *others = ticks
+    busy = (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
+    return Processors(clock=time.monotonic(), busy=busy, own=sum(os.times()[:4]))
+
+
+def measure_foreign(before: Processors | None, after: Processors | None) -> float | None:
+    """How many cores other processes took between two looks."""
+    if before is None or after is None or after.clock - before.clock < 0.5:  # the kernel counts in hundredths
+        return None
+    return max(0.0, (after.busy - before.busy - (after.own - before.own)) / (after.clock - before.clock))
+
+
+def pool_dense(latencies: Collection[Latency]) -> Latency:
+    """The dense model's own latency, one for a whole study: the median of what it took beside each structure."""
+    one = next(iter(latencies))
+    median_ms = float(np.median([latency.dense_median_ms for latency in latencies]))
+    prefills = [
+        latency.prefill_median_ms / latency.prefill_ratio
+        for latency in latencies
+        if latency.prefill_median_ms and latency.prefill_ratio
+    ]
+    return replace(
+        one,
+        structure="dense",
+        repeats=sum(latency.repeats for latency in latencies),
+        median_ms=median_ms,
+        p10_ms=median_ms,
+        p90_ms=median_ms,
+        dense_median_ms=median_ms,
+        ratio=1.0,
+        ratio_low=1.0,
+        ratio_high=1.0,
+        prefill_median_ms=float(np.median(prefills)) if prefills else None,
+        prefill_ratio=1.0 if prefills else None,
+        disturbance=next((latency.disturbance for latency in latencies if latency.disturbance), None),
     )
 
 
@@ -187,7 +302,10 @@ def smooth_over_depth(latencies: Sequence[Latency], num_kept: Sequence[int]) -> 
             for index in block:
                 old = latencies[index]
                 result[index] = replace(
-                    old, ratio=ratio, ratio_low=min(old.ratio_low, ratio), ratio_high=max(old.ratio_high, ratio)
+                    old,
+                    ratio=ratio,
+                    ratio_low=None if old.ratio_low is None else min(old.ratio_low, ratio),
+                    ratio_high=None if old.ratio_high is None else max(old.ratio_high, ratio),
                 )
     return result
 

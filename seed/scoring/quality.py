@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from seed.records import Quality
 from seed.scoring.corpus import TokenStream
+from seed.stats import clustered_standard_error, count_effective
 
 # Float32 logits of one micro-batch. On the CPU, buffers past 32 MB go back to the kernel at every free, and the
 # page faults cost 30 % of a score (0.88 s at 64 MB, 0.61 s at 16 MB, two cores, 4,096 words).
@@ -174,18 +175,10 @@ def judge(
         standard_error=clustered_standard_error(losses.sums, losses.counts),
         tokens=int(losses.counts.sum()),
         documents=len(losses.counts),
+        effective_documents=count_effective(losses.counts),
         ppl_ratio=ratio,
         ppl_ratio_standard_error=ratio * clustered_standard_error(losses.sums - dense.sums, losses.counts),
         kl_divergence=closeness.kl_divergence if closeness else None,
         top1_agreement=closeness.top1_agreement if closeness else None,
         document_losses_path=document_losses_path,
     )
-
-
-def clustered_standard_error(sums: np.ndarray, counts: np.ndarray) -> float:
-    """Standard error of sum(sums) / sum(counts) with documents as clusters (linearised ratio estimator)."""
-    num_documents = len(sums)
-    if num_documents < 2:
-        return math.nan
-    residuals = sums - sums.sum() / counts.sum() * counts
-    return float(math.sqrt(num_documents / (num_documents - 1) * (residuals**2).sum()) / counts.sum())

@@ -149,7 +149,12 @@ def make_parser() -> argparse.ArgumentParser:
     speed.add_argument("--latency-batch", type=int, metavar="N", help="sequences decoded at once")
     speed.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens read before decoding")
     speed.add_argument("--new-tokens", type=int, metavar="N", help="tokens decoded one by one")
-    speed.add_argument("--latency-repeats", type=int, metavar="N", help="timed pairs of dense and cut model")
+    speed.add_argument(
+        "--latency-repeats",
+        type=int,
+        metavar="N",
+        help="timed pairs of dense and cut model (default: until the ratio is within 1 %, a minute at most)",
+    )
     speed.add_argument(
         "--compiled", action="store_true", help="time torch.compile with a static cache instead of eager decoding"
     )

@@ -20,7 +20,7 @@ from seed.stages.workbench import Workbench
 
 
 def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) -> DenseResult:
-    """Judge the original on validation and test; read back when that was done before."""
+    """Judge the original on validation and test; read back when that was done before. ``latency``: its own."""
     if bench.folder.dense.exists():
         known = folder.read_record(bench.folder.dense, DenseResult)
         if known.test_sums is not None:
@@ -32,20 +32,7 @@ def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) ->
     result = DenseResult(
         validation=judge(instruments.dense_validation, instruments.dense_validation),
         test=judge(test, test),
-        latency=msgspec.structs.replace(
-            latency,
-            structure="dense",
-            median_ms=latency.dense_median_ms,
-            p10_ms=latency.dense_median_ms,
-            p90_ms=latency.dense_median_ms,
-            ratio=1.0,
-            ratio_low=1.0,
-            ratio_high=1.0,
-            prefill_ratio=1.0,
-            prefill_median_ms=latency.prefill_median_ms / latency.prefill_ratio
-            if latency.prefill_median_ms and latency.prefill_ratio
-            else None,
-        ),
+        latency=latency,
         size=size_of(instruments, whole),
         test_sums=test.sums.tolist(),
         test_counts=test.counts.tolist(),

@@ -3,11 +3,12 @@
 How a model is timed is ``scoring.latency``'s business; here is which, when, and where it is written down.
 """
 
+import functools
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
 
 from seed import folder
@@ -108,15 +109,22 @@ def _measure_by_command(bench: Workbench, candidate: Candidate, structure: str, 
             provenance={},
         )
         paths.append(path)
-    repeats = max(3, bench.protocol.latency_repeats // 3)
-    for path in paths:
-        timing.run_command(command, path)  # warm-up
-    times = np.array([[timing.run_command(command, path) for path in paths] for _ in range(repeats)])
-    if (times <= 0).any():
-        raise SeedError(f"--latency-command {command}: printed a time of 0 or less. It must print milliseconds.")
+
+    def run(path: Path) -> timing.Timing:
+        milliseconds = timing.run_command(command, path)
+        if milliseconds <= 0:
+            raise SeedError(f"--latency-command {command}: printed a time of 0 or less. It must print milliseconds.")
+        return timing.Timing(prefill_ms=0.0, decode_ms=milliseconds)
+
+    dense, cut = (functools.partial(run, path) for path in paths)
+    dense(), cut()  # warm-up
+    before = timing.read_processors()
+    pairs = timing.take_pairs(dense, cut, repeats=bench.protocol.latency_repeats)
+    foreign = timing.measure_foreign(before, timing.read_processors())
     for path in paths:
         shutil.rmtree(path)
-    return timing.summarise_pairs(times, None, structure=structure, workload=command, device=name_device(bench.device))
+    device = name_device(bench.device)
+    return timing.summarise_pairs(pairs, structure=structure, workload=command, device=device, foreign=foreign)
 
 
 def bound_space(

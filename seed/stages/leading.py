@@ -21,6 +21,7 @@ from seed.optimize.study import read_trials
 from seed.plans import SearchPlan
 from seed.records import DenseResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result
+from seed.scoring.latency import pool_dense
 from seed.scoring.sweep import Sweep
 from seed.stages import (
     finals,
@@ -93,7 +94,7 @@ def lead_search(
         bench, instruments, table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
     )
     terminal.begin_step("dense", of=steps)
-    reference = next(iter(table.values()))
+    reference = pool_dense(table.values())
     with terminal.stage("dense", total=1) as advance:
         dense = judging.judge_dense(bench, instruments, reference)
         dense = judging.score_dense_for_user(bench, dense, settings.eval_command)

@@ -18,6 +18,7 @@ from seed.optimize.study import LOSSES, read_shared_rows, read_trials, spell_row
 from seed.optimize.trials import add_trials, run_trials
 from seed.plans import SearchPlan
 from seed.records import Candidate, Frontier, Latency, Quality, SearchSpace, TrialRecord
+from seed.reporting.readings import read_reach
 from seed.scoring.latency import name_structure
 from seed.scoring.proxy import Proxy
 from seed.scoring.sweep import Sweep
@@ -291,6 +292,10 @@ def say_recovery(sample: Sequence[dict[str, Quality]], num_swept: int) -> str:
 
 
 def measure_recovery(qualities: dict[str, Quality]) -> float | None:
-    """Share of the loss of cutting that closed form wins back; None where cutting costs nothing."""
-    lost = math.log(qualities["none"].ppl_ratio)
-    return 1 - math.log(qualities["closed_form"].ppl_ratio) / lost if lost > 0 else None
+    """Share of the loss of cutting that closed form wins back; None where cutting costs nothing that could be measured."""
+    raw = qualities["none"]
+    lost = math.log(raw.ppl_ratio)
+    reach = read_reach(raw)
+    if reach is None or lost <= reach * raw.ppl_ratio_standard_error / raw.ppl_ratio:
+        return None
+    return 1 - math.log(qualities["closed_form"].ppl_ratio) / lost

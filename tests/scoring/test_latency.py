@@ -1,8 +1,12 @@
 """Times are paired and summarised as said; the workload really decodes; a user's command is taken at its word."""
 
 import itertools
+import os
+import re
 import shlex
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +14,29 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from msgspec.structs import replace
 
 from seed.errors import CommandError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import view_layers
 from seed.records import Candidate, Latency
+from seed.scoring import latency
 from seed.scoring.latency import (
     Timing,
     Workload,
     decode_once,
+    measure_foreign,
     measure_pair,
     name_structure,
+    pool_dense,
     prepare_run,
+    read_processors,
     run_command,
     smooth_over_depth,
     summarise_pairs,
+    take_pairs,
 )
+from seed.stats import FEWEST_PAIRS, NUM_BLOCKS
 from tests.models.families import make_model, make_tokens
 
 WORKLOAD = Workload(batch=2, prompt_tokens=8, new_tokens=5, repeats=4)
@@ -36,13 +47,12 @@ def keep(*layers: int) -> Candidate:
 
 
 def summarise(decode_ms: list[list[float]], prefill_ms: list[list[float]] | None = None) -> Latency:
-    return summarise_pairs(
-        np.array(decode_ms),
-        None if prefill_ms is None else np.array(prefill_ms),
-        structure="3 layers",
-        workload="decode",
-        device="cpu",
-    )
+    prefills = prefill_ms or [[0.0, 0.0]] * len(decode_ms)
+    pairs = [
+        tuple(Timing(prefill_ms=early, decode_ms=late) for early, late in zip(prefill, decode, strict=True))
+        for prefill, decode in zip(prefills, decode_ms, strict=True)
+    ]
+    return summarise_pairs(pairs, structure="3 layers", workload="decode", device="cpu")
 
 
 def make_latency(ratio: float, *, low: float | None = None, high: float | None = None) -> Latency:
@@ -72,14 +82,14 @@ def test_known_times_give_known_numbers() -> None:
     assert found.p10_ms == pytest.approx(5 + 0.2 * 7)
     assert found.p90_ms == pytest.approx(12 + 0.8 * 16)
     assert found.ratio == pytest.approx(0.6)  # the median of ratios, not the ratio of medians of shuffled times
-    assert (found.ratio_low, found.ratio_high) == (pytest.approx(0.5), pytest.approx(0.7))
+    assert (found.ratio_low, found.ratio_high) == (None, None)  # of three pairs none would cover what it says
     assert (found.prefill_median_ms, found.prefill_ratio) == (2.0, 0.5)
     assert (found.structure, found.workload, found.device) == ("3 layers", "decode", "cpu")
 
 
 def test_drift_of_the_machine_cancels_in_pairs() -> None:
     found = summarise([[time, 0.5 * time] for time in (10.0, 20.0, 40.0, 80.0)])
-    assert (found.ratio, found.ratio_low, found.ratio_high) == (0.5, 0.5, 0.5)
+    assert (found.ratio, found.ratio_low, found.ratio_high) == pytest.approx((0.5, 0.5, 0.5))
     assert found.prefill_median_ms is None
     assert found.prefill_ratio is None
 
@@ -204,7 +214,7 @@ def test_dense_and_cut_take_turns_after_a_warm_up_each() -> None:
     found = measure_pair(make_run("dense"), make_run("cut"), WORKLOAD, structure="2 layers", device="cpu")
     assert order == ["dense", "cut", "dense", "cut", "cut", "dense", "dense", "cut", "cut", "dense"]
     assert found.repeats == 4
-    assert (found.ratio, found.ratio_low, found.ratio_high) == (0.5, 0.5, 0.5)
+    assert (found.ratio, found.ratio_low, found.ratio_high) == pytest.approx((0.5, 0.5, 0.5))
     assert (found.dense_median_ms, found.median_ms) == (25.0, 12.5)
     assert (found.prefill_ratio, found.prefill_median_ms) == (0.5, 1.25)
     assert found.workload == "decode 5 tokens after 8, batch 2, eager, KV cache"
@@ -219,7 +229,111 @@ def test_two_real_models_can_be_measured_beside_one_another() -> None:
         )
     assert found.repeats == 4
     assert 0 < found.p10_ms <= found.median_ms <= found.p90_ms
+    assert found.ratio_low is not None
+    assert found.ratio_high is not None
     assert 0 < found.ratio_low <= found.ratio <= found.ratio_high
+
+
+class Clock:
+    """Runs whose times are drawn: the cut model takes half the dense one's, each with noise of its own."""
+
+    def __init__(self, noise: float) -> None:
+        self.rng, self.noise, self.runs = np.random.default_rng(0), noise, 0
+
+    def draw(self, median_ms: float) -> Timing:
+        self.runs += 1
+        return Timing(prefill_ms=1.0, decode_ms=median_ms * float(np.exp(self.noise * self.rng.standard_normal())))
+
+    def take(self, repeats: int | None = None) -> list[tuple[Timing, Timing]]:
+        return take_pairs(lambda: self.draw(100.0), lambda: self.draw(50.0), repeats=repeats)
+
+
+def test_pairs_are_taken_until_the_interval_is_narrow() -> None:
+    quiet, noisy = Clock(0.002).take(), Clock(0.03).take()
+    assert len(quiet) == NUM_BLOCKS
+    assert len(noisy) > 3 * NUM_BLOCKS
+    for pairs in (quiet, noisy):
+        found = summarise_pairs(pairs, structure="2 layers", workload="decode", device="cpu")
+        assert found.ratio_low is not None
+        assert found.ratio_high is not None
+        assert found.ratio_low < 0.5 < found.ratio_high
+        assert found.ratio_high / found.ratio_low < 1.04  # it was aimed at 1 % on each side
+
+
+def test_settling_their_number_by_the_first_leaves_intervals_that_hold_the_truth() -> None:
+    clock, held = Clock(0.014), 0
+    for _ in range(500):
+        found = summarise_pairs(clock.take(), structure="2 layers", workload="decode", device="cpu")
+        assert found.ratio_low is not None
+        assert found.ratio_high is not None
+        held += found.ratio_low <= 0.5 <= found.ratio_high
+    assert held / 500 > 0.94 - 3 * (0.95 * 0.05 / 500) ** 0.5
+
+
+def test_no_more_pairs_are_taken_when_the_time_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "MOST_SECONDS", 0.0)
+    assert len(Clock(0.03).take()) == FEWEST_PAIRS
+    assert len(Clock(0.03).take(repeats=7)) == 7  # as asked for
+
+
+def pair_up(dense_ms: list[float], ratios: list[float]) -> list[tuple[Timing, Timing]]:
+    return [
+        (Timing(prefill_ms=1.0, decode_ms=dense), Timing(prefill_ms=1.0, decode_ms=dense * ratio))
+        for dense, ratio in zip(dense_ms, ratios, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dense_ms", "ratios", "foreign_share", "wanted"),
+    [
+        ([100.0, 101.0] * 6, [0.5, 0.502] * 6, 0.01, None),
+        ([100.0, 101.0] * 6, [0.5, 0.502] * 6, 0.5, r"other processes took [\d.]+ of \d+ cores"),
+        ([100.0, 180.0] * 6, [0.5, 0.502] * 6, None, r"the dense model took 100.0 to 180.0 ms"),
+        ([100.0, 101.0] * 6, [*[0.5, 0.502] * 3, *[0.6, 0.602] * 3], None, "drifted from 0.501 to 0.601"),
+        ([100.0, 180.0, 100.0], [0.5, 0.5, 0.7], None, None),  # of three pairs nothing can be told
+    ],
+)
+def test_what_disturbed_a_measurement_is_said(
+    dense_ms: list[float], ratios: list[float], foreign_share: float | None, wanted: str | None
+) -> None:
+    foreign = None if foreign_share is None else foreign_share * (os.cpu_count() or 1)
+    found = summarise_pairs(
+        pair_up(dense_ms, ratios), structure="2 layers", workload="decode", device="cpu", foreign=foreign
+    )
+    if wanted is None:
+        assert found.disturbance is None
+    else:
+        assert re.search(wanted, found.disturbance or "")
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the kernel does not say what its cores do")
+def test_other_processes_are_noticed_and_our_own_work_is_not() -> None:
+    before = read_processors()
+    until = time.monotonic() + 0.6
+    while time.monotonic() < until:
+        pass
+    ours = read_processors()
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    time.sleep(0.7)
+    theirs = read_processors()
+    other.kill()
+    other.wait()
+    assert before is not None
+    assert ours is not None
+    assert theirs is not None
+    assert ours.own - before.own > 0.2
+    alone, beside = measure_foreign(before, ours), measure_foreign(ours, theirs)
+    assert alone is not None
+    assert beside is not None
+    assert alone < (ours.busy - before.busy) / (ours.clock - before.clock)  # our own part was taken off
+    assert beside > 0.3
+
+
+def test_the_dense_model_has_one_latency_in_a_study() -> None:
+    one, other = make_latency(0.5), make_latency(0.7)
+    dense = pool_dense([one, replace(other, dense_median_ms=200.0, disturbance="busy")])
+    assert (dense.median_ms, dense.ratio, dense.structure, dense.repeats) == (150.0, 1.0, "dense", 10)
+    assert dense.disturbance == "busy"
 
 
 @pytest.mark.parametrize(
