@@ -104,6 +104,18 @@ def say_contender(contender: Contender, record: StudyRecord) -> str:
     return f"{name_contender(contender)}: {', '.join(parts)}."
 
 
+def say_disturbance(record: StudyRecord) -> str:
+    """Return by what latency was disturbed while it was measured; nothing where the machine was quiet."""
+    latencies = [trial.evaluation.latency for trial in record.trials]
+    latencies += [result.latency for result in (*record.distilled, *record.baselines)]
+    told = {latency.structure: latency.disturbance for latency in latencies if latency.disturbance}
+    if not told:
+        return ""
+    listed = "; ".join(f"{structure}: {disturbance}" for structure, disturbance in list(told.items())[:3])
+    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    return f"The machine was busy while latency was measured ({listed}{more}): at another time ratios may differ by more than their intervals."
+
+
 def say_baselines(record: StudyRecord) -> str:
     """Return what became of the same sizes by cutting all layers evenly in width; nothing where that was not tried."""
     told = []

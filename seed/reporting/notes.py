@@ -11,7 +11,14 @@ from pathlib import Path
 from seed.findings import StudyRecord
 from seed.plans import SearchPlan
 from seed.records import Candidate, DistillResult, FrontierMember
-from seed.reporting.answers import list_contenders, recommend, say_contender, say_introduction, say_recommendation
+from seed.reporting.answers import (
+    list_contenders,
+    recommend,
+    say_contender,
+    say_disturbance,
+    say_introduction,
+    say_recommendation,
+)
 from seed.reporting.replication import say_ratio
 from seed.reporting.wording import (
     count_things,
@@ -47,6 +54,7 @@ def write_study_note(record: StudyRecord, *, root: Path) -> str:
         ["**The search goes on**; this is what is known so far."] if record.is_running else [],
         [f"**The answer.** {escape_text(say_introduction(record))}", "", *answers],
         ["**Which one to ship?**", "", *picks] if picks else [],
+        [escape_text(disturbed)] if (disturbed := say_disturbance(record)) else [],
         list_frontier(record),
         explain_trials(rung=record.frontier.rung, workload=record.dense.latency.workload),
         _write_places(record.plan, root=root, has_models=bool(record.distilled)),

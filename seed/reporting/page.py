@@ -17,6 +17,7 @@ from seed.reporting.answers import (
     say_baselines,
     say_certainty,
     say_contender,
+    say_disturbance,
     say_introduction,
     say_neighbour,
     say_none,
@@ -141,10 +142,11 @@ def render_answer(record: StudyRecord) -> str:
             else "; with one distillation of each model, intervals hold how documents differ, not how distillations do (--replicas 3)."
         )
     )
+    note += f" {say_disturbance(record)}"
     body = (
         f'<div class="cards">\n{cards}\n</div>\n<p>{escape(say_introduction(record))}</p>\n'
         f'<ul class="answers">\n{listed}\n</ul>\n{f"<p>{escape(beside)}</p>" if beside else ""}\n'
-        f'<p class="note">{escape(note)}</p>'
+        f'<p class="note">{escape(note.strip())}</p>'
     )
     return render_section("answer", "Which model to ship", body)
 

@@ -76,13 +76,13 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     emphasised += [ratio + sign * error for ratio, error in known for sign in (-1, 1)]
     low = min([1.0, *emphasised, *(quality.ppl_ratio for _, quality in trials)])
     top = choose_top([quality.ppl_ratio for _, quality in trials], emphasised=emphasised)
-    above = sum(quality.ppl_ratio > top for _, quality in trials)
+    pad = 0.04 * (top - low)
+    above = sum(quality.ppl_ratio > top + pad for _, quality in trials)
     is_limited = record.plan.max_ppl_ratio is not None and record.plan.max_ppl_ratio <= top
     if is_limited:
         figure.add_hline(y=record.plan.max_ppl_ratio, line={"color": GREY, "width": 1, "dash": "dot"})
     add_levels(figure, MARGINS, top=top)
     annotate_depths(figure, [evaluation for evaluation, _ in [*trials, *best]])
-    pad = 0.04 * (top - low)
     figure.update_yaxes(range=[low - pad, top + pad])
     # By the points alone: one interval that noise made wide would press all of them together.
     ratios = [

@@ -9,7 +9,7 @@ from seed.evidence import Comparison, ComparisonSummary, FidelityStudy, Fidelity
 from seed.findings import Replication, StudyRecord
 from seed.folder import StudyFolder
 from seed.records import DenseResult, DistillResult
-from seed.reporting.answers import recommend, say_recommendation
+from seed.reporting.answers import recommend, say_disturbance, say_recommendation
 from seed.reporting.comparison import format_cost, format_percent, list_depths, list_picks, say_answer
 from seed.reporting.fidelity import CEILING_NAME, say_verdict
 from seed.reporting.gain import say_rival, say_solver
@@ -64,6 +64,8 @@ def show_result(terminal: Terminal, record: StudyRecord, *, study: StudyFolder, 
         )
     for advice in recommend(record):
         terminal.say(say_recommendation(advice, record))
+    if disturbed := say_disturbance(record):
+        terminal.say(disturbed)
     names = {result.key: name_model(result) for result in record.distilled}
     for found in record.equivalences:
         terminal.say(f"  {say_equivalence(found, names)}")

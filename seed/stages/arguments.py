@@ -153,7 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--latency-repeats",
         type=int,
         metavar="N",
-        help="timed pairs of dense and cut model (default: until the ratio is within 1 %, a minute at most)",
+        help="timed pairs of dense and cut model (default: until the ratio is within 1 %%, a minute at most)",
     )
     speed.add_argument(
         "--compiled", action="store_true", help="time torch.compile with a static cache instead of eager decoding"

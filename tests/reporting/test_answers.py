@@ -11,6 +11,7 @@ from seed.reporting.answers import (
     say_baselines,
     say_certainty,
     say_contender,
+    say_disturbance,
     say_introduction,
     say_neighbour,
     say_recommendation,
@@ -62,6 +63,43 @@ def test_where_none_keeps_the_margin_the_nearest_is_named(three: StudyRecord) ->
     said = say_recommendation(found[0], far)
     assert said.startswith("Within 2\u00a0% PPL: none; the nearest is 9 of 12 layers")
     assert "1.300 ± 0.001" in said
+
+
+def test_a_model_within_the_margin_that_is_not_faster_is_named_and_perplexity_is_not_blamed(three: StudyRecord) -> None:
+    slow = msgspec.structs.replace(
+        three.distilled[0], latency=factory.make_latency(11, shift=0.1), test=factory.make_quality(1.009, error=0.001)
+    )
+    record = msgspec.structs.replace(three, distilled=(slow,))
+    said = say_recommendation(recommend(record)[0], record)
+    assert said.startswith("Within 2\u00a0% PPL: none; the best that stays within, 11 of 12 layers")
+    assert "1.009" in said
+    assert "was not measured faster than the dense model: 1.03 times slower" in said
+
+
+def test_few_documents_leave_a_ratio_without_an_interval(three: StudyRecord) -> None:
+    few = [msgspec.structs.replace(one, test=msgspec.structs.replace(one.test, documents=2)) for one in three.distilled]
+    record = msgspec.structs.replace(three, distilled=tuple(few))
+    [found] = recommend(record, margins=[2])
+    assert found.contender is not None
+    assert found.contender.ppl_ratio.low is None
+    assert not found.is_sure
+    assert "too few documents for an interval" in say_recommendation(found, record)
+
+
+def test_speed_of_a_few_pairs_is_said_to_be_unsure(three: StudyRecord) -> None:
+    latency = msgspec.structs.replace(factory.make_latency(11), repeats=2, ratio_low=None, ratio_high=None)
+    quick = msgspec.structs.replace(three.distilled[0], latency=latency)
+    record = msgspec.structs.replace(three, distilled=(quick,))
+    said = say_recommendation(recommend(record)[0], record)
+    assert "times faster to decode in 2 timed pairs, too few to be sure" in said
+    assert say_disturbance(record) == ""
+
+
+def test_a_busy_machine_is_named_beside_the_answer(three: StudyRecord) -> None:
+    latency = msgspec.structs.replace(factory.make_latency(11), disturbance="other processes took 0.9 of 2 cores")
+    busy = msgspec.structs.replace(three.distilled[0], latency=latency)
+    record = msgspec.structs.replace(three, distilled=(busy,))
+    assert "(11 layers: other processes took 0.9 of 2 cores)" in say_disturbance(record)
 
 
 def test_contenders_are_chosen_on_validation_text(record: StudyRecord) -> None:

@@ -32,17 +32,31 @@ def test_pareto_shows_every_complete_trial_once_and_no_other(record: StudyRecord
     assert list(trace.y) == pytest.approx(expected, abs=1e-4)
 
 
-def test_pareto_spreads_trials_only_within_their_strip(record: StudyRecord) -> None:
+def test_points_stand_where_they_were_measured(record: StudyRecord) -> None:
+    twins = [msgspec.structs.replace(result, latency=record.distilled[0].latency) for result in record.distilled[:2]]
+    record = msgspec.structs.replace(record, distilled=(*twins, *record.distilled[2:]))
     figure = pareto.draw_pareto(record)
     trace = find_trace(figure, "scored candidates")
     true = [trial.evaluation.latency.ratio for trial in list_small(record)]
-    moved = [abs(shown - ratio) for shown, ratio in zip(trace.x, true, strict=True)]
-    gap = 0.89 / factory.NUM_LAYERS
-    assert 0 < max(moved) <= 0.3 * gap
-    assert len(set(trace.x)) > 150
-    assert [row[5] for row in trace.customdata] == pytest.approx(true, abs=1e-4)
-    assert list(trace.x) == list(find_trace(pareto.draw_pareto(record), "scored candidates").x)
-    assert "sideways" in figure.layout.meta["caption"]
+    assert list(trace.x) == pytest.approx(true, abs=1e-4)
+    distilled = find_trace(figure, "distilled, on test text")
+    assert list(distilled.x) == [result.latency.ratio for result in record.distilled]
+    assert distilled.x[0] == distilled.x[1]
+
+
+@pytest.mark.parametrize("ratios", [(0.9897, 0.9901, 0.9906), (1.02, 1.1, 1.4), (0.9, 1.0, 2.0)])
+def test_every_distilled_model_lies_in_the_plot_with_its_bars(record: StudyRecord, ratios: tuple[float, ...]) -> None:
+    models = [
+        msgspec.structs.replace(
+            result, test=factory.make_quality(ratio, error=0.02), latency=factory.make_latency(kept)
+        )
+        for result, ratio, kept in zip(record.distilled, ratios, (11, 10, 5), strict=False)
+    ]
+    figure = pareto.draw_pareto(msgspec.structs.replace(record, distilled=tuple(models), replications={}))
+    (left, right), (low, high) = figure.layout.xaxis.range, figure.layout.yaxis.range
+    for x, y in zip(*(find_trace(figure, "distilled, on test text")[axis] for axis in "xy"), strict=True):
+        assert left < x < right
+        assert low < y - 0.02 < y + 0.02 < high
 
 
 def test_pareto_tells_frontier_from_runners_up_and_dense(record: StudyRecord) -> None:
@@ -75,7 +89,7 @@ def test_pareto_keeps_outliers_from_squeezing_the_frontier(record: StudyRecord) 
     above = sum(ratio > 1.25 for ratio in trials)
     assert low < 1.0 < 1.1 < high < 1.5 < max(trials)
     assert above > 0
-    assert " candidates lie above the drawn range" in figure.layout.meta["caption"]
+    assert f"Above the drawn range: {sum(ratio > high for ratio in trials)} candidate" in figure.layout.meta["caption"]
 
 
 def test_pareto_draws_the_limit_where_there_is_one(record: StudyRecord) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from seed.findings import Rival, RivalPick, SearchGain, Sensitivity, StudyRecord
 from seed.reporting.search_figures import draw_gain, draw_progress, draw_sensitivity, measure_interactions
+from seed.stats import student_t
 
 from . import factory
 
@@ -66,5 +67,5 @@ def test_gain_draws_what_rivals_would_have_chosen(record: StudyRecord) -> None:
     [trace] = draw_gain(msgspec.structs.replace(record, gain=gain)).data
     assert (list(trace.x), trace.name) == (["\N{MINUS SIGN}1"], "one-shot PPL")
     assert list(trace.y) == pytest.approx([4.0])
-    assert math.isclose(trace.error_y.array[0], 1.96)
+    assert math.isclose(trace.error_y.array[0], student_t(47))  # over 48 documents
     assert not draw_gain(record).data
