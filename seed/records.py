@@ -212,7 +212,7 @@ class FrontierMember(Record, frozen=True, kw_only=True):
     evaluation: Evaluation
     rank: int
     probability_best: float  # of its structure, by bootstrap over validation documents
-    tied_with: tuple[str, ...]  # keys of its structure whose paired difference is within two standard errors
+    tied_with: tuple[str, ...]  # keys of its structure; the 95 % interval of the paired difference holds zero
 
 
 class Frontier(Record, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ import numpy as np
 from seed.errors import StudyError
 from seed.findings import Agreement
 from seed.records import DistillResult, Evaluation, Frontier, FrontierMember, Quality, TrialRecord
+from seed.stats import count_effective, reach_over_documents
 
 LoadLosses = Callable[[Quality], tuple[np.ndarray, np.ndarray]]  # sums and counts by document
 BOOTSTRAP_DRAWS = 1000
@@ -155,6 +156,7 @@ def _weigh(
     weights = rng.multinomial(num_documents, np.full(num_documents, 1 / num_documents), BOOTSTRAP_DRAWS)
     winners = np.argmin((weights @ sums.T) / (weights @ counts)[:, None], axis=1)
     wins = np.bincount(winners, minlength=len(group)) / BOOTSTRAP_DRAWS
+    reach = reach_over_documents(count_effective(counts)) or math.inf  # of too few documents nothing can be told apart
     result = {}
     for i, trial in enumerate(group):
         differences = sums - sums[i]
@@ -162,7 +164,9 @@ def _weigh(
         residuals = differences - means[:, None] * counts
         errors = np.sqrt(num_documents / max(1, num_documents - 1) * (residuals**2).sum(axis=1)) / counts.sum()
         tied = [
-            other.evaluation.candidate.key for j, other in enumerate(group) if j != i and abs(means[j]) <= 2 * errors[j]
+            other.evaluation.candidate.key
+            for j, other in enumerate(group)
+            if j != i and (abs(means[j]) <= reach * errors[j] or reach == math.inf)
         ]
         result[trial.number] = (float(wins[i]), tuple(tied))
     return result

@@ -142,8 +142,8 @@ def render_frontier(record: StudyRecord) -> str:
         )
     caption = (
         f"PPL ratios after {name_rung(record.frontier.rung)}, on validation text. P(best): how often a resampling of "
-        "the documents puts this candidate first among those of its structure. Tied: the paired difference is within "
-        "two standard errors."
+        "the documents puts this candidate first among those of its structure. Tied: the 95 % interval of "
+        "the paired difference holds zero."
     )
     ids = [read_id(member.evaluation.candidate) for member in members]
     return render_section("frontier", "The frontier by the proxy", render_table(caption, header, rows, ids=ids))
