@@ -123,11 +123,13 @@ def distill_members(
     post: Post | None = None,
     eval_command: str | None = None,
     on_work: Callable[[float, str], None] = lambda amount, key: None,
+    complain: Callable[[str], None] = lambda said: None,
 ) -> list[DistillResult]:
     """Distill, export and judge members under every random seed; finished ones are read back.
 
     With a post, others of this host may do the same, and each member is one process's at a time; all return when all are
-    done. ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom.
+    done. ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom;
+    ``complain`` of what went wrong and was got over.
     """
     each = count_work(bench, count_steps(bench, budget.distill_tokens))
     total = len(members) * len(budget.rng_seeds)
@@ -161,6 +163,7 @@ def distill_members(
                     rng_seed=rng_seed,
                     on_work=say_work,
                     on_finished=look,
+                    complain=complain,
                 )
             else:  # others are at what is left; should one of them die, it is ours
                 time.sleep(WAIT_SECONDS)
@@ -236,6 +239,7 @@ def _distill_group(
     rng_seed: int,
     on_work: Callable[[float, str], None],
     on_finished: Callable[[], None],
+    complain: Callable[[str], None],
 ) -> None:
     """Train members side by side, then judge and keep one after another."""
     began = time.monotonic()
@@ -249,7 +253,16 @@ def _distill_group(
         start, student = make_start(sweep, member, settings)
         suffix = "" if is_first else f"-{rng_seed}"
         checkpoints.append(bench.folder.work / f"distill-{member.key}{suffix}.pt")
-        pupils.append(enrol(instruments, student, settings, candidate=member.candidate, checkpoint=checkpoints[-1]))
+        pupils.append(
+            enrol(
+                instruments,
+                student,
+                settings,
+                candidate=member.candidate,
+                checkpoint=checkpoints[-1],
+                complain=lambda said, key=member.key: complain(f"{key}: {said}"),  # type: ignore[misc]
+            )
+        )
         starts.append(start)
         on_work(before, f"preparing {member.key}")
     on_work(0, f"training {keys}")

@@ -152,8 +152,8 @@ def choose_learning_rate(
         )
         _, student = make_start(sweep, member, settings)
         went = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
-        loss = went.curve[-1].validation_loss
-        losses[str(rate)] = loss if math.isfinite(loss) else sys.float_info.max  # JSON knows no infinity
+        # JSON knows no infinity
+        losses[str(rate)] = went.curve[-1].validation_loss if went.diverged_at is None else sys.float_info.max
         folder.write_bytes(path, json.dumps(known, indent=1).encode())
         return losses[str(rate)]
 

@@ -4,13 +4,13 @@ import json
 import math
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 
 from seed.errors import StudyError
 from seed.records import Quality, SweepRow
+from seed.rows import read_rows
 from seed.scoring import sweep as sweeps
 from seed.scoring.instruments import make_walker, start_student, validation_losses
 from seed.scoring.quality import DocumentLosses, judge, logits_of, measure_losses
@@ -238,7 +238,7 @@ def test_a_score_that_is_no_number_can_be_read_back(tmp_path: Path, value: float
 def test_rows_read_back_are_exact(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     quality: Quality = sweep.measure(CUT)
-    row = msgspec.json.decode(sweep.path.read_bytes().splitlines()[-1], type=SweepRow)
+    row = read_rows(sweep.path, SweepRow)[-1]
     assert sum(row.sums) / quality.tokens == pytest.approx(quality.loss, rel=1e-12)
     assert row.sums == sweep.rows[CUT.key]["closed_form"].sums
     assert len(row.sums) == quality.documents
