@@ -8,6 +8,7 @@ a finished member is never done twice. Which members, the frontier decides; how 
 import contextlib
 import functools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import msgspec
 from torch import nn
 
 from seed import folder
+from seed.errors import SeedError
 from seed.models.checkpoint import is_whole, measure_size, write_checkpoint
 from seed.models.classes import find_auto_class, reads_images
 from seed.models.surgery import cast_weights
@@ -278,7 +280,12 @@ def _distill_group(
     for member, start, pupil, went in zip(group, starts, pupils, distilled, strict=True):
         keep = functools.partial(_keep_first, plan=plan, dense=dense, start=start) if is_first else _keep_replica
         on_work(0, f"judging {member.key}")
-        keep(bench, instruments, member, pupil.student, went, settings=pupil.settings, seconds=seconds)
+        try:
+            keep(bench, instruments, member, pupil.student, went, settings=pupil.settings, seconds=seconds)
+        except SeedError:
+            if is_first:  # a model without its record is nothing
+                shutil.rmtree(bench.folder.model(member.key), ignore_errors=True)
+            raise
         on_finished()
         on_work(after, f"judged {member.key}")
     for checkpoint in checkpoints:
