@@ -48,6 +48,7 @@ class StudyFolder:
         self.environment = root / "environment.json"
         self.report = root / "report.html"
         self.models = root / "models"
+        self.distilled = root / "distilled"
         self.unrecovered = root / "unrecovered"
         self.pictures = root / "pictures"
         self.artifacts = root / "artifacts"
@@ -81,7 +82,7 @@ class StudyFolder:
 
     def result(self, key: str) -> Path:
         """Where the record of a finished distillation lies."""
-        return self.root / "distilled" / f"{key}.json"
+        return self.distilled / f"{key}.json"
 
 
 def name_study(name: str) -> str:
