@@ -3,7 +3,6 @@
 A member is a set of layers or a width of the same size. Nothing is exported here; that is ``finals``' business.
 """
 
-import json
 import math
 import sys
 import time
@@ -154,12 +153,12 @@ def choose_learning_rate(
         went = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
         # JSON knows no infinity
         losses[str(rate)] = went.curve[-1].validation_loss if went.diverged_at is None else sys.float_info.max
-        folder.write_bytes(path, json.dumps(known, indent=1).encode())
+        folder.write_record(path, known)
         return losses[str(rate)]
 
     best, _ = tune_learning_rate(rates, run)
     known[chosen] = {"best": best}
-    folder.write_bytes(path, json.dumps(known, indent=1).encode())
+    folder.write_record(path, known)
     return best
 
 
