@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from seed import interrupts, sealed
-from seed.errors import StudyError
 from seed.models.anatomy import Anatomy
 from seed.records import CurvePoint, Record, hash_text
 from seed.scoring import lora
@@ -114,8 +113,8 @@ class Distilled:
 
     @property
     def best_loss(self) -> float:
-        """The validation loss of the weights that are kept, nats per token."""
-        return min(point.validation_loss for point in self.curve)
+        """The validation loss of the weights that are kept, nats per token; not a number where no look gave one."""
+        return min((point.validation_loss for point in self.curve), default=math.nan)
 
 
 def distill(
@@ -136,9 +135,6 @@ def distill(
         recall: windows -> the dense model's last hidden states; None runs the dense model in every step.
         on_step: called with the number of steps that all have finished.
         group: the processes that do this together; students and dense model are then sharded.
-
-    Raises:
-        StudyError: a student has no finite loss, neither to begin with nor later.
     """
     recall = recall or recall_live(dense, recovery)
     settings = pupils[0].settings
@@ -298,18 +294,8 @@ class _Training:
         self.save_seconds = self.last_saved - began
 
     def finish(self) -> Distilled:
-        """Leave the student with its best weights, frozen, its low-rank updates merged.
-
-        Raises:
-            StudyError: no weights had a finite loss.
-        """
+        """Leave the student with its best weights, frozen, its low-rank updates merged."""
         settings = self.pupil.settings
-        if not math.isfinite(self.best_loss):
-            raise StudyError(
-                f"training at learning rate {settings.learning_rate:g}: no loss is a finite number, neither at its start nor "
-                f"at any of its looks until step {settings.steps if self.diverged_at is None else self.diverged_at}. "
-                "Lower --learning-rate, or compute in float32 (--dtype float32)."
-            )
         if self.diverged_at is not None:
             self.pupil.complain(
                 f"training diverged at step {self.diverged_at} of {settings.steps} and ended there; the weights of step "

@@ -17,7 +17,7 @@ import msgspec
 from torch import nn
 
 from seed import folder
-from seed.errors import SeedError
+from seed.errors import SeedError, StudyError
 from seed.models.checkpoint import is_whole, measure_size, write_checkpoint
 from seed.models.classes import find_auto_class, reads_images
 from seed.models.surgery import cast_weights
@@ -277,6 +277,12 @@ def _distill_group(
 
     distilled = train_together(instruments, pupils, on_step=report_step)
     seconds = (time.monotonic() - began) / len(group)
+    for member, went in zip(group, distilled, strict=True):
+        if not went.curve:
+            raise StudyError(
+                f"{member.key}: no loss of its training is a finite number, neither at its start nor at any look. Lower "
+                f"--learning-rate ({budget.learning_rate:g}), or compute in float32 (--dtype float32)."
+            )
     for member, start, pupil, went in zip(group, starts, pupils, distilled, strict=True):
         keep = functools.partial(_keep_first, plan=plan, dense=dense, start=start) if is_first else _keep_replica
         on_work(0, f"judging {member.key}")

@@ -151,8 +151,8 @@ def choose_learning_rate(
         )
         _, student = make_start(sweep, member, settings)
         went = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
-        # JSON knows no infinity
-        losses[str(rate)] = went.curve[-1].validation_loss if went.diverged_at is None else sys.float_info.max
+        is_good = went.diverged_at is None and bool(went.curve)
+        losses[str(rate)] = went.curve[-1].validation_loss if is_good else sys.float_info.max  # JSON knows no infinity
         folder.write_record(path, known)
         return losses[str(rate)]
 

@@ -14,7 +14,6 @@ from msgspec import structs
 from torch import nn
 
 from seed import sealed
-from seed.errors import StudyError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights, make_student
 from seed.records import Candidate, CurvePoint
@@ -173,9 +172,12 @@ def test_a_training_that_diverges_ends_at_once_with_its_best_weights_and_says_so
     assert msgspec.json.decode(msgspec.json.encode(went.curve), type=tuple[CurvePoint, ...]) == went.curve
 
 
-def test_a_training_without_a_finite_loss_is_refused_with_its_rate() -> None:
-    with pytest.raises(StudyError, match=r"learning rate 0\.003: no loss is a finite number.*Lower --learning-rate"):
-        train(make_start(), DENSE, SHORT, validate=lambda model: math.nan)
+def test_a_training_without_a_finite_loss_has_none() -> None:
+    student = make_start()
+    went = train(student, DENSE, SHORT, validate=lambda model: math.nan)
+    assert went.curve == ()
+    assert math.isnan(went.best_loss)
+    assert_same_weights(student, make_start())
 
 
 def test_a_start_without_a_finite_loss_may_be_trained_out_of_it() -> None:

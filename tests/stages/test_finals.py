@@ -11,6 +11,7 @@ from seed import folder
 from seed.errors import StudyError
 from seed.models.checkpoint import is_whole, load_checkpoint
 from seed.records import DenseResult, DistillResult
+from seed.scoring.distillation import Distilled
 from seed.scoring.sweep import Sweep
 from seed.stages import finals, judging, recovering, schooling
 from seed.stages.finals import Budget, distill_members
@@ -136,6 +137,17 @@ def test_a_model_whose_record_cannot_be_written_is_not_left_behind(tmp_path: Pat
         run(opened, [Member(candidate=drop(1), latency=latency)], change_budget(rng_seeds=(0,)))
     assert not opened[0].folder.model("drop-1").exists()
     assert not opened[0].folder.result("drop-1").exists()
+
+
+def test_a_training_without_any_finite_loss_is_refused_with_its_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_finals(tmp_path)
+    nothing = Distilled(curve=(), best_step=0, diverged_at=1)  # what such a training gives back
+    monkeypatch.setattr(finals, "train_together", lambda *args, **kwargs: [nothing])
+    with pytest.raises(StudyError, match=r"drop-1: no loss of its training.*Lower --learning-rate .0\.003."):
+        run(opened, MEMBERS[:1], change_budget(rng_seeds=(0,)))
+    assert not opened[0].folder.model("drop-1").exists()
 
 
 def test_a_rate_that_diverges_is_a_bad_rate(tmp_path: Path) -> None:
