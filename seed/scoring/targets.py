@@ -74,7 +74,7 @@ def store_states(
     name = hash_text(f"{identity}/{dtype}/{window_tokens}/{chosen}")[:16]
     path = directory / f"teacher-{name}.states"
     with folder.wait_for(directory / f"teacher-{name}.lock"):  # one worker computes, the others wait and read
-        if not sealed.is_sealed(path):  # a second for each GB; to compute them takes a hundred times as long
+        if not sealed.is_sealed(path):  # some seconds for each GB; to compute them anew takes far longer
             for other in directory.glob("teacher-*.states"):  # of another budget; who has it open keeps it
                 other.unlink(missing_ok=True)
             folder.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
