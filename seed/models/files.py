@@ -18,13 +18,19 @@ READ_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 def check_files(directory: Path) -> None:
     """Raise where reading a model's directory would not end, or fill the memory, before its weights are looked at.
 
+    What is missing or may not be read, its opening says.
+
     Raises:
         ModelError: with the file, what is wrong with it, and the cure.
     """
-    for path in sorted(directory.iterdir()):
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError:
+        return
+    for path in paths:
         try:
             found = path.stat()
-        except OSError:  # a broken link; what is needed and missing, others say
+        except OSError:
             continue
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
             raise ModelError(
@@ -37,10 +43,10 @@ def check_files(directory: Path) -> None:
                 "save the model again."
             )
     config = directory / "config.json"
-    if not config.is_file():
-        return
     try:
         excess = untrusted.find_excess(json.loads(config.read_bytes()))
+    except OSError:
+        return
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{config}: not valid JSON ({error}). Download or save the model again.") from error
     if excess is not None:
