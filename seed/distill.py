@@ -108,6 +108,7 @@ def distill_trials(
                 budget,
                 eval_command=eval_command,
                 on_work=advance,
+                complain=terminal.say,
             )
         record = refresh_report(study, complain=terminal.say)
     for result in results:

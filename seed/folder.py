@@ -13,11 +13,11 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import msgspec
 
-from seed import untrusted
+from seed import sealed, untrusted
 from seed.errors import ResourceError, StudyError, first_line
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class StudyFolder:
         self.environment = root / "environment.json"
         self.report = root / "report.html"
         self.models = root / "models"
+        self.distilled = root / "distilled"
         self.unrecovered = root / "unrecovered"
         self.pictures = root / "pictures"
         self.artifacts = root / "artifacts"
@@ -81,7 +82,7 @@ class StudyFolder:
 
     def result(self, key: str) -> Path:
         """Where the record of a finished distillation lies."""
-        return self.root / "distilled" / f"{key}.json"
+        return self.distilled / f"{key}.json"
 
 
 def name_study(name: str) -> str:
@@ -244,8 +245,8 @@ def refuse_write(path: Path, error: OSError) -> ResourceError:
     )
 
 
-def write_record(path: Path, record: msgspec.Struct) -> None:
-    """Write a record as indented JSON that reads back.
+def write_record(path: Path, record: msgspec.Struct | dict[str, Any]) -> None:
+    """Write a record, or some by name, as indented JSON that reads back, with a checksum.
 
     Raises:
         StudyError: it would not, since a number in it is not finite, which JSON does not know.
@@ -259,24 +260,25 @@ def write_record(path: Path, record: msgspec.Struct) -> None:
             f"{path}: not written, since a number in it is not finite ({error}). Compute in float32 (--dtype float32), or give "
             "more text, as a study of another name (--study NAME)."
         ) from error
-    write_bytes(path, msgspec.json.format(content, indent=1) + b"\n")
+    write_bytes(path, msgspec.json.format(sealed.seal_line(content), indent=1) + b"\n")
 
 
 def read_record(path: Path, kind: type[T]) -> T:
     """Read a record back.
 
     Raises:
-        StudyError: the file is missing, torn or of another form.
+        StudyError: the file is missing, torn, changed since it was written, or of another form.
     """
     try:
-        return msgspec.json.decode(untrusted.read_bounded(path), type=kind)
+        content = msgspec.json.format(untrusted.read_bounded(path), indent=-1)  # as it was sealed
+        return msgspec.json.decode(sealed.open_line(content), type=kind)
     except FileNotFoundError as error:
         raise StudyError(
             f"{path}: missing. Run the search of this study again; it makes up what is missing."
         ) from error
     except PermissionError as error:
         raise deny(path) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         cure = (
             "this command again, which begins anew"
             if path.name in MEASURED

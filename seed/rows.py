@@ -1,7 +1,7 @@
 """A file of one JSON record a line that grows as work gets done, written by any number of processes of one host.
 
 Whoever appends holds the file for that moment, and first cuts off a torn last line, which a killed writer or a full disk
-leaves; whoever reads leaves such a line alone. No meaning of the records here.
+leaves; whoever reads leaves such a line alone. Each line carries a checksum. No meaning of the records here.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import BinaryIO, Generic, TypeVar
 
 import msgspec
 
-from seed import untrusted
+from seed import sealed, untrusted
 from seed.errors import StudyError
 from seed.folder import refuse_write
 
@@ -42,7 +42,7 @@ class RowFile(Generic[T]):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             is_due = time.monotonic() - self._synced > self.SYNC_SECONDS
-            append_lines(self.path, msgspec.json.encode(row) + b"\n", sync=is_due)
+            append_lines(self.path, sealed.seal_line(msgspec.json.encode(row)) + b"\n", sync=is_due)
             if is_due:
                 self._synced = time.monotonic()
         except OSError as error:
@@ -67,8 +67,8 @@ class RowFile(Generic[T]):
         for line in whole.splitlines():
             self._number += 1
             try:
-                rows.append(msgspec.json.decode(line, type=self.kind))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                rows.append(msgspec.json.decode(sealed.open_line(line), type=self.kind))
+            except (ValueError, RecursionError) as error:  # msgspec's and ours
                 raise StudyError(
                     f"{self.path}: line {self._number} is damaged ({error}). Remove that line, and the search of this study "
                     "makes it up."

@@ -18,7 +18,6 @@ from seed.optimize.space import Preset
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study
 from seed.optimize.teamwork import clear_study
-from seed.plans import SearchPlan
 from seed.stages import planning
 from seed.stages.arguments import make_parser
 from seed.stages.settings import SearchSettings
@@ -91,7 +90,7 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     name = planning.name_study(settings)
     planning.quiet_libraries()
     from seed.scoring.streams import store_streams
-    from seed.stages import costs, helping, hosts, joining, leading, orders, shapes
+    from seed.stages import costs, helping, hosts, joining, leading, leftovers, orders, shapes
     from seed.stages.gathering import gather_record
     from seed.stages.posts import open_post
 
@@ -113,7 +112,7 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     speed = costs.time_parts(bench.anatomy, shape, shapes.take_micro_batch(bench))
     plan = costs.draft_plan(settings, preset, bench.protocol, name=name, shape=shape, speed=speed)
     if study.plan.exists():
-        plan = planning.continue_plan(folder.read_record(study.plan, SearchPlan), plan, place=study.root)
+        plan = leftovers.continue_or_replace(study, plan, say=terminal.say)
     cost = costs.estimate_cost(shape, bench.protocol, plan, speed, distill=settings.distill)
     for line in costs.describe_plan(bench.protocol, plan, cost, num_workers=num_workers):
         terminal.say(line)

@@ -4,12 +4,16 @@ A study's folder is often one's own and sometimes somebody else's, and nothing i
 contents here; records check themselves.
 """
 
+import contextlib
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from seed.errors import StudyError
+from seed.records import MAX_LAYERS
 
 # The largest record that a search writes is some MB (summed losses of every test document under every random seed), and a
 # decoded one takes ten times its size in memory.
@@ -62,11 +66,40 @@ def read_bounded(path: Path, *, limit: int = RECORD_BYTES) -> bytes:
         StudyError: it is larger.
         OSError: it cannot be read.
     """
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         content = handle.read(limit + 1)
     if len(content) > limit:
         raise _refuse_size(path, found=path.stat().st_size, limit=limit)
     return content
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that ends, to be read. Opening a pipe would wait for whoever writes into it.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe or a device.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as handle:
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "a pipe or a device, and no file", str(path))
+        yield handle
+
+
+def find_excess(config: object) -> str | None:
+    """Say which number of layers in a model's config is one that no model has; None: none is."""
+    todo = [config]
+    while todo:
+        found = todo.pop()
+        if isinstance(found, dict):
+            for name, value in found.items():
+                is_count = str(name).endswith(("layer", "layers")) and isinstance(value, int | float)
+                if is_count and value > MAX_LAYERS:
+                    return f"{name} = {str(value)[:20]}, and no model has more than {MAX_LAYERS:,} layers"
+            todo.extend(found.values())
+        elif isinstance(found, list):
+            todo.extend(one for one in found if isinstance(one, dict | list))
+    return None
 
 
 def require_size(path: Path, *, limit: int) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -22,7 +23,7 @@ from seed.errors import ResourceError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.plans import StreamRecord
-from seed.records import Candidate
+from seed.records import Candidate, DenseResult
 
 from .reporting import factory
 
@@ -170,6 +171,25 @@ def test_a_torn_record_is_a_study_error(tmp_path: Path, share: float) -> None:
         folder.read_record(path, StudyRecord)
     assert str(path) in str(caught.value)
     assert "Remove this file and run the search of this study again" in str(caught.value)
+
+
+def test_a_record_whose_numbers_changed_on_the_disk_is_a_study_error(tmp_path: Path) -> None:
+    path = tmp_path / "dense.json"
+    dense = factory.make_record().dense
+    folder.write_record(path, dense)
+    content = path.read_bytes()
+    digit = content.index(b".", content.index(b'"loss"')) + 1
+    path.write_bytes(content[:digit] + (b"7" if content[digit : digit + 1] != b"7" else b"3") + content[digit + 1 :])
+    with pytest.raises(StudyError, match=r"dense\.json: cannot be read \(its checksum is that of another content\)"):
+        folder.read_record(path, DenseResult)
+    path.write_bytes(msgspec.json.encode(dense))  # as earlier versions wrote it
+    assert folder.read_record(path, DenseResult) == dense
+
+
+def test_records_by_name_come_back_and_none_do_too(tmp_path: Path) -> None:
+    for known in ({}, {"2e-5": {"best": 1 / 3}}):
+        folder.write_record(tmp_path / "rates.json", known)
+        assert folder.read_record(tmp_path / "rates.json", dict[str, dict[str, float]]) == known
 
 
 @pytest.mark.parametrize("name", ["compare.json", "fidelity.json"])

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import seed
-from seed import rows
+from seed import rows, sealed
 from seed.errors import ResourceError, StudyError
 from seed.records import SweepRow
 from seed.rows import RowFile, read_rows
@@ -69,7 +69,7 @@ def test_a_torn_last_row_is_left_alone_by_readers_and_cut_off_by_the_next_writer
     reader = RowFile(path, SweepRow)
     assert len(reader.read_new()) == 3
     file.append(make_row(4))
-    assert path.read_bytes() == whole + msgspec.json.encode(make_row(4)) + b"\n"
+    assert path.read_bytes() == whole + sealed.seal_line(msgspec.json.encode(make_row(4))) + b"\n"
     assert reader.read_new() == [make_row(4)]
     assert reader.read_new() == []
 
@@ -86,6 +86,20 @@ def test_a_damaged_row_is_refused_with_file_and_line_and_left(tmp_path: Path, nu
     assert str(path) in str(caught.value)
     assert "Remove that line" in str(caught.value)
     assert path.read_bytes() == content
+
+
+def test_a_row_whose_numbers_changed_on_the_disk_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    file = RowFile(path, SweepRow)
+    for number in range(3):
+        file.append(make_row(number))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"[1.333", b"[1.433"))
+    with pytest.raises(StudyError, match=r"line 2 is damaged \(its checksum is that of another content\)"):
+        read_rows(path, SweepRow)
+    path.write_bytes(content.replace(b'"crc32"', b'"cRc32"', 1))
+    with pytest.raises(StudyError, match="line 1 is damaged"):
+        read_rows(path, SweepRow)
 
 
 def test_a_row_with_an_unknown_field_is_refused(tmp_path: Path) -> None:

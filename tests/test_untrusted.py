@@ -196,7 +196,7 @@ def test_a_record_of_the_usual_size_is_read(tmp_path):
 def test_a_journal_that_is_too_large_or_nested_without_end_is_told(tmp_path, open_it):
     journal = tmp_path / "journal.log"
     journal.write_bytes(b"[" * 200_000 + b"]" * 200_000 + b"\n{}\n")
-    with pytest.raises(StudyError, match=r"journal\.log: (line 1 is )?damaged"):
+    with pytest.raises(StudyError, match=r"journal\.log: line 1 is damaged"):
         open_it(None, journal=journal)
     with journal.open("r+b") as handle:
         handle.truncate(50 * 2**30)

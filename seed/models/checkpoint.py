@@ -18,6 +18,7 @@ from seed.errors import ModelError, SeedError, first_line
 from seed.models.anatomy import Anatomy, cache_of
 from seed.models.classes import find_auto_class
 from seed.models.companions import copy_companions
+from seed.models.files import check_files
 from seed.models.stored import read_tensors
 from seed.models.surgery import cast_weights, list_needed, make_student
 from seed.models.teacher import refuse_adapter
@@ -159,6 +160,7 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
         ModelError: keys are missing, left over or of another shape; or there is code or an adapter, which are not loaded.
     """
     refuse_adapter(path)
+    check_files(path)
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model, report = find_auto_class(config).from_pretrained(

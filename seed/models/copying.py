@@ -23,6 +23,7 @@ from seed.errors import ModelError, SeedError, first_line
 from seed.models.anatomy import find_layers
 from seed.models.checkpoint import finish_export
 from seed.models.classes import find_class
+from seed.models.files import check_files
 from seed.models.stored import INDEX, SINGLE, StoredTensor, read_tensors, split_shards, write_shard
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import refuse_adapter
@@ -164,6 +165,7 @@ def count_layers(source: Path) -> int:
 def _read_config(source: Path) -> tuple[Any, Any]:
     """The checkpoint's config, and the class of transformers' own that reads it."""
     refuse_adapter(source)
+    check_files(source)
     if not (source / "config.json").is_file():
         raise ModelError(f"{source}: config.json is missing. Give a directory that save_pretrained wrote.")
     try:

@@ -19,6 +19,7 @@ from seed import folder
 from seed.errors import ModelError, ResourceError, first_line, is_offline, name_kinds
 from seed.models.classes import find_auto_class
 from seed.models.companions import COMPANIONS
+from seed.models.files import check_files
 from seed.models.stored import INDEX, SINGLE, list_shards, refuse_pointer
 from seed.models.surgery import refuse_other_kinds, refuse_unfit
 
@@ -129,6 +130,7 @@ def open_teacher(
     else:
         located = _locate_companions(source)
         options["revision"] = located.commit  # all further files are of the same, whatever is pushed meanwhile
+    check_files(located.directory)
     try:
         config = transformers.AutoConfig.from_pretrained(location, **options)
         place = f"--model {source.location}"

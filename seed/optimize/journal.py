@@ -1,17 +1,19 @@
 """The journal in a study's folder, in Optuna's own form, fit for many processes of one host of which any may be killed.
 
 Who appends holds the file itself, which the kernel lets go of when the process ends, and first cuts off a torn last line.
-What the lines mean is Optuna's business.
+Each line carries a checksum in a field that Optuna passes over. What the lines mean is Optuna's business.
 """
 
 import json
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from seed import untrusted
+from seed import sealed, untrusted
 from seed.errors import StudyError
 from seed.rows import append_lines, hold
 
@@ -19,9 +21,41 @@ from seed.rows import append_lines, hold
 class Journal(JournalFileBackend):
     """Optuna's journal file, without a lock file that a killed process would leave behind."""
 
+    line = 1  # number of the one at hand, counted from 1
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        self.line = log_number_from + 1
+        for log in super().read_logs(log_number_from):
+            yield log
+            self.line += 1
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        append_lines(Path(self._file_path), lines.encode(), sync=True)
+        lines = [sealed.seal_line(json.dumps(log, separators=(",", ":")).encode()) + b"\n" for log in logs]
+        append_lines(Path(self._file_path), b"".join(lines), sync=True)
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """Return the storage that a journal is.
+
+    Raises:
+        StudyError: a line is none that Optuna writes.
+    """
+    untrusted.require_size(path, limit=untrusted.JOURNAL_BYTES)
+    journal = Journal(str(path))
+    try:
+        return JournalStorage(journal)
+    except OSError:
+        raise
+    except Exception as error:  # a line of another shape fails wherever Optuna comes to look at it
+        raise refuse_line(path, journal.line, error) from error
+
+
+def refuse_line(path: Path, number: int, error: Exception) -> StudyError:
+    """What is raised where a line of a journal is none that Optuna writes."""
+    return StudyError(
+        f"{path}: line {number} is damaged, or was not written by Optuna ({type(error).__name__}: {error}). Remove that line if "
+        "something else wrote it; else restore the file from a copy, or start a study of another name (--study NAME)."
+    )
 
 
 def repair_journal(path: Path) -> None:
@@ -43,15 +77,12 @@ def repair_journal(path: Path) -> None:
         lines = whole.splitlines()
         for number, line in enumerate(lines, 1):
             try:
-                json.loads(line)
+                json.loads(sealed.open_line(line))
             except (ValueError, RecursionError) as error:
                 if number == len(lines):
                     whole = whole[: len(whole) - len(line) - 1]
                     break
-                raise StudyError(
-                    f"{path}: line {number} is damaged. Restore the file from a copy, or start a study of another name "
-                    "(--study NAME)."
-                ) from error
+                raise refuse_line(path, number, error) from error
         if whole != content:
             handle.truncate(len(whole))
             os.fsync(handle.fileno())

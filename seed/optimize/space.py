@@ -15,8 +15,11 @@ from typing import Any
 
 import msgspec
 
-from seed.errors import SpaceError
+from seed import untrusted
+from seed.errors import SpaceError, StudyError
 from seed.records import Candidate, Record, SearchSpace
+
+SPACE_BYTES = 10**6  # the largest preset has a hundred lines
 
 
 class ModelSection(Record, frozen=True, kw_only=True):
@@ -112,13 +115,20 @@ def load_preset(path: Path) -> Preset:
         SpaceError: it is missing, not TOML, has an unknown key or a wrong type, or contradicts itself.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(untrusted.read_bounded(path, limit=SPACE_BYTES).decode("utf-8-sig"))
+    except StudyError as error:
+        raise SpaceError(
+            f"{path}: larger than {SPACE_BYTES / 1e6:.0f} MB, and a search space is a few lines. Give a TOML file like those in "
+            "search_spaces/."
+        ) from error
     except OSError as error:
         raise SpaceError(
             f"{path}: cannot be read ({error.strerror}). Give a TOML file like those in search_spaces/."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOML's own, encodings', and numbers of too many digits
         raise SpaceError(f"{path}: not valid TOML ({error}). Mend that place.") from error
+    if (excess := untrusted.find_excess(content)) is not None:
+        raise SpaceError(f"{path}: {excess}. Mend that number.")
     try:
         preset = msgspec.convert(content, Preset)
     except msgspec.ValidationError as error:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 
 from seed.errors import StudyError
-from seed.optimize.journal import Journal, repair_journal
+from seed.optimize.journal import open_journal, repair_journal
 from seed.optimize.urls import POSTGRES_CURE, check_storage_url, hide_secrets, name_driver, spell_error
 
 HEARTBEAT_SECONDS = 10
@@ -46,7 +46,7 @@ def open_storage(
     """
     if url is None:
         repair_journal(journal)
-        return JournalStorage(Journal(str(journal)))
+        return open_journal(journal)
     from seed.optimize.patience import PatientStorage, ignore  # SQLAlchemy takes a while, and a journal does without
 
     check_storage_url(url)

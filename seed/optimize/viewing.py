@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 
-from seed import untrusted
 from seed.errors import StudyError
-from seed.optimize.journal import Journal
+from seed.optimize.journal import open_journal
 from seed.optimize.storage import connect
 from seed.optimize.urls import check_storage_url
 
@@ -39,14 +38,7 @@ def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
         raise StudyError(
             f"{journal}: missing, and with it all trials. Restore it from a copy, or run the search first."
         )
-    untrusted.require_size(journal, limit=untrusted.JOURNAL_BYTES)
-    try:
-        return JournalStorage(Journal(str(journal)))
-    except (ValueError, KeyError, RecursionError) as error:
-        raise StudyError(
-            f"{journal}: damaged ({error}). Run the search of this study again, which mends a last line that a killed "
-            "process left torn, or restore the file from a copy."
-        ) from error
+    return open_journal(journal)
 
 
 def view_database(url: str) -> BaseStorage:

@@ -1,7 +1,8 @@
 """The one training loop of recovery: short for a score, full for a model worth keeping, one student or several.
 
 AdamW, warm-up then linear decay, towards an ``Objective``: forward KL to the dense model's predictions unless told
-otherwise. Step 0 counts as a checkpoint, so what comes back is never worse on validation than what went in. Resumable:
+otherwise. Step 0 counts as a checkpoint, so what comes back is never worse on validation than what went in; a training
+whose numbers stop being finite ends there. Resumable:
 the data of a step depends on the step alone. Students that see the same batches are trained side by side and share
 the dense model's part of each. Several processes train sharded students together: all do the same steps, each on its
 share of a batch, and the first keeps what is saved.
@@ -12,7 +13,6 @@ weights, is decided by the caller.
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from seed import interrupts, untrusted
+from seed import interrupts, sealed
 from seed.models.anatomy import Anatomy
 from seed.records import CurvePoint, Record, hash_text
 from seed.scoring import lora
@@ -90,7 +90,7 @@ class Pupil:
     Float32 weights, but for LoRA, which leaves them as they are until its updates are merged into them at the end.
     ``validate``: model -> validation loss in nats per token. ``boundaries``: see ``objectives.Learner``; only objectives
     that match states need them. ``checkpoint``: where to save progress every half minute, and to resume from; of several
-    processes only the first has one.
+    processes only the first has one. ``complain`` is told, for people, what went wrong and was got over.
     """
 
     student: nn.Module
@@ -98,19 +98,23 @@ class Pupil:
     validate: Callable[[nn.Module], float]
     boundaries: tuple[int, ...] | None = None
     checkpoint: Path | None = None
+    complain: Callable[[str], None] = lambda said: None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distilled:
     """What a distillation went through. The student itself holds the best weights."""
 
-    curve: tuple[CurvePoint, ...]
+    curve: tuple[CurvePoint, ...]  # looks that gave a number
     best_step: int
+    diverged_at: int | None = (
+        None  # the step where its numbers stopped being finite, which ended it; None: it ran to its end
+    )
 
     @property
     def best_loss(self) -> float:
-        """The validation loss of the weights that are kept, nats per token."""
-        return min(point.validation_loss for point in self.curve)
+        """The validation loss of the weights that are kept, nats per token; not a number where no look gave one."""
+        return min((point.validation_loss for point in self.curve), default=math.nan)
 
 
 def distill(
@@ -141,7 +145,12 @@ def distill(
         # asked to stop, it ends behind the step at hand, and loses nothing; several processes cannot agree on which that is
         is_asked = stack.enter_context(interrupts.hold()) if group.size == 1 else lambda: False
         for step in range(min(training.done for training in trainings), settings.steps):
-            active = [training for training in trainings if training.done == step]  # others were saved further on
+            active = [
+                training for training in trainings if training.done == step
+            ]  # others were saved further on, or ended
+            if not active:
+                on_step(step + 1)
+                continue
             windows = choose_windows(step, len(recovery.tokens_NT), settings)
             divergences = accumulate_gradients(
                 [training.learner for training in active],
@@ -201,17 +210,20 @@ class _Training:
             betas=(0.9, 0.95),
             fused=True,
         )
-        saved = _read_checkpoint(pupil.checkpoint, settings)
+        saved = _read_checkpoint(pupil, self.trained)
         standing: Standing | None = group.tell(_describe(saved), Standing | None)
         if standing is None:
             self.done, self.best_step, self.best_loss = 0, 0, pupil.validate(student)
             self.best_weights = copy_weights(self.trained)
-            self.curve = [CurvePoint(step=0, tokens=0, validation_loss=self.best_loss, kl_divergence=None)]
+            self.curve: list[CurvePoint] = []
             self.divergences: list[float] = []
+            if math.isfinite(self.best_loss):
+                self.curve.append(CurvePoint(step=0, tokens=0, validation_loss=self.best_loss, kl_divergence=None))
         else:
             self.done, self.best_step, self.best_loss = standing.step, standing.best_step, standing.best_loss
             self.divergences, self.curve = list(standing.divergences), list(standing.curve)
             self._take_up(saved, standing)
+        self.diverged_at: int | None = None
         self.last_saved, self.save_seconds = time.monotonic(), 0.0
 
     def _take_up(self, saved: dict[str, Any] | None, standing: Standing) -> None:
@@ -227,23 +239,33 @@ class _Training:
         settings = self.pupil.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(self.done, settings)
-        torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
+        norm = copy_whole(torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0))
+        if not self.group.tell(bool(norm.isfinite().all()), bool):  # one step further no weight would be a number
+            self._end_early()
+            return
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if divergence is not None:
+        if divergence is not None and math.isfinite(divergence):
             self.divergences.append(divergence)
         self.done += 1
         if self.done not in self.look_steps:
             return
         loss = self.pupil.validate(self.pupil.student)
+        if not math.isfinite(loss):
+            self._end_early()
+            return
         mean = sum(self.divergences) / len(self.divergences) if self.divergences else None
         self.divergences = []
         point = CurvePoint(
             step=self.done, tokens=self.done * self.batch_tokens, validation_loss=loss, kl_divergence=mean
         )
         self.curve.append(point)
-        if loss < self.best_loss:
+        if loss < self.best_loss or not math.isfinite(self.best_loss):
             self.best_loss, self.best_step, self.best_weights = loss, self.done, copy_weights(self.trained)
+
+    def _end_early(self) -> None:
+        self.diverged_at, self.done = self.done, self.pupil.settings.steps
+        self.optimizer.zero_grad(set_to_none=True)
 
     def save_when_due(self, *, at_once: bool = False) -> None:
         """Save progress, if the last time was long enough ago, or at once."""
@@ -273,11 +295,17 @@ class _Training:
 
     def finish(self) -> Distilled:
         """Leave the student with its best weights, frozen, its low-rank updates merged."""
+        settings = self.pupil.settings
+        if self.diverged_at is not None:
+            self.pupil.complain(
+                f"training diverged at step {self.diverged_at} of {settings.steps} and ended there; the weights of step "
+                f"{self.best_step} are kept. Lower --learning-rate ({settings.learning_rate:g})."
+            )
         load_weights(self.trained, self.best_weights)
         self.pupil.student.requires_grad_(False)
         if self.pupil.settings.lora_rank is not None:
             lora.merge_updates(self.pupil.student)
-        return Distilled(curve=tuple(self.curve), best_step=self.best_step)
+        return Distilled(curve=tuple(self.curve), best_step=self.best_step, diverged_at=self.diverged_at)
 
 
 @contextlib.contextmanager
@@ -369,25 +397,30 @@ def tune_learning_rate(
 
 
 def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
-    with untrusted.open_aside(aside) as handle:
-        torch.save(state, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    aside.replace(path)
+    with sealed.write_sealed(path) as file:
+        torch.save(state, file)
 
 
-def _read_checkpoint(path: Path | None, settings: DistillSettings) -> dict[str, Any] | None:
-    """Return a saved state of the same settings; a torn or foreign one is as good as none."""
+def _read_checkpoint(pupil: Pupil, trained: dict[str, nn.Parameter]) -> dict[str, Any] | None:
+    """Return a saved state of the same settings, whole and of these weights; another is as good as none."""
+    path = pupil.checkpoint
     if path is None or not path.is_file():
         return None
+    shapes = {name: weight.shape for name, weight in trained.items()}
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever a torn file makes torch raise; training starts anew
-        return None
-    is_ours = isinstance(state, dict) and state.get("fingerprint") == settings.fingerprint
-    return state if is_ours else None
+        if sealed.is_sealed(path):
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+            if state["fingerprint"] != pupil.settings.fingerprint:
+                return None
+            _describe(state)
+            if all(
+                {name: value.shape for name, value in state[part].items()} == shapes for part in ("student", "best")
+            ):
+                return dict(state)
+    except Exception:  # whatever such a file makes torch raise
+        pass
+    pupil.complain(f"{path}: damaged, or not written by this version. It is not used: this training starts anew.")
+    return None
 
 
 def _describe(saved: dict[str, Any] | None) -> Standing | None:

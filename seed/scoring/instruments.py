@@ -113,6 +113,7 @@ def enrol(
     *,
     candidate: Candidate | None = None,
     checkpoint: Path | None = None,
+    complain: Callable[[str], None] = lambda said: None,
 ) -> Pupil:
     """A student ready to be trained, validated as it would be exported. Without a candidate it has all layers."""
     kept = range(instruments.anatomy.num_layers) if candidate is None else candidate.kept_layers
@@ -122,6 +123,7 @@ def enrol(
         validate=lambda model: validation_losses(instruments, model).loss,
         boundaries=(*kept[1:], instruments.anatomy.num_layers),
         checkpoint=checkpoint,
+        complain=complain,
     )
 
 

@@ -1,22 +1,22 @@
 """Token streams in a folder, tokenized by one process and mapped into the memory of others on its host.
 
-Files are named by the hash of what they hold. Whether it is what a study wants, its protocol says.
+Files are named by the hash of the tokens and carry a digest. Whether they are what a study wants, its protocol says.
 """
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from seed import folder
+from seed import sealed
+from seed.folder import refuse_write
 from seed.plans import StreamRecord
 from seed.scoring.corpus import TokenStream
 
 
 def store_streams(directory: Path, streams: Mapping[str, TokenStream]) -> None:
-    """Write streams where other processes find them; those that are there already stay.
+    """Write streams where other processes find them; those that are there already, and whole, stay.
 
     Raises:
         ResourceError: the disk does not take them.
@@ -25,18 +25,20 @@ def store_streams(directory: Path, streams: Mapping[str, TokenStream]) -> None:
         record = stream.describe()
         for part, array in (("tokens", stream.tokens_NT.numpy()), ("documents", stream.documents_NT)):
             path = _locate(directory, record, part)
-            if not path.is_file():
-                content = io.BytesIO()
-                np.save(content, array, allow_pickle=False)
-                folder.write_bytes(path, content.getbuffer())
+            if not sealed.is_sealed(path):
+                try:
+                    with sealed.write_sealed(path) as file:
+                        np.lib.format.write_array(file, array, allow_pickle=False)
+                except OSError as error:
+                    raise refuse_write(path, error) from error
 
 
 def load_streams(directory: Path, records: Mapping[str, StreamRecord]) -> dict[str, TokenStream] | None:
-    """Map stored streams into memory; None where one of them is missing. Pages are shared until somebody writes on them."""
+    """Map stored streams into memory; None where one is missing or damaged. Pages are shared until somebody writes on them."""
     found = {}
     for name, record in records.items():
         paths = [_locate(directory, record, part) for part in ("tokens", "documents")]
-        if not all(path.is_file() for path in paths):
+        if not all(map(sealed.is_sealed, paths)):
             return None
         tokens, documents = (np.load(path, mmap_mode="c", allow_pickle=False) for path in paths)
         found[name] = TokenStream(

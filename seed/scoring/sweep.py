@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import torch
 
+from seed.errors import StudyError
 from seed.records import Candidate, Quality, SweepRow
 from seed.rows import RowFile
 from seed.scoring.instruments import Instruments, make_walker
@@ -39,9 +40,19 @@ class Sweep:
             self._append(self._dense_row())
 
     def refresh(self) -> list[SweepRow]:
-        """Take in what was scored since the last call, by other processes too, and return it."""
+        """Take in what was scored since the last call, by other processes too, and return it.
+
+        Raises:
+            StudyError: a row is damaged, or of another text.
+        """
         found = self.file.read_new()
+        num_documents = len(self.instruments.dense_validation.sums)
         for row in found:
+            if len(row.sums) != num_documents:
+                raise StudyError(
+                    f"{self.path}: the row of {row.key} ({row.rung}) is of {len(row.sums)} documents, and the validation text has "
+                    f"{num_documents}. Remove that line, and the search of this study makes it up."
+                )
             self.rows.setdefault(row.key, {}).setdefault(row.rung, row)
         return found
 

@@ -169,6 +169,7 @@ def _train(
                     _validate, group=group, order=order, validation=validation, exported=exported, device=device
                 ),
                 checkpoint=None if pupil is None else pupil.checkpoint,
+                complain=_ignore if pupil is None else pupil.complain,
             )
         )
     with warnings.catch_warnings():
@@ -182,6 +183,10 @@ def _train(
     del teacher, sharded, exported, pupil
     gc.collect()  # sharded models refer to themselves, and their memory is wanted
     return distilled
+
+
+def _ignore(said: str) -> None:
+    """Leave it to the first process to say it."""
 
 
 @torch.no_grad()

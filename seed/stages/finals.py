@@ -8,6 +8,7 @@ a finished member is never done twice. Which members, the frontier decides; how 
 import contextlib
 import functools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import msgspec
 from torch import nn
 
 from seed import folder
+from seed.errors import SeedError, StudyError
 from seed.models.checkpoint import is_whole, measure_size, write_checkpoint
 from seed.models.classes import find_auto_class, reads_images
 from seed.models.surgery import cast_weights
@@ -123,11 +125,13 @@ def distill_members(
     post: Post | None = None,
     eval_command: str | None = None,
     on_work: Callable[[float, str], None] = lambda amount, key: None,
+    complain: Callable[[str], None] = lambda said: None,
 ) -> list[DistillResult]:
     """Distill, export and judge members under every random seed; finished ones are read back.
 
     With a post, others of this host may do the same, and each member is one process's at a time; all return when all are
-    done. ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom.
+    done. ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom;
+    ``complain`` of what went wrong and was got over.
     """
     each = count_work(bench, count_steps(bench, budget.distill_tokens))
     total = len(members) * len(budget.rng_seeds)
@@ -161,6 +165,7 @@ def distill_members(
                     rng_seed=rng_seed,
                     on_work=say_work,
                     on_finished=look,
+                    complain=complain,
                 )
             else:  # others are at what is left; should one of them die, it is ours
                 time.sleep(WAIT_SECONDS)
@@ -236,6 +241,7 @@ def _distill_group(
     rng_seed: int,
     on_work: Callable[[float, str], None],
     on_finished: Callable[[], None],
+    complain: Callable[[str], None],
 ) -> None:
     """Train members side by side, then judge and keep one after another."""
     began = time.monotonic()
@@ -249,7 +255,16 @@ def _distill_group(
         start, student = make_start(sweep, member, settings)
         suffix = "" if is_first else f"-{rng_seed}"
         checkpoints.append(bench.folder.work / f"distill-{member.key}{suffix}.pt")
-        pupils.append(enrol(instruments, student, settings, candidate=member.candidate, checkpoint=checkpoints[-1]))
+        pupils.append(
+            enrol(
+                instruments,
+                student,
+                settings,
+                candidate=member.candidate,
+                checkpoint=checkpoints[-1],
+                complain=lambda said, key=member.key: complain(f"{key}: {said}"),  # type: ignore[misc]
+            )
+        )
         starts.append(start)
         on_work(before, f"preparing {member.key}")
     on_work(0, f"training {keys}")
@@ -262,10 +277,21 @@ def _distill_group(
 
     distilled = train_together(instruments, pupils, on_step=report_step)
     seconds = (time.monotonic() - began) / len(group)
+    for member, went in zip(group, distilled, strict=True):
+        if not went.curve:
+            raise StudyError(
+                f"{member.key}: no loss of its training is a finite number, neither at its start nor at any look. Lower "
+                f"--learning-rate ({budget.learning_rate:g}), or compute in float32 (--dtype float32)."
+            )
     for member, start, pupil, went in zip(group, starts, pupils, distilled, strict=True):
         keep = functools.partial(_keep_first, plan=plan, dense=dense, start=start) if is_first else _keep_replica
         on_work(0, f"judging {member.key}")
-        keep(bench, instruments, member, pupil.student, went, settings=pupil.settings, seconds=seconds)
+        try:
+            keep(bench, instruments, member, pupil.student, went, settings=pupil.settings, seconds=seconds)
+        except SeedError:
+            if is_first:  # a model without its record is nothing
+                shutil.rmtree(bench.folder.model(member.key), ignore_errors=True)
+            raise
         on_finished()
         on_work(after, f"judged {member.key}")
     for checkpoint in checkpoints:

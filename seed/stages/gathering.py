@@ -136,15 +136,19 @@ def read_losses(study: StudyFolder) -> Callable[[Quality], tuple[np.ndarray, np.
             "study of another name (--study NAME)."
         )
     rows = {f"{study.sweep.name}#{row.rung}/{row.key}": row for row in read_rows(study.sweep, SweepRow)}
-    counts = np.array(rows[f"{study.sweep.name}#dense/dense"].counts)
 
-    def find(quality: Quality) -> tuple[np.ndarray, np.ndarray]:
-        row = rows.get(quality.document_losses_path or "")
+    def find_row(path: str | None) -> SweepRow:
+        row = rows.get(path or "")
         if row is None:
             raise StudyError(
-                f"{study.sweep}: has no row for {quality.document_losses_path}, and candidates cannot be compared without "
-                "it. Restore the file from a copy, or start a study of another name (--study NAME)."
+                f"{study.sweep}: has no row for {path}, and candidates cannot be compared without it. Restore the file from a "
+                "copy, or start a study of another name (--study NAME)."
             )
-        return np.array(row.sums, dtype=np.float64), counts
+        return row
+
+    counts = np.array(find_row(f"{study.sweep.name}#dense/dense").counts)
+
+    def find(quality: Quality) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(find_row(quality.document_losses_path).sums, dtype=np.float64), counts
 
     return find

@@ -141,4 +141,5 @@ def _distill(helped: _Helped, order: DistillOrder, post: Post, terminal: Termina
             order.budget,
             post=post,
             on_work=advance,
+            complain=terminal.say,
         )

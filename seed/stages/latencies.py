@@ -50,7 +50,7 @@ def read_latencies(study: StudyFolder) -> dict[str, Latency]:
 
 def write_latencies(study: StudyFolder, table: dict[str, Latency]) -> None:
     """Write the latencies measured so far."""
-    folder.write_bytes(study.latency, msgspec.json.format(msgspec.json.encode(table), indent=1))
+    folder.write_record(study.latency, table)
 
 
 def smooth_latencies(bench: Workbench, table: dict[str, Latency]) -> dict[str, Latency]:

@@ -209,7 +209,16 @@ def distill_frontier(
         terminal.stage("distill", total=finals.count_all_work(bench, members, budget), is_share=True) as advance,
     ):
         results = finals.distill_members(
-            bench, sweep, plan, dense, members, budget, post=post, eval_command=eval_command, on_work=advance
+            bench,
+            sweep,
+            plan,
+            dense,
+            members,
+            budget,
+            post=post,
+            eval_command=eval_command,
+            on_work=advance,
+            complain=terminal.say,
         )
     for result in results:
         terminal.say(

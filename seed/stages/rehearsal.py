@@ -21,6 +21,7 @@ from seed.console import format_seconds
 from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
 from seed.models.classes import find_auto_class
+from seed.models.files import check_files
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype, explain_failure
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
@@ -164,6 +165,7 @@ def read_config(source: ModelSource, preset: Preset | None, *, revision: str | N
     if Path(location).is_dir():
         if not (Path(location) / "config.json").is_file():
             raise ModelError(f"{location}: config.json is missing. Give a directory that save_pretrained wrote.")
+        check_files(Path(location))
     else:
         check_source(source, presets=list_presets())
         known = [preset, *(load_preset(presets_directory() / f"{name}.toml") for name in list_presets())]

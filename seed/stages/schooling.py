@@ -3,7 +3,6 @@
 A member is a set of layers or a width of the same size. Nothing is exported here; that is ``finals``' business.
 """
 
-import json
 import math
 import sys
 import time
@@ -152,14 +151,14 @@ def choose_learning_rate(
         )
         _, student = make_start(sweep, member, settings)
         went = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
-        loss = went.curve[-1].validation_loss
-        losses[str(rate)] = loss if math.isfinite(loss) else sys.float_info.max  # JSON knows no infinity
-        folder.write_bytes(path, json.dumps(known, indent=1).encode())
+        is_good = went.diverged_at is None and bool(went.curve)
+        losses[str(rate)] = went.curve[-1].validation_loss if is_good else sys.float_info.max  # JSON knows no infinity
+        folder.write_record(path, known)
         return losses[str(rate)]
 
     best, _ = tune_learning_rate(rates, run)
     known[chosen] = {"best": best}
-    folder.write_bytes(path, json.dumps(known, indent=1).encode())
+    folder.write_record(path, known)
     return best
 
 

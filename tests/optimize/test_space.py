@@ -1,5 +1,6 @@
 """Search spaces: every preset fits its model, wrong files get one useful error, and a space holds what its size says."""
 
+import os
 import random
 import re
 from collections.abc import Callable
@@ -213,6 +214,34 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xff\xfe\x00")
     assert "not valid TOML" in refuse(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("num_layers = 1000000000", "num_layers = 1000000000, and no model has more than 10,000 layers"),
+        ("[config]\nnum_hidden_layers = 1000000000", "num_hidden_layers = 1000000000"),
+        ("[config.text_config]\nn_layer = 99999", "n_layer = 99999"),
+        ("x = " + "[" * 100_000, "not valid TOML"),
+        ("x = " + "9" * 6000, "not valid TOML"),
+        ("#" * 1_000_001, "larger than 1 MB"),
+    ],
+    ids=["layers", "config", "nested config", "nested", "digits", "large"],
+)
+def test_what_no_search_space_holds_is_refused_at_once(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "space.toml"
+    path.write_text(content)
+    with pytest.raises(SpaceError) as caught:
+        spaces.load_preset(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
+
+
+def test_a_file_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    for path in (tmp_path / "pipe.toml", Path("/dev/zero")):
+        with pytest.raises(SpaceError, match=r"cannot be read .a pipe or a device, and no file"):
+            spaces.load_preset(path)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

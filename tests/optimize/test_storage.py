@@ -5,12 +5,14 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 import seed
 from seed.errors import StudyError
@@ -98,6 +100,59 @@ def test_a_file_that_is_no_database_is_refused_at_once(tmp_path: Path) -> None:
     for opened in (open_storage, view_storage):
         with pytest.raises(StudyError, match="not a database"):
             opened(f"sqlite:///{tmp_path}/studies.db", journal=tmp_path / "journal.log")
+
+
+# ---- journals
+
+
+def make_journal(path: Path) -> list[bytes]:
+    study = optuna.create_study(storage=open_storage(None, journal=path), study_name="here")
+    study.tell(study.ask({"x": optuna.distributions.IntDistribution(0, 3)}), 1.25)
+    study.ask()
+    return path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"op_code": 99, "worker_id": "x"}',
+        '{"op_code": 0, "worker_id": "x"}',
+        '{"op_code": 0, "worker_id": "x", "study_name": "y", "directions": [7]}',
+        '{"op_code": "0", "worker_id": 5}',
+        "{}",
+        "5",
+        "null",
+        "[]",
+        "what is this?",
+    ],
+)
+@pytest.mark.parametrize("opened", [open_storage, view_storage])
+def test_a_line_that_is_not_optunas_is_refused_with_its_number_and_may_be_removed(
+    opened: Callable[..., BaseStorage], line: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal.log"
+    first, *others = make_journal(path)
+    path.write_bytes(content := b"".join([first, line.encode() + b"\n", *others]))
+    with pytest.raises(
+        StudyError, match=r"journal\.log: line 2 is damaged, or was not written by Optuna .*Remove that line"
+    ):
+        opened(None, journal=path)
+    assert path.read_bytes() == content
+    path.write_bytes(b"".join([first, *others]))
+    assert optuna.load_study(storage=opened(None, journal=path), study_name="here").trials[0].value == 1.25
+
+
+def test_a_value_that_changed_on_the_disk_is_refused_and_journals_of_optunas_own_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    make_journal(path)
+    path.write_bytes(path.read_bytes().replace(b'"values":[1.25]', b'"values":[1.35]'))
+    with pytest.raises(StudyError, match=r"line \d+ is damaged.*checksum"):
+        open_storage(None, journal=path)
+    own = JournalStorage(JournalFileBackend(str(tmp_path / "own.log")))
+    study = optuna.create_study(storage=own, study_name="own")
+    study.tell(study.ask(), 2.0)
+    opened = open_storage(None, journal=tmp_path / "own.log")
+    assert optuna.load_study(storage=opened, study_name="own").trials[0].value == 2.0
 
 
 # ---- looking

@@ -1,19 +1,22 @@
 """Distillation lowers the loss, never hands back less than its best look, and continues bit for bit."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from msgspec import structs
 from torch import nn
 
+from seed import sealed
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights, make_student
-from seed.records import Candidate
+from seed.records import Candidate, CurvePoint
 from seed.scoring import distillation, quality
 from seed.scoring.distillation import (
     Distilled,
@@ -33,6 +36,7 @@ from tests.models.families import make_model, make_tokens
 from tests.scoring.streams import draw_stream
 
 SETTINGS = DistillSettings(steps=24, batch_windows=4, micro_batch=4, learning_rate=3e-3, rng_seed=0, looks=4)
+SHORT = structs.replace(SETTINGS, steps=3, looks=1)
 TEACHER = make_model("llama")
 DENSE = Anatomy(TEACHER)
 CUT = Candidate(num_layers=4, kept_layers=(0, 3))
@@ -140,6 +144,50 @@ def test_the_student_comes_back_with_its_best_look(learning_rate: float) -> None
         assert_same_weights(student, make_start())
 
 
+def test_a_training_that_diverges_ends_at_once_with_its_best_weights_and_says_so() -> None:
+    student, other = make_start(), make_start()
+    settings = structs.replace(SETTINGS, steps=8, looks=2, learning_rate=1e9)
+    said: list[str] = []
+    steps: list[int] = []
+    went, unharmed = distill(
+        [
+            Pupil(student=student, settings=settings, validate=validate, complain=said.append),
+            Pupil(student=other, settings=structs.replace(settings, learning_rate=3e-3), validate=validate),
+        ],
+        DENSE,
+        RECOVERY,
+        on_step=steps.append,
+    )
+    assert went.diverged_at is not None
+    assert went.diverged_at < settings.steps
+    assert went.best_step == 0
+    assert all(math.isfinite(point.validation_loss) for point in went.curve)
+    assert_same_weights(student, make_start())
+    assert said == [
+        f"training diverged at step {went.diverged_at} of 8 and ended there; the weights of step 0 are kept. Lower "
+        "--learning-rate (1e+09)."
+    ]
+    assert unharmed.curve[-1].step == steps[-1] == 8
+    assert unharmed.diverged_at is None
+    assert msgspec.json.decode(msgspec.json.encode(went.curve), type=tuple[CurvePoint, ...]) == went.curve
+
+
+def test_a_training_without_a_finite_loss_has_none() -> None:
+    student = make_start()
+    went = train(student, DENSE, SHORT, validate=lambda model: math.nan)
+    assert went.curve == ()
+    assert math.isnan(went.best_loss)
+    assert_same_weights(student, make_start())
+
+
+def test_a_start_without_a_finite_loss_may_be_trained_out_of_it() -> None:
+    losses = iter([math.nan, 2.0, 3.0, 1.5, 4.0])
+    settings = structs.replace(SETTINGS, steps=4)
+    went = train(make_start(), DENSE, settings, validate=lambda model: next(losses))
+    assert [point.validation_loss for point in went.curve] == [2.0, 3.0, 1.5, 4.0]
+    assert (went.best_step, went.best_loss) == (3, 1.5)
+
+
 def test_the_teacher_is_left_alone(unbroken: tuple[nn.Module, Distilled]) -> None:
     assert unbroken[1].best_step > 0
     assert_same_weights(TEACHER, make_model("llama"))
@@ -164,27 +212,41 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one_to_the_bit(
 
 
 @pytest.mark.usefixtures("save_every_step")
-@pytest.mark.parametrize("damage", ["torn", "empty", "not a state", "other settings"])
-def test_a_checkpoint_that_is_no_use_is_ignored(
-    damage: str, tmp_path: Path, unbroken: tuple[nn.Module, Distilled]
-) -> None:
+@pytest.mark.parametrize(
+    "damage", ["torn", "empty", "flipped", "only a fingerprint", "other weights", "other settings"]
+)
+def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "progress.pt"
-    settings = structs.replace(SETTINGS, rng_seed=1) if damage == "other settings" else SETTINGS
+    settings = structs.replace(SHORT, rng_seed=1) if damage == "other settings" else SHORT
     with pytest.raises(StoppedError):
-        run(make_start(), settings, checkpoint=checkpoint, on_step=stop_at(9))
+        run(make_start(), settings, checkpoint=checkpoint, on_step=stop_at(2))
     content = checkpoint.read_bytes()
     if damage == "torn":
         checkpoint.write_bytes(content[: len(content) // 2])
     elif damage == "empty":
         checkpoint.write_bytes(b"")
-    elif damage == "not a state":
-        torch.save([1, 2, 3], checkpoint)
+    elif damage == "flipped":
+        middle = len(content) // 2
+        checkpoint.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
+    elif damage == "only a fingerprint":
+        with sealed.write_sealed(checkpoint) as file:
+            torch.save({"fingerprint": settings.fingerprint}, file)
+    elif damage == "other weights":
+        state = torch.load(checkpoint, weights_only=True)
+        state["best"].popitem()
+        with sealed.write_sealed(checkpoint) as file:
+            torch.save(state, file)
     steps: list[int] = []
+    said: list[str] = []
     student = make_start()
-    distilled = run(student, checkpoint=checkpoint, on_step=steps.append)
+    pupil = Pupil(student=student, settings=SHORT, validate=validate, checkpoint=checkpoint, complain=said.append)
+    [distilled] = distill([pupil], DENSE, RECOVERY, on_step=steps.append)
     assert steps[0] == 1
-    assert distilled == unbroken[1]
-    assert_same_weights(student, unbroken[0])
+    told = f"{checkpoint}: damaged, or not written by this version. It is not used: this training starts anew."
+    assert said == ([] if damage == "other settings" else [told])
+    whole = make_start()
+    assert distilled == run(whole, SHORT)
+    assert_same_weights(student, whole)
 
 
 def test_micro_batches_add_up_to_the_batch(unbroken: tuple[nn.Module, Distilled]) -> None:
@@ -359,9 +421,6 @@ def test_students_of_different_batches_are_not_trained_together() -> None:
 def list_changes(student: nn.Module, start: nn.Module) -> set[str]:
     before = dict(start.named_parameters())
     return {name for name, weight in student.named_parameters() if not torch.equal(weight, before[name])}
-
-
-SHORT = structs.replace(SETTINGS, steps=3, looks=1)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])

@@ -4,13 +4,13 @@ import json
 import math
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 
 from seed.errors import StudyError
 from seed.records import Quality, SweepRow
+from seed.rows import RowFile, read_rows
 from seed.scoring import sweep as sweeps
 from seed.scoring.instruments import make_walker, start_student, validation_losses
 from seed.scoring.quality import DocumentLosses, judge, logits_of, measure_losses
@@ -238,7 +238,7 @@ def test_a_score_that_is_no_number_can_be_read_back(tmp_path: Path, value: float
 def test_rows_read_back_are_exact(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     quality: Quality = sweep.measure(CUT)
-    row = msgspec.json.decode(sweep.path.read_bytes().splitlines()[-1], type=SweepRow)
+    row = read_rows(sweep.path, SweepRow)[-1]
     assert sum(row.sums) / quality.tokens == pytest.approx(quality.loss, rel=1e-12)
     assert row.sums == sweep.rows[CUT.key]["closed_form"].sums
     assert len(row.sums) == quality.documents
@@ -255,3 +255,11 @@ def test_a_grafted_model_is_scored_beside_the_dense_one(tmp_path: Path) -> None:
     for candidate, quality, refit in [(drop(1, 2), cut, None), (drop(1, 2), None, sweep.recover(drop(1, 2)))]:
         found = validation_losses(instruments, start_student(instruments, candidate, refit)).loss
         assert found == pytest.approx((quality or sweep.measure(candidate)).loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("sums", [[], [1.0], [1.0] * 1000])
+def test_a_row_of_another_text_is_refused(tmp_path: Path, sums: list[float]) -> None:
+    open_sweep(tmp_path)
+    RowFile(tmp_path / "sweep.jsonl", SweepRow).append(SweepRow(key=CUT.key, rung="none", sums=list(sums)))
+    with pytest.raises(StudyError, match=rf"the row of {CUT.key} .none. is of {len(sums)} documents.*Remove that line"):
+        open_sweep(tmp_path)

@@ -19,6 +19,7 @@ from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
 from seed.scoring.targets import Recall, count_bytes, recall_live, store_states
+from seed.sealed import DIGEST_BYTES
 from tests.models.families import make_model
 from tests.scoring.streams import draw_stream
 
@@ -63,7 +64,7 @@ def test_the_file_holds_each_window_once(tmp_path: Path) -> None:
     store(Anatomy(make_model("llama")), tmp_path, on_window=done.append)
     [path] = list_files(tmp_path)
     expected = count_bytes(num_windows=5, window_tokens=16, width=32, dtype=torch.float32)
-    assert path.stat().st_size == expected == 5 * 16 * 32 * 4
+    assert path.stat().st_size == expected + DIGEST_BYTES == 5 * 16 * 32 * 4 + DIGEST_BYTES
     assert done == [2, 2, 1]
     assert {entry.suffix for entry in tmp_path.iterdir()} == {".states", ".lock"}  # nothing half-written
 
@@ -105,14 +106,21 @@ def test_other_states_are_other_files(changes: dict[str, Any], tmp_path: Path) -
     assert torch.equal(held(torch.tensor(WINDOWS)), before)  # and who has the other open keeps it
 
 
-@pytest.mark.parametrize("damage", ["cut in half", "empty", "too long"])
+@pytest.mark.parametrize("damage", ["cut in half", "empty", "too long", "flipped"])
 def test_a_torn_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
     anatomy = Anatomy(make_model("llama"))
     expected = store(anatomy, tmp_path)(torch.tensor(WINDOWS)).clone()
     [path] = list_files(tmp_path)
     content = path.read_bytes()
     path.unlink()
-    path.write_bytes({"cut in half": content[: len(content) // 2], "empty": b"", "too long": content + b"x"}[damage])
+    flipped = bytes([content[500] ^ 1])
+    damaged = {
+        "cut in half": content[: len(content) // 2],
+        "empty": b"",
+        "too long": content + b"x",
+        "flipped": content[:500] + flipped + content[501:],
+    }
+    path.write_bytes(damaged[damage])
     forwards = count_forwards(anatomy)
     assert torch.equal(store(anatomy, tmp_path)(torch.tensor(WINDOWS)), expected)
     assert forwards == [2, 2, 1]
@@ -224,5 +232,5 @@ def test_two_processes_at_once_compute_one_whole_file(tmp_path: Path) -> None:
     assert is_right
     assert out.split()[1] == "True"
     [path] = list_files(tmp_path)
-    assert path.stat().st_size == 40 * 16 * 32 * 4
+    assert path.stat().st_size == 40 * 16 * 32 * 4 + DIGEST_BYTES
     assert not list(tmp_path.glob(".*"))

@@ -1,5 +1,6 @@
 """Members are trained side by side, once for each random seed; the first is exported; what is finished is never done twice."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import msgspec
 import pytest
 
 from seed import folder
+from seed.errors import StudyError
 from seed.models.checkpoint import is_whole, load_checkpoint
 from seed.records import DenseResult, DistillResult
+from seed.scoring.distillation import Distilled
 from seed.scoring.sweep import Sweep
 from seed.stages import finals, judging, recovering, schooling
 from seed.stages.finals import Budget, distill_members
@@ -42,10 +45,11 @@ def run(
     budget: Budget = BUDGET,
     *,
     on_work: Callable[[float, str], None] = lambda amount, key: None,
+    complain: Callable[[str], None] = lambda said: None,
 ) -> list[DistillResult]:
     bench, sweep, dense = opened
     plan = make_plan(bench, SearchSettings(), trials=1, covers_space=True)
-    return distill_members(bench, sweep, plan, dense, members, budget, on_work=on_work)
+    return distill_members(bench, sweep, plan, dense, members, budget, on_work=on_work, complain=complain)
 
 
 def change_budget(**changes: object) -> Budget:
@@ -108,6 +112,50 @@ def test_a_stopped_run_goes_on_and_nothing_finished_is_done_again(tmp_path: Path
     again = bench.folder.result("drop-1").stat().st_mtime_ns
     assert run(opened) == results
     assert bench.folder.result("drop-1").stat().st_mtime_ns == again
+
+
+def test_a_training_that_diverges_keeps_its_start_and_is_told_of(tmp_path: Path) -> None:
+    opened, budget = open_finals(tmp_path), change_budget(learning_rate=1e9, rng_seeds=(0,))
+    said: list[str] = []
+    [result] = run(opened, MEMBERS[:1], budget, complain=said.append)
+    assert said == [
+        "drop-1: training diverged at step 1 of 8 and ended there; the weights of step 0 are kept. Lower --learning-rate "
+        "(1e+09)."
+    ]
+    assert result.best_step == 0
+    assert [point.step for point in result.curve] == [0]
+    assert is_whole(opened[0].folder.model("drop-1"))
+    assert run(opened, MEMBERS[:1], budget, complain=said.append) == [result]
+    assert len(said) == 1
+
+
+def test_a_model_whose_record_cannot_be_written_is_not_left_behind(tmp_path: Path) -> None:
+    opened = open_finals(tmp_path)
+    assert MEMBERS[0].latency is not None
+    latency = msgspec.structs.replace(MEMBERS[0].latency, ratio=math.nan)
+    with pytest.raises(StudyError, match=r"drop-1\.json: not written, since a number in it is not finite"):
+        run(opened, [Member(candidate=drop(1), latency=latency)], change_budget(rng_seeds=(0,)))
+    assert not opened[0].folder.model("drop-1").exists()
+    assert not opened[0].folder.result("drop-1").exists()
+
+
+def test_a_training_without_any_finite_loss_is_refused_with_its_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_finals(tmp_path)
+    nothing = Distilled(curve=(), best_step=0, diverged_at=1)  # what such a training gives back
+    monkeypatch.setattr(finals, "train_together", lambda *args, **kwargs: [nothing])
+    with pytest.raises(StudyError, match=r"drop-1: no loss of its training.*Lower --learning-rate .0\.003."):
+        run(opened, MEMBERS[:1], change_budget(rng_seeds=(0,)))
+    assert not opened[0].folder.model("drop-1").exists()
+
+
+def test_a_rate_that_diverges_is_a_bad_rate(tmp_path: Path) -> None:
+    bench, sweep, _ = open_finals(tmp_path)
+    rate = schooling.choose_learning_rate(
+        bench, sweep, MEMBERS[0], rates=(0.3, 1e9), distill_tokens=20480, on_step=lambda step: None
+    )
+    assert rate == 0.3  # worse than its start, which is where the other ends
 
 
 def test_more_replicas_are_added_to_those_that_are_there(tmp_path: Path) -> None:

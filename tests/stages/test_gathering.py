@@ -33,6 +33,12 @@ def test_a_quality_without_a_row_is_named(tmp_path: Path, path: str | None) -> N
         read_losses(bench.folder)(quality)
 
 
+def test_a_sweep_without_the_dense_model_is_told(tmp_path: Path) -> None:
+    StudyFolder(tmp_path).sweep.write_bytes(b"")
+    with pytest.raises(StudyError, match=r"sweep\.jsonl: has no row for sweep\.jsonl#dense/dense"):
+        read_losses(StudyFolder(tmp_path))
+
+
 def test_a_missing_sweep_is_told(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"sweep\.jsonl: missing.*Restore it from a copy"):
         read_losses(StudyFolder(tmp_path))
