@@ -172,7 +172,9 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
             output_loading_info=True,
             trust_remote_code=False,  # left out, transformers would ask on the terminal
         )
-        checks.refuse_tensors(tensors, model, checks.list_unread(tensors, model, report), place=place)
+        checks.refuse_tensors(
+            tensors, model, checks.list_unread(tensors, model, report["unexpected_keys"]), place=place
+        )
         checks.refuse_not_finite(model, place=place, stored=checks.find_stored_dtype(tensors))
     except Exception as error:  # configs and files of anyone fail in ways of their own
         if folder.is_out_of_memory(error):

@@ -5,7 +5,7 @@ Nothing is located or downloaded here, and nothing is mended: what is wrong is r
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import transformers
 from tokenizers import Tokenizer
 from torch import nn
 
-from seed.errors import ModelError
+from seed.errors import CorpusError, ModelError
 from seed.models.stored import StoredTensor
 
 # Types that weights are computed from; others are integers, or belong to quantized weights.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # How peft calls what it puts beside a model's own weights.
 ADAPTER = re.compile(r"(^|\.)(lora_|ia3_l|hada_w|lokr_w|oft_|boft_|vera_|base_layer\.)")
+# Constants that older checkpoints hold, and transformers makes anew.
+PASSED_OVER = (re.compile(r"rotary_emb\.inv_freq"), re.compile(r"(^|\.)position_ids$"))
 NUM_NAMED = 3
 SAMPLE = """The QUICK brown fox can't jump over 13 lazy dogs, at 1,234.50 € each -- or could it?
 \tfor i in range(2048):  x[i] += 3e-7   # "why", she'd ask
@@ -37,18 +39,17 @@ def find_stored_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
     return FLOATS[num_bytes.most_common(1)[0][0]] if num_bytes else torch.float32
 
 
-def list_unread(tensors: Iterable[StoredTensor], model: Any, report: Mapping[str, Any]) -> list[str]:
-    """Names of the tensors that transformers did not read: those it reports, and those that its class passes over."""
-    passed_over = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+def list_unread(tensors: Iterable[StoredTensor], model: Any, unexpected: Collection[str]) -> list[str]:
+    """Names of the tensors that transformers did not read: those it calls unexpected, and those that it passes over."""
+    passed_over = [*PASSED_OVER, *map(re.compile, getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())]
     own = set(model.state_dict())
-    unread = set(map(str, report["unexpected_keys"]))
     return [
         tensor.name
         for tensor in tensors
-        if any(name in unread for name in _spell(tensor.name, model))
+        if any(name in unexpected for name in spell_names(tensor.name, model))
         or (
             any(pattern.search(tensor.name) for pattern in passed_over)
-            and not any(name in own for name in _spell(tensor.name, model))
+            and not any(name in own for name in spell_names(tensor.name, model))
         )
     ]
 
@@ -79,7 +80,7 @@ def refuse_tensors(tensors: Sequence[StoredTensor], model: Any, unread: Collecti
         for tensor in tensors
         if tensor.dtype not in FLOATS
         and tensor.name not in unread
-        and not any(name in integers for name in _spell(tensor.name, model))
+        and not any(name in integers for name in spell_names(tensor.name, model))
     ]
     if odd:
         raise ModelError(
@@ -114,16 +115,13 @@ def settle_ties(model: Any) -> str | None:
 
     transformers leaves a head alone that is stored beside the embedding and differs from it, whatever the config says.
     """
-    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or embedding is None or not any(getattr(one, "tie_word_embeddings", False) for one in configs):
-        return None
-    if head.weight is embedding.weight:
+    apart = sorted(set(model.get_expanded_tied_weights_keys(all_submodels=True)) - set(model.all_tied_weights_keys))
+    if not apart:
         return None
     untie(model.config)
     return (
-        "its config says that head and embedding are one (tie_word_embeddings), and its files hold a head of its own: it "
-        "is measured and exported with that head"
+        f"its config says that head and embedding are one (tie_word_embeddings), and its files hold a {', '.join(apart)} of "
+        "other numbers: the model is measured and exported with both, as transformers opens it"
     )
 
 
@@ -201,7 +199,8 @@ def refuse_words(tokenizer: Any, model: Any, *, place: str) -> None:
     """
     num_rows = model.get_input_embeddings().weight.shape[0]
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = {index for index, token in added.items() if token.special}
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}  # that texts begin and end with
+    special = {index for index, token in added.items() if token.special} - ends
     beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= num_rows}
     words = sorted((index, token) for token, index in beyond.items() if index not in special)
     if words:
@@ -212,6 +211,26 @@ def refuse_words(tokenizer: Any, model: Any, *, place: str) -> None:
         )
 
 
+def refuse_ids(tokens_NT: torch.Tensor, model: Any, *, source: str) -> None:
+    """Raise when a text holds a token that the embedding has no row for, such as one for images.
+
+    Raises:
+        CorpusError: with both numbers.
+    """
+    num_rows, largest = model.get_input_embeddings().weight.shape[0], int(tokens_NT.max())
+    if largest >= num_rows:
+        raise CorpusError(
+            f"{source}: holds the token {largest:,}, and the model's embedding has {num_rows:,} rows, for ids below that. Take that "
+            "token's text out, or give the tokenizer that the model was trained with."
+        )
+
+
+def spell_names(name: str, model: Any) -> tuple[str, ...]:
+    """The names that a tensor may have in a model: with and without that of the part which holds the layers."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return (name, name.removeprefix(prefix), prefix + name)
+
+
 def _find_file(location: str | Path, **options: Any) -> Path | None:
     """The tokenizer.json of a directory, or the hub's, where there is one."""
     from transformers.utils import cached_file
@@ -219,12 +238,6 @@ def _find_file(location: str | Path, **options: Any) -> Path | None:
     known = {name: options[name] for name in ("revision", "local_files_only") if name in options}
     found = cached_file(location, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **known)
     return None if found is None else Path(found)
-
-
-def _spell(name: str, model: Any) -> tuple[str, ...]:
-    """The names that a tensor may have in a model: with and without that of the part which holds the layers."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    return (name, name.removeprefix(prefix), prefix + name)
 
 
 def _spell_dtype(dtype: torch.dtype) -> str:

@@ -148,7 +148,7 @@ def open_teacher(
         model, report = find_auto_class(config).from_pretrained(
             location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
-        unread = checks.list_unread(tensors, model, report)
+        unread = checks.list_unread(tensors, model, report["unexpected_keys"])
         checks.refuse_tensors(tensors, model, unread, place=place)
         if report["missing_keys"] or report["mismatched_keys"]:
             wrong = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
