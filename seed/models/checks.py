@@ -72,15 +72,16 @@ def refuse_tensors(tensors: Sequence[StoredTensor], model: Any, unread: Collecti
             f"{place}: {_count(adapters, 'tensor')} of an adapter lie beside its weights ({_name_some(adapters)}), which "
             "transformers would leave out without a word. Merge the adapter into the model first (peft: merge_and_unload), and save that."
         )
+    # by their last names: those before may be spelled otherwise in files than in the model
     integers = {
-        name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if not tensor.is_floating_point()
+        name.rpartition(".")[2]
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if not tensor.is_floating_point()
     }
     odd = [
         tensor
         for tensor in tensors
-        if tensor.dtype not in FLOATS
-        and tensor.name not in unread
-        and not any(name in integers for name in spell_names(tensor.name, model))
+        if tensor.dtype not in FLOATS and tensor.name not in unread and tensor.name.rpartition(".")[2] not in integers
     ]
     if odd:
         raise ModelError(
@@ -166,7 +167,7 @@ def open_tokenizer(location: str | Path, *, place: str, **options: Any) -> tuple
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
     path = _find_file(location, **options)
-    if path is None:
+    if path is None or not type(tokenizer).__module__.startswith("transformers."):  # a model's own code knows best
         return tokenizer, None
     written = Tokenizer.from_file(str(path))
     written.no_truncation()

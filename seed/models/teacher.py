@@ -172,9 +172,9 @@ def open_teacher(
             raise
         raise explain_failure(source, error) from error
     model.eval().requires_grad_(False)
+    notes = (told, checks.settle_ties(model), *checks.tell_of(tensors, unread, stored_dtype))
     if torch.finfo(dtype).bits < torch.finfo(stored_dtype).bits:
         stored_dtype = dtype
-    notes = (told, checks.settle_ties(model), *checks.tell_of(tensors, unread, stored_dtype))
     return Teacher(
         source=source,
         model=model,

@@ -64,7 +64,7 @@ def change_config(path: Path, **changes: Any) -> None:
 
 def move_weights(path: Path, place: str) -> Path:
     """Put all weights where an index then says that they are."""
-    names = {name: place for name in load_file(path / SINGLE)}
+    names = dict.fromkeys(load_file(path / SINGLE), place)
     (path / place).parent.mkdir(exist_ok=True)
     moved = (path / SINGLE).rename(path / place)
     (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
