@@ -121,7 +121,7 @@ def settle_ties(model: Any) -> str | None:
         return None
     untie(model.config)
     return (
-        f"its config says that head and embedding are one (tie_word_embeddings), and its files hold a {', '.join(apart)} of "
+        f"its config says that head and embedding are one (tie_word_embeddings), and its files hold {', '.join(apart)} with "
         "other numbers: the model is measured and exported with both, as transformers opens it"
     )
 

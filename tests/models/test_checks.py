@@ -238,7 +238,7 @@ def test_a_head_stored_beside_a_tied_embedding_is_exported_as_it_is_measured(
     teacher = open_directory(checkpoint)
     is_tied = factor == 1
     assert teacher.model.config.tie_word_embeddings is is_tied
-    assert [("a lm_head.weight of other numbers" in note) for note in teacher.notes] == ([] if is_tied else [True])
+    assert [("hold lm_head.weight with other numbers" in note) for note in teacher.notes] == ([] if is_tied else [True])
     expected = compute_logits(teacher.model, make_tokens())
     size = measure_size(teacher.model, dtype=torch.float32)
     write_checkpoint(
