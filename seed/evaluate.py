@@ -118,6 +118,7 @@ def evaluate_alone(
     planning.quiet_libraries()
     from seed.models.anatomy import text_config
     from seed.models.checkpoint import measure_size
+    from seed.models.checks import refuse_ids
     from seed.models.teacher import ModelSource, check_source, choose_device, open_teacher
     from seed.scoring.corpus import open_test_stream
     from seed.scoring.latency import Workload, measure_pair, prepare_run
@@ -138,6 +139,8 @@ def evaluate_alone(
     longest = getattr(config, "max_position_embeddings", None) or 1024
     window, why = choose_window(name, window_tokens, preset=preset, longest=longest)
     if terminal is not None:
+        for note in teacher.notes:
+            terminal.say(f"model:      {note}")
         terminal.say(f"windows:    {window} tokens, {why}")
     if not 2 <= window <= longest:
         raise ModelError(
@@ -150,6 +153,7 @@ def evaluate_alone(
         bos_each_window=config.model_type.startswith(protocols.NEED_BOS),
         max_tokens=test_tokens,
     )
+    refuse_ids(stream.tokens_NT, teacher.model, source=stream.source)
     micro_batch = choose_micro_batch(window, config.vocab_size, device=chosen)
     losses = measure_losses(logits_of(teacher.model), stream, micro_batch=micro_batch, device=chosen)
     workload = Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=5)

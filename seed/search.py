@@ -108,6 +108,8 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     if (said := describe_original(settings.model)) is not None:
         terminal.say(said)
     bench, preset = open_bench(settings, preset, storage, study=study)
+    for note in bench.teacher.notes:
+        terminal.say(f"{settings.model}: {note}")
     shape = shapes.describe_shape(bench)
     speed = costs.time_parts(bench.anatomy, shape, shapes.take_micro_batch(bench))
     plan = costs.draft_plan(settings, preset, bench.protocol, name=name, shape=shape, speed=speed)

@@ -15,6 +15,7 @@ from torch import nn
 
 from seed import folder
 from seed.errors import ModelError, SeedError, first_line
+from seed.models import checks
 from seed.models.anatomy import Anatomy, cache_of
 from seed.models.classes import find_auto_class
 from seed.models.companions import copy_companions
@@ -161,7 +162,9 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
     """
     refuse_adapter(path)
     check_files(path)
+    place = str(path)
     try:
+        tensors = read_tensors(path)
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model, report = find_auto_class(config).from_pretrained(
             path,
@@ -171,12 +174,17 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
             output_loading_info=True,
             trust_remote_code=False,  # left out, transformers would ask on the terminal
         )
+        checks.refuse_tensors(
+            tensors, model, checks.list_unread(tensors, model, report["unexpected_keys"]), place=place
+        )
+        checks.refuse_not_finite(model, place=place, stored=checks.find_stored_dtype(tensors))
     except Exception as error:  # configs and files of anyone fail in ways of their own
         if folder.is_out_of_memory(error):
             raise
+        reason = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(
-            f"{path}: cannot be loaded ({type(error).__name__}: {first_line(error)}). If Seed wrote it, remove the directory and run "
-            "the same command again; it will be written anew."
+            f"{path}: cannot be loaded ({reason}). If Seed wrote it, remove the directory and run the same command again; it "
+            "will be written anew."
         ) from error
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
     if wrong:
@@ -198,8 +206,10 @@ def load_tokenizer(path: Path) -> Any:
         ModelError: it is missing or damaged.
     """
     try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return checks.open_tokenizer(path, place=str(path), local_files_only=True, trust_remote_code=False)[0]
+    except ModelError:
+        raise
+    except Exception as error:  # tokenizers of anyone fail in ways of their own
         raise ModelError(
             f"{path}: its tokenizer cannot be loaded ({type(error).__name__}: {first_line(error)}). If Seed wrote it, remove the directory "
             "and run the same command again; it will be written anew."

@@ -20,11 +20,12 @@ from torch import nn
 
 from seed import folder
 from seed.errors import ModelError, SeedError, first_line
+from seed.models import checks
 from seed.models.anatomy import find_layers
 from seed.models.checkpoint import finish_export
 from seed.models.classes import find_class
 from seed.models.files import check_files
-from seed.models.stored import INDEX, SINGLE, StoredTensor, read_tensors, split_shards, write_shard
+from seed.models.stored import INDEX, SINGLE, StoredTensor, have_same_bytes, read_tensors, split_shards, write_shard
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import refuse_adapter
 from seed.records import check_layers
@@ -96,7 +97,14 @@ def plan_cut(source: Path, kept_layers: Sequence[int]) -> Cut:
         raise ModelError(
             f"{source}: its weights do not match its config ({whole.fault}). Save or download the checkpoint again."
         )
+    checks.refuse_tensors(tensors, model, checks.list_unread(tensors, model, whole.unread), place=str(source))
     read = [tensor for tensor in tensors if tensor.name not in whole.unread]
+    twice, is_tied = _find_tied(read, model)
+    if is_tied:
+        read = [tensor for tensor in read if tensor not in twice]
+    else:
+        config = copy.deepcopy(config)
+        checks.untie(config)
     new_index = {layer: position for position, layer in enumerate(kept_layers)}
     kept = tuple(_rename(read, place=place, new_index=new_index))
     cut_config = _cut_config(source, config, kept_layers)
@@ -224,6 +232,17 @@ def _find_place(source: Path, tensors: Sequence[StoredTensor], model: Any, *, nu
             f"({whole}), where Seed expects one. Open the model with transformers and save it again."
         )
     return complete[0]
+
+
+def _find_tied(tensors: Sequence[StoredTensor], model: Any) -> tuple[list[StoredTensor], bool]:
+    """Tensors that are stored beside those which they are tied to, and whether all of them hold the same numbers.
+
+    As long as they do, transformers ties them; otherwise it takes each as it is stored, whatever the config says.
+    """
+    by_name = {spelled: tensor for tensor in tensors for spelled in checks.spell_names(tensor.name, model)}
+    tied = model.all_tied_weights_keys.items()
+    pairs = [(by_name[name], by_name[other]) for name, other in tied if name in by_name and other in by_name]
+    return [one for one, _ in pairs], all(have_same_bytes(one, other) for one, other in pairs)
 
 
 def _rename(tensors: Iterable[StoredTensor], *, place: str, new_index: Mapping[int, int]) -> Iterable[StoredTensor]:

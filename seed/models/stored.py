@@ -14,13 +14,14 @@ from seed.errors import ModelError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# Bytes of a number, by the format's names of types; those of less than a byte belong to quantized weights.
+# Bytes of a number, by the format's names of types.
 ITEM_BYTES = (
     dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1)
     | dict.fromkeys(("U16", "I16", "F16", "BF16"), 2)
     | dict.fromkeys(("U32", "I32", "F32"), 4)
     | dict.fromkeys(("U64", "I64", "F64", "C64"), 8)
 )
+NARROW = ("F4", "F6", "F8", "I4", "U4")  # how other types begin, which quantized weights have
 CHUNK_BYTES = 16 * 2**20
 HEADER_BYTES = 100 * 10**6  # the format's own limit
 POINTER = b"version https://git-lfs.github.com/"  # how a file begins that stands for one that Git LFS keeps elsewhere
@@ -49,7 +50,7 @@ def read_tensors(source: Path) -> list[StoredTensor]:
     Raises:
         ModelError: files are missing or damaged, or two hold a tensor of one name.
     """
-    tensors = [tensor for path in _list_files(source) for tensor in _read_header(path)]
+    tensors = [tensor for path in list_weights(source) for tensor in _read_header(path)]
     names: set[str] = set()
     for tensor in tensors:
         if tensor.name in names:
@@ -71,8 +72,36 @@ def split_shards(tensors: Iterable[StoredTensor], *, shard_bytes: int) -> list[l
     return shards
 
 
+def list_weights(source: Path) -> list[Path]:
+    """Return the files that a checkpoint's weights are read from, as transformers chooses them, each where it lies.
+
+    Whatever reads, hashes or copies weights takes these.
+
+    Raises:
+        ModelError: there are none, one is missing, the index is damaged or names files that lie elsewhere, or the config
+            names other files.
+    """
+    if other := _find_other_weights(source):
+        raise ModelError(
+            f"{source / 'config.json'}: names its weights itself (transformers_weights = {other}), and Seed reads {SINGLE}, or "
+            f"{INDEX} with its files. Rename them so, and take the field out."
+        )
+    if (source / SINGLE).is_file():  # as in transformers, before the index
+        return [source / SINGLE]
+    files = [source / name for name in list_shards(source)]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(
+                f"{source}: {file.relative_to(source)}, which {INDEX} names, does not lie there. Save or download the "
+                "checkpoint again."
+            )
+    return files
+
+
 def list_shards(source: Path) -> list[str]:
-    """Return the names of a checkpoint's files of weights as its index has them, whether they lie there or not.
+    """Return a checkpoint's files of weights as its index names them, whether they lie there or not.
+
+    They may lie in folders of the checkpoint, and be links, as in the hub's cache; names that lead out of it are refused.
 
     Raises:
         ModelError: there is no index, or it is damaged, or names files that lie elsewhere.
@@ -80,7 +109,7 @@ def list_shards(source: Path) -> list[str]:
     try:
         weight_map = json.loads((source / INDEX).read_bytes())["weight_map"]
         names = sorted(set(weight_map.values()))
-        strays = [name for name in names if Path(name).name != name]
+        strays = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
     except FileNotFoundError as error:
         raise ModelError(
             f"{source}: no safetensors weights there ({SINGLE}, or {INDEX} with its files). Seed reads nothing else: "
@@ -88,28 +117,24 @@ def list_shards(source: Path) -> list[str]:
         ) from error
     except OSError as error:
         raise ModelError(f"{source / INDEX}: cannot be read ({error.strerror or error}).") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{source / INDEX}: damaged ({error}). Save or download the checkpoint again.") from error
-    if strays or not names:
-        raise _miss(source, strays[0] if strays else "weights")
+    if not names:
+        raise ModelError(f"{source / INDEX}: names no weights. Save or download the checkpoint again.")
+    if strays:
+        raise ModelError(
+            f"{source / INDEX}: names weights outside its folder ({strays[0]}), and Seed reads a model from one folder only. "
+            "Put them into it, and name them so."
+        )
     return names
 
 
-def _list_files(source: Path) -> list[Path]:
-    """The files that hold the weights."""
-    if (source / SINGLE).is_file():  # as in transformers, before the index
-        return [source / SINGLE]
-    files = [source / name for name in list_shards(source)]
-    for file in files:
-        if not file.is_file():
-            raise _miss(source, file.name)
-    return files
-
-
-def _miss(source: Path, name: str) -> ModelError:
-    return ModelError(
-        f"{source}: {name}, which {INDEX} names, does not lie there. Save or download the checkpoint again."
-    )
+def _find_other_weights(source: Path) -> Any:
+    """What a config has transformers read in place of the usual files; a config that cannot be read is left to its reader."""
+    try:
+        return json.loads((source / "config.json").read_bytes()).get("transformers_weights")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
 
 
 def _read_header(path: Path) -> list[StoredTensor]:
@@ -136,6 +161,11 @@ def _read_header(path: Path) -> list[StoredTensor]:
         ]
         tensors.sort(key=lambda tensor: (tensor.begin, tensor.num_bytes))
         for tensor in tensors:
+            if tensor.dtype not in ITEM_BYTES and tensor.dtype.startswith(NARROW):
+                raise ModelError(
+                    f"{path}: {tensor.name} is stored as {tensor.dtype}, a type of quantized weights. Seed opens unquantized ones "
+                    "only: dequantize them first, or give the model that it was made from."
+                )
             if tensor.begin != begin or tensor.num_bytes < 0 or min(tensor.shape, default=0) < 0:
                 raise ValueError(f"{tensor.name} does not lie where it should")
             if tensor.num_bytes != tensor.numel * ITEM_BYTES[tensor.dtype]:
@@ -150,6 +180,17 @@ def _read_header(path: Path) -> list[StoredTensor]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error}).") from error
     return tensors
+
+
+def have_same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+    """Do two tensors hold the same numbers in the same type? A piece of each is read at a time."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with one.path.open("rb") as ours, other.path.open("rb") as theirs:
+        ours.seek(one.begin)
+        theirs.seek(other.begin)
+        sizes = [min(CHUNK_BYTES, one.num_bytes - done) for done in range(0, one.num_bytes, CHUNK_BYTES)]
+        return all(ours.read(size) == theirs.read(size) for size in sizes)
 
 
 def refuse_pointer(path: Path) -> None:

@@ -21,7 +21,7 @@ from seed.models.anatomy import Anatomy, text_config
 from seed.records import Candidate
 
 INDEX_NAMES = ("layer_idx", "layer_id", "layer_number")
-# Lists with one entry a layer: keep the entries of the kept layers.
+# Lists with one entry a layer: keep the entries of the kept layers, and none of layers beyond the decoder's, which some have.
 SLICED_LISTS = (
     "layer_types",
     "no_rope_layers",
@@ -163,7 +163,7 @@ def list_needed(config: Any) -> list[int]:
         needed |= set(range(len(getattr(part, "deepstack_visual_indexes", None) or ())))
     if text.model_type in LAST_STAYS:
         needed.add(text.num_hidden_layers - 1)
-    kinds = getattr(text, "layer_types", None) or ()
+    kinds = (getattr(text, "layer_types", None) or ())[: text.num_hidden_layers]
     attending = [i for i, kind in enumerate(kinds) if "attention" in kind and kind != "linear_attention"]
     recurrent = [i for i in range(len(kinds)) if i not in attending]
     if attending and recurrent:
@@ -186,7 +186,7 @@ def repair_config(config: Any, kept_layers: Sequence[int]) -> dict[str, Any]:
         changes["mlp_only_layers"] = [new_index[layer] for layer in dense_layers if layer in new_index]
     for name in SLICED_LISTS:
         values = getattr(config, name, None)
-        if isinstance(values, (list, tuple)) and len(values) == num_layers:
+        if isinstance(values, (list, tuple)) and len(values) >= num_layers:
             changes[name] = [values[layer] for layer in kept_layers]
     for name in REMAPPED_LISTS:
         values = getattr(config, name, None)

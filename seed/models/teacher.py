@@ -17,10 +17,11 @@ from torch import nn
 
 from seed import folder
 from seed.errors import ModelError, ResourceError, first_line, is_offline, name_kinds
+from seed.models import checks
 from seed.models.classes import find_auto_class
 from seed.models.companions import COMPANIONS
 from seed.models.files import check_files
-from seed.models.stored import INDEX, SINGLE, list_shards, refuse_pointer
+from seed.models.stored import INDEX, SINGLE, list_shards, list_weights, read_tensors, refuse_pointer
 from seed.models.surgery import refuse_other_kinds, refuse_unfit
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
@@ -53,6 +54,7 @@ class Teacher:
     stored_dtype: torch.dtype  # exported in: as the checkpoint stores it, or narrower where it is opened narrower
     directory: Path  # where its files lie: the user's own, or one in the hub's cache
     commit: str | None  # of the hub
+    notes: tuple[str, ...] = ()  # what its user is told before its numbers are believed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,8 @@ def check_source(source: ModelSource, *, presets: list[str]) -> None:
     if path.is_dir():
         _check_directory(path)
         return
+    if path.exists():
+        raise _refuse_file(source.location)
     near = difflib.get_close_matches(source.location.lower(), presets, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else f" Known names: {', '.join(presets)}."
     if source.location.startswith((".", "/", "~")) or source.location.count("/") > 1:
@@ -120,7 +124,7 @@ def open_teacher(
     import transformers
 
     options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
-    location = source.location
+    location, place = source.location, f"--model {source.location}"
     path = Path(location).expanduser()
     if path.is_dir():
         refuse_adapter(path)
@@ -133,38 +137,44 @@ def open_teacher(
     check_files(located.directory)
     try:
         config = transformers.AutoConfig.from_pretrained(location, **options)
-        place = f"--model {source.location}"
         if will_cut:
             refuse_unfit(config, place=place)
         else:
             refuse_other_kinds(config, place=place)
-        stored = config.get_text_config().dtype or config.dtype or torch.float32
-        stored_dtype = getattr(torch, stored) if isinstance(stored, str) else stored
+        if located.commit is not None:
+            _fetch_weights(source, located)
+        tensors = read_tensors(located.directory)
+        stored_dtype = checks.find_stored_dtype(tensors)
         dtype = choose_dtype(dtype_name, device=device, stored=stored_dtype)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
+        tokenizer, told = checks.open_tokenizer(location, place=place, **options)
         model, report = find_auto_class(config).from_pretrained(
             location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
+        unread = checks.list_unread(tensors, model, report["unexpected_keys"])
+        checks.refuse_tensors(tensors, model, unread, place=place)
         if report["missing_keys"] or report["mismatched_keys"]:
             wrong = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
             raise ModelError(
-                f"--model {source.location}: {len(wrong)} weights are missing or of another shape, such as {wrong[0]}. "
+                f"{place}: {len(wrong)} weights are missing or of another shape, such as {wrong[0]}. "
                 "Seed does not make weights up: download or save the checkpoint again."
             )
         if getattr(model, "_hf_peft_config_loaded", False):
             raise _refuse_adapter(source.location)
+        checks.refuse_words(tokenizer, model, place=place)
         model = model.to(device)
+        checks.refuse_not_finite(model, place=place, stored=stored_dtype)
     except ModelError:
         raise
     except torch.OutOfMemoryError as error:
         raise ResourceError(
-            f"--model {source.location}: does not fit into the memory of {device}. Use a smaller model or --device cpu."
+            f"{place}: does not fit into the memory of {device}. Use a smaller model or --device cpu."
         ) from error
     except Exception as error:  # configs and tokenizers of anyone fail in ways of their own
         if folder.is_out_of_memory(error):
             raise
         raise explain_failure(source, error) from error
     model.eval().requires_grad_(False)
+    notes = (told, checks.settle_ties(model), *checks.tell_of(tensors, unread, stored_dtype))
     if torch.finfo(dtype).bits < torch.finfo(stored_dtype).bits:
         stored_dtype = dtype
     return Teacher(
@@ -175,6 +185,7 @@ def open_teacher(
         stored_dtype=stored_dtype,
         directory=located.directory,
         commit=located.commit,
+        notes=tuple(filter(None, notes)),
     )
 
 
@@ -189,11 +200,21 @@ def locate_checkpoint(source: ModelSource) -> Located:
         _require_readable(path)
         return Located(directory=path, commit=None)
     located = _fetch(source, (*BESIDE_WEIGHTS, SINGLE, INDEX))
+    _fetch_weights(source, located)
+    return located
+
+
+def _fetch_weights(source: ModelSource, located: Located) -> None:
+    """Download the files of weights of a commit of the hub, where the cache lacks them.
+
+    Raises:
+        ModelError: there are none that Seed reads, or no network and not all of them cached.
+    """
+    source = replace(source, revision=located.commit)
+    _fetch(source, (SINGLE, INDEX))
     if not (located.directory / SINGLE).is_file() and (located.directory / INDEX).is_file():
         # shards are called what the index calls them: of Qwen3.5, model.safetensors-00001-of-00002.safetensors
-        shards = map(glob.escape, list_shards(located.directory))
-        located = _fetch(replace(source, revision=located.commit), tuple(shards))
-    return located
+        _fetch(source, tuple(map(glob.escape, list_shards(located.directory))))
 
 
 def _locate_companions(source: ModelSource) -> Located:
@@ -292,8 +313,21 @@ def _check_directory(path: Path) -> None:
             if what.startswith("weights") and other is not None:
                 cure = f"{other.name} is not safetensors, which is all that Seed reads: convert it first."
             raise ModelError(f"{path}: {what} is missing. {cure}")
-    for weights in path.glob("*.safetensors"):
+    for weights in list_weights(path):
         refuse_pointer(weights)
+
+
+def _refuse_file(location: str) -> ModelError:
+    """Say what to give in place of a single file."""
+    what = (
+        "GGUF, which Seed does not read yet"
+        if location.lower().endswith(".gguf")
+        else "no directory, and Seed reads none alone"
+    )
+    return ModelError(
+        f"--model {location}: is a file ({what}). Give the directory of the original model, with its config.json, tokenizer and "
+        "safetensors."
+    )
 
 
 def explain_failure(source: ModelSource, error: BaseException) -> ModelError:
@@ -320,10 +354,6 @@ def explain_failure(source: ModelSource, error: BaseException) -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{named}: this model brings its own code. If you trust its authors, add --trust-remote-code."
-        )
-    if "safetensors" in str(error):
-        return ModelError(
-            f"{named}: no safetensors weights there ({message}). Seed reads nothing else: convert them first."
         )
     return ModelError(
         f"{named}: cannot be loaded ({type(error).__name__}: {message}). Check that transformers can open it."

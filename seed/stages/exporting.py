@@ -19,6 +19,7 @@ from seed.folder import StudyFolder
 from seed.models.checkpoint import is_whole
 from seed.models.classes import find_auto_class, reads_images
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
+from seed.models.stored import list_weights
 from seed.models.teacher import ModelSource, check_source, find_licence, locate_checkpoint
 from seed.optimize.space import list_presets
 from seed.plans import Protocol, SearchPlan
@@ -322,8 +323,12 @@ def _write_documents(order: Order, cut: Cut) -> dict[str, str]:
 
 
 def stamp_weights(directory: Path) -> str:
-    """A hash of the sizes and times of a checkpoint's files of weights: another one where they were written since."""
-    files = [(path.name, path.stat()) for path in sorted(directory.glob("*.safetensors"))]
+    """A hash of the sizes and times of a checkpoint's files of weights: another one where they were written since.
+
+    Raises:
+        ModelError: weights are missing, or lie elsewhere.
+    """
+    files = [(path.relative_to(directory).as_posix(), path.stat()) for path in list_weights(directory)]
     return hash_text(json.dumps([(name, about.st_size, about.st_mtime_ns) for name, about in files]))
 
 

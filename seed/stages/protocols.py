@@ -13,6 +13,7 @@ import torch
 from seed import demo, folder
 from seed.errors import CorpusError, ModelError, SpaceError
 from seed.folder import StudyFolder
+from seed.models.stored import list_weights
 from seed.models.teacher import ModelSource
 from seed.optimize.space import Preset, list_presets, make_space
 from seed.plans import Protocol, SearchPlan, StreamRecord
@@ -216,9 +217,15 @@ def resolve_location(location: str) -> Path:
 
 
 def hash_weights(path: Path) -> str:
-    """sha256 over the config and all safetensors files of a directory."""
+    """sha256 over the config and all files of weights that a directory's model is read from.
+
+    The tokenizer is known by the tokens that it makes, which a study keeps hashes of.
+
+    Raises:
+        ModelError: weights are missing, or lie elsewhere.
+    """
     digest = hashlib.sha256()
-    for file in [path / "config.json", *sorted(path.glob("*.safetensors"))]:
+    for file in [path / "config.json", *list_weights(path)]:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()

@@ -20,8 +20,10 @@ from seed import demo
 from seed.console import format_seconds
 from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
+from seed.models.checks import find_stored_dtype, open_tokenizer
 from seed.models.classes import find_auto_class
 from seed.models.files import check_files
+from seed.models.stored import read_tensors
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype, explain_failure
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
@@ -76,8 +78,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
     preset = check_dropped(settings, preset, num_layers=config.num_hidden_layers, needed=list_needed(whole_config))
     request = protocols.request_text(settings, preset, config)
     streams = describe_text(request, source, vocabulary=config.vocab_size)
-    stored = config.dtype or whole_config.dtype or torch.float32
-    stored = getattr(torch, stored) if isinstance(stored, str) else stored
+    stored = find_stored(source, whole_config)
     dtype = choose_dtype(settings.dtype, device=device, stored=stored)
     small = Anatomy(build_small(whole_config, dtype=dtype, device=device, trust_remote_code=source.trust_remote_code))
     layers = Anatomy(whole).layers
@@ -187,6 +188,19 @@ def read_config(source: ModelSource, preset: Preset | None, *, revision: str | N
         ) from error
 
 
+def find_stored(source: ModelSource, config: Any) -> torch.dtype:
+    """The type that a model's weights are stored in: as their headers say where they lie here, else as its config says.
+
+    Raises:
+        ModelError: some of a directory's weights are missing or damaged.
+    """
+    directory = protocols.resolve_location(source.location)
+    if any(directory.glob("*.safetensors*")):
+        return find_stored_dtype(read_tensors(directory))
+    stored = config.get_text_config().dtype or config.dtype or torch.float32
+    return getattr(torch, stored) if isinstance(stored, str) else stored
+
+
 def make_config(preset: Preset) -> Any:
     """The transformers config of a preset's [config].
 
@@ -249,8 +263,6 @@ def describe_text(request: CorpusRequest, source: ModelSource, *, vocabulary: in
 
     Estimated streams have no documents and no hash. Raises CorpusError for text that is missing or too short.
     """
-    import transformers
-
     texts = {
         "recovery": request.recovery,
         "validation": request.validation or request.recovery,
@@ -259,8 +271,11 @@ def describe_text(request: CorpusRequest, source: ModelSource, *, vocabulary: in
     directory = demo.MODEL_DIRECTORY if source.location == "demo" else Path(source.location)
     has_tokenizer = any((directory / name).is_file() for name in TOKENIZER_FILES)
     if has_tokenizer and all(_is_at_hand(text) for text in texts.values()):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=source.trust_remote_code
+        tokenizer, _ = open_tokenizer(
+            directory,
+            place=f"--model {source.location}",
+            local_files_only=True,
+            trust_remote_code=source.trust_remote_code,
         )
         return {name: stream.describe() for name, stream in open_streams(request, tokenizer).items()}
     most = {"recovery": request.recovery_tokens, "validation": request.validation_tokens, "test": request.test_tokens}

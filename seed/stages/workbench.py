@@ -18,6 +18,7 @@ from seed.errors import CorpusError, ModelError, ResourceError
 from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
+from seed.models.checks import refuse_ids
 from seed.models.grafting import graft
 from seed.models.surgery import list_needed, view_layers
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
@@ -127,7 +128,7 @@ def open_for_search(
         )
     preset = check_dropped(settings, preset, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
     request = request_text(settings, preset, anatomy.config)
-    streams = open_streams(request, teacher.tokenizer) if streams is None else streams
+    streams = _open_streams(request, teacher) if streams is None else streams
     gains = _measure_gains(anatomy, streams["recovery"], device)
     local = location == "demo" or Path(location).is_dir()
     protocol = fix_protocol(
@@ -181,7 +182,7 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
         test_tokens=protocol.test_tokens,
         bos_each_window=protocol.bos_each_window,
     )
-    streams = open_streams(request, teacher.tokenizer)
+    streams = _open_streams(request, teacher)
     for name, stream in streams.items():
         if stream.describe().sha256 != protocol.streams[name].sha256:
             raise CorpusError(
@@ -223,6 +224,11 @@ def prove(bench: Workbench) -> None:
                 expected = view(input_ids=tokens, use_cache=False).logits
             for layer in kept:
                 hidden = anatomy.run_layer(layer, hidden)
+            if not expected.isfinite().all():
+                raise ModelError(
+                    f"--model {bench.protocol.model}: its logits of layers {', '.join(map(str, kept))} are NaN or infinite in "
+                    f"{str(bench.dtype).removeprefix('torch.')}, though its weights are not. Choose another --dtype, or another model."
+                )
             if not agree(anatomy.compute_logits(hidden, tokens), expected):
                 raise ModelError(
                     f"{type(bench.teacher.model).__name__}: running its layers one by one does not give the model's own logits, "
@@ -293,6 +299,13 @@ def _open_model(source: ModelSource, *, device: torch.device, dtype_name: str | 
         source = replace(source, location=str(demo.MODEL_DIRECTORY))
     opened = open_teacher(source, device=device, dtype_name=dtype_name)
     return opened, Anatomy(opened.model)
+
+
+def _open_streams(request: CorpusRequest, teacher: Teacher) -> dict[str, TokenStream]:
+    streams = open_streams(request, teacher.tokenizer)
+    for stream in streams.values():
+        refuse_ids(stream.tokens_NT, teacher.model, source=stream.source)
+    return streams
 
 
 def _bench(

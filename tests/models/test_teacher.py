@@ -147,8 +147,8 @@ def test_shards_are_opened_as_one(tmp_path: Path) -> None:
 
 
 def test_a_model_that_writes_no_text_is_refused_with_the_cure(tmp_path: Path) -> None:
-    config = transformers.ViTConfig()
-    config.save_pretrained(tmp_path)
+    config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    transformers.ViTModel(config).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"no language model.*save the language model on its own"):
         open_directory(tmp_path)

@@ -1,5 +1,6 @@
 """What a study works with: its objective, its proofs, its precision."""
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,6 +40,17 @@ def test_closed_form_that_does_not_fold_is_found_out(tmp_path: Path, monkeypatch
     fault = prove_closed_form(open_bench(tmp_path), open_instruments())
     assert fault is not None
     assert re.search(r"validation loss of .* but its score says ", fault)
+
+
+def test_logits_that_are_no_numbers_are_called_so(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    model = copy.deepcopy(bench.teacher.model)
+    model.model.norm.weight *= 3e38  # finite, and beyond what any state can be multiplied with
+    bench = replace(bench, anatomy=Anatomy(model), teacher=replace(bench.teacher, model=model))
+    with pytest.raises(
+        ModelError, match=r"--model tiny: its logits of layers 0, 1, 2, 3 are NaN or infinite in float32"
+    ):
+        prove(bench)
 
 
 def test_a_study_goes_on_in_the_precision_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,310 @@
+"""What is wrong with a model's files is refused at every door, and what is odd is told, before any number is measured."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from seed.errors import CorpusError, ModelError
+from seed.models import checks
+from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_trip, write_checkpoint
+from seed.models.copying import plan_cut, write_cut
+from seed.models.stored import INDEX, SINGLE
+from seed.models.teacher import ModelSource, Teacher, check_source, open_teacher
+from seed.stages.exporting import stamp_weights
+from seed.stages.protocols import hash_weights
+from tests.conftest import MakeCheckpoint, make_model, make_tokenizer
+from tests.models import families
+from tests.models.families import compute_logits, make_tokens
+
+CPU = torch.device("cpu")
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
+    """A checkpoint of this test's own, to be damaged."""
+    return shutil.copytree(make_checkpoint(), tmp_path / "checkpoint")
+
+
+def open_directory(path: Path) -> Teacher:
+    return open_teacher(ModelSource(location=str(path)), device=CPU, dtype_name=None)
+
+
+def load(path: Path) -> Any:
+    return load_checkpoint(path, device=CPU, dtype=torch.float32)
+
+
+def cut(path: Path) -> Any:
+    return plan_cut(path, (0, 2))
+
+
+DOORS: tuple[Callable[[Path], Any], ...] = (open_directory, load, cut)
+
+
+def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    weights = change(load_file(path / SINGLE))
+    save_file({name: one.contiguous() for name, one in weights.items()}, path / SINGLE, metadata={"format": "pt"})
+
+
+def change_config(path: Path, **changes: Any) -> None:
+    config = json.loads((path / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value != "gone"}))
+
+
+def move_weights(path: Path, place: str) -> Path:
+    """Put all weights where an index then says that they are."""
+    names = dict.fromkeys(load_file(path / SINGLE), place)
+    (path / place).parent.mkdir(exist_ok=True)
+    moved = (path / SINGLE).rename(path / place)
+    (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return moved
+
+
+def test_weights_in_a_folder_are_opened_copied_and_part_of_what_a_model_is(checkpoint: Path, tmp_path: Path) -> None:
+    files = [checkpoint / "config.json", checkpoint / SINGLE]
+    plain = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+    assert hash_weights(checkpoint) == plain
+    moved = move_weights(checkpoint, "shards/model-00001-of-00001.safetensors")
+    assert hash_weights(checkpoint) == plain
+    check_source(ModelSource(location=str(checkpoint)), presets=[])
+    expected = compute_logits(make_model("llama"), make_tokens())
+    for door in (lambda path: open_directory(path).model, load):
+        assert torch.equal(compute_logits(door(checkpoint), make_tokens()), expected)
+    write_cut(cut(checkpoint), tmp_path / "cut", documents={})
+    assert load(tmp_path / "cut").config.num_hidden_layers == 2
+    stamp = stamp_weights(checkpoint)
+    shutil.copyfile(moved, tmp_path / "elsewhere")
+    moved.unlink()
+    moved.symlink_to(tmp_path / "elsewhere")  # as in the hub's cache
+    assert hash_weights(checkpoint) == plain
+    moved.write_bytes(moved.read_bytes()[:-1] + b"x")
+    assert hash_weights(checkpoint) != plain
+    assert stamp_weights(checkpoint) != stamp
+
+
+@pytest.mark.parametrize("place", ["../elsewhere.safetensors", "shards/../../elsewhere.safetensors", "absolute"])
+def test_weights_outside_the_folder_are_refused_at_every_door(checkpoint: Path, place: str) -> None:
+    moved = move_weights(checkpoint, "shards/one.safetensors").rename(checkpoint.parent / "elsewhere.safetensors")
+    index = (checkpoint / INDEX).read_text()
+    (checkpoint / INDEX).write_text(
+        index.replace("shards/one.safetensors", str(moved) if place == "absolute" else place)
+    )
+    for door in (*DOORS, hash_weights, lambda path: check_source(ModelSource(location=str(path)), presets=[])):
+        with pytest.raises(ModelError, match=r"index\.json: names weights outside its folder .*elsewhere.* Put them"):
+            door(checkpoint)
+
+
+def test_weights_that_a_config_names_itself_are_refused(checkpoint: Path) -> None:
+    (checkpoint / SINGLE).rename(checkpoint / "others.safetensors")
+    change_config(checkpoint, transformers_weights="others.safetensors")
+    for door in (*DOORS, hash_weights):
+        with pytest.raises(ModelError, match=r"config\.json: names its weights itself .*others"):
+            door(checkpoint)
+
+
+def test_a_shard_that_is_missing_is_named(checkpoint: Path) -> None:
+    move_weights(checkpoint, "model-00001-of-00002.safetensors").unlink()
+    for door in (*DOORS, lambda path: check_source(ModelSource(location=str(path)), presets=[])):
+        with pytest.raises(ModelError, match=r"model-00001-of-00002\.safetensors, which .*index.* names, does not lie"):
+            door(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "named"), [(torch.int8, "I8"), (torch.uint8, "U8"), (torch.float8_e4m3fn, "F8_E4M3")]
+)
+def test_quantized_weights_are_never_taken_for_numbers(checkpoint: Path, dtype: torch.dtype, named: str) -> None:
+    change_weights(checkpoint, lambda weights: weights | {QUERY: (weights[QUERY] * 100).clamp(0, 100).to(dtype)})
+    for door in DOORS:
+        with pytest.raises(ModelError, match=rf"1 tensor of its weights .* {named} \({QUERY}\), .*[Dd]equantize"):
+            door(checkpoint)
+
+
+def test_a_type_of_less_than_a_byte_is_called_by_its_name(checkpoint: Path) -> None:
+    content = (checkpoint / SINGLE).read_bytes()
+    (checkpoint / SINGLE).write_bytes(content.replace(b'"F32"', b'"F4" ', 1))
+    for door in DOORS:
+        with pytest.raises(ModelError, match=r"is stored as F4, a type of quantized weights.* dequantize"):
+            door(checkpoint)
+
+
+def test_constants_of_older_checkpoints_are_no_quantized_weights(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    path = shutil.copytree(make_checkpoint("gpt2"), tmp_path / "gpt2")
+    mask = {"transformer.h.0.attn.bias": torch.ones(1, 1, 128, 128, dtype=torch.uint8)}
+    change_weights(path, lambda weights: weights | mask | {"h.1.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool)})
+    assert "2 of 54 tensors in its files are not read by transformers" in " ".join(open_directory(path).notes)
+    cut(path)
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.lora_A.default.weight", "model.layers.0.mlp.lora_B"])
+def test_an_adapter_beside_the_weights_is_not_left_out_in_silence(checkpoint: Path, name: str) -> None:
+    change_weights(checkpoint, lambda weights: weights | {name: torch.ones(2, 2)})
+    for door in DOORS:
+        with pytest.raises(
+            ModelError, match=rf"1 tensor of an adapter .*{name}.* Merge the adapter .*merge_and_unload"
+        ):
+            door(checkpoint)
+
+
+def test_an_adapter_around_the_weights_is_called_so_before_they_are_missed(checkpoint: Path) -> None:
+    around = {QUERY: QUERY.replace(".weight", ".base_layer.weight")}
+    change_weights(checkpoint, lambda weights: {around.get(name, name): one for name, one in weights.items()})
+    with pytest.raises(ModelError, match=r"base_layer.* Merge the adapter"):
+        open_directory(checkpoint)
+
+
+def test_tensors_that_are_not_read_are_told(checkpoint: Path) -> None:
+    assert open_directory(checkpoint).notes == ()
+    further = {f"model.layers.{layer}.eh_proj.weight": torch.ones(2) for layer in range(4, 9)}
+    change_weights(checkpoint, lambda weights: weights | further)
+    [note] = open_directory(checkpoint).notes
+    assert note.startswith("5 of 43 tensors in its files are not read by transformers")
+    assert note.endswith("model.layers.6.eh_proj.weight and 2 more")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_no_number_is_named(checkpoint: Path, value: float) -> None:
+    def spoil(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights[QUERY][3, 5] = value
+        return weights
+
+    change_weights(checkpoint, spoil)
+    for door in (open_directory, load):
+        with pytest.raises(ModelError, match=rf"{QUERY} holds 1 of 1,024 numbers that are NaN or infinite .*\[3, 5\]"):
+            door(checkpoint)
+
+
+def test_a_weight_that_only_the_chosen_type_cannot_hold_is_told_from_a_broken_one(checkpoint: Path) -> None:
+    change_weights(checkpoint, lambda weights: weights | {NORM: weights[NORM] * 1e6})
+    with pytest.raises(ModelError, match=r"as float16\. It is stored in float32: choose another --dtype"):
+        open_teacher(ModelSource(location=str(checkpoint)), device=CPU, dtype_name="float16")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("x.gguf", "GGUF, which Seed does not read yet"), ("x.safetensors", "alone")]
+)
+def test_a_file_is_no_model(checkpoint: Path, name: str, found: str) -> None:
+    (checkpoint / name).write_bytes(b"GGUF")
+    with pytest.raises(
+        ModelError, match=rf"--model .*{name}: is a file .*{found}.* Give the directory of the original"
+    ):
+        check_source(ModelSource(location=str(checkpoint / name)), presets=[])
+
+
+def give_words(path: Path, words: list[str], *, special: bool = False, **ends: str) -> Any:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(words, special_tokens=special)
+    for name, word in ends.items():
+        setattr(tokenizer, name, word)
+    tokenizer.save_pretrained(path)
+    return tokenizer
+
+
+def test_a_tokenizer_of_more_words_than_the_embedding_has_rows_is_refused(checkpoint: Path) -> None:
+    give_words(checkpoint, ["seventy", "eighty"])
+    with pytest.raises(ModelError, match=r"gives ids up to 258 \('eighty'\), and its embedding has 257 rows"):
+        open_directory(checkpoint)
+    give_words(checkpoint, ["<stop>"], special=True, eos_token="<stop>")
+    with pytest.raises(ModelError, match=r"gives ids up to 257 \('<stop>'\)"):  # every text would end with it
+        open_directory(checkpoint)
+
+
+def test_a_special_token_beyond_the_rows_is_refused_where_a_text_holds_it(checkpoint: Path) -> None:
+    give_words(checkpoint, ["<image>"], special=True)
+    teacher = open_directory(checkpoint)
+    tokens = torch.tensor([teacher.tokenizer.encode("an <image> here")])
+    with pytest.raises(CorpusError, match=r"notes\.txt: holds the token 257, and the model's embedding has 257 rows"):
+        checks.refuse_ids(tokens, teacher.model, source="notes.txt")
+    checks.refuse_ids(tokens.clamp(max=256), teacher.model, source="notes.txt")
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_head_stored_beside_a_tied_embedding_is_exported_as_it_is_measured(
+    checkpoint: Path, tmp_path: Path, factor: int
+) -> None:
+    change_weights(checkpoint, lambda weights: weights | {HEAD: weights[EMBEDDING] * factor})
+    teacher = open_directory(checkpoint)
+    is_tied = factor == 1
+    assert teacher.model.config.tie_word_embeddings is is_tied
+    assert [("hold lm_head.weight with other numbers" in note) for note in teacher.notes] == ([] if is_tied else [True])
+    expected = compute_logits(teacher.model, make_tokens())
+    size = measure_size(teacher.model, dtype=torch.float32)
+    write_checkpoint(
+        teacher.model,
+        tmp_path / "distilled",
+        tokenizer=teacher.tokenizer,
+        original=checkpoint,
+        dtype=torch.float32,
+        card="",
+        provenance={},
+    )
+    write_cut(plan_cut(checkpoint, (0, 1, 2, 3)), tmp_path / "copied", documents={})
+    for path in (tmp_path / "distilled", tmp_path / "copied"):
+        weights = load_file(path / SINGLE)
+        assert (HEAD in weights) is not is_tied
+        assert sum(one.numel() for one in weights.values()) == size.num_params
+        assert json.loads((path / "config.json").read_text())["tie_word_embeddings"] is is_tied
+        assert torch.equal(compute_logits(load(path), make_tokens()), expected)
+
+
+def test_kinds_of_layers_beyond_the_decoder_s_are_cut_off(tmp_path: Path) -> None:
+    families.make_model("hy_v3").save_pretrained(tmp_path / "whole")
+    make_tokenizer().save_pretrained(tmp_path / "whole")
+    change_config(tmp_path / "whole", mlp_layer_types=["dense", "sparse", "dense", "sparse", "sparse"])
+    teacher = open_directory(tmp_path / "whole")
+    prove_round_trip(Anatomy(teacher.model), make_tokens(), scratch=tmp_path, dtype=torch.float32)
+    write_cut(plan_cut(tmp_path / "whole", (0, 2, 3)), tmp_path / "cut", documents={})
+    assert load(tmp_path / "cut").config.mlp_layer_types == ["dense", "dense", "sparse"]
+
+
+@pytest.mark.parametrize("said", ["gone", "float32", "bfloat16"])
+def test_the_stored_type_is_that_of_the_tensors_whatever_the_config_says(checkpoint: Path, said: str) -> None:
+    norms = [NORM, "model.layers.0.input_layernorm.weight"]
+    change_weights(
+        checkpoint,
+        lambda weights: {name: one if name in norms else one.bfloat16() for name, one in weights.items()},
+    )
+    change_config(checkpoint, dtype=said)
+    teacher = open_directory(checkpoint)
+    assert teacher.stored_dtype == torch.bfloat16
+    [note] = teacher.notes
+    assert note.startswith("2 tensors of 64 numbers are stored in float32, the others in bfloat16")
+    assert next(teacher.model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", [None, "qwen2"])
+def test_tokens_are_those_of_the_tokenizer_file_whatever_transformers_makes_of_it(tmp_path: Path, family: str) -> None:
+    words = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    written = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
+    written.normalizer = normalizers.Lowercase()
+    written.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    written.decoder = decoders.ByteLevel()
+    written.add_special_tokens(words[:1])
+    written.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family or "llama"}))
+    about = {"eos_token": words[0], "tokenizer_class": "Qwen2Tokenizer" if family else "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    opened, told = checks.open_tokenizer(tmp_path, place="--model x", local_files_only=True)
+    text = "Hello World 2024"
+    assert opened.encode(text) == written.encode(text).ids
+    assert opened.eos_token == words[0]
+    if family is None:
+        assert told is None
+    else:
+        assert opened.encode(text) != transformers.AutoTokenizer.from_pretrained(tmp_path).encode(text)
+        assert told is not None
+        assert "makes other tokens of a text than its tokenizer.json does, as Qwen2Tokenizer" in told
