@@ -43,8 +43,8 @@ class LeftOut:
         if not self.stretches:
             return ()
         return (
-            f"{self.stretches:,} stretch{'es' * (self.stretches > 1)} of text left out ({100 * self.share:.1f} % of it), where "
-            f"{100 * LEAST_SHARE:.0f} % or more of the runs of {RUN_WORDS} words are in text judged later",
+            f"{self.stretches:,} stretch{'es' * (self.stretches > 1)} of text left out ({100 * self.share:.1f} % of it): "
+            f"{100 * LEAST_SHARE:.0f} % or more of their {RUN_WORDS}-grams are in text judged later",
         )
 
     @property

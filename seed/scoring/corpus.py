@@ -103,26 +103,25 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
     Raises:
         CorpusError: a source is missing, unreadable or holds too little text for its stream.
     """
-    sources = {"recovery": request.recovery}
-    sources["validation"] = request.validation or request.recovery
-    sources["test"] = request.test or request.recovery
+    sources = {
+        "recovery": request.recovery,
+        "validation": request.validation or request.recovery,
+        "test": request.test or request.recovery,
+    }
     texts: dict[str, SourceText] = {}
     for split, source in sources.items():
         if source not in texts:
             texts[source] = read_source(source, tokenizer, option=f"--{split}-text")
-    given = {"recovery": True, "validation": request.validation is not None, "test": request.test is not None}
-    budgets = {"recovery": request.recovery_tokens, "validation": None, "test": None}
     caps = {"recovery": None, "validation": request.validation_tokens, "test": request.test_tokens}
     judged = JudgedText()
     streams: dict[str, TokenStream] = {}
     for split in ("test", "validation", "recovery"):
-        source = sources[split]
-        is_for_this_alone = given[split] and list(sources.values()).count(source) == 1
-        is_whole = is_for_this_alone and not has_own_splits(source)
+        source, left_out = sources[split], LeftOut()
+        # A source given for this stream alone is this stream's whole, unless it has splits of its own.
+        is_whole = list(sources.values()).count(source) == 1 and not has_own_splits(source)
         documents = texts[source].whole if is_whole else texts[source].documents[split]
-        left_out = LeftOut()
-        # The demo's modules are kept apart by the library, whose first split the embedded model was trained on as it is.
-        names = [name for name in judged if not source == sources[name] == "demo"]
+        # The library keeps the demo's splits apart itself, and the embedded model was trained on the first as it is.
+        names = [name for name in judged if source != "demo" or sources[name] != "demo"]
         if split == "recovery":
             documents = list(documents)
             random.Random(0).shuffle(documents)
@@ -135,7 +134,7 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
                 apart,
                 tokenizer,
                 window_tokens=request.window_tokens,
-                max_tokens=budgets[split],
+                max_tokens=request.recovery_tokens if split == "recovery" else None,
                 separate=source not in NAMED_SOURCES,
                 begin=tokenizer.bos_token_id if request.bos_each_window else None,
                 source=source,
@@ -146,23 +145,24 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
         except CorpusError as error:
             if left_out.share < MOSTLY:
                 raise
-            others = dict.fromkeys(sources[name] for name in judged if sources[name] != source)
+            others = " and ".join(dict.fromkeys(sources[name] for name in judged if sources[name] != source)) or source
             raise CorpusError(
-                f"{' and '.join(others) or source}: judges on text that the {split} text has too ({100 * left_out.share:.1f} % of what was read of {source}), and what "
-                "is left is too little. Give other text to judge on, or leave --test-text and --validation-text out: a tenth of "
-                "the recovery text is then held out for each."
+                f"{others}: {100 * left_out.share:.1f} % of the {split} text ({source}) is in it too, and what is left is too little. "
+                "Give other text to judge on, or leave --test-text and --validation-text out: a tenth of the recovery text is then "
+                "held out for each."
             ) from error
         streams[split] = stream.take_evenly(caps[split])
-    for split in judged:
-        seen = f"{100 * judged.measure_seen(split):.1f} % of its runs of {RUN_WORDS} words are in the recovery text"
-        streams[split] = dataclasses.replace(streams[split], notes=(*streams[split].notes, seen))
-    told: set[tuple[str, str]] = set()  # what holds for a source is said once
-    for split in SPLITS:
-        notes = [(sources[split], note) for note in streams[split].notes]
-        fresh = tuple(note for source, note in notes if (source, note) not in told)
-        streams[split] = dataclasses.replace(streams[split], notes=fresh)
-        told.update(notes)
-    return {split: streams[split] for split in SPLITS}
+    return {split: _add_notes(split, streams, sources, judged) for split in SPLITS}
+
+
+def _add_notes(split: str, streams: dict[str, TokenStream], sources: dict[str, str], judged: JudgedText) -> TokenStream:
+    """Say of a judged stream what trains of it; what holds for a source is said with its first stream only."""
+    earlier = SPLITS[: SPLITS.index(split)]
+    told = {note for name in earlier if sources[name] == sources[split] for note in streams[name].notes}
+    notes = [note for note in streams[split].notes if note not in told]
+    if split in judged:
+        notes.append(f"{100 * judged.measure_seen(split):.1f} % of its {RUN_WORDS}-grams are in the recovery text")
+    return dataclasses.replace(streams[split], notes=tuple(notes))
 
 
 def open_test_stream(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from seed.errors import CorpusError
-from seed.scoring import contamination
+from seed.reporting.protocol import TEXT_RULE
+from seed.scoring import contamination, documents
 from seed.scoring.contamination import JudgedText, LeftOut
 from seed.scoring.corpus import TokenStream, open_streams, open_test_stream
 from tests.conftest import make_tokenizer
@@ -42,7 +43,7 @@ def test_a_book_out_of_a_folder_of_books_is_judged_on_and_not_trained_on(tmp_pat
     folder = tmp_path / "books"
     streams = open_streams(request(folder, test=folder / "b49.txt"), TOKENIZER)
     assert measure_leak(streams) == 0
-    assert "0.0 % of its runs of 13 words are in the recovery text" in streams["test"].notes
+    assert "0.0 % of its 13-grams are in the recovery text" in streams["test"].notes
     alone = open_streams(request(folder), TOKENIZER)
     assert streams["recovery"].num_documents >= alone["recovery"].num_documents - 1
 
@@ -75,7 +76,7 @@ def test_documents_are_found_again_in_whatever_holds_them(container: str, tmp_pa
 
 
 def test_copies_count_once_in_every_stream(tmp_path: Path) -> None:
-    texts = write_paragraphs(200, rng_seed=0)
+    texts = write_paragraphs(60, rng_seed=0)
     once, thrice, varied = tmp_path / "once.jsonl", tmp_path / "thrice.jsonl", tmp_path / "varied.jsonl"
     rows = [json.dumps({"text": text}) + "\n" for text in texts]
     once.write_text("".join(rows))
@@ -90,12 +91,12 @@ def test_copies_count_once_in_every_stream(tmp_path: Path) -> None:
             split: stream.describe().sha256 for split, stream in wanted.items()
         }
     assert (
-        "400 of 600 documents left out as copies of others"
+        "120 of 180 documents left out as copies of others"
         in open_streams(request(thrice), TOKENIZER)["recovery"].notes
     )
-    assert found["recovery"].notes == ("200 of 400 documents left out as copies of others", "1 empty document left out")
+    assert found["recovery"].notes == ("60 of 120 documents left out as copies of others", "1 empty document left out")
     judged = open_test_stream(str(thrice), TOKENIZER, window_tokens=32, bos_each_window=False)
-    assert judged.num_documents == 200
+    assert judged.num_documents == 60
 
 
 def test_a_copy_of_the_recovery_text_is_no_test_text(tmp_path: Path) -> None:
@@ -104,9 +105,8 @@ def test_a_copy_of_the_recovery_text_is_no_test_text(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     with pytest.raises(CorpusError) as caught:
         open_streams(request(tmp_path / "recovery.txt", test=tmp_path / "test.jsonl"), TOKENIZER)
-    assert str(caught.value).startswith(
-        f"{tmp_path}/test.jsonl: judges on text that the validation text has too (100.0 %"
-    )
+    wanted = f"{tmp_path}/test.jsonl: 100.0 % of the validation text ({tmp_path}/recovery.txt) is in it too"
+    assert str(caught.value).startswith(wanted)
     assert "leave --test-text" in str(caught.value)
 
 
@@ -161,3 +161,15 @@ def test_no_more_is_compared_than_is_used(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(contamination, "split_words", lambda text: looked_at.append(text) or split_words(text))
     open_streams(request(path, validation=test, test=test, recovery_tokens=10_000), TOKENIZER)
     assert len(looked_at) < 400
+
+
+def test_the_report_prints_the_rule_that_holds() -> None:
+    assert contamination.STRETCH.pattern.startswith("(?s).{200,400}?")
+    for number in (
+        f"{documents.PASSAGE_CHARACTERS:,} characters or more",
+        f"a {contamination.RUN_WORDS}-gram of words",
+        f"{100 * contamination.LEAST_SHARE:.0f} % or more of the {contamination.RUN_WORDS}-grams",
+        "more than two and more than a tenth",
+    ):
+        assert number in TEXT_RULE
+    assert (contamination.PHRASE_DOCUMENTS, contamination.PHRASE_SHARE, documents.MANY_DOCUMENTS) == (2, 0.1, 30)
