@@ -1,12 +1,14 @@
 """A model outside a study is judged on the windows of its original, where it says which, so that PPLs compare."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seed.evaluate import evaluate_alone
 from seed.optimize.space import load_preset, presets_directory
 from seed.stages.defaults import choose_text, choose_window
 from tests.conftest import MakeCheckpoint
@@ -58,3 +60,13 @@ def test_the_command_says_which_windows_it_took(
     said = run_seed(*words, "--json", cwd=tmp_path)
     assert "windows:    64 tokens, as in the study that it comes from, of demo" in said.stderr
     assert "windows of 64 tokens" in json.loads(said.stdout)["protocol"]
+
+
+def test_what_was_left_out_of_the_text_is_part_of_how_it_was_judged(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    rows = ["".join(random.Random(number).choices("abcdefgh ", k=200)) for number in range(20)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows * 3))
+    found = evaluate_alone(str(make_checkpoint()), text=str(path), window_tokens=64, test_tokens=512)
+    assert "; 40 of 60 documents left out as copies of others; " in found.protocol

@@ -145,11 +145,13 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
         except CorpusError as error:
             if left_out.share < MOSTLY:
                 raise
-            others = " and ".join(dict.fromkeys(sources[name] for name in judged if sources[name] != source)) or source
+            others = " and ".join(dict.fromkeys(sources[name] for name in judged if sources[name] != source))
+            cure = (
+                "Give other text to judge on, or none: a tenth of the recovery text is then held out for each stream."
+            )
             raise CorpusError(
-                f"{others}: {100 * left_out.share:.1f} % of the {split} text ({source}) is in it too, and what is left is too little. "
-                "Give other text to judge on, or leave --test-text and --validation-text out: a tenth of the recovery text is then "
-                "held out for each."
+                f"{others or source}: {100 * left_out.share:.1f} % of the {split} text {f'({source}) ' if others else ''}is in what is "
+                f"judged on too, and the rest is too little. {cure if others else 'Give more text, of which the parts differ.'}"
             ) from error
         streams[split] = stream.take_evenly(caps[split])
     return {split: _add_notes(split, streams, sources, judged) for split in SPLITS}
