@@ -1,14 +1,12 @@
 """A model outside a study is judged on the windows of its original, where it says which, so that PPLs compare."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from seed.evaluate import evaluate_alone
 from seed.optimize.space import load_preset, presets_directory
 from seed.stages.defaults import choose_text, choose_window
 from tests.conftest import MakeCheckpoint
@@ -54,19 +52,13 @@ def test_the_command_says_which_windows_it_took(
     make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path
 ) -> None:
     model = shutil.copytree(make_checkpoint(), tmp_path / "model")
-    words = ["seed.evaluate", "model", f"--test-text={text_file}", "--test-tokens=256"]
+    rows = [json.dumps({"text": text}) + "\n" for text in text_file.read_text().split("\n\n")[:20]]
+    (tmp_path / "rows.jsonl").write_text("".join(rows * 3))
+    words = ["seed.evaluate", "model", "--test-text=rows.jsonl", "--test-tokens=256"]
     assert "windows:    128 tokens, as many as it reads" in run_seed(*words[:3], cwd=tmp_path).stdout
     write_start(model, window_tokens=64)
     said = run_seed(*words, "--json", cwd=tmp_path)
     assert "windows:    64 tokens, as in the study that it comes from, of demo" in said.stderr
-    assert "windows of 64 tokens" in json.loads(said.stdout)["protocol"]
-
-
-def test_what_was_left_out_of_the_text_is_part_of_how_it_was_judged(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path
-) -> None:
-    rows = ["".join(random.Random(number).choices("abcdefgh ", k=200)) for number in range(20)]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows * 3))
-    found = evaluate_alone(str(make_checkpoint()), text=str(path), window_tokens=64, test_tokens=512)
-    assert "; 40 of 60 documents left out as copies of others; " in found.protocol
+    protocol = json.loads(said.stdout)["protocol"]
+    assert "rows.jsonl; 40 of 60 documents left out as copies of others; " in protocol
+    assert "windows of 64 tokens" in protocol
