@@ -15,16 +15,18 @@ from seed.reporting.wording import list_layers, name_rung
 TEXT_RULE = (
     "Documents that differ from an earlier one in case and spaces only are left out. Thirty or more go to recovery, "
     "validation and test by the first byte of the sha256 of their text: its last decimal digit is 8 for validation, 9 "
-    "for test. Fewer are cut into passages of 2,000 characters or more, at blank lines, else lines, else spaces, "
-    "which go to the three in blocks of 8 : 1 : 1, two at least to the latter. A text given for one stream alone is "
-    "that stream's whole; a data set's own splits stay. Then contamination is taken out: words are runs of letters, "
-    "digits and underscores (Chinese characters and kana: each one) of the text in Unicode's form NFKC and "
-    "casefolded. A document of recovery text that has a 13-gram of words in common with validation or test text, or "
-    "of validation text with test text, loses those stretches (up to the first line or sentence end behind 200 "
-    "characters, 400 at most) of which 10 % or more of the 13-grams are there; 13-grams in more than two and more "
-    "than a tenth of the judged documents do not count. Documents that are there whole are left out whatever their "
-    "length. The demo's splits keep their overlap, which is told. Recovery documents are shuffled, all others stay in "
-    "order; each ends with the end-of-text token (WikiText-2: none); what fills no window at the end is left out."
+    "for test. Fewer are cut into passages of 2,000 characters or more, at blank lines, else lines, else spaces (one "
+    "of more than 20,000 again, and where there are fewer than twenty, one of more than 4,000), which go to the three "
+    "in blocks of 8 : 1 : 1, two at least to the latter. A text given for one stream alone is that stream's whole; a "
+    "data set's own splits stay. Then contamination is taken out: words are runs of letters, digits and underscores "
+    "(Chinese characters and kana: each one) of the text in Unicode's form NFKC and casefolded. A document of "
+    "recovery text that has a 13-gram of words in common with validation or test text, or of validation text with "
+    "test text, loses those stretches (up to the first line or sentence end behind 200 characters, 400 at most) of "
+    "which 10 % or more of the 13-grams are there; 13-grams in more than two and more than a tenth of the judged "
+    "documents do not count. Documents that are there whole are left out whatever their length. The demo's splits "
+    "keep their overlap, which is told. A judged document that is alone is cut into passages. Recovery documents are "
+    "shuffled beforehand (Python's random.Random(0)), all others stay in order; each ends with the end-of-text token "
+    "(WikiText-2: none); what fills no window at the end is left out, and a limit takes windows spread evenly."
 )
 
 

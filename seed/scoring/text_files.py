@@ -137,7 +137,7 @@ def _read_text(path: Path) -> str:
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise CorpusError(f"{place}: cannot be read ({first_line(error)}). Mend it or leave it out.") from error
-    return io.StringIO(text, newline=None).read()  # every line end as one
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _read_lines(text: str, *, place: str) -> Iterator[tuple[str, Any]]:

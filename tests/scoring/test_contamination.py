@@ -167,9 +167,17 @@ def test_the_report_prints_the_rule_that_holds() -> None:
     assert contamination.STRETCH.pattern.startswith("(?s).{200,400}?")
     for number in (
         f"{documents.PASSAGE_CHARACTERS:,} characters or more",
+        f"more than {documents.LONGEST_PASSAGE:,} again",
+        f"one of more than {2 * documents.PASSAGE_CHARACTERS:,})",
         f"a {contamination.RUN_WORDS}-gram of words",
         f"{100 * contamination.LEAST_SHARE:.0f} % or more of the {contamination.RUN_WORDS}-grams",
         "more than two and more than a tenth",
     ):
         assert number in TEXT_RULE
-    assert (contamination.PHRASE_DOCUMENTS, contamination.PHRASE_SHARE, documents.MANY_DOCUMENTS) == (2, 0.1, 30)
+    numbers = (
+        contamination.PHRASE_DOCUMENTS,
+        contamination.PHRASE_SHARE,
+        documents.MANY_DOCUMENTS,
+        documents.FEW_PASSAGES,
+    )
+    assert numbers == (2, 0.1, 30, 20)
