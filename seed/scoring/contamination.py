@@ -27,6 +27,7 @@ SINGLES = (
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 WORD = re.compile(rf"[{SINGLES}]|[^\W{SINGLES}]+")
+BETWEEN = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
 FACTORS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93))  # odd, of random bits: what hashes multiply by
 
 
@@ -172,4 +173,6 @@ class JudgedText:
 
 def split_words(text: str) -> list[str]:
     """The words of a text as they are compared."""
+    if text.isascii():  # the same, three times as fast
+        return text.lower().translate(BETWEEN).split()
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())

@@ -152,6 +152,19 @@ def test_text_without_spaces_is_compared_by_its_characters() -> None:
     assert judged.measure_seen("test") < 0.1
 
 
+def test_words_are_the_same_whatever_else_a_text_holds() -> None:
+    text = "".join(map(chr, range(128))) * 2 + " It's a_b, X-9."
+    assert contamination.split_words(text) == contamination.split_words(text + "\u00a0\u2014")
+    assert contamination.split_words("\ufb01n STRASSE stra\u00dfe cafe\u0301 \u4e2d\u6587") == [
+        "fin",
+        "strasse",
+        "strasse",
+        "caf\u00e9",
+        "\u4e2d",
+        "\u6587",
+    ]
+
+
 def test_no_more_is_compared_than_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path, test = tmp_path / "much.jsonl", tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in write_paragraphs(1500, rng_seed=0)))
