@@ -9,7 +9,7 @@ Shapes: N windows, T tokens in a window.
 import dataclasses
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -145,14 +145,8 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
         except CorpusError as error:
             if left_out.share < MOSTLY:
                 raise
-            others = " and ".join(dict.fromkeys(sources[name] for name in judged if sources[name] != source))
-            cure = (
-                "Give other text to judge on, or none: a tenth of the recovery text is then held out for each stream."
-            )
-            raise CorpusError(
-                f"{others or source}: {100 * left_out.share:.1f} % of the {split} text {f'({source}) ' if others else ''}is in what is "
-                f"judged on too, and the rest is too little. {cure if others else 'Give more text, of which the parts differ.'}"
-            ) from error
+            others = [sources[name] for name in judged if sources[name] != source]
+            raise CorpusError(_explain_overlap(split, source, others, left_out.share)) from error
         streams[split] = stream.take_evenly(caps[split])
     return {split: _add_notes(split, streams, sources, judged) for split in SPLITS}
 
@@ -165,6 +159,19 @@ def _add_notes(split: str, streams: dict[str, TokenStream], sources: dict[str, s
     if split in judged:
         notes.append(f"{100 * judged.measure_seen(split):.1f} % of its {RUN_WORDS}-grams are in the recovery text")
     return dataclasses.replace(streams[split], notes=tuple(notes))
+
+
+def _explain_overlap(split: str, source: str, others: Sequence[str], share: float) -> str:
+    """Say why too little is left of a stream; ``others``: what is judged on, where it is from other sources."""
+    if not others:
+        return (
+            f"{source}: {100 * share:.1f} % of its {split} text is in its parts that are judged on too, and the rest is too "
+            "little. Give more text, of which the parts differ."
+        )
+    return (
+        f"{' and '.join(dict.fromkeys(others))}: {100 * share:.1f} % of the {split} text ({source}) is in it too, and the rest is "
+        "too little. Give other text to judge on, or none: a tenth of the recovery text is then held out for each stream."
+    )
 
 
 def open_test_stream(

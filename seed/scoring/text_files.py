@@ -73,7 +73,7 @@ def list_files(place: Path) -> tuple[list[Path], str]:
         if any(part.startswith(".") for part in file.relative_to(place).parts):
             passed_over["hidden"] += 1
         elif not file.is_file():
-            passed_over["broken links" if file.is_symlink() else "pipes, sockets or devices"] += 1
+            passed_over["linked to nothing" if file.is_symlink() else "special"] += 1
         elif (suffix := kind_of(file)) in TEXT_SUFFIXES | JSONL_SUFFIXES | ARROW_SUFFIXES:
             texts.append(file)
         elif suffix in TABLE_SUFFIXES:

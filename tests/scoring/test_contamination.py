@@ -105,9 +105,21 @@ def test_a_copy_of_the_recovery_text_is_no_test_text(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     with pytest.raises(CorpusError) as caught:
         open_streams(request(tmp_path / "recovery.txt", test=tmp_path / "test.jsonl"), TOKENIZER)
-    wanted = f"{tmp_path}/test.jsonl: 100.0 % of the validation text ({tmp_path}/recovery.txt) is in what"
+    wanted = f"{tmp_path}/test.jsonl: 100.0 % of the validation text ({tmp_path}/recovery.txt) is in it too"
     assert str(caught.value).startswith(wanted)
     assert "Give other text to judge on" in str(caught.value)
+
+
+def test_phrases_of_all_documents_are_told_and_those_of_few_are_taken_out(tmp_path: Path) -> None:
+    phrases = write_paragraphs(12, rng_seed=0, num_words=30)
+    rng = random.Random(0)
+    texts = [" ".join(rng.sample(phrases, 3)) for _ in range(400)]
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    streams = open_streams(request(tmp_path / "same.jsonl"), TOKENIZER)  # a form that they all have: told, not refused
+    assert float(streams["test"].notes[-1].split()[0]) > 80
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in phrases))
+    with pytest.raises(CorpusError, match=r"test\.jsonl: .* % of the validation text .* is in it too"):
+        open_streams(request(tmp_path / "same.jsonl", test=tmp_path / "test.jsonl"), TOKENIZER)
 
 
 def test_copies_alone_are_one_document(tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def test_a_folder_says_which_of_its_files_are_read(tmp_path: Path) -> None:
     texts, notes = read_files(str(tmp_path), TOKENIZER)
     assert texts == ["read too", "read", "read"]
     assert notes == (
-        "3 files read (.jsonl, .md, .txt), 6 passed over (2 hidden, 1 broken links, 1 of other kinds, "
-        "1 pipes, sockets or devices, 1 JSON or CSV)",
+        "3 files read (.jsonl, .md, .txt), 6 passed over (2 hidden, 1 linked to nothing, 1 of other kinds, "
+        "1 special, 1 JSON or CSV)",
     )
     for name in ("notes.txt", "linked.md", "folder.txt/rows.jsonl", "pipe.txt"):
         (tmp_path / name).unlink()
