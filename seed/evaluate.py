@@ -25,6 +25,7 @@ from seed.stages import options, planning
 from seed.stages.defaults import choose_text, choose_window
 
 if TYPE_CHECKING:
+    from seed.scoring.corpus import TokenStream
     from seed.scoring.tasks import TaskSet
 
 EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
@@ -93,7 +94,7 @@ def evaluate_in_study(
         test=judge(losses, dense, closeness=closeness),
         latency=latency,
         size=measure_size(model, dtype=bench.teacher.stored_dtype),
-        protocol=_describe(protocol.window_tokens, protocol.dtype, bench.streams["test"].source),
+        protocol=_describe(protocol.window_tokens, protocol.dtype, bench.streams["test"]),
         tasks=tuple(scores),
     )
 
@@ -167,7 +168,7 @@ def evaluate_alone(
         test=judge(losses, losses),
         latency=latency,
         size=measure_size(teacher.model, dtype=teacher.stored_dtype),
-        protocol=_describe(window, str(teacher.dtype).removeprefix("torch."), stream.source),
+        protocol=_describe(window, str(teacher.dtype).removeprefix("torch."), stream),
         tasks=tuple(scores),
     )
 
@@ -179,10 +180,9 @@ def _watch(terminal: Terminal, model: str, what: str, total: int) -> Iterator[Ca
         yield lambda amount: advance(amount, "")
 
 
-def _describe(window_tokens: int, dtype: str, source: str) -> str:
-    return (
-        f"{source}; non-overlapping windows of {window_tokens} tokens, the first of each unscored; computed in {dtype}"
-    )
+def _describe(window_tokens: int, dtype: str, text: "TokenStream") -> str:
+    windows = f"non-overlapping windows of {window_tokens} tokens, the first of each unscored"
+    return "; ".join((text.source, *text.notes, windows, f"computed in {dtype}"))
 
 
 def find_study(path: Path) -> StudyFolder | None:

@@ -12,12 +12,26 @@ from seed.records import Record, SearchSpace, hash_text
 
 
 class StreamRecord(Record, frozen=True, kw_only=True):
-    """Where a stream came from and what exactly was in it."""
+    """Where a stream came from and what exactly was in it.
+
+    Streams are compared without their notes, which say how its text was read.
+    """
 
     source: str
     tokens: int
     documents: int
     sha256: str
+    notes: tuple[str, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StreamRecord) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @property
+    def _content(self) -> tuple[str, int, int, str]:
+        return self.source, self.tokens, self.documents, self.sha256
 
 
 class Protocol(Record, frozen=True, kw_only=True):
@@ -73,7 +87,8 @@ def list_portable(identity: Mapping[str, Any]) -> dict[str, Any]:
     shared = {name: value for name, value in identity.items() if name not in OF_A_HOST}
     streams = shared.get("streams", {})
     shared["streams"] = {
-        name: {part: value for part, value in stream.items() if part != "source"} for name, stream in streams.items()
+        name: {part: value for part, value in stream.items() if part not in ("source", "notes")}
+        for name, stream in streams.items()
     }
     return shared
 

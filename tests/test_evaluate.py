@@ -52,9 +52,13 @@ def test_the_command_says_which_windows_it_took(
     make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path
 ) -> None:
     model = shutil.copytree(make_checkpoint(), tmp_path / "model")
-    words = ["seed.evaluate", "model", f"--test-text={text_file}", "--test-tokens=256"]
+    rows = [json.dumps({"text": text}) + "\n" for text in text_file.read_text().split("\n\n")[:20]]
+    (tmp_path / "rows.jsonl").write_text("".join(rows * 3))
+    words = ["seed.evaluate", "model", "--test-text=rows.jsonl", "--test-tokens=256"]
     assert "windows:    128 tokens, as many as it reads" in run_seed(*words[:3], cwd=tmp_path).stdout
     write_start(model, window_tokens=64)
     said = run_seed(*words, "--json", cwd=tmp_path)
     assert "windows:    64 tokens, as in the study that it comes from, of demo" in said.stderr
-    assert "windows of 64 tokens" in json.loads(said.stdout)["protocol"]
+    protocol = json.loads(said.stdout)["protocol"]
+    assert "rows.jsonl; 40 of 60 documents left out as copies of others; " in protocol
+    assert "windows of 64 tokens" in protocol

@@ -1,7 +1,8 @@
 """How the numbers of a page were measured: extent, plan, identity, distillations, versions, and the command again."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -9,6 +10,24 @@ from seed.findings import StudyRecord
 from seed.records import DistillResult
 from seed.reporting.document import escape, render_details, render_section, render_values
 from seed.reporting.wording import list_layers, name_rung
+
+# The rule by which streams are made, whole: who has the texts can make the streams again.
+TEXT_RULE = (
+    "Documents that differ from an earlier one in case and spaces only are left out. Thirty or more go to recovery, "
+    "validation and test by the first byte of the sha256 of their text: its last decimal digit is 8 for validation, 9 "
+    "for test. Fewer are cut into passages of 2,000 characters or more, at blank lines, else lines, else spaces (one "
+    "of more than 20,000 again, and where there are fewer than twenty, one of more than 4,000), which go to the three "
+    "in blocks of 8 : 1 : 1, two at least to the latter. A text given for one stream alone is that stream's whole; a "
+    "data set's own splits stay. Then contamination is taken out: words are runs of letters, digits and underscores "
+    "(Chinese characters and kana: each one) of the text in Unicode's form NFKC and casefolded. A document of "
+    "recovery text that has a 13-gram of words in common with validation or test text, or of validation text with "
+    "test text, loses those stretches (up to the first line or sentence end behind 200 characters, 400 at most) of "
+    "which 10 % or more of the 13-grams are there; 13-grams in more than two and more than a tenth of the judged "
+    "documents do not count. Documents that are there whole are left out whatever their length. The demo's splits "
+    "keep their overlap, which is told. A judged document that is alone is cut into passages. Recovery documents are "
+    "shuffled beforehand (Python's random.Random(0)), all others stay in order; each ends with the end-of-text token "
+    "(WikiText-2: none); what fills no window at the end is left out, and a limit takes windows spread evenly."
+)
 
 
 def render_protocol(record: StudyRecord) -> str:
@@ -39,11 +58,25 @@ def render_protocol(record: StudyRecord) -> str:
         "fingerprint of the identity": plan.fingerprint,
     }
     body += f"<h3>Study</h3>\n{render_values(study)}\n"
+    body += f"<h3>Text</h3>\n{render_values(describe_texts(plan.identity))}\n<p class='note'>{escape(TEXT_RULE)}</p>\n"
     if record.distilled:
         body += f"<h3>Distillation</h3>\n{render_values(gather_settings(record.distilled))}\n"
     body += render_details("Identity: what decides the meaning of the numbers", render_values(plan.identity))
     body += render_details("Environment: versions and hardware", render_values(msgspec.to_builtins(record.environment)))
     return render_section("protocol", "How this was measured", body)
+
+
+def describe_texts(identity: Mapping[str, Any]) -> dict[str, object]:
+    """Return what each stream holds and what was left out of it, in words."""
+    return {
+        f"{name} text": "; ".join(
+            [
+                f"{stream['tokens']:,} tokens in {stream['documents']:,} documents of {stream['source']}",
+                *stream.get("notes", ()),
+            ]
+        )
+        for name, stream in identity.get("streams", {}).items()
+    }
 
 
 def gather_settings(results: Sequence[DistillResult]) -> dict[str, object]:

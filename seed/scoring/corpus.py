@@ -1,17 +1,17 @@
 """Text sources -> three disjoint token streams: recovery trains, validation decides, test is read last.
 
-Disjoint means by document. Perplexity follows the field's protocol: text is concatenated and cut into
+Disjoint means by document, and by runs of words. Perplexity follows the field's protocol: text is concatenated and cut into
 non-overlapping windows; the first token of a window is context only. No model here, only its tokenizer.
 
 Shapes: N windows, T tokens in a window.
 """
 
+import dataclasses
 import hashlib
-import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,14 @@ from torch import Tensor
 from seed.demo import library
 from seed.errors import CorpusError, first_line
 from seed.plans import StreamRecord
+from seed.scoring.contamination import RUN_WORDS, JudgedText, LeftOut
+from seed.scoring.documents import SPLITS, join_articles, keep_distinct, part_single, split_documents
+from seed.scoring.text_files import read_files, render_row
 
-SPLITS = ("recovery", "validation", "test")
-TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py", ".text", ".tex", ".html"})
-JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 MIN_WINDOWS = 4  # of each stream; fewer give no error bars worth the name
-PASSAGE_CHARACTERS = 2000  # a single long text is cut at blank lines into passages of at least this length
-LONGEST_PASSAGE = 10 * PASSAGE_CHARACTERS  # a longer one is cut at something finer
-SEPARATORS = ("\n\n", "\n", " ")
 NAMED_SOURCES = {"wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
+MOSTLY = 0.5  # of a stream is left out: then that is why too little is left
+BATCH_DOCUMENTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,7 @@ class TokenStream:
     documents_NT: np.ndarray  # int32, 0 .. num_documents - 1
     num_documents: int
     source: str
+    notes: tuple[str, ...] = ()  # what was read and left out, and what text it still shares
 
     @property
     def num_tokens(self) -> int:
@@ -49,7 +49,9 @@ class TokenStream:
     def describe(self) -> StreamRecord:
         """Say what the stream holds, with a hash of its tokens."""
         digest = hashlib.sha256(self.tokens_NT.numpy().tobytes()).hexdigest()
-        return StreamRecord(source=self.source, tokens=self.num_tokens, documents=self.num_documents, sha256=digest)
+        return StreamRecord(
+            source=self.source, tokens=self.num_tokens, documents=self.num_documents, sha256=digest, notes=self.notes
+        )
 
     def take_evenly(self, max_tokens: int | None) -> "TokenStream":
         """Return at most ``max_tokens`` tokens, as whole windows spread evenly over the stream."""
@@ -58,12 +60,25 @@ class TokenStream:
         chosen = np.unique(np.linspace(0, num_windows - 1, wanted).round().astype(int))
         documents = self.documents_NT[chosen]
         names, renumbered = np.unique(documents, return_inverse=True)
-        return TokenStream(
+        return dataclasses.replace(
+            self,
             tokens_NT=self.tokens_NT[torch.from_numpy(chosen)],
             documents_NT=renumbered.reshape(documents.shape).astype(np.int32),
             num_documents=len(names),
-            source=self.source,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceText:
+    """The documents of a source by split, and in words what was read and left out of it."""
+
+    documents: dict[str, list[str]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> list[str]:
+        """The documents of all splits."""
+        return [text for split in SPLITS for text in self.documents[split]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,44 +98,80 @@ class CorpusRequest:
 def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStream]:
     """Read, split and tokenize; return one stream for each of ``SPLITS``.
 
+    Validation text keeps nothing that test text has, recovery text nothing that either has.
+
     Raises:
         CorpusError: a source is missing, unreadable or holds too little text for its stream.
     """
-    sources = {"recovery": request.recovery}
-    sources["validation"] = request.validation or request.recovery
-    sources["test"] = request.test or request.recovery
-    documents_of: dict[str, dict[str, list[str]]] = {}
+    sources = {
+        "recovery": request.recovery,
+        "validation": request.validation or request.recovery,
+        "test": request.test or request.recovery,
+    }
+    texts: dict[str, SourceText] = {}
     for split, source in sources.items():
-        if source not in documents_of:
-            documents_of[source] = read_source(source, tokenizer, option=f"--{split}-text")
-    given = {"recovery": True, "validation": request.validation is not None, "test": request.test is not None}
-    documents: dict[str, list[str]] = {}
-    for split in SPLITS:
-        own = documents_of[sources[split]]
-        is_for_this_alone = given[split] and list(sources.values()).count(sources[split]) == 1
-        is_whole = is_for_this_alone and not has_own_splits(sources[split])
-        documents[split] = [text for name in SPLITS for text in own[name]] if is_whole else own[split]
-    _remove_shared(documents)
-    for split in ("validation", "test"):
-        documents[split] = part_single(documents[split])
-    random.Random(0).shuffle(documents["recovery"])
-    budgets = {"recovery": request.recovery_tokens, "validation": None, "test": None}
+        if source not in texts:
+            texts[source] = read_source(source, tokenizer, option=f"--{split}-text")
     caps = {"recovery": None, "validation": request.validation_tokens, "test": request.test_tokens}
-    begin = tokenizer.bos_token_id if request.bos_each_window else None
-    streams = {}
-    for split in SPLITS:
-        stream = tokenize(
-            documents[split],
-            tokenizer,
-            window_tokens=request.window_tokens,
-            max_tokens=budgets[split],
-            separate=sources[split] not in NAMED_SOURCES,
-            begin=begin,
-            source=sources[split],
-            purpose=split,
-        )
+    judged = JudgedText()
+    streams: dict[str, TokenStream] = {}
+    for split in ("test", "validation", "recovery"):
+        source, left_out = sources[split], LeftOut()
+        # A source given for this stream alone is this stream's whole, unless it has splits of its own.
+        is_whole = list(sources.values()).count(source) == 1 and not has_own_splits(source)
+        documents = texts[source].whole if is_whole else texts[source].documents[split]
+        # The library keeps the demo's splits apart itself, and the embedded model was trained on the first as it is.
+        names = [name for name in judged if source != "demo" or sources[name] != "demo"]
+        if split == "recovery":
+            documents = list(documents)
+            random.Random(0).shuffle(documents)
+            apart: Iterable[str] = judged.keep_apart(documents, left_out, names=names)  # no further than it is used
+        else:
+            apart = part_single(list(judged.keep_apart(documents, left_out, names=names)))
+            judged.add(split, apart)
+        try:
+            stream = tokenize(
+                apart,
+                tokenizer,
+                window_tokens=request.window_tokens,
+                max_tokens=request.recovery_tokens if split == "recovery" else None,
+                separate=source not in NAMED_SOURCES,
+                begin=tokenizer.bos_token_id if request.bos_each_window else None,
+                source=source,
+                purpose=split,
+                notes=texts[source].notes,
+                left_out=left_out,
+            )
+        except CorpusError as error:
+            if left_out.share < MOSTLY:
+                raise
+            others = [sources[name] for name in judged if sources[name] != source]
+            raise CorpusError(_explain_overlap(split, source, others, left_out.share)) from error
         streams[split] = stream.take_evenly(caps[split])
-    return streams
+    return {split: _add_notes(split, streams, sources, judged) for split in SPLITS}
+
+
+def _add_notes(split: str, streams: dict[str, TokenStream], sources: dict[str, str], judged: JudgedText) -> TokenStream:
+    """Say of a judged stream what trains of it; what holds for a source is said with its first stream only."""
+    earlier = SPLITS[: SPLITS.index(split)]
+    told = {note for name in earlier if sources[name] == sources[split] for note in streams[name].notes}
+    notes = [note for note in streams[split].notes if note not in told]
+    if split in judged:
+        notes.append(f"{100 * judged.measure_seen(split):.1f} % of its {RUN_WORDS}-grams are in the recovery text")
+    return dataclasses.replace(streams[split], notes=tuple(notes))
+
+
+def _explain_overlap(split: str, source: str, others: Sequence[str], share: float) -> str:
+    """Say why too little is left of a stream; ``others``: what is judged on, where it is from other sources."""
+    if not others:
+        return (
+            f"{source}: {100 * share:.1f} % of its {split} text is in its parts that are judged on too, and the rest is too "
+            "little. Give more text, of which the parts differ."
+        )
+    return (
+        f"{' and '.join(dict.fromkeys(others))}: {100 * share:.1f} % of the {split} text ({source}) is in it too, and the rest is "
+        "too little. Give other text to judge on, or none: a tenth of the recovery text is then held out for each stream."
+    )
 
 
 def open_test_stream(
@@ -132,10 +183,9 @@ def open_test_stream(
         CorpusError: it is missing, unreadable or too short, or the limit is too low.
     """
     require_windows(max_tokens, window_tokens=window_tokens, option="--test-tokens")
-    documents = read_source(source, tokenizer, option="--test-text")
-    chosen = documents["test"] if has_own_splits(source) else [text for split in SPLITS for text in documents[split]]
+    text = read_source(source, tokenizer, option="--test-text")
     return tokenize(
-        part_single(chosen),
+        part_single(text.documents["test"] if has_own_splits(source) else text.whole),
         tokenizer,
         window_tokens=window_tokens,
         max_tokens=None,
@@ -143,6 +193,7 @@ def open_test_stream(
         begin=tokenizer.bos_token_id if bos_each_window else None,
         source=source,
         purpose="test",
+        notes=text.notes,
     ).take_evenly(max_tokens)
 
 
@@ -166,81 +217,39 @@ def has_own_splits(source: str) -> bool:
     return source == "demo" or source in NAMED_SOURCES or source.startswith("hub:")
 
 
-def read_source(source: str, tokenizer: Any, *, option: str = "--recovery-text") -> dict[str, list[str]]:
-    """Return the documents of a source by split; its own splits where it has them.
+def read_source(source: str, tokenizer: Any, *, option: str = "--recovery-text") -> SourceText:
+    """Return the documents of a source by split, copies once; its own splits where it has them.
 
     ``demo`` is the standard library; ``wikitext2`` and ``hub:NAME[:CONFIG]`` come from the hub; else a
-    text file, a JSONL file, or a directory of them. ``option`` is by which another source can be given.
+    text file, a JSONL file or the like, or a directory of them. ``option`` is by which another source can be given.
+
+    Raises:
+        CorpusError: it is missing or unreadable.
     """
     if source == "demo":
         found = library.read_documents()
-        return {"recovery": found["training"], "validation": found["validation"], "test": found["test"]}
-    if source in NAMED_SOURCES:
-        return _read_hub(*NAMED_SOURCES[source], source=source, tokenizer=tokenizer, option=option)
-    if source.startswith("hub:"):
-        name, _, config = source.removeprefix("hub:").partition(":")
-        return _read_hub(name, config or None, source=source, tokenizer=tokenizer, option=option)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES | JSONL_SUFFIXES)
-        if not files:
-            raise CorpusError(f"{path}: no text there. Wanted: files ending in .txt, .md, .py, .jsonl or the like.")
-        return split_documents([text for file in files for text in _read_file(file, tokenizer)])
-    if path.is_file():
-        return split_documents(list(_read_file(path, tokenizer)))
-    raise CorpusError(
-        f"{source}: no such file or directory, nor a known corpus. Use demo, wikitext2, hub:NAME[:CONFIG], "
-        "a text or JSONL file, or a directory of them."
+        return SourceText(
+            documents={"recovery": found["training"], "validation": found["validation"], "test": found["test"]}
+        )
+    if not has_own_splits(source):
+        documents, files = read_files(source, tokenizer)
+        distinct, copies = keep_distinct(documents)
+        return SourceText(documents=split_documents(distinct), notes=(*files, *copies))
+    name, _, config = source.removeprefix("hub:").partition(":")
+    name, config = NAMED_SOURCES.get(source, (name, config))
+    rows = _read_hub(name, config or None, source=source, tokenizer=tokenizer, option=option)
+    if len(rows) < len(SPLITS):
+        distinct, copies = keep_distinct([text for texts in rows.values() for text in texts])
+        return SourceText(documents=split_documents(distinct), notes=copies)
+    found_of = {split: keep_distinct(rows[split]) for split in SPLITS}
+    return SourceText(
+        documents={split: distinct for split, (distinct, _) in found_of.items()},
+        notes=tuple(f"{split}: {note}" for split, (_, copies) in found_of.items() for note in copies),
     )
 
 
-def split_documents(documents: list[str]) -> dict[str, list[str]]:
-    """Split documents 8 : 1 : 1 by a hash of their text; fewer than thirty are cut into passages first.
-
-    Passages of one text go to the streams in blocks (first 80 %, then 10 and 10 %), since neighbours are alike.
-    """
-    if len(documents) >= 30:
-        split: dict[str, list[str]] = {name: [] for name in SPLITS}
-        for text in documents:
-            digit = hashlib.sha256(text.encode()).digest()[0] % 10
-            split[{8: "validation", 9: "test"}.get(digit, "recovery")].append(text)
-        return split
-    passages = [passage for text in documents for passage in cut_passages(text)]
-    first, second = int(len(passages) * 0.8), int(len(passages) * 0.9)
-    return {"recovery": passages[:first], "validation": passages[first:second], "test": passages[second:]}
-
-
-def part_single(documents: list[str]) -> list[str]:
-    """The passages of a document that is alone; several documents as they are."""
-    return documents if len(documents) != 1 else cut_passages(documents[0])
-
-
-def cut_passages(text: str, separators: Sequence[str] = SEPARATORS) -> list[str]:
-    """Cut a text at blank lines into passages of ``PASSAGE_CHARACTERS`` or more.
-
-    Where none is blank it is cut at lines, else at spaces, else anywhere; so is a passage longer than ``LONGEST_PASSAGE``.
-    """
-    passages: list[str] = []
-    current: list[str] = []
-    length = 0
-    separator, *finer = [one for one in separators if one in text] or [""]
-    for paragraph in text.split(separator) if separator else text:
-        current.append(paragraph)
-        length += len(paragraph)
-        if length >= PASSAGE_CHARACTERS:
-            passages.append(separator.join(current))
-            current, length = [], 0
-    if current and "".join(current).strip():
-        passages.append(separator.join(current))
-    return [
-        part
-        for passage in passages
-        for part in (cut_passages(passage, finer) if separator and len(passage) > LONGEST_PASSAGE else [passage])
-    ]
-
-
 def tokenize(
-    documents: Sequence[str],
+    documents: Iterable[str],
     tokenizer: Any,
     *,
     window_tokens: int,
@@ -249,10 +258,13 @@ def tokenize(
     begin: int | None = None,
     source: str,
     purpose: str,
+    notes: tuple[str, ...] = (),
+    left_out: LeftOut | None = None,
 ) -> TokenStream:
     """Tokenize documents into whole windows; ``separate`` ends each with the tokenizer's end-of-text token.
 
-    ``begin`` is a token that every window starts with, in the place of a token of text.
+    ``begin`` is a token that every window starts with, in the place of a token of text. ``notes`` and ``left_out``, which is
+    complete when the documents are read, are told with the stream and where there is too little of it.
 
     Raises:
         CorpusError: there are fewer than ``MIN_WINDOWS`` windows.
@@ -261,21 +273,23 @@ def tokenize(
     pieces: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     total = 0
-    for start in range(0, len(documents), 64):
-        encoded = tokenizer(list(documents[start : start + 64]), add_special_tokens=False, verbose=False)["input_ids"]
-        for offset, ids in enumerate(encoded):
+    waiting = iter(documents)
+    while batch := list(islice(waiting, BATCH_DOCUMENTS)):
+        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
             piece = np.array([*ids, end] if end is not None else ids, dtype=np.int64)
+            owners.append(np.full(len(piece), len(pieces), dtype=np.int32))
             pieces.append(piece)
-            owners.append(np.full(len(piece), start + offset, dtype=np.int32))
             total += len(piece)
         if max_tokens is not None and total >= max_tokens:
             break
     text_tokens = window_tokens - (begin is not None)
     num_windows = total // text_tokens
+    notes = (*notes, *left_out.describe()) if left_out is not None else notes
+    why = f" ({'; '.join(notes)})" if notes else ""
     if num_windows < MIN_WINDOWS:
         raise CorpusError(
             f"{source}: the {purpose} stream holds {total:,} tokens, but needs at least {MIN_WINDOWS * window_tokens:,} "
-            f"({MIN_WINDOWS} windows of {window_tokens}). Give more text, give --{purpose}-text FILE of its own, "
+            f"({MIN_WINDOWS} windows of {window_tokens}){why}. Give more text, give --{purpose}-text FILE of its own, "
             "or lower --window-tokens."
         )
     tokens = np.concatenate(pieces)[: num_windows * text_tokens].reshape(num_windows, text_tokens)
@@ -286,65 +300,16 @@ def tokenize(
     names, renumbered = np.unique(owner, return_inverse=True)
     if len(names) < 2 and purpose != "recovery":
         raise CorpusError(
-            f"{source}: the {purpose} stream is a single document, and its error bars need at least two. Give a JSONL file "
-            "with a text in each line, a directory of files, or a text with blank lines between its parts."
+            f"{source}: the {purpose} stream is a single document, and its error bars need at least two{why}. Give more text, "
+            f"give --{purpose}-text FILE of its own, or lower --window-tokens."
         )
     return TokenStream(
         tokens_NT=torch.from_numpy(tokens),
         documents_NT=renumbered.reshape(num_windows, window_tokens).astype(np.int32),
         num_documents=len(names),
         source=source,
+        notes=notes,
     )
-
-
-def _remove_shared(documents: dict[str, list[str]]) -> None:
-    """Take every document out of a stream that a later-judged one holds too: test first, then validation."""
-    taken: set[bytes] = set()
-    for split in ("test", "validation", "recovery"):
-        digests = [hashlib.sha256(text.strip().encode()).digest() for text in documents[split]]
-        documents[split] = [
-            text for text, digest in zip(documents[split], digests, strict=True) if digest not in taken and text.strip()
-        ]
-        taken.update(digests)
-
-
-def _read_file(path: Path, tokenizer: Any) -> Iterator[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path}: cannot be read as UTF-8 text ({error}). Convert it or leave it out.") from error
-    if path.suffix.lower() not in JSONL_SUFFIXES:
-        yield text
-        return
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines, which cuts inside JSON strings
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{path}:{number}: not JSON ({error.msg}). Each line must be one JSON object.") from error
-        yield render_row(row, tokenizer, place=f"{path}:{number}")
-
-
-def render_row(row: Any, tokenizer: Any, *, place: str) -> str:
-    """Return the text of one row: its ``text``, or its chat ``messages`` through the model's chat template.
-
-    Raises:
-        CorpusError: neither is there, or there are messages and no template.
-    """
-    if isinstance(row, dict) and isinstance(row.get("text"), str):
-        return str(row["text"])
-    if isinstance(row, dict) and isinstance(row.get("messages"), list):
-        if not getattr(tokenizer, "chat_template", None):
-            raise CorpusError(
-                f"{place}: chat messages, but this model's tokenizer has no chat template. Give plain text in a field 'text'."
-            )
-        try:
-            return str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
-        except Exception as error:  # templates are the model author's programs and raise what they like
-            raise CorpusError(f"{place}: the model's chat template refuses these messages ({error}).") from error
-    found = ", ".join(sorted(row)) if isinstance(row, dict) else type(row).__name__
-    raise CorpusError(f"{place}: found {found}; wanted an object with a string 'text' or a list 'messages'.")
 
 
 def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any, option: str) -> dict[str, list[str]]:
@@ -369,20 +334,4 @@ def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any, opt
         raise CorpusError(f"{source}: no split called train; it has {', '.join(loaded)}. Choose another data set.")
     if source == "wikitext2":
         rows = {split: join_articles(lines) for split, lines in rows.items()}
-    if len(rows) == len(SPLITS):
-        return rows
-    return split_documents([text for texts in rows.values() for text in texts])
-
-
-def join_articles(lines: Sequence[str]) -> list[str]:
-    r"""Join WikiText's lines as papers do (two line ends between lines), one document for each article.
-
-    The documents' concatenation is the text that papers score: "\\n\\n".join(lines), then a last "\\n\\n".
-    """
-    articles: list[list[str]] = [[]]
-    for line in lines:
-        is_title = line.startswith(" = ") and not line.startswith(" = = ") and line.rstrip().endswith(" =")
-        if is_title and any(articles[-1]):
-            articles.append([])
-        articles[-1].append(line)
-    return ["\n\n".join(article) + "\n\n" for article in articles if any(article)]
+    return rows

@@ -46,6 +46,7 @@ def load_streams(directory: Path, records: Mapping[str, StreamRecord]) -> dict[s
             documents_NT=documents,
             num_documents=record.documents,
             source=record.source,
+            notes=record.notes,
         )
     return found
 

@@ -208,7 +208,8 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_worke
         f"{f'; {num_workers} workers share the work, each with as much memory' if num_workers > 1 else ''}",
         f"  memory: {cost.memory_formula}",
         *(
-            f"  {name}: {stream.tokens:,} tokens{f' in {stream.documents} documents' * (stream.documents > 0)} of {stream.source}"
+            f"  {name}: {stream.tokens:,} tokens{f' in {stream.documents} documents' * (stream.documents > 0)} of "
+            f"{'; '.join((stream.source, *stream.notes))}"
             for name, stream in protocol.streams.items()
         ),
     ]

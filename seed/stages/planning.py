@@ -113,7 +113,7 @@ def compare_protocols(found: Protocol | Mapping[str, Any], wanted: Protocol | Ma
     return [
         f"{name}: {old.get(name)} in the study, {new.get(name)} now"
         for name in sorted(old | new)
-        if old.get(name) != new.get(name)
+        if old.get(name) != new.get(name) and not name.endswith(".notes")
     ]
 
 

@@ -29,7 +29,8 @@ from seed.models.teacher import ModelSource, check_source, choose_device, choose
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
 from seed.plans import Protocol, StreamRecord
 from seed.reporting.wording import format_bytes, format_count
-from seed.scoring.corpus import SPLITS, CorpusRequest, has_own_splits, open_streams, read_source
+from seed.scoring.corpus import CorpusRequest, has_own_splits, open_streams, read_source
+from seed.scoring.documents import SPLITS
 from seed.scoring.memory import count_kept_bytes, count_usable_bytes
 from seed.scoring.quality import choose_micro_batch
 from seed.scoring.refit import measure_gains
@@ -302,8 +303,8 @@ def _estimate_tokens(text: str, split: str, *, cap: int | None, is_whole: bool, 
         return int(WIKITEXT2_WORDS[split] * rate), f"by its published {WIKITEXT2_WORDS[split]:,} words"
     if not _is_at_hand(text):
         return cap or UNREAD_TOKENS, "of unknown size, taken as large enough"
-    documents = read_source(text, None)
-    chosen = [document for name in SPLITS for document in documents[name]] if is_whole else documents[split]
+    found = read_source(text, None)
+    chosen = found.whole if is_whole else found.documents[split]
     characters = sum(map(len, chosen))
     return characters // CHARACTERS_PER_TOKEN, f"by its {characters:,} characters"
 

@@ -182,7 +182,7 @@ def make_record() -> StudyRecord:
         "streams": {
             "recovery": {**stream, "tokens": 3_276_800, "documents": 512, "sha256": "a3" * 32},
             "validation": {**stream, "sha256": "b4" * 32},
-            "test": {**stream, "sha256": "c5" * 32},
+            "test": {**stream, "sha256": "c5" * 32, "notes": ["0.9 % of its 13-grams are in the recovery text"]},
         },
         "window_tokens": 512,
         "rungs": ["none", "closed_form", "short_distillation"],

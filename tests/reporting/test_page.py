@@ -11,6 +11,7 @@ from seed.errors import ResourceError
 from seed.findings import StudyRecord
 from seed.records import Frontier
 from seed.reporting import page, wording
+from seed.reporting.protocol import TEXT_RULE
 
 from . import factory
 
@@ -193,6 +194,8 @@ def test_protocol_environment_and_agreement_are_told(record: StudyRecord, reader
     assert record.plan.fingerprint in protocol
     for text in ("b4" * 32, "Python 3.11 standard library", "window tokens", "512", "learning rate"):
         assert text in protocol
+    assert "65,536 tokens in 48 documents of Python 3.11 standard library; 0.9 % of its 13-grams" in protocol
+    assert TEXT_RULE in protocol
     assert record.agreement.verdict in reader.sections["agreement"]
     for text in ("Linux-6.1-x86_64", "transformers", "5.23.0"):
         assert text in reader.sections["protocol"]

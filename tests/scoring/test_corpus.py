@@ -14,7 +14,7 @@ from msgspec.structs import replace as replace_field
 
 from seed.demo import library
 from seed.errors import CorpusError
-from seed.scoring import corpus
+from seed.scoring import corpus, documents
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams, open_test_stream
 from tests.conftest import make_tokenizer
 
@@ -72,7 +72,7 @@ def tokenize(texts: list[str], **changes: object) -> TokenStream:
 def test_splits_share_no_document(tmp_path: Path) -> None:
     texts = make_texts(80)
     streams = open_streams(request(write_folder(tmp_path / "texts", texts)), TOKENIZER)
-    assert tuple(streams) == corpus.SPLITS
+    assert tuple(streams) == documents.SPLITS
     seen: dict[str, str] = {}
     for split, stream in streams.items():
         assert stream.num_documents > 2
@@ -86,7 +86,7 @@ def test_splits_share_no_document(tmp_path: Path) -> None:
 
 def test_a_single_text_gives_its_passages_in_blocks(text_file: Path) -> None:
     streams = open_streams(request(text_file), TOKENIZER)
-    passages = corpus.cut_passages(text_file.read_text())
+    passages = documents.cut_passages(text_file.read_text())
     shares = {split: set(read_back(stream)[:-1]) for split, stream in streams.items()}
     assert shares["recovery"] <= set(passages[: int(len(passages) * 0.8)])
     assert shares["validation"] <= set(passages[int(len(passages) * 0.8) : int(len(passages) * 0.9)])
@@ -128,10 +128,10 @@ def test_a_document_of_two_streams_stays_in_the_one_judged_later(tmp_path: Path)
 
 def test_passages_are_long_enough_and_lose_nothing(text_file: Path) -> None:
     text = text_file.read_text()
-    passages = corpus.cut_passages(text)
+    passages = documents.cut_passages(text)
     assert "\n\n".join(passages) == text
-    assert all(len(passage) >= corpus.PASSAGE_CHARACTERS for passage in passages[:-1])
-    assert max(map(len, passages)) < 2 * corpus.PASSAGE_CHARACTERS
+    assert all(len(passage) >= documents.PASSAGE_CHARACTERS for passage in passages[:-1])
+    assert max(map(len, passages)) < 2 * documents.PASSAGE_CHARACTERS
 
 
 def test_a_text_without_blank_lines_is_cut_all_the_same(tmp_path: Path) -> None:
@@ -177,8 +177,7 @@ def test_rows_with_text_and_chats_are_read_through_the_template(tmp_path: Path) 
     path = tmp_path / "rows.jsonl"
     chat = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
     path.write_text(json.dumps({"text": "plain"}) + "\n\n" + json.dumps(chat) + "\n")
-    splits = corpus.read_source(str(path), tokenizer)
-    assert [text for split in corpus.SPLITS for text in splits[split]] == ["plain", "[user] hi\n[assistant] hello\n"]
+    assert corpus.read_source(str(path), tokenizer).whole == ["plain", "[user] hi\n[assistant] hello\n"]
 
 
 def test_a_row_may_hold_any_character(tmp_path: Path) -> None:
@@ -187,8 +186,7 @@ def test_a_row_may_hold_any_character(tmp_path: Path) -> None:
     row = json.dumps({"text": text}, ensure_ascii=False)
     assert "\u2028" in row  # as it is, not escaped: JSON allows that
     path.write_text(json.dumps({"text": "first"}) + "\n" + row + "\n")
-    splits = corpus.read_source(str(path), TOKENIZER)
-    assert [text for split in corpus.SPLITS for text in splits[split]] == ["first", text]
+    assert corpus.read_source(str(path), TOKENIZER).whole == ["first", text]
 
 
 @pytest.mark.parametrize(
@@ -196,8 +194,8 @@ def test_a_row_may_hold_any_character(tmp_path: Path) -> None:
     [
         ('{"text": "broken', "not JSON"),
         ('{"body": "x", "author": "y"}', "found author, body; wanted"),
-        ('["text"]', "found list; wanted"),
-        ('{"text": 3}', "found text; wanted"),
+        ('["text"]', "found a list; wanted"),
+        ('{"text": 3}', r"found text \('text' is a number\); wanted"),
         ('{"messages": [{"role": "user", "content": "hi"}]}', "no chat template"),
     ],
 )
@@ -233,7 +231,7 @@ def test_too_little_text_says_how_much_was_found_and_wanted(tmp_path: Path) -> N
     path.write_text("x" * 3000)
     with pytest.raises(CorpusError) as caught:
         open_streams(request(path, validation=path, test=path, window_tokens=1024), TOKENIZER)
-    assert "short.txt: the recovery stream holds" in str(caught.value)
+    assert "short.txt: the test stream holds" in str(caught.value)
     with pytest.raises(CorpusError) as caught:
         tokenize(["x" * 49], window_tokens=16)  # and an end: 50 tokens, 3 windows
     assert "notes.txt: the test stream holds 50 tokens, but needs at least 64 (4 windows of 16)" in str(caught.value)
@@ -259,12 +257,12 @@ def test_wikitext_articles_join_to_the_text_that_papers_score() -> None:
         "",
         " x \n",
     ]
-    articles = corpus.join_articles(lines)
+    articles = documents.join_articles(lines)
     assert len(articles) == 2
     assert articles[0].strip().startswith("= First =")
     assert articles[1].startswith(" = Second = ")
     assert "".join(articles) == "\n\n".join(lines) + "\n\n"
-    assert corpus.join_articles(["", ""]) == []
+    assert documents.join_articles(["", ""]) == []
 
 
 def test_documents_end_with_the_end_token_only_when_they_are_separate() -> None:
@@ -340,18 +338,18 @@ def test_one_very_long_text_has_error_bars_however_it_is_written(joint: str, tmp
     path.write_text("A Book\n\n" + words)  # a title, and nothing else that is set off
     streams = open_streams(request(path, validation_tokens=128, test_tokens=128), TOKENIZER)
     assert all(stream.num_documents > 3 for stream in streams.values())
-    passages = corpus.cut_passages(path.read_text())
+    passages = documents.cut_passages(path.read_text())
     assert "".join(passages).replace(joint, "").replace("\n", "") == path.read_text().replace(joint, "").replace(
         "\n", ""
     )
-    assert max(map(len, passages)) <= corpus.LONGEST_PASSAGE
+    assert max(map(len, passages)) <= documents.LONGEST_PASSAGE
     judged = open_test_stream(str(path), TOKENIZER, window_tokens=32, bos_each_window=False, max_tokens=128)
     assert judged.num_documents > 3
 
 
 def test_a_judged_split_of_one_document_is_cut_into_passages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     books = ["\n\n".join(make_texts(40, rng_seed=number)) for number in range(3)]
-    rows = dict(zip(corpus.SPLITS, ([book] for book in books), strict=True))
+    rows = dict(zip(documents.SPLITS, ([book] for book in books), strict=True))
     monkeypatch.setattr(corpus, "_read_hub", lambda *_, **__: rows)
     streams = open_streams(request("hub:books"), TOKENIZER)
     assert streams["recovery"].num_documents == 1
@@ -376,7 +374,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_data_set_keeps_its_own_splits(tmp_path: Path) -> None:
     splits = {"train": make_texts(3), "validation": make_texts(2, rng_seed=1), "test": make_texts(2, rng_seed=2)}
     folder = write_data_set(tmp_path / "set", **splits)
-    found = corpus.read_source(f"hub:{folder}", TOKENIZER)
+    found = corpus.read_source(f"hub:{folder}", TOKENIZER).documents
     assert found == {"recovery": splits["train"], "validation": splits["validation"], "test": splits["test"]}
 
 

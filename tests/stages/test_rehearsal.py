@@ -127,7 +127,7 @@ def test_weights_are_never_read(make_checkpoint: MakeCheckpoint, text_file: Path
     (bare / "config.json").write_bytes((make_checkpoint("gpt2") / "config.json").read_bytes())
     said = rehearse(SearchSettings(model=str(bare), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS))
     assert "3 of 4 layers: 4 candidates" in said
-    characters = sum(len(text) for text in read_source(str(text_file), None)["recovery"])
+    characters = sum(len(text) for text in read_source(str(text_file), None).documents["recovery"])
     assert f"by its {characters:,} characters" in said  # there is no tokenizer either
     assert f"--model {bare}" in said.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]

@@ -1,0 +1,104 @@
+"""Documents of a source: copies count once, few are cut into passages, all are shared out to the streams.
+
+Text only: no files, no tokens.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+SPLITS = ("recovery", "validation", "test")
+MANY_DOCUMENTS = 30  # fewer are cut into passages
+FEW_PASSAGES = 20  # fewer are cut once more, finer
+PASSAGE_CHARACTERS = 2000  # a text is cut at blank lines into passages of at least this length
+LONGEST_PASSAGE = 10 * PASSAGE_CHARACTERS  # a longer one is cut at something finer
+SEPARATORS = ("\n\n", "\n", " ")
+WHITESPACE = b" \t\n\r\v\f"
+
+
+def identify_text(text: str) -> bytes:
+    """A hash that case, spaces and line ends do not change."""
+    return hashlib.blake2b(text.casefold().encode().translate(None, WHITESPACE), digest_size=16).digest()
+
+
+def keep_distinct(documents: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Return documents without empty ones and without copies of earlier ones, and how many were left out, in words."""
+    filled = [text for text in documents if text.strip()]
+    distinct: dict[bytes, str] = {}
+    for text in filled:
+        distinct.setdefault(identify_text(text), text)
+    copies, empty = len(filled) - len(distinct), len(documents) - len(filled)
+    notes = [
+        f"{copies:,} of {len(filled):,} documents left out as copies of others" if copies else "",
+        f"{empty:,} empty document{'s' * (empty > 1)} left out" if empty else "",
+    ]
+    return list(distinct.values()), tuple(filter(None, notes))
+
+
+def split_documents(documents: Sequence[str]) -> dict[str, list[str]]:
+    """Split documents 8 : 1 : 1 by a hash of their text; fewer than thirty are cut into passages first.
+
+    Passages of one text go to the streams in blocks (first 80 %, then 10 and 10 %, two at least), since neighbours are alike.
+    """
+    if len(documents) >= MANY_DOCUMENTS:
+        split: dict[str, list[str]] = {name: [] for name in SPLITS}
+        for text in documents:
+            digit = hashlib.sha256(text.encode()).digest()[0] % 10
+            split[{8: "validation", 9: "test"}.get(digit, "recovery")].append(text)
+        return split
+    passages = cut_documents(documents)
+    first = max(0, min(int(len(passages) * 0.8), len(passages) - 4))
+    second = max(first, min(int(len(passages) * 0.9), len(passages) - 2))
+    return {"recovery": passages[:first], "validation": passages[first:second], "test": passages[second:]}
+
+
+def part_single(documents: list[str]) -> list[str]:
+    """The passages of a document that is alone; several documents as they are."""
+    return documents if len(documents) != 1 else cut_documents(documents)
+
+
+def cut_documents(documents: Iterable[str]) -> list[str]:
+    """The passages of documents; where they are few, long ones are cut further."""
+    passages = [passage for text in documents for passage in cut_passages(text)]
+    if len(passages) >= FEW_PASSAGES:
+        return passages
+    return [part for passage in passages for part in cut_passages(passage, longest=2 * PASSAGE_CHARACTERS)]
+
+
+def cut_passages(text: str, separators: Sequence[str] = SEPARATORS, *, longest: int = LONGEST_PASSAGE) -> list[str]:
+    """Cut a text at blank lines into passages of ``PASSAGE_CHARACTERS`` or more.
+
+    Where none is blank it is cut at lines, else at spaces, else anywhere; so is a passage of more than ``longest`` characters.
+    """
+    passages: list[str] = []
+    current: list[str] = []
+    length = 0
+    separator, *finer = [one for one in separators if one in text] or [""]
+    for paragraph in text.split(separator) if separator else text:
+        current.append(paragraph)
+        length += len(paragraph)
+        if length >= PASSAGE_CHARACTERS:
+            passages.append(separator.join(current))
+            current, length = [], 0
+    if current and "".join(current).strip():
+        passages.append(separator.join(current))
+    return [
+        part
+        for passage in passages
+        for part in (
+            cut_passages(passage, finer, longest=longest) if separator and len(passage) > longest else [passage]
+        )
+    ]
+
+
+def join_articles(lines: Sequence[str]) -> list[str]:
+    r"""Join WikiText's lines as papers do (two line ends between lines), one document for each article.
+
+    The documents' concatenation is the text that papers score: "\\n\\n".join(lines), then a last "\\n\\n".
+    """
+    articles: list[list[str]] = [[]]
+    for line in lines:
+        is_title = line.startswith(" = ") and not line.startswith(" = = ") and line.rstrip().endswith(" =")
+        if is_title and any(articles[-1]):
+            articles.append([])
+        articles[-1].append(line)
+    return ["\n\n".join(article) + "\n\n" for article in articles if any(article)]

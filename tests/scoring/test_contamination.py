@@ -1,0 +1,208 @@
+"""What is judged is nowhere in what trains, whatever it comes in, and counts once."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from seed.errors import CorpusError
+from seed.reporting.protocol import TEXT_RULE
+from seed.scoring import contamination, documents
+from seed.scoring.contamination import JudgedText, LeftOut
+from seed.scoring.corpus import TokenStream, open_streams, open_test_stream
+from tests.conftest import make_tokenizer
+from tests.scoring.test_corpus import read_back, request
+
+TOKENIZER = make_tokenizer()
+WORDS = ["".join(random.Random(i).choices("abcdefghij", k=5)) for i in range(500)]
+
+
+def write_paragraphs(count: int, *, rng_seed: int, num_words: int = 60) -> list[str]:
+    rng = random.Random(rng_seed)
+    return [" ".join(rng.choices(WORDS, k=num_words)).capitalize() + "." for _ in range(count)]
+
+
+def measure_leak(streams: dict[str, TokenStream], *, words: int = 24) -> float:
+    """The share of the test stream's runs of words that the recovery stream has, measured on what the model sees."""
+
+    def list_runs(split: str) -> list[tuple[str, ...]]:
+        found = [text.casefold().split() for text in read_back(streams[split])]
+        return [tuple(text[i : i + words]) for text in found for i in range(len(text) - words + 1)]
+
+    recovery, test = set(list_runs("recovery")), list_runs("test")
+    return sum(run in recovery for run in test) / len(test)
+
+
+def test_a_book_out_of_a_folder_of_books_is_judged_on_and_not_trained_on(tmp_path: Path) -> None:
+    books = [write_paragraphs(10, rng_seed=number) for number in range(50)]
+    (tmp_path / "books").mkdir()
+    for number, book in enumerate(books):
+        (tmp_path / "books" / f"b{number}.txt").write_text("\n\n".join(book))
+    folder = tmp_path / "books"
+    streams = open_streams(request(folder, test=folder / "b49.txt"), TOKENIZER)
+    assert measure_leak(streams) == 0
+    assert "0.0 % of its 13-grams are in the recovery text" in streams["test"].notes
+    alone = open_streams(request(folder), TOKENIZER)
+    assert streams["recovery"].num_documents >= alone["recovery"].num_documents - 1
+
+
+ORIGINAL = [text for number in range(60) for text in write_paragraphs(1, rng_seed=100 + number, num_words=150)]
+CONTAINERS: dict[str, tuple[str, Callable[[list[str]], str]]] = {
+    "rows": ("rows.jsonl", lambda texts: "".join(json.dumps({"text": text}) + "\n" for text in texts)),
+    "paragraphs": ("notes.txt", "\n\n".join),
+    "lines": ("notes.txt", "\n".join),
+    "one line": ("notes.txt", " ".join),
+    "other line ends": ("notes.txt", "\r\n\r\n".join),
+    "other case": ("notes.txt", lambda texts: "\n\n".join(texts).upper()),
+    "other order": ("notes.txt", lambda texts: "\n\n".join(reversed(texts))),
+    "wrapped": ("notes.txt", lambda texts: "\n\n".join(text.replace(" ", "\n") for text in texts)),
+    "table": ("rows.csv", lambda texts: "text\n" + "\n".join(texts)),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_documents_are_found_again_in_whatever_holds_them(container: str, tmp_path: Path) -> None:
+    name, write = CONTAINERS[container]
+    recovery, test = tmp_path / name, tmp_path / "test.jsonl"
+    recovery.write_text(write(ORIGINAL), newline="")
+    test.write_text("".join(json.dumps({"text": text}) + "\n" for text in ORIGINAL[10:40:3]))
+    streams = open_streams(request(recovery, test=test), TOKENIZER)
+    assert measure_leak(streams, words=13) < 0.02
+    documents = " ".join(" ".join(read_back(streams["recovery"])).casefold().split())
+    kept = [text for text in ORIGINAL if text not in ORIGINAL[10:40:3] and text.casefold()[200:600] in documents]
+    assert len(kept) > 30  # of fifty, of which a tenth are validation
+
+
+def test_copies_count_once_in_every_stream(tmp_path: Path) -> None:
+    texts = write_paragraphs(60, rng_seed=0)
+    once, thrice, varied = tmp_path / "once.jsonl", tmp_path / "thrice.jsonl", tmp_path / "varied.jsonl"
+    rows = [json.dumps({"text": text}) + "\n" for text in texts]
+    once.write_text("".join(rows))
+    thrice.write_text("".join(rows * 3))
+    varied.write_text(
+        "".join(rows + [json.dumps({"text": text.upper() + "\r\n"}) + "\n" for text in texts] + ['{"text": " "}\n'])
+    )
+    wanted = open_streams(request(once), TOKENIZER)
+    for path in (thrice, varied):
+        found = open_streams(request(path), TOKENIZER)
+        assert {split: stream.describe().sha256 for split, stream in found.items()} == {
+            split: stream.describe().sha256 for split, stream in wanted.items()
+        }
+    assert (
+        "120 of 180 documents left out as copies of others"
+        in open_streams(request(thrice), TOKENIZER)["recovery"].notes
+    )
+    assert found["recovery"].notes == ("60 of 120 documents left out as copies of others", "1 empty document left out")
+    judged = open_test_stream(str(thrice), TOKENIZER, window_tokens=32, bos_each_window=False)
+    assert judged.num_documents == 60
+
+
+def test_a_copy_of_the_recovery_text_is_no_test_text(tmp_path: Path) -> None:
+    texts = write_paragraphs(100, rng_seed=0)
+    (tmp_path / "recovery.txt").write_text("\n\n".join(texts))
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    with pytest.raises(CorpusError) as caught:
+        open_streams(request(tmp_path / "recovery.txt", test=tmp_path / "test.jsonl"), TOKENIZER)
+    wanted = f"{tmp_path}/test.jsonl: 100.0 % of the validation text ({tmp_path}/recovery.txt) is in it too"
+    assert str(caught.value).startswith(wanted)
+    assert "Give other text to judge on" in str(caught.value)
+
+
+def test_phrases_of_all_documents_are_told_and_those_of_few_are_taken_out(tmp_path: Path) -> None:
+    phrases = write_paragraphs(12, rng_seed=0, num_words=30)
+    rng = random.Random(0)
+    texts = [" ".join(rng.sample(phrases, 3)) for _ in range(400)]
+    (tmp_path / "same.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    streams = open_streams(request(tmp_path / "same.jsonl"), TOKENIZER)  # a form that they all have: told, not refused
+    assert float(streams["test"].notes[-1].split()[0]) > 80
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in phrases))
+    with pytest.raises(CorpusError, match=r"test\.jsonl: .* % of the validation text .* is in it too"):
+        open_streams(request(tmp_path / "same.jsonl", test=tmp_path / "test.jsonl"), TOKENIZER)
+
+
+def test_copies_alone_are_one_document(tmp_path: Path) -> None:
+    (tmp_path / "same.jsonl").write_text('{"text": "the same sentence"}\n' * 200)
+    with pytest.raises(
+        CorpusError, match=r"needs at least 128 .*\(199 of 200 documents left out as copies of others\)"
+    ):
+        open_streams(request(tmp_path / "same.jsonl"), TOKENIZER)
+
+
+def sift(documents: list[str], held_out: list[str]) -> tuple[list[str], LeftOut, JudgedText]:
+    judged, left_out = JudgedText(), LeftOut()
+    judged.add("test", held_out)
+    return list(judged.keep_apart(documents, left_out, names=["test"])), left_out, judged
+
+
+def test_only_what_is_shared_leaves_a_long_document() -> None:
+    book, other = write_paragraphs(100, rng_seed=0), write_paragraphs(40, rng_seed=1)
+    (kept,), left_out, judged = sift(["\n\n".join(book)], [*other, book[50]])
+    gone = [paragraph for paragraph in book if paragraph not in kept]
+    assert book[50] in gone
+    assert len(gone) <= 3
+    assert left_out.characters == len("\n\n".join(book)) - len(kept)
+    assert judged.measure_seen("test") == 0
+
+
+def test_a_form_that_all_documents_have_is_no_copy() -> None:
+    licence = " ".join(WORDS[:40])
+    held_out = [f"{licence}\n{text}" for text in write_paragraphs(20, rng_seed=0)]
+    documents = [f"{licence}\n{text}" for text in write_paragraphs(20, rng_seed=1)]
+    kept, left_out, judged = sift(documents, held_out)
+    assert kept == documents
+    assert left_out.describe() == ()
+    assert judged.measure_seen("test") == pytest.approx(28 / (40 + 60 - 12))  # and is told all the same
+
+
+def test_text_without_spaces_is_compared_by_its_characters() -> None:
+    rng = random.Random(0)
+    pages = ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in range(300)) for _ in range(6)]
+    kept, _, judged = sift(["。".join(pages)], [pages[2]])
+    assert pages[4] in kept[0]
+    assert judged.measure_seen("test") < 0.1
+
+
+def test_words_are_the_same_whatever_else_a_text_holds() -> None:
+    text = "".join(map(chr, range(128))) * 2 + " It's a_b, X-9."
+    assert contamination.split_words(text) == contamination.split_words(text + "\u00a0\u2014")
+    assert contamination.split_words("\ufb01n STRASSE stra\u00dfe cafe\u0301 \u4e2d\u6587") == [
+        "fin",
+        "strasse",
+        "strasse",
+        "caf\u00e9",
+        "\u4e2d",
+        "\u6587",
+    ]
+
+
+def test_no_more_is_compared_than_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path, test = tmp_path / "much.jsonl", tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in write_paragraphs(1500, rng_seed=0)))
+    test.write_text("".join(json.dumps({"text": text}) + "\n" for text in write_paragraphs(40, rng_seed=1)))
+    looked_at = []
+    split_words = contamination.split_words
+    monkeypatch.setattr(contamination, "split_words", lambda text: looked_at.append(text) or split_words(text))
+    open_streams(request(path, validation=test, test=test, recovery_tokens=10_000), TOKENIZER)
+    assert len(looked_at) < 400
+
+
+def test_the_report_prints_the_rule_that_holds() -> None:
+    assert contamination.STRETCH.pattern.startswith("(?s).{200,400}?")
+    for number in (
+        f"{documents.PASSAGE_CHARACTERS:,} characters or more",
+        f"more than {documents.LONGEST_PASSAGE:,} again",
+        f"one of more than {2 * documents.PASSAGE_CHARACTERS:,})",
+        f"a {contamination.RUN_WORDS}-gram of words",
+        f"{100 * contamination.LEAST_SHARE:.0f} % or more of the {contamination.RUN_WORDS}-grams",
+        "more than two and more than a tenth",
+    ):
+        assert number in TEXT_RULE
+    numbers = (
+        contamination.PHRASE_DOCUMENTS,
+        contamination.PHRASE_SHARE,
+        documents.MANY_DOCUMENTS,
+        documents.FEW_PASSAGES,
+    )
+    assert numbers == (2, 0.1, 30, 20)
