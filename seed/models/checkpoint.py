@@ -18,7 +18,6 @@ from seed.errors import ModelError, SeedError, first_line
 from seed.models.anatomy import Anatomy, cache_of
 from seed.models.classes import find_auto_class
 from seed.models.companions import copy_companions
-from seed.models.stored import read_tensors
 from seed.models.surgery import cast_weights, list_needed, make_student
 from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
@@ -277,16 +276,6 @@ def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
         return torch.equal(found, expected)
     tolerance = 1e-4 if found.dtype == torch.float32 else 3e-2
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
-
-
-def is_whole(path: Path) -> bool:
-    """Is all of an exported directory there, and are the weights as long as their headers say?"""
-    if not all((path / name).is_file() for name in ("config.json", "tokenizer_config.json", "seed.json", "README.md")):
-        return False
-    try:
-        return bool(read_tensors(path))
-    except ModelError:
-        return False
 
 
 def _decode_cached(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:

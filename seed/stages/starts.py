@@ -12,6 +12,7 @@ from typing import Any
 
 from seed import untrusted
 from seed.errors import ModelError, SeedError
+from seed.models.integrity import refuse_damaged
 from seed.records import Candidate
 
 CURE = "Give a model that Seed exported, such as studies/demo/models/drop-1-7."
@@ -37,12 +38,13 @@ def read_start(path: Path) -> Start:
     """Read what an exported model says of itself.
 
     Raises:
-        ModelError: it is not a model that Seed exported, or has all its layers.
+        ModelError: it is not a model that Seed exported, or no longer as that was, or has all its layers.
     """
     place = f"--start {path}"
     start = read_origin(path, place=place)
     if start.is_narrow or not start.candidate.dropped_layers:
         raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
+    refuse_damaged(path, place=place)
     return start
 
 
