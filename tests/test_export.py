@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import seed
-from seed import evaluate, export, folder
+from seed import distill, evaluate, export, folder
 from seed.errors import ModelError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.integrity import is_whole
@@ -24,7 +24,7 @@ from seed.plans import SearchPlan
 from seed.reporting.result_line import ExportLine
 from seed.stages import exporting, planning, protocols
 from seed.stages.gathering import find_trial, gather_record
-from seed.stages.starts import read_start
+from seed.stages.starts import describe_original, read_start
 from tests.hub import COMMIT, Hub, fill_repository
 from tests.models.test_integrity import DAMAGES
 from tests.test_commands import error_of, read_line, run_seed, search_words
@@ -187,6 +187,12 @@ def test_a_distilled_model_is_found_and_copied(inside: Path, monkeypatch: pytest
         shutil.rmtree(inside / name)
 
 
+def list_undistilled(place: Path) -> list:
+    """The frontier's trials that seed.distill would distill."""
+    study = folder.StudyFolder(place / "studies" / "tiny")
+    return distill.choose_trials(study, gather_record(study), trial=None, replicas=1)
+
+
 @pytest.mark.parametrize(("name", "harm", "said"), DAMAGES[:3])
 def test_a_damaged_model_is_refused_wherever_it_is_used(
     inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd, name: str, harm, said: str
@@ -203,15 +209,19 @@ def test_a_damaged_model_is_refused_wherever_it_is_used(
         assert cure in fail(monkeypatch, capfd, "studies/tiny", f"--trial={trial.number}", "--out=never")
         with pytest.raises(ModelError, match=cure):
             evaluate.check_model(model)
+        assert list_undistilled(inside) == [trial]
     finally:
         (model / name).write_bytes(whole)
     assert not (inside / "never").exists()
     evaluate.check_model(model)
+    assert list_undistilled(inside) == []
     for path in (copy, raw):
         with pytest.raises(ModelError, match=f"{path}: damaged: {name} {said}"):
             evaluate.check_model(path)
         with pytest.raises(ModelError, match=f"--start {path}: damaged: {name} {said}"):
             read_start(path)
+        with pytest.raises(ModelError, match=f"--model {path}: damaged: {name} {said}"):
+            describe_original(str(path))
         said_of_cut = fail(monkeypatch, capfd, str(path), "--keep=0,1", "--out=never")
         assert f"{path}: " in said_of_cut
         assert "damaged" in said_of_cut or name.partition(".")[0] in said_of_cut  # or what cannot be read of it

@@ -59,12 +59,10 @@ def spell_rope(found: dict[str, Any]) -> dict[str, Any]:
         if found.get("model_type") in NEOX:
             older |= {"rotary_emb_base": rope.get("rope_theta"), "rotary_pct": rope.get("partial_rotary_factor")}
     kind = rope.get("rope_type", "default")
-    # Phi-3 keeps the length that it was first trained on outside, and its older readers refuse to find it inside as well
-    scaling = {
-        name: value
-        for name, value in rope.items()
-        if name not in OUTSIDE and not (kind == "longrope" and name in found)
-    }
+    scaling = {name: value for name, value in rope.items() if name not in OUTSIDE}
+    if kind == "longrope":  # older readers of Phi-3 accept its own words inside, and no others
+        scaling = {name: value for name, value in scaling.items() if name != "rope_type" and name not in found}
+        scaling["type"] = kind
     if kind != "default" or not is_by_kind:  # some want it said that there is none
         found = {"rope_scaling": None if kind == "default" else scaling} | found
     return {name: value for name, value in older.items() if value is not None} | found

@@ -60,10 +60,15 @@ def find_origin(model: str) -> Start | None:
 
 
 def describe_original(model: str) -> str | None:
-    """Say what a search takes for its original, where that is a model which Seed made from another; None: it is not."""
+    """Say what a search takes for its original, where that is a model which Seed made from another; None: it is not.
+
+    Raises:
+        ModelError: it is damaged.
+    """
     made = find_origin(model)
     if made is None:
         return None
+    refuse_damaged(made.path, place=f"--model {model}")
     kept, total = len(made.candidate.kept_layers), made.candidate.num_layers
     cut = "all its layers, cut in width" if made.is_narrow else f"{kept} of its {total} layers"
     state = "recovered" if made.is_recovered else "not recovered since they were cut"

@@ -173,7 +173,7 @@ def test_rotation_of_a_longrope_has_the_three_words_that_older_readers_accept(tm
         "rope_parameters": rope | {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 16},
     }
     found = spelling.spell_rope(config)
-    assert found["rope_scaling"] == {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
+    assert found["rope_scaling"] == {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
     assert (found["rope_theta"], found["partial_rotary_factor"]) == (1e4, 0.5)
     by_kind = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
     found = spelling.spell_rope({"rope_parameters": by_kind | {"sliding_attention": {"rope_theta": 1e4}}})
