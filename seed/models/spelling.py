@@ -12,6 +12,8 @@ from typing import Any
 
 import transformers
 
+from seed import folder
+
 CONFIG = "config.json"
 # What says nothing of how a model computes, or is taken out of every export.
 UNTOLD = ("_name_or_path", "transformers_version", "auto_map", "dtype")
@@ -30,9 +32,10 @@ def spell_config(directory: Path, *, original: Path | None) -> None:
         original: where the original lies; None: it lies in no directory.
     """
     file = directory / CONFIG
-    text = (file if original is None else original / CONFIG).read_text(encoding="utf-8")
+    source = file if original is None or not (original / CONFIG).is_file() else original / CONFIG
+    text = source.read_text(encoding="utf-8")
     written, said = json.loads(file.read_text(encoding="utf-8")), json.loads(text)
-    spelled = written if original is None else _respell(said, written) or written
+    spelled = _respell(said, written) or written
     spelled = json.loads(json.dumps(spelled), object_hook=spell_rope)
     is_sorted = list(said) == sorted(said)  # as transformers writes it
     text = json.dumps(spelled, indent=2, ensure_ascii=text.isascii(), sort_keys=is_sorted)
@@ -81,7 +84,11 @@ def _respell(original: dict[str, Any], written: dict[str, Any]) -> dict[str, Any
             _put(spelled, path, value, wanted, is_new=True)  # the original says it in words that cannot say this
         if _compare(_list_fields(_open(spelled)), goal):
             return None
-    except Exception:  # only code of its own opens it, or the family's config has checks that its own words fail
+    except (
+        Exception
+    ) as error:  # only code of its own opens it, or the family's config has checks that its own words fail
+        if getattr(error, "errno", None) is not None or folder.is_out_of_memory(error):
+            raise
         return None
     _put_dtypes(spelled, written)
     return spelled
