@@ -97,6 +97,7 @@ def distill_trials(
             )
             for one in chosen
         ]
+        finals.say_damaged(study, members, say=terminal.say)
         total = finals.count_all_work(bench, members, budget)
         with terminal.stage("distill", total=total, is_share=True) as advance:
             results = finals.distill_members(
@@ -127,7 +128,7 @@ def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None,
     Raises:
         StudyError: there is no such finished trial.
     """
-    from seed.models.checkpoint import is_whole
+    from seed.stages.finals import describe_damage
     from seed.stages.gathering import find_trial
 
     if trial is None:
@@ -135,7 +136,7 @@ def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None,
         finished = {
             result.candidate
             for result in record.distilled
-            if len(result.replicas) >= replicas and is_whole(study.model(result.key))
+            if len(result.replicas) >= replicas and describe_damage(study, result.key) is None
         }
         return [
             known[member.trial_number]

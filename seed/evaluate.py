@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
-from seed.folder import StudyFolder
+from seed.folder import StudyFolder, read_record
+from seed.models.integrity import find_damage, refuse_damaged
 from seed.optimize.space import list_presets, load_preset, presets_directory
-from seed.records import Latency, Quality, Size, TaskScore
+from seed.records import DistillResult, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import format_bytes, format_latency_ratio
 from seed.stages import options, planning
@@ -193,6 +194,23 @@ def find_study(path: Path) -> StudyFolder | None:
     return study if study is not None and study.plan.is_file() and resolved.is_dir() else None
 
 
+def check_model(path: Path) -> None:
+    """Check that an exported model is as it was written; in a study by the study's word, else by its own.
+
+    Raises:
+        ModelError: with the file's name.
+    """
+    whole, study = path.resolve(), find_study(path)
+    if study is None or whole.parent != study.models or not study.result(whole.name).is_file():
+        refuse_damaged(path, place=str(path))
+        return
+    known = read_record(study.result(whole.name), DistillResult)
+    if damage := find_damage(path, provenance_sha256=known.provenance_sha256):
+        trial = known.trial_number
+        command = "the same search again" if trial is None else f"python -m seed.distill {study.root} --trial {trial}"
+        raise ModelError(f"{path}: damaged: {damage}. Write it again: {command}")
+
+
 def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) -> None:
     """Print what was found."""
     test, latency, size = found.test, found.latency, found.size
@@ -306,6 +324,7 @@ def make_parser() -> argparse.ArgumentParser:
 def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
     """Judge as told on the command line, say what was found, and return it as ``--json`` prints it."""
     tasks = read_tasks(args)
+    check_model(Path(args.model).expanduser())
     study = find_study(Path(args.model)) if not (args.test_text or args.window_tokens or args.test_tokens) else None
     if study is not None:
         found = evaluate_in_study(

@@ -267,6 +267,9 @@ class DistillResult(Record, frozen=True, kw_only=True):
     user_score: float | None = None  # what --eval-command printed
     user_command: str | None = None
     replicas: tuple[Replica, ...] = ()  # the exported one first
+    provenance_sha256: str | None = (
+        None  # of the model's seed.json, which holds those of its other files; None: earlier versions
+    )
 
     @property
     def key(self) -> str:

@@ -16,14 +16,17 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import seed
-from seed import export, folder
-from seed.models.checkpoint import is_whole, load_checkpoint
+from seed import distill, evaluate, export, folder
+from seed.errors import ModelError
+from seed.models.checkpoint import load_checkpoint
+from seed.models.integrity import is_whole
 from seed.plans import SearchPlan
 from seed.reporting.result_line import ExportLine
 from seed.stages import exporting, planning, protocols
 from seed.stages.gathering import find_trial, gather_record
-from seed.stages.starts import read_start
+from seed.stages.starts import describe_original, read_start
 from tests.hub import COMMIT, Hub, fill_repository
+from tests.models.test_integrity import DAMAGES
 from tests.test_commands import error_of, read_line, run_seed, search_words
 
 NUM_LAYERS = 6
@@ -174,17 +177,56 @@ def test_a_distilled_model_is_found_and_copied(inside: Path, monkeypatch: pytest
     number = read_trials(inside)[False][0].number
     error = fail(monkeypatch, capfd, "studies/tiny", f"--trial={number}", "--no-recovery", "--out=copy")
     assert "copy: something else is already there" in error
-    weights = model / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-1])
-    error = fail(monkeypatch, capfd, "studies/tiny", f"--trial={trial.number}")
-    assert f"damaged, or gone. Write it again: python -m seed.distill studies/tiny --trial {trial.number}" in error
-    weights.write_bytes(whole)
+    (inside / "copy" / "tokenizer.json").unlink()
+    error = fail(monkeypatch, capfd, "studies/tiny", f"--trial={trial.number}", "--out=copy")
+    assert "copy: damaged: tokenizer.json is missing. Move it away" in error
     # without recovery it is still to be had, judged on test text
     run(monkeypatch, "studies/tiny", f"--trial={trial.number}", "--no-recovery", "--out=raw")
     assert f"{result['test_unrecovered']['ppl_ratio']:.4f} on test text" in capfd.readouterr().out
     for name in ("copy", "raw"):
         shutil.rmtree(inside / name)
+
+
+def list_undistilled(place: Path) -> list:
+    """The frontier's trials that seed.distill would distill."""
+    study = folder.StudyFolder(place / "studies" / "tiny")
+    return distill.choose_trials(study, gather_record(study), trial=None, replicas=1)
+
+
+@pytest.mark.parametrize(("name", "harm", "said"), DAMAGES[:3])
+def test_a_damaged_model_is_refused_wherever_it_is_used(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd, name: str, harm, said: str
+) -> None:
+    [trial] = read_trials(inside)[True]
+    model = inside / "studies" / "tiny" / "models" / trial.evaluation.candidate.key
+    copy, raw = shutil.copytree(model, tmp_path / "copy"), tmp_path / "raw"
+    run(monkeypatch, "studies/tiny", f"--trial={trial.number}", "--no-recovery", f"--out={raw}")
+    whole = (model / name).read_bytes()
+    for path in (model, copy, raw):
+        harm(path / name)
+    cure = f"{model.name}: damaged: {name} {said}. Write it again: python -m seed.distill"
+    try:
+        assert cure in fail(monkeypatch, capfd, "studies/tiny", f"--trial={trial.number}", "--out=never")
+        with pytest.raises(ModelError, match=cure):
+            evaluate.check_model(model)
+        assert list_undistilled(inside) == [trial]
+    finally:
+        (model / name).write_bytes(whole)
+    assert not (inside / "never").exists()
+    evaluate.check_model(model)
+    assert list_undistilled(inside) == []
+    for path in (copy, raw):
+        with pytest.raises(ModelError, match=f"{path}: damaged: {name} {said}"):
+            evaluate.check_model(path)
+        with pytest.raises(ModelError, match=f"--start {path}: damaged: {name} {said}"):
+            read_start(path)
+        with pytest.raises(ModelError, match=f"--model {path}: damaged: {name} {said}"):
+            describe_original(str(path))
+        said_of_cut = fail(monkeypatch, capfd, str(path), "--keep=0,1", "--out=never")
+        assert str(path) in said_of_cut
+        assert "damaged" in said_of_cut or name.partition(".")[0] in said_of_cut  # or what cannot be read of it
+    words = ("studies/tiny", f"--trial={trial.number}", "--no-recovery", f"--out={raw}")
+    assert f"{raw}: damaged: {name} {said}. Move it away" in fail(monkeypatch, capfd, *words)
 
 
 def test_layers_of_a_model_that_was_cut_before_go_by_the_original(
@@ -314,13 +356,16 @@ def test_what_lies_there_is_never_written_over(
     save_file(trained, out / "model.safetensors", metadata={"format": "pt"})
     (out / "notes.txt").write_text("mine")
     capfd.readouterr()
-    run(monkeypatch, "model", "--keep=0,2", "--out", str(out))
-    assert "is there already, and stays as it is" in capfd.readouterr().out
+    error = fail(monkeypatch, capfd, "model", "--keep=0,2", "--out", str(out))
+    assert "out: damaged: model.safetensors is not as it was written. Move it away" in error
     assert "already there" in fail(monkeypatch, capfd, "model", "--keep=0,3", "--out", str(out))
     expect_equal(load_file(out / "model.safetensors"), trained)
     assert (out / "notes.txt").read_text() == "mine"
     source = shutil.copytree(inside / "model", tmp_path / "model")
     run(monkeypatch, str(source), "--keep=0,2", "--out", str(tmp_path / "of"))
+    capfd.readouterr()
+    run(monkeypatch, str(source), "--keep=0,2", "--out", str(tmp_path / "of"))
+    assert "is there already, and stays as it is" in capfd.readouterr().out
     save_file(load_file(source / "model.safetensors"), source / "model.safetensors", metadata={"format": "pt"})
     error = fail(monkeypatch, capfd, str(source), "--keep=0,2", "--out", str(tmp_path / "of"))
     assert "something else is already there" in error  # the source was written since

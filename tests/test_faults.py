@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from seed.models.checkpoint import is_whole
+from seed.models.integrity import is_whole
 from seed.optimize.storage import open_storage
 from tests.conftest import make_config, make_tokenizer
 from tests.test_commands import environment, error_of, run_seed, search_words

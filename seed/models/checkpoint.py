@@ -18,15 +18,14 @@ from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
 from seed.models.anatomy import Anatomy, cache_of
 from seed.models.classes import find_auto_class
-from seed.models.companions import copy_companions
+from seed.models.companions import copy_companions, has_tokenizer
 from seed.models.files import check_files
+from seed.models.spelling import spell_config
 from seed.models.stored import read_tensors
 from seed.models.surgery import cast_weights, list_needed, make_student
 from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
 
-# Their configs have words of their own for rotation, and where there is ``rope_scaling`` read the base from those alone.
-NEOX = ("gpt_neox", "gpt_neox_japanese")
 ALIGNED_BYTES = 64  # where torch puts what it allocates
 
 
@@ -64,13 +63,13 @@ def write_checkpoint(
     card: str,
     provenance: dict[str, Any],
 ) -> None:
-    """Write weights in ``dtype``, config, tokenizer, README.md (the card) and seed.json, as plain transformers and other runtimes read them.
+    """Write weights in ``dtype``, config, tokenizer, README.md (the card) and seed.json, as whatever reads the original reads them.
 
     Args:
         model: converted in place.
         target: the directory; what was there is replaced.
-        tokenizer: of the original.
-        original: its directory, whose licence and the like go along; None: it lies in none.
+        tokenizer: of the original, written where it has no files of its own.
+        original: its directory, whose tokenizer, licence and the like go along as they are; None: it lies in none.
         dtype: of the weights.
         card: the content of README.md.
         provenance: the content of seed.json.
@@ -82,7 +81,10 @@ def write_checkpoint(
     with folder.replace_directory(target) as aside:
         exported: Any = cast_weights(model, dtype)
         exported.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+        if original is not None:
+            (aside / "generation_config.json").unlink(missing_ok=True)  # the original's is copied, if it has one
+        if original is None or not has_tokenizer(original):  # transformers would write it anew, and otherwise
+            tokenizer.save_pretrained(aside)
         finish_export(aside, original=original, documents=documents)
 
 
@@ -91,15 +93,13 @@ def finish_export(directory: Path, *, original: Path | None, documents: Mapping[
 
     Args:
         directory: that is exported.
-        original: where the original lies; what was written already is not taken from there. Its SentencePiece model
-            (tokenizer.model) is, which transformers does not write: llama.cpp's converter reads Gemma's vocabulary from
-            nothing else.
+        original: where the original lies, whose words the config is spelled in; None: in no directory.
         documents: texts by their file's name.
     """
+    spell_config(directory, original=original)
     if original is not None:
         copy_companions(original, directory)
     strip_code(directory)
-    spell_rope(directory)
     for name, content in documents.items():
         (directory / name).write_text(content, encoding="utf-8")
     readable = (directory / "config.json").stat().st_mode
@@ -122,36 +122,6 @@ def strip_code(directory: Path) -> None:
             continue
         if content != json.loads(text):
             file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def spell_rope(directory: Path) -> None:
-    """Say in config.json how positions are rotated in the older words too: ``rope_theta``, ``rope_scaling``, and the like.
-
-    transformers 5 writes ``rope_parameters`` alone, and reads either. MLX looks for the older words in most families, and
-    takes a base or a share of its own where it finds none, without a word: other logits.
-    """
-
-    def spell(found: dict[str, Any]) -> dict[str, Any]:
-        rope = found.get("rope_parameters")
-        if not isinstance(rope, dict):
-            return found
-        older: dict[str, Any] = {}
-        full, sliding = rope.get("full_attention"), rope.get("sliding_attention")
-        if isinstance(full, dict) or isinstance(sliding, dict):  # of each kind of layer; the older words of Gemma 3
-            older["rope_theta"] = (full or {}).get("rope_theta")
-            older["rope_local_base_freq"] = (sliding or {}).get("rope_theta")
-        else:
-            older = {name: rope.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-            if found.get("model_type") in NEOX:
-                older |= {"rotary_emb_base": rope.get("rope_theta"), "rotary_pct": rope.get("partial_rotary_factor")}
-            is_scaled = rope.get("rope_type", "default") != "default"
-            scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-            found = {"rope_scaling": scaling if is_scaled else None} | found  # some want it said that there is none
-        return {name: value for name, value in older.items() if value is not None} | found
-
-    file = directory / "config.json"
-    content = json.loads(file.read_text(encoding="utf-8"), object_hook=spell)
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -289,16 +259,6 @@ def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
         return torch.equal(found, expected)
     tolerance = 1e-4 if found.dtype == torch.float32 else 3e-2
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
-
-
-def is_whole(path: Path) -> bool:
-    """Is all of an exported directory there, and are the weights as long as their headers say?"""
-    if not all((path / name).is_file() for name in ("config.json", "tokenizer_config.json", "seed.json", "README.md")):
-        return False
-    try:
-        return bool(read_tensors(path))
-    except ModelError:
-        return False
 
 
 def _decode_cached(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Tokenizers of all kinds, how to generate, how pictures are prepared, and what a licence wants to go along; patterns of
 # paths, as the hub and pathlib both read them.
-COMPANIONS = (
+TOKENIZERS = (
     "tokenizer*",
     "vocab*",
     "merges.txt",
@@ -18,6 +18,9 @@ COMPANIONS = (
     "sentencepiece*.model",
     "*.tiktoken",
     "tekken.json",
+)
+COMPANIONS = (
+    *TOKENIZERS,
     "chat_template*",
     "additional_chat_templates/*.jinja",
     "generation_config.json",
@@ -32,13 +35,15 @@ COMPANIONS = (
 
 
 def copy_companions(original: Path, target: Path) -> None:
-    """Copy what stands beside an original's weights, but for what lies in ``target`` already.
-
-    Links, as in the hub's cache, are followed.
-    """
+    """Copy what stands beside an original's weights byte for byte, over what lies in ``target``; links are followed."""
     for pattern in COMPANIONS:
         for path in original.glob(pattern):
             copy = target / path.relative_to(original)
-            if path.is_file() and not copy.exists():
+            if path.is_file():
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, copy)
+
+
+def has_tokenizer(original: Path) -> bool:
+    """Do a tokenizer's files stand beside an original's weights?"""
+    return any(path.is_file() for pattern in TOKENIZERS for path in original.glob(pattern))

@@ -25,6 +25,7 @@ from seed.models.anatomy import find_layers
 from seed.models.checkpoint import finish_export
 from seed.models.classes import find_class
 from seed.models.files import check_files
+from seed.models.integrity import PROVENANCE, add_hashes
 from seed.models.stored import INDEX, SINGLE, StoredTensor, have_same_bytes, read_tensors, split_shards, write_shard
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import refuse_adapter
@@ -159,6 +160,8 @@ def write_cut(
             }
             (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         finish_export(aside, original=cut.source, documents=documents)
+        if PROVENANCE in documents:
+            add_hashes(aside)
 
 
 def count_layers(source: Path) -> int:

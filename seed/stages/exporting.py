@@ -16,9 +16,9 @@ import msgspec
 from seed import __version__, folder
 from seed.errors import ModelError, StudyError
 from seed.folder import StudyFolder
-from seed.models.checkpoint import is_whole
 from seed.models.classes import find_auto_class, reads_images
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
+from seed.models.integrity import CARD, PROVENANCE, find_damage, refuse_damaged
 from seed.models.stored import list_weights
 from seed.models.teacher import ModelSource, check_source, find_licence, locate_checkpoint
 from seed.optimize.space import list_presets
@@ -29,13 +29,12 @@ from seed.reporting.recipe import write_recipe
 from seed.reporting.result_line import ExportLine, keep_finite
 from seed.stages import places, provenance
 from seed.stages.options import spell_command
-from seed.stages.places import PROVENANCE
 from seed.stages.planning import find_preset
 from seed.stages.protocols import find_source, hash_weights, resolve_location
 from seed.stages.settings import SearchSettings
 from seed.stages.starts import read_origin
 
-CARD, RECIPE = "README.md", "mergekit.yml"
+RECIPE = "mergekit.yml"
 CURE = "Free some room, or choose another disk with --out DIRECTORY."
 
 
@@ -130,14 +129,14 @@ def find_recovered(
     path = study.model(candidate.key)
     found = [result for result in distilled if result.candidate == candidate]
     cure = spell_command("seed.distill", {"trial": trial.number}, str(study.root))
-    if found and not is_whole(path):
-        raise StudyError(f"{path}: damaged, or gone. Write it again: {cure}")
     if not found:
         raise StudyError(
             f"--trial {trial.number}: {candidate.key} is not distilled. Distill it: {cure}; or add --no-recovery to write it as it "
             "was cut."
         )
     [result] = found
+    if damage := find_damage(path, provenance_sha256=result.provenance_sha256):
+        raise StudyError(f"{path}: damaged: {damage}. Write it again: {cure}")
     return ExportLine(
         seed_version=__version__,
         path=str(path),
@@ -261,6 +260,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
             f"--keep: names all {len(kept_layers)} layers of {model}, and nothing would be cut. Leave some out."
         )
     words = {"keep": ",".join(map(str, kept_layers)), "revision": source.revision, "out": "DIRECTORY"}
+    refuse_damaged(directory, place=str(directory))
     return Order(
         source=source,
         kept_layers=tuple(kept_layers),

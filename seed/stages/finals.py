@@ -18,8 +18,10 @@ from torch import nn
 
 from seed import folder
 from seed.errors import SeedError, StudyError
-from seed.models.checkpoint import is_whole, measure_size, write_checkpoint
+from seed.folder import StudyFolder
+from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.classes import find_auto_class, reads_images
+from seed.models.integrity import CARD, PROVENANCE, add_hashes, find_damage
 from seed.models.surgery import cast_weights
 from seed.models.teacher import find_licence
 from seed.optimize.space import drop_layers
@@ -208,9 +210,9 @@ def _hold_group(
 
 
 def is_done(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> bool:
-    """Was the member distilled under this seed by these settings, or for longer?"""
+    """Was the member distilled under this seed by these settings, or for longer, and is its model as it was written?"""
     path = bench.folder.result(member.key)
-    if not (path.exists() and is_whole(bench.folder.model(member.key))):
+    if not path.exists() or describe_damage(bench.folder, member.key) is not None:
         return False
     known = folder.read_record(path, DistillResult)
     settings = _settings(bench, member, budget, budget.rng_seeds[0])
@@ -218,6 +220,22 @@ def is_done(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> 
         return True
     is_same = known.settings == describe_settings(bench, settings)
     return is_same and any(replica.rng_seed == rng_seed for replica in known.replicas)
+
+
+def describe_damage(study: StudyFolder, key: str) -> str | None:
+    """Say what of a finished model is not as it was written; None: nothing, or it is not finished."""
+    path = study.result(key)
+    if not path.exists():
+        return None
+    known = folder.read_record(path, DistillResult)
+    return find_damage(study.model(key), provenance_sha256=known.provenance_sha256)
+
+
+def say_damaged(study: StudyFolder, members: Sequence[Member], *, say: Callable[[str], None]) -> None:
+    """Say which finished models are damaged, and so are made again."""
+    for member in members:
+        if damage := describe_damage(study, member.key):
+            say(f"{study.model(member.key)}: damaged: {damage}; it is made again")
 
 
 def _settings(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> DistillSettings:
@@ -347,12 +365,13 @@ def _keep_first(
     original = replace(bench.teacher.source, revision=bench.protocol.commit or bench.protocol.revision)
     licence = find_licence(original, named=bench.protocol.license)
     said = describe_recovered(bench.protocol, result, study=plan.name, licence=licence)
-    folder.write_bytes(path / "seed.json", json.dumps(said, indent=1).encode() + b"\n")
     config = bench.teacher.model.config
     opened_by = OpenedBy(auto_class=find_auto_class(config).__name__, sees=reads_images(config))
     card = write_card(plan, bench.protocol, dense, result, opened_by=opened_by, licence=licence)
-    folder.write_bytes(path / "README.md", card.encode())
-    folder.write_record(bench.folder.result(member.key), result)
+    folder.write_bytes(path / CARD, card.encode())
+    folder.write_bytes(path / PROVENANCE, json.dumps(said).encode())
+    finished = msgspec.structs.replace(result, provenance_sha256=add_hashes(path))
+    folder.write_record(bench.folder.result(member.key), finished)
 
 
 def _keep_replica(

@@ -204,6 +204,7 @@ def distill_frontier(
         bench.folder.distill_order,
         orders.DistillOrder(lead=post.presence.name, members=tuple(members), budget=budget),
     )
+    finals.say_damaged(bench.folder, members, say=terminal.say)
     with (
         post.share_cores(),
         terminal.stage("distill", total=finals.count_all_work(bench, members, budget), is_share=True) as advance,

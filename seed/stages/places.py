@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from seed import folder
-from seed.errors import ModelError, StudyError
-from seed.models.stored import read_tensors
+from seed.errors import StudyError
+from seed.models.integrity import PROVENANCE, find_damage
 
-PROVENANCE = "seed.json"
 # What an export says of itself by which it is known again.
 SAME = (
     "base_model",
@@ -50,11 +49,13 @@ def is_written(place: Path, said: Mapping[str, Any], *, target: Path) -> bool:
         if not place.exists() or not any(path.name not in EMPTY for path in place.iterdir()):
             return False
         found = json.loads((place / PROVENANCE).read_bytes())
-        is_same = all(found.get(name) == said.get(name) for name in SAME) and bool(read_tensors(place))
-    except (OSError, ValueError, TypeError, AttributeError, ModelError):
+        is_same = all(found.get(name) == said.get(name) for name in SAME)
+    except (OSError, ValueError, TypeError, AttributeError):
         is_same = False
     if not is_same:
         raise StudyError(f"{target}: something else is already there. Move it away, or give another --out.")
+    if damage := find_damage(place):
+        raise StudyError(f"{target}: damaged: {damage}. Move it away, or give another --out.")
     return True
 
 

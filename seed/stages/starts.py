@@ -12,6 +12,7 @@ from typing import Any
 
 from seed import untrusted
 from seed.errors import ModelError, SeedError
+from seed.models.integrity import refuse_damaged
 from seed.records import Candidate
 
 CURE = "Give a model that Seed exported, such as studies/demo/models/drop-1-7."
@@ -37,12 +38,13 @@ def read_start(path: Path) -> Start:
     """Read what an exported model says of itself.
 
     Raises:
-        ModelError: it is not a model that Seed exported, or has all its layers.
+        ModelError: it is not a model that Seed exported, or no longer as that was, or has all its layers.
     """
     place = f"--start {path}"
     start = read_origin(path, place=place)
     if start.is_narrow or not start.candidate.dropped_layers:
         raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
+    refuse_damaged(path, place=place)
     return start
 
 
@@ -58,10 +60,15 @@ def find_origin(model: str) -> Start | None:
 
 
 def describe_original(model: str) -> str | None:
-    """Say what a search takes for its original, where that is a model which Seed made from another; None: it is not."""
+    """Say what a search takes for its original, where that is a model which Seed made from another; None: it is not.
+
+    Raises:
+        ModelError: it is damaged.
+    """
     made = find_origin(model)
     if made is None:
         return None
+    refuse_damaged(made.path, place=f"--model {model}")
     kept, total = len(made.candidate.kept_layers), made.candidate.num_layers
     cut = "all its layers, cut in width" if made.is_narrow else f"{kept} of its {total} layers"
     state = "recovered" if made.is_recovered else "not recovered since they were cut"

@@ -16,12 +16,12 @@ from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import (
     ALIGNED_BYTES,
     agree,
-    is_whole,
     load_checkpoint,
     measure_size,
     prove_round_trip,
     write_checkpoint,
 )
+from seed.models.integrity import is_whole
 from seed.models.teacher import ModelSource, check_source, open_teacher
 from seed.records import Candidate
 from tests.conftest import MakeCheckpoint, make_tokenizer
@@ -173,7 +173,7 @@ def test_a_directory_that_lacks_a_file_is_not_whole(tmp_path: Path, name: str) -
 def complete(path: Path) -> None:
     """Put beside weights what an export has besides them."""
     for name in ("tokenizer_config.json", "seed.json", "README.md"):
-        (path / name).touch()
+        (path / name).write_text("{}")
 
 
 def test_weights_with_a_shard_missing_are_not_whole(tmp_path: Path) -> None:

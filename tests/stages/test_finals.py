@@ -9,7 +9,8 @@ import pytest
 
 from seed import folder
 from seed.errors import StudyError
-from seed.models.checkpoint import is_whole, load_checkpoint
+from seed.models.checkpoint import load_checkpoint
+from seed.models.integrity import is_whole
 from seed.records import DenseResult, DistillResult
 from seed.scoring.distillation import Distilled
 from seed.scoring.sweep import Sweep
@@ -18,6 +19,7 @@ from seed.stages.finals import Budget, distill_members
 from seed.stages.schooling import Member
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
+from tests.models.test_integrity import DAMAGES, halve
 from tests.scoring.opened import drop, time_candidate
 from tests.stages.opened import make_plan, open_bench, open_sweep
 
@@ -58,7 +60,7 @@ def change_budget(**changes: object) -> Budget:
 
 def forget_times(result: DistillResult) -> DistillResult:
     replicas = tuple(msgspec.structs.replace(replica, seconds=0.0) for replica in result.replicas)
-    return msgspec.structs.replace(result, seconds=0.0, replicas=replicas)
+    return msgspec.structs.replace(result, seconds=0.0, replicas=replicas, provenance_sha256=None)
 
 
 def test_each_member_is_distilled_under_every_seed_and_the_first_is_exported(tmp_path: Path) -> None:
@@ -173,12 +175,20 @@ def test_a_longer_distillation_is_not_undone_by_a_shorter_one(tmp_path: Path) ->
     assert run(opened, MEMBERS[:1]) == [longer]
 
 
-def test_a_model_that_is_gone_is_made_again(tmp_path: Path) -> None:
-    opened = open_finals(tmp_path)
-    [before] = run(opened, MEMBERS[:1])
-    (opened[0].folder.model("drop-1") / "config.json").unlink()
-    [after] = run(opened, MEMBERS[:1])
-    assert is_whole(opened[0].folder.model("drop-1"))
+@pytest.mark.parametrize(("name", "harm", "said"), [DAMAGES[0], ("seed.json", halve, "is not as it was written")])
+def test_a_model_that_is_damaged_is_made_again(tmp_path: Path, name: str, harm: Callable, said: str) -> None:
+    opened, budget = open_finals(tmp_path), change_budget(distill_tokens=512, rng_seeds=(0,))
+    [before] = run(opened, MEMBERS[:1], budget)
+    study = opened[0].folder
+    lines: list[str] = []
+    finals.say_damaged(study, MEMBERS, say=lines.append)
+    assert lines == []
+    harm(study.model("drop-1") / name)
+    finals.say_damaged(study, MEMBERS, say=lines.append)
+    assert lines == [f"{study.model('drop-1')}: damaged: {name} {said}; it is made again"]
+    [after] = run(opened, MEMBERS[:1], budget)
+    assert is_whole(study.model("drop-1"))
+    assert finals.describe_damage(study, "drop-1") is None
     assert forget_times(after) == forget_times(before)
 
 

@@ -1,0 +1,128 @@
+"""Is a finished model as it was written? Hashes of its files stand in its seed.json, and are compared where it is used.
+
+seed.json cannot hold its own: in a study the model's record does, so that there no damage goes unseen. Nothing heavy is
+imported here, and no weight is ever held.
+"""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+from seed import folder, untrusted
+from seed.errors import ModelError, StudyError
+from seed.models.stored import read_tensors
+
+PROVENANCE = "seed.json"
+CARD = "README.md"
+# Without hashes, as earlier versions wrote it, an export has at least these, and whole files of weights.
+LEAST = ("config.json", "tokenizer_config.json", PROVENANCE, CARD)
+
+
+def add_hashes(directory: Path) -> str:
+    """Write the hashes of all other files of a finished model into its seed.json, and return that file's own."""
+    said = json.loads((directory / PROVENANCE).read_bytes())
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / PROVENANCE)
+    said["files"] = {path.relative_to(directory).as_posix(): hash_file(path) for path in files}
+    folder.write_bytes(directory / PROVENANCE, json.dumps(said, indent=1).encode() + b"\n")
+    return hash_file(directory / PROVENANCE)
+
+
+def find_damage(directory: Path, *, provenance_sha256: str | None = None) -> str | None:
+    """Say what of a finished model is not as it was written; None: nothing. Further files do no harm.
+
+    Args:
+        directory: where it lies.
+        provenance_sha256: of its seed.json, as the model's record in a study has it; None: there is none. Without one the
+            card may be another: people edit it before they publish.
+    """
+    try:
+        if provenance_sha256 is not None and hash_file(directory / PROVENANCE) != provenance_sha256:
+            return f"{PROVENANCE} is not as it was written"
+        hashes = _read_hashes(directory)
+        if hashes is None:
+            return _find_gap(directory)
+        for name in hashes:
+            if not (directory / name).is_file():
+                return f"{name} is missing"
+        for name, sha256 in hashes.items():
+            if hash_file(directory / name) != sha256 and (name != CARD or provenance_sha256 is not None):
+                return f"{name} is not as it was written"
+    except FileNotFoundError:
+        return f"{PROVENANCE} is missing"
+    except OSError as error:
+        return f"{error.filename or directory} cannot be read ({error.strerror or error})"
+    except (ValueError, RecursionError, StudyError):
+        return f"{PROVENANCE} is damaged"
+    return None
+
+
+def refuse_damaged(directory: Path, *, place: str) -> None:
+    """Raise when a model that names the hashes of its files is not as it was written; others are left to their opening.
+
+    Raises:
+        ModelError: with the file's name.
+    """
+    try:
+        if _read_hashes(directory) is None:
+            return
+    except (OSError, ValueError, RecursionError, StudyError):
+        return
+    if damage := find_damage(directory):
+        raise ModelError(
+            f"{place}: damaged: {damage}. Copy it or export it again; if you changed it yourself, remove its {PROVENANCE}."
+        )
+
+
+def is_whole(directory: Path) -> bool:
+    """Is all of a finished model there, and as it was written?"""
+    return find_damage(directory) is None
+
+
+def hash_file(path: Path) -> str:
+    """Return a file's sha256 in hexadecimal; unless it was written meanwhile, it is read once in a process.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    about = path.stat()
+    return _hash_file(path, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _hash_file(path: Path, _num_bytes: int, _written_ns: int) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _read_hashes(directory: Path) -> dict[str, str] | None:
+    """The hashes that a model names, by the paths of files below it; None: it names none.
+
+    Raises:
+        OSError: seed.json cannot be read.
+        ValueError: it is damaged.
+    """
+    path = directory / PROVENANCE
+    if not path.is_file():  # opening what is no file may wait for ever
+        raise FileNotFoundError(path)
+    said = json.loads(untrusted.read_bounded(path))
+    if not isinstance(said, dict):
+        raise ValueError("no object")
+    hashes = said.get("files")
+    if hashes is None:
+        return None
+    is_right = isinstance(hashes, dict) and all(isinstance(sha256, str) for sha256 in hashes.values())
+    if not is_right or any(Path(name).is_absolute() or ".." in Path(name).parts for name in hashes):
+        raise ValueError("hashes of another form")
+    return dict(hashes)
+
+
+def _find_gap(directory: Path) -> str | None:
+    """Say what is missing of a model without hashes, or which weights are not as long as their headers say."""
+    for name in LEAST:
+        if not (directory / name).is_file():
+            return f"{name} is missing"
+    try:
+        return None if read_tensors(directory) else "it holds no weights"
+    except ModelError as error:
+        return str(error)
