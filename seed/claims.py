@@ -124,7 +124,7 @@ def check_claims(
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.claims",
         description="Test what was reported about dropping layers on the model of a finished search.",
         epilog="The same command again continues a stopped run.",

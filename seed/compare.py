@@ -130,7 +130,7 @@ def compare_strategies(
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.compare",
         description="Let strategies choose layers at equal cost, and see what distillation makes of what they chose.",
         epilog="The same command again continues a stopped comparison; with other strategies it adds them.",

@@ -22,7 +22,7 @@ from rich.table import Table
 from seed import interrupts
 from seed.errors import SeedError
 from seed.folder import explain_resource_errors
-from seed.plain import spell_controls
+from seed.plain import is_utf8, spell_controls
 from seed.progress import Glimpse, Pace, draw_glimpse
 
 PLAIN_SECONDS = 10.0
@@ -175,11 +175,28 @@ def answer_in_json(work: Callable[[Terminal], msgspec.Struct]) -> None:
     print(line, flush=True)
 
 
+def find_here() -> Path:
+    """The current directory, which paths that are typed are seen from.
+
+    Raises:
+        SeedError: it is gone, or its name cannot be written down.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError as error:
+        raise SeedError("the current directory was removed. Change to one that is there: cd DIRECTORY.") from error
+    if not is_utf8(str(here)):
+        raise SeedError(
+            f"{here}: the name of the current directory is not UTF-8, as all that Seed writes down is. Work in another."
+        )
+    return here
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command: a ``SeedError`` ends it with its message and exit code 2, Ctrl-C with 130, SIGTERM with 143."""
     interrupts.listen()
     try:
-        with explain_resource_errors(Path.cwd()):
+        with explain_resource_errors(find_here()):
             main()
     except SeedError as error:
         print(f"error: {spell_controls(str(error))}", file=sys.stderr)

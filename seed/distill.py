@@ -146,7 +146,7 @@ def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None,
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.distill",
         description="Distill and export one more candidate of a study, or all of its frontier that are not distilled yet.",
         epilog="Over several GPUs or hosts: torchrun --nproc-per-node 4 -m seed.distill ..., or accelerate launch --multi_gpu "
@@ -155,7 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
     parser.add_argument(
         "--trial",
-        type=int,
+        type=options.whole_number,
         metavar="N",
         help="number of the trial, as in the report (default: every member of the frontier that is not distilled yet)",
     )

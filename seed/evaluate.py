@@ -258,7 +258,7 @@ def _spell(value: float, spread: float | None, *, sign: str = "") -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.evaluate", description="Perplexity and latency of a checkpoint."
     )
     parser.add_argument("model", help="studies/NAME/models/KEY, any directory, a hub id, or a preset's name")

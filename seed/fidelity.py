@@ -110,7 +110,7 @@ def measure_fidelity(
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.fidelity",
         description="Measure whether the cheap scores order candidates as full distillation does.",
         epilog="The same command again continues a stopped study.",

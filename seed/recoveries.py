@@ -122,7 +122,7 @@ def compare_recoveries(
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.recoveries",
         description="Recover models of a finished search in several ways, at equal tokens and at equal time.",
         epilog="The same command again continues a stopped comparison.",

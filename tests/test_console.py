@@ -354,9 +354,9 @@ def run_python(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_wrong_setting_ends_the_real_command_in_one_line() -> None:
-    done = run_python("-m", "seed.search", "--trials", "0")
+    done = run_python("-m", "seed.search", "--max-ppl-ratio", "1")
     assert done.returncode == 2
-    assert done.stderr == "error: --trials 0: must be above 0.\n"
+    assert done.stderr == "error: --max-ppl-ratio 1.0: a ratio to the dense model, above 1. Try 1.1.\n"
     assert done.stdout == ""
 
 

@@ -193,7 +193,7 @@ def test_the_parser_leaves_out_what_was_not_typed() -> None:
         (["--trials", "many"], "--trials"),
         (["--max-memory", "much"], "'much' is not a size"),
         (["--sweep-budget", "soon"], "'soon' is not a time"),
-        (["--sweep-budget", "10d"], "'10d' is not a time"),
+        (["--sweep-budget", "10y"], "'10y' is not a time"),
         (["--sweep-budget=-1"], "'-1' is not a time"),
         (["--lora-rank", "few"], "--lora-rank"),
         (["--nonsense"], "--nonsense"),
