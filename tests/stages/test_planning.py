@@ -150,7 +150,7 @@ def read_back(settings: SearchSettings) -> SearchSettings:
         SearchSettings(max_memory=0.5, learning_rate=1e-7),
         SearchSettings(sweep_budget=0.0, screen=False),
         SearchSettings(sweep_budget=0.25, lora_rank=64, freeze_prefix=True),
-        SearchSettings(model="/models/llama [v2]", studies_dir=Path("~/studies"), rng_seed=2**40),
+        SearchSettings(model="/models/llama [v2]", studies_dir=Path("~/studies"), rng_seed=2**31 - 1),
         EVERYTHING,
         THE_REST,
         IN_STAGES,
