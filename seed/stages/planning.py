@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from seed import __version__, folder
-from seed.errors import ModelError, SpaceError, StudyError
+from seed.errors import CorpusError, ModelError, SpaceError, StudyError
 from seed.folder import StudyFolder
 from seed.optimize.space import Preset, list_presets, load_preset, narrow_space, presets_directory
 from seed.plans import Protocol, SearchPlan
@@ -48,6 +48,7 @@ def start_from_preset(settings: SearchSettings) -> tuple[SearchSettings, Preset 
 
     Raises:
         SpaceError: the file of a search space is wrong.
+        CorpusError: a local model comes without any text.
     """
     preset = find_preset(settings)
     start = None if settings.start is None else read_start(settings.start)
@@ -56,7 +57,16 @@ def start_from_preset(settings: SearchSettings) -> tuple[SearchSettings, Preset 
         preset = find_preset(settings)
     if settings.space is not None and settings.model == SearchSettings.model and preset is not None:
         settings = replace(settings, model=preset.model.name)
+    if preset is None and settings.recovery_text is None and Path(settings.model).expanduser().is_dir():
+        raise ask_for_text(settings.model, option="--recovery-text")
     return resolve_paths(settings), preset
+
+
+def ask_for_text(model: str, *, option: str) -> CorpusError:
+    """What is raised where a local model comes without text: which one is the user's to say, not the hub's to give."""
+    return CorpusError(
+        f"{model}: a local model, and which text? Give {option} FILE or DIRECTORY; {' and '.join(NAMED_TEXTS)} are known by name."
+    )
 
 
 def name_base(base_model: str) -> str:

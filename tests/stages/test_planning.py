@@ -15,7 +15,7 @@ import pytest
 
 import seed
 from seed import folder
-from seed.errors import SeedError, SpaceError, StudyError
+from seed.errors import CorpusError, SeedError, SpaceError, StudyError
 from seed.optimize.space import list_presets
 from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.records import SearchSpace
@@ -465,3 +465,11 @@ def test_a_start_brings_its_original_along(tmp_path: Path) -> None:
     assert settings.model == "gpt2"
     assert preset is not None
     assert preset.model.num_layers == 12
+
+
+def test_a_local_model_is_asked_for_its_text(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"which text\? Give --recovery-text FILE"):
+        planning.start_from_preset(SearchSettings(model=str(tmp_path)))
+    assert planning.start_from_preset(SearchSettings(model=str(tmp_path), recovery_text="demo"))
+    assert planning.start_from_preset(SearchSettings(model="someone/a-model"))
+    assert planning.start_from_preset(SearchSettings(model="demo"))
