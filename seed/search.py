@@ -95,6 +95,7 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     from seed.stages.gathering import gather_record
     from seed.stages.posts import open_post
 
+    load = costs.describe_load()
     study = StudyFolder(settings.studies_dir / name)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
         raise StudyError(
@@ -117,6 +118,8 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     cost = costs.estimate_cost(shape, bench.protocol, plan, speed, distill=settings.distill)
     for line in costs.describe_plan(bench.protocol, plan, cost, num_workers=num_workers):
         terminal.say(line)
+    if load is not None:
+        terminal.say(load)
     costs.require_resources(cost, root=study.root, device=bench.device, num_workers=num_workers)
     folder.create(study.root)
     with folder.lock(study), orders.lead(study, post.presence, settings, pid=os.getpid()):

@@ -121,8 +121,11 @@ def lead_search(
     terminal.say(f"scored {frontier.num_scored} of {bounded.size} candidates ({solver}); {len(frontier.members)} go on")
     terminal.begin_step("rivals", of=steps)
     with terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
-        searching.score_singles(sweep, bounded)
-        gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
+        if planning.allows_singles(plan, bounded):
+            searching.score_singles(sweep, bounded)
+        gains.measure_gain(
+            bench, sweep, bounded, records, plan=plan, solver=solver, on_rival=functools.partial(advance, 1)
+        )
     if settings.distill:
         if circle is not None:
             circle.leadership.require()

@@ -219,6 +219,11 @@ def make_plan(
     )
 
 
+def allows_singles(plan: SearchPlan, space: SearchSpace) -> bool:
+    """May each layer's removal be scored beside the trials? Where that is no more work than they are."""
+    return plan.covers_space or len(space.droppable_layers) <= plan.trials
+
+
 def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> SearchPlan:
     """Return the wanted plan; whether to sweep was settled when the study began, unless the budget changed.
 
