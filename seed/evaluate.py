@@ -20,7 +20,7 @@ from seed.folder import StudyFolder
 from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
-from seed.reporting.wording import format_bytes
+from seed.reporting.wording import count_things, format_bytes
 from seed.stages import options, planning
 from seed.stages.defaults import choose_text, choose_window
 
@@ -198,7 +198,7 @@ def find_study(path: Path) -> StudyFolder | None:
 def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) -> None:
     """Print what was found."""
     test, latency, size = found.test, found.latency, found.size
-    terminal.say(f"text:       {found.protocol}; {test.tokens:,} tokens in {test.documents} documents")
+    terminal.say(f"text:       {found.protocol}; {test.tokens:,} tokens in {count_things(test.documents, 'document')}")
     ratio = f", ratio to dense {test.ppl_ratio:.4f} ± {test.ppl_ratio_standard_error:.4f}" if beside_dense else ""
     terminal.say(
         f"perplexity: {test.perplexity:.3f} (loss {test.loss:.4f} ± {test.standard_error:.4f} nats a token){ratio}"
@@ -248,11 +248,7 @@ def show_tasks(terminal: Terminal, scores: tuple[TaskScore, ...], *, limit: int 
         ],
         num_words=2,
     )
-    some = (
-        "all documents"
-        if limit is None
-        else f"the first {limit:,} {'document' if limit == 1 else 'documents'} of each task"
-    )
+    some = "all documents" if limit is None else f"the first {count_things(limit, 'document')} of each task"
     paired = "; that of a difference is paired by document" if beside_dense else ""
     version = importlib.metadata.version("lm-eval")
     terminal.say(f"tasks:      lm-eval {version}, {some}, no chat template; ± is a standard error{paired}")

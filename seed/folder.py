@@ -66,6 +66,7 @@ class StudyFolder:
         self.work = root / "work"
         self.present = self.work / "present"
         self.streams = self.work / "streams"
+        self.finished = self.work / "finished.json"
         self.lead = self.work / "lead.json"
         self.search_order = self.work / "search-order.json"
         self.distill_order = self.work / "distill-order.json"

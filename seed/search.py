@@ -71,6 +71,10 @@ def search(settings: SearchSettings, terminal: Terminal) -> "StudyRecord | Leade
     Returns:
         What was found; or the host that leads the search and has found it, where that is another one.
     """
+    from seed.stages import finished
+
+    if (known := finished.recall(settings, terminal)) is not None:
+        return known
     from seed.stages import crew
 
     num_workers = crew.count_workers(settings)

@@ -1,5 +1,9 @@
 """One small search to its end, and what commands do with what it leaves: nothing twice, and on its own text."""
 
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ from seed import evaluate
 from seed.console import Terminal
 from seed.folder import StudyFolder
 from seed.search import search_to_end
+from seed.stages import finished
 from seed.stages.settings import SearchSettings
 from tests.conftest import MakeCheckpoint
 
@@ -73,3 +78,60 @@ def test_a_model_in_a_study_is_judged_on_the_study_s_text_whatever_else_is_told(
     assert line.protocol.startswith(f"{found.settings.recovery_text}; non-overlapping windows of {window} tokens")
     assert line.tokens == tokens - tokens // window  # the first of each is unscored
     assert line.ppl_ratio is not None  # beside the dense model
+
+
+def test_one_is_told_as_one_and_steps_as_they_were(found: Found) -> None:
+    assert "; 1 goes on" in found.said
+    assert "1 model distilled for 8,192 tokens each (1 step of 8,192, the nearest to 2,000)" in found.said
+    assert "1 step of training can hardly recover anything: give --distill-tokens 81,920 or more" in found.said
+    assert re.search(r"\b(some )?0 s\b.*\bin all\b|\b1 [a-z]+s (go|distilled|were|of)\b", found.said) is None
+
+
+def search_again(found: Found, **changes: Any) -> str:
+    terminal = Heard()
+    record = search_to_end(replace(found.settings, **changes), terminal)
+    assert record.distilled == found.record.distilled
+    return "\n".join(terminal.lines)
+
+
+def test_a_finished_search_says_so_at_once(found: Found) -> None:
+    said = search_again(found)
+    assert said.startswith(f"finished before: nothing is left to do in {found.folder.root}")
+    assert "plan:" not in said
+    assert said.partition("dense model:")[2] == found.said.partition("dense model:")[2]
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b" ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: damage(found.model / "config.json"),
+        lambda found: found.folder.report.unlink(),
+        lambda found: damage(found.folder.sweep),
+        lambda found: found.folder.finished.write_text("{}"),
+        lambda found: Path(found.settings.recovery_text).touch(),
+    ],
+)
+def test_what_changed_is_looked_at(found: Found, change: Callable[[Found], None], tmp_path: Path) -> None:
+    files = (
+        found.model / "config.json",
+        found.folder.report,
+        found.folder.sweep,
+        found.folder.finished,
+        Path(found.settings.recovery_text),
+    )
+    for path in files:
+        shutil.copy2(path, tmp_path / path.name)
+    change(found)
+    assert finished.recall(found.settings, Heard()) is None
+    for path in files:
+        shutil.copy2(tmp_path / path.name, path)
+    assert finished.recall(found.settings, Heard()) is not None
+
+
+def test_other_settings_are_another_search(found: Found) -> None:
+    for changes in ({"frontier_size": 2}, {"distill_tokens": 3000}, {"rng_seed": 1}, {"storage": "sqlite:///x.db"}):
+        assert finished.recall(replace(found.settings, **changes), Heard()) is None

@@ -249,10 +249,10 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_worke
     """Say in lines what a search will do, take and read; times are of one worker."""
     space, rung = protocol.space, protocol.rung.replace("_", " ")
     if plan.covers_space and protocol.rung == "closed_form":
-        what = f"all {space.size:,} candidates at rung {rung}"
+        what = f"all {count_things(space.size, 'candidate')} at rung {rung}"
         what += f" (--trials {plan.trials} is for spaces that no sweep covers)" if plan.trials < space.size else ""
     else:
-        what = f"{plan.trials:,} of {space.size:,} candidates at rung {rung}"
+        what = f"{plan.trials:,} of {count_things(space.size, 'candidate')} at rung {rung}"
         what += ", led by a sweep of all of them at rung closed form" if plan.covers_space else ""
     steps, asked = protocol.count_steps(plan.distill_tokens), plan.distill_tokens
     trained = steps * protocol.step_tokens

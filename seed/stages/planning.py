@@ -20,6 +20,7 @@ from seed.folder import StudyFolder
 from seed.optimize.space import Preset, list_presets, load_preset, narrow_space, presets_directory
 from seed.plans import Protocol, SearchPlan
 from seed.records import SearchSpace
+from seed.reporting.wording import count_things
 from seed.stages.options import spell_command
 from seed.stages.settings import DTYPES, SearchSettings
 from seed.stages.starts import Start, read_start
@@ -340,7 +341,7 @@ def go_on_from(space: SearchSpace, start: Start, settings: SearchSettings) -> Se
     least = len(start.candidate.dropped_layers) + 1
     if settings.max_dropped is not None and settings.max_dropped < least:
         raise SpaceError(
-            f"--max-dropped {settings.max_dropped}: counts from the original, of which {start.path} lacks {least - 1} layers already. "
+            f"--max-dropped {settings.max_dropped}: counts from the original, of which {start.path} lacks {count_things(least - 1, 'layer')} already. "
             f"Give {least} or more."
         )
     return narrow_space(

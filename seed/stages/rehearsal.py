@@ -26,7 +26,7 @@ from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype, explain_failure
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
 from seed.plans import Protocol, StreamRecord
-from seed.reporting.wording import format_bytes, format_count
+from seed.reporting.wording import count_things, format_bytes, format_count
 from seed.scoring.corpus import SPLITS, CorpusRequest, has_own_splits, open_streams, read_source
 from seed.scoring.lora import count_update_params
 from seed.scoring.memory import count_kept_bytes, count_usable_bytes
@@ -306,8 +306,8 @@ def describe_depths(shape: Shape, gpu: Shape, protocol: Protocol, *, trains: boo
     for dropped in range(space.min_dropped, space.max_dropped + 1):
         left = shape.num_params - dropped * shape.layer_params
         line = (
-            f"  {shape.num_layers - dropped} of {shape.num_layers} layers: {math.comb(len(space.droppable_layers), dropped):,} "
-            f"candidates, {format_count(left)} parameters, -{100 * (1 - left / shape.num_params):.1f} %, "
+            f"  {shape.num_layers - dropped} of {shape.num_layers} layers: {count_things(math.comb(len(space.droppable_layers), dropped), 'candidate')}, "
+            f"{format_count(left)} parameters, -{100 * (1 - left / shape.num_params):.1f} %, "
             f"{format_bytes(left * shape.stored_bytes)} of weights"
         )
         if trains:
@@ -322,8 +322,7 @@ def describe_device(device: torch.device) -> str:
     """The device, and how much of it."""
     if device.type == "cuda":
         return protocols.name_device(device)
-    threads = torch.get_num_threads()
-    return f"{device.type} with {threads} thread{'s' * (threads != 1)}"
+    return f"{device.type} with {count_things(torch.get_num_threads(), 'thread')}"
 
 
 def describe_work(plain: float, precise: float) -> str:
