@@ -19,7 +19,7 @@ from seed.stages.gathering import gather_record
 from seed.stages.settings import SearchSettings
 
 ELSEWHERE = ("studies_dir", "study", "workers")  # settings that say where, not what
-Stamps = dict[str, tuple[int, int]]  # bytes and time of change, in nanoseconds, by path
+Stamps = dict[str, tuple[int, int]]  # bytes and time of change in nanoseconds, by path
 
 
 class Finished(Record, frozen=True, kw_only=True):
@@ -27,19 +27,24 @@ class Finished(Record, frozen=True, kw_only=True):
 
     seed_version: str
     settings: dict[str, Any]
-    stamps: Stamps
+    stamps: Stamps  # paths in the study's folder, which can be copied, are seen from there
+    journal_bytes: int  # other commands add to it
 
 
 def remember(study: StudyFolder, settings: SearchSettings, *, model: Path) -> None:
     """Write down that a search is finished, of settings that ``start_from_preset`` has settled. ``model``: its directory."""
     texts = [settings.recovery_text, settings.validation_text, settings.test_text, settings.space, settings.start]
-    ours = [study.plan, study.sweep, study.frontier, study.dense, study.gain, study.models, study.root / "distilled"]
-    stamps = {
-        str(path): stamp(path)
-        for place in (model, *ours, *(Path(text) for text in texts if text is not None))
-        for path in list_files(place.absolute())
-    }
-    folder.write_record(study.finished, Finished(seed_version=__version__, settings=describe(settings), stamps=stamps))
+    theirs = [model, *(Path(text) for text in texts if text is not None)]
+    ours = [*sorted(study.root.glob("*.json*")), study.models, study.root / "distilled"]
+    stamps = {str(path): stamp(path) for place in theirs for path in list_files(place.absolute())}
+    stamps |= {str(path.relative_to(study.root)): stamp(path) for place in ours for path in list_files(place)}
+    record = Finished(
+        seed_version=__version__,
+        settings=describe(settings),
+        stamps=stamps,
+        journal_bytes=study.journal.stat().st_size,
+    )
+    folder.write_record(study.finished, record)
 
 
 def recall(settings: SearchSettings, terminal: Terminal) -> StudyRecord | None:
@@ -53,7 +58,8 @@ def recall(settings: SearchSettings, terminal: Terminal) -> StudyRecord | None:
             known = folder.read_record(study.finished, Finished)
             if (known.seed_version, known.settings) != (__version__, describe(settings)):
                 return None
-            if any(stamp(Path(path)) != was for path, was in known.stamps.items()):
+            is_shorter = study.journal.stat().st_size < known.journal_bytes
+            if is_shorter or any(stamp(study.root / path) != was for path, was in known.stamps.items()):
                 return None
             record = gather_record(study)
     except (SeedError, OSError):  # the usual way says what is wrong
