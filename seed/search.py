@@ -101,6 +101,7 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
 
     load = costs.describe_load()
     study = StudyFolder(settings.studies_dir / name)
+    folder.require_writable(study.root)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
         raise StudyError(
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."

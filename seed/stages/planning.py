@@ -264,6 +264,11 @@ def read_protocol(plan: SearchPlan, *, place: Path) -> Protocol:
     try:
         protocol = msgspec.convert(plan.identity, Protocol)
     except msgspec.ValidationError as error:
+        if plan.seed_version == __version__:
+            raise StudyError(
+                f"{place}: its plan.json is damaged, or was written in the midst of a version of Seed ({error}). Restore it from a copy, "
+                "or start a study of another name (--study NAME)."
+            ) from error
         raise StudyError(
             f"{place}: its plan was written by seed {plan.seed_version}, and this is {__version__} ({error}). "
             "Use that version, or start a study of another name (--study NAME)."

@@ -473,3 +473,17 @@ def test_a_local_model_is_asked_for_its_text(tmp_path: Path) -> None:
     assert planning.start_from_preset(SearchSettings(model=str(tmp_path), recovery_text="demo"))
     assert planning.start_from_preset(SearchSettings(model="someone/a-model"))
     assert planning.start_from_preset(SearchSettings(model="demo"))
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (seed.__version__, r"its plan.json is damaged, .*`int`.*window_tokens"),
+        ("0.0.9", rf"its plan was written by seed 0\.0\.9, and this is {seed.__version__} .*window_tokens"),
+    ],
+)
+def test_a_plan_that_does_not_read_is_told_with_its_field(version: str, said: str) -> None:
+    plan = make_plan()
+    torn = msgspec.structs.replace(plan, identity={**plan.identity, "window_tokens": "many"}, seed_version=version)
+    with pytest.raises(StudyError, match=said):
+        planning.read_protocol(torn, place=Path("studies/demo"))
