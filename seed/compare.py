@@ -84,7 +84,7 @@ def compare_strategies(
         runs = comparing.list_runs(comparison, settings)
         terminal.say(
             f"plan: {len(settings.strategies)} {'strategy' if len(settings.strategies) == 1 else 'strategies'}, each with {comparison.budget:,.0f} layer-tokens to spend; then their "
-            f"picks distilled for {settings.distill_tokens:,} tokens with random seed{'s' if len(settings.rng_seeds) > 1 else ''} "
+            f"picks distilled for {planning.say_tokens(protocol, settings.distill_tokens)} with random seed{'s' if len(settings.rng_seeds) > 1 else ''} "
             + ", ".join(map(str, settings.rng_seeds))
         )
 

@@ -80,6 +80,9 @@ def distill_trials(
             learning_rate=learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate,
             rng_seeds=finals.list_rng_seeds(bench, replicas or plan.replicas),
         )
+        terminal.say(f"training for {planning.say_tokens(protocol, budget.distill_tokens)}")
+        for line in planning.warn_of_few_steps(protocol, budget.distill_tokens):
+            terminal.say(line)
         if group.size > 1:
             together.refuse_unfit(recovering.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model)
         instruments = dataclasses.replace(workbench.prepare_instruments(bench), group=group)

@@ -84,7 +84,7 @@ def measure_fidelity(
         total, done = trust.count_units(bench, fidelity, settings)
         terminal.say(
             f"plan: {count_things(len(fidelity.rows), 'candidate')} with {' or '.join(map(str, settings.depths))} {'layer' if settings.depths == (1,) else 'layers'} dropped; scores, and "
-            f"{count_things(len(rng_seeds), 'final')} of {settings.distill_tokens:,} tokens each; {total - done:,} of {total:,} steps to go"
+            f"{count_things(len(rng_seeds), 'final')} of {planning.say_tokens(protocol, settings.distill_tokens)} each; {total - done:,} of {total:,} steps to go"
         )
         if total > done:
             steps = trust.count_longest(bench, settings)

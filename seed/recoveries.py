@@ -77,7 +77,7 @@ def compare_recoveries(
         comparison = restoring.start_comparison(bench, settings, reference=REFERENCE)
         wanted = restoring.list_equal_tokens(settings)
         terminal.say(
-            f"plan: {count_things(len(wanted), 'training')} of {settings.distill_tokens:,} tokens, {len(settings.recoveries)} {'recovery' if len(settings.recoveries) == 1 else 'recoveries'} of "
+            f"plan: {count_things(len(wanted), 'training')} of {planning.say_tokens(protocol, settings.distill_tokens)}, {len(settings.recoveries)} {'recovery' if len(settings.recoveries) == 1 else 'recoveries'} of "
             + ", ".join(candidate.key for candidate in candidates)
             + "; then as many again for the time that distillation took"
         )

@@ -31,7 +31,6 @@ TRAINING_FORWARDS = 3.3
 COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no sweep is short then
 FIT_TOKENS = 1024  # what a fit is timed on where it is timed in small
 TIMING_TURNS, TIMING_SECONDS = 8, 2.0  # each part is timed so often at most, all together for little longer than this
-FEW_STEPS = 10  # below this many, training hardly recovers anything
 BUSY_SHARE = 0.7  # of the cores, taken by others
 
 
@@ -254,24 +253,17 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_worke
     else:
         what = f"{plan.trials:,} of {count_things(space.size, 'candidate')} at rung {rung}"
         what += ", led by a sweep of all of them at rung closed form" if plan.covers_space else ""
-    steps, asked = protocol.count_steps(plan.distill_tokens), plan.distill_tokens
-    trained = steps * protocol.step_tokens
     finals = (
         f"; then {count_things(cost.num_finals, 'model')} distilled {f'{plan.replicas} times ' * (plan.replicas > 1)}for "
-        f"{trained:,} tokens each ({count_things(steps, 'step')} of {protocol.step_tokens:,}"
-        f"{f', the nearest to {asked:,}' * (asked != trained)}), {format_span(cost.distill_seconds)}"
-    )
-    few = (
-        f"  {count_things(steps, 'step')} of training can hardly recover anything: give --distill-tokens "
-        f"{FEW_STEPS * protocol.step_tokens:,} or more"
+        f"{planning.say_tokens(protocol, plan.distill_tokens)} each, {format_span(cost.distill_seconds)}"
     )
     whole = cost.latency_seconds + cost.search_seconds + cost.distill_seconds
     return [
-        f"plan: {what}, {format_span(cost.search_seconds)}{finals if cost.num_finals else ''}; with latencies "
-        f"{format_span(whole)} in all; at most {format_bytes(cost.memory_bytes)} of memory and {format_bytes(cost.disk_bytes)} of "
+        f"plan: {what}, {format_span(cost.search_seconds)}{finals if cost.num_finals else ''}; "
+        f"{format_span(whole)} in all, latencies included; at most {format_bytes(cost.memory_bytes)} of memory and {format_bytes(cost.disk_bytes)} of "
         f"disk, on {protocol.device}"
         f"{f'; {num_workers} workers share the work, each with as much memory' if num_workers > 1 else ''}",
-        *([few] if cost.num_finals and steps < FEW_STEPS else []),
+        *(planning.warn_of_few_steps(protocol, plan.distill_tokens) if cost.num_finals else []),
         f"  memory: {cost.memory_formula}",
         *(
             f"  {name}: {stream.tokens:,} tokens{_spell_documents(stream.documents)} of {stream.source}"

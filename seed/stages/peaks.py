@@ -104,7 +104,9 @@ def estimate_peak(
         rest.append(Part(what="logits, some positions at a time", num_bytes=logits))
     swept, trained = (sum(part.num_bytes for part in parts) for parts in (sweep, training))
     timed = _describe_timed(shape, protocol)
-    if timed.num_bytes > swept + trained + sum(part.num_bytes for part in rest):  # nothing else is there then
+    if num_dropped is None and timed.num_bytes > swept + trained + sum(
+        part.num_bytes for part in rest
+    ):  # nothing else is there then
         return Peak(
             num_bytes=dense.num_bytes + timed.num_bytes,
             parts=(dense, timed),

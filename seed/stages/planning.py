@@ -28,6 +28,7 @@ from seed.stages.vouching import list_doors, list_storage, require_word
 
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
 FRONTIER_SIZE = 6
+FEW_STEPS = 10  # below this many, training hardly recovers anything
 MAX_COVERED = 20_000_000  # at a tenth of a millisecond each half an hour; real ones take a thousand times as long
 
 
@@ -218,6 +219,25 @@ def make_plan(
         seed_version=__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def say_tokens(protocol: Protocol, distill_tokens: int) -> str:
+    """How much a distillation will train: whole steps, which may be more or less than was asked for."""
+    steps = protocol.count_steps(distill_tokens)
+    trained = steps * protocol.step_tokens
+    nearest = f", the nearest to {distill_tokens:,}" if trained != distill_tokens else ""
+    return f"{trained:,} tokens ({count_things(steps, 'step')} of {protocol.step_tokens:,}{nearest})"
+
+
+def warn_of_few_steps(protocol: Protocol, distill_tokens: int) -> list[str]:
+    """One line where a distillation is too short to mean anything."""
+    steps = protocol.count_steps(distill_tokens)
+    if steps >= FEW_STEPS:
+        return []
+    return [
+        f"  {count_things(steps, 'step')} of training can hardly recover anything: give --distill-tokens "
+        f"{FEW_STEPS * protocol.step_tokens:,} or more"
+    ]
 
 
 def allows_singles(plan: SearchPlan, space: SearchSpace) -> bool:

@@ -204,9 +204,9 @@ def test_multiply_adds_are_counted_by_the_same_formulas(tmp_path: Path) -> None:
 def test_steps_are_told_as_they_will_be(tmp_path: Path) -> None:
     bench = open_bench(tmp_path)  # steps of 256 tokens
     for asked, told in (
-        (200, "5 models distilled for 256 tokens each (1 step of 256, the nearest to 200), "),
-        (256, "5 models distilled for 256 tokens each (1 step of 256), "),
-        (10_000, "5 models distilled for 9,984 tokens each (39 steps of 256, the nearest to 10,000), "),
+        (200, "5 models distilled for 256 tokens (1 step of 256, the nearest to 200) each, "),
+        (256, "5 models distilled for 256 tokens (1 step of 256) each, "),
+        (10_000, "5 models distilled for 9,984 tokens (39 steps of 256, the nearest to 10,000) each, "),
     ):
         plan = make_plan(bench, SearchSettings(), trials=5, covers_space=False)
         plan = msgspec.structs.replace(plan, distill_tokens=asked)
