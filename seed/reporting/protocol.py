@@ -8,14 +8,14 @@ import msgspec
 from seed.findings import StudyRecord
 from seed.records import DistillResult
 from seed.reporting.document import escape, render_details, render_section, render_values
-from seed.reporting.wording import count_things, list_layers, name_rung
+from seed.reporting.wording import list_layers, name_rung
 
 
 def render_protocol(record: StudyRecord) -> str:
     """Return how the numbers were measured: the search's extent, the plan and its identity, the distillations."""
     frontier, space, plan = record.frontier, record.space, record.plan
     if frontier.num_scored >= frontier.space_size:
-        extent = f"All of the space was scored, {count_things(frontier.space_size, 'candidate')}: it was enumerated, not sampled."
+        extent = f"All {frontier.space_size:,} candidates of the space were scored: it was enumerated, not sampled."
     else:
         extent = (
             f"{frontier.num_scored:,} of the {frontier.space_size:,} candidates of the space were scored: it was "

@@ -14,6 +14,7 @@ from seed.reporting.answers import (
     say_introduction,
     say_neighbour,
     say_recommendation,
+    say_unhelped,
 )
 
 from . import factory
@@ -147,3 +148,14 @@ def test_ties_that_were_not_distilled_are_told(three: StudyRecord) -> None:
     record = msgspec.structs.replace(three, frontier=frontier)
     said = say_contender(list_contenders(record)[0], record)
     assert said.endswith("by the proxy tied with 2 others that were not distilled.")
+
+
+def test_where_recovery_did_not_help_is_said(three: StudyRecord) -> None:
+    assert say_unhelped(three.distilled) is None
+    first, *others = three.distilled
+    worse = msgspec.structs.replace(first, test=first.test_unrecovered)
+    said = say_unhelped([worse, *others])
+    assert said is not None
+    assert said.startswith(
+        f"Recovery did not help on test text without {', '.join(worse.candidate.dropped_parts)}. Give more"
+    )
