@@ -150,12 +150,11 @@ def test_ties_that_were_not_distilled_are_told(three: StudyRecord) -> None:
     assert said.endswith("by the proxy tied with 2 others that were not distilled.")
 
 
-def test_where_recovery_did_not_help_is_said(three: StudyRecord) -> None:
-    assert say_unhelped(three.distilled) is None
-    first, *others = three.distilled
-    worse = msgspec.structs.replace(first, test=first.test_unrecovered)
-    said = say_unhelped([worse, *others])
+def test_where_recovery_did_not_help_is_said(record: StudyRecord) -> None:
+    helped = [msgspec.structs.replace(one, test_unrecovered=factory.make_quality(2.0)) for one in record.distilled]
+    assert say_unhelped(helped) is None
+    worse = msgspec.structs.replace(helped[0], test=helped[0].test_unrecovered)
+    layers = ", ".join(worse.candidate.dropped_parts)
+    said = say_unhelped([worse, *helped[1:]])
     assert said is not None
-    assert said.startswith(
-        f"Recovery did not help on test text without {', '.join(worse.candidate.dropped_parts)}. Give more"
-    )
+    assert said.startswith(f"Recovery did not help on test text without {layers}. Give more --distill-tokens")
