@@ -83,7 +83,7 @@ def check_claims(
         staged = claiming.list_staged(evidence, settings)
         terminal.say(
             f"plan: {len(missing) + len(staged)} of {len(wanted) + len(settings.rng_seeds)} trainings to go, each of "
-            f"{settings.distill_tokens:,} tokens; random seeds {', '.join(map(str, settings.rng_seeds))}"
+            f"{planning.say_tokens(protocol, settings.distill_tokens)}; random seeds {', '.join(map(str, settings.rng_seeds))}"
         )
         if missing or staged:
             training.store_states(terminal, bench, sweep, settings, tokens=settings.distill_tokens)
@@ -124,7 +124,7 @@ def check_claims(
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.claims",
         description="Test what was reported about dropping layers on the model of a finished search.",
         epilog="The same command again continues a stopped run.",

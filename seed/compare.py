@@ -83,8 +83,8 @@ def compare_strategies(
             comparison = comparing.start_comparison(bench, measured, settings, on_round=on_round)
         runs = comparing.list_runs(comparison, settings)
         terminal.say(
-            f"plan: {len(settings.strategies)} strategies, each with {comparison.budget:,.0f} layer-tokens to spend; then their "
-            f"picks distilled for {settings.distill_tokens:,} tokens with random seed{'s' if len(settings.rng_seeds) > 1 else ''} "
+            f"plan: {len(settings.strategies)} {'strategy' if len(settings.strategies) == 1 else 'strategies'}, each with {comparison.budget:,.0f} layer-tokens to spend; then their "
+            f"picks distilled for {planning.say_tokens(protocol, settings.distill_tokens)} with random seed{'s' if len(settings.rng_seeds) > 1 else ''} "
             + ", ".join(map(str, settings.rng_seeds))
         )
 
@@ -130,7 +130,7 @@ def compare_strategies(
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.compare",
         description="Let strategies choose layers at equal cost, and see what distillation makes of what they chose.",
         epilog="The same command again continues a stopped comparison; with other strategies it adds them.",

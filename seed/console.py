@@ -22,7 +22,7 @@ from rich.table import Table
 from seed import interrupts
 from seed.errors import SeedError
 from seed.folder import explain_resource_errors
-from seed.plain import spell_controls
+from seed.plain import is_utf8, spell_controls
 from seed.progress import Glimpse, Pace, draw_glimpse
 
 PLAIN_SECONDS = 10.0
@@ -155,14 +155,31 @@ def format_amount(done: float, total: float, *, is_share: bool) -> str:
     return f"{done / max(total, 1e-9):.0%}" if is_share else f"{done:,.0f} of {total:,.0f}"
 
 
+LONG_UNITS = (("year", 365 * 86400), ("month", 30 * 86400), ("week", 7 * 86400), ("day", 86400))
+SPAN_UNITS = (*((f"{name}s", seconds) for name, seconds in LONG_UNITS), ("h", 3600), ("min", 60), ("s", 1))
+UNSURE = 0.7, 1.7  # of what an estimate says, the truth is mostly between
+
+
 def format_seconds(seconds: float) -> str:
-    """``8 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """``8 s``, ``3 min 20 s``, ``2 h 05 min``; from two days on ``3 days``, ``2 weeks``, ``5 months``, ``3 years``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
+    for name, unit in LONG_UNITS:
+        if whole >= 2 * unit:
+            return f"{round(whole / unit)} {name}s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_span(seconds: float) -> str:
+    """An estimate with its spread: ``3 to 7 min``, ``2 to 5 days``."""
+    low, high = (share * seconds for share in UNSURE)
+    if high < 10:
+        return "less than 10 s"
+    name, unit = next((name, unit) for name, unit in SPAN_UNITS if low >= unit or unit == 1)
+    return f"{low / unit:,.0f} to {high / unit:,.0f} {name}"
 
 
 def answer_in_json(work: Callable[[Terminal], msgspec.Struct]) -> None:
@@ -175,11 +192,28 @@ def answer_in_json(work: Callable[[Terminal], msgspec.Struct]) -> None:
     print(line, flush=True)
 
 
+def find_here() -> Path:
+    """The current directory, which paths that are typed are seen from.
+
+    Raises:
+        SeedError: it is gone, or its name cannot be written down.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError as error:
+        raise SeedError("the current directory was removed. Change to one that is there: cd DIRECTORY.") from error
+    if not is_utf8(str(here)):
+        raise SeedError(
+            f"{here}: the name of the current directory is not UTF-8, as all that Seed writes down is. Work in another."
+        )
+    return here
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command: a ``SeedError`` ends it with its message and exit code 2, Ctrl-C with 130, SIGTERM with 143."""
     interrupts.listen()
     try:
-        with explain_resource_errors(Path.cwd()):
+        with explain_resource_errors(find_here()):
             main()
     except SeedError as error:
         print(f"error: {spell_controls(str(error))}", file=sys.stderr)

@@ -58,12 +58,15 @@ class Handler(WSGIRequestHandler):
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line of ``python -m seed.dashboard``."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.dashboard", description="Open a study in Optuna Dashboard, also while its search runs."
     )
     parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
     parser.add_argument(
-        "--port", type=int, metavar="N", help=f"port on {HOST} (default: the first free one from {PORT})"
+        "--port",
+        type=options.positive_int,
+        metavar="N",
+        help=f"port on {HOST} (default: the first free one from {PORT})",
     )
     options.add_trust(parser, code=False)
     parser.add_argument("--no-browser", action="store_true", help="only print the address")

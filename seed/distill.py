@@ -80,6 +80,9 @@ def distill_trials(
             learning_rate=learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate,
             rng_seeds=finals.list_rng_seeds(bench, replicas or plan.replicas),
         )
+        terminal.say(f"training for {planning.say_tokens(protocol, budget.distill_tokens)}")
+        for line in planning.warn_of_few_steps(protocol, budget.distill_tokens):
+            terminal.say(line)
         if group.size > 1:
             together.refuse_unfit(recovering.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model)
         instruments = dataclasses.replace(workbench.prepare_instruments(bench), group=group)
@@ -148,7 +151,7 @@ def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None,
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.distill",
         description="Distill and export one more candidate of a study, or all of its frontier that are not distilled yet.",
         epilog="Over several GPUs or hosts: torchrun --nproc-per-node 4 -m seed.distill ..., or accelerate launch --multi_gpu "
@@ -157,7 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
     parser.add_argument(
         "--trial",
-        type=int,
+        type=options.whole_number,
         metavar="N",
         help="number of the trial, as in the report (default: every member of the frontier that is not distilled yet)",
     )

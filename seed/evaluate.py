@@ -1,7 +1,7 @@
 """Perplexity and latency of any checkpoint, by Seed's protocol: python -m seed.evaluate studies/demo/models/drop-1
 
 A model inside a study is judged on that study's test text, beside its dense model. Any other model (a
-directory, a hub id, a preset's name) is judged alone, on the text you name, or else its study's or its preset's.
+directory, a hub id, a preset's name) is judged alone, on the text you name, or else its preset's.
 With ``--tasks`` both are also judged by tasks of lm-eval.
 """
 
@@ -21,7 +21,7 @@ from seed.models.integrity import find_damage, refuse_damaged
 from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import DistillResult, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
-from seed.reporting.wording import format_bytes, format_latency_ratio
+from seed.reporting.wording import count_things, format_bytes, format_latency_ratio
 from seed.stages import options, planning
 from seed.stages.defaults import choose_text, choose_window
 
@@ -47,6 +47,8 @@ def evaluate_in_study(
     path: Path,
     study: StudyFolder,
     *,
+    window_tokens: int | None = None,
+    test_tokens: int | None = None,
     device: str | None = None,
     trust_study: bool = False,
     trust_remote_code: bool = False,
@@ -55,6 +57,8 @@ def evaluate_in_study(
 ) -> Judgement:
     """Judge an exported model of a study on the study's test text, and by tasks, beside the dense model.
 
+    ``window_tokens``, ``test_tokens``: other windows of that text, or another amount of it, than the study has.
+
     Raises:
         SeedError: the checkpoint cannot be loaded, model or text changed since the search, or they want the user's word.
     """
@@ -62,20 +66,21 @@ def evaluate_in_study(
     planning.quiet_libraries()
     from seed.models.checkpoint import load_checkpoint, load_tokenizer, measure_size
     from seed.scoring.latency import measure_pair, prepare_run
-    from seed.scoring.quality import compare_models, judge, logits_of
+    from seed.scoring.quality import choose_micro_batch, compare_models, judge, logits_of
     from seed.scoring.tasks import compare_scores, score_tasks
     from seed.stages import protocols, workbench
 
     bench = workbench.reopen(study, protocol, device_name=device)
+    vocabulary, window = bench.anatomy.config.vocab_size, window_tokens or protocol.window_tokens
+    stream = workbench.take_test_text(bench, window_tokens=window, test_tokens=test_tokens)
     model = load_checkpoint(path, device=bench.device, dtype=bench.dtype)
     dense, [(losses, closeness)] = compare_models(
         logits_of(bench.teacher.model),
         [logits_of(model)],
-        bench.streams["test"],
-        micro_batch=bench.micro_batch,
+        stream,
+        micro_batch=choose_micro_batch(window, vocabulary, device=bench.device),
         device=bench.device,
     )
-    vocabulary = bench.anatomy.config.vocab_size
     latency = measure_pair(
         prepare_run(bench.teacher.model, bench.workload, vocabulary=vocabulary),
         prepare_run(model, bench.workload, vocabulary=vocabulary),
@@ -95,7 +100,7 @@ def evaluate_in_study(
         test=judge(losses, dense, closeness=closeness),
         latency=latency,
         size=measure_size(model, dtype=bench.teacher.stored_dtype),
-        protocol=_describe(protocol.window_tokens, protocol.dtype, bench.streams["test"]),
+        protocol=_describe(window, protocol.dtype, stream),
         tasks=tuple(scores),
     )
 
@@ -128,6 +133,7 @@ def evaluate_alone(
     from seed.scoring.tasks import compare_scores, score_tasks
     from seed.stages import protocols
 
+    text = choose_text(name, preset=preset) if text is None else text
     location = protocols.locate_model(name, preset=preset)
     source = ModelSource(
         location=str(protocols.resolve_location(location)) if location == "demo" else location,
@@ -149,7 +155,7 @@ def evaluate_alone(
             f"windows of {window} tokens ({why}): {name} reads 2 to {longest} tokens at once. Give --window-tokens between."
         )
     stream = open_test_stream(
-        text or choose_text(name, preset=preset),
+        text,
         teacher.tokenizer,
         window_tokens=window,
         bos_each_window=config.model_type.startswith(protocols.NEED_BOS),
@@ -214,7 +220,7 @@ def check_model(path: Path) -> None:
 def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) -> None:
     """Print what was found."""
     test, latency, size = found.test, found.latency, found.size
-    terminal.say(f"text:       {found.protocol}; {test.tokens:,} tokens in {test.documents} documents")
+    terminal.say(f"text:       {found.protocol}; {test.tokens:,} tokens in {count_things(test.documents, 'document')}")
     ratio = f", ratio to dense {test.ppl_ratio:.4f} ± {test.ppl_ratio_standard_error:.4f}" if beside_dense else ""
     terminal.say(
         f"perplexity: {test.perplexity:.3f} (loss {test.loss:.4f} ± {test.standard_error:.4f} nats a token){ratio}"
@@ -261,11 +267,7 @@ def show_tasks(terminal: Terminal, scores: tuple[TaskScore, ...], *, limit: int 
         ],
         num_words=2,
     )
-    some = (
-        "all documents"
-        if limit is None
-        else f"the first {limit:,} {'document' if limit == 1 else 'documents'} of each task"
-    )
+    some = "all documents" if limit is None else f"the first {count_things(limit, 'document')} of each task"
     paired = "; that of a difference is paired by document" if beside_dense else ""
     version = importlib.metadata.version("lm-eval")
     terminal.say(f"tasks:      lm-eval {version}, {some}, no chat template; ± is a standard error{paired}")
@@ -277,12 +279,14 @@ def _spell(value: float, spread: float | None, *, sign: str = "") -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.evaluate", description="Perplexity and latency of a checkpoint."
     )
     parser.add_argument("model", help="studies/NAME/models/KEY, any directory, a hub id, or a preset's name")
     parser.add_argument(
-        "--test-text", metavar="SOURCE", help="text to judge on (default: the study's or the preset's, else wikitext2)"
+        "--test-text",
+        metavar="SOURCE",
+        help="text to judge on (default: the study's or the preset's; wikitext2 for another model of the hub)",
     )
     parser.add_argument(
         "--window-tokens",
@@ -291,7 +295,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="length of the windows (default: the study's or the preset's, else as many as the model reads, 1,024 at most)",
     )
     parser.add_argument(
-        "--test-tokens", type=options.positive_int, metavar="N", help="use at most N tokens (default: all)"
+        "--test-tokens",
+        type=options.positive_int,
+        metavar="N",
+        help="use at most N tokens (default: as the study, or all)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1")
     tasks = parser.add_argument_group("tasks of lm-eval, besides (pip install 'seed-search[tasks]')")
@@ -325,11 +332,13 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
     """Judge as told on the command line, say what was found, and return it as ``--json`` prints it."""
     tasks = read_tasks(args)
     check_model(Path(args.model).expanduser())
-    study = find_study(Path(args.model)) if not (args.test_text or args.window_tokens or args.test_tokens) else None
+    study = find_study(Path(args.model)) if args.test_text is None else None
     if study is not None:
         found = evaluate_in_study(
             Path(args.model),
             study,
+            window_tokens=args.window_tokens,
+            test_tokens=args.test_tokens,
             device=args.device,
             trust_study=args.trust_study,
             trust_remote_code=args.trust_remote_code,

@@ -116,7 +116,7 @@ def say_line(terminal: Terminal, line: "ExportLine") -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.export",
         description="Write a candidate of a study, or layers of any model, as an ordinary checkpoint.",
         epilog="Tensors are copied from file to file: the model may be larger than memory.",

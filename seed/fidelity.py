@@ -18,6 +18,7 @@ from seed.optimize.fidelity import summarize_study
 from seed.records import (
     DenseResult,
 )
+from seed.reporting.wording import count_things
 from seed.stages import options, planning
 
 
@@ -82,8 +83,8 @@ def measure_fidelity(
         fidelity = trust.start_study(bench, scored, settings, dense)
         total, done = trust.count_units(bench, fidelity, settings)
         terminal.say(
-            f"plan: {len(fidelity.rows)} candidates with {' or '.join(map(str, settings.depths))} layers dropped; scores, and "
-            f"{len(rng_seeds)} finals of {settings.distill_tokens:,} tokens each; {total - done:,} of {total:,} steps to go"
+            f"plan: {count_things(len(fidelity.rows), 'candidate')} with {' or '.join(map(str, settings.depths))} {'layer' if settings.depths == (1,) else 'layers'} dropped; scores, and "
+            f"{count_things(len(rng_seeds), 'final')} of {planning.say_tokens(protocol, settings.distill_tokens)} each; {total - done:,} of {total:,} steps to go"
         )
         if total > done:
             steps = trust.count_longest(bench, settings)
@@ -110,7 +111,7 @@ def measure_fidelity(
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.fidelity",
         description="Measure whether the cheap scores order candidates as full distillation does.",
         epilog="The same command again continues a stopped study.",

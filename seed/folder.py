@@ -18,13 +18,15 @@ from typing import Any, TextIO, TypeVar
 import msgspec
 
 from seed import sealed, untrusted
-from seed.errors import ResourceError, StudyError, first_line
+from seed.errors import ResourceError, SeedError, StudyError, first_line
 
 T = TypeVar("T")
 INSIDE = ".new"  # what a mounted directory is filled from
-DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DENIED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-DISK_MESSAGES = re.compile(r"os error (27|28|30|122)\b|No space left on device|PytorchStreamWriter failed")
+READ_ONLY_MESSAGES = re.compile(r"os error 30\b|Read-only file system")
+READ_ONLY_CURE = "It lies on a disk that can only be read: choose a writable place (--studies-dir DIRECTORY), or work on a copy there."
+DISK_MESSAGES = re.compile(r"os error (27|28|122)\b|No space left on device|PytorchStreamWriter failed")
 MEMORY_MESSAGE = "can't allocate memory"  # torch on the CPU
 MEASURED = (
     "compare.json",
@@ -67,6 +69,7 @@ class StudyFolder:
         self.work = root / "work"
         self.present = self.work / "present"
         self.streams = self.work / "streams"
+        self.finished = self.work / "finished.json"
         self.lead = self.work / "lead.json"
         self.search_order = self.work / "search-order.json"
         self.distill_order = self.work / "distill-order.json"
@@ -98,16 +101,32 @@ def name_study(name: str) -> str:
 def create(root: Path) -> StudyFolder:
     """Make sure that the folder is there and can be written."""
     untrusted.refuse_strays(root)
+    require_writable(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".write-test-{os.getpid()}"
         probe.write_text("x")
         probe.unlink()
     except OSError as error:
-        raise ResourceError(
-            f"{root}: cannot write there ({error.strerror or error}). Choose a writable place with --studies-dir DIRECTORY."
-        ) from error
+        raise refuse_place(root, error.strerror or str(error)) from error
     return StudyFolder(root)
+
+
+def require_writable(root: Path) -> None:
+    """Raise when nothing can be written in a folder, or where it would be made; asked before there is any work to lose.
+
+    Raises:
+        ResourceError: with the cure.
+    """
+    existing = next(place for place in (root.absolute(), *root.absolute().parents) if place.exists())
+    if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK):
+        is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+        raise refuse_place(root, "a disk that can only be read" if is_read_only else "permission denied")
+
+
+def refuse_place(root: Path, why: str) -> ResourceError:
+    """What is raised where a study cannot be written."""
+    return ResourceError(f"{root}: cannot write there ({why}). Choose a writable place with --studies-dir DIRECTORY.")
 
 
 def open_existing(path: Path) -> StudyFolder:
@@ -185,6 +204,10 @@ def explain_resource_errors(place: Path) -> Iterator[None]:
             raise deny(Path(error.filename or place)) from error
         link: BaseException | None = error
         while link is not None:
+            if getattr(link, "errno", None) == errno.EROFS or READ_ONLY_MESSAGES.search(str(link)):
+                if isinstance(error, SeedError):  # has its own cure
+                    raise
+                raise ResourceError(f"{place}: cannot be written ({link}). {READ_ONLY_CURE}") from error
             # safetensors and torch wrap the errno into a message of their own
             if getattr(link, "errno", None) in DISK_ERRNOS or DISK_MESSAGES.search(str(link)):
                 raise ResourceError(
@@ -240,8 +263,12 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 def refuse_write(path: Path, error: OSError) -> ResourceError:
     """What is raised when a file cannot be written."""
     return ResourceError(
-        f"{path}: cannot be written ({error.strerror or error}). Free some room and run the same command again; "
-        "what was finished is kept."
+        f"{path}: cannot be written ({error.strerror or error}). "
+        + (
+            READ_ONLY_CURE
+            if error.errno == errno.EROFS
+            else "Free some room and run the same command again; what was finished is kept."
+        )
     )
 
 
@@ -314,7 +341,8 @@ def replace_directory(target: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        cure = "Free some room and try again." if error.errno in DISK_ERRNOS else "Name a place that can be written."
+        cure = READ_ONLY_CURE if error.errno == errno.EROFS else "Name a place that can be written."
+        cure = "Free some room and try again." if error.errno in DISK_ERRNOS else cure
         raise ResourceError(f"{target}: cannot be written ({error.strerror or error}). {cure}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -20,6 +20,15 @@ def spell_controls(text: str) -> str:
     return STEERING.sub(_spell, text)
 
 
+def is_utf8(text: str) -> bool:
+    """Can the text be written down? A file's name that is not UTF-8 reaches Python as text that cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _spell(match: re.Match[str]) -> str:
     number = ord(match[0])
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

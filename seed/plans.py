@@ -77,6 +77,15 @@ class Protocol(Record, frozen=True, kw_only=True):
     dtype: str
     rng_seed: int
 
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one step of distillation: whole windows."""
+        return max(1, self.batch_tokens // self.window_tokens) * self.window_tokens
+
+    def count_steps(self, distill_tokens: int) -> int:
+        """Whole steps of distillation that come closest to so many tokens."""
+        return max(1, round(distill_tokens / self.step_tokens))
+
 
 # Names of what else in the protocol identifies by content, and where it runs: hosts of one study differ in these.
 OF_A_HOST = ("model", "location", "recovery_text", "validation_text", "test_text", "start", "device")

@@ -12,6 +12,7 @@ from seed import folder
 from seed.console import Terminal, format_seconds, run_command
 from seed.errors import SeedError
 from seed.evidence import RecoveredRow, RecoveryComparison
+from seed.reporting.wording import count_things
 from seed.stages import options, planning
 from seed.stages.recoveries import RECOVERIES
 
@@ -76,7 +77,7 @@ def compare_recoveries(
         comparison = restoring.start_comparison(bench, settings, reference=REFERENCE)
         wanted = restoring.list_equal_tokens(settings)
         terminal.say(
-            f"plan: {len(wanted)} trainings of {settings.distill_tokens:,} tokens, {len(settings.recoveries)} recoveries of "
+            f"plan: {count_things(len(wanted), 'training')} of {planning.say_tokens(protocol, settings.distill_tokens)}, {len(settings.recoveries)} {'recovery' if len(settings.recoveries) == 1 else 'recoveries'} of "
             + ", ".join(candidate.key for candidate in candidates)
             + "; then as many again for the time that distillation took"
         )
@@ -122,7 +123,7 @@ def compare_recoveries(
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.recoveries",
         description="Recover models of a finished search in several ways, at equal tokens and at equal time.",
         epilog="The same command again continues a stopped comparison.",

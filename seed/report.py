@@ -94,7 +94,7 @@ def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | Non
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = options.CommandParser(
         prog="python -m seed.report",
         description="Write report.html of a study again; of several studies, one page that sets their frontiers side by side.",
     )

@@ -70,6 +70,10 @@ def search(settings: SearchSettings, terminal: Terminal) -> "StudyRecord | Leade
     Returns:
         What was found; or the host that leads the search and has found it, where that is another one.
     """
+    from seed.stages import finished
+
+    if (known := finished.recall(settings, terminal)) is not None:
+        return known
     from seed.stages import crew
 
     num_workers = crew.count_workers(settings)
@@ -94,7 +98,9 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     from seed.stages.gathering import gather_record
     from seed.stages.posts import open_post
 
+    load = costs.describe_load()
     study = StudyFolder(settings.studies_dir / name)
+    folder.require_writable(study.root)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
         raise StudyError(
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
@@ -118,6 +124,8 @@ def search_here(settings: SearchSettings, terminal: Terminal, *, num_workers: in
     cost = costs.estimate_cost(shape, bench.protocol, plan, speed, distill=settings.distill)
     for line in costs.describe_plan(bench.protocol, plan, cost, num_workers=num_workers):
         terminal.say(line)
+    if load is not None:
+        terminal.say(load)
     costs.require_resources(cost, root=study.root, device=bench.device, num_workers=num_workers)
     folder.create(study.root)
     with folder.lock(study), orders.lead(study, post.presence, settings, pid=os.getpid()):

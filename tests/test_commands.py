@@ -111,8 +111,7 @@ def test_the_whole_pass_gives_checkpoints_that_plain_transformers_loads(make_che
         *search_words(make_checkpoint("gpt2"), text_file, "--study", "tiny", "--frontier-size=2", "--json"),
         cwd=tmp_path,
     )
-    assert "continuing the study" in again.stderr
-    assert "candidates were scored before" in again.stderr
+    assert "finished before: nothing is left to do in studies/tiny" in again.stderr
     assert again.stderr.split("dense model:")[1] == done.stdout.split("dense model:")[1]
     line = read_line(again, SearchLine)
     kept = {tuple(result["candidate"]["kept_layers"]): result["test"]["ppl_ratio"] for result in results}
@@ -413,8 +412,7 @@ def test_a_search_of_what_seed_cut_says_to_what_its_ratios_are(make_checkpoint, 
 def test_a_judge_is_told_of_its_own_options(make_checkpoint, tmp_path):
     model = shutil.copytree(make_checkpoint(), tmp_path / "model")
     error = error_of(run_seed("seed.evaluate", "model", cwd=tmp_path, code=2))
-    assert "wikitext2: this data set cannot be loaded" in error
-    assert "--test-text FILE" in error
+    assert "which text? Give --test-text FILE" in error
     assert "--recovery-text" not in error
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(
@@ -429,7 +427,7 @@ BAD_WORDS = {
     "unknown model": (["--model", "tinylama"], ["tinylama", "tinyllama"]),
     "no network": (["--model", "tinyllama"], ["TinyLlama", "hub cannot be reached", "--model demo"]),
     "missing directory": (["--model", "./nowhere"], ["./nowhere", "no such directory"]),
-    "trials": (["--trials", "0"], ["--trials 0", "above 0"]),
+    "trials": (["--trials", "0"], ["--trials: 0 must be 1 or more"]),
     "study path": (["--study", "a/b"], ["a/b", "--studies-dir"]),
     "layers": (["--max-dropped", "12"], ["max_dropped = 12", "11 or fewer"]),
     "device": (["--device", "cuda:7"], ["--device cuda:7", "Available: cpu"]),
@@ -440,7 +438,7 @@ BAD_WORDS = {
     "test limit": (["--test-tokens=1000"], ["--test-tokens 1000", "1024 or more"]),
     "calibration limit": (["--calibration-tokens=1"], ["--calibration-tokens 1:", "1024 or more"]),
     "limit of a dry run": (["--dry-run", "--validation-tokens=256"], ["--validation-tokens 256", "1024 or more"]),
-    "low-rank updates": (["--lora-rank", "0"], ["--lora-rank 0", "above 0"]),
+    "low-rank updates": (["--lora-rank", "0"], ["--lora-rank: 0 must be 1 or more"]),
     "dry run for a script": (["--dry-run", "--json"], ["--dry-run", "--json"]),
     "space file": (["--space", "nowhere.toml"], ["nowhere.toml"]),
 }

@@ -15,7 +15,7 @@ import pytest
 
 import seed
 from seed import console
-from seed.console import Terminal, format_seconds
+from seed.console import Terminal, format_seconds, format_span
 from seed.errors import SeedError, StudyError
 from seed.reporting.summary import distilled_table
 
@@ -47,11 +47,35 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
         (3599.4, "59 min 59 s"),
         (3599.6, "1 h 00 min"),
         (7500, "2 h 05 min"),
-        (360_000, "100 h 00 min"),
+        (172_799, "47 h 59 min"),
+        (172_800, "2 days"),
+        (360_000, "4 days"),
+        (14 * 86_400, "2 weeks"),
+        (100 * 86_400, "3 months"),
+        (22_320 * 3600, "3 years"),
     ],
 )
 def test_seconds_are_said_as_people_do(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "less than 10 s"),
+        (5, "less than 10 s"),
+        (20, "14 to 34 s"),
+        (100, "1 to 3 min"),
+        (300, "4 to 8 min"),
+        (3600, "42 to 102 min"),
+        (6000, "1 to 3 h"),
+        (187 * 3600, "5 to 13 days"),
+        (862 * 3600, "4 to 9 weeks"),
+        (22_320 * 3600, "2 to 4 years"),
+    ],
+)
+def test_estimates_are_said_with_their_spread(seconds: float, text: str) -> None:
+    assert format_span(seconds) == text
 
 
 # ---- sentences and tables
@@ -354,9 +378,9 @@ def run_python(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_wrong_setting_ends_the_real_command_in_one_line() -> None:
-    done = run_python("-m", "seed.search", "--trials", "0")
+    done = run_python("-m", "seed.search", "--max-ppl-ratio", "1")
     assert done.returncode == 2
-    assert done.stderr == "error: --trials 0: must be above 0.\n"
+    assert done.stderr == "error: --max-ppl-ratio 1.0: a ratio to the dense model, above 1. Try 1.1.\n"
     assert done.stdout == ""
 
 

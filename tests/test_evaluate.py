@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from seed.errors import CorpusError
 from seed.optimize.space import load_preset, presets_directory
 from seed.stages.defaults import choose_text, choose_window
 from tests.conftest import MakeCheckpoint
@@ -40,12 +41,18 @@ def test_what_is_typed_or_a_model_s_own_counts_first(tmp_path: Path) -> None:
     assert choose_window("nowhere", None, preset=None, longest=4096)[0] == 1024
 
 
-def test_a_model_names_a_known_text_only(tmp_path: Path) -> None:
-    for source, text in (("demo", "demo"), ("/etc/passwd", "wikitext2"), (7, "wikitext2")):
-        path = write_start(tmp_path / "model", streams={"test": {"source": source}})
-        assert choose_text(str(path), preset=None) == text
-    assert choose_text(str(write_start(tmp_path / "model", streams=None)), preset=None) == "wikitext2"
+@pytest.mark.parametrize("source", ["/etc/passwd", 7, None])
+def test_a_local_model_without_a_known_text_is_asked_for_one(tmp_path: Path, source: object) -> None:
+    path = write_start(tmp_path / "model", streams=source and {"test": {"source": source}})
+    with pytest.raises(CorpusError, match=r"which text\? Give --test-text"):
+        choose_text(str(path), preset=None)
+
+
+def test_a_model_names_a_known_text_or_comes_from_the_hub(tmp_path: Path) -> None:
+    named = write_start(tmp_path / "model", streams={"test": {"source": "demo"}})
+    assert choose_text(str(named), preset=None) == "demo"
     assert choose_text("demo", preset=DEMO) == "demo"
+    assert choose_text("someone/a-model", preset=None) == "wikitext2"
 
 
 def test_the_command_says_which_windows_it_took(

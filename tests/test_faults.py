@@ -56,7 +56,10 @@ WAYS = {
 def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(fragile, text_file, tmp_path, rung):
     words = search_words(fragile, text_file, "--study=fragile", "--no-distill", "--max-dropped=2", *WAYS[rung])
     done = run_seed(*words, cwd=tmp_path)
-    assert "3 candidates have no value, since their loss is not a finite number; their trials say so" in done.stdout
+    assert (
+        "3 candidates were left without a value, since their loss is not a finite number; their trials say so"
+        in done.stdout
+    )
     assert "scored 7 of 10 candidates" in done.stdout
     root = tmp_path / "studies" / "fragile"
     url = f"sqlite:///{tmp_path / 'trials.db'}" if rung == "short distillation" else None

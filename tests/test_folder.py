@@ -485,3 +485,22 @@ def test_a_scratch_directory_is_empty_at_first_and_gone_in_the_end(tmp_path: Pat
         assert not list(path.iterdir())
         (path / "file").touch()
     assert not path.exists()
+
+
+def test_a_disk_that_can_only_be_read_is_not_told_to_be_full(tmp_path: Path) -> None:
+    read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    with (
+        pytest.raises(ResourceError, match="can only be read: choose a writable place") as caught,
+        folder.explain_resource_errors(tmp_path),
+    ):
+        raise read_only
+    assert "room" not in str(caught.value)
+    assert "room" not in str(folder.refuse_write(tmp_path / "plan.json", read_only))
+    with pytest.raises(StudyError, match="its own cure"), folder.explain_resource_errors(tmp_path):
+        raise StudyError("its own cure") from read_only
+
+
+@pytest.mark.skipif(not Path("/proc/1").exists(), reason="no file system here that can only be read")
+def test_a_place_that_cannot_be_written_is_refused_before_any_work() -> None:
+    with pytest.raises(ResourceError, match="/proc/1/studies/demo: cannot write there"):
+        folder.create(Path("/proc/1/studies/demo"))

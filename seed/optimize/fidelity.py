@@ -74,7 +74,9 @@ def choose_candidates(
     for depth in sorted(set(depths)):
         if depth not in by_depth:
             found = ", ".join(map(str, sorted(by_depth))) or "none"
-            raise StudyError(f"no candidate with {depth} layers dropped was scored; there are: {found}. Use these.")
+            raise StudyError(
+                f"no candidate with {depth} layer{'s' * (depth != 1)} dropped was scored; there are: {found}. Use these."
+            )
         ranked = sorted(by_depth[depth], key=lambda entry: entry[:2])
         num_near = sum(math.exp(loss - ranked[0][0]) <= 1 + near_margin for loss, *_ in ranked)
         num_rest = len(ranked) - num_near

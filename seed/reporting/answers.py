@@ -63,6 +63,14 @@ def list_contenders(record: StudyRecord) -> list[Contender]:
     return [_take_member(member, member.evaluation.qualities[record.frontier.rung]) for member in members]
 
 
+def say_unhelped(results: Sequence[DistillResult]) -> str | None:
+    """Return which distilled models are no better on test text than the same layers without recovery; None: all are."""
+    unhelped = [name_model(one) for one in results if one.test.ppl_ratio >= one.test_unrecovered.ppl_ratio]
+    if not unhelped:
+        return None
+    return f"Recovery did not help on test text without {'; '.join(unhelped)}. Give more --distill-tokens, or recovery text of its kind."
+
+
 def recommend(record: StudyRecord, *, margins: Sequence[int] = MARGINS) -> list[Recommendation]:
     """Return, for each margin in per cent, which contender to ship."""
     contenders = list_contenders(record)

@@ -10,7 +10,7 @@ from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, DenseResult, DistillResult, Quality
 from seed.reporting.front import Result, list_metrics, write_front
 from seed.reporting.notes import escape_text, quote_block, quote_code
-from seed.reporting.wording import format_latency_ratio
+from seed.reporting.wording import count_things, format_latency_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def write_card(
         f"{result.settings['distill_tokens']:,} tokens, learning rate {result.settings['learning_rate']}, "
         f"best validation at step {result.best_step} of {result.settings['steps']}",
         *(
-            f"- {escape_text(name.capitalize())} text: {quote_code(stream.source)}, {stream.tokens:,} tokens in {stream.documents} documents, "
+            f"- {escape_text(name.capitalize())} text: {quote_code(stream.source)}, {stream.tokens:,} tokens in {count_things(stream.documents, 'document')}, "
             f"sha256 {stream.sha256[:16]}"
             for name, stream in protocol.streams.items()
         ),

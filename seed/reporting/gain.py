@@ -2,12 +2,12 @@
 
 from seed.findings import Rival, RivalPick, SearchGain
 from seed.records import Frontier
-from seed.reporting.wording import format_number, list_layers, name_drop
+from seed.reporting.wording import count_things, format_number, list_layers, name_drop
 
 
 def say_solver(gain: SearchGain, frontier: Frontier) -> str:
     """Return how candidates were chosen, and how many of how many."""
-    return f"{frontier.num_scored:,} of {frontier.space_size:,} candidates scored, {gain.solver}."
+    return f"{frontier.num_scored:,} of {count_things(frontier.space_size, 'candidate')} scored, {gain.solver}."
 
 
 def say_rival(rival: Rival, gain: SearchGain) -> str:

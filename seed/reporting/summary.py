@@ -9,13 +9,14 @@ from seed.evidence import Comparison, ComparisonSummary, FidelityStudy, Fidelity
 from seed.findings import Replication, StudyRecord
 from seed.folder import StudyFolder
 from seed.records import DenseResult, DistillResult
-from seed.reporting.answers import recommend, say_disturbance, say_recommendation
+from seed.reporting.answers import recommend, say_disturbance, say_recommendation, say_unhelped
 from seed.reporting.comparison import format_cost, format_percent, list_depths, list_picks, say_answer
 from seed.reporting.fidelity import CEILING_NAME, say_verdict
 from seed.reporting.gain import say_rival, say_solver
 from seed.reporting.replication import name_model, say_equivalence, say_ratio
 from seed.reporting.wording import (
     ABSENT,
+    count_things,
     format_bytes,
     format_count,
     format_estimate,
@@ -45,6 +46,8 @@ def show_result(terminal: Terminal, record: StudyRecord, *, study: StudyFolder, 
                 terminal.show_table([columns[i] for i in chosen], [[row[i] for i in chosen] for row in rows])
         for index, result in enumerate(record.distilled):
             terminal.say(("models:    " if index == 0 else "           ") + str(study.model(result.key)), wrap=False)
+        if (unhelped := say_unhelped(record.distilled)) is not None:
+            terminal.say(unhelped)
     else:
         rung = record.frontier.rung
         rows = [
@@ -125,7 +128,9 @@ def show_fidelity(terminal: Terminal, study: FidelityStudy, summary: FidelitySum
             for rung in (*depth.rungs, depth.ceiling)
         ]
         terminal.show_table(
-            columns, rows, title=f"{depth.num_dropped} layers dropped, {depth.num_candidates} candidates"
+            columns,
+            rows,
+            title=f"{count_things(depth.num_dropped, 'layer')} dropped, {count_things(depth.num_candidates, 'candidate')}",
         )
         terminal.say(say_verdict(depth))
     if "doubling_the_budget" in study.settings:

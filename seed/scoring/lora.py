@@ -65,6 +65,15 @@ def list_maps(student: nn.Module) -> list[str]:
     return names
 
 
+def count_update_params(model: nn.Module) -> int:
+    """Parameters of updates of rank 1 to all of a model's linear maps; 0 where none fits it."""
+    try:
+        weights = [model.get_parameter(f"{name}.weight") for name in list_maps(model)]
+    except ModelError:
+        return 0
+    return sum(sum(weight.shape) for weight in weights)
+
+
 def merge_updates(student: nn.Module) -> None:
     """Add the updates to the weights and take PEFT's modules out again, in place; nothing happens where there are none."""
     if not any(type(module).__module__.startswith("peft.") for module in student.modules()):

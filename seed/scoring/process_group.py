@@ -205,7 +205,7 @@ def find_device(group: ProcessGroup, kind: str) -> torch.device:
     local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local_rank >= count:
         raise ResourceError(
-            f"process {group.rank} of {group.size}: number {local_rank} on its host, which has {count} GPUs. Start as many "
+            f"process {group.rank} of {group.size}: number {local_rank} on its host, which has {count} GPU{'s' * (count != 1)}. Start as many "
             "processes on a host as it has GPUs."
         )
     return torch.device(kind, local_rank)

@@ -8,14 +8,22 @@ from pathlib import Path
 
 from seed.optimize.sampler import SAMPLERS
 from seed.optimize.space import list_presets
-from seed.stages.options import add_json, parse_bytes, parse_seconds, positive_int
+from seed.stages.options import (
+    CommandParser,
+    add_json,
+    any_float,
+    positive_int,
+    size_in_bytes,
+    time_in_seconds,
+    whole_number,
+)
 from seed.stages.recoveries import RECOVERIES
 from seed.stages.settings import DTYPES
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """The command line; a setting that is not given comes from the model's preset."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m seed.search",
         description="Find the layers a language model can live without, and hand back the models worth keeping.",
         epilog="The same command again continues a stopped search.",
@@ -34,13 +42,13 @@ def make_parser() -> argparse.ArgumentParser:
     search = parser.add_argument_group("search")
     search.add_argument(
         "--trials",
-        type=int,
+        type=positive_int,
         metavar="N",
         help="candidates scored at the objective's rung, where a sweep does not score all",
     )
     search.add_argument(
         "--sweep-budget",
-        type=_seconds,
+        type=time_in_seconds,
         metavar="TIME",
         help="score the whole space by closed form when that takes at most so long, such as 90s, 10m, 2h; 0: never "
         "(default: 10m)",
@@ -53,29 +61,32 @@ def make_parser() -> argparse.ArgumentParser:
     )
     search.add_argument("--sampler", choices=SAMPLERS, help="when the space is larger than --trials (default: subset)")
     search.add_argument(
-        "--rung", type=int, choices=(1, 2), help="objective: 1 closed-form recovery, 2 short distillation"
+        "--rung", type=positive_int, choices=(1, 2), help="objective: 1 closed-form recovery, 2 short distillation"
     )
-    search.add_argument("--short-steps", type=int, metavar="N", help="steps of short distillation at rung 2")
-    search.add_argument("--rng-seed", type=int, metavar="N", help="seed of all random numbers (default: 0)")
+    search.add_argument("--short-steps", type=positive_int, metavar="N", help="steps of short distillation at rung 2")
+    search.add_argument("--rng-seed", type=whole_number, metavar="N", help="seed of all random numbers (default: 0)")
     search.add_argument(
         "--space",
         type=Path,
         metavar="FILE",
         help="a search space of your own, a TOML file like search_spaces/gpt2.toml",
     )
-    search.add_argument("--min-dropped", type=int, metavar="N", help="drop at least N layers (default: 1)")
-    search.add_argument("--max-dropped", type=int, metavar="N", help="drop at most N layers")
+    search.add_argument("--min-dropped", type=positive_int, metavar="N", help="drop at least N layers (default: 1)")
+    search.add_argument("--max-dropped", type=positive_int, metavar="N", help="drop at most N layers")
     search.add_argument(
         "--max-ppl-ratio",
-        type=float,
+        type=any_float,
         metavar="R",
         help="keep candidates up to this PPL ratio (by the proxy), such as 1.1",
     )
     search.add_argument(
-        "--max-latency-ratio", type=float, metavar="R", help="keep candidates up to this latency ratio, such as 0.9"
+        "--max-latency-ratio", type=any_float, metavar="R", help="keep candidates up to this latency ratio, such as 0.9"
     )
     search.add_argument(
-        "--max-memory", type=_bytes, metavar="SIZE", help="weights and KV cache of the timed workload, such as 1.8GB"
+        "--max-memory",
+        type=size_in_bytes,
+        metavar="SIZE",
+        help="weights and KV cache of the timed workload, such as 1.8GB",
     )
     search.add_argument(
         "--stages",
@@ -95,7 +106,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="go on from a model that Seed exported; its original stays the teacher",
     )
-    search.add_argument("--frontier-size", type=int, metavar="N", help="models that go on to distillation (default: 6)")
+    search.add_argument(
+        "--frontier-size", type=positive_int, metavar="N", help="models that go on to distillation (default: 6)"
+    )
     text = parser.add_argument_group(
         "text (demo, wikitext2, hub:NAME[:CONFIG], a text or JSONL file, or a directory of them)"
     )
@@ -104,30 +117,39 @@ def make_parser() -> argparse.ArgumentParser:
     )
     text.add_argument("--validation-text", metavar="SOURCE", help="decides")
     text.add_argument("--test-text", metavar="SOURCE", help="is read once at the end, for the numbers in the table")
-    text.add_argument("--window-tokens", type=int, metavar="N", help="length of the perplexity windows")
+    text.add_argument("--window-tokens", type=positive_int, metavar="N", help="length of the perplexity windows")
     text.add_argument(
-        "--calibration-tokens", type=int, metavar="N", help="recovery tokens that closed form is fitted on"
+        "--calibration-tokens", type=positive_int, metavar="N", help="recovery tokens that closed form is fitted on"
     )
-    text.add_argument("--validation-tokens", type=int, metavar="N", help="validation tokens a candidate is scored on")
-    text.add_argument("--test-tokens", type=int, metavar="N", help="test tokens used (default: the preset's, or all)")
+    text.add_argument(
+        "--validation-tokens", type=positive_int, metavar="N", help="validation tokens a candidate is scored on"
+    )
+    text.add_argument(
+        "--test-tokens", type=positive_int, metavar="N", help="test tokens used (default: the preset's, or all)"
+    )
     recovery = parser.add_argument_group("distillation")
-    recovery.add_argument("--distill-tokens", type=int, metavar="N", help="recovery tokens for each frontier model")
     recovery.add_argument(
-        "--learning-rate", type=float, metavar="R", help="do not tune the learning rate, use this one"
+        "--distill-tokens", type=positive_int, metavar="N", help="recovery tokens for each frontier model"
     )
     recovery.add_argument(
-        "--replicas", type=int, metavar="N", help="distil each frontier model under N random seeds (default: 1)"
+        "--learning-rate", type=any_float, metavar="R", help="do not tune the learning rate, use this one"
+    )
+    recovery.add_argument(
+        "--replicas",
+        type=positive_int,
+        metavar="N",
+        help="distil each frontier model under N random seeds (default: 1)",
     )
     recovery.add_argument(
         "--recovery", choices=list(RECOVERIES), help="what is trained, and towards what (default: distillation)"
     )
-    recovery.add_argument("--temperature", type=float, metavar="T", help="of both models' predictions (default: 1)")
+    recovery.add_argument("--temperature", type=any_float, metavar="T", help="of both models' predictions (default: 1)")
     recovery.add_argument(
-        "--ce-share", type=float, metavar="A", help="share of cross-entropy in the objective, 0 to 1 (default: 0)"
+        "--ce-share", type=any_float, metavar="A", help="share of cross-entropy in the objective, 0 to 1 (default: 0)"
     )
     recovery.add_argument(
         "--lora-rank",
-        type=int,
+        type=positive_int,
         metavar="N",
         help="train low-rank updates only (--recovery lora), for models too large to train whole (default: 16)",
     )
@@ -146,12 +168,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--eval-command", metavar="CMD", help="your own judge: gets a model's directory, prints a number"
     )
     speed = parser.add_argument_group("latency")
-    speed.add_argument("--latency-batch", type=int, metavar="N", help="sequences decoded at once")
-    speed.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens read before decoding")
-    speed.add_argument("--new-tokens", type=int, metavar="N", help="tokens decoded one by one")
+    speed.add_argument("--latency-batch", type=positive_int, metavar="N", help="sequences decoded at once")
+    speed.add_argument("--prompt-tokens", type=positive_int, metavar="N", help="tokens read before decoding")
+    speed.add_argument("--new-tokens", type=positive_int, metavar="N", help="tokens decoded one by one")
     speed.add_argument(
         "--latency-repeats",
-        type=int,
+        type=positive_int,
         metavar="N",
         help="timed pairs of dense and cut model (default: until the ratio is within 1 %%, a minute at most)",
     )
@@ -182,19 +204,3 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_json(place)
     return parser
-
-
-def _bytes(text: str) -> float:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 6GB, 800MB or a number of bytes") from error
-
-
-def _seconds(text: str) -> float:
-    try:
-        return parse_seconds(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a time; write 90s, 10m, 2h or a number of seconds"
-        ) from error

@@ -3,11 +3,13 @@
 Nothing heavy is imported here, and no text is opened.
 """
 
+from pathlib import Path
+
 from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
 from seed.stages import planning
 from seed.stages.starts import find_origin
 
-DEFAULT_TEXT = "wikitext2"
+DEFAULT_TEXT = "wikitext2"  # of models of the hub
 
 
 def choose_window(name: str, given: int | None, *, preset: Preset | None, longest: int) -> tuple[int, str]:
@@ -35,8 +37,16 @@ def choose_window(name: str, given: int | None, *, preset: Preset | None, longes
 
 
 def choose_text(name: str, *, preset: Preset | None) -> str:
-    """The text to be judged on where none is named: the model's own, or its study's where that is a known corpus."""
+    """The text to be judged on where none is named: the model's own, or its study's where that is a known corpus.
+
+    Raises:
+        CorpusError: a local model has neither.
+    """
     if preset is not None:
         return preset.data.corpus
     origin = find_origin(name)  # may come from anyone, so no file that it names is opened
-    return origin.test_text if origin is not None and origin.test_text in planning.NAMED_TEXTS else DEFAULT_TEXT
+    if origin is not None and origin.test_text in planning.NAMED_TEXTS:
+        return origin.test_text
+    if Path(name).expanduser().is_dir():
+        raise planning.ask_for_text(name, option="--test-text")
+    return DEFAULT_TEXT

@@ -28,6 +28,7 @@ from seed.optimize.space import drop_layers
 from seed.plans import SearchPlan
 from seed.records import DenseResult, DistillResult, FrontierMember, Replica
 from seed.reporting.card import OpenedBy, write_card
+from seed.reporting.wording import count_things
 from seed.scoring.distillation import Distilled, DistillSettings
 from seed.scoring.instruments import (
     Instruments,
@@ -141,7 +142,7 @@ def distill_members(
     told: set[tuple[int, int]] = set()  # whose work was told of as it was done
 
     def say_work(amount: float, what: str) -> None:
-        on_work(amount, f"{what}; {len(done)} of {total} models done")
+        on_work(amount, f"{what}; {len(done)} of {count_things(total, 'model')} done")
 
     def look() -> None:
         for rng_seed in budget.rng_seeds:

@@ -1,7 +1,7 @@
 """What a search added: simpler ways to choose, played on its own scores.
 
 A rival reads what the search remembers and is charged as if it had measured by itself. One-shot ranking is scored where it
-has to be, which costs little; greedy removal goes as far as the search's scores tell.
+has to be, unless that were more work than the search's own; greedy removal goes as far as the search's scores tell.
 """
 
 import math
@@ -11,6 +11,7 @@ from seed import folder
 from seed.findings import Rival, RivalPick, SearchGain
 from seed.optimize.space import contains, enumerate_candidates
 from seed.optimize.strategies import STRATEGIES, BudgetSpent, run_strategy
+from seed.plans import SearchPlan
 from seed.records import Candidate, SearchSpace, TrialRecord
 from seed.scoring.sweep import Sweep
 from seed.stages.meter import Account, Measured
@@ -21,14 +22,23 @@ RIVALS = ("perplexity", "greedy_recovered")  # greedy removal without recovery s
 
 
 class Remembered(Measured):
-    """Scores with recovery come from memory only."""
+    """Scores with recovery come from memory only; of those without, as many are made as the search made."""
+
+    def __init__(self, sweep: Sweep, *, most_unrecovered: float) -> None:
+        super().__init__(sweep)
+        self.most_unrecovered = most_unrecovered
+        self._unrecovered: set[Candidate] = set()
 
     def check(self, candidates: Sequence[Candidate], *, rung: str) -> None:
         """Let pass what can be told.
 
         Raises:
-            BudgetSpent: a score with recovery is not known.
+            BudgetSpent: a score with recovery is not known, or those without are too many.
         """
+        if rung == "none":
+            self._unrecovered.update(candidates)
+            if len(self._unrecovered) > self.most_unrecovered:
+                raise BudgetSpent
         if rung != "none" and not all(self.sweep.is_known(candidate, rung) for candidate in candidates):
             raise BudgetSpent
 
@@ -39,6 +49,7 @@ def measure_gain(
     space: SearchSpace,
     trials: Sequence[TrialRecord],
     *,
+    plan: SearchPlan,
     solver: str,
     on_rival: Callable[[str], None],
 ) -> SearchGain:
@@ -53,7 +64,7 @@ def measure_gain(
             best[count] = min(
                 best.get(count, (math.inf, candidate)), (quality.loss, candidate), key=lambda pair: pair[0]
             )
-    measured = Remembered(sweep)
+    measured = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)
     rivals = []
     for name in RIVALS if bench.gains is not None else ("perplexity", "greedy"):
         strategy, account = STRATEGIES[name], Account(measured)

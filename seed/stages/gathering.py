@@ -18,6 +18,7 @@ from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study, read_trials
 from seed.plans import Environment, SearchPlan
 from seed.records import DenseResult, DistillResult, Frontier, Quality, SweepRow, TrialRecord
+from seed.reporting.wording import count_things
 from seed.rows import read_rows
 from seed.stages.planning import read_protocol
 from seed.stages.vouching import list_storage, require_word
@@ -66,7 +67,7 @@ def gather_record(
     complete = sum(trial.state == "COMPLETE" for trial in trials)
     if complete < frontier.num_scored:
         raise StudyError(
-            f"{study.root}: holds {complete} scored trials of {frontier.num_scored} that its frontier was chosen from; the others "
+            f"{study.root}: holds {complete:,} of {count_things(frontier.num_scored, 'scored trial')} that its frontier was chosen from; the others "
             "are lost. Run the search of this study again, which scores them anew, or restore its storage from a copy."
         )
     rows = read_rows(study.sweep, SweepRow) if study.sweep.is_file() else []

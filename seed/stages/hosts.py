@@ -26,6 +26,7 @@ from seed.optimize.urls import hide_secrets
 from seed.plans import Environment, Protocol, SearchPlan, list_portable
 from seed.presence import Presence
 from seed.records import DenseResult, Latency, Record, SearchSpace
+from seed.reporting.wording import count_things
 from seed.scoring.latency import name_structure
 from seed.stages import latencies, orders, planning, workbench
 from seed.stages.posts import Post
@@ -48,7 +49,9 @@ class Hardware(Record, frozen=True, kw_only=True):
     def describe(self) -> str:
         """For people."""
         return (
-            self.device if self.processor is None else f"{self.device} ({self.processor}, {self.num_threads} threads)"
+            self.device
+            if self.processor is None
+            else f"{self.device} ({self.processor}, {count_things(self.num_threads or 1, 'thread')})"
         )
 
 

@@ -18,7 +18,7 @@ from seed.models.checkpoint import write_checkpoint
 from seed.models.surgery import make_student, view_layers
 from seed.optimize.space import drop_deepest, drop_layers
 from seed.records import Candidate, Latency, SearchSpace
-from seed.reporting.wording import format_bytes
+from seed.reporting.wording import count_things, format_bytes
 from seed.scoring import latency as timing
 from seed.scoring.instruments import Instruments, size_of
 from seed.stages.protocols import name_device
@@ -149,7 +149,7 @@ def bound_space(
         tokens = (bench.protocol.prompt_tokens + bench.protocol.new_tokens) * bench.protocol.latency_batch
         memory = size.weight_bytes + size.kv_bytes_per_token * tokens
         if num_dropped == space.max_dropped:
-            reached = f"with {num_dropped} layers dropped the latency ratio is {ratio:.3f} and memory is {format_bytes(memory)}"
+            reached = f"with {count_things(num_dropped, 'layer')} dropped the latency ratio is {ratio:.3f} and memory is {format_bytes(memory)}"
         if (max_latency_ratio is not None and ratio > max_latency_ratio) or (
             max_memory is not None and memory > max_memory
         ):

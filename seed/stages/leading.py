@@ -21,10 +21,12 @@ from seed.optimize.study import read_trials
 from seed.plans import SearchPlan
 from seed.records import DenseResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result
+from seed.reporting.wording import count_things
 from seed.scoring.latency import pool_dense
 from seed.scoring.sweep import Sweep
 from seed.stages import (
     finals,
+    finished,
     gains,
     hosts,
     judging,
@@ -119,11 +121,18 @@ def lead_search(
     frontier = select_members(bench, settings, bounded, records)
     folder.write_record(study.frontier, frontier)
     solver = searching.name_solver(plan, settings, bounded, frontier)
-    terminal.say(f"scored {frontier.num_scored} of {bounded.size} candidates ({solver}); {len(frontier.members)} go on")
+    num_members = len(frontier.members)
+    terminal.say(
+        f"scored {frontier.num_scored:,} of {count_things(bounded.size, 'candidate')} ({solver}); {num_members} "
+        f"{'goes' if num_members == 1 else 'go'} on"
+    )
     terminal.begin_step("rivals", of=steps)
     with terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
-        searching.score_singles(sweep, bounded)
-        gains.measure_gain(bench, sweep, bounded, records, solver=solver, on_rival=functools.partial(advance, 1))
+        if planning.allows_singles(plan, bounded):
+            searching.score_singles(sweep, bounded)
+        gains.measure_gain(
+            bench, sweep, bounded, records, plan=plan, solver=solver, on_rival=functools.partial(advance, 1)
+        )
     if settings.distill:
         if circle is not None:
             circle.leadership.require()
@@ -145,7 +154,10 @@ def lead_search(
             rates=(settings.learning_rate,) if settings.learning_rate else rates,
             eval_command=settings.eval_command,
         )
-    return finish(terminal, study)
+    record = finish(terminal, study)
+    if circle is None and len(record.distilled) >= len(frontier.members) * settings.distill:
+        finished.remember(study, settings, model=bench.teacher.directory)
+    return record
 
 
 def select_members(
@@ -224,7 +236,9 @@ def distill_frontier(
     for result in results:
         terminal.say(
             f"  {result.key}: test PPL ratio {result.test.ppl_ratio:.4f} "
-            f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), {format_seconds(result.seconds)}"
+            f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}"
+            f"{', so recovery did not help' * (result.test.ppl_ratio >= result.test_unrecovered.ppl_ratio)}), "
+            f"{format_seconds(result.seconds)}"
         )
 
 

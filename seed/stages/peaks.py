@@ -9,6 +9,8 @@ from seed.scoring.subsets import SIBLING_BYTES, estimate_memory
 from seed.scoring.sweep import RELEASED_BYTES
 from seed.stages.shapes import Shape
 
+SHORTER_TEXT = "lower --calibration-tokens and --validation-tokens"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -17,6 +19,7 @@ class Part:
     what: str
     num_bytes: int
     detail: str = ""
+    cure: str = "choose a smaller model"  # what makes it smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,11 @@ class Peak:
     num_bytes: int
     parts: tuple[Part, ...]
     remark: str
+
+    @property
+    def cure(self) -> str:
+        """What makes its largest part smaller."""
+        return max(self.parts, key=lambda part: part.num_bytes).cure
 
     def describe(self, *, in_detail: bool) -> str:
         """The parts in words."""
@@ -49,6 +57,7 @@ def estimate_peak(
     layers, width = shape.num_layers, shape.width
     dense = Part(what="dense model", num_bytes=shape.num_params * shape.number_bytes)
     sweep, training, rest = [], [], []
+    cure = "lower --lora-rank" if protocol.lora_rank else "train low-rank updates only with --lora-rank 16"
     if shape.mlp_width:
         states = estimate_memory(
             num_layers=layers,
@@ -63,12 +72,13 @@ def estimate_peak(
             f"share, of these {format_bytes(SIBLING_BYTES)} at most (L = {layers}, C = {shape.calibration_tokens:,}, "
             f"V = {shape.validation_tokens:,}, D = {width:,}, F = {shape.mlp_width:,})"
         )
-        sweep.append(Part(what="a sweep", num_bytes=states, detail=detail))
+        sweep.append(Part(what="a sweep", num_bytes=states, detail=detail, cure=SHORTER_TEXT))
     if trains and not shape.on_gpu:
         # float32 weights, gradient, two moments and the best weights; with LoRA a copy of the weights, and one to judge
         each = 2 * shape.number_bytes if protocol.lora_rank else 5 * 4
+        updates = 5 * 4 * (protocol.lora_rank or 0) * shape.update_params
         what = "a student in training" if together == 1 else f"{together} students in training side by side"
-        training.append(Part(what=what, num_bytes=together * shape.num_params * each))
+        training.append(Part(what=what, num_bytes=together * (shape.num_params * each + updates), cure=cure))
     if trains and shape.on_gpu:
         kept = layers - (protocol.space.min_dropped if num_dropped is None else num_dropped)
         weights = shape.num_params - (layers - kept) * shape.layer_params
@@ -78,13 +88,14 @@ def estimate_peak(
         else:  # at a look at validation text the copy to judge stands where the gradient was
             what, each = "a student's float32 weights, gradient and two moments", 4 * 4
         what += f", {together} times" if together > 1 else ""
-        training.append(Part(what=what, num_bytes=together * weights * each, detail=f" ({kept} layers)"))
+        held = together * (weights * each + 4 * 4 * (protocol.lora_rank or 0) * shape.update_params)
+        training.append(Part(what=what, num_bytes=held, detail=f" ({kept} layers)", cure=cure))
         training.append(
             _describe_way_back(
                 shape,
                 num_layers=kept,
                 tokens=tokens,
-                others=dense.num_bytes + together * weights * each,
+                others=dense.num_bytes + held,
                 is_low_rank=bool(protocol.lora_rank),
             )
         )
@@ -92,6 +103,15 @@ def estimate_peak(
         logits = count_logits_bytes(shape.vocabulary)
         rest.append(Part(what="logits, some positions at a time", num_bytes=logits))
     swept, trained = (sum(part.num_bytes for part in parts) for parts in (sweep, training))
+    timed = _describe_timed(shape, protocol)
+    if num_dropped is None and timed.num_bytes > swept + trained + sum(
+        part.num_bytes for part in rest
+    ):  # nothing else is there then
+        return Peak(
+            num_bytes=dense.num_bytes + timed.num_bytes,
+            parts=(dense, timed),
+            remark=" (the rest comes later and takes less)",
+        )
     lets_go = swept > RELEASED_BYTES and not climbs
     return Peak(
         num_bytes=dense.num_bytes
@@ -99,6 +119,19 @@ def estimate_peak(
         + sum(part.num_bytes for part in rest),
         parts=(dense, *sweep, *training, *rest),
         remark=" (training begins after the sweep's states are let go)" if lets_go and trained else "",
+    )
+
+
+def _describe_timed(shape: Shape, protocol: Protocol) -> Part:
+    """What decoding holds while it is timed: the KV cache of all sequences, and what reading the prompts passes on."""
+    batch, tokens = protocol.latency_batch, protocol.latency_batch * protocol.prompt_tokens
+    cache = batch * (protocol.prompt_tokens + protocol.new_tokens) * shape.cache_bytes * (1 + protocol.compiled)
+    passing = shape.vocabulary + 4 * shape.width + 2 * max(shape.mlp_width, 4 * shape.width)
+    is_ours = protocol.latency_command is None
+    return Part(
+        what=f"KV cache and logits of {batch:,} sequences that are timed",
+        num_bytes=is_ours * (cache + tokens * (passing * shape.number_bytes + 8)),
+        cure="lower --latency-batch and --prompt-tokens",
     )
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 
 from seed import __version__, folder
-from seed.errors import ModelError, SpaceError, StudyError
+from seed.errors import CorpusError, ModelError, SpaceError, StudyError
 from seed.folder import StudyFolder
 from seed.optimize.space import Preset, list_presets, load_preset, narrow_space, presets_directory
 from seed.plans import Protocol, SearchPlan
 from seed.records import SearchSpace
+from seed.reporting.wording import count_things
 from seed.stages.options import spell_command
 from seed.stages.settings import DTYPES, SearchSettings
 from seed.stages.starts import Start, read_start
@@ -27,6 +28,7 @@ from seed.stages.vouching import list_doors, list_storage, require_word
 
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
 FRONTIER_SIZE = 6
+FEW_STEPS = 10  # below this many, training hardly recovers anything
 MAX_COVERED = 20_000_000  # at a tenth of a millisecond each half an hour; real ones take a thousand times as long
 
 
@@ -48,6 +50,7 @@ def start_from_preset(settings: SearchSettings) -> tuple[SearchSettings, Preset 
 
     Raises:
         SpaceError: the file of a search space is wrong.
+        CorpusError: a local model comes without any text.
     """
     preset = find_preset(settings)
     start = None if settings.start is None else read_start(settings.start)
@@ -56,7 +59,16 @@ def start_from_preset(settings: SearchSettings) -> tuple[SearchSettings, Preset 
         preset = find_preset(settings)
     if settings.space is not None and settings.model == SearchSettings.model and preset is not None:
         settings = replace(settings, model=preset.model.name)
+    if preset is None and settings.recovery_text is None and Path(settings.model).expanduser().is_dir():
+        raise ask_for_text(settings.model, option="--recovery-text")
     return resolve_paths(settings), preset
+
+
+def ask_for_text(model: str, *, option: str) -> CorpusError:
+    """What is raised where a local model comes without text: which one is the user's to say, not the hub's to give."""
+    return CorpusError(
+        f"{model}: a local model, and which text? Give {option} FILE or DIRECTORY; {' and '.join(NAMED_TEXTS)} are known by name."
+    )
 
 
 def name_base(base_model: str) -> str:
@@ -209,6 +221,30 @@ def make_plan(
     )
 
 
+def say_tokens(protocol: Protocol, distill_tokens: int) -> str:
+    """How much a distillation will train: whole steps, which may be more or less than was asked for."""
+    steps = protocol.count_steps(distill_tokens)
+    trained = steps * protocol.step_tokens
+    nearest = f", the nearest to {distill_tokens:,}" if trained != distill_tokens else ""
+    return f"{trained:,} tokens ({count_things(steps, 'step')} of {protocol.step_tokens:,}{nearest})"
+
+
+def warn_of_few_steps(protocol: Protocol, distill_tokens: int) -> list[str]:
+    """One line where a distillation is too short to mean anything."""
+    steps = protocol.count_steps(distill_tokens)
+    if steps >= FEW_STEPS:
+        return []
+    return [
+        f"  {count_things(steps, 'step')} of training can hardly recover anything: give --distill-tokens "
+        f"{FEW_STEPS * protocol.step_tokens:,} or more"
+    ]
+
+
+def allows_singles(plan: SearchPlan, space: SearchSpace) -> bool:
+    """May each layer's removal be scored beside the trials? Where that is no more work than they are."""
+    return plan.covers_space or len(space.droppable_layers) <= plan.trials
+
+
 def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> SearchPlan:
     """Return the wanted plan; whether to sweep was settled when the study began, unless the budget changed.
 
@@ -248,6 +284,11 @@ def read_protocol(plan: SearchPlan, *, place: Path) -> Protocol:
     try:
         protocol = msgspec.convert(plan.identity, Protocol)
     except msgspec.ValidationError as error:
+        if plan.seed_version == __version__:
+            raise StudyError(
+                f"{place}: its plan.json is damaged, or was written in the midst of a version of Seed ({error}). Restore it from a copy, "
+                "or start a study of another name (--study NAME)."
+            ) from error
         raise StudyError(
             f"{place}: its plan was written by seed {plan.seed_version}, and this is {__version__} ({error}). "
             "Use that version, or start a study of another name (--study NAME)."
@@ -325,7 +366,7 @@ def go_on_from(space: SearchSpace, start: Start, settings: SearchSettings) -> Se
     least = len(start.candidate.dropped_layers) + 1
     if settings.max_dropped is not None and settings.max_dropped < least:
         raise SpaceError(
-            f"--max-dropped {settings.max_dropped}: counts from the original, of which {start.path} lacks {least - 1} layers already. "
+            f"--max-dropped {settings.max_dropped}: counts from the original, of which {start.path} lacks {count_things(least - 1, 'layer')} already. "
             f"Give {least} or more."
         )
     return narrow_space(

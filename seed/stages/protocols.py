@@ -120,6 +120,11 @@ def fix_protocol(
     if settings.short_steps and rung != "short_distillation":
         raise SpaceError("--short-steps: there is no short distillation at rung 1. Add --rung 2, or leave it out.")
     recovery = settings.chosen_recovery
+    if recovery.is_low_rank and (settings.lora_rank or 0) > config.hidden_size:
+        raise SpaceError(
+            f"--lora-rank {settings.lora_rank}: more than the model's width of {config.hidden_size}, where updates are no longer of low "
+            f"rank. Give {config.hidden_size} or less; {DEFAULT_LORA_RANK} is usual."
+        )
     rates = [rate * recovery.rate_factor for rate in sorted(preset.recovery.learning_rates)]
     return Protocol(
         model=settings.model,

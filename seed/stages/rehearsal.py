@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from seed import demo
-from seed.console import format_seconds
+from seed.console import format_span
 from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
+from seed.models.checkpoint import measure_size
 from seed.models.checks import find_stored_dtype, open_tokenizer
 from seed.models.classes import find_auto_class
 from seed.models.files import check_files
@@ -28,9 +29,10 @@ from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype, explain_failure
 from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
 from seed.plans import Protocol, StreamRecord
-from seed.reporting.wording import format_bytes, format_count
+from seed.reporting.wording import count_things, format_bytes, format_count
 from seed.scoring.corpus import CorpusRequest, has_own_splits, open_streams, read_source
 from seed.scoring.documents import SPLITS
+from seed.scoring.lora import count_update_params
 from seed.scoring.memory import count_kept_bytes, count_usable_bytes
 from seed.scoring.quality import choose_micro_batch
 from seed.scoring.refit import measure_gains
@@ -62,7 +64,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
         SeedError: what the search itself would refuse, as far as it can be seen without weights; or the model's shape is
             not known here.
     """
-    device = choose_device(settings.device)
+    load, device = costs.describe_load(), choose_device(settings.device)
     source = protocols.find_source(settings, preset)
     whole_config = read_config(source, preset, revision=settings.revision)
     refuse_unfit(whole_config, place=f"--model {source.location}")
@@ -108,6 +110,10 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
         vocabulary=config.vocab_size,
         num_params=num_params,
         layer_params=layer_params,
+        update_params=count_update_params(whole),
+        cache_bytes=measure_size(small.model, dtype=dtype).kv_bytes_per_token
+        * config.num_hidden_layers
+        // small.num_layers,
         number_bytes=dtype.itemsize,
         stored_bytes=min(dtype.itemsize, stored.itemsize),
         kept_bytes=kept_bytes,
@@ -134,6 +140,8 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
     for line in describe_depths(shape, gpu, protocol, trains=trains, climbs=climbs):
         say(line)
     say(f"time: estimated on {describe_device(device)}, from one layer and the head with random weights")
+    if load is not None:
+        say(f"  {load}")
     if not shape.on_gpu:
         plain, precise = (
             costs.estimate_cost(shape, protocol, plan, parts, distill=settings.distill)
@@ -316,8 +324,8 @@ def describe_depths(shape: Shape, gpu: Shape, protocol: Protocol, *, trains: boo
     for dropped in range(space.min_dropped, space.max_dropped + 1):
         left = shape.num_params - dropped * shape.layer_params
         line = (
-            f"  {shape.num_layers - dropped} of {shape.num_layers} layers: {math.comb(len(space.droppable_layers), dropped):,} "
-            f"candidates, {format_count(left)} parameters, -{100 * (1 - left / shape.num_params):.1f} %, "
+            f"  {shape.num_layers - dropped} of {shape.num_layers} layers: {count_things(math.comb(len(space.droppable_layers), dropped), 'candidate')}, "
+            f"{format_count(left)} parameters, -{100 * (1 - left / shape.num_params):.1f} %, "
             f"{format_bytes(left * shape.stored_bytes)} of weights"
         )
         if trains:
@@ -332,8 +340,7 @@ def describe_device(device: torch.device) -> str:
     """The device, and how much of it."""
     if device.type == "cuda":
         return protocols.name_device(device)
-    threads = torch.get_num_threads()
-    return f"{device.type} with {threads} thread{'s' * (threads != 1)}"
+    return f"{device.type} with {count_things(torch.get_num_threads(), 'thread')}"
 
 
 def describe_work(plain: float, precise: float) -> str:
@@ -341,8 +348,8 @@ def describe_work(plain: float, precise: float) -> str:
     seconds = 2 * plain / GPU_FLOPS + 2 * precise / GPU_PRECISE_FLOPS
     in_float64 = f" ({precise:.0e} of them in float64)" if precise else ""
     return (
-        f"a GPU is far faster: about {plain + precise:.1e} multiply-adds{in_float64} are some "
-        f"{format_seconds(seconds)} at {GPU_FLOPS / 1e12:.0f} TFLOP/s ({GPU_PRECISE_FLOPS / 1e12:.0f} in float64)"
+        f"a GPU is far faster: about {plain + precise:.1e} multiply-adds{in_float64} take "
+        f"{format_span(seconds)} at {GPU_FLOPS / 1e12:.0f} TFLOP/s ({GPU_PRECISE_FLOPS / 1e12:.0f} in float64)"
     ).replace("e+", "e")
 
 

@@ -24,6 +24,7 @@ from seed.optimize.movement import measure_movements
 from seed.optimize.replication import CANNOT_TELL, is_paired, judge_difference, stack_losses
 from seed.optimize.space import drop_layers
 from seed.records import DistillResult, Estimate, SweepRow
+from seed.reporting.wording import count_things
 from seed.rows import read_rows
 from seed.stages import planning
 from seed.stages.settings import SearchSettings, Stages, parse_stages
@@ -93,7 +94,7 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
     one_shot = None
     if settings.one_shot and len(stages) > 1:
         depth = len(stages[-1].result.candidate.dropped_layers)
-        terminal.say(f"at once: {depth} layers, for the {stages[-1].tokens:,} tokens of all stages")
+        terminal.say(f"at once: {count_things(depth, 'layer')}, for the {stages[-1].tokens:,} tokens of all stages")
         at_once = replace(
             each,
             study="one-shot",

@@ -65,7 +65,7 @@ class Trained:
 
 def count_steps(bench: Workbench, distill_tokens: int) -> int:
     """Whole steps of the protocol's batch that come closest to so many tokens."""
-    return max(1, round(distill_tokens / (bench.batch_windows * bench.protocol.window_tokens)))
+    return bench.protocol.count_steps(distill_tokens)
 
 
 def full_settings(

@@ -19,6 +19,7 @@ from seed.optimize.trials import add_trials, run_trials
 from seed.plans import SearchPlan
 from seed.records import Candidate, Frontier, Latency, Quality, SearchSpace, TrialRecord
 from seed.reporting.readings import read_reach
+from seed.reporting.wording import count_things
 from seed.scoring.latency import name_structure
 from seed.scoring.proxy import Proxy
 from seed.scoring.sweep import Sweep
@@ -82,7 +83,7 @@ def score_space(
     lost = list_lost(before)
     num_taken = len({trial.evaluation.candidate for trial in before}) if settings.screen else len(scored)
     if scored and post.leads:
-        terminal.say(f"{len(scored)} candidates were scored before")
+        terminal.say(f"{say_were(len(scored))} scored before")
     if (len(scored) >= target or num_taken >= space.size) and not lost:
         return read_trials(study)
     screen = Screen(keep=plan.frontier_size)
@@ -169,12 +170,19 @@ def score_space(
     for candidate in lost:
         proxy.evaluate(candidate)
     if skipped:
-        terminal.say(f"{skipped} candidates were not worth {rung.replace('_', ' ')} and skipped; their trials say why")
+        terminal.say(f"{say_were(skipped)} not worth {rung.replace('_', ' ')} and skipped; their trials say why")
     if failed:
-        terminal.say(f"{failed} candidates have no value, since their loss is not a finite number; their trials say so")
+        terminal.say(
+            f"{say_were(failed)} left without a value, since their loss is not a finite number; their trials say so"
+        )
     if sample:
         terminal.say(say_recovery([sweep.known(candidate) for candidate in sample], space.size))
     return records
+
+
+def say_were(count: int) -> str:
+    """``1 candidate was``, ``2 candidates were``."""
+    return f"{count_things(count, 'candidate')} {'was' if count == 1 else 'were'}"
 
 
 def score_singles(sweep: Sweep, space: SearchSpace) -> None:
@@ -287,7 +295,7 @@ def say_recovery(sample: Sequence[dict[str, Quality]], num_swept: int) -> str:
         return "closed form recovers nothing that could be measured: cutting costs nothing here"
     return (
         f"closed form recovers {statistics.median(shares):.0%} of what cutting costs in loss "
-        f"(median of {len(shares)} sets out of {num_swept}; {shares[0]:.0%} to {shares[-1]:.0%})"
+        f"(median of {count_things(len(shares), 'set')} out of {num_swept}; {shares[0]:.0%} to {shares[-1]:.0%})"
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from seed.errors import SeedError
 from seed.optimize.sampler import SAMPLERS
 from seed.optimize.urls import check_storage_url
+from seed.plain import is_utf8
+from seed.stages.options import RNG_SEEDS
 from seed.stages.recoveries import RECOVERIES, Recovery
 
 RUNG_NAMES = {1: "closed_form", 2: "short_distillation"}
@@ -78,6 +80,12 @@ class SearchSettings:
     eval_command: str | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, flag = getattr(self, field.name), "--" + field.name.replace("_", "-")
+            if isinstance(value, str) and not value.strip():
+                raise SeedError(f"{flag}: is empty. Give a value, or leave it out.")
+            if isinstance(value, (str, Path)) and not is_utf8(str(value)):
+                raise SeedError(f"{flag} {value}: is not UTF-8, as all that Seed writes down is. Rename it.")
         object.__setattr__(self, "studies_dir", Path(self.studies_dir))
         object.__setattr__(self, "space", None if self.space is None else Path(self.space))
         object.__setattr__(self, "start", None if self.start is None else Path(self.start).expanduser().absolute())
@@ -111,8 +119,8 @@ class SearchSettings:
             )
         if not 0 <= self.sweep_budget < math.inf:
             raise SeedError(f"--sweep-budget {self.sweep_budget}: seconds, 0 or more; or write 10m, 2h.")
-        if self.rng_seed < 0:
-            raise SeedError(f"--rng-seed {self.rng_seed}: must be 0 or more.")
+        if self.rng_seed not in RNG_SEEDS:
+            raise SeedError(f"--rng-seed {self.rng_seed}: must be 0 or more, and below {RNG_SEEDS.stop:,}.")
         if self.sampler not in SAMPLERS:
             raise SeedError(f"--sampler {self.sampler}: unknown. Choose from {', '.join(SAMPLERS)}.")
         if self.dtype not in (None, *DTYPES):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import measure_size
+from seed.scoring.lora import count_update_params
 from seed.scoring.memory import count_kept_bytes, count_usable_bytes
 from seed.stages.workbench import Workbench
 
@@ -22,6 +24,8 @@ class Shape:
     vocabulary: int
     num_params: int
     layer_params: int  # of one layer, the mean
+    update_params: int  # of a low-rank update of rank 1 of all linear maps; 0 where none fits
+    cache_bytes: int  # of the KV cache, one token
     number_bytes: int  # of a number that is computed with
     stored_bytes: int  # of a number in an exported model
     kept_bytes: (
@@ -56,6 +60,8 @@ def describe_shape(bench: Workbench) -> Shape:
         vocabulary=anatomy.config.vocab_size,
         num_params=sum(weight.numel() for weight in anatomy.model.parameters()),
         layer_params=sum(weight.numel() for weight in anatomy.layers.parameters()) // anatomy.num_layers,
+        update_params=count_update_params(anatomy.model),
+        cache_bytes=measure_size(anatomy.model, dtype=bench.dtype).kv_bytes_per_token,
         number_bytes=bench.dtype.itemsize,
         stored_bytes=bench.teacher.stored_dtype.itemsize,
         kept_bytes=kept[0],

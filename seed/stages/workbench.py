@@ -25,7 +25,7 @@ from seed.models.teacher import ModelSource, Teacher, check_source, choose_devic
 from seed.optimize.space import Preset, default_preset, drop_more, list_presets
 from seed.plans import Environment, Protocol, SearchPlan
 from seed.records import Candidate
-from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams
+from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams, require_windows
 from seed.scoring.instruments import Instruments, make_walker, start_student
 from seed.scoring.latency import Workload
 from seed.scoring.memory import measure_recompute
@@ -172,17 +172,7 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
         raise ModelError(
             f"{protocol.location}: its weights changed since {study.root} was planned. Start a study of another name."
         )
-    request = CorpusRequest(
-        recovery=protocol.recovery_text,
-        validation=protocol.validation_text,
-        test=protocol.test_text,
-        window_tokens=protocol.window_tokens,
-        recovery_tokens=RECOVERY_POOL_TOKENS,
-        validation_tokens=protocol.validation_tokens,
-        test_tokens=protocol.test_tokens,
-        bos_each_window=protocol.bos_each_window,
-    )
-    streams = _open_streams(request, teacher)
+    streams = _open_streams(request_again(protocol), teacher)
     for name, stream in streams.items():
         if stream.describe().sha256 != protocol.streams[name].sha256:
             raise CorpusError(
@@ -196,6 +186,41 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
     is_trusted = folder.read_record(study.plan, SearchPlan).trusts_closed_form
     gains = _measure_gains(anatomy, streams["recovery"], device) if is_trusted else None
     return _bench(study, protocol, teacher, anatomy, streams, device, gains)
+
+
+def request_again(protocol: Protocol) -> CorpusRequest:
+    """The text that a study was planned on."""
+    return CorpusRequest(
+        recovery=protocol.recovery_text,
+        validation=protocol.validation_text,
+        test=protocol.test_text,
+        window_tokens=protocol.window_tokens,
+        recovery_tokens=RECOVERY_POOL_TOKENS,
+        validation_tokens=protocol.validation_tokens,
+        test_tokens=protocol.test_tokens,
+        bos_each_window=protocol.bos_each_window,
+    )
+
+
+def take_test_text(bench: Workbench, *, window_tokens: int, test_tokens: int | None) -> TokenStream:
+    """The study's test text in windows of this length; with ``test_tokens`` no more of it, and else as much as the study has.
+
+    Raises:
+        SeedError: the model does not read such windows, or the limit is below one of them.
+    """
+    stream, protocol = bench.streams["test"], bench.protocol
+    longest = getattr(bench.anatomy.config, "max_position_embeddings", None) or window_tokens
+    if not 2 <= window_tokens <= longest:
+        raise ModelError(
+            f"--window-tokens {window_tokens}: the model reads 2 to {longest} tokens at once. Give a number between."
+        )
+    require_windows(test_tokens, window_tokens=window_tokens, option="--test-tokens")
+    if window_tokens == protocol.window_tokens and (test_tokens or 0) <= stream.num_tokens:
+        return stream.take_evenly(test_tokens)
+    wanted = replace(
+        request_again(protocol), window_tokens=window_tokens, test_tokens=test_tokens or protocol.test_tokens
+    )
+    return open_streams(wanted, bench.teacher.tokenizer)["test"]
 
 
 def open_start(teacher: Teacher, anatomy: Anatomy, protocol: Protocol, device: torch.device) -> Anatomy | None:

@@ -15,6 +15,7 @@ from seed.reporting.answers import (
     say_introduction,
     say_neighbour,
     say_recommendation,
+    say_unhelped,
 )
 
 from . import factory
@@ -185,3 +186,13 @@ def test_ties_that_were_not_distilled_are_told(three: StudyRecord) -> None:
     record = msgspec.structs.replace(three, frontier=frontier)
     said = say_contender(list_contenders(record)[0], record)
     assert said.endswith("by the proxy tied with 2 others that were not distilled.")
+
+
+def test_where_recovery_did_not_help_is_said(record: StudyRecord) -> None:
+    helped = [msgspec.structs.replace(one, test_unrecovered=factory.make_quality(2.0)) for one in record.distilled]
+    assert say_unhelped(helped) is None
+    worse = msgspec.structs.replace(helped[0], test=helped[0].test_unrecovered)
+    layers = ", ".join(worse.candidate.dropped_parts)
+    said = say_unhelped([worse, *helped[1:]])
+    assert said is not None
+    assert said.startswith(f"Recovery did not help on test text without {layers}. Give more --distill-tokens")

@@ -39,8 +39,11 @@ def search(
     )
 
 
-def measure(bench: Workbench, sweep: Sweep, trials: tuple[TrialRecord, ...]) -> SearchGain:
-    return gains.measure_gain(bench, sweep, SPACE, trials, solver="somehow", on_rival=lambda title: None)
+def measure(
+    bench: Workbench, sweep: Sweep, trials: tuple[TrialRecord, ...], *, most: int = 10, covers_space: bool = False
+) -> SearchGain:
+    plan = make_plan(bench, SearchSettings(), trials=most, covers_space=covers_space)
+    return gains.measure_gain(bench, sweep, SPACE, trials, plan=plan, solver="somehow", on_rival=lambda title: None)
 
 
 def by_name(gain: SearchGain) -> dict[str, Rival]:
@@ -132,3 +135,12 @@ def test_a_family_without_closed_form_has_greedy_removal_without_recovery(tmp_pa
 
 def test_rivals_are_strategies() -> None:
     assert set(gains.RIVALS) <= set(STRATEGIES)
+
+
+def test_rivals_take_no_more_scores_than_the_search(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    sweep, trials = search(bench, trials=3, covers_space=False)
+    known = {key: set(rows) for key, rows in sweep.rows.items()}
+    gain = measure(bench, sweep, trials, most=3)  # of four layers
+    assert {key: set(rows) for key, rows in sweep.rows.items()} == known
+    assert [(rival.picks, rival.is_whole) for rival in gain.rivals] == [((), False), ((), False)]

@@ -17,6 +17,8 @@ GPU = Shape(  # TinyLlama's, as the preset has it
     vocabulary=32_000,
     num_params=1_100_048_384,
     layer_params=44_044_288,
+    update_params=22 * (4 * 2048 + 2 * (2048 + 256) + 3 * (2048 + 5632)),
+    cache_bytes=22 * 2 * 256 * 4,
     number_bytes=4,
     stored_bytes=4,
     kept_bytes=108_168,
@@ -56,4 +58,17 @@ def test_memory_of_a_gpu_counted_by_hand() -> None:
     low_rank = estimate_peak(
         GPU, msgspec.structs.replace(protocol, lora_rank=16), trains=True, climbs=False, num_dropped=2
     )
-    assert peak.num_bytes - low_rank.num_bytes == (16 - 8) * left or low_rank.num_bytes == swept.num_bytes
+    updates = 16 * 16 * GPU.update_params  # four float32 numbers for each of rank 16
+    assert low_rank.num_bytes in (peak.num_bytes - (16 - 8) * left + updates, swept.num_bytes)
+
+
+def test_what_is_timed_counts_where_it_is_most() -> None:
+    many = msgspec.structs.replace(PROTOCOL, latency_batch=1000, prompt_tokens=2000, new_tokens=500)
+    peak = estimate_peak(GPU, many, trains=False, climbs=False)
+    cache = 1000 * 2500 * GPU.cache_bytes
+    passing = 1000 * 2000 * (4 * (32_000 + 4 * 2048 + 2 * 4 * 2048) + 8)
+    assert peak.num_bytes == 4 * GPU.num_params + cache + passing
+    assert "1,000 sequences that are timed" in peak.describe(in_detail=True)
+    assert peak.cure == "lower --latency-batch and --prompt-tokens"
+    compiled = msgspec.structs.replace(many, compiled=True)  # the dense and the cut model keep a cache each
+    assert estimate_peak(GPU, compiled, trains=False, climbs=False).num_bytes == peak.num_bytes + cache

@@ -15,7 +15,7 @@ import pytest
 
 import seed
 from seed import folder
-from seed.errors import SeedError, SpaceError, StudyError
+from seed.errors import CorpusError, SeedError, SpaceError, StudyError
 from seed.optimize.space import list_presets
 from seed.plans import Protocol, SearchPlan, StreamRecord, list_portable
 from seed.records import SearchSpace
@@ -150,7 +150,7 @@ def read_back(settings: SearchSettings) -> SearchSettings:
         SearchSettings(max_memory=0.5, learning_rate=1e-7),
         SearchSettings(sweep_budget=0.0, screen=False),
         SearchSettings(sweep_budget=0.25, lora_rank=64, freeze_prefix=True),
-        SearchSettings(model="/models/llama [v2]", studies_dir=Path("~/studies"), rng_seed=2**40),
+        SearchSettings(model="/models/llama [v2]", studies_dir=Path("~/studies"), rng_seed=2**31 - 1),
         EVERYTHING,
         THE_REST,
         IN_STAGES,
@@ -193,7 +193,7 @@ def test_the_parser_leaves_out_what_was_not_typed() -> None:
         (["--trials", "many"], "--trials"),
         (["--max-memory", "much"], "'much' is not a size"),
         (["--sweep-budget", "soon"], "'soon' is not a time"),
-        (["--sweep-budget", "10d"], "'10d' is not a time"),
+        (["--sweep-budget", "10y"], "'10y' is not a time"),
         (["--sweep-budget=-1"], "'-1' is not a time"),
         (["--lora-rank", "few"], "--lora-rank"),
         (["--nonsense"], "--nonsense"),
@@ -483,3 +483,25 @@ def test_a_start_brings_its_original_along(tmp_path: Path) -> None:
     assert settings.model == "gpt2"
     assert preset is not None
     assert preset.model.num_layers == 12
+
+
+def test_a_local_model_is_asked_for_its_text(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"which text\? Give --recovery-text FILE"):
+        planning.start_from_preset(SearchSettings(model=str(tmp_path)))
+    assert planning.start_from_preset(SearchSettings(model=str(tmp_path), recovery_text="demo"))
+    assert planning.start_from_preset(SearchSettings(model="someone/a-model"))
+    assert planning.start_from_preset(SearchSettings(model="demo"))
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (seed.__version__, r"its plan.json is damaged, .*`int`.*window_tokens"),
+        ("0.0.9", rf"its plan was written by seed 0\.0\.9, and this is {seed.__version__} .*window_tokens"),
+    ],
+)
+def test_a_plan_that_does_not_read_is_told_with_its_field(version: str, said: str) -> None:
+    plan = make_plan()
+    torn = msgspec.structs.replace(plan, identity={**plan.identity, "window_tokens": "many"}, seed_version=version)
+    with pytest.raises(StudyError, match=said):
+        planning.read_protocol(torn, place=Path("studies/demo"))

@@ -23,7 +23,7 @@ from tests.stages.opened import PROTOCOL
 from tests.stages.test_peaks import GPU
 
 MakeCheckpoint = Callable[..., Path]
-SPEED = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, num_layers=4)
+SPEED = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, step=1e-3, num_layers=4)
 PRESETS = {name: load_preset(presets_directory() / f"{name}.toml") for name in list_presets()}
 BUDGETS = {
     "window_tokens": 64,
@@ -80,6 +80,8 @@ def test_sweeps_of_the_reported_models_fit_a_gpu_of_24_gb(name: str) -> None:
         vocabulary=config.vocab_size,
         num_params=preset.model.num_params,
         layer_params={"gpt2": 7_087_872, "tinyllama": 44_044_288}[name],
+        update_params=0,
+        cache_bytes=0,
         number_bytes=4,
         stored_bytes=4,
         kept_bytes=0,
@@ -182,9 +184,13 @@ def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="shape is not known offline"):  # another revision may be another model
         rehearse(SearchSettings(model="gpt2", revision="main"))
     with pytest.raises(ModelError, match=r"config.json is missing"):
-        rehearse(SearchSettings(model=str(tmp_path)))
+        rehearse(SearchSettings(model=str(tmp_path), recovery_text="demo"))
     with pytest.raises(SpaceError, match="max_dropped = 12"):
         rehearse(SearchSettings(model="gpt2", max_dropped=12))
+    with pytest.raises(
+        SpaceError, match=r"^--lora-rank 100000: more than the model's width of 768, .* Give 768 or less"
+    ):
+        rehearse(SearchSettings(model="gpt2", lora_rank=100_000))
     wrong = PRESETS["gpt2"].config | {"model_type": "no such family"}  # type: ignore[operator]
     with pytest.raises(ModelError, match=r"\[config\] of openai-community/gpt2"):
         rehearsal.make_config(msgspec.structs.replace(PRESETS["gpt2"], config=wrong))
@@ -192,5 +198,5 @@ def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
 
 def test_work_is_said_in_multiply_adds_and_in_hours_of_a_gpu() -> None:
     said = rehearsal.describe_work(9e16, 1.8e15)  # an hour each
-    assert "about 9.2e16 multiply-adds (2e15 of them in float64) are some 2 h 00 min at 50 TFLOP/s" in said
+    assert "about 9.2e16 multiply-adds (2e15 of them in float64) take 1 to 3 h at 50 TFLOP/s" in said
     assert "of them" not in rehearsal.describe_work(9e16, 0)

@@ -1,0 +1,92 @@
+"""A finished search, known again without opening its model: told the same, with every file that it stands on as it was.
+
+Where anything differs, or cannot be told, the search goes its usual way, which proves and mends.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from seed import __version__, folder
+from seed.console import Terminal
+from seed.errors import SeedError
+from seed.findings import StudyRecord
+from seed.folder import StudyFolder
+from seed.records import Record
+from seed.reporting.summary import show_result
+from seed.stages import planning
+from seed.stages.gathering import gather_record
+from seed.stages.settings import SearchSettings
+
+ELSEWHERE = ("studies_dir", "study", "workers")  # settings that say where, not what
+Stamps = dict[str, tuple[int, int]]  # bytes and time of change in nanoseconds, by path
+
+
+class Finished(Record, frozen=True, kw_only=True):
+    """What a search was told, and the files that it read and wrote."""
+
+    seed_version: str
+    settings: dict[str, Any]
+    stamps: Stamps  # paths in the study's folder, which can be copied, are seen from there
+    journal_bytes: int  # other commands add to it
+
+
+def remember(study: StudyFolder, settings: SearchSettings, *, model: Path) -> None:
+    """Write down that a search is finished, of settings that ``start_from_preset`` has settled. ``model``: its directory."""
+    texts = [settings.recovery_text, settings.validation_text, settings.test_text, settings.space, settings.start]
+    theirs = [model, *(Path(text) for text in texts if text is not None)]
+    records = [path for path in sorted(study.root.glob("*.json*")) if path != study.finished]
+    ours = [*records, study.models, study.distilled]
+    stamps = {str(path): stamp(path) for place in theirs for path in list_files(place.absolute())}
+    stamps |= {str(path.relative_to(study.root)): stamp(path) for place in ours for path in list_files(place)}
+    record = Finished(
+        seed_version=__version__,
+        settings=describe(settings),
+        stamps=stamps,
+        journal_bytes=study.journal.stat().st_size,
+    )
+    folder.write_record(study.finished, record)
+
+
+def recall(settings: SearchSettings, terminal: Terminal) -> StudyRecord | None:
+    """Show what a search found, where it is finished; None: there is something to do, or to look at."""
+    settings, _ = planning.start_from_preset(settings)
+    study = StudyFolder(settings.studies_dir / planning.name_study(settings))
+    if settings.storage is not None or not (study.finished.is_file() and study.report.is_file()):
+        return None
+    try:
+        with folder.lock(study):
+            known = folder.read_record(study.finished, Finished)
+            if (known.seed_version, known.settings) != (__version__, describe(settings)):
+                return None
+            is_shorter = study.journal.stat().st_size < known.journal_bytes
+            if is_shorter or any(stamp(study.root / path) != was for path, was in known.stamps.items()):
+                return None
+            record = gather_record(study)
+    except (SeedError, OSError):  # the usual way says what is wrong
+        return None
+    terminal.say(f"finished before: nothing is left to do in {study.root}")
+    show_result(terminal, record, study=study, storage=str(study.journal))
+    return record
+
+
+def describe(settings: SearchSettings) -> dict[str, Any]:
+    """What a search was told, seen from any directory."""
+    model, space = Path(settings.model).expanduser(), settings.space
+    told = {name: value for name, value in settings.describe().items() if name not in ELSEWHERE}
+    told["model"] = str(model.resolve()) if model.is_dir() else settings.model
+    return told | {"space": None if space is None else str(space.resolve())}
+
+
+def list_files(place: Path) -> Iterator[Path]:
+    """A file itself, or all files in a directory; none where there is neither."""
+    if place.is_file():
+        yield place
+    elif place.is_dir():
+        yield from sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """How large a file is, and when it was changed."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
