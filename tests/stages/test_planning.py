@@ -372,7 +372,14 @@ def test_what_is_said_of_the_text_makes_no_other_study() -> None:
     assert list_portable(wanted.identity) == list_portable(found.identity)
     assert planning.compare_protocols(found.identity, wanted.identity) == []
     cost = costs.Cost(
-        search_seconds=1, distill_seconds=1, memory_bytes=1, memory_formula="", disk_bytes=1, num_finals=1
+        latency_seconds=1,
+        search_seconds=1,
+        distill_seconds=1,
+        memory_bytes=1,
+        memory_formula="",
+        memory_cure="",
+        disk_bytes=1,
+        num_finals=1,
     )
     line = "  test: 16,384 tokens in 40 documents of Python 3.11 standard library; 3 files read"
     assert line in costs.describe_plan(planning.read_protocol(wanted, place=Path("x")), wanted, cost)
