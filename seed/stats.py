@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 CONFIDENCE = 0.95
 FEWEST_DOCUMENTS = 3.0  # effective ones; the interval of fewer spans several times what it is about
 FEWEST_PAIRS = 4
-NUM_BLOCKS = 12
+MOST_BLOCKS, BLOCK_PAIRS = 12, 3  # a block of fewer pairs leaves what one pair has in common with the next uncounted
 
 
 def student_t(freedom: float, *, confidence: float = CONFIDENCE) -> float:
@@ -46,11 +46,12 @@ def reach_over_documents(documents: float) -> float | None:
 def estimate_pairs(logs_P: np.ndarray) -> tuple[float, float | None]:
     """The mean of logarithmic ratios of timed pairs, in the order they were taken, and half its 95 % interval.
 
-    Pairs are cut into up to ``NUM_BLOCKS`` blocks of neighbours; Student's t over the blocks' medians: spikes do not count,
-    and what drifts from block to block does. None: fewer than ``FEWEST_PAIRS`` pairs, and the mean is their median.
+    Pairs are cut into blocks of neighbours; Student's t over the blocks' medians: spikes do not count, and what drifts from
+    block to block does. None: fewer than ``FEWEST_PAIRS`` pairs, and the mean is their median.
     """
     if len(logs_P) < FEWEST_PAIRS:
         return float(np.median(logs_P)), None
-    medians = np.array([np.median(block) for block in np.array_split(logs_P, min(NUM_BLOCKS, len(logs_P)))])
+    num_blocks = min(MOST_BLOCKS, max(FEWEST_PAIRS, len(logs_P) // BLOCK_PAIRS))
+    medians = np.array([np.median(block) for block in np.array_split(logs_P, num_blocks)])
     half = student_t(len(medians) - 1) * medians.std(ddof=1) / math.sqrt(len(medians))
     return float(medians.mean()), float(half)

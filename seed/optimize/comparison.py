@@ -10,14 +10,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 from seed.evidence import Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.records import Candidate, Estimate
+from seed.stats import CONFIDENCE, student_t
 
 REFERENCE = "subset"
 WIDTH = "uniform_width"  # all layers kept, each cut evenly to the size of a depth
-CONFIDENCE = 0.95
 NOTHING = Estimate(value=None, low=None, high=None)
 
 
@@ -134,7 +133,7 @@ def measure_margin(sources: Sequence[np.ndarray], *, confidence: float = CONFIDE
     if total == 0:
         return 0.0
     freedom = total**2 / sum(variance**2 / degrees for variance, degrees in known)
-    return float(stdtrit(freedom, (1 + confidence) / 2) * math.sqrt(total))
+    return student_t(freedom, confidence=confidence) * math.sqrt(total)
 
 
 def shift(estimate: Estimate, *, by: float) -> Estimate:

@@ -153,7 +153,7 @@ def render_numbers(
     if measures:
         caption = (
             "What the verdicts rest on. Per cent: one perplexity over another less 1, same documents, same random seeds. Intervals: "
-            "95 %, by Student's t (of times by bootstrap), not corrected for the number of comparisons."
+            "95 %, by Student's t, not corrected for the number of comparisons."
         )
         parts.append(f"<h3>Measures</h3>\n{render_table(caption, ['claim', 'measure', 'estimate'], measures)}")
     if groups:

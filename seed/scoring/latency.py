@@ -22,8 +22,9 @@ from torch import nn
 from seed.errors import CommandError
 from seed.models.anatomy import Anatomy, cache_of
 from seed.records import Candidate, Latency
-from seed.stats import FEWEST_PAIRS, NUM_BLOCKS, estimate_pairs
+from seed.stats import FEWEST_PAIRS, estimate_pairs
 
+FIRST_PAIRS = 24  # settle how many are needed
 NARROW = 0.01  # of the ratio, on each side: differences of a per cent are told apart
 MOST_SECONDS = 60.0  # of one structure, where no number of pairs is asked for
 # What a quiet machine stays below: share of all cores taken by others, p90 over p10 of the dense model's times, drift of the ratio.
@@ -113,14 +114,15 @@ def measure_pair(dense: RunOnce, cut: RunOnce, workload: Workload, *, structure:
     with torch.compiler.set_stance("fail_on_recompile" if workload.compiled else "default"):
         before = read_processors()
         pairs = take_pairs(dense, cut, repeats=workload.repeats)
-        foreign = measure_foreign(before, read_processors())
+        # a GPU's clock does not care for what the cores do
+        foreign = None if device != "cpu" else measure_foreign(before, read_processors())
     return summarise_pairs(pairs, structure=structure, workload=workload.describe(), device=device, foreign=foreign)
 
 
 def take_pairs(dense: RunOnce, cut: RunOnce, *, repeats: int | None) -> list[tuple[Timing, Timing]]:
     """Run both in turns, and return the times of each pair.
 
-    Without ``repeats`` the first ``NUM_BLOCKS`` pairs settle how many are needed to be within ``NARROW``. Looking again
+    Without ``repeats`` the first ``FIRST_PAIRS`` settle how many are needed to be within ``NARROW``. Looking again
     after each would stop when chance makes the interval narrow, and it would hold the truth less often than it says.
     """
     began = time.monotonic()
@@ -136,7 +138,7 @@ def take_pairs(dense: RunOnce, cut: RunOnce, *, repeats: int | None) -> list[tup
             else:
                 pairs.append((dense(), cut()))
 
-    take(repeats or NUM_BLOCKS)
+    take(repeats or FIRST_PAIRS)
     if repeats is None:
         _, half = estimate_pairs(read_logs(pairs))
         assert half is not None, "there are enough pairs for an interval"
@@ -187,7 +189,7 @@ def describe_disturbance(
 
     Args:
         pairs: in the order they were taken.
-        half: of the 95 % interval of the logarithmic ratio.
+        half: of the 95 % interval of the logarithmic ratio; None: there are too few pairs for one.
         foreign: cores that other processes took.
     """
     told = []
@@ -198,9 +200,10 @@ def describe_disturbance(
         low, high = np.quantile([dense.decode_ms for dense, _ in pairs], [0.1, 0.9])
         if high > SPREAD * low:
             told.append(f"the dense model took {low:.1f} to {high:.1f} ms")
-        first, last = (math.exp(np.median(part)) for part in np.array_split(read_logs(pairs), 2))
-        if abs(math.log(last / first)) > max(2 * half, DRIFT):
-            told.append(f"the ratio drifted from {first:.3f} to {last:.3f}")
+        first, last = np.array_split(read_logs(pairs), 2)
+        chance = 3 * math.sqrt(first.var(ddof=1) / len(first) + last.var(ddof=1) / len(last))
+        if abs(last.mean() - first.mean()) > max(chance, DRIFT):
+            told.append(f"the ratio drifted from {math.exp(first.mean()):.3f} to {math.exp(last.mean()):.3f}")
     return ", ".join(told) or None
 
 

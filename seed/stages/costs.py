@@ -16,7 +16,7 @@ from seed.optimize.space import Preset, drop_more, enumerate_candidates
 from seed.plans import Protocol, SearchPlan
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things, format_bytes
-from seed.scoring.latency import MOST_SECONDS
+from seed.scoring.latency import FIRST_PAIRS, MOST_SECONDS
 from seed.scoring.refit import RIDGES, ProjectionFit
 from seed.scoring.subsets import TrieWork, count_work
 from seed.scoring.targets import STORED_BYTES
@@ -25,7 +25,7 @@ from seed.stages.peaks import estimate_peak
 from seed.stages.recovering import count_group
 from seed.stages.settings import SearchSettings
 from seed.stages.shapes import Shape
-from seed.stats import FEWEST_PAIRS, NUM_BLOCKS
+from seed.stats import FEWEST_PAIRS
 
 # Work of one trained token, in forward passes of the dense model: a student's forward and backward are three,
 # the dense model's head is rebuilt from stored states. States too large to store are one more.
@@ -34,7 +34,7 @@ COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no s
 FIT_TOKENS = 1024  # what a fit is timed on where it is timed in small
 TIMING_TURNS, TIMING_SECONDS = 8, 2.0  # each part is timed so often at most, all together for little longer than this
 BUSY_SHARE = 0.7  # of the cores, taken by others
-USUAL_PAIRS = 4 * NUM_BLOCKS  # timed pairs of a structure, where times vary by 2 %
+USUAL_PAIRS = 2 * FIRST_PAIRS  # timed pairs of a structure, where times vary by 2 %
 
 
 @dataclass(frozen=True, kw_only=True)

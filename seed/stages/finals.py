@@ -296,13 +296,9 @@ def _distill_group(
 
     distilled = train_together(instruments, pupils, on_step=report_step)
     seconds = (time.monotonic() - began) / len(group)
-    for member, went in zip(group, distilled, strict=True):
-        if not went.curve:
-            raise StudyError(
-                f"{member.key}: no loss of its training is a finite number, neither at its start nor at any look. Lower "
-                f"--learning-rate ({budget.learning_rate:g}), or compute in float32 (--dtype float32)."
-            )
     for member, start, pupil, went in zip(group, starts, pupils, distilled, strict=True):
+        if not went.curve:
+            continue
         keep = functools.partial(_keep_first, plan=plan, dense=dense, start=start) if is_first else _keep_replica
         on_work(0, f"judging {member.key}")
         try:
@@ -313,6 +309,12 @@ def _distill_group(
             raise
         on_finished()
         on_work(after, f"judged {member.key}")
+    broken = [member.key for member, went in zip(group, distilled, strict=True) if not went.curve]
+    if broken:  # the others are kept
+        raise StudyError(
+            f"{', '.join(broken)}: no loss of the training is a finite number, neither at its start nor at any look. Lower "
+            f"--learning-rate ({budget.learning_rate:g}), or compute in float32 (--dtype float32)."
+        )
     for checkpoint in checkpoints:
         checkpoint.unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ from seed.stages import planning
 from seed.stages.gathering import gather_record
 from seed.stages.settings import SearchSettings
 
-ELSEWHERE = ("studies_dir", "study", "workers")  # settings that say where, not what
+ELSEWHERE = ("studies_dir", "study", "workers", "device")  # settings that say where, not what
 Stamps = dict[str, tuple[int, int]]  # bytes and time of change in nanoseconds, by path
 
 
@@ -33,11 +33,9 @@ class Finished(Record, frozen=True, kw_only=True):
 
 def remember(study: StudyFolder, settings: SearchSettings, *, model: Path) -> None:
     """Write down that a search is finished, of settings that ``start_from_preset`` has settled. ``model``: its directory."""
-    texts = [settings.recovery_text, settings.validation_text, settings.test_text, settings.space, settings.start]
-    theirs = [model, *(Path(text) for text in texts if text is not None)]
     records = [path for path in sorted(study.root.glob("*.json*")) if path != study.finished]
     ours = [*records, study.models, study.distilled]
-    stamps = {str(path): stamp(path) for place in theirs for path in list_files(place.absolute())}
+    stamps = {str(path): stamp(path) for path in (*list_files(model.absolute()), *list_given(settings))}
     stamps |= {str(path.relative_to(study.root)): stamp(path) for place in ours for path in list_files(place)}
     record = Finished(
         seed_version=__version__,
@@ -60,7 +58,8 @@ def recall(settings: SearchSettings, terminal: Terminal) -> StudyRecord | None:
             if (known.seed_version, known.settings) != (__version__, describe(settings)):
                 return None
             is_shorter = study.journal.stat().st_size < known.journal_bytes
-            if is_shorter or any(stamp(study.root / path) != was for path, was in known.stamps.items()):
+            is_more = any(str(path) not in known.stamps for path in list_given(settings))
+            if is_shorter or is_more or any(stamp(study.root / path) != was for path, was in known.stamps.items()):
                 return None
             record = gather_record(study)
     except (SeedError, OSError):  # the usual way says what is wrong
@@ -76,6 +75,14 @@ def describe(settings: SearchSettings) -> dict[str, Any]:
     told = {name: value for name, value in settings.describe().items() if name not in ELSEWHERE}
     told["model"] = str(model.resolve()) if model.is_dir() else settings.model
     return told | {"space": None if space is None else str(space.resolve())}
+
+
+def list_given(settings: SearchSettings) -> list[Path]:
+    """The files of texts, search space and models that were named by their place."""
+    given = (settings.model, settings.recovery_text, settings.validation_text, settings.test_text)
+    places = [Path(text).expanduser() for text in given if text is not None and text not in planning.NAMED_TEXTS]
+    places += [place for place in (settings.space, settings.start) if place is not None]
+    return [path for place in places for path in list_files(place.absolute())]
 
 
 def list_files(place: Path) -> Iterator[Path]:

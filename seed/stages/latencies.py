@@ -118,13 +118,11 @@ def _measure_by_command(bench: Workbench, candidate: Candidate, structure: str, 
 
     dense, cut = (functools.partial(run, path) for path in paths)
     dense(), cut()  # warm-up
-    before = timing.read_processors()
     pairs = timing.take_pairs(dense, cut, repeats=bench.protocol.latency_repeats)
-    foreign = timing.measure_foreign(before, timing.read_processors())
     for path in paths:
         shutil.rmtree(path)
     device = name_device(bench.device)
-    return timing.summarise_pairs(pairs, structure=structure, workload=command, device=device, foreign=foreign)
+    return timing.summarise_pairs(pairs, structure=structure, workload=command, device=device)
 
 
 def bound_space(

@@ -147,7 +147,7 @@ def test_a_training_without_any_finite_loss_is_refused_with_its_rate(
     opened = open_finals(tmp_path)
     nothing = Distilled(curve=(), best_step=0, diverged_at=1)  # what such a training gives back
     monkeypatch.setattr(finals, "train_together", lambda *args, **kwargs: [nothing])
-    with pytest.raises(StudyError, match=r"drop-1: no loss of its training.*Lower --learning-rate .0\.003."):
+    with pytest.raises(StudyError, match=r"drop-1: no loss of the training.*Lower --learning-rate .0\.003."):
         run(opened, MEMBERS[:1], change_budget(rng_seeds=(0,)))
     assert not opened[0].folder.model("drop-1").exists()
 
