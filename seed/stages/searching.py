@@ -292,7 +292,7 @@ def say_recovery(sample: Sequence[dict[str, Quality]], num_swept: int) -> str:
     """One line on how much of the loss of cutting closed form wins back."""
     shares = sorted(share for share in map(measure_recovery, sample) if share is not None)
     if not shares:
-        return "closed form recovers nothing that could be measured: cutting costs nothing here"
+        return "what closed form recovers cannot be told: what cutting costs is within the noise of the validation text"
     return (
         f"closed form recovers {statistics.median(shares):.0%} of what cutting costs in loss "
         f"(median of {count_things(len(shares), 'set')} out of {num_swept}; {shares[0]:.0%} to {shares[-1]:.0%})"
