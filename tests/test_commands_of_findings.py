@@ -17,7 +17,10 @@ RUNS = ["--distill-tokens=8192", "--learning-rate=3e-3"]
 def forget_times(value: object) -> object:
     """The same without what a clock decides."""
     if isinstance(value, dict):
-        timed = {"seconds", "latency", "latencies", "command", "start", "study", "created"}
+        timed = {"seconds", "latency", "latencies", "command", "start", "study", "created"} | {
+            "crc32",
+            "provenance_sha256",
+        }
         return {key: forget_times(part) for key, part in value.items() if key not in timed}
     return [forget_times(part) for part in value] if isinstance(value, list) else value
 
@@ -86,13 +89,15 @@ def test_a_search_goes_on_from_a_recovered_model_of_another(make_checkpoint, tex
     [member] = json.loads((tmp_path / "studies" / "second" / "frontier.json").read_text())["members"]
     assert gone not in member["evaluation"]["candidate"]["kept_layers"]
     # what it went on from is part of the plan
-    (start / "config.json").write_text((start / "config.json").read_text() + "\n")
+    config = (start / "config.json").read_text()
+    (start / "config.json").write_text(config + "\n")
     error = error_of(run_seed("seed.report", "studies/nowhere", cwd=tmp_path, code=2))
     assert "not a study" in error
     error = error_of(run_seed("seed.distill", "studies/second", "--trial=0", cwd=tmp_path, code=2))
     assert "changed since" in error
     error = error_of(run_seed("seed.claims", "studies/second", cwd=tmp_path, code=2))
     assert "goes on from a recovered model" in error
+    (start / "config.json").write_text(config)
     other = make_checkpoint("llama")
     wrong = run_seed("seed.search", "--start", str(start), "--model", str(other), *more, cwd=tmp_path, code=2)
     assert f"was recovered from {model}" in error_of(wrong)

@@ -66,7 +66,8 @@ def spell_rope(found: dict[str, Any]) -> dict[str, Any]:
     if kind == "longrope":  # older readers of Phi-3 accept its own words inside, and no others
         scaling = {name: value for name, value in scaling.items() if name != "rope_type" and name not in found}
         scaling["type"] = kind
-    if kind != "default" or not is_by_kind:  # some want it said that there is none
+    # Some want it said that there is none. Of each kind of layer, the older words know none or Gemma 3's, which is linear.
+    if not is_by_kind or kind == "linear":
         found = {"rope_scaling": None if kind == "default" else scaling} | found
     return {name: value for name, value in older.items() if value is not None} | found
 

@@ -84,7 +84,7 @@ def measure_gain(
             )
         )
         on_rival(strategy.title)
-    cost, num_scores = price_search(bench, measured, space, scored)
+    cost, num_scores = price_search(bench, Remembered(sweep, most_unrecovered=math.inf), space, scored)
     gain = SearchGain(rung=rung, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(rivals))
     folder.write_record(bench.folder.gain, gain)
     return gain
