@@ -193,17 +193,18 @@ def open_tokenizer(location: str | Path, *, place: str, **options: Any) -> tuple
 def refuse_words(tokenizer: Any, model: Any, *, place: str) -> None:
     """Raise when a tokenizer gives tokens that the embedding has no row for.
 
-    Special tokens may lie beyond it: Gemma 3 has one for images, which text does not hold.
+    Added tokens may lie beyond it, such as Gemma 3's for images: no text holds them unless it spells them out, which
+    ``refuse_ids`` sees.
 
     Raises:
         ModelError: with both numbers.
     """
     num_rows = model.get_input_embeddings().weight.shape[0]
-    added = getattr(tokenizer, "added_tokens_decoder", {})
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}  # that texts begin and end with
-    special = {index for index, token in added.items() if token.special} - ends
-    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= num_rows}
-    words = sorted((index, token) for token, index in beyond.items() if index not in special)
+    added = set(getattr(tokenizer, "added_tokens_decoder", {})) - ends
+    words = sorted(
+        (index, token) for token, index in tokenizer.get_vocab().items() if index >= num_rows and index not in added
+    )
     if words:
         raise ModelError(
             f"{place}: its tokenizer gives ids up to {words[-1][0]:,} ({words[-1][1]!r}), and its embedding has {num_rows:,} rows, for ids "

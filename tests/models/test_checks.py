@@ -213,7 +213,9 @@ def give_words(path: Path, words: list[str], *, special: bool = False, **ends: s
 
 
 def test_a_tokenizer_of_more_words_than_the_embedding_has_rows_is_refused(checkpoint: Path) -> None:
-    give_words(checkpoint, ["seventy", "eighty"])
+    content = json.loads((checkpoint / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {"seventy": 257, "eighty": 258}
+    (checkpoint / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=r"gives ids up to 258 \('eighty'\), and its embedding has 257 rows"):
         open_directory(checkpoint)
     give_words(checkpoint, ["<stop>"], special=True, eos_token="<stop>")
@@ -221,10 +223,13 @@ def test_a_tokenizer_of_more_words_than_the_embedding_has_rows_is_refused(checkp
         open_directory(checkpoint)
 
 
-def test_a_special_token_beyond_the_rows_is_refused_where_a_text_holds_it(checkpoint: Path) -> None:
-    give_words(checkpoint, ["<image>"], special=True)
+@pytest.mark.parametrize(("word", "special"), [("<image>", True), ("<tool_call>", False)])
+def test_an_added_token_beyond_the_rows_is_refused_where_a_text_holds_it(
+    checkpoint: Path, word: str, special: bool
+) -> None:
+    give_words(checkpoint, [word], special=special)
     teacher = open_directory(checkpoint)
-    tokens = torch.tensor([teacher.tokenizer.encode("an <image> here")])
+    tokens = torch.tensor([teacher.tokenizer.encode(f"an {word} here")])
     with pytest.raises(CorpusError, match=r"notes\.txt: holds the token 257, and the model's embedding has 257 rows"):
         checks.refuse_ids(tokens, teacher.model, source="notes.txt")
     checks.refuse_ids(tokens.clamp(max=256), teacher.model, source="notes.txt")
