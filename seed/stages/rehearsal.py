@@ -282,6 +282,7 @@ def describe_text(request: CorpusRequest, source: ModelSource, *, vocabulary: in
     if has_tokenizer and all(_is_at_hand(text) for text in texts.values()):
         tokenizer, _ = open_tokenizer(
             directory,
+            directory=directory,
             place=f"--model {source.location}",
             local_files_only=True,
             trust_remote_code=source.trust_remote_code,
