@@ -74,11 +74,6 @@ def refuse_damaged(directory: Path, *, place: str) -> None:
         )
 
 
-def is_whole(directory: Path) -> bool:
-    """Is all of a finished model there, and as it was written?"""
-    return find_damage(directory) is None
-
-
 def hash_file(path: Path) -> str:
     """Return a file's sha256 in hexadecimal; unless it was written meanwhile, it is read once in a process.
 
