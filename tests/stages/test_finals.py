@@ -183,6 +183,8 @@ def test_a_model_that_is_damaged_is_made_again(tmp_path: Path, name: str, harm: 
     lines: list[str] = []
     finals.say_damaged(study, MEMBERS, say=lines.append)
     assert lines == []
+    (study.model("drop-1") / "README.md").write_text("# A card that its user edited")
+    assert run(opened, MEMBERS[:1], budget) == [before]
     harm(study.model("drop-1") / name)
     finals.say_damaged(study, MEMBERS, say=lines.append)
     assert lines == [f"{study.model('drop-1')}: damaged: {name} {said}; it is made again"]
