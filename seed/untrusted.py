@@ -93,8 +93,8 @@ def find_excess(config: object) -> str | None:
         found = todo.pop()
         if isinstance(found, dict):
             for name, value in found.items():
-                is_count = str(name).endswith(("layer", "layers")) and isinstance(value, int | float)
-                if is_count and value > MAX_LAYERS:
+                is_count = str(name).endswith(("layer", "layers")) and not str(name).endswith("per_layer")
+                if is_count and isinstance(value, int | float) and value > MAX_LAYERS:
                     return f"{name} = {str(value)[:20]}, and no model has more than {MAX_LAYERS:,} layers"
             todo.extend(found.values())
         elif isinstance(found, list):

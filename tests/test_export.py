@@ -19,7 +19,7 @@ import seed
 from seed import distill, evaluate, export, folder
 from seed.errors import ModelError
 from seed.models.checkpoint import load_checkpoint
-from seed.models.integrity import is_whole
+from seed.models.integrity import find_damage
 from seed.plans import SearchPlan
 from seed.reporting.result_line import ExportLine
 from seed.stages import exporting, planning, protocols
@@ -102,7 +102,7 @@ def test_a_candidate_that_is_not_distilled_is_written_as_it_was_cut(inside: Path
     assert (line.kept_layers, line.num_layers, line.is_recovered) == (candidate.kept_layers, NUM_LAYERS, False)
     assert line.unrecovered_ppl_ratio == pytest.approx(trial.evaluation.qualities["none"].ppl_ratio)
     assert f"--trial {trial.number}" in done.stderr.split("to recover it: ")[1]
-    assert is_whole(path)
+    assert find_damage(path) is None
     weights, dense = load_file(path / "model.safetensors"), load_file(inside / "model" / "model.safetensors")
     for position, layer in enumerate(candidate.kept_layers):
         name = "mlp.up_proj.weight"
@@ -478,7 +478,7 @@ def test_a_link_is_followed_to_where_it_leads(inside: Path, monkeypatch: pytest.
     for words in (["model", "--keep=0,3"], ["studies/tiny", f"--trial={distilled.number}"]):
         (tmp_path / "real").mkdir()
         run(monkeypatch, *words, "--out", str(tmp_path / "link"))
-        assert is_whole(tmp_path / "real")
+        assert find_damage(tmp_path / "real") is None
         assert (tmp_path / "link").readlink() == Path("real")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
         if words[0] == "model":

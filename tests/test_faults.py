@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from seed.models.integrity import is_whole
+from seed.models.integrity import find_damage
 from seed.optimize.storage import open_storage
 from tests.conftest import make_config, make_tokenizer
 from tests.test_commands import environment, error_of, run_seed, search_words
@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up_and_torn_files_end_in_one_error_or_are_mended(star
     assert found.keys() == times.keys()
     assert found[good] == times[good]
     for key in times:
-        assert is_whole(again.folder.model(key))
+        assert find_damage(again.folder.model(key)) is None
     assert not progress.exists()
 
 
@@ -196,7 +196,7 @@ def test_workers_killed_while_they_distil_and_export_lose_no_model_and_make_none
     first = read_times(killed) | first
     assert first
     for path in killed.folder.models.iterdir():
-        assert path.name.startswith(".") or is_whole(path)
+        assert path.name.startswith(".") or find_damage(path) is None
 
     again = start(*words)
     assert again.end() == 0, again.read()
@@ -205,4 +205,4 @@ def test_workers_killed_while_they_distil_and_export_lose_no_model_and_make_none
     assert found == found | first  # what was finished is as it was
     assert sorted(path.name for path in again.folder.models.iterdir()) == sorted(found)
     for key in found:
-        assert is_whole(again.folder.model(key))
+        assert find_damage(again.folder.model(key)) is None

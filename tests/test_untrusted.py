@@ -202,3 +202,12 @@ def test_a_journal_that_is_too_large_or_nested_without_end_is_told(tmp_path, ope
         handle.truncate(50 * 2**30)
     with pytest.raises(StudyError, match=r"journal\.log: 51,200 MB"):
         open_it(None, journal=journal)
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "n_layer", "encoder_layers"])
+def test_a_config_of_more_layers_than_any_model_has_is_excessive_and_one_of_wide_layers_is_not(name: str) -> None:
+    config = {"text": [{"intermediate_size_per_layer": 14_336, name: 10_000}]}
+    assert untrusted.find_excess(config) is None
+    assert (
+        untrusted.find_excess({"text": [{name: 10_001}]}) == f"{name} = 10001, and no model has more than 10,000 layers"
+    )

@@ -176,7 +176,8 @@ def load_tokenizer(path: Path) -> Any:
         ModelError: it is missing or damaged.
     """
     try:
-        return checks.open_tokenizer(path, place=str(path), local_files_only=True, trust_remote_code=False)[0]
+        options = {"local_files_only": True, "trust_remote_code": False}
+        return checks.open_tokenizer(path, directory=path, place=str(path), **options)[0]
     except ModelError:
         raise
     except Exception as error:  # tokenizers of anyone fail in ways of their own

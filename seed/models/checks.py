@@ -3,6 +3,7 @@
 Nothing is located or downloaded here, and nothing is mended: what is wrong is refused, what is odd is told.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -151,7 +152,7 @@ def tell_of(tensors: Sequence[StoredTensor], unread: Sequence[str], stored: torc
     return told
 
 
-def open_tokenizer(location: str | Path, *, place: str, **options: Any) -> tuple[Any, str | None]:
+def open_tokenizer(location: str | Path, *, directory: Path, place: str, **options: Any) -> tuple[Any, str | None]:
     """Open a tokenizer that gives the tokens that its tokenizer.json gives; return what is to be told of it, too.
 
     transformers rebuilds the tokenizers of some families by rules of its own, whatever lies in the file that other
@@ -159,6 +160,7 @@ def open_tokenizer(location: str | Path, *, place: str, **options: Any) -> tuple
 
     Args:
         location: a directory, or a hub id.
+        directory: where its files lie.
         place: of the model, as the user named it.
         options: of ``from_pretrained``.
 
@@ -166,15 +168,21 @@ def open_tokenizer(location: str | Path, *, place: str, **options: Any) -> tuple
         ModelError: transformers makes other tokens of a text than the file does, in every way it has.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
-    path = _find_file(location, **options)
-    if path is None or not type(tokenizer).__module__.startswith("transformers."):  # a model's own code knows best
+    path = directory / "tokenizer.json"
+    if not path.is_file() or not type(tokenizer).__module__.startswith(
+        "transformers."
+    ):  # a model's own code knows best
         return tokenizer, None
     written = Tokenizer.from_file(str(path))
     written.no_truncation()
     written.no_padding()
     wanted = written.encode(SAMPLE, add_special_tokens=False).ids
     found = tokenizer.encode(SAMPLE, add_special_tokens=False)
-    if found == wanted:
+    if found == wanted or (
+        _sets_first_space(directory)  # and a text that begins with one gets none
+        and tokenizer.encode(f" {SAMPLE}", add_special_tokens=False)
+        == written.encode(f" {SAMPLE}", add_special_tokens=False).ids
+    ):
         return tokenizer, None
     told = (
         f"transformers {transformers.__version__} makes {len(found)} tokens of a text of which its tokenizer.json makes {len(wanted)}"
@@ -193,17 +201,18 @@ def open_tokenizer(location: str | Path, *, place: str, **options: Any) -> tuple
 def refuse_words(tokenizer: Any, model: Any, *, place: str) -> None:
     """Raise when a tokenizer gives tokens that the embedding has no row for.
 
-    Special tokens may lie beyond it: Gemma 3 has one for images, which text does not hold.
+    Added tokens may lie beyond it, such as Gemma 3's for images: no text holds them unless it spells them out, which
+    ``refuse_ids`` sees.
 
     Raises:
         ModelError: with both numbers.
     """
     num_rows = model.get_input_embeddings().weight.shape[0]
-    added = getattr(tokenizer, "added_tokens_decoder", {})
     ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}  # that texts begin and end with
-    special = {index for index, token in added.items() if token.special} - ends
-    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= num_rows}
-    words = sorted((index, token) for token, index in beyond.items() if index not in special)
+    added = set(getattr(tokenizer, "added_tokens_decoder", {})) - ends
+    words = sorted(
+        (index, token) for token, index in tokenizer.get_vocab().items() if index >= num_rows and index not in added
+    )
     if words:
         raise ModelError(
             f"{place}: its tokenizer gives ids up to {words[-1][0]:,} ({words[-1][1]!r}), and its embedding has {num_rows:,} rows, for ids "
@@ -232,13 +241,10 @@ def spell_names(name: str, model: Any) -> tuple[str, ...]:
     return (name, name.removeprefix(prefix), prefix + name)
 
 
-def _find_file(location: str | Path, **options: Any) -> Path | None:
-    """The tokenizer.json of a directory, or the hub's, where there is one."""
-    from transformers.utils import cached_file
-
-    known = {name: options[name] for name in ("revision", "local_files_only") if name in options}
-    found = cached_file(location, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **known)
-    return None if found is None else Path(found)
+def _sets_first_space(directory: Path) -> bool:
+    """Does a tokenizer's config say whether a text is to begin with a space? transformers heeds it, over tokenizer.json."""
+    path = directory / "tokenizer_config.json"
+    return path.is_file() and json.loads(path.read_bytes()).get("add_prefix_space") is not None
 
 
 def _spell_dtype(dtype: torch.dtype) -> str:

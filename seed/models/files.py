@@ -1,4 +1,4 @@
-"""What a model's directory holds beside its weights, looked at before transformers reads it: files that end, a config of a model.
+"""What a model is read from beside its weights, looked at before transformers reads it: files that end, a config of a model.
 
 Whether a model is what it says, its opening shows.
 """
@@ -9,10 +9,12 @@ from pathlib import Path
 
 from seed import untrusted
 from seed.errors import ModelError
+from seed.models.companions import COMPANIONS
+from seed.models.stored import INDEX
 
 CONFIG_BYTES = 16 * 2**20  # the largest configs have some hundred kB
 TEXT_BYTES = 512 * 2**20  # the largest tokenizers have 35 MB; libraries take ten times as much memory for them
-READ_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+READ_WHOLE = ("config.json", "README.md", INDEX, *COMPANIONS)  # others lie beside them, of any size
 
 
 def check_files(directory: Path) -> None:
@@ -23,11 +25,8 @@ def check_files(directory: Path) -> None:
     Raises:
         ModelError: with the file, what is wrong with it, and the cure.
     """
-    try:
-        paths = sorted(directory.iterdir())
-    except OSError:
-        return
-    for path in paths:
+    whole = {path for pattern in READ_WHOLE for path in directory.glob(pattern)}
+    for path in sorted(whole.union(directory.glob("*.safetensors"))):
         try:
             found = path.stat()
         except OSError:
@@ -37,7 +36,7 @@ def check_files(directory: Path) -> None:
                 f"{path}: a pipe or a device, and a model is made of files. Remove it, or put a file there."
             )
         limit = CONFIG_BYTES if path.name == "config.json" else TEXT_BYTES
-        if path.suffix in READ_SUFFIXES and found.st_size > limit:
+        if path in whole and found.st_size > limit:
             raise ModelError(
                 f"{path}: {found.st_size / 2**20:,.0f} MB, and such a file has less than {limit / 2**20:,.0f} MB. Download or "
                 "save the model again."

@@ -1,7 +1,7 @@
 """Is a finished model as it was written? Hashes of its files stand in its seed.json, and are compared where it is used.
 
-seed.json cannot hold its own: in a study the model's record does, so that there no damage goes unseen. Nothing heavy is
-imported here, and no weight is ever held.
+seed.json cannot hold its own: in a study the model's record does, so that there no damage goes unseen. The card is
+anyone's to edit or to take away. Nothing heavy is imported here, and no weight is ever held.
 """
 
 import functools
@@ -16,7 +16,7 @@ from seed.models.stored import read_tensors
 PROVENANCE = "seed.json"
 CARD = "README.md"
 # Without hashes, as earlier versions wrote it, an export has at least these, and whole files of weights.
-LEAST = ("config.json", "tokenizer_config.json", PROVENANCE, CARD)
+LEAST = ("config.json", "tokenizer_config.json", PROVENANCE)
 
 
 def add_hashes(directory: Path) -> str:
@@ -29,12 +29,11 @@ def add_hashes(directory: Path) -> str:
 
 
 def find_damage(directory: Path, *, provenance_sha256: str | None = None) -> str | None:
-    """Say what of a finished model is not as it was written; None: nothing. Further files do no harm.
+    """Say what of a finished model is not as it was written; None: nothing. Further files and another card do no harm.
 
     Args:
         directory: where it lies.
-        provenance_sha256: of its seed.json, as the model's record in a study has it; None: there is none. Without one the
-            card may be another: people edit it before they publish.
+        provenance_sha256: of its seed.json, as the model's record in a study has it; None: there is none.
     """
     try:
         if provenance_sha256 is not None and hash_file(directory / PROVENANCE) != provenance_sha256:
@@ -46,7 +45,7 @@ def find_damage(directory: Path, *, provenance_sha256: str | None = None) -> str
             if not (directory / name).is_file():
                 return f"{name} is missing"
         for name, sha256 in hashes.items():
-            if hash_file(directory / name) != sha256 and (name != CARD or provenance_sha256 is not None):
+            if hash_file(directory / name) != sha256:
                 return f"{name} is not as it was written"
     except FileNotFoundError:
         return f"{PROVENANCE} is missing"
@@ -74,11 +73,6 @@ def refuse_damaged(directory: Path, *, place: str) -> None:
         )
 
 
-def is_whole(directory: Path) -> bool:
-    """Is all of a finished model there, and as it was written?"""
-    return find_damage(directory) is None
-
-
 def hash_file(path: Path) -> str:
     """Return a file's sha256 in hexadecimal; unless it was written meanwhile, it is read once in a process.
 
@@ -96,7 +90,7 @@ def _hash_file(path: Path, _num_bytes: int, _written_ns: int) -> str:
 
 
 def _read_hashes(directory: Path) -> dict[str, str] | None:
-    """The hashes that a model names, by the paths of files below it; None: it names none.
+    """The hashes that a model names, by the paths of files below it but its card; None: it names none.
 
     Raises:
         OSError: seed.json cannot be read.
@@ -114,7 +108,7 @@ def _read_hashes(directory: Path) -> dict[str, str] | None:
     is_right = isinstance(hashes, dict) and all(isinstance(sha256, str) for sha256 in hashes.values())
     if not is_right or any(Path(name).is_absolute() or ".." in Path(name).parts for name in hashes):
         raise ValueError("hashes of another form")
-    return dict(hashes)
+    return {name: sha256 for name, sha256 in hashes.items() if name != CARD}  # people edit it before they publish
 
 
 def _find_gap(directory: Path) -> str | None:

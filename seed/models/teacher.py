@@ -146,7 +146,7 @@ def open_teacher(
         tensors = read_tensors(located.directory)
         stored_dtype = checks.find_stored_dtype(tensors)
         dtype = choose_dtype(dtype_name, device=device, stored=stored_dtype)
-        tokenizer, told = checks.open_tokenizer(location, place=place, **options)
+        tokenizer, told = checks.open_tokenizer(location, directory=located.directory, place=place, **options)
         model, report = find_auto_class(config).from_pretrained(
             location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )

@@ -178,8 +178,10 @@ def estimate_latency(protocol: Protocol, speed: Speed) -> float:
     """Seconds of timing each depth beside the dense model; by a command of the user's, nobody knows."""
     depths, batch = len(protocol.space.more_dropped), protocol.latency_batch
     run = batch * protocol.prompt_tokens * speed.forward + protocol.new_tokens * max(speed.step, batch * speed.forward)
+    if protocol.latency_command or not run:  # nothing of it is counted in float64
+        return 0.0
     pairs = protocol.latency_repeats or max(FEWEST_PAIRS, min(USUAL_PAIRS, MOST_SECONDS / (2 * run)))
-    return 0.0 if protocol.latency_command else depths * 2 * (pairs + 1) * run
+    return depths * 2 * (pairs + 1) * run
 
 
 def price_walk(shape: Shape, speed: Speed) -> float:

@@ -5,6 +5,7 @@ No weights are read, nothing is fetched, and nothing is written. Texts that are 
 published size is taken.
 """
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -198,14 +199,9 @@ def read_config(source: ModelSource, preset: Preset | None, *, revision: str | N
 
 
 def find_stored(source: ModelSource, config: Any) -> torch.dtype:
-    """The type that a model's weights are stored in: as their headers say where they lie here, else as its config says.
-
-    Raises:
-        ModelError: some of a directory's weights are missing or damaged.
-    """
-    directory = protocols.resolve_location(source.location)
-    if any(directory.glob("*.safetensors*")):
-        return find_stored_dtype(read_tensors(directory))
+    """The type that a model's weights are stored in: as their headers say where all lie here, else as its config says."""
+    with contextlib.suppress(ModelError):  # weights that are missing or damaged, which a dry run does not need
+        return find_stored_dtype(read_tensors(protocols.resolve_location(source.location)))
     stored = config.get_text_config().dtype or config.dtype or torch.float32
     return getattr(torch, stored) if isinstance(stored, str) else stored
 
@@ -282,6 +278,7 @@ def describe_text(request: CorpusRequest, source: ModelSource, *, vocabulary: in
     if has_tokenizer and all(_is_at_hand(text) for text in texts.values()):
         tokenizer, _ = open_tokenizer(
             directory,
+            directory=directory,
             place=f"--model {source.location}",
             local_files_only=True,
             trust_remote_code=source.trust_remote_code,

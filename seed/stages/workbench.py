@@ -215,7 +215,8 @@ def take_test_text(bench: Workbench, *, window_tokens: int, test_tokens: int | N
             f"--window-tokens {window_tokens}: the model reads 2 to {longest} tokens at once. Give a number between."
         )
     require_windows(test_tokens, window_tokens=window_tokens, option="--test-tokens")
-    if window_tokens == protocol.window_tokens and (test_tokens or 0) <= stream.num_tokens:
+    has_all = protocol.test_tokens is None or (test_tokens or 0) <= stream.num_tokens
+    if window_tokens == protocol.window_tokens and has_all:
         return stream.take_evenly(test_tokens)
     wanted = replace(
         request_again(protocol), window_tokens=window_tokens, test_tokens=test_tokens or protocol.test_tokens

@@ -21,7 +21,7 @@ from seed.models.checkpoint import (
     prove_round_trip,
     write_checkpoint,
 )
-from seed.models.integrity import is_whole
+from seed.models.integrity import find_damage
 from seed.models.teacher import ModelSource, check_source, open_teacher
 from seed.records import Candidate
 from tests.conftest import MakeCheckpoint, make_tokenizer
@@ -151,23 +151,23 @@ def test_truncated_weights_are_refused(checkpoint: Path, share: float) -> None:
 
 def test_whole_weights_are_told_from_torn_ones(checkpoint: Path, tmp_path: Path) -> None:
     complete(checkpoint)
-    assert is_whole(checkpoint)
+    assert find_damage(checkpoint) is None
     weights = checkpoint / "model.safetensors"
     content = weights.read_bytes()
     for length in (len(content) - 1, len(content) // 2, 0):
         weights.write_bytes(content[:length])
-        assert not is_whole(checkpoint)
+        assert find_damage(checkpoint) is not None
     weights.unlink()
-    assert not is_whole(checkpoint)
-    assert not is_whole(tmp_path / "nowhere")
+    assert find_damage(checkpoint) is not None
+    assert find_damage(tmp_path / "nowhere") is not None
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "seed.json", "README.md"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "seed.json"])
 def test_a_directory_that_lacks_a_file_is_not_whole(tmp_path: Path, name: str) -> None:
     write(make_model("llama"), tmp_path / "model")
-    assert is_whole(tmp_path / "model")
+    assert find_damage(tmp_path / "model") is None
     (tmp_path / "model" / name).unlink()
-    assert not is_whole(tmp_path / "model")
+    assert find_damage(tmp_path / "model") is not None
 
 
 def complete(path: Path) -> None:
@@ -181,9 +181,9 @@ def test_weights_with_a_shard_missing_are_not_whole(tmp_path: Path) -> None:
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 2
     complete(tmp_path)
-    assert is_whole(tmp_path)
+    assert find_damage(tmp_path) is None
     shards[1].unlink()
-    assert not is_whole(tmp_path)
+    assert find_damage(tmp_path) is not None
 
 
 def test_on_the_cpu_logits_agree_to_the_bit_or_not_at_all() -> None:
@@ -365,10 +365,10 @@ def test_pickled_weights_are_refused_with_the_cure(checkpoint: Path) -> None:
 
 def test_shards_that_lie_elsewhere_are_not_this_checkpoint_s(tmp_path: Path) -> None:
     write(make_model("llama"), tmp_path / "out")
-    assert is_whole(tmp_path / "out")
+    assert find_damage(tmp_path / "out") is None
     (tmp_path / "out" / "model.safetensors").rename(
         tmp_path / "elsewhere.safetensors"
     )  # whole, the index would not be read
     index = {"weight_map": {"a": "../elsewhere.safetensors"}}
     (tmp_path / "out" / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert not is_whole(tmp_path / "out")
+    assert find_damage(tmp_path / "out") is not None

@@ -213,7 +213,9 @@ def give_words(path: Path, words: list[str], *, special: bool = False, **ends: s
 
 
 def test_a_tokenizer_of_more_words_than_the_embedding_has_rows_is_refused(checkpoint: Path) -> None:
-    give_words(checkpoint, ["seventy", "eighty"])
+    content = json.loads((checkpoint / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {"seventy": 257, "eighty": 258}
+    (checkpoint / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=r"gives ids up to 258 \('eighty'\), and its embedding has 257 rows"):
         open_directory(checkpoint)
     give_words(checkpoint, ["<stop>"], special=True, eos_token="<stop>")
@@ -221,10 +223,13 @@ def test_a_tokenizer_of_more_words_than_the_embedding_has_rows_is_refused(checkp
         open_directory(checkpoint)
 
 
-def test_a_special_token_beyond_the_rows_is_refused_where_a_text_holds_it(checkpoint: Path) -> None:
-    give_words(checkpoint, ["<image>"], special=True)
+@pytest.mark.parametrize(("word", "special"), [("<image>", True), ("<tool_call>", False)])
+def test_an_added_token_beyond_the_rows_is_refused_where_a_text_holds_it(
+    checkpoint: Path, word: str, special: bool
+) -> None:
+    give_words(checkpoint, [word], special=special)
     teacher = open_directory(checkpoint)
-    tokens = torch.tensor([teacher.tokenizer.encode("an <image> here")])
+    tokens = torch.tensor([teacher.tokenizer.encode(f"an {word} here")])
     with pytest.raises(CorpusError, match=r"notes\.txt: holds the token 257, and the model's embedding has 257 rows"):
         checks.refuse_ids(tokens, teacher.model, source="notes.txt")
     checks.refuse_ids(tokens.clamp(max=256), teacher.model, source="notes.txt")
@@ -284,27 +289,55 @@ def test_the_stored_type_is_that_of_the_tensors_whatever_the_config_says(checkpo
     assert next(teacher.model.parameters()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("family", [None, "qwen2"])
-def test_tokens_are_those_of_the_tokenizer_file_whatever_transformers_makes_of_it(tmp_path: Path, family: str) -> None:
+def write_tokenizer(path: Path, *, pre_tokenizer: Any, normalizer: Any = None, family: str, **about: Any) -> Tokenizer:
+    """Write byte tokens as a tokenizer.json, beside what transformers chooses its class by."""
     words = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     written = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
-    written.normalizer = normalizers.Lowercase()
-    written.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    written.decoder = decoders.ByteLevel()
+    written.normalizer, written.pre_tokenizer, written.decoder = normalizer, pre_tokenizer, decoders.ByteLevel()
     written.add_special_tokens(words[:1])
-    written.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": family or "llama"}))
-    about = {"eos_token": words[0], "tokenizer_class": "Qwen2Tokenizer" if family else "PreTrainedTokenizerFast"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
-    opened, told = checks.open_tokenizer(tmp_path, place="--model x", local_files_only=True)
+    written.save(str(path / "tokenizer.json"))
+    (path / "config.json").write_text(json.dumps({"model_type": family}))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": words[0]} | about))
+    return written
+
+
+@pytest.mark.parametrize("family", [None, "qwen2"])
+@pytest.mark.parametrize("about", [{}, {"add_prefix_space": False}])
+def test_tokens_are_those_of_the_tokenizer_file_whatever_transformers_makes_of_it(
+    tmp_path: Path, family: str | None, about: dict[str, bool]
+) -> None:
+    written = write_tokenizer(
+        tmp_path,
+        normalizer=normalizers.Lowercase(),
+        pre_tokenizer=pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+        family=family or "llama",
+        tokenizer_class="Qwen2Tokenizer" if family else "PreTrainedTokenizerFast",
+        **about,
+    )
+    opened, told = checks.open_tokenizer(tmp_path, directory=tmp_path, place="--model x", local_files_only=True)
     text = "Hello World 2024"
     assert opened.encode(text) == written.encode(text).ids
-    assert opened.eos_token == words[0]
+    assert opened.eos_token == "<|endoftext|>"
     if family is None:
         assert told is None
     else:
         assert opened.encode(text) != transformers.AutoTokenizer.from_pretrained(tmp_path).encode(text)
         assert told is not None
         assert "makes other tokens of a text than its tokenizer.json does, as Qwen2Tokenizer" in told
+
+
+@pytest.mark.parametrize(("family", "name"), [("gpt2", "GPT2Tokenizer"), ("gpt_neox", "GPTNeoXTokenizer")])
+@pytest.mark.parametrize("setting", [None, False, True])
+def test_a_first_space_is_as_the_tokenizer_s_config_says_and_else_as_its_file_does(
+    tmp_path: Path, family: str, name: str, setting: bool | None
+) -> None:
+    in_file = not setting
+    pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=in_file)
+    about = {} if setting is None else {"add_prefix_space": setting}
+    write_tokenizer(tmp_path, pre_tokenizer=pre_tokenizer, family=family, tokenizer_class=name, **about)
+    opened, told = checks.open_tokenizer(tmp_path, directory=tmp_path, place="--model x", local_files_only=True)
+    has_space = in_file if setting is None else setting
+    assert opened.tokenize("Hello World") == [*(["Ġ"] if has_space else []), *"HelloĠWorld"]
+    assert (told is None) is (setting is not None)

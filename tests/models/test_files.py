@@ -67,3 +67,16 @@ def test_files_of_gigabytes_and_what_is_nested_without_end_are_refused(checkpoin
         handle.truncate(2 * 2**30)
     with pytest.raises(ModelError, match=r"config\.json: 2,048 MB, and such a file has less than 16 MB"):
         DOORS["search"](checkpoint)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_is_no_part_of_a_model_may_lie_beside_it(checkpoint: Path, door: str) -> None:
+    for name in ("corpus.txt", "trainer_log.json"):
+        with (checkpoint / name).open("wb") as handle:
+            handle.truncate(600 * 2**20)
+    os.mkfifo(checkpoint / "progress.txt")
+    DOORS[door](checkpoint)
+    with (checkpoint / "vocab.json").open("wb") as handle:
+        handle.truncate(600 * 2**20)
+    with pytest.raises(ModelError, match=r"vocab\.json: 600 MB, and such a file has less than 512 MB"):
+        DOORS[door](checkpoint)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seed.errors import ModelError
-from seed.models.integrity import add_hashes, find_damage, hash_file, is_whole, refuse_damaged
+from seed.models.integrity import add_hashes, find_damage, hash_file, refuse_damaged
 from tests.conftest import MakeCheckpoint
 
 
@@ -46,7 +46,7 @@ def finished(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> tuple[Path, str
 @pytest.mark.parametrize(("name", "harm", "said"), DAMAGES)
 def test_whatever_is_damaged_is_named(finished: tuple[Path, str], name: str, harm, said: str) -> None:
     path, sha256 = finished
-    assert is_whole(path)
+    assert find_damage(path) is None
     assert find_damage(path, provenance_sha256=sha256) is None
     refuse_damaged(path, place="there")
     harm(path / name)
@@ -66,14 +66,23 @@ def test_every_file_but_seed_json_has_its_hash(finished: tuple[Path, str]) -> No
     assert find_damage(path, provenance_sha256=sha256) is None
 
 
-def test_a_study_s_word_covers_seed_json_and_the_card(finished: tuple[Path, str]) -> None:
+def test_a_study_s_word_covers_seed_json(finished: tuple[Path, str]) -> None:
+    path, sha256 = finished
+    said = json.loads((path / "seed.json").read_bytes())
+    (path / "seed.json").write_text(json.dumps(said | {"kept_layers": [0, 3]}))
+    assert find_damage(path) is None
+    assert find_damage(path, provenance_sha256=sha256) == "seed.json is not as it was written"
+
+
+def test_a_card_that_its_user_edits_or_removes_is_no_damage(finished: tuple[Path, str]) -> None:
     path, sha256 = finished
     (path / "README.md").write_text("# A card that its user edits before publishing")
     assert find_damage(path) is None
-    assert find_damage(path, provenance_sha256=sha256) == "README.md is not as it was written"
-    said = json.loads((path / "seed.json").read_bytes())
-    (path / "seed.json").write_text(json.dumps(said | {"kept_layers": [0, 3]}))
-    assert find_damage(path, provenance_sha256=sha256) == "seed.json is not as it was written"
+    assert find_damage(path, provenance_sha256=sha256) is None
+    (path / "README.md").unlink()
+    assert find_damage(path) is None
+    assert find_damage(path, provenance_sha256=sha256) is None
+    refuse_damaged(path, place="there")
 
 
 @pytest.mark.parametrize(
@@ -96,9 +105,9 @@ def test_a_damaged_seed_json_is_said_so_and_left_to_others_where_it_may_be_no_se
 def test_models_of_earlier_versions_have_no_hashes_and_are_checked_as_before(finished: tuple[Path, str]) -> None:
     path, _ = finished
     (path / "seed.json").write_text("{}")
-    assert is_whole(path)
+    assert find_damage(path) is None
     overwrite(path / "tokenizer.json")
-    assert is_whole(path)
+    assert find_damage(path) is None
     halve(path / "model.safetensors")
     assert "model.safetensors: damaged" in (find_damage(path) or "")
 

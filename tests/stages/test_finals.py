@@ -10,7 +10,7 @@ import pytest
 from seed import folder
 from seed.errors import StudyError
 from seed.models.checkpoint import load_checkpoint
-from seed.models.integrity import is_whole
+from seed.models.integrity import find_damage
 from seed.records import DenseResult, DistillResult
 from seed.scoring.distillation import Distilled
 from seed.scoring.sweep import Sweep
@@ -78,7 +78,7 @@ def test_each_member_is_distilled_under_every_seed_and_the_first_is_exported(tmp
         assert first / sum(dense.test_counts) == pytest.approx(result.test.loss, abs=1e-6)
         assert (first != second) == (result.best_step > 0)  # where training helps, its data matter
         assert result.settings["rng_seed"] == 0
-        assert is_whole(bench.folder.model(result.key))
+        assert find_damage(bench.folder.model(result.key)) is None
         exported = load_checkpoint(bench.folder.model(result.key), device=bench.device, dtype=bench.dtype)
         assert sum(weight.numel() for weight in exported.parameters()) == result.size.num_params
         assert result.replicas[0].validation_loss == pytest.approx(result.validation.loss, abs=1e-5)
@@ -126,7 +126,7 @@ def test_a_training_that_diverges_keeps_its_start_and_is_told_of(tmp_path: Path)
     ]
     assert result.best_step == 0
     assert [point.step for point in result.curve] == [0]
-    assert is_whole(opened[0].folder.model("drop-1"))
+    assert find_damage(opened[0].folder.model("drop-1")) is None
     assert run(opened, MEMBERS[:1], budget, complain=said.append) == [result]
     assert len(said) == 1
 
@@ -183,11 +183,13 @@ def test_a_model_that_is_damaged_is_made_again(tmp_path: Path, name: str, harm: 
     lines: list[str] = []
     finals.say_damaged(study, MEMBERS, say=lines.append)
     assert lines == []
+    (study.model("drop-1") / "README.md").write_text("# A card that its user edited")
+    assert run(opened, MEMBERS[:1], budget) == [before]
     harm(study.model("drop-1") / name)
     finals.say_damaged(study, MEMBERS, say=lines.append)
     assert lines == [f"{study.model('drop-1')}: damaged: {name} {said}; it is made again"]
     [after] = run(opened, MEMBERS[:1], budget)
-    assert is_whole(study.model("drop-1"))
+    assert find_damage(study.model("drop-1")) is None
     assert finals.describe_damage(study, "drop-1") is None
     assert forget_times(after) == forget_times(before)
 

@@ -1,6 +1,7 @@
 """A dry run needs the shape alone: presets' shapes are the models', formulas are the search's, nothing is written."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from seed.errors import ModelError, SpaceError
 from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
+from seed.models.stored import INDEX
 from seed.models.teacher import ModelSource
 from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
 from seed.scoring.corpus import CorpusRequest, read_source
@@ -133,6 +135,9 @@ def test_weights_are_never_read(make_checkpoint: MakeCheckpoint, text_file: Path
     assert f"by its {characters:,} characters" in said  # there is no tokenizer either
     assert f"--model {bare}" in said.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
+    (bare / INDEX).write_text(json.dumps({"weight_map": {"wte.weight": "model-00001-of-00002.safetensors"}}))
+    partial = rehearse(SearchSettings(model=str(bare), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS))
+    assert partial.splitlines()[0] == said.splitlines()[0]
 
 
 def test_families_without_closed_form_are_rehearsed_too(
