@@ -19,8 +19,9 @@ RUN_WORDS = 13
 LEAST_SHARE = 0.1  # a stretch with fewer of its runs in judged text stays: quotations, common phrases
 # A document that shares runs is looked at in stretches: up to the first line or sentence end past 200 characters, 400 at most.
 STRETCH = re.compile(r"(?s).{200,400}?(?:\n|[.!?]\s|[。！？])|.{1,400}")
-PHRASE_SHARE = 0.1  # runs in more of the judged documents are a form that they all have, such as a licence; no copy
-PHRASE_DOCUMENTS = 2  # and in more than so many
+# Copies of documents are out by then: runs in more than so many judged documents are a form, such as a licence or a prompt.
+PHRASE_DOCUMENTS = 2
+PHRASE_SHARE = 0.01  # and in more than this share of them
 BATCH_DOCUMENTS = 64
 # Chinese characters and Japanese kana are words of their own: nothing stands between words there.
 SINGLES = (
