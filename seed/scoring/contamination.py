@@ -129,6 +129,8 @@ class JudgedText:
 
     def _compare(self, texts: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The share of each text's runs that the named streams have, phrases aside; and whether any stream has any of them."""
+        if not self._streams:
+            return np.zeros(len(texts)), np.zeros(len(texts), bool)
         hashes, owners, totals = self._list_runs(texts)
         is_shared, is_found = np.zeros(len(hashes), bool), np.zeros(len(hashes), bool)
         for name, stream in self._streams.items():

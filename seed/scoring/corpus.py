@@ -22,7 +22,7 @@ from seed.demo import library
 from seed.errors import CorpusError, first_line
 from seed.plans import StreamRecord
 from seed.scoring.contamination import RUN_WORDS, JudgedText, LeftOut
-from seed.scoring.documents import SPLITS, join_articles, keep_distinct, part_single, split_documents
+from seed.scoring.documents import SPLITS, join_articles, keep_distinct, part_single, split_documents, thin_judged
 from seed.scoring.text_files import read_files, render_row
 
 MIN_WINDOWS = 4  # of each stream; fewer give no error bars worth the name
@@ -122,11 +122,13 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
         documents = texts[source].whole if is_whole else texts[source].documents[split]
         # The library keeps the demo's splits apart itself, and the embedded model was trained on the first as it is.
         names = [name for name in judged if source != "demo" or sources[name] != "demo"]
+        thinned: tuple[str, ...] = ()
         if split == "recovery":
             documents = list(documents)
             random.Random(0).shuffle(documents)
             apart: Iterable[str] = judged.keep_apart(documents, left_out, names=names)  # no further than it is used
         else:
+            documents, thinned = thin_judged(documents, caps[split])
             apart = part_single(list(judged.keep_apart(documents, left_out, names=names)))
             judged.add(split, apart)
         try:
@@ -139,7 +141,7 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
                 begin=tokenizer.bos_token_id if request.bos_each_window else None,
                 source=source,
                 purpose=split,
-                notes=texts[source].notes,
+                notes=(*texts[source].notes, *thinned),
                 left_out=left_out,
             )
         except CorpusError as error:
@@ -184,8 +186,9 @@ def open_test_stream(
     """
     require_windows(max_tokens, window_tokens=window_tokens, option="--test-tokens")
     text = read_source(source, tokenizer, option="--test-text")
+    documents, thinned = thin_judged(text.documents["test"] if has_own_splits(source) else text.whole, max_tokens)
     return tokenize(
-        part_single(text.documents["test"] if has_own_splits(source) else text.whole),
+        part_single(documents),
         tokenizer,
         window_tokens=window_tokens,
         max_tokens=None,
@@ -193,7 +196,7 @@ def open_test_stream(
         begin=tokenizer.bos_token_id if bos_each_window else None,
         source=source,
         purpose="test",
-        notes=text.notes,
+        notes=(*text.notes, *thinned),
     ).take_evenly(max_tokens)
 
 

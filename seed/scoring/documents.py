@@ -11,6 +11,11 @@ MANY_DOCUMENTS = 30  # fewer are cut into passages
 FEW_PASSAGES = 20  # fewer are cut once more, finer
 PASSAGE_CHARACTERS = 2000  # a text is cut at blank lines into passages of at least this length
 LONGEST_PASSAGE = 10 * PASSAGE_CHARACTERS  # a longer one is cut at something finer
+# Judged text is compared with all other text, so there is an end to it, far above what a limit in tokens takes.
+JUDGED_CHARACTERS = 4_000_000
+JUDGED_TOKEN_CHARACTERS = 16  # for each token of a limit, where that is more
+UNLIMITED_CHARACTERS = 16_000_000  # where no limit is given
+THINNED_DOCUMENTS = 100  # so many are left at least
 SEPARATORS = ("\n\n", "\n", " ")
 WHITESPACE = b" \t\n\r\v\f"
 
@@ -49,6 +54,27 @@ def split_documents(documents: Sequence[str]) -> dict[str, list[str]]:
     first = max(0, min(int(len(passages) * 0.8), len(passages) - 4))
     second = max(first, min(int(len(passages) * 0.9), len(passages) - 2))
     return {"recovery": passages[:first], "validation": passages[first:second], "test": passages[second:]}
+
+
+def thin_judged(documents: list[str], max_tokens: int | None) -> tuple[list[str], tuple[str, ...]]:
+    """Return the documents that are judged where no more than ``max_tokens`` will be, and in words what was left out.
+
+    Only where the text is far longer: then long documents lose their ends, and the documents left are spread evenly.
+    """
+    wanted = JUDGED_TOKEN_CHARACTERS * (max_tokens or 0)
+    most = UNLIMITED_CHARACTERS if max_tokens is None else max(JUDGED_CHARACTERS, wanted)
+    total = sum(map(len, documents))
+    if total <= most:
+        return documents, ()
+    documents = part_single(documents)
+    longest = most // min(len(documents), THINNED_DOCUMENTS)
+    count = len(documents)
+    num_kept = min(count, int(count * most / sum(min(len(text), longest) for text in documents)))
+    kept = [documents[number * count // num_kept][:longest] for number in range(num_kept)]
+    return kept, (
+        f"{num_kept:,} of its {count:,} documents judged, spread evenly, none beyond {longest:,} characters: "
+        f"{sum(map(len, kept)):,} of {total:,} characters",
+    )
 
 
 def part_single(documents: list[str]) -> list[str]:

@@ -197,12 +197,45 @@ def test_no_more_is_compared_than_is_used(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert len(looked_at) < 400
 
 
+def test_much_judged_text_is_thinned_evenly_and_little_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    texts = [*write_paragraphs(300, rng_seed=0), " ".join(write_paragraphs(200, rng_seed=1))]
+    total = sum(map(len, texts))
+    assert documents.thin_judged(texts, 100) == (texts, ())
+    monkeypatch.setattr(documents, "JUDGED_CHARACTERS", 50_000)
+    monkeypatch.setattr(documents, "UNLIMITED_CHARACTERS", 80_000)
+    for max_tokens, most in ((100, 50_000), (4_000, 64_000), (None, 80_000)):
+        kept, (note,) = documents.thin_judged(texts, max_tokens)
+        characters = sum(map(len, kept))
+        assert 0.95 * most < characters <= most
+        assert len(kept) >= documents.THINNED_DOCUMENTS
+        assert all(any(whole.startswith(text) for whole in texts) for text in kept)
+        assert note.startswith(f"{len(kept):,} of its 301 documents judged")
+        assert note.endswith(f"{characters:,} of {total:,} characters")
+    assert sum(map(len, documents.thin_judged([texts[-1]], 100)[0])) <= 50_000
+    path, test = tmp_path / "much.jsonl", tmp_path / "test.jsonl"
+    for place, number in ((path, 2), (test, 3)):
+        rows = write_paragraphs(400, rng_seed=number)
+        place.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    streams = open_streams(request(path, test=test, test_tokens=1000), TOKENIZER)
+    judged = open_test_stream(str(test), TOKENIZER, window_tokens=32, bos_each_window=False, max_tokens=1000)
+    assert judged.describe().sha256 == streams["test"].describe().sha256
+    assert judged.notes == streams["test"].notes[:1]
+    assert "of its 400 documents judged" in judged.notes[0]
+
+
+def test_the_first_judged_text_is_compared_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contamination, "split_words", None)
+    assert list(JudgedText().keep_apart(["one", "two"], LeftOut(), names=[])) == ["one", "two"]
+
+
 def test_the_report_prints_the_rule_that_holds() -> None:
     assert contamination.STRETCH.pattern.startswith("(?s).{200,400}?")
     for number in (
         f"{documents.PASSAGE_CHARACTERS:,} characters or more",
         f"more than {documents.LONGEST_PASSAGE:,} again",
         f"one of more than {2 * documents.PASSAGE_CHARACTERS:,})",
+        f"beyond {documents.JUDGED_CHARACTERS // 10**6} million characters, {documents.JUDGED_TOKEN_CHARACTERS} for each",
+        f"{documents.UNLIMITED_CHARACTERS // 10**6} million without a limit",
         f"a {contamination.RUN_WORDS}-gram of words",
         f"{100 * contamination.LEAST_SHARE:.0f} % or more of the {contamination.RUN_WORDS}-grams",
         f"more than two and more than {100 * contamination.PHRASE_SHARE:.0f} % of the judged",
@@ -213,5 +246,6 @@ def test_the_report_prints_the_rule_that_holds() -> None:
         contamination.PHRASE_SHARE,
         documents.MANY_DOCUMENTS,
         documents.FEW_PASSAGES,
+        documents.THINNED_DOCUMENTS,
     )
-    assert numbers == (2, 0.01, 30, 20)
+    assert numbers == (2, 0.01, 30, 20, 100)
