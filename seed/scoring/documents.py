@@ -18,25 +18,30 @@ UNLIMITED_CHARACTERS = 16_000_000  # where no limit is given
 THINNED_DOCUMENTS = 100  # so many are left at least
 SEPARATORS = ("\n\n", "\n", " ")
 WHITESPACE = b" \t\n\r\v\f"
+HASHED_CHARACTERS = 2**18  # at once: a long text in other forms takes several times its size
 
 
 def identify_text(text: str) -> bytes:
     """A hash that case, spaces and line ends do not change."""
-    return hashlib.blake2b(text.casefold().encode().translate(None, WHITESPACE), digest_size=16).digest()
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(text), HASHED_CHARACTERS):
+        digest.update(text[start : start + HASHED_CHARACTERS].casefold().encode().translate(None, WHITESPACE))
+    return digest.digest()
 
 
 def keep_distinct(documents: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """Return documents without empty ones and without copies of earlier ones, and how many were left out, in words."""
-    filled = [text for text in documents if text.strip()]
+    filled = [text for text in documents if text and not text.isspace()]
     distinct: dict[bytes, str] = {}
-    for text in filled:
+    for text in filled if len(filled) > 1 else ():
         distinct.setdefault(identify_text(text), text)
-    copies, empty = len(filled) - len(distinct), len(documents) - len(filled)
+    kept = list(distinct.values()) or filled
+    copies, empty = len(filled) - len(kept), len(documents) - len(filled)
     notes = [
         f"{copies:,} of {len(filled):,} documents left out as copies of others" if copies else "",
         f"{empty:,} empty document{'s' * (empty > 1)} left out" if empty else "",
     ]
-    return list(distinct.values()), tuple(filter(None, notes))
+    return kept, tuple(filter(None, notes))
 
 
 def split_documents(documents: Sequence[str]) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,22 @@ def test_copies_count_once_in_every_stream(tmp_path: Path) -> None:
     assert found["recovery"].notes == ("60 of 120 documents left out as copies of others", "1 empty document left out")
     judged = open_test_stream(str(thrice), TOKENIZER, window_tokens=32, bos_each_window=False)
     assert judged.num_documents == 60
+
+
+def test_one_long_text_is_not_held_in_other_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Stra\u00dfe \u0130 " * 300_000
+    tracemalloc.start()
+    try:
+        assert documents.keep_distinct([text, " "]) == ([text], ("1 empty document left out",))
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+        identity = documents.identify_text(text)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(text)
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr(documents, "HASHED_CHARACTERS", 7)
+    assert documents.identify_text(text[:5000]) == documents.identify_text(text[:5000].upper().lower() + "\n")
+    monkeypatch.setattr(documents, "HASHED_CHARACTERS", len(text))
+    assert documents.identify_text(text) == identity
 
 
 def test_a_copy_of_the_recovery_text_is_no_test_text(tmp_path: Path) -> None:
