@@ -129,7 +129,8 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
             apart: Iterable[str] = judged.keep_apart(documents, left_out, names=names)  # no further than it is used
         else:
             documents, thinned = thin_judged(documents, caps[split])
-            apart = part_single(list(judged.keep_apart(documents, left_out, names=names)))
+            apart, copies = part_single(list(judged.keep_apart(documents, left_out, names=names)))
+            thinned = (*thinned, *copies)
             judged.add(split, apart)
         try:
             stream = tokenize(
@@ -187,8 +188,9 @@ def open_test_stream(
     require_windows(max_tokens, window_tokens=window_tokens, option="--test-tokens")
     text = read_source(source, tokenizer, option="--test-text")
     documents, thinned = thin_judged(text.documents["test"] if has_own_splits(source) else text.whole, max_tokens)
+    documents, copies = part_single(documents)
     return tokenize(
-        part_single(documents),
+        documents,
         tokenizer,
         window_tokens=window_tokens,
         max_tokens=None,
@@ -196,7 +198,7 @@ def open_test_stream(
         begin=tokenizer.bos_token_id if bos_each_window else None,
         source=source,
         purpose="test",
-        notes=(*text.notes, *thinned),
+        notes=(*text.notes, *thinned, *copies),
     ).take_evenly(max_tokens)
 
 
@@ -237,13 +239,15 @@ def read_source(source: str, tokenizer: Any, *, option: str = "--recovery-text")
     if not has_own_splits(source):
         documents, files = read_files(source, tokenizer)
         distinct, copies = keep_distinct(documents)
-        return SourceText(documents=split_documents(distinct), notes=(*files, *copies))
+        split, copied = split_documents(distinct)
+        return SourceText(documents=split, notes=(*files, *copies, *copied))
     name, _, config = source.removeprefix("hub:").partition(":")
     name, config = NAMED_SOURCES.get(source, (name, config))
     rows = _read_hub(name, config or None, source=source, tokenizer=tokenizer, option=option)
     if len(rows) < len(SPLITS):
         distinct, copies = keep_distinct([text for texts in rows.values() for text in texts])
-        return SourceText(documents=split_documents(distinct), notes=copies)
+        split, copied = split_documents(distinct)
+        return SourceText(documents=split, notes=(*copies, *copied))
     found_of = {split: keep_distinct(rows[split]) for split in SPLITS}
     return SourceText(
         documents={split: distinct for split, (distinct, _) in found_of.items()},

@@ -100,6 +100,22 @@ def test_copies_count_once_in_every_stream(tmp_path: Path) -> None:
     assert judged.num_documents == 60
 
 
+@pytest.mark.parametrize("num_words", [60, 400])
+@pytest.mark.parametrize("joint", ["\n\n", "\n"])
+def test_copies_within_one_text_count_once(num_words: int, joint: str, tmp_path: Path) -> None:
+    texts = write_paragraphs(60, rng_seed=0, num_words=num_words)
+    once, thrice = tmp_path / "once.txt", tmp_path / "thrice.txt"
+    once.write_text(joint.join(texts))
+    thrice.write_text(joint.join(texts * 3))
+    wanted, found = (
+        open_test_stream(str(path), TOKENIZER, window_tokens=32, bos_each_window=False) for path in (once, thrice)
+    )
+    assert found.describe().sha256 == wanted.describe().sha256
+    assert found.num_documents == wanted.num_documents > 9
+    (note,) = found.notes
+    assert note == f"{2 * found.num_documents} of {3 * found.num_documents} passages left out as copies of others"
+
+
 def test_one_long_text_is_not_held_in_other_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "Stra\u00dfe \u0130 " * 300_000
     tracemalloc.start()
@@ -250,9 +266,10 @@ def test_the_report_prints_the_rule_that_holds() -> None:
     for number in (
         f"{documents.PASSAGE_CHARACTERS:,} characters or more",
         f"more than {documents.LONGEST_PASSAGE:,} again",
-        f"one of more than {2 * documents.PASSAGE_CHARACTERS:,})",
+        f"one of more than {2 * documents.PASSAGE_CHARACTERS:,};",
         f"beyond {documents.JUDGED_CHARACTERS // 10**6} million characters, {documents.JUDGED_TOKEN_CHARACTERS} for each",
         f"{documents.UNLIMITED_CHARACTERS // 10**6} million without a limit",
+        f"a paragraph of {documents.LONG_PARAGRAPH} or more",
         f"a {contamination.RUN_WORDS}-gram of words",
         f"{100 * contamination.LEAST_SHARE:.0f} % or more of the {contamination.RUN_WORDS}-grams",
         f"more than two and more than {100 * contamination.PHRASE_SHARE:.0f} % of the judged",
