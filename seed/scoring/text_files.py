@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from seed.errors import CorpusError, first_line
+from seed.plain import is_utf8
 
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py", ".text", ".tex", ".html"})
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
@@ -41,12 +42,8 @@ def read_files(source: str, tokenizer: Any) -> tuple[list[str], tuple[str, ...]]
         CorpusError: it is not there, or something in it is no text.
     """
     place = Path(os.path.expanduser(source))
-    try:
-        source.encode()
-    except UnicodeEncodeError as error:
-        raise CorpusError(
-            f"{name_path(place)}: its name is not UTF-8, so that no plan could hold it. Rename it."
-        ) from error
+    if not is_utf8(source):
+        raise CorpusError(f"{name_path(place)}: its name is not UTF-8, so that no plan could hold it. Rename it.")
     if os.path.isfile(place):
         return list(_read_file(place, tokenizer)), ()
     if os.path.isdir(place):
