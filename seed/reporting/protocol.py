@@ -26,11 +26,13 @@ TEXT_RULE = (
     "Unicode's form NFKC and casefolded. A document of recovery text that has a 13-gram of words in common with "
     "validation or test text, or of validation text with test text, loses those stretches (up to the first line or "
     "sentence end behind 200 characters, 400 at most) of which 10 % or more of the 13-grams are there; 13-grams in "
-    "more than two and more than 1 % of the judged documents are a form and do not count. Documents that are there "
-    "whole are left out whatever their length. The demo's splits keep their overlap, which is told. A judged document "
-    "that is alone is cut into passages. Recovery documents are shuffled beforehand (Python's random.Random(0)), all "
-    "others stay in order; each ends with the end-of-text token (WikiText-2: none); what fills no window at the end "
-    "is left out, and a limit takes windows spread evenly."
+    "more than two and more than 1 % of the judged documents are a form and do not count. Where documents are short "
+    "the runs are as long as the shortest 5 % of a stream, 8 words at least (told with the stream), and the stretches "
+    "are lines and sentences. Documents that are there whole are left out whatever their length; those shorter than a "
+    "run are compared whole only. The demo's splits keep their overlap, which is told. A judged document that is "
+    "alone is cut into passages. Recovery documents are shuffled beforehand (Python's random.Random(0)), all others "
+    "stay in order; each ends with the end-of-text token (WikiText-2: none); what fills no window at the end is left "
+    "out, and a limit takes windows spread evenly."
 )
 
 

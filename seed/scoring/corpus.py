@@ -21,7 +21,7 @@ from torch import Tensor
 from seed.demo import library
 from seed.errors import CorpusError, first_line
 from seed.plans import StreamRecord
-from seed.scoring.contamination import RUN_WORDS, JudgedText, LeftOut
+from seed.scoring.contamination import RUN_WORDS, JudgedText, LeftOut, choose_run_words
 from seed.scoring.documents import SPLITS, join_articles, keep_distinct, part_single, split_documents, thin_judged
 from seed.scoring.text_files import read_files, render_row
 
@@ -113,25 +113,26 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
         if source not in texts:
             texts[source] = read_source(source, tokenizer, option=f"--{split}-text")
     caps = {"recovery": None, "validation": request.validation_tokens, "test": request.test_tokens}
-    judged = JudgedText()
-    streams: dict[str, TokenStream] = {}
-    for split in ("test", "validation", "recovery"):
-        source, left_out = sources[split], LeftOut()
+    documents: dict[str, list[str]] = {}
+    thinned: dict[str, tuple[str, ...]] = {}
+    for split, source in sources.items():
         # A source given for this stream alone is this stream's whole, unless it has splits of its own.
         is_whole = list(sources.values()).count(source) == 1 and not has_own_splits(source)
-        documents = texts[source].whole if is_whole else texts[source].documents[split]
+        found = texts[source].whole if is_whole else texts[source].documents[split]
+        documents[split], thinned[split] = thin_judged(found, caps[split]) if split != "recovery" else (list(found), ())
+    random.Random(0).shuffle(documents["recovery"])
+    judged = JudgedText(run_words=choose_run_words(documents.values()))
+    streams: dict[str, TokenStream] = {}
+    for split in ("test", "validation", "recovery"):
+        source, left_out = sources[split], LeftOut(run_words=judged.run_words)
+        copies: tuple[str, ...] = ()
         # The library keeps the demo's splits apart itself, and the embedded model was trained on the first as it is.
         names = [name for name in judged if source != "demo" or sources[name] != "demo"]
-        thinned: tuple[str, ...] = ()
-        if split == "recovery":
-            documents = list(documents)
-            random.Random(0).shuffle(documents)
-            apart: Iterable[str] = judged.keep_apart(documents, left_out, names=names)  # no further than it is used
-        else:
-            documents, thinned = thin_judged(documents, caps[split])
-            apart, copies = part_single(list(judged.keep_apart(documents, left_out, names=names)))
-            thinned = (*thinned, *copies)
-            judged.add(split, apart)
+        apart: Iterable[str] = judged.keep_apart(documents[split], left_out, names=names)  # no further than it is used
+        if split != "recovery":
+            passages, copies = part_single(list(apart))
+            judged.add(split, passages)
+            apart = passages
         try:
             stream = tokenize(
                 apart,
@@ -142,7 +143,7 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
                 begin=tokenizer.bos_token_id if request.bos_each_window else None,
                 source=source,
                 purpose=split,
-                notes=(*texts[source].notes, *thinned),
+                notes=(*texts[source].notes, *thinned[split], *copies),
                 left_out=left_out,
             )
         except CorpusError as error:
@@ -160,7 +161,11 @@ def _add_notes(split: str, streams: dict[str, TokenStream], sources: dict[str, s
     told = {note for name in earlier if sources[name] == sources[split] for note in streams[name].notes}
     notes = [note for note in streams[split].notes if note not in told]
     if split in judged:
-        notes.append(f"{100 * judged.measure_seen(split):.1f} % of its {RUN_WORDS}-grams are in the recovery text")
+        notes.append(
+            f"{100 * judged.measure_seen(split):.1f} % of its {judged.run_words}-grams are in the recovery text"
+        )
+        if judged.run_words < RUN_WORDS:
+            notes.append(f"documents of fewer than {judged.run_words} words are compared whole only")
     return dataclasses.replace(streams[split], notes=tuple(notes))
 
 

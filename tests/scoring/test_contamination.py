@@ -198,6 +198,30 @@ def test_prompts_that_a_few_percent_of_documents_share_are_no_copies() -> None:
     assert judged.measure_seen("test") > 0.5  # and is told all the same
 
 
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_short_documents_are_found_in_long_text_and_long_text_in_them(is_reversed: bool, tmp_path: Path) -> None:
+    lines = write_paragraphs(400, rng_seed=0, num_words=9)
+    rows, book = tmp_path / "rows.jsonl", tmp_path / "book.txt"
+    given, other = (lines, lines[::2]) if not is_reversed else (lines[::2], lines)
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in given))
+    book.write_text("\n".join(other))
+    recovery, test = (book, rows) if is_reversed else (rows, book)
+    streams = open_streams(request(recovery, test=test), TOKENIZER)
+    assert measure_leak(streams, words=9) == 0
+    assert streams["recovery"].num_tokens > 5000
+    assert streams["test"].notes[-2:] == (
+        "0.0 % of its 9-grams are in the recovery text",
+        "documents of fewer than 9 words are compared whole only",
+    )
+
+
+def test_runs_are_as_long_as_nearly_all_documents() -> None:
+    long, short = write_paragraphs(100, rng_seed=0), write_paragraphs(100, rng_seed=1, num_words=5)
+    assert contamination.choose_run_words([long, [*long, *short[:4]], long[:3] + short[:1], [], short[:1]]) == 13
+    assert contamination.choose_run_words([long, [*long, *short[:10]]]) == 8
+    assert contamination.choose_run_words([long, write_paragraphs(9, rng_seed=2, num_words=11)]) == 11
+
+
 def test_text_without_spaces_is_compared_by_its_characters() -> None:
     rng = random.Random(0)
     pages = ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in range(300)) for _ in range(6)]
@@ -272,6 +296,7 @@ def test_the_report_prints_the_rule_that_holds() -> None:
         f"a paragraph of {documents.LONG_PARAGRAPH} or more",
         f"a {contamination.RUN_WORDS}-gram of words",
         f"{100 * contamination.LEAST_SHARE:.0f} % or more of the {contamination.RUN_WORDS}-grams",
+        f"the shortest {100 // contamination.SHORT_DOCUMENTS} % of a stream, {contamination.LEAST_RUN_WORDS} words at least",
         f"more than two and more than {100 * contamination.PHRASE_SHARE:.0f} % of the judged",
     ):
         assert number in TEXT_RULE
