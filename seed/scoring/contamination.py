@@ -92,7 +92,9 @@ class JudgedText:
         return iter(self._streams)
 
     def add(self, name: str, documents: Sequence[str]) -> None:
-        """Take in a stream."""
+        """Take in a stream; what was seen until now was judged itself, and is forgotten."""
+        for stream in self._streams.values():
+            stream.is_seen[:] = False
         for text in documents:
             for word in split_words(text):
                 self._ids.setdefault(word, len(self._ids) + 1)

@@ -222,6 +222,16 @@ def test_runs_are_as_long_as_nearly_all_documents() -> None:
     assert contamination.choose_run_words([long, write_paragraphs(9, rng_seed=2, num_words=11)]) == 11
 
 
+def test_what_judged_streams_share_is_not_told_of_the_recovery_text() -> None:
+    texts, judged = write_paragraphs(4, rng_seed=0), JudgedText()
+    judged.add("test", texts[:2])
+    validation = list(judged.keep_apart([f"{texts[0]} {texts[2]}"], LeftOut(), names=[]))
+    assert judged.measure_seen("test") == 0.5
+    judged.add("validation", validation)
+    assert list(judged.keep_apart(texts[3:], LeftOut(), names=["test", "validation"])) == texts[3:]
+    assert judged.measure_seen("test") == 0
+
+
 def test_text_without_spaces_is_compared_by_its_characters() -> None:
     rng = random.Random(0)
     pages = ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in range(300)) for _ in range(6)]
