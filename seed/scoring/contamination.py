@@ -1,7 +1,7 @@
 """Text that a stream shares with one that is judged later, found by runs of words (n-grams).
 
-The field's measure of contamination: runs of 13 words, whatever their case and whatever stands between them (GPT-3: Brown et
-al. 2020, appendix C; lm-evaluation-harness takes the same). Only runs of the judged text are kept in memory, and only their
+The field's measure of contamination: runs of 13 words, whatever their case and whatever stands between them, of down to 8 where
+documents are shorter (GPT-3: Brown et al. 2020, appendix C; lm-evaluation-harness takes the same). Only runs of the judged text are kept in memory, and only their
 words are known; the other text is read once, as far as it is used. No tokens here.
 """
 
@@ -16,11 +16,18 @@ import numpy as np
 from seed.scoring.documents import identify_text
 
 RUN_WORDS = 13
+LEAST_RUN_WORDS = 8
+SHORT_DOCUMENTS = 20  # one in so many is as short as the runs, or shorter
+SAMPLED_DOCUMENTS = 200  # of each stream; their first characters say whether they are short
+SAMPLED_CHARACTERS = 1000
 LEAST_SHARE = 0.1  # a stretch with fewer of its runs in judged text stays: quotations, common phrases
 # A document that shares runs is looked at in stretches: up to the first line or sentence end past 200 characters, 400 at most.
 STRETCH = re.compile(r"(?s).{200,400}?(?:\n|[.!?]\s|[。！？])|.{1,400}")
-PHRASE_SHARE = 0.1  # runs in more of the judged documents are a form that they all have, such as a licence; no copy
-PHRASE_DOCUMENTS = 2  # and in more than so many
+# Where documents are as short as a run, one of them is a small part of that: lines and sentences are looked at.
+SENTENCE = re.compile(STRETCH.pattern.replace("200", "1", 1))
+# Copies of documents are out by then: runs in more than so many judged documents are a form, such as a licence or a prompt.
+PHRASE_DOCUMENTS = 2
+PHRASE_SHARE = 0.01  # and in more than this share of them
 BATCH_DOCUMENTS = 64
 # Chinese characters and Japanese kana are words of their own: nothing stands between words there.
 SINGLES = (
@@ -38,6 +45,7 @@ class LeftOut:
     stretches: int = 0
     characters: int = 0
     read_characters: int = 0
+    run_words: int = RUN_WORDS
 
     def describe(self) -> tuple[str, ...]:
         """Say how much and by which rule; nothing where nothing was left out."""
@@ -45,7 +53,7 @@ class LeftOut:
             return ()
         return (
             f"{self.stretches:,} stretch{'es' * (self.stretches > 1)} of text left out ({100 * self.share:.1f} % of it): "
-            f"{100 * LEAST_SHARE:.0f} % or more of their {RUN_WORDS}-grams are in text judged later",
+            f"{100 * LEAST_SHARE:.0f} % or more of their {self.run_words}-grams are in text judged later",
         )
 
     @property
@@ -75,7 +83,8 @@ class _Stream:
 class JudgedText:
     """The streams that are judged, by name, and which of their runs other text has."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, run_words: int = RUN_WORDS) -> None:
+        self.run_words = run_words
         self._ids: dict[str, int] = {}
         self._streams: dict[str, _Stream] = {}
 
@@ -83,7 +92,9 @@ class JudgedText:
         return iter(self._streams)
 
     def add(self, name: str, documents: Sequence[str]) -> None:
-        """Take in a stream."""
+        """Take in a stream; what was seen until now was judged itself, and is forgotten."""
+        for stream in self._streams.values():
+            stream.is_seen[:] = False
         for text in documents:
             for word in split_words(text):
                 self._ids.setdefault(word, len(self._ids) + 1)
@@ -105,12 +116,12 @@ class JudgedText:
 
         A document that any stream holds as it is leaves in any case. What is yielded counts as seen.
         """
-        waiting = iter(documents)
+        waiting, pattern = iter(documents), STRETCH if self.run_words == RUN_WORDS else SENTENCE
         while batch := list(islice(waiting, BATCH_DOCUMENTS)):
             for text, share, is_touched in zip(batch, *self._compare(batch, names), strict=True):
                 left_out.read_characters += len(text)
                 is_copy = any(identify_text(text) in stream.whole for stream in self._streams.values())
-                stretches = STRETCH.findall(text) if share or is_copy else [text]
+                stretches = pattern.findall(text) if share or is_copy else [text]
                 shares = self._compare(stretches, names)[0] if share else [0.0] * len(stretches)
                 kept = [part for part, one in zip(stretches, shares, strict=True) if one < LEAST_SHARE and not is_copy]
                 rest = "".join(kept)
@@ -128,6 +139,8 @@ class JudgedText:
 
     def _compare(self, texts: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The share of each text's runs that the named streams have, phrases aside; and whether any stream has any of them."""
+        if not self._streams:
+            return np.zeros(len(texts)), np.zeros(len(texts), bool)
         hashes, owners, totals = self._list_runs(texts)
         is_shared, is_found = np.zeros(len(hashes), bool), np.zeros(len(hashes), bool)
         for name, stream in self._streams.items():
@@ -155,20 +168,31 @@ class JudgedText:
             ids += map(self._ids.get, words, repeat(0))
             ids.append(0)  # no run goes on into the next text
             lengths.append(len(words))
-        totals = np.maximum(0, np.array(lengths, int) - RUN_WORDS + 1)
-        if len(ids) < RUN_WORDS:
+        totals = np.maximum(0, np.array(lengths, int) - self.run_words + 1)
+        if len(ids) < self.run_words:
             return np.zeros(0, np.uint64), np.zeros(0, int), totals
         known = np.array(ids, np.uint64)
         mixed = known * FACTORS[0]
         mixed ^= mixed >> np.uint64(29)
-        count = len(ids) - RUN_WORDS + 1
+        count = len(ids) - self.run_words + 1
         hashes = np.zeros(count, np.uint64)
-        for place in range(RUN_WORDS):
+        for place in range(self.run_words):
             hashes = hashes * FACTORS[1] + mixed[place : place + count]
         unknown = np.concatenate([[0], np.cumsum(known == 0)])
-        is_known = unknown[RUN_WORDS:] == unknown[:count]
+        is_known = unknown[self.run_words :] == unknown[:count]
         owners = np.repeat(np.arange(len(texts)), np.array(lengths, int) + 1)[:count]
         return hashes[is_known], owners[is_known], totals
+
+
+def choose_run_words(streams: Iterable[Sequence[str]]) -> int:
+    """How many words the runs have, so that nearly all documents of each stream have one."""
+    shortest = RUN_WORDS
+    for documents in streams:
+        sample = documents[:: max(1, len(documents) // SAMPLED_DOCUMENTS)]
+        lengths = sorted(len(split_words(text[:SAMPLED_CHARACTERS])) for text in sample)
+        if len(lengths) > 1:  # a single short one may be the rest of a text
+            shortest = min(shortest, lengths[max(1, len(lengths) // SHORT_DOCUMENTS)])
+    return max(LEAST_RUN_WORDS, shortest)
 
 
 def split_words(text: str) -> list[str]:

@@ -21,8 +21,8 @@ from torch import Tensor
 from seed.demo import library
 from seed.errors import CorpusError, first_line
 from seed.plans import StreamRecord
-from seed.scoring.contamination import RUN_WORDS, JudgedText, LeftOut
-from seed.scoring.documents import SPLITS, join_articles, keep_distinct, part_single, split_documents
+from seed.scoring.contamination import RUN_WORDS, JudgedText, LeftOut, choose_run_words
+from seed.scoring.documents import SPLITS, join_articles, keep_distinct, part_single, split_documents, thin_judged
 from seed.scoring.text_files import read_files, render_row
 
 MIN_WINDOWS = 4  # of each stream; fewer give no error bars worth the name
@@ -113,22 +113,26 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
         if source not in texts:
             texts[source] = read_source(source, tokenizer, option=f"--{split}-text")
     caps = {"recovery": None, "validation": request.validation_tokens, "test": request.test_tokens}
-    judged = JudgedText()
-    streams: dict[str, TokenStream] = {}
-    for split in ("test", "validation", "recovery"):
-        source, left_out = sources[split], LeftOut()
+    documents: dict[str, list[str]] = {}
+    thinned: dict[str, tuple[str, ...]] = {}
+    for split, source in sources.items():
         # A source given for this stream alone is this stream's whole, unless it has splits of its own.
         is_whole = list(sources.values()).count(source) == 1 and not has_own_splits(source)
-        documents = texts[source].whole if is_whole else texts[source].documents[split]
+        found = texts[source].whole if is_whole else texts[source].documents[split]
+        documents[split], thinned[split] = thin_judged(found, caps[split]) if split != "recovery" else (list(found), ())
+    random.Random(0).shuffle(documents["recovery"])
+    judged = JudgedText(run_words=choose_run_words(documents.values()))
+    streams: dict[str, TokenStream] = {}
+    for split in ("test", "validation", "recovery"):
+        source, left_out = sources[split], LeftOut(run_words=judged.run_words)
+        copies: tuple[str, ...] = ()
         # The library keeps the demo's splits apart itself, and the embedded model was trained on the first as it is.
         names = [name for name in judged if source != "demo" or sources[name] != "demo"]
-        if split == "recovery":
-            documents = list(documents)
-            random.Random(0).shuffle(documents)
-            apart: Iterable[str] = judged.keep_apart(documents, left_out, names=names)  # no further than it is used
-        else:
-            apart = part_single(list(judged.keep_apart(documents, left_out, names=names)))
-            judged.add(split, apart)
+        apart: Iterable[str] = judged.keep_apart(documents[split], left_out, names=names)  # no further than it is used
+        if split != "recovery":
+            passages, copies = part_single(list(apart))
+            judged.add(split, passages)
+            apart = passages
         try:
             stream = tokenize(
                 apart,
@@ -139,7 +143,7 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
                 begin=tokenizer.bos_token_id if request.bos_each_window else None,
                 source=source,
                 purpose=split,
-                notes=texts[source].notes,
+                notes=(*texts[source].notes, *thinned[split], *copies),
                 left_out=left_out,
             )
         except CorpusError as error:
@@ -157,7 +161,11 @@ def _add_notes(split: str, streams: dict[str, TokenStream], sources: dict[str, s
     told = {note for name in earlier if sources[name] == sources[split] for note in streams[name].notes}
     notes = [note for note in streams[split].notes if note not in told]
     if split in judged:
-        notes.append(f"{100 * judged.measure_seen(split):.1f} % of its {RUN_WORDS}-grams are in the recovery text")
+        notes.append(
+            f"{100 * judged.measure_seen(split):.1f} % of its {judged.run_words}-grams are in the recovery text"
+        )
+        if judged.run_words < RUN_WORDS:
+            notes.append(f"documents of fewer than {judged.run_words} words are compared whole only")
     return dataclasses.replace(streams[split], notes=tuple(notes))
 
 
@@ -184,8 +192,10 @@ def open_test_stream(
     """
     require_windows(max_tokens, window_tokens=window_tokens, option="--test-tokens")
     text = read_source(source, tokenizer, option="--test-text")
+    documents, thinned = thin_judged(text.documents["test"] if has_own_splits(source) else text.whole, max_tokens)
+    documents, copies = part_single(documents)
     return tokenize(
-        part_single(text.documents["test"] if has_own_splits(source) else text.whole),
+        documents,
         tokenizer,
         window_tokens=window_tokens,
         max_tokens=None,
@@ -193,7 +203,7 @@ def open_test_stream(
         begin=tokenizer.bos_token_id if bos_each_window else None,
         source=source,
         purpose="test",
-        notes=text.notes,
+        notes=(*text.notes, *thinned, *copies),
     ).take_evenly(max_tokens)
 
 
@@ -234,13 +244,15 @@ def read_source(source: str, tokenizer: Any, *, option: str = "--recovery-text")
     if not has_own_splits(source):
         documents, files = read_files(source, tokenizer)
         distinct, copies = keep_distinct(documents)
-        return SourceText(documents=split_documents(distinct), notes=(*files, *copies))
+        split, copied = split_documents(distinct)
+        return SourceText(documents=split, notes=(*files, *copies, *copied))
     name, _, config = source.removeprefix("hub:").partition(":")
     name, config = NAMED_SOURCES.get(source, (name, config))
     rows = _read_hub(name, config or None, source=source, tokenizer=tokenizer, option=option)
     if len(rows) < len(SPLITS):
         distinct, copies = keep_distinct([text for texts in rows.values() for text in texts])
-        return SourceText(documents=split_documents(distinct), notes=copies)
+        split, copied = split_documents(distinct)
+        return SourceText(documents=split, notes=(*copies, *copied))
     found_of = {split: keep_distinct(rows[split]) for split in SPLITS}
     return SourceText(
         documents={split: distinct for split, (distinct, _) in found_of.items()},

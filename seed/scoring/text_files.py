@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from seed.errors import CorpusError, first_line
+from seed.plain import is_utf8
 
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py", ".text", ".tex", ".html"})
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
-ARROW_SUFFIXES = frozenset({".parquet", ".arrow"})
-# In a folder these are read where nothing else is: beside texts they hold settings and figures.
+# In a folder these are read where no text is: beside texts they hold settings and figures.
+ARROW_SUFFIXES = frozenset({".parquet", ".arrow"})  # where there are some, JSON beside them tells what they are
 TABLE_SUFFIXES = frozenset({".json", ".csv", ".tsv"})
 COMPRESSED = ".gz"
 JSON_KINDS = {
@@ -41,12 +42,8 @@ def read_files(source: str, tokenizer: Any) -> tuple[list[str], tuple[str, ...]]
         CorpusError: it is not there, or something in it is no text.
     """
     place = Path(os.path.expanduser(source))
-    try:
-        source.encode()
-    except UnicodeEncodeError as error:
-        raise CorpusError(
-            f"{name_path(place)}: its name is not UTF-8, so that no plan could hold it. Rename it."
-        ) from error
+    if not is_utf8(source):
+        raise CorpusError(f"{name_path(place)}: its name is not UTF-8, so that no plan could hold it. Rename it.")
     if os.path.isfile(place):
         return list(_read_file(place, tokenizer)), ()
     if os.path.isdir(place):
@@ -66,31 +63,34 @@ def list_files(place: Path) -> tuple[list[Path], str]:
     Raises:
         CorpusError: none is.
     """
-    texts, tables, passed_over = list[Path](), list[Path](), Counter[str]()
+    texts, arrows, tables, passed_over = list[Path](), list[Path](), list[Path](), Counter[str]()
     for file in sorted(place.rglob("*")):
-        if file.is_dir():
+        if file.is_dir() and not file.is_symlink():
             continue
         if any(part.startswith(".") for part in file.relative_to(place).parts):
             passed_over["hidden"] += 1
+        elif file.is_dir():
+            passed_over["linked to a folder"] += 1
         elif not file.is_file():
             passed_over["linked to nothing" if file.is_symlink() else "special"] += 1
-        elif (suffix := kind_of(file)) in TEXT_SUFFIXES | JSONL_SUFFIXES | ARROW_SUFFIXES:
+        elif (suffix := kind_of(file)) in TEXT_SUFFIXES | JSONL_SUFFIXES:
             texts.append(file)
+        elif suffix in ARROW_SUFFIXES:
+            arrows.append(file)
         elif suffix in TABLE_SUFFIXES:
             tables.append(file)
         else:
             passed_over["of other kinds"] += 1
-    if texts and tables:
-        passed_over["JSON or CSV"] = len(tables)
-    files = texts or tables
+    files = texts or arrows or tables
+    for others, what in ((arrows, "Parquet or Arrow"), (tables, "JSON or CSV")):
+        if others and others is not files:
+            passed_over[what] = len(others)
     kinds = ", ".join(sorted({kind_of(file) for file in files}))
-    others = ", ".join(f"{count:,} {what}" for what, count in passed_over.items())
-    others = f", {passed_over.total():,} passed over ({others})" if others else ""
+    counts = ", ".join(f"{count:,} {what}" for what, count in passed_over.items())
+    said = f", {passed_over.total():,} passed over ({counts})" if counts else ""
     if not files:
-        raise CorpusError(
-            f"{place}: no text there{others}. Wanted: files ending in .txt, .md, .py, .jsonl or the like."
-        )
-    return files, f"{len(files):,} file{'s' * (len(files) > 1)} read ({kinds}){others}"
+        raise CorpusError(f"{place}: no text there{said}. Wanted: files ending in .txt, .md, .py, .jsonl or the like.")
+    return files, f"{len(files):,} file{'s' * (len(files) > 1)} read ({kinds}){said}"
 
 
 def kind_of(file: Path) -> str:

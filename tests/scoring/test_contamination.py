@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,38 @@ def test_copies_count_once_in_every_stream(tmp_path: Path) -> None:
     assert judged.num_documents == 60
 
 
+@pytest.mark.parametrize("num_words", [60, 400])
+@pytest.mark.parametrize("joint", ["\n\n", "\n"])
+def test_copies_within_one_text_count_once(num_words: int, joint: str, tmp_path: Path) -> None:
+    texts = write_paragraphs(60, rng_seed=0, num_words=num_words)
+    once, thrice = tmp_path / "once.txt", tmp_path / "thrice.txt"
+    once.write_text(joint.join(texts))
+    thrice.write_text(joint.join(texts * 3))
+    wanted, found = (
+        open_test_stream(str(path), TOKENIZER, window_tokens=32, bos_each_window=False) for path in (once, thrice)
+    )
+    assert found.describe().sha256 == wanted.describe().sha256
+    assert found.num_documents == wanted.num_documents > 9
+    (note,) = found.notes
+    assert note == f"{2 * found.num_documents} of {3 * found.num_documents} passages left out as copies of others"
+
+
+def test_one_long_text_is_not_held_in_other_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Stra\u00dfe \u0130 " * 300_000
+    tracemalloc.start()
+    try:
+        assert documents.keep_distinct([text, " "]) == ([text], ("1 empty document left out",))
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+        identity = documents.identify_text(text)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(text)
+    finally:
+        tracemalloc.stop()
+    monkeypatch.setattr(documents, "HASHED_CHARACTERS", 7)
+    assert documents.identify_text(text[:5000]) == documents.identify_text(text[:5000].upper().lower() + "\n")
+    monkeypatch.setattr(documents, "HASHED_CHARACTERS", len(text))
+    assert documents.identify_text(text) == identity
+
+
 def test_a_copy_of_the_recovery_text_is_no_test_text(tmp_path: Path) -> None:
     texts = write_paragraphs(100, rng_seed=0)
     (tmp_path / "recovery.txt").write_text("\n\n".join(texts))
@@ -156,6 +189,49 @@ def test_a_form_that_all_documents_have_is_no_copy() -> None:
     assert judged.measure_seen("test") == pytest.approx(28 / (40 + 60 - 12))  # and is told all the same
 
 
+def test_prompts_that_a_few_percent_of_documents_share_are_no_copies() -> None:
+    prompts = write_paragraphs(20, rng_seed=0, num_words=80)
+    rows = [f"{prompts[number % 20]}\n{text}" for number, text in enumerate(write_paragraphs(500, rng_seed=1))]
+    kept, left_out, judged = sift(rows[200:], rows[:200])  # each prompt is in 5 % of them
+    assert kept == rows[200:]
+    assert left_out.describe() == ()
+    assert judged.measure_seen("test") > 0.5  # and is told all the same
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_short_documents_are_found_in_long_text_and_long_text_in_them(is_reversed: bool, tmp_path: Path) -> None:
+    lines = write_paragraphs(400, rng_seed=0, num_words=9)
+    rows, book = tmp_path / "rows.jsonl", tmp_path / "book.txt"
+    given, other = (lines, lines[::2]) if not is_reversed else (lines[::2], lines)
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in given))
+    book.write_text("\n".join(other))
+    recovery, test = (book, rows) if is_reversed else (rows, book)
+    streams = open_streams(request(recovery, test=test), TOKENIZER)
+    assert measure_leak(streams, words=9) == 0
+    assert streams["recovery"].num_tokens > 5000
+    assert streams["test"].notes[-2:] == (
+        "0.0 % of its 9-grams are in the recovery text",
+        "documents of fewer than 9 words are compared whole only",
+    )
+
+
+def test_runs_are_as_long_as_nearly_all_documents() -> None:
+    long, short = write_paragraphs(100, rng_seed=0), write_paragraphs(100, rng_seed=1, num_words=5)
+    assert contamination.choose_run_words([long, [*long, *short[:4]], long[:3] + short[:1], [], short[:1]]) == 13
+    assert contamination.choose_run_words([long, [*long, *short[:10]]]) == 8
+    assert contamination.choose_run_words([long, write_paragraphs(9, rng_seed=2, num_words=11)]) == 11
+
+
+def test_what_judged_streams_share_is_not_told_of_the_recovery_text() -> None:
+    texts, judged = write_paragraphs(4, rng_seed=0), JudgedText()
+    judged.add("test", texts[:2])
+    validation = list(judged.keep_apart([f"{texts[0]} {texts[2]}"], LeftOut(), names=[]))
+    assert judged.measure_seen("test") == 0.5
+    judged.add("validation", validation)
+    assert list(judged.keep_apart(texts[3:], LeftOut(), names=["test", "validation"])) == texts[3:]
+    assert judged.measure_seen("test") == 0
+
+
 def test_text_without_spaces_is_compared_by_its_characters() -> None:
     rng = random.Random(0)
     pages = ["".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in range(300)) for _ in range(6)]
@@ -188,15 +264,50 @@ def test_no_more_is_compared_than_is_used(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert len(looked_at) < 400
 
 
+def test_much_judged_text_is_thinned_evenly_and_little_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    texts = [*write_paragraphs(300, rng_seed=0), " ".join(write_paragraphs(200, rng_seed=1))]
+    total = sum(map(len, texts))
+    assert documents.thin_judged(texts, 100) == (texts, ())
+    monkeypatch.setattr(documents, "JUDGED_CHARACTERS", 50_000)
+    monkeypatch.setattr(documents, "UNLIMITED_CHARACTERS", 80_000)
+    for max_tokens, most in ((100, 50_000), (4_000, 64_000), (None, 80_000)):
+        kept, (note,) = documents.thin_judged(texts, max_tokens)
+        characters = sum(map(len, kept))
+        assert 0.95 * most < characters <= most
+        assert len(kept) >= documents.THINNED_DOCUMENTS
+        assert all(any(whole.startswith(text) for whole in texts) for text in kept)
+        assert note.startswith(f"{len(kept):,} of its 301 documents judged")
+        assert note.endswith(f"{characters:,} of {total:,} characters")
+    assert sum(map(len, documents.thin_judged([texts[-1]], 100)[0])) <= 50_000
+    path, test = tmp_path / "much.jsonl", tmp_path / "test.jsonl"
+    for place, number in ((path, 2), (test, 3)):
+        rows = write_paragraphs(400, rng_seed=number)
+        place.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    streams = open_streams(request(path, test=test, test_tokens=1000), TOKENIZER)
+    judged = open_test_stream(str(test), TOKENIZER, window_tokens=32, bos_each_window=False, max_tokens=1000)
+    assert judged.describe().sha256 == streams["test"].describe().sha256
+    assert judged.notes == streams["test"].notes[:1]
+    assert "of its 400 documents judged" in judged.notes[0]
+
+
+def test_the_first_judged_text_is_compared_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contamination, "split_words", None)
+    assert list(JudgedText().keep_apart(["one", "two"], LeftOut(), names=[])) == ["one", "two"]
+
+
 def test_the_report_prints_the_rule_that_holds() -> None:
     assert contamination.STRETCH.pattern.startswith("(?s).{200,400}?")
     for number in (
         f"{documents.PASSAGE_CHARACTERS:,} characters or more",
         f"more than {documents.LONGEST_PASSAGE:,} again",
-        f"one of more than {2 * documents.PASSAGE_CHARACTERS:,})",
+        f"one of more than {2 * documents.PASSAGE_CHARACTERS:,};",
+        f"beyond {documents.JUDGED_CHARACTERS // 10**6} million characters, {documents.JUDGED_TOKEN_CHARACTERS} for each",
+        f"{documents.UNLIMITED_CHARACTERS // 10**6} million without a limit",
+        f"a paragraph of {documents.LONG_PARAGRAPH} or more",
         f"a {contamination.RUN_WORDS}-gram of words",
         f"{100 * contamination.LEAST_SHARE:.0f} % or more of the {contamination.RUN_WORDS}-grams",
-        "more than two and more than a tenth",
+        f"the shortest {100 // contamination.SHORT_DOCUMENTS} % of a stream, {contamination.LEAST_RUN_WORDS} words at least",
+        f"more than two and more than {100 * contamination.PHRASE_SHARE:.0f} % of the judged",
     ):
         assert number in TEXT_RULE
     numbers = (
@@ -204,5 +315,6 @@ def test_the_report_prints_the_rule_that_holds() -> None:
         contamination.PHRASE_SHARE,
         documents.MANY_DOCUMENTS,
         documents.FEW_PASSAGES,
+        documents.THINNED_DOCUMENTS,
     )
-    assert numbers == (2, 0.1, 30, 20)
+    assert numbers == (2, 0.01, 30, 20, 100)

@@ -108,18 +108,22 @@ def test_a_folder_says_which_of_its_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "linked.md").symlink_to("notes.txt")
     os.mkfifo(tmp_path / "pipe.txt")  # opening it would wait for ever
     (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / "data.parquet").write_bytes(b"no text of the user's")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "folder.txt")
     (tmp_path / "model.bin").write_bytes(b"\xff")
     texts, notes = read_files(str(tmp_path), TOKENIZER)
     assert texts == ["read too", "read", "read"]
     assert notes == (
-        "3 files read (.jsonl, .md, .txt), 6 passed over (2 hidden, 1 linked to nothing, 1 of other kinds, "
-        "1 special, 1 JSON or CSV)",
+        "3 files read (.jsonl, .md, .txt), 8 passed over (2 hidden, 1 linked to a folder, 1 linked to nothing, "
+        "1 of other kinds, 1 special, 1 Parquet or Arrow, 1 JSON or CSV)",
     )
     for name in ("notes.txt", "linked.md", "folder.txt/rows.jsonl", "pipe.txt"):
         (tmp_path / name).unlink()
+    assert [file.name for file in list_files(tmp_path)[0]] == ["data.parquet"]
+    (tmp_path / "data.parquet").unlink()
     assert [file.name for file in list_files(tmp_path)[0]] == ["settings.json"]
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(CorpusError, match=r"no text there, 4 passed over \(2 hidden"):
+    with pytest.raises(CorpusError, match=r"no text there, 5 passed over \(2 hidden"):
         read_files(str(tmp_path), TOKENIZER)
 
 
