@@ -46,7 +46,7 @@ def draw_pareto(record: StudyRecord) -> go.Figure:
     figure = go.Figure()
     if trials:
         # short strokes: those of one structure stand above one another, and points would run together
-        strokes = {"symbol": "line-ew", "size": 9, "line": {"width": 1}, "opacity": 0.6}
+        strokes = {"symbol": "line-ew-open", "size": 9, "opacity": 0.6}
         figure.add_trace(draw_models(trials, name="scored candidates", marker=strokes))
     links = find_links(record, scored)
     if links:
