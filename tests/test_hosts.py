@@ -112,9 +112,8 @@ def require_result(host: Host, url: str) -> None:
 def test_two_hosts_share_a_search_and_one_has_the_result(start: Callable[..., Host], url: str) -> None:
     first = start("first")
     first.wait_for("[4/6] dense states")
-    second = start("second")
+    second, other = start("second"), start("third", "--trials=10")
     second.wait_for("leads this search; this host scores candidates for it")
-    other = start("third", "--trials=10")
     wait_until_each_has_scored(url, first, second)
     assert second.end() == 0, second.read()
     assert first.end() == 0, first.read()
