@@ -178,25 +178,22 @@ def summarise_pairs(
         ratio_high=None if half is None else math.exp(log + half),
         prefill_median_ms=float(np.median(prefill_ms)) if has_prefill else None,
         prefill_ratio=float(np.median(prefill_ms / dense_prefill_ms)) if has_prefill else None,
-        disturbance=describe_disturbance(pairs, half=half, foreign=foreign),
+        disturbance=describe_disturbance(pairs, foreign=foreign),
     )
 
 
-def describe_disturbance(
-    pairs: Sequence[tuple[Timing, Timing]], *, half: float | None, foreign: float | None
-) -> str | None:
+def describe_disturbance(pairs: Sequence[tuple[Timing, Timing]], *, foreign: float | None) -> str | None:
     """Say by what a busy machine shows; None where it is quiet, as far as can be told.
 
     Args:
         pairs: in the order they were taken.
-        half: of the 95 % interval of the logarithmic ratio; None: there are too few pairs for one.
         foreign: cores that other processes took.
     """
     told = []
     cores = os.cpu_count() or 1
     if foreign is not None and foreign > FOREIGN_SHARE * cores:
         told.append(f"other processes took {foreign:.1f} of {cores} cores")
-    if half is not None:  # of fewer pairs neither can be told
+    if len(pairs) >= FEWEST_PAIRS:  # of fewer neither spread nor drift can be told
         low, high = np.quantile([dense.decode_ms for dense, _ in pairs], [0.1, 0.9])
         if high > SPREAD * low:
             told.append(f"the dense model took {low:.1f} to {high:.1f} ms")
