@@ -205,6 +205,15 @@ class TrialRecord(Record, frozen=True, kw_only=True):
     evaluation: Evaluation
 
 
+class Scored(Record, frozen=True, kw_only=True):
+    """What an evaluator makes of one candidate: its evaluation, or why there can be none, and the scores by document that are new."""
+
+    candidate: Candidate
+    evaluation: Evaluation | None
+    failure: str | None = None
+    rows: tuple[SweepRow, ...] = ()
+
+
 class FrontierMember(Record, frozen=True, kw_only=True):
     """A candidate worth distilling. ``rank`` counts from 0, the best, within its structure."""
 

@@ -114,9 +114,21 @@ def check_source(source: ModelSource, *, presets: list[str]) -> None:
 
 
 def open_teacher(
-    source: ModelSource, *, device: torch.device, dtype_name: str | None, will_cut: bool = True
+    source: ModelSource,
+    *,
+    device: torch.device,
+    dtype_name: str | None,
+    will_cut: bool = True,
+    computes_on: str | None = None,
 ) -> Teacher:
-    """Load model and tokenizer, ready for inference. ``will_cut``: layers are to be removed, so unfit families are refused.
+    """Load model and tokenizer, ready for inference.
+
+    Args:
+        source: where it comes from.
+        device: where its weights are put.
+        dtype_name: the type to compute in; None: as ``choose_dtype`` says.
+        will_cut: layers are to be removed, so unfit families are refused.
+        computes_on: the type of the device that it will be moved to before it computes; None: it stays.
 
     Raises:
         ModelError: nothing there, no network and nothing cached, a form Seed does not read, an unfit family.
@@ -145,7 +157,7 @@ def open_teacher(
             _fetch_weights(source, located)
         tensors = read_tensors(located.directory)
         stored_dtype = checks.find_stored_dtype(tensors)
-        dtype = choose_dtype(dtype_name, device=device, stored=stored_dtype)
+        dtype = choose_dtype(dtype_name, device=torch.device(computes_on or device), stored=stored_dtype)
         tokenizer, told = checks.open_tokenizer(location, directory=located.directory, place=place, **options)
         model, report = find_auto_class(config).from_pretrained(
             location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options

@@ -10,7 +10,8 @@ It measures single removals, fits a surrogate to what all sets cost (``surrogate
 frontier of the first objective over the size of what is dropped is expected to grow most (``acquisition``): expected
 improvement (Jones et al. 1998), summed over sizes. That is the expected growth of the dominated area (Emmerich et al. 2006)
 when size is known beforehand. Further objectives need no model as long as they follow from what is dropped, as latency and
-memory do. Workers see what others are about to try; two that choose in the same instant may still choose the same.
+memory do. Sets that are being tried are believed to do as expected; two processes that ask at the same instant may ask
+for the same.
 """
 
 import datetime
@@ -36,22 +37,20 @@ MOST_LISTED = 16_384  # spaces up to this size are looked at whole
 BEAM_WIDTH = 24  # larger ones: the best sets of each number of parts that single steps lead to,
 BEAM_SETS = 192  # fewer of each where many parts may go, but at least 4
 DRAWN_SETS = 128  # and random ones
-ROUNDS = 4  # of choosing, while other workers choose the same
-DROPPED = "subset:dropped"  # what a trial is going to hold
 WEIGHED_SETS = 512  # whose uncertainty is computed, of those that are expected to be best
 MOST_FAILURES = 3  # of a set, before it is not asked for again
-VERDICT = "subset:verdict"  # of a failed or pruned trial:
-PARDONED, FINAL = "pardoned", "final"  # that says nothing of its set; that says enough not to ask for the set again
+VERDICT = "verdict"  # a user attribute of a failed or pruned trial:
+INTERRUPTED, FINAL = "interrupted", "final"  # it says nothing of its set; it says enough not to ask for the set again
 
 
 def weigh_failure(trial: FrozenTrial) -> int:
     """How many failures of its set a failed trial counts for."""
-    return {PARDONED: 0, FINAL: MOST_FAILURES}.get(trial.system_attrs.get(VERDICT, ""), 1)
+    return {INTERRUPTED: 0, FINAL: MOST_FAILURES}.get(trial.user_attrs.get(VERDICT, ""), 1)
 
 
 def settles(trial: FrozenTrial, states: tuple[TrialState, ...]) -> bool:
     """Is a trial's set not asked for again, by its state, or since it was pruned for good?"""
-    is_final = trial.state == TrialState.PRUNED and trial.system_attrs.get(VERDICT) == FINAL
+    is_final = trial.state == TrialState.PRUNED and trial.user_attrs.get(VERDICT) == FINAL
     return trial.state in states or is_final
 
 
@@ -140,17 +139,9 @@ class SubsetSampler(optuna.samplers.BaseSampler):
         if key not in self._spaces:
             self._spaces[key] = self._describe(names)
         sets = self._spaces[key]
-        for _ in range(ROUNDS):
-            history = self._read_history(sets, study, but=trial.number)
-            rng = np.random.default_rng([self.seed, trial.number - history.num_failed])
-            dropped = self._choose(sets, history, rng)
-            # Flags are written one by one, which takes a while; others shall see the whole set before that.
-            gone = list(itertools.compress(names, dropped))
-            study._storage.set_trial_system_attr(trial._trial_id, DROPPED, gone)
-            running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            rows = [_row_of(sets, other) for other in running if other.number != trial.number]
-            if not any(row is not None and bool((row == dropped).all()) for row in rows):
-                break
+        history = self._read_history(sets, study, but=trial.number)
+        rng = np.random.default_rng([self.seed, trial.number - history.num_failed])
+        dropped = self._choose(sets, history, rng)
         return {name: int(not gone) for name, gone in zip(names, dropped, strict=True)}
 
     def _describe(self, names: tuple[str, ...]) -> "_Sets":
@@ -346,9 +337,6 @@ def _row_of(sets: _Sets, trial: FrozenTrial) -> Array | None:
     row: Array | None = None
     if all(name in trial.params for name in sets.names):
         row = np.array([1.0 - bool(trial.params[name]) for name in sets.names])
-    elif trial.state == TrialState.RUNNING and DROPPED in trial.system_attrs:
-        gone = trial.system_attrs[DROPPED]
-        row = np.array([float(name in gone) for name in sets.names])
     row = row if row is not None and sets.holds(row[None])[0] else None
     if trial.state.is_finished():
         sets.rows[trial.number] = (trial.datetime_start, row)

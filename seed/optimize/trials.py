@@ -1,15 +1,19 @@
-"""Trials of a study: asked for or taken from a list, evaluated, told; by one worker or by many.
+"""The one loop of a search: a batch of candidates is proposed, scored, kept and told, until the budget is spent.
 
-What a candidate is worth is handed in, and who may evaluate which one ``teamwork`` decides.
+One process runs it, and alone writes. What a candidate is worth is handed in. Scores and trials go into the study's score
+store in one transaction, then to Optuna; where a process dies between the two, Optuna is told when the study goes on.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import optuna
 from optuna.trial import TrialState
 
-from seed.errors import CandidateError, ResourceError
+from seed import interrupts
+from seed.errors import ResourceError, StudyError
 from seed.optimize.sampler import (
     UNSKIPPED_STATES,
     candidate_of,
@@ -17,223 +21,309 @@ from seed.optimize.sampler import (
     flags_of,
     make_sampler,
     make_subset_sampler,
-    taken_keys,
 )
-from seed.optimize.study import (
-    EVALUATION,
-    complete_keys,
-    describe_evaluation,
-    judge_evaluation,
-    read_trials,
-    spell_evaluation,
-    values_of,
-)
-from seed.optimize.subset import TAKEN_STATES
-from seed.optimize.teamwork import ALONE, Claims, Standing, Worker
-from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, hash_text
-from seed.sharing import Shares, choose_next, cut_stretches
+from seed.optimize.space import contains
+from seed.optimize.study import Limits, describe_candidate, describe_evaluation, make_trial, values_of
+from seed.optimize.subset import FINAL, INTERRUPTED, MOST_FAILURES, TAKEN_STATES, VERDICT, weigh_failure
+from seed.records import Candidate, Scored, SearchSpace, TrialRecord, hash_text
+from seed.scores import ScoreStore
 
 SKIPPED_PER_TRIAL = 4
 MOST_FAILED_IN_A_ROW = 5  # then it is not the candidates
-WAIT_SECONDS = 0.2  # between looks at a study of which others do the rest
+MOST_IN_VAIN = 20  # proposals of a batch that are no candidates, or were scored before
+KEEP_SECONDS = 0.25  # between two transactions: what a killed process has to score again
+
+Score = Callable[[Sequence[Candidate]], Iterator[Scored]]
 
 
-def run_trials(
-    study: optuna.Study,
-    space: SearchSpace,
-    *,
-    trials: int,
-    sampler: str,
-    rng_seed: int,
-    rung: str,
-    evaluate: Callable[[Candidate], Evaluation],
-    order: Sequence[Candidate] = (),
-    prior: Callable[[Candidate], float] | None = None,
-    retry_skipped: bool = False,
-    worker: Worker = ALONE,
-    attach: Callable[[Candidate], dict[str, str]] = lambda candidate: {},
-    on_trial: Callable[[TrialRecord], None] = lambda trial: None,
-    on_wait: Callable[[], None] = lambda: None,
-) -> None:
-    """Ask, evaluate and tell until ``trials`` candidates carry a value at ``rung`` or the space is exhausted.
-
-    A search that skips ``SKIPPED_PER_TRIAL`` times as many ends too: what is left is hopeless. Workers of one study never
-    evaluate the same candidate, and together evaluate no more than the budget. Random state comes from ``rng_seed`` and the
-    number of trials that did not fail, and trials of killed processes do not count, so that a resumed run asks what an
-    unbroken one would.
+class Trials:
+    """The trials of a study: in its score store, which holds all that was measured, and in Optuna, which proposes and shows.
 
     Args:
         study: an opened study.
         space: the candidates there are.
-        trials: how many are to carry a value, whoever evaluates them.
-        sampler: chooses candidates, where no order is given.
-        rng_seed: of all random numbers.
+        store: the score store, ours to write.
         rung: whose PPL ratio is a trial's first value.
-        evaluate: scores a candidate.
-        order: candidates to evaluate instead, neighbours beside one another.
-        prior: a PPL ratio by a cheaper score, for the subset sampler.
-        retry_skipped: ask for candidates again that were skipped.
-        worker: who we are.
-        attach: what else a scored candidate's trial carries, as system attributes.
-        on_trial: hears of every trial that is finished, whoever did it.
-        on_wait: called now and then while others do what is left.
+        limits: bounds that trials carry as constraints.
 
     Raises:
-        ResourceError: candidate after candidate cannot be evaluated.
+        StudyError: Optuna has trials whose scores are lost.
     """
-    target = min(trials, space.size)
-    states = UNSKIPPED_STATES if retry_skipped else TAKEN_STATES
-    subset = make_subset_sampler(space, rng_seed=rng_seed, taken_states=states, prior=prior)
-    claims = Claims(study, space, worker=worker, states=states)
-    news = News(study)
-    queue = Queue(order)
-    failed_in_a_row = 0
-    while True:
-        for record in news.read():
-            on_trial(record)
-        standing = claims.look()
-        is_hopeless = not retry_skipped and standing.skipped >= SKIPPED_PER_TRIAL * trials
-        is_exhausted = len(standing.taken) >= space.size
-        if standing.complete >= target or is_hopeless or (is_exhausted and not standing.running):
-            return
-        if is_exhausted or standing.complete + len(standing.running) >= target:
-            on_wait()  # who is running may fail, or be dead
-            time.sleep(WAIT_SECONDS)
-            continue
-        began = time.monotonic()
-        chosen = next(iter(standing.lost.values()), None) or queue.choose(standing)
-        if order and chosen is None:  # the rest is others', or not in the order
-            on_wait()
-            time.sleep(WAIT_SECONDS)
-            continue
-        if chosen is None:
-            study.sampler = subset if sampler == "subset" else _make_sampler(study, space, sampler, rng_seed, states)
-        trial = claims.make(chosen)
-        if trial is None:
-            continue
-        if not claims.claim(trial, asked_seconds=time.monotonic() - began, trials=target):
-            claims.pardon(trial)
-            queue.stretch = None  # somebody else is in it
-            continue
-        candidate = candidate_of(space, trial.params)
-        try:
-            with worker.beat(claims.storage, trial._trial_id):
-                evaluation = evaluate(candidate)
-        except CandidateError as error:
-            claims.condemn(trial, str(error))
-            failed_in_a_row += 1
-            if failed_in_a_row >= MOST_FAILED_IN_A_ROW:
-                raise ResourceError(
-                    f"{failed_in_a_row} candidates in a row failed, the last one so: {error}"
-                ) from error
-            continue
-        except BaseException:
-            claims.pardon(trial)
-            raise
-        failed_in_a_row = 0
-        values = values_of(evaluation, rung=rung)
-        claims.tell(
-            trial,
-            values,
-            user_attrs=describe_evaluation(evaluation, rung=rung),
-            system_attrs={
-                EVALUATION: spell_evaluation(evaluation),
-                **judge_evaluation(evaluation, rung=rung),
-                **(attach(candidate) if values else {}),
-            },
-        )
 
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: SearchSpace,
+        store: ScoreStore,
+        *,
+        rung: str,
+        limits: Limits,
+    ) -> None:
+        self.study, self.space, self.store, self.rung, self.limits = study, space, store, rung, limits
+        self.listeners: list[Callable[[TrialRecord], None]] = []
+        self.asked: dict[Candidate, optuna.Trial] = {}  # and not told yet
+        self.complete: set[Candidate] = set()  # these three: of the space
+        self.skipped: set[Candidate] = set()
+        self.failed: set[Candidate] = set()  # that cannot be scored
+        self._reconcile(store.read_trials())
 
-def _make_sampler(
-    study: optuna.Study, space: SearchSpace, name: str, rng_seed: int, states: tuple[TrialState, ...]
-) -> optuna.samplers.BaseSampler:
-    # those that run are others': workers that ask for the same trial would draw the same set
-    asked = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
-    state = int(hash_text(f"{rng_seed}/{len(asked)}")[:8], 16)
-    return make_sampler(name, space, random_state=state, taken_states=states)
+    def count_taken(self, *, retry_skipped: bool) -> int:
+        """How many candidates are not asked for any more."""
+        return len(self.complete) + len(self.failed) + len(self.asked) + (0 if retry_skipped else len(self.skipped))
 
+    def ask(self) -> Candidate | None:
+        """Make a trial of the candidate that the study's sampler proposes; None: it proposed what is no candidate."""
+        trial = self.study.ask(fixed_distributions=flag_distributions(self.space))
+        candidate = candidate_of(self.space, trial.params)
+        if not contains(self.space, candidate) or candidate in self.asked or candidate in self.complete:
+            trial.set_user_attr(VERDICT, INTERRUPTED)
+            self.study.tell(trial, state=TrialState.FAIL)
+            return None
+        for name, value in describe_candidate(candidate).items():
+            trial.set_user_attr(name, value)
+        self.asked[candidate] = trial
+        return candidate
 
-def add_trials(
-    study: optuna.Study,
-    space: SearchSpace,
-    order: Sequence[Candidate],
-    *,
-    trials: int,
-    rung: str,
-    evaluate: Callable[[Candidate], Evaluation],
-    retry_skipped: bool = False,
-    shares: Shares | None = None,
-    on_trial: Callable[[TrialRecord], None] = lambda trial: None,
-) -> None:
-    """Evaluate candidates in a given order until ``trials`` of them carry a value at ``rung``, or none is left.
-
-    They are added as finished trials, which costs Optuna a tenth of asking for them. Those the study has are passed over.
-    With ``shares``, processes of one host do so together; each walks a part of the order.
-    """
-    distributions = flag_distributions(space)
-    states = UNSKIPPED_STATES if retry_skipped else TAKEN_STATES
-    order = list(dict.fromkeys(order))
-    news = News(study)  # before what is known is read: what others finish meanwhile is then known twice, and not never
-    taken, complete = taken_keys(study, space, states=states), complete_keys(study, space)
-
-    def learn() -> None:
-        for record in news.read():
-            key = record.evaluation.candidate.key
-            taken.add(key)
-            if record.state == "COMPLETE":
-                complete.add(key)
-            on_trial(record)
-
-    walk = (shares or Shares(None)).walk
-    for piece in walk(len(order), is_done=lambda piece: order[piece].key in taken, refresh=learn):
-        if len(complete) >= trials:
-            return
-        candidate = order[piece]
-        evaluation = evaluate(candidate)
-        values = values_of(evaluation, rung=rung)
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.COMPLETE if values else TrialState.PRUNED,
-                values=values,
-                params=flags_of(space, candidate),
-                distributions=distributions,
-                user_attrs=describe_evaluation(evaluation, rung=rung),
-                system_attrs={EVALUATION: spell_evaluation(evaluation), **judge_evaluation(evaluation, rung=rung)},
+    def keep(self, scored: Sequence[Scored]) -> None:
+        """Keep what was scored, and tell Optuna."""
+        evaluations = [one.evaluation for one in scored if one.evaluation is not None]
+        number, records = len(self.study.get_trials(deepcopy=False)), []
+        for evaluation in evaluations:
+            trial = self.asked.get(evaluation.candidate)
+            records.append(
+                TrialRecord(
+                    number=number if trial is None else trial.number,
+                    state="COMPLETE" if values_of(evaluation, rung=self.rung) else "PRUNED",
+                    evaluation=evaluation,
+                )
             )
-        )
-        learn()
+            number += trial is None
+        self.store.keep([row for one in scored for row in one.rows], records)
+        for record in records:
+            self._tell(record)
+            self._learn(record)
+        for one in scored:
+            if one.failure is not None:
+                self._fail(one.candidate, one.failure)
+        for record in records:
+            for hear in self.listeners:
+                hear(record)
+
+    @contextlib.contextmanager
+    def heard_by(self, hear: Callable[[TrialRecord], None]) -> Iterator[None]:
+        """Let somebody hear of every trial that is finished until the block ends."""
+        self.listeners.append(hear)
+        try:
+            yield
+        finally:
+            self.listeners.remove(hear)
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[Callable[[Scored], None]]:
+        """Yield what to hand scored candidates to; some at a time, and whatever happens all of them, are kept.
+
+        Candidates that were asked for and not scored when the block fails are asked for again, through no fault of theirs.
+        """
+        waiting: list[Scored] = []
+        kept = time.monotonic()
+
+        def hear(scored: Scored) -> None:
+            nonlocal kept
+            waiting.append(scored)
+            if time.monotonic() - kept >= KEEP_SECONDS:
+                flush()
+                kept = time.monotonic()
+
+        def flush() -> None:
+            with interrupts.hold():
+                self.keep(waiting)
+                waiting.clear()
+
+        try:
+            yield hear
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong first is what is told
+                flush()
+                for trial in self.asked.values():
+                    trial.set_user_attr(VERDICT, INTERRUPTED)
+            raise
+        flush()
+
+    def _learn(self, record: TrialRecord) -> None:
+        candidate = record.evaluation.candidate
+        if not contains(self.space, candidate):
+            return
+        if record.state == "COMPLETE":
+            self.complete.add(candidate)
+            self.skipped.discard(candidate)
+        elif record.evaluation.explain_failure(self.rung):
+            self.failed.add(candidate)
+        else:
+            self.skipped.add(candidate)
+
+    def _tell(self, record: TrialRecord) -> None:
+        evaluation = record.evaluation
+        trial = self.asked.pop(evaluation.candidate, None)
+        if trial is None:
+            self.study.add_trial(make_trial(record, self.space, rung=self.rung, limits=self.limits))
+            return
+        for name, value in describe_evaluation(evaluation, rung=self.rung).items():
+            trial.set_user_attr(name, value)
+        for name, excess in self.limits.measure(evaluation, rung=self.rung).items():
+            trial.set_constraint(name, excess)
+        self.study.tell(trial, values_of(evaluation, rung=self.rung), state=TrialState[record.state])
+
+    def _fail(self, candidate: Candidate, reason: str) -> None:
+        self.failed.add(candidate)
+        trial = self.asked.pop(candidate, None)
+        said = {"failed": reason, VERDICT: FINAL}
+        if trial is None:
+            self.study.add_trial(
+                optuna.trial.create_trial(
+                    state=TrialState.FAIL,
+                    params=flags_of(self.space, candidate),
+                    distributions=flag_distributions(self.space),
+                    user_attrs=describe_candidate(candidate) | said,
+                )
+            )
+            return
+        for name, value in said.items():
+            trial.set_user_attr(name, value)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _reconcile(self, records: Sequence[TrialRecord]) -> None:
+        """Tell Optuna what the store holds beyond it, and end what a killed process left running; it is asked for again."""
+        known = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
+        ours = {record.number for record in records}
+        lost = [number for number in known if known[number].state == TrialState.COMPLETE and number not in ours]
+        if lost:
+            raise StudyError(
+                f"{self.store.path}: lacks the scores of {len(lost):,} trials that the Optuna study {self.study.study_name} has, such "
+                f"as trial {lost[0]}. Restore it from a copy, or start a study of another name (--study NAME)."
+            )
+        count = len(known)
+        for record in records:
+            self._learn(record)
+            if record.number not in known:
+                for _ in range(record.number - count):  # numbers stay as they are
+                    self.study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+                self.study.add_trial(make_trial(record, self.space, rung=self.rung, limits=self.limits))
+                count = record.number + 1
+            elif not known[record.number].state.is_finished():
+                values = values_of(record.evaluation, rung=self.rung)
+                self.study.tell(record.number, values, state=TrialState[record.state])
+        self._end_running()
+
+    def _end_running(self) -> None:
+        deaths: dict[Candidate, int] = {}
+        running = []
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL, TrialState.RUNNING)):
+            is_whole = flag_distributions(self.space).keys() <= trial.params.keys()
+            candidate = candidate_of(self.space, trial.params) if is_whole else None
+            if candidate is not None:
+                deaths[candidate] = deaths.get(candidate, 0) + weigh_failure(trial)
+            if trial.state == TrialState.RUNNING:
+                running.append((trial, candidate))
+        for trial, candidate in running:
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            if candidate is not None and contains(self.space, candidate) and deaths[candidate] < MOST_FAILURES:
+                self.study.enqueue_trial(trial.params)
+        hopeless = {candidate for candidate, count in deaths.items() if count >= MOST_FAILURES}
+        self.failed |= {candidate for candidate in hopeless - self.complete if contains(self.space, candidate)}
 
 
-class Queue:
-    """Candidates in an order, of which each worker chooses where nobody is, and then goes on with the neighbour."""
+class Proposer(Protocol):
+    """Says what is to be scored next. ``batch``: so many at once."""
 
-    def __init__(self, order: Sequence[Candidate]) -> None:
-        self.order = order
-        self.stretches = cut_stretches(len(order))
-        self.stretch: range | None = None  # where we are
+    batch: int
 
-    def choose(self, standing: Standing) -> Candidate | None:
-        """Return the next candidate that nobody has; None where there is none."""
-        running = set(standing.running.values())
-        piece, self.stretch = choose_next(
-            self.stretches,
-            self.stretch,
-            is_taken=lambda piece: self.order[piece].key in standing.taken,
-            is_running=lambda piece: self.order[piece].key in running,
-        )
-        return None if piece is None else self.order[piece]
+    def propose(self, count: int) -> list[Candidate]:
+        """At most so many candidates, none twice; none: there is nothing left."""
 
 
-class News:
-    """What has been finished in a study since it was looked at last, by whomever."""
+class Walk:
+    """Goes through candidates in a given order, neighbours beside one another."""
 
-    def __init__(self, study: optuna.Study) -> None:
-        self.study = study
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        self._known = {trial.number for trial in finished}
+    def __init__(self, trials: Trials, order: Sequence[Candidate], *, batch: int, retry_skipped: bool) -> None:
+        self.trials, self.batch = trials, batch
+        self.order = list(dict.fromkeys(order))
+        self.retry_skipped = retry_skipped
 
-    def read(self) -> tuple[TrialRecord, ...]:
-        """Return the trials that were scored or skipped since the last call."""
-        found = read_trials(self.study, but=self._known)
-        self._known |= {record.number for record in found}
+    def propose(self, count: int) -> list[Candidate]:
+        taken = self.trials.complete | self.trials.failed
+        taken |= set() if self.retry_skipped else self.trials.skipped
+        return [candidate for candidate in self.order if candidate not in taken][:count]
+
+
+class Sampled:
+    """Asks one of the samplers.
+
+    Args:
+        trials: of the study.
+        sampler: its name.
+        rng_seed: of all random numbers.
+        batch: how many candidates are asked for before any is scored.
+        retry_skipped: ask for candidates again that were skipped.
+        prior: a PPL ratio by a cheaper score, for the subset sampler.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        *,
+        sampler: str,
+        rng_seed: int,
+        batch: int,
+        retry_skipped: bool,
+        prior: Callable[[Candidate], float] | None = None,
+    ) -> None:
+        self.trials, self.batch = trials, batch
+        self.sampler, self.rng_seed, self.retry_skipped = sampler, rng_seed, retry_skipped
+        self.states = UNSKIPPED_STATES if retry_skipped else TAKEN_STATES
+        self.subset = make_subset_sampler(trials.space, rng_seed=rng_seed, taken_states=self.states, prior=prior)
+
+    def propose(self, count: int) -> list[Candidate]:
+        found: list[Candidate] = []
+        for _ in range(count + MOST_IN_VAIN):
+            if len(found) == count or self.trials.count_taken(retry_skipped=self.retry_skipped) >= self.trials.space.size:
+                break
+            self.trials.study.sampler = self.subset if self.sampler == "subset" else self._make_sampler()
+            if (candidate := self.trials.ask()) is not None:
+                found.append(candidate)
         return found
+
+    def _make_sampler(self) -> optuna.samplers.BaseSampler:
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        asked = self.trials.study.get_trials(deepcopy=False, states=states)
+        state = int(hash_text(f"{self.rng_seed}/{len(asked)}")[:8], 16)
+        return make_sampler(self.sampler, self.trials.space, random_state=state, taken_states=self.states)
+
+
+def run_search(trials: Trials, proposer: Proposer, score: Score, *, target: int, retry_skipped: bool = False) -> None:
+    """Propose, score, keep and tell until ``target`` candidates carry a value, or none is left.
+
+    A search that skips ``SKIPPED_PER_TRIAL`` times as many ends too: what is left is hopeless.
+
+    Args:
+        trials: of the study.
+        proposer: what comes next.
+        score: scores a batch, in the order in which results are kept.
+        target: how many candidates are to carry a value.
+        retry_skipped: candidates that were skipped are asked for again, so that none makes the rest hopeless.
+
+    Raises:
+        ResourceError: candidate after candidate cannot be scored.
+    """
+    failed_in_a_row = 0
+    while (left := target - len(trials.complete)) > 0:
+        if not retry_skipped and len(trials.skipped) >= SKIPPED_PER_TRIAL * target:
+            return
+        batch = proposer.propose(min(left, proposer.batch))
+        if not batch:
+            return
+        with trials.keeping() as keep:
+            for scored in score(batch):
+                keep(scored)
+                failed_in_a_row = 0 if scored.failure is None else failed_in_a_row + 1
+                if failed_in_a_row >= MOST_FAILED_IN_A_ROW:
+                    raise ResourceError(f"{failed_in_a_row} candidates in a row failed, the last one so: {scored.failure}")

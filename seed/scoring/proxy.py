@@ -35,6 +35,7 @@ class Proxy:
         short: Callable[[Candidate], DistillSettings],
         latency_of: Callable[[Candidate], Latency],
         screen: Screen = lambda candidate, quality: None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         assert rung != "closed_form" or sweep.instruments.gains is not None
         self.sweep = sweep
@@ -42,6 +43,7 @@ class Proxy:
         self.short = short
         self.latency_of = latency_of
         self.screen = screen
+        self.say = say
         self.shrunk = 1  # by what micro-batches of training are divided
         self._sizes: dict[str, Size] = {}  # by structure, which decides it as it does latency
 
@@ -65,6 +67,7 @@ class Proxy:
             self.shrunk *= 2
             if not (self.sweep.shrink() or training > 1):
                 raise CandidateError(f"{candidate.key}: out of memory, one window of text at a time ({reason})")
+            self.say(f"{candidate.key}: out of memory; half as many windows go through the model at once from now on")
 
     def _climb(self, candidate: Candidate) -> Evaluation:
         began = time.monotonic()

@@ -2,8 +2,8 @@
 
 Every candidate is distilled on the same windows, so the dense model's forward pass need not be repeated; its
 logits are rebuilt from the states by the family's own head. The states of W windows of T tokens take W * T * D
-numbers in one memory-mapped file (and 32 bytes, the digest): what fits into memory stays in the page cache, the rest on the disk, and all
-workers of a host share both.
+numbers in one memory-mapped file (and 32 bytes, the digest): what fits into memory stays in the page cache, the rest on the
+disk.
 
 Shapes: B sequences, T tokens, D hidden width.
 """
@@ -66,28 +66,34 @@ def store_states(
         ResourceError: the disk does not take them.
     """
     chosen = sorted(set(windows))
-    rows = torch.full((len(stream.tokens_NT),), -1)
-    rows[chosen] = torch.arange(len(chosen))
     window_tokens, width = stream.tokens_NT.shape[1], anatomy.config.hidden_size
     dtype = next(anatomy.model.parameters()).dtype
     size = len(chosen) * window_tokens * width
     name = hash_text(f"{identity}/{dtype}/{window_tokens}/{chosen}")[:16]
     path = directory / f"teacher-{name}.states"
-    with folder.wait_for(directory / f"teacher-{name}.lock"):  # one worker computes, the others wait and read
-        if not sealed.is_sealed(path):  # some seconds for each GB; to compute them anew takes far longer
-            for other in directory.glob("teacher-*.states"):  # of another budget; who has it open keeps it
-                other.unlink(missing_ok=True)
-            folder.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
-            with sealed.write_sealed(path) as file:  # not mapped: a full disk is then an error, not a dead process
-                for start in range(0, len(chosen), micro_batch):
-                    tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
-                    file.write(anatomy.run_layers(tokens).to(dtype).cpu().contiguous().view(torch.uint8).numpy().data)
-                    on_window(len(tokens))
+    if not sealed.is_sealed(path):  # some seconds for each GB; to compute them anew takes far longer
+        directory.mkdir(parents=True, exist_ok=True)
+        for other in directory.glob("teacher-*.states"):  # of another budget
+            other.unlink(missing_ok=True)
+        folder.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
+        with sealed.write_sealed(path) as file:  # not mapped: a full disk is then an error, not a dead process
+            for start in range(0, len(chosen), micro_batch):
+                tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
+                file.write(anatomy.run_layers(tokens).to(dtype).cpu().contiguous().view(torch.uint8).numpy().data)
+                on_window(len(tokens))
     stored = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, window_tokens, width)
+    return StoredStates(stored, chosen, num_windows=len(stream.tokens_NT), device=anatomy.device)
 
-    def recall(windows: Tensor) -> Tensor:
-        found = rows[windows]
+
+class StoredStates:
+    """A recall that reads. ``stored``: the states (W, T, D) of these windows, of so many that there are."""
+
+    def __init__(self, stored: Tensor, windows: Sequence[int], *, num_windows: int, device: torch.device) -> None:
+        self.stored, self.device = stored, device
+        self.rows = torch.full((num_windows,), -1)
+        self.rows[list(windows)] = torch.arange(len(windows))
+
+    def __call__(self, windows: Tensor) -> Tensor:
+        found = self.rows[windows]
         assert (found >= 0).all(), "only stored windows are asked for"
-        return stored[found].to(anatomy.device, non_blocking=True)
-
-    return recall
+        return self.stored[found].to(self.device, non_blocking=True)

@@ -195,7 +195,12 @@ def make_parser() -> CommandParser:
         "--workers",
         type=positive_int,
         metavar="N",
-        help="processes that share the work of this machine (default: one for each GPU, or one)",
+        help="evaluators on this machine, run by Ray (default: one for each GPU, or this process alone)",
+    )
+    place.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="evaluators on all GPUs of a Ray cluster: auto, or HOST:PORT of its head",
     )
     place.add_argument(
         "--dry-run",

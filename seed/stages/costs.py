@@ -268,7 +268,7 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_worke
         f"plan: {what}, {format_span(cost.search_seconds)}{finals if cost.num_finals else ''}; "
         f"{format_span(whole)} in all, latencies included; at most {format_bytes(cost.memory_bytes)} of memory and {format_bytes(cost.disk_bytes)} of "
         f"disk, on {protocol.device}"
-        f"{f'; {num_workers} workers share the work, each with as much memory' if num_workers > 1 else ''}",
+        f"{f'; {num_workers} evaluators share the work, each with as much memory' if num_workers > 1 else ''}",
         *(planning.warn_of_few_steps(protocol, plan.distill_tokens) if cost.num_finals else []),
         f"  memory: {cost.memory_formula}",
         *(
@@ -283,8 +283,17 @@ def _spell_documents(count: int) -> str:
     return f" in {count_things(count, 'document')}" if count else ""  # an estimate knows of none
 
 
-def require_resources(cost: Cost, *, root: Path, device: torch.device, num_workers: int = 1) -> None:
-    """Refuse before any work when disk or memory cannot suffice; workers share the host's memory, not a GPU's.
+def measure_free_bytes(device: torch.device) -> int:
+    """Bytes of memory that a search can have on a device: a GPU's that nobody else holds, or all of this machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)  # ours already
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def require_resources(
+    cost: Cost, *, root: Path, free_bytes: int, device: str = "this machine", num_workers: int = 1
+) -> None:
+    """Refuse before any work when disk or memory cannot suffice. ``num_workers``: evaluators that share the memory.
 
     Raises:
         ResourceError: with what is needed, what is there, and what makes it smaller.
@@ -293,16 +302,12 @@ def require_resources(cost: Cost, *, root: Path, device: torch.device, num_worke
     while not existing.exists():
         existing = existing.parent
     folder.require_room(existing, needed_bytes=cost.disk_bytes, purpose="this search")
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)  # ours already
-    else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    needed = cost.memory_bytes * (1 if device.type == "cuda" else num_workers)
-    if needed > free:
+    needed = cost.memory_bytes * num_workers
+    if needed > free_bytes:
         cure = ("give fewer --workers, " if num_workers > 1 else "") + cost.memory_cure
         raise ResourceError(
             f"this search needs about {format_bytes(needed)} of memory, but {device} has "
-            f"{format_bytes(free)}. {cure[0].upper()}{cure[1:]}{', or choose a smaller model' * ('smaller' not in cure)}."
+            f"{format_bytes(free_bytes)}. {cure[0].upper()}{cure[1:]}{', or choose a smaller model' * ('smaller' not in cure)}."
         )
 
 

@@ -2,31 +2,32 @@
 
 Members that see the same batches are trained side by side, as many as memory takes, and share the dense model's part of
 each. With replicas each is distilled again under other random seeds; the first is exported. Every step is resumable, and
-a finished member is never done twice. Which members, the frontier decides; how one is trained, ``schooling``.
+a finished member is never done twice. Which members, the frontier decides; how one is trained, ``schooling``; where, whom
+the groups are handed to.
 """
 
-import contextlib
-import functools
+import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from torch import nn
 
 from seed import folder
-from seed.errors import SeedError, StudyError
+from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.classes import find_auto_class, reads_images
 from seed.models.integrity import CARD, PROVENANCE, add_hashes, find_damage
 from seed.models.surgery import cast_weights
 from seed.models.teacher import find_licence
-from seed.optimize.space import drop_layers
 from seed.plans import SearchPlan
-from seed.records import DenseResult, DistillResult, FrontierMember, Replica
+from seed.records import DenseResult, DistillResult, FrontierMember, Replica, Size
 from seed.reporting.card import OpenedBy, write_card
 from seed.reporting.wording import count_things
 from seed.scoring.distillation import Distilled, DistillSettings
@@ -38,11 +39,8 @@ from seed.scoring.instruments import (
 )
 from seed.scoring.quality import DocumentLosses
 from seed.scoring.sweep import Sweep
-from seed.sharing import Shares
-from seed.stages import judging, narrowing
-from seed.stages.posts import Post
+from seed.stages import judging
 from seed.stages.provenance import describe_recovered
-from seed.stages.recovering import count_together
 from seed.stages.schooling import (
     Member,
     count_steps,
@@ -55,7 +53,7 @@ from seed.stages.schooling import (
 )
 from seed.stages.workbench import Workbench
 
-WAIT_SECONDS = 0.5  # between looks at what others are doing
+Tell = Callable[[float, str], None]  # an amount of work that is done, and at what it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,25 +71,6 @@ def list_members(members: Sequence[FrontierMember]) -> list[Member]:
         Member(candidate=one.evaluation.candidate, latency=one.evaluation.latency, trial_number=one.trial_number)
         for one in members
     ]
-
-
-def list_baselines(bench: Workbench, instruments: Instruments, members: Sequence[Member]) -> list[Member]:
-    """For each size among the members, all layers cut to that size in width, timed.
-
-    Raises:
-        ModelError: this family's widths cannot be cut.
-    """
-    whole = drop_layers(bench.anatomy.num_layers, [])
-    found = []
-    for width in narrowing.plan_widths(instruments, [member.candidate for member in members]):
-        known = bench.folder.result(width.key)
-        latency = (
-            folder.read_record(known, DistillResult).latency
-            if known.exists()
-            else narrowing.measure_width_latency(bench, instruments, width)
-        )
-        found.append(Member(candidate=whole, latency=latency, width=width))
-    return found
 
 
 def list_rng_seeds(bench: Workbench, replicas: int) -> tuple[int, ...]:
@@ -117,97 +96,105 @@ def count_all_work(bench: Workbench, members: Sequence[Member], budget: Budget) 
     return len(members) * len(budget.rng_seeds) * count_work(bench, count_steps(bench, budget.distill_tokens))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A member that was trained under one random seed, and judged; without a look that gave a number it is broken, and nothing else is known."""
+
+    member: Member
+    settings: DistillSettings
+    start: str
+    went: Distilled
+    seconds: float  # of training and judging
+    test: DocumentLosses | None = None
+    judged: judging.Judged | None = None  # these three: of the first replica, which is exported
+    size: Size | None = None
+    checkpoint: Path | Mapping[str, bytes] | None = None  # where it lies, or its files by name
+
+
+class Spread(Protocol):
+    """Has groups of members distilled by whom there is, and yields what comes of each group as it is finished."""
+
+    num_evaluators: int
+
+    def distill(
+        self, works: Sequence[tuple[Sequence[Member], int]], budget: Budget, *, on_work: Tell, complain: Callable[[str], None]
+    ) -> Iterator[list[Made]]:
+        """``works``: members that are trained side by side, and the random seed."""
+
+    def count_together(self) -> int:
+        """How many students one evaluator trains side by side."""
+
+
 def distill_members(
+    spread: Spread,
     bench: Workbench,
-    sweep: Sweep,
     plan: SearchPlan,
     dense: DenseResult,
     members: Sequence[Member],
     budget: Budget,
     *,
-    post: Post | None = None,
     eval_command: str | None = None,
-    on_work: Callable[[float, str], None] = lambda amount, key: None,
+    on_work: Tell = lambda amount, key: None,
     complain: Callable[[str], None] = lambda said: None,
 ) -> list[DistillResult]:
-    """Distill, export and judge members under every random seed; finished ones are read back.
+    """Have members distilled under every random seed, and write models and results; finished ones are read back.
 
-    With a post, others of this host may do the same, and each member is one process's at a time; all return when all are
-    done. ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom;
-    ``complain`` of what went wrong and was got over.
+    ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom; ``complain`` of
+    what went wrong and was got over.
+
+    Raises:
+        StudyError: a training gave no number; the others are kept.
     """
     each = count_work(bench, count_steps(bench, budget.distill_tokens))
-    total = len(members) * len(budget.rng_seeds)
-    done: set[tuple[int, int]] = set()  # random seed, member
-    told: set[tuple[int, int]] = set()  # whose work was told of as it was done
+    wanted = [(rng_seed, member) for rng_seed in budget.rng_seeds for member in members]
+    left = [(rng_seed, member) for rng_seed, member in wanted if not is_done(bench, member, budget, rng_seed)]
+    num_done = len(wanted) - len(left)
 
     def say_work(amount: float, what: str) -> None:
-        on_work(amount, f"{what}; {len(done)} of {count_things(total, 'model')} done")
+        on_work(amount, f"{what}; {num_done} of {count_things(len(wanted), 'model')} done")
 
-    def look() -> None:
-        for rng_seed in budget.rng_seeds:
-            for place, member in enumerate(members):
-                if (rng_seed, place) not in done and is_done(bench, member, budget, rng_seed):
-                    done.add((rng_seed, place))
-        if elsewhere := done - told:
-            told.update(elsewhere)
-            say_work(len(elsewhere) * each, "going on")
-
-    look()
-    while len(done) < total:
-        with _hold_group(bench, members, budget, done, look, post) as (rng_seed, places):
-            if places:
-                told.update((rng_seed, place) for place in places)
-                _distill_group(
-                    bench,
-                    sweep,
-                    plan,
-                    dense,
-                    [members[place] for place in places],
-                    budget,
-                    rng_seed=rng_seed,
-                    on_work=say_work,
-                    on_finished=look,
-                    complain=complain,
-                )
-            else:  # others are at what is left; should one of them die, it is ours
-                time.sleep(WAIT_SECONDS)
-        look()
+    if num_done:
+        say_work(num_done * each, "going on")
+    early: list[Made] = []  # replicas whose first is not there yet
+    broken: list[str] = []
+    works = group_members(left, at_most=max(1, min(spread.count_together(), -(-len(left) // spread.num_evaluators)))) if left else []
+    for group in spread.distill(works, budget, on_work=say_work, complain=complain):
+        for made in sorted([*group, *early], key=lambda one: one.settings.rng_seed):
+            if not made.went.curve:
+                broken.append(made.member.key)
+            elif made.settings.rng_seed == budget.rng_seeds[0]:
+                keep_first(bench, plan, dense, made)
+                num_done += 1
+            elif is_done(bench, made.member, budget, budget.rng_seeds[0]):
+                keep_replica(bench, made)
+                num_done += 1
+            elif made not in early:
+                early.append(made)
+                continue
+            early = [one for one in early if one is not made]
+            name_checkpoint(bench, made.member, made.settings, budget).unlink(missing_ok=True)
+    if broken:
+        raise StudyError(
+            f"{', '.join(broken)}: no loss of the training is a finite number, neither at its start nor at any look. Lower "
+            f"--learning-rate ({budget.learning_rate:g}), or compute in float32 (--dtype float32)."
+        )
     results = [folder.read_record(bench.folder.result(member.key), DistillResult) for member in members]
-    if post is not None and not post.leads:
-        return results
     return [judging.score_for_user(bench, result, eval_command) for result in results]
 
 
-@contextlib.contextmanager
-def _hold_group(
-    bench: Workbench,
-    members: Sequence[Member],
-    budget: Budget,
-    done: set[tuple[int, int]],
-    look: Callable[[], None],
-    post: Post | None,
-) -> Iterator[tuple[int, list[int]]]:
-    """Hold members that are to be trained side by side under one random seed, as many as memory takes; none, where others have all."""
-    num_workers = 1 if post is None else 1 + post.presence.count_others()
-    left = len(members) * len(budget.rng_seeds) - len(done)
-    at_most = max(1, min(count_together(bench) // num_workers, -(-left // num_workers)))
-    first = budget.rng_seeds[0]
-    shares = Shares(None) if post is None else post.share("distill")
-    for rng_seed in budget.rng_seeds:
-        # the first replica is exported, and further ones are added to its record
-        ready = [
-            place
-            for place in range(len(members))
-            if (rng_seed, place) not in done and (rng_seed == first or (first, place) in done)
-        ]
-        with shares.hold_first(ready, at_most=at_most) as held:
-            look()  # one may have been done just before we held it
-            places = [place for place in held if (rng_seed, place) not in done]
-            if places:
-                yield rng_seed, places
-                return
-    yield first, []
+def group_members(left: Sequence[tuple[int, Member]], *, at_most: int) -> list[tuple[list[Member], int]]:
+    """Members that are trained side by side, so many at most, and their random seed."""
+    return [
+        ([member for _, member in batch], rng_seed)
+        for rng_seed, pairs in itertools.groupby(left, key=lambda pair: pair[0])
+        for batch in batched(list(pairs), at_most)
+    ]
+
+
+def batched(pairs: Sequence[tuple[int, Member]], size: int) -> Iterator[Sequence[tuple[int, Member]]]:
+    """Cut a list into pieces of one size."""
+    for begin in range(0, len(pairs), size):
+        yield pairs[begin : begin + size]
 
 
 def is_done(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> bool:
@@ -249,38 +236,38 @@ def _settings(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -
     )
 
 
-def _distill_group(
+def name_checkpoint(bench: Workbench, member: Member, settings: DistillSettings, budget: Budget) -> Path:
+    """Where the progress of a training is saved."""
+    suffix = "" if settings.rng_seed == budget.rng_seeds[0] else f"-{settings.rng_seed}"
+    return bench.folder.work / f"distill-{member.key}{suffix}.pt"
+
+
+def distill_group(
     bench: Workbench,
     sweep: Sweep,
-    plan: SearchPlan,
-    dense: DenseResult,
-    group: Sequence[Member],
+    members: Sequence[Member],
     budget: Budget,
     *,
     rng_seed: int,
-    on_work: Callable[[float, str], None],
-    on_finished: Callable[[], None],
+    on_work: Tell,
     complain: Callable[[str], None],
-) -> None:
-    """Train members side by side, then judge and keep one after another."""
+) -> list[Made]:
+    """Train members side by side, then judge one after another; the first replica as a checkpoint in the scratch folder."""
     began = time.monotonic()
-    instruments, is_first = sweep.instruments, rng_seed == budget.rng_seeds[0]
     before, after = count_work_around(bench)
-    keys = ", ".join(member.key for member in group)
-    starts, pupils, checkpoints = [], [], []
-    for member in group:
+    keys = ", ".join(member.key for member in members)
+    starts, pupils = [], []
+    for member in members:
         on_work(0, f"preparing {member.key}")
         settings = _settings(bench, member, budget, rng_seed)
         start, student = make_start(sweep, member, settings)
-        suffix = "" if is_first else f"-{rng_seed}"
-        checkpoints.append(bench.folder.work / f"distill-{member.key}{suffix}.pt")
         pupils.append(
             enrol(
-                instruments,
+                sweep.instruments,
                 student,
                 settings,
                 candidate=member.candidate,
-                checkpoint=checkpoints[-1],
+                checkpoint=name_checkpoint(bench, member, settings, budget),
                 complain=lambda said, key=member.key: complain(f"{key}: {said}"),  # type: ignore[misc]
             )
         )
@@ -291,51 +278,27 @@ def _distill_group(
 
     def report_step(step: int) -> None:
         nonlocal finished
-        on_work((step - finished) * len(group), f"training {keys}")
+        on_work((step - finished) * len(members), f"training {keys}")
         finished = step
 
-    distilled = train_together(instruments, pupils, on_step=report_step)
-    seconds = (time.monotonic() - began) / len(group)
-    for member, start, pupil, went in zip(group, starts, pupils, distilled, strict=True):
-        if not went.curve:
-            continue
-        keep = functools.partial(_keep_first, plan=plan, dense=dense, start=start) if is_first else _keep_replica
+    distilled = train_together(sweep.instruments, pupils, on_step=report_step)
+    seconds = (time.monotonic() - began) / len(members)
+    found = []
+    for member, start, pupil, went in zip(members, starts, pupils, distilled, strict=True):
         on_work(0, f"judging {member.key}")
-        try:
-            keep(bench, instruments, member, pupil.student, went, settings=pupil.settings, seconds=seconds)
-        except SeedError:
-            if is_first:  # a model without its record is nothing
-                shutil.rmtree(bench.folder.model(member.key), ignore_errors=True)
-            raise
-        on_finished()
+        made = Made(member=member, settings=pupil.settings, start=start, went=went, seconds=seconds)
+        if went.curve and rng_seed == budget.rng_seeds[0]:
+            made = _judge_first(bench, sweep.instruments, made, pupil.student)
+        elif went.curve:
+            made = replace(made, test=exported_losses(sweep.instruments, pupil.student, bench.streams["test"]))
+        found.append(made)
         on_work(after, f"judged {member.key}")
-    broken = [member.key for member, went in zip(group, distilled, strict=True) if not went.curve]
-    if broken:  # the others are kept
-        raise StudyError(
-            f"{', '.join(broken)}: no loss of the training is a finite number, neither at its start nor at any look. Lower "
-            f"--learning-rate ({budget.learning_rate:g}), or compute in float32 (--dtype float32)."
-        )
-    for checkpoint in checkpoints:
-        checkpoint.unlink(missing_ok=True)
+    return found
 
 
-def _keep_first(
-    bench: Workbench,
-    instruments: Instruments,
-    member: Member,
-    student: nn.Module,
-    went: Distilled,
-    *,
-    plan: SearchPlan,
-    dense: DenseResult,
-    start: str,
-    settings: DistillSettings,
-    seconds: float,
-) -> None:
-    """Export and judge the first replica, and write its result and its card."""
-    assert member.latency is not None, "what is exported was timed"
-    began, path = time.monotonic(), bench.folder.model(member.key)
-    described = describe_settings(bench, settings)
+def _judge_first(bench: Workbench, instruments: Instruments, made: Made, student: nn.Module) -> Made:
+    """Write the checkpoint into the scratch folder, and judge it as it lies there."""
+    began, path = time.monotonic(), bench.folder.work / f"export-{made.member.key}"
     size = measure_size(student, dtype=bench.teacher.stored_dtype)
     write_checkpoint(
         student,
@@ -346,24 +309,34 @@ def _keep_first(
         card="",  # both say how it is judged, and are written then
         provenance={},
     )
-    raw = cast_weights(make_raw(instruments, member), bench.dtype)
+    raw = cast_weights(make_raw(instruments, made.member), bench.dtype)
     judged = judging.judge_exported(bench, instruments, path, raw)
-    replica = describe_replica(went, judged.test_losses, rng_seed=settings.rng_seed, seconds=seconds)
+    took = time.monotonic() - began
+    return replace(made, test=judged.test_losses, judged=judged, size=size, checkpoint=path, seconds=made.seconds + took)
+
+
+def keep_first(bench: Workbench, plan: SearchPlan, dense: DenseResult, made: Made) -> None:
+    """Move the first replica's checkpoint into the study, and write its card and its result."""
+    member, judged = made.member, made.judged
+    assert member.latency is not None, "what is exported was timed"
+    assert judged is not None
+    assert made.size is not None
+    path = bench.folder.model(member.key)
     result = DistillResult(
         candidate=member.candidate,
         width=member.width,
         trial_number=member.trial_number,
-        settings=described,
-        curve=went.curve,
-        start=start,
-        best_step=went.best_step,
+        settings=describe_settings(bench, made.settings),
+        curve=made.went.curve,
+        start=made.start,
+        best_step=made.went.best_step,
         validation=judged.validation,
         test=judged.test,
         test_unrecovered=judged.unrecovered,
         latency=member.latency,
-        size=size,
-        seconds=seconds + time.monotonic() - began,
-        replicas=(replica,),
+        size=made.size,
+        seconds=made.seconds,
+        replicas=(describe_replica(made),),
     )
     original = replace(bench.teacher.source, revision=bench.protocol.commit or bench.protocol.revision)
     licence = find_licence(original, named=bench.protocol.license)
@@ -371,36 +344,49 @@ def _keep_first(
     config = bench.teacher.model.config
     opened_by = OpenedBy(auto_class=find_auto_class(config).__name__, sees=reads_images(config))
     card = write_card(plan, bench.protocol, dense, result, opened_by=opened_by, licence=licence)
-    folder.write_bytes(path / CARD, card.encode())
-    folder.write_bytes(path / PROVENANCE, json.dumps(said).encode())
-    finished = msgspec.structs.replace(result, provenance_sha256=add_hashes(path))
+    with folder.replace_directory(path) as aside:
+        if isinstance(made.checkpoint, Path):
+            for file in made.checkpoint.iterdir():
+                shutil.move(file, aside / file.name)
+        else:
+            write_files(made.checkpoint or {}, aside)
+        (aside / CARD).write_text(card, encoding="utf-8")
+        (aside / PROVENANCE).write_text(json.dumps(said), encoding="utf-8")
+        provenance_sha256 = add_hashes(aside)
+    finished = msgspec.structs.replace(result, provenance_sha256=provenance_sha256)
     folder.write_record(bench.folder.result(member.key), finished)
+    if isinstance(made.checkpoint, Path):
+        shutil.rmtree(made.checkpoint, ignore_errors=True)
 
 
-def _keep_replica(
-    bench: Workbench,
-    instruments: Instruments,
-    member: Member,
-    student: nn.Module,
-    went: Distilled,
-    *,
-    settings: DistillSettings,
-    seconds: float,
-) -> None:
-    """Judge a further replica, and add it to the member's result."""
-    path = bench.folder.result(member.key)
+def keep_replica(bench: Workbench, made: Made) -> None:
+    """Add a further replica to the member's result."""
+    path = bench.folder.result(made.member.key)
     known = folder.read_record(path, DistillResult)
-    test = exported_losses(instruments, student, bench.streams["test"])
-    replica = describe_replica(went, test, rng_seed=settings.rng_seed, seconds=seconds)
-    folder.write_record(path, msgspec.structs.replace(known, replicas=(*known.replicas, replica)))
+    folder.write_record(path, msgspec.structs.replace(known, replicas=(*known.replicas, describe_replica(made))))
 
 
-def describe_replica(went: Distilled, test: DocumentLosses, *, rng_seed: int, seconds: float) -> Replica:
+def read_files(directory: Path) -> dict[str, bytes]:
+    """The files of a directory by their name in it."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+    }
+
+
+def write_files(files: Mapping[str, bytes], directory: Path) -> None:
+    """Write such files into a directory."""
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+
+
+def describe_replica(made: Made) -> Replica:
     """The record of one distillation: how it went, and the test losses of its best weights."""
+    assert made.test is not None
     return Replica(
-        rng_seed=rng_seed,
-        validation_loss=finite(went.best_loss),
-        test_sums=list_sums(test),
-        best_step=went.best_step,
-        seconds=seconds,
+        rng_seed=made.settings.rng_seed,
+        validation_loss=finite(made.went.best_loss),
+        test_sums=list_sums(made.test),
+        best_step=made.went.best_step,
+        seconds=made.seconds,
     )

@@ -7,7 +7,6 @@ has to be, unless that were more work than the search's own; greedy removal goes
 import math
 from collections.abc import Callable, Sequence
 
-from seed import folder
 from seed.findings import Rival, RivalPick, SearchGain
 from seed.optimize.space import contains, enumerate_candidates
 from seed.optimize.strategies import STRATEGIES, BudgetSpent, run_strategy
@@ -53,7 +52,7 @@ def measure_gain(
     solver: str,
     on_rival: Callable[[str], None],
 ) -> SearchGain:
-    """Play the rivals, compare their picks with the search's best of each depth, and write that down."""
+    """Play the rivals, and compare their picks with the search's best of each depth."""
     rung = bench.protocol.rung
     scored = [trial.evaluation.candidate for trial in trials if contains(space, trial.evaluation.candidate)]
     best: dict[int, tuple[float, Candidate]] = {}
@@ -85,9 +84,7 @@ def measure_gain(
         )
         on_rival(strategy.title)
     cost, num_scores = price_search(bench, Remembered(sweep, most_unrecovered=math.inf), space, scored)
-    gain = SearchGain(rung=rung, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(rivals))
-    folder.write_record(bench.folder.gain, gain)
-    return gain
+    return SearchGain(rung=rung, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(rivals))
 
 
 def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, rung: str) -> RivalPick:

@@ -20,16 +20,12 @@ from seed.stages.workbench import Workbench
 
 
 def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) -> DenseResult:
-    """Judge the original on validation and test; read back when that was done before. ``latency``: its own."""
-    if bench.folder.dense.exists():
-        known = folder.read_record(bench.folder.dense, DenseResult)
-        if known.test_sums is not None:
-            return known
+    """Judge the original on validation and test. ``latency``: its own."""
     whole = drop_layers(bench.anatomy.num_layers, [])
     test = measure_losses(
         logits_of(bench.teacher.model), bench.streams["test"], micro_batch=bench.micro_batch, device=bench.device
     )
-    result = DenseResult(
+    return DenseResult(
         validation=judge(instruments.dense_validation, instruments.dense_validation),
         test=judge(test, test),
         latency=latency,
@@ -37,8 +33,6 @@ def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) ->
         test_sums=test.sums.tolist(),
         test_counts=test.counts.tolist(),
     )
-    folder.write_record(bench.folder.dense, result)
-    return result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ How a model is timed is ``scoring.latency``'s business; here is which, when, and
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,33 +14,56 @@ import torch
 from seed import folder
 from seed.errors import SeedError, SpaceError
 from seed.folder import StudyFolder
-from seed.models.checkpoint import write_checkpoint
+from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.surgery import make_student, view_layers
 from seed.optimize.space import drop_deepest, drop_layers
 from seed.records import Candidate, Latency, SearchSpace
 from seed.reporting.wording import count_things, format_bytes
 from seed.scoring import latency as timing
-from seed.scoring.instruments import Instruments, size_of
 from seed.stages.protocols import name_device
 from seed.stages.workbench import Workbench
 
 
-def measure_latencies(
-    bench: Workbench, space: SearchSpace, *, on_structure: Callable[[str], None]
-) -> dict[str, Latency]:
-    """Measure each depth of the space once, beside the dense model; finished ones are read back.
+class LatencyTable:
+    """Latencies by structure, each measured once, and written down as soon as it is known.
 
-    Models with several kinds of layers have more structures than depths; the rest are measured when met.
+    Args:
+        bench: the opened study.
+        measure: times a candidate's structure beside the dense model, on the reference device, while nothing else runs.
     """
-    table = read_latencies(bench.folder)
-    for num_dropped in range(space.min_dropped, space.max_dropped + 1):
-        candidate = drop_deepest(space, num_dropped)
-        structure = timing.name_structure(bench.anatomy, candidate)
-        if structure not in table:
-            table[structure] = measure_latency(bench, candidate)
-            write_latencies(bench.folder, table)
-        on_structure(structure)
-    return table
+
+    def __init__(self, bench: Workbench, *, measure: Callable[[Candidate], Latency]) -> None:
+        self.bench, self.measure = bench, measure
+        self.measured = read_latencies(bench.folder)
+        self.table = smooth_latencies(bench, self.measured)
+
+    @property
+    def is_complete(self) -> bool:
+        """Is every structure of the space timed already? Models with several kinds of layers have more of them than depths."""
+        return len(self.bench.anatomy.layer_kinds) == 1
+
+    def measure_depths(self, space: SearchSpace, *, on_structure: Callable[[str], None]) -> None:
+        """Time each depth of the space once."""
+        for num_dropped in range(space.min_dropped, space.max_dropped + 1):
+            candidate = drop_deepest(space, num_dropped)
+            self._measure(candidate)
+            on_structure(timing.name_structure(self.bench.anatomy, candidate))
+        self.table = smooth_latencies(self.bench, self.measured)
+
+    def time(self, candidates: Sequence[Candidate]) -> dict[str, Latency]:
+        """Latencies by structure, these candidates' among them."""
+        for candidate in candidates:
+            structure = timing.name_structure(self.bench.anatomy, candidate)
+            if structure not in self.table:
+                self._measure(candidate)
+                self.table = self.table | {structure: self.measured[structure]}
+        return self.table
+
+    def _measure(self, candidate: Candidate) -> None:
+        structure = timing.name_structure(self.bench.anatomy, candidate)
+        if structure not in self.measured:
+            self.measured[structure] = self.measure(candidate)
+            write_latencies(self.bench.folder, self.measured)
 
 
 def read_latencies(study: StudyFolder) -> dict[str, Latency]:
@@ -84,16 +107,6 @@ def measure_latency(bench: Workbench, candidate: Candidate) -> Latency:
     return timing.measure_pair(dense, cut, workload, structure=structure, device=name_device(bench.device))
 
 
-def measure_when_met(bench: Workbench, candidate: Candidate, table: dict[str, Latency]) -> None:
-    """Add a structure's latency to a table that was measured before; one process of this host measures at a time."""
-    with folder.wait_for(bench.folder.work / "latency.lock"):
-        structure, known = timing.name_structure(bench.anatomy, candidate), read_latencies(bench.folder)
-        if structure not in known:
-            known[structure] = measure_latency(bench, candidate)
-            write_latencies(bench.folder, known)
-    table[structure] = known[structure]
-
-
 def _measure_by_command(bench: Workbench, candidate: Candidate, structure: str, command: str) -> Latency:
     """Export dense and cut models undistilled, and let the user's command time them in turns."""
     paths = []
@@ -127,8 +140,7 @@ def _measure_by_command(bench: Workbench, candidate: Candidate, structure: str, 
 
 def bound_space(
     bench: Workbench,
-    instruments: Instruments,
-    table: dict[str, Latency],
+    table: Mapping[str, Latency],
     *,
     max_latency_ratio: float | None,
     max_memory: float | None,
@@ -143,7 +155,8 @@ def bound_space(
     for num_dropped in range(space.max_dropped, space.min_dropped - 1, -1):
         candidate = drop_deepest(space, num_dropped)
         ratio = table[timing.name_structure(bench.anatomy, candidate)].ratio
-        size = size_of(instruments, candidate)
+        with view_layers(bench.anatomy, candidate) as view:
+            size = measure_size(view, dtype=bench.teacher.stored_dtype)
         tokens = (bench.protocol.prompt_tokens + bench.protocol.new_tokens) * bench.protocol.latency_batch
         memory = size.weight_bytes + size.kv_bytes_per_token * tokens
         if num_dropped == space.max_dropped:

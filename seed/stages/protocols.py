@@ -4,7 +4,7 @@ Nothing is opened here but what a study's folder says; ``workbench`` opens model
 """
 
 import hashlib
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def fix_protocol(
     streams: dict[str, StreamRecord],
     gains: dict[int, float] | None,
     mixed_precision: bool,
-    device: torch.device,
+    device: str,
     dtype: torch.dtype,
 ) -> Protocol:
     """Settle everything that scores depend on, for the model with this (text) config.
@@ -163,7 +163,7 @@ def fix_protocol(
         latency_repeats=settings.latency_repeats or preset.latency.repeats,
         compiled=settings.compiled,
         latency_command=settings.latency_command,
-        device=name_device(device),
+        device=device,
         dtype=str(dtype).removeprefix("torch."),
         rng_seed=settings.rng_seed,
     )
@@ -196,11 +196,11 @@ def choose_rung(asked: int | None, *, gains: dict[int, float] | None, family: st
     return RUNG_NAMES[asked or (DEFAULT_RUNG if gains is not None else 2)]
 
 
-def choose_precision(study: StudyFolder, device: torch.device, *, identity: Mapping[str, Any] | None = None) -> bool:
+def choose_precision(study: StudyFolder, reference: Reference) -> bool:
     """Whether distillation computes in bfloat16: as the study does, if it was planned before on another processor."""
     if study.plan.is_file():
-        identity = folder.read_record(study.plan, SearchPlan).identity
-    return computes_bfloat16(device) if identity is None else bool(identity.get("mixed_precision", False))
+        return bool(folder.read_record(study.plan, SearchPlan).identity.get("mixed_precision", False))
+    return reference.computes_bfloat16
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -209,6 +209,20 @@ def computes_bfloat16(device: torch.device) -> bool:
     On two cores with AVX-512 BF16, a distillation step of the embedded model took 257 ms instead of 390.
     """
     return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The device that a study is measured on, which may be another process's or machine's."""
+
+    type: str  # "cpu" or "cuda"
+    name: str  # see name_device
+    computes_bfloat16: bool
+
+
+def describe_reference(device: torch.device) -> Reference:
+    """This process's device, as a study knows it."""
+    return Reference(type=device.type, name=name_device(device), computes_bfloat16=computes_bfloat16(device))
 
 
 def name_device(device: torch.device) -> str:

@@ -156,7 +156,9 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
         )
     say(describe_fit(gpu, protocol, trains=trains, climbs=climbs))
     try:
-        costs.require_resources(cost, root=settings.studies_dir / name, device=device)
+        costs.require_resources(
+            cost, root=settings.studies_dir / name, free_bytes=costs.measure_free_bytes(device), device=str(device)
+        )
     except ResourceError as error:
         say(f"here it would be refused: {error}")
     say(f"run it: {planning.typed_command(settings)}")

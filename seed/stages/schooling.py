@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from seed import folder
+from seed.folder import StudyFolder
 from seed.records import (
     Candidate,
     Latency,
@@ -118,22 +119,42 @@ def make_raw(instruments: Instruments, member: Member) -> nn.Module:
     return start_student(replace(instruments, grafted=None), member.candidate, None)
 
 
-def choose_learning_rate(
+def try_rate(
     bench: Workbench,
     sweep: Sweep,
     member: Member,
     *,
-    rates: tuple[float, ...],
+    rate: float,
     distill_tokens: int,
     on_step: Callable[[int], None],
     recovery: Recovery | None = None,
 ) -> float:
-    """Try each rate on a tenth of the budget and return the best; remembered in the study.
+    """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""
+    tokens = max(1, distill_tokens // TUNING_SHARE)
+    settings = full_settings(
+        bench, member.candidate, distill_tokens=tokens, learning_rate=rate, looks=1, recovery=recovery
+    )
+    _, student = make_start(sweep, member, settings)
+    went = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
+    is_good = went.diverged_at is None and bool(went.curve)
+    return went.curve[-1].validation_loss if is_good else sys.float_info.max  # JSON knows no infinity
+
+
+def choose_learning_rate(
+    study: StudyFolder,
+    member: Member,
+    *,
+    rates: tuple[float, ...],
+    distill_tokens: int,
+    try_it: Callable[[float], float],
+    recovery: Recovery | None = None,
+) -> float:
+    """Try each rate on a tenth of the budget, as ``try_rate`` does, and return the best; remembered in the study.
 
     Without a recovery it is the study's own rate, tuned once, whichever member was the hardest then; with one it is this
     member's.
     """
-    path = bench.folder.root / "learning_rate.json"
+    path = study.root / "learning_rate.json"
     key = f"{member.key}, {distill_tokens} tokens" + ("" if recovery is None else f", {recovery.name}")
     among = "rates " + ", ".join(f"{rate:g}" for rate in rates)
     chosen = f"{distill_tokens} tokens, {among}" if recovery is None else f"{key}, {among}"
@@ -143,17 +164,9 @@ def choose_learning_rate(
     losses = known.setdefault(key, {})
 
     def run(rate: float) -> float:
-        if str(rate) in losses:
-            return losses[str(rate)]
-        tokens = max(1, distill_tokens // TUNING_SHARE)
-        settings = full_settings(
-            bench, member.candidate, distill_tokens=tokens, learning_rate=rate, looks=1, recovery=recovery
-        )
-        _, student = make_start(sweep, member, settings)
-        went = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
-        is_good = went.diverged_at is None and bool(went.curve)
-        losses[str(rate)] = went.curve[-1].validation_loss if is_good else sys.float_info.max  # JSON knows no infinity
-        folder.write_record(path, known)
+        if str(rate) not in losses:
+            losses[str(rate)] = try_it(rate)
+            folder.write_record(path, known)
         return losses[str(rate)]
 
     best, _ = tune_learning_rate(rates, run)

@@ -36,6 +36,7 @@ class SearchSettings:
     studies_dir: Path = Path("studies")
     storage: str | None = None
     workers: int | None = None
+    ray: str | None = None
     trials: int | None = None
     sampler: str = "subset"
     rung: int | None = None

@@ -199,17 +199,31 @@ def choose_rates(
         if len(rates) == 1:  # there is nothing to choose
             tuned[place] = rates[0] * recovery.rate_factor
         if place not in tuned:
+            try_it = functools.partial(
+                _try_rate, bench, sweep, one, functools.partial(_say_tuning, on_step, one.member.key)
+            )
             tuned[place] = schooling.choose_learning_rate(
-                bench,
-                sweep,
+                bench.folder,
                 one.member,
                 rates=tuple(rate * recovery.rate_factor for rate in rates),
                 distill_tokens=one.tokens,
+                try_it=try_it,
                 recovery=recovery,
-                on_step=functools.partial(_say_tuning, on_step, one.member.key),
             )
         found[one.member.key, one.recovery] = tuned[place]
     return found
+
+
+def _try_rate(bench: Workbench, sweep: Sweep, one: Wanted, on_step: Callable[[int], None], rate: float) -> float:
+    return schooling.try_rate(
+        bench,
+        sweep,
+        one.member,
+        rate=rate,
+        distill_tokens=one.tokens,
+        on_step=on_step,
+        recovery=RECOVERIES[one.recovery],
+    )
 
 
 def _say_tuning(on_step: Callable[[str], None], key: str, step: int) -> None:

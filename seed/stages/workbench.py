@@ -34,6 +34,7 @@ from seed.scoring.refit import measure_gains
 from seed.stages.planning import check_dropped
 from seed.stages.protocols import (
     RECOVERY_POOL_TOKENS,
+    Reference,
     choose_precision,
     find_source,
     fix_protocol,
@@ -44,7 +45,6 @@ from seed.stages.protocols import (
 )
 from seed.stages.settings import SearchSettings
 from seed.stages.starts import read_start
-from seed.stages.vouching import list_doors, list_storage, require_word, vouch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,8 @@ def open_for_search(
     preset: Preset | None,
     *,
     study: StudyFolder,
-    identity: Mapping[str, Any] | None = None,
-    streams: dict[str, TokenStream] | None = None,
+    device: torch.device,
+    reference: Reference,
 ) -> tuple[Workbench, Preset]:
     """Open model and text as the settings say, and fix the protocol.
 
@@ -107,18 +107,17 @@ def open_for_search(
         settings: of the search.
         preset: of the model.
         study: the folder.
-        identity: of the study, where another host has begun it.
-        streams: the text, where another process has tokenized it. What it holds becomes part of the protocol.
+        device: where the model is put.
+        reference: the device that it is measured on, perhaps by others (see ``move``).
 
     Raises:
         SeedError: anything a user can mend.
     """
-    device = choose_device(settings.device)
     source = find_source(settings, preset)
     location = source.location
     if location != "demo":
         check_source(source, presets=list_presets())
-    teacher, anatomy = _open_model(source, device=device, dtype_name=settings.dtype)
+    teacher, anatomy = _open_model(source, device=device, dtype_name=settings.dtype, computes_on=reference.type)
     if preset is None:
         preset = default_preset(
             settings.model,
@@ -128,7 +127,7 @@ def open_for_search(
         )
     preset = check_dropped(settings, preset, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
     request = request_text(settings, preset, anatomy.config)
-    streams = _open_streams(request, teacher) if streams is None else streams
+    streams = _open_streams(request, teacher)
     gains = _measure_gains(anatomy, streams["recovery"], device)
     local = location == "demo" or Path(location).is_dir()
     protocol = fix_protocol(
@@ -141,11 +140,10 @@ def open_for_search(
         weights_sha256=hash_weights(resolve_location(location)) if local else None,
         streams={name: stream.describe() for name, stream in streams.items()},
         gains=gains,
-        mixed_precision=choose_precision(study, device, identity=identity),
-        device=device,
+        mixed_precision=choose_precision(study, reference),
+        device=reference.name,
         dtype=teacher.dtype,
     )
-    vouch([*list_doors(protocol), *list_storage(settings.storage, name=study.name)])  # all of it was typed
     return _bench(study, protocol, teacher, anatomy, streams, device, gains), preset
 
 
@@ -155,7 +153,6 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
     Raises:
         SeedError: model or text changed since the study was planned, or the user did not say that they may be opened.
     """
-    require_word(list_doors(protocol), place=study.root)  # whatever the way here
     device = choose_device(device_name)
     if name_device(device) != protocol.device:
         raise ResourceError(
@@ -186,6 +183,22 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
     is_trusted = folder.read_record(study.plan, SearchPlan).trusts_closed_form
     gains = _measure_gains(anatomy, streams["recovery"], device) if is_trusted else None
     return _bench(study, protocol, teacher, anatomy, streams, device, gains)
+
+
+def move(bench: Workbench, device: torch.device, *, study: StudyFolder) -> Workbench:
+    """The opened study on another device; its weights go there. ``study``: whose scratch folder is ours to use."""
+    models = [anatomy.model for anatomy in (bench.anatomy, bench.grafted) if anatomy is not None]
+    anatomy, *grafted = (Anatomy(model.to(device)) for model in models)
+    protocol = bench.protocol
+    return replace(
+        bench,
+        folder=study,
+        anatomy=anatomy,
+        grafted=grafted[0] if grafted else None,
+        device=device,
+        micro_batch=choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size, device=device),
+        gains=None if bench.gains is None else _measure_gains(anatomy, bench.streams["recovery"], device),
+    )
 
 
 def request_again(protocol: Protocol) -> CorpusRequest:
@@ -320,10 +333,12 @@ def describe_environment(bench: Workbench) -> Environment:
     )
 
 
-def _open_model(source: ModelSource, *, device: torch.device, dtype_name: str | None) -> tuple[Teacher, Anatomy]:
+def _open_model(
+    source: ModelSource, *, device: torch.device, dtype_name: str | None, computes_on: str | None = None
+) -> tuple[Teacher, Anatomy]:
     if source.location == "demo":
         source = replace(source, location=str(demo.MODEL_DIRECTORY))
-    opened = open_teacher(source, device=device, dtype_name=dtype_name)
+    opened = open_teacher(source, device=device, dtype_name=dtype_name, computes_on=computes_on)
     return opened, Anatomy(opened.model)
 
 

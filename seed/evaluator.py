@@ -1,0 +1,243 @@
+"""What is done with an opened study: prove, time, score, judge, distill. Work in, records and checkpoints out.
+
+An evaluator decides nothing and writes nothing into the study's folder but what ``scratch`` holds, which is safe to delete.
+All that it remembers between two pieces of work, it could make again; so any other can do the next piece.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from seed.errors import CandidateError
+from seed.findings import SearchGain
+from seed.optimize.screening import Screen
+from seed.plans import Environment, SearchPlan
+from seed.records import (
+    Candidate,
+    DenseResult,
+    Latency,
+    Quality,
+    Scored,
+    SearchSpace,
+    SweepRow,
+    TrialRecord,
+    WidthCut,
+)
+from seed.scoring.instruments import Instruments
+from seed.scoring.latency import name_structure
+from seed.scoring.proxy import Proxy
+from seed.scoring.quality import DocumentLosses
+from seed.scoring.sweep import Sweep
+from seed.scoring.targets import StoredStates
+from seed.stages import costs, finals, gains, judging, latencies, narrowing, recovering, schooling, searching, shapes, workbench
+from seed.stages.finals import Budget, Made, Tell
+from seed.stages.schooling import Member
+from seed.stages.workbench import Workbench
+
+@dataclass(frozen=True, kw_only=True)
+class Proofs:
+    """What was found out about a model before anything is scored."""
+
+    fault: str | None  # why closed form is not to be trusted; None: it may be
+    dense_validation: DocumentLosses
+
+
+class Evaluator:
+    """Does what it is handed, with one opened study on one device."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.tell: Tell = lambda amount, note: None
+        self.say: Callable[[str], None] = lambda line: None
+        self._proxy: Proxy | None = None
+
+    @functools.cached_property
+    def sweep(self) -> Sweep:
+        """Scores of this evaluator, in memory; the dense model's validation losses are measured when first asked for."""
+        return Sweep(workbench.prepare_instruments(self.bench), None)
+
+    @property
+    def instruments(self) -> Instruments:
+        """The dense model and its streams on the device."""
+        return self.sweep.instruments
+
+    # ---- before the search
+
+    def describe(self) -> tuple[Environment, shapes.Shape, costs.Speed, int]:
+        """Where this measures, the model's shape, how long its parts take, and bytes of free memory."""
+        shape = shapes.describe_shape(self.bench)
+        speed = costs.time_parts(self.bench.anatomy, shape, shapes.take_micro_batch(self.bench))
+        free_bytes = costs.measure_free_bytes(self.bench.device)
+        return workbench.describe_environment(self.bench), shape, speed, free_bytes
+
+    def prove(self) -> Proofs:
+        """Prove on this very model that cutting, saving, reloading and scoring are right.
+
+        Raises:
+            ModelError: this model is not understood well enough.
+        """
+        workbench.prove(self.bench)
+        self.tell(1, "cut, saved, reloaded")
+        fault = None if self.bench.gains is None else workbench.prove_closed_form(self.bench, self.instruments)
+        self.tell(1, "closed form equals its student")
+        return Proofs(fault=fault, dense_validation=self.instruments.dense_validation)
+
+    def distrust_closed_form(self) -> None:
+        """From now on, do without closed form."""
+        self.bench = workbench.without_closed_form(self.bench)
+        self.sweep.instruments = dataclasses.replace(self.instruments, gains=None)
+
+    def measure_latency(self, candidate: Candidate) -> Latency:
+        """Time a candidate's structure beside the dense model."""
+        return latencies.measure_latency(self.bench, candidate)
+
+    def judge_dense(self, latency: Latency) -> DenseResult:
+        """Judge the original on validation and test text. ``latency``: its own."""
+        return judging.judge_dense(self.bench, self.instruments, latency)
+
+    # ---- the search
+
+    def score(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        rows: Sequence[SweepRow],
+        table: Mapping[str, Latency],
+        screen: Screen | None = None,
+    ) -> Iterator[Scored]:
+        """Score candidates at the study's rung, in this order.
+
+        Args:
+            candidates: neighbours beside one another share most of their work.
+            rows: what is known of them already.
+            table: latencies by structure, theirs among them.
+            screen: says which are not worth short distillation; None: all are.
+        """
+        self.sweep.learn(rows)
+        proxy = self._open_proxy(table, screen)
+        for candidate in candidates:
+            try:
+                evaluation, failure = proxy.evaluate(candidate), None
+            except CandidateError as error:
+                evaluation, failure = None, str(error)
+            yield Scored(
+                candidate=candidate, evaluation=evaluation, failure=failure, rows=tuple(self.sweep.take_new())
+            )
+
+    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
+        """Score candidates by closed form alone, in this order."""
+        for candidate in candidates:
+            quality = self.sweep.measure(candidate)
+            yield candidate, quality, self.sweep.take_new()
+
+    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
+        """Score candidates as they stand, many at once."""
+        return self.sweep.measure_unrecovered(candidates), self.sweep.take_new()
+
+    def compare_rivals(
+        self,
+        space: SearchSpace,
+        trials: Sequence[TrialRecord],
+        *,
+        rows: Sequence[SweepRow],
+        plan: SearchPlan,
+        solver: str,
+        with_singles: bool,
+    ) -> tuple[SearchGain, list[SweepRow]]:
+        """Play simpler ways to choose on the search's own scores. ``with_singles``: score each single removal first."""
+        self.sweep.learn(rows)
+        if with_singles:
+            searching.score_singles(self.sweep, space)
+        gain = gains.measure_gain(
+            self.bench, self.sweep, space, trials, plan=plan, solver=solver, on_rival=functools.partial(self.tell, 1)
+        )
+        return gain, self.sweep.take_new()
+
+    # ---- distillation
+
+    def count_together(self) -> int:
+        """How many students can be trained side by side here."""
+        return recovering.count_together(self.bench)
+
+    def store_states(self, *, steps: int, rng_seeds: Sequence[int]) -> None:
+        """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
+        self.sweep.instruments = recovering.store_teacher_states(
+            self.bench,
+            self.instruments,
+            steps=steps,
+            rng_seeds=rng_seeds,
+            on_window=lambda count: self.tell(count, ""),
+        )
+        if self.instruments.recall is None:
+            self.say("  they would take too much disk: the dense model runs in every step instead")
+
+    def take_states(self, stored: np.ndarray, *, steps: int, rng_seeds: Sequence[int]) -> None:
+        """Take the dense model's last hidden states, as bytes, that another evaluator has computed for these distillations."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written
+            states = torch.from_numpy(stored).view(self.bench.dtype)
+        recall = StoredStates(
+            states,
+            recovering.list_windows(self.bench, steps=steps, rng_seeds=rng_seeds),
+            num_windows=len(self.instruments.recovery.tokens_NT),
+            device=self.bench.device,
+        )
+        self.sweep.instruments = dataclasses.replace(self.instruments, recall=recall)
+
+    def try_learning_rate(self, member: Member, rate: float, *, distill_tokens: int) -> float:
+        """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""
+        return schooling.try_rate(
+            self.bench,
+            self.sweep,
+            member,
+            rate=rate,
+            distill_tokens=distill_tokens,
+            on_step=lambda step: self.tell(1, f"which learning rate suits {member.key}"),
+        )
+
+    def plan_widths(self, candidates: Sequence[Candidate]) -> list[WidthCut]:
+        """The width that has each size of these candidates, in parameters."""
+        return narrowing.plan_widths(self.instruments, candidates)
+
+    def measure_width_latency(self, width: WidthCut) -> Latency:
+        """Time a width beside the dense model."""
+        return narrowing.measure_width_latency(self.bench, self.instruments, width)
+
+    def distill(self, members: Sequence[Member], budget: Budget, *, rng_seed: int) -> list[Made]:
+        """Train members side by side under one random seed, write the first replica's checkpoints into scratch, judge them."""
+        return finals.distill_group(
+            self.bench,
+            self.sweep,
+            members,
+            budget,
+            rng_seed=rng_seed,
+            on_work=self.tell,
+            complain=self.say,
+        )
+
+    def _open_proxy(self, table: Mapping[str, Latency], screen: Screen | None) -> Proxy:
+        anatomy = self.bench.anatomy
+
+        def judge(candidate: Candidate, quality: Quality) -> str | None:
+            if screen is None:
+                return None
+            return screen.judge(candidate, quality, structure=name_structure(anatomy, candidate))
+
+        def find_latency(candidate: Candidate) -> Latency:
+            return table[name_structure(anatomy, candidate)]
+
+        if self._proxy is None:
+            self._proxy = Proxy(
+                self.sweep,
+                rung=self.bench.protocol.rung,
+                short=functools.partial(recovering.short_settings, self.bench),
+                latency_of=find_latency,
+                say=lambda line: self.say(line),
+            )
+        self._proxy.latency_of, self._proxy.screen = find_latency, judge
+        return self._proxy

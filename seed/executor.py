@@ -1,0 +1,168 @@
+"""Where evaluators run: in this process, or as Ray actors. One interface; what is done with a study, ``evaluator`` knows.
+
+Where there is one evaluator its work comes back candidate by candidate. Of several, each is handed a stretch of neighbours
+at a time, since neighbours share prefixes.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from seed.errors import ResourceError
+from seed.evaluator import Evaluator
+from seed.models.teacher import choose_device
+from seed.optimize.screening import Screen
+from seed.records import Candidate, Latency, Quality, Scored, SweepRow
+from seed.stages.finals import Budget, Made, Tell
+from seed.stages.protocols import Reference, describe_reference
+from seed.stages.schooling import Member
+from seed.stages.settings import SearchSettings
+from seed.stages.workbench import Workbench
+
+Rows = Sequence[SweepRow]
+STRETCHES = 64  # a list is cut into at most: many more than evaluators, so that they end together
+SHORTEST = 4  # candidates in a stretch, since its first shares little with what its evaluator did before
+
+
+class Executor(Protocol):
+    """Evaluators of one study. The first is the reference: what is measured once is measured there, while nothing else runs."""
+
+    num_evaluators: int
+    reference: Reference
+
+    def start(self, bench: Workbench, *, say: Callable[[str], None]) -> None:
+        """Let evaluators have the opened study."""
+
+    def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
+        """Have one of ``Evaluator``'s methods done by the reference; ``on_work`` hears of it as it goes."""
+
+    def tell_all(self, method: str, /, **kwargs: Any) -> None:
+        """Have one of ``Evaluator``'s methods done by every evaluator."""
+
+    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_work: Tell) -> None:
+        """Compute the dense model's last hidden states once, and let every evaluator have them."""
+
+    def score(
+        self, candidates: Sequence[Candidate], *, rows: Rows, table: Mapping[str, Latency], screen: Screen | None = None
+    ) -> Iterator[Scored]:
+        """Score candidates, neighbours beside one another; see ``Evaluator.score``."""
+
+    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
+        """Score candidates by closed form alone."""
+
+    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
+        """Score candidates as they stand, at once."""
+
+    def distill(
+        self,
+        works: Sequence[tuple[Sequence[Member], int]],
+        budget: Budget,
+        *,
+        on_work: Tell,
+        complain: Callable[[str], None],
+    ) -> Iterator[list[Made]]:
+        """Distill groups of members, and yield each as it is finished."""
+
+    def count_together(self) -> int:
+        """How many students one evaluator trains side by side."""
+
+
+class InProcess:
+    """One evaluator, in this process."""
+
+    num_evaluators = 1
+    evaluator: Evaluator
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reference = describe_reference(device)
+
+    def start(self, bench: Workbench, *, say: Callable[[str], None] = lambda line: None) -> None:
+        self.evaluator = Evaluator(bench)
+        self.evaluator.say = say
+
+    def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
+        with self._told(on_work):
+            return getattr(self.evaluator, method)(*args, **kwargs)
+
+    def tell_all(self, method: str, /, **kwargs: Any) -> None:
+        self.call(method, **kwargs)
+
+    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_work: Tell) -> None:
+        self.call("store_states", steps=steps, rng_seeds=rng_seeds, on_work=on_work)
+
+    def score(
+        self, candidates: Sequence[Candidate], *, rows: Rows, table: Mapping[str, Latency], screen: Screen | None = None
+    ) -> Iterator[Scored]:
+        yield from self.evaluator.score(candidates, rows=rows, table=table, screen=screen)
+
+    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
+        yield from self.evaluator.sweep_space(candidates)
+
+    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
+        return self.evaluator.measure_unrecovered(candidates)
+
+    def distill(
+        self,
+        works: Sequence[tuple[Sequence[Member], int]],
+        budget: Budget,
+        *,
+        on_work: Tell,
+        complain: Callable[[str], None],
+    ) -> Iterator[list[Made]]:
+        with self._told(on_work, complain):
+            for members, rng_seed in works:
+                yield self.evaluator.distill(members, budget, rng_seed=rng_seed)
+
+    def count_together(self) -> int:
+        return self.evaluator.count_together()
+
+    @contextlib.contextmanager
+    def _told(self, on_work: Tell | None, complain: Callable[[str], None] | None = None) -> Iterator[None]:
+        before = self.evaluator.tell, self.evaluator.say
+        self.evaluator.tell, self.evaluator.say = on_work or before[0], complain or before[1]
+        try:
+            yield
+        finally:
+            self.evaluator.tell, self.evaluator.say = before
+
+
+def cut_stretches(candidates: Sequence[Candidate], *, num_evaluators: int) -> list[Sequence[Candidate]]:
+    """Cut an ordered list into stretches of nearly equal length; a short list into as many as there are evaluators."""
+    length = max(-(-len(candidates) // STRETCHES), min(SHORTEST, -(-len(candidates) // num_evaluators)))
+    return [candidates[begin : begin + length] for begin in range(0, len(candidates), length)]
+
+
+@contextlib.contextmanager
+def open_executor(settings: SearchSettings, *, say: Callable[[str], None]) -> Iterator[Executor]:
+    """Yield what runs evaluators, as the settings say: Ray with ``--workers`` or ``--ray``, or where there are several GPUs.
+
+    Raises:
+        ResourceError: Ray is not installed, or has no room for so many evaluators; the device is not there.
+    """
+    num_gpus = torch.cuda.device_count() if settings.device is None else 0
+    wants_ray = settings.ray is not None or (settings.workers or 1) > 1
+    if not wants_ray and num_gpus > 1 and settings.workers is None:
+        wants_ray = has_ray()
+        if not wants_ray:
+            say(f"one of {num_gpus} GPUs is used: pip install 'seed-search[ray]' to use them all")
+    if not wants_ray:
+        yield InProcess(choose_device(settings.device))
+        return
+    if not has_ray():
+        raise ResourceError(
+            "--workers, --ray: need Ray, which is not installed. Install it: pip install 'seed-search[ray]'."
+        )
+    from seed.ray_executor import open_ray  # seconds
+
+    with open_ray(settings) as executor:
+        yield executor
+
+
+def has_ray() -> bool:
+    """Is Ray installed?"""
+    import importlib.util
+
+    return importlib.util.find_spec("ray") is not None

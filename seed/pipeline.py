@@ -1,0 +1,421 @@
+"""One pass, top to bottom: plan, open, latency, search, frontier, distill, export, report.
+
+Everything finished is in the study's folder, which this process alone writes, so that another pass goes on from there.
+What each step does is its own module's business; where the model is run, the executor's.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import torch
+from optuna import Study
+
+from seed import folder
+from seed.console import Terminal, format_seconds
+from seed.errors import ModelError, StudyError
+from seed.evaluator import Proofs
+from seed.executor import Executor, InProcess, open_executor
+from seed.findings import StudyRecord
+from seed.folder import StudyFolder
+from seed.optimize.frontier import select_frontier
+from seed.optimize.space import Preset, contains, drop_layers
+from seed.optimize.storage import open_storage
+from seed.optimize.study import Limits, open_study
+from seed.optimize.trials import Trials
+from seed.plans import Environment, SearchPlan
+from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, TrialRecord
+from seed.reporting.summary import show_result
+from seed.reporting.wording import count_things
+from seed.scores import ScoreStore
+from seed.scoring.book import ScoreBook
+from seed.scoring.latency import pool_dense
+from seed.scoring.quality import DocumentLosses
+from seed.stages import (
+    costs,
+    finals,
+    finished,
+    gains,
+    judging,
+    latencies,
+    leftovers,
+    planning,
+    publishing,
+    recovering,
+    schooling,
+    searching,
+    workbench,
+)
+from seed.stages.gathering import read_losses
+from seed.stages.latencies import LatencyTable
+from seed.stages.schooling import Member
+from seed.stages.settings import SearchSettings
+from seed.stages.starts import describe_original
+from seed.stages.workbench import Workbench
+
+STEPS = ("proofs", "latency", "dense", "search", "rivals", "distill")  # of a pass, for people who watch
+
+
+@dataclass(kw_only=True)
+class Pass:
+    """What the steps of one pass hand on."""
+
+    terminal: Terminal
+    settings: SearchSettings
+    preset: Preset
+    executor: Executor
+    bench: Workbench
+    plan: SearchPlan
+    environment: Environment
+
+    @property
+    def study(self) -> StudyFolder:
+        """The study's folder."""
+        return self.bench.folder
+
+    def begin(self, step: str) -> None:
+        """Say at which step of the pass it is."""
+        self.terminal.begin_step(step, of=STEPS if self.settings.distill else STEPS[:-1])
+
+
+def run(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
+    """Run the whole pass, or what is left of it.
+
+    Raises:
+        SeedError: anything a user can mend.
+    """
+    settings, preset = planning.start_from_preset(settings)
+    study = StudyFolder(settings.studies_dir / planning.name_study(settings))
+    planning.quiet_libraries()
+    load = costs.describe_load()
+    folder.require_writable(study.root)
+    if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
+        raise StudyError(
+            f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
+        )
+    if study.root.exists():
+        with folder.lock(study):
+            pass  # who finds it in use is told so before a model is opened
+    with open_executor(settings, say=terminal.say) as executor:
+        bench, preset = open_bench(settings, preset, executor, study, terminal)
+        now = plan_search(settings, preset, executor, bench, terminal, load=load)
+        folder.create(study.root)
+        with folder.lock(study), ScoreStore(study.scores) as store:
+            return search(now, store)
+
+
+def open_bench(
+    settings: SearchSettings, preset: Preset | None, executor: Executor, study: StudyFolder, terminal: Terminal
+) -> tuple[Workbench, Preset]:
+    """Open model and text, and let evaluators have them."""
+    terminal.say(f"opening {settings.model}")
+    if (said := describe_original(settings.model)) is not None:
+        terminal.say(said)
+    device = executor.device if isinstance(executor, InProcess) else torch.device("cpu")
+    bench, preset = workbench.open_for_search(
+        settings, preset, study=study, device=device, reference=executor.reference
+    )
+    for note in bench.teacher.notes:
+        terminal.say(f"{settings.model}: {note}")
+    executor.start(bench, say=terminal.say)
+    return bench, preset
+
+
+def plan_search(
+    settings: SearchSettings, preset: Preset, executor: Executor, bench: Workbench, terminal: Terminal, *, load: str | None
+) -> Pass:
+    """Say what the search will do and take, and refuse what cannot end well; nothing is written yet.
+
+    Raises:
+        SeedError: a study of another plan lies there, or memory or disk do not suffice.
+    """
+    environment, shape, speed, free_bytes = executor.call("describe")
+    study, protocol, count = bench.folder, bench.protocol, executor.num_evaluators
+    plan = costs.draft_plan(settings, preset, protocol, name=study.name, shape=shape, speed=speed)
+    if study.plan.exists():
+        plan = leftovers.continue_or_replace(study, plan, say=terminal.say)
+    cost = costs.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
+    for line in costs.describe_plan(protocol, plan, cost, num_workers=count):
+        terminal.say(line)
+    if load is not None:
+        terminal.say(load)
+    costs.require_resources(
+        cost,
+        root=study.root,
+        free_bytes=free_bytes,
+        device="this machine" if protocol.device == "cpu" else protocol.device,
+        num_workers=count if protocol.device == "cpu" else 1,
+    )
+    return Pass(
+        terminal=terminal,
+        settings=settings,
+        preset=preset,
+        executor=executor,
+        bench=bench,
+        plan=plan,
+        environment=environment,
+    )
+
+
+def search(now: Pass, store: ScoreStore) -> StudyRecord:
+    """Prove, measure, search, select and distill, in a folder that is ours to write."""
+    study, plan, settings = now.study, now.plan, now.settings
+    storage = open_storage(settings.storage, journal=study.journal)
+    opened = open_study(storage, name=plan.name, rung=now.bench.protocol.rung, fingerprint=plan.fingerprint)
+    if study.plan.exists():
+        now.terminal.say(f"continuing the study in {study.root}")
+    folder.write_record(study.plan, plan)
+    publishing.announce_search(study, opened, plan, complain=now.terminal.say)
+    folder.write_record(study.environment, now.environment)
+    proofs = prove(now)
+    table = measure_latencies(now)
+    space = latencies.bound_space(
+        now.bench, table.table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
+    )
+    dense = judge_dense(now, table)
+    book = open_book(store, proofs.dense_validation)
+    trials = Trials(opened, space, store, rung=now.bench.protocol.rung, limits=list_limits(now))
+    frontier = find_frontier(now, opened, trials, book, table)
+    compare_rivals(now, trials, book, frontier)
+    if settings.distill:
+        distill(now, dense, frontier)
+    record = finish(now.terminal, study, opened)
+    if len(record.distilled) >= len(frontier.members) * settings.distill:
+        finished.remember(study, settings, model=now.bench.teacher.directory)
+    return record
+
+
+def prove(now: Pass) -> Proofs:
+    """Prove on this very model that cutting, saving, reloading and scoring are right.
+
+    Raises:
+        ModelError: this model is not understood well enough.
+    """
+    now.begin("proofs")
+    with now.terminal.stage("proofs", total=2) as advance:
+        proofs: Proofs = now.executor.call("prove", on_work=advance)
+    if proofs.fault and now.bench.protocol.rung == "closed_form":
+        raise ModelError(f"{proofs.fault}. Use --rung 2 with this model.")
+    if proofs.fault:
+        now.terminal.say(f"{proofs.fault}: this study does without closed form")
+        now.bench = workbench.without_closed_form(now.bench)
+        now.executor.tell_all("distrust_closed_form")
+        now.plan = msgspec.structs.replace(now.plan, covers_space=False)
+    now.plan = msgspec.structs.replace(now.plan, trusts_closed_form=not proofs.fault)
+    folder.write_record(now.study.plan, now.plan)
+    return proofs
+
+
+def measure_latencies(now: Pass) -> LatencyTable:
+    """Time each depth of the space once beside the dense model."""
+    now.begin("latency")
+    space = now.bench.protocol.space
+    table = LatencyTable(now.bench, measure=functools.partial(now.executor.call, "measure_latency"))
+    with now.terminal.stage("latency", total=space.max_dropped - space.min_dropped + 1) as advance:
+        table.measure_depths(space, on_structure=lambda structure: advance(1, structure))
+    return table
+
+
+def judge_dense(now: Pass, table: LatencyTable) -> DenseResult:
+    """Judge the original on validation and test text, or read back that it was."""
+    now.begin("dense")
+    with now.terminal.stage("dense", total=1) as advance:
+        dense = folder.read_record(now.study.dense, DenseResult) if now.study.dense.exists() else None
+        if dense is None or dense.test_sums is None:
+            dense = now.executor.call("judge_dense", pool_dense(table.table.values()))
+            folder.write_record(now.study.dense, dense)
+        dense = judging.score_dense_for_user(now.bench, dense, now.settings.eval_command)
+        advance(1, "")
+    return dense
+
+
+def open_book(store: ScoreStore, dense: DocumentLosses) -> ScoreBook:
+    """The scores that are known, beside the dense model's.
+
+    Raises:
+        StudyError: a score is of another text.
+    """
+    rows = store.read_rows()
+    if not rows:
+        store.keep([ScoreBook.write_dense(dense)])
+    for row in rows:
+        if len(row.sums) != len(dense.sums):
+            raise StudyError(
+                f"{store.path}: the score of {row.key} ({row.rung}) is of {len(row.sums)} documents, and the validation text has "
+                f"{len(dense.sums)}. Restore the file from a copy, or start a study of another name (--study NAME)."
+            )
+    return ScoreBook(dense, rows)
+
+
+def list_limits(now: Pass) -> Limits:
+    """The bounds that were asked for, as constraints of the study."""
+    protocol, settings = now.bench.protocol, now.settings
+    return Limits(
+        max_ppl_ratio=settings.max_ppl_ratio,
+        max_latency_ratio=settings.max_latency_ratio,
+        max_memory_bytes=settings.max_memory,
+        cached_tokens=(protocol.prompt_tokens + protocol.new_tokens) * protocol.latency_batch,
+    )
+
+
+def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreBook, table: LatencyTable) -> Frontier:
+    """Search, and write down what goes on to distillation."""
+    now.begin("search")
+    terminal, settings, space = now.terminal, now.settings, trials.space
+    if now.bench.protocol.rung == "short_distillation":
+        store_states(now, steps=now.bench.protocol.short_steps, rng_seeds=[now.bench.protocol.rng_seed])
+    live = publishing.LiveReport(
+        now.study,
+        opened,
+        select=lambda: select_members(now, space, trials.store.read_trials()),
+        complain=terminal.say,
+    )
+    with trials.heard_by(lambda record: live.hear()):
+        searching.score_space(
+            terminal,
+            now.executor,
+            table,
+            trials,
+            book,
+            now.plan,
+            settings,
+            rng_seed=now.bench.protocol.rng_seed,
+        )
+    frontier = select_members(now, space, trials.store.read_trials())
+    folder.write_record(now.study.frontier, frontier)
+    solver = searching.name_solver(now.plan, settings, space, frontier)
+    num_members = len(frontier.members)
+    terminal.say(
+        f"scored {frontier.num_scored:,} of {count_things(space.size, 'candidate')} ({solver}); {num_members} "
+        f"{'goes' if num_members == 1 else 'go'} on"
+    )
+    return frontier
+
+
+def select_members(now: Pass, space: SearchSpace, records: Sequence[TrialRecord]) -> Frontier:
+    """Choose what is worth distilling of what is scored."""
+    found = select_frontier(
+        [record for record in records if contains(space, record.evaluation.candidate)],
+        rung=now.bench.protocol.rung,
+        size=now.settings.frontier_size or planning.FRONTIER_SIZE,
+        space_size=space.size,
+        load_losses=read_losses(now.study),
+        max_ppl_ratio=now.settings.max_ppl_ratio,
+        max_latency_ratio=now.settings.max_latency_ratio,
+    )
+    return msgspec.structs.replace(found, space=space)
+
+
+def compare_rivals(now: Pass, trials: Trials, book: ScoreBook, frontier: Frontier) -> None:
+    """Play simpler ways to choose on the search's own scores, and write down what the search added."""
+    now.begin("rivals")
+    space = trials.space
+    with now.terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
+        gain, rows = now.executor.call(
+            "compare_rivals",
+            space,
+            trials.store.read_trials(),
+            rows=[row for known in book.rows.values() for row in known.values()],
+            plan=now.plan,
+            solver=searching.name_solver(now.plan, now.settings, space, frontier),
+            with_singles=planning.allows_singles(now.plan, space),
+            on_work=advance,
+        )
+        searching.keep_rows(trials.store, book, rows)
+        folder.write_record(now.study.gain, gain)
+
+
+def store_states(now: Pass, *, steps: int, rng_seeds: Sequence[int]) -> None:
+    """Compute the dense model's last hidden states for distillations of so many steps, once for all evaluators."""
+    if not recovering.uses_stored_states(now.bench):
+        return
+    total = len(recovering.list_windows(now.bench, steps=steps, rng_seeds=rng_seeds))
+    with now.terminal.stage("dense states", total=total) as advance:  # windows of text
+        now.executor.store_states(steps=steps, rng_seeds=rng_seeds, on_work=advance)
+
+
+def distill(now: Pass, dense: DenseResult, frontier: Frontier) -> None:
+    """Distill and export every member; the learning rate is tuned on the hardest first."""
+    now.begin("distill")
+    terminal, study, plan, bench = now.terminal, now.study, now.plan, now.bench
+    members = finals.list_members(frontier.members)
+    if not all(study.result(member.key).exists() for member in members):
+        publishing.refresh_report(study, complain=terminal.say, is_running=True)  # to look at meanwhile
+    hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
+    rng_seeds = finals.list_rng_seeds(bench, plan.replicas)
+    store_states(now, steps=schooling.count_steps(bench, plan.distill_tokens), rng_seeds=rng_seeds)
+    rate = choose_learning_rate(now, members[frontier.members.index(hardest)])
+    if plan.width_baseline:
+        members += list_baselines(now, members)
+    budget = finals.Budget(distill_tokens=plan.distill_tokens, learning_rate=rate, rng_seeds=rng_seeds)
+    finals.say_damaged(study, members, say=terminal.say)
+    total = finals.count_all_work(bench, members, budget)
+    with terminal.stage("distill", total=total, is_share=True) as advance:
+        results = finals.distill_members(
+            now.executor,
+            bench,
+            plan,
+            dense,
+            members,
+            budget,
+            eval_command=now.settings.eval_command,
+            on_work=advance,
+            complain=terminal.say,
+        )
+    for result in results:
+        terminal.say(
+            f"  {result.key}: test PPL ratio {result.test.ppl_ratio:.4f} "
+            f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}"
+            f"{', so recovery did not help' * (result.test.ppl_ratio >= result.test_unrecovered.ppl_ratio)}), "
+            f"{format_seconds(result.seconds)}"
+        )
+
+
+def choose_learning_rate(now: Pass, hardest: Member) -> float:
+    """The peak rate of all members: as given, else tuned on a tenth of the budget of the hardest."""
+    factor = now.settings.chosen_recovery.rate_factor
+    given = now.settings.learning_rate
+    rates = (given,) if given else tuple(factor * rate for rate in now.preset.recovery.learning_rates)
+    if len(rates) == 1:
+        return rates[0]
+    tokens = now.plan.distill_tokens
+    steps = schooling.count_steps(now.bench, tokens // schooling.TUNING_SHARE)
+    with now.terminal.stage("tuning", total=len(rates) * steps, is_share=True) as advance:
+        rate = schooling.choose_learning_rate(
+            now.study,
+            hardest,
+            rates=rates,
+            distill_tokens=tokens,
+            try_it=lambda rate: now.executor.call(
+                "try_learning_rate", hardest, rate, distill_tokens=tokens, on_work=advance
+            ),
+        )
+    now.terminal.say(f"learning rate {rate:g}")
+    return rate
+
+
+def list_baselines(now: Pass, members: Sequence[Member]) -> list[Member]:
+    """For each size among the members, all layers cut to that size in width, timed.
+
+    Raises:
+        ModelError: this family's widths cannot be cut.
+    """
+    whole = drop_layers(now.bench.anatomy.num_layers, [])
+    found = []
+    for width in now.executor.call("plan_widths", [member.candidate for member in members]):
+        known = now.study.result(width.key)
+        latency = (
+            folder.read_record(known, DistillResult).latency
+            if known.exists()
+            else now.executor.call("measure_width_latency", width)
+        )
+        found.append(Member(candidate=whole, latency=latency, width=width))
+    return found
+
+
+def finish(terminal: Terminal, study: StudyFolder, opened: Study) -> StudyRecord:
+    """Write the report and print what matters."""
+    record = publishing.refresh_report(study, opened=opened, complain=terminal.say)
+    show_result(terminal, record, study=study, storage=publishing.spell_storage(record.plan, study))
+    return record
