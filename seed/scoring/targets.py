@@ -2,8 +2,7 @@
 
 Every candidate is distilled on the same windows, so the dense model's forward pass need not be repeated; its
 logits are rebuilt from the states by the family's own head. The states of W windows of T tokens take W * T * D
-numbers in one memory-mapped file (and 32 bytes, the digest): what fits into memory stays in the page cache, the rest on the disk, and all
-workers of a host share both.
+numbers in one memory-mapped file (and 32 bytes, the digest): what fits into memory stays in the page cache, the rest on the disk.
 
 Shapes: B sequences, T tokens, D hidden width.
 """
@@ -73,16 +72,16 @@ def store_states(
     size = len(chosen) * window_tokens * width
     name = hash_text(f"{identity}/{dtype}/{window_tokens}/{chosen}")[:16]
     path = directory / f"teacher-{name}.states"
-    with folder.wait_for(directory / f"teacher-{name}.lock"):  # one worker computes, the others wait and read
-        if not sealed.is_sealed(path):  # some seconds for each GB; to compute them anew takes far longer
-            for other in directory.glob("teacher-*.states"):  # of another budget; who has it open keeps it
-                other.unlink(missing_ok=True)
-            folder.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
-            with sealed.write_sealed(path) as file:  # not mapped: a full disk is then an error, not a dead process
-                for start in range(0, len(chosen), micro_batch):
-                    tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
-                    file.write(anatomy.run_layers(tokens).to(dtype).cpu().contiguous().view(torch.uint8).numpy().data)
-                    on_window(len(tokens))
+    if not sealed.is_sealed(path):  # some seconds for each GB; to compute them anew takes far longer
+        for other in directory.glob("teacher-*.states"):  # of another budget; who has it open keeps it
+            other.unlink(missing_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        folder.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
+        with sealed.write_sealed(path) as file:  # not mapped: a full disk is then an error, not a dead process
+            for start in range(0, len(chosen), micro_batch):
+                tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
+                file.write(anatomy.run_layers(tokens).to(dtype).cpu().contiguous().view(torch.uint8).numpy().data)
+                on_window(len(tokens))
     stored = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, window_tokens, width)
 
     def recall(windows: Tensor) -> Tensor:
