@@ -54,7 +54,7 @@ class StudyFolder:
         self.unrecovered = root / "unrecovered"
         self.pictures = root / "pictures"
         self.artifacts = root / "artifacts"
-        self.sweep = root / "sweep.jsonl"
+        self.scores = root / "scores.sqlite"
         self.gain = root / "gain.json"
         self.fidelity = root / "fidelity.json"
         self.fidelity_page = root / "fidelity.html"
@@ -67,12 +67,7 @@ class StudyFolder:
         self.stages = root / "stages.json"
         self.stages_plan = root / "stages-plan.json"
         self.work = root / "work"
-        self.present = self.work / "present"
-        self.streams = self.work / "streams"
         self.finished = self.work / "finished.json"
-        self.lead = self.work / "lead.json"
-        self.search_order = self.work / "search-order.json"
-        self.distill_order = self.work / "distill-order.json"
 
     @property
     def name(self) -> str:
@@ -176,15 +171,6 @@ def _open_lock(root: Path) -> TextIO:
             f"{root}: you may not write there ({error.strerror}), and this command does. Work on a copy of your own: "
             f"{shlex.join(['cp', '-r', str(root), 'DIRECTORY'])}"
         ) from error
-
-
-@contextlib.contextmanager
-def wait_for(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting as long as another process of this host holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def is_out_of_memory(error: BaseException) -> bool:

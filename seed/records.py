@@ -124,7 +124,7 @@ class Quality(Record, frozen=True, kw_only=True):
     ppl_ratio_standard_error: float
     kl_divergence: float | None = None  # KL(dense || this), nats per token
     top1_agreement: float | None = None  # share of tokens whose most likely next token is the dense model's
-    document_losses_path: str | None = None  # FILE#RUNG/KEY: the row of the study's sweep that holds them
+    document_losses_path: str | None = None  # FILE#RUNG/KEY: the score of the study's that holds them
 
 
 class TaskScore(Record, frozen=True, kw_only=True):
@@ -144,7 +144,7 @@ class TaskScore(Record, frozen=True, kw_only=True):
 
 
 class SweepRow(Record, frozen=True, kw_only=True):
-    """A score by document: a line of ``sweep.jsonl``. The first line is the dense model's, with the tokens counted."""
+    """A score by document. The first of a study is the dense model's, with the tokens counted."""
 
     key: str
     rung: str

@@ -1,60 +1,71 @@
-"""Every score of a study, by document, in ``sweep.jsonl``: measured once, remembered, compared in pairs.
+"""Every score of a study, by document: measured once, remembered, compared in pairs.
 
-A line is written as soon as a score is known, so that a stopped run loses at most the score it was working on.
+With a store a score is written as soon as it is known, so that a stopped run loses at most what it was working on.
 Asked in lexicographic order of kept layers, neighbouring candidates share most of their work. Nothing is decided here.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 
 from seed.errors import StudyError
 from seed.records import Candidate, Quality, SweepRow
-from seed.rows import RowFile
+from seed.scores import ScoreStore
 from seed.scoring.instruments import Instruments, make_walker
 from seed.scoring.quality import DocumentLosses, judge
 from seed.scoring.refit import Refit
 from seed.scoring.subsets import SubsetWalker, measure_unrecovered
 
 RELEASED_BYTES = 10**9
-RUNGS = ("none", "closed_form", "short_distillation")
+PLACE = "scores.sqlite"  # where qualities say that their losses by document are
 SCORED_AT_ONCE = 512  # candidates without recovery, whose losses are held by token meanwhile
 
 
 class Sweep:
-    """Scores candidates without recovery and with closed form, and remembers scores of every rung."""
+    """Scores candidates without recovery and with closed form, and remembers scores of every rung.
 
-    def __init__(self, instruments: Instruments, path: Path) -> None:
+    Args:
+        instruments: what scores.
+        store: where scores are and go; None: they are held in memory, and who scores for others takes them from there.
+
+    Raises:
+        StudyError: the store is damaged, or of another text.
+    """
+
+    def __init__(self, instruments: Instruments, store: ScoreStore | None = None) -> None:
         self.instruments = instruments
-        self.path = path
+        self.store = store
         self.rows: dict[str, dict[str, SweepRow]] = {}  # by key, then by rung
-        self.file = RowFile(path, SweepRow)
-        self.refresh()
+        self._new: list[SweepRow] = []  # without a store: since they were last taken
         self._walker: SubsetWalker | None = None
-        if "dense" not in self.rows:
-            self._append(self._dense_row())
+        if store is not None:
+            self.learn(store.read_rows())
+        self._keep([self._dense_row()])
 
-    def refresh(self) -> list[SweepRow]:
-        """Take in what was scored since the last call, by other processes too, and return it.
+    def learn(self, rows: Sequence[SweepRow]) -> None:
+        """Take in scores that were measured elsewhere, and are kept by whoever hands them in. What is known stays as it is.
 
         Raises:
-            StudyError: a row is damaged, or of another text.
+            StudyError: a row is of another text.
         """
-        found = self.file.read_new()
         num_documents = len(self.instruments.dense_validation.sums)
-        for row in found:
+        for row in rows:
             if len(row.sums) != num_documents:
+                place = PLACE if self.store is None else self.store.path
                 raise StudyError(
-                    f"{self.path}: the row of {row.key} ({row.rung}) is of {len(row.sums)} documents, and the validation text has "
-                    f"{num_documents}. Remove that line, and the search of this study makes it up."
+                    f"{place}: the score of {row.key} ({row.rung}) is of {len(row.sums)} documents, and the validation text has "
+                    f"{num_documents}. Restore the file from a copy, or start a study of another name (--study NAME)."
                 )
             self.rows.setdefault(row.key, {}).setdefault(row.rung, row)
-        return found
+
+    def take_new(self) -> list[SweepRow]:
+        """Return what was measured since the last call, the dense model's losses first of all; for a sweep without a store."""
+        assert self.store is None, "a store has them"
+        new, self._new = self._new, []
+        return new
 
     def known(self, candidate: Candidate) -> dict[str, Quality]:
         """The candidate's qualities at the rungs where it was scored before."""
@@ -107,43 +118,15 @@ class Sweep:
                 micro_batch=self.instruments.micro_batch,
             )
             seconds = (time.perf_counter() - began) / len(batch)
-            for candidate, losses in zip(batch, measured, strict=True):
-                self.keep(candidate, "none", losses, seconds=seconds)
+            found = zip(batch, measured, strict=True)
+            self._keep([_make_row(candidate, "none", losses, seconds=seconds) for candidate, losses in found])
         return [self._judge(self.rows[candidate.key]["none"]) for candidate in candidates]
 
     def keep(self, candidate: Candidate, rung: str, losses: DocumentLosses, *, seconds: float) -> Quality:
         """Remember a score, and judge it beside the dense model's."""
-        is_finite = bool(np.isfinite(losses.sums).all())
-        sums = losses.sums.tolist() if is_finite else [None] * len(losses.sums)  # JSON knows no other numbers
-        row = SweepRow(key=candidate.key, rung=rung, sums=sums, seconds=round(seconds, 4))
-        if not self.is_known(candidate, rung):
-            self._append(row)
+        row = _make_row(candidate, rung, losses, seconds=seconds)
+        self._keep([row])
         return self._judge(row)
-
-    def list_shared(self, candidate: Candidate) -> list[SweepRow]:
-        """What other hosts need to compare a candidate: its rows, and the dense model's as measured here."""
-        return [self._dense_row(), *self.rows.get(candidate.key, {}).values()]
-
-    def adopt(self, rows: Sequence[SweepRow]) -> None:
-        """Remember a candidate's scores from another host, whose text is the same.
-
-        Losses are moved by what the dense model's differ by between the two hosts, so that differences of hardware are not
-        taken for differences of candidates. What does not fit our text, or is no rung, is left out.
-        """
-        ours = self.instruments.dense_validation.sums
-        dense = next((row.sums for row in rows if row.key == "dense"), None)
-        theirs = (
-            ours if dense is None or len(dense) != len(ours) or None in dense else np.array(dense, dtype=np.float64)
-        )
-        for row in rows:
-            is_known = row.rung in self.rows.get(row.key, {})
-            if row.key == "dense" or is_known or row.rung not in RUNGS or len(row.sums) != len(ours):
-                continue
-            if None in row.sums or np.array_equal(theirs, ours):
-                self._append(row)
-            else:
-                moved = (np.array(row.sums, dtype=np.float64) + (ours - theirs)).tolist()
-                self._append(msgspec.structs.replace(row, sums=moved))
 
     def compare(self, candidate: Candidate, other: Candidate, *, rung: str) -> Quality:
         """The candidate's quality beside that of another instead of the dense model's; both are known at the rung."""
@@ -153,14 +136,31 @@ class Sweep:
         dense = self.instruments.dense_validation
         return SweepRow(key="dense", rung="dense", sums=dense.sums.tolist(), counts=dense.counts.tolist())
 
-    def _append(self, row: SweepRow) -> None:
-        self.file.append(row)
-        self.rows.setdefault(row.key, {})[row.rung] = row
+    def _keep(self, rows: Sequence[SweepRow]) -> None:
+        """Remember the rows that are not known, and write them where there is a store, all or none."""
+        new: dict[tuple[str, str], SweepRow] = {}
+        for row in rows:
+            if row.rung not in self.rows.get(row.key, {}):
+                new.setdefault((row.key, row.rung), row)
+        if self.store is None:
+            self._new += new.values()
+        elif new:
+            self.store.keep(list(new.values()))
+        for row in new.values():
+            self.rows.setdefault(row.key, {})[row.rung] = row
 
     def _judge(self, row: SweepRow) -> Quality:
-        place = f"{self.path.name}#{row.rung}/{row.key}"
+        place = f"{PLACE}#{row.rung}/{row.key}"
         return judge(self._losses(row), self.instruments.dense_validation, document_losses_path=place)
 
     def _losses(self, row: SweepRow) -> DocumentLosses:
         counts = self.instruments.dense_validation.counts
         return DocumentLosses(sums=np.array(row.sums, dtype=np.float64), counts=counts)
+
+
+def _make_row(candidate: Candidate, rung: str, losses: DocumentLosses, *, seconds: float) -> SweepRow:
+    is_finite = bool(np.isfinite(losses.sums).all())
+    sums = (
+        losses.sums.tolist() if is_finite else [None] * len(losses.sums)
+    )  # of what is no number at all, nothing counts
+    return SweepRow(key=candidate.key, rung=rung, sums=sums, seconds=round(seconds, 4))

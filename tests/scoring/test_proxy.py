@@ -13,6 +13,7 @@ from msgspec import structs
 from seed.errors import CandidateError
 from seed.models.anatomy import Anatomy
 from seed.records import Candidate, Quality
+from seed.scores import ScoreStore
 from seed.scoring import proxy as proxies
 from seed.scoring.distillation import DistillSettings
 from seed.scoring.instruments import size_of, start_student, validation_losses
@@ -35,7 +36,7 @@ def make_proxy(
     settings: DistillSettings = SHORT,
     screen: Callable[[Candidate, Quality], str | None] = lambda candidate, quality: None,
 ) -> Proxy:
-    sweep = Sweep(open_instruments(family), directory / "sweep.jsonl")
+    sweep = Sweep(open_instruments(family), ScoreStore(directory / "scores.sqlite"))
     return Proxy(sweep, rung=rung, short=lambda candidate: settings, latency_of=time_candidate, screen=screen)
 
 
@@ -70,9 +71,9 @@ def test_each_rung_fills_its_qualities_and_keeps_their_losses(rung: str, expecte
     assert evaluation.size == size_of(proxy.sweep.instruments, CUT)
     assert evaluation.skipped_because is None
     assert evaluation.seconds > 0
-    assert Sweep(proxy.sweep.instruments, proxy.sweep.path).known(CUT) == evaluation.qualities
+    assert Sweep(proxy.sweep.instruments, proxy.sweep.store).known(CUT) == evaluation.qualities
     for name, quality in evaluation.qualities.items():
-        assert quality.document_losses_path == f"sweep.jsonl#{name}/{CUT.key}"
+        assert quality.document_losses_path == f"scores.sqlite#{name}/{CUT.key}"
         row = proxy.sweep.rows[CUT.key][name]
         assert sum(row.sums) / quality.tokens == pytest.approx(quality.loss, rel=1e-12)
         assert (quality.tokens, quality.documents) == (12 * 31, 6)
@@ -154,7 +155,7 @@ def test_the_candidate_decides_its_settings(tmp_path: Path, distilled: list[Dist
     def choose(candidate: Candidate) -> DistillSettings:
         return structs.replace(STILL, frozen_layers=min(candidate.dropped_layers))
 
-    sweep = Sweep(open_instruments(), tmp_path / "sweep.jsonl")
+    sweep = Sweep(open_instruments(), ScoreStore(tmp_path / "scores.sqlite"))
     proxy = Proxy(sweep, rung="short_distillation", short=choose, latency_of=time_candidate)
     for candidate in (keep(0, 1, 3), keep(1, 2, 3)):
         proxy.evaluate(candidate)

@@ -1,6 +1,5 @@
 """Scores are written as they come, measured once, read back as they were, and judged beside the dense model."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from seed.errors import StudyError
+from seed.errors import ResourceError, StudyError
 from seed.records import Quality, SweepRow
-from seed.rows import RowFile, read_rows
+from seed.scores import ScoreStore
 from seed.scoring import sweep as sweeps
 from seed.scoring.instruments import make_walker, start_student, validation_losses
 from seed.scoring.quality import DocumentLosses, judge, logits_of, measure_losses
@@ -22,15 +21,16 @@ CANDIDATES = [keep(0, 1, 3), keep(0, 3), keep(2)]
 
 
 def open_sweep(directory: Path, *, family: str = "llama") -> Sweep:
-    return Sweep(open_instruments(family), directory / "sweep.jsonl")
+    return Sweep(open_instruments(family), ScoreStore(directory / "scores.sqlite"))
 
 
-def read_lines(sweep: Sweep) -> list[dict[str, object]]:
-    return [json.loads(line) for line in sweep.path.read_text().splitlines()]
+def read_rows(directory: Path) -> list[SweepRow]:
+    with ScoreStore(directory / "scores.sqlite", read_only=True) as store:
+        return store.read_rows()
 
 
-def list_keys(sweep: Sweep) -> list[tuple[str, str]]:
-    return [(str(row["rung"]), str(row["key"])) for row in read_lines(sweep)]
+def list_keys(directory: Path) -> list[tuple[str, str]]:
+    return [(row.rung, row.key) for row in read_rows(directory)]
 
 
 @pytest.fixture
@@ -45,13 +45,14 @@ def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_new_sweep_begins_with_the_dense_model(tmp_path: Path) -> None:
-    instruments, sweep = open_instruments(), open_sweep(tmp_path / "new" / "study")
-    [row] = read_lines(sweep)
-    assert (row["key"], row["rung"]) == ("dense", "dense")
-    assert row["sums"] == instruments.dense_validation.sums.tolist()
-    assert row["counts"] == instruments.dense_validation.counts.tolist()
+    instruments = open_instruments()
     open_sweep(tmp_path / "new" / "study")
-    assert len(read_lines(sweep)) == 1
+    [row] = read_rows(tmp_path / "new" / "study")
+    assert (row.key, row.rung) == ("dense", "dense")
+    assert row.sums == instruments.dense_validation.sums.tolist()
+    assert row.counts == instruments.dense_validation.counts.tolist()
+    open_sweep(tmp_path / "new" / "study")
+    assert len(read_rows(tmp_path / "new" / "study")) == 1
 
 
 def test_scores_are_written_at_once(tmp_path: Path) -> None:
@@ -60,24 +61,23 @@ def test_scores_are_written_at_once(tmp_path: Path) -> None:
         quality = one.measure(candidate)
         other = open_sweep(tmp_path)  # while the first is still at work
         assert other.known(candidate) == {"closed_form": quality}
-        assert len(read_lines(one)) == 1 + count
+        assert len(read_rows(tmp_path)) == 1 + count
     raw = one.measure_unrecovered(CANDIDATES)
     other = open_sweep(tmp_path)
     assert [other.known(candidate)["none"] for candidate in CANDIDATES] == raw
-    assert list_keys(one) == [
+    assert list_keys(tmp_path) == [
         ("dense", "dense"),
         *(("closed_form", candidate.key) for candidate in CANDIDATES),
         *(("none", candidate.key) for candidate in CANDIDATES),
     ]
-    assert all(row["seconds"] >= 0 for row in read_lines(one)[1:])
-    assert all("counts" not in row or row["counts"] is None for row in read_lines(one)[1:])
+    assert all((row.seconds or 0) > 0 and row.counts is None for row in read_rows(tmp_path)[1:])
 
 
 def test_a_second_sweep_measures_nothing_anew(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     first = open_sweep(tmp_path)
     recovered = [first.measure(candidate) for candidate in CANDIDATES]
     raw = first.measure_unrecovered(CANDIDATES)
-    content = first.path.read_bytes()
+    rows = read_rows(tmp_path)
     request.getfixturevalue("nothing_is_measured")
     for sweep in (first, open_sweep(tmp_path)):
         assert [sweep.measure(candidate) for candidate in CANDIDATES] == recovered
@@ -86,7 +86,7 @@ def test_a_second_sweep_measures_nothing_anew(tmp_path: Path, request: pytest.Fi
         assert [sweep.known(candidate) for candidate in CANDIDATES] == [
             {"closed_form": one, "none": other} for one, other in zip(recovered, raw, strict=True)
         ]
-    assert first.path.read_bytes() == content
+    assert read_rows(tmp_path) == rows
 
 
 def test_only_new_candidates_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +125,11 @@ def test_a_score_is_what_is_judged_of_the_losses(tmp_path: Path) -> None:
     instruments, sweep = open_instruments(), open_sweep(tmp_path)
     dense = instruments.dense_validation
     losses, _ = make_walker(instruments).measure(CUT)
-    path = f"sweep.jsonl#closed_form/{CUT.key}"
+    path = f"scores.sqlite#closed_form/{CUT.key}"
     assert sweep.measure(CUT) == judge(losses, dense, document_losses_path=path)
     [raw] = measure_unrecovered(instruments.anatomy, [CUT], instruments.validation, micro_batch=4)
     [quality] = sweep.measure_unrecovered([CUT])
-    assert quality == judge(raw, dense, document_losses_path=f"sweep.jsonl#none/{CUT.key}")
+    assert quality == judge(raw, dense, document_losses_path=f"scores.sqlite#none/{CUT.key}")
     assert quality.loss > sweep.measure(CUT).loss > dense.loss  # the text is the dense model's own
 
 
@@ -157,7 +157,7 @@ def test_maps_can_be_had_again_without_a_second_row(tmp_path: Path) -> None:
     for layer, correction in first.corrections.items():
         assert torch.equal(correction.weight, again.corrections[layer].weight)
     assert sweep.measure(CUT) == quality
-    assert list_keys(sweep) == [("dense", "dense"), ("closed_form", CUT.key)]
+    assert list_keys(tmp_path) == [("dense", "dense"), ("closed_form", CUT.key)]
 
 
 def test_scores_of_other_rungs_are_kept_and_known(tmp_path: Path) -> None:
@@ -183,45 +183,7 @@ def test_a_score_that_is_known_is_not_written_twice(tmp_path: Path) -> None:
     dense = sweep.instruments.dense_validation
     for _ in range(2):
         sweep.keep(CUT, "short_distillation", dense, seconds=1.0)
-    assert list_keys(sweep) == [("dense", "dense"), ("short_distillation", CUT.key)]
-
-
-def test_a_torn_last_line_is_cut_and_measured_again(tmp_path: Path) -> None:
-    whole = open_sweep(tmp_path)
-    qualities = [whole.measure(candidate) for candidate in CANDIDATES]
-    content = whole.path.read_bytes()
-    ends = [index + 1 for index, byte in enumerate(content) if byte == ord("\n")]
-    for cut in (ends[-2] + 1, (ends[-2] + ends[-1]) // 2, ends[-1] - 1):
-        whole.path.write_bytes(content[:cut])
-        again = open_sweep(tmp_path)
-        assert not again.is_known(CANDIDATES[-1], "closed_form")
-        assert [again.measure(candidate) for candidate in CANDIDATES] == qualities
-        assert list_keys(again) == list_keys(whole)
-
-
-def test_a_sweep_torn_in_its_first_line_begins_anew(tmp_path: Path) -> None:
-    whole = open_sweep(tmp_path)
-    content = whole.path.read_bytes()
-    whole.path.write_bytes(content[:9])
-    assert open_sweep(tmp_path).path.read_bytes() == content
-
-
-@pytest.mark.parametrize("damage", [b'{"key":"drop-1","ru', b"\0\0\0", b"", b'{"key":"drop-1"}', b"[]"])
-def test_a_damaged_line_within_is_refused_with_file_and_number(tmp_path: Path, damage: bytes) -> None:
-    sweep = open_sweep(tmp_path)
-    for candidate in CANDIDATES:
-        sweep.measure(candidate)
-    lines = sweep.path.read_bytes().splitlines()
-    lines[2] = damage
-    sweep.path.write_bytes(damaged := b"\n".join(lines) + b"\n")
-    with pytest.raises(StudyError, match=r"sweep\.jsonl: line 3 is damaged .*Remove that line") as caught:
-        open_sweep(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-    assert sweep.path.read_bytes() == damaged
-    del lines[2]  # as the message says
-    sweep.path.write_bytes(b"\n".join(lines) + b"\n")
-    mended = open_sweep(tmp_path)
-    assert [mended.is_known(candidate, "closed_form") for candidate in CANDIDATES] == [True, False, True]
+    assert list_keys(tmp_path) == [("dense", "dense"), ("short_distillation", CUT.key)]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -238,7 +200,7 @@ def test_a_score_that_is_no_number_can_be_read_back(tmp_path: Path, value: float
 def test_rows_read_back_are_exact(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     quality: Quality = sweep.measure(CUT)
-    row = read_rows(sweep.path, SweepRow)[-1]
+    row = read_rows(tmp_path)[-1]
     assert sum(row.sums) / quality.tokens == pytest.approx(quality.loss, rel=1e-12)
     assert row.sums == sweep.rows[CUT.key]["closed_form"].sums
     assert len(row.sums) == quality.documents
@@ -246,7 +208,7 @@ def test_rows_read_back_are_exact(tmp_path: Path) -> None:
 
 def test_a_grafted_model_is_scored_beside_the_dense_one(tmp_path: Path) -> None:
     instruments, recovered = open_grafted()
-    sweep = Sweep(instruments, tmp_path / "sweep.jsonl")
+    sweep = Sweep(instruments, ScoreStore(tmp_path / "scores.sqlite"))
     dense = open_instruments().dense_validation.loss
     whole = measure_losses(logits_of(recovered), instruments.validation, micro_batch=4, device=CPU).loss
     [raw, cut] = sweep.measure_unrecovered([drop(1), drop(1, 2)])
@@ -259,7 +221,46 @@ def test_a_grafted_model_is_scored_beside_the_dense_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sums", [[], [1.0], [1.0] * 1000])
 def test_a_row_of_another_text_is_refused(tmp_path: Path, sums: list[float]) -> None:
-    open_sweep(tmp_path)
-    RowFile(tmp_path / "sweep.jsonl", SweepRow).append(SweepRow(key=CUT.key, rung="none", sums=list(sums)))
-    with pytest.raises(StudyError, match=rf"the row of {CUT.key} .none. is of {len(sums)} documents.*Remove that line"):
+    sweep = open_sweep(tmp_path)
+    assert sweep.store is not None
+    sweep.store.keep([SweepRow(key=CUT.key, rung="none", sums=list(sums))])
+    said = rf"scores\.sqlite: the score of {CUT.key} .none. is of {len(sums)} documents.*Restore the file"
+    with pytest.raises(StudyError, match=said):
         open_sweep(tmp_path)
+
+
+def test_without_a_store_scores_are_taken_by_whoever_keeps_them(tmp_path: Path) -> None:
+    ours, theirs = open_sweep(tmp_path), Sweep(open_instruments())
+    assert [row.key for row in theirs.take_new()] == ["dense"]
+    qualities = [theirs.measure(CUT), *theirs.measure_unrecovered([CUT, *CANDIDATES])]
+    taken = theirs.take_new()
+    assert [row.rung for row in taken] == ["closed_form", "none", "none", "none"]  # CUT is one of the candidates
+    assert theirs.take_new() == []
+    theirs.measure(CUT)
+    assert theirs.take_new() == []
+    ours.learn(taken)
+    assert [ours.known(CUT)["closed_form"], *(ours.known(one)["none"] for one in (CUT, *CANDIDATES))] == qualities
+    assert list_keys(tmp_path) == [("dense", "dense")]
+
+
+def test_what_is_learnt_is_not_measured_and_not_new(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    first = open_sweep(tmp_path)
+    raw = first.measure_unrecovered(CANDIDATES)
+    second = Sweep(open_instruments())
+    second.learn(read_rows(tmp_path))
+    second.learn([SweepRow(key=CANDIDATES[0].key, rung="none", sums=[0.0] * raw[0].documents)])
+    request.getfixturevalue("nothing_is_measured")
+    assert second.measure_unrecovered(CANDIDATES) == raw
+    assert [row.key for row in second.take_new()] == ["dense"]
+
+
+def test_a_score_that_the_disk_does_not_take_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = open_sweep(tmp_path)
+
+    def fail(*args: object) -> None:
+        raise ResourceError("full")
+
+    monkeypatch.setattr(sweep.store, "keep", fail)
+    with pytest.raises(ResourceError, match="full"):
+        sweep.measure(CUT)
+    assert sweep.known(CUT) == {}

@@ -12,6 +12,7 @@ from seed.models.teacher import ModelSource, Teacher
 from seed.optimize.study import open_study
 from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.records import Latency, SearchSpace
+from seed.scores import ScoreStore
 from seed.scoring.instruments import Instruments
 from seed.scoring.sweep import Sweep
 from seed.stages import planning
@@ -94,7 +95,7 @@ def open_bench(directory: Path, *, family: str = "llama", **changes: Any) -> Wor
 def open_sweep(bench: Workbench) -> Sweep:
     """The sweep in the bench's folder."""
     instruments: Instruments = open_instruments(bench.anatomy.config.model_type)
-    return Sweep(instruments, bench.folder.sweep)
+    return Sweep(instruments, ScoreStore(bench.folder.scores))
 
 
 def open_trials(bench: Workbench) -> optuna.Study:
