@@ -34,10 +34,23 @@ from seed.scoring.proxy import Proxy
 from seed.scoring.quality import DocumentLosses
 from seed.scoring.sweep import Sweep
 from seed.scoring.targets import StoredStates
-from seed.stages import costs, finals, gains, judging, latencies, narrowing, recovering, schooling, searching, shapes, workbench
+from seed.stages import (
+    costs,
+    finals,
+    gains,
+    judging,
+    latencies,
+    narrowing,
+    recovering,
+    schooling,
+    searching,
+    shapes,
+    workbench,
+)
 from seed.stages.finals import Budget, Made, Tell
 from seed.stages.schooling import Member
 from seed.stages.workbench import Workbench
+
 
 @dataclass(frozen=True, kw_only=True)
 class Proofs:
@@ -125,9 +138,7 @@ class Evaluator:
                 evaluation, failure = proxy.evaluate(candidate), None
             except CandidateError as error:
                 evaluation, failure = None, str(error)
-            yield Scored(
-                candidate=candidate, evaluation=evaluation, failure=failure, rows=tuple(self.sweep.take_new())
-            )
+            yield Scored(candidate=candidate, evaluation=evaluation, failure=failure, rows=tuple(self.sweep.take_new()))
 
     def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
         """Score candidates by closed form alone, in this order."""
@@ -237,7 +248,10 @@ class Evaluator:
                 rung=self.bench.protocol.rung,
                 short=functools.partial(recovering.short_settings, self.bench),
                 latency_of=find_latency,
-                say=lambda line: self.say(line),
+                say=self._say_line,
             )
         self._proxy.latency_of, self._proxy.screen = find_latency, judge
         return self._proxy
+
+    def _say_line(self, line: str) -> None:
+        self.say(line)  # whoever hears it now

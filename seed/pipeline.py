@@ -101,8 +101,12 @@ def run(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         bench, preset = open_bench(settings, preset, executor, study, terminal)
         now = plan_search(settings, preset, executor, bench, terminal, load=load)
         folder.create(study.root)
-        with folder.lock(study), ScoreStore(study.scores) as store:
-            return search(now, store)
+        with folder.lock(study):
+            with ScoreStore(study.scores) as store:
+                record = search(now, store)
+            if len(record.distilled) >= len(record.frontier.members) * settings.distill:
+                finished.remember(study, settings, model=bench.teacher.directory)
+            return record
 
 
 def open_bench(
@@ -123,7 +127,13 @@ def open_bench(
 
 
 def plan_search(
-    settings: SearchSettings, preset: Preset, executor: Executor, bench: Workbench, terminal: Terminal, *, load: str | None
+    settings: SearchSettings,
+    preset: Preset,
+    executor: Executor,
+    bench: Workbench,
+    terminal: Terminal,
+    *,
+    load: str | None,
 ) -> Pass:
     """Say what the search will do and take, and refuse what cannot end well; nothing is written yet.
 
@@ -180,10 +190,7 @@ def search(now: Pass, store: ScoreStore) -> StudyRecord:
     compare_rivals(now, trials, book, frontier)
     if settings.distill:
         distill(now, dense, frontier)
-    record = finish(now.terminal, study, opened)
-    if len(record.distilled) >= len(frontier.members) * settings.distill:
-        finished.remember(study, settings, model=now.bench.teacher.directory)
-    return record
+    return finish(now.terminal, study, opened)
 
 
 def prove(now: Pass) -> Proofs:
@@ -236,16 +243,9 @@ def open_book(store: ScoreStore, dense: DocumentLosses) -> ScoreBook:
     Raises:
         StudyError: a score is of another text.
     """
-    rows = store.read_rows()
-    if not rows:
-        store.keep([ScoreBook.write_dense(dense)])
-    for row in rows:
-        if len(row.sums) != len(dense.sums):
-            raise StudyError(
-                f"{store.path}: the score of {row.key} ({row.rung}) is of {len(row.sums)} documents, and the validation text has "
-                f"{len(dense.sums)}. Restore the file from a copy, or start a study of another name (--study NAME)."
-            )
-    return ScoreBook(dense, rows)
+    book = ScoreBook(dense, store.read_rows(), place=store.path)
+    store.keep([book.describe_dense()])
+    return book
 
 
 def list_limits(now: Pass) -> Limits:

@@ -324,13 +324,13 @@ def place_actors(settings: SearchSettings) -> RayExecutor:
     Raises:
         ResourceError: there is no room for so many.
     """
-    resources = ray.cluster_resources()
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_gpus = int(resources.get("GPU", 0)) if settings.device != "cpu" else 0
     if num_gpus:
         count, threads, device = min(settings.workers or num_gpus, num_gpus), None, "cuda"
         actor = make_actor(num_cpus=0, num_gpus=1)
     else:
-        num_cpus, num_nodes = int(resources.get("CPU", 1)), len([node for node in ray.nodes() if node["Alive"]])
+        num_cpus, num_nodes = int(resources.get("CPU", 1)), count_nodes()
         count = settings.workers or num_nodes
         threads, device = max(1, num_cpus // count), "cpu"
         actor = make_actor(num_cpus=max(1, num_cpus // max(count, num_nodes)) if settings.ray else 1, num_gpus=0)
@@ -345,3 +345,8 @@ def place_actors(settings: SearchSettings) -> RayExecutor:
     places = dict(zip(asked, actors, strict=True))
     alike = [places[one] for one, reference in zip(ready, references, strict=True) if reference == references[0]]
     return RayExecutor(alike, references[0])
+
+
+def count_nodes() -> int:
+    """Machines of the cluster that are there."""
+    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]

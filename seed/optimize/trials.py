@@ -285,7 +285,10 @@ class Sampled:
     def propose(self, count: int) -> list[Candidate]:
         found: list[Candidate] = []
         for _ in range(count + MOST_IN_VAIN):
-            if len(found) == count or self.trials.count_taken(retry_skipped=self.retry_skipped) >= self.trials.space.size:
+            if (
+                len(found) == count
+                or self.trials.count_taken(retry_skipped=self.retry_skipped) >= self.trials.space.size
+            ):
                 break
             self.trials.study.sampler = self.subset if self.sampler == "subset" else self._make_sampler()
             if (candidate := self.trials.ask()) is not None:
@@ -326,4 +329,6 @@ def run_search(trials: Trials, proposer: Proposer, score: Score, *, target: int,
                 keep(scored)
                 failed_in_a_row = 0 if scored.failure is None else failed_in_a_row + 1
                 if failed_in_a_row >= MOST_FAILED_IN_A_ROW:
-                    raise ResourceError(f"{failed_in_a_row} candidates in a row failed, the last one so: {scored.failure}")
+                    raise ResourceError(
+                        f"{failed_in_a_row} candidates in a row failed, the last one so: {scored.failure}"
+                    )

@@ -1,31 +1,47 @@
 """Scores by document, looked up by candidate and judged beside the dense model's. Nothing is scored here."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
+from seed.errors import StudyError
 from seed.records import Candidate, Quality, SweepRow
 from seed.scoring.quality import DocumentLosses, judge
 
-FILE = "scores.sqlite"
+PLACE = Path("scores.sqlite")  # where qualities say that their losses by document are
 
 
 class ScoreBook:
-    """Rows of scores by candidate and rung. ``dense``: the dense model's losses on the same text."""
+    """Rows of scores by candidate and rung.
 
-    def __init__(self, dense: DocumentLosses, rows: Iterable[SweepRow] = ()) -> None:
-        self.dense = dense
+    Args:
+        dense: the dense model's losses on the same text.
+        rows: that are known.
+        place: where they come from, for people.
+
+    Raises:
+        StudyError: a row is of another text.
+    """
+
+    def __init__(self, dense: DocumentLosses, rows: Iterable[SweepRow] = (), *, place: Path = PLACE) -> None:
+        self.dense, self.place = dense, place
         self.rows: dict[str, dict[str, SweepRow]] = {}  # by key, then by rung
         self.learn(rows)
 
-    @staticmethod
-    def write_dense(dense: DocumentLosses) -> SweepRow:
-        """The dense model's own row, with the tokens counted."""
-        return SweepRow(key="dense", rung="dense", sums=dense.sums.tolist(), counts=dense.counts.tolist())
-
     def learn(self, rows: Iterable[SweepRow]) -> None:
-        """Take rows in; what is known stays."""
+        """Take in scores that were measured elsewhere. What is known stays as it is.
+
+        Raises:
+            StudyError: a row is of another text.
+        """
+        num_documents = len(self.dense.sums)
         for row in rows:
+            if len(row.sums) != num_documents:
+                raise StudyError(
+                    f"{self.place}: the score of {row.key} ({row.rung}) is of {len(row.sums)} documents, and the validation text "
+                    f"has {num_documents}. Restore the file from a copy, or start a study of another name (--study NAME)."
+                )
             self.rows.setdefault(row.key, {}).setdefault(row.rung, row)
 
     def list_rows(self, candidates: Iterable[Candidate]) -> list[SweepRow]:
@@ -33,8 +49,8 @@ class ScoreBook:
         return [row for candidate in candidates for row in self.rows.get(candidate.key, {}).values()]
 
     def known(self, candidate: Candidate) -> dict[str, Quality]:
-        """The candidate's qualities at the rungs where it was scored."""
-        return {rung: self.judge(row) for rung, row in self.rows.get(candidate.key, {}).items()}
+        """The candidate's qualities at the rungs where it was scored before."""
+        return {rung: self._judge(row) for rung, row in self.rows.get(candidate.key, {}).items()}
 
     def is_known(self, candidate: Candidate, rung: str) -> bool:
         """Was the candidate scored at this rung?"""
@@ -44,9 +60,12 @@ class ScoreBook:
         """The candidate's quality beside that of another instead of the dense model's; both are known at the rung."""
         return judge(*(self._losses(self.rows[one.key][rung]) for one in (candidate, other)))
 
-    def judge(self, row: SweepRow) -> Quality:
-        """A score beside the dense model's."""
-        return judge(self._losses(row), self.dense, document_losses_path=f"{FILE}#{row.rung}/{row.key}")
+    def describe_dense(self) -> SweepRow:
+        """The dense model's own row, with the tokens counted."""
+        return SweepRow(key="dense", rung="dense", sums=self.dense.sums.tolist(), counts=self.dense.counts.tolist())
+
+    def _judge(self, row: SweepRow) -> Quality:
+        return judge(self._losses(row), self.dense, document_losses_path=f"{PLACE}#{row.rung}/{row.key}")
 
     def _losses(self, row: SweepRow) -> DocumentLosses:
         return DocumentLosses(sums=np.array(row.sums, dtype=np.float64), counts=self.dense.counts)

@@ -11,20 +11,19 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from seed.errors import StudyError
 from seed.records import Candidate, Quality, SweepRow
 from seed.scores import ScoreStore
+from seed.scoring.book import PLACE, ScoreBook
 from seed.scoring.instruments import Instruments, make_walker
-from seed.scoring.quality import DocumentLosses, judge
+from seed.scoring.quality import DocumentLosses
 from seed.scoring.refit import Refit
 from seed.scoring.subsets import SubsetWalker, measure_unrecovered
 
 RELEASED_BYTES = 10**9
-PLACE = "scores.sqlite"  # where qualities say that their losses by document are
 SCORED_AT_ONCE = 512  # candidates without recovery, whose losses are held by token meanwhile
 
 
-class Sweep:
+class Sweep(ScoreBook):
     """Scores candidates without recovery and with closed form, and remembers scores of every rung.
 
     Args:
@@ -36,44 +35,19 @@ class Sweep:
     """
 
     def __init__(self, instruments: Instruments, store: ScoreStore | None = None) -> None:
+        known = [] if store is None else store.read_rows()
+        super().__init__(instruments.dense_validation, known, place=PLACE if store is None else store.path)
         self.instruments = instruments
         self.store = store
-        self.rows: dict[str, dict[str, SweepRow]] = {}  # by key, then by rung
         self._new: list[SweepRow] = []  # without a store: since they were last taken
         self._walker: SubsetWalker | None = None
-        if store is not None:
-            self.learn(store.read_rows())
-        self._keep([self._dense_row()])
-
-    def learn(self, rows: Sequence[SweepRow]) -> None:
-        """Take in scores that were measured elsewhere, and are kept by whoever hands them in. What is known stays as it is.
-
-        Raises:
-            StudyError: a row is of another text.
-        """
-        num_documents = len(self.instruments.dense_validation.sums)
-        for row in rows:
-            if len(row.sums) != num_documents:
-                place = PLACE if self.store is None else self.store.path
-                raise StudyError(
-                    f"{place}: the score of {row.key} ({row.rung}) is of {len(row.sums)} documents, and the validation text has "
-                    f"{num_documents}. Restore the file from a copy, or start a study of another name (--study NAME)."
-                )
-            self.rows.setdefault(row.key, {}).setdefault(row.rung, row)
+        self._keep([self.describe_dense()])
 
     def take_new(self) -> list[SweepRow]:
         """Return what was measured since the last call, the dense model's losses first of all; for a sweep without a store."""
         assert self.store is None, "a store has them"
         new, self._new = self._new, []
         return new
-
-    def known(self, candidate: Candidate) -> dict[str, Quality]:
-        """The candidate's qualities at the rungs where it was scored before."""
-        return {rung: self._judge(row) for rung, row in self.rows.get(candidate.key, {}).items()}
-
-    def is_known(self, candidate: Candidate, rung: str) -> bool:
-        """Was the candidate scored at this rung?"""
-        return rung in self.rows.get(candidate.key, {})
 
     def measure(self, candidate: Candidate) -> Quality:
         """Score with closed-form recovery."""
@@ -128,14 +102,6 @@ class Sweep:
         self._keep([row])
         return self._judge(row)
 
-    def compare(self, candidate: Candidate, other: Candidate, *, rung: str) -> Quality:
-        """The candidate's quality beside that of another instead of the dense model's; both are known at the rung."""
-        return judge(*(self._losses(self.rows[one.key][rung]) for one in (candidate, other)))
-
-    def _dense_row(self) -> SweepRow:
-        dense = self.instruments.dense_validation
-        return SweepRow(key="dense", rung="dense", sums=dense.sums.tolist(), counts=dense.counts.tolist())
-
     def _keep(self, rows: Sequence[SweepRow]) -> None:
         """Remember the rows that are not known, and write them where there is a store, all or none."""
         new: dict[tuple[str, str], SweepRow] = {}
@@ -148,14 +114,6 @@ class Sweep:
             self.store.keep(list(new.values()))
         for row in new.values():
             self.rows.setdefault(row.key, {})[row.rung] = row
-
-    def _judge(self, row: SweepRow) -> Quality:
-        place = f"{PLACE}#{row.rung}/{row.key}"
-        return judge(self._losses(row), self.instruments.dense_validation, document_losses_path=place)
-
-    def _losses(self, row: SweepRow) -> DocumentLosses:
-        counts = self.instruments.dense_validation.counts
-        return DocumentLosses(sums=np.array(row.sums, dtype=np.float64), counts=counts)
 
 
 def _make_row(candidate: Candidate, rung: str, losses: DocumentLosses, *, seconds: float) -> SweepRow:

@@ -117,7 +117,12 @@ class Spread(Protocol):
     num_evaluators: int
 
     def distill(
-        self, works: Sequence[tuple[Sequence[Member], int]], budget: Budget, *, on_work: Tell, complain: Callable[[str], None]
+        self,
+        works: Sequence[tuple[Sequence[Member], int]],
+        budget: Budget,
+        *,
+        on_work: Tell,
+        complain: Callable[[str], None],
     ) -> Iterator[list[Made]]:
         """``works``: members that are trained side by side, and the random seed."""
 
@@ -157,7 +162,11 @@ def distill_members(
         say_work(num_done * each, "going on")
     early: list[Made] = []  # replicas whose first is not there yet
     broken: list[str] = []
-    works = group_members(left, at_most=max(1, min(spread.count_together(), -(-len(left) // spread.num_evaluators)))) if left else []
+    works = (
+        group_members(left, at_most=max(1, min(spread.count_together(), -(-len(left) // spread.num_evaluators))))
+        if left
+        else []
+    )
     for group in spread.distill(works, budget, on_work=say_work, complain=complain):
         for made in sorted([*group, *early], key=lambda one: one.settings.rng_seed):
             if not made.went.curve:
@@ -312,7 +321,9 @@ def _judge_first(bench: Workbench, instruments: Instruments, made: Made, student
     raw = cast_weights(make_raw(instruments, made.member), bench.dtype)
     judged = judging.judge_exported(bench, instruments, path, raw)
     took = time.monotonic() - began
-    return replace(made, test=judged.test_losses, judged=judged, size=size, checkpoint=path, seconds=made.seconds + took)
+    return replace(
+        made, test=judged.test_losses, judged=judged, size=size, checkpoint=path, seconds=made.seconds + took
+    )
 
 
 def keep_first(bench: Workbench, plan: SearchPlan, dense: DenseResult, made: Made) -> None:
@@ -369,7 +380,9 @@ def keep_replica(bench: Workbench, made: Made) -> None:
 def read_files(directory: Path) -> dict[str, bytes]:
     """The files of a directory by their name in it."""
     return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
     }
 
 

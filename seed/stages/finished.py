@@ -18,7 +18,7 @@ from seed.stages import planning
 from seed.stages.gathering import gather_record
 from seed.stages.settings import SearchSettings
 
-ELSEWHERE = ("studies_dir", "study", "workers", "device")  # settings that say where, not what
+ELSEWHERE = ("studies_dir", "study", "workers", "ray", "device")  # settings that say where, not what
 Stamps = dict[str, tuple[int, int]]  # bytes and time of change in nanoseconds, by path
 
 

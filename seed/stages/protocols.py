@@ -30,6 +30,15 @@ DEFAULT_RUNG = 1
 NEED_BOS = ("gemma",)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The device that a study is measured on, which may be another process's or machine's."""
+
+    type: str  # "cpu" or "cuda"
+    name: str  # see name_device
+    computes_bfloat16: bool
+
+
 def locate_model(name: str, *, preset: Preset | None) -> str:
     """``demo``, an absolute directory, or a hub id."""
     if name == "demo":
@@ -209,15 +218,6 @@ def computes_bfloat16(device: torch.device) -> bool:
     On two cores with AVX-512 BF16, a distillation step of the embedded model took 257 ms instead of 390.
     """
     return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """The device that a study is measured on, which may be another process's or machine's."""
-
-    type: str  # "cpu" or "cuda"
-    name: str  # see name_device
-    computes_bfloat16: bool
 
 
 def describe_reference(device: torch.device) -> Reference:

@@ -56,7 +56,133 @@ class Scorers(Protocol):
     ) -> Iterator[Scored]:
         """Score candidates at the study's rung."""
 
-    def sweep_space(
+    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
+        """Score candidates by closed form."""
+
+    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
+        """Score candidates as they stand."""
+
+
+class Timer(Protocol):
+    """Knows the latency of every structure, and measures those that it has not met, while nothing else runs."""
+
+    def time(self, candidates: Sequence[Candidate]) -> Mapping[str, Latency]:
+        """Latencies by structure, these candidates' among them."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Is every structure of the space timed already?"""
+
+
+def score_space(
+    terminal: Terminal,
+    scorers: Scorers,
+    timer: Timer,
+    trials: Trials,
+    book: ScoreBook,
+    plan: SearchPlan,
+    settings: SearchSettings,
+    *,
+    rng_seed: int,
+) -> None:
+    """Score candidates at the objective's rung until the budget is spent or the space is exhausted."""
+    rung, space, store = trials.rung, trials.space, trials.store
+    is_whole = plan.covers_space and rung == "closed_form"  # then a trial costs nothing beyond its share of the sweep
+    target = space.size if is_whole else min(plan.trials, space.size)
+    before = [trial for trial in store.read_trials() if contains(space, trial.evaluation.candidate)]
+    if trials.complete:
+        terminal.say(f"{say_were(len(trials.complete))} scored before")
+    if len(trials.complete) >= target or trials.count_taken(retry_skipped=not settings.screen) >= space.size:
+        return
+    screen = Screen(keep=plan.frontier_size) if settings.screen else None
+    if screen is not None:
+        screen.learn(before)
+    order = list(enumerate_candidates(space)) if plan.covers_space or space.size <= plan.trials else []
+    sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space else []
+    if missing := [candidate for candidate in sample if not book.is_known(candidate, "none")]:
+        keep_rows(store, book, scorers.measure_unrecovered(missing)[1])
+    swept: dict[Candidate, Quality] = {}
+    if plan.covers_space and not is_whole:
+        swept = sweep_space(terminal, scorers, order, store=store, book=book)
+        order = rank_candidates(swept) if space.size <= plan.trials else []
+    is_long = rung == "short_distillation"
+    batch = scorers.num_evaluators if is_long or not order else target if timer.is_complete else TIMED_BATCH
+    proposer: Proposer
+    if order:
+        proposer = Walk(trials, order, batch=batch, retry_skipped=not settings.screen)
+    else:
+        proposer = Sampled(
+            trials,
+            sampler=settings.sampler,
+            rng_seed=rng_seed,
+            batch=batch,
+            retry_skipped=not settings.screen,
+            prior=(lambda candidate: swept[candidate].ppl_ratio) if swept else None,
+        )
+    skipped = failed = 0
+    best = Best()
+    for trial in before:
+        best.learn(trial, rung=rung)
+    with terminal.stage("search", total=target) as advance:
+        if trials.complete:
+            advance(len(trials.complete), BEST_NOTE, best.list_cells())
+
+        def show(trial: TrialRecord) -> None:
+            nonlocal skipped, failed
+            if screen is not None:
+                screen.learn([trial])
+            skipped += trial.evaluation.skipped_because is not None
+            failed += trial.evaluation.explain_failure(rung) is not None
+            best.learn(trial, rung=rung)
+            advance(int(trial.state == "COMPLETE"), BEST_NOTE, best.list_cells())
+
+        def score(candidates: Sequence[Candidate]) -> Iterator[Scored]:
+            table = timer.time(candidates)
+            for scored in scorers.score(candidates, rows=book.list_rows(candidates), table=table, screen=screen):
+                book.learn(scored.rows)
+                yield scored
+
+        with trials.heard_by(show):
+            run_search(trials, proposer, score, target=target, retry_skipped=not settings.screen)
+    if skipped:
+        terminal.say(f"{say_were(skipped)} not worth {rung.replace('_', ' ')} and skipped; their trials say why")
+    if failed:
+        terminal.say(
+            f"{say_were(failed)} left without a value, since their loss is not a finite number; their trials say so"
+        )
+    if sample:
+        terminal.say(say_recovery([book.known(candidate) for candidate in sample], space.size))
+
+
+def keep_rows(store: ScoreStore, book: ScoreBook, rows: Sequence[SweepRow]) -> None:
+    """Keep new scores that belong to no trial yet."""
+    store.keep(rows)
+    book.learn(rows)
+
+
+def say_were(count: int) -> str:
+    """``1 candidate was``, ``2 candidates were``."""
+    return f"{count_things(count, 'candidate')} {'was' if count == 1 else 'were'}"
+
+
+def score_singles(sweep: Sweep, space: SearchSpace) -> None:
+    """Score what each further layer costs alone, whether or not the space holds such sets: the report shows it."""
+    singles = [drop_more(space, [layer]) for layer in space.droppable_layers]
+    sweep.measure_unrecovered(singles)
+    if sweep.instruments.gains is not None:
+        for single in sorted(singles, key=lambda single: single.kept_layers):
+            sweep.measure(single)
+
+
+def name_solver(plan: SearchPlan, settings: SearchSettings, space: SearchSpace, frontier: Frontier) -> str:
+    """How the scored candidates were chosen, in a few words."""
+    if frontier.num_scored >= space.size or space.size <= plan.trials:
+        return "enumerated"
+    swept = ", a sweep of all of them as its prior" if plan.covers_space and settings.sampler == "subset" else ""
+    return f"searched with {settings.sampler}{swept}"
+
+
+def sweep_space(
     terminal: Terminal, scorers: Scorers, order: Sequence[Candidate], *, store: ScoreStore, book: ScoreBook
 ) -> dict[Candidate, Quality]:
     """Score candidates by closed form, in the order given; return the qualities of all."""

@@ -6,10 +6,8 @@ Commands share it: ``search`` makes a plan with it, ``distill`` and ``evaluate``
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
