@@ -55,13 +55,14 @@ def check_claims(
     from seed.optimize.testimony import estimate_cost, estimate_ratio
     from seed.reporting.claims import write_claims_page
     from seed.reporting.findings import show_claims
+    from seed.scores import ScoreStore
     from seed.scoring.sweep import Sweep
     from seed.stages import claiming, schooling, training, workbench
 
-    with folder.lock(study):
+    with folder.lock(study), ScoreStore(study.scores) as store:
         terminal.say(f"opening {protocol.model}")
         bench = workbench.reopen(study, protocol, device_name=device)
-        sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
+        sweep = Sweep(workbench.prepare_instruments(bench), store)
         settings = training.TrainingSettings(
             distill_tokens=distill_tokens or BUDGET * plan.distill_tokens,
             rng_seeds=tuple(sorted(set(rng_seeds))),

@@ -58,16 +58,17 @@ def compare_strategies(
     planning.quiet_libraries()
     from seed.reporting.comparison import format_cost, write_comparison_page
     from seed.reporting.summary import show_comparison
+    from seed.scores import ScoreStore
     from seed.scoring.sweep import Sweep
     from seed.stages import comparing, schooling, searching, workbench
     from seed.stages.gathering import find_learning_rate, read_distilled
     from seed.stages.meter import Measured
 
-    with folder.lock(study):
+    with folder.lock(study), ScoreStore(study.scores) as store:
         frontier = folder.read_record(study.frontier, Frontier)
         terminal.say(f"opening {protocol.model}")
         bench = workbench.reopen(study, protocol, device_name=device)
-        sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
+        sweep = Sweep(workbench.prepare_instruments(bench), store)
         everything = [name for name in TITLES if name != "sweep" or plan.covers_space]
         settings = comparing.ComparisonSettings(
             space=frontier.space or protocol.space,

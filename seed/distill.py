@@ -57,6 +57,7 @@ def distill_trials(
     """
     study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
+    from seed.scores import ScoreStore
     from seed.scoring import together
     from seed.scoring.process_group import ALONE
     from seed.scoring.sweep import Sweep
@@ -102,10 +103,13 @@ def distill_trials(
         ]
         finals.say_damaged(study, members, say=terminal.say)
         total = finals.count_all_work(bench, members, budget)
-        with terminal.stage("distill", total=total, is_share=True) as advance:
+        with (
+            ScoreStore(study.scores) as store,
+            terminal.stage("distill", total=total, is_share=True) as advance,
+        ):
             results = finals.distill_members(
                 bench,
-                Sweep(instruments, study.sweep),
+                Sweep(instruments, store),
                 plan,
                 dense,
                 members,

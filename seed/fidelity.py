@@ -60,15 +60,16 @@ def measure_fidelity(
     planning.quiet_libraries()
     from seed.reporting.fidelity import write_fidelity_page
     from seed.reporting.summary import show_fidelity
+    from seed.scores import ScoreStore
     from seed.scoring.sweep import Sweep
     from seed.stages import searching, trust, workbench
     from seed.stages.gathering import find_learning_rate, gather_record
 
-    with folder.lock(study):
+    with folder.lock(study), ScoreStore(study.scores) as store:
         record = gather_record(study)
         terminal.say(f"opening {protocol.model}")
         bench = workbench.reopen(study, protocol, device_name=device)
-        sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
+        sweep = Sweep(workbench.prepare_instruments(bench), store)
         scored = trust.list_scored(bench, sweep, plan, record.trials)
         settings = trust.FidelitySettings(
             depths=depths or trust.choose_depths(scored, per_depth=per_depth),

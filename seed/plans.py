@@ -3,7 +3,6 @@
 A protocol decides what a study's numbers mean; what else a plan has are budgets, which may change when a study goes on.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -87,21 +86,6 @@ class Protocol(Record, frozen=True, kw_only=True):
         return max(1, round(distill_tokens / self.step_tokens))
 
 
-# Names of what else in the protocol identifies by content, and where it runs: hosts of one study differ in these.
-OF_A_HOST = ("model", "location", "recovery_text", "validation_text", "test_text", "start", "device")
-
-
-def list_portable(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a protocol all hosts of a study have alike."""
-    shared = {name: value for name, value in identity.items() if name not in OF_A_HOST}
-    streams = shared.get("streams", {})
-    shared["streams"] = {
-        name: {part: value for part, value in stream.items() if part not in ("source", "notes")}
-        for name, stream in streams.items()
-    }
-    return shared
-
-
 class SearchPlan(Record, frozen=True, kw_only=True):
     """What a study does, decided before its first trial.
 
@@ -120,7 +104,7 @@ class SearchPlan(Record, frozen=True, kw_only=True):
     replicas: int = 1  # distillations of each frontier model, each under a random seed of its own
     width_baseline: bool = False  # for each depth, a model of all layers cut to the same size in width
     max_ppl_ratio: float | None
-    storage: str | None  # None: the journal in the study's folder
+    storage: str | None  # where the Optuna study is shown; None: the study's folder
     command: str  # what was typed
     seed_version: str
     created: str
@@ -129,13 +113,6 @@ class SearchPlan(Record, frozen=True, kw_only=True):
     def fingerprint(self) -> str:
         """A hash of the identity."""
         return hash_text(msgspec.json.encode(self.identity, order="deterministic").decode())
-
-    @property
-    def study_fingerprint(self) -> str:
-        """What the storage knows the identity by: a database may have hosts that keep model and text elsewhere."""
-        if self.storage is None:
-            return self.fingerprint
-        return hash_text(msgspec.json.encode(list_portable(self.identity), order="deterministic").decode())
 
 
 class Environment(Record, frozen=True, kw_only=True):

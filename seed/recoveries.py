@@ -58,15 +58,16 @@ def compare_recoveries(
     from seed.optimize.recovered import summarize_recoveries
     from seed.reporting.findings import show_recoveries
     from seed.reporting.recoveries import write_recoveries_page
+    from seed.scores import ScoreStore
     from seed.scoring.sweep import Sweep
     from seed.stages import restoring, schooling, training, workbench
     from seed.stages.gathering import gather_record
 
-    with folder.lock(study):
+    with folder.lock(study), ScoreStore(study.scores) as store:
         candidates = restoring.choose_candidates(gather_record(study), trials)
         terminal.say(f"opening {protocol.model}")
         bench = workbench.reopen(study, protocol, device_name=device)
-        sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
+        sweep = Sweep(workbench.prepare_instruments(bench), store)
         settings = restoring.RestoreSettings(
             candidates=candidates,
             recoveries=tuple(dict.fromkeys((REFERENCE, *(recoveries or RECOVERIES)))),

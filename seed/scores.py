@@ -146,7 +146,7 @@ class ScoreStore:
         place = f"file:{quote(str(self.path.absolute()))}?{how}"
         db = sqlite3.connect(place, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         try:
-            db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, untrusted.LINE_BYTES)
+            db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, untrusted.ROW_BYTES)
             db.execute("PRAGMA trusted_schema = OFF")  # the file may come from anyone
             db.execute("PRAGMA cell_size_check = ON")
             found = db.execute("SELECT type, name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()

@@ -18,9 +18,9 @@ from seed.records import MAX_LAYERS
 # The largest record that a search writes is some MB (summed losses of every test document under every random seed), and a
 # decoded one takes ten times its size in memory.
 RECORD_BYTES = 128 * 2**20
-# A row holds a number for each document: some 20 bytes of 800,000 documents.
-LINE_BYTES = 16 * 2**20
-# All rows are held in memory together: a hundred thousand candidates on two thousand documents are 4 GB.
+# A score holds a number for each document: 8 bytes of two million documents.
+ROW_BYTES = 16 * 2**20
+# All scores are held in memory together: a hundred thousand candidates on two thousand documents are 1.6 GB.
 ROWS_BYTES = 8 * 2**30
 # Optuna reads all of it on opening: 2 kB a trial, and figures.
 JOURNAL_BYTES = 2 * 2**30
@@ -110,26 +110,6 @@ def require_size(path: Path, *, limit: int) -> None:
     """
     if path.is_file() and (found := path.stat().st_size) > limit:
         raise _refuse_size(path, found=found, limit=limit)
-
-
-def require_rows(path: Path, *, limit: int = ROWS_BYTES, line_limit: int = LINE_BYTES) -> None:
-    """Raise when a file of rows is too large to be held, or one of its lines is; reads it piece by piece.
-
-    Raises:
-        StudyError: with the line's number.
-    """
-    require_size(path, limit=limit)
-    length, number = 0, 1
-    with path.open("rb") as handle:
-        while piece := handle.read(CHUNK_BYTES):
-            first, *others = piece.split(b"\n")
-            for part, is_new in ((first, False), *((other, True) for other in others)):
-                length, number = (len(part), number + 1) if is_new else (length + len(part), number)
-                if length > line_limit:
-                    raise StudyError(
-                        f"{path}: line {number} is longer than {line_limit / 2**20:,.0f} MB, which no search writes. Remove that "
-                        "line, and the search of this study makes it up."
-                    )
 
 
 def open_aside(path: Path) -> BinaryIO:

@@ -251,7 +251,7 @@ def test_a_file_that_is_too_large_is_not_opened(path: Path, monkeypatch: pytest.
 
 def test_a_score_that_is_too_large_is_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(path)
-    change(path, "UPDATE scores SET sums = zeroblob(?)", untrusted.LINE_BYTES + 1)
+    change(path, "UPDATE scores SET sums = zeroblob(?)", untrusted.ROW_BYTES + 1)
     with pytest.raises(StudyError, match=r"scores\.sqlite: cannot be read .*too big"):
         read(path)
 

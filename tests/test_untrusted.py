@@ -11,8 +11,7 @@ from seed.errors import ResourceError, StudyError
 from seed.optimize.storage import open_storage
 from seed.optimize.viewing import view_storage
 from seed.plans import Environment, SearchPlan
-from seed.records import Candidate, Record, SearchSpace, SweepRow, WidthCut
-from seed.rows import read_rows
+from seed.records import Candidate, Record, SearchSpace, WidthCut
 
 
 class Loose(Record, frozen=True, kw_only=True):
@@ -38,7 +37,7 @@ def study(tmp_path: Path) -> Path:
         ("models", "../precious"),
         ("distilled", "../precious"),
         (".lock", "../precious/file"),
-        ("sweep.jsonl", "../precious/file"),
+        ("scores.sqlite", "../precious/file"),
         ("work/distill-drop-1.pt", "/etc/passwd"),
         ("report.html", "../precious/nothing-there-yet"),
     ],
@@ -101,30 +100,6 @@ def test_a_record_of_ten_gigabytes_is_not_read(study):
         handle.truncate(10 * 2**30)  # takes no room on the disk, but would in memory
     with pytest.raises(StudyError, match=r"plan.json: 10,240 MB, and what a search writes there is below 128 MB"):
         folder.read_record(study / "plan.json", SearchPlan)
-
-
-def test_a_line_without_end_is_refused_with_its_number(study):
-    sweep = study / "sweep.jsonl"
-    sweep.write_bytes(b'{"key":"dense","rung":"dense","sums":[1.0]}\n' + b"[" * (untrusted.LINE_BYTES + 1))
-    with pytest.raises(StudyError, match=r"sweep.jsonl: line 2 is longer than 16 MB"):
-        read_rows(sweep, SweepRow)
-    with sweep.open("r+b") as handle:
-        handle.truncate(100 * 2**30)
-    with pytest.raises(StudyError, match=r"sweep.jsonl: 102,400 MB"):
-        read_rows(sweep, SweepRow)
-
-
-@pytest.mark.parametrize("size", [1, 7, untrusted.CHUNK_BYTES])
-def test_lines_are_measured_across_pieces(study, monkeypatch, size):
-    monkeypatch.setattr(untrusted, "CHUNK_BYTES", size)
-    path = study / "rows"
-    path.write_bytes(b"12345\n1234\n\n12345\n")
-    untrusted.require_rows(path, line_limit=5)
-    with pytest.raises(StudyError, match="line 1 "):
-        untrusted.require_rows(path, line_limit=4)
-    path.write_bytes(b"1\n22\n333333")
-    with pytest.raises(StudyError, match="line 3 "):
-        untrusted.require_rows(path, line_limit=5)
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,21 @@ Who appends holds the file itself, which the kernel lets go of when the process 
 Each line carries a checksum in a field that Optuna passes over. What the lines mean is Optuna's business.
 """
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from seed import sealed, untrusted
 from seed.errors import StudyError
-from seed.rows import append_lines, hold
+
+TAIL_BYTES = 1 << 16  # looked at once for the end of the last whole line
 
 
 class Journal(JournalFileBackend):
@@ -86,3 +89,48 @@ def repair_journal(path: Path) -> None:
         if whole != content:
             handle.truncate(len(whole))
             os.fsync(handle.fileno())
+
+
+def append_lines(path: Path, lines: bytes, *, sync: bool) -> None:
+    """Add whole lines to a file that others may write too; ``sync``: and wait until they are on the disk.
+
+    Raises:
+        OSError: the disk does not take them; the file is as it was, but for a torn last line.
+    """
+    with path.open("a+b") as handle, hold(handle):
+        end = cut_torn_line(handle)
+        try:
+            handle.write(lines)
+            handle.flush()
+            if sync:
+                os.fsync(handle.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                handle.truncate(end)
+            raise
+
+
+@contextlib.contextmanager
+def hold(handle: BinaryIO) -> Iterator[None]:
+    """Hold an open file, waiting as long as another process of this host holds it."""
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def cut_torn_line(handle: BinaryIO) -> int:
+    """Cut what follows the last whole line of a held file, open for reading and writing; return its length then."""
+    end = length = handle.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - TAIL_BYTES)
+        handle.seek(begin)
+        found = handle.read(end - begin).rfind(b"\n")
+        end = begin + found + 1
+        if found >= 0:
+            break
+    if end < length:
+        handle.truncate(end)
+    handle.seek(0, os.SEEK_END)
+    return end

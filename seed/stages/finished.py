@@ -34,7 +34,7 @@ class Finished(Record, frozen=True, kw_only=True):
 def remember(study: StudyFolder, settings: SearchSettings, *, model: Path) -> None:
     """Write down that a search is finished, of settings that ``start_from_preset`` has settled. ``model``: its directory."""
     records = [path for path in sorted(study.root.glob("*.json*")) if path != study.finished]
-    ours = [*records, study.models, study.distilled]
+    ours = [*records, study.scores, study.models, study.distilled]
     stamps = {str(path): stamp(path) for path in (*list_files(model.absolute()), *list_given(settings))}
     stamps |= {str(path.relative_to(study.root)): stamp(path) for place in ours for path in list_files(place)}
     record = Finished(

@@ -1,4 +1,4 @@
-"""A study's folder as one record: everything a report shows, read back without model or text."""
+"""A study's folder as one record: everything a report shows, read back without model, text or Optuna."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,38 +15,33 @@ from seed.optimize.progress import measure_progress
 from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.optimize.sensitivity import read_sensitivities
 from seed.optimize.storage import open_storage
-from seed.optimize.study import open_study, read_trials
+from seed.optimize.study import open_study
 from seed.plans import Environment, SearchPlan
 from seed.records import DenseResult, DistillResult, Frontier, Quality, SweepRow, TrialRecord
 from seed.reporting.wording import count_things
-from seed.rows import read_rows
+from seed.scores import ScoreStore
 from seed.stages.planning import read_protocol
-from seed.stages.vouching import list_storage, require_word
 
 
 def open_searched(study: StudyFolder) -> Study:
-    """Open the Optuna study of a searched study, whose folder the caller holds.
+    """Open the Optuna study in which a searched study is shown, whose folder the caller holds.
 
     Raises:
-        StudyError: its journal is missing, its storage cannot be opened, or the user did not say that it may be.
+        StudyError: its journal is missing, or its storage cannot be opened.
     """
     plan = folder.read_record(study.plan, SearchPlan)
-    require_word(list_storage(plan.storage, name=plan.name), place=study.root)
     if plan.storage is None and not study.journal.is_file():
-        raise StudyError(f"{study.journal}: missing, and with it all trials. Restore it from a copy, or search anew.")
+        raise StudyError(f"{study.journal}: missing. Restore it from a copy, or run the search of this study again.")
     storage = open_storage(plan.storage, journal=study.journal)
     rung = read_protocol(plan, place=study.root).rung
-    return open_study(storage, name=plan.name, rung=rung, fingerprint=plan.study_fingerprint)
+    return open_study(storage, name=plan.name, rung=rung, fingerprint=plan.fingerprint)
 
 
-def gather_record(
-    study: StudyFolder, *, opened: Study | None = None, frontier: Frontier | None = None, is_running: bool = False
-) -> StudyRecord:
+def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_running: bool = False) -> StudyRecord:
     """Read a searched study.
 
     Args:
         study: its folder.
-        opened: its Optuna study, where that is open already.
         frontier: what stands for its frontier before one is written down.
         is_running: its search goes on.
 
@@ -56,21 +51,20 @@ def gather_record(
     plan = folder.read_record(study.plan, SearchPlan)
     protocol = read_protocol(plan, place=study.root)
     frontier = folder.read_record(study.frontier, Frontier) if frontier is None else frontier
-    opened = open_searched(study) if opened is None else opened
     distilled, baselines = read_distilled(study), read_baselines(study)
     dense = folder.read_record(study.dense, DenseResult)
     replicated = [result for result in (*distilled, *baselines) if len(result.replicas) > 1]
     comparable = [result for result in distilled if result.replicas and dense.test_sums is not None]
-    trials = read_trials(opened)
+    with ScoreStore(study.scores, read_only=True) as store:
+        rows, trials = store.read_rows(), store.read_trials()
     if not trials:
         raise StudyError(f"{study.root}: no candidate is scored yet. Run the search of this study first.")
     complete = sum(trial.state == "COMPLETE" for trial in trials)
     if complete < frontier.num_scored:
         raise StudyError(
             f"{study.root}: holds {complete:,} of {count_things(frontier.num_scored, 'scored trial')} that its frontier was chosen from; the others "
-            "are lost. Run the search of this study again, which scores them anew, or restore its storage from a copy."
+            f"are lost. Run the search of this study again, which scores them anew, or restore {study.scores.name} from a copy."
         )
-    rows = read_rows(study.sweep, SweepRow) if study.sweep.is_file() else []
     return StudyRecord(
         plan=plan,
         environment=folder.read_record(study.environment, Environment),
@@ -126,28 +120,24 @@ def find_learning_rate(distilled: tuple[DistillResult, ...]) -> float | None:
 
 
 def read_losses(study: StudyFolder) -> Callable[[Quality], tuple[np.ndarray, np.ndarray]]:
-    """Return what finds a quality's summed losses and token counts by document in the study's sweep.
+    """Return what finds a quality's summed losses and token counts by document among the study's scores.
 
     Raises:
-        StudyError: the sweep is missing or damaged, or has no such row.
+        StudyError: they are missing or damaged, or have no such row.
     """
-    if not study.sweep.is_file():
-        raise StudyError(
-            f"{study.sweep}: missing, and candidates cannot be compared without it. Restore it from a copy, or start a "
-            "study of another name (--study NAME)."
-        )
-    rows = {f"{study.sweep.name}#{row.rung}/{row.key}": row for row in read_rows(study.sweep, SweepRow)}
+    with ScoreStore(study.scores, read_only=True) as store:
+        rows = {f"{study.scores.name}#{row.rung}/{row.key}": row for row in store.read_rows()}
 
     def find_row(path: str | None) -> SweepRow:
         row = rows.get(path or "")
         if row is None:
             raise StudyError(
-                f"{study.sweep}: has no row for {path}, and candidates cannot be compared without it. Restore the file from a "
+                f"{study.scores}: has no row for {path}, and candidates cannot be compared without it. Restore the file from a "
                 "copy, or start a study of another name (--study NAME)."
             )
         return row
 
-    counts = np.array(find_row(f"{study.sweep.name}#dense/dense").counts)
+    counts = np.array(find_row(f"{study.scores.name}#dense/dense").counts)
 
     def find(quality: Quality) -> tuple[np.ndarray, np.ndarray]:
         return np.array(find_row(quality.document_losses_path).sums, dtype=np.float64), counts

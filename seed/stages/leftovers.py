@@ -6,15 +6,11 @@ Latency and the original's losses are measured anew in minutes; scores, models, 
 import shutil
 from collections.abc import Callable
 
-from optuna.trial import TrialState
-
 from seed import folder
 from seed.errors import StudyError
 from seed.folder import MEASURED, StudyFolder
-from seed.optimize.viewing import view_storage
 from seed.plans import SearchPlan
-from seed.records import SweepRow
-from seed.rows import read_rows
+from seed.scores import ScoreStore, list_files
 from seed.stages import planning
 
 
@@ -22,7 +18,7 @@ def continue_or_replace(study: StudyFolder, wanted: SearchPlan, *, say: Callable
     """Return the plan to go on with where a search was planned before; one of another plan goes where it holds no score.
 
     Raises:
-        StudyError: it holds some, or its trials are in a database, which other hosts may know.
+        StudyError: it holds some, or is shown in a database, which keeps its first plan.
     """
     found = folder.read_record(study.plan, SearchPlan)
     try:
@@ -36,24 +32,19 @@ def continue_or_replace(study: StudyFolder, wanted: SearchPlan, *, say: Callable
 
 
 def holds_score(study: StudyFolder) -> bool:
-    """Is a candidate scored, or anything trained, exported or compared in a study's folder, whose trials are in its journal?
+    """Is a candidate scored, or anything trained, exported or compared in a study's folder?
 
     Raises:
-        StudyError: its scores or its trials cannot be read.
+        StudyError: its scores cannot be read.
     """
     if any(place.is_dir() and any(place.iterdir()) for place in (study.models, study.distilled, study.unrecovered)):
         return True
     if any((study.root / name).exists() for name in MEASURED):
         return True
-    if study.sweep.is_file() and any(row.key != "dense" for row in read_rows(study.sweep, SweepRow)):
-        return True
-    if not study.journal.is_file():
+    if not study.scores.exists():
         return False
-    storage = view_storage(None, journal=study.journal)
-    return any(
-        storage.get_all_trials(found._study_id, deepcopy=False, states=(TrialState.COMPLETE,))
-        for found in storage.get_all_studies()
-    )
+    with ScoreStore(study.scores, read_only=True) as store:
+        return any(row.key != "dense" for row in store.read_rows()) or bool(store.read_trials())
 
 
 def remove(study: StudyFolder) -> None:
@@ -66,15 +57,15 @@ def remove(study: StudyFolder) -> None:
             study.frontier,
             study.environment,
             study.report,
-            study.sweep,
+            *list_files(study.scores),
             study.gain,
             study.root / "learning_rate.json",
         ):
             path.unlink(missing_ok=True)
         for place in (study.pictures, study.artifacts, study.work):
             for path in place.iterdir() if place.is_dir() else ():
-                if path.is_dir() and path != study.present:  # who works here, we among them, says so there
+                if path.is_dir():
                     shutil.rmtree(path)
-                elif not path.is_dir():
+                else:
                     path.unlink(missing_ok=True)
         study.plan.unlink(missing_ok=True)

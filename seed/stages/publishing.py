@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from optuna import Study
 
-from seed import folder
 from seed.errors import ResourceError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
@@ -32,14 +31,17 @@ def refresh_report(study: StudyFolder, *, complain: Callable[[str], None], is_ru
 
     ``is_running``: the search goes on, with distillation.
 
-    A storage that does not take what the dashboard shows costs no report: ``complain`` is told.
+    A storage that cannot be opened, or does not take what the dashboard shows costs no report: ``complain`` is told.
 
     Raises:
         StudyError: the study is not searched yet, or torn.
     """
-    folder.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
-    opened = open_searched(study)
-    record = gather_record(study, opened=opened, is_running=is_running)
+    record = gather_record(study, is_running=is_running)
+    try:
+        opened = open_searched(study)
+    except StudyError as error:
+        complain(f"Optuna Dashboard: {error}")
+        opened = None
     publish_record(study, opened, record, complain=complain)
     return record
 
@@ -49,13 +51,17 @@ def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
     return str(study.journal) if plan.storage is None else name_driver(plan.storage)
 
 
-def publish_record(study: StudyFolder, opened: Study, record: StudyRecord, *, complain: Callable[[str], None]) -> None:
-    """Write the report, then notes, figures and exported models' cards into the Optuna study.
+def publish_record(
+    study: StudyFolder, opened: Study | None, record: StudyRecord, *, complain: Callable[[str], None]
+) -> None:
+    """Write the report, then notes, figures and exported models' cards into the Optuna study, where it is open.
 
     Raises:
         ResourceError: the report cannot be written.
     """
     write_page(record, study.report, command=record.plan.command)
+    if opened is None:
+        return
     numbers = {trial.number for trial in record.trials}
     cards = {
         result.trial_number: study.model(result.key) / "README.md"
@@ -111,7 +117,7 @@ class LiveReport:
             return
         began = time.monotonic()
         try:
-            record = gather_record(self.study, opened=self.opened, frontier=self.select(), is_running=True)
+            record = gather_record(self.study, frontier=self.select(), is_running=True)
             publish_record(self.study, self.opened, record, complain=self.complain)
         except StudyError:  # nothing keeps the limits yet
             pass

@@ -23,9 +23,9 @@ from seed.optimize.comparison import NOTHING
 from seed.optimize.movement import measure_movements
 from seed.optimize.replication import CANNOT_TELL, is_paired, judge_difference, stack_losses
 from seed.optimize.space import drop_layers
-from seed.records import DistillResult, Estimate, SweepRow
+from seed.records import DistillResult, Estimate
 from seed.reporting.wording import count_things
-from seed.rows import read_rows
+from seed.scores import ScoreStore
 from seed.stages import planning
 from seed.stages.settings import SearchSettings, Stages, parse_stages
 
@@ -197,7 +197,8 @@ def describe_stage(root: Path, name: str, record: StudyRecord, *, gone: tuple[in
 
 def read_singles(study: Path, *, num_layers: int, gone: tuple[int, ...]) -> tuple[str, dict[str, float]]:
     """Log PPL ratio to the dense model of dropping each further layer alone, by the best rung without training."""
-    rows = read_rows(StudyFolder(study).sweep, SweepRow)
+    with ScoreStore(StudyFolder(study).scores, read_only=True) as store:
+        rows = store.read_rows()
     [dense] = [row for row in rows if row.rung == "dense"]
     assert dense.counts is not None
     total, base = sum(dense.counts), sum(loss or 0.0 for loss in dense.sums)

@@ -20,6 +20,7 @@ from seed.demo import build
 from seed.optimize.space import enumerate_candidates
 from seed.plans import SearchPlan
 from seed.records import SearchSpace
+from seed.scores import ScoreStore
 from seed.scoring.sweep import Sweep
 from seed.search import find_frontier
 from seed.stages import planning, workbench
@@ -82,7 +83,7 @@ def score_landscape(num_layers: int, max_dropped: int, rung: str, *, model: str,
     bench = workbench.reopen(
         study, planning.read_protocol(folder.read_record(study.plan, SearchPlan), place=study.root)
     )
-    sweep = Sweep(workbench.prepare_instruments(bench), study.sweep)
+    sweep = Sweep(workbench.prepare_instruments(bench), ScoreStore(study.scores))
     space = SearchSpace(
         num_layers=num_layers, droppable_layers=tuple(range(num_layers)), min_dropped=1, max_dropped=max_dropped
     )

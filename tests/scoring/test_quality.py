@@ -141,12 +141,12 @@ def test_standard_errors_agree_with_a_bootstrap_over_documents(paired: bool) -> 
 
 def test_a_model_beside_itself_has_ratio_one_without_error() -> None:
     losses = make_losses(20)
-    found = judge(losses, losses, document_losses_path="sweep.jsonl#none/dense")
+    found = judge(losses, losses, document_losses_path="scores.sqlite#none/dense")
     assert (found.ppl_ratio, found.ppl_ratio_standard_error) == (1.0, 0.0)
     assert found.standard_error > 0
     assert found.perplexity == pytest.approx(math.exp(losses.loss))
     assert (found.tokens, found.documents) == (int(losses.counts.sum()), 20)
-    assert found.document_losses_path == "sweep.jsonl#none/dense"
+    assert found.document_losses_path == "scores.sqlite#none/dense"
     assert found.kl_divergence is None
 
 

@@ -1,10 +1,5 @@
 """Stored states are the dense model's own, to the bit; computed once, by one process, and never trusted when torn."""
 
-import inspect
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,64 +168,3 @@ def test_a_disk_without_room_is_refused_before_the_work(tmp_path: Path, monkeypa
     with pytest.raises(ResourceError, match="the dense model's states needs about"):
         store(anatomy, tmp_path)
     assert forwards == []
-
-
-def store_slowly(directory: Path) -> tuple[int, bool]:
-    """Store states of a fake model, slowly; return how many windows were computed, and whether all are right."""
-
-    def run_layers(tokens: Tensor) -> Tensor:
-        time.sleep(0.02)
-        return tokens[..., None] * torch.linspace(0, 1, 32)
-
-    anatomy: Any = SimpleNamespace(
-        config=SimpleNamespace(hidden_size=32),
-        model=torch.nn.Linear(1, 1),
-        device=torch.device("cpu"),
-        run_layers=run_layers,
-    )
-    stream: Any = SimpleNamespace(tokens_NT=torch.arange(40 * 16).view(40, 16))
-    done: list[int] = []
-    recall = store_states(
-        anatomy, stream, range(40), directory=directory, identity="x", micro_batch=4, on_window=done.append
-    )
-    return sum(done), torch.equal(recall(torch.arange(40)), run_layers(stream.tokens_NT))
-
-
-WORKER = f"""
-import sys, time
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-import torch
-from torch import Tensor
-from seed.scoring.targets import store_states
-
-{inspect.getsource(store_slowly)}
-print("ready", flush=True)
-sys.stdin.readline()
-print(*store_slowly(Path(sys.argv[1])))
-"""
-
-
-def test_two_processes_at_once_compute_one_whole_file(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as worker:
-        assert worker.stdout.readline() == "ready\n"
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-        ours, is_right = store_slowly(tmp_path)
-        out, err = worker.communicate(timeout=60)
-    assert worker.returncode == 0, err
-    theirs = int(out.split()[0])
-    assert sorted([ours, theirs]) == [0, 40]  # one computed, the other waited and read
-    assert is_right
-    assert out.split()[1] == "True"
-    [path] = list_files(tmp_path)
-    assert path.stat().st_size == 40 * 16 * 32 * 4 + DIGEST_BYTES
-    assert not list(tmp_path.glob(".*"))

@@ -1,6 +1,6 @@
 """A search that failed before its first score makes room for another plan; whatever holds something never does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,11 +12,12 @@ from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.optimize.storage import open_storage
 from seed.plans import SearchPlan
-from seed.records import SweepRow
-from seed.rows import RowFile
+from seed.records import SweepRow, TrialRecord
+from seed.scores import ScoreStore
 from seed.stages import planning
 from seed.stages.leftovers import continue_or_replace
 from seed.stages.settings import SearchSettings
+from tests.reporting.factory import make_trials
 from tests.stages.opened import PROTOCOL
 
 
@@ -31,17 +32,30 @@ def failed(tmp_path: Path) -> StudyFolder:
     """A folder as a search leaves it whose --eval-command failed on the original."""
     study = folder.create(tmp_path / "tiny")
     folder.write_record(study.plan, make_plan(rng_seed=0))
-    for path in (study.latency, study.dense, study.environment, study.streams / "x.npy", study.present / "me"):
+    for path in (
+        study.latency,
+        study.dense,
+        study.environment,
+        study.work / "teacher.states",
+        study.work / "old" / "x",
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
-    RowFile(study.sweep, SweepRow).append(SweepRow(key="dense", rung="dense", sums=[1.0]))
+    add_rows(study, SweepRow(key="dense", rung="dense", sums=[1.0]))
     optuna.create_study(storage=open_storage(None, journal=study.journal), study_name="tiny").ask()
     (study.root / "mine.txt").write_text("not Seed's")
     return study
 
 
 def list_files(study: StudyFolder) -> list[str]:
-    return sorted(str(path.relative_to(study.root)) for path in study.root.rglob("*") if path.is_file())
+    """What is there, but for what SQLite leaves where somebody has read."""
+    paths = (path for path in study.root.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(study.root)) for path in paths if not path.name.endswith(("-shm", "-wal")))
+
+
+def add_rows(study: StudyFolder, *rows: SweepRow, trials: Sequence[TrialRecord] = ()) -> None:
+    with ScoreStore(study.scores) as store:
+        store.keep(rows, trials)
 
 
 def test_a_failed_search_makes_room_for_another_plan_and_goes_on_with_its_own(failed: StudyFolder) -> None:
@@ -54,16 +68,15 @@ def test_a_failed_search_makes_room_for_another_plan_and_goes_on_with_its_own(fa
     assert said == [
         f"{failed.root}: held a search of another plan that ended before its first score; this one replaces it"
     ]
-    assert list_files(failed) == [".lock", "mine.txt", "work/present/me"]
+    assert list_files(failed) == [".lock", "mine.txt"]
 
 
 def add_score(study: StudyFolder) -> None:
-    RowFile(study.sweep, SweepRow).append(SweepRow(key="drop-1", rung="none", sums=[1.0]))
+    add_rows(study, SweepRow(key="drop-1", rung="none", sums=[1.0]))
 
 
 def add_trial(study: StudyFolder) -> None:
-    known = optuna.load_study(storage=open_storage(None, journal=study.journal), study_name="tiny")
-    known.tell(known.ask(), 1.0)
+    add_rows(study, trials=make_trials()[:1])
 
 
 def add_file(name: str) -> Callable[[StudyFolder], None]:

@@ -223,7 +223,7 @@ def test_a_share_that_windows_do_not_divide_into_is_paid_for_as_it_is_read(measu
 def test_a_grafted_model_is_measured_without_its_gaps(tmp_path: Path) -> None:
     instruments, recovered = open_grafted()
     alone, text = Anatomy(recovered), instruments.calibration
-    account = Account(Measured(Sweep(instruments, tmp_path / "sweep.jsonl")))
+    account = Account(Measured(Sweep(instruments)))
     kept = (0, 2, 3)
     for name, theirs in [
         ("magnitude", measure_magnitude(alone)),

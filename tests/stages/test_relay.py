@@ -12,6 +12,7 @@ from seed.evidence import StagedSearch
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.records import SweepRow
+from seed.scores import ScoreStore
 from seed.stages import relay
 from seed.stages.settings import SearchSettings
 from tests.reporting.factory import make_candidate, make_record
@@ -50,7 +51,8 @@ class Searches:
             for layer in range(result.candidate.num_layers)
             if layer not in gone
         ]
-        folder.sweep.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+        with ScoreStore(folder.scores) as store:
+            store.keep(rows)
         dense = msgspec.structs.replace(record.dense, test_counts=[10, 10], test_sums=[10.0, 20.0])
         return msgspec.structs.replace(record, distilled=(result,), dense=dense)
 
