@@ -57,6 +57,7 @@ def distill_trials(
     """
     study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
+    from seed.executor import InProcess
     from seed.scores import ScoreStore
     from seed.scoring import together
     from seed.scoring.process_group import ALONE
@@ -107,13 +108,17 @@ def distill_trials(
             ScoreStore(study.scores) as store,
             terminal.stage("distill", total=total, is_share=True) as advance,
         ):
+            executor = InProcess(bench.device)
+            executor.start(bench)
+            executor.evaluator.sweep = Sweep(instruments)
             results = finals.distill_members(
+                executor,
                 bench,
-                Sweep(instruments, store),
                 plan,
                 dense,
                 members,
                 budget,
+                store=store,
                 eval_command=eval_command,
                 on_work=advance,
                 complain=terminal.say,

@@ -200,8 +200,9 @@ class Evaluator:
         )
         self.sweep.instruments = dataclasses.replace(self.instruments, recall=recall)
 
-    def try_learning_rate(self, member: Member, rate: float, *, distill_tokens: int) -> float:
+    def try_learning_rate(self, member: Member, rate: float, *, distill_tokens: int, rows: Sequence[SweepRow]) -> float:
         """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""
+        self.sweep.learn(rows)
         return schooling.try_rate(
             self.bench,
             self.sweep,
@@ -219,8 +220,14 @@ class Evaluator:
         """Time a width beside the dense model."""
         return narrowing.measure_width_latency(self.bench, self.instruments, width)
 
-    def distill(self, members: Sequence[Member], budget: Budget, *, rng_seed: int) -> list[Made]:
-        """Train members side by side under one random seed, write the first replica's checkpoints into scratch, judge them."""
+    def distill(
+        self, members: Sequence[Member], budget: Budget, *, rng_seed: int, rows: Sequence[SweepRow]
+    ) -> list[Made]:
+        """Train members side by side under one random seed, write the first replica's checkpoints into scratch, judge them.
+
+        ``rows``: what is known of their scores.
+        """
+        self.sweep.learn(rows)
         return finals.distill_group(
             self.bench,
             self.sweep,

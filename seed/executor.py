@@ -60,10 +60,11 @@ class Executor(Protocol):
         works: Sequence[tuple[Sequence[Member], int]],
         budget: Budget,
         *,
+        rows: Rows,
         on_work: Tell,
         complain: Callable[[str], None],
     ) -> Iterator[list[Made]]:
-        """Distill groups of members, and yield each as it is finished."""
+        """Distill groups of members, and yield each as it is finished. ``rows``: their scores that are known."""
 
     def count_together(self) -> int:
         """How many students one evaluator trains side by side."""
@@ -109,12 +110,13 @@ class InProcess:
         works: Sequence[tuple[Sequence[Member], int]],
         budget: Budget,
         *,
+        rows: Rows,
         on_work: Tell,
         complain: Callable[[str], None],
     ) -> Iterator[list[Made]]:
         with self._told(on_work, complain):
             for members, rng_seed in works:
-                yield self.evaluator.distill(members, budget, rng_seed=rng_seed)
+                yield self.evaluator.distill(members, budget, rng_seed=rng_seed, rows=rows)
 
     def count_together(self) -> int:
         return self.evaluator.count_together()

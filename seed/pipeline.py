@@ -189,7 +189,7 @@ def search(now: Pass, store: ScoreStore) -> StudyRecord:
     frontier = find_frontier(now, opened, trials, book, table)
     compare_rivals(now, trials, book, frontier)
     if settings.distill:
-        distill(now, dense, frontier)
+        distill(now, dense, frontier, opened, store, book)
     return finish(now.terminal, study, opened)
 
 
@@ -335,17 +335,19 @@ def store_states(now: Pass, *, steps: int, rng_seeds: Sequence[int]) -> None:
         now.executor.store_states(steps=steps, rng_seeds=rng_seeds, on_work=advance)
 
 
-def distill(now: Pass, dense: DenseResult, frontier: Frontier) -> None:
+def distill(
+    now: Pass, dense: DenseResult, frontier: Frontier, opened: Study, store: ScoreStore, book: ScoreBook
+) -> None:
     """Distill and export every member; the learning rate is tuned on the hardest first."""
     now.begin("distill")
     terminal, study, plan, bench = now.terminal, now.study, now.plan, now.bench
     members = finals.list_members(frontier.members)
     if not all(study.result(member.key).exists() for member in members):
-        publishing.refresh_report(study, complain=terminal.say, is_running=True)  # to look at meanwhile
+        publishing.refresh_report(study, opened=opened, complain=terminal.say, is_running=True)  # to look at meanwhile
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
     rng_seeds = finals.list_rng_seeds(bench, plan.replicas)
     store_states(now, steps=schooling.count_steps(bench, plan.distill_tokens), rng_seeds=rng_seeds)
-    rate = choose_learning_rate(now, members[frontier.members.index(hardest)])
+    rate = choose_learning_rate(now, members[frontier.members.index(hardest)], book)
     if plan.width_baseline:
         members += list_baselines(now, members)
     budget = finals.Budget(distill_tokens=plan.distill_tokens, learning_rate=rate, rng_seeds=rng_seeds)
@@ -359,6 +361,7 @@ def distill(now: Pass, dense: DenseResult, frontier: Frontier) -> None:
             dense,
             members,
             budget,
+            store=store,
             eval_command=now.settings.eval_command,
             on_work=advance,
             complain=terminal.say,
@@ -372,7 +375,7 @@ def distill(now: Pass, dense: DenseResult, frontier: Frontier) -> None:
         )
 
 
-def choose_learning_rate(now: Pass, hardest: Member) -> float:
+def choose_learning_rate(now: Pass, hardest: Member, book: ScoreBook) -> float:
     """The peak rate of all members: as given, else tuned on a tenth of the budget of the hardest."""
     factor = now.settings.chosen_recovery.rate_factor
     given = now.settings.learning_rate
@@ -388,7 +391,12 @@ def choose_learning_rate(now: Pass, hardest: Member) -> float:
             rates=rates,
             distill_tokens=tokens,
             try_it=lambda rate: now.executor.call(
-                "try_learning_rate", hardest, rate, distill_tokens=tokens, on_work=advance
+                "try_learning_rate",
+                hardest,
+                rate,
+                distill_tokens=tokens,
+                rows=book.list_rows([hardest.candidate]),
+                on_work=advance,
             ),
         )
     now.terminal.say(f"learning rate {rate:g}")

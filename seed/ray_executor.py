@@ -79,9 +79,11 @@ class Actor:
             return list(found)
         return found
 
-    def distill(self, session: list[Any], members: Sequence[Member], budget: Budget, rng_seed: int) -> list[Made]:
+    def distill(
+        self, session: list[Any], members: Sequence[Member], budget: Budget, rng_seed: int, rows: Rows
+    ) -> list[Made]:
         """Distill a group; checkpoints that lie where the coordinator cannot see them are returned file by file."""
-        made = self._open(*session).distill(members, budget, rng_seed=rng_seed)
+        made = self._open(*session).distill(members, budget, rng_seed=rng_seed, rows=rows)
         if self.scratch is None:
             return made
         return [
@@ -193,12 +195,13 @@ class RayExecutor:
         works: Sequence[tuple[Sequence[Member], int]],
         budget: Budget,
         *,
+        rows: Rows,
         on_work: Tell,
         complain: Callable[[str], None],
     ) -> Iterator[list[Made]]:
         def submit(actor: Any, work: tuple[Sequence[Member], int]) -> Any:
             members, rng_seed = work
-            return actor.distill.remote(self.session, members, budget, rng_seed)
+            return actor.distill.remote(self.session, members, budget, rng_seed, rows)
 
         yield from self._spread(works, submit, at_once=1, on_work=on_work, complain=complain)
 

@@ -27,9 +27,10 @@ from seed.models.integrity import CARD, PROVENANCE, add_hashes, find_damage
 from seed.models.surgery import cast_weights
 from seed.models.teacher import find_licence
 from seed.plans import SearchPlan
-from seed.records import DenseResult, DistillResult, FrontierMember, Replica, Size
+from seed.records import DenseResult, DistillResult, FrontierMember, Replica, Size, SweepRow
 from seed.reporting.card import OpenedBy, write_card
 from seed.reporting.wording import count_things
+from seed.scores import ScoreStore
 from seed.scoring.distillation import Distilled, DistillSettings
 from seed.scoring.instruments import (
     Instruments,
@@ -105,6 +106,7 @@ class Made:
     start: str
     went: Distilled
     seconds: float  # of training and judging
+    rows: tuple[SweepRow, ...] = ()  # new scores of its starts
     test: DocumentLosses | None = None
     judged: judging.Judged | None = None  # these three: of the first replica, which is exported
     size: Size | None = None
@@ -121,10 +123,11 @@ class Spread(Protocol):
         works: Sequence[tuple[Sequence[Member], int]],
         budget: Budget,
         *,
+        rows: Sequence[SweepRow],
         on_work: Tell,
         complain: Callable[[str], None],
     ) -> Iterator[list[Made]]:
-        """``works``: members that are trained side by side, and the random seed."""
+        """``works``: members that are trained side by side, and the random seed; ``rows``: their scores that are known."""
 
     def count_together(self) -> int:
         """How many students one evaluator trains side by side."""
@@ -138,6 +141,7 @@ def distill_members(
     members: Sequence[Member],
     budget: Budget,
     *,
+    store: ScoreStore,
     eval_command: str | None = None,
     on_work: Tell = lambda amount, key: None,
     complain: Callable[[str], None] = lambda said: None,
@@ -167,7 +171,10 @@ def distill_members(
         if left
         else []
     )
-    for group in spread.distill(works, budget, on_work=say_work, complain=complain):
+    keys = {member.key for member in members}
+    rows = [row for row in store.read_rows() if row.key in keys]
+    for group in spread.distill(works, budget, rows=rows, on_work=say_work, complain=complain):
+        store.keep([row for made in group for row in made.rows])
         for made in sorted([*group, *early], key=lambda one: one.settings.rng_seed):
             if not made.went.curve:
                 broken.append(made.member.key)
@@ -280,7 +287,7 @@ def distill_group(
                 complain=lambda said, key=member.key: complain(f"{key}: {said}"),  # type: ignore[misc]
             )
         )
-        starts.append(start)
+        starts.append((start, tuple(sweep.take_new())))
         on_work(before, f"preparing {member.key}")
     on_work(0, f"training {keys}")
     finished = 0
@@ -293,9 +300,9 @@ def distill_group(
     distilled = train_together(sweep.instruments, pupils, on_step=report_step)
     seconds = (time.monotonic() - began) / len(members)
     found = []
-    for member, start, pupil, went in zip(members, starts, pupils, distilled, strict=True):
+    for member, (start, rows), pupil, went in zip(members, starts, pupils, distilled, strict=True):
         on_work(0, f"judging {member.key}")
-        made = Made(member=member, settings=pupil.settings, start=start, went=went, seconds=seconds)
+        made = Made(member=member, settings=pupil.settings, start=start, went=went, seconds=seconds, rows=rows)
         if went.curve and rng_seed == budget.rng_seeds[0]:
             made = _judge_first(bench, sweep.instruments, made, pupil.student)
         elif went.curve:

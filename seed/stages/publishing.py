@@ -26,10 +26,12 @@ SHARE = 0.02  # of the time at most goes into showing what is known so far
 GROWTH = 1.25  # times as many trials as were shown last
 
 
-def refresh_report(study: StudyFolder, *, complain: Callable[[str], None], is_running: bool = False) -> StudyRecord:
+def refresh_report(
+    study: StudyFolder, *, complain: Callable[[str], None], opened: Study | None = None, is_running: bool = False
+) -> StudyRecord:
     """Gather a searched study, write its report, and the same into the study for Optuna Dashboard.
 
-    ``is_running``: the search goes on, with distillation.
+    ``opened``: its Optuna study, where that is open. ``is_running``: the search goes on, with distillation.
 
     A storage that cannot be opened, or does not take what the dashboard shows costs no report: ``complain`` is told.
 
@@ -38,7 +40,7 @@ def refresh_report(study: StudyFolder, *, complain: Callable[[str], None], is_ru
     """
     record = gather_record(study, is_running=is_running)
     try:
-        opened = open_searched(study)
+        opened = opened or open_searched(study)
     except StudyError as error:
         complain(f"Optuna Dashboard: {error}")
         opened = None

@@ -100,7 +100,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
         streams=streams,
         gains=gains,
         mixed_precision=protocols.computes_bfloat16(device),
-        device=device,
+        device=protocols.name_device(device),
         dtype=dtype,
     )
     kept_bytes, kept_copies = count_kept_bytes(small, tokens, mixed_precision=True)
