@@ -260,9 +260,7 @@ def train_in_stages(
         learning_rate=rates[first.key, "distillation"],
         on_step=lambda: on_step(f"{first.key}, first stage"),
     )
-    path = bench.folder.work / f"claims-stage-{rng_seed}.jsonl"
-    path.unlink(missing_ok=True)  # scores of other weights, if a run was stopped here
-    stage = staging.enter_stage(bench, sweep, first.candidate, trained.student, path=path)
+    stage = staging.enter_stage(bench, sweep, first.candidate, trained.student)
     best = staging.choose_next(stage, bench.protocol.space, first.candidate, num_dropped=deep)
     further = Wanted(
         member=Member(candidate=best),

@@ -6,7 +6,6 @@ The original stays the teacher and the base of every ratio; only what candidates
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 from torch import nn
@@ -21,13 +20,13 @@ from seed.stages.workbench import Workbench
 COUNTED_SETS = 2000  # past this many, further layers are chosen one at a time
 
 
-def enter_stage(bench: Workbench, sweep: Sweep, candidate: Candidate, recovered: nn.Module, *, path: Path) -> Sweep:
+def enter_stage(bench: Workbench, sweep: Sweep, candidate: Candidate, recovered: nn.Module) -> Sweep:
     """A sweep whose candidates are cut from the recovered model of ``candidate``, as it would be exported.
 
-    Its scores lie in a file of their own: they are of other weights than the study's.
+    Its scores are of other weights than the study's, and are not kept.
     """
     exported = cast_weights(recovered, bench.teacher.stored_dtype)
-    return Sweep(replace(sweep.instruments, grafted=graft(bench.anatomy, exported, candidate)), path)
+    return Sweep(replace(sweep.instruments, grafted=graft(bench.anatomy, exported, candidate)))
 
 
 def further_space(space: SearchSpace, gone: Candidate, *, num_dropped: int) -> SearchSpace:
