@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -73,10 +73,7 @@ class ScoreStore:
         try:
             self._db = self._open("mode=ro" if read_only else "mode=rw")
         except sqlite3.Error as error:
-            is_still = read_only and _code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-            if not is_still or _wal(path).exists():
-                raise self._explain(error, is_read=True) from error
-            self._db = self._open("mode=ro&immutable=1")  # a disk that can only be read, and no writer
+            raise self._explain(error, is_read=True) from error
 
     def __enter__(self) -> Self:
         return self
@@ -117,9 +114,8 @@ class ScoreStore:
         Raises:
             StudyError: a row is damaged or of another form.
         """
-        found = self._select("SELECT key, rung, sums, counts, seconds, crc32 FROM scores ORDER BY rowid")
         rows = []
-        for values in found:
+        for values in self._select("SELECT key, rung, sums, counts, seconds, crc32 FROM scores ORDER BY rowid"):
             try:
                 rows.append(_read_row(*values))
             except (ValueError, TypeError) as error:  # msgspec's and ours
@@ -132,9 +128,8 @@ class ScoreStore:
         Raises:
             StudyError: a trial is damaged or of another form.
         """
-        found = self._select("SELECT number, key, state, evaluation, crc32 FROM trials ORDER BY number")
         trials = []
-        for values in found:
+        for values in self._select("SELECT number, key, state, evaluation, crc32 FROM trials ORDER BY number"):
             try:
                 trials.append(_read_trial(*values))
             except (ValueError, TypeError, RecursionError) as error:
@@ -142,7 +137,17 @@ class ScoreStore:
         return tuple(trials)
 
     def _open(self, how: str) -> sqlite3.Connection:
-        """Open the file, and make sure that it is ours and whole before anything else is asked of it."""
+        """Open the file, on a disk that can only be read as well, where no writer is at work."""
+        try:
+            return self._connect(how)
+        except sqlite3.OperationalError as error:
+            is_denied = _code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+            if not (self.read_only and is_denied) or _wal(self.path).exists():
+                raise
+            return self._connect(f"{how}&immutable=1")
+
+    def _connect(self, how: str) -> sqlite3.Connection:
+        """Make sure that the file is ours and whole before anything else is asked of it."""
         place = f"file:{quote(str(self.path.absolute()))}?{how}"
         db = sqlite3.connect(place, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         try:
@@ -164,9 +169,9 @@ class ScoreStore:
             raise
         return db
 
-    def _select(self, query: str) -> list[tuple[Any, ...]]:
+    def _select(self, query: str) -> Iterator[tuple[Any, ...]]:
         try:
-            return self._db.execute(query).fetchall()
+            yield from self._db.execute(query)
         except sqlite3.Error as error:
             raise self._explain(error, is_read=True) from error
 

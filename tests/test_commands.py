@@ -298,20 +298,17 @@ def test_a_fidelity_study_goes_on_where_it_was_killed(make_checkpoint, text_file
     assert "not a study" in error_of(run_seed("seed.fidelity", "nowhere", cwd=tmp_path, code=2))
 
 
-def test_a_damaged_sweep_is_named_and_a_torn_one_mended(make_checkpoint, text_file, tmp_path):
+def test_damaged_scores_are_named(make_checkpoint, text_file, tmp_path):
     words = search_words(make_checkpoint(), text_file, "--study=torn", "--no-distill", "--max-dropped=2")
     run_seed(*words, cwd=tmp_path)
-    study = tmp_path / "studies" / "torn"
-    whole = (study / "sweep.jsonl").read_text()
-    (study / "sweep.jsonl").write_text(whole[:-20])
-    (study / "journal.log").unlink()
-    run_seed(*words, cwd=tmp_path)
-    healed = (study / "sweep.jsonl").read_text()
-    keys = [json.loads(line)["key"] for line in whole.splitlines()]
-    assert [json.loads(line)["key"] for line in healed.splitlines()] == keys
-    (study / "sweep.jsonl").write_text(whole.replace('"rung"', '"wrong"', 1))
+    scores = tmp_path / "studies" / "torn" / "scores.sqlite"
+    whole = scores.read_bytes()
+    begin = whole.index(b"drop-1closed_form") + len(b"drop-1closed_form")
+    scores.write_bytes(whole[:begin] + bytes([whole[begin] ^ 1]) + whole[begin + 1 :])  # of its losses
     error = error_of(run_seed(*words, cwd=tmp_path, code=2))
-    assert "sweep.jsonl: line 1 is damaged" in error
+    assert "scores.sqlite: the score of 'drop-1' ('closed_form') is damaged" in error
+    scores.write_bytes(whole)
+    run_seed(*words, cwd=tmp_path)
 
 
 def test_users_own_stopwatch_judge_and_storage_are_used(make_checkpoint, text_file, tmp_path):

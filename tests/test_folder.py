@@ -1,7 +1,6 @@
 """The study's folder: one writer, no half-written file, and the old one stays when the new one fails."""
 
 import errno
-import fcntl
 import math
 import os
 import shutil
@@ -9,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -414,66 +412,6 @@ def test_a_disk_without_room_is_refused_before_the_work(tmp_path: Path) -> None:
     folder.require_room(tmp_path, needed_bytes=1, purpose="nothing")
     with pytest.raises(ResourceError, match=r"six checkpoints needs about 1000000000\.00 GB.*--frontier-size"):
         folder.require_room(tmp_path, needed_bytes=10**18, purpose="six checkpoints")
-
-
-# ---- waiting for one another
-
-
-def test_a_lock_that_is_waited_for_is_held_by_one_at_a_time(tmp_path: Path) -> None:
-    path = tmp_path / "work" / "states.lock"
-    events: list[str] = []
-    waiting = threading.Event()
-
-    def wait() -> None:
-        waiting.set()
-        with folder.wait_for(path):
-            events.append("other")
-
-    with folder.wait_for(path):
-        thread = threading.Thread(target=wait)
-        thread.start()
-        assert waiting.wait(10)
-        thread.join(0.1)
-        assert thread.is_alive()
-        events.append("ours")
-    thread.join(10)
-    assert events == ["ours", "other"]
-
-
-def test_a_lock_is_let_go_when_the_work_fails(tmp_path: Path) -> None:
-    for _ in range(2):
-        with pytest.raises(BrokenError), folder.wait_for(tmp_path / "states.lock"):
-            raise BrokenError
-    with folder.wait_for(tmp_path / "states.lock"), folder.wait_for(tmp_path / "other.lock"):
-        pass  # another file is another lock
-
-
-WAIT = """
-import sys
-from pathlib import Path
-from seed import folder
-
-with folder.wait_for(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.readline()
-"""
-
-
-def test_a_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    path = tmp_path / "states.lock"
-    with subprocess.Popen(
-        [sys.executable, "-c", WAIT, str(path)],
-        env=ENVIRONMENT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
-        assert other.stdout.readline() == "held\n"
-        with path.open("a") as handle, pytest.raises(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        other.send_signal(signal.SIGKILL)
-        with folder.wait_for(path):
-            assert other.wait(10) == -signal.SIGKILL
 
 
 def test_a_scratch_directory_is_empty_at_first_and_gone_in_the_end(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def make_row(number: int, *, rung: str = "none") -> SweepRow:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "study" / "scores.sqlite"
+    return tmp_path / "a study: 50% #1?" / "scores.sqlite"
 
 
 def write(path: Path, *, rows: int = 3) -> list[SweepRow]:

@@ -111,7 +111,7 @@ def damage(path: Path) -> None:
     [
         lambda found: damage(found.model / "config.json"),
         lambda found: found.folder.report.unlink(),
-        lambda found: damage(found.folder.sweep),
+        lambda found: damage(found.folder.scores),
         lambda found: found.folder.finished.write_text("{}"),
         lambda found: Path(found.settings.recovery_text).touch(),
     ],
@@ -120,7 +120,7 @@ def test_what_changed_is_looked_at(found: Found, change: Callable[[Found], None]
     files = (
         found.model / "config.json",
         found.folder.report,
-        found.folder.sweep,
+        found.folder.scores,
         found.folder.finished,
         Path(found.settings.recovery_text),
     )

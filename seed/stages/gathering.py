@@ -56,7 +56,7 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
     replicated = [result for result in (*distilled, *baselines) if len(result.replicas) > 1]
     comparable = [result for result in distilled if result.replicas and dense.test_sums is not None]
     with ScoreStore(study.scores, read_only=True) as store:
-        rows, trials = store.read_rows(), store.read_trials()
+        trials, rows = store.read_trials(), store.read_rows()
     if not trials:
         raise StudyError(f"{study.root}: no candidate is scored yet. Run the search of this study first.")
     complete = sum(trial.state == "COMPLETE" for trial in trials)

@@ -1,4 +1,4 @@
-"""Losses by document are found among the scores by what a quality says of itself, or their lack is told."""
+"""A study is read back from its folder alone; losses by document are found by what a quality says of itself."""
 
 from pathlib import Path
 
@@ -6,12 +6,18 @@ import msgspec
 import numpy as np
 import pytest
 
+from seed import folder
 from seed.errors import StudyError
 from seed.folder import StudyFolder
+from seed.optimize.frontier import select_frontier
+from seed.records import Evaluation, TrialRecord
 from seed.scores import ScoreStore
-from seed.stages.gathering import read_losses
-from tests.scoring.opened import CUT, keep
-from tests.stages.opened import open_bench, open_sweep
+from seed.scoring.instruments import size_of
+from seed.stages import gathering, judging, publishing, workbench
+from seed.stages.gathering import gather_record, read_losses
+from seed.stages.settings import SearchSettings
+from tests.scoring.opened import CUT, drop, keep, time_candidate
+from tests.stages.opened import SPACE, make_plan, make_table, open_bench, open_sweep
 
 
 def test_losses_are_those_that_were_judged(tmp_path: Path) -> None:
@@ -43,3 +49,74 @@ def test_scores_without_the_dense_model_is_told(tmp_path: Path) -> None:
 def test_missing_scores_are_told(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"scores\.sqlite: missing.*Restore it from a copy"):
         read_losses(StudyFolder(tmp_path))
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> tuple[StudyFolder, tuple[TrialRecord, ...]]:
+    """A study of three trials as a search without distillation leaves it, but without an Optuna study."""
+    bench = open_bench(tmp_path / "tiny")
+    sweep, study = open_sweep(bench), bench.folder
+    folder.write_record(study.plan, make_plan(bench, SearchSettings(), trials=3, covers_space=False))
+    folder.write_record(study.environment, workbench.describe_environment(bench))
+    judging.judge_dense(bench, sweep.instruments, next(iter(make_table().values())))
+    trials = tuple(
+        TrialRecord(
+            number=number,
+            state="COMPLETE",
+            evaluation=Evaluation(
+                candidate=candidate,
+                qualities={"closed_form": sweep.measure(candidate)},
+                latency=time_candidate(candidate),
+                size=size_of(sweep.instruments, candidate),
+                seconds=1.0,
+            ),
+        )
+        for number, candidate in enumerate((drop(1), drop(2), drop(1, 2)))
+    )
+    assert sweep.store is not None
+    sweep.store.keep([], trials)
+    sweep.store.close()
+    losses = read_losses(study)
+    frontier = select_frontier(trials, rung="closed_form", size=2, space_size=SPACE.size, load_losses=losses)
+    folder.write_record(study.frontier, frontier)
+    return study, trials
+
+
+def test_a_study_is_gathered_without_optuna(
+    searched: tuple[StudyFolder, tuple[TrialRecord, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, trials = searched
+    monkeypatch.setattr(gathering, "open_storage", None)
+    record = gather_record(study)
+    assert record.trials == trials
+    assert record.frontier.num_scored == 3
+    [sensitivity] = record.sensitivities
+    assert sensitivity.singles[1] == pytest.approx(trials[0].evaluation.qualities["closed_form"].ppl_ratio)
+
+
+def test_trials_that_are_lost_are_told(searched: tuple[StudyFolder, tuple[TrialRecord, ...]]) -> None:
+    study, trials = searched
+    with ScoreStore(study.scores) as store:
+        rows = store.read_rows()
+    study.scores.unlink()
+    with pytest.raises(StudyError, match=r"scores\.sqlite: missing"):
+        gather_record(study)
+    with ScoreStore(study.scores) as store:
+        store.keep(rows)
+        with pytest.raises(StudyError, match="no candidate is scored yet"):
+            gather_record(study)
+        store.keep([], trials[:2])
+        with pytest.raises(StudyError, match=r"holds 2 of 3 scored trials.*restore scores\.sqlite from a copy"):
+            gather_record(study)
+
+
+def test_a_report_is_written_though_nothing_can_be_shown_in_optuna(
+    searched: tuple[StudyFolder, tuple[TrialRecord, ...]],
+) -> None:
+    study, trials = searched
+    complaints: list[str] = []
+    record = publishing.refresh_report(study, complain=complaints.append)
+    assert record.trials == trials
+    assert study.report.stat().st_size > 1_000_000
+    [complaint] = complaints
+    assert complaint.startswith(f"Optuna Dashboard: {study.journal}: missing")

@@ -69,7 +69,7 @@ def test_what_others_measured_is_paid_for_all_the_same(rung: str, measured: Meas
     alone = Account(open_measured(tmp_path / "other"))
     expected = alone.score(SINGLES, rung=rung)
     assert Account(measured).score(EVERYTHING, rung=rung)  # now the study knows them all
-    rows = measured.sweep.path.read_bytes()
+    rows = measured.sweep.store.read_rows()
     account = Account(measured)
     assert account.score(SINGLES, rung=rung) == expected
     assert account.spent == alone.spent > 0
@@ -77,7 +77,7 @@ def test_what_others_measured_is_paid_for_all_the_same(rung: str, measured: Meas
     reopened = Account(Measured(open_sweep(open_bench(tmp_path / "one"))))
     assert reopened.score(SINGLES, rung=rung) == expected
     assert reopened.spent == alone.spent
-    assert measured.sweep.path.read_bytes() == rows  # and nothing was measured again
+    assert measured.sweep.store.read_rows() == rows  # and nothing was measured again
 
 
 def test_a_batch_shares_its_beginnings(measured: Measured) -> None:
@@ -140,12 +140,12 @@ def test_what_is_too_dear_is_not_measured(rung: str, measured: Measured) -> None
     free.score(SINGLES[:1], rung=rung)
     account = Account(measured, budget=free.spent)
     found = account.score(SINGLES[:1], rung=rung)  # all of the budget may be spent
-    rows = measured.sweep.path.read_bytes()
+    rows = measured.sweep.store.read_rows()
     for _ in range(2):  # what was refused is not taken for paid
         with pytest.raises(BudgetSpent):
             account.score(SINGLES, rung=rung)
     assert (account.spent, account.num_scores) == (free.spent, 1)
-    assert measured.sweep.path.read_bytes() == rows
+    assert measured.sweep.store.read_rows() == rows
     assert not measured.sweep.is_known(SINGLES[1], rung)
     assert account.score(SINGLES[:1], rung=rung) == found  # what was paid for stays known
 

@@ -1,6 +1,8 @@
 """Scoring a space: swept whole where that was planned, best first; else searched; resumed without repeating anything."""
 
+import contextlib
 import math
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import torch
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.plans import SearchPlan
-from seed.records import Candidate, Latency, Quality, SearchSpace, TrialRecord
+from seed.records import Candidate, Latency, Quality, SearchSpace, SweepRow, TrialRecord
+from seed.scores import ScoreStore
 from seed.scoring.instruments import start_student
 from seed.scoring.sweep import Sweep
 from seed.scoring.targets import recall_live
@@ -182,11 +185,23 @@ def test_a_finished_search_measures_nothing_when_it_is_run_again(
 ) -> None:
     search = Search(tmp_path)
     trials = search.run()
-    content = search.bench.folder.sweep.read_bytes()
+    rows = read_rows(search)
     monkeypatch.setattr("seed.scoring.sweep.make_walker", None)
     monkeypatch.setattr("seed.scoring.sweep.measure_unrecovered", None)
     assert search.run() == trials
-    assert search.bench.folder.sweep.read_bytes() == content
+    assert read_rows(search) == rows
+
+
+def read_rows(search: "Search") -> list[SweepRow]:
+    with ScoreStore(search.bench.folder.scores, read_only=True) as store:
+        return store.read_rows()
+
+
+def lose_rows(search: "Search", which: str) -> None:
+    """Take one score out of the store, as nobody should."""
+    with contextlib.closing(sqlite3.connect(search.bench.folder.scores)) as db:
+        assert db.execute(f"DELETE FROM scores WHERE {which}").rowcount == 1
+        db.commit()
 
 
 class BrokenError(Exception):
@@ -217,9 +232,9 @@ def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(
     with pytest.raises(BrokenError):
         search.run(trials=3)
     mend()
-    lines = search.bench.folder.sweep.read_bytes().splitlines()
+    rows = read_rows(search)
     trials = search.run(trials=3)
-    assert search.bench.folder.sweep.read_bytes().splitlines()[: len(lines)] == lines
+    assert read_rows(search)[: len(rows)] == rows
     assert keys_of(trials) == keys_of(whole)
     for one, other in zip(trials, whole, strict=True):
         assert one.evaluation.qualities[rung] == other.evaluation.qualities[rung]
@@ -238,14 +253,10 @@ def test_a_narrowed_space_is_scored_whole_though_trials_outside_it_are_many(tmp_
     )
 
 
-def test_a_row_that_was_removed_because_it_was_damaged_is_made_up(tmp_path: Path) -> None:
-    # what the message about a damaged line of the sweep says
+def test_scores_that_were_lost_are_made_up(tmp_path: Path) -> None:
     search = Search(tmp_path)
     trials = search.run()
-    path = search.bench.folder.sweep
-    lines = path.read_bytes().splitlines(keepends=True)
-    removed = next(i for i, line in enumerate(lines) if b'"closed_form"' in line)
-    path.write_bytes(b"".join(lines[:removed] + lines[removed + 1 :]))
+    lose_rows(search, "rung = 'closed_form' AND key = 'drop-1'")
     assert search.run() == trials
     find = read_losses(search.bench.folder)
     for trial in trials:
@@ -362,13 +373,10 @@ def test_what_was_skipped_is_tried_when_screening_is_turned_off(
 def test_a_lost_score_is_made_up_even_if_it_is_hopeless_by_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = Search(tmp_path, rung="short_distillation", short_steps=1)
     search.run(trials=10)
-    path = tmp_path / "sweep.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    [gone] = [line for line in lines if '"short_distillation"' in line and f'"{drop(3).key}"' in line]
-    path.write_text("".join(line for line in lines if line != gone))
+    lose_rows(search, f"rung = 'short_distillation' AND key = '{drop(3).key}'")
     monkeypatch.setattr(searching.Screen, "judge", lambda self, candidate, *_, **__: "no")
     search.run(trials=10)
-    assert f'"{drop(3).key}","rung":"short_distillation"' in path.read_text()
+    assert (drop(3).key, "short_distillation") in [(row.key, row.rung) for row in read_rows(search)]
 
 
 def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
