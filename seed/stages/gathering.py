@@ -21,17 +21,15 @@ from seed.records import DenseResult, DistillResult, Frontier, Quality, SweepRow
 from seed.reporting.wording import count_things
 from seed.rows import read_rows
 from seed.stages.planning import read_protocol
-from seed.stages.vouching import list_storage, require_word
 
 
 def open_searched(study: StudyFolder) -> Study:
     """Open the Optuna study of a searched study, whose folder the caller holds.
 
     Raises:
-        StudyError: its journal is missing, its storage cannot be opened, or the user did not say that it may be.
+        StudyError: its journal is missing, or its storage cannot be opened.
     """
     plan = folder.read_record(study.plan, SearchPlan)
-    require_word(list_storage(plan.storage, name=plan.name), place=study.root)
     if plan.storage is None and not study.journal.is_file():
         raise StudyError(f"{study.journal}: missing, and with it all trials. Restore it from a copy, or search anew.")
     storage = open_storage(plan.storage, journal=study.journal)

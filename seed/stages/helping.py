@@ -23,7 +23,6 @@ from seed.stages import finals, latencies, orders, planning, schooling, searchin
 from seed.stages.orders import DistillOrder, SearchOrder
 from seed.stages.posts import Post
 from seed.stages.settings import SearchSettings
-from seed.stages.vouching import is_known, list_storage
 from seed.stages.workbench import Workbench
 
 ALONE_SECONDS = 20.0  # without a lead, before a helper that nobody looks after goes home
@@ -101,10 +100,10 @@ def watch_lead(post: Post) -> Callable[[], bool]:
 
 
 def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder, plan: SearchPlan) -> _Helped:
-    if plan.storage != settings.storage and not is_known(list_storage(plan.storage, name=plan.name)):
+    if plan.storage != settings.storage:
         raise StudyError(
-            f"{study.root}: the search there keeps its trials in {hide_secrets(plan.storage or 'its folder')}, which was not "
-            "typed by you on this machine. To help it, add the same --storage."
+            f"{study.root}: the search there keeps its trials in {hide_secrets(plan.storage or 'its folder')}. "
+            "To help it, add the same --storage."
         )
     protocol = planning.read_protocol(plan, place=study.root)
     streams = load_streams(study.streams, protocol.streams)
@@ -119,7 +118,7 @@ def _open(settings: SearchSettings, preset: Preset | None, study: StudyFolder, p
 
 def _score(helped: _Helped, settings: SearchSettings, order: SearchOrder, post: Post, terminal: Terminal) -> None:
     bench, plan = helped.bench, helped.plan
-    storage = open_storage(plan.storage, journal=post.study.journal, complain=terminal.say)
+    storage = open_storage(plan.storage, journal=post.study.journal)
     opened = open_study(storage, name=plan.name, rung=bench.protocol.rung, fingerprint=plan.study_fingerprint)
     table = latencies.smooth_latencies(bench, latencies.read_latencies(post.study))
     searching.score_space(terminal, bench, helped.sweep, opened, plan, settings, order.space, table, post=post)

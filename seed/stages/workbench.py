@@ -44,7 +44,6 @@ from seed.stages.protocols import (
 )
 from seed.stages.settings import SearchSettings
 from seed.stages.starts import read_start
-from seed.stages.vouching import list_doors, list_storage, require_word, vouch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,6 @@ def open_for_search(
         device=device,
         dtype=teacher.dtype,
     )
-    vouch([*list_doors(protocol), *list_storage(settings.storage, name=study.name)])  # all of it was typed
     return _bench(study, protocol, teacher, anatomy, streams, device, gains), preset
 
 
@@ -153,9 +151,8 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
     """Open the model and text of a study again, and verify that they are the same.
 
     Raises:
-        SeedError: model or text changed since the study was planned, or the user did not say that they may be opened.
+        SeedError: model or text changed since the study was planned.
     """
-    require_word(list_doors(protocol), place=study.root)  # whatever the way here
     device = choose_device(device_name)
     if name_device(device) != protocol.device:
         raise ResourceError(
