@@ -44,7 +44,7 @@ class Journal(JournalFileBackend):
             self.line += 1
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        length = self.path.stat().st_size
+        length = self.path.stat().st_size if self.path.exists() else 0
         try:
             super().append_logs(logs)
         except OSError as error:

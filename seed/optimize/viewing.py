@@ -10,6 +10,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from seed.errors import StudyError
 from seed.optimize.journal import read_journal
 from seed.optimize.storage import connect
+from seed.optimize.urls import hide_secrets
 
 SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]+)")
 # Optuna's tables of one row; it writes them last, and anew where they are empty
@@ -27,7 +28,7 @@ def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
         found = SQLITE.match(url)
         if found and not Path(found["path"]).is_file():  # SQLite would make an empty one
             raise StudyError(
-                f"--storage {url}: no such file. Run this in the directory where the search was run, or restore the file."
+                f"--storage {hide_secrets(url)}: no such file. Run this in the directory where the search was run, or restore the file."
             )
         return connect(url, prepare=require_tables)
     if not journal.is_file():  # Optuna would make an empty one
