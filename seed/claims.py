@@ -26,7 +26,7 @@ def check_claims(
     rng_seeds: tuple[int, ...] = (0, 1, 2),
     learning_rate: float | None = None,
     device: str | None = None,
-    trust_study: bool = False,
+    latency_command: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[ClaimsEvidence, tuple[Verdict, ...]]:
     """Gather the evidence, or what is left of it, and write the page.
@@ -38,13 +38,14 @@ def check_claims(
         rng_seeds: every model is trained once under each.
         learning_rate: None: tuned for each depth and each way to recover.
         device: default: as chosen for the search.
-        trust_study: open what a plan names that was not typed on this machine.
-        trust_remote_code: run the code that such a plan's model brings along.
+        latency_command: that of the search, if it had one, typed again.
+        trust_remote_code: run the code that the study's model brings along.
 
     Raises:
         SeedError: anything a user can mend.
     """
-    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
+    study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
+    planning.require_command(protocol, latency_command, place=study.root)
     if protocol.start is not None:
         raise StudyError(
             f"{study.root}: goes on from a recovered model, and claims are about dropping layers of an original one. Give the "
@@ -109,7 +110,12 @@ def check_claims(
                         on_run=on_run,
                     )
     verdicts = judge_claims(evidence)
-    asked = {"distill_tokens": distill_tokens, "rng_seeds": rng_seeds, "learning_rate": learning_rate}
+    asked = {
+        "distill_tokens": distill_tokens,
+        "rng_seeds": rng_seeds,
+        "learning_rate": learning_rate,
+        "latency_command": latency_command,
+    }
     command = options.spell_command("seed.claims", asked, str(path))
     write_claims_page(
         evidence,
@@ -137,6 +143,9 @@ def make_parser() -> argparse.ArgumentParser:
         distill_tokens=f"recovery tokens of every training (default: {BUDGET} times the study's)",
         rng_seeds="every model is trained under each (default: 0 1 2)",
         learning_rate="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
+    )
+    parser.add_argument(
+        "--latency-command", metavar="CMD", help="your own stopwatch, where the search had one: the same words again"
     )
     options.add_trust(parser)
     return parser

@@ -32,7 +32,6 @@ def compare_strategies(
     distill_tokens: int | None = None,
     learning_rate: float | None = None,
     device: str | None = None,
-    trust_study: bool = False,
     trust_remote_code: bool = False,
 ) -> tuple[Comparison, ComparisonSummary]:
     """Run a comparison, or what is left of it, and write its page.
@@ -46,15 +45,14 @@ def compare_strategies(
         distill_tokens: recovery tokens of a distillation; None: the study's.
         learning_rate: of distillations; None: as tuned in the study, or the preset's middle one.
         device: default: as chosen for the search.
-        trust_study: open what a plan names that was not typed on this machine.
-        trust_remote_code: run the code that such a plan's model brings along.
+        trust_remote_code: run the code that the study's model brings along.
 
     Raises:
         SeedError: anything a user can mend.
     """
     if unknown := sorted(set(strategies or ()) - set(TITLES)):
         raise SeedError(f"--strategies {' '.join(unknown)}: unknown. Choose from {', '.join(TITLES)}.")
-    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
+    study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
     from seed.reporting.comparison import format_cost, write_comparison_page
     from seed.reporting.summary import show_comparison

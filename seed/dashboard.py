@@ -19,7 +19,7 @@ from seed.console import Terminal, run_command
 from seed.errors import ResourceError, StudyError
 from seed.folder import StudyFolder
 from seed.plans import SearchPlan
-from seed.stages import options, planning
+from seed.stages import options
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"port on {HOST} (default: the first free one from {PORT})",
     )
-    options.add_trust(parser, code=False)
+    options.add_storage(parser)
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     return parser
 
@@ -78,8 +78,8 @@ def main() -> None:
     args = make_parser().parse_args()
     terminal = Terminal()
     try:
-        study = find_study(args.study, trust_study=args.trust_study)
-        app, path = make_app(study)
+        study = find_study(args.study)
+        app, path = make_app(study, storage=args.storage)
         with open_server(app, port=args.port, place=study.root) as server:
             address = f"http://{HOST}:{server.server_port}{path}"
             terminal.say(f"{study.root}: {address}")
@@ -92,11 +92,11 @@ def main() -> None:
         terminal.say()
 
 
-def find_study(path: Path, *, trust_study: bool = False) -> StudyFolder:
+def find_study(path: Path) -> StudyFolder:
     """Return the study's folder; of a search in stages, each stage is a study.
 
     Raises:
-        StudyError: it is no study, a search in stages, or its storage wants the user's word.
+        StudyError: it is no study, or a search in stages.
     """
     study = StudyFolder(path)
     if not study.plan.is_file() and (study.stages.is_file() or StudyFolder(path / "stage-1").plan.is_file()):
@@ -104,26 +104,34 @@ def find_study(path: Path, *, trust_study: bool = False) -> StudyFolder:
         raise StudyError(
             f"{path}: a search in stages, of which each is a study of its own. Open one of them: {', '.join(stages)}."
         )
-    study = folder.open_existing(path)
-    planning.allow_storage(study, trust_study=trust_study)
-    return study
+    return folder.open_existing(path)
 
 
-def make_app(study: StudyFolder) -> "tuple[WSGIApplication, str]":
+def make_app(study: StudyFolder, *, storage: str | None = None) -> "tuple[WSGIApplication, str]":
     """Return the dashboard over a study's storage and artifacts, and the path of the study's page in it.
 
+    Args:
+        study: its folder.
+        storage: the database that shows it; None: the journal in its folder.
+
     Raises:
-        StudyError: the storage cannot be opened, or does not have the study.
+        StudyError: the storage is to be typed, cannot be opened, or does not have the study.
     """
     import optuna_dashboard
     from optuna.artifacts import FileSystemArtifactStore
 
+    from seed.optimize.urls import hide_secrets
     from seed.optimize.viewing import find_study_id, view_storage
 
     plan = folder.read_record(study.plan, SearchPlan)
-    storage = view_storage(plan.storage, journal=study.journal)
-    study_id = find_study_id(storage, plan.name)
-    app = optuna_dashboard.wsgi(storage, artifact_store=FileSystemArtifactStore(study.artifacts))
+    if plan.storage is not None and storage is None:
+        raise StudyError(
+            f"{study.root}: {hide_secrets(plan.storage)} shows this study, and a study's folder does not choose what is opened. "
+            "If you trust it, add it as --storage URL."
+        )
+    viewed = view_storage(storage, journal=study.journal)
+    study_id = find_study_id(viewed, plan.name)
+    app = optuna_dashboard.wsgi(viewed, artifact_store=FileSystemArtifactStore(study.artifacts))
     return refuse_strangers(app), f"/dashboard/studies/{study_id}"
 
 

@@ -44,18 +44,18 @@ def distill_trials(
     replicas: int | None = None,
     eval_command: str | None = None,
     device: str | None = None,
-    trust_study: bool = False,
+    storage: str | None = None,
     trust_remote_code: bool = False,
     group: "ProcessGroup | None" = None,
 ) -> tuple[list[DistillResult], StudyRecord]:
     """Distill, export and judge the candidate of a trial, or the frontier's that are not yet; return what came of it.
 
-    ``group``: the processes that train together; this one leads them.
+    ``group``: the processes that train together; this one leads them. ``storage``: the database that shows the study.
 
     Raises:
         SeedError: no such study or trial, or model or text changed since.
     """
-    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
+    study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
     from seed.executor import InProcess
     from seed.scores import ScoreStore
@@ -64,7 +64,7 @@ def distill_trials(
     from seed.scoring.sweep import Sweep
     from seed.stages import finals, recovering, schooling, workbench
     from seed.stages.gathering import find_learning_rate, gather_record
-    from seed.stages.publishing import refresh_report
+    from seed.stages.publishing import open_shown, refresh_report
 
     group = group or ALONE
     if group.size > 1 and device not in (None, "cpu", "cuda"):
@@ -75,6 +75,7 @@ def distill_trials(
         if not chosen:
             terminal.say(f"{study.root}: every member of the frontier is distilled")
             return [], record
+        opened = open_shown(study, plan, storage=storage, complain=terminal.say)
         terminal.say(f"opening {protocol.model}" + (f", to train in {group.size} processes" if group.size > 1 else ""))
         bench = workbench.reopen(study, protocol, device_name=device)
         budget = finals.Budget(
@@ -123,7 +124,7 @@ def distill_trials(
                 on_work=advance,
                 complain=terminal.say,
             )
-        record = refresh_report(study, complain=terminal.say)
+        record = refresh_report(study, opened=opened, complain=terminal.say)
     for result in results:
         terminal.say(
             f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
@@ -186,6 +187,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--eval-command", metavar="CMD", help="your own judge: gets the model's directory, prints a number"
     )
     parser.add_argument("--device", help="default: as chosen for the search")
+    options.add_storage(parser)
     options.add_trust(parser)
     options.add_json(parser)
     return parser

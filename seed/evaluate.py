@@ -50,7 +50,6 @@ def evaluate_in_study(
     window_tokens: int | None = None,
     test_tokens: int | None = None,
     device: str | None = None,
-    trust_study: bool = False,
     trust_remote_code: bool = False,
     tasks: "TaskSet | None" = None,
     terminal: Terminal | None = None,
@@ -60,9 +59,9 @@ def evaluate_in_study(
     ``window_tokens``, ``test_tokens``: other windows of that text, or another amount of it, than the study has.
 
     Raises:
-        SeedError: the checkpoint cannot be loaded, model or text changed since the search, or they want the user's word.
+        SeedError: the checkpoint cannot be loaded, model or text changed since the search, or the model's code wants the user's word.
     """
-    study, _, protocol = planning.open_planned(study.root, trust_study=trust_study, trust_remote_code=trust_remote_code)
+    study, _, protocol = planning.open_planned(study.root, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
     from seed.models.checkpoint import load_checkpoint, load_tokenizer, measure_size
     from seed.scoring.latency import measure_pair, prepare_run
@@ -340,7 +339,6 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
             window_tokens=args.window_tokens,
             test_tokens=args.test_tokens,
             device=args.device,
-            trust_study=args.trust_study,
             trust_remote_code=args.trust_remote_code,
             tasks=tasks,
             terminal=terminal,

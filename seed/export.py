@@ -30,15 +30,13 @@ def export_trial(
     terminal: Terminal,
     recovery: bool = True,
     out: Path | None = None,
-    trust_study: bool = False,
-    trust_remote_code: bool = False,
 ) -> "ExportLine":
     """Write the candidate of a trial without recovery, or find its distilled model and copy it to ``out``.
 
     Raises:
         SeedError: no such study, trial or distilled model, or weights changed since.
     """
-    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
+    study, plan, protocol = planning.read_planned(path)
     planning.quiet_libraries()
     from seed.stages import exporting
     from seed.stages.gathering import find_trial, gather_record
@@ -146,7 +144,6 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where it is written (default: in the study's folder; with --keep needed)",
     )
-    options.add_trust(parser)
     options.add_json(parser)
     return parser
 
@@ -171,10 +168,6 @@ def check_words(args: argparse.Namespace) -> None:
         )
     if args.out is None:
         raise StudyError("--keep: where to? Add --out DIRECTORY.")
-    if args.trust_study or args.trust_remote_code:
-        raise StudyError(
-            "--keep: cuts a model and no study, and runs no code. Leave out --trust-study and --trust-remote-code."
-        )
     if (Path(args.source) / "plan.json").is_file():
         raise StudyError(
             f"{args.source}: is a study, and --keep names layers of a model. Add --trial N instead, with --no-recovery."
@@ -191,8 +184,6 @@ def export(args: argparse.Namespace, terminal: Terminal) -> "ExportLine":
         recovery=args.recovery,
         out=args.out,
         terminal=terminal,
-        trust_study=args.trust_study,
-        trust_remote_code=args.trust_remote_code,
     )
 
 

@@ -34,7 +34,6 @@ def measure_fidelity(
     learning_rate: float | None = None,
     rng_seeds: tuple[int, ...] = (1, 2),
     device: str | None = None,
-    trust_study: bool = False,
     trust_remote_code: bool = False,
 ) -> tuple[FidelityStudy, FidelitySummary]:
     """Run a fidelity study, or what is left of it, and write its page.
@@ -50,13 +49,12 @@ def measure_fidelity(
         learning_rate: of the finals; None: as tuned in the study, or the preset's middle one.
         rng_seeds: of the finals.
         device: default: as chosen for the search.
-        trust_study: open what a plan names that was not typed on this machine.
-        trust_remote_code: run the code that such a plan's model brings along.
+        trust_remote_code: run the code that the study's model brings along.
 
     Raises:
         SeedError: anything a user can mend.
     """
-    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
+    study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
     from seed.reporting.fidelity import write_fidelity_page
     from seed.reporting.summary import show_fidelity

@@ -31,7 +31,6 @@ def compare_recoveries(
     rng_seeds: tuple[int, ...] = (0, 1, 2),
     learning_rate: float | None = None,
     device: str | None = None,
-    trust_study: bool = False,
     trust_remote_code: bool = False,
 ) -> tuple[RecoveryComparison, tuple[RecoveredRow, ...]]:
     """Run a comparison, or what is left of it, and write its page.
@@ -45,15 +44,14 @@ def compare_recoveries(
         rng_seeds: each model is recovered once under each.
         learning_rate: None: tuned for each depth and recovery.
         device: default: as chosen for the search.
-        trust_study: open what a plan names that was not typed on this machine.
-        trust_remote_code: run the code that such a plan's model brings along.
+        trust_remote_code: run the code that the study's model brings along.
 
     Raises:
         SeedError: anything a user can mend.
     """
     if unknown := sorted(set(recoveries or ()) - set(RECOVERIES)):
         raise SeedError(f"--recoveries {' '.join(unknown)}: unknown. Choose from {', '.join(RECOVERIES)}.")
-    study, plan, protocol = planning.open_planned(path, trust_study=trust_study, trust_remote_code=trust_remote_code)
+    study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
     from seed.optimize.recovered import summarize_recoveries
     from seed.reporting.findings import show_recoveries

@@ -13,30 +13,36 @@ from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
 from seed.evidence import StagedSearch
 from seed.findings import StudyRecord
-from seed.stages import options, planning
+from seed.plans import SearchPlan
+from seed.records import Frontier
+from seed.stages import options
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import SearchLine, StagedLine
 
 
 def report_study(
-    path: Path, terminal: Terminal, *, formats: tuple[str, ...] = (), trust_study: bool = False
+    path: Path, terminal: Terminal, *, formats: tuple[str, ...] = (), storage: str | None = None
 ) -> StudyRecord:
     """Write the report of one study, and pictures in these formats; return what it shows.
 
+    ``storage``: the database that shows the study, where its search was given one.
+
     Raises:
-        SeedError: there is no such study, its storage wants the user's word, or no browser draws pictures.
+        SeedError: there is no such study, or no browser draws pictures.
     """
     study = folder.open_existing(path)
     from seed.reporting.pictures import draw_figures, find_browser, write_pictures
     from seed.reporting.summary import show_result
-    from seed.stages.publishing import refresh_report, spell_storage
+    from seed.stages.publishing import open_shown, refresh_report, spell_storage
 
     if formats:
         find_browser()  # before anything is written
     with folder.lock(study):
-        planning.allow_storage(study, trust_study=trust_study)
-        record = refresh_report(study, complain=terminal.say)
+        folder.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
+        plan = folder.read_record(study.plan, SearchPlan)
+        opened = open_shown(study, plan, storage=storage, complain=terminal.say)
+        record = refresh_report(study, opened=opened, complain=terminal.say)
     show_result(terminal, record, study=study, storage=spell_storage(record.plan, study))
     if formats:
         drawn = draw_figures(record)
@@ -66,7 +72,7 @@ def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
     return staged
 
 
-def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | None, trust_study: bool = False) -> Path:
+def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | None) -> Path:
     """Write the page that sets the frontiers of several studies side by side; return where it is.
 
     Raises:
@@ -81,7 +87,6 @@ def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | Non
     records = []
     for study in [folder.open_existing(path) for path in paths]:
         with folder.lock(study):
-            planning.allow_storage(study, trust_study=trust_study)
             records.append(gather_record(study))
     named = dict(zip(name_studies(paths), records, strict=True))
     page = output or paths[0].resolve().parent / name_page(paths)
@@ -104,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--svg", action="store_true", help="write SVG pictures of every figure too")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the page of several studies goes")
-    options.add_trust(parser, code=False)
+    options.add_storage(parser)
     options.add_json(parser)
     return parser
 
@@ -117,7 +122,7 @@ def report_one(args: argparse.Namespace, terminal: Terminal) -> "SearchLine | St
     if folder.StudyFolder(path).stages.is_file():
         return describe_staged(report_stages(path, terminal), path)
     return describe_search(
-        report_study(path, terminal, formats=args.formats, trust_study=args.trust_study), folder.StudyFolder(path)
+        report_study(path, terminal, formats=args.formats, storage=args.storage), folder.StudyFolder(path)
     )
 
 
@@ -127,7 +132,7 @@ def main() -> None:
     args.formats = tuple(form for form in ("png", "svg") if getattr(args, form))
     check_words(args)
     if len(args.study) > 1:
-        compare_studies(args.study, Terminal(), output=args.output, trust_study=args.trust_study)
+        compare_studies(args.study, Terminal(), output=args.output)
     elif args.json:
         answer_in_json(functools.partial(report_one, args))
     else:
@@ -141,9 +146,10 @@ def check_words(args: argparse.Namespace) -> None:
         StudyError: with what to type instead.
     """
     formats, stages = args.formats, [path for path in args.study if folder.StudyFolder(path).stages.is_file()]
-    if len(args.study) > 1 and (formats or args.json):
+    for_one = [*formats, *["json"] * args.json, *["storage"] * bool(args.storage)]
+    if len(args.study) > 1 and for_one:
         raise StudyError(
-            f"--{formats[0] if formats else 'json'}: is for one study, and {len(args.study)} were given. Name one, or leave it out."
+            f"--{for_one[0]}: is for one study, and {len(args.study)} were given. Name one, or leave it out."
         )
     if args.output and (args.output.is_dir() or not args.output.name or not args.output.parent.is_dir()):
         raise StudyError(f"--output {args.output}: is no file in a folder that is there. Name one, such as both.html.")
@@ -153,7 +159,7 @@ def check_words(args: argparse.Namespace) -> None:
         raise StudyError(
             f"--output {args.output}: a page is an HTML file, and this might be another. Give a name that ends in .html."
         )
-    if stages and (formats or len(args.study) > 1):
+    if stages and (formats or args.storage or len(args.study) > 1):
         inside = ", ".join(sorted(str(plan.parent) for plan in stages[0].glob("*/plan.json")))
         raise StudyError(
             f"{stages[0]}: a search in stages, of which each is a study of its own. Name one of them: {inside}."

@@ -1,10 +1,8 @@
 """Tiny models and texts, made on the fly: real checkpoints of real families, small enough for a test."""
 
-import atexit
 import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     from tests.hub import Hub
     from tests.postgres import PostgresServer
 
-# what tests type is not remembered as if their user had typed it
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="seed-state-")
-atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 MakeCheckpoint = Callable[..., Path]
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tests run beside one another

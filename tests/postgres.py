@@ -109,12 +109,9 @@ class PostgresServer:
         self.leash.wait(timeout=START_SECONDS)
         self.leash = None
 
-    def restart(self, mode: str = "fast", *, away_seconds: float = 0.0) -> None:
+    def restart(self, mode: str = "fast") -> None:
         self.stop(mode)
-        try:
-            time.sleep(away_seconds)
-        finally:
-            self.start()
+        self.start()
 
     def make_database(self) -> str:
         """Make an empty database; return its URL."""

@@ -326,7 +326,6 @@ def test_what_cannot_be_done_is_said_with_the_cure(
         (["model", "--keep=1", "--out", str(tmp_path / "mine")], "something else is already there"),
         (["model", "--keep=0-5", "--out", str(tmp_path / "out")], "nothing would be cut"),
         (["studies/tiny", "--keep=1", "--out", str(tmp_path / "out")], "is a study"),
-        (["model", "--keep=1", "--out", str(tmp_path / "out"), "--trust-study"], "Leave out --trust-study"),
         (["model", "--keep=1", "--out", "model/cut"], "Give another --out"),
         (["someone/model", "--keep=1", "--out", str(tmp_path / "out")], "hub cannot be reached"),
         (["./nowhere", "--keep=1", "--out", str(tmp_path / "out")], "no such directory"),
@@ -498,14 +497,6 @@ def test_the_directory_that_one_stands_in_is_not_replaced(
         assert f"{out}: this command runs in it" in error
         assert "another --out" in error
     assert not list(place.iterdir())
-
-
-def test_a_foreign_study_wants_the_user_s_word(inside: Path, tmp_path: Path) -> None:
-    number = read_trials(inside)[False][0].number
-    words = ["seed.export", "studies/tiny", f"--trial={number}", "--no-recovery"]
-    strange = {"XDG_STATE_HOME": str(tmp_path)}
-    assert "--trust-study" in error_of(run_seed(*words, cwd=inside, code=2, **strange))
-    assert not (inside / "studies" / "tiny" / "unrecovered").exists()
 
 
 def test_trials_are_found_by_their_number(inside: Path) -> None:

@@ -8,19 +8,17 @@ import optuna
 from optuna.storages import BaseStorage, RDBStorage
 
 from seed.errors import StudyError
-from seed.optimize.journal import open_journal
+from seed.optimize.journal import read_journal
 from seed.optimize.storage import connect
-from seed.optimize.urls import check_storage_url
+from seed.optimize.urls import hide_secrets
 
 SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]+)")
-NEEDED = (
-    "version_info",
-    "alembic_version",
-)  # Optuna's tables of one row; it writes them last, and anew where they are empty
+# Optuna's tables of one row; it writes them last, and anew where they are empty
+NEEDED = ("version_info", "alembic_version")
 
 
 def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
-    """Return the storage of a study as it is: the journal in its folder, or what ``url`` names.
+    """Return the storage of a study as it is: the journal in its folder, or the database that the user named.
 
     Raises:
         StudyError: there is none yet, or it cannot be read.
@@ -30,34 +28,15 @@ def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
         found = SQLITE.match(url)
         if found and not Path(found["path"]).is_file():  # SQLite would make an empty one
             raise StudyError(
-                f"{found['path']}: no such file, but the study's plan names it as its storage. Run this in the directory "
-                "where the search was run, or restore the file."
+                f"--storage {hide_secrets(url)}: no such file. Run this in the directory where the search was run, or restore the file."
             )
-        return view_database(url)
+        return connect(url, prepare=require_tables)
     if not journal.is_file():  # Optuna would make an empty one
-        raise StudyError(
-            f"{journal}: missing, and with it all trials. Restore it from a copy, or run the search first."
-        )
-    return open_journal(journal)
+        raise StudyError(f"{journal}: missing. Restore it from a copy, or run the search of this study again.")
+    return read_journal(journal)
 
 
-def view_database(url: str) -> BaseStorage:
-    """Return the storage that a URL names, without heartbeats and without patience.
-
-    Raises:
-        StudyError: nothing was ever searched there, or it cannot be opened.
-    """
-    from seed.optimize.patience import close_with, find_engine
-
-    check_storage_url(url)
-    storage = connect(url, heartbeat_seconds=None, grace_seconds=None, prepare=require_tables)
-    engine = find_engine(storage)
-    assert engine is not None
-    close_with(storage, engine)
-    return storage
-
-
-def require_tables(url: str, arguments: dict[str, Any]) -> None:
+def require_tables(url: str, settings: dict[str, Any]) -> None:
     """Raise unless a database holds Optuna's tables, of this Optuna's version. Only reads, so a reader's rights are enough.
 
     Raises:
@@ -65,16 +44,13 @@ def require_tables(url: str, arguments: dict[str, Any]) -> None:
     """
     import sqlalchemy
 
-    settings = {"poolclass": sqlalchemy.NullPool, "connect_args": arguments}
     with sqlalchemy.create_engine(url, **settings).connect() as connection:
         names = sqlalchemy.inspect(connection).get_table_names()
         is_ready = all(
             name in names and connection.execute(sqlalchemy.text(f"SELECT 1 FROM {name}")).first() for name in NEEDED
         )
     if not is_ready:
-        raise StudyError(
-            "the storage that the study's plan names holds no studies yet. Run the search first, which makes them."
-        )
+        raise StudyError("--storage: that database holds no studies yet. Run the search first, which makes them.")
     RDBStorage(url, engine_kwargs=settings, skip_table_creation=True)  # refuses tables of another version
 
 
@@ -87,6 +63,21 @@ def find_study_id(storage: BaseStorage, name: str) -> int:
     try:
         return storage.get_study_id_from_name(name)
     except KeyError:
-        raise StudyError(
-            f"study {name}: not in the storage that its plan names. Run the search of this study again, which writes it."
-        ) from None
+        raise refuse_unknown(name) from None
+
+
+def load_study(storage: BaseStorage, name: str) -> optuna.Study:
+    """Return the study of this name.
+
+    Raises:
+        StudyError: the storage knows none.
+    """
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        raise refuse_unknown(name) from None
+
+
+def refuse_unknown(name: str) -> StudyError:
+    """What is raised where a storage does not know a study."""
+    return StudyError(f"study {name}: not in this storage. Run the search of this study again, which writes it.")

@@ -1,7 +1,7 @@
-"""Notes for Optuna Dashboard, in Markdown: one for the study, and one for each trial of the frontier.
+"""The note of a study for Optuna Dashboard, in Markdown.
 
 Every string that a user or a model brought is escaped, for Markdown and for the HTML that Markdown may hold. Nothing is
-stored here, and no notes are written for trials off the frontier: a trial's note is an attribute of its study.
+stored here.
 """
 
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from seed.findings import StudyRecord
 from seed.plans import SearchPlan
-from seed.records import Candidate, DistillResult, FrontierMember
+from seed.records import FrontierMember
 from seed.reporting.answers import (
     list_contenders,
     recommend,
@@ -19,16 +19,10 @@ from seed.reporting.answers import (
     say_introduction,
     say_recommendation,
 )
-from seed.reporting.replication import say_ratio
 from seed.reporting.wording import (
-    count_things,
-    describe_size,
-    describe_speed,
     format_latency_ratio,
-    format_number,
     format_ppl_ratio,
     list_layers,
-    name_depth,
     name_rung,
 )
 
@@ -71,34 +65,6 @@ def write_opening_note(plan: SearchPlan, *, rung: str, root: Path) -> str:
     )
 
 
-def write_trial_notes(record: StudyRecord) -> dict[int, str]:
-    """Return the notes of the frontier's trials by trial number."""
-    return {member.trial_number: write_trial_note(member, record) for member in record.frontier.members}
-
-
-def write_trial_note(member: FrontierMember, record: StudyRecord) -> str:
-    """Return what a trial of the frontier stands for: its rank and rivals, its scores, and the model made of it."""
-    evaluation = member.evaluation
-    candidate, quality = evaluation.candidate, evaluation.qualities.get(record.frontier.rung)
-    rank = "best" if member.rank == 0 else f"no. {member.rank + 1}"
-    size = describe_size(evaluation.size.num_params, dense_num_params=record.dense.size.num_params)
-    lines = [
-        f"**Frontier: {rank} of those with {name_depth(candidate)}**",
-        "",
-        f"- dropped {list_layers(candidate.dropped_layers)}; kept {list_layers(candidate.kept_layers)}",
-        f"- {size}, {escape_text(describe_speed(evaluation.latency))}: "
-        f"latency ratio {format_latency_ratio(evaluation.latency)}",
-    ]
-    if quality:
-        after = f"after {escape_text(name_rung(record.frontier.rung))}, on validation text"
-        lines.append(f"- PPL ratio {format_ppl_ratio(quality)} {after}")
-    lines.append(f"- P(best of its depth) {100 * member.probability_best:.0f}\u00a0%; {_say_ties(member, record)}")
-    for result in record.distilled:
-        if result.key == candidate.key:
-            lines += _describe_model(result, record)
-    return "\n".join(lines) + "\n"
-
-
 def list_frontier(record: StudyRecord) -> list[str]:
     """Return the frontier's trials as a table of Markdown, each with a link to its own page."""
     members = record.frontier.members
@@ -126,9 +92,9 @@ def explain_trials(*, rung: str, workload: str | None) -> list[str]:
         "",
         "A trial's attributes: `kept` and `dropped` name layers by their index in the original model, from 0; "
         "`num_params` counts what is left; `skipped` or `failed` says why a PRUNED trial has no value. `keep_00`, `keep_01` and so on "
-        "are 1 where the layer is kept, so that the importance of such a parameter is the importance of a layer. Trials of "
-        "the frontier have a note; where a model was exported, its card is among the trial's artifacts. Below the dashboard's own "
-        "plots stand those of the report, which says how to read them.",
+        "are 1 where the layer is kept, so that the importance of such a parameter is the importance of a layer. The cards of "
+        "exported models are the study's artifacts. Below the dashboard's own plots stand those of the report, which says how to "
+        "read them.",
     ]
 
 
@@ -186,39 +152,6 @@ def _link_trial(number: int | None) -> str:
 def _format_quality(member: FrontierMember, record: StudyRecord) -> str:
     quality = member.evaluation.qualities.get(record.frontier.rung)
     return format_ppl_ratio(quality) if quality else "none"
-
-
-def _say_ties(member: FrontierMember, record: StudyRecord) -> str:
-    if not member.tied_with:
-        return "tied with none"
-    numbers = find_trials(record)
-    candidates: dict[str, Candidate] = {
-        evaluation.candidate.key: evaluation.candidate
-        for evaluation in [trial.evaluation for trial in record.trials]
-        + [other.evaluation for other in record.frontier.members]
-    }
-    shown = [key for key in member.tied_with if key in candidates][:5]
-    names = [
-        f"the one without {list_layers(candidates[key].dropped_layers)}{_number_trial(numbers.get(key))}"
-        for key in shown
-    ]
-    more = len(member.tied_with) - len(shown)
-    return "tied with " + ", ".join([*names, *([count_things(more, "other")] if more else [])])
-
-
-def _number_trial(number: int | None) -> str:
-    return "" if number is None else f" (trial {number})"
-
-
-def _describe_model(result: DistillResult, record: StudyRecord) -> Sequence[str]:
-    test = result.test
-    agreement = "" if test.top1_agreement is None else f", top-1 agreement {100 * test.top1_agreement:.1f}\u00a0%"
-    divergence = "" if test.kl_divergence is None else f", KL {format_number(test.kl_divergence)} nats per token"
-    return [
-        f"- distilled: test PPL ratio {say_ratio(result, record.replications.get(result.key))} "
-        f"(without recovery {format_number(result.test_unrecovered.ppl_ratio)}){divergence}{agreement}",
-        f"- exported: {quote_code(f'models/{result.key}')} in the study's folder; its card is among the artifacts below",
-    ]
 
 
 def _join(*parts: Sequence[str]) -> str:

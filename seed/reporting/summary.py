@@ -77,7 +77,8 @@ def show_result(terminal: Terminal, record: StudyRecord, *, study: StudyFolder, 
         for rival in record.gain.rivals:
             terminal.say(f"  {say_rival(rival, record.gain)}")
     terminal.say(f"report:    {study.report}", wrap=False)
-    terminal.say(f"dashboard: python -m seed.dashboard {shlex.quote(str(study.root))}", wrap=False)
+    typed = "" if record.plan.storage is None else f" --storage {shlex.quote(storage)}"
+    terminal.say(f"dashboard: python -m seed.dashboard {shlex.quote(str(study.root))}{typed}", wrap=False)
     terminal.say(
         f"           optuna-dashboard {shlex.quote(storage)} --artifact-dir {shlex.quote(str(study.artifacts))}",
         wrap=False,

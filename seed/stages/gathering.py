@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from optuna import Study
 
 from seed import folder
 from seed.errors import StudyError
@@ -14,27 +13,11 @@ from seed.optimize.frontier import measure_agreement
 from seed.optimize.progress import measure_progress
 from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.optimize.sensitivity import read_sensitivities
-from seed.optimize.storage import open_storage
-from seed.optimize.study import open_study
 from seed.plans import Environment, SearchPlan
 from seed.records import DenseResult, DistillResult, Frontier, Quality, SweepRow, TrialRecord
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
 from seed.stages.planning import read_protocol
-
-
-def open_searched(study: StudyFolder) -> Study:
-    """Open the Optuna study in which a searched study is shown, whose folder the caller holds.
-
-    Raises:
-        StudyError: its journal is missing, or its storage cannot be opened.
-    """
-    plan = folder.read_record(study.plan, SearchPlan)
-    if plan.storage is None and not study.journal.is_file():
-        raise StudyError(f"{study.journal}: missing. Restore it from a copy, or run the search of this study again.")
-    storage = open_storage(plan.storage, journal=study.journal)
-    rung = read_protocol(plan, place=study.root).rung
-    return open_study(storage, name=plan.name, rung=rung, fingerprint=plan.fingerprint)
 
 
 def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_running: bool = False) -> StudyRecord:

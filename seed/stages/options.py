@@ -200,18 +200,16 @@ def add_trainings(parser: argparse.ArgumentParser, *, distill_tokens: str, rng_s
     parser.add_argument("--device", help="default: as chosen for the search")
 
 
-def add_trust(parser: argparse.ArgumentParser, *, code: bool = True) -> None:
-    """The user's word on what somebody else's study would open. The same words in every command that has it."""
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The user's word on code, which no study's folder gives. The same words in every command that has it."""
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the study's model brings along")
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """The database that shows a study, which no study's folder names. The same words in every command that has it."""
     parser.add_argument(
-        "--trust-study",
-        action="store_true",
-        help="open what the study's plan names, though it was not planned by you on this machine: "
-        + ("model, texts, commands, storage" if code else "its storage"),
+        "--storage", metavar="URL", help="the database that shows the study, where its search was given one"
     )
-    if code:
-        parser.add_argument(
-            "--trust-remote-code", action="store_true", help="run code that the study's model brings along"
-        )
 
 
 def add_json(parser: argparse._ActionsContainer) -> None:

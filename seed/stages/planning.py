@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that wrong input is answered at once.
 import datetime
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -24,7 +25,6 @@ from seed.reporting.wording import count_things
 from seed.stages.options import spell_command
 from seed.stages.settings import DTYPES, SearchSettings
 from seed.stages.starts import Start, read_start
-from seed.stages.vouching import list_doors, list_storage, require_word
 
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
 FRONTIER_SIZE = 6
@@ -163,34 +163,48 @@ def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *
         )
 
 
-def open_planned(
-    path: Path, *, trust_study: bool = False, trust_remote_code: bool = False
-) -> tuple[StudyFolder, SearchPlan, Protocol]:
-    """The study in a folder, its plan and its protocol, where the user's word allows to open what they name.
+def read_planned(path: Path) -> tuple[StudyFolder, SearchPlan, Protocol]:
+    """The study in a folder, its plan and its protocol.
 
     Raises:
-        SeedError: there is no such study, another version of Seed planned it, or it wants the user's word.
+        SeedError: there is no such study, or another version of Seed planned it.
     """
     study = folder.open_existing(path)
     plan = folder.read_record(study.plan, SearchPlan)
-    protocol = read_protocol(plan, place=study.root)
-    require_word(
-        [*list_doors(protocol), *list_storage(plan.storage, name=plan.name)],
-        place=study.root,
-        trust_study=trust_study,
-        trust_remote_code=trust_remote_code,
-    )
+    return study, plan, read_protocol(plan, place=study.root)
+
+
+def open_planned(path: Path, *, trust_remote_code: bool = False) -> tuple[StudyFolder, SearchPlan, Protocol]:
+    """What ``read_planned`` returns, to open the model: that is data, but its code runs only where the user says so again.
+
+    Raises:
+        SeedError: there is no such study, another version of Seed planned it, or its model's code wants the user's word.
+    """
+    study, plan, protocol = read_planned(path)
+    if protocol.trust_remote_code and not trust_remote_code:
+        model = protocol.location + (f"@{protocol.revision}" if protocol.revision else "")
+        raise StudyError(
+            f"{study.root}: its model {model} brings its own code, and a study's folder does not choose what runs. If you trust "
+            "its authors, add --trust-remote-code."
+        )
     return study, plan, protocol
 
 
-def allow_storage(study: StudyFolder, *, trust_study: bool = False) -> None:
-    """Make sure that the user's word allows to open a study's storage; model and text stay closed.
+def require_command(protocol: Protocol, typed: str | None, *, place: Path) -> None:
+    """Raise unless the user typed the command by which a study times, or none where it has none.
 
     Raises:
-        StudyError: its storage wants the user's word.
+        StudyError: with what to type.
     """
-    plan = folder.read_record(study.plan, SearchPlan)
-    require_word(list_storage(plan.storage, name=plan.name), place=study.root, trust_study=trust_study)
+    planned = protocol.latency_command
+    if typed == planned:
+        return
+    if planned is None:
+        raise StudyError(f"--latency-command {typed}: {place} was timed by Seed itself. Leave it out.")
+    raise StudyError(
+        f"{place}: was timed by a command, and a study's folder does not choose what runs. If you trust it, add "
+        f"--latency-command {shlex.quote(planned)}."
+    )
 
 
 def make_plan(

@@ -1,4 +1,4 @@
-"""What a study shows: its report, and notes, figures and cards for Optuna Dashboard; also while its search runs.
+"""What a study shows: its report, and note, figures and cards for Optuna Dashboard; also while its search runs.
 
 What is shown is read by ``gathering``, drawn and worded by ``reporting``, and kept in the study by ``optimize.display``.
 """
@@ -12,13 +12,16 @@ from seed.errors import ResourceError, StudyError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.display import show_note, show_study
-from seed.optimize.urls import name_driver
+from seed.optimize.storage import open_storage
+from seed.optimize.study import FINGERPRINT
+from seed.optimize.urls import hide_secrets, name_driver
+from seed.optimize.viewing import load_study, view_storage
 from seed.plans import SearchPlan
 from seed.records import Frontier
 from seed.reporting.board import draw_board
-from seed.reporting.notes import write_opening_note, write_study_note, write_trial_notes
+from seed.reporting.notes import write_opening_note, write_study_note
 from seed.reporting.page import write_page
-from seed.stages.gathering import gather_record, open_searched
+from seed.stages.gathering import gather_record
 from seed.stages.planning import read_protocol
 
 FIRST_SECONDS = 5.0  # of scoring, before which there is little to see
@@ -26,37 +29,68 @@ SHARE = 0.02  # of the time at most goes into showing what is known so far
 GROWTH = 1.25  # times as many trials as were shown last
 
 
+def open_shown(
+    study: StudyFolder, plan: SearchPlan, *, storage: str | None, complain: Callable[[str], None]
+) -> Study | None:
+    """Open the Optuna study that shows a searched study, whose folder the caller holds. None, and ``complain`` is told: it cannot be.
+
+    ``storage``: the database that the user typed; the one that the plan names is opened by no word of the plan.
+
+    Raises:
+        StudyError: the storage that was typed cannot be opened, or holds another study of this name.
+    """
+    if storage is None and plan.storage is not None:
+        complain(
+            f"Optuna Dashboard: shows what it showed, since {hide_secrets(plan.storage)} is opened only where you type it. Add "
+            "--storage URL to show this too."
+        )
+        return None
+    try:
+        if storage is None and study.journal.is_file():
+            opened = load_study(open_storage(None, journal=study.journal), plan.name)
+        else:  # where there is none, none is made
+            opened = load_study(view_storage(storage, journal=study.journal), plan.name)
+        if opened.user_attrs.get(FINGERPRINT) != plan.fingerprint:
+            raise StudyError(f"study {plan.name}: the storage holds a study of this name with another plan.")
+    except StudyError as error:
+        if storage is not None:
+            raise
+        complain(f"Optuna Dashboard: {error}")
+        return None
+    return opened
+
+
 def refresh_report(
-    study: StudyFolder, *, complain: Callable[[str], None], opened: Study | None = None, is_running: bool = False
+    study: StudyFolder, *, opened: Study | None, complain: Callable[[str], None], is_running: bool = False
 ) -> StudyRecord:
-    """Gather a searched study, write its report, and the same into the study for Optuna Dashboard.
+    """Gather a searched study, write its report, and the same into the Optuna study that shows it, if that is open.
 
-    ``opened``: its Optuna study, where that is open. ``is_running``: the search goes on, with distillation.
+    ``is_running``: the search goes on, with distillation.
 
-    A storage that cannot be opened, or does not take what the dashboard shows costs no report: ``complain`` is told.
+    A storage that does not take what the dashboard shows costs no report: ``complain`` is told.
 
     Raises:
         StudyError: the study is not searched yet, or torn.
     """
     record = gather_record(study, is_running=is_running)
-    try:
-        opened = opened or open_searched(study)
-    except StudyError as error:
-        complain(f"Optuna Dashboard: {error}")
-        opened = None
     publish_record(study, opened, record, complain=complain)
     return record
 
 
 def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
-    """Where a study's trials are, as ``optuna-dashboard`` wants to be told."""
-    return str(study.journal) if plan.storage is None else name_driver(plan.storage)
+    """Where a study is shown from, as ``optuna-dashboard`` wants to be told."""
+    if plan.storage is None:
+        return str(study.journal)
+    try:
+        return name_driver(plan.storage)
+    except StudyError:  # no driver is installed here, and none is needed to say this
+        return plan.storage
 
 
 def publish_record(
     study: StudyFolder, opened: Study | None, record: StudyRecord, *, complain: Callable[[str], None]
 ) -> None:
-    """Write the report, then notes, figures and exported models' cards into the Optuna study, where it is open.
+    """Write the report, then note, figures and exported models' cards into the Optuna study, if that is open.
 
     Raises:
         ResourceError: the report cannot be written.
@@ -64,19 +98,13 @@ def publish_record(
     write_page(record, study.report, command=record.plan.command)
     if opened is None:
         return
-    numbers = {trial.number for trial in record.trials}
-    cards = {
-        result.trial_number: study.model(result.key) / "README.md"
-        for result in record.distilled
-        if result.trial_number is not None and result.trial_number in numbers
-    }
+    cards = {f"{result.key}.md": study.model(result.key) / "README.md" for result in record.distilled}
     try:
         show_study(
             opened,
             note=write_study_note(record, root=study.root),
-            trial_notes={number: note for number, note in write_trial_notes(record).items() if number in numbers},
             figures=draw_board(record),
-            cards={number: path.read_text(encoding="utf-8") for number, path in cards.items() if path.is_file()},
+            cards={name: path.read_text(encoding="utf-8") for name, path in cards.items() if path.is_file()},
             artifacts=study.artifacts,
         )
     except (StudyError, ResourceError) as error:
@@ -87,10 +115,10 @@ def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, comp
     """Say in Optuna Dashboard that a search has begun, where it has no answer from before."""
     if study.frontier.exists():
         return
-    rung = read_protocol(plan, place=study.root).rung
+    note = write_opening_note(plan, rung=read_protocol(plan, place=study.root).rung, root=study.root)
     try:
-        show_note(opened, write_opening_note(plan, rung=rung, root=study.root))
-    except StudyError as error:
+        show_note(opened, note, artifacts=study.artifacts)
+    except (StudyError, ResourceError) as error:
         complain(f"Optuna Dashboard: {error}")
 
 

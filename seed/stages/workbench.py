@@ -149,7 +149,7 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
     """Open the model and text of a study again, and verify that they are the same.
 
     Raises:
-        SeedError: model or text changed since the study was planned, or the user did not say that they may be opened.
+        SeedError: model or text changed since the study was planned.
     """
     device = choose_device(device_name)
     if name_device(device) != protocol.device:

@@ -1,12 +1,7 @@
-"""Databases: opened by many at once, looked at without a trace."""
+"""Storages: journals of one writer, mended where they are torn; databases, looked at without a trace."""
 
-import itertools
-import os
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -14,76 +9,25 @@ import pytest
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-import seed
-from seed.errors import StudyError
-from seed.optimize.storage import open_storage
-from seed.optimize.viewing import find_study_id, view_storage
+from seed.errors import ResourceError, StudyError
+from seed.optimize import journal as journals
+from seed.optimize.storage import explain_outage, open_storage
+from seed.optimize.viewing import find_study_id, load_study, view_storage
 
-REPOSITORY = Path(seed.__file__).parents[1]
-OPENER = """
-import sys
-from pathlib import Path
-import optuna
-from seed.optimize.storage import open_storage
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-print("ready", flush=True)
-for url in sys.stdin:
-    storage = open_storage(url.strip(), journal=Path("journal.log"))
-    study = optuna.create_study(storage=storage, study_name="here", load_if_exists=True)
-    trial = study.ask()
-    study.tell(trial, 1.0)
-    print("done", flush=True)
-"""
-
-
-@contextmanager
-def start_openers(*, processes: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start processes that open the databases that they are told, and add a trial to each."""
-    openers = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPENER],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(processes)
-    ]
-    try:
-        for opener in openers:
-            assert opener.stdout is not None
-            assert opener.stdout.readline() == "ready\n", opener.communicate()
-        yield openers
-    finally:
-        for opener in openers:
-            opener.kill()
-            opener.communicate()
-
-
-def open_at_once(openers: list[subprocess.Popen[str]], url: str) -> None:
-    for opener in openers:
-        assert opener.stdin is not None
-        opener.stdin.write(f"{url}\n")
-        opener.stdin.flush()
-    for opener in openers:
-        assert opener.stdout is not None
-        assert opener.stdout.readline() == "done\n", opener.communicate()
-    study = optuna.load_study(storage=open_storage(url, journal=Path("journal.log")), study_name="here")
-    assert [(trial.number, trial.value) for trial in study.trials] == [(n, 1.0) for n in range(len(openers))]
-
-
-def test_many_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
-    with start_openers(processes=4) as openers:
-        for turn in range(3):
-            open_at_once(openers, f"sqlite:///{tmp_path}/{turn}.db")
+# ---- databases
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite+pysqlite:///"])
 def test_a_database_in_memory_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"gone when the search ends\. Name a file"):
         open_storage(url, journal=tmp_path / "journal.log")
+
+
+@pytest.mark.parametrize("opened", [open_storage, view_storage])
+def test_a_url_with_a_password_is_refused(opened: Callable[..., BaseStorage], tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="the URL holds a password") as found:
+        opened("postgresql://me:hunter2@host/studies", journal=tmp_path / "journal.log")
+    assert "hunter2" not in str(found.value)
 
 
 def test_tables_of_another_version_are_refused_with_the_cure(tmp_path: Path) -> None:
@@ -95,11 +39,29 @@ def test_tables_of_another_version_are_refused_with_the_cure(tmp_path: Path) -> 
             opened(url, journal=tmp_path / "journal.log")
 
 
-def test_a_file_that_is_no_database_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "studies.db").write_text("what is this? " * 1000)
     for opened in (open_storage, view_storage):
         with pytest.raises(StudyError, match="not a database"):
             opened(f"sqlite:///{tmp_path}/studies.db", journal=tmp_path / "journal.log")
+
+
+def test_a_database_that_goes_away_amid_a_search_is_one_error_with_the_cure(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/studies.db", journal=tmp_path / "journal.log")
+    study = optuna.create_study(storage=storage, study_name="here")
+    change(tmp_path / "studies.db", "DROP TABLE trials")
+    said = r"no such table: trials.*then run the same command again to go on"
+    with pytest.raises(ResourceError, match=said), explain_outage():
+        study.ask()
+    with pytest.raises(ZeroDivisionError), explain_outage():
+        _ = 1 / 0
+
+
+def change(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(statement)
+    connection.close()
 
 
 # ---- journals
@@ -110,6 +72,10 @@ def make_journal(path: Path) -> list[bytes]:
     study.tell(study.ask({"x": optuna.distributions.IntDistribution(0, 3)}), 1.25)
     study.ask()
     return path.read_bytes().splitlines(keepends=True)
+
+
+def count_trials(storage: BaseStorage) -> int:
+    return len(optuna.load_study(storage=storage, study_name="here").trials)
 
 
 @pytest.mark.parametrize(
@@ -139,20 +105,62 @@ def test_a_line_that_is_not_optunas_is_refused_with_its_number_and_may_be_remove
         opened(None, journal=path)
     assert path.read_bytes() == content
     path.write_bytes(b"".join([first, *others]))
-    assert optuna.load_study(storage=opened(None, journal=path), study_name="here").trials[0].value == 1.25
+    assert load_study(opened(None, journal=path), "here").trials[0].value == 1.25
 
 
-def test_a_value_that_changed_on_the_disk_is_refused_and_journals_of_optunas_own_are_read(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_cut_wherever_it_was_torn(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    *whole, last = make_journal(path)
+    kept = b"".join(whole)
+    for torn in (*(last[:length] for length in range(len(last))), last[:-5] + b"\n", b"\0" * 100):
+        path.write_bytes(kept + torn)
+        assert count_trials(view_storage(None, journal=path)) == 1
+        assert path.read_bytes() == kept + torn
+        assert count_trials(open_storage(None, journal=path)) == 1
+        assert path.read_bytes() == kept
+    path.write_bytes(last[:-5])
+    assert open_storage(None, journal=path).get_all_studies() == []
+
+
+def test_a_line_that_the_disk_takes_in_part_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "journal.log"
     make_journal(path)
-    path.write_bytes(path.read_bytes().replace(b'"values":[1.25]', b'"values":[1.35]'))
-    with pytest.raises(StudyError, match=r"line \d+ is damaged.*checksum"):
-        open_storage(None, journal=path)
-    own = JournalStorage(JournalFileBackend(str(tmp_path / "own.log")))
-    study = optuna.create_study(storage=own, study_name="own")
-    study.tell(study.ask(), 2.0)
-    opened = open_storage(None, journal=tmp_path / "own.log")
-    assert optuna.load_study(storage=opened, study_name="own").trials[0].value == 2.0
+    study = load_study(open_storage(None, journal=path), "here")
+    content = path.read_bytes()
+
+    def fill(self: JournalFileBackend, logs: list[dict[str, object]]) -> None:
+        with path.open("ab") as handle:
+            handle.write(b'{"op_code":4,"wor')
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "append_logs", fill)
+        with pytest.raises(ResourceError, match=r"journal\.log: cannot be written"):
+            study.ask()
+    assert path.read_bytes() == content
+    study.ask()
+    assert count_trials(open_storage(None, journal=path)) == 3
+
+
+def test_what_optuna_wrote_is_read_and_what_is_written_optuna_reads(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    own = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(path))), study_name="here")
+    own.tell(own.ask(), 2.0)
+    study = load_study(open_storage(None, journal=path), "here")
+    study.tell(study.ask(), 3.0)
+    plain = optuna.load_study(storage=JournalStorage(JournalFileBackend(str(path))), study_name="here")
+    assert [trial.value for trial in plain.trials] == [2.0, 3.0]
+    assert [trial.value for trial in own.trials] == [2.0, 3.0]
+    assert {found.name for found in tmp_path.iterdir()} == {"journal.log"}
+
+
+def test_a_journal_grows_by_whole_lines_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    journal = journals.Journal(path)
+    journal.append_logs([{"a": 1}, {"b": 2}])
+    journal.append_logs([{"c": "x" * 100_000}])
+    assert path.read_bytes().count(b"\n") == 3
+    assert [list(log) for log in journal.read_logs(1)] == [["b"], ["c"]]
 
 
 # ---- looking
@@ -172,6 +180,10 @@ def test_looking_creates_nothing(tmp_path: Path, forgotten: str) -> None:
     assert path.read_bytes() == content
     open_storage(f"sqlite:///{path}", journal=tmp_path / "journal.log")
     view_storage(f"sqlite:///{path}", journal=tmp_path / "journal.log")
+    for url in (None, f"sqlite:///{tmp_path}/none.db"):
+        with pytest.raises(StudyError, match=r"missing|no such file"):
+            view_storage(url, journal=tmp_path / "none.db")
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_looking_needs_no_right_to_write(tmp_path: Path) -> None:
@@ -186,33 +198,9 @@ def test_looking_needs_no_right_to_write(tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
-def change(path: Path, statement: str) -> None:
-    connection = sqlite3.connect(path)
-    with connection:
-        connection.execute(statement)
-    connection.close()
-
-
-def test_opening_again_and_again_is_given_up_when_it_never_succeeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from seed.optimize import storage as storages
-
-    turns = itertools.count(1)
-
-    def collide(*args: object, **settings: object) -> None:
-        next(turns)
-        error = storages.StudyError("table studies already exists")
-        raise make_collision() from error
-
-    monkeypatch.setattr(storages, "RDBStorage", collide)
-    monkeypatch.setattr(storages.time, "sleep", lambda seconds: None)
-    with pytest.raises(StudyError, match="already exists"):
-        open_storage(f"sqlite:///{tmp_path}/studies.db", journal=tmp_path / "journal.log")
-    assert next(turns) == storages.OPENING_TRIES + 1
-
-
-def make_collision() -> Exception:
-    from sqlalchemy import exc
-
-    return exc.OperationalError("CREATE TABLE studies", {}, sqlite3.OperationalError("table studies already exists"))
+def test_a_study_that_is_not_there_is_named(tmp_path: Path) -> None:
+    make_journal(tmp_path / "journal.log")
+    storage = view_storage(None, journal=tmp_path / "journal.log")
+    for find in (find_study_id, load_study):
+        with pytest.raises(StudyError, match=r"study there: not in this storage"):
+            find(storage, "there")

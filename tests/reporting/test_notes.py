@@ -1,4 +1,4 @@
-"""Notes for Optuna Dashboard give the answer, and keep every foreign string as text."""
+"""The note for Optuna Dashboard gives the answer, and keeps every foreign string as text."""
 
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from seed.reporting.notes import (
     quote_code,
     write_opening_note,
     write_study_note,
-    write_trial_notes,
 )
 
 HOSTILE = "<script>alert(1)</script>"
@@ -45,21 +44,6 @@ def test_a_search_that_has_begun_says_so(record: StudyRecord) -> None:
     note = write_opening_note(record.plan, rung="closed_form", root=Path("studies/demo"))
     assert "The search is running" in note
     assert "`PPL ratio (closed form)`" in note
-
-
-def test_notes_are_for_trials_of_the_frontier_alone(record: StudyRecord) -> None:
-    notes = write_trial_notes(record)
-    assert set(notes) == {member.trial_number for member in record.frontier.members}
-    first = notes[record.frontier.members[0].trial_number]
-    for said in (
-        "best of those with",
-        "dropped",
-        "kept",
-        "P(best of its depth) 63",
-        "tied with the one",
-        "models/drop-",
-    ):
-        assert said in first
 
 
 @pytest.mark.parametrize(
