@@ -157,9 +157,11 @@ def open_executor(settings: SearchSettings, *, say: Callable[[str], None]) -> It
         raise ResourceError(
             "--workers, --ray: need Ray, which is not installed. Install it: pip install 'seed-search[ray]'."
         )
+    say("starting Ray" if settings.ray is None else f"joining the Ray cluster at {settings.ray}")
     from seed.ray_executor import open_ray  # seconds
 
     with open_ray(settings) as executor:
+        say(f"{executor.num_evaluators} evaluators, on {executor.reference.name}")
         yield executor
 
 
