@@ -44,7 +44,7 @@ def make_parser() -> CommandParser:
         "--trials",
         type=positive_int,
         metavar="N",
-        help="candidates scored at the objective's rung, where a sweep does not score all",
+        help="candidates that are scored (default: the model's, or all that a sweep scores within its budget)",
     )
     search.add_argument(
         "--sweep-budget",

@@ -87,22 +87,22 @@ def score_space(
 ) -> None:
     """Score candidates at the objective's rung until the budget is spent or the space is exhausted."""
     space, store, retry_skipped = trials.space, trials.store, not settings.screen
-    is_whole = plan.covers_space and trials.rung == "closed_form"  # then a trial costs nothing beyond the sweep
-    target = space.size if is_whole else min(plan.trials, space.size)
+    target = min(plan.trials, space.size)
     if trials.complete:
         terminal.say(f"{say_were(len(trials.complete))} scored before")
     if len(trials.complete) >= target or trials.count_taken(retry_skipped=retry_skipped) >= space.size:
         return
-    order = list(enumerate_candidates(space)) if plan.covers_space or space.size <= plan.trials else []
+    is_whole = space.size <= plan.trials
+    order = list(enumerate_candidates(space)) if plan.covers_space or is_whole else []
     sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space else []
     if missing := [candidate for candidate in sample if not book.is_known(candidate, "none")]:
         keep_rows(store, book, scorers.measure_unrecovered(missing)[1])
     swept: dict[Candidate, Quality] = {}
-    if plan.covers_space and not is_whole:
+    if plan.covers_space and trials.rung != "closed_form":
         swept = sweep_space(terminal, scorers, order, store=store, book=book)
-        order = rank_candidates(swept) if space.size <= plan.trials else []
+        order = rank_candidates(swept)
     proposer: Proposer
-    if order:
+    if is_whole:
         is_long = trials.rung == "short_distillation"  # then what is screened depends on those before
         batch = scorers.num_evaluators if is_long else target if timer.is_complete else TIMED_BATCH
         proposer = Walk(trials, order, batch=batch, retry_skipped=retry_skipped)
