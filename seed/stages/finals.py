@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 from torch import nn
@@ -34,6 +35,7 @@ from seed.scoring.instruments import (
     Instruments,
     enrol,
     exported_losses,
+    start_student,
     train_together,
 )
 from seed.scoring.quality import DocumentLosses
@@ -125,6 +127,7 @@ def distill_members(
     members: Sequence[Member],
     budget: Budget,
     *,
+    at_most: int | None = None,
     post: Post | None = None,
     eval_command: str | None = None,
     on_work: Callable[[float, str], None] = lambda amount, key: None,
@@ -132,6 +135,7 @@ def distill_members(
 ) -> list[DistillResult]:
     """Distill, export and judge members under every random seed; finished ones are read back.
 
+    ``at_most``: so many are trained side by side; None: as many as memory takes.
     With a post, others of this host may do the same, and each member is one process's at a time; all return when all are
     done. ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom;
     ``complain`` of what went wrong and was got over.
@@ -155,7 +159,7 @@ def distill_members(
 
     look()
     while len(done) < total:
-        with _hold_group(bench, members, budget, done, look, post) as (rng_seed, places):
+        with _hold_group(bench, members, budget, done, look, at_most, post) as (rng_seed, places):
             if places:
                 told.update((rng_seed, place) for place in places)
                 _distill_group(
@@ -186,12 +190,13 @@ def _hold_group(
     budget: Budget,
     done: set[tuple[int, int]],
     look: Callable[[], None],
+    most_together: int | None,
     post: Post | None,
 ) -> Iterator[tuple[int, list[int]]]:
     """Hold members that are to be trained side by side under one random seed, as many as memory takes; none, where others have all."""
     num_workers = 1 if post is None else 1 + post.presence.count_others()
     left = len(members) * len(budget.rng_seeds) - len(done)
-    at_most = max(1, min(count_together(bench) // num_workers, -(-left // num_workers)))
+    at_most = max(1, min((most_together or count_together(bench)) // num_workers, -(-left // num_workers)))
     first = budget.rng_seeds[0]
     shares = Shares(None) if post is None else post.share("distill")
     for rng_seed in budget.rng_seeds:
@@ -208,6 +213,35 @@ def _hold_group(
                 yield rng_seed, places
                 return
     yield first, []
+
+
+def plan_groups(
+    bench: Workbench, members: Sequence[Member], budget: Budget, *, at_most: int
+) -> list[tuple[int, list[Member]]]:
+    """Which members are trained side by side under which random seed, in turn: those that are not done."""
+    groups = []
+    for rng_seed in budget.rng_seeds:
+        left = [member for member in members if not is_done(bench, member, budget, rng_seed)]
+        groups += [(rng_seed, left[first : first + at_most]) for first in range(0, len(left), at_most)]
+    return groups
+
+
+def take_part(
+    bench: Workbench, instruments: Instruments, groups: Sequence[tuple[int, Sequence[Member]]], budget: Budget
+) -> None:
+    """Train what the first of several processes distils; all it starts with comes from there, and what comes of it goes there."""
+    for rng_seed, group in groups:
+        pupils = [
+            enrol(
+                instruments,
+                start_student(instruments, member.candidate, None),
+                _settings(bench, member, budget, rng_seed),
+                candidate=member.candidate,
+                checkpoint=_checkpoint(bench, member, budget, rng_seed),
+            )
+            for member in group
+        ]
+        train_together(instruments, pupils)
 
 
 def is_done(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> bool:
@@ -249,6 +283,12 @@ def _settings(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -
     )
 
 
+def _checkpoint(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> Path:
+    """Where the progress of a training lies."""
+    suffix = "" if rng_seed == budget.rng_seeds[0] else f"-{rng_seed}"
+    return bench.folder.work / f"distill-{member.key}{suffix}.pt"
+
+
 def _distill_group(
     bench: Workbench,
     sweep: Sweep,
@@ -272,8 +312,7 @@ def _distill_group(
         on_work(0, f"preparing {member.key}")
         settings = _settings(bench, member, budget, rng_seed)
         start, student = make_start(sweep, member, settings)
-        suffix = "" if is_first else f"-{rng_seed}"
-        checkpoints.append(bench.folder.work / f"distill-{member.key}{suffix}.pt")
+        checkpoints.append(_checkpoint(bench, member, budget, rng_seed))
         pupils.append(
             enrol(
                 instruments,
