@@ -91,9 +91,11 @@ def distill_trials(
             if not processes.leads:
                 record = gather_record(study)
             chosen = choose_trials(study, record, trial=trial, replicas=replicas or plan.replicas)
-            if not chosen:
-                terminal.say(f"{study.root}: every member of the frontier is distilled")
-                return [], record
+        processes.require_alike(repr([one.evaluation.candidate.key for one in chosen]))
+        if not chosen:
+            terminal.say(f"{study.root}: every member of the frontier is distilled")
+            return [], record
+        with processes.fail_together():
             work = prepare(
                 study,
                 protocol,
@@ -105,8 +107,9 @@ def distill_trials(
                 device=device,
                 several=several,
             )
-        at_most = processes.find_least(recovering.count_together(work.bench))
+        at_most = None
         if several is not None:
+            at_most = several.find_least(recovering.count_together(work.bench))
             groups = finals.plan_groups(work.bench, work.members, work.budget, at_most=at_most)
             several.require_alike(repr([(seed, [one.key for one in group]) for seed, group in groups] + [work.budget]))
             if not several.leads:
@@ -193,7 +196,13 @@ def spread(bench: "Workbench", instruments: "Instruments", several: "Several") -
 
 
 def lead(
-    study: StudyFolder, plan: SearchPlan, work: Work, *, at_most: int, eval_command: str | None, terminal: Terminal
+    study: StudyFolder,
+    plan: SearchPlan,
+    work: Work,
+    *,
+    at_most: int | None,
+    eval_command: str | None,
+    terminal: Terminal,
 ) -> list[DistillResult]:
     """Distill, export and judge what is to be distilled."""
     from seed.scoring.sweep import Sweep

@@ -179,6 +179,7 @@ def distill(
             for training in active:
                 training.save_when_due(at_once=ends)
             if ends:
+                processes.find_least(0)  # launchers end the others with the one that ends first
                 raise interrupts.Stopped
         return [training.finish() for training in trainings]
 
@@ -186,9 +187,7 @@ def distill(
 class _Training:
     """One student on its way: its optimizer, its curve, its best weights so far."""
 
-    def __init__(
-        self, pupil: Pupil, stack: contextlib.ExitStack, processes: OneProcess, *, window_tokens: int
-    ) -> None:
+    def __init__(self, pupil: Pupil, stack: contextlib.ExitStack, processes: OneProcess, *, window_tokens: int) -> None:
         """``stack`` holds what has to be undone when training ends."""
         self.pupil, self.processes, settings = pupil, processes, pupil.settings
         student = pupil.student
@@ -211,7 +210,7 @@ class _Training:
             fused=True,
         )
         saved = _read_checkpoint(pupil, self.trained, processes)
-        processes.require_alike(f"{pupil.checkpoint}: {None if saved is None else saved['step']}")
+        processes.require_alike("anew" if saved is None else f"from step {saved['step']}")
         if saved is None:
             self.done, self.best_step, self.best_loss = 0, 0, pupil.validate(student)
             self.best_weights = processes.copy_weights(student, self.trained)
@@ -381,9 +380,7 @@ def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
-def _read_checkpoint(
-    pupil: Pupil, trained: dict[str, nn.Parameter], processes: OneProcess
-) -> dict[str, Any] | None:
+def _read_checkpoint(pupil: Pupil, trained: dict[str, nn.Parameter], processes: OneProcess) -> dict[str, Any] | None:
     """Return a saved state of the same settings, whole and of these weights; another is as good as none."""
     path = pupil.checkpoint
     if path is None or not path.is_file():

@@ -110,7 +110,7 @@ class Several(OneProcess):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def copy_weights(self, student: nn.Module, trained: Weights) -> dict[str, Tensor]:
-        whole = get_model_state_dict(student, options=TO_FIRST)
+        whole: dict[str, Any] = get_model_state_dict(student, options=TO_FIRST)
         return {name: whole[name] for name in trained} if self.leads else {}
 
     def load_weights(self, student: nn.Module, trained: Weights, values: Mapping[str, Tensor]) -> None:

@@ -128,7 +128,9 @@ def train(case: Case, processes: OneProcess = ALONE) -> list[dict[str, Any]]:
 
 def main(cases: Path, directory: Path) -> None:
     torch.set_num_threads(1)
-    distillation.CHECKPOINT_SECONDS = distillation.SAVING_SHARE = -1.0  # progress is saved at every step
+    wanted = [Case(**words) for words in json.loads(cases.read_text())]
+    if all(case.stop_at is None for case in wanted):
+        distillation.CHECKPOINT_SECONDS = distillation.SAVING_SHARE = -1.0  # progress is saved at every step
     shard, shards = fsdp.shard, []
 
     def watch(*args: Any, **kwargs: Any) -> Any:
@@ -147,8 +149,7 @@ def main(cases: Path, directory: Path) -> None:
     interrupts.listen()
     with fsdp.join_processes() if "RANK" in os.environ else contextlib.nullcontext(ALONE) as processes:
         results = {}
-        for words in json.loads(cases.read_text()):
-            case = Case(**words)
+        for case in wanted:
             results[case.name] = train(case, processes)
             if processes.leads:
                 torch.save(results, directory / "results.pt")

@@ -14,9 +14,9 @@ from msgspec import structs
 from torch import nn
 
 from seed.errors import ResourceError
-from seed.scoring.objectives import Objective
 from seed.scoring.fsdp import Several, empty, refuse_unfit
-from tests.models.families import make_model
+from seed.scoring.objectives import Objective
+from tests.models.families import FAMILIES, make_model
 from tests.scoring import group_worker
 from tests.scoring.group_worker import Case, train, write_cases
 
@@ -113,12 +113,37 @@ def test_one_process_goes_on_where_two_were_killed(tmp_path: Path) -> None:
     assert_same_training([found], [unbroken])
 
 
+def test_all_save_and_stop_behind_the_step_where_one_is_asked_to(tmp_path: Path) -> None:
+    stopped = replace(STOPPED, kill_at=None, stop_at=3, checkpoint=str(tmp_path / "progress.pt"))
+    done = work(tmp_path, [stopped], processes=2)
+    assert done.returncode == 1
+    assert "SIGTERM" not in done.stderr.partition("Root Cause")[2], "the last ended by itself, in order"
+    [found] = train(replace(stopped, stop_at=None))
+    assert found["steps"] == [4, 5, 6]
+    assert_same_training([found], train(replace(stopped, stop_at=None, checkpoint=None)))
+
+
 @pytest.mark.parametrize(("num_items", "size"), [(4, 2), (5, 2), (1, 2), (4, 3), (2, 4), (7, 1)])
 def test_shares_are_equally_long_and_count_everything_once(num_items: int, size: int) -> None:
     items = torch.arange(10, 10 + num_items)
     shares = [Several(rank, size).take_share(items) for rank in range(size)]
     assert len({len(mine) for mine, _ in shares}) == 1
     assert torch.equal(torch.cat([mine[:counted] for mine, counted in shares]), items)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_emptied_model_has_all_but_its_weights(family: str) -> None:
+    model = make_model(family)
+    emptied = empty(model)
+    assert all(weight.is_meta for weight in emptied.parameters())
+    for of in (nn.Module.named_parameters, nn.Module.named_buffers):
+        pairs = [[*of(one, remove_duplicate=False)] for one in (emptied, model)]
+        described = [[(name, tensor.dtype, tensor.shape) for name, tensor in one] for one in pairs]
+        assert described[0] == described[1]
+    assert len([*emptied.parameters()]) == len([*model.parameters()])  # ties are tied
+    for found, own in zip(emptied.buffers(), model.buffers(), strict=True):
+        assert torch.equal(found, own)
+        assert found is not own
 
 
 class Routed(nn.Module):
