@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from seed import folder
+from seed.records import Frontier
 from seed.reporting.result_line import DistillLine, SearchLine
 from tests.test_commands import environment, read_line, run_seed, search_words
 
@@ -119,7 +122,8 @@ def test_what_the_other_process_alone_finds_wrong_ends_both(searched, tmp_path):
 def test_processes_that_see_different_folders_do_not_train(searched, tmp_path):
     path = shutil.copytree(searched, tmp_path / "other")
     frontier = path / "studies" / "tiny" / "frontier.json"
-    frontier.write_text(json.dumps(json.loads(frontier.read_text()) | {"members": []}))
+    emptied = msgspec.structs.replace(folder.read_record(frontier, Frontier), members=())
+    folder.write_record(frontier, emptied)
     first, second = end(start_by_hand("studies/tiny", cwd=searched, second_cwd=path))
     assert first[0] == 2
     assert first[2].startswith("error: the 2 processes of this run see different folders")

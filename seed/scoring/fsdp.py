@@ -82,6 +82,10 @@ class Several(OneProcess):
         if found is not None and first == self.rank:
             raise found
         if first < self.size:
+            with contextlib.suppress(RuntimeError):
+                self.find_least(
+                    0
+                )  # until the one that says it is gone: launchers end the others with the first that ends
             raise SystemExit(2)
 
     def require_alike(self, decided: str) -> None:
@@ -174,10 +178,6 @@ def join_processes() -> Iterator[Several]:
             f"another of the {size} processes of this run ended; what it said, or its launcher, tells why. What was saved is "
             "kept: run the same command again to go on, with as many processes as you like."
         ) from error
-    except KeyboardInterrupt:
-        if several.leads:
-            raise
-        raise SystemExit(130) from None
     gc.collect()  # sharded models hold on to the group, and its threads must end before the interpreter does
     dist.destroy_process_group()
 
