@@ -15,6 +15,7 @@ from seed.evaluator import Evaluator
 from seed.models.teacher import choose_device
 from seed.optimize.screening import Screen
 from seed.records import Candidate, Latency, Quality, Scored, SweepRow
+from seed.reporting.wording import count_things
 from seed.stages.finals import Budget, Made, Tell
 from seed.stages.protocols import Reference, describe_reference
 from seed.stages.schooling import Member
@@ -161,7 +162,7 @@ def open_executor(settings: SearchSettings, *, say: Callable[[str], None]) -> It
     from seed.ray_executor import open_ray  # seconds
 
     with open_ray(settings) as executor:
-        say(f"{executor.num_evaluators} evaluators, on {executor.reference.name}")
+        say(f"{count_things(executor.num_evaluators, 'evaluator')}, on {executor.reference.name}")
         yield executor
 
 
