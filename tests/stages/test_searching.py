@@ -11,7 +11,7 @@ import torch
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.plans import SearchPlan
-from seed.records import Candidate, Latency, Quality, SearchSpace, SweepRow, TrialRecord
+from seed.records import Candidate, Latency, Quality, SweepRow, TrialRecord
 from seed.scores import ScoreStore
 from seed.scoring.instruments import start_student
 from seed.scoring.sweep import Sweep
