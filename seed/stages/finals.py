@@ -19,7 +19,7 @@ import msgspec
 from torch import nn
 
 from seed import folder
-from seed.errors import StudyError
+from seed.errors import SeedError, StudyError
 from seed.folder import StudyFolder
 from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.classes import find_auto_class, reads_images
@@ -404,7 +404,11 @@ def keep_first(bench: Workbench, plan: SearchPlan, dense: DenseResult, made: Mad
         (aside / PROVENANCE).write_text(json.dumps(said), encoding="utf-8")
         provenance_sha256 = add_hashes(aside)
     finished = msgspec.structs.replace(result, provenance_sha256=provenance_sha256)
-    folder.write_record(bench.folder.result(member.key), finished)
+    try:
+        folder.write_record(bench.folder.result(member.key), finished)
+    except SeedError:
+        shutil.rmtree(path, ignore_errors=True)  # no record tells of it
+        raise
     if isinstance(made.checkpoint, Path):
         shutil.rmtree(made.checkpoint, ignore_errors=True)
 
