@@ -316,8 +316,8 @@ def join(settings: SearchSettings) -> None:
                 ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ResourceError(
-                f"--ray {settings.ray}: no cluster answers there ({str(error).splitlines()[0]}). Start one with ray start --head, or leave "
-                "--ray out."
+                f"--ray {settings.ray}: no cluster answers there ({str(error).splitlines()[0]}). Start one with ray start --head, set "
+                "RAY_AUTH_MODE=token if it asks for one (docs/cluster.md), or leave --ray out."
             ) from error
 
 
