@@ -490,7 +490,7 @@ def refuse_cluster(address: str, why: str) -> ResourceError:
     """No cluster can be joined."""
     return ResourceError(
         f"--ray {address}: no cluster answers there, or this machine is none of its nodes ({why}). Start one with ray start --head, "
-        "join it with ray start --address HOST:PORT, or leave --ray out."
+        "join it with ray start --address HOST:PORT, set RAY_AUTH_MODE=token if it asks for one (docs/cluster.md), or leave --ray out."
     )
 
 

@@ -131,7 +131,7 @@ def time_starts(terminal: Terminal, *, times: int) -> dict[str, Any]:
             for count in ACTORS if number % 2 == 0 else ACTORS[::-1]:
                 with contextlib.ExitStack() as stack:
                     running = ray_executor.open_ray(SearchSettings(workers=count, device="cpu"))
-                    start = functools.partial(stack.enter_context, running)
+                    start = functools.partial(start_ray, stack, running)
                     began[str(count)].append(turns.time_call(start))
                     ended.append(turns.time_call(stack.close))
                 advance(1, f"{count}: {began[str(count)][-1]:.1f} s")
@@ -139,6 +139,11 @@ def time_starts(terminal: Terminal, *, times: int) -> dict[str, Any]:
         "by_actors": {name: turns.range_of(seconds) for name, seconds in began.items()},
         "end": turns.range_of(ended),
     }
+
+
+def start_ray(stack: contextlib.ExitStack, running: contextlib.AbstractContextManager[RayExecutor]) -> None:
+    """Until evaluators answer, and what they say can be heard."""
+    stack.enter_context(running).news.empty()
 
 
 # ---- null
