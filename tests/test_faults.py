@@ -1,9 +1,8 @@
 """Searches and distillations that something befalls: losses without numbers, kills, full disks, torn files."""
 
+import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +19,10 @@ from seed.optimize.storage import open_storage
 from seed.scores import ScoreStore
 from seed.search import search
 from seed.stages.settings import SearchSettings
+from tests import started
 from tests.conftest import MakeCheckpoint, make_config, make_tokenizer
 from tests.finished import SMALL, Heard
-from tests.test_commands import TINY, environment, error_of, run_seed
+from tests.test_commands import TINY, error_of, run_seed
 
 TRIALS = 9
 RUNG_2 = ["--rung=2", "--short-steps=12", f"--trials={TRIALS}", "--sweep-budget=0", "--no-screen", "--frontier-size=2"]
@@ -31,15 +31,12 @@ RUNG_2 = ["--rung=2", "--short-steps=12", f"--trials={TRIALS}", "--sweep-budget=
 class Search:
     """A search as a user starts it, and what it says."""
 
-    def __init__(self, model: Path, text: Path, place: Path, *more: str, **extra: str) -> None:
+    def __init__(self, model: Path, text: Path, place: Path, *more: str, prelude: str = "") -> None:
         self.place = place
         self.words = ["seed.search", "--model", str(model), "--recovery-text", str(text), *TINY, "--study=tiny", *more]
         self.folder = StudyFolder(place / "studies" / "tiny")
         self.output = place / f"output-{len(list(place.glob('output-*')))}.txt"
-        with self.output.open("w") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *self.words], cwd=place, env=environment(**extra), stdout=output, stderr=output
-            )
+        self.process = started.start(self.words, cwd=place, out=self.output, prelude=prelude)
 
     def read(self) -> str:
         return self.output.read_text()
@@ -47,13 +44,14 @@ class Search:
     def wait_until(self, is_so: Callable[[], bool], *, seconds: float = 200) -> None:
         until = time.monotonic() + seconds
         while not is_so():
-            assert self.process.poll() is None, self.read()
+            assert self.process.exitcode is None, self.read()
             assert time.monotonic() < until, self.read()
             time.sleep(0.05)
 
     def end(self, *, seconds: float = 250) -> int:
-        self.process.wait(seconds)
-        return self.process.returncode
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, self.read()
+        return self.process.exitcode
 
     def list_scored(self) -> list[tuple[int, str]]:
         """Numbers and keys of the candidates that carry a value."""
@@ -88,14 +86,14 @@ def start(make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path) -> I
     """Return what starts a search; whatever still runs in the end is killed."""
     started: list[Search] = []
 
-    def make(*more: str, **extra: str) -> Search:
-        started.append(Search(make_checkpoint("llama", num_layers=6), text_file, tmp_path, *more, **extra))
+    def make(*more: str, prelude: str = "") -> Search:
+        started.append(Search(make_checkpoint("llama", num_layers=6), text_file, tmp_path, *more, prelude=prelude))
         return started[-1]
 
     yield make
     for one in started:
         one.process.kill()
-        one.process.wait()
+        one.process.join()
 
 
 @pytest.fixture(scope="module")
@@ -168,10 +166,10 @@ def test_a_search_that_is_killed_or_asked_to_stop_goes_on_with_the_same_command(
         search = start(*RUNG_2)
         search.wait_until(has_scored(search, count))
         for number in signals:
-            search.process.send_signal(number)
+            os.kill(search.process.pid, number)
         assert search.end(seconds=60) in codes
         assert "Traceback" not in search.read()
-        assert ("run the same command again to go on" in search.read()) == (search.process.returncode > 0)
+        assert ("run the same command again to go on" in search.read()) == (search.process.exitcode > 0)
         assert before <= set(search.list_scored())
         before = set(search.list_scored())
     again = start(*RUNG_2)
@@ -235,13 +233,13 @@ def test_a_disk_that_fills_up_and_torn_files_end_in_one_error_or_are_mended(star
 
 
 MOMENTS = ("trained", "half written", "unrecorded", "finished")
-# Python imports it in every process. Each of these moments kills the process that comes there first.
+# Each of these moments kills the process that comes there first.
 KILLER = """
 import io, os, re, signal
 
 def die_at(moment):
     try:
-        os.unlink(os.path.join(os.environ["MOMENTS"], moment))
+        os.unlink(os.path.join(MOMENTS, moment))
     except FileNotFoundError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
@@ -271,17 +269,14 @@ io.open, os.rename, os.replace = open_or_die, rename_or_die, replace_or_die
 def test_a_pass_that_is_killed_while_it_exports_loses_no_model_and_makes_none_twice(
     start: Callable[..., Search], tmp_path: Path
 ) -> None:
-    moments, hooks = tmp_path / "moments", tmp_path / "hooks"
-    for path in (moments, hooks):
-        path.mkdir()
+    moments = tmp_path / "moments"
+    moments.mkdir()
     for moment in MOMENTS:
         (moments / moment).touch()
-    (hooks / "sitecustomize.py").write_text(KILLER)
-    killer = {"PYTHONPATH": f"{hooks}:{environment()['PYTHONPATH']}", "MOMENTS": str(moments)}
     words = ["--max-dropped=2", "--frontier-size=3"]
     times: dict[str, int] = {}
     for left in range(len(MOMENTS) - 1, -1, -1):
-        killed = start(*words, **killer)
+        killed = start(*words, prelude=f"MOMENTS = {str(moments)!r}\n{KILLER}")
         assert killed.end() == -signal.SIGKILL, killed.read()
         assert len(list(moments.iterdir())) == left
         found = read_times(killed)
