@@ -33,4 +33,5 @@ def _run(words: Sequence[str], cwd: Path, out: Path, err: Path, prelude: str) ->
     exec(prelude, {})
     sys.argv = list(words)
     sys.path[0] = str(cwd)
+    sys.modules.pop(words[0], None)  # it is run as a program
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)

@@ -25,7 +25,7 @@ from tests.finished import SMALL, Heard
 from tests.test_commands import TINY, error_of, run_seed
 
 TRIALS = 9
-RUNG_2 = ["--rung=2", "--short-steps=12", f"--trials={TRIALS}", "--sweep-budget=0", "--no-screen", "--frontier-size=2"]
+RUNG_2 = ["--rung=2", "--short-steps=2", f"--trials={TRIALS}", "--sweep-budget=0", "--no-screen", "--frontier-size=2"]
 
 
 class Search:
