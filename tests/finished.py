@@ -27,6 +27,9 @@ SMALL: dict[str, Any] = {
     "calibration_tokens": 512,
     "validation_tokens": 512,
     "test_tokens": 1024,
+    "prompt_tokens": 4,
+    "new_tokens": 2,
+    "latency_repeats": 3,
     "distill_tokens": 2000,
     "learning_rate": 1e-3,
     "device": "cpu",
@@ -89,8 +92,7 @@ def describe(study: StudyFolder) -> dict[str, Any]:
             for one in msgspec.json.decode(study.frontier.read_bytes())["members"]
         ],
         "results": {
-            path.name: forget_times(folder.read_record(path, DistillResult))
-            for path in study.distilled.iterdir()
+            path.name: forget_times(folder.read_record(path, DistillResult)) for path in study.distilled.iterdir()
         },
         "models": {
             path.relative_to(study.models).as_posix(): path.read_bytes()

@@ -4,10 +4,11 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,8 @@ import pytest
 from safetensors import safe_open
 
 from seed.reporting.result_line import DistillLine, JudgedLine, SearchLine
+from seed.scores import ScoreStore
+from tests import started
 
 TINY = [
     "--window-tokens=64",
@@ -31,10 +34,19 @@ TINY = [
 
 
 def run_seed(*words: str, cwd: Path, code: int = 0, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m seed...`` in an empty folder; its exit code must be ``code``."""
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True, timeout=280, env=environment(**extra)
-    )
+    """Run ``python -m seed...`` in an empty folder; its exit code must be ``code``. ``extra``: of its environment."""
+    if extra:  # some of it is read when modules are imported
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, env=environment(**extra))
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            out, err = Path(place, "out"), Path(place, "err")
+            process = started.start(words, cwd=cwd, out=out, err=err)
+            process.join(280)
+            exit_code = process.exitcode
+            process.kill()
+            assert exit_code is not None, f"still at work\n{out.read_text()[-4000:]}\n{err.read_text()[-4000:]}"
+            done = subprocess.CompletedProcess(words, exit_code, out.read_text(), err.read_text())
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 
@@ -203,29 +215,28 @@ def test_a_killed_search_ends_where_an_unbroken_one_does(make_checkpoint, text_f
 
 
 def kill_after_trials(words: list[str], cwd: Path, *, study: str, finished: int) -> None:
-    """Start a search and kill it, hard, once its journal holds this many told trials."""
+    """Start a search and kill it, hard, once its store holds this many trials."""
 
     def is_time(root: Path) -> bool:
-        journal = root / "journal.log"
-        return journal.exists() and journal.read_text().count('"values":[') >= finished
+        if not (root / "scores.sqlite").exists():
+            return False
+        with ScoreStore(root / "scores.sqlite", read_only=True) as store:
+            return len(store.read_trials()) >= finished
 
     kill_when(words, cwd, is_time, study=study)
 
 
-def kill_when(words: list[str], cwd: Path, is_time, *, study: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", *words], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
-    )
+def kill_when(words: list[str], cwd: Path, is_time: Callable[[Path], bool], *, study: str) -> None:
+    process = started.start(words, cwd=cwd, out=Path(os.devnull))
     try:
         deadline = time.monotonic() + 200
-        while process.poll() is None and not is_time(cwd / "studies" / study):
+        while process.exitcode is None and not is_time(cwd / "studies" / study):
             assert time.monotonic() < deadline, "the search did not get there"
             time.sleep(0.01)
-        assert process.poll() is None, "the search ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
+        assert process.exitcode is None, "the search ended before it could be killed"
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def test_one_more_model_comes_out_of_a_finished_study(make_checkpoint, text_file, tmp_path):

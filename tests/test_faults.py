@@ -1,26 +1,99 @@
-"""Searches and distillations that something befalls: losses without numbers, kills, full disks, torn files, a lost database."""
+"""Searches and distillations that something befalls: losses without numbers, kills, full disks, torn files."""
 
-import contextlib
-import json
 import os
-import random
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import torch
 import transformers
-from tests.test_workers import RUNG_2, Search, has_scored, is_running, require_whole
-from tests.test_workers import start as start  # a fixture
 
+from seed.folder import StudyFolder
 from seed.models.integrity import find_damage
 from seed.optimize.storage import open_storage
-from tests.conftest import make_config, make_tokenizer
-from tests.test_commands import environment, error_of, run_seed, search_words
+from seed.scores import ScoreStore
+from seed.search import search
+from seed.stages.settings import SearchSettings
+from tests import started
+from tests.conftest import MakeCheckpoint, make_config, make_tokenizer
+from tests.finished import SMALL, Heard
+from tests.test_commands import TINY, error_of, run_seed
+
+TRIALS = 9
+RUNG_2 = ["--rung=2", "--short-steps=2", f"--trials={TRIALS}", "--sweep-budget=0", "--no-screen", "--frontier-size=2"]
+
+
+class Search:
+    """A search as a user starts it, and what it says."""
+
+    def __init__(self, model: Path, text: Path, place: Path, *more: str, prelude: str = "") -> None:
+        self.place = place
+        self.words = ["seed.search", "--model", str(model), "--recovery-text", str(text), *TINY, "--study=tiny", *more]
+        self.folder = StudyFolder(place / "studies" / "tiny")
+        self.output = place / f"output-{len(list(place.glob('output-*')))}.txt"
+        self.process = started.start(self.words, cwd=place, out=self.output, prelude=prelude)
+
+    def read(self) -> str:
+        return self.output.read_text()
+
+    def wait_until(self, is_so: Callable[[], bool], *, seconds: float = 200) -> None:
+        until = time.monotonic() + seconds
+        while not is_so():
+            assert self.process.exitcode is None, self.read()
+            assert time.monotonic() < until, self.read()
+            time.sleep(0.05)
+
+    def end(self, *, seconds: float = 250) -> int:
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, self.read()
+        return self.process.exitcode
+
+    def list_scored(self) -> list[tuple[int, str]]:
+        """Numbers and keys of the candidates that carry a value."""
+        if not self.folder.scores.exists():
+            return []
+        with ScoreStore(self.folder.scores, read_only=True) as store:
+            records = store.read_trials()
+        return [(record.number, record.evaluation.candidate.key) for record in records if record.state == "COMPLETE"]
+
+
+def has_scored(search: Search, count: int) -> Callable[[], bool]:
+    return lambda: len(search.list_scored()) >= count
+
+
+def require_whole(search: Search) -> None:
+    """Check that a search ended with its budget kept to the trial, and with whole models."""
+    found = search.list_scored()
+    assert len(found) == len({key for _, key in found}) == TRIALS
+    with ScoreStore(search.folder.scores, read_only=True) as store:
+        assert {row.key for row in store.read_rows()} >= {key for _, key in found}
+    models = sorted(path.name for path in search.folder.models.iterdir())
+    assert models == sorted(read_times(search))
+    assert len(models) == 2
+    for key in models:
+        assert find_damage(search.folder.model(key)) is None
+    assert search.folder.report.is_file()
+    assert not list(search.folder.root.rglob(".*.new"))
+
+
+@pytest.fixture
+def start(make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path) -> Iterator[Callable[..., Search]]:
+    """Return what starts a search; whatever still runs in the end is killed."""
+    started: list[Search] = []
+
+    def make(*more: str, prelude: str = "") -> Search:
+        started.append(Search(make_checkpoint("llama", num_layers=6), text_file, tmp_path, *more, prelude=prelude))
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.process.kill()
+        one.process.join()
 
 
 @pytest.fixture(scope="module")
@@ -46,36 +119,64 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-WAYS = {
-    "closed form": ["--rung=1"],
-    "short distillation": ["--rung=2", "--short-steps=1", "--no-screen", "--storage=sqlite:///trials.db"],
+WAYS: dict[str, dict[str, Any]] = {
+    "closed form": {"rung": 1},
+    "short distillation": {"rung": 2, "short_steps": 1, "screen": False},
 }
 
 
 @pytest.mark.parametrize("rung", WAYS)
-def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(fragile, text_file, tmp_path, rung):
-    words = search_words(fragile, text_file, "--study=fragile", "--no-distill", "--max-dropped=2", *WAYS[rung])
-    done = run_seed(*words, cwd=tmp_path)
-    assert (
-        "3 candidates were left without a value, since their loss is not a finite number; their trials say so"
-        in done.stdout
-    )
-    assert "scored 7 of 10 candidates" in done.stdout
-    root = tmp_path / "studies" / "fragile"
+def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(
+    rung: str, fragile: Path, text_file: Path, tmp_path: Path
+) -> None:
     url = f"sqlite:///{tmp_path / 'trials.db'}" if rung == "short distillation" else None
+    told = SMALL | WAYS[rung] | {"model": str(fragile), "recovery_text": str(text_file), "storage": url}
+    settings, terminal = SearchSettings(**told, studies_dir=tmp_path, study="fragile", distill=False), Heard()
+    record = search(settings, terminal)
+    said = "\n".join(terminal.lines)
+    assert (
+        "3 candidates were left without a value, since their loss is not a finite number; their trials say so" in said
+    )
+    assert "scored 7 of 10 candidates" in said
+    root = tmp_path / "fragile"
     study = optuna.load_study(storage=open_storage(url, journal=root / "journal.log"), study_name="fragile")
     reasons = {trial.user_attrs["dropped"]: trial.user_attrs.get("failed") for trial in study.trials}
     reason = f"the loss of this set ({rung}) is not a finite number"
     assert {dropped: why for dropped, why in reasons.items() if why} == {"0": reason, "0, 2": reason, "0, 3": reason}
     assert len(study.trials) == len(reasons) == 10
     assert reason in (root / "report.html").read_text()
-    members = json.loads((root / "frontier.json").read_text())["members"]
-    assert not {(0,), (0, 2), (0, 3)} & {
-        tuple(set(range(4)) - set(m["evaluation"]["candidate"]["kept_layers"])) for m in members
-    }
-    if rung == "short distillation":  # none of them is asked for again
-        assert "7 candidates were scored before" in run_seed(*words, cwd=tmp_path).stdout
+    members = {member.evaluation.candidate.dropped_layers for member in record.frontier.members}
+    assert not {(0,), (0, 2), (0, 3)} & members
+    if url is not None:  # none of them is asked for again
+        again = Heard()
+        search(settings, again)
+        assert "7 candidates were scored before" in "\n".join(again.lines)
         assert len(study.get_trials()) == 10
+
+
+def test_a_search_that_is_killed_or_asked_to_stop_goes_on_with_the_same_command(start: Callable[..., Search]) -> None:
+    before: set[tuple[int, str]] = set()
+    kill, term, interrupt = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+    for count, signals, codes in (
+        (2, [kill], [-kill]),
+        (4, [term], [128 + term]),
+        (5, [interrupt], [128 + interrupt]),
+        (6, [interrupt, interrupt], [128 + interrupt, -interrupt]),
+    ):
+        search = start(*RUNG_2)
+        search.wait_until(has_scored(search, count))
+        for number in signals:
+            os.kill(search.process.pid, number)
+        assert search.end(seconds=60) in codes
+        assert "Traceback" not in search.read()
+        assert ("run the same command again to go on" in search.read()) == (search.process.exitcode > 0)
+        assert before <= set(search.list_scored())
+        before = set(search.list_scored())
+    again = start(*RUNG_2)
+    assert again.end() == 0, again.read()
+    assert f"{len(before)} candidates were scored before" in again.read()
+    require_whole(again)
+    assert before <= set(again.list_scored())
 
 
 def read_times(search: Search) -> dict[str, int]:
@@ -131,13 +232,14 @@ def test_a_disk_that_fills_up_and_torn_files_end_in_one_error_or_are_mended(star
     assert not progress.exists()
 
 
-# Python imports it in every process. Each of three moments of an export kills the process that comes there first.
+MOMENTS = ("trained", "half written", "unrecorded", "finished")
+# Each of these moments kills the process that comes there first.
 KILLER = """
 import io, os, re, signal
 
 def die_at(moment):
     try:
-        os.unlink(os.path.join(os.environ["MOMENTS"], moment))
+        os.unlink(os.path.join(MOMENTS, moment))
     except FileNotFoundError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
@@ -150,59 +252,42 @@ def open_or_die(file, *args, **more):
 def rename_or_die(source, target, **more):
     plain_rename(source, target, **more)
     if re.search(r"/models/\\.[^/]+\\.new$", str(source)):
-        die_at("not judged")
+        die_at("unrecorded")
 
 def replace_or_die(source, target, **more):
     plain_replace(source, target, **more)
     if "/distilled/" in str(target):
         die_at("finished")
+    if "/work/distill-" in str(target):
+        die_at("trained")
 
 plain_open, plain_rename, plain_replace = io.open, os.rename, os.replace
 io.open, os.rename, os.replace = open_or_die, rename_or_die, replace_or_die
 """
 
 
-def kill_all(search: Search) -> None:
-    """Kill a search and its workers, and wait until they are gone."""
-    search.process.send_signal(signal.SIGSTOP)  # it starts no further ones
-    workers = search.list_workers()
-    search.process.kill()
-    for pid in workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    search.end()
-    until = time.monotonic() + 60
-    while any(map(is_running, workers)):
-        assert time.monotonic() < until
-        time.sleep(0.2)
-
-
-def test_workers_killed_while_they_distil_and_export_lose_no_model_and_make_none_twice(
+def test_a_pass_that_is_killed_while_it_exports_loses_no_model_and_makes_none_twice(
     start: Callable[..., Search], tmp_path: Path
 ) -> None:
-    moments, hooks = tmp_path / "moments", tmp_path / "hooks"
-    for path in (moments, hooks):
-        path.mkdir()
-    for moment in ("half written", "not judged", "finished"):
+    moments = tmp_path / "moments"
+    moments.mkdir()
+    for moment in MOMENTS:
         (moments / moment).touch()
-    (hooks / "sitecustomize.py").write_text(KILLER)
-    killer = {"PYTHONPATH": f"{hooks}:{environment()['PYTHONPATH']}", "MOMENTS": str(moments)}
-    words = ["--workers=2", "--frontier-size=4", "--max-dropped=2"]
-    killed = start(*words, **killer)
-    killed.wait_until(lambda: not list(moments.iterdir()))
-    first = read_times(killed)  # when each model was finished
-    time.sleep(random.Random(0).uniform(0, 0.5))  # wherever they are by now
-    kill_all(killed)
-    first = read_times(killed) | first
-    assert first
-    for path in killed.folder.models.iterdir():
-        assert path.name.startswith(".") or find_damage(path) is None
-
+    words = ["--max-dropped=2", "--frontier-size=3"]
+    times: dict[str, int] = {}
+    for left in range(len(MOMENTS) - 1, -1, -1):
+        killed = start(*words, prelude=f"MOMENTS = {str(moments)!r}\n{KILLER}")
+        assert killed.end() == -signal.SIGKILL, killed.read()
+        assert len(list(moments.iterdir())) == left
+        found = read_times(killed)
+        assert found == found | times
+        times = found
+    assert times
     again = start(*words)
     assert again.end() == 0, again.read()
     found = read_times(again)
-    assert len(found) == 4
-    assert found == found | first  # what was finished is as it was
+    assert len(found) == 3
+    assert found == found | times  # what was finished is as it was
     assert sorted(path.name for path in again.folder.models.iterdir()) == sorted(found)
     for key in found:
         assert find_damage(again.folder.model(key)) is None

@@ -32,7 +32,12 @@ class Finished(Record, frozen=True, kw_only=True):
 
 
 def remember(study: StudyFolder, settings: SearchSettings, *, model: Path) -> None:
-    """Write down that a search is finished, of settings that ``start_from_preset`` has settled. ``model``: its directory."""
+    """Write down that a search is finished, of settings that ``start_from_preset`` has settled. ``model``: its directory.
+
+    Of a search that a database shows, nothing is: what stands there cannot be told at a glance.
+    """
+    if settings.storage is not None:
+        return
     records = [path for path in sorted(study.root.glob("*.json*")) if path != study.finished]
     ours = [*records, study.scores, study.models, study.distilled]
     stamps = {str(path): stamp(path) for path in (*list_files(model.absolute()), *list_given(settings))}

@@ -89,6 +89,7 @@ EVERYTHING = SearchSettings(
     studies_dir=Path("/tmp/studies of mine"),
     storage="postgresql://me@host/studies",
     workers=3,
+    ray="10.0.0.1:6379",
     trials=57,
     sampler="nsgaii",
     rung=2,

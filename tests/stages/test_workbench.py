@@ -57,9 +57,9 @@ def test_logits_that_are_no_numbers_are_called_so(tmp_path: Path) -> None:
 def test_a_study_goes_on_in_the_precision_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = open_bench(tmp_path, mixed_precision=True)
     monkeypatch.setattr(protocols, "computes_bfloat16", lambda device: False)
-    assert not protocols.choose_precision(bench.folder, bench.device)
+    assert not protocols.choose_precision(bench.folder, protocols.describe_reference(bench.device))
     folder.write_record(bench.folder.plan, make_plan(bench, SearchSettings(), trials=5, covers_space=False))
-    assert protocols.choose_precision(bench.folder, bench.device)
+    assert protocols.choose_precision(bench.folder, protocols.describe_reference(bench.device))
 
 
 def test_the_rung_is_the_best_that_the_family_allows() -> None:
