@@ -185,7 +185,7 @@ class RayExecutor:
         self.num_evaluators = len(self.posts)
         self.home = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(self.home, soft=False)
-        self.news = ray.remote(num_cpus=0, max_restarts=-1)(News).options(scheduling_strategy=here).remote()
+        self.news: Any = ray.remote(num_cpus=0, max_restarts=-1)(News).options(scheduling_strategy=here).remote()
         self.turn = 0  # of handing work out
         self.trusts, self.states = True, list[Any]()
         self.say: Callable[[str], None] = lambda line: None
