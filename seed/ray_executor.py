@@ -313,8 +313,9 @@ class RayExecutor:
                     self._hand_out(works, left, running, submit, at_once=at_once)
                     yield found
         finally:
-            for owed in running:
-                ray.cancel(owed)
+            if ray.is_initialized():  # else Ray would start itself for that
+                for owed in running:
+                    ray.cancel(owed)
 
     def _hand_out(
         self,
@@ -434,14 +435,17 @@ def open_ray(settings: SearchSettings) -> Iterator[RayExecutor]:
 
 @contextlib.contextmanager
 def keep_handlers() -> Iterator[None]:
-    """Answer signals as before when the block ends: Ray puts its own answer to SIGTERM in place of ours."""
+    """Answer signals as before when the block ends: Ray puts its own answer to SIGTERM, an exit, in place of ours."""
     handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     try:
         yield
+    except SystemExit:
+        raise interrupts.Stopped(signal.SIGTERM) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                if signal.getsignal(number) is not signal.SIG_DFL:  # else one was heard, and the next ends the process
+                    signal.signal(number, handler)
 
 
 def join(settings: SearchSettings) -> None:
