@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transformers.dynamic_module_utils import init_hf_modules
 
 from seed import interrupts
-from seed.errors import ResourceError, first_line
+from seed.errors import ModelError, ResourceError, first_line
 from seed.evaluator import Evaluator
 from seed.executor import Rows, cut_stretches
 from seed.folder import StudyFolder
@@ -146,7 +146,7 @@ class Actor:
             if ray.get_runtime_context().get_node_id() != home:
                 self.scratch = tempfile.TemporaryDirectory(prefix="seed-")
                 root = Path(self.scratch.name) / root.name
-            bench = workbench.move(ray.get(opened), self.device, study=StudyFolder(root))
+            bench = workbench.move(_get_opened(opened), self.device, study=StudyFolder(root))
             self.evaluator = Evaluator(bench)
 
         def put(amount: float | None, note: str) -> None:
@@ -165,6 +165,22 @@ class Actor:
         if self.said is not None:
             ray.wait([self.said], timeout=LATE_SECONDS)
             self.said = None
+
+
+def _get_opened(opened: Any) -> Workbench:
+    """The opened study, out of the object store.
+
+    Raises:
+        ModelError: what it needs is not on this node.
+    """
+    try:
+        bench: Workbench = ray.get(opened)
+    except (ray.exceptions.RaySystemError, ImportError, AttributeError) as error:
+        raise ModelError(
+            f"the opened model cannot be read on node {ray.util.get_node_ip_address()} ({first_line(error)}). Install the same versions of "
+            "Seed and its dependencies on every node; a model that brings its own code needs one HF_HOME that all nodes share."
+        ) from error
+    return bench
 
 
 @dataclass(eq=False)

@@ -76,7 +76,7 @@ def alone(settings_of: Make) -> StudyRecord:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two nodes of one CPU each; this process is connected to it."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": environment()["PYTHONPATH"]}
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     found.add_node(num_cpus=1)
