@@ -177,7 +177,7 @@ def _get_opened(opened: Any) -> Workbench:
         bench: Workbench = ray.get(opened)
     except (ray.exceptions.RaySystemError, ImportError, AttributeError) as error:
         raise ModelError(
-            f"the opened model cannot be read on node {ray.util.get_node_ip_address()} ({first_line(error)}). Install the same versions of "
+            f"the opened model cannot be read on node {socket.gethostname()} ({first_line(error)}). Install the same versions of "
             "Seed and its dependencies on every node; a model that brings its own code needs one HF_HOME that all nodes share."
         ) from error
     return bench
