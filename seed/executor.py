@@ -160,11 +160,9 @@ def open_executor(settings: SearchSettings, *, say: Callable[[str], None]) -> It
             "--workers, --ray: need Ray, which is not installed. Install it: pip install 'seed-search[ray]'."
         )
     say("starting Ray" if settings.ray is None else f"joining the Ray cluster at {settings.ray}")
-    if (
-        settings.ray is not None
-    ):  # else a cluster that is gone is asked twenty times, 40 seconds each, before Ray gives up
+    if settings.ray is not None:  # else Ray looks for a cluster that is gone for a quarter of an hour
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+        os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "10")
     from seed.ray_executor import open_ray  # seconds
 
     with open_ray(settings) as executor:

@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transformers.dynamic_module_utils import init_hf_modules
 
 from seed import interrupts
-from seed.errors import ResourceError, first_line
+from seed.errors import ModelError, ResourceError, first_line
 from seed.evaluator import Evaluator
 from seed.executor import Rows, cut_stretches
 from seed.folder import StudyFolder
@@ -146,7 +146,7 @@ class Actor:
             if ray.get_runtime_context().get_node_id() != home:
                 self.scratch = tempfile.TemporaryDirectory(prefix="seed-")
                 root = Path(self.scratch.name) / root.name
-            bench = workbench.move(ray.get(opened), self.device, study=StudyFolder(root))
+            bench = workbench.move(_get_opened(opened), self.device, study=StudyFolder(root))
             self.evaluator = Evaluator(bench)
 
         def put(amount: float | None, note: str) -> None:
@@ -167,6 +167,22 @@ class Actor:
             self.said = None
 
 
+def _get_opened(opened: Any) -> Workbench:
+    """The opened study, out of the object store.
+
+    Raises:
+        ModelError: what it needs is not on this node.
+    """
+    try:
+        bench: Workbench = ray.get(opened)
+    except (ray.exceptions.RaySystemError, ImportError, AttributeError) as error:
+        raise ModelError(
+            f"the opened model cannot be read on node {socket.gethostname()} ({first_line(error)}). Install the same versions of "
+            "Seed and its dependencies on every node; a model that brings its own code needs one HF_HOME that all nodes share."
+        ) from error
+    return bench
+
+
 @dataclass(eq=False)
 class Post:
     """An actor as the coordinator sees it."""
@@ -185,7 +201,7 @@ class RayExecutor:
         self.num_evaluators = len(self.posts)
         self.home = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(self.home, soft=False)
-        self.news = ray.remote(num_cpus=0, max_restarts=-1)(News).options(scheduling_strategy=here).remote()
+        self.news: Any = ray.remote(num_cpus=0, max_restarts=-1)(News).options(scheduling_strategy=here).remote()
         self.turn = 0  # of handing work out
         self.trusts, self.states = True, list[Any]()
         self.say: Callable[[str], None] = lambda line: None
@@ -313,8 +329,9 @@ class RayExecutor:
                     self._hand_out(works, left, running, submit, at_once=at_once)
                     yield found
         finally:
-            for owed in running:
-                ray.cancel(owed)
+            if ray.is_initialized():  # else Ray would start itself for that
+                for owed in running:
+                    ray.cancel(owed)
 
     def _hand_out(
         self,
@@ -434,14 +451,17 @@ def open_ray(settings: SearchSettings) -> Iterator[RayExecutor]:
 
 @contextlib.contextmanager
 def keep_handlers() -> Iterator[None]:
-    """Answer signals as before when the block ends: Ray puts its own answer to SIGTERM in place of ours."""
+    """Answer signals as before when the block ends: Ray puts its own answer to SIGTERM, an exit, in place of ours."""
     handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     try:
         yield
+    except SystemExit:
+        raise interrupts.Stopped(signal.SIGTERM) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                if signal.getsignal(number) is not signal.SIG_DFL:  # else one was heard, and the next ends the process
+                    signal.signal(number, handler)
 
 
 def join(settings: SearchSettings) -> None:

@@ -1,7 +1,7 @@
-"""A soak: workers search with a fake evaluator while they are killed at random: python -m tests.soak --minutes 10
+"""A soak: searches of a tiny model, in one process or over Ray, are stopped and killed at random: python -m tests.soak --minutes 10
 
-Prints how many trials were finished, how often workers were killed and started again, and how many finished trials were
-lost or sets scored twice. Both must be none; the exit code says so.
+Each is gone on with until it ends, and then compared with one that nobody broke. The last line says, as JSON, what was seen;
+anything that should not be is a fault, and the exit code says so.
 """
 
 import argparse
@@ -17,179 +17,164 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import optuna
 from optuna.trial import TrialState
-from seed.optimize.teamwork import Claims, Worker
-from seed.presence import Presence
 
-from seed.optimize.sampler import candidate_of
-from seed.optimize.space import enumerate_candidates
+from seed.folder import StudyFolder
+from seed.models.integrity import find_damage
 from seed.optimize.storage import open_storage
-from seed.optimize.study import open_study
-from seed.optimize.trials import run_trials
-from seed.records import Candidate, Evaluation, SearchSpace
-from tests.reporting import factory
+from seed.scores import ScoreStore
+from tests import conftest
 
-SPACE = SearchSpace(num_layers=12, droppable_layers=tuple(range(1, 11)), min_dropped=1, max_dropped=3)  # 175 sets
-BUDGET = 140  # of them
-SAMPLERS = ("subset", "random", "order")
-EVALUATION_SECONDS = 0.05
-KILL_SECONDS = (0.5, 2.5)  # between kills; starting takes a worker a second or two
-KILL_TRIALS = 0  # told between kills, at least; so that a slow machine gets on too
+WORDS = [
+    "--window-tokens=64",
+    "--calibration-tokens=512",
+    "--validation-tokens=1024",
+    "--test-tokens=1024",
+    "--prompt-tokens=4",
+    "--new-tokens=2",
+    "--latency-repeats=3",
+    "--distill-tokens=40000",
+    "--learning-rate=1e-3",
+    "--frontier-size=2",
+    "--max-dropped=3",
+    "--device=cpu",
+]
+LATENCY = """--latency-command=sh -c 'stat -c %s "$0/model.safetensors"'"""  # so that no timing decides anything
+WHOLE, BUDGET = 41, 12  # candidates of the space, and of a search that is sampled
+SAMPLED = [f"--trials={BUDGET}", "--sweep-budget=0", "--no-distill"]
+KINDS = ([], ["--workers=2"], SAMPLED, [*SAMPLED, "--workers=2"])
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+MOST_BREAKS = 4  # of one search
+LEFT_SECONDS = 60.0  # in which all processes of a search that ended are gone
 
 
 @dataclass
 class Count:
     """What a soak has seen."""
 
-    trials: int = 0
-    kills: int = 0
-    starts: int = 0
-    lost: int = 0
-    duplicated: int = 0
-    over: int = 0  # trials beyond a budget
     studies: int = 0
+    starts: int = 0
+    signals: Counter[str] = field(default_factory=Counter)
+    trials: int = 0
+    models: int = 0
+    slowest_stop_seconds: float = 0.0  # from SIGINT or SIGTERM to the end
     faults: list[str] = field(default_factory=list)
 
-    def describe(self, minutes: float) -> str:
-        """One line."""
-        return (
-            f"{minutes:.1f} min: {self.trials:,} trials finished in {self.studies} searches, {self.kills} kills, "
-            f"{self.starts} starts of workers; lost {self.lost}, duplicated {self.duplicated}, beyond the budget {self.over}"
-        )
+
+def make_words(place: Path) -> list[str]:
+    """Make a model and a text, and return the command that searches it."""
+    conftest.make_model("llama", num_layers=6).save_pretrained(place / "model")
+    conftest.make_tokenizer().save_pretrained(place / "model")
+    rng = random.Random(0)
+    (place / "text.txt").write_text("\n\n".join("".join(rng.choices("abcdefgh  ", k=200)) for _ in range(300)))
+    given = [f"--model={place / 'model'}", f"--recovery-text={place / 'text.txt'}", f"--studies-dir={place}"]
+    return [sys.executable, "-m", "seed.search", *given, LATENCY, *WORDS]
 
 
-def open_here(place: Path, url: str | None):  # type: ignore[no-untyped-def]
-    """The study that is soaked."""
-    storage = open_storage(url, journal=place / "journal.log", heartbeat_seconds=1, grace_seconds=4)
-    return open_study(storage, name=place.name, rung=factory.RUNG, fingerprint="soak")
-
-
-def evaluate(candidate: Candidate) -> Evaluation:
-    """A score by what is dropped, after a while."""
-    time.sleep(EVALUATION_SECONDS)
-    return factory.make_evaluation(candidate.dropped_layers, 1 + sum(candidate.dropped_layers) / 100)
-
-
-def work(place: Path, url: str | None, sampler: str, log: Path, budget: int) -> None:
-    """Be one worker: every trial that the study took is written down."""
-    presence = Presence(place / "present")
-    tell = Claims.tell
-
-    def tell_and_log(claims: Claims, trial, values, **more):  # type: ignore[no-untyped-def]
-        is_told = tell(claims, trial, values, **more)
-        if is_told:
-            with log.open("a") as handle:
-                handle.write(f"{trial.number} {candidate_of(SPACE, trial.params).key}\n")
-        return is_told
-
-    Claims.tell = tell_and_log  # type: ignore[method-assign]
-    with presence.be_there():
-        run_trials(
-            open_here(place, url),
-            SPACE,
-            trials=budget,
-            sampler="random" if sampler == "order" else sampler,
-            order=list(enumerate_candidates(SPACE)) if sampler == "order" else (),
-            rng_seed=0,
-            rung=factory.RUNG,
-            evaluate=evaluate,
-            worker=Worker(name=presence.name, is_there=presence.is_there),
-        )
-
-
-def soak_one(
-    place: Path,
-    url: str | None,
-    sampler: str,
-    count: Count,
-    *,
-    num_workers: int,
-    rng: random.Random,
-    budget: int = BUDGET,
-) -> None:
-    """Run one search to its end while its workers are killed."""
-    open_here(place, url)
-    workers: list[subprocess.Popen[bytes] | None] = [None] * num_workers
-    logs: list[Path] = []
-    next_kill, told_before = time.monotonic() + rng.uniform(*KILL_SECONDS), 0
+def run(words: list[str], study: StudyFolder, count: Count, *, stop: tuple[float, int] | None) -> bool:
+    """Run a search, and after so many seconds send it that signal; is it finished?"""
+    log = study.root.with_suffix(".log")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SOAK": str(study.root)}
+    with log.open("w") as handle:
+        process = subprocess.Popen(words, env=environment, stdout=handle, stderr=handle)
+    count.starts += 1
+    while process.poll() is None and not log.stat().st_size:
+        time.sleep(0.05)  # it is told to stop only once it listens
+    expected = {0}
     try:
-        while not all(worker is not None and worker.poll() == 0 for worker in workers):
-            for place_of, worker in enumerate(workers):
-                if worker is not None and worker.poll() in (None, 0):
-                    continue
-                if worker is not None and worker.returncode != -signal.SIGKILL:
-                    count.faults.append(f"{place.name}: a worker ended with {worker.returncode}")
-                    return
-                logs.append(place / f"told-{len(logs)}.txt")
-                words = ["--work", str(place), "--sampler", sampler, "--log", str(logs[-1]), "--trials", str(budget)]
-                more = ["--storage", url] if url else []
-                workers[place_of] = subprocess.Popen([sys.executable, "-m", "tests.soak", *words, *more])
-                count.starts += 1
-            if time.monotonic() > next_kill and (told := len(read_told(logs))) >= told_before + KILL_TRIALS:
-                alive = [worker for worker in workers if worker is not None and worker.poll() is None]
-                victims = alive if rng.random() < 0.2 else alive[:1] if rng.random() < 0.5 else alive[-1:]
-                for worker in victims:
-                    worker.kill()
-                    worker.wait()
-                    count.kills += 1
-                next_kill, told_before = time.monotonic() + rng.uniform(*KILL_SECONDS), told
-            time.sleep(0.2)
-    finally:
-        for worker in workers:
-            if worker is not None:
-                worker.kill()
-                worker.wait()
-    check(place, url, logs, count, budget)
+        process.wait(None if stop is None else stop[0])
+    except subprocess.TimeoutExpired:
+        assert stop is not None
+        name, began = signal.Signals(stop[1]).name, time.monotonic()
+        process.send_signal(stop[1])
+        count.signals[name] += 1
+        expected |= {128 + stop[1], -stop[1]}
+        process.wait()
+        count.slowest_stop_seconds = max(count.slowest_stop_seconds, round(time.monotonic() - began, 1))
+    if process.returncode not in expected or "Traceback" in log.read_text():
+        count.faults.append(f"{study.root.name}: ended with {process.returncode}: {log.read_text()[-2000:]}")
+    until = time.monotonic() + LEFT_SECONDS
+    while left := list_processes(f"SOAK={study.root}\0"):
+        if time.monotonic() > until:
+            count.faults.append(f"{study.root.name}: {len(left)} processes are left behind")
+            break
+        time.sleep(0.2)
+    return process.returncode == 0
 
 
-def read_told(logs: list[Path]) -> dict[str, str]:
-    """The sets that workers were told are theirs, by the number of the trial."""
-    lines = [line.split() for log in logs if log.exists() for line in log.read_text().splitlines()]
-    return {line[0]: line[1] for line in lines if len(line) == 2}  # a killed worker may have written half of one
+def list_processes(mark: str) -> list[str]:
+    """Processes whose environment holds a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            found += [path.parent.name] * (mark.encode() in path.read_bytes())
+        except OSError:
+            continue
+    return found
 
 
-def check(place: Path, url: str | None, logs: list[Path], count: Count, budget: int) -> None:
-    """Compare what the study holds with what workers were told."""
-    trials = open_here(place, url).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    held = {trial.number: candidate_of(SPACE, trial.params).key for trial in trials}
-    told = read_told(logs)
-    lost = [number for number, key in told.items() if held.get(int(number)) != key]
-    copies = [key for key, times in Counter(held.values()).items() if times > 1]
-    count.trials += len(held)
-    count.lost += len(lost)
-    count.duplicated += len(copies)
-    count.over += max(0, len(held) - budget)
-    count.studies += 1
-    if len(held) < budget:
-        count.faults.append(f"{place.name}: ended with {len(held)} trials of {budget}")
+def describe(study: StudyFolder) -> dict[str, object]:
+    """What two searches of one kind have in common to the bit."""
+    with ScoreStore(study.scores, read_only=True) as store:
+        scores = {(row.key, row.rung): (row.sums, row.counts) for row in store.read_rows()}
+    frontier = [one["evaluation"]["candidate"] for one in json.loads(study.frontier.read_text())["members"]]
+    results = [json.loads(path.read_text()) for path in sorted(study.distilled.glob("*.json"))]
+    return {
+        "scores": scores,
+        "frontier": frontier,
+        "tests": [(one["candidate"], one["validation"], one["test"]) for one in results],
+    }
+
+
+def check(study: StudyFolder, count: Count, unbroken: dict[str, object] | None) -> None:
+    """Compare a finished study with what it should be."""
+    with ScoreStore(study.scores, read_only=True) as store:
+        kept = [trial.evaluation.candidate.key for trial in store.read_trials() if trial.state == "COMPLETE"]
+    told = optuna.load_study(study_name=study.root.name, storage=open_storage(None, journal=study.journal))
+    shown = [trial.user_attrs["dropped"] for trial in told.get_trials(states=(TrialState.COMPLETE,))]
+    wanted = BUDGET if unbroken is None else WHOLE
+    for name, keys in (("kept", kept), ("told", shown)):
+        if not len(keys) == len(set(keys)) == wanted:
+            count.faults.append(
+                f"{study.root.name}: {len(keys)} trials {name} of {len(set(keys))} candidates, not {wanted}"
+            )
+    if unbroken is not None:
+        found = describe(study)
+        differing = [name for name in unbroken if found[name] != unbroken[name]]
+        count.faults += [f"{study.root.name}: {name} differ from those of an unbroken search" for name in differing]
+    models = list(study.models.glob("*"))
+    damaged = [path for path in models if find_damage(path) is not None]
+    left = [str(path) for path in study.root.rglob(".*.new")]
+    count.faults += [f"{study.root.name}: {path}: damaged, or left half-written" for path in [*damaged, *left]]
+    count.trials, count.models, count.studies = count.trials + len(kept), count.models + len(models), count.studies + 1
 
 
 def main() -> None:
-    """Soak for so many minutes, or be one of the workers."""
+    """Soak for so many minutes."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rng-seed", type=int, default=0)
-    parser.add_argument("--storage", help="a database to soak instead of journals")
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--sampler", help=argparse.SUPPRESS)
-    parser.add_argument("--trials", type=int, default=BUDGET, help=argparse.SUPPRESS)
-    parser.add_argument("--log", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.work is not None:
-        work(args.work, args.storage, args.sampler, args.log, args.trials)
-        return
     rng, count, began = random.Random(args.rng_seed), Count(), time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        words, alone = make_words(place), StudyFolder(place / "alone")
+        run([*words, "--study=alone"], alone, count, stop=None)
+        seconds = time.monotonic() - began  # within which a search is stopped
+        unbroken = {} if count.faults else describe(alone)
         while (minutes := (time.monotonic() - began) / 60) < args.minutes and not count.faults:
-            place = Path(directory) / f"soak-{os.getpid()}-{count.studies}"
-            place.mkdir()
-            sampler = SAMPLERS[count.studies % len(SAMPLERS)]
-            soak_one(place, args.storage, sampler, count, num_workers=args.workers, rng=rng, budget=args.trials)
-            print(count.describe((time.monotonic() - began) / 60), flush=True)
+            kind = KINDS[count.studies % len(KINDS)]
+            study = StudyFolder(place / f"soak-{count.studies}")
+            stops = [(rng.uniform(0, seconds), rng.choice(SIGNALS)) for _ in range(rng.randint(1, MOST_BREAKS))]
+            for stop in (*stops, None):
+                if run([*words, f"--study={study.root.name}", *kind], study, count, stop=stop) or count.faults:
+                    break
+            if not count.faults:
+                check(study, count, None if "--no-distill" in kind else unbroken)
+            print(json.dumps(vars(count)), flush=True)
     print(json.dumps({"minutes": round(minutes, 2), **vars(count)}))
-    if count.faults or count.lost or count.duplicated or count.over:
-        raise SystemExit(1)
+    raise SystemExit(bool(count.faults))
 
 
 if __name__ == "__main__":

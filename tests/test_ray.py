@@ -1,0 +1,288 @@
+"""Searches over a real Ray cluster of two nodes: the same numbers as in one process, whoever is killed meanwhile."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from seed import executor as executors
+from seed.console import Terminal
+from seed.errors import ModelError, ResourceError
+from seed.findings import StudyRecord
+from seed.folder import StudyFolder
+from seed.ray_executor import MOST_DEATHS, RayExecutor, open_ray
+from seed.scores import ScoreStore
+from seed.search import search
+from seed.stages.settings import SearchSettings
+from tests.conftest import MakeCheckpoint
+from tests.test_commands import environment
+
+SMALL: dict[str, Any] = {
+    "max_dropped": 2,  # 10 candidates
+    "frontier_size": 2,
+    "window_tokens": 64,
+    "calibration_tokens": 512,
+    "validation_tokens": 512,
+    "test_tokens": 1024,
+    "latency_command": """sh -c 'stat -c %s "$0/model.safetensors"'""",  # so that no timing decides anything
+    "latency_repeats": 3,
+    "distill_tokens": 50_000,
+    "learning_rate": 1e-3,
+    "device": "cpu",
+}
+SECONDS = 200  # for a process to come where it is waited for
+pytestmark = pytest.mark.timeout(900)  # Ray starts in a second, or in a minute
+
+
+class Heard(Terminal):
+    """A terminal that remembers its lines."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, text: str = "", *, wrap: bool = True) -> None:
+        self.lines.append(text)
+
+
+Make = Callable[..., SearchSettings]
+
+
+@pytest.fixture(scope="module")
+def settings_of(make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    place = tmp_path_factory.mktemp("ray")
+
+    def make(study: str, **changes: Any) -> SearchSettings:
+        words = SMALL | {"recovery_text": str(text_file), "studies_dir": place} | changes
+        return SearchSettings(model=str(make_checkpoint()), study=study, **words)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone(settings_of: Make) -> StudyRecord:
+    return search(settings_of("alone"), Heard())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes of one CPU each; this process is connected to it."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    found.add_node(num_cpus=1)
+    ray.init(address=found.address, log_to_driver=False, logging_level="error")
+    yield found
+    ray.shutdown()
+    found.shutdown()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def folder_of(settings: SearchSettings) -> StudyFolder:
+    return StudyFolder(settings.studies_dir / str(settings.study))
+
+
+def read_scores(study: StudyFolder) -> tuple[dict[tuple[str, str], Any], list[str]]:
+    """Scores to the bit by key and rung, and the candidates of trials."""
+    with ScoreStore(study.scores, read_only=True) as store:
+        rows = {(row.key, row.rung): (row.sums, row.counts) for row in store.read_rows()}
+        return rows, [trial.evaluation.candidate.key for trial in store.read_trials() if trial.state == "COMPLETE"]
+
+
+def require_same(settings: SearchSettings, found: StudyRecord, alone: StudyRecord, alone_at: SearchSettings) -> None:
+    scores, keys = read_scores(folder_of(settings))
+    assert scores == read_scores(folder_of(alone_at))[0]
+    assert len(keys) == len(set(keys)) == 10
+    assert [member.evaluation.candidate for member in found.frontier.members] == [
+        member.evaluation.candidate for member in alone.frontier.members
+    ]
+    assert [(one.key, one.start, one.best_step, one.validation, one.test) for one in found.distilled] == [
+        (one.key, one.start, one.best_step, one.validation, one.test) for one in alone.distilled
+    ]
+
+
+def find_pid(actor: Any) -> int:
+    return int(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())))
+
+
+def test_without_ray_there_is_one_error(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "has_ray", lambda: False)
+    with pytest.raises(ResourceError, match=r"need Ray, which is not installed.*pip install"):
+        search(settings_of("nothing", workers=2), Heard())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "nowhere"])
+def test_a_cluster_that_does_not_answer_is_one_error(settings_of: Make, address: str) -> None:
+    with pytest.raises(ResourceError, match=rf"--ray {address}: no "):
+        search(settings_of("nobody", ray=address), Heard())
+
+
+def test_evaluators_that_are_killed_change_nothing(
+    cluster: Cluster, settings_of: Make, alone: StudyRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, distill = RayExecutor.score, RayExecutor.distill
+    killed = []
+
+    def score_and_kill(self: RayExecutor, candidates: Any, **more: Any) -> Any:
+        pid = find_pid(self.posts[1].actor)
+        os.kill(pid, signal.SIGSTOP)  # so that it is at its work
+        for number, scored in enumerate(score(self, candidates, **more)):
+            if number == 0:
+                os.kill(pid, signal.SIGKILL)
+                killed.append("scoring")
+            yield scored
+
+    def distill_and_kill(self: RayExecutor, works: Any, budget: Any, *, on_work: Any, **more: Any) -> Any:
+        assert len(works) == 2
+        pid = find_pid(self.posts[0].actor)
+
+        def hear(amount: float, note: str) -> None:
+            on_work(amount, note)
+            if note.startswith("training") and len(killed) == 1:
+                os.kill(pid, signal.SIGKILL)
+                killed.append("distilling")
+
+        return distill(self, works, budget, on_work=hear, **more)
+
+    monkeypatch.setattr(RayExecutor, "score", score_and_kill)
+    monkeypatch.setattr(RayExecutor, "distill", distill_and_kill)
+    settings, terminal = settings_of("killed", workers=2), Heard()
+    found = search(settings, terminal)
+    assert killed == ["scoring", "distilling"]
+    said = "\n".join(terminal.lines)
+    assert "2 evaluators, on" in said
+    assert said.count("an evaluator does not answer") == 2
+    require_same(settings, found, alone, settings_of("alone"))
+
+
+def test_a_budget_is_kept_to_by_two_evaluators(cluster: Cluster, settings_of: Make) -> None:
+    settings = settings_of(
+        "budget", workers=2, trials=6, rung=2, short_steps=1, sweep_budget=0, distill=False, screen=False
+    )
+    found = search(settings, Heard())
+    _, keys = read_scores(folder_of(settings))
+    assert len(keys) == len(set(keys)) == found.frontier.num_scored == 6
+
+
+def test_work_that_kills_or_fails_or_is_left_is_seen_to(cluster: Cluster, settings_of: Make) -> None:
+    with open_ray(settings_of("work", workers=2)) as executor:
+        lines: list[str] = []
+        executor.say = lines.append
+
+        def do(actor: Any, work: Any) -> Any:
+            return actor.__ray_call__.remote(work)
+
+        def fail(self: Any) -> None:
+            raise ModelError("cannot be understood")
+
+        def die(self: Any) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        with pytest.raises(ModelError, match="cannot be understood"):
+            list(executor._spread([fail], do))
+        left = executor._spread([lambda self: 1] * 10, do)
+        assert next(left) == 1
+        left.close()
+        assert sorted(executor._spread([lambda self, i=i: i for i in range(10)], do)) == list(range(10))
+        with pytest.raises(ResourceError, match=r"evaluators die .* run the same command again"):
+            list(executor._spread([die], do))
+        assert len(lines) == MOST_DEATHS
+        assert list(executor._spread([lambda self: 2], do)) == [2]  # they are started again
+
+
+def words_of(settings: SearchSettings, *more: str) -> list[str]:
+    told = SMALL | {name: getattr(settings, name) for name in ("model", "study", "studies_dir", "recovery_text")}
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
+    return [sys.executable, "-m", "seed.search", *given, *more]
+
+
+def start_and_end(words: list[str], study: StudyFolder, *, at_least: int, number: int) -> tuple[int, str]:
+    """Run a command until so many candidates are scored, then send it a signal; return its exit code and what it said."""
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + SECONDS
+    while process.poll() is None and count_trials(study) < at_least:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def count_trials(study: StudyFolder) -> int:
+    try:
+        with sqlite3.connect(f"file:{study.scores}?mode=ro", uri=True) as db:
+            [count] = db.execute("SELECT COUNT(*) FROM trials").fetchone()
+        db.close()
+    except sqlite3.OperationalError:
+        return 0
+    return int(count)
+
+
+def list_processes(text: str) -> list[int]:
+    """Processes whose command line or environment holds a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_coordinator_that_is_stopped_or_killed_goes_on_where_it_was(
+    cluster: Cluster, settings_of: Make, alone: StudyRecord
+) -> None:
+    settings = settings_of("stopped")
+    study = folder_of(settings)
+    mark = f"SEED_TEST_MARK={study.root}"
+    words = words_of(settings, "--workers=2")
+    code, said = start_and_end(["env", mark, *words], study, at_least=1, number=signal.SIGTERM)
+    assert code == 143, said
+    assert "What was finished is kept" in said
+    until = time.monotonic() + 30
+    while left := list_processes(mark):
+        assert time.monotonic() < until, left
+        time.sleep(0.2)
+    before = count_trials(study)
+    assert before
+
+    words = words_of(settings, f"--ray={cluster.address}")
+    code, said = start_and_end(words, study, at_least=before, number=signal.SIGKILL)
+    assert code == -signal.SIGKILL, said
+    assert not study.finished.exists()
+
+    terminal = Heard()
+    found = search(settings_of("stopped", workers=2), terminal)
+    assert "scored before" in "\n".join(terminal.lines)
+    require_same(settings, found, alone, settings_of("alone"))
+
+
+def test_a_node_that_is_taken_away_changes_nothing(
+    cluster: Cluster, settings_of: Make, alone: StudyRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = RayExecutor.score
+    [node] = cluster.worker_nodes
+
+    def score_and_remove(self: RayExecutor, candidates: Any, **more: Any) -> Any:
+        os.kill(find_pid(self.posts[1].actor), signal.SIGSTOP)
+        for number, scored in enumerate(score(self, candidates, **more)):
+            if number == 0:
+                cluster.remove_node(node, allow_graceful=False)
+            yield scored
+
+    monkeypatch.setattr(RayExecutor, "score", score_and_remove)
+    settings = settings_of("removed", workers=2)
+    found = search(settings, Heard())
+    assert not cluster.worker_nodes
+    require_same(settings, found, alone, settings_of("alone"))
