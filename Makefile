@@ -1,4 +1,4 @@
-# make demo: set up and search the embedded model; make test, make check: what CI runs; make bench, make bench-full: timings; make families: docs/FAMILIES.md written anew; make soak: workers killed at random
+# make demo: set up and search the embedded model; make test, make check: what CI runs; make bench, make bench-full: timings; make families: docs/FAMILIES.md written anew; make soak: processes killed at random
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -8,7 +8,8 @@ Over several GPUs or hosts, weights sharded over all of them, students and dense
     torchrun --nproc-per-node 4 -m seed.distill studies/gpt2-small --trial 17
     accelerate launch --multi_gpu --num_processes 4 -m seed.distill studies/gpt2-small --trial 17
 
-The first process does what one alone would do; the others only train.
+All of them open the study, so every host must see its folder, model and text. The first process does what one alone
+would do; the others only train.
 """
 
 import argparse
@@ -26,12 +27,27 @@ from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ResourceError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
+from seed.plans import Protocol, SearchPlan
 from seed.records import DenseResult, DistillResult, TrialRecord
 from seed.stages import options, planning
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import DistillLine, SearchLine
-    from seed.scoring.process_group import ProcessGroup
+    from seed.scoring.fsdp import Several
+    from seed.scoring.instruments import Instruments
+    from seed.stages.finals import Budget
+    from seed.stages.schooling import Member
+    from seed.stages.workbench import Workbench
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be distilled, with what, and for how long."""
+
+    bench: "Workbench"
+    instruments: "Instruments"
+    members: "list[Member]"
+    budget: "Budget"
 
 
 def distill_trials(
@@ -46,84 +62,58 @@ def distill_trials(
     device: str | None = None,
     storage: str | None = None,
     trust_remote_code: bool = False,
-    group: "ProcessGroup | None" = None,
+    several: "Several | None" = None,
 ) -> tuple[list[DistillResult], StudyRecord]:
     """Distill, export and judge the candidate of a trial, or the frontier's that are not yet; return what came of it.
 
-    ``group``: the processes that train together; this one leads them. ``storage``: the database that shows the study.
+    ``several``: the processes that train together. All but the first only train, and have no results. ``storage``: the
+    database that shows the study.
 
     Raises:
         SeedError: no such study or trial, or model or text changed since.
     """
-    study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
+    with contextlib.nullcontext() if several is None else several.fail_together():
+        study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
-    from seed.executor import InProcess
-    from seed.scores import ScoreStore
-    from seed.scoring import together
-    from seed.scoring.process_group import ALONE
-    from seed.scoring.sweep import Sweep
-    from seed.stages import finals, recovering, schooling, workbench
+    from seed.scoring.processes import ALONE
+    from seed.stages import finals, recovering
     from seed.stages.gathering import find_learning_rate, gather_record
     from seed.stages.publishing import open_shown, refresh_report
 
-    group = group or ALONE
-    if group.size > 1 and device not in (None, "cpu", "cuda"):
-        raise ResourceError(f"--device {device}: each of several processes takes a GPU of its own. Give cuda or cpu.")
-    with folder.lock(study):
-        record = gather_record(study)
-        chosen = choose_trials(study, record, trial=trial, replicas=replicas or plan.replicas)
+    processes = several or ALONE
+    with contextlib.ExitStack() as held:
+        with processes.fail_together():
+            if processes.leads:
+                held.enter_context(folder.lock(study))
+            record = gather_record(study)
+            chosen = choose_trials(study, record, trial=trial, replicas=replicas or plan.replicas)
+        processes.require_alike(repr([one.evaluation.candidate.key for one in chosen]))
         if not chosen:
             terminal.say(f"{study.root}: every member of the frontier is distilled")
             return [], record
+        with processes.fail_together():
+            work = prepare(
+                study,
+                protocol,
+                chosen,
+                terminal=terminal,
+                distill_tokens=distill_tokens or plan.distill_tokens,
+                learning_rate=learning_rate or find_learning_rate(record.distilled),
+                replicas=replicas or plan.replicas,
+                device=device,
+                several=several,
+            )
+        at_most = None
+        if several is not None:
+            at_most = several.find_least(recovering.count_together(work.bench))
+            left = finals.list_left(work.bench, work.members, work.budget)
+            groups = finals.group_members(left, at_most=at_most)
+            several.require_alike(repr([(seed, [one.key for one in group]) for group, seed in groups] + [work.budget]))
+            if not several.leads:
+                finals.take_part(work.bench, work.instruments, groups, work.budget)
+                return [], record
         opened = open_shown(study, plan, storage=storage, complain=terminal.say)
-        terminal.say(f"opening {protocol.model}" + (f", to train in {group.size} processes" if group.size > 1 else ""))
-        bench = workbench.reopen(study, protocol, device_name=device)
-        budget = finals.Budget(
-            distill_tokens=distill_tokens or plan.distill_tokens,
-            learning_rate=learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate,
-            rng_seeds=finals.list_rng_seeds(bench, replicas or plan.replicas),
-        )
-        terminal.say(f"training for {planning.say_tokens(protocol, budget.distill_tokens)}")
-        for line in planning.warn_of_few_steps(protocol, budget.distill_tokens):
-            terminal.say(line)
-        if group.size > 1:
-            together.refuse_unfit(recovering.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model)
-        instruments = dataclasses.replace(workbench.prepare_instruments(bench), group=group)
-        sizes = [one.evaluation.size for one in chosen]
-        num_together = min(len(chosen), recovering.count_together(bench))
-        folder.require_room(
-            study.root,
-            needed_bytes=sum(size.weight_bytes for size in sizes) + 32 * num_together * sizes[0].num_params,
-            purpose="this distillation",
-        )
-        dense = folder.read_record(study.dense, DenseResult)
-        members = [
-            schooling.Member(
-                candidate=one.evaluation.candidate, latency=one.evaluation.latency, trial_number=one.number
-            )
-            for one in chosen
-        ]
-        finals.say_damaged(study, members, say=terminal.say)
-        total = finals.count_all_work(bench, members, budget)
-        with (
-            ScoreStore(study.scores) as store,
-            terminal.stage("distill", total=total, is_share=True) as advance,
-        ):
-            executor = InProcess(bench.device)
-            executor.start(bench)
-            executor.evaluator.sweep = Sweep(instruments)
-            results = finals.distill_members(
-                executor,
-                bench,
-                plan,
-                dense,
-                members,
-                budget,
-                store=store,
-                eval_command=eval_command,
-                on_work=advance,
-                complain=terminal.say,
-            )
+        results = lead(study, plan, work, at_most=at_most, eval_command=eval_command, terminal=terminal)
         record = refresh_report(study, opened=opened, complain=terminal.say)
     for result in results:
         terminal.say(
@@ -133,6 +123,110 @@ def distill_trials(
         terminal.say(f"model:  {study.model(result.candidate.key)}", wrap=False)
     terminal.say(f"report: {study.report}", wrap=False)
     return results, record
+
+
+def prepare(
+    study: StudyFolder,
+    protocol: Protocol,
+    chosen: list[TrialRecord],
+    *,
+    terminal: Terminal,
+    distill_tokens: int,
+    learning_rate: float | None,
+    replicas: int,
+    device: str | None,
+    several: "Several | None",
+) -> Work:
+    """Open model and text, and say what will be done; nothing is written.
+
+    Raises:
+        SeedError: they changed since the study was planned, or several processes, or this machine, cannot do it.
+    """
+    from seed.stages import finals, recovering, schooling, workbench
+
+    if several is not None and device not in (None, "cpu", "cuda"):
+        raise ResourceError(f"--device {device}: each of several processes takes a GPU of its own. Give cuda or cpu.")
+    terminal.say(f"opening {protocol.model}" + (f", to train in {several.size} processes" if several else ""))
+    bench = workbench.reopen(study, protocol, device_name=device)
+    budget = finals.Budget(
+        distill_tokens=distill_tokens,
+        learning_rate=learning_rate or protocol.short_learning_rate,
+        rng_seeds=finals.list_rng_seeds(bench, replicas),
+    )
+    terminal.say(f"training for {planning.say_tokens(protocol, distill_tokens)}")
+    for line in planning.warn_of_few_steps(protocol, distill_tokens):
+        terminal.say(line)
+    instruments = workbench.prepare_instruments(bench)
+    if several is not None:
+        from seed.scoring import fsdp
+
+        several.take_device(bench.device.type)
+        fsdp.refuse_unfit(recovering.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model)
+        bench, instruments = spread(bench, instruments, several)
+    sizes = [one.evaluation.size for one in chosen]
+    num_together = min(len(chosen), recovering.count_together(bench))
+    folder.require_room(
+        study.root,
+        needed_bytes=sum(size.weight_bytes for size in sizes) + 32 * num_together * sizes[0].num_params,
+        purpose="this distillation",
+    )
+    members = [
+        schooling.Member(candidate=one.evaluation.candidate, latency=one.evaluation.latency, trial_number=one.number)
+        for one in chosen
+    ]
+    return Work(bench=bench, instruments=instruments, members=members, budget=budget)
+
+
+def spread(bench: "Workbench", instruments: "Instruments", several: "Several") -> "tuple[Workbench, Instruments]":
+    """The same for several processes: only the first keeps the models' weights, and gives the others their shards of them."""
+    from seed.models.anatomy import Anatomy
+    from seed.scoring.fsdp import empty
+
+    if several.leads:
+        return bench, dataclasses.replace(instruments, processes=several)
+    anatomy = Anatomy(empty(bench.anatomy.model))
+    grafted = None if bench.grafted is None else Anatomy(empty(bench.grafted.model))
+    teacher = dataclasses.replace(bench.teacher, model=anatomy.model)
+    return (
+        dataclasses.replace(bench, teacher=teacher, anatomy=anatomy, grafted=grafted),
+        dataclasses.replace(instruments, anatomy=anatomy, grafted=grafted, processes=several),
+    )
+
+
+def lead(
+    study: StudyFolder,
+    plan: SearchPlan,
+    work: Work,
+    *,
+    at_most: int | None,
+    eval_command: str | None,
+    terminal: Terminal,
+) -> list[DistillResult]:
+    """Distill, export and judge what is to be distilled."""
+    from seed.executor import InProcess
+    from seed.scores import ScoreStore
+    from seed.scoring.sweep import Sweep
+    from seed.stages import finals
+
+    finals.say_damaged(study, work.members, say=terminal.say)
+    total = finals.count_all_work(work.bench, work.members, work.budget)
+    executor = InProcess(work.bench.device)
+    executor.start(work.bench)
+    executor.evaluator.sweep = Sweep(work.instruments)
+    with ScoreStore(study.scores) as store, terminal.stage("distill", total=total, is_share=True) as advance:
+        return finals.distill_members(
+            executor,
+            work.bench,
+            plan,
+            folder.read_record(study.dense, DenseResult),
+            work.members,
+            work.budget,
+            store=store,
+            at_most=at_most,
+            eval_command=eval_command,
+            on_work=advance,
+            complain=terminal.say,
+        )
 
 
 def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None, replicas: int) -> list[TrialRecord]:
@@ -194,23 +288,31 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Read the command line and distill, or help the process that does."""
+    """Read the command line and distill."""
     is_first = os.environ.get("RANK", "0") == "0"
     with contextlib.nullcontext() if is_first else silence():  # all read the same words, and one complains
         words = vars(make_parser().parse_args())
+    path, is_json = words.pop("study"), words.pop("json")
     if not is_launched():
-        distill(words)
+        distill(path, words, is_json=is_json)
         return
-    from seed.scoring import together
-    from seed.scoring.process_group import join_group
+    try:
+        distill_together(path, words, is_json=is_json)
+    except KeyboardInterrupt:
+        if is_first:
+            raise
+        raise SystemExit(130) from None  # the first says it
 
-    with join_group() as group:
-        if group.leads:
-            distill({**words, "group": group})
-            together.dismiss(group)
+
+def distill_together(path: Path, words: dict[str, Any], *, is_json: bool) -> None:
+    """Distill with the other processes of this run; the first does what one alone would, the others only train."""
+    from seed.scoring.fsdp import join_processes
+
+    with join_processes() as several:
+        if several.leads:
+            distill(path, {**words, "several": several}, is_json=is_json)
         else:
-            planning.quiet_libraries()
-            together.follow(group)
+            distill_trials(path, terminal=Terminal(quiet=True), **words, several=several)
 
 
 def is_launched() -> bool:
@@ -225,9 +327,8 @@ def silence() -> Iterator[None]:
         yield
 
 
-def distill(words: dict[str, Any]) -> None:
+def distill(path: Path, words: dict[str, Any], *, is_json: bool) -> None:
     """Distill as the words of the command line say."""
-    path, is_json = words.pop("study"), words.pop("json")
     if is_json:
         answer_in_json(functools.partial(distill_for_script, path, **words))
     else:

@@ -5,6 +5,7 @@ at a time, since neighbours share prefixes.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from seed.evaluator import Evaluator
 from seed.models.teacher import choose_device
 from seed.optimize.screening import Screen
 from seed.records import Candidate, Latency, Quality, Scored, SweepRow
+from seed.reporting.wording import count_things
 from seed.stages.finals import Budget, Made, Tell
 from seed.stages.protocols import Reference, describe_reference
 from seed.stages.schooling import Member
@@ -158,10 +160,15 @@ def open_executor(settings: SearchSettings, *, say: Callable[[str], None]) -> It
             "--workers, --ray: need Ray, which is not installed. Install it: pip install 'seed-search[ray]'."
         )
     say("starting Ray" if settings.ray is None else f"joining the Ray cluster at {settings.ray}")
+    if (
+        settings.ray is not None
+    ):  # else a cluster that is gone is asked twenty times, 40 seconds each, before Ray gives up
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     from seed.ray_executor import open_ray  # seconds
 
     with open_ray(settings) as executor:
-        say(f"{executor.num_evaluators} evaluators, on {executor.reference.name}")
+        say(f"{count_things(executor.num_evaluators, 'evaluator')}, on {executor.reference.name}")
         yield executor
 
 

@@ -4,6 +4,7 @@ Everything finished is in the study's folder, which this process alone writes, s
 What each step does is its own module's business; where the model is run, the executor's.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,19 +95,25 @@ def run(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         raise StudyError(
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
         )
-    if study.root.exists():
-        with folder.lock(study):
-            pass  # who finds it in use is told so before a model is opened
-    with open_executor(settings, say=terminal.say) as executor:
+    with contextlib.ExitStack() as held, open_executor(settings, say=terminal.say) as executor:
+        is_new = not study.root.exists()
+        if not is_new:  # else it is made once there is something to write
+            folder.create(study.root)
+            held.enter_context(folder.lock(study))
         bench, preset = open_bench(settings, preset, executor, study, terminal)
         now = plan_search(settings, preset, executor, bench, terminal, load=load)
-        folder.create(study.root)
-        with folder.lock(study):
-            with ScoreStore(study.scores) as store:
-                record = search(now, store)
-            if len(record.distilled) >= len(record.frontier.members) * settings.distill:
-                finished.remember(study, settings, model=bench.teacher.directory)
-            return record
+        if is_new:
+            folder.create(study.root)
+            held.enter_context(folder.lock(study))
+            if study.plan.exists():
+                raise StudyError(
+                    f"{study.root}: another process began this study meanwhile. Run the same command again."
+                )
+        with ScoreStore(study.scores) as store:
+            record = search(now, store)
+        if len(record.distilled) >= len(record.frontier.members) * settings.distill:
+            finished.remember(study, settings, model=bench.teacher.directory)
+        return record
 
 
 def open_bench(

@@ -95,7 +95,7 @@ class SearchPlan(Record, frozen=True, kw_only=True):
 
     name: str
     identity: dict[str, Any]
-    trials: int  # candidates scored at the objective's rung, where a sweep does not score them all
+    trials: int  # candidates scored at the objective's rung
     sweep_budget: float  # seconds
     covers_space: bool  # closed form scores the whole space
     trusts_closed_form: bool = True  # False: a student with it has not the loss that its score says

@@ -7,22 +7,27 @@ evaluator's answer is kept by the coordinator, or it is lost.
 
 import contextlib
 import os
+import shutil
+import signal
+import socket
 import tempfile
+import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transformers.dynamic_module_utils import init_hf_modules
 
-from seed.errors import ResourceError, SeedError
+from seed import interrupts
+from seed.errors import ResourceError, first_line
 from seed.evaluator import Evaluator
 from seed.executor import Rows, cut_stretches
 from seed.folder import StudyFolder
@@ -40,13 +45,32 @@ from seed.stages.workbench import Workbench
 MOST_RESTARTS = 4  # of each actor
 MOST_DEATHS = 3  # of evaluators at one piece of work
 START_SECONDS = 600.0  # for an actor to get its resources
+CONNECT_SECONDS = 10.0  # for a cluster to answer
 HEAR_SECONDS = 0.2  # between looks at what evaluators say
+ASK_SECONDS = 1.0  # between questions to an actor that is being started again
+LATE_SECONDS = 10.0  # for news, which are not worth waiting for
 AT_ONCE = 2  # pieces of work handed to an evaluator: the next one waits there while it does the first
 
 
 def make_actor(*, num_cpus: float, num_gpus: float) -> Any:
     """The actor class with its resources and what Ray does when one dies."""
     return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=MOST_RESTARTS, max_task_retries=0)(Actor)
+
+
+class News:
+    """Holds what evaluators say until the coordinator, on the same node, listens."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[int, float | None, str]] = []
+
+    def put(self, turn: int, amount: float | None, note: str) -> None:
+        """``amount``: of the work of this turn of the coordinator's; None: the note is a line for people."""
+        self.said.append((turn, amount, note))
+
+    def take(self) -> list[tuple[int, float | None, str]]:
+        """All that was said since."""
+        said, self.said = self.said, []
+        return said
 
 
 class Actor:
@@ -66,6 +90,7 @@ class Actor:
         self.evaluator: Evaluator | None = None
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
         self.states: Any = None
+        self.said: Any = None  # the last of our news
 
     def describe(self) -> tuple[Reference, str]:
         """The device, and the node."""
@@ -74,31 +99,38 @@ class Actor:
     def run(self, session: list[Any], method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do one piece of work; what comes one by one is returned as a list. ``session``: see ``_open``."""
         evaluator = self._open(*session)
-        found = getattr(evaluator, method)(*args, **kwargs)
-        if isinstance(found, Iterator):
-            return list(found)
-        return found
+        try:
+            found = getattr(evaluator, method)(*args, **kwargs)
+            return list(found) if isinstance(found, Iterator) else found
+        finally:
+            self._finish_saying()
 
     def distill(
         self, session: list[Any], members: Sequence[Member], budget: Budget, rng_seed: int, rows: Rows
     ) -> list[Made]:
         """Distill a group; checkpoints that lie where the coordinator cannot see them are returned file by file."""
-        made = self._open(*session).distill(members, budget, rng_seed=rng_seed, rows=rows)
+        made: list[Made] = self.run(session, "distill", (members, budget), {"rng_seed": rng_seed, "rows": rows})
         if self.scratch is None:
             return made
-        return [
+        found = [
             replace(one, checkpoint=finals.read_files(one.checkpoint)) if isinstance(one.checkpoint, Path) else one
             for one in made
         ]
+        for one in made:
+            if isinstance(one.checkpoint, Path):
+                shutil.rmtree(one.checkpoint, ignore_errors=True)
+        return found
 
     def share_states(self, session: list[Any], steps: int, rng_seeds: Sequence[int]) -> np.ndarray | None:
         """Compute the dense model's states, and return the bytes of them; None: they are not stored."""
-        evaluator = self._open(*session)
-        evaluator.store_states(steps=steps, rng_seeds=rng_seeds)
-        recall = evaluator.instruments.recall
+        self.run(session, "store_states", (), {"steps": steps, "rng_seeds": rng_seeds})
+        assert self.evaluator is not None
+        recall = self.evaluator.instruments.recall
         return recall.stored.view(torch.uint8).numpy() if isinstance(recall, StoredStates) else None
 
-    def _open(self, opened: Any, home: str, root: Path, news: Queue, trusts: bool, states: list[Any]) -> Evaluator:
+    def _open(
+        self, opened: Any, home: str, root: Path, news: Any, turn: int, trusts: bool, states: list[Any]
+    ) -> Evaluator:
         """The evaluator, made anew where this process has none yet.
 
         Args:
@@ -106,6 +138,7 @@ class Actor:
             home: the coordinator's node; on it, its scratch folder is ours too.
             root: the study's folder there.
             news: where to say what is done.
+            turn: the coordinator's, to which it belongs.
             trusts: is closed form to be trusted?
             states: the dense model's states in the object store with how they were made, once there are some.
         """
@@ -115,8 +148,11 @@ class Actor:
                 root = Path(self.scratch.name) / root.name
             bench = workbench.move(ray.get(opened), self.device, study=StudyFolder(root))
             self.evaluator = Evaluator(bench)
-            self.evaluator.tell = lambda amount, note: news.put((amount, note))
-            self.evaluator.say = lambda line: news.put((None, line))
+
+        def put(amount: float | None, note: str) -> None:
+            self.said = news.put.remote(turn, amount, note)  # nobody waits, so that no work is lost with news
+
+        self.evaluator.tell, self.evaluator.say = put, lambda line: put(None, line)
         if not trusts and self.evaluator.bench.gains is not None:
             self.evaluator.distrust_closed_form()
         if states and self.states != states[0]:
@@ -124,26 +160,47 @@ class Actor:
             self.evaluator.take_states(stored, steps=states[1], rng_seeds=states[2])
         return self.evaluator
 
+    def _finish_saying(self) -> None:
+        """Let news arrive before the answer does."""
+        if self.said is not None:
+            ray.wait([self.said], timeout=LATE_SECONDS)
+            self.said = None
+
+
+@dataclass(eq=False)
+class Post:
+    """An actor as the coordinator sees it."""
+
+    actor: Any
+    is_there: bool = True  # it answers, as far as is known
+    question: Any = None  # asked of one that did not
+    ask_at: float = 0.0  # when to ask next
+
 
 class RayExecutor:
     """Hands work to actors, and hears what they say meanwhile."""
 
     def __init__(self, actors: Sequence[Any], reference: Reference) -> None:
-        self.actors, self.reference = list(actors), reference
-        self.num_evaluators = len(self.actors)
+        self.posts, self.reference = [Post(actor) for actor in actors], reference
+        self.num_evaluators = len(self.posts)
         self.home = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(self.home, soft=False)
-        self.news = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        self.news = ray.remote(num_cpus=0, max_restarts=-1)(News).options(scheduling_strategy=here).remote()
+        self.turn = 0  # of handing work out
         self.trusts, self.states = True, list[Any]()
         self.say: Callable[[str], None] = lambda line: None
 
     def start(self, bench: Workbench, *, say: Callable[[str], None] = lambda line: None) -> None:
         self.opened, self.root, self.say = ray.put(bench), bench.folder.root.absolute(), say
 
+    def stop(self) -> None:
+        """Let go of all actors."""
+        kill_actors([*(post.actor for post in self.posts), self.news])
+
     @property
     def session(self) -> list[Any]:
         """What an actor needs to open the study; a list, so that Ray hands on references instead of what they refer to."""
-        return [self.opened, self.home, self.root, self.news, self.trusts, self.states]
+        return [self.opened, self.home, self.root, self.news, self.turn, self.trusts, self.states]
 
     def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
         def submit(actor: Any, work: None) -> Any:
@@ -217,67 +274,143 @@ class RayExecutor:
         on_work: Tell | None = None,
         complain: Callable[[str], None] | None = None,
     ) -> Iterator[Any]:
-        """Hand work out in order, the next to whoever is free, and yield what comes of it as it is finished."""
-        left, deaths = deque(enumerate(works)), [0] * len(works)
-        running: dict[Any, tuple[Any, int | None]] = {}  # who is at which work; None: is being started again
-        num_left = len(works)
+        """Hand work out in order, the next to whoever is free, and yield what comes of it as it is finished.
 
-        def hand_out(actor: Any) -> None:
-            if left:
-                number, work = left.popleft()
-                running[submit(actor, work)] = actor, number
-
-        for _ in range(at_once):
-            for actor in self.actors:
-                hand_out(actor)
-        while num_left:
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=HEAR_SECONDS, fetch_local=False)
-            self._hear(on_work, complain or self.say)
-            for done in ready:
-                actor, number = running.pop(done)
-                try:
-                    found = ray.get(done)
-                except ray.exceptions.RayTaskError as error:
-                    raise (error.cause if isinstance(error.cause, SeedError) else error) from None
-                except ray.exceptions.RayError as error:
-                    if number is not None:
-                        deaths[number] += 1
-                        left.appendleft((number, works[number]))
-                    self._mourn(actor, running, error, is_hopeless=number is not None and deaths[number] >= MOST_DEATHS)
-                    continue
-                if number is not None:
-                    num_left -= 1
-                hand_out(actor)
-                if number is not None:
-                    yield found
-
-    def _mourn(self, actor: Any, running: dict[Any, Any], error: Exception, *, is_hopeless: bool) -> None:
-        """Wait for an actor that died to be started again by Ray, while the others go on; or let it go for good.
+        What is under way when the caller goes away is taken back, or its answer ignored.
 
         Raises:
-            ResourceError: the same work killed several, or none is left.
+            SeedError: an evaluator's; or the same work killed several, or none is left.
         """
-        why = str(error).splitlines()[0]
-        is_gone = isinstance(error, ray.exceptions.ActorDiedError)
-        if is_gone and actor in self.actors:
-            self.actors.remove(actor)
-            self.say(f"an evaluator is gone for good ({why}); {len(self.actors)} go on")
-        elif not any(number is None and one is actor for one, number in running.values()):
-            running[actor.describe.remote()] = actor, None
-        if is_hopeless or not self.actors:
-            raise ResourceError(
-                f"evaluators die ({why}). What was finished is kept; run the same command again to go on, with a smaller model or fewer "
-                "--workers if memory is short."
-            ) from error
+        left, deaths = deque(range(len(works))), [0] * len(works)
+        running: dict[Any, tuple[Post, int]] = {}  # answers that are owed, in the order of the work
+        num_left, idle_since = len(works), time.monotonic()
+        self.turn += 1
+        try:
+            while num_left:
+                self._hand_out(works, left, running, submit, at_once=at_once)
+                idle_since = time.monotonic() if running else idle_since
+                if time.monotonic() - idle_since > START_SECONDS:
+                    raise die(f"none was started again within {START_SECONDS:.0f} s")
+                ready = self._wait(running)
+                self._hear(on_work, complain or self.say)
+                for done in ready:
+                    if done not in running:
+                        continue  # its evaluator died meanwhile
+                    post, _ = running[done]
+                    try:
+                        found = ray.get(done)
+                    except ray.exceptions.RayTaskError as error:
+                        raise (error.cause if isinstance(error.cause, Exception) else error) from error
+                    except ray.exceptions.RayError as error:
+                        lost = self._bury(post, running)
+                        left.extendleft(reversed(lost))
+                        deaths[lost[0]] += 1  # it does one after the other
+                        if deaths[lost[0]] >= MOST_DEATHS:
+                            raise die(first_line(error)) from error
+                        continue
+                    del running[done]
+                    num_left -= 1
+                    self._hand_out(works, left, running, submit, at_once=at_once)
+                    yield found
+        finally:
+            for owed in running:
+                ray.cancel(owed)
+
+    def _hand_out(
+        self,
+        works: Sequence[Any],
+        left: deque[int],
+        running: dict[Any, tuple[Post, int]],
+        submit: Callable[[Any, Any], Any],
+        *,
+        at_once: int,
+    ) -> None:
+        """Hand out what is left; nobody gets a second piece while another has none."""
+        for load in range(at_once):
+            for post in self.posts:
+                if left and post.is_there and count_owed(post, running) == load:
+                    number = left.popleft()
+                    running[submit(post.actor, works[number])] = post, number
+
+    def _wait(self, running: Mapping[Any, Any]) -> list[Any]:
+        """Wait for an answer or for a moment, while actors that did not answer are asked whether they are there again."""
+        for post in self.posts:
+            if not post.is_there and post.question is None and time.monotonic() >= post.ask_at:
+                post.question = post.actor.describe.remote()
+        asked = {post.question: post for post in self.posts if post.question is not None}
+        if not (running or asked):
+            time.sleep(HEAR_SECONDS)
+            return []
+        ready, _ = ray.wait([*running, *asked], num_returns=1, timeout=HEAR_SECONDS, fetch_local=False)
+        for question in ready:
+            if question in asked:
+                self._learn(asked[question])
+        return [done for done in ready if done in running]
+
+    def _learn(self, post: Post) -> None:
+        """Learn whether an actor is there again.
+
+        Raises:
+            ResourceError: it is gone for good, and it was the last.
+        """
+        question, post.question = post.question, None
+        try:
+            ray.get(question)
+        except ray.exceptions.ActorDiedError as error:
+            self.posts.remove(post)
+            self.say(f"an evaluator is gone for good ({first_line(error)}); {len(self.posts)} go on")
+            if not self.posts:
+                raise die(first_line(error)) from error
+        except ray.exceptions.RayError:
+            post.ask_at = time.monotonic() + ASK_SECONDS
+        else:
+            post.is_there = True
+
+    def _bury(self, post: Post, running: dict[Any, tuple[Post, int]]) -> list[int]:
+        """Return the work of an actor that does not answer, in order.
+
+        Those that have nothing to do are asked whether they are there before they get any: a node takes all of its actors along.
+        """
+        self.say(
+            "an evaluator does not answer: what it was at is handed out again, and Ray starts another in its place"
+        )
+        for one in self.posts:
+            if one is post or not count_owed(one, running):
+                one.is_there, one.ask_at = False, 0.0
+        lost = [owed for owed, (one, _) in running.items() if one is post]
+        return [running.pop(owed)[1] for owed in lost]
 
     def _hear(self, on_work: Tell | None, say: Callable[[str], None]) -> None:
-        with contextlib.suppress(Empty):
-            while True:
-                amount, note = self.news.get_nowait()
-                if amount is None:
-                    say(note)
-                elif on_work is not None:
-                    on_work(amount, note)
+        """Pass on what evaluators said; of earlier turns, lines only."""
+        try:
+            heard = ray.get(self.news.take.remote(), timeout=LATE_SECONDS)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            return  # only news were lost
+        for turn, amount, note in heard:
+            if amount is None:
+                say(note)
+            elif on_work is not None and turn == self.turn:
+                on_work(amount, note)
+
+
+def count_owed(post: Post, running: Mapping[Any, tuple[Post, int]]) -> int:
+    """Pieces of work that an actor has."""
+    return sum(one is post for one, _ in running.values())
+
+
+def die(why: str) -> ResourceError:
+    """Evaluators cannot be had any more."""
+    return ResourceError(
+        f"evaluators die ({why}). What was finished is kept; run the same command again to go on, with a smaller model or fewer "
+        "--workers if memory is short."
+    )
+
+
+def kill_actors(actors: Sequence[Any]) -> None:
+    """End actors at once."""
+    for actor in actors:
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(actor)
 
 
 @contextlib.contextmanager
@@ -289,14 +422,26 @@ def open_ray(settings: SearchSettings) -> Iterator[RayExecutor]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        join(settings)
+    with contextlib.ExitStack() as opened:
+        if not ray.is_initialized():
+            opened.callback(ray.shutdown)
+            with keep_handlers():
+                join(settings)
+        executor = place_actors(settings)
+        opened.callback(executor.stop)
+        yield executor
+
+
+@contextlib.contextmanager
+def keep_handlers() -> Iterator[None]:
+    """Answer signals as before when the block ends: Ray puts its own answer to SIGTERM in place of ours."""
+    handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     try:
-        yield place_actors(settings)
+        yield
     finally:
-        if is_ours:
-            ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def join(settings: SearchSettings) -> None:
@@ -306,6 +451,8 @@ def join(settings: SearchSettings) -> None:
         ResourceError: it does not answer.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+    if settings.ray is not None:
+        require_listener(settings.ray)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -314,11 +461,37 @@ def join(settings: SearchSettings) -> None:
             else:
                 count = max(settings.workers or 1, os.cpu_count() or 1)
                 ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ResourceError(
-                f"--ray {settings.ray}: no cluster answers there ({str(error).splitlines()[0]}). Start one with ray start --head, or leave "
-                "--ray out."
-            ) from error
+        except (OSError, ValueError, RuntimeError) as error:
+            if settings.ray is None:
+                raise ResourceError(f"--workers: Ray does not start here ({first_line(error)}).") from error
+            raise refuse_cluster(settings.ray, first_line(error)) from error
+
+
+def require_listener(address: str) -> None:
+    """Raise where nothing listens, for which Ray waits for minutes.
+
+    Raises:
+        ResourceError: so it is, or this is no address.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit() or int(port) > 65535:
+        raise ResourceError(
+            f"--ray {address}: no address of a cluster's head. Give HOST:PORT, such as 10.0.0.1:6379, or auto, on a machine of the cluster."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise refuse_cluster(address, first_line(error)) from error
+
+
+def refuse_cluster(address: str, why: str) -> ResourceError:
+    """No cluster can be joined."""
+    return ResourceError(
+        f"--ray {address}: no cluster answers there, or this machine is none of its nodes ({why}). Start one with ray start --head, "
+        "join it with ray start --address HOST:PORT, or leave --ray out."
+    )
 
 
 def place_actors(settings: SearchSettings) -> RayExecutor:
@@ -327,29 +500,69 @@ def place_actors(settings: SearchSettings) -> RayExecutor:
     Raises:
         ResourceError: there is no room for so many.
     """
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = int(resources.get("GPU", 0)) if settings.device != "cpu" else 0
-    if num_gpus:
-        count, threads, device = min(settings.workers or num_gpus, num_gpus), None, "cuda"
-        actor = make_actor(num_cpus=0, num_gpus=1)
-    else:
-        num_cpus, num_nodes = int(resources.get("CPU", 1)), count_nodes()
-        count = settings.workers or num_nodes
-        threads, device = max(1, num_cpus // count), "cpu"
-        actor = make_actor(num_cpus=max(1, num_cpus // max(count, num_nodes)) if settings.ray else 1, num_gpus=0)
-    actors = [actor.remote(threads, device) for _ in range(count)]
-    asked = [one.describe.remote() for one in actors]
-    ready, late = ray.wait(asked, num_returns=count, timeout=START_SECONDS)
-    if late:
+    actors = make_gpu_actors(settings) or make_cpu_actors(settings)
+    try:
+        asked = [one.describe.remote() for one in actors]
+        _, late = ray.wait(asked, num_returns=len(actors), timeout=START_SECONDS)
+        if late:
+            raise ResourceError(
+                f"{len(late)} of {len(actors)} evaluators found no place in {START_SECONDS:.0f} s. Give fewer --workers, or add nodes to "
+                "the cluster."
+            )
+        references = [found[0] for found in ray.get(asked)]
+    except ray.exceptions.RayError as error:
+        kill_actors(actors)
         raise ResourceError(
-            f"{len(late)} of {count} evaluators found no place in {START_SECONDS:.0f} s. Give fewer --workers, or add nodes to the cluster."
-        )
-    references = [found[0] for found in ray.get(ready)]
-    places = dict(zip(asked, actors, strict=True))
-    alike = [places[one] for one, reference in zip(ready, references, strict=True) if reference == references[0]]
+            f"evaluators cannot be started ({str(error).strip().splitlines()[-1]}). Install the same version of Seed on every node."
+        ) from error
+    except BaseException:
+        kill_actors(actors)
+        raise
+    alike = [actor for actor, found in zip(actors, references, strict=True) if found == references[0]]
+    kill_actors([actor for actor in actors if actor not in alike])
     return RayExecutor(alike, references[0])
 
 
-def count_nodes() -> int:
-    """Machines of the cluster that are there."""
-    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+def make_gpu_actors(settings: SearchSettings) -> list[Any]:
+    """One actor for each GPU, or for as many as asked for; none where there are none, or they are not wanted.
+
+    Raises:
+        ResourceError: there are fewer than asked for.
+    """
+    num_gpus = int(ray.cluster_resources().get("GPU", 0)) if settings.device != "cpu" else 0  # type: ignore[no-untyped-call]
+    if settings.device not in (None, "cpu") and not num_gpus:
+        raise ResourceError(f"--device {settings.device}: Ray has no GPU. Leave it out, or add nodes with GPUs.")
+    if num_gpus and (settings.workers or 1) > num_gpus:
+        raise ResourceError(f"--workers {settings.workers}: Ray has {num_gpus} GPUs. Give as many or fewer.")
+    actor = make_actor(num_cpus=0, num_gpus=1)
+    return [actor.remote(None, "cuda") for _ in range(min(settings.workers or num_gpus, num_gpus))]
+
+
+def make_cpu_actors(settings: SearchSettings) -> list[Any]:
+    """As many actors as asked for, or one on each node, spread over nodes; all of them compute with as many threads, and so alike.
+
+    Raises:
+        ResourceError: no node has a CPU.
+    """
+    num_cpus = {
+        node["NodeID"]: node["Resources"]["CPU"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["Resources"].get("CPU", 0) > 0
+    }
+    if not num_cpus:
+        raise ResourceError("no node of the cluster has a CPU for evaluators. Add nodes to it.")
+    home = ray.get_runtime_context().get_node_id()
+    nodes = sorted(num_cpus, key=lambda node: (node != home, node))  # the first is the reference
+    counts = dict.fromkeys(nodes, 0)
+    for _ in range(settings.workers or len(nodes)):
+        roomiest = max(nodes, key=lambda node: num_cpus[node] / (counts[node] + 1))
+        counts[roomiest] += 1
+    share = min(num_cpus[node] / count for node, count in counts.items() if count)
+    actor = make_actor(num_cpus=int(share) if share >= 1 else share, num_gpus=0)
+    return [
+        actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote(
+            max(1, int(share)), "cpu"
+        )
+        for node, count in counts.items()
+        for _ in range(count)
+    ]

@@ -16,6 +16,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 if TYPE_CHECKING:
+    from tests.finished import Finished
     from tests.hub import Hub
     from tests.postgres import PostgresServer
 
@@ -101,6 +102,16 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "notes.txt"
     path.write_text("\n\n".join(paragraphs))
     return path
+
+
+@pytest.fixture(scope="session")
+def finished_study(
+    make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> "Finished":
+    """A finished study; who changes its files puts them back."""
+    from tests.finished import Finished
+
+    return Finished(make_checkpoint("qwen2"), text_file, tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture(scope="session")

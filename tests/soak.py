@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optuna.trial import TrialState
+from seed.optimize.teamwork import Claims, Worker
+from seed.presence import Presence
 
 from seed.optimize.sampler import candidate_of
 from seed.optimize.space import enumerate_candidates
 from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study
-from seed.optimize.teamwork import Claims, Worker
 from seed.optimize.trials import run_trials
-from seed.presence import Presence
 from seed.records import Candidate, Evaluation, SearchSpace
 from tests.reporting import factory
 

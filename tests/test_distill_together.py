@@ -9,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from seed import folder
+from seed.records import Frontier
 from seed.reporting.result_line import DistillLine, SearchLine
 from tests.test_commands import environment, read_line, run_seed, search_words
 
@@ -40,8 +43,10 @@ def searched(make_checkpoint, text_file, tmp_path_factory) -> Path:
     return path
 
 
-def start_by_hand(*words: str, cwd: Path, first: list[str] | None = None) -> list[subprocess.Popen[str]]:
-    """Two processes with what a launcher would tell them; the first may run otherwise."""
+def start_by_hand(
+    *words: str, cwd: Path, first: list[str] | None = None, second_cwd: Path | None = None
+) -> list[subprocess.Popen[str]]:
+    """Two processes with what a launcher would tell them; the first may run otherwise, the second elsewhere."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = str(taken.getsockname()[1])
@@ -52,7 +57,7 @@ def start_by_hand(*words: str, cwd: Path, first: list[str] | None = None) -> lis
         started.append(
             subprocess.Popen(
                 [sys.executable, *command, *words],
-                cwd=cwd,
+                cwd=second_cwd if second_cwd and rank == 1 else cwd,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -105,6 +110,24 @@ def test_what_the_first_process_finds_wrong_ends_both(tmp_path):
     assert first[2].startswith("error: studies/nowhere: not a study")
     assert first[2].count("\n") == 1
     assert second[1:] == ("", "")
+
+
+def test_what_the_other_process_alone_finds_wrong_ends_both(searched, tmp_path):
+    first, second = end(start_by_hand("studies/tiny", cwd=searched, second_cwd=tmp_path))
+    assert first == (2, "", "")
+    assert second[:2] == (2, "")
+    assert second[2].startswith("error: studies/tiny: not a study")
+
+
+def test_processes_that_see_different_folders_do_not_train(searched, tmp_path):
+    path = shutil.copytree(searched, tmp_path / "other")
+    frontier = path / "studies" / "tiny" / "frontier.json"
+    emptied = msgspec.structs.replace(folder.read_record(frontier, Frontier), members=())
+    folder.write_record(frontier, emptied)
+    first, second = end(start_by_hand("studies/tiny", cwd=searched, second_cwd=path))
+    assert first[0] == 2
+    assert first[2].startswith("error: the 2 processes of this run see different folders")
+    assert second == (2, "", "")
 
 
 def test_a_full_disk_ends_both(searched, tmp_path):

@@ -14,13 +14,13 @@ import optuna
 import pytest
 import torch
 import transformers
+from tests.test_workers import RUNG_2, Search, has_scored, is_running, require_whole
+from tests.test_workers import start as start  # a fixture
 
 from seed.models.integrity import find_damage
 from seed.optimize.storage import open_storage
 from tests.conftest import make_config, make_tokenizer
 from tests.test_commands import environment, error_of, run_seed, search_words
-from tests.test_workers import RUNG_2, Search, has_scored, is_running, require_whole
-from tests.test_workers import start as start  # a fixture
 
 
 @pytest.fixture(scope="module")

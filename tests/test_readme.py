@@ -1,6 +1,5 @@
 """What the README tells people to type, typed: with small budgets, and hub models without a network."""
 
-import os
 import re
 import shlex
 import shutil
@@ -9,10 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from seed.optimize.space import list_presets
-from seed.search import make_parser
 from tests.test_commands import environment, error_of, run_seed
 
 pytestmark = pytest.mark.timeout(600)  # commands by the dozen, each with an interpreter of its own
@@ -130,32 +127,6 @@ def test_the_python_example_runs(place):
     done = subprocess.run([sys.executable, "-c", small], cwd=place, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\(\d(, \d)*,?\) \d\.\d+ \d\.\d+\n", done.stdout)
-
-
-def test_a_search_of_many_machines_starts_as_shown(place, postgres):
-    """With a database of its own instead of one on ``db``, and a model that is here."""
-    [command] = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python -m")]
-    url = postgres.make_database()
-    words = command.replace("tinyllama", "./my-checkpoint").replace("postgresql://seed@db/studies", url).split()[2:]
-    assert url in words
-    small = ["--short-steps=2", "--studies-dir=elsewhere", "--recovery-text=notes.txt"]
-    done = run_seed(*words, *SMALL, *SMALL_TEXT, *SMALL_WORKLOAD, *small, cwd=place)
-    assert f"optuna-dashboard {url.replace('postgresql://', 'postgresql+psycopg://')}" in done.stdout
-    text = done.stdout + (place / "elsewhere" / "my-checkpoint" / "report.html").read_text()
-    assert os.environ["PGPASSWORD"] not in text
-
-
-def test_jobs_for_schedulers_say_what_they_mean():
-    [slurm] = [block for block in blocks("bash") if "#SBATCH" in block]
-    subprocess.run(["bash", "-n"], input=slurm, text=True, check=True)
-    [kubernetes] = map(yaml.safe_load, blocks("yaml"))
-    [container] = kubernetes["spec"]["template"]["spec"]["containers"]
-    in_slurm = shlex.split(slurm.split("bash -c '")[1].rsplit("'", 1)[0].replace("\\\n", " "))
-    for words in (in_slurm, container["args"]):
-        assert words[:3] == ["python", "-m", "seed.search"]
-        parsed = make_parser().parse_args(words[3:])
-        assert parsed.storage == "postgresql://seed@db/studies"
-        assert str(parsed.studies_dir) not in ("studies", "/studies")
 
 
 def test_every_preset_and_option_that_the_readme_names_exists():

@@ -4,8 +4,7 @@ AdamW, warm-up then linear decay, towards an ``Objective``: forward KL to the de
 otherwise. Step 0 counts as a checkpoint, so what comes back is never worse on validation than what went in; a training
 whose numbers stop being finite ends there. Resumable:
 the data of a step depends on the step alone. Students that see the same batches are trained side by side and share
-the dense model's part of each. Several processes train sharded students together: all do the same steps, each on its
-share of a batch, and the first keeps what is saved.
+the dense model's part of each. Several processes (``fsdp``) do the same steps, each on its share of a batch.
 
 The dense model's last hidden states come from ``recall``, which may have stored them. Which student, and from which
 weights, is decided by the caller.
@@ -29,13 +28,23 @@ from seed.records import CurvePoint, Record, hash_text
 from seed.scoring import lora
 from seed.scoring.corpus import TokenStream
 from seed.scoring.objectives import Learner, Objective, accumulate_gradients
-from seed.scoring.process_group import ALONE, ProcessGroup
-from seed.scoring.sharding import copy_whole, fill, gather_optimizer, sketch_optimizer, spread_optimizer
+from seed.scoring.processes import ALONE, OneProcess
 from seed.scoring.targets import Recall, recall_live
 
 CHECKPOINT_SECONDS = 30.0
 PREDICTIONS = Objective()  # the dense model's, and nothing else
 SAVING_SHARE = 0.05  # of a large model's time, at most, goes into saving
+SAVED = {
+    "fingerprint",
+    "step",
+    "student",
+    "optimizer",
+    "best",
+    "best_step",
+    "best_loss",
+    "divergences",
+    "curve",
+}
 
 
 class DistillSettings(Record, frozen=True, kw_only=True):
@@ -89,8 +98,8 @@ class Pupil:
 
     Float32 weights, but for LoRA, which leaves them as they are until its updates are merged into them at the end.
     ``validate``: model -> validation loss in nats per token. ``boundaries``: see ``objectives.Learner``; only objectives
-    that match states need them. ``checkpoint``: where to save progress every half minute, and to resume from; of several
-    processes only the first has one. ``complain`` is told, for people, what went wrong and was got over.
+    that match states need them. ``checkpoint``: where to save progress every half minute, and to resume from.
+    ``complain`` is told, for people, what went wrong and was got over.
     """
 
     student: nn.Module
@@ -124,7 +133,7 @@ def distill(
     *,
     recall: Recall | None = None,
     on_step: Callable[[int], None] = lambda step: None,
-    group: ProcessGroup = ALONE,
+    processes: OneProcess = ALONE,
 ) -> list[Distilled]:
     """Train students side by side and leave each with the weights that validated best.
 
@@ -134,16 +143,15 @@ def distill(
         recovery: the windows to train on.
         recall: windows -> the dense model's last hidden states; None runs the dense model in every step.
         on_step: called with the number of steps that all have finished.
-        group: the processes that do this together; students and dense model are then sharded.
+        processes: those that do this together; students and dense model of several are sharded.
     """
     recall = recall or recall_live(dense, recovery)
     settings = pupils[0].settings
     assert all(pupil.settings.lesson == settings.lesson for pupil in pupils), "one batch for all"
     with contextlib.ExitStack() as stack:
         window_tokens = recovery.tokens_NT.shape[1]
-        trainings = [_Training(pupil, stack, group, window_tokens=window_tokens) for pupil in pupils]
-        # asked to stop, it ends behind the step at hand, and loses nothing; several processes cannot agree on which that is
-        is_asked = stack.enter_context(interrupts.hold()) if group.size == 1 else lambda: False
+        trainings = [_Training(pupil, stack, processes, window_tokens=window_tokens) for pupil in pupils]
+        is_asked = stack.enter_context(interrupts.hold())  # then it ends behind the step at hand, and loses nothing
         for step in range(min(training.done for training in trainings), settings.steps):
             active = [
                 training for training in trainings if training.done == step
@@ -162,35 +170,26 @@ def distill(
                 mixed_precision=settings.mixed_precision,
                 recomputes=settings.recomputes,
                 recall=recall,
-                group=group,
+                processes=processes,
             )
             for training, divergence in zip(active, divergences, strict=True):
                 training.take_step(divergence)
             on_step(step + 1)
+            ends = processes.is_any(is_asked())
             for training in active:
-                training.save_when_due(at_once=is_asked())
-            if is_asked():
+                training.save_when_due(at_once=ends)
+            if ends:
+                processes.find_least(0)  # launchers end the others with the one that ends first
                 raise interrupts.Stopped
         return [training.finish() for training in trainings]
-
-
-class Standing(Record, frozen=True, kw_only=True):
-    """How far a training had come when it was saved: all but its tensors."""
-
-    step: int
-    best_step: int
-    best_loss: float
-    divergences: tuple[float, ...]
-    curve: tuple[CurvePoint, ...]
-    weight_steps: dict[int, float]  # the optimizer's, by the weight's place among those it trains
 
 
 class _Training:
     """One student on its way: its optimizer, its curve, its best weights so far."""
 
-    def __init__(self, pupil: Pupil, stack: contextlib.ExitStack, group: ProcessGroup, *, window_tokens: int) -> None:
+    def __init__(self, pupil: Pupil, stack: contextlib.ExitStack, processes: OneProcess, *, window_tokens: int) -> None:
         """``stack`` holds what has to be undone when training ends."""
-        self.pupil, self.group, settings = pupil, group, pupil.settings
+        self.pupil, self.processes, settings = pupil, processes, pupil.settings
         student = pupil.student
         student.eval()  # no dropout: the student should learn the teacher's function, not be regularised
         student.requires_grad_(True)
@@ -210,37 +209,31 @@ class _Training:
             betas=(0.9, 0.95),
             fused=True,
         )
-        saved = _read_checkpoint(pupil, self.trained)
-        standing: Standing | None = group.tell(_describe(saved), Standing | None)
-        if standing is None:
+        saved = _read_checkpoint(pupil, self.trained, processes)
+        processes.require_alike("anew" if saved is None else f"from step {saved['step']}")
+        if saved is None:
             self.done, self.best_step, self.best_loss = 0, 0, pupil.validate(student)
-            self.best_weights = copy_weights(self.trained)
+            self.best_weights = processes.copy_weights(student, self.trained)
             self.curve: list[CurvePoint] = []
             self.divergences: list[float] = []
             if math.isfinite(self.best_loss):
                 self.curve.append(CurvePoint(step=0, tokens=0, validation_loss=self.best_loss, kl_divergence=None))
         else:
-            self.done, self.best_step, self.best_loss = standing.step, standing.best_step, standing.best_loss
-            self.divergences, self.curve = list(standing.divergences), list(standing.curve)
-            self._take_up(saved, standing)
+            self.done, self.best_step, self.best_loss = saved["step"], saved["best_step"], saved["best_loss"]
+            self.divergences, self.curve = saved["divergences"], saved["curve"]
+            processes.load_weights(student, self.trained, saved["student"])
+            processes.load_optimizer(student, self.optimizer, saved["optimizer"])
+            self.best_weights = saved["best"]
         self.diverged_at: int | None = None
         self.last_saved, self.save_seconds = time.monotonic(), 0.0
-
-    def _take_up(self, saved: dict[str, Any] | None, standing: Standing) -> None:
-        """Put saved tensors in their places. ``saved``: only the first of several processes has it, and the others get their shards."""
-        hollow = {name: torch.empty(0) for name in self.trained}
-        load_weights(self.trained, saved["student"] if saved else hollow)
-        optimizer = saved["optimizer"] if saved else sketch_optimizer(self.optimizer, standing.weight_steps)
-        spread_optimizer(optimizer, self.optimizer)
-        self.best_weights = saved["best"] if saved else hollow
 
     def take_step(self, divergence: float | None) -> None:
         """Move the weights along the gradient that lies ready, and look at validation text when it is time."""
         settings = self.pupil.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(self.done, settings)
-        norm = copy_whole(torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0))
-        if not self.group.tell(bool(norm.isfinite().all()), bool):  # one step further no weight would be a number
+        norm = self.processes.clip_gradients(self.trained)
+        if not norm.isfinite().all():  # one step further no weight would be a number
             self._end_early()
             return
         self.optimizer.step()
@@ -261,7 +254,8 @@ class _Training:
         )
         self.curve.append(point)
         if loss < self.best_loss or not math.isfinite(self.best_loss):
-            self.best_loss, self.best_step, self.best_weights = loss, self.done, copy_weights(self.trained)
+            self.best_loss, self.best_step = loss, self.done
+            self.best_weights = self.processes.copy_weights(self.pupil.student, self.trained)
 
     def _end_early(self) -> None:
         self.diverged_at, self.done = self.done, self.pupil.settings.steps
@@ -274,21 +268,21 @@ class _Training:
             CHECKPOINT_SECONDS, self.save_seconds / SAVING_SHARE
         )
         is_wanted = path is not None and self.done < self.pupil.settings.steps and is_due
-        if not self.group.tell(is_wanted, bool):
+        if not self.processes.is_any(is_wanted and self.processes.leads):  # by one clock
             return
         began = time.monotonic()
         state = {
             "fingerprint": self.pupil.settings.fingerprint,
             "step": self.done,
-            "student": copy_weights(self.trained),
-            "optimizer": gather_optimizer(self.optimizer),
+            "student": self.processes.copy_weights(self.pupil.student, self.trained),
+            "optimizer": self.processes.copy_optimizer(self.pupil.student, self.optimizer),
             "best": self.best_weights,
             "best_step": self.best_step,
             "best_loss": self.best_loss,
             "divergences": self.divergences,
             "curve": msgspec.to_builtins(self.curve),
         }
-        if path is not None:
+        if path is not None and self.processes.leads:
             _write_checkpoint(path, state)
         self.last_saved = time.monotonic()
         self.save_seconds = self.last_saved - began
@@ -301,7 +295,7 @@ class _Training:
                 f"training diverged at step {self.diverged_at} of {settings.steps} and ended there; the weights of step "
                 f"{self.best_step} are kept. Lower --learning-rate ({settings.learning_rate:g})."
             )
-        load_weights(self.trained, self.best_weights)
+        self.processes.load_weights(self.pupil.student, self.trained, self.best_weights)
         self.pupil.student.requires_grad_(False)
         if self.pupil.settings.lora_rank is not None:
             lora.merge_updates(self.pupil.student)
@@ -334,21 +328,6 @@ def freeze_prefix(anatomy: Anatomy, frozen_layers: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def copy_weights(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return the values of the trained weights, apart from what training does to them next, in the host's memory.
-
-    A GPU's memory is what decides how large a model can be trained: 16 bytes a weight instead of 20.
-    """
-    return {name: copy_whole(weight) for name, weight in weights.items()}
-
-
-def load_weights(weights: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    """Give the trained weights other values."""
-    assert weights.keys() == values.keys()
-    for name, weight in weights.items():
-        fill(weight, values[name])
 
 
 def schedule(step: int, settings: DistillSettings) -> float:
@@ -401,7 +380,7 @@ def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
-def _read_checkpoint(pupil: Pupil, trained: dict[str, nn.Parameter]) -> dict[str, Any] | None:
+def _read_checkpoint(pupil: Pupil, trained: dict[str, nn.Parameter], processes: OneProcess) -> dict[str, Any] | None:
     """Return a saved state of the same settings, whole and of these weights; another is as good as none."""
     path = pupil.checkpoint
     if path is None or not path.is_file():
@@ -409,11 +388,12 @@ def _read_checkpoint(pupil: Pupil, trained: dict[str, nn.Parameter]) -> dict[str
     shapes = {name: weight.shape for name, weight in trained.items()}
     try:
         if sealed.is_sealed(path):
-            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+            # only the first process's tensors count
+            state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=not processes.leads)
             if state["fingerprint"] != pupil.settings.fingerprint:
                 return None
-            _describe(state)
-            if all(
+            state["curve"] = [msgspec.convert(point, CurvePoint) for point in state["curve"]]
+            if state.keys() == SAVED and all(
                 {name: value.shape for name, value in state[part].items()} == shapes for part in ("student", "best")
             ):
                 return dict(state)
@@ -421,16 +401,3 @@ def _read_checkpoint(pupil: Pupil, trained: dict[str, nn.Parameter]) -> dict[str
         pass
     pupil.complain(f"{path}: damaged, or not written by this version. It is not used: this training starts anew.")
     return None
-
-
-def _describe(saved: dict[str, Any] | None) -> Standing | None:
-    if saved is None:
-        return None
-    return Standing(
-        step=saved["step"],
-        best_step=saved["best_step"],
-        best_loss=saved["best_loss"],
-        divergences=tuple(saved["divergences"]),
-        curve=tuple(msgspec.convert(point, CurvePoint) for point in saved["curve"]),
-        weight_steps={place: float(moments["step"]) for place, moments in saved["optimizer"]["state"].items()},
-    )

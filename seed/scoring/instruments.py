@@ -21,10 +21,10 @@ from seed.models.checkpoint import measure_size
 from seed.models.surgery import cast_weights, make_student, view_layers
 from seed.models.width import WidthImportance
 from seed.records import Candidate, Size
-from seed.scoring import lora, together
+from seed.scoring import lora
 from seed.scoring.corpus import TokenStream
 from seed.scoring.distillation import Distilled, DistillSettings, Pupil, distill
-from seed.scoring.process_group import ALONE, ProcessGroup
+from seed.scoring.processes import ALONE, OneProcess
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
 from seed.scoring.refit import Refit, fold_refit
 from seed.scoring.subsets import SubsetWalker
@@ -46,7 +46,7 @@ class Instruments:
     stored_dtype: torch.dtype
     recall: Recall | None = None  # the dense model's stored last hidden states; None: computed in every step
     grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
-    group: ProcessGroup = ALONE  # the processes that train together; all else is done by this one
+    processes: OneProcess = ALONE  # those that train together; all else the first does alone
 
     @property
     def source(self) -> Anatomy:
@@ -130,10 +130,13 @@ def enrol(
 def train_together(
     instruments: Instruments, pupils: Sequence[Pupil], *, on_step: Callable[[int], None] = lambda step: None
 ) -> list[Distilled]:
-    """Train students of the same batches side by side on the recovery stream, with the help of the other processes."""
-    if instruments.group.size > 1:
-        return together.lead(
-            instruments.group,
+    """Train students of the same batches side by side on the recovery stream, with the other processes where there are several."""
+    if instruments.processes.size > 1:
+        from seed.scoring import fsdp
+
+        assert isinstance(instruments.processes, fsdp.Several)
+        return fsdp.train(
+            instruments.processes,
             pupils,
             instruments.anatomy,
             recovery=instruments.recovery,

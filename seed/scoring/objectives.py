@@ -16,7 +16,7 @@ from torch import Tensor
 from seed.models.anatomy import Anatomy
 from seed.records import Record
 from seed.scoring.corpus import TokenStream
-from seed.scoring.process_group import ALONE, ProcessGroup
+from seed.scoring.processes import ALONE, OneProcess
 from seed.scoring.quality import split_for_head
 from seed.scoring.targets import Recall
 
@@ -118,7 +118,7 @@ def accumulate_gradients(
     mixed_precision: bool,
     recall: Recall,
     recomputes: bool = False,
-    group: ProcessGroup = ALONE,
+    processes: OneProcess = ALONE,
 ) -> list[float | None]:
     """Add the gradient of the batch's mean loss to each student's weights; return each one's KL divergence, nats per token.
 
@@ -129,7 +129,7 @@ def accumulate_gradients(
     """
     device = dense.device
     batch_tokens = len(windows) * recovery.tokens_NT.shape[1]
-    windows, num_counted = group.take_share(windows)
+    windows, num_counted = processes.take_share(windows)
     tokens_BT = recovery.tokens_NT[windows].to(device)
     stored_BTD = recall(windows) if objective.needs_teacher and not objective.needs_states else None
     totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in learners]
@@ -151,7 +151,7 @@ def accumulate_gradients(
             total.add_(_learn(learner, lesson, batch_tokens=batch_tokens, recomputes=recomputes))
     if objective.ce_share == 1:
         return [None for _ in learners]
-    return [float(group.add_up(total)) / batch_tokens for total in totals]
+    return [float(processes.add_up(total)) / batch_tokens for total in totals]
 
 
 def _learn(learner: Learner, lesson: _Lesson, *, batch_tokens: int, recomputes: bool) -> Tensor:

@@ -44,7 +44,7 @@ def make_parser() -> CommandParser:
         "--trials",
         type=positive_int,
         metavar="N",
-        help="candidates scored at the objective's rung, where a sweep does not score all",
+        help="candidates that are scored (default: the model's, or all that a sweep scores within its budget)",
     )
     search.add_argument(
         "--sweep-budget",
@@ -189,18 +189,18 @@ def make_parser() -> CommandParser:
     place.add_argument(
         "--storage",
         metavar="URL",
-        help="any Optuna storage, such as postgresql://USER@HOST/DB (default: a file in the study)",
+        help="where the Optuna study is shown: any Optuna storage, such as postgresql://USER@HOST/DB (default: a file in its folder)",
     )
     place.add_argument(
         "--workers",
         type=positive_int,
         metavar="N",
-        help="evaluators on this machine, run by Ray (default: one for each GPU, or this process alone)",
+        help="so many evaluators on this machine, run by Ray (default: one for each GPU; else this process alone)",
     )
     place.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="evaluators on all GPUs of a Ray cluster: auto, or HOST:PORT of its head",
+        help="evaluators on all GPUs of a Ray cluster: auto, or HOST:PORT of its head (docs/cluster.md)",
     )
     place.add_argument(
         "--dry-run",

@@ -193,16 +193,25 @@ def price_walk(shape: Shape, speed: Speed) -> float:
 def draft_plan(
     settings: SearchSettings, preset: Preset, protocol: Protocol, *, name: str, shape: Shape, speed: Speed
 ) -> SearchPlan:
-    """Plan the study: a space that closed form sweeps within the budget is swept."""
-    trials = min(settings.trials or preset.search.trials, protocol.space.size)
+    """Plan the study: how many candidates are scored, and whether closed form sweeps the whole space.
+
+    Without a number of ``--trials`` a space that closed form sweeps within its budget is scored whole.
+    """
+    size = protocol.space.size
+    trials = min(settings.trials or preset.search.trials, size)
+    is_swept = estimate_sweep(shape, protocol.space, speed) <= settings.sweep_budget
+    if protocol.rung == "closed_form":
+        is_swept = is_swept and (settings.trials is None or trials == size)
+        trials = size if is_swept else trials
+    else:
+        is_swept = is_swept and (settings.sampler == "subset" or trials == size)
     return planning.make_plan(
         settings,
         protocol,
         name=name,
         trials=trials,
         distill_tokens=settings.distill_tokens or preset.recovery.distill_tokens,
-        covers_space=estimate_sweep(shape, protocol.space, speed) <= settings.sweep_budget
-        and (protocol.rung == "closed_form" or settings.sampler == "subset" or protocol.space.size <= trials),
+        covers_space=is_swept,
     )
 
 
@@ -253,12 +262,10 @@ def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spe
 def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_workers: int = 1) -> list[str]:
     """Say in lines what a search will do, take and read; times are of one worker."""
     space, rung = protocol.space, protocol.rung.replace("_", " ")
-    if plan.covers_space and protocol.rung == "closed_form":
-        what = f"all {count_things(space.size, 'candidate')} at rung {rung}"
-        what += f" (--trials {plan.trials} is for spaces that no sweep covers)" if plan.trials < space.size else ""
-    else:
-        what = f"{plan.trials:,} of {count_things(space.size, 'candidate')} at rung {rung}"
-        what += ", led by a sweep of all of them at rung closed form" if plan.covers_space else ""
+    what = "all " if plan.trials == space.size else f"{plan.trials:,} of "
+    what += f"{count_things(space.size, 'candidate')} at rung {rung}"
+    if plan.covers_space and protocol.rung != "closed_form":
+        what += ", led by a sweep of all of them at rung closed form"
     finals = (
         f"; then {count_things(cost.num_finals, 'model')} distilled {f'{plan.replicas} times ' * (plan.replicas > 1)}for "
         f"{planning.say_tokens(protocol, plan.distill_tokens)} each, {format_span(cost.distill_seconds)}"

@@ -19,7 +19,7 @@ import msgspec
 from torch import nn
 
 from seed import folder
-from seed.errors import StudyError
+from seed.errors import SeedError, StudyError
 from seed.folder import StudyFolder
 from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.classes import find_auto_class, reads_images
@@ -36,6 +36,7 @@ from seed.scoring.instruments import (
     Instruments,
     enrol,
     exported_losses,
+    start_student,
     train_together,
 )
 from seed.scoring.quality import DocumentLosses
@@ -97,7 +98,7 @@ def count_all_work(bench: Workbench, members: Sequence[Member], budget: Budget) 
     return len(members) * len(budget.rng_seeds) * count_work(bench, count_steps(bench, budget.distill_tokens))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Made:
     """A member that was trained under one random seed, and judged; without a look that gave a number it is broken, and nothing else is known."""
 
@@ -142,12 +143,14 @@ def distill_members(
     budget: Budget,
     *,
     store: ScoreStore,
+    at_most: int | None = None,
     eval_command: str | None = None,
     on_work: Tell = lambda amount, key: None,
     complain: Callable[[str], None] = lambda said: None,
 ) -> list[DistillResult]:
     """Have members distilled under every random seed, and write models and results; finished ones are read back.
 
+    ``at_most``: so many are trained side by side; None: as many as memory takes, and evaluators leave.
     ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom; ``complain`` of
     what went wrong and was got over.
 
@@ -155,39 +158,38 @@ def distill_members(
         StudyError: a training gave no number; the others are kept.
     """
     each = count_work(bench, count_steps(bench, budget.distill_tokens))
-    wanted = [(rng_seed, member) for rng_seed in budget.rng_seeds for member in members]
-    left = [(rng_seed, member) for rng_seed, member in wanted if not is_done(bench, member, budget, rng_seed)]
-    num_done = len(wanted) - len(left)
+    left = list_left(bench, members, budget)
+    num_wanted = len(members) * len(budget.rng_seeds)
+    num_done = num_wanted - len(left)
 
     def say_work(amount: float, what: str) -> None:
-        on_work(amount, f"{what}; {num_done} of {count_things(len(wanted), 'model')} done")
+        on_work(amount, f"{what}; {num_done} of {count_things(num_wanted, 'model')} done")
 
     if num_done:
         say_work(num_done * each, "going on")
-    early: list[Made] = []  # replicas whose first is not there yet
+    waiting: list[Made] = []  # replicas whose first is not there yet
     broken: list[str] = []
-    works = (
-        group_members(left, at_most=max(1, min(spread.count_together(), -(-len(left) // spread.num_evaluators))))
-        if left
-        else []
-    )
+    if left:
+        at_most = max(1, min(at_most or spread.count_together(), -(-len(left) // spread.num_evaluators)))
+    works = group_members(left, at_most=at_most or 1)
     keys = {member.key for member in members}
     rows = [row for row in store.read_rows() if row.key in keys]
     for group in spread.distill(works, budget, rows=rows, on_work=say_work, complain=complain):
         store.keep([row for made in group for row in made.rows])
-        for made in sorted([*group, *early], key=lambda one: one.settings.rng_seed):
+        todo, waiting = sorted([*group, *waiting], key=lambda one: one.settings.rng_seed), []
+        for made in todo:
+            is_first = made.settings.rng_seed == budget.rng_seeds[0]
             if not made.went.curve:
                 broken.append(made.member.key)
-            elif made.settings.rng_seed == budget.rng_seeds[0]:
+            elif not is_first and not is_done(bench, made.member, budget, budget.rng_seeds[0]):
+                waiting.append(made)
+                continue
+            elif is_first:
                 keep_first(bench, plan, dense, made)
                 num_done += 1
-            elif is_done(bench, made.member, budget, budget.rng_seeds[0]):
+            else:
                 keep_replica(bench, made)
                 num_done += 1
-            elif made not in early:
-                early.append(made)
-                continue
-            early = [one for one in early if one is not made]
             name_checkpoint(bench, made.member, made.settings, budget).unlink(missing_ok=True)
     if broken:
         raise StudyError(
@@ -196,6 +198,16 @@ def distill_members(
         )
     results = [folder.read_record(bench.folder.result(member.key), DistillResult) for member in members]
     return [judging.score_for_user(bench, result, eval_command) for result in results]
+
+
+def list_left(bench: Workbench, members: Sequence[Member], budget: Budget) -> list[tuple[int, Member]]:
+    """Random seeds and members that are not done, in turn: all under the first seed first."""
+    return [
+        (rng_seed, member)
+        for rng_seed in budget.rng_seeds
+        for member in members
+        if not is_done(bench, member, budget, rng_seed)
+    ]
 
 
 def group_members(left: Sequence[tuple[int, Member]], *, at_most: int) -> list[tuple[list[Member], int]]:
@@ -312,6 +324,26 @@ def distill_group(
     return found
 
 
+def take_part(
+    bench: Workbench, instruments: Instruments, groups: Sequence[tuple[Sequence[Member], int]], budget: Budget
+) -> None:
+    """Train what the first of several processes distils; all it starts with comes from there, and what comes of it goes there."""
+    for members, rng_seed in groups:
+        pupils = []
+        for member in members:
+            settings = _settings(bench, member, budget, rng_seed)
+            pupils.append(
+                enrol(
+                    instruments,
+                    start_student(instruments, member.candidate, None),
+                    settings,
+                    candidate=member.candidate,
+                    checkpoint=name_checkpoint(bench, member, settings, budget),
+                )
+            )
+        train_together(instruments, pupils)
+
+
 def _judge_first(bench: Workbench, instruments: Instruments, made: Made, student: nn.Module) -> Made:
     """Write the checkpoint into the scratch folder, and judge it as it lies there."""
     began, path = time.monotonic(), bench.folder.work / f"export-{made.member.key}"
@@ -372,7 +404,11 @@ def keep_first(bench: Workbench, plan: SearchPlan, dense: DenseResult, made: Mad
         (aside / PROVENANCE).write_text(json.dumps(said), encoding="utf-8")
         provenance_sha256 = add_hashes(aside)
     finished = msgspec.structs.replace(result, provenance_sha256=provenance_sha256)
-    folder.write_record(bench.folder.result(member.key), finished)
+    try:
+        folder.write_record(bench.folder.result(member.key), finished)
+    except SeedError:
+        shutil.rmtree(path, ignore_errors=True)  # no record tells of it
+        raise
     if isinstance(made.checkpoint, Path):
         shutil.rmtree(made.checkpoint, ignore_errors=True)
 

@@ -48,24 +48,23 @@ def holds_score(study: StudyFolder) -> bool:
 
 
 def remove(study: StudyFolder) -> None:
-    """Remove what a search writes before its first score. The plan goes last, so that who is stopped here begins here again."""
-    with folder.lock(study):
-        for path in (
-            study.journal,
-            study.latency,
-            study.dense,
-            study.frontier,
-            study.environment,
-            study.report,
-            *list_files(study.scores),
-            study.gain,
-            study.root / "learning_rate.json",
-        ):
-            path.unlink(missing_ok=True)
-        for place in (study.pictures, study.artifacts, study.work):
-            for path in place.iterdir() if place.is_dir() else ():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-        study.plan.unlink(missing_ok=True)
+    """Remove what a search writes before its first score. The plan goes last, so that who is stopped here begins here again; its folder is held."""
+    for path in (
+        study.journal,
+        study.latency,
+        study.dense,
+        study.frontier,
+        study.environment,
+        study.report,
+        *list_files(study.scores),
+        study.gain,
+        study.root / "learning_rate.json",
+    ):
+        path.unlink(missing_ok=True)
+    for place in (study.pictures, study.artifacts, study.work):
+        for path in place.iterdir() if place.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    study.plan.unlink(missing_ok=True)

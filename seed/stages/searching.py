@@ -86,72 +86,90 @@ def score_space(
     rng_seed: int,
 ) -> None:
     """Score candidates at the objective's rung until the budget is spent or the space is exhausted."""
-    rung, space, store = trials.rung, trials.space, trials.store
-    is_whole = plan.covers_space and rung == "closed_form"  # then a trial costs nothing beyond its share of the sweep
-    target = space.size if is_whole else min(plan.trials, space.size)
-    before = [trial for trial in store.read_trials() if contains(space, trial.evaluation.candidate)]
+    space, store, retry_skipped = trials.space, trials.store, not settings.screen
+    target = min(plan.trials, space.size)
     if trials.complete:
         terminal.say(f"{say_were(len(trials.complete))} scored before")
-    if len(trials.complete) >= target or trials.count_taken(retry_skipped=not settings.screen) >= space.size:
+    if len(trials.complete) >= target or trials.count_taken(retry_skipped=retry_skipped) >= space.size:
         return
-    screen = Screen(keep=plan.frontier_size) if settings.screen else None
-    if screen is not None:
-        screen.learn(before)
-    order = list(enumerate_candidates(space)) if plan.covers_space or space.size <= plan.trials else []
+    is_whole = space.size <= plan.trials
+    order = list(enumerate_candidates(space)) if plan.covers_space or is_whole else []
     sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space else []
     if missing := [candidate for candidate in sample if not book.is_known(candidate, "none")]:
         keep_rows(store, book, scorers.measure_unrecovered(missing)[1])
     swept: dict[Candidate, Quality] = {}
-    if plan.covers_space and not is_whole:
+    if plan.covers_space and trials.rung != "closed_form":
         swept = sweep_space(terminal, scorers, order, store=store, book=book)
-        order = rank_candidates(swept) if space.size <= plan.trials else []
-    is_long = rung == "short_distillation"
-    batch = scorers.num_evaluators if is_long or not order else target if timer.is_complete else TIMED_BATCH
+        order = rank_candidates(swept)
     proposer: Proposer
-    if order:
-        proposer = Walk(trials, order, batch=batch, retry_skipped=not settings.screen)
+    if is_whole:
+        is_long = trials.rung == "short_distillation"  # then what is screened depends on those before
+        batch = scorers.num_evaluators if is_long else target if timer.is_complete else TIMED_BATCH
+        proposer = Walk(trials, order, batch=batch, retry_skipped=retry_skipped)
     else:
         proposer = Sampled(
             trials,
             sampler=settings.sampler,
             rng_seed=rng_seed,
-            batch=batch,
-            retry_skipped=not settings.screen,
+            batch=scorers.num_evaluators,
+            retry_skipped=retry_skipped,
             prior=(lambda candidate: swept[candidate].ppl_ratio) if swept else None,
         )
-    skipped = failed = 0
-    best = Best()
-    for trial in before:
-        best.learn(trial, rung=rung)
+    seen = Seen(trials.rung, Screen(keep=plan.frontier_size) if settings.screen else None)
+    for trial in store.read_trials():
+        if contains(space, trial.evaluation.candidate):
+            seen.learn(trial)
+
+    def score(candidates: Sequence[Candidate]) -> Iterator[Scored]:
+        table = timer.time(candidates)
+        for scored in scorers.score(candidates, rows=book.list_rows(candidates), table=table, screen=seen.screen):
+            book.learn(scored.rows)
+            yield scored
+
     with terminal.stage("search", total=target) as advance:
         if trials.complete:
-            advance(len(trials.complete), BEST_NOTE, best.list_cells())
+            advance(len(trials.complete), BEST_NOTE, seen.best.list_cells())
 
         def show(trial: TrialRecord) -> None:
-            nonlocal skipped, failed
-            if screen is not None:
-                screen.learn([trial])
-            skipped += trial.evaluation.skipped_because is not None
-            failed += trial.evaluation.explain_failure(rung) is not None
-            best.learn(trial, rung=rung)
-            advance(int(trial.state == "COMPLETE"), BEST_NOTE, best.list_cells())
+            seen.learn(trial)
+            advance(int(trial.state == "COMPLETE"), BEST_NOTE, seen.best.list_cells())
 
-        def score(candidates: Sequence[Candidate]) -> Iterator[Scored]:
-            table = timer.time(candidates)
-            for scored in scorers.score(candidates, rows=book.list_rows(candidates), table=table, screen=screen):
-                book.learn(scored.rows)
-                yield scored
-
+        seen.skipped = seen.failed = 0
         with trials.heard_by(show):
-            run_search(trials, proposer, score, target=target, retry_skipped=not settings.screen)
-    if skipped:
-        terminal.say(f"{say_were(skipped)} not worth {rung.replace('_', ' ')} and skipped; their trials say why")
-    if failed:
-        terminal.say(
-            f"{say_were(failed)} left without a value, since their loss is not a finite number; their trials say so"
-        )
+            run_search(trials, proposer, score, target=target, retry_skipped=retry_skipped)
+    for line in seen.describe():
+        terminal.say(line)
     if sample:
         terminal.say(say_recovery([book.known(candidate) for candidate in sample], space.size))
+
+
+class Seen:
+    """What trials have shown: the best of each depth, what is not worth short distillation, how many have no value."""
+
+    def __init__(self, rung: str, screen: Screen | None) -> None:
+        self.rung, self.screen = rung, screen
+        self.best = Best()
+        self.skipped = self.failed = 0
+
+    def learn(self, trial: TrialRecord) -> None:
+        """Take note of a finished trial."""
+        if self.screen is not None:
+            self.screen.learn([trial])
+        self.skipped += trial.evaluation.skipped_because is not None
+        self.failed += trial.evaluation.explain_failure(self.rung) is not None
+        self.best.learn(trial, rung=self.rung)
+
+    def describe(self) -> list[str]:
+        """Lines on those without a value."""
+        lines = []
+        if self.skipped:
+            rung = self.rung.replace("_", " ")
+            lines.append(f"{say_were(self.skipped)} not worth {rung} and skipped; their trials say why")
+        if self.failed:
+            lines.append(
+                f"{say_were(self.failed)} left without a value, since their loss is not a finite number; their trials say so"
+            )
+        return lines
 
 
 def keep_rows(store: ScoreStore, book: ScoreBook, rows: Sequence[SweepRow]) -> None:

@@ -19,7 +19,7 @@ import transformers
 from seed import folder
 from seed.console import Terminal, format_seconds, run_command
 from tests.bench import (
-    contention,
+    evaluators,
     growth,
     memory,
     overhead,
@@ -30,7 +30,6 @@ from tests.bench import (
     sweeps,
     trainer,
     tries,
-    workers,
 )
 
 # name -> module, and about how many seconds it takes on two cores by default and in full
@@ -44,8 +43,7 @@ PARTS: dict[str, tuple[ModuleType, float, float]] = {
     "overhead": (overhead, 100, 450),
     "growth": (growth, 90, 270),
     "memory": (memory, 60, 120),
-    "contention": (contention, 310, 3000),
-    "workers": (workers, 400, 1300),
+    "evaluators": (evaluators, 300, 900),
     "regret": (regret, 350, 6000),
 }
 

@@ -18,6 +18,7 @@ from seed.records import Candidate, SearchSpace
 from seed.scoring.corpus import TokenStream
 from seed.scoring.instruments import Instruments
 from seed.stages import planning, workbench
+from seed.stages.protocols import describe_reference
 from seed.stages.settings import SearchSettings
 
 WIDTH, MLP_WIDTH, HEADS = 128, 352, 4  # the demo's
@@ -57,11 +58,23 @@ def make_stream(num_windows: int, *, vocabulary: int = DEMO_VOCABULARY) -> Token
     return TokenStream(tokens_NT=tokens, documents_NT=documents, num_documents=num_windows, source="random")
 
 
-def open_demo(directory: Path, **settings: int) -> tuple[workbench.Workbench, Instruments]:
-    """The embedded model as a search with these settings opens it."""
+def open_bench(directory: Path, **settings: int) -> workbench.Workbench:
+    """The embedded model as a search with these settings opens it, on the CPU."""
     planning.quiet_libraries()
-    wanted = SearchSettings(**settings)
-    bench, _ = workbench.open_for_search(wanted, planning.find_preset(wanted), study=StudyFolder(directory))
+    wanted, device = SearchSettings(**settings), torch.device("cpu")
+    bench, _ = workbench.open_for_search(
+        wanted,
+        planning.find_preset(wanted),
+        study=StudyFolder(directory),
+        device=device,
+        reference=describe_reference(device),
+    )
+    return bench
+
+
+def open_demo(directory: Path, **settings: int) -> tuple[workbench.Workbench, Instruments]:
+    """The embedded model opened, and what scores it."""
+    bench = open_bench(directory, **settings)
     return bench, workbench.prepare_instruments(bench)
 
 

@@ -35,7 +35,7 @@ from seed.scoring.distillation import DistillSettings, Pupil, choose_windows, di
 from seed.scoring.instruments import Instruments, start_student
 from seed.scoring.quality import forward_kl, logits_of, measure_losses
 from seed.scoring.targets import Recall
-from seed.stages import recovering, workbench
+from seed.stages import protocols, recovering, workbench
 from tests.bench import shapes, turns
 
 SETS = {"drop-1": (1,), "drop-1-7": (1, 7), "drop-1-6-7": (1, 6, 7)}
@@ -61,7 +61,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
             "float32": make_settings(bench, steps=STEPS, mixed_precision=False),
             "bfloat16": make_settings(bench, steps=STEPS, mixed_precision=True),
         }
-        if not workbench.computes_bfloat16(bench.device):
+        if not protocols.computes_bfloat16(bench.device):
             del lessons["bfloat16"]
         seconds = {
             name: time_rounds(terminal, stored, settings, name=name, rounds=ROUNDS_FULL if full else ROUNDS)

@@ -15,26 +15,20 @@ from typing import Any
 
 import torch
 
+from seed import interrupts
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
 from seed.records import Candidate
-from seed.scoring import distillation, sharding, together
+from seed.scoring import distillation, fsdp
 from seed.scoring.distillation import DistillSettings
 from seed.scoring.instruments import Instruments, enrol, start_student, train_together
 from seed.scoring.objectives import Objective
-from seed.scoring.process_group import ALONE, ProcessGroup, join_group
+from seed.scoring.processes import ALONE, OneProcess
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
 from tests.models.families import make_model
 from tests.scoring.streams import draw_stream, write_stream
 
 CUTS = ((0, 3), (0, 2, 3))
-SHARED = (
-    torch.arange(12.0).reshape(3, 4).T,  # not contiguous
-    torch.tensor([[True, False]]),
-    torch.tensor(7),
-    torch.ones(3, dtype=torch.bfloat16),
-    torch.empty(0, 5, dtype=torch.int32),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +49,7 @@ class Case:
     num_students: int = 1
     checkpoint: str | None = None
     kill_at: int | None = None  # step at which the first process dies
+    stop_at: int | None = None  # step at which the last process is asked to stop
 
     @property
     def settings(self) -> DistillSettings:
@@ -72,7 +67,7 @@ class Case:
         )
 
 
-def train(case: Case, group: ProcessGroup = ALONE) -> list[dict[str, Any]]:
+def train(case: Case, processes: OneProcess = ALONE) -> list[dict[str, Any]]:
     """Train a case's students; what came of each."""
     torch.manual_seed(0)  # Mamba draws some weights itself
     model = make_model(case.family)
@@ -88,8 +83,11 @@ def train(case: Case, group: ProcessGroup = ALONE) -> list[dict[str, Any]]:
         gains=None,
         micro_batch=4,
         stored_dtype=getattr(torch, case.stored),
-        group=group,
+        processes=processes,
     )
+    if not processes.leads:  # what others have does not count
+        model = fsdp.empty(model)
+        instruments = dataclasses.replace(instruments, anatomy=Anatomy(model))
     candidates = [Candidate(num_layers=4, kept_layers=cut) for cut in CUTS[: case.num_students]]
     pupils = [
         enrol(
@@ -106,10 +104,15 @@ def train(case: Case, group: ProcessGroup = ALONE) -> list[dict[str, Any]]:
 
     def on_step(step: int) -> None:
         steps.append(step)
-        if step == case.kill_at:
+        if step == case.stop_at and processes.rank == processes.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if step == case.kill_at and processes.leads:
             os.kill(os.getpid(), signal.SIGKILL)
 
     went = train_together(instruments, pupils, on_step=on_step)
+    if not processes.leads:
+        assert all(weight.is_meta for pupil in pupils for weight in pupil.student.parameters())
+        return []
     return [
         {
             "losses": [point.validation_loss for point in one.curve],
@@ -125,36 +128,32 @@ def train(case: Case, group: ProcessGroup = ALONE) -> list[dict[str, Any]]:
 
 def main(cases: Path, directory: Path) -> None:
     torch.set_num_threads(1)
-    distillation.CHECKPOINT_SECONDS = distillation.SAVING_SHARE = -1.0  # progress is saved at every step
-    shard, shards = sharding.shard, []
+    wanted = [Case(**words) for words in json.loads(cases.read_text())]
+    if all(case.stop_at is None for case in wanted):
+        distillation.CHECKPOINT_SECONDS = distillation.SAVING_SHARE = -1.0  # progress is saved at every step
+    shard, shards = fsdp.shard, []
 
     def watch(*args: Any, **kwargs: Any) -> Any:
         model = shard(*args, **kwargs)
         weights = list(model.parameters())
         shards.append(
             {
-                "all_sharded": all(isinstance(weight, sharding.DTensor) for weight in weights),
+                "all_sharded": all(isinstance(weight, fsdp.DTensor) for weight in weights),
                 "whole": sum(weight.numel() for weight in weights),
                 "here": sum(weight.to_local().numel() for weight in weights),
             }
         )
         return model
 
-    sharding.shard = watch
-    with join_group() if "RANK" in os.environ else contextlib.nullcontext(ALONE) as group:
-        shared = [group.share(tensor if group.leads else None) for tensor in SHARED]
-        torch.save(shared, directory / f"shared-{group.rank}.pt")
-        if group.leads:
-            results = {}
-            for words in json.loads(cases.read_text()):
-                case = Case(**words)
-                results[case.name] = train(case, group)
+    fsdp.shard = watch
+    interrupts.listen()
+    with fsdp.join_processes() if "RANK" in os.environ else contextlib.nullcontext(ALONE) as processes:
+        results = {}
+        for case in wanted:
+            results[case.name] = train(case, processes)
+            if processes.leads:
                 torch.save(results, directory / "results.pt")
-            if group.size > 1:
-                together.dismiss(group)
-        else:
-            together.follow(group)
-    (directory / f"shards-{group.rank}.json").write_text(json.dumps(shards))
+    (directory / f"shards-{processes.rank}.json").write_text(json.dumps(shards))
 
 
 def write_cases(path: Path, cases: list[Case]) -> Path:

@@ -1,5 +1,9 @@
 """An opened study in small: a four-layer model, text that it wrote itself, and a protocol that fits them."""
 
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,20 +11,28 @@ import msgspec
 import optuna
 import torch
 
+from seed.console import Terminal
+from seed.executor import InProcess
 from seed.folder import StudyFolder
 from seed.models.teacher import ModelSource, Teacher
-from seed.optimize.study import open_study
+from seed.optimize.study import Limits, open_study
+from seed.optimize.trials import Trials
+from seed.pipeline import open_book
 from seed.plans import Protocol, SearchPlan, StreamRecord
-from seed.records import Latency, SearchSpace
+from seed.records import Latency, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
+from seed.scoring.book import ScoreBook
 from seed.scoring.instruments import Instruments
 from seed.scoring.sweep import Sweep
-from seed.stages import planning
+from seed.stages import latencies, planning
+from seed.stages.latencies import LatencyTable
+from seed.stages.searching import score_space
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.conftest import make_tokenizer
 from tests.scoring.opened import CPU, drop, open_instruments, time_candidate
 
+QUIET = Terminal(quiet=True)
 SPACE = SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=1, max_dropped=2)  # 10 candidates
 
 PROTOCOL = Protocol(
@@ -114,3 +126,64 @@ def make_table() -> dict[str, Latency]:
     """Latencies of every structure of the space."""
     latencies = [time_candidate(drop(*range(count))) for count in range(3)]
     return {latency.structure: latency for latency in latencies}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What a search holds while it runs."""
+
+    executor: InProcess
+    store: ScoreStore
+    book: ScoreBook
+    trials: Trials
+    table: LatencyTable
+
+    @property
+    def sweep(self) -> Sweep:
+        """The evaluator's scores."""
+        return self.executor.evaluator.sweep
+
+
+class TinyStudy:
+    """A study in a folder, whose evaluator runs in this process; opened again and again as separate commands would."""
+
+    def __init__(self, directory: Path, *, table: Mapping[str, Latency] | None = None, **changes: Any) -> None:
+        self.bench = open_bench(directory, **changes)
+        self.optuna = open_trials(self.bench)
+        latencies.write_latencies(self.bench.folder, dict(make_table() if table is None else table))
+
+    @contextlib.contextmanager
+    def open(self, space: SearchSpace = SPACE) -> Iterator[Opened]:
+        """Open it as the pipeline does."""
+        executor = InProcess(CPU)
+        executor.start(self.bench)
+        with ScoreStore(self.bench.folder.scores) as store:
+            yield Opened(
+                executor=executor,
+                store=store,
+                book=open_book(store, executor.evaluator.instruments.dense_validation),
+                trials=Trials(self.optuna, space, store, rung=self.bench.protocol.rung, limits=Limits()),
+                table=LatencyTable(self.bench, measure=functools.partial(executor.call, "measure_latency")),
+            )
+
+    def score(
+        self,
+        opened: Opened,
+        *,
+        trials: int = 10,
+        covers_space: bool = True,
+        terminal: Terminal = QUIET,
+        **settings: Any,
+    ) -> tuple[TrialRecord, ...]:
+        """Score candidates of the opened study, and return all trials that it has."""
+        wanted = SearchSettings(**settings)
+        plan = make_plan(self.bench, wanted, trials=trials, covers_space=covers_space)
+        score_space(
+            terminal, opened.executor, opened.table, opened.trials, opened.book, plan, wanted, rng_seed=wanted.rng_seed
+        )
+        return opened.store.read_trials()
+
+    def run(self, *, space: SearchSpace = SPACE, **wanted: Any) -> tuple[TrialRecord, ...]:
+        """Open it, score, and let go of it."""
+        with self.open(space) as opened:
+            return self.score(opened, **wanted)

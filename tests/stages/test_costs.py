@@ -159,17 +159,17 @@ def test_memory_is_told_with_its_parts(tmp_path: Path) -> None:
 def test_a_search_without_room_is_refused(tmp_path: Path) -> None:
     bench = open_bench(tmp_path)
     cost = estimate(bench)
-    require_resources(cost, root=tmp_path, device=CPU)
+    require_resources(cost, root=tmp_path, free_bytes=10**9, device="cpu")
     with pytest.raises(ResourceError, match=r"of memory, but cpu has .*\. Lower --calibration-tokens and"):
-        require_resources(replace(cost, memory_bytes=10**18), root=tmp_path, device=CPU)
+        require_resources(replace(cost, memory_bytes=10**18), root=tmp_path, free_bytes=10**9, device="cpu")
     many = estimate(open_bench(tmp_path / "many", latency_batch=10**9))
     with pytest.raises(ResourceError, match=r"of memory, but cpu has .*\. Lower --latency-batch and --prompt-tokens"):
-        require_resources(many, root=tmp_path, device=CPU)
+        require_resources(many, root=tmp_path, free_bytes=10**9, device="cpu")
     training = estimate(open_bench(tmp_path / "low", lora_rank=10**8), distill=True)
     with pytest.raises(ResourceError, match=r"of memory, but cpu has .*\. Lower --lora-rank"):
-        require_resources(training, root=tmp_path, device=CPU)
+        require_resources(training, root=tmp_path, free_bytes=10**9, device="cpu")
     with pytest.raises(ResourceError, match="this search needs about"):
-        require_resources(replace(cost, disk_bytes=10**18), root=tmp_path, device=CPU)
+        require_resources(replace(cost, disk_bytes=10**18), root=tmp_path, free_bytes=10**9, device="cpu")
     require_resources(cost, root=tmp_path / "not" / "yet" / "there", device=CPU)
 
 

@@ -2,41 +2,26 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from seed import folder
 from seed.findings import Rival, SearchGain
 from seed.optimize.strategies import STRATEGIES
-from seed.records import SearchSpace, TrialRecord
+from seed.records import TrialRecord
 from seed.scoring.sweep import Sweep
 from seed.stages import comparing, gains
 from seed.stages.meter import Account, Measured
-from seed.stages.posts import open_post
-from seed.stages.searching import score_space
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
-from .opened import SPACE, make_plan, make_table, open_bench, open_sweep, open_trials
-from .test_searching import QUIET
+from .opened import SPACE, TinyStudy, make_plan, open_bench
 
 
-def search(
-    bench: Workbench, *, trials: int, covers_space: bool, space: SearchSpace = SPACE
-) -> tuple[Sweep, tuple[TrialRecord, ...]]:
-    sweep, settings = open_sweep(bench), SearchSettings()
-    plan = make_plan(bench, settings, trials=trials, covers_space=covers_space)
-    return sweep, score_space(
-        QUIET,
-        bench,
-        sweep,
-        open_trials(bench),
-        plan,
-        settings,
-        space,
-        make_table(),
-        post=open_post(bench.folder, leads=True),
-    )
+def search(study: TinyStudy, **wanted: Any) -> tuple[Sweep, tuple[TrialRecord, ...]]:
+    with study.open() as opened:
+        trials = study.score(opened, **wanted)
+        return opened.sweep, trials
 
 
 def measure(
@@ -51,10 +36,9 @@ def by_name(gain: SearchGain) -> dict[str, Rival]:
 
 
 def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    sweep, trials = search(bench, trials=10, covers_space=True)
-    gain = measure(bench, sweep, trials)
-    assert folder.read_record(bench.folder.gain, SearchGain) == gain
+    study = TinyStudy(tmp_path)
+    sweep, trials = search(study, trials=10, covers_space=True)
+    gain = measure(study.bench, sweep, trials)
     assert (gain.solver, gain.rung, gain.num_scores) == ("somehow", "closed_form", 10)
     known = {trial.evaluation.candidate: trial.evaluation.qualities["closed_form"] for trial in trials}
     assert list(by_name(gain)) == ["perplexity", "greedy_recovered"]
@@ -71,11 +55,11 @@ def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
 
 
 def test_rivals_pay_what_they_would_have_paid_alone(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    sweep, trials = search(bench, trials=10, covers_space=True)
-    gain = measure(bench, sweep, trials)
+    study = TinyStudy(tmp_path)
+    sweep, trials = search(study, trials=10, covers_space=True)
+    gain = measure(study.bench, sweep, trials)
     assert by_name(gain)["greedy_recovered"].cost == pytest.approx(
-        comparing.find_budget(bench, Measured(sweep), bench.protocol.space)
+        comparing.find_budget(study.bench, Measured(sweep), study.bench.protocol.space)
     )
     assert by_name(gain)["greedy_recovered"].num_scores == 4 + 3
     account = Account(Measured(sweep))
@@ -84,10 +68,10 @@ def test_rivals_pay_what_they_would_have_paid_alone(tmp_path: Path) -> None:
 
 
 def test_greedy_removal_goes_no_further_than_the_search(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    sweep, trials = search(bench, trials=5, covers_space=False)  # four single removals, and one pair
+    study = TinyStudy(tmp_path)
+    sweep, trials = search(study, trials=5, covers_space=False)  # four single removals, and one pair
     before = {key for key, rungs in sweep.rows.items() if "closed_form" in rungs}
-    gain = measure(bench, sweep, trials)
+    gain = measure(study.bench, sweep, trials)
     greedy, one_shot = by_name(gain)["greedy_recovered"], by_name(gain)["perplexity"]
     assert not greedy.is_whole
     assert [pick.candidate for pick in greedy.picks] == [greedy.picks[0].best]
@@ -99,9 +83,9 @@ def test_greedy_removal_goes_no_further_than_the_search(tmp_path: Path) -> None:
 
 
 def test_trials_cost_more_than_the_same_sets_in_a_sweep(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    sweep, trials = search(bench, trials=9, covers_space=False)
-    one_by_one = measure(bench, sweep, trials)
+    study = TinyStudy(tmp_path)
+    sweep, trials = search(study, trials=9, covers_space=False)
+    one_by_one = measure(study.bench, sweep, trials)
     assert one_by_one.num_scores == 9
     account = Account(Measured(sweep))
     account.score([trial.evaluation.candidate for trial in trials], rung="closed_form")
@@ -109,11 +93,11 @@ def test_trials_cost_more_than_the_same_sets_in_a_sweep(tmp_path: Path) -> None:
 
 
 def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path, rung="short_distillation")
-    sweep, trials = search(bench, trials=3, covers_space=True)
-    gain = measure(bench, sweep, trials)
+    study = TinyStudy(tmp_path, rung="short_distillation")
+    sweep, trials = search(study, trials=3, covers_space=True)
+    gain = measure(study.bench, sweep, trials)
     prices = Measured(sweep).prices
-    tokens = bench.protocol.short_steps * bench.batch_windows * bench.protocol.window_tokens
+    tokens = study.bench.protocol.short_steps * study.bench.batch_windows * study.bench.protocol.window_tokens
     distilled = [trial for trial in trials if "short_distillation" in trial.evaluation.qualities]
     training = sum(prices.distill(len(t.evaluation.candidate.kept_layers), tokens=tokens) for t in distilled)
     swept = measure(open_bench(tmp_path), sweep, trials).cost  # the same scores at the cheaper rung
@@ -128,9 +112,9 @@ def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
 
 
 def test_a_family_without_closed_form_has_greedy_removal_without_recovery(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path, family="gemma2", rung="short_distillation")
-    sweep, trials = search(bench, trials=2, covers_space=False)
-    assert [rival.strategy for rival in measure(bench, sweep, trials).rivals] == ["perplexity", "greedy"]
+    study = TinyStudy(tmp_path, family="gemma2", rung="short_distillation")
+    sweep, trials = search(study, trials=2, covers_space=False)
+    assert [rival.strategy for rival in measure(study.bench, sweep, trials).rivals] == ["perplexity", "greedy"]
 
 
 def test_rivals_are_strategies() -> None:
@@ -138,9 +122,9 @@ def test_rivals_are_strategies() -> None:
 
 
 def test_rivals_take_no_more_scores_than_the_search(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    sweep, trials = search(bench, trials=3, covers_space=False)
+    study = TinyStudy(tmp_path)
+    sweep, trials = search(study, trials=3, covers_space=False)
     known = {key: set(rows) for key, rows in sweep.rows.items()}
-    gain = measure(bench, sweep, trials, most=3)  # of four layers
+    gain = measure(study.bench, sweep, trials, most=3)  # of four layers
     assert {key: set(rows) for key, rows in sweep.rows.items()} == known
     assert [(rival.picks, rival.is_whole) for rival in gain.rivals] == [((), False), ((), False)]

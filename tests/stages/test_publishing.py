@@ -4,45 +4,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import optuna
 import pytest
 from optuna_dashboard import get_note
 
 from seed import folder
 from seed.errors import StudyError
 from seed.optimize.frontier import select_frontier
-from seed.optimize.study import read_trials
-from seed.records import Frontier
-from seed.scoring.instruments import Instruments
-from seed.stages import judging, publishing, workbench
+from seed.records import Frontier, TrialRecord
+from seed.scores import ScoreStore
+from seed.stages import publishing, workbench
 from seed.stages.gathering import read_losses
-from seed.stages.posts import open_post
 from seed.stages.publishing import LiveReport
-from seed.stages.searching import score_space
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
-from .opened import SPACE, make_plan, make_table, open_bench, open_sweep, open_trials
-from .test_searching import QUIET
+from .opened import SPACE, TinyStudy, make_plan, make_table
 
 
 class Stage:
     """A tiny study that is about to be scored, with all that a report reads."""
 
     def __init__(self, directory: Path) -> None:
-        self.bench: Workbench = open_bench(directory)
-        self.study: optuna.Study = open_trials(self.bench)
-        self.plan = make_plan(self.bench, SearchSettings(), trials=10, covers_space=True)
-        self.sweep = open_sweep(self.bench)
-        instruments: Instruments = self.sweep.instruments
-        folder.write_record(self.bench.folder.plan, self.plan)
+        self.tiny = TinyStudy(directory)
+        self.bench: Workbench = self.tiny.bench
+        folder.write_record(
+            self.bench.folder.plan, make_plan(self.bench, SearchSettings(), trials=10, covers_space=True)
+        )
         folder.write_record(self.bench.folder.environment, workbench.describe_environment(self.bench))
-        judging.judge_dense(self.bench, instruments, next(iter(make_table().values())))
+        with self.tiny.open() as opened:
+            dense = opened.executor.call("judge_dense", next(iter(make_table().values())))
+        folder.write_record(self.bench.folder.dense, dense)
         self.complaints: list[str] = []
+
+    def read_trials(self) -> tuple[TrialRecord, ...]:
+        with ScoreStore(self.bench.folder.scores, read_only=True) as store:
+            return store.read_trials()
 
     def select(self) -> Frontier:
         return select_frontier(
-            read_trials(self.study),
+            self.read_trials(),
             rung=self.bench.protocol.rung,
             size=3,
             space_size=SPACE.size,
@@ -50,22 +50,13 @@ class Stage:
         )
 
     def open_live(self, select: Callable[[], Frontier] | None = None) -> LiveReport:
-        return LiveReport(self.bench.folder, self.study, select=select or self.select, complain=self.complaints.append)
+        return LiveReport(
+            self.bench.folder, self.tiny.optuna, select=select or self.select, complain=self.complaints.append
+        )
 
     def score(self, live: LiveReport) -> None:
-        settings = SearchSettings()
-        score_space(
-            QUIET,
-            self.bench,
-            self.sweep,
-            self.study,
-            self.plan,
-            settings,
-            SPACE,
-            make_table(),
-            post=open_post(self.bench.folder, leads=True),
-            on_trial=live.hear,
-        )
+        with self.tiny.open() as opened, opened.trials.heard_by(lambda record: live.hear()):
+            self.tiny.score(opened)
 
 
 @pytest.fixture
@@ -88,11 +79,12 @@ def test_report_and_note_grow_with_the_search(stage: Stage, monkeypatch: pytest.
     publish = publishing.publish_record
     monkeypatch.setattr(publishing, "publish_record", watch)
     stage.score(live)
-    assert seen == list(range(1, 11))
+    assert len(seen) == seen[-1] == 10
+    assert seen == sorted(seen)
     page = stage.bench.folder.report.read_text()
     assert "the search goes on" in page
     assert "10 of 10" in page
-    assert "**The search goes on**" in get_note(stage.study)
+    assert "**The search goes on**" in get_note(stage.tiny.optuna)
     assert not stage.bench.folder.frontier.exists()  # what is written down is what the search chose in the end
     assert stage.complaints == []
 
@@ -125,7 +117,7 @@ def test_what_cannot_be_shown_yet_does_not_end_a_search(stage: Stage, monkeypatc
         raise StudyError("none of the scored candidates keeps the limits")
 
     stage.score(stage.open_live(refuse))
-    assert len(read_trials(stage.study)) == 10
+    assert len(stage.read_trials()) == 10
     assert not stage.bench.folder.report.exists()
 
 
@@ -133,6 +125,6 @@ def test_a_full_disk_is_told_by_the_end_and_not_by_the_way(stage: Stage, monkeyp
     monkeypatch.setattr(publishing, "FIRST_SECONDS", 0.0)
     stage.bench.folder.report.mkdir()  # nothing can be written there
     stage.score(stage.open_live())
-    assert len(read_trials(stage.study)) == 10
+    assert len(stage.read_trials()) == 10
     assert any("report.html: cannot be written" in complaint for complaint in stage.complaints)
     assert msgspec.json.decode(stage.bench.folder.plan.read_bytes())["name"] == "tiny"

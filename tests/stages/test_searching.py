@@ -1,71 +1,31 @@
 """Scoring a space: swept whole where that was planned, best first; else searched; resumed without repeating anything."""
 
-import contextlib
 import math
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import optuna
 import pytest
 import torch
 
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.plans import SearchPlan
-from seed.records import Candidate, Latency, Quality, SearchSpace, SweepRow, TrialRecord
+from seed.records import Candidate, Latency, Quality, SweepRow, TrialRecord
 from seed.scores import ScoreStore
 from seed.scoring.instruments import start_student
 from seed.scoring.sweep import Sweep
 from seed.scoring.targets import recall_live
 from seed.stages import recovering, searching
-from seed.stages.gathering import read_losses
-from seed.stages.posts import open_post
-from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery, score_space
+from seed.stages.latencies import read_latencies
+from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.reporting import factory
 from tests.scoring.opened import drop
-from tests.stages.opened import SPACE, make_plan, make_table, open_bench, open_sweep, open_trials
+from tests.stages.opened import SPACE, TinyStudy, make_table
 
-QUIET = Terminal(quiet=True)
 EVERYTHING = list(enumerate_candidates(SPACE))
-
-
-class Search:
-    """One study in a folder, run again and again as separate commands would."""
-
-    def __init__(self, directory: Path, **changes: object) -> None:
-        self.bench: Workbench = open_bench(directory, **changes)
-        self.study: optuna.Study = open_trials(self.bench)
-
-    def run(
-        self,
-        *,
-        trials: int = 10,
-        covers_space: bool = True,
-        space: SearchSpace = SPACE,
-        terminal: Terminal = QUIET,
-        sweep: Sweep | None = None,
-        table: dict[str, Latency] | None = None,
-        **settings: object,
-    ) -> tuple[TrialRecord, ...]:
-        wanted = SearchSettings(**settings)
-        plan = make_plan(self.bench, wanted, trials=trials, covers_space=covers_space)
-        sweep = sweep or open_sweep(self.bench)
-        table = make_table() if table is None else table
-        return score_space(
-            terminal,
-            self.bench,
-            sweep,
-            self.study,
-            plan,
-            wanted,
-            space,
-            table,
-            post=open_post(self.bench.folder, leads=True),
-        )
 
 
 def keys_of(trials: tuple[TrialRecord, ...], *, state: str = "COMPLETE") -> list[str]:
@@ -155,35 +115,34 @@ def test_how_candidates_were_chosen_is_said() -> None:
 
 
 def test_a_space_that_is_swept_is_scored_whole_whatever_the_trials(tmp_path: Path) -> None:
-    search = Search(tmp_path)
+    search = TinyStudy(tmp_path)
     trials = search.run(trials=2)
     assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
     assert all(trial.evaluation.qualities["closed_form"].ppl_ratio > 0 for trial in trials)
-    sweep = open_sweep(search.bench)
-    assert all(sweep.is_known(candidate, "closed_form") for candidate in EVERYTHING)
+    assert len(known_by_closed_form(search)) == len(EVERYTHING)
 
 
 def test_what_closed_form_recovers_is_told_of_a_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Search(tmp_path).run(terminal=Terminal())
+    TinyStudy(tmp_path).run(terminal=Terminal())
     out = capsys.readouterr().out
     assert "closed form recovers " in out
     assert "sets out of 10;" in out
 
 
 def test_a_space_that_is_not_swept_is_searched(tmp_path: Path) -> None:
-    trials = Search(tmp_path).run(trials=4, covers_space=False)
+    trials = TinyStudy(tmp_path).run(trials=4, covers_space=False)
     assert len(set(keys_of(trials))) == len(trials) == 4
 
 
 def test_a_budget_as_large_as_the_space_scores_it_in_order(tmp_path: Path) -> None:
-    trials = Search(tmp_path).run(trials=10, covers_space=False)
+    trials = TinyStudy(tmp_path).run(trials=10, covers_space=False)
     assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
 
 
 def test_a_finished_search_measures_nothing_when_it_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = Search(tmp_path)
+    search = TinyStudy(tmp_path)
     trials = search.run()
     rows = read_rows(search)
     monkeypatch.setattr("seed.scoring.sweep.make_walker", None)
@@ -192,16 +151,17 @@ def test_a_finished_search_measures_nothing_when_it_is_run_again(
     assert read_rows(search) == rows
 
 
-def read_rows(search: "Search") -> list[SweepRow]:
+def known_by_closed_form(search: TinyStudy) -> dict[Candidate, Quality]:
+    """What was scored by closed form, in the study or by it."""
+    with search.open() as opened:
+        return {
+            one: opened.book.known(one)["closed_form"] for one in EVERYTHING if opened.book.is_known(one, "closed_form")
+        }
+
+
+def read_rows(search: TinyStudy) -> list[SweepRow]:
     with ScoreStore(search.bench.folder.scores, read_only=True) as store:
         return store.read_rows()
-
-
-def lose_rows(search: "Search", which: str) -> None:
-    """Take one score out of the store, as nobody should."""
-    with contextlib.closing(sqlite3.connect(search.bench.folder.scores)) as db:
-        assert db.execute(f"DELETE FROM scores WHERE {which}").rowcount == 1
-        db.commit()
 
 
 class BrokenError(Exception):
@@ -226,8 +186,8 @@ def break_after(count: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Non
 def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(
     rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Search(tmp_path / "whole", rung=rung).run(trials=3)
-    search = Search(tmp_path / "broken", rung=rung)
+    whole = TinyStudy(tmp_path / "whole", rung=rung).run(trials=3)
+    search = TinyStudy(tmp_path / "broken", rung=rung)
     mend = break_after(6, monkeypatch)
     with pytest.raises(BrokenError):
         search.run(trials=3)
@@ -242,7 +202,7 @@ def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(
 
 def test_a_narrowed_space_is_scored_whole_though_trials_outside_it_are_many(tmp_path: Path) -> None:
     # --max-latency-ratio or --max-memory leaves the deeper sets only
-    search = Search(tmp_path)
+    search = TinyStudy(tmp_path)
     first = search.run(trials=8, covers_space=False)
     deeper = msgspec.structs.replace(SPACE, min_dropped=2)
     inside = [key for key in keys_of(first) if key.count("-") == 2]
@@ -251,16 +211,6 @@ def test_a_narrowed_space_is_scored_whole_though_trials_outside_it_are_many(tmp_
     assert sorted(key for key in keys_of(trials) if key.count("-") == 2) == sorted(
         candidate.key for candidate in enumerate_candidates(deeper)
     )
-
-
-def test_scores_that_were_lost_are_made_up(tmp_path: Path) -> None:
-    search = Search(tmp_path)
-    trials = search.run()
-    lose_rows(search, "rung = 'closed_form' AND key = 'drop-1'")
-    assert search.run() == trials
-    find = read_losses(search.bench.folder)
-    for trial in trials:
-        find(trial.evaluation.qualities["closed_form"])
 
 
 def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
@@ -275,20 +225,20 @@ def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
         return missing
 
     monkeypatch.setattr("seed.stages.latencies.measure_latency", measure)
-    trials = Search(tmp_path).run(table=table)
+    search = TinyStudy(tmp_path, table=table)
+    assert len(keys_of(search.run())) == 10
     assert len(timed) == 1
-    assert table["2 layers"] == missing
-    assert len(keys_of(trials)) == 10
+    assert read_latencies(search.bench.folder)["2 layers"] == missing
 
 
 # ---- the climb
 
 
 def test_the_climb_begins_with_the_best_of_the_sweep(tmp_path: Path, distilled: list[str]) -> None:
-    search = Search(tmp_path, rung="short_distillation")
+    search = TinyStudy(tmp_path, rung="short_distillation")
     trials = search.run(trials=5)
-    sweep = open_sweep(search.bench)
-    qualities = {candidate: sweep.known(candidate)["closed_form"] for candidate in EVERYTHING}  # all of them
+    qualities = known_by_closed_form(search)
+    assert len(qualities) == len(EVERYTHING)
     ranked = [candidate.key for candidate in rank_candidates(qualities)]
     assert distilled == keys_of(trials)
     assert set(keys_of(trials)[:2]) == set(ranked[:2])  # then what short distillation teaches counts too
@@ -297,31 +247,29 @@ def test_the_climb_begins_with_the_best_of_the_sweep(tmp_path: Path, distilled: 
 
 
 def test_a_climb_of_everything_goes_by_rank(tmp_path: Path, distilled: list[str]) -> None:
-    search = Search(tmp_path, rung="short_distillation")
+    search = TinyStudy(tmp_path, rung="short_distillation")
     trials = search.run(trials=10)
-    sweep = open_sweep(search.bench)
-    qualities = {candidate: sweep.known(candidate)["closed_form"] for candidate in EVERYTHING}
+    qualities = known_by_closed_form(search)
     assert distilled == keys_of(trials) == [candidate.key for candidate in rank_candidates(qualities)]
 
 
 def test_a_climb_goes_on_with_the_next_best(tmp_path: Path, distilled: list[str]) -> None:
-    search = Search(tmp_path, rung="short_distillation")
-    whole = keys_of(Search(tmp_path / "whole", rung="short_distillation").run(trials=4))
+    search = TinyStudy(tmp_path, rung="short_distillation")
+    whole = keys_of(TinyStudy(tmp_path / "whole", rung="short_distillation").run(trials=4))
     distilled.clear()
     search.run(trials=2)
     assert keys_of(search.run(trials=4)) == whole == distilled
 
 
 def test_without_a_sweep_the_sampler_asks(tmp_path: Path, distilled: list[str]) -> None:
-    search = Search(tmp_path, rung="short_distillation")
+    search = TinyStudy(tmp_path, rung="short_distillation")
     trials = search.run(trials=3, covers_space=False)
     assert keys_of(trials) == distilled
-    sweep = open_sweep(search.bench)
-    assert sum(sweep.is_known(candidate, "closed_form") for candidate in EVERYTHING) == 3
+    assert len(known_by_closed_form(search)) == 3
 
 
 def test_a_family_without_closed_form_is_searched(tmp_path: Path) -> None:
-    trials = Search(tmp_path, family="gemma2", rung="short_distillation").run(trials=2, covers_space=False)
+    trials = TinyStudy(tmp_path, family="gemma2", rung="short_distillation").run(trials=2, covers_space=False)
     assert [set(trial.evaluation.qualities) for trial in trials] == [{"none", "short_distillation"}] * 2
 
 
@@ -340,7 +288,7 @@ def test_hopeless_candidates_are_skipped_unless_told_otherwise(
         return "hopeless" if candidate.key in hopeless else None
 
     monkeypatch.setattr(searching.Screen, "judge", judge)
-    trials = Search(tmp_path, rung="short_distillation", short_steps=1).run(
+    trials = TinyStudy(tmp_path, rung="short_distillation", short_steps=1).run(
         trials=10, screen=screen, terminal=Terminal()
     )
     out = capsys.readouterr().out
@@ -363,20 +311,11 @@ def test_what_was_skipped_is_tried_when_screening_is_turned_off(
     monkeypatch.setattr(
         searching.Screen, "judge", lambda self, candidate, *_, **__: "no" if candidate.key in hopeless else None
     )
-    search = Search(tmp_path, rung="short_distillation", short_steps=1)
+    search = TinyStudy(tmp_path, rung="short_distillation", short_steps=1)
     found = search.run(trials=trials)
     assert set(keys_of(found, state="PRUNED")) <= hopeless
     found = search.run(trials=10, screen=False)
     assert len(set(keys_of(found, state="COMPLETE"))) == 10
-
-
-def test_a_lost_score_is_made_up_even_if_it_is_hopeless_by_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    search = Search(tmp_path, rung="short_distillation", short_steps=1)
-    search.run(trials=10)
-    lose_rows(search, f"rung = 'short_distillation' AND key = '{drop(3).key}'")
-    monkeypatch.setattr(searching.Screen, "judge", lambda self, candidate, *_, **__: "no")
-    search.run(trials=10)
-    assert (drop(3).key, "short_distillation") in [(row.key, row.rung) for row in read_rows(search)]
 
 
 def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
@@ -390,7 +329,7 @@ def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
             made.append(self)
 
     monkeypatch.setattr(searching, "Screen", Spy)
-    search = Search(tmp_path, rung="short_distillation", short_steps=1)
+    search = TinyStudy(tmp_path, rung="short_distillation", short_steps=1)
     search.run(trials=2, frontier_size=6)
     search.run(trials=5, frontier_size=6)
     assert [sum(map(len, screen.pairs.values())) for screen in made] == [2, 5]
@@ -401,19 +340,22 @@ def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
 
 
 def test_states_are_stored_for_the_windows_of_so_many_steps(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    sweep = open_sweep(bench)
-    assert sweep.instruments.recall is None
-    searching.store_states(QUIET, bench, sweep, steps=2)
-    windows = recovering.list_windows(bench, steps=2, rng_seeds=[0])
-    assert len(windows) == 8  # two steps of four windows, none twice
-    live = recall_live(bench.anatomy, bench.streams["recovery"])
+    study = TinyStudy(tmp_path)
+    with study.open() as opened:
+        assert opened.sweep.instruments.recall is None
+        told: list[float] = []
+        opened.executor.store_states(steps=2, rng_seeds=[0], on_work=lambda amount, note: told.append(amount))
+        recall = opened.sweep.instruments.recall
+    windows = recovering.list_windows(study.bench, steps=2, rng_seeds=[0])
+    assert sum(told) == len(windows) == 8  # two steps of four windows, none twice
+    live = recall_live(study.bench.anatomy, study.bench.streams["recovery"])
     for window in windows:
-        found = sweep.instruments.recall(torch.tensor([window]))
-        assert torch.allclose(found, live(torch.tensor([window])), atol=1e-5)
-    assert [path.suffix for path in sorted(bench.folder.work.iterdir())] == [".lock", ".states"]
+        assert torch.allclose(recall(torch.tensor([window])), live(torch.tensor([window])), atol=1e-5)
 
 
 def test_the_climb_uses_stored_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seed.scoring.distillation.recall_live", None)
-    assert len(Search(tmp_path, rung="short_distillation").run(trials=1)) == 1
+    study = TinyStudy(tmp_path, rung="short_distillation")
+    with study.open() as opened:
+        opened.executor.store_states(steps=2, rng_seeds=[0], on_work=lambda amount, note: None)
+        monkeypatch.setattr("seed.scoring.distillation.recall_live", None)
+        assert len(study.score(opened, trials=1)) == 1

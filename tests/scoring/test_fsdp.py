@@ -8,17 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from msgspec import structs
 from torch import nn
 
 from seed.errors import ResourceError
+from seed.scoring.fsdp import Several, empty, refuse_unfit
 from seed.scoring.objectives import Objective
-from seed.scoring.process_group import ALONE, ProcessGroup
-from seed.scoring.together import refuse_unfit
-from tests.models.families import make_model
+from tests.models.families import FAMILIES, make_model
 from tests.scoring import group_worker
 from tests.scoring.group_worker import Case, train, write_cases
 
@@ -54,11 +52,8 @@ def work(directory: Path, cases: list[Case], *, processes: int) -> subprocess.Co
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[list[dict[str, Any]]], list[Any]]:
-    """What two processes made of the cases, and of one that a single process was killed in; how each held the models.
-
-    And the tensors that each heard.
-    """
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+    """What two processes made of the cases, and of one that a single process was killed in; how each held the models."""
     directory = tmp_path_factory.mktemp("together")
     stopped = replace(STOPPED, checkpoint=str(directory / "progress.pt"))
     assert work(directory, [stopped], processes=1).returncode == -9
@@ -67,8 +62,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     assert done.stdout == ""
     assert "Warning" not in done.stderr
     shards = [json.loads((directory / f"shards-{rank}.json").read_text()) for rank in range(2)]
-    shared = [torch.load(directory / f"shared-{rank}.pt") for rank in range(2)]
-    return torch.load(directory / "results.pt"), shards, shared
+    return torch.load(directory / "results.pt"), shards
 
 
 def assert_same_training(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -85,25 +79,18 @@ def assert_same_training(found: list[dict[str, Any]], expected: list[dict[str, A
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_two_processes_train_as_one(case: Case, together: tuple[dict[str, Any], Any, Any]) -> None:
+def test_two_processes_train_as_one(case: Case, together: tuple[dict[str, Any], Any]) -> None:
     assert_same_training(together[0][case.name], train(case))
 
 
-def test_every_process_holds_its_half_of_student_and_dense_model(together: tuple[Any, list[Any], Any]) -> None:
+def test_every_process_holds_its_half_of_student_and_dense_model(together: tuple[Any, list[Any]]) -> None:
     for shards in together[1]:
         assert len(shards) == 3 * (len(CASES) + 1) + 2  # dense, student, its exported form
         assert all(one["all_sharded"] for one in shards)
         assert all(0.45 < one["here"] / one["whole"] < 0.55 for one in shards)
 
 
-def test_tensors_of_the_first_process_arrive_as_they_were(together: tuple[Any, Any, list[Any]]) -> None:
-    for heard in together[2]:
-        for found, expected in zip(heard, group_worker.SHARED, strict=True):
-            assert found.dtype == expected.dtype
-            assert torch.equal(found, expected)
-
-
-def test_two_processes_go_on_where_one_was_killed(together: tuple[dict[str, Any], Any, Any]) -> None:
+def test_two_processes_go_on_where_one_was_killed(together: tuple[dict[str, Any], Any]) -> None:
     [found] = together[0]["stopped"]
     assert found["steps"] == [4, 5, 6]
     assert_same_training([found], train(replace(STOPPED, kill_at=None)))
@@ -126,20 +113,37 @@ def test_one_process_goes_on_where_two_were_killed(tmp_path: Path) -> None:
     assert_same_training([found], [unbroken])
 
 
+def test_all_save_and_stop_behind_the_step_where_one_is_asked_to(tmp_path: Path) -> None:
+    stopped = replace(STOPPED, kill_at=None, stop_at=3, checkpoint=str(tmp_path / "progress.pt"))
+    done = work(tmp_path, [stopped], processes=2)
+    assert done.returncode == 1
+    assert "SIGTERM" not in done.stderr.partition("Root Cause")[2], "the last ended by itself, in order"
+    [found] = train(replace(stopped, stop_at=None))
+    assert found["steps"] == [4, 5, 6]
+    assert_same_training([found], train(replace(stopped, stop_at=None, checkpoint=None)))
+
+
 @pytest.mark.parametrize(("num_items", "size"), [(4, 2), (5, 2), (1, 2), (4, 3), (2, 4), (7, 1)])
 def test_shares_are_equally_long_and_count_everything_once(num_items: int, size: int) -> None:
     items = torch.arange(10, 10 + num_items)
-    shares = [ProcessGroup(rank=rank, size=size).take_share(items) for rank in range(size)]
+    shares = [Several(rank, size).take_share(items) for rank in range(size)]
     assert len({len(mine) for mine, _ in shares}) == 1
     assert torch.equal(torch.cat([mine[:counted] for mine, counted in shares]), items)
 
 
-def test_one_process_alone_asks_nobody() -> None:
-    rows = np.arange(6.0).reshape(3, 2)
-    assert ALONE.tell("word", str) == "word"
-    assert ALONE.share(torch.ones(2)).tolist() == [1, 1]
-    assert ALONE.gather_rows(rows, num_rows=3) is rows
-    assert ALONE.add_up(torch.ones(2)).tolist() == [1, 1]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_emptied_model_has_all_but_its_weights(family: str) -> None:
+    model = make_model(family)
+    emptied = empty(model)
+    assert all(weight.is_meta for weight in emptied.parameters())
+    for of in (nn.Module.named_parameters, nn.Module.named_buffers):
+        pairs = [[*of(one, remove_duplicate=False)] for one in (emptied, model)]
+        described = [[(name, tensor.dtype, tensor.shape) for name, tensor in one] for one in pairs]
+        assert described[0] == described[1]
+    assert len([*emptied.parameters()]) == len([*model.parameters()])  # ties are tied
+    for found, own in zip(emptied.buffers(), model.buffers(), strict=True):
+        assert torch.equal(found, own)
+        assert found is not own
 
 
 class Routed(nn.Module):
@@ -156,9 +160,8 @@ class Routed(nn.Module):
         ({"lora_rank": 4}, make_model("llama"), "LoRA"),
         ({"objective": Objective(hidden_weight=1.0)}, make_model("llama"), "states"),
         ({}, Routed(), "experts"),
-        ({}, type("Brought", (nn.Module,), {"__module__": "transformers_modules.brought"})(), "brings its own code"),
     ],
-    ids=["lora", "states", "experts", "code"],
+    ids=["lora", "states", "experts"],
 )
 def test_what_several_processes_cannot_do_is_refused(change: dict[str, Any], model: nn.Module, reason: str) -> None:
     refuse_unfit(CASES[0].settings, make_model("llama"))
