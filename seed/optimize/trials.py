@@ -1,7 +1,7 @@
 """The one loop of a search: a batch of candidates is proposed, scored, kept and told, until the budget is spent.
 
 One process runs it, and alone writes. What a candidate is worth is handed in. Scores and trials go into the study's score
-store in one transaction, then to Optuna; where a process dies between the two, Optuna is told when the study goes on.
+store in one transaction, then Optuna is told; where a process dies between the two, that is when the study goes on.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from seed.optimize.space import contains
 from seed.optimize.storage import explain_outage
 from seed.optimize.study import Limits, describe_candidate, describe_evaluation, make_trial, values_of
 from seed.optimize.subset import FINAL, FLAG, INTERRUPTED, MOST_FAILURES, TAKEN_STATES, VERDICT, weigh_failure
-from seed.records import Candidate, Evaluation, Scored, SearchSpace, TrialRecord, hash_text
+from seed.records import Candidate, Scored, SearchSpace, TrialRecord, hash_text
 from seed.scores import ScoreStore
 
 SKIPPED_PER_TRIAL = 4
@@ -102,21 +102,13 @@ class Trials:
 
     def keep(self, scored: Sequence[Scored]) -> None:
         """Keep what was scored, and tell Optuna."""
-        records = []
-        number = len(self.study.get_trials(deepcopy=False))
-        for one in scored:
-            if one.evaluation is None:
-                continue
-            trial = self.asked.get(one.candidate)
-            state = "COMPLETE" if values_of(one.evaluation, rung=self.rung) else "PRUNED"
-            records.append(
-                TrialRecord(number=number if trial is None else trial.number, state=state, evaluation=one.evaluation)
-            )
-            if trial is None:
-                number += 1
-            else:
-                self._describe(trial, one.evaluation)
-        self.store.keep([row for one in scored for row in one.rows], records)
+        rows = [row for one in scored for row in one.rows]
+        try:
+            records = self._describe(scored)
+        except BaseException:  # the database went away: what was measured need not be measured again
+            self.store.keep(rows)
+            raise
+        self.store.keep(rows, records)
         trials = {one.candidate: self.asked.pop(one.candidate, None) for one in scored}
         for record in records:
             self._tell(record, trials[record.evaluation.candidate])
@@ -181,12 +173,22 @@ class Trials:
         else:
             self.skipped.add(candidate)
 
-    def _describe(self, trial: optuna.Trial, evaluation: Evaluation) -> None:
-        """Let a running trial show what was measured, so that in the end it need only be told."""
-        for name, value in describe_evaluation(evaluation, rung=self.rung).items():
-            trial.set_user_attr(name, value)
-        for name, excess in self.limits.measure(evaluation, rung=self.rung).items():
-            trial.set_constraint(name, excess)
+    def _describe(self, scored: Sequence[Scored]) -> list[TrialRecord]:
+        """Records of what was scored; trials that were asked for show it already, so that they need only be told."""
+        records, number = [], len(self.study.get_trials(deepcopy=False))
+        for evaluation in [one.evaluation for one in scored if one.evaluation is not None]:
+            trial = self.asked.get(evaluation.candidate)
+            state = "COMPLETE" if values_of(evaluation, rung=self.rung) else "PRUNED"
+            if trial is None:
+                records.append(TrialRecord(number=number, state=state, evaluation=evaluation))
+                number += 1
+                continue
+            records.append(TrialRecord(number=trial.number, state=state, evaluation=evaluation))
+            for name, value in describe_evaluation(evaluation, rung=self.rung).items():
+                trial.set_user_attr(name, value)
+            for name, excess in self.limits.measure(evaluation, rung=self.rung).items():
+                trial.set_constraint(name, excess)
+        return records
 
     def _tell(self, record: TrialRecord, trial: optuna.Trial | None) -> None:
         if trial is None:

@@ -160,6 +160,12 @@ def kept(place: Path) -> list[tuple[int, str, str]]:
         return [(one.number, one.evaluation.candidate.key, one.state) for one in store.read_trials()]
 
 
+def measured(place: Path) -> list[str]:
+    """Candidates whose losses by document are in the store."""
+    with ScoreStore(place / "scores.sqlite", read_only=True) as store:
+        return [row.key for row in store.read_rows()]
+
+
 def told(place: Path, url: str | None = None) -> list[FrozenTrial]:
     """Every trial in Optuna."""
     return load_study(view_storage(url, journal=place / "journal.log"), "here").trials
@@ -397,6 +403,7 @@ def test_a_database_that_goes_away_is_one_error_and_the_study_goes_on_in_another
     with pytest.raises(ResourceError, match=r"no such table: .*run the same command again"):
         run(place, url=old, trials=4, score=break_at(1, go_away))
     known = [key for _, key, _ in kept(place)]
+    assert measured(place) == order[:2]
     assert known + run(place, url=new, trials=4) == order
     require_agreement(place, new)
     assert not (place / "journal.log").exists()
