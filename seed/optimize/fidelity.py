@@ -98,18 +98,11 @@ def spread_ranks(total: int, *, count: int) -> list[int]:
     return [step * (total - 1) // (count - 1) for step in range(count)]
 
 
-def kendall_tau(one_C: np.ndarray, *, other_C: np.ndarray) -> float | None:
-    """Return Kendall's tau-b of two scores of the same candidates; None when either ties all of them.
+def resample_tau(one_C: np.ndarray, *, other_C: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
+    """Return Kendall's tau-b in each draw, of shape (D,); NaN where a draw leaves it undefined.
 
     Tied pairs count as in M. G. Kendall, "The treatment of ties in ranking problems", Biometrika 33 (1945):
     (concordant - discordant) / sqrt(pairs not tied in one * pairs not tied in the other).
-    """
-    (tau,) = resample_tau(one_C, other_C=other_C, counts_DC=np.ones((1, len(one_C))))
-    return float(tau) if np.isfinite(tau) else None
-
-
-def resample_tau(one_C: np.ndarray, *, other_C: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
-    """Return Kendall's tau-b in each draw, of shape (D,); NaN where a draw leaves it undefined.
 
     A draw that holds a candidate twice has pairs of that candidate with itself, tied in every score. They are
     dropped: they say nothing about order, and as ties they would pull tau about. Pairs of different candidates weigh
@@ -157,20 +150,6 @@ def summarize_study(study: FidelityStudy) -> FidelitySummary:
     return FidelitySummary(
         bootstrap_draws=BOOTSTRAP_DRAWS,
         depths=tuple(_summarize_depth(scores, study=study) for scores in _read_depths(study)),
-    )
-
-
-def compare_rungs(study: FidelityStudy, *, one: str, other: str) -> tuple[RungDifference, ...]:
-    """Return, for each depth that has both, Kendall's tau of ``one`` minus that of ``other``.
-
-    The interval is of paired draws: each resample of candidates is the same for both rungs, as it is for every rung
-    and the ceiling, so what the candidates drawn have in common cancels. Resamples drop pairs of a candidate with
-    itself (``resample_tau``). Either may be ``FULL_DISTILLATION``, where there are finals of two rng_seeds.
-    """
-    return tuple(
-        _compare(scores, one=one, other=other)
-        for scores in _read_depths(study)
-        if {one, other} <= {*scores.losses, FULL_DISTILLATION}
     )
 
 

@@ -111,7 +111,7 @@ class FeasibleSampler(optuna.samplers.BaseSampler):
         return flags_of(self.space, self._draw_new(taken))
 
     def _draw_new(self, taken: set[str]) -> Candidate:
-        """A random untried candidate, or any when other workers have just taken the last: claims are settled later."""
+        """A random untried candidate, or any where none is left."""
         for _ in range(1000):
             candidate = draw_candidate(self.space, self.rng)
             if candidate.key not in taken:

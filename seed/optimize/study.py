@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from seed.errors import StudyError
 from seed.optimize.sampler import flag_distributions, flags_of
+from seed.optimize.storage import explain_outage
 from seed.optimize.subset import FINAL, VERDICT
 from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, find_runs
 
@@ -42,6 +43,7 @@ class Limits:
         return found
 
 
+@explain_outage()
 def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) -> optuna.Study:
     """Create or continue the study with objectives PPL ratio and latency ratio, both to be minimised.
 
@@ -53,6 +55,7 @@ def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) 
 
     Raises:
         StudyError: a study of this name in this storage was planned otherwise.
+        ResourceError: the database goes away.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(

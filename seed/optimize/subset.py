@@ -10,8 +10,7 @@ It measures single removals, fits a surrogate to what all sets cost (``surrogate
 frontier of the first objective over the size of what is dropped is expected to grow most (``acquisition``): expected
 improvement (Jones et al. 1998), summed over sizes. That is the expected growth of the dominated area (Emmerich et al. 2006)
 when size is known beforehand. Further objectives need no model as long as they follow from what is dropped, as latency and
-memory do. Sets that are being tried are believed to do as expected; two processes that ask at the same instant may ask
-for the same.
+memory do. Sets that are being tried are believed to do as expected; who asks while another asks may get the same.
 """
 
 import datetime
@@ -57,10 +56,9 @@ def settles(trial: FrozenTrial, states: tuple[TrialState, ...]) -> bool:
 class SubsetSampler(optuna.samplers.BaseSampler):
     """Asks for sets of dropped parts where the frontier is expected to grow.
 
-    Parameters other than the flags are drawn at random. A set that is complete, pruned or being run by another worker is
-    not asked for again while others are left. What is asked depends on the stored trials, ``seed`` and the trial's number
-    among those that did not fail, and on nothing that is held in memory, so that a resumed study goes on as an unbroken
-    one.
+    Parameters other than the flags are drawn at random. A set that is complete, pruned or being tried is not asked for
+    again while others are left. What is asked depends on the stored trials, ``seed`` and the trial's number among those
+    that did not fail, and on nothing that is held in memory, so that a resumed study goes on as an unbroken one.
     """
 
     def __init__(

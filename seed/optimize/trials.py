@@ -1,7 +1,7 @@
 """The one loop of a search: a batch of candidates is proposed, scored, kept and told, until the budget is spent.
 
 One process runs it, and alone writes. What a candidate is worth is handed in. Scores and trials go into the study's score
-store in one transaction, then to Optuna; where a process dies between the two, Optuna is told when the study goes on.
+store in one transaction, then Optuna is told; where a process dies between the two, that is when the study goes on.
 """
 
 import contextlib
@@ -23,8 +23,9 @@ from seed.optimize.sampler import (
     make_subset_sampler,
 )
 from seed.optimize.space import contains
+from seed.optimize.storage import explain_outage
 from seed.optimize.study import Limits, describe_candidate, describe_evaluation, make_trial, values_of
-from seed.optimize.subset import FINAL, INTERRUPTED, MOST_FAILURES, TAKEN_STATES, VERDICT, weigh_failure
+from seed.optimize.subset import FINAL, FLAG, INTERRUPTED, MOST_FAILURES, TAKEN_STATES, VERDICT, weigh_failure
 from seed.records import Candidate, Scored, SearchSpace, TrialRecord, hash_text
 from seed.scores import ScoreStore
 
@@ -48,8 +49,10 @@ class Trials:
 
     Raises:
         StudyError: Optuna has trials whose scores are lost.
+        ResourceError: the database goes away.
     """
 
+    @explain_outage()
     def __init__(
         self,
         study: optuna.Study,
@@ -73,9 +76,18 @@ class Trials:
 
     def ask(self) -> Candidate | None:
         """Make a trial of the candidate that the study's sampler proposes; None: it proposed what is no candidate."""
-        trial = self.study.ask(fixed_distributions=flag_distributions(self.space))
-        candidate = candidate_of(self.space, trial.params)
-        if not contains(self.space, candidate) or candidate in self.asked or candidate in self.complete:
+        trial = self.study.ask()
+        try:
+            flags = {name: trial.suggest_categorical(name, FLAG.choices) for name in flag_distributions(self.space)}
+            candidate: Candidate | None = candidate_of(self.space, flags)
+        except ValueError:  # somebody queued what no flag can be
+            candidate = None
+        if (
+            candidate is None
+            or not contains(self.space, candidate)
+            or candidate in self.asked
+            or candidate in self.complete
+        ):
             trial.set_user_attr(VERDICT, INTERRUPTED)
             self.study.tell(trial, state=TrialState.FAIL)
             return None
@@ -84,27 +96,26 @@ class Trials:
         self.asked[candidate] = trial
         return candidate
 
+    def count_waiting(self) -> int:
+        """How many trials are queued, by us or by somebody else; they are asked first."""
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
     def keep(self, scored: Sequence[Scored]) -> None:
         """Keep what was scored, and tell Optuna."""
-        evaluations = [one.evaluation for one in scored if one.evaluation is not None]
-        number, records = len(self.study.get_trials(deepcopy=False)), []
-        for evaluation in evaluations:
-            trial = self.asked.get(evaluation.candidate)
-            records.append(
-                TrialRecord(
-                    number=number if trial is None else trial.number,
-                    state="COMPLETE" if values_of(evaluation, rung=self.rung) else "PRUNED",
-                    evaluation=evaluation,
-                )
-            )
-            number += trial is None
-        self.store.keep([row for one in scored for row in one.rows], records)
+        rows = [row for one in scored for row in one.rows]
+        try:
+            records = self._describe(scored)
+        except BaseException:  # the database went away: what was measured need not be measured again
+            self.store.keep(rows)
+            raise
+        self.store.keep(rows, records)
+        trials = {one.candidate: self.asked.pop(one.candidate, None) for one in scored}
         for record in records:
-            self._tell(record)
+            self._tell(record, trials[record.evaluation.candidate])
             self._learn(record)
         for one in scored:
             if one.failure is not None:
-                self._fail(one.candidate, one.failure)
+                self._fail(one.candidate, one.failure, trials[one.candidate])
         for record in records:
             for hear in self.listeners:
                 hear(record)
@@ -136,8 +147,9 @@ class Trials:
 
         def flush() -> None:
             with interrupts.hold():
-                self.keep(waiting)
-                waiting.clear()
+                scored = waiting.copy()
+                waiting.clear()  # where telling fails, Optuna is told when the study goes on; nothing is kept twice
+                self.keep(scored)
 
         try:
             yield hear
@@ -161,21 +173,31 @@ class Trials:
         else:
             self.skipped.add(candidate)
 
-    def _tell(self, record: TrialRecord) -> None:
-        evaluation = record.evaluation
-        trial = self.asked.pop(evaluation.candidate, None)
+    def _describe(self, scored: Sequence[Scored]) -> list[TrialRecord]:
+        """Records of what was scored; trials that were asked for show it already, so that they need only be told."""
+        records, number = [], len(self.study.get_trials(deepcopy=False))
+        for evaluation in [one.evaluation for one in scored if one.evaluation is not None]:
+            trial = self.asked.get(evaluation.candidate)
+            state = "COMPLETE" if values_of(evaluation, rung=self.rung) else "PRUNED"
+            if trial is None:
+                records.append(TrialRecord(number=number, state=state, evaluation=evaluation))
+                number += 1
+                continue
+            records.append(TrialRecord(number=trial.number, state=state, evaluation=evaluation))
+            for name, value in describe_evaluation(evaluation, rung=self.rung).items():
+                trial.set_user_attr(name, value)
+            for name, excess in self.limits.measure(evaluation, rung=self.rung).items():
+                trial.set_constraint(name, excess)
+        return records
+
+    def _tell(self, record: TrialRecord, trial: optuna.Trial | None) -> None:
         if trial is None:
             self.study.add_trial(make_trial(record, self.space, rung=self.rung, limits=self.limits))
-            return
-        for name, value in describe_evaluation(evaluation, rung=self.rung).items():
-            trial.set_user_attr(name, value)
-        for name, excess in self.limits.measure(evaluation, rung=self.rung).items():
-            trial.set_constraint(name, excess)
-        self.study.tell(trial, values_of(evaluation, rung=self.rung), state=TrialState[record.state])
+        else:
+            self.study.tell(trial, values_of(record.evaluation, rung=self.rung), state=TrialState[record.state])
 
-    def _fail(self, candidate: Candidate, reason: str) -> None:
+    def _fail(self, candidate: Candidate, reason: str, trial: optuna.Trial | None) -> None:
         self.failed.add(candidate)
-        trial = self.asked.pop(candidate, None)
         said = {"failed": reason, VERDICT: FINAL}
         if trial is None:
             self.study.add_trial(
@@ -284,7 +306,7 @@ class Sampled:
 
     def propose(self, count: int) -> list[Candidate]:
         found: list[Candidate] = []
-        for _ in range(count + MOST_IN_VAIN):
+        for _ in range(count + MOST_IN_VAIN + self.trials.count_waiting()):
             if (
                 len(found) == count
                 or self.trials.count_taken(retry_skipped=self.retry_skipped) >= self.trials.space.size
@@ -302,6 +324,7 @@ class Sampled:
         return make_sampler(self.sampler, self.trials.space, random_state=state, taken_states=self.states)
 
 
+@explain_outage()
 def run_search(trials: Trials, proposer: Proposer, score: Score, *, target: int, retry_skipped: bool = False) -> None:
     """Propose, score, keep and tell until ``target`` candidates carry a value, or none is left.
 
@@ -315,16 +338,16 @@ def run_search(trials: Trials, proposer: Proposer, score: Score, *, target: int,
         retry_skipped: candidates that were skipped are asked for again, so that none makes the rest hopeless.
 
     Raises:
-        ResourceError: candidate after candidate cannot be scored.
+        ResourceError: candidate after candidate cannot be scored, or the database goes away.
     """
     failed_in_a_row = 0
     while (left := target - len(trials.complete)) > 0:
         if not retry_skipped and len(trials.skipped) >= SKIPPED_PER_TRIAL * target:
             return
-        batch = proposer.propose(min(left, proposer.batch))
-        if not batch:
-            return
         with trials.keeping() as keep:
+            batch = proposer.propose(min(left, proposer.batch))
+            if not batch:
+                return
             for scored in score(batch):
                 keep(scored)
                 failed_in_a_row = 0 if scored.failure is None else failed_in_a_row + 1

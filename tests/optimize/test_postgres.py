@@ -12,6 +12,7 @@ from seed.errors import ResourceError, StudyError
 from seed.optimize.storage import explain_outage, open_storage
 from seed.optimize.viewing import load_study, view_storage
 from tests import postgres as servers
+from tests.optimize import test_trials as search
 from tests.postgres import PASSWORD, PostgresServer
 
 JOURNAL = Path("nowhere") / "journal.log"
@@ -71,6 +72,23 @@ def test_a_server_that_goes_away_ends_a_search_with_the_cure(postgres: PostgresS
         postgres.start()
     study.tell(trial, 1.0)
     assert list_values(url) == [1.0]
+
+
+def test_a_search_whose_server_goes_away_goes_on_where_it_stood(postgres: PostgresServer, tmp_path: Path) -> None:
+    url = postgres.make_database()
+    order = search.run(tmp_path / "unbroken", trials=5)
+    place = tmp_path / "here"
+    try:
+        with pytest.raises(ResourceError, match=r"Connection refused.*run the same command again"):
+            search.run(place, url=url, trials=5, score=search.break_at(2, postgres.stop))
+    finally:
+        postgres.start()
+    known = [key for _, key, _ in search.kept(place)]
+    assert search.measured(place) == order[:3]
+    known += search.run(place, url=url, trials=4)
+    assert known + search.run(place, url=url, trials=5) == order
+    search.require_agreement(place, url)
+    assert not (place / "journal.log").exists()
 
 
 # ---- passwords and rights

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -214,14 +213,14 @@ def test_unseeded_samplers_differ() -> None:
 # ---- other trials
 
 
-def test_what_runs_elsewhere_is_not_asked_for() -> None:
+def test_what_is_running_is_not_asked_for() -> None:
     study = in_memory(SubsetSampler(SIX, max_dropped=3, seed=0))
     every = all_sets(SIX, 1, 3)
     asked = [ask(study)[1] for _ in every]  # none is told
     assert sorted(asked) == sorted(every)
 
 
-def test_what_runs_elsewhere_is_believed() -> None:
+def test_what_is_running_is_believed() -> None:
     sampler = SubsetSampler(SIX, max_dropped=3, seed=0, taken_states=(TrialState.COMPLETE,))
     study = in_memory(sampler)
     run(study, 10)
@@ -345,17 +344,6 @@ def test_a_set_is_seen_by_others_before_its_flags_are_written() -> None:
             trial.suggest_categorical(name, FLAG.choices)
         chosen.append(dropped_of(trial, SIX))
     assert len(set(chosen)) == 3
-
-
-def test_threads_rarely_try_the_same_set() -> None:
-    def objective(trial: optuna.Trial) -> float:
-        dropped = [name for name in SIX if not trial.suggest_categorical(name, FLAG.choices)]
-        time.sleep(0.01)
-        return cost(dropped)
-
-    study = in_memory(SubsetSampler(SIX, max_dropped=3, seed=0))
-    study.optimize(objective, n_trials=30, n_jobs=3)
-    assert len({dropped_of(trial, SIX) for trial in study.trials}) >= 25
 
 
 def test_a_resumed_study_does_not_draw_other_parameters_again() -> None:

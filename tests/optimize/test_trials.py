@@ -1,0 +1,510 @@
+"""The loop of a search: budgets are kept, killed and broken runs go on as if nothing had happened, nothing is kept twice."""
+
+import contextlib
+import itertools
+import math
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+import seed
+from seed.errors import ResourceError, StudyError
+from seed.optimize import trials as loop
+from seed.optimize.sampler import flags_of
+from seed.optimize.space import contains, drop_layers, enumerate_candidates
+from seed.optimize.storage import open_storage
+from seed.optimize.study import Limits, open_study
+from seed.optimize.trials import Sampled, Trials, Walk, run_search
+from seed.optimize.viewing import load_study, view_storage
+from seed.records import Candidate, Scored, SearchSpace, SweepRow, TrialRecord
+from seed.scores import ScoreStore
+
+from ..reporting import factory
+
+SPACE = SearchSpace(num_layers=12, droppable_layers=(1, 3, 6, 9), min_dropped=1, max_dropped=2)  # 10 candidates
+LARGER = SearchSpace(num_layers=12, droppable_layers=(1, 2, 3, 5, 8, 11), min_dropped=1, max_dropped=3)  # 41
+ORDER = tuple(random.Random(3).sample(list(enumerate_candidates(SPACE)), SPACE.size))
+KEYS = sorted(candidate.key for candidate in ORDER)
+RUNG = factory.RUNG
+BOUNDLESS = Limits()
+Evaluate = Callable[[Candidate], Scored]
+
+
+def evaluate(candidate: Candidate) -> Scored:
+    """Score by what the layers cost: the same candidate always scores the same."""
+    ratio = math.exp(sum(factory.LAYER_COSTS[layer] for layer in candidate.dropped_layers))
+    row = SweepRow(key=candidate.key, rung=RUNG, sums=[ratio])
+    return Scored(candidate=candidate, evaluation=factory.make_evaluation(candidate.dropped_layers, ratio), rows=(row,))
+
+
+def lose(candidate: Candidate, *, ratio: float = math.nan) -> Scored:
+    """Score as a model does whose loss is not a number."""
+    scored = evaluate(candidate)
+    assert scored.evaluation is not None
+    qualities = scored.evaluation.qualities
+    lost = {**qualities, RUNG: msgspec.structs.replace(qualities[RUNG], ppl_ratio=ratio)}
+    return msgspec.structs.replace(scored, evaluation=msgspec.structs.replace(scored.evaluation, qualities=lost))
+
+
+def skip(candidate: Candidate) -> Scored:
+    """Judge a candidate to be hopeless."""
+    scored = evaluate(candidate)
+    assert scored.evaluation is not None
+    skipped = msgspec.structs.replace(scored.evaluation, qualities={}, skipped_because="hopeless")
+    return msgspec.structs.replace(scored, evaluation=skipped)
+
+
+def fail(candidate: Candidate) -> Scored:
+    """Find that a candidate cannot be scored."""
+    return Scored(candidate=candidate, evaluation=None, failure="out of memory")
+
+
+def mix(**by_layer: Evaluate) -> Evaluate:
+    """Score a candidate as told for the first of its dropped layers that is named."""
+
+    def score(candidate: Candidate) -> Scored:
+        named = [by_layer[f"without_{layer}"] for layer in candidate.dropped_layers if f"without_{layer}" in by_layer]
+        return (named or [evaluate])[0](candidate)
+
+    return score
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals are not forced to the disk: no power cut is tested."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+class BrokenError(Exception):
+    pass
+
+
+def break_at(position: int, act: Callable[[], object], then: Evaluate = evaluate) -> Evaluate:
+    """Act once, when so many candidates were scored."""
+    turn = itertools.count()
+
+    def score(candidate: Candidate) -> Scored:
+        if next(turn) == position:
+            act()
+        return then(candidate)
+
+    return score
+
+
+def throw(error: type[BaseException]) -> Callable[[], object]:
+    def act() -> object:
+        raise error
+
+    return act
+
+
+@contextlib.contextmanager
+def opened(
+    place: Path, *, url: str | None = None, space: SearchSpace = SPACE, limits: Limits = BOUNDLESS
+) -> Iterator[Trials]:
+    """The trials of the study in a folder, as a new process finds them."""
+    place.mkdir(exist_ok=True)
+    storage = open_storage(url, journal=place / "journal.log")
+    study = open_study(storage, name="here", rung=RUNG, fingerprint="one")
+    with ScoreStore(place / "scores.sqlite") as store:
+        yield Trials(study, space, store, rung=RUNG, limits=limits)
+
+
+def propose(trials: Trials, *, sampler: str = "subset", batch: int = 1, retry_skipped: bool = False) -> Sampled:
+    return Sampled(trials, sampler=sampler, rng_seed=5, batch=batch, retry_skipped=retry_skipped)
+
+
+def run(
+    place: Path,
+    *,
+    trials: int,
+    sampler: str = "subset",
+    order: Sequence[Candidate] | None = None,
+    batch: int = 1,
+    score: Evaluate = evaluate,
+    retry_skipped: bool = False,
+    hear: Callable[[TrialRecord], None] = lambda record: None,
+    asked: list[str] | None = None,
+    **more: Any,
+) -> list[str]:
+    """Search as a new process would; return the keys of the candidates that were scored, in order."""
+    found: list[str] = [] if asked is None else asked
+
+    def score_all(candidates: Sequence[Candidate]) -> Iterator[Scored]:
+        for candidate in candidates:
+            scored = score(candidate)
+            found.append(candidate.key)
+            yield scored
+
+    with opened(place, **more) as ours, ours.heard_by(hear):
+        proposer: Any = propose(ours, sampler=sampler, batch=batch, retry_skipped=retry_skipped)
+        if order is not None:
+            proposer = Walk(ours, order, batch=batch, retry_skipped=retry_skipped)
+        run_search(ours, proposer, score_all, target=trials, retry_skipped=retry_skipped)
+    return found
+
+
+def kept(place: Path) -> list[tuple[int, str, str]]:
+    """Number, candidate and state of every trial in the store."""
+    with ScoreStore(place / "scores.sqlite", read_only=True) as store:
+        return [(one.number, one.evaluation.candidate.key, one.state) for one in store.read_trials()]
+
+
+def measured(place: Path) -> list[str]:
+    """Candidates whose losses by document are in the store."""
+    with ScoreStore(place / "scores.sqlite", read_only=True) as store:
+        return [row.key for row in store.read_rows()]
+
+
+def told(place: Path, url: str | None = None) -> list[FrozenTrial]:
+    """Every trial in Optuna."""
+    return load_study(view_storage(url, journal=place / "journal.log"), "here").trials
+
+
+def count_states(place: Path, url: str | None = None) -> dict[str, int]:
+    states = [trial.state.name for trial in told(place, url)]
+    return {state: states.count(state) for state in sorted(set(states))}
+
+
+def look(place: Path, url: str | None = None) -> list[tuple[Any, ...]]:
+    """All that people see of trials that carry a result."""
+    return [
+        (one.number, one.state.name, one.values, one.params, one.user_attrs, one.constraints)
+        for one in told(place, url)
+        if one.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    ]
+
+
+def require_agreement(place: Path, url: str | None = None) -> None:
+    """Store and Optuna hold the same trials under the same numbers, none twice and none half done."""
+    ours, theirs = kept(place), told(place, url)
+    assert [(number, state) for number, _, state in ours] == [(one[0], one[1]) for one in look(place, url)]
+    assert len({key for _, key, _ in ours}) == len(ours)
+    assert all(trial.state.is_finished() for trial in theirs)
+
+
+# ---- budgets
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("sampler", ["subset", "tpe", "random"])
+def test_the_budget_counts_scored_candidates(tmp_path: Path, sampler: str, batch: int) -> None:
+    some = mix(without_1=lose, without_8=skip)
+    asked = run(tmp_path, trials=7, sampler=sampler, batch=batch, space=LARGER, score=some)
+    assert len(set(asked)) == len(asked) > 7
+    assert count_states(tmp_path) == {"COMPLETE": 7, "PRUNED": len(asked) - 7}
+    assert [key for _, key, _ in kept(tmp_path)] == asked
+    require_agreement(tmp_path)
+    for trials in (7, 5):
+        assert run(tmp_path, trials=trials, sampler=sampler, batch=batch, space=LARGER, score=some) == []
+
+
+@pytest.mark.parametrize("more", [{"sampler": "subset", "batch": 3}, {"sampler": "tpe"}, {"order": ORDER}])
+def test_a_space_smaller_than_the_budget_ends_the_study(tmp_path: Path, more: dict[str, Any]) -> None:
+    assert sorted(run(tmp_path, trials=1000, **more)) == KEYS
+    assert run(tmp_path, trials=1000, **more) == []
+    assert count_states(tmp_path) == {"COMPLETE": 10}
+
+
+@pytest.mark.parametrize("sampler", ["subset", "tpe", "random"])
+def test_raising_the_budget_goes_on_as_one_longer_run_would(tmp_path: Path, sampler: str) -> None:
+    whole = run(tmp_path / "whole", trials=14, space=LARGER, sampler=sampler)
+    parts = [
+        run(tmp_path / "parts", trials=trials, space=LARGER, sampler=sampler)
+        for trials in (4, 11, 14)  # TPE starts to learn after ten
+    ]
+    assert [len(part) for part in parts] == [4, 7, 3]
+    assert list(itertools.chain(*parts)) == whole
+
+
+def test_trials_outside_a_narrowed_space_do_not_spend_its_budget(tmp_path: Path) -> None:
+    deeper = msgspec.structs.replace(SPACE, min_dropped=2)
+    first = [key for key in run(tmp_path, trials=7) if key.count("-") == 2]
+    assert 0 < len(first) < deeper.size == 6
+    more = run(tmp_path, trials=4, space=deeper)
+    assert len(first + more) == 4
+    more += run(tmp_path, trials=6, space=deeper, order=[one for one in ORDER if contains(deeper, one)])
+    assert sorted(first + more) == [key for key in KEYS if key.count("-") == 2]
+
+
+def test_a_walk_goes_in_the_order_given_and_passes_over_what_is_known(tmp_path: Path) -> None:
+    shown: list[TrialRecord] = []
+    first = run(tmp_path, trials=3, sampler="random")
+    rest = run(tmp_path, trials=1000, order=[*ORDER, *ORDER], batch=4, hear=shown.append)
+    assert rest == [candidate.key for candidate in ORDER if candidate.key not in first]
+    assert [(one.number, one.evaluation.candidate.key, one.state) for one in shown] == kept(tmp_path)[3:]
+    require_agreement(tmp_path)
+
+
+def test_scores_come_back_as_they_were_measured(tmp_path: Path) -> None:
+    run(tmp_path, trials=10, order=ORDER, score=mix(without_3=lose))
+    with ScoreStore(tmp_path / "scores.sqlite", read_only=True) as store:
+        assert store.read_rows() == [row for candidate in ORDER for row in evaluate(candidate).rows]
+        for candidate, record in zip(ORDER, store.read_trials(), strict=True):
+            if record.state == "COMPLETE":
+                assert record.evaluation == evaluate(candidate).evaluation
+
+
+# ---- broken and killed runs
+
+
+@pytest.mark.parametrize(
+    ("trials", "step", "more"),
+    [
+        (10, 1, {}),
+        (13, 4, {"sampler": "tpe", "space": LARGER}),  # slow, and learns after ten
+        (10, 1, {"order": ORDER}),
+        (10, 1, {"order": ORDER, "batch": 10}),
+    ],
+    ids=["subset", "tpe", "walk", "walk at once"],
+)
+def test_a_run_broken_anywhere_and_resumed_asks_what_an_unbroken_one_would(
+    tmp_path: Path, trials: int, step: int, more: dict[str, Any]
+) -> None:
+    order = run(tmp_path / "unbroken", trials=trials, **more)
+    assert len(order) == trials
+    for position, error in zip(range(0, trials, step), itertools.cycle([BrokenError, KeyboardInterrupt])):
+        place, asked = tmp_path / str(position), []
+        with pytest.raises(error):
+            run(place, trials=trials, score=break_at(position, throw(error)), asked=asked, **more)
+        assert [key for _, key, _ in kept(place)] == asked == order[:position]
+        assert run(place, trials=trials, **more) == order[position:]
+        require_agreement(place)
+        assert [one[2:] for one in look(place)] == [one[2:] for one in look(tmp_path / "unbroken")]
+
+
+def test_what_is_interrupted_again_and_again_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = run(tmp_path / "unbroken", trials=2, batch=2)
+    for _ in range(4):
+        with pytest.raises(BrokenError):
+            run(tmp_path, trials=2, score=break_at(0, throw(BrokenError)))
+    ask, turn = Trials.ask, itertools.count()
+    for _ in range(4):  # stopped while a batch is put together
+        with monkeypatch.context() as patch:
+            patch.setattr(Trials, "ask", lambda trials: ask(trials) if next(turn) % 2 == 0 else throw(BrokenError)())
+            with pytest.raises(BrokenError):
+                run(tmp_path, trials=2, batch=2)
+    assert run(tmp_path, trials=2, batch=2) == order
+    assert [key for _, key, _ in kept(tmp_path)] == order
+
+
+def test_a_candidate_that_dies_three_times_is_given_up(tmp_path: Path) -> None:
+    seen = []
+    for _ in range(3):
+        with opened(tmp_path) as trials:  # and is killed while it is scored
+            seen += propose(trials).propose(1)
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+    assert sorted([seen[0].key, *run(tmp_path, trials=1000)]) == KEYS
+    assert run(tmp_path, trials=1000, order=ORDER) == []
+    assert count_states(tmp_path) == {"COMPLETE": 9, "FAIL": 3}
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.optimize.test_trials import LARGER, break_at, kill, run
+
+run(Path(sys.argv[1]), trials=14, space=LARGER, sampler="tpe", score=break_at(11, kill))
+"""
+
+
+def test_a_killed_run_resumed_asks_what_an_unbroken_one_would(tmp_path: Path) -> None:
+    order = run(tmp_path / "unbroken", trials=14, space=LARGER, sampler="tpe")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed")],
+        env={**os.environ, "PYTHONPATH": str(Path(seed.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert count_states(tmp_path / "killed") == {"COMPLETE": 11, "RUNNING": 1}
+    assert run(tmp_path / "killed", trials=14, space=LARGER, sampler="tpe") == order[11:]
+    assert [key for _, key, _ in kept(tmp_path / "killed")] == order
+    require_agreement(tmp_path / "killed")
+
+
+@pytest.mark.parametrize("more", [{}, {"batch": 3}, {"order": ORDER}, {"order": ORDER, "batch": 10}])
+def test_what_is_kept_and_not_told_is_told_when_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    more |= {"trials": 4, "score": mix(without_1=lose, without_3=skip), "limits": Limits(max_latency_ratio=0.9)}
+    whole = run(tmp_path / "unbroken", **more)
+    states = {state for _, _, state in kept(tmp_path / "unbroken")}
+    assert states == {"COMPLETE", "PRUNED"}
+    for position in range(len(whole)):
+        place, asked, turn = tmp_path / str(position), [], itertools.count()
+        tell = Trials._tell
+
+        def die(*args: Any, position=position, turn=turn, tell=tell) -> None:
+            if next(turn) >= position:
+                raise BrokenError
+            tell(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trials, "_tell", die)
+            with pytest.raises(BrokenError):
+                run(place, asked=asked, **more)
+        before = kept(place)
+        assert len(look(place)) == position < len(before) == len(asked)
+        assert asked + run(place, **more) == whole
+        assert kept(place)[: len(before)] == before
+        require_agreement(place)
+        assert look(place) == look(tmp_path / "unbroken")
+
+
+def test_a_journal_that_is_gone_is_made_anew_with_the_same_numbers(tmp_path: Path) -> None:
+    limits = Limits(max_latency_ratio=0.9, max_ppl_ratio=1.05)
+    with pytest.raises(BrokenError):
+        run(tmp_path, trials=4, score=break_at(2, throw(BrokenError)), limits=limits)
+    run(tmp_path, trials=5, score=mix(without_3=skip), limits=limits)
+    before = kept(tmp_path)
+    assert [number for number, _, _ in before] != list(range(len(before)))  # one was broken
+    shown = look(tmp_path)
+    (tmp_path / "journal.log").unlink()
+    assert run(tmp_path, trials=5, score=mix(without_3=skip), limits=limits) == []
+    assert kept(tmp_path) == before
+    assert look(tmp_path) == shown
+
+
+def test_scores_that_are_gone_are_an_error(tmp_path: Path) -> None:
+    run(tmp_path, trials=3)
+    (tmp_path / "scores.sqlite").unlink()
+    with pytest.raises(
+        StudyError, match=r"lacks the scores of 3 trials .* such as trial 0\. Restore it .*--study NAME"
+    ):
+        run(tmp_path, trials=3)
+
+
+def test_a_database_that_goes_away_is_one_error_and_the_study_goes_on_in_another(tmp_path: Path) -> None:
+    old, new = (f"sqlite:///{tmp_path}/{name}.db" for name in ("old", "new"))
+    order = run(tmp_path / "unbroken", trials=4)
+
+    def go_away() -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as connection, connection:
+            connection.execute("DROP TABLE trials")
+
+    place = tmp_path / "here"
+    with pytest.raises(ResourceError, match=r"no such table: .*run the same command again"):
+        run(place, url=old, trials=4, score=break_at(1, go_away))
+    known = [key for _, key, _ in kept(place)]
+    assert measured(place) == order[:2]
+    assert known + run(place, url=new, trials=4) == order
+    require_agreement(place, new)
+    assert not (place / "journal.log").exists()
+
+
+# ---- candidates without a value
+
+
+def test_a_candidate_that_cannot_be_scored_fails_with_its_reason_and_the_search_goes_on(tmp_path: Path) -> None:
+    for more in ({}, {"order": ORDER}, {"batch": 3}):
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        for _ in range(2):
+            run(place, trials=1000, score=mix(without_3=fail), **more)
+        assert count_states(place) == {"COMPLETE": 6, "FAIL": 4}
+        failed = [trial for trial in told(place) if trial.state == TrialState.FAIL]
+        assert {trial.user_attrs["failed"] for trial in failed} == {"out of memory"}
+        assert {trial.params["keep_03"] for trial in failed} == {0}
+
+
+@pytest.mark.parametrize("more", [{}, {"batch": 3}, {"order": ORDER, "batch": 10}])
+def test_candidates_that_fail_in_a_row_end_the_search(tmp_path: Path, more: dict[str, Any]) -> None:
+    asked: list[str] = []
+    with pytest.raises(ResourceError, match="5 candidates in a row failed, the last one so: out of memory"):
+        run(tmp_path, trials=1000, score=fail, asked=asked, **more)
+    assert len(asked) == 5
+
+
+@pytest.mark.parametrize("ratio", [math.nan, math.inf])
+@pytest.mark.parametrize("more", [{}, {"sampler": "tpe"}, {"order": ORDER}])
+def test_a_loss_that_is_no_number_is_pruned_with_its_reason_for_good(
+    tmp_path: Path, more: dict[str, Any], ratio: float
+) -> None:
+    def lose_some(candidate: Candidate) -> Scored:
+        return lose(candidate, ratio=ratio)
+
+    asked = []
+    for _ in range(2):
+        asked += run(tmp_path, trials=10, score=mix(without_1=lose_some), retry_skipped=True, **more)
+    assert sorted(asked) == KEYS
+    assert count_states(tmp_path) == {"COMPLETE": 6, "PRUNED": 4}
+    for trial in told(tmp_path):
+        said = (
+            "the loss of this set (short distillation) is not a finite number" if not trial.params["keep_01"] else None
+        )
+        assert trial.user_attrs.get("failed") == said
+        assert "skipped" not in trial.user_attrs
+
+
+@pytest.mark.parametrize("more", [{}, {"sampler": "random"}, {"order": ORDER}])
+def test_what_is_skipped_says_why_and_is_asked_again_only_where_it_is_to_be(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    asked = [*run(tmp_path, trials=10, score=mix(without_1=skip), **more), *run(tmp_path, trials=10, **more)]
+    assert sorted(asked) == KEYS
+    assert count_states(tmp_path) == {"COMPLETE": 6, "PRUNED": 4}
+    for trial in told(tmp_path):
+        assert trial.user_attrs.get("skipped") == (None if trial.params["keep_01"] else "hopeless")
+    again = run(tmp_path, trials=10, retry_skipped=True, **more)
+    assert sorted(again) == [key for key in KEYS if "-1" in key]
+    assert count_states(tmp_path) == {"COMPLETE": 10, "PRUNED": 4}
+    assert run(tmp_path, trials=10, retry_skipped=True, **more) == []
+
+
+def test_a_search_that_only_skips_ends(tmp_path: Path) -> None:
+    assert len(run(tmp_path, trials=2, space=LARGER, score=skip)) == 2 * loop.SKIPPED_PER_TRIAL
+    assert run(tmp_path, trials=2, space=LARGER) == []
+
+
+# ---- what people see and do
+
+
+@pytest.mark.parametrize("more", [{}, {"order": ORDER}])
+def test_the_dashboard_finds_flags_attributes_and_constraints(tmp_path: Path, more: dict[str, Any]) -> None:
+    limits = Limits(max_ppl_ratio=1.05, max_latency_ratio=0.9, max_memory_bytes=1e6)
+    asked = run(tmp_path, trials=10, limits=limits, score=mix(without_6=lose), **more)
+    by_key = {candidate.key: candidate for candidate in ORDER}
+    for key, trial in zip(asked, told(tmp_path), strict=True):
+        evaluation = mix(without_6=lose)(by_key[key]).evaluation
+        assert evaluation is not None
+        assert trial.params == flags_of(SPACE, by_key[key])
+        assert trial.user_attrs["dropped"] == ", ".join(map(str, by_key[key].dropped_layers))
+        assert trial.user_attrs["num_params"] == evaluation.size.num_params
+        assert trial.constraints == limits.measure(evaluation, rung=RUNG)
+        assert ("PPL ratio" in trial.constraints) == (trial.state == TrialState.COMPLETE)
+        if trial.state == TrialState.COMPLETE:
+            assert trial.values == [evaluation.qualities[RUNG].ppl_ratio, evaluation.latency.ratio]
+            assert set(trial.user_attrs) == {"kept", "dropped", "num_params"}  # columns of a table
+
+
+def test_trials_that_somebody_queued_do_not_stop_a_study(tmp_path: Path) -> None:
+    first = run(tmp_path, trials=1)
+    with opened(tmp_path) as trials:
+        for flags in (
+            flags_of(SPACE, drop_layers(12, [1, 3, 6])),  # outside the space
+            flags_of(SPACE, drop_layers(12, [])),
+            {"keep_01": 7},
+            {"rate": 0.5, "keep_01": "no"},
+            *[flags_of(SPACE, drop_layers(12, [int(first[0].split("-")[1])]))] * 30,  # scored before
+            flags_of(SPACE, drop_layers(12, [6, 9])),
+        ):
+            trials.study.enqueue_trial(flags)
+    assert run(tmp_path, trials=3)[0] == "drop-6-9"
+    assert count_states(tmp_path) == {"COMPLETE": 3, "FAIL": 34}
+    require_agreement(tmp_path)
