@@ -61,12 +61,14 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
 
 def watch_search(**settings: Any) -> dict[str, float]:
     """Seconds of the scoring stage of a demo search, and how much of them the model took."""
-    model, stage = Stopwatch(), Stopwatch()
+    model, stage, model_seconds = Stopwatch(), Stopwatch(), 0.0
     score_space = stage.watch(searching.score_space)
 
-    def score_anew(*args: Any, **more: Any) -> Any:
-        model.restart()  # proofs and latencies came before
-        return score_space(*args, **more)
+    def score_anew(*args: Any, **more: Any) -> None:
+        nonlocal model_seconds
+        model.restart()  # proofs and latencies came before, rivals come later
+        score_space(*args, **more)
+        model_seconds = model.seconds
 
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -77,11 +79,11 @@ def watch_search(**settings: Any) -> dict[str, float]:
     ):
         record = find_frontier(studies_dir=Path(directory), distill=False, **settings)
     return {
-        "share": 1 - model.seconds / stage.seconds,
+        "share": 1 - model_seconds / stage.seconds,
         "seconds": stage.seconds,
-        "model_seconds": model.seconds,
+        "model_seconds": model_seconds,
         "trials": len(record.trials),
-        "ms_a_trial": 1000 * (stage.seconds - model.seconds) / len(record.trials),
+        "ms_a_trial": 1000 * (stage.seconds - model_seconds) / len(record.trials),
     }
 
 
