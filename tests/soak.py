@@ -75,10 +75,11 @@ def make_words(place: Path) -> list[str]:
 def run(words: list[str], study: StudyFolder, count: Count, *, stop: tuple[float, int] | None) -> bool:
     """Run a search, and after so many seconds send it that signal; is it finished?"""
     log = study.root.with_suffix(".log")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SOAK": str(study.root)}
+    count.starts += 1
+    mark = f"SOAK={os.getpid()}-{count.starts}"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | dict([mark.split("=")])
     with log.open("w") as handle:
         process = subprocess.Popen(words, env=environment, stdout=handle, stderr=handle)
-    count.starts += 1
     while process.poll() is None and not log.stat().st_size:
         time.sleep(0.05)  # it is told to stop only once it listens
     expected = {0}
@@ -95,20 +96,23 @@ def run(words: list[str], study: StudyFolder, count: Count, *, stop: tuple[float
     if process.returncode not in expected or "Traceback" in log.read_text():
         count.faults.append(f"{study.root.name}: ended with {process.returncode}: {log.read_text()[-2000:]}")
     until = time.monotonic() + LEFT_SECONDS
-    while left := list_processes(f"SOAK={study.root}\0"):
+    while process.returncode != -signal.SIGKILL and (
+        left := list_processes(f"{mark}\0")
+    ):  # else agents of Ray's stay a while
         if time.monotonic() > until:
-            count.faults.append(f"{study.root.name}: {len(left)} processes are left behind")
+            count.faults.append(f"{study.root.name}: left behind: {left}")
             break
         time.sleep(0.2)
     return process.returncode == 0
 
 
 def list_processes(mark: str) -> list[str]:
-    """Processes whose environment holds a text."""
+    """What processes are called whose environment holds a text."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            found += [path.parent.name] * (mark.encode() in path.read_bytes())
+            if mark.encode() in path.read_bytes():
+                found.append((path.parent / "comm").read_text().strip())
         except OSError:
             continue
     return found
@@ -161,7 +165,7 @@ def main() -> None:
         place = Path(directory)
         words, alone = make_words(place), StudyFolder(place / "alone")
         run([*words, "--study=alone"], alone, count, stop=None)
-        seconds = time.monotonic() - began  # within which a search is stopped
+        seconds = (time.monotonic() - began) / 2  # within which a search is stopped
         unbroken = {} if count.faults else describe(alone)
         while (minutes := (time.monotonic() - began) / 60) < args.minutes and not count.faults:
             kind = KINDS[count.studies % len(KINDS)]
