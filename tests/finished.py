@@ -89,8 +89,7 @@ def describe(study: StudyFolder) -> dict[str, Any]:
             for one in msgspec.json.decode(study.frontier.read_bytes())["members"]
         ],
         "results": {
-            path.name: forget_times(folder.read_record(path, DistillResult))
-            for path in study.distilled.iterdir()
+            path.name: forget_times(folder.read_record(path, DistillResult)) for path in study.distilled.iterdir()
         },
         "models": {
             path.relative_to(study.models).as_posix(): path.read_bytes()
