@@ -149,17 +149,19 @@ class Trials:
             with interrupts.hold():
                 scored = waiting.copy()
                 waiting.clear()  # where telling fails, Optuna is told when the study goes on; nothing is kept twice
-                self.keep(scored)
+                if scored:
+                    self.keep(scored)
 
         try:
             yield hear
+            flush()
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong first is what is told
                 flush()
+            with contextlib.suppress(Exception):
                 for trial in self.asked.values():
                     trial.set_user_attr(VERDICT, INTERRUPTED)
             raise
-        flush()
 
     def _learn(self, record: TrialRecord) -> None:
         candidate = record.evaluation.candidate

@@ -283,6 +283,24 @@ def test_a_run_broken_anywhere_and_resumed_asks_what_an_unbroken_one_would(
         assert [one[2:] for one in look(place)] == [one[2:] for one in look(tmp_path / "unbroken")]
 
 
+def test_a_broken_batch_is_finished_first(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"trials": 9, "batch": 3, "space": LARGER}
+    order = run(tmp_path / "unbroken", **more)
+    with pytest.raises(BrokenError):
+        run(tmp_path / "here", score=break_at(7, throw(BrokenError)), **more)
+    assert run(tmp_path / "here", **more) == order[7:]
+
+
+def test_a_disk_that_takes_nothing_condemns_no_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = run(tmp_path / "unbroken", trials=4, batch=2)
+    for _ in range(4):
+        with monkeypatch.context() as patch:
+            patch.setattr(ScoreStore, "keep", lambda *args: throw(BrokenError)())
+            with pytest.raises(BrokenError):
+                run(tmp_path / "here", trials=4, batch=2)
+    assert run(tmp_path / "here", trials=4, batch=2) == order
+
+
 def test_what_is_interrupted_again_and_again_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = run(tmp_path / "unbroken", trials=2, batch=2)
     for _ in range(4):
@@ -339,10 +357,14 @@ def test_a_killed_run_resumed_asks_what_an_unbroken_one_would(tmp_path: Path) ->
     require_agreement(tmp_path / "killed")
 
 
-@pytest.mark.parametrize("more", [{}, {"batch": 3}, {"order": ORDER}, {"order": ORDER, "batch": 10}])
+@pytest.mark.parametrize(
+    ("keep_seconds", "more"),
+    [(0.0, {}), (math.inf, {"batch": 3}), (0.0, {"order": ORDER}), (math.inf, {"order": ORDER, "batch": 10})],
+)
 def test_what_is_kept_and_not_told_is_told_when_the_study_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_seconds: float, more: dict[str, Any]
 ) -> None:
+    monkeypatch.setattr(loop, "KEEP_SECONDS", keep_seconds)
     more |= {"trials": 4, "score": mix(without_1=lose, without_3=skip), "limits": Limits(max_latency_ratio=0.9)}
     whole = run(tmp_path / "unbroken", **more)
     states = {state for _, _, state in kept(tmp_path / "unbroken")}
