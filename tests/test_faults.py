@@ -154,6 +154,7 @@ def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(
         assert len(study.get_trials()) == 10
 
 
+@pytest.mark.timeout(900)  # seconds; one after another, some searches
 def test_a_search_that_is_killed_or_asked_to_stop_goes_on_with_the_same_command(start: Callable[..., Search]) -> None:
     before: set[tuple[int, str]] = set()
     kill, term, interrupt = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
@@ -189,6 +190,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
+@pytest.mark.timeout(900)  # seconds; one after another, some searches
 def test_a_disk_that_fills_up_and_torn_files_end_in_one_error_or_are_mended(start: Callable[..., Search]) -> None:
     full = start(*RUNG_2)
     full.wait_until(has_scored(full, 2))
@@ -266,6 +268,7 @@ io.open, os.rename, os.replace = open_or_die, rename_or_die, replace_or_die
 """
 
 
+@pytest.mark.timeout(900)  # seconds; one after another, some searches
 def test_a_pass_that_is_killed_while_it_exports_loses_no_model_and_makes_none_twice(
     start: Callable[..., Search], tmp_path: Path
 ) -> None:
