@@ -184,7 +184,7 @@ def _get_opened(opened: Any) -> Workbench:
 
 
 @dataclass(eq=False)
-class Post:
+class Worker:
     """An actor as the coordinator sees it."""
 
     actor: Any
@@ -197,8 +197,8 @@ class RayExecutor:
     """Hands work to actors, and hears what they say meanwhile."""
 
     def __init__(self, actors: Sequence[Any], reference: Reference) -> None:
-        self.posts, self.reference = [Post(actor) for actor in actors], reference
-        self.num_evaluators = len(self.posts)
+        self.workers, self.reference = [Worker(actor) for actor in actors], reference
+        self.num_evaluators = len(self.workers)
         self.home = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(self.home, soft=False)
         self.news: Any = ray.remote(num_cpus=0, max_restarts=-1)(News).options(scheduling_strategy=here).remote()
@@ -211,7 +211,7 @@ class RayExecutor:
 
     def stop(self) -> None:
         """Let go of all actors."""
-        kill_actors([*(post.actor for post in self.posts), self.news])
+        kill_actors([*(worker.actor for worker in self.workers), self.news])
 
     @property
     def session(self) -> list[Any]:
@@ -298,7 +298,7 @@ class RayExecutor:
             SeedError: an evaluator's; or the same work killed several, or none is left.
         """
         left, deaths = deque(range(len(works))), [0] * len(works)
-        running: dict[Any, tuple[Post, int]] = {}  # answers that are owed, in the order of the work
+        running: dict[Any, tuple[Worker, int]] = {}  # answers that are owed, in the order of the work
         num_left, idle_since = len(works), time.monotonic()
         self.turn += 1
         try:
@@ -312,13 +312,13 @@ class RayExecutor:
                 for done in ready:
                     if done not in running:
                         continue  # its evaluator died meanwhile
-                    post, _ = running[done]
+                    worker, _ = running[done]
                     try:
                         found = ray.get(done)
                     except ray.exceptions.RayTaskError as error:
                         raise (error.cause if isinstance(error.cause, Exception) else error) from error
                     except ray.exceptions.RayError as error:
-                        lost = self._bury(post, running)
+                        lost = self._take_back(worker, running)
                         left.extendleft(reversed(lost))
                         deaths[lost[0]] += 1  # it does one after the other
                         if deaths[lost[0]] >= MOST_DEATHS:
@@ -337,53 +337,53 @@ class RayExecutor:
         self,
         works: Sequence[Any],
         left: deque[int],
-        running: dict[Any, tuple[Post, int]],
+        running: dict[Any, tuple[Worker, int]],
         submit: Callable[[Any, Any], Any],
         *,
         at_once: int,
     ) -> None:
         """Hand out what is left; nobody gets a second piece while another has none."""
         for load in range(at_once):
-            for post in self.posts:
-                if left and post.is_there and count_owed(post, running) == load:
+            for worker in self.workers:
+                if left and worker.is_there and count_owed(worker, running) == load:
                     number = left.popleft()
-                    running[submit(post.actor, works[number])] = post, number
+                    running[submit(worker.actor, works[number])] = worker, number
 
     def _wait(self, running: Mapping[Any, Any]) -> list[Any]:
         """Wait for an answer or for a moment, while actors that did not answer are asked whether they are there again."""
-        for post in self.posts:
-            if not post.is_there and post.question is None and time.monotonic() >= post.ask_at:
-                post.question = post.actor.describe.remote()
-        asked = {post.question: post for post in self.posts if post.question is not None}
+        for worker in self.workers:
+            if not worker.is_there and worker.question is None and time.monotonic() >= worker.ask_at:
+                worker.question = worker.actor.describe.remote()
+        asked = {worker.question: worker for worker in self.workers if worker.question is not None}
         if not (running or asked):
             time.sleep(HEAR_SECONDS)
             return []
         ready, _ = ray.wait([*running, *asked], num_returns=1, timeout=HEAR_SECONDS, fetch_local=False)
         for question in ready:
             if question in asked:
-                self._learn(asked[question])
+                self._check(asked[question])
         return [done for done in ready if done in running]
 
-    def _learn(self, post: Post) -> None:
+    def _check(self, worker: Worker) -> None:
         """Learn whether an actor is there again.
 
         Raises:
             ResourceError: it is gone for good, and it was the last.
         """
-        question, post.question = post.question, None
+        question, worker.question = worker.question, None
         try:
             ray.get(question)
         except ray.exceptions.ActorDiedError as error:
-            self.posts.remove(post)
-            self.say(f"an evaluator is gone for good ({first_line(error)}); {len(self.posts)} go on")
-            if not self.posts:
+            self.workers.remove(worker)
+            self.say(f"an evaluator is gone for good ({first_line(error)}); {len(self.workers)} go on")
+            if not self.workers:
                 raise die(first_line(error)) from error
         except ray.exceptions.RayError:
-            post.ask_at = time.monotonic() + ASK_SECONDS
+            worker.ask_at = time.monotonic() + ASK_SECONDS
         else:
-            post.is_there = True
+            worker.is_there = True
 
-    def _bury(self, post: Post, running: dict[Any, tuple[Post, int]]) -> list[int]:
+    def _take_back(self, worker: Worker, running: dict[Any, tuple[Worker, int]]) -> list[int]:
         """Return the work of an actor that does not answer, in order.
 
         Those that have nothing to do are asked whether they are there before they get any: a node takes all of its actors along.
@@ -391,10 +391,10 @@ class RayExecutor:
         self.say(
             "an evaluator does not answer: what it was at is handed out again, and Ray starts another in its place"
         )
-        for one in self.posts:
-            if one is post or not count_owed(one, running):
+        for one in self.workers:
+            if one is worker or not count_owed(one, running):
                 one.is_there, one.ask_at = False, 0.0
-        lost = [owed for owed, (one, _) in running.items() if one is post]
+        lost = [owed for owed, (one, _) in running.items() if one is worker]
         return [running.pop(owed)[1] for owed in lost]
 
     def _hear(self, on_work: Tell | None, say: Callable[[str], None]) -> None:
@@ -410,9 +410,9 @@ class RayExecutor:
                 on_work(amount, note)
 
 
-def count_owed(post: Post, running: Mapping[Any, tuple[Post, int]]) -> int:
+def count_owed(worker: Worker, running: Mapping[Any, tuple[Worker, int]]) -> int:
     """Pieces of work that an actor has."""
-    return sum(one is post for one, _ in running.values())
+    return sum(one is worker for one, _ in running.values())
 
 
 def die(why: str) -> ResourceError:

@@ -134,7 +134,7 @@ def test_evaluators_that_are_killed_change_nothing(
     killed = []
 
     def score_and_kill(self: RayExecutor, candidates: Any, **more: Any) -> Any:
-        pid = find_pid(self.posts[1].actor)
+        pid = find_pid(self.workers[1].actor)
         os.kill(pid, signal.SIGSTOP)  # so that it is at its work
         for number, scored in enumerate(score(self, candidates, **more)):
             if number == 0:
@@ -144,7 +144,7 @@ def test_evaluators_that_are_killed_change_nothing(
 
     def distill_and_kill(self: RayExecutor, works: Any, budget: Any, *, on_work: Any, **more: Any) -> Any:
         assert len(works) == 2
-        pid = find_pid(self.posts[0].actor)
+        pid = find_pid(self.workers[0].actor)
 
         def hear(amount: float, note: str) -> None:
             on_work(amount, note)
@@ -275,7 +275,7 @@ def test_a_node_that_is_taken_away_changes_nothing(
     [node] = cluster.worker_nodes
 
     def score_and_remove(self: RayExecutor, candidates: Any, **more: Any) -> Any:
-        os.kill(find_pid(self.posts[1].actor), signal.SIGSTOP)
+        os.kill(find_pid(self.workers[1].actor), signal.SIGSTOP)
         for number, scored in enumerate(score(self, candidates, **more)):
             if number == 0:
                 cluster.remove_node(node, allow_graceful=False)

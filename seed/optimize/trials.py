@@ -7,7 +7,7 @@ store in one transaction, then Optuna is told; where a process dies between the 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import optuna
 from optuna.trial import TrialState
@@ -34,7 +34,37 @@ MOST_FAILED_IN_A_ROW = 5  # then it is not the candidates
 MOST_IN_VAIN = 20  # proposals of a batch that are no candidates, or were scored before
 KEEP_SECONDS = 0.25  # between two transactions: what a killed process has to score again
 
+T = TypeVar("T")
 Score = Callable[[Sequence[Candidate]], Iterator[Scored]]
+
+
+@contextlib.contextmanager
+def keeping_some(keep: Callable[[list[T]], None]) -> Iterator[Callable[[T], None]]:
+    """Yield what to hand things to; they are kept some at a time, and all of them when the block ends, however it ends."""
+    waiting: list[T] = []
+    kept = time.monotonic()
+
+    def hear(one: T) -> None:
+        nonlocal kept
+        waiting.append(one)
+        if time.monotonic() - kept >= KEEP_SECONDS:
+            flush()
+            kept = time.monotonic()
+
+    def flush() -> None:
+        with interrupts.hold():
+            some = waiting.copy()
+            waiting.clear()  # where keeping fails in its midst, nothing is kept twice
+            if some:
+                keep(some)
+
+    try:
+        yield hear
+        flush()
+    except BaseException:
+        with contextlib.suppress(Exception):  # what went wrong first is what is told
+            flush()
+        raise
 
 
 class Trials:
@@ -135,30 +165,11 @@ class Trials:
 
         Candidates that were asked for and not scored when the block fails are asked for again, through no fault of theirs.
         """
-        waiting: list[Scored] = []
-        kept = time.monotonic()
-
-        def hear(scored: Scored) -> None:
-            nonlocal kept
-            waiting.append(scored)
-            if time.monotonic() - kept >= KEEP_SECONDS:
-                flush()
-                kept = time.monotonic()
-
-        def flush() -> None:
-            with interrupts.hold():
-                scored = waiting.copy()
-                waiting.clear()  # where telling fails, Optuna is told when the study goes on; nothing is kept twice
-                if scored:
-                    self.keep(scored)
-
         try:
-            yield hear
-            flush()
+            with keeping_some(self.keep) as hear:
+                yield hear
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong first is what is told
-                flush()
-            with contextlib.suppress(Exception):
                 for trial in self.asked.values():
                     trial.set_user_attr(VERDICT, INTERRUPTED)
             raise

@@ -4,18 +4,16 @@ The order in which candidates are scored is chosen here; how one is scored is ``
 executor's, and what Optuna is told ``optimize.trials``'.
 """
 
-import contextlib
 import math
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from seed.console import Terminal
 from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
-from seed.optimize.trials import KEEP_SECONDS, Proposer, Sampled, Trials, Walk, run_search
+from seed.optimize.trials import Proposer, Sampled, Trials, Walk, keeping_some, run_search
 from seed.plans import SearchPlan
 from seed.records import (
     Candidate,
@@ -211,36 +209,17 @@ def sweep_space(
             best.compare(candidate, quality)
         if found:
             advance(len(found), BEST_NOTE, best.list_cells())
-        with keeping_rows(store, book) as keep:
+
+        def keep_all(groups: list[list[SweepRow]]) -> None:
+            keep_rows(store, book, [row for rows in groups for row in rows])
+
+        with keeping_some(keep_all) as keep:
             for candidate, quality, rows in scorers.sweep_space([one for one in order if one not in found]):
                 keep(rows)
                 found[candidate] = quality
                 best.compare(candidate, quality)
                 advance(1, BEST_NOTE, best.list_cells())
     return found
-
-
-@contextlib.contextmanager
-def keeping_rows(store: ScoreStore, book: ScoreBook) -> Iterator[Callable[[Sequence[SweepRow]], None]]:
-    """Yield what to hand new scores to; they are kept some at a time, and all of them when the block ends, however it ends."""
-    waiting: list[SweepRow] = []
-    kept = time.monotonic()
-
-    def hear(rows: Sequence[SweepRow]) -> None:
-        nonlocal kept
-        waiting.extend(rows)
-        if time.monotonic() - kept >= KEEP_SECONDS:
-            flush()
-            kept = time.monotonic()
-
-    def flush() -> None:
-        keep_rows(store, book, waiting)
-        waiting.clear()
-
-    try:
-        yield hear
-    finally:
-        flush()
 
 
 class Best:
