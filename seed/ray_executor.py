@@ -438,6 +438,7 @@ def open_ray(settings: SearchSettings) -> Iterator[RayExecutor]:
         ResourceError: no cluster answers, or it has no room.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else others slow them down, and what is timed there
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with contextlib.ExitStack() as opened:
         if not ray.is_initialized():
