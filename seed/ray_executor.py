@@ -292,7 +292,7 @@ class RayExecutor:
     ) -> Iterator[Any]:
         """Hand work out in order, the next to whoever is free, and yield what comes of it as it is finished.
 
-        What is under way when the caller goes away is taken back, or its answer ignored.
+        What is under way when the caller goes away is done for nobody.
 
         Raises:
             SeedError: an evaluator's; or the same work killed several, or none is left.
@@ -301,37 +301,32 @@ class RayExecutor:
         running: dict[Any, tuple[Worker, int]] = {}  # answers that are owed, in the order of the work
         num_left, idle_since = len(works), time.monotonic()
         self.turn += 1
-        try:
-            while num_left:
+        while num_left:
+            self._hand_out(works, left, running, submit, at_once=at_once)
+            idle_since = time.monotonic() if running else idle_since
+            if time.monotonic() - idle_since > START_SECONDS:
+                raise die(f"none was started again within {START_SECONDS:.0f} s")
+            ready = self._wait(running)
+            self._hear(on_work, complain or self.say)
+            for done in ready:
+                if done not in running:
+                    continue  # its evaluator died meanwhile
+                worker, _ = running[done]
+                try:
+                    found = ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise (error.cause if isinstance(error.cause, Exception) else error) from error
+                except ray.exceptions.RayError as error:
+                    lost = self._take_back(worker, running)
+                    left.extendleft(reversed(lost))
+                    deaths[lost[0]] += 1  # it does one after the other
+                    if deaths[lost[0]] >= MOST_DEATHS:
+                        raise die(first_line(error)) from error
+                    continue
+                del running[done]
+                num_left -= 1
                 self._hand_out(works, left, running, submit, at_once=at_once)
-                idle_since = time.monotonic() if running else idle_since
-                if time.monotonic() - idle_since > START_SECONDS:
-                    raise die(f"none was started again within {START_SECONDS:.0f} s")
-                ready = self._wait(running)
-                self._hear(on_work, complain or self.say)
-                for done in ready:
-                    if done not in running:
-                        continue  # its evaluator died meanwhile
-                    worker, _ = running[done]
-                    try:
-                        found = ray.get(done)
-                    except ray.exceptions.RayTaskError as error:
-                        raise (error.cause if isinstance(error.cause, Exception) else error) from error
-                    except ray.exceptions.RayError as error:
-                        lost = self._take_back(worker, running)
-                        left.extendleft(reversed(lost))
-                        deaths[lost[0]] += 1  # it does one after the other
-                        if deaths[lost[0]] >= MOST_DEATHS:
-                            raise die(first_line(error)) from error
-                        continue
-                    del running[done]
-                    num_left -= 1
-                    self._hand_out(works, left, running, submit, at_once=at_once)
-                    yield found
-        finally:
-            if ray.is_initialized():  # else Ray would start itself for that
-                for owed in running:
-                    ray.cancel(owed)
+                yield found
 
     def _hand_out(
         self,
@@ -383,7 +378,7 @@ class RayExecutor:
         else:
             worker.is_there = True
 
-    def _take_back(self, worker: Worker, running: dict[Any, tuple[Worker, int]]) -> list[int]:
+    def _take_back(self, post: Worker, running: dict[Any, tuple[Worker, int]]) -> list[int]:
         """Return the work of an actor that does not answer, in order.
 
         Those that have nothing to do are asked whether they are there before they get any: a node takes all of its actors along.

@@ -138,7 +138,8 @@ def score_space(
     for line in seen.describe():
         terminal.say(line)
     if sample:
-        terminal.say(say_recovery([book.known(candidate) for candidate in sample], space.size))
+        scored = [candidate for candidate in sample if book.is_known(candidate, "closed_form")]
+        terminal.say(say_recovery([book.known(candidate) for candidate in scored], space.size))
 
 
 class Seen:
