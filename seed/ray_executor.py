@@ -378,7 +378,7 @@ class RayExecutor:
         else:
             worker.is_there = True
 
-    def _take_back(self, post: Worker, running: dict[Any, tuple[Worker, int]]) -> list[int]:
+    def _take_back(self, worker: Worker, running: dict[Any, tuple[Worker, int]]) -> list[int]:
         """Return the work of an actor that does not answer, in order.
 
         Those that have nothing to do are asked whether they are there before they get any: a node takes all of its actors along.

@@ -170,7 +170,7 @@ def test_a_search_without_room_is_refused(tmp_path: Path) -> None:
         require_resources(training, root=tmp_path, free_bytes=10**9, device="cpu")
     with pytest.raises(ResourceError, match="this search needs about"):
         require_resources(replace(cost, disk_bytes=10**18), root=tmp_path, free_bytes=10**9, device="cpu")
-    require_resources(cost, root=tmp_path / "not" / "yet" / "there", device=CPU)
+    require_resources(cost, root=tmp_path / "not" / "yet" / "there", free_bytes=10**18)
 
 
 def test_states_past_what_is_stored_take_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,12 +114,19 @@ def test_how_candidates_were_chosen_is_said() -> None:
 # ---- closed form
 
 
-def test_a_space_that_is_swept_is_scored_whole_whatever_the_trials(tmp_path: Path) -> None:
+def test_a_space_that_is_swept_is_scored_whole(tmp_path: Path) -> None:
     search = TinyStudy(tmp_path)
-    trials = search.run(trials=2)
+    trials = search.run()
     assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
     assert all(trial.evaluation.qualities["closed_form"].ppl_ratio > 0 for trial in trials)
     assert len(known_by_closed_form(search)) == len(EVERYTHING)
+
+
+def test_fewer_trials_than_were_planned_end_there(tmp_path: Path) -> None:
+    # a sweep that was stopped, gone on with by --trials
+    search = TinyStudy(tmp_path)
+    assert len(keys_of(search.run(trials=2))) == 2
+    assert len(keys_of(search.run())) == len(EVERYTHING)
 
 
 def test_what_closed_form_recovers_is_told_of_a_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,14 +193,15 @@ def break_after(count: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Non
 def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(
     rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = TinyStudy(tmp_path / "whole", rung=rung).run(trials=3)
+    count = 3 if rung == "short_distillation" else 10  # a sweep scores all, and leads short distillation
+    whole = TinyStudy(tmp_path / "whole", rung=rung).run(trials=count)
     search = TinyStudy(tmp_path / "broken", rung=rung)
     mend = break_after(6, monkeypatch)
     with pytest.raises(BrokenError):
-        search.run(trials=3)
+        search.run(trials=count)
     mend()
     rows = read_rows(search)
-    trials = search.run(trials=3)
+    trials = search.run(trials=count)
     assert read_rows(search)[: len(rows)] == rows
     assert keys_of(trials) == keys_of(whole)
     for one, other in zip(trials, whole, strict=True):
