@@ -170,7 +170,7 @@ def main() -> None:
         while (minutes := (time.monotonic() - began) / 60) < args.minutes and not count.faults:
             kind = KINDS[count.studies % len(KINDS)]
             study = StudyFolder(place / f"soak-{count.studies}")
-            stops = [(rng.uniform(0, seconds), rng.choice(SIGNALS)) for _ in range(rng.randint(1, MOST_BREAKS))]
+            stops = [(seconds * rng.random() ** 2, rng.choice(SIGNALS)) for _ in range(rng.randint(1, MOST_BREAKS))]
             for stop in (*stops, None):
                 if run([*words, f"--study={study.root.name}", *kind], study, count, stop=stop) or count.faults:
                     break
