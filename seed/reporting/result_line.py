@@ -65,14 +65,6 @@ class SearchLine(Record, frozen=True, kw_only=True):
     recommended: tuple[RecommendedLine, ...]
 
 
-class HelpedLine(Record, frozen=True, kw_only=True):
-    """Who has the result of a search that this host only helped."""
-
-    seed_version: str
-    study: str  # the study's folder there
-    host: str
-
-
 class StageLine(Record, frozen=True, kw_only=True):
     """The best model of one stage."""
 

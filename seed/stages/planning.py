@@ -23,7 +23,7 @@ from seed.plans import Protocol, SearchPlan
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things
 from seed.stages.options import spell_command
-from seed.stages.settings import DTYPES, SearchSettings
+from seed.stages.settings import SearchSettings
 from seed.stages.starts import Start, read_start
 
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
@@ -133,18 +133,6 @@ def spell_differences(found: Protocol | Mapping[str, Any], wanted: Protocol | Ma
     """The first eight of them in one line; empty where there are none."""
     differences = compare_protocols(found, wanted)
     return "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
-
-
-def require_same_protocol(found: Protocol, wanted: Protocol, *, place: Path) -> None:
-    """Raise when what we would measure is not what a study measures.
-
-    Raises:
-        StudyError: with every difference.
-    """
-    if found != wanted:
-        raise StudyError(
-            f"{place}: the search there measures otherwise than this process would ({spell_differences(found, wanted)})."
-        )
 
 
 def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *, place: Path) -> None:
@@ -274,12 +262,6 @@ def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> Sear
         f"{place}: holds a study of another plan ({shown}). Numbers of the two cannot be mixed: "
         "use the same settings to continue it, or another name with --study NAME."
     )
-
-
-def adopt_dtype(settings: SearchSettings, identity: Mapping[str, Any]) -> SearchSettings:
-    """Compute in the type that a study computes in: what a process chooses by itself depends on its device."""
-    dtype = identity.get("dtype")
-    return settings if settings.dtype is not None or dtype not in DTYPES else replace(settings, dtype=dtype)
 
 
 def settle_plan(found: SearchPlan, wanted: SearchPlan) -> SearchPlan:
