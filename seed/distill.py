@@ -239,14 +239,13 @@ def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None,
     from seed.stages.gathering import find_trial
 
     if trial is None:
-        known = {one.number: one for one in record.trials}
         finished = {
             result.candidate
             for result in record.distilled
             if len(result.replicas) >= replicas and describe_damage(study, result.key) is None
         }
         return [
-            known[member.trial_number]
+            find_trial(record, member.trial_number, place=study.root)
             for member in record.frontier.members
             if member.evaluation.candidate not in finished
         ]

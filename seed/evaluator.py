@@ -43,7 +43,6 @@ from seed.stages import (
     narrowing,
     recovering,
     schooling,
-    searching,
     shapes,
     workbench,
 )
@@ -138,17 +137,18 @@ class Evaluator:
                 evaluation, failure = proxy.evaluate(candidate), None
             except CandidateError as error:
                 evaluation, failure = None, str(error)
-            yield Scored(candidate=candidate, evaluation=evaluation, failure=failure, rows=tuple(self.sweep.take_new()))
+            rows = tuple(self.sweep.list_rows([candidate]))  # all of them: an answer may have been lost
+            yield Scored(candidate=candidate, evaluation=evaluation, failure=failure, rows=rows)
 
     def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
         """Score candidates by closed form alone, in this order."""
         for candidate in candidates:
             quality = self.sweep.measure(candidate)
-            yield candidate, quality, self.sweep.take_new()
+            yield candidate, quality, self.sweep.list_rows([candidate])
 
     def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
         """Score candidates as they stand, many at once."""
-        return self.sweep.measure_unrecovered(candidates), self.sweep.take_new()
+        return self.sweep.measure_unrecovered(candidates), self.sweep.list_rows(candidates)
 
     def compare_rivals(
         self,
@@ -158,16 +158,15 @@ class Evaluator:
         rows: Sequence[SweepRow],
         plan: SearchPlan,
         solver: str,
-        with_singles: bool,
     ) -> tuple[SearchGain, list[SweepRow]]:
-        """Play simpler ways to choose on the search's own scores. ``with_singles``: score each single removal first."""
+        """Play simpler ways to choose on the search's own scores."""
         self.sweep.learn(rows)
-        if with_singles:
-            searching.score_singles(self.sweep, space)
+        known = {(row.key, row.rung) for row in rows}
         gain = gains.measure_gain(
             self.bench, self.sweep, space, trials, plan=plan, solver=solver, on_rival=functools.partial(self.tell, 1)
         )
-        return gain, self.sweep.take_new()
+        new = [row for ours in self.sweep.rows.values() for row in ours.values() if (row.key, row.rung) not in known]
+        return gain, new
 
     # ---- distillation
 

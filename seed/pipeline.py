@@ -24,7 +24,7 @@ from seed.optimize.frontier import select_frontier
 from seed.optimize.space import Preset, contains, drop_layers
 from seed.optimize.storage import open_storage
 from seed.optimize.study import Limits, open_study
-from seed.optimize.trials import Trials
+from seed.optimize.trials import OutOfStepError, Trials
 from seed.plans import Environment, SearchPlan
 from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result
@@ -152,6 +152,7 @@ def plan_search(
     plan = costs.draft_plan(settings, preset, protocol, name=study.name, shape=shape, speed=speed)
     if study.plan.exists():
         plan = leftovers.continue_or_replace(study, plan, say=terminal.say)
+        plan = costs.settle_trials(plan, settings, preset, protocol)
     cost = costs.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
     for line in costs.describe_plan(protocol, plan, cost, num_workers=count):
         terminal.say(line)
@@ -178,11 +179,10 @@ def plan_search(
 def search(now: Pass, store: ScoreStore) -> StudyRecord:
     """Prove, measure, search, select and distill, in a folder that is ours to write."""
     study, plan, settings = now.study, now.plan, now.settings
-    storage = open_storage(settings.storage, journal=study.journal)
-    opened = open_study(storage, name=plan.name, rung=now.bench.protocol.rung, fingerprint=plan.fingerprint)
     if study.plan.exists():
         now.terminal.say(f"continuing the study in {study.root}")
     folder.write_record(study.plan, plan)
+    opened = open_optuna(now, store)
     publishing.announce_search(study, opened, plan, complain=now.terminal.say)
     folder.write_record(study.environment, now.environment)
     proofs = prove(now)
@@ -192,12 +192,45 @@ def search(now: Pass, store: ScoreStore) -> StudyRecord:
     )
     dense = judge_dense(now, table)
     book = open_book(store, proofs.dense_validation)
-    trials = Trials(opened, space, store, rung=now.bench.protocol.rung, limits=list_limits(now))
+    trials = open_trials(now, opened, space, store)
+    opened = trials.study
     frontier = find_frontier(now, opened, trials, book, table)
     compare_rivals(now, trials, book, frontier)
     if settings.distill:
         distill(now, dense, frontier, opened, store, book)
     return finish(now.terminal, study, opened)
+
+
+def open_optuna(now: Pass, store: ScoreStore) -> Study:
+    """Open the Optuna study that proposes and shows, where its storage is.
+
+    Raises:
+        StudyError: the storage cannot be opened, or shows another study of this name.
+    """
+    return open_study(
+        open_storage(now.settings.storage, journal=now.study.journal),
+        name=now.plan.name,
+        rung=now.bench.protocol.rung,
+        fingerprint=now.plan.fingerprint,
+        owner=None if now.settings.storage is None else store.identity,
+    )
+
+
+def open_trials(now: Pass, opened: Study, space: SearchSpace, store: ScoreStore) -> Trials:
+    """The trials of the study; a journal that is not what the score store says is made anew from it.
+
+    Raises:
+        StudyError: a database is not what the store says.
+    """
+    rung, limits = now.bench.protocol.rung, list_limits(now)
+    try:
+        return Trials(opened, space, store, rung=rung, limits=limits)
+    except OutOfStepError:
+        if now.settings.storage is not None:
+            raise
+    now.study.journal.unlink(missing_ok=True)
+    now.terminal.say(f"{now.study.journal}: is not what {store.path.name} says, and is made anew from it")
+    return Trials(open_optuna(now, store), space, store, rung=rung, limits=limits)
 
 
 def prove(now: Pass) -> Proofs:
@@ -270,8 +303,12 @@ def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreBook, tab
     """Search, and write down what goes on to distillation."""
     now.begin("search")
     terminal, settings, space = now.terminal, now.settings, trials.space
-    if now.bench.protocol.rung == "short_distillation":
-        store_states(now, steps=now.bench.protocol.short_steps, rng_seeds=[now.bench.protocol.rng_seed])
+    protocol = now.bench.protocol
+
+    def prepare() -> None:
+        if protocol.rung == "short_distillation":
+            store_states(now, steps=protocol.short_steps, rng_seeds=[protocol.rng_seed])
+
     live = publishing.LiveReport(
         now.study,
         opened,
@@ -287,7 +324,8 @@ def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreBook, tab
             book,
             now.plan,
             settings,
-            rng_seed=now.bench.protocol.rng_seed,
+            rng_seed=protocol.rng_seed,
+            prepare=prepare,
         )
     frontier = select_members(now, space, trials.store.read_trials())
     folder.write_record(now.study.frontier, frontier)
@@ -319,6 +357,8 @@ def compare_rivals(now: Pass, trials: Trials, book: ScoreBook, frontier: Frontie
     now.begin("rivals")
     space = trials.space
     with now.terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
+        if planning.allows_singles(now.plan, space):
+            searching.score_singles(now.executor, trials.store, book, space, recovers=now.bench.gains is not None)
         gain, rows = now.executor.call(
             "compare_rivals",
             space,
@@ -326,7 +366,6 @@ def compare_rivals(now: Pass, trials: Trials, book: ScoreBook, frontier: Frontie
             rows=[row for known in book.rows.values() for row in known.values()],
             plan=now.plan,
             solver=searching.name_solver(now.plan, now.settings, space, frontier),
-            with_singles=planning.allows_singles(now.plan, space),
             on_work=advance,
         )
         searching.keep_rows(trials.store, book, rows)

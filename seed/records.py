@@ -206,7 +206,7 @@ class TrialRecord(Record, frozen=True, kw_only=True):
 
 
 class Scored(Record, frozen=True, kw_only=True):
-    """What an evaluator makes of one candidate: its evaluation, or why there can be none, and the scores by document that are new."""
+    """What an evaluator makes of one candidate: its evaluation, or why there can be none, and its scores by document."""
 
     candidate: Candidate
     evaluation: Evaluation | None

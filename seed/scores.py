@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import secrets
 import sqlite3
 import stat
 import zlib
@@ -86,6 +87,12 @@ class ScoreStore:
     def close(self) -> None:
         """Let go of the file; of a writer, all is then in the one file."""
         self._db.close()
+
+    @property
+    def identity(self) -> int:
+        """A number of its own, which a copy has too."""
+        [number] = self._db.execute("PRAGMA application_id").fetchone()
+        return int(number)
 
     def keep(self, rows: Sequence[SweepRow], trials: Sequence[TrialRecord] = ()) -> None:
         """Write all or nothing. A row that is there stays as it is; a trial of the same number is replaced.
@@ -242,6 +249,7 @@ def _create(path: Path) -> None:
         db = sqlite3.connect(aside, isolation_level=None)
         try:
             db.execute("PRAGMA journal_mode = WAL")
+            db.execute(f"PRAGMA application_id = {secrets.randbelow(2**31)}")
             for sql in TABLES.values():
                 db.execute(sql)
         finally:

@@ -44,6 +44,12 @@ def copy_companions(original: Path, target: Path) -> None:
                 shutil.copyfile(path, copy)
 
 
+def read_companions(original: Path) -> dict[str, bytes]:
+    """The files that stand beside an original's weights, its config with them, by their name."""
+    found = [path for pattern in ("config.json", *COMPANIONS) for path in original.glob(pattern) if path.is_file()]
+    return {path.relative_to(original).as_posix(): path.read_bytes() for path in found}
+
+
 def has_tokenizer(original: Path) -> bool:
     """Do a tokenizer's files stand beside an original's weights?"""
     return any(path.is_file() for pattern in TOKENIZERS for path in original.glob(pattern))

@@ -79,8 +79,8 @@ def read_journal(path: Path) -> JournalStorage:
         raise
     except Exception as error:  # a line of another shape fails wherever Optuna comes to look at it
         raise StudyError(
-            f"{path}: line {journal.line} is damaged, or was not written by Optuna ({type(error).__name__}: {error}). Remove that "
-            "line if something else wrote it; else restore the file from a copy, or start a study of another name (--study NAME)."
+            f"{path}: line {journal.line} is damaged, or was not written by Optuna ({type(error).__name__}: {error}). Remove "
+            "the file: the search of this study makes it anew from its scores."
         ) from error
 
 

@@ -19,6 +19,7 @@ from seed.optimize.subset import FINAL, VERDICT
 from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, find_runs
 
 FINGERPRINT = "plan_fingerprint"
+OWNER = "score_store"  # of a study in a database: which folder's scores it shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,9 @@ class Limits:
 
 
 @explain_outage()
-def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) -> optuna.Study:
+def open_study(
+    storage: BaseStorage, *, name: str, rung: str, fingerprint: str, owner: int | None = None
+) -> optuna.Study:
     """Create or continue the study with objectives PPL ratio and latency ratio, both to be minimised.
 
     Args:
@@ -52,6 +55,7 @@ def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) 
         name: of the study.
         rung: whose PPL ratio is the first objective.
         fingerprint: of what decides the meaning of its numbers.
+        owner: the score store whose trials it shows; None: nobody else can.
 
     Raises:
         StudyError: a study of this name in this storage was planned otherwise.
@@ -68,6 +72,13 @@ def open_study(storage: BaseStorage, *, name: str, rung: str, fingerprint: str) 
         )
     if known is None:
         study.set_user_attr(FINGERPRINT, fingerprint)
+    if owner is not None and study.user_attrs.get(OWNER, owner) != owner:
+        raise StudyError(
+            f"study {name}: the storage shows the search of another folder under this name. Take another name with --study NAME, or "
+            "leave --storage out; several machines share one search over Ray (--ray)."
+        )
+    if owner is not None:
+        study.set_user_attr(OWNER, owner)
     if study.metric_names is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from seed import interrupts
 from seed.errors import ResourceError, StudyError
@@ -67,6 +67,10 @@ def keeping_some(keep: Callable[[list[T]], None]) -> Iterator[Callable[[T], None
         raise
 
 
+class OutOfStepError(StudyError):
+    """Optuna's trials are not those of the score store."""
+
+
 class Trials:
     """The trials of a study: in its score store, which holds all that was measured, and in Optuna, which proposes and shows.
 
@@ -78,7 +82,7 @@ class Trials:
         limits: bounds that trials carry as constraints.
 
     Raises:
-        StudyError: Optuna has trials whose scores are lost.
+        OutOfStepError: Optuna has other trials.
         ResourceError: the database goes away.
     """
 
@@ -229,13 +233,13 @@ class Trials:
     def _reconcile(self, records: Sequence[TrialRecord]) -> None:
         """Tell Optuna what the store holds beyond it, and end what a killed process left running; it is asked for again."""
         known = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
-        ours = {record.number for record in records}
-        lost = [number for number in known if known[number].state == TrialState.COMPLETE and number not in ours]
-        if lost:
-            raise StudyError(
-                f"{self.store.path}: lacks the scores of {len(lost):,} trials that the Optuna study {self.study.study_name} has, such "
-                f"as trial {lost[0]}. Restore it from a copy, or start a study of another name (--study NAME)."
-            )
+        ours = {record.number: record for record in records}
+        for number, trial in known.items():
+            if not self._agrees(trial, ours.get(number)):
+                raise OutOfStepError(
+                    f"{self.store.path}: does not hold what trial {number} of the Optuna study {self.study.study_name} says. Restore it "
+                    "from a copy, or start a study of another name (--study NAME)."
+                )
         count = len(known)
         for record in records:
             self._learn(record)
@@ -244,10 +248,18 @@ class Trials:
                     self.study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
                 self.study.add_trial(make_trial(record, self.space, rung=self.rung, limits=self.limits))
                 count = record.number + 1
-            elif not known[record.number].state.is_finished():
+            elif known[record.number].state == TrialState.RUNNING:
                 values = values_of(record.evaluation, rung=self.rung)
                 self.study.tell(record.number, values, state=TrialState[record.state])
         self._end_running()
+
+    def _agrees(self, trial: FrozenTrial, record: TrialRecord | None) -> bool:
+        """Is a trial as it was kept, or at least on its way there?"""
+        if record is None:
+            return trial.state not in (TrialState.COMPLETE, TrialState.PRUNED)
+        is_whole = flag_distributions(self.space).keys() <= trial.params.keys()
+        is_same = is_whole and candidate_of(self.space, trial.params) == record.evaluation.candidate
+        return is_same and trial.state.name in (record.state, "RUNNING")
 
     def _end_running(self) -> None:
         deaths: dict[Candidate, int] = {}
@@ -319,6 +331,7 @@ class Sampled:
 
     def propose(self, count: int) -> list[Candidate]:
         found: list[Candidate] = []
+        count = min(count, self.trials.count_waiting() or count)  # a batch that was broken is finished first, as it was
         for _ in range(count + MOST_IN_VAIN + self.trials.count_waiting()):
             if (
                 len(found) == count

@@ -28,7 +28,7 @@ class Sweep(ScoreBook):
 
     Args:
         instruments: what scores.
-        store: where scores are and go; None: they are held in memory, and who scores for others takes them from there.
+        store: where scores are and go; None: they are held in memory.
 
     Raises:
         StudyError: the store is damaged, or of another text.
@@ -39,15 +39,8 @@ class Sweep(ScoreBook):
         super().__init__(instruments.dense_validation, known, place=PLACE if store is None else store.path)
         self.instruments = instruments
         self.store = store
-        self._new: list[SweepRow] = []  # without a store: since they were last taken
         self._walker: SubsetWalker | None = None
         self._keep([self.describe_dense()])
-
-    def take_new(self) -> list[SweepRow]:
-        """Return what was measured since the last call, the dense model's losses first of all; for a sweep without a store."""
-        assert self.store is None, "a store has them"
-        new, self._new = self._new, []
-        return new
 
     def measure(self, candidate: Candidate) -> Quality:
         """Score with closed-form recovery."""
@@ -108,9 +101,7 @@ class Sweep(ScoreBook):
         for row in rows:
             if row.rung not in self.rows.get(row.key, {}):
                 new.setdefault((row.key, row.rung), row)
-        if self.store is None:
-            self._new += new.values()
-        elif new:
+        if self.store is not None and new:
             self.store.keep(list(new.values()))
         for row in new.values():
             self.rows.setdefault(row.key, {})[row.rung] = row

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from seed import folder
@@ -197,22 +198,28 @@ def draft_plan(
 
     Without a number of ``--trials`` a space that closed form sweeps within its budget is scored whole.
     """
-    size = protocol.space.size
-    trials = min(settings.trials or preset.search.trials, size)
-    is_swept = estimate_sweep(shape, protocol.space, speed) <= settings.sweep_budget
-    if protocol.rung == "closed_form":
-        is_swept = is_swept and (settings.trials is None or trials == size)
-        trials = size if is_swept else trials
-    else:
-        is_swept = is_swept and (settings.sampler == "subset" or trials == size)
-    return planning.make_plan(
+    plan = planning.make_plan(
         settings,
         protocol,
         name=name,
-        trials=trials,
+        trials=min(settings.trials or preset.search.trials, protocol.space.size),
         distill_tokens=settings.distill_tokens or preset.recovery.distill_tokens,
-        covers_space=is_swept,
+        covers_space=estimate_sweep(shape, protocol.space, speed) <= settings.sweep_budget,
     )
+    return settle_trials(plan, settings, preset, protocol)
+
+
+def settle_trials(plan: SearchPlan, settings: SearchSettings, preset: Preset, protocol: Protocol) -> SearchPlan:
+    """The plan with as many candidates as are scored, where it says whether a sweep fits its budget, and swept if that is of use."""
+    size = protocol.space.size
+    trials = min(settings.trials or preset.search.trials, size)
+    if protocol.rung != "closed_form":
+        is_swept = plan.covers_space and (settings.sampler == "subset" or trials == size)
+    elif settings.trials is None:
+        is_swept, trials = plan.covers_space, size if plan.covers_space else trials
+    else:
+        is_swept = plan.covers_space and trials == size
+    return msgspec.structs.replace(plan, trials=trials, covers_space=is_swept)
 
 
 def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed, *, distill: bool) -> Cost:

@@ -107,7 +107,7 @@ class Made:
     start: str
     went: Distilled
     seconds: float  # of training and judging
-    rows: tuple[SweepRow, ...] = ()  # new scores of its starts
+    rows: tuple[SweepRow, ...] = ()  # scores of its starts
     test: DocumentLosses | None = None
     judged: judging.Judged | None = None  # these three: of the first replica, which is exported
     size: Size | None = None
@@ -167,11 +167,14 @@ def distill_members(
 
     if num_done:
         say_work(num_done * each, "going on")
+    for path in bench.folder.work.glob("export-*"):  # of a killed process
+        shutil.rmtree(path, ignore_errors=True)
     waiting: list[Made] = []  # replicas whose first is not there yet
     broken: list[str] = []
     if left:
         at_most = max(1, min(at_most or spread.count_together(), -(-len(left) // spread.num_evaluators)))
     works = group_members(left, at_most=at_most or 1)
+    exported = {member.key for member in members} - {one.key for seed, one in left if seed == budget.rng_seeds[0]}
     keys = {member.key for member in members}
     rows = [row for row in store.read_rows() if row.key in keys]
     for group in spread.distill(works, budget, rows=rows, on_work=say_work, complain=complain):
@@ -181,15 +184,16 @@ def distill_members(
             is_first = made.settings.rng_seed == budget.rng_seeds[0]
             if not made.went.curve:
                 broken.append(made.member.key)
-            elif not is_first and not is_done(bench, made.member, budget, budget.rng_seeds[0]):
-                waiting.append(made)
-                continue
             elif is_first:
                 keep_first(bench, plan, dense, made)
+                exported.add(made.member.key)
                 num_done += 1
-            else:
+            elif made.member.key in exported:
                 keep_replica(bench, made)
                 num_done += 1
+            else:
+                waiting.append(made)
+                continue
             name_checkpoint(bench, made.member, made.settings, budget).unlink(missing_ok=True)
     if broken:
         raise StudyError(
@@ -202,11 +206,12 @@ def distill_members(
 
 def list_left(bench: Workbench, members: Sequence[Member], budget: Budget) -> list[tuple[int, Member]]:
     """Random seeds and members that are not done, in turn: all under the first seed first."""
+    done = [list_done(bench, member, budget) for member in members]
     return [
         (rng_seed, member)
         for rng_seed in budget.rng_seeds
-        for member in members
-        if not is_done(bench, member, budget, rng_seed)
+        for member, seeds in zip(members, done, strict=True)
+        if rng_seed not in seeds
     ]
 
 
@@ -225,17 +230,17 @@ def batched(pairs: Sequence[tuple[int, Member]], size: int) -> Iterator[Sequence
         yield pairs[begin : begin + size]
 
 
-def is_done(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> bool:
-    """Was the member distilled under this seed by these settings, or for longer, and is its model as it was written?"""
+def list_done(bench: Workbench, member: Member, budget: Budget) -> set[int]:
+    """Under which seeds a member was distilled by these settings, or for longer; none where its model is not as it was written."""
     path = bench.folder.result(member.key)
     if not path.exists() or describe_damage(bench.folder, member.key) is not None:
-        return False
+        return set()
     known = folder.read_record(path, DistillResult)
     settings = _settings(bench, member, budget, budget.rng_seeds[0])
     if int(known.settings["steps"]) > settings.steps:  # never undo a longer one
-        return True
+        return set(budget.rng_seeds)
     is_same = known.settings == describe_settings(bench, settings)
-    return is_same and any(replica.rng_seed == rng_seed for replica in known.replicas)
+    return {replica.rng_seed for replica in known.replicas} if is_same else set()
 
 
 def describe_damage(study: StudyFolder, key: str) -> str | None:
@@ -299,7 +304,7 @@ def distill_group(
                 complain=lambda said, key=member.key: complain(f"{key}: {said}"),  # type: ignore[misc]
             )
         )
-        starts.append((start, tuple(sweep.take_new())))
+        starts.append((start, tuple(sweep.list_rows([member.candidate]))))
         on_work(before, f"preparing {member.key}")
     on_work(0, f"training {keys}")
     finished = 0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from optuna import Study
 
-from seed.errors import ResourceError, StudyError
+from seed.errors import ResourceError, StudyError, first_line
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.display import show_note, show_study
@@ -151,7 +151,7 @@ class LiveReport:
             publish_record(self.study, self.opened, record, complain=self.complain)
         except StudyError:  # nothing keeps the limits yet
             pass
-        except ResourceError as error:
-            self.complain(str(error))
+        except Exception as error:  # whatever is wrong with a picture, a search goes on
+            self.complain(f"{self.study.report}: {first_line(error)}")
         self.next_count = GROWTH * self.count
         self.next_time = time.monotonic() + (time.monotonic() - began) / SHARE

@@ -7,7 +7,8 @@ executor's, and what Optuna is told ``optimize.trials``'.
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from seed.console import Terminal
@@ -82,8 +83,12 @@ def score_space(
     settings: SearchSettings,
     *,
     rng_seed: int,
+    prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Score candidates at the objective's rung until the budget is spent or the space is exhausted."""
+    """Score candidates at the objective's rung until the budget is spent or the space is exhausted.
+
+    ``prepare``: called before the first is scored, where any is left.
+    """
     space, store, retry_skipped = trials.space, trials.store, not settings.screen
     target = min(plan.trials, space.size)
     if trials.complete:
@@ -99,6 +104,7 @@ def score_space(
     if plan.covers_space and trials.rung != "closed_form":
         swept = sweep_space(terminal, scorers, order, store=store, book=book)
         order = rank_candidates(swept)
+    prepare()
     proposer: Proposer
     if is_whole:
         is_long = trials.rung == "short_distillation"  # then what is screened depends on those before
@@ -177,18 +183,32 @@ def keep_rows(store: ScoreStore, book: ScoreBook, rows: Sequence[SweepRow]) -> N
     book.learn(rows)
 
 
+def keeping_rows(store: ScoreStore, book: ScoreBook) -> AbstractContextManager[Callable[[list[SweepRow]], None]]:
+    """Yield what to hand new scores to, which are kept some at a time."""
+
+    def keep_all(groups: list[list[SweepRow]]) -> None:
+        keep_rows(store, book, [row for rows in groups for row in rows])
+
+    return keeping_some(keep_all)
+
+
 def say_were(count: int) -> str:
     """``1 candidate was``, ``2 candidates were``."""
     return f"{count_things(count, 'candidate')} {'was' if count == 1 else 'were'}"
 
 
-def score_singles(sweep: Sweep, space: SearchSpace) -> None:
-    """Score what each further layer costs alone, whether or not the space holds such sets: the report shows it."""
-    singles = [drop_more(space, [layer]) for layer in space.droppable_layers]
-    sweep.measure_unrecovered(singles)
-    if sweep.instruments.gains is not None:
-        for single in sorted(singles, key=lambda single: single.kept_layers):
-            sweep.measure(single)
+def score_singles(scorers: Scorers, store: ScoreStore, book: ScoreBook, space: SearchSpace, *, recovers: bool) -> None:
+    """Score what each further layer costs alone, whether or not the space holds such sets: the report shows it.
+
+    ``recovers``: by closed form too.
+    """
+    singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=lambda one: one.kept_layers)
+    if missing := [single for single in singles if not book.is_known(single, "none")]:
+        keep_rows(store, book, scorers.measure_unrecovered(missing)[1])
+    missing = [single for single in singles if not book.is_known(single, "closed_form")] if recovers else []
+    with keeping_rows(store, book) as keep:
+        for _, _, rows in scorers.sweep_space(missing):
+            keep(rows)
 
 
 def name_solver(plan: SearchPlan, settings: SearchSettings, space: SearchSpace, frontier: Frontier) -> str:
@@ -210,11 +230,7 @@ def sweep_space(
             best.compare(candidate, quality)
         if found:
             advance(len(found), BEST_NOTE, best.list_cells())
-
-        def keep_all(groups: list[list[SweepRow]]) -> None:
-            keep_rows(store, book, [row for rows in groups for row in rows])
-
-        with keeping_some(keep_all) as keep:
+        with keeping_rows(store, book) as keep:
             for candidate, quality, rows in scorers.sweep_space([one for one in order if one not in found]):
                 keep(rows)
                 found[candidate] = quality
