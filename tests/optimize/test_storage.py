@@ -100,7 +100,7 @@ def test_a_line_that_is_not_optunas_is_refused_with_its_number_and_may_be_remove
     first, *others = make_journal(path)
     path.write_bytes(content := b"".join([first, line.encode() + b"\n", *others]))
     with pytest.raises(
-        StudyError, match=r"journal\.log: line 2 is damaged, or was not written by Optuna .*Remove that line"
+        StudyError, match=r"journal\.log: line 2 is damaged, or was not written by Optuna .*Remove the file"
     ):
         opened(None, journal=path)
     assert path.read_bytes() == content

@@ -408,7 +408,7 @@ def test_scores_that_are_gone_are_an_error(tmp_path: Path) -> None:
     run(tmp_path, trials=3)
     (tmp_path / "scores.sqlite").unlink()
     with pytest.raises(
-        StudyError, match=r"lacks the scores of 3 trials .* such as trial 0\. Restore it .*--study NAME"
+        StudyError, match=r"does not hold what trial 0 of the Optuna study .* Restore it .*--study NAME"
     ):
         run(tmp_path, trials=3)
 

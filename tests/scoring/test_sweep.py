@@ -229,21 +229,17 @@ def test_a_row_of_another_text_is_refused(tmp_path: Path, sums: list[float]) -> 
         open_sweep(tmp_path)
 
 
-def test_without_a_store_scores_are_taken_by_whoever_keeps_them(tmp_path: Path) -> None:
+def test_without_a_store_scores_are_listed_for_whoever_keeps_them(tmp_path: Path) -> None:
     ours, theirs = open_sweep(tmp_path), Sweep(open_instruments())
-    assert [row.key for row in theirs.take_new()] == ["dense"]
     qualities = [theirs.measure(CUT), *theirs.measure_unrecovered([CUT, *CANDIDATES])]
-    taken = theirs.take_new()
-    assert [row.rung for row in taken] == ["closed_form", "none", "none", "none"]  # CUT is one of the candidates
-    assert theirs.take_new() == []
-    theirs.measure(CUT)
-    assert theirs.take_new() == []
-    ours.learn(taken)
+    listed = theirs.list_rows([CUT, *CANDIDATES])
+    assert {row.rung for row in listed} == {"closed_form", "none"}
+    ours.learn(listed)
     assert [ours.known(CUT)["closed_form"], *(ours.known(one)["none"] for one in (CUT, *CANDIDATES))] == qualities
     assert list_keys(tmp_path) == [("dense", "dense")]
 
 
-def test_what_is_learnt_is_not_measured_and_not_new(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_what_is_learnt_is_not_measured(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     first = open_sweep(tmp_path)
     raw = first.measure_unrecovered(CANDIDATES)
     second = Sweep(open_instruments())
@@ -251,7 +247,6 @@ def test_what_is_learnt_is_not_measured_and_not_new(tmp_path: Path, request: pyt
     second.learn([SweepRow(key=CANDIDATES[0].key, rung="none", sums=[0.0] * raw[0].documents)])
     request.getfixturevalue("nothing_is_measured")
     assert second.measure_unrecovered(CANDIDATES) == raw
-    assert [row.key for row in second.take_new()] == ["dense"]
 
 
 def test_a_score_that_the_disk_does_not_take_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
