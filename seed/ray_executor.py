@@ -89,7 +89,7 @@ class Actor:
         self.device = torch.device(device)
         self.evaluator: Evaluator | None = None
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
-        self.states: Any = None
+        self.states: Any = None  # the object that was taken
         self.said: Any = None  # the last of our news
 
     def describe(self) -> tuple[Reference, str]:
@@ -155,10 +155,20 @@ class Actor:
         self.evaluator.tell, self.evaluator.say = put, lambda line: put(None, line)
         if not trusts and self.evaluator.bench.gains is not None:
             self.evaluator.distrust_closed_form()
-        if states and self.states != states[0]:
-            self.states, stored = states[0], ray.get(states[0])
-            self.evaluator.take_states(stored, steps=states[1], rng_seeds=states[2])
+        self._take_states(states)
         return self.evaluator
+
+    def _take_states(self, states: list[Any]) -> None:
+        """Take the states that count now, or forget those of earlier distillations where none are stored."""
+        assert self.evaluator is not None
+        stored = states[0] if states else None
+        if stored == self.states:
+            return
+        if stored is None:
+            self.evaluator.forget_states()
+        else:
+            self.evaluator.take_states(ray.get(stored), steps=states[1], rng_seeds=states[2])
+        self.states = stored
 
     def _finish_saying(self) -> None:
         """Let news arrive before the answer does."""

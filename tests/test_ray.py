@@ -12,18 +12,22 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from seed import executor as executors
 from seed.console import Terminal
 from seed.errors import ModelError, ResourceError
+from seed.evaluator import Evaluator
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.ray_executor import MOST_DEATHS, RayExecutor, open_ray
+from seed.ray_executor import MOST_DEATHS, Actor, RayExecutor, open_ray
 from seed.scores import ScoreStore
+from seed.scoring.targets import StoredStates
 from seed.search import search
 from seed.stages.settings import SearchSettings
 from tests.conftest import MakeCheckpoint
+from tests.stages.opened import open_bench
 from tests.test_commands import environment
 
 SMALL: dict[str, Any] = {
@@ -198,6 +202,21 @@ def test_work_that_kills_or_fails_or_is_left_is_seen_to(cluster: Cluster, settin
             list(executor._spread([die], do))
         assert len(lines) == MOST_DEATHS
         assert list(executor._spread([lambda self: 2], do)) == [2]  # they are started again
+
+
+def test_states_of_earlier_distillations_are_forgotten_where_later_ones_are_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = Actor(None, "cpu")
+    actor.evaluator = Evaluator(open_bench(tmp_path))
+    actor.evaluator.store_states(steps=1, rng_seeds=[0])
+    stored = actor.evaluator.instruments.recall
+    assert isinstance(stored, StoredStates)
+    monkeypatch.setattr(ray, "get", lambda one: stored.stored.view(torch.uint8).numpy())
+    actor._take_states(["of short ones", 1, (0,)])
+    assert isinstance(actor.evaluator.instruments.recall, StoredStates)
+    actor._take_states([])  # another evaluator found that those of full distillations take too much
+    assert actor.evaluator.instruments.recall is None
 
 
 def words_of(settings: SearchSettings, *more: str) -> list[str]:
