@@ -77,13 +77,14 @@ class Actor:
     """One evaluator in a process of Ray's.
 
     Args:
-        num_threads: of the CPU; None: as torch chooses.
+        num_threads: of the CPU, its share while others work too; None: as torch chooses.
         device: of this process.
+        most_threads: while it works alone; None: as many.
     """
 
-    def __init__(self, num_threads: int | None, device: str) -> None:
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
+    def __init__(self, num_threads: int | None, device: str, most_threads: int | None = None) -> None:
+        self.num_threads = num_threads or torch.get_num_threads()
+        self.most_threads = most_threads or self.num_threads
         quiet_libraries()
         init_hf_modules()  # where models that bring their own code look for it
         self.device = torch.device(device)
@@ -96,8 +97,19 @@ class Actor:
         """The device, and the node."""
         return describe_reference(self.device), ray.get_runtime_context().get_node_id()
 
-    def run(self, session: list[Any], method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do one piece of work; what comes one by one is returned as a list. ``session``: see ``_open``."""
+    def run(
+        self, session: list[Any], method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, alone: bool = False
+    ) -> Any:
+        """Do one piece of work; what comes one by one is returned as a list.
+
+        Args:
+            session: see ``_open``.
+            method: of ``Evaluator``.
+            args: its arguments.
+            kwargs: and these.
+            alone: the others have nothing to do, so that all cores are free.
+        """
+        torch.set_num_threads(self.most_threads if alone else self.num_threads)
         evaluator = self._open(*session)
         try:
             found = getattr(evaluator, method)(*args, **kwargs)
@@ -123,7 +135,7 @@ class Actor:
 
     def share_states(self, session: list[Any], steps: int, rng_seeds: Sequence[int]) -> np.ndarray | None:
         """Compute the dense model's states, and return the bytes of them; None: they are not stored."""
-        self.run(session, "store_states", (), {"steps": steps, "rng_seeds": rng_seeds})
+        self.run(session, "store_states", (), {"steps": steps, "rng_seeds": rng_seeds}, alone=True)
         assert self.evaluator is not None
         recall = self.evaluator.instruments.recall
         return recall.stored.view(torch.uint8).numpy() if isinstance(recall, StoredStates) else None
@@ -230,7 +242,7 @@ class RayExecutor:
 
     def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
         def submit(actor: Any, work: None) -> Any:
-            return actor.run.remote(self.session, method, args, kwargs)
+            return actor.run.remote(self.session, method, args, kwargs, alone=True)
 
         [found] = self._spread([None], submit, on_work=on_work)
         return found
@@ -565,7 +577,9 @@ def make_gpu_actors(settings: SearchSettings) -> list[Any]:
 
 
 def make_cpu_actors(settings: SearchSettings) -> list[Any]:
-    """As many actors as asked for, or one on each node, spread over nodes; all of them compute with as many threads, and so alike.
+    """As many actors as asked for, or one on each node, spread over nodes.
+
+    All of them compute with as many threads, and so alike; one that works alone, with all that its node lends.
 
     Raises:
         ResourceError: no node has a CPU.
@@ -584,10 +598,13 @@ def make_cpu_actors(settings: SearchSettings) -> list[Any]:
         roomiest = max(nodes, key=lambda node: num_cpus[node] / (counts[node] + 1))
         counts[roomiest] += 1
     share = min(num_cpus[node] / count for node, count in counts.items() if count)
+    most = {node: max(1, int(count)) for node, count in num_cpus.items()}
+    most[home] = min(most.get(home, 1), torch.get_num_threads())  # which without Ray would do it all
+    threads = max(1, min(most[node] // count for node, count in counts.items() if count))
     actor = make_actor(num_cpus=int(share) if share >= 1 else share, num_gpus=0)
     return [
         actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote(
-            max(1, int(share)), "cpu"
+            threads, "cpu", most[node]
         )
         for node, count in counts.items()
         for _ in range(count)

@@ -63,7 +63,7 @@ class RenewedActor(Actor):
 
     def renew(self, num_threads: int) -> None:
         """Score anew, with so many threads."""
-        torch.set_num_threads(num_threads)
+        self.num_threads = num_threads
         self.evaluator = None
 
 
