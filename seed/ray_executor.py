@@ -47,6 +47,7 @@ MOST_DEATHS = 3  # of evaluators at one piece of work
 START_SECONDS = 600.0  # for an actor to get its resources
 CONNECT_SECONDS = 10.0  # for a cluster to answer
 HEAR_SECONDS = 0.2  # between looks at what evaluators say
+WAIT_SECONDS = 60.0  # for the reference to be started again, before another takes its place
 ASK_SECONDS = 1.0  # between questions to an actor that is being started again
 LATE_SECONDS = 10.0  # for news, which are not worth waiting for
 AT_ONCE = 2  # pieces of work handed to an evaluator: the next one waits there while it does the first
@@ -211,6 +212,7 @@ class Worker:
 
     actor: Any
     is_there: bool = True  # it answers, as far as is known
+    gone_since: float = 0.0  # where it does not
     question: Any = None  # asked of one that did not
     ask_at: float = 0.0  # when to ask next
 
@@ -244,7 +246,7 @@ class RayExecutor:
         def submit(actor: Any, work: None) -> Any:
             return actor.run.remote(self.session, method, args, kwargs, alone=True)
 
-        [found] = self._spread([None], submit, on_work=on_work)
+        [found] = self._spread([None], submit, is_alone=True, on_work=on_work)
         return found
 
     def tell_all(self, method: str, /, **kwargs: Any) -> None:
@@ -255,7 +257,7 @@ class RayExecutor:
         def submit(actor: Any, work: None) -> Any:
             return actor.share_states.remote(self.session, steps, rng_seeds)
 
-        [found] = self._spread([None], submit, on_work=on_work)
+        [found] = self._spread([None], submit, is_alone=True, on_work=on_work)
         # put here, since what another node put is lost with it
         self.states = [] if found is None else [ray.put(found), steps, tuple(rng_seeds)]
 
@@ -309,12 +311,13 @@ class RayExecutor:
         submit: Callable[[Any, Any], Any],
         *,
         at_once: int = AT_ONCE,
+        is_alone: bool = False,
         on_work: Tell | None = None,
         complain: Callable[[str], None] | None = None,
     ) -> Iterator[Any]:
         """Hand work out in order, the next to whoever is free, and yield what comes of it as it is finished.
 
-        What is under way when the caller goes away is done for nobody.
+        What is under way when the caller goes away is done for nobody. ``is_alone``: the reference does it.
 
         Raises:
             SeedError: an evaluator's; or the same work killed several, or none is left.
@@ -324,7 +327,9 @@ class RayExecutor:
         num_left, idle_since = len(works), time.monotonic()
         self.turn += 1
         while num_left:
-            self._hand_out(works, left, running, submit, at_once=at_once)
+            if is_alone:
+                self._name_reference()
+            self._hand_out(works, left, running, submit, at_once=at_once, is_alone=is_alone)
             idle_since = time.monotonic() if running else idle_since
             if time.monotonic() - idle_since > START_SECONDS:
                 raise die(f"none was started again within {START_SECONDS:.0f} s")
@@ -347,7 +352,7 @@ class RayExecutor:
                     continue
                 del running[done]
                 num_left -= 1
-                self._hand_out(works, left, running, submit, at_once=at_once)
+                self._hand_out(works, left, running, submit, at_once=at_once, is_alone=is_alone)
                 yield found
 
     def _hand_out(
@@ -358,13 +363,22 @@ class RayExecutor:
         submit: Callable[[Any, Any], Any],
         *,
         at_once: int,
+        is_alone: bool,
     ) -> None:
         """Hand out what is left; nobody gets a second piece while another has none."""
         for load in range(at_once):
-            for worker in self.workers:
+            for worker in self.workers[: 1 if is_alone else None]:
                 if left and worker.is_there and count_owed(worker, running) == load:
                     number = left.popleft()
                     running[submit(worker.actor, works[number])] = worker, number
+
+    def _name_reference(self) -> None:
+        """Let another take the reference's place when it has not come back for long: where its node is gone, none may be free."""
+        first = self.workers[0]
+        is_late = not first.is_there and time.monotonic() - first.gone_since > WAIT_SECONDS
+        if is_late and any(worker.is_there for worker in self.workers):
+            self.workers.sort(key=lambda worker: not worker.is_there)
+            self.say("the first evaluator does not come back: what it alone did, the next does")
 
     def _wait(self, running: Mapping[Any, Any]) -> list[Any]:
         """Wait for an answer or for a moment, while actors that did not answer are asked whether they are there again."""
@@ -382,23 +396,34 @@ class RayExecutor:
         return [done for done in ready if done in running]
 
     def _check(self, worker: Worker) -> None:
-        """Learn whether an actor is there again.
+        """Learn whether an actor is there again, and on a device like the others'.
 
         Raises:
             ResourceError: it is gone for good, and it was the last.
         """
         question, worker.question = worker.question, None
         try:
-            ray.get(question)
+            found, _ = ray.get(question)
         except ray.exceptions.ActorDiedError as error:
-            self.workers.remove(worker)
-            self.say(f"an evaluator is gone for good ({first_line(error)}); {len(self.workers)} go on")
-            if not self.workers:
-                raise die(first_line(error)) from error
+            self._let_go(worker, first_line(error))
         except ray.exceptions.RayError:
             worker.ask_at = time.monotonic() + ASK_SECONDS
         else:
-            worker.is_there = True
+            worker.is_there = found == self.reference
+            if not worker.is_there:
+                kill_actors([worker.actor])
+                self._let_go(worker, f"it was started again on {found.name}, unlike the others")
+
+    def _let_go(self, worker: Worker, why: str) -> None:
+        """Do without an actor.
+
+        Raises:
+            ResourceError: it was the last.
+        """
+        self.workers.remove(worker)
+        self.say(f"an evaluator is gone for good ({why}); {len(self.workers)} go on")
+        if not self.workers:
+            raise die(why)
 
     def _take_back(self, worker: Worker, running: dict[Any, tuple[Worker, int]]) -> list[int]:
         """Return the work of an actor that does not answer, in order.
@@ -410,6 +435,7 @@ class RayExecutor:
         )
         for one in self.workers:
             if one is worker or not count_owed(one, running):
+                one.gone_since = time.monotonic() if one.is_there else one.gone_since
                 one.is_there, one.ask_at = False, 0.0
         lost = [owed for owed, (one, _) in running.items() if one is worker]
         return [running.pop(owed)[1] for owed in lost]
@@ -448,8 +474,8 @@ def kill_actors(actors: Sequence[Any]) -> None:
 
 
 @contextlib.contextmanager
-def open_ray(settings: SearchSettings) -> Iterator[RayExecutor]:
-    """Start Ray on this machine, or join a cluster, and yield its evaluators.
+def open_ray(settings: SearchSettings, *, device: str | None = None) -> Iterator[RayExecutor]:
+    """Start Ray on this machine, or join a cluster, and yield its evaluators. ``device``: see ``place_actors``.
 
     Raises:
         ResourceError: no cluster answers, or it has no room.
@@ -462,7 +488,7 @@ def open_ray(settings: SearchSettings) -> Iterator[RayExecutor]:
             opened.callback(ray.shutdown)
             with keep_handlers():
                 join(settings)
-        executor = place_actors(settings)
+        executor = place_actors(settings, device=device)
         opened.callback(executor.stop)
         yield executor
 
@@ -532,8 +558,10 @@ def refuse_cluster(address: str, why: str) -> ResourceError:
     )
 
 
-def place_actors(settings: SearchSettings) -> RayExecutor:
+def place_actors(settings: SearchSettings, *, device: str | None = None) -> RayExecutor:
     """One actor for each GPU, or so many on CPUs; those whose device is not the first one's are let go.
+
+    ``device``: the name of the one that counts instead, if it is among them.
 
     Raises:
         ResourceError: there is no room for so many.
@@ -556,9 +584,10 @@ def place_actors(settings: SearchSettings) -> RayExecutor:
     except BaseException:
         kill_actors(actors)
         raise
-    alike = [actor for actor, found in zip(actors, references, strict=True) if found == references[0]]
+    reference = next((found for found in references if found.name == device), references[0])
+    alike = [actor for actor, found in zip(actors, references, strict=True) if found == reference]
     kill_actors([actor for actor in actors if actor not in alike])
-    return RayExecutor(alike, references[0])
+    return RayExecutor(alike, reference)
 
 
 def make_gpu_actors(settings: SearchSettings) -> list[Any]:

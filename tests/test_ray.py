@@ -1,5 +1,6 @@
 """Searches over a real Ray cluster of two nodes: the same numbers as in one process, whoever is killed meanwhile."""
 
+import functools
 import os
 import signal
 import sqlite3
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +25,11 @@ from seed.errors import ModelError, ResourceError
 from seed.evaluator import Evaluator
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.ray_executor import MOST_DEATHS, Actor, RayExecutor, open_ray
+from seed.ray_executor import MOST_DEATHS, WAIT_SECONDS, Actor, RayExecutor, Worker, open_ray
 from seed.scores import ScoreStore
 from seed.scoring.targets import StoredStates
 from seed.search import search
+from seed.stages.protocols import describe_reference
 from seed.stages.settings import SearchSettings
 from tests.conftest import MakeCheckpoint
 from tests.stages.opened import open_bench
@@ -242,6 +245,45 @@ def test_an_evaluator_that_works_alone_uses_all_cores(settings_of: Make, monkeyp
         assert actor.run([], "count", (), {}) == 1
     finally:
         torch.set_num_threads(1)
+
+
+def test_the_reference_is_one_evaluator_and_all_are_of_its_kind(
+    settings_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = describe_reference(torch.device("cpu"))
+    gpu = replace(cpu, type="cuda", name="H200")
+    lines: list[str] = []
+    executor = RayExecutor.__new__(RayExecutor)
+    executor.workers, executor.reference, executor.say = [Worker(name) for name in "abc"], cpu, lines.append
+    first, second, third = executor.workers
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(ray, "get", lambda question: (question, "node"))
+
+    first.is_there, first.gone_since = False, time.monotonic()
+    executor._name_reference()
+    assert executor.workers[0] is first  # it may come back
+    first.question = cpu
+    executor._check(first)
+    assert first.is_there
+    first.is_there, first.gone_since = False, -WAIT_SECONDS
+    executor._name_reference()
+    assert executor.workers == [second, third, first]
+
+    first.question = gpu
+    executor._check(first)
+    assert executor.workers == [second, third]
+    assert "gone for good (it was started again on H200" in lines[-1]
+
+    kinds = [gpu, cpu, cpu]
+    actors = [SimpleNamespace(describe=SimpleNamespace(remote=lambda kind=kind: kind)) for kind in kinds]
+    monkeypatch.setattr(ray_executor, "make_gpu_actors", lambda settings: actors)
+    monkeypatch.setattr(ray, "wait", lambda asked, **more: (asked, []))
+    monkeypatch.setattr(ray, "get", lambda asked: [(kind, "node") for kind in asked])
+    monkeypatch.setattr(ray_executor, "RayExecutor", lambda actors, reference, **more: (actors, reference))
+    placed: Any = functools.partial(ray_executor.place_actors, settings_of("kinds"))
+    assert placed() == ([actors[0]], gpu)
+    assert placed(device="cpu") == (actors[1:], cpu)
+    assert placed(device="B200") == ([actors[0]], gpu)
 
 
 def words_of(settings: SearchSettings, *more: str) -> list[str]:
