@@ -32,6 +32,7 @@ class Executor(Protocol):
     """Evaluators of one study. The first is the reference: what is measured once is measured there, while nothing else runs."""
 
     num_evaluators: int
+    most_on_one_node: int  # of them, which share its memory
     reference: Reference
 
     def start(self, bench: Workbench, *, say: Callable[[str], None]) -> None:
@@ -75,7 +76,7 @@ class Executor(Protocol):
 class InProcess:
     """One evaluator, in this process."""
 
-    num_evaluators = 1
+    num_evaluators = most_on_one_node = 1
     evaluator: Evaluator
 
     def __init__(self, device: torch.device) -> None:

@@ -170,7 +170,7 @@ def plan_search(
         root=study.root,
         free_bytes=free_bytes,
         device="this machine" if protocol.device == "cpu" else protocol.device,
-        num_workers=count if protocol.device == "cpu" else 1,
+        num_workers=executor.most_on_one_node if protocol.device == "cpu" else 1,
     )
     return Pass(
         terminal=terminal,

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +51,7 @@ WAIT_SECONDS = 60.0  # for the reference to be started again, before another tak
 ASK_SECONDS = 1.0  # between questions to an actor that is being started again
 LATE_SECONDS = 10.0  # for news, which are not worth waiting for
 AT_ONCE = 2  # pieces of work handed to an evaluator: the next one waits there while it does the first
+FULL = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)  # what evaluators must have has no room
 
 
 def make_actor(*, num_cpus: float, num_gpus: float) -> Any:
@@ -220,9 +221,9 @@ class Worker:
 class RayExecutor:
     """Hands work to actors, and hears what they say meanwhile."""
 
-    def __init__(self, actors: Sequence[Any], reference: Reference) -> None:
+    def __init__(self, actors: Sequence[Any], reference: Reference, *, most_on_one_node: int = 1) -> None:
         self.workers, self.reference = [Worker(actor) for actor in actors], reference
-        self.num_evaluators = len(self.workers)
+        self.num_evaluators, self.most_on_one_node = len(self.workers), most_on_one_node
         self.home = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(self.home, soft=False)
         self.news: Any = ray.remote(num_cpus=0, max_restarts=-1)(News).options(scheduling_strategy=here).remote()
@@ -303,7 +304,8 @@ class RayExecutor:
         yield from self._spread(works, submit, at_once=1, on_work=on_work, complain=complain)
 
     def count_together(self) -> int:
-        return int(self.call("count_together"))
+        count = int(self.call("count_together"))
+        return max(1, count // self.most_on_one_node) if self.reference.type == "cpu" else count
 
     def _spread(
         self,
@@ -343,6 +345,8 @@ class RayExecutor:
                     found = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
                     raise (error.cause if isinstance(error.cause, Exception) else error) from error
+                except FULL:
+                    raise
                 except ray.exceptions.RayError as error:
                     lost = self._take_back(worker, running)
                     left.extendleft(reversed(lost))
@@ -490,7 +494,24 @@ def open_ray(settings: SearchSettings, *, device: str | None = None) -> Iterator
                 join(settings)
         executor = place_actors(settings, device=device)
         opened.callback(executor.stop)
-        yield executor
+        try:
+            yield executor
+        except ray.exceptions.RayError as error:
+            if isinstance(error, ray.exceptions.RayTaskError):  # ours, not Ray's
+                raise
+            raise refuse_error(error) from error
+
+
+def refuse_error(error: ray.exceptions.RayError) -> ResourceError:
+    """Ray cannot go on."""
+    cure = (
+        "Give nodes more room: ray start --object-store-memory BYTES, and free disk for /tmp/ray; or choose a smaller model"
+        if isinstance(error, FULL)
+        else "See that the cluster runs (ray status)"
+    )
+    return ResourceError(
+        f"Ray fails ({first_line(error)}). What was finished is kept. {cure}, and run the same command again."
+    )
 
 
 @contextlib.contextmanager
@@ -575,7 +596,7 @@ def place_actors(settings: SearchSettings, *, device: str | None = None) -> RayE
                 f"{len(late)} of {len(actors)} evaluators found no place in {START_SECONDS:.0f} s. Give fewer --workers, or add nodes to "
                 "the cluster."
             )
-        references = [found[0] for found in ray.get(asked)]
+        described = ray.get(asked)
     except ray.exceptions.RayError as error:
         kill_actors(actors)
         raise ResourceError(
@@ -584,10 +605,10 @@ def place_actors(settings: SearchSettings, *, device: str | None = None) -> RayE
     except BaseException:
         kill_actors(actors)
         raise
-    reference = next((found for found in references if found.name == device), references[0])
-    alike = [actor for actor, found in zip(actors, references, strict=True) if found == reference]
+    reference = next((found for found, _ in described if found.name == device), described[0][0])
+    alike = {actor: node for actor, (found, node) in zip(actors, described, strict=True) if found == reference}
     kill_actors([actor for actor in actors if actor not in alike])
-    return RayExecutor(alike, reference)
+    return RayExecutor(list(alike), reference, most_on_one_node=max(Counter(alike.values()).values()))
 
 
 def make_gpu_actors(settings: SearchSettings) -> list[Any]:

@@ -63,6 +63,13 @@ class Heard(Terminal):
         self.lines.append(text)
 
 
+class Placed:
+    """An actor that says where it is."""
+
+    def __init__(self, described: Any) -> None:
+        self.describe = SimpleNamespace(remote=lambda: described)
+
+
 Make = Callable[..., SearchSettings]
 
 
@@ -274,16 +281,36 @@ def test_the_reference_is_one_evaluator_and_all_are_of_its_kind(
     assert executor.workers == [second, third]
     assert "gone for good (it was started again on H200" in lines[-1]
 
-    kinds = [gpu, cpu, cpu]
-    actors = [SimpleNamespace(describe=SimpleNamespace(remote=lambda kind=kind: kind)) for kind in kinds]
+    executor.most_on_one_node, executor.call = 2, lambda method: 5  # type: ignore[method-assign]
+    assert executor.count_together() == 2
+    executor.reference = gpu
+    assert executor.count_together() == 5
+
+
+def test_evaluators_of_one_kind_are_taken_and_counted_by_node(
+    settings_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = describe_reference(torch.device("cpu"))
+    gpu = replace(cpu, type="cuda", name="H200")
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    described = [(gpu, "a"), (cpu, "a"), (cpu, "b"), (cpu, "b")]
+    actors = [Placed(one) for one in described]
     monkeypatch.setattr(ray_executor, "make_gpu_actors", lambda settings: actors)
     monkeypatch.setattr(ray, "wait", lambda asked, **more: (asked, []))
-    monkeypatch.setattr(ray, "get", lambda asked: [(kind, "node") for kind in asked])
-    monkeypatch.setattr(ray_executor, "RayExecutor", lambda actors, reference, **more: (actors, reference))
+    monkeypatch.setattr(ray, "get", lambda asked: asked)
+    monkeypatch.setattr(
+        ray_executor, "RayExecutor", lambda actors, reference, most_on_one_node: (actors, reference, most_on_one_node)
+    )
     placed: Any = functools.partial(ray_executor.place_actors, settings_of("kinds"))
-    assert placed() == ([actors[0]], gpu)
-    assert placed(device="cpu") == (actors[1:], cpu)
-    assert placed(device="B200") == ([actors[0]], gpu)
+    assert placed() == placed(device="B200") == (actors[:1], gpu, 1)
+    assert placed(device="cpu") == (actors[1:], cpu, 2)
+
+
+def test_errors_of_rays_own_are_one_error(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_executor, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
+    with pytest.raises(ResourceError, match=r"no room in here.* --object-store-memory"), open_ray(settings_of("full")):
+        raise ray.exceptions.ObjectStoreFullError("no room in here")
 
 
 def words_of(settings: SearchSettings, *more: str) -> list[str]:
