@@ -32,7 +32,7 @@ from seed.evaluator import Evaluator
 from seed.executor import Rows, cut_stretches
 from seed.folder import StudyFolder
 from seed.optimize.screening import Screen
-from seed.records import Candidate, Latency, Quality, Scored, SweepRow
+from seed.records import Candidate, Latency, Quality, Scored, SweepRow, hash_text
 from seed.scoring.targets import StoredStates
 from seed.stages import finals, workbench
 from seed.stages.finals import Budget, Made, Tell
@@ -91,7 +91,7 @@ class Actor:
         init_hf_modules()  # where models that bring their own code look for it
         self.device = torch.device(device)
         self.evaluator: Evaluator | None = None
-        self.scratch: tempfile.TemporaryDirectory[str] | None = None
+        self.scratch: Path | None = None  # where the study's own is not to be seen
         self.states: Any = None  # the object that was taken
         self.said: Any = None  # the last of our news
 
@@ -142,8 +142,13 @@ class Actor:
         recall = self.evaluator.instruments.recall
         return recall.stored.view(torch.uint8).numpy() if isinstance(recall, StoredStates) else None
 
+    def clean(self) -> None:
+        """Remove what no study's folder holds."""
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
     def _open(
-        self, opened: Any, home: str, root: Path, news: Any, turn: int, trusts: bool, states: list[Any]
+        self, opened: Any, home: str, root: Path, scratch: str, news: Any, turn: int, trusts: bool, states: list[Any]
     ) -> Evaluator:
         """The evaluator, made anew where this process has none yet.
 
@@ -151,6 +156,7 @@ class Actor:
             opened: the opened study, in the object store.
             home: the coordinator's node; on it, its scratch folder is ours too.
             root: the study's folder there.
+            scratch: the name of a folder for the same on every other node.
             news: where to say what is done.
             turn: the coordinator's, to which it belongs.
             trusts: is closed form to be trusted?
@@ -158,8 +164,8 @@ class Actor:
         """
         if self.evaluator is None:
             if ray.get_runtime_context().get_node_id() != home:
-                self.scratch = tempfile.TemporaryDirectory(prefix="seed-")
-                root = Path(self.scratch.name) / root.name
+                self.scratch = make_scratch(scratch)
+                root = self.scratch / root.name
             bench = workbench.move(_get_opened(opened), self.device, study=StudyFolder(root))
             self.evaluator = Evaluator(bench)
 
@@ -189,6 +195,21 @@ class Actor:
         if self.said is not None:
             ray.wait([self.said], timeout=LATE_SECONDS)
             self.said = None
+
+
+def make_scratch(name: str) -> Path:
+    """A folder of ours alone, which an evaluator that is started again finds again.
+
+    Raises:
+        ResourceError: it is another user's.
+    """
+    path = Path(tempfile.gettempdir()) / name
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.is_symlink() or path.stat().st_uid != os.getuid():
+        raise ResourceError(
+            f"{path} on node {socket.gethostname()}: is another user's. Remove it, or set TMPDIR there to a folder of your own."
+        )
+    return path
 
 
 def _get_opened(opened: Any) -> Workbench:
@@ -233,6 +254,12 @@ class RayExecutor:
 
     def start(self, bench: Workbench, *, say: Callable[[str], None] = lambda line: None) -> None:
         self.opened, self.root, self.say = ray.put(bench), bench.folder.root.absolute(), say
+        self.scratch = f"seed-{hash_text(f'{socket.gethostname()}:{self.root}')[:16]}"
+
+    def clean(self) -> None:
+        """Have evaluators remove what lies on their nodes; not done after a failure, so that training goes on from there."""
+        if cleaned := [worker.actor.clean.remote() for worker in self.workers if worker.is_there]:
+            ray.wait(cleaned, num_returns=len(cleaned), timeout=LATE_SECONDS)
 
     def stop(self) -> None:
         """Let go of all actors."""
@@ -241,7 +268,7 @@ class RayExecutor:
     @property
     def session(self) -> list[Any]:
         """What an actor needs to open the study; a list, so that Ray hands on references instead of what they refer to."""
-        return [self.opened, self.home, self.root, self.news, self.turn, self.trusts, self.states]
+        return [self.opened, self.home, self.root, self.scratch, self.news, self.turn, self.trusts, self.states]
 
     def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
         def submit(actor: Any, work: None) -> Any:
@@ -496,6 +523,7 @@ def open_ray(settings: SearchSettings, *, device: str | None = None) -> Iterator
         opened.callback(executor.stop)
         try:
             yield executor
+            executor.clean()
         except ray.exceptions.RayError as error:
             if isinstance(error, ray.exceptions.RayTaskError):  # ours, not Ray's
                 raise

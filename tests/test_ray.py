@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ from seed.errors import ModelError, ResourceError
 from seed.evaluator import Evaluator
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.ray_executor import MOST_DEATHS, WAIT_SECONDS, Actor, RayExecutor, Worker, open_ray
+from seed.ray_executor import MOST_DEATHS, WAIT_SECONDS, Actor, RayExecutor, Worker, make_scratch, open_ray
 from seed.scores import ScoreStore
 from seed.scoring.targets import StoredStates
 from seed.search import search
@@ -179,6 +180,7 @@ def test_evaluators_that_are_killed_change_nothing(
     assert "2 evaluators, on" in said
     assert said.count("an evaluator does not answer") == 2
     require_same(settings, found, alone, settings_of("alone"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"seed-*/{folder_of(settings).root.name}"))
 
 
 def test_a_budget_is_kept_to_by_two_evaluators(cluster: Cluster, settings_of: Make) -> None:
@@ -311,6 +313,20 @@ def test_errors_of_rays_own_are_one_error(settings_of: Make, monkeypatch: pytest
     monkeypatch.setattr(ray_executor, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
     with pytest.raises(ResourceError, match=r"no room in here.* --object-store-memory"), open_ray(settings_of("full")):
         raise ray.exceptions.ObjectStoreFullError("no room in here")
+
+
+def test_scratch_on_other_nodes_is_found_again_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    actor = Actor(None, "cpu")
+    actor.clean()
+    actor.scratch = make_scratch("seed-1")
+    (actor.scratch / "distill-0.pt").touch()
+    assert (make_scratch("seed-1") / "distill-0.pt").exists()
+    actor.clean()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "seed-2").symlink_to(tmp_path)
+    with pytest.raises(ResourceError, match=r"seed-2 on node .* another user's"):
+        make_scratch("seed-2")
 
 
 def words_of(settings: SearchSettings, *more: str) -> list[str]:
