@@ -199,6 +199,10 @@ class Evaluator:
         )
         self.sweep.instruments = dataclasses.replace(self.instruments, recall=recall)
 
+    def forget_states(self) -> None:
+        """Run the dense model in every step from now on."""
+        self.sweep.instruments = dataclasses.replace(self.instruments, recall=None)
+
     def try_learning_rate(self, member: Member, rate: float, *, distill_tokens: int, rows: Sequence[SweepRow]) -> float:
         """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""
         self.sweep.learn(rows)

@@ -32,6 +32,7 @@ class Executor(Protocol):
     """Evaluators of one study. The first is the reference: what is measured once is measured there, while nothing else runs."""
 
     num_evaluators: int
+    most_on_one_node: int  # of them, which share its memory
     reference: Reference
 
     def start(self, bench: Workbench, *, say: Callable[[str], None]) -> None:
@@ -75,7 +76,7 @@ class Executor(Protocol):
 class InProcess:
     """One evaluator, in this process."""
 
-    num_evaluators = 1
+    num_evaluators = most_on_one_node = 1
     evaluator: Evaluator
 
     def __init__(self, device: torch.device) -> None:
@@ -140,8 +141,12 @@ def cut_stretches(candidates: Sequence[Candidate], *, num_evaluators: int) -> li
 
 
 @contextlib.contextmanager
-def open_executor(settings: SearchSettings, *, say: Callable[[str], None]) -> Iterator[Executor]:
+def open_executor(
+    settings: SearchSettings, *, say: Callable[[str], None], device: str | None = None
+) -> Iterator[Executor]:
     """Yield what runs evaluators, as the settings say: Ray with ``--workers`` or ``--ray``, or where there are several GPUs.
+
+    ``device``: the name of that on which the study was begun, which is preferred among several kinds.
 
     Raises:
         ResourceError: Ray is not installed, or has no room for so many evaluators; the device is not there.
@@ -165,7 +170,7 @@ def open_executor(settings: SearchSettings, *, say: Callable[[str], None]) -> It
         os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "10")
     from seed.ray_executor import open_ray  # seconds
 
-    with open_ray(settings) as executor:
+    with open_ray(settings, device=device) as executor:
         say(f"{count_things(executor.num_evaluators, 'evaluator')}, on {executor.reference.name}")
         yield executor
 

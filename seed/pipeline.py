@@ -95,7 +95,10 @@ def run(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         raise StudyError(
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
         )
-    with contextlib.ExitStack() as held, open_executor(settings, say=terminal.say) as executor:
+    with (
+        contextlib.ExitStack() as held,
+        open_executor(settings, say=terminal.say, device=read_device(study)) as executor,
+    ):
         is_new = not study.root.exists()
         if not is_new:  # else it is made once there is something to write
             folder.create(study.root)
@@ -114,6 +117,11 @@ def run(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         if len(record.distilled) >= len(record.frontier.members) * settings.distill:
             finished.remember(study, settings, model=bench.teacher.directory)
         return record
+
+
+def read_device(study: StudyFolder) -> str | None:
+    """The name of the device on which a study was begun, or None."""
+    return folder.read_record(study.plan, SearchPlan).identity.get("device") if study.plan.exists() else None
 
 
 def open_bench(
@@ -163,7 +171,7 @@ def plan_search(
         root=study.root,
         free_bytes=free_bytes,
         device="this machine" if protocol.device == "cpu" else protocol.device,
-        num_workers=count if protocol.device == "cpu" else 1,
+        num_workers=executor.most_on_one_node if protocol.device == "cpu" else 1,
     )
     return Pass(
         terminal=terminal,

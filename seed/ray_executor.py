@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from seed.evaluator import Evaluator
 from seed.executor import Rows, cut_stretches
 from seed.folder import StudyFolder
 from seed.optimize.screening import Screen
-from seed.records import Candidate, Latency, Quality, Scored, SweepRow
+from seed.records import Candidate, Latency, Quality, Scored, SweepRow, hash_text
 from seed.scoring.targets import StoredStates
 from seed.stages import finals, workbench
 from seed.stages.finals import Budget, Made, Tell
@@ -47,9 +47,11 @@ MOST_DEATHS = 3  # of evaluators at one piece of work
 START_SECONDS = 600.0  # for an actor to get its resources
 CONNECT_SECONDS = 10.0  # for a cluster to answer
 HEAR_SECONDS = 0.2  # between looks at what evaluators say
+WAIT_SECONDS = 60.0  # for the reference to be started again, before another takes its place
 ASK_SECONDS = 1.0  # between questions to an actor that is being started again
 LATE_SECONDS = 10.0  # for news, which are not worth waiting for
 AT_ONCE = 2  # pieces of work handed to an evaluator: the next one waits there while it does the first
+FULL = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)  # what evaluators must have has no room
 
 
 def make_actor(*, num_cpus: float, num_gpus: float) -> Any:
@@ -77,27 +79,39 @@ class Actor:
     """One evaluator in a process of Ray's.
 
     Args:
-        num_threads: of the CPU; None: as torch chooses.
+        num_threads: of the CPU, its share while others work too; None: as torch chooses.
         device: of this process.
+        most_threads: while it works alone; None: as many.
     """
 
-    def __init__(self, num_threads: int | None, device: str) -> None:
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
+    def __init__(self, num_threads: int | None, device: str, most_threads: int | None = None) -> None:
+        self.num_threads = num_threads or torch.get_num_threads()
+        self.most_threads = most_threads or self.num_threads
         quiet_libraries()
         init_hf_modules()  # where models that bring their own code look for it
         self.device = torch.device(device)
         self.evaluator: Evaluator | None = None
-        self.scratch: tempfile.TemporaryDirectory[str] | None = None
-        self.states: Any = None
+        self.scratch: Path | None = None  # where the study's own is not to be seen
+        self.states: Any = None  # the object that was taken
         self.said: Any = None  # the last of our news
 
     def describe(self) -> tuple[Reference, str]:
         """The device, and the node."""
         return describe_reference(self.device), ray.get_runtime_context().get_node_id()
 
-    def run(self, session: list[Any], method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do one piece of work; what comes one by one is returned as a list. ``session``: see ``_open``."""
+    def run(
+        self, session: list[Any], method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, alone: bool = False
+    ) -> Any:
+        """Do one piece of work; what comes one by one is returned as a list.
+
+        Args:
+            session: see ``_open``.
+            method: of ``Evaluator``.
+            args: its arguments.
+            kwargs: and these.
+            alone: the others have nothing to do, so that all cores are free.
+        """
+        torch.set_num_threads(self.most_threads if alone else self.num_threads)
         evaluator = self._open(*session)
         try:
             found = getattr(evaluator, method)(*args, **kwargs)
@@ -123,13 +137,18 @@ class Actor:
 
     def share_states(self, session: list[Any], steps: int, rng_seeds: Sequence[int]) -> np.ndarray | None:
         """Compute the dense model's states, and return the bytes of them; None: they are not stored."""
-        self.run(session, "store_states", (), {"steps": steps, "rng_seeds": rng_seeds})
+        self.run(session, "store_states", (), {"steps": steps, "rng_seeds": rng_seeds}, alone=True)
         assert self.evaluator is not None
         recall = self.evaluator.instruments.recall
         return recall.stored.view(torch.uint8).numpy() if isinstance(recall, StoredStates) else None
 
+    def clean(self) -> None:
+        """Remove what no study's folder holds."""
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
     def _open(
-        self, opened: Any, home: str, root: Path, news: Any, turn: int, trusts: bool, states: list[Any]
+        self, opened: Any, home: str, root: Path, scratch: str, news: Any, turn: int, trusts: bool, states: list[Any]
     ) -> Evaluator:
         """The evaluator, made anew where this process has none yet.
 
@@ -137,6 +156,7 @@ class Actor:
             opened: the opened study, in the object store.
             home: the coordinator's node; on it, its scratch folder is ours too.
             root: the study's folder there.
+            scratch: the name of a folder for the same on every other node.
             news: where to say what is done.
             turn: the coordinator's, to which it belongs.
             trusts: is closed form to be trusted?
@@ -144,8 +164,8 @@ class Actor:
         """
         if self.evaluator is None:
             if ray.get_runtime_context().get_node_id() != home:
-                self.scratch = tempfile.TemporaryDirectory(prefix="seed-")
-                root = Path(self.scratch.name) / root.name
+                self.scratch = make_scratch(scratch)
+                root = self.scratch / root.name
             bench = workbench.move(_get_opened(opened), self.device, study=StudyFolder(root))
             self.evaluator = Evaluator(bench)
 
@@ -155,16 +175,41 @@ class Actor:
         self.evaluator.tell, self.evaluator.say = put, lambda line: put(None, line)
         if not trusts and self.evaluator.bench.gains is not None:
             self.evaluator.distrust_closed_form()
-        if states and self.states != states[0]:
-            self.states, stored = states[0], ray.get(states[0])
-            self.evaluator.take_states(stored, steps=states[1], rng_seeds=states[2])
+        self._take_states(states)
         return self.evaluator
+
+    def _take_states(self, states: list[Any]) -> None:
+        """Take the states that count now, or forget those of earlier distillations where none are stored."""
+        assert self.evaluator is not None
+        stored = states[0] if states else None
+        if stored == self.states:
+            return
+        if stored is None:
+            self.evaluator.forget_states()
+        else:
+            self.evaluator.take_states(ray.get(stored), steps=states[1], rng_seeds=states[2])
+        self.states = stored
 
     def _finish_saying(self) -> None:
         """Let news arrive before the answer does."""
         if self.said is not None:
             ray.wait([self.said], timeout=LATE_SECONDS)
             self.said = None
+
+
+def make_scratch(name: str) -> Path:
+    """A folder of ours alone, which an evaluator that is started again finds again.
+
+    Raises:
+        ResourceError: it is another user's.
+    """
+    path = Path(tempfile.gettempdir()) / name
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.is_symlink() or path.stat().st_uid != os.getuid():
+        raise ResourceError(
+            f"{path} on node {socket.gethostname()}: is another user's. Remove it, or set TMPDIR there to a folder of your own."
+        )
+    return path
 
 
 def _get_opened(opened: Any) -> Workbench:
@@ -189,6 +234,7 @@ class Worker:
 
     actor: Any
     is_there: bool = True  # it answers, as far as is known
+    gone_since: float = 0.0  # where it does not
     question: Any = None  # asked of one that did not
     ask_at: float = 0.0  # when to ask next
 
@@ -196,9 +242,9 @@ class Worker:
 class RayExecutor:
     """Hands work to actors, and hears what they say meanwhile."""
 
-    def __init__(self, actors: Sequence[Any], reference: Reference) -> None:
+    def __init__(self, actors: Sequence[Any], reference: Reference, *, most_on_one_node: int = 1) -> None:
         self.workers, self.reference = [Worker(actor) for actor in actors], reference
-        self.num_evaluators = len(self.workers)
+        self.num_evaluators, self.most_on_one_node = len(self.workers), most_on_one_node
         self.home = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(self.home, soft=False)
         self.news: Any = ray.remote(num_cpus=0, max_restarts=-1)(News).options(scheduling_strategy=here).remote()
@@ -208,6 +254,12 @@ class RayExecutor:
 
     def start(self, bench: Workbench, *, say: Callable[[str], None] = lambda line: None) -> None:
         self.opened, self.root, self.say = ray.put(bench), bench.folder.root.absolute(), say
+        self.scratch = f"seed-{hash_text(f'{socket.gethostname()}:{self.root}')[:16]}"
+
+    def clean(self) -> None:
+        """Have evaluators remove what lies on their nodes; not done after a failure, so that training goes on from there."""
+        if cleaned := [worker.actor.clean.remote() for worker in self.workers if worker.is_there]:
+            ray.wait(cleaned, num_returns=len(cleaned), timeout=LATE_SECONDS)
 
     def stop(self) -> None:
         """Let go of all actors."""
@@ -216,13 +268,13 @@ class RayExecutor:
     @property
     def session(self) -> list[Any]:
         """What an actor needs to open the study; a list, so that Ray hands on references instead of what they refer to."""
-        return [self.opened, self.home, self.root, self.news, self.turn, self.trusts, self.states]
+        return [self.opened, self.home, self.root, self.scratch, self.news, self.turn, self.trusts, self.states]
 
     def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
         def submit(actor: Any, work: None) -> Any:
-            return actor.run.remote(self.session, method, args, kwargs)
+            return actor.run.remote(self.session, method, args, kwargs, alone=True)
 
-        [found] = self._spread([None], submit, on_work=on_work)
+        [found] = self._spread([None], submit, is_alone=True, on_work=on_work)
         return found
 
     def tell_all(self, method: str, /, **kwargs: Any) -> None:
@@ -233,7 +285,7 @@ class RayExecutor:
         def submit(actor: Any, work: None) -> Any:
             return actor.share_states.remote(self.session, steps, rng_seeds)
 
-        [found] = self._spread([None], submit, on_work=on_work)
+        [found] = self._spread([None], submit, is_alone=True, on_work=on_work)
         # put here, since what another node put is lost with it
         self.states = [] if found is None else [ray.put(found), steps, tuple(rng_seeds)]
 
@@ -279,7 +331,8 @@ class RayExecutor:
         yield from self._spread(works, submit, at_once=1, on_work=on_work, complain=complain)
 
     def count_together(self) -> int:
-        return int(self.call("count_together"))
+        count = int(self.call("count_together"))
+        return max(1, count // self.most_on_one_node) if self.reference.type == "cpu" else count
 
     def _spread(
         self,
@@ -287,12 +340,13 @@ class RayExecutor:
         submit: Callable[[Any, Any], Any],
         *,
         at_once: int = AT_ONCE,
+        is_alone: bool = False,
         on_work: Tell | None = None,
         complain: Callable[[str], None] | None = None,
     ) -> Iterator[Any]:
         """Hand work out in order, the next to whoever is free, and yield what comes of it as it is finished.
 
-        What is under way when the caller goes away is done for nobody.
+        What is under way when the caller goes away is done for nobody. ``is_alone``: the reference does it.
 
         Raises:
             SeedError: an evaluator's; or the same work killed several, or none is left.
@@ -302,7 +356,9 @@ class RayExecutor:
         num_left, idle_since = len(works), time.monotonic()
         self.turn += 1
         while num_left:
-            self._hand_out(works, left, running, submit, at_once=at_once)
+            if is_alone:
+                self._name_reference()
+            self._hand_out(works, left, running, submit, at_once=at_once, is_alone=is_alone)
             idle_since = time.monotonic() if running else idle_since
             if time.monotonic() - idle_since > START_SECONDS:
                 raise die(f"none was started again within {START_SECONDS:.0f} s")
@@ -316,6 +372,8 @@ class RayExecutor:
                     found = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
                     raise (error.cause if isinstance(error.cause, Exception) else error) from error
+                except FULL:
+                    raise
                 except ray.exceptions.RayError as error:
                     lost = self._take_back(worker, running)
                     left.extendleft(reversed(lost))
@@ -325,7 +383,7 @@ class RayExecutor:
                     continue
                 del running[done]
                 num_left -= 1
-                self._hand_out(works, left, running, submit, at_once=at_once)
+                self._hand_out(works, left, running, submit, at_once=at_once, is_alone=is_alone)
                 yield found
 
     def _hand_out(
@@ -336,13 +394,22 @@ class RayExecutor:
         submit: Callable[[Any, Any], Any],
         *,
         at_once: int,
+        is_alone: bool,
     ) -> None:
         """Hand out what is left; nobody gets a second piece while another has none."""
         for load in range(at_once):
-            for worker in self.workers:
+            for worker in self.workers[: 1 if is_alone else None]:
                 if left and worker.is_there and count_owed(worker, running) == load:
                     number = left.popleft()
                     running[submit(worker.actor, works[number])] = worker, number
+
+    def _name_reference(self) -> None:
+        """Let another take the reference's place when it has not come back for long: where its node is gone, none may be free."""
+        first = self.workers[0]
+        is_late = not first.is_there and time.monotonic() - first.gone_since > WAIT_SECONDS
+        if is_late and any(worker.is_there for worker in self.workers):
+            self.workers.sort(key=lambda worker: not worker.is_there)
+            self.say("the first evaluator does not come back: what it alone did, the next does")
 
     def _wait(self, running: Mapping[Any, Any]) -> list[Any]:
         """Wait for an answer or for a moment, while actors that did not answer are asked whether they are there again."""
@@ -360,23 +427,34 @@ class RayExecutor:
         return [done for done in ready if done in running]
 
     def _check(self, worker: Worker) -> None:
-        """Learn whether an actor is there again.
+        """Learn whether an actor is there again, and on a device like the others'.
 
         Raises:
             ResourceError: it is gone for good, and it was the last.
         """
         question, worker.question = worker.question, None
         try:
-            ray.get(question)
+            found, _ = ray.get(question)
         except ray.exceptions.ActorDiedError as error:
-            self.workers.remove(worker)
-            self.say(f"an evaluator is gone for good ({first_line(error)}); {len(self.workers)} go on")
-            if not self.workers:
-                raise die(first_line(error)) from error
+            self._let_go(worker, first_line(error))
         except ray.exceptions.RayError:
             worker.ask_at = time.monotonic() + ASK_SECONDS
         else:
-            worker.is_there = True
+            worker.is_there = found == self.reference
+            if not worker.is_there:
+                kill_actors([worker.actor])
+                self._let_go(worker, f"it was started again on {found.name}, unlike the others")
+
+    def _let_go(self, worker: Worker, why: str) -> None:
+        """Do without an actor.
+
+        Raises:
+            ResourceError: it was the last.
+        """
+        self.workers.remove(worker)
+        self.say(f"an evaluator is gone for good ({why}); {len(self.workers)} go on")
+        if not self.workers:
+            raise die(why)
 
     def _take_back(self, worker: Worker, running: dict[Any, tuple[Worker, int]]) -> list[int]:
         """Return the work of an actor that does not answer, in order.
@@ -388,6 +466,7 @@ class RayExecutor:
         )
         for one in self.workers:
             if one is worker or not count_owed(one, running):
+                one.gone_since = time.monotonic() if one.is_there else one.gone_since
                 one.is_there, one.ask_at = False, 0.0
         lost = [owed for owed, (one, _) in running.items() if one is worker]
         return [running.pop(owed)[1] for owed in lost]
@@ -426,8 +505,8 @@ def kill_actors(actors: Sequence[Any]) -> None:
 
 
 @contextlib.contextmanager
-def open_ray(settings: SearchSettings) -> Iterator[RayExecutor]:
-    """Start Ray on this machine, or join a cluster, and yield its evaluators.
+def open_ray(settings: SearchSettings, *, device: str | None = None) -> Iterator[RayExecutor]:
+    """Start Ray on this machine, or join a cluster, and yield its evaluators. ``device``: see ``place_actors``.
 
     Raises:
         ResourceError: no cluster answers, or it has no room.
@@ -440,9 +519,27 @@ def open_ray(settings: SearchSettings) -> Iterator[RayExecutor]:
             opened.callback(ray.shutdown)
             with keep_handlers():
                 join(settings)
-        executor = place_actors(settings)
+        executor = place_actors(settings, device=device)
         opened.callback(executor.stop)
-        yield executor
+        try:
+            yield executor
+            executor.clean()
+        except ray.exceptions.RayError as error:
+            if isinstance(error, ray.exceptions.RayTaskError):  # ours, not Ray's
+                raise
+            raise refuse_error(error) from error
+
+
+def refuse_error(error: ray.exceptions.RayError) -> ResourceError:
+    """Ray cannot go on."""
+    cure = (
+        "Give nodes more room: ray start --object-store-memory BYTES, and free disk for /tmp/ray; or choose a smaller model"
+        if isinstance(error, FULL)
+        else "See that the cluster runs (ray status)"
+    )
+    return ResourceError(
+        f"Ray fails ({first_line(error)}). What was finished is kept. {cure}, and run the same command again."
+    )
 
 
 @contextlib.contextmanager
@@ -510,8 +607,10 @@ def refuse_cluster(address: str, why: str) -> ResourceError:
     )
 
 
-def place_actors(settings: SearchSettings) -> RayExecutor:
+def place_actors(settings: SearchSettings, *, device: str | None = None) -> RayExecutor:
     """One actor for each GPU, or so many on CPUs; those whose device is not the first one's are let go.
+
+    ``device``: the name of the one that counts instead, if it is among them.
 
     Raises:
         ResourceError: there is no room for so many.
@@ -525,7 +624,7 @@ def place_actors(settings: SearchSettings) -> RayExecutor:
                 f"{len(late)} of {len(actors)} evaluators found no place in {START_SECONDS:.0f} s. Give fewer --workers, or add nodes to "
                 "the cluster."
             )
-        references = [found[0] for found in ray.get(asked)]
+        described = ray.get(asked)
     except ray.exceptions.RayError as error:
         kill_actors(actors)
         raise ResourceError(
@@ -534,9 +633,10 @@ def place_actors(settings: SearchSettings) -> RayExecutor:
     except BaseException:
         kill_actors(actors)
         raise
-    alike = [actor for actor, found in zip(actors, references, strict=True) if found == references[0]]
+    reference = next((found for found, _ in described if found.name == device), described[0][0])
+    alike = {actor: node for actor, (found, node) in zip(actors, described, strict=True) if found == reference}
     kill_actors([actor for actor in actors if actor not in alike])
-    return RayExecutor(alike, references[0])
+    return RayExecutor(list(alike), reference, most_on_one_node=max(Counter(alike.values()).values()))
 
 
 def make_gpu_actors(settings: SearchSettings) -> list[Any]:
@@ -555,7 +655,9 @@ def make_gpu_actors(settings: SearchSettings) -> list[Any]:
 
 
 def make_cpu_actors(settings: SearchSettings) -> list[Any]:
-    """As many actors as asked for, or one on each node, spread over nodes; all of them compute with as many threads, and so alike.
+    """As many actors as asked for, or one on each node, spread over nodes.
+
+    All of them compute with as many threads, and so alike; one that works alone, with all that its node lends.
 
     Raises:
         ResourceError: no node has a CPU.
@@ -574,10 +676,13 @@ def make_cpu_actors(settings: SearchSettings) -> list[Any]:
         roomiest = max(nodes, key=lambda node: num_cpus[node] / (counts[node] + 1))
         counts[roomiest] += 1
     share = min(num_cpus[node] / count for node, count in counts.items() if count)
+    most = {node: max(1, int(count)) for node, count in num_cpus.items()}
+    most[home] = min(most.get(home, 1), torch.get_num_threads())  # which without Ray would do it all
+    threads = max(1, min(most[node] // count for node, count in counts.items() if count))
     actor = make_actor(num_cpus=int(share) if share >= 1 else share, num_gpus=0)
     return [
         actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote(
-            max(1, int(share)), "cpu"
+            threads, "cpu", most[node]
         )
         for node, count in counts.items()
         for _ in range(count)

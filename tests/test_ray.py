@@ -1,29 +1,39 @@
 """Searches over a real Ray cluster of two nodes: the same numbers as in one process, whoever is killed meanwhile."""
 
+import functools
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from seed import executor as executors
+from seed import ray_executor
 from seed.console import Terminal
 from seed.errors import ModelError, ResourceError
+from seed.evaluator import Evaluator
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.ray_executor import MOST_DEATHS, RayExecutor, open_ray
+from seed.ray_executor import MOST_DEATHS, WAIT_SECONDS, Actor, RayExecutor, Worker, make_scratch, open_ray
 from seed.scores import ScoreStore
+from seed.scoring.targets import StoredStates
 from seed.search import search
+from seed.stages.protocols import describe_reference
 from seed.stages.settings import SearchSettings
 from tests.conftest import MakeCheckpoint
+from tests.stages.opened import open_bench
 from tests.test_commands import environment
 
 SMALL: dict[str, Any] = {
@@ -52,6 +62,13 @@ class Heard(Terminal):
 
     def say(self, text: str = "", *, wrap: bool = True) -> None:
         self.lines.append(text)
+
+
+class Placed:
+    """An actor that says where it is."""
+
+    def __init__(self, described: Any) -> None:
+        self.describe = SimpleNamespace(remote=lambda: described)
 
 
 Make = Callable[..., SearchSettings]
@@ -163,6 +180,7 @@ def test_evaluators_that_are_killed_change_nothing(
     assert "2 evaluators, on" in said
     assert said.count("an evaluator does not answer") == 2
     require_same(settings, found, alone, settings_of("alone"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"seed-*/{folder_of(settings).root.name}"))
 
 
 def test_a_budget_is_kept_to_by_two_evaluators(cluster: Cluster, settings_of: Make) -> None:
@@ -198,6 +216,117 @@ def test_work_that_kills_or_fails_or_is_left_is_seen_to(cluster: Cluster, settin
             list(executor._spread([die], do))
         assert len(lines) == MOST_DEATHS
         assert list(executor._spread([lambda self: 2], do)) == [2]  # they are started again
+
+
+def test_states_of_earlier_distillations_are_forgotten_where_later_ones_are_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = Actor(None, "cpu")
+    actor.evaluator = Evaluator(open_bench(tmp_path))
+    actor.evaluator.store_states(steps=1, rng_seeds=[0])
+    stored = actor.evaluator.instruments.recall
+    assert isinstance(stored, StoredStates)
+    monkeypatch.setattr(ray, "get", lambda one: stored.stored.view(torch.uint8).numpy())
+    actor._take_states(["of short ones", 1, (0,)])
+    assert isinstance(actor.evaluator.instruments.recall, StoredStates)
+    actor._take_states([])  # another evaluator found that those of full distillations take too much
+    assert actor.evaluator.instruments.recall is None
+
+
+def test_an_evaluator_that_works_alone_uses_all_cores(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told(Actor):
+        def _open(self, *session: Any) -> Any:
+            return SimpleNamespace(count=torch.get_num_threads)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as the process that is not shared
+    made: list[Any] = []
+    placed = SimpleNamespace(options=lambda **more: SimpleNamespace(remote=lambda *words: made.append(words)))
+    monkeypatch.setattr(ray_executor, "make_actor", lambda **more: placed)
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 4.0}} for name in ("a" * 56, "b" * 56)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a" * 56))
+    ray_executor.make_cpu_actors(settings_of("cores", workers=4))
+    monkeypatch.undo()
+    assert made == [(1, "cpu", 2), (1, "cpu", 2), (1, "cpu", 4), (1, "cpu", 4)]
+    actor = Told(1, "cpu", 2)
+    try:
+        assert actor.run([], "count", (), {}, alone=True) == 2
+        assert actor.run([], "count", (), {}) == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_the_reference_is_one_evaluator_and_all_are_of_its_kind(
+    settings_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = describe_reference(torch.device("cpu"))
+    gpu = replace(cpu, type="cuda", name="H200")
+    lines: list[str] = []
+    executor = RayExecutor.__new__(RayExecutor)
+    executor.workers, executor.reference, executor.say = [Worker(name) for name in "abc"], cpu, lines.append
+    first, second, third = executor.workers
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(ray, "get", lambda question: (question, "node"))
+
+    first.is_there, first.gone_since = False, time.monotonic()
+    executor._name_reference()
+    assert executor.workers[0] is first  # it may come back
+    first.question = cpu
+    executor._check(first)
+    assert first.is_there
+    first.is_there, first.gone_since = False, -WAIT_SECONDS
+    executor._name_reference()
+    assert executor.workers == [second, third, first]
+
+    first.question = gpu
+    executor._check(first)
+    assert executor.workers == [second, third]
+    assert "gone for good (it was started again on H200" in lines[-1]
+
+    executor.most_on_one_node, executor.call = 2, lambda method: 5  # type: ignore[method-assign]
+    assert executor.count_together() == 2
+    executor.reference = gpu
+    assert executor.count_together() == 5
+
+
+def test_evaluators_of_one_kind_are_taken_and_counted_by_node(
+    settings_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = describe_reference(torch.device("cpu"))
+    gpu = replace(cpu, type="cuda", name="H200")
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    described = [(gpu, "a"), (cpu, "a"), (cpu, "b"), (cpu, "b")]
+    actors = [Placed(one) for one in described]
+    monkeypatch.setattr(ray_executor, "make_gpu_actors", lambda settings: actors)
+    monkeypatch.setattr(ray, "wait", lambda asked, **more: (asked, []))
+    monkeypatch.setattr(ray, "get", lambda asked: asked)
+    monkeypatch.setattr(
+        ray_executor, "RayExecutor", lambda actors, reference, most_on_one_node: (actors, reference, most_on_one_node)
+    )
+    placed: Any = functools.partial(ray_executor.place_actors, settings_of("kinds"))
+    assert placed() == placed(device="B200") == (actors[:1], gpu, 1)
+    assert placed(device="cpu") == (actors[1:], cpu, 2)
+
+
+def test_errors_of_rays_own_are_one_error(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_executor, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
+    with pytest.raises(ResourceError, match=r"no room in here.* --object-store-memory"), open_ray(settings_of("full")):
+        raise ray.exceptions.ObjectStoreFullError("no room in here")
+
+
+def test_scratch_on_other_nodes_is_found_again_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    actor = Actor(None, "cpu")
+    actor.clean()
+    actor.scratch = make_scratch("seed-1")
+    (actor.scratch / "distill-0.pt").touch()
+    assert (make_scratch("seed-1") / "distill-0.pt").exists()
+    actor.clean()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "seed-2").symlink_to(tmp_path)
+    with pytest.raises(ResourceError, match=r"seed-2 on node .* another user's"):
+        make_scratch("seed-2")
 
 
 def words_of(settings: SearchSettings, *more: str) -> list[str]:

@@ -63,7 +63,7 @@ class RenewedActor(Actor):
 
     def renew(self, num_threads: int) -> None:
         """Score anew, with so many threads."""
-        torch.set_num_threads(num_threads)
+        self.num_threads = num_threads
         self.evaluator = None
 
 
@@ -143,7 +143,7 @@ def time_starts(terminal: Terminal, *, times: int) -> dict[str, Any]:
 
 def start_ray(stack: contextlib.ExitStack, running: contextlib.AbstractContextManager[RayExecutor]) -> None:
     """Until evaluators answer, and what they say can be heard."""
-    stack.enter_context(running).news.empty()
+    ray.get(stack.enter_context(running).news.take.remote())
 
 
 # ---- null
@@ -239,9 +239,10 @@ def time_fresh(demo: Demo, executor: RayExecutor | None) -> float:
         prepare(alone.evaluator, first, demo.table)
         return turns.time_call(lambda: score_all(alone, candidates=demo.candidates, table=demo.table))
     threads = max(1, torch.get_num_threads() // executor.num_evaluators)
-    ray.get([actor.renew.remote(threads) for actor in executor.actors])
+    actors = [worker.actor for worker in executor.workers]
+    ray.get([actor.renew.remote(threads) for actor in actors])
     words = (first,), {"rows": [], "table": demo.table}
-    ray.get([actor.run.remote(executor.session, "score", *words) for actor in executor.actors])
+    ray.get([actor.run.remote(executor.session, "score", *words) for actor in actors])
     return turns.time_call(lambda: score_all(executor, candidates=demo.candidates, table=demo.table))
 
 
