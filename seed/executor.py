@@ -149,7 +149,7 @@ def open_executor(
     ``device``: the name of that on which the study was begun, which is preferred among several kinds.
 
     Raises:
-        ResourceError: Ray is not installed, or has no room for so many evaluators; the device is not there.
+        ResourceError: Ray is not installed, or has no room for so many evaluators; the device is not there, or Ray's to choose.
     """
     num_gpus = torch.cuda.device_count() if settings.device is None else 0
     wants_ray = settings.ray is not None or (settings.workers or 1) > 1
@@ -163,6 +163,11 @@ def open_executor(
     if not has_ray():
         raise ResourceError(
             "--workers, --ray: need Ray, which is not installed. Install it: pip install 'seed-search[ray]'."
+        )
+    if settings.device not in (None, "cpu", "cuda"):
+        raise ResourceError(
+            f"--device {settings.device}: with --workers or --ray, Ray says which GPU an evaluator gets. Give --device cuda (or cpu), "
+            "or leave --workers and --ray out."
         )
     say("starting Ray" if settings.ray is None else f"joining the Ray cluster at {settings.ray}")
     if settings.ray is not None:  # else Ray looks for a cluster that is gone for a quarter of an hour

@@ -50,6 +50,7 @@ HEAR_SECONDS = 0.2  # between looks at what evaluators say
 WAIT_SECONDS = 60.0  # for the reference to be started again, before another takes its place
 ASK_SECONDS = 1.0  # between questions to an actor that is being started again
 LATE_SECONDS = 10.0  # for news, which are not worth waiting for
+STRETCH_SECONDS = 5.0  # of scoring before what is found is handed over: no more than this is lost with an evaluator
 AT_ONCE = 2  # pieces of work handed to an evaluator: the next one waits there while it does the first
 FULL = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)  # what evaluators must have has no room
 
@@ -116,6 +117,22 @@ class Actor:
         try:
             found = getattr(evaluator, method)(*args, **kwargs)
             return list(found) if isinstance(found, Iterator) else found
+        finally:
+            self._finish_saying()
+
+    def run_some(
+        self, session: list[Any], method: str, candidates: Sequence[Candidate], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        """Do what yields something for each candidate, with as many of the first as there is time for."""
+        torch.set_num_threads(self.num_threads)
+        evaluator = self._open(*session)
+        try:
+            found, until = [], time.monotonic() + STRETCH_SECONDS
+            for one in getattr(evaluator, method)(candidates, **kwargs):
+                found.append(one)
+                if time.monotonic() >= until:
+                    break
+            return found
         finally:
             self._finish_saying()
 
@@ -296,20 +313,14 @@ class RayExecutor:
         for row in rows:
             known.setdefault(row.key, []).append(row)
 
-        def submit(actor: Any, stretch: Sequence[Candidate]) -> Any:
+        def know(stretch: Sequence[Candidate]) -> dict[str, Any]:
             theirs = [row for candidate in stretch for row in known.get(candidate.key, ())]
-            kwargs = {"rows": theirs, "table": dict(table), "screen": screen}
-            return actor.run.remote(self.session, "score", (list(stretch),), kwargs)
+            return {"rows": theirs, "table": dict(table), "screen": screen}
 
-        for found in self._spread(cut_stretches(candidates, num_evaluators=self.num_evaluators), submit):
-            yield from found
+        yield from self._spread_stretches("score", candidates, know)
 
     def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
-        def submit(actor: Any, stretch: Sequence[Candidate]) -> Any:
-            return actor.run.remote(self.session, "sweep_space", (list(stretch),), {})
-
-        for found in self._spread(cut_stretches(candidates, num_evaluators=self.num_evaluators), submit):
-            yield from found
+        yield from self._spread_stretches("sweep_space", candidates, lambda stretch: {})
 
     def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
         found: tuple[list[Quality], list[SweepRow]] = self.call("measure_unrecovered", list(candidates))
@@ -334,6 +345,21 @@ class RayExecutor:
         count = int(self.call("count_together"))
         return max(1, count // self.most_on_one_node) if self.reference.type == "cpu" else count
 
+    def _spread_stretches(
+        self, method: str, candidates: Sequence[Candidate], know: Callable[[Sequence[Candidate]], dict[str, Any]]
+    ) -> Iterator[Any]:
+        """Hand out stretches, and what evaluators leave of them. ``know``: what else the method is told of a stretch."""
+
+        def submit(actor: Any, stretch: Sequence[Candidate]) -> Any:
+            return actor.run_some.remote(self.session, method, list(stretch), know(stretch))
+
+        def leave(stretch: Sequence[Candidate], found: list[Any]) -> Sequence[Candidate]:
+            return stretch[len(found) :]
+
+        stretches = cut_stretches(candidates, num_evaluators=self.num_evaluators)
+        for found in self._spread(stretches, submit, leave=leave):
+            yield from found
+
     def _spread(
         self,
         works: Sequence[Any],
@@ -341,16 +367,19 @@ class RayExecutor:
         *,
         at_once: int = AT_ONCE,
         is_alone: bool = False,
+        leave: Callable[[Any, Any], Any] | None = None,
         on_work: Tell | None = None,
         complain: Callable[[str], None] | None = None,
     ) -> Iterator[Any]:
         """Hand work out in order, the next to whoever is free, and yield what comes of it as it is finished.
 
-        What is under way when the caller goes away is done for nobody. ``is_alone``: the reference does it.
+        What is under way when the caller goes away is done for nobody. ``is_alone``: the reference does it. ``leave``: says
+        what is left of a piece of work; whoever did the rest goes on with it, if nothing else waits there.
 
         Raises:
             SeedError: an evaluator's; or the same work killed several, or none is left.
         """
+        works = list(works)
         left, deaths = deque(range(len(works))), [0] * len(works)
         running: dict[Any, tuple[Worker, int]] = {}  # answers that are owed, in the order of the work
         num_left, idle_since = len(works), time.monotonic()
@@ -367,7 +396,7 @@ class RayExecutor:
             for done in ready:
                 if done not in running:
                     continue  # its evaluator died meanwhile
-                worker, _ = running[done]
+                worker, number = running[done]
                 try:
                     found = ray.get(done)
                 except ray.exceptions.RayTaskError as error:
@@ -382,7 +411,14 @@ class RayExecutor:
                         raise die(first_line(error)) from error
                     continue
                 del running[done]
-                num_left -= 1
+                if leave is not None and (rest := leave(works[number], found)):
+                    works[number], deaths[number], at_once = rest, 0, 1  # long work need not wait at an evaluator
+                    if worker.is_there and not count_owed(worker, running):
+                        running[submit(worker.actor, rest)] = worker, number
+                    else:
+                        left.appendleft(number)
+                else:
+                    num_left -= 1
                 self._hand_out(works, left, running, submit, at_once=at_once, is_alone=is_alone)
                 yield found
 

@@ -138,6 +138,11 @@ def test_without_ray_there_is_one_error(settings_of: Make, monkeypatch: pytest.M
         search(settings_of("nothing", workers=2), Heard())
 
 
+def test_one_gpu_of_several_is_rays_to_choose(settings_of: Make) -> None:
+    with pytest.raises(ResourceError, match=r"--device cuda:1: with --workers or --ray"):
+        search(settings_of("second", workers=2, device="cuda:1"), Heard())
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "nowhere"])
 def test_a_cluster_that_does_not_answer_is_one_error(settings_of: Make, address: str) -> None:
     with pytest.raises(ResourceError, match=rf"--ray {address}: no "):
@@ -171,6 +176,13 @@ def test_evaluators_that_are_killed_change_nothing(
 
         return distill(self, works, budget, on_work=hear, **more)
 
+    start, scratch = RayExecutor.start, []
+
+    def start_and_note(self: RayExecutor, *words: Any, **more: Any) -> None:
+        start(self, *words, **more)
+        scratch.append(self.scratch)
+
+    monkeypatch.setattr(RayExecutor, "start", start_and_note)
     monkeypatch.setattr(RayExecutor, "score", score_and_kill)
     monkeypatch.setattr(RayExecutor, "distill", distill_and_kill)
     settings, terminal = settings_of("killed", workers=2), Heard()
@@ -180,7 +192,7 @@ def test_evaluators_that_are_killed_change_nothing(
     assert "2 evaluators, on" in said
     assert said.count("an evaluator does not answer") == 2
     require_same(settings, found, alone, settings_of("alone"))
-    assert not list(Path(tempfile.gettempdir()).glob(f"seed-*/{folder_of(settings).root.name}"))
+    assert not [name for name in scratch if (Path(tempfile.gettempdir()) / name).exists()]
 
 
 def test_a_budget_is_kept_to_by_two_evaluators(cluster: Cluster, settings_of: Make) -> None:
@@ -212,6 +224,12 @@ def test_work_that_kills_or_fails_or_is_left_is_seen_to(cluster: Cluster, settin
         assert next(left) == 1
         left.close()
         assert sorted(executor._spread([lambda self, i=i: i for i in range(10)], do)) == list(range(10))
+        left = executor._spread(
+            [range(5), range(5, 9), range(9, 10)],
+            lambda actor, work: do(actor, lambda self: work[:2]),
+            leave=lambda work, found: work[len(found) :],
+        )
+        assert sorted(one for found in left for one in found) == list(range(10))
         with pytest.raises(ResourceError, match=r"evaluators die .* run the same command again"):
             list(executor._spread([die], do))
         assert len(lines) == MOST_DEATHS
@@ -254,6 +272,17 @@ def test_an_evaluator_that_works_alone_uses_all_cores(settings_of: Make, monkeyp
         assert actor.run([], "count", (), {}) == 1
     finally:
         torch.set_num_threads(1)
+
+
+def test_a_stretch_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(Actor):
+        def _open(self, *session: Any) -> Any:
+            return SimpleNamespace(score=lambda candidates, twice: (twice * one for one in candidates))
+
+    actor = Counting(1, "cpu")
+    assert actor.run_some([], "score", [1, 2, 3], {"twice": 2}) == [2, 4, 6]
+    monkeypatch.setattr(ray_executor, "STRETCH_SECONDS", 0.0)
+    assert actor.run_some([], "score", [1, 2, 3], {"twice": 2}) == [2]
 
 
 def test_the_reference_is_one_evaluator_and_all_are_of_its_kind(
