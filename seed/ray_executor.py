@@ -31,6 +31,7 @@ from seed.errors import ModelError, ResourceError, first_line
 from seed.evaluator import Evaluator
 from seed.executor import Rows, cut_stretches
 from seed.folder import StudyFolder
+from seed.models.companions import read_companions
 from seed.optimize.screening import Screen
 from seed.records import Candidate, Latency, Quality, Scored, SweepRow, hash_text
 from seed.scoring.targets import StoredStates
@@ -180,10 +181,13 @@ class Actor:
             states: the dense model's states in the object store with how they were made, once there are some.
         """
         if self.evaluator is None:
+            bench, beside = _get_opened(opened)
             if ray.get_runtime_context().get_node_id() != home:
                 self.scratch = make_scratch(scratch)
                 root = self.scratch / root.name
-            bench = workbench.move(_get_opened(opened), self.device, study=StudyFolder(root))
+                finals.write_files(beside, self.scratch / "original")
+                bench = replace(bench, teacher=replace(bench.teacher, directory=self.scratch / "original"))
+            bench = workbench.move(bench, self.device, study=StudyFolder(root))
             self.evaluator = Evaluator(bench)
 
         def put(amount: float | None, note: str) -> None:
@@ -229,20 +233,20 @@ def make_scratch(name: str) -> Path:
     return path
 
 
-def _get_opened(opened: Any) -> Workbench:
-    """The opened study, out of the object store.
+def _get_opened(opened: Any) -> tuple[Workbench, dict[str, bytes]]:
+    """The opened study and what stands beside the original's weights, out of the object store.
 
     Raises:
         ModelError: what it needs is not on this node.
     """
     try:
-        bench: Workbench = ray.get(opened)
+        found: tuple[Workbench, dict[str, bytes]] = ray.get(opened)
     except (ray.exceptions.RaySystemError, ImportError, AttributeError) as error:
         raise ModelError(
             f"the opened model cannot be read on node {socket.gethostname()} ({first_line(error)}). Install the same versions of "
             "Seed and its dependencies on every node; a model that brings its own code needs one HF_HOME that all nodes share."
         ) from error
-    return bench
+    return found
 
 
 @dataclass(eq=False)
@@ -270,7 +274,8 @@ class RayExecutor:
         self.say: Callable[[str], None] = lambda line: None
 
     def start(self, bench: Workbench, *, say: Callable[[str], None] = lambda line: None) -> None:
-        self.opened, self.root, self.say = ray.put(bench), bench.folder.root.absolute(), say
+        beside = read_companions(bench.teacher.directory)  # an export needs them, wherever it is written
+        self.opened, self.root, self.say = ray.put((bench, beside)), bench.folder.root.absolute(), say
         self.scratch = f"seed-{hash_text(f'{socket.gethostname()}:{self.root}')[:16]}"
 
     def clean(self) -> None:
