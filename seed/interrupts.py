@@ -31,6 +31,7 @@ class _Bell:
 
     depth = 0  # of blocks that are not to be torn
     pending: int | None = None
+    heard: int | None = None
 
 
 def listen() -> None:
@@ -41,11 +42,17 @@ def listen() -> None:
 
 
 def _hear(number: int, _frame: FrameType | None) -> None:
+    _Bell.heard = number
     for other in SIGNALS:
         signal.signal(other, signal.SIG_DFL)  # the next one ends the process
     if not _Bell.depth:
         raise Stopped(number)
     _Bell.pending = number
+
+
+def restore(stop: KeyboardInterrupt) -> KeyboardInterrupt:
+    """``Stopped`` again, where a library put an exception of its own in its place."""
+    return stop if isinstance(stop, Stopped) or _Bell.heard is None else Stopped(_Bell.heard)
 
 
 @contextlib.contextmanager

@@ -565,6 +565,8 @@ def open_ray(settings: SearchSettings, *, device: str | None = None) -> Iterator
         try:
             yield executor
             executor.clean()
+        except KeyboardInterrupt as stop:  # while Ray waits, it raises one without a signal's number
+            raise interrupts.restore(stop) from None
         except ray.exceptions.RayError as error:
             if isinstance(error, ray.exceptions.RayTaskError):  # ours, not Ray's
                 raise

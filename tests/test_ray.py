@@ -20,7 +20,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from seed import executor as executors
-from seed import ray_executor
+from seed import interrupts, ray_executor
 from seed.console import Terminal
 from seed.errors import ModelError, ResourceError
 from seed.evaluator import Evaluator
@@ -356,6 +356,15 @@ def test_scratch_on_other_nodes_is_found_again_and_removed(tmp_path: Path, monke
     (tmp_path / "seed-2").symlink_to(tmp_path)
     with pytest.raises(ResourceError, match=r"seed-2 on node .* another user's"):
         make_scratch("seed-2")
+
+
+def test_a_signal_that_ray_hears_keeps_its_number(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_executor, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
+    monkeypatch.setattr(interrupts._Bell, "heard", signal.SIGTERM)
+    with pytest.raises(interrupts.Stopped) as stopped, open_ray(settings_of("heard")):
+        raise KeyboardInterrupt
+    assert stopped.value.exit_code == 143
 
 
 def words_of(settings: SearchSettings, *more: str) -> list[str]:

@@ -187,7 +187,11 @@ def move(bench: Workbench, device: torch.device, *, study: StudyFolder) -> Workb
     """The opened study on another device; its weights go there. ``study``: whose scratch folder is ours to use."""
     models = [anatomy.model for anatomy in (bench.anatomy, bench.grafted) if anatomy is not None]
     anatomy, *grafted = (Anatomy(model.to(device)) for model in models)
-    protocol = bench.protocol
+    protocol, gains = bench.protocol, bench.gains
+    if (
+        gains is not None
+    ):  # whether there are any is decided already; ``prove_closed_form`` says whether that holds here
+        gains = _measure_gains(anatomy, bench.streams["recovery"], device) or gains
     return replace(
         bench,
         folder=study,
@@ -195,7 +199,7 @@ def move(bench: Workbench, device: torch.device, *, study: StudyFolder) -> Workb
         grafted=grafted[0] if grafted else None,
         device=device,
         micro_batch=choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size, device=device),
-        gains=None if bench.gains is None else _measure_gains(anatomy, bench.streams["recovery"], device),
+        gains=gains,
     )
 
 

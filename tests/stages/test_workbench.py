@@ -14,10 +14,10 @@ from seed import folder
 from seed.errors import CorpusError, ModelError
 from seed.models.anatomy import Anatomy
 from seed.records import SearchSpace
-from seed.stages import protocols
+from seed.stages import protocols, workbench
 from seed.stages.protocols import choose_rung
 from seed.stages.settings import SearchSettings
-from seed.stages.workbench import prepare_instruments, prove, prove_closed_form, take_test_text
+from seed.stages.workbench import move, prepare_instruments, prove, prove_closed_form, take_test_text
 from tests.scoring.opened import open_grafted, open_instruments
 from tests.stages.opened import make_plan, open_bench
 
@@ -41,6 +41,17 @@ def test_closed_form_that_does_not_fold_is_found_out(tmp_path: Path, monkeypatch
     fault = prove_closed_form(open_bench(tmp_path), open_instruments())
     assert fault is not None
     assert re.search(r"validation loss of .* but its score says ", fault)
+
+
+def test_evaluators_agree_with_the_coordinator_whether_there_is_closed_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(tmp_path)
+    monkeypatch.setattr(workbench, "measure_gains", lambda anatomy, states: None)
+    assert move(bench, bench.device, study=bench.folder).gains == bench.gains
+    monkeypatch.undo()
+    assert move(bench, bench.device, study=bench.folder).gains == pytest.approx(bench.gains)
+    assert move(replace(bench, gains=None), bench.device, study=bench.folder).gains is None
 
 
 def test_logits_that_are_no_numbers_are_called_so(tmp_path: Path) -> None:
