@@ -185,8 +185,9 @@ class Actor:
             if ray.get_runtime_context().get_node_id() != home:
                 self.scratch = make_scratch(scratch)
                 root = self.scratch / root.name
-                finals.write_files(beside, self.scratch / "original")
-                bench = replace(bench, teacher=replace(bench.teacher, directory=self.scratch / "original"))
+                original = self.scratch / f".original-{os.getpid()}"  # others of this node have theirs
+                finals.write_files(beside, original)
+                bench = replace(bench, teacher=replace(bench.teacher, directory=original))
             bench = workbench.move(bench, self.device, study=StudyFolder(root))
             self.evaluator = Evaluator(bench)
 
