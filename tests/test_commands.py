@@ -396,7 +396,7 @@ def test_a_dry_run_says_what_a_search_takes_and_writes_nothing(tmp_path, name):
 def test_a_dry_run_of_a_checkpoint_keeps_its_options(make_checkpoint, text_file, tmp_path):
     words = search_words(make_checkpoint("gpt2"), text_file, "--max-dropped=2", "--rung=2", "--study=one")
     said = run_seed(*words, "--dry-run", cwd=tmp_path).stdout
-    assert "10 of 10 candidates at rung short distillation" in said
+    assert "all 10 candidates at rung short distillation" in said
     assert "2 of 4 layers: 6 candidates" in said
     command = said.splitlines()[-1]
     assert "--max-dropped 2" in command

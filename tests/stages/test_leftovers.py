@@ -68,7 +68,7 @@ def test_a_failed_search_makes_room_for_another_plan_and_goes_on_with_its_own(fa
     assert said == [
         f"{failed.root}: held a search of another plan that ended before its first score; this one replaces it"
     ]
-    assert list_files(failed) == [".lock", "mine.txt"]
+    assert list_files(failed) == ["mine.txt"]
 
 
 def add_score(study: StudyFolder) -> None:
@@ -108,9 +108,3 @@ def test_what_holds_something_is_never_replaced(failed: StudyFolder, add: Callab
     with pytest.raises(StudyError, match=r"holds a study of another plan .rng_seed: 0 in the study, 1 now"):
         continue_or_replace(failed, make_plan(rng_seed=1), say=print)
     assert list_files(failed) == before
-
-
-def test_a_search_that_runs_is_not_replaced(failed: StudyFolder) -> None:
-    with folder.lock(failed), pytest.raises(StudyError, match="in use by another process"):
-        continue_or_replace(failed, make_plan(rng_seed=1), say=print)
-    assert failed.plan.is_file()

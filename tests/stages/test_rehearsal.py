@@ -19,6 +19,7 @@ from seed.scoring.corpus import CorpusRequest, read_source
 from seed.stages import costs, planning, protocols, rehearsal, workbench
 from seed.stages.costs import Speed
 from seed.stages.peaks import estimate_peak
+from seed.stages.protocols import describe_reference
 from seed.stages.settings import SearchSettings
 from seed.stages.shapes import Shape, describe_shape
 from tests.stages.opened import PROTOCOL
@@ -115,7 +116,10 @@ def test_the_rehearsal_and_the_search_agree_given_the_same_speeds(
     settings = SearchSettings(model=str(path), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS)
     monkeypatch.setattr(costs, "time_parts", lambda *_args, **_settings: SPEED)
     said = rehearse(settings)
-    bench, preset = workbench.open_for_search(settings, None, study=StudyFolder(tmp_path / "dry"))
+    device = torch.device("cpu")
+    bench, preset = workbench.open_for_search(
+        settings, None, study=StudyFolder(tmp_path / "dry"), device=device, reference=describe_reference(device)
+    )
     shape = describe_shape(bench)
     plan = costs.draft_plan(settings, preset, bench.protocol, name="dry", shape=shape, speed=SPEED)
     cost = costs.estimate_cost(shape, bench.protocol, plan, SPEED, distill=True)
