@@ -263,6 +263,9 @@ def replace_or_die(source, target, **more):
     if "/work/distill-" in str(target):
         die_at("trained")
 
+from seed.scoring import distillation
+
+distillation.CHECKPOINT_SECONDS = -1.0
 plain_open, plain_rename, plain_replace = io.open, os.rename, os.replace
 io.open, os.rename, os.replace = open_or_die, rename_or_die, replace_or_die
 """
@@ -276,7 +279,7 @@ def test_a_pass_that_is_killed_while_it_exports_loses_no_model_and_makes_none_tw
     moments.mkdir()
     for moment in MOMENTS:
         (moments / moment).touch()
-    words = ["--max-dropped=2", "--frontier-size=3"]
+    words = ["--max-dropped=2", "--frontier-size=3", "--distill-tokens=20000"]  # two steps
     times: dict[str, int] = {}
     for left in range(len(MOMENTS) - 1, -1, -1):
         killed = start(*words, prelude=f"MOMENTS = {str(moments)!r}\n{KILLER}")
