@@ -136,7 +136,7 @@ class InProcess:
 
 def cut_stretches(candidates: Sequence[Candidate], *, num_evaluators: int) -> list[Sequence[Candidate]]:
     """Cut an ordered list into stretches of nearly equal length; a short list into as many as there are evaluators."""
-    length = max(-(-len(candidates) // STRETCHES), min(SHORTEST, -(-len(candidates) // num_evaluators)))
+    length = max(1, -(-len(candidates) // STRETCHES), min(SHORTEST, -(-len(candidates) // num_evaluators)))
     return [candidates[begin : begin + length] for begin in range(0, len(candidates), length)]
 
 

@@ -68,9 +68,9 @@ def test_two_nodes_on_one_machine_start_as_shown_and_search(make_checkpoint, tex
     subprocess.run(generate, check=True, **ray)
     nodes: list[subprocess.Popen[bytes]] = []
     try:
-        for words in (head, second):
+        for count, words in enumerate((head, second), 1):
             nodes.append(subprocess.Popen([*" ".join(words).replace("6379", str(port)).split(), "--block"], **ray))
-        wait_for_nodes(ray, count=2)
+            wait_for_nodes(ray, count=count)
         done = run_seed(
             *search_words(make_checkpoint("llama"), text_file, *search[search.index("--ray") :], "--study=tiny"),
             cwd=place,
