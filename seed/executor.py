@@ -17,9 +17,10 @@ from seed.models.teacher import choose_device
 from seed.optimize.screening import Screen
 from seed.records import Candidate, Latency, Quality, Scored, SweepRow
 from seed.reporting.wording import count_things
-from seed.stages.finals import Budget, Made, Tell
+from seed.stages.finals import Budget, Made, Spread, Tell
 from seed.stages.protocols import Reference, describe_reference
 from seed.stages.schooling import Member
+from seed.stages.searching import Scorers
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
@@ -28,10 +29,9 @@ STRETCHES = 64  # a list is cut into at most: many more than evaluators, so that
 SHORTEST = 4  # candidates in a stretch, since its first shares little with what its evaluator did before
 
 
-class Executor(Protocol):
+class Executor(Scorers, Spread, Protocol):
     """Evaluators of one study. The first is the reference: what is measured once is measured there, while nothing else runs."""
 
-    num_evaluators: int
     most_on_one_node: int  # of them, which share its memory
     reference: Reference
 
@@ -41,36 +41,11 @@ class Executor(Protocol):
     def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
         """Have one of ``Evaluator``'s methods done by the reference; ``on_work`` hears of it as it goes."""
 
-    def tell_all(self, method: str, /, **kwargs: Any) -> None:
-        """Have one of ``Evaluator``'s methods done by every evaluator."""
+    def distrust_closed_form(self) -> None:
+        """From now on, every evaluator does without closed form."""
 
     def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_work: Tell) -> None:
         """Compute the dense model's last hidden states once, and let every evaluator have them."""
-
-    def score(
-        self, candidates: Sequence[Candidate], *, rows: Rows, table: Mapping[str, Latency], screen: Screen | None = None
-    ) -> Iterator[Scored]:
-        """Score candidates, neighbours beside one another; see ``Evaluator.score``."""
-
-    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
-        """Score candidates by closed form alone."""
-
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
-        """Score candidates as they stand, at once."""
-
-    def distill(
-        self,
-        works: Sequence[tuple[Sequence[Member], int]],
-        budget: Budget,
-        *,
-        rows: Rows,
-        on_work: Tell,
-        complain: Callable[[str], None],
-    ) -> Iterator[list[Made]]:
-        """Distill groups of members, and yield each as it is finished. ``rows``: their scores that are known."""
-
-    def count_together(self) -> int:
-        """How many students one evaluator trains side by side."""
 
 
 class InProcess:
@@ -91,8 +66,8 @@ class InProcess:
         with self._told(on_work):
             return getattr(self.evaluator, method)(*args, **kwargs)
 
-    def tell_all(self, method: str, /, **kwargs: Any) -> None:
-        self.call(method, **kwargs)
+    def distrust_closed_form(self) -> None:
+        self.evaluator.distrust_closed_form()
 
     def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_work: Tell) -> None:
         self.call("store_states", steps=steps, rng_seeds=rng_seeds, on_work=on_work)

@@ -255,7 +255,7 @@ def prove(now: Pass) -> Proofs:
     if proofs.fault:
         now.terminal.say(f"{proofs.fault}: this study does without closed form")
         now.bench = workbench.without_closed_form(now.bench)
-        now.executor.tell_all("distrust_closed_form")
+        now.executor.distrust_closed_form()
         now.plan = msgspec.structs.replace(now.plan, covers_space=False)
     now.plan = msgspec.structs.replace(now.plan, trusts_closed_form=not proofs.fault)
     folder.write_record(now.study.plan, now.plan)

@@ -113,29 +113,21 @@ class Actor:
             kwargs: and these.
             alone: the others have nothing to do, so that all cores are free.
         """
-        torch.set_num_threads(self.most_threads if alone else self.num_threads)
-        evaluator = self._open(*session)
-        try:
+        with self._working(session, num_threads=self.most_threads if alone else self.num_threads) as evaluator:
             found = getattr(evaluator, method)(*args, **kwargs)
             return list(found) if isinstance(found, Iterator) else found
-        finally:
-            self._finish_saying()
 
     def run_some(
         self, session: list[Any], method: str, candidates: Sequence[Candidate], kwargs: dict[str, Any]
     ) -> list[Any]:
         """Do what yields something for each candidate, with as many of the first as there is time for."""
-        torch.set_num_threads(self.num_threads)
-        evaluator = self._open(*session)
-        try:
+        with self._working(session, num_threads=self.num_threads) as evaluator:
             found, until = [], time.monotonic() + STRETCH_SECONDS
             for one in getattr(evaluator, method)(candidates, **kwargs):
                 found.append(one)
                 if time.monotonic() >= until:
                     break
             return found
-        finally:
-            self._finish_saying()
 
     def distill(
         self, session: list[Any], members: Sequence[Member], budget: Budget, rng_seed: int, rows: Rows
@@ -212,11 +204,17 @@ class Actor:
             self.evaluator.take_states(ray.get(stored), steps=states[1], rng_seeds=states[2])
         self.states = stored
 
-    def _finish_saying(self) -> None:
-        """Let news arrive before the answer does."""
-        if self.said is not None:
-            ray.wait([self.said], timeout=LATE_SECONDS)
-            self.said = None
+    @contextlib.contextmanager
+    def _working(self, session: list[Any], *, num_threads: int) -> Iterator[Evaluator]:
+        """Yield the evaluator, on so many threads; its news arrive before the answer does. ``session``: see ``_open``."""
+        torch.set_num_threads(num_threads)
+        evaluator = self._open(*session)
+        try:
+            yield evaluator
+        finally:
+            if self.said is not None:
+                ray.wait([self.said], timeout=LATE_SECONDS)
+                self.said = None
 
 
 def make_scratch(name: str) -> Path:
@@ -300,9 +298,8 @@ class RayExecutor:
         [found] = self._spread([None], submit, is_alone=True, on_work=on_work)
         return found
 
-    def tell_all(self, method: str, /, **kwargs: Any) -> None:
-        assert method == "distrust_closed_form", "all else an actor that is started again would not know"
-        self.trusts = False
+    def distrust_closed_form(self) -> None:
+        self.trusts = False  # which an actor that is started again is told too
 
     def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_work: Tell) -> None:
         def submit(actor: Any, work: None) -> Any:
