@@ -147,8 +147,8 @@ def lock(folder: StudyFolder) -> Iterator[None]:
             pid, _, host = handle.read().strip().partition(" on ")
             if host and host != socket.gethostname():
                 raise StudyError(
-                    f"{folder.root}: in use on {host} (pid {pid}). Wait for it, stop it, or start a study of another name with --study "
-                    "NAME."
+                    f"{folder.root}: in use on {host} (pid {pid}). Wait for it, stop it, "
+                    "or start a study of another name with --study NAME."
                 ) from error
             raise StudyError(
                 f"{folder.root}: in use by another process (pid {pid or 'unknown'}). Wait for it, stop it, "
