@@ -20,13 +20,15 @@ import torch
 from ray.cluster_utils import Cluster
 
 from seed import executor as executors
-from seed import interrupts, ray_executor
+from seed import interrupts, ray_actor, ray_cluster
 from seed.console import Terminal
 from seed.errors import ModelError, ResourceError
 from seed.evaluator import Evaluator
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.ray_executor import MOST_DEATHS, WAIT_SECONDS, Actor, RayExecutor, Worker, make_scratch, open_ray
+from seed.ray_actor import Actor, make_scratch
+from seed.ray_cluster import open_ray
+from seed.ray_executor import MOST_DEATHS, WAIT_SECONDS, RayExecutor, Worker
 from seed.scores import ScoreStore
 from seed.scoring.targets import StoredStates
 from seed.search import search
@@ -259,11 +261,11 @@ def test_an_evaluator_that_works_alone_uses_all_cores(settings_of: Make, monkeyp
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as the process that is not shared
     made: list[Any] = []
     placed = SimpleNamespace(options=lambda **more: SimpleNamespace(remote=lambda *words: made.append(words)))
-    monkeypatch.setattr(ray_executor, "make_actor", lambda **more: placed)
+    monkeypatch.setattr(ray_cluster, "make_actor", lambda **more: placed)
     nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 4.0}} for name in ("a" * 56, "b" * 56)]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a" * 56))
-    ray_executor.make_cpu_actors(settings_of("cores", workers=4))
+    ray_cluster.make_cpu_actors(settings_of("cores", workers=4))
     monkeypatch.undo()
     assert made == [(1, "cpu", 2), (1, "cpu", 2), (1, "cpu", 4), (1, "cpu", 4)]
     actor = Told(1, "cpu", 2)
@@ -281,7 +283,7 @@ def test_a_stretch_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> 
 
     actor = Counting(1, "cpu")
     assert actor.run_some([], "score", [1, 2, 3], {"twice": 2}) == [2, 4, 6]
-    monkeypatch.setattr(ray_executor, "STRETCH_SECONDS", 0.0)
+    monkeypatch.setattr(ray_actor, "STRETCH_SECONDS", 0.0)
     assert actor.run_some([], "score", [1, 2, 3], {"twice": 2}) == [2]
 
 
@@ -326,20 +328,20 @@ def test_evaluators_of_one_kind_are_taken_and_counted_by_node(
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     described = [(gpu, "a"), (cpu, "a"), (cpu, "b"), (cpu, "b")]
     actors = [Placed(one) for one in described]
-    monkeypatch.setattr(ray_executor, "make_gpu_actors", lambda settings: actors)
+    monkeypatch.setattr(ray_cluster, "make_gpu_actors", lambda settings: actors)
     monkeypatch.setattr(ray, "wait", lambda asked, **more: (asked, []))
     monkeypatch.setattr(ray, "get", lambda asked: asked)
     monkeypatch.setattr(
-        ray_executor, "RayExecutor", lambda actors, reference, most_on_one_node: (actors, reference, most_on_one_node)
+        ray_cluster, "RayExecutor", lambda actors, reference, most_on_one_node: (actors, reference, most_on_one_node)
     )
-    placed: Any = functools.partial(ray_executor.place_actors, settings_of("kinds"))
+    placed: Any = functools.partial(ray_cluster.place_actors, settings_of("kinds"))
     assert placed() == placed(device="B200") == (actors[:1], gpu, 1)
     assert placed(device="cpu") == (actors[1:], cpu, 2)
 
 
 def test_errors_of_rays_own_are_one_error(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray_executor, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
+    monkeypatch.setattr(ray_cluster, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
     with pytest.raises(ResourceError, match=r"no room in here.* --object-store-memory"), open_ray(settings_of("full")):
         raise ray.exceptions.ObjectStoreFullError("no room in here")
 
@@ -360,7 +362,7 @@ def test_scratch_on_other_nodes_is_found_again_and_removed(tmp_path: Path, monke
 
 def test_a_signal_that_ray_hears_keeps_its_number(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray_executor, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
+    monkeypatch.setattr(ray_cluster, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
     monkeypatch.setattr(interrupts._Bell, "heard", signal.SIGTERM)
     with pytest.raises(interrupts.Stopped) as stopped, open_ray(settings_of("heard")):
         raise KeyboardInterrupt
