@@ -22,10 +22,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m benchmarks
 
 bench-full: $(VENV)/.installed
-	$(BIN)/python -m tests.bench --full
+	$(BIN)/python -m benchmarks --full
 
 families: $(VENV)/.installed
 	$(BIN)/python -m tests.models.families_table
