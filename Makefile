@@ -31,7 +31,7 @@ families: $(VENV)/.installed
 	$(BIN)/python -m tests.models.families_table
 
 soak: $(VENV)/.installed
-	$(BIN)/python -m tests.soak --minutes 10
+	$(BIN)/python -m benchmarks.soak --minutes 10
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

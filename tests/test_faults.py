@@ -22,7 +22,7 @@ from seed.stages.settings import SearchSettings
 from tests import started
 from tests.conftest import MakeCheckpoint, make_config, make_tokenizer
 from tests.finished import SMALL, Heard
-from tests.test_commands import TINY, error_of, run_seed
+from tests.running import error_of, run_seed, search_words
 
 TRIALS = 9
 RUNG_2 = ["--rung=2", "--short-steps=2", f"--trials={TRIALS}", "--sweep-budget=0", "--no-screen", "--frontier-size=2"]
@@ -33,7 +33,7 @@ class Search:
 
     def __init__(self, model: Path, text: Path, place: Path, *more: str, prelude: str = "") -> None:
         self.place = place
-        self.words = ["seed.search", "--model", str(model), "--recovery-text", str(text), *TINY, "--study=tiny", *more]
+        self.words = search_words(model, text, "--study=tiny", *more)
         self.folder = StudyFolder(place / "studies" / "tiny")
         self.output = place / f"output-{len(list(place.glob('output-*')))}.txt"
         self.process = started.start(self.words, cwd=place, out=self.output, prelude=prelude)
@@ -161,7 +161,6 @@ def test_a_search_that_is_killed_or_asked_to_stop_goes_on_with_the_same_command(
     for count, signals, codes in (
         (2, [kill], [-kill]),
         (4, [term], [128 + term]),
-        (5, [interrupt], [128 + interrupt]),
         (6, [interrupt, interrupt], [128 + interrupt, -interrupt]),
     ):
         search = start(*RUNG_2)

@@ -33,8 +33,8 @@ from seed.search import search
 from seed.stages.protocols import describe_reference
 from seed.stages.settings import SearchSettings
 from tests.conftest import MakeCheckpoint
+from tests.running import environment
 from tests.stages.opened import open_bench
-from tests.test_commands import environment
 
 SMALL: dict[str, Any] = {
     "max_dropped": 2,  # 10 candidates

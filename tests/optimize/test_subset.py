@@ -166,18 +166,13 @@ def test_spaces_too_large_to_list() -> None:
     assert {len(dropped) for dropped in asked[:48]} == {1}
     assert len(set(asked)) == 66
     assert max(map(len, asked)) <= 16
+    few = SubsetSampler(names[:20], min_dropped=5, max_dropped=8, seed=0)
+    assert {len(dropped) for dropped in search(few, 14, names=names[:20])} <= {5, 6, 7, 8}
     proposed = asked[48:]
     best = [min(cost(d) for d in proposed if len(d) >= count) for count in (4, 8, 16)]
     rng = np.random.default_rng(0)
     for count, found in zip((4, 8, 16), best, strict=True):
         assert found < min(cost(rng.choice(names, count, replace=False)) for _ in range(300))
-
-
-def test_large_spaces_keep_their_fewest_parts() -> None:
-    names = [f"keep_{part:02d}" for part in range(20)]
-    asked = search(SubsetSampler(names, min_dropped=5, max_dropped=8, seed=0), 14, names=names)
-    assert {len(dropped) for dropped in asked} <= {5, 6, 7, 8}
-    assert len(set(asked)) == 14
 
 
 # ---- the start
@@ -189,7 +184,7 @@ def test_single_removals_come_first_in_the_order_of_the_flags() -> None:
     assert min(map(len, asked[6:])) > 1
 
 
-@pytest.mark.parametrize(("parts", "least"), [(parts, least) for parts in range(3, 9) for least in range(2, parts)])
+@pytest.mark.parametrize(("parts", "least"), [(3, 2), (5, 2), (6, 4), (7, 3), (8, 3), (8, 7)])
 def test_where_singles_are_too_few_the_start_covers_every_part(parts: int, least: int) -> None:
     names = [f"keep_{part:02d}" for part in range(parts)]
     count = math.ceil(parts / least)
@@ -204,9 +199,6 @@ def test_seeds_decide_what_is_drawn() -> None:
     one, same, other = (search(sampler, 15, loss=lambda dropped: math.inf) for sampler in samplers)
     assert one == same
     assert one != other
-
-
-def test_unseeded_samplers_differ() -> None:
     assert len({SubsetSampler(SIX).seed for _ in range(3)}) == 3
 
 
@@ -256,16 +248,6 @@ def test_failed_sets_are_asked_for_again_up_to_a_limit() -> None:
     assert asked == {dropped: 2 if dropped in broken else 1 for dropped in every}
 
 
-def test_failed_sets_are_asked_for_again_without_a_limit() -> None:
-    study = in_memory(SubsetSampler(SIX, max_dropped=2, seed=0, most_failures=None))
-    asked = []
-    for _ in range(5):
-        trial, dropped = ask(study)
-        asked.append(dropped)
-        study.tell(trial, state=TrialState.FAIL)
-    assert len(set(asked)) == 1
-
-
 def test_a_set_is_asked_for_again_at_once_after_a_failure() -> None:
     study = in_memory(SubsetSampler(SIX, max_dropped=3, seed=0))
     for _ in range(12):
@@ -273,6 +255,8 @@ def test_a_set_is_asked_for_again_at_once_after_a_failure() -> None:
         trial, again = ask(study)
         assert again == dropped
         study.tell(trial, cost(again))
+    study = in_memory(SubsetSampler(SIX, max_dropped=2, seed=0, most_failures=None))
+    assert len({fail(study) for _ in range(5)}) == 1
 
 
 def test_trials_outside_the_space_are_not_learned_from() -> None:
@@ -313,26 +297,19 @@ def test_random_choices_do_not_depend_on_failures() -> None:
     assert run(resume(history, make()), 3, loss=lambda dropped: math.inf) == asked[12:]
 
 
-def test_a_sampler_serves_several_studies() -> None:
-    used = SubsetSampler(SIX, max_dropped=3, seed=0)
-    run(in_memory(used), 12)
-    history = [stored(dropped, cost(dropped)) for dropped in reversed(all_sets(SIX, 1, 2))]
-    fresh = run(resume(history, SubsetSampler(SIX, max_dropped=3, seed=0)), 20)
-    assert len(set(fresh)) == 20
-    assert run(resume(history, used), 20) == fresh
-
-
-def test_sets_of_another_study_of_the_same_name_are_not_taken_for_this_ones() -> None:
+@pytest.mark.parametrize("name", [None, "same"])
+def test_a_sampler_serves_several_studies_though_they_have_one_name(name: str | None) -> None:
     def begin(sampler: SubsetSampler, history: Sequence[Dropped]) -> optuna.Study:
-        study = optuna.create_study(study_name="same", sampler=sampler)
+        study = optuna.create_study(study_name=name, sampler=sampler)
         study.add_trials([stored(dropped, cost(dropped)) for dropped in history])
         return study
 
     history = all_sets(SIX, 1, 2)
     used = SubsetSampler(SIX, max_dropped=3, seed=0)
     run(begin(used, history), 3)
-    fresh = run(begin(SubsetSampler(SIX, max_dropped=3, seed=0), history[::-1]), 10)
-    assert run(begin(used, history[::-1]), 10) == fresh
+    fresh = run(begin(SubsetSampler(SIX, max_dropped=3, seed=0), history[::-1]), 20)
+    assert len(set(fresh)) == 20
+    assert run(begin(used, history[::-1]), 20) == fresh
 
 
 def test_a_set_is_seen_by_others_before_its_flags_are_written() -> None:
@@ -383,8 +360,7 @@ def test_the_unit_of_the_losses_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-@pytest.mark.parametrize("value", [math.inf, -math.inf])
-@pytest.mark.parametrize("broken", [SIX[:1], SIX])
+@pytest.mark.parametrize(("value", "broken"), [(math.inf, SIX[:1]), (-math.inf, SIX[:1]), (math.inf, SIX)])
 def test_infinite_values_are_the_worst(direction: str, value: float, broken: Dropped) -> None:
     study = in_memory(SubsetSampler(SIX, max_dropped=3, seed=0), direction)
     sign = 1 if direction == "minimize" else -1
@@ -465,7 +441,18 @@ def random_loss(dropped: Collection[str]) -> float:
 
 def test_a_prior_that_is_the_truth_finds_the_best_of_each_depth_at_once() -> None:
     every = all_sets(SIX, 1, 4)
-    asked = search(SubsetSampler(SIX, max_dropped=4, prior=random_loss, seed=0), 10, loss=random_loss)
+    seen: Counter[Dropped] = Counter()
+
+    def prior(dropped: Collection[str]) -> float:
+        seen[tuple(dropped)] += 1
+        return random_loss(dropped)
+
+    asked = search(SubsetSampler(SIX, max_dropped=4, prior=prior, seed=0), 10, loss=random_loss)
+    assert seen == dict.fromkeys(every, 1)
+    up = in_memory(
+        SubsetSampler(SIX, max_dropped=4, prior=lambda dropped: 1 / random_loss(dropped), seed=0), "maximize"
+    )
+    assert run(up, 4, loss=lambda dropped: 1 / random_loss(dropped)) == asked[:4]
     best = [min((d for d in every if len(d) == count), key=random_loss) for count in range(1, 5)]
     assert asked[:4] == best
 
@@ -497,29 +484,8 @@ def test_a_prior_leads_in_large_spaces_too() -> None:
         assert min(loss(dropped) for dropped in asked if len(dropped) >= count) == pytest.approx(best)
 
 
-def test_a_prior_is_asked_once_for_each_set() -> None:
-    asked: Counter[Dropped] = Counter()
-
-    def prior(dropped: Collection[str]) -> float:
-        asked[tuple(dropped)] += 1
-        return cost(dropped)
-
-    search(SubsetSampler(SIX, max_dropped=3, prior=prior, seed=0), 12)
-    assert asked == dict.fromkeys(all_sets(SIX, 1, 3), 1)
-
-
-def test_a_prior_of_a_maximized_objective_is_maximized() -> None:
-    def accuracy(dropped: Collection[str]) -> float:
-        return 1 / cost(dropped)
-
-    study = in_memory(SubsetSampler(SIX, max_dropped=3, prior=accuracy, seed=0), "maximize")
-    best = [max((d for d in all_sets(SIX, 1, 3) if len(d) == count), key=accuracy) for count in range(1, 4)]
-    assert run(study, 3, loss=accuracy) == best
-
-
-@pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_a_prior_that_is_no_number_is_refused(bad: float) -> None:
-    sampler = SubsetSampler(SIX, max_dropped=3, prior=lambda dropped: bad if SIX[0] in dropped else cost(dropped))
+def test_a_prior_that_is_no_number_is_refused() -> None:
+    sampler = SubsetSampler(SIX, max_dropped=3, prior=lambda dropped: math.nan if SIX[0] in dropped else cost(dropped))
     with pytest.raises(ValueError, match="prior"):
         search(sampler, 12)
 
@@ -549,18 +515,6 @@ def test_growth_is_what_a_set_improves_on_at_each_size_it_reaches() -> None:
     )
     # best known: 3 of size 1 or more, 4 of 2 or more, and at 3 the worst, 5
     np.testing.assert_allclose(growth, [1.0, 0.5 + 1.5, 0.0 + 0.5 + 1.5, 0.0], atol=1e-8)
-
-
-def test_growth_counts_uncertainty() -> None:
-    growth = expect_growth(
-        np.array([3.0, 3.0]),
-        np.array([0.1, 1.0]),
-        np.array([1.0, 1.0]),
-        known_losses=np.array([3.0]),
-        known_sizes=np.array([2.0]),
-        thresholds=np.array([1.0, 2.0]),
-    )
-    np.testing.assert_allclose(growth, np.array([0.1, 1.0]) / math.sqrt(2 * math.pi))
 
 
 def test_groups_take_turns() -> None:

@@ -57,13 +57,8 @@ def test_the_best_of_every_depth_come_first_then_the_second_best() -> None:
     qualities = {factory.make_candidate(*dropped): quality_of(loss) for dropped, loss in losses.items()}
     ranked = [candidate.dropped_layers for candidate in rank_candidates(qualities)]
     assert ranked == [(2,), (0, 2), (0, 1, 2), (1,), (1, 2), (0, 1)]
-
-
-def test_equal_losses_are_ranked_by_name() -> None:
-    candidates = [factory.make_candidate(layer) for layer in (7, 3, 5)]
-    ranked = rank_candidates({candidate: quality_of(0.5) for candidate in candidates})
-    assert [candidate.key for candidate in ranked] == ["drop-3", "drop-5", "drop-7"]
-    assert rank_candidates({}) == []
+    alike = {factory.make_candidate(layer): quality_of(0.5) for layer in (7, 3, 5)}
+    assert [candidate.key for candidate in rank_candidates(alike)] == ["drop-3", "drop-5", "drop-7"]
 
 
 # ---- what closed form recovers
@@ -79,11 +74,8 @@ def test_recovery_is_a_share_of_the_loss_of_cutting() -> None:
     assert measure_recovery(recovered(1.5, 1.5)) == pytest.approx(0.0)
     assert measure_recovery(recovered(1.2, 1.44)) == pytest.approx(-1.0)  # it made things worse
     assert measure_recovery(recovered(1.2, 1.0)) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("raw", [1.0, 0.98])
-def test_where_cutting_costs_nothing_there_is_nothing_to_recover(raw: float) -> None:
-    assert measure_recovery(recovered(raw, 1.0)) is None
+    for raw in (1.0, 0.98):  # nothing was lost
+        assert measure_recovery(recovered(raw, 1.0)) is None
 
 
 def test_recovery_is_said_in_a_line() -> None:
@@ -114,48 +106,30 @@ def test_how_candidates_were_chosen_is_said() -> None:
 # ---- closed form
 
 
-def test_a_space_that_is_swept_is_scored_whole(tmp_path: Path) -> None:
+def test_a_space_that_is_swept_is_scored_whole_and_nothing_is_measured_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     search = TinyStudy(tmp_path)
-    trials = search.run()
-    assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
-    assert all(trial.evaluation.qualities["closed_form"].ppl_ratio > 0 for trial in trials)
-    assert len(known_by_closed_form(search)) == len(EVERYTHING)
-
-
-def test_fewer_trials_than_were_planned_end_there(tmp_path: Path) -> None:
-    # a sweep that was stopped, gone on with by --trials
-    search = TinyStudy(tmp_path)
-    assert len(keys_of(search.run(trials=2))) == 2
-    assert len(keys_of(search.run())) == len(EVERYTHING)
-
-
-def test_what_closed_form_recovers_is_told_of_a_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    TinyStudy(tmp_path).run(terminal=Terminal())
+    assert len(keys_of(search.run(trials=2))) == 2  # a sweep that was stopped, gone on with by --trials
+    trials = search.run(terminal=Terminal())
     out = capsys.readouterr().out
     assert "closed form recovers " in out
     assert "sets out of 10;" in out
-
-
-def test_a_space_that_is_not_swept_is_searched(tmp_path: Path) -> None:
-    trials = TinyStudy(tmp_path).run(trials=4, covers_space=False)
-    assert len(set(keys_of(trials))) == len(trials) == 4
-
-
-def test_a_budget_as_large_as_the_space_scores_it_in_order(tmp_path: Path) -> None:
-    trials = TinyStudy(tmp_path).run(trials=10, covers_space=False)
     assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
-
-
-def test_a_finished_search_measures_nothing_when_it_is_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search = TinyStudy(tmp_path)
-    trials = search.run()
+    assert all(trial.evaluation.qualities["closed_form"].ppl_ratio > 0 for trial in trials)
+    assert len(known_by_closed_form(search)) == len(EVERYTHING)
     rows = read_rows(search)
     monkeypatch.setattr("seed.scoring.sweep.make_walker", None)
     monkeypatch.setattr("seed.scoring.sweep.measure_unrecovered", None)
     assert search.run() == trials
     assert read_rows(search) == rows
+
+
+def test_a_space_that_is_not_swept_is_searched_or_scored_in_order_if_the_budget_is_as_large(tmp_path: Path) -> None:
+    trials = TinyStudy(tmp_path / "searched").run(trials=4, covers_space=False)
+    assert len(set(keys_of(trials))) == len(trials) == 4
+    trials = TinyStudy(tmp_path / "whole").run(trials=10, covers_space=False)
+    assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
 
 
 def known_by_closed_form(search: TinyStudy) -> dict[Candidate, Quality]:
@@ -254,26 +228,12 @@ def test_the_climb_begins_with_the_best_of_the_sweep(tmp_path: Path, distilled: 
         assert set(trial.evaluation.qualities) == {"none", "closed_form", "short_distillation"}
 
 
-def test_a_climb_of_everything_goes_by_rank(tmp_path: Path, distilled: list[str]) -> None:
-    search = TinyStudy(tmp_path, rung="short_distillation")
-    trials = search.run(trials=10)
-    qualities = known_by_closed_form(search)
-    assert distilled == keys_of(trials) == [candidate.key for candidate in rank_candidates(qualities)]
-
-
 def test_a_climb_goes_on_with_the_next_best(tmp_path: Path, distilled: list[str]) -> None:
     search = TinyStudy(tmp_path, rung="short_distillation")
     whole = keys_of(TinyStudy(tmp_path / "whole", rung="short_distillation").run(trials=4))
     distilled.clear()
     search.run(trials=2)
     assert keys_of(search.run(trials=4)) == whole == distilled
-
-
-def test_without_a_sweep_the_sampler_asks(tmp_path: Path, distilled: list[str]) -> None:
-    search = TinyStudy(tmp_path, rung="short_distillation")
-    trials = search.run(trials=3, covers_space=False)
-    assert keys_of(trials) == distilled
-    assert len(known_by_closed_form(search)) == 3
 
 
 def test_a_family_without_closed_form_is_searched(tmp_path: Path) -> None:
