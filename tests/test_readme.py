@@ -37,7 +37,7 @@ def place(make_checkpoint, text_file, tmp_path_factory) -> Path:
     shutil.copytree(make_checkpoint("llama"), path / "my-checkpoint")
     shutil.copy(text_file, path / "notes.txt")
     words = next(words for words in seed_commands() if words == ["seed.search"])
-    done = run_seed(*words, *SMALL, *SMALL_TEXT, "--max-dropped=2", "--sweep-budget=0", cwd=path)
+    done = run_seed(*words, *SMALL, *SMALL_TEXT, *SMALL_WORKLOAD, "--max-dropped=1", "--sweep-budget=0", cwd=path)
     assert "dense model: test PPL" in done.stdout
     assert "Distilled frontier" in done.stdout
     return path

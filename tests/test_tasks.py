@@ -175,25 +175,6 @@ def test_a_difference_is_paired_by_document(make_checkpoint: MakeCheckpoint, toy
     assert (same.difference, same.difference_standard_error) == (0, 0)
 
 
-def test_tasks_that_were_opened_can_be_run_again_and_every_answer_is_told_of(
-    make_checkpoint: MakeCheckpoint, toys: Path
-) -> None:
-    checkpoint, told = make_checkpoint(), []
-
-    @contextmanager
-    def watch(what: str, total: int):
-        heard = [0.0]
-        yield lambda amount: heard.append(heard.pop() + amount)
-        told.append((what, total, heard[0]))
-
-    model, tokenizer = load_checkpoint(checkpoint, device=CPU, dtype=torch.float32), load_tokenizer(checkpoint)
-    opened = tasks.open_tasks(["toy_choice", "toy_text", "toy_choice"], include_path=toys, limit=5, batch=2)
-    once, again = (tasks.score_tasks(model, tokenizer, opened, watch=watch) for _ in range(2))
-    assert once == again
-    assert {one.score.documents for one in once} == {5}
-    assert told == [("choices", 15, 15), ("texts", 5, 5)] * 2
-
-
 def test_what_cannot_be_opened_is_said(toys: Path, tmp_path: Path) -> None:
     with pytest.raises(SeedError, match=r"toy_hub.*hub cannot be reached.*--include-path"):
         tasks.open_tasks(["toy_choice", "toy_hub"], include_path=toys)

@@ -83,7 +83,7 @@ def test_a_space_asked_for_whole_is_exhausted_without_repetition(name: str) -> N
 
 @pytest.mark.parametrize("name", FAST)
 def test_a_nearly_exhausted_space_is_never_left_nor_repeated(name: str) -> None:
-    for space in (SMALL, WIDE):  # of which NSGA-II breeds from its 51st trial on
+    for space in (SMALL, WIDE) if name == "nsgaii" else (SMALL,):  # which breeds from its 51st trial on
         asked = ask_trials(space, sampler=name, trials=space.size - 1)
         assert len({candidate.key for candidate in asked}) == len(asked) == space.size - 1
         assert all(contains(space, candidate) for candidate in asked)

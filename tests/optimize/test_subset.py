@@ -17,7 +17,6 @@ from seed.optimize.acquisition import expect_growth, expect_improvement, rank_by
 from seed.optimize.subset import (
     FLAG,
     SubsetSampler,
-    is_flag,
 )
 
 Dropped = tuple[str, ...]
@@ -118,12 +117,6 @@ def test_a_space_is_asked_for_whole_without_repetition_and_then_again(parts: int
     assert set(asked[len(every) :]) <= set(every)
 
 
-@pytest.mark.parametrize("prior", [None, lambda dropped: cost(dropped) ** 2])
-def test_a_prior_leaves_the_space_as_it_is(prior: Loss | None) -> None:
-    sampler = SubsetSampler(SIX, min_dropped=2, max_dropped=3, prior=prior, seed=0)
-    assert sorted(search(sampler, 35)) == sorted(all_sets(SIX, 2, 3))
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -147,16 +140,6 @@ def test_contradictions_are_refused(options: dict[str, object]) -> None:
 def test_all_parts_go_where_so_many_have_to() -> None:
     assert search(SubsetSampler(SIX, min_dropped=6, seed=0), 1) == [tuple(SIX)]
     assert max(map(len, search(SubsetSampler(SIX, min_dropped=5, seed=0), 6))) == 5  # else one stays
-
-
-def test_flags_are_known_by_name_and_choices() -> None:
-    categorical = optuna.distributions.CategoricalDistribution
-    assert is_flag("keep_3", FLAG)
-    assert is_flag("keep_3", categorical([True, False]))
-    assert not is_flag("use_3", FLAG)
-    assert not is_flag("keep_3", categorical([0, 2]))
-    assert not is_flag("keep_3", categorical([0, 1, 2]))
-    assert not is_flag("keep_3", optuna.distributions.IntDistribution(0, 1))
 
 
 def test_spaces_too_large_to_list() -> None:
@@ -212,28 +195,6 @@ def test_what_is_running_is_not_asked_for() -> None:
     assert sorted(asked) == sorted(every)
 
 
-def test_what_is_running_is_believed() -> None:
-    sampler = SubsetSampler(SIX, max_dropped=3, seed=0, taken_states=(TrialState.COMPLETE,))
-    study = in_memory(sampler)
-    run(study, 10)
-    running, first = ask(study)
-    _, second = ask(study)
-    assert second != first  # allowed, but nothing more is expected of it
-    study.tell(running, state=TrialState.PRUNED)
-    study.tell(study.trials[-1].number, state=TrialState.PRUNED)
-    assert ask(study)[1] == first  # nothing was learned
-
-
-def test_pruned_sets_are_not_asked_for() -> None:
-    study = in_memory(SubsetSampler(SIX, max_dropped=2, seed=0))
-    asked = []
-    for number in range(21):
-        trial, dropped = ask(study)
-        asked.append(dropped)
-        study.tell(trial, None if number % 3 == 0 else cost(dropped), state=None if number % 3 else TrialState.PRUNED)
-    assert sorted(asked) == sorted(all_sets(SIX, 1, 2))
-
-
 def test_failed_sets_are_asked_for_again_up_to_a_limit() -> None:
     study = in_memory(SubsetSampler(SIX, max_dropped=2, seed=0, most_failures=2))
     every = all_sets(SIX, 1, 2)
@@ -285,16 +246,6 @@ def test_a_resumed_study_goes_on_as_an_unbroken_one(prior: Loss | None) -> None:
         for history in (trials[:done], [*trials[: done // 2], broken, empty, *trials[done // 2 : done]]):
             assert run(resume(history, make()), 1) == [asked[done]]
             assert run(resume(history, make()), 20 - done) == asked[done:]
-
-
-def test_random_choices_do_not_depend_on_failures() -> None:
-    def make() -> SubsetSampler:  # no loss is finite, so that sets are drawn
-        return SubsetSampler(SIX, max_dropped=3, seed=0)
-
-    study = in_memory(make())
-    asked = run(study, 15, loss=lambda dropped: math.inf)
-    history = [*study.trials[:9], create_trial(state=TrialState.FAIL), *study.trials[9:12]]
-    assert run(resume(history, make()), 3, loss=lambda dropped: math.inf) == asked[12:]
 
 
 @pytest.mark.parametrize("name", [None, "same"])
@@ -370,20 +321,6 @@ def test_infinite_values_are_the_worst(direction: str, value: float, broken: Dro
         assert not any(SIX[0] in dropped for dropped in asked[6:12])
 
 
-def test_several_objectives_are_searched_by_the_first() -> None:
-    studies = [
-        optuna.create_study(sampler=SubsetSampler(SIX, max_dropped=3, seed=0), directions=["minimize"] * count)
-        for count in (1, 2)
-    ]
-    asked: list[list[Dropped]] = [[], []]
-    for _ in range(20):
-        for study, seen in zip(studies, asked, strict=True):
-            trial, dropped = ask(study)
-            study.tell(trial, [cost(dropped), -9.0 * len(dropped)][: len(study.directions)])
-            seen.append(dropped)
-    assert asked[0] == asked[1]
-
-
 # ---- define by run
 
 
@@ -407,30 +344,7 @@ def test_flags_and_other_parameters_are_found_in_the_objective() -> None:
     assert {trial.params["keep_norms"] for trial in study.trials} == {"all", "none"}
 
 
-def test_given_flags_are_dropped_from_the_first_trial_on() -> None:
-    def objective(trial: optuna.Trial) -> float:
-        trial.suggest_int("width", 1, 9)
-        return cost([name for name in SIX if not trial.suggest_categorical(name, [0, 1])])
-
-    study = in_memory(SubsetSampler(SIX, max_dropped=2, seed=0))
-    study.optimize(objective, n_trials=21)
-    assert sorted(dropped_of(trial, SIX) for trial in study.trials) == sorted(all_sets(SIX, 1, 2))
-    assert len({trial.params["width"] for trial in study.trials}) > 1
-
-
 # ---- sizes and priors
-
-
-def test_sizes_say_which_sets_are_worth_it() -> None:
-    def asked_after_start(sizes: Sequence[float] | None) -> list[Dropped]:
-        sampler = SubsetSampler(SIX, max_dropped=3, sizes=sizes, seed=0)
-        return search(sampler, 16, loss=lambda dropped: 1.0 + 0.1 * len(dropped))[6:]
-
-    def share(asked: list[Dropped]) -> float:
-        return sum(SIX[4] in dropped for dropped in asked) / len(asked)
-
-    assert asked_after_start([7.5] * 6) == asked_after_start(None)
-    assert share(asked_after_start([1, 1, 1, 1, 9, 1])) > 0.9 > share(asked_after_start(None))
 
 
 def random_loss(dropped: Collection[str]) -> float:
@@ -469,19 +383,6 @@ def test_a_prior_is_followed_where_the_losses_say_so() -> None:
     assert asked[:4] == decoys
     ranks = [sorted(map(random_loss, every)).index(random_loss(dropped)) for dropped in asked[4:]]
     assert np.mean(ranks) < 0.3 * len(every)
-
-
-def test_a_prior_leads_in_large_spaces_too() -> None:
-    names = [f"keep_{part:02d}" for part in range(20)]
-    worth = dict(zip(names, np.random.default_rng(0).random(20), strict=True))
-
-    def loss(dropped: Collection[str]) -> float:
-        return 1.0 + sum(worth[name] for name in dropped)
-
-    asked = search(SubsetSampler(names, max_dropped=8, prior=loss, seed=0), 40, names=names, loss=loss)
-    for count in range(1, 9):
-        best = 1.0 + sum(sorted(worth.values())[:count])
-        assert min(loss(dropped) for dropped in asked if len(dropped) >= count) == pytest.approx(best)
 
 
 def test_a_prior_that_is_no_number_is_refused() -> None:

@@ -241,15 +241,6 @@ def test_a_walk_goes_in_the_order_given_and_passes_over_what_is_known(tmp_path: 
     require_agreement(tmp_path)
 
 
-def test_scores_come_back_as_they_were_measured(tmp_path: Path) -> None:
-    run(tmp_path, trials=10, order=ORDER, score=mix(without_3=lose))
-    with ScoreStore(tmp_path / "scores.sqlite", read_only=True) as store:
-        assert store.read_rows() == [row for candidate in ORDER for row in evaluate(candidate).rows]
-        for candidate, record in zip(ORDER, store.read_trials(), strict=True):
-            if record.state == "COMPLETE":
-                assert record.evaluation == evaluate(candidate).evaluation
-
-
 # ---- broken and killed runs
 
 
@@ -286,21 +277,6 @@ def test_a_disk_that_takes_nothing_condemns_no_candidate(tmp_path: Path, monkeyp
             with pytest.raises(BrokenError):
                 run(tmp_path / "here", trials=4, batch=2)
     assert run(tmp_path / "here", trials=4, batch=2) == order
-
-
-def test_what_is_interrupted_again_and_again_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order = run(tmp_path / "unbroken", trials=2, batch=2)
-    for _ in range(4):
-        with pytest.raises(BrokenError):
-            run(tmp_path, trials=2, score=break_at(0, throw(BrokenError)))
-    ask = Trials.ask
-    for _ in range(4):  # stopped while a batch is put together
-        with monkeypatch.context() as patch:
-            patch.setattr(Trials, "ask", lambda trials: (ask(trials), throw(BrokenError)()))
-            with pytest.raises(BrokenError):
-                run(tmp_path, trials=2, batch=2)
-    assert run(tmp_path, trials=2, batch=2) == order
-    assert [key for _, key, _ in kept(tmp_path)] == order
 
 
 def test_a_candidate_that_dies_three_times_is_given_up(tmp_path: Path) -> None:
@@ -446,11 +422,6 @@ def test_what_is_skipped_says_why_and_is_asked_again_only_where_it_is_to_be(
     assert sorted(again) == [key for key in KEYS if "-1" in key]
     assert count_states(tmp_path) == {"COMPLETE": 10, "PRUNED": 4}
     assert run(tmp_path, trials=10, retry_skipped=True, **more) == []
-
-
-def test_a_search_that_only_skips_ends(tmp_path: Path) -> None:
-    assert len(run(tmp_path, trials=2, space=LARGER, score=skip)) == 2 * loop.SKIPPED_PER_TRIAL
-    assert run(tmp_path, trials=2, space=LARGER) == []
 
 
 # ---- what people see and do

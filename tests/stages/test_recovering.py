@@ -9,7 +9,6 @@ import pytest
 import torch
 from msgspec import structs
 
-from seed.records import Candidate
 from seed.scoring.distillation import choose_windows
 from seed.scoring.objectives import Objective
 from seed.stages import recoveries, recovering
@@ -105,13 +104,6 @@ def test_a_recovery_is_a_change_of_settings(tmp_path: Path, recovery: str, wante
         bench, drop(1), steps=9, learning_rate=1e-3, looks=4, recovery=recoveries.RECOVERIES[recovery]
     )
     assert found == structs.replace(plain, **wanted)
-
-
-def test_the_last_layers_are_trained_alone() -> None:
-    candidate = Candidate(num_layers=12, kept_layers=(0, 2, 3, 4, 5, 6, 8))
-    bench = open_bench(Path("/nowhere"), recovery="last-layers")
-    settings = distill_settings(bench, candidate, steps=9, learning_rate=1e-3, looks=4)
-    assert settings.frozen_layers == len(candidate.kept_layers) - recoveries.LAST_LAYERS
 
 
 def test_states_are_stored_only_for_what_learns_from_them_alone(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import torch
 
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
@@ -15,8 +14,7 @@ from seed.records import Candidate, Latency, Quality, SweepRow, TrialRecord
 from seed.scores import ScoreStore
 from seed.scoring.instruments import start_student
 from seed.scoring.sweep import Sweep
-from seed.scoring.targets import recall_live
-from seed.stages import recovering, searching
+from seed.stages import searching
 from seed.stages.latencies import read_latencies
 from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery
 from seed.stages.settings import SearchSettings
@@ -182,19 +180,6 @@ def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(
         assert one.evaluation.qualities[rung] == other.evaluation.qualities[rung]
 
 
-def test_a_narrowed_space_is_scored_whole_though_trials_outside_it_are_many(tmp_path: Path) -> None:
-    # --max-latency-ratio or --max-memory leaves the deeper sets only
-    search = TinyStudy(tmp_path)
-    first = search.run(trials=8, covers_space=False)
-    deeper = msgspec.structs.replace(SPACE, min_dropped=2)
-    inside = [key for key in keys_of(first) if key.count("-") == 2]
-    assert len(inside) < deeper.size < len(first)
-    trials = search.run(trials=8, covers_space=False, space=deeper)
-    assert sorted(key for key in keys_of(trials) if key.count("-") == 2) == sorted(
-        candidate.key for candidate in enumerate_candidates(deeper)
-    )
-
-
 def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,11 +221,6 @@ def test_a_climb_goes_on_with_the_next_best(tmp_path: Path, distilled: list[str]
     assert keys_of(search.run(trials=4)) == whole == distilled
 
 
-def test_a_family_without_closed_form_is_searched(tmp_path: Path) -> None:
-    trials = TinyStudy(tmp_path, family="gemma2", rung="short_distillation").run(trials=2, covers_space=False)
-    assert [set(trial.evaluation.qualities) for trial in trials] == [{"none", "short_distillation"}] * 2
-
-
 @pytest.mark.parametrize("screen", [True, False])
 def test_hopeless_candidates_are_skipped_unless_told_otherwise(
     screen: bool,
@@ -271,21 +251,6 @@ def test_hopeless_candidates_are_skipped_unless_told_otherwise(
         assert "skipped" not in out
 
 
-@pytest.mark.parametrize("trials", [10, 9])  # in order, or asked of a sampler
-def test_what_was_skipped_is_tried_when_screening_is_turned_off(
-    trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hopeless = {drop(0, 1).key, drop(3).key}
-    monkeypatch.setattr(
-        searching.Screen, "judge", lambda self, candidate, *_, **__: "no" if candidate.key in hopeless else None
-    )
-    search = TinyStudy(tmp_path, rung="short_distillation", short_steps=1)
-    found = search.run(trials=trials)
-    assert set(keys_of(found, state="PRUNED")) <= hopeless
-    found = search.run(trials=10, screen=False)
-    assert len(set(keys_of(found, state="COMPLETE"))) == 10
-
-
 def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,20 +270,6 @@ def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
 
 
 # ---- the dense model's states
-
-
-def test_states_are_stored_for_the_windows_of_so_many_steps(tmp_path: Path) -> None:
-    study = TinyStudy(tmp_path)
-    with study.open() as opened:
-        assert opened.sweep.instruments.recall is None
-        told: list[float] = []
-        opened.executor.store_states(steps=2, rng_seeds=[0], on_work=lambda amount, note: told.append(amount))
-        recall = opened.sweep.instruments.recall
-    windows = recovering.list_windows(study.bench, steps=2, rng_seeds=[0])
-    assert sum(told) == len(windows) == 8  # two steps of four windows, none twice
-    live = recall_live(study.bench.anatomy, study.bench.streams["recovery"])
-    for window in windows:
-        assert torch.allclose(recall(torch.tensor([window])), live(torch.tensor([window])), atol=1e-5)
 
 
 def test_the_climb_uses_stored_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
