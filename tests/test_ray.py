@@ -232,29 +232,6 @@ def test_states_of_earlier_distillations_are_forgotten_where_later_ones_are_not_
     assert actor.evaluator.instruments.recall is None
 
 
-def test_an_evaluator_that_works_alone_uses_all_cores(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Told(Actor):
-        def _open(self, *session: Any) -> Any:
-            return SimpleNamespace(count=torch.get_num_threads)
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as the process that is not shared
-    made: list[Any] = []
-    placed = SimpleNamespace(options=lambda **more: SimpleNamespace(remote=lambda *words: made.append(words)))
-    monkeypatch.setattr(ray_executor, "make_actor", lambda **more: placed)
-    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 4.0}} for name in ("a" * 56, "b" * 56)]
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a" * 56))
-    ray_executor.make_cpu_actors(settings_of("cores", workers=4))
-    monkeypatch.undo()
-    assert made == [(1, "cpu", 2), (1, "cpu", 2), (1, "cpu", 4), (1, "cpu", 4)]
-    actor = Told(1, "cpu", 2)
-    try:
-        assert actor.run([], "count", (), {}, alone=True) == 2
-        assert actor.run([], "count", (), {}) == 1
-    finally:
-        torch.set_num_threads(1)
-
-
 def test_a_stretch_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting(Actor):
         def _open(self, *session: Any) -> Any:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from seed import plans, records
-from seed.findings import Agreement, StudyRecord
+from seed.findings import StudyRecord
 from seed.plans import SearchPlan
 from seed.records import Candidate, Record, SearchSpace
 
@@ -120,10 +120,3 @@ def test_a_fingerprint_survives_the_file_and_the_order_of_keys() -> None:
     again = msgspec.json.decode(msgspec.json.encode(plan), type=SearchPlan)
     turned = make_plan(identity={"a": {"x": None, "y": 3e-4}, "b": [1, 2]})
     assert again.fingerprint == turned.fingerprint == plan.fingerprint
-
-
-def test_kendall_tau_by_hand() -> None:
-    pairs = {(0, 0): None, (3, 1): 0.5, (0, 2): -1.0}
-    for (concordant, discordant), tau in pairs.items():
-        found = Agreement(rung="none", concordant=concordant, discordant=discordant, verdict="")
-        assert found.kendall_tau == tau

@@ -10,17 +10,13 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
-import msgspec
 import pytest
 import torch
-import tqdm
 import transformers
 
 from seed.errors import SeedError
 from seed.models.checkpoint import load_checkpoint, load_tokenizer
-from seed.records import TaskScore
-from seed.reporting.result_line import JudgedLine, TaskLine, describe_task
+from seed.reporting.result_line import JudgedLine
 from seed.scoring import tasks
 from seed.scoring.tasks import Scored
 from tests.conftest import MakeCheckpoint, make_tokenizer
@@ -195,16 +191,6 @@ def test_what_cannot_be_opened_is_said(toys: Path, tmp_path: Path) -> None:
         tasks.open_tasks(["mine"], include_path=tmp_path)
 
 
-def test_no_bars_but_ours_are_drawn(make_checkpoint: MakeCheckpoint, toys: Path, tmp_path: Path, capfd) -> None:
-    for name in ("choice.yaml", "text.yaml"):  # data of its own, not in a cache yet
-        (tmp_path / name).write_text((toys / name).read_text().replace(str(toys / "cache"), str(tmp_path / "cache")))
-    found = score(make_checkpoint(), "toy_choice", "toy_text", toys=tmp_path, limit=5)
-    assert {one.score.documents for one in found} == {5}
-    assert capfd.readouterr() == ("", "")
-    assert not tqdm.tqdm([]).disable
-    assert not datasets.are_progress_bars_disabled()
-
-
 def test_a_group_is_scored_as_a_whole_and_by_its_tasks(
     make_checkpoint: MakeCheckpoint, toys: Path, tmp_path: Path
 ) -> None:
@@ -290,18 +276,3 @@ def test_an_option_of_tasks_without_tasks_is_refused(tmp_path: Path) -> None:
     for word in ("--tasks=,", "--task-limit=3", "--task-batch=2", "--include-path=.", "--confirm-unsafe-code"):
         error = error_of(run_seed("seed.evaluate", "nowhere", word, cwd=tmp_path, code=2))
         assert f"{word.partition('=')[0]}: no task is named" in error
-
-
-def test_a_line_with_numbers_that_are_none_comes_back() -> None:
-    score = TaskScore(
-        task="toy",
-        metric="acc",
-        num_fewshot=None,
-        documents=1,
-        higher_is_better=None,
-        value=math.nan,
-        standard_error=math.inf,
-    )
-    line = describe_task(score)
-    assert (line.value, line.standard_error, line.dense_value) == (None, None, None)
-    assert msgspec.json.decode(msgspec.json.encode(line), type=TaskLine) == line

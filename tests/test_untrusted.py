@@ -21,8 +21,9 @@ from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, Record, SearchSpace, WidthCut
 from seed.stages import planning
 from seed.stages.publishing import open_shown
+from seed.stages.settings import SearchSettings
 from tests.running import error_of, run_seed
-from tests.stages.test_planning import PROTOCOL, make_plan
+from tests.stages.opened import PROTOCOL
 
 
 class Loose(Record, frozen=True, kw_only=True):
@@ -170,6 +171,12 @@ def test_a_config_of_more_layers_than_any_model_has_is_excessive_and_one_of_wide
 
 
 # ---- code, commands and storages are typed again
+
+
+def make_plan(protocol: Protocol = PROTOCOL, *, covers_space: bool = True) -> SearchPlan:
+    return planning.make_plan(
+        SearchSettings(), protocol, name="tiny", trials=10, distill_tokens=1024, covers_space=covers_space
+    )
 
 
 def change(**fields: Any) -> Protocol:
