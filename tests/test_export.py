@@ -281,12 +281,12 @@ def test_what_cannot_be_done_is_said_with_the_cure(place: Place) -> None:
     assert not (place.path / "out").exists()
     assert not (place.model / "cut").exists()
     config = place.model / "config.json"
-    before = config.read_text()
-    config.write_text(before + "\n")
+    before = shutil.copy2(config, place.path / "config.json")
+    config.write_text(config.read_text() + "\n")
     try:
         assert "changed since" in place.fail("studies/tiny", f"--trial={number}", "--no-recovery")
     finally:
-        config.write_text(before)
+        shutil.copy2(before, config)
 
 
 def test_what_lies_there_is_never_written_over(cut: Path, tmp_path: Path) -> None:
