@@ -22,16 +22,16 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m benchmarks
 
 bench-full: $(VENV)/.installed
-	$(BIN)/python -m tests.bench --full
+	$(BIN)/python -m benchmarks --full
 
 families: $(VENV)/.installed
 	$(BIN)/python -m tests.models.families_table
 
 soak: $(VENV)/.installed
-	$(BIN)/python -m tests.soak --minutes 10
+	$(BIN)/python -m benchmarks.soak --minutes 10
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

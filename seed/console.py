@@ -1,7 +1,6 @@
 """What the terminal shows: sentences, tables, and progress with remaining time; and the one line of ``--json``.
 
-Bars that live on a terminal; elsewhere (logs, pipes, CI) a plain line now and then, without escape codes. No numbers
-are made here; how a bar is drawn, ``progress`` knows.
+Bars live on a terminal; elsewhere (logs, pipes, CI) there is a plain line now and then, without escape codes.
 """
 
 import contextlib
@@ -23,7 +22,8 @@ from seed import interrupts
 from seed.errors import SeedError
 from seed.folder import explain_resource_errors
 from seed.plain import is_utf8, spell_controls
-from seed.progress import Glimpse, Pace, draw_glimpse
+from seed.progress import LONG_UNITS, Stage
+from seed.progress import format_seconds as format_seconds
 
 PLAIN_SECONDS = 10.0
 PLAIN_WIDTH = 160  # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log
@@ -99,34 +99,20 @@ class Terminal:
 
         With ``is_share`` the amount is shown in per cent: work that is no number of things.
         """
-        title, pace = self._step + name, Pace(total=total, began=time.monotonic())
-        told: tuple[str, Sequence[str]] = ("", ())
-        printed = pace.began
-
-        def glimpse() -> Glimpse:
-            now = time.monotonic()
-            return Glimpse(
-                title=title,
-                amount=format_amount(pace.done, total, is_share=is_share),
-                done=pace.done,
-                total=total,
-                elapsed=now - pace.began,
-                left=pace.estimate_left(now=now),
-                note=told[0],
-                cells=told[1],
-            )
+        stage = Stage(title=self._step + name, total=total, is_share=is_share)
+        printed = stage.began
 
         def advance(amount: float, note: str, cells: Sequence[str] = ()) -> None:
-            nonlocal told, printed
+            nonlocal printed
             now = time.monotonic()
-            pace.advance(amount, now=now)
-            told = (spell_controls(note), [spell_controls(cell) for cell in cells])
-            if not self._is_live and now - printed >= PLAIN_SECONDS and 0 < pace.done < total:
-                self.say(say_glimpse(glimpse()))
+            stage.advance(amount, now=now)
+            stage.note, stage.cells = spell_controls(note), [spell_controls(cell) for cell in cells]
+            if not self._is_live and now - printed >= PLAIN_SECONDS and 0 < stage.done < total:
+                self.say(stage.describe(now=now))
                 printed = now
 
         def draw() -> RenderableType:
-            return draw_glimpse(glimpse(), width=self.width)
+            return stage.draw(width=self.width, now=time.monotonic())
 
         with (
             Live(get_renderable=draw, console=self.console, transient=True, refresh_per_second=REDRAWS_PER_SECOND)
@@ -134,43 +120,13 @@ class Terminal:
             else contextlib.nullcontext()
         ):
             yield advance
-        end = f"{title}: done in {format_seconds(time.monotonic() - pace.began)}"
-        found = f"{end}; {join_note(*told)}"
-        self.say(found if told[1] and len(found) <= MOST_LINES_OF_AN_END * self.width else end)
+        end = f"{stage.title}: done in {format_seconds(time.monotonic() - stage.began)}"
+        found = f"{end}; {stage.news}"
+        self.say(found if stage.cells and len(found) <= MOST_LINES_OF_AN_END * self.width else end)
 
 
-def say_glimpse(glimpse: Glimpse) -> str:
-    """Return what a stage looks like as one line of plain text."""
-    left = "" if glimpse.left is None else f", {format_seconds(glimpse.left)} left"
-    return f"{glimpse.title}: {glimpse.amount}{left}. {join_note(glimpse.note, glimpse.cells)}".rstrip()
-
-
-def join_note(note: str, cells: Sequence[str]) -> str:
-    """Return a note and the facts that it introduces."""
-    return f"{note}: {', '.join(cells)}" if cells else note
-
-
-def format_amount(done: float, total: float, *, is_share: bool) -> str:
-    """``34 of 1,793``; ``19 %`` of work that is no number of things."""
-    return f"{done / max(total, 1e-9):.0%}" if is_share else f"{done:,.0f} of {total:,.0f}"
-
-
-LONG_UNITS = (("year", 365 * 86400), ("month", 30 * 86400), ("week", 7 * 86400), ("day", 86400))
 SPAN_UNITS = (*((f"{name}s", seconds) for name, seconds in LONG_UNITS), ("h", 3600), ("min", 60), ("s", 1))
 UNSURE = 0.7, 1.7  # of what an estimate says, the truth is mostly between
-
-
-def format_seconds(seconds: float) -> str:
-    """``8 s``, ``3 min 20 s``, ``2 h 05 min``; from two days on ``3 days``, ``2 weeks``, ``5 months``, ``3 years``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    for name, unit in LONG_UNITS:
-        if whole >= 2 * unit:
-            return f"{round(whole / unit)} {name}s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def format_span(seconds: float) -> str:

@@ -295,23 +295,18 @@ def main() -> None:
     if not is_launched():
         distill(path, words, is_json=is_json)
         return
+    from seed.scoring.fsdp import join_processes
+
     try:
-        distill_together(path, words, is_json=is_json)
+        with join_processes() as several:
+            if several.leads:
+                distill(path, {**words, "several": several}, is_json=is_json)
+            else:
+                distill_trials(path, terminal=Terminal(quiet=True), **words, several=several)
     except KeyboardInterrupt:
         if is_first:
             raise
         raise SystemExit(130) from None  # the first says it
-
-
-def distill_together(path: Path, words: dict[str, Any], *, is_json: bool) -> None:
-    """Distill with the other processes of this run; the first does what one alone would, the others only train."""
-    from seed.scoring.fsdp import join_processes
-
-    with join_processes() as several:
-        if several.leads:
-            distill(path, {**words, "several": several}, is_json=is_json)
-        else:
-            distill_trials(path, terminal=Terminal(quiet=True), **words, several=several)
 
 
 def is_launched() -> bool:

@@ -12,7 +12,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
@@ -26,10 +26,31 @@ from seed.stages import options, planning
 from seed.stages.defaults import choose_text, choose_window
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from seed.models.teacher import Teacher
     from seed.scoring.corpus import TokenStream
+    from seed.scoring.latency import Workload
     from seed.scoring.tasks import TaskSet
 
 EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model that is to be judged, with its text, and beside its dense model where it has one."""
+
+    name: str
+    model: "nn.Module"
+    tokenizer: Any
+    dense: "Teacher | None"
+    stream: "TokenStream"
+    window_tokens: int
+    workload: "Workload"
+    device: "torch.device"
+    dtype: "torch.dtype"  # that is computed in
+    stored_dtype: "torch.dtype"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,115 +61,68 @@ class Judgement:
     latency: Latency
     size: Size
     protocol: str
-    tasks: tuple[TaskScore, ...] = ()
+    tasks: tuple[TaskScore, ...]
 
 
-def evaluate_in_study(
-    path: Path,
-    study: StudyFolder,
-    *,
-    window_tokens: int | None = None,
-    test_tokens: int | None = None,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-    tasks: "TaskSet | None" = None,
-    terminal: Terminal | None = None,
-) -> Judgement:
-    """Judge an exported model of a study on the study's test text, and by tasks, beside the dense model.
-
-    ``window_tokens``, ``test_tokens``: other windows of that text, or another amount of it, than the study has.
+def open_in_study(path: Path, study: StudyFolder, args: argparse.Namespace) -> Subject:
+    """Open an exported model of a study with the study's test text, beside the dense model.
 
     Raises:
         SeedError: the checkpoint cannot be loaded, model or text changed since the search, or the model's code wants the user's word.
     """
-    study, _, protocol = planning.open_planned(study.root, trust_remote_code=trust_remote_code)
+    study, _, protocol = planning.open_planned(study.root, trust_remote_code=args.trust_remote_code)
     planning.quiet_libraries()
-    from seed.models.checkpoint import load_checkpoint, load_tokenizer, measure_size
-    from seed.scoring.latency import measure_pair, prepare_run
-    from seed.scoring.quality import choose_micro_batch, compare_models, judge, logits_of
-    from seed.scoring.tasks import compare_scores, score_tasks
-    from seed.stages import protocols, workbench
+    from seed.models.checkpoint import load_checkpoint, load_tokenizer
+    from seed.stages import workbench
 
-    bench = workbench.reopen(study, protocol, device_name=device)
-    vocabulary, window = bench.anatomy.config.vocab_size, window_tokens or protocol.window_tokens
-    stream = workbench.take_test_text(bench, window_tokens=window, test_tokens=test_tokens)
-    model = load_checkpoint(path, device=bench.device, dtype=bench.dtype)
-    dense, [(losses, closeness)] = compare_models(
-        logits_of(bench.teacher.model),
-        [logits_of(model)],
-        stream,
-        micro_batch=choose_micro_batch(window, vocabulary, device=bench.device),
+    bench = workbench.reopen(study, protocol, device_name=args.device)
+    window = args.window_tokens or protocol.window_tokens
+    return Subject(
+        name=path.name,
+        model=load_checkpoint(path, device=bench.device, dtype=bench.dtype),
+        tokenizer=load_tokenizer(path),
+        dense=bench.teacher,
+        stream=workbench.take_test_text(bench, window_tokens=window, test_tokens=args.test_tokens),
+        window_tokens=window,
+        workload=bench.workload,
         device=bench.device,
-    )
-    latency = measure_pair(
-        prepare_run(bench.teacher.model, bench.workload, vocabulary=vocabulary),
-        prepare_run(model, bench.workload, vocabulary=vocabulary),
-        bench.workload,
-        structure=path.name,
-        device=protocols.name_device(bench.device),
-    )
-    scores: list[TaskScore] = []
-    if tasks is not None:
-        watch = functools.partial(_watch, terminal or Terminal(quiet=True))
-        ours = score_tasks(model, load_tokenizer(path), tasks, watch=functools.partial(watch, path.name))
-        theirs = score_tasks(
-            bench.teacher.model, bench.teacher.tokenizer, tasks, watch=functools.partial(watch, "dense")
-        )
-        scores = compare_scores(ours, theirs)
-    return Judgement(
-        test=judge(losses, dense, closeness=closeness),
-        latency=latency,
-        size=measure_size(model, dtype=bench.teacher.stored_dtype),
-        protocol=_describe(window, protocol.dtype, stream),
-        tasks=tuple(scores),
+        dtype=bench.dtype,
+        stored_dtype=bench.teacher.stored_dtype,
     )
 
 
-def evaluate_alone(
-    name: str,
-    *,
-    text: str | None,
-    window_tokens: int | None,
-    test_tokens: int | None,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-    tasks: "TaskSet | None" = None,
-    terminal: Terminal | None = None,
-) -> Judgement:
-    """Judge any model on a text of its own, the whole of a file or the test split of a corpus, and by tasks.
+def open_alone(args: argparse.Namespace, terminal: Terminal) -> Subject:
+    """Open any model with a text of its own, the whole of a file or the test split of a corpus.
 
     Raises:
         SeedError: model or text cannot be opened.
     """
+    name = args.model
     preset = load_preset(presets_directory() / f"{name}.toml") if name in list_presets() else None
     planning.quiet_libraries()
     from seed.models.anatomy import text_config
-    from seed.models.checkpoint import measure_size
     from seed.models.checks import refuse_ids
     from seed.models.teacher import ModelSource, check_source, choose_device, open_teacher
     from seed.scoring.corpus import open_test_stream
-    from seed.scoring.latency import Workload, measure_pair, prepare_run
-    from seed.scoring.quality import choose_micro_batch, judge, logits_of, measure_losses
-    from seed.scoring.tasks import compare_scores, score_tasks
+    from seed.scoring.latency import Workload
     from seed.stages import protocols
 
-    text = choose_text(name, preset=preset) if text is None else text
+    text = args.test_text or choose_text(name, preset=preset)
     location = protocols.locate_model(name, preset=preset)
     source = ModelSource(
         location=str(protocols.resolve_location(location)) if location == "demo" else location,
         revision=preset.model.revision if preset else None,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=args.trust_remote_code,
     )
     check_source(source, presets=list_presets())
-    chosen = choose_device(device)
-    teacher = open_teacher(source, device=chosen, dtype_name=None, will_cut=False)
+    device = choose_device(args.device)
+    teacher = open_teacher(source, device=device, dtype_name=None, will_cut=False)
     config = text_config(teacher.model)
     longest = getattr(config, "max_position_embeddings", None) or 1024
-    window, why = choose_window(name, window_tokens, preset=preset, longest=longest)
-    if terminal is not None:
-        for note in teacher.notes:
-            terminal.say(f"model:      {note}")
-        terminal.say(f"windows:    {window} tokens, {why}")
+    window, why = choose_window(name, args.window_tokens, preset=preset, longest=longest)
+    for note in teacher.notes:
+        terminal.say(f"model:      {note}")
+    terminal.say(f"windows:    {window} tokens, {why}")
     if not 2 <= window <= longest:
         raise ModelError(
             f"windows of {window} tokens ({why}): {name} reads 2 to {longest} tokens at once. Give --window-tokens between."
@@ -158,23 +132,63 @@ def evaluate_alone(
         teacher.tokenizer,
         window_tokens=window,
         bos_each_window=config.model_type.startswith(protocols.NEED_BOS),
-        max_tokens=test_tokens,
+        max_tokens=args.test_tokens,
     )
     refuse_ids(stream.tokens_NT, teacher.model, source=stream.source)
-    micro_batch = choose_micro_batch(window, config.vocab_size, device=chosen)
-    losses = measure_losses(logits_of(teacher.model), stream, micro_batch=micro_batch, device=chosen)
-    workload = Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=5)
-    run = prepare_run(teacher.model, workload, vocabulary=config.vocab_size)
-    latency = measure_pair(run, run, workload, structure=name, device=protocols.name_device(chosen))
+    return Subject(
+        name=Path(name).name,
+        model=teacher.model,
+        tokenizer=teacher.tokenizer,
+        dense=None,
+        stream=stream,
+        window_tokens=window,
+        workload=Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=5),
+        device=device,
+        dtype=teacher.dtype,
+        stored_dtype=teacher.stored_dtype,
+    )
+
+
+def judge_subject(subject: Subject, *, tasks: "TaskSet | None", terminal: Terminal) -> Judgement:
+    """Judge an opened model on its text, by its latency, and by tasks, beside its dense model where it has one."""
+    from seed.models.anatomy import text_config
+    from seed.models.checkpoint import measure_size
+    from seed.scoring.latency import measure_pair, prepare_run
+    from seed.scoring.quality import choose_micro_batch, compare_models, judge, logits_of, measure_losses
+    from seed.scoring.tasks import compare_scores, score_tasks
+    from seed.stages import protocols
+
+    model, dense, stream, device = subject.model, subject.dense, subject.stream, subject.device
+    vocabulary = text_config(model).vocab_size
+    micro_batch = choose_micro_batch(subject.window_tokens, vocabulary, device=device)
+    run = prepare_run(model, subject.workload, vocabulary=vocabulary)
+    if dense is None:
+        losses = measure_losses(logits_of(model), stream, micro_batch=micro_batch, device=device)
+        test, dense_run = judge(losses, losses), run
+    else:
+        theirs, [(losses, closeness)] = compare_models(
+            logits_of(dense.model), [logits_of(model)], stream, micro_batch=micro_batch, device=device
+        )
+        test = judge(losses, theirs, closeness=closeness)
+        dense_run = prepare_run(dense.model, subject.workload, vocabulary=vocabulary)
+    latency = measure_pair(
+        dense_run, run, subject.workload, structure=subject.name, device=protocols.name_device(device)
+    )
     scores: list[TaskScore] = []
     if tasks is not None:
-        watch = functools.partial(_watch, terminal or Terminal(quiet=True), Path(name).name)
-        scores = compare_scores(score_tasks(teacher.model, teacher.tokenizer, tasks, watch=watch), None)
+        watch = functools.partial(_watch, terminal)
+        ours = score_tasks(model, subject.tokenizer, tasks, watch=functools.partial(watch, subject.name))
+        of_dense = None
+        if dense is not None:
+            of_dense = score_tasks(dense.model, dense.tokenizer, tasks, watch=functools.partial(watch, "dense"))
+        scores = compare_scores(ours, of_dense)
+    windows = f"non-overlapping windows of {subject.window_tokens} tokens, the first of each unscored"
+    dtype = f"computed in {str(subject.dtype).removeprefix('torch.')}"
     return Judgement(
-        test=judge(losses, losses),
+        test=test,
         latency=latency,
-        size=measure_size(teacher.model, dtype=teacher.stored_dtype),
-        protocol=_describe(window, str(teacher.dtype).removeprefix("torch."), stream),
+        size=measure_size(model, dtype=subject.stored_dtype),
+        protocol="; ".join((stream.source, *stream.notes, windows, dtype)),
         tasks=tuple(scores),
     )
 
@@ -184,11 +198,6 @@ def _watch(terminal: Terminal, model: str, what: str, total: int) -> Iterator[Ca
     """Show how far a model is with the requests of the tasks."""
     with terminal.stage(f"tasks, {what} of {model}", total=total) as advance:
         yield lambda amount: advance(amount, "")
-
-
-def _describe(window_tokens: int, dtype: str, text: "TokenStream") -> str:
-    windows = f"non-overlapping windows of {window_tokens} tokens, the first of each unscored"
-    return "; ".join((text.source, *text.notes, windows, f"computed in {dtype}"))
 
 
 def find_study(path: Path) -> StudyFolder | None:
@@ -332,28 +341,8 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
     tasks = read_tasks(args)
     check_model(Path(args.model).expanduser())
     study = find_study(Path(args.model)) if args.test_text is None else None
-    if study is not None:
-        found = evaluate_in_study(
-            Path(args.model),
-            study,
-            window_tokens=args.window_tokens,
-            test_tokens=args.test_tokens,
-            device=args.device,
-            trust_remote_code=args.trust_remote_code,
-            tasks=tasks,
-            terminal=terminal,
-        )
-    else:
-        found = evaluate_alone(
-            args.model,
-            text=args.test_text,
-            window_tokens=args.window_tokens,
-            test_tokens=args.test_tokens,
-            device=args.device,
-            trust_remote_code=args.trust_remote_code,
-            tasks=tasks,
-            terminal=terminal,
-        )
+    subject = open_alone(args, terminal) if study is None else open_in_study(Path(args.model), study, args)
+    found = judge_subject(subject, tasks=tasks, terminal=terminal)
     is_beside = study is not None
     show_judgement(terminal, found, beside_dense=is_beside)
     if found.tasks:

@@ -23,19 +23,31 @@ if TYPE_CHECKING:
     from seed.stages.exporting import Order
 
 
-def export_trial(
-    path: Path,
-    *,
-    trial: int,
-    terminal: Terminal,
-    recovery: bool = True,
-    out: Path | None = None,
-) -> "ExportLine":
-    """Write the candidate of a trial without recovery, or find its distilled model and copy it to ``out``.
+def export(args: argparse.Namespace, terminal: Terminal) -> "ExportLine":
+    """Export as told on the command line, and return what ``--json`` prints.
 
     Raises:
-        SeedError: no such study, trial or distilled model, or weights changed since.
+        SeedError: no such study, trial, model or distilled model, none that Seed can cut, or weights changed since.
     """
+    if args.keep is not None:
+        planning.quiet_libraries()
+        from seed.stages import exporting
+
+        terminal.say(f"cutting {args.source}")
+        order = exporting.order_layers(args.source, args.keep, revision=args.revision)
+        line = write_order(order, args.out, terminal=terminal)
+        say_line(terminal, line)
+        return line
+    line = export_trial(Path(args.source), args, terminal)
+    say_line(terminal, line)
+    if not args.recovery:
+        words = options.spell_command("seed.distill", {"trial": args.trial}, args.source)
+        terminal.say(f"to recover it: {words}", wrap=False)
+    return line
+
+
+def export_trial(path: Path, args: argparse.Namespace, terminal: Terminal) -> "ExportLine":
+    """Write the candidate of a trial without recovery, or find its distilled model, and copy it where it is to go."""
     study, plan, protocol = planning.read_planned(path)
     planning.quiet_libraries()
     from seed.stages import exporting
@@ -43,45 +55,17 @@ def export_trial(
 
     with folder.lock(study):
         record = gather_record(study)
-        chosen = find_trial(record, trial, place=study.root)
-        if recovery:
+        chosen = find_trial(record, args.trial, place=study.root)
+        if args.recovery:
             line = exporting.find_recovered(study, protocol, chosen, record.distilled)
-            if out is not None:
-                line = exporting.copy_recovered(line, out)
-        else:
-            terminal.say(f"cutting {protocol.model}")
-            order = exporting.order_trial(study, plan, protocol, chosen, record.distilled)
-            line = copy_order(order, out or study.unrecovered / chosen.evaluation.candidate.key, terminal=terminal)
-    say_line(terminal, line)
-    if not recovery:
-        words = options.spell_command("seed.distill", {"trial": trial}, str(path))
-        terminal.say(f"to recover it: {words}", wrap=False)
-    return line
+            return line if args.out is None else exporting.copy_recovered(line, args.out)
+        terminal.say(f"cutting {protocol.model}")
+        order = exporting.order_trial(study, plan, protocol, chosen, record.distilled)
+        return write_order(order, args.out or study.unrecovered / chosen.evaluation.candidate.key, terminal=terminal)
 
 
-def export_layers(
-    model: str, *, keep: tuple[int, ...], out: Path, terminal: Terminal, revision: str | None = None
-) -> "ExportLine":
-    """Write any model with these layers only, by their index in that model.
-
-    Raises:
-        SeedError: no such model, or none that Seed can cut.
-    """
-    planning.quiet_libraries()
-    from seed.stages import exporting
-
-    terminal.say(f"cutting {model}")
-    line = copy_order(exporting.order_layers(model, keep, revision=revision), out, terminal=terminal)
-    say_line(terminal, line)
-    return line
-
-
-def copy_order(order: "Order", out: Path, *, terminal: Terminal) -> "ExportLine":
-    """Write what was ordered, unless it is there.
-
-    Raises:
-        SeedError: it cannot be done.
-    """
+def write_order(order: "Order", out: Path, *, terminal: Terminal) -> "ExportLine":
+    """Write what was ordered, unless it is there."""
     from seed.stages import exporting
 
     copy = exporting.plan_order(order, out)
@@ -172,19 +156,6 @@ def check_words(args: argparse.Namespace) -> None:
         raise StudyError(
             f"{args.source}: is a study, and --keep names layers of a model. Add --trial N instead, with --no-recovery."
         )
-
-
-def export(args: argparse.Namespace, terminal: Terminal) -> "ExportLine":
-    """Export as told on the command line, and return what ``--json`` prints."""
-    if args.keep is not None:
-        return export_layers(args.source, keep=args.keep, out=args.out, revision=args.revision, terminal=terminal)
-    return export_trial(
-        Path(args.source),
-        trial=args.trial,
-        recovery=args.recovery,
-        out=args.out,
-        terminal=terminal,
-    )
 
 
 def main() -> None:

@@ -1,7 +1,4 @@
-"""The study's folder: where things lie, who may write, and how nothing is half-written.
-
-No meaning of the files' contents here.
-"""
+"""The study's folder: where things lie, who may write, and how nothing is half-written."""
 
 import contextlib
 import errno
@@ -145,14 +142,10 @@ def lock(folder: StudyFolder) -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             pid, _, host = handle.read().strip().partition(" on ")
-            if host and host != socket.gethostname():
-                raise StudyError(
-                    f"{folder.root}: in use on {host} (pid {pid}). Wait for it, stop it, "
-                    "or start a study of another name with --study NAME."
-                ) from error
+            is_here = host in ("", socket.gethostname())
+            by = f"by another process (pid {pid or 'unknown'})" if is_here else f"on {host} (pid {pid})"
             raise StudyError(
-                f"{folder.root}: in use by another process (pid {pid or 'unknown'}). Wait for it, stop it, "
-                "or start a study of another name with --study NAME."
+                f"{folder.root}: in use {by}. Wait for it, stop it, or start a study of another name with --study NAME."
             ) from error
         handle.truncate(0)
         handle.write(f"{os.getpid()} on {socket.gethostname()}")
@@ -232,30 +225,18 @@ def deny(path: Path) -> ResourceError:
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write aside, flush, and rename, so that readers see the old file or the new one."""
-    aside = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with untrusted.open_aside(aside) as handle:
+        with untrusted.replace_file(path) as handle:
             handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        aside.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise refuse_write(path, error) from error
 
 
 def refuse_write(path: Path, error: OSError) -> ResourceError:
     """What is raised when a file cannot be written."""
-    return ResourceError(
-        f"{path}: cannot be written ({error.strerror or error}). "
-        + (
-            READ_ONLY_CURE
-            if error.errno == errno.EROFS
-            else "Free some room and run the same command again; what was finished is kept."
-        )
-    )
+    room = "Free some room and run the same command again; what was finished is kept."
+    cure = READ_ONLY_CURE if error.errno == errno.EROFS else room
+    return ResourceError(f"{path}: cannot be written ({error.strerror or error}). {cure}")
 
 
 def write_record(path: Path, record: msgspec.Struct | dict[str, Any]) -> None:
@@ -309,8 +290,9 @@ def replace_directory(target: Path) -> Iterator[Path]:
     try:
         aside.mkdir(parents=True)
         yield aside
-        for path in aside.rglob("*"):
-            _write_through(path)
+        for path in filter(Path.is_file, aside.rglob("*")):  # whoever wrote it
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
         if is_mount:
             for path in aside.iterdir():
                 path.replace(target / path.name)
@@ -332,13 +314,6 @@ def replace_directory(target: Path) -> Iterator[Path]:
         raise ResourceError(f"{target}: cannot be written ({error.strerror or error}). {cure}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_through(path: Path) -> None:
-    """Make sure that a file's content is on the disk, whoever wrote it."""
-    if path.is_file():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
 
 
 @contextlib.contextmanager

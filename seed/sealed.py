@@ -1,7 +1,6 @@
 """Files and lines that carry a digest of themselves: what is read back is what was written, or it is found out.
 
-Disks and copies that change bytes raise no error, and a number that changed looks like any other. This finds damage, not
-intent: whoever can write a file can write its digest. No meaning of the contents here.
+Disks and copies that change bytes raise no error. This finds damage, not intent: whoever can write a file can write its digest.
 """
 
 import contextlib
@@ -23,6 +22,7 @@ class _Writer:
     """As much of a file as content is written to."""
 
     def __init__(self, handle: BinaryIO) -> None:
+        self.flush = handle.flush
         self._handle = handle
         self.digest = hashlib.sha256()
 
@@ -31,34 +31,18 @@ class _Writer:
         self.digest.update(content)
         return self._handle.write(content)
 
-    def flush(self) -> None:
-        """Let the kernel have what was written."""
-        self._handle.flush()
-
 
 @contextlib.contextmanager
 def write_sealed(path: Path) -> Iterator[BinaryIO]:
-    """Yield what to write a file's content to; its digest follows, and it takes its place when all is on the disk.
-
-    Where the block fails, what lay there stays and nothing else does.
+    """Yield what to write a file's content to; its digest follows. As ``replace_file``.
 
     Raises:
         OSError: the disk does not take it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
-    try:
-        with untrusted.open_aside(aside) as handle:
-            writer = _Writer(handle)
-            yield cast("BinaryIO", writer)
-            handle.write(writer.digest.digest())
-            handle.flush()
-            os.fsync(handle.fileno())
-        aside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
+    with untrusted.replace_file(path) as handle:
+        writer = _Writer(handle)
+        yield cast("BinaryIO", writer)
+        handle.write(writer.digest.digest())
 
 
 def is_sealed(path: Path) -> bool:

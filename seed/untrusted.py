@@ -112,15 +112,29 @@ def require_size(path: Path, *, limit: int) -> None:
         raise _refuse_size(path, found=found, limit=limit)
 
 
-def open_aside(path: Path) -> BinaryIO:
-    """Open a file to be written from the start; what lay there, a link with it, is gone and not followed.
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield what to write a file to: it takes its place when all is on the disk, so that readers see the old one or the new one.
+
+    Where the block fails, what lay there stays and nothing else does. A link that waits in a place is never followed.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the disk does not take it.
     """
-    path.unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    return os.fdopen(handle, "wb")
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(aside, flags, 0o666), "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def _refuse_size(path: Path, *, found: int, limit: int) -> StudyError:

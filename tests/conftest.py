@@ -108,10 +108,14 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_study(
     make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> "Finished":
-    """A finished study; who changes its files puts them back."""
-    from tests.finished import Finished
+    """A finished study, of a licensed model with a hostile name; who changes its files puts them back, or works on a copy."""
+    from tests.finished import NAME, Finished
 
-    return Finished(make_checkpoint("qwen2"), text_file, tmp_path_factory.mktemp("finished"))
+    place = tmp_path_factory.mktemp("finished")
+    model = shutil.copytree(make_checkpoint("qwen2"), place / NAME)
+    (model / "README.md").write_text("---\nlicense: other\nlicense_name: our-own\nlicense_link: LICENSE\n---\n# M\n")
+    (model / "LICENSE").write_text("Ours.")
+    return Finished(model, text_file, place)
 
 
 @pytest.fixture(scope="session")

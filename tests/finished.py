@@ -1,5 +1,6 @@
 """One finished study that tests share: a whole pass over a model with two kinds of layers, in this process."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.scoring.opened import time_candidate
 
+NAME = "<img src=x onerror=alert(1)>"
 SMALL: dict[str, Any] = {
     "max_dropped": 2,
     "frontier_size": 2,
@@ -74,6 +76,10 @@ class Finished:
             self.record = search(self.settings, terminal)
         self.said = "\n".join(terminal.lines)
         self.model = self.folder.model(self.record.distilled[0].key)
+
+    def copy(self, place: Path) -> StudyFolder:
+        """The study once more, as ``studies/tiny`` in another place."""
+        return StudyFolder(shutil.copytree(self.folder.root, place / "studies" / "tiny"))
 
     def move(self, place: Path) -> "tuple[SearchSettings, StudyFolder]":
         """The same search, to be run in another place."""

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 from seed.models.stored import INDEX
 from seed.models.teacher import CARD
 from tests.conftest import make_model, make_tokenizer
@@ -46,6 +49,13 @@ class Hub:
     def environment(self, cache: Path) -> dict[str, str]:
         """What a process needs that downloads from here."""
         return {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": self.url, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1"}
+
+    def lead(self, patch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Let this process download from here."""
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        told = {"HF_HUB_OFFLINE": False, "ENDPOINT": self.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
+        for name, value in (told | {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": True}).items():
+            patch.setattr(constants, name, value)
 
 
 @contextlib.contextmanager

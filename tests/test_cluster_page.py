@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from seed.search import make_parser
-from tests.test_commands import environment, run_seed, search_words
+from tests.running import environment, search_words
 
 PAGE = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text()
 
@@ -71,15 +71,14 @@ def test_two_nodes_on_one_machine_start_as_shown_and_search(make_checkpoint, tex
         for count, words in enumerate((head, second), 1):
             nodes.append(subprocess.Popen([*" ".join(words).replace("6379", str(port)).split(), "--block"], **ray))
             wait_for_nodes(ray, count=count)
-        done = run_seed(
-            *search_words(make_checkpoint("llama"), text_file, *search[search.index("--ray") :], "--study=tiny"),
-            cwd=place,
-            **{name: around[name] for name in ("RAY_AUTH_MODE", "HOME", "RAY_TMPDIR")},
-        )
+        words = search_words(make_checkpoint("llama"), text_file, *search[search.index("--ray") :], "--study=tiny")
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(command, cwd=place, env=ray["env"], capture_output=True, text=True, timeout=400)
     finally:
         for node in reversed(nodes):
             node.send_signal(signal.SIGTERM)
             node.wait(60)
+    assert done.returncode == 0, done.stderr
     assert "2 evaluators, on cpu" in done.stdout
     assert "scored 4 of 4 candidates" in done.stdout
     assert (place / "studies" / "tiny" / "report.html").is_file()

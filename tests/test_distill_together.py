@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
@@ -17,21 +17,17 @@ from safetensors.torch import load_file
 from seed import folder
 from seed.records import Frontier
 from seed.reporting.result_line import DistillLine, SearchLine
-from tests.test_commands import environment, read_line, run_seed, search_words
+from tests import started
+from tests.running import environment, read_line, run_seed, search_words
 
-ACCELERATE = [
-    "accelerate.commands.launch",
-    "--multi_gpu",
-    "--num_processes=2",
-    "-m",
-]  # without a GPU these are CPU processes
+# without a GPU these are CPU processes
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "-m"]
 QUICK_SECONDS = 60.0  # of starting two processes and ending them on a busy machine; a hang takes days
-FULL_DISK = (
-    "import resource, runpy, signal;"
-    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000));"
-    "runpy.run_module('seed.distill', run_name='__main__', alter_sys=True)"
-)
+FULL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -43,45 +39,50 @@ def searched(make_checkpoint, text_file, tmp_path_factory) -> Path:
     return path
 
 
-def start_by_hand(
-    *words: str, cwd: Path, first: list[str] | None = None, second_cwd: Path | None = None
-) -> list[subprocess.Popen[str]]:
-    """Two processes with what a launcher would tell them; the first may run otherwise, the second elsewhere."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = str(taken.getsockname()[1])
-    started = []
-    for rank in range(2):
-        told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        command = first if first and rank == 0 else ["-m", "seed.distill"]
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *command, *words],
-                cwd=second_cwd if second_cwd and rank == 1 else cwd,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment(MASTER_PORT=port, **told),
+class Pair:
+    """Two processes with what a launcher would tell them; the first may begin otherwise, the second run elsewhere."""
+
+    def __init__(self, place: Path, *words: str, cwd: Path, first: str = "", second_cwd: Path | None = None) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = str(taken.getsockname()[1])
+        self.place = place
+        self.processes: list[BaseProcess] = []
+        for rank in range(2):
+            told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            self.processes.append(
+                started.start(
+                    ["seed.distill", *words],
+                    cwd=second_cwd if second_cwd and rank == 1 else cwd,
+                    out=place / f"{rank}.out",
+                    err=place / f"{rank}.err",
+                    prelude=f"import os; os.environ.update({told!r})\n{first if rank == 0 else ''}",
+                )
             )
-        )
-    return started
 
+    def read(self, name: str) -> str:
+        path = self.place / name
+        return path.read_text() if path.exists() else ""
 
-def end(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Exit code, standard output and standard error of each process; they must end soon."""
-    try:
-        said = [one.communicate(timeout=QUICK_SECONDS) for one in started]
-    finally:
-        for one in started:
-            one.kill()
-    return [(one.returncode, *texts) for one, texts in zip(started, said, strict=True)]
+    def end(self) -> list[tuple[int | None, str, str]]:
+        """Exit code, standard output and standard error of each process; they must end soon."""
+        for process in self.processes:
+            process.join(QUICK_SECONDS)
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+            process.join()
+        return [(code, self.read(f"{rank}.out"), self.read(f"{rank}.err")) for rank, code in enumerate(codes)]
 
 
 def test_accelerate_launch_hands_back_what_one_process_does(searched, tmp_path):
     alone, together = (shutil.copytree(searched, tmp_path / name) for name in ("alone", "together"))
     [model] = read_line(run_seed("seed.distill", "studies/tiny", "--json", cwd=alone), SearchLine).models
     [trial] = [str(member["trial_number"]) for member in read(alone, "frontier.json")["members"]]
-    done = run_seed(*ACCELERATE, "seed.distill", "studies/tiny", "--trial", trial, "--json", cwd=together)
+    words = [*ACCELERATE, "seed.distill", "studies/tiny", "--trial", trial, "--json"]
+    done = subprocess.run(words, cwd=together, env=environment(), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
     assert read_line(done, DistillLine).distilled.key == model.key
     assert done.stderr.count("to train in 2 processes") == done.stderr.count("report: ") == 1  # one process speaks
     expected, found = (read(path, f"distilled/{model.key}.json") for path in (alone, together))
@@ -104,16 +105,8 @@ def read(cwd: Path, name: str) -> dict:
     return json.loads((cwd / "studies" / "tiny" / name).read_text())
 
 
-def test_what_the_first_process_finds_wrong_ends_both(tmp_path):
-    first, second = end(start_by_hand("studies/nowhere", cwd=tmp_path))
-    assert first[0] == second[0] == 2
-    assert first[2].startswith("error: studies/nowhere: not a study")
-    assert first[2].count("\n") == 1
-    assert second[1:] == ("", "")
-
-
-def test_what_the_other_process_alone_finds_wrong_ends_both(searched, tmp_path):
-    first, second = end(start_by_hand("studies/tiny", cwd=searched, second_cwd=tmp_path))
+def test_what_one_process_finds_wrong_ends_both(searched, tmp_path):
+    first, second = Pair(tmp_path, "studies/tiny", cwd=searched, second_cwd=tmp_path).end()
     assert first == (2, "", "")
     assert second[:2] == (2, "")
     assert second[2].startswith("error: studies/tiny: not a study")
@@ -124,7 +117,7 @@ def test_processes_that_see_different_folders_do_not_train(searched, tmp_path):
     frontier = path / "studies" / "tiny" / "frontier.json"
     emptied = msgspec.structs.replace(folder.read_record(frontier, Frontier), members=())
     folder.write_record(frontier, emptied)
-    first, second = end(start_by_hand("studies/tiny", cwd=searched, second_cwd=path))
+    first, second = Pair(tmp_path, "studies/tiny", cwd=searched, second_cwd=path).end()
     assert first[0] == 2
     assert first[2].startswith("error: the 2 processes of this run see different folders")
     assert second == (2, "", "")
@@ -132,7 +125,7 @@ def test_processes_that_see_different_folders_do_not_train(searched, tmp_path):
 
 def test_a_full_disk_ends_both(searched, tmp_path):
     path = shutil.copytree(searched, tmp_path / "full")
-    first, second = end(start_by_hand("studies/tiny", cwd=path, first=["-c", FULL_DISK]))
+    first, second = Pair(tmp_path, "studies/tiny", cwd=path, first=FULL_DISK).end()
     assert first[0] == second[0] == 2
     assert "the disk does not take" in first[2] or "cannot be written" in first[2]
     assert "Traceback" not in first[2]
@@ -142,12 +135,14 @@ def test_a_full_disk_ends_both(searched, tmp_path):
 
 def test_a_killed_process_ends_the_other(searched, tmp_path):
     path = shutil.copytree(searched, tmp_path / "killed")
-    first, second = start_by_hand("studies/tiny", "--distill-tokens=10000000", cwd=path)
-    assert first.stdout is not None
-    assert first.stdout.readline().startswith("opening ")
-    time.sleep(5)
-    second.send_signal(signal.SIGKILL)
-    (code, _, error), (killed, *_) = end([first, second])
+    pair = Pair(tmp_path, "studies/tiny", "--distill-tokens=10000000", cwd=path)
+    until = time.monotonic() + QUICK_SECONDS
+    while "training for" not in pair.read("0.out"):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    time.sleep(2)
+    pair.processes[1].kill()
+    (code, _, error), (killed, *_) = pair.end()
     assert (code, killed) == (2, -9)
     assert error.startswith("error: another of the 2 processes of this run ended")
     assert error.count("\n") == 1

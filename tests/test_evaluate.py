@@ -11,8 +11,8 @@ from seed.errors import CorpusError
 from seed.optimize.space import load_preset, presets_directory
 from seed.stages.defaults import choose_text, choose_window
 from tests.conftest import MakeCheckpoint
+from tests.running import run_seed
 from tests.stages.test_starts import write_start
-from tests.test_commands import run_seed
 
 DEMO = load_preset(presets_directory() / "demo.toml")
 

@@ -1,10 +1,10 @@
 """Searches and distillations that something befalls: losses without numbers, kills, full disks, torn files."""
 
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.models.integrity import find_damage
 from seed.optimize.storage import open_storage
@@ -21,8 +22,8 @@ from seed.search import search
 from seed.stages.settings import SearchSettings
 from tests import started
 from tests.conftest import MakeCheckpoint, make_config, make_tokenizer
-from tests.finished import SMALL, Heard
-from tests.test_commands import TINY, error_of, run_seed
+from tests.finished import SMALL, Finished, Heard
+from tests.running import search_words
 
 TRIALS = 9
 RUNG_2 = ["--rung=2", "--short-steps=2", f"--trials={TRIALS}", "--sweep-budget=0", "--no-screen", "--frontier-size=2"]
@@ -33,7 +34,7 @@ class Search:
 
     def __init__(self, model: Path, text: Path, place: Path, *more: str, prelude: str = "") -> None:
         self.place = place
-        self.words = ["seed.search", "--model", str(model), "--recovery-text", str(text), *TINY, "--study=tiny", *more]
+        self.words = search_words(model, text, "--study=tiny", *more)
         self.folder = StudyFolder(place / "studies" / "tiny")
         self.output = place / f"output-{len(list(place.glob('output-*')))}.txt"
         self.process = started.start(self.words, cwd=place, out=self.output, prelude=prelude)
@@ -161,7 +162,6 @@ def test_a_search_that_is_killed_or_asked_to_stop_goes_on_with_the_same_command(
     for count, signals, codes in (
         (2, [kill], [-kill]),
         (4, [term], [128 + term]),
-        (5, [interrupt], [128 + interrupt]),
         (6, [interrupt, interrupt], [128 + interrupt, -interrupt]),
     ):
         search = start(*RUNG_2)
@@ -190,48 +190,25 @@ def truncate(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
-@pytest.mark.timeout(900)  # seconds; one after another, some searches
-def test_a_disk_that_fills_up_and_torn_files_end_in_one_error_or_are_mended(start: Callable[..., Search]) -> None:
-    full = start(*RUNG_2)
-    full.wait_until(has_scored(full, 2))
-    journal = full.folder.journal.stat().st_size
-    resource.prlimit(full.process.pid, resource.RLIMIT_FSIZE, (journal, journal))  # as when the disk is full
-    assert full.end() == 2, full.read()
-    [error] = [line for line in full.read().splitlines() if line.startswith("error: ")]
-    assert "the disk does not take" in error or "cannot be written" in error
-    assert "Traceback" not in full.read()
-    assert not list(full.folder.root.rglob(".*.new"))
-    assert not full.folder.models.exists()
-    before = full.list_scored()
-
-    again = start(*RUNG_2)
-    assert again.end() == 0, again.read()
-    assert f"{len(before)} candidates were scored before" in again.read()
-    require_whole(again)
-    assert set(before) <= set(again.list_scored())
-
-    times = read_times(again)
-    good, bad = sorted(times)
-    record = again.folder.result(bad)
+def test_torn_files_end_in_one_error_or_are_mended(finished_study: Finished, tmp_path: Path) -> None:
+    study = finished_study.copy(tmp_path)
+    settings = replace(finished_study.settings, studies_dir=study.root.parent)
+    good, bad = sorted(path.stem for path in study.distilled.iterdir())
+    written, record = study.result(good).stat().st_mtime_ns, study.result(bad)
     truncate(record)
-    torn = run_seed(*again.words, cwd=again.place, code=2)
-    assert f"{bad}.json: cannot be read" in error_of(torn)
-    assert "Remove this file and run the search of this study again" in error_of(torn)
+    with pytest.raises(StudyError, match=f"{bad}.json: cannot be read.*Remove this file and run the search of this"):
+        search(settings, Heard())
     record.unlink()
-    [weights] = again.folder.model(bad).glob("*.safetensors")
+    [weights] = study.model(bad).glob("*.safetensors")
     truncate(weights)
-    progress = again.folder.work / f"distill-{bad}.pt"
+    progress = study.work / f"distill-{bad}.pt"
     torch.save({"step": 1}, progress)
     truncate(progress)
-    mended = run_seed(*again.words, cwd=again.place)
-    assert "Distilled frontier" in mended.stdout
-    require_whole(again)
-    found = read_times(again)
-    assert found.keys() == times.keys()
-    assert found[good] == times[good]
-    for key in times:
-        assert find_damage(again.folder.model(key)) is None
+    search(settings, Heard())
+    assert record.is_file()
+    assert study.result(good).stat().st_mtime_ns == written
     assert not progress.exists()
+    assert {key: find_damage(study.model(key)) for key in (good, bad)} == {good: None, bad: None}
 
 
 MOMENTS = ("trained", "half written", "unrecorded", "finished")

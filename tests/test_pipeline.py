@@ -10,8 +10,7 @@ from seed.console import Terminal
 from seed.records import Candidate, Evaluation
 from seed.scoring.proxy import Proxy
 from seed.search import search
-from seed.stages import finals, gains, judging, publishing, workbench
-from seed.stages.latencies import read_latencies
+from seed.stages import finals, gains, judging, latencies, publishing, workbench
 from tests.finished import Finished, describe, timed_alike
 
 QUIET = Terminal(quiet=True)
@@ -37,6 +36,7 @@ def stop_behind(count: int, work: Callable[..., Any]) -> Callable[..., Any]:
 # the step, what is stopped there, and behind how much of it; each pass gets further than the one before
 STOPS: dict[str, tuple[object, str, int]] = {
     "proofs": (workbench, "prove", 0),
+    "latency": (latencies, "measure_latency", 1),
     "dense": (judging, "judge_dense", 0),
     "search": (Proxy, "evaluate", 4),
     "rivals": (gains, "measure_gain", 0),
@@ -86,17 +86,3 @@ def test_a_pass_stopped_at_every_step_ends_as_an_unbroken_one(
     assert len(scored) == len(set(scored)) == record.frontier.num_scored
     assert len(judged) == 1
     assert not list(study.root.rglob(".*.new"))
-
-
-def test_a_pass_stopped_between_two_latencies_measures_none_twice(
-    finished_study: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings, study = finished_study.move(tmp_path)
-    with timed_alike() as timed:
-        from seed.stages import latencies
-
-        with monkeypatch.context() as patch:
-            patch.setattr(latencies, "measure_latency", stop_behind(1, latencies.measure_latency))
-            with pytest.raises(StoppedError):
-                search(settings, QUIET)
-        assert list(read_latencies(study)) == timed == finished_study.timed[:1]

@@ -21,7 +21,6 @@ from ray.cluster_utils import Cluster
 
 from seed import executor as executors
 from seed import interrupts, ray_actor, ray_cluster
-from seed.console import Terminal
 from seed.errors import ModelError, ResourceError
 from seed.evaluator import Evaluator
 from seed.findings import StudyRecord
@@ -34,36 +33,19 @@ from seed.scoring.targets import StoredStates
 from seed.search import search
 from seed.stages.protocols import describe_reference
 from seed.stages.settings import SearchSettings
+from tests import finished
 from tests.conftest import MakeCheckpoint
+from tests.finished import Heard
+from tests.running import environment
 from tests.stages.opened import open_bench
-from tests.test_commands import environment
 
-SMALL: dict[str, Any] = {
-    "max_dropped": 2,  # 10 candidates
-    "frontier_size": 2,
-    "window_tokens": 64,
-    "calibration_tokens": 512,
-    "validation_tokens": 512,
-    "test_tokens": 1024,
-    "latency_command": """sh -c 'stat -c %s "$0/model.safetensors"'""",  # so that no timing decides anything
-    "latency_repeats": 3,
+# so that no timing decides anything
+SMALL: dict[str, Any] = finished.SMALL | {
+    "latency_command": """sh -c 'stat -c %s "$0/model.safetensors"'""",
     "distill_tokens": 50_000,
-    "learning_rate": 1e-3,
-    "device": "cpu",
 }
 SECONDS = 200  # for a process to come where it is waited for
 pytestmark = pytest.mark.timeout(900)  # Ray starts in a second, or in a minute
-
-
-class Heard(Terminal):
-    """A terminal that remembers its lines."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, text: str = "", *, wrap: bool = True) -> None:
-        self.lines.append(text)
 
 
 class Placed:
@@ -134,18 +116,17 @@ def find_pid(actor: Any) -> int:
     return int(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())))
 
 
-def test_without_ray_there_is_one_error(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_and_with_one_gpu_of_several_there_is_one_error(
+    settings_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ResourceError, match=r"--device cuda:1: with --workers or --ray"):
+        search(settings_of("second", workers=2, device="cuda:1"), Heard())
     monkeypatch.setattr(executors, "has_ray", lambda: False)
     with pytest.raises(ResourceError, match=r"need Ray, which is not installed.*pip install"):
         search(settings_of("nothing", workers=2), Heard())
 
 
-def test_one_gpu_of_several_is_rays_to_choose(settings_of: Make) -> None:
-    with pytest.raises(ResourceError, match=r"--device cuda:1: with --workers or --ray"):
-        search(settings_of("second", workers=2, device="cuda:1"), Heard())
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "nowhere"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
 def test_a_cluster_that_does_not_answer_is_one_error(settings_of: Make, address: str) -> None:
     with pytest.raises(ResourceError, match=rf"--ray {address}: no "):
         search(settings_of("nobody", ray=address), Heard())
@@ -253,29 +234,6 @@ def test_states_of_earlier_distillations_are_forgotten_where_later_ones_are_not_
     assert actor.evaluator.instruments.recall is None
 
 
-def test_an_evaluator_that_works_alone_uses_all_cores(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Told(Actor):
-        def _open(self, *session: Any) -> Any:
-            return SimpleNamespace(count=torch.get_num_threads)
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as the process that is not shared
-    made: list[Any] = []
-    placed = SimpleNamespace(options=lambda **more: SimpleNamespace(remote=lambda *words: made.append(words)))
-    monkeypatch.setattr(ray_cluster, "make_actor", lambda **more: placed)
-    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 4.0}} for name in ("a" * 56, "b" * 56)]
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a" * 56))
-    ray_cluster.make_cpu_actors(settings_of("cores", workers=4))
-    monkeypatch.undo()
-    assert made == [(1, "cpu", 2), (1, "cpu", 2), (1, "cpu", 4), (1, "cpu", 4)]
-    actor = Told(1, "cpu", 2)
-    try:
-        assert actor.run([], "count", (), {}, alone=True) == 2
-        assert actor.run([], "count", (), {}) == 1
-    finally:
-        torch.set_num_threads(1)
-
-
 def test_a_stretch_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting(Actor):
         def _open(self, *session: Any) -> Any:
@@ -339,11 +297,17 @@ def test_evaluators_of_one_kind_are_taken_and_counted_by_node(
     assert placed(device="cpu") == (actors[1:], cpu, 2)
 
 
-def test_errors_of_rays_own_are_one_error(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_rays_own_are_one_error_and_a_signal_keeps_its_number(
+    settings_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray_cluster, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
     with pytest.raises(ResourceError, match=r"no room in here.* --object-store-memory"), open_ray(settings_of("full")):
         raise ray.exceptions.ObjectStoreFullError("no room in here")
+    monkeypatch.setattr(interrupts._Bell, "heard", signal.SIGTERM)  # Ray hears it first
+    with pytest.raises(interrupts.Stopped) as stopped, open_ray(settings_of("heard")):
+        raise KeyboardInterrupt
+    assert stopped.value.exit_code == 143
 
 
 def test_scratch_on_other_nodes_is_found_again_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,15 +322,6 @@ def test_scratch_on_other_nodes_is_found_again_and_removed(tmp_path: Path, monke
     (tmp_path / "seed-2").symlink_to(tmp_path)
     with pytest.raises(ResourceError, match=r"seed-2 on node .* another user's"):
         make_scratch("seed-2")
-
-
-def test_a_signal_that_ray_hears_keeps_its_number(settings_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray_cluster, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
-    monkeypatch.setattr(interrupts._Bell, "heard", signal.SIGTERM)
-    with pytest.raises(interrupts.Stopped) as stopped, open_ray(settings_of("heard")):
-        raise KeyboardInterrupt
-    assert stopped.value.exit_code == 143
 
 
 def words_of(settings: SearchSettings, *more: str) -> list[str]:

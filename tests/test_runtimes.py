@@ -29,13 +29,12 @@ from torch import nn
 
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import write_checkpoint
-from seed.models.spelling import spell_config
 from seed.models.surgery import make_student
 from seed.models.teacher import ModelSource, open_teacher
 from seed.records import Candidate
 from tests import conftest
 from tests.models.families import compute_logits, make_config, scramble
-from tests.test_commands import environment
+from tests.running import environment
 
 FAMILIES = ("llama", "qwen2", "gemma2", "gpt2")
 # These rotate a part of each head, and their older configs have words of their own for it.
@@ -143,8 +142,15 @@ def read(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_config_differs_in_what_has_to_do_with_layers_alone(exports: dict[str, Export], family: str) -> None:
-    before, after = (read(path / "config.json") for path in (exports[family].original, exports[family].path))
+def test_files_differ_in_what_has_to_do_with_layers_alone(exports: dict[str, Export], family: str) -> None:
+    require_config(exports[family])
+    require_tensors(exports[family])
+    require_files(exports[family])
+
+
+def require_config(export: Export) -> None:
+    family = export.family
+    before, after = (read(path / "config.json") for path in (export.original, export.path))
     assert after["architectures"] == before["architectures"]
     assert after["model_type"] == before["model_type"]
     assert "auto_map" not in after
@@ -164,12 +170,12 @@ def test_a_config_differs_in_what_has_to_do_with_layers_alone(exports: dict[str,
     assert all(len(value) == len(KEPT) for value in lists)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tensors_are_the_familys_own_counted_from_0(exports: dict[str, Export], family: str) -> None:
-    assert [path.name for path in exports[family].path.glob("*.safetensors")] == ["model.safetensors"]
-    with safe_open(exports[family].path / "model.safetensors", framework="pt") as stored:
+def require_tensors(export: Export) -> None:
+    """Check that they are the family's own, counted from 0."""
+    assert [path.name for path in export.path.glob("*.safetensors")] == ["model.safetensors"]
+    with safe_open(export.path / "model.safetensors", framework="pt") as stored:
         assert stored.metadata()["format"] == "pt"
-    before, after = (load_file(path / "model.safetensors") for path in (exports[family].original, exports[family].path))
+    before, after = (load_file(path / "model.safetensors") for path in (export.original, export.path))
     wanted = {}
     for name, tensor in before.items():
         layer = LAYER.search(name)
@@ -184,9 +190,9 @@ def test_tensors_are_the_familys_own_counted_from_0(exports: dict[str, Export], 
         assert torch.equal(after[name], tensor), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_file_of_the_original_is_there_and_says_the_same(exports: dict[str, Export], family: str) -> None:
-    original, path = exports[family].original, exports[family].path
+def require_files(export: Export) -> None:
+    """Check that every file of the original is there and says the same."""
+    family, original, path = export.family, export.original, export.path
     assert {file.name for file in path.iterdir()} == {file.name for file in original.iterdir()} | {
         "README.md",
         "seed.json",
@@ -245,38 +251,3 @@ def test_mlx_gives_the_students_logits(exports: dict[str, Export], family: str) 
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     assert load_tokenizer(path).encode("layer 7 may go") == tokenizer.encode("layer 7 may go")
-
-
-def test_positions_are_spelled_in_older_words_without_a_change_for_transformers(tmp_path: Path) -> None:
-    config = transformers.Gemma3TextConfig(
-        num_hidden_layers=4,
-        rope_parameters={
-            "full_attention": {"rope_type": "default", "rope_theta": 900000.0},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 7000.0},
-        },
-    )
-    scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0, "partial_rotary_factor": 0.5}
-    for given in (
-        config,
-        conftest.make_config("gpt2"),
-        transformers.LlamaConfig(rope_parameters=dict(LLAMA_ROPE)),
-        transformers.NemotronConfig(rope_parameters=dict(PART_ROPE)),
-        transformers.GPTNeoXConfig(rope_parameters=dict(PART_ROPE)),
-        transformers.GPTNeoXConfig(rope_parameters=dict(scaled)),
-        transformers.GPTNeoXJapaneseConfig(rope_parameters=dict(scaled)),
-    ):
-        given.save_pretrained(tmp_path)
-        before = read(tmp_path / "config.json")
-        for _ in range(2):  # what was spelled stays
-            spell_config(tmp_path, original=None)
-        again = type(given).from_pretrained(tmp_path)
-        assert getattr(again, "rope_parameters", None) == getattr(given, "rope_parameters", None)
-        after = read(tmp_path / "config.json")
-        assert {name: after[name] for name in before} == before
-        added = {name: after[name] for name in set(after) - set(before)}
-        if given is config:
-            assert added == {"rope_theta": 900000.0, "rope_local_base_freq": 7000.0}
-        elif given.model_type == "gpt2":
-            assert not added
-        elif given.model_type == "nemotron":
-            assert added == {"rope_theta": 500000.0, "partial_rotary_factor": 0.75, "rope_scaling": None}

@@ -6,29 +6,22 @@ import json
 import math
 import re
 import shutil
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
-import msgspec
 import pytest
 import torch
-import tqdm
 import transformers
 
-from seed import evaluate
-from seed.console import Terminal, run_command
 from seed.errors import SeedError
 from seed.models.checkpoint import load_checkpoint, load_tokenizer
-from seed.records import TaskScore
-from seed.reporting.result_line import JudgedLine, TaskLine, describe_task
+from seed.reporting.result_line import JudgedLine
 from seed.scoring import tasks
 from seed.scoring.tasks import Scored
-from seed.search import find_frontier
 from tests.conftest import MakeCheckpoint, make_tokenizer
-from tests.test_commands import environment, error_of, read_line, run_seed
+from tests.finished import Finished
+from tests.running import error_of, read_line, run_seed
 
 CPU = torch.device("cpu")
 # choices of one length, so that not the shortest always wins; of a random model's choices about a third are right
@@ -79,14 +72,13 @@ doc_to_target: gold
 UNSAFE = CHOICE.replace("toy_choice", "toy_unsafe") + "unsafe_code: true\n"
 
 
-def test_an_lm_eval_that_cannot_be_imported_is_one_error(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    (tmp_path / "lm_eval").mkdir()
-    (tmp_path / "lm_eval" / "__init__.py").write_text("import a_package_that_is_gone\n")
-    root = str(Path(evaluate.__file__).parents[1])
-    words = ["seed.evaluate", str(make_checkpoint()), "--tasks=arc_easy"]
-    done = run_seed(*words, cwd=tmp_path, code=2, PYTHONPATH=f"{tmp_path}:{root}")
-    assert "lm-eval is installed, but cannot be imported (ModuleNotFoundError" in error_of(done)
-    assert "pip install --upgrade 'seed-search[tasks]'" in error_of(done)
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's own tasks take five seconds to index, and none of them is wanted."""
+    import lm_eval.tasks
+
+    manager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
 
 
 @pytest.fixture(scope="module")
@@ -179,25 +171,6 @@ def test_a_difference_is_paired_by_document(make_checkpoint: MakeCheckpoint, toy
     assert (same.difference, same.difference_standard_error) == (0, 0)
 
 
-def test_tasks_that_were_opened_can_be_run_again_and_every_answer_is_told_of(
-    make_checkpoint: MakeCheckpoint, toys: Path
-) -> None:
-    checkpoint, told = make_checkpoint(), []
-
-    @contextmanager
-    def watch(what: str, total: int):
-        heard = [0.0]
-        yield lambda amount: heard.append(heard.pop() + amount)
-        told.append((what, total, heard[0]))
-
-    model, tokenizer = load_checkpoint(checkpoint, device=CPU, dtype=torch.float32), load_tokenizer(checkpoint)
-    opened = tasks.open_tasks(["toy_choice", "toy_text", "toy_choice"], include_path=toys, limit=5, batch=2)
-    once, again = (tasks.score_tasks(model, tokenizer, opened, watch=watch) for _ in range(2))
-    assert once == again
-    assert {one.score.documents for one in once} == {5}
-    assert told == [("choices", 15, 15), ("texts", 5, 5)] * 2
-
-
 def test_what_cannot_be_opened_is_said(toys: Path, tmp_path: Path) -> None:
     with pytest.raises(SeedError, match=r"toy_hub.*hub cannot be reached.*--include-path"):
         tasks.open_tasks(["toy_choice", "toy_hub"], include_path=toys)
@@ -206,45 +179,21 @@ def test_what_cannot_be_opened_is_said(toys: Path, tmp_path: Path) -> None:
     assert tasks.open_tasks(["toy_unsafe"], include_path=toys, allow_unsafe=True).opened
     with pytest.raises(SeedError, match="no such directory"):
         tasks.open_tasks(["toy_choice"], include_path=tmp_path / "nowhere")
+    with pytest.raises(SeedError, match=r"--tasks qqqqqq,toy_choise: .* For toy_choise, did you mean toy_choice"):
+        tasks.open_tasks(["toy_*", "qqqqqq", "toy_choise"], include_path=toys)
     (tmp_path / "broken.yaml").write_text(
         "task: toy_broken\ndataset_path: json\ndataset_kwargs: {data_files: gone.jsonl}\n"
     )
     with pytest.raises(SeedError, match=r"toy_broken: cannot be opened.*gone.jsonl"):
         tasks.open_tasks(["toy_broken"], include_path=tmp_path)
-
-
-def test_names_of_all_tasks_are_known_and_near_ones_offered(toys: Path) -> None:
-    with pytest.raises(SeedError, match=r"arc_esay: lm-eval knows no such task. For arc_esay, did you mean arc_easy"):
-        tasks.open_tasks(["toy_*", "arc_esay"], include_path=toys)
-    with pytest.raises(SeedError, match=r"--tasks qqqqqq,toy_choise: .* For toy_choise, did you mean toy_choice"):
-        tasks.open_tasks(["qqqqqq", "toy_choice", "toy_choise"], include_path=toys)
-
-
-def test_no_bars_but_ours_are_drawn(make_checkpoint: MakeCheckpoint, toys: Path, tmp_path: Path, capfd) -> None:
-    for name in ("choice.yaml", "text.yaml"):  # data of its own, not in a cache yet
-        (tmp_path / name).write_text((toys / name).read_text().replace(str(toys / "cache"), str(tmp_path / "cache")))
-    found = score(make_checkpoint(), "toy_choice", "toy_text", toys=tmp_path, limit=5)
-    assert {one.score.documents for one in found} == {5}
-    assert capfd.readouterr() == ("", "")
-    assert not tqdm.tqdm([]).disable
-    assert not datasets.are_progress_bars_disabled()
-
-
-def test_a_task_file_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("task: mine\nmetric_list:\n  - {metric: acc\ntest_split: test\n")
     with pytest.raises(SeedError, match=r"mine\.yaml:\d: not YAML"):
         tasks.open_tasks(["mine"], include_path=tmp_path)
 
 
 def test_a_group_is_scored_as_a_whole_and_by_its_tasks(
-    make_checkpoint: MakeCheckpoint, toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_checkpoint: MakeCheckpoint, toys: Path, tmp_path: Path
 ) -> None:
-    import lm_eval.tasks
-
-    # lm-eval's own tasks take five seconds to index, and none of them is wanted
-    monkeypatch.setattr(
-        lm_eval.tasks, "TaskManager", functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
-    )
     for name in ("choice.yaml", "text.yaml"):
         shutil.copy(toys / name, tmp_path)
     (tmp_path / "other.yaml").write_text((tmp_path / "choice.yaml").read_text().replace("toy_choice", "toy_other"))
@@ -258,42 +207,15 @@ def test_a_group_is_scored_as_a_whole_and_by_its_tasks(
         tasks.open_tasks(["toy_choice", "toys"], include_path=tmp_path)
 
 
-@pytest.fixture(scope="module")
-def searched(
-    make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
-    """A folder in which a study was searched, and the model that came out of it."""
-    place = tmp_path_factory.mktemp("searched")
-    record = find_frontier(
-        str(make_checkpoint()),
-        recovery_text=str(text_file),
-        studies_dir=place / "studies",
-        study="tiny",
-        window_tokens=64,
-        calibration_tokens=512,
-        validation_tokens=1024,
-        test_tokens=1024,
-        prompt_tokens=8,
-        new_tokens=4,
-        latency_repeats=3,
-        distill_tokens=1024,
-        learning_rate=1e-3,
-        max_dropped=1,
-        frontier_size=1,
-        device="cpu",
-    )
-    return place, place / "studies" / "tiny" / "models" / record.distilled[0].key
-
-
 def test_a_model_of_a_study_is_judged_beside_the_dense_one(
-    searched: tuple[Path, Path], make_checkpoint: MakeCheckpoint, toys: Path
+    finished_study: Finished, make_checkpoint: MakeCheckpoint, toys: Path
 ) -> None:
-    place, path = searched
-    words = ["seed.evaluate", str(path.relative_to(place)), "--tasks=toy_choice,toy_text", f"--include-path={toys}"]
-    done = run_seed(*words, "--json", cwd=place)
+    path = finished_study.model
+    words = ["seed.evaluate", str(path), "--tasks=toy_choice,toy_text", f"--include-path={toys}"]
+    done = run_seed(*words, "--json", cwd=toys)
     line = read_line(done, JudgedLine)
     choice, text = line.tasks
-    right, dense = choose_by_hand(path), choose_by_hand(make_checkpoint())
+    right, dense = choose_by_hand(path), choose_by_hand(make_checkpoint("qwen2"))
     assert choice.value == pytest.approx(sum(right) / len(right))
     assert choice.dense_value == pytest.approx(sum(dense) / len(dense))
     assert choice.difference == pytest.approx(choice.value - choice.dense_value)
@@ -305,88 +227,52 @@ def test_a_model_of_a_study_is_judged_beside_the_dense_one(
     assert "lm-eval 0." in said
 
 
-def test_lm_eval_itself_reads_the_directory_and_finds_the_same(searched: tuple[Path, Path], toys: Path) -> None:
-    _, path = searched
-    words = ["--model=hf", f"--model_args=pretrained={path},dtype=float32", "--tasks=toy_choice,toy_text,toy_shots"]
-    words += [f"--include_path={toys}", "--device=cpu", f"--output_path={toys.parent / 'found.json'}"]
-    # its own tasks take five seconds to index, and none of them is wanted
-    program = (
-        "import functools, lm_eval.tasks as tasks, runpy, sys;"
-        "tasks.TaskManager = functools.partial(tasks.TaskManager, include_defaults=False);"
-        "runpy.run_module('lm_eval', run_name='__main__', alter_sys=True)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, "run", *words],
-        cwd=toys.parent,
-        capture_output=True,
-        text=True,
-        env=environment(PYTHONPATH=""),
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    [report] = toys.parent.glob("found*.json")
-    found = json.loads(report.read_text())["results"]
-    names = ("toy_choice", "toy_text", "toy_shots")
+def test_lm_eval_itself_reads_the_directory_and_finds_the_same(finished_study: Finished, toys: Path) -> None:
+    import lm_eval
+    import lm_eval.tasks
+
+    path, names = finished_study.model, ["toy_choice", "toy_text", "toy_shots"]
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={path},dtype=float32",
+        tasks=names,
+        task_manager=lm_eval.tasks.TaskManager(include_path=str(toys)),
+        device="cpu",
+        bootstrap_iters=0,
+    )["results"]
     choice, text, shots = (one.score for one in score(path, *names, toys=toys))
     assert found["toy_choice"]["acc,none"] == pytest.approx(choice.value)
-    assert found["toy_choice"]["acc_stderr,none"] == pytest.approx(choice.standard_error)
     assert found["toy_shots"]["acc,none"] == pytest.approx(shots.value)
     assert shots.num_fewshot == 2
     assert found["toy_text"]["byte_perplexity,none"] == pytest.approx(text.value, rel=1e-5)
 
 
-def test_any_checkpoint_is_judged_alone(
-    make_checkpoint: MakeCheckpoint,
-    text_file: Path,
-    toys: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = [str(make_checkpoint("gpt2")), "--test-text", str(text_file), "--test-tokens=512", "--device=cpu"]
-    args = evaluate.make_parser().parse_args(
-        [*words, "--tasks=toy_choice", "--task-limit=6", "--task-batch=3", "--include-path", str(toys)]
-    )
-    [choice] = evaluate.evaluate(args, Terminal()).tasks
+def test_any_checkpoint_is_judged_alone(make_checkpoint: MakeCheckpoint, text_file: Path, toys: Path) -> None:
+    words = ["seed.evaluate", str(make_checkpoint("gpt2")), "--test-text", str(text_file), "--test-tokens=512"]
+    words += ["--tasks=toy_choice", "--task-limit=6", "--task-batch=3", "--include-path", str(toys), "--json"]
+    done = run_seed(*words, "--device=cpu", cwd=toys)
+    [choice] = read_line(done, JudgedLine).tasks
     assert choice.value == pytest.approx(sum(choose_by_hand(make_checkpoint("gpt2"))[:6]) / 6)
     assert choice.documents == 6
     assert choice.difference is None
-    said = capsys.readouterr().out
-    assert "the first 6 documents of each task" in said
-    assert "difference" not in said
+    assert "the first 6 documents of each task" in done.stderr
+    assert "difference" not in done.stderr
 
 
 def test_a_lack_of_lm_eval_is_one_clear_error(
-    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    words = ["seed.evaluate", str(make_checkpoint()), "--tasks=arc_easy"]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "lm_eval.evaluator", None)  # as one that lacks a package of its own
+        error = error_of(run_seed(*words, cwd=tmp_path, code=2))
+        assert "lm-eval is installed, but cannot be imported (ModuleNotFoundError" in error
+        assert "pip install --upgrade 'seed-search[tasks]'" in error
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["seed.evaluate", str(make_checkpoint()), "--tasks=arc_easy"])
-    with pytest.raises(SystemExit) as stopped:
-        run_command(evaluate.main)
-    assert stopped.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("error: ") == 1
-    assert "pip install 'seed-search[tasks]'" in said.err
+    assert "pip install 'seed-search[tasks]'" in error_of(run_seed(*words, cwd=tmp_path, code=2))
 
 
-@pytest.mark.parametrize(
-    "word", ["--tasks=,", "--task-limit=3", "--task-batch=2", "--include-path=.", "--confirm-unsafe-code"]
-)
-def test_an_option_of_tasks_without_tasks_is_refused(word: str) -> None:
-    args = evaluate.make_parser().parse_args(["nowhere", word])
-    with pytest.raises(SeedError, match=f"{word.partition('=')[0]}: no task is named"):
-        evaluate.evaluate(args, Terminal())
-
-
-def test_a_line_with_numbers_that_are_none_comes_back() -> None:
-    score = TaskScore(
-        task="toy",
-        metric="acc",
-        num_fewshot=None,
-        documents=1,
-        higher_is_better=None,
-        value=math.nan,
-        standard_error=math.inf,
-    )
-    line = describe_task(score)
-    assert (line.value, line.standard_error, line.dense_value) == (None, None, None)
-    assert msgspec.json.decode(msgspec.json.encode(line), type=TaskLine) == line
+def test_an_option_of_tasks_without_tasks_is_refused(tmp_path: Path) -> None:
+    for word in ("--tasks=,", "--task-limit=3", "--task-batch=2", "--include-path=.", "--confirm-unsafe-code"):
+        error = error_of(run_seed("seed.evaluate", "nowhere", word, cwd=tmp_path, code=2))
+        assert f"{word.partition('=')[0]}: no task is named" in error

@@ -9,7 +9,7 @@ from urllib.parse import unquote_plus
 
 from seed.errors import StudyError
 
-SECRET_NAME = r"[\w-]*(?:password|passwd|pwd|secret|token)[\w-]*"  # passfile and sslkey are paths
+SECRET_NAME = r"[\w-]*(?:password|passwd|pwd|secret|token)[\w-]*"  # noqa: S105 - passfile and sslkey are paths
 HELD_PASSWORD = re.compile(r"://[^:/@]*:[^@]+@")
 SHOWN_PASSWORD = re.compile(r"(://[^:/@\s]*):\S+@")  # to the last @: a password may hold one
 SECRET_SETTING = re.compile(rf"((?:^|[?&;\s]){SECRET_NAME}\s*=\s*)[^&;\s]+", re.IGNORECASE)

@@ -397,7 +397,7 @@ def _read_checkpoint(pupil: Pupil, trained: dict[str, nn.Parameter], processes: 
                 {name: value.shape for name, value in state[part].items()} == shapes for part in ("student", "best")
             ):
                 return dict(state)
-    except Exception:  # whatever such a file makes torch raise
+    except Exception:  # noqa: S110 - whatever such a file makes torch raise
         pass
     pupil.complain(f"{path}: damaged, or not written by this version. It is not used: this training starts anew.")
     return None

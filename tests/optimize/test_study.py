@@ -5,13 +5,12 @@ from pathlib import Path
 import msgspec
 import optuna
 import pytest
-from optuna.trial import TrialState
 
-from seed.errors import ResourceError, StudyError
+from seed.errors import StudyError
 from seed.optimize import study as studies
 from seed.optimize.storage import open_storage
 from seed.optimize.study import Limits
-from seed.records import SearchSpace, TrialRecord
+from seed.records import SearchSpace
 
 from ..reporting import factory
 
@@ -44,17 +43,6 @@ def test_a_study_killed_while_it_was_made_still_gets_its_names(tmp_path: Path) -
         assert [direction.name for direction in again.directions] == ["MINIMIZE", "MINIMIZE"]
 
 
-def test_a_database_that_goes_away_while_it_is_opened_is_one_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def go_away(*args: object, **more: object) -> None:
-        raise optuna.exceptions.StorageInternalError("gone")
-
-    monkeypatch.setattr(optuna, "create_study", go_away)
-    with pytest.raises(ResourceError, match="run the same command again"):
-        open_again(tmp_path)
-
-
 def test_limits_say_by_how_much_they_are_exceeded() -> None:
     evaluation = factory.make_evaluation((1, 3), 1.25)
     assert Limits().measure(evaluation, rung=RUNG) == {}
@@ -67,24 +55,3 @@ def test_limits_say_by_how_much_they_are_exceeded() -> None:
     }
     skipped = msgspec.structs.replace(evaluation, qualities={}, skipped_because="hopeless")
     assert limits.measure(skipped, rung=RUNG).keys() == {"latency ratio", "memory bytes"}
-
-
-def test_a_finished_trial_is_made_of_its_record() -> None:
-    evaluation = factory.make_evaluation((1, 3), 1.25)
-    record = TrialRecord(number=7, state="COMPLETE", evaluation=evaluation)
-    trial = studies.make_trial(record, SPACE, rung=RUNG, limits=Limits(max_latency_ratio=0.5))
-    assert trial.state == TrialState.COMPLETE
-    assert trial.values == [1.25, evaluation.latency.ratio]
-    assert trial.params == {"keep_01": 0, "keep_03": 0, "keep_06": 1, "keep_09": 1}
-    assert trial.user_attrs == {
-        "kept": "0, 2, 4-11",
-        "dropped": "1, 3",
-        "num_params": evaluation.size.num_params,
-    }
-    assert trial.constraints == {"latency ratio": evaluation.latency.ratio - 0.5}
-
-
-def test_layers_are_spelled_for_people() -> None:
-    assert studies.spell_layers((0, 2, 3, 4, 5, 6, 8, 9)) == "0, 2-6, 8, 9"
-    assert studies.spell_layers((0, 1)) == "0, 1"
-    assert studies.spell_layers(()) == ""

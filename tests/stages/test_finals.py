@@ -12,7 +12,6 @@ from seed.errors import StudyError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.integrity import find_damage
 from seed.records import DenseResult, DistillResult
-from seed.scoring.distillation import Distilled
 from seed.stages import finals, recovering, schooling
 from seed.stages.finals import Budget, distill_members
 from seed.stages.schooling import Member
@@ -22,7 +21,7 @@ from tests.scoring.opened import drop, time_candidate
 from tests.stages.opened import TinyStudy, make_plan
 
 BUDGET = Budget(distill_tokens=2048, learning_rate=3e-3, rng_seeds=(0, 1))
-RATES = {"lora": 1e-2, "lora-pretraining": 1e-2}
+RATES = {"lora-pretraining": 1e-2}
 MEMBERS = [
     Member(candidate=drop(1), latency=time_candidate(drop(1))),
     Member(candidate=drop(2), latency=time_candidate(drop(2))),
@@ -163,32 +162,6 @@ def test_a_model_whose_record_cannot_be_written_is_not_left_behind(tmp_path: Pat
     assert not opened.folder.result("drop-1").exists()
 
 
-def test_a_training_without_any_finite_loss_is_refused_with_its_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = Finals(tmp_path)
-    nothing = Distilled(curve=(), best_step=0, diverged_at=1)  # what such a training gives back
-    monkeypatch.setattr(finals, "train_together", lambda *args, **kwargs: [nothing])
-    with pytest.raises(StudyError, match=r"drop-1: no loss of the training.*Lower --learning-rate .0\.003."):
-        opened.run(MEMBERS[:1], change_budget(rng_seeds=(0,)))
-    assert not opened.folder.model("drop-1").exists()
-
-
-def test_a_rate_that_diverges_is_a_bad_rate(tmp_path: Path) -> None:
-    tiny, tokens = Finals(tmp_path), 20480
-    with tiny.study.open() as opened:
-        rate = schooling.choose_learning_rate(
-            tiny.folder,
-            MEMBERS[0],
-            rates=(0.3, 1e9),
-            distill_tokens=tokens,
-            try_it=lambda rate: opened.executor.call(
-                "try_learning_rate", MEMBERS[0], rate, distill_tokens=tokens, rows=[]
-            ),
-        )
-    assert rate == 0.3  # worse than its start, which is where the other ends
-
-
 def test_more_replicas_are_added_to_those_that_are_there(tmp_path: Path) -> None:
     opened = Finals(tmp_path)
     [one] = opened.run(MEMBERS[:1], change_budget(rng_seeds=(0,)))
@@ -196,12 +169,6 @@ def test_more_replicas_are_added_to_those_that_are_there(tmp_path: Path) -> None
     assert three.replicas[:1] == one.replicas
     assert [replica.rng_seed for replica in three.replicas] == [0, 1, 2]
     assert msgspec.structs.replace(three, replicas=one.replicas) == one
-
-
-def test_a_longer_distillation_is_not_undone_by_a_shorter_one(tmp_path: Path) -> None:
-    opened = Finals(tmp_path)
-    [longer] = opened.run(MEMBERS[:1], change_budget(distill_tokens=4096, rng_seeds=(0,)))
-    assert opened.run(MEMBERS[:1]) == [longer]
 
 
 @pytest.mark.parametrize(("name", "harm", "said"), [DAMAGES[0], ("seed.json", halve, "is not as it was written")])
@@ -244,7 +211,7 @@ def test_a_width_of_the_same_size_is_distilled_and_exported_like_a_member(tmp_pa
     assert f"MLP {width.width.mlp_width}" in (bench.folder.model(width.key) / "README.md").read_text()
 
 
-@pytest.mark.parametrize("recovery", ["hidden-states", "lora", "pretraining", "lora-pretraining", "last-layers"])
+@pytest.mark.parametrize("recovery", ["hidden-states", "lora-pretraining", "last-layers"])
 def test_every_recovery_trains_what_it_says(tmp_path: Path, recovery: str) -> None:
     pytest.importorskip("peft") if "lora" in recovery else None
     opened = Finals(tmp_path, recovery=recovery, lora_rank=4 if "lora" in recovery else None)

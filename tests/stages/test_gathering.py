@@ -40,14 +40,11 @@ def test_a_quality_without_a_row_is_named(tmp_path: Path, path: str | None) -> N
         read_losses(bench.folder)(quality)
 
 
-def test_scores_without_the_dense_model_is_told(tmp_path: Path) -> None:
+def test_scores_that_are_missing_or_lack_the_dense_model_are_told(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"scores\.sqlite: missing.*Restore it from a copy"):
+        read_losses(StudyFolder(tmp_path))
     ScoreStore(StudyFolder(tmp_path).scores).close()
     with pytest.raises(StudyError, match=r"scores\.sqlite: has no row for scores\.sqlite#dense/dense"):
-        read_losses(StudyFolder(tmp_path))
-
-
-def test_missing_scores_are_told(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"scores\.sqlite: missing.*Restore it from a copy"):
         read_losses(StudyFolder(tmp_path))
 
 

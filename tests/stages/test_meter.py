@@ -91,25 +91,6 @@ def test_a_batch_shares_its_beginnings(measured: Measured) -> None:
     assert one_by_one.spent == pytest.approx(384 * (12 + 4 * prices.head))
 
 
-def test_the_order_of_a_batch_costs_nothing(measured: Measured) -> None:
-    for rung in RUNGS:
-        one, other = Account(measured), Account(measured)
-        one.score(EVERYTHING, rung=rung)
-        other.score(EVERYTHING[::-1], rung=rung)
-        assert one.spent == other.spent
-
-
-def test_closed_form_shares_with_the_candidate_before(measured: Measured) -> None:
-    prices = measured.prices
-    together, one_by_one = Account(measured), Account(measured)
-    together.score(EVERYTHING, rung="closed_form")
-    for candidate in EVERYTHING:
-        one_by_one.score([candidate], rung="closed_form")
-    assert one_by_one.spent == pytest.approx(together.spent)  # in this order neighbours share all there is
-    apart = sum(price_alone(prices, candidate, rung="closed_form") for candidate in EVERYTHING)
-    assert together.spent < prices.trace + 0.9 * apart
-
-
 def test_closed_form_pays_for_the_dense_states_once(measured: Measured) -> None:
     prices, account = measured.prices, Account(measured)
     first, second = drop(3), drop(2)  # 0 1 2, then 0 1 3: beside 0, nothing is as it was
@@ -120,18 +101,6 @@ def test_closed_form_pays_for_the_dense_states_once(measured: Measured) -> None:
     pair = price_alone(prices, first, second, rung="closed_form")
     assert account.spent - before == pytest.approx(pair - price_alone(prices, first, rung="closed_form"))
     assert account.spent - before < price_alone(prices, second, rung="closed_form")
-
-
-def test_raw_scores_between_do_not_move_where_closed_form_stands(measured: Measured) -> None:
-    direct, detour = Account(measured), Account(measured)
-    direct.score([drop(3)], rung="closed_form")
-    detour.score([drop(3)], rung="closed_form")
-    before = detour.spent
-    detour.score([drop(0, 1)], rung="none")
-    raw = detour.spent - before
-    for account in (direct, detour):
-        account.score([drop(2)], rung="closed_form")
-    assert detour.spent - raw == pytest.approx(direct.spent)
 
 
 @pytest.mark.parametrize("rung", RUNGS)
@@ -150,52 +119,6 @@ def test_what_is_too_dear_is_not_measured(rung: str, measured: Measured) -> None
     assert account.score(SINGLES[:1], rung=rung) == found  # what was paid for stays known
 
 
-def test_a_budget_just_too_small_buys_nothing(measured: Measured) -> None:
-    account = Account(measured, budget=0.999 * measured.prices.trace)
-    for ask in (
-        lambda: account.weigh_layers("block_influence"),
-        lambda: account.weigh_layers("taylor"),
-        lambda: account.measure_distances(1),
-    ):
-        with pytest.raises(BudgetSpent):
-            ask()
-    assert account.spent == 0
-    account.weigh_layers("magnitude")  # reads no text
-    assert account.spent == 0
-
-
-def test_measures_of_layers_are_paid_for_once(measured: Measured) -> None:
-    instruments, prices = measured.sweep.instruments, measured.prices
-    anatomy, text = instruments.anatomy, instruments.calibration
-    wanted = {
-        "magnitude": (0.0, measure_magnitude(anatomy)),
-        "block_influence": (768 * 4, measure_block_influence(anatomy, text, micro_batch=4)),
-        "taylor": (3 * 768 * (4 + prices.head), measure_taylor(anatomy, text, micro_batch=4)),
-    }
-    account = Account(measured)
-    total = 0.0
-    for name, (cost, values) in wanted.items():
-        total += cost
-        for _ in range(2):
-            assert account.weigh_layers(name) == values
-            assert account.spent == pytest.approx(total)
-    other = Account(measured)
-    other.weigh_layers("taylor")  # another strategy pays too
-    assert other.spent == pytest.approx(wanted["taylor"][0])
-    assert account.num_scores == other.num_scores == 0
-
-
-def test_one_pass_serves_blocks_of_every_length(measured: Measured) -> None:
-    instruments, account = measured.sweep.instruments, Account(measured)
-    for count in (1, 2, 3):
-        found = account.measure_distances(count)
-        assert found == measure_angular_distances(
-            instruments.anatomy, instruments.calibration, num_layers=count, micro_batch=4
-        )
-        assert len(found) == 5 - count
-        assert account.spent == 768 * 4
-
-
 def test_a_share_is_measured_on_part_of_the_text(measured: Measured) -> None:
     instruments, account = measured.sweep.instruments, Account(measured)
     part = instruments.validation.take_evenly(96)  # three of twelve windows
@@ -211,13 +134,6 @@ def test_a_share_is_measured_on_part_of_the_text(measured: Measured) -> None:
     assert account.score(SINGLES, rung="none") != expected  # the whole text is another score, and paid for
     assert account.spent == pytest.approx(5 * spent)
     assert account.num_scores == 4
-
-
-def test_a_share_that_windows_do_not_divide_into_is_paid_for_as_it_is_read(measured: Measured) -> None:
-    account = Account(measured)
-    account.score([SINGLES[0]], rung="none", share=0.1)  # 38 of 384 tokens: one window of 32
-    assert measured.take_part(0.1).num_tokens == 32
-    assert account.spent == pytest.approx(32 * (3 + measured.prices.head))
 
 
 def test_a_grafted_model_is_measured_without_its_gaps(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 from optuna_dashboard import get_note
 
 from seed import folder
-from seed.errors import StudyError
 from seed.optimize.frontier import select_frontier
 from seed.records import Frontier, TrialRecord
 from seed.scores import ScoreStore
@@ -108,17 +107,6 @@ def test_it_takes_a_small_share_of_the_time(stage: Stage, monkeypatch: pytest.Mo
     assert shown[0] >= publishing.FIRST_SECONDS
     assert 3 <= len(shown) <= 20  # the trials between two of them grow
     assert 0.5 * len(shown) / now <= publishing.SHARE
-
-
-def test_what_cannot_be_shown_yet_does_not_end_a_search(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "FIRST_SECONDS", 0.0)
-
-    def refuse() -> Frontier:
-        raise StudyError("none of the scored candidates keeps the limits")
-
-    stage.score(stage.open_live(refuse))
-    assert len(stage.read_trials()) == 10
-    assert not stage.bench.folder.report.exists()
 
 
 def test_a_full_disk_is_told_by_the_end_and_not_by_the_way(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from msgspec import structs
 
-from seed.records import Candidate
 from seed.scoring.distillation import choose_windows
 from seed.scoring.objectives import Objective
 from seed.stages import recoveries, recovering
@@ -29,30 +28,16 @@ def test_settings_are_those_of_the_protocol(tmp_path: Path) -> None:
     assert again == structs.replace(settings, rng_seed=0)  # zero is a seed like any other
     short = short_settings(bench, drop(1))
     assert (short.steps, short.learning_rate, short.looks) == (2, 3e-3, 1)
+    short = short_settings(open_bench(tmp_path, mixed_precision=True, recovery="lora", lora_rank=8), drop(1))
+    assert (short.mixed_precision, short.lora_rank) == (True, 8)
 
 
-def test_settings_carry_how_the_study_trains(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path, mixed_precision=True, recovery="lora", lora_rank=8)
-    settings = short_settings(bench, drop(1))
-    assert (settings.mixed_precision, settings.lora_rank) == (True, 8)
-
-
-@pytest.mark.parametrize(
-    ("candidate", "frozen"),
-    [
-        (drop(0), 0),
-        (drop(1), 1),
-        (drop(1, 3), 1),
-        (drop(2), 2),
-        (drop(3), 2),  # of three that are kept: one is left to train
-        (drop(2, 3), 1),
-        (drop(1, 2, 3), 0),
-        (keep(0, 1, 2, 3), 0),
-    ],
-)
-def test_layers_before_the_first_cut_are_frozen_on_request(tmp_path: Path, candidate: Candidate, frozen: int) -> None:
-    assert short_settings(open_bench(tmp_path, freeze_prefix=True), candidate).frozen_layers == frozen
-    assert short_settings(open_bench(tmp_path), candidate).frozen_layers == 0
+def test_layers_before_the_first_cut_are_frozen_on_request(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path, freeze_prefix=True)
+    frozen = {drop(0): 0, drop(1): 1, drop(1, 3): 1, drop(2): 2, drop(1, 2, 3): 0, keep(0, 1, 2, 3): 0}
+    frozen |= {drop(3): 2, drop(2, 3): 1}  # one is left to train
+    assert {candidate: short_settings(bench, candidate).frozen_layers for candidate in frozen} == frozen
+    assert short_settings(open_bench(tmp_path), drop(2)).frozen_layers == 0
 
 
 def test_the_windows_of_so_many_steps_are_those_that_steps_choose(tmp_path: Path) -> None:
@@ -80,17 +65,14 @@ def test_states_are_stored_once_and_remembered(tmp_path: Path) -> None:
     assert remembering.recall(windows).shape == (8, 64, 32)
 
 
-@pytest.mark.parametrize("changes", [{"weights_sha256": "cd" * 32}, {"streams": "other"}])
-def test_states_of_other_weights_or_text_are_not_mixed_up(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_states_of_other_weights_or_text_are_not_mixed_up(tmp_path: Path) -> None:
     bench, instruments = open_bench(tmp_path), open_instruments()
-    if "streams" in changes:
-        streams = bench.protocol.streams
-        other = msgspec.structs.replace(streams["recovery"], sha256="f" * 64)
-        changes = {"streams": {**streams, "recovery": other}}
+    streams = bench.protocol.streams
+    other = streams | {"recovery": msgspec.structs.replace(streams["recovery"], sha256="f" * 64)}
     done: list[int] = []
-    for each in (bench, open_bench(tmp_path, **changes)):
+    for each in (bench, open_bench(tmp_path, weights_sha256="cd" * 32), open_bench(tmp_path, streams=other)):
         store_teacher_states(each, instruments, steps=2, rng_seeds=[0], on_window=done.append)
-    assert sum(done) == 16
+    assert sum(done) == 24
 
 
 def test_states_too_many_to_store_are_computed_in_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,29 +106,16 @@ def test_a_recovery_is_a_change_of_settings(tmp_path: Path, recovery: str, wante
     assert found == structs.replace(plain, **wanted)
 
 
-def test_the_last_layers_are_trained_alone() -> None:
-    candidate = Candidate(num_layers=12, kept_layers=(0, 2, 3, 4, 5, 6, 8))
-    bench = open_bench(Path("/nowhere"), recovery="last-layers")
-    settings = distill_settings(bench, candidate, steps=9, learning_rate=1e-3, looks=4)
-    assert settings.frozen_layers == len(candidate.kept_layers) - recoveries.LAST_LAYERS
-
-
-@pytest.mark.parametrize(
-    ("protocol", "stored"),
-    [
-        ({}, True),
-        ({"recovery": "lora", "lora_rank": 4}, True),
-        ({"recovery": "hidden-states"}, False),
-        ({"recovery": "pretraining"}, False),
-        ({"ce_share": 1.0}, False),
-    ],
-)
-def test_states_are_stored_only_for_what_learns_from_them_alone(
-    tmp_path: Path, protocol: dict[str, Any], stored: bool
-) -> None:
-    bench = open_bench(tmp_path, **protocol)
-    kept = store_teacher_states(bench, open_instruments(), steps=2, rng_seeds=[0])
-    assert (kept.recall is not None) == stored
+def test_states_are_stored_only_for_what_learns_from_them_alone(tmp_path: Path) -> None:
+    for stored, protocol in (
+        (True, {"recovery": "lora", "lora_rank": 4}),
+        (False, {"recovery": "hidden-states"}),
+        (False, {"recovery": "pretraining"}),
+        (False, {"ce_share": 1.0}),
+    ):
+        bench = open_bench(tmp_path, **protocol)
+        kept = store_teacher_states(bench, open_instruments(), steps=2, rng_seeds=[0])
+        assert (kept.recall is not None) == stored
 
 
 def test_students_side_by_side_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

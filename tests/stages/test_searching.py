@@ -6,7 +6,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import torch
 
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
@@ -15,8 +14,7 @@ from seed.records import Candidate, Latency, Quality, SweepRow, TrialRecord
 from seed.scores import ScoreStore
 from seed.scoring.instruments import start_student
 from seed.scoring.sweep import Sweep
-from seed.scoring.targets import recall_live
-from seed.stages import recovering, searching
+from seed.stages import searching
 from seed.stages.latencies import read_latencies
 from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery
 from seed.stages.settings import SearchSettings
@@ -57,13 +55,8 @@ def test_the_best_of_every_depth_come_first_then_the_second_best() -> None:
     qualities = {factory.make_candidate(*dropped): quality_of(loss) for dropped, loss in losses.items()}
     ranked = [candidate.dropped_layers for candidate in rank_candidates(qualities)]
     assert ranked == [(2,), (0, 2), (0, 1, 2), (1,), (1, 2), (0, 1)]
-
-
-def test_equal_losses_are_ranked_by_name() -> None:
-    candidates = [factory.make_candidate(layer) for layer in (7, 3, 5)]
-    ranked = rank_candidates({candidate: quality_of(0.5) for candidate in candidates})
-    assert [candidate.key for candidate in ranked] == ["drop-3", "drop-5", "drop-7"]
-    assert rank_candidates({}) == []
+    alike = {factory.make_candidate(layer): quality_of(0.5) for layer in (7, 3, 5)}
+    assert [candidate.key for candidate in rank_candidates(alike)] == ["drop-3", "drop-5", "drop-7"]
 
 
 # ---- what closed form recovers
@@ -79,11 +72,8 @@ def test_recovery_is_a_share_of_the_loss_of_cutting() -> None:
     assert measure_recovery(recovered(1.5, 1.5)) == pytest.approx(0.0)
     assert measure_recovery(recovered(1.2, 1.44)) == pytest.approx(-1.0)  # it made things worse
     assert measure_recovery(recovered(1.2, 1.0)) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("raw", [1.0, 0.98])
-def test_where_cutting_costs_nothing_there_is_nothing_to_recover(raw: float) -> None:
-    assert measure_recovery(recovered(raw, 1.0)) is None
+    for raw in (1.0, 0.98):  # nothing was lost
+        assert measure_recovery(recovered(raw, 1.0)) is None
 
 
 def test_recovery_is_said_in_a_line() -> None:
@@ -114,48 +104,30 @@ def test_how_candidates_were_chosen_is_said() -> None:
 # ---- closed form
 
 
-def test_a_space_that_is_swept_is_scored_whole(tmp_path: Path) -> None:
+def test_a_space_that_is_swept_is_scored_whole_and_nothing_is_measured_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     search = TinyStudy(tmp_path)
-    trials = search.run()
-    assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
-    assert all(trial.evaluation.qualities["closed_form"].ppl_ratio > 0 for trial in trials)
-    assert len(known_by_closed_form(search)) == len(EVERYTHING)
-
-
-def test_fewer_trials_than_were_planned_end_there(tmp_path: Path) -> None:
-    # a sweep that was stopped, gone on with by --trials
-    search = TinyStudy(tmp_path)
-    assert len(keys_of(search.run(trials=2))) == 2
-    assert len(keys_of(search.run())) == len(EVERYTHING)
-
-
-def test_what_closed_form_recovers_is_told_of_a_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    TinyStudy(tmp_path).run(terminal=Terminal())
+    assert len(keys_of(search.run(trials=2))) == 2  # a sweep that was stopped, gone on with by --trials
+    trials = search.run(terminal=Terminal())
     out = capsys.readouterr().out
     assert "closed form recovers " in out
     assert "sets out of 10;" in out
-
-
-def test_a_space_that_is_not_swept_is_searched(tmp_path: Path) -> None:
-    trials = TinyStudy(tmp_path).run(trials=4, covers_space=False)
-    assert len(set(keys_of(trials))) == len(trials) == 4
-
-
-def test_a_budget_as_large_as_the_space_scores_it_in_order(tmp_path: Path) -> None:
-    trials = TinyStudy(tmp_path).run(trials=10, covers_space=False)
-    assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
-
-
-def test_a_finished_search_measures_nothing_when_it_is_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search = TinyStudy(tmp_path)
-    trials = search.run()
+    assert sorted(keys_of(trials)) == sorted(candidate.key for candidate in EVERYTHING)
+    assert all(trial.evaluation.qualities["closed_form"].ppl_ratio > 0 for trial in trials)
+    assert len(known_by_closed_form(search)) == len(EVERYTHING)
     rows = read_rows(search)
     monkeypatch.setattr("seed.scoring.sweep.make_walker", None)
     monkeypatch.setattr("seed.scoring.sweep.measure_unrecovered", None)
     assert search.run() == trials
     assert read_rows(search) == rows
+
+
+def test_a_space_that_is_not_swept_is_searched_or_scored_in_order_if_the_budget_is_as_large(tmp_path: Path) -> None:
+    trials = TinyStudy(tmp_path / "searched").run(trials=4, covers_space=False)
+    assert len(set(keys_of(trials))) == len(trials) == 4
+    trials = TinyStudy(tmp_path / "whole").run(trials=10, covers_space=False)
+    assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
 
 
 def known_by_closed_form(search: TinyStudy) -> dict[Candidate, Quality]:
@@ -208,19 +180,6 @@ def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(
         assert one.evaluation.qualities[rung] == other.evaluation.qualities[rung]
 
 
-def test_a_narrowed_space_is_scored_whole_though_trials_outside_it_are_many(tmp_path: Path) -> None:
-    # --max-latency-ratio or --max-memory leaves the deeper sets only
-    search = TinyStudy(tmp_path)
-    first = search.run(trials=8, covers_space=False)
-    deeper = msgspec.structs.replace(SPACE, min_dropped=2)
-    inside = [key for key in keys_of(first) if key.count("-") == 2]
-    assert len(inside) < deeper.size < len(first)
-    trials = search.run(trials=8, covers_space=False, space=deeper)
-    assert sorted(key for key in keys_of(trials) if key.count("-") == 2) == sorted(
-        candidate.key for candidate in enumerate_candidates(deeper)
-    )
-
-
 def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,31 +213,12 @@ def test_the_climb_begins_with_the_best_of_the_sweep(tmp_path: Path, distilled: 
         assert set(trial.evaluation.qualities) == {"none", "closed_form", "short_distillation"}
 
 
-def test_a_climb_of_everything_goes_by_rank(tmp_path: Path, distilled: list[str]) -> None:
-    search = TinyStudy(tmp_path, rung="short_distillation")
-    trials = search.run(trials=10)
-    qualities = known_by_closed_form(search)
-    assert distilled == keys_of(trials) == [candidate.key for candidate in rank_candidates(qualities)]
-
-
 def test_a_climb_goes_on_with_the_next_best(tmp_path: Path, distilled: list[str]) -> None:
     search = TinyStudy(tmp_path, rung="short_distillation")
     whole = keys_of(TinyStudy(tmp_path / "whole", rung="short_distillation").run(trials=4))
     distilled.clear()
     search.run(trials=2)
     assert keys_of(search.run(trials=4)) == whole == distilled
-
-
-def test_without_a_sweep_the_sampler_asks(tmp_path: Path, distilled: list[str]) -> None:
-    search = TinyStudy(tmp_path, rung="short_distillation")
-    trials = search.run(trials=3, covers_space=False)
-    assert keys_of(trials) == distilled
-    assert len(known_by_closed_form(search)) == 3
-
-
-def test_a_family_without_closed_form_is_searched(tmp_path: Path) -> None:
-    trials = TinyStudy(tmp_path, family="gemma2", rung="short_distillation").run(trials=2, covers_space=False)
-    assert [set(trial.evaluation.qualities) for trial in trials] == [{"none", "short_distillation"}] * 2
 
 
 @pytest.mark.parametrize("screen", [True, False])
@@ -311,21 +251,6 @@ def test_hopeless_candidates_are_skipped_unless_told_otherwise(
         assert "skipped" not in out
 
 
-@pytest.mark.parametrize("trials", [10, 9])  # in order, or asked of a sampler
-def test_what_was_skipped_is_tried_when_screening_is_turned_off(
-    trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hopeless = {drop(0, 1).key, drop(3).key}
-    monkeypatch.setattr(
-        searching.Screen, "judge", lambda self, candidate, *_, **__: "no" if candidate.key in hopeless else None
-    )
-    search = TinyStudy(tmp_path, rung="short_distillation", short_steps=1)
-    found = search.run(trials=trials)
-    assert set(keys_of(found, state="PRUNED")) <= hopeless
-    found = search.run(trials=10, screen=False)
-    assert len(set(keys_of(found, state="COMPLETE"))) == 10
-
-
 def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,20 +270,6 @@ def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
 
 
 # ---- the dense model's states
-
-
-def test_states_are_stored_for_the_windows_of_so_many_steps(tmp_path: Path) -> None:
-    study = TinyStudy(tmp_path)
-    with study.open() as opened:
-        assert opened.sweep.instruments.recall is None
-        told: list[float] = []
-        opened.executor.store_states(steps=2, rng_seeds=[0], on_work=lambda amount, note: told.append(amount))
-        recall = opened.sweep.instruments.recall
-    windows = recovering.list_windows(study.bench, steps=2, rng_seeds=[0])
-    assert sum(told) == len(windows) == 8  # two steps of four windows, none twice
-    live = recall_live(study.bench.anatomy, study.bench.streams["recovery"])
-    for window in windows:
-        assert torch.allclose(recall(torch.tensor([window])), live(torch.tensor([window])), atol=1e-5)
 
 
 def test_the_climb_uses_stored_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

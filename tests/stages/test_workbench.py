@@ -6,18 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 
 from seed import folder
-from seed.errors import CorpusError, ModelError
+from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
 from seed.records import SearchSpace
 from seed.stages import protocols, workbench
 from seed.stages.protocols import choose_rung
 from seed.stages.settings import SearchSettings
-from seed.stages.workbench import move, prepare_instruments, prove, prove_closed_form, take_test_text
+from seed.stages.workbench import move, prepare_instruments, prove, prove_closed_form
 from tests.scoring.opened import open_grafted, open_instruments
 from tests.stages.opened import make_plan, open_bench
 
@@ -97,13 +96,3 @@ def test_a_model_whose_layers_are_not_what_they_seem_is_refused(
     monkeypatch.setattr(Anatomy, "run_layer", run)
     with pytest.raises(ModelError, match="running its layers one by one does not give the model's own logits"):
         prove(bench)
-
-
-def test_more_test_text_than_there_is_is_what_there_is(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)  # whose text cannot be opened again
-    stream = bench.streams["test"]
-    taken = take_test_text(bench, window_tokens=64, test_tokens=10 * stream.num_tokens)
-    assert torch.equal(taken.tokens_NT, stream.tokens_NT)
-    capped = replace(bench, protocol=msgspec.structs.replace(bench.protocol, test_tokens=stream.num_tokens))
-    with pytest.raises(CorpusError, match=r"notes\.txt"):  # there may be more of it
-        take_test_text(capped, window_tokens=64, test_tokens=10 * stream.num_tokens)

@@ -8,13 +8,13 @@ whole space, and the whole space's rate follows from them.
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks import shapes, turns
 from seed.console import Terminal
 from seed.models.anatomy import Anatomy
 from seed.records import Candidate
 from seed.scoring.quality import choose_micro_batch
 from seed.scoring.refit import measure_gains
 from seed.scoring.subsets import SubsetWalker, count_work
-from tests.bench import shapes, turns
 
 DEPTHS = (6, 12, 24, 48)
 MAX_DROPPED = 2

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import shapes, turns
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.records import Candidate
 from seed.scoring.instruments import make_walker
 from seed.scoring.subsets import measure_unrecovered
-from tests.bench import shapes, turns
 
 TOKENS = 8192  # of each stream
 BLOCK = 24

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import shapes, turns
 from seed.console import Terminal
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student
@@ -26,7 +27,6 @@ from seed.scoring.distillation import freeze_prefix
 from seed.scoring.objectives import Learner, Objective, accumulate_gradients
 from seed.scoring.quality import forward_kl
 from seed.scoring.targets import store_states
-from tests.bench import shapes, turns
 
 DROPPED = (5, 8)  # the first cut in the middle: a frozen prefix of 5 layers
 ROUNDS, ROUNDS_FULL = 30, 120

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import shapes, turns
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.records import Candidate
@@ -20,7 +21,6 @@ from seed.scoring.instruments import Instruments, make_walker, start_student, tr
 from seed.scoring.refit import Refit
 from seed.scoring.subsets import measure_unrecovered
 from seed.stages import recovering, workbench
-from tests.bench import shapes, turns
 
 BLOCK = 24
 NUM_BLOCKS = 8  # in full: all of them

@@ -29,6 +29,7 @@ from msgspec import structs
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from benchmarks import shapes, turns
 from seed.console import Terminal
 from seed.optimize.space import drop_layers
 from seed.scoring.distillation import DistillSettings, Pupil, choose_windows, distill, schedule
@@ -36,7 +37,6 @@ from seed.scoring.instruments import Instruments, start_student
 from seed.scoring.quality import forward_kl, logits_of, measure_losses
 from seed.scoring.targets import Recall
 from seed.stages import protocols, recovering, workbench
-from tests.bench import shapes, turns
 
 SETS = {"drop-1": (1,), "drop-1-7": (1, 7), "drop-1-6-7": (1, 6, 7)}
 ALONE = "drop-1-7"

@@ -2,7 +2,7 @@
 
 Every configuration has a process of its own: the most it ever held, less what it held before the walker was made. The
 formula counts the states that grow with text and depth; a micro-batch's activations and logits, and the sums of one
-fit, come on top and do not grow. One process: python -m tests.bench.memory --layers 12 --windows 32
+fit, come on top and do not grow. One process: python -m benchmarks.memory --layers 12 --windows 32
 """
 
 import argparse
@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import shapes
+from benchmarks.growth import make_random_walker
 from seed.console import Terminal
 from seed.optimize.space import drop_layers
 from seed.scoring.subsets import estimate_memory
-from tests.bench import shapes
-from tests.bench.growth import make_random_walker
 
 SIZES = ((12, 16), (12, 32), (12, 64), (6, 32), (24, 32), (48, 32))  # layers, windows of each stream
 SIZES_FULL = (*SIZES, (12, 128), (12, 256), (48, 128))
@@ -28,8 +28,8 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     rows = []
     with terminal.stage("memory", total=len(SIZES_FULL if full else SIZES)) as advance:
         for layers, windows in SIZES_FULL if full else SIZES:
-            command = [sys.executable, "-m", "tests.bench.memory", "--layers", str(layers), "--windows", str(windows)]
-            done = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, stdout=subprocess.PIPE, text=True)
+            command = [sys.executable, "-m", "benchmarks.memory", "--layers", str(layers), "--windows", str(windows)]
+            done = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, stdout=subprocess.PIPE, text=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             advance(1, "")
     return {"memory": rows}

@@ -1,4 +1,4 @@
-"""A soak: searches of a tiny model, in one process or over Ray, are stopped and killed at random: python -m tests.soak --minutes 10
+"""A soak: searches of a tiny model, in one process or over Ray, are stopped and killed at random: python -m benchmarks.soak --minutes 10
 
 Each is gone on with until it ends, and then compared with one that nobody broke. The last line says, as JSON, what was seen;
 anything that should not be is a fault, and the exit code says so.
@@ -156,7 +156,7 @@ def check(study: StudyFolder, count: Count, unbroken: dict[str, object] | None) 
 
 def main() -> None:
     """Soak for so many minutes."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rng-seed", type=int, default=0)
     args = parser.parse_args()

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from benchmarks import shapes, turns
 from seed.console import Terminal
 from seed.optimize.space import drop_layers
 from seed.records import Candidate
 from seed.scoring.instruments import Instruments, enrol, make_walker, start_student, train_together, validation_losses
 from seed.scoring.refit import Refit
 from seed.stages import recovering, workbench
-from tests.bench import shapes, turns
 
 SETS = {"drop-1": (1,), "drop-1-7": (1, 7), "drop-1-6-7": (1, 6, 7), "drop-2-8-10": (2, 8, 10)}  # the last is a bad one
 BUDGETS, BUDGETS_FULL = (20_000, 40_000, 60_000), (50_000, 100_000, 200_000)  # tokens

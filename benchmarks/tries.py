@@ -9,6 +9,7 @@ of the whole space.
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks import shapes, turns
 from seed.console import Terminal
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import view_layers
@@ -16,7 +17,6 @@ from seed.records import Candidate
 from seed.scoring.corpus import TokenStream
 from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
 from seed.scoring.subsets import count_work, measure_unrecovered
-from tests.bench import shapes, turns
 
 BLOCK = 64  # neighbours; a block begins anew, which costs up to 3 % of the bound of the whole space
 MICRO_BATCHES = 2

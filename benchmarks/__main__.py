@@ -1,4 +1,4 @@
-"""What scores cost, and what samplers find: python -m tests.bench (make bench), or in full: python -m tests.bench --full (make bench-full)
+"""What scores cost, and what samplers find: python -m benchmarks (make bench), or in full: python -m benchmarks --full (make bench-full)
 
 Parts run one after another; each result is written as soon as it is there. A full run goes on where it was stopped,
 unless the code, the libraries or the number of threads changed since. The last line is one JSON object.
@@ -16,9 +16,7 @@ from typing import Any
 import torch
 import transformers
 
-from seed import folder
-from seed.console import Terminal, format_seconds, run_command
-from tests.bench import (
+from benchmarks import (
     evaluators,
     growth,
     memory,
@@ -31,6 +29,8 @@ from tests.bench import (
     trainer,
     tries,
 )
+from seed import folder
+from seed.console import Terminal, format_seconds, run_command
 
 # name -> module, and about how many seconds it takes on two cores by default and in full
 PARTS: dict[str, tuple[ModuleType, float, float]] = {
@@ -51,7 +51,7 @@ PARTS: dict[str, tuple[ModuleType, float, float]] = {
 def main() -> None:
     """Run the parts that are wanted, print tables, and end with the fields."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench",
+        prog="python -m benchmarks",
         description="What scores cost, what shared work saves, and how soon samplers find what there is.",
     )
     parser.add_argument("--full", action="store_true", help="more of everything; goes on where it was stopped")
@@ -100,9 +100,9 @@ def is_known(results: dict[str, Any], key: str, environment: dict[str, Any]) -> 
 
 def describe() -> dict[str, Any]:
     """What numbers depend on."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for directory in ("seed", "tests/bench"):
+    for directory in ("seed", "benchmarks"):
         for path in sorted((root / directory).rglob("*.py")):
             digest.update(path.read_bytes())
     return {

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 import torch
 
+from benchmarks import shapes, turns
 from seed import ray_cluster
 from seed.console import Terminal
 from seed.evaluator import Evaluator
@@ -32,7 +33,6 @@ from seed.scoring.latency import name_structure
 from seed.stages.protocols import describe_reference
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
-from tests.bench import shapes, turns
 
 ACTORS = (1, 2, 4)
 ALONE = "in-process"

@@ -1,4 +1,4 @@
-"""Make the landscapes that samplers are judged on: python -m tests.bench.landscapes --out build/landscapes
+"""Make the landscapes that samplers are judged on: python -m benchmarks.landscapes --out build/landscapes
 
 A landscape is a space of which every set of dropped layers is scored. Two are the embedded model's; for deeper ones
 small Llamas of 22 and 32 layers are trained on the standard library's source first. Made landscapes are passed over;
@@ -109,7 +109,7 @@ def score_landscape(num_layers: int, max_dropped: int, rung: str, *, model: str,
 
 def main() -> None:
     """Make what is missing."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.landscapes", description="Make landscapes.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.landscapes", description="Make landscapes.")
     parser.add_argument("--out", type=Path, default=Path("build/landscapes"), help="(default: %(default)s)")
     args = parser.parse_args()
     terminal = Terminal()
