@@ -1,8 +1,4 @@
-"""Understand a causal LM without knowing its family: its layers, their calls, its head.
-
-``Anatomy`` finds the decoder's list of layers, captures what each layer is called with from a real
-forward pass, runs single layers on stored states, and turns a stored last state into logits through
-the family's own forward. Nothing here removes a layer (``surgery``) or computes a loss (scoring).
+"""Understand a causal LM without knowing its family: its layers, what each is called with, its head.
 
 Shapes: B sequences, T tokens, D hidden width, V vocabulary.
 """

@@ -1,9 +1,4 @@
-"""Graft a recovered model into the original's skeleton, so that its layers go by their original indices.
-
-A recovered model is an ordinary, shorter checkpoint whose layers count from 0. Grafted, it keeps what it computes and
-has gaps where layers are gone, so that all that works on the original works on it: views, students, single layers.
-Nothing here reads a file, trains or decides what is dropped next.
-"""
+"""Graft a recovered model into the original's skeleton, so that its layers go by their original indices."""
 
 import copy
 

@@ -1,7 +1,4 @@
-"""The config.json of an export, in the words of its original's: other readers know those, and may know no others.
-
-transformers renames fields as it reads them, and writes them under its newest names. No weight, and nothing but configs here.
-"""
+"""The config.json of an export, in the words of its original's: other readers know those, and may know no others."""
 
 import copy
 import json

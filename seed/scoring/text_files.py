@@ -1,7 +1,4 @@
-"""Files of text: which of a folder's are read, what is in them, and the text of a row.
-
-No streams and no splits here.
-"""
+"""Files of text: which of a folder's are read, what is in them, and the text of a row."""
 
 import csv
 import glob

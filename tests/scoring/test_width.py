@@ -14,7 +14,7 @@ from tests.models.families import compute_logits, make_model, make_tokens
 from tests.scoring.streams import draw_stream
 
 STREAM = draw_stream(5, 12, rng_seed=3)  # not a multiple of most micro-batches
-FAMILIES = ("llama", "gpt2", "opt", "gemma2")
+FAMILIES = ("llama", "gpt2", "gemma3_text")
 
 
 def measure_by_hand(anatomy: Anatomy, path: str, count: int) -> Iterator[list[float]]:
@@ -32,8 +32,7 @@ def measure_by_hand(anatomy: Anatomy, path: str, count: int) -> Iterator[list[fl
         ]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 5, 8])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "micro_batch"), [("llama", 2), ("gpt2", 8), ("gemma3_text", 1)])
 def test_importance_is_the_norm_of_what_a_unit_adds(family: str, micro_batch: int) -> None:
     anatomy = Anatomy(make_model(family))
     widths = find_widths(anatomy)
