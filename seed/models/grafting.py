@@ -26,7 +26,8 @@ def graft(anatomy: Anatomy, recovered: nn.Module, candidate: Candidate) -> Anato
     Raises:
         ModelError: it is not a model of these layers of this original.
     """
-    place = f"the recovered {type(recovered).__name__} without {_list_layers(candidate.dropped_layers)}"
+    gone = f"layer {', '.join(map(str, candidate.dropped_layers))}" if candidate.dropped_layers else "nothing"
+    place = f"the recovered {type(recovered).__name__} without {gone}"
     grafted = Anatomy(copy.deepcopy(anatomy.model))
     with view_layers(grafted, candidate) as view:
         _check_config(view, recovered, place=place)
@@ -66,7 +67,3 @@ def _check_config(view: nn.Module, recovered: nn.Module, *, place: str) -> None:
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, (list, tuple)) else value
-
-
-def _list_layers(layers: tuple[int, ...]) -> str:
-    return "layer " + ", ".join(map(str, layers)) if layers else "nothing"

