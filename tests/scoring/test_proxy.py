@@ -18,7 +18,6 @@ from seed.scoring import proxy as proxies
 from seed.scoring.distillation import DistillSettings
 from seed.scoring.instruments import size_of, start_student, validation_losses
 from seed.scoring.proxy import Proxy, choose_start
-from seed.scoring.quality import judge
 from seed.scoring.sweep import Sweep
 from seed.scoring.targets import store_states
 from tests.models.families import compute_logits, make_tokens
@@ -234,27 +233,6 @@ def test_a_family_without_closed_form_climbs_past_it(tmp_path: Path) -> None:
     assert qualities["short_distillation"].loss < qualities["none"].loss
     with pytest.raises(AssertionError):
         make_proxy(tmp_path, "closed_form", family="gemma3_text")
-
-
-def test_the_size_is_taken_once_for_a_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    proxy = make_proxy(tmp_path, "none")
-    first = proxy.evaluate(CUT)
-    monkeypatch.setattr(proxies, "size_of", None)
-    assert proxy.evaluate(keep(1, 2)).size == first.size
-    with pytest.raises(TypeError):
-        proxy.evaluate(keep(0, 1, 2))
-
-
-def test_the_start_is_the_one_with_the_lower_loss() -> None:
-    losses = open_instruments().dense_validation
-
-    def quality_of(loss: float) -> Quality:
-        return judge(replace(losses, sums=losses.counts * loss), losses)
-
-    assert choose_start({"none": quality_of(3.0), "closed_form": quality_of(2.0)}) == "closed_form"
-    assert choose_start({"none": quality_of(2.0), "closed_form": quality_of(3.0)}) == "none"
-    assert choose_start({"none": quality_of(2.0)}) == "none"
-    assert choose_start({"none": quality_of(2.0), "short_distillation": quality_of(1.0)}) == "none"
 
 
 @pytest.mark.parametrize("rung", ["none", "closed_form"])
