@@ -122,7 +122,11 @@ def test_what_stands_beside_weights_comes_along_and_code_does_not(
     (source / "processor_config.json").write_bytes(b"\xff no JSON")  # nobody reads it, and it can point to no code
     for name in ("modeling_own.py", "tokenization_own.py", "LICENSE.txt", "chat_template.jinja", "notes.bin"):
         (source / name).write_text(name)
+    (tmp_path / "blob").write_text("from the hub's cache")
+    (source / "NOTICE").symlink_to(tmp_path / "blob")
     found = cut(source, 0, 2)
+    assert (found / "NOTICE").read_text() == "from the hub's cache"
+    assert not (found / "NOTICE").is_symlink()
     names = {path.name for path in found.iterdir()}
     assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE.txt"} <= names
     assert "chat_template.jinja" in names

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from msgspec.structs import replace
-from torch import Tensor, nn
+from torch import nn
 
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
@@ -211,17 +211,6 @@ def test_a_narrow_model_has_weights_of_its_own_and_leaves_the_dense_one_alone() 
             parameter.zero_()
     assert anatomy.model.config.to_dict() == config
     assert all(torch.equal(weight, before[name]) for name, weight in anatomy.model.state_dict().items())
-
-
-def test_layers_keep_neurons_of_their_own_choice_in_their_order() -> None:
-    anatomy = open_model("llama")
-    importance = draw_importance(anatomy)
-    narrow = make_narrow(anatomy, replace(find_widths(anatomy).dense, mlp_width=20), importance)
-    chosen = [sorted(best(row, 20)) for row in importance.neurons_LF.tolist()]
-    assert chosen[0] != chosen[1]
-    for index, layer in enumerate(Anatomy(narrow).layers):
-        dense: Tensor = anatomy.layers[index].mlp.up_proj.weight
-        assert torch.equal(layer.mlp.up_proj.weight, dense[chosen[index]])
 
 
 @pytest.mark.parametrize(

@@ -25,14 +25,13 @@ from seed.scoring.distillation import (
     choose_windows,
     distill,
     draw_windows,
-    freeze_prefix,
     schedule,
     tune_learning_rate,
 )
 from seed.scoring.objectives import Objective
 from seed.scoring.quality import forward_kl
 from seed.scoring.targets import Recall, store_states
-from tests.models.families import make_model, make_tokens
+from tests.models.families import make_model
 from tests.scoring.streams import draw_stream
 
 SETTINGS = DistillSettings(steps=24, batch_windows=4, micro_batch=4, learning_rate=3e-3, rng_seed=0, looks=4)
@@ -413,26 +412,6 @@ def test_frozen_layers_stay_and_cost_nothing_and_all_behind_them_are_trained(fam
     unmoved = {name for name in everything if name.endswith("k_proj.bias")}
     assert list_changes(student, start) - unmoved == everything - kept - unmoved
     assert not any(weight.requires_grad for weight in student.parameters())
-
-
-def test_a_prefix_thaws_when_the_block_ends() -> None:
-    student = make_start().requires_grad_(True)
-    anatomy, tokens = Anatomy(student), make_tokens()
-    whole = anatomy.run_layers(tokens)
-
-    def train_cut() -> None:
-        cut = anatomy.run_layers(tokens)
-        assert torch.equal(cut, whole)
-        cut.sum().backward()
-        raise StoppedError
-
-    with pytest.raises(StoppedError), freeze_prefix(anatomy, 1):
-        train_cut()
-    assert all(weight.grad is None for weight in anatomy.layers[0].parameters())
-    assert all(weight.grad is not None for weight in anatomy.layers[1].parameters())
-    assert not any(module._forward_pre_hooks for module in student.modules())
-    with pytest.raises(AssertionError), freeze_prefix(anatomy, 2):
-        pass  # nothing but the head would be trained
 
 
 # ---- low-rank updates

@@ -182,47 +182,6 @@ def test_every_mixture_has_the_gradient_of_its_definition(
         assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-4 * float(wanted[name].abs().max())), name
 
 
-def test_text_alone_asks_nothing_of_the_dense_model() -> None:
-    student = make_student(DENSE, CUT).requires_grad_(True)
-    forwards: list[int] = []
-    handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
-    try:
-        learn(student, DENSE, torch.tensor([1, 2]), Objective(ce_share=1.0))
-    finally:
-        handle.remove()
-    assert not forwards
-    assert not Objective(ce_share=1.0).needs_teacher
-
-
-def test_several_students_get_what_each_gets_alone_from_one_pass_of_the_dense_model() -> None:
-    students = [make_student(DENSE, CUT).requires_grad_(True) for _ in range(2)]
-    with torch.no_grad():
-        students[1].lm_head.weight.mul_(1.1)
-    windows, wanted = torch.tensor([4, 0, 11, 7, 2]), []
-    for student in students:
-        learn(student, DENSE, windows)
-        wanted.append(take_gradients(student))
-    forwards: list[int] = []
-    handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
-    try:
-        accumulate_gradients(
-            [Learner(anatomy=Anatomy(student)) for student in students],
-            DENSE,
-            RECOVERY,
-            windows,
-            Objective(),
-            micro_batch=4,
-            mixed_precision=False,
-            recall=recall_live(DENSE, RECOVERY),
-        )
-    finally:
-        handle.remove()
-    assert len(forwards) == 1
-    for student, expected in zip(students, wanted, strict=True):
-        for name, gradient in take_gradients(student).items():
-            assert torch.equal(gradient, expected[name]), name
-
-
 def test_states_that_are_what_is_wanted_are_no_distance_apart() -> None:
     states = [torch.randn(2, 3, 8) for _ in range(2)]
     assert measure_state_distance(states, states) == 0

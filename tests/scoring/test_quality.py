@@ -2,12 +2,10 @@
 
 import math
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 
-from seed.records import Quality
 from seed.scoring import quality
 from seed.scoring.corpus import TokenStream
 from seed.scoring.quality import DocumentLosses, clustered_standard_error, judge, logits_of, measure_losses
@@ -135,12 +133,6 @@ def test_a_model_beside_itself_has_ratio_one_without_error() -> None:
     assert (found.tokens, found.documents) == (int(losses.counts.sum()), 20)
     assert found.document_losses_path == "scores.sqlite#none/dense"
     assert found.kl_divergence is None
-
-
-def test_a_quality_can_be_stored_and_read_back() -> None:
-    losses = make_losses(2)
-    found = judge(losses, losses)
-    assert msgspec.json.decode(msgspec.json.encode(found), type=Quality) == found
 
 
 def test_the_distance_of_two_models_is_the_mean_divergence_from_the_first() -> None:

@@ -75,9 +75,9 @@ BROKEN = {
     "no.jsonl.gz": (b"not compressed", "Not a gzipped file"),
     "half.jsonl": (b'\n{"text": "a\\ud800"}', r":2: holds \ud800"),
     "half.json": (b'[{"text": "a"}, {"text": "\\ud800"}]', r"(row 1): holds \ud800"),
-    "deep.jsonl": (b'{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", ":1: JSON nested deeper"),
-    "deep.json": (b'[{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}]", "JSON nested deeper"),
-    "digits.jsonl": (b'{"text": "a", "n": ' + b"1" * 6000 + b"}", ":1: a number there has too many digits"),
+    "deep.jsonl": (b'{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", ":1: not JSON (maximum recursion depth"),
+    "deep.json": (b'[{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}]", "not JSON (maximum recursion depth"),
+    "digits.jsonl": (b'{"text": "a", "n": ' + b"1" * 6000 + b"}", ":1: not JSON (Exceeds the limit (4300 digits)"),
     "cut.jsonl": (b'{"text": "broken', ":1: not JSON"),
     "row.jsonl": (b'["text"]', ":1: found a list; wanted"),
     "chat.jsonl": (
@@ -86,7 +86,7 @@ BROKEN = {
     ),
     "null.jsonl": (b'{"text": "a"}\n{"text": null}', ":2: found text ('text' is null)"),
     "list.jsonl": (b'{"text": ["a", "b"]}', ":1: found text ('text' is a list)"),
-    "broken.json": (b'[{"text": "a"}\n{', "not JSON (Expecting ',' delimiter, line 2)"),
+    "broken.json": (b'[{"text": "a"}\n{', "not JSON (Expecting ',' delimiter: line 2"),
     "number.json": (b"5", "(row 0): found a number"),
     "columns.csv": (b"body,author\nx,y", ":2: found author, body"),
     "ragged.csv": (b"body,author\nx,y,z,u", ":2: found None, author, body"),
@@ -120,8 +120,8 @@ def test_a_folder_says_which_of_its_files_are_read(tmp_path: Path) -> None:
     texts, notes = read_files(str(tmp_path), TOKENIZER)
     assert texts == ["read too", "read", "read"]
     assert notes == (
-        "3 files read (.jsonl, .md, .txt), 8 passed over (2 hidden, 1 linked to a folder, 1 linked to nothing, "
-        "1 of other kinds, 1 special, 1 Parquet or Arrow, 1 JSON or CSV)",
+        "3 files read (.jsonl, .md, .txt), 8 passed over (2 hidden, "
+        "3 links to folders or to nothing, or no files, 1 of other kinds, 1 Parquet or Arrow, 1 JSON or CSV)",
     )
     for name in ("notes.txt", "linked.md", "folder.txt/rows.jsonl", "pipe.txt"):
         (tmp_path / name).unlink()
