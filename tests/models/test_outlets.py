@@ -43,9 +43,7 @@ def run(place: tuple[Anatomy, int, Tensor]) -> Tensor:
         ("gpt2", "transformer.h.{}.mlp.c_proj"),
         ("opt", "model.decoder.layers.{}.fc2"),
         ("gpt_neox", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
-        ("bloom", "transformer.h.{}.mlp.dense_4h_to_h"),
         ("mpt", "transformer.blocks.{}.ffn.down_proj"),
-        ("gpt_neo", "transformer.h.{}.mlp.c_proj"),
     ],
 )
 def test_the_projection_that_ends_a_dense_layer_is_found(family: str, name: str) -> None:

@@ -104,7 +104,7 @@ def test_where_a_layer_goes_its_fields_change_and_no_other(name: str, tmp_path: 
     assert torch.equal(compute_logits(loaded), compute_logits(student))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_ids_are_those_of_4_57(kind: str) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(HERE / "tokenizers" / kind)
     assert tokenizer(TEXT)["input_ids"] == FACTS_457["ids"][kind]

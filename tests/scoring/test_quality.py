@@ -77,7 +77,6 @@ def test_the_micro_batch_does_not_change_results(micro_batch: int) -> None:
         (1, 15),  # one position at a time
         (2, 9),  # the last part of each window is smaller
         (4, 6),
-        (5, 3),  # a window at a time
         (9, 3),  # room for less than two windows
         (10, 2),  # two windows, then the last
         (15, 1),
