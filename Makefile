@@ -1,15 +1,18 @@
-# make demo: set up and search the embedded model; make test, make check: what CI runs; make bench, make bench-full: timings; make families: docs/FAMILIES.md written anew; make soak: searches killed at random
+# make demo: set up and search the embedded model; make test, make check: what CI runs; make test-all: every family besides, before a release; make bench, make bench-full: timings; make families: docs/FAMILIES.md written anew; make soak: searches killed at random
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format bench bench-full families soak clean
+.PHONY: demo test test-all check format bench bench-full families soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m seed.search
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --all-families
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -1,8 +1,4 @@
-"""Understand a causal LM without knowing its family: its layers, their calls, its head.
-
-``Anatomy`` finds the decoder's list of layers, captures what each layer is called with from a real
-forward pass, runs single layers on stored states, and turns a stored last state into logits through
-the family's own forward. Nothing here removes a layer (``surgery``) or computes a loss (scoring).
+"""Understand a causal LM without knowing its family: its layers, what each is called with, its head.
 
 Shapes: B sequences, T tokens, D hidden width, V vocabulary.
 """
@@ -40,33 +36,23 @@ class _Reached(Exception):  # noqa: N818  it is no error: the rest of a forward 
 
 
 class Gap(nn.Module):
-    """Stands where a layer was: hands the hidden states on in the form the family's layers return them."""
+    """Stands where a layer was: hands the hidden states on in the form the family's layers return them.
 
-    def __init__(self, *, returns_tuple: bool, like: nn.Module) -> None:
+    ``states``: handed on instead of those that come, in the place of all layers.
+    """
+
+    def __init__(self, *, returns_tuple: bool, like: nn.Module, states: Tensor | None = None) -> None:
         super().__init__()
-        self.returns_tuple = returns_tuple
+        self.returns_tuple, self.states = returns_tuple, states
         for name in ("attention_type", "layer_type", "block_type", "is_attention_layer", "layer_idx"):
             if hasattr(like, name):  # decoders ask the layer itself which mask it wants
                 setattr(self, name, getattr(like, name))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden_BTD = self.choose_states(args[0] if args else kwargs["hidden_states"])
+        hidden_BTD = args[0] if args else kwargs["hidden_states"]
+        if self.states is not None:
+            hidden_BTD = self.states
         return (hidden_BTD, None) if self.returns_tuple else hidden_BTD
-
-    def choose_states(self, hidden_BTD: Tensor) -> Tensor:
-        """What is handed on: what came."""
-        return hidden_BTD
-
-
-class _Replay(Gap):
-    """Stands in for all layers: hands on stored states, whatever came."""
-
-    def __init__(self, hidden_BTD: Tensor, *, returns_tuple: bool, like: nn.Module) -> None:
-        super().__init__(returns_tuple=returns_tuple, like=like)
-        self.hidden_BTD = hidden_BTD
-
-    def choose_states(self, hidden_BTD: Tensor) -> Tensor:
-        return self.hidden_BTD
 
 
 class Anatomy:
@@ -222,7 +208,7 @@ class Anatomy:
     def compute_logits(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Turn states after the last layer into logits (B, T, V): final norm, head, scales and caps of the family."""
         original = self.layers
-        replay = _Replay(hidden_BTD, returns_tuple=self.returns_tuple, like=original[-1])
+        replay = Gap(returns_tuple=self.returns_tuple, like=original[-1], states=hidden_BTD)
         setattr(self.owner, self.attribute, nn.ModuleList([replay]))
         try:
             logits: Tensor = self.model(input_ids=tokens_BT, use_cache=False).logits

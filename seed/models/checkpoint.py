@@ -1,7 +1,4 @@
-"""What leaves the house: an ordinary Hugging Face checkpoint, written aside and renamed, and proven.
-
-No judgement here of how good a model is; the card's figures are handed in.
-"""
+"""What leaves the house: an ordinary Hugging Face checkpoint, written aside and renamed, and proven."""
 
 import inspect
 import json

@@ -1,7 +1,4 @@
-"""What every door asks of a model: of its tensors as they lie in files, and of what transformers made of them.
-
-Nothing is located or downloaded here, and nothing is mended: what is wrong is refused, what is odd is told.
-"""
+"""What every door asks of a model: of its tensors as they lie in files, and of what transformers made of them."""
 
 import json
 import re

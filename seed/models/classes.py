@@ -1,19 +1,17 @@
 """Which class of transformers opens a model: one that writes text, with all the parts that the checkpoint has.
 
-``AutoModelForCausalLM`` opens some models that see as their text part alone, and others not at all; what else they have would be
-lost without a word. Those are opened as ``AutoModelForImageTextToText``, and lose layers of their text part only. Nothing is loaded
-here.
+``AutoModelForCausalLM`` opens some models that see as their text part alone, and others not at all.
 """
 
 from typing import Any
 
+import transformers
+
 
 def find_auto_class(config: Any) -> Any:
     """The class of transformers whose ``from_pretrained`` and ``from_config`` open a model of this config whole."""
-    import transformers
-
-    whole = transformers.AutoModelForImageTextToText
-    return whole if _is_read_whole(whole, config) and not _is_read_whole(_causal(), config) else _causal()
+    causal, whole = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+    return whole if _is_read_whole(whole, config) and not _is_read_whole(causal, config) else causal
 
 
 def find_class(config: Any) -> Any:
@@ -25,12 +23,6 @@ def find_class(config: Any) -> Any:
 def reads_images(config: Any) -> bool:
     """Has a model of this config a part that sees?"""
     return getattr(config, "vision_config", None) is not None
-
-
-def _causal() -> Any:
-    import transformers
-
-    return transformers.AutoModelForCausalLM
 
 
 def _is_read_whole(auto: Any, config: Any) -> bool:

@@ -1,7 +1,4 @@
-"""What stands beside weights and goes along with whatever is cut out of them.
-
-By names alone: nothing is read, judged or downloaded here.
-"""
+"""What stands beside weights and goes along with whatever is cut out of them, by names alone."""
 
 import shutil
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Cut a checkpoint on disk: what stays of it is copied from file to file, however large the model is.
 
-No weight is ever held: tensors are ranges of bytes (``stored``). Layers that stay get new
-indices, the config is repaired as a student's is, and how transformers would load the result is rehearsed on names and
-shapes before a byte is written. Nothing here recovers, judges, or reaches for the hub.
+How transformers would load the result is rehearsed on names and shapes before a byte is written.
 """
 
 import copy

@@ -1,7 +1,4 @@
-"""What a model is read from beside its weights, looked at before transformers reads it: files that end, a config of a model.
-
-Whether a model is what it says, its opening shows.
-"""
+"""What a model is read from beside its weights, looked at before transformers reads it: files that end, a config of a model."""
 
 import json
 import stat

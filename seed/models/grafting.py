@@ -1,9 +1,4 @@
-"""Graft a recovered model into the original's skeleton, so that its layers go by their original indices.
-
-A recovered model is an ordinary, shorter checkpoint whose layers count from 0. Grafted, it keeps what it computes and
-has gaps where layers are gone, so that all that works on the original works on it: views, students, single layers.
-Nothing here reads a file, trains or decides what is dropped next.
-"""
+"""Graft a recovered model into the original's skeleton, so that its layers go by their original indices."""
 
 import copy
 
@@ -31,7 +26,8 @@ def graft(anatomy: Anatomy, recovered: nn.Module, candidate: Candidate) -> Anato
     Raises:
         ModelError: it is not a model of these layers of this original.
     """
-    place = f"the recovered {type(recovered).__name__} without {_list_layers(candidate.dropped_layers)}"
+    gone = f"layer {', '.join(map(str, candidate.dropped_layers))}" if candidate.dropped_layers else "nothing"
+    place = f"the recovered {type(recovered).__name__} without {gone}"
     grafted = Anatomy(copy.deepcopy(anatomy.model))
     with view_layers(grafted, candidate) as view:
         _check_config(view, recovered, place=place)
@@ -71,7 +67,3 @@ def _check_config(view: nn.Module, recovered: nn.Module, *, place: str) -> None:
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, (list, tuple)) else value
-
-
-def _list_layers(layers: tuple[int, ...]) -> str:
-    return "layer " + ", ".join(map(str, layers)) if layers else "nothing"

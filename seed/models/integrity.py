@@ -1,8 +1,4 @@
-"""Is a finished model as it was written? Hashes of its files stand in its seed.json, and are compared where it is used.
-
-seed.json cannot hold its own: in a study the model's record does, so that there no damage goes unseen. The card is
-anyone's to edit or to take away. Nothing heavy is imported here, and no weight is ever held.
-"""
+"""Is a finished model as it was written? Hashes of its files stand in its seed.json; that file's own in a study's record."""
 
 import functools
 import hashlib
@@ -11,12 +7,9 @@ from pathlib import Path
 
 from seed import folder, untrusted
 from seed.errors import ModelError, StudyError
-from seed.models.stored import read_tensors
 
 PROVENANCE = "seed.json"
 CARD = "README.md"
-# Without hashes, as earlier versions wrote it, an export has at least these, and whole files of weights.
-LEAST = ("config.json", "tokenizer_config.json", PROVENANCE)
 
 
 def add_hashes(directory: Path) -> str:
@@ -33,14 +26,12 @@ def find_damage(directory: Path, *, provenance_sha256: str | None = None) -> str
 
     Args:
         directory: where it lies.
-        provenance_sha256: of its seed.json, as the model's record in a study has it; None: there is none.
+        provenance_sha256: of its seed.json, as the model's record in a study has it.
     """
     try:
         if provenance_sha256 is not None and hash_file(directory / PROVENANCE) != provenance_sha256:
             return f"{PROVENANCE} is not as it was written"
         hashes = _read_hashes(directory)
-        if hashes is None:
-            return _find_gap(directory)
         for name in hashes:
             if not (directory / name).is_file():
                 return f"{name} is missing"
@@ -63,8 +54,7 @@ def refuse_damaged(directory: Path, *, place: str) -> None:
         ModelError: with the file's name.
     """
     try:
-        if _read_hashes(directory) is None:
-            return
+        _read_hashes(directory)
     except (OSError, ValueError, RecursionError, StudyError):
         return
     if damage := find_damage(directory):
@@ -89,34 +79,20 @@ def _hash_file(path: Path, _num_bytes: int, _written_ns: int) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _read_hashes(directory: Path) -> dict[str, str] | None:
-    """The hashes that a model names, by the paths of files below it but its card; None: it names none.
+def _read_hashes(directory: Path) -> dict[str, str]:
+    """The hashes that a model names, by the paths of files below it but its card.
 
     Raises:
         OSError: seed.json cannot be read.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or names none.
     """
     path = directory / PROVENANCE
     if not path.is_file():  # opening what is no file may wait for ever
         raise FileNotFoundError(path)
     said = json.loads(untrusted.read_bounded(path))
-    if not isinstance(said, dict):
-        raise ValueError("no object")
-    hashes = said.get("files")
-    if hashes is None:
-        return None
-    is_right = isinstance(hashes, dict) and all(isinstance(sha256, str) for sha256 in hashes.values())
-    if not is_right or any(Path(name).is_absolute() or ".." in Path(name).parts for name in hashes):
-        raise ValueError("hashes of another form")
+    hashes = said.get("files") if isinstance(said, dict) else None
+    if not isinstance(hashes, dict) or not all(isinstance(sha256, str) for sha256 in hashes.values()):
+        raise ValueError("no hashes of files")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in hashes):
+        raise ValueError("hashes of files elsewhere")
     return {name: sha256 for name, sha256 in hashes.items() if name != CARD}  # people edit it before they publish
-
-
-def _find_gap(directory: Path) -> str | None:
-    """Say what is missing of a model without hashes, or which weights are not as long as their headers say."""
-    for name in LEAST:
-        if not (directory / name).is_file():
-            return f"{name} is missing"
-    try:
-        return None if read_tensors(directory) else "it holds no weights"
-    except ModelError as error:
-        return str(error)

@@ -1,9 +1,8 @@
 """Where a layer last writes into the residual stream, and how a linear change of what it writes goes into its weights.
 
-A dense MLP ends in one projection: what is to be added is computed from what that projection reads, and added to its weight. A
-mixture of experts ends in many, which a router mixes: what is to be added is computed from what the mixture as a whole writes,
-and every weight that writes a part of it is multiplied (a linear map of a mixture is the mixture of the mapped experts).
-Whether what is written reaches the layer's output as it is, is not known here (``seed.scoring.refit`` measures it).
+A dense MLP ends in one projection: what is added is computed from what that projection reads. A mixture of experts ends
+in many, which a router mixes: what is added is computed from what the mixture as a whole writes, and every weight that
+writes a part of it is multiplied (a linear map of a mixture is the mixture of the mapped experts).
 
 Shapes: B sequences, T tokens, D hidden width, F numbers that a correction is computed from, for each token.
 """

@@ -1,7 +1,4 @@
-"""The config.json of an export, in the words of its original's: other readers know those, and may know no others.
-
-transformers renames fields as it reads them, and writes them under its newest names. No weight, and nothing but configs here.
-"""
+"""The config.json of an export, in the words of its original's: other readers know those, and may know no others."""
 
 import copy
 import json
@@ -76,7 +73,7 @@ def _respell(original: dict[str, Any], written: dict[str, Any]) -> dict[str, Any
     """The original's config with what is otherwise in the written one; None: it would not be read as that."""
     try:
         before, wanted = _open(original), _open(written)
-        changes = _compare(_list_fields(_open_saved(before)), _list_fields(wanted))
+        changes = _compare(_list_fields(_open(before)), _list_fields(wanted))
         spelled = copy.deepcopy(original)
         for path, value in changes.items():
             _put(spelled, path, value, wanted, is_new=False)
@@ -95,17 +92,13 @@ def _respell(original: dict[str, Any], written: dict[str, Any]) -> dict[str, Any
     return spelled
 
 
-def _open(content: Mapping[str, Any]) -> Any:
-    """A config as transformers reads it from a file."""
+def _open(config: Any) -> Any:
+    """A config, or the content of its file, as transformers reads it once it is written."""
     with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / CONFIG).write_text(json.dumps(content), encoding="utf-8")
-        return transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-
-
-def _open_saved(config: Any) -> Any:
-    """A config as it is read once transformers has written it."""
-    with tempfile.TemporaryDirectory() as directory:
-        config.save_pretrained(directory)
+        if isinstance(config, transformers.PretrainedConfig):
+            config.save_pretrained(directory)
+        else:
+            (Path(directory) / CONFIG).write_text(json.dumps(config), encoding="utf-8")
         return transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 

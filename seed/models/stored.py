@@ -1,7 +1,4 @@
-"""Tensors where they lie in safetensors files, read from the headers and copied from file to file, a piece at a time.
-
-No weight is ever held. Which tensors are copied, and under which names, is decided elsewhere.
-"""
+"""Tensors where they lie in safetensors files, read from the headers and copied from file to file, a piece at a time."""
 
 import json
 import math

@@ -1,9 +1,7 @@
 """Remove layers: a view of some layers of a resident model, and a standalone student.
 
-Removing takes more than a shorter list: integer layer indices run over all submodules, per-layer
-lists of the config pick masks and rotary embeddings by position. ``view_layers`` changes all of them
-and puts all of them back. Families whose weights mean something else at another index are refused.
-Nothing here reads or writes files.
+Removing takes more than a shorter list: layer indices run over all submodules, and per-layer lists of the config pick
+masks and rotary embeddings by position.
 """
 
 import contextlib

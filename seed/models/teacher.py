@@ -1,7 +1,4 @@
-"""Open the original model: a preset's name, a hub id or a local directory -> model and tokenizer.
-
-The only door to the hub for models. safetensors only; remote code never runs unless the user says so.
-"""
+"""Open the original model: a preset's name, a hub id or a local directory -> model and tokenizer."""
 
 import difflib
 import functools
@@ -13,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from seed import folder
@@ -133,8 +131,6 @@ def open_teacher(
     Raises:
         ModelError: nothing there, no network and nothing cached, a form Seed does not read, an unfit family.
     """
-    import transformers
-
     options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
     location, place = source.location, f"--model {source.location}"
     path = Path(location).expanduser()

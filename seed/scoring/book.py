@@ -1,4 +1,4 @@
-"""Scores by document, looked up by candidate and judged beside the dense model's. Nothing is scored here."""
+"""Scores by document, looked up by candidate and judged beside the dense model's."""
 
 from collections.abc import Iterable
 from pathlib import Path

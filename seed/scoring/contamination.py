@@ -1,8 +1,7 @@
 """Text that a stream shares with one that is judged later, found by runs of words (n-grams).
 
-The field's measure of contamination: runs of 13 words, whatever their case and whatever stands between them, of down to 8 where
-documents are shorter (GPT-3: Brown et al. 2020, appendix C; lm-evaluation-harness takes the same). Only runs of the judged text are kept in memory, and only their
-words are known; the other text is read once, as far as it is used. No tokens here.
+The field's measure of contamination: runs of 13 words, whatever their case and whatever stands between them, of down to
+8 where documents are shorter (GPT-3: Brown et al. 2020, appendix C). Only runs of the judged text are kept in memory.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Text sources -> three disjoint token streams: recovery trains, validation decides, test is read last.
 
-Disjoint means by document, and by runs of words. Perplexity follows the field's protocol: text is concatenated and cut into
-non-overlapping windows; the first token of a window is context only. No model here, only its tokenizer.
+Disjoint means by document, and by runs of words. Text is concatenated and cut into non-overlapping windows; the first
+token of a window is context only.
 
 Shapes: N windows, T tokens in a window.
 """

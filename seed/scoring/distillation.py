@@ -1,13 +1,8 @@
 """The one training loop of recovery: short for a score, full for a model worth keeping, one student or several.
 
-AdamW, warm-up then linear decay, towards an ``Objective``: forward KL to the dense model's predictions unless told
-otherwise. Step 0 counts as a checkpoint, so what comes back is never worse on validation than what went in; a training
-whose numbers stop being finite ends there. Resumable:
-the data of a step depends on the step alone. Students that see the same batches are trained side by side and share
-the dense model's part of each. Several processes (``fsdp``) do the same steps, each on its share of a batch.
-
-The dense model's last hidden states come from ``recall``, which may have stored them. Which student, and from which
-weights, is decided by the caller.
+AdamW, warm-up then linear decay, towards an ``Objective``. Step 0 counts as a checkpoint, so what comes back is never
+worse on validation than what went in; a training whose numbers stop being finite ends there. Resumable: the data of a
+step depends on the step alone. Students that see the same batches share the dense model's part of each.
 """
 
 import contextlib

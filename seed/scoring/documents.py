@@ -1,7 +1,4 @@
-"""Documents of a source: copies count once, few are cut into passages, all are shared out to the streams.
-
-Text only: no files, no tokens.
-"""
+"""Documents of a source: copies count once, few are cut into passages, all are shared out to the streams."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -19,15 +16,11 @@ THINNED_DOCUMENTS = 100  # so many are left at least
 LONG_PARAGRAPH = 100  # characters; shorter ones, such as titles, come again in what is no copy
 SEPARATORS = ("\n\n", "\n", " ")
 WHITESPACE = b" \t\n\r\v\f"
-HASHED_CHARACTERS = 2**18  # at once: a long text in other forms takes several times its size
 
 
 def identify_text(text: str) -> bytes:
     """A hash that case, spaces and line ends do not change."""
-    digest = hashlib.blake2b(digest_size=16)
-    for start in range(0, len(text), HASHED_CHARACTERS):
-        digest.update(text[start : start + HASHED_CHARACTERS].casefold().encode().translate(None, WHITESPACE))
-    return digest.digest()
+    return hashlib.blake2b(text.casefold().encode().translate(None, WHITESPACE), digest_size=16).digest()
 
 
 def keep_distinct(documents: Sequence[str], *, kind: str = "document") -> tuple[list[str], tuple[str, ...]]:

@@ -1,7 +1,6 @@
 """Training over several processes, as ``torchrun`` or ``accelerate launch`` starts them: weights in shards (FSDP2).
 
-Every process opens the study for itself and decides as the first does. What is sent is torch's own: sums, and weights
-as ``torch.distributed.checkpoint`` gathers and spreads them. A process that is lost ends all.
+Every process opens the study for itself and decides as the first does. A process that is lost ends all.
 """
 
 import contextlib

@@ -1,6 +1,4 @@
-"""What layers look like without removing any: measures that one-shot rankings rest on.
-
-Each is named after the paper that ranks by it; what a ranking does with it is ``optimize.strategies``' business.
+"""Measures of layers that one-shot rankings rest on, each named after the paper that ranks by it.
 
 Shapes: L layers, B sequences, T tokens, D hidden width.
 """

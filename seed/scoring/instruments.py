@@ -2,8 +2,6 @@
 
 In a later stage of a search candidates are cut from a model that was recovered before and grafted into the dense one's
 skeleton. The dense model stays the teacher of every distillation and the base of every ratio.
-
-Which candidates, and how far each is recovered, is decided by ``sweep`` and ``proxy``.
 """
 
 import copy

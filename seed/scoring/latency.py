@@ -1,7 +1,7 @@
 """Measure what a cut buys on this machine: time of a workload beside the dense model's, taken in turns.
 
-Latency depends on structure only, so a structure is measured once, in pairs (dense, cut, cut, dense ...), until the 95 %
-interval of their ratio is narrow enough or the time is spent. What else the machine did meanwhile is said beside it.
+A structure is measured in pairs (dense, cut, cut, dense ...), until the 95 % interval of their ratio is narrow enough
+or the time is spent.
 """
 
 import math
@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from msgspec.structs import replace
+from scipy.optimize import isotonic_regression
 from torch import nn
 
 from seed.errors import CommandError
@@ -93,12 +95,10 @@ def prepare_run(model: nn.Module, workload: Workload, *, vocabulary: int) -> Run
     cache: Any = None
     runnable: Any = model
     if workload.compiled:
-        from transformers import StaticCache
-
         # One graph a model; fullgraph turns a silent fall-back to eager into an error.
         runnable = torch.compile(model, fullgraph=True, dynamic=False)
         length = workload.prompt_tokens + workload.new_tokens + 1
-        cache = StaticCache(config=model.config, max_cache_len=length)
+        cache = transformers.StaticCache(config=model.config, max_cache_len=length)
 
     def run() -> Timing:
         return decode_once(runnable, prompt, new_tokens=workload.new_tokens, cache=cache)
@@ -286,32 +286,22 @@ def run_command(command: str, directory: Path) -> float:
 
 
 def smooth_over_depth(latencies: Sequence[Latency], num_kept: Sequence[int]) -> list[Latency]:
-    """Make ratios rise with the number of layers (pool-adjacent-violators), so that noise cannot delete a depth.
+    """Make ratios rise with the number of layers (isotonic regression), so that noise cannot delete a depth.
 
     Only for structures nested in one another: models with one kind of layer.
     """
-    blocks: list[list[int]] = []
-    for index in sorted(range(len(latencies)), key=lambda i: num_kept[i]):
-        blocks.append([index])
-        while len(blocks) > 1 and _mean(latencies, blocks[-2]) > _mean(latencies, blocks[-1]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    order = sorted(range(len(latencies)), key=lambda i: num_kept[i])
     result = list(latencies)
-    for block in blocks:
-        if len(block) > 1:
-            ratio = _mean(latencies, block)
-            for index in block:
-                old = latencies[index]
-                result[index] = replace(
-                    old,
-                    ratio=ratio,
-                    ratio_low=None if old.ratio_low is None else min(old.ratio_low, ratio),
-                    ratio_high=None if old.ratio_high is None else max(old.ratio_high, ratio),
-                )
+    for index, ratio in zip(order, isotonic_regression([latencies[i].ratio for i in order]).x.tolist(), strict=True):
+        old = latencies[index]
+        if ratio != old.ratio:
+            result[index] = replace(
+                old,
+                ratio=ratio,
+                ratio_low=None if old.ratio_low is None else min(old.ratio_low, ratio),
+                ratio_high=None if old.ratio_high is None else max(old.ratio_high, ratio),
+            )
     return result
-
-
-def _mean(latencies: Sequence[Latency], block: Sequence[int]) -> float:
-    return sum(latencies[index].ratio for index in block) / len(block)
 
 
 def _now(device: torch.device) -> float:

@@ -1,11 +1,8 @@
-"""Low-rank updates of a student's linear maps (LoRA, arXiv 2106.09685), for models too large to train whole.
-
-Weights stay as they are in their stored type; only two thin matrices for each linear map are trained, and merged
-into the weights at the end, so that what leaves is an ordinary checkpoint. PEFT does both.
-"""
+"""Low-rank updates of a student's linear maps (LoRA, arXiv 2106.09685), by PEFT, merged into the weights at the end."""
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from seed.errors import ModelError
 
@@ -17,7 +14,6 @@ def add_updates(student: nn.Module, *, rank: int, rng_seed: int) -> None:
         ModelError: low-rank updates do not fit the model.
     """
     from peft import LoraConfig, inject_adapter_in_model
-    from transformers.pytorch_utils import Conv1D
 
     maps = list_maps(student)
     config = LoraConfig(
@@ -47,8 +43,6 @@ def list_maps(student: nn.Module) -> list[str]:
     Raises:
         ModelError: there is none, or there are experts fused into one tensor, which no update reaches.
     """
-    from transformers.pytorch_utils import Conv1D
-
     fused = [name for name, weight in student.named_parameters() if weight.ndim == 3 and "expert" in name]
     head = student.get_output_embeddings()  # type: ignore[operator]
     names = [

@@ -1,8 +1,7 @@
 """What a student is trained towards, and the gradient of that: the dense model's predictions, the text itself, its states.
 
-An objective is a mixture; every recovery of ``recoveries`` is one of them. The dense model's part of a batch is computed
-once, however many students learn from it. Logits of all models are made by the family's own head, some positions at a
-time, so that no vocabulary is too large. Which weights are trained, and how long, is ``distillation``'s business.
+The dense model's part of a batch is computed once, however many students learn from it. Logits of all models are made
+by the family's own head, some positions at a time, so that no vocabulary is too large.
 
 Shapes: B sequences, T tokens, D hidden width, V vocabulary, L layers of the dense model.
 """

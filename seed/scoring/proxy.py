@@ -1,8 +1,4 @@
-"""The ladder of cheap scores: no recovery, closed form, short distillation. A candidate in, qualities out.
-
-Every complete trial of a study climbs to the same rung, the study's objective; lower rungs come along as they are.
-Which candidates are tried, and which are not worth the last rung, is decided elsewhere.
-"""
+"""The ladder of cheap scores: no recovery, closed form, short distillation. A candidate in, qualities out."""
 
 import math
 import time

@@ -1,16 +1,12 @@
 """Closed-form recovery: what ends each kept layer's MLP is fitted anew, by ridge regression.
 
-Behind the first cut, each kept layer's projection is changed so that the layer's output matches the state that the uncut
-model has just before the next kept layer's original position. The change is linear in what the projection reads, so it is added
-to the projection's weight (and bias, where there is one), and the student stays an ordinary checkpoint. In a mixture of experts
-the change is linear in what the mixture writes, and goes into every expert (``seed.models.outlets``). Related:
-ReplaceMe (arXiv 2505.02819) fits one map of the projection's output for one contiguous cut; fitting what the projection
-reads instead has more freedom, and recovered a third more of the loss at 1.2 times the cost (studies/notes.md). Where a
-recovered model is cut again, the uncut model is that one: its own states are nearer than the original's, and fitting to
-them left a tenth less of the loss of the further cut (studies/notes.md).
+Behind the first cut, each kept layer's projection is changed so that the layer's output matches the state that the
+uncut model has just before the next kept layer's original position. The change is linear in what the projection reads
+(or what a mixture of experts writes), so it is added to the weights, and the student stays an ordinary checkpoint.
+Related: ReplaceMe (arXiv 2505.02819) fits one map of the projection's output for one contiguous cut.
 
-It needs an output that is *added* to the residual stream, perhaps times a constant (granite);
-``measure_gains`` proves that and finds the constant, or says that this family has none.
+It needs an output that is *added* to the residual stream, perhaps times a constant (granite); ``measure_gains`` proves
+that and finds the constant, or says that this family has none.
 
 Shapes: B sequences, T tokens, D hidden width, F width of what corrections are computed from.
 """

@@ -1,15 +1,8 @@
 """Losses of subsets of one resident model, without copying a weight: layers run on stored states.
 
-Candidates that begin with the same kept layers share what these compute: kept layers are walked as a trie, depth
-first, one layer for each node and one head for each candidate. In lexicographic order of their kept layers
-neighbours share most.
-
-``measure_unrecovered`` takes subsets as they stand, a micro-batch at a time: its memory does not grow with the
-text. ``SubsetWalker`` recovers them in closed form; a map depends only on the prefix and the next kept layer, and
-is shared just so. It remembers the path of its last candidate, so candidates may come one by one.
-
-A model with gaps, grafted from one that was recovered before, is a model like any other: candidates lack at least the
-layers that are gone, and what closed form aims at are its own states, not those of the dense model.
+Kept layers are walked as a trie, depth first, one layer for each node and one head for each candidate; in
+lexicographic order of their kept layers neighbours share most. A map of closed form depends only on the prefix and the
+next kept layer, and is shared just so. In a model with gaps, closed form aims at that model's own states.
 """
 
 from collections.abc import Iterable, Sequence

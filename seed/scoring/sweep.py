@@ -1,8 +1,4 @@
-"""Every score of a study, by document: measured once, remembered, compared in pairs.
-
-With a store a score is written as soon as it is known, so that a stopped run loses at most what it was working on.
-Asked in lexicographic order of kept layers, neighbouring candidates share most of their work. Nothing is decided here.
-"""
+"""Every score of a study, by document: measured once, written as soon as it is known, compared in pairs."""
 
 import time
 from collections.abc import Sequence

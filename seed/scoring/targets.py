@@ -1,9 +1,6 @@
-"""The dense model's last hidden states on the recovery windows of a study, computed once and kept.
+"""The dense model's last hidden states on the recovery windows of a study, computed once and kept in a mapped file.
 
-Every candidate is distilled on the same windows, so the dense model's forward pass need not be repeated; its
-logits are rebuilt from the states by the family's own head. The states of W windows of T tokens take W * T * D
-numbers in one memory-mapped file (and 32 bytes, the digest): what fits into memory stays in the page cache, the rest on the
-disk.
+Logits are rebuilt from the states by the family's own head.
 
 Shapes: B sequences, T tokens, D hidden width.
 """

@@ -1,7 +1,6 @@
 """Tasks of lm-eval (EleutherAI's evaluation harness) on models that are open here: names in, scores out.
 
-Numbers are lm-eval's own, by its own defaults: no chat template, its few-shot examples, its random seeds. What a task reads,
-its data set, is fetched by lm-eval and may need the network. Nothing is imported before a task is asked for.
+Numbers are lm-eval's own, by its own defaults: no chat template, its few-shot examples, its random seeds.
 """
 
 import contextlib

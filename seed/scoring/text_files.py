@@ -1,7 +1,4 @@
-"""Files of text: which of a folder's are read, what is in them, and the text of a row.
-
-No streams and no splits here.
-"""
+"""Files of text: which of a folder's are read, what is in them, and the text of a row."""
 
 import csv
 import glob
@@ -69,10 +66,8 @@ def list_files(place: Path) -> tuple[list[Path], str]:
             continue
         if any(part.startswith(".") for part in file.relative_to(place).parts):
             passed_over["hidden"] += 1
-        elif file.is_dir():
-            passed_over["linked to a folder"] += 1
         elif not file.is_file():
-            passed_over["linked to nothing" if file.is_symlink() else "special"] += 1
+            passed_over["links to folders or to nothing, or no files"] += 1
         elif (suffix := kind_of(file)) in TEXT_SUFFIXES | JSONL_SUFFIXES:
             texts.append(file)
         elif suffix in ARROW_SUFFIXES:
@@ -162,15 +157,8 @@ def _read_json(text: str, *, place: str) -> Iterable[tuple[str, Any]]:
 def _parse_json(text: str, *, place: str, wanted: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f", line {error.lineno}" if error.lineno > 1 else ""
-        raise CorpusError(f"{place}: not JSON ({error.msg}{where}). {wanted}") from error
-    except RecursionError as error:
-        raise CorpusError(f"{place}: JSON nested deeper than can be read. {wanted}") from error
-    except ValueError as error:  # a number of more digits than Python converts
-        raise CorpusError(
-            f"{place}: a number there has too many digits. Put it in quotes, or leave the row out."
-        ) from error
+    except (ValueError, RecursionError) as error:  # also of numbers with more digits than Python converts
+        raise CorpusError(f"{place}: not JSON ({first_line(error)}). {wanted}") from error
 
 
 def _read_table(text: str, *, place: str, delimiter: str) -> Iterator[tuple[str, Any]]:

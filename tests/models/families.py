@@ -8,6 +8,7 @@ import transformers
 from torch import nn
 
 from seed.models.classes import find_auto_class
+from seed.records import Candidate
 from tests import conftest
 
 COMMON = {"vocab_size": 257, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4}
@@ -64,24 +65,16 @@ OPT = COMMON | {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddin
 MAMBA = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4}
 ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
 SIMPLE = ("llama", "gpt2", "qwen2", "gemma2")
-FAMILIES = (
-    *SIMPLE,
-    "bloom",
-    "falcon",
-    "mpt",
-    "opt",
-    "opt_post_norm",
-    "gpt_neox",
-    "gpt_neo",
-    "granite",
-    "smollm3",
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "deepseek_v3",
-    "mamba",
+# Six kinds that differ in structure; what must hold of any family is tested on these, and every family's own proof by --all-families.
+KINDS = (
+    "llama",  # grouped keys and values, rotary positions, a gated MLP, its head tied: what most families are
+    "gpt2",  # Conv1D, whose weights lie the other way round; learned positions, biases, dropout
+    "gemma3_text",  # norms behind attention and MLP too, so no closed form; sliding and full attention; scaled embedding
+    "qwen2_moe",  # experts beside a shared one, dense layers named by their index in the config; a head of its own
+    "mamba",  # a state-space model: no attention and no MLP, and a cache of another kind
+    "falcon",  # attention and MLP side by side, a single head of keys and values; layers that return tuples
 )
-# What the configs of families are made with. Those of 18 families stand first; many tests run on these.
+# What the configs of families are made with.
 CONFIGS: dict[str, dict[str, Any]] = {
     "bloom": {"vocab_size": 257, "hidden_size": 32, "n_layer": 4, "n_head": 4},
     "falcon": COMMON,
@@ -389,3 +382,8 @@ def compute_logits(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
     """What the model itself says."""
     with torch.no_grad():
         return model(input_ids=tokens_BT, use_cache=False).logits
+
+
+def keep(*layers: int) -> Candidate:
+    """A candidate of these four-layer models."""
+    return Candidate(num_layers=4, kept_layers=layers)

@@ -17,7 +17,7 @@ HEAD = """\
 # Families of models
 
 What Seed can remove layers from, proven family by family on tiny random models (4 layers, 32 wide, float32 on the CPU).
-`make families` writes this page from the proofs; the tests compare every row with them. Written with transformers {version}:
+`make families` writes this page from the proofs; `make test-all` compares every row with them. Written with transformers {version}:
 {proven} rows proven.
 
 **Proven** means, for several sets of layers: running the kept layers one by one, the resident model cut for a moment, the

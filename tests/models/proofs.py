@@ -16,12 +16,11 @@ from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_tr
 from seed.models.classes import find_class
 from seed.models.copying import plan_cut, write_cut
 from seed.models.surgery import list_needed, make_student, refuse_unfit, view_layers
-from seed.records import Candidate
 from seed.scoring.latency import decode_once
 from seed.scoring.quality import logits_of, measure_losses
 from seed.scoring.refit import fold_refit, measure_gains
 from seed.scoring.subsets import SubsetWalker, measure_unrecovered
-from tests.models.families import compute_logits, make_config, make_model, make_tokens
+from tests.models.families import compute_logits, keep, make_config, make_model, make_tokens
 from tests.scoring.streams import draw_stream
 
 CPU = torch.device("cpu")
@@ -38,10 +37,6 @@ class Proof(Struct, frozen=True, kw_only=True):
     closed_form: str
     tied: str
     needed: str
-
-
-def keep(*layers: int) -> Candidate:
-    return Candidate(num_layers=4, kept_layers=layers)
 
 
 def list_subsets(anatomy: Anatomy) -> list[tuple[int, ...]]:

@@ -1,7 +1,6 @@
 """What is exported is what was measured; what is damaged, or cut wrongly, is refused."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -21,10 +20,9 @@ from seed.models.checkpoint import (
     prove_round_trip,
     write_checkpoint,
 )
-from seed.models.integrity import find_damage
-from seed.models.teacher import ModelSource, check_source, open_teacher
+from seed.models.teacher import ModelSource, open_teacher
 from seed.records import Candidate
-from tests.conftest import MakeCheckpoint, make_tokenizer
+from tests.conftest import make_tokenizer
 from tests.models.families import compute_logits, make_model, make_tokens, scramble
 
 CPU = torch.device("cpu")
@@ -50,13 +48,7 @@ def prove(model: nn.Module, scratch: Path) -> None:
     prove_round_trip(Anatomy(model), make_tokens(), scratch=scratch, dtype=torch.float32)
 
 
-@pytest.fixture
-def checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
-    """A checkpoint of this test's own, to be damaged."""
-    return shutil.copytree(make_checkpoint(), tmp_path / "checkpoint")
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 def test_plain_transformers_loads_what_was_written(family: str, tmp_path: Path) -> None:
     student = surgery.make_student(Anatomy(make_model(family)), Candidate(num_layers=4, kept_layers=(0, 2)))
     tokens = make_tokens()
@@ -70,131 +62,54 @@ def test_plain_transformers_loads_what_was_written(family: str, tmp_path: Path) 
 
 
 def test_a_checkpoint_holds_card_and_provenance_and_the_type_asked_for(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    write(make_model("llama"), target)
+    (target / "stale.txt").write_text("from before")
     write_checkpoint(
-        make_model("llama"),
-        tmp_path / "out",
+        make_model("llama", rng_seed=1),
+        target,
         tokenizer=make_tokenizer(),
         original=None,
         dtype=torch.bfloat16,
         card="# Größe",
         provenance={"kept_layers": [0, 2], "path": tmp_path},
     )
-    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "# Größe"
-    assert json.loads((tmp_path / "out" / "seed.json").read_text()) == {"kept_layers": [0, 2], "path": str(tmp_path)}
-    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert (target / "README.md").read_text(encoding="utf-8") == "# Größe"
+    assert json.loads((target / "seed.json").read_text()) == {"kept_layers": [0, 2], "path": str(tmp_path)}
+    assert {tensor.dtype for tensor in load_file(target / "model.safetensors").values()} == {torch.bfloat16}
+    assert not (target / "stale.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing left aside
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     class Interrupting:
         def save_pretrained(self, _directory: Path) -> None:
-            raise error
+            raise KeyboardInterrupt
 
     target = tmp_path / "out"
     write(make_model("llama"), target)
     before = {path.name: path.read_bytes() for path in target.iterdir()}
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         write(make_model("llama", rng_seed=1), target, tokenizer=Interrupting())
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_second_write_replaces_the_first(tmp_path: Path) -> None:
-    write(make_model("llama"), tmp_path / "out")
-    (tmp_path / "out" / "stale.txt").write_text("from before")
-    second = make_model("llama", rng_seed=1)
-    write(second, tmp_path / "out")
-    assert not (tmp_path / "out" / "stale.txt").exists()
-    assert torch.equal(compute_logits(load(tmp_path / "out"), make_tokens()), compute_logits(second, make_tokens()))
-
-
-def test_a_sound_checkpoint_loads_frozen(checkpoint: Path) -> None:
+def test_weights_that_are_left_over_are_refused(checkpoint: Path) -> None:
     model = load(checkpoint)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("damage", ["missing", "extra", "misshapen"])
-def test_weights_that_do_not_match_the_config_are_refused(checkpoint: Path, damage: str) -> None:
-    weights = load_file(checkpoint / "model.safetensors")
-    key = "model.layers.1.mlp.up_proj.weight"
-    if damage == "missing":
-        del weights[key]
-    elif damage == "extra":
-        key = "model.layers.9.mlp.up_proj.weight"
-        weights[key] = torch.zeros(3)
-    else:
-        weights[key] = torch.zeros(3, 3)
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError) as caught:
-        load(checkpoint)
-    assert str(checkpoint) in str(caught.value)
-    assert damage == "misshapen" or key in str(caught.value)
-
-
-def test_fewer_layers_in_the_config_than_in_the_weights_are_refused(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(ModelError, match=r"layers\.3"):
-        load(checkpoint)
-
-
-@pytest.mark.parametrize("share", [0.5, 0.001, 0.0])
-def test_truncated_weights_are_refused(checkpoint: Path, share: float) -> None:
-    weights = checkpoint / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[: int(weights.stat().st_size * share)])
-    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+    with pytest.raises(ModelError, match=r"layers\.3") as caught:
         load(checkpoint)
     assert str(checkpoint) in str(caught.value)
-
-
-def test_whole_weights_are_told_from_torn_ones(checkpoint: Path, tmp_path: Path) -> None:
-    complete(checkpoint)
-    assert find_damage(checkpoint) is None
-    weights = checkpoint / "model.safetensors"
-    content = weights.read_bytes()
-    for length in (len(content) - 1, len(content) // 2, 0):
-        weights.write_bytes(content[:length])
-        assert find_damage(checkpoint) is not None
-    weights.unlink()
-    assert find_damage(checkpoint) is not None
-    assert find_damage(tmp_path / "nowhere") is not None
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "seed.json"])
-def test_a_directory_that_lacks_a_file_is_not_whole(tmp_path: Path, name: str) -> None:
-    write(make_model("llama"), tmp_path / "model")
-    assert find_damage(tmp_path / "model") is None
-    (tmp_path / "model" / name).unlink()
-    assert find_damage(tmp_path / "model") is not None
-
-
-def complete(path: Path) -> None:
-    """Put beside weights what an export has besides them."""
-    for name in ("tokenizer_config.json", "seed.json", "README.md"):
-        (path / name).write_text("{}")
-
-
-def test_weights_with_a_shard_missing_are_not_whole(tmp_path: Path) -> None:
-    make_model("llama").save_pretrained(tmp_path, max_shard_size="60KB")
-    shards = sorted(tmp_path.glob("*.safetensors"))
-    assert len(shards) > 2
-    complete(tmp_path)
-    assert find_damage(tmp_path) is None
-    shards[1].unlink()
-    assert find_damage(tmp_path) is not None
 
 
 def test_on_the_cpu_logits_agree_to_the_bit_or_not_at_all() -> None:
     logits = torch.ones(3)
     assert agree(logits, logits.clone())
     assert not agree(logits, logits * (1 + 1e-6))
-
-
-def test_a_directory_that_is_gone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        load(tmp_path / "nowhere")
 
 
 def test_proving_the_round_trip_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -209,8 +124,8 @@ def test_proving_the_round_trip_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "field", "nothing"),
     [
+        ("llama", "INDEX_NAMES", ()),  # latency runs views with a cache, which needs them right
         ("qwen2", "SLICED_LISTS", ()),  # windows of 24 tokens, sliding windows of 8
-        ("gemma2", "SLICED_LISTS", ()),
         ("smollm3", "SLICED_LISTS", ("layer_types",)),
         ("qwen2_moe", "REMAPPED_LISTS", ()),
         ("deepseek_v3", "LEADING_COUNTS", ()),
@@ -218,19 +133,13 @@ def test_proving_the_round_trip_leaves_nothing_behind(tmp_path: Path) -> None:
         ("modernbert-decoder", "FIRST_STAYS", ()),
     ],
 )
-def test_a_config_field_that_surgery_does_not_know_is_refused(
+def test_what_surgery_does_not_know_is_refused(
     family: str, field: str, nothing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(surgery, field, nothing)
     with pytest.raises(ModelError) as caught:
         prove(make_model(family), tmp_path)
     assert not list(tmp_path.iterdir()), caught.value
-
-
-def test_layer_indices_that_surgery_does_not_know_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surgery, "INDEX_NAMES", ())  # latency runs views with a cache, which needs them right
-    with pytest.raises(ModelError):
-        prove(make_model("llama"), tmp_path)
 
 
 def test_weights_that_mean_something_else_at_another_index_are_refused(tmp_path: Path) -> None:
@@ -260,17 +169,15 @@ def test_loaded_weights_lie_where_kernels_round_as_for_any_others(checkpoint: Pa
         assert all(weight.data_ptr() % ALIGNED_BYTES == 0 for weight in load(checkpoint).parameters())
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_parameters_are_counted_once_and_bytes_follow_the_type(num_layers: int) -> None:
-    anatomy = Anatomy(make_model("llama"))
-    student = surgery.make_student(anatomy, Candidate(num_layers=4, kept_layers=tuple(range(num_layers))))
+def test_parameters_are_counted_once_and_bytes_follow_the_type() -> None:
+    student = surgery.make_student(Anatomy(make_model("llama")), Candidate(num_layers=4, kept_layers=(0, 1)))
     size = measure_size(student, dtype=torch.bfloat16)
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32
-    assert size.num_params == 257 * 32 + 32 + num_layers * layer  # the head is tied to the embedding
+    assert size.num_params == 257 * 32 + 32 + 2 * layer  # the head is tied to the embedding
     assert size.weight_bytes == 2 * size.num_params
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gemma2", "opt", "mixtral", "falcon"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "falcon"])
 def test_cache_bytes_are_those_of_a_real_cache(family: str) -> None:
     model = make_model(family)
     cache = transformers.DynamicCache()  # without sliding windows, which would cut it short
@@ -343,32 +250,3 @@ def test_an_unknown_family_with_code_is_refused_without_a_question(own_code: tup
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(path)
     assert not mark.exists()
-
-
-def test_an_adapter_in_a_model_s_directory_is_refused(checkpoint: Path) -> None:
-    (checkpoint / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
-    for act in (load, lambda path: open_teacher(ModelSource(location=str(path)), device=CPU, dtype_name=None)):
-        with pytest.raises(ModelError, match=r"a LoRA adapter lies there .* Merge it"):
-            act(checkpoint)
-
-
-def test_pickled_weights_are_refused_with_the_cure(checkpoint: Path) -> None:
-    (checkpoint / "model.safetensors").unlink()
-    (checkpoint / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
-    with pytest.raises(ModelError, match=r"no safetensors weights there .* convert them first"):
-        open_teacher(ModelSource(location=str(checkpoint)), device=CPU, dtype_name=None)
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin is not safetensors"):
-        check_source(ModelSource(location=str(checkpoint)), presets=[])
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        load(checkpoint)
-
-
-def test_shards_that_lie_elsewhere_are_not_this_checkpoint_s(tmp_path: Path) -> None:
-    write(make_model("llama"), tmp_path / "out")
-    assert find_damage(tmp_path / "out") is None
-    (tmp_path / "out" / "model.safetensors").rename(
-        tmp_path / "elsewhere.safetensors"
-    )  # whole, the index would not be read
-    index = {"weight_map": {"a": "../elsewhere.safetensors"}}
-    (tmp_path / "out" / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert find_damage(tmp_path / "out") is not None

@@ -8,12 +8,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from seed.errors import ModelError
 from seed.models.surgery import refuse_unfit
-from tests.models.families import EVERY_FAMILY, MODEL_TYPES, UNPROVEN
+from tests.models.families import EVERY_FAMILY, KINDS, MODEL_TYPES, UNPROVEN
 from tests.models.families_table import read_rows, write_row
 from tests.models.proofs import prove_family
 
+OTHERS = [pytest.param(family, marks=pytest.mark.every_family) for family in EVERY_FAMILY if family not in KINDS]
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+
+@pytest.mark.parametrize("family", [*KINDS, *OTHERS])
 def test_a_family_is_what_the_table_says(family: str, tmp_path: Path) -> None:
     assert write_row(family, prove_family(family, tmp_path)) in read_rows(), "make families writes the table anew"
 

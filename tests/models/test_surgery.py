@@ -1,5 +1,6 @@
 """A cut model is the model that its shortened config builds, and a view leaves no trace."""
 
+import contextlib
 import copy
 
 import pytest
@@ -10,26 +11,7 @@ from torch import nn
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import INDEX_NAMES, list_needed, make_student, refuse_unfit, repair_config, view_layers
-from seed.records import Candidate
-from tests.models.families import EVERY_FAMILY, GATED, compute_logits, make_config, make_model, make_tokens
-
-FAMILIES = (
-    "llama",
-    "gpt2",
-    "qwen2",
-    "gemma2",
-    "bloom",
-    "falcon",
-    "gpt_neo",
-    "smollm3",
-    "qwen2_moe",
-    "qwen3_moe",
-    "deepseek_v3",
-)
-
-
-def keep(*layers: int) -> Candidate:
-    return Candidate(num_layers=4, kept_layers=layers)
+from tests.models.families import GATED, KINDS, compute_logits, keep, make_config, make_model, make_tokens
 
 
 def read_indices(model: nn.Module) -> list[tuple[str, str, object]]:
@@ -41,41 +23,52 @@ def read_indices(model: nn.Module) -> list[tuple[str, str, object]]:
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("fails", [False, True], ids=["block ends", "block raises"])
-def test_a_view_restores_everything(family: str, fails: bool) -> None:
+@pytest.mark.parametrize("family", KINDS)
+def test_a_view_restores_everything(family: str) -> None:
     model = make_model(family)
     anatomy = Anatomy(model)
     tokens = make_tokens()
     layers = list(anatomy.layers)
     config, indices, logits = copy.deepcopy(model.config.__dict__), read_indices(model), compute_logits(model, tokens)
     assert indices
-    try:
-        with view_layers(anatomy, keep(1, 3)) as view:
+    for error in (None, ZeroDivisionError):  # the block ends, or fails
+        with contextlib.suppress(ZeroDivisionError), view_layers(anatomy, keep(1, 3)) as view:
             assert view.config.get_text_config().num_hidden_layers == 2
             assert read_indices(view) != indices
             compute_logits(view, tokens)
-            if fails:
-                raise ZeroDivisionError
-    except ZeroDivisionError:
-        pass
-    assert [id(layer) for layer in anatomy.layers] == [id(layer) for layer in layers]
-    assert model.config.__dict__ == config
-    assert read_indices(model) == indices
-    assert torch.equal(compute_logits(model, tokens), logits)
+            if error:
+                raise error
+        assert [id(layer) for layer in anatomy.layers] == [id(layer) for layer in layers]
+        assert model.config.__dict__ == config
+        assert read_indices(model) == indices
+        assert torch.equal(compute_logits(model, tokens), logits)
 
 
-def test_each_kind_of_per_layer_field_follows_the_kept_layers() -> None:
-    def fields_of(family: str, *kept: int) -> dict[str, object]:
-        return make_student(Anatomy(make_model(family)), keep(*kept)).config.to_dict()
-
-    assert fields_of("qwen2", 1, 2, 3)["layer_types"] == ["full_attention", "sliding_attention", "sliding_attention"]
-    assert fields_of("smollm3", 1, 2, 3)["no_rope_layers"] == [0, 1, 0]
-    assert fields_of("qwen2_moe", 0, 2, 3)["mlp_only_layers"] == [1]
-    assert fields_of("deepseek_v3", 1, 2, 3)["first_k_dense_replace"] == 1
-    stepped = fields_of("qwen3_moe", 0, 1, 3)  # every second layer has experts: 1 and 3
-    assert (stepped["decoder_sparse_step"], stepped["mlp_only_layers"]) == (1, [0])
-    assert fields_of("gpt_neo", 1, 2, 3)["attention_types"] == [[["local"], 1], [["global"], 1], [["local"], 1]]
+@pytest.mark.parametrize(
+    ("family", "kept", "fields"),
+    [
+        ("qwen2", (1, 2, 3), {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+        ("smollm3", (1, 2, 3), {"no_rope_layers": [0, 1, 0]}),
+        ("qwen2_moe", (0, 2, 3), {"mlp_only_layers": [1]}),
+        ("deepseek_v3", (1, 2, 3), {"first_k_dense_replace": 1}),
+        # every second layer has experts: 1 and 3
+        ("qwen3_moe", (0, 1, 3), {"decoder_sparse_step": 1, "mlp_only_layers": [0]}),
+        ("gpt_neo", (1, 2, 3), {"attention_types": [[["local"], 1], [["global"], 1], [["local"], 1]]}),
+        # experts in layers 1 and 2; -1: to the last layer
+        ("ernie4_5_moe", (3,), {"moe_layer_start_index": 1, "moe_layer_end_index": -1}),
+        # layers_block_type is an alias of layer_types
+        ("granitemoehybrid", (1, 3), {"layer_types": ["full_attention"] * 2}),
+    ],
+)
+def test_each_kind_of_per_layer_field_follows_the_kept_layers(
+    family: str, kept: tuple[int, ...], fields: dict[str, object]
+) -> None:
+    config = make_config(family)
+    whole = copy.deepcopy(config.__dict__)
+    before = repair_config(config, kept)
+    assert {name: getattr(config, name) for name in fields} == fields
+    config.__dict__.update(before)
+    assert config.__dict__ == whole
 
 
 def test_a_student_has_weights_of_its_own() -> None:
@@ -83,8 +76,6 @@ def test_a_student_has_weights_of_its_own() -> None:
     tokens = make_tokens()
     before = compute_logits(model, tokens)
     student = make_student(Anatomy(model), keep(0, 2))
-    mine = {parameter.data_ptr() for parameter in model.parameters()}
-    assert mine.isdisjoint(parameter.data_ptr() for parameter in student.parameters())
     assert torch.equal(student.model.layers[1].mlp.up_proj.weight, model.model.layers[2].mlp.up_proj.weight)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -92,19 +83,14 @@ def test_a_student_has_weights_of_its_own() -> None:
     assert torch.equal(compute_logits(model, tokens), before)
 
 
-BNB = transformers.BitsAndBytesConfig(load_in_4bit=True)
-
-
 @pytest.mark.parametrize(
     ("quantization", "method"),
     [
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "awq", "bits": 4}, "awq"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
-        (BNB, "bitsandbytes"),
+        (transformers.BitsAndBytesConfig(load_in_4bit=True), "bitsandbytes"),
         ({"bits": 4}, "None"),
     ],
-    ids=["gptq", "awq", "bitsandbytes", "bitsandbytes object", "unnamed"],
+    ids=["gptq", "bitsandbytes object", "unnamed"],
 )
 def test_quantized_weights_are_refused_by_name(quantization: object, method: str) -> None:
     for config in (
@@ -117,28 +103,18 @@ def test_quantized_weights_are_refused_by_name(quantization: object, method: str
             refuse_unfit(config, place="there")
 
 
-def test_layers_that_a_family_cannot_do_without_are_named() -> None:
-    needed = {family: list_needed(make_config(family)) for family in EVERY_FAMILY}
-    assert needed["llama"] == needed["qwen2"] == needed["minicpm3"] == needed["falcon_h1"] == []
-    assert needed["modernbert-decoder"] == [0]
-    assert needed["gpt_neox_japanese"] == needed["gemma4_text"] == needed["gemma4"] == [3]
-    assert needed["bamba"] == needed["lfm2"] == needed["qwen3_next"] == [3]
-    assert needed["olmo_hybrid"] == [2, 3]
-    assert needed["qwen3_vl"] == [0]  # what a first vision layer saw enters behind the first layer
-
-
-def test_a_field_under_two_names_is_restored_once() -> None:
-    anatomy = Anatomy(make_model("granitemoehybrid"))  # layers_block_type is an alias of layer_types
-    before = list(anatomy.config.layer_types)
-    with view_layers(anatomy, keep(1, 3)):
-        assert anatomy.config.layer_types == ["full_attention"] * 2
-    assert anatomy.config.layer_types == before
-
-
-def test_a_layer_behind_all_experts_stays_dense_on_its_own() -> None:
-    config = make_config("ernie4_5_moe")  # experts in layers 1 and 2
-    repair_config(config, (3,))
-    assert (config.moe_layer_start_index, config.moe_layer_end_index) == (1, -1)  # -1: to the last layer
+@pytest.mark.parametrize(
+    ("needed", "families"),
+    [
+        ([], [*KINDS, "falcon_h1"]),
+        ([0], ["modernbert-decoder", "qwen3_vl"]),  # what a first vision layer saw enters behind the first layer
+        ([3], ["gpt_neox_japanese", "gemma4_text", "gemma4", "bamba", "lfm2", "qwen3_next"]),
+        ([2, 3], ["olmo_hybrid"]),
+    ],
+)
+def test_layers_that_a_family_cannot_do_without_are_named(needed: list[int], families: list[str]) -> None:
+    for family in families:
+        assert list_needed(make_config(family)) == needed, family
 
 
 @pytest.mark.parametrize(
@@ -154,8 +130,6 @@ def test_a_layer_behind_all_experts_stays_dense_on_its_own() -> None:
     ids=["jamba", "gpt2 by index", "t5", "classifier", "bert", "zamba2"],
 )
 def test_unfit_models_are_refused_with_the_reason(config: transformers.PretrainedConfig, reason: str) -> None:
-    with pytest.raises(ModelError, match=reason) as caught:
+    with pytest.raises(ModelError, match=rf"there: Seed cannot remove .*{reason}.*Choose another model") as caught:
         refuse_unfit(config, place="there")
-    assert "there: Seed cannot remove" in str(caught.value)
     assert config.model_type in str(caught.value)
-    assert "Choose another model" in str(caught.value)

@@ -1,7 +1,6 @@
 """Opening a model works from a directory alone, and what is missing is named with its cure."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +9,9 @@ import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 
 from seed.errors import ModelError, ResourceError
 from seed.models import teacher
-from seed.models.stored import read_tensors
 from seed.models.teacher import (
     Located,
     ModelSource,
@@ -26,7 +23,7 @@ from seed.models.teacher import (
     locate_checkpoint,
     open_teacher,
 )
-from tests.conftest import MakeCheckpoint, make_model, make_tokenizer
+from tests.conftest import make_model, make_tokenizer
 from tests.hub import COMMIT, Hub, fill_repository
 from tests.models.families import compute_logits, make_tokens
 from tests.test_commands import environment
@@ -35,18 +32,12 @@ CPU = torch.device("cpu")
 PRESETS = ["demo", "gpt2", "tinyllama"]
 
 
-@pytest.fixture
-def checkpoint(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Path:
-    """A checkpoint of this test's own, to be damaged."""
-    return shutil.copytree(make_checkpoint(), tmp_path / "checkpoint")
-
-
 def check_directory(path: Path) -> None:
     check_source(ModelSource(location=str(path)), presets=PRESETS)
 
 
-def open_directory(path: Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
-    return open_teacher(ModelSource(location=str(path)), device=CPU, dtype_name=str(dtype).removeprefix("torch."))
+def open_directory(path: Path) -> Teacher:
+    return open_teacher(ModelSource(location=str(path)), device=CPU, dtype_name=None)
 
 
 def test_a_directory_opens_ready_for_inference(checkpoint: Path) -> None:
@@ -58,14 +49,6 @@ def test_a_directory_opens_ready_for_inference(checkpoint: Path) -> None:
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
     assert teacher.tokenizer("hello")["input_ids"] == make_tokenizer()("hello")["input_ids"]
     assert teacher.commit is None
-
-
-def test_the_stored_type_is_known_whatever_type_computes(tmp_path: Path) -> None:
-    make_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
-    teacher = open_directory(tmp_path, dtype=torch.float32)
-    assert teacher.stored_dtype == torch.bfloat16
-    assert next(teacher.model.parameters()).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -80,24 +63,6 @@ def test_a_missing_piece_is_named_with_its_cure(checkpoint: Path, removed: str, 
     assert "save_pretrained" in str(caught.value)
 
 
-@pytest.mark.parametrize("removed", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_piece_that_goes_missing_after_the_check_is_an_error_too(checkpoint: Path, removed: str) -> None:
-    (checkpoint / removed).unlink()
-    with pytest.raises(ModelError) as caught:
-        open_directory(checkpoint)
-    assert str(checkpoint) in str(caught.value)
-
-
-def test_a_pointer_of_git_lfs_is_told_from_weights(checkpoint: Path) -> None:
-    (checkpoint / "model.safetensors").write_text(
-        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 12345\n"
-    )
-    with pytest.raises(ModelError, match=r"model\.safetensors: .*pointer.*git lfs pull"):
-        check_directory(checkpoint)
-    with pytest.raises(ModelError, match=r"model\.safetensors: .*pointer.*git lfs pull"):
-        read_tensors(checkpoint)
-
-
 def test_files_that_break_a_library_in_ways_of_their_own_are_errors_too(checkpoint: Path) -> None:
     (checkpoint / "tokenizer_config.json").write_text("[]")
     with pytest.raises(ModelError, match="cannot be loaded"):
@@ -106,22 +71,6 @@ def test_files_that_break_a_library_in_ways_of_their_own_are_errors_too(checkpoi
     (checkpoint / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
     with pytest.raises(ModelError, match="cannot be loaded"):
         open_directory(checkpoint)
-
-
-def test_pickled_weights_are_refused_before_they_are_opened(checkpoint: Path) -> None:
-    weights = load_file(checkpoint / "model.safetensors")
-    (checkpoint / "model.safetensors").unlink()
-    torch.save(weights, checkpoint / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin is not safetensors.*convert it first"):
-        check_directory(checkpoint)
-    with pytest.raises(ModelError, match="safetensors"):
-        open_directory(checkpoint)
-
-
-def test_an_adapter_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"LoRA adapter.*[Mm]erge"):
-        check_directory(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
@@ -136,16 +85,6 @@ def test_an_adapter_that_was_applied_is_refused_wherever_it_came_from(
         open_directory(checkpoint)
 
 
-def test_shards_are_opened_as_one(tmp_path: Path) -> None:
-    make_model("gpt2").save_pretrained(tmp_path, max_shard_size="60KB")
-    make_tokenizer().save_pretrained(tmp_path)
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    check_directory(tmp_path)
-    model = open_directory(tmp_path).model
-    assert torch.equal(compute_logits(model, make_tokens()), compute_logits(make_model("gpt2"), make_tokens()))
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-
-
 def test_a_model_that_writes_no_text_is_refused_with_the_cure(tmp_path: Path) -> None:
     config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     transformers.ViTModel(config).save_pretrained(tmp_path)
@@ -154,36 +93,14 @@ def test_a_model_that_writes_no_text_is_refused_with_the_cure(tmp_path: Path) ->
         open_directory(tmp_path)
 
 
-def test_torn_weights_are_an_error_that_names_the_place(checkpoint: Path) -> None:
-    weights = checkpoint / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+@pytest.mark.parametrize("torn", ["{", None])
+def test_a_tokenizer_that_is_torn_or_gone_is_an_error_that_names_the_place(checkpoint: Path, torn: str | None) -> None:
+    (checkpoint / "tokenizer.json").unlink()
+    if torn:
+        (checkpoint / "tokenizer.json").write_text(torn)
     with pytest.raises(ModelError) as caught:
         open_directory(checkpoint)
     assert str(checkpoint) in str(caught.value)
-
-
-def test_weights_that_lack_a_tensor_are_refused_and_not_made_up(checkpoint: Path) -> None:
-    weights = load_file(checkpoint / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
-        open_directory(checkpoint)
-
-
-@pytest.mark.parametrize("torn", ["config.json", "tokenizer.json"])
-def test_torn_text_files_are_an_error_that_names_the_place(checkpoint: Path, torn: str) -> None:
-    (checkpoint / torn).write_text("{")
-    with pytest.raises(ModelError) as caught:
-        open_directory(checkpoint)
-    assert str(checkpoint) in str(caught.value)
-
-
-def test_an_unfit_family_is_refused_before_its_weights_are_read(checkpoint: Path) -> None:
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="quantized"):
-        open_directory(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -205,13 +122,10 @@ def test_a_name_that_cannot_be_a_model_says_what_could(name: str, wanted: str) -
     assert f"--model {name}" in str(caught.value)
 
 
-def test_a_hub_id_passes_the_check() -> None:
-    check_source(ModelSource(location="owner/name-1.1B"), presets=PRESETS)
-
-
 @pytest.mark.timeout(60)
 def test_a_hub_id_without_network_gives_the_cures() -> None:
     source = ModelSource(location="nobody/has-this-model", revision="abc")
+    check_source(source, presets=PRESETS)
     with pytest.raises(ModelError) as caught:
         open_teacher(source, device=CPU, dtype_name=None)
     message = str(caught.value)
@@ -241,43 +155,32 @@ def test_files_of_a_directory_lie_there_and_those_of_the_hub_are_missed_clearly(
 
 
 OPEN = """
-import sys, torch
+import pathlib, sys, torch
+from huggingface_hub import constants
 from seed.models.teacher import ModelSource, open_teacher
 
-source = ModelSource(location="someone/model", revision=sys.argv[1] or None)
-opened = open_teacher(source, device=torch.device("cpu"), dtype_name=None)
-print(opened.directory, opened.commit)
+for revision in (None, sys.argv[1], None):
+    source = ModelSource(location="someone/model", revision=revision)
+    opened = open_teacher(source, device=torch.device("cpu"), dtype_name=None)
+    print(opened.directory, opened.commit)
+    if revision:  # what is missing beside the weights does not keep a model from being opened without network
+        (opened.directory / "NOTICE").unlink()
+        constants.HF_HUB_OFFLINE = True
 """
 
 
 def test_a_teacher_of_the_hub_comes_with_its_companions_and_its_commit(hub: Hub, tmp_path: Path) -> None:
     fill_repository(tmp_path / "remote")
     hub.repositories["someone/model"] = tmp_path / "remote"
-    online = hub.environment(tmp_path / "cache")
     snapshot = tmp_path / "cache" / "models--someone--model" / "snapshots" / COMMIT
-
-    def open_there(revision: str = "", **changed: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-c", OPEN, revision], capture_output=True, text=True, env=environment(**online | changed)
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [str(snapshot), COMMIT]
-
-    open_there()
-    assert len(hub.sent) == len(set(hub.sent))
-    unneeded = {"pytorch_model.bin"}
-    assert (
-        set(hub.sent)
-        == {str(path.relative_to(tmp_path / "remote")) for path in (tmp_path / "remote").rglob("*") if path.is_file()}
-        - unneeded
-    )
-    for name in ("LICENSE", "NOTICE", "processor_config.json", "video_preprocessor_config.json"):
+    words = [sys.executable, "-c", OPEN, COMMIT]  # where the hub lies is read when a process starts
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(**hub.environment(tmp_path / "cache")))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(snapshot), COMMIT] * 3
+    remote = {str(path.relative_to(tmp_path / "remote")) for path in (tmp_path / "remote").rglob("*") if path.is_file()}
+    assert sorted(hub.sent) == sorted(remote - {"pytorch_model.bin"})  # each once, and nothing that is not needed
+    for name in ("LICENSE", "processor_config.json", "video_preprocessor_config.json"):
         assert (snapshot / name).is_file()
-    hub.sent.clear()
-    open_there(COMMIT)
-    (snapshot / "NOTICE").unlink()  # what is missing beside the weights does not keep a model from being opened
-    open_there(HF_HUB_OFFLINE="1")
-    assert not hub.sent
 
 
 @pytest.mark.parametrize(
@@ -290,7 +193,6 @@ def test_a_teacher_of_the_hub_comes_with_its_companions_and_its_commit(hub: Hub,
         ),
         ("# No metadata", {}),
         ("---\nlicense: [a, b]\n---\n", {}),
-        ("---\n- a list\n---\n", {}),
         ("---\nlicense: {\n---\n", {}),
         (None, {}),
     ],

@@ -89,14 +89,6 @@ def test_a_note_that_people_wrote_stays(tmp_path: Path) -> None:
     assert not show_note(other, "# Hello", artifacts=tmp_path / "artifacts")
 
 
-def test_an_opening_note_leaves_figures_and_cards_alone(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    show(study, tmp_path)
-    assert show_note(study, "# Again", artifacts=tmp_path / "artifacts")
-    assert read_figure(tmp_path, "seed-1") == FIGURE % 1
-    assert read_cards(study, tmp_path) == {"drop-1.md": "# Card"}
-
-
 def test_what_a_killed_writer_left_half_written_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,17 +27,6 @@ def list_values(url: str) -> list[float | None]:
     return [trial.value for trial in load_study(view_storage(url, journal=JOURNAL), "here").trials]
 
 
-# ---- written and looked at
-
-
-def test_a_study_is_written_continued_and_looked_at(postgres: PostgresServer) -> None:
-    url = postgres.make_database()
-    for value in (1.0, 2.0):
-        study = open_study(url)
-        study.tell(study.ask(), value)
-    assert list_values(url) == [1.0, 2.0]
-
-
 # ---- the server goes away
 
 
@@ -94,16 +83,13 @@ def test_a_search_whose_server_goes_away_goes_on_where_it_stood(postgres: Postgr
 # ---- passwords and rights
 
 
-def test_a_password_in_the_environment_opens_the_door(postgres: PostgresServer) -> None:
-    assert PASSWORD not in postgres.url
-    assert os.environ["PGPASSWORD"] == PASSWORD
-    assert open_study(postgres.make_database()).study_name == "here"
-
-
-def test_a_password_file_or_a_service_file_opens_it_too(
+def test_a_password_in_the_environment_or_in_a_file_opens_the_door(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     url = postgres.make_database()
+    assert PASSWORD not in postgres.url
+    assert os.environ["PGPASSWORD"] == PASSWORD
+    assert open_study(url).study_name == "here"
     name = url.rpartition("/")[2]
     monkeypatch.delenv("PGPASSWORD")
     passfile = tmp_path / "pass"
@@ -142,22 +128,14 @@ def test_a_wrong_password_is_one_error_with_the_cure(
         assert time.monotonic() - began < 10  # it is not waited for
 
 
-def test_a_database_that_does_not_exist_is_named(postgres: PostgresServer) -> None:
-    with pytest.raises(StudyError, match=r'database "nowhere" does not exist.*a database that exists'):
-        open_storage(f"postgresql://seed@127.0.0.1:{postgres.port}/nowhere", journal=JOURNAL)
-
-
-def list_tables(url: str) -> list[str]:
-    with psycopg.connect(url) as connection:
-        found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
-    return sorted(name for (name,) in found)
-
-
 def test_looking_creates_nothing(postgres: PostgresServer) -> None:
     url = postgres.make_database()
     with pytest.raises(StudyError, match="holds no studies yet"):
         view_storage(url, journal=JOURNAL)
-    assert list_tables(url) == []
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall() == []
+    with pytest.raises(StudyError, match=r'database "nowhere" does not exist.*a database that exists'):
+        open_storage(f"postgresql://seed@127.0.0.1:{postgres.port}/nowhere", journal=JOURNAL)
 
 
 def test_who_may_only_read_may_look_and_not_search(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,8 @@
-"""Trains small students as one process of several, or alone: python group_worker.py CASES.json DIRECTORY
+"""Trains small students as one process of several: torchrun group_worker.py CASES.json DIRECTORY
 
 The first process writes what came of each case, every process how its models were sharded.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -147,7 +146,7 @@ def main(cases: Path, directory: Path) -> None:
 
     fsdp.shard = watch
     interrupts.listen()
-    with fsdp.join_processes() if "RANK" in os.environ else contextlib.nullcontext(ALONE) as processes:
+    with fsdp.join_processes() as processes:
         results = {}
         for case in wanted:
             results[case.name] = train(case, processes)

@@ -13,15 +13,10 @@ from seed.records import Candidate, Latency
 from seed.scoring.instruments import Instruments
 from seed.scoring.quality import logits_of, measure_losses
 from seed.scoring.refit import measure_gains
-from tests.models.families import make_model, scramble
+from tests.models.families import keep, make_model, scramble
 from tests.scoring.streams import write_stream
 
 CPU = torch.device("cpu")
-
-
-def keep(*layers: int) -> Candidate:
-    """A candidate of the four-layer models."""
-    return Candidate(num_layers=4, kept_layers=layers)
 
 
 def drop(*layers: int) -> Candidate:

@@ -126,7 +126,7 @@ def test_a_document_of_two_streams_stays_in_the_one_judged_later(tmp_path: Path)
     assert len(found["validation"]) == 30 + 6 - 3 - 1
 
 
-def test_passages_are_long_enough_and_lose_nothing(text_file: Path) -> None:
+def test_passages_are_long_enough_and_lose_nothing(text_file: Path, tmp_path: Path) -> None:
     text = text_file.read_text()
     passages = documents.cut_passages(text)
     assert "\n\n".join(passages) == text
@@ -134,24 +134,16 @@ def test_passages_are_long_enough_and_lose_nothing(text_file: Path) -> None:
     assert max(map(len, passages)) < 2 * documents.PASSAGE_CHARACTERS
 
 
-def test_a_text_without_blank_lines_is_cut_all_the_same(tmp_path: Path) -> None:
-    path = tmp_path / "log.txt"
-    path.write_text("\n".join(make_texts(200)))  # some 50,000 characters in lines
-    streams = open_streams(request(path), TOKENIZER)
-    assert all(stream.num_documents > 1 for stream in streams.values())
-
-
-def test_a_text_of_ones_own_is_used_whole(text_file: Path, tmp_path: Path) -> None:
-    own = make_texts(40, rng_seed=3)
-    streams = open_streams(request(text_file, test=write_folder(tmp_path / "test", own)), TOKENIZER)
-    total = sum(len(text) + 1 for text in own)
+def test_a_text_of_ones_own_is_used_whole_and_one_for_validation_and_test_is_shared_out(
+    text_file: Path, tmp_path: Path
+) -> None:
+    texts = make_texts(200, rng_seed=3)
+    own = write_folder(tmp_path / "own", texts)
+    streams = open_streams(request(text_file, test=own), TOKENIZER)
+    total = sum(len(text) + 1 for text in texts)
     assert streams["test"].num_tokens == total // 32 * 32
-    judged = open_test_stream(str(tmp_path / "test"), TOKENIZER, window_tokens=32, bos_each_window=False)
+    judged = open_test_stream(str(own), TOKENIZER, window_tokens=32, bos_each_window=False)
     assert judged.describe() == streams["test"].describe()
-
-
-def test_one_text_for_validation_and_test_is_shared_out(text_file: Path, tmp_path: Path) -> None:
-    own = write_folder(tmp_path / "own", make_texts(200, rng_seed=3))
     streams = open_streams(request(text_file, validation=own, test=own), TOKENIZER)
     assert not set(read_back(streams["validation"])) & set(read_back(streams["test"]))
 
@@ -176,43 +168,11 @@ def test_rows_with_text_and_chats_are_read_through_the_template(tmp_path: Path) 
     tokenizer.chat_template = TEMPLATE
     path = tmp_path / "rows.jsonl"
     chat = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
-    path.write_text(json.dumps({"text": "plain"}) + "\n\n" + json.dumps(chat) + "\n")
-    assert corpus.read_source(str(path), tokenizer).whole == ["plain", "[user] hi\n[assistant] hello\n"]
-
-
-def test_a_row_may_hold_any_character(tmp_path: Path) -> None:
-    text = "one\u2028two\u0085three\x0bfour\x1cfive"
-    path = tmp_path / "rows.jsonl"
-    row = json.dumps({"text": text}, ensure_ascii=False)
-    assert "\u2028" in row  # as it is, not escaped: JSON allows that
-    path.write_text(json.dumps({"text": "first"}) + "\n" + row + "\n")
-    assert corpus.read_source(str(path), TOKENIZER).whole == ["first", text]
-
-
-@pytest.mark.parametrize(
-    ("line", "wanted"),
-    [
-        ('{"text": "broken', "not JSON"),
-        ('{"body": "x", "author": "y"}', "found author, body; wanted"),
-        ('["text"]', "found a list; wanted"),
-        ('{"text": 3}', r"found text \('text' is a number\); wanted"),
-        ('{"messages": [{"role": "user", "content": "hi"}]}', "no chat template"),
-    ],
-)
-def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, wanted: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "fine"}\n\n' + line + "\n")
-    with pytest.raises(CorpusError, match=wanted) as caught:
-        corpus.read_source(str(path), TOKENIZER)
-    assert str(caught.value).startswith(f"{path}:3: ")
-
-
-def test_a_template_that_refuses_is_named_by_file_and_line(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
+    text = "one\u2028two\u0085three\x0bfour\x1cfive"  # as it is, not escaped: JSON allows that
+    path.write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n\n" + json.dumps(chat) + "\n")
+    assert corpus.read_source(str(path), tokenizer).whole == [text, "[user] hi\n[assistant] hello\n"]
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
-    with pytest.raises(CorpusError, match=r"rows\.jsonl:1: .*roles must alternate"):
+    with pytest.raises(CorpusError, match=r"rows\.jsonl:3: .*roles must alternate"):
         corpus.read_source(str(path), tokenizer)
 
 
@@ -221,26 +181,18 @@ def test_sources_that_are_not_there_say_what_could_be(tmp_path: Path) -> None:
         corpus.read_source(str(tmp_path / "nothing.txt"), TOKENIZER)
     with pytest.raises(CorpusError, match="no text there"):
         corpus.read_source(str(tmp_path), TOKENIZER)
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(CorpusError, match=r"latin\.txt: cannot be read as UTF-8"):
-        corpus.read_source(str(tmp_path), TOKENIZER)
 
 
 def test_too_little_text_says_how_much_was_found_and_wanted(tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("x" * 3000)
-    with pytest.raises(CorpusError) as caught:
+    with pytest.raises(CorpusError, match=r"short\.txt: the test stream holds"):
         open_streams(request(path, validation=path, test=path, window_tokens=1024), TOKENIZER)
-    assert "short.txt: the test stream holds" in str(caught.value)
-    with pytest.raises(CorpusError) as caught:
+    said = r"notes\.txt: the test stream holds 50 tokens, but needs at least 64 \(4 windows of 16\).*--test-text FILE"
+    with pytest.raises(CorpusError, match=said):
         tokenize(["x" * 49], window_tokens=16)  # and an end: 50 tokens, 3 windows
-    assert "notes.txt: the test stream holds 50 tokens, but needs at least 64 (4 windows of 16)" in str(caught.value)
-    assert "--test-text FILE" in str(caught.value)
     assert tokenize(["x" * 31, "x" * 31], window_tokens=16).num_tokens == 64
-
-
-def test_a_single_document_has_no_error_bars_and_is_refused() -> None:
-    with pytest.raises(CorpusError, match="single document"):
+    with pytest.raises(CorpusError, match="single document"):  # no error bars
         tokenize(["x" * 63], window_tokens=16)
 
 
@@ -276,17 +228,13 @@ def test_documents_end_with_the_end_token_only_when_they_are_separate() -> None:
     assert TOKENIZER.decode(joined.tokens_NT.ravel().tolist()) == "".join(texts)[: joined.num_tokens]
 
 
-def test_every_window_can_begin_with_a_token_of_its_own() -> None:
+def test_every_window_can_begin_with_a_token_of_its_own(text_file: Path) -> None:
     texts = ["abc" * 40, "defg" * 30]
     stream = tokenize(texts, begin=7, separate=False)
     assert (stream.tokens_NT[:, 0] == 7).all()
     assert TOKENIZER.decode(stream.tokens_NT[:, 1:].ravel().tolist()) == "".join(texts)[: 15 * len(stream.tokens_NT)]
     assert (stream.documents_NT[:, 0] == stream.documents_NT[:, 1]).all()
-
-
-def test_the_request_for_a_begin_token_reaches_every_stream(text_file: Path) -> None:
-    streams = open_streams(request(text_file, bos_each_window=True), TOKENIZER)
-    for stream in streams.values():
+    for stream in open_streams(request(text_file, bos_each_window=True), TOKENIZER).values():
         assert (stream.tokens_NT[:, 0] == TOKENIZER.bos_token_id).all()
         assert not (stream.tokens_NT[:, 1] == TOKENIZER.bos_token_id).all()
 
@@ -298,7 +246,7 @@ def test_reading_stops_when_there_is_enough() -> None:
     assert torch.equal(part.tokens_NT, whole.tokens_NT[: len(part.tokens_NT)])
 
 
-@pytest.mark.parametrize("wanted", [16, 47, 160, 10**6, None])
+@pytest.mark.parametrize("wanted", [16, 160, None])
 def test_taking_evenly_keeps_whole_windows_from_end_to_end(wanted: int | None) -> None:
     stream = tokenize(make_texts(12))
     taken = stream.take_evenly(wanted)
@@ -316,11 +264,6 @@ def test_taking_evenly_keeps_whole_windows_from_end_to_end(wanted: int | None) -
     assert len({*zip(originals.ravel(), taken.documents_NT.ravel(), strict=True)}) == taken.num_documents
 
 
-def test_limits_hold_for_validation_and_test(text_file: Path) -> None:
-    streams = open_streams(request(text_file, validation_tokens=320, test_tokens=640), TOKENIZER)
-    assert (streams["validation"].num_tokens, streams["test"].num_tokens) == (320, 640)
-
-
 def test_a_limit_of_few_windows_is_refused_and_the_lowest_keeps_two_documents(tmp_path: Path) -> None:
     path = tmp_path / "books.jsonl"
     path.write_text("".join(json.dumps({"text": text * 100}) + "\n" for text in make_texts(2)))
@@ -331,13 +274,14 @@ def test_a_limit_of_few_windows_is_refused_and_the_lowest_keeps_two_documents(tm
     assert (few.num_tokens, few.num_documents) == (128, 4)
 
 
-@pytest.mark.parametrize("joint", ["\n\n", "\n", " ", ""])
+@pytest.mark.parametrize("joint", ["\n", ""])
 def test_one_very_long_text_has_error_bars_however_it_is_written(joint: str, tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     words = joint.join(text.replace(" ", joint and "-") for text in make_texts(400))
     path.write_text("A Book\n\n" + words)  # a title, and nothing else that is set off
     streams = open_streams(request(path, validation_tokens=128, test_tokens=128), TOKENIZER)
     assert all(stream.num_documents > 3 for stream in streams.values())
+    assert (streams["validation"].num_tokens, streams["test"].num_tokens) == (128, 128)
     passages = documents.cut_passages(path.read_text())
     assert "".join(passages).replace(joint, "").replace("\n", "") == path.read_text().replace(joint, "").replace(
         "\n", ""
@@ -373,14 +317,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("own_cache")
 def test_a_data_set_keeps_its_own_splits(tmp_path: Path) -> None:
     splits = {"train": make_texts(3), "validation": make_texts(2, rng_seed=1), "test": make_texts(2, rng_seed=2)}
-    folder = write_data_set(tmp_path / "set", **splits)
-    found = corpus.read_source(f"hub:{folder}", TOKENIZER).documents
+    found = corpus.read_source(f"hub:{write_data_set(tmp_path / 'set', **splits)}", TOKENIZER).documents
     assert found == {"recovery": splits["train"], "validation": splits["validation"], "test": splits["test"]}
-
-
-@pytest.mark.usefixtures("own_cache")
-def test_a_data_set_without_a_train_split_is_refused(tmp_path: Path) -> None:
-    folder = write_data_set(tmp_path / "set", test=make_texts(3))
+    folder = write_data_set(tmp_path / "other", test=make_texts(3))
     with pytest.raises(CorpusError, match="no split called train; it has test"):
         corpus.read_source(f"hub:{folder}", TOKENIZER)
 

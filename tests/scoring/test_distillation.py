@@ -25,14 +25,13 @@ from seed.scoring.distillation import (
     choose_windows,
     distill,
     draw_windows,
-    freeze_prefix,
     schedule,
     tune_learning_rate,
 )
 from seed.scoring.objectives import Objective
 from seed.scoring.quality import forward_kl
 from seed.scoring.targets import Recall, store_states
-from tests.models.families import make_model, make_tokens
+from tests.models.families import make_model
 from tests.scoring.streams import draw_stream
 
 SETTINGS = DistillSettings(steps=24, batch_windows=4, micro_batch=4, learning_rate=3e-3, rng_seed=0, looks=4)
@@ -115,24 +114,23 @@ def stop_at(step: int) -> Callable[[int], None]:
     return stop
 
 
-def test_the_loss_goes_down(unbroken: tuple[nn.Module, Distilled]) -> None:
+def test_the_loss_goes_down_from_before_the_first_step_to_the_last(unbroken: tuple[nn.Module, Distilled]) -> None:
     student, distilled = unbroken
     curve = distilled.curve
-    assert curve[-1].validation_loss < 0.8 * curve[0].validation_loss
-    assert curve[-1].kl_divergence < 0.8 * curve[1].kl_divergence
-    assert not any(parameter.requires_grad for parameter in student.parameters())
-
-
-def test_the_curve_begins_before_the_first_step_and_ends_at_the_last(unbroken: tuple[nn.Module, Distilled]) -> None:
-    curve = unbroken[1].curve
     assert [point.step for point in curve] == [0, 6, 12, 18, 24]
     assert [point.tokens for point in curve] == [0, 6 * 64, 12 * 64, 18 * 64, 24 * 64]
     assert curve[0].validation_loss == validate(make_start())
     assert curve[0].kl_divergence is None
     assert all(point.kl_divergence > 0 for point in curve[1:])
+    assert curve[-1].validation_loss < 0.8 * curve[0].validation_loss
+    assert curve[-1].kl_divergence < 0.8 * curve[1].kl_divergence
+    assert distilled.best_step > 0
+    assert not any(parameter.requires_grad for parameter in student.parameters())
+    assert_same_weights(TEACHER, make_model("llama"))
+    assert all(parameter.grad is None for parameter in TEACHER.parameters())
 
 
-@pytest.mark.parametrize("learning_rate", [1e-3, 3e-2, 0.3, 30.0])
+@pytest.mark.parametrize("learning_rate", [0.3, 30.0])
 def test_the_student_comes_back_with_its_best_look(learning_rate: float) -> None:
     student = make_start()
     distilled = run(student, structs.replace(SETTINGS, learning_rate=learning_rate))
@@ -172,30 +170,20 @@ def test_a_training_that_diverges_ends_at_once_with_its_best_weights_and_says_so
     assert msgspec.json.decode(msgspec.json.encode(went.curve), type=tuple[CurvePoint, ...]) == went.curve
 
 
-def test_a_training_without_a_finite_loss_has_none() -> None:
+def test_a_start_without_a_finite_loss_may_be_trained_out_of_it() -> None:
+    losses = iter([math.nan, 2.0, 3.0, 1.5, 4.0])
+    went = train(make_start(), DENSE, structs.replace(SETTINGS, steps=4), validate=lambda model: next(losses))
+    assert [point.validation_loss for point in went.curve] == [2.0, 3.0, 1.5, 4.0]
+    assert (went.best_step, went.best_loss) == (3, 1.5)
     student = make_start()
-    went = train(student, DENSE, SHORT, validate=lambda model: math.nan)
-    assert went.curve == ()
-    assert math.isnan(went.best_loss)
+    never = train(student, DENSE, SHORT, validate=lambda model: math.nan)
+    assert never.curve == ()
+    assert math.isnan(never.best_loss)
     assert_same_weights(student, make_start())
 
 
-def test_a_start_without_a_finite_loss_may_be_trained_out_of_it() -> None:
-    losses = iter([math.nan, 2.0, 3.0, 1.5, 4.0])
-    settings = structs.replace(SETTINGS, steps=4)
-    went = train(make_start(), DENSE, settings, validate=lambda model: next(losses))
-    assert [point.validation_loss for point in went.curve] == [2.0, 3.0, 1.5, 4.0]
-    assert (went.best_step, went.best_loss) == (3, 1.5)
-
-
-def test_the_teacher_is_left_alone(unbroken: tuple[nn.Module, Distilled]) -> None:
-    assert unbroken[1].best_step > 0
-    assert_same_weights(TEACHER, make_model("llama"))
-    assert all(parameter.grad is None for parameter in TEACHER.parameters())
-
-
 @pytest.mark.usefixtures("save_every_step")
-@pytest.mark.parametrize("stops", [[1], [6], [7, 8, 13], [23], [24]], ids=str)
+@pytest.mark.parametrize("stops", [[1], [7, 8, 13], [24]], ids=str)
 def test_a_run_that_was_stopped_ends_as_an_unbroken_one_to_the_bit(
     stops: list[int], tmp_path: Path, unbroken: tuple[nn.Module, Distilled]
 ) -> None:
@@ -212,9 +200,7 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one_to_the_bit(
 
 
 @pytest.mark.usefixtures("save_every_step")
-@pytest.mark.parametrize(
-    "damage", ["torn", "empty", "flipped", "only a fingerprint", "other weights", "other settings"]
-)
+@pytest.mark.parametrize("damage", ["torn", "flipped", "only a fingerprint", "other weights", "other settings"])
 def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "progress.pt"
     settings = structs.replace(SHORT, rng_seed=1) if damage == "other settings" else SHORT
@@ -223,8 +209,6 @@ def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> 
     content = checkpoint.read_bytes()
     if damage == "torn":
         checkpoint.write_bytes(content[: len(content) // 2])
-    elif damage == "empty":
-        checkpoint.write_bytes(b"")
     elif damage == "flipped":
         middle = len(content) // 2
         checkpoint.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
@@ -249,11 +233,15 @@ def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> 
     assert_same_weights(student, whole)
 
 
-def test_micro_batches_add_up_to_the_batch(unbroken: tuple[nn.Module, Distilled]) -> None:
-    distilled = run(make_start(), structs.replace(SETTINGS, micro_batch=1))
+@pytest.mark.parametrize(("micro_batch", "head_positions"), [(1, 10_000), (4, 7)])
+def test_micro_batches_and_parts_of_logits_add_up_to_the_batch(
+    micro_batch: int, head_positions: int, unbroken: tuple[nn.Module, Distilled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * head_positions)
+    distilled = run(make_start(), structs.replace(SETTINGS, micro_batch=micro_batch))
     for mine, whole in zip(distilled.curve, unbroken[1].curve, strict=True):
-        assert mine.validation_loss == pytest.approx(whole.validation_loss, rel=1e-3)
-        assert mine.kl_divergence == (whole.kl_divergence and pytest.approx(whole.kl_divergence, rel=1e-3))
+        assert mine.validation_loss == pytest.approx(whole.validation_loss, rel=1e-2)
+        assert mine.kl_divergence == (whole.kl_divergence and pytest.approx(whole.kl_divergence, rel=1e-2))
 
 
 def test_dropout_is_off() -> None:
@@ -274,14 +262,19 @@ def test_every_window_comes_once_before_any_comes_again(num_windows: int) -> Non
 
 
 def test_windows_depend_on_the_step_and_the_seed_alone() -> None:
+    settings = structs.replace(SETTINGS, rng_seed=3)
     torch.manual_seed(1)
-    first = choose_windows(7, 100, SETTINGS)
+    first = choose_windows(7, 100, settings)
     torch.manual_seed(2)
-    assert torch.equal(choose_windows(7, 100, SETTINGS), first)
-    assert not torch.equal(choose_windows(7, 100, structs.replace(SETTINGS, rng_seed=1)), first)
+    assert torch.equal(choose_windows(7, 100, settings), first)
+    assert not torch.equal(choose_windows(7, 100, SETTINGS), first)
+    whole = draw_windows(range(60), num_windows=7, rng_seed=3).tolist()
+    steps = [choose_windows(step, 7, settings).tolist() for step in range(15)]
+    assert [window for step in steps for window in step] == whole
+    assert draw_windows(range(13, 40), num_windows=7, rng_seed=3).tolist() == whole[13:40]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 24, 400])
+@pytest.mark.parametrize("steps", [1, 24])
 def test_the_rate_warms_up_and_then_falls_to_near_zero(steps: int) -> None:
     settings = structs.replace(SETTINGS, steps=steps)
     rates = [schedule(step, settings) for step in range(steps)]
@@ -317,34 +310,13 @@ def test_other_settings_have_another_fingerprint() -> None:
     assert len({structs.replace(SETTINGS, **change).fingerprint for change in [{}, *changes]}) == len(changes) + 1
 
 
-@pytest.mark.parametrize("change", [{"lora_rank": 0}, {"frozen_layers": -1}, {"steps": 0}, {"micro_batch": 0}])
-def test_settings_that_make_no_sense_are_not_made(change: dict[str, int]) -> None:
-    with pytest.raises(AssertionError):
-        structs.replace(SETTINGS, **change)
-
-
-def test_a_step_draws_its_part_of_an_endless_sequence() -> None:
-    whole = draw_windows(range(60), num_windows=7, rng_seed=3).tolist()
-    settings = structs.replace(SETTINGS, rng_seed=3)
-    steps = [choose_windows(step, 7, settings).tolist() for step in range(15)]
-    assert [window for step in steps for window in step] == whole
-    assert draw_windows(range(13, 40), num_windows=7, rng_seed=3).tolist() == whole[13:40]
-
-
-def test_small_parts_train_as_well(unbroken: tuple[nn.Module, Distilled], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * 7)
-    losses = [point.validation_loss for point in run(make_start()).curve]
-    assert losses == pytest.approx([point.validation_loss for point in unbroken[1].curve], rel=1e-2)
-
-
 # ---- the dense model's states
 
 
-@pytest.mark.parametrize("micro_batch", [2, 6])
 def test_stored_states_give_what_live_ones_give_to_the_bit(
-    micro_batch: int, tmp_path: Path, unbroken: tuple[nn.Module, Distilled]
+    tmp_path: Path, unbroken: tuple[nn.Module, Distilled]
 ) -> None:
-    recall = store_states(DENSE, RECOVERY, range(18), directory=tmp_path, identity="x", micro_batch=micro_batch)
+    recall = store_states(DENSE, RECOVERY, range(18), directory=tmp_path, identity="x", micro_batch=2)
     student, forwards = make_start(), list[int]()
     handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
     try:
@@ -359,7 +331,7 @@ def test_stored_states_give_what_live_ones_give_to_the_bit(
 # ---- several students
 
 
-@pytest.mark.parametrize("objective", [Objective(), Objective(hidden_weight=0.5), Objective(ce_share=1.0)], ids=str)
+@pytest.mark.parametrize("objective", [Objective(hidden_weight=0.5), Objective(ce_share=1.0)], ids=str)
 def test_students_side_by_side_end_as_each_alone_to_the_bit(objective: Objective) -> None:
     cuts = [CUT, Candidate(num_layers=4, kept_layers=(0, 1, 3)), Candidate(num_layers=4, kept_layers=(2, 3))]
     rates = [3e-3, 1e-3, 3e-3]
@@ -406,15 +378,6 @@ def test_students_that_were_saved_at_different_steps_go_on_from_there(tmp_path: 
     assert steps == list(range(3, 9))
 
 
-def test_students_of_different_batches_are_not_trained_together() -> None:
-    pupils = [
-        Pupil(student=make_start(), settings=structs.replace(SETTINGS, rng_seed=seed), validate=validate)
-        for seed in (0, 1)
-    ]
-    with pytest.raises(AssertionError, match="one batch"):
-        distill(pupils, DENSE, RECOVERY)
-
-
 # ---- frozen layers
 
 
@@ -423,94 +386,32 @@ def list_changes(student: nn.Module, start: nn.Module) -> set[str]:
     return {name for name, weight in student.named_parameters() if not torch.equal(weight, before[name])}
 
 
-@pytest.mark.parametrize("frozen", [0, 1, 2])
-@pytest.mark.parametrize(("family", "layers"), [("llama", "model.layers"), ("gpt2", "transformer.h")])
-def test_frozen_layers_stay_and_all_behind_them_are_trained(family: str, layers: str, frozen: int) -> None:
+@pytest.mark.parametrize(("family", "frozen"), [("llama", 0), ("llama", 2), ("gpt2", 1), ("qwen2", 0), ("qwen2", 1)])
+def test_frozen_layers_stay_and_cost_nothing_and_all_behind_them_are_trained(family: str, frozen: int) -> None:
     dense = Anatomy(make_model(family))
     student = make_student(dense, Candidate(num_layers=4, kept_layers=(0, 1, 3)))
     start = copy.deepcopy(student)
-    settings = structs.replace(SHORT, frozen_layers=frozen)
-    losses = iter([1.0, 0.0])
-    train(student, dense, settings, validate=lambda model: next(losses))
-    changed = list_changes(student, start)
-    everything = {name for name, _ in student.named_parameters()}
-    kept = {name for name in everything if name.startswith(tuple(f"{layers}.{i}." for i in range(frozen)))}
-    assert len(kept) == frozen * len(everything & {n for n in everything if n.startswith(f"{layers}.0.")})
-    if frozen and family == "gpt2":
-        kept.add("transformer.wpe.weight")  # positions are added before the layers only
-    # keys' biases move no attention weight: their gradient is rounding
-    unmoved = {name for name in everything if name.endswith("k_proj.bias")}
-    assert changed - unmoved == everything - kept - unmoved
-    assert ("model.embed_tokens.weight" in changed) or ("transformer.wte.weight" in changed)  # tied to the head
-    assert not any(weight.requires_grad for weight in student.parameters())
-
-
-def test_an_embedding_of_its_own_is_frozen_with_the_layers_behind_it() -> None:
-    dense = Anatomy(make_model("qwen2"))
-    assert dense.model.get_input_embeddings().weight is not dense.model.get_output_embeddings().weight
-    for frozen in (0, 1):
-        student = make_student(dense, CUT)
-        start = copy.deepcopy(student)
-        losses = iter([1.0, 0.0])
-        settings = structs.replace(SHORT, frozen_layers=frozen)
-        train(student, dense, settings, validate=lambda model, losses=losses: next(losses))
-        changed = list_changes(student, start)
-        assert ("model.embed_tokens.weight" in changed) == (frozen == 0)
-        assert ("model.layers.0.mlp.down_proj.weight" in changed) == (frozen == 0)
-        assert {"lm_head.weight", "model.norm.weight", "model.layers.1.mlp.down_proj.weight"} <= changed
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_what_is_frozen_costs_no_gradient_and_no_moments(family: str) -> None:
-    dense = Anatomy(make_model(family))
-    student = make_student(dense, CUT)
     trained: set[str] = set()
 
     def look(step: int) -> None:
         trained.update(name for name, weight in student.named_parameters() if weight.requires_grad)
 
-    settings = structs.replace(SHORT, steps=1, frozen_layers=1)
-    train(student, dense, settings, validate=lambda model: 0.0, on_step=look)
-    kept = {name for name, _ in student.named_parameters() if name.startswith("model.layers.0.")}
-    if family == "qwen2":
-        kept.add("model.embed_tokens.weight")
-    assert trained == {name for name, _ in student.named_parameters()} - kept
-
-
-def test_frozen_layers_lower_the_loss_too() -> None:
-    curve = run(make_start(), structs.replace(SETTINGS, frozen_layers=1)).curve
-    assert curve[-1].validation_loss < 0.9 * curve[0].validation_loss
-
-
-def test_a_prefix_thaws_when_the_block_ends() -> None:
-    student = make_start().requires_grad_(True)
-    anatomy, tokens = Anatomy(student), make_tokens()
-    whole = anatomy.run_layers(tokens)
-
-    def train_cut() -> None:
-        cut = anatomy.run_layers(tokens)
-        assert torch.equal(cut, whole)
-        cut.sum().backward()
-        raise StoppedError
-
-    with pytest.raises(StoppedError), freeze_prefix(anatomy, 1):
-        train_cut()
-    assert all(weight.grad is None for weight in anatomy.layers[0].parameters())
-    assert all(weight.grad is not None for weight in anatomy.layers[1].parameters())
-    assert not any(module._forward_pre_hooks for module in student.modules())
-    with pytest.raises(AssertionError), freeze_prefix(anatomy, 2):
-        pass  # nothing but the head would be trained
-
-
-@pytest.mark.usefixtures("save_every_step")
-def test_a_stopped_run_with_frozen_layers_ends_as_an_unbroken_one(tmp_path: Path) -> None:
-    settings = structs.replace(SETTINGS, steps=6, looks=2, frozen_layers=1)
-    whole, stopped, resumed = make_start(), make_start(), make_start()
-    expected = run(whole, settings)
-    with pytest.raises(StoppedError):
-        run(stopped, settings, checkpoint=tmp_path / "progress.pt", on_step=stop_at(4))
-    assert run(resumed, settings, checkpoint=tmp_path / "progress.pt") == expected
-    assert_same_weights(resumed, whole)
+    losses = iter([1.0, 0.0])
+    settings = structs.replace(SHORT, frozen_layers=frozen)
+    train(student, dense, settings, validate=lambda model: next(losses), on_step=look)
+    everything = {name for name, _ in student.named_parameters()}
+    layers = "transformer.h" if family == "gpt2" else "model.layers"
+    kept = {name for name in everything if name.startswith(tuple(f"{layers}.{i}." for i in range(frozen)))}
+    assert len(kept) == frozen * len({name for name in everything if name.startswith(f"{layers}.0.")})
+    if frozen and family == "qwen2":
+        kept.add("model.embed_tokens.weight")  # of its own; others are tied to the head, and trained
+    assert trained == everything - kept
+    if frozen and family == "gpt2":
+        kept.add("transformer.wpe.weight")  # positions are added before the layers only: no gradient comes there
+    # keys' biases move no attention weight: their gradient is rounding
+    unmoved = {name for name in everything if name.endswith("k_proj.bias")}
+    assert list_changes(student, start) - unmoved == everything - kept - unmoved
+    assert not any(weight.requires_grad for weight in student.parameters())
 
 
 # ---- low-rank updates
@@ -522,8 +423,7 @@ def list_peft_modules(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if "peft" in type(module).__module__]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("family", "dtype"), [("llama", torch.bfloat16), ("gpt2", torch.float32)])
 def test_low_rank_updates_alone_are_trained_and_merged_at_the_end(family: str, dtype: torch.dtype) -> None:
     teacher = cast_weights(make_model(family), dtype)
     dense = Anatomy(teacher)
@@ -566,12 +466,11 @@ def test_low_rank_updates_alone_are_trained_and_merged_at_the_end(family: str, d
 
 
 @pytest.mark.usefixtures("save_every_step")
-@pytest.mark.parametrize("stops", [[2], [3, 6]], ids=str)
-def test_a_stopped_run_with_low_rank_updates_ends_as_an_unbroken_one(stops: list[int], tmp_path: Path) -> None:
+def test_a_stopped_run_with_low_rank_updates_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     settings = structs.replace(LORA, steps=8, looks=2)
     whole, resumed = make_start(), make_start()
     expected = run(whole, settings)
-    for step in stops:
+    for step in (3, 6):
         with pytest.raises(StoppedError):
             run(make_start(), settings, checkpoint=tmp_path / "progress.pt", on_step=stop_at(step))
     torch.manual_seed(99)  # where the global random numbers stand does not matter
@@ -587,23 +486,12 @@ def test_low_rank_updates_of_frozen_layers_are_not_trained() -> None:
     assert all(name.startswith("model.layers.1.") for name in changed)
 
 
-def test_low_rank_updates_that_do_not_help_are_not_merged() -> None:
-    student = make_start()
-    losses = iter([1.0, 2.0])
-    settings = structs.replace(LORA, steps=2, looks=1)
-    assert train(student, DENSE, settings, validate=lambda model: next(losses)).best_step == 0
-    assert_same_weights(student, make_start())
-
-
 # ---- mixed precision
 
 
-@pytest.mark.parametrize("lora_rank", [None, 4])
-def test_mixed_precision_lowers_the_loss_as_float32_does(lora_rank: int | None) -> None:
-    settings = structs.replace(LORA if lora_rank else SETTINGS, lora_rank=lora_rank)
-    whole, mixed = make_start(), make_start()
-    exact = run(whole, settings).curve
-    curve = run(mixed, structs.replace(settings, mixed_precision=True)).curve
+def test_mixed_precision_lowers_the_loss_as_float32_does(unbroken: tuple[nn.Module, Distilled]) -> None:
+    mixed, exact = make_start(), unbroken[1].curve
+    curve = run(mixed, structs.replace(SETTINGS, mixed_precision=True)).curve
     assert curve[0].validation_loss == exact[0].validation_loss  # validation is the caller's
     gained = curve[0].validation_loss - curve[-1].validation_loss
     assert gained == pytest.approx(exact[0].validation_loss - exact[-1].validation_loss, rel=0.1)
@@ -611,4 +499,4 @@ def test_mixed_precision_lowers_the_loss_as_float32_does(lora_rank: int | None) 
         [point.kl_divergence for point in exact[1:]], rel=0.1
     )
     assert all(weight.dtype == torch.float32 for weight in mixed.parameters())
-    assert list_changes(mixed, whole)  # it did compute otherwise
+    assert list_changes(mixed, unbroken[0])  # it did compute otherwise

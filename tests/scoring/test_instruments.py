@@ -30,7 +30,7 @@ def export(student: torch.nn.Module, target: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_the_size_is_that_of_the_exported_student(family: str, tmp_path: Path) -> None:
     instruments = open_instruments(family, stored=torch.bfloat16)
     size = size_of(instruments, CUT)
@@ -43,23 +43,17 @@ def test_the_size_is_that_of_the_exported_student(family: str, tmp_path: Path) -
     assert size.kv_bytes_per_token == size_of(instruments, DENSE).kv_bytes_per_token / 2
 
 
-def test_a_student_is_validated_as_it_is_exported(tmp_path: Path) -> None:
+def test_a_student_is_validated_as_it_is_exported_and_left_as_it_was(tmp_path: Path) -> None:
     instruments = open_instruments(stored=torch.bfloat16)
-    student = start_student(instruments, CUT, None)
+    student = start_student(instruments, CUT, None).requires_grad_(True)
+    before = copy.deepcopy(student.state_dict())
     found = validation_losses(instruments, student).loss
+    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in student.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in student.state_dict().items())
     export(student, tmp_path / "out")
     exported = load_checkpoint(tmp_path / "out", device=CPU, dtype=torch.float32)
     losses = measure_losses(logits_of(exported), instruments.validation, micro_batch=4, device=CPU)
     assert losses.loss == found
-
-
-def test_validation_leaves_the_student_as_it_was() -> None:
-    instruments = open_instruments(stored=torch.bfloat16)
-    student = start_student(instruments, CUT, None).requires_grad_(True)
-    before = copy.deepcopy(student.state_dict())
-    validation_losses(instruments, student)
-    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in student.parameters())
-    assert all(torch.equal(weight, before[name]) for name, weight in student.state_dict().items())
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -82,17 +76,20 @@ def test_low_rank_updates_are_validated_merged_and_train_on(stored: torch.dtype)
     assert found.sums.tolist() == validation_losses(instruments, student).sums.tolist()
 
 
-def test_a_student_starts_raw_or_with_the_maps_folded_in() -> None:
-    instruments = open_instruments()
+def test_a_student_starts_raw_or_with_the_maps_folded_in_and_the_teacher_stays_as_it_was() -> None:
+    instruments, tokens = open_instruments(), make_tokens()
+    before = compute_logits(instruments.teacher, tokens)
     losses, refit = make_walker(instruments).measure(CUT)
-    folded = start_student(instruments, CUT, refit)
+    folded, raw = (start_student(instruments, CUT, maps) for maps in (refit, None))
     assert validation_losses(instruments, folded).loss == pytest.approx(losses.loss, abs=1e-5)
-    raw = start_student(instruments, CUT, None)
-    assert torch.equal(
-        raw.model.layers[1].mlp.down_proj.weight, instruments.teacher.model.layers[3].mlp.down_proj.weight
-    )
-    assert raw.model.layers[1].mlp.down_proj.weight is not instruments.teacher.model.layers[3].mlp.down_proj.weight
+    theirs = instruments.teacher.model.layers[3].mlp.down_proj.weight
+    assert torch.equal(raw.model.layers[1].mlp.down_proj.weight, theirs)
     assert validation_losses(instruments, raw).loss > losses.loss
+    with torch.no_grad():
+        for weight in (*folded.parameters(), *raw.parameters()):
+            weight.zero_()
+    assert torch.equal(compute_logits(instruments.teacher, tokens), before)
+    assert not any(parameter.requires_grad for parameter in instruments.teacher.parameters())
 
 
 @pytest.mark.parametrize(
@@ -110,21 +107,8 @@ def test_a_student_is_float32_unless_only_updates_are_trained(lora_rank: int | N
     assert {weight.dtype for weight in instruments.teacher.parameters()} == {torch.bfloat16}
 
 
-def test_making_students_leaves_the_teacher_as_it_was() -> None:
-    instruments, tokens = open_instruments(), make_tokens()
-    before = compute_logits(instruments.teacher, tokens)
-    _, refit = make_walker(instruments).measure(CUT)
-    student = start_student(instruments, CUT, refit)
-    with torch.no_grad():
-        for weight in student.parameters():
-            weight.zero_()
-    size_of(instruments, CUT)
-    assert torch.equal(compute_logits(instruments.teacher, tokens), before)
-    assert not any(parameter.requires_grad for parameter in instruments.teacher.parameters())
-
-
 def test_a_family_without_closed_form_has_no_walker() -> None:
-    instruments = open_instruments("gemma2")
+    instruments = open_instruments("gemma3_text")
     assert instruments.gains is None
     with pytest.raises(AssertionError):
         make_walker(instruments)
@@ -162,7 +146,7 @@ def test_the_teacher_stays_the_dense_model() -> None:
     assert expected > 1e-3
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_sizes_are_those_of_grafted_students(family: str) -> None:
     instruments, _ = open_grafted(family)
     for candidate in (drop(1), drop(1, 3)):

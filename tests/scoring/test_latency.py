@@ -1,12 +1,9 @@
 """Times are paired and summarised as said; the workload really decodes; a user's command is taken at its word."""
 
-import itertools
 import os
 import re
 import shlex
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +16,11 @@ from msgspec.structs import replace
 from seed.errors import CommandError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import view_layers
-from seed.records import Candidate, Latency
+from seed.records import Latency
 from seed.scoring import latency
 from seed.scoring.latency import (
     FIRST_PAIRS,
+    Processors,
     Timing,
     Workload,
     decode_once,
@@ -38,13 +36,9 @@ from seed.scoring.latency import (
     take_pairs,
 )
 from seed.stats import FEWEST_PAIRS
-from tests.models.families import make_model, make_tokens
+from tests.models.families import keep, make_model, make_tokens
 
 WORKLOAD = Workload(batch=2, prompt_tokens=8, new_tokens=5, repeats=4)
-
-
-def keep(*layers: int) -> Candidate:
-    return Candidate(num_layers=4, kept_layers=layers)
 
 
 def summarise(decode_ms: list[list[float]], prefill_ms: list[list[float]] | None = None) -> Latency:
@@ -86,34 +80,15 @@ def test_known_times_give_known_numbers() -> None:
     assert (found.ratio_low, found.ratio_high) == (None, None)  # of three pairs none would cover what it says
     assert (found.prefill_median_ms, found.prefill_ratio) == (2.0, 0.5)
     assert (found.structure, found.workload, found.device) == ("3 layers", "decode", "cpu")
-
-
-def test_drift_of_the_machine_cancels_in_pairs() -> None:
-    found = summarise([[time, 0.5 * time] for time in (10.0, 20.0, 40.0, 80.0)])
-    assert (found.ratio, found.ratio_low, found.ratio_high) == pytest.approx((0.5, 0.5, 0.5))
-    assert found.prefill_median_ms is None
-    assert found.prefill_ratio is None
-
-
-def test_a_wider_spread_gives_a_wider_interval_around_the_median() -> None:
-    rng = np.random.default_rng(0)
-    narrow, wide = (
-        summarise([[10.0, 10 * ratio] for ratio in 0.7 + spread * rng.standard_normal(21)]) for spread in (0.01, 0.1)
-    )
-    for found in (narrow, wide):
-        assert found.ratio_low < found.ratio < found.ratio_high
-    assert wide.ratio_high - wide.ratio_low > 3 * (narrow.ratio_high - narrow.ratio_low)
-
-
-def test_ratios_that_are_in_order_are_left_alone() -> None:
-    latencies = [make_latency(ratio) for ratio in (0.5, 0.6, 0.6, 0.9)]
-    assert smooth_over_depth(latencies, [1, 2, 3, 4]) == latencies
-    assert smooth_over_depth(latencies[::-1], [4, 3, 2, 1]) == latencies[::-1]
+    drifting = summarise([[time, 0.5 * time] for time in (10.0, 20.0, 40.0, 80.0)])  # which cancels in pairs
+    assert (drifting.ratio, drifting.ratio_low, drifting.ratio_high) == pytest.approx((0.5, 0.5, 0.5))
+    assert (drifting.prefill_median_ms, drifting.prefill_ratio) == (None, None)
 
 
 @pytest.mark.parametrize(
     ("ratios", "expected"),
     [
+        ([0.5, 0.6, 0.6, 0.9], [0.5, 0.6, 0.6, 0.9]),
         ([0.5, 0.4, 0.9], [0.45, 0.45, 0.9]),
         ([0.9, 0.6, 0.3], [0.6, 0.6, 0.6]),
         ([0.2, 0.8, 0.7, 0.6, 0.9], [0.2, 0.7, 0.7, 0.7, 0.9]),
@@ -131,26 +106,13 @@ def test_ratios_rise_with_depth_after_smoothing(ratios: list[float], expected: l
         assert (new.structure, new.median_ms) == (old.structure, old.median_ms)
 
 
-def test_smoothed_ratios_never_fall() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        ratios = rng.uniform(0.1, 1.1, 12)
-        found = [latency.ratio for latency in smooth_over_depth([make_latency(r) for r in ratios], range(12))]
-        assert all(low <= high + 1e-12 for low, high in itertools.pairwise(found))
-        assert sum(found) == pytest.approx(ratios.sum())
-
-
-def test_one_kind_of_layer_is_named_by_its_count() -> None:
-    anatomy = Anatomy(make_model("llama"))
-    assert name_structure(anatomy, keep(0, 2, 3)) == name_structure(anatomy, keep(0, 1, 2)) == "3 layers"
-
-
-def test_several_kinds_are_counted_apart() -> None:
+def test_kinds_of_layers_are_counted_apart() -> None:
+    llama = Anatomy(make_model("llama"))
+    assert name_structure(llama, keep(0, 2, 3)) == name_structure(llama, keep(0, 1, 2)) == "3 layers"
     anatomy = Anatomy(make_model("qwen2"))  # full, full, sliding, sliding
     full, sliding = anatomy.layer_kind(0), anatomy.layer_kind(2)
     assert name_structure(anatomy, keep(0, 2, 3)) == f"1 {full} + 2 {sliding}"
     assert name_structure(anatomy, keep(1, 2, 3)) == name_structure(anatomy, keep(0, 2, 3))
-    assert name_structure(anatomy, keep(0, 1, 3)) == f"2 {full} + 1 {sliding}"
     assert name_structure(anatomy, keep(0, 1)) == f"2 {full} + 0 {sliding}"
 
 
@@ -221,20 +183,6 @@ def test_dense_and_cut_take_turns_after_a_warm_up_each() -> None:
     assert found.workload == "decode 5 tokens after 8, batch 2, eager, KV cache"
 
 
-def test_two_real_models_can_be_measured_beside_one_another() -> None:
-    anatomy = Anatomy(make_model("llama"))
-    dense = prepare_run(make_model("llama"), WORKLOAD, vocabulary=257)
-    with view_layers(anatomy, keep(0, 3)) as view:
-        found = measure_pair(
-            dense, prepare_run(view, WORKLOAD, vocabulary=257), WORKLOAD, structure="2 layers", device="cpu"
-        )
-    assert found.repeats == 4
-    assert 0 < found.p10_ms <= found.median_ms <= found.p90_ms
-    assert found.ratio_low is not None
-    assert found.ratio_high is not None
-    assert 0 < found.ratio_low <= found.ratio <= found.ratio_high
-
-
 class Clock:
     """Runs whose times are drawn: the cut model takes half the dense one's, each with noise of its own."""
 
@@ -263,12 +211,12 @@ def test_pairs_are_taken_until_the_interval_is_narrow() -> None:
 
 def test_settling_their_number_by_the_first_leaves_intervals_that_hold_the_truth() -> None:
     clock, held = Clock(0.014), 0
-    for _ in range(500):
+    for _ in range(300):
         found = summarise_pairs(clock.take(), structure="2 layers", workload="decode", device="cpu")
         assert found.ratio_low is not None
         assert found.ratio_high is not None
         held += found.ratio_low <= 0.5 <= found.ratio_high
-    assert held / 500 > 0.94 - 3 * (0.95 * 0.05 / 500) ** 0.5
+    assert held / 300 > 0.94 - 3 * (0.95 * 0.05 / 300) ** 0.5
 
 
 def test_no_more_pairs_are_taken_when_the_time_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,27 +255,14 @@ def test_what_disturbed_a_measurement_is_said(
         assert re.search(wanted, found.disturbance or "")
 
 
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the kernel does not say what its cores do")
 def test_other_processes_are_noticed_and_our_own_work_is_not() -> None:
-    before = read_processors()
-    until = time.monotonic() + 0.6
-    while time.monotonic() < until:
-        pass
-    ours = read_processors()
-    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    time.sleep(0.7)
-    theirs = read_processors()
-    other.kill()
-    other.wait()
-    assert before is not None
-    assert ours is not None
-    assert theirs is not None
-    assert ours.own - before.own > 0.2
-    alone, beside = measure_foreign(before, ours), measure_foreign(ours, theirs)
-    assert alone is not None
-    assert beside is not None
-    assert alone < (ours.busy - before.busy) / (ours.clock - before.clock)  # our own part was taken off
-    assert beside > 0.3
+    before = Processors(clock=10.0, busy=7.0, own=1.0)
+    assert measure_foreign(before, Processors(clock=12.0, busy=10.0, own=3.5)) == pytest.approx(0.25)
+    assert measure_foreign(before, Processors(clock=12.0, busy=8.0, own=3.0)) == 0.0  # the kernel rounds
+    assert measure_foreign(before, Processors(clock=10.1, busy=9.0, own=1.0)) is None  # too short to be told
+    found = read_processors()
+    if found is not None:  # the kernel says what its cores do
+        assert found.busy > found.own > 0
 
 
 def test_the_dense_model_has_one_latency_in_a_study() -> None:
@@ -337,35 +272,26 @@ def test_the_dense_model_has_one_latency_in_a_study() -> None:
     assert dense.disturbance == "busy"
 
 
-@pytest.mark.parametrize(
-    ("program", "expected"),
-    [
-        ("print('perplexity 12.5')", 12.5),
-        ("print('1 of 3 done'); print('score: 0.75 points')", 0.75),
-        ("print('1e-3')", 1e-3),
-        ("import sys; print('7 on the other stream', file=sys.stderr); print(3)", 3.0),
-        ("import sys; print(len(sys.argv))", 2.0),
-        ("import sys, pathlib; print(len(list(pathlib.Path(sys.argv[-1]).iterdir())))", 1.0),
-    ],
-)
-def test_the_last_number_that_a_command_prints_counts(program: str, expected: float, tmp_path: Path) -> None:
+def test_the_last_number_that_a_command_prints_counts(tmp_path: Path) -> None:
     (directory := tmp_path / "a model").mkdir()
     (directory / "config.json").write_text("{}")
-    assert run_command(python(program), directory) == expected
+    program = (
+        "import sys, pathlib; print('7 on the other stream', file=sys.stderr); "
+        "print('1 of 3 done'); print('score:', len(list(pathlib.Path(sys.argv[-1]).iterdir())), '1.5e-3 points')"
+    )
+    assert run_command(python(program), directory) == 1.5e-3
 
 
 @pytest.mark.parametrize(
     ("command", "wanted"),
     [
         (python("import sys; print('out of paper', file=sys.stderr); sys.exit(3)"), r"exit code 3 \(out of paper\)"),
-        (python("import sys; sys.exit(4)"), r"exit code 4 \(no output\)"),
-        (python("print('done')"), "printed no number"),
+        ("false", r"exit code 1 \(no output\)"),
         (python("print('score of 10 texts: nan')"), "printed no number"),
         ("no-such-command-here --fast", "cannot be started"),
         ("unbalanced 'quote", "cannot be started"),
         ("", "cannot be started"),
     ],
-    ids=["fails", "fails silently", "no number", "not a number", "not found", "unbalanced", "empty"],
 )
 def test_a_command_that_gives_no_number_is_an_error(command: str, wanted: str, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=wanted) as caught:

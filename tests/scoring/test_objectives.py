@@ -1,5 +1,7 @@
 """Gradients written down are those that autograd finds, for every part of an objective and any split of a batch."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from seed.scoring.objectives import (
 )
 from seed.scoring.quality import forward_kl
 from seed.scoring.targets import recall_live
-from tests.models.families import make_model
+from tests.models.families import KINDS, make_model
 from tests.scoring.streams import draw_stream
 
 DENSE = Anatomy(make_model("llama"))
@@ -29,7 +31,7 @@ RECOVERY = draw_stream(18, 16, rng_seed=1)
 
 
 def learn(
-    student: nn.Module, dense: Anatomy, windows: Tensor, objective: Objective = PREDICTIONS, *, micro_batch: int = 4
+    student: nn.Module, dense: Anatomy, windows: Tensor, objective: Objective = PREDICTIONS, **changes: Any
 ) -> float | None:
     """Add the gradient of one batch to a student's weights."""
     [divergence] = accumulate_gradients(
@@ -38,15 +40,12 @@ def learn(
         RECOVERY,
         windows,
         objective,
-        micro_batch=micro_batch,
-        mixed_precision=False,
-        recall=recall_live(dense, RECOVERY),
+        **{"micro_batch": 4, "mixed_precision": False, "recall": recall_live(dense, RECOVERY)} | changes,
     )
     return divergence
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize(("scale", "temperature"), [(0.1, 1.0), (3.0, 2.5), (30.0, 1.0)])
 def test_divergence_and_gradient_are_those_of_autograd(scale: float, temperature: float) -> None:
     generator = torch.Generator().manual_seed(0)
     teacher, student = (scale * torch.randn(2, 5, 257, generator=generator) for _ in range(2))
@@ -64,21 +63,17 @@ def test_divergence_and_gradient_are_those_of_autograd(scale: float, temperature
     assert torch.allclose(gradient.sum(-1), torch.zeros(2, 5), atol=1e-5)
 
 
-def test_divergence_from_oneself_is_nothing() -> None:
-    logits = 10 * torch.randn(3, 257, generator=torch.Generator().manual_seed(1))
-    divergence, gradient = kl_and_gradient(soften(logits, temperature=1), logits)
-    assert torch.equal(divergence, torch.zeros(3))
-    assert torch.equal(gradient, torch.zeros(3, 257))
-
-
-def test_half_precision_logits_are_compared_in_float32() -> None:
+def test_divergence_from_oneself_is_nothing_and_half_precision_is_compared_in_float32() -> None:
     generator = torch.Generator().manual_seed(0)
-    teacher, student = (torch.randn(4, 257, generator=generator).bfloat16() for _ in range(2))
-    divergence, gradient = kl_and_gradient(soften(teacher, temperature=1), student)
-    assert (divergence.dtype, gradient.dtype) == (torch.float32, torch.float32)
+    teacher, student = (10 * torch.randn(4, 257, generator=generator).bfloat16() for _ in range(2))
+    divergence, gradient = kl_and_gradient(soften(teacher, temperature=1), teacher)
+    assert torch.equal(divergence, torch.zeros(4))
+    assert torch.equal(gradient, torch.zeros(4, 257))
+    found = kl_and_gradient(soften(teacher, temperature=1), student)
     exact = kl_and_gradient(soften(teacher.float(), temperature=1), student.float())
-    assert torch.equal(divergence, exact[0])
-    assert torch.equal(gradient, exact[1])
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
 
 
 def differentiate_directly(teacher: nn.Module, student: nn.Module, windows: Tensor) -> float:
@@ -97,9 +92,11 @@ def take_gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-# windows of 16 tokens: parts of 1, 5 and 15 positions, one window, one and a half, three, and all at once
-@pytest.mark.parametrize("positions", [1, 5, 15, 16, 24, 48, 10_000])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite"])
+# windows of 16 tokens: parts of 5 positions, one window and a half, three, and all at once
+@pytest.mark.parametrize(
+    ("family", "positions"),
+    [*((kind, 24) for kind in KINDS), ("granite", 48), ("llama", 1), ("llama", 5), ("llama", 16), ("llama", 10_000)],
+)
 def test_the_gradient_is_that_of_whole_logits(family: str, positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = make_model(family)
     dense = Anatomy(teacher)
@@ -108,7 +105,7 @@ def test_the_gradient_is_that_of_whole_logits(family: str, positions: int, monke
     expected = differentiate_directly(teacher, student, windows)
     wanted = take_gradients(student)
     monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * positions)
-    for micro_batch in (1, 3, 5, 8):
+    for micro_batch in (1, 3, 8):
         divergence = learn(student, dense, windows, micro_batch=micro_batch)
         assert divergence == pytest.approx(expected, rel=1e-5)
         found = take_gradients(student)
@@ -161,7 +158,7 @@ OBJECTIVES = [
 ]
 
 
-@pytest.mark.parametrize("positions", [5, 24, 10_000])
+@pytest.mark.parametrize("positions", [5, 10_000])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=Objective.describe)
 def test_every_mixture_has_the_gradient_of_its_definition(
     objective: Objective, positions: int, monkeypatch: pytest.MonkeyPatch
@@ -185,80 +182,24 @@ def test_every_mixture_has_the_gradient_of_its_definition(
         assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-4 * float(wanted[name].abs().max())), name
 
 
-def test_text_alone_asks_nothing_of_the_dense_model() -> None:
-    student = make_student(DENSE, CUT).requires_grad_(True)
-    forwards: list[int] = []
-    handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
-    try:
-        learn(student, DENSE, torch.tensor([1, 2]), Objective(ce_share=1.0))
-    finally:
-        handle.remove()
-    assert not forwards
-    assert not Objective(ce_share=1.0).needs_teacher
-
-
-def test_several_students_get_what_each_gets_alone_from_one_pass_of_the_dense_model() -> None:
-    students = [make_student(DENSE, CUT).requires_grad_(True) for _ in range(2)]
-    with torch.no_grad():
-        students[1].lm_head.weight.mul_(1.1)
-    windows, wanted = torch.tensor([4, 0, 11, 7, 2]), []
-    for student in students:
-        learn(student, DENSE, windows)
-        wanted.append(take_gradients(student))
-    forwards: list[int] = []
-    handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
-    try:
-        accumulate_gradients(
-            [Learner(anatomy=Anatomy(student)) for student in students],
-            DENSE,
-            RECOVERY,
-            windows,
-            Objective(),
-            micro_batch=4,
-            mixed_precision=False,
-            recall=recall_live(DENSE, RECOVERY),
-        )
-    finally:
-        handle.remove()
-    assert len(forwards) == 1
-    for student, expected in zip(students, wanted, strict=True):
-        for name, gradient in take_gradients(student).items():
-            assert torch.equal(gradient, expected[name]), name
-
-
 def test_states_that_are_what_is_wanted_are_no_distance_apart() -> None:
     states = [torch.randn(2, 3, 8) for _ in range(2)]
     assert measure_state_distance(states, states) == 0
     assert float(measure_state_distance([2 * states[0], states[1]], states)) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen2"])
+@pytest.mark.parametrize("family", KINDS)
 def test_layers_that_run_again_on_the_way_back_give_the_same_gradient(family: str) -> None:
     dense = Anatomy(make_model(family))
-    student, windows = make_student(dense, CUT).requires_grad_(True), torch.tensor([4, 0, 11])
-    found = []
-    runs: list[int] = []
-    handle = (
-        Anatomy(student).layers[0].self_attn.register_forward_hook(lambda *_: runs.append(1))
-        if family != "gpt2"
-        else None
-    )
+    student = make_student(dense, CUT).requires_grad_(True)
+    found, runs = [], list[int]()
+    first = next(Anatomy(student).layers[0].children())
+    handle = first.register_forward_hook(lambda *_: runs.append(1))
     for recomputes in (False, True):
-        runs.clear()
-        accumulate_gradients(
-            [Learner(anatomy=Anatomy(student))],
-            dense,
-            RECOVERY,
-            windows,
-            PREDICTIONS,
-            micro_batch=4,
-            mixed_precision=False,
-            recall=recall_live(dense, RECOVERY),
-            recomputes=recomputes,
-        )
-        if handle is not None:
-            assert len(runs) == 1 + recomputes
+        learn(student, dense, torch.tensor([4, 0, 11]), recomputes=recomputes)
         found.append(take_gradients(student))
+    handle.remove()
+    assert len(runs) == 3  # once, then twice
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert torch.equal(gradient, found[1][name]), name

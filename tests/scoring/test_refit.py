@@ -11,7 +11,7 @@ from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student, view_layers
 from seed.records import Candidate
 from seed.scoring.refit import RIDGES, Correction, ProjectionFit, Refit, fold_refit, measure_gains
-from tests.models.families import compute_logits, make_model, make_tokens
+from tests.models.families import KINDS, compute_logits, make_model, make_tokens
 
 WIDTH = 32
 
@@ -28,17 +28,7 @@ def draw(*shape: int, rng_seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("family", "gain"),
-    [
-        ("llama", 1.0),
-        ("gpt2", 1.0),
-        ("opt", 1.0),
-        ("bloom", 1.0),
-        ("gpt_neox", 1.0),
-        ("granite", 0.22),
-        ("mixtral", 1.0),
-        ("qwen2_moe", 1.0),
-    ],
+    ("family", "gain"), [*((kind, 1.0) for kind in KINDS if kind != "gemma3_text"), ("opt", 1.0), ("granite", 0.22)]
 )
 def test_the_gain_is_what_the_family_multiplies_its_mlp_by(family: str, gain: float) -> None:
     anatomy = Anatomy(make_model(family))
@@ -49,7 +39,7 @@ def test_the_gain_is_what_the_family_multiplies_its_mlp_by(family: str, gain: fl
     assert all(not module._forward_hooks for module in anatomy.model.modules())
 
 
-@pytest.mark.parametrize("family", ["gemma2", "opt_post_norm", "deepseek_v4", "ctrl"])
+@pytest.mark.parametrize("family", ["gemma3_text", "opt_post_norm", "deepseek_v4", "ctrl"])
 def test_a_family_that_adds_nothing_as_it_is_written_has_no_gains(family: str) -> None:
     anatomy = Anatomy(make_model(family))
     assert measure_gains(anatomy, anatomy.trace(make_tokens())) is None
@@ -80,19 +70,6 @@ def make_gaps(
         gap = read @ known + noise * draw(*read.shape[:-1], WIDTH, rng_seed=100 + i)
         gaps.append(gap if shift is None else gap + shift)
     return gaps
-
-
-@BIAS
-def test_a_known_map_is_recovered_from_full_rank_inputs(has_bias: bool) -> None:
-    known, inputs = draw(READ, WIDTH) * 0.3, read_inputs()
-    found = fit_correction(inputs, make_gaps(inputs, known, shift=SHIFT if has_bias else None), has_bias=has_bias)
-    assert found.weight.dtype == torch.float64
-    assert float((found.weight - known).norm() / known.norm()) < 1e-3
-    if has_bias:
-        assert found.bias.dtype == torch.float64
-        assert torch.allclose(found.bias, SHIFT.double(), atol=2e-3)
-    else:
-        assert found.bias is None
 
 
 @BIAS
@@ -155,40 +132,8 @@ def test_the_correction_is_the_direct_solution(noise: float, ridge: float | None
         assert float((found.bias - bias).norm() / bias.norm()) < 1e-3
 
 
-def test_the_ridge_grows_with_the_noise() -> None:
-    inputs, known = read_inputs(), draw(READ, WIDTH) * 0.3
-    rows = torch.cat([read.flatten(0, -2) for read in inputs])
-
-    def choose(noise: float) -> float:
-        gaps = make_gaps(inputs, known, noise=noise)
-        found = fit_correction(inputs, gaps, has_bias=False).weight
-        targets = torch.cat([gap.flatten(0, -2) for gap in gaps])
-        distances = {
-            ridge: float((solve_directly(rows, targets, ridge, has_bias=False)[0] - found).norm()) for ridge in RIDGES
-        }
-        return min(distances, key=lambda ridge: distances[ridge])
-
-    chosen = [choose(noise) for noise in (0.0, 3.0, 1000.0)]
-    assert chosen == sorted(chosen)
-    assert chosen[0] == RIDGES[0]
-    assert chosen[-1] == RIDGES[-1]
-
-
 @BIAS
-def test_duplicated_columns_share_their_part(has_bias: bool) -> None:
-    half = read_inputs(num_inputs=READ // 2)
-    known = draw(READ // 2, WIDTH, rng_seed=4) * 0.3
-    found = fit_correction(
-        [torch.cat([rows, rows], dim=-1) for rows in half], make_gaps(half, known), has_bias=has_bias
-    )
-    one, other = found.weight[: READ // 2], found.weight[READ // 2 :]
-    assert torch.isfinite(found.weight).all()
-    assert torch.allclose(one, other, atol=1e-3)
-    assert torch.allclose(one + other, known.double(), atol=1e-3)
-
-
-@BIAS
-@pytest.mark.parametrize("positions", [2, 5, 24, 63, 64, 192, 193, 256])
+@pytest.mark.parametrize("positions", [2, 63, 64, 193, 256])
 def test_fewer_positions_than_inputs_give_a_finite_map(positions: int, has_bias: bool) -> None:
     inputs, gaps = [draw(1, positions, 300)], [draw(1, positions, WIDTH, rng_seed=1)]
     found = fit_correction(inputs, gaps, has_bias=has_bias)
@@ -199,10 +144,9 @@ def test_fewer_positions_than_inputs_give_a_finite_map(positions: int, has_bias:
 
 
 @BIAS
-@pytest.mark.parametrize("level", [30.0, 300.0])
-def test_inputs_that_hardly_vary_around_a_level_give_a_finite_map(level: float, has_bias: bool) -> None:
+def test_inputs_that_hardly_vary_around_a_level_give_a_finite_map(has_bias: bool) -> None:
     # float32 sums of such inputs are rounded by more than they vary
-    inputs = [level * draw(1, 1, 300) + draw(4, 512, 300, rng_seed=seed) for seed in (1, 2)]
+    inputs = [300 * draw(1, 1, 300) + draw(4, 512, 300, rng_seed=seed) for seed in (1, 2)]
     gaps = [draw(4, 512, WIDTH, rng_seed=seed) for seed in (3, 4)]
     found = fit_correction(inputs, gaps, has_bias=has_bias)
     assert torch.isfinite(found.weight).all()
@@ -219,14 +163,7 @@ def test_bfloat16_states_are_fitted_in_float32() -> None:
     assert found.apply(inputs[0]).dtype == torch.bfloat16
 
 
-def test_a_fit_leaves_what_it_is_given_alone() -> None:
-    inputs, gaps = [draw(2, 256, READ)], [draw(2, 256, WIDTH, rng_seed=1)]
-    fit_correction(inputs, gaps, has_bias=True)
-    assert torch.equal(inputs[0], draw(2, 256, READ))
-    assert torch.equal(gaps[0], draw(2, 256, WIDTH, rng_seed=1))
-
-
-def test_inputs_that_are_all_zero_give_no_map_and_at_most_a_bias() -> None:
+def test_inputs_that_are_all_zero_or_a_constant_gap_give_no_map_and_at_most_a_bias() -> None:
     inputs, gaps = [torch.zeros(1, 256, READ)], [draw(1, 256, WIDTH)]
     found = fit_correction(inputs, gaps, has_bias=False)
     assert torch.equal(found.weight, torch.zeros(READ, WIDTH, dtype=torch.float64))
@@ -234,25 +171,17 @@ def test_inputs_that_are_all_zero_give_no_map_and_at_most_a_bias() -> None:
     found = fit_correction(inputs, gaps, has_bias=True)
     assert torch.equal(found.weight, torch.zeros(READ, WIDTH, dtype=torch.float64))
     assert torch.allclose(found.bias, gaps[0].double().mean((0, 1)), atol=1e-6)
-
-
-def test_a_constant_gap_is_a_bias_and_no_map() -> None:
     inputs = [read + 2 for read in read_inputs()]
     found = fit_correction(inputs, [SHIFT.expand(4, 64, WIDTH)] * 3, has_bias=True)
     assert torch.allclose(found.weight, torch.zeros(READ, WIDTH).double(), atol=1e-4)
     assert torch.allclose(found.bias, SHIFT.double(), atol=1e-3)
 
 
-def test_a_gap_that_inputs_do_not_explain_is_hardly_fitted() -> None:
-    inputs, gaps = [draw(1, 512, WIDTH)], [draw(1, 512, WIDTH, rng_seed=1)]
-    plain = torch.linalg.lstsq(inputs[0][0], gaps[0][0]).solution
-    assert float(fit_correction(inputs, gaps, has_bias=False).weight.norm()) < 0.75 * float(plain.norm())
-
-
 @BIAS
 def test_how_rows_are_cut_into_batches_does_not_change_the_correction(has_bias: bool) -> None:
     inputs, gaps = draw(8, 64, READ), draw(8, 64, WIDTH, rng_seed=1)  # noise: the ridge's strength shows
     whole = fit_correction([inputs], [gaps], has_bias=has_bias)
+    assert torch.equal(inputs, draw(8, 64, READ))  # what it is given it leaves alone
     for micro_batch in (4, 2, 1):
         pieces = fit_correction(inputs.split(micro_batch), gaps.split(micro_batch), has_bias=has_bias)
         assert torch.allclose(pieces.weight, whole.weight, rtol=1e-4, atol=1e-6), micro_batch
@@ -263,7 +192,7 @@ def add(output: Tensor | tuple[Tensor, ...], change: Tensor) -> Tensor | tuple[T
     return (output[0] + change, *output[1:]) if isinstance(output, tuple) else output + change
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "granite", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "granite", "qwen2_moe", "gpt_oss"])
 def test_folding_corrections_into_a_student_equals_adding_them_to_what_is_written(family: str) -> None:
     anatomy = Anatomy(make_model(family))
     tokens = make_tokens()

@@ -4,17 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from msgspec.structs import replace
 
 from seed.models.anatomy import Anatomy
 from seed.models.outlets import Projection
-from seed.models.width import find_widths, make_narrow, weight_by_input
+from seed.models.width import find_widths, weight_by_input
 from seed.scoring.width import measure_width_importance
 from tests.models.families import compute_logits, make_model, make_tokens
 from tests.scoring.streams import draw_stream
 
 STREAM = draw_stream(5, 12, rng_seed=3)  # not a multiple of most micro-batches
-FAMILIES = ("llama", "gpt2", "opt", "gemma2")
 
 
 def measure_by_hand(anatomy: Anatomy, path: str, count: int) -> Iterator[list[float]]:
@@ -32,8 +30,7 @@ def measure_by_hand(anatomy: Anatomy, path: str, count: int) -> Iterator[list[fl
         ]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 5, 8])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "micro_batch"), [("llama", 2), ("gpt2", 8), ("gemma3_text", 1)])
 def test_importance_is_the_norm_of_what_a_unit_adds(family: str, micro_batch: int) -> None:
     anatomy = Anatomy(make_model(family))
     widths = find_widths(anatomy)
@@ -48,25 +45,6 @@ def test_importance_is_the_norm_of_what_a_unit_adds(family: str, micro_batch: in
     expected = measure_by_hand(anatomy, widths.attention_reader, widths.dense.num_heads)
     for importance, by_hand in zip(found.heads_LH.tolist(), expected, strict=True):
         assert importance == pytest.approx(by_hand, rel=1e-4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_matters_is_kept(family: str) -> None:
-    anatomy = Anatomy(make_model(family))
-    widths = find_widths(anatomy)
-    generator = torch.Generator().manual_seed(0)
-    for layer in anatomy.layers:
-        idle = torch.randperm(widths.dense.mlp_width, generator=generator)[:40]
-        weight_by_input(layer.get_submodule(widths.mlp_reader))[idle] = 0
-        if widths.attention_reader is not None:
-            group = int(torch.randint(2, (1,), generator=generator))
-            weight_by_input(layer.get_submodule(widths.attention_reader)).unflatten(0, (2, -1))[group] = 0
-    importance = measure_width_importance(anatomy, STREAM, micro_batch=2)
-    heads, kv_heads = widths.head_choices[-1]
-    cut = replace(widths.dense, mlp_width=widths.dense.mlp_width - 40, num_heads=heads, num_kv_heads=kv_heads)
-    tokens = make_tokens()
-    narrow, dense = compute_logits(make_narrow(anatomy, cut, importance), tokens), compute_logits(anatomy.model, tokens)
-    torch.testing.assert_close(narrow, dense, rtol=1e-4, atol=1e-5)
 
 
 def test_a_neuron_that_is_loud_but_unheard_goes_before_one_that_is_heard() -> None:
