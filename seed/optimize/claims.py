@@ -12,25 +12,13 @@ from collections.abc import Callable
 import numpy as np
 
 from seed.evidence import ClaimsEvidence, Measure, Verdict
-from seed.optimize.comparison import NOTHING, estimate_excess
-from seed.optimize.replication import (
-    CANNOT_TELL,
-    EQUIVALENT,
-    HIGHER,
-    LOWER,
-    MARGIN,
-    is_paired,
-    judge_difference,
-    list_ratios,
-    stack_losses,
-)
+from seed.optimize.replication import is_paired, list_ratios, stack_losses
 from seed.optimize.testimony import (
     FAILS,
     HOLDS,
     compare_runs,
     estimate_cost,
     estimate_latency,
-    estimate_mean,
     estimate_ratio,
     name_best_rung,
     select_model,
@@ -39,6 +27,17 @@ from seed.optimize.testimony import (
     tell,
     tell_all,
     tell_beyond,
+)
+from seed.stats import (
+    CANNOT_TELL,
+    EQUIVALENT,
+    HIGHER,
+    LOWER,
+    MARGIN,
+    NOTHING,
+    estimate_excess,
+    estimate_mean,
+    judge_difference,
 )
 
 SEED_REPORT = "the report that Seed grew from"

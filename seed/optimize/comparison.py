@@ -13,11 +13,13 @@ import numpy as np
 
 from seed.evidence import Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.records import Candidate, Estimate
-from seed.stats import CONFIDENCE, student_t
+from seed.stats import NOTHING as NOTHING
+from seed.stats import estimate_excess as estimate_excess
+from seed.stats import estimate_ratio as estimate_ratio
+from seed.stats import measure_margin as measure_margin
 
 REFERENCE = "subset"
 WIDTH = "uniform_width"  # all layers kept, each cut evenly to the size of a depth
-NOTHING = Estimate(value=None, low=None, high=None)
 
 
 def summarize_comparison(comparison: Comparison, *, reference: str = REFERENCE) -> ComparisonSummary:
@@ -97,54 +99,3 @@ def read_width_losses(comparison: Comparison, *, depth: int) -> np.ndarray:
 def find_picks(runs: Sequence[StrategyRun], *, depth: int) -> tuple[Candidate, ...]:
     """Picks of this depth, one of each run that has one."""
     return tuple(pick for run in runs for pick in run.picks if len(pick.dropped_layers) == depth)
-
-
-def estimate_excess(
-    ours_RSD: np.ndarray, theirs_RSD: np.ndarray, counts_D: np.ndarray, *, confidence: float = CONFIDENCE
-) -> Estimate:
-    """PPL over another less 1 and its interval (95 %), from summed losses of R runs, S seeds and D documents.
-
-    The runs of the two need not be as many. Nothing where a loss is no number.
-    """
-    if not (np.isfinite(ours_RSD).all() and np.isfinite(theirs_RSD).all()):
-        return NOTHING
-    tokens = counts_D.sum()
-    difference_SD = _mean_of_runs(ours_RSD) - _mean_of_runs(theirs_RSD)
-    mean = float(difference_SD.mean(axis=0).sum() / tokens)
-    off_D = (difference_SD.mean(axis=0) - mean * counts_D) * len(counts_D) / tokens  # of a ratio of sums, linearised
-    sources = [
-        off_D,
-        difference_SD.sum(axis=1) / tokens,
-        *(runs_RSD.mean(axis=1).sum(axis=1) / tokens for runs_RSD in (ours_RSD, theirs_RSD)),
-    ]
-    half = measure_margin(sources, confidence=confidence)
-    return Estimate(value=math.expm1(mean), low=math.expm1(mean - half), high=math.expm1(mean + half))
-
-
-def estimate_ratio(losses_RSD: np.ndarray, dense_D: Sequence[float], counts_D: np.ndarray) -> Estimate:
-    """The PPL ratio to the dense model, mean over runs and seeds, and its 95 % interval."""
-    return shift(estimate_excess(losses_RSD, np.array([[dense_D]]), counts_D), by=1.0)
-
-
-def measure_margin(sources: Sequence[np.ndarray], *, confidence: float = CONFIDENCE) -> float:
-    """Half an interval (95 %) around a mean that varies for several reasons, each known by independent draws (N of it)."""
-    known = [(values.var(ddof=1) / len(values), len(values) - 1) for values in sources if len(values) > 1]
-    total = sum(variance for variance, _ in known)
-    if total == 0:
-        return 0.0
-    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in known)
-    return student_t(freedom, confidence=confidence) * math.sqrt(total)
-
-
-def shift(estimate: Estimate, *, by: float) -> Estimate:
-    """The estimate moved by a constant."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return estimate
-    return Estimate(value=estimate.value + by, low=estimate.low + by, high=estimate.high + by)
-
-
-def _mean_of_runs(sums_RSD: np.ndarray) -> np.ndarray:
-    # Equal runs count once: their mean is then the same to the bit however many there are.
-    different, times = np.unique(sums_RSD, axis=0, return_counts=True)
-    mean_SD: np.ndarray = np.tensordot(times / times.sum(), different, axes=1)
-    return mean_SD

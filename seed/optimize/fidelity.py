@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seed import stats
 from seed.errors import StudyError
 from seed.evidence import (
     DepthFidelity,
@@ -23,8 +24,8 @@ from seed.evidence import (
     RungDifference,
     RungFidelity,
 )
-from seed.optimize.comparison import NOTHING
 from seed.records import Candidate, Estimate
+from seed.stats import NOTHING, resample_tau
 
 FULL_DISTILLATION = "full_distillation"  # beside the rungs: one final judged by another
 BOOTSTRAP_DRAWS = 2000
@@ -98,41 +99,13 @@ def spread_ranks(total: int, *, count: int) -> list[int]:
     return [step * (total - 1) // (count - 1) for step in range(count)]
 
 
-def resample_tau(one_C: np.ndarray, *, other_C: np.ndarray, counts_DC: np.ndarray) -> np.ndarray:
-    """Return Kendall's tau-b in each draw, of shape (D,); NaN where a draw leaves it undefined.
-
-    Tied pairs count as in M. G. Kendall, "The treatment of ties in ranking problems", Biometrika 33 (1945):
-    (concordant - discordant) / sqrt(pairs not tied in one * pairs not tied in the other).
-
-    A draw that holds a candidate twice has pairs of that candidate with itself, tied in every score. They are
-    dropped: they say nothing about order, and as ties they would pull tau about. Pairs of different candidates weigh
-    as often as the draw holds them.
-    """
-    signs_CC = np.sign(one_C[:, None] - one_C)  # zero on the diagonal: a candidate with itself never counts
-    other_signs_CC = np.sign(other_C[:, None] - other_C)
-    agreeing_D, untied_D, other_untied_D = (
-        ((counts_DC @ pairs_CC) * counts_DC).sum(axis=1)
-        for pairs_CC in (signs_CC * other_signs_CC, signs_CC**2, other_signs_CC**2)
-    )
-    norms_D = np.sqrt(untied_D * other_untied_D)
-    taus_D = np.full(len(counts_DC), np.nan)
-    np.divide(agreeing_D, norms_D, out=taus_D, where=norms_D > 0)
-    return taus_D
-
-
 def draw_counts(near_C: np.ndarray) -> np.ndarray:
     """Return how often each draw holds each candidate: near ones and the others are resampled apart, as chosen.
 
     Simulated with 20 candidates (400 studies of known truth), 95 % intervals of a difference of taus then held the
     truth in 95 to 97 %; pooling both halves gave 97 to 99 %, and intervals a sixth wider.
     """
-    rng = np.random.default_rng(0)
-    counts_DC = np.zeros((BOOTSTRAP_DRAWS, len(near_C)))
-    for members_C in (near_C, ~near_C):
-        size = int(members_C.sum())
-        if size:
-            counts_DC[:, members_C] = rng.multinomial(size, np.full(size, 1 / size), BOOTSTRAP_DRAWS)
-    return counts_DC
+    return stats.draw_counts(near_C, draws=BOOTSTRAP_DRAWS)
 
 
 def summarize_study(study: FidelityStudy) -> FidelitySummary:
@@ -250,7 +223,7 @@ def _tau_of_rung(scores: DepthScores, *, rung: str, counts_DC: np.ndarray) -> np
         pairs = [(scores.losses[rung], final_C) for final_C in finals_SC]
     if not pairs:
         return np.full(len(counts_DC), np.nan)
-    taus_PD = [resample_tau(one_C, other_C=other_C, counts_DC=counts_DC) for one_C, other_C in pairs]
+    taus_PD = [resample_tau(one_C, other_C=other_C, counts_BC=counts_DC) for one_C, other_C in pairs]
     taus_D: np.ndarray = np.mean(taus_PD, axis=0)
     return taus_D
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seed import stats
 from seed.evidence import ClaimsEvidence, TrainedRun
-from seed.optimize import comparison
-from seed.optimize.replication import CANNOT_TELL, MARGIN, judge_difference, stack_losses
+from seed.optimize.replication import stack_losses
 from seed.records import Estimate, Latency
+from seed.stats import CANNOT_TELL, MARGIN, estimate_mean, judge_difference
 
 HOLDS, FAILS = "holds", "does not hold"
 
@@ -34,7 +35,7 @@ def select_model(evidence: ClaimsEvidence, key: str | None, *, recovery: str = "
 def estimate_ratio(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> Estimate:
     """The PPL ratio to the dense model on test text, mean over runs, with its 95 % interval."""
     ledger = evidence.ledger
-    return comparison.estimate_ratio(stack_losses(runs), ledger.dense_test_sums, np.array(ledger.test_counts))
+    return stats.estimate_ratio(stack_losses(runs), ledger.dense_test_sums, np.array(ledger.test_counts))
 
 
 def compare_runs(
@@ -54,15 +55,6 @@ def estimate_cost(evidence: ClaimsEvidence, weights: dict[int, float], *, rung: 
     )
     assert isinstance(sums_D, np.ndarray)
     return estimate_mean(sums_D, counts_D)
-
-
-def estimate_mean(sums_D: np.ndarray, counts_D: np.ndarray) -> Estimate:
-    """Mean by token of sums by document, with its 95 % interval (linearised ratio, Student's t)."""
-    if not np.isfinite(sums_D).all():
-        return comparison.NOTHING
-    mean = float(sums_D.sum() / counts_D.sum())
-    half = comparison.measure_margin([(sums_D - mean * counts_D) * len(counts_D) / counts_D.sum()])
-    return Estimate(value=mean, low=mean - half, high=mean + half)
 
 
 def tell(estimate: Estimate, *, above: float | None = None, below: float | None = None) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from seed.evidence import ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
-from seed.optimize.comparison import REFERENCE, estimate_excess, measure_margin, summarize_comparison
+from seed.optimize.comparison import REFERENCE, summarize_comparison
 from seed.records import Estimate
 from tests.reporting import factory
 
@@ -145,16 +145,6 @@ def test_what_does_not_vary_has_an_interval_without_width() -> None:
     assert is_about(row.excess, *[math.expm1(0.2)] * 3)
 
 
-def test_a_margin_is_students_for_as_many_degrees_of_freedom_as_there_are() -> None:
-    pair = np.array([0.0, 2.0])  # a variance of the mean of 1, known with one degree of freedom
-    assert measure_margin([pair]) == pytest.approx(T_1)
-    assert measure_margin([pair, np.array([7.0])]) == pytest.approx(T_1)  # one draw says nothing of how it varies
-    assert measure_margin([pair, pair[::-1]]) == pytest.approx(math.sqrt(2) * T_2)
-    assert measure_margin([pair, np.zeros(9)]) == pytest.approx(T_1)
-    assert measure_margin([np.ones(5), np.zeros(3)]) == 0.0
-    assert measure_margin([]) == 0.0
-
-
 def test_documents_that_disagree_widen_the_interval() -> None:
     row = only(summarize([make_run("greedy", (3,))], {(3,): [21.0, 69.0]}), "greedy")
     half = T_1 * 0.075  # 1.5 off what their lengths would have it, times two documents over 40 tokens
@@ -180,26 +170,6 @@ def test_runs_of_the_reference_that_disagree_make_it_harder_to_beat() -> None:
     excess = only(summary, "greedy").excess
     assert is_about(excess, math.expm1(-0.1), math.expm1(-0.1 - 0.2 * T_1), math.expm1(-0.1 + 0.2 * T_1))
     assert only(summary, REFERENCE).excess == Estimate(value=0.0, low=0.0, high=0.0)
-
-
-@pytest.mark.parametrize(
-    ("runs", "seeds", "documents"), [(0.0, 0.01, 0.0), (0.0, 0.01, 0.01), (0.01, 0.0, 0.005), (0.0, 0.0, 0.02)]
-)
-def test_intervals_hold_nothing_to_be_told_apart_19_times_in_20(runs: float, seeds: float, documents: float) -> None:
-    rng = np.random.default_rng(5)
-    counts = rng.integers(200, 600, 40)
-
-    def draw(scale: float, *shape: int) -> np.ndarray:
-        return scale * rng.standard_normal(shape)
-
-    def measure() -> np.ndarray:
-        """Three runs and three seeds of a strategy that is no better or worse; each document has its own liking."""
-        return (draw(runs, 3, 1, 1) + draw(seeds, 3, 3, 1) + draw(documents * math.sqrt(40), 1, 1, 40)) * counts
-
-    repeats = 800
-    found = [estimate_excess(measure(), measure(), counts) for _ in range(repeats)]
-    missed = sum(not (e.low or 0.0) <= 0 <= (e.high or 0.0) for e in found) / repeats
-    assert missed < 0.075
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.02, 0.1])

@@ -71,17 +71,6 @@ def summarize(rows: Sequence[FidelityRow]) -> DepthFidelity:
     return depth
 
 
-def tau_by_pairs(one: Sequence[float], other: Sequence[float], *, counts: Sequence[int] | None = None) -> float:
-    """Kendall's tau-b, pair by pair; a candidate drawn twice stands in the list twice."""
-    drawn = [i for i in range(len(one)) for _ in range(1 if counts is None else counts[i])]
-    agreeing = untied = other_untied = 0
-    for i, j in itertools.combinations(drawn, 2):
-        if i != j:
-            a, b = np.sign(one[i] - one[j]), np.sign(other[i] - other[j])
-            agreeing, untied, other_untied = agreeing + a * b, untied + abs(a), other_untied + abs(b)
-    return float(agreeing / math.sqrt(untied * other_untied)) if untied and other_untied else math.nan
-
-
 # --- who is asked
 
 
@@ -159,31 +148,6 @@ def test_a_depth_that_was_not_scored_is_an_error() -> None:
         fidelity.choose_candidates(make_scored(1, [3.0]) + make_scored(2, [3.0]), depths=[1, 3], per_depth=4)
     with pytest.raises(StudyError, match="per_depth = 0"):
         fidelity.choose_candidates(make_scored(1, [3.0]), depths=[1], per_depth=0)
-
-
-# --- tau
-
-
-def test_tau_b_by_hand() -> None:
-    def tau(one: np.ndarray, other: np.ndarray) -> float:
-        return float(fidelity.resample_tau(one, other_C=other, counts_DC=np.ones((1, len(one))))[0])
-
-    # pairs: five agree or are tied in one, none is opposed; 12 | 13 | 14 | 23 | 24 | 34
-    one, other = np.array([1.0, 2.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0])
-    assert tau(one, other) == pytest.approx(5 / math.sqrt(5 * 6))
-    assert tau(other, -other) == -1
-    assert math.isnan(tau(np.ones(4), other))
-    assert math.isnan(tau(np.ones(1), np.ones(1)))
-
-
-def test_tau_with_ties_and_draws_with_duplicates_match_pairs_counted_one_by_one() -> None:
-    rng = np.random.default_rng(5)
-    for size in (2, 3, 7, 12):
-        one, other = rng.integers(0, 6, size).astype(float), rng.integers(0, 6, size).astype(float)
-        counts = rng.multinomial(size, np.full(size, 1 / size), 40)
-        found = fidelity.resample_tau(one, other_C=other, counts_DC=counts)
-        wanted = [tau_by_pairs(one.tolist(), other.tolist(), counts=draw.tolist()) for draw in counts]
-        np.testing.assert_allclose(found, wanted)
 
 
 def test_draws_keep_each_half_as_large_as_it_is_and_are_the_same_every_time() -> None:
