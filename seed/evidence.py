@@ -20,6 +20,8 @@ from seed.records import (
     WidthCut,
 )
 
+WIDTH = "uniform_width"  # beside strategies: all layers kept, each cut evenly to the size of a depth
+
 
 class FinalScore(Record, frozen=True, kw_only=True):
     """One full distillation of a candidate in a fidelity study, judged with the best weights it reached."""
@@ -200,6 +202,11 @@ class RecoveryComparison(Record, frozen=True, kw_only=True):
     reference: str  # the recovery whose time at equal tokens the others get
     equal_tokens: int
     equal_time: dict[str, dict[str, int]]  # model -> recovery -> tokens that take as long as the reference's
+
+    @property
+    def settings(self) -> dict[str, str | int | float]:
+        """What decides its numbers."""
+        return self.ledger.settings
 
 
 class RecoveredRow(Record, frozen=True, kw_only=True):

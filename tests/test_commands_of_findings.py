@@ -160,24 +160,6 @@ def test_claims_are_judged_and_go_on_where_they_were_killed(searched):
     assert "this command again, which begins anew" in error_of(torn)
 
 
-def test_recoveries_are_compared_at_equal_tokens_and_time(searched):
-    words = ["--rng-seeds", "1", "--distill-tokens=8192"]  # rates are tuned under the study's own random seed
-    done = run_seed("seed.recoveries", "studies/unbroken", *words, "--recoveries", "pretraining", "lora", cwd=searched)
-    found = json.loads((searched / "studies" / "unbroken" / "recoveries.json").read_text())
-    runs = found["ledger"]["runs"]
-    assert {run["recovery"] for run in runs} == {"distillation", "pretraining", "lora"}
-    [times] = found["equal_time"].values()
-    for name, tokens in times.items():
-        assert any(run["tokens"] == tokens and run["recovery"] == name for run in runs)
-    assert "continued pretraining" in done.stdout
-    more = run_seed("seed.recoveries", "studies/unbroken", *words, "--recoveries", "last-layers", cwd=searched)
-    assert "last layers only" in more.stdout
-    wrong = run_seed("seed.recoveries", "studies/unbroken", "--recoveries", "magic", cwd=searched, code=2)
-    assert "--recoveries magic: unknown" in error_of(wrong)
-    lost = run_seed("seed.recoveries", "studies/unbroken", "--trials", "999", cwd=searched, code=2)
-    assert "--trials 999" in error_of(lost)
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [

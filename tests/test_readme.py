@@ -53,10 +53,8 @@ def test_the_readme_shows_the_commands_that_are_tested_here():
         "seed.export",
         "seed.report",
         "seed.dashboard",
-        "seed.fidelity",
-        "seed.compare",
+        "seed.experiment",
         "seed.claims",
-        "seed.recoveries",
     }
     assert "make demo" in README
     assert "make test" in README
@@ -100,17 +98,16 @@ def test_commands_on_the_readers_own_model_and_on_studies_work(place):
     done = run_seed(*compare, cwd=place)
     assert "Fastest within 5" in done.stdout
     assert (place / "studies" / "demo+gpt2-small.html").stat().st_size > 3_000_000
-    [fidelity] = [words for words in seed_commands() if words[0] == "seed.fidelity"]
+    fidelity, compare, recoveries = [words for words in seed_commands() if words[0] == "seed.experiment"]
     small = ["--per-depth=2", "--short-steps", "1", "--distill-tokens=4096"]
     done = run_seed(*[word.replace("demo", "gpt2-small") for word in fidelity], *small, cwd=place)
     assert "noise ceiling" in done.stdout
-    [compare] = [words for words in seed_commands() if words[0] == "seed.compare"]
     small = ["--strategies", "perplexity", "--rng-seeds", "0", "--distill-tokens=4096"]
     done = run_seed(*[word.replace("demo", "gpt2-small") for word in compare], *small, cwd=place)
     assert "one-shot PPL" in done.stdout
     small = ["--rng-seeds", "0", "--distill-tokens=2048", "--learning-rate=1e-3"]
-    for command, said in (("seed.claims", "Removing in stages"), ("seed.recoveries", "continued pretraining")):
-        [words] = [words for words in seed_commands() if words[0] == command]
+    [claims] = [words for words in seed_commands() if words[0] == "seed.claims"]
+    for words, said in ((claims, "Removing in stages"), (recoveries, "continued pretraining")):
         done = run_seed(*[word.replace("demo", "gpt2-small") for word in words], *small, cwd=place)
         assert said in done.stdout
     assert "new study" not in done.stdout + done.stderr  # what Optuna has to say is not for here

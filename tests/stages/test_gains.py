@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from seed.findings import Rival, SearchGain
-from seed.optimize.strategies import STRATEGIES
+from seed.optimize.strategies import STRATEGIES, run_strategy
 from seed.records import TrialRecord
 from seed.scoring.sweep import Sweep
-from seed.stages import comparing, gains
+from seed.stages import gains
 from seed.stages.meter import Account, Measured
 from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
@@ -58,9 +58,9 @@ def test_rivals_pay_what_they_would_have_paid_alone(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path)
     sweep, trials = search(study, trials=10, covers_space=True)
     gain = measure(study.bench, sweep, trials)
-    assert by_name(gain)["greedy_recovered"].cost == pytest.approx(
-        comparing.find_budget(study.bench, Measured(sweep), study.bench.protocol.space)
-    )
+    alone = Account(Measured(sweep))
+    run_strategy(STRATEGIES["greedy_recovered"], alone, SPACE, rung=study.bench.recovered_rung, rng_seed=0)
+    assert by_name(gain)["greedy_recovered"].cost == pytest.approx(alone.spent)
     assert by_name(gain)["greedy_recovered"].num_scores == 4 + 3
     account = Account(Measured(sweep))
     account.score([candidate.evaluation.candidate for candidate in trials], rung="closed_form")
