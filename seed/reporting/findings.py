@@ -1,23 +1,12 @@
-"""Findings in the terminal: what claims are worth, and which recovery is best."""
+"""Findings in the terminal: which recovery is best."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from seed.console import Terminal
-from seed.evidence import ClaimsEvidence, RecoveredRow, RecoveryComparison, Verdict
-from seed.reporting.claims import count_verdicts
+from seed.evidence import RecoveredRow, RecoveryComparison
 from seed.reporting.recoveries import count_wins, list_cells, list_columns, say_best, say_others, split_rows, title_of
 from seed.reporting.trained import name_key
-
-
-def show_claims(terminal: Terminal, evidence: ClaimsEvidence, verdicts: Sequence[Verdict], *, page: Path) -> None:
-    """Print the verdict on each claim with what was found, in the order given, then how many hold."""
-    if verdicts:
-        rows = [[verdict.verdict, verdict.claim, verdict.found or "nothing yet"] for verdict in verdicts]
-        title = f"What {evidence.ledger.model} says to each claim"
-        terminal.show_table(["verdict", "claim", "found"], rows, title=title, num_words=3)
-        terminal.say(count_verdicts(verdicts))
-    terminal.say(f"page: {page}")
 
 
 def show_recoveries(
