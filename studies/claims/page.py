@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from seed.evidence import TrainedRun
-from seed.records import Estimate, read_dropped
+from seed.records import Estimate
 from seed.reporting.comparison import draw_estimates, find_limit
 from seed.reporting.document import (
     escape,
@@ -115,7 +115,7 @@ def group_runs(evidence: Evidence) -> list[Group]:
     }
     found: dict[tuple[int, str, str], list[TrainedRun]] = {}
     for run in sorted(evidence.ledger.runs, key=lambda run: run.rng_seed):
-        way = "stages" if run.stages else "width" if read_dropped(run.key) is None else run.recovery
+        way = "stages" if run.stages else run.recovery if run.num_dropped else "width"
         depth = run.num_dropped or depths[run.key]
         found.setdefault((depth, way, "" if run.stages else run.key), []).append(run)
     ordered = sorted(found.items(), key=lambda item: (item[0][0], list(WAYS).index(item[0][1])))
