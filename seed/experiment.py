@@ -53,7 +53,7 @@ def run_experiment(
     with runner.open_search(path, terminal=terminal, device=device, trust_remote_code=trust_remote_code) as search:
         findings = experiments[name](search, **asked)
         page = search.folder.root / f"{name}.html"
-    command = options.spell_command("seed.experiment", asked | findings.repeat, name, str(path))
+    command = options.spell_command("seed.experiment", {**asked, **findings.repeat}, name, str(path))
     write_page(findings, page, command=command)
     show_findings(terminal, findings, page=page)
 

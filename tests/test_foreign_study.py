@@ -1,7 +1,6 @@
 """A study's folder may come from anyone: it chooses no model's code, no command and no storage; they are typed again."""
 
 import importlib
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def test_code_runs_only_where_it_is_typed_again_and_all_else_is_data(tmp_path: P
     assert planning.read_planned(study.root)[0].root == study.root
 
 
-@pytest.mark.parametrize("command", ["distill", "fidelity", "compare", "claims", "recoveries", "evaluate"])
+@pytest.mark.parametrize("command", ["distill", "fidelity", "compare", "recoveries", "evaluate"])
 def test_every_command_that_opens_a_model_wants_the_word_and_takes_it(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,34 +71,6 @@ def test_every_command_that_opens_a_model_wants_the_word_and_takes_it(
     assert "add --trust-remote-code" in run()
     assert "trust-remote-code" not in run("--trust-remote-code")
     assert "add --trust-remote-code" in run()  # nothing is remembered
-    capsys.readouterr()
-
-
-# ---- a command
-
-
-def test_a_command_that_times_is_typed_again_word_for_word(tmp_path: Path) -> None:
-    command = "sh -c 'touch /tmp/owned'"
-    planned = change(latency_command=command)
-    for typed in (None, "sh -c true"):
-        with pytest.raises(StudyError, match="was timed by a command") as found:
-            planning.require_command(planned, typed, place=tmp_path)
-        assert str(found.value).endswith(f"add --latency-command {shlex.quote(command)}.")
-    planning.require_command(planned, command, place=tmp_path)
-    planning.require_command(PROTOCOL, None, place=tmp_path)
-    with pytest.raises(StudyError, match=r"was timed by Seed itself\. Leave it out"):
-        planning.require_command(PROTOCOL, command, place=tmp_path)
-
-
-def test_claims_time_and_want_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = write_study(tmp_path / "study", change(location="/somewhere/model", latency_command="time-it"))
-    claims = importlib.import_module("seed.claims")
-    for words, said in (([], "add --latency-command time-it"), (["--latency-command=time-it"], "/somewhere/model")):
-        monkeypatch.setattr(sys, "argv", ["claims", str(study.root), *words])
-        with pytest.raises(SeedError, match=said):
-            claims.main()
     capsys.readouterr()
 
 

@@ -25,10 +25,14 @@ def blocks(language: str) -> list[str]:
 
 
 def seed_commands() -> list[list[str]]:
-    """The words of every ``python -m seed...`` line of the README."""
+    """The words of every ``python -m seed...`` or ``studies...`` line of the README."""
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    lines += re.findall(r"^    (python -m seed.*)$", README, re.M)
-    return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python -m seed")]
+    lines += re.findall(r"^    (python -m (?:seed|studies).*)$", README, re.M)
+    return [
+        shlex.split(line, comments=True)[2:]
+        for line in lines
+        if line.startswith(("python -m seed", "python -m studies"))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def test_the_readme_shows_the_commands_that_are_tested_here():
         "seed.report",
         "seed.dashboard",
         "seed.experiment",
-        "seed.claims",
+        "studies.claims",
     }
     assert "make demo" in README
     assert "make test" in README
@@ -106,7 +110,7 @@ def test_commands_on_the_readers_own_model_and_on_studies_work(place):
     done = run_seed(*[word.replace("demo", "gpt2-small") for word in compare], *small, cwd=place)
     assert "one-shot PPL" in done.stdout
     small = ["--rng-seeds", "0", "--distill-tokens=2048", "--learning-rate=1e-3"]
-    [claims] = [words for words in seed_commands() if words[0] == "seed.claims"]
+    [claims] = [words for words in seed_commands() if words[0] == "studies.claims"]
     for words, said in ((claims, "Removing in stages"), (recoveries, "continued pretraining")):
         done = run_seed(*[word.replace("demo", "gpt2-small") for word in words], *small, cwd=place)
         assert said in done.stdout

@@ -272,10 +272,10 @@ def read_losses(comparison: Comparison, *, depth: int) -> dict[str, np.ndarray]:
     found = {}
     for strategy in dict.fromkeys(run.strategy for run in comparison.runs):
         picks = find_picks([run for run in comparison.runs if run.strategy == strategy], depth=depth)
-        wanted: list[tuple[Candidate, int | None]] = [(pick, None) for pick in picks]
-        if strategy == WIDTH:
-            wanted = [(final.candidate, depth) for final in comparison.finals if final.like_dropped == depth][:1]
-        keys = [[(candidate, like, seed) for seed in seeds] for candidate, like in wanted]
+        like = depth if strategy == WIDTH else None
+        if like is not None:
+            picks = tuple(final.candidate for final in comparison.finals if final.like_dropped == like)[:1]
+        keys = [[(pick, like, seed) for seed in seeds] for pick in picks]
         if keys and seeds and all(key in sums for row in keys for key in row):
             found[strategy] = np.array([[sums[key] for key in row] for row in keys])
     return found

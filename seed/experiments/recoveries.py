@@ -60,10 +60,7 @@ def compare_recoveries(
     path, protocol, rng_seeds = search.folder.recoveries, search.protocol, tuple(sorted(set(rng_seeds)))
     tokens = distill_tokens or search.plan.distill_tokens
     rates = list_rates(search) if learning_rate is None else (learning_rate,)
-    settings = {
-        **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
-        "learning_rates": ", ".join(f"{rate:g}" for rate in rates),
-    }
+    settings = describe_settings(search, tokens=tokens, rng_seeds=rng_seeds, rates=rates)
     comparison = runner.read_begun(path, RecoveryComparison, settings) or RecoveryComparison(
         ledger=open_ledger(search, settings), reference=REFERENCE, equal_tokens=tokens, equal_time={}
     )
@@ -135,11 +132,21 @@ def recover_model(
 ) -> RecoveryComparison:
     """Train a model as wanted. ``rates``: by model and recovery."""
     rate = rates[wanted.member.key, wanted.recovery]
-    run, _ = train_one(search, wanted, learning_rate=rate, advance=advance)
+    run = train_one(search, wanted, learning_rate=rate, advance=advance)
     return msgspec.structs.replace(comparison, ledger=add_run(comparison.ledger, run))
 
 
 # ---- trainings and their learning rates
+
+
+def describe_settings(
+    search: FinishedSearch, *, tokens: int, rng_seeds: Sequence[int], rates: Sequence[float]
+) -> runner.Settings:
+    """What decides the numbers of trainings."""
+    return {
+        **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
+        "learning_rates": ", ".join(f"{rate:g}" for rate in rates),
+    }
 
 
 def open_ledger(search: FinishedSearch, settings: runner.Settings) -> Ledger:
@@ -168,9 +175,7 @@ def add_run(ledger: Ledger, run: TrainedRun) -> Ledger:
     return msgspec.structs.replace(ledger, runs=(*ledger.runs, run))
 
 
-def train_one(
-    search: FinishedSearch, wanted: Training, *, learning_rate: float, advance: Advance
-) -> tuple[TrainedRun, schooling.Trained]:
+def train_one(search: FinishedSearch, wanted: Training, *, learning_rate: float, advance: Advance) -> TrainedRun:
     """Train a model as wanted, and judge it on test text."""
     trained = runner.train(
         search,
@@ -182,7 +187,12 @@ def train_one(
         advance=advance,
         recovery=RECOVERIES[wanted.recovery],
     )
-    run = TrainedRun(
+    return describe_run(wanted, trained, learning_rate=learning_rate)
+
+
+def describe_run(wanted: Training, trained: schooling.Trained, *, learning_rate: float) -> TrainedRun:
+    """What a training came to."""
+    return TrainedRun(
         key=wanted.member.key,
         num_dropped=len(wanted.member.candidate.dropped_layers),
         num_params=sum(weight.numel() for weight in trained.student.parameters()),
@@ -196,7 +206,6 @@ def train_one(
         test_sums=schooling.list_sums(trained.test),
         seconds=trained.seconds,
     )
-    return run, trained
 
 
 def list_rates(search: FinishedSearch) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from seed.console import Terminal
 from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
 from seed.folder import StudyFolder
 from seed.plans import Protocol, SearchPlan
+from seed.records import Record
 from seed.scores import ScoreStore
 from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
 from seed.scoring.sweep import Sweep
@@ -23,7 +24,8 @@ from seed.stages.workbench import Workbench
 Settings = dict[str, str | int | float]
 
 
-R = TypeVar("R", Comparison, FidelityStudy, RecoveryComparison)
+R = TypeVar("R", bound=Record)
+B = TypeVar("B", Comparison, FidelityStudy, RecoveryComparison)
 C = TypeVar("C")
 Advance = Callable[[float, str], None]  # a share of what is being done, and what that is
 
@@ -98,7 +100,7 @@ def run_cells(
     return record
 
 
-def read_begun(path: Path, kind: type[R], settings: Settings) -> R | None:
+def read_begun(path: Path, kind: type[B], settings: Settings) -> B | None:
     """The record of an experiment that was begun with these settings, if there is one.
 
     Raises:
@@ -147,8 +149,12 @@ def train(
     looks: int,
     advance: Advance,
     recovery: Recovery | None = None,
+    sweep: Sweep | None = None,
 ) -> Trained:
-    """Train a model in full, and judge its best weights on test text as they would be exported."""
+    """Train a model in full, and judge its best weights on test text as they would be exported.
+
+    Without a recovery it is the search's own, without a sweep its own model that layers go from.
+    """
     settings = schooling.full_settings(
         search.bench,
         member.candidate,
@@ -159,5 +165,5 @@ def train(
         recovery=recovery,
     )
     return schooling.distill_once(
-        search.bench, search.sweep, member, settings, on_step=lambda: advance(1 / settings.steps, member.key)
+        search.bench, sweep or search.sweep, member, settings, on_step=lambda: advance(1 / settings.steps, member.key)
     )
