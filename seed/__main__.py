@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-COMMANDS = ("search", "distill", "evaluate", "export", "report", "dashboard", "compare", "fidelity", "recoveries")
+COMMANDS = ("search", "distill", "evaluate", "export", "report", "dashboard", "experiment")
 
 
 def main() -> None:

@@ -15,10 +15,11 @@ from seed.records import (
     DenseResult,
     DistillResult,
     Estimate,
-    Latency,
     Record,
     WidthCut,
 )
+
+WIDTH = "uniform_width"  # beside strategies: all layers kept, each cut evenly to the size of a depth
 
 
 class FinalScore(Record, frozen=True, kw_only=True):
@@ -201,6 +202,11 @@ class RecoveryComparison(Record, frozen=True, kw_only=True):
     equal_tokens: int
     equal_time: dict[str, dict[str, int]]  # model -> recovery -> tokens that take as long as the reference's
 
+    @property
+    def settings(self) -> dict[str, str | int | float]:
+        """What decides its numbers."""
+        return self.ledger.settings
+
 
 class RecoveredRow(Record, frozen=True, kw_only=True):
     """What one recovery reached on one model."""
@@ -214,47 +220,6 @@ class RecoveredRow(Record, frozen=True, kw_only=True):
     ppl_ratio: Estimate  # to the dense model, on test text
     excess: Estimate  # PPL over that of the reference recovery, less 1; same documents, same random seeds
     verdict: str  # of optimize.replication
-
-
-class RoleMember(Record, frozen=True, kw_only=True):
-    """Who plays a role: a set of layers, or with ``width`` all layers cut to it."""
-
-    candidate: Candidate
-    width: WidthCut | None = None
-
-
-class ClaimsEvidence(Record, frozen=True, kw_only=True):
-    """All that verdicts on claims rest on: roles of models, every training, scores of single removals, times."""
-
-    ledger: Ledger
-    num_layers: int
-    roles: dict[str, str]  # role -> key of the model that plays it
-    members: dict[str, RoleMember]  # role -> the model itself, as it was chosen when the evidence was begun
-    singles: dict[str, dict[str, list[float | None]]]  # rung -> dropped layer -> summed validation losses by document
-    dense_validation_sums: list[float]
-    validation_counts: list[int]
-    pairs: dict[str, dict[str, list[float | None]]]  # role -> rung -> the same, of the models that play "order"
-    latencies: dict[str, Latency]  # "KEY, batch N"
-
-
-class Measure(Record, frozen=True, kw_only=True):
-    """A number that a verdict rests on."""
-
-    name: str
-    estimate: Estimate
-    unit: str = ""  # "%": a share, shown times 100
-
-
-class Verdict(Record, frozen=True, kw_only=True):
-    """What a model says to one claim."""
-
-    key: str
-    claim: str
-    source: str
-    reported: str  # the figure that was reported
-    verdict: str  # "holds", "does not hold" or "cannot tell"
-    found: str  # a sentence
-    measures: tuple[Measure, ...]
 
 
 class StageRecord(Record, frozen=True, kw_only=True):

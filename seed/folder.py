@@ -28,7 +28,6 @@ MEMORY_MESSAGE = "can't allocate memory"  # torch on the CPU
 MEASURED = (
     "compare.json",
     "fidelity.json",
-    "claims.json",
     "recoveries.json",
 )  # raw numbers of commands that are not the search
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -57,8 +56,6 @@ class StudyFolder:
         self.fidelity_page = root / "fidelity.html"
         self.comparison = root / "compare.json"
         self.comparison_page = root / "compare.html"
-        self.claims = root / "claims.json"
-        self.claims_page = root / "claims.html"
         self.recoveries = root / "recoveries.json"
         self.recoveries_page = root / "recoveries.html"
         self.stages = root / "stages.json"

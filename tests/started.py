@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["seed.pipeline", "seed.search", "seed.distill", "seed.evaluate", "seed.fidelity"])
+_CONTEXT.set_forkserver_preload(["seed.pipeline", "seed.search", "seed.distill", "seed.evaluate"])
 
 
 def start(words: Sequence[str], *, cwd: Path, out: Path, err: Path | None = None, prelude: str = "") -> BaseProcess:

@@ -275,40 +275,6 @@ def test_low_rank_updates_behind_a_frozen_prefix_end_up_in_an_ordinary_checkpoin
     assert f"perplexity: {result['test']['perplexity']:.3f}" in judged.stdout
 
 
-def test_a_fidelity_study_goes_on_where_it_was_killed(make_checkpoint, text_file, tmp_path):
-    model = make_checkpoint("llama", num_layers=6)
-    run_seed(*search_words(model, text_file, "--study=unbroken", "--max-dropped=2", "--no-distill"), cwd=tmp_path)
-    shutil.copytree(tmp_path / "studies" / "unbroken", tmp_path / "studies" / "killed")
-    words = ["--per-depth=2", "--short-steps", "2", "--distill-tokens=4096", "--rng-seeds", "1", "2"]
-    done = run_seed("seed.fidelity", "studies/unbroken", *words, cwd=tmp_path)
-    assert "closed-form recovery" in done.stdout
-    assert "noise ceiling" in done.stdout
-    assert "twice the budget: drop-" in done.stdout
-
-    def is_time(root: Path) -> bool:
-        path = root / "fidelity.json"
-        return path.exists() and path.read_text().count('"test_loss"') >= 3
-
-    kill_when(["seed.fidelity", "studies/killed", *words], tmp_path, is_time, study="killed")
-    run_seed("seed.fidelity", "studies/killed", *words, cwd=tmp_path)
-    one, other = (
-        json.loads((tmp_path / "studies" / name / "fidelity.json").read_text()) for name in ("unbroken", "killed")
-    )
-    assert len(one["rows"]) == 4
-    for row, same in zip(one["rows"], other["rows"], strict=True):
-        assert sorted(row["losses"]) == ["closed_form", "none", "short_distillation_2"]
-        assert [row[name] for name in ("candidate", "near_best", "losses")] == [
-            same[name] for name in ("candidate", "near_best", "losses")
-        ]
-        assert [(f["rng_seed"], f["test_loss"]) for f in row["finals"]] == [
-            (f["rng_seed"], f["test_loss"]) for f in same["finals"]
-        ]
-    assert (tmp_path / "studies" / "killed" / "fidelity.html").stat().st_size > 1_000_000
-    changed = run_seed("seed.fidelity", "studies/killed", *words, "--learning-rate=0.1", cwd=tmp_path, code=2)
-    assert "learning_rate: 0.001 there, 0.1 now" in error_of(changed)
-    assert "not a study" in error_of(run_seed("seed.fidelity", "nowhere", cwd=tmp_path, code=2))
-
-
 def test_damaged_scores_are_named(make_checkpoint, text_file, tmp_path):
     words = search_words(make_checkpoint(), text_file, "--study=torn", "--no-distill", "--max-dropped=2")
     run_seed(*words, cwd=tmp_path)

@@ -1,7 +1,6 @@
-"""Staged searches, replicas, widths, claims and recoveries, run as users run them: real processes, killed and resumed."""
+"""Staged searches, replicas, widths and recoveries, run as users run them: real processes, killed and resumed."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -95,8 +94,6 @@ def test_a_search_goes_on_from_a_recovered_model_of_another(make_checkpoint, tex
     assert "not a study" in error
     error = error_of(run_seed("seed.distill", "studies/second", "--trial=0", cwd=tmp_path, code=2))
     assert "changed since" in error
-    error = error_of(run_seed("seed.claims", "studies/second", cwd=tmp_path, code=2))
-    assert "goes on from a recovered model" in error
     (start / "config.json").write_text(config)
     other = make_checkpoint("llama")
     wrong = run_seed("seed.search", "--start", str(start), "--model", str(other), *more, cwd=tmp_path, code=2)
@@ -123,59 +120,6 @@ def test_replicas_and_widths_stand_beside_the_frontier(make_checkpoint, text_fil
     assert "uniform width, distilled" in page
     judged = run_seed("seed.evaluate", str(study / "models" / width), cwd=tmp_path)
     assert f"perplexity: {results[width]['test']['perplexity']:.3f}" in judged.stdout
-
-
-@pytest.fixture(scope="module")
-def searched(make_checkpoint, text_file, tmp_path_factory) -> Path:
-    """A folder with one searched study of a six-layer model, under two names."""
-    path = tmp_path_factory.mktemp("searched")
-    words = search_words(make_checkpoint("llama", num_layers=6), text_file, "--study=unbroken", "--max-dropped=2")
-    run_seed(*words, "--no-distill", cwd=path)
-    shutil.copytree(path / "studies" / "unbroken", path / "studies" / "killed")
-    return path
-
-
-def test_claims_are_judged_and_go_on_where_they_were_killed(searched):
-    words = ["--rng-seeds", "0", "--distill-tokens=8192"]
-    done = run_seed("seed.claims", "studies/unbroken", *words, cwd=searched)
-    studies = searched / "studies"
-    for claim in ("decoding is about 1.2 times faster", "Removing in stages", "cutting all layers evenly in width"):
-        assert claim in " ".join(done.stdout.split())
-
-    def is_time(study: Path) -> bool:
-        path = study / "claims.json"
-        return path.exists() and path.read_text().count('"rng_seed"') >= 3
-
-    kill_when(["seed.claims", "studies/killed", *words], searched, is_time, study="killed")
-    run_seed("seed.claims", "studies/killed", *words, cwd=searched)
-    assert read(studies / "killed" / "claims.json") == read(studies / "unbroken" / "claims.json")
-    assert (studies / "killed" / "claims.html").stat().st_size > 1_000_000
-    changed = run_seed(
-        "seed.claims", "studies/killed", "--rng-seeds", "0", "--distill-tokens=4096", cwd=searched, code=2
-    )
-    assert "distill_tokens: 8192 there, 4096 now" in error_of(changed)
-    assert "not a study" in error_of(run_seed("seed.claims", "nowhere", cwd=searched, code=2))
-    (studies / "killed" / "claims.json").write_text("{torn")
-    torn = run_seed("seed.claims", "studies/killed", *words, cwd=searched, code=2)
-    assert "this command again, which begins anew" in error_of(torn)
-
-
-def test_recoveries_are_compared_at_equal_tokens_and_time(searched):
-    words = ["--rng-seeds", "1", "--distill-tokens=8192"]  # rates are tuned under the study's own random seed
-    done = run_seed("seed.recoveries", "studies/unbroken", *words, "--recoveries", "pretraining", "lora", cwd=searched)
-    found = json.loads((searched / "studies" / "unbroken" / "recoveries.json").read_text())
-    runs = found["ledger"]["runs"]
-    assert {run["recovery"] for run in runs} == {"distillation", "pretraining", "lora"}
-    [times] = found["equal_time"].values()
-    for name, tokens in times.items():
-        assert any(run["tokens"] == tokens and run["recovery"] == name for run in runs)
-    assert "continued pretraining" in done.stdout
-    more = run_seed("seed.recoveries", "studies/unbroken", *words, "--recoveries", "last-layers", cwd=searched)
-    assert "last layers only" in more.stdout
-    wrong = run_seed("seed.recoveries", "studies/unbroken", "--recoveries", "magic", cwd=searched, code=2)
-    assert "--recoveries magic: unknown" in error_of(wrong)
-    lost = run_seed("seed.recoveries", "studies/unbroken", "--trials", "999", cwd=searched, code=2)
-    assert "--trials 999" in error_of(lost)
 
 
 @pytest.mark.parametrize(

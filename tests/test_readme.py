@@ -24,10 +24,14 @@ def blocks(language: str) -> list[str]:
 
 
 def seed_commands() -> list[list[str]]:
-    """The words of every ``python -m seed...`` line of the README."""
+    """The words of every ``python -m seed...`` or ``studies...`` line of the README."""
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    lines += re.findall(r"^    (python -m seed.*)$", README, re.M)
-    return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python -m seed")]
+    lines += re.findall(r"^    (python -m (?:seed|studies).*)$", README, re.M)
+    return [
+        shlex.split(line, comments=True)[2:]
+        for line in lines
+        if line.startswith(("python -m seed", "python -m studies"))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +86,16 @@ def test_commands_on_the_readers_own_model_and_on_studies_work(place):
     done = run_seed(*compare, cwd=place)
     assert "Fastest within 5" in done.stdout
     assert (place / "studies" / "demo+gpt2-small.html").stat().st_size > 3_000_000
-    [fidelity] = [words for words in seed_commands() if words[0] == "seed.fidelity"]
+    fidelity, compare, recoveries = [words for words in seed_commands() if words[0] == "seed.experiment"]
     small = ["--per-depth=2", "--short-steps", "1", "--distill-tokens=4096"]
     done = run_seed(*[word.replace("demo", "gpt2-small") for word in fidelity], *small, cwd=place)
     assert "noise ceiling" in done.stdout
-    [compare] = [words for words in seed_commands() if words[0] == "seed.compare"]
     small = ["--strategies", "perplexity", "--rng-seeds", "0", "--distill-tokens=4096"]
     done = run_seed(*[word.replace("demo", "gpt2-small") for word in compare], *small, cwd=place)
     assert "one-shot PPL" in done.stdout
     small = ["--rng-seeds", "0", "--distill-tokens=2048", "--learning-rate=1e-3"]
-    for command, said in (("seed.claims", "Removing in stages"), ("seed.recoveries", "continued pretraining")):
-        [words] = [words for words in seed_commands() if words[0] == command]
+    [claims] = [words for words in seed_commands() if words[0] == "studies.claims"]
+    for words, said in ((claims, "Removing in stages"), (recoveries, "continued pretraining")):
         done = run_seed(*[word.replace("demo", "gpt2-small") for word in words], *small, cwd=place)
         assert said in done.stdout
     assert "new study" not in done.stdout + done.stderr  # what Optuna has to say is not for here

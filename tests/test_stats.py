@@ -1,16 +1,34 @@
 """Intervals hold the truth as often as they say, over studies that are drawn; and there are none where they would not."""
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from seed.stats import (
+    CANNOT_TELL,
+    EQUIVALENT,
     FEWEST_PAIRS,
+    HIGHER,
+    LOWER,
+    MARGIN,
+    NOTHING,
     clustered_standard_error,
     count_effective,
+    estimate_excess,
     estimate_pairs,
+    judge_difference,
+    measure_margin,
+    measure_tau,
     reach_over_documents,
+    resample_tau,
     student_t,
 )
+
+COUNTS_D = np.array([1000 + 40 * place for place in range(24)])
+T_1, T_2 = 12.7062047, 4.3026527  # Student's t at 0.975 with one and two degrees of freedom
 
 TRUTH = 0.05
 STUDIES = 1500
@@ -99,3 +117,174 @@ def test_drift_between_blocks_widens_the_interval() -> None:
     assert steady is not None
     assert drifting is not None
     assert drifting > 3 * steady
+
+
+# ---- models beside each other
+
+
+def test_a_margin_is_students_for_as_many_degrees_of_freedom_as_there_are() -> None:
+    pair = np.array([0.0, 2.0])  # a variance of the mean of 1, known with one degree of freedom
+    assert measure_margin([pair]) == pytest.approx(T_1)
+    assert measure_margin([pair, np.array([7.0])]) == pytest.approx(T_1)  # one draw says nothing of how it varies
+    assert measure_margin([pair, pair[::-1]]) == pytest.approx(math.sqrt(2) * T_2)
+    assert measure_margin([pair, np.zeros(9)]) == pytest.approx(T_1)
+    assert measure_margin([np.ones(5), np.zeros(3)]) == 0.0
+    assert measure_margin([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("runs", "seeds", "documents"), [(0.0, 0.01, 0.0), (0.0, 0.01, 0.01), (0.01, 0.0, 0.005), (0.0, 0.0, 0.02)]
+)
+def test_intervals_hold_nothing_to_be_told_apart_19_times_in_20(runs: float, seeds: float, documents: float) -> None:
+    rng = np.random.default_rng(5)
+    counts = rng.integers(200, 600, 40)
+
+    def draw(scale: float, *shape: int) -> np.ndarray:
+        return scale * rng.standard_normal(shape)
+
+    def measure() -> np.ndarray:
+        """Three runs and three seeds of a strategy that is no better or worse; each document has its own liking."""
+        return (draw(runs, 3, 1, 1) + draw(seeds, 3, 3, 1) + draw(documents * math.sqrt(40), 1, 1, 40)) * counts
+
+    repeats = 800
+    found = [estimate_excess(measure(), measure(), counts) for _ in range(repeats)]
+    missed = sum(not (e.low or 0.0) <= 0 <= (e.high or 0.0) for e in found) / repeats
+    assert missed < 0.075
+
+
+def draw(
+    rng: np.random.Generator,
+    per_token: float = 0.0,
+    *,
+    num_seeds: int = 3,
+    documents: float = 0.0,
+    seeds: float = 0.0,
+    noise: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed losses of two models, (1, S, D): one lies above the other by so many nats per token, and what varies."""
+    shape = (1, num_seeds, len(COUNTS_D))
+    other_RSD = np.broadcast_to(COUNTS_D * rng.normal(2.7, 0.1, (1, 1, len(COUNTS_D))), shape)
+    above_RSD = per_token + rng.normal(0, documents, (1, 1, shape[2])) + rng.normal(0, seeds, (1, num_seeds, 1))
+    return other_RSD + COUNTS_D * (above_RSD + rng.normal(0, noise, shape)), other_RSD
+
+
+def judge(per_token: float, **varies: float) -> str:
+    rng = np.random.default_rng(1)
+    return judge_difference(*draw(rng, per_token, **varies), COUNTS_D)[1]  # type: ignore[arg-type]
+
+
+# ---- two models
+
+
+@pytest.mark.parametrize(
+    ("per_token", "noise", "verdict"),
+    [
+        (0.0, 0.002, EQUIVALENT),
+        (0.0, 0.0, EQUIVALENT),
+        (0.001, 0.002, EQUIVALENT),  # known to differ, by less than anybody minds
+        (math.log(1.02), 0.002, HIGHER),
+        (-math.log(1.02), 0.002, LOWER),
+        (0.0, 0.2, CANNOT_TELL),
+        (math.log(1.02), 0.5, CANNOT_TELL),
+    ],
+)
+def test_models_are_judged_by_their_paired_difference(per_token: float, noise: float, verdict: str) -> None:
+    assert judge(per_token, noise=noise) == verdict
+
+
+def test_the_margin_is_judged_by_the_narrow_interval_and_a_difference_by_the_wide_one() -> None:
+    one_RSD, other_RSD = draw(np.random.default_rng(2), 0.002, documents=0.002, seeds=0.001, noise=0.002)
+    excess, verdict = judge_difference(one_RSD, other_RSD, COUNTS_D, margin=0.02)
+    assert verdict == EQUIVALENT
+    assert excess.low is not None
+    assert excess.high is not None
+    # between the two: the 95 % interval reaches out of the margin, the 90 % interval does not
+    assert judge_difference(one_RSD, other_RSD, COUNTS_D, margin=0.999 * excess.high)[1] == EQUIVALENT
+    assert judge_difference(one_RSD, other_RSD, COUNTS_D, margin=0.5 * excess.high)[1] != EQUIVALENT
+
+
+def test_judging_is_even_handed() -> None:
+    one_RSD, other_RSD = draw(np.random.default_rng(3), math.log(1.02), noise=0.002)
+    ours, verdict = judge_difference(one_RSD, other_RSD, COUNTS_D)
+    theirs, turned = judge_difference(other_RSD, one_RSD, COUNTS_D)
+    assert (verdict, turned) == (HIGHER, LOWER)
+    assert ours.value is not None
+    assert theirs.value is not None
+    assert (1 + ours.value) * (1 + theirs.value) == pytest.approx(1)
+
+
+def test_losses_that_are_no_numbers_cannot_be_told() -> None:
+    one_RSD, other_RSD = draw(np.random.default_rng(4))
+    one_RSD[0, 0, 0] = np.nan
+    assert judge_difference(one_RSD, other_RSD, COUNTS_D) == (NOTHING, CANNOT_TELL)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize(
+    ("documents", "seeds", "noise"),
+    [(0.004, 0.0, 0.004), (0.004, 0.001, 0.004), (0.0, 0.001, 0.0), (0.001, 0.001, 0.001)],
+)
+def test_models_that_differ_by_the_margin_are_seldom_called_equivalent(
+    documents: float, seeds: float, noise: float, side: int
+) -> None:
+    rng, draws = np.random.default_rng([7, side + 1]), 1000
+    found = [
+        judge_difference(
+            *draw(rng, side * math.log1p(MARGIN), documents=documents, seeds=seeds, noise=noise), COUNTS_D
+        )[1]
+        for _ in range(draws)
+    ]
+    # two one-sided tests at 5 %; three standard errors of the simulation, and a little for Satterthwaite's approximation
+    assert found.count(EQUIVALENT) / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws) + 0.005
+    assert found.count(LOWER if side > 0 else HIGHER) / draws < 0.01
+
+
+def test_models_that_are_the_same_are_seldom_told_apart_and_often_called_equivalent() -> None:
+    rng, draws = np.random.default_rng(11), 1000
+    found = [
+        judge_difference(*draw(rng, documents=0.003, seeds=0.0005, noise=0.003), COUNTS_D)[1] for _ in range(draws)
+    ]
+    assert (found.count(HIGHER) + found.count(LOWER)) / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
+    assert found.count(EQUIVALENT) / draws > 0.9
+
+
+def test_one_distillation_of_each_makes_no_two_models_equivalent() -> None:
+    counts = np.full(40, 100)
+    sums = np.full((1, 1, 40), 270.0) + np.random.default_rng(0).normal(0, 0.01, 40)
+    assert judge_difference(sums, sums + 0.01, counts)[1] != "equivalent"
+    assert judge_difference(sums, sums + 0.01, counts, between_replicas=True)[1] == "equivalent"
+    two = np.concatenate([sums, sums + 0.001], axis=1)
+    assert judge_difference(two, two + 0.01, counts)[1] == "equivalent"
+
+
+# ---- orders
+
+
+def tau_by_pairs(one: Sequence[float], other: Sequence[float], *, counts: Sequence[int] | None = None) -> float:
+    """Kendall's tau-b, pair by pair; a candidate drawn twice stands in the list twice."""
+    drawn = [i for i in range(len(one)) for _ in range(1 if counts is None else counts[i])]
+    agreeing = untied = other_untied = 0
+    for i, j in itertools.combinations(drawn, 2):
+        if i != j:
+            a, b = np.sign(one[i] - one[j]), np.sign(other[i] - other[j])
+            agreeing, untied, other_untied = agreeing + a * b, untied + abs(a), other_untied + abs(b)
+    return float(agreeing / math.sqrt(untied * other_untied)) if untied and other_untied else math.nan
+
+
+def test_tau_b_by_hand() -> None:
+    # pairs: five agree or are tied in one, none is opposed; 12 | 13 | 14 | 23 | 24 | 34
+    one, other = np.array([1.0, 2.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    assert measure_tau(one, other) == pytest.approx(5 / math.sqrt(5 * 6))
+    assert measure_tau(other, -other) == -1
+    assert measure_tau(np.ones(4), other) is None
+    assert measure_tau([1.0], [1.0]) is None
+
+
+def test_tau_with_ties_and_draws_with_duplicates_match_pairs_counted_one_by_one() -> None:
+    rng = np.random.default_rng(5)
+    for size in (2, 3, 7, 12):
+        one, other = rng.integers(0, 6, size).astype(float), rng.integers(0, 6, size).astype(float)
+        counts = rng.multinomial(size, np.full(size, 1 / size), 40)
+        found = resample_tau(one, other_C=other, counts_BC=counts)
+        wanted = [tau_by_pairs(one.tolist(), other.tolist(), counts=draw.tolist()) for draw in counts]
+        np.testing.assert_allclose(found, wanted)

@@ -13,7 +13,7 @@ import numpy as np
 from seed.errors import StudyError
 from seed.findings import Agreement
 from seed.records import DistillResult, Evaluation, Frontier, FrontierMember, Quality, TrialRecord
-from seed.stats import count_effective, reach_over_documents
+from seed.stats import clustered_standard_error, count_effective, draw_counts, reach_over_documents
 
 LoadLosses = Callable[[Quality], tuple[np.ndarray, np.ndarray]]  # sums and counts by document
 BOOTSTRAP_DRAWS = 1000
@@ -151,9 +151,7 @@ def _weigh(
     loaded = [load_losses(quality) for quality in qualities]
     sums = np.stack([pair[0] for pair in loaded])  # (candidates, documents)
     counts = loaded[0][1]
-    num_documents = sums.shape[1]
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(num_documents, np.full(num_documents, 1 / num_documents), BOOTSTRAP_DRAWS)
+    weights = draw_counts(np.ones(len(counts), dtype=bool), draws=BOOTSTRAP_DRAWS)
     winners = np.argmin((weights @ sums.T) / (weights @ counts)[:, None], axis=1)
     wins = np.bincount(winners, minlength=len(group)) / BOOTSTRAP_DRAWS
     reach = reach_over_documents(count_effective(counts)) or math.inf  # of too few documents nothing can be told apart
@@ -161,8 +159,7 @@ def _weigh(
     for i, trial in enumerate(group):
         differences = sums - sums[i]
         means = differences.sum(axis=1) / counts.sum()
-        residuals = differences - means[:, None] * counts
-        errors = np.sqrt(num_documents / max(1, num_documents - 1) * (residuals**2).sum(axis=1)) / counts.sum()
+        errors = clustered_standard_error(differences, counts)
         tied = [
             other.evaluation.candidate.key
             for j, other in enumerate(group)

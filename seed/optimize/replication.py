@@ -1,22 +1,16 @@
-"""What several distillations of a model say together, and whether two models are the same but for a margin.
+"""What several distillations of a model say together, and whether models of a depth are the same but for a margin."""
 
-Means over random seeds with Student's t over what varies (``comparison``); equivalence by two one-sided tests
-(Schuirmann 1987): the 90 % interval of the paired difference lies within the margin.
-"""
-
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from seed.evidence import TrainedRun
 from seed.findings import Equivalence, Replication
-from seed.optimize.comparison import estimate_excess, estimate_ratio
-from seed.records import DenseResult, DistillResult, Estimate, Replica
-
-MARGIN = 0.005  # of perplexity: what nobody would choose a model for
-EQUIVALENT, LOWER, HIGHER, CANNOT_TELL = "equivalent", "lower", "higher", "cannot tell"
-TOST_CONFIDENCE = 0.90  # two one-sided tests at 5 % each
+from seed.records import DenseResult, DistillResult, Replica
+from seed.stats import CANNOT_TELL as CANNOT_TELL
+from seed.stats import EQUIVALENT as EQUIVALENT
+from seed.stats import estimate_ratio
+from seed.stats import judge_difference as judge_difference
 
 
 def stack_losses(replicas: Sequence[Replica | TrainedRun]) -> np.ndarray:
@@ -47,33 +41,6 @@ def summarize_replicas(replicas: Sequence[Replica], dense: DenseResult) -> Repli
         ppl_ratio=estimate_ratio(losses_RSD, dense.test_sums, counts_D),
         spread=float(ratios_S.std(ddof=1)) if is_known else None,
     )
-
-
-def judge_difference(
-    one_RSD: np.ndarray,
-    other_RSD: np.ndarray,
-    counts_D: np.ndarray,
-    *,
-    margin: float = MARGIN,
-    between_replicas: bool = False,
-) -> tuple[Estimate, str]:
-    """Return PPL of one over that of the other less 1 with its 95 % interval, and what that means.
-
-    ``equivalent``: the 90 % interval lies within the margin either way; ``lower`` or ``higher``: not so, and the 95 %
-    interval excludes zero; else ``cannot tell``. Documents and random seeds are paired. One distillation of each says
-    nothing of how distillations vary, so that it never makes two models equivalent, unless the two are replicas of one
-    model and their difference is what is asked for.
-    """
-    excess = estimate_excess(one_RSD, other_RSD, counts_D)
-    narrow = estimate_excess(one_RSD, other_RSD, counts_D, confidence=TOST_CONFIDENCE)
-    if excess.low is None or excess.high is None or narrow.low is None or narrow.high is None:
-        return excess, CANNOT_TELL
-    can_be_equivalent = one_RSD.shape[1] > 1 or between_replicas
-    if can_be_equivalent and max(-math.log1p(narrow.low), math.log1p(narrow.high)) < math.log1p(margin):
-        return excess, EQUIVALENT
-    if excess.low > 0 or excess.high < 0:
-        return excess, HIGHER if excess.low > 0 else LOWER
-    return excess, CANNOT_TELL
 
 
 def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> tuple[Equivalence, ...]:

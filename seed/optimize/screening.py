@@ -13,10 +13,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from seed.records import Candidate, Evaluation, Quality, TrialRecord
+from seed.stats import student_t
 
 NEEDED_PAIRS = 8  # of a structure, before any of its candidates is skipped
 RUNGS = {"closed_form", "short_distillation"}
-QUANTILE = 3.09  # of the normal distribution: one in a thousand
+CONFIDENCE = 0.998  # one-sided: one in a thousand lies lower
 
 
 class Screen:
@@ -68,15 +69,4 @@ def predict_lowest(cheap: np.ndarray, wanted: np.ndarray, at: float) -> float:
     residuals = wanted - wanted.mean() - slope * (cheap - mean)
     variance = float((residuals**2).sum()) / (count - 2)
     width = math.sqrt(variance * (1 + 1 / count + (at - mean) ** 2 / spread))
-    return float(wanted.mean() + slope * (at - mean) - widen(QUANTILE, count - 2) * width)
-
-
-def widen(quantile: float, degrees: int) -> float:
-    """Student's t quantile from the normal one (Cornish and Fisher's expansion; Abramowitz and Stegun 26.7.5)."""
-    z = quantile
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
+    return float(wanted.mean() + slope * (at - mean) - student_t(count - 2, confidence=CONFIDENCE) * width)

@@ -19,7 +19,7 @@ def say_rival(rival: Rival, gain: SearchGain) -> str:
     rest = (
         ""
         if rival.is_whole
-        else f"{'deeper ' if rival.picks else ''}it needs scores that the search did not make (python -m seed.compare)"
+        else f"{'deeper ' if rival.picks else ''}it needs scores that the search did not make (python -m seed.experiment compare)"
     )
     return f"{rival.title}{share}: {'; '.join(filter(None, (told, rest)))}"
 

@@ -222,7 +222,7 @@ def render_gain(record: StudyRecord, figure: str) -> str:
     note = (
         f"PPL of what each would have dropped, beside the search's best of the same depth, after {name_rung(gain.rung)} on "
         "validation text; ± is one standard error of the paired difference, clustered by document. The search chose by "
-        "these very scores, so that a little of its lead may be luck: python -m seed.compare judges distilled models, on "
+        "these very scores, so that a little of its lead may be luck: python -m seed.experiment compare judges distilled models, on "
         f"test text. Cost: {gain.cost:,.0f} layer-tokens for the search (one layer applied to one token; other work by its "
         "multiply-adds); for the others, what they would have paid by themselves."
     )

@@ -1,28 +1,19 @@
-"""Results in the terminal: of a search, of a fidelity study, of a comparison of strategies."""
+"""The result of a search in the terminal."""
 
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 
 from seed.console import Terminal
-from seed.evidence import Comparison, ComparisonSummary, FidelityStudy, FidelitySummary
 from seed.findings import Replication, StudyRecord
 from seed.folder import StudyFolder
 from seed.records import DenseResult, DistillResult
 from seed.reporting.answers import recommend, say_disturbance, say_recommendation, say_unhelped
-from seed.reporting.comparison import format_cost, format_percent, list_depths, list_picks, say_answer
-from seed.reporting.fidelity import CEILING_NAME, say_verdict
 from seed.reporting.gain import say_rival, say_solver
 from seed.reporting.replication import name_model, say_equivalence, say_ratio
 from seed.reporting.wording import (
-    ABSENT,
-    count_things,
     format_bytes,
     format_count,
-    format_estimate,
-    format_interval,
     format_latency_ratio,
-    name_rung,
 )
 
 WIDE = 128  # characters that the whole table needs
@@ -111,51 +102,3 @@ def distilled_table(
         for row, result in zip(rows, results, strict=True):
             row.append("" if result.user_score is None else f"{result.user_score:g}")
     return columns, rows
-
-
-def show_fidelity(terminal: Terminal, study: FidelityStudy, summary: FidelitySummary, *, page: Path) -> None:
-    """Print how well each rung ranks within each depth, and what that means."""
-    columns = ["score", "tau with the final", "among the near", "regret of its pick", "recovery", "seconds"]
-    for depth in summary.depths:
-        rows = [
-            [
-                CEILING_NAME if rung is depth.ceiling else name_rung(rung.rung),
-                format_estimate(rung.tau),
-                format_estimate(rung.near_tau),
-                ABSENT if rung.top1_regret is None else f"{rung.top1_regret:.2%}",
-                ABSENT if rung.recovery is None else f"{rung.recovery:.0%}",
-                ABSENT if rung.seconds is None else f"{rung.seconds:.2f}",
-            ]
-            for rung in (*depth.rungs, depth.ceiling)
-        ]
-        terminal.show_table(
-            columns,
-            rows,
-            title=f"{count_things(depth.num_dropped, 'layer')} dropped, {count_things(depth.num_candidates, 'candidate')}",
-        )
-        terminal.say(say_verdict(depth))
-    if "doubling_the_budget" in study.settings:
-        terminal.say(f"twice the budget: {study.settings['doubling_the_budget']}")
-    terminal.say(f"page: {page}", wrap=False)
-
-
-def show_comparison(
-    terminal: Terminal, comparison: Comparison, summary: ComparisonSummary, *, page: Path, titles: Mapping[str, str]
-) -> None:
-    """Print what each strategy reached at each depth, best first, what it paid, and what that means."""
-    columns = ["strategy", "sets chosen", "PPL ratio", f"PPL above {titles[summary.reference]}", "cost"]
-    for depth in list_depths(summary):
-        rows = [
-            [
-                titles[row.strategy],
-                list_picks(row),
-                format_interval(row.ppl_ratio),
-                ABSENT if row.strategy == summary.reference else format_percent(row.excess),
-                format_cost(row.cost, comparison.budget),
-            ]
-            for row in summary.rows
-            if row.num_dropped == depth
-        ]
-        terminal.show_table(columns, rows, title=f"{depth} dropped; distilled, on test text")
-        terminal.say(say_answer(summary, depth, titles=titles))
-    terminal.say(f"page: {page}", wrap=False)

@@ -6,7 +6,6 @@ Nothing heavy is imported here, so that wrong input is answered at once.
 import datetime
 import os
 import re
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -176,23 +175,6 @@ def open_planned(path: Path, *, trust_remote_code: bool = False) -> tuple[StudyF
             "its authors, add --trust-remote-code."
         )
     return study, plan, protocol
-
-
-def require_command(protocol: Protocol, typed: str | None, *, place: Path) -> None:
-    """Raise unless the user typed the command by which a study times, or none where it has none.
-
-    Raises:
-        StudyError: with what to type.
-    """
-    planned = protocol.latency_command
-    if typed == planned:
-        return
-    if planned is None:
-        raise StudyError(f"--latency-command {typed}: {place} was timed by Seed itself. Leave it out.")
-    raise StudyError(
-        f"{place}: was timed by a command, and a study's folder does not choose what runs. If you trust it, add "
-        f"--latency-command {shlex.quote(planned)}."
-    )
 
 
 def make_plan(

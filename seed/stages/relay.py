@@ -19,15 +19,15 @@ from seed.errors import StudyError
 from seed.evidence import StagedSearch, StageRecord
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.optimize.comparison import NOTHING
 from seed.optimize.movement import measure_movements
-from seed.optimize.replication import CANNOT_TELL, is_paired, judge_difference, stack_losses
+from seed.optimize.replication import is_paired, stack_losses
 from seed.optimize.space import drop_layers
 from seed.records import DistillResult, Estimate
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
 from seed.stages import planning
 from seed.stages.settings import SearchSettings, Stages, parse_stages
+from seed.stats import CANNOT_TELL, NOTHING, judge_difference
 
 STAGED_SIZE = 2  # models that are distilled in each stage, unless told otherwise
 

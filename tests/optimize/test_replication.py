@@ -7,118 +7,13 @@ import numpy as np
 import pytest
 
 from seed.findings import StudyRecord
-from seed.optimize.replication import (
-    CANNOT_TELL,
-    EQUIVALENT,
-    HIGHER,
-    LOWER,
-    MARGIN,
-    compare_replicated,
-    judge_difference,
-    summarize_replicas,
-)
-from seed.records import DenseResult, DistillResult, Estimate, Replica
+from seed.optimize.replication import compare_replicated, summarize_replicas
+from seed.records import DenseResult, DistillResult, Replica
+from seed.stats import EQUIVALENT, HIGHER, NOTHING
 from tests.reporting import factory
 
 COUNTS_D = np.array([1000 + 40 * place for place in range(24)])
 DENSE_D = 2.7 * COUNTS_D
-NOTHING = Estimate(value=None, low=None, high=None)
-
-
-def draw(
-    rng: np.random.Generator,
-    per_token: float = 0.0,
-    *,
-    num_seeds: int = 3,
-    documents: float = 0.0,
-    seeds: float = 0.0,
-    noise: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed losses of two models, (1, S, D): one lies above the other by so many nats per token, and what varies."""
-    shape = (1, num_seeds, len(COUNTS_D))
-    other_RSD = np.broadcast_to(COUNTS_D * rng.normal(2.7, 0.1, (1, 1, len(COUNTS_D))), shape)
-    above_RSD = per_token + rng.normal(0, documents, (1, 1, shape[2])) + rng.normal(0, seeds, (1, num_seeds, 1))
-    return other_RSD + COUNTS_D * (above_RSD + rng.normal(0, noise, shape)), other_RSD
-
-
-def judge(per_token: float, **varies: float) -> str:
-    rng = np.random.default_rng(1)
-    return judge_difference(*draw(rng, per_token, **varies), COUNTS_D)[1]  # type: ignore[arg-type]
-
-
-# ---- two models
-
-
-@pytest.mark.parametrize(
-    ("per_token", "noise", "verdict"),
-    [
-        (0.0, 0.002, EQUIVALENT),
-        (0.0, 0.0, EQUIVALENT),
-        (0.001, 0.002, EQUIVALENT),  # known to differ, by less than anybody minds
-        (math.log(1.02), 0.002, HIGHER),
-        (-math.log(1.02), 0.002, LOWER),
-        (0.0, 0.2, CANNOT_TELL),
-        (math.log(1.02), 0.5, CANNOT_TELL),
-    ],
-)
-def test_models_are_judged_by_their_paired_difference(per_token: float, noise: float, verdict: str) -> None:
-    assert judge(per_token, noise=noise) == verdict
-
-
-def test_the_margin_is_judged_by_the_narrow_interval_and_a_difference_by_the_wide_one() -> None:
-    one_RSD, other_RSD = draw(np.random.default_rng(2), 0.002, documents=0.002, seeds=0.001, noise=0.002)
-    excess, verdict = judge_difference(one_RSD, other_RSD, COUNTS_D, margin=0.02)
-    assert verdict == EQUIVALENT
-    assert excess.low is not None
-    assert excess.high is not None
-    # between the two: the 95 % interval reaches out of the margin, the 90 % interval does not
-    assert judge_difference(one_RSD, other_RSD, COUNTS_D, margin=0.999 * excess.high)[1] == EQUIVALENT
-    assert judge_difference(one_RSD, other_RSD, COUNTS_D, margin=0.5 * excess.high)[1] != EQUIVALENT
-
-
-def test_judging_is_even_handed() -> None:
-    one_RSD, other_RSD = draw(np.random.default_rng(3), math.log(1.02), noise=0.002)
-    ours, verdict = judge_difference(one_RSD, other_RSD, COUNTS_D)
-    theirs, turned = judge_difference(other_RSD, one_RSD, COUNTS_D)
-    assert (verdict, turned) == (HIGHER, LOWER)
-    assert ours.value is not None
-    assert theirs.value is not None
-    assert (1 + ours.value) * (1 + theirs.value) == pytest.approx(1)
-
-
-def test_losses_that_are_no_numbers_cannot_be_told() -> None:
-    one_RSD, other_RSD = draw(np.random.default_rng(4))
-    one_RSD[0, 0, 0] = np.nan
-    assert judge_difference(one_RSD, other_RSD, COUNTS_D) == (NOTHING, CANNOT_TELL)
-
-
-@pytest.mark.parametrize("side", [1, -1])
-@pytest.mark.parametrize(
-    ("documents", "seeds", "noise"),
-    [(0.004, 0.0, 0.004), (0.004, 0.001, 0.004), (0.0, 0.001, 0.0), (0.001, 0.001, 0.001)],
-)
-def test_models_that_differ_by_the_margin_are_seldom_called_equivalent(
-    documents: float, seeds: float, noise: float, side: int
-) -> None:
-    rng, draws = np.random.default_rng([7, side + 1]), 1000
-    found = [
-        judge_difference(
-            *draw(rng, side * math.log1p(MARGIN), documents=documents, seeds=seeds, noise=noise), COUNTS_D
-        )[1]
-        for _ in range(draws)
-    ]
-    # two one-sided tests at 5 %; three standard errors of the simulation, and a little for Satterthwaite's approximation
-    assert found.count(EQUIVALENT) / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws) + 0.005
-    assert found.count(LOWER if side > 0 else HIGHER) / draws < 0.01
-
-
-def test_models_that_are_the_same_are_seldom_told_apart_and_often_called_equivalent() -> None:
-    rng, draws = np.random.default_rng(11), 1000
-    found = [
-        judge_difference(*draw(rng, documents=0.003, seeds=0.0005, noise=0.003), COUNTS_D)[1] for _ in range(draws)
-    ]
-    assert (found.count(HIGHER) + found.count(LOWER)) / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
-    assert found.count(EQUIVALENT) / draws > 0.9
 
 
 # ---- replicas of a study
@@ -200,12 +95,3 @@ def test_models_under_other_random_seeds_and_lone_ones_are_not_compared(study: S
     assert compare_replicated(results, dense) == ()
     assert compare_replicated(results[:1], dense) == ()
     assert compare_replicated([], dense) == ()
-
-
-def test_one_distillation_of_each_makes_no_two_models_equivalent() -> None:
-    counts = np.full(40, 100)
-    sums = np.full((1, 1, 40), 270.0) + np.random.default_rng(0).normal(0, 0.01, 40)
-    assert judge_difference(sums, sums + 0.01, counts)[1] != "equivalent"
-    assert judge_difference(sums, sums + 0.01, counts, between_replicas=True)[1] == "equivalent"
-    two = np.concatenate([sums, sums + 0.001], axis=1)
-    assert judge_difference(two, two + 0.01, counts)[1] == "equivalent"

@@ -9,8 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from seed.optimize.screening import NEEDED_PAIRS, QUANTILE, Screen, predict_lowest, widen
+from seed.optimize.screening import NEEDED_PAIRS, Screen, predict_lowest
 from seed.records import Evaluation, TrialRecord
+from seed.stats import student_t
 
 from ..reporting import factory
 
@@ -45,9 +46,9 @@ def judge(screen: Screen, cheap: float, *, structure: str = STRUCTURE) -> str | 
 def test_the_interval_of_a_regression_worked_by_hand() -> None:
     # slope 3 / 5, line 2 + 0.6 (x - 1.5); residuals -.1, .3, -.3, .1: variance 0.2 / 2; at 5: 1 + 1/4 + 3.5^2 / 5 = 3.7
     found = predict_lowest(np.array([0.0, 1.0, 2.0, 3.0]), np.array([1.0, 2.0, 2.0, 3.0]), 5.0)
-    assert found == pytest.approx(4.1 - widen(QUANTILE, 2) * math.sqrt(0.37))
+    assert found == pytest.approx(4.1 - student_t(2, confidence=0.998) * math.sqrt(0.37))
     at_mean = predict_lowest(np.array([0.0, 1.0, 2.0, 3.0]), np.array([1.0, 2.0, 2.0, 3.0]), 1.5)
-    assert at_mean == pytest.approx(2.0 - widen(QUANTILE, 2) * math.sqrt(0.125))
+    assert at_mean == pytest.approx(2.0 - student_t(2, confidence=0.998) * math.sqrt(0.125))
 
 
 def test_a_line_without_residuals_is_believed() -> None:
@@ -68,11 +69,6 @@ def test_the_interval_moves_and_stretches_with_its_data() -> None:
     assert predict_lowest(cheap, wanted + 1, 0.7) == pytest.approx(base + 1)
     assert predict_lowest(cheap, 3 * wanted, 0.7) == pytest.approx(3 * base)
     assert predict_lowest(2 * cheap + 5, wanted, 6.4) == pytest.approx(base)
-
-
-@pytest.mark.parametrize(("degrees", "quantile"), [(6, 5.208), (10, 4.144), (30, 3.385), (10**6, 3.090)])
-def test_quantiles_are_those_of_students_t(degrees: int, quantile: float) -> None:
-    assert widen(QUANTILE, degrees) == pytest.approx(quantile, rel=0.02)
 
 
 def test_one_prediction_in_a_thousand_is_too_high() -> None:

@@ -54,7 +54,7 @@ def test_the_same_sets_are_told_once() -> None:
 def test_where_a_rival_stopped_the_way_on_is_told(picks: tuple[RivalPick, ...]) -> None:
     gain = make_gain(*picks, is_whole=False)
     told = say_rival(gain.rivals[0], gain)
-    assert "python -m seed.compare" in told
+    assert "python -m seed.experiment compare" in told
     assert "cost" not in told  # of what it did not get to is not known
 
 

@@ -1,46 +1,21 @@
-"""Evidence on claims and comparisons of recoveries with plausible numbers, whole or poorer. Deterministic; no files."""
+"""Comparisons of recoveries with plausible numbers, whole or poorer. Deterministic; no files."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 
-from seed.evidence import ClaimsEvidence, Ledger, RecoveryComparison, TrainedRun
-from seed.records import CurvePoint, Estimate, Latency
-from seed.reporting.readings import list_ratios
+from seed.evidence import Ledger, RecoveryComparison, TrainedRun
+from seed.records import CurvePoint
 
-from . import factory
-
-NUM_LAYERS = 12
 DENSE_PARAMS = 2_000_000
 TOKENS = 1_000_000
-NOTHING = Estimate(value=None, low=None, high=None)
-HALF = 0.004  # of the intervals of made-up statistics
 DENSE_LOSS = 2.683
 COUNTS = [1000 + 40 * place for place in range(24)]
 DENSE_SUMS = [
     count * (DENSE_LOSS + float(off))
     for count, off in zip(COUNTS, np.random.default_rng(0).normal(0, 0.1, 24), strict=True)
 ]
-ROLES = {
-    "light": "drop-5",
-    "middle": "drop-5-7",
-    "deep": "drop-3-5-7",
-    "severe": "drop-1-3-4-5-7-8",
-    "raw pair": "drop-4-5",
-    "pair": "drop-5-7",
-    "width middle": "width-288-4",
-    "width deep": "width-256-3",
-}
-RATIOS = {
-    "drop-5": 1.021,
-    "drop-5-7": 1.058,
-    "drop-3-5-7": 1.104,
-    "drop-4-5": 1.071,
-    "width-288-4": 1.12,
-    "width-256-3": 1.19,
-}
 
 
 def make_sums(ratio: float, *, noise: float = 0.002, rng_seed: int = 0, shift: float = 0.0) -> list[float]:
@@ -75,7 +50,6 @@ def make_run(
     rng_seed: int = 0,
     recovery: str = "distillation",
     tokens: int = TOKENS,
-    stages: tuple[str, ...] = (),
     test_sums: Sequence[float | None] | None = None,
     noise: float = 0.002,
     shift: float = 0.0,
@@ -92,25 +66,11 @@ def make_run(
         learning_rate=0.001,
         rng_seed=rng_seed,
         start="closed_form",
-        stages=stages,
-        curve=make_curve(ratio, tokens=tokens // 2 if stages else tokens),
+        curve=make_curve(ratio, tokens=tokens),
         validation_loss=DENSE_LOSS + math.log(ratio),
         test_sums=list(test_sums or make_sums(ratio, rng_seed=rng_seed, noise=noise, shift=shift)),
         seconds=seconds,
     )
-
-
-def make_runs(ratios: Mapping[str, float] = RATIOS, *, rng_seeds: Sequence[int] = (0, 1, 2)) -> tuple[TrainedRun, ...]:
-    """Every training that claims rest on. Random seeds differ by a hundredth of a per cent or so."""
-    runs: list[TrainedRun] = []
-    for seed in rng_seeds:
-        off = 1e-4 * (seed - 1)
-        runs += [make_run(key, ratio=ratio, rng_seed=seed, shift=off) for key, ratio in ratios.items()]
-        runs.append(make_run("drop-2-5-7", ratio=1.092, rng_seed=seed, stages=("drop-5-7",), shift=off))
-        for key, whole, low_rank in (("drop-5-7", 1.09, 1.11), (ROLES["severe"], 1.6, 1.9)):
-            runs.append(make_run(key, ratio=whole, rng_seed=seed, recovery="pretraining", shift=off))
-            runs.append(make_run(key, ratio=low_rank, rng_seed=seed, recovery="lora-pretraining", shift=off))
-    return tuple(runs)
 
 
 def make_ledger(runs: Sequence[TrainedRun], *, study: str = "demo study") -> Ledger:
@@ -123,57 +83,6 @@ def make_ledger(runs: Sequence[TrainedRun], *, study: str = "demo study") -> Led
         dense_test_sums=DENSE_SUMS,
         test_counts=COUNTS,
         runs=tuple(runs),
-    )
-
-
-def make_singles(scale: float) -> dict[str, list[float | None]]:
-    """Summed losses of single removals; the last inner layers cost most of the inner ones."""
-    costs = (1.4, 0.04, 0.03, 0.035, 0.04, 0.03, 0.04, 0.05, 0.08, 0.1, 0.12, 0.9)
-    return {
-        str(layer): list(make_sums(math.exp(scale * cost), rng_seed=layer, noise=0.003))
-        for layer, cost in enumerate(costs)
-    }
-
-
-def make_latency(ratio: float, *, batch: int, half: float = 0.01) -> Latency:
-    """A latency at this ratio."""
-    return msgspec.structs.replace(
-        factory.make_latency(9),
-        workload=f"decode 64 tokens after 64, batch {batch}",
-        ratio=ratio,
-        ratio_low=ratio - half,
-        ratio_high=ratio + half,
-    )
-
-
-def make_evidence(
-    runs: Sequence[TrainedRun] | None = None,
-    *,
-    roles: Mapping[str, str] = ROLES,
-    latencies: Mapping[str, Latency] | None = None,
-    study: str = "demo study",
-) -> ClaimsEvidence:
-    """Evidence that all claims can be judged by: those of the report hold, width is slower."""
-    if latencies is None:
-        latencies = {
-            "drop-3-5-7, batch 1": make_latency(0.78, batch=1),
-            "drop-3-5-7, batch 8": make_latency(0.8, batch=8),
-            "width-256-3, batch 1": make_latency(1.0, batch=1),
-            "width-256-3, batch 8": make_latency(0.91, batch=8),
-        }
-    return ClaimsEvidence(
-        ledger=make_ledger(make_runs() if runs is None else runs, study=study),
-        num_layers=NUM_LAYERS,
-        roles=dict(roles),
-        members={},
-        singles={"none": make_singles(1.6), "closed_form": make_singles(1.0)},
-        dense_validation_sums=DENSE_SUMS,
-        validation_counts=COUNTS,
-        pairs={
-            "pair": {"none": list(make_sums(1.2)), "closed_form": list(make_sums(1.1))},
-            "raw pair": {"none": list(make_sums(1.17)), "closed_form": list(make_sums(1.12))},
-        },
-        latencies=dict(latencies),
     )
 
 
@@ -198,23 +107,3 @@ def make_recoveries(runs: Sequence[TrainedRun] | None = None, *, study: str = "d
     return RecoveryComparison(
         ledger=make_ledger(runs, study=study), reference="distillation", equal_tokens=TOKENS, equal_time=equal_time
     )
-
-
-def estimate_ratio(evidence: ClaimsEvidence, runs: Sequence[TrainedRun]) -> Estimate:
-    """The mean of the ratios with an interval of one width; the statistics have their own tests."""
-    ratios = list_ratios(runs, dense_sums=evidence.ledger.dense_test_sums, test_counts=evidence.ledger.test_counts)
-    if len(ratios) < len(runs):
-        return NOTHING
-    mean = sum(ratios) / len(ratios)
-    return Estimate(value=mean, low=mean - HALF, high=mean + HALF)
-
-
-def estimate_cost(evidence: ClaimsEvidence, weights: dict[int, float], *, rung: str) -> Estimate:
-    """The cost of a layer with an interval of one width."""
-    [layer] = weights
-    sums = evidence.singles[rung][str(layer)]
-    known = [loss for loss in sums if loss is not None]
-    if len(known) < len(sums):
-        return NOTHING
-    cost = (sum(known) - sum(evidence.dense_validation_sums)) / sum(evidence.validation_counts)
-    return Estimate(value=cost, low=cost - HALF, high=cost + HALF)

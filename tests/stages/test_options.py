@@ -140,7 +140,6 @@ COMMANDS = (
     "report",
     "fidelity",
     "compare",
-    "claims",
     "recoveries",
     "dashboard",
 )

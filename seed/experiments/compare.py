@@ -1,0 +1,286 @@
+"""What does searching buy? Ways to choose layers choose at equal cost; what each chose is distilled alike and judged.
+
+Cost is counted in layer-tokens: one layer applied to one token.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from seed import stats
+from seed.errors import ModelError
+from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
+from seed.experiments import runner
+from seed.experiments.runner import Advance, FinishedSearch
+from seed.folder import read_record
+from seed.optimize.space import drop_layers
+from seed.optimize.strategies import STRATEGIES, run_strategy
+from seed.records import Candidate, Estimate, Frontier, SearchSpace
+from seed.reporting.experiments import Findings, tell_comparison
+from seed.reporting.wording import count_things
+from seed.stages import narrowing, planning, schooling
+from seed.stages.gathering import find_learning_rate, read_distilled
+from seed.stages.meter import Account, Measured
+from seed.stages.schooling import Member
+
+REFERENCE = "subset"
+UNLIMITED = ("sweep",)  # pays what it costs: it is there to say what there was to be found
+NAMES = {one.name: (one.title, one.source) for one in STRATEGIES.values()} | {
+    WIDTH: ("uniform width", "after arXiv 2407.14679")
+}
+LOOKS = 4
+
+
+def compare_strategies(
+    search: FinishedSearch,
+    *,
+    strategies: tuple[str, ...] | None = None,
+    cost: float | None = None,
+    rng_seeds: tuple[int, ...] = (0, 1, 2),
+    distill_tokens: int | None = None,
+    learning_rate: float | None = None,
+) -> Findings:
+    """Run a comparison, or what is left of it.
+
+    The reference always plays; others may be added later. None: every strategy (the whole space only where the search has
+    swept it), the cost of greedy removal with recovery, and the search's own tokens and learning rate.
+
+    Raises:
+        SeedError: anything a user can mend.
+    """
+    path, protocol, rng_seeds = search.folder.comparison, search.protocol, tuple(sorted(set(rng_seeds)))
+    tokens = distill_tokens or search.plan.distill_tokens
+    rate = learning_rate or find_learning_rate(read_distilled(search.folder)) or protocol.short_learning_rate
+    space = read_record(search.folder.frontier, Frontier).space or protocol.space
+    settings = {
+        **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
+        "cost": cost or "that of greedy removal with recovery",
+        "learning_rate": rate,
+        "min_dropped": space.min_dropped,
+        "max_dropped": space.max_dropped,
+    }
+    everything = [name for name in NAMES if name not in UNLIMITED or search.plan.covers_space]
+    comparison = runner.read_begun(path, Comparison, settings)
+    measured = Measured(search.sweep)
+    if comparison is None:
+        comparison = start_comparison(search, measured, space, settings, budget=cost)
+    runs = list_runs(comparison, (REFERENCE, *(strategies or everything)), rng_seeds=rng_seeds)
+    search.terminal.say(
+        f"plan: {count_things(len(runs), 'choice')} to make, each with {comparison.budget:,.0f} layer-tokens to spend; then what was chosen "
+        f"is distilled for {planning.say_tokens(protocol, tokens)} with each of the random seeds {settings['rng_seeds']}"
+    )
+    choose = functools.partial(play, search, measured, space)
+    comparison = runner.run_cells(search, "choose", comparison, runs, choose, path=path)
+    finals = list_finals(search, comparison, rng_seeds=rng_seeds)
+    if finals:
+        runner.store_states(search, steps=protocol.count_steps(tokens), rng_seeds=rng_seeds)
+    distill = functools.partial(distill_pick, search, tokens=tokens, learning_rate=rate)
+    comparison = runner.run_cells(search, "distill", comparison, finals, distill, path=path)
+    played = tuple(dict.fromkeys(run.strategy for run in comparison.runs))
+    repeat = {"strategies": None if set(played) == set(everything) else played}
+    return tell_comparison(comparison, summarize_comparison(comparison), names=NAMES, repeat=repeat)
+
+
+def start_comparison(
+    search: FinishedSearch,
+    measured: Measured,
+    space: SearchSpace,
+    settings: runner.Settings,
+    *,
+    budget: float | None,
+) -> Comparison:
+    """A comparison in which nobody has chosen yet."""
+    if budget is None:  # the strongest simple rival sets the price
+        with search.terminal.stage("budget", total=space.max_dropped) as advance:
+            account = Account(measured, on_paid=lambda cost: advance(1, "greedy removal with recovery"))
+            greedy = STRATEGIES["greedy_recovered"]
+            run_strategy(greedy, account, space, rung=search.bench.recovered_rung, rng_seed=0)
+            budget = account.spent
+    dense = runner.judge_dense(search)
+    return Comparison(
+        study=search.folder.name,
+        model=search.protocol.model,
+        rung=search.bench.recovered_rung,
+        budget=budget,
+        num_candidates=space.size,
+        dense_test_sums=dense.sums.tolist(),
+        test_counts=dense.counts.tolist(),
+        settings=settings,
+        runs=(),
+        finals=(),
+    )
+
+
+def list_runs(
+    comparison: Comparison, names: Sequence[str], *, rng_seeds: Sequence[int]
+) -> list[tuple[str, int | None]]:
+    """Choices that are still to be made: random strategies once for each seed, the others once."""
+    done = {(run.strategy, run.rng_seed) for run in comparison.runs}
+    wanted = [
+        (name, rng_seed)
+        for name in dict.fromkeys(names)
+        for rng_seed in (rng_seeds if name != WIDTH and STRATEGIES[name].is_random else (None,))
+    ]
+    return [one for one in wanted if one not in done]
+
+
+def play(
+    search: FinishedSearch,
+    measured: Measured,
+    space: SearchSpace,
+    comparison: Comparison,
+    choice: tuple[str, int | None],
+    advance: Advance,
+) -> Comparison:
+    """Let a strategy choose on its own account."""
+    (name, rng_seed), budget = choice, comparison.budget
+    if name == WIDTH:  # pays for looking at activations once
+        run = StrategyRun(strategy=name, rng_seed=None, cost=measured.prices.trace, num_scores=0, picks=())
+    else:
+        account = Account(
+            measured,
+            budget=math.inf if name in UNLIMITED else budget,
+            on_paid=lambda cost: advance(cost / budget, NAMES[name][0]),
+        )
+        rung = search.bench.recovered_rung
+        picks = run_strategy(STRATEGIES[name], account, space, rung=rung, rng_seed=rng_seed or 0)
+        run = StrategyRun(
+            strategy=name,
+            rng_seed=rng_seed,
+            cost=account.spent,
+            num_scores=account.num_scores,
+            picks=tuple(picks.values()),
+        )
+    return msgspec.structs.replace(comparison, runs=(*comparison.runs, run))
+
+
+def list_finals(
+    search: FinishedSearch, comparison: Comparison, *, rng_seeds: Sequence[int]
+) -> list[tuple[Member, int | None, int]]:
+    """Distillations that are still to be done: of picks, whoever picked them, and of widths with the depth whose size they have."""
+    done = {(final.candidate, final.width, final.rng_seed) for final in comparison.finals}
+    picks = list(dict.fromkeys(pick for run in comparison.runs for pick in run.picks))
+    wanted: list[tuple[Member, int | None]] = [(Member(candidate=pick), None) for pick in picks]
+    if any(run.strategy == WIDTH for run in comparison.runs):
+        wanted += [(member, depth) for depth, member in plan_widths(search, picks).items()]
+    return [
+        (member, depth, rng_seed)
+        for rng_seed in rng_seeds
+        for member, depth in wanted
+        if (member.candidate, member.width, rng_seed) not in done
+    ]
+
+
+def distill_pick(
+    search: FinishedSearch,
+    comparison: Comparison,
+    final: tuple[Member, int | None, int],
+    advance: Advance,
+    *,
+    tokens: int,
+    learning_rate: float,
+) -> Comparison:
+    """Distill a pick or a width, and judge it."""
+    member, depth, rng_seed = final
+    trained = runner.train(
+        search,
+        member,
+        tokens=tokens,
+        learning_rate=learning_rate,
+        rng_seed=rng_seed,
+        looks=LOOKS,
+        advance=advance,
+    )
+    found = ComparedFinal(
+        candidate=member.candidate,
+        width=member.width,
+        like_dropped=depth,
+        rng_seed=rng_seed,
+        validation_loss=schooling.finite(trained.went.best_loss),
+        test_sums=schooling.list_sums(trained.test),
+        seconds=trained.whole_seconds,
+    )
+    return msgspec.structs.replace(comparison, finals=(*comparison.finals, found))
+
+
+def plan_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[int, Member]:
+    """All layers cut to the size of each depth that was chosen for; none where this family's widths cannot be cut."""
+    if search.protocol.start is not None:
+        return {}  # a width would get fewer tokens than what goes on from a recovered model
+    found = {}
+    for depth, pick in sorted({len(pick.dropped_layers): pick for pick in picks}.items()):
+        try:
+            [width] = narrowing.plan_widths(search.sweep.instruments, [pick])
+        except ModelError:  # there is none of this size
+            continue
+        found[depth] = Member(candidate=drop_layers(search.bench.anatomy.num_layers, []), width=width)
+    return found
+
+
+# ---- what the numbers say
+
+
+def summarize_comparison(comparison: Comparison) -> ComparisonSummary:
+    """What each strategy reached at each depth, beside the reference's picks of the same depth; within a depth best first.
+
+    Three things vary: which documents are read, the random seed of distillation, that of a search. Documents and
+    distillations are paired; runs of different strategies are not. A depth counts where every pick of a strategy there is
+    distilled. One whose picks end as no model at all, with losses that are no numbers, has a row without a value, the last.
+    """
+    counts_D, rows = np.array(comparison.test_counts), []
+    for depth in sorted({len(pick.dropped_layers) for run in comparison.runs for pick in run.picks}):
+        losses = read_losses(comparison, depth=depth)
+        theirs_RSD = losses.get(REFERENCE)
+        found = []
+        for strategy, ours_RSD in losses.items():
+            runs = [run for run in comparison.runs if run.strategy == strategy]
+            picks = find_picks(runs, depth=depth)
+            excess = stats.NOTHING
+            if strategy == REFERENCE:
+                excess = Estimate(value=0.0, low=0.0, high=0.0)
+            elif theirs_RSD is not None:
+                excess = stats.estimate_excess(ours_RSD, theirs_RSD, counts_D)
+            found.append(
+                Reached(
+                    strategy=strategy,
+                    num_dropped=depth,
+                    picks=picks,
+                    num_runs=len(runs),
+                    num_without=0 if strategy == WIDTH else len(runs) - len(picks),
+                    cost=float(np.mean([run.cost for run in runs])),
+                    ppl_ratio=stats.estimate_ratio(ours_RSD, comparison.dense_test_sums, counts_D),
+                    excess=excess,
+                )
+            )
+        rows += sorted(found, key=lambda row: (row.ppl_ratio.value or math.inf, row.cost, row.strategy))
+    return ComparisonSummary(reference=REFERENCE, rows=tuple(rows))
+
+
+def read_losses(comparison: Comparison, *, depth: int) -> dict[str, np.ndarray]:
+    """Summed test losses at a depth by strategy: (R picks, S seeds, D documents), not a number where a student broke.
+
+    Strategies of which any pick lacks a random seed are left out.
+    """
+    seeds = sorted({final.rng_seed for final in comparison.finals})
+    sums = {
+        (final.candidate, final.like_dropped, final.rng_seed): np.array(final.test_sums, dtype=float)
+        for final in comparison.finals
+    }
+    found = {}
+    for strategy in dict.fromkeys(run.strategy for run in comparison.runs):
+        picks = find_picks([run for run in comparison.runs if run.strategy == strategy], depth=depth)
+        like = depth if strategy == WIDTH else None
+        if like is not None:
+            picks = tuple(final.candidate for final in comparison.finals if final.like_dropped == like)[:1]
+        keys = [[(pick, like, seed) for seed in seeds] for pick in picks]
+        if keys and seeds and all(key in sums for row in keys for key in row):
+            found[strategy] = np.array([[sums[key] for key in row] for row in keys])
+    return found
+
+
+def find_picks(runs: Sequence[StrategyRun], *, depth: int) -> tuple[Candidate, ...]:
+    """Picks of this depth, one of each run that has one."""
+    return tuple(pick for run in runs for pick in run.picks if len(pick.dropped_layers) == depth)

@@ -1,0 +1,442 @@
+"""Does the cheap score order candidates as full distillation does? Candidates are scored at every rung, and distilled.
+
+Everything is counted within a depth (a number of dropped layers) and never pooled over depths: that a model without
+four layers is worse than one without two every score knows, and pooling would credit it for that.
+
+Shapes: C candidates of a depth, S random seeds of the finals, B bootstrap draws, of which the first is the study itself.
+"""
+
+import functools
+import itertools
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+
+from seed import folder, stats
+from seed.errors import StudyError
+from seed.evidence import (
+    DepthFidelity,
+    FidelityRow,
+    FidelityStudy,
+    FidelitySummary,
+    FinalScore,
+    RungDifference,
+    RungFidelity,
+)
+from seed.experiments import runner
+from seed.experiments.runner import Advance, FinishedSearch
+from seed.optimize.space import contains, enumerate_candidates
+from seed.records import Candidate, DenseResult, Estimate, TrialRecord
+from seed.reporting.experiments import Findings, tell_fidelity
+from seed.reporting.wording import count_things
+from seed.scoring.instruments import train_student
+from seed.stages import planning, recovering, schooling
+from seed.stages.gathering import find_learning_rate, gather_record
+from seed.stages.schooling import Member
+
+DOUBLED = 2  # finals that are run again with twice the budget, to see whether it has plateaued
+DOUBLING = "doubling_the_budget"
+LOOKS = 4
+FULL_DISTILLATION = "full_distillation"  # beside the rungs: one final judged by another
+BOOTSTRAP_DRAWS = 2000
+# Resamples of fewer are nearly all alike: a perfect order of four would get an interval of no width.
+NEEDED_CANDIDATES = 5
+
+
+def measure_fidelity(
+    search: FinishedSearch,
+    *,
+    depths: tuple[int, ...] | None = None,
+    per_depth: int = 20,
+    near_margin: float = 0.03,
+    short_steps: tuple[int, ...] = (10, 30),
+    distill_tokens: int | None = None,
+    learning_rate: float | None = None,
+    rng_seeds: tuple[int, ...] = (1, 2),
+) -> Findings:
+    """Run a fidelity study, or what is left of it.
+
+    None: the two deepest depths with enough candidates, four times the search's tokens, its own learning rate.
+
+    Raises:
+        SeedError: anything a user can mend.
+    """
+    record, protocol, path = gather_record(search.folder), search.protocol, search.folder.fidelity
+    scored = list_scored(search, record.trials)
+    depths = depths or choose_depths(scored, per_depth=per_depth)
+    tokens = distill_tokens or 4 * search.plan.distill_tokens
+    rate = learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate
+    settings = {
+        **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
+        "learning_rate": rate,
+        "depths": ", ".join(map(str, depths)),
+        "candidates_per_depth": per_depth,
+        "near_margin": near_margin,
+        "short_steps": ", ".join(map(str, short_steps)),
+        "short_rng_seed": protocol.rng_seed,
+    }
+    study = runner.read_begun(path, FidelityStudy, settings)
+    if study is None:
+        chosen = choose_candidates(scored, depths=depths, per_depth=per_depth, near_margin=near_margin)
+        study = start_study(search, chosen, settings, near_margin=near_margin)
+    search.terminal.say(
+        f"plan: {count_things(len(study.rows), 'candidate')}, {settings['depths']} layers dropped; scores, and "
+        f"{count_things(len(rng_seeds), 'final')} of {planning.say_tokens(protocol, tokens)} each"
+    )
+    shorts = [
+        (row.candidate, steps) for row in study.rows for steps in short_steps if name_short(steps) not in row.losses
+    ]
+    finals = [
+        (row.candidate, rng_seed)
+        for row in study.rows
+        for rng_seed in rng_seeds
+        if all(final.rng_seed != rng_seed for final in row.finals)
+    ]
+    doubled = [] if DOUBLING in study.settings else [depths[-DOUBLED:]]
+    if shorts or finals or doubled:
+        longest = max(protocol.count_steps(2 * tokens), *short_steps)
+        runner.store_states(search, steps=longest, rng_seeds=(protocol.rng_seed, *rng_seeds))
+    study = runner.run_cells(search, "scores", study, shorts, functools.partial(score_shortly, search), path=path)
+    distill = functools.partial(distill_candidate, search, tokens=tokens, learning_rate=rate)
+    study = runner.run_cells(search, "finals", study, finals, distill, path=path)
+    double = functools.partial(double_budget, search, tokens=tokens, learning_rate=rate, rng_seed=rng_seeds[0])
+    study = runner.run_cells(search, "twice the budget", study, doubled, double, path=path)
+    return tell_fidelity(study, summarize_fidelity(study))
+
+
+# ---- whom to ask
+
+
+def list_scored(search: FinishedSearch, trials: Sequence[TrialRecord]) -> list[tuple[Candidate, float]]:
+    """Candidates that the search scored by closed form, or where the family has none at its own rung, with their losses."""
+    scored = {trial.evaluation.candidate: trial.evaluation.qualities for trial in trials}
+    space = search.protocol.space
+    if search.plan.covers_space:
+        for candidate in enumerate_candidates(space):
+            scored.setdefault(candidate, search.sweep.known(candidate))
+    rung = "closed_form" if search.bench.gains is not None else search.protocol.rung
+    return [
+        (candidate, qualities[rung].loss)
+        for candidate, qualities in scored.items()
+        if rung in qualities and math.isfinite(qualities[rung].loss) and contains(space, candidate)
+    ]
+
+
+def choose_depths(scored: Sequence[tuple[Candidate, float]], *, per_depth: int) -> tuple[int, ...]:
+    """The two deepest cuts of which enough candidates are scored; else the two with most."""
+    counts = Counter(len(candidate.dropped_layers) for candidate, _ in scored)
+    enough = sorted(depth for depth, count in counts.items() if count >= per_depth)
+    if len(enough) < 2:
+        enough = sorted(sorted(counts, key=lambda depth: counts[depth])[-2:])
+    return tuple(enough[-2:])
+
+
+def choose_candidates(
+    scored: Sequence[tuple[Candidate, float]], *, depths: Iterable[int], per_depth: int, near_margin: float
+) -> list[tuple[Candidate, bool]]:
+    """Candidates and whether each is near its depth's best: half near, half spread over the rest; by depth, then by loss.
+
+    Near the best an order is hard and matters; over the rest it is easy, and tells whether a score sees disasters.
+    Both halves are spread evenly by rank, from their first (so the best is always in) to their last (so the worst is
+    in). A half that is short of candidates is filled up from the other.
+
+    Raises:
+        StudyError: a depth has no candidate.
+    """
+    by_depth: dict[int, list[tuple[float, str, Candidate]]] = {}
+    for candidate, loss in scored:
+        by_depth.setdefault(len(candidate.dropped_layers), []).append((loss, candidate.key, candidate))
+    chosen = []
+    for depth in sorted(set(depths)):
+        if depth not in by_depth:
+            found = ", ".join(map(str, sorted(by_depth))) or "none"
+            raise StudyError(
+                f"no candidate with {count_things(depth, 'layer')} dropped was scored; there are: {found}. Use these."
+            )
+        ranked = sorted(by_depth[depth], key=lambda entry: entry[:2])
+        num_near = sum(math.exp(loss - ranked[0][0]) <= 1 + near_margin for loss, *_ in ranked)
+        num_rest = len(ranked) - num_near
+        wanted = min(per_depth, len(ranked))
+        take_rest = min(num_rest, max(wanted // 2, wanted - num_near))
+        ranks = spread_ranks(num_near, count=wanted - take_rest)
+        if take_rest == 1:
+            ranks.append(len(ranked) - 1)  # the worst says more than the one just outside the margin
+        else:
+            ranks += [num_near + rank for rank in spread_ranks(num_rest, count=take_rest)]
+        chosen += [(ranked[rank][2], rank < num_near) for rank in ranks]
+    return chosen
+
+
+def spread_ranks(total: int, *, count: int) -> list[int]:
+    """Return ``count`` different ranks below ``total``, evenly spread from the first to the last; one is the first."""
+    if count <= 1:
+        return [0][:count]
+    return [step * (total - 1) // (count - 1) for step in range(count)]
+
+
+# ---- scores and finals
+
+
+def start_study(
+    search: FinishedSearch,
+    chosen: Sequence[tuple[Candidate, bool]],
+    settings: runner.Settings,
+    *,
+    near_margin: float,
+) -> FidelityStudy:
+    """The chosen candidates with the scores that need no training, in an order that an early stop leaves fair."""
+    dense = folder.read_record(search.folder.dense, DenseResult)
+    sweep = search.sweep
+    sweep.measure_unrecovered([candidate for candidate, _ in chosen])
+    rungs = ["none"]
+    if search.bench.gains is not None:
+        rungs.append("closed_form")
+        for candidate, _ in chosen:
+            sweep.measure(candidate)
+    known = {candidate: sweep.known(candidate) for candidate, _ in chosen}
+    rows = [
+        FidelityRow(
+            candidate=candidate,
+            near_best=near,
+            losses={rung: known[candidate][rung].loss for rung in rungs},
+            seconds={rung: sweep.rows[candidate.key][rung].seconds or 0.0 for rung in rungs},
+            finals=(),
+        )
+        for candidate, near in chosen
+    ]
+    random.Random(0).shuffle(rows)
+    return FidelityStudy(
+        study=search.folder.name,
+        model=search.protocol.model,
+        dense_validation_loss=dense.validation.loss,
+        dense_test_loss=dense.test.loss,
+        near_margin=near_margin,
+        settings=settings,
+        rows=tuple(rows),
+    )
+
+
+def score_shortly(
+    search: FinishedSearch, study: FidelityStudy, short: tuple[Candidate, int], advance: Advance
+) -> FidelityStudy:
+    """Distill a candidate for so many steps."""
+    (candidate, steps), began = short, time.perf_counter()
+    rate = search.protocol.short_learning_rate
+    settings = recovering.distill_settings(search.bench, candidate, steps=steps, learning_rate=rate, looks=1)
+    _, student = schooling.make_start(search.sweep, Member(candidate=candidate), settings)
+    went = train_student(
+        search.sweep.instruments,
+        student,
+        settings,
+        candidate=candidate,
+        on_step=lambda step: advance(1 / steps, candidate.key),
+    )
+    losses, seconds = {name_short(steps): went.best_loss}, {name_short(steps): time.perf_counter() - began}
+    row = find_row(study, candidate)
+    return keep_row(study, msgspec.structs.replace(row, losses=row.losses | losses, seconds=row.seconds | seconds))
+
+
+def name_short(steps: int) -> str:
+    """The rung of a short distillation of so many steps."""
+    return f"short_distillation_{steps}"
+
+
+def distill_candidate(
+    search: FinishedSearch,
+    study: FidelityStudy,
+    final: tuple[Candidate, int],
+    advance: Advance,
+    *,
+    tokens: int,
+    learning_rate: float,
+) -> FidelityStudy:
+    """Distill a candidate in full under a random seed."""
+    (candidate, rng_seed), row = final, find_row(study, final[0])
+    trained = runner.train(
+        search,
+        Member(candidate=candidate),
+        tokens=tokens,
+        learning_rate=learning_rate,
+        rng_seed=rng_seed,
+        looks=LOOKS,
+        advance=advance,
+    )
+    score = FinalScore(
+        rng_seed=rng_seed,
+        validation_loss=trained.went.best_loss,
+        test_loss=trained.test.loss,
+        best_step=trained.went.best_step,
+        seconds=trained.whole_seconds,
+    )
+    return keep_row(study, msgspec.structs.replace(row, finals=(*row.finals, score)))
+
+
+def double_budget(
+    search: FinishedSearch,
+    study: FidelityStudy,
+    depths: Sequence[int],
+    advance: Advance,
+    *,
+    tokens: int,
+    learning_rate: float,
+    rng_seed: int,
+) -> FidelityStudy:
+    """Say what twice the budget makes of the best candidates: what is left of it says how far from a plateau it is."""
+    losses = {
+        row.candidate: final.test_loss for row in study.rows for final in row.finals if final.rng_seed == rng_seed
+    }
+    said = []
+    for depth in depths:
+        best = min((one for one in losses if len(one.dropped_layers) == depth), key=lambda one: losses[one])
+        trained = runner.train(
+            search,
+            Member(candidate=best),
+            tokens=2 * tokens,
+            learning_rate=learning_rate,
+            rng_seed=rng_seed,
+            looks=LOOKS,
+            advance=lambda share, note: advance(share / len(depths), note),
+        )
+        once, twice = (math.exp(loss - study.dense_test_loss) for loss in (losses[best], trained.test.loss))
+        said.append(f"{best.key}: test PPL ratio {once:.4f} to {twice:.4f}")
+    return msgspec.structs.replace(study, settings=study.settings | {DOUBLING: "; ".join(said)})
+
+
+def find_row(study: FidelityStudy, candidate: Candidate) -> FidelityRow:
+    """A candidate's row."""
+    return next(row for row in study.rows if row.candidate == candidate)
+
+
+def keep_row(study: FidelityStudy, changed: FidelityRow) -> FidelityStudy:
+    """The study with one row changed."""
+    rows = tuple(changed if row.candidate == changed.candidate else row for row in study.rows)
+    return msgspec.structs.replace(study, rows=rows)
+
+
+# ---- what the numbers say
+
+
+def summarize_fidelity(study: FidelityStudy) -> FidelitySummary:
+    """The statistics of every depth that has at least one complete row, least dropped first.
+
+    Rungs are compared on the same candidates, so rows that lack a rung or a final of another row of their depth are
+    left out, and counted.
+
+    The noise ceiling is what one final says about another. It is where a score can be expected to end, not a bound:
+    a score without noise of its own may agree with a noisy final better than a second noisy final does. Its regret is
+    judged by single finals, the rungs' by the mean over finals, which is steadier.
+
+    Regret has no interval: the bootstrap fails for extremes such as the best of a depth.
+    """
+    by_depth: dict[int, list[FidelityRow]] = {}
+    for row in sorted(study.rows, key=lambda row: row.candidate.dropped_layers):
+        by_depth.setdefault(len(row.candidate.dropped_layers), []).append(row)
+    depths = []
+    for _, rows in sorted(by_depth.items()):
+        rungs = {rung for row in rows for rung in row.losses}
+        rng_seeds = {final.rng_seed for row in rows for final in row.finals}
+        complete = [
+            row
+            for row in rows
+            if rng_seeds and row.losses.keys() == rungs and {final.rng_seed for final in row.finals} == rng_seeds
+        ]
+        if complete:
+            depths.append(summarize_depth(complete, study, num_left_out=len(rows) - len(complete)))
+    return FidelitySummary(bootstrap_draws=BOOTSTRAP_DRAWS, depths=tuple(depths))
+
+
+def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_left_out: int) -> DepthFidelity:
+    """The statistics of complete rows of one depth."""
+    losses = {rung: np.array([row.losses[rung] for row in rows]) for rung in rows[0].losses}
+    finals_SC = np.array(
+        [[final.test_loss for final in sorted(row.finals, key=lambda final: final.rng_seed)] for row in rows]
+    ).T
+    near_C = np.array([row.near_best for row in rows])
+    # near ones and the others are resampled apart, as they were chosen
+    counts_BC = np.vstack([np.ones(len(rows)), stats.draw_counts(near_C, draws=BOOTSTRAP_DRAWS)])
+    # Mean of tau over the seeds' finals, not tau with their mean: one noisy final each, as in the ceiling.
+    pairs = {rung: [(losses_C, final_C) for final_C in finals_SC] for rung, losses_C in losses.items()}
+    pairs[FULL_DISTILLATION] = list(itertools.combinations(finals_SC, 2))
+    taus = {rung: average_tau(found, counts_BC) for rung, found in pairs.items()}
+    near_taus = {rung: average_tau(found, counts_BC * near_C) for rung, found in pairs.items()}
+
+    def describe(rung: str, *, regret: float | None, validation_C: np.ndarray, seconds: list[float]) -> RungFidelity:
+        return RungFidelity(
+            rung=rung,
+            tau=put_interval(taus[rung], num_candidates=len(rows)),
+            near_tau=put_interval(near_taus[rung], num_candidates=int(near_C.sum())),
+            top1_regret=regret,
+            recovery=measure_recovery(losses.get("none"), validation_C, dense=study.dense_validation_loss),
+            seconds=float(np.median(seconds)) if seconds else None,
+        )
+
+    regrets = [measure_regret(one_C, judged_C=by_C) for one_C, by_C in itertools.permutations(finals_SC, 2)]
+    return DepthFidelity(
+        num_dropped=len(rows[0].candidate.dropped_layers),
+        num_candidates=len(rows),
+        num_near=int(near_C.sum()),
+        num_left_out=num_left_out,
+        num_rng_seeds=len(finals_SC),
+        rungs=tuple(
+            describe(
+                rung,
+                regret=measure_regret(losses_C, judged_C=finals_SC.mean(axis=0)),
+                validation_C=losses_C,
+                seconds=[row.seconds[rung] for row in rows if rung in row.seconds],
+            )
+            for rung, losses_C in losses.items()
+        ),
+        ceiling=describe(
+            FULL_DISTILLATION,
+            regret=float(np.mean(regrets)) if regrets else None,
+            validation_C=np.array([np.mean([final.validation_loss for final in row.finals]) for row in rows]),
+            seconds=[final.seconds for row in rows for final in row.finals],
+        ),
+        differences=tuple(
+            RungDifference(
+                num_dropped=len(rows[0].candidate.dropped_layers),
+                one=one,
+                other=other,
+                tau=put_interval(taus[one] - taus[other], num_candidates=len(rows)),
+            )
+            for one, other in itertools.combinations(losses, 2)
+        ),
+    )
+
+
+def average_tau(pairs: Sequence[tuple[np.ndarray, np.ndarray]], counts_BC: np.ndarray) -> np.ndarray:
+    """Mean of Kendall's tau over pairs of scores, in each draw; not a number where there is no pair."""
+    if not pairs:
+        return np.full(len(counts_BC), np.nan)
+    taus_B: np.ndarray = np.mean(
+        [stats.resample_tau(one_C, other_C=other_C, counts_BC=counts_BC) for one_C, other_C in pairs], axis=0
+    )
+    return taus_B
+
+
+def put_interval(values_B: np.ndarray, *, num_candidates: int) -> Estimate:
+    """The first value with the interval that holds 95 % of the others."""
+    value, draws_B = float(values_B[0]), values_B[1:]
+    if not math.isfinite(value):
+        return stats.NOTHING
+    if num_candidates < NEEDED_CANDIDATES:
+        return Estimate(value=value, low=None, high=None)
+    low, high = np.quantile(draws_B[np.isfinite(draws_B)], [0.025, 0.975])
+    return Estimate(value=value, low=float(low), high=float(high))
+
+
+def measure_regret(losses_C: np.ndarray, *, judged_C: np.ndarray) -> float:
+    """How much higher the PPL of a score's first choice is after distillation than that of the best."""
+    return math.exp(float(judged_C[np.argmin(losses_C)] - judged_C.min())) - 1
+
+
+def measure_recovery(raw_C: np.ndarray | None, losses_C: np.ndarray, *, dense: float) -> float | None:
+    """The median share of the damage to the validation loss that is undone."""
+    if raw_C is None or not (hurt_C := raw_C > dense).any():
+        return None  # where dropping layers did no damage, there is none to undo
+    return float(np.median((raw_C - losses_C)[hurt_C] / (raw_C - dense)[hurt_C]))

@@ -1,0 +1,308 @@
+"""Which way to recover is best? The same models are recovered in several ways: at equal tokens, then at equal time."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+
+from seed import folder, stats
+from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, TrainedRun
+from seed.experiments import runner
+from seed.experiments.runner import Advance, FinishedSearch
+from seed.findings import StudyRecord
+from seed.optimize.replication import is_paired, stack_losses
+from seed.records import Candidate, Estimate
+from seed.reporting.experiments import Findings, tell_recoveries
+from seed.reporting.wording import count_things
+from seed.stages import planning, schooling
+from seed.stages.gathering import find_trial, gather_record
+from seed.stages.recoveries import RECOVERIES
+from seed.stages.schooling import Member
+
+NAMES = {one.name: (one.title, one.source) for one in RECOVERIES.values()}
+REFERENCE = "distillation"
+AT = ("equal tokens", "equal time")
+LIKE = 0.03  # times that differ by less are equal: nothing is trained again for so little
+LOOKS = 8
+RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training that is wanted."""
+
+    member: Member
+    recovery: str
+    tokens: int
+    rng_seed: int
+
+
+def compare_recoveries(
+    search: FinishedSearch,
+    *,
+    trials: tuple[int, ...] = (),
+    recoveries: tuple[str, ...] | None = None,
+    distill_tokens: int | None = None,
+    rng_seeds: tuple[int, ...] = (0, 1, 2),
+    learning_rate: float | None = None,
+) -> Findings:
+    """Run a comparison, or what is left of it.
+
+    Distillation always runs: the others get its time. None: the frontier's best of the deepest cut, every recovery, the
+    search's own tokens, and learning rates tuned for each depth and recovery.
+
+    Raises:
+        SeedError: anything a user can mend.
+    """
+    candidates = choose_candidates(gather_record(search.folder), trials, search=search)
+    path, protocol, rng_seeds = search.folder.recoveries, search.protocol, tuple(sorted(set(rng_seeds)))
+    tokens = distill_tokens or search.plan.distill_tokens
+    rates = list_rates(search) if learning_rate is None else (learning_rate,)
+    settings = describe_settings(search, tokens=tokens, rng_seeds=rng_seeds, rates=rates)
+    comparison = runner.read_begun(path, RecoveryComparison, settings) or RecoveryComparison(
+        ledger=open_ledger(search, settings), reference=REFERENCE, equal_tokens=tokens, equal_time={}
+    )
+    names = tuple(dict.fromkeys((REFERENCE, *(recoveries or RECOVERIES))))
+    equal = [
+        Training(member=Member(candidate=candidate), recovery=name, tokens=tokens, rng_seed=rng_seed)
+        for rng_seed in rng_seeds
+        for candidate in candidates
+        for name in names  # in turns, so that a machine's drift favours none
+    ]
+    search.terminal.say(
+        f"plan: {count_things(len(equal), 'training')} of {planning.say_tokens(protocol, tokens)}, of "
+        f"{', '.join(candidate.key for candidate in candidates)}; then as many again for the time that {REFERENCE} took"
+    )
+    chosen: dict[tuple[str, str], float] = {}
+    for at in AT:
+        wanted = equal
+        if at == "equal time":
+            comparison = msgspec.structs.replace(comparison, equal_time=fit_times(comparison))
+            folder.write_record(path, comparison)
+            wanted = [replace(one, tokens=comparison.equal_time[one.member.key][one.recovery]) for one in equal]
+        missing = list_missing(comparison.ledger, wanted)
+        if missing:
+            longest = protocol.count_steps(max(tokens, *(one.tokens for one in missing)))
+            runner.store_states(search, steps=longest, rng_seeds=(protocol.rng_seed, *rng_seeds))
+            chosen = chosen or tune_rates(search, equal, rates)
+            recover = functools.partial(recover_model, search, chosen)
+            comparison = runner.run_cells(search, at, comparison, missing, recover, path=path)
+    trained = tuple(dict.fromkeys(run.recovery for run in comparison.ledger.runs))
+    repeat = {"recoveries": None if set(trained) == set(RECOVERIES) else trained}
+    return tell_recoveries(comparison, summarize_recoveries(comparison), names=NAMES, repeat=repeat)
+
+
+def choose_candidates(record: StudyRecord, trials: Sequence[int], *, search: FinishedSearch) -> tuple[Candidate, ...]:
+    """The candidates of these trials, or without any the frontier's best of the deepest cut.
+
+    Raises:
+        StudyError: there is no such trial.
+    """
+    if trials:
+        found = [find_trial(record, number, place=search.folder.root) for number in trials]
+        return tuple(dict.fromkeys(trial.evaluation.candidate for trial in found))
+    best = [member.evaluation.candidate for member in record.frontier.members if member.rank == 0]
+    return (max(best, key=lambda candidate: len(candidate.dropped_layers)),)
+
+
+def fit_times(comparison: RecoveryComparison) -> dict[str, dict[str, int]]:
+    """For each model and recovery how many tokens take as long as the reference's; settled once, since times vary."""
+    found = {key: dict(known) for key, known in comparison.equal_time.items()}
+    runs = [run for run in comparison.ledger.runs if run.tokens == comparison.equal_tokens]
+    for key in dict.fromkeys(run.key for run in runs):
+        seconds = {
+            name: float(np.median([run.seconds for run in runs if (run.key, run.recovery) == (key, name)]))
+            for name in dict.fromkeys(run.recovery for run in runs if run.key == key)
+        }
+        for name, took in seconds.items():
+            ratio = seconds[comparison.reference] / took
+            tokens = comparison.equal_tokens if abs(ratio - 1) < LIKE else round(ratio * comparison.equal_tokens)
+            found.setdefault(key, {}).setdefault(name, tokens)
+    return found
+
+
+def recover_model(
+    search: FinishedSearch,
+    rates: Mapping[tuple[str, str], float],
+    comparison: RecoveryComparison,
+    wanted: Training,
+    advance: Advance,
+) -> RecoveryComparison:
+    """Train a model as wanted. ``rates``: by model and recovery."""
+    rate = rates[wanted.member.key, wanted.recovery]
+    run = train_one(search, wanted, learning_rate=rate, advance=advance)
+    return msgspec.structs.replace(comparison, ledger=add_run(comparison.ledger, run))
+
+
+# ---- trainings and their learning rates
+
+
+def describe_settings(
+    search: FinishedSearch, *, tokens: int, rng_seeds: Sequence[int], rates: Sequence[float]
+) -> runner.Settings:
+    """What decides the numbers of trainings."""
+    return {
+        **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
+        "learning_rates": ", ".join(f"{rate:g}" for rate in rates),
+    }
+
+
+def open_ledger(search: FinishedSearch, settings: runner.Settings) -> Ledger:
+    """An empty ledger, with the dense model's losses on test text."""
+    dense = runner.judge_dense(search)
+    return Ledger(
+        study=search.folder.name,
+        model=search.protocol.model,
+        settings=settings,
+        dense_num_params=sum(weight.numel() for weight in search.bench.teacher.model.parameters()),
+        dense_test_sums=dense.sums.tolist(),
+        test_counts=dense.counts.tolist(),
+    )
+
+
+def list_missing(ledger: Ledger, wanted: Sequence[Training]) -> list[Training]:
+    """The wanted trainings that are not done, each once."""
+    done = {(run.key, run.recovery, run.tokens, run.rng_seed) for run in ledger.runs if not run.stages}
+    return [
+        one for one in dict.fromkeys(wanted) if (one.member.key, one.recovery, one.tokens, one.rng_seed) not in done
+    ]
+
+
+def add_run(ledger: Ledger, run: TrainedRun) -> Ledger:
+    """The ledger with one more run."""
+    return msgspec.structs.replace(ledger, runs=(*ledger.runs, run))
+
+
+def train_one(search: FinishedSearch, wanted: Training, *, learning_rate: float, advance: Advance) -> TrainedRun:
+    """Train a model as wanted, and judge it on test text."""
+    trained = runner.train(
+        search,
+        wanted.member,
+        tokens=wanted.tokens,
+        learning_rate=learning_rate,
+        rng_seed=wanted.rng_seed,
+        looks=LOOKS,
+        advance=advance,
+        recovery=RECOVERIES[wanted.recovery],
+    )
+    return describe_run(wanted, trained, learning_rate=learning_rate)
+
+
+def describe_run(wanted: Training, trained: schooling.Trained, *, learning_rate: float) -> TrainedRun:
+    """What a training came to."""
+    return TrainedRun(
+        key=wanted.member.key,
+        num_dropped=len(wanted.member.candidate.dropped_layers),
+        num_params=sum(weight.numel() for weight in trained.student.parameters()),
+        recovery=wanted.recovery,
+        tokens=wanted.tokens,
+        learning_rate=learning_rate,
+        rng_seed=wanted.rng_seed,
+        start=trained.start,
+        curve=trained.went.curve,
+        validation_loss=schooling.finite(trained.went.best_loss),
+        test_sums=schooling.list_sums(trained.test),
+        seconds=trained.seconds,
+    )
+
+
+def list_rates(search: FinishedSearch) -> tuple[float, ...]:
+    """Learning rates to choose from: half, once, twice and four times the search's middle one, by distillation of all weights."""
+    middle = search.protocol.short_learning_rate / RECOVERIES[search.protocol.recovery].rate_factor
+    return tuple(factor * middle for factor in RATE_FACTORS)
+
+
+def tune_rates(
+    search: FinishedSearch, wanted: Sequence[Training], rates: Sequence[float]
+) -> dict[tuple[str, str], float]:
+    """The learning rate of each wanted model and recovery, tuned on a tenth of its tokens; remembered in the study.
+
+    Rates are tuned for the first model of each depth, and a recovery's rates are its own multiple of those given. A single
+    rate is taken as it is.
+    """
+    firsts: dict[tuple[int, str], Training] = {}
+    for one in wanted:
+        firsts.setdefault((len(one.member.candidate.dropped_layers), one.recovery), one)
+    tuned = {}
+    with search.terminal.stage("tuning", total=len(firsts) * len(rates)) as advance:
+        for place, one in firsts.items():
+            recovery = RECOVERIES[one.recovery]
+            own = tuple(rate * recovery.rate_factor for rate in rates)
+            tuned[place] = own[0]
+            if len(own) > 1:
+                tuned[place] = schooling.choose_learning_rate(
+                    search.folder,
+                    one.member,
+                    rates=own,
+                    distill_tokens=one.tokens,
+                    try_it=functools.partial(try_rate, search, one, advance),
+                    recovery=recovery,
+                )
+    return {
+        (one.member.key, one.recovery): tuned[len(one.member.candidate.dropped_layers), one.recovery] for one in wanted
+    }
+
+
+def try_rate(search: FinishedSearch, wanted: Training, advance: Advance, rate: float) -> float:
+    """Validation loss after a tenth of the tokens at this rate."""
+    loss = schooling.try_rate(
+        search.bench,
+        search.sweep,
+        wanted.member,
+        rate=rate,
+        distill_tokens=wanted.tokens,
+        on_step=lambda step: None,
+        recovery=RECOVERIES[wanted.recovery],
+    )
+    advance(1, f"{wanted.member.key}, {RECOVERIES[wanted.recovery].title}")
+    return loss
+
+
+# ---- what the numbers say
+
+
+def summarize_recoveries(comparison: RecoveryComparison) -> tuple[RecoveredRow, ...]:
+    """A row for each model, budget and recovery; within a model and a budget best first."""
+    ledger, counts_D = comparison.ledger, np.array(comparison.ledger.test_counts)
+    rows: list[RecoveredRow] = []
+    for key in dict.fromkeys(run.key for run in ledger.runs):
+        names = dict.fromkeys(run.recovery for run in ledger.runs if run.key == key)
+        for at in AT:
+            groups = {name: find_runs(comparison, key, name, at=at) for name in names}
+            theirs = groups.get(comparison.reference, [])
+            found = []
+            for name, runs in groups.items():
+                if not runs:
+                    continue
+                ours_RSD = stack_losses(runs)
+                excess, verdict = stats.NOTHING, stats.CANNOT_TELL
+                if name == comparison.reference:
+                    excess, verdict = Estimate(value=0.0, low=0.0, high=0.0), stats.EQUIVALENT
+                elif is_paired(runs, theirs):
+                    excess, verdict = stats.judge_difference(ours_RSD, stack_losses(theirs), counts_D)
+                found.append(
+                    RecoveredRow(
+                        key=key,
+                        num_dropped=runs[0].num_dropped,
+                        recovery=name,
+                        at=at,
+                        tokens=runs[0].tokens,
+                        seconds=float(np.mean([run.seconds for run in runs])),
+                        ppl_ratio=stats.estimate_ratio(ours_RSD, ledger.dense_test_sums, counts_D),
+                        excess=excess,
+                        verdict=verdict,
+                    )
+                )
+            rows += sorted(found, key=lambda row: (row.ppl_ratio.value or np.inf, row.recovery))
+    return tuple(rows)
+
+
+def find_runs(comparison: RecoveryComparison, key: str, recovery: str, *, at: str) -> list[TrainedRun]:
+    """The runs of a recovery on a model at a budget, by random seed."""
+    tokens = comparison.equal_tokens
+    if at == "equal time" and recovery != comparison.reference:
+        tokens = comparison.equal_time.get(key, {}).get(recovery, -1)
+    found = [run for run in comparison.ledger.runs if (run.key, run.recovery, run.tokens) == (key, recovery, tokens)]
+    return sorted(found, key=lambda run: run.rng_seed)

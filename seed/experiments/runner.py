@@ -1,0 +1,169 @@
+"""How an experiment runs: a finished search is opened, missing cells are done one by one, each written as it comes."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from seed import folder
+from seed.console import Terminal
+from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
+from seed.folder import StudyFolder
+from seed.plans import Protocol, SearchPlan
+from seed.records import Record
+from seed.scores import ScoreStore
+from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
+from seed.scoring.sweep import Sweep
+from seed.stages import planning, schooling, searching, workbench
+from seed.stages.recoveries import Recovery
+from seed.stages.schooling import Member, Trained
+from seed.stages.workbench import Workbench
+
+Settings = dict[str, str | int | float]
+
+
+R = TypeVar("R", bound=Record)
+B = TypeVar("B", Comparison, FidelityStudy, RecoveryComparison)
+C = TypeVar("C")
+Advance = Callable[[float, str], None]  # a share of what is being done, and what that is
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedSearch:
+    """What an experiment works on. Model and text are opened when they are first asked for."""
+
+    terminal: Terminal
+    folder: StudyFolder
+    plan: SearchPlan
+    protocol: Protocol
+    store: ScoreStore
+    device: str | None
+
+    @functools.cached_property
+    def bench(self) -> Workbench:
+        """Model and text."""
+        self.terminal.say(f"opening {self.protocol.model}")
+        return workbench.reopen(self.folder, self.protocol, device_name=self.device)
+
+    @functools.cached_property
+    def sweep(self) -> Sweep:
+        """Scores."""
+        return Sweep(workbench.prepare_instruments(self.bench), self.store)
+
+
+@contextlib.contextmanager
+def open_search(
+    path: Path, *, terminal: Terminal, device: str | None = None, trust_remote_code: bool = False
+) -> Iterator[FinishedSearch]:
+    """Hold a finished search while an experiment runs.
+
+    Raises:
+        SeedError: there is none, it is in use, or its model cannot be opened.
+    """
+    study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
+    planning.quiet_libraries()
+    with folder.lock(study), ScoreStore(study.scores) as store:
+        yield FinishedSearch(terminal=terminal, folder=study, plan=plan, protocol=protocol, store=store, device=device)
+
+
+def run_cells(
+    search: FinishedSearch,
+    stage: str,
+    record: R,
+    cells: Sequence[C],
+    do: Callable[[R, C, Advance], R],
+    *,
+    path: Path,
+) -> R:
+    """Do the cells in turn, and write the record down after each.
+
+    ``do`` takes the record so far, a cell, and what hears of progress as shares of the cell; it returns the record with the
+    cell.
+    """
+    if not cells:
+        return record
+    with search.terminal.stage(stage, total=len(cells)) as advance:
+        for place, cell in enumerate(cells, start=1):
+            done = float(place - 1)
+
+            def tell(share: float, note: str, limit: float = place) -> None:
+                nonlocal done
+                share = min(share, limit - done)
+                done += share
+                advance(share, note)
+
+            record = do(record, cell, tell)
+            folder.write_record(path, record)
+            tell(1.0, "")
+    return record
+
+
+def read_begun(path: Path, kind: type[B], settings: Settings) -> B | None:
+    """The record of an experiment that was begun with these settings, if there is one.
+
+    Raises:
+        StudyError: it was begun with other settings.
+    """
+    if not path.exists():
+        return None
+    record = folder.read_record(path, kind)
+    planning.require_same_settings(record.settings, settings, place=path)
+    return record
+
+
+def describe_training(search: FinishedSearch, *, distill_tokens: int, rng_seeds: Sequence[int]) -> Settings:
+    """What decides the numbers of every experiment, for people and for going on."""
+    protocol = search.protocol
+    return {
+        "distill_tokens": distill_tokens,
+        "batch_tokens": protocol.step_tokens,
+        "rng_seeds": ", ".join(map(str, rng_seeds)),
+        "calibration_tokens": protocol.calibration_tokens,
+        "validation_tokens": protocol.streams["validation"].tokens,
+        "test_tokens": protocol.streams["test"].tokens,
+    }
+
+
+def judge_dense(search: FinishedSearch) -> DocumentLosses:
+    """The dense model's losses on test text."""
+    bench = search.bench
+    return measure_losses(
+        logits_of(bench.teacher.model), bench.streams["test"], micro_batch=bench.micro_batch, device=bench.device
+    )
+
+
+def store_states(search: FinishedSearch, *, steps: int, rng_seeds: Sequence[int]) -> None:
+    """Compute the dense model's states that trainings of so many steps learn from."""
+    searching.store_states(search.terminal, search.bench, search.sweep, steps=steps, rng_seeds=sorted(set(rng_seeds)))
+
+
+def train(
+    search: FinishedSearch,
+    member: Member,
+    *,
+    tokens: int,
+    learning_rate: float,
+    rng_seed: int,
+    looks: int,
+    advance: Advance,
+    recovery: Recovery | None = None,
+    sweep: Sweep | None = None,
+) -> Trained:
+    """Train a model in full, and judge its best weights on test text as they would be exported.
+
+    Without a recovery it is the search's own, without a sweep its own model that layers go from.
+    """
+    settings = schooling.full_settings(
+        search.bench,
+        member.candidate,
+        distill_tokens=tokens,
+        learning_rate=learning_rate,
+        looks=looks,
+        rng_seed=rng_seed,
+        recovery=recovery,
+    )
+    return schooling.distill_once(
+        search.bench, sweep or search.sweep, member, settings, on_step=lambda: advance(1 / settings.steps, member.key)
+    )

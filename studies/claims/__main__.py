@@ -1,0 +1,402 @@
+"""Which claims about dropping layers hold for your model? python -m studies.claims studies/demo
+
+Goes through what was reported when Seed began, and by Shortened LLaMA, on the model of a finished search: trains what each
+claim rests on under several random seeds, times what has to be timed, and gives a verdict on each with its numbers.
+Everything finished is kept; run again to go on.
+"""
+
+import argparse
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from msgspec import structs
+from torch import nn
+
+from seed import folder
+from seed.console import Terminal, run_command
+from seed.errors import ModelError, StudyError
+from seed.evidence import TrainedRun
+from seed.experiments import recoveries, runner
+from seed.experiments.recoveries import Training
+from seed.experiments.runner import Advance, FinishedSearch
+from seed.models.grafting import graft
+from seed.models.surgery import cast_weights
+from seed.optimize.space import drop_layers
+from seed.records import Candidate, read_dropped
+from seed.scoring.sweep import Sweep
+from seed.stages import latencies, narrowing, options, planning
+from seed.stages.recoveries import RECOVERIES
+from seed.stages.schooling import Member
+from seed.stages.workbench import Workbench
+from studies.claims.page import count_verdicts, render_page
+from studies.claims.verdicts import Evidence, judge_claims
+
+BUDGET = 4  # times the search's own distillations, unless told otherwise
+LATENCY_BATCHES = (1, 8)
+COUNTED_SETS = 2000  # past this many, layers are chosen one at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A finished search, and how to train its models. ``rates``: learning rates to choose from."""
+
+    search: FinishedSearch
+    distill_tokens: int
+    rng_seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+
+    @property
+    def bench(self) -> Workbench:
+        """Model and text."""
+        return self.search.bench
+
+    @property
+    def sweep(self) -> Sweep:
+        """Scores."""
+        return self.search.sweep
+
+    @property
+    def num_layers(self) -> int:
+        """Of the dense model."""
+        return self.bench.anatomy.num_layers
+
+    @property
+    def path(self) -> Path:
+        """Where the evidence lies."""
+        return self.search.folder.root / "claims.json"
+
+    @property
+    def settings(self) -> runner.Settings:
+        """What decides the numbers."""
+        return recoveries.describe_settings(
+            self.search, tokens=self.distill_tokens, rng_seeds=self.rng_seeds, rates=self.rates
+        )
+
+    def keep(self, evidence: Evidence) -> Evidence:
+        """Write the evidence down."""
+        folder.write_record(self.path, evidence)
+        return evidence
+
+
+def check_claims(
+    path: Path,
+    *,
+    terminal: Terminal,
+    distill_tokens: int | None = None,
+    rng_seeds: tuple[int, ...] = (0, 1, 2),
+    learning_rate: float | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Evidence:
+    """Gather the evidence on a finished search's model, or what is left of it, judge it, and write the page.
+
+    Raises:
+        SeedError: anything a user can mend.
+    """
+    with runner.open_search(path, terminal=terminal, device=device, trust_remote_code=trust_remote_code) as search:
+        study = search.folder
+        if search.protocol.start is not None:
+            raise StudyError(
+                f"{study.root}: goes on from a recovered model, and claims are about dropping layers of an original one. Give the "
+                "study of a search that began with the original."
+            )
+        opened = Opened(
+            search=search,
+            distill_tokens=distill_tokens or BUDGET * search.plan.distill_tokens,
+            rng_seeds=tuple(sorted(set(rng_seeds))),
+            rates=recoveries.list_rates(search) if learning_rate is None else (learning_rate,),
+        )
+        evidence = read_evidence(opened) or start_evidence(opened, terminal)
+        evidence = measure_latencies(opened, evidence, terminal)
+        evidence = train_missing(opened, evidence, terminal)
+    asked = {"distill_tokens": distill_tokens, "rng_seeds": rng_seeds, "learning_rate": learning_rate}
+    answers = judge_claims(evidence)
+    page = study.root / "claims.html"
+    command = options.spell_command("studies.claims", asked, str(path))
+    folder.write_bytes(page, render_page(evidence, answers, command=command).encode())
+    rows = [[finding.verdict, claim.text, finding.found] for claim, finding in answers]
+    title = f"What {evidence.ledger.model} says to each claim"
+    terminal.show_table(["verdict", "claim", "found"], rows, title=title, num_words=3)
+    terminal.say(count_verdicts(answers))
+    terminal.say(f"page: {page}")
+    return evidence
+
+
+# ---- who plays which role
+
+
+def choose_depths(num_layers: int) -> dict[str, int]:
+    """How many layers go in each role: an eleventh, a sixth, a quarter and a half, as far as the model has them."""
+    depths, least = {}, 1
+    for role, share in (("light", 11), ("middle", 6), ("deep", 4), ("severe", 2)):
+        depths[role] = min(num_layers - 1, max(least, round(num_layers / share)))
+        least = depths[role] + 1
+    return depths
+
+
+def choose_members(opened: Opened) -> Iterable[tuple[str, Member]]:
+    """Yield role and model: the best of each depth as far as scores tell, the best pairs, widths of the same sizes."""
+    sweep, num_layers = opened.sweep, opened.num_layers
+    best = whole = drop_layers(num_layers, [])
+    cuts = {}
+    for role, depth in choose_depths(num_layers).items():
+        best = cuts[role] = find_best(opened, best, num_dropped=depth)
+        yield role, Member(candidate=best)
+    if num_layers > 2:
+        pairs = list_sets(whole, num_dropped=2)
+        raw = [quality.loss for quality in sweep.measure_unrecovered(pairs)]
+        yield "raw pair", Member(candidate=pairs[find_lowest(raw)])
+        yield "pair", Member(candidate=choose_best(sweep, pairs))
+    try:
+        for role in ("middle", "deep"):
+            [width] = narrowing.plan_widths(sweep.instruments, [cuts[role]])
+            yield f"width {role}", Member(candidate=whole, width=width)
+    except ModelError:
+        pass  # verdicts on width say that this family's cannot be cut
+
+
+def find_best(opened: Opened, shallower: Candidate, *, num_dropped: int) -> Candidate:
+    """The best candidate of a depth: of all up to pairs, else of those that the study scored, else grown from a shallower one."""
+    sweep, num_layers = opened.sweep, opened.num_layers
+    if num_dropped <= 2:
+        return choose_best(sweep, list_sets(drop_layers(num_layers, []), num_dropped=num_dropped))
+    scored = []
+    for key, rows in sweep.rows.items():
+        dropped = read_dropped(key)
+        if opened.bench.recovered_rung in rows and dropped is not None and len(dropped) == num_dropped:
+            candidate = drop_layers(num_layers, dropped)
+            scored += [candidate] if candidate.key == key else []  # a hash may be all digits
+    return choose_best(sweep, scored) if scored else grow(sweep, shallower, num_dropped=num_dropped)
+
+
+def list_sets(gone: Candidate, *, num_dropped: int) -> list[Candidate]:
+    """Every set with so many layers gone in all, those of ``gone`` among them, in the order that shares most work."""
+    more = itertools.combinations(gone.kept_layers, num_dropped - len(gone.dropped_layers))
+    sets = [drop_layers(gone.num_layers, (*gone.dropped_layers, *dropped)) for dropped in more]
+    return sorted(sets, key=lambda candidate: candidate.kept_layers)
+
+
+def grow(sweep: Sweep, candidate: Candidate, *, num_dropped: int) -> Candidate:
+    """Drop the layer that costs least until so many are gone in all."""
+    while (gone := len(candidate.dropped_layers)) < num_dropped:
+        candidate = choose_best(sweep, list_sets(candidate, num_dropped=gone + 1))
+    return candidate
+
+
+def choose_best(sweep: Sweep, candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate of lowest validation loss: with closed-form recovery where the family allows it, else as it stands."""
+    if sweep.instruments.gains is not None:
+        losses = [sweep.measure(candidate).loss for candidate in candidates]
+    else:
+        losses = [quality.loss for quality in sweep.measure_unrecovered(candidates)]
+    return candidates[find_lowest(losses)]
+
+
+def find_lowest(losses: Sequence[float]) -> int:
+    """Index of the lowest loss; those that are no number come last."""
+    return min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)
+
+
+# ---- evidence
+
+
+def read_evidence(opened: Opened) -> Evidence | None:
+    """Read back what was begun, if anything was.
+
+    Raises:
+        StudyError: it was begun with other settings, or cannot be read.
+    """
+    if not opened.path.exists():
+        return None
+    try:
+        known = folder.read_record(opened.path, Evidence)
+    except StudyError as error:
+        raise StudyError(
+            f"{opened.path}: cannot be read ({error.__cause__}). Remove this file and run this command again, which begins anew."
+        ) from error
+    planning.require_same_settings(known.ledger.settings, opened.settings, place=opened.path)
+    return known
+
+
+def start_evidence(opened: Opened, terminal: Terminal) -> Evidence:
+    """Begin: settle the roles, for later scores change nothing, and score every single removal; written down."""
+    bench, sweep, num_layers = opened.bench, opened.sweep, opened.num_layers
+    members = {}
+    with terminal.stage("roles", total=8) as advance:
+        for role, member in choose_members(opened):
+            members[role] = member
+            advance(1, role)
+    dense, singles = sweep.instruments.dense_validation, list_sets(drop_layers(num_layers, []), num_dropped=1)
+    rungs = ["none"] if bench.gains is None else ["none", "closed_form"]
+    sweep.measure_unrecovered(singles)
+    if bench.gains is not None:
+        for single in singles:
+            sweep.measure(single)
+    singles.sort(key=lambda single: single.dropped_layers)
+    evidence = Evidence(
+        ledger=recoveries.open_ledger(opened.search, opened.settings),
+        num_layers=num_layers,
+        roles={role: member.key for role, member in members.items()},
+        members=members,
+        singles={
+            rung: {str(single.dropped_layers[0]): sweep.rows[single.key][rung].sums for single in singles}
+            for rung in rungs
+        },
+        dense_validation_sums=dense.sums.tolist(),
+        validation_counts=dense.counts.tolist(),
+        pairs={
+            role: {rung: sweep.rows[members[role].key][rung].sums for rung in rungs}
+            for role in ("pair", "raw pair")
+            if role in members
+        },
+        latencies={},
+    )
+    return opened.keep(evidence)
+
+
+def measure_latencies(opened: Opened, evidence: Evidence, terminal: Terminal) -> Evidence:
+    """Time the deep cut and the width of its size beside the dense model, by Seed's own workload, never by a command."""
+    members = [evidence.members[role] for role in ("deep", "width deep") if role in evidence.members]
+    with terminal.stage("latency", total=len(members) * len(LATENCY_BATCHES)) as advance:
+        for member, batch in itertools.product(members, LATENCY_BATCHES):
+            name = f"{member.key}, batch {batch}"
+            if name not in evidence.latencies:
+                protocol = structs.replace(opened.bench.protocol, latency_batch=batch, latency_command=None)
+                bench = replace(opened.bench, protocol=protocol)
+                latency = (
+                    latencies.measure_latency(bench, member.candidate)
+                    if member.width is None
+                    else narrowing.measure_width_latency(bench, opened.sweep.instruments, member.width)
+                )
+                evidence = opened.keep(structs.replace(evidence, latencies={**evidence.latencies, name: latency}))
+            advance(1, name)
+    return evidence
+
+
+# ---- trainings
+
+
+def list_wanted(opened: Opened, evidence: Evidence) -> list[Training]:
+    """Every training that the claims rest on, but for staged ones; seed by seed, so that an early stop leaves whole claims."""
+    roles = ("light", "middle", "deep", "pair", "raw pair", "width middle", "width deep")
+    named = [(role, "distillation") for role in roles if role in evidence.members]
+    named += itertools.product(("middle", "severe"), ("pretraining", "lora-pretraining"))
+    wanted = [
+        Training(member=evidence.members[role], recovery=recovery, tokens=opened.distill_tokens, rng_seed=rng_seed)
+        for rng_seed in opened.rng_seeds
+        for role, recovery in named
+    ]
+    return list(dict.fromkeys(wanted))
+
+
+def train_missing(opened: Opened, evidence: Evidence, terminal: Terminal) -> Evidence:
+    """Do the trainings that are missing, seed by seed, the staged one of each last; each is written as it comes."""
+    search, protocol = opened.search, opened.search.protocol
+    wanted = list_wanted(opened, evidence)
+    missing = recoveries.list_missing(evidence.ledger, wanted)
+    done = {run.rng_seed for run in evidence.ledger.runs if run.stages}
+    cells: list[Training | int] = []  # a number: the staged training of that random seed
+    for rng_seed in opened.rng_seeds:
+        cells += [one for one in missing if one.rng_seed == rng_seed]
+        cells += [rng_seed] if rng_seed not in done else []
+    terminal.say(
+        f"plan: {len(cells)} of {len(wanted) + len(opened.rng_seeds)} trainings to go, each of "
+        f"{planning.say_tokens(protocol, opened.distill_tokens)}; random seeds {', '.join(map(str, opened.rng_seeds))}"
+    )
+    if not cells:
+        return evidence
+    steps = protocol.count_steps(opened.distill_tokens)
+    runner.store_states(search, steps=steps, rng_seeds=(protocol.rng_seed, *opened.rng_seeds))
+    rates = recoveries.tune_rates(search, wanted, opened.rates)
+    train = functools.partial(train_cell, opened, rates)
+    return runner.run_cells(search, "train", evidence, cells, train, path=opened.path)
+
+
+def train_cell(
+    opened: Opened,
+    rates: dict[tuple[str, str], float],
+    evidence: Evidence,
+    cell: Training | int,
+    advance: Advance,
+) -> Evidence:
+    """Do one training."""
+    if isinstance(cell, Training):
+        rate = rates[cell.member.key, cell.recovery]
+        run = recoveries.train_one(opened.search, cell, learning_rate=rate, advance=advance)
+    else:
+        run = train_in_stages(opened, evidence, rng_seed=cell, rates=rates, advance=advance)
+    return structs.replace(evidence, ledger=recoveries.add_run(evidence.ledger, run))
+
+
+def train_in_stages(
+    opened: Opened, evidence: Evidence, *, rng_seed: int, rates: dict[tuple[str, str], float], advance: Advance
+) -> TrainedRun:
+    """Reach the deep cut by way of the middle one, half of the tokens in each stage."""
+    search, tokens = opened.search, opened.distill_tokens
+    first, deep = evidence.members["middle"], evidence.members["deep"]
+    half = max(1, search.protocol.count_steps(tokens) // 2) * search.protocol.step_tokens  # whole steps
+    train = functools.partial(
+        runner.train,
+        search,
+        rng_seed=rng_seed,
+        looks=recoveries.LOOKS,
+        recovery=RECOVERIES["distillation"],
+        advance=lambda share, note: advance(share / 2, f"{note}, in stages"),
+    )
+    middle = train(first, tokens=half, learning_rate=rates[first.key, "distillation"])
+    stage = enter_stage(opened, first.candidate, middle.student)
+    best = choose_next(stage, first.candidate, num_dropped=len(deep.candidate.dropped_layers))
+    wanted = Training(member=Member(candidate=best), recovery="distillation", tokens=tokens, rng_seed=rng_seed)
+    rate = rates[deep.key, "distillation"]  # as at once: the same depth
+    trained = train(wanted.member, tokens=tokens - half, learning_rate=rate, sweep=stage)
+    return structs.replace(recoveries.describe_run(wanted, trained, learning_rate=rate), stages=(first.key,))
+
+
+def enter_stage(opened: Opened, candidate: Candidate, recovered: nn.Module) -> Sweep:
+    """A sweep whose candidates are cut from the recovered model of ``candidate``, as it would be exported.
+
+    The original stays the teacher and the base of every ratio. Scores are held in memory: they are of other weights.
+    """
+    exported = cast_weights(recovered, opened.bench.teacher.stored_dtype)
+    return Sweep(replace(opened.sweep.instruments, grafted=graft(opened.bench.anatomy, exported, candidate)))
+
+
+def choose_next(stage: Sweep, gone: Candidate, *, num_dropped: int) -> Candidate:
+    """The best set with so many layers gone in all by the stage's scores: of all of them, or one more layer at a time."""
+    num_sets = math.comb(len(gone.kept_layers), num_dropped - len(gone.dropped_layers))
+    if num_sets > COUNTED_SETS:
+        return grow(stage, gone, num_dropped=num_dropped)
+    return choose_best(stage, list_sets(gone, num_dropped=num_dropped))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = options.CommandParser(
+        prog="python -m studies.claims",
+        description="Test what was reported about dropping layers on the model of a finished search.",
+        epilog="The same command again continues a stopped run.",
+        argument_default=argparse.SUPPRESS,
+    )
+    options.add_study(parser)
+    options.add_trainings(
+        parser,
+        distill_tokens=f"recovery tokens of every training (default: {BUDGET} times the study's)",
+        rng_seeds="every model is trained under each (default: 0 1 2)",
+        learning_rate="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
+    )
+    options.add_trust(parser)
+    return parser
+
+
+def main() -> None:
+    """Read the command line and check."""
+    words = options.read_words(make_parser())
+    check_claims(words.pop("path"), terminal=Terminal(), **words)
+
+
+if __name__ == "__main__":
+    run_command(main)

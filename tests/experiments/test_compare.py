@@ -1,0 +1,262 @@
+"""Strategies at equal cost: sums worked out by hand, the published records, and a comparison made, stopped and added to."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from seed import folder
+from seed.errors import StudyError
+from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
+from seed.experiments import compare
+from seed.experiments.compare import REFERENCE, summarize_comparison
+from seed.records import Estimate
+from seed.reporting.experiments import Findings, render_page, tell_comparison
+from seed.stats import NOTHING
+from tests.experiments.conftest import Bench
+from tests.reporting import factory
+
+Dropped = tuple[int, ...]
+Sums = Sequence[float | None]
+COUNTS = (10, 30)
+DENSE = (20.0, 60.0)  # 2 nats per token in both documents
+T_1 = 12.7062047  # Student's t at 0.975 with one degree of freedom
+RECORDS = Path(__file__).parents[2] / "studies"
+SMALL: dict[str, Any] = {"rng_seeds": (0, 1), "distill_tokens": 1000, "learning_rate": 1e-3}
+
+
+def make_run(strategy: str, *picks: Dropped, cost: float = 100.0, rng_seed: int | None = None) -> StrategyRun:
+    candidates = tuple(factory.make_candidate(*dropped) for dropped in picks)
+    return StrategyRun(strategy=strategy, rng_seed=rng_seed, cost=cost, num_scores=1, picks=candidates)
+
+
+def make_comparison(runs: Sequence[StrategyRun], sums: dict[Dropped, dict[int, Sums]]) -> Comparison:
+    """Finals with these summed losses, of each random seed."""
+    finals = tuple(
+        ComparedFinal(
+            candidate=factory.make_candidate(*dropped),
+            rng_seed=rng_seed,
+            validation_loss=2.7,
+            test_sums=list(of_documents),
+            seconds=9.0,
+        )
+        for dropped, given in sums.items()
+        for rng_seed, of_documents in given.items()
+    )
+    return Comparison(
+        study="demo",
+        model="demo",
+        rung="closed_form",
+        budget=1000.0,
+        num_candidates=298,
+        dense_test_sums=list(DENSE),
+        test_counts=list(COUNTS),
+        settings={},
+        runs=tuple(runs),
+        finals=finals,
+    )
+
+
+def summarize(runs: Sequence[StrategyRun], sums: dict[Dropped, Sums | dict[int, Sums]]) -> ComparisonSummary:
+    found = {dropped: given if isinstance(given, dict) else {0: given} for dropped, given in sums.items()}
+    return summarize_comparison(make_comparison(runs, found))
+
+
+def at(per_token: float) -> list[float]:
+    """Sums that lie above the dense model's by so much per token, in every document."""
+    return [base + per_token * count for base, count in zip(DENSE, COUNTS, strict=True)]
+
+
+def is_about(estimate: Estimate, value: float, low: float, high: float) -> bool:
+    return (estimate.value, estimate.low, estimate.high) == pytest.approx((value, low, high), rel=1e-7, abs=1e-12)
+
+
+def only(summary: ComparisonSummary, strategy: str) -> Reached:
+    (row,) = [row for row in summary.rows if row.strategy == strategy]
+    return row
+
+
+# ---- what the numbers say
+
+
+def test_the_ratio_is_that_of_the_mean_loss_per_token_over_seeds_and_runs() -> None:
+    row = only(summarize([make_run("greedy", (3,))], {(3,): [23.0, 61.0]}), "greedy")
+    assert row.ppl_ratio.value == pytest.approx(math.exp((3 + 1) / (10 + 30)))
+    seeds = only(summarize([make_run("greedy", (3,))], {(3,): {7: at(0.1), 2: at(0.2), 9: at(0.6)}}), "greedy")
+    assert seeds.ppl_ratio.value == pytest.approx(math.exp(0.3))
+    runs = [make_run("random", (pick,), rng_seed=seed, cost=10.0 * seed) for seed, pick in enumerate((1, 2, 1))]
+    row = only(summarize(runs, {(1,): at(0.1), (2,): at(0.4)}), "random")
+    assert row.ppl_ratio.value == pytest.approx(math.exp(0.2))
+    assert ([pick.dropped_layers for pick in row.picks], row.num_runs, row.cost) == ([(1,), (2,), (1,)], 3, 10.0)
+
+
+def test_what_varies_widens_intervals_documents_seeds_and_runs() -> None:
+    summary = summarize([make_run(REFERENCE, (1,)), make_run("greedy", (2,))], {(1,): at(0.1), (2,): at(0.3)})
+    assert is_about(only(summary, "greedy").excess, *[math.expm1(0.2)] * 3)
+    assert only(summary, REFERENCE).excess == Estimate(value=0.0, low=0.0, high=0.0)
+    runs = [make_run("random", (pick,), rng_seed=pick) for pick in (1, 2)]
+    summary = summarize([make_run(REFERENCE, (3,)), *runs], {(1,): at(0.1), (2,): at(0.5), (3,): at(0.2)})
+    row = only(summary, "random")
+    assert is_about(row.ppl_ratio, math.exp(0.3), math.exp(0.3 - 0.2 * T_1), math.exp(0.3 + 0.2 * T_1))
+    assert is_about(row.excess, math.expm1(0.1), math.expm1(0.1 - 0.2 * T_1), math.expm1(0.1 + 0.2 * T_1))
+    seeds = only(summarize([make_run("greedy", (3,))], {(3,): {0: at(0.2), 1: at(0.4)}}), "greedy")
+    assert is_about(seeds.ppl_ratio, math.exp(0.3), math.exp(0.3 - 0.1 * T_1), math.exp(0.3 + 0.1 * T_1))
+
+
+def test_differences_are_paired_by_document_and_seed() -> None:
+    theirs: dict[int, Sums] = {4: [21.0, 75.0], 2: [26.0, 61.0]}
+    ours: dict[int, Sums] = {2: [28.0, 67.0], 4: [23.0, 81.0]}  # 0.2 a token above, and not in the order given
+    runs = [make_run(REFERENCE, (1,)), make_run("greedy", (2,)), make_run("taylor", (3,))]
+    summary = summarize(runs, {(1,): theirs, (2,): ours, (3,): theirs})
+    assert is_about(only(summary, "greedy").excess, *[math.expm1(0.2)] * 3)
+    assert only(summary, "taylor").excess == Estimate(value=0.0, low=0.0, high=0.0)
+    comparison = make_comparison(runs, {(1,): theirs, (2,): ours, (3,): theirs})
+    turned = msgspec.structs.replace(comparison, finals=comparison.finals[::-1])
+    assert summarize_comparison(turned) == summary
+
+
+@pytest.mark.parametrize("broken", [(1,), (2,)])
+def test_a_student_that_is_no_model_any_more_comes_last_without_a_value(broken: Dropped) -> None:
+    sums: dict[Dropped, Any] = {(1,): at(0.1), (2,): at(0.3)} | {broken: [None, 20.0]}
+    summary = summarize([make_run(REFERENCE, (1,)), make_run("greedy", (2,))], sums)
+    assert [pick.dropped_layers for pick in summary.rows[-1].picks] == [broken]
+    assert summary.rows[-1].ppl_ratio == NOTHING == only(summary, "greedy").excess
+    assert summary.rows[0].ppl_ratio.value is not None
+
+
+def test_what_is_not_chosen_or_not_distilled_under_every_seed_has_no_row() -> None:
+    runs = [
+        make_run(REFERENCE, (1,), (1, 2)),
+        make_run("greedy", (3,), (1, 2)),
+        make_run("magnitude"),
+        make_run("random", (1,), rng_seed=0),
+        make_run("random", (4,), rng_seed=1),
+        make_run("tpe", (1,), (1, 2), rng_seed=0),
+        make_run("tpe", (1,), rng_seed=1),
+    ]
+    both: Any = {0: at(0.1), 1: at(0.1)}
+    summary = summarize(runs, {(1,): both, (3,): {0: at(0.0)}, (1, 2): both})
+    assert {(row.num_dropped, row.strategy) for row in summary.rows} == {
+        *((1, name) for name in (REFERENCE, "tpe")),
+        *((2, name) for name in (REFERENCE, "greedy", "tpe")),
+    }
+    assert [(row.num_runs, row.num_without) for row in summary.rows if row.strategy == "tpe"] == [(2, 0), (2, 1)]
+    alone = summarize([make_run(REFERENCE, (1,)), make_run("greedy", (1, 2))], {(1,): at(0.1), (1, 2): at(0.4)})
+    assert only(alone, "greedy").excess == NOTHING
+    assert summarize([make_run(REFERENCE, (1,))], {}).rows == ()
+
+
+def test_within_a_depth_the_best_comes_first_then_the_cheaper_then_by_name() -> None:
+    runs = [
+        make_run("taylor", (1,), cost=9.0),
+        make_run("worst", (2,), cost=1.0),
+        make_run("greedy", (1,), cost=9.0),
+        make_run(REFERENCE, (1,), cost=5.0),
+        make_run("best", (3,), cost=99.0),
+    ]
+    summary = summarize(runs, {(1,): at(0.2), (2,): at(0.3), (3,): at(0.1)})
+    assert [row.strategy for row in summary.rows] == ["best", REFERENCE, "greedy", "taylor", "worst"]
+
+
+# ---- what is told
+
+
+def read_published(name: str) -> Findings:
+    comparison = folder.read_record(RECORDS / "compare.record" / f"{name}.json", Comparison)
+    return tell_comparison(comparison, summarize_comparison(comparison), names=compare.NAMES, repeat={})
+
+
+def test_published_records_give_the_published_summaries_and_a_page() -> None:
+    found = read_published("compare")
+    assert [table.rows[0][:3] for table in found.tables] == [
+        ["Seed's sampler", "1", "1.018 [1.013, 1.022]"],
+        ["Seed's sampler", "1, 7", "1.061 [1.050, 1.071]"],
+        ["Seed's sampler", "1, 6, 7", "1.139 [1.119, 1.159]"],
+    ]
+    rows = {row[0]: row[3] for row in found.tables[2].rows}
+    assert rows["one-shot PPL"] == "+7.61 [+6.08, +9.16]\u00a0%"
+    assert rows["magnitude"] == "+603.85 [+420.39, +851.99]\u00a0%"
+    assert (
+        "greedy ends higher (+7.61 [+6.08, +9.16]\u00a0%); greedy with recovery chooses the same set."
+        in found.answers[2]
+    )
+    assert "cannot be told apart (+0.59 [-0.86, +2.07]\u00a0%)" in read_published("compare-4").answers[3]
+    page = render_page(found, command="python -m seed.experiment compare studies/demo")
+    assert page.index("The answer") < page.index("What each reached") < page.index("The numbers") < page.index("Repeat")
+    assert page == render_page(read_published("compare"), command="python -m seed.experiment compare studies/demo")
+    assert page.count("<script src") == 0
+    assert "arXiv 2402.09025" in page
+
+
+def test_what_lies_far_off_is_a_triangle_with_its_value() -> None:
+    (figure,) = read_published("compare").figures
+    far = {text for trace in figure.data for text in trace.text if text}
+    assert far == {"2.957", "5.699", "1.692", "1.916", "8.018"}
+    reach = max(x for trace in figure.data if trace.xaxis == "x" for x in trace.x)
+    assert reach < 1.2
+    assert all(np.isfinite(trace.x).all() for trace in figure.data)
+
+
+def test_a_reference_that_chose_nothing_and_names_with_markup_are_told() -> None:
+    comparison = make_comparison([make_run(REFERENCE), make_run("greedy", (1,))], {(1,): {0: at(0.1)}})
+    names = dict(compare.NAMES) | {"greedy": ("<b>greedy</b>", "nowhere")}
+    found = tell_comparison(comparison, summarize_comparison(comparison), names=names, repeat={})
+    assert found.answers == ["1 layer dropped: Seed's sampler chose nothing of this depth."]
+    assert "<b>greedy" not in render_page(found, command="x")
+    empty = make_comparison([], {})
+    found = tell_comparison(empty, summarize_comparison(empty), names=names, repeat={})
+    assert "there is no answer" in render_page(found, command="x")
+
+
+# ---- one run of it
+
+
+def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(bench: Bench) -> None:
+    chosen = ("perplexity", "last_layers", "random")
+    unbroken, stopped = bench.copy("unbroken"), bench.copy("stopped")
+    first = bench.run("compare", unbroken, strategies=chosen, **SMALL)
+    assert [run["strategy"] for run in first["runs"]] == [REFERENCE] * 2 + ["perplexity", "last_layers"] + [
+        "random"
+    ] * 2
+    assert all(run["cost"] <= first["budget"] * (1 + 1e-9) for run in first["runs"])
+    picks = {str(pick) for run in first["runs"] for pick in run["picks"]}
+    assert {(str(one["candidate"]), one["rng_seed"]) for one in first["finals"]} == {
+        (p, s) for p in picks for s in (0, 1)
+    }
+    assert "2 layers dropped: Seed's sampler reaches a PPL ratio of" in bench.said
+    page = (unbroken.root / "compare.html").read_text()
+    assert "seed.experiment compare" in page
+    assert "--strategies subset perplexity last_layers random" in page
+
+    bench.interrupt("compare", stopped, after=2, strategies=chosen, **SMALL)
+    assert len(folder.read_record(stopped.comparison, Comparison).finals) == 2
+    assert bench.run("compare", stopped, strategies=chosen, **SMALL) == first
+    assert bench.trained == len(first["finals"]) - 2
+
+    more = bench.run("compare", stopped, strategies=(WIDTH,), **SMALL)
+    assert more["runs"][:-1] == first["runs"]
+    assert more["finals"][: len(first["finals"])] == first["finals"]
+    widths = [one for one in more["finals"] if one["width"]]
+    assert [(one["like_dropped"], one["rng_seed"]) for one in widths] == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    assert any(row[0] == "uniform width" for row in read_tables(stopped.comparison))
+    content = stopped.comparison.read_bytes()
+    with pytest.raises(StudyError, match=r"learning_rate: 0\.001 there, 0\.1 now"):
+        bench.run("compare", stopped, **{**SMALL, "learning_rate": 0.1})
+    assert stopped.comparison.read_bytes() == content
+
+
+def read_tables(path: Path) -> list[Sequence[str]]:
+    comparison = folder.read_record(path, Comparison)
+    found = tell_comparison(comparison, summarize_comparison(comparison), names=compare.NAMES, repeat={})
+    return [row for table in found.tables for row in table.rows]
+
+
+def test_a_cost_that_pays_for_no_score_leaves_the_search_without_a_choice(bench: Bench) -> None:
+    record = bench.run("compare", bench.copy("poor"), strategies=("last_layers",), cost=1.0, **SMALL)
+    assert record["runs"][0]["picks"] == []
+    assert (record["budget"], record["settings"]["cost"]) == (1.0, 1.0)
+    assert "Seed's sampler chose nothing of this depth" in bench.said

@@ -1,0 +1,114 @@
+"""Recoveries beside the reference, at equal tokens and equal time: by hand, as published, and run, stopped and added to."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from seed import folder
+from seed.errors import StudyError
+from seed.evidence import RecoveredRow, RecoveryComparison
+from seed.experiments import recoveries
+from seed.experiments.recoveries import AT, fit_times, summarize_recoveries
+from seed.records import Estimate
+from seed.reporting.experiments import render_page, tell_recoveries
+from seed.stats import NOTHING
+from tests.experiments.conftest import Bench
+from tests.reporting import trainings
+
+RECORD = Path(__file__).parents[2] / "studies" / "recoveries.record" / "recoveries.json"
+SMALL: dict[str, Any] = {"rng_seeds": (0, 1), "distill_tokens": 1000}
+
+
+def pick(rows: tuple[RecoveredRow, ...], key: str, at: str) -> list[RecoveredRow]:
+    return [row for row in rows if (row.key, row.at) == (key, at)]
+
+
+def test_each_model_and_budget_is_told_best_first() -> None:
+    rows = summarize_recoveries(trainings.make_recoveries())
+    assert [(row.key, row.at) for row in rows] == [
+        (key, at) for key in ("drop-5", "drop-3-5-7") for at in AT for _ in range(3)
+    ]
+    for key, base in (("drop-5", 1.021), ("drop-3-5-7", 1.104)):
+        at_tokens, at_time = pick(rows, key, "equal tokens"), pick(rows, key, "equal time")
+        assert [row.recovery for row in at_tokens] == ["hidden-states", "distillation", "lora"]
+        assert [row.verdict for row in at_tokens] == ["lower", "equivalent", "higher"]
+        assert [row.seconds for row in at_tokens] == [75.0, 60.0, 43.0]
+        assert [row.excess.value for row in at_tokens] == pytest.approx([-0.015, 0.0, 0.02], abs=1e-9)
+        assert at_tokens[1].excess == Estimate(value=0.0, low=0.0, high=0.0)
+        assert [row.ppl_ratio.value for row in at_tokens] == pytest.approx([0.985 * base, base, 1.02 * base])
+        assert [row.verdict for row in at_time] == ["lower", "equivalent", "equivalent"]
+        assert [row.tokens for row in at_time] == [800_000, 1_000_000, 1_400_000]
+
+
+@pytest.mark.parametrize("reference_seeds", [(), (0,), (0, 2)])
+def test_other_random_seeds_are_not_compared(reference_seeds: tuple[int, ...]) -> None:
+    runs = [trainings.make_run(rng_seed=seed, recovery="lora", ratio=1.2) for seed in (0, 1)]
+    runs += [trainings.make_run(rng_seed=seed) for seed in reference_seeds]
+    [row] = [row for row in summarize_recoveries(trainings.make_recoveries(runs)) if row.recovery == "lora"]
+    assert (row.at, row.excess, row.verdict) == ("equal tokens", NOTHING, "cannot tell")
+    assert row.ppl_ratio.value == pytest.approx(1.2)
+
+
+def test_losses_that_are_no_numbers_come_last_and_tell_nothing() -> None:
+    broken = [None] * len(trainings.COUNTS)
+    runs = [trainings.make_run(rng_seed=seed, recovery="lora", test_sums=broken) for seed in (0, 1)]
+    runs += [trainings.make_run(rng_seed=seed) for seed in (0, 1)]
+    ours, lora = pick(summarize_recoveries(trainings.make_recoveries(runs)), "drop-5-7", "equal tokens")
+    assert (ours.recovery, lora.recovery) == ("distillation", "lora")
+    assert (lora.ppl_ratio, lora.excess, lora.verdict) == (NOTHING, NOTHING, "cannot tell")
+    assert summarize_recoveries(trainings.make_recoveries([])) == ()
+
+
+def test_times_are_settled_once_and_small_differences_do_not_count() -> None:
+    seconds = {"distillation": 10.0, "pretraining": 5.0, "lora": 10.1}
+    runs = [trainings.make_run("drop-5", recovery=name, seconds=took) for name, took in seconds.items()]
+    comparison = msgspec.structs.replace(trainings.make_recoveries(runs), equal_time={})
+    settled = fit_times(comparison)
+    assert settled == {"drop-5": {"distillation": 1_000_000, "pretraining": 2_000_000, "lora": 1_000_000}}
+    slower = trainings.make_recoveries([msgspec.structs.replace(run, seconds=7.0) for run in runs])
+    assert fit_times(msgspec.structs.replace(slower, equal_time=settled)) == settled
+
+
+def test_the_published_record_gives_the_published_summary_and_a_page() -> None:
+    comparison = folder.read_record(RECORD, RecoveryComparison)
+    found = tell_recoveries(comparison, summarize_recoveries(comparison), names=recoveries.NAMES, repeat={})
+    at_tokens, at_time = ({row[0]: row[4:] for row in table.rows} for table in found.tables)
+    assert at_tokens["LoRA distillation"] == ["-0.04 [-0.43, +0.36]\u00a0%", "equivalent"]
+    assert at_tokens["distillation"][1] == "reference"
+    assert at_time["distillation, and states"] == ["+0.35 [-0.02, +0.73]\u00a0%", "cannot tell"]
+    assert "at equal tokens: distillation, and states ends lowest, PPL ratio 1.166 [1.143, 1.189]." in found.answers[0]
+    page = render_page(found, command="python -m seed.experiment recoveries studies/demo")
+    assert page.index("The answer") < page.index("What each recovery reached") < page.index("The numbers")
+    assert "arXiv 2411.06839" in page
+    empty = trainings.make_recoveries([])
+    found = tell_recoveries(empty, (), names=recoveries.NAMES, repeat={})
+    assert "there is no answer" in render_page(found, command="x")
+
+
+def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(bench: Bench) -> None:
+    asked: dict[str, Any] = {**SMALL, "recoveries": ("pretraining",)}
+    unbroken, stopped = bench.copy("unbroken"), bench.copy("stopped")
+    first = bench.run("recoveries", unbroken, **asked)  # learning rates are tuned
+    runs = [(run["recovery"], run["tokens"], run["rng_seed"]) for run in first["ledger"]["runs"]]
+    both = ("distillation", "pretraining")
+    assert runs == [(name, 1000, seed) for seed in (0, 1) for name in both] + [("pretraining", 2000, s) for s in (0, 1)]
+    assert first["equal_time"] == {first["ledger"]["runs"][0]["key"]: {"distillation": 1000, "pretraining": 2000}}
+    assert "at equal time: " in bench.said
+    assert (unbroken.root / "recoveries.html").stat().st_size > 1_000_000
+    for more, done in ((1, 1), (4, 5)):  # at equal tokens, and at equal time
+        bench.interrupt("recoveries", stopped, after=more, **asked)
+        assert len(folder.read_record(stopped.recoveries, RecoveryComparison).ledger.runs) == done
+    assert bench.run("recoveries", stopped, **asked) == first
+    assert bench.trained == 1
+    later = bench.run("recoveries", stopped, **{**SMALL, "recoveries": ("last-layers",)})
+    assert later["ledger"]["runs"][: len(runs)] == first["ledger"]["runs"]
+    assert {run["recovery"] for run in later["ledger"]["runs"]} == {*both, "last-layers"}
+    assert "--recoveries distillation pretraining last-layers" in (stopped.root / "recoveries.html").read_text()
+    content = stopped.recoveries.read_bytes()
+    with pytest.raises(StudyError, match="distill_tokens: 1000 there, 2000 now"):
+        bench.run("recoveries", stopped, **{**asked, "distill_tokens": 2000})
+    with pytest.raises(StudyError, match=r"--trial 999: .* has no such finished trial"):
+        bench.run("recoveries", stopped, trials=(999,))
+    assert stopped.recoveries.read_bytes() == content
