@@ -1,7 +1,6 @@
 """A folder from anyone: nothing in it leads out, nothing in it eats the memory, and it chooses no code, command or storage."""
 
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,30 +201,21 @@ def test_code_runs_only_where_it_is_typed_again_and_all_else_is_data(tmp_path: P
     assert planning.read_planned(study.root)[0].root == study.root
 
 
-@pytest.mark.parametrize("command", ["distill", "fidelity", "compare", "recoveries", "evaluate"])
+@pytest.mark.parametrize("command", ["distill", "experiment", "evaluate"])
 def test_every_command_that_opens_a_model_wants_the_word_and_takes_it(command: str, tmp_path: Path) -> None:
     """With the word a command goes on to what is not there: the model, or the trials."""
     study = write_study(tmp_path / "study", change(location="/somewhere/model", trust_remote_code=True))
     (study.root / "models" / "drop-1").mkdir(parents=True)
-    words = {"distill": ["study", "--trial=1"], "evaluate": ["study/models/drop-1"]}.get(command, ["study"])
+    words = {
+        "distill": ["study", "--trial=1"],
+        "evaluate": ["study/models/drop-1"],
+        "experiment": ["fidelity", "study"],
+    }[command]
     words = [f"seed.{command}", *words]
     for _ in range(2):  # nothing is remembered
         assert "add --trust-remote-code" in error_of(run_seed(*words, cwd=tmp_path, code=2))
         said = error_of(run_seed(*words, "--trust-remote-code", cwd=tmp_path, code=2))
         assert "trust-remote-code" not in said
-
-
-def test_a_command_that_times_is_typed_again_word_for_word(tmp_path: Path) -> None:
-    command = "sh -c 'touch /tmp/owned'"
-    planned = change(latency_command=command)
-    for typed in (None, "sh -c true"):
-        with pytest.raises(StudyError, match="was timed by a command") as found:
-            planning.require_command(planned, typed, place=tmp_path)
-        assert str(found.value).endswith(f"add --latency-command {shlex.quote(command)}.")
-    planning.require_command(planned, command, place=tmp_path)
-    planning.require_command(PROTOCOL, None, place=tmp_path)
-    with pytest.raises(StudyError, match=r"was timed by Seed itself\. Leave it out"):
-        planning.require_command(PROTOCOL, command, place=tmp_path)
 
 
 def read_plan(study: StudyFolder) -> SearchPlan:
