@@ -1,7 +1,6 @@
 """Staged searches, replicas, widths and recoveries, run as users run them: real processes, killed and resumed."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -125,11 +124,10 @@ def test_replicas_and_widths_stand_beside_the_frontier(make_checkpoint, text_fil
 
 @pytest.fixture(scope="module")
 def searched(make_checkpoint, text_file, tmp_path_factory) -> Path:
-    """A folder with one searched study of a six-layer model, under two names."""
+    """A folder with one searched study of a six-layer model."""
     path = tmp_path_factory.mktemp("searched")
     words = search_words(make_checkpoint("llama", num_layers=6), text_file, "--study=unbroken", "--max-dropped=2")
     run_seed(*words, "--no-distill", cwd=path)
-    shutil.copytree(path / "studies" / "unbroken", path / "studies" / "killed")
     return path
 
 
