@@ -1,4 +1,4 @@
-"""Staged searches, replicas, widths and recoveries, run as users run them: real processes, killed and resumed."""
+"""Staged searches, replicas and widths, run as users run them: real processes, killed and resumed."""
 
 import json
 from pathlib import Path

@@ -31,7 +31,6 @@ UNLIMITED = ("sweep",)  # pays what it costs: it is there to say what there was 
 NAMES = {one.name: (one.title, one.source) for one in STRATEGIES.values()} | {
     WIDTH: ("uniform width", "after arXiv 2407.14679")
 }
-LOOKS = 4
 
 
 def compare_strategies(
@@ -186,13 +185,7 @@ def distill_pick(
     """Distill a pick or a width, and judge it."""
     member, depth, rng_seed = final
     trained = runner.train(
-        search,
-        member,
-        tokens=tokens,
-        learning_rate=learning_rate,
-        rng_seed=rng_seed,
-        looks=LOOKS,
-        advance=advance,
+        search, member, tokens=tokens, learning_rate=learning_rate, rng_seed=rng_seed, advance=advance
     )
     found = ComparedFinal(
         candidate=member.candidate,

@@ -41,7 +41,6 @@ from seed.stages.schooling import Member
 
 DOUBLED = 2  # finals that are run again with twice the budget, to see whether it has plateaued
 DOUBLING = "doubling_the_budget"
-LOOKS = 4
 FULL_DISTILLATION = "full_distillation"  # beside the rungs: one final judged by another
 BOOTSTRAP_DRAWS = 2000
 # Resamples of fewer are nearly all alike: a perfect order of four would get an interval of no width.
@@ -263,7 +262,6 @@ def distill_candidate(
         tokens=tokens,
         learning_rate=learning_rate,
         rng_seed=rng_seed,
-        looks=LOOKS,
         advance=advance,
     )
     score = FinalScore(
@@ -299,7 +297,6 @@ def double_budget(
             tokens=2 * tokens,
             learning_rate=learning_rate,
             rng_seed=rng_seed,
-            looks=LOOKS,
             advance=lambda share, note: advance(share / len(depths), note),
         )
         once, twice = (math.exp(loss - study.dense_test_loss) for loss in (losses[best], trained.test.loss))

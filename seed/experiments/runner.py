@@ -146,8 +146,8 @@ def train(
     tokens: int,
     learning_rate: float,
     rng_seed: int,
-    looks: int,
     advance: Advance,
+    looks: int = 4,
     recovery: Recovery | None = None,
     sweep: Sweep | None = None,
 ) -> Trained:

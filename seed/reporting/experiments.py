@@ -27,7 +27,6 @@ from seed.evidence import (
     RecoveredRow,
     RecoveryComparison,
     RungDifference,
-    RungFidelity,
 )
 from seed.records import Estimate, read_dropped
 from seed.reporting.document import escape, render_document, render_figure, render_section, render_table, render_values
@@ -35,7 +34,6 @@ from seed.reporting.marks import DEPTH_COLORS, GREY, draw_errors, finish_figure
 from seed.reporting.replication import MARGIN_PERCENT
 from seed.reporting.wording import (
     ABSENT,
-    SHORT_DISTILLATION_STEPS,
     count_things,
     format_estimate,
     format_interval,
@@ -46,6 +44,15 @@ from seed.reporting.wording import (
 )
 
 Names = Mapping[str, tuple[str, str]]  # of strategies or recoveries: what people call each, and where it is published
+
+
+class Titles(dict[str, str]):
+    """What people call strategies or recoveries; one of another version keeps its name."""
+
+    def __missing__(self, name: str) -> str:
+        """The name itself."""
+        return name
+
 
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
 FAR = 6  # times the median's distance from the best
@@ -76,7 +83,6 @@ class Findings:
     figures: Sequence[go.Figure]
     tables: Sequence[Table]
     settings: Mapping[str, object]
-    methods: Table | None = None
     repeat: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -96,22 +102,16 @@ def render_page(findings: Findings, *, command: str) -> str:
         f'<ul class="answers">\n{items}\n</ul>' if items else "<p>Nothing is finished yet, so there is no answer.</p>"
     )
     sections = [render_section("answer", "The answer", f'{answers}\n<p class="note">{escape(findings.note)}</p>')]
-    for index, figure in enumerate(findings.figures):
+    for index, figure in enumerate(figure for figure in findings.figures if figure.data):
         drawing = render_figure(figure, key=str(index), with_library=index == 0)
         sections.append(render_section(f"finding-{index}", figure.layout.title.text, drawing))
-    methods = findings.methods
-    settings = render_values(findings.settings) + (render_tables([methods]) if methods else "")
+    tables = [render_table(table.title, table.header, table.rows) for table in findings.tables if table.rows]
     sections += [
-        render_section("numbers", "The numbers", render_tables(findings.tables)),
-        render_section("settings", "How this was measured", settings),
+        render_section("numbers", "The numbers", "\n".join(tables)),
+        render_section("settings", "How this was measured", render_values(findings.settings)),
         render_section("repeat", "Repeat this", f"<pre>{escape(command)}</pre>"),
     ]
     return render_document(sections, name=findings.study, question=f"Seed: {findings.question}")
-
-
-def render_tables(tables: Sequence[Table]) -> str:
-    """Return tables as HTML, empty ones left out."""
-    return "\n".join(render_table(table.title, table.header, table.rows) for table in tables if table.rows)
 
 
 def show_findings(terminal: Terminal, findings: Findings, *, page: Path) -> None:
@@ -152,6 +152,8 @@ def draw_dots(
     ``looks``: colour and symbol of each series, named in a legend where there are several in a row; ``lines``: where the
     axis is marked. Unless the axis ``is_bounded``, what is far from all others is a triangle at its end, with its value.
     """
+    if not panels:
+        return go.Figure()
     rows = {panel: list(dict.fromkeys(dot.row for dot in dots))[::-1] for panel, dots in panels.items()}
     is_double = any(len(dots) > len(rows[panel]) for panel, dots in panels.items())
     row_px = ROW_PX * (1.4 if is_double else 1)
@@ -166,7 +168,7 @@ def draw_dots(
     )
     for index, (panel, dots) in enumerate(panels.items(), start=1):
         estimates = [dot.estimate for dot in dots]
-        limit = math.inf if is_bounded else find_limit([estimate.value or math.inf for estimate in estimates])
+        limit = math.inf if is_bounded else find_limit([one.value for one in estimates if one.value is not None])
         edge = find_edge(estimates, limit=limit)
         for place, (series, (color, symbol)) in enumerate(looks.items()):
             here = [dot for dot in dots if dot.series == series]
@@ -177,7 +179,7 @@ def draw_dots(
                 y=[rows[panel].index(dot.row) + shift for dot in here],
                 error_x={**draw_bars([dot.estimate for dot in here], limit=limit), "color": color},
                 text=[
-                    format_number(dot.estimate.value or math.nan) if is_far else ""
+                    format_interval(dot.estimate).partition(" ")[0] if is_far else ""
                     for dot, is_far in zip(here, far, strict=True)
                 ],
                 textposition="middle left",
@@ -257,13 +259,6 @@ def format_share(share: float | None, *, places: int) -> str:
     return ABSENT if share is None else f"{format_number(100 * share, places=places)}\u00a0%"
 
 
-def list_methods(title: str, header: Sequence[str], rows: Mapping[str, Sequence[str]], names: Names) -> Table:
-    """Return a table of what was run: each name's title and source, then its own cells."""
-    return Table(
-        title=title, header=header, rows=[[*names.get(name, (name, ABSENT)), *row] for name, row in rows.items()]
-    )
-
-
 # ---- strategies
 
 
@@ -271,7 +266,7 @@ def tell_comparison(
     comparison: Comparison, summary: ComparisonSummary, *, names: Names, repeat: Mapping[str, Any]
 ) -> Findings:
     """Tell what strategies reached at equal cost."""
-    titles = {name: title for name, (title, _) in names.items()}
+    titles = Titles({name: title for name, (title, _) in names.items()})
     theirs = titles[summary.reference]
     by_depth: dict[int, list[Reached]] = {}
     for row in summary.rows:
@@ -306,22 +301,17 @@ def tell_comparison(
         ]
         for depth, rows in by_depth.items()
     }
-    reached = (
-        draw_dots(
-            panels,
-            {"others": ONE, "reference": OTHER},
-            title="What each reached after distillation",
-            caption="Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Mean over "
-            "random seeds; bars: 95 % interval, as documents, distillations and runs vary. Two may differ although their bars overlap: "
-            "the paired differences are in the tables. Beside each name: what choosing cost, as a share of what each might spend. "
-            "Triangles: farther off than the panel reaches, with the value.",
-            x_title="PPL ratio",
-        )
-        if panels
-        else None
+    reached = draw_dots(
+        panels,
+        {"others": ONE, "reference": OTHER},
+        title="What each reached after distillation",
+        caption="Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Mean over "
+        "random seeds; bars: 95 % interval, as documents, distillations and runs vary. Two may differ although their bars overlap: "
+        "the paired differences are in the tables. Beside each name: what choosing cost, as a share of what each might spend. "
+        "Triangles: farther off than the panel reaches, with the value.",
+        x_title="PPL ratio",
     )
     runs = {run.strategy: [one for one in comparison.runs if one.strategy == run.strategy] for run in comparison.runs}
-    costs = {name: sum(run.cost for run in found) / len(found) for name, found in runs.items()}
     num_seeds = len({final.rng_seed for final in comparison.finals})
     return Findings(
         study=comparison.study,
@@ -332,7 +322,7 @@ def tell_comparison(
         + f" As documents, distillations ({count_things(num_seeds, 'random seed')}) and runs vary. A difference counts when its "
         "interval excludes zero. Cost: layer-tokens (one layer applied to one token; other work by its multiply-adds) as a share "
         "of what each might spend.",
-        figures=[reached] if reached else [],
+        figures=[reached],
         tables=tables,
         settings={
             "model": comparison.model,
@@ -340,16 +330,12 @@ def tell_comparison(
             "recovery in scores of searches": name_rung(comparison.rung),
             "layer-tokens that each may spend": f"{comparison.budget:,.0f}",
             **comparison.settings,
-        },
-        methods=list_methods(
-            "Strategies; scores: candidates that were scored on all validation text, in each run.",
-            ["strategy", "source", "scores", "cost"],
-            {
-                name: [", ".join(f"{run.num_scores:,}" for run in found), format_cost(costs[name], comparison.budget)]
+            "strategies": {
+                titles[name]: f"{names.get(name, (name, ABSENT))[1]}; candidates scored on all validation text: "
+                + ", ".join(f"{run.num_scores:,}" for run in found)
                 for name, found in runs.items()
             },
-            names,
-        ),
+        },
         repeat=repeat,
     )
 
@@ -416,7 +402,7 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
             header=["score", "τ", "τ near the best", "regret of its pick", "recovery", "seconds"],
             rows=[
                 [
-                    name_score(rung, depth),
+                    CEILING if rung is depth.ceiling else name_rung(rung.rung),
                     format_estimate(rung.tau),
                     format_estimate(rung.near_tau),
                     format_share(rung.top1_regret, places=2),
@@ -457,7 +443,7 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
         "damage to the validation loss that is undone. Seconds: the median for one candidate. Noise ceiling: one final judged by the "
         "other; where a score can be expected to end, but not a bound, since a score with less noise than a final may pass it."
         + (f" Left out for want of a score or a final: {count_things(left_out, 'candidate')}." if left_out else ""),
-        figures=[draw_taus(summary)] if summary.depths else [],
+        figures=[draw_taus(summary)],
         tables=[*tables, differences],
         settings={
             "model": study.model,
@@ -469,35 +455,21 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
     )
 
 
-def name_score(rung: RungFidelity, depth: DepthFidelity) -> str:
-    """Return what people call a score."""
-    return CEILING if rung is depth.ceiling else name_rung(rung.rung)
-
-
 def say_order(depth: DepthFidelity) -> str:
     """Return, as plain text, whether the scores that compete can be told apart at this depth."""
     begin = f"{count_things(depth.num_dropped, 'layer')} dropped, {count_things(depth.num_candidates, 'candidate')}"
-    told = " and ".join(f"{format_estimate(rung.tau)} for {name_rung(rung.rung)}" for rung in depth.rungs)
-    answer = f"{begin}: Kendall's tau with full distillation is {told or ABSENT}."
-    pair = choose_headline(depth)
-    if pair is not None:
-        answer += f" {name_rung(pair.one).capitalize()} less {name_rung(pair.other)}: {format_estimate(pair.tau)}, {read_difference(pair)}."
+    told = ", ".join(f"{format_estimate(rung.tau)} for {name_rung(rung.rung)}" for rung in depth.rungs)
+    answer = f"{begin}: Kendall's tau with full distillation is {told}."
+    names = [
+        rung.rung for rung in depth.rungs if rung.rung != "none"
+    ]  # the first and the last compete for a search's time
+    for pair in depth.differences:
+        if (pair.one, pair.other) == (names[0], names[-1]):
+            difference = f"{name_rung(pair.one).capitalize()} less {name_rung(pair.other)}: {format_estimate(pair.tau)}"
+            answer += f" {difference}, {read_difference(pair)}."
     if depth.ceiling.tau.value is None:
         return f"{answer} Each candidate was distilled once, so how well a final repeats itself is not known."
     return f"{answer} Two finals of the same candidates agree to {format_estimate(depth.ceiling.tau)}."
-
-
-def choose_headline(depth: DepthFidelity) -> RungDifference | None:
-    """Return the comparison of closed form with the longest short distillation, which compete for a search's time.
-
-    Where one of them is missing, that of the first and the last score; None when there is one score.
-    """
-    names = [rung.rung for rung in depth.rungs]
-    lengths = {name: int(match[1]) for name in names if (match := SHORT_DISTILLATION_STEPS.fullmatch(name))}
-    wanted = {names[0], names[-1]} if names else set()
-    if "closed_form" in names and lengths:
-        wanted = {"closed_form", max(lengths, key=lambda name: lengths[name])}
-    return next((pair for pair in depth.differences if {pair.one, pair.other} == wanted), None)
 
 
 def read_difference(difference: RungDifference) -> str:
@@ -542,14 +514,14 @@ def tell_recoveries(
     comparison: RecoveryComparison, rows: Sequence[RecoveredRow], *, names: Names, repeat: Mapping[str, Any]
 ) -> Findings:
     """Tell which way to recover the same models is best."""
-    ledger, titles = comparison.ledger, {name: title for name, (title, _) in names.items()}
-    theirs = titles.get(comparison.reference, comparison.reference)
+    ledger, titles = comparison.ledger, Titles({name: title for name, (title, _) in names.items()})
+    theirs = titles[comparison.reference]
     groups: dict[tuple[str, str], list[RecoveredRow]] = {}
     panels: dict[str, list[Dot]] = {}
     for row in rows:
         groups.setdefault((row.key, row.at), []).append(row)
         dot = Dot(
-            row=titles.get(row.recovery, row.recovery),
+            row=titles[row.recovery],
             series=row.at,
             estimate=scale(row.excess, 100),
             hover=f"at {row.at}, {row.tokens:,} tokens: {format_percent(row.excess)}, PPL ratio {format_interval(row.ppl_ratio)}",
@@ -561,7 +533,7 @@ def tell_recoveries(
             header=["recovery", "tokens", "seconds", "PPL ratio", f"PPL above {theirs}", "verdict"],
             rows=[
                 [
-                    titles.get(row.recovery, row.recovery),
+                    titles[row.recovery],
                     f"{row.tokens:,}",
                     format_number(row.seconds, places=1),
                     format_interval(row.ppl_ratio),
@@ -579,17 +551,13 @@ def tell_recoveries(
         "as the same. Each panel has its own axis. Triangles: farther off than the panel reaches, with the value."
     )
     looks = {"equal tokens": ONE, "equal time": OTHER}
-    differences = (
-        draw_dots(
-            panels,
-            looks,
-            title="What each recovery reached",
-            caption=caption,
-            x_title="PPL above the reference, %",
-            lines=(0.0, -0.5, 0.5),
-        )
-        if panels
-        else None
+    differences = draw_dots(
+        panels,
+        looks,
+        title="What each recovery reached",
+        caption=caption,
+        x_title="PPL above the reference, %",
+        lines=(0.0, -0.5, 0.5),
     )
     runs = {run.recovery: [one for one in ledger.runs if one.recovery == run.recovery] for run in ledger.runs}
     return Findings(
@@ -601,7 +569,7 @@ def tell_recoveries(
         + f" Equivalent: two one-sided tests at 5 % put the difference within {MARGIN_PERCENT} of perplexity; lower or higher: the 95 % "
         "interval excludes zero; else these runs cannot tell. Equal time: as many tokens as fit the seconds that the reference took "
         f"for {comparison.equal_tokens:,}.",
-        figures=[differences] if differences else [],
+        figures=[differences],
         tables=tables,
         settings={
             "model": ledger.model,
@@ -609,19 +577,12 @@ def tell_recoveries(
             "documents of the test text": f"{len(ledger.test_counts):,}",
             "reference": theirs,
             **ledger.settings,
-        },
-        methods=list_methods(
-            "Learning rates were chosen for each model and recovery.",
-            ["recovery", "source", "learning rates", "random seeds"],
-            {
-                name: [
-                    ", ".join(dict.fromkeys(f"{run.learning_rate:g}" for run in found)),
-                    ", ".join(map(str, sorted({run.rng_seed for run in found}))),
-                ]
+            "learning rates of each": {
+                titles[name]: f"{names.get(name, (name, ABSENT))[1]}; "
+                + ", ".join(dict.fromkeys(f"{run.learning_rate:g}" for run in found))
                 for name, found in runs.items()
             },
-            names,
-        ),
+        },
         repeat=repeat,
     )
 
@@ -629,16 +590,16 @@ def tell_recoveries(
 def say_recovered(rows: Sequence[RecoveredRow], *, reference: str, titles: Mapping[str, str]) -> str:
     """Return, as plain text, which recovery of one model at one budget is best, and how the others lie to the reference."""
     begin = f"{name_key(rows[0].key)}, at {rows[0].at}".capitalize()
-    theirs, best = titles.get(reference, reference), rows[0]
+    theirs, best = titles[reference], rows[0]
     if best.ppl_ratio.value is None:
         return f"{begin}: no recovery ended with losses that are numbers."
     is_clear = best.recovery == reference or best.verdict == "lower"
     though = "" if is_clear else f", though not measurably below {theirs}"
-    answer = f"{begin}: {titles.get(best.recovery, best.recovery)} ends lowest, PPL ratio {format_interval(best.ppl_ratio)}{though}."
+    answer = f"{begin}: {titles[best.recovery]} ends lowest, PPL ratio {format_interval(best.ppl_ratio)}{though}."
     parts = []
     for verdict in ("lower", "equivalent", "cannot tell", "higher"):  # of seed.stats, from the best to the worst
         found = [row for row in rows if row.verdict == verdict and row.recovery != reference]
-        told = [f"{titles.get(row.recovery, row.recovery)} ({format_percent(row.excess)})" for row in found]
+        told = [f"{titles[row.recovery]} ({format_percent(row.excess)})" for row in found]
         if told:
             parts.append(f"{verdict}: {', '.join(told)}")
     return f"{answer} Beside {theirs}, {'; '.join(parts)}." if parts else answer

@@ -219,14 +219,14 @@ def test_the_published_record_gives_the_published_summary_and_a_page() -> None:
 
 
 def test_few_candidates_and_single_finals_are_told() -> None:
-    study = make_study(
-        [make_row((i,), losses={"none": 3.0 + i, "closed_form": 3.0}, tests=[2.2 + i]) for i in range(3)]
-    )
-    found = tell_fidelity(study, summarize_fidelity(study))
-    assert "there is no order to compare" in found.answers[0]
-    assert "how well a final repeats itself is not known" in found.answers[0]
-    flat = make_study([make_row((i,), losses={"none": 3.0 + i, "raw": 3.0 - i}, tests=[2.2 + i]) for i in range(3)])
-    assert "too few candidates to tell" in tell_fidelity(flat, summarize_fidelity(flat)).answers[0]
+    def answer(other: float) -> str:
+        losses = [{"none": 4.0, "closed_form": 3.0 + i, "short_distillation_9": 3.0 + other * i} for i in range(3)]
+        study = make_study([make_row((i,), losses=row, tests=[2.2 + i]) for i, row in enumerate(losses)])
+        return str(tell_fidelity(study, summarize_fidelity(study)).answers[0])
+
+    assert "Closed-form recovery less 9 distillation steps: \N{EN DASH}, there is no order to compare." in answer(0.0)
+    assert "how well a final repeats itself is not known" in answer(0.0)
+    assert "9 distillation steps: +2.00, too few candidates to tell" in answer(-1.0)
 
 
 # ---- one run of it
