@@ -8,15 +8,16 @@ without, it is said where the distilled model lies, and --out copies it. With --
 No weight is ever loaded: tensors are copied from file to file, so that a model may be larger than memory.
 """
 
-import argparse
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seed import folder
+from seed.cli import LAYERS, PATH, SWITCH, TEXT, WHOLE, argument, json_option, option, read_command, spell_command
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
-from seed.stages import options, planning
+from seed.stages import planning
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import ExportLine
@@ -54,7 +55,7 @@ def export_trial(
             line = copy_order(order, out or study.unrecovered / chosen.evaluation.candidate.key, terminal=terminal)
     say_line(terminal, line)
     if not recovery:
-        words = options.spell_command("seed.distill", {"trial": trial}, str(path))
+        words = spell_command("seed.distill", {"trial": trial}, str(path))
         terminal.say(f"to recover it: {words}", wrap=False)
     return line
 
@@ -112,43 +113,23 @@ def say_line(terminal: Terminal, line: "ExportLine") -> None:
         terminal.say(f"recipe: {line.recipe}", wrap=False)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = options.CommandParser(
-        prog="python -m seed.export",
-        description="Write a candidate of a study, or layers of any model, as an ordinary checkpoint.",
-        epilog="Tensors are copied from file to file: the model may be larger than memory.",
-    )
-    parser.add_argument(
-        "source",
-        metavar="STUDY",
-        help="the study's folder, such as studies/demo; with --keep a model: a directory or hub id",
-    )
-    parser.add_argument("--trial", type=options.whole_number, metavar="N", help="number of the trial, as in the report")
-    parser.add_argument(
-        "--no-recovery",
-        dest="recovery",
-        action="store_false",
-        help="write the candidate as it was cut, undistilled, with a recipe for mergekit",
-    )
-    parser.add_argument(
-        "--keep",
-        type=options.parse_layers,
-        metavar="LAYERS",
-        help="no study: keep these layers of a model, such as 0-3,6,8-21",
-    )
-    parser.add_argument("--revision", metavar="COMMIT", help="with --keep, revision of a hub model")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where it is written (default: in the study's folder; with --keep needed)",
-    )
-    options.add_json(parser)
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Write a candidate of a study, or layers of any model, as an ordinary checkpoint.
+
+    Tensors are copied from file to file: the model may be larger than memory.
+    """
+
+    source: str = argument(TEXT, "the study's folder; with --keep a model: a directory or hub id", metavar="STUDY")
+    trial: int | None = option(WHOLE, "number of the trial, as in the report")
+    recovery: bool = option(SWITCH, "write the candidate as it was cut, with a recipe for mergekit", default=True)
+    keep: tuple[int, ...] | None = option(LAYERS, "no study: keep these layers of a model, such as 0-3,6,8-21")
+    revision: str | None = option(TEXT, "with --keep, revision of a hub model", metavar="COMMIT")
+    out: Path | None = option(PATH, "where it is written (default: in the study's folder; with --keep needed)")
+    json: bool = json_option()
 
 
-def check_words(args: argparse.Namespace) -> None:
+def check_words(args: ExportCommand) -> None:
     """Check that what was typed goes together.
 
     Raises:
@@ -174,10 +155,12 @@ def check_words(args: argparse.Namespace) -> None:
         )
 
 
-def export(args: argparse.Namespace, terminal: Terminal) -> "ExportLine":
+def export(args: ExportCommand, terminal: Terminal) -> "ExportLine":
     """Export as told on the command line, and return what ``--json`` prints."""
     if args.keep is not None:
+        assert args.out is not None  # see check_words
         return export_layers(args.source, keep=args.keep, out=args.out, revision=args.revision, terminal=terminal)
+    assert args.trial is not None
     return export_trial(
         Path(args.source),
         trial=args.trial,
@@ -189,7 +172,7 @@ def export(args: argparse.Namespace, terminal: Terminal) -> "ExportLine":
 
 def main() -> None:
     """Read the command line and export."""
-    args = make_parser().parse_args()
+    args = read_command(ExportCommand)
     check_words(args)
     if args.json:
         answer_in_json(functools.partial(export, args))

@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transformers.dynamic_module_utils import init_hf_modules
 
 from seed import interrupts
+from seed.config import StudyConfig
 from seed.errors import ModelError, ResourceError, first_line
 from seed.evaluator import Evaluator
 from seed.executor import Rows, cut_stretches
@@ -40,7 +41,6 @@ from seed.stages.finals import Budget, Made, Tell
 from seed.stages.planning import quiet_libraries
 from seed.stages.protocols import Reference, describe_reference
 from seed.stages.schooling import Member
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
 MOST_RESTARTS = 4  # of each actor
@@ -544,7 +544,7 @@ def kill_actors(actors: Sequence[Any]) -> None:
 
 
 @contextlib.contextmanager
-def open_ray(settings: SearchSettings, *, device: str | None = None) -> Iterator[RayExecutor]:
+def open_ray(settings: StudyConfig, *, device: str | None = None) -> Iterator[RayExecutor]:
     """Start Ray on this machine, or join a cluster, and yield its evaluators. ``device``: see ``place_actors``.
 
     Raises:
@@ -598,7 +598,7 @@ def keep_handlers() -> Iterator[None]:
                     signal.signal(number, handler)
 
 
-def join(settings: SearchSettings) -> None:
+def join(settings: StudyConfig) -> None:
     """Start Ray here, with as many CPUs as evaluators where there are no GPUs; or join the cluster that is named.
 
     Raises:
@@ -648,7 +648,7 @@ def refuse_cluster(address: str, why: str) -> ResourceError:
     )
 
 
-def place_actors(settings: SearchSettings, *, device: str | None = None) -> RayExecutor:
+def place_actors(settings: StudyConfig, *, device: str | None = None) -> RayExecutor:
     """One actor for each GPU, or so many on CPUs; those whose device is not the first one's are let go.
 
     ``device``: the name of the one that counts instead, if it is among them.
@@ -680,7 +680,7 @@ def place_actors(settings: SearchSettings, *, device: str | None = None) -> RayE
     return RayExecutor(list(alike), reference, most_on_one_node=max(Counter(alike.values()).values()))
 
 
-def make_gpu_actors(settings: SearchSettings) -> list[Any]:
+def make_gpu_actors(settings: StudyConfig) -> list[Any]:
     """One actor for each GPU, or for as many as asked for; none where there are none, or they are not wanted.
 
     Raises:
@@ -695,7 +695,7 @@ def make_gpu_actors(settings: SearchSettings) -> list[Any]:
     return [actor.remote(None, "cuda") for _ in range(min(settings.workers or num_gpus, num_gpus))]
 
 
-def make_cpu_actors(settings: SearchSettings) -> list[Any]:
+def make_cpu_actors(settings: StudyConfig) -> list[Any]:
     """As many actors as asked for, or one on each node, spread over nodes.
 
     All of them compute with as many threads, and so alike; one that works alone, with all that its node lends.

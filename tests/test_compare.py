@@ -151,7 +151,7 @@ def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
     done = run_seed("seed.compare", "nowhere", "--rng-seeds=-1", cwd=tmp_path, code=2)
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error: ") == 1
-    assert "--rng-seeds: -1 must be 0 or more" in done.stderr
+    assert "--rng-seeds -1: wanted a whole number from 0" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -159,7 +159,7 @@ def test_closed_form_that_was_found_wrong_is_not_trusted_later_either(
     make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workbench, "prove_closed_form", lambda *_: "a fault")
-    study = search(make_checkpoint(), text_file, tmp_path, rung=2, trials=2, short_steps=2)
+    study = search(make_checkpoint(), text_file, tmp_path, proxy="short-distillation", trials=2, short_steps=2)
     plan = folder.read_record(study / "plan.json", SearchPlan)
     assert not plan.trusts_closed_form
     monkeypatch.undo()

@@ -197,7 +197,9 @@ def test_in_a_browser_a_foreign_studys_note_and_artifacts_run_nothing(
 
 
 def test_beside_a_running_search_nothing_is_locked_mended_or_failed(place: Path, text_file: Path) -> None:
-    words = search_words(Path(NAME), text_file, "--study=running", "--rung=2", "--short-steps=20", "--no-distill")
+    words = search_words(
+        Path(NAME), text_file, "--study=running", "--proxy=short-distillation", "--short-steps=20", "--no-distill"
+    )
     search = subprocess.Popen(
         [sys.executable, "-m", *words], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment()
     )

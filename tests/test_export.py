@@ -39,7 +39,14 @@ def place(make_checkpoint, text_file, tmp_path_factory) -> Path:
     model = shutil.copytree(make_checkpoint("llama", num_layers=NUM_LAYERS), path / "model")
     (model / "README.md").write_text("---\nlicense: other\nlicense_name: our-own\nlicense_link: LICENSE\n---\n# M\n")
     (model / "LICENSE").write_text("Ours.")
-    words = ["--study=tiny", "--frontier-size=1", "--min-dropped=2", "--max-dropped=2", "--rung=2", "--short-steps=1"]
+    words = [
+        "--study=tiny",
+        "--frontier-size=1",
+        "--min-dropped=2",
+        "--max-dropped=2",
+        "--proxy=short-distillation",
+        "--short-steps=1",
+    ]
     run_seed(*search_words(model, text_file, *words, "--trials=4", "--no-screen"), cwd=path)
     return path
 

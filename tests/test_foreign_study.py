@@ -17,8 +17,7 @@ from seed.folder import StudyFolder
 from seed.optimize.storage import open_storage
 from seed.optimize.study import FINGERPRINT
 from seed.plans import Protocol, SearchPlan
-from seed.report import check_words
-from seed.report import make_parser as make_report_parser
+from seed.report import ReportCommand, check_words
 from seed.stages import planning
 from seed.stages.publishing import open_shown
 from tests.stages.test_planning import PROTOCOL, make_plan
@@ -170,11 +169,9 @@ def test_a_journal_is_the_folders_own_and_its_lack_costs_no_report(tmp_path: Pat
 
 
 def test_a_storage_is_for_one_study(tmp_path: Path) -> None:
-    words = [str(tmp_path / "one"), str(tmp_path / "two"), "--storage=sqlite:///x.db"]
-    args = make_report_parser().parse_args(words)
-    args.formats = ()
+    command = ReportCommand(study=(tmp_path / "one", tmp_path / "two"), storage="sqlite:///x.db")
     with pytest.raises(StudyError, match="--storage: is for one study, and 2 were given"):
-        check_words(args)
+        check_words(command)
 
 
 # ---- a search takes everything from its command line

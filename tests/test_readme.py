@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from seed.optimize.space import list_presets
+from seed.cli import make_parser
+from seed.config import list_presets
 from tests.test_commands import environment, error_of, run_seed
 
 pytestmark = pytest.mark.timeout(600)  # commands by the dozen, each with an interpreter of its own
@@ -135,9 +136,14 @@ def test_every_preset_and_option_that_the_readme_names_exists():
     assert sorted(re.findall(r"[\w.-]+", named[1].replace("\n", " "))) == list_presets()
     from seed import distill, evaluate, export, report, search
 
-    commands = (search, report, distill, evaluate, export)
-    parsers = [command.make_parser() for command in commands]
-    known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
+    records = (
+        search.SearchCommand,
+        report.ReportCommand,
+        distill.DistillCommand,
+        evaluate.EvaluateCommand,
+        export.ExportCommand,
+    )
+    known = {word for record in records for action in make_parser(record)._actions for word in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", README)) <= known
     for image in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / image).is_file(), image

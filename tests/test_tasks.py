@@ -19,6 +19,7 @@ import tqdm
 import transformers
 
 from seed import evaluate
+from seed.cli import read_command
 from seed.console import Terminal, run_command
 from seed.errors import SeedError
 from seed.models.checkpoint import load_checkpoint, load_tokenizer
@@ -342,10 +343,9 @@ def test_any_checkpoint_is_judged_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = [str(make_checkpoint("gpt2")), "--test-text", str(text_file), "--test-tokens=512", "--device=cpu"]
-    args = evaluate.make_parser().parse_args(
-        [*words, "--tasks=toy_choice", "--task-limit=6", "--task-batch=3", "--include-path", str(toys)]
-    )
-    [choice] = evaluate.evaluate(args, Terminal()).tasks
+    words += ["--tasks=toy_choice", "--task-limit=6", "--task-batch=3", "--include-path", str(toys)]
+    command = read_command(evaluate.EvaluateCommand, words)
+    [choice] = evaluate.evaluate(command, Terminal()).tasks
     assert choice.value == pytest.approx(sum(choose_by_hand(make_checkpoint("gpt2"))[:6]) / 6)
     assert choice.documents == 6
     assert choice.difference is None
@@ -372,9 +372,9 @@ def test_a_lack_of_lm_eval_is_one_clear_error(
     "word", ["--tasks=,", "--task-limit=3", "--task-batch=2", "--include-path=.", "--confirm-unsafe-code"]
 )
 def test_an_option_of_tasks_without_tasks_is_refused(word: str) -> None:
-    args = evaluate.make_parser().parse_args(["nowhere", word])
+    command = read_command(evaluate.EvaluateCommand, ["nowhere", word])
     with pytest.raises(SeedError, match=f"{word.partition('=')[0]}: no task is named"):
-        evaluate.evaluate(args, Terminal())
+        evaluate.evaluate(command, Terminal())
 
 
 def test_a_line_with_numbers_that_are_none_comes_back() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from seed import folder
+from seed import folder, resolve
+from seed.config import Stages, StudyConfig, parse_stages
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import StagedSearch, StageRecord
@@ -27,14 +28,13 @@ from seed.records import DistillResult, Estimate
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
 from seed.stages import planning
-from seed.stages.settings import SearchSettings, Stages, parse_stages
 
 STAGED_SIZE = 2  # models that are distilled in each stage, unless told otherwise
 
-Search = Callable[[SearchSettings, Terminal], StudyRecord]
+Search = Callable[[StudyConfig, Terminal], StudyRecord]
 
 
-def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Search) -> StagedSearch:
+def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Search) -> StagedSearch:
     """Search stage by stage, then at once, and write down what came of it.
 
     Args:
@@ -119,13 +119,13 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
         movements=measure_movements(stages),
         excess=excess,
         verdict=verdict,
-        command=planning.typed_command(settings),
+        command=resolve.typed_command(settings),
     )
     folder.write_record(StudyFolder(root).stages, staged)
     return staged
 
 
-def check_plan(settings: SearchSettings, study: StudyFolder) -> dict[str, str | int | float | None]:
+def check_plan(settings: StudyConfig, study: StudyFolder) -> dict[str, str | int | float | None]:
     """What decides every stage, since a later one goes on from what an earlier one distilled.
 
     Raises:
@@ -154,11 +154,11 @@ def count_droppable(record: StudyRecord) -> int:
     return min(space.num_layers - 1, len(space.droppable_layers) + len(space.gone_layers))
 
 
-def name_root(settings: SearchSettings) -> Path:
+def name_root(settings: StudyConfig) -> Path:
     """The folder of a staged search: the study's name, or the model's and its stages."""
     assert settings.stages is not None
     stages = settings.stages.replace("…", "...").replace("+...", "-on").replace("+", "-").replace(" ", "")
-    name = settings.study or f"{planning.name_default_study(settings.model)}-{stages}"
+    name = settings.study or f"{resolve.name_default_study(settings.model)}-{stages}"
     return settings.studies_dir / folder.name_study(name)
 
 
@@ -169,7 +169,7 @@ def list_counts(asked: Stages) -> Iterator[int]:
         yield asked.counts[-1]
 
 
-def reach_target(stage: StageRecord, settings: SearchSettings) -> str | None:
+def reach_target(stage: StageRecord, settings: StudyConfig) -> str | None:
     """Say which target ends the search here, or None."""
     ratio, latency = stage.result.validation.ppl_ratio, stage.result.latency.ratio
     if settings.max_ppl_ratio is not None and ratio > settings.max_ppl_ratio:

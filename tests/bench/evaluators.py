@@ -20,6 +20,7 @@ import ray
 import torch
 
 from seed import ray_executor
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.evaluator import Evaluator
 from seed.executor import Executor, InProcess
@@ -29,7 +30,6 @@ from seed.ray_executor import Actor, RayExecutor
 from seed.records import Candidate, Evaluation, Latency, Quality, Scored, Size, SweepRow
 from seed.scoring.latency import name_structure
 from seed.stages.protocols import describe_reference
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.bench import shapes, turns
 
@@ -110,7 +110,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     """Time starts, null evaluators, and the demo."""
     rounds = ROUNDS_FULL if full else ROUNDS
     fields = {"evaluators_start_seconds": time_starts(terminal, times=STARTS_FULL if full else STARTS)}
-    ray_executor.join(SearchSettings(workers=max(ACTORS)))
+    ray_executor.join(StudyConfig(workers=max(ACTORS)))
     try:
         fields["evaluators_null"] = time_null(terminal, rounds=rounds)
         fields["evaluators_demo"] = time_demo(terminal, rounds=rounds)
@@ -130,7 +130,7 @@ def time_starts(terminal: Terminal, *, times: int) -> dict[str, Any]:
         for number in range(times):
             for count in ACTORS if number % 2 == 0 else ACTORS[::-1]:
                 with contextlib.ExitStack() as stack:
-                    running = ray_executor.open_ray(SearchSettings(workers=count, device="cpu"))
+                    running = ray_executor.open_ray(StudyConfig(workers=count, device="cpu"))
                     start = functools.partial(start_ray, stack, running)
                     began[str(count)].append(turns.time_call(start))
                     ended.append(turns.time_call(stack.close))

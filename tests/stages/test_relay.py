@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import StagedSearch
@@ -14,7 +15,6 @@ from seed.folder import StudyFolder
 from seed.records import SweepRow
 from seed.scores import ScoreStore
 from seed.stages import relay
-from seed.stages.settings import SearchSettings
 from tests.reporting.factory import make_candidate, make_record
 
 SILENT = Terminal(quiet=True)
@@ -25,9 +25,9 @@ class Searches:
 
     def __init__(self, ratios: list[float]) -> None:
         self.ratios = ratios
-        self.asked: list[SearchSettings] = []
+        self.asked: list[StudyConfig] = []
 
-    def __call__(self, settings: SearchSettings, terminal: Terminal) -> StudyRecord:
+    def __call__(self, settings: StudyConfig, terminal: Terminal) -> StudyRecord:
         self.asked.append(settings)
         assert settings.study is not None
         assert settings.min_dropped == settings.max_dropped
@@ -59,7 +59,7 @@ class Searches:
 
 def search(directory: Path, ratios: list[float], **settings: Any) -> tuple[StagedSearch, Searches]:
     searches = Searches(ratios)
-    wanted = SearchSettings(studies_dir=directory, **settings)
+    wanted = StudyConfig(studies_dir=directory, **settings)
     return relay.search_in_stages(wanted, SILENT, search=searches), searches
 
 
@@ -129,7 +129,7 @@ def test_a_first_stage_beyond_the_limit_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_the_folder_says_what_it_holds(settings: dict[str, Any], name: str) -> None:
-    assert relay.name_root(SearchSettings(**settings)).name == name
+    assert relay.name_root(StudyConfig(**settings)).name == name
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,11 @@ def test_the_folder_says_what_it_holds(settings: dict[str, Any], name: str) -> N
 def test_other_settings_are_refused_before_any_stage_runs(tmp_path: Path, change: dict[str, Any]) -> None:
     search(tmp_path, [1.02, 1.05, 1.06], stages="2+1", study="mine")
     searches = Searches([1.02, 1.05, 1.06])
-    wanted = SearchSettings(**{"studies_dir": tmp_path, "stages": "2+1", "study": "mine"} | change)
+    wanted = StudyConfig(**{"studies_dir": tmp_path, "stages": "2+1", "study": "mine"} | change)
     with pytest.raises(StudyError, match="was begun with other settings"):
         relay.search_in_stages(wanted, SILENT, search=searches)
     assert not searches.asked
-    more = SearchSettings(studies_dir=tmp_path, stages="2+1", study="mine", replicas=3)
+    more = StudyConfig(studies_dir=tmp_path, stages="2+1", study="mine", replicas=3)
     relay.search_in_stages(more, SILENT, search=searches)  # more replicas are only more of the same
 
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.plans import SearchPlan
@@ -19,7 +20,6 @@ from seed.scoring.targets import recall_live
 from seed.stages import recovering, searching
 from seed.stages.latencies import read_latencies
 from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.reporting import factory
 from tests.scoring.opened import drop
@@ -100,7 +100,7 @@ def test_how_candidates_were_chosen_is_said() -> None:
     def say(*, covers_space: bool, num_scored: int, trials: int = 9, sampler: str = "subset") -> str:
         plan: SearchPlan = msgspec.structs.replace(factory.make_record().plan, covers_space=covers_space, trials=trials)
         frontier = msgspec.structs.replace(factory.make_record().frontier, num_scored=num_scored)
-        return name_solver(plan, SearchSettings(sampler=sampler), SPACE, frontier)
+        return name_solver(plan, StudyConfig(sampler=sampler), SPACE, frontier)
 
     assert say(covers_space=True, num_scored=10) == say(covers_space=False, num_scored=10) == "enumerated"
     assert (
