@@ -4,17 +4,16 @@ A mistake is one line, with exit code 2.
 """
 
 import argparse
-import dataclasses
 import inspect
 import math
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 from seed.errors import SeedError
 from seed.plain import is_utf8, spell_controls
@@ -43,12 +42,11 @@ HELP_WIDTH, HELP_START = 110, 30  # columns: an option is one line
 Value = TypeVar("Value")
 
 
-def parse_count(text: str) -> int:
-    """``1000``, ``1_000``, ``1,000``, ``1e3``, ``1k``, ``45M`` or ``1.5B``: a whole number.
+# Readers of text raise ValueError where it is no such thing.
 
-    Raises:
-        ValueError: none of these.
-    """
+
+def parse_count(text: str) -> int:
+    """``1000``, ``1_000``, ``1,000``, ``1e3``, ``1k``, ``45M`` or ``1.5B``: a whole number."""
     value = _read_quantity(text, COUNT_UNITS)
     if value != int(value):
         raise ValueError(text)
@@ -56,29 +54,17 @@ def parse_count(text: str) -> int:
 
 
 def parse_number(text: str) -> float:
-    """``0.5`` or ``1e-4``.
-
-    Raises:
-        ValueError: neither.
-    """
+    """``0.5`` or ``1e-4``."""
     return float(_read_quantity(text, {"": 1}))
 
 
 def parse_bytes(text: str) -> float:
-    """``6GB``, ``1.8 GB``, ``800M`` or a plain number of bytes in powers of ten; ``6 GiB`` in powers of two.
-
-    Raises:
-        ValueError: none of these.
-    """
+    """``6GB``, ``1.8 GB``, ``800M`` or a plain number of bytes in powers of ten; ``6 GiB`` in powers of two."""
     return float(_read_quantity(text, BYTE_UNITS))
 
 
 def parse_seconds(text: str) -> float:
-    """``90``, ``90s``, ``10 min``, ``2h``, ``1 h 30 min`` or ``2 days`` in seconds.
-
-    Raises:
-        ValueError: none of these.
-    """
+    """``90``, ``90s``, ``10 min``, ``2h``, ``1 h 30 min`` or ``2 days`` in seconds."""
     parts = [match[0] for match in NUMBER.finditer(text.strip())]
     if len(parts) < 2:
         return float(_read_quantity(text, SECOND_UNITS))
@@ -89,11 +75,7 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Layers as ``0,1,4-11``.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """Layers as ``0,1,4-11``."""
     layers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", part)
@@ -101,6 +83,13 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise ValueError(text)
         layers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(layers)
+
+
+def parse_path(text: str) -> Path:
+    """A path; of empty text none, which would be the current directory."""
+    if not text.strip():
+        raise ValueError(text)
+    return Path(text)
 
 
 def _read_quantity(text: str, units: Mapping[str, int]) -> Decimal:
@@ -151,9 +140,9 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def choose_from(names: Sequence[str], *, metavar: str = "NAME") -> Kind:
+def choose_from(names: Collection[str]) -> Kind:
     """One of these names."""
-    return Kind(str, lambda value: value in names, f"one of {', '.join(names)}", metavar)
+    return Kind(str, lambda value: value in names, f"one of {', '.join(names)}", "NAME")
 
 
 COUNT = Kind(
@@ -169,10 +158,8 @@ WHOLE = Kind(
 POSITIVE = Kind(
     parse_number, lambda value: is_number(value) and value > 0, "a number above 0, such as 0.5 or 1e-4", "R"
 )
-SHARE = Kind(parse_number, lambda value: is_number(value) and 0 <= value <= 1, "a share, from 0 to 1", "A")
-BYTES = Kind(
-    parse_bytes, lambda value: is_number(value) and value > 0, "a size, such as 6GB, 1.8 GiB, 800MB or bytes", "SIZE"
-)
+SHARE = replace(POSITIVE, allows=lambda value: is_number(value) and 0 <= value <= 1, wanted="a share, from 0 to 1")
+BYTES = Kind(parse_bytes, POSITIVE.allows, "a size, such as 6GB, 1.8 GiB, 800MB or bytes", "SIZE")
 SECONDS = Kind(
     parse_seconds, lambda value: is_number(value) and value >= 0, "a time, such as 90s, 10 min, 2h or seconds", "TIME"
 )
@@ -182,69 +169,67 @@ LAYERS = Kind(
     "layers in rising order, each once, such as 0-3,6,8-21",
     "LAYERS",
 )
-SWITCH = Kind(str, lambda value: isinstance(value, bool), "true or false")
 NAMES = Kind(
     lambda text: tuple(filter(None, map(str.strip, text.split(",")))),
     bool,
     "names, such as arc_easy,hellaswag",
     "NAMES",
 )
-
-
-TEXT = Kind(str, lambda value: isinstance(value, str), "text")
-PATH = Kind(Path, lambda value: isinstance(value, Path), "a path", "DIR")
+SWITCH = Kind(str, lambda value: isinstance(value, bool), "true or false")
+TEXT = Kind(
+    str, lambda value: isinstance(value, str) and bool(value.strip()) and is_utf8(value), "text in UTF-8, not empty"
+)
+PATH = Kind(
+    parse_path, lambda value: isinstance(value, Path) and is_utf8(str(value)), "a path in UTF-8, not empty", "DIR"
+)
+KINDS: dict[Any, Kind] = {int: COUNT, float: POSITIVE, bool: SWITCH, str: TEXT, Path: PATH}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """What a field says of itself."""
 
-    kind: Kind
-    metavar: str | None
-    help: str | None  # None: cannot be typed, only written in a file
+    kind: Kind | None = None  # None: as the field's type says
+    metavar: str | None = None
+    help: str | None = None  # None: cannot be typed, only written in a file
     key: str | None = None  # its name in a file's section, where that is not the field's
     in_file: bool = True
     words: str = "?"  # how many a positional takes; ? where it is none
 
 
-def option(
-    kind: Kind,
-    help: str | None,  # noqa: A002
-    *,
-    default: Any = None,
-    metavar: str | None = None,
-    key: str | None = None,
-    in_file: bool = True,
-) -> Any:
-    """Declare an option that is called like its field; without ``help`` it is not typed, but written in a file."""
-    declared = Option(kind=kind, metavar=metavar or kind.metavar, help=help, key=key, in_file=in_file)
-    return dataclasses.field(default=default, metadata={"option": declared})
+def option(help: str, default: Any = None, **more: Any) -> Any:  # noqa: A002
+    """Declare an option that is called like its field. ``more``: as in ``Option``."""
+    return field(default=default, metadata={"option": Option(help=help, **more)})
 
 
-def argument(kind: Kind, help: str, *, metavar: str, many: bool = False) -> Any:  # noqa: A002
+def typed(help: str, default: Any = None, **more: Any) -> Any:  # noqa: A002
+    """Declare an option that no file has."""
+    return option(help, default, in_file=False, **more)
+
+
+def entry(**more: Any) -> Any:
+    """Declare an option that only files have."""
+    return field(default=None, metadata={"option": Option(**more)})
+
+
+def argument(help: str, *, many: bool = False, **more: Any) -> Any:  # noqa: A002
     """Declare what is typed without a name; ``many``: one or more."""
-    declared = Option(kind=kind, metavar=metavar, help=help, words="+" if many else "1")
-    return dataclasses.field(metadata={"option": declared})
-
-
-def device_option() -> Any:
-    """Where a command computes that goes on with a study."""
-    return option(TEXT, "default: as chosen for the search")
+    return field(metadata={"option": Option(help=help, words="+" if many else "1", **more)})
 
 
 def trust_option() -> Any:
     """The user's word on code, which no study's folder gives."""
-    return option(SWITCH, "run code that the study's model brings along", default=False)
+    return option("run code that the study's model brings along", False)
 
 
 def storage_option() -> Any:
     """The database that shows a study, which no study's folder names."""
-    return option(TEXT, "the database that shows the study, where its search was given one", metavar="URL")
+    return option("the database that shows the study, where its search was given one", metavar="URL")
 
 
 def json_option() -> Any:
     """Whether the result is for a script."""
-    return option(SWITCH, "print the result as one line of JSON, all else on standard error", default=False)
+    return option("print the result as one line of JSON, all else on standard error", False)
 
 
 def list_sections(record: type) -> list[type]:
@@ -252,17 +237,18 @@ def list_sections(record: type) -> list[type]:
     return [*(section for base in record.__bases__ if base is not object for section in list_sections(base)), record]
 
 
-def list_options(section: type) -> Iterator[tuple[str, Option]]:
+def list_options(section: type) -> Iterator[tuple[str, Option, Kind]]:
     """The options that a record declares itself, by field."""
-    declared: Mapping[str, dataclasses.Field[Any]] = vars(section).get("__dataclass_fields__", {})
-    for name in inspect.get_annotations(section):
-        if "option" in declared[name].metadata:
-            yield name, declared[name].metadata["option"]
+    for name, annotation in inspect.get_annotations(section).items():
+        declared = section.__dataclass_fields__[name].metadata.get("option")  # type: ignore[attr-defined]
+        if declared is not None:
+            [first, *_] = get_args(annotation) or [annotation]
+            yield name, declared, declared.kind or KINDS[first]
 
 
-def collect_options(record: type) -> dict[str, Option]:
+def collect_options(record: type) -> dict[str, tuple[Option, Kind]]:
     """All options of a record, by field."""
-    return {name: declared for section in list_sections(record) for name, declared in list_options(section)}
+    return {name: (said, kind) for section in list_sections(record) for name, said, kind in list_options(section)}
 
 
 def spell_flag(name: str) -> str:
@@ -281,41 +267,16 @@ def check_values(record: Any) -> None:
     Raises:
         SeedError: one is not allowed.
     """
-    for name, declared in collect_options(type(record)).items():
-        value = getattr(record, name)
-        if value is None:
-            continue
-        if isinstance(value, str | Path):
-            if not str(value).strip():
-                raise SeedError(f"{spell_flag(name)}: is empty. Give a value, or leave it out.")
-            if not is_utf8(str(value)):
-                raise SeedError(
-                    f"{spell_flag(name)} {value}: is not UTF-8, as all that Seed writes down is. Rename it."
-                )
-        try:
-            object.__setattr__(record, name, declared.kind.read(value))
-        except ValueError as error:
-            raise SeedError(f"{spell_flag(name)} {value}: {error}.") from error
+    for name, (_, kind) in collect_options(type(record)).items():
+        if (value := getattr(record, name)) is not None:
+            try:
+                object.__setattr__(record, name, kind.read(value))
+            except ValueError as error:
+                raise SeedError(f"{spell_flag(name)} {value}: {error}.") from error
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command line that answers a mistake in one line, and takes no value that is empty or no text."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """What was typed, by option."""
-        words = sys.argv[1:] if args is None else list(args)
-        place = "what was typed"
-        for word in words:
-            name, equals, value = word.partition("=")
-            if is_option := word.startswith("--"):
-                place = name
-            else:
-                value = word
-            if not is_utf8(word):
-                self.error(f"{place} {value or word}: is not UTF-8, as all that Seed writes down is. Rename it")
-            if not value.strip() and (equals or not is_option):
-                self.error(f"{place}: is empty. Give a value, or leave it out")
-        return super().parse_args(words, namespace)
+    """A command line that answers a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, and where all options are."""
@@ -331,36 +292,40 @@ def make_parser(record: type, *, epilog: str | None = None) -> CommandParser:
     spec = sys.modules[record.__module__].__spec__  # of __main__ too
     command = f"python -m {spec.name if spec else record.__module__}"
     description, _, more = inspect.cleandoc(record.__doc__ or "").partition("\n\n")
+    arguments = [said.metavar or "" for said, _ in collect_options(record).values() if said.words != "?"]
     parser = CommandParser(
         prog=command,
-        usage=None if record.__bases__ == (object,) else f"{command} [OPTIONS]",
+        usage=" ".join([command, "[OPTIONS]", *arguments]),
         description=description,
         epilog=epilog or more or None,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=HELP_START, width=HELP_WIDTH),
     )
     for section in list_sections(record):
-        options = [(name, declared) for name, declared in list_options(section) if declared.help is not None]
+        options = [(name, said, kind) for name, said, kind in list_options(section) if said.help is not None]
         title = (section.__doc__ or "").rstrip(".")
         group = parser if section is record or not options else parser.add_argument_group(title)
-        for name, declared in options:
-            _add(group, name, declared, default=vars(section)["__dataclass_fields__"][name].default)
+        for name, said, kind in options:
+            _add(group, name, said, kind, default=getattr(section, name, None))
     return parser
 
 
-def _add(group: argparse._ActionsContainer, name: str, declared: Option, *, default: Any) -> None:
-    kind, said = declared.kind, (declared.help or "").replace("%", "%%")
-    if declared.words != "?":
-        many = {"nargs": "+"} if declared.words == "+" else {}
-        group.add_argument(name, type=kind, metavar=declared.metavar, help=said, **many)  # type: ignore[arg-type]
-    elif kind is SWITCH:
-        flag = spell_flag(name)
-        words = (f"--no-{flag[2:]}",) if default else (flag,)
-        group.add_argument(*words, dest=name, action="store_const", const=not default, help=said)
-        other = (flag,) if default else (f"--no-{flag[2:]}",)
-        group.add_argument(*other, dest=name, action="store_const", const=default, help=argparse.SUPPRESS)
-    else:
-        group.add_argument(spell_flag(name), type=kind, metavar=declared.metavar, help=said)
+def _add(group: argparse._ActionsContainer, name: str, said: Option, kind: Kind, *, default: Any) -> None:
+    flag, shown = spell_flag(name), (said.help or "").replace("%", "%%")
+    if kind is SWITCH:
+        for word, value in ((flag, True), (f"--no-{flag[2:]}", False)):
+            group.add_argument(
+                word,
+                dest=name,
+                action="store_const",
+                const=value,
+                help=argparse.SUPPRESS if value == default else shown,
+            )
+        return
+    more: dict[str, Any] = {"nargs": "+"} if said.words == "+" else {}
+    group.add_argument(
+        flag if said.words == "?" else name, type=kind, metavar=said.metavar or kind.metavar, help=shown, **more
+    )
 
 
 def read_command(record: type[Value], words: Sequence[str] | None = None) -> Value:

@@ -17,24 +17,21 @@ import msgspec
 from seed import untrusted
 from seed.cli import (
     BYTES,
-    COUNT,
     LAYERS,
-    PATH,
     POSITIVE,
     SECONDS,
     SHARE,
-    SWITCH,
-    TEXT,
     WHOLE,
     Kind,
     check_values,
     choose_from,
     collect_options,
+    entry,
     is_number,
     list_options,
     option,
-    parse_number,
     spell_flag,
+    typed,
 )
 from seed.errors import SeedError, SpaceError, StudyError
 from seed.optimize.space import SAMPLERS, make_space
@@ -42,40 +39,31 @@ from seed.optimize.urls import check_storage_url
 from seed.stages.recoveries import RECOVERIES, Recovery
 
 FILE_BYTES = 10**6  # the largest preset has fifty lines
+DTYPES = ("float32", "bfloat16", "float16")
 PROXIES = ("closed-form", "short-distillation")
-RATIO_ABOVE = Kind(parse_number, lambda value: is_number(value) and value > 1, "a ratio above 1, such as 1.1", "R")
-RATIO_BELOW = Kind(
-    parse_number, lambda value: is_number(value) and 0 < value < 1, "a ratio from 0 to 1, such as 0.9", "R"
+RATIO_ABOVE = replace(
+    POSITIVE, allows=lambda ratio: is_number(ratio) and ratio > 1, wanted="a ratio above 1, such as 1.1"
 )
-RATES = Kind(
-    tuple,
-    lambda value: not isinstance(value, str) and bool(value) and all(is_number(rate) and rate > 0 for rate in value),
-    "one or more numbers above 0",
+RATIO_BELOW = replace(
+    POSITIVE, allows=lambda ratio: is_number(ratio) and 0 < ratio < 1, wanted="a ratio below 1, such as 0.9"
 )
+RATES = Kind(tuple, lambda rates: all(map(POSITIVE.allows, rates)) and len(rates) > 0, "one or more numbers above 0")
 Value = TypeVar("Value")
-SOURCE = replace(TEXT, metavar="SOURCE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
     """Model."""
 
-    model: str = option(
-        TEXT,
-        "a name listed below, a hub id, or a directory (default: demo)",
-        metavar="MODEL",
-        default="demo",
-        in_file=False,
-    )
-    hub_id: str | None = option(TEXT, None, key="name")
-    revision: str | None = option(TEXT, "revision of a hub model", metavar="COMMIT")  # pinned where known for certain
-    num_layers: int | None = option(COUNT, None)
-    num_params: int | None = option(COUNT, None)  # tied weights count once
-    license: str | None = option(TEXT, None)
-    trust_remote_code: bool = option(SWITCH, "run code that the model brings along", default=False, in_file=False)
+    model: str = typed("a name listed below, a hub id, or a directory (default: demo)", "demo")
+    hub_id: str | None = entry(key="name")
+    revision: str | None = option("revision of a hub model; in files only where known for certain", metavar="COMMIT")
+    num_layers: int | None = entry()
+    num_params: int | None = entry()  # tied weights count once
+    license: str | None = entry()
+    trust_remote_code: bool = typed("run code that the model brings along", False)
     dtype: str | None = option(
-        choose_from(("float32", "bfloat16", "float16"), metavar="TYPE"),
-        "float32 (default on the CPU), bfloat16 (default on GPUs) or float16",
+        "float32 (default on the CPU), bfloat16 (default on GPUs) or float16", kind=choose_from(DTYPES)
     )
 
 
@@ -83,20 +71,14 @@ class ModelSection:
 class SpaceSection:
     """Space: which layers may go."""
 
-    space: Path | None = option(
-        PATH, "options in a TOML file like search_spaces/gpt2.toml", metavar="FILE", in_file=False
-    )
-    min_dropped: int = option(COUNT, "drop at least N layers (default: 1)", default=1)
-    max_dropped: int | None = option(COUNT, "drop at most N layers (default: the model's, or a third)")
-    droppable_layers: tuple[int, ...] | None = option(LAYERS, None)  # None: all
-    max_ppl_ratio: float | None = option(
-        RATIO_ABOVE, "keep candidates up to this PPL ratio (by the proxy), such as 1.1"
-    )
-    max_latency_ratio: float | None = option(RATIO_BELOW, "keep candidates up to this latency ratio, such as 0.9")
-    max_memory: float | None = option(BYTES, "weights and KV cache of the timed workload, such as 1.8GB")
-    start: Path | None = option(
-        PATH, "go on from a model that Seed exported; its original stays the teacher", metavar="DIR", in_file=False
-    )
+    space: Path | None = typed("options in a TOML file like search_spaces/gpt2.toml", metavar="FILE")
+    min_dropped: int = option("drop at least N layers (default: 1)", 1)
+    max_dropped: int | None = option("drop at most N layers (default: the model's, or a third)")
+    droppable_layers: tuple[int, ...] | None = entry(kind=LAYERS)  # None: all
+    max_ppl_ratio: float | None = option("keep candidates up to this PPL ratio (by the proxy)", kind=RATIO_ABOVE)
+    max_latency_ratio: float | None = option("keep candidates up to this latency ratio", kind=RATIO_BELOW)
+    max_memory: float | None = option("weights and KV cache of the timed workload, such as 1.8GB", kind=BYTES)
+    start: Path | None = typed("go on from a model that Seed exported; its original stays the teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,29 +86,29 @@ class DataSection:
     """Data (demo, wikitext2, hub:NAME[:CONFIG], a text or JSONL file, or a directory of them)."""
 
     recovery_text: str | None = option(
-        SOURCE, "trains; validation and test are split off where not given", key="corpus"
+        "trains; validation and test are split off where not given", key="corpus", metavar="SOURCE"
     )
-    validation_text: str | None = option(SOURCE, "decides")
-    test_text: str | None = option(SOURCE, "is read once at the end, for the numbers in the table")
-    window_tokens: int | None = option(COUNT, "length of the perplexity windows")
-    calibration_tokens: int | None = option(COUNT, "recovery tokens that closed form is fitted on")
-    validation_tokens: int | None = option(COUNT, "validation tokens a candidate is scored on")
-    test_tokens: int | None = option(COUNT, "test tokens used (default: the model's, or all)")
+    validation_text: str | None = option("decides", metavar="SOURCE")
+    test_text: str | None = option("is read once at the end, for the numbers in the table", metavar="SOURCE")
+    window_tokens: int | None = option("length of the perplexity windows")
+    calibration_tokens: int | None = option("recovery tokens that closed form is fitted on")
+    validation_tokens: int | None = option("validation tokens a candidate is scored on")
+    test_tokens: int | None = option("test tokens used (default: the model's, or all)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencySection:
     """Latency: the workload that is timed."""
 
-    latency_batch: int = option(COUNT, "sequences decoded at once (default: 1)", default=1, key="batch")
-    prompt_tokens: int | None = option(COUNT, "tokens read before decoding (default: 128)")
-    new_tokens: int | None = option(COUNT, "tokens decoded one by one (default: 64)")
+    latency_batch: int = option("sequences decoded at once (default: 1)", 1, key="batch")
+    prompt_tokens: int | None = option("tokens read before decoding (default: 128)")
+    new_tokens: int | None = option("tokens decoded one by one (default: 64)")
     latency_repeats: int | None = option(
-        COUNT, "timed pairs of dense and cut model (default: until within 1 %, a minute at most)", key="repeats"
+        "timed pairs of models (default: until the ratio is within 1 %)", key="repeats"
     )
-    compiled: bool = option(SWITCH, "time torch.compile with a static cache instead of eager decoding", default=False)
-    latency_command: str | None = option(
-        TEXT, "your own stopwatch: gets a model's directory, prints milliseconds", metavar="CMD", in_file=False
+    compiled: bool = option("time torch.compile with a static cache instead of eager decoding", False)
+    latency_command: str | None = typed(
+        "your own stopwatch: gets a model's directory, prints milliseconds", metavar="CMD"
     )
 
 
@@ -134,65 +116,49 @@ class LatencySection:
 class RecoverySection:
     """Recovery: distillation, short and full."""
 
-    short_steps: int = option(COUNT, "steps of --proxy short-distillation (default: the model's, or 10)", default=10)
-    batch_tokens: int | None = option(COUNT, None)
-    distill: bool = option(SWITCH, "stop at the frontier by the proxy", default=True)
-    distill_tokens: int | None = option(COUNT, "recovery tokens for each frontier model")
-    learning_rates: tuple[float, ...] | None = option(RATES, None)  # tried briefly, the best is used
-    learning_rate: float | None = option(POSITIVE, "do not tune the learning rate, use this one", in_file=False)
-    replicas: int = option(COUNT, "distil each frontier model under N random seeds (default: 1)", default=1)
+    short_steps: int = option("steps of --proxy short-distillation (default: the model's, or 10)", 10)
+    batch_tokens: int | None = entry()
+    distill: bool = option("stop at the frontier by the proxy", True)
+    distill_tokens: int | None = option("recovery tokens for each frontier model")
+    learning_rates: tuple[float, ...] | None = entry(kind=RATES)  # tried briefly, the best is used
+    learning_rate: float | None = typed("do not tune the learning rate, use this one")
+    replicas: int = option("distil each frontier model under N random seeds (default: 1)", 1)
     recovery: str | None = option(
-        choose_from(list(RECOVERIES)), "distillation (default), hidden-states, lora, ... (README)"
+        "distillation (default), hidden-states, lora, ... (README)", kind=choose_from(RECOVERIES)
     )
-    temperature: float | None = option(POSITIVE, "of both models' predictions (default: 1)")
-    ce_share: float | None = option(SHARE, "share of cross-entropy in the objective, 0 to 1 (default: 0)")
-    lora_rank: int | None = option(COUNT, "train low-rank updates only, for models too large to train whole (16)")
-    freeze_prefix: bool = option(SWITCH, "leave the layers before the first dropped one as they are", default=False)
-    width_baseline: bool = option(
-        SWITCH, "also distil models of all layers, cut to the same sizes in width", default=False
-    )
-    eval_command: str | None = option(
-        TEXT, "your own judge: gets a model's directory, prints a number", metavar="CMD", in_file=False
-    )
+    temperature: float | None = option("of both models' predictions (default: 1)")
+    ce_share: float | None = option("share of cross-entropy in the objective, 0 to 1 (default: 0)", kind=SHARE)
+    lora_rank: int | None = option("train low-rank updates only, for models too large to train whole (16)")
+    freeze_prefix: bool = option("leave the layers before the first dropped one as they are", False)
+    width_baseline: bool = option("also distil models of all layers, cut to the same sizes in width", False)
+    eval_command: str | None = typed("your own judge: gets a model's directory, prints a number", metavar="CMD")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSection:
     """Search."""
 
-    trials: int = option(
-        COUNT, "candidates that are scored (default: the model's, or all that a sweep scores)", default=100
-    )
-    sampler: str = option(
-        choose_from(SAMPLERS), f"{', '.join(SAMPLERS)}: when the space is larger than --trials", default="subset"
-    )
-    proxy: str | None = option(
-        choose_from(PROXIES), "closed-form (default where the model allows it), short-distillation"
-    )
-    sweep_budget: float = option(
-        SECONDS, "score the whole space by closed form within so long; 0: never (default: 10m)", default=600.0
-    )
-    screen: bool = option(SWITCH, "distill even candidates that closed form shows to be hopeless", default=True)
-    rng_seed: int = option(WHOLE, "seed of all random numbers (default: 0)", default=0)
-    frontier_size: int | None = option(COUNT, "models that go on to distillation (default: 6)")
-    stages: str | None = option(
-        TEXT, "drop N layers, recover, drop M more, ...; 1+... until a --max-*-ratio", metavar="N+M"
-    )
-    one_shot: bool = option(SWITCH, "with --stages, leave out the search at once for comparison", default=True)
+    trials: int = option("candidates that are scored (default: the model's, or all that a sweep scores)", 100)
+    sampler: str = option(f"{', '.join(SAMPLERS)}: when not all are scored", "subset", kind=choose_from(SAMPLERS))
+    proxy: str | None = option(f"{' (default where it can) or '.join(PROXIES)}", kind=choose_from(PROXIES))
+    sweep_budget: float = option("sweep the space by closed form within so long; 0: never (10m)", 600.0, kind=SECONDS)
+    screen: bool = option("distill even candidates that closed form shows to be hopeless", True)
+    rng_seed: int = option("seed of all random numbers (default: 0)", 0, kind=WHOLE)
+    frontier_size: int | None = option("models that go on to distillation (default: 6)")
+    stages: str | None = option("drop N layers, recover, drop M more, ...; 1+... until a --max-*-ratio", metavar="N+M")
+    one_shot: bool = option("with --stages, leave out the search at once for comparison", True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection:
     """Run: where and by whom."""
 
-    study: str | None = option(TEXT, "name of the study's folder (default: the model's name)", metavar="NAME")
-    studies_dir: Path = option(PATH, "where studies lie (default: ./studies)", metavar="DIR", default=Path("studies"))
-    storage: str | None = option(
-        TEXT, "a database that shows the study, such as postgresql://USER@HOST/DB", metavar="URL"
-    )
-    device: str | None = option(TEXT, "cpu, cuda, cuda:1 (default: cuda where there is one)")
-    workers: int | None = option(COUNT, "evaluators on this machine, run by Ray (default: one for each GPU)")
-    ray: str | None = option(TEXT, "evaluators of a Ray cluster: auto, or HOST:PORT of its head", metavar="ADDRESS")
+    study: str | None = typed("name of the study's folder (default: the model's name)", metavar="NAME")
+    studies_dir: Path = typed("where studies lie (default: ./studies)", Path("studies"))
+    storage: str | None = typed("a database that shows the study, such as postgresql://USER@HOST/DB", metavar="URL")
+    device: str | None = typed("cpu, cuda, cuda:1 (default: cuda where there is one)")
+    workers: int | None = typed("evaluators on this machine, run by Ray (default: one for each GPU)")
+    ray: str | None = typed("evaluators of a Ray cluster: auto, or HOST:PORT of its head", metavar="ADDRESS")
 
 
 SECTIONS: dict[str, type] = {
@@ -251,6 +217,11 @@ class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, Late
         """What was told, by option."""
         return {name: getattr(self, name) for name in DEFAULTS if self.is_given(name)}
 
+    def change(self, **options: Any) -> "StudyConfig":
+        """Return the config as it would be if these had been told, too."""
+        told = frozenset(name for name, value in options.items() if value != DEFAULTS[name])
+        return replace(self, **options, given=self.given - options.keys() | told)
+
     def describe(self) -> dict[str, Any]:
         """Every option as JSON knows it."""
         options = {name: getattr(self, name) for name in DEFAULTS}
@@ -274,7 +245,7 @@ class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, Late
                 "--max-latency-ratio."
             )
         for name in ("min_dropped", "max_dropped", "start", "storage", "max_memory"):
-            if self.is_given(name):
+            if self.is_given(name) or (name == "max_memory" and self.max_memory is not None):
                 raise SeedError(
                     f"{spell_flag(name)}: cannot be had with --stages, which decides that for each stage. Leave one out."
                 )
@@ -304,7 +275,7 @@ DEFAULTS = {name: getattr(StudyConfig, name) for name in OPTIONS}
 
 
 def known(value: Value | None) -> Value:
-    """A value that every config has once its model is opened."""
+    """Return a value that every config has once its model is opened."""
     assert value is not None
     return value
 
@@ -366,13 +337,13 @@ def read_file(path: Path) -> dict[str, Any]:
         if section == "config":
             values["shape"] = table
             continue
-        known = {said.key or name: (name, said) for name, said in list_options(SECTIONS[section]) if said.in_file}
+        known = {said.key or name: (name, kind) for name, said, kind in list_options(SECTIONS[section]) if said.in_file}
         for key, value in table.items():
             if key not in known:
                 raise SpaceError(f"{path}: [{section}] {_explain_unknown(key, list(known))}")
-            name, said = known[key]
+            name, kind = known[key]
             try:
-                values[name] = said.kind.read(tuple(value) if isinstance(value, list) else value)
+                values[name] = kind.read(tuple(value) if isinstance(value, list) else value)
             except ValueError as error:
                 raise SpaceError(f"{path}: {section}.{key} = {value}: {error}.") from error
     if "num_layers" in values and "max_dropped" in values:

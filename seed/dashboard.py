@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from seed import folder
-from seed.cli import COUNT, PATH, SWITCH, argument, option, read_command, storage_option
+from seed.cli import argument, option, read_command, storage_option
 from seed.console import Terminal, run_command
 from seed.errors import ResourceError, StudyError
 from seed.folder import StudyFolder
@@ -60,10 +60,10 @@ class Handler(WSGIRequestHandler):
 class DashboardCommand:
     """Open a study in Optuna Dashboard, also while its search runs."""
 
-    study: Path = argument(PATH, "the study's folder, such as studies/demo", metavar="STUDY")
-    port: int | None = option(COUNT, f"port on {HOST} (default: the first free one from {PORT})")
+    study: Path = argument("the study's folder, such as studies/demo", metavar="STUDY")
+    port: int | None = option(f"port on {HOST} (default: the first free one from {PORT})")
     storage: str | None = storage_option()
-    browser: bool = option(SWITCH, "only print the address", default=True)
+    browser: bool = option("only print the address", True)
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ import importlib.metadata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seed import resolve
-from seed.cli import COUNT, NAMES, PATH, SWITCH, TEXT, argument, json_option, option, read_command, trust_option
+from seed.cli import NAMES, argument, json_option, option, read_command, trust_option
 from seed.config import StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
@@ -278,24 +278,24 @@ def _spell(value: float, spread: float | None, *, sign: str = "") -> str:
 class TaskOptions:
     """Tasks of lm-eval, besides (pip install 'seed-search[tasks]')."""
 
-    tasks: tuple[str, ...] | None = option(NAMES, "such as arc_easy,hellaswag; lm-eval ls tasks lists them")
-    task_limit: int | None = option(COUNT, "the first N documents of each task (default: all)")
-    task_batch: int | None = option(COUNT, "requests at once (default: 8 on the CPU, as many as fit on a GPU)")
-    include_path: Path | None = option(PATH, "task files of your own; functions that they name are run")
-    confirm_unsafe_code: bool = option(SWITCH, "also tasks that run code which the model writes", default=False)
+    tasks: tuple[str, ...] | None = option("such as arc_easy,hellaswag; lm-eval ls tasks lists them", kind=NAMES)
+    task_limit: int | None = option("the first N documents of each task (default: all)")
+    task_batch: int | None = option("requests at once (default: 8 on the CPU, as many as fit on a GPU)")
+    include_path: Path | None = option("task files of your own; functions that they name are run")
+    confirm_unsafe_code: bool = option("also tasks that run code which the model writes", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(TaskOptions):
     """Perplexity and latency of a checkpoint."""
 
-    model: str = argument(TEXT, "studies/NAME/models/KEY, any directory, a hub id, or a preset's name", metavar="MODEL")
+    model: str = argument("studies/NAME/models/KEY, any directory, a hub id, or a preset's name", metavar="MODEL")
     test_text: str | None = option(
-        TEXT, "text to judge on (default: the study's or the preset's, else wikitext2)", metavar="SOURCE"
+        "text to judge on (default: the study's or the preset's, else wikitext2)", metavar="SOURCE"
     )
-    window_tokens: int | None = option(COUNT, "length of the windows (default: the study's, else up to 1,024)")
-    test_tokens: int | None = option(COUNT, "use at most N tokens (default: as the study, or all)")
-    device: str | None = option(TEXT, "cpu, cuda, cuda:1")
+    window_tokens: int | None = option("length of the windows (default: the study's, else up to 1,024)")
+    test_tokens: int | None = option("use at most N tokens (default: as the study, or all)")
+    device: str | None = option("cpu, cuda, cuda:1")
     trust_remote_code: bool = trust_option()
     json: bool = json_option()
 
@@ -305,28 +305,12 @@ def evaluate(args: EvaluateCommand, terminal: Terminal) -> JudgedLine:
     tasks = read_tasks(args)
     check_model(Path(args.model).expanduser())
     study = find_study(Path(args.model)) if args.test_text is None else None
+    same = ("window_tokens", "test_tokens", "device", "trust_remote_code")
+    told: dict[str, Any] = {name: getattr(args, name) for name in same} | {"tasks": tasks, "terminal": terminal}
     if study is not None:
-        found = evaluate_in_study(
-            Path(args.model),
-            study,
-            window_tokens=args.window_tokens,
-            test_tokens=args.test_tokens,
-            device=args.device,
-            trust_remote_code=args.trust_remote_code,
-            tasks=tasks,
-            terminal=terminal,
-        )
+        found = evaluate_in_study(Path(args.model), study, **told)
     else:
-        found = evaluate_alone(
-            args.model,
-            text=args.test_text,
-            window_tokens=args.window_tokens,
-            test_tokens=args.test_tokens,
-            device=args.device,
-            trust_remote_code=args.trust_remote_code,
-            tasks=tasks,
-            terminal=terminal,
-        )
+        found = evaluate_alone(args.model, text=args.test_text, **told)
     is_beside = study is not None
     show_judgement(terminal, found, beside_dense=is_beside)
     if found.tasks:
@@ -343,7 +327,7 @@ def read_tasks(args: EvaluateCommand) -> "TaskSet | None":
         SeedError: they cannot be run as asked.
     """
     if not args.tasks:
-        for name in ("tasks", "task_limit", "task_batch", "include_path", "confirm_unsafe_code"):
+        for name in ("task_limit", "task_batch", "include_path", "confirm_unsafe_code"):
             if getattr(args, name) not in (None, False):
                 raise SeedError(f"--{name.replace('_', '-')}: no task is named. Add --tasks NAMES, or leave it out.")
         return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seed import folder
-from seed.cli import LAYERS, PATH, SWITCH, TEXT, WHOLE, argument, json_option, option, read_command, spell_command
+from seed.cli import LAYERS, WHOLE, argument, json_option, option, read_command, spell_command
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
 from seed.stages import planning
@@ -120,12 +120,12 @@ class ExportCommand:
     Tensors are copied from file to file: the model may be larger than memory.
     """
 
-    source: str = argument(TEXT, "the study's folder; with --keep a model: a directory or hub id", metavar="STUDY")
-    trial: int | None = option(WHOLE, "number of the trial, as in the report")
-    recovery: bool = option(SWITCH, "write the candidate as it was cut, with a recipe for mergekit", default=True)
-    keep: tuple[int, ...] | None = option(LAYERS, "no study: keep these layers of a model, such as 0-3,6,8-21")
-    revision: str | None = option(TEXT, "with --keep, revision of a hub model", metavar="COMMIT")
-    out: Path | None = option(PATH, "where it is written (default: in the study's folder; with --keep needed)")
+    source: str = argument("the study's folder; with --keep a model: a directory or hub id", metavar="STUDY")
+    trial: int | None = option("number of the trial, as in the report", kind=WHOLE)
+    recovery: bool = option("write the candidate as it was cut, with a recipe for mergekit", True)
+    keep: tuple[int, ...] | None = option("no study: keep these layers of a model, such as 0-3,6,8-21", kind=LAYERS)
+    revision: str | None = option("with --keep, revision of a hub model", metavar="COMMIT")
+    out: Path | None = option("where it is written (default: in the study's folder; with --keep needed)")
     json: bool = json_option()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seed import folder, untrusted
-from seed.cli import PATH, SWITCH, argument, json_option, option, read_command, storage_option
+from seed.cli import argument, json_option, option, read_command, storage_option
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
 from seed.evidence import StagedSearch
@@ -102,10 +102,10 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
 class ReportCommand:
     """Write report.html of a study again; of several studies, one page that sets their frontiers side by side."""
 
-    study: tuple[Path, ...] = argument(PATH, "a study's folder, such as studies/demo", metavar="STUDY", many=True)
-    png: bool = option(SWITCH, "write PNG pictures of the page's top and of every figure too", default=False)
-    svg: bool = option(SWITCH, "write SVG pictures of every figure too", default=False)
-    output: Path | None = option(PATH, "where the page of several studies goes", metavar="FILE")
+    study: tuple[Path, ...] = argument("a study's folder, such as studies/demo", metavar="STUDY", many=True)
+    png: bool = option("write PNG pictures of the page's top and of every figure too", False)
+    svg: bool = option("write SVG pictures of every figure too", False)
+    output: Path | None = option("where the page of several studies goes", metavar="FILE")
     storage: str | None = storage_option()
     json: bool = json_option()
 

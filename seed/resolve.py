@@ -200,17 +200,16 @@ def choose_window(name: str, given: int | None, *, longest: int) -> tuple[int, s
     """
     if given is not None:
         return given, "as told"
-    if (known := read_preset(name).get("window_tokens")) is not None:
-        return known, f"as {name}'s search space has it"
+    if (preset := read_preset(name).get("window_tokens")) is not None:
+        return preset, f"as {name}'s search space has it"
     origin = find_origin(name)
     if origin is not None:
-        known = origin.window_tokens
-        if known is not None and 2 <= known <= longest:
-            return known, f"as in the study that it comes from, of {origin.base_model} (seed.json)"
+        if origin.window_tokens is not None and 2 <= origin.window_tokens <= longest:
+            return origin.window_tokens, f"as in the study that it comes from, of {origin.base_model} (seed.json)"
         base = name_base(origin.base_model)
-        known = read_preset(base).get("window_tokens")
-        if known is not None and known <= longest:
-            return known, f"as the search space of its original, {base}, has it"
+        preset = read_preset(base).get("window_tokens")
+        if preset is not None and preset <= longest:
+            return preset, f"as the search space of its original, {base}, has it"
     return min(
         1024, longest
     ), "as many as it reads, 1,024 at most; a PPL on other windows does not compare (--window-tokens)"
@@ -222,8 +221,8 @@ def choose_text(name: str) -> str:
     Raises:
         CorpusError: a local model has neither.
     """
-    if (known := read_preset(name).get("recovery_text")) is not None:
-        return str(known)
+    if (text := read_preset(name).get("recovery_text")) is not None:
+        return str(text)
     origin = find_origin(name)  # may come from anyone, so no file that it names is opened
     if origin is not None and origin.test_text in NAMED_TEXTS:
         return origin.test_text

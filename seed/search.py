@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from seed import resolve
-from seed.cli import SWITCH, json_option, make_parser, option
+from seed.cli import json_option, make_parser, option
 from seed.config import DEFAULTS, StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import SeedError
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 class Output:
     """Output."""
 
-    dry_run: bool = option(
-        SWITCH, "only say what the search would do and take: no weights, nothing written", default=False
-    )
+    dry_run: bool = option("only say what the search would do and take: no weights, nothing written", False)
     json: bool = json_option()
 
 
@@ -51,7 +49,7 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
     """
     if unknown := sorted(settings.keys() - DEFAULTS.keys()):
         raise SeedError(f"find_frontier: unknown setting {', '.join(unknown)}. Known: {', '.join(sorted(DEFAULTS))}.")
-    wanted = StudyConfig(model=model, **settings, given=frozenset(settings))
+    wanted = resolve.fill_from_files(StudyConfig(model=model, **settings, given=frozenset(settings)))
     if wanted.stages:
         raise SeedError("find_frontier: searches at once; seed.search.search_in_stages takes settings with stages.")
     return search(wanted, Terminal(quiet=quiet))
@@ -91,7 +89,7 @@ def main() -> None:
     """Read the command line and search, or say what a search would take."""
     words = read_words()
     is_dry, is_json = words.pop("dry_run", False), words.pop("json", False)
-    settings = StudyConfig(**words, given=frozenset(words))
+    settings = resolve.fill_from_files(StudyConfig(**words, given=frozenset(words)))
     if is_dry and (settings.stages or settings.start):
         raise SeedError("--dry-run: plans one search of an original model. Leave --stages and --start out.")
     if is_dry and is_json:

@@ -446,14 +446,10 @@ BAD_WORDS = {
     "study path": (["--study", "a/b"], ["a/b", "--studies-dir"]),
     "layers": (["--max-dropped", "12"], ["max_dropped = 12", "11 or fewer"]),
     "device": (["--device", "cuda:7"], ["--device cuda:7", "Available: cpu"]),
-    "storage password": (["--storage", "postgresql://me:hunter2@host/db"], ["~/.pgpass"]),
     "missing text": (["--recovery-text", "nowhere.txt"], ["nowhere.txt", "no such file"]),
     "window": (["--window-tokens", "100000"], ["--window-tokens 100000", "512"]),
     "validation limit": (["--validation-tokens", "256"], ["--validation-tokens 256", "1024 or more"]),
-    "test limit": (["--test-tokens=1000"], ["--test-tokens 1000", "1024 or more"]),
     "calibration limit": (["--calibration-tokens=1"], ["--calibration-tokens 1:", "1024 or more"]),
-    "limit of a dry run": (["--dry-run", "--validation-tokens=256"], ["--validation-tokens 256", "1024 or more"]),
-    "low-rank updates": (["--lora-rank", "0"], ["--lora-rank 0: wanted a whole number from 1"]),
     "dry run for a script": (["--dry-run", "--json"], ["--dry-run", "--json"]),
     "space file": (["--space", "nowhere.toml"], ["nowhere.toml"]),
 }
@@ -467,7 +463,6 @@ def test_bad_input_gets_one_clear_error_and_writes_nothing(tmp_path, case):
     assert time.monotonic() - began < 60  # a blocked hub must not hang; generous, since machines are slow
     for text in wanted:
         assert text in error
-    assert "hunter2" not in error
     assert not list(tmp_path.iterdir())
 
 

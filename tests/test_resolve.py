@@ -40,9 +40,9 @@ SAMPLES: dict[str, Any] = {  # of options that take only some values
 TOGETHER = {"stages": {"max_dropped": None}, "one_shot": {"stages": "1+1"}}
 
 
-@pytest.mark.parametrize("name", [name for name, said in OPTIONS.items() if said.help is not None])
+@pytest.mark.parametrize("name", [name for name, (said, _) in OPTIONS.items() if said.help is not None])
 def test_the_typed_command_says_the_same(name: str) -> None:
-    default, kind = DEFAULTS[name], OPTIONS[name].kind
+    default, kind = DEFAULTS[name], OPTIONS[name][1]
     if isinstance(default, bool):
         value: Any = not default
     elif kind in (COUNT, WHOLE):
@@ -187,9 +187,6 @@ def test_layers_are_those_of_the_opened_model(tmp_path: Path) -> None:
         SpaceError, match=r"mine\.toml: droppable_layers names \[11\].* cannot do without\. Leave them out"
     ):
         resolve.find_space(mine, num_layers=12, needed=[0, 11])
-
-
-# ---- texts
 
 
 def test_paths_of_texts_are_made_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -368,9 +368,7 @@ def test_a_lack_of_lm_eval_is_one_clear_error(
     assert "pip install 'seed-search[tasks]'" in said.err
 
 
-@pytest.mark.parametrize(
-    "word", ["--tasks=,", "--task-limit=3", "--task-batch=2", "--include-path=.", "--confirm-unsafe-code"]
-)
+@pytest.mark.parametrize("word", ["--task-limit=3", "--task-batch=2", "--include-path=.", "--confirm-unsafe-code"])
 def test_an_option_of_tasks_without_tasks_is_refused(word: str) -> None:
     command = read_command(evaluate.EvaluateCommand, ["nowhere", word])
     with pytest.raises(SeedError, match=f"{word.partition('=')[0]}: no task is named"):

@@ -1,10 +1,9 @@
 """Options that commands about finished searches share."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from seed.cli import COUNT, POSITIVE, WHOLE, CommandParser, spell_command
+from seed.cli import COUNT, PATH, POSITIVE, TEXT, WHOLE, CommandParser, spell_command
 
 __all__ = [
     "CommandParser",
@@ -23,7 +22,7 @@ positive_int, positive_float, whole_number = COUNT, POSITIVE, WHOLE
 def add_study(parser: argparse.ArgumentParser) -> None:
     """The study that a command works on."""
     parser.add_argument(
-        "path", metavar="STUDY", type=Path, help="the folder of a finished search, such as studies/demo"
+        "path", metavar="STUDY", type=PATH, help="the folder of a finished search, such as studies/demo"
     )
 
 
@@ -32,7 +31,7 @@ def add_trainings(parser: argparse.ArgumentParser, *, distill_tokens: str, rng_s
     parser.add_argument("--distill-tokens", type=COUNT, metavar="N", help=distill_tokens)
     parser.add_argument("--rng-seeds", type=WHOLE, nargs="+", metavar="N", help=rng_seeds)
     parser.add_argument("--learning-rate", type=POSITIVE, metavar="R", help=learning_rate)
-    parser.add_argument("--device", help="default: as chosen for the search")
+    parser.add_argument("--device", type=TEXT, help="default: as chosen for the search")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

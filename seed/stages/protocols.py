@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from seed import demo, folder
@@ -121,47 +122,29 @@ def fix_protocol(
             f"rank. Give {config.hidden_size} or less; {DEFAULT_LORA_RANK} is usual."
         )
     rates = [rate * recovery.rate_factor for rate in sorted(known(settings.learning_rates))]
-    return Protocol(
-        model=settings.model,
-        location=source.location,
-        revision=source.revision,
-        commit=commit,
-        weights_sha256=weights_sha256,
-        trust_remote_code=settings.trust_remote_code,
-        license=settings.license,
-        space=space,
-        recovery_text=request.recovery,
-        validation_text=request.validation,
-        test_text=request.test,
-        window_tokens=request.window_tokens,
-        calibration_tokens=known(settings.calibration_tokens),
-        validation_tokens=request.validation_tokens,
-        test_tokens=request.test_tokens,
-        bos_each_window=request.bos_each_window,
-        streams=streams,
-        rung=rung,
-        short_steps=settings.short_steps,
-        batch_tokens=max(request.window_tokens, known(settings.batch_tokens)),
-        short_learning_rate=rates[len(rates) // 2],
-        mixed_precision=mixed_precision,
-        start=None if start is None else str(start.path),
-        start_sha256=None if start is None else hash_weights(start.path),
-        start_tokens=0 if start is None else start.tokens,
-        recovery=recovery.name,
-        temperature=settings.temperature or 1.0,
-        ce_share=settings.ce_share or 0.0,
-        lora_rank=(settings.lora_rank or DEFAULT_LORA_RANK) if recovery.is_low_rank else None,
-        freeze_prefix=settings.freeze_prefix,
-        latency_batch=settings.latency_batch,
-        prompt_tokens=prompt,
-        new_tokens=new,
-        latency_repeats=settings.latency_repeats,
-        compiled=settings.compiled,
-        latency_command=settings.latency_command,
-        device=device,
-        dtype=str(dtype).removeprefix("torch."),
-        rng_seed=settings.rng_seed,
-    )
+    settled = {
+        "location": source.location,
+        "commit": commit,
+        "weights_sha256": weights_sha256,
+        "space": space,
+        "bos_each_window": request.bos_each_window,
+        "streams": streams,
+        "rung": rung,
+        "batch_tokens": max(request.window_tokens, known(settings.batch_tokens)),
+        "short_learning_rate": rates[len(rates) // 2],
+        "mixed_precision": mixed_precision,
+        "start": None if start is None else str(start.path),
+        "start_sha256": None if start is None else hash_weights(start.path),
+        "start_tokens": 0 if start is None else start.tokens,
+        "recovery": recovery.name,
+        "temperature": settings.temperature or 1.0,
+        "ce_share": settings.ce_share or 0.0,
+        "lora_rank": (settings.lora_rank or DEFAULT_LORA_RANK) if recovery.is_low_rank else None,
+        "device": device,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    told = {name: getattr(settings, name) for name in Protocol.__struct_fields__ if name not in settled}
+    return msgspec.convert(told | settled, Protocol)
 
 
 def check_base(start: Start, source: ModelSource) -> None:

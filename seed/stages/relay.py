@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +44,12 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
     Raises:
         SeedError: anything a user can mend.
     """
+    settings = resolve.fill_from_files(settings)
     assert settings.stages is not None
     asked = parse_stages(settings.stages)
     root = name_root(settings)
     decisive = check_plan(settings, StudyFolder(root))
-    each = replace(
-        settings,
+    each = settings.change(
         stages=None,
         one_shot=True,
         studies_dir=root,
@@ -72,9 +71,9 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
         name = f"stage-{number}"
         start = root / stages[-1].name / "models" / stages[-1].result.key if stages else None
         terminal.say(f"stage {number}: {count} more layer{'s' if count > 1 else ''}, {depth} in all")
-        wanted = replace(each, study=name, start=start, min_dropped=depth, max_dropped=depth)
+        wanted = each.change(study=name, start=start, min_dropped=depth, max_dropped=depth)
         if start is None:  # later ones have had more tokens than a width cut from the original would
-            wanted = replace(wanted, width_baseline=settings.width_baseline)
+            wanted = wanted.change(width_baseline=settings.width_baseline)
         record = search(wanted, terminal)
         if number == 1:  # what later stages go on from is settled now; before, nothing was there to be mixed
             folder.write_bytes(StudyFolder(root).stages_plan, json.dumps(decisive, indent=1).encode() + b"\n")
@@ -95,8 +94,7 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
     if settings.one_shot and len(stages) > 1:
         depth = len(stages[-1].result.candidate.dropped_layers)
         terminal.say(f"at once: {count_things(depth, 'layer')}, for the {stages[-1].tokens:,} tokens of all stages")
-        at_once = replace(
-            each,
+        at_once = each.change(
             study="one-shot",
             min_dropped=depth,
             max_dropped=depth,

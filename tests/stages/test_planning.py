@@ -13,46 +13,21 @@ from seed.errors import StudyError
 from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.records import SearchSpace
 from seed.stages import costs, planning
+from tests.stages import opened
 
 
 def stream(name: str) -> StreamRecord:
     return StreamRecord(source="Python 3.11 standard library", tokens=16384, documents=40, sha256=name * 32)
 
 
-PROTOCOL = Protocol(
+PROTOCOL = msgspec.structs.replace(
+    opened.PROTOCOL,
     model="demo",
     location="demo",
-    revision=None,
-    commit=None,
-    weights_sha256="ab" * 32,
-    trust_remote_code=False,
     license="apache-2.0",
     space=SearchSpace(num_layers=12, droppable_layers=tuple(range(12)), min_dropped=1, max_dropped=3),
-    recovery_text="demo",
-    validation_text=None,
-    test_text=None,
-    window_tokens=256,
-    calibration_tokens=8192,
-    validation_tokens=16384,
     test_tokens=49152,
-    bos_each_window=False,
     streams={"recovery": stream("a1"), "validation": stream("b2"), "test": stream("c3")},
-    rung="closed_form",
-    short_steps=10,
-    batch_tokens=2048,
-    short_learning_rate=3e-4,
-    mixed_precision=False,
-    lora_rank=None,
-    freeze_prefix=False,
-    latency_batch=1,
-    prompt_tokens=64,
-    new_tokens=48,
-    latency_repeats=9,
-    compiled=False,
-    latency_command=None,
-    device="cpu",
-    dtype="float32",
-    rng_seed=0,
 )
 
 
@@ -119,26 +94,12 @@ def test_whether_to_sweep_is_settled_when_the_study_begins(covered: bool) -> Non
     continued = planning.continue_plan(found, wanted, place=Path("studies/demo"))
     assert continued == msgspec.structs.replace(wanted, covers_space=covered)
     assert continued.command == "python -m seed.search --trials 20"
-
-
-@pytest.mark.parametrize("covered", [True, False])
-def test_another_sweep_budget_settles_anew_whether_to_sweep(covered: bool) -> None:
-    found = make_plan(covers_space=covered)
-    wanted = make_plan(covers_space=not covered, sweep_budget=7200.0)
-    assert planning.continue_plan(found, wanted, place=Path("studies/demo")) == wanted
-
-
-def test_a_plan_repeats_the_sweep() -> None:
-    for covered in (True, False):
-        plan = make_plan(covers_space=covered, sweep_budget=90.0)
-        assert (plan.sweep_budget, plan.covers_space) == (90.0, covered)
-
-
-def test_equal_protocols_differ_in_nothing() -> None:
-    assert planning.compare_protocols(PROTOCOL, PROTOCOL) == []
+    another = make_plan(covers_space=not covered, sweep_budget=7200.0)  # settles it anew
+    assert planning.continue_plan(found, another, place=Path("studies/demo")) == another
 
 
 def test_differences_are_said_field_by_field() -> None:
+    assert planning.compare_protocols(PROTOCOL, PROTOCOL) == []
     other = msgspec.structs.replace(
         PROTOCOL,
         rng_seed=3,

@@ -117,11 +117,14 @@ def test_the_rehearsal_and_the_search_agree_given_the_same_speeds(
     monkeypatch.setattr(costs, "time_parts", lambda *_args, **_settings: SPEED)
     said = rehearse(settings)
     device = torch.device("cpu")
-    bench, preset = workbench.open_for_search(
-        settings, None, study=StudyFolder(tmp_path / "dry"), device=device, reference=describe_reference(device)
+    bench, filled = workbench.open_for_search(
+        resolve.resolve_config(settings),
+        study=StudyFolder(tmp_path / "dry"),
+        device=device,
+        reference=describe_reference(device),
     )
     shape = describe_shape(bench)
-    plan = costs.draft_plan(settings, preset, bench.protocol, name="dry", shape=shape, speed=SPEED)
+    plan = costs.draft_plan(filled, bench.protocol, name="dry", shape=shape, speed=SPEED)
     cost = costs.estimate_cost(shape, bench.protocol, plan, SPEED, distill=True)
     for line in costs.describe_plan(bench.protocol, plan, cost):
         assert line in said

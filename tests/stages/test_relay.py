@@ -36,7 +36,10 @@ class Searches:
         result = msgspec.structs.replace(
             record.distilled[0],
             candidate=make_candidate(*dropped),
-            settings={**record.distilled[0].settings, "distill_tokens": settings.distill_tokens or 1000}
+            settings={
+                **record.distilled[0].settings,
+                "distill_tokens": (settings.distill_tokens or 0) if settings.is_given("distill_tokens") else 1000,
+            }
             | ({"earlier_tokens": 1000 * (len(self.asked) - 1)} if settings.start else {}),
             validation=msgspec.structs.replace(
                 record.distilled[0].validation, ppl_ratio=self.ratios[len(self.asked) - 1]
@@ -156,3 +159,12 @@ def test_a_folder_of_a_search_at_once_is_not_taken(tmp_path: Path) -> None:
 def test_widths_stand_where_they_get_as_many_tokens(tmp_path: Path) -> None:
     _, searches = search(tmp_path, [1.02, 1.05, 1.06], stages="2+1", width_baseline=True)
     assert [settings.width_baseline for settings in searches.asked] == [True, False, True]
+
+
+def test_a_file_of_options_speaks_of_the_whole_and_not_of_each_stage(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[search]\nstages = "2+1"\none_shot = false\nfrontier_size = 3\n[space]\nmax_ppl_ratio = 1.04\n')
+    staged, searches = search(tmp_path, [1.02, 1.05], space=file, model="gpt2")
+    assert staged.stopped_because == "a further stage ends at a validation PPL ratio of 1.050, above 1.04"
+    assert [(one.frontier_size, one.max_ppl_ratio, one.stages) for one in searches.asked] == [(3, None, None)] * 2
+    assert [one.is_given("max_dropped") for one in searches.asked] == [True, True]
