@@ -72,7 +72,7 @@ class SpaceSection:
     """Space: which layers may go."""
 
     space: Path | None = typed("options in a TOML file like search_spaces/gpt2.toml", metavar="FILE")
-    min_dropped: int = option("drop at least N layers (default: 1)", 1)
+    min_dropped: int | None = option("drop at least N layers (default: 1)")
     max_dropped: int | None = option("drop at most N layers (default: the model's, or a third)")
     droppable_layers: tuple[int, ...] | None = entry(kind=LAYERS)  # None: all
     max_ppl_ratio: float | None = option("keep candidates up to this PPL ratio (by the proxy)", kind=RATIO_ABOVE)
@@ -116,7 +116,7 @@ class LatencySection:
 class RecoverySection:
     """Recovery: distillation, short and full."""
 
-    short_steps: int = option("steps of --proxy short-distillation (default: the model's, or 10)", 10)
+    short_steps: int | None = option("steps of --proxy short-distillation (default: the model's, or 10)")
     batch_tokens: int | None = entry()
     distill: bool = option("stop at the frontier by the proxy", True)
     distill_tokens: int | None = option("recovery tokens for each frontier model")
@@ -138,7 +138,7 @@ class RecoverySection:
 class SearchSection:
     """Search."""
 
-    trials: int = option("candidates that are scored (default: the model's, or all that a sweep scores)", 100)
+    trials: int | None = option("candidates that are scored (default: the model's, or all that a sweep scores)")
     sampler: str = option(f"{', '.join(SAMPLERS)}: when not all are scored", "subset", kind=choose_from(SAMPLERS))
     proxy: str | None = option(f"{' (default where it can) or '.join(PROXIES)}", kind=choose_from(PROXIES))
     sweep_budget: float = option("sweep the space by closed form within so long; 0: never (10m)", 600.0, kind=SECONDS)
@@ -233,7 +233,8 @@ class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, Late
         return RECOVERIES[self.recovery or ("distillation" if self.lora_rank is None else "lora")]
 
     def _check_stages(self) -> None:
-        if self.is_given("min_dropped") and self.is_given("max_dropped") and self.min_dropped > (self.max_dropped or 0):
+        are_given = self.is_given("min_dropped") and self.is_given("max_dropped")
+        if are_given and (self.min_dropped or 0) > (self.max_dropped or 0):
             raise SeedError(f"--min-dropped {self.min_dropped}: more than --max-dropped {self.max_dropped}.")
         if self.stages is None:
             if not self.one_shot:

@@ -80,9 +80,11 @@ def fill_by_size(settings: StudyConfig, *, num_layers: int, num_params: int, max
         "validation_tokens": 65_536,
         "prompt_tokens": min(128, max_positions // 2),
         "new_tokens": min(64, max_positions // 2),
+        "short_steps": 10,
         "batch_tokens": 8192,
         "distill_tokens": max(200_000, min(40_000_000, num_params // 10)),
         "learning_rates": (rate / 3, rate, rate * 3),
+        "trials": 100,
     }
     if settings.num_layers is None:  # no file knows the model, and all of a test text may be much
         chosen["test_tokens"] = 262_144
@@ -151,7 +153,7 @@ def find_space(settings: StudyConfig, *, num_layers: int, needed: Sequence[int] 
         )
     if droppable is None and needed:
         droppable = tuple(layer for layer in range(num_layers) if layer not in needed)
-    least, most = settings.min_dropped, known(settings.max_dropped)
+    least, most = settings.min_dropped or 1, known(settings.max_dropped)
     if settings.is_given("min_dropped") and not settings.is_given("max_dropped"):
         most = max(least, most)
     is_told = settings.is_given("max_dropped")
@@ -187,7 +189,7 @@ def go_on_from(space: SearchSpace, start: Start, settings: StudyConfig) -> Searc
     return narrow_space(
         space,
         gone_layers=start.candidate.dropped_layers,
-        min_dropped=settings.min_dropped if settings.is_given("min_dropped") else least,
+        min_dropped=known(settings.min_dropped) if settings.is_given("min_dropped") else least,
         max_dropped=most,
         place=f"--start {start.path}",
     )

@@ -394,7 +394,7 @@ def test_a_dry_run_says_what_a_search_takes_and_writes_nothing(tmp_path, name):
         "estimated on cpu",
     ]:
         assert text in said
-    assert said.splitlines()[-1] == "run it: python -m seed.search" + f" --model {name}" * (name != "demo")
+    assert said.splitlines()[-1] == f"run it: python -m seed.search --model {name}"
     assert not list(tmp_path.iterdir())
 
 

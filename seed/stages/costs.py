@@ -200,7 +200,7 @@ def draft_plan(settings: StudyConfig, protocol: Protocol, *, name: str, shape: S
         settings,
         protocol,
         name=name,
-        trials=min(settings.trials, protocol.space.size),
+        trials=min(known(settings.trials), protocol.space.size),
         distill_tokens=known(settings.distill_tokens),
         covers_space=estimate_sweep(shape, protocol.space, speed) <= settings.sweep_budget,
     )
@@ -210,7 +210,7 @@ def draft_plan(settings: StudyConfig, protocol: Protocol, *, name: str, shape: S
 def settle_trials(plan: SearchPlan, settings: StudyConfig, protocol: Protocol) -> SearchPlan:
     """The plan with as many candidates as are scored, where it says whether a sweep fits its budget, and swept if that is of use."""
     size = protocol.space.size
-    trials = min(settings.trials, size)
+    trials = min(known(settings.trials), size)
     if protocol.rung != "closed_form":
         is_swept = plan.covers_space and (settings.sampler == "subset" or trials == size)
     elif not settings.is_given("trials"):
