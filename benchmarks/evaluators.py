@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import shapes, turns
 from seed import ray_cluster
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.evaluator import Evaluator
 from seed.executor import Executor, InProcess
@@ -31,7 +32,6 @@ from seed.ray_executor import RayExecutor
 from seed.records import Candidate, Evaluation, Latency, Quality, Scored, Size, SweepRow
 from seed.scoring.latency import name_structure
 from seed.stages.protocols import describe_reference
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
 ACTORS = (1, 2, 4)
@@ -111,7 +111,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     """Time starts, null evaluators, and the demo."""
     rounds = ROUNDS_FULL if full else ROUNDS
     fields = {"evaluators_start_seconds": time_starts(terminal, times=STARTS_FULL if full else STARTS)}
-    ray_cluster.join(SearchSettings(workers=max(ACTORS)))
+    ray_cluster.join(StudyConfig(workers=max(ACTORS)))
     try:
         fields["evaluators_null"] = time_null(terminal, rounds=rounds)
         fields["evaluators_demo"] = time_demo(terminal, rounds=rounds)
@@ -131,7 +131,7 @@ def time_starts(terminal: Terminal, *, times: int) -> dict[str, Any]:
         for number in range(times):
             for count in ACTORS if number % 2 == 0 else ACTORS[::-1]:
                 with contextlib.ExitStack() as stack:
-                    running = ray_cluster.open_ray(SearchSettings(workers=count, device="cpu"))
+                    running = ray_cluster.open_ray(StudyConfig(workers=count, device="cpu"))
                     start = functools.partial(start_ray, stack, running)
                     began[str(count)].append(turns.time_call(start))
                     ended.append(turns.time_call(stack.close))

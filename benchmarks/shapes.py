@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from seed import resolve
+from seed.config import StudyConfig
 from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
 from seed.optimize.space import enumerate_candidates
@@ -19,7 +21,6 @@ from seed.scoring.corpus import TokenStream
 from seed.scoring.instruments import Instruments
 from seed.stages import planning, workbench
 from seed.stages.protocols import describe_reference
-from seed.stages.settings import SearchSettings
 
 WIDTH, MLP_WIDTH, HEADS = 128, 352, 4  # the demo's
 WINDOW_TOKENS = 256
@@ -61,10 +62,9 @@ def make_stream(num_windows: int, *, vocabulary: int = DEMO_VOCABULARY) -> Token
 def open_bench(directory: Path, **settings: int) -> workbench.Workbench:
     """The embedded model as a search with these settings opens it, on the CPU."""
     planning.quiet_libraries()
-    wanted, device = SearchSettings(**settings), torch.device("cpu")
+    wanted, device = StudyConfig(**settings), torch.device("cpu")
     bench, _ = workbench.open_for_search(
-        wanted,
-        planning.find_preset(wanted),
+        resolve.resolve_config(wanted),
         study=StudyFolder(directory),
         device=device,
         reference=describe_reference(device),

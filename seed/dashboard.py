@@ -4,22 +4,22 @@ Needs neither model nor text, and may run while a search does: the study is look
 Only this machine can reach it.
 """
 
-import argparse
 import errno
 import os
 import sys
 import webbrowser
+from dataclasses import dataclass
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from seed import folder
+from seed.cli import argument, option, read_command, storage_option
 from seed.console import Terminal, run_command
 from seed.errors import ResourceError, StudyError
 from seed.folder import StudyFolder
 from seed.plans import SearchPlan
-from seed.stages import options
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -56,26 +56,19 @@ class Handler(WSGIRequestHandler):
         return
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line of ``python -m seed.dashboard``."""
-    parser = options.CommandParser(
-        prog="python -m seed.dashboard", description="Open a study in Optuna Dashboard, also while its search runs."
-    )
-    parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
-    parser.add_argument(
-        "--port",
-        type=options.positive_int,
-        metavar="N",
-        help=f"port on {HOST} (default: the first free one from {PORT})",
-    )
-    options.add_storage(parser)
-    parser.add_argument("--no-browser", action="store_true", help="only print the address")
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class DashboardCommand:
+    """Open a study in Optuna Dashboard, also while its search runs."""
+
+    study: Path = argument("the study's folder, such as studies/demo", metavar="STUDY")
+    port: int | None = option(f"port on {HOST} (default: the first free one from {PORT})")
+    storage: str | None = storage_option()
+    browser: bool = option("only print the address", True)
 
 
 def main() -> None:
     """Read the command line and serve the dashboard until Ctrl-C."""
-    args = make_parser().parse_args()
+    args = read_command(DashboardCommand)
     terminal = Terminal()
     try:
         study = find_study(args.study)
@@ -85,7 +78,7 @@ def main() -> None:
             terminal.say(f"{study.root}: {address}")
             terminal.say("Ctrl-C ends it; a search that runs is not touched.")
             sys.stdout.flush()
-            if not args.no_browser and has_display():
+            if args.browser and has_display():
                 webbrowser.open(address)
             server.serve_forever()
     except KeyboardInterrupt:

@@ -12,7 +12,6 @@ All of them open the study, so every host must see its folder, model and text. T
 would do; the others only train.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -23,13 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed import folder
+from seed.cli import WHOLE, argument, json_option, option, read_command, storage_option, trust_option
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ResourceError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.plans import Protocol, SearchPlan
 from seed.records import DenseResult, DistillResult, TrialRecord
-from seed.stages import options, planning
+from seed.stages import planning
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import DistillLine, SearchLine
@@ -252,45 +252,31 @@ def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None,
     return [find_trial(record, trial, place=study.root)]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = options.CommandParser(
-        prog="python -m seed.distill",
-        description="Distill and export one more candidate of a study, or all of its frontier that are not distilled yet.",
-        epilog="Over several GPUs or hosts: torchrun --nproc-per-node 4 -m seed.distill ..., or accelerate launch --multi_gpu "
-        "--num_processes 4 -m seed.distill ... (models are sharded over them; same results within rounding).",
-    )
-    parser.add_argument("study", type=Path, help="the study's folder, such as studies/demo")
-    parser.add_argument(
-        "--trial",
-        type=options.whole_number,
-        metavar="N",
-        help="number of the trial, as in the report (default: every member of the frontier that is not distilled yet)",
-    )
-    parser.add_argument(
-        "--distill-tokens", type=options.positive_int, metavar="N", help="recovery tokens (default: the study's)"
-    )
-    parser.add_argument(
-        "--learning-rate", type=options.positive_float, metavar="R", help="peak rate (default: the study's)"
-    )
-    parser.add_argument(
-        "--replicas", type=options.positive_int, metavar="N", help="under N random seeds (default: the study's)"
-    )
-    parser.add_argument(
-        "--eval-command", metavar="CMD", help="your own judge: gets the model's directory, prints a number"
-    )
-    parser.add_argument("--device", help="default: as chosen for the search")
-    options.add_storage(parser)
-    options.add_trust(parser)
-    options.add_json(parser)
-    return parser
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillCommand:
+    """Distill and export one more candidate of a study, or all of its frontier that are not distilled yet.
+
+    Over several GPUs or hosts: torchrun --nproc-per-node 4 -m seed.distill ..., or accelerate launch --multi_gpu
+    --num_processes 4 -m seed.distill ... (models are sharded over them; same results within rounding).
+    """
+
+    study: Path = argument("the study's folder, such as studies/demo", metavar="STUDY")
+    trial: int | None = option("number of a trial (default: all of the frontier that is not distilled yet)", kind=WHOLE)
+    distill_tokens: int | None = option("recovery tokens (default: the study's)")
+    learning_rate: float | None = option("peak rate (default: the study's)")
+    replicas: int | None = option("under N random seeds (default: the study's)")
+    eval_command: str | None = option("your own judge: gets the model's directory, prints a number", metavar="CMD")
+    device: str | None = option("default: as chosen for the search")
+    storage: str | None = storage_option()
+    trust_remote_code: bool = trust_option()
+    json: bool = json_option()
 
 
 def main() -> None:
     """Read the command line and distill."""
     is_first = os.environ.get("RANK", "0") == "0"
     with contextlib.nullcontext() if is_first else silence():  # all read the same words, and one complains
-        words = vars(make_parser().parse_args())
+        words = dataclasses.asdict(read_command(DistillCommand))
     path, is_json = words.pop("study"), words.pop("json")
     if not is_launched():
         distill(path, words, is_json=is_json)

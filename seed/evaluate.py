@@ -5,25 +5,26 @@ directory, a hub id, a preset's name) is judged alone, on the text you name, or 
 With ``--tasks`` both are also judged by tasks of lm-eval.
 """
 
-import argparse
 import contextlib
 import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seed import resolve
+from seed.cli import NAMES, argument, json_option, option, read_command, trust_option
+from seed.config import StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
 from seed.folder import StudyFolder, read_record
 from seed.models.integrity import find_damage, refuse_damaged
-from seed.optimize.space import list_presets, load_preset, presets_directory
 from seed.records import DistillResult, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import count_things, format_bytes, format_latency_ratio
-from seed.stages import options, planning
-from seed.stages.defaults import choose_text, choose_window
+from seed.resolve import choose_text, choose_window
+from seed.stages import planning
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,32 @@ if TYPE_CHECKING:
     from seed.scoring.tasks import TaskSet
 
 EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Tasks of lm-eval, besides (pip install 'seed-search[tasks]')."""
+
+    tasks: tuple[str, ...] | None = option("such as arc_easy,hellaswag; lm-eval ls tasks lists them", kind=NAMES)
+    task_limit: int | None = option("the first N documents of each task (default: all)")
+    task_batch: int | None = option("requests at once (default: 8 on the CPU, as many as fit on a GPU)")
+    include_path: Path | None = option("task files of your own; functions that they name are run")
+    confirm_unsafe_code: bool = option("also tasks that run code which the model writes", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(TaskOptions):
+    """Perplexity and latency of a checkpoint."""
+
+    model: str = argument("studies/NAME/models/KEY, any directory, a hub id, or a preset's name", metavar="MODEL")
+    test_text: str | None = option(
+        "text to judge on (default: the study's or the preset's, else wikitext2)", metavar="SOURCE"
+    )
+    window_tokens: int | None = option("length of the windows (default: the study's, else up to 1,024)")
+    test_tokens: int | None = option("use at most N tokens (default: as the study, or all)")
+    device: str | None = option("cpu, cuda, cuda:1")
+    trust_remote_code: bool = trust_option()
+    json: bool = json_option()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +91,7 @@ class Judgement:
     tasks: tuple[TaskScore, ...]
 
 
-def open_in_study(path: Path, study: StudyFolder, args: argparse.Namespace) -> Subject:
+def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand) -> Subject:
     """Open an exported model of a study with the study's test text, beside the dense model.
 
     Raises:
@@ -91,35 +118,32 @@ def open_in_study(path: Path, study: StudyFolder, args: argparse.Namespace) -> S
     )
 
 
-def open_alone(args: argparse.Namespace, terminal: Terminal) -> Subject:
+def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
     """Open any model with a text of its own, the whole of a file or the test split of a corpus.
 
     Raises:
         SeedError: model or text cannot be opened.
     """
     name = args.model
-    preset = load_preset(presets_directory() / f"{name}.toml") if name in list_presets() else None
+    settings = resolve.fill_from_files(StudyConfig(model=name, trust_remote_code=args.trust_remote_code))
     planning.quiet_libraries()
     from seed.models.anatomy import text_config
     from seed.models.checks import refuse_ids
-    from seed.models.teacher import ModelSource, check_source, choose_device, open_teacher
+    from seed.models.teacher import check_source, choose_device, open_teacher
     from seed.scoring.corpus import open_test_stream
     from seed.scoring.latency import Workload
     from seed.stages import protocols
 
-    text = args.test_text or choose_text(name, preset=preset)
-    location = protocols.locate_model(name, preset=preset)
-    source = ModelSource(
-        location=str(protocols.resolve_location(location)) if location == "demo" else location,
-        revision=preset.model.revision if preset else None,
-        trust_remote_code=args.trust_remote_code,
-    )
+    text = args.test_text or choose_text(name)
+    source = protocols.find_source(settings)
+    if source.location == "demo":
+        source = replace(source, location=str(protocols.resolve_location(source.location)))
     check_source(source, presets=list_presets())
     device = choose_device(args.device)
     teacher = open_teacher(source, device=device, dtype_name=None, will_cut=False)
     config = text_config(teacher.model)
     longest = getattr(config, "max_position_embeddings", None) or 1024
-    window, why = choose_window(name, args.window_tokens, preset=preset, longest=longest)
+    window, why = choose_window(name, args.window_tokens, longest=longest)
     for note in teacher.notes:
         terminal.say(f"model:      {note}")
     terminal.say(f"windows:    {window} tokens, {why}")
@@ -285,58 +309,7 @@ def _spell(value: float, spread: float | None, *, sign: str = "") -> str:
     return f"{value:{sign}.4f}" + ("" if spread is None else f" ± {spread:.4f}")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = options.CommandParser(
-        prog="python -m seed.evaluate", description="Perplexity and latency of a checkpoint."
-    )
-    parser.add_argument("model", help="studies/NAME/models/KEY, any directory, a hub id, or a preset's name")
-    parser.add_argument(
-        "--test-text",
-        metavar="SOURCE",
-        help="text to judge on (default: the study's or the preset's; wikitext2 for another model of the hub)",
-    )
-    parser.add_argument(
-        "--window-tokens",
-        type=options.positive_int,
-        metavar="N",
-        help="length of the windows (default: the study's or the preset's, else as many as the model reads, 1,024 at most)",
-    )
-    parser.add_argument(
-        "--test-tokens",
-        type=options.positive_int,
-        metavar="N",
-        help="use at most N tokens (default: as the study, or all)",
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1")
-    tasks = parser.add_argument_group("tasks of lm-eval, besides (pip install 'seed-search[tasks]')")
-    tasks.add_argument(
-        "--tasks",
-        type=lambda text: tuple(filter(None, (name.strip() for name in text.split(",")))),
-        metavar="NAMES",
-        help="such as arc_easy,hellaswag; lm-eval ls tasks lists them",
-    )
-    tasks.add_argument(
-        "--task-limit", type=options.positive_int, metavar="N", help="the first N documents of each task (default: all)"
-    )
-    tasks.add_argument(
-        "--task-batch",
-        type=options.positive_int,
-        metavar="N",
-        help="requests at once (default: 8 on the CPU, as many as fit on a GPU)",
-    )
-    tasks.add_argument(
-        "--include-path", type=Path, metavar="DIR", help="task files of your own; functions that they name are run"
-    )
-    tasks.add_argument(
-        "--confirm-unsafe-code", action="store_true", help="also tasks that run code which the model writes"
-    )
-    options.add_trust(parser)
-    options.add_json(parser)
-    return parser
-
-
-def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
+def evaluate(args: EvaluateCommand, terminal: Terminal) -> JudgedLine:
     """Judge as told on the command line, say what was found, and return it as ``--json`` prints it."""
     tasks = read_tasks(args)
     check_model(Path(args.model).expanduser())
@@ -352,14 +325,14 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> JudgedLine:
     )
 
 
-def read_tasks(args: argparse.Namespace) -> "TaskSet | None":
+def read_tasks(args: EvaluateCommand) -> "TaskSet | None":
     """Open the tasks that the command line names, with their data, before anything that takes long.
 
     Raises:
         SeedError: they cannot be run as asked.
     """
     if not args.tasks:
-        for name in ("tasks", "task_limit", "task_batch", "include_path", "confirm_unsafe_code"):
+        for name in ("task_limit", "task_batch", "include_path", "confirm_unsafe_code"):
             if getattr(args, name) not in (None, False):
                 raise SeedError(f"--{name.replace('_', '-')}: no task is named. Add --tasks NAMES, or leave it out.")
         return None
@@ -377,7 +350,7 @@ def read_tasks(args: argparse.Namespace) -> "TaskSet | None":
 
 def main() -> None:
     """Read the command line and judge."""
-    args = make_parser().parse_args()
+    args = read_command(EvaluateCommand)
     if args.json:
         answer_in_json(functools.partial(evaluate, args))
     else:

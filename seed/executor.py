@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from seed.config import StudyConfig
 from seed.errors import ResourceError
 from seed.evaluator import Evaluator
 from seed.models.teacher import choose_device
@@ -21,7 +22,6 @@ from seed.stages.finals import Budget, Made, Spread, Tell
 from seed.stages.protocols import Reference, describe_reference
 from seed.stages.schooling import Member
 from seed.stages.searching import Scorers
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
 Rows = Sequence[SweepRow]
@@ -117,7 +117,7 @@ def cut_stretches(candidates: Sequence[Candidate], *, num_evaluators: int) -> li
 
 @contextlib.contextmanager
 def open_executor(
-    settings: SearchSettings, *, say: Callable[[str], None], device: str | None = None
+    settings: StudyConfig, *, say: Callable[[str], None], device: str | None = None
 ) -> Iterator[Executor]:
     """Yield what runs evaluators, as the settings say: Ray with ``--workers`` or ``--ray``, or where there are several GPUs.
 

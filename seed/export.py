@@ -8,22 +8,39 @@ without, it is said where the distilled model lies, and --out copies it. With --
 No weight is ever loaded: tensors are copied from file to file, so that a model may be larger than memory.
 """
 
-import argparse
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seed import folder
+from seed.cli import LAYERS, WHOLE, argument, json_option, option, read_command, spell_command
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
-from seed.stages import options, planning
+from seed.stages import planning
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import ExportLine
     from seed.stages.exporting import Order
 
 
-def export(args: argparse.Namespace, terminal: Terminal) -> "ExportLine":
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Write a candidate of a study, or layers of any model, as an ordinary checkpoint.
+
+    Tensors are copied from file to file: the model may be larger than memory.
+    """
+
+    source: str = argument("the study's folder; with --keep a model: a directory or hub id", metavar="STUDY")
+    trial: int | None = option("number of the trial, as in the report", kind=WHOLE)
+    recovery: bool = option("write the candidate as it was cut, with a recipe for mergekit", True)
+    keep: tuple[int, ...] | None = option("no study: keep these layers of a model, such as 0-3,6,8-21", kind=LAYERS)
+    revision: str | None = option("with --keep, revision of a hub model", metavar="COMMIT")
+    out: Path | None = option("where it is written (default: in the study's folder; with --keep needed)")
+    json: bool = json_option()
+
+
+def export(args: ExportCommand, terminal: Terminal) -> "ExportLine":
     """Export as told on the command line, and return what ``--json`` prints.
 
     Raises:
@@ -35,18 +52,19 @@ def export(args: argparse.Namespace, terminal: Terminal) -> "ExportLine":
 
         terminal.say(f"cutting {args.source}")
         order = exporting.order_layers(args.source, args.keep, revision=args.revision)
+        assert args.out is not None  # see check_words
         line = write_order(order, args.out, terminal=terminal)
         say_line(terminal, line)
         return line
     line = export_trial(Path(args.source), args, terminal)
     say_line(terminal, line)
     if not args.recovery:
-        words = options.spell_command("seed.distill", {"trial": args.trial}, args.source)
+        words = spell_command("seed.distill", {"trial": args.trial}, args.source)
         terminal.say(f"to recover it: {words}", wrap=False)
     return line
 
 
-def export_trial(path: Path, args: argparse.Namespace, terminal: Terminal) -> "ExportLine":
+def export_trial(path: Path, args: ExportCommand, terminal: Terminal) -> "ExportLine":
     """Write the candidate of a trial without recovery, or find its distilled model, and copy it where it is to go."""
     study, plan, protocol = planning.read_planned(path)
     planning.quiet_libraries()
@@ -55,6 +73,7 @@ def export_trial(path: Path, args: argparse.Namespace, terminal: Terminal) -> "E
 
     with folder.lock(study):
         record = gather_record(study)
+        assert args.trial is not None  # see check_words
         chosen = find_trial(record, args.trial, place=study.root)
         if args.recovery:
             line = exporting.find_recovered(study, protocol, chosen, record.distilled)
@@ -96,43 +115,7 @@ def say_line(terminal: Terminal, line: "ExportLine") -> None:
         terminal.say(f"recipe: {line.recipe}", wrap=False)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = options.CommandParser(
-        prog="python -m seed.export",
-        description="Write a candidate of a study, or layers of any model, as an ordinary checkpoint.",
-        epilog="Tensors are copied from file to file: the model may be larger than memory.",
-    )
-    parser.add_argument(
-        "source",
-        metavar="STUDY",
-        help="the study's folder, such as studies/demo; with --keep a model: a directory or hub id",
-    )
-    parser.add_argument("--trial", type=options.whole_number, metavar="N", help="number of the trial, as in the report")
-    parser.add_argument(
-        "--no-recovery",
-        dest="recovery",
-        action="store_false",
-        help="write the candidate as it was cut, undistilled, with a recipe for mergekit",
-    )
-    parser.add_argument(
-        "--keep",
-        type=options.parse_layers,
-        metavar="LAYERS",
-        help="no study: keep these layers of a model, such as 0-3,6,8-21",
-    )
-    parser.add_argument("--revision", metavar="COMMIT", help="with --keep, revision of a hub model")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where it is written (default: in the study's folder; with --keep needed)",
-    )
-    options.add_json(parser)
-    return parser
-
-
-def check_words(args: argparse.Namespace) -> None:
+def check_words(args: ExportCommand) -> None:
     """Check that what was typed goes together.
 
     Raises:
@@ -160,7 +143,7 @@ def check_words(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line and export."""
-    args = make_parser().parse_args()
+    args = read_command(ExportCommand)
     check_words(args)
     if args.json:
         answer_in_json(functools.partial(export, args))

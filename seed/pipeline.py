@@ -13,7 +13,8 @@ import msgspec
 import torch
 from optuna import Study
 
-from seed import folder
+from seed import folder, resolve
+from seed.config import StudyConfig, known
 from seed.console import Terminal, format_seconds
 from seed.errors import ModelError, StudyError
 from seed.evaluator import Proofs
@@ -21,7 +22,7 @@ from seed.executor import Executor, InProcess, open_executor
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.optimize.frontier import select_frontier
-from seed.optimize.space import Preset, contains, drop_layers
+from seed.optimize.space import contains, drop_layers
 from seed.optimize.storage import open_storage
 from seed.optimize.study import Limits, open_study
 from seed.optimize.trials import OutOfStepError, Trials
@@ -51,7 +52,6 @@ from seed.stages import (
 from seed.stages.gathering import read_losses
 from seed.stages.latencies import LatencyTable
 from seed.stages.schooling import Member
-from seed.stages.settings import SearchSettings
 from seed.stages.starts import describe_original
 from seed.stages.workbench import Workbench
 
@@ -63,8 +63,7 @@ class Pass:
     """What the steps of one pass hand on."""
 
     terminal: Terminal
-    settings: SearchSettings
-    preset: Preset
+    settings: StudyConfig
     executor: Executor
     bench: Workbench
     plan: SearchPlan
@@ -80,14 +79,14 @@ class Pass:
         self.terminal.begin_step(step, of=STEPS if self.settings.distill else STEPS[:-1])
 
 
-def run(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
+def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     """Run the whole pass, or what is left of it.
 
     Raises:
         SeedError: anything a user can mend.
     """
-    settings, preset = planning.start_from_preset(settings)
-    study = StudyFolder(settings.studies_dir / planning.name_study(settings))
+    settings = resolve.resolve_config(settings)
+    study = StudyFolder(settings.studies_dir / resolve.name_study(settings))
     planning.quiet_libraries()
     load = costs.describe_load()
     folder.require_writable(study.root)
@@ -103,8 +102,8 @@ def run(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
         if not is_new:  # else it is made once there is something to write
             folder.create(study.root)
             held.enter_context(folder.lock(study))
-        bench, preset = open_bench(settings, preset, executor, study, terminal)
-        now = plan_search(settings, preset, executor, bench, terminal, load=load)
+        bench, filled = open_bench(settings, executor, study, terminal)
+        now = plan_search(filled, executor, bench, terminal, load=load)
         if is_new:
             folder.create(study.root)
             held.enter_context(folder.lock(study))
@@ -125,25 +124,22 @@ def read_device(study: StudyFolder) -> str | None:
 
 
 def open_bench(
-    settings: SearchSettings, preset: Preset | None, executor: Executor, study: StudyFolder, terminal: Terminal
-) -> tuple[Workbench, Preset]:
+    settings: StudyConfig, executor: Executor, study: StudyFolder, terminal: Terminal
+) -> tuple[Workbench, StudyConfig]:
     """Open model and text, and let evaluators have them."""
     terminal.say(f"opening {settings.model}")
     if (said := describe_original(settings.model)) is not None:
         terminal.say(said)
     device = executor.device if isinstance(executor, InProcess) else torch.device("cpu")
-    bench, preset = workbench.open_for_search(
-        settings, preset, study=study, device=device, reference=executor.reference
-    )
+    bench, filled = workbench.open_for_search(settings, study=study, device=device, reference=executor.reference)
     for note in bench.teacher.notes:
         terminal.say(f"{settings.model}: {note}")
     executor.start(bench, say=terminal.say)
-    return bench, preset
+    return bench, filled
 
 
 def plan_search(
-    settings: SearchSettings,
-    preset: Preset,
+    settings: StudyConfig,
     executor: Executor,
     bench: Workbench,
     terminal: Terminal,
@@ -157,10 +153,10 @@ def plan_search(
     """
     environment, shape, speed, free_bytes = executor.call("describe")
     study, protocol, count = bench.folder, bench.protocol, executor.num_evaluators
-    plan = costs.draft_plan(settings, preset, protocol, name=study.name, shape=shape, speed=speed)
+    plan = costs.draft_plan(settings, protocol, name=study.name, shape=shape, speed=speed)
     if study.plan.exists():
         plan = leftovers.continue_or_replace(study, plan, say=terminal.say)
-        plan = costs.settle_trials(plan, settings, preset, protocol)
+        plan = costs.settle_trials(plan, settings, protocol)
     cost = costs.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
     for line in costs.describe_plan(protocol, plan, cost, num_workers=count):
         terminal.say(line)
@@ -176,7 +172,6 @@ def plan_search(
     return Pass(
         terminal=terminal,
         settings=settings,
-        preset=preset,
         executor=executor,
         bench=bench,
         plan=plan,
@@ -251,7 +246,7 @@ def prove(now: Pass) -> Proofs:
     with now.terminal.stage("proofs", total=2) as advance:
         proofs: Proofs = now.executor.call("prove", on_work=advance)
     if proofs.fault and now.bench.protocol.rung == "closed_form":
-        raise ModelError(f"{proofs.fault}. Use --rung 2 with this model.")
+        raise ModelError(f"{proofs.fault}. Use --proxy short-distillation with this model.")
     if proofs.fault:
         now.terminal.say(f"{proofs.fault}: this study does without closed form")
         now.bench = workbench.without_closed_form(now.bench)
@@ -433,7 +428,7 @@ def choose_learning_rate(now: Pass, hardest: Member, book: ScoreBook) -> float:
     """The peak rate of all members: as given, else tuned on a tenth of the budget of the hardest."""
     factor = now.settings.chosen_recovery.rate_factor
     given = now.settings.learning_rate
-    rates = (given,) if given else tuple(factor * rate for rate in now.preset.recovery.learning_rates)
+    rates = (given,) if given else tuple(factor * rate for rate in known(now.settings.learning_rates))
     if len(rates) == 1:
         return rates[0]
     tokens = now.plan.distill_tokens

@@ -15,16 +15,16 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seed import interrupts
+from seed.config import StudyConfig
 from seed.errors import ResourceError, first_line
 from seed.ray_actor import make_actor
 from seed.ray_executor import FULL, START_SECONDS, RayExecutor, kill_actors
-from seed.stages.settings import SearchSettings
 
 CONNECT_SECONDS = 10.0  # for a cluster to answer
 
 
 @contextlib.contextmanager
-def open_ray(settings: SearchSettings, *, device: str | None = None) -> Iterator[RayExecutor]:
+def open_ray(settings: StudyConfig, *, device: str | None = None) -> Iterator[RayExecutor]:
     """Start Ray on this machine, or join a cluster, and yield its evaluators. ``device``: see ``place_actors``.
 
     Raises:
@@ -78,7 +78,7 @@ def keep_handlers() -> Iterator[None]:
                     signal.signal(number, handler)
 
 
-def join(settings: SearchSettings) -> None:
+def join(settings: StudyConfig) -> None:
     """Start Ray here, with as many CPUs as evaluators where there are no GPUs; or join the cluster that is named.
 
     Raises:
@@ -128,7 +128,7 @@ def refuse_cluster(address: str, why: str) -> ResourceError:
     )
 
 
-def place_actors(settings: SearchSettings, *, device: str | None = None) -> RayExecutor:
+def place_actors(settings: StudyConfig, *, device: str | None = None) -> RayExecutor:
     """One actor for each GPU, or so many on CPUs; those whose device is not the first one's are let go.
 
     ``device``: the name of the one that counts instead, if it is among them.
@@ -160,7 +160,7 @@ def place_actors(settings: SearchSettings, *, device: str | None = None) -> RayE
     return RayExecutor(list(alike), reference, most_on_one_node=max(Counter(alike.values()).values()))
 
 
-def make_gpu_actors(settings: SearchSettings) -> list[Any]:
+def make_gpu_actors(settings: StudyConfig) -> list[Any]:
     """One actor for each GPU, or for as many as asked for; none where there are none, or they are not wanted.
 
     Raises:
@@ -175,7 +175,7 @@ def make_gpu_actors(settings: SearchSettings) -> list[Any]:
     return [actor.remote(None, "cuda") for _ in range(min(settings.workers or num_gpus, num_gpus))]
 
 
-def make_cpu_actors(settings: SearchSettings) -> list[Any]:
+def make_cpu_actors(settings: StudyConfig) -> list[Any]:
     """As many actors as asked for, or one on each node, spread over nodes.
 
     All of them compute with as many threads, and so alike; one that works alone, with all that its node lends.

@@ -3,19 +3,20 @@
 Needs neither model nor text, only the studies' folders.
 """
 
-import argparse
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seed import folder, untrusted
+from seed.cli import argument, json_option, option, read_command, storage_option
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
 from seed.evidence import StagedSearch
 from seed.findings import StudyRecord
 from seed.plans import SearchPlan
 from seed.records import Frontier
-from seed.stages import options
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import SearchLine, StagedLine
@@ -72,7 +73,7 @@ def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
     return staged
 
 
-def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | None) -> Path:
+def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path | None) -> Path:
     """Write the page that sets the frontiers of several studies side by side; return where it is.
 
     Raises:
@@ -97,24 +98,24 @@ def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | Non
     return page
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = options.CommandParser(
-        prog="python -m seed.report",
-        description="Write report.html of a study again; of several studies, one page that sets their frontiers side by side.",
-    )
-    parser.add_argument("study", type=Path, nargs="+", help="a study's folder, such as studies/demo")
-    parser.add_argument(
-        "--png", action="store_true", help="write PNG pictures of the page's top and of every figure too"
-    )
-    parser.add_argument("--svg", action="store_true", help="write SVG pictures of every figure too")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where the page of several studies goes")
-    options.add_storage(parser)
-    options.add_json(parser)
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Write report.html of a study again; of several studies, one page that sets their frontiers side by side."""
+
+    study: tuple[Path, ...] = argument("a study's folder, such as studies/demo", metavar="STUDY", many=True)
+    png: bool = option("write PNG pictures of the page's top and of every figure too", False)
+    svg: bool = option("write SVG pictures of every figure too", False)
+    output: Path | None = option("where the page of several studies goes", metavar="FILE")
+    storage: str | None = storage_option()
+    json: bool = json_option()
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Of pictures."""
+        return ("png",) * self.png + ("svg",) * self.svg
 
 
-def report_one(args: argparse.Namespace, terminal: Terminal) -> "SearchLine | StagedLine":
+def report_one(args: ReportCommand, terminal: Terminal) -> "SearchLine | StagedLine":
     """Write what the command line asks for of one study or staged search, and return it as ``--json`` prints it."""
     from seed.reporting.result_line import describe_search, describe_staged
 
@@ -128,8 +129,7 @@ def report_one(args: argparse.Namespace, terminal: Terminal) -> "SearchLine | St
 
 def main() -> None:
     """Read the command line, write what is asked for, and print the result."""
-    args = make_parser().parse_args()
-    args.formats = tuple(form for form in ("png", "svg") if getattr(args, form))
+    args = read_command(ReportCommand)
     check_words(args)
     if len(args.study) > 1:
         compare_studies(args.study, Terminal(), output=args.output)
@@ -139,7 +139,7 @@ def main() -> None:
         report_one(args, Terminal())
 
 
-def check_words(args: argparse.Namespace) -> None:
+def check_words(args: ReportCommand) -> None:
     """Refuse what cannot be honoured.
 
     Raises:

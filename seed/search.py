@@ -4,22 +4,36 @@ One pass, top to bottom (``pipeline``): plan, latency, study, frontier, distilla
 study's folder, so the same command continues a stopped run. From Python: ``find_frontier``.
 """
 
-import dataclasses
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from seed import resolve
+from seed.cli import json_option, make_parser, option
+from seed.config import DEFAULTS, StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import SeedError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.stages import planning
-from seed.stages.arguments import make_parser
-from seed.stages.settings import SearchSettings
 from seed.stages.starts import describe_original
 
 if TYPE_CHECKING:
     from seed.evidence import StagedSearch
     from seed.reporting.result_line import SearchLine, StagedLine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Output."""
+
+    dry_run: bool = option("only say what the search would do and take: no weights, nothing written", False)
+    json: bool = json_option()
+
+
+class SearchCommand(StudyConfig, Output):
+    """Find the layers a language model can live without, and hand back the models worth keeping."""
 
 
 def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -> StudyRecord:
@@ -28,21 +42,20 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
     Args:
         model: a preset's name, a hub id or a directory.
         quiet: show no progress.
-        settings: the fields of ``SearchSettings``; the command line's options with underscores.
+        settings: the fields of ``StudyConfig``; the command line's options with underscores.
 
     Raises:
         SeedError: anything a caller can mend.
     """
-    known = {field.name for field in dataclasses.fields(SearchSettings)}
-    if unknown := sorted(set(settings) - known):
-        raise SeedError(f"find_frontier: unknown setting {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
-    wanted = SearchSettings(model=model, **settings)
+    if unknown := sorted(settings.keys() - DEFAULTS.keys()):
+        raise SeedError(f"find_frontier: unknown setting {', '.join(unknown)}. Known: {', '.join(sorted(DEFAULTS))}.")
+    wanted = resolve.fill_from_files(StudyConfig(model=model, **settings, given=frozenset(settings)))
     if wanted.stages:
         raise SeedError("find_frontier: searches at once; seed.search.search_in_stages takes settings with stages.")
     return search(wanted, Terminal(quiet=quiet))
 
 
-def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
+def search(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     """Run the whole pass, or what is left of it."""
     from seed.stages import finished
 
@@ -53,7 +66,7 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     return pipeline.run(settings, terminal)
 
 
-def search_in_stages(settings: SearchSettings, terminal: Terminal) -> "StagedSearch":
+def search_in_stages(settings: StudyConfig, terminal: Terminal) -> "StagedSearch":
     """Search stage by stage, and write the page of the whole."""
     planning.quiet_libraries()
     from seed.reporting.staged import show_staged, write_staged_page
@@ -66,11 +79,17 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal) -> "StagedSea
     return staged
 
 
+def read_words(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """What was typed, by option."""
+    epilog = f"Names of models: {', '.join(list_presets())}. The same command again continues a stopped search."
+    return dict(vars(make_parser(SearchCommand, epilog=epilog).parse_args(words)))
+
+
 def main() -> None:
     """Read the command line and search, or say what a search would take."""
-    words = vars(make_parser().parse_args())
+    words = read_words()
     is_dry, is_json = words.pop("dry_run", False), words.pop("json", False)
-    settings = SearchSettings(**words)
+    settings = resolve.fill_from_files(StudyConfig(**words, given=frozenset(words)))
     if is_dry and (settings.stages or settings.start):
         raise SeedError("--dry-run: plans one search of an original model. Leave --stages and --start out.")
     if is_dry and is_json:
@@ -85,7 +104,7 @@ def main() -> None:
         search(settings, Terminal())
 
 
-def search_for_script(settings: SearchSettings, terminal: Terminal) -> "SearchLine | StagedLine":
+def search_for_script(settings: StudyConfig, terminal: Terminal) -> "SearchLine | StagedLine":
     """Search, at once or in stages, and return what ``--json`` prints."""
     from seed.reporting.result_line import describe_search, describe_staged
     from seed.stages.relay import name_root
@@ -96,16 +115,16 @@ def search_for_script(settings: SearchSettings, terminal: Terminal) -> "SearchLi
     return describe_search(record, StudyFolder(settings.studies_dir / record.plan.name))
 
 
-def rehearse(settings: SearchSettings, terminal: Terminal) -> None:
+def rehearse(settings: StudyConfig, terminal: Terminal) -> None:
     """Say what the search would do and take, without weights, network or a study's folder."""
-    settings, preset = planning.start_from_preset(settings)
-    name = planning.name_study(settings)
+    settings = resolve.resolve_config(settings)
+    name = resolve.name_study(settings)
     planning.quiet_libraries()
     from seed.stages import rehearsal
 
     if (said := describe_original(settings.model)) is not None:
         terminal.say(said)
-    rehearsal.rehearse(settings, preset, name=name, say=functools.partial(terminal.say, wrap=False))
+    rehearsal.rehearse(settings, name=name, say=functools.partial(terminal.say, wrap=False))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from seed import folder
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.folder import StudyFolder
 from seed.records import Candidate, DistillResult, Latency
 from seed.scores import ScoreStore
 from seed.scoring.latency import name_structure
 from seed.search import search
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.scoring.opened import time_candidate
 
@@ -67,9 +67,7 @@ class Finished:
     """A finished study, what its search said, and the structures that it timed."""
 
     def __init__(self, model: Path, text: Path, place: Path) -> None:
-        self.settings = SearchSettings(
-            model=str(model), recovery_text=str(text), studies_dir=place, study="tiny", **SMALL
-        )
+        self.settings = StudyConfig(model=str(model), recovery_text=str(text), studies_dir=place, study="tiny", **SMALL)
         self.folder = StudyFolder(place / "tiny")
         terminal = Heard()
         with timed_alike() as self.timed:
@@ -81,7 +79,7 @@ class Finished:
         """The study once more, as ``studies/tiny`` in another place."""
         return StudyFolder(shutil.copytree(self.folder.root, place / "studies" / "tiny"))
 
-    def move(self, place: Path) -> "tuple[SearchSettings, StudyFolder]":
+    def move(self, place: Path) -> "tuple[StudyConfig, StudyFolder]":
         """The same search, to be run in another place."""
         return replace(self.settings, studies_dir=place), StudyFolder(place / "tiny")
 

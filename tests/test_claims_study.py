@@ -8,6 +8,7 @@ import pytest
 from msgspec import structs
 
 from seed import folder
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import TrainedRun
@@ -15,7 +16,6 @@ from seed.experiments import runner
 from seed.experiments.runner import FinishedSearch
 from seed.records import Estimate
 from seed.scores import ScoreStore
-from seed.stages.settings import SearchSettings
 from studies.claims import __main__ as claims
 from studies.claims.page import render_page
 from studies.claims.verdicts import CANNOT_TELL, FAILS, HOLDS, Evidence, estimate_cost, judge_claims, tell, tell_all
@@ -161,7 +161,7 @@ def test_depths_are_shares_of_the_model(num_layers: int, depths: list[int]) -> N
 
 def open_study(place: Path, *, tokens: int = TOKENS) -> claims.Opened:
     bench = open_bench(place)
-    plan = make_plan(bench, SearchSettings(), trials=1, covers_space=False)
+    plan = make_plan(bench, StudyConfig(), trials=1, covers_space=False)
     with ScoreStore(bench.folder.scores) as store:
         search = FinishedSearch(
             terminal=QUIET, folder=bench.folder, plan=plan, protocol=bench.protocol, store=store, device="cpu"

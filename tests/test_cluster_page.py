@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seed.search import make_parser
+from seed.search import read_words
 from tests.running import environment, search_words
 
 PAGE = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text()
@@ -38,8 +38,8 @@ def test_the_shell_is_shell_and_searches_parse():
     searches = 0
     for words in [*list_commands(), entrypoint]:
         if "seed.search" in words:
-            parsed = make_parser().parse_args(words[words.index("seed.search") + 1 :])
-            assert parsed.workers == 2 if "ray" not in parsed else parsed.ray == "auto"
+            typed = read_words(words[words.index("seed.search") + 1 :])
+            assert typed["workers"] == 2 if "ray" not in typed else typed["ray"] == "auto"
             searches += 1
     assert searches == 4
 

@@ -184,7 +184,7 @@ def members_of(study: Path) -> list[tuple]:
 WAYS = {  # each with the finished trials after which it is killed
     "swept": (3, []),
     "searched": (11, ["--sweep-budget=0", "--trials=20", "--sampler=tpe"]),
-    "climbed": (5, ["--rung=2", "--short-steps=2", "--trials=14"]),
+    "climbed": (5, ["--proxy=short-distillation", "--short-steps=2", "--trials=14"]),
 }
 
 
@@ -242,7 +242,12 @@ def kill_when(words: list[str], cwd: Path, is_time: Callable[[Path], bool], *, s
 def test_one_more_model_comes_out_of_a_finished_study(make_checkpoint, text_file, tmp_path):
     scores = f'{sys.executable} -c "import sys, os; print(len(os.listdir(sys.argv[1])))"'
     words = search_words(
-        make_checkpoint(), text_file, "--study=one", "--frontier-size=1", "--rung=2", "--short-steps=2"
+        make_checkpoint(),
+        text_file,
+        "--study=one",
+        "--frontier-size=1",
+        "--proxy=short-distillation",
+        "--short-steps=2",
     )
     run_seed(*words, "--no-distill", cwd=tmp_path)
     study = tmp_path / "studies" / "one"
@@ -265,7 +270,7 @@ def test_one_more_model_comes_out_of_a_finished_study(make_checkpoint, text_file
 def test_low_rank_updates_behind_a_frozen_prefix_end_up_in_an_ordinary_checkpoint(make_checkpoint, text_file, tmp_path):
     model = make_checkpoint("gpt2")
     words = search_words(model, text_file, "--study=thin", "--frontier-size=1", "--lora-rank=2", "--freeze-prefix")
-    run_seed(*words, "--max-dropped=1", "--rung=2", "--short-steps=2", cwd=tmp_path)
+    run_seed(*words, "--max-dropped=1", "--proxy=short-distillation", "--short-steps=2", cwd=tmp_path)
     study = tmp_path / "studies" / "thin"
     result = json.loads(next((study / "distilled").glob("*.json")).read_text())
     assert "LoRA of rank 2" in result["settings"]["trained"]
@@ -355,12 +360,14 @@ def test_a_dry_run_says_what_a_search_takes_and_writes_nothing(tmp_path, name):
         "estimated on cpu",
     ]:
         assert text in said
-    assert said.splitlines()[-1] == "run it: python -m seed.search" + f" --model {name}" * (name != "demo")
+    assert said.splitlines()[-1] == f"run it: python -m seed.search --model {name}"
     assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_of_a_checkpoint_keeps_its_options(make_checkpoint, text_file, tmp_path):
-    words = search_words(make_checkpoint("gpt2"), text_file, "--max-dropped=2", "--rung=2", "--study=one")
+    words = search_words(
+        make_checkpoint("gpt2"), text_file, "--max-dropped=2", "--proxy=short-distillation", "--study=one"
+    )
     said = run_seed(*words, "--dry-run", cwd=tmp_path).stdout
     assert "all 10 candidates at rung short distillation" in said
     assert "2 of 4 layers: 6 candidates" in said
@@ -401,18 +408,14 @@ BAD_WORDS = {
     "unknown model": (["--model", "tinylama"], ["tinylama", "tinyllama"]),
     "no network": (["--model", "tinyllama"], ["TinyLlama", "hub cannot be reached", "--model demo"]),
     "missing directory": (["--model", "./nowhere"], ["./nowhere", "no such directory"]),
-    "trials": (["--trials", "0"], ["--trials: 0 must be 1 or more"]),
+    "trials": (["--trials", "0"], ["--trials 0: wanted a whole number from 1"]),
     "study path": (["--study", "a/b"], ["a/b", "--studies-dir"]),
     "layers": (["--max-dropped", "12"], ["max_dropped = 12", "11 or fewer"]),
     "device": (["--device", "cuda:7"], ["--device cuda:7", "Available: cpu"]),
-    "storage password": (["--storage", "postgresql://me:hunter2@host/db"], ["~/.pgpass"]),
     "missing text": (["--recovery-text", "nowhere.txt"], ["nowhere.txt", "no such file"]),
     "window": (["--window-tokens", "100000"], ["--window-tokens 100000", "512"]),
     "validation limit": (["--validation-tokens", "256"], ["--validation-tokens 256", "1024 or more"]),
-    "test limit": (["--test-tokens=1000"], ["--test-tokens 1000", "1024 or more"]),
     "calibration limit": (["--calibration-tokens=1"], ["--calibration-tokens 1:", "1024 or more"]),
-    "limit of a dry run": (["--dry-run", "--validation-tokens=256"], ["--validation-tokens 256", "1024 or more"]),
-    "low-rank updates": (["--lora-rank", "0"], ["--lora-rank: 0 must be 1 or more"]),
     "dry run for a script": (["--dry-run", "--json"], ["--dry-run", "--json"]),
     "space file": (["--space", "nowhere.toml"], ["nowhere.toml"]),
 }
@@ -426,7 +429,6 @@ def test_bad_input_gets_one_clear_error_and_writes_nothing(tmp_path, case):
     assert time.monotonic() - began < 60  # a blocked hub must not hang; generous, since machines are slow
     for text in wanted:
         assert text in error
-    assert "hunter2" not in error
     assert not list(tmp_path.iterdir())
 
 

@@ -8,51 +8,48 @@ from typing import Any
 import pytest
 
 from seed.errors import CorpusError
-from seed.optimize.space import load_preset, presets_directory
-from seed.stages.defaults import choose_text, choose_window
+from seed.resolve import choose_text, choose_window
 from tests.conftest import MakeCheckpoint
 from tests.running import run_seed
 from tests.stages.test_starts import write_start
-
-DEMO = load_preset(presets_directory() / "demo.toml")
 
 
 @pytest.mark.parametrize(
     ("said", "window", "why"),
     [
         ({"window_tokens": 48}, 48, "as in the study that it comes from, of demo"),
-        ({}, DEMO.data.window_tokens, "as the search space of its original, demo"),
-        ({"window_tokens": 10**9}, DEMO.data.window_tokens, "as the search space of its original, demo"),
-        ({"window_tokens": "48"}, DEMO.data.window_tokens, "as the search space of its original, demo"),
+        ({}, 256, "as the search space of its original, demo"),
+        ({"window_tokens": 10**9}, 256, "as the search space of its original, demo"),
+        ({"window_tokens": "48"}, 256, "as the search space of its original, demo"),
         ({"base_model": "/models/mine"}, 512, "does not compare (--window-tokens)"),
         ({"dropped_layers": "damaged"}, 512, "does not compare (--window-tokens)"),
     ],
 )
 def test_windows_are_those_of_the_original(tmp_path: Path, said: dict[str, Any], window: int, why: str) -> None:
-    found, reason = choose_window(str(write_start(tmp_path / "model", **said)), None, preset=None, longest=512)
+    found, reason = choose_window(str(write_start(tmp_path / "model", **said)), None, longest=512)
     assert found == window
     assert why in reason
 
 
 def test_what_is_typed_or_a_model_s_own_counts_first(tmp_path: Path) -> None:
     exported = str(write_start(tmp_path / "model", window_tokens=48))
-    assert choose_window(exported, 64, preset=None, longest=512) == (64, "as told")
-    assert choose_window("demo", None, preset=DEMO, longest=512)[0] == DEMO.data.window_tokens
-    assert choose_window("nowhere", None, preset=None, longest=4096)[0] == 1024
+    assert choose_window(exported, 64, longest=512) == (64, "as told")
+    assert choose_window("demo", None, longest=512)[0] == 256
+    assert choose_window("nowhere", None, longest=4096)[0] == 1024
 
 
 @pytest.mark.parametrize("source", ["/etc/passwd", 7, None])
 def test_a_local_model_without_a_known_text_is_asked_for_one(tmp_path: Path, source: object) -> None:
     path = write_start(tmp_path / "model", streams=source and {"test": {"source": source}})
     with pytest.raises(CorpusError, match=r"which text\? Give --test-text"):
-        choose_text(str(path), preset=None)
+        choose_text(str(path))
 
 
 def test_a_model_names_a_known_text_or_comes_from_the_hub(tmp_path: Path) -> None:
     named = write_start(tmp_path / "model", streams={"test": {"source": "demo"}})
-    assert choose_text(str(named), preset=None) == "demo"
-    assert choose_text("demo", preset=DEMO) == "demo"
-    assert choose_text("someone/a-model", preset=None) == "wikitext2"
+    assert choose_text(str(named)) == "demo"
+    assert choose_text("demo") == "demo"
+    assert choose_text("someone/a-model") == "wikitext2"
 
 
 def test_the_command_says_which_windows_it_took(

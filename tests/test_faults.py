@@ -13,20 +13,27 @@ import pytest
 import torch
 import transformers
 
+from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.models.integrity import find_damage
 from seed.optimize.storage import open_storage
 from seed.scores import ScoreStore
 from seed.search import search
-from seed.stages.settings import SearchSettings
 from tests import started
 from tests.conftest import MakeCheckpoint, make_config, make_tokenizer
 from tests.finished import SMALL, Finished, Heard
 from tests.running import search_words
 
 TRIALS = 9
-RUNG_2 = ["--rung=2", "--short-steps=2", f"--trials={TRIALS}", "--sweep-budget=0", "--no-screen", "--frontier-size=2"]
+RUNG_2 = [
+    "--proxy=short-distillation",
+    "--short-steps=2",
+    f"--trials={TRIALS}",
+    "--sweep-budget=0",
+    "--no-screen",
+    "--frontier-size=2",
+]
 
 
 class Search:
@@ -132,7 +139,7 @@ def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'trials.db'}" if rung == "short distillation" else None
     told = SMALL | WAYS[rung] | {"model": str(fragile), "recovery_text": str(text_file), "storage": url}
-    settings, terminal = SearchSettings(**told, studies_dir=tmp_path, study="fragile", distill=False), Heard()
+    settings, terminal = StudyConfig(**told, studies_dir=tmp_path, study="fragile", distill=False), Heard()
     record = search(settings, terminal)
     said = "\n".join(terminal.lines)
     assert (

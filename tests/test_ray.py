@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 
 from seed import executor as executors
 from seed import interrupts, ray_actor, ray_cluster
+from seed.config import StudyConfig
 from seed.errors import ModelError, ResourceError
 from seed.evaluator import Evaluator
 from seed.findings import StudyRecord
@@ -32,7 +33,6 @@ from seed.scores import ScoreStore
 from seed.scoring.targets import StoredStates
 from seed.search import search
 from seed.stages.protocols import describe_reference
-from seed.stages.settings import SearchSettings
 from tests import finished
 from tests.conftest import MakeCheckpoint
 from tests.finished import Heard
@@ -55,16 +55,16 @@ class Placed:
         self.describe = SimpleNamespace(remote=lambda: described)
 
 
-Make = Callable[..., SearchSettings]
+Make = Callable[..., StudyConfig]
 
 
 @pytest.fixture(scope="module")
 def settings_of(make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
     place = tmp_path_factory.mktemp("ray")
 
-    def make(study: str, **changes: Any) -> SearchSettings:
+    def make(study: str, **changes: Any) -> StudyConfig:
         words = SMALL | {"recovery_text": str(text_file), "studies_dir": place} | changes
-        return SearchSettings(model=str(make_checkpoint()), study=study, **words)
+        return StudyConfig(model=str(make_checkpoint()), study=study, **words)
 
     return make
 
@@ -89,7 +89,7 @@ def cluster() -> Iterator[Cluster]:
         signal.signal(number, handler)
 
 
-def folder_of(settings: SearchSettings) -> StudyFolder:
+def folder_of(settings: StudyConfig) -> StudyFolder:
     return StudyFolder(settings.studies_dir / str(settings.study))
 
 
@@ -100,7 +100,7 @@ def read_scores(study: StudyFolder) -> tuple[dict[tuple[str, str], Any], list[st
         return rows, [trial.evaluation.candidate.key for trial in store.read_trials() if trial.state == "COMPLETE"]
 
 
-def require_same(settings: SearchSettings, found: StudyRecord, alone: StudyRecord, alone_at: SearchSettings) -> None:
+def require_same(settings: StudyConfig, found: StudyRecord, alone: StudyRecord, alone_at: StudyConfig) -> None:
     scores, keys = read_scores(folder_of(settings))
     assert scores == read_scores(folder_of(alone_at))[0]
     assert len(keys) == len(set(keys)) == 10
@@ -180,7 +180,14 @@ def test_evaluators_that_are_killed_change_nothing(
 
 def test_a_budget_is_kept_to_by_two_evaluators(cluster: Cluster, settings_of: Make) -> None:
     settings = settings_of(
-        "budget", workers=2, trials=6, rung=2, short_steps=1, sweep_budget=0, distill=False, screen=False
+        "budget",
+        workers=2,
+        trials=6,
+        proxy="short-distillation",
+        short_steps=1,
+        sweep_budget=0,
+        distill=False,
+        screen=False,
     )
     found = search(settings, Heard())
     _, keys = read_scores(folder_of(settings))
@@ -324,7 +331,7 @@ def test_scratch_on_other_nodes_is_found_again_and_removed(tmp_path: Path, monke
         make_scratch("seed-2")
 
 
-def words_of(settings: SearchSettings, *more: str) -> list[str]:
+def words_of(settings: StudyConfig, *more: str) -> list[str]:
     told = SMALL | {name: getattr(settings, name) for name in ("model", "study", "studies_dir", "recovery_text")}
     given = [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
     return [sys.executable, "-m", "seed.search", *given, *more]

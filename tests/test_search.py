@@ -21,15 +21,13 @@ def found(finished_study: Finished) -> Finished:
     return finished_study
 
 
-@pytest.mark.parametrize(
-    ("words", "tokens"), [([], 1024), (["--test-tokens=512"], 512), (["--window-tokens=32"], 1024)]
-)
+@pytest.mark.parametrize(("told", "tokens"), [({}, 1024), ({"test_tokens": 512}, 512), ({"window_tokens": 32}, 1024)])
 def test_a_model_in_a_study_is_judged_on_the_study_s_text_whatever_else_is_told(
-    found: Finished, words: list[str], tokens: int
+    found: Finished, told: dict[str, int], tokens: int
 ) -> None:
-    args = evaluate.make_parser().parse_args([str(found.model), *words])
-    line = evaluate.evaluate(args, Terminal(quiet=True))
-    window = 32 if "--window-tokens=32" in words else 64
+    command = evaluate.EvaluateCommand(model=str(found.model), **told)
+    line = evaluate.evaluate(command, Terminal(quiet=True))
+    window = told.get("window_tokens", 64)
     assert line.protocol.startswith(f"{found.settings.recovery_text}; ")
     assert f"; non-overlapping windows of {window} tokens" in line.protocol
     assert line.tokens == tokens - tokens // window  # the first of each is unscored

@@ -10,6 +10,7 @@ import optuna
 import pytest
 
 from seed import folder, untrusted
+from seed.config import StudyConfig
 from seed.dashboard import make_app
 from seed.errors import ResourceError, StudyError
 from seed.folder import StudyFolder
@@ -20,7 +21,6 @@ from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, Record, SearchSpace, WidthCut
 from seed.stages import planning
 from seed.stages.publishing import open_shown
-from seed.stages.settings import SearchSettings
 from tests.running import error_of, run_seed
 from tests.stages.opened import PROTOCOL
 
@@ -174,7 +174,7 @@ def test_a_config_of_more_layers_than_any_model_has_is_excessive_and_one_of_wide
 
 def make_plan(protocol: Protocol = PROTOCOL, *, covers_space: bool = True) -> SearchPlan:
     return planning.make_plan(
-        SearchSettings(), protocol, name="tiny", trials=10, distill_tokens=1024, covers_space=covers_space
+        StudyConfig(), protocol, name="tiny", trials=10, distill_tokens=1024, covers_space=covers_space
     )
 
 

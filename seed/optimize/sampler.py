@@ -17,7 +17,6 @@ from seed.optimize.space import contains, draw_candidate, drop_more, enumerate_c
 from seed.optimize.subset import FLAG, MOST_FAILURES, PREFIX, TAKEN_STATES, SubsetSampler, settles, weigh_failure
 from seed.records import Candidate, SearchSpace
 
-SAMPLERS = ("subset", "tpe", "nsgaii", "gp", "random")
 HOPELESS_RATIO = 1e6  # a PPL ratio by the prior counts as no more than this
 PROPOSALS = 24  # of the inner sampler, before a random set is taken instead
 UNSKIPPED_STATES = (TrialState.COMPLETE, TrialState.RUNNING)  # when what was skipped is to be tried after all

@@ -10,10 +10,11 @@ import msgspec
 import torch
 
 from seed import folder
+from seed.config import StudyConfig, known
 from seed.console import format_span
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
-from seed.optimize.space import Preset, drop_more, enumerate_candidates
+from seed.optimize.space import drop_more, enumerate_candidates
 from seed.plans import Protocol, SearchPlan
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things, format_bytes
@@ -24,7 +25,6 @@ from seed.scoring.targets import STORED_BYTES
 from seed.stages import planning
 from seed.stages.peaks import estimate_peak
 from seed.stages.recovering import count_group
-from seed.stages.settings import SearchSettings
 from seed.stages.shapes import Shape
 from seed.stats import FEWEST_PAIRS
 
@@ -191,9 +191,7 @@ def price_walk(shape: Shape, speed: Speed) -> float:
     return tokens * speed.forward + shape.num_layers * (speed.fit + speed.solve)
 
 
-def draft_plan(
-    settings: SearchSettings, preset: Preset, protocol: Protocol, *, name: str, shape: Shape, speed: Speed
-) -> SearchPlan:
+def draft_plan(settings: StudyConfig, protocol: Protocol, *, name: str, shape: Shape, speed: Speed) -> SearchPlan:
     """Plan the study: how many candidates are scored, and whether closed form sweeps the whole space.
 
     Without a number of ``--trials`` a space that closed form sweeps within its budget is scored whole.
@@ -202,20 +200,20 @@ def draft_plan(
         settings,
         protocol,
         name=name,
-        trials=min(settings.trials or preset.search.trials, protocol.space.size),
-        distill_tokens=settings.distill_tokens or preset.recovery.distill_tokens,
+        trials=min(known(settings.trials), protocol.space.size),
+        distill_tokens=known(settings.distill_tokens),
         covers_space=estimate_sweep(shape, protocol.space, speed) <= settings.sweep_budget,
     )
-    return settle_trials(plan, settings, preset, protocol)
+    return settle_trials(plan, settings, protocol)
 
 
-def settle_trials(plan: SearchPlan, settings: SearchSettings, preset: Preset, protocol: Protocol) -> SearchPlan:
+def settle_trials(plan: SearchPlan, settings: StudyConfig, protocol: Protocol) -> SearchPlan:
     """The plan with as many candidates as are scored, where it says whether a sweep fits its budget, and swept if that is of use."""
     size = protocol.space.size
-    trials = min(settings.trials or preset.search.trials, size)
+    trials = min(known(settings.trials), size)
     if protocol.rung != "closed_form":
         is_swept = plan.covers_space and (settings.sampler == "subset" or trials == size)
-    elif settings.trials is None:
+    elif not settings.is_given("trials"):
         is_swept, trials = plan.covers_space, size if plan.covers_space else trials
     else:
         is_swept = plan.covers_space and trials == size

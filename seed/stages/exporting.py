@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 
 from seed import __version__, folder
+from seed.cli import spell_command
+from seed.config import StudyConfig, list_presets
 from seed.errors import ModelError, StudyError
 from seed.folder import StudyFolder
 from seed.models.classes import find_auto_class, reads_images
@@ -21,17 +23,14 @@ from seed.models.copying import Cut, count_layers, plan_cut, write_cut
 from seed.models.integrity import CARD, PROVENANCE, find_damage, refuse_damaged
 from seed.models.stored import list_weights
 from seed.models.teacher import ModelSource, check_source, find_licence, locate_checkpoint
-from seed.optimize.space import list_presets
 from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card
 from seed.reporting.recipe import write_recipe
 from seed.reporting.result_line import ExportLine, keep_finite
+from seed.resolve import fill_from_files
 from seed.stages import places, provenance
-from seed.stages.options import spell_command
-from seed.stages.planning import find_preset
 from seed.stages.protocols import find_source, hash_weights, resolve_location
-from seed.stages.settings import SearchSettings
 from seed.stages.starts import read_origin
 
 RECIPE = "mergekit.yml"
@@ -223,9 +222,8 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
     Raises:
         ModelError: no such model, or one that Seed cut before and whose seed.json is damaged.
     """
-    settings = SearchSettings(model=model, revision=revision)
-    preset = find_preset(settings)
-    source = find_source(settings, preset)
+    settings = fill_from_files(StudyConfig(model=model, revision=revision))
+    source = find_source(settings)
     location = source.location
     if location == "demo":
         source = replace(source, location=str(resolve_location(location)))
@@ -267,7 +265,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
         candidate=candidate,
         model=Path(model if earlier is None else earlier.base_model).name,
         origin=origin,
-        licence=find_licence(source, named=None if preset is None else preset.model.license),
+        licence=find_licence(source, named=settings.license),
         command=spell_command("seed.export", words, model),
     )
 

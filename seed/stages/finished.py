@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seed import __version__, folder
+from seed import __version__, folder, resolve
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import SeedError
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
 from seed.records import Record
 from seed.reporting.summary import show_result
-from seed.stages import planning
 from seed.stages.gathering import gather_record
-from seed.stages.settings import SearchSettings
 
 ELSEWHERE = ("studies_dir", "study", "workers", "ray", "device")  # settings that say where, not what
 Stamps = dict[str, tuple[int, int]]  # bytes and time of change in nanoseconds, by path
@@ -31,8 +30,8 @@ class Finished(Record, frozen=True, kw_only=True):
     journal_bytes: int  # other commands add to it
 
 
-def remember(study: StudyFolder, settings: SearchSettings, *, model: Path) -> None:
-    """Write down that a search is finished, of settings that ``start_from_preset`` has settled. ``model``: its directory.
+def remember(study: StudyFolder, settings: StudyConfig, *, model: Path) -> None:
+    """Write down that a search is finished, of resolved settings. ``model``: its directory.
 
     Of a search that a database shows, nothing is: what stands there cannot be told at a glance.
     """
@@ -51,10 +50,10 @@ def remember(study: StudyFolder, settings: SearchSettings, *, model: Path) -> No
     folder.write_record(study.finished, record)
 
 
-def recall(settings: SearchSettings, terminal: Terminal) -> StudyRecord | None:
+def recall(settings: StudyConfig, terminal: Terminal) -> StudyRecord | None:
     """Show what a search found, where it is finished; None: there is something to do, or to look at."""
-    settings, _ = planning.start_from_preset(settings)
-    study = StudyFolder(settings.studies_dir / planning.name_study(settings))
+    settings = resolve.resolve_config(settings)
+    study = StudyFolder(settings.studies_dir / resolve.name_study(settings))
     if settings.storage is not None or not (study.finished.is_file() and study.report.is_file()):
         return None
     try:
@@ -74,7 +73,7 @@ def recall(settings: SearchSettings, terminal: Terminal) -> StudyRecord | None:
     return record
 
 
-def describe(settings: SearchSettings) -> dict[str, Any]:
+def describe(settings: StudyConfig) -> dict[str, Any]:
     """What a search was told, seen from any directory."""
     model, space = Path(settings.model).expanduser(), settings.space
     told = {name: value for name, value in settings.describe().items() if name not in ELSEWHERE}
@@ -82,10 +81,10 @@ def describe(settings: SearchSettings) -> dict[str, Any]:
     return told | {"space": None if space is None else str(space.resolve())}
 
 
-def list_given(settings: SearchSettings) -> list[Path]:
+def list_given(settings: StudyConfig) -> list[Path]:
     """The files of texts, search space and models that were named by their place."""
     given = (settings.model, settings.recovery_text, settings.validation_text, settings.test_text)
-    places = [Path(text).expanduser() for text in given if text is not None and text not in planning.NAMED_TEXTS]
+    places = [Path(text).expanduser() for text in given if text is not None and text not in resolve.NAMED_TEXTS]
     places += [place for place in (settings.space, settings.start) if place is not None]
     return [path for place in places for path in list_files(place.absolute())]
 

@@ -1,115 +1,28 @@
-"""From settings to a plan: checks that need no model, and what changed since last time.
+"""A study's plan: made, read back, and compared with what is planned today.
 
 Nothing heavy is imported here, so that wrong input is answered at once.
 """
 
 import datetime
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from seed import __version__, folder
-from seed.errors import CorpusError, ModelError, SpaceError, StudyError
+from seed import __version__, folder, resolve
+from seed.config import StudyConfig
+from seed.errors import StudyError
 from seed.folder import StudyFolder
-from seed.optimize.space import Preset, list_presets, load_preset, narrow_space, presets_directory
 from seed.plans import Protocol, SearchPlan
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things
-from seed.stages.options import spell_command
-from seed.stages.settings import SearchSettings
-from seed.stages.starts import Start, read_start
 
-NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
 FRONTIER_SIZE = 6
 FEW_STEPS = 10  # below this many, training hardly recovers anything
 MAX_COVERED = 20_000_000  # at a tenth of a millisecond each half an hour; real ones take a thousand times as long
-
-
-def find_preset(settings: SearchSettings) -> Preset | None:
-    """Return the preset that a search starts from: the user's file, the model's own, or none.
-
-    Raises:
-        SpaceError: the file is wrong.
-    """
-    if settings.space is not None:
-        return load_preset(settings.space)
-    if settings.model in list_presets():
-        return load_preset(presets_directory() / f"{settings.model}.toml")
-    return None
-
-
-def start_from_preset(settings: SearchSettings) -> tuple[SearchSettings, Preset | None]:
-    """Return the settings with the model that they mean and whole paths, and the preset that they start from.
-
-    Raises:
-        SpaceError: the file of a search space is wrong.
-        CorpusError: a local model comes without any text.
-    """
-    preset = find_preset(settings)
-    start = None if settings.start is None else read_start(settings.start)
-    if start is not None and settings.model == SearchSettings.model and settings.space is None:
-        settings = replace(settings, model=name_base(start.base_model))
-        preset = find_preset(settings)
-    if settings.space is not None and settings.model == SearchSettings.model and preset is not None:
-        settings = replace(settings, model=preset.model.name)
-    if preset is None and settings.recovery_text is None and Path(settings.model).expanduser().is_dir():
-        raise ask_for_text(settings.model, option="--recovery-text")
-    return resolve_paths(settings), preset
-
-
-def ask_for_text(model: str, *, option: str) -> CorpusError:
-    """What is raised where a local model comes without text: which one is the user's to say, not the hub's to give."""
-    return CorpusError(
-        f"{model}: a local model, and which text? Give {option} FILE or DIRECTORY; {' and '.join(NAMED_TEXTS)} are known by name."
-    )
-
-
-def name_base(base_model: str) -> str:
-    """The name by which ``--model`` knows an original: its preset's where there is one."""
-    for name in list_presets():
-        if load_preset(presets_directory() / f"{name}.toml").model.name == base_model:
-            return name
-    return base_model
-
-
-def resolve_paths(settings: SearchSettings) -> SearchSettings:
-    """Make the paths of texts absolute, so that a study can be continued from any folder."""
-
-    def resolve(text: str | None) -> str | None:
-        if not text or text in NAMED_TEXTS:
-            return text
-        path = os.path.expanduser(text)
-        return str(Path(path).resolve()) if os.path.exists(path) else text
-
-    return replace(
-        settings,
-        recovery_text=resolve(settings.recovery_text),
-        validation_text=resolve(settings.validation_text),
-        test_text=resolve(settings.test_text),
-    )
-
-
-def name_study(settings: SearchSettings) -> str:
-    """The name of a search's folder, by settings that ``start_from_preset`` has settled.
-
-    Raises:
-        StudyError: it cannot be a folder's name.
-    """
-    return folder.name_study(settings.study or name_default_study(settings.model))
-
-
-def name_default_study(model: str) -> str:
-    """A folder name for the study of a model: the last part of its name or path."""
-    name = re.sub(
-        r"[^A-Za-z0-9._-]+", "-", Path(model).expanduser().resolve().name if model in (".", "..") else Path(model).name
-    )
-    return name.strip("-._")[:100] or "study"
 
 
 def compare_protocols(found: Protocol | Mapping[str, Any], wanted: Protocol | Mapping[str, Any]) -> list[str]:
@@ -178,7 +91,7 @@ def open_planned(path: Path, *, trust_remote_code: bool = False) -> tuple[StudyF
 
 
 def make_plan(
-    settings: SearchSettings,
+    settings: StudyConfig,
     protocol: Protocol,
     *,
     name: str,
@@ -199,7 +112,7 @@ def make_plan(
         width_baseline=settings.width_baseline,
         max_ppl_ratio=settings.max_ppl_ratio,
         storage=settings.storage,
-        command=typed_command(settings),
+        command=resolve.typed_command(settings),
         seed_version=__version__,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
@@ -279,13 +192,6 @@ def read_protocol(plan: SearchPlan, *, place: Path) -> Protocol:
     return protocol
 
 
-def typed_command(settings: SearchSettings) -> str:
-    """The command that says the same: every setting that is not the default."""
-    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    defaults = {field.name: field.default for field in fields(settings)}
-    return spell_command("seed.search", {name: value for name, value in values.items() if value != defaults[name]})
-
-
 def quiet_libraries() -> None:
     """Keep libraries from drawing bars and warnings over ours, unless the user asked for them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -299,58 +205,3 @@ def quiet_libraries() -> None:
         import warnings
 
         warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def check_dropped(settings: SearchSettings, preset: Preset, *, num_layers: int, needed: Sequence[int] = ()) -> Preset:
-    """Return the preset fitted to the opened model and to --max-dropped; ``needed``: layers that its family cannot do without.
-
-    Raises:
-        SpaceError: the preset is of a model with another number of layers, or lets a needed one go.
-    """
-    if preset.model.num_layers != num_layers:
-        place = settings.space or f"{settings.model}.toml"
-        raise SpaceError(
-            f"{place}: num_layers = {preset.model.num_layers}, but {settings.model} has {num_layers} layers. Use a file made for this model."
-        )
-    least, most = settings.min_dropped or preset.space.min_dropped, settings.max_dropped or preset.space.max_dropped
-    if settings.min_dropped is not None and settings.max_dropped is None:
-        most = max(least, most)
-    droppable = preset.space.droppable_layers
-    if droppable is not None and set(droppable) & set(needed):
-        raise SpaceError(
-            f"{settings.space or settings.model + '.toml'}: droppable_layers names {sorted(set(droppable) & set(needed))}, which "
-            f"{settings.model} cannot do without. Leave them out."
-        )
-    if droppable is None and needed:
-        droppable = tuple(layer for layer in range(num_layers) if layer not in needed)
-    section = msgspec.structs.replace(
-        preset.space, max_dropped=most, min_dropped=min(least, most), droppable_layers=droppable
-    )
-    return msgspec.structs.replace(preset, space=section)
-
-
-def go_on_from(space: SearchSpace, start: Start, settings: SearchSettings) -> SearchSpace:
-    """The space that is left behind a recovered model: at least one more layer goes, bounds count all that are gone.
-
-    Raises:
-        ModelError: it is a model of another depth.
-        SpaceError: nothing is left to drop within the bounds.
-    """
-    if start.candidate.num_layers != space.num_layers:
-        raise ModelError(
-            f"--start {start.path}: was cut from a model of {start.candidate.num_layers} layers, but {settings.model} has "
-            f"{space.num_layers}. Give a model that was recovered from {settings.model}."
-        )
-    least = len(start.candidate.dropped_layers) + 1
-    if settings.max_dropped is not None and settings.max_dropped < least:
-        raise SpaceError(
-            f"--max-dropped {settings.max_dropped}: counts from the original, of which {start.path} lacks {count_things(least - 1, 'layer')} already. "
-            f"Give {least} or more."
-        )
-    return narrow_space(
-        space,
-        gone_layers=start.candidate.dropped_layers,
-        min_dropped=settings.min_dropped or least,
-        max_dropped=settings.max_dropped or max(space.max_dropped, least),
-        place=f"--start {start.path}",
-    )

@@ -1,4 +1,4 @@
-"""What decides the meaning of a study's numbers, settled from settings, preset and the model's config.
+"""What decides the meaning of a study's numbers, settled from a config and the model's config.
 
 Nothing is opened here but what a study's folder says; ``workbench`` opens model and text as this says.
 """
@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from seed import demo, folder
+from seed.cli import spell_flag
+from seed.config import PROXIES, StudyConfig, known
 from seed.errors import CorpusError, ModelError, SpaceError
 from seed.folder import StudyFolder
 from seed.models.stored import list_weights
 from seed.models.teacher import ModelSource
-from seed.optimize.space import Preset, list_presets, make_space
 from seed.plans import Protocol, SearchPlan, StreamRecord
+from seed.records import SearchSpace
+from seed.resolve import locate_model
 from seed.scoring.corpus import CorpusRequest, require_windows
-from seed.stages.planning import go_on_from
 from seed.stages.recoveries import DEFAULT_LORA_RANK
-from seed.stages.settings import RUNG_NAMES, SearchSettings
 from seed.stages.starts import Start, read_start
 
 RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized
-DEFAULT_RUNG = 1
 # Models of these families predict nonsense unless the first token they see is <bos> (Gemma: perplexity on
 # WikiText-2 650 without, 21 with; Shortened LLaMA's repository, pull request 6).
 NEED_BOS = ("gemma",)
@@ -39,63 +40,51 @@ class Reference:
     computes_bfloat16: bool
 
 
-def locate_model(name: str, *, preset: Preset | None) -> str:
-    """``demo``, an absolute directory, or a hub id."""
-    if name == "demo":
-        return "demo"
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path.resolve())
-    return preset.model.name if preset is not None and name in list_presets() else name
-
-
-def find_source(settings: SearchSettings, preset: Preset | None) -> ModelSource:
+def find_source(settings: StudyConfig) -> ModelSource:
     """Say where the model comes from, and which revision of it.
 
     Raises:
         ModelError: a revision of a model that has none.
     """
-    location = locate_model(settings.model, preset=preset)
-    revision = settings.revision or (preset.model.revision if preset and location == preset.model.name else None)
-    if revision and (location == "demo" or Path(location).is_dir()):
+    location = locate_model(settings.model, settings.hub_id)
+    if settings.revision and (location == "demo" or Path(location).is_dir()):
         raise ModelError(
-            f"--revision {revision}: only models of the hub have revisions. Leave it out for {settings.model}."
+            f"--revision {settings.revision}: only models of the hub have revisions. Leave it out for {settings.model}."
         )
-    return ModelSource(location=location, revision=revision, trust_remote_code=settings.trust_remote_code)
+    return ModelSource(location=location, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
 
 
-def request_text(settings: SearchSettings, preset: Preset, config: Any) -> CorpusRequest:
+def request_text(settings: StudyConfig, config: Any) -> CorpusRequest:
     """Say which text a search of the model with this config wants.
 
     Raises:
         CorpusError: the model does not read windows of that length, or a limit leaves too few of them.
     """
-    window = settings.window_tokens or preset.data.window_tokens
+    window = known(settings.window_tokens)
     longest = getattr(config, "max_position_embeddings", None) or window
     if window > longest or window < 2:
         raise CorpusError(
             f"--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between."
         )
     for name in ("calibration_tokens", "validation_tokens", "test_tokens"):
-        limit = getattr(settings, name) or getattr(preset.data, name)
-        require_windows(limit, window_tokens=window, option="--" + name.replace("_", "-"))
+        require_windows(getattr(settings, name), window_tokens=window, option=spell_flag(name))
     return CorpusRequest(
-        recovery=settings.recovery_text or preset.data.corpus,
+        recovery=known(settings.recovery_text),
         validation=settings.validation_text,
         test=settings.test_text,
         window_tokens=window,
         recovery_tokens=RECOVERY_POOL_TOKENS,
-        validation_tokens=settings.validation_tokens or preset.data.validation_tokens,
-        test_tokens=settings.test_tokens or preset.data.test_tokens,
+        validation_tokens=known(settings.validation_tokens),
+        test_tokens=settings.test_tokens,
         bos_each_window=config.model_type.startswith(NEED_BOS),
     )
 
 
 def fix_protocol(
-    settings: SearchSettings,
-    preset: Preset,
+    settings: StudyConfig,
     source: ModelSource,
     request: CorpusRequest,
+    space: SearchSpace,
     *,
     config: Any,
     commit: str | None,
@@ -111,71 +100,51 @@ def fix_protocol(
     Raises:
         SeedError: a setting does not fit the model.
     """
-    place = "--max-dropped" if settings.max_dropped else str(settings.space or f"search space of {settings.model}")
-    space = make_space(preset.space, num_layers=config.num_hidden_layers, place=place)
     start = None if settings.start is None else read_start(settings.start)
     if start is not None:
         check_base(start, source)
-        space = go_on_from(space, start, settings)
-    prompt = settings.prompt_tokens or preset.latency.prompt_tokens
-    new = settings.new_tokens or preset.latency.new_tokens
+    prompt, new = known(settings.prompt_tokens), known(settings.new_tokens)
     longest = getattr(config, "max_position_embeddings", None) or prompt + new
     if prompt + new > longest:
         raise SpaceError(
             f"--prompt-tokens {prompt} and --new-tokens {new}: together more than the {longest} tokens that the model "
             "holds. Choose fewer."
         )
-    rung = choose_rung(settings.rung, gains=gains, family=config.model_type)
-    if settings.short_steps and rung != "short_distillation":
-        raise SpaceError("--short-steps: there is no short distillation at rung 1. Add --rung 2, or leave it out.")
+    rung = choose_rung(settings.proxy, gains=gains, family=config.model_type)
+    if settings.is_given("short_steps") and rung != "short_distillation":
+        raise SpaceError(
+            "--short-steps: the proxy is closed form, and distils nothing. Add --proxy short-distillation, or leave it out."
+        )
     recovery = settings.chosen_recovery
     if recovery.is_low_rank and (settings.lora_rank or 0) > config.hidden_size:
         raise SpaceError(
             f"--lora-rank {settings.lora_rank}: more than the model's width of {config.hidden_size}, where updates are no longer of low "
             f"rank. Give {config.hidden_size} or less; {DEFAULT_LORA_RANK} is usual."
         )
-    rates = [rate * recovery.rate_factor for rate in sorted(preset.recovery.learning_rates)]
-    return Protocol(
-        model=settings.model,
-        location=source.location,
-        revision=source.revision,
-        commit=commit,
-        weights_sha256=weights_sha256,
-        trust_remote_code=settings.trust_remote_code,
-        license=preset.model.license,
-        space=space,
-        recovery_text=request.recovery,
-        validation_text=request.validation,
-        test_text=request.test,
-        window_tokens=request.window_tokens,
-        calibration_tokens=settings.calibration_tokens or preset.data.calibration_tokens,
-        validation_tokens=request.validation_tokens,
-        test_tokens=request.test_tokens,
-        bos_each_window=request.bos_each_window,
-        streams=streams,
-        rung=rung,
-        short_steps=settings.short_steps or preset.recovery.short_steps,
-        batch_tokens=max(request.window_tokens, preset.recovery.batch_tokens),
-        short_learning_rate=rates[len(rates) // 2],
-        mixed_precision=mixed_precision,
-        start=None if start is None else str(start.path),
-        start_sha256=None if start is None else hash_weights(start.path),
-        start_tokens=0 if start is None else start.tokens,
-        recovery=recovery.name,
-        temperature=settings.temperature or 1.0,
-        ce_share=settings.ce_share or 0.0,
-        lora_rank=(settings.lora_rank or DEFAULT_LORA_RANK) if recovery.is_low_rank else None,
-        freeze_prefix=settings.freeze_prefix,
-        latency_batch=settings.latency_batch or preset.latency.batch,
-        prompt_tokens=prompt,
-        new_tokens=new,
-        latency_repeats=settings.latency_repeats or preset.latency.repeats,
-        compiled=settings.compiled,
-        latency_command=settings.latency_command,
-        device=device,
-        dtype=str(dtype).removeprefix("torch."),
-        rng_seed=settings.rng_seed,
-    )
+    rates = [rate * recovery.rate_factor for rate in sorted(known(settings.learning_rates))]
+    settled = {
+        "location": source.location,
+        "commit": commit,
+        "weights_sha256": weights_sha256,
+        "space": space,
+        "bos_each_window": request.bos_each_window,
+        "streams": streams,
+        "rung": rung,
+        "batch_tokens": max(request.window_tokens, known(settings.batch_tokens)),
+        "short_learning_rate": rates[len(rates) // 2],
+        "mixed_precision": mixed_precision,
+        "start": None if start is None else str(start.path),
+        "start_sha256": None if start is None else hash_weights(start.path),
+        "start_tokens": 0 if start is None else start.tokens,
+        "recovery": recovery.name,
+        "temperature": settings.temperature or 1.0,
+        "ce_share": settings.ce_share or 0.0,
+        "lora_rank": (settings.lora_rank or DEFAULT_LORA_RANK) if recovery.is_low_rank else None,
+        "device": device,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    told = {name: getattr(settings, name) for name in Protocol.__struct_fields__ if name not in settled}
+    return msgspec.convert(told | settled, Protocol)
 
 
 def check_base(start: Start, source: ModelSource) -> None:
@@ -191,18 +160,18 @@ def check_base(start: Start, source: ModelSource) -> None:
         )
 
 
-def choose_rung(asked: int | None, *, gains: dict[int, float] | None, family: str) -> str:
-    """Return the objective's rung: the one asked for, else the best that this family allows.
+def choose_rung(proxy: str | None, *, gains: dict[int, float] | None, family: str) -> str:
+    """Return the objective's rung: the proxy that was asked for, else closed form where this family allows it.
 
     Raises:
-        ModelError: rung 1 was asked for, and the family has no place for closed-form recovery.
+        ModelError: closed form was asked for, and the family has no place for it.
     """
-    if asked == 1 and gains is None:
+    if proxy == "closed-form" and gains is None:
         raise ModelError(
-            f"--rung 1: closed-form recovery is not available for {family} models (their MLP's output is not simply added "
-            "to the residual stream, or has no single projection). Use --rung 2."
+            f"--proxy closed-form: not available for {family} models (their MLP's output is not simply added to the residual "
+            "stream, or has no single projection). Use --proxy short-distillation."
         )
-    return RUNG_NAMES[asked or (DEFAULT_RUNG if gains is not None else 2)]
+    return (proxy or PROXIES[gains is None]).replace("-", "_")
 
 
 def choose_precision(study: StudyFolder, reference: Reference) -> bool:

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import msgspec
 import torch
 from torch import nn
 
-from seed import demo
+from seed import demo, resolve
+from seed.config import StudyConfig, list_presets, read_preset
 from seed.console import format_span
 from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
@@ -28,19 +29,17 @@ from seed.models.files import check_files
 from seed.models.stored import read_tensors
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype, explain_failure
-from seed.optimize.space import Preset, default_preset, list_presets, load_preset, presets_directory
 from seed.plans import Protocol, StreamRecord
 from seed.reporting.wording import count_things, format_bytes, format_count
+from seed.resolve import fill_by_size, find_space
 from seed.scoring.corpus import CorpusRequest, has_own_splits, open_streams, read_source
 from seed.scoring.documents import SPLITS
 from seed.scoring.lora import count_update_params
 from seed.scoring.memory import count_kept_bytes, count_usable_bytes
 from seed.scoring.quality import choose_micro_batch
 from seed.scoring.refit import measure_gains
-from seed.stages import costs, planning, protocols
+from seed.stages import costs, protocols
 from seed.stages.peaks import estimate_peak
-from seed.stages.planning import check_dropped
-from seed.stages.settings import SearchSettings
 from seed.stages.shapes import Shape, measure_mlp_width
 
 # Words of WikiText-2 (Merity et al. 2016, arXiv 1609.07843, table 1). GPT-2's tokenizer makes 287,644 tokens of the
@@ -58,7 +57,7 @@ GPU_FLOPS, GPU_PRECISE_FLOPS = 50e12, 1e12  # what such a card sustains, and in 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say: Callable[[str], None]) -> None:
+def rehearse(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None:
     """Say what the search would do and take.
 
     Raises:
@@ -66,21 +65,20 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
             not known here.
     """
     load, device = costs.describe_load(), choose_device(settings.device)
-    source = protocols.find_source(settings, preset)
-    whole_config = read_config(source, preset, revision=settings.revision)
+    source = protocols.find_source(settings)
+    whole_config = read_config(source, settings)
     refuse_unfit(whole_config, place=f"--model {source.location}")
     whole = build_without_weights(whole_config, trust_remote_code=source.trust_remote_code)
     config: Any = text_config(whole)
     num_params = sum(weight.numel() for weight in whole.parameters())
-    if preset is None:
-        preset = default_preset(
-            settings.model,
-            num_layers=config.num_hidden_layers,
-            num_params=num_params,
-            max_positions=getattr(config, "max_position_embeddings", None) or 1024,
-        )
-    preset = check_dropped(settings, preset, num_layers=config.num_hidden_layers, needed=list_needed(whole_config))
-    request = protocols.request_text(settings, preset, config)
+    settings = fill_by_size(
+        settings,
+        num_layers=config.num_hidden_layers,
+        num_params=num_params,
+        max_positions=getattr(config, "max_position_embeddings", None) or 1024,
+    )
+    space = find_space(settings, num_layers=config.num_hidden_layers, needed=list_needed(whole_config))
+    request = protocols.request_text(settings, config)
     streams = describe_text(request, source, vocabulary=config.vocab_size)
     stored = find_stored(source, whole_config)
     dtype = choose_dtype(settings.dtype, device=device, stored=stored)
@@ -91,9 +89,9 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
     gains = measure_gains(small, small.trace(tokens[:, :64]))
     protocol = protocols.fix_protocol(
         settings,
-        preset,
         source,
         request,
+        space,
         config=config,
         commit=None,
         weights_sha256=None,
@@ -127,7 +125,7 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
     )
     fit_width = None if shape.on_gpu else TIMED_FIT_WIDTH
     speed = costs.time_parts(small, shape, tokens, fit_width=fit_width)
-    plan = costs.draft_plan(settings, preset, protocol, name=name, shape=shape, speed=speed)
+    plan = costs.draft_plan(settings, protocol, name=name, shape=shape, speed=speed)
     cost = costs.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
     say(
         f"dry run for {source.location}: {shape.num_layers} layers, {format_count(num_params)} parameters; no weights are "
@@ -161,13 +159,13 @@ def rehearse(settings: SearchSettings, preset: Preset | None, *, name: str, say:
         )
     except ResourceError as error:
         say(f"here it would be refused: {error}")
-    say(f"run it: {planning.typed_command(settings)}")
+    say(f"run it: {resolve.typed_command(settings)}")
 
 
-def read_config(source: ModelSource, preset: Preset | None, *, revision: str | None) -> Any:
+def read_config(source: ModelSource, settings: StudyConfig) -> Any:
     """The model's config: from its directory, from a preset, or from the hub's local cache.
 
-    A ``revision`` that was asked for may have another shape than the preset says, so only the cache knows it.
+    A revision that was asked for may have another shape than the preset says, so only the cache knows it.
 
     Raises:
         ModelError: none of them has it.
@@ -181,10 +179,10 @@ def read_config(source: ModelSource, preset: Preset | None, *, revision: str | N
         check_files(Path(location))
     else:
         check_source(source, presets=list_presets())
-        known = [preset, *(load_preset(presets_directory() / f"{name}.toml") for name in list_presets())]
-        for one in known if revision is None else []:
-            if one is not None and one.config is not None and one.model.name == location:
-                return make_config(one)
+        own = {"hub_id": settings.hub_id, "shape": settings.shape}
+        for one in [] if settings.is_given("revision") else [own, *map(read_preset, list_presets())]:
+            if one["hub_id"] == location and one.get("shape") is not None:
+                return make_config(one["shape"], name=location)
     options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code, "local_files_only": True}
     if source.revision:
         options["revision"] = source.revision
@@ -208,7 +206,7 @@ def find_stored(source: ModelSource, config: Any) -> torch.dtype:
     return getattr(torch, stored) if isinstance(stored, str) else stored
 
 
-def make_config(preset: Preset) -> Any:
+def make_config(shape: Mapping[str, Any], *, name: str) -> Any:
     """The transformers config of a preset's [config].
 
     Raises:
@@ -216,12 +214,11 @@ def make_config(preset: Preset) -> Any:
     """
     import transformers
 
-    assert preset.config is not None
     try:
-        return transformers.AutoConfig.for_model(**preset.config)
+        return transformers.AutoConfig.for_model(**shape)
     except (TypeError, ValueError, KeyError) as error:
         raise ModelError(
-            f"[config] of {preset.model.name}: not a config that transformers knows ({error}). Compare it with the model's "
+            f"[config] of {name}: not a config that transformers knows ({error}). Compare it with the model's "
             "config.json."
         ) from error
 

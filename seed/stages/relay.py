@@ -8,12 +8,12 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from seed import folder
+from seed import folder, resolve
+from seed.config import Stages, StudyConfig, parse_stages
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import StagedSearch, StageRecord
@@ -26,15 +26,14 @@ from seed.records import DistillResult, Estimate
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
 from seed.stages import planning
-from seed.stages.settings import SearchSettings, Stages, parse_stages
 from seed.stats import CANNOT_TELL, NOTHING, judge_difference
 
 STAGED_SIZE = 2  # models that are distilled in each stage, unless told otherwise
 
-Search = Callable[[SearchSettings, Terminal], StudyRecord]
+Search = Callable[[StudyConfig, Terminal], StudyRecord]
 
 
-def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Search) -> StagedSearch:
+def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Search) -> StagedSearch:
     """Search stage by stage, then at once, and write down what came of it.
 
     Args:
@@ -45,12 +44,12 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
     Raises:
         SeedError: anything a user can mend.
     """
+    settings = resolve.fill_from_files(settings)
     assert settings.stages is not None
     asked = parse_stages(settings.stages)
     root = name_root(settings)
     decisive = check_plan(settings, StudyFolder(root))
-    each = replace(
-        settings,
+    each = settings.change(
         stages=None,
         one_shot=True,
         studies_dir=root,
@@ -72,9 +71,9 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
         name = f"stage-{number}"
         start = root / stages[-1].name / "models" / stages[-1].result.key if stages else None
         terminal.say(f"stage {number}: {count} more layer{'s' if count > 1 else ''}, {depth} in all")
-        wanted = replace(each, study=name, start=start, min_dropped=depth, max_dropped=depth)
+        wanted = each.change(study=name, start=start, min_dropped=depth, max_dropped=depth)
         if start is None:  # later ones have had more tokens than a width cut from the original would
-            wanted = replace(wanted, width_baseline=settings.width_baseline)
+            wanted = wanted.change(width_baseline=settings.width_baseline)
         record = search(wanted, terminal)
         if number == 1:  # what later stages go on from is settled now; before, nothing was there to be mixed
             folder.write_bytes(StudyFolder(root).stages_plan, json.dumps(decisive, indent=1).encode() + b"\n")
@@ -95,8 +94,7 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
     if settings.one_shot and len(stages) > 1:
         depth = len(stages[-1].result.candidate.dropped_layers)
         terminal.say(f"at once: {count_things(depth, 'layer')}, for the {stages[-1].tokens:,} tokens of all stages")
-        at_once = replace(
-            each,
+        at_once = each.change(
             study="one-shot",
             min_dropped=depth,
             max_dropped=depth,
@@ -119,13 +117,13 @@ def search_in_stages(settings: SearchSettings, terminal: Terminal, *, search: Se
         movements=measure_movements(stages),
         excess=excess,
         verdict=verdict,
-        command=planning.typed_command(settings),
+        command=resolve.typed_command(settings),
     )
     folder.write_record(StudyFolder(root).stages, staged)
     return staged
 
 
-def check_plan(settings: SearchSettings, study: StudyFolder) -> dict[str, str | int | float | None]:
+def check_plan(settings: StudyConfig, study: StudyFolder) -> dict[str, str | int | float | None]:
     """What decides every stage, since a later one goes on from what an earlier one distilled.
 
     Raises:
@@ -154,11 +152,11 @@ def count_droppable(record: StudyRecord) -> int:
     return min(space.num_layers - 1, len(space.droppable_layers) + len(space.gone_layers))
 
 
-def name_root(settings: SearchSettings) -> Path:
+def name_root(settings: StudyConfig) -> Path:
     """The folder of a staged search: the study's name, or the model's and its stages."""
     assert settings.stages is not None
     stages = settings.stages.replace("…", "...").replace("+...", "-on").replace("+", "-").replace(" ", "")
-    name = settings.study or f"{planning.name_default_study(settings.model)}-{stages}"
+    name = settings.study or f"{resolve.name_default_study(settings.model)}-{stages}"
     return settings.studies_dir / folder.name_study(name)
 
 
@@ -169,7 +167,7 @@ def list_counts(asked: Stages) -> Iterator[int]:
         yield asked.counts[-1]
 
 
-def reach_target(stage: StageRecord, settings: SearchSettings) -> str | None:
+def reach_target(stage: StageRecord, settings: StudyConfig) -> str | None:
     """Say which target ends the search here, or None."""
     ratio, latency = stage.result.validation.ppl_ratio, stage.result.latency.ratio
     if settings.max_ppl_ratio is not None and ratio > settings.max_ppl_ratio:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
@@ -32,7 +33,6 @@ from seed.scores import ScoreStore
 from seed.scoring.book import ScoreBook
 from seed.scoring.sweep import Sweep
 from seed.stages import recovering
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
 BEST_NOTE = "best PPL ratios by layers dropped (without which)"
@@ -80,7 +80,7 @@ def score_space(
     trials: Trials,
     book: ScoreBook,
     plan: SearchPlan,
-    settings: SearchSettings,
+    settings: StudyConfig,
     *,
     rng_seed: int,
     prepare: Callable[[], None] = lambda: None,
@@ -211,7 +211,7 @@ def score_singles(scorers: Scorers, store: ScoreStore, book: ScoreBook, space: S
             keep(rows)
 
 
-def name_solver(plan: SearchPlan, settings: SearchSettings, space: SearchSpace, frontier: Frontier) -> str:
+def name_solver(plan: SearchPlan, settings: StudyConfig, space: SearchSpace, frontier: Frontier) -> str:
     """How the scored candidates were chosen, in a few words."""
     if frontier.num_scored >= space.size or space.size <= plan.trials:
         return "enumerated"

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from seed import __version__, demo, folder
+from seed.config import StudyConfig, list_presets
 from seed.errors import CorpusError, ModelError, ResourceError
 from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
@@ -20,16 +21,16 @@ from seed.models.checks import refuse_ids
 from seed.models.grafting import graft
 from seed.models.surgery import list_needed, view_layers
 from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
-from seed.optimize.space import Preset, default_preset, drop_more, list_presets
+from seed.optimize.space import drop_more
 from seed.plans import Environment, Protocol, SearchPlan
 from seed.records import Candidate
+from seed.resolve import fill_by_size, find_space
 from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams, require_windows
 from seed.scoring.instruments import Instruments, make_walker, start_student
 from seed.scoring.latency import Workload
 from seed.scoring.memory import measure_recompute
 from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
 from seed.scoring.refit import measure_gains
-from seed.stages.planning import check_dropped
 from seed.stages.protocols import (
     RECOVERY_POOL_TOKENS,
     Reference,
@@ -41,7 +42,6 @@ from seed.stages.protocols import (
     request_text,
     resolve_location,
 )
-from seed.stages.settings import SearchSettings
 from seed.stages.starts import read_start
 
 
@@ -92,18 +92,16 @@ class Workbench:
 
 
 def open_for_search(
-    settings: SearchSettings,
-    preset: Preset | None,
+    settings: StudyConfig,
     *,
     study: StudyFolder,
     device: torch.device,
     reference: Reference,
-) -> tuple[Workbench, Preset]:
-    """Open model and text as the settings say, and fix the protocol.
+) -> tuple[Workbench, StudyConfig]:
+    """Open model and text as the settings say, and fix the protocol; return the settings too, filled by the model's size.
 
     Args:
         settings: of the search.
-        preset: of the model.
         study: the folder.
         device: where the model is put.
         reference: the device that it is measured on, perhaps by others (see ``move``).
@@ -111,28 +109,27 @@ def open_for_search(
     Raises:
         SeedError: anything a user can mend.
     """
-    source = find_source(settings, preset)
+    source = find_source(settings)
     location = source.location
     if location != "demo":
         check_source(source, presets=list_presets())
     teacher, anatomy = _open_model(source, device=device, dtype_name=settings.dtype, computes_on=reference.type)
-    if preset is None:
-        preset = default_preset(
-            settings.model,
-            num_layers=anatomy.num_layers,
-            num_params=sum(parameter.numel() for parameter in teacher.model.parameters()),
-            max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
-        )
-    preset = check_dropped(settings, preset, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
-    request = request_text(settings, preset, anatomy.config)
+    settings = fill_by_size(
+        settings,
+        num_layers=anatomy.num_layers,
+        num_params=sum(parameter.numel() for parameter in teacher.model.parameters()),
+        max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
+    )
+    space = find_space(settings, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
+    request = request_text(settings, anatomy.config)
     streams = _open_streams(request, teacher)
     gains = _measure_gains(anatomy, streams["recovery"], device)
     local = location == "demo" or Path(location).is_dir()
     protocol = fix_protocol(
         settings,
-        preset,
         source,
         request,
+        space,
         config=anatomy.config,
         commit=None if local else teacher.commit,
         weights_sha256=hash_weights(resolve_location(location)) if local else None,
@@ -142,7 +139,7 @@ def open_for_search(
         device=reference.name,
         dtype=teacher.dtype,
     )
-    return _bench(study, protocol, teacher, anatomy, streams, device, gains), preset
+    return _bench(study, protocol, teacher, anatomy, streams, device, gains), settings
 
 
 def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = None) -> Workbench:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from seed.config import StudyConfig
 from seed.errors import ModelError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.copying import count_layers
@@ -17,7 +18,7 @@ from seed.stages.rehearsal import read_config
 CPU = torch.device("cpu")
 DOORS: dict[str, Callable[[Path], object]] = {
     "search": lambda path: open_teacher(ModelSource(location=str(path)), device=CPU, dtype_name=None),
-    "dry run": lambda path: read_config(ModelSource(location=str(path)), None, revision=None),
+    "dry run": lambda path: read_config(ModelSource(location=str(path)), StudyConfig()),
     "evaluate": lambda path: load_checkpoint(path, device=CPU, dtype=torch.float32),
     "export": count_layers,
 }

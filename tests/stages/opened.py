@@ -11,6 +11,7 @@ import msgspec
 import optuna
 import torch
 
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.executor import InProcess
 from seed.folder import StudyFolder
@@ -27,7 +28,6 @@ from seed.scoring.sweep import Sweep
 from seed.stages import latencies, planning
 from seed.stages.latencies import LatencyTable
 from seed.stages.searching import score_space
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.conftest import make_tokenizer
 from tests.scoring.opened import CPU, drop, open_instruments, time_candidate
@@ -115,7 +115,7 @@ def open_trials(bench: Workbench) -> optuna.Study:
     return open_study(optuna.storages.InMemoryStorage(), name="tiny", rung=bench.protocol.rung, fingerprint="one")
 
 
-def make_plan(bench: Workbench, settings: SearchSettings, *, trials: int, covers_space: bool) -> SearchPlan:
+def make_plan(bench: Workbench, settings: StudyConfig, *, trials: int, covers_space: bool) -> SearchPlan:
     """A plan of so many trials."""
     return planning.make_plan(
         settings, bench.protocol, name="tiny", trials=trials, distill_tokens=1024, covers_space=covers_space
@@ -176,7 +176,7 @@ class TinyStudy:
         **settings: Any,
     ) -> tuple[TrialRecord, ...]:
         """Score candidates of the opened study, and return all trials that it has."""
-        wanted = SearchSettings(**settings)
+        wanted = StudyConfig(**settings)
         plan = make_plan(self.bench, wanted, trials=trials, covers_space=covers_space)
         score_space(
             terminal, opened.executor, opened.table, opened.trials, opened.book, plan, wanted, rng_seed=wanted.rng_seed

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 
+from seed.config import StudyConfig
 from seed.errors import ResourceError
 from seed.optimize.space import drop_layers, enumerate_candidates
 from seed.records import SearchSpace
@@ -21,7 +22,6 @@ from seed.stages.costs import (
     estimate_sweep,
     require_resources,
 )
-from seed.stages.settings import SearchSettings
 from seed.stages.shapes import describe_shape, take_micro_batch
 from seed.stages.workbench import Workbench
 from tests.scoring.opened import CPU
@@ -32,7 +32,7 @@ UNRECOVERED_SINGLES = 9 * 384e-6 + 4 * 384e-5  # 0 1 2, 3 behind 0 1, 2 3 behind
 
 
 def estimate(bench: Workbench, *, trials: int = 5, covers_space: bool = False, distill: bool = False) -> Cost:
-    plan = make_plan(bench, SearchSettings(), trials=trials, covers_space=covers_space)
+    plan = make_plan(bench, StudyConfig(), trials=trials, covers_space=covers_space)
     return estimate_cost(describe_shape(bench), bench.protocol, plan, SPEED, distill=distill)
 
 
@@ -208,7 +208,7 @@ def test_steps_are_told_as_they_will_be(tmp_path: Path) -> None:
         (256, "5 models distilled for 256 tokens (1 step of 256) each, "),
         (10_000, "5 models distilled for 9,984 tokens (39 steps of 256, the nearest to 10,000) each, "),
     ):
-        plan = make_plan(bench, SearchSettings(), trials=5, covers_space=False)
+        plan = make_plan(bench, StudyConfig(), trials=5, covers_space=False)
         plan = msgspec.structs.replace(plan, distill_tokens=asked)
         cost = estimate_cost(describe_shape(bench), bench.protocol, plan, SPEED, distill=True)
         said = costs.describe_plan(bench.protocol, plan, cost)

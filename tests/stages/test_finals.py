@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from seed import folder
+from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.integrity import find_damage
@@ -15,7 +16,6 @@ from seed.records import DenseResult, DistillResult
 from seed.stages import finals, recovering, schooling
 from seed.stages.finals import Budget, distill_members
 from seed.stages.schooling import Member
-from seed.stages.settings import SearchSettings
 from tests.models.test_integrity import DAMAGES, halve
 from tests.scoring.opened import drop, time_candidate
 from tests.stages.opened import TinyStudy, make_plan
@@ -50,7 +50,7 @@ class Finals:
         on_work: Callable[[float, str], None] = lambda amount, key: None,
         complain: Callable[[str], None] = lambda said: None,
     ) -> list[DistillResult]:
-        plan = make_plan(self.bench, SearchSettings(), trials=1, covers_space=True)
+        plan = make_plan(self.bench, StudyConfig(), trials=1, covers_space=True)
         with self.study.open() as opened:
             return distill_members(
                 opened.executor,

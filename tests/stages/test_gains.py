@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from seed.config import StudyConfig
 from seed.findings import Rival, SearchGain
 from seed.optimize.strategies import STRATEGIES, run_strategy
 from seed.records import TrialRecord
 from seed.scoring.sweep import Sweep
 from seed.stages import gains
 from seed.stages.meter import Account, Measured
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
 from .opened import SPACE, TinyStudy, make_plan, open_bench
@@ -27,7 +27,7 @@ def search(study: TinyStudy, **wanted: Any) -> tuple[Sweep, tuple[TrialRecord, .
 def measure(
     bench: Workbench, sweep: Sweep, trials: tuple[TrialRecord, ...], *, most: int = 10, covers_space: bool = False
 ) -> SearchGain:
-    plan = make_plan(bench, SearchSettings(), trials=most, covers_space=covers_space)
+    plan = make_plan(bench, StudyConfig(), trials=most, covers_space=covers_space)
     return gains.measure_gain(bench, sweep, SPACE, trials, plan=plan, solver="somehow", on_rival=lambda title: None)
 
 

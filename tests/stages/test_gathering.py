@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from seed import folder
+from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.optimize.frontier import select_frontier
@@ -15,7 +16,6 @@ from seed.scores import ScoreStore
 from seed.scoring.instruments import size_of
 from seed.stages import judging, publishing, workbench
 from seed.stages.gathering import gather_record, read_losses
-from seed.stages.settings import SearchSettings
 from tests.scoring.opened import CUT, drop, keep, time_candidate
 from tests.stages.opened import SPACE, make_plan, make_table, open_bench, open_sweep
 
@@ -53,7 +53,7 @@ def searched(tmp_path: Path) -> tuple[StudyFolder, tuple[TrialRecord, ...]]:
     """A study of three trials as a search without distillation leaves it, but without an Optuna study."""
     bench = open_bench(tmp_path / "tiny")
     sweep, study = open_sweep(bench), bench.folder
-    folder.write_record(study.plan, make_plan(bench, SearchSettings(), trials=3, covers_space=False))
+    folder.write_record(study.plan, make_plan(bench, StudyConfig(), trials=3, covers_space=False))
     folder.write_record(study.environment, workbench.describe_environment(bench))
     dense = judging.judge_dense(bench, sweep.instruments, next(iter(make_table().values())))
     folder.write_record(study.dense, dense)

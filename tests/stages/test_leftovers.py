@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 from seed import folder
+from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.folder import StudyFolder
 from seed.optimize.storage import open_storage
@@ -16,14 +17,13 @@ from seed.records import SweepRow, TrialRecord
 from seed.scores import ScoreStore
 from seed.stages import planning
 from seed.stages.leftovers import continue_or_replace
-from seed.stages.settings import SearchSettings
 from tests.reporting.factory import make_trials
 from tests.stages.opened import PROTOCOL
 
 
 def make_plan(*, rng_seed: int, storage: str | None = None) -> SearchPlan:
     protocol = msgspec.structs.replace(PROTOCOL, rng_seed=rng_seed)
-    settings = SearchSettings(storage=storage)
+    settings = StudyConfig(storage=storage)
     return planning.make_plan(settings, protocol, name="tiny", trials=10, distill_tokens=1000, covers_space=True)
 
 

@@ -8,13 +8,13 @@ import pytest
 from optuna_dashboard import get_note
 
 from seed import folder
+from seed.config import StudyConfig
 from seed.optimize.frontier import select_frontier
 from seed.records import Frontier, TrialRecord
 from seed.scores import ScoreStore
 from seed.stages import publishing, workbench
 from seed.stages.gathering import read_losses
 from seed.stages.publishing import LiveReport
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 
 from .opened import SPACE, TinyStudy, make_plan, make_table
@@ -26,9 +26,7 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self.tiny = TinyStudy(directory)
         self.bench: Workbench = self.tiny.bench
-        folder.write_record(
-            self.bench.folder.plan, make_plan(self.bench, SearchSettings(), trials=10, covers_space=True)
-        )
+        folder.write_record(self.bench.folder.plan, make_plan(self.bench, StudyConfig(), trials=10, covers_space=True))
         folder.write_record(self.bench.folder.environment, workbench.describe_environment(self.bench))
         with self.tiny.open() as opened:
             dense = opened.executor.call("judge_dense", next(iter(make_table().values())))

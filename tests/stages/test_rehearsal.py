@@ -9,25 +9,25 @@ import msgspec
 import pytest
 import torch
 
+from seed import resolve
+from seed.config import StudyConfig, list_presets, read_preset
 from seed.errors import ModelError, SpaceError
 from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
 from seed.models.stored import INDEX
 from seed.models.teacher import ModelSource
-from seed.optimize.space import Preset, list_presets, load_preset, presets_directory
 from seed.scoring.corpus import CorpusRequest, read_source
-from seed.stages import costs, planning, protocols, rehearsal, workbench
+from seed.stages import costs, protocols, rehearsal, workbench
 from seed.stages.costs import Speed
 from seed.stages.peaks import estimate_peak
 from seed.stages.protocols import describe_reference
-from seed.stages.settings import SearchSettings
 from seed.stages.shapes import Shape, describe_shape
 from tests.stages.opened import PROTOCOL
 from tests.stages.test_peaks import GPU
 
 MakeCheckpoint = Callable[..., Path]
 SPEED = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, step=1e-3, num_layers=4)
-PRESETS = {name: load_preset(presets_directory() / f"{name}.toml") for name in list_presets()}
+PRESETS = {name: read_preset(name) for name in list_presets()}
 BUDGETS = {
     "window_tokens": 64,
     "calibration_tokens": 1024,
@@ -39,33 +39,34 @@ BUDGETS = {
 }
 
 
-def rehearse(settings: SearchSettings) -> str:
+def rehearse(settings: StudyConfig) -> str:
     lines: list[str] = []
-    settings, preset = planning.start_from_preset(settings)
-    rehearsal.rehearse(settings, preset, name="dry", say=lines.append)
+    rehearsal.rehearse(resolve.resolve_config(settings), name="dry", say=lines.append)
     return "\n".join(lines)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "demo"])
 def test_a_presets_shape_is_its_models(name: str) -> None:
-    preset: Preset = PRESETS[name]
-    model = rehearsal.build_without_weights(rehearsal.make_config(preset))
-    assert sum(weight.numel() for weight in model.parameters()) == preset.model.num_params
+    preset = PRESETS[name]
+    model = rehearsal.build_without_weights(rehearsal.make_config(preset["shape"], name=name))
+    assert sum(weight.numel() for weight in model.parameters()) == preset["num_params"]
     anatomy = Anatomy(model)
-    assert len(anatomy.layers) == preset.model.num_layers
-    assert preset.data.window_tokens <= anatomy.config.max_position_embeddings
+    assert len(anatomy.layers) == preset["num_layers"]
+    assert preset["window_tokens"] <= anatomy.config.max_position_embeddings
 
 
 @pytest.mark.parametrize("name", ["gpt2", "tinyllama"])
 def test_sweeps_of_the_reported_models_fit_a_gpu_of_24_gb(name: str) -> None:
-    preset = PRESETS[name]
-    config = rehearsal.make_config(preset)
-    request = protocols.request_text(SearchSettings(model=name), preset, config)
+    config = rehearsal.make_config(PRESETS[name]["shape"], name=name)
+    layers, params = config.num_hidden_layers, PRESETS[name]["num_params"]
+    settings = resolve.fill_by_size(
+        resolve.resolve_config(StudyConfig(model=name)), num_layers=layers, num_params=params, max_positions=2048
+    )
     protocol = protocols.fix_protocol(
-        SearchSettings(model=name, lora_rank=None),
-        preset,
-        ModelSource(location=preset.model.name),
-        request,
+        settings,
+        protocols.find_source(settings),
+        protocols.request_text(settings, config),
+        resolve.find_space(settings, num_layers=layers),
         config=config,
         commit=None,
         weights_sha256=None,
@@ -75,13 +76,12 @@ def test_sweeps_of_the_reported_models_fit_a_gpu_of_24_gb(name: str) -> None:
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
-    assert preset.model.num_params is not None
     shape = Shape(
         num_layers=config.num_hidden_layers,
         width=config.hidden_size,
         mlp_width={"gpt2": 3072, "tinyllama": 5632}[name],
         vocabulary=config.vocab_size,
-        num_params=preset.model.num_params,
+        num_params=params,
         layer_params={"gpt2": 7_087_872, "tinyllama": 44_044_288}[name],
         update_params=0,
         cache_bytes=0,
@@ -90,8 +90,8 @@ def test_sweeps_of_the_reported_models_fit_a_gpu_of_24_gb(name: str) -> None:
         kept_bytes=0,
         kept_copies=0,
         gpu_bytes=24 * 10**9,
-        calibration_tokens=preset.data.calibration_tokens,
-        validation_tokens=preset.data.validation_tokens,
+        calibration_tokens=protocol.calibration_tokens,
+        validation_tokens=protocol.validation_tokens,
         test_tokens=300_000,
         recovery_windows=1000,
     )
@@ -99,7 +99,7 @@ def test_sweeps_of_the_reported_models_fit_a_gpu_of_24_gb(name: str) -> None:
 
 
 def test_the_small_model_has_the_middle_layers_kind() -> None:
-    config = rehearsal.make_config(PRESETS["gemma-3-1b"])
+    config = rehearsal.make_config(PRESETS["gemma-3-1b"]["shape"], name="gemma-3-1b")
     for name, value in {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 257, "head_dim": 8}.items():
         setattr(config, name, value)
     small = Anatomy(rehearsal.build_small(config, dtype=torch.float32, device=torch.device("cpu")))
@@ -113,15 +113,18 @@ def test_the_rehearsal_and_the_search_agree_given_the_same_speeds(
     make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_checkpoint("llama")
-    settings = SearchSettings(model=str(path), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS)
+    settings = StudyConfig(model=str(path), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS)
     monkeypatch.setattr(costs, "time_parts", lambda *_args, **_settings: SPEED)
     said = rehearse(settings)
     device = torch.device("cpu")
-    bench, preset = workbench.open_for_search(
-        settings, None, study=StudyFolder(tmp_path / "dry"), device=device, reference=describe_reference(device)
+    bench, filled = workbench.open_for_search(
+        resolve.resolve_config(settings),
+        study=StudyFolder(tmp_path / "dry"),
+        device=device,
+        reference=describe_reference(device),
     )
     shape = describe_shape(bench)
-    plan = costs.draft_plan(settings, preset, bench.protocol, name="dry", shape=shape, speed=SPEED)
+    plan = costs.draft_plan(filled, bench.protocol, name="dry", shape=shape, speed=SPEED)
     cost = costs.estimate_cost(shape, bench.protocol, plan, SPEED, distill=True)
     for line in costs.describe_plan(bench.protocol, plan, cost):
         assert line in said
@@ -133,28 +136,28 @@ def test_weights_are_never_read(make_checkpoint: MakeCheckpoint, text_file: Path
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_bytes((make_checkpoint("gpt2") / "config.json").read_bytes())
-    said = rehearse(SearchSettings(model=str(bare), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS))
+    said = rehearse(StudyConfig(model=str(bare), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS))
     assert "3 of 4 layers: 4 candidates" in said
     characters = sum(len(text) for text in read_source(str(text_file), None).documents["recovery"])
     assert f"by its {characters:,} characters" in said  # there is no tokenizer either
     assert f"--model {bare}" in said.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
     (bare / INDEX).write_text(json.dumps({"weight_map": {"wte.weight": "model-00001-of-00002.safetensors"}}))
-    partial = rehearse(SearchSettings(model=str(bare), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS))
+    partial = rehearse(StudyConfig(model=str(bare), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS))
     assert partial.splitlines()[0] == said.splitlines()[0]
 
 
 def test_families_without_closed_form_are_rehearsed_too(
     make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path
 ) -> None:
-    settings = SearchSettings(
+    settings = StudyConfig(
         model=str(make_checkpoint("gemma2")), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS
     )
     said = rehearse(settings)
     assert "at rung short distillation" in said
     assert "a sweep" not in said
-    with pytest.raises(ModelError, match="closed-form recovery is not available"):
-        rehearse(dataclasses.replace(settings, rung=1))
+    with pytest.raises(ModelError, match="--proxy closed-form: not available"):
+        rehearse(dataclasses.replace(settings, proxy="closed-form"))
 
 
 def test_published_sizes_stand_in_for_text_that_is_not_at_hand() -> None:
@@ -187,22 +190,21 @@ def test_options_that_make_it_fit_are_named() -> None:
 
 def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"neither a known name, .* Did you mean tinyllama"):
-        rehearse(SearchSettings(model="tinylama"))
+        rehearse(StudyConfig(model="tinylama"))
     with pytest.raises(ModelError, match=r"shape is not known offline: .*hf download someone/model config.json"):
-        rehearse(SearchSettings(model="someone/model"))
+        rehearse(StudyConfig(model="someone/model"))
     with pytest.raises(ModelError, match="shape is not known offline"):  # another revision may be another model
-        rehearse(SearchSettings(model="gpt2", revision="main"))
+        rehearse(StudyConfig(model="gpt2", revision="main"))
     with pytest.raises(ModelError, match=r"config.json is missing"):
-        rehearse(SearchSettings(model=str(tmp_path), recovery_text="demo"))
+        rehearse(StudyConfig(model=str(tmp_path), recovery_text="demo"))
     with pytest.raises(SpaceError, match="max_dropped = 12"):
-        rehearse(SearchSettings(model="gpt2", max_dropped=12))
+        rehearse(StudyConfig(model="gpt2", max_dropped=12))
     with pytest.raises(
         SpaceError, match=r"^--lora-rank 100000: more than the model's width of 768, .* Give 768 or less"
     ):
-        rehearse(SearchSettings(model="gpt2", lora_rank=100_000))
-    wrong = PRESETS["gpt2"].config | {"model_type": "no such family"}  # type: ignore[operator]
-    with pytest.raises(ModelError, match=r"\[config\] of openai-community/gpt2"):
-        rehearsal.make_config(msgspec.structs.replace(PRESETS["gpt2"], config=wrong))
+        rehearse(StudyConfig(model="gpt2", lora_rank=100_000))
+    with pytest.raises(ModelError, match=r"\[config\] of someone/gpt"):
+        rehearsal.make_config(PRESETS["gpt2"]["shape"] | {"model_type": "no such family"}, name="someone/gpt")
 
 
 def test_work_is_said_in_multiply_adds_and_in_hours_of_a_gpu() -> None:

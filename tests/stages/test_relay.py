@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import StagedSearch
@@ -14,7 +15,6 @@ from seed.folder import StudyFolder
 from seed.records import SweepRow
 from seed.scores import ScoreStore
 from seed.stages import relay
-from seed.stages.settings import SearchSettings
 from tests.reporting.factory import make_candidate, make_record
 
 SILENT = Terminal(quiet=True)
@@ -25,9 +25,9 @@ class Searches:
 
     def __init__(self, ratios: list[float]) -> None:
         self.ratios = ratios
-        self.asked: list[SearchSettings] = []
+        self.asked: list[StudyConfig] = []
 
-    def __call__(self, settings: SearchSettings, terminal: Terminal) -> StudyRecord:
+    def __call__(self, settings: StudyConfig, terminal: Terminal) -> StudyRecord:
         self.asked.append(settings)
         assert settings.study is not None
         assert settings.min_dropped == settings.max_dropped
@@ -36,7 +36,10 @@ class Searches:
         result = msgspec.structs.replace(
             record.distilled[0],
             candidate=make_candidate(*dropped),
-            settings={**record.distilled[0].settings, "distill_tokens": settings.distill_tokens or 1000}
+            settings={
+                **record.distilled[0].settings,
+                "distill_tokens": (settings.distill_tokens or 0) if settings.is_given("distill_tokens") else 1000,
+            }
             | ({"earlier_tokens": 1000 * (len(self.asked) - 1)} if settings.start else {}),
             validation=msgspec.structs.replace(
                 record.distilled[0].validation, ppl_ratio=self.ratios[len(self.asked) - 1]
@@ -59,7 +62,7 @@ class Searches:
 
 def search(directory: Path, ratios: list[float], **settings: Any) -> tuple[StagedSearch, Searches]:
     searches = Searches(ratios)
-    wanted = SearchSettings(studies_dir=directory, **settings)
+    wanted = StudyConfig(studies_dir=directory, **settings)
     return relay.search_in_stages(wanted, SILENT, search=searches), searches
 
 
@@ -129,7 +132,7 @@ def test_a_first_stage_beyond_the_limit_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_the_folder_says_what_it_holds(settings: dict[str, Any], name: str) -> None:
-    assert relay.name_root(SearchSettings(**settings)).name == name
+    assert relay.name_root(StudyConfig(**settings)).name == name
 
 
 @pytest.mark.parametrize(
@@ -138,11 +141,11 @@ def test_the_folder_says_what_it_holds(settings: dict[str, Any], name: str) -> N
 def test_other_settings_are_refused_before_any_stage_runs(tmp_path: Path, change: dict[str, Any]) -> None:
     search(tmp_path, [1.02, 1.05, 1.06], stages="2+1", study="mine")
     searches = Searches([1.02, 1.05, 1.06])
-    wanted = SearchSettings(**{"studies_dir": tmp_path, "stages": "2+1", "study": "mine"} | change)
+    wanted = StudyConfig(**{"studies_dir": tmp_path, "stages": "2+1", "study": "mine"} | change)
     with pytest.raises(StudyError, match="was begun with other settings"):
         relay.search_in_stages(wanted, SILENT, search=searches)
     assert not searches.asked
-    more = SearchSettings(studies_dir=tmp_path, stages="2+1", study="mine", replicas=3)
+    more = StudyConfig(studies_dir=tmp_path, stages="2+1", study="mine", replicas=3)
     relay.search_in_stages(more, SILENT, search=searches)  # more replicas are only more of the same
 
 
@@ -156,3 +159,12 @@ def test_a_folder_of_a_search_at_once_is_not_taken(tmp_path: Path) -> None:
 def test_widths_stand_where_they_get_as_many_tokens(tmp_path: Path) -> None:
     _, searches = search(tmp_path, [1.02, 1.05, 1.06], stages="2+1", width_baseline=True)
     assert [settings.width_baseline for settings in searches.asked] == [True, False, True]
+
+
+def test_a_file_of_options_speaks_of_the_whole_and_not_of_each_stage(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[search]\nstages = "2+1"\none_shot = false\nfrontier_size = 3\n[space]\nmax_ppl_ratio = 1.04\n')
+    staged, searches = search(tmp_path, [1.02, 1.05], space=file, model="gpt2")
+    assert staged.stopped_because == "a further stage ends at a validation PPL ratio of 1.050, above 1.04"
+    assert [(one.frontier_size, one.max_ppl_ratio, one.stages) for one in searches.asked] == [(3, None, None)] * 2
+    assert [one.is_given("max_dropped") for one in searches.asked] == [True, True]

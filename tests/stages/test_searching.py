@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.plans import SearchPlan
@@ -17,7 +18,6 @@ from seed.scoring.sweep import Sweep
 from seed.stages import searching
 from seed.stages.latencies import read_latencies
 from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import Workbench
 from tests.reporting import factory
 from tests.scoring.opened import drop
@@ -90,7 +90,7 @@ def test_how_candidates_were_chosen_is_said() -> None:
     def say(*, covers_space: bool, num_scored: int, trials: int = 9, sampler: str = "subset") -> str:
         plan: SearchPlan = msgspec.structs.replace(factory.make_record().plan, covers_space=covers_space, trials=trials)
         frontier = msgspec.structs.replace(factory.make_record().frontier, num_scored=num_scored)
-        return name_solver(plan, SearchSettings(sampler=sampler), SPACE, frontier)
+        return name_solver(plan, StudyConfig(sampler=sampler), SPACE, frontier)
 
     assert say(covers_space=True, num_scored=10) == say(covers_space=False, num_scored=10) == "enumerated"
     assert (

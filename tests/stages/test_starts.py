@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from seed.config import StudyConfig
 from seed.errors import ModelError, SpaceError
 from seed.optimize.space import drop_layers
 from seed.records import SearchSpace
-from seed.stages.planning import go_on_from
-from seed.stages.settings import SearchSettings
+from seed.resolve import go_on_from
 from seed.stages.starts import Start, describe_original, read_start
 
 CONTENT: dict[str, Any] = {
@@ -101,7 +101,7 @@ def test_bounds_count_the_layers_that_are_gone(
     tmp_path: Path, settings: dict[str, Any], bounds: tuple[int, int]
 ) -> None:
     start = read_start(write_start(tmp_path / "m"))
-    space = go_on_from(SPACE, start, SearchSettings(**settings))
+    space = go_on_from(SPACE, start, StudyConfig(**settings))
     assert (space.min_dropped, space.max_dropped) == bounds
     assert space.gone_layers == (1, 7)
     assert not {1, 7} & set(space.droppable_layers)
@@ -111,6 +111,6 @@ def test_a_start_of_another_depth_or_with_nothing_left_is_refused(tmp_path: Path
     deeper = {"num_layers": 22, "kept_layers": [layer for layer in range(22) if layer not in (1, 7)]}
     start = read_start(write_start(tmp_path / "m", **deeper))
     with pytest.raises(ModelError, match="22 layers"):
-        go_on_from(SPACE, start, SearchSettings())
+        go_on_from(SPACE, start, StudyConfig())
     with pytest.raises(SpaceError, match="min_dropped = 2"):
-        go_on_from(SPACE, read_start(write_start(tmp_path / "m")), SearchSettings(min_dropped=2, max_dropped=3))
+        go_on_from(SPACE, read_start(write_start(tmp_path / "m")), StudyConfig(min_dropped=2, max_dropped=3))

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from seed import folder
+from seed.config import StudyConfig
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
 from seed.records import SearchSpace
 from seed.stages import protocols, workbench
 from seed.stages.protocols import choose_rung
-from seed.stages.settings import SearchSettings
 from seed.stages.workbench import move, prepare_instruments, prove, prove_closed_form
 from tests.scoring.opened import open_grafted, open_instruments
 from tests.stages.opened import make_plan, open_bench
@@ -68,16 +68,16 @@ def test_a_study_goes_on_in_the_precision_it_began_with(tmp_path: Path, monkeypa
     bench = open_bench(tmp_path, mixed_precision=True)
     monkeypatch.setattr(protocols, "computes_bfloat16", lambda device: False)
     assert not protocols.choose_precision(bench.folder, protocols.describe_reference(bench.device))
-    folder.write_record(bench.folder.plan, make_plan(bench, SearchSettings(), trials=5, covers_space=False))
+    folder.write_record(bench.folder.plan, make_plan(bench, StudyConfig(), trials=5, covers_space=False))
     assert protocols.choose_precision(bench.folder, protocols.describe_reference(bench.device))
 
 
 def test_the_rung_is_the_best_that_the_family_allows() -> None:
     assert choose_rung(None, gains={0: 1.0}, family="llama") == "closed_form"
-    assert choose_rung(2, gains={0: 1.0}, family="llama") == "short_distillation"
+    assert choose_rung("short-distillation", gains={0: 1.0}, family="llama") == "short_distillation"
     assert choose_rung(None, gains=None, family="gemma2") == "short_distillation"
-    with pytest.raises(ModelError, match="--rung 1: closed-form recovery is not available for gemma2"):
-        choose_rung(1, gains=None, family="gemma2")
+    with pytest.raises(ModelError, match="--proxy closed-form: not available for gemma2"):
+        choose_rung("closed-form", gains=None, family="gemma2")
 
 
 @pytest.mark.parametrize("wrong", [lambda layer, before: layer == 2, lambda layer, before: layer > before + 1])

@@ -1,0 +1,378 @@
+"""What a study can be told: every option once, in the sections of ``search_spaces/*.toml``.
+
+Presets, a file of the user's, flags and Python fill the same record. Nothing heavy is imported here, so that wrong input is
+answered at once.
+"""
+
+import difflib
+import importlib.util
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from seed import untrusted
+from seed.cli import (
+    BYTES,
+    LAYERS,
+    POSITIVE,
+    SECONDS,
+    SHARE,
+    WHOLE,
+    Kind,
+    check_values,
+    choose_from,
+    collect_options,
+    entry,
+    is_number,
+    list_options,
+    option,
+    spell_flag,
+    typed,
+)
+from seed.errors import SeedError, SpaceError, StudyError
+from seed.optimize.space import SAMPLERS, make_space
+from seed.optimize.urls import check_storage_url
+from seed.stages.recoveries import RECOVERIES, Recovery
+
+FILE_BYTES = 10**6  # the largest preset has fifty lines
+DTYPES = ("float32", "bfloat16", "float16")
+PROXIES = ("closed-form", "short-distillation")
+RATIO_ABOVE = replace(
+    POSITIVE, allows=lambda ratio: is_number(ratio) and ratio > 1, wanted="a ratio above 1, such as 1.1"
+)
+RATIO_BELOW = replace(
+    POSITIVE, allows=lambda ratio: is_number(ratio) and 0 < ratio < 1, wanted="a ratio below 1, such as 0.9"
+)
+RATES = Kind(tuple, lambda rates: all(map(POSITIVE.allows, rates)) and len(rates) > 0, "one or more numbers above 0")
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """Model."""
+
+    model: str = typed("a name listed below, a hub id, or a directory (default: demo)", "demo")
+    hub_id: str | None = entry(key="name")
+    revision: str | None = option("revision of a hub model; in files only where known for certain", metavar="COMMIT")
+    num_layers: int | None = entry()
+    num_params: int | None = entry()  # tied weights count once
+    license: str | None = entry()
+    trust_remote_code: bool = typed("run code that the model brings along", False)
+    dtype: str | None = option(
+        "float32 (default on the CPU), bfloat16 (default on GPUs) or float16", kind=choose_from(DTYPES)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceSection:
+    """Space: which layers may go."""
+
+    space: Path | None = typed("options in a TOML file like search_spaces/gpt2.toml", metavar="FILE")
+    min_dropped: int | None = option("drop at least N layers (default: 1)")
+    max_dropped: int | None = option("drop at most N layers (default: the model's, or a third)")
+    droppable_layers: tuple[int, ...] | None = entry(kind=LAYERS)  # None: all
+    max_ppl_ratio: float | None = option("keep candidates up to this PPL ratio (by the proxy)", kind=RATIO_ABOVE)
+    max_latency_ratio: float | None = option("keep candidates up to this latency ratio", kind=RATIO_BELOW)
+    max_memory: float | None = option("weights and KV cache of the timed workload, such as 1.8GB", kind=BYTES)
+    start: Path | None = typed("go on from a model that Seed exported; its original stays the teacher")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Data (demo, wikitext2, hub:NAME[:CONFIG], a text or JSONL file, or a directory of them)."""
+
+    recovery_text: str | None = option(
+        "trains; validation and test are split off where not given", key="corpus", metavar="SOURCE"
+    )
+    validation_text: str | None = option("decides", metavar="SOURCE")
+    test_text: str | None = option("is read once at the end, for the numbers in the table", metavar="SOURCE")
+    window_tokens: int | None = option("length of the perplexity windows")
+    calibration_tokens: int | None = option("recovery tokens that closed form is fitted on")
+    validation_tokens: int | None = option("validation tokens a candidate is scored on")
+    test_tokens: int | None = option("test tokens used (default: the model's, or all)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencySection:
+    """Latency: the workload that is timed."""
+
+    latency_batch: int = option("sequences decoded at once (default: 1)", 1, key="batch")
+    prompt_tokens: int | None = option("tokens read before decoding (default: 128)")
+    new_tokens: int | None = option("tokens decoded one by one (default: 64)")
+    latency_repeats: int | None = option(
+        "timed pairs of models (default: until the ratio is within 1 %)", key="repeats"
+    )
+    compiled: bool = option("time torch.compile with a static cache instead of eager decoding", False)
+    latency_command: str | None = typed(
+        "your own stopwatch: gets a model's directory, prints milliseconds", metavar="CMD"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverySection:
+    """Recovery: distillation, short and full."""
+
+    short_steps: int | None = option("steps of --proxy short-distillation (default: the model's, or 10)")
+    batch_tokens: int | None = entry()
+    distill: bool = option("stop at the frontier by the proxy", True)
+    distill_tokens: int | None = option("recovery tokens for each frontier model")
+    learning_rates: tuple[float, ...] | None = entry(kind=RATES)  # tried briefly, the best is used
+    learning_rate: float | None = typed("do not tune the learning rate, use this one")
+    replicas: int = option("distil each frontier model under N random seeds (default: 1)", 1)
+    recovery: str | None = option(
+        "distillation (default), hidden-states, lora, ... (README)", kind=choose_from(RECOVERIES)
+    )
+    temperature: float | None = option("of both models' predictions (default: 1)")
+    ce_share: float | None = option("share of cross-entropy in the objective, 0 to 1 (default: 0)", kind=SHARE)
+    lora_rank: int | None = option("train low-rank updates only, for models too large to train whole (16)")
+    freeze_prefix: bool = option("leave the layers before the first dropped one as they are", False)
+    width_baseline: bool = option("also distil models of all layers, cut to the same sizes in width", False)
+    eval_command: str | None = typed("your own judge: gets a model's directory, prints a number", metavar="CMD")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSection:
+    """Search."""
+
+    trials: int | None = option("candidates that are scored (default: the model's, or all that a sweep scores)")
+    sampler: str = option(f"{', '.join(SAMPLERS)}: when not all are scored", "subset", kind=choose_from(SAMPLERS))
+    proxy: str | None = option(f"{' (default where it can) or '.join(PROXIES)}", kind=choose_from(PROXIES))
+    sweep_budget: float = option("sweep the space by closed form within so long; 0: never (10m)", 600.0, kind=SECONDS)
+    screen: bool = option("distill even candidates that closed form shows to be hopeless", True)
+    rng_seed: int = option("seed of all random numbers (default: 0)", 0, kind=WHOLE)
+    frontier_size: int | None = option("models that go on to distillation (default: 6)")
+    stages: str | None = option("drop N layers, recover, drop M more, ...; 1+... until a --max-*-ratio", metavar="N+M")
+    one_shot: bool = option("with --stages, leave out the search at once for comparison", True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """Run: where and by whom."""
+
+    study: str | None = typed("name of the study's folder (default: the model's name)", metavar="NAME")
+    studies_dir: Path = typed("where studies lie (default: ./studies)", Path("studies"))
+    storage: str | None = typed("a database that shows the study, such as postgresql://USER@HOST/DB", metavar="URL")
+    device: str | None = typed("cpu, cuda, cuda:1 (default: cuda where there is one)")
+    workers: int | None = typed("evaluators on this machine, run by Ray (default: one for each GPU)")
+    ray: str | None = typed("evaluators of a Ray cluster: auto, or HOST:PORT of its head", metavar="ADDRESS")
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelSection,
+    "space": SpaceSection,
+    "data": DataSection,
+    "recovery": RecoverySection,
+    "latency": LatencySection,
+    "search": SearchSection,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, LatencySection, SearchSection, RunSection):
+    """What a study is told. ``None``: not told, so chosen for the model (``planning``).
+
+    Numbers are tokens, ratios to the dense model, bytes (``max_memory``) and seconds (``sweep_budget``); text is read as on
+    the command line.
+
+    Raises:
+        SeedError: a value is wrong, or contradicts another.
+    """
+
+    shape: Mapping[str, Any] | None = None  # [config], the part of the model's public config that its shape needs
+    given: frozenset[str] = frozenset()  # what was told, even where it is the default
+    is_settled: bool = False  # filled from files: what was told is ``given`` alone
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.start is not None:
+            object.__setattr__(self, "start", self.start.expanduser().absolute())
+        if self.compiled and self.latency_command:
+            raise SeedError("--compiled: says how Seed times, but --latency-command times by your own. Leave one out.")
+        for name, is_given in (
+            ("--eval-command", bool(self.eval_command)),
+            (f"--replicas {self.replicas}", self.replicas > 1),
+            ("--width-baseline", self.width_baseline),
+        ):
+            if is_given and not self.distill:
+                raise SeedError(f"{name}: is about distilled models, but --no-distill makes none. Leave one out.")
+        if self.width_baseline and self.start is not None:
+            raise SeedError(
+                "--width-baseline: is cut from the original and would get fewer tokens than a model that goes on from --start. "
+                "Leave one out."
+            )
+        self._check_recovery()
+        self._check_stages()
+        if self.storage:
+            check_storage_url(self.storage)
+
+    def is_given(self, name: str) -> bool:
+        """Was this told, or does it come from a preset or a default?"""
+        return name in self.given or (not self.is_settled and getattr(self, name) != DEFAULTS[name])
+
+    def list_given(self) -> dict[str, Any]:
+        """What was told, by option."""
+        return {name: getattr(self, name) for name in DEFAULTS if self.is_given(name)}
+
+    def change(self, **options: Any) -> "StudyConfig":
+        """Return the config as it would be if these had been told, too."""
+        told = frozenset(name for name, value in options.items() if value != DEFAULTS[name])
+        return replace(self, **options, given=self.given - options.keys() | told)
+
+    def describe(self) -> dict[str, Any]:
+        """Every option as JSON knows it."""
+        options = {name: getattr(self, name) for name in DEFAULTS}
+        return msgspec.json.decode(msgspec.json.encode(options, enc_hook=str), type=dict[str, Any])
+
+    @property
+    def chosen_recovery(self) -> Recovery:
+        """How students are trained: as asked, by low-rank updates where a rank is given, else by distillation."""
+        return RECOVERIES[self.recovery or ("distillation" if self.lora_rank is None else "lora")]
+
+    def _check_stages(self) -> None:
+        are_given = self.is_given("min_dropped") and self.is_given("max_dropped")
+        if are_given and (self.min_dropped or 0) > (self.max_dropped or 0):
+            raise SeedError(f"--min-dropped {self.min_dropped}: more than --max-dropped {self.max_dropped}.")
+        if self.stages is None:
+            if not self.one_shot:
+                raise SeedError("--no-one-shot: there is no one-shot search to leave out without --stages.")
+            return
+        if parse_stages(self.stages).goes_on and self.max_ppl_ratio is None and self.max_latency_ratio is None:
+            raise SeedError(
+                f"--stages {self.stages}: goes on until a target is reached, and there is none. Add --max-ppl-ratio or "
+                "--max-latency-ratio."
+            )
+        for name in ("min_dropped", "max_dropped", "start", "storage", "max_memory"):
+            if self.is_given(name) or (name == "max_memory" and self.max_memory is not None):
+                raise SeedError(
+                    f"{spell_flag(name)}: cannot be had with --stages, which decides that for each stage. Leave one out."
+                )
+        if not self.distill:
+            raise SeedError("--no-distill: a stage goes on from what the one before distilled. Leave one out.")
+
+    def _check_recovery(self) -> None:
+        chosen = self.chosen_recovery
+        if self.lora_rank is not None and not chosen.is_low_rank:
+            raise SeedError(
+                f"--lora-rank {self.lora_rank}: {chosen.name} trains no low-rank updates. Leave it out, or use --recovery lora."
+            )
+        if chosen.is_low_rank and importlib.util.find_spec("peft") is None:
+            raise SeedError(
+                "--recovery lora, --lora-rank: need PEFT, which is not installed. Install it: pip install 'peft>=0.21'."
+            )
+        for name in ("temperature", "ce_share"):
+            if getattr(self, name) is not None and chosen.ce_share is not None:
+                raise SeedError(
+                    f"{spell_flag(name)} {getattr(self, name)}: {chosen.name} learns from the text alone. Leave it out, "
+                    "or choose a recovery that distills."
+                )
+
+
+OPTIONS = collect_options(StudyConfig)
+DEFAULTS = {name: getattr(StudyConfig, name) for name in OPTIONS}
+
+
+def known(value: Value | None) -> Value:
+    """Return a value that every config has once its model is opened."""
+    assert value is not None
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """How many layers each stage drops; with ``goes_on`` the last number is repeated until a target is reached."""
+
+    counts: tuple[int, ...]
+    goes_on: bool
+
+
+def parse_stages(text: str) -> Stages:
+    """``2+1``: two layers, then one more; ``2+1+...``: and so on, one at a time.
+
+    Raises:
+        SeedError: neither.
+    """
+    parts = text.replace(" ", "").split("+")
+    goes_on = parts[-1] in ("...", "…")
+    counts = parts[:-1] if goes_on else parts
+    if not counts or not all(part.isdigit() and int(part) > 0 for part in counts):
+        raise SeedError(
+            f"--stages {text}: numbers of layers joined by +, such as 2+1; or 1+... to go on, one at a time, until "
+            "--max-ppl-ratio or --max-latency-ratio is reached."
+        )
+    return Stages(counts=tuple(map(int, counts)), goes_on=goes_on)
+
+
+def presets_directory() -> Path:
+    """Where the presets lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "search_spaces"
+    return inside if inside.is_dir() else package.parent / "search_spaces"
+
+
+def list_presets() -> list[str]:
+    """Names that ``--model`` knows."""
+    return sorted(path.stem for path in presets_directory().glob("*.toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The options of a known model; of another model none."""
+    return read_file(presets_directory() / f"{name}.toml") if name in list_presets() else {}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read and check a TOML file; return the options in it.
+
+    Raises:
+        SpaceError: it is missing, not TOML, has an unknown key or a wrong value, or contradicts itself.
+    """
+    values: dict[str, Any] = {}
+    for section, table in _read_toml(path).items():
+        if section not in SECTIONS and section != "config":
+            raise SpaceError(f"{path}: {_explain_unknown(section, [*SECTIONS, 'config'])}")
+        if not isinstance(table, dict):
+            raise SpaceError(f"{path}: {section} = {table}: wanted a section, [{section}] and keys below it.")
+        if section == "config":
+            values["shape"] = table
+            continue
+        known = {said.key or name: (name, kind) for name, said, kind in list_options(SECTIONS[section]) if said.in_file}
+        for key, value in table.items():
+            if key not in known:
+                raise SpaceError(f"{path}: [{section}] {_explain_unknown(key, list(known))}")
+            name, kind = known[key]
+            try:
+                values[name] = kind.read(tuple(value) if isinstance(value, list) else value)
+            except ValueError as error:
+                raise SpaceError(f"{path}: {section}.{key} = {value}: {error}.") from error
+    if "num_layers" in values and "max_dropped" in values:
+        bounds = {name: values[name] for name in ("min_dropped", "max_dropped", "droppable_layers") if name in values}
+        make_space(num_layers=values["num_layers"], place=str(path), **bounds)
+    return values
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(untrusted.read_bounded(path, limit=FILE_BYTES).decode("utf-8-sig"))
+    except StudyError as error:
+        raise SpaceError(
+            f"{path}: larger than {FILE_BYTES / 1e6:.0f} MB, and a search space is a few lines. Give a TOML file like those in "
+            "search_spaces/."
+        ) from error
+    except OSError as error:
+        raise SpaceError(
+            f"{path}: cannot be read ({error.strerror}). Give a TOML file like those in search_spaces/."
+        ) from error
+    except (ValueError, RecursionError) as error:  # TOML's own, encodings', and numbers of too many digits
+        raise SpaceError(f"{path}: not valid TOML ({error}). Mend that place.") from error
+    if (excess := untrusted.find_excess(content)) is not None:
+        raise SpaceError(f"{path}: {excess}. Mend that number.")
+    return content
+
+
+def _explain_unknown(key: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(key, allowed, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"has an unknown key {key}.{hint} Allowed: {', '.join(allowed)}."

@@ -1,0 +1,233 @@
+"""From what was asked to a whole config: files read, a model without one known by its size, bounds fitted to its layers.
+
+Nothing heavy is imported here, so that wrong input is answered at once.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from seed import folder
+from seed.cli import spell_command
+from seed.config import StudyConfig, known, list_presets, read_file, read_preset
+from seed.errors import CorpusError, ModelError, SpaceError
+from seed.optimize.space import make_space, narrow_space
+from seed.records import SearchSpace
+from seed.reporting.wording import count_things
+from seed.stages.starts import Start, find_origin, read_start
+
+NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
+DEFAULT_TEXT = "wikitext2"  # of models of the hub
+
+
+def fill_from_files(asked: StudyConfig) -> StudyConfig:
+    """Return the config with what the model's preset and the user's file say where nothing was told, and the model that they mean.
+
+    Raises:
+        SpaceError: the file is wrong.
+        ModelError: the model to go on from is none.
+    """
+    if asked.is_settled:
+        return asked
+    own, model = {} if asked.space is None else read_file(asked.space), asked.model
+    start = None if asked.start is None else read_start(asked.start)
+    if not asked.is_given("model"):
+        if asked.space is not None:
+            model = own.get("hub_id", model)
+        elif start is not None:
+            model = name_base(start.base_model)
+    filled, told = read_preset(model) | own, asked.list_given()
+    if locate_model(model, filled.get("hub_id")) != filled.get("hub_id"):
+        filled.pop("revision", None)  # of another model, which this one is only shaped like
+    return StudyConfig(**filled | told | {"model": model}, given=frozenset(told), is_settled=True)
+
+
+def resolve_config(asked: StudyConfig) -> StudyConfig:
+    """Return the config filled from files, with whole paths, so that a study can be continued from any folder.
+
+    Raises:
+        SeedError: a file is wrong, or contradicts what was told; or a local model comes without any text.
+    """
+    settings = fill_from_files(asked)
+    if settings.recovery_text is None and Path(settings.model).expanduser().is_dir():
+        raise ask_for_text(settings.model, option="--recovery-text")
+
+    def resolve_path(text: str | None) -> str | None:
+        if not text or text in NAMED_TEXTS:
+            return text
+        path = os.path.expanduser(text)
+        return str(Path(path).resolve()) if os.path.exists(path) else text
+
+    return replace(
+        settings,
+        recovery_text=resolve_path(settings.recovery_text),
+        validation_text=resolve_path(settings.validation_text),
+        test_text=resolve_path(settings.test_text),
+    )
+
+
+def fill_by_size(settings: StudyConfig, *, num_layers: int, num_params: int, max_positions: int) -> StudyConfig:
+    """Return the config with what neither files nor the user say, chosen for the model's size; rates fall with it."""
+    rate = min(1e-3, 1e-4 * (1e9 / max(num_params, 1)) ** 0.5)
+    chosen: dict[str, Any] = {
+        "max_dropped": max(1, num_layers // 3),
+        "recovery_text": DEFAULT_TEXT,
+        "window_tokens": max(16, min(1024, max_positions)),
+        "calibration_tokens": 16_384,
+        "validation_tokens": 65_536,
+        "prompt_tokens": min(128, max_positions // 2),
+        "new_tokens": min(64, max_positions // 2),
+        "short_steps": 10,
+        "batch_tokens": 8192,
+        "distill_tokens": max(200_000, min(40_000_000, num_params // 10)),
+        "learning_rates": (rate / 3, rate, rate * 3),
+        "trials": 100,
+    }
+    if settings.num_layers is None:  # no file knows the model, and all of a test text may be much
+        chosen["test_tokens"] = 262_144
+    return replace(settings, **{name: value for name, value in chosen.items() if getattr(settings, name) is None})
+
+
+def ask_for_text(model: str, *, option: str) -> CorpusError:
+    """What is raised where a local model comes without text: which one is the user's to say, not the hub's to give."""
+    return CorpusError(
+        f"{model}: a local model, and which text? Give {option} FILE or DIRECTORY; {' and '.join(NAMED_TEXTS)} are known by name."
+    )
+
+
+def name_base(base_model: str) -> str:
+    """The name by which ``--model`` knows an original: its preset's where there is one."""
+    return next((name for name in list_presets() if read_preset(name)["hub_id"] == base_model), base_model)
+
+
+def locate_model(model: str, hub_id: str | None) -> str:
+    """``demo``, an absolute directory, or a hub id."""
+    path = Path(model).expanduser()
+    if model != "demo" and path.is_dir():
+        return str(path.resolve())
+    return hub_id if hub_id is not None and model in list_presets() else model
+
+
+def name_study(settings: StudyConfig) -> str:
+    """The name of a search's folder, by settings that are resolved.
+
+    Raises:
+        StudyError: it cannot be a folder's name.
+    """
+    return folder.name_study(settings.study or name_default_study(settings.model))
+
+
+def name_default_study(model: str) -> str:
+    """A folder name for the study of a model: the last part of its name or path."""
+    name = re.sub(
+        r"[^A-Za-z0-9._-]+", "-", Path(model).expanduser().resolve().name if model in (".", "..") else Path(model).name
+    )
+    return name.strip("-._")[:100] or "study"
+
+
+def typed_command(settings: StudyConfig) -> str:
+    """The command that says the same."""
+    return spell_command("seed.search", settings.list_given())
+
+
+def find_space(settings: StudyConfig, *, num_layers: int, needed: Sequence[int] = ()) -> SearchSpace:
+    """Return the space that is searched in the opened model; ``needed``: layers that its family cannot do without.
+
+    Raises:
+        SpaceError: a file is of a model with another number of layers, or lets a needed one go, or bounds are outside the model.
+        ModelError: it goes on from a model of another depth.
+    """
+    file = settings.space or f"{settings.model}.toml"
+    if settings.num_layers not in (None, num_layers):
+        raise SpaceError(
+            f"{file}: num_layers = {settings.num_layers}, but {settings.model} has {num_layers} layers. Use a file made for this model."
+        )
+    droppable = settings.droppable_layers
+    if droppable is not None and set(droppable) & set(needed):
+        raise SpaceError(
+            f"{file}: droppable_layers names {sorted(set(droppable) & set(needed))}, which {settings.model} cannot do without. "
+            "Leave them out."
+        )
+    if droppable is None and needed:
+        droppable = tuple(layer for layer in range(num_layers) if layer not in needed)
+    least, most = settings.min_dropped or 1, known(settings.max_dropped)
+    if settings.is_given("min_dropped") and not settings.is_given("max_dropped"):
+        most = max(least, most)
+    is_told = settings.is_given("max_dropped")
+    space = make_space(
+        num_layers=num_layers,
+        min_dropped=min(least, most),
+        max_dropped=most,
+        droppable_layers=droppable,
+        place="--max-dropped" if is_told else str(settings.space or f"search space of {settings.model}"),
+    )
+    return space if settings.start is None else go_on_from(space, read_start(settings.start), settings)
+
+
+def go_on_from(space: SearchSpace, start: Start, settings: StudyConfig) -> SearchSpace:
+    """The space that is left behind a recovered model: at least one more layer goes, bounds count all that are gone.
+
+    Raises:
+        ModelError: it is a model of another depth.
+        SpaceError: nothing is left to drop within the bounds.
+    """
+    if start.candidate.num_layers != space.num_layers:
+        raise ModelError(
+            f"--start {start.path}: was cut from a model of {start.candidate.num_layers} layers, but {settings.model} has "
+            f"{space.num_layers}. Give a model that was recovered from {settings.model}."
+        )
+    least = len(start.candidate.dropped_layers) + 1
+    most = known(settings.max_dropped) if settings.is_given("max_dropped") else max(space.max_dropped, least)
+    if most < least:
+        raise SpaceError(
+            f"--max-dropped {most}: counts from the original, of which {start.path} lacks {count_things(least - 1, 'layer')} already. "
+            f"Give {least} or more."
+        )
+    return narrow_space(
+        space,
+        gone_layers=start.candidate.dropped_layers,
+        min_dropped=known(settings.min_dropped) if settings.is_given("min_dropped") else least,
+        max_dropped=most,
+        place=f"--start {start.path}",
+    )
+
+
+def choose_window(name: str, given: int | None, *, longest: int) -> tuple[int, str]:
+    """Return how many tokens a window holds, and why: as told, else as the original is judged, where it is known.
+
+    Perplexities on windows of two lengths do not compare: the longer one gives more context.
+    """
+    if given is not None:
+        return given, "as told"
+    if (preset := read_preset(name).get("window_tokens")) is not None:
+        return preset, f"as {name}'s search space has it"
+    origin = find_origin(name)
+    if origin is not None:
+        if origin.window_tokens is not None and 2 <= origin.window_tokens <= longest:
+            return origin.window_tokens, f"as in the study that it comes from, of {origin.base_model} (seed.json)"
+        base = name_base(origin.base_model)
+        preset = read_preset(base).get("window_tokens")
+        if preset is not None and preset <= longest:
+            return preset, f"as the search space of its original, {base}, has it"
+    return min(
+        1024, longest
+    ), "as many as it reads, 1,024 at most; a PPL on other windows does not compare (--window-tokens)"
+
+
+def choose_text(name: str) -> str:
+    """The text to be judged on where none is named: the model's own, or its study's where that is a known corpus.
+
+    Raises:
+        CorpusError: a local model has neither.
+    """
+    if (text := read_preset(name).get("recovery_text")) is not None:
+        return str(text)
+    origin = find_origin(name)  # may come from anyone, so no file that it names is opened
+    if origin is not None and origin.test_text in NAMED_TEXTS:
+        return origin.test_text
+    if Path(name).expanduser().is_dir():
+        raise ask_for_text(name, option="--test-text")
+    return DEFAULT_TEXT
