@@ -14,7 +14,8 @@ from seed.errors import StudyError
 from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.experiments import compare
 from seed.experiments.compare import REFERENCE, summarize_comparison
-from seed.records import Estimate
+from seed.plans import SearchPlan
+from seed.records import Estimate, Frontier, SearchSpace
 from seed.reporting.experiments import Findings, render_page, tell_comparison
 from seed.stats import NOTHING
 from tests.experiments.conftest import Bench
@@ -260,3 +261,15 @@ def test_a_cost_that_pays_for_no_score_leaves_the_search_without_a_choice(bench:
     assert record["runs"][0]["picks"] == []
     assert (record["budget"], record["settings"]["cost"]) == (1.0, 1.0)
     assert "Seed's sampler chose nothing of this depth" in bench.said
+
+
+def test_strategies_keep_to_what_the_search_was_bound_to(bench: Bench) -> None:
+    study = bench.copy("bound")
+    plan = folder.read_record(study.plan, SearchPlan)
+    frontier = folder.read_record(study.frontier, Frontier)
+    space = msgspec.structs.replace(msgspec.convert(plan.identity["space"], SearchSpace), min_dropped=2)
+    folder.write_record(study.plan, msgspec.structs.replace(plan, trusts_closed_form=False))
+    folder.write_record(study.frontier, msgspec.structs.replace(frontier, space=space))
+    record = bench.run("compare", study, strategies=("last_layers", "perplexity"), **{**SMALL, "rng_seeds": (0,)})
+    assert (record["rung"], record["num_candidates"]) == ("none", space.size)
+    assert {len(pick["kept_layers"]) for run in record["runs"] for pick in run["picks"]} == {space.num_layers - 2}
