@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from seed.models.stored import INDEX, SINGLE
 from seed.models.teacher import ModelSource, Teacher, check_source, open_teacher
 from seed.stages.exporting import stamp_weights
 from seed.stages.protocols import hash_weights
+from seed.stages.rehearsal import read_config
 from tests.conftest import MakeCheckpoint, make_model, make_tokenizer
 from tests.models import families
 from tests.models.families import compute_logits, make_tokens
@@ -42,6 +44,14 @@ def load(path: Path) -> Any:
 
 def cut(path: Path) -> Any:
     return plan_cut(path, (0, 2))
+
+
+def check(path: Path) -> None:
+    check_source(ModelSource(location=str(path)), presets=[])
+
+
+def run_dry(path: Path) -> Any:
+    return read_config(ModelSource(location=str(path)), StudyConfig())
 
 
 DOORS: tuple[Callable[[Path], Any], ...] = (open_directory, load, cut)
@@ -72,7 +82,7 @@ def test_weights_in_a_folder_are_opened_copied_and_part_of_what_a_model_is(check
     assert hash_weights(checkpoint) == plain
     moved = move_weights(checkpoint, "shards/model-00001-of-00001.safetensors")
     assert hash_weights(checkpoint) == plain
-    check_source(ModelSource(location=str(checkpoint)), presets=[])
+    check(checkpoint)
     expected = compute_logits(make_model("llama"), make_tokens())
     for door in (lambda path: open_directory(path).model, load):
         assert torch.equal(compute_logits(door(checkpoint), make_tokens()), expected)
@@ -129,89 +139,136 @@ def pickle_weights(path: Path) -> None:
 OUTSIDE = r"index\.json: names weights outside its folder .*elsewhere.* Put them"
 ADAPTER = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 12345\n"
-# What is wrong with a checkpoint, what is said of it at each door, and whether it is seen before anything is opened.
-DAMAGES: dict[str, tuple[Callable[[Path], Any], str, bool]] = {
-    "torn": (lambda path: (path / SINGLE).write_bytes((path / SINGLE).read_bytes()[:-5]), "damaged", False),
-    "empty": (lambda path: (path / SINGLE).write_bytes(b""), "damaged", False),
+# What is wrong with a checkpoint, what is said of it at each door, and doors where it is seen before anything is opened.
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str, tuple[Callable[[Path], Any], ...]]] = {
+    "torn": (lambda path: (path / SINGLE).write_bytes((path / SINGLE).read_bytes()[:-5]), "damaged", ()),
+    "empty": (lambda path: (path / SINGLE).write_bytes(b""), "damaged", ()),
     "endless header": (
         lambda path: (path / SINGLE).write_bytes(struct.pack("<Q", 2**40) + (path / SINGLE).read_bytes()[8:]),
         "damaged",
-        False,
+        (),
     ),
     "offsets": (
         lambda path: rewrite_header(path, b'"data_offsets":[0,', b'"data_offsets":[8,'),
         "does not lie where it should",
-        False,
+        (),
     ),
     "halved": (
         lambda path: rewrite_header(path, b'"dtype":"F32","shape":[32]', b'"dtype":"F16","shape":[32]'),
         "128 bytes for 32 numbers of F16",
-        False,
+        (),
     ),
-    "untyped": (lambda path: rewrite_header(path, b'"F32"', b'"F12"'), "damaged .*F12", False),
+    "untyped": (lambda path: rewrite_header(path, b'"F32"', b'"F12"'), "damaged .*F12", ()),
     "four bits": (
         lambda path: rewrite_header(path, b'"F32"', b'"F4" '),
         r"is stored as F4, a type of quantized weights.* dequantize",
-        False,
+        (),
     ),
-    "integers": (store_as(torch.int8), rf"1 tensor of its weights .* I8 \({QUERY}\), .*[Dd]equantize", False),
-    "eight bits": (store_as(torch.float8_e4m3fn), rf"weights .* F8_E4M3 \({QUERY}\), .*[Dd]equantize", False),
-    "pickled": (pickle_weights, r"safetensors.* convert", True),
-    "pointer": (lambda path: (path / SINGLE).write_text(POINTER), r"model\.safetensors: .*pointer.*git lfs pull", True),
+    "integers": (store_as(torch.int8), rf"1 tensor of its weights .* I8 \({QUERY}\), .*[Dd]equantize", ()),
+    "eight bits": (store_as(torch.float8_e4m3fn), rf"weights .* F8_E4M3 \({QUERY}\), .*[Dd]equantize", ()),
+    "pickled": (pickle_weights, r"safetensors.* convert", (check,)),
+    "pointer": (
+        lambda path: (path / SINGLE).write_text(POINTER),
+        r"model\.safetensors: .*pointer.*git lfs pull",
+        (check,),
+    ),
     "shard": (
         lambda path: move_weights(path, "model-00001-of-00002.safetensors").unlink(),
         r"model-00001-of-00002\.safetensors, which .*index.* names, does not lie",
-        True,
+        (check,),
     ),
-    "above": (lambda path: put_elsewhere(path, place="../elsewhere.safetensors"), OUTSIDE, True),
-    "around": (lambda path: put_elsewhere(path, place="shards/../../elsewhere.safetensors"), OUTSIDE, True),
-    "absolute": (lambda path: put_elsewhere(path, place="{moved}"), OUTSIDE, True),
+    "above": (lambda path: put_elsewhere(path, place="../elsewhere.safetensors"), OUTSIDE, (check,)),
+    "around": (lambda path: put_elsewhere(path, place="shards/../../elsewhere.safetensors"), OUTSIDE, (check,)),
+    "absolute": (lambda path: put_elsewhere(path, place="{moved}"), OUTSIDE, (check,)),
     "named by config": (
         lambda path: change_config(path, transformers_weights="others.safetensors"),
         r"config\.json: names its weights itself .*others",
-        True,
+        (check,),
     ),
-    "no config": (lambda path: (path / "config.json").unlink(), r"config\.json|cannot be loaded", True),
-    "torn config": (lambda path: (path / "config.json").write_text("{"), r"config\.json: not valid JSON", False),
+    "no config": (lambda path: (path / "config.json").unlink(), r"config\.json|cannot be loaded", (check,)),
+    "torn config": (lambda path: (path / "config.json").write_text("{"), r"config\.json: not valid JSON", ()),
     "quantized": (
         lambda path: change_config(path, quantization_config={"quant_method": "gptq", "bits": 4}),
         "quantized|cannot be loaded",
-        False,
+        (),
     ),
     "adapter": (
         lambda path: (path / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}'),
         r"a LoRA adapter lies there .* Merge it",
-        True,
+        (check,),
     ),
     "adapter's tensors": (
         lambda path: change_weights(path, lambda weights: weights | {ADAPTER: torch.ones(2, 2)}),
         rf"1 tensor of an adapter .*{ADAPTER}.* Merge the adapter .*merge_and_unload",
-        False,
+        (),
     ),
     "around an adapter": (
         lambda path: change_weights(path, wrap),
         "base_layer.* Merge the adapter|base_layer|do not match its config",
-        False,
+        (),
     ),
-    "missing": (lambda path: change_weights(path, take_apart), "q_proj|its config says", False),
+    "missing": (lambda path: change_weights(path, take_apart), "q_proj|its config says", ()),
     "misshapen": (
         lambda path: change_weights(path, lambda weights: weights | {QUERY: torch.zeros(32, 33)}),
         "cannot be loaded|do not match",
-        False,
+        (),
     ),
-    "a layer less": (lambda path: change_config(path, num_hidden_layers=5), r"layers\.4|its config says", False),
+    "a layer less": (lambda path: change_config(path, num_hidden_layers=5), r"layers\.4|its config says", ()),
+    "billions of layers": (
+        lambda path: change_config(path, num_hidden_layers=10**9),
+        r"config\.json: num_hidden_layers = 1000000000, and no model has more than 10,000",
+        (run_dry,),
+    ),
+    "a part's layers": (
+        lambda path: change_config(path, text_config={"n_layer": 20_000}),
+        "n_layer = 20000, ",
+        (run_dry,),
+    ),
+    "nested config": (
+        lambda path: (path / "config.json").write_text("[" * 200_000),
+        r"config\.json: not valid JSON",
+        (run_dry,),
+    ),
+    "config of gigabytes": (
+        lambda path: os.truncate(path / "config.json", 2 * 2**30),
+        r"config\.json: 2,048 MB, and such a file has less than 16 MB",
+        (run_dry,),
+    ),
+    "words of gigabytes": (
+        lambda path: (path / "vocab.json").touch() or os.truncate(path / "vocab.json", 600 * 2**20),
+        r"vocab\.json: 600 MB, and such a file has less than 512 MB",
+        (run_dry,),
+    ),
+    "endless": (
+        lambda path: (path / "chat_template.jinja").symlink_to("/dev/zero"),
+        r"chat_template\.jinja: a pipe or a device",
+        (run_dry,),
+    ),
+    "pipe": (
+        lambda path: (path / "tokenizer_config.json").unlink() or os.mkfifo(path / "tokenizer_config.json"),
+        r"tokenizer_config\.json: a pipe or a device",
+        (run_dry,),
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_refused_at_every_door(checkpoint: Path, damage: str) -> None:
-    harm, said, is_seen_early = DAMAGES[damage]
+    harm, said, further_doors = DAMAGES[damage]
     harm(checkpoint)
-    doors = [*DOORS, lambda path: check_source(ModelSource(location=str(path)), presets=[])]
-    for door in doors if is_seen_early else DOORS:
+    for door in (*DOORS, *further_doors):
         with pytest.raises(ModelError, match=said) as caught:
             door(checkpoint)
         assert str(checkpoint) in str(caught.value)
+
+
+def test_what_is_no_part_of_a_model_may_lie_beside_it(checkpoint: Path) -> None:
+    for name in ("corpus.txt", "trainer_log.json"):
+        (checkpoint / name).touch()
+        os.truncate(checkpoint / name, 600 * 2**20)
+    os.mkfifo(checkpoint / "progress.txt")
+    for door in (*DOORS, run_dry):
+        door(checkpoint)
 
 
 def test_weights_that_are_no_numbers_are_named(checkpoint: Path) -> None:
