@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m seed.search
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --all-families

@@ -347,6 +347,18 @@ def test_flags_and_other_parameters_are_found_in_the_objective() -> None:
 # ---- sizes and priors
 
 
+def test_sizes_say_which_sets_are_worth_it() -> None:
+    def asked_after_start(sizes: Sequence[float] | None) -> list[Dropped]:
+        sampler = SubsetSampler(SIX, max_dropped=3, sizes=sizes, seed=0)
+        return search(sampler, 16, loss=lambda dropped: 1.0 + 0.1 * len(dropped))[6:]
+
+    def share(asked: list[Dropped]) -> float:
+        return sum(SIX[4] in dropped for dropped in asked) / len(asked)
+
+    assert asked_after_start([7.5] * 6) == asked_after_start(None)
+    assert share(asked_after_start([1, 1, 1, 1, 9, 1])) > 0.9 > share(asked_after_start(None))
+
+
 def random_loss(dropped: Collection[str]) -> float:
     """A loss without any structure."""
     key = sum(2 ** int(name[5:7]) for name in dropped)

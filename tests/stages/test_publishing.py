@@ -53,7 +53,7 @@ class Stage:
 
     def score(self, live: LiveReport) -> None:
         with self.tiny.open() as opened, opened.trials.heard_by(lambda record: live.hear()):
-            self.tiny.score(opened)
+            self.tiny.score(opened, trials=4)
 
 
 @pytest.fixture
@@ -76,11 +76,11 @@ def test_report_and_note_grow_with_the_search(stage: Stage, monkeypatch: pytest.
     publish = publishing.publish_record
     monkeypatch.setattr(publishing, "publish_record", watch)
     stage.score(live)
-    assert len(seen) == seen[-1] == 10
+    assert len(seen) == seen[-1] == 4
     assert seen == sorted(seen)
     page = stage.bench.folder.report.read_text()
     assert "the search goes on" in page
-    assert "10 of 10" in page
+    assert "4 of 10" in page
     assert "**The search goes on**" in get_note(stage.tiny.optuna)
     assert not stage.bench.folder.frontier.exists()  # what is written down is what the search chose in the end
     assert stage.complaints == []
@@ -111,6 +111,6 @@ def test_a_full_disk_is_told_by_the_end_and_not_by_the_way(stage: Stage, monkeyp
     monkeypatch.setattr(publishing, "FIRST_SECONDS", 0.0)
     stage.bench.folder.report.mkdir()  # nothing can be written there
     stage.score(stage.open_live())
-    assert len(stage.read_trials()) == 10
+    assert len(stage.read_trials()) == 4
     assert any("report.html: cannot be written" in complaint for complaint in stage.complaints)
     assert msgspec.json.decode(stage.bench.folder.plan.read_bytes())["name"] == "tiny"
