@@ -73,7 +73,7 @@ def test_sweeps_of_the_reported_models_fit_a_gpu_of_24_gb(name: str) -> None:
         streams={},
         gains={0: 1.0},
         mixed_precision=True,
-        device=torch.device("cpu"),
+        device="cpu",
         dtype=torch.float32,
     )
     shape = Shape(
