@@ -15,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from seed.config import StudyConfig
 from seed.errors import CorpusError, ModelError
 from seed.models import checks
 from seed.models.anatomy import Anatomy
