@@ -13,7 +13,7 @@ import msgspec
 import torch
 from optuna import Study
 
-from seed import folder
+from seed import cost, folder
 from seed.console import Terminal, format_seconds
 from seed.errors import ModelError, StudyError
 from seed.evaluator import Proofs
@@ -34,7 +34,6 @@ from seed.scoring.book import ScoreBook
 from seed.scoring.latency import pool_dense
 from seed.scoring.quality import DocumentLosses
 from seed.stages import (
-    costs,
     finals,
     finished,
     gains,
@@ -89,7 +88,7 @@ def run(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
     settings, preset = planning.start_from_preset(settings)
     study = StudyFolder(settings.studies_dir / planning.name_study(settings))
     planning.quiet_libraries()
-    load = costs.describe_load()
+    load = cost.describe_load()
     folder.require_writable(study.root)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
         raise StudyError(
@@ -157,17 +156,17 @@ def plan_search(
     """
     environment, shape, speed, free_bytes = executor.call("describe")
     study, protocol, count = bench.folder, bench.protocol, executor.num_evaluators
-    plan = costs.draft_plan(settings, preset, protocol, name=study.name, shape=shape, speed=speed)
+    plan = cost.draft_plan(settings, preset, protocol, name=study.name, shape=shape, speed=speed)
     if study.plan.exists():
         plan = leftovers.continue_or_replace(study, plan, say=terminal.say)
-        plan = costs.settle_trials(plan, settings, preset, protocol)
-    cost = costs.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
-    for line in costs.describe_plan(protocol, plan, cost, num_workers=count):
+        plan = cost.settle_trials(plan, settings, preset, protocol)
+    estimate = cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
+    for line in cost.describe_plan(protocol, plan, estimate, num_workers=count):
         terminal.say(line)
     if load is not None:
         terminal.say(load)
-    costs.require_resources(
-        cost,
+    cost.require_resources(
+        estimate,
         root=study.root,
         free_bytes=free_bytes,
         device="this machine" if protocol.device == "cpu" else protocol.device,

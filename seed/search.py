@@ -76,7 +76,7 @@ def main() -> None:
     if is_dry and is_json:
         raise SeedError("--dry-run: says its plan in sentences, and has no result for --json. Leave one out.")
     if is_dry:
-        rehearse(settings, Terminal())
+        plan_only(settings, Terminal())
     elif is_json:
         answer_in_json(functools.partial(search_for_script, settings))
     elif settings.stages:
@@ -96,16 +96,16 @@ def search_for_script(settings: SearchSettings, terminal: Terminal) -> "SearchLi
     return describe_search(record, StudyFolder(settings.studies_dir / record.plan.name))
 
 
-def rehearse(settings: SearchSettings, terminal: Terminal) -> None:
+def plan_only(settings: SearchSettings, terminal: Terminal) -> None:
     """Say what the search would do and take, without weights, network or a study's folder."""
     settings, preset = planning.start_from_preset(settings)
     name = planning.name_study(settings)
     planning.quiet_libraries()
-    from seed.stages import rehearsal
+    from seed import dry_run
 
     if (said := describe_original(settings.model)) is not None:
         terminal.say(said)
-    rehearsal.rehearse(settings, preset, name=name, say=functools.partial(terminal.say, wrap=False))
+    dry_run.run(settings, preset, name=name, say=functools.partial(terminal.say, wrap=False))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from seed.dry_run import read_config
 from seed.errors import ModelError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.copying import count_layers
 from seed.models.teacher import ModelSource, open_teacher
-from seed.stages.rehearsal import read_config
 from tests.conftest import MakeCheckpoint
 
 CPU = torch.device("cpu")
