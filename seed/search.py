@@ -56,11 +56,10 @@ def search(settings: SearchSettings, terminal: Terminal) -> StudyRecord:
 def search_in_stages(settings: SearchSettings, terminal: Terminal) -> "StagedSearch":
     """Search stage by stage, and write the page of the whole."""
     planning.quiet_libraries()
+    from seed import staged as stages
     from seed.reporting.staged import show_staged, write_staged_page
-    from seed.stages import relay
 
-    staged = relay.search_in_stages(settings, terminal, search=search)
-    root = relay.name_root(settings)
+    staged, root = stages.search_in_stages(settings, terminal, search=search), stages.name_root(settings)
     write_staged_page(staged, StudyFolder(root).report)
     show_staged(terminal, staged, root=root)
     return staged
@@ -88,7 +87,7 @@ def main() -> None:
 def search_for_script(settings: SearchSettings, terminal: Terminal) -> "SearchLine | StagedLine":
     """Search, at once or in stages, and return what ``--json`` prints."""
     from seed.reporting.result_line import describe_search, describe_staged
-    from seed.stages.relay import name_root
+    from seed.staged import name_root
 
     if settings.stages:
         return describe_staged(search_in_stages(settings, terminal), name_root(settings))
