@@ -17,7 +17,7 @@ from seed.optimize.space import contains, draw_candidate, drop_more, enumerate_c
 from seed.optimize.subset import FLAG, MOST_FAILURES, PREFIX, TAKEN_STATES, SubsetSampler, settles, weigh_failure
 from seed.records import Candidate, SearchSpace
 
-SAMPLERS = ("subset", "tpe", "nsgaii", "gp", "random")
+SAMPLERS = ("subset", "tpe", "nsgaii", "random")
 HOPELESS_RATIO = 1e6  # a PPL ratio by the prior counts as no more than this
 PROPOSALS = 24  # of the inner sampler, before a random set is taken instead
 UNSKIPPED_STATES = (TrialState.COMPLETE, TrialState.RUNNING)  # when what was skipped is to be tried after all
@@ -157,8 +157,6 @@ def make_sampler(
             inner = optuna.samplers.TPESampler(multivariate=True, seed=random_state)
         elif name == "nsgaii":
             inner = optuna.samplers.NSGAIISampler(seed=random_state)
-        elif name == "gp":
-            inner = optuna.samplers.GPSampler(seed=random_state)
         else:
             assert name == "random"
             inner = optuna.samplers.RandomSampler(seed=random_state)  # proposes nothing relative: random sets

@@ -19,7 +19,6 @@ from seed.scores import ScoreStore
 from ..reporting import factory
 
 OPTUNAS = [name for name in SAMPLERS if name != "subset"]
-FAST = [name for name in SAMPLERS if name != "gp"]  # which takes seconds an ask from its 11th on
 SMALL = SearchSpace(num_layers=12, droppable_layers=(1, 3, 6, 9, 11), min_dropped=1, max_dropped=3)  # 25 candidates
 WIDE = SearchSpace(num_layers=12, droppable_layers=tuple(range(12)), min_dropped=1, max_dropped=2)  # 78 candidates
 
@@ -89,14 +88,14 @@ def test_every_sampler_of_optuna_is_kept_inside(name: str) -> None:
     assert name in type(made.inner).__name__.lower()
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_space_asked_for_whole_is_exhausted_without_repetition(name: str, batch: int) -> None:
     asked = ask_trials(SMALL, sampler=name, trials=1000, batch=batch)
     assert sorted(candidate.key for candidate in asked) == sorted(c.key for c in enumerate_candidates(SMALL))
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_lets_go_what_is_gone(name: str) -> None:
     asked = ask_trials(STAGED, sampler=name, trials=1000)
     assert sorted(candidate.key for candidate in asked) == sorted(c.key for c in enumerate_candidates(STAGED))
@@ -119,7 +118,7 @@ def test_a_prior_is_asked_for_whole_candidates() -> None:
 # ---- Optuna's own, kept inside
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("left", [1, 4])
 def test_a_nearly_exhausted_space_is_never_left_nor_repeated(name: str, left: int) -> None:
     asked = ask_trials(SMALL, sampler=name, trials=SMALL.size - left)
@@ -128,23 +127,14 @@ def test_a_nearly_exhausted_space_is_never_left_nor_repeated(name: str, left: in
     assert len({candidate.key for candidate in asked}) == len(asked)
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_search_past_the_first_generation_is_never_left_nor_repeated(name: str) -> None:
     asked = ask_trials(WIDE, sampler=name, trials=WIDE.size - 1)  # NSGA-II breeds from its 51st trial on
     assert len({candidate.key for candidate in asked}) == len(asked) == WIDE.size - 1
     assert all(contains(WIDE, candidate) for candidate in asked)
 
 
-def test_gp_proposes_what_is_left() -> None:
-    small = SearchSpace(num_layers=12, droppable_layers=(1, 3, 6, 9), min_dropped=1, max_dropped=2)
-    asked = ask_trials(small, sampler="gp", trials=1000)  # 10 drawn, none left for its model
-    asked_wide = ask_trials(SMALL, sampler="gp", trials=12)  # two by its model
-    assert len({candidate.key for candidate in asked}) == len(asked) == small.size == 10
-    assert len({candidate.key for candidate in asked_wide}) == len(asked_wide) == 12
-    assert all(contains(SMALL, candidate) for candidate in asked_wide)
-
-
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_seed_decides_what_is_asked(name: str) -> None:
     one, same, other = (ask_trials(SMALL, sampler=name, trials=15, rng_seed=seed) for seed in (3, 3, 4))
     assert one == same
