@@ -24,8 +24,6 @@ NAMES = ("subset", "greedy", "perplexity", "evopress", "random", "tpe", "nsgaii"
 SEEDS, SEEDS_FULL = 5, 20
 MOST_LAYERS = 12  # of landscapes that are played by default, besides one of 22
 DEEPER = "llama22_closed_form"
-SLOW = "gp"  # seconds an ask from some 50 trials on
-SLOW_SEEDS, SLOW_BUDGET = 3, 57
 ASKS, ASKS_FULL = 10, 50
 NUM_TRIALS, NUM_FLAGS, MAX_DROPPED = 2000, 48, 4
 
@@ -46,7 +44,7 @@ def measure_landscapes(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     details: dict[str, Any] = {}
     ask_ms: dict[str, Any] = {}
     for landscape in choose_landscapes(full=full):
-        runs = list_runs(landscape, full=full)
+        runs = list_runs(full=full)
         found: dict[str, list[dict[str, Any]]] = {}
         with terminal.stage(landscape.name, total=len(runs)) as advance:
             for name, rng_seed in runs:
@@ -65,19 +63,15 @@ def choose_landscapes(*, full: bool) -> list[Landscape]:
     return [one for one in landscapes if full or one.space.num_layers <= MOST_LAYERS or one.name == DEEPER]
 
 
-def list_runs(landscape: Landscape, *, full: bool) -> list[tuple[str, int]]:
+def list_runs(*, full: bool) -> list[tuple[str, int]]:
     """Strategies and random seeds; what is not random is played once."""
     seeds = range(SEEDS_FULL if full else SEEDS)
-    runs = [(name, rng_seed) for name in NAMES for rng_seed in (seeds if STRATEGIES[name].is_random else [0])]
-    if full and landscape.space.num_layers <= MOST_LAYERS:
-        runs += [(SLOW, rng_seed) for rng_seed in range(SLOW_SEEDS)]
-    return runs
+    return [(name, rng_seed) for name in NAMES for rng_seed in (seeds if STRATEGIES[name].is_random else [0])]
 
 
 def play(name: str, landscape: Landscape, *, rng_seed: int) -> dict[str, Any]:
-    """Let a strategy search; return its regret at each budget, None where it was not let so far."""
-    most = SLOW_BUDGET if name == SLOW else max(BUDGETS)
-    meter = TimedMeter(landscape, budget=most)
+    """Let a strategy search; return its regret at each budget."""
+    meter = TimedMeter(landscape, budget=max(BUDGETS))
     began = time.perf_counter()
     try:
         for candidate in STRATEGIES[name].search(meter, landscape.space, "any", rng_seed):
@@ -88,10 +82,7 @@ def play(name: str, landscape: Landscape, *, rng_seed: int) -> dict[str, Any]:
         "rng_seed": rng_seed,
         "seconds": time.perf_counter() - began,
         "evaluations": meter.spent,
-        "regret": {
-            str(budget): 100 * landscape.regret(meter.list_found(within=budget)) if budget <= most else None
-            for budget in BUDGETS
-        },
+        "regret": {str(budget): 100 * landscape.regret(meter.list_found(within=budget)) for budget in BUDGETS},
         "ask_ms": meter.ask_ms,
     }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from seed import cost
 from seed.errors import CandidateError
 from seed.findings import SearchGain
 from seed.optimize.screening import Screen
@@ -35,7 +36,6 @@ from seed.scoring.quality import DocumentLosses
 from seed.scoring.sweep import Sweep
 from seed.scoring.targets import StoredStates
 from seed.stages import (
-    costs,
     finals,
     gains,
     judging,
@@ -43,7 +43,6 @@ from seed.stages import (
     narrowing,
     recovering,
     schooling,
-    shapes,
     workbench,
 )
 from seed.stages.finals import Budget, Made, Tell
@@ -80,12 +79,19 @@ class Evaluator:
 
     # ---- before the search
 
-    def describe(self) -> tuple[Environment, shapes.Shape, costs.Speed, int]:
+    def describe(self) -> tuple[Environment, cost.Shape, cost.Speed, int]:
         """Where this measures, the model's shape, how long its parts take, and bytes of free memory."""
-        shape = shapes.describe_shape(self.bench)
-        speed = costs.time_parts(self.bench.anatomy, shape, shapes.take_micro_batch(self.bench))
-        free_bytes = costs.measure_free_bytes(self.bench.device)
-        return workbench.describe_environment(self.bench), shape, speed, free_bytes
+        bench = self.bench
+        shape, speed = cost.measure_parts(
+            bench.anatomy,
+            bench.protocol,
+            whole=bench.anatomy.model,
+            closed_form=bench.gains is not None,
+            dtype=bench.dtype,
+            stored_dtype=bench.teacher.stored_dtype,
+            for_gpu=bench.device.type == "cuda",
+        )
+        return workbench.describe_environment(bench), shape, speed, cost.measure_free_bytes(bench.device)
 
     def prove(self) -> Proofs:
         """Prove on this very model that cutting, saving, reloading and scoring are right.

@@ -9,7 +9,6 @@ import msgspec
 
 from seed.findings import Replication
 from seed.records import (
-    MAX_LAYERS,
     Candidate,
     CurvePoint,
     DenseResult,
@@ -228,21 +227,9 @@ class StageRecord(Record, frozen=True, kw_only=True):
     name: Annotated[
         str, msgspec.Meta(pattern=r"^(stage-[0-9]{1,4}|one-shot)$")
     ]  # of its study's folder, below the search's
-    gone_layers: tuple[int, ...]  # before it
     result: DistillResult  # what goes on, or is the end
     tokens: int  # recovery tokens in all, earlier stages included
-    singles: dict[str, float]  # further layer -> log PPL ratio of dropping it alone, to the stage's own begin
-    rung: str  # of these scores
     replication: Replication | None = None  # where it was distilled more than once
-
-
-class RankMovement(Record, frozen=True, kw_only=True):
-    """How the order of the layers that two stages have in common moved from one to the next."""
-
-    before: str
-    after: str
-    num_layers: int
-    tau: float | None  # Kendall's
 
 
 class StagedSearch(Record, frozen=True, kw_only=True):
@@ -250,13 +237,10 @@ class StagedSearch(Record, frozen=True, kw_only=True):
 
     study: str
     model: str
-    num_layers: Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)]
-    counts: tuple[int, ...]  # layers dropped in each stage
     stopped_because: str | None  # where a target ended it
     dense: DenseResult
     stages: tuple[StageRecord, ...]
     one_shot: StageRecord | None
-    movements: tuple[RankMovement, ...]
     excess: Estimate  # PPL in stages over at once, less 1
     verdict: str  # of optimize.replication
     command: str

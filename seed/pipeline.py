@@ -6,14 +6,15 @@ What each step does is its own module's business; where the model is run, the ex
 
 import contextlib
 import functools
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import torch
 from optuna import Study
 
-from seed import folder, resolve
+from seed import cost, folder, resolve
 from seed.config import StudyConfig, known
 from seed.console import Terminal, format_seconds
 from seed.errors import ModelError, StudyError
@@ -30,18 +31,16 @@ from seed.plans import Environment, SearchPlan
 from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result
 from seed.reporting.wording import count_things
-from seed.scores import ScoreStore
+from seed.scores import ScoreStore, list_files
 from seed.scoring.book import ScoreBook
 from seed.scoring.latency import pool_dense
 from seed.scoring.quality import DocumentLosses
 from seed.stages import (
-    costs,
     finals,
     finished,
     gains,
     judging,
     latencies,
-    leftovers,
     planning,
     publishing,
     recovering,
@@ -88,7 +87,7 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     settings = resolve.resolve_config(settings)
     study = StudyFolder(settings.studies_dir / resolve.name_study(settings))
     planning.quiet_libraries()
-    load = costs.describe_load()
+    load = cost.describe_load()
     folder.require_writable(study.root)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
         raise StudyError(
@@ -153,17 +152,17 @@ def plan_search(
     """
     environment, shape, speed, free_bytes = executor.call("describe")
     study, protocol, count = bench.folder, bench.protocol, executor.num_evaluators
-    plan = costs.draft_plan(settings, protocol, name=study.name, shape=shape, speed=speed)
+    plan = cost.draft_plan(settings, protocol, name=study.name, shape=shape, speed=speed)
     if study.plan.exists():
-        plan = leftovers.continue_or_replace(study, plan, say=terminal.say)
-        plan = costs.settle_trials(plan, settings, protocol)
-    cost = costs.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
-    for line in costs.describe_plan(protocol, plan, cost, num_workers=count):
+        plan = continue_or_replace(study, plan, say=terminal.say)
+        plan = cost.settle_trials(plan, settings, protocol)
+    estimate = cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
+    for line in cost.describe_plan(protocol, plan, estimate, num_workers=count):
         terminal.say(line)
     if load is not None:
         terminal.say(load)
-    costs.require_resources(
-        cost,
+    cost.require_resources(
+        estimate,
         root=study.root,
         free_bytes=free_bytes,
         device="this machine" if protocol.device == "cpu" else protocol.device,
@@ -177,6 +176,40 @@ def plan_search(
         plan=plan,
         environment=environment,
     )
+
+
+def continue_or_replace(study: StudyFolder, wanted: SearchPlan, *, say: Callable[[str], None]) -> SearchPlan:
+    """The plan to go on with where a search was planned before; one of another plan gives way where it holds no score.
+
+    Raises:
+        StudyError: it holds some, or is shown in a database, which keeps its first plan.
+    """
+    found = folder.read_record(study.plan, SearchPlan)
+    try:
+        return planning.continue_plan(found, wanted, place=study.root)
+    except StudyError:
+        if found.storage is not None or wanted.storage is not None or holds_score(study):
+            raise
+    shutil.rmtree(study.work, ignore_errors=True)
+    # the plan goes last, so that who is stopped here begins here again
+    for path in (study.journal, study.latency, study.dense, *list_files(study.scores), study.plan):
+        path.unlink(missing_ok=True)
+    say(f"{study.root}: held a search of another plan that ended before its first score; this one replaces it")
+    return wanted
+
+
+def holds_score(study: StudyFolder) -> bool:
+    """Is a candidate scored, or anything made of one?
+
+    Raises:
+        StudyError: its scores cannot be read.
+    """
+    if study.frontier.exists() or any(place.exists() for place in (study.models, study.distilled, study.unrecovered)):
+        return True
+    if not study.scores.exists():
+        return False
+    with ScoreStore(study.scores, read_only=True) as store:
+        return any(row.key != "dense" for row in store.read_rows()) or bool(store.read_trials())
 
 
 def search(now: Pass, store: ScoreStore) -> StudyRecord:

@@ -69,11 +69,10 @@ def search(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
 def search_in_stages(settings: StudyConfig, terminal: Terminal) -> "StagedSearch":
     """Search stage by stage, and write the page of the whole."""
     planning.quiet_libraries()
+    from seed import staged as stages
     from seed.reporting.staged import show_staged, write_staged_page
-    from seed.stages import relay
 
-    staged = relay.search_in_stages(settings, terminal, search=search)
-    root = relay.name_root(settings)
+    staged, root = stages.search_in_stages(settings, terminal, search=search), stages.name_root(settings)
     write_staged_page(staged, StudyFolder(root).report)
     show_staged(terminal, staged, root=root)
     return staged
@@ -95,7 +94,7 @@ def main() -> None:
     if is_dry and is_json:
         raise SeedError("--dry-run: says its plan in sentences, and has no result for --json. Leave one out.")
     if is_dry:
-        rehearse(settings, Terminal())
+        plan_only(settings, Terminal())
     elif is_json:
         answer_in_json(functools.partial(search_for_script, settings))
     elif settings.stages:
@@ -107,7 +106,7 @@ def main() -> None:
 def search_for_script(settings: StudyConfig, terminal: Terminal) -> "SearchLine | StagedLine":
     """Search, at once or in stages, and return what ``--json`` prints."""
     from seed.reporting.result_line import describe_search, describe_staged
-    from seed.stages.relay import name_root
+    from seed.staged import name_root
 
     if settings.stages:
         return describe_staged(search_in_stages(settings, terminal), name_root(settings))
@@ -115,16 +114,16 @@ def search_for_script(settings: StudyConfig, terminal: Terminal) -> "SearchLine 
     return describe_search(record, StudyFolder(settings.studies_dir / record.plan.name))
 
 
-def rehearse(settings: StudyConfig, terminal: Terminal) -> None:
+def plan_only(settings: StudyConfig, terminal: Terminal) -> None:
     """Say what the search would do and take, without weights, network or a study's folder."""
     settings = resolve.resolve_config(settings)
     name = resolve.name_study(settings)
     planning.quiet_libraries()
-    from seed.stages import rehearsal
+    from seed import dry_run
 
     if (said := describe_original(settings.model)) is not None:
         terminal.say(said)
-    rehearsal.rehearse(settings, name=name, say=functools.partial(terminal.say, wrap=False))
+    dry_run.run(settings, name=name, say=functools.partial(terminal.say, wrap=False))
 
 
 if __name__ == "__main__":

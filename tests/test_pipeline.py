@@ -4,14 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from seed import folder, pipeline
+from seed.config import StudyConfig
 from seed.console import Terminal
-from seed.records import Candidate, Evaluation
+from seed.errors import StudyError
+from seed.folder import StudyFolder
+from seed.plans import SearchPlan
+from seed.records import Candidate, Evaluation, SweepRow
+from seed.scores import ScoreStore
 from seed.scoring.proxy import Proxy
 from seed.search import search
-from seed.stages import finals, gains, judging, latencies, publishing, workbench
+from seed.stages import finals, gains, judging, latencies, planning, publishing, workbench
 from tests.finished import Finished, describe, timed_alike
+from tests.reporting.factory import make_trials
+from tests.stages.opened import PROTOCOL
 
 QUIET = Terminal(quiet=True)
 
@@ -86,3 +95,53 @@ def test_a_pass_stopped_at_every_step_ends_as_an_unbroken_one(
     assert len(scored) == len(set(scored)) == record.frontier.num_scored
     assert len(judged) == 1
     assert not list(study.root.rglob(".*.new"))
+
+
+def make_plan(*, rng_seed: int, storage: str | None = None) -> SearchPlan:
+    protocol = msgspec.structs.replace(PROTOCOL, rng_seed=rng_seed)
+    settings = StudyConfig(storage=storage)
+    return planning.make_plan(settings, protocol, name="tiny", trials=10, distill_tokens=1000, covers_space=True)
+
+
+@pytest.fixture
+def failed(tmp_path: Path) -> StudyFolder:
+    """A folder as a search leaves it whose --eval-command failed on the original."""
+    study = folder.create(tmp_path / "tiny")
+    folder.write_record(study.plan, make_plan(rng_seed=0))
+    for path in (study.latency, study.dense, study.journal, study.work / "old" / "x", study.root / "mine.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    with ScoreStore(study.scores) as store:
+        store.keep([SweepRow(key="dense", rung="dense", sums=[1.0])])
+    return study
+
+
+def test_a_search_that_failed_makes_room_for_another_plan_and_goes_on_with_its_own(failed: StudyFolder) -> None:
+    said: list[str] = []
+    own, other = make_plan(rng_seed=0), make_plan(rng_seed=1)
+    assert pipeline.continue_or_replace(failed, own, say=said.append).fingerprint == own.fingerprint
+    assert not said
+    assert failed.latency.exists()
+    assert pipeline.continue_or_replace(failed, other, say=said.append) == other
+    assert [path.name for path in failed.root.iterdir()] == ["mine.txt"]
+    assert "ended before its first score" in said[0]
+
+
+@pytest.mark.parametrize("what", ["score", "trial", "frontier", "models", "storage"])
+def test_what_holds_something_is_never_replaced(failed: StudyFolder, what: str) -> None:
+    if what == "frontier":
+        failed.frontier.write_text("{}")
+    elif what == "models":
+        failed.models.mkdir()
+    elif what == "storage":
+        folder.write_record(failed.plan, make_plan(rng_seed=0, storage="sqlite:///trials.db"))
+    else:
+        with ScoreStore(failed.scores) as store:
+            row = SweepRow(key="drop-1", rung="none", sums=[1.0])
+            store.keep([row] if what == "score" else [], make_trials()[:1] if what == "trial" else [])
+    before = sorted(failed.root.rglob("*"))
+    with pytest.raises(StudyError, match=r"holds a study of another plan .rng_seed: 0 in the study, 1 now"):
+        pipeline.continue_or_replace(failed, make_plan(rng_seed=1), say=print)
+    assert sorted(path for path in failed.root.rglob("*") if not path.name.endswith(("-shm", "-wal"))) == [
+        path for path in before if not path.name.endswith(("-shm", "-wal"))
+    ]

@@ -156,8 +156,6 @@ def make_sampler(
             inner = optuna.samplers.TPESampler(multivariate=True, seed=random_state)
         elif name == "nsgaii":
             inner = optuna.samplers.NSGAIISampler(seed=random_state)
-        elif name == "gp":
-            inner = optuna.samplers.GPSampler(seed=random_state)
         else:
             assert name == "random"
             inner = optuna.samplers.RandomSampler(seed=random_state)  # proposes nothing relative: random sets

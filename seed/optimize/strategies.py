@@ -260,6 +260,5 @@ STRATEGIES = {
         Strategy(name="random", title="random", source="Optuna", search=search_with("random"), is_random=True),
         Strategy(name="tpe", title="TPE", source="Optuna", search=search_with("tpe"), is_random=True),
         Strategy(name="nsgaii", title="NSGA-II", source="Optuna", search=search_with("nsgaii"), is_random=True),
-        Strategy(name="gp", title="GP", source="Optuna", search=search_with("gp"), is_random=True),
     )
 }

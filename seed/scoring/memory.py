@@ -1,7 +1,4 @@
-"""What training takes of a GPU's memory, counted before it begins, and whether layers must be run again on the way back.
-
-Nothing is trained here, and what a search takes in all is ``stages.costs``' business.
-"""
+"""What training takes of a GPU's memory, counted before it begins, and whether layers must be run again on the way back."""
 
 import torch
 
@@ -23,17 +20,16 @@ def count_logits_bytes(vocabulary: int) -> int:
     return LOGITS_PARTS * min(DEFAULT_LOGITS_BYTES, 4 * TRAINED_TOKENS * vocabulary)
 
 
-def count_way_back(
-    *, num_layers: int, tokens: int, width: int, kept_bytes: int, kept_copies: int, recomputes: bool
-) -> int:
-    """Bytes that a pass keeps for the way back: all of every layer, or each layer's float32 inputs and all of one."""
+def fit_way_back(
+    *, num_layers: int, tokens: int, width: int, kept_bytes: int, kept_copies: int, free_bytes: float
+) -> tuple[int, bool]:
+    """Bytes that a pass keeps for the way back, and whether layers must be run again then, which takes a third more time.
+
+    It keeps all of every layer; where that is more than is free, each layer's float32 inputs and all of one.
+    """
     one = tokens * kept_bytes + kept_copies
-    return num_layers * tokens * width * 4 + one if recomputes else num_layers * one
-
-
-def must_recompute(*, gpu_bytes: int, dense_bytes: int, student_bytes: int, way_back: int, logits_bytes: int) -> bool:
-    """Is a GPU too small for what layers keep for the way back? Running them again takes a third more time."""
-    return dense_bytes + student_bytes + way_back + logits_bytes > gpu_bytes
+    recomputes = num_layers * one > free_bytes
+    return num_layers * tokens * width * 4 + one if recomputes else num_layers * one, recomputes
 
 
 def measure_recompute(anatomy: Anatomy, *, window_tokens: int, mixed_precision: bool) -> bool:
@@ -43,21 +39,16 @@ def measure_recompute(anatomy: Anatomy, *, window_tokens: int, mixed_precision: 
     vocabulary, params = anatomy.config.vocab_size, list(anatomy.model.parameters())
     sample = torch.zeros(1, min(128, window_tokens), dtype=torch.long, device=anatomy.device)
     kept_bytes, kept_copies = count_kept_bytes(anatomy, sample, mixed_precision=mixed_precision)
-    way_back = count_way_back(
+    held = sum(weight.nbytes for weight in params) + GPU_BYTES_PER_WEIGHT * sum(weight.numel() for weight in params)
+    _, recomputes = fit_way_back(
         num_layers=anatomy.num_layers,
         tokens=max(1, TRAINED_TOKENS // window_tokens) * window_tokens,
         width=anatomy.config.hidden_size,
         kept_bytes=kept_bytes,
         kept_copies=kept_copies,
-        recomputes=False,
+        free_bytes=count_usable_bytes(anatomy.device) - held - count_logits_bytes(vocabulary),
     )
-    return must_recompute(
-        gpu_bytes=count_usable_bytes(anatomy.device),
-        dense_bytes=sum(weight.nbytes for weight in params),
-        student_bytes=GPU_BYTES_PER_WEIGHT * sum(weight.numel() for weight in params),
-        way_back=way_back,
-        logits_bytes=count_logits_bytes(vocabulary),
-    )
+    return recomputes
 
 
 def count_usable_bytes(device: torch.device) -> int:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from seed.config import StudyConfig
+from seed.dry_run import read_config
 from seed.errors import CorpusError, ModelError
 from seed.models import checks
 from seed.models.anatomy import Anatomy
@@ -25,7 +26,6 @@ from seed.models.stored import INDEX, SINGLE
 from seed.models.teacher import ModelSource, Teacher, check_source, open_teacher
 from seed.stages.exporting import stamp_weights
 from seed.stages.protocols import hash_weights
-from seed.stages.rehearsal import read_config
 from tests.conftest import MakeCheckpoint, make_model, make_tokenizer
 from tests.models import families
 from tests.models.families import compute_logits, make_tokens

@@ -7,11 +7,10 @@ import msgspec
 import pytest
 
 from seed.console import Terminal
-from seed.evidence import RankMovement, StagedSearch, StageRecord
+from seed.evidence import StagedSearch, StageRecord
 from seed.records import Estimate
 from seed.reporting.staged import (
-    draw_ranks,
-    draw_tokens,
+    draw_models,
     list_answers,
     render_staged_page,
     show_staged,
@@ -19,17 +18,12 @@ from seed.reporting.staged import (
 )
 from tests.reporting.factory import make_candidate, make_record
 
-NUM_LAYERS = make_candidate(1).num_layers
 EVIL = "<script>alert(1)</script>"
 
 
-def make_stage(name: str, gone: tuple[int, ...], dropped: tuple[int, ...], *, tokens: int) -> StageRecord:
+def make_stage(name: str, dropped: tuple[int, ...], *, tokens: int) -> StageRecord:
     result = msgspec.structs.replace(make_record().distilled[0], candidate=make_candidate(*dropped))
-    result = msgspec.structs.replace(result, settings={**result.settings, "distill_tokens": 1000})
-    singles = {
-        str(layer): 0.01 * ((5 * layer + len(gone)) % NUM_LAYERS) for layer in range(NUM_LAYERS) if layer not in gone
-    }
-    return StageRecord(name=name, gone_layers=gone, result=result, tokens=tokens, singles=singles, rung="closed_form")
+    return StageRecord(name=name, result=result, tokens=tokens)
 
 
 def make_staged(verdict: str = "lower", *, study: str = "demo-2-1") -> StagedSearch:
@@ -37,16 +31,13 @@ def make_staged(verdict: str = "lower", *, study: str = "demo-2-1") -> StagedSea
     return StagedSearch(
         study=study,
         model="demo",
-        num_layers=NUM_LAYERS,
-        counts=(2, 1),
         stopped_because=None,
         dense=make_record().dense,
         stages=(
-            make_stage("stage-1", (), (1, 2), tokens=1000),
-            make_stage("stage-2", (1, 2), (1, 2, 5), tokens=2000),
+            make_stage("stage-1", (1, 2), tokens=1000),
+            make_stage("stage-2", (1, 2, 5), tokens=2000),
         ),
-        one_shot=make_stage("one-shot", (), (1, 3, 5), tokens=1000),
-        movements=(RankMovement(before="stage-1", after="stage-2", num_layers=NUM_LAYERS - 2, tau=0.51),),
+        one_shot=make_stage("one-shot", (1, 3, 5), tokens=1000),
         excess=excess,
         verdict=verdict,
         command="python -m seed.search --stages 2+1",
@@ -69,8 +60,9 @@ def test_the_page_answers_first(verdict: str, said: str) -> None:
         assert escape(answer) in page
     assert said in " ".join(list_answers(staged))
     assert "-1.20 [-2.00, -0.40]" in page
-    assert "+0.51" in page
-    assert page.index("The answer") < page.index("How the order of layers moved")
+    assert "in stages of 2+1" in page
+    for name in ("stage-1", "stage-2", "one-shot"):
+        assert f'href="{name}/report.html"' in page
     assert render_staged_page(staged) == page
 
 
@@ -82,40 +74,16 @@ def test_what_users_name_is_text(tmp_path: Path) -> None:
     assert escape(EVIL) in page
 
 
-def test_every_layer_is_followed_until_it_is_gone() -> None:
-    figure = draw_ranks(make_staged())
-    lines = {trace.name: trace for trace in figure.data}
-    assert set(lines) == {f"layer {layer}" for layer in range(NUM_LAYERS)}
-    assert len(lines["layer 1"].x) == 1
-    assert len(lines["layer 0"].x) == 2
-    for number, count in ((1, NUM_LAYERS), (2, NUM_LAYERS - 2)):
-        ranks = sorted(y for trace in figure.data for x, y in zip(trace.x, trace.y, strict=True) if x == number)
-        assert ranks == list(range(1, count + 1))
-
-
-def test_stages_stand_one_behind_the_other() -> None:
+def test_stages_stand_beside_one_shot() -> None:
     staged = make_staged()
-    figure = draw_tokens(staged)
-    points = staged.stages[1].result.curve
-    assert list(figure.data[1].x) == [1000 + point.tokens for point in points]
-    assert figure.data[2].name.startswith("at once")
-
-
-def test_one_stage_alone_has_no_ranks_to_compare() -> None:
-    staged = make_staged()
-    alone = msgspec.structs.replace(
-        staged,
-        stages=staged.stages[:1],
-        counts=(2,),
-        one_shot=None,
-        movements=(),
-        excess=Estimate(value=None, low=None, high=None),
-        stopped_because="the latency ratio is 0.790, at most 0.8",
-    )
-    assert not draw_ranks(alone).data
-    page = render_staged_page(alone)
-    assert "It ended because the latency ratio is 0.790" in page
-    assert "plotly" in page  # the library comes with the first figure that there is
+    stages, at_once = draw_models(staged).data
+    assert list(stages.text) == ["original", "stage 1", "stage 2"]
+    assert list(stages.x) == [1.0, *(one.result.latency.ratio for one in staged.stages)]
+    assert list(at_once.text) == ["original", "at once"]
+    reason = "the latency ratio is 0.790, at most 0.8"
+    alone = msgspec.structs.replace(staged, stages=staged.stages[:1], one_shot=None, stopped_because=reason)
+    assert len(draw_models(alone).data) == 1
+    assert "It ended because the latency ratio is 0.790" in render_staged_page(alone)
 
 
 def test_the_terminal_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:

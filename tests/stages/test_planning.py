@@ -12,7 +12,7 @@ from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.records import SearchSpace
-from seed.stages import costs, planning
+from seed.stages import planning
 from tests.stages import opened
 
 
@@ -73,18 +73,6 @@ def test_what_is_said_of_the_text_makes_no_other_study() -> None:
         del stream["notes"]  # as an earlier version wrote it
     assert planning.continue_plan(found, wanted, place=Path("studies/demo")).identity == found.identity
     assert planning.compare_protocols(found.identity, wanted.identity) == []
-    cost = costs.Cost(
-        latency_seconds=1,
-        search_seconds=1,
-        distill_seconds=1,
-        memory_bytes=1,
-        memory_formula="",
-        memory_cure="",
-        disk_bytes=1,
-        num_finals=1,
-    )
-    line = "  test: 16,384 tokens in 40 documents of Python 3.11 standard library; 3 files read"
-    assert line in costs.describe_plan(planning.read_protocol(wanted, place=Path("x")), wanted, cost)
 
 
 @pytest.mark.parametrize("covered", [True, False])

@@ -6,15 +6,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from seed import staged as stages
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import StagedSearch
 from seed.findings import StudyRecord
 from seed.folder import StudyFolder
-from seed.records import SweepRow
-from seed.scores import ScoreStore
-from seed.stages import relay
 from tests.reporting.factory import make_candidate, make_record
 
 SILENT = Terminal(quiet=True)
@@ -45,17 +43,6 @@ class Searches:
                 record.distilled[0].validation, ppl_ratio=self.ratios[len(self.asked) - 1]
             ),
         )
-        folder = StudyFolder(settings.studies_dir / settings.study)
-        folder.root.mkdir(parents=True, exist_ok=True)
-        gone = () if settings.start is None else tuple(map(int, settings.start.name.split("-")[1:]))
-        rows = [SweepRow(key="dense", rung="dense", sums=[10.0, 20.0], counts=[10, 10])]
-        rows += [
-            SweepRow(key=make_candidate(*gone, layer).key, rung="closed_form", sums=[11.0 + layer, 20.0])
-            for layer in range(result.candidate.num_layers)
-            if layer not in gone
-        ]
-        with ScoreStore(folder.scores) as store:
-            store.keep(rows)
         dense = msgspec.structs.replace(record.dense, test_counts=[10, 10], test_sums=[10.0, 20.0])
         return msgspec.structs.replace(record, distilled=(result,), dense=dense)
 
@@ -63,7 +50,7 @@ class Searches:
 def search(directory: Path, ratios: list[float], **settings: Any) -> tuple[StagedSearch, Searches]:
     searches = Searches(ratios)
     wanted = StudyConfig(studies_dir=directory, **settings)
-    return relay.search_in_stages(wanted, SILENT, search=searches), searches
+    return stages.search_in_stages(wanted, SILENT, search=searches), searches
 
 
 def test_each_stage_goes_on_from_the_best_of_the_one_before(tmp_path: Path) -> None:
@@ -75,15 +62,11 @@ def test_each_stage_goes_on_from_the_best_of_the_one_before(tmp_path: Path) -> N
     assert second.start == root / "stage-1" / "models" / "drop-1-2"
     assert (at_once.study, at_once.start, at_once.max_dropped) == ("one-shot", None, 3)
     assert at_once.distill_tokens == 2000  # of both stages
-    assert staged.counts == (2, 1)
     assert [stage.tokens for stage in staged.stages] == [1000, 2000]
-    assert staged.stages[1].gone_layers == (1, 2)
-    assert set(staged.stages[1].singles) == {str(layer) for layer in range(staged.num_layers)} - {"1", "2"}
-    assert staged.stages[0].singles["3"] == pytest.approx((11.0 + 3 + 20 - 30) / 20)
     assert StudyFolder(root).stages.is_file()
     for settings in searches.asked:
         assert settings.stages is None
-        assert settings.frontier_size == relay.STAGED_SIZE
+        assert settings.frontier_size == stages.STAGED_SIZE
 
 
 def test_without_one_shot_nothing_is_compared(tmp_path: Path) -> None:
@@ -98,7 +81,7 @@ def test_stages_go_on_until_perplexity_is_spent_and_keep_the_last_that_was_withi
         tmp_path, [1.02, 1.05, 1.2], stages="1+...", max_ppl_ratio=1.1, one_shot=False, study="mine"
     )
     assert len(searches.asked) == 3
-    assert staged.counts == (1, 1)
+    assert [len(stage.result.candidate.dropped_layers) for stage in staged.stages] == [1, 2]
     assert "1.200" in (staged.stopped_because or "")
     assert all(settings.max_ppl_ratio is None for settings in searches.asked)
     assert (tmp_path / "mine" / "stages.json").is_file()
@@ -114,7 +97,7 @@ def test_stages_end_where_the_model_is_fast_enough(tmp_path: Path) -> None:
 def test_stages_end_with_the_layers(tmp_path: Path) -> None:
     staged, searches = search(tmp_path, [1.0] * 40, stages="5+...", max_latency_ratio=0.001, one_shot=False)
     assert "may go" in (staged.stopped_because or "")
-    assert len(searches.asked) == len(staged.stages) == (staged.num_layers - 1) // 5
+    assert len(searches.asked) == len(staged.stages) == (make_record().space.num_layers - 1) // 5
 
 
 def test_a_first_stage_beyond_the_limit_is_an_error(tmp_path: Path) -> None:
@@ -132,7 +115,7 @@ def test_a_first_stage_beyond_the_limit_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_the_folder_says_what_it_holds(settings: dict[str, Any], name: str) -> None:
-    assert relay.name_root(StudyConfig(**settings)).name == name
+    assert stages.name_root(StudyConfig(**settings)).name == name
 
 
 @pytest.mark.parametrize(
@@ -143,10 +126,10 @@ def test_other_settings_are_refused_before_any_stage_runs(tmp_path: Path, change
     searches = Searches([1.02, 1.05, 1.06])
     wanted = StudyConfig(**{"studies_dir": tmp_path, "stages": "2+1", "study": "mine"} | change)
     with pytest.raises(StudyError, match="was begun with other settings"):
-        relay.search_in_stages(wanted, SILENT, search=searches)
+        stages.search_in_stages(wanted, SILENT, search=searches)
     assert not searches.asked
     more = StudyConfig(studies_dir=tmp_path, stages="2+1", study="mine", replicas=3)
-    relay.search_in_stages(more, SILENT, search=searches)  # more replicas are only more of the same
+    stages.search_in_stages(more, SILENT, search=searches)  # more replicas are only more of the same
 
 
 def test_a_folder_of_a_search_at_once_is_not_taken(tmp_path: Path) -> None:

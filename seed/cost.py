@@ -1,0 +1,490 @@
+"""What a search will take of time, memory and disk, estimated from a few timed parts of the model, and refused early."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import nn
+
+from seed import folder
+from seed.config import StudyConfig, known
+from seed.console import format_span
+from seed.errors import ResourceError
+from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import measure_size
+from seed.optimize.space import drop_more, enumerate_candidates
+from seed.plans import Protocol, SearchPlan
+from seed.reporting.wording import count_things, format_bytes
+from seed.scoring.latency import FIRST_PAIRS, MOST_SECONDS
+from seed.scoring.lora import count_update_params
+from seed.scoring.memory import (
+    GPU_BYTES_PER_WEIGHT,
+    TRAINED_TOKENS,
+    count_kept_bytes,
+    count_logits_bytes,
+    count_usable_bytes,
+    fit_way_back,
+)
+from seed.scoring.quality import choose_micro_batch
+from seed.scoring.refit import RIDGES
+from seed.scoring.subsets import TrieWork, count_work, estimate_memory
+from seed.scoring.sweep import RELEASED_BYTES
+from seed.scoring.targets import STORED_BYTES
+from seed.stages import planning
+from seed.stages.recovering import HOST_BYTES_PER_WEIGHT, count_group
+from seed.stats import FEWEST_PAIRS
+
+# Work of one trained token, in forward passes of the dense model: a student's forward and backward are three,
+# the dense model's head is rebuilt from stored states. States too large to store are one more.
+TRAINING_FORWARDS = 3.3
+COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no sweep is short then
+TIMING_TURNS, TIMING_SECONDS = 8, 2.0  # each part is timed so often at most, all together for little longer than this
+# What is timed on a CPU takes a second or less: so many multiply-adds of a layer and the head, so wide a product.
+TIMED_MULTIPLY_ADDS, TIMED_WIDTH = 2e10, 512
+BUSY_SHARE = 0.7  # of the cores, taken by others
+USUAL_PAIRS = 2 * FIRST_PAIRS  # timed pairs of a structure, where times vary by 2 %
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """All that estimates know of a model. Bytes, and numbers of parameters."""
+
+    num_layers: int
+    width: int
+    mlp_width: int  # what the widest MLP output projection reads; 0 where closed form is not available
+    vocabulary: int
+    num_params: int
+    layer_params: int  # of one layer, the mean
+    update_params: int  # of a low-rank update of rank 1 of all linear maps; 0 where none fits
+    cache_bytes: int  # of the KV cache, one token
+    number_bytes: int  # of a number that is computed with
+    stored_bytes: int  # of a number in an exported model
+    kept_bytes: int = 0  # what training a layer on a GPU keeps of one token for the way back
+    kept_copies: int = 0  # and what it keeps whatever the tokens: weights rounded to bfloat16
+    gpu_bytes: int = 0  # that tensors can have; 0 on the CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds of the parts that scores are made of."""
+
+    layer: float  # one layer, one token
+    head: float  # final norm, head and loss, one token
+    fit: float  # the sums and factors of one closed-form fit, all calibration tokens
+    solve: float  # one correction out of a fit
+    step: float  # the dense model reading one token
+    num_layers: int
+
+    @property
+    def forward(self) -> float:
+        """The dense model, one token."""
+        return self.num_layers * self.layer + self.head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of the things that lie in memory."""
+
+    what: str
+    num_bytes: int
+    cure: str = "choose a smaller model"  # what makes it smaller
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What lies in memory where it is most."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """All parts together."""
+        return sum(part.num_bytes for part in self.parts)
+
+    @property
+    def cure(self) -> str:
+        """What makes its largest part smaller."""
+        return max(self.parts, key=lambda part: part.num_bytes).cure
+
+    def __str__(self) -> str:
+        return "; ".join(f"{part.what} {format_bytes(part.num_bytes)}" for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Seconds, bytes and counts of a search to come."""
+
+    latency_seconds: float
+    search_seconds: float
+    distill_seconds: float
+    memory: Memory
+    disk_bytes: int
+    num_finals: int
+
+
+def measure_parts(
+    timed: Anatomy,
+    protocol: Protocol,
+    *,
+    whole: nn.Module,
+    closed_form: bool,
+    dtype: torch.dtype,
+    stored_dtype: torch.dtype,
+    for_gpu: bool,
+) -> tuple[Shape, Speed]:
+    """Measure a model's shape, and time its parts on the device that it lies on.
+
+    Args:
+        timed: the model, or one of a few of its layers: the middle one is timed.
+        protocol: of the search.
+        whole: the model, which may be without weights.
+        closed_form: is it available for this family?
+        dtype: that is computed with.
+        stored_dtype: of the weights of exported models.
+        for_gpu: count what training on a GPU keeps, too.
+    """
+    dense, on_gpu = Anatomy(whole), timed.device.type == "cuda"
+    vocabulary, window = timed.config.vocab_size, protocol.window_tokens
+    layer_params = sum(weight.numel() for weight in dense.layers.parameters()) // dense.num_layers
+    rows, columns = choose_micro_batch(window, vocabulary, device=timed.device), window
+    if not on_gpu:
+        most = max(64, int(TIMED_MULTIPLY_ADDS / (layer_params + vocabulary * timed.config.hidden_size)))
+        rows, columns = max(1, min(rows, most // window)), min(window, most)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, vocabulary, (rows, columns), generator=generator).to(timed.device)
+    kept = count_kept_bytes(timed, tokens, mixed_precision=True) if for_gpu else (0, 0)
+    outlets = [timed.find_outlet(layer) for layer in range(timed.num_layers)] if closed_form else []
+    cache_bytes = measure_size(timed.model, dtype=dtype).kv_bytes_per_token
+    shape = Shape(
+        num_layers=dense.num_layers,
+        width=timed.config.hidden_size,
+        mlp_width=max((outlet.num_inputs for outlet in outlets if outlet is not None), default=0),
+        vocabulary=vocabulary,
+        num_params=sum(weight.numel() for weight in whole.parameters()),
+        layer_params=layer_params,
+        update_params=count_update_params(whole),
+        cache_bytes=cache_bytes * dense.num_layers // timed.num_layers,
+        number_bytes=dtype.itemsize,
+        stored_bytes=stored_dtype.itemsize,
+        kept_bytes=kept[0],
+        kept_copies=kept[1],
+        gpu_bytes=count_usable_bytes(timed.device) if on_gpu else 0,
+    )
+    return shape, time_parts(timed, shape, protocol, tokens)
+
+
+def time_parts(anatomy: Anatomy, shape: Shape, protocol: Protocol, tokens_BT: torch.Tensor) -> Speed:
+    """Time a layer, the head, one token, and products, from which the time of fits follows by their multiply-adds."""
+    states, middle, count = anatomy.trace(tokens_BT), anatomy.num_layers // 2, tokens_BT.numel()
+    width = max(1, shape.mlp_width if shape.gpu_bytes else min(shape.mlp_width, TIMED_WIDTH))
+    plain = torch.eye(width, device=anatomy.device)
+    precise = plain.double()
+    seconds = _time_in_turns(
+        {
+            "head": lambda: anatomy.compute_logits(states[-1], tokens_BT).float().logsumexp(-1).sum(),
+            "layer": lambda: anatomy.run_layer(middle, states[middle]),
+            "step": lambda: anatomy.model(input_ids=tokens_BT[:1, :1], use_cache=False).logits,
+            "plain": lambda: plain @ plain,
+            "precise": lambda: precise @ precise,
+        }
+    )
+    counted = count_parts(shape, protocol, plain=seconds["plain"] / width**3, precise=seconds["precise"] / width**3)
+    step = seconds["step"] * shape.num_layers / anatomy.num_layers
+    return replace(counted, layer=seconds["layer"] / count, head=seconds["head"] / count, step=step)
+
+
+@torch.no_grad()
+def _time_in_turns(runs: Mapping[str, Callable[[], torch.Tensor]]) -> dict[str, float]:
+    """Seconds of each call, the best of at least two after a first: so a machine that is busy now and then tells the same."""
+    best = dict.fromkeys(runs, math.inf)
+    began = time.perf_counter()
+    for turn in range(TIMING_TURNS + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run().flatten()[0].item()  # waits for the device
+            if turn:
+                best[name] = min(best[name], time.perf_counter() - start)
+        if turn >= 2 and time.perf_counter() - began > TIMING_SECONDS:
+            break
+    return best
+
+
+def count_parts(shape: Shape, protocol: Protocol, *, plain: float, precise: float) -> Speed:
+    """The parts by their multiply-adds, of which each takes so many seconds, and so many in float64.
+
+    Attention is taken over half a window, as a causal mask leaves it.
+    """
+    reads, width, systems = shape.mlp_width, shape.width, len(RIDGES) + 1  # and the best one again on all positions
+    calibration, validation = protocol.calibration_tokens, protocol.streams["validation"].tokens
+    products = (2 * calibration + validation) * reads * width
+    return Speed(
+        layer=plain * (shape.layer_params + protocol.window_tokens * width),
+        head=plain * shape.vocabulary * width,
+        fit=plain * calibration * reads**2 + precise * systems * reads**3 / 3,
+        solve=plain * products + precise * (systems + len(RIDGES)) * reads**2 * width,
+        step=0.0,
+        num_layers=shape.num_layers,
+    )
+
+
+def price_work(work: TrieWork, protocol: Protocol, speed: Speed) -> float:
+    """Seconds of scores that share prefixes."""
+    calibration, validation = protocol.calibration_tokens, protocol.streams["validation"].tokens
+    return (
+        work.plain_layers * validation * speed.layer
+        + work.run_layers * ((calibration + validation) * speed.layer + speed.fit)
+        + work.solved_layers * speed.solve
+        + work.heads * validation * speed.head
+    )
+
+
+def price_walk(shape: Shape, protocol: Protocol, speed: Speed) -> float:
+    """Seconds of one score by closed form that shares nothing, at most."""
+    if not shape.mlp_width:
+        return 0.0
+    layers = shape.num_layers
+    work = TrieWork(plain_layers=0, run_layers=layers, solved_layers=layers, heads=1)
+    return price_work(work, protocol, speed)
+
+
+def price_sweep(shape: Shape, protocol: Protocol, speed: Speed) -> float:
+    """Seconds of scoring a whole space by closed form, its prefixes shared; infinite for spaces beyond counting."""
+    space = protocol.space
+    if not shape.mlp_width or space.size > COUNTED_SETS:
+        return math.inf
+    work = count_work(enumerate_candidates(space), closed_form=True, gone_layers=space.gone_layers)
+    return price_work(work, protocol, speed)
+
+
+def price_singles(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed) -> float:
+    """Seconds of what each layer costs alone, scored beside the trials: without recovery, and by closed form unless it is swept."""
+    space = protocol.space
+    if not planning.allows_singles(plan, space):
+        return 0.0
+    singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=lambda one: one.kept_layers)
+    seconds = price_work(count_work(singles, closed_form=False), protocol, speed)
+    if shape.mlp_width and not (plan.covers_space and space.more_dropped[0] == 1):
+        seconds += price_work(count_work(singles, closed_form=True, gone_layers=space.gone_layers), protocol, speed)
+    return seconds
+
+
+def price_latency(protocol: Protocol, speed: Speed) -> float:
+    """Seconds of timing each depth beside the dense model; by a command of the user's, nobody knows."""
+    if protocol.latency_command:
+        return 0.0
+    depths, batch = len(protocol.space.more_dropped), protocol.latency_batch
+    run = batch * protocol.prompt_tokens * speed.forward + protocol.new_tokens * max(speed.step, batch * speed.forward)
+    pairs = protocol.latency_repeats or max(FEWEST_PAIRS, min(USUAL_PAIRS, MOST_SECONDS / (2 * run)))
+    return depths * 2 * (pairs + 1) * run
+
+
+def estimate_peak(shape: Shape, protocol: Protocol, *, trains: bool, together: int = 1) -> Memory:
+    """Memory where it is most: while timing, sweeping, or training so many students side by side.
+
+    On a GPU the best weights lie on the host, and what training keeps for the way back counts.
+    """
+    on_gpu = shape.gpu_bytes > 0
+    dense = Part(what="dense model", num_bytes=shape.num_params * shape.number_bytes)
+    logits = Part(
+        what="logits, some positions at a time", num_bytes=count_logits_bytes(shape.vocabulary) if on_gpu else 0
+    )
+    swept = estimate_memory(
+        num_layers=shape.num_layers,
+        width=shape.width,
+        mlp_width=shape.mlp_width,
+        calibration_tokens=protocol.calibration_tokens,
+        validation_tokens=protocol.streams["validation"].tokens,
+        number_bytes=shape.number_bytes,
+    )
+    sweep = Part(
+        what="states of a sweep",
+        num_bytes=swept if shape.mlp_width else 0,
+        cure="lower --calibration-tokens and --validation-tokens",
+    )
+    phases = [[_count_timed(shape, protocol)], [sweep, logits]]
+    if trains:
+        lets_go = sweep.num_bytes > RELEASED_BYTES and protocol.rung == "closed_form"
+        student = _count_students(shape, protocol, together=together)
+        way_back = _count_way_back(shape, protocol, others=dense.num_bytes + student.num_bytes)
+        phases.append([student, way_back, logits, *([] if lets_go else [sweep])])
+    largest = max(phases, key=lambda parts: sum(part.num_bytes for part in parts))
+    return Memory(parts=(dense, *(part for part in largest if part.num_bytes)))
+
+
+def _count_timed(shape: Shape, protocol: Protocol) -> Part:
+    """What decoding holds while it is timed: the KV cache of all sequences, and what reading the prompts passes on."""
+    batch, tokens = protocol.latency_batch, protocol.latency_batch * protocol.prompt_tokens
+    cache = batch * (protocol.prompt_tokens + protocol.new_tokens) * shape.cache_bytes * (1 + protocol.compiled)
+    passing = shape.vocabulary + 4 * shape.width + 2 * max(shape.mlp_width, 4 * shape.width)
+    return Part(
+        what=f"KV cache and logits of {batch:,} sequences that are timed",
+        num_bytes=0 if protocol.latency_command else cache + tokens * (passing * shape.number_bytes + 8),
+        cure="lower --latency-batch and --prompt-tokens",
+    )
+
+
+def _count_students(shape: Shape, protocol: Protocol, *, together: int) -> Part:
+    """Weights, gradients and moments of the largest students in training; of low-rank updates, and a copy to judge."""
+    weights = shape.num_params - protocol.space.min_dropped * shape.layer_params
+    trained_bytes = GPU_BYTES_PER_WEIGHT if shape.gpu_bytes else HOST_BYTES_PER_WEIGHT
+    if rank := protocol.lora_rank:
+        each = 2 * shape.number_bytes * weights + trained_bytes * rank * shape.update_params
+    else:
+        each = trained_bytes * weights
+    return Part(
+        what="a student in training" if together == 1 else f"{together} students in training side by side",
+        num_bytes=together * each,
+        cure="lower --lora-rank" if rank else "train low-rank updates only with --lora-rank 16",
+    )
+
+
+def _count_way_back(shape: Shape, protocol: Protocol, *, others: int) -> Part:
+    """What training keeps for the way back: all, or little where that would be too much beside ``others``."""
+    tokens = max(1, TRAINED_TOKENS // protocol.window_tokens) * protocol.window_tokens
+    free_bytes = shape.gpu_bytes - others - count_logits_bytes(shape.vocabulary)
+    num_bytes, recomputes = fit_way_back(
+        num_layers=shape.num_layers - protocol.space.min_dropped,
+        tokens=tokens,
+        width=shape.width,
+        kept_bytes=shape.kept_bytes,
+        kept_copies=shape.kept_copies,
+        free_bytes=math.inf if protocol.lora_rank else free_bytes,  # low-rank updates never do
+    )
+    what = f"what {tokens:,} tokens leave in its layers for the way back{', each run again then' * recomputes}"
+    return Part(what=what, num_bytes=num_bytes if shape.gpu_bytes else 0)
+
+
+def draft_plan(settings: StudyConfig, protocol: Protocol, *, name: str, shape: Shape, speed: Speed) -> SearchPlan:
+    """Plan the study: how many candidates are scored, and whether closed form sweeps the whole space."""
+    plan = planning.make_plan(
+        settings,
+        protocol,
+        name=name,
+        trials=min(known(settings.trials), protocol.space.size),
+        distill_tokens=known(settings.distill_tokens),
+        covers_space=price_sweep(shape, protocol, speed) <= settings.sweep_budget,
+    )
+    return settle_trials(plan, settings, protocol)
+
+
+def settle_trials(plan: SearchPlan, settings: StudyConfig, protocol: Protocol) -> SearchPlan:
+    """The plan with as many candidates as are scored, where it says whether a sweep fits its budget, and swept if that is of use.
+
+    Without a number of ``--trials`` a space that closed form sweeps within its budget is scored whole.
+    """
+    size = protocol.space.size
+    trials = min(known(settings.trials), size)
+    if protocol.rung != "closed_form":
+        is_swept = plan.covers_space and (settings.sampler == "subset" or trials == size)
+    elif not settings.is_given("trials"):
+        is_swept, trials = plan.covers_space, size if plan.covers_space else trials
+    else:
+        is_swept = plan.covers_space and trials == size
+    return msgspec.structs.replace(plan, trials=trials, covers_space=is_swept)
+
+
+def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed, *, distill: bool) -> Cost:
+    """Estimate from timed parts; the truth is mostly within a factor of two."""
+    validation, test, recovery = (protocol.streams[name].tokens for name in ("validation", "test", "recovery"))
+    is_short = protocol.rung == "short_distillation"
+    num_finals = min(plan.frontier_size, plan.trials) if distill else 0
+    if num_finals and plan.width_baseline:  # one more for each depth
+        num_finals += min(num_finals, protocol.space.max_dropped - protocol.space.min_dropped + 1)
+    final_tokens = protocol.count_steps(plan.distill_tokens) * protocol.step_tokens
+    short_tokens = protocol.short_steps * protocol.step_tokens * is_short
+    # the dense model's states of each window are stored once, if they are not too many
+    seen = min(plan.replicas * max(short_tokens, final_tokens * (num_finals > 0)), recovery)
+    states = seen * shape.width * shape.number_bytes
+    training = TRAINING_FORWARDS + (states > STORED_BYTES)
+
+    walk = price_walk(shape, protocol, speed)
+    search = price_singles(shape, protocol, plan, speed)
+    search += price_sweep(shape, protocol, speed) if plan.covers_space else 0.0
+    search += plan.trials * walk if is_short or not plan.covers_space else 0.0
+    search += plan.trials * (training * short_tokens + 4 * validation) * speed.forward if is_short else 0.0
+    final = (training * final_tokens + 11 * validation + 3 * test) * speed.forward + 2 * walk
+    tuning = (0.3 * training + 1) * final_tokens * speed.forward if distill else 0.0
+
+    free = shape.gpu_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    together = min(num_finals, count_group(shape.num_params, free_bytes=free, on_gpu=shape.gpu_bytes > 0))
+    # exported models, training checkpoints (weights, two moments, best weights) and one aside
+    checkpoints = (together + 1) * 4 * 4 * shape.num_params if num_finals else 0
+    disk = num_finals * shape.num_params * shape.stored_bytes + checkpoints + states * (states <= STORED_BYTES)
+    return Cost(
+        latency_seconds=price_latency(protocol, speed),
+        search_seconds=search,
+        distill_seconds=num_finals * plan.replicas * final + tuning,
+        memory=estimate_peak(shape, protocol, trains=distill or is_short, together=max(1, together)),
+        disk_bytes=disk + 20_000_000,
+        num_finals=num_finals,
+    )
+
+
+def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_workers: int = 1) -> list[str]:
+    """Say in lines what a search will do, take and read; times are of one worker."""
+    space, rung = protocol.space, protocol.rung.replace("_", " ")
+    what = "all " if plan.trials == space.size else f"{plan.trials:,} of "
+    what += f"{count_things(space.size, 'candidate')} at rung {rung}"
+    if plan.covers_space and protocol.rung != "closed_form":
+        what += ", led by a sweep of all of them at rung closed form"
+    finals = (
+        f"; then {count_things(cost.num_finals, 'model')} distilled {f'{plan.replicas} times ' * (plan.replicas > 1)}for "
+        f"{planning.say_tokens(protocol, plan.distill_tokens)} each, {format_span(cost.distill_seconds)}"
+    )
+    whole = cost.latency_seconds + cost.search_seconds + cost.distill_seconds
+    workers = f"; {num_workers} evaluators share the work, each with as much memory" if num_workers > 1 else ""
+    lines = [
+        f"plan: {what}, {format_span(cost.search_seconds)}{finals if cost.num_finals else ''}; "
+        f"{format_span(whole)} in all, latencies included; at most {format_bytes(cost.memory.num_bytes)} of memory and "
+        f"{format_bytes(cost.disk_bytes)} of disk, on {protocol.device}{workers}",
+        *(planning.warn_of_few_steps(protocol, plan.distill_tokens) if cost.num_finals else []),
+        f"  memory: {cost.memory}",
+    ]
+    for name, stream in protocol.streams.items():
+        documents = f" in {count_things(stream.documents, 'document')}" if stream.documents else ""  # a guess has none
+        lines.append(f"  {name}: {stream.tokens:,} tokens{documents} of {'; '.join((stream.source, *stream.notes))}")
+    return lines
+
+
+def measure_free_bytes(device: torch.device) -> int:
+    """Bytes of memory that a search can have on a device: a GPU's that nobody else holds, or all of this machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)  # ours already
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def require_resources(
+    cost: Cost, *, root: Path, free_bytes: int, device: str = "this machine", num_workers: int = 1
+) -> None:
+    """Refuse before any work when disk or memory cannot suffice. ``num_workers``: evaluators that share the memory.
+
+    Raises:
+        ResourceError: with what is needed, what is there, and what makes it smaller.
+    """
+    existing = root.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    folder.require_room(existing, needed_bytes=cost.disk_bytes, purpose="this search")
+    needed = cost.memory.num_bytes * num_workers
+    if needed > free_bytes:
+        cure = ("give fewer --workers, " if num_workers > 1 else "") + cost.memory.cure
+        raise ResourceError(
+            f"this search needs about {format_bytes(needed)} of memory, but {device} has "
+            f"{format_bytes(free_bytes)}. {cure[0].upper()}{cure[1:]}{', or choose a smaller model' * ('smaller' not in cure)}."
+        )
+
+
+def describe_load() -> str | None:
+    """Say that others keep this machine busy, or None; to be asked before there is work of our own."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < BUSY_SHARE * cores:
+        return None
+    return (
+        f"this machine is busy (load {load:.1f} on {count_things(cores, 'core')}): the search may take longer than planned, and "
+        "latencies are less certain"
+    )

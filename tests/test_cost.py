@@ -1,0 +1,264 @@
+"""Costs are counted before any work: by hand where they can be, infinite where nothing can be swept, refused in time."""
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from seed import cost
+from seed.config import StudyConfig
+from seed.cost import Cost, Shape, Speed
+from seed.errors import ResourceError
+from seed.models.anatomy import Anatomy
+from seed.optimize.space import drop_layers, enumerate_candidates
+from seed.records import SearchSpace
+from seed.scoring import memory
+from seed.scoring.refit import count_fit_bytes
+from seed.scoring.subsets import count_work
+from seed.stages.workbench import Workbench
+from tests.stages.opened import PROTOCOL, SPACE, make_plan, open_bench
+
+SPEED = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, step=1e-3, num_layers=4)
+TOKENS = 768  # of each stream and for calibration
+UNRECOVERED_SINGLES = 9 * TOKENS * 1e-6 + 4 * TOKENS * 1e-5  # 0 1 2, 3 behind 0 1, 2 3 behind 0, 1 2 3; and their heads
+WALK = 2 * TOKENS * 4e-6 + TOKENS * 1e-5 + 4 * (0.25 + 0.05)
+GPU = Shape(  # TinyLlama's, as the preset has it
+    num_layers=22,
+    width=2048,
+    mlp_width=5632,
+    vocabulary=32_000,
+    num_params=1_100_048_384,
+    layer_params=44_044_288,
+    update_params=22 * (4 * 2048 + 2 * (2048 + 256) + 3 * (2048 + 5632)),
+    cache_bytes=22 * 2 * 256 * 4,
+    number_bytes=4,
+    stored_bytes=4,
+    kept_bytes=108_168,
+    kept_copies=88_080_384,
+    gpu_bytes=80 * 10**9,
+)
+GPU_PROTOCOL = msgspec.structs.replace(
+    PROTOCOL,
+    window_tokens=2048,
+    calibration_tokens=16_384,
+    streams={name: msgspec.structs.replace(one, tokens=32_768) for name, one in PROTOCOL.streams.items()},
+    space=SearchSpace(num_layers=22, droppable_layers=tuple(range(22)), min_dropped=2, max_dropped=7),
+)
+
+
+def measure(bench: Workbench, *, for_gpu: bool = False) -> tuple[Shape, Speed]:
+    return cost.measure_parts(
+        bench.anatomy,
+        bench.protocol,
+        whole=bench.anatomy.model,
+        closed_form=bench.gains is not None,
+        dtype=bench.dtype,
+        stored_dtype=bench.dtype,
+        for_gpu=for_gpu,
+    )
+
+
+def estimate(bench: Workbench, *, trials: int = 5, covers_space: bool = False, distill: bool = False) -> Cost:
+    plan = make_plan(bench, StudyConfig(), trials=trials, covers_space=covers_space)
+    return cost.estimate_cost(measure(bench)[0], bench.protocol, plan, SPEED, distill=distill)
+
+
+def price_sweep(bench: Workbench, *, space: SearchSpace = SPACE) -> float:
+    return cost.price_sweep(measure(bench)[0], msgspec.structs.replace(bench.protocol, space=space), SPEED)
+
+
+def price_singles(bench: Workbench) -> float:
+    singles = [drop_layers(4, [layer]) for layer in (3, 2, 1, 0)]
+    return cost.price_work(count_work(singles, closed_form=True), bench.protocol, SPEED)
+
+
+def test_a_sweep_is_the_sum_of_its_counted_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = open_bench(tmp_path)
+    work = count_work(enumerate_candidates(SPACE), closed_form=True)
+    assert price_sweep(bench) == pytest.approx(
+        work.plain_layers * TOKENS * 1e-6
+        + work.run_layers * (2 * TOKENS * 1e-6 + 0.25)
+        + work.solved_layers * 0.05
+        + 10 * TOKENS * 1e-5
+    )
+    last = SearchSpace(num_layers=4, droppable_layers=(3,), min_dropped=1, max_dropped=1)
+    by_hand = 2 * TOKENS * 1e-6 + (2 * TOKENS * 1e-6 + 0.25 + 0.05) + TOKENS * 1e-5
+    assert price_sweep(bench, space=last) == pytest.approx(by_hand)  # 0 and 1 are the dense model's, 2 is the last
+    huge = SearchSpace(num_layers=80, droppable_layers=tuple(range(80)), min_dropped=1, max_dropped=20)
+    assert price_sweep(bench, space=huge) == math.inf  # and not counted
+    monkeypatch.setattr(cost, "COUNTED_SETS", 9)
+    assert price_sweep(bench) == math.inf
+
+
+@pytest.mark.parametrize(("family", "mlp_width"), [("llama", 64), ("gpt2", 128), ("gemma2", 0)])
+def test_parts_are_measured(family: str, mlp_width: int, tmp_path: Path) -> None:
+    bench = open_bench(tmp_path, family=family)
+    shape, speed = measure(bench)
+    assert shape.mlp_width == mlp_width  # 0: no closed form, and no sweep
+    assert math.isinf(price_sweep(bench)) == (not mlp_width)
+    assert 0 < speed.layer < 0.1
+    assert 0 < speed.head < 0.1
+    assert 0 < speed.step < 1
+    assert (speed.fit > 0) == (speed.solve > 0) == (mlp_width > 0)
+    assert speed.forward == pytest.approx(4 * speed.layer + speed.head)
+
+
+def test_a_search_costs_its_walks_or_its_sweep_and_what_is_scored_beside_them(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    beside = UNRECOVERED_SINGLES + price_singles(bench)
+    assert estimate(bench, covers_space=True).search_seconds == pytest.approx(price_sweep(bench) + UNRECOVERED_SINGLES)
+    assert estimate(bench, trials=5).search_seconds == pytest.approx(5 * WALK + beside)
+    assert estimate(bench, trials=3).search_seconds == pytest.approx(3 * WALK)  # fewer than layers: nothing beside
+
+
+def test_latencies_are_counted(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    run = 8 * SPEED.forward + 4 * SPEED.step
+    assert estimate(bench).latency_seconds == pytest.approx(2 * 2 * (3 + 1) * run)
+    many = estimate(open_bench(tmp_path / "many", latency_batch=1000)).latency_seconds
+    assert many == pytest.approx(2 * 2 * (3 + 1) * 1000 * 12 * SPEED.forward)
+    own = open_bench(tmp_path / "own", latency_command="time.sh", latency_batch=10**9)
+    assert estimate(own).latency_seconds == 0
+    assert estimate(own).memory == estimate(bench).memory
+
+
+def test_short_distillation_comes_on_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = open_bench(tmp_path, rung="short_distillation")
+    short = (cost.TRAINING_FORWARDS * 2 * 256 + 4 * TOKENS) * SPEED.forward
+    found = estimate(bench)
+    assert found.search_seconds == pytest.approx(5 * (short + WALK) + UNRECOVERED_SINGLES + price_singles(bench))
+    swept = estimate(bench, covers_space=True).search_seconds
+    assert swept - found.search_seconds == pytest.approx(price_sweep(bench) - price_singles(bench))
+    other = estimate(open_bench(tmp_path / "other", family="gemma2", rung="short_distillation"))
+    assert other.search_seconds == pytest.approx(5 * short + UNRECOVERED_SINGLES)
+    monkeypatch.setattr(cost, "STORED_BYTES", 10)  # more states than are stored: computed in every step, no disk
+    again = estimate(bench)
+    assert again.search_seconds - found.search_seconds == pytest.approx(5 * 2 * 256 * SPEED.forward)
+    assert found.disk_bytes - again.disk_bytes == 8 * 64 * 32 * 4
+
+
+def test_finals_cost_only_where_there_are_some(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    without, whole = estimate(bench), estimate(bench, distill=True)
+    assert (without.num_finals, without.distill_seconds) == (0, 0.0)
+    assert whole.num_finals == 5  # six are wanted, five are scored
+    assert whole.distill_seconds > 0
+    assert whole.search_seconds == without.search_seconds
+    assert whole.disk_bytes > without.disk_bytes
+
+
+def test_memory_is_told_with_its_parts(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    params = sum(weight.numel() for weight in bench.anatomy.model.parameters())
+    left = params - sum(weight.numel() for weight in bench.anatomy.layers[0].parameters())
+    states = 4 * (5 * 3 * TOKENS * 32 + 4 * 2 * TOKENS * (32 + 64)) + 4 * count_fit_bytes(64)
+    without, whole = estimate(bench).memory, estimate(bench, distill=True).memory
+    assert without.num_bytes == 4 * params + states
+    assert [part.what for part in without.parts] == ["dense model", "states of a sweep"]
+    assert whole.num_bytes == without.num_bytes + 5 * 20 * left
+    assert "5 students in training side by side" in str(whole)
+    low_rank = open_bench(tmp_path / "low", lora_rank=4)
+    update = 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))  # of rank 1: q and o, k and v, three of the MLP
+    found = estimate(low_rank, distill=True).memory
+    assert found.num_bytes == without.num_bytes + 5 * (8 * left + 20 * 4 * update)
+
+
+def test_memory_of_a_gpu_counted_by_hand() -> None:
+    dense, logits = 4 * 1_100_048_384, 6 * 4 * 2048 * 32_000
+    left = 1_100_048_384 - 2 * 44_044_288
+    peak = cost.estimate_peak(GPU, GPU_PROTOCOL, trains=True)
+    one = 2048 * 108_168 + 88_080_384
+    assert peak.num_bytes == dense + 16 * left + 20 * one + logits  # the sweep's states are let go before
+    again = cost.estimate_peak(replace(GPU, gpu_bytes=24 * 10**9), GPU_PROTOCOL, trains=True)
+    assert again.num_bytes == dense + 16 * left + 20 * 2048 * 2048 * 4 + one + logits < 24e9
+    assert "each run again then" in str(again)
+    swept = cost.estimate_peak(GPU, GPU_PROTOCOL, trains=False)
+    states = 4 * 23 * (2 * 16_384 + 32_768) * 2048
+    siblings = 4 * (16_384 + 32_768) * (2048 + 5632) + count_fit_bytes(5632)
+    assert swept.num_bytes == dense + states + siblings + logits < 24e9
+    low_rank = cost.estimate_peak(GPU, msgspec.structs.replace(GPU_PROTOCOL, lora_rank=16), trains=True)
+    updates = 16 * 16 * GPU.update_params  # four float32 numbers for each of rank 16
+    assert low_rank.num_bytes == max(swept.num_bytes, dense + 8 * left + updates + 20 * one + logits)
+    many = msgspec.structs.replace(GPU_PROTOCOL, latency_batch=1000, prompt_tokens=2000, new_tokens=500)
+    timed = cost.estimate_peak(GPU, many, trains=False)
+    cache = 1000 * 2500 * GPU.cache_bytes
+    assert timed.num_bytes == dense + cache + 1000 * 2000 * (4 * (32_000 + 4 * 2048 + 2 * 4 * 2048) + 8)
+    compiled = msgspec.structs.replace(many, compiled=True)  # the dense and the cut model keep a cache each
+    assert cost.estimate_peak(GPU, compiled, trains=False).num_bytes == timed.num_bytes + cache
+
+
+def test_what_training_keeps_grows_with_the_tokens(tmp_path: Path) -> None:
+    bench = open_bench(tmp_path)
+    tokens = bench.streams["validation"].tokens_NT[:4]
+    per_token, copies = memory.count_kept_bytes(bench.anatomy, tokens, mixed_precision=False)
+    # at least what both norms, the projections and the MLP read: float32 numbers, 32 and 64 wide
+    assert 4 * (3 * 32 + 64) <= per_token < 4 * 40 * 64
+    assert copies < 4 * 64 * 64  # no weight is kept twice in float32
+    matrices = sum(weight.numel() for weight in bench.anatomy.layers[2].parameters() if weight.ndim > 1)
+    _, rounded = memory.count_kept_bytes(bench.anatomy, tokens, mixed_precision=True)
+    assert rounded == pytest.approx(2 * matrices, rel=0.2)
+    assert measure(bench, for_gpu=True)[0].kept_copies == rounded
+    assert not any(weight.requires_grad for weight in bench.anatomy.model.parameters())
+    stored = Anatomy(copy.deepcopy(bench.anatomy.model).to(torch.bfloat16))
+    # a student is trained in float32, whatever the dense model is stored in
+    assert memory.count_kept_bytes(stored, tokens, mixed_precision=True)[1] == rounded
+    assert {weight.dtype for weight in stored.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cure"),
+    [
+        ({"calibration_tokens": 10**9}, "Lower --calibration-tokens and"),
+        ({"latency_batch": 10**9}, "Lower --latency-batch and --prompt-tokens"),
+        ({"lora_rank": 10**8}, "Lower --lora-rank"),
+    ],
+)
+def test_a_search_without_room_is_refused(tmp_path: Path, changes: dict[str, int], cure: str) -> None:
+    found = estimate(open_bench(tmp_path, **changes), distill=True)
+    with pytest.raises(ResourceError, match=rf"of memory, but cpu has .*\. {cure}"):
+        cost.require_resources(found, root=tmp_path, free_bytes=10**9, device="cpu")
+    cost.require_resources(found, root=tmp_path / "not" / "yet" / "there", free_bytes=10**18)
+    with pytest.raises(ResourceError, match="this search needs about"):
+        cost.require_resources(replace(found, disk_bytes=10**18), root=tmp_path, free_bytes=10**18)
+
+
+def test_steps_and_text_are_told_as_they_will_be(tmp_path: Path) -> None:
+    noted = msgspec.structs.replace(PROTOCOL.streams["test"], notes=("3 files read",))
+    bench = open_bench(tmp_path, streams=PROTOCOL.streams | {"test": noted})  # steps of 256 tokens
+    for asked, told in (
+        (200, "5 models distilled for 256 tokens (1 step of 256, the nearest to 200) each, "),
+        (256, "5 models distilled for 256 tokens (1 step of 256) each, "),
+        (10_000, "5 models distilled for 9,984 tokens (39 steps of 256, the nearest to 10,000) each, "),
+    ):
+        plan = make_plan(bench, StudyConfig(), trials=5, covers_space=False)
+        plan = msgspec.structs.replace(plan, distill_tokens=asked)
+        found = cost.estimate_cost(measure(bench)[0], bench.protocol, plan, SPEED, distill=True)
+        said = cost.describe_plan(bench.protocol, plan, found)
+        assert told in said[0]
+        assert ("give --distill-tokens 2,560 or more" in said[1]) == (asked < 2560)
+        assert "  test: 768 tokens in 6 documents of notes.txt; 3 files read" in said
+
+
+def test_times_are_the_best_of_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy now and then tells the same as a quiet one."""
+    clock, calls = [0.0], [0]
+
+    def run() -> torch.Tensor:
+        calls[0] += 1
+        clock[0] += 0.5 if calls[0] % 3 else 0.01
+        return torch.zeros(1)
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+    found = cost._time_in_turns({"layer": run, "head": run})
+    assert found == {"layer": pytest.approx(0.01), "head": pytest.approx(0.01)}
+
+
+@pytest.mark.parametrize(("load", "is_told"), [(0.1, False), (50.0, True)])
+def test_a_busy_machine_is_told(load: float, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost.os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(cost.os, "cpu_count", lambda: 2)
+    assert ("busy (load 50.0 on 2 cores)" in (cost.describe_load() or "")) == is_told
