@@ -36,11 +36,11 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
     Raises:
         SeedError: anything a user can mend.
     """
+    settings = resolve.fill_from_files(settings)
     assert settings.stages is not None
     asked, root = parse_stages(settings.stages), name_root(settings)
     study = StudyFolder(root)
     decisive = check_plan(settings, study)
-    settings = resolve.fill_from_files(settings)
     each = settings.change(
         stages=None,
         one_shot=True,
@@ -56,10 +56,10 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
             start=start,
             min_dropped=depth,
             max_dropped=depth,
-            distill_tokens=tokens or settings.distill_tokens,
             # one cut from the original would have had fewer tokens than models that go on
             width_baseline=settings.width_baseline and start is None,
         )
+        wanted = wanted if tokens is None else wanted.change(distill_tokens=tokens)
         return search(wanted, terminal)
 
     stages: list[StageRecord] = []

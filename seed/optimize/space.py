@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from seed.errors import SpaceError
 from seed.records import Candidate, SearchSpace
 
-SAMPLERS = ("subset", "tpe", "nsgaii", "gp", "random")  # see ``sampler``, which takes a second to import
+SAMPLERS = ("subset", "tpe", "nsgaii", "random")  # see ``sampler``, which takes a second to import
 
 
 def make_space(

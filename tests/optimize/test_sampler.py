@@ -9,8 +9,8 @@ import optuna
 import pytest
 
 from seed.optimize import sampler as samplers
-from seed.optimize.sampler import SAMPLERS, FeasibleSampler
-from seed.optimize.space import contains, drop_layers, enumerate_candidates
+from seed.optimize.sampler import FeasibleSampler
+from seed.optimize.space import SAMPLERS, contains, drop_layers, enumerate_candidates
 from seed.optimize.study import Limits, open_study
 from seed.optimize.trials import Sampled, Trials, run_search
 from seed.records import Candidate, Scored, SearchSpace
