@@ -1,16 +1,26 @@
-"""The model card of an exported checkpoint: what it is, what it lost, how to make it again.
+"""The files that go with an exported checkpoint: its model card, with the hub's metadata, and a mergekit recipe of a raw cut.
 
-Markdown from records; no file is written here.
+Markdown and YAML from records, whatever strings a user or a model brought. The hub's specification:
+https://huggingface.co/docs/hub/model-cards; mergekit's format: https://github.com/arcee-ai/mergekit (slices of sources,
+each a model and a range of layers with its end left out).
 """
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from seed.plans import Protocol, SearchPlan
-from seed.records import Candidate, DenseResult, DistillResult, Quality
-from seed.reporting.front import Result, list_metrics, write_front
-from seed.reporting.notes import escape_text, quote_block, quote_code
-from seed.reporting.wording import count_things, format_latency_ratio
+from seed.records import Candidate, DenseResult, DistillResult, Quality, find_runs
+from seed.reporting.wording import count_things, escape_text, format_latency_ratio, quote_block, quote_code
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
+
+
+STARTS = {"none": "the original's weights", "closed_form": "closed-form recovery"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +70,7 @@ def write_card(
 ) -> str:
     """Return README.md of an exported model. ``licence``: as in its metadata; None: as the protocol names it."""
     candidate, test = result.candidate, result.test
-    base = _name_base(protocol.location)
     licence = licence if licence is not None else {"license": protocol.license} if protocol.license else {}
-    measured = list_metrics(test)
     lines = [
         *write_front(
             name=f"{protocol.model} {_title(result)}",
@@ -71,21 +79,18 @@ def write_card(
             relation="finetune",
             tags=("layer-pruning", "distillation"),
             sees=opened_by.sees,
-            results=[
-                Result(
-                    source=protocol.streams["test"].source,
-                    split="test",
-                    metrics=(*measured, ("latency_ratio", "Latency over the original model's", result.latency.ratio)),
-                )
-            ],
+            source=protocol.streams["test"].source,
+            split="test",
+            metrics=list_metrics(test) | {"latency_ratio": ("Latency over the original model's", result.latency.ratio)},
         ),
-        "",
-        f"# {escape_text(protocol.model)} {_title(result)}",
-        "",
-        f"{base} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers"
-        f"{'' if result.width is None else f', {_title(result)}'}, found and recovered by "
-        f"[Seed](https://pypi.org/project/seed-search) {escape_text(plan.seed_version)}. {_say_opening(opened_by)}",
-        "",
+        *_write_head(
+            f"{protocol.model} {_title(result)}",
+            candidate,
+            base_model=protocol.location,
+            how=f"{'' if result.width is None else f', {_title(result)}'}, found and recovered",
+            seed_version=plan.seed_version,
+            opened_by=opened_by,
+        ),
         "| | this model | original | ratio |",
         "|---|---|---|---|",
         f"| test perplexity | {test.perplexity:.3f} | {dense.test.perplexity:.3f} | "
@@ -104,20 +109,15 @@ def write_card(
         "",
         "## How it was made",
         "",
-        f"- Original model: {base}"
-        + (
-            f", revision {escape_text(str(protocol.commit or protocol.revision))}"
-            if protocol.commit or protocol.revision
-            else ""
-        )
-        + _say_licence(licence),
-        f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
-        *(
-            [f"- Cut from: {quote_code(protocol.start)}, recovered for {protocol.start_tokens:,} tokens before"]
-            if protocol.start
-            else []
+        *_write_origin(
+            candidate,
+            base_model=protocol.location,
+            revision=protocol.commit or protocol.revision,
+            licence=licence,
+            cut_from=protocol.start,
+            earlier_tokens=protocol.start_tokens,
         ),
-        f"- Recovery: started from {_start(result.start)}; {escape_text(str(result.settings['loss']))}; "
+        f"- Recovery: started from {STARTS[result.start]}; {escape_text(str(result.settings['loss']))}; "
         f"{escape_text(str(result.settings['trained']))}; "
         f"{result.settings['distill_tokens']:,} tokens, learning rate {result.settings['learning_rate']}, "
         f"best validation at step {result.best_step} of {result.settings['steps']}",
@@ -146,9 +146,6 @@ def write_raw_card(raw: Raw, score: Score | None) -> str:
     candidate = raw.candidate
     gone = f"without layers {', '.join(candidate.dropped_parts)}" if candidate.dropped_parts else "with all its layers"
     title = f"{gone}, not recovered"
-    results = (
-        [] if score is None else [Result(source=score.source, split=score.split, metrics=list_metrics(score.quality))]
-    )
     lines = [
         *write_front(
             name=f"{raw.model} {title}",
@@ -158,24 +155,31 @@ def write_raw_card(raw: Raw, score: Score | None) -> str:
             relation="merge" if raw.cut_from is None else "finetune",
             tags=("layer-pruning",),
             sees=raw.opened_by.sees,
-            results=results,
+            source="" if score is None else score.source,
+            split="" if score is None else score.split,
+            metrics={} if score is None else list_metrics(score.quality),
         ),
-        "",
-        f"# {escape_text(raw.model)} {title}",
-        "",
-        f"{_name_base(raw.base_model)} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers, cut by "
-        f"[Seed](https://pypi.org/project/seed-search) {escape_text(raw.seed_version)}. {_say_opening(raw.opened_by)}",
-        "",
+        *_write_head(
+            f"{raw.model} {title}",
+            candidate,
+            base_model=raw.base_model,
+            how=", cut",
+            seed_version=raw.seed_version,
+            opened_by=raw.opened_by,
+        ),
         "**It is not recovered.** Its layers are as they were before others were taken out between them; nothing was trained or "
         "fitted since. It predicts worse than it has to: recover it before you use it.",
         "",
         _say_score(score),
         "",
-        f"- Original model: {_name_base(raw.base_model)}"
-        + (f", revision {escape_text(raw.revision)}" if raw.revision else "")
-        + _say_licence(raw.licence),
-        f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
-        *([f"- Cut from: {quote_code(raw.cut_from)}, {_say_earlier(raw.earlier_tokens)}"] if raw.cut_from else []),
+        *_write_origin(
+            candidate,
+            base_model=raw.base_model,
+            revision=raw.revision,
+            licence=raw.licence,
+            cut_from=raw.cut_from,
+            earlier_tokens=raw.earlier_tokens,
+        ),
         f"- {raw.num_params:,} parameters, {raw.weight_bytes:,} bytes of weights",
         "- `mergekit.yml` stacks the same layers with mergekit",
         "",
@@ -188,6 +192,44 @@ def write_raw_card(raw: Raw, score: Score | None) -> str:
     return "\n".join(lines)
 
 
+def _write_head(
+    title: str, candidate: Candidate, *, base_model: str, how: str, seed_version: str, opened_by: OpenedBy
+) -> list[str]:
+    """Title and first paragraph: what the model is, and how it is opened."""
+    opening = f"An ordinary checkpoint: `{opened_by.auto_class}.from_pretrained(PATH)` loads it."
+    if opened_by.sees:
+        opening += " Its text part alone has fewer layers; what it makes of images was not measured."
+    return [
+        "",
+        f"# {escape_text(title)}",
+        "",
+        f"{_name_base(base_model)} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers{how} by "
+        f"[Seed](https://pypi.org/project/seed-search) {escape_text(seed_version)}. {opening}",
+        "",
+    ]
+
+
+def _write_origin(
+    candidate: Candidate,
+    *,
+    base_model: str,
+    revision: str | None,
+    licence: Mapping[str, str],
+    cut_from: str | None,
+    earlier_tokens: int,
+) -> list[str]:
+    """What it was cut from, and which layers are kept."""
+    name = licence.get("license_name", licence.get("license"))
+    earlier = f"recovered for {earlier_tokens:,} tokens before" if earlier_tokens else "which was not recovered"
+    return [
+        f"- Original model: {_name_base(base_model)}"
+        + (f", revision {escape_text(revision)}" if revision else "")
+        + (f", licence {escape_text(name)}" if name else ", licence: see the original model"),
+        f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
+        *([f"- Cut from: {quote_code(cut_from)}, {earlier}"] if cut_from else []),
+    ]
+
+
 def _say_score(score: Score | None) -> str:
     if score is None:
         return "How much it lost was not measured."
@@ -198,26 +240,8 @@ def _say_score(score: Score | None) -> str:
     )
 
 
-def _say_opening(opened_by: OpenedBy) -> str:
-    said = f"An ordinary checkpoint: `{opened_by.auto_class}.from_pretrained(PATH)` loads it."
-    return (
-        f"{said} Its text part alone has fewer layers; what it makes of images was not measured."
-        if opened_by.sees
-        else said
-    )
-
-
-def _say_earlier(tokens: int) -> str:
-    return f"recovered for {tokens:,} tokens before" if tokens else "which was not recovered"
-
-
 def _name_base(location: str) -> str:
     return "seed-search's embedded demo model" if location == "demo" else quote_code(location)
-
-
-def _say_licence(licence: Mapping[str, str]) -> str:
-    name = licence.get("license_name", licence.get("license"))
-    return f", licence {escape_text(name)}" if name else ", licence: see the original model"
 
 
 def _title(result: DistillResult) -> str:
@@ -234,5 +258,108 @@ def _percent(value: float | None) -> str:
     return "an unknown share" if value is None else f"{100 * value:.1f} %"
 
 
-def _start(rung: str) -> str:
-    return {"none": "the original's weights", "closed_form": "closed-form recovery"}[rung]
+# ---- metadata
+
+
+def list_metrics(quality: Quality) -> dict[str, tuple[str, float | None]]:
+    """What of a quality goes into the metadata: by the hub's type, a name for people and the value."""
+    return {
+        "perplexity": ("Perplexity", quality.perplexity),
+        "perplexity_ratio": ("Perplexity over the original model's", quality.ppl_ratio),
+        "kl_divergence": ("KL divergence from the original model, nats a token", quality.kl_divergence),
+        "top1_agreement": ("Share of tokens with the original's most likely next token", quality.top1_agreement),
+    }
+
+
+def write_front(
+    *,
+    name: str,
+    licence: Mapping[str, str],
+    base_model: str,
+    relation: str,
+    tags: Sequence[str],
+    sees: bool,
+    source: str,
+    split: str,
+    metrics: Mapping[str, tuple[str, float | None]],
+) -> list[str]:
+    """Return the block of metadata that begins a card, rules included.
+
+    Args:
+        name: the model's, in its results.
+        licence: ``license``, and where that is the author's own ``license_name`` and ``license_link``.
+        base_model: where the original comes from; named only where that is a model of the hub.
+        relation: what this model is to it, by the hub's words: ``finetune``, ``merge``.
+        tags: of the model.
+        sees: it reads images too.
+        source: of the text that it was judged on, as a stream names it.
+        split: of that text.
+        metrics: what was measured; what is no finite number is left out.
+    """
+    told: dict[str, object] = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text" if sees else "text-generation",
+        **licence,
+    }
+    if HUB_ID.fullmatch(base_model):
+        told |= {"base_model": base_model, "base_model_relation": relation}
+    told["tags"] = list(tags)
+    finite = [
+        {"type": kind, "value": round(value, 6), "name": title}
+        for kind, (title, value) in metrics.items()
+        if value is not None and math.isfinite(value)
+    ]
+    if finite:
+        dataset = describe_data(source) | {"split": split}
+        measured = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": finite}
+        told["model-index"] = [{"name": name, "results": [measured]}]
+    return ["---", *yaml.dump(told, Dumper=OneLine, sort_keys=False, width=math.inf).splitlines(), "---"]
+
+
+class OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the library has no types
+    """Writes a string on one line, so that no line of it is taken for the end of the block."""
+
+    def represent_str(self, data: str) -> yaml.Node:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+OneLine.add_representer(str, OneLine.represent_str)
+
+
+def describe_data(source: str) -> dict[str, str]:
+    """The hub's name of a text where it has one, its configuration, and a name for people, without folders of ours."""
+    if source == "wikitext2":
+        return {"type": "Salesforce/wikitext", "name": "WikiText-2", "config": "wikitext-2-raw-v1"}
+    if source.startswith("hub:"):
+        name, _, config = source.removeprefix("hub:").partition(":")
+        return {"type": name, "name": name} | ({"config": config} if config else {})
+    return {"type": "text", "name": "Python's standard library" if source == "demo" else Path(source).name or source}
+
+
+# ---- mergekit
+
+
+def write_recipe(model: str, *, revision: str | None, kept_layers: Sequence[int], dtype: str | None) -> str:
+    """Return mergekit.yml of a model without recovery: what was trained or fitted is in no recipe.
+
+    Args:
+        model: the hub id or directory that is cut.
+        revision: of a model of the hub.
+        kept_layers: by their index in that model.
+        dtype: of its weights; None: they have several, and each keeps its own.
+    """
+    recipe = {
+        "slices": [
+            {"sources": [{"model": _name_model(model, revision), "layer_range": [run[0], run[-1] + 1]}]}
+            for run in find_runs(kept_layers)
+        ],
+        "merge_method": "passthrough",
+    } | ({} if dtype is None else {"dtype": dtype})
+    return f"# mergekit-yaml mergekit.yml DIRECTORY stacks the same layers\n{yaml.safe_dump(recipe, sort_keys=False)}"
+
+
+def _name_model(model: str, revision: str | None) -> object:
+    """A model as mergekit reads it: in a plain string "@" begins a revision, and "+" an adapter."""
+    if set(model) & set("@+"):
+        return {"model": {"path": model} | ({} if revision is None else {"revision": revision})}
+    return model if revision is None else f"{model}@{revision}"

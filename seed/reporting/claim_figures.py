@@ -15,9 +15,9 @@ from seed.evidence import ClaimsEvidence, TrainedRun
 from seed.records import Estimate, read_dropped
 from seed.reporting.comparison import draw_estimates, find_edge, find_limit
 from seed.reporting.marks import DEPTH_COLORS, GREY, draw_interval, finish_figure
-from seed.reporting.readings import list_ratios
 from seed.reporting.trained import Line, draw_lines, escape, name_key
 from seed.reporting.wording import ABSENT, format_interval, format_latency_ratio, format_number, name_rung
+from seed.results import list_ratios
 
 ROW_PX = 30
 FAR = 4

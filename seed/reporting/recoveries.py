@@ -16,9 +16,8 @@ from seed.reporting.comparison import draw_estimates, find_edge, find_limit, for
 from seed.reporting.document import escape as escape_html
 from seed.reporting.document import render_document, render_figure, render_section, render_table, render_values
 from seed.reporting.marks import DEPTH_COLORS, GREY, finish_figure
-from seed.reporting.replication import MARGIN_PERCENT
 from seed.reporting.trained import Line, draw_lines, escape, name_key
-from seed.reporting.wording import ABSENT, count_things, format_interval, format_number
+from seed.reporting.wording import ABSENT, MARGIN_PERCENT, count_things, format_interval, format_number
 
 QUESTION = "Seed: which recovery is best?"
 AT = ("equal tokens", "equal time")  # optimize.recovered.AT

@@ -14,8 +14,7 @@ from plotly.subplots import make_subplots
 from seed.records import WidthCut, read_dropped
 from seed.reporting.comparison import find_limit
 from seed.reporting.marks import GREY, finish_figure
-from seed.reporting.replication import name_width
-from seed.reporting.wording import list_layers
+from seed.reporting.wording import list_layers, name_width
 
 PANEL_PX = 210
 TITLE_PX = 70  # of a panel, with the axis above it

@@ -8,7 +8,7 @@ import numpy as np
 
 from seed.evidence import ClaimsEvidence, Ledger, RecoveryComparison, TrainedRun
 from seed.records import CurvePoint, Estimate, Latency
-from seed.reporting.readings import list_ratios
+from seed.results import list_ratios
 
 from . import factory
 
