@@ -16,7 +16,6 @@ from seed.records import (
     DistillResult,
     Estimate,
     Evaluation,
-    FrontierMember,
     Latency,
     Quality,
     Replica,
@@ -74,12 +73,11 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A distilled model beside what the proxy had said of the same candidate."""
+    """A distilled model beside the same candidate as the proxy saw it."""
 
-    evaluation: Evaluation
-    quality: Quality  # by the proxy
-    validation: Quality  # distilled
+    proxy: Model
     model: Model
+    validation: Quality  # of the distilled one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ class StudyResult:
     frontier: tuple[Model, ...]  # by the proxy, as the record has it
     best: tuple[Model, ...]  # of each depth, least dropped first; distilled ones where there are any
     recommended: tuple[Recommendation, ...]
-    scored: tuple[tuple[Evaluation, Quality], ...]  # complete trials that are not on the frontier
+    scored: tuple[Model, ...]  # by the proxy, those that are not on the frontier
     links: tuple[Link, ...]
     drops: tuple[DepthDrops, ...]
     structures: tuple[Evaluation, ...]  # one of each, by kept layers
@@ -115,18 +113,15 @@ def compute_result(record: StudyRecord) -> StudyResult:
         take_distilled(result, record.replications.get(result.key), num_tied=_count_untried(result, record))
         for result in record.distilled
     )
-    frontier = tuple(_take_member(member, rung=record.frontier.rung) for member in record.frontier.members)
+    rung, members = record.frontier.rung, record.frontier.members
+    frontier = tuple(take_scored(one.evaluation, rung=rung, num_tied=len(one.tied_with)) for one in members)
     best = choose_best(record, distilled, frontier)
-    evaluations = {
-        trial.evaluation.candidate.key: trial.evaluation for trial in record.trials if trial.state == "COMPLETE"
-    }
-    evaluations |= {member.evaluation.candidate.key: member.evaluation for member in record.frontier.members}
-    rung = record.frontier.rung
-    scored = {key: one for key, one in evaluations.items() if rung in one.qualities}
+    complete = [trial.evaluation for trial in record.trials if trial.state == "COMPLETE"]
+    scored = [take_scored(one, rung=rung) for one in complete if rung in one.qualities]
+    known = {model.key: model for model in (*scored, *frontier)}
     on_frontier = {model.key for model in frontier}
     judged = (*record.distilled, *record.baselines)
-    everywhere = [trial.evaluation for trial in record.trials]
-    everywhere += [member.evaluation for member in record.frontier.members]
+    everywhere = [trial.evaluation for trial in record.trials] + [member.evaluation for member in members]
     latencies = [trial.evaluation.latency for trial in record.trials] + [result.latency for result in judged]
     structures: dict[str, Evaluation] = {}
     for one in everywhere:
@@ -138,18 +133,13 @@ def compute_result(record: StudyRecord) -> StudyResult:
         frontier=frontier,
         best=best,
         recommended=tuple(recommend(best, margin=margin) for margin in MARGINS),
-        scored=tuple((one, one.qualities[rung]) for key, one in scored.items() if key not in on_frontier),
+        scored=tuple(model for key, model in known.items() if key not in on_frontier),
         links=tuple(
-            Link(
-                evaluation=scored[model.key],
-                quality=scored[model.key].qualities[rung],
-                validation=result.validation,
-                model=model,
-            )
+            Link(proxy=known[model.key], model=model, validation=result.validation)
             for model, result in zip(distilled, record.distilled, strict=True)
-            if model.key in scored
+            if model.key in known
         ),
-        drops=count_drops(tuple(scored.values()), rung=rung),
+        drops=count_drops(tuple(known.values())),
         structures=tuple(sorted(structures.values(), key=lambda one: len(one.candidate.kept_layers))),
         disturbances={one.structure: one.disturbance for one in latencies if one.disturbance},
     )
@@ -175,9 +165,9 @@ def take_distilled(result: DistillResult, replication: Replication | None = None
     )
 
 
-def _take_member(member: FrontierMember, *, rung: str) -> Model:
-    evaluation, raw = member.evaluation, member.evaluation.qualities.get("none")
-    quality = evaluation.qualities[rung]
+def take_scored(evaluation: Evaluation, *, rung: str, num_tied: int = 0) -> Model:
+    """Return a candidate as the proxy sees it."""
+    quality, raw = evaluation.qualities[rung], evaluation.qualities.get("none")
     return Model(
         key=evaluation.candidate.key,
         link=link_candidate(evaluation.candidate),
@@ -188,7 +178,7 @@ def _take_member(member: FrontierMember, *, rung: str) -> Model:
         ppl_ratio=read_interval(quality),
         num_distilled=0,
         unrecovered=None if raw is None else raw.ppl_ratio,
-        num_tied=len(member.tied_with),
+        num_tied=num_tied,
     )
 
 
@@ -235,11 +225,11 @@ def _read_ratio(model: Model) -> float:
     return math.inf if model.ppl_ratio.value is None else model.ppl_ratio.value
 
 
-def count_drops(scored: Sequence[Evaluation], *, rung: str) -> tuple[DepthDrops, ...]:
+def count_drops(scored: Sequence[Model]) -> tuple[DepthDrops, ...]:
     """Count, for each depth, which layers its best candidates drop: a quarter of those scored, twenty at most."""
     by_depth: dict[int, list[Candidate]] = {}
-    for one in sorted(scored, key=lambda one: (one.qualities[rung].loss, one.candidate.key)):
-        by_depth.setdefault(len(one.candidate.dropped_layers), []).append(one.candidate)
+    for model in sorted(scored, key=lambda model: (model.quality.loss, model.key)):
+        by_depth.setdefault(model.depth, []).append(model.candidate)
     found = []
     for depth, candidates in sorted(by_depth.items()):
         best = candidates[: max(1, min(MOST_COUNTED, len(candidates) // 4))]

@@ -134,9 +134,9 @@ def test_drops_are_counted_over_the_best_quarter_of_each_depth(record: StudyReco
 
 def test_each_candidate_is_shown_once_and_failures_nowhere(record: StudyRecord) -> None:
     result = compute_result(record)
-    keys = [evaluation.candidate.key for evaluation, _ in result.scored] + [model.key for model in result.frontier]
+    keys = [model.key for model in (*result.scored, *result.frontier)]
     assert len(keys) == len(set(keys)) == 178
-    assert 1.001 not in [quality.ppl_ratio for _, quality in result.scored]  # of the trial that failed
+    assert 1.001 not in [model.quality.ppl_ratio for model in result.scored]  # of the trial that failed
     assert [link.model.key for link in result.links] == [one.key for one in record.distilled]
     stranger = replace(record.distilled[0], candidate=factory.make_candidate(0, 11), trial_number=None)
     assert compute_result(replace(record, distilled=(stranger,), trials=())).links == ()

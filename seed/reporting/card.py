@@ -9,18 +9,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
+import jinja2
 import yaml
 
 from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, DenseResult, DistillResult, Quality, find_runs
-from seed.reporting.wording import count_things, escape_text, format_latency_ratio, quote_block, quote_code
+from seed.reporting.wording import escape_text, format_latency_ratio, quote_block, quote_code
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
-
-
-STARTS = {"none": "the original's weights", "closed_form": "closed-form recovery"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,193 +68,77 @@ def write_card(
     licence: Mapping[str, str] | None = None,
 ) -> str:
     """Return README.md of an exported model. ``licence``: as in its metadata; None: as the protocol names it."""
-    candidate, test = result.candidate, result.test
     licence = licence if licence is not None else {"license": protocol.license} if protocol.license else {}
-    lines = [
-        *write_front(
-            name=f"{protocol.model} {_title(result)}",
-            licence=licence,
-            base_model=protocol.location,
-            relation="finetune",
-            tags=("layer-pruning", "distillation"),
-            sees=opened_by.sees,
-            source=protocol.streams["test"].source,
-            split="test",
-            metrics=list_metrics(test) | {"latency_ratio": ("Latency over the original model's", result.latency.ratio)},
-        ),
-        *_write_head(
-            f"{protocol.model} {_title(result)}",
-            candidate,
-            base_model=protocol.location,
-            how=f"{'' if result.width is None else f', {_title(result)}'}, found and recovered",
-            seed_version=plan.seed_version,
-            opened_by=opened_by,
-        ),
-        "| | this model | original | ratio |",
-        "|---|---|---|---|",
-        f"| test perplexity | {test.perplexity:.3f} | {dense.test.perplexity:.3f} | "
-        f"{test.ppl_ratio:.4f} ± {test.ppl_ratio_standard_error:.4f} |",
-        f"| the same layers without recovery | {result.test_unrecovered.perplexity:.3f} | | "
-        f"{result.test_unrecovered.ppl_ratio:.4f} |",
-        f"| {escape_text(result.latency.workload)}, ms | {result.latency.ratio * dense.latency.median_ms:.1f} | "
-        f"{dense.latency.median_ms:.1f} | {format_latency_ratio(result.latency)} |",
-        f"| parameters | {result.size.num_params:,} | {dense.size.num_params:,} | "
-        f"{result.size.num_params / dense.size.num_params:.3f} |",
-        f"| KV-cache bytes a token | {result.size.kv_bytes_per_token:,} | {dense.size.kv_bytes_per_token:,} | "
-        f"{result.size.kv_bytes_per_token / dense.size.kv_bytes_per_token:.3f} |",
-        "",
-        f"KL divergence from the original {_number(test.kl_divergence)} nats a token; same most likely next token in "
-        f"{_percent(test.top1_agreement)} of positions.",
-        "",
-        "## How it was made",
-        "",
-        *_write_origin(
-            candidate,
-            base_model=protocol.location,
-            revision=protocol.commit or protocol.revision,
-            licence=licence,
-            cut_from=protocol.start,
-            earlier_tokens=protocol.start_tokens,
-        ),
-        f"- Recovery: started from {STARTS[result.start]}; {escape_text(str(result.settings['loss']))}; "
-        f"{escape_text(str(result.settings['trained']))}; "
-        f"{result.settings['distill_tokens']:,} tokens, learning rate {result.settings['learning_rate']}, "
-        f"best validation at step {result.best_step} of {result.settings['steps']}",
-        *(
-            f"- {escape_text(name.capitalize())} text: {quote_code(stream.source)}, {stream.tokens:,} tokens in {count_things(stream.documents, 'document')}, "
-            f"sha256 {stream.sha256[:16]}"
-            for name, stream in protocol.streams.items()
-        ),
-        f"- Perplexity: non-overlapping windows of {protocol.window_tokens} tokens, the first of each unscored, "
-        f"computed in {protocol.dtype}; standard errors clustered by document",
-        f"- Latency: on {escape_text(protocol.device)}, {result.latency.repeats} interleaved pairs, ratio with 95 % interval"
-        + ("" if result.latency.disturbance is None else f"; the machine was busy: {result.latency.disturbance}"),
-        "",
-        "To make it again:",
-        "",
-        *quote_block(plan.command),
-        "",
-        "It inherits what the original can and cannot do, and was judged on one text only: judge it on your own task.",
-        "",
-    ]
-    return "\n".join(lines)
+    cut = f"without layers {', '.join(result.candidate.dropped_parts)}"
+    if result.width is not None:
+        cut = f"cut in width: MLP {result.width.mlp_width}, {result.width.num_heads} heads"
+    title = f"{protocol.model} {cut}"
+    front = write_front(
+        name=title,
+        licence=licence,
+        base_model=protocol.location,
+        relation="finetune",
+        tags=("layer-pruning", "distillation"),
+        sees=opened_by.sees,
+        source=protocol.streams["test"].source,
+        split="test",
+        metrics=list_metrics(result.test)
+        | {"latency_ratio": ("Latency over the original model's", result.latency.ratio)},
+    )
+    return render_card(
+        front=front,
+        title=title,
+        base_model=protocol.location,
+        licence=licence,
+        how=f"{'' if result.width is None else f', {cut}'}, found and recovered",
+        candidate=result.candidate,
+        seed_version=plan.seed_version,
+        opened_by=opened_by,
+        revision=protocol.commit or protocol.revision,
+        cut_from=protocol.start,
+        earlier_tokens=protocol.start_tokens,
+        command=plan.command,
+        protocol=protocol,
+        dense=dense,
+        result=result,
+    )
 
 
 def write_raw_card(raw: Raw, score: Score | None) -> str:
     """Return README.md of a cut model without recovery. ``score``: None where it was not judged."""
     candidate = raw.candidate
     gone = f"without layers {', '.join(candidate.dropped_parts)}" if candidate.dropped_parts else "with all its layers"
-    title = f"{gone}, not recovered"
-    lines = [
-        *write_front(
-            name=f"{raw.model} {title}",
-            licence=raw.licence,
-            base_model=raw.base_model,
-            # nothing was trained: layers of the original, stacked, which is what the hub calls a merge
-            relation="merge" if raw.cut_from is None else "finetune",
-            tags=("layer-pruning",),
-            sees=raw.opened_by.sees,
-            source="" if score is None else score.source,
-            split="" if score is None else score.split,
-            metrics={} if score is None else list_metrics(score.quality),
-        ),
-        *_write_head(
-            f"{raw.model} {title}",
-            candidate,
-            base_model=raw.base_model,
-            how=", cut",
-            seed_version=raw.seed_version,
-            opened_by=raw.opened_by,
-        ),
-        "**It is not recovered.** Its layers are as they were before others were taken out between them; nothing was trained or "
-        "fitted since. It predicts worse than it has to: recover it before you use it.",
-        "",
-        _say_score(score),
-        "",
-        *_write_origin(
-            candidate,
-            base_model=raw.base_model,
-            revision=raw.revision,
-            licence=raw.licence,
-            cut_from=raw.cut_from,
-            earlier_tokens=raw.earlier_tokens,
-        ),
-        f"- {raw.num_params:,} parameters, {raw.weight_bytes:,} bytes of weights",
-        "- `mergekit.yml` stacks the same layers with mergekit",
-        "",
-        "To make it again:",
-        "",
-        *quote_block(raw.command),
-        *(["", "To recover it:", "", *quote_block(raw.recover)] if raw.recover else []),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _write_head(
-    title: str, candidate: Candidate, *, base_model: str, how: str, seed_version: str, opened_by: OpenedBy
-) -> list[str]:
-    """Title and first paragraph: what the model is, and how it is opened."""
-    opening = f"An ordinary checkpoint: `{opened_by.auto_class}.from_pretrained(PATH)` loads it."
-    if opened_by.sees:
-        opening += " Its text part alone has fewer layers; what it makes of images was not measured."
-    return [
-        "",
-        f"# {escape_text(title)}",
-        "",
-        f"{_name_base(base_model)} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers{how} by "
-        f"[Seed](https://pypi.org/project/seed-search) {escape_text(seed_version)}. {opening}",
-        "",
-    ]
-
-
-def _write_origin(
-    candidate: Candidate,
-    *,
-    base_model: str,
-    revision: str | None,
-    licence: Mapping[str, str],
-    cut_from: str | None,
-    earlier_tokens: int,
-) -> list[str]:
-    """What it was cut from, and which layers are kept."""
-    name = licence.get("license_name", licence.get("license"))
-    earlier = f"recovered for {earlier_tokens:,} tokens before" if earlier_tokens else "which was not recovered"
-    return [
-        f"- Original model: {_name_base(base_model)}"
-        + (f", revision {escape_text(revision)}" if revision else "")
-        + (f", licence {escape_text(name)}" if name else ", licence: see the original model"),
-        f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
-        *([f"- Cut from: {quote_code(cut_from)}, {earlier}"] if cut_from else []),
-    ]
-
-
-def _say_score(score: Score | None) -> str:
-    if score is None:
-        return "How much it lost was not measured."
-    quality = score.quality
-    return (
-        f"Perplexity on {score.split} text ({quote_code(score.source)}, {quality.tokens:,} tokens): {_number(quality.perplexity)}, "
-        f"{_number(quality.ppl_ratio)} ± {_number(quality.ppl_ratio_standard_error)} times the original's."
+    title = f"{raw.model} {gone}, not recovered"
+    front = write_front(
+        name=title,
+        licence=raw.licence,
+        base_model=raw.base_model,
+        # nothing was trained: layers of the original, stacked, which is what the hub calls a merge
+        relation="merge" if raw.cut_from is None else "finetune",
+        tags=("layer-pruning",),
+        sees=raw.opened_by.sees,
+        source="" if score is None else score.source,
+        split="" if score is None else score.split,
+        metrics={} if score is None else list_metrics(score.quality),
     )
+    return render_card(front=front, title=title, how=", cut", score=score, **vars(raw))
 
 
-def _name_base(location: str) -> str:
-    return "seed-search's embedded demo model" if location == "demo" else quote_code(location)
-
-
-def _title(result: DistillResult) -> str:
-    if result.width is None:
-        return f"without layers {', '.join(result.candidate.dropped_parts)}"
-    return f"cut in width: MLP {result.width.mlp_width}, {result.width.num_heads} heads"
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}"
-
-
-def _percent(value: float | None) -> str:
-    return "an unknown share" if value is None else f"{100 * value:.1f} %"
+def render_card(*, base_model: str, licence: Mapping[str, str], **told: object) -> str:
+    """Fill in the card; whatever a user or a model brought goes through a filter of the template."""
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {
+        "text": lambda value: escape_text(str(value)),
+        "code": quote_code,
+        "block": lambda text: "\n".join(quote_block(text)),
+        "count": "{:,}".format,
+        "latency": format_latency_ratio,
+    }
+    template = resources.files("seed.reporting").joinpath("templates/card.md").read_text(encoding="utf-8")
+    base = "seed-search's embedded demo model" if base_model == "demo" else quote_code(base_model)
+    named = licence.get("license_name", licence.get("license"))
+    absent = dict.fromkeys(("result", "score", "recover"))
+    return environment.from_string(template).render(absent | told | {"base": base, "licence_name": named})
 
 
 # ---- metadata
@@ -282,7 +165,7 @@ def write_front(
     source: str,
     split: str,
     metrics: Mapping[str, tuple[str, float | None]],
-) -> list[str]:
+) -> str:
     """Return the block of metadata that begins a card, rules included.
 
     Args:
@@ -313,7 +196,7 @@ def write_front(
         dataset = describe_data(source) | {"split": split}
         measured = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": finite}
         told["model-index"] = [{"name": name, "results": [measured]}]
-    return ["---", *yaml.dump(told, Dumper=OneLine, sort_keys=False, width=math.inf).splitlines(), "---"]
+    return f"---\n{yaml.dump(told, Dumper=OneLine, sort_keys=False, width=math.inf)}---"
 
 
 class OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the library has no types

@@ -12,7 +12,6 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from seed.records import Evaluation
 from seed.reporting.marks import (
     DEPTH_COLORS,
     GREY,
@@ -37,12 +36,9 @@ def draw_pareto(result: StudyResult) -> go.Figure:
     Trials stand at their PPL ratio on validation text by the frontier's rung, distilled models at that on test text.
     """
     record, trials = result.record, result.scored
-    members = [
-        (member.evaluation, model.quality)
-        for member, model in zip(record.frontier.members, result.frontier, strict=True)
-    ]
-    best = [one for one, member in zip(members, record.frontier.members, strict=True) if member.rank == 0]
-    others = [one for one, member in zip(members, record.frontier.members, strict=True) if member.rank > 0]
+    ranks = [member.rank for member in record.frontier.members]
+    best = [model for model, rank in zip(result.frontier, ranks, strict=True) if rank == 0]
+    others = [model for model, rank in zip(result.frontier, ranks, strict=True) if rank > 0]
     figure = go.Figure()
     if trials:
         # short strokes: those of one structure stand above one another, and points would run together
@@ -80,29 +76,25 @@ def draw_pareto(result: StudyResult) -> go.Figure:
         )
     )
     judged = (*result.distilled, *result.baselines)
-    emphasised = [quality.ppl_ratio for _, quality in members]
+    emphasised = [model.quality.ppl_ratio for model in result.frontier]
     emphasised += [
         end
         for model in judged
         for end in (model.ppl_ratio.value, model.ppl_ratio.low, model.ppl_ratio.high)
         if end is not None
     ]
-    low = min([1.0, *emphasised, *(quality.ppl_ratio for _, quality in trials)])
-    top = choose_top([quality.ppl_ratio for _, quality in trials], emphasised=emphasised)
+    low = min([1.0, *emphasised, *(model.quality.ppl_ratio for model in trials)])
+    top = choose_top([model.quality.ppl_ratio for model in trials], emphasised=emphasised)
     pad = 0.04 * (top - low)
-    above = sum(quality.ppl_ratio > top + pad for _, quality in trials)
+    above = sum(model.quality.ppl_ratio > top + pad for model in trials)
     is_limited = record.plan.max_ppl_ratio is not None and record.plan.max_ppl_ratio <= top
     if is_limited:
         figure.add_hline(y=record.plan.max_ppl_ratio, line={"color": GREY, "width": 1, "dash": "dot"})
     add_levels(figure, MARGINS, top=top)
-    annotate_depths(figure, [evaluation for evaluation, _ in [*trials, *best]])
+    annotate_depths(figure, [*trials, *best])
     figure.update_yaxes(range=[low - pad, top + pad])
     # By the points alone: one interval that noise made wide would press all of them together.
-    ratios = [
-        1.0,
-        *(evaluation.latency.ratio for evaluation, _ in [*trials, *members]),
-        *(model.latency.ratio for model in judged),
-    ]
+    ratios = [1.0, *(model.latency.ratio for model in (*trials, *result.frontier, *judged))]
     room = 0.08 * (max(ratios) - min(ratios)) or 0.01
     figure.update_xaxes(range=[min(ratios) - room, max(ratios) + room])
     return finish_figure(
@@ -151,8 +143,8 @@ def choose_top(ratios: Sequence[float], *, emphasised: Sequence[float]) -> float
 def draw_links(links: Sequence[Link]) -> go.Scatter:
     """Draw a thin line from each candidate as the proxy saw it to the model that distillation made of it."""
     return go.Scatter(
-        x=[x for link in links for x in (link.evaluation.latency.ratio, link.model.latency.ratio, None)],
-        y=[y for link in links for y in (link.quality.ppl_ratio, link.model.ppl_ratio.value, None)],
+        x=[x for link in links for x in (link.proxy.latency.ratio, link.model.latency.ratio, None)],
+        y=[y for link in links for y in (link.proxy.quality.ppl_ratio, link.model.ppl_ratio.value, None)],
         mode="lines",
         name="proxy to distilled",
         hoverinfo="skip",
@@ -180,11 +172,11 @@ def draw_front(models: Sequence[Model]) -> go.Scatter:
     )
 
 
-def annotate_depths(figure: go.Figure, evaluations: Sequence[Evaluation]) -> None:
+def annotate_depths(figure: go.Figure, models: Sequence[Model]) -> None:
     """Write the number of dropped layers above each depth's strip."""
     ratios: dict[int, list[float]] = {}
-    for evaluation in evaluations:
-        ratios.setdefault(len(evaluation.candidate.dropped_layers), []).append(evaluation.latency.ratio)
+    for model in models:
+        ratios.setdefault(model.depth, []).append(model.latency.ratio)
     for depth, values in sorted(ratios.items()):
         figure.add_annotation(
             x=float(np.median(values)),
@@ -263,9 +255,9 @@ def draw_proxy_against_final(result: StudyResult) -> go.Figure:
         links = [link for link in result.links if link.model.depth == depth]
         figure.add_trace(
             go.Scatter(
-                x=[link.quality.ppl_ratio for link in links],
+                x=[link.proxy.quality.ppl_ratio for link in links],
                 y=[link.validation.ppl_ratio for link in links],
-                error_x=draw_errors([link.quality.ppl_ratio_standard_error for link in links]),
+                error_x=draw_errors([link.proxy.quality.ppl_ratio_standard_error for link in links]),
                 error_y=draw_errors([link.validation.ppl_ratio_standard_error for link in links]),
                 customdata=[[list_layers(link.model.candidate.dropped_layers)] for link in links],
                 hovertemplate="dropped: %{customdata[0]}<br>proxy: %{x:.3f}<br>distilled: %{y:.3f}<extra></extra>",

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from seed.records import Candidate, Estimate, Evaluation, Latency, Quality, Size
+from seed.records import Estimate, Latency
 from seed.reporting.wording import format_count, format_latency_ratio, list_layers
-from seed.results import Model, link_candidate, read_latency_ratio
+from seed.results import Model, read_latency_ratio
 
 # After Okabe and Ito (https://jfly.uni-koeln.de/color/), shifted so that each keeps a contrast of about 3 both to white
 # and to near-black paper; symbols repeat the distinction for those who see no colour.
@@ -41,32 +41,24 @@ def choose_symbol(depth: int) -> str:
     return DEPTH_SYMBOLS[(depth - 1) % len(DEPTH_SYMBOLS)]
 
 
-def describe_point(
-    candidate: Candidate, *, size: Size, quality: Quality, latency: Latency, link: str
-) -> list[str | float]:
+def describe_point(model: Model) -> list[str | float]:
     """Return what ``MODEL_HOVER`` shows, and last the id that links a model's marks on a page."""
     # Four decimals: a page may hold thousands of these.
-    rounded = (round(ratio, 4) for ratio in (quality.ppl_ratio, quality.ppl_ratio_standard_error))
-    dropped = candidate.dropped_layers
-    words = format_latency_ratio(latency)
-    return [len(dropped), list_layers(dropped), format_count(size.num_params), *rounded, words, link]
+    rounded = (round(ratio, 4) for ratio in (model.quality.ppl_ratio, model.quality.ppl_ratio_standard_error))
+    layers, size = list_layers(model.candidate.dropped_layers), format_count(model.size.num_params)
+    return [model.depth, layers, size, *rounded, format_latency_ratio(model.latency), model.link]
 
 
-def draw_scored(points: Sequence[tuple[Evaluation, Quality]], *, name: str, marker: dict[str, object]) -> go.Scatter:
+def draw_scored(models: Sequence[Model], *, name: str, marker: dict[str, object]) -> go.Scatter:
     """Draw candidates as the proxy sees them as points, coloured by depth."""
     return go.Scatter(
-        x=[round(evaluation.latency.ratio, 5) for evaluation, _ in points],
-        y=[round(quality.ppl_ratio, 5) for _, quality in points],
-        customdata=[
-            describe_point(
-                one.candidate, size=one.size, quality=quality, latency=one.latency, link=link_candidate(one.candidate)
-            )
-            for one, quality in points
-        ],
+        x=[round(model.latency.ratio, 5) for model in models],
+        y=[round(model.quality.ppl_ratio, 5) for model in models],
+        customdata=list(map(describe_point, models)),
         hovertemplate=MODEL_HOVER,
         mode="markers",
         name=name,
-        marker={**marker, "color": [choose_color(len(one.candidate.dropped_layers)) for one, _ in points]},
+        marker={**marker, "color": [choose_color(model.depth) for model in models]},
     )
 
 
@@ -77,10 +69,7 @@ def draw_judged(models: Sequence[Model], **look: object) -> go.Scatter:
         y=[model.ppl_ratio.value for model in models],
         error_x=draw_interval([model.latency for model in models]),
         error_y=draw_bars([model.ppl_ratio for model in models]),
-        customdata=[
-            describe_point(one.candidate, size=one.size, quality=one.quality, latency=one.latency, link=one.link)
-            for one in models
-        ],
+        customdata=list(map(describe_point, models)),
         hovertemplate=MODEL_HOVER,
         **look,
     )

@@ -55,8 +55,8 @@ def test_poorer_studies_have_fewer_figures(undistilled: StudyRecord) -> None:
 def test_points_stand_where_they_were_measured(result: StudyResult) -> None:
     figure = draw_pareto(result)
     trace = find_trace(figure, "scored candidates")
-    assert list(trace.x) == pytest.approx([one.latency.ratio for one, _ in result.scored], abs=1e-4)
-    assert list(trace.y) == pytest.approx([quality.ppl_ratio for _, quality in result.scored], abs=1e-4)
+    assert list(trace.x) == pytest.approx([model.latency.ratio for model in result.scored], abs=1e-4)
+    assert list(trace.y) == pytest.approx([model.quality.ppl_ratio for model in result.scored], abs=1e-4)
     assert len(trace.x) == 172
     frontier = find_trace(figure, "frontier by the proxy")
     best = [

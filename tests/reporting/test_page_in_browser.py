@@ -285,28 +285,6 @@ def test_a_phone_reads_it_without_scrolling_sideways(browser: Browser, path: Pat
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast(browser: Browser, path: Path, scheme: str) -> None:
-    context = browser.new_context(viewport=DESKTOP, offline=True, color_scheme=scheme)  # type: ignore[arg-type]
-    visit = Visit(context, path)
-    read = "names => names.map(name => getComputedStyle(document.documentElement).getPropertyValue(name).trim())"
-    for text in ("--ink", "--soft", "--accent", "--holds", "--fails"):
-        for paper in ("--paper", "--panel", "--lit"):
-            contrast = measure_contrast(*visit.page.evaluate(read, [text, paper]))
-            assert contrast >= 4.5, (scheme, text, paper, contrast)  # WCAG 2.2, 1.4.3
-    context.close()
-
-
-def measure_contrast(one: str, other: str) -> float:
-    """Return the contrast of two hexadecimal colours after WCAG 2.2."""
-    luminances = []
-    for color in (one, other):
-        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        luminances.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
-    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
-
-
 def make_large(record: StudyRecord, num_trials: int) -> StudyRecord:
     """The study with thousands of trials of a model of 32 layers."""
     rng = np.random.default_rng(0)
