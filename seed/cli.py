@@ -338,8 +338,8 @@ def spell_command(module: str, options: Mapping[str, Any], *words: str) -> str:
     """The command of a module with these words and options; options that are None are left out.
 
     Example:
-        >>> spell_command("seed.compare", {"cost": 2e6, "rng_seeds": (0, 1), "device": None}, "studies/demo")
-        'python -m seed.compare studies/demo --cost 2000000.0 --rng-seeds 0 1'
+        >>> spell_command("seed.export", {"keep": 2, "rng_seeds": (0, 1), "device": None}, "studies/demo")
+        'python -m seed.export studies/demo --keep 2 --rng-seeds 0 1'
     """
     found = ["python", "-m", module, *words]
     for name, value in options.items():

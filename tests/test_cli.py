@@ -220,6 +220,6 @@ def test_the_help_of_the_search_is_there_at_once_with_a_line_for_each_option(tmp
 
 def test_a_command_is_spelled_as_the_shell_reads_it() -> None:
     given = {"rng_seeds": (0, 1), "cost": None, "quiet": True, "distill": False, "near_margin": 0.03}
-    command = spell_command("seed.compare", given, "my studies/demo")
-    words = ["python", "-m", "seed.compare", "my studies/demo", "--rng-seeds", "0", "1", "--quiet", "--no-distill"]
+    command = spell_command("seed.experiment", given, "my studies/demo")
+    words = ["python", "-m", "seed.experiment", "my studies/demo", "--rng-seeds", "0", "1", "--quiet", "--no-distill"]
     assert shlex.split(command) == [*words, "--near-margin", "0.03"]

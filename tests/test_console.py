@@ -17,7 +17,8 @@ from seed import console, errors
 from seed.console import Terminal, format_seconds, format_span
 from seed.errors import SeedError, StudyError
 from seed.records import Estimate
-from seed.reporting.summary import distilled_table
+from seed.reporting.tables import list_models
+from seed.results import compute_result
 from tests.running import ROOT, environment
 
 from .reporting import factory
@@ -61,8 +62,7 @@ def test_sentences_and_cells_are_printed_as_they_are(capsys: Captured) -> None:
 
 
 def test_the_widest_table_is_not_wrapped_where_nobody_watches(capsys: Captured) -> None:
-    results = factory.make_record().distilled
-    columns, rows = distilled_table(results, factory.make_record().dense, {})
+    columns, rows = list_models(compute_result(factory.make_record()))
     Terminal().show_table(columns, rows)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert [re.split(r"\s{2,}", line.strip()) for line in (lines[0], *lines[2:])] == [columns, *rows]

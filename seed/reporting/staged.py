@@ -10,8 +10,9 @@ from seed.console import Terminal
 from seed.evidence import StagedSearch, StageRecord
 from seed.reporting.document import escape, render_document, render_figure, render_section
 from seed.reporting.marks import DEPTH_COLORS, GREY, finish_figure
-from seed.reporting.replication import MARGIN_PERCENT, say_ratio
-from seed.reporting.wording import describe_size, describe_speed, list_layers, name_depth
+from seed.reporting.sentences import say_ratio
+from seed.reporting.wording import MARGIN_PERCENT, describe_size, describe_speed, list_layers, name_depth
+from seed.results import take_distilled
 
 VERDICTS = {
     "lower": "Stages are better",
@@ -40,7 +41,7 @@ def render_staged_page(staged: StagedSearch) -> str:
     reports = "\n".join(
         f'<li><a href="{one.name}/report.html">{say_stage(one)}</a>: without '
         f"{list_layers(one.result.candidate.dropped_layers)}, {one.tokens:,} recovery tokens, test PPL ratio "
-        f"{escape(say_ratio(one.result, one.replication))}, {escape(describe_speed(one.result.latency))}</li>"
+        f"{escape(say_ratio(take_distilled(one.result, one.replication)))}, {escape(describe_speed(one.result.latency))}</li>"
         for one in list_models(staged)
     )
     sections = [
@@ -66,15 +67,15 @@ def list_answers(staged: StagedSearch) -> list[str]:
     size = describe_size(last.size.num_params, dense_num_params=staged.dense.size.num_params)
     answers = [
         f"{name_depth(last.candidate)} in stages of {counts} (without {list_layers(last.candidate.dropped_layers)}): "
-        f"{size}, {describe_speed(last.latency)}, test PPL ratio {say_ratio(last, staged.stages[-1].replication)} after "
-        f"{staged.stages[-1].tokens:,} recovery tokens."
+        f"{size}, {describe_speed(last.latency)}, test PPL ratio "
+        f"{say_ratio(take_distilled(last, staged.stages[-1].replication))} after {staged.stages[-1].tokens:,} recovery tokens."
     ]
     if staged.stopped_because:
         answers.append(f"It ended because {staged.stopped_because}.")
     if (other := staged.one_shot) is not None:
         answers.append(
             f"At once for the same tokens (without {list_layers(other.result.candidate.dropped_layers)}): test PPL ratio "
-            f"{say_ratio(other.result, other.replication)}. {say_verdict(staged)}"
+            f"{say_ratio(take_distilled(other.result, other.replication))}. {say_verdict(staged)}"
         )
     return answers
 
