@@ -78,8 +78,7 @@ def compare_studies(paths: list[Path], terminal: Terminal, *, output: Path | Non
     Raises:
         SeedError: one of them is no study, or the same as another.
     """
-    from seed.reporting.frontiers import name_page, name_studies, write_frontiers_page
-    from seed.reporting.leads import say_comparison
+    from seed.reporting.studies import name_page, name_studies, say_comparison, write_frontiers_page
     from seed.stages.gathering import gather_record
 
     if len({path.resolve() for path in paths}) < len(paths):

@@ -17,7 +17,8 @@ import seed
 from seed import console
 from seed.console import Terminal, format_seconds, format_span
 from seed.errors import SeedError, StudyError
-from seed.reporting.summary import distilled_table
+from seed.reporting.tables import list_models
+from seed.results import compute_result
 
 from .reporting import factory
 
@@ -117,8 +118,7 @@ def test_a_cell_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_widest_table_is_not_wrapped_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
-    results = factory.make_record().distilled
-    columns, rows = distilled_table(results, factory.make_record().dense, {})
+    columns, rows = list_models(compute_result(factory.make_record()))
     Terminal().show_table(columns, rows)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert [re.split(r"\s{2,}", line.strip()) for line in (lines[0], *lines[2:])] == [columns, *rows]

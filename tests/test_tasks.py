@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
-import msgspec
 import pytest
 import torch
 import tqdm
@@ -22,8 +21,7 @@ from seed import evaluate
 from seed.console import Terminal, run_command
 from seed.errors import SeedError
 from seed.models.checkpoint import load_checkpoint, load_tokenizer
-from seed.records import TaskScore
-from seed.reporting.result_line import JudgedLine, TaskLine, describe_task
+from seed.reporting.result_line import JudgedLine
 from seed.scoring import tasks
 from seed.scoring.tasks import Scored
 from seed.search import find_frontier
@@ -375,18 +373,3 @@ def test_an_option_of_tasks_without_tasks_is_refused(word: str) -> None:
     args = evaluate.make_parser().parse_args(["nowhere", word])
     with pytest.raises(SeedError, match=f"{word.partition('=')[0]}: no task is named"):
         evaluate.evaluate(args, Terminal())
-
-
-def test_a_line_with_numbers_that_are_none_comes_back() -> None:
-    score = TaskScore(
-        task="toy",
-        metric="acc",
-        num_fewshot=None,
-        documents=1,
-        higher_is_better=None,
-        value=math.nan,
-        standard_error=math.inf,
-    )
-    line = describe_task(score)
-    assert (line.value, line.standard_error, line.dense_value) == (None, None, None)
-    assert msgspec.json.decode(msgspec.json.encode(line), type=TaskLine) == line

@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from seed.errors import StudyError
@@ -127,12 +128,8 @@ def measure_agreement(trials: Sequence[TrialRecord], distilled: Sequence[Distill
                 product = (proxy_i - proxy_j) * (final_i - final_j)
                 concordant += product > 0
                 discordant += product < 0
-    return Agreement(
-        rung=rung,
-        concordant=concordant,
-        discordant=discordant,
-        verdict=_say_agreement(concordant, discordant, rung=rung),
-    )
+    agreement = Agreement(rung=rung, concordant=concordant, discordant=discordant, verdict="")
+    return msgspec.structs.replace(agreement, verdict=_say_agreement(agreement))
 
 
 def _keeps_limits(
@@ -169,13 +166,12 @@ def _weigh(
     return result
 
 
-def _say_agreement(concordant: int, discordant: int, *, rung: str) -> str:
-    published = PUBLISHED_AGREEMENT.get(rung, "")
-    pairs = concordant + discordant
-    if pairs == 0:
+def _say_agreement(found: Agreement) -> str:
+    published = PUBLISHED_AGREEMENT.get(found.rung, "")
+    pairs, tau = found.concordant + found.discordant, found.kendall_tau
+    if tau is None:
         return f"Cannot tell: no two distilled models of equal structure can be compared. {published}".strip()
-    counted = f"proxy and full distillation order {concordant} of {pairs} pairs of equal structure alike"
+    counted = f"proxy and full distillation order {found.concordant} of {pairs} pairs of equal structure alike"
     if pairs < NEEDED_PAIRS:
         return f"Cannot tell: {counted}, and fewer than {NEEDED_PAIRS} pairs say little. {published}".strip()
-    tau = (concordant - discordant) / pairs
     return f"{counted[0].upper()}{counted[1:]} (Kendall tau {tau:+.2f})."

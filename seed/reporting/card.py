@@ -1,16 +1,25 @@
-"""The model card of an exported checkpoint: what it is, what it lost, how to make it again.
+"""The files that go with an exported checkpoint: its model card, with the hub's metadata, and a mergekit recipe of a raw cut.
 
-Markdown from records; no file is written here.
+Markdown and YAML from records, whatever strings a user or a model brought. The hub's specification:
+https://huggingface.co/docs/hub/model-cards; mergekit's format: https://github.com/arcee-ai/mergekit (slices of sources,
+each a model and a range of layers with its end left out).
 """
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import yaml
 
 from seed.plans import Protocol, SearchPlan
-from seed.records import Candidate, DenseResult, DistillResult, Quality
-from seed.reporting.front import Result, list_metrics, write_front
-from seed.reporting.notes import escape_text, quote_block, quote_code
-from seed.reporting.wording import count_things, format_latency_ratio
+from seed.records import Candidate, DenseResult, DistillResult, Quality, find_runs
+from seed.reporting.wording import escape_text, format_latency_ratio, quote_block, quote_code
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,180 +68,181 @@ def write_card(
     licence: Mapping[str, str] | None = None,
 ) -> str:
     """Return README.md of an exported model. ``licence``: as in its metadata; None: as the protocol names it."""
-    candidate, test = result.candidate, result.test
-    base = _name_base(protocol.location)
     licence = licence if licence is not None else {"license": protocol.license} if protocol.license else {}
-    measured = list_metrics(test)
-    lines = [
-        *write_front(
-            name=f"{protocol.model} {_title(result)}",
-            licence=licence,
-            base_model=protocol.location,
-            relation="finetune",
-            tags=("layer-pruning", "distillation"),
-            sees=opened_by.sees,
-            results=[
-                Result(
-                    source=protocol.streams["test"].source,
-                    split="test",
-                    metrics=(*measured, ("latency_ratio", "Latency over the original model's", result.latency.ratio)),
-                )
-            ],
-        ),
-        "",
-        f"# {escape_text(protocol.model)} {_title(result)}",
-        "",
-        f"{base} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers"
-        f"{'' if result.width is None else f', {_title(result)}'}, found and recovered by "
-        f"[Seed](https://pypi.org/project/seed-search) {escape_text(plan.seed_version)}. {_say_opening(opened_by)}",
-        "",
-        "| | this model | original | ratio |",
-        "|---|---|---|---|",
-        f"| test perplexity | {test.perplexity:.3f} | {dense.test.perplexity:.3f} | "
-        f"{test.ppl_ratio:.4f} ± {test.ppl_ratio_standard_error:.4f} |",
-        f"| the same layers without recovery | {result.test_unrecovered.perplexity:.3f} | | "
-        f"{result.test_unrecovered.ppl_ratio:.4f} |",
-        f"| {escape_text(result.latency.workload)}, ms | {result.latency.ratio * dense.latency.median_ms:.1f} | "
-        f"{dense.latency.median_ms:.1f} | {format_latency_ratio(result.latency)} |",
-        f"| parameters | {result.size.num_params:,} | {dense.size.num_params:,} | "
-        f"{result.size.num_params / dense.size.num_params:.3f} |",
-        f"| KV-cache bytes a token | {result.size.kv_bytes_per_token:,} | {dense.size.kv_bytes_per_token:,} | "
-        f"{result.size.kv_bytes_per_token / dense.size.kv_bytes_per_token:.3f} |",
-        "",
-        f"KL divergence from the original {_number(test.kl_divergence)} nats a token; same most likely next token in "
-        f"{_percent(test.top1_agreement)} of positions.",
-        "",
-        "## How it was made",
-        "",
-        f"- Original model: {base}"
-        + (
-            f", revision {escape_text(str(protocol.commit or protocol.revision))}"
-            if protocol.commit or protocol.revision
-            else ""
-        )
-        + _say_licence(licence),
-        f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
-        *(
-            [f"- Cut from: {quote_code(protocol.start)}, recovered for {protocol.start_tokens:,} tokens before"]
-            if protocol.start
-            else []
-        ),
-        f"- Recovery: started from {_start(result.start)}; {escape_text(str(result.settings['loss']))}; "
-        f"{escape_text(str(result.settings['trained']))}; "
-        f"{result.settings['distill_tokens']:,} tokens, learning rate {result.settings['learning_rate']}, "
-        f"best validation at step {result.best_step} of {result.settings['steps']}",
-        *(
-            f"- {escape_text(name.capitalize())} text: {quote_code(stream.source)}, {stream.tokens:,} tokens in {count_things(stream.documents, 'document')}, "
-            f"sha256 {stream.sha256[:16]}"
-            for name, stream in protocol.streams.items()
-        ),
-        f"- Perplexity: non-overlapping windows of {protocol.window_tokens} tokens, the first of each unscored, "
-        f"computed in {protocol.dtype}; standard errors clustered by document",
-        f"- Latency: on {escape_text(protocol.device)}, {result.latency.repeats} interleaved pairs, ratio with 95 % interval"
-        + ("" if result.latency.disturbance is None else f"; the machine was busy: {result.latency.disturbance}"),
-        "",
-        "To make it again:",
-        "",
-        *quote_block(plan.command),
-        "",
-        "It inherits what the original can and cannot do, and was judged on one text only: judge it on your own task.",
-        "",
-    ]
-    return "\n".join(lines)
+    cut = f"without layers {', '.join(result.candidate.dropped_parts)}"
+    if result.width is not None:
+        cut = f"cut in width: MLP {result.width.mlp_width}, {result.width.num_heads} heads"
+    title = f"{protocol.model} {cut}"
+    front = write_front(
+        name=title,
+        licence=licence,
+        base_model=protocol.location,
+        relation="finetune",
+        tags=("layer-pruning", "distillation"),
+        sees=opened_by.sees,
+        source=protocol.streams["test"].source,
+        split="test",
+        metrics=list_metrics(result.test)
+        | {"latency_ratio": ("Latency over the original model's", result.latency.ratio)},
+    )
+    return render_card(
+        front=front,
+        title=title,
+        base_model=protocol.location,
+        licence=licence,
+        how=f"{'' if result.width is None else f', {cut}'}, found and recovered",
+        candidate=result.candidate,
+        seed_version=plan.seed_version,
+        opened_by=opened_by,
+        revision=protocol.commit or protocol.revision,
+        cut_from=protocol.start,
+        earlier_tokens=protocol.start_tokens,
+        command=plan.command,
+        protocol=protocol,
+        dense=dense,
+        result=result,
+    )
 
 
 def write_raw_card(raw: Raw, score: Score | None) -> str:
     """Return README.md of a cut model without recovery. ``score``: None where it was not judged."""
     candidate = raw.candidate
     gone = f"without layers {', '.join(candidate.dropped_parts)}" if candidate.dropped_parts else "with all its layers"
-    title = f"{gone}, not recovered"
-    results = (
-        [] if score is None else [Result(source=score.source, split=score.split, metrics=list_metrics(score.quality))]
+    title = f"{raw.model} {gone}, not recovered"
+    front = write_front(
+        name=title,
+        licence=raw.licence,
+        base_model=raw.base_model,
+        # nothing was trained: layers of the original, stacked, which is what the hub calls a merge
+        relation="merge" if raw.cut_from is None else "finetune",
+        tags=("layer-pruning",),
+        sees=raw.opened_by.sees,
+        source="" if score is None else score.source,
+        split="" if score is None else score.split,
+        metrics={} if score is None else list_metrics(score.quality),
     )
-    lines = [
-        *write_front(
-            name=f"{raw.model} {title}",
-            licence=raw.licence,
-            base_model=raw.base_model,
-            # nothing was trained: layers of the original, stacked, which is what the hub calls a merge
-            relation="merge" if raw.cut_from is None else "finetune",
-            tags=("layer-pruning",),
-            sees=raw.opened_by.sees,
-            results=results,
-        ),
-        "",
-        f"# {escape_text(raw.model)} {title}",
-        "",
-        f"{_name_base(raw.base_model)} with {len(candidate.kept_layers)} of its {candidate.num_layers} layers, cut by "
-        f"[Seed](https://pypi.org/project/seed-search) {escape_text(raw.seed_version)}. {_say_opening(raw.opened_by)}",
-        "",
-        "**It is not recovered.** Its layers are as they were before others were taken out between them; nothing was trained or "
-        "fitted since. It predicts worse than it has to: recover it before you use it.",
-        "",
-        _say_score(score),
-        "",
-        f"- Original model: {_name_base(raw.base_model)}"
-        + (f", revision {escape_text(raw.revision)}" if raw.revision else "")
-        + _say_licence(raw.licence),
-        f"- Kept layers, by original index: {', '.join(map(str, candidate.kept_layers))}",
-        *([f"- Cut from: {quote_code(raw.cut_from)}, {_say_earlier(raw.earlier_tokens)}"] if raw.cut_from else []),
-        f"- {raw.num_params:,} parameters, {raw.weight_bytes:,} bytes of weights",
-        "- `mergekit.yml` stacks the same layers with mergekit",
-        "",
-        "To make it again:",
-        "",
-        *quote_block(raw.command),
-        *(["", "To recover it:", "", *quote_block(raw.recover)] if raw.recover else []),
-        "",
+    return render_card(front=front, title=title, how=", cut", score=score, **vars(raw))
+
+
+def render_card(*, base_model: str, licence: Mapping[str, str], **told: object) -> str:
+    """Fill in the card; whatever a user or a model brought goes through a filter of the template."""
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {
+        "text": lambda value: escape_text(str(value)),
+        "code": quote_code,
+        "block": lambda text: "\n".join(quote_block(text)),
+        "count": "{:,}".format,
+        "latency": format_latency_ratio,
+    }
+    template = resources.files("seed.reporting").joinpath("templates/card.md").read_text(encoding="utf-8")
+    base = "seed-search's embedded demo model" if base_model == "demo" else quote_code(base_model)
+    named = licence.get("license_name", licence.get("license"))
+    absent = dict.fromkeys(("result", "score", "recover"))
+    return environment.from_string(template).render(absent | told | {"base": base, "licence_name": named})
+
+
+# ---- metadata
+
+
+def list_metrics(quality: Quality) -> dict[str, tuple[str, float | None]]:
+    """What of a quality goes into the metadata: by the hub's type, a name for people and the value."""
+    return {
+        "perplexity": ("Perplexity", quality.perplexity),
+        "perplexity_ratio": ("Perplexity over the original model's", quality.ppl_ratio),
+        "kl_divergence": ("KL divergence from the original model, nats a token", quality.kl_divergence),
+        "top1_agreement": ("Share of tokens with the original's most likely next token", quality.top1_agreement),
+    }
+
+
+def write_front(
+    *,
+    name: str,
+    licence: Mapping[str, str],
+    base_model: str,
+    relation: str,
+    tags: Sequence[str],
+    sees: bool,
+    source: str,
+    split: str,
+    metrics: Mapping[str, tuple[str, float | None]],
+) -> str:
+    """Return the block of metadata that begins a card, rules included.
+
+    Args:
+        name: the model's, in its results.
+        licence: ``license``, and where that is the author's own ``license_name`` and ``license_link``.
+        base_model: where the original comes from; named only where that is a model of the hub.
+        relation: what this model is to it, by the hub's words: ``finetune``, ``merge``.
+        tags: of the model.
+        sees: it reads images too.
+        source: of the text that it was judged on, as a stream names it.
+        split: of that text.
+        metrics: what was measured; what is no finite number is left out.
+    """
+    told: dict[str, object] = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text" if sees else "text-generation",
+        **licence,
+    }
+    if HUB_ID.fullmatch(base_model):
+        told |= {"base_model": base_model, "base_model_relation": relation}
+    told["tags"] = list(tags)
+    finite = [
+        {"type": kind, "value": round(value, 6), "name": title}
+        for kind, (title, value) in metrics.items()
+        if value is not None and math.isfinite(value)
     ]
-    return "\n".join(lines)
+    if finite:
+        dataset = describe_data(source) | {"split": split}
+        measured = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": finite}
+        told["model-index"] = [{"name": name, "results": [measured]}]
+    return f"---\n{yaml.dump(told, Dumper=OneLine, sort_keys=False, width=math.inf)}---"
 
 
-def _say_score(score: Score | None) -> str:
-    if score is None:
-        return "How much it lost was not measured."
-    quality = score.quality
-    return (
-        f"Perplexity on {score.split} text ({quote_code(score.source)}, {quality.tokens:,} tokens): {_number(quality.perplexity)}, "
-        f"{_number(quality.ppl_ratio)} ± {_number(quality.ppl_ratio_standard_error)} times the original's."
-    )
+class OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the library has no types
+    """Writes a string on one line, so that no line of it is taken for the end of the block."""
+
+    def represent_str(self, data: str) -> yaml.Node:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
 
-def _say_opening(opened_by: OpenedBy) -> str:
-    said = f"An ordinary checkpoint: `{opened_by.auto_class}.from_pretrained(PATH)` loads it."
-    return (
-        f"{said} Its text part alone has fewer layers; what it makes of images was not measured."
-        if opened_by.sees
-        else said
-    )
+OneLine.add_representer(str, OneLine.represent_str)
 
 
-def _say_earlier(tokens: int) -> str:
-    return f"recovered for {tokens:,} tokens before" if tokens else "which was not recovered"
+def describe_data(source: str) -> dict[str, str]:
+    """The hub's name of a text where it has one, its configuration, and a name for people, without folders of ours."""
+    if source == "wikitext2":
+        return {"type": "Salesforce/wikitext", "name": "WikiText-2", "config": "wikitext-2-raw-v1"}
+    if source.startswith("hub:"):
+        name, _, config = source.removeprefix("hub:").partition(":")
+        return {"type": name, "name": name} | ({"config": config} if config else {})
+    return {"type": "text", "name": "Python's standard library" if source == "demo" else Path(source).name or source}
 
 
-def _name_base(location: str) -> str:
-    return "seed-search's embedded demo model" if location == "demo" else quote_code(location)
+# ---- mergekit
 
 
-def _say_licence(licence: Mapping[str, str]) -> str:
-    name = licence.get("license_name", licence.get("license"))
-    return f", licence {escape_text(name)}" if name else ", licence: see the original model"
+def write_recipe(model: str, *, revision: str | None, kept_layers: Sequence[int], dtype: str | None) -> str:
+    """Return mergekit.yml of a model without recovery: what was trained or fitted is in no recipe.
+
+    Args:
+        model: the hub id or directory that is cut.
+        revision: of a model of the hub.
+        kept_layers: by their index in that model.
+        dtype: of its weights; None: they have several, and each keeps its own.
+    """
+    recipe = {
+        "slices": [
+            {"sources": [{"model": _name_model(model, revision), "layer_range": [run[0], run[-1] + 1]}]}
+            for run in find_runs(kept_layers)
+        ],
+        "merge_method": "passthrough",
+    } | ({} if dtype is None else {"dtype": dtype})
+    return f"# mergekit-yaml mergekit.yml DIRECTORY stacks the same layers\n{yaml.safe_dump(recipe, sort_keys=False)}"
 
 
-def _title(result: DistillResult) -> str:
-    if result.width is None:
-        return f"without layers {', '.join(result.candidate.dropped_parts)}"
-    return f"cut in width: MLP {result.width.mlp_width}, {result.width.num_heads} heads"
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}"
-
-
-def _percent(value: float | None) -> str:
-    return "an unknown share" if value is None else f"{100 * value:.1f} %"
-
-
-def _start(rung: str) -> str:
-    return {"none": "the original's weights", "closed_form": "closed-form recovery"}[rung]
+def _name_model(model: str, revision: str | None) -> object:
+    """A model as mergekit reads it: in a plain string "@" begins a revision, and "+" an adapter."""
+    if set(model) & set("@+"):
+        return {"model": {"path": model} | ({} if revision is None else {"revision": revision})}
+    return model if revision is None else f"{model}@{revision}"

@@ -31,9 +31,9 @@ from seed.evidence import (
 from seed.records import Estimate, read_dropped
 from seed.reporting.document import escape, render_document, render_figure, render_section, render_table, render_values
 from seed.reporting.marks import DEPTH_COLORS, GREY, draw_errors, finish_figure
-from seed.reporting.replication import MARGIN_PERCENT
 from seed.reporting.wording import (
     ABSENT,
+    MARGIN_PERCENT,
     count_things,
     format_estimate,
     format_interval,

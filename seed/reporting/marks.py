@@ -1,20 +1,19 @@
 """The marks that figures are made of: palette, points with their hover texts, tiles, and the frame around them.
 
 Dark ink on white paper, so that a figure can be read wherever it is shown; a page with other paper recolours ink and
-rules by style sheet. What a figure says is decided in ``figures``, not here.
+rules by style sheet.
 """
 
 import html
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
-from seed.findings import Replication
-from seed.records import DistillResult, Evaluation, Latency, Quality, Size
-from seed.reporting.readings import read_id, read_result_id
-from seed.reporting.wording import format_count, format_latency_ratio, list_layers, name_drop
+from seed.records import Estimate, Latency
+from seed.reporting.wording import format_count, format_latency_ratio, list_layers
+from seed.results import Model, read_latency_ratio
 
 # After Okabe and Ito (https://jfly.uni-koeln.de/color/), shifted so that each keeps a contrast of about 3 both to white
 # and to near-black paper; symbols repeat the distinction for those who see no colour.
@@ -42,79 +41,37 @@ def choose_symbol(depth: int) -> str:
     return DEPTH_SYMBOLS[(depth - 1) % len(DEPTH_SYMBOLS)]
 
 
-def describe_model(
-    dropped: Sequence[int], *, size: Size, quality: Quality, latency: Latency, link: str
-) -> list[str | float]:
+def describe_point(model: Model) -> list[str | float]:
     """Return what ``MODEL_HOVER`` shows, and last the id that links a model's marks on a page."""
     # Four decimals: a page may hold thousands of these.
-    rounded = (round(ratio, 4) for ratio in (quality.ppl_ratio, quality.ppl_ratio_standard_error))
-    words = format_latency_ratio(latency)
-    return [len(dropped), list_layers(dropped), format_count(size.num_params), *rounded, words, link]
+    rounded = (round(ratio, 4) for ratio in (model.quality.ppl_ratio, model.quality.ppl_ratio_standard_error))
+    layers, size = list_layers(model.candidate.dropped_layers), format_count(model.size.num_params)
+    return [model.depth, layers, size, *rounded, format_latency_ratio(model.latency), model.link]
 
 
-def draw_models(
-    models: Sequence[tuple[Evaluation, Quality]],
-    *,
-    name: str,
-    marker: dict[str, object],
-) -> go.Scatter:
-    """Draw evaluated candidates as points, coloured by depth."""
+def draw_scored(models: Sequence[Model], *, name: str, marker: dict[str, object]) -> go.Scatter:
+    """Draw candidates as the proxy sees them as points, coloured by depth."""
     return go.Scatter(
-        x=[round(evaluation.latency.ratio, 5) for evaluation, _ in models],
-        y=[round(quality.ppl_ratio, 5) for _, quality in models],
-        customdata=[
-            describe_model(
-                e.candidate.dropped_layers, size=e.size, quality=quality, latency=e.latency, link=read_id(e.candidate)
-            )
-            for e, quality in models
-        ],
+        x=[round(model.latency.ratio, 5) for model in models],
+        y=[round(model.quality.ppl_ratio, 5) for model in models],
+        customdata=list(map(describe_point, models)),
         hovertemplate=MODEL_HOVER,
         mode="markers",
         name=name,
-        marker={**marker, "color": [choose_color(len(e.candidate.dropped_layers)) for e, _ in models]},
+        marker={**marker, "color": [choose_color(model.depth) for model in models]},
     )
 
 
-def draw_distilled(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
-    """Draw distilled models at their PPL ratio on test text, by depth; open, so that one does not hide another."""
-    marker = {
-        "symbol": "diamond-open",
-        "size": 12,
-        "line": {"width": 2},
-        "color": [choose_color(len(result.candidate.dropped_layers)) for result in results],
-    }
-    return draw_judged(results, replications, name="distilled, on test text", mode="markers", marker=marker)
-
-
-def draw_links(
-    links: Sequence[tuple[Evaluation, Quality, DistillResult]], replications: Mapping[str, Replication]
-) -> go.Scatter:
-    """Draw a thin line from each candidate as the proxy saw it to the model that distillation made of it."""
+def draw_judged(models: Sequence[Model], **look: object) -> go.Scatter:
+    """Draw models at their PPL ratio on test text, with the 95 % intervals of it and of the latency."""
     return go.Scatter(
-        x=[x for start, _, result in links for x in (start.latency.ratio, result.latency.ratio, None)],
-        y=[y for _, quality, result in links for y in (quality.ppl_ratio, read_ratio(result, replications)[0], None)],
-        mode="lines",
-        name="proxy to distilled",
-        hoverinfo="skip",
-        line={"color": GREY, "width": 1},
-        showlegend=False,
-    )
-
-
-def draw_front(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
-    """Draw the line from the dense model through the distilled models that no other beats on both axes."""
-    points = sorted([(1.0, 1.0), *((r.latency.ratio, read_ratio(r, replications)[0]) for r in results)])
-    front = [
-        point for point in points if not any(x <= point[0] and y <= point[1] and (x, y) != point for x, y in points)
-    ]
-    return go.Scatter(
-        x=[x for x, _ in front],
-        y=[y for _, y in front],
-        mode="lines",
-        name="frontier, distilled",
-        hoverinfo="skip",
-        showlegend=False,
-        line={"color": GREY, "width": 1.5},
+        x=[model.latency.ratio for model in models],
+        y=[model.ppl_ratio.value for model in models],
+        error_x=draw_interval([model.latency for model in models]),
+        error_y=draw_bars([model.ppl_ratio for model in models]),
+        customdata=list(map(describe_point, models)),
+        hovertemplate=MODEL_HOVER,
+        **look,
     )
 
 
@@ -128,47 +85,6 @@ def add_levels(figure: go.Figure, percents: Sequence[int], *, top: float) -> Non
                 annotation={"text": f"+{percent} %", "xanchor": "right", "font": {"size": 11}},
                 annotation_position="top right",
             )
-
-
-def draw_baselines(results: Sequence[DistillResult], replications: Mapping[str, Replication]) -> go.Scatter:
-    """Draw models of uniform width at their PPL ratio on test text, as a curve of their own."""
-    return draw_judged(
-        results,
-        replications,
-        name="uniform width, distilled",
-        mode="lines+markers",
-        line={"color": GREY, "width": 1, "dash": "dash"},
-        marker={"symbol": "square", "size": 9, "color": GREY},
-    )
-
-
-def draw_judged(
-    results: Sequence[DistillResult], replications: Mapping[str, Replication], **look: object
-) -> go.Scatter:
-    """Draw models at their PPL ratio on test text (of replicas the mean), with its error and the latency's interval."""
-    ratios = [read_ratio(result, replications) for result in results]
-    return go.Scatter(
-        x=[result.latency.ratio for result in results],
-        y=[ratio for ratio, _ in ratios],
-        error_x=draw_interval([result.latency for result in results]),
-        error_y=draw_errors([error for _, error in ratios]),
-        customdata=[
-            describe_model(
-                r.candidate.dropped_layers, size=r.size, quality=r.test, latency=r.latency, link=read_result_id(r)
-            )
-            for r in results
-        ],
-        hovertemplate=MODEL_HOVER,
-        **look,
-    )
-
-
-def read_ratio(result: DistillResult, replications: Mapping[str, Replication]) -> tuple[float, float]:
-    """Return the test PPL ratio and half its bar: one standard error, or of replicas the mean and half the 95 % interval."""
-    known = replications.get(result.key)
-    if known is None or known.ppl_ratio.value is None or known.ppl_ratio.high is None:
-        return result.test.ppl_ratio, result.test.ppl_ratio_standard_error
-    return known.ppl_ratio.value, known.ppl_ratio.high - known.ppl_ratio.value
 
 
 def draw_latencies(
@@ -189,9 +105,17 @@ def draw_latencies(
 
 def draw_interval(latencies: Sequence[Latency]) -> dict[str, object]:
     """Return error bars from ``ratio_low`` to ``ratio_high``."""
-    high = [0.0 if one.ratio_high is None else max(0.0, one.ratio_high - one.ratio) for one in latencies]
-    low = [0.0 if one.ratio_low is None else max(0.0, one.ratio - one.ratio_low) for one in latencies]
-    return {**draw_errors(high), "symmetric": False, "arrayminus": low}
+    return draw_bars([read_latency_ratio(latency) for latency in latencies])
+
+
+def draw_bars(estimates: Sequence[Estimate], *, scale: float = 1.0) -> dict[str, object]:
+    """Return error bars from ``low`` to ``high``; none where they are not known."""
+    middles = [one.value or 0.0 for one in estimates]
+    highs = [middle if one.high is None else one.high for one, middle in zip(estimates, middles, strict=True)]
+    lows = [middle if one.low is None else one.low for one, middle in zip(estimates, middles, strict=True)]
+    above = [max(0.0, high - middle) * scale for high, middle in zip(highs, middles, strict=True)]
+    below = [max(0.0, middle - low) * scale for low, middle in zip(lows, middles, strict=True)]
+    return {**draw_errors(above), "symmetric": False, "arrayminus": below}
 
 
 def draw_errors(errors: Sequence[float]) -> dict[str, object]:
@@ -240,23 +164,6 @@ def draw_scale(**ticks: object) -> dict[str, object]:
         "outlinewidth": 0,
         **ticks,
     }
-
-
-def annotate_depths(figure: go.Figure, evaluations: Sequence[Evaluation]) -> None:
-    """Write the number of dropped layers above each depth's strip."""
-    ratios: dict[int, list[float]] = {}
-    for evaluation in evaluations:
-        ratios.setdefault(len(evaluation.candidate.dropped_layers), []).append(evaluation.latency.ratio)
-    for depth, values in sorted(ratios.items()):
-        figure.add_annotation(
-            x=float(np.median(values)),
-            y=1,
-            yref="paper",
-            yanchor="bottom",
-            showarrow=False,
-            text=name_drop(depth),
-            font={"color": choose_color(depth), "size": 14},
-        )
 
 
 def finish_figure(figure: go.Figure, *, title: str, caption: str, x_title: str, y_title: str) -> go.Figure:

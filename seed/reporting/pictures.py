@@ -1,7 +1,4 @@
-"""Pictures of a study for papers and READMEs: every figure, and the top of its report, drawn by the browser that is there.
-
-Figures are drawn by the ``gallery``, the page by ``page``; here they become files.
-"""
+"""Pictures of a study for papers and READMEs: every figure, and the top of its report, drawn by the browser that is there."""
 
 import asyncio
 import base64
@@ -21,7 +18,8 @@ import plotly.graph_objects as go
 from seed import folder
 from seed.errors import SeedError, first_line
 from seed.findings import StudyRecord
-from seed.reporting.gallery import draw_gallery
+from seed.reporting.figures import draw_gallery
+from seed.results import compute_result
 
 T = TypeVar("T")
 WIDTH_PX = 900
@@ -42,7 +40,7 @@ BOTTOM = f"""(element => element.getBoundingClientRect().bottom + scrollY)(
 
 def draw_figures(record: StudyRecord) -> dict[str, go.Figure]:
     """Return every figure of a study that has something to show, fitted to paper, by the name of its picture."""
-    return {name: fit_paper(figure) for name, figure in draw_gallery(record).items()}
+    return {name: fit_paper(figure) for name, figure in draw_gallery(compute_result(record)).items()}
 
 
 def fit_paper(figure: go.Figure) -> go.Figure:

@@ -1,9 +1,8 @@
 """The result of a command as one line of JSON, for scripts: what ``--json`` prints.
 
-What a line holds, and how it is made from records. Fields are added, never renamed. Nothing is chosen or measured here.
+Fields are added, never renamed. A number that is not finite is written as ``null``.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,15 +10,14 @@ from seed import __version__
 from seed.evidence import StagedSearch, StageRecord
 from seed.findings import Replication, StudyRecord
 from seed.folder import StudyFolder
-from seed.records import DenseResult, DistillResult, Estimate, FrontierMember, Latency, Quality, Record, Size, TaskScore
-from seed.reporting.answers import recommend
-from seed.reporting.readings import read_interval, read_latency_ratio
+from seed.records import DenseResult, DistillResult, Estimate, Latency, Quality, Record, Size, TaskScore
+from seed.results import Model, compute_result, read_interval, read_latency_ratio, take_distilled
 
 
 class DenseLine(Record, frozen=True, kw_only=True):
     """The original model, which all ratios are to."""
 
-    test_ppl: float | None  # None, here and below: not a finite number
+    test_ppl: float | None  # None, here and below: not finite
     latency_ms: float  # median, of ``workload``
     workload: str
     device: str
@@ -119,22 +117,6 @@ class ExportLine(Record, frozen=True, kw_only=True):
     text: str | None  # which text that is of: "test" or "validation"
 
 
-class TaskLine(Record, frozen=True, kw_only=True):
-    """One metric of one task of lm-eval. The dense model's numbers are None where it did not stand beside."""
-
-    task: str
-    metric: str
-    num_fewshot: int | None
-    documents: int
-    higher_is_better: bool | None
-    value: float | None
-    standard_error: float | None
-    dense_value: float | None
-    dense_standard_error: float | None
-    difference: float | None
-    difference_standard_error: float | None  # paired by document; None: not known
-
-
 class JudgedLine(Record, frozen=True, kw_only=True):
     """How one checkpoint was judged. Ratios are None where no dense model stood beside it."""
 
@@ -151,15 +133,12 @@ class JudgedLine(Record, frozen=True, kw_only=True):
     num_params: int
     weight_bytes: int
     kv_bytes_per_token: int
-    tasks: tuple[TaskLine, ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
 
 
 def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
     """Return the line of a searched study."""
-    if record.distilled:
-        models = [describe_distilled(one, study, record.replications.get(one.key)) for one in record.distilled]
-    else:
-        models = [describe_member(one, rung=record.frontier.rung) for one in record.frontier.members]
+    result = compute_result(record)
     return SearchLine(
         seed_version=__version__,
         study=str(study.root),
@@ -169,15 +148,13 @@ def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
         num_scored=record.frontier.num_scored,
         space_size=record.frontier.space_size,
         dense=describe_dense(record.dense),
-        models=tuple(models),
-        baselines=tuple(describe_distilled(one, study, record.replications.get(one.key)) for one in record.baselines),
+        models=tuple(describe_model(one, study) for one in result.distilled or result.frontier),
+        baselines=tuple(describe_model(one, study) for one in result.baselines),
         recommended=tuple(
             RecommendedLine(
-                within_percent=one.margin,
-                key=None if one.contender is None else one.contender.key,
-                is_sure=one.is_sure,
+                within_percent=one.margin, key=None if one.chosen is None else one.chosen.key, is_sure=one.is_sure
             )
-            for one in recommend(record)
+            for one in result.recommended
         ),
     )
 
@@ -199,7 +176,7 @@ def describe_staged(staged: StagedSearch, root: Path) -> StagedLine:
 
 
 def _describe_stage(stage: StageRecord, root: Path) -> StageLine:
-    best = describe_distilled(stage.result, StudyFolder(root / stage.name), stage.replication)
+    best = describe_model(take_distilled(stage.result, stage.replication), StudyFolder(root / stage.name))
     return StageLine(stage=stage.name, tokens=stage.tokens, best=best)
 
 
@@ -209,7 +186,7 @@ def describe_one_more(result: DistillResult, study: StudyFolder, replication: Re
         seed_version=__version__,
         study=str(study.root),
         report=str(study.report),
-        distilled=describe_distilled(result, study, replication),
+        distilled=describe_model(take_distilled(result, replication), study),
     )
 
 
@@ -229,8 +206,8 @@ def describe_judged(
         model=model,
         protocol=protocol,
         tokens=test.tokens,
-        ppl=keep_finite(test.perplexity),
-        ppl_ratio=read_ppl_ratio(test) if beside_dense else None,
+        ppl=test.perplexity,
+        ppl_ratio=read_interval(test) if beside_dense else None,
         latency_ms=latency.median_ms,
         workload=latency.workload,
         device=latency.device,
@@ -238,31 +215,14 @@ def describe_judged(
         num_params=size.num_params,
         weight_bytes=size.weight_bytes,
         kv_bytes_per_token=size.kv_bytes_per_token,
-        tasks=tuple(map(describe_task, tasks)),
-    )
-
-
-def describe_task(score: TaskScore) -> TaskLine:
-    """Return the line of a task's metric."""
-    return TaskLine(
-        task=score.task,
-        metric=score.metric,
-        num_fewshot=score.num_fewshot,
-        documents=score.documents,
-        higher_is_better=score.higher_is_better,
-        value=keep_finite(score.value),
-        standard_error=keep_finite(score.standard_error),
-        dense_value=keep_finite(score.dense_value),
-        dense_standard_error=keep_finite(score.dense_standard_error),
-        difference=keep_finite(score.difference),
-        difference_standard_error=keep_finite(score.difference_standard_error),
+        tasks=tuple(tasks),
     )
 
 
 def describe_dense(dense: DenseResult) -> DenseLine:
     """Return what a line says of the original model."""
     return DenseLine(
-        test_ppl=keep_finite(dense.test.perplexity),
+        test_ppl=dense.test.perplexity,
         latency_ms=dense.latency.median_ms,
         workload=dense.latency.workload,
         device=dense.latency.device,
@@ -271,45 +231,16 @@ def describe_dense(dense: DenseResult) -> DenseLine:
     )
 
 
-def describe_distilled(result: DistillResult, study: StudyFolder, replication: Replication | None) -> ModelLine:
-    """Return what a line says of a distilled model; its PPL ratio is the mean of its replicas where there are several."""
-    is_replicated = replication is not None and replication.ppl_ratio.value is not None
+def describe_model(model: Model, study: StudyFolder) -> ModelLine:
+    """Return what a line says of a model that a study found."""
     return ModelLine(
-        key=result.key,
-        dropped_layers=result.candidate.dropped_layers,
-        path=str(study.model(result.key)),
-        num_params=result.size.num_params,
-        weight_bytes=result.size.weight_bytes,
-        text="test",
-        ppl_ratio=replication.ppl_ratio if replication and is_replicated else read_ppl_ratio(result.test),
-        unrecovered_ppl_ratio=keep_finite(result.test_unrecovered.ppl_ratio),
-        latency_ratio=read_latency_ratio(result.latency),
+        key=model.key,
+        dropped_layers=model.candidate.dropped_layers,
+        path=str(study.model(model.key)) if model.is_distilled else None,
+        num_params=model.size.num_params,
+        weight_bytes=model.size.weight_bytes,
+        text="test" if model.is_distilled else "validation",
+        ppl_ratio=model.ppl_ratio,
+        unrecovered_ppl_ratio=model.unrecovered,
+        latency_ratio=read_latency_ratio(model.latency),
     )
-
-
-def describe_member(member: FrontierMember, *, rung: str) -> ModelLine:
-    """Return what a line says of a member of the frontier that is not distilled."""
-    evaluation = member.evaluation
-    raw = evaluation.qualities.get("none")
-    return ModelLine(
-        key=evaluation.candidate.key,
-        dropped_layers=evaluation.candidate.dropped_layers,
-        path=None,
-        num_params=evaluation.size.num_params,
-        weight_bytes=evaluation.size.weight_bytes,
-        text="validation",
-        ppl_ratio=read_ppl_ratio(evaluation.qualities[rung]),
-        unrecovered_ppl_ratio=None if raw is None else keep_finite(raw.ppl_ratio),
-        latency_ratio=read_latency_ratio(evaluation.latency),
-    )
-
-
-def read_ppl_ratio(quality: Quality) -> Estimate:
-    """Return a PPL ratio with its 95 % interval."""
-    found = read_interval(quality)
-    return Estimate(value=keep_finite(found.value), low=keep_finite(found.low), high=keep_finite(found.high))
-
-
-def keep_finite(number: float | None) -> float | None:
-    """Return the number; None where it is infinite or none at all, which JSON does not know."""
-    return number if number is not None and math.isfinite(number) else None

@@ -1,6 +1,6 @@
 """Figures of the search itself: what each layer and pair costs, how the frontier grew, and what simpler ways would have chosen.
 
-One function each, from the record to a Plotly figure; see ``figures`` for those of the models.
+One function each, from the result to a Plotly figure; see ``figures`` for those of the models.
 """
 
 import math
@@ -9,10 +9,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from seed.findings import Sensitivity, StudyRecord
+from seed.findings import Sensitivity
 from seed.reporting.marks import DEPTH_COLORS, GREY, draw_errors, draw_scale, finish_figure
-from seed.reporting.readings import read_reach
 from seed.reporting.wording import format_number, list_layers, name_drop, name_rung
+from seed.results import StudyResult, read_reach
 
 LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
 # Blue: cheaper together than one by one; orange: dearer; little ink where it makes no difference.
@@ -24,15 +24,15 @@ SINGLE_MARKS = (
 )
 
 
-def draw_sensitivity(record: StudyRecord) -> go.Figure:
+def draw_sensitivity(result: StudyResult) -> go.Figure:
     """Draw what each layer costs alone, by rung, and below it how much dearer or cheaper pairs are than their parts."""
-    known = record.sensitivities[: len(SINGLE_MARKS)]
+    known = result.record.sensitivities[: len(SINGLE_MARKS)]
     if not known:
         return go.Figure()
     most = max(known, key=lambda one: len(one.pairs))
     interactions = measure_interactions(most)
     has_pairs = bool(np.isfinite(interactions).any())
-    num_layers = record.space.num_layers
+    num_layers = result.record.space.num_layers
     tile_px = max(14, min(30, 600 // num_layers))
     heights = [230, tile_px * num_layers] if has_pairs else [230]
     figure = make_subplots(
@@ -116,9 +116,9 @@ def measure_interactions(sensitivity: Sensitivity) -> np.ndarray:
     return found
 
 
-def draw_progress(record: StudyRecord) -> go.Figure:
+def draw_progress(result: StudyResult) -> go.Figure:
     """Draw the hypervolume of the frontier over trials, in per cent of the last."""
-    progress = record.progress
+    progress = result.record.progress
     if progress is None or not progress.steps:
         return go.Figure()
     last = progress.steps[-1][1]
@@ -134,7 +134,7 @@ def draw_progress(record: StudyRecord) -> go.Figure:
             showlegend=False,
         )
     )
-    is_enumerated = record.frontier.num_scored >= record.frontier.space_size
+    is_enumerated = result.record.frontier.num_scored >= result.record.frontier.space_size
     ratio, latency = progress.reference
     caption = (
         "Hypervolume: the area of PPL ratio and latency ratio that the candidates scored so far dominate, up to the corner of PPL "
@@ -151,13 +151,13 @@ def draw_progress(record: StudyRecord) -> go.Figure:
     ).update_layout(height=320, margin={"b": 40})
 
 
-def draw_gain(record: StudyRecord) -> go.Figure:
+def draw_gain(result: StudyResult) -> go.Figure:
     """Draw how far what simpler ways would have chosen lies above the search's best of each depth."""
     figure = go.Figure()
-    if record.gain is None:
+    if result.record.gain is None:
         return figure
-    reach = read_reach(record.dense.validation) or 0.0
-    for index, rival in enumerate(record.gain.rivals):
+    reach = read_reach(result.record.dense.validation) or 0.0
+    for index, rival in enumerate(result.record.gain.rivals):
         picks = [pick for pick in rival.picks if pick.ppl_ratio is not None]
         if not picks:
             continue

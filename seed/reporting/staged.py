@@ -18,10 +18,11 @@ from seed.reporting.document import (
     render_table,
 )
 from seed.reporting.marks import DEPTH_COLORS, GREY, choose_color, finish_figure
-from seed.reporting.replication import MARGIN_PERCENT, say_ratio
+from seed.reporting.sentences import say_ratio
 from seed.reporting.tables import list_quality, list_size
 from seed.reporting.wording import (
     ABSENT,
+    MARGIN_PERCENT,
     describe_size,
     describe_speed,
     format_latency_ratio,
@@ -30,6 +31,7 @@ from seed.reporting.wording import (
     name_depth,
     name_rung,
 )
+from seed.results import take_distilled
 
 QUESTION = "Seed: does it pay to remove layers in stages?"
 
@@ -69,7 +71,7 @@ def list_answers(staged: StagedSearch) -> list[str]:
     counts = "+".join(map(str, staged.counts))
     answers = [
         f"{name_depth(last.result.candidate)} in stages of {counts} (without {list_layers(last.result.candidate.dropped_layers)}): "
-        f"{size}, {describe_speed(last.result.latency)}, test PPL ratio {say_ratio(last.result, last.replication)} after "
+        f"{size}, {describe_speed(last.result.latency)}, test PPL ratio {say_ratio(take_distilled(last.result, last.replication))} after "
         f"{last.tokens:,} recovery tokens."
     ]
     if staged.stopped_because:
@@ -78,7 +80,7 @@ def list_answers(staged: StagedSearch) -> list[str]:
         other = staged.one_shot
         answers.append(
             f"At once for the same tokens (without {list_layers(other.result.candidate.dropped_layers)}): test PPL ratio "
-            f"{say_ratio(other.result, other.replication)}. {say_verdict(staged)}"
+            f"{say_ratio(take_distilled(other.result, other.replication))}. {say_verdict(staged)}"
         )
     for movement in staged.movements:
         if movement.tau is not None:

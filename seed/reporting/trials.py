@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from seed.findings import StudyRecord
 from seed.records import Evaluation, TrialRecord
 from seed.reporting.document import escape, render_section
-from seed.reporting.readings import count_dropped, read_id, read_result_id
 from seed.reporting.wording import list_layers, name_drop, name_rung
+from seed.results import link_candidate
 
 Facts = Mapping[str, tuple[str, Sequence[tuple[str, str]]]]  # by id: a model's name, and what is known of it
 
@@ -47,7 +47,7 @@ def render_trials(record: StudyRecord) -> str:
     """Return the section with the table's frame and controls; its rows come from ``render_data``."""
     if not record.trials:
         return ""
-    depths = sorted({count_dropped(trial.evaluation.candidate) for trial in record.trials})
+    depths = sorted({len(trial.evaluation.candidate.dropped_layers) for trial in record.trials})
     states = sorted({trial.state.lower() for trial in record.trials})
     head = "".join(
         f'<th scope="col" aria-sort="none"><button type="button" data-sort="{column["key"]}">{escape(column["title"])}</button></th>'
@@ -76,7 +76,7 @@ def render_data(record: StudyRecord, facts: Facts) -> str:
     structures: dict[str, int] = {}
     table = [_take_row(trial, record.frontier.rung, structures) for trial in record.trials]
     measured = {trial.evaluation.latency.structure: trial.evaluation for trial in record.trials}
-    distilled = {read_result_id(result): _round(result.test.ppl_ratio) for result in record.distilled}
+    distilled = {link_candidate(result.candidate): _round(result.test.ppl_ratio) for result in record.distilled}
     data = {
         "file": f"{record.plan.name}-trials.csv",
         "columns": list_columns(record),
@@ -98,7 +98,7 @@ def _take_row(trial: TrialRecord, rung: str, structures: dict[str, int]) -> list
     return [
         trial.number,
         trial.state.lower(),
-        read_id(evaluation.candidate),
+        link_candidate(evaluation.candidate),
         _round(quality.ppl_ratio) if quality else None,
         _round(quality.ppl_ratio_standard_error) if quality else None,
         _round(raw.ppl_ratio) if raw else None,
@@ -120,7 +120,7 @@ def _round(value: float) -> float | None:
 def _take_structure(evaluation: Evaluation) -> dict[str, object]:
     latency = evaluation.latency
     return {
-        "count": count_dropped(evaluation.candidate),
+        "count": len(evaluation.candidate.dropped_layers),
         "latency": round(latency.ratio, 4),
         "low": None if latency.ratio_low is None else round(latency.ratio_low, 4),
         "high": None if latency.ratio_high is None else round(latency.ratio_high, 4),

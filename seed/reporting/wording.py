@@ -1,14 +1,16 @@
-"""How numbers, layers and models are put into words, the same way in figures, page and notes.
+"""How numbers, layers and models are put into words, the same way everywhere; and foreign strings into Markdown.
 
-Plain text only: whoever writes HTML escapes it there.
+Plain text: whoever writes HTML escapes it there.
 """
 
 import re
 from collections.abc import Sequence
 
-from seed.records import Candidate, Estimate, Latency, Quality, find_runs
+from seed.records import Candidate, Estimate, Latency, Quality, WidthCut, find_runs
+from seed.stats import MARGIN
 
 ABSENT = "\N{EN DASH}"
+MARGIN_PERCENT = f"{100 * MARGIN:g}\u00a0%"
 RUNG_NAMES = {
     "none": "no recovery",
     "closed_form": "closed-form recovery",
@@ -28,6 +30,11 @@ def name_rung(rung: str) -> str:
 def name_depth(candidate: Candidate) -> str:
     """Return ``10 of 12 layers``."""
     return f"{len(candidate.kept_layers)} of {candidate.num_layers} layers"
+
+
+def name_width(width: WidthCut) -> str:
+    """Return ``none; MLP 304, 3 heads``: no layer is gone, and all are cut."""
+    return f"none; MLP {width.mlp_width:,}, {count_things(width.num_heads, 'head')}"
 
 
 def name_drop(num_dropped: int) -> str:
@@ -102,14 +109,24 @@ def format_estimate(estimate: Estimate) -> str:
     return f"{value} [{estimate.low:+z.2f}, {estimate.high:+z.2f}]"
 
 
-def format_interval(estimate: Estimate) -> str:
+def format_interval(estimate: Estimate, *, places: int = 3) -> str:
     """Return ``1.015 [1.011, 1.020]``; the interval is left out where there is none."""
     if estimate.value is None:
         return ABSENT
-    value = format_number(estimate.value)
+    value = format_number(estimate.value, places=places)
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} [{format_number(estimate.low)}, {format_number(estimate.high)}]"
+    return f"{value} [{format_number(estimate.low, places=places)}, {format_number(estimate.high, places=places)}]"
+
+
+def format_change(estimate: Estimate, *, places: int = 1) -> str:
+    """Return a share as ``+1.2 [+0.7, +1.7] %``; the interval is left out where there is none."""
+    if estimate.value is None:
+        return ABSENT
+    value = f"{100 * estimate.value:+z.{places}f}"
+    if estimate.low is None or estimate.high is None:
+        return f"{value}\u00a0%"
+    return f"{value} [{100 * estimate.low:+z.{places}f}, {100 * estimate.high:+z.{places}f}]\u00a0%"
 
 
 def describe_size(num_params: int, *, dense_num_params: int) -> str:
@@ -145,3 +162,34 @@ def holds_one(latency: Latency) -> bool:
 def count_things(count: int, noun: str) -> str:
     """Return ``1 model`` or ``3 models``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+# ---- Markdown
+
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+MARKS = re.compile(r"([\\`*_\[\]{}~|#!])")
+
+
+def escape_text(text: str) -> str:
+    """Return Markdown that shows ``text`` as it is, on one line: no marks and no HTML. Bare addresses become links."""
+    return "".join(ENTITIES.get(char, char) for char in MARKS.sub(r"\\\1", re.sub(r"[\r\n\t ]+", " ", text)))
+
+
+def quote_code(text: str) -> str:
+    """Return Markdown that shows ``text`` as code on one line, whatever backticks it holds."""
+    plain = " ".join(text.split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
+    pad = " " if plain.startswith("`") or plain.endswith("`") or not plain else ""
+    return f"{fence}{pad}{plain}{pad}{fence}"
+
+
+def quote_block(text: str) -> list[str]:
+    """Return the lines of a Markdown code block that shows ``text``, whatever it holds."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return [fence, *text.splitlines(), fence]

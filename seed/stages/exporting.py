@@ -24,9 +24,8 @@ from seed.models.teacher import ModelSource, check_source, find_licence, locate_
 from seed.optimize.space import list_presets
 from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, DistillResult, TrialRecord, hash_text
-from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card
-from seed.reporting.recipe import write_recipe
-from seed.reporting.result_line import ExportLine, keep_finite
+from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card, write_recipe
+from seed.reporting.result_line import ExportLine
 from seed.stages import places, provenance
 from seed.stages.options import spell_command
 from seed.stages.planning import find_preset
@@ -112,7 +111,7 @@ def write_copy(copy: Copy, *, on_bytes: Callable[[int], None]) -> ExportLine:
         recipe=str(target / RECIPE),
         left_out=cut.left_out,
         ppl_ratio=None,
-        unrecovered_ppl_ratio=None if order.score is None else keep_finite(order.score.quality.ppl_ratio),
+        unrecovered_ppl_ratio=None if order.score is None else order.score.quality.ppl_ratio,
         text=None if order.score is None else order.score.split,
     )
 
@@ -150,8 +149,8 @@ def find_recovered(
         weight_bytes=result.size.weight_bytes,
         recipe=None,
         left_out=(),
-        ppl_ratio=keep_finite(result.test.ppl_ratio),
-        unrecovered_ppl_ratio=keep_finite(result.test_unrecovered.ppl_ratio),
+        ppl_ratio=result.test.ppl_ratio,
+        unrecovered_ppl_ratio=result.test_unrecovered.ppl_ratio,
         text="test",
     )
 

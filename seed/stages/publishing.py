@@ -18,8 +18,7 @@ from seed.optimize.urls import hide_secrets, name_driver
 from seed.optimize.viewing import load_study, view_storage
 from seed.plans import SearchPlan
 from seed.records import Frontier
-from seed.reporting.board import draw_board
-from seed.reporting.notes import write_opening_note, write_study_note
+from seed.reporting.dashboard import draw_board, write_opening_note, write_study_note
 from seed.reporting.page import write_page
 from seed.stages.gathering import gather_record
 from seed.stages.planning import read_protocol

@@ -26,8 +26,8 @@ from seed.records import (
     SweepRow,
     TrialRecord,
 )
-from seed.reporting.readings import read_reach
 from seed.reporting.wording import count_things
+from seed.results import read_reach
 from seed.scores import ScoreStore
 from seed.scoring.book import ScoreBook
 from seed.scoring.sweep import Sweep

@@ -19,8 +19,7 @@ from seed.reporting.document import (
 )
 from seed.reporting.experiments import draw_bars, escape_plotly, find_limit, name_key
 from seed.reporting.marks import DEPTH_COLORS, GREY, finish_figure
-from seed.reporting.replication import name_width
-from seed.reporting.wording import ABSENT, count_things, format_interval, format_latency_ratio, name_rung
+from seed.reporting.wording import ABSENT, count_things, format_interval, format_latency_ratio, name_rung, name_width
 from studies.claims.verdicts import Claim, Evidence, Finding, estimate_cost, estimate_ratio
 
 QUESTION = "Seed: which claims about dropping layers hold on this model?"

@@ -16,8 +16,8 @@ from seed.evidence import Ledger, TrainedRun
 from seed.optimize.replication import is_paired, list_ratios, stack_losses
 from seed.records import Estimate, Latency, Record
 from seed.reporting.experiments import format_percent
-from seed.reporting.readings import read_latency_ratio
 from seed.reporting.wording import format_interval
+from seed.results import read_latency_ratio
 from seed.stages.schooling import Member
 from seed.stats import CANNOT_TELL, EQUIVALENT, HIGHER, LOWER, MARGIN, judge_difference
 

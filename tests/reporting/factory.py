@@ -6,7 +6,17 @@ import math
 import msgspec
 import numpy as np
 
-from seed.findings import Agreement, Equivalence, Progress, Sensitivity, StudyRecord
+from seed.findings import (
+    Agreement,
+    Equivalence,
+    Progress,
+    Rival,
+    RivalPick,
+    SearchGain,
+    Sensitivity,
+    StudyRecord,
+)
+from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.plans import Environment, SearchPlan
 from seed.records import (
     Candidate,
@@ -19,9 +29,11 @@ from seed.records import (
     FrontierMember,
     Latency,
     Quality,
+    Replica,
     SearchSpace,
     Size,
     TrialRecord,
+    WidthCut,
 )
 
 NUM_LAYERS = 12
@@ -269,3 +281,62 @@ def without_distilled(record: StudyRecord) -> StudyRecord:
         rung=RUNG, concordant=0, discordant=0, verdict="Nothing was distilled, so the proxy stands unchecked."
     )
     return msgspec.structs.replace(record, distilled=(), agreement=nothing, equivalences=())
+
+
+def replicate(result: DistillResult, *ratios: float, counts: list[int]) -> DistillResult:
+    """Return the result with replicas that reach these ratios, a little different from document to document."""
+    replicas = tuple(
+        Replica(
+            rng_seed=seed,
+            validation_loss=2.5,
+            test_sums=[count * (2.4 + math.log(ratio) + 0.001 * (-1) ** place) for place, count in enumerate(counts)],
+            best_step=5,
+            seconds=1.0,
+        )
+        for seed, ratio in enumerate(ratios)
+    )
+    return msgspec.structs.replace(result, replicas=replicas)
+
+
+def make_full() -> StudyRecord:
+    """Return the study with two models distilled three times, a uniform width, rivals, and a machine that was busy."""
+    replace, plain = msgspec.structs.replace, make_record()
+    counts = [100, 120, 90, 110]
+    dense = replace(plain.dense, test_sums=[2.4 * count for count in counts], test_counts=counts)
+    first, second, *rest = plain.distilled
+    first = replicate(first, 1.05, 1.06, 1.055, counts=counts)
+    second = replicate(second, 1.1, 1.11, 1.12, counts=counts)
+    width = replace(
+        replicate(plain.distilled[0], 1.02, 1.021, 1.022, counts=counts),
+        candidate=make_candidate(),
+        width=WidthCut(num_layers=NUM_LAYERS, mlp_width=304, num_heads=3, num_kv_heads=3),
+    )
+    unhelped = replace(rest[-1], test_unrecovered=make_quality(1.0))
+    picks = tuple(
+        RivalPick(candidate=make_candidate(*pick), best=make_candidate(*best), ppl_ratio=ratio, standard_error=error)
+        for pick, best, ratio, error in (
+            ((7,), (7,), 1.0, 0.0),
+            ((1, 7), (1, 5), 1.013, 0.002),
+            ((2, 3), (1, 5), 0.994, 0.002),
+            ((2, 4, 6), (1, 5, 7), None, None),
+        )
+    )
+    rivals = [
+        Rival(strategy=name, title=name, cost=2e5, num_scores=23, picks=chosen, is_whole=is_whole)
+        for name, chosen, is_whole in (
+            ("greedy", picks, True),
+            ("the same", (picks[0], picks[0]), True),
+            ("short", picks[1:2], False),
+            ("nowhere", (), False),
+        )
+    ]
+    busy = replace(unhelped.latency, disturbance="other processes took 0.9 of 2 cores")
+    return replace(
+        plain,
+        dense=dense,
+        distilled=(first, second, *rest[:-1], replace(unhelped, latency=busy)),
+        baselines=(width,),
+        replications={one.key: summarize_replicas(one.replicas, dense) for one in (first, second, width)},
+        equivalences=(*compare_replicated([first, second], dense), *plain.equivalences[1:]),
+        gain=SearchGain(rung=RUNG, solver="searched with subset", cost=8e5, num_scores=57, rivals=tuple(rivals)),
+    )

@@ -1,4 +1,4 @@
-"""A model's card says what it is as the hub reads it, and foreign strings in it stay text: in YAML, Markdown and HTML."""
+"""A model's card says what it is as the hub reads it, foreign strings in it stay text, and a recipe is what mergekit reads."""
 
 import dataclasses
 import math
@@ -10,8 +10,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from seed.findings import StudyRecord
 from seed.plans import Protocol
-from seed.reporting.card import OpenedBy, Raw, Score, write_card, write_raw_card
-from seed.reporting.front import describe_data, spell_scalar
+from seed.reporting.card import OpenedBy, Raw, Score, describe_data, write_card, write_raw_card, write_recipe
+from tests.reporting.conftest import check_snapshot
 from tests.reporting.factory import make_candidate, make_quality
 from tests.stages.test_planning import PROTOCOL
 
@@ -117,28 +117,23 @@ def test_numbers_that_are_none_are_left_out(record: StudyRecord) -> None:
     assert read(write_raw_card(RAW, nothing)).eval_results is None
 
 
-def test_the_card_of_an_unrecovered_model_says_so_and_what_it_lost() -> None:
-    card = write_raw_card(RAW, SCORE)
-    data = read(card)
+def test_what_the_cards_say(record: StudyRecord) -> None:
+    streams = {name: msgspec.structs.replace(one, source="wikitext2") for name, one in PROTOCOL.streams.items()}
+    cards = {
+        "card.md": write(record, location="owner/name", model="name", license="apache-2.0", streams=streams),
+        "card_unrecovered.md": write_raw_card(RAW, SCORE),
+        "card_unjudged.md": write_raw_card(dataclasses.replace(RAW, recover=None), None),
+    }
+    for name, card in cards.items():
+        check_snapshot(name, card)
+    data = read(cards["card_unrecovered.md"])
     assert (data.license, data.base_model, data.base_model_relation) == ("llama3.2", "owner/name", "merge")
-    assert data.tags == ["layer-pruning"]
-    assert index(data)["perplexity_ratio"].metric_value == pytest.approx(1.3726, abs=1e-6)
     assert index(data)["perplexity_ratio"].dataset_split == "validation"
-    assert "# tinyllama without layers 1, 7, not recovered" in card
-    assert "**It is not recovered.**" in card
-    assert "1.3726 ± 0.0030 times the original's" in card
-    assert f"revision {RAW.revision}" in card
-    assert RAW.command in card
-    assert str(RAW.recover) in card
-    plain = write_raw_card(RAW, None)
-    assert "How much it lost was not measured." in plain
-    assert read(plain).eval_results is None
+    assert read(cards["card_unjudged.md"]).eval_results is None
 
 
 def test_a_model_cut_from_a_recovered_one_is_no_mere_merge() -> None:
-    from dataclasses import replace
-
-    card = write_raw_card(replace(RAW, cut_from="/studies/x/models/drop-1", earlier_tokens=4096), SCORE)
+    card = write_raw_card(dataclasses.replace(RAW, cut_from="/studies/x/models/drop-1", earlier_tokens=4096), SCORE)
     assert read(card).base_model_relation == "finetune"
     assert "recovered for 4,096 tokens before" in card
 
@@ -162,15 +157,16 @@ WORDS = (
 
 @pytest.mark.parametrize("text", [*WORDS, HOSTILE, "apache-2.0", "owner/name"])
 def test_a_string_is_the_same_string_to_a_reader_of_yaml(text: str) -> None:
-    assert yaml.safe_load(f"key: {spell_scalar(text)}") == {"key": text}
-    assert yaml.safe_load(f"- {spell_scalar(text)}") == [text]
+    card = write_raw_card(dataclasses.replace(RAW, licence={"license": text}), None)
+    assert yaml.safe_load(card.split("---\n", 2)[1])["license"] == text
 
 
 def test_texts_go_by_the_hub_s_names_and_never_by_our_folders() -> None:
-    assert describe_data("hub:owner/text:en") == ("owner/text", "en", "owner/text")
-    assert describe_data("hub:owner/text") == ("owner/text", None, "owner/text")
-    assert describe_data("/home/me/secret/notes.txt") == ("text", None, "notes.txt")
-    assert describe_data("demo")[0] == "text"
+    english = {"type": "owner/text", "name": "owner/text", "config": "en"}
+    assert describe_data("hub:owner/text:en") == english
+    assert describe_data("hub:owner/text") == {"type": "owner/text", "name": "owner/text"}
+    assert describe_data("/home/me/secret/notes.txt") == {"type": "text", "name": "notes.txt"}
+    assert describe_data("demo")["type"] == "text"
 
 
 def test_hostile_strings_end_neither_the_front_matter_nor_the_text(record: StudyRecord) -> None:
@@ -189,14 +185,48 @@ def test_hostile_strings_end_neither_the_front_matter_nor_the_text(record: Study
 
 
 def test_hostile_strings_of_a_raw_cut_stay_text_too() -> None:
-    from dataclasses import replace
-
-    raw = replace(
+    raw = dataclasses.replace(
         RAW, model=HOSTILE, base_model=HOSTILE, revision=HOSTILE, cut_from=HOSTILE, licence={"license": HOSTILE}
     )
-    card = write_raw_card(raw, replace(SCORE, source=HOSTILE))
+    card = write_raw_card(raw, dataclasses.replace(SCORE, source=HOSTILE))
     assert read(card).license == HOSTILE
     assert card.splitlines().count("---") == 2
     assert [line for line in card.splitlines() if line.startswith("# ")] == [
         line for line in card.splitlines() if line.startswith("# x --- ")
     ]
+
+
+# ---- mergekit
+
+
+def read_recipe(model: str, *kept: int, revision: str | None = None, dtype: str | None = "bfloat16") -> dict:
+    return yaml.safe_load(write_recipe(model, revision=revision, kept_layers=kept, dtype=dtype))
+
+
+def test_each_run_of_kept_layers_is_a_slice() -> None:
+    assert read_recipe("owner/name", 0, 2, 3, 4, 9) == {
+        "slices": [
+            {"sources": [{"model": "owner/name", "layer_range": [begin, end]}]}
+            for begin, end in ((0, 1), (2, 5), (9, 10))
+        ],
+        "merge_method": "passthrough",
+        "dtype": "bfloat16",
+    }
+    assert "dtype" not in read_recipe("owner/name", 0, dtype=None)
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "wanted"),
+    [
+        ("owner/name", "1f" * 20, f"owner/name@{'1f' * 20}"),
+        ("/models/a b: #c", None, "/models/a b: #c"),
+        ("/models/v1+v2", None, {"model": {"path": "/models/v1+v2"}}),
+        ("/models/a@b", None, {"model": {"path": "/models/a@b"}}),
+        ("a/b+c", "abc", {"model": {"path": "a/b+c", "revision": "abc"}}),
+    ],
+)
+def test_models_are_named_so_that_mergekit_reads_no_revision_or_adapter_into_them(
+    model: str, revision: str | None, wanted: object
+) -> None:
+    [part] = read_recipe(model, 1, revision=revision)["slices"]
+    assert part["sources"][0]["model"] == wanted

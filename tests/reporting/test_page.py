@@ -1,19 +1,24 @@
 """The page: one file, nothing loaded, every string escaped, the record's numbers in it, poorer studies without gaps."""
 
+import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from seed.errors import ResourceError
 from seed.findings import StudyRecord
-from seed.records import Frontier
+from seed.records import Frontier, TrialRecord
 from seed.reporting import page, wording
-from seed.reporting.protocol import TEXT_RULE
+from seed.reporting.trials import render_data, render_trials
 
 from . import factory
+from .conftest import check_snapshot
 
 COMMAND = "python -m seed.search --model demo --trials 180 --study demo"
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
@@ -80,23 +85,17 @@ def reader(markup: str) -> Reader:
     return Reader(markup)
 
 
-def test_page_is_one_small_file_and_replaces_the_old_one(record: StudyRecord, tmp_path: Path) -> None:
+def test_page_is_one_small_file_that_replaces_the_old_one_or_is_not_written(
+    record: StudyRecord, markup: str, tmp_path: Path
+) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
     page.write_page(record, path, command=COMMAND)
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
-    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert path.read_text(encoding="utf-8") == markup
     assert 3_000_000 < path.stat().st_size < 6_000_000
-
-
-def test_page_that_cannot_be_written_is_a_seed_error(record: StudyRecord, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="cannot be written"):
-        page.write_page(record, tmp_path / "file" / "report.html", command=COMMAND)
-
-
-def test_page_is_the_same_for_the_same_record(record: StudyRecord, markup: str) -> None:
-    assert page.render_page(record, command=COMMAND) == markup
+        page.write_page(record, path / "report.html", command=COMMAND)
 
 
 def test_page_loads_nothing(reader: Reader, markup: str) -> None:
@@ -111,94 +110,23 @@ def test_page_loads_nothing(reader: Reader, markup: str) -> None:
     assert policy is not None
     assert "default-src 'none'" in policy
     assert "http" not in policy
-
-
-def test_page_holds_plotly_once(markup: str) -> None:
     assert markup.count("plotly.js v") == 1
-    plotted = re.findall(r'Plotly\.newPlot\(\s*"figure-(\w+)"', markup)
-    assert plotted == ["pareto", "layers", "sensitivity", "agreement", "progress", "curves", "latency"]
 
 
 def test_page_is_well_formed(reader: Reader) -> None:
-    assert reader.unbalanced == []
-    assert reader.open == []
+    assert (reader.unbalanced, reader.open) == ([], [])
     tags = [tag for tag, _ in reader.elements]
     assert tags.count("h1") == 1
     assert tags.count("section") == tags.count("h2") == len(reader.sections)
     ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert ("html", {"lang": "en"}) in reader.elements
-    assert any(a.get("name") == "viewport" for _, a in reader.elements)
 
 
-def test_page_goes_from_answer_to_command(reader: Reader) -> None:
-    assert list(reader.sections) == [
-        "answer",
-        "pareto",
-        "layers",
-        "distilled",
-        "sensitivity",
-        "agreement",
-        "progress",
-        "curves",
-        "latency",
-        "frontier",
-        "trials",
-        "protocol",
-        "repeat",
-    ]
-    assert COMMAND in reader.sections["repeat"]
-
-
-def test_answer_is_a_sentence_for_each_depth(record: StudyRecord, reader: Reader) -> None:
-    result = record.distilled[2]
-    speed = f"{1 / result.latency.ratio:.2f} times faster to decode"
-    ratio = f"test PPL ratio {result.test.ppl_ratio:.3f} ± {result.test.ppl_ratio_standard_error:.3f}"
-    unrecovered = f"(without recovery {result.test_unrecovered.ppl_ratio:.2f})"
-    dropped = ", ".join(map(str, result.candidate.dropped_layers))
-    sentence = f"10 of 12 layers (without {dropped}): 12 % smaller, {speed}, {ratio} {unrecovered}, tied with"
-    assert sentence in reader.sections["answer"]
-    answers = reader.markup[reader.markup.index('<ul class="answers">') :]
-    assert answers[: answers.index("</ul>")].count("<li>") == 3
-
-
-def test_table_of_distilled_models_starts_with_the_dense(record: StudyRecord, reader: Reader) -> None:
-    header, dense, *rows = reader.rows[:8]
-    assert dense[:5] == ["none (dense)", "3.41 M", "6.82 MB", "6.14 kB", f"{record.dense.test.perplexity:.2f}"]
-    assert "your score" not in header
-    for row, result in zip(rows, record.distilled, strict=True):
-        assert len(row) == len(header) == len(dense) == 10
-        assert row[0] == ", ".join(map(str, result.candidate.dropped_layers))
-        assert row[4] == f"{result.test.perplexity:.2f}"
-        assert row[5] == f"{result.test.ppl_ratio:.3f} ± 0.004"
-        assert row[6] == f"{result.test.kl_divergence:.4f}"
-        assert row[8] == (
-            f"{result.latency.ratio:.3f} [{result.latency.ratio_low:.3f}, {result.latency.ratio_high:.3f}]"
-        )
-        assert row[9] == f"{result.test_unrecovered.ppl_ratio:.3f}"
-
-
-def test_user_scores_get_a_column_only_when_there_are_some(record: StudyRecord) -> None:
-    first, *others = record.distilled
-    scored = msgspec.structs.replace(record, distilled=(msgspec.structs.replace(first, user_score=0.4375), *others))
-    header, dense, row, other = read(scored).rows[:4]
-    assert header[-1] == "your score"
-    assert (dense[-1], row[-1], other[-1]) == (wording.ABSENT, "0.4375", wording.ABSENT)
-
-
-def test_protocol_environment_and_agreement_are_told(record: StudyRecord, reader: Reader) -> None:
-    protocol = reader.sections["protocol"]
-    assert "178 of the 298 candidates" in protocol
-    assert "not enumerated" in protocol
-    assert "178 COMPLETE, 1 FAIL, 1 PRUNED" in protocol
-    assert record.plan.fingerprint in protocol
-    for text in ("b4" * 32, "Python 3.11 standard library", "window tokens", "512", "learning rate"):
-        assert text in protocol
-    assert "65,536 tokens in 48 documents of Python 3.11 standard library; 0.9 % of its 13-grams" in protocol
-    assert TEXT_RULE in protocol
-    assert record.agreement.verdict in reader.sections["agreement"]
-    for text in ("Linux-6.1-x86_64", "transformers", "5.23.0"):
-        assert text in reader.sections["protocol"]
+def test_what_the_page_says(full: StudyRecord, undistilled: StudyRecord) -> None:
+    for kind, study in (("full", full), ("undistilled", undistilled)):
+        told = [re.sub(r"\s*\n\s*", "\n", f"# {key}\n{text}") for key, text in read(study).sections.items()]
+        check_snapshot(f"page_{kind}.txt", "\n\n".join(told).strip() + "\n")
 
 
 def test_the_storage_address_is_not_told_for_it_may_hold_a_password(record: StudyRecord, markup: str) -> None:
@@ -209,9 +137,7 @@ def test_the_storage_address_is_not_told_for_it_may_hold_a_password(record: Stud
 
 def test_enumerated_spaces_are_called_enumerated(record: StudyRecord) -> None:
     frontier = msgspec.structs.replace(record.frontier, num_scored=298)
-    protocol = read(msgspec.structs.replace(record, frontier=frontier)).sections["protocol"]
-    assert "All 298 candidates" in protocol
-    assert "it was enumerated" in protocol
+    assert "All 298 candidates" in page.render_protocol(msgspec.structs.replace(record, frontier=frontier))
 
 
 def test_hostile_strings_stay_text(record: StudyRecord, reader: Reader) -> None:
@@ -245,17 +171,6 @@ def test_hostile_strings_stay_text(record: StudyRecord, reader: Reader) -> None:
     assert seen.text.count(HOSTILE) > 10
 
 
-def test_study_without_distillation_answers_by_the_proxy(undistilled: StudyRecord) -> None:
-    seen = read(undistilled)
-    assert "Nothing was distilled." in seen.sections["answer"]
-    member = undistilled.frontier.members[0]
-    ratio = member.evaluation.qualities[factory.RUNG].ppl_ratio
-    assert f"validation PPL ratio {ratio:.3f} ± 0.003" in seen.sections["answer"]
-    assert not {"distilled", "agreement", "curves"} & seen.sections.keys()
-    assert {"frontier", "pareto", "layers", "latency"} <= seen.sections.keys()
-    assert undistilled.agreement.verdict in seen.sections["protocol"]
-
-
 def test_frontier_of_one_with_poor_measurements(record: StudyRecord) -> None:
     replace = msgspec.structs.replace
     result = record.distilled[0]
@@ -266,13 +181,13 @@ def test_frontier_of_one_with_poor_measurements(record: StudyRecord) -> None:
         record,
         trials=(record.trials[member.trial_number],),
         frontier=replace(record.frontier, members=(replace(member, tied_with=()),)),
-        distilled=(replace(result, latency=flat, test=bare, curve=result.curve[:1], best_step=0),),
+        distilled=(replace(result, latency=flat, test=bare, curve=result.curve[:1], best_step=0, user_score=0.4375),),
         equivalences=(),
     )
     seen = read(one)
-    row = seen.rows[2]
-    assert row[6:9] == [wording.ABSENT, wording.ABSENT, f"{flat.ratio:.3f}"]
-    assert "1 model distilled in full." in seen.sections["answer"]
+    assert seen.rows[0][-1] == "yours"
+    assert seen.rows[2][4] == f"{flat.ratio:.3f}"
+    assert seen.rows[2][8:] == [wording.ABSENT, wording.ABSENT, "0.4375"]
     assert {"pareto", "layers", "agreement", "curves", "latency"} <= seen.sections.keys()
 
 
@@ -281,3 +196,54 @@ def test_empty_study_still_makes_a_page(undistilled: StudyRecord) -> None:
     seen = read(msgspec.structs.replace(undistilled, trials=(), frontier=nothing))
     assert "there is no frontier" in seen.sections["answer"]
     assert not {"distilled", "frontier", "layers", "agreement", "curves", "latency"} & seen.sections.keys()
+
+
+def test_reporting_needs_neither_torch_nor_optuna() -> None:
+    code = (
+        "import sys, seed.reporting.page\n"
+        "foreign = {'torch', 'optuna', 'transformers', 'seed.models', 'seed.scoring', 'seed.optimize'}\n"
+        "print(sorted(foreign & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- all trials
+
+
+def read_data(record: StudyRecord, **facts: Any) -> dict[str, Any]:
+    """Read back what the page's script reads."""
+    [text] = re.findall(r"<script[^>]*>(.*)</script>", render_data(record, facts), re.S)
+    assert not set("<>&") & set(text)
+    return json.loads(text)
+
+
+def test_every_trial_is_there_once(record: StudyRecord) -> None:
+    data = read_data(record)
+    rows = [dict(zip(data["fields"], values, strict=True)) for values in data["table"]]
+    assert [row["number"] for row in rows] == [trial.number for trial in record.trials]
+    for row, trial in zip(rows, record.trials, strict=True):
+        evaluation = trial.evaluation
+        assert row["id"] == "-".join(evaluation.candidate.dropped_parts)
+        assert data["structures"][row["structure"]]["params"] == evaluation.size.num_params
+        quality = evaluation.qualities.get(record.frontier.rung)
+        assert row["ratio"] == (None if quality is None else round(quality.ppl_ratio, 4))
+    assert {row["state"] for row in rows} == {"complete", "pruned", "fail"}
+    assert [row["note"] for row in rows if row["note"]] == ["closed form shows it to be hopeless"]
+    known = {*data["fields"], *data["structures"][0], "distilled"}
+    assert {column["key"] for column in data["columns"]} <= known
+    assert len(re.findall(r'data-sort="', render_trials(record))) == len(data["columns"])
+    assert render_trials(msgspec.structs.replace(record, trials=())) == ""
+
+
+def test_data_is_json_and_ends_no_script(record: StudyRecord) -> None:
+    [trial] = record.trials[:1]
+    broken = msgspec.structs.replace(
+        factory.make_quality(1.1), ppl_ratio=float("inf"), ppl_ratio_standard_error=float("nan")
+    )
+    evaluation = msgspec.structs.replace(trial.evaluation, qualities={factory.RUNG: broken})
+    lost = msgspec.structs.replace(record, trials=(TrialRecord(number=0, state="PRUNED", evaluation=evaluation),))
+    hostile = "</script><script>alert(1)</script>&\u2028"
+    data = read_data(lost, **{"1": (hostile, [(hostile, hostile)])})
+    assert data["table"][0][3:6] == [None, None, None]
+    assert data["models"]["1"] == {"name": hostile, "facts": [[hostile, hostile]]}

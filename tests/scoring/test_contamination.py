@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from seed.errors import CorpusError
-from seed.reporting.protocol import TEXT_RULE
+from seed.reporting.page import TEXT_RULE
 from seed.scoring import contamination, documents
 from seed.scoring.contamination import JudgedText, LeftOut
 from seed.scoring.corpus import TokenStream, open_streams, open_test_stream

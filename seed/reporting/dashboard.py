@@ -1,0 +1,147 @@
+"""A study in Optuna Dashboard: its note in Markdown, and the report's figures as Plotly JSON.
+
+Every string that a user or a model brought is escaped, for Markdown and for the HTML that Markdown may hold.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import plotly.graph_objects as go
+
+from seed.findings import StudyRecord
+from seed.plans import SearchPlan
+from seed.reporting.figures import FIGURES
+from seed.reporting.sentences import say_best, say_disturbance, say_introduction, say_recommendation
+from seed.reporting.tables import list_frontier
+from seed.reporting.wording import escape_text, name_rung, quote_block, quote_code
+from seed.results import StudyResult, compute_result
+
+MOST_TRIALS = 1000  # in one figure: 80 bytes each; the dashboard's own plots show every one
+HEIGHT_PX = 440  # what a card shows without cutting it off
+THINNED = ("pareto", "latency")  # figures that show every trial
+PREFIX = "seed-"
+
+
+def write_study_note(record: StudyRecord, *, root: Path) -> str:
+    """Return the note of a searched study: its answer, what is shown, and where things are.
+
+    Args:
+        record: all that the report shows.
+        root: the study's folder.
+    """
+    result = compute_result(record)
+    numbers = {trial.evaluation.candidate.key: trial.number for trial in record.trials if trial.state == "COMPLETE"}
+    numbers |= {member.evaluation.candidate.key: member.trial_number for member in record.frontier.members}
+    answers = [f"- {escape_text(say_best(one, result))}{_link_trial(numbers.get(one.key))}" for one in result.best]
+    picks = [f"- {escape_text(say_recommendation(found, result))}" for found in result.recommended if answers]
+    return _join(
+        _write_title(record.plan),
+        ["**The search goes on**; this is what is known so far."] if record.is_running else [],
+        [f"**The answer.** {escape_text(say_introduction(result))}", "", *answers],
+        ["**Which one to ship?**", "", *picks] if picks else [],
+        [escape_text(disturbed)] if (disturbed := say_disturbance(result)) else [],
+        _write_frontier(result),
+        explain_trials(rung=record.frontier.rung, workload=record.dense.latency.workload),
+        _write_places(record.plan, root=root, has_models=bool(record.distilled)),
+    )
+
+
+def write_opening_note(plan: SearchPlan, *, rung: str, root: Path) -> str:
+    """Return the note of a study whose search has begun and has no answer yet."""
+    return _join(
+        _write_title(plan),
+        ["**The search is running.** Its answer and its figures will stand here; trials show up as they are scored."],
+        explain_trials(rung=rung, workload=None),
+        _write_places(plan, root=root, has_models=False),
+    )
+
+
+def explain_trials(*, rung: str, workload: str | None) -> list[str]:
+    """Return how to read the objectives and attributes of trials, as lines of Markdown."""
+    spelled = rung.replace("_", " ")  # as the objective's name has it
+    measured = f" ({escape_text(workload)})" if workload else ""
+    return [
+        "**What is shown.** Each trial is a set of layers that are kept. Of both objectives, less is better:",
+        "",
+        f"- {quote_code(f'PPL ratio ({spelled})')}: perplexity on validation text after "
+        f"{escape_text(name_rung(rung))}, divided by the dense model's. Test text is in no trial.",
+        f"- `latency ratio`: median time{measured}, divided by the dense model's.",
+        "",
+        "A trial's attributes: `kept` and `dropped` name layers by their index in the original model, from 0; "
+        "`num_params` counts what is left; `skipped` or `failed` says why a PRUNED trial has no value. `keep_00`, `keep_01` and so on "
+        "are 1 where the layer is kept, so that the importance of such a parameter is the importance of a layer. The cards of "
+        "exported models are the study's artifacts. Below the dashboard's own plots stand those of the report, which says how to "
+        "read them.",
+    ]
+
+
+def draw_board(record: StudyRecord) -> dict[str, str]:
+    """Return the figures that have something to show as Plotly JSON, by an id that stays the same from search to search.
+
+    Small, since the dashboard asks for all of it every few seconds.
+    """
+    whole, few = compute_result(record), compute_result(thin_trials(record))
+    drawn = {name: draw(few if name in THINNED else whole) for name, draw in FIGURES.items()}
+    return {f"{PREFIX}{name}": spell_figure(figure) for name, figure in drawn.items() if figure.data}
+
+
+def thin_trials(record: StudyRecord, *, most: int = MOST_TRIALS) -> StudyRecord:
+    """Return the record with some ``most`` of its trials, evenly spaced by number; those of the frontier and distilled ones stay."""
+    if len(record.trials) <= most:
+        return record
+    named = {member.trial_number for member in record.frontier.members}
+    named |= {result.trial_number for result in record.distilled if result.trial_number is not None}
+    step = math.ceil(len(record.trials) / most)
+    kept = tuple(trial for index, trial in enumerate(record.trials) if index % step == 0 or trial.number in named)
+    return msgspec.structs.replace(record, trials=kept)
+
+
+def spell_figure(figure: go.Figure) -> str:
+    """Return a figure as Plotly JSON, fitted to a card of half the dashboard's width: no caption, which would not fit."""
+    top = 64 if figure.layout.annotations else 48
+    fitted = go.Figure(figure).update_layout(
+        title={"text": f"<b>{figure.layout.title.text}</b>", "subtitle": {"text": ""}, "automargin": False, "y": 0.97},
+        margin={"t": top},
+        height=HEIGHT_PX,
+    )
+    return str(fitted.to_json())
+
+
+def _write_frontier(result: StudyResult) -> list[str]:
+    """A table of Markdown, each trial with a link to its own page."""
+    if not result.frontier:
+        return []
+    columns, rows = list_frontier(result)
+    cells = [
+        [_link_trial(member.trial_number).strip(), *row]
+        for member, row in zip(result.record.frontier.members, rows, strict=True)
+    ]
+    table = [f"| {' | '.join(row)} |" for row in (["trial", *columns], ["---"] * (len(columns) + 1), *cells)]
+    return [f"**The frontier by the proxy** ({escape_text(name_rung(result.record.frontier.rung))}):", "", *table]
+
+
+def _write_title(plan: SearchPlan) -> list[str]:
+    model = plan.identity.get("model", plan.name)
+    return [f"# Seed: which layers can {quote_code(str(model))} live without?"]
+
+
+def _write_places(plan: SearchPlan, *, root: Path, has_models: bool) -> list[str]:
+    places = ["`report.html`, which shows all this and more"]
+    if has_models:
+        places.append("the exported models in `models/`, each an ordinary checkpoint")
+    return [
+        f"**Where things are.** In the study's folder {quote_code(str(root))}: {' and '.join(places)}. To repeat the study:",
+        "",
+        *quote_block(plan.command),
+    ]
+
+
+def _link_trial(number: int | None) -> str:
+    # relative to /dashboard/studies/ID/note, where the note is shown
+    return "" if number is None else f" [trial {number}](trials?numbers={number})"
+
+
+def _join(*parts: Sequence[str]) -> str:
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"

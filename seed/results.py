@@ -1,0 +1,353 @@
+"""A finished study's result, computed once from its record: models, the best of each depth, which to ship, what figures show.
+
+Terminal, ``--json``, page and dashboard read it; nothing is drawn or worded here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seed.evidence import TrainedRun
+from seed.findings import Replication, StudyRecord
+from seed.records import (
+    Candidate,
+    DistillResult,
+    Estimate,
+    Evaluation,
+    Latency,
+    Quality,
+    Replica,
+    Size,
+    WidthCut,
+)
+from seed.stats import reach_over_documents
+
+MARGINS = (2, 5, 10)  # per cent of the dense model's perplexity
+MOST_COUNTED = 20  # candidates of a depth whose dropped layers are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that a study found: distilled and judged on test text, or as the proxy sees it on validation text."""
+
+    key: str
+    link: str  # the id of its marks on a page
+    candidate: Candidate
+    width: WidthCut | None = None
+    size: Size
+    latency: Latency
+    quality: Quality
+    ppl_ratio: Estimate  # with its 95 % interval; of several distillations their mean
+    num_distilled: int  # 0: as the proxy sees it
+    spread: float | None = None  # standard deviation of the PPL ratios of several distillations
+    unrecovered: float | None  # PPL ratio of the same layers without recovery, on the same text
+    user_score: float | None = None
+    num_tied: int = 0  # others of its structure that the proxy cannot tell from it, and that are not distilled
+
+    @property
+    def depth(self) -> int:
+        """How many layers are gone."""
+        return len(self.candidate.dropped_layers)
+
+    @property
+    def is_distilled(self) -> bool:
+        """Was it recovered in full, and judged on test text?"""
+        return self.num_distilled > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """The fastest of the best whose perplexity is at most ``margin`` per cent above the dense model's.
+
+    Of those whose speed cannot be told from the fastest one's, since the intervals overlap, it is the one that loses the
+    least perplexity; none that is slower than the dense model.
+    """
+
+    margin: int
+    chosen: Model | None  # None: none stays within and was measured faster
+    is_sure: bool  # the whole 95 % interval stays within
+    slower: Model | None = None  # the best that stays within, where none of those was measured faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A distilled model beside the same candidate as the proxy saw it."""
+
+    proxy: Model
+    model: Model
+    validation: Quality  # of the distilled one
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthDrops:
+    """Which layers the best candidates of a depth drop, by the proxy."""
+
+    depth: int
+    num_best: int
+    num_scored: int
+    shares: tuple[float, ...]  # of the best, that drop each layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """All that is shown of a study beside its record."""
+
+    record: StudyRecord
+    distilled: tuple[Model, ...]
+    baselines: tuple[Model, ...]  # of uniform width
+    frontier: tuple[Model, ...]  # by the proxy, as the record has it
+    best: tuple[Model, ...]  # of each depth, least dropped first; distilled ones where there are any
+    recommended: tuple[Recommendation, ...]
+    scored: tuple[Model, ...]  # by the proxy, those that are not on the frontier
+    links: tuple[Link, ...]
+    drops: tuple[DepthDrops, ...]
+    structures: tuple[Evaluation, ...]  # one of each, by kept layers
+    disturbances: Mapping[str, str]  # by structure: what else the machine did while it was timed
+
+
+def compute_result(record: StudyRecord) -> StudyResult:
+    """Compute what a study found."""
+    distilled = tuple(
+        take_distilled(result, record.replications.get(result.key), num_tied=_count_untried(result, record))
+        for result in record.distilled
+    )
+    rung, members = record.frontier.rung, record.frontier.members
+    frontier = tuple(take_scored(one.evaluation, rung=rung, num_tied=len(one.tied_with)) for one in members)
+    best = choose_best(record, distilled, frontier)
+    complete = [trial.evaluation for trial in record.trials if trial.state == "COMPLETE"]
+    scored = [take_scored(one, rung=rung) for one in complete if rung in one.qualities]
+    known = {model.key: model for model in (*scored, *frontier)}
+    on_frontier = {model.key for model in frontier}
+    judged = (*record.distilled, *record.baselines)
+    everywhere = [trial.evaluation for trial in record.trials] + [member.evaluation for member in members]
+    latencies = [trial.evaluation.latency for trial in record.trials] + [result.latency for result in judged]
+    structures: dict[str, Evaluation] = {}
+    for one in everywhere:
+        structures.setdefault(one.latency.structure, one)
+    return StudyResult(
+        record=record,
+        distilled=distilled,
+        baselines=tuple(take_distilled(one, record.replications.get(one.key)) for one in record.baselines),
+        frontier=frontier,
+        best=best,
+        recommended=tuple(recommend(best, margin=margin) for margin in MARGINS),
+        scored=tuple(model for key, model in known.items() if key not in on_frontier),
+        links=tuple(
+            Link(proxy=known[model.key], model=model, validation=result.validation)
+            for model, result in zip(distilled, record.distilled, strict=True)
+            if model.key in known
+        ),
+        drops=count_drops(tuple(known.values())),
+        structures=tuple(sorted(structures.values(), key=lambda one: len(one.candidate.kept_layers))),
+        disturbances={one.structure: one.disturbance for one in latencies if one.disturbance},
+    )
+
+
+def take_distilled(result: DistillResult, replication: Replication | None = None, *, num_tied: int = 0) -> Model:
+    """Return a distilled model; its PPL ratio is the mean of its replicas where there are several."""
+    is_mean = replication is not None and replication.ppl_ratio.value is not None
+    return Model(
+        key=result.key,
+        link=link_candidate(result.candidate) if result.width is None else result.key,
+        candidate=result.candidate,
+        width=result.width,
+        size=result.size,
+        latency=result.latency,
+        quality=result.test,
+        ppl_ratio=replication.ppl_ratio if replication and is_mean else read_interval(result.test),
+        num_distilled=len(replication.rng_seeds) if replication and is_mean else 1,
+        spread=replication.spread if replication else None,
+        unrecovered=result.test_unrecovered.ppl_ratio,
+        user_score=result.user_score,
+        num_tied=num_tied,
+    )
+
+
+def take_scored(evaluation: Evaluation, *, rung: str, num_tied: int = 0) -> Model:
+    """Return a candidate as the proxy sees it."""
+    quality, raw = evaluation.qualities[rung], evaluation.qualities.get("none")
+    return Model(
+        key=evaluation.candidate.key,
+        link=link_candidate(evaluation.candidate),
+        candidate=evaluation.candidate,
+        size=evaluation.size,
+        latency=evaluation.latency,
+        quality=quality,
+        ppl_ratio=read_interval(quality),
+        num_distilled=0,
+        unrecovered=None if raw is None else raw.ppl_ratio,
+        num_tied=num_tied,
+    )
+
+
+def _count_untried(result: DistillResult, record: StudyRecord) -> int:
+    tried = {one.key for one in record.distilled}
+    members = [member for member in record.frontier.members if member.evaluation.candidate.key == result.key]
+    return len({key for member in members for key in member.tied_with} - tried)
+
+
+def choose_best(record: StudyRecord, distilled: Sequence[Model], frontier: Sequence[Model]) -> tuple[Model, ...]:
+    """Return the best model of each structure, least dropped first: of one kind of layers, of each depth.
+
+    Best on validation text: choosing on test text would make the test numbers too good.
+    """
+    if not distilled:
+        ranks = [member.rank for member in record.frontier.members]
+        return tuple(model for model, rank in zip(frontier, ranks, strict=True) if rank == 0)
+    best: dict[str, Model] = {}
+    pairs = zip(record.distilled, distilled, strict=True)
+    for _, model in sorted(pairs, key=lambda pair: (pair[0].validation.loss, pair[1].key)):
+        best.setdefault(model.latency.structure, model)
+    return tuple(sorted(best.values(), key=lambda model: (model.depth, model.latency.ratio)))
+
+
+def recommend(best: Sequence[Model], *, margin: int) -> Recommendation:
+    """Return which model to ship within a margin, in per cent."""
+    limit = 1 + margin / 100
+    within = [one for one in best if _read_ratio(one) <= limit]
+    faster = [one for one in within if one.latency.ratio < 1]
+    fastest = min(faster, key=lambda one: one.latency.ratio, default=None)
+    level = [one for one in faster if fastest and _may_be_as_fast(one.latency, fastest.latency)]
+    chosen = min(level, key=_read_ratio, default=None)
+    is_sure = chosen is not None and chosen.ppl_ratio.high is not None and chosen.ppl_ratio.high <= limit
+    slower = None if faster else min(within, key=_read_ratio, default=None)
+    return Recommendation(margin=margin, chosen=chosen, is_sure=is_sure, slower=slower)
+
+
+def _may_be_as_fast(latency: Latency, fastest: Latency) -> bool:
+    """Do the intervals of two latency ratios overlap? Timed too few times for intervals, they are told apart by nothing."""
+    return latency.ratio_low is None or fastest.ratio_high is None or latency.ratio_low <= fastest.ratio_high
+
+
+def _read_ratio(model: Model) -> float:
+    return math.inf if model.ppl_ratio.value is None else model.ppl_ratio.value
+
+
+def count_drops(scored: Sequence[Model]) -> tuple[DepthDrops, ...]:
+    """Count, for each depth, which layers its best candidates drop: a quarter of those scored, twenty at most."""
+    by_depth: dict[int, list[Candidate]] = {}
+    for model in sorted(scored, key=lambda model: (model.quality.loss, model.key)):
+        by_depth.setdefault(model.depth, []).append(model.candidate)
+    found = []
+    for depth, candidates in sorted(by_depth.items()):
+        best = candidates[: max(1, min(MOST_COUNTED, len(candidates) // 4))]
+        shares = np.mean([mark_dropped(candidate) for candidate in best], axis=0).tolist()
+        found.append(DepthDrops(depth=depth, num_best=len(best), num_scored=len(candidates), shares=tuple(shares)))
+    return tuple(found)
+
+
+def mark_dropped(candidate: Candidate) -> list[float]:
+    """Return 1 for each dropped layer and 0 for each kept one, of shape (num_layers,)."""
+    gone = set(candidate.dropped_layers)
+    return [float(layer in gone) for layer in range(candidate.num_layers)]
+
+
+def link_candidate(candidate: Candidate) -> str:
+    """Return the id that links a candidate's marks on a page: ``1-7``."""
+    return "-".join(candidate.dropped_parts)
+
+
+def list_ratios(
+    runs: Sequence[Replica | TrainedRun], *, dense_sums: Sequence[float], test_counts: Sequence[int]
+) -> list[float]:
+    """Return the test PPL ratio of each distillation whose losses are numbers."""
+    dense, tokens = sum(dense_sums), sum(test_counts)
+    ratios = []
+    for run in runs:
+        sums = [loss for loss in run.test_sums if loss is not None and math.isfinite(loss)]
+        if len(sums) == len(run.test_sums):
+            ratios.append(math.exp(min((sum(sums) - dense) / tokens, 700.0)))  # a broken student's may be any number
+    return ratios
+
+
+# ---- intervals
+
+
+def read_interval(quality: Quality) -> Estimate:
+    """Return a quality's PPL ratio with its 95 % interval over documents; without, where they are too few for one."""
+    reach = read_reach(quality)
+    if reach is None:
+        return Estimate(value=quality.ppl_ratio, low=None, high=None)
+    half = reach * quality.ppl_ratio_standard_error
+    return Estimate(value=quality.ppl_ratio, low=quality.ppl_ratio - half, high=quality.ppl_ratio + half)
+
+
+def read_reach(quality: Quality) -> float | None:
+    """Return how many standard errors a 95 % interval over a quality's documents reaches to each side; None: they are too few."""
+    known = quality.effective_documents
+    return reach_over_documents(quality.documents if known is None else known)
+
+
+def read_latency_ratio(latency: Latency) -> Estimate:
+    """Return a latency ratio with its 95 % interval."""
+    return Estimate(value=latency.ratio, low=latency.ratio_low, high=latency.ratio_high)
+
+
+# ---- several studies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """The model that a study would ship within a margin."""
+
+    study: str
+    recommendation: Recommendation
+    model: Model
+    behind: Estimate  # its latency ratio over the leader's, less 1
+
+    @property
+    def is_level(self) -> bool:
+        """Can no difference in speed to the leader be told?"""
+        if self.behind.low is None or self.behind.high is None:
+            return True
+        return self.behind.low <= 0 <= self.behind.high
+
+
+def rank_studies(studies: Mapping[str, StudyResult], *, margin: int) -> list[Standing]:
+    """Return the studies that have a model within a margin, in per cent, the leader first, then by speed.
+
+    The leader is the fastest; of those whose speed cannot be told from the fastest one's, it is the one that loses the
+    least perplexity.
+    """
+    found = {study: recommend(result.best, margin=margin) for study, result in studies.items()}
+    models = {study: one.chosen for study, one in found.items() if one.chosen is not None}
+    if not models:
+        return []
+
+    def stand(leader: Model) -> list[Standing]:
+        return [
+            Standing(
+                study=study,
+                recommendation=found[study],
+                model=model,
+                behind=Estimate(value=0.0, low=0.0, high=0.0)
+                if model is leader
+                else measure_lead(model.latency, leader.latency),
+            )
+            for study, model in models.items()
+        ]
+
+    fastest = min(models.values(), key=lambda model: model.latency.ratio)
+    leader = min((one for one in stand(fastest) if one.is_level), key=lambda one: _read_ratio(one.model))
+    return sorted(stand(leader.model), key=lambda one: (one.study != leader.study, one.model.latency.ratio))
+
+
+def measure_lead(latency: Latency, best: Latency) -> Estimate:
+    """Return one latency ratio over another, less 1, with its 95 % interval; without, where one was timed too few times.
+
+    The two were measured apart, so their intervals are joined as those of independent estimates, on the logarithmic
+    scale (Zou and Donner, Statistics in Medicine 27, 2008).
+    """
+    ends = (latency.ratio_low, latency.ratio_high, best.ratio_low, best.ratio_high)
+    if None in ends:
+        return Estimate(value=latency.ratio / best.ratio - 1, low=None, high=None)
+    one, other, low, high, floor, top = (
+        math.log(max(ratio or 0.0, 1e-9)) for ratio in (latency.ratio, best.ratio, *ends)
+    )
+    return Estimate(
+        value=math.expm1(one - other),
+        low=math.expm1(one - other - math.hypot(one - low, top - other)),
+        high=math.expm1(one - other + math.hypot(high - one, other - floor)),
+    )

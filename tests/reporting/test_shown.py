@@ -1,0 +1,113 @@
+"""A study in the terminal, as a line of JSON and in Optuna Dashboard: the same result, and every foreign string as text."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from seed.console import Terminal
+from seed.findings import StudyRecord
+from seed.folder import StudyFolder
+from seed.reporting.dashboard import draw_board, thin_trials, write_opening_note, write_study_note
+from seed.reporting.result_line import SearchLine, StagedLine, describe_one_more, describe_search, describe_staged
+from seed.reporting.summary import show_result
+from seed.reporting.wording import quote_code
+from seed.results import compute_result
+
+from .conftest import check_snapshot
+from .test_staged import make_staged
+
+STUDY = StudyFolder(Path("studies/demo"))
+replace = msgspec.structs.replace
+
+
+@pytest.mark.parametrize("kind", ["full", "undistilled"])
+def test_the_terminal_shows_the_result(
+    request: pytest.FixtureRequest, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    show_result(Terminal(), request.getfixturevalue(kind), study=STUDY, storage="journal.log")
+    said = capsys.readouterr().out.replace("\u00a0", " ")
+    check_snapshot(f"terminal_{kind}.txt", "\n".join(line.rstrip() for line in said.splitlines()) + "\n")
+
+
+# ---- JSON
+
+
+def test_the_line_says_what_was_found(full: StudyRecord, undistilled: StudyRecord) -> None:
+    result, line = compute_result(full), describe_search(full, STUDY)
+    assert [one.key for one in line.models] == [model.key for model in result.distilled]
+    assert [one.ppl_ratio for one in line.models] == [model.ppl_ratio for model in result.distilled]
+    assert [one.key for one in line.baselines] == [model.key for model in result.baselines]
+    assert {(one.text, one.path) for one in line.models} == {("test", str(STUDY.model(one.key))) for one in line.models}
+    assert [one.within_percent for one in line.recommended] == [2, 5, 10]
+    first = full.distilled[0]
+    assert describe_one_more(first, STUDY, full.replications[first.key]).distilled == line.models[0]
+    bare = describe_search(undistilled, STUDY)
+    assert [one.key for one in bare.models] == [one.evaluation.candidate.key for one in undistilled.frontier.members]
+    assert {(one.text, one.path) for one in bare.models} == {("validation", None)}
+    for told in (line, bare):
+        text = msgspec.json.encode(told)
+        assert b"\n" not in text
+        assert msgspec.json.decode(text, type=SearchLine) == told
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_json_does_not_know_become_null(record: StudyRecord, number: float) -> None:
+    spoilt = {"perplexity": number, "ppl_ratio": number, "ppl_ratio_standard_error": number, "loss": number}
+    broken = replace(
+        record,
+        distilled=tuple(
+            replace(one, test=replace(one.test, **spoilt), test_unrecovered=replace(one.test, **spoilt))
+            for one in record.distilled
+        ),
+        dense=replace(record.dense, test=replace(record.dense.test, **spoilt)),
+    )
+    text = msgspec.json.encode(describe_search(broken, STUDY))
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found["models"][0]["ppl_ratio"] == {"value": None, "low": None, "high": None}
+    assert found["models"][0]["unrecovered_ppl_ratio"] is None
+    assert found["dense"]["test_ppl"] is None
+    assert msgspec.json.decode(text, type=SearchLine).dense.test_ppl is None
+
+
+def test_stages_have_a_line_of_their_own() -> None:
+    staged, root = make_staged(), Path("studies/demo-2-1")
+    line, last = describe_staged(staged, root), staged.stages[-1]
+    assert line.stages[-1].best.path == str(root / last.name / "models" / last.result.key)
+    assert (line.stages[-1].tokens, line.excess) == (last.tokens, staged.excess)
+    assert msgspec.json.decode(msgspec.json.encode(line), type=StagedLine) == line
+
+
+# ---- Optuna Dashboard
+
+
+def test_the_note_gives_the_answer_and_explains(full: StudyRecord, undistilled: StudyRecord) -> None:
+    notes = [write_study_note(study, root=Path("studies/demo")) for study in (full, undistilled)]
+    notes.append(write_opening_note(full.plan, rung="closed_form", root=Path("studies/demo")))
+    check_snapshot("notes.md", "\n\n".join(notes))
+    assert "secret-password" not in "".join(notes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["<script>alert(1)</script>", "a`b<i>", "``", "[x](javascript:alert(1))", "*a*\n# b", "</code><img src=x>"],
+)
+def test_a_hostile_name_stays_text(record: StudyRecord, name: str) -> None:
+    plan = replace(record.plan, identity={"model": name}, command=f"seed {name}")
+    note = write_study_note(replace(record, plan=plan), root=Path(name))
+    assert note.splitlines()[0] == f"# Seed: which layers can {quote_code(name)} live without?"
+    assert note.count("```") % 2 == 0  # every block that opens ends
+
+
+def test_the_board_stays_small_and_keeps_the_frontiers_trials(record: StudyRecord) -> None:
+    board = draw_board(record)
+    assert board == draw_board(record)
+    assert all(name.startswith("seed-") for name in board)
+    assert sum(map(len, board.values())) < 150_000
+    thin = thin_trials(record, most=20)
+    assert len(thin.trials) <= 20 + len(record.frontier.members)
+    assert {one.trial_number for one in record.frontier.members} <= {trial.number for trial in thin.trials}
+    assert thin_trials(record) == record

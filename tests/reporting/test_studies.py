@@ -1,0 +1,140 @@
+"""Studies side by side: who wins within each margin, what may be compared, and nothing of a study that is not escaped."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from seed.findings import StudyRecord
+from seed.reporting.studies import (
+    draw_frontiers,
+    has_one_scale,
+    name_page,
+    name_studies,
+    render_frontiers_page,
+    say_comparability,
+    say_comparison,
+    spell,
+)
+from seed.results import compute_result
+
+from . import factory
+from .conftest import check_snapshot
+from .test_page import Reader
+
+HOSTILE = "<script>alert(1)</script>%{x}"
+replace = msgspec.structs.replace
+
+
+@pytest.fixture
+def studies(record: StudyRecord) -> dict[str, StudyRecord]:
+    """Two studies of one protocol; the second has slower, better models."""
+    slower = []
+    for result in record.distilled:
+        latency = factory.make_latency(len(result.candidate.kept_layers), shift=0.02)
+        test = factory.make_quality(1 + 0.1 * (result.test.ppl_ratio - 1), error=0.001)
+        slower.append(replace(result, latency=latency, test=test))
+    identity = {**record.plan.identity, "location": "demo", "streams": {"test": {"sha256": "f00d"}}, "device": "cpu"}
+    one = replace(record, plan=replace(record.plan, identity=identity))
+    return {"a": one, "b": replace(one, distilled=tuple(slower))}
+
+
+def change(record: StudyRecord, *, identity: dict[str, Any] | None = None, **plan: Any) -> StudyRecord:
+    """The study with another identity or plan."""
+    known = record.plan.identity if identity is None else record.plan.identity | identity
+    return replace(record, plan=replace(record.plan, identity=known, **plan))
+
+
+@pytest.mark.parametrize(
+    ("paths", "names", "page"),
+    [
+        (["studies/a", "studies/b"], ["a", "b"], "a+b.html"),
+        (
+            ["x/studies/demo", "y/studies/demo"],
+            ["x/studies/demo", "y/studies/demo"],
+            "x-studies-demo+y-studies-demo.html",
+        ),
+        (["p/1", "p/2", "p/3", "p/4", "p/5"], ["1", "2", "3", "4", "5"], "1+2+3+2-more.html"),
+    ],
+)
+def test_studies_are_told_apart_by_as_much_of_their_path_as_it_takes(
+    paths: list[str], names: list[str], page: str
+) -> None:
+    found = list(map(Path, paths))
+    assert (name_studies(found), name_page(found)) == (names, page)
+
+
+def test_what_is_said_of_studies_side_by_side(studies: dict[str, StudyRecord], undistilled: StudyRecord) -> None:
+    a, b = studies["a"], studies["b"]
+    far = replace(a, distilled=tuple(replace(r, test=factory.make_quality(1.5)) for r in a.distilled))
+    busy = replace(b.dense.latency, **dict.fromkeys(("median_ms", "p10_ms", "p90_ms"), 509.0))
+    unknown = replace(a, plan=replace(a.plan, identity={}))
+    pairs = {
+        "one protocol": (a, b),
+        "the same study": (a, a),
+        "none within 2 %": (far, b),
+        "other text": (a, change(b, identity={"streams": {"test": {"sha256": "beef"}}})),
+        "other windows": (a, change(b, identity={"window_tokens": 128})),
+        "other device": (a, change(b, identity={"device": "cuda"})),
+        "other threads": (a, replace(b, environment=replace(b.environment, num_threads=64))),
+        "other model, fewer tokens": (a, change(b, identity={"location": "gpt2"}, distill_tokens=5)),
+        "nothing known": (unknown, unknown),
+        "a busy machine": (a, replace(b, dense=replace(b.dense, latency=busy))),
+        "not distilled": (a, undistilled),
+    }
+    told, alike = "", []
+    for kind, pair in pairs.items():
+        both = dict(zip("ab", pair, strict=True))
+        told += f"# {kind}\n" + "\n".join([*say_comparison(both), *say_comparability(both)]) + "\n\n"
+        alike += [kind] if has_one_scale(both) else []
+    check_snapshot("studies.txt", told.replace("\u00a0", " "))
+    assert alike == ["one protocol", "the same study", "none within 2 %", "other model, fewer tokens"]
+
+
+def test_milliseconds_of_different_models_may_differ(studies: dict[str, StudyRecord]) -> None:
+    times = {name: 2.4 * getattr(studies["b"].dense.latency, name) for name in ("median_ms", "p10_ms", "p90_ms")}
+    slow = replace(
+        studies["b"], dense=replace(studies["b"].dense, latency=replace(studies["b"].dense.latency, **times))
+    )
+    assert not has_one_scale({"a": studies["a"], "b": slow})
+    assert has_one_scale({"a": studies["a"], "b": change(slow, identity={"location": "a larger model"})})
+
+
+def test_the_page_shows_all_models_and_what_differs(studies: dict[str, StudyRecord], undistilled: StudyRecord) -> None:
+    studies["b"] = change(studies["b"], distill_tokens=5)
+    seen = Reader(render_frontiers_page(studies))
+    assert seen.unbalanced == []
+    assert list(seen.sections) == ["answer", "comparability", "pareto", "absolute", "models", "protocols", "repeat"]
+    models = [row for row in seen.rows if row[0] in studies]
+    assert len(models) == 2 * (1 + 6)
+    assert ["distillation tokens per model", "3,276,800", "5"] in seen.rows
+    alike = Reader(render_frontiers_page({"a": studies["a"], "c": studies["a"]}))
+    assert "Nothing: all were searched by the same protocol" in alike.sections["protocols"]
+    proxy = Reader(render_frontiers_page({"a": studies["a"], "p": undistilled}))
+    assert len([row for row in proxy.rows if row[0] == "p" and row[5].endswith("proxy")]) == 3
+    assert "absolute" not in proxy.sections
+
+
+def test_each_frontier_is_a_line_to_its_dense_model(studies: dict[str, StudyRecord], undistilled: StudyRecord) -> None:
+    results = {name: compute_result(record) for name, record in {**studies, "p": undistilled}.items()}
+    lines = draw_frontiers(results).data
+    assert [trace.line.dash for trace in lines] == ["solid", "solid", "dot"]
+    for trace, result in zip(lines, results.values(), strict=True):
+        assert (trace.x[-1], trace.y[-1]) == (1.0, 1.0)
+        assert sorted(trace.y[:-1]) == sorted(model.ppl_ratio.value or 0 for model in result.best)
+    absolute = draw_frontiers({"a": results["a"]}, is_absolute=True).data[0]
+    dense = studies["a"].dense
+    assert (absolute.x[-1], absolute.y[-1]) == (dense.latency.median_ms, dense.test.perplexity)
+
+
+def test_values_of_a_protocol_are_spelled_briefly() -> None:
+    found = [spell(value) for value in (None, True, 100000, 0.5, [0, 1, 2, 5], ["a", "b"], [], "ab" * 32, "text")]
+    assert found == ["–", "yes", "100,000", "0.5", "0–2, 5", "a, b", "–", "abababababab…", "text"]
+
+
+def test_hostile_names_stay_text(studies: dict[str, StudyRecord]) -> None:
+    plan = replace(studies["b"].plan, identity={"model": HOSTILE, HOSTILE: HOSTILE}, command=HOSTILE)
+    rendered = render_frontiers_page({"a": studies["a"], HOSTILE: replace(studies["b"], plan=plan)})
+    assert "<script>alert" not in rendered
+    assert Reader(rendered).unbalanced == []

@@ -1,0 +1,181 @@
+"""What a study found: which model is best and which to ship, what is counted, and who leads of several studies."""
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+
+from seed.findings import StudyRecord
+from seed.records import DistillResult, Latency
+from seed.results import (
+    Model,
+    Recommendation,
+    compute_result,
+    list_ratios,
+    measure_lead,
+    rank_studies,
+    recommend,
+)
+from tests.reporting import factory
+
+replace = msgspec.structs.replace
+
+
+@pytest.fixture(scope="module")
+def record() -> StudyRecord:
+    """A finished study of 12 layers with six distilled models."""
+    return factory.make_record()
+
+
+def place(result: DistillResult, ratio: float, *, error: float = 0.001, kept: int | None = None) -> DistillResult:
+    """The same model with another PPL ratio on test text, and perhaps another latency."""
+    latency = result.latency if kept is None else factory.make_latency(kept)
+    return replace(result, test=factory.make_quality(ratio, error=error), latency=latency)
+
+
+@pytest.fixture
+def three(record: StudyRecord) -> StudyRecord:
+    """One model a depth, 1.012, 1.045 and 1.3."""
+    ratios = (1.012, 1.045, 1.3)
+    models = [place(record.distilled[2 * i], ratio, kept=11 - i) for i, ratio in enumerate(ratios)]
+    return replace(record, distilled=tuple(models), equivalences=())
+
+
+def advise(record: StudyRecord, *results: DistillResult, margin: int = 2) -> Recommendation:
+    """What to ship of these models."""
+    return recommend(compute_result(replace(record, distilled=results, equivalences=())).best, margin=margin)
+
+
+def test_the_fastest_that_keeps_the_margin_is_recommended(three: StudyRecord) -> None:
+    two, five, ten = compute_result(three).recommended
+    assert [one.margin for one in (two, five, ten)] == [2, 5, 10]
+    assert [one.chosen and one.chosen.key for one in (two, five, ten)] == [
+        three.distilled[0].key,
+        *[three.distilled[1].key] * 2,
+    ]
+    assert two.is_sure
+    assert five.is_sure
+    assert not advise(three, place(three.distilled[0], 1.019, error=0.002)).is_sure
+    assert advise(three, *three.distilled[2:]) == Recommendation(margin=2, chosen=None, is_sure=False)
+
+
+def test_of_models_whose_speed_cannot_be_told_apart_the_better_is_recommended(three: StudyRecord) -> None:
+    slow, fast, _ = three.distilled
+    close = replace(
+        place(fast, 1.018), latency=replace(slow.latency, structure="other", ratio=slow.latency.ratio - 0.001)
+    )
+    found = advise(three, slow, close)
+    assert found.chosen is not None
+    assert found.chosen.key == slow.key
+
+
+def test_what_is_slower_than_the_dense_model_is_not_recommended(three: StudyRecord) -> None:
+    slower = place(three.distilled[0], 1.001, kept=13)
+    found = advise(three, slower)
+    assert found.chosen is None
+    assert found.slower is not None
+    assert found.slower.key == slower.key
+
+
+def test_few_documents_leave_a_ratio_without_an_interval(three: StudyRecord) -> None:
+    few = replace(three.distilled[0], test=replace(three.distilled[0].test, documents=2))
+    found = advise(three, few)
+    assert found.chosen is not None
+    assert (found.chosen.ppl_ratio.low, found.is_sure) == (None, False)
+
+
+def test_the_best_are_chosen_on_validation_text(record: StudyRecord) -> None:
+    first, second = record.distilled[:2]
+    better = replace(second, validation=factory.make_quality(0.99))
+    [found] = compute_result(replace(record, distilled=(first, better), equivalences=())).best
+    assert found.key == second.key
+    assert first.test.ppl_ratio < second.test.ppl_ratio
+
+
+def test_two_structures_of_one_depth_both_contend(three: StudyRecord) -> None:
+    one, other, _ = three.distilled
+    twin = replace(other, candidate=factory.make_candidate(7), latency=replace(other.latency, structure="sliding"))
+    found = compute_result(replace(three, distilled=(one, twin))).best
+    assert [model.key for model in found] == [twin.key, one.key]
+
+
+def test_ties_that_were_not_distilled_are_counted(three: StudyRecord) -> None:
+    first, *rest = three.frontier.members
+    tied = replace(first, tied_with=("drop-9", "drop-8", three.distilled[1].key))
+    frontier = replace(three.frontier, members=(tied, *rest))
+    assert compute_result(replace(three, frontier=frontier)).best[0].num_tied == 2
+
+
+def test_without_distillation_the_proxy_answers(record: StudyRecord) -> None:
+    result = compute_result(factory.without_distilled(record))
+    assert [model.depth for model in result.best] == [1, 2, 3]
+    assert not any(model.is_distilled for model in result.best)
+    assert (result.links, result.distilled) == ((), ())
+
+
+def test_replicas_answer_with_their_mean_and_interval() -> None:
+    record = factory.make_full()
+    first, _, third, *_ = compute_result(record).distilled
+    assert first.ppl_ratio == record.replications[first.key].ppl_ratio
+    assert (first.num_distilled, third.num_distilled) == (3, 1)
+    assert first.ppl_ratio.value == pytest.approx(math.exp(sum(map(math.log, (1.05, 1.06, 1.055))) / 3), rel=1e-4)
+    sums = {"dense_sums": record.dense.test_sums or [], "test_counts": record.dense.test_counts or []}
+    assert list_ratios(record.distilled[0].replicas, **sums) == pytest.approx([1.05, 1.06, 1.055], rel=1e-3)
+
+
+def test_drops_are_counted_over_the_best_quarter_of_each_depth(record: StudyRecord) -> None:
+    drops = compute_result(record).drops
+    assert [(row.depth, row.num_best, row.num_scored) for row in drops] == [(1, 3, 12), (2, 16, 66), (3, 20, 100)]
+    for row in drops:
+        assert sum(row.shares) == pytest.approx(row.depth)
+        assert row.shares[0] == 0  # by far the dearest of the factory's layers
+
+
+def test_each_candidate_is_shown_once_and_failures_nowhere(record: StudyRecord) -> None:
+    result = compute_result(record)
+    keys = [model.key for model in (*result.scored, *result.frontier)]
+    assert len(keys) == len(set(keys)) == 178
+    assert 1.001 not in [model.quality.ppl_ratio for model in result.scored]  # of the trial that failed
+    assert [link.model.key for link in result.links] == [one.key for one in record.distilled]
+    stranger = replace(record.distilled[0], candidate=factory.make_candidate(0, 11), trial_number=None)
+    assert compute_result(replace(record, distilled=(stranger,), trials=())).links == ()
+
+
+# ---- several studies
+
+
+def make_latency(ratio: float, *, error: float) -> Latency:
+    """A latency ratio with the 95 % interval of a standard error on the logarithmic scale."""
+    low, high = ratio * math.exp(-1.96 * error), ratio * math.exp(1.96 * error)
+    return replace(factory.make_latency(9), ratio=ratio, ratio_low=low, ratio_high=high)
+
+
+def test_of_models_equally_fast_the_one_that_loses_less_leads(three: StudyRecord) -> None:
+    worse = replace(three, distilled=(place(three.distilled[0], 1.015, kept=11),))
+    shifted = replace(place(three.distilled[0], 1.001), latency=factory.make_latency(11, shift=0.006))
+    studies = {"worse": compute_result(worse), "better": compute_result(replace(three, distilled=(shifted,)))}
+    leader, other = rank_studies(studies, margin=2)
+    assert (leader.study, other.study, other.is_level) == ("better", "worse", True)
+    assert other.model.latency.ratio < leader.model.latency.ratio
+    assert rank_studies({"far": compute_result(replace(three, distilled=three.distilled[2:]))}, margin=2) == []
+
+
+def test_a_lead_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        one, other = 0.9 * np.exp(rng.normal(0, 0.02)), 0.8 * np.exp(rng.normal(0, 0.01))
+        lead = measure_lead(make_latency(one, error=0.02), make_latency(other, error=0.01))
+        assert lead.low is not None
+        assert lead.high is not None
+        assert lead.value == pytest.approx(one / other - 1)
+        held += lead.low <= 0.9 / 0.8 - 1 <= lead.high
+    assert 0.935 < held / 2000 < 0.965
+
+
+def test_a_model_is_linked_by_its_layers_or_its_width() -> None:
+    result = compute_result(factory.make_full())
+    models: list[Model] = [*result.distilled, *result.baselines]
+    assert models[0].link == "-".join(models[0].candidate.dropped_parts)
+    assert models[-1].link == models[-1].key
