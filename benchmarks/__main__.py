@@ -29,7 +29,7 @@ from benchmarks import (
     trainer,
     tries,
 )
-from seed import folder
+from seed import study_dir
 from seed.console import Terminal, format_seconds, run_command
 
 # name -> module, and about how many seconds it takes on two cores by default and in full
@@ -77,7 +77,7 @@ def main() -> None:
             seconds = round(time.monotonic() - began, 1)
             spent, expected = spent + seconds, expected + PARTS[name][1 + args.full]
             results[f"{name}/{mode}"] = {"environment": environment, "seconds": seconds, "fields": found}
-            folder.write_bytes(args.out, json.dumps(results, indent=1).encode())
+            study_dir.write_bytes(args.out, json.dumps(results, indent=1).encode())
         else:
             terminal.say(f"\n{name} ({wanted.index(name) + 1} of {len(wanted)}): measured before, {args.out}")
         known = results[f"{name}/{mode}"]

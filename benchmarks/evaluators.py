@@ -23,16 +23,16 @@ from benchmarks import shapes, turns
 from seed import ray_cluster
 from seed.config import StudyConfig
 from seed.console import Terminal
+from seed.evaluation.latency import name_structure
 from seed.evaluator import Evaluator
 from seed.executor import Executor, InProcess
-from seed.folder import StudyFolder
 from seed.optimize.space import enumerate_candidates
 from seed.ray_actor import Actor
 from seed.ray_executor import RayExecutor
 from seed.records import Candidate, Evaluation, Latency, Quality, Scored, Size, SweepRow
-from seed.scoring.latency import name_structure
+from seed.session import Session
 from seed.stages.protocols import describe_reference
-from seed.stages.workbench import Workbench
+from seed.study_dir import StudyFolder
 
 ACTORS = (1, 2, 4)
 ALONE = "in-process"
@@ -204,7 +204,7 @@ def score_singly(executor: Executor, *, candidates: Sequence[Candidate]) -> None
 class Demo:
     """The demo opened, and its candidates."""
 
-    bench: Workbench
+    bench: Session
     candidates: list[Candidate]
     table: dict[str, Latency]
 
@@ -243,7 +243,7 @@ def time_fresh(demo: Demo, executor: RayExecutor | None) -> float:
     actors = [worker.actor for worker in executor.workers]
     ray.get([actor.renew.remote(threads) for actor in actors])
     words = (first,), {"rows": [], "table": demo.table}
-    ray.get([actor.run.remote(executor.session, "score", *words) for actor in actors])
+    ray.get([actor.run.remote(executor.handle, "score", *words) for actor in actors])
     return turns.time_call(lambda: score_all(executor, candidates=demo.candidates, table=demo.table))
 
 

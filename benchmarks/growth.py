@@ -10,11 +10,11 @@ from typing import Any
 
 from benchmarks import shapes, turns
 from seed.console import Terminal
+from seed.evaluation.perplexity import choose_micro_batch
 from seed.models.anatomy import Anatomy
+from seed.proxy.closed_form import measure_gains
+from seed.proxy.subset_walker import SubsetWalker, count_work
 from seed.records import Candidate
-from seed.scoring.quality import choose_micro_batch
-from seed.scoring.refit import measure_gains
-from seed.scoring.subsets import SubsetWalker, count_work
 
 DEPTHS = (6, 12, 24, 48)
 MAX_DROPPED = 2

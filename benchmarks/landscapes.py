@@ -14,16 +14,16 @@ import numpy as np
 import torch
 import transformers
 
-from seed import demo, folder
+from seed import demo, session, study_dir
 from seed.console import Terminal
 from seed.demo import build
 from seed.optimize.space import enumerate_candidates
 from seed.plans import SearchPlan
+from seed.proxy.sweep import Sweep
 from seed.records import SearchSpace
 from seed.scores import ScoreStore
-from seed.scoring.sweep import Sweep
 from seed.search import find_frontier
-from seed.stages import planning, workbench
+from seed.stages import planning
 
 # name -> layers of the model (12: the embedded one), most layers dropped, rung
 LANDSCAPES = {
@@ -78,12 +78,12 @@ def score_landscape(num_layers: int, max_dropped: int, rung: str, *, model: str,
     if num_layers != 12:
         data = {"recovery_text": "demo", "calibration_tokens": 4096, "validation_tokens": 4096, "window_tokens": 256}
         settings |= data | {"prompt_tokens": 16, "new_tokens": 2}
-    study = folder.StudyFolder(studies / f"{num_layers}-{rung}")
+    study = study_dir.StudyFolder(studies / f"{num_layers}-{rung}")
     find_frontier(**settings, quiet=False, studies_dir=studies, study=study.name, sweep_budget=1e6, latency_repeats=3)
-    bench = workbench.reopen(
-        study, planning.read_protocol(folder.read_record(study.plan, SearchPlan), place=study.root)
+    bench = session.reopen(
+        study, planning.read_protocol(study_dir.read_record(study.plan, SearchPlan), place=study.root)
     )
-    sweep = Sweep(workbench.prepare_instruments(bench), ScoreStore(study.scores))
+    sweep = Sweep(session.prepare_instruments(bench), ScoreStore(study.scores))
     space = SearchSpace(
         num_layers=num_layers, droppable_layers=tuple(range(num_layers)), min_dropped=1, max_dropped=max_dropped
     )
@@ -121,7 +121,7 @@ def main() -> None:
         if model != "demo" and not Path(model).exists():
             train_model(terminal, num_layers, Path(model))
         landscape = score_landscape(num_layers, max_dropped, rung, model=model, studies=args.out / "studies")
-        folder.write_bytes(path, json.dumps(landscape, indent=0).encode())
+        study_dir.write_bytes(path, json.dumps(landscape, indent=0).encode())
         terminal.say(f"{path}: {len(landscape['losses'])} sets")
 
 

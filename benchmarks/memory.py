@@ -17,7 +17,7 @@ from benchmarks import shapes
 from benchmarks.growth import make_random_walker
 from seed.console import Terminal
 from seed.optimize.space import drop_layers
-from seed.scoring.subsets import estimate_memory
+from seed.proxy.subset_walker import estimate_memory
 
 SIZES = ((12, 16), (12, 32), (12, 64), (6, 32), (24, 32), (48, 32))  # layers, windows of each stream
 SIZES_FULL = (*SIZES, (12, 128), (12, 256), (48, 128))

@@ -14,8 +14,8 @@ from typing import Any
 from unittest import mock
 
 from seed.console import Terminal
-from seed.scoring import sweep
-from seed.scoring.subsets import SubsetWalker
+from seed.proxy import sweep
+from seed.proxy.subset_walker import SubsetWalker
 from seed.search import find_frontier
 from seed.stages import searching
 

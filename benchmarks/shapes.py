@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from seed import resolve
+from seed import resolve, session
 from seed.config import StudyConfig
-from seed.folder import StudyFolder
+from seed.data.corpus import TokenStream
 from seed.models.anatomy import Anatomy
 from seed.optimize.space import enumerate_candidates
+from seed.proxy.instruments import Instruments
 from seed.records import Candidate, SearchSpace
-from seed.scoring.corpus import TokenStream
-from seed.scoring.instruments import Instruments
-from seed.stages import planning, workbench
+from seed.stages import planning
 from seed.stages.protocols import describe_reference
+from seed.study_dir import StudyFolder
 
 WIDTH, MLP_WIDTH, HEADS = 128, 352, 4  # the demo's
 WINDOW_TOKENS = 256
@@ -59,11 +59,11 @@ def make_stream(num_windows: int, *, vocabulary: int = DEMO_VOCABULARY) -> Token
     return TokenStream(tokens_NT=tokens, documents_NT=documents, num_documents=num_windows, source="random")
 
 
-def open_bench(directory: Path, **settings: int) -> workbench.Workbench:
+def open_bench(directory: Path, **settings: int) -> session.Session:
     """The embedded model as a search with these settings opens it, on the CPU."""
     planning.quiet_libraries()
     wanted, device = StudyConfig(**settings), torch.device("cpu")
-    bench, _ = workbench.open_for_search(
+    bench, _ = session.open_for_search(
         resolve.resolve_config(wanted),
         study=StudyFolder(directory),
         device=device,
@@ -72,10 +72,10 @@ def open_bench(directory: Path, **settings: int) -> workbench.Workbench:
     return bench
 
 
-def open_demo(directory: Path, **settings: int) -> tuple[workbench.Workbench, Instruments]:
+def open_demo(directory: Path, **settings: int) -> tuple[session.Session, Instruments]:
     """The embedded model opened, and what scores it."""
     bench = open_bench(directory, **settings)
-    return bench, workbench.prepare_instruments(bench)
+    return bench, session.prepare_instruments(bench)
 
 
 def list_candidates(num_layers: int, *, max_dropped: int) -> list[Candidate]:

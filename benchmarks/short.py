@@ -20,13 +20,13 @@ from torch import Tensor
 
 from benchmarks import shapes, turns
 from seed.console import Terminal
+from seed.distillation.loop import freeze_prefix
+from seed.distillation.losses import Learner, Objective, accumulate_gradients
+from seed.distillation.teacher_states import store_states
+from seed.evaluation.perplexity import forward_kl
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student
 from seed.optimize.space import drop_layers
-from seed.scoring.distillation import freeze_prefix
-from seed.scoring.objectives import Learner, Objective, accumulate_gradients
-from seed.scoring.quality import forward_kl
-from seed.scoring.targets import store_states
 
 DROPPED = (5, 8)  # the first cut in the middle: a frozen prefix of 5 layers
 ROUNDS, ROUNDS_FULL = 30, 120

@@ -20,10 +20,10 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from seed.folder import StudyFolder
 from seed.models.integrity import find_damage
 from seed.optimize.storage import open_storage
 from seed.scores import ScoreStore
+from seed.study_dir import StudyFolder
 from tests import conftest
 
 WORDS = [

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import shapes, turns
+from seed import session
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
+from seed.proxy.closed_form import Refit
+from seed.proxy.instruments import Instruments, make_walker, start_student, train_student
+from seed.proxy.subset_walker import measure_unrecovered
 from seed.records import Candidate
-from seed.scoring.instruments import Instruments, make_walker, start_student, train_student
-from seed.scoring.refit import Refit
-from seed.scoring.subsets import measure_unrecovered
-from seed.stages import recovering, workbench
+from seed.stages import budgets
 
 BLOCK = 24
 NUM_BLOCKS = 8  # in full: all of them
@@ -31,12 +32,12 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         bench, instruments = shapes.open_demo(Path(directory))
         steps = bench.protocol.short_steps
-        instruments = recovering.store_teacher_states(bench, instruments, steps=steps, rng_seeds=[0])
+        instruments = budgets.store_teacher_states(bench, instruments, steps=steps, rng_seeds=[0])
         return measure_speedup(terminal, bench, instruments, num_blocks=None if full else NUM_BLOCKS)
 
 
 def measure_speedup(
-    terminal: Terminal, bench: workbench.Workbench, instruments: Instruments, *, num_blocks: int | None
+    terminal: Terminal, bench: session.Session, instruments: Instruments, *, num_blocks: int | None
 ) -> dict[str, Any]:
     """Seconds a candidate by closed form in the sweep and by short distillation, and what both recover."""
     walker, dense_loss = make_walker(instruments), instruments.dense_validation.loss
@@ -75,10 +76,10 @@ def measure_speedup(
 
 
 def distill_shortly(
-    bench: workbench.Workbench, instruments: Instruments, candidate: Candidate, start: Refit | None
+    bench: session.Session, instruments: Instruments, candidate: Candidate, start: Refit | None
 ) -> float:
     """Rung 2 from a known start: a student, its steps, and a look before and after; the better loss."""
-    settings = recovering.short_settings(bench, candidate)
+    settings = budgets.short_settings(bench, candidate)
     result = train_student(instruments, start_student(instruments, candidate, start, settings=settings), settings)
     return min(point.validation_loss for point in result.curve)
 

@@ -20,12 +20,13 @@ import numpy as np
 from torch import nn
 
 from benchmarks import shapes, turns
+from seed import session
 from seed.console import Terminal
 from seed.optimize.space import drop_layers
+from seed.proxy.closed_form import Refit
+from seed.proxy.instruments import Instruments, enrol, make_walker, start_student, train_together, validation_losses
 from seed.records import Candidate
-from seed.scoring.instruments import Instruments, enrol, make_walker, start_student, train_together, validation_losses
-from seed.scoring.refit import Refit
-from seed.stages import recovering, workbench
+from seed.stages import budgets
 
 SETS = {"drop-1": (1,), "drop-1-7": (1, 7), "drop-1-6-7": (1, 6, 7), "drop-2-8-10": (2, 8, 10)}  # the last is a bad one
 BUDGETS, BUDGETS_FULL = (20_000, 40_000, 60_000), (50_000, 100_000, 200_000)  # tokens
@@ -37,12 +38,12 @@ Point = tuple[float, float]  # tokens, validation loss
 
 def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     """Distill every set from both starts, for every budget, rate and random seed."""
-    budgets, rates = BUDGETS_FULL if full else BUDGETS, RATES
+    shares, rates = BUDGETS_FULL if full else BUDGETS, RATES
     seeds = range(SEEDS_FULL if full else SEEDS)
     with tempfile.TemporaryDirectory() as directory:
         bench, instruments = shapes.open_demo(Path(directory))
-        steps = {budget: count_steps(bench, budget) for budget in budgets}
-        instruments = recovering.store_teacher_states(bench, instruments, steps=max(steps.values()), rng_seeds=seeds)
+        steps = {budget: count_steps(bench, budget) for budget in shares}
+        instruments = budgets.store_teacher_states(bench, instruments, steps=max(steps.values()), rng_seeds=seeds)
         sets = {name: drop_layers(bench.anatomy.num_layers, gone) for name, gone in SETS.items()}
         refits = find_refits(instruments, sets)
         fresh = make_starts(instruments, sets, refits)
@@ -53,8 +54,8 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
             }
             for name in sets
         }
-        with terminal.stage("starts", total=len(rates) * len(seeds) * sum(budgets)) as advance:
-            for budget, rng_seed in itertools.product(budgets, seeds):
+        with terminal.stage("starts", total=len(rates) * len(seeds) * sum(shares)) as advance:
+            for budget, rng_seed in itertools.product(shares, seeds):
                 losses: dict[tuple[str, str], float] = {}
                 for rate in rates:
                     found = train_starts(
@@ -73,7 +74,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     }
 
 
-def count_steps(bench: workbench.Workbench, tokens: int) -> int:
+def count_steps(bench: session.Session, tokens: int) -> int:
     """Whole steps of so many tokens."""
     return max(1, round(tokens / (bench.batch_windows * bench.protocol.window_tokens)))
 
@@ -96,7 +97,7 @@ def make_starts(
 
 
 def train_starts(
-    bench: workbench.Workbench,
+    bench: session.Session,
     instruments: Instruments,
     sets: dict[str, Candidate],
     refits: dict[str, Refit],
@@ -111,7 +112,7 @@ def train_starts(
         enrol(
             instruments,
             student,
-            recovering.distill_settings(bench, sets[name], steps=steps, learning_rate=rate, looks=1, rng_seed=rng_seed),
+            budgets.distill_settings(bench, sets[name], steps=steps, learning_rate=rate, looks=1, rng_seed=rng_seed),
             candidate=sets[name],
         )
         for (name, _), student in students.items()

@@ -13,9 +13,9 @@ import numpy as np
 from benchmarks import shapes, turns
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
+from seed.proxy.instruments import make_walker
+from seed.proxy.subset_walker import measure_unrecovered
 from seed.records import Candidate
-from seed.scoring.instruments import make_walker
-from seed.scoring.subsets import measure_unrecovered
 
 TOKENS = 8192  # of each stream
 BLOCK = 24

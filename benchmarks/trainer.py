@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks import shapes, turns
+from seed import session
 from seed.console import Terminal
+from seed.distillation.loop import DistillSettings, Pupil, choose_windows, distill, schedule
+from seed.distillation.teacher_states import Recall
+from seed.evaluation.perplexity import forward_kl, logits_of, measure_losses
 from seed.optimize.space import drop_layers
-from seed.scoring.distillation import DistillSettings, Pupil, choose_windows, distill, schedule
-from seed.scoring.instruments import Instruments, start_student
-from seed.scoring.quality import forward_kl, logits_of, measure_losses
-from seed.scoring.targets import Recall
-from seed.stages import protocols, recovering, workbench
+from seed.proxy.instruments import Instruments, start_student
+from seed.stages import budgets, protocols
 
 SETS = {"drop-1": (1,), "drop-1-7": (1, 7), "drop-1-6-7": (1, 6, 7)}
 ALONE = "drop-1-7"
@@ -56,7 +57,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     """Train by the Trainer and by us in turns, and compare what was learnt."""
     with tempfile.TemporaryDirectory() as directory:
         bench, instruments = shapes.open_demo(Path(directory))
-        stored = recovering.store_teacher_states(bench, instruments, steps=EQUAL_STEPS, rng_seeds=[0])
+        stored = budgets.store_teacher_states(bench, instruments, steps=EQUAL_STEPS, rng_seeds=[0])
         lessons = {
             "float32": make_settings(bench, steps=STEPS, mixed_precision=False),
             "bfloat16": make_settings(bench, steps=STEPS, mixed_precision=True),
@@ -103,9 +104,9 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     }
 
 
-def make_settings(bench: workbench.Workbench, *, steps: int, mixed_precision: bool) -> DistillSettings:
+def make_settings(bench: session.Session, *, steps: int, mixed_precision: bool) -> DistillSettings:
     """The study's own settings, with one look at the end; micro-batches are batches where those are smaller."""
-    settings = recovering.distill_settings(
+    settings = budgets.distill_settings(
         bench, drop_layers(bench.anatomy.num_layers, SETS[ALONE]), steps=steps, learning_rate=LEARNING_RATE, looks=1
     )
     micro_batch = min(settings.micro_batch, settings.batch_windows)

@@ -11,12 +11,12 @@ from typing import Any
 
 from benchmarks import shapes, turns
 from seed.console import Terminal
+from seed.data.corpus import TokenStream
+from seed.evaluation.perplexity import choose_micro_batch, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import view_layers
+from seed.proxy.subset_walker import count_work, measure_unrecovered
 from seed.records import Candidate
-from seed.scoring.corpus import TokenStream
-from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
-from seed.scoring.subsets import count_work, measure_unrecovered
 
 BLOCK = 64  # neighbours; a block begins anew, which costs up to 3 % of the bound of the whole space
 MICRO_BATCHES = 2

@@ -20,10 +20,10 @@ from rich.table import Table
 
 from seed import interrupts
 from seed.errors import SeedError
-from seed.folder import explain_resource_errors
 from seed.plain import is_utf8, spell_controls
 from seed.progress import LONG_UNITS, Stage
 from seed.progress import format_seconds as format_seconds
+from seed.study_dir import explain_resource_errors
 
 PLAIN_SECONDS = 10.0
 PLAIN_WIDTH = 160  # where nobody watches there is no width to keep to, and wrapped cells are hard to read in a log

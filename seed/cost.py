@@ -11,18 +11,11 @@ import msgspec
 import torch
 from torch import nn
 
-from seed import folder
+from seed import study_dir
 from seed.config import StudyConfig, known
 from seed.console import format_span
-from seed.errors import ResourceError
-from seed.models.anatomy import Anatomy
-from seed.models.checkpoint import measure_size
-from seed.optimize.space import drop_more, enumerate_candidates
-from seed.plans import Protocol, SearchPlan
-from seed.reporting.wording import count_things, format_bytes
-from seed.scoring.latency import FIRST_PAIRS, MOST_SECONDS
-from seed.scoring.lora import count_update_params
-from seed.scoring.memory import (
+from seed.distillation.lora import count_update_params
+from seed.distillation.memory import (
     GPU_BYTES_PER_WEIGHT,
     TRAINED_TOKENS,
     count_kept_bytes,
@@ -30,13 +23,20 @@ from seed.scoring.memory import (
     count_usable_bytes,
     fit_way_back,
 )
-from seed.scoring.quality import choose_micro_batch
-from seed.scoring.refit import RIDGES
-from seed.scoring.subsets import TrieWork, count_work, estimate_memory
-from seed.scoring.sweep import RELEASED_BYTES
-from seed.scoring.targets import STORED_BYTES
+from seed.distillation.teacher_states import STORED_BYTES
+from seed.errors import ResourceError
+from seed.evaluation.latency import FIRST_PAIRS, MOST_SECONDS
+from seed.evaluation.perplexity import choose_micro_batch
+from seed.models.anatomy import Anatomy
+from seed.models.checkpoint import measure_size
+from seed.optimize.space import drop_more, enumerate_candidates
+from seed.plans import Protocol, SearchPlan
+from seed.proxy.closed_form import RIDGES
+from seed.proxy.subset_walker import TrieWork, count_work, estimate_memory
+from seed.proxy.sweep import RELEASED_BYTES
+from seed.reporting.wording import count_things, format_bytes
 from seed.stages import planning
-from seed.stages.recovering import HOST_BYTES_PER_WEIGHT, count_group
+from seed.stages.budgets import HOST_BYTES_PER_WEIGHT, count_group
 from seed.stats import FEWEST_PAIRS
 
 # Work of one trained token, in forward passes of the dense model: a student's forward and backward are three,
@@ -469,7 +469,7 @@ def require_resources(
     existing = root.resolve()
     while not existing.exists():
         existing = existing.parent
-    folder.require_room(existing, needed_bytes=cost.disk_bytes, purpose="this search")
+    study_dir.require_room(existing, needed_bytes=cost.disk_bytes, purpose="this search")
     needed = cost.memory.num_bytes * num_workers
     if needed > free_bytes:
         cure = ("give fewer --workers, " if num_workers > 1 else "") + cost.memory.cure

@@ -14,12 +14,12 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from seed import folder
+from seed import study_dir
 from seed.cli import argument, option, read_command, storage_option
 from seed.console import Terminal, run_command
 from seed.errors import ResourceError, StudyError
-from seed.folder import StudyFolder
 from seed.plans import SearchPlan
+from seed.study_dir import StudyFolder
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -97,7 +97,7 @@ def find_study(path: Path) -> StudyFolder:
         raise StudyError(
             f"{path}: a search in stages, of which each is a study of its own. Open one of them: {', '.join(stages)}."
         )
-    return folder.open_existing(path)
+    return study_dir.open_existing(path)
 
 
 def make_app(study: StudyFolder, *, storage: str | None = None) -> "tuple[WSGIApplication, str]":
@@ -116,7 +116,7 @@ def make_app(study: StudyFolder, *, storage: str | None = None) -> "tuple[WSGIAp
     from seed.optimize.urls import hide_secrets
     from seed.optimize.viewing import find_study_id, view_storage
 
-    plan = folder.read_record(study.plan, SearchPlan)
+    plan = study_dir.read_record(study.plan, SearchPlan)
     if plan.storage is not None and storage is None:
         raise StudyError(
             f"{study.root}: {hide_secrets(plan.storage)} shows this study, and a study's folder does not choose what is opened. "

@@ -21,30 +21,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seed import folder
+from seed import study_dir
 from seed.cli import WHOLE, argument, json_option, option, read_command, storage_option, trust_option
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ResourceError
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
 from seed.plans import Protocol, SearchPlan
 from seed.records import DenseResult, DistillResult, TrialRecord
 from seed.stages import planning
+from seed.study_dir import StudyFolder
 
 if TYPE_CHECKING:
+    from seed.distillation.fsdp import Several
+    from seed.proxy.instruments import Instruments
     from seed.reporting.result_line import DistillLine, SearchLine
-    from seed.scoring.fsdp import Several
-    from seed.scoring.instruments import Instruments
+    from seed.session import Session
     from seed.stages.finals import Budget
-    from seed.stages.schooling import Member
-    from seed.stages.workbench import Workbench
+    from seed.stages.students import Member
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
     """What is to be distilled, with what, and for how long."""
 
-    bench: "Workbench"
+    bench: "Session"
     instruments: "Instruments"
     members: "list[Member]"
     budget: "Budget"
@@ -75,16 +75,16 @@ def distill_trials(
     with contextlib.nullcontext() if several is None else several.fail_together():
         study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
-    from seed.scoring.processes import ALONE
-    from seed.stages import finals, recovering
-    from seed.stages.gathering import find_learning_rate, gather_record
+    from seed.distillation.processes import ALONE
+    from seed.stages import budgets, finals
     from seed.stages.publishing import open_shown, refresh_report
+    from seed.stages.study_record import find_learning_rate, gather_record
 
     processes = several or ALONE
     with contextlib.ExitStack() as held:
         with processes.fail_together():
             if processes.leads:
-                held.enter_context(folder.lock(study))
+                held.enter_context(study_dir.lock(study))
             record = gather_record(study)
             chosen = choose_trials(study, record, trial=trial, replicas=replicas or plan.replicas)
         processes.require_alike(repr([one.evaluation.candidate.key for one in chosen]))
@@ -105,7 +105,7 @@ def distill_trials(
             )
         at_most = None
         if several is not None:
-            at_most = several.find_least(recovering.count_together(work.bench))
+            at_most = several.find_least(budgets.count_together(work.bench))
             left = finals.list_left(work.bench, work.members, work.budget)
             groups = finals.group_members(left, at_most=at_most)
             several.require_alike(repr([(seed, [one.key for one in group]) for group, seed in groups] + [work.budget]))
@@ -142,12 +142,13 @@ def prepare(
     Raises:
         SeedError: they changed since the study was planned, or several processes, or this machine, cannot do it.
     """
-    from seed.stages import finals, recovering, schooling, workbench
+    from seed import session
+    from seed.stages import budgets, finals, students
 
     if several is not None and device not in (None, "cpu", "cuda"):
         raise ResourceError(f"--device {device}: each of several processes takes a GPU of its own. Give cuda or cpu.")
     terminal.say(f"opening {protocol.model}" + (f", to train in {several.size} processes" if several else ""))
-    bench = workbench.reopen(study, protocol, device_name=device)
+    bench = session.reopen(study, protocol, device_name=device)
     budget = finals.Budget(
         distill_tokens=distill_tokens,
         learning_rate=learning_rate or protocol.short_learning_rate,
@@ -156,31 +157,31 @@ def prepare(
     terminal.say(f"training for {planning.say_tokens(protocol, distill_tokens)}")
     for line in planning.warn_of_few_steps(protocol, distill_tokens):
         terminal.say(line)
-    instruments = workbench.prepare_instruments(bench)
+    instruments = session.prepare_instruments(bench)
     if several is not None:
-        from seed.scoring import fsdp
+        from seed.distillation import fsdp
 
         several.take_device(bench.device.type)
-        fsdp.refuse_unfit(recovering.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model)
+        fsdp.refuse_unfit(budgets.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model)
         bench, instruments = spread(bench, instruments, several)
     sizes = [one.evaluation.size for one in chosen]
-    num_together = min(len(chosen), recovering.count_together(bench))
-    folder.require_room(
+    num_together = min(len(chosen), budgets.count_together(bench))
+    study_dir.require_room(
         study.root,
         needed_bytes=sum(size.weight_bytes for size in sizes) + 32 * num_together * sizes[0].num_params,
         purpose="this distillation",
     )
     members = [
-        schooling.Member(candidate=one.evaluation.candidate, latency=one.evaluation.latency, trial_number=one.number)
+        students.Member(candidate=one.evaluation.candidate, latency=one.evaluation.latency, trial_number=one.number)
         for one in chosen
     ]
     return Work(bench=bench, instruments=instruments, members=members, budget=budget)
 
 
-def spread(bench: "Workbench", instruments: "Instruments", several: "Several") -> "tuple[Workbench, Instruments]":
+def spread(bench: "Session", instruments: "Instruments", several: "Several") -> "tuple[Session, Instruments]":
     """The same for several processes: only the first keeps the models' weights, and gives the others their shards of them."""
+    from seed.distillation.fsdp import empty
     from seed.models.anatomy import Anatomy
-    from seed.scoring.fsdp import empty
 
     if several.leads:
         return bench, dataclasses.replace(instruments, processes=several)
@@ -204,8 +205,8 @@ def lead(
 ) -> list[DistillResult]:
     """Distill, export and judge what is to be distilled."""
     from seed.executor import InProcess
+    from seed.proxy.sweep import Sweep
     from seed.scores import ScoreStore
-    from seed.scoring.sweep import Sweep
     from seed.stages import finals
 
     finals.say_damaged(study, work.members, say=terminal.say)
@@ -218,7 +219,7 @@ def lead(
             executor,
             work.bench,
             plan,
-            folder.read_record(study.dense, DenseResult),
+            study_dir.read_record(study.dense, DenseResult),
             work.members,
             work.budget,
             store=store,
@@ -236,7 +237,7 @@ def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None,
         StudyError: there is no such finished trial.
     """
     from seed.stages.finals import describe_damage
-    from seed.stages.gathering import find_trial
+    from seed.stages.study_record import find_trial
 
     if trial is None:
         finished = {
@@ -281,7 +282,7 @@ def main() -> None:
     if not is_launched():
         distill(path, words, is_json=is_json)
         return
-    from seed.scoring.fsdp import join_processes
+    from seed.distillation.fsdp import join_processes
 
     try:
         with join_processes() as several:

@@ -20,18 +20,18 @@ from seed import cost, resolve
 from seed.config import StudyConfig, list_presets, read_preset
 from seed.console import format_span
 from seed.cost import Shape
+from seed.data.corpus import CorpusRequest, has_own_splits, open_streams, read_source
+from seed.data.documents import SPLITS
 from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
 from seed.models.checks import open_tokenizer
 from seed.models.classes import find_auto_class
 from seed.models.files import check_files
+from seed.models.loader import ModelSource, check_source, choose_device, choose_dtype, explain_failure
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
-from seed.models.teacher import ModelSource, check_source, choose_device, choose_dtype, explain_failure
 from seed.plans import Protocol, StreamRecord
+from seed.proxy.closed_form import measure_gains
 from seed.reporting.wording import count_things, format_bytes, format_count
-from seed.scoring.corpus import CorpusRequest, has_own_splits, open_streams, read_source
-from seed.scoring.documents import SPLITS
-from seed.scoring.refit import measure_gains
 from seed.stages import protocols
 
 # Words of WikiText-2 (Merity et al. 2016, arXiv 1609.07843, table 1), and tokens a word: GPT-2's tokenizer makes 1.17 of

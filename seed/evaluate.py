@@ -18,22 +18,22 @@ from seed.cli import NAMES, argument, json_option, option, read_command, trust_o
 from seed.config import StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
-from seed.folder import StudyFolder, read_record
 from seed.models.integrity import find_damage, refuse_damaged
 from seed.records import DistillResult, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import count_things, format_bytes, format_latency_ratio
 from seed.resolve import choose_text, choose_window
 from seed.stages import planning
+from seed.study_dir import StudyFolder, read_record
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from seed.models.teacher import Teacher
-    from seed.scoring.corpus import TokenStream
-    from seed.scoring.latency import Workload
-    from seed.scoring.tasks import TaskSet
+    from seed.data.corpus import TokenStream
+    from seed.evaluation.latency import Workload
+    from seed.evaluation.tasks import TaskSet
+    from seed.models.loader import Teacher
 
 EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
 
@@ -99,17 +99,17 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand) -> Subj
     """
     study, _, protocol = planning.open_planned(study.root, trust_remote_code=args.trust_remote_code)
     planning.quiet_libraries()
+    from seed import session
     from seed.models.checkpoint import load_checkpoint, load_tokenizer
-    from seed.stages import workbench
 
-    bench = workbench.reopen(study, protocol, device_name=args.device)
+    bench = session.reopen(study, protocol, device_name=args.device)
     window = args.window_tokens or protocol.window_tokens
     return Subject(
         name=path.name,
         model=load_checkpoint(path, device=bench.device, dtype=bench.dtype),
         tokenizer=load_tokenizer(path),
         dense=bench.teacher,
-        stream=workbench.take_test_text(bench, window_tokens=window, test_tokens=args.test_tokens),
+        stream=session.take_test_text(bench, window_tokens=window, test_tokens=args.test_tokens),
         window_tokens=window,
         workload=bench.workload,
         device=bench.device,
@@ -127,11 +127,11 @@ def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
     name = args.model
     settings = resolve.fill_from_files(StudyConfig(model=name, trust_remote_code=args.trust_remote_code))
     planning.quiet_libraries()
+    from seed.data.corpus import open_test_stream
+    from seed.evaluation.latency import Workload
     from seed.models.anatomy import text_config
     from seed.models.checks import refuse_ids
-    from seed.models.teacher import check_source, choose_device, open_teacher
-    from seed.scoring.corpus import open_test_stream
-    from seed.scoring.latency import Workload
+    from seed.models.loader import check_source, choose_device, open_teacher
     from seed.stages import protocols
 
     text = args.test_text or choose_text(name)
@@ -175,11 +175,11 @@ def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
 
 def judge_subject(subject: Subject, *, tasks: "TaskSet | None", terminal: Terminal) -> Judgement:
     """Judge an opened model on its text, by its latency, and by tasks, beside its dense model where it has one."""
+    from seed.evaluation.latency import measure_pair, prepare_run
+    from seed.evaluation.perplexity import choose_micro_batch, compare_models, judge, logits_of, measure_losses
+    from seed.evaluation.tasks import compare_scores, score_tasks
     from seed.models.anatomy import text_config
     from seed.models.checkpoint import measure_size
-    from seed.scoring.latency import measure_pair, prepare_run
-    from seed.scoring.quality import choose_micro_batch, compare_models, judge, logits_of, measure_losses
-    from seed.scoring.tasks import compare_scores, score_tasks
     from seed.stages import protocols
 
     model, dense, stream, device = subject.model, subject.dense, subject.stream, subject.device
@@ -337,7 +337,7 @@ def read_tasks(args: EvaluateCommand) -> "TaskSet | None":
                 raise SeedError(f"--{name.replace('_', '-')}: no task is named. Add --tasks NAMES, or leave it out.")
         return None
     planning.quiet_libraries()
-    from seed.scoring.tasks import open_tasks
+    from seed.evaluation.tasks import open_tasks
 
     return open_tasks(
         args.tasks,

@@ -13,11 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seed import cost
+from seed import cost, session
+from seed.distillation.teacher_states import StoredStates
 from seed.errors import CandidateError
+from seed.evaluation.latency import name_structure
+from seed.evaluation.perplexity import DocumentLosses
 from seed.findings import SearchGain
 from seed.optimize.screening import Screen
 from seed.plans import Environment, SearchPlan
+from seed.proxy.instruments import Instruments
+from seed.proxy.ladder import Proxy
+from seed.proxy.sweep import Sweep
 from seed.records import (
     Candidate,
     DenseResult,
@@ -29,25 +35,10 @@ from seed.records import (
     TrialRecord,
     WidthCut,
 )
-from seed.scoring.instruments import Instruments
-from seed.scoring.latency import name_structure
-from seed.scoring.proxy import Proxy
-from seed.scoring.quality import DocumentLosses
-from seed.scoring.sweep import Sweep
-from seed.scoring.targets import StoredStates
-from seed.stages import (
-    finals,
-    gains,
-    judging,
-    latencies,
-    narrowing,
-    recovering,
-    schooling,
-    workbench,
-)
+from seed.session import Session
+from seed.stages import budgets, finals, judging, latency_table, rivals, students, width_baseline
 from seed.stages.finals import Budget, Made, Tell
-from seed.stages.schooling import Member
-from seed.stages.workbench import Workbench
+from seed.stages.students import Member
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +52,7 @@ class Proofs:
 class Evaluator:
     """Does what it is handed, with one opened study on one device."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Session) -> None:
         self.bench = bench
         self.tell: Tell = lambda amount, note: None
         self.say: Callable[[str], None] = lambda line: None
@@ -70,7 +61,7 @@ class Evaluator:
     @functools.cached_property
     def sweep(self) -> Sweep:
         """Scores of this evaluator, in memory; the dense model's validation losses are measured when first asked for."""
-        return Sweep(workbench.prepare_instruments(self.bench), None)
+        return Sweep(session.prepare_instruments(self.bench), None)
 
     @property
     def instruments(self) -> Instruments:
@@ -91,7 +82,7 @@ class Evaluator:
             stored_dtype=bench.teacher.stored_dtype,
             for_gpu=bench.device.type == "cuda",
         )
-        return workbench.describe_environment(bench), shape, speed, cost.measure_free_bytes(bench.device)
+        return session.describe_environment(bench), shape, speed, cost.measure_free_bytes(bench.device)
 
     def prove(self) -> Proofs:
         """Prove on this very model that cutting, saving, reloading and scoring are right.
@@ -99,20 +90,20 @@ class Evaluator:
         Raises:
             ModelError: this model is not understood well enough.
         """
-        workbench.prove(self.bench)
+        session.prove(self.bench)
         self.tell(1, "cut, saved, reloaded")
-        fault = None if self.bench.gains is None else workbench.prove_closed_form(self.bench, self.instruments)
+        fault = None if self.bench.gains is None else session.prove_closed_form(self.bench, self.instruments)
         self.tell(1, "closed form equals its student")
         return Proofs(fault=fault, dense_validation=self.instruments.dense_validation)
 
     def distrust_closed_form(self) -> None:
         """From now on, do without closed form."""
-        self.bench = workbench.without_closed_form(self.bench)
+        self.bench = session.without_closed_form(self.bench)
         self.sweep.instruments = dataclasses.replace(self.instruments, gains=None)
 
     def measure_latency(self, candidate: Candidate) -> Latency:
         """Time a candidate's structure beside the dense model."""
-        return latencies.measure_latency(self.bench, candidate)
+        return latency_table.measure_latency(self.bench, candidate)
 
     def judge_dense(self, latency: Latency) -> DenseResult:
         """Judge the original on validation and test text. ``latency``: its own."""
@@ -168,7 +159,7 @@ class Evaluator:
         """Play simpler ways to choose on the search's own scores."""
         self.sweep.learn(rows)
         known = {(row.key, row.rung) for row in rows}
-        gain = gains.measure_gain(
+        gain = rivals.measure_gain(
             self.bench, self.sweep, space, trials, plan=plan, solver=solver, on_rival=functools.partial(self.tell, 1)
         )
         new = [row for ours in self.sweep.rows.values() for row in ours.values() if (row.key, row.rung) not in known]
@@ -178,11 +169,11 @@ class Evaluator:
 
     def count_together(self) -> int:
         """How many students can be trained side by side here."""
-        return recovering.count_together(self.bench)
+        return budgets.count_together(self.bench)
 
     def store_states(self, *, steps: int, rng_seeds: Sequence[int]) -> None:
         """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
-        self.sweep.instruments = recovering.store_teacher_states(
+        self.sweep.instruments = budgets.store_teacher_states(
             self.bench,
             self.instruments,
             steps=steps,
@@ -199,7 +190,7 @@ class Evaluator:
             states = torch.from_numpy(stored).view(self.bench.dtype)
         recall = StoredStates(
             states,
-            recovering.list_windows(self.bench, steps=steps, rng_seeds=rng_seeds),
+            budgets.list_windows(self.bench, steps=steps, rng_seeds=rng_seeds),
             num_windows=len(self.instruments.recovery.tokens_NT),
             device=self.bench.device,
         )
@@ -212,7 +203,7 @@ class Evaluator:
     def try_learning_rate(self, member: Member, rate: float, *, distill_tokens: int, rows: Sequence[SweepRow]) -> float:
         """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""
         self.sweep.learn(rows)
-        return schooling.try_rate(
+        return students.try_rate(
             self.bench,
             self.sweep,
             member,
@@ -223,11 +214,11 @@ class Evaluator:
 
     def plan_widths(self, candidates: Sequence[Candidate]) -> list[WidthCut]:
         """The width that has each size of these candidates, in parameters."""
-        return narrowing.plan_widths(self.instruments, candidates)
+        return width_baseline.plan_widths(self.instruments, candidates)
 
     def measure_width_latency(self, width: WidthCut) -> Latency:
         """Time a width beside the dense model."""
-        return narrowing.measure_width_latency(self.bench, self.instruments, width)
+        return width_baseline.measure_width_latency(self.bench, self.instruments, width)
 
     def distill(
         self, members: Sequence[Member], budget: Budget, *, rng_seed: int, rows: Sequence[SweepRow]
@@ -262,7 +253,7 @@ class Evaluator:
             self._proxy = Proxy(
                 self.sweep,
                 rung=self.bench.protocol.rung,
-                short=functools.partial(recovering.short_settings, self.bench),
+                short=functools.partial(budgets.short_settings, self.bench),
                 latency_of=find_latency,
                 say=self._say_line,
             )

@@ -14,15 +14,15 @@ import torch
 from seed.config import StudyConfig
 from seed.errors import ResourceError
 from seed.evaluator import Evaluator
-from seed.models.teacher import choose_device
+from seed.models.loader import choose_device
 from seed.optimize.screening import Screen
 from seed.records import Candidate, Latency, Quality, Scored, SweepRow
 from seed.reporting.wording import count_things
+from seed.session import Session
 from seed.stages.finals import Budget, Made, Spread, Tell
 from seed.stages.protocols import Reference, describe_reference
-from seed.stages.schooling import Member
 from seed.stages.searching import Scorers
-from seed.stages.workbench import Workbench
+from seed.stages.students import Member
 
 Rows = Sequence[SweepRow]
 STRETCHES = 64  # a list is cut into at most: many more than evaluators, so that they end together
@@ -35,7 +35,7 @@ class Executor(Scorers, Spread, Protocol):
     most_on_one_node: int  # of them, which share its memory
     reference: Reference
 
-    def start(self, bench: Workbench, *, say: Callable[[str], None]) -> None:
+    def start(self, bench: Session, *, say: Callable[[str], None]) -> None:
         """Let evaluators have the opened study."""
 
     def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
@@ -58,7 +58,7 @@ class InProcess:
         self.device = device
         self.reference = describe_reference(device)
 
-    def start(self, bench: Workbench, *, say: Callable[[str], None] = lambda line: None) -> None:
+    def start(self, bench: Session, *, say: Callable[[str], None] = lambda line: None) -> None:
         self.evaluator = Evaluator(bench)
         self.evaluator.say = say
 

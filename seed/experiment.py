@@ -14,8 +14,8 @@ from typing import Any
 from seed.console import Terminal, run_command
 from seed.evidence import WIDTH
 from seed.optimize.strategies import STRATEGIES
+from seed.recoveries import RECOVERIES
 from seed.stages import options
-from seed.stages.recoveries import RECOVERIES
 
 STRATEGY_NAMES = (*STRATEGIES, WIDTH)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seed import folder
+from seed import study_dir
 from seed.cli import LAYERS, WHOLE, argument, json_option, option, read_command, spell_command
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
@@ -69,9 +69,9 @@ def export_trial(path: Path, args: ExportCommand, terminal: Terminal) -> "Export
     study, plan, protocol = planning.read_planned(path)
     planning.quiet_libraries()
     from seed.stages import exporting
-    from seed.stages.gathering import find_trial, gather_record
+    from seed.stages.study_record import find_trial, gather_record
 
-    with folder.lock(study):
+    with study_dir.lock(study):
         record = gather_record(study)
         assert args.trial is not None  # see check_words
         chosen = find_trial(record, args.trial, place=study.root)

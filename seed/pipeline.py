@@ -14,45 +14,44 @@ import msgspec
 import torch
 from optuna import Study
 
-from seed import cost, folder, resolve
+from seed import cost, resolve, session, study_dir
 from seed.config import StudyConfig, known
 from seed.console import Terminal, format_seconds
 from seed.errors import ModelError, StudyError
+from seed.evaluation.latency import pool_dense
+from seed.evaluation.perplexity import DocumentLosses
 from seed.evaluator import Proofs
 from seed.executor import Executor, InProcess, open_executor
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
+from seed.models.start import describe_original
 from seed.optimize.frontier import select_frontier
 from seed.optimize.space import contains, drop_layers
 from seed.optimize.storage import open_storage
 from seed.optimize.study import Limits, open_study
 from seed.optimize.trials import OutOfStepError, Trials
 from seed.plans import Environment, SearchPlan
+from seed.proxy.book import ScoreBook
 from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore, list_files
-from seed.scoring.book import ScoreBook
-from seed.scoring.latency import pool_dense
-from seed.scoring.quality import DocumentLosses
+from seed.session import Session
 from seed.stages import (
+    budgets,
     finals,
     finished,
-    gains,
     judging,
-    latencies,
+    latency_table,
     planning,
     publishing,
-    recovering,
-    schooling,
+    rivals,
     searching,
-    workbench,
+    students,
 )
-from seed.stages.gathering import read_losses
-from seed.stages.latencies import LatencyTable
-from seed.stages.schooling import Member
-from seed.stages.starts import describe_original
-from seed.stages.workbench import Workbench
+from seed.stages.latency_table import LatencyTable
+from seed.stages.students import Member
+from seed.stages.study_record import read_losses
+from seed.study_dir import StudyFolder
 
 STEPS = ("proofs", "latency", "dense", "search", "rivals", "distill")  # of a pass, for people who watch
 
@@ -64,7 +63,7 @@ class Pass:
     terminal: Terminal
     settings: StudyConfig
     executor: Executor
-    bench: Workbench
+    bench: Session
     plan: SearchPlan
     environment: Environment
 
@@ -88,7 +87,7 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     study = StudyFolder(settings.studies_dir / resolve.name_study(settings))
     planning.quiet_libraries()
     load = cost.describe_load()
-    folder.require_writable(study.root)
+    study_dir.require_writable(study.root)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
         raise StudyError(
             f"{study.root}: holds a staged search. Repeat it with --stages, or take another name with --study NAME."
@@ -99,13 +98,13 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     ):
         is_new = not study.root.exists()
         if not is_new:  # else it is made once there is something to write
-            folder.create(study.root)
-            held.enter_context(folder.lock(study))
+            study_dir.create(study.root)
+            held.enter_context(study_dir.lock(study))
         bench, filled = open_bench(settings, executor, study, terminal)
         now = plan_search(filled, executor, bench, terminal, load=load)
         if is_new:
-            folder.create(study.root)
-            held.enter_context(folder.lock(study))
+            study_dir.create(study.root)
+            held.enter_context(study_dir.lock(study))
             if study.plan.exists():
                 raise StudyError(
                     f"{study.root}: another process began this study meanwhile. Run the same command again."
@@ -119,18 +118,18 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
 
 def read_device(study: StudyFolder) -> str | None:
     """The name of the device on which a study was begun, or None."""
-    return folder.read_record(study.plan, SearchPlan).identity.get("device") if study.plan.exists() else None
+    return study_dir.read_record(study.plan, SearchPlan).identity.get("device") if study.plan.exists() else None
 
 
 def open_bench(
     settings: StudyConfig, executor: Executor, study: StudyFolder, terminal: Terminal
-) -> tuple[Workbench, StudyConfig]:
+) -> tuple[Session, StudyConfig]:
     """Open model and text, and let evaluators have them."""
     terminal.say(f"opening {settings.model}")
     if (said := describe_original(settings.model)) is not None:
         terminal.say(said)
     device = executor.device if isinstance(executor, InProcess) else torch.device("cpu")
-    bench, filled = workbench.open_for_search(settings, study=study, device=device, reference=executor.reference)
+    bench, filled = session.open_for_search(settings, study=study, device=device, reference=executor.reference)
     for note in bench.teacher.notes:
         terminal.say(f"{settings.model}: {note}")
     executor.start(bench, say=terminal.say)
@@ -140,7 +139,7 @@ def open_bench(
 def plan_search(
     settings: StudyConfig,
     executor: Executor,
-    bench: Workbench,
+    bench: Session,
     terminal: Terminal,
     *,
     load: str | None,
@@ -184,7 +183,7 @@ def continue_or_replace(study: StudyFolder, wanted: SearchPlan, *, say: Callable
     Raises:
         StudyError: it holds some, or is shown in a database, which keeps its first plan.
     """
-    found = folder.read_record(study.plan, SearchPlan)
+    found = study_dir.read_record(study.plan, SearchPlan)
     try:
         return planning.continue_plan(found, wanted, place=study.root)
     except StudyError:
@@ -217,13 +216,13 @@ def search(now: Pass, store: ScoreStore) -> StudyRecord:
     study, plan, settings = now.study, now.plan, now.settings
     if study.plan.exists():
         now.terminal.say(f"continuing the study in {study.root}")
-    folder.write_record(study.plan, plan)
+    study_dir.write_record(study.plan, plan)
     opened = open_optuna(now, store)
     publishing.announce_search(study, opened, plan, complain=now.terminal.say)
-    folder.write_record(study.environment, now.environment)
+    study_dir.write_record(study.environment, now.environment)
     proofs = prove(now)
     table = measure_latencies(now)
-    space = latencies.bound_space(
+    space = latency_table.bound_space(
         now.bench, table.table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
     )
     dense = judge_dense(now, table)
@@ -282,11 +281,11 @@ def prove(now: Pass) -> Proofs:
         raise ModelError(f"{proofs.fault}. Use --proxy short-distillation with this model.")
     if proofs.fault:
         now.terminal.say(f"{proofs.fault}: this study does without closed form")
-        now.bench = workbench.without_closed_form(now.bench)
+        now.bench = session.without_closed_form(now.bench)
         now.executor.distrust_closed_form()
         now.plan = msgspec.structs.replace(now.plan, covers_space=False)
     now.plan = msgspec.structs.replace(now.plan, trusts_closed_form=not proofs.fault)
-    folder.write_record(now.study.plan, now.plan)
+    study_dir.write_record(now.study.plan, now.plan)
     return proofs
 
 
@@ -304,10 +303,10 @@ def judge_dense(now: Pass, table: LatencyTable) -> DenseResult:
     """Judge the original on validation and test text, or read back that it was."""
     now.begin("dense")
     with now.terminal.stage("dense", total=1) as advance:
-        dense = folder.read_record(now.study.dense, DenseResult) if now.study.dense.exists() else None
+        dense = study_dir.read_record(now.study.dense, DenseResult) if now.study.dense.exists() else None
         if dense is None or dense.test_sums is None:
             dense = now.executor.call("judge_dense", pool_dense(table.table.values()))
-            folder.write_record(now.study.dense, dense)
+            study_dir.write_record(now.study.dense, dense)
         dense = judging.score_dense_for_user(now.bench, dense, now.settings.eval_command)
         advance(1, "")
     return dense
@@ -364,7 +363,7 @@ def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreBook, tab
             prepare=prepare,
         )
     frontier = select_members(now, space, trials.store.read_trials())
-    folder.write_record(now.study.frontier, frontier)
+    study_dir.write_record(now.study.frontier, frontier)
     solver = searching.name_solver(now.plan, settings, space, frontier)
     num_members = len(frontier.members)
     terminal.say(
@@ -392,7 +391,7 @@ def compare_rivals(now: Pass, trials: Trials, book: ScoreBook, frontier: Frontie
     """Play simpler ways to choose on the search's own scores, and write down what the search added."""
     now.begin("rivals")
     space = trials.space
-    with now.terminal.stage("rivals", total=len(gains.RIVALS)) as advance:
+    with now.terminal.stage("rivals", total=len(rivals.RIVALS)) as advance:
         if planning.allows_singles(now.plan, space):
             searching.score_singles(now.executor, trials.store, book, space, recovers=now.bench.gains is not None)
         gain, rows = now.executor.call(
@@ -405,14 +404,14 @@ def compare_rivals(now: Pass, trials: Trials, book: ScoreBook, frontier: Frontie
             on_work=advance,
         )
         searching.keep_rows(trials.store, book, rows)
-        folder.write_record(now.study.gain, gain)
+        study_dir.write_record(now.study.gain, gain)
 
 
 def store_states(now: Pass, *, steps: int, rng_seeds: Sequence[int]) -> None:
     """Compute the dense model's last hidden states for distillations of so many steps, once for all evaluators."""
-    if not recovering.uses_stored_states(now.bench):
+    if not budgets.uses_stored_states(now.bench):
         return
-    total = len(recovering.list_windows(now.bench, steps=steps, rng_seeds=rng_seeds))
+    total = len(budgets.list_windows(now.bench, steps=steps, rng_seeds=rng_seeds))
     with now.terminal.stage("dense states", total=total) as advance:  # windows of text
         now.executor.store_states(steps=steps, rng_seeds=rng_seeds, on_work=advance)
 
@@ -428,7 +427,7 @@ def distill(
         publishing.refresh_report(study, opened=opened, complain=terminal.say, is_running=True)  # to look at meanwhile
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
     rng_seeds = finals.list_rng_seeds(bench, plan.replicas)
-    store_states(now, steps=schooling.count_steps(bench, plan.distill_tokens), rng_seeds=rng_seeds)
+    store_states(now, steps=students.count_steps(bench, plan.distill_tokens), rng_seeds=rng_seeds)
     rate = choose_learning_rate(now, members[frontier.members.index(hardest)], book)
     if plan.width_baseline:
         members += list_baselines(now, members)
@@ -465,9 +464,9 @@ def choose_learning_rate(now: Pass, hardest: Member, book: ScoreBook) -> float:
     if len(rates) == 1:
         return rates[0]
     tokens = now.plan.distill_tokens
-    steps = schooling.count_steps(now.bench, tokens // schooling.TUNING_SHARE)
+    steps = students.count_steps(now.bench, tokens // students.TUNING_SHARE)
     with now.terminal.stage("tuning", total=len(rates) * steps, is_share=True) as advance:
-        rate = schooling.choose_learning_rate(
+        rate = students.choose_learning_rate(
             now.study,
             hardest,
             rates=rates,
@@ -496,7 +495,7 @@ def list_baselines(now: Pass, members: Sequence[Member]) -> list[Member]:
     for width in now.executor.call("plan_widths", [member.candidate for member in members]):
         known = now.study.result(width.key)
         latency = (
-            folder.read_record(known, DistillResult).latency
+            study_dir.read_record(known, DistillResult).latency
             if known.exists()
             else now.executor.call("measure_width_latency", width)
         )

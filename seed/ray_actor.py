@@ -16,18 +16,19 @@ import ray
 import torch
 from transformers.dynamic_module_utils import init_hf_modules
 
+from seed import session
+from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError, first_line
 from seed.evaluator import Evaluator
 from seed.executor import Rows
-from seed.folder import StudyFolder
 from seed.records import Candidate
-from seed.scoring.targets import StoredStates
-from seed.stages import finals, workbench
+from seed.session import Session
+from seed.stages import finals
 from seed.stages.finals import Budget, Made
 from seed.stages.planning import quiet_libraries
 from seed.stages.protocols import Reference, describe_reference
-from seed.stages.schooling import Member
-from seed.stages.workbench import Workbench
+from seed.stages.students import Member
+from seed.study_dir import StudyFolder
 
 MOST_RESTARTS = 4  # of each actor
 LATE_SECONDS = 10.0  # for news, which are not worth waiting for
@@ -80,26 +81,26 @@ class Actor:
         return describe_reference(self.device), ray.get_runtime_context().get_node_id()
 
     def run(
-        self, session: list[Any], method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, alone: bool = False
+        self, handle: list[Any], method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, alone: bool = False
     ) -> Any:
         """Do one piece of work; what comes one by one is returned as a list.
 
         Args:
-            session: see ``_open``.
+            handle: see ``_open``.
             method: of ``Evaluator``.
             args: its arguments.
             kwargs: and these.
             alone: the others have nothing to do, so that all cores are free.
         """
-        with self._working(session, num_threads=self.most_threads if alone else self.num_threads) as evaluator:
+        with self._working(handle, num_threads=self.most_threads if alone else self.num_threads) as evaluator:
             found = getattr(evaluator, method)(*args, **kwargs)
             return list(found) if isinstance(found, Iterator) else found
 
     def run_some(
-        self, session: list[Any], method: str, candidates: Sequence[Candidate], kwargs: dict[str, Any]
+        self, handle: list[Any], method: str, candidates: Sequence[Candidate], kwargs: dict[str, Any]
     ) -> list[Any]:
         """Do what yields something for each candidate, with as many of the first as there is time for."""
-        with self._working(session, num_threads=self.num_threads) as evaluator:
+        with self._working(handle, num_threads=self.num_threads) as evaluator:
             found, until = [], time.monotonic() + STRETCH_SECONDS
             for one in getattr(evaluator, method)(candidates, **kwargs):
                 found.append(one)
@@ -108,10 +109,10 @@ class Actor:
             return found
 
     def distill(
-        self, session: list[Any], members: Sequence[Member], budget: Budget, rng_seed: int, rows: Rows
+        self, handle: list[Any], members: Sequence[Member], budget: Budget, rng_seed: int, rows: Rows
     ) -> list[Made]:
         """Distill a group; checkpoints that lie where the coordinator cannot see them are returned file by file."""
-        made: list[Made] = self.run(session, "distill", (members, budget), {"rng_seed": rng_seed, "rows": rows})
+        made: list[Made] = self.run(handle, "distill", (members, budget), {"rng_seed": rng_seed, "rows": rows})
         if self.scratch is None:
             return made
         found = [
@@ -123,9 +124,9 @@ class Actor:
                 shutil.rmtree(one.checkpoint, ignore_errors=True)
         return found
 
-    def share_states(self, session: list[Any], steps: int, rng_seeds: Sequence[int]) -> np.ndarray | None:
+    def share_states(self, handle: list[Any], steps: int, rng_seeds: Sequence[int]) -> np.ndarray | None:
         """Compute the dense model's states, and return the bytes of them; None: they are not stored."""
-        self.run(session, "store_states", (), {"steps": steps, "rng_seeds": rng_seeds}, alone=True)
+        self.run(handle, "store_states", (), {"steps": steps, "rng_seeds": rng_seeds}, alone=True)
         assert self.evaluator is not None
         recall = self.evaluator.instruments.recall
         return recall.stored.view(torch.uint8).numpy() if isinstance(recall, StoredStates) else None
@@ -158,7 +159,7 @@ class Actor:
                 original = self.scratch / f".original-{os.getpid()}"  # others of this node have theirs
                 finals.write_files(beside, original)
                 bench = replace(bench, teacher=replace(bench.teacher, directory=original))
-            bench = workbench.move(bench, self.device, study=StudyFolder(root))
+            bench = session.move(bench, self.device, study=StudyFolder(root))
             self.evaluator = Evaluator(bench)
 
         def put(amount: float | None, note: str) -> None:
@@ -183,10 +184,10 @@ class Actor:
         self.states = stored
 
     @contextlib.contextmanager
-    def _working(self, session: list[Any], *, num_threads: int) -> Iterator[Evaluator]:
-        """Yield the evaluator, on so many threads; its news arrive before the answer does. ``session``: see ``_open``."""
+    def _working(self, handle: list[Any], *, num_threads: int) -> Iterator[Evaluator]:
+        """Yield the evaluator, on so many threads; its news arrive before the answer does. ``handle``: see ``_open``."""
         torch.set_num_threads(num_threads)
-        evaluator = self._open(*session)
+        evaluator = self._open(*handle)
         try:
             yield evaluator
         finally:
@@ -210,14 +211,14 @@ def make_scratch(name: str) -> Path:
     return path
 
 
-def _get_opened(opened: Any) -> tuple[Workbench, dict[str, bytes]]:
+def _get_opened(opened: Any) -> tuple[Session, dict[str, bytes]]:
     """The opened study and what stands beside the original's weights, out of the object store.
 
     Raises:
         ModelError: what it needs is not on this node.
     """
     try:
-        found: tuple[Workbench, dict[str, bytes]] = ray.get(opened)
+        found: tuple[Session, dict[str, bytes]] = ray.get(opened)
     except (ray.exceptions.RaySystemError, ImportError, AttributeError) as error:
         raise ModelError(
             f"the opened model cannot be read on node {socket.gethostname()} ({first_line(error)}). Install the same versions of "

@@ -22,10 +22,10 @@ from seed.models.companions import read_companions
 from seed.optimize.screening import Screen
 from seed.ray_actor import LATE_SECONDS, News
 from seed.records import Candidate, Latency, Quality, Scored, SweepRow, hash_text
+from seed.session import Session
 from seed.stages.finals import Budget, Made, Tell
 from seed.stages.protocols import Reference
-from seed.stages.schooling import Member
-from seed.stages.workbench import Workbench
+from seed.stages.students import Member
 
 MOST_DEATHS = 3  # of evaluators at one piece of work
 START_SECONDS = 600.0  # for an actor to get its resources
@@ -60,7 +60,7 @@ class RayExecutor:
         self.trusts, self.states = True, list[Any]()
         self.say: Callable[[str], None] = lambda line: None
 
-    def start(self, bench: Workbench, *, say: Callable[[str], None] = lambda line: None) -> None:
+    def start(self, bench: Session, *, say: Callable[[str], None] = lambda line: None) -> None:
         beside = read_companions(bench.teacher.directory)  # an export needs them, wherever it is written
         self.opened, self.root, self.say = ray.put((bench, beside)), bench.folder.root.absolute(), say
         self.scratch = f"seed-{hash_text(f'{socket.gethostname()}:{self.root}')[:16]}"
@@ -75,13 +75,13 @@ class RayExecutor:
         kill_actors([*(worker.actor for worker in self.workers), self.news])
 
     @property
-    def session(self) -> list[Any]:
+    def handle(self) -> list[Any]:
         """What an actor needs to open the study; a list, so that Ray hands on references instead of what they refer to."""
         return [self.opened, self.home, self.root, self.scratch, self.news, self.turn, self.trusts, self.states]
 
     def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
         def submit(actor: Any, work: None) -> Any:
-            return actor.run.remote(self.session, method, args, kwargs, alone=True)
+            return actor.run.remote(self.handle, method, args, kwargs, alone=True)
 
         [found] = self._spread([None], submit, is_alone=True, on_work=on_work)
         return found
@@ -91,7 +91,7 @@ class RayExecutor:
 
     def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_work: Tell) -> None:
         def submit(actor: Any, work: None) -> Any:
-            return actor.share_states.remote(self.session, steps, rng_seeds)
+            return actor.share_states.remote(self.handle, steps, rng_seeds)
 
         [found] = self._spread([None], submit, is_alone=True, on_work=on_work)
         # put here, since what another node put is lost with it
@@ -128,7 +128,7 @@ class RayExecutor:
     ) -> Iterator[list[Made]]:
         def submit(actor: Any, work: tuple[Sequence[Member], int]) -> Any:
             members, rng_seed = work
-            return actor.distill.remote(self.session, members, budget, rng_seed, rows)
+            return actor.distill.remote(self.handle, members, budget, rng_seed, rows)
 
         yield from self._spread(works, submit, at_once=1, on_work=on_work, complain=complain)
 
@@ -142,7 +142,7 @@ class RayExecutor:
         """Hand out stretches, and what evaluators leave of them. ``know``: what else the method is told of a stretch."""
 
         def submit(actor: Any, stretch: Sequence[Candidate]) -> Any:
-            return actor.run_some.remote(self.session, method, list(stretch), know(stretch))
+            return actor.run_some.remote(self.handle, method, list(stretch), know(stretch))
 
         def leave(stretch: Sequence[Candidate], found: list[Any]) -> Sequence[Candidate]:
             return stretch[len(found) :]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seed import folder, untrusted
+from seed import study_dir, untrusted
 from seed.cli import argument, json_option, option, read_command, storage_option
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
@@ -32,16 +32,16 @@ def report_study(
     Raises:
         SeedError: there is no such study, or no browser draws pictures.
     """
-    study = folder.open_existing(path)
+    study = study_dir.open_existing(path)
     from seed.reporting.pictures import draw_figures, find_browser, write_pictures
     from seed.reporting.summary import show_result
     from seed.stages.publishing import open_shown, refresh_report, spell_storage
 
     if formats:
         find_browser()  # before anything is written
-    with folder.lock(study):
-        folder.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
-        plan = folder.read_record(study.plan, SearchPlan)
+    with study_dir.lock(study):
+        study_dir.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
+        plan = study_dir.read_record(study.plan, SearchPlan)
         opened = open_shown(study, plan, storage=storage, complain=terminal.say)
         record = refresh_report(study, opened=opened, complain=terminal.say)
     show_result(terminal, record, study=study, storage=spell_storage(record.plan, study))
@@ -66,8 +66,8 @@ def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
     from seed.reporting.staged import show_staged, write_staged_page
 
     untrusted.refuse_strays(path)
-    study = folder.StudyFolder(path)
-    staged = folder.read_record(study.stages, StagedSearch)
+    study = study_dir.StudyFolder(path)
+    staged = study_dir.read_record(study.stages, StagedSearch)
     write_staged_page(staged, study.report)
     show_staged(terminal, staged, root=path)
     return staged
@@ -80,13 +80,13 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
         SeedError: one of them is no study, or the same as another.
     """
     from seed.reporting.studies import name_page, name_studies, say_comparison, write_frontiers_page
-    from seed.stages.gathering import gather_record
+    from seed.stages.study_record import gather_record
 
     if len({path.resolve() for path in paths}) < len(paths):
         raise StudyError(f"{' '.join(map(str, paths))}: the same study more than once. Name each of them once.")
     records = []
-    for study in [folder.open_existing(path) for path in paths]:
-        with folder.lock(study):
+    for study in [study_dir.open_existing(path) for path in paths]:
+        with study_dir.lock(study):
             records.append(gather_record(study))
     named = dict(zip(name_studies(paths), records, strict=True))
     page = output or paths[0].resolve().parent / name_page(paths)
@@ -119,10 +119,10 @@ def report_one(args: ReportCommand, terminal: Terminal) -> "SearchLine | StagedL
     from seed.reporting.result_line import describe_search, describe_staged
 
     [path] = args.study
-    if folder.StudyFolder(path).stages.is_file():
+    if study_dir.StudyFolder(path).stages.is_file():
         return describe_staged(report_stages(path, terminal), path)
     return describe_search(
-        report_study(path, terminal, formats=args.formats, storage=args.storage), folder.StudyFolder(path)
+        report_study(path, terminal, formats=args.formats, storage=args.storage), study_dir.StudyFolder(path)
     )
 
 
@@ -144,7 +144,7 @@ def check_words(args: ReportCommand) -> None:
     Raises:
         StudyError: with what to type instead.
     """
-    formats, stages = args.formats, [path for path in args.study if folder.StudyFolder(path).stages.is_file()]
+    formats, stages = args.formats, [path for path in args.study if study_dir.StudyFolder(path).stages.is_file()]
     for_one = [*formats, *["json"] * args.json, *["storage"] * bool(args.storage)]
     if len(args.study) > 1 and for_one:
         raise StudyError(

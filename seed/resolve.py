@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seed import folder
+from seed import study_dir
 from seed.cli import spell_command
 from seed.config import StudyConfig, known, list_presets, read_file, read_preset
 from seed.errors import CorpusError, ModelError, SpaceError
+from seed.models.start import Start, find_origin, read_start
 from seed.optimize.space import make_space, narrow_space
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things
-from seed.stages.starts import Start, find_origin, read_start
 
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
 DEFAULT_TEXT = "wikitext2"  # of models of the hub
@@ -117,7 +117,7 @@ def name_study(settings: StudyConfig) -> str:
     Raises:
         StudyError: it cannot be a folder's name.
     """
-    return folder.name_study(settings.study or name_default_study(settings.model))
+    return study_dir.name_study(settings.study or name_default_study(settings.model))
 
 
 def name_default_study(model: str) -> str:

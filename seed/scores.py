@@ -23,8 +23,8 @@ import numpy as np
 
 from seed import untrusted
 from seed.errors import SeedError, StudyError
-from seed.folder import deny, refuse_write, require_readable
 from seed.records import SweepRow, TrialRecord
+from seed.study_dir import deny, refuse_write, require_readable
 
 TABLES = {
     "scores": (

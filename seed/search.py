@@ -15,9 +15,9 @@ from seed.config import DEFAULTS, StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import SeedError
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
+from seed.models.start import describe_original
 from seed.stages import planning
-from seed.stages.starts import describe_original
+from seed.study_dir import StudyFolder
 
 if TYPE_CHECKING:
     from seed.evidence import StagedSearch

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from seed import folder, resolve
+from seed import resolve, study_dir
 from seed.config import StudyConfig, parse_stages
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import StagedSearch, StageRecord
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
 from seed.optimize.replication import is_paired, stack_losses
 from seed.records import Estimate
 from seed.reporting.wording import count_things
 from seed.stages import planning
 from seed.stats import CANNOT_TELL, NOTHING, judge_difference
+from seed.study_dir import StudyFolder
 
 STAGED_SIZE = 2  # models that are distilled in each stage, unless told otherwise
 
@@ -74,7 +74,7 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
         start = root / stages[-1].name / "models" / stages[-1].result.key if stages else None
         record = run(f"stage-{number}", depth + count, start=start)
         if not stages:  # what later stages go on from is settled now; before, nothing was there to be mixed
-            folder.write_bytes(study.stages_plan, json.dumps(decisive, indent=1).encode() + b"\n")
+            study_dir.write_bytes(study.stages_plan, json.dumps(decisive, indent=1).encode() + b"\n")
         stage = describe_stage(f"stage-{number}", record)
         stopped = reach_target(stage, settings)
         if stage.result.validation.ppl_ratio > (settings.max_ppl_ratio or math.inf):
@@ -106,7 +106,7 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
         verdict=verdict,
         command=resolve.typed_command(settings),
     )
-    folder.write_record(study.stages, staged)
+    study_dir.write_record(study.stages, staged)
     return staged
 
 
@@ -128,7 +128,7 @@ def check_plan(settings: StudyConfig, study: StudyFolder) -> dict[str, str | int
         "recovery": settings.chosen_recovery.name,
     }
     if study.stages_plan.exists():
-        known = folder.read_record(study.stages_plan, dict[str, str | int | float | None])
+        known = study_dir.read_record(study.stages_plan, dict[str, str | int | float | None])
         planning.require_same_settings(known, decisive, place=study.root)
     return decisive
 
@@ -144,7 +144,7 @@ def name_root(settings: StudyConfig) -> Path:
     assert settings.stages is not None
     stages = settings.stages.replace("…", "...").replace("+...", "-on").replace("+", "-").replace(" ", "")
     name = settings.study or f"{resolve.name_default_study(settings.model)}-{stages}"
-    return settings.studies_dir / folder.name_study(name)
+    return settings.studies_dir / study_dir.name_study(name)
 
 
 def reach_target(stage: StageRecord, settings: StudyConfig) -> str | None:

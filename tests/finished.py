@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from seed import folder
+from seed import study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
-from seed.folder import StudyFolder
+from seed.evaluation.latency import name_structure
 from seed.records import Candidate, DistillResult, Latency
 from seed.scores import ScoreStore
-from seed.scoring.latency import name_structure
 from seed.search import search
-from seed.stages.workbench import Workbench
+from seed.session import Session
+from seed.study_dir import StudyFolder
 from tests.scoring.opened import time_candidate
 
 NAME = "<img src=x onerror=alert(1)>"
@@ -54,12 +54,12 @@ def timed_alike() -> Iterator[list[str]]:
     """Let no stopwatch decide, so that two passes can be compared; yield the structures that were timed."""
     timed: list[str] = []
 
-    def measure(bench: Workbench, candidate: Candidate) -> Latency:
+    def measure(bench: Session, candidate: Candidate) -> Latency:
         timed.append(name_structure(bench.anatomy, candidate))
         return msgspec.structs.replace(time_candidate(candidate), structure=timed[-1])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seed.stages.latencies.measure_latency", measure)
+        patch.setattr("seed.stages.latency_table.measure_latency", measure)
         yield timed
 
 
@@ -96,7 +96,7 @@ def describe(study: StudyFolder) -> dict[str, Any]:
             for one in msgspec.json.decode(study.frontier.read_bytes())["members"]
         ],
         "results": {
-            path.name: forget_times(folder.read_record(path, DistillResult)) for path in study.distilled.iterdir()
+            path.name: forget_times(study_dir.read_record(path, DistillResult)) for path in study.distilled.iterdir()
         },
         "models": {
             path.relative_to(study.models).as_posix(): path.read_bytes()

@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
+from seed.models.loader import CARD
 from seed.models.stored import INDEX
-from seed.models.teacher import CARD
 from tests.conftest import make_model, make_tokenizer
 
 COMMIT = "4e20de362430cd3b72f300e6b0f18e50e7166e08"

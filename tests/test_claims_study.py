@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from seed import folder
+from seed import study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
@@ -23,7 +23,7 @@ from tests.scoring.opened import drop
 from tests.stages.opened import make_plan, open_bench, open_sweep
 
 RECORD = Path(__file__).parent.parent / "studies" / "claims" / "record"
-PUBLISHED = folder.read_record(RECORD / "claims.json", Evidence)
+PUBLISHED = study_dir.read_record(RECORD / "claims.json", Evidence)
 VERDICTS = {
     **dict.fromkeys(("quality", "speed", "light", "ends", "places", "order"), HOLDS),
     **dict.fromkeys(("stages", "width", "pretraining"), FAILS),

@@ -162,13 +162,13 @@ print(json.dumps(dict(perplexity=math.exp(loss), seed_imported="seed" in sys.mod
 
 def save_test_windows(study: Path, target: Path) -> None:
     """Write the very windows that the study's test PPL was computed on."""
-    from seed import folder
+    from seed import session, study_dir
     from seed.plans import SearchPlan
-    from seed.stages import planning, workbench
+    from seed.stages import planning
 
-    opened = folder.open_existing(study)
-    protocol = planning.read_protocol(folder.read_record(opened.plan, SearchPlan), place=study)
-    bench = workbench.reopen(opened, protocol, device_name="cpu")
+    opened = study_dir.open_existing(study)
+    protocol = planning.read_protocol(study_dir.read_record(opened.plan, SearchPlan), place=study)
+    bench = session.reopen(opened, protocol, device_name="cpu")
     target.write_text(json.dumps(bench.streams["test"].tokens_NT.tolist()))
 
 
@@ -516,9 +516,9 @@ def test_a_full_disk_is_reported_and_leaves_nothing_half_written(make_checkpoint
 def test_two_searches_of_one_study_do_not_mix(make_checkpoint, text_file, tmp_path):
     words = search_words(make_checkpoint(), text_file, "--study=busy", "--no-distill", "--max-dropped=1")
     run_seed(*words, cwd=tmp_path)
-    from seed import folder
+    from seed import study_dir
 
-    with folder.lock(folder.open_existing(tmp_path / "studies" / "busy")):
+    with study_dir.lock(study_dir.open_existing(tmp_path / "studies" / "busy")):
         error = error_of(run_seed(*words, cwd=tmp_path, code=2))
     assert f"pid {os.getpid()}" in error
 

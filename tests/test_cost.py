@@ -12,14 +12,14 @@ import torch
 from seed import cost
 from seed.config import StudyConfig
 from seed.cost import Cost, Shape, Speed
+from seed.distillation import memory
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
 from seed.optimize.space import drop_layers, enumerate_candidates
+from seed.proxy.closed_form import count_fit_bytes
+from seed.proxy.subset_walker import count_work
 from seed.records import SearchSpace
-from seed.scoring import memory
-from seed.scoring.refit import count_fit_bytes
-from seed.scoring.subsets import count_work
-from seed.stages.workbench import Workbench
+from seed.session import Session
 from tests.stages.opened import PROTOCOL, SPACE, make_plan, open_bench
 
 SPEED = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, step=1e-3, num_layers=4)
@@ -50,7 +50,7 @@ GPU_PROTOCOL = msgspec.structs.replace(
 )
 
 
-def measure(bench: Workbench, *, for_gpu: bool = False) -> tuple[Shape, Speed]:
+def measure(bench: Session, *, for_gpu: bool = False) -> tuple[Shape, Speed]:
     return cost.measure_parts(
         bench.anatomy,
         bench.protocol,
@@ -62,16 +62,16 @@ def measure(bench: Workbench, *, for_gpu: bool = False) -> tuple[Shape, Speed]:
     )
 
 
-def estimate(bench: Workbench, *, trials: int = 5, covers_space: bool = False, distill: bool = False) -> Cost:
+def estimate(bench: Session, *, trials: int = 5, covers_space: bool = False, distill: bool = False) -> Cost:
     plan = make_plan(bench, StudyConfig(), trials=trials, covers_space=covers_space)
     return cost.estimate_cost(measure(bench)[0], bench.protocol, plan, SPEED, distill=distill)
 
 
-def price_sweep(bench: Workbench, *, space: SearchSpace = SPACE) -> float:
+def price_sweep(bench: Session, *, space: SearchSpace = SPACE) -> float:
     return cost.price_sweep(measure(bench)[0], msgspec.structs.replace(bench.protocol, space=space), SPEED)
 
 
-def price_singles(bench: Workbench) -> float:
+def price_singles(bench: Session) -> float:
     singles = [drop_layers(4, [layer]) for layer in (3, 2, 1, 0)]
     return cost.price_work(count_work(singles, closed_form=True), bench.protocol, SPEED)
 

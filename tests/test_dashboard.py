@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from seed import dashboard, folder
+from seed import dashboard, study_dir
 from seed.dashboard import make_app, open_server, refuse_strangers
-from seed.folder import StudyFolder
 from seed.plans import SearchPlan
 from seed.stages.publishing import open_shown, refresh_report
+from seed.study_dir import StudyFolder
 from tests.finished import NAME, Finished
 from tests.running import environment, error_of, run_seed
 
@@ -48,7 +48,7 @@ def ask(address: str, path: str = "/api/studies/0") -> Any:
 def test_a_finished_study_is_shown_with_names_notes_figures_and_cards(finished_study: Finished) -> None:
     study = finished_study.folder
     journal = study.journal.read_bytes()
-    with folder.lock(study), serve(study) as address:  # as beside a search that goes on
+    with study_dir.lock(study), serve(study) as address:  # as beside a search that goes on
         assert address.endswith("/dashboard/studies/0")
         found = ask(address)
         assert found["objective_names"] == ["PPL ratio (closed form)", "latency ratio"]
@@ -63,7 +63,7 @@ def test_a_finished_study_is_shown_with_names_notes_figures_and_cards(finished_s
 
 def test_beside_a_running_search_the_note_says_so(finished_study: Finished, tmp_path: Path) -> None:
     study = finished_study.copy(tmp_path)
-    opened = open_shown(study, folder.read_record(study.plan, SearchPlan), storage=None, complain=pytest.fail)
+    opened = open_shown(study, study_dir.read_record(study.plan, SearchPlan), storage=None, complain=pytest.fail)
     refresh_report(study, opened=opened, complain=pytest.fail, is_running=True)
     with serve(study) as address:
         assert "The search goes on" in ask(address)["note"]["body"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seed import folder
+from seed import study_dir
 from seed.records import Frontier
 from seed.reporting.result_line import DistillLine, SearchLine
 from tests import started
@@ -115,8 +115,8 @@ def test_what_one_process_finds_wrong_ends_both(searched, tmp_path):
 def test_processes_that_see_different_folders_do_not_train(searched, tmp_path):
     path = shutil.copytree(searched, tmp_path / "other")
     frontier = path / "studies" / "tiny" / "frontier.json"
-    emptied = msgspec.structs.replace(folder.read_record(frontier, Frontier), members=())
-    folder.write_record(frontier, emptied)
+    emptied = msgspec.structs.replace(study_dir.read_record(frontier, Frontier), members=())
+    study_dir.write_record(frontier, emptied)
     first, second = Pair(tmp_path, "studies/tiny", cwd=searched, second_cwd=path).end()
     assert first[0] == 2
     assert first[2].startswith("error: the 2 processes of this run see different folders")

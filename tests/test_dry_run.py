@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from seed import cost, dry_run, resolve
+from seed import cost, dry_run, resolve, session
 from seed.config import StudyConfig, list_presets, read_preset
 from seed.cost import Shape, Speed
+from seed.data.corpus import CorpusRequest, read_source
 from seed.errors import ModelError, SpaceError
-from seed.folder import StudyFolder
 from seed.models.anatomy import Anatomy
-from seed.models.teacher import ModelSource
-from seed.scoring.corpus import CorpusRequest, read_source
-from seed.stages import workbench
+from seed.models.loader import ModelSource
 from seed.stages.protocols import describe_reference
+from seed.study_dir import StudyFolder
 from tests.test_cost import GPU, GPU_PROTOCOL, measure
 
 MakeCheckpoint = Callable[..., Path]
@@ -63,7 +62,7 @@ def test_a_dry_run_and_the_search_agree_given_the_same_speeds(
     same = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, step=1e-3, num_layers=4)
     monkeypatch.setattr(cost, "time_parts", lambda *_args, **_settings: same)
     said = run(settings)
-    bench, filled = workbench.open_for_search(
+    bench, filled = session.open_for_search(
         resolve.resolve_config(settings),
         study=StudyFolder(tmp_path / "dry"),
         device=CPU,

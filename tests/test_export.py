@@ -14,16 +14,16 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import seed
-from seed import distill, evaluate, folder
+from seed import distill, evaluate, study_dir
 from seed.errors import ModelError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.integrity import find_damage
+from seed.models.start import describe_original, read_start
 from seed.plans import SearchPlan
 from seed.records import TrialRecord
 from seed.reporting.result_line import ExportLine
 from seed.stages import exporting, planning, protocols
-from seed.stages.gathering import find_trial, gather_record
-from seed.stages.starts import describe_original, read_start
+from seed.stages.study_record import find_trial, gather_record
 from tests.finished import Finished
 from tests.hub import COMMIT, Hub, fill_repository
 from tests.models.test_integrity import DAMAGES
@@ -229,7 +229,7 @@ def test_a_recovered_model_that_is_cut_again_says_which_weights_it_comes_from(pl
     assert (place.path / "out" / "LICENSE").read_text() == "Ours."
 
     # so does a study of a recovered model
-    plan = folder.read_record(place.study.plan, SearchPlan)
+    plan = study_dir.read_record(place.study.plan, SearchPlan)
     protocol = msgspec.structs.replace(
         planning.read_protocol(plan, place=place.path),
         start=str(start),

@@ -15,11 +15,11 @@ import transformers
 
 from seed.config import StudyConfig
 from seed.errors import StudyError
-from seed.folder import StudyFolder
 from seed.models.integrity import find_damage
 from seed.optimize.storage import open_storage
 from seed.scores import ScoreStore
 from seed.search import search
+from seed.study_dir import StudyFolder
 from tests import started
 from tests.conftest import MakeCheckpoint, make_config, make_tokenizer
 from tests.finished import SMALL, Finished, Heard

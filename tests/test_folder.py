@@ -15,11 +15,11 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from seed import folder
+from seed import study_dir
 from seed.errors import ResourceError, StudyError
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
 from seed.records import Candidate, DenseResult
+from seed.study_dir import StudyFolder
 from tests.running import environment
 
 from .reporting import factory
@@ -34,17 +34,17 @@ def names(place: Path) -> list[str]:
 
 def test_names_that_cannot_be_folders_are_refused() -> None:
     for name in ("demo", "a", "Llama-3.2_1B", "0", "a" * 100, "x..y"):
-        assert folder.name_study(name) == name
+        assert study_dir.name_study(name) == name
     for name in ("", ".", "..", ".hidden", "a/b", "../a", "a b", "-x", "naïve", "a\n", "a" * 101, "a\0"):
         with pytest.raises(StudyError, match=r"--study.*--studies-dir"):
-            folder.name_study(name)
+            study_dir.name_study(name)
 
 
 def test_a_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> None:
-    study = folder.create(tmp_path / "studies" / "demo")
+    study = study_dir.create(tmp_path / "studies" / "demo")
     assert names(study.root) == []
     (study.root / "kept").write_text("x")
-    assert folder.create(study.root).name == "demo"  # again is fine
+    assert study_dir.create(study.root).name == "demo"  # again is fine
     assert names(study.root) == ["kept"]
     paths = [value for value in vars(study).values() if isinstance(value, Path) and value != study.root]
     assert all(path.parent in (study.root, study.work) for path in paths)
@@ -55,16 +55,16 @@ def test_a_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) -> Non
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResourceError, match=rf"{place}: cannot write there.*--studies-dir"):
-        folder.create(tmp_path / place)
+        study_dir.create(tmp_path / place)
     assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_a_folder_without_a_plan_is_no_study(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(StudyError, match="not a study"):
-            folder.open_existing(place)
+            study_dir.open_existing(place)
     (tmp_path / "plan.json").write_text("{}")
-    assert folder.open_existing(tmp_path).root == tmp_path
+    assert study_dir.open_existing(tmp_path).root == tmp_path
 
 
 # ---- writing
@@ -72,8 +72,8 @@ def test_a_folder_without_a_plan_is_no_study(tmp_path: Path) -> None:
 
 def test_bytes_are_written_whole_into_new_directories(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
-    folder.write_bytes(path, b"old" * 1000)
-    folder.write_bytes(path, b"new")
+    study_dir.write_bytes(path, b"old" * 1000)
+    study_dir.write_bytes(path, b"new")
     assert path.read_bytes() == b"new"
     assert names(path.parent) == ["file"]
 
@@ -94,7 +94,7 @@ def test_a_file_that_finds_no_room_keeps_the_old_one(
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         with pytest.raises(ResourceError, match=r"frontier\.json: cannot be written \((File too|No space)") as caught:
-            folder.write_bytes(path, b"n" * 100_000)
+            study_dir.write_bytes(path, b"n" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, heard)
@@ -106,7 +106,7 @@ def test_a_file_that_finds_no_room_keeps_the_old_one(
 def test_a_file_in_the_place_of_its_directory_is_a_resource_error(tmp_path: Path) -> None:
     (tmp_path / "distilled").write_text("in the way")
     with pytest.raises(ResourceError, match="cannot be written"):
-        folder.write_bytes(tmp_path / "distilled" / "drop-1.json", b"new")
+        study_dir.write_bytes(tmp_path / "distilled" / "drop-1.json", b"new")
 
 
 # ---- records
@@ -115,40 +115,40 @@ def test_a_file_in_the_place_of_its_directory_is_a_resource_error(tmp_path: Path
 def test_a_record_comes_back_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     record = factory.make_record()
-    folder.write_record(path, record)
-    assert folder.read_record(path, StudyRecord) == record
+    study_dir.write_record(path, record)
+    assert study_dir.read_record(path, StudyRecord) == record
     assert path.read_text().endswith("}\n")
     assert len(path.read_text().splitlines()) > 1000  # people read it, too
     for known in ({}, {"2e-5": {"best": 1 / 3}}):
-        folder.write_record(path, known)
-        assert folder.read_record(path, dict[str, dict[str, float]]) == known
+        study_dir.write_record(path, known)
+        assert study_dir.read_record(path, dict[str, dict[str, float]]) == known
 
 
 def test_a_record_that_would_not_read_back_is_not_written(tmp_path: Path) -> None:
     dense = factory.make_record().dense
     record = replace(dense, test=replace(dense.test, standard_error=float("nan")))
     with pytest.raises(StudyError, match=r"dense\.json: not written.*not finite.*test\.standard_error"):
-        folder.write_record(tmp_path / "dense.json", record)
+        study_dir.write_record(tmp_path / "dense.json", record)
     assert not names(tmp_path)
 
 
 def test_a_torn_record_and_one_whose_numbers_changed_on_the_disk_are_study_errors(tmp_path: Path) -> None:
     path = tmp_path / "dense.json"
     dense = factory.make_record().dense
-    folder.write_record(path, dense)
+    study_dir.write_record(path, dense)
     content = path.read_bytes()
     for share in (0.0, 0.1, 0.5, 0.99):
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(
             StudyError, match=r"cannot be read.*Remove this file and run the search of this study again"
         ):
-            folder.read_record(path, DenseResult)
+            study_dir.read_record(path, DenseResult)
     digit = content.index(b".", content.index(b'"loss"')) + 1
     path.write_bytes(content[:digit] + (b"7" if content[digit : digit + 1] != b"7" else b"3") + content[digit + 1 :])
     with pytest.raises(StudyError, match=r"dense\.json: cannot be read \(its checksum is that of another content\)"):
-        folder.read_record(path, DenseResult)
+        study_dir.read_record(path, DenseResult)
     path.write_bytes(msgspec.json.encode(dense))  # as earlier versions wrote it
-    assert folder.read_record(path, DenseResult) == dense
+    assert study_dir.read_record(path, DenseResult) == dense
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_record_of_another_form_is_a_study_error(tmp_path: Path, content: byte
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(StudyError, match=said) as caught:
-        folder.read_record(path, Candidate)
+        study_dir.read_record(path, Candidate)
     assert str(caught.value).startswith(str(path))
 
 
@@ -176,7 +176,7 @@ def test_what_no_search_makes_is_not_made_up_by_one(tmp_path: Path) -> None:
     for name in ("compare.json", "fidelity.json"):
         (tmp_path / name).write_bytes(b"{")
         with pytest.raises(StudyError, match="Remove this file and run this command again, which begins anew"):
-            folder.read_record(tmp_path / name, StudyRecord)
+            study_dir.read_record(tmp_path / name, StudyRecord)
 
 
 # ---- the lock
@@ -210,24 +210,24 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_study_has_one_holder_and_kill_9_frees_it(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     study = StudyFolder(tmp_path)
-    with pytest.raises(StudyError, match=f"in use by another process \\(pid {holder.pid}\\)"), folder.lock(study):
+    with pytest.raises(StudyError, match=f"in use by another process \\(pid {holder.pid}\\)"), study_dir.lock(study):
         raise AssertionError("two holders")
     (tmp_path / ".lock").write_text("7 on elsewhere")
-    with pytest.raises(StudyError, match=r"in use on elsewhere \(pid 7\)\. Wait for it"), folder.lock(study):
+    with pytest.raises(StudyError, match=r"in use on elsewhere \(pid 7\)\. Wait for it"), study_dir.lock(study):
         raise AssertionError("two holders")
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait(timeout=30)
-    with folder.lock(study):
+    with study_dir.lock(study):
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {socket.gethostname()}"
 
 
 def test_a_lock_is_freed_when_the_work_fails(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path)
-    with pytest.raises(ZeroDivisionError), folder.lock(study):
+    with pytest.raises(ZeroDivisionError), study_dir.lock(study):
         raise ZeroDivisionError
-    with folder.lock(study), pytest.raises(StudyError, match=f"pid {os.getpid()}"), folder.lock(study):
+    with study_dir.lock(study), pytest.raises(StudyError, match=f"pid {os.getpid()}"), study_dir.lock(study):
         raise AssertionError("two holders in one process")
-    with folder.lock(study):
+    with study_dir.lock(study):
         pass
 
 
@@ -258,7 +258,7 @@ def test_a_directory_is_replaced_as_a_whole_when_all_is_on_the_disk(
     for leftover in (".drop-1.new", ".drop-1.old"):  # of a killed run
         (target.parent / leftover).mkdir()
         (target.parent / leftover / "stale").write_text("stale")
-    with folder.replace_directory(target) as aside:
+    with study_dir.replace_directory(target) as aside:
         assert aside.parent == target.parent  # one file system, so that renaming is one step
         (aside / "deeper").mkdir()
         files = [aside / "config.json", aside / "deeper" / "template.jinja"]
@@ -274,10 +274,10 @@ def test_a_directory_that_is_mounted_is_filled_where_it_is(tmp_path: Path, monke
     target.mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
     before = target.stat().st_ino
-    with pytest.raises(ResourceError, match="Name a place"), folder.replace_directory(target) as aside:
+    with pytest.raises(ResourceError, match="Name a place"), study_dir.replace_directory(target) as aside:
         shutil.copy(tmp_path / "gone", aside)
     assert names(target) == []
-    with folder.replace_directory(target) as aside:
+    with study_dir.replace_directory(target) as aside:
         (aside / "config.json").write_text("{}")
     assert names(target) == ["config.json"]
     assert target.stat().st_ino == before
@@ -285,7 +285,7 @@ def test_a_directory_that_is_mounted_is_filled_where_it_is(tmp_path: Path, monke
 
 
 def replace_and_fail(target: Path, fail: Callable[[Path], object]) -> None:
-    with folder.replace_directory(target) as aside:
+    with study_dir.replace_directory(target) as aside:
         (aside / "half").write_text("half")
         fail(aside)
 
@@ -316,16 +316,16 @@ def test_a_directory_is_kept_when_the_work_fails(
 
 
 def test_a_disk_without_room_is_refused_before_the_work(tmp_path: Path) -> None:
-    folder.require_room(tmp_path, needed_bytes=1, purpose="nothing")
+    study_dir.require_room(tmp_path, needed_bytes=1, purpose="nothing")
     with pytest.raises(ResourceError, match=r"six checkpoints needs about 1000000000\.00 GB.*--frontier-size"):
-        folder.require_room(tmp_path, needed_bytes=10**18, purpose="six checkpoints")
+        study_dir.require_room(tmp_path, needed_bytes=10**18, purpose="six checkpoints")
 
 
 def test_a_scratch_directory_is_empty_at_first_and_gone_in_the_end(tmp_path: Path) -> None:
     path = tmp_path / "work" / "scratch"
     path.mkdir(parents=True)
     (path / "left by a killed process").touch()
-    with folder.make_scratch(path) as scratch:
+    with study_dir.make_scratch(path) as scratch:
         assert scratch == path
         assert not list(path.iterdir())
         (path / "file").touch()
@@ -336,10 +336,10 @@ def test_a_disk_that_can_only_be_read_is_not_told_to_be_full(tmp_path: Path) -> 
     read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
     with (
         pytest.raises(ResourceError, match="can only be read: choose a writable place") as caught,
-        folder.explain_resource_errors(tmp_path),
+        study_dir.explain_resource_errors(tmp_path),
     ):
         raise read_only
     assert "room" not in str(caught.value)
-    assert "room" not in str(folder.refuse_write(tmp_path / "plan.json", read_only))
-    with pytest.raises(StudyError, match="its own cure"), folder.explain_resource_errors(tmp_path):
+    assert "room" not in str(study_dir.refuse_write(tmp_path / "plan.json", read_only))
+    with pytest.raises(StudyError, match="its own cure"), study_dir.explain_resource_errors(tmp_path):
         raise StudyError("its own cure") from read_only

@@ -7,17 +7,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from seed import folder, pipeline
+from seed import pipeline, session, study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
-from seed.folder import StudyFolder
 from seed.plans import SearchPlan
+from seed.proxy.ladder import Proxy
 from seed.records import Candidate, Evaluation, SweepRow
 from seed.scores import ScoreStore
-from seed.scoring.proxy import Proxy
 from seed.search import search
-from seed.stages import finals, gains, judging, latencies, planning, publishing, workbench
+from seed.stages import finals, judging, latency_table, planning, publishing, rivals
+from seed.study_dir import StudyFolder
 from tests.finished import Finished, describe, timed_alike
 from tests.reporting.factory import make_trials
 from tests.stages.opened import PROTOCOL
@@ -44,11 +44,11 @@ def stop_behind(count: int, work: Callable[..., Any]) -> Callable[..., Any]:
 
 # the step, what is stopped there, and behind how much of it; each pass gets further than the one before
 STOPS: dict[str, tuple[object, str, int]] = {
-    "proofs": (workbench, "prove", 0),
-    "latency": (latencies, "measure_latency", 1),
+    "proofs": (session, "prove", 0),
+    "latency": (latency_table, "measure_latency", 1),
     "dense": (judging, "judge_dense", 0),
     "search": (Proxy, "evaluate", 4),
-    "rivals": (gains, "measure_gain", 0),
+    "rivals": (rivals, "measure_gain", 0),
     "distill": (finals, "train_together", 0),
     "judge": (judging, "judge_exported", 1),
     "export": (finals, "keep_first", 1),
@@ -106,8 +106,8 @@ def make_plan(*, rng_seed: int, storage: str | None = None) -> SearchPlan:
 @pytest.fixture
 def failed(tmp_path: Path) -> StudyFolder:
     """A folder as a search leaves it whose --eval-command failed on the original."""
-    study = folder.create(tmp_path / "tiny")
-    folder.write_record(study.plan, make_plan(rng_seed=0))
+    study = study_dir.create(tmp_path / "tiny")
+    study_dir.write_record(study.plan, make_plan(rng_seed=0))
     for path in (study.latency, study.dense, study.journal, study.work / "old" / "x", study.root / "mine.txt"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
@@ -134,7 +134,7 @@ def test_what_holds_something_is_never_replaced(failed: StudyFolder, what: str) 
     elif what == "models":
         failed.models.mkdir()
     elif what == "storage":
-        folder.write_record(failed.plan, make_plan(rng_seed=0, storage="sqlite:///trials.db"))
+        study_dir.write_record(failed.plan, make_plan(rng_seed=0, storage="sqlite:///trials.db"))
     else:
         with ScoreStore(failed.scores) as store:
             row = SweepRow(key="drop-1", rung="none", sums=[1.0])

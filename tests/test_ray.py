@@ -22,17 +22,17 @@ from ray.cluster_utils import Cluster
 from seed import executor as executors
 from seed import interrupts, ray_actor, ray_cluster
 from seed.config import StudyConfig
+from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError
 from seed.evaluator import Evaluator
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
 from seed.ray_actor import Actor, make_scratch
 from seed.ray_cluster import open_ray
 from seed.ray_executor import MOST_DEATHS, WAIT_SECONDS, RayExecutor, Worker
 from seed.scores import ScoreStore
-from seed.scoring.targets import StoredStates
 from seed.search import search
 from seed.stages.protocols import describe_reference
+from seed.study_dir import StudyFolder
 from tests import finished
 from tests.conftest import MakeCheckpoint
 from tests.finished import Heard

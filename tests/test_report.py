@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from seed import folder
+from seed import study_dir
 from tests.test_commands import error_of, run_seed
 
 
@@ -39,7 +39,7 @@ def test_what_cannot_be_honoured_is_refused(place: Path, words: list[str], said:
 
 
 def test_a_study_in_use_is_told(place: Path) -> None:
-    with folder.lock(folder.open_existing(place / "a")):
+    with study_dir.lock(study_dir.open_existing(place / "a")):
         assert "a: in use by another process" in error_of(run_seed("seed.report", "a", "b", cwd=place, code=2))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from seed import folder, resolve, search
+from seed import resolve, search, study_dir
 from seed.cli import BYTES, COUNT, POSITIVE, SECONDS, WHOLE
 from seed.config import DEFAULTS, OPTIONS, StudyConfig
 from seed.errors import CorpusError, SeedError, SpaceError
@@ -95,7 +95,7 @@ def test_the_folder_one_is_in_gives_its_name(tmp_path: Path, monkeypatch: pytest
 )
 def test_a_name_that_nobody_typed_is_never_refused(model: str) -> None:
     name = resolve.name_default_study(model)
-    assert folder.name_study(name) == name
+    assert study_dir.name_study(name) == name
 
 
 def write(tmp_path: Path, content: str) -> Path:

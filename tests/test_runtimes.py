@@ -29,8 +29,8 @@ from torch import nn
 
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import write_checkpoint
+from seed.models.loader import ModelSource, open_teacher
 from seed.models.surgery import make_student
-from seed.models.teacher import ModelSource, open_teacher
 from seed.records import Candidate
 from tests import conftest
 from tests.models.families import compute_logits, make_config, scramble

@@ -12,7 +12,7 @@ from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import StagedSearch
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
+from seed.study_dir import StudyFolder
 from tests.reporting.factory import make_candidate, make_record
 
 SILENT = Terminal(quiet=True)

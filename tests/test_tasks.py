@@ -15,10 +15,10 @@ import torch
 import transformers
 
 from seed.errors import SeedError
+from seed.evaluation import tasks
+from seed.evaluation.tasks import Scored
 from seed.models.checkpoint import load_checkpoint, load_tokenizer
 from seed.reporting.result_line import JudgedLine
-from seed.scoring import tasks
-from seed.scoring.tasks import Scored
 from tests.conftest import MakeCheckpoint, make_tokenizer
 from tests.finished import Finished
 from tests.running import error_of, read_line, run_seed

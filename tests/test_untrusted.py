@@ -9,11 +9,10 @@ import msgspec
 import optuna
 import pytest
 
-from seed import folder, untrusted
+from seed import study_dir, untrusted
 from seed.config import StudyConfig
 from seed.dashboard import make_app
 from seed.errors import ResourceError, StudyError
-from seed.folder import StudyFolder
 from seed.optimize.storage import open_storage
 from seed.optimize.study import FINGERPRINT
 from seed.optimize.viewing import view_storage
@@ -21,6 +20,7 @@ from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, Record, SearchSpace, WidthCut
 from seed.stages import planning
 from seed.stages.publishing import open_shown
+from seed.study_dir import StudyFolder
 from tests.running import error_of, run_seed
 from tests.stages.opened import PROTOCOL
 
@@ -60,7 +60,7 @@ def test_a_link_that_leads_out_is_refused_before_anything_is_read_or_written(
 ) -> None:
     (study / name).parent.mkdir(exist_ok=True)
     (study / name).symlink_to(target)
-    for act in (folder.open_existing, folder.create):
+    for act in (study_dir.open_existing, study_dir.create):
         with pytest.raises(StudyError, match=r"leads out of the study's folder.*Put a copy in its place"):
             act(study)
     assert (study.parent / "precious" / "file").read_text() == "precious"
@@ -72,10 +72,10 @@ def test_links_within_the_folder_and_to_the_folder_are_fine_and_pipes_are_not(st
     (study / "best").symlink_to("models")
     (study.parent / "alias").symlink_to("study")
     (study / "journal.log.lock").symlink_to("/somewhere/else/journal.log")  # as Optuna leaves it behind
-    assert folder.open_existing(study.parent / "alias").root.name == "alias"
+    assert study_dir.open_existing(study.parent / "alias").root.name == "alias"
     os.mkfifo(study / "frontier.json")
     with pytest.raises(StudyError, match=r"frontier\.json: neither a file nor a folder"):
-        folder.open_existing(study)
+        study_dir.open_existing(study)
 
 
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
@@ -83,12 +83,12 @@ def test_writing_never_follows_a_link_that_waits_in_its_place(study: Path, link:
     precious = study.parent / "precious" / "file"
     link(study / ".report.html.new", precious)
     link(study / "report.html", precious)
-    folder.write_bytes(study / "report.html", b"a page")
+    study_dir.write_bytes(study / "report.html", b"a page")
     assert precious.read_text() == "precious"
     assert (study / "report.html").read_bytes() == b"a page"
     assert not (study / "report.html").is_symlink()
     (study / ".drop-1.new").symlink_to(precious.parent)
-    with pytest.raises(ResourceError), folder.replace_directory(study / "drop-1") as aside:
+    with pytest.raises(ResourceError), study_dir.replace_directory(study / "drop-1") as aside:
         (aside / "file").write_text("overwritten")
     assert precious.read_text() == "precious"
 
@@ -100,7 +100,7 @@ def test_a_record_of_ten_gigabytes_is_not_read(study: Path) -> None:
     with (study / "plan.json").open("wb") as handle:
         handle.truncate(10 * 2**30)  # takes no room on the disk, but would in memory
     with pytest.raises(StudyError, match=r"plan.json: 10,240 MB, and what a search writes there is below 128 MB"):
-        folder.read_record(study / "plan.json", SearchPlan)
+        study_dir.read_record(study / "plan.json", SearchPlan)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_strange_json_is_refused_in_one_sentence(study: Path, content: bytes) ->
     path = study / "strange.json"
     path.write_bytes(content)
     with pytest.raises(StudyError, match=r"strange.json: cannot be read .* Remove this file"):
-        folder.read_record(path, Loose)
+        study_dir.read_record(path, Loose)
 
 
 FOUR: dict[str, Any] = {"num_layers": 4, "min_dropped": 1, "max_dropped": 2}
@@ -143,7 +143,7 @@ def test_layers_that_no_model_has_are_refused_with_place_and_cure(
     path = tmp_path / "frontier.json"
     path.write_bytes(msgspec.json.encode(content))
     with pytest.raises(StudyError) as found:
-        folder.read_record(path, kind)
+        study_dir.read_record(path, kind)
     assert said in str(found.value)
     assert str(found.value).startswith(f"{path}: cannot be read")
     assert "Remove this file and run the search" in str(found.value)
@@ -185,7 +185,7 @@ def change(**fields: Any) -> Protocol:
 def write_study(root: Path, protocol: Protocol = PROTOCOL, *, storage: str | None = None) -> StudyFolder:
     """A folder that somebody sent."""
     root.mkdir()
-    folder.write_record(StudyFolder(root).plan, msgspec.structs.replace(make_plan(protocol), storage=storage))
+    study_dir.write_record(StudyFolder(root).plan, msgspec.structs.replace(make_plan(protocol), storage=storage))
     return StudyFolder(root)
 
 
@@ -219,7 +219,7 @@ def test_every_command_that_opens_a_model_wants_the_word_and_takes_it(command: s
 
 
 def read_plan(study: StudyFolder) -> SearchPlan:
-    return folder.read_record(study.plan, SearchPlan)
+    return study_dir.read_record(study.plan, SearchPlan)
 
 
 def fill(url: str | None, study: StudyFolder) -> optuna.Study:

@@ -15,16 +15,16 @@ from seed.errors import ModelError
 from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.experiments import runner
 from seed.experiments.runner import Advance, FinishedSearch
-from seed.folder import read_record
 from seed.optimize.space import drop_layers
 from seed.optimize.strategies import STRATEGIES, run_strategy
+from seed.proxy.account import Account, Measured
 from seed.records import Candidate, Estimate, Frontier, SearchSpace
 from seed.reporting.experiments import Findings, tell_comparison
 from seed.reporting.wording import count_things
-from seed.stages import narrowing, planning, schooling
-from seed.stages.gathering import find_learning_rate, read_distilled
-from seed.stages.meter import Account, Measured
-from seed.stages.schooling import Member
+from seed.stages import planning, students, width_baseline
+from seed.stages.students import Member
+from seed.stages.study_record import find_learning_rate, read_distilled
+from seed.study_dir import read_record
 
 REFERENCE = "subset"
 UNLIMITED = ("sweep",)  # pays what it costs: it is there to say what there was to be found
@@ -192,8 +192,8 @@ def distill_pick(
         width=member.width,
         like_dropped=depth,
         rng_seed=rng_seed,
-        validation_loss=schooling.finite(trained.went.best_loss),
-        test_sums=schooling.list_sums(trained.test),
+        validation_loss=students.finite(trained.went.best_loss),
+        test_sums=students.list_sums(trained.test),
         seconds=trained.whole_seconds,
     )
     return msgspec.structs.replace(comparison, finals=(*comparison.finals, found))
@@ -206,7 +206,7 @@ def plan_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[int,
     found = {}
     for depth, pick in sorted({len(pick.dropped_layers): pick for pick in picks}.items()):
         try:
-            [width] = narrowing.plan_widths(search.sweep.instruments, [pick])
+            [width] = width_baseline.plan_widths(search.sweep.instruments, [pick])
         except ModelError:  # there is none of this size
             continue
         found[depth] = Member(candidate=drop_layers(search.bench.anatomy.num_layers, []), width=width)

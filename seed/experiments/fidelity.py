@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import numpy as np
 
-from seed import folder, stats
+from seed import stats, study_dir
 from seed.errors import StudyError
 from seed.evidence import (
     DepthFidelity,
@@ -31,13 +31,13 @@ from seed.evidence import (
 from seed.experiments import runner
 from seed.experiments.runner import Advance, FinishedSearch
 from seed.optimize.space import contains, enumerate_candidates
+from seed.proxy.instruments import train_student
 from seed.records import Candidate, DenseResult, Estimate, TrialRecord
 from seed.reporting.experiments import Findings, tell_fidelity
 from seed.reporting.wording import count_things
-from seed.scoring.instruments import train_student
-from seed.stages import planning, recovering, schooling
-from seed.stages.gathering import find_learning_rate, gather_record
-from seed.stages.schooling import Member
+from seed.stages import budgets, planning, students
+from seed.stages.students import Member
+from seed.stages.study_record import find_learning_rate, gather_record
 
 DOUBLED = 2  # finals that are run again with twice the budget, to see whether it has plateaued
 DOUBLING = "doubling_the_budget"
@@ -189,7 +189,7 @@ def start_study(
     near_margin: float,
 ) -> FidelityStudy:
     """The chosen candidates with the scores that need no training, in an order that an early stop leaves fair."""
-    dense = folder.read_record(search.folder.dense, DenseResult)
+    dense = study_dir.read_record(search.folder.dense, DenseResult)
     sweep = search.sweep
     sweep.measure_unrecovered([candidate for candidate, _ in chosen])
     rungs = ["none"]
@@ -226,8 +226,8 @@ def score_shortly(
     """Distill a candidate for so many steps."""
     (candidate, steps), began = short, time.perf_counter()
     rate = search.protocol.short_learning_rate
-    settings = recovering.distill_settings(search.bench, candidate, steps=steps, learning_rate=rate, looks=1)
-    _, student = schooling.make_start(search.sweep, Member(candidate=candidate), settings)
+    settings = budgets.distill_settings(search.bench, candidate, steps=steps, learning_rate=rate, looks=1)
+    _, student = students.make_start(search.sweep, Member(candidate=candidate), settings)
     went = train_student(
         search.sweep.instruments,
         student,

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
-from seed import folder, stats
+from seed import stats, study_dir
 from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, TrainedRun
 from seed.experiments import runner
 from seed.experiments.runner import Advance, FinishedSearch
 from seed.findings import StudyRecord
 from seed.optimize.replication import is_paired, stack_losses
 from seed.records import Candidate, Estimate
+from seed.recoveries import RECOVERIES
 from seed.reporting.experiments import Findings, tell_recoveries
 from seed.reporting.wording import count_things
-from seed.stages import planning, schooling
-from seed.stages.gathering import find_trial, gather_record
-from seed.stages.recoveries import RECOVERIES
-from seed.stages.schooling import Member
+from seed.stages import planning, students
+from seed.stages.students import Member
+from seed.stages.study_record import find_trial, gather_record
 
 NAMES = {one.name: (one.title, one.source) for one in RECOVERIES.values()}
 REFERENCE = "distillation"
@@ -80,7 +80,7 @@ def compare_recoveries(
         wanted = equal
         if at == "equal time":
             comparison = msgspec.structs.replace(comparison, equal_time=fit_times(comparison))
-            folder.write_record(path, comparison)
+            study_dir.write_record(path, comparison)
             wanted = [replace(one, tokens=comparison.equal_time[one.member.key][one.recovery]) for one in equal]
         missing = list_missing(comparison.ledger, wanted)
         if missing:
@@ -190,7 +190,7 @@ def train_one(search: FinishedSearch, wanted: Training, *, learning_rate: float,
     return describe_run(wanted, trained, learning_rate=learning_rate)
 
 
-def describe_run(wanted: Training, trained: schooling.Trained, *, learning_rate: float) -> TrainedRun:
+def describe_run(wanted: Training, trained: students.Trained, *, learning_rate: float) -> TrainedRun:
     """What a training came to."""
     return TrainedRun(
         key=wanted.member.key,
@@ -202,8 +202,8 @@ def describe_run(wanted: Training, trained: schooling.Trained, *, learning_rate:
         rng_seed=wanted.rng_seed,
         start=trained.start,
         curve=trained.went.curve,
-        validation_loss=schooling.finite(trained.went.best_loss),
-        test_sums=schooling.list_sums(trained.test),
+        validation_loss=students.finite(trained.went.best_loss),
+        test_sums=students.list_sums(trained.test),
         seconds=trained.seconds,
     )
 
@@ -232,7 +232,7 @@ def tune_rates(
             own = tuple(rate * recovery.rate_factor for rate in rates)
             tuned[place] = own[0]
             if len(own) > 1:
-                tuned[place] = schooling.choose_learning_rate(
+                tuned[place] = students.choose_learning_rate(
                     search.folder,
                     one.member,
                     rates=own,
@@ -247,7 +247,7 @@ def tune_rates(
 
 def try_rate(search: FinishedSearch, wanted: Training, advance: Advance, rate: float) -> float:
     """Validation loss after a tenth of the tokens at this rate."""
-    loss = schooling.try_rate(
+    loss = students.try_rate(
         search.bench,
         search.sweep,
         wanted.member,

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from seed import folder
+from seed import session, study_dir
 from seed.console import Terminal
+from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
-from seed.folder import StudyFolder
 from seed.plans import Protocol, SearchPlan
+from seed.proxy.sweep import Sweep
 from seed.records import Record
+from seed.recoveries import Recovery
 from seed.scores import ScoreStore
-from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
-from seed.scoring.sweep import Sweep
-from seed.stages import planning, schooling, searching, workbench
-from seed.stages.recoveries import Recovery
-from seed.stages.schooling import Member, Trained
-from seed.stages.workbench import Workbench
+from seed.session import Session
+from seed.stages import planning, searching, students
+from seed.stages.students import Member, Trained
+from seed.study_dir import StudyFolder
 
 Settings = dict[str, str | int | float]
 
@@ -42,15 +42,15 @@ class FinishedSearch:
     device: str | None
 
     @functools.cached_property
-    def bench(self) -> Workbench:
+    def bench(self) -> Session:
         """Model and text."""
         self.terminal.say(f"opening {self.protocol.model}")
-        return workbench.reopen(self.folder, self.protocol, device_name=self.device)
+        return session.reopen(self.folder, self.protocol, device_name=self.device)
 
     @functools.cached_property
     def sweep(self) -> Sweep:
         """Scores."""
-        return Sweep(workbench.prepare_instruments(self.bench), self.store)
+        return Sweep(session.prepare_instruments(self.bench), self.store)
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def open_search(
     """
     study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
-    with folder.lock(study), ScoreStore(study.scores) as store:
+    with study_dir.lock(study), ScoreStore(study.scores) as store:
         yield FinishedSearch(terminal=terminal, folder=study, plan=plan, protocol=protocol, store=store, device=device)
 
 
@@ -95,7 +95,7 @@ def run_cells(
                 advance(share, note)
 
             record = do(record, cell, tell)
-            folder.write_record(path, record)
+            study_dir.write_record(path, record)
             tell(1.0, "")
     return record
 
@@ -108,7 +108,7 @@ def read_begun(path: Path, kind: type[B], settings: Settings) -> B | None:
     """
     if not path.exists():
         return None
-    record = folder.read_record(path, kind)
+    record = study_dir.read_record(path, kind)
     planning.require_same_settings(record.settings, settings, place=path)
     return record
 
@@ -155,7 +155,7 @@ def train(
 
     Without a recovery it is the search's own, without a sweep its own model that layers go from.
     """
-    settings = schooling.full_settings(
+    settings = students.full_settings(
         search.bench,
         member.candidate,
         distill_tokens=tokens,
@@ -164,6 +164,6 @@ def train(
         rng_seed=rng_seed,
         recovery=recovery,
     )
-    return schooling.distill_once(
+    return students.distill_once(
         search.bench, sweep or search.sweep, member, settings, on_step=lambda: advance(1 / settings.steps, member.key)
     )

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from seed.errors import ModelError
-from seed.models.outlets import Outlet, find_outlet, written_by
+from seed.models.output_projection import Outlet, find_outlet, written_by
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,17 @@ import torch
 import transformers
 from torch import nn
 
-from seed import folder
+from seed import study_dir
 from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
 from seed.models.anatomy import Anatomy, cache_of
 from seed.models.classes import find_auto_class
 from seed.models.companions import copy_companions, has_tokenizer
 from seed.models.files import check_files
+from seed.models.loader import refuse_adapter
 from seed.models.spelling import spell_config
 from seed.models.stored import read_tensors
 from seed.models.surgery import cast_weights, list_needed, make_student
-from seed.models.teacher import refuse_adapter
 from seed.records import Candidate, Size
 
 ALIGNED_BYTES = 64  # where torch puts what it allocates
@@ -75,7 +75,7 @@ def write_checkpoint(
         ResourceError: the disk does not take it.
     """
     documents = {"README.md": card, "seed.json": json.dumps(provenance, indent=1, default=str) + "\n"}
-    with folder.replace_directory(target) as aside:
+    with study_dir.replace_directory(target) as aside:
         exported: Any = cast_weights(model, dtype)
         exported.save_pretrained(aside)
         if original is not None:
@@ -146,7 +146,7 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
         )
         checks.refuse_not_finite(model, place=place, stored=checks.find_stored_dtype(tensors))
     except Exception as error:  # configs and files of anyone fail in ways of their own
-        if folder.is_out_of_memory(error):
+        if study_dir.is_out_of_memory(error):
             raise
         reason = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(
@@ -193,7 +193,7 @@ def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path
     """
     name = type(anatomy.model).__name__
     try:
-        with folder.explain_resource_errors(scratch):
+        with study_dir.explain_resource_errors(scratch):
             wrong = _try_round_trip(anatomy, tokens_BT, scratch=scratch, dtype=dtype)
     except SeedError:
         raise
@@ -220,7 +220,7 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
         # the student itself, not the reloaded one: loading numbers layers anew and would hide a wrong index
         if fault := _compare_cached(student, tokens_BT, dtype=dtype):
             return f"{'as it came' if _compare_cached(anatomy.model, tokens_BT, dtype=dtype) else cut}, {fault}"
-        with folder.make_scratch(scratch / "round-trip") as directory:
+        with study_dir.make_scratch(scratch / "round-trip") as directory:
             student.save_pretrained(directory)
             finish_export(directory, original=None, documents={})
             reloaded: Any = load_checkpoint(directory, device=anatomy.device, dtype=dtype)

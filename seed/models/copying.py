@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import nn
 
-from seed import folder
+from seed import study_dir
 from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
 from seed.models.anatomy import find_layers
@@ -24,9 +24,9 @@ from seed.models.checkpoint import finish_export
 from seed.models.classes import find_class
 from seed.models.files import check_files
 from seed.models.integrity import PROVENANCE, add_hashes
+from seed.models.loader import refuse_adapter
 from seed.models.stored import INDEX, SINGLE, StoredTensor, have_same_bytes, read_tensors, split_shards, write_shard
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
-from seed.models.teacher import refuse_adapter
 from seed.records import check_layers
 
 SHARD_BYTES = 5 * 10**9  # what the hub recommends, and one transfer can be repeated
@@ -143,7 +143,7 @@ def write_cut(
     Raises:
         ResourceError: the disk does not take it.
     """
-    with folder.explain_resource_errors(target), folder.replace_directory(target) as aside:
+    with study_dir.explain_resource_errors(target), study_dir.replace_directory(target) as aside:
         cut.config.save_pretrained(aside)
         shards = split_shards(cut.tensors, shard_bytes=shard_bytes)
         weight_map: dict[str, str] = {}

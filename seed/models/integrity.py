@@ -5,7 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from seed import folder, untrusted
+from seed import study_dir, untrusted
 from seed.errors import ModelError, StudyError
 
 PROVENANCE = "seed.json"
@@ -17,7 +17,7 @@ def add_hashes(directory: Path) -> str:
     said = json.loads((directory / PROVENANCE).read_bytes())
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / PROVENANCE)
     said["files"] = {path.relative_to(directory).as_posix(): hash_file(path) for path in files}
-    folder.write_bytes(directory / PROVENANCE, json.dumps(said, indent=1).encode() + b"\n")
+    study_dir.write_bytes(directory / PROVENANCE, json.dumps(said, indent=1).encode() + b"\n")
     return hash_file(directory / PROVENANCE)
 
 

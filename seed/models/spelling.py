@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 
-from seed import folder
+from seed import study_dir
 
 CONFIG = "config.json"
 # What says nothing of how a model computes, or is taken out of every export.
@@ -85,7 +85,7 @@ def _respell(original: dict[str, Any], written: dict[str, Any]) -> dict[str, Any
     except (
         Exception
     ) as error:  # only code of its own opens it, or the family's config has checks that its own words fail
-        if getattr(error, "errno", None) is not None or folder.is_out_of_memory(error):
+        if getattr(error, "errno", None) is not None or study_dir.is_out_of_memory(error):
             raise
         return None
     _put_dtypes(spelled, written)

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
-from seed.models.outlets import find_projection
+from seed.models.output_projection import find_projection
 from seed.records import WidthCut
 
 MLP_FIELDS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")

@@ -14,7 +14,7 @@ from typing import Any, cast
 import optuna
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 
-from seed import folder
+from seed import study_dir
 from seed.optimize.storage import explain_outage
 from seed.records import hash_text
 
@@ -117,7 +117,7 @@ def _write_card(study: optuna.Study, name: str, text: str, *, artifacts: Path) -
     """Upload a card, or replace the one of this name."""
     for known in get_all_artifact_meta(study):
         if known.filename == name and ARTIFACT_ID.fullmatch(known.artifact_id):
-            folder.write_bytes(artifacts / known.artifact_id, text.encode())
+            study_dir.write_bytes(artifacts / known.artifact_id, text.encode())
             return
     try:
         artifacts.mkdir(parents=True, exist_ok=True)
@@ -131,4 +131,4 @@ def _write_card(study: optuna.Study, name: str, text: str, *, artifacts: Path) -
                 mimetype="text/markdown",
             )
     except OSError as error:
-        raise folder.refuse_write(artifacts, error) from error
+        raise study_dir.refuse_write(artifacts, error) from error

@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from seed import untrusted
 from seed.errors import StudyError
-from seed.folder import refuse_write
+from seed.study_dir import refuse_write
 
 
 class NoLock(JournalFileOpenLock):

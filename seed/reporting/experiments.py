@@ -15,7 +15,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from seed import folder
+from seed import study_dir
 from seed.console import Terminal
 from seed.evidence import (
     Comparison,
@@ -92,7 +92,7 @@ def write_page(findings: Findings, path: Path, *, command: str) -> None:
     Raises:
         ResourceError: the file cannot be written.
     """
-    folder.write_bytes(path, render_page(findings, command=command).encode())
+    study_dir.write_bytes(path, render_page(findings, command=command).encode())
 
 
 def render_page(findings: Findings, *, command: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from seed import folder
+from seed import study_dir
 from seed.findings import StudyRecord
 from seed.records import DistillResult
 from seed.reporting.document import (
@@ -108,7 +108,7 @@ def write_page(record: StudyRecord, path: Path, *, command: str) -> None:
     Raises:
         ResourceError: the file cannot be written.
     """
-    folder.write_bytes(path, render_page(record, command=command).encode())
+    study_dir.write_bytes(path, render_page(record, command=command).encode())
 
 
 def render_page(record: StudyRecord, *, command: str) -> str:

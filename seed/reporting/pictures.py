@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
-from seed import folder
+from seed import study_dir
 from seed.errors import SeedError, first_line
 from seed.findings import StudyRecord
 from seed.reporting.figures import draw_gallery
@@ -93,7 +93,7 @@ def write_pictures(
             f"Chrome that runs without a window, as `{browser} --headless --no-sandbox --dump-dom about:blank` does. {INSTALL}"
         ) from error
     for name, content in pictures.items():
-        folder.write_bytes(target / name, content)
+        study_dir.write_bytes(target / name, content)
     return [target / name for name in pictures]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from seed import folder
+from seed import study_dir
 from seed.console import Terminal
 from seed.evidence import StagedSearch, StageRecord
 from seed.reporting.document import escape, render_document, render_figure, render_section
@@ -28,7 +28,7 @@ def write_staged_page(staged: StagedSearch, path: Path) -> None:
     Raises:
         ResourceError: the file cannot be written.
     """
-    folder.write_bytes(path, render_staged_page(staged).encode())
+    study_dir.write_bytes(path, render_staged_page(staged).encode())
 
 
 def render_staged_page(staged: StagedSearch) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from seed import folder
+from seed import study_dir
 from seed.findings import StudyRecord
 from seed.records import Estimate
 from seed.reporting.document import (
@@ -97,7 +97,7 @@ def write_frontiers_page(studies: Mapping[str, StudyRecord], path: Path) -> None
     Raises:
         ResourceError: the file cannot be written.
     """
-    folder.write_bytes(path, render_frontiers_page(studies).encode())
+    study_dir.write_bytes(path, render_frontiers_page(studies).encode())
 
 
 def render_frontiers_page(studies: Mapping[str, StudyRecord]) -> str:

@@ -4,7 +4,6 @@ import shlex
 
 from seed.console import Terminal
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
 from seed.reporting.sentences import (
     name_model,
     say_disturbance,
@@ -16,6 +15,7 @@ from seed.reporting.sentences import (
 )
 from seed.reporting.tables import list_frontier, list_models
 from seed.results import compute_result
+from seed.study_dir import StudyFolder
 
 WIDE = 128  # characters that the whole table needs
 

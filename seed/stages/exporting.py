@@ -13,16 +13,16 @@ from typing import Any
 
 import msgspec
 
-from seed import __version__, folder
+from seed import __version__, study_dir
 from seed.cli import spell_command
 from seed.config import StudyConfig, list_presets
 from seed.errors import ModelError, StudyError
-from seed.folder import StudyFolder
 from seed.models.classes import find_auto_class, reads_images
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
 from seed.models.integrity import CARD, PROVENANCE, find_damage, refuse_damaged
+from seed.models.loader import ModelSource, check_source, find_licence, locate_checkpoint
+from seed.models.start import read_origin
 from seed.models.stored import list_weights
-from seed.models.teacher import ModelSource, check_source, find_licence, locate_checkpoint
 from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card, write_recipe
@@ -30,7 +30,7 @@ from seed.reporting.result_line import ExportLine
 from seed.resolve import fill_from_files
 from seed.stages import places, provenance
 from seed.stages.protocols import find_source, hash_weights, resolve_location
-from seed.stages.starts import read_origin
+from seed.study_dir import StudyFolder
 
 RECIPE = "mergekit.yml"
 CURE = "Free some room, or choose another disk with --out DIRECTORY."
@@ -83,7 +83,9 @@ def plan_order(order: Order, target: Path) -> Copy:
     documents = _write_documents(order, cut) | {RECIPE: recipe}
     is_there = places.is_written(place, json.loads(documents[PROVENANCE]), target=target)
     if not is_there:
-        folder.require_room(places.find_parent(place), needed_bytes=cut.num_bytes, purpose="this checkpoint", cure=CURE)
+        study_dir.require_room(
+            places.find_parent(place), needed_bytes=cut.num_bytes, purpose="this checkpoint", cure=CURE
+        )
     return Copy(order=order, cut=cut, target=target, documents=documents, is_there=is_there)
 
 
@@ -165,10 +167,10 @@ def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
     if places.overlap(source, place):
         raise ModelError(f"{target}: lies in the model itself. Give another --out.")
     if not places.is_written(place, json.loads((source / PROVENANCE).read_bytes()), target=target):
-        folder.require_room(
+        study_dir.require_room(
             places.find_parent(place), needed_bytes=line.weight_bytes, purpose="this checkpoint", cure=CURE
         )
-        with folder.explain_resource_errors(target), folder.replace_directory(place) as aside:
+        with study_dir.explain_resource_errors(target), study_dir.replace_directory(place) as aside:
             for path in filter(Path.is_file, sorted(source.rglob("*"))):
                 copy = aside / path.relative_to(source)
                 copy.parent.mkdir(exist_ok=True)

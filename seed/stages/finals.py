@@ -18,32 +18,26 @@ from typing import Protocol
 import msgspec
 from torch import nn
 
-from seed import folder
+from seed import study_dir
+from seed.distillation.loop import Distilled, DistillSettings
 from seed.errors import SeedError, StudyError
-from seed.folder import StudyFolder
+from seed.evaluation.perplexity import DocumentLosses
 from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.classes import find_auto_class, reads_images
 from seed.models.integrity import CARD, PROVENANCE, add_hashes, find_damage
+from seed.models.loader import find_licence
 from seed.models.surgery import cast_weights
-from seed.models.teacher import find_licence
 from seed.plans import SearchPlan
+from seed.proxy.instruments import Instruments, enrol, exported_losses, start_student, train_together
+from seed.proxy.sweep import Sweep
 from seed.records import DenseResult, DistillResult, FrontierMember, Replica, Size, SweepRow
 from seed.reporting.card import OpenedBy, write_card
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
-from seed.scoring.distillation import Distilled, DistillSettings
-from seed.scoring.instruments import (
-    Instruments,
-    enrol,
-    exported_losses,
-    start_student,
-    train_together,
-)
-from seed.scoring.quality import DocumentLosses
-from seed.scoring.sweep import Sweep
+from seed.session import Session
 from seed.stages import judging
 from seed.stages.provenance import describe_recovered
-from seed.stages.schooling import (
+from seed.stages.students import (
     Member,
     count_steps,
     describe_settings,
@@ -53,7 +47,7 @@ from seed.stages.schooling import (
     make_raw,
     make_start,
 )
-from seed.stages.workbench import Workbench
+from seed.study_dir import StudyFolder
 
 Tell = Callable[[float, str], None]  # an amount of work that is done, and at what it is
 
@@ -75,25 +69,25 @@ def list_members(members: Sequence[FrontierMember]) -> list[Member]:
     ]
 
 
-def list_rng_seeds(bench: Workbench, replicas: int) -> tuple[int, ...]:
+def list_rng_seeds(bench: Session, replicas: int) -> tuple[int, ...]:
     """The random seeds of so many replicas: the study's own, and those that follow it."""
     return tuple(range(bench.protocol.rng_seed, bench.protocol.rng_seed + replicas))
 
 
-def count_work(bench: Workbench, steps: int) -> float:
+def count_work(bench: Session, steps: int) -> float:
     """Work of one final in steps of its distillation: measuring the starts and judging the end count too."""
     before, after = count_work_around(bench)
     return before + steps + after
 
 
-def count_work_around(bench: Workbench) -> tuple[float, float]:
+def count_work_around(bench: Session) -> tuple[float, float]:
     """Work of measuring the starts of a final, and of judging its end, in steps of its distillation."""
     validation, test = bench.streams["validation"].num_tokens, bench.streams["test"].num_tokens
     step_forwards = 3.3 * bench.batch_windows * bench.protocol.window_tokens
     return (4 * validation + 2 * bench.protocol.calibration_tokens) / step_forwards, 3 * test / step_forwards
 
 
-def count_all_work(bench: Workbench, members: Sequence[Member], budget: Budget) -> float:
+def count_all_work(bench: Session, members: Sequence[Member], budget: Budget) -> float:
     """Work of distilling all members under every random seed."""
     return len(members) * len(budget.rng_seeds) * count_work(bench, count_steps(bench, budget.distill_tokens))
 
@@ -136,7 +130,7 @@ class Spread(Protocol):
 
 def distill_members(
     spread: Spread,
-    bench: Workbench,
+    bench: Session,
     plan: SearchPlan,
     dense: DenseResult,
     members: Sequence[Member],
@@ -200,11 +194,11 @@ def distill_members(
             f"{', '.join(broken)}: no loss of the training is a finite number, neither at its start nor at any look. Lower "
             f"--learning-rate ({budget.learning_rate:g}), or compute in float32 (--dtype float32)."
         )
-    results = [folder.read_record(bench.folder.result(member.key), DistillResult) for member in members]
+    results = [study_dir.read_record(bench.folder.result(member.key), DistillResult) for member in members]
     return [judging.score_for_user(bench, result, eval_command) for result in results]
 
 
-def list_left(bench: Workbench, members: Sequence[Member], budget: Budget) -> list[tuple[int, Member]]:
+def list_left(bench: Session, members: Sequence[Member], budget: Budget) -> list[tuple[int, Member]]:
     """Random seeds and members that are not done, in turn: all under the first seed first."""
     done = [list_done(bench, member, budget) for member in members]
     return [
@@ -230,12 +224,12 @@ def batched(pairs: Sequence[tuple[int, Member]], size: int) -> Iterator[Sequence
         yield pairs[begin : begin + size]
 
 
-def list_done(bench: Workbench, member: Member, budget: Budget) -> set[int]:
+def list_done(bench: Session, member: Member, budget: Budget) -> set[int]:
     """Under which seeds a member was distilled by these settings, or for longer; none where its model is not as it was written."""
     path = bench.folder.result(member.key)
     if not path.exists() or describe_damage(bench.folder, member.key) is not None:
         return set()
-    known = folder.read_record(path, DistillResult)
+    known = study_dir.read_record(path, DistillResult)
     settings = _settings(bench, member, budget, budget.rng_seeds[0])
     if int(known.settings["steps"]) > settings.steps:  # never undo a longer one
         return set(budget.rng_seeds)
@@ -248,7 +242,7 @@ def describe_damage(study: StudyFolder, key: str) -> str | None:
     path = study.result(key)
     if not path.exists():
         return None
-    known = folder.read_record(path, DistillResult)
+    known = study_dir.read_record(path, DistillResult)
     return find_damage(study.model(key), provenance_sha256=known.provenance_sha256)
 
 
@@ -259,7 +253,7 @@ def say_damaged(study: StudyFolder, members: Sequence[Member], *, say: Callable[
             say(f"{study.model(member.key)}: damaged: {damage}; it is made again")
 
 
-def _settings(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -> DistillSettings:
+def _settings(bench: Session, member: Member, budget: Budget, rng_seed: int) -> DistillSettings:
     return full_settings(
         bench,
         member.candidate,
@@ -269,14 +263,14 @@ def _settings(bench: Workbench, member: Member, budget: Budget, rng_seed: int) -
     )
 
 
-def name_checkpoint(bench: Workbench, member: Member, settings: DistillSettings, budget: Budget) -> Path:
+def name_checkpoint(bench: Session, member: Member, settings: DistillSettings, budget: Budget) -> Path:
     """Where the progress of a training is saved."""
     suffix = "" if settings.rng_seed == budget.rng_seeds[0] else f"-{settings.rng_seed}"
     return bench.folder.work / f"distill-{member.key}{suffix}.pt"
 
 
 def distill_group(
-    bench: Workbench,
+    bench: Session,
     sweep: Sweep,
     members: Sequence[Member],
     budget: Budget,
@@ -330,7 +324,7 @@ def distill_group(
 
 
 def take_part(
-    bench: Workbench, instruments: Instruments, groups: Sequence[tuple[Sequence[Member], int]], budget: Budget
+    bench: Session, instruments: Instruments, groups: Sequence[tuple[Sequence[Member], int]], budget: Budget
 ) -> None:
     """Train what the first of several processes distils; all it starts with comes from there, and what comes of it goes there."""
     for members, rng_seed in groups:
@@ -349,7 +343,7 @@ def take_part(
         train_together(instruments, pupils)
 
 
-def _judge_first(bench: Workbench, instruments: Instruments, made: Made, student: nn.Module) -> Made:
+def _judge_first(bench: Session, instruments: Instruments, made: Made, student: nn.Module) -> Made:
     """Write the checkpoint into the scratch folder, and judge it as it lies there."""
     began, path = time.monotonic(), bench.folder.work / f"export-{made.member.key}"
     size = measure_size(student, dtype=bench.teacher.stored_dtype)
@@ -370,7 +364,7 @@ def _judge_first(bench: Workbench, instruments: Instruments, made: Made, student
     )
 
 
-def keep_first(bench: Workbench, plan: SearchPlan, dense: DenseResult, made: Made) -> None:
+def keep_first(bench: Session, plan: SearchPlan, dense: DenseResult, made: Made) -> None:
     """Move the first replica's checkpoint into the study, and write its card and its result."""
     member, judged = made.member, made.judged
     assert member.latency is not None, "what is exported was timed"
@@ -399,7 +393,7 @@ def keep_first(bench: Workbench, plan: SearchPlan, dense: DenseResult, made: Mad
     config = bench.teacher.model.config
     opened_by = OpenedBy(auto_class=find_auto_class(config).__name__, sees=reads_images(config))
     card = write_card(plan, bench.protocol, dense, result, opened_by=opened_by, licence=licence)
-    with folder.replace_directory(path) as aside:
+    with study_dir.replace_directory(path) as aside:
         if isinstance(made.checkpoint, Path):
             for file in made.checkpoint.iterdir():
                 shutil.move(file, aside / file.name)
@@ -410,7 +404,7 @@ def keep_first(bench: Workbench, plan: SearchPlan, dense: DenseResult, made: Mad
         provenance_sha256 = add_hashes(aside)
     finished = msgspec.structs.replace(result, provenance_sha256=provenance_sha256)
     try:
-        folder.write_record(bench.folder.result(member.key), finished)
+        study_dir.write_record(bench.folder.result(member.key), finished)
     except SeedError:
         shutil.rmtree(path, ignore_errors=True)  # no record tells of it
         raise
@@ -418,11 +412,11 @@ def keep_first(bench: Workbench, plan: SearchPlan, dense: DenseResult, made: Mad
         shutil.rmtree(made.checkpoint, ignore_errors=True)
 
 
-def keep_replica(bench: Workbench, made: Made) -> None:
+def keep_replica(bench: Session, made: Made) -> None:
     """Add a further replica to the member's result."""
     path = bench.folder.result(made.member.key)
-    known = folder.read_record(path, DistillResult)
-    folder.write_record(path, msgspec.structs.replace(known, replicas=(*known.replicas, describe_replica(made))))
+    known = study_dir.read_record(path, DistillResult)
+    study_dir.write_record(path, msgspec.structs.replace(known, replicas=(*known.replicas, describe_replica(made))))
 
 
 def read_files(directory: Path) -> dict[str, bytes]:

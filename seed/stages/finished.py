@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seed import __version__, folder, resolve
+from seed import __version__, resolve, study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import SeedError
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
 from seed.records import Record
 from seed.reporting.summary import show_result
-from seed.stages.gathering import gather_record
+from seed.stages.study_record import gather_record
+from seed.study_dir import StudyFolder
 
 ELSEWHERE = ("studies_dir", "study", "workers", "ray", "device")  # settings that say where, not what
 Stamps = dict[str, tuple[int, int]]  # bytes and time of change in nanoseconds, by path
@@ -47,7 +47,7 @@ def remember(study: StudyFolder, settings: StudyConfig, *, model: Path) -> None:
         stamps=stamps,
         journal_bytes=study.journal.stat().st_size,
     )
-    folder.write_record(study.finished, record)
+    study_dir.write_record(study.finished, record)
 
 
 def recall(settings: StudyConfig, terminal: Terminal) -> StudyRecord | None:
@@ -57,8 +57,8 @@ def recall(settings: StudyConfig, terminal: Terminal) -> StudyRecord | None:
     if settings.storage is not None or not (study.finished.is_file() and study.report.is_file()):
         return None
     try:
-        with folder.lock(study):
-            known = folder.read_record(study.finished, Finished)
+        with study_dir.lock(study):
+            known = study_dir.read_record(study.finished, Finished)
             if (known.seed_version, known.settings) != (__version__, describe(settings)):
                 return None
             is_shorter = study.journal.stat().st_size < known.journal_bytes

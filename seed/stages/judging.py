@@ -9,17 +9,17 @@ from pathlib import Path
 import msgspec
 from torch import nn
 
-from seed import folder
+from seed import study_dir
+from seed.evaluation.latency import run_command
+from seed.evaluation.perplexity import DocumentLosses, compare_models, judge, logits_of, measure_losses
 from seed.models.checkpoint import load_checkpoint
 from seed.optimize.space import drop_layers
+from seed.proxy.instruments import Instruments, size_of
 from seed.records import DenseResult, DistillResult, Latency, Quality
-from seed.scoring.instruments import Instruments, size_of
-from seed.scoring.latency import run_command
-from seed.scoring.quality import DocumentLosses, compare_models, judge, logits_of, measure_losses
-from seed.stages.workbench import Workbench
+from seed.session import Session
 
 
-def judge_dense(bench: Workbench, instruments: Instruments, latency: Latency) -> DenseResult:
+def judge_dense(bench: Session, instruments: Instruments, latency: Latency) -> DenseResult:
     """Judge the original on validation and test. ``latency``: its own."""
     whole = drop_layers(bench.anatomy.num_layers, [])
     test = measure_losses(
@@ -45,7 +45,7 @@ class Judged:
     unrecovered: Quality
 
 
-def judge_exported(bench: Workbench, instruments: Instruments, path: Path, raw: nn.Module) -> Judged:
+def judge_exported(bench: Session, instruments: Instruments, path: Path, raw: nn.Module) -> Judged:
     """Judge a checkpoint as it lies on disk, beside ``raw``, the same cut without recovery."""
     exported = load_checkpoint(path, device=bench.device, dtype=bench.dtype)
     losses = measure_losses(
@@ -67,21 +67,21 @@ def judge_exported(bench: Workbench, instruments: Instruments, path: Path, raw: 
     )
 
 
-def score_dense_for_user(bench: Workbench, dense: DenseResult, eval_command: str | None) -> DenseResult:
+def score_dense_for_user(bench: Session, dense: DenseResult, eval_command: str | None) -> DenseResult:
     """Let the user's own command judge the original, in the directory that it was opened from."""
     if eval_command is None or dense.user_command == eval_command:
         return dense
     score = run_command(eval_command, bench.teacher.directory)
     scored = msgspec.structs.replace(dense, user_score=score, user_command=eval_command)
-    folder.write_record(bench.folder.dense, scored)
+    study_dir.write_record(bench.folder.dense, scored)
     return scored
 
 
-def score_for_user(bench: Workbench, result: DistillResult, eval_command: str | None) -> DistillResult:
+def score_for_user(bench: Session, result: DistillResult, eval_command: str | None) -> DistillResult:
     """Let the user's own command judge an exported model, unless it has."""
     if eval_command is None or result.user_command == eval_command:
         return result
     score = run_command(eval_command, bench.folder.model(result.key))
     scored = msgspec.structs.replace(result, user_score=score, user_command=eval_command)
-    folder.write_record(bench.folder.result(result.key), scored)
+    study_dir.write_record(bench.folder.result(result.key), scored)
     return scored

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seed import folder
+from seed import study_dir
 from seed.errors import StudyError
 from seed.models.integrity import PROVENANCE, find_damage
 
@@ -23,7 +23,7 @@ SAME = (
     "settings",
 )
 # What may lie in an empty place: what a mounted directory is filled from, and what a new file system begins with.
-EMPTY = (folder.INSIDE, "lost+found")
+EMPTY = (study_dir.INSIDE, "lost+found")
 
 
 def find_place(target: Path) -> Path:
@@ -45,7 +45,7 @@ def is_written(place: Path, said: Mapping[str, Any], *, target: Path) -> bool:
         StudyError: something else lies there.
     """
     try:
-        folder.require_readable(place)
+        study_dir.require_readable(place)
         if not place.exists() or not any(path.name not in EMPTY for path in place.iterdir()):
             return False
         found = json.loads((place / PROVENANCE).read_bytes())

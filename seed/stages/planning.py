@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from seed import __version__, folder, resolve
+from seed import __version__, resolve, study_dir
 from seed.config import StudyConfig
 from seed.errors import StudyError
-from seed.folder import StudyFolder
 from seed.plans import Protocol, SearchPlan
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things
+from seed.study_dir import StudyFolder
 
 FRONTIER_SIZE = 6
 FEW_STEPS = 10  # below this many, training hardly recovers anything
@@ -69,8 +69,8 @@ def read_planned(path: Path) -> tuple[StudyFolder, SearchPlan, Protocol]:
     Raises:
         SeedError: there is no such study, or another version of Seed planned it.
     """
-    study = folder.open_existing(path)
-    plan = folder.read_record(study.plan, SearchPlan)
+    study = study_dir.open_existing(path)
+    plan = study_dir.read_record(study.plan, SearchPlan)
     return study, plan, read_protocol(plan, place=study.root)
 
 

@@ -11,19 +11,19 @@ from typing import Any
 import msgspec
 import torch
 
-from seed import demo, folder
+from seed import demo, study_dir
 from seed.cli import spell_flag
 from seed.config import PROXIES, StudyConfig, known
+from seed.data.corpus import CorpusRequest, require_windows
 from seed.errors import CorpusError, ModelError, SpaceError
-from seed.folder import StudyFolder
+from seed.models.loader import ModelSource
+from seed.models.start import Start, read_start
 from seed.models.stored import list_weights
-from seed.models.teacher import ModelSource
 from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.records import SearchSpace
+from seed.recoveries import DEFAULT_LORA_RANK
 from seed.resolve import locate_model
-from seed.scoring.corpus import CorpusRequest, require_windows
-from seed.stages.recoveries import DEFAULT_LORA_RANK
-from seed.stages.starts import Start, read_start
+from seed.study_dir import StudyFolder
 
 RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized
 # Models of these families predict nonsense unless the first token they see is <bos> (Gemma: perplexity on
@@ -177,7 +177,7 @@ def choose_rung(proxy: str | None, *, gains: dict[int, float] | None, family: st
 def choose_precision(study: StudyFolder, reference: Reference) -> bool:
     """Whether distillation computes in bfloat16: as the study does, if it was planned before on another processor."""
     if study.plan.is_file():
-        return bool(folder.read_record(study.plan, SearchPlan).identity.get("mixed_precision", False))
+        return bool(study_dir.read_record(study.plan, SearchPlan).identity.get("mixed_precision", False))
     return reference.computes_bfloat16
 
 

@@ -10,7 +10,6 @@ from optuna import Study
 
 from seed.errors import ResourceError, StudyError, first_line
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
 from seed.optimize.display import show_note, show_study
 from seed.optimize.storage import open_storage
 from seed.optimize.study import FINGERPRINT
@@ -20,8 +19,9 @@ from seed.plans import SearchPlan
 from seed.records import Frontier
 from seed.reporting.dashboard import draw_board, write_opening_note, write_study_note
 from seed.reporting.page import write_page
-from seed.stages.gathering import gather_record
 from seed.stages.planning import read_protocol
+from seed.stages.study_record import gather_record
+from seed.study_dir import StudyFolder
 
 FIRST_SECONDS = 5.0  # of scoring, before which there is little to see
 SHARE = 0.02  # of the time at most goes into showing what is known so far

@@ -1,6 +1,6 @@
 """Scoring a space: all of it by closed form where that fits the budget, else what a sampler proposes; then the climb.
 
-The order in which candidates are scored is chosen here; how one is scored is ``scoring.proxy``'s business, by whom the
+The order in which candidates are scored is chosen here; how one is scored is ``proxy.ladder``'s business, by whom the
 executor's, and what Optuna is told ``optimize.trials``'.
 """
 
@@ -17,6 +17,8 @@ from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
 from seed.optimize.trials import Proposer, Sampled, Trials, Walk, keeping_some, run_search
 from seed.plans import SearchPlan
+from seed.proxy.book import ScoreBook
+from seed.proxy.sweep import Sweep
 from seed.records import (
     Candidate,
     Frontier,
@@ -30,10 +32,8 @@ from seed.records import (
 from seed.reporting.wording import count_things
 from seed.results import read_reach
 from seed.scores import ScoreStore
-from seed.scoring.book import ScoreBook
-from seed.scoring.sweep import Sweep
-from seed.stages import recovering
-from seed.stages.workbench import Workbench
+from seed.session import Session
+from seed.stages import budgets
 
 BEST_NOTE = "best PPL ratios by layers dropped (without which)"
 RECOVERY_SAMPLE = 16  # sets of a sweep that are scored without recovery too, to say what closed form recovers
@@ -280,19 +280,19 @@ def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
 
 def store_states(
     terminal: Terminal,
-    bench: Workbench,
+    bench: Session,
     sweep: Sweep,
     *,
     steps: int,
     rng_seeds: Sequence[int] | None = None,
 ) -> None:
     """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
-    if not recovering.uses_stored_states(bench):
+    if not budgets.uses_stored_states(bench):
         return
     seeds = [bench.protocol.rng_seed] if rng_seeds is None else rng_seeds
-    total = len(recovering.list_windows(bench, steps=steps, rng_seeds=seeds))
+    total = len(budgets.list_windows(bench, steps=steps, rng_seeds=seeds))
     with terminal.stage("dense states", total=total) as advance:  # windows of text
-        sweep.instruments = recovering.store_teacher_states(
+        sweep.instruments = budgets.store_teacher_states(
             bench, sweep.instruments, steps=steps, rng_seeds=seeds, on_window=lambda count: advance(count, "")
         )
     if sweep.instruments.recall is None:

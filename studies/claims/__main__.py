@@ -16,7 +16,7 @@ from pathlib import Path
 from msgspec import structs
 from torch import nn
 
-from seed import folder
+from seed import study_dir
 from seed.console import Terminal, run_command
 from seed.errors import ModelError, StudyError
 from seed.evidence import TrainedRun
@@ -26,12 +26,12 @@ from seed.experiments.runner import Advance, FinishedSearch
 from seed.models.grafting import graft
 from seed.models.surgery import cast_weights
 from seed.optimize.space import drop_layers
+from seed.proxy.sweep import Sweep
 from seed.records import Candidate, read_dropped
-from seed.scoring.sweep import Sweep
-from seed.stages import latencies, narrowing, options, planning
-from seed.stages.recoveries import RECOVERIES
-from seed.stages.schooling import Member
-from seed.stages.workbench import Workbench
+from seed.recoveries import RECOVERIES
+from seed.session import Session
+from seed.stages import latency_table, options, planning, width_baseline
+from seed.stages.students import Member
 from studies.claims.page import count_verdicts, render_page
 from studies.claims.verdicts import Evidence, judge_claims
 
@@ -50,7 +50,7 @@ class Opened:
     rates: tuple[float, ...]
 
     @property
-    def bench(self) -> Workbench:
+    def bench(self) -> Session:
         """Model and text."""
         return self.search.bench
 
@@ -78,7 +78,7 @@ class Opened:
 
     def keep(self, evidence: Evidence) -> Evidence:
         """Write the evidence down."""
-        folder.write_record(self.path, evidence)
+        study_dir.write_record(self.path, evidence)
         return evidence
 
 
@@ -117,7 +117,7 @@ def check_claims(
     answers = judge_claims(evidence)
     page = study.root / "claims.html"
     command = options.spell_command("studies.claims", asked, str(path))
-    folder.write_bytes(page, render_page(evidence, answers, command=command).encode())
+    study_dir.write_bytes(page, render_page(evidence, answers, command=command).encode())
     rows = [[finding.verdict, claim.text, finding.found] for claim, finding in answers]
     title = f"What {evidence.ledger.model} says to each claim"
     terminal.show_table(["verdict", "claim", "found"], rows, title=title, num_words=3)
@@ -153,7 +153,7 @@ def choose_members(opened: Opened) -> Iterable[tuple[str, Member]]:
         yield "pair", Member(candidate=choose_best(sweep, pairs))
     try:
         for role in ("middle", "deep"):
-            [width] = narrowing.plan_widths(sweep.instruments, [cuts[role]])
+            [width] = width_baseline.plan_widths(sweep.instruments, [cuts[role]])
             yield f"width {role}", Member(candidate=whole, width=width)
     except ModelError:
         pass  # verdicts on width say that this family's cannot be cut
@@ -213,7 +213,7 @@ def read_evidence(opened: Opened) -> Evidence | None:
     if not opened.path.exists():
         return None
     try:
-        known = folder.read_record(opened.path, Evidence)
+        known = study_dir.read_record(opened.path, Evidence)
     except StudyError as error:
         raise StudyError(
             f"{opened.path}: cannot be read ({error.__cause__}). Remove this file and run this command again, which begins anew."
@@ -268,9 +268,9 @@ def measure_latencies(opened: Opened, evidence: Evidence, terminal: Terminal) ->
                 protocol = structs.replace(opened.bench.protocol, latency_batch=batch, latency_command=None)
                 bench = replace(opened.bench, protocol=protocol)
                 latency = (
-                    latencies.measure_latency(bench, member.candidate)
+                    latency_table.measure_latency(bench, member.candidate)
                     if member.width is None
-                    else narrowing.measure_width_latency(bench, opened.sweep.instruments, member.width)
+                    else width_baseline.measure_width_latency(bench, opened.sweep.instruments, member.width)
                 )
                 evidence = opened.keep(structs.replace(evidence, latencies={**evidence.latencies, name: latency}))
             advance(1, name)

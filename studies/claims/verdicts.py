@@ -18,7 +18,7 @@ from seed.records import Estimate, Latency, Record
 from seed.reporting.experiments import format_percent
 from seed.reporting.wording import format_interval
 from seed.results import read_latency_ratio
-from seed.stages.schooling import Member
+from seed.stages.students import Member
 from seed.stats import CANNOT_TELL, EQUIVALENT, HIGHER, LOWER, MARGIN, judge_difference
 
 HOLDS, FAILS = "holds", "does not hold"

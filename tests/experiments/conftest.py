@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from seed.experiment import run_experiment
-from seed.folder import StudyFolder
-from seed.stages import schooling
+from seed.stages import students
+from seed.study_dir import StudyFolder
 from tests.finished import Finished, Heard
 
 
@@ -21,16 +21,16 @@ class Bench:
         self.finished, self.place, self.trained = finished, place, 0
         self.stop_at: int | None = None  # which training is interrupted
         self.terminal = Heard()
-        distill_once = schooling.distill_once
+        distill_once = students.distill_once
 
-        def distill(*args: Any, **more: Any) -> schooling.Trained:
+        def distill(*args: Any, **more: Any) -> students.Trained:
             if self.trained == self.stop_at:
                 raise KeyboardInterrupt
             self.trained += 1
             seconds = 5.0 if args[3].objective.ce_share == 1 else 10.0
             return replace(distill_once(*args, **more), seconds=seconds, whole_seconds=seconds)
 
-        monkeypatch.setattr(schooling, "distill_once", distill)
+        monkeypatch.setattr(students, "distill_once", distill)
 
     def copy(self, name: str) -> StudyFolder:
         """A copy of the search."""

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from seed import folder
+from seed import study_dir
 from seed.errors import StudyError
 from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.experiments import compare
@@ -167,7 +167,7 @@ def test_within_a_depth_the_best_comes_first_then_the_cheaper_then_by_name() -> 
 
 
 def read_published(name: str) -> Findings:
-    comparison = folder.read_record(RECORDS / "compare.record" / f"{name}.json", Comparison)
+    comparison = study_dir.read_record(RECORDS / "compare.record" / f"{name}.json", Comparison)
     return tell_comparison(comparison, summarize_comparison(comparison), names=compare.NAMES, repeat={})
 
 
@@ -234,7 +234,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(bench: Bench) -> 
     assert "--strategies subset perplexity last_layers random" in page
 
     bench.interrupt("compare", stopped, after=2, strategies=chosen, **SMALL)
-    assert len(folder.read_record(stopped.comparison, Comparison).finals) == 2
+    assert len(study_dir.read_record(stopped.comparison, Comparison).finals) == 2
     assert bench.run("compare", stopped, strategies=chosen, **SMALL) == first
     assert bench.trained == len(first["finals"]) - 2
 
@@ -251,7 +251,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(bench: Bench) -> 
 
 
 def read_tables(path: Path) -> list[Sequence[str]]:
-    comparison = folder.read_record(path, Comparison)
+    comparison = study_dir.read_record(path, Comparison)
     found = tell_comparison(comparison, summarize_comparison(comparison), names=compare.NAMES, repeat={})
     return [row for table in found.tables for row in table.rows]
 
@@ -265,11 +265,11 @@ def test_a_cost_that_pays_for_no_score_leaves_the_search_without_a_choice(bench:
 
 def test_strategies_keep_to_what_the_search_was_bound_to(bench: Bench) -> None:
     study = bench.copy("bound")
-    plan = folder.read_record(study.plan, SearchPlan)
-    frontier = folder.read_record(study.frontier, Frontier)
+    plan = study_dir.read_record(study.plan, SearchPlan)
+    frontier = study_dir.read_record(study.frontier, Frontier)
     space = msgspec.structs.replace(msgspec.convert(plan.identity["space"], SearchSpace), min_dropped=2)
-    folder.write_record(study.plan, msgspec.structs.replace(plan, trusts_closed_form=False))
-    folder.write_record(study.frontier, msgspec.structs.replace(frontier, space=space))
+    study_dir.write_record(study.plan, msgspec.structs.replace(plan, trusts_closed_form=False))
+    study_dir.write_record(study.frontier, msgspec.structs.replace(frontier, space=space))
     record = bench.run("compare", study, strategies=("last_layers", "perplexity"), **{**SMALL, "rng_seeds": (0,)})
     assert (record["rung"], record["num_candidates"]) == ("none", space.size)
     assert {len(pick["kept_layers"]) for run in record["runs"] for pick in run["picks"]} == {space.num_layers - 2}

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from seed import folder
+from seed import study_dir
 from seed.errors import StudyError
 from seed.evidence import DepthFidelity, FidelityRow, FidelityStudy, FinalScore
 from seed.experiments import fidelity
@@ -205,7 +205,7 @@ def test_differences_are_paired_and_favour_the_better_whichever_comes_first() ->
 
 
 def test_the_published_record_gives_the_published_summary_and_a_page() -> None:
-    study = folder.read_record(RECORD, FidelityStudy)
+    study = study_dir.read_record(RECORD, FidelityStudy)
     found = tell_fidelity(study, summarize_fidelity(study))
     pairs, triples, differences = found.tables
     assert [row[1] for row in pairs.rows[:2]] == ["+0.43 [+0.17, +0.66]", "+0.85 [+0.70, +0.97]"]
@@ -245,7 +245,7 @@ def test_a_study_that_was_stopped_goes_on(bench: Bench) -> None:
     assert (unbroken.root / "fidelity.html").stat().st_size > 1_000_000
     for more, done in ((3, 3), (6, 8)):  # in the midst of finals, and of doubling
         bench.interrupt("fidelity", stopped, after=more, **asked)
-        kept = folder.read_record(stopped.fidelity, FidelityStudy)
+        kept = study_dir.read_record(stopped.fidelity, FidelityStudy)
         assert sum(len(row.finals) for row in kept.rows) == done
     assert bench.run("fidelity", stopped, **asked) == first
     content = stopped.fidelity.read_bytes()

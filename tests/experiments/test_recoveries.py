@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from seed import folder
+from seed import study_dir
 from seed.errors import StudyError
 from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, TrainedRun
 from seed.experiments import recoveries
@@ -139,7 +139,7 @@ def test_times_are_settled_once_and_small_differences_do_not_count() -> None:
 
 
 def test_the_published_record_gives_the_published_summary_and_a_page() -> None:
-    comparison = folder.read_record(RECORD, RecoveryComparison)
+    comparison = study_dir.read_record(RECORD, RecoveryComparison)
     found = tell_recoveries(comparison, summarize_recoveries(comparison), names=recoveries.NAMES, repeat={})
     at_tokens, at_time = ({row[0]: row[4:] for row in table.rows} for table in found.tables)
     assert at_tokens["LoRA distillation"] == ["-0.04 [-0.43, +0.36]\u00a0%", "equivalent"]
@@ -166,7 +166,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(bench: Bench) -> 
     assert (unbroken.root / "recoveries.html").stat().st_size > 1_000_000
     for more, done in ((1, 1), (4, 5)):  # at equal tokens, and at equal time
         bench.interrupt("recoveries", stopped, after=more, **asked)
-        assert len(folder.read_record(stopped.recoveries, RecoveryComparison).ledger.runs) == done
+        assert len(study_dir.read_record(stopped.recoveries, RecoveryComparison).ledger.runs) == done
     assert bench.run("recoveries", stopped, **asked) == first
     assert bench.trained == 1
     later = bench.run("recoveries", stopped, **{**SMALL, "recoveries": ("last-layers",)})

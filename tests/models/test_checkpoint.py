@@ -20,7 +20,7 @@ from seed.models.checkpoint import (
     prove_round_trip,
     write_checkpoint,
 )
-from seed.models.teacher import ModelSource, open_teacher
+from seed.models.loader import ModelSource, open_teacher
 from seed.records import Candidate
 from tests.conftest import make_tokenizer
 from tests.models.families import compute_logits, make_model, make_tokens, scramble

@@ -22,8 +22,8 @@ from seed.models import checks
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_trip, write_checkpoint
 from seed.models.copying import plan_cut, write_cut
+from seed.models.loader import ModelSource, Teacher, check_source, open_teacher
 from seed.models.stored import INDEX, SINGLE
-from seed.models.teacher import ModelSource, Teacher, check_source, open_teacher
 from seed.stages.exporting import stamp_weights
 from seed.stages.protocols import hash_weights
 from tests.conftest import MakeCheckpoint, make_model, make_tokenizer

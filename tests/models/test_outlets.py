@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seed.models.anatomy import Anatomy
-from seed.models.outlets import Mixture, Projection, find_projection
+from seed.models.output_projection import Mixture, Projection, find_projection
 from tests.models.families import CONFIGS, make_model, make_tokens, scramble
 
 WIDTH = 32

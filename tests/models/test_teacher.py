@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from seed.errors import ModelError, ResourceError
-from seed.models import teacher
-from seed.models.teacher import (
+from seed.models import loader
+from seed.models.loader import (
     Located,
     ModelSource,
     Teacher,
@@ -80,7 +80,7 @@ def test_an_adapter_that_was_applied_is_refused_wherever_it_came_from(
     peft.get_peft_model(make_model("llama"), peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(checkpoint)
     config = json.loads((checkpoint / "adapter_config.json").read_text())
     (checkpoint / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(checkpoint)}))
-    monkeypatch.setattr(teacher, "refuse_adapter", lambda path: None)  # as for a name on the hub
+    monkeypatch.setattr(loader, "refuse_adapter", lambda path: None)  # as for a name on the hub
     with pytest.raises(ModelError, match=r"LoRA adapter.*merge_and_unload"):
         open_directory(checkpoint)
 
@@ -157,7 +157,7 @@ def test_files_of_a_directory_lie_there_and_those_of_the_hub_are_missed_clearly(
 OPEN = """
 import pathlib, sys, torch
 from huggingface_hub import constants
-from seed.models.teacher import ModelSource, open_teacher
+from seed.models.loader import ModelSource, open_teacher
 
 for revision in (None, sys.argv[1], None):
     source = ModelSource(location="someone/model", revision=revision)

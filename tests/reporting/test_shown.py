@@ -8,12 +8,12 @@ import pytest
 
 from seed.console import Terminal
 from seed.findings import StudyRecord
-from seed.folder import StudyFolder
 from seed.reporting.dashboard import draw_board, thin_trials, write_opening_note, write_study_note
 from seed.reporting.result_line import SearchLine, StagedLine, describe_one_more, describe_search, describe_staged
 from seed.reporting.summary import show_result
 from seed.reporting.wording import quote_code
 from seed.results import compute_result
+from seed.study_dir import StudyFolder
 
 from .conftest import check_snapshot
 from .test_staged import make_staged

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from seed import interrupts
+from seed.distillation import fsdp, loop
+from seed.distillation.loop import DistillSettings
+from seed.distillation.losses import Objective
+from seed.distillation.processes import ALONE, OneProcess
+from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
+from seed.proxy.instruments import Instruments, enrol, start_student, train_together
 from seed.records import Candidate
-from seed.scoring import distillation, fsdp
-from seed.scoring.distillation import DistillSettings
-from seed.scoring.instruments import Instruments, enrol, start_student, train_together
-from seed.scoring.objectives import Objective
-from seed.scoring.processes import ALONE, OneProcess
-from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
 from tests.models.families import make_model
 from tests.scoring.streams import draw_stream, write_stream
 
@@ -129,7 +129,7 @@ def main(cases: Path, directory: Path) -> None:
     torch.set_num_threads(1)
     wanted = [Case(**words) for words in json.loads(cases.read_text())]
     if all(case.stop_at is None for case in wanted):
-        distillation.CHECKPOINT_SECONDS = distillation.SAVING_SHARE = -1.0  # progress is saved at every step
+        loop.CHECKPOINT_SECONDS = loop.SAVING_SHARE = -1.0  # progress is saved at every step
     shard, shards = fsdp.shard, []
 
     def watch(*args: Any, **kwargs: Any) -> Any:

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from seed.evaluation.perplexity import logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.grafting import graft
 from seed.models.surgery import make_student
+from seed.proxy.closed_form import measure_gains
+from seed.proxy.instruments import Instruments
 from seed.records import Candidate, Latency
-from seed.scoring.instruments import Instruments
-from seed.scoring.quality import logits_of, measure_losses
-from seed.scoring.refit import measure_gains
 from tests.models.families import keep, make_model, scramble
 from tests.scoring.streams import write_stream
 

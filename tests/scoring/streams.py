@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from seed.scoring.corpus import TokenStream
+from seed.data.corpus import TokenStream
 
 
 def make_stream(tokens_NT: torch.Tensor) -> TokenStream:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from seed.data import contamination, documents
+from seed.data.contamination import JudgedText, LeftOut
+from seed.data.corpus import TokenStream, open_streams, open_test_stream
 from seed.errors import CorpusError
 from seed.reporting.page import TEXT_RULE
-from seed.scoring import contamination, documents
-from seed.scoring.contamination import JudgedText, LeftOut
-from seed.scoring.corpus import TokenStream, open_streams, open_test_stream
 from tests.conftest import make_tokenizer
 from tests.scoring.test_corpus import read_back, request
 

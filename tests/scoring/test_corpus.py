@@ -12,10 +12,10 @@ import pytest
 import torch
 from msgspec.structs import replace as replace_field
 
+from seed.data import corpus, documents
+from seed.data.corpus import CorpusRequest, TokenStream, open_streams, open_test_stream
 from seed.demo import library
 from seed.errors import CorpusError
-from seed.scoring import corpus, documents
-from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams, open_test_stream
 from tests.conftest import make_tokenizer
 
 TOKENIZER = make_tokenizer()

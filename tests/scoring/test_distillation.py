@@ -14,11 +14,8 @@ from msgspec import structs
 from torch import nn
 
 from seed import sealed
-from seed.models.anatomy import Anatomy
-from seed.models.surgery import cast_weights, make_student
-from seed.records import Candidate, CurvePoint
-from seed.scoring import distillation, quality
-from seed.scoring.distillation import (
+from seed.distillation import loop
+from seed.distillation.loop import (
     Distilled,
     DistillSettings,
     Pupil,
@@ -28,9 +25,13 @@ from seed.scoring.distillation import (
     schedule,
     tune_learning_rate,
 )
-from seed.scoring.objectives import Objective
-from seed.scoring.quality import forward_kl
-from seed.scoring.targets import Recall, store_states
+from seed.distillation.losses import Objective
+from seed.distillation.teacher_states import Recall, store_states
+from seed.evaluation import perplexity
+from seed.evaluation.perplexity import forward_kl
+from seed.models.anatomy import Anatomy
+from seed.models.surgery import cast_weights, make_student
+from seed.records import Candidate, CurvePoint
 from tests.models.families import make_model
 from tests.scoring.streams import draw_stream
 
@@ -102,8 +103,8 @@ def unbroken() -> tuple[nn.Module, Distilled]:
 @pytest.fixture
 def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save progress at every step instead of every half minute."""
-    monkeypatch.setattr(distillation, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(distillation, "SAVING_SHARE", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "SAVING_SHARE", -1.0)
 
 
 def stop_at(step: int) -> Callable[[int], None]:
@@ -237,7 +238,7 @@ def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> 
 def test_micro_batches_and_parts_of_logits_add_up_to_the_batch(
     micro_batch: int, head_positions: int, unbroken: tuple[nn.Module, Distilled], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * head_positions)
+    monkeypatch.setitem(perplexity.HEAD_BYTES, "cpu", 4 * 257 * head_positions)
     distilled = run(make_start(), structs.replace(SETTINGS, micro_batch=micro_batch))
     for mine, whole in zip(distilled.curve, unbroken[1].curve, strict=True):
         assert mine.validation_loss == pytest.approx(whole.validation_loss, rel=1e-2)

@@ -13,10 +13,10 @@ import torch
 from msgspec import structs
 from torch import nn
 
+from seed.distillation import loop
+from seed.distillation.fsdp import Several, empty, refuse_unfit
+from seed.distillation.losses import Objective
 from seed.errors import ResourceError
-from seed.scoring import distillation
-from seed.scoring.fsdp import Several, empty, refuse_unfit
-from seed.scoring.objectives import Objective
 from tests.models.families import KINDS, make_model
 from tests.scoring import group_worker
 from tests.scoring.group_worker import Case, train, write_cases
@@ -56,7 +56,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     stopped = replace(STOPPED, checkpoint=str(directory / "progress.pt"))
     with pytest.MonkeyPatch.context() as patch:
         for name in ("CHECKPOINT_SECONDS", "SAVING_SHARE"):
-            patch.setattr(distillation, name, -1.0)  # progress is saved at every step
+            patch.setattr(loop, name, -1.0)  # progress is saved at every step
         patch.setattr(group_worker.os, "kill", lambda *_: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception, match="killed"):
             train(stopped)

@@ -6,14 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from seed.evaluation.perplexity import logits_of, measure_losses
 from seed.models.anatomy import Anatomy
-from seed.scoring.importance import (
-    measure_angular_distances,
-    measure_block_influence,
-    measure_magnitude,
-    measure_taylor,
-)
-from seed.scoring.quality import logits_of, measure_losses
+from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
 from tests.models.families import make_model
 from tests.scoring.streams import draw_stream
 

@@ -9,13 +9,13 @@ import torch
 from msgspec import structs
 from safetensors.torch import load_file
 
+from seed.distillation import lora
+from seed.distillation.loop import DistillSettings
+from seed.evaluation.perplexity import forward_kl, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint, write_checkpoint
 from seed.models.surgery import cast_weights
-from seed.scoring import lora
-from seed.scoring.distillation import DistillSettings
-from seed.scoring.instruments import make_walker, size_of, start_student, train_student, validation_losses
-from seed.scoring.quality import forward_kl, logits_of, measure_losses
+from seed.proxy.instruments import make_walker, size_of, start_student, train_student, validation_losses
 from tests.conftest import make_tokenizer
 from tests.models.families import compute_logits, make_model, make_tokens
 from tests.scoring.opened import CPU, CUT, DENSE, drop, open_grafted, open_instruments

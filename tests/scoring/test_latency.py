@@ -14,11 +14,8 @@ import transformers
 from msgspec.structs import replace
 
 from seed.errors import CommandError
-from seed.models.anatomy import Anatomy
-from seed.models.surgery import view_layers
-from seed.records import Latency
-from seed.scoring import latency
-from seed.scoring.latency import (
+from seed.evaluation import latency
+from seed.evaluation.latency import (
     FIRST_PAIRS,
     Processors,
     Timing,
@@ -35,6 +32,9 @@ from seed.scoring.latency import (
     summarise_pairs,
     take_pairs,
 )
+from seed.models.anatomy import Anatomy
+from seed.models.surgery import view_layers
+from seed.records import Latency
 from seed.stats import FEWEST_PAIRS
 from tests.models.families import keep, make_model, make_tokens
 

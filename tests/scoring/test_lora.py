@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from seed.distillation import lora
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student
 from seed.records import Candidate
-from seed.scoring import lora
 from tests.models.families import KINDS, compute_logits, make_model, make_tokens
 
 CUT = Candidate(num_layers=4, kept_layers=(0, 3))

@@ -6,12 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seed.models.anatomy import Anatomy
-from seed.models.surgery import make_student
-from seed.records import Candidate
-from seed.scoring import quality
-from seed.scoring.distillation import PREDICTIONS
-from seed.scoring.objectives import (
+from seed.distillation.loop import PREDICTIONS
+from seed.distillation.losses import (
     Learner,
     Objective,
     accumulate_gradients,
@@ -19,8 +15,12 @@ from seed.scoring.objectives import (
     measure_state_distance,
     soften,
 )
-from seed.scoring.quality import forward_kl
-from seed.scoring.targets import recall_live
+from seed.distillation.teacher_states import recall_live
+from seed.evaluation import perplexity
+from seed.evaluation.perplexity import forward_kl
+from seed.models.anatomy import Anatomy
+from seed.models.surgery import make_student
+from seed.records import Candidate
 from tests.models.families import KINDS, make_model
 from tests.scoring.streams import draw_stream
 
@@ -104,7 +104,7 @@ def test_the_gradient_is_that_of_whole_logits(family: str, positions: int, monke
     windows = torch.tensor([4, 0, 11, 7, 2])
     expected = differentiate_directly(teacher, student, windows)
     wanted = take_gradients(student)
-    monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * positions)
+    monkeypatch.setitem(perplexity.HEAD_BYTES, "cpu", 4 * 257 * positions)
     for micro_batch in (1, 3, 8):
         divergence = learn(student, dense, windows, micro_batch=micro_batch)
         assert divergence == pytest.approx(expected, rel=1e-5)
@@ -168,7 +168,7 @@ def test_every_mixture_has_the_gradient_of_its_definition(
     loss, divergence = compute_directly(DENSE.model, student, windows, objective)
     loss.backward()
     wanted = take_gradients(student)
-    monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * positions)
+    monkeypatch.setitem(perplexity.HEAD_BYTES, "cpu", 4 * 257 * positions)
     found_divergence = learn(
         student, DENSE, windows, objective
     )  # all windows in one micro-batch: distances are shares of it

@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from seed.models.anatomy import Anatomy
-from seed.scoring.pricing import Prices, set_prices
-from seed.scoring.subsets import count_work
+from seed.proxy.pricing import Prices, set_prices
+from seed.proxy.subset_walker import count_work
 from tests.models.families import make_model
 from tests.scoring.opened import DENSE, keep
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from msgspec import structs
 
+from seed.distillation.loop import DistillSettings
+from seed.distillation.teacher_states import store_states
 from seed.errors import CandidateError
 from seed.models.anatomy import Anatomy
+from seed.proxy import ladder as proxies
+from seed.proxy.instruments import size_of, start_student, validation_losses
+from seed.proxy.ladder import Proxy, choose_start
+from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Quality
 from seed.scores import ScoreStore
-from seed.scoring import proxy as proxies
-from seed.scoring.distillation import DistillSettings
-from seed.scoring.instruments import size_of, start_student, validation_losses
-from seed.scoring.proxy import Proxy, choose_start
-from seed.scoring.sweep import Sweep
-from seed.scoring.targets import store_states
 from tests.models.families import compute_logits, make_tokens
 from tests.scoring.opened import CUT, DENSE, keep, open_instruments, time_candidate
 
@@ -91,7 +91,7 @@ def test_each_rung_fills_its_qualities_and_what_is_known_is_not_measured_again(
         raise AssertionError("measured again")
 
     for name in ("measure_unrecovered", "make_walker"):
-        monkeypatch.setattr(f"seed.scoring.sweep.{name}", fail)
+        monkeypatch.setattr(f"seed.proxy.sweep.{name}", fail)
     assert make_proxy(tmp_path, rung).evaluate(CUT).qualities == evaluation.qualities
     assert distilled == []
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from seed.scoring import quality
-from seed.scoring.corpus import TokenStream
-from seed.scoring.quality import DocumentLosses, clustered_standard_error, judge, logits_of, measure_losses
+from seed.data.corpus import TokenStream
+from seed.evaluation import perplexity
+from seed.evaluation.perplexity import DocumentLosses, clustered_standard_error, judge, logits_of, measure_losses
 from tests.conftest import make_model
 
 CPU = torch.device("cpu")
@@ -56,7 +56,7 @@ def test_a_document_that_is_never_predicted_counts_nothing() -> None:
     owners = np.ones((1, 16), dtype=np.int32)
     owners[0, 0] = 0  # only the window's first token is its
     stream = TokenStream(tokens_NT=stream.tokens_NT, documents_NT=owners, num_documents=2, source="random")
-    found = quality.sum_by_document(np.ones((1, 15)), stream)
+    found = perplexity.sum_by_document(np.ones((1, 15)), stream)
     assert found.counts.tolist() == [0, 15]
     assert found.sums.tolist() == [0.0, 15.0]
 
@@ -86,9 +86,9 @@ def test_the_micro_batch_does_not_change_results(micro_batch: int) -> None:
 def test_parts_for_the_head_cover_every_position_once_and_stay_small(
     positions: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(quality.HEAD_BYTES, "cpu", 4 * 257 * positions + 3)
+    monkeypatch.setitem(perplexity.HEAD_BYTES, "cpu", 4 * 257 * positions + 3)
     tokens = torch.arange(15).view(3, 5)
-    parts = list(quality.split_for_head(tokens, vocabulary=257))
+    parts = list(perplexity.split_for_head(tokens, vocabulary=257))
     assert len(parts) == expected
     assert torch.cat([tokens[part].flatten() for part in parts]).sort().values.tolist() == list(range(15))
     assert all(tokens[part].numel() <= max(1, positions) for part in parts)
@@ -139,7 +139,7 @@ def test_the_distance_of_two_models_is_the_mean_divergence_from_the_first() -> N
     models = [make_model("llama"), make_model("llama", rng_seed=1), make_model("llama", rng_seed=2)]
     computes = [logits_of(model) for model in models]
     batches: list[None] = []
-    dense, results = quality.compare_models(
+    dense, results = perplexity.compare_models(
         computes[0], computes[1:], stream, micro_batch=3, device=CPU, on_batch=lambda: batches.append(None)
     )
     assert len(batches) == 3
@@ -152,7 +152,7 @@ def test_the_distance_of_two_models_is_the_mean_divergence_from_the_first() -> N
         assert closeness.top1_agreement == (logits[0].argmax(-1) == logits[i].argmax(-1)).double().mean().item()
         alone = measure_losses(computes[i], stream, micro_batch=3, device=CPU)
         assert losses.sums.tolist() == alone.sums.tolist()
-    _, [(_, same)] = quality.compare_models(computes[0], computes[:1], stream, micro_batch=3, device=CPU)
+    _, [(_, same)] = perplexity.compare_models(computes[0], computes[:1], stream, micro_batch=3, device=CPU)
     assert (same.kl_divergence, same.top1_agreement) == (pytest.approx(0.0, abs=1e-7), 1.0)
     alone = measure_losses(computes[0], stream, micro_batch=3, device=CPU)
     assert dense.sums.tolist() == alone.sums.tolist()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student, view_layers
+from seed.proxy.closed_form import RIDGES, Correction, ProjectionFit, Refit, fold_refit, measure_gains
 from seed.records import Candidate
-from seed.scoring.refit import RIDGES, Correction, ProjectionFit, Refit, fold_refit, measure_gains
 from tests.models.families import KINDS, compute_logits, make_model, make_tokens
 
 WIDTH = 32

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seed.data.corpus import TokenStream
+from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.grafting import graft
 from seed.models.surgery import cast_weights, make_student
 from seed.optimize.space import enumerate_candidates
+from seed.proxy import subset_walker
+from seed.proxy.closed_form import ProjectionFit, count_fit_bytes, fold_refit, measure_gains
+from seed.proxy.subset_walker import SubsetWalker, TrieWork, count_work, estimate_memory, measure_unrecovered
 from seed.records import Candidate, SearchSpace
-from seed.scoring import subsets
-from seed.scoring.corpus import TokenStream
-from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
-from seed.scoring.refit import ProjectionFit, count_fit_bytes, fold_refit, measure_gains
-from seed.scoring.subsets import SubsetWalker, TrieWork, count_work, estimate_memory, measure_unrecovered
 from tests.models.families import KINDS, keep, make_model, scramble
 from tests.scoring.streams import draw_stream, write_stream
 
@@ -157,7 +157,7 @@ def test_the_order_of_recovered_candidates_and_what_siblings_share_change_nothin
         for candidate in order:
             assert flatten(walker.measure(candidate)[0]) == alone[candidate.key], candidate.key
     for bound in (0, max(run.count_bytes() for run in walker.runs.values())):
-        monkeypatch.setattr(subsets, "SIBLING_BYTES", bound)
+        monkeypatch.setattr(subset_walker, "SIBLING_BYTES", bound)
         for candidate in LEXICOGRAPHIC:
             assert flatten(walker.measure(candidate)[0]) == alone[candidate.key]
             assert sum(run.count_bytes() for run in walker.runs.values()) <= bound

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from seed.errors import ResourceError, StudyError
+from seed.evaluation.perplexity import DocumentLosses, judge, logits_of, measure_losses
+from seed.proxy import sweep as sweeps
+from seed.proxy.instruments import make_walker, start_student, validation_losses
+from seed.proxy.subset_walker import measure_unrecovered
+from seed.proxy.sweep import Sweep
 from seed.records import SweepRow
 from seed.scores import ScoreStore
-from seed.scoring import sweep as sweeps
-from seed.scoring.instruments import make_walker, start_student, validation_losses
-from seed.scoring.quality import DocumentLosses, judge, logits_of, measure_losses
-from seed.scoring.subsets import measure_unrecovered
-from seed.scoring.sweep import Sweep
 from tests.scoring.opened import CPU, CUT, DENSE, drop, keep, open_grafted, open_instruments
 
 CANDIDATES = [keep(0, 1, 3), keep(0, 3), keep(2)]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from seed.distillation.teacher_states import Recall, count_bytes, recall_live, store_states
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
-from seed.scoring.targets import Recall, count_bytes, recall_live, store_states
 from seed.sealed import DIGEST_BYTES
 from tests.models.families import make_model
 from tests.scoring.streams import draw_stream
@@ -147,7 +147,7 @@ def test_states_carry_no_gradient(tmp_path: Path) -> None:
 def test_a_disk_without_room_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     anatomy = Anatomy(make_model("llama"))
     forwards = count_forwards(anatomy)
-    monkeypatch.setattr("seed.folder.shutil.disk_usage", lambda path: SimpleNamespace(free=5))
+    monkeypatch.setattr("seed.study_dir.shutil.disk_usage", lambda path: SimpleNamespace(free=5))
     with pytest.raises(ResourceError, match="the dense model's states needs about"):
         store(anatomy, tmp_path)
     assert forwards == []

@@ -9,8 +9,8 @@ from pathlib import Path
 import datasets
 import pytest
 
+from seed.data.text_files import list_files, read_files, render_row
 from seed.errors import CorpusError
-from seed.scoring.text_files import list_files, read_files, render_row
 from tests.conftest import make_tokenizer
 from tests.scoring.test_corpus import TEMPLATE
 

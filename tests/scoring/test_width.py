@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from seed.models.anatomy import Anatomy
-from seed.models.outlets import Projection
+from seed.models.output_projection import Projection
 from seed.models.width import find_widths, weight_by_input
-from seed.scoring.width import measure_width_importance
+from seed.proxy.width_order import measure_width_importance
 from tests.models.families import compute_logits, make_model, make_tokens
 from tests.scoring.streams import draw_stream
 

@@ -14,21 +14,21 @@ import torch
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.executor import InProcess
-from seed.folder import StudyFolder
-from seed.models.teacher import ModelSource, Teacher
+from seed.models.loader import ModelSource, Teacher
 from seed.optimize.study import Limits, open_study
 from seed.optimize.trials import Trials
 from seed.pipeline import open_book
 from seed.plans import Protocol, SearchPlan, StreamRecord
+from seed.proxy.book import ScoreBook
+from seed.proxy.instruments import Instruments
+from seed.proxy.sweep import Sweep
 from seed.records import Latency, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
-from seed.scoring.book import ScoreBook
-from seed.scoring.instruments import Instruments
-from seed.scoring.sweep import Sweep
-from seed.stages import latencies, planning
-from seed.stages.latencies import LatencyTable
+from seed.session import Session
+from seed.stages import latency_table, planning
+from seed.stages.latency_table import LatencyTable
 from seed.stages.searching import score_space
-from seed.stages.workbench import Workbench
+from seed.study_dir import StudyFolder
 from tests.conftest import make_tokenizer
 from tests.scoring.opened import CPU, drop, open_instruments, time_candidate
 
@@ -75,11 +75,11 @@ PROTOCOL = Protocol(
 )
 
 
-def open_bench(directory: Path, *, family: str = "llama", **changes: Any) -> Workbench:
+def open_bench(directory: Path, *, family: str = "llama", **changes: Any) -> Session:
     """A workbench whose protocol differs as told."""
     instruments = open_instruments(family)
     directory.mkdir(parents=True, exist_ok=True)
-    return Workbench(
+    return Session(
         folder=StudyFolder(directory),
         protocol=msgspec.structs.replace(PROTOCOL, **changes),
         teacher=Teacher(
@@ -104,18 +104,18 @@ def open_bench(directory: Path, *, family: str = "llama", **changes: Any) -> Wor
     )
 
 
-def open_sweep(bench: Workbench) -> Sweep:
+def open_sweep(bench: Session) -> Sweep:
     """The sweep in the bench's folder."""
     instruments: Instruments = open_instruments(bench.anatomy.config.model_type)
     return Sweep(instruments, ScoreStore(bench.folder.scores))
 
 
-def open_trials(bench: Workbench) -> optuna.Study:
+def open_trials(bench: Session) -> optuna.Study:
     """The bench's study, kept in memory."""
     return open_study(optuna.storages.InMemoryStorage(), name="tiny", rung=bench.protocol.rung, fingerprint="one")
 
 
-def make_plan(bench: Workbench, settings: StudyConfig, *, trials: int, covers_space: bool) -> SearchPlan:
+def make_plan(bench: Session, settings: StudyConfig, *, trials: int, covers_space: bool) -> SearchPlan:
     """A plan of so many trials."""
     return planning.make_plan(
         settings, bench.protocol, name="tiny", trials=trials, distill_tokens=1024, covers_space=covers_space
@@ -150,7 +150,7 @@ class TinyStudy:
     def __init__(self, directory: Path, *, table: Mapping[str, Latency] | None = None, **changes: Any) -> None:
         self.bench = open_bench(directory, **changes)
         self.optuna = open_trials(self.bench)
-        latencies.write_latencies(self.bench.folder, dict(make_table() if table is None else table))
+        latency_table.write_latencies(self.bench.folder, dict(make_table() if table is None else table))
 
     @contextlib.contextmanager
     def open(self, space: SearchSpace = SPACE) -> Iterator[Opened]:

@@ -7,15 +7,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from seed import folder
+from seed import study_dir
 from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.integrity import find_damage
 from seed.records import DenseResult, DistillResult
-from seed.stages import finals, recovering, schooling
+from seed.stages import budgets, finals, students
 from seed.stages.finals import Budget, distill_members
-from seed.stages.schooling import Member
+from seed.stages.students import Member
 from tests.models.test_integrity import DAMAGES, halve
 from tests.scoring.opened import drop, time_candidate
 from tests.stages.opened import TinyStudy, make_plan
@@ -40,7 +40,7 @@ class Finals:
         self.bench, self.folder = self.study.bench, self.study.bench.folder
         with self.study.open() as opened:
             self.dense: DenseResult = opened.executor.call("judge_dense", time_candidate(drop(1)))
-        folder.write_record(self.folder.dense, self.dense)
+        study_dir.write_record(self.folder.dense, self.dense)
 
     def run(
         self,
@@ -80,7 +80,7 @@ def test_each_member_is_distilled_under_every_seed_and_the_first_is_exported(tmp
     results = opened.run(on_work=lambda amount, key: work.append(amount))
     bench, dense = opened.bench, opened.dense
     assert [result.key for result in results] == ["drop-1", "drop-2"]
-    steps = schooling.count_steps(bench, 2048)
+    steps = students.count_steps(bench, 2048)
     assert any(result.best_step for result in results)
     assert sum(work) == pytest.approx(4 * finals.count_work(bench, steps))
     for result in results:
@@ -98,7 +98,7 @@ def test_each_member_is_distilled_under_every_seed_and_the_first_is_exported(tmp
 
 def test_members_together_end_as_each_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = Finals(tmp_path / "together").run()
-    monkeypatch.setattr(recovering, "MOST_TOGETHER", 1)
+    monkeypatch.setattr(budgets, "MOST_TOGETHER", 1)
     alone = Finals(tmp_path / "alone").run()
     assert list(map(forget_times, together)) == list(map(forget_times, alone))
 
@@ -207,7 +207,7 @@ def test_a_width_of_the_same_size_is_distilled_and_exported_like_a_member(tmp_pa
     exported = load_checkpoint(bench.folder.model(width.key), device=bench.device, dtype=bench.dtype)
     assert sum(weight.numel() for weight in exported.parameters()) == width.size.num_params
     assert exported.config.num_hidden_layers == 4
-    assert folder.read_record(bench.folder.result(width.key), DistillResult) == width
+    assert study_dir.read_record(bench.folder.result(width.key), DistillResult) == width
     assert f"MLP {width.width.mlp_width}" in (bench.folder.model(width.key) / "README.md").read_text()
 
 

@@ -9,11 +9,11 @@ import pytest
 from seed.config import StudyConfig
 from seed.findings import Rival, SearchGain
 from seed.optimize.strategies import STRATEGIES, run_strategy
+from seed.proxy.account import Account, Measured
+from seed.proxy.sweep import Sweep
 from seed.records import TrialRecord
-from seed.scoring.sweep import Sweep
-from seed.stages import gains
-from seed.stages.meter import Account, Measured
-from seed.stages.workbench import Workbench
+from seed.session import Session
+from seed.stages import rivals
 
 from .opened import SPACE, TinyStudy, make_plan, open_bench
 
@@ -25,10 +25,10 @@ def search(study: TinyStudy, **wanted: Any) -> tuple[Sweep, tuple[TrialRecord, .
 
 
 def measure(
-    bench: Workbench, sweep: Sweep, trials: tuple[TrialRecord, ...], *, most: int = 10, covers_space: bool = False
+    bench: Session, sweep: Sweep, trials: tuple[TrialRecord, ...], *, most: int = 10, covers_space: bool = False
 ) -> SearchGain:
     plan = make_plan(bench, StudyConfig(), trials=most, covers_space=covers_space)
-    return gains.measure_gain(bench, sweep, SPACE, trials, plan=plan, solver="somehow", on_rival=lambda title: None)
+    return rivals.measure_gain(bench, sweep, SPACE, trials, plan=plan, solver="somehow", on_rival=lambda title: None)
 
 
 def by_name(gain: SearchGain) -> dict[str, Rival]:
@@ -40,7 +40,7 @@ def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
     sweep, trials = search(study, trials=10, covers_space=True)
     gain = measure(study.bench, sweep, trials)
     assert (gain.solver, gain.rung, gain.num_scores) == ("somehow", "closed_form", 10)
-    assert set(gains.RIVALS) <= set(STRATEGIES)
+    assert set(rivals.RIVALS) <= set(STRATEGIES)
     known = {trial.evaluation.candidate: trial.evaluation.qualities["closed_form"] for trial in trials}
     assert list(by_name(gain)) == ["perplexity", "greedy_recovered"]
     for rival in gain.rivals:

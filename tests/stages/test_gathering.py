@@ -6,16 +6,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from seed import folder
+from seed import session, study_dir
 from seed.config import StudyConfig
 from seed.errors import StudyError
-from seed.folder import StudyFolder
 from seed.optimize.frontier import select_frontier
+from seed.proxy.instruments import size_of
 from seed.records import Evaluation, TrialRecord
 from seed.scores import ScoreStore
-from seed.scoring.instruments import size_of
-from seed.stages import judging, publishing, workbench
-from seed.stages.gathering import gather_record, read_losses
+from seed.stages import judging, publishing
+from seed.stages.study_record import gather_record, read_losses
+from seed.study_dir import StudyFolder
 from tests.scoring.opened import CUT, drop, keep, time_candidate
 from tests.stages.opened import SPACE, make_plan, make_table, open_bench, open_sweep
 
@@ -53,10 +53,10 @@ def searched(tmp_path: Path) -> tuple[StudyFolder, tuple[TrialRecord, ...]]:
     """A study of three trials as a search without distillation leaves it, but without an Optuna study."""
     bench = open_bench(tmp_path / "tiny")
     sweep, study = open_sweep(bench), bench.folder
-    folder.write_record(study.plan, make_plan(bench, StudyConfig(), trials=3, covers_space=False))
-    folder.write_record(study.environment, workbench.describe_environment(bench))
+    study_dir.write_record(study.plan, make_plan(bench, StudyConfig(), trials=3, covers_space=False))
+    study_dir.write_record(study.environment, session.describe_environment(bench))
     dense = judging.judge_dense(bench, sweep.instruments, next(iter(make_table().values())))
-    folder.write_record(study.dense, dense)
+    study_dir.write_record(study.dense, dense)
     trials = tuple(
         TrialRecord(
             number=number,
@@ -76,7 +76,7 @@ def searched(tmp_path: Path) -> tuple[StudyFolder, tuple[TrialRecord, ...]]:
     sweep.store.close()
     losses = read_losses(study)
     frontier = select_frontier(trials, rung="closed_form", size=2, space_size=SPACE.size, load_losses=losses)
-    folder.write_record(study.frontier, frontier)
+    study_dir.write_record(study.frontier, frontier)
     return study, trials
 
 

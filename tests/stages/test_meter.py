@@ -7,17 +7,12 @@ import pytest
 from seed.models.anatomy import Anatomy
 from seed.optimize.space import enumerate_candidates
 from seed.optimize.strategies import BudgetSpent
+from seed.proxy.account import Account, Measured
+from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
+from seed.proxy.pricing import Prices
+from seed.proxy.subset_walker import count_work, measure_unrecovered
+from seed.proxy.sweep import Sweep
 from seed.records import Candidate
-from seed.scoring.importance import (
-    measure_angular_distances,
-    measure_block_influence,
-    measure_magnitude,
-    measure_taylor,
-)
-from seed.scoring.pricing import Prices
-from seed.scoring.subsets import count_work, measure_unrecovered
-from seed.scoring.sweep import Sweep
-from seed.stages.meter import Account, Measured
 from tests.scoring.opened import drop, open_grafted
 from tests.stages.opened import SPACE, open_bench, open_sweep
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 import seed
-from seed import folder
+from seed import study_dir
 from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.plans import Protocol, SearchPlan, StreamRecord
@@ -56,8 +56,8 @@ def test_a_plan_repeats_the_settings() -> None:
 def test_a_plan_from_its_file_is_the_same_study(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     plan = make_plan()
-    folder.write_record(path, plan)
-    again = folder.read_record(path, SearchPlan)
+    study_dir.write_record(path, plan)
+    again = study_dir.read_record(path, SearchPlan)
     assert again.fingerprint == plan.fingerprint
     assert planning.read_protocol(again, place=tmp_path) == PROTOCOL
     planning.continue_plan(again, make_plan(trials=500, max_ppl_ratio=1.5, frontier_size=1), place=tmp_path)

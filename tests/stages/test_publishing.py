@@ -7,15 +7,15 @@ import msgspec
 import pytest
 from optuna_dashboard import get_note
 
-from seed import folder
+from seed import session, study_dir
 from seed.config import StudyConfig
 from seed.optimize.frontier import select_frontier
 from seed.records import Frontier, TrialRecord
 from seed.scores import ScoreStore
-from seed.stages import publishing, workbench
-from seed.stages.gathering import read_losses
+from seed.session import Session
+from seed.stages import publishing
 from seed.stages.publishing import LiveReport
-from seed.stages.workbench import Workbench
+from seed.stages.study_record import read_losses
 
 from .opened import SPACE, TinyStudy, make_plan, make_table
 
@@ -25,12 +25,14 @@ class Stage:
 
     def __init__(self, directory: Path) -> None:
         self.tiny = TinyStudy(directory)
-        self.bench: Workbench = self.tiny.bench
-        folder.write_record(self.bench.folder.plan, make_plan(self.bench, StudyConfig(), trials=10, covers_space=True))
-        folder.write_record(self.bench.folder.environment, workbench.describe_environment(self.bench))
+        self.bench: Session = self.tiny.bench
+        study_dir.write_record(
+            self.bench.folder.plan, make_plan(self.bench, StudyConfig(), trials=10, covers_space=True)
+        )
+        study_dir.write_record(self.bench.folder.environment, session.describe_environment(self.bench))
         with self.tiny.open() as opened:
             dense = opened.executor.call("judge_dense", next(iter(make_table().values())))
-        folder.write_record(self.bench.folder.dense, dense)
+        study_dir.write_record(self.bench.folder.dense, dense)
         self.complaints: list[str] = []
 
     def read_trials(self) -> tuple[TrialRecord, ...]:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from msgspec import structs
 
-from seed.scoring.distillation import choose_windows
-from seed.scoring.objectives import Objective
-from seed.stages import recoveries, recovering
-from seed.stages.recovering import distill_settings, list_windows, short_settings, store_teacher_states
+from seed import recoveries
+from seed.distillation.loop import choose_windows
+from seed.distillation.losses import Objective
+from seed.stages import budgets
+from seed.stages.budgets import distill_settings, list_windows, short_settings, store_teacher_states
 from tests.scoring.opened import drop, keep, open_instruments
 from tests.stages.opened import open_bench
 
@@ -78,11 +79,11 @@ def test_states_of_other_weights_or_text_are_not_mixed_up(tmp_path: Path) -> Non
 def test_states_too_many_to_store_are_computed_in_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench, instruments = open_bench(tmp_path), open_instruments()
     size = 8 * 64 * 32 * 4
-    monkeypatch.setattr(recovering, "STORED_BYTES", size - 1)
+    monkeypatch.setattr(budgets, "STORED_BYTES", size - 1)
     held = replace(instruments, recall=lambda windows: windows)  # of a shorter budget: it would not do
     assert store_teacher_states(bench, held, steps=2, rng_seeds=[0]) == instruments
     assert not bench.folder.work.exists()
-    monkeypatch.setattr(recovering, "STORED_BYTES", size)
+    monkeypatch.setattr(budgets, "STORED_BYTES", size)
     assert store_teacher_states(bench, instruments, steps=2, rng_seeds=[0]).recall is not None
 
 
@@ -120,10 +121,10 @@ def test_states_are_stored_only_for_what_learns_from_them_alone(tmp_path: Path) 
 
 def test_students_side_by_side_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = open_bench(tmp_path)
-    assert recovering.count_together(bench) == recovering.MOST_TOGETHER  # tiny
-    each = recovering.HOST_BYTES_PER_WEIGHT * sum(weight.numel() for weight in bench.teacher.model.parameters())
-    pages = {"SC_PAGE_SIZE": 1, "SC_AVPHYS_PAGES": int(3.5 * each / recovering.FREE_SHARE)}
-    monkeypatch.setattr(recovering.os, "sysconf", pages.__getitem__)
-    assert recovering.count_together(bench) == 3
+    assert budgets.count_together(bench) == budgets.MOST_TOGETHER  # tiny
+    each = budgets.HOST_BYTES_PER_WEIGHT * sum(weight.numel() for weight in bench.teacher.model.parameters())
+    pages = {"SC_PAGE_SIZE": 1, "SC_AVPHYS_PAGES": int(3.5 * each / budgets.FREE_SHARE)}
+    monkeypatch.setattr(budgets.os, "sysconf", pages.__getitem__)
+    assert budgets.count_together(bench) == 3
     pages["SC_AVPHYS_PAGES"] = 1
-    assert recovering.count_together(bench) == 1
+    assert budgets.count_together(bench) == 1

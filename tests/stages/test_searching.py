@@ -11,14 +11,14 @@ from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.plans import SearchPlan
+from seed.proxy.instruments import start_student
+from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Latency, Quality, SweepRow, TrialRecord
 from seed.scores import ScoreStore
-from seed.scoring.instruments import start_student
-from seed.scoring.sweep import Sweep
+from seed.session import Session
 from seed.stages import searching
-from seed.stages.latencies import read_latencies
+from seed.stages.latency_table import read_latencies
 from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery
-from seed.stages.workbench import Workbench
 from tests.reporting import factory
 from tests.scoring.opened import drop
 from tests.stages.opened import SPACE, TinyStudy, make_table
@@ -39,7 +39,7 @@ def distilled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made.append(candidate.key)
         return start_student(instruments, candidate, refit, settings=settings)
 
-    monkeypatch.setattr("seed.scoring.proxy.start_student", spy)
+    monkeypatch.setattr("seed.proxy.ladder.start_student", spy)
     return made
 
 
@@ -117,8 +117,8 @@ def test_a_space_that_is_swept_is_scored_whole_and_nothing_is_measured_twice(
     assert all(trial.evaluation.qualities["closed_form"].ppl_ratio > 0 for trial in trials)
     assert len(known_by_closed_form(search)) == len(EVERYTHING)
     rows = read_rows(search)
-    monkeypatch.setattr("seed.scoring.sweep.make_walker", None)
-    monkeypatch.setattr("seed.scoring.sweep.measure_unrecovered", None)
+    monkeypatch.setattr("seed.proxy.sweep.make_walker", None)
+    monkeypatch.setattr("seed.proxy.sweep.measure_unrecovered", None)
     assert search.run() == trials
     assert read_rows(search) == rows
 
@@ -187,11 +187,11 @@ def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
     missing = table.pop("2 layers")
     timed: list[str] = []
 
-    def measure(bench: Workbench, candidate: Candidate) -> Latency:
+    def measure(bench: Session, candidate: Candidate) -> Latency:
         timed.append(candidate.key)
         return missing
 
-    monkeypatch.setattr("seed.stages.latencies.measure_latency", measure)
+    monkeypatch.setattr("seed.stages.latency_table.measure_latency", measure)
     search = TinyStudy(tmp_path, table=table)
     assert len(keys_of(search.run())) == 10
     assert len(timed) == 1
@@ -276,5 +276,5 @@ def test_the_climb_uses_stored_states(tmp_path: Path, monkeypatch: pytest.Monkey
     study = TinyStudy(tmp_path, rung="short_distillation")
     with study.open() as opened:
         opened.executor.store_states(steps=2, rng_seeds=[0], on_work=lambda amount, note: None)
-        monkeypatch.setattr("seed.scoring.distillation.recall_live", None)
+        monkeypatch.setattr("seed.distillation.loop.recall_live", None)
         assert len(study.score(opened, trials=1)) == 1

@@ -8,10 +8,10 @@ import pytest
 
 from seed.config import StudyConfig
 from seed.errors import ModelError, SpaceError
+from seed.models.start import Start, describe_original, read_start
 from seed.optimize.space import drop_layers
 from seed.records import SearchSpace
 from seed.resolve import go_on_from
-from seed.stages.starts import Start, describe_original, read_start
 
 CONTENT: dict[str, Any] = {
     "base_model": "demo",

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from seed import folder
+from seed import session, study_dir
 from seed.config import StudyConfig
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
 from seed.records import SearchSpace
-from seed.stages import protocols, workbench
+from seed.session import move, prepare_instruments, prove, prove_closed_form
+from seed.stages import protocols
 from seed.stages.protocols import choose_rung
-from seed.stages.workbench import move, prepare_instruments, prove, prove_closed_form
 from tests.scoring.opened import open_grafted, open_instruments
 from tests.stages.opened import make_plan, open_bench
 
@@ -36,7 +36,7 @@ def test_closed_form_is_proven_on_a_grafted_model_too(family: str, tmp_path: Pat
 
 
 def test_closed_form_that_does_not_fold_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seed.scoring.instruments.fold_refit", lambda student, candidate, refit: None)
+    monkeypatch.setattr("seed.proxy.instruments.fold_refit", lambda student, candidate, refit: None)
     fault = prove_closed_form(open_bench(tmp_path), open_instruments())
     assert fault is not None
     assert re.search(r"validation loss of .* but its score says ", fault)
@@ -46,7 +46,7 @@ def test_evaluators_agree_with_the_coordinator_whether_there_is_closed_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = open_bench(tmp_path)
-    monkeypatch.setattr(workbench, "measure_gains", lambda anatomy, states: None)
+    monkeypatch.setattr(session, "measure_gains", lambda anatomy, states: None)
     assert move(bench, bench.device, study=bench.folder).gains == bench.gains
     monkeypatch.undo()
     assert move(bench, bench.device, study=bench.folder).gains == pytest.approx(bench.gains)
@@ -68,7 +68,7 @@ def test_a_study_goes_on_in_the_precision_it_began_with(tmp_path: Path, monkeypa
     bench = open_bench(tmp_path, mixed_precision=True)
     monkeypatch.setattr(protocols, "computes_bfloat16", lambda device: False)
     assert not protocols.choose_precision(bench.folder, protocols.describe_reference(bench.device))
-    folder.write_record(bench.folder.plan, make_plan(bench, StudyConfig(), trials=5, covers_space=False))
+    study_dir.write_record(bench.folder.plan, make_plan(bench, StudyConfig(), trials=5, covers_space=False))
     assert protocols.choose_precision(bench.folder, protocols.describe_reference(bench.device))
 
 

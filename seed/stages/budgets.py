@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import torch
 
+from seed.distillation.loop import DistillSettings, draw_windows
+from seed.distillation.losses import Objective
+from seed.distillation.memory import GPU_BYTES_PER_WEIGHT, TRAINED_TOKENS
+from seed.distillation.teacher_states import STORED_BYTES, count_bytes, store_states
+from seed.proxy.instruments import Instruments
 from seed.records import Candidate
-from seed.scoring.distillation import DistillSettings, draw_windows
-from seed.scoring.instruments import Instruments
-from seed.scoring.memory import GPU_BYTES_PER_WEIGHT, TRAINED_TOKENS
-from seed.scoring.objectives import Objective
-from seed.scoring.targets import STORED_BYTES, count_bytes, store_states
-from seed.stages.recoveries import DEFAULT_LORA_RANK, RECOVERIES, Recovery
-from seed.stages.workbench import Workbench
+from seed.recoveries import DEFAULT_LORA_RANK, RECOVERIES, Recovery
+from seed.session import Session
 
 HOST_BYTES_PER_WEIGHT = 20  # the best weights so far lie there too
 FREE_SHARE = 0.7  # of memory may go to students; the rest is for activations
@@ -21,7 +21,7 @@ MOST_TOGETHER = 8  # past this nothing is left to share
 
 
 def distill_settings(
-    bench: Workbench,
+    bench: Session,
     candidate: Candidate,
     *,
     steps: int,
@@ -56,7 +56,7 @@ def distill_settings(
     )
 
 
-def short_settings(bench: Workbench, candidate: Candidate) -> DistillSettings:
+def short_settings(bench: Session, candidate: Candidate) -> DistillSettings:
     """Budget of the short distillation inside a score."""
     return distill_settings(
         bench,
@@ -68,7 +68,7 @@ def short_settings(bench: Workbench, candidate: Candidate) -> DistillSettings:
 
 
 def store_teacher_states(
-    bench: Workbench,
+    bench: Session,
     instruments: Instruments,
     *,
     steps: int,
@@ -102,14 +102,14 @@ def store_teacher_states(
     return replace(instruments, recall=recall)
 
 
-def uses_stored_states(bench: Workbench) -> bool:
+def uses_stored_states(bench: Session) -> bool:
     """Does the study's recovery learn from the dense model's last states, and from nothing more of it?"""
     recovery = RECOVERIES[bench.protocol.recovery]
     ce_share = bench.protocol.ce_share if recovery.ce_share is None else recovery.ce_share
     return ce_share < 1 and recovery.hidden_weight == 0
 
 
-def count_together(bench: Workbench) -> int:
+def count_together(bench: Session) -> int:
     """How many students can be trained side by side: what is free now, less a reserve for activations, over one's bytes."""
     params = sum(weight.numel() for weight in bench.teacher.model.parameters())
     if bench.device.type == "cuda":
@@ -126,7 +126,7 @@ def count_group(num_params: int, *, free_bytes: int, on_gpu: bool) -> int:
     return max(1, min(MOST_TOGETHER, int(FREE_SHARE * free_bytes / each)))
 
 
-def list_windows(bench: Workbench, *, steps: int, rng_seeds: Sequence[int]) -> list[int]:
+def list_windows(bench: Session, *, steps: int, rng_seeds: Sequence[int]) -> list[int]:
     """The recovery windows that distillations of so many steps see, each once."""
     pool, count = len(bench.streams["recovery"].tokens_NT), steps * bench.batch_windows
     found: set[int] = set()

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seed.data.corpus import TokenStream
+from seed.evaluation.perplexity import DocumentLosses, iterate_batches, sum_by_document, token_losses
 from seed.models.anatomy import Anatomy
-from seed.models.outlets import Outlet
+from seed.models.output_projection import Outlet
+from seed.proxy.closed_form import Correction, ProjectionFit, Refit, count_fit_bytes
 from seed.records import Candidate
-from seed.scoring.corpus import TokenStream
-from seed.scoring.quality import DocumentLosses, iterate_batches, sum_by_document, token_losses
-from seed.scoring.refit import Correction, ProjectionFit, Refit, count_fit_bytes
 
 # What candidates share that differ in the next kept layer only: kept for the layers nearest to the end of the path.
 SIBLING_BYTES = 2 * 10**9

@@ -1,6 +1,6 @@
 """The baseline of uniform width beside sets of layers: the same parameters, all layers kept, each cut evenly.
 
-How a width is chosen and cut is ``models.width``'s business, which neurons and heads stay ``scoring.width``'s; here is
+How a width is chosen and cut is ``models.width``'s business, which neurons and heads stay ``proxy.width_order``'s; here is
 which widths go with which depths, and how fast they are.
 """
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from seed.evaluation import latency as timing
 from seed.models.surgery import cast_weights
 from seed.models.width import make_narrow, plan_width
+from seed.proxy.instruments import Instruments, size_of
 from seed.records import Candidate, Latency, WidthCut
-from seed.scoring import latency as timing
-from seed.scoring.instruments import Instruments, size_of
+from seed.session import Session
 from seed.stages.protocols import name_device
-from seed.stages.workbench import Workbench
 
 
 def start_narrow(instruments: Instruments, width: WidthCut) -> nn.Module:
@@ -33,7 +33,7 @@ def plan_widths(instruments: Instruments, candidates: Sequence[Candidate]) -> li
     return [plan_width(instruments.anatomy, num_params=num_params) for num_params in sorted(sizes, reverse=True)]
 
 
-def measure_width_latency(bench: Workbench, instruments: Instruments, width: WidthCut) -> Latency:
+def measure_width_latency(bench: Session, instruments: Instruments, width: WidthCut) -> Latency:
     """Time a width beside the dense model, as structures are timed."""
     workload, vocabulary = bench.workload, bench.anatomy.config.vocab_size
     narrow = cast_weights(start_narrow(instruments, width), bench.dtype)

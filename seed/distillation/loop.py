@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from seed import interrupts, sealed
+from seed.data.corpus import TokenStream
+from seed.distillation import lora
+from seed.distillation.losses import Learner, Objective, accumulate_gradients
+from seed.distillation.processes import ALONE, OneProcess
+from seed.distillation.teacher_states import Recall, recall_live
 from seed.models.anatomy import Anatomy
 from seed.records import CurvePoint, Record, hash_text
-from seed.scoring import lora
-from seed.scoring.corpus import TokenStream
-from seed.scoring.objectives import Learner, Objective, accumulate_gradients
-from seed.scoring.processes import ALONE, OneProcess
-from seed.scoring.targets import Recall, recall_live
 
 CHECKPOINT_SECONDS = 30.0
 PREDICTIONS = Objective()  # the dense model's, and nothing else

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from seed import folder
+from seed import study_dir
 from seed.errors import StudyError
 from seed.findings import SearchGain, StudyRecord
-from seed.folder import StudyFolder
 from seed.optimize.frontier import measure_agreement
 from seed.optimize.progress import measure_progress
 from seed.optimize.replication import compare_replicated, summarize_replicas
@@ -18,6 +17,7 @@ from seed.records import DenseResult, DistillResult, Frontier, Quality, SweepRow
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
 from seed.stages.planning import read_protocol
+from seed.study_dir import StudyFolder
 
 
 def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_running: bool = False) -> StudyRecord:
@@ -31,11 +31,11 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
     Raises:
         StudyError: something that a search writes is missing or torn.
     """
-    plan = folder.read_record(study.plan, SearchPlan)
+    plan = study_dir.read_record(study.plan, SearchPlan)
     protocol = read_protocol(plan, place=study.root)
-    frontier = folder.read_record(study.frontier, Frontier) if frontier is None else frontier
+    frontier = study_dir.read_record(study.frontier, Frontier) if frontier is None else frontier
     distilled, baselines = read_distilled(study), read_baselines(study)
-    dense = folder.read_record(study.dense, DenseResult)
+    dense = study_dir.read_record(study.dense, DenseResult)
     replicated = [result for result in (*distilled, *baselines) if len(result.replicas) > 1]
     comparable = [result for result in distilled if result.replicas and dense.test_sums is not None]
     with ScoreStore(study.scores, read_only=True) as store:
@@ -50,7 +50,7 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
         )
     return StudyRecord(
         plan=plan,
-        environment=folder.read_record(study.environment, Environment),
+        environment=study_dir.read_record(study.environment, Environment),
         space=protocol.space,
         dense=dense,
         trials=trials,
@@ -58,7 +58,7 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
         frontier=frontier,
         distilled=distilled,
         agreement=measure_agreement(trials, distilled, rung=protocol.rung),
-        gain=folder.read_record(study.gain, SearchGain) if study.gain.is_file() else None,
+        gain=study_dir.read_record(study.gain, SearchGain) if study.gain.is_file() else None,
         baselines=baselines,
         replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
         equivalences=compare_replicated(comparable, dense),
@@ -93,7 +93,7 @@ def read_baselines(study: StudyFolder) -> tuple[DistillResult, ...]:
 
 
 def _read_results(study: StudyFolder) -> list[DistillResult]:
-    results = [folder.read_record(path, DistillResult) for path in sorted((study.root / "distilled").glob("*.json"))]
+    results = [study_dir.read_record(path, DistillResult) for path in sorted((study.root / "distilled").glob("*.json"))]
     return sorted(results, key=lambda r: (-r.size.num_params, r.validation.loss))
 
 

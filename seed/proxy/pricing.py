@@ -7,8 +7,8 @@ takes is counted in multiply-adds and divided by those of one layer on one token
 from dataclasses import dataclass
 
 from seed.models.anatomy import Anatomy
-from seed.scoring.refit import RIDGES
-from seed.scoring.subsets import TrieWork
+from seed.proxy.closed_form import RIDGES
+from seed.proxy.subset_walker import TrieWork
 
 BACKWARD = 2.0  # a gradient takes two more passes
 

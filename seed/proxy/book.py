@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from seed.errors import StudyError
+from seed.evaluation.perplexity import DocumentLosses, judge
 from seed.records import Candidate, Quality, SweepRow
-from seed.scoring.quality import DocumentLosses, judge
 
 PLACE = Path("scores.sqlite")  # where qualities say that their losses by document are
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seed.data.corpus import TokenStream
 from seed.records import Quality
-from seed.scoring.corpus import TokenStream
 from seed.stats import clustered_standard_error, count_effective
 
 # Float32 logits of one micro-batch. On the CPU, buffers past 32 MB go back to the kernel at every free, and the

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seed import folder, sealed
+from seed import sealed, study_dir
+from seed.data.corpus import TokenStream
 from seed.models.anatomy import Anatomy
 from seed.records import hash_text
-from seed.scoring.corpus import TokenStream
 
 Recall = Callable[[Tensor], Tensor]  # indices of windows (B) -> last hidden states (B, T, D)
 STORED_BYTES = 8 * 10**9  # past this the states are computed anew in every step
@@ -72,7 +72,7 @@ def store_states(
         directory.mkdir(parents=True, exist_ok=True)
         for other in directory.glob("teacher-*.states"):  # of another budget
             other.unlink(missing_ok=True)
-        folder.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
+        study_dir.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
         with sealed.write_sealed(path) as file:  # not mapped: a full disk is then an error, not a dead process
             for start in range(0, len(chosen), micro_batch):
                 tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)

@@ -31,14 +31,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
+from seed.data.corpus import TokenStream
+from seed.distillation.loop import Distilled, DistillSettings, Pupil, distill
+from seed.distillation.processes import OneProcess, Weights
 from seed.errors import ResourceError, SeedError, first_line
+from seed.evaluation.perplexity import logits_of, measure_token_losses
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
 from seed.records import hash_text
-from seed.scoring.corpus import TokenStream
-from seed.scoring.distillation import Distilled, DistillSettings, Pupil, distill
-from seed.scoring.processes import OneProcess, Weights
-from seed.scoring.quality import logits_of, measure_token_losses
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what launchers say
 JOINING = datetime.timedelta(minutes=5)

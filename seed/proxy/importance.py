@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from seed.data.corpus import TokenStream
+from seed.evaluation.perplexity import iterate_batches
 from seed.models.anatomy import Anatomy
-from seed.scoring.corpus import TokenStream
-from seed.scoring.quality import iterate_batches
 
 
 @torch.no_grad()

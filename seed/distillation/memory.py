@@ -2,9 +2,9 @@
 
 import torch
 
+from seed.evaluation.perplexity import DEFAULT_LOGITS_BYTES
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
-from seed.scoring.quality import DEFAULT_LOGITS_BYTES
 
 TRAINED_TOKENS = 2048  # through the layers at once, with gradients
 # Float32 weight, gradient and two moments; the best weights so far lie on the host.

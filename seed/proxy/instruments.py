@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from seed.data.corpus import TokenStream
+from seed.distillation import lora
+from seed.distillation.loop import Distilled, DistillSettings, Pupil, distill
+from seed.distillation.processes import ALONE, OneProcess
+from seed.distillation.teacher_states import Recall
+from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import measure_size
 from seed.models.surgery import cast_weights, make_student, view_layers
 from seed.models.width import WidthImportance
+from seed.proxy.closed_form import Refit, fold_refit
+from seed.proxy.subset_walker import SubsetWalker
+from seed.proxy.width_order import measure_width_importance
 from seed.records import Candidate, Size
-from seed.scoring import lora
-from seed.scoring.corpus import TokenStream
-from seed.scoring.distillation import Distilled, DistillSettings, Pupil, distill
-from seed.scoring.processes import ALONE, OneProcess
-from seed.scoring.quality import DocumentLosses, logits_of, measure_losses
-from seed.scoring.refit import Refit, fold_refit
-from seed.scoring.subsets import SubsetWalker
-from seed.scoring.targets import Recall
-from seed.scoring.width import measure_width_importance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def train_together(
 ) -> list[Distilled]:
     """Train students of the same batches side by side on the recovery stream, with the other processes where there are several."""
     if instruments.processes.size > 1:
-        from seed.scoring import fsdp
+        from seed.distillation import fsdp
 
         assert isinstance(instruments.processes, fsdp.Several)
         return fsdp.train(

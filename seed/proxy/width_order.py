@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from seed.data.corpus import TokenStream
+from seed.evaluation.perplexity import iterate_batches
 from seed.models.anatomy import Anatomy
 from seed.models.width import WidthImportance, find_widths, weight_by_input
-from seed.scoring.corpus import TokenStream
-from seed.scoring.quality import iterate_batches
 
 
 @torch.no_grad()

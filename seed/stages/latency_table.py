@@ -1,6 +1,6 @@
 """The latency table: each structure timed once beside the dense model, and what limits make of it.
 
-How a model is timed is ``scoring.latency``'s business; here is which, when, and where it is written down.
+How a model is timed is ``evaluation.latency``'s business; here is which, when, and where it is written down.
 """
 
 import functools
@@ -11,17 +11,17 @@ from pathlib import Path
 import msgspec
 import torch
 
-from seed import folder
+from seed import study_dir
 from seed.errors import SeedError, SpaceError
-from seed.folder import StudyFolder
+from seed.evaluation import latency as timing
 from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.surgery import make_student, view_layers
 from seed.optimize.space import drop_deepest, drop_layers
 from seed.records import Candidate, Latency, SearchSpace
 from seed.reporting.wording import count_things, format_bytes
-from seed.scoring import latency as timing
+from seed.session import Session
 from seed.stages.protocols import name_device
-from seed.stages.workbench import Workbench
+from seed.study_dir import StudyFolder
 
 
 class LatencyTable:
@@ -32,7 +32,7 @@ class LatencyTable:
         measure: times a candidate's structure beside the dense model, on the reference device, while nothing else runs.
     """
 
-    def __init__(self, bench: Workbench, *, measure: Callable[[Candidate], Latency]) -> None:
+    def __init__(self, bench: Session, *, measure: Callable[[Candidate], Latency]) -> None:
         self.bench, self.measure = bench, measure
         self.measured = read_latencies(bench.folder)
         self.table = smooth_latencies(bench, self.measured)
@@ -68,15 +68,15 @@ class LatencyTable:
 
 def read_latencies(study: StudyFolder) -> dict[str, Latency]:
     """The latencies measured so far, by structure."""
-    return folder.read_record(study.latency, dict[str, Latency]) if study.latency.exists() else {}
+    return study_dir.read_record(study.latency, dict[str, Latency]) if study.latency.exists() else {}
 
 
 def write_latencies(study: StudyFolder, table: dict[str, Latency]) -> None:
     """Write the latencies measured so far."""
-    folder.write_record(study.latency, table)
+    study_dir.write_record(study.latency, table)
 
 
-def smooth_latencies(bench: Workbench, table: dict[str, Latency]) -> dict[str, Latency]:
+def smooth_latencies(bench: Session, table: dict[str, Latency]) -> dict[str, Latency]:
     """Let ratios rise with depth where all layers are of one kind; else as measured."""
     if len(bench.anatomy.layer_kinds) > 1 or not table:
         return table
@@ -85,7 +85,7 @@ def smooth_latencies(bench: Workbench, table: dict[str, Latency]) -> dict[str, L
     return dict(zip(names, smoothed, strict=True))
 
 
-def measure_latency(bench: Workbench, candidate: Candidate) -> Latency:
+def measure_latency(bench: Session, candidate: Candidate) -> Latency:
     """Time a candidate's structure beside the dense model, by our workload or by the user's command."""
     structure = timing.name_structure(bench.anatomy, candidate)
     if bench.protocol.latency_command:
@@ -107,7 +107,7 @@ def measure_latency(bench: Workbench, candidate: Candidate) -> Latency:
     return timing.measure_pair(dense, cut, workload, structure=structure, device=name_device(bench.device))
 
 
-def _measure_by_command(bench: Workbench, candidate: Candidate, structure: str, command: str) -> Latency:
+def _measure_by_command(bench: Session, candidate: Candidate, structure: str, command: str) -> Latency:
     """Export dense and cut models undistilled, and let the user's command time them in turns."""
     paths = []
     for name, layers in (("dense", drop_layers(bench.anatomy.num_layers, [])), ("cut", candidate)):
@@ -139,7 +139,7 @@ def _measure_by_command(bench: Workbench, candidate: Candidate, structure: str, 
 
 
 def bound_space(
-    bench: Workbench,
+    bench: Session,
     table: Mapping[str, Latency],
     *,
     max_latency_ratio: float | None,

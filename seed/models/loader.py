@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import nn
 
-from seed import folder
+from seed import study_dir
 from seed.errors import ModelError, ResourceError, first_line, is_offline, name_kinds
 from seed.models import checks
 from seed.models.classes import find_auto_class
@@ -178,7 +178,7 @@ def open_teacher(
             f"{place}: does not fit into the memory of {device}. Use a smaller model or --device cpu."
         ) from error
     except Exception as error:  # configs and tokenizers of anyone fail in ways of their own
-        if folder.is_out_of_memory(error):
+        if study_dir.is_out_of_memory(error):
             raise
         raise explain_failure(source, error) from error
     model.eval().requires_grad_(False)
@@ -293,10 +293,10 @@ def _refuse_adapter(place: Path | str) -> ModelError:
 
 def _require_readable(path: Path) -> None:
     """Raise where a model's directory or something in it may not be read: libraries take what they cannot read for missing."""
-    folder.require_readable(path)
+    study_dir.require_readable(path)
     for file in path.iterdir():
         if file.suffix in (".json", ".model", ".safetensors", ".txt"):
-            folder.require_readable(file)
+            study_dir.require_readable(file)
 
 
 def _check_directory(path: Path) -> None:

@@ -12,7 +12,7 @@ from itertools import islice, repeat
 
 import numpy as np
 
-from seed.scoring.documents import identify_text
+from seed.data.documents import identify_text
 
 RUN_WORDS = 13
 LEAST_RUN_WORDS = 8

@@ -11,11 +11,11 @@ from seed.findings import Rival, RivalPick, SearchGain
 from seed.optimize.space import contains, enumerate_candidates
 from seed.optimize.strategies import STRATEGIES, BudgetSpent, run_strategy
 from seed.plans import SearchPlan
+from seed.proxy.account import Account, Measured
+from seed.proxy.sweep import Sweep
 from seed.records import Candidate, SearchSpace, TrialRecord
-from seed.scoring.sweep import Sweep
-from seed.stages.meter import Account, Measured
-from seed.stages.recovering import short_settings
-from seed.stages.workbench import Workbench
+from seed.session import Session
+from seed.stages.budgets import short_settings
 
 RIVALS = ("perplexity", "greedy_recovered")  # greedy removal without recovery stands in where there is none
 
@@ -43,7 +43,7 @@ class Remembered(Measured):
 
 
 def measure_gain(
-    bench: Workbench,
+    bench: Session,
     sweep: Sweep,
     space: SearchSpace,
     trials: Sequence[TrialRecord],
@@ -106,7 +106,7 @@ def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, rung: str) -
 
 
 def price_search(
-    bench: Workbench, measured: Measured, space: SearchSpace, scored: Sequence[Candidate]
+    bench: Session, measured: Measured, space: SearchSpace, scored: Sequence[Candidate]
 ) -> tuple[float, int]:
     """Layer-tokens that the search's scores cost, and how many they are: a sweep as one batch, trials one by one."""
     account, cheaper = Account(measured), bench.recovered_rung

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from seed.errors import ResourceError, SeedError, first_line, is_offline
-from seed.folder import is_out_of_memory
 from seed.records import TaskScore
+from seed.study_dir import is_out_of_memory
 
 CPU_BATCH = 8  # on a GPU lm-eval tries how much fits; on a CPU that would fill the machine's memory
 REQUESTS = {"loglikelihood": "choices", "loglikelihood_rolling": "texts", "generate_until": "answers"}

@@ -11,28 +11,23 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from seed import folder
-from seed.folder import StudyFolder
+from seed import study_dir
+from seed.distillation.loop import Distilled, DistillSettings, tune_learning_rate
+from seed.evaluation.perplexity import DocumentLosses
+from seed.proxy.closed_form import Refit
+from seed.proxy.instruments import Instruments, exported_losses, start_student, train_student
+from seed.proxy.ladder import choose_start
+from seed.proxy.sweep import Sweep
 from seed.records import (
     Candidate,
     Latency,
     WidthCut,
 )
-from seed.scoring.distillation import Distilled, DistillSettings, tune_learning_rate
-from seed.scoring.instruments import (
-    Instruments,
-    exported_losses,
-    start_student,
-    train_student,
-)
-from seed.scoring.proxy import choose_start
-from seed.scoring.quality import DocumentLosses
-from seed.scoring.refit import Refit
-from seed.scoring.sweep import Sweep
-from seed.stages import narrowing
-from seed.stages.recoveries import Recovery
-from seed.stages.recovering import distill_settings
-from seed.stages.workbench import Workbench
+from seed.recoveries import Recovery
+from seed.session import Session
+from seed.stages import width_baseline
+from seed.stages.budgets import distill_settings
+from seed.study_dir import StudyFolder
 
 TUNING_SHARE = 10  # a rate is tried on one tenth of the budget
 
@@ -64,13 +59,13 @@ class Trained:
     whole_seconds: float  # with starts and judging
 
 
-def count_steps(bench: Workbench, distill_tokens: int) -> int:
+def count_steps(bench: Session, distill_tokens: int) -> int:
     """Whole steps of the protocol's batch that come closest to so many tokens."""
     return bench.protocol.count_steps(distill_tokens)
 
 
 def full_settings(
-    bench: Workbench,
+    bench: Session,
     candidate: Candidate,
     *,
     distill_tokens: int,
@@ -107,7 +102,7 @@ def prepare_start(sweep: Sweep, candidate: Candidate) -> tuple[str, Refit | None
 def make_start(sweep: Sweep, member: Member, settings: DistillSettings) -> tuple[str, nn.Module]:
     """The student that a member's distillation begins with, and which start that is."""
     if member.width is not None:
-        return "none", narrowing.start_narrow(sweep.instruments, member.width)
+        return "none", width_baseline.start_narrow(sweep.instruments, member.width)
     start, refit = prepare_start(sweep, member.candidate)
     return start, start_student(sweep.instruments, member.candidate, refit, settings=settings)
 
@@ -115,12 +110,12 @@ def make_start(sweep: Sweep, member: Member, settings: DistillSettings) -> tuple
 def make_raw(instruments: Instruments, member: Member) -> nn.Module:
     """The same cut of the original as it stands, without any recovery, in float32."""
     if member.width is not None:
-        return narrowing.start_narrow(instruments, member.width)
+        return width_baseline.start_narrow(instruments, member.width)
     return start_student(replace(instruments, grafted=None), member.candidate, None)
 
 
 def try_rate(
-    bench: Workbench,
+    bench: Session,
     sweep: Sweep,
     member: Member,
     *,
@@ -158,7 +153,9 @@ def choose_learning_rate(
     key = f"{member.key}, {distill_tokens} tokens" + ("" if recovery is None else f", {recovery.name}")
     among = "rates " + ", ".join(f"{rate:g}" for rate in rates)
     chosen = f"{distill_tokens} tokens, {among}" if recovery is None else f"{key}, {among}"
-    known: dict[str, dict[str, float]] = folder.read_record(path, dict[str, dict[str, float]]) if path.exists() else {}
+    known: dict[str, dict[str, float]] = (
+        study_dir.read_record(path, dict[str, dict[str, float]]) if path.exists() else {}
+    )
     if chosen in known:
         return known[chosen]["best"]
     losses = known.setdefault(key, {})
@@ -166,17 +163,17 @@ def choose_learning_rate(
     def run(rate: float) -> float:
         if str(rate) not in losses:
             losses[str(rate)] = try_it(rate)
-            folder.write_record(path, known)
+            study_dir.write_record(path, known)
         return losses[str(rate)]
 
     best, _ = tune_learning_rate(rates, run)
     known[chosen] = {"best": best}
-    folder.write_record(path, known)
+    study_dir.write_record(path, known)
     return best
 
 
 def distill_once(
-    bench: Workbench,
+    bench: Session,
     sweep: Sweep,
     member: Member,
     settings: DistillSettings,
@@ -197,7 +194,7 @@ def distill_once(
     )
 
 
-def describe_settings(bench: Workbench, settings: DistillSettings) -> dict[str, str | int | float]:
+def describe_settings(bench: Session, settings: DistillSettings) -> dict[str, str | int | float]:
     """What decides a distillation, for people and for knowing a finished one again."""
     batch_tokens = settings.batch_windows * bench.protocol.window_tokens
     earlier = {"earlier_tokens": bench.protocol.start_tokens} if bench.protocol.start else {}

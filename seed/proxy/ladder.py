@@ -9,13 +9,13 @@ import numpy as np
 from msgspec import structs
 from torch import nn
 
+from seed.distillation.loop import DistillSettings
 from seed.errors import CandidateError, first_line
-from seed.folder import is_out_of_memory
+from seed.evaluation.perplexity import DocumentLosses
+from seed.proxy.instruments import enrol, size_of, start_student, train_together, validation_losses
+from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Evaluation, Latency, Quality, Size
-from seed.scoring.distillation import DistillSettings
-from seed.scoring.instruments import enrol, size_of, start_student, train_together, validation_losses
-from seed.scoring.quality import DocumentLosses
-from seed.scoring.sweep import Sweep
+from seed.study_dir import is_out_of_memory
 
 Screen = Callable[[Candidate, Quality], str | None]  # closed-form quality -> why the last rung is not worth it
 

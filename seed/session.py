@@ -11,26 +11,26 @@ from pathlib import Path
 
 import torch
 
-from seed import __version__, demo, folder
+from seed import __version__, demo, study_dir
 from seed.config import StudyConfig, list_presets
+from seed.data.corpus import CorpusRequest, TokenStream, open_streams, require_windows
+from seed.distillation.memory import measure_recompute
 from seed.errors import CorpusError, ModelError, ResourceError
-from seed.folder import StudyFolder
+from seed.evaluation.latency import Workload
+from seed.evaluation.perplexity import choose_micro_batch, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
 from seed.models.checks import refuse_ids
 from seed.models.grafting import graft
+from seed.models.loader import ModelSource, Teacher, check_source, choose_device, open_teacher
+from seed.models.start import read_start
 from seed.models.surgery import list_needed, view_layers
-from seed.models.teacher import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.optimize.space import drop_more
 from seed.plans import Environment, Protocol, SearchPlan
+from seed.proxy.closed_form import measure_gains
+from seed.proxy.instruments import Instruments, make_walker, start_student
 from seed.records import Candidate
 from seed.resolve import fill_by_size, find_space
-from seed.scoring.corpus import CorpusRequest, TokenStream, open_streams, require_windows
-from seed.scoring.instruments import Instruments, make_walker, start_student
-from seed.scoring.latency import Workload
-from seed.scoring.memory import measure_recompute
-from seed.scoring.quality import choose_micro_batch, logits_of, measure_losses
-from seed.scoring.refit import measure_gains
 from seed.stages.protocols import (
     RECOVERY_POOL_TOKENS,
     Reference,
@@ -42,11 +42,11 @@ from seed.stages.protocols import (
     request_text,
     resolve_location,
 )
-from seed.stages.starts import read_start
+from seed.study_dir import StudyFolder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workbench:
+class Session:
     """An opened study: where it lies, what it measures, and with what."""
 
     folder: StudyFolder
@@ -97,7 +97,7 @@ def open_for_search(
     study: StudyFolder,
     device: torch.device,
     reference: Reference,
-) -> tuple[Workbench, StudyConfig]:
+) -> tuple[Session, StudyConfig]:
     """Open model and text as the settings say, and fix the protocol; return the settings too, filled by the model's size.
 
     Args:
@@ -142,7 +142,7 @@ def open_for_search(
     return _bench(study, protocol, teacher, anatomy, streams, device, gains), settings
 
 
-def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = None) -> Workbench:
+def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = None) -> Session:
     """Open the model and text of a study again, and verify that they are the same.
 
     Raises:
@@ -175,12 +175,12 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
         raise ModelError(
             f"{protocol.start}: changed since {study.root} was planned from it. Start a study of another name."
         )
-    is_trusted = folder.read_record(study.plan, SearchPlan).trusts_closed_form
+    is_trusted = study_dir.read_record(study.plan, SearchPlan).trusts_closed_form
     gains = _measure_gains(anatomy, streams["recovery"], device) if is_trusted else None
     return _bench(study, protocol, teacher, anatomy, streams, device, gains)
 
 
-def move(bench: Workbench, device: torch.device, *, study: StudyFolder) -> Workbench:
+def move(bench: Session, device: torch.device, *, study: StudyFolder) -> Session:
     """The opened study on another device; its weights go there. ``study``: whose scratch folder is ours to use."""
     models = [anatomy.model for anatomy in (bench.anatomy, bench.grafted) if anatomy is not None]
     anatomy, *grafted = (Anatomy(model.to(device)) for model in models)
@@ -214,7 +214,7 @@ def request_again(protocol: Protocol) -> CorpusRequest:
     )
 
 
-def take_test_text(bench: Workbench, *, window_tokens: int, test_tokens: int | None) -> TokenStream:
+def take_test_text(bench: Session, *, window_tokens: int, test_tokens: int | None) -> TokenStream:
     """The study's test text in windows of this length; with ``test_tokens`` no more of it, and else as much as the study has.
 
     Raises:
@@ -245,7 +245,7 @@ def open_start(teacher: Teacher, anatomy: Anatomy, protocol: Protocol, device: t
     return graft(anatomy, recovered, start.candidate)
 
 
-def prove(bench: Workbench) -> None:
+def prove(bench: Session) -> None:
     """Prove on this very model that cutting, saving, reloading and the layer walk are right.
 
     Raises:
@@ -275,7 +275,7 @@ def prove(bench: Workbench) -> None:
     prove_round_trip(bench.anatomy, tokens, scratch=bench.folder.work, dtype=bench.dtype)
 
 
-def prepare_instruments(bench: Workbench) -> Instruments:
+def prepare_instruments(bench: Session) -> Instruments:
     """Measure the dense model's validation losses and put the instruments together."""
     dense = measure_losses(
         logits_of(bench.teacher.model), bench.streams["validation"], micro_batch=bench.micro_batch, device=bench.device
@@ -293,7 +293,7 @@ def prepare_instruments(bench: Workbench) -> Instruments:
     )
 
 
-def prove_closed_form(bench: Workbench, instruments: Instruments) -> str | None:
+def prove_closed_form(bench: Session, instruments: Instruments) -> str | None:
     """Compare the student with folded corrections with the loss that the walk found; say how they differ, or None."""
     space = bench.protocol.space
     layers = space.droppable_layers
@@ -313,12 +313,12 @@ def prove_closed_form(bench: Workbench, instruments: Instruments) -> str | None:
     )
 
 
-def without_closed_form(bench: Workbench) -> Workbench:
+def without_closed_form(bench: Session) -> Session:
     """The same workbench for a model whose closed form is not what it says."""
     return replace(bench, gains=None)
 
 
-def describe_environment(bench: Workbench) -> Environment:
+def describe_environment(bench: Session) -> Environment:
     """Where this process measures."""
     names = ("torch", "transformers", "optuna", "numpy", "plotly", "datasets")
     return Environment(
@@ -356,9 +356,9 @@ def _bench(
     streams: dict[str, TokenStream],
     device: torch.device,
     gains: dict[int, float] | None,
-) -> Workbench:
+) -> Session:
     micro_batch = choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size, device=device)
-    return Workbench(
+    return Session(
         folder=study,
         protocol=protocol,
         teacher=teacher,

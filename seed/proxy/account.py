@@ -7,18 +7,13 @@ What the study remembers, or another strategy has measured, is not measured agai
 import math
 from collections.abc import Callable, Sequence
 
+from seed.data.corpus import TokenStream
 from seed.optimize.strategies import BudgetSpent
+from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
+from seed.proxy.pricing import Prices, set_prices
+from seed.proxy.subset_walker import count_work, measure_unrecovered
+from seed.proxy.sweep import Sweep
 from seed.records import Candidate
-from seed.scoring.corpus import TokenStream
-from seed.scoring.importance import (
-    measure_angular_distances,
-    measure_block_influence,
-    measure_magnitude,
-    measure_taylor,
-)
-from seed.scoring.pricing import Prices, set_prices
-from seed.scoring.subsets import count_work, measure_unrecovered
-from seed.scoring.sweep import Sweep
 
 IMPORTANCE = {"block_influence": measure_block_influence, "taylor": measure_taylor}  # on calibration text
 

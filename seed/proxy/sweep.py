@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from seed.evaluation.perplexity import DocumentLosses
+from seed.proxy.book import PLACE, ScoreBook
+from seed.proxy.closed_form import Refit
+from seed.proxy.instruments import Instruments, make_walker
+from seed.proxy.subset_walker import SubsetWalker, measure_unrecovered
 from seed.records import Candidate, Quality, SweepRow
 from seed.scores import ScoreStore
-from seed.scoring.book import PLACE, ScoreBook
-from seed.scoring.instruments import Instruments, make_walker
-from seed.scoring.quality import DocumentLosses
-from seed.scoring.refit import Refit
-from seed.scoring.subsets import SubsetWalker, measure_unrecovered
 
 RELEASED_BYTES = 10**9
 SCORED_AT_ONCE = 512  # candidates without recovery, whose losses are held by token meanwhile

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seed.data.corpus import TokenStream
+from seed.distillation.processes import ALONE, OneProcess
+from seed.distillation.teacher_states import Recall
+from seed.evaluation.perplexity import split_for_head
 from seed.models.anatomy import Anatomy
 from seed.records import Record
-from seed.scoring.corpus import TokenStream
-from seed.scoring.processes import ALONE, OneProcess
-from seed.scoring.quality import split_for_head
-from seed.scoring.targets import Recall
 
 Part = tuple[slice, slice]  # rows and columns of a batch
 

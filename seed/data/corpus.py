@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seed.data.contamination import RUN_WORDS, JudgedText, LeftOut, choose_run_words
+from seed.data.documents import SPLITS, join_articles, keep_distinct, part_single, split_documents, thin_judged
+from seed.data.text_files import read_files, render_row
 from seed.demo import library
 from seed.errors import CorpusError, first_line
 from seed.plans import StreamRecord
-from seed.scoring.contamination import RUN_WORDS, JudgedText, LeftOut, choose_run_words
-from seed.scoring.documents import SPLITS, join_articles, keep_distinct, part_single, split_documents, thin_judged
-from seed.scoring.text_files import read_files, render_row
 
 MIN_WINDOWS = 4  # of each stream; fewer give no error bars worth the name
 NAMED_SOURCES = {"wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}

@@ -1,0 +1,1 @@
+"""Data: text in, three disjoint token streams out. Knows datasets."""

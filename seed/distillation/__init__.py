@@ -1,0 +1,1 @@
+"""Distillation: a student and its settings in, its best weights out."""

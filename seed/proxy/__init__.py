@@ -1,0 +1,1 @@
+"""Proxy: a candidate in, its cheap scores out."""

@@ -1,1 +1,0 @@
-"""Scoring: a candidate in, an evaluation out. Knows torch; nothing of Optuna or Plotly."""
