@@ -27,11 +27,11 @@ from seed.evaluation.latency import name_structure
 from seed.evaluator import Evaluator
 from seed.executor import Executor, InProcess
 from seed.optimize.space import enumerate_candidates
+from seed.protocols import describe_reference
 from seed.ray_actor import Actor
 from seed.ray_executor import RayExecutor
 from seed.records import Candidate, Evaluation, Latency, Quality, Scored, Size, SweepRow
 from seed.session import Session
-from seed.stages.protocols import describe_reference
 from seed.study_dir import StudyFolder
 
 ACTORS = (1, 2, 4)

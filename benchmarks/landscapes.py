@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-from seed import demo, session, study_dir
+from seed import demo, planning, session, study_dir
 from seed.console import Terminal
 from seed.demo import build
 from seed.optimize.space import enumerate_candidates
@@ -23,7 +23,6 @@ from seed.proxy.sweep import Sweep
 from seed.records import SearchSpace
 from seed.scores import ScoreStore
 from seed.search import find_frontier
-from seed.stages import planning
 
 # name -> layers of the model (12: the embedded one), most layers dropped, rung
 LANDSCAPES = {

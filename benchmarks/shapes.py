@@ -11,15 +11,14 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from seed import resolve, session
+from seed import planning, resolve, session
 from seed.config import StudyConfig
 from seed.data.corpus import TokenStream
 from seed.models.anatomy import Anatomy
 from seed.optimize.space import enumerate_candidates
+from seed.protocols import describe_reference
 from seed.proxy.instruments import Instruments
 from seed.records import Candidate, SearchSpace
-from seed.stages import planning
-from seed.stages.protocols import describe_reference
 from seed.study_dir import StudyFolder
 
 WIDTH, MLP_WIDTH, HEADS = 128, 352, 4  # the demo's

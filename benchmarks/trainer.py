@@ -30,14 +30,14 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks import shapes, turns
-from seed import session
+from seed import protocols, session
 from seed.console import Terminal
 from seed.distillation.loop import DistillSettings, Pupil, choose_windows, distill, schedule
 from seed.distillation.teacher_states import Recall
 from seed.evaluation.perplexity import forward_kl, logits_of, measure_losses
 from seed.optimize.space import drop_layers
 from seed.proxy.instruments import Instruments, start_student
-from seed.stages import budgets, protocols
+from seed.stages import budgets
 
 SETS = {"drop-1": (1,), "drop-1-7": (1, 7), "drop-1-6-7": (1, 6, 7)}
 ALONE = "drop-1-7"

@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import nn
 
-from seed import study_dir
+from seed import planning, study_dir
 from seed.config import StudyConfig, known
 from seed.console import format_span
 from seed.distillation.lora import count_update_params
@@ -35,7 +35,6 @@ from seed.proxy.closed_form import RIDGES
 from seed.proxy.subset_walker import TrieWork, count_work, estimate_memory
 from seed.proxy.sweep import RELEASED_BYTES
 from seed.reporting.wording import count_things, format_bytes
-from seed.stages import planning
 from seed.stages.budgets import HOST_BYTES_PER_WEIGHT, count_group
 from seed.stats import FEWEST_PAIRS
 

@@ -21,14 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seed import study_dir
+from seed import planning, study_dir
 from seed.cli import WHOLE, argument, json_option, option, read_command, storage_option, trust_option
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ResourceError
 from seed.findings import StudyRecord
 from seed.plans import Protocol, SearchPlan
 from seed.records import DenseResult, DistillResult, TrialRecord
-from seed.stages import planning
 from seed.study_dir import StudyFolder
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import msgspec
 import torch
 from torch import nn
 
-from seed import cost, resolve
+from seed import cost, protocols, resolve
 from seed.config import StudyConfig, list_presets, read_preset
 from seed.console import format_span
 from seed.cost import Shape
@@ -32,7 +32,6 @@ from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.plans import Protocol, StreamRecord
 from seed.proxy.closed_form import measure_gains
 from seed.reporting.wording import count_things, format_bytes, format_count
-from seed.stages import protocols
 
 # Words of WikiText-2 (Merity et al. 2016, arXiv 1609.07843, table 1), and tokens a word: GPT-2's tokenizer makes 1.17 of
 # the test text, Llama 2's with its 32,000 tokens 1.39.

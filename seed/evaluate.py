@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seed import resolve
+from seed import planning, resolve
 from seed.cli import NAMES, argument, json_option, option, read_command, trust_option
 from seed.config import StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
@@ -23,7 +23,6 @@ from seed.records import DistillResult, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import count_things, format_bytes, format_latency_ratio
 from seed.resolve import choose_text, choose_window
-from seed.stages import planning
 from seed.study_dir import StudyFolder, read_record
 
 if TYPE_CHECKING:
@@ -127,12 +126,12 @@ def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
     name = args.model
     settings = resolve.fill_from_files(StudyConfig(model=name, trust_remote_code=args.trust_remote_code))
     planning.quiet_libraries()
+    from seed import protocols
     from seed.data.corpus import open_test_stream
     from seed.evaluation.latency import Workload
     from seed.models.anatomy import text_config
     from seed.models.checks import refuse_ids
     from seed.models.loader import check_source, choose_device, open_teacher
-    from seed.stages import protocols
 
     text = args.test_text or choose_text(name)
     source = protocols.find_source(settings)
@@ -175,12 +174,12 @@ def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
 
 def judge_subject(subject: Subject, *, tasks: "TaskSet | None", terminal: Terminal) -> Judgement:
     """Judge an opened model on its text, by its latency, and by tasks, beside its dense model where it has one."""
+    from seed import protocols
     from seed.evaluation.latency import measure_pair, prepare_run
     from seed.evaluation.perplexity import choose_micro_batch, compare_models, judge, logits_of, measure_losses
     from seed.evaluation.tasks import compare_scores, score_tasks
     from seed.models.anatomy import text_config
     from seed.models.checkpoint import measure_size
-    from seed.stages import protocols
 
     model, dense, stream, device = subject.model, subject.dense, subject.stream, subject.device
     vocabulary = text_config(model).vocab_size

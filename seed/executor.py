@@ -16,11 +16,11 @@ from seed.errors import ResourceError
 from seed.evaluator import Evaluator
 from seed.models.loader import choose_device
 from seed.optimize.screening import Screen
+from seed.protocols import Reference, describe_reference
 from seed.records import Candidate, Latency, Quality, Scored, SweepRow
 from seed.reporting.wording import count_things
 from seed.session import Session
 from seed.stages.finals import Budget, Made, Spread, Tell
-from seed.stages.protocols import Reference, describe_reference
 from seed.stages.searching import Scorers
 from seed.stages.students import Member
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seed import study_dir
+from seed import planning, study_dir
 from seed.cli import LAYERS, WHOLE, argument, json_option, option, read_command, spell_command
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
-from seed.stages import planning
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import ExportLine

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from optuna import Study
 
-from seed import cost, resolve, session, study_dir
+from seed import cost, planning, resolve, session, study_dir
 from seed.config import StudyConfig, known
 from seed.console import Terminal, format_seconds
 from seed.errors import ModelError, StudyError
@@ -36,18 +36,7 @@ from seed.reporting.summary import show_result
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore, list_files
 from seed.session import Session
-from seed.stages import (
-    budgets,
-    finals,
-    finished,
-    judging,
-    latency_table,
-    planning,
-    publishing,
-    rivals,
-    searching,
-    students,
-)
+from seed.stages import budgets, finals, finished, judging, latency_table, publishing, rivals, searching, students
 from seed.stages.latency_table import LatencyTable
 from seed.stages.students import Member
 from seed.stages.study_record import read_losses

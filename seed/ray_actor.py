@@ -21,12 +21,12 @@ from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError, first_line
 from seed.evaluator import Evaluator
 from seed.executor import Rows
+from seed.planning import quiet_libraries
+from seed.protocols import Reference, describe_reference
 from seed.records import Candidate
 from seed.session import Session
 from seed.stages import finals
 from seed.stages.finals import Budget, Made
-from seed.stages.planning import quiet_libraries
-from seed.stages.protocols import Reference, describe_reference
 from seed.stages.students import Member
 from seed.study_dir import StudyFolder
 

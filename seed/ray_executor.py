@@ -20,11 +20,11 @@ from seed.errors import ResourceError, first_line
 from seed.executor import Rows, cut_stretches
 from seed.models.companions import read_companions
 from seed.optimize.screening import Screen
+from seed.protocols import Reference
 from seed.ray_actor import LATE_SECONDS, News
 from seed.records import Candidate, Latency, Quality, Scored, SweepRow, hash_text
 from seed.session import Session
 from seed.stages.finals import Budget, Made, Tell
-from seed.stages.protocols import Reference
 from seed.stages.students import Member
 
 MOST_DEATHS = 3  # of evaluators at one piece of work

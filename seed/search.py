@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from seed import resolve
+from seed import planning, resolve
 from seed.cli import json_option, make_parser, option
 from seed.config import DEFAULTS, StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import SeedError
 from seed.findings import StudyRecord
 from seed.models.start import describe_original
-from seed.stages import planning
 from seed.study_dir import StudyFolder
 
 if TYPE_CHECKING:

@@ -27,11 +27,7 @@ from seed.models.start import read_start
 from seed.models.surgery import list_needed, view_layers
 from seed.optimize.space import drop_more
 from seed.plans import Environment, Protocol, SearchPlan
-from seed.proxy.closed_form import measure_gains
-from seed.proxy.instruments import Instruments, make_walker, start_student
-from seed.records import Candidate
-from seed.resolve import fill_by_size, find_space
-from seed.stages.protocols import (
+from seed.protocols import (
     RECOVERY_POOL_TOKENS,
     Reference,
     choose_precision,
@@ -42,6 +38,10 @@ from seed.stages.protocols import (
     request_text,
     resolve_location,
 )
+from seed.proxy.closed_form import measure_gains
+from seed.proxy.instruments import Instruments, make_walker, start_student
+from seed.records import Candidate
+from seed.resolve import fill_by_size, find_space
 from seed.study_dir import StudyFolder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seed import resolve, study_dir
+from seed import planning, resolve, study_dir
 from seed.config import StudyConfig, parse_stages
 from seed.console import Terminal
 from seed.errors import StudyError
@@ -21,7 +21,6 @@ from seed.findings import StudyRecord
 from seed.optimize.replication import is_paired, stack_losses
 from seed.records import Estimate
 from seed.reporting.wording import count_things
-from seed.stages import planning
 from seed.stats import CANNOT_TELL, NOTHING, judge_difference
 from seed.study_dir import StudyFolder
 

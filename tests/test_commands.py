@@ -162,9 +162,8 @@ print(json.dumps(dict(perplexity=math.exp(loss), seed_imported="seed" in sys.mod
 
 def save_test_windows(study: Path, target: Path) -> None:
     """Write the very windows that the study's test PPL was computed on."""
-    from seed import session, study_dir
+    from seed import planning, session, study_dir
     from seed.plans import SearchPlan
-    from seed.stages import planning
 
     opened = study_dir.open_existing(study)
     protocol = planning.read_protocol(study_dir.read_record(opened.plan, SearchPlan), place=study)

@@ -14,7 +14,7 @@ from seed.data.corpus import CorpusRequest, read_source
 from seed.errors import ModelError, SpaceError
 from seed.models.anatomy import Anatomy
 from seed.models.loader import ModelSource
-from seed.stages.protocols import describe_reference
+from seed.protocols import describe_reference
 from seed.study_dir import StudyFolder
 from tests.test_cost import GPU, GPU_PROTOCOL, measure
 

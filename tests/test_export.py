@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import seed
-from seed import distill, evaluate, study_dir
+from seed import distill, evaluate, planning, protocols, study_dir
 from seed.errors import ModelError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.integrity import find_damage
@@ -22,7 +22,7 @@ from seed.models.start import describe_original, read_start
 from seed.plans import SearchPlan
 from seed.records import TrialRecord
 from seed.reporting.result_line import ExportLine
-from seed.stages import exporting, planning, protocols
+from seed.stages import exporting
 from seed.stages.study_record import find_trial, gather_record
 from tests.finished import Finished
 from tests.hub import COMMIT, Hub, fill_repository

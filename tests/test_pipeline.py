@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from seed import pipeline, session, study_dir
+from seed import pipeline, planning, session, study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
@@ -16,7 +16,7 @@ from seed.proxy.ladder import Proxy
 from seed.records import Candidate, Evaluation, SweepRow
 from seed.scores import ScoreStore
 from seed.search import search
-from seed.stages import finals, judging, latency_table, planning, publishing, rivals
+from seed.stages import finals, judging, latency_table, publishing, rivals
 from seed.study_dir import StudyFolder
 from tests.finished import Finished, describe, timed_alike
 from tests.reporting.factory import make_trials

@@ -26,12 +26,12 @@ from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError
 from seed.evaluator import Evaluator
 from seed.findings import StudyRecord
+from seed.protocols import describe_reference
 from seed.ray_actor import Actor, make_scratch
 from seed.ray_cluster import open_ray
 from seed.ray_executor import MOST_DEATHS, WAIT_SECONDS, RayExecutor, Worker
 from seed.scores import ScoreStore
 from seed.search import search
-from seed.stages.protocols import describe_reference
 from seed.study_dir import StudyFolder
 from tests import finished
 from tests.conftest import MakeCheckpoint

@@ -9,7 +9,7 @@ import msgspec
 import optuna
 import pytest
 
-from seed import study_dir, untrusted
+from seed import planning, study_dir, untrusted
 from seed.config import StudyConfig
 from seed.dashboard import make_app
 from seed.errors import ResourceError, StudyError
@@ -18,7 +18,6 @@ from seed.optimize.study import FINGERPRINT
 from seed.optimize.viewing import view_storage
 from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, Record, SearchSpace, WidthCut
-from seed.stages import planning
 from seed.stages.publishing import open_shown
 from seed.study_dir import StudyFolder
 from tests.running import error_of, run_seed

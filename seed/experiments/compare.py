@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from seed import stats
+from seed import planning, stats
 from seed.errors import ModelError
 from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.experiments import runner
@@ -21,7 +21,7 @@ from seed.proxy.account import Account, Measured
 from seed.records import Candidate, Estimate, Frontier, SearchSpace
 from seed.reporting.experiments import Findings, tell_comparison
 from seed.reporting.wording import count_things
-from seed.stages import planning, students, width_baseline
+from seed.stages import students, width_baseline
 from seed.stages.students import Member
 from seed.stages.study_record import find_learning_rate, read_distilled
 from seed.study_dir import read_record

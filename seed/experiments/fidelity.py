@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import numpy as np
 
-from seed import stats, study_dir
+from seed import planning, stats, study_dir
 from seed.errors import StudyError
 from seed.evidence import (
     DepthFidelity,
@@ -35,7 +35,7 @@ from seed.proxy.instruments import train_student
 from seed.records import Candidate, DenseResult, Estimate, TrialRecord
 from seed.reporting.experiments import Findings, tell_fidelity
 from seed.reporting.wording import count_things
-from seed.stages import budgets, planning, students
+from seed.stages import budgets, students
 from seed.stages.students import Member
 from seed.stages.study_record import find_learning_rate, gather_record
 

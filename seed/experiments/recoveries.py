@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
-from seed import stats, study_dir
+from seed import planning, stats, study_dir
 from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, TrainedRun
 from seed.experiments import runner
 from seed.experiments.runner import Advance, FinishedSearch
@@ -17,7 +17,7 @@ from seed.records import Candidate, Estimate
 from seed.recoveries import RECOVERIES
 from seed.reporting.experiments import Findings, tell_recoveries
 from seed.reporting.wording import count_things
-from seed.stages import planning, students
+from seed.stages import students
 from seed.stages.students import Member
 from seed.stages.study_record import find_trial, gather_record
 

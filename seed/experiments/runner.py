@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from seed import session, study_dir
+from seed import planning, session, study_dir
 from seed.console import Terminal
 from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
@@ -17,7 +17,7 @@ from seed.records import Record
 from seed.recoveries import Recovery
 from seed.scores import ScoreStore
 from seed.session import Session
-from seed.stages import planning, searching, students
+from seed.stages import searching, students
 from seed.stages.students import Member, Trained
 from seed.study_dir import StudyFolder
 

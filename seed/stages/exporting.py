@@ -24,12 +24,12 @@ from seed.models.loader import ModelSource, check_source, find_licence, locate_c
 from seed.models.start import read_origin
 from seed.models.stored import list_weights
 from seed.plans import Protocol, SearchPlan
+from seed.protocols import find_source, hash_weights, resolve_location
 from seed.records import Candidate, DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card, write_recipe
 from seed.reporting.result_line import ExportLine
 from seed.resolve import fill_from_files
 from seed.stages import places, provenance
-from seed.stages.protocols import find_source, hash_weights, resolve_location
 from seed.study_dir import StudyFolder
 
 RECIPE = "mergekit.yml"

@@ -17,10 +17,10 @@ from seed.evaluation import latency as timing
 from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.surgery import make_student, view_layers
 from seed.optimize.space import drop_deepest, drop_layers
+from seed.protocols import name_device
 from seed.records import Candidate, Latency, SearchSpace
 from seed.reporting.wording import count_things, format_bytes
 from seed.session import Session
-from seed.stages.protocols import name_device
 from seed.study_dir import StudyFolder
 
 

@@ -15,11 +15,11 @@ from seed.optimize.storage import open_storage
 from seed.optimize.study import FINGERPRINT
 from seed.optimize.urls import hide_secrets, name_driver
 from seed.optimize.viewing import load_study, view_storage
+from seed.planning import read_protocol
 from seed.plans import SearchPlan
 from seed.records import Frontier
 from seed.reporting.dashboard import draw_board, write_opening_note, write_study_note
 from seed.reporting.page import write_page
-from seed.stages.planning import read_protocol
 from seed.stages.study_record import gather_record
 from seed.study_dir import StudyFolder
 

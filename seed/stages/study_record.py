@@ -12,11 +12,11 @@ from seed.optimize.frontier import measure_agreement
 from seed.optimize.progress import measure_progress
 from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.optimize.sensitivity import read_sensitivities
+from seed.planning import read_protocol
 from seed.plans import Environment, SearchPlan
 from seed.records import DenseResult, DistillResult, Frontier, Quality, SweepRow, TrialRecord
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
-from seed.stages.planning import read_protocol
 from seed.study_dir import StudyFolder
 
 

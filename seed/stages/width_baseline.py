@@ -12,10 +12,10 @@ from torch import nn
 from seed.evaluation import latency as timing
 from seed.models.surgery import cast_weights
 from seed.models.width import make_narrow, plan_width
+from seed.protocols import name_device
 from seed.proxy.instruments import Instruments, size_of
 from seed.records import Candidate, Latency, WidthCut
 from seed.session import Session
-from seed.stages.protocols import name_device
 
 
 def start_narrow(instruments: Instruments, width: WidthCut) -> nn.Module:

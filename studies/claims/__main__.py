@@ -16,7 +16,7 @@ from pathlib import Path
 from msgspec import structs
 from torch import nn
 
-from seed import study_dir
+from seed import planning, study_dir
 from seed.console import Terminal, run_command
 from seed.errors import ModelError, StudyError
 from seed.evidence import TrainedRun
@@ -30,7 +30,7 @@ from seed.proxy.sweep import Sweep
 from seed.records import Candidate, read_dropped
 from seed.recoveries import RECOVERIES
 from seed.session import Session
-from seed.stages import latency_table, options, planning, width_baseline
+from seed.stages import latency_table, options, width_baseline
 from seed.stages.students import Member
 from studies.claims.page import count_verdicts, render_page
 from studies.claims.verdicts import Evidence, judge_claims

@@ -24,8 +24,8 @@ from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_tr
 from seed.models.copying import plan_cut, write_cut
 from seed.models.loader import ModelSource, Teacher, check_source, open_teacher
 from seed.models.stored import INDEX, SINGLE
+from seed.protocols import hash_weights
 from seed.stages.exporting import stamp_weights
-from seed.stages.protocols import hash_weights
 from tests.conftest import MakeCheckpoint, make_model, make_tokenizer
 from tests.models import families
 from tests.models.families import compute_logits, make_tokens

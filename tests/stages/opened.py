@@ -11,6 +11,7 @@ import msgspec
 import optuna
 import torch
 
+from seed import planning
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.executor import InProcess
@@ -25,7 +26,7 @@ from seed.proxy.sweep import Sweep
 from seed.records import Latency, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
 from seed.session import Session
-from seed.stages import latency_table, planning
+from seed.stages import latency_table
 from seed.stages.latency_table import LatencyTable
 from seed.stages.searching import score_space
 from seed.study_dir import StudyFolder

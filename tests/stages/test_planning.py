@@ -7,12 +7,11 @@ import msgspec
 import pytest
 
 import seed
-from seed import study_dir
+from seed import planning, study_dir
 from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.records import SearchSpace
-from seed.stages import planning
 from tests.stages import opened
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from seed import session, study_dir
+from seed import protocols, session, study_dir
 from seed.config import StudyConfig
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
+from seed.protocols import choose_rung
 from seed.records import SearchSpace
 from seed.session import move, prepare_instruments, prove, prove_closed_form
-from seed.stages import protocols
-from seed.stages.protocols import choose_rung
 from tests.scoring.opened import open_grafted, open_instruments
 from tests.stages.opened import make_plan, open_bench
 
