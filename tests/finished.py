@@ -19,7 +19,7 @@ from seed.scores import ScoreStore
 from seed.search import search
 from seed.session import Session
 from seed.study_dir import StudyFolder
-from tests.scoring.opened import time_candidate
+from tests.proxy.opened import time_candidate
 
 NAME = "<img src=x onerror=alert(1)>"
 SMALL: dict[str, Any] = {

@@ -19,7 +19,7 @@ from seed.scores import ScoreStore
 from studies.claims import __main__ as claims
 from studies.claims.page import render_page
 from studies.claims.verdicts import CANNOT_TELL, FAILS, HOLDS, Evidence, estimate_cost, judge_claims, tell, tell_all
-from tests.scoring.opened import drop
+from tests.proxy.opened import drop
 from tests.stages.opened import make_plan, open_bench, open_sweep
 
 RECORD = Path(__file__).parent.parent / "studies" / "claims" / "record"

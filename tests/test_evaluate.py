@@ -10,8 +10,8 @@ import pytest
 from seed.errors import CorpusError
 from seed.resolve import choose_text, choose_window
 from tests.conftest import MakeCheckpoint
+from tests.models.test_start import write_start
 from tests.running import run_seed
-from tests.stages.test_starts import write_start
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from seed.models.surgery import list_needed, make_student, refuse_unfit, view_la
 from seed.proxy.closed_form import fold_refit, measure_gains
 from seed.proxy.subset_walker import SubsetWalker, measure_unrecovered
 from tests.models.families import compute_logits, keep, make_config, make_model, make_tokens
-from tests.scoring.streams import draw_stream
+from tests.proxy.streams import draw_stream
 
 CPU = torch.device("cpu")
 SUBSETS = ((0, 3), (1, 2, 3))

@@ -31,7 +31,7 @@ from seed.stages.latency_table import LatencyTable
 from seed.stages.searching import score_space
 from seed.study_dir import StudyFolder
 from tests.conftest import make_tokenizer
-from tests.scoring.opened import CPU, drop, open_instruments, time_candidate
+from tests.proxy.opened import CPU, drop, open_instruments, time_candidate
 
 QUIET = Terminal(quiet=True)
 SPACE = SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=1, max_dropped=2)  # 10 candidates

@@ -17,7 +17,7 @@ from seed.stages import budgets, finals, students
 from seed.stages.finals import Budget, distill_members
 from seed.stages.students import Member
 from tests.models.test_integrity import DAMAGES, halve
-from tests.scoring.opened import drop, time_candidate
+from tests.proxy.opened import drop, time_candidate
 from tests.stages.opened import TinyStudy, make_plan
 
 BUDGET = Budget(distill_tokens=2048, learning_rate=3e-3, rng_seeds=(0, 1))

@@ -19,8 +19,8 @@ from seed.session import Session
 from seed.stages import searching
 from seed.stages.latency_table import read_latencies
 from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery
+from tests.proxy.opened import drop
 from tests.reporting import factory
-from tests.scoring.opened import drop
 from tests.stages.opened import SPACE, TinyStudy, make_table
 
 EVERYTHING = list(enumerate_candidates(SPACE))

@@ -14,7 +14,7 @@ from seed.proxy.closed_form import measure_gains
 from seed.proxy.instruments import Instruments
 from seed.records import Candidate, Latency
 from tests.models.families import keep, make_model, scramble
-from tests.scoring.streams import write_stream
+from tests.proxy.streams import write_stream
 
 CPU = torch.device("cpu")
 

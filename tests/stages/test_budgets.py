@@ -14,7 +14,7 @@ from seed.distillation.loop import choose_windows
 from seed.distillation.losses import Objective
 from seed.stages import budgets
 from seed.stages.budgets import distill_settings, list_windows, short_settings, store_teacher_states
-from tests.scoring.opened import drop, keep, open_instruments
+from tests.proxy.opened import drop, keep, open_instruments
 from tests.stages.opened import open_bench
 
 

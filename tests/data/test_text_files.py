@@ -12,7 +12,7 @@ import pytest
 from seed.data.text_files import list_files, read_files, render_row
 from seed.errors import CorpusError
 from tests.conftest import make_tokenizer
-from tests.scoring.test_corpus import TEMPLATE
+from tests.data.test_corpus import TEMPLATE
 
 TOKENIZER = make_tokenizer()
 CHATS = make_tokenizer()

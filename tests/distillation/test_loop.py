@@ -33,7 +33,7 @@ from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights, make_student
 from seed.records import Candidate, CurvePoint
 from tests.models.families import make_model
-from tests.scoring.streams import draw_stream
+from tests.proxy.streams import draw_stream
 
 SETTINGS = DistillSettings(steps=24, batch_windows=4, micro_batch=4, learning_rate=3e-3, rng_seed=0, looks=4)
 SHORT = structs.replace(SETTINGS, steps=3, looks=1)

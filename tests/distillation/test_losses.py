@@ -22,7 +22,7 @@ from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student
 from seed.records import Candidate
 from tests.models.families import KINDS, make_model
-from tests.scoring.streams import draw_stream
+from tests.proxy.streams import draw_stream
 
 DENSE = Anatomy(make_model("llama"))
 CUT = Candidate(num_layers=4, kept_layers=(0, 3))

@@ -21,7 +21,7 @@ from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Quality
 from seed.scores import ScoreStore
 from tests.models.families import compute_logits, make_tokens
-from tests.scoring.opened import CUT, DENSE, keep, open_instruments, time_candidate
+from tests.proxy.opened import CUT, DENSE, keep, open_instruments, time_candidate
 
 SHORT = DistillSettings(steps=12, batch_windows=8, micro_batch=4, learning_rate=3e-3, rng_seed=0, looks=3)
 STILL = structs.replace(SHORT, steps=2, learning_rate=1e-12)  # what comes back is what it started from

@@ -22,7 +22,7 @@ from seed.proxy.closed_form import ProjectionFit, count_fit_bytes, fold_refit, m
 from seed.proxy.subset_walker import SubsetWalker, TrieWork, count_work, estimate_memory, measure_unrecovered
 from seed.records import Candidate, SearchSpace
 from tests.models.families import KINDS, keep, make_model, scramble
-from tests.scoring.streams import draw_stream, write_stream
+from tests.proxy.streams import draw_stream, write_stream
 
 CPU = torch.device("cpu")
 MICRO_BATCH = 4

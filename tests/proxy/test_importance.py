@@ -10,7 +10,7 @@ from seed.evaluation.perplexity import logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
 from tests.models.families import make_model
-from tests.scoring.streams import draw_stream
+from tests.proxy.streams import draw_stream
 
 STREAM = draw_stream(5, 12, rng_seed=3)  # not a multiple of most micro-batches
 UNEVEN = (2, 8)

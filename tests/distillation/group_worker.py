@@ -25,7 +25,7 @@ from seed.models.surgery import cast_weights
 from seed.proxy.instruments import Instruments, enrol, start_student, train_together
 from seed.records import Candidate
 from tests.models.families import make_model
-from tests.scoring.streams import draw_stream, write_stream
+from tests.proxy.streams import draw_stream, write_stream
 
 CUTS = ((0, 3), (0, 2, 3))
 

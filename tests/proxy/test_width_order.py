@@ -10,7 +10,7 @@ from seed.models.output_projection import Projection
 from seed.models.width import find_widths, weight_by_input
 from seed.proxy.width_order import measure_width_importance
 from tests.models.families import compute_logits, make_model, make_tokens
-from tests.scoring.streams import draw_stream
+from tests.proxy.streams import draw_stream
 
 STREAM = draw_stream(5, 12, rng_seed=3)  # not a multiple of most micro-batches
 

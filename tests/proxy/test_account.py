@@ -13,7 +13,7 @@ from seed.proxy.pricing import Prices
 from seed.proxy.subset_walker import count_work, measure_unrecovered
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate
-from tests.scoring.opened import drop, open_grafted
+from tests.proxy.opened import drop, open_grafted
 from tests.stages.opened import SPACE, open_bench, open_sweep
 
 EVERYTHING = sorted(enumerate_candidates(SPACE), key=lambda candidate: candidate.kept_layers)

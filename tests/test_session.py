@@ -16,7 +16,7 @@ from seed.models.anatomy import Anatomy
 from seed.protocols import choose_rung
 from seed.records import SearchSpace
 from seed.session import move, prepare_instruments, prove, prove_closed_form
-from tests.scoring.opened import open_grafted, open_instruments
+from tests.proxy.opened import open_grafted, open_instruments
 from tests.stages.opened import make_plan, open_bench
 
 

@@ -16,7 +16,7 @@ from seed.scores import ScoreStore
 from seed.stages import judging, publishing
 from seed.stages.study_record import gather_record, read_losses
 from seed.study_dir import StudyFolder
-from tests.scoring.opened import CUT, drop, keep, time_candidate
+from tests.proxy.opened import CUT, drop, keep, time_candidate
 from tests.stages.opened import SPACE, make_plan, make_table, open_bench, open_sweep
 
 

@@ -13,7 +13,7 @@ from seed.data.corpus import TokenStream, open_streams, open_test_stream
 from seed.errors import CorpusError
 from seed.reporting.page import TEXT_RULE
 from tests.conftest import make_tokenizer
-from tests.scoring.test_corpus import read_back, request
+from tests.data.test_corpus import read_back, request
 
 TOKENIZER = make_tokenizer()
 WORDS = ["".join(random.Random(i).choices("abcdefghij", k=5)) for i in range(500)]

@@ -15,7 +15,7 @@ from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
 from seed.sealed import DIGEST_BYTES
 from tests.models.families import make_model
-from tests.scoring.streams import draw_stream
+from tests.proxy.streams import draw_stream
 
 STREAM = draw_stream(9, 16, rng_seed=1)
 WINDOWS = (7, 2, 2, 5, 0, 7, 8)  # repeated, and in no order

@@ -15,7 +15,7 @@ from seed.proxy.subset_walker import measure_unrecovered
 from seed.proxy.sweep import Sweep
 from seed.records import SweepRow
 from seed.scores import ScoreStore
-from tests.scoring.opened import CPU, CUT, DENSE, drop, keep, open_grafted, open_instruments
+from tests.proxy.opened import CPU, CUT, DENSE, drop, keep, open_grafted, open_instruments
 
 CANDIDATES = [keep(0, 1, 3), keep(0, 3), keep(2)]
 

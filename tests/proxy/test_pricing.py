@@ -8,7 +8,7 @@ from seed.models.anatomy import Anatomy
 from seed.proxy.pricing import Prices, set_prices
 from seed.proxy.subset_walker import count_work
 from tests.models.families import make_model
-from tests.scoring.opened import DENSE, keep
+from tests.proxy.opened import DENSE, keep
 
 # llama: four heads of 8 with two keys and values; three matrices of the gated MLP
 LLAMA_LAYER = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32

@@ -17,9 +17,9 @@ from seed.distillation import loop
 from seed.distillation.fsdp import Several, empty, refuse_unfit
 from seed.distillation.losses import Objective
 from seed.errors import ResourceError
+from tests.distillation import group_worker
+from tests.distillation.group_worker import Case, train, write_cases
 from tests.models.families import KINDS, make_model
-from tests.scoring import group_worker
-from tests.scoring.group_worker import Case, train, write_cases
 
 ROOT = Path(__file__).parent.parent.parent
 CASES = [

@@ -18,7 +18,7 @@ from seed.models.surgery import cast_weights
 from seed.proxy.instruments import make_walker, size_of, start_student, train_student, validation_losses
 from tests.conftest import make_tokenizer
 from tests.models.families import compute_logits, make_model, make_tokens
-from tests.scoring.opened import CPU, CUT, DENSE, drop, open_grafted, open_instruments
+from tests.proxy.opened import CPU, CUT, DENSE, drop, open_grafted, open_instruments
 
 SETTINGS = DistillSettings(steps=1, batch_windows=1, micro_batch=1, learning_rate=1e-3, rng_seed=0)
 
