@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from seed.optimize.sampler import SAMPLERS
-from seed.optimize.space import contains, drop_layers, enumerate_candidates
+from seed.optimize.space import SAMPLERS, contains, drop_layers, enumerate_candidates
 from seed.optimize.strategies import STRATEGIES, BudgetSpent, Meter, Strategy, mutate, run_strategy
 from seed.records import Candidate, SearchSpace
 
