@@ -194,7 +194,8 @@ class Option:
     help: str | None = None  # None: cannot be typed, only written in a file
     key: str | None = None  # its name in a file's section, where that is not the field's
     in_file: bool = True
-    words: str = "?"  # how many a positional takes; ? where it is none
+    positional: bool = False
+    many: bool = False  # it takes one value or more
 
 
 def option(help: str, default: Any = None, **more: Any) -> Any:  # noqa: A002
@@ -214,7 +215,7 @@ def entry(**more: Any) -> Any:
 
 def argument(help: str, *, many: bool = False, **more: Any) -> Any:  # noqa: A002
     """Declare what is typed without a name; ``many``: one or more."""
-    return field(metadata={"option": Option(help=help, words="+" if many else "1", **more)})
+    return field(metadata={"option": Option(help=help, positional=True, many=many, **more)})
 
 
 def trust_option() -> Any:
@@ -225,6 +226,16 @@ def trust_option() -> Any:
 def storage_option() -> Any:
     """The database that shows a study, which no study's folder names."""
     return option("the database that shows the study, where its search was given one", metavar="URL")
+
+
+def study_argument() -> Any:
+    """The study that a command works on."""
+    return argument("the folder of a finished search, such as studies/demo", metavar="STUDY")
+
+
+def device_option() -> Any:
+    """The device of a command on a finished search."""
+    return option("default: as chosen for the search")
 
 
 def json_option() -> Any:
@@ -284,15 +295,17 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"error: {spell_controls(said)}. All options: {self.prog} --help\n")
 
 
-def make_parser(record: type, *, epilog: str | None = None) -> CommandParser:
+def make_parser(record: type, *, name: str | None = None, epilog: str | None = None) -> CommandParser:
     """The command line that fills a record, described by its docstring; its bases are groups, called by theirs.
 
-    What is not typed is not there.
+    What is not typed is not there. ``name``: of one of several commands of a module.
     """
     spec = sys.modules[record.__module__].__spec__  # of __main__ too
-    command = f"python -m {spec.name if spec else record.__module__}"
+    command = " ".join(
+        filter(None, ["python -m", (spec.name if spec else record.__module__).removesuffix(".__main__"), name])
+    )
     description, _, more = inspect.cleandoc(record.__doc__ or "").partition("\n\n")
-    arguments = [said.metavar or "" for said, _ in collect_options(record).values() if said.words != "?"]
+    arguments = [said.metavar or "" for said, _ in collect_options(record).values() if said.positional]
     parser = CommandParser(
         prog=command,
         usage=" ".join([command, "[OPTIONS]", *arguments]),
@@ -322,15 +335,15 @@ def _add(group: argparse._ActionsContainer, name: str, said: Option, kind: Kind,
                 help=argparse.SUPPRESS if value == default else shown,
             )
         return
-    more: dict[str, Any] = {"nargs": "+"} if said.words == "+" else {}
+    more: dict[str, Any] = {"nargs": "+"} if said.many else {}
     group.add_argument(
-        flag if said.words == "?" else name, type=kind, metavar=said.metavar or kind.metavar, help=shown, **more
+        name if said.positional else flag, type=kind, metavar=said.metavar or kind.metavar, help=shown, **more
     )
 
 
-def read_command(record: type[Value], words: Sequence[str] | None = None) -> Value:
+def read_command(record: type[Value], words: Sequence[str] | None = None, *, name: str | None = None) -> Value:
     """Read what was typed after a command into its record."""
-    found = vars(make_parser(record).parse_args(words))
+    found = vars(make_parser(record, name=name).parse_args(words))
     return record(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
 

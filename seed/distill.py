@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed import planning, study_dir
-from seed.cli import WHOLE, argument, json_option, option, read_command, storage_option, trust_option
+from seed.cli import (
+    WHOLE,
+    device_option,
+    json_option,
+    option,
+    read_command,
+    storage_option,
+    study_argument,
+    trust_option,
+)
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ResourceError
 from seed.findings import StudyRecord
@@ -260,13 +269,13 @@ class DistillCommand:
     --num_processes 4 -m seed.distill ... (models are sharded over them; same results within rounding).
     """
 
-    study: Path = argument("the study's folder, such as studies/demo", metavar="STUDY")
+    study: Path = study_argument()
     trial: int | None = option("number of a trial (default: all of the frontier that is not distilled yet)", kind=WHOLE)
     distill_tokens: int | None = option("recovery tokens (default: the study's)")
     learning_rate: float | None = option("peak rate (default: the study's)")
     replicas: int | None = option("under N random seeds (default: the study's)")
     eval_command: str | None = option("your own judge: gets the model's directory, prints a number", metavar="CMD")
-    device: str | None = option("default: as chosen for the search")
+    device: str | None = device_option()
     storage: str | None = storage_option()
     trust_remote_code: bool = trust_option()
     json: bool = json_option()

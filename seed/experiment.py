@@ -6,18 +6,102 @@ recoveries: which way to recover is best, at equal tokens and at equal time?
 Everything finished is kept; run again to go on.
 """
 
-import argparse
-from collections.abc import Callable
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seed.cli import (
+    COUNT,
+    WHOLE,
+    CommandParser,
+    choose_from,
+    device_option,
+    option,
+    read_command,
+    spell_command,
+    study_argument,
+    trust_option,
+)
 from seed.console import Terminal, run_command
 from seed.evidence import WIDTH
 from seed.optimize.strategies import STRATEGIES
 from seed.recoveries import RECOVERIES
-from seed.stages import options
 
 STRATEGY_NAMES = (*STRATEGIES, WIDTH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Study and device."""
+
+    study: Path = study_argument()
+    device: str | None = device_option()
+    trust_remote_code: bool = trust_option()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand(Experiment):
+    """Let strategies choose layers at equal cost, and see what distillation makes of what they chose."""
+
+    strategies: tuple[str, ...] | None = option(
+        f"any of {', '.join(STRATEGY_NAMES)} (default: all); others may be added later",
+        kind=choose_from(STRATEGY_NAMES),
+        metavar="NAME",
+        many=True,
+    )
+    cost: float | None = option("layer-tokens each may spend (default: what greedy removal with recovery costs)")
+    rng_seeds: tuple[int, ...] = option(
+        "of strategies and distillations (default: 0 1 2)", (0, 1, 2), kind=WHOLE, many=True
+    )
+    distill_tokens: int | None = option("of each distillation (default: the study's)")
+    learning_rate: float | None = option("of distillations (default: the study's)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityCommand(Experiment):
+    """Measure whether the cheap scores order candidates as full distillation does."""
+
+    depths: tuple[int, ...] | None = option(
+        "numbers of dropped layers (default: the two deepest)", kind=COUNT, many=True
+    )
+    per_depth: int = option("candidates a depth (default: 20)", 20)
+    near_margin: float = option("0.03: half of them within 3 % of the depth's best (default)", 0.03)
+    short_steps: tuple[int, ...] = option("short distillations (default: 10 30)", (10, 30), kind=COUNT, many=True)
+    rng_seeds: tuple[int, ...] = option("of the finals (default: 1 2)", (1, 2), kind=WHOLE, many=True)
+    distill_tokens: int | None = option("of each final (default: four times the study's)")
+    learning_rate: float | None = option("of the finals (default: the study's)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveriesCommand(Experiment):
+    """Recover models of a finished search in several ways, at equal tokens and at equal time."""
+
+    trials: tuple[int, ...] = option(
+        "whose models, as the report numbers them (default: the frontier's best of the deepest cut)",
+        (),
+        kind=WHOLE,
+        many=True,
+    )
+    recoveries: tuple[str, ...] | None = option(
+        f"any of {', '.join(RECOVERIES)} (default: all)", kind=choose_from(RECOVERIES), metavar="NAME", many=True
+    )
+    rng_seeds: tuple[int, ...] = option(
+        "each model is recovered under each (default: 0 1 2)", (0, 1, 2), kind=WHOLE, many=True
+    )
+    distill_tokens: int | None = option("of each training (default: the study's)")
+    learning_rate: float | None = option(
+        "of training all weights, low-rank updates get four times that (default: tuned for each depth and recovery)"
+    )
+
+
+COMMANDS: dict[str, type[Experiment]] = {
+    "compare": CompareCommand,
+    "fidelity": FidelityCommand,
+    "recoveries": RecoveriesCommand,
+}
 
 
 def run_experiment(
@@ -53,100 +137,30 @@ def run_experiment(
     with runner.open_search(path, terminal=terminal, device=device, trust_remote_code=trust_remote_code) as search:
         findings = experiments[name](search, **asked)
         page = search.folder.root / f"{name}.html"
-    command = options.spell_command("seed.experiment", {**asked, **findings.repeat}, name, str(path))
+    told = {key: value for key, value in asked.items() if value != getattr(COMMANDS[name], key, None)}
+    command = spell_command("seed.experiment", {**told, **findings.repeat}, name, str(path))
     write_page(findings, page, command=command)
     show_findings(terminal, findings, page=page)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = options.CommandParser(
-        prog="python -m seed.experiment",
-        description="Experiments on a finished search.",
-        epilog="The same command again continues a stopped experiment.",
-    )
-    experiments = parser.add_subparsers(dest="name", required=True, metavar="compare|fidelity|recoveries")
-
-    def add(
-        name: str, text: str, *, distill_tokens: str, rng_seeds: str, learning_rate: str
-    ) -> argparse.ArgumentParser:
-        experiment = experiments.add_parser(name, help=text, description=text, argument_default=argparse.SUPPRESS)
-        options.add_study(experiment)
-        options.add_trainings(
-            experiment, distill_tokens=distill_tokens, rng_seeds=rng_seeds, learning_rate=learning_rate
+def read_words(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The experiment that was typed, and its options."""
+    name, *more = words or [""]
+    if name not in COMMANDS:
+        parser = CommandParser(
+            prog="python -m seed.experiment",
+            description="Experiments on a finished search. The same command again continues a stopped one.",
+            epilog="Options of each: python -m seed.experiment compare --help",
         )
-        options.add_trust(experiment)
-        return experiment
-
-    compare = add(
-        "compare",
-        "Let strategies choose layers at equal cost, and see what distillation makes of what they chose.",
-        distill_tokens="of each distillation (default: the study's)",
-        rng_seeds="of strategies and distillations (default: 0 1 2)",
-        learning_rate="of distillations (default: the study's)",
-    )
-    compare.add_argument(
-        "--strategies",
-        nargs="+",
-        choices=STRATEGY_NAMES,
-        metavar="NAME",
-        help=f"any of {', '.join(STRATEGY_NAMES)} (default: all); others may be added later",
-    )
-    compare.add_argument(
-        "--cost",
-        type=options.positive_float,
-        metavar="N",
-        help="layer-tokens that each may spend (default: what greedy removal with recovery costs)",
-    )
-    fidelity = add(
-        "fidelity",
-        "Measure whether the cheap scores order candidates as full distillation does.",
-        distill_tokens="of each final (default: four times the study's)",
-        rng_seeds="of the finals (default: 1 2)",
-        learning_rate="of the finals (default: the study's)",
-    )
-    number = options.positive_int
-    fidelity.add_argument(
-        "--depths", type=number, nargs="+", metavar="N", help="numbers of dropped layers (default: the two deepest)"
-    )
-    fidelity.add_argument("--per-depth", type=number, metavar="N", help="candidates a depth (default: 20)")
-    fidelity.add_argument(
-        "--near-margin",
-        type=options.positive_float,
-        metavar="X",
-        help="0.03: half of them within 3 %% of the depth's best (default)",
-    )
-    fidelity.add_argument(
-        "--short-steps", type=number, nargs="+", metavar="N", help="short distillations (default: 10 30)"
-    )
-    recoveries = add(
-        "recoveries",
-        "Recover models of a finished search in several ways, at equal tokens and at equal time.",
-        distill_tokens="of each training (default: the study's)",
-        rng_seeds="each model is recovered under each (default: 0 1 2)",
-        learning_rate="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
-    )
-    recoveries.add_argument(
-        "--trials",
-        type=options.whole_number,
-        nargs="+",
-        metavar="N",
-        help="whose models, as numbered in the report (default: the frontier's best of the deepest cut)",
-    )
-    recoveries.add_argument(
-        "--recoveries",
-        nargs="+",
-        choices=RECOVERIES,
-        metavar="NAME",
-        help=f"any of {', '.join(RECOVERIES)} (default: all)",
-    )
-    return parser
+        parser.add_argument("experiment", choices=COMMANDS, metavar="|".join(COMMANDS))
+        parser.parse_args(words[:1])
+    return name, dataclasses.asdict(read_command(COMMANDS[name], more, name=name))
 
 
 def main() -> None:
     """Read the command line and run."""
-    words = options.read_words(make_parser())
-    run_experiment(words.pop("name"), words.pop("path"), terminal=Terminal(), **words)
+    name, options = read_words(sys.argv[1:])
+    run_experiment(name, options.pop("study"), terminal=Terminal(), **options)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,18 @@ claim rests on under several random seeds, times what has to be timed, and gives
 Everything finished is kept; run again to go on.
 """
 
-import argparse
 import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from msgspec import structs
 from torch import nn
 
 from seed import planning, study_dir
+from seed.cli import WHOLE, device_option, option, read_command, spell_command, study_argument, trust_option
 from seed.console import Terminal, run_command
 from seed.errors import ModelError, StudyError
 from seed.evidence import TrainedRun
@@ -30,7 +30,7 @@ from seed.proxy.sweep import Sweep
 from seed.records import Candidate, read_dropped
 from seed.recoveries import RECOVERIES
 from seed.session import Session
-from seed.stages import latency_table, options, width_baseline
+from seed.stages import latency_table, width_baseline
 from seed.stages.students import Member
 from studies.claims.page import count_verdicts, render_page
 from studies.claims.verdicts import Evidence, judge_claims
@@ -116,7 +116,7 @@ def check_claims(
     asked = {"distill_tokens": distill_tokens, "rng_seeds": rng_seeds, "learning_rate": learning_rate}
     answers = judge_claims(evidence)
     page = study.root / "claims.html"
-    command = options.spell_command("studies.claims", asked, str(path))
+    command = spell_command("studies.claims", asked, str(path))
     study_dir.write_bytes(page, render_page(evidence, answers, command=command).encode())
     rows = [[finding.verdict, claim.text, finding.found] for claim, finding in answers]
     title = f"What {evidence.ledger.model} says to each claim"
@@ -373,29 +373,29 @@ def choose_next(stage: Sweep, gone: Candidate, *, num_dropped: int) -> Candidate
     return choose_best(stage, list_sets(gone, num_dropped=num_dropped))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = options.CommandParser(
-        prog="python -m studies.claims",
-        description="Test what was reported about dropping layers on the model of a finished search.",
-        epilog="The same command again continues a stopped run.",
-        argument_default=argparse.SUPPRESS,
+@dataclass(frozen=True, kw_only=True)
+class ClaimsCommand:
+    """Test what was reported about dropping layers on the model of a finished search.
+
+    The same command again continues a stopped run.
+    """
+
+    study: Path = study_argument()
+    distill_tokens: int | None = option(f"recovery tokens of every training (default: {BUDGET} times the study's)")
+    rng_seeds: tuple[int, ...] = option(
+        "every model is trained under each (default: 0 1 2)", (0, 1, 2), kind=WHOLE, many=True
     )
-    options.add_study(parser)
-    options.add_trainings(
-        parser,
-        distill_tokens=f"recovery tokens of every training (default: {BUDGET} times the study's)",
-        rng_seeds="every model is trained under each (default: 0 1 2)",
-        learning_rate="of training all weights; low-rank updates get four times that (default: tuned for each depth and recovery)",
+    learning_rate: float | None = option(
+        "of training all weights, low-rank updates get four times that (default: tuned for each depth and recovery)"
     )
-    options.add_trust(parser)
-    return parser
+    device: str | None = device_option()
+    trust_remote_code: bool = trust_option()
 
 
 def main() -> None:
     """Read the command line and check."""
-    words = options.read_words(make_parser())
-    check_claims(words.pop("path"), terminal=Terminal(), **words)
+    words = asdict(read_command(ClaimsCommand))
+    check_claims(words.pop("study"), terminal=Terminal(), **words)
 
 
 if __name__ == "__main__":
