@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seed.evidence import TrainedRun
 from seed.findings import Replication, StudyRecord
 from seed.records import (
     Candidate,
@@ -18,7 +17,6 @@ from seed.records import (
     Evaluation,
     Latency,
     Quality,
-    Replica,
     Size,
     WidthCut,
 )
@@ -247,19 +245,6 @@ def mark_dropped(candidate: Candidate) -> list[float]:
 def link_candidate(candidate: Candidate) -> str:
     """Return the id that links a candidate's marks on a page: ``1-7``."""
     return "-".join(candidate.dropped_parts)
-
-
-def list_ratios(
-    runs: Sequence[Replica | TrainedRun], *, dense_sums: Sequence[float], test_counts: Sequence[int]
-) -> list[float]:
-    """Return the test PPL ratio of each distillation whose losses are numbers."""
-    dense, tokens = sum(dense_sums), sum(test_counts)
-    ratios = []
-    for run in runs:
-        sums = [loss for loss in run.test_sums if loss is not None and math.isfinite(loss)]
-        if len(sums) == len(run.test_sums):
-            ratios.append(math.exp(min((sum(sums) - dense) / tokens, 700.0)))  # a broken student's may be any number
-    return ratios
 
 
 # ---- intervals

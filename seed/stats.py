@@ -200,9 +200,3 @@ def resample_tau(one_C: np.ndarray, *, other_C: np.ndarray, counts_BC: np.ndarra
     taus_B = np.full(len(counts_BC), np.nan)
     np.divide(agreeing_B, norms_B, out=taus_B, where=norms_B > 0)
     return taus_B
-
-
-def measure_tau(one_C: Sequence[float] | np.ndarray, other_C: Sequence[float] | np.ndarray) -> float | None:
-    """Kendall's tau-b of two scores of the same candidates; None where all are alike in one of them."""
-    (tau,) = resample_tau(np.array(one_C), other_C=np.array(other_C), counts_BC=np.ones((1, len(one_C))))
-    return None if math.isnan(tau) else float(tau)

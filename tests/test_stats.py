@@ -21,7 +21,6 @@ from seed.stats import (
     estimate_pairs,
     judge_difference,
     measure_margin,
-    measure_tau,
     reach_over_documents,
     resample_tau,
     student_t,
@@ -269,15 +268,6 @@ def tau_by_pairs(one: Sequence[float], other: Sequence[float], *, counts: Sequen
             a, b = np.sign(one[i] - one[j]), np.sign(other[i] - other[j])
             agreeing, untied, other_untied = agreeing + a * b, untied + abs(a), other_untied + abs(b)
     return float(agreeing / math.sqrt(untied * other_untied)) if untied and other_untied else math.nan
-
-
-def test_tau_b_by_hand() -> None:
-    # pairs: five agree or are tied in one, none is opposed; 12 | 13 | 14 | 23 | 24 | 34
-    one, other = np.array([1.0, 2.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0])
-    assert measure_tau(one, other) == pytest.approx(5 / math.sqrt(5 * 6))
-    assert measure_tau(other, -other) == -1
-    assert measure_tau(np.ones(4), other) is None
-    assert measure_tau([1.0], [1.0]) is None
 
 
 def test_tau_with_ties_and_draws_with_duplicates_match_pairs_counted_one_by_one() -> None:

@@ -7,10 +7,7 @@ import numpy as np
 from seed.evidence import TrainedRun
 from seed.findings import Equivalence, Replication
 from seed.records import DenseResult, DistillResult, Replica
-from seed.stats import CANNOT_TELL as CANNOT_TELL
-from seed.stats import EQUIVALENT as EQUIVALENT
-from seed.stats import estimate_ratio
-from seed.stats import judge_difference as judge_difference
+from seed.stats import estimate_ratio, judge_difference
 
 
 def stack_losses(replicas: Sequence[Replica | TrainedRun]) -> np.ndarray:

@@ -13,8 +13,6 @@ from seed.reporting.wording import (
 )
 from seed.results import Model, StudyResult
 
-SIZE_HEADER = ("parameters", "weights", "KV cache per token")
-
 
 def list_models(result: StudyResult) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows of the judged models; the user's own score comes last where there is one."""
