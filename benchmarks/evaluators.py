@@ -30,12 +30,12 @@ from seed.optimize.space import enumerate_candidates
 from seed.protocols import describe_reference
 from seed.ray_actor import Actor
 from seed.ray_executor import RayExecutor
-from seed.records import Candidate, Evaluation, Latency, Quality, Scored, Size, SweepRow
+from seed.records import Candidate, Evaluation, Latency, Quality, Scored, ScoreRow, Size
 from seed.session import Session
 from seed.study_dir import StudyFolder
 
 ACTORS = (1, 2, 4)
-ALONE = "in-process"
+SINGLE_PROCESS = "in-process"
 MAX_DROPPED = 2  # on the demo: 78 sets
 NULL_LAYERS, NULL_DROPPED = 12, 4  # 793 sets, handed out in stretches of 13
 SINGLES = 48  # candidates that are handed out one for each evaluator at a time
@@ -86,7 +86,7 @@ def make_score(candidate: Candidate) -> Scored:
         size=Size(num_params=1, weight_bytes=4, kv_bytes_per_token=0),
         seconds=0.0,
     )
-    row = SweepRow(key=candidate.key, rung="closed_form", sums=[1.5] * NUM_DOCUMENTS)
+    row = ScoreRow(key=candidate.key, rung="closed_form", sums=[1.5] * NUM_DOCUMENTS)
     return Scored(candidate=candidate, evaluation=evaluation, rows=(row,))
 
 
@@ -154,7 +154,7 @@ def time_null(terminal: Terminal, *, rounds: int) -> dict[str, Any]:
     """Evaluations a second that cost nothing, in stretches and one by one."""
     candidates = shapes.list_candidates(NULL_LAYERS, max_dropped=NULL_DROPPED)
     with placed(NullActor) as actors:
-        executors: dict[str, Executor] = {ALONE: InProcess(CPU)}
+        executors: dict[str, Executor] = {SINGLE_PROCESS: InProcess(CPU)}
         executors |= {name_way(count): RayExecutor(actors[:count], describe_reference(CPU)) for count in ACTORS}
         for executor in executors.values():
             start_null(executor)
@@ -272,7 +272,7 @@ def placed(kind: type[Actor]) -> Iterator[list[Any]]:
 
 def name_way(count: int) -> str:
     """``in-process``, ``1 actor``, ``2 actors``."""
-    return ALONE if not count else f"{count} actor{'s' * (count > 1)}"
+    return SINGLE_PROCESS if not count else f"{count} actor{'s' * (count > 1)}"
 
 
 def summarize(rows: Sequence[dict[str, float]], *, num_scored: int) -> dict[str, Any]:
@@ -280,8 +280,8 @@ def summarize(rows: Sequence[dict[str, float]], *, num_scored: int) -> dict[str,
     return {
         name: {
             "per_second": turns.range_of([num_scored / row[name] for row in rows]),
-            "over_in_process": turns.range_of([row[ALONE] / row[name] for row in rows]),
-            "ms_more": turns.range_of([1000 * (row[name] - row[ALONE]) / num_scored for row in rows]),
+            "over_in_process": turns.range_of([row[SINGLE_PROCESS] / row[name] for row in rows]),
+            "ms_more": turns.range_of([1000 * (row[name] - row[SINGLE_PROCESS]) / num_scored for row in rows]),
         }
         for name in rows[0]
     } | {"candidates": num_scored}

@@ -16,7 +16,7 @@ import optuna
 
 from seed.console import Terminal
 from seed.optimize.strategies import STRATEGIES, BudgetSpent
-from seed.optimize.subset import FLAG, SubsetSampler
+from seed.optimize.subset_sampler import FLAG, SubsetSampler
 from tests.optimize.landscape import Landscape, LandscapeMeter, list_landscapes, load_landscape
 
 BUDGETS = (30, 57, 100, 200)  # evaluations

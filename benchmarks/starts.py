@@ -24,7 +24,7 @@ from seed import session
 from seed.console import Terminal
 from seed.optimize.space import drop_layers
 from seed.proxy.closed_form import Refit
-from seed.proxy.instruments import Instruments, enrol, make_walker, start_student, train_together, validation_losses
+from seed.proxy.instruments import Instruments, make_job, make_walker, start_student, train_students, validation_losses
 from seed.records import Candidate
 from seed.stages import budgets
 
@@ -108,8 +108,8 @@ def train_starts(
 ) -> dict[tuple[str, str], float]:
     """Validation loss after the last step, of all sets from both starts, side by side."""
     students = make_starts(instruments, sets, refits)
-    pupils = [
-        enrol(
+    jobs = [
+        make_job(
             instruments,
             student,
             budgets.distill_settings(bench, sets[name], steps=steps, learning_rate=rate, looks=1, rng_seed=rng_seed),
@@ -117,7 +117,7 @@ def train_starts(
         )
         for (name, _), student in students.items()
     ]
-    trained = train_together(instruments, pupils)
+    trained = train_students(instruments, jobs)
     return {key: one.curve[-1].validation_loss for key, one in zip(students, trained, strict=True)}
 
 

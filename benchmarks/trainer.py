@@ -4,7 +4,7 @@ The plain way is a ``transformers.Trainer`` whose loss is forward KL between all
 student, by autograd, with the dense model's forward in every step. Alike in both: start, windows and their order, batch,
 micro-batch, number type, AdamW and its schedule, clipping. The Trainer neither logs, saves nor evaluates; its clock runs
 from its first step to its last, ours over the whole call of ``distill``, whose looks at validation text are left out.
-Several students are trained one after another by the Trainer, side by side by us; their tokens are added up. Stored
+ProcessGroup students are trained one after another by the Trainer, side by side by us; their tokens are added up. Stored
 states were computed before the clock runs: in a study one pass over the text serves every student.
 
 Bounds count layers, a head being worth ``h`` and a backward pass two forward ones: a plain step costs
@@ -32,7 +32,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from benchmarks import shapes, turns
 from seed import protocols, session
 from seed.console import Terminal
-from seed.distillation.loop import DistillSettings, Pupil, choose_windows, distill, schedule
+from seed.distillation.loop import DistillSettings, TrainingJob, choose_windows, distill, schedule
 from seed.distillation.teacher_states import Recall
 from seed.evaluation.perplexity import forward_kl, logits_of, measure_losses
 from seed.optimize.space import drop_layers
@@ -40,14 +40,14 @@ from seed.proxy.instruments import Instruments, start_student
 from seed.stages import budgets
 
 SETS = {"drop-1": (1,), "drop-1-7": (1, 7), "drop-1-6-7": (1, 6, 7)}
-ALONE = "drop-1-7"
+SINGLE_PROCESS = "drop-1-7"
 ROUNDS, ROUNDS_FULL = 8, 30
 STEPS = 4  # a round's, of each student
 EQUAL_STEPS = 12
 LEARNING_RATE = 5e-4
 WAYS = {  # what it says -> (sets, are the dense model's states stored?)
-    "one student, stored states": ((ALONE,), True),
-    "one student, live teacher": ((ALONE,), False),
+    "one student, stored states": ((SINGLE_PROCESS,), True),
+    "one student, live teacher": ((SINGLE_PROCESS,), False),
     "three students, stored states": (tuple(SETS), True),
     "three students, live teacher": (tuple(SETS), False),
 }
@@ -88,7 +88,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
         },
         "trainer_tokens_per_second": {
             name: {
-                "Trainer": turns.spread_of([tokens / row[ALONE] for row in rows]),
+                "Trainer": turns.spread_of([tokens / row[SINGLE_PROCESS] for row in rows]),
                 **{way: turns.spread_of([len(WAYS[way][0]) * tokens / row[way] for row in rows]) for way in WAYS},
             }
             for name, rows in seconds.items()
@@ -107,7 +107,11 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
 def make_settings(bench: session.Session, *, steps: int, mixed_precision: bool) -> DistillSettings:
     """The study's own settings, with one look at the end; micro-batches are batches where those are smaller."""
     settings = budgets.distill_settings(
-        bench, drop_layers(bench.anatomy.num_layers, SETS[ALONE]), steps=steps, learning_rate=LEARNING_RATE, looks=1
+        bench,
+        drop_layers(bench.anatomy.num_layers, SETS[SINGLE_PROCESS]),
+        steps=steps,
+        learning_rate=LEARNING_RATE,
+        looks=1,
     )
     micro_batch = min(settings.micro_batch, settings.batch_windows)
     assert settings.batch_windows % micro_batch == 0, "the Trainer knows whole micro-batches only"
@@ -162,8 +166,8 @@ def time_ours(
     instruments: Instruments, students: Sequence[nn.Module], settings: DistillSettings, *, recall: Recall | None
 ) -> float:
     """Seconds of our training, students side by side."""
-    pupils = [Pupil(student=student, settings=settings, validate=lambda model: 0.0) for student in students]
-    return turns.time_call(lambda: distill(pupils, instruments.anatomy, instruments.recovery, recall=recall))
+    jobs = [TrainingJob(student=student, settings=settings, validate=lambda model: 0.0) for student in students]
+    return turns.time_call(lambda: distill(jobs, instruments.anatomy, instruments.recovery, recall=recall))
 
 
 def time_trainer(instruments: Instruments, student: nn.Module, settings: DistillSettings, *, directory: Path) -> float:
@@ -278,12 +282,12 @@ def compare_outcomes(instruments: Instruments, settings: DistillSettings, *, dir
 
     found: dict[str, Any] = {"steps": settings.steps}
     settings = structs.replace(settings, looks=settings.steps)
-    theirs = make_starts(instruments)[ALONE]
+    theirs = make_starts(instruments)[SINGLE_PROCESS]
     run = run_trainer(instruments, theirs, settings, directory=directory)
     theirs_end = validate(theirs)
     for name, recall in (("stored states", instruments.recall), ("live teacher", None)):
-        pupil = Pupil(student=make_starts(instruments)[ALONE], settings=settings, validate=validate)
-        [distilled] = distill([pupil], instruments.anatomy, instruments.recovery, recall=recall)
+        job = TrainingJob(student=make_starts(instruments)[SINGLE_PROCESS], settings=settings, validate=validate)
+        [distilled] = distill([job], instruments.anatomy, instruments.recovery, recall=recall)
         start, *curve = distilled.curve
         ours = [point.kl_divergence for point in curve]
         found[name] = {

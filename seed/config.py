@@ -36,7 +36,7 @@ from seed.cli import (
 from seed.errors import SeedError, SpaceError, StudyError
 from seed.optimize.space import SAMPLERS, make_space
 from seed.optimize.urls import check_storage_url
-from seed.recoveries import RECOVERIES, Recovery
+from seed.recovery import RECOVERIES, Recovery
 
 FILE_BYTES = 10**6  # the largest preset has fifty lines
 DTYPES = ("float32", "bfloat16", "float16")

@@ -157,7 +157,7 @@ def measure_parts(
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, vocabulary, (rows, columns), generator=generator).to(timed.device)
     kept = count_kept_bytes(timed, tokens, mixed_precision=True) if for_gpu else (0, 0)
-    outlets = [timed.find_outlet(layer) for layer in range(timed.num_layers)] if closed_form else []
+    outlets = [timed.find_output_projection(layer) for layer in range(timed.num_layers)] if closed_form else []
     cache_bytes = measure_size(timed.model, dtype=dtype).kv_bytes_per_token
     shape = Shape(
         num_layers=dense.num_layers,

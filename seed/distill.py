@@ -40,7 +40,7 @@ from seed.records import DenseResult, DistillResult, TrialRecord
 from seed.study_dir import StudyFolder
 
 if TYPE_CHECKING:
-    from seed.distillation.fsdp import Several
+    from seed.distillation.fsdp import ProcessGroup
     from seed.proxy.instruments import Instruments
     from seed.reporting.result_line import DistillLine, SearchLine
     from seed.session import Session
@@ -70,7 +70,7 @@ def distill_trials(
     device: str | None = None,
     storage: str | None = None,
     trust_remote_code: bool = False,
-    several: "Several | None" = None,
+    several: "ProcessGroup | None" = None,
 ) -> tuple[list[DistillResult], StudyRecord]:
     """Distill, export and judge the candidate of a trial, or the frontier's that are not yet; return what came of it.
 
@@ -83,12 +83,12 @@ def distill_trials(
     with contextlib.nullcontext() if several is None else several.fail_together():
         study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
     planning.quiet_libraries()
-    from seed.distillation.processes import ALONE
+    from seed.distillation.processes import SINGLE_PROCESS
     from seed.stages import budgets, finals
     from seed.stages.publishing import open_shown, refresh_report
     from seed.stages.study_record import find_learning_rate, gather_record
 
-    processes = several or ALONE
+    processes = several or SINGLE_PROCESS
     with contextlib.ExitStack() as held:
         with processes.fail_together():
             if processes.leads:
@@ -113,16 +113,16 @@ def distill_trials(
             )
         at_most = None
         if several is not None:
-            at_most = several.find_least(budgets.count_together(work.bench))
+            at_most = several.find_least(budgets.count_parallel_students(work.bench))
             left = finals.list_left(work.bench, work.members, work.budget)
             groups = finals.group_members(left, at_most=at_most)
             several.require_alike(repr([(seed, [one.key for one in group]) for group, seed in groups] + [work.budget]))
             if not several.leads:
-                finals.take_part(work.bench, work.instruments, groups, work.budget)
+                finals.train_as_follower(work.bench, work.instruments, groups, work.budget)
                 return [], record
-        opened = open_shown(study, plan, storage=storage, complain=terminal.say)
+        opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
         results = lead(study, plan, work, at_most=at_most, eval_command=eval_command, terminal=terminal)
-        record = refresh_report(study, opened=opened, complain=terminal.say)
+        record = refresh_report(study, opened=opened, on_warning=terminal.say)
     for result in results:
         terminal.say(
             f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
@@ -143,7 +143,7 @@ def prepare(
     learning_rate: float | None,
     replicas: int,
     device: str | None,
-    several: "Several | None",
+    several: "ProcessGroup | None",
 ) -> Work:
     """Open model and text, and say what will be done; nothing is written.
 
@@ -173,7 +173,7 @@ def prepare(
         fsdp.refuse_unfit(budgets.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model)
         bench, instruments = spread(bench, instruments, several)
     sizes = [one.evaluation.size for one in chosen]
-    num_together = min(len(chosen), budgets.count_together(bench))
+    num_together = min(len(chosen), budgets.count_parallel_students(bench))
     study_dir.require_room(
         study.root,
         needed_bytes=sum(size.weight_bytes for size in sizes) + 32 * num_together * sizes[0].num_params,
@@ -186,7 +186,7 @@ def prepare(
     return Work(bench=bench, instruments=instruments, members=members, budget=budget)
 
 
-def spread(bench: "Session", instruments: "Instruments", several: "Several") -> "tuple[Session, Instruments]":
+def spread(bench: "Session", instruments: "Instruments", several: "ProcessGroup") -> "tuple[Session, Instruments]":
     """The same for several processes: only the first keeps the models' weights, and gives the others their shards of them."""
     from seed.distillation.fsdp import empty
     from seed.models.anatomy import Anatomy
@@ -233,8 +233,8 @@ def lead(
             store=store,
             at_most=at_most,
             eval_command=eval_command,
-            on_work=advance,
-            complain=terminal.say,
+            on_progress=advance,
+            on_warning=terminal.say,
         )
 
 

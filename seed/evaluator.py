@@ -22,7 +22,7 @@ from seed.findings import SearchGain
 from seed.optimize.screening import Screen
 from seed.plans import Environment, SearchPlan
 from seed.proxy.instruments import Instruments
-from seed.proxy.ladder import Proxy
+from seed.proxy.proxy import Proxy
 from seed.proxy.sweep import Sweep
 from seed.records import (
     Candidate,
@@ -30,14 +30,14 @@ from seed.records import (
     Latency,
     Quality,
     Scored,
+    ScoreRow,
     SearchSpace,
-    SweepRow,
     TrialRecord,
     WidthCut,
 )
 from seed.session import Session
 from seed.stages import budgets, finals, judging, latency_table, rivals, students, width_baseline
-from seed.stages.finals import Budget, Made, Tell
+from seed.stages.finals import Budget, DistilledStudent, ProgressCallback
 from seed.stages.students import Member
 
 
@@ -54,7 +54,7 @@ class Evaluator:
 
     def __init__(self, bench: Session) -> None:
         self.bench = bench
-        self.tell: Tell = lambda amount, note: None
+        self.tell: ProgressCallback = lambda amount, note: None
         self.say: Callable[[str], None] = lambda line: None
         self._proxy: Proxy | None = None
 
@@ -115,7 +115,7 @@ class Evaluator:
         self,
         candidates: Sequence[Candidate],
         *,
-        rows: Sequence[SweepRow],
+        rows: Sequence[ScoreRow],
         table: Mapping[str, Latency],
         screen: Screen | None = None,
     ) -> Iterator[Scored]:
@@ -137,13 +137,13 @@ class Evaluator:
             rows = tuple(self.sweep.list_rows([candidate]))  # all of them: an answer may have been lost
             yield Scored(candidate=candidate, evaluation=evaluation, failure=failure, rows=rows)
 
-    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
+    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[ScoreRow]]]:
         """Score candidates by closed form alone, in this order."""
         for candidate in candidates:
             quality = self.sweep.measure(candidate)
             yield candidate, quality, self.sweep.list_rows([candidate])
 
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
+    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
         """Score candidates as they stand, many at once."""
         return self.sweep.measure_unrecovered(candidates), self.sweep.list_rows(candidates)
 
@@ -152,10 +152,10 @@ class Evaluator:
         space: SearchSpace,
         trials: Sequence[TrialRecord],
         *,
-        rows: Sequence[SweepRow],
+        rows: Sequence[ScoreRow],
         plan: SearchPlan,
         solver: str,
-    ) -> tuple[SearchGain, list[SweepRow]]:
+    ) -> tuple[SearchGain, list[ScoreRow]]:
         """Play simpler ways to choose on the search's own scores."""
         self.sweep.learn(rows)
         known = {(row.key, row.rung) for row in rows}
@@ -167,9 +167,9 @@ class Evaluator:
 
     # ---- distillation
 
-    def count_together(self) -> int:
+    def count_parallel_students(self) -> int:
         """How many students can be trained side by side here."""
-        return budgets.count_together(self.bench)
+        return budgets.count_parallel_students(self.bench)
 
     def store_states(self, *, steps: int, rng_seeds: Sequence[int]) -> None:
         """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
@@ -200,7 +200,7 @@ class Evaluator:
         """Run the dense model in every step from now on."""
         self.sweep.instruments = dataclasses.replace(self.instruments, recall=None)
 
-    def try_learning_rate(self, member: Member, rate: float, *, distill_tokens: int, rows: Sequence[SweepRow]) -> float:
+    def try_learning_rate(self, member: Member, rate: float, *, distill_tokens: int, rows: Sequence[ScoreRow]) -> float:
         """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""
         self.sweep.learn(rows)
         return students.try_rate(
@@ -221,8 +221,8 @@ class Evaluator:
         return width_baseline.measure_width_latency(self.bench, self.instruments, width)
 
     def distill(
-        self, members: Sequence[Member], budget: Budget, *, rng_seed: int, rows: Sequence[SweepRow]
-    ) -> list[Made]:
+        self, members: Sequence[Member], budget: Budget, *, rng_seed: int, rows: Sequence[ScoreRow]
+    ) -> list[DistilledStudent]:
         """Train members side by side under one random seed, write the first replica's checkpoints into scratch, judge them.
 
         ``rows``: what is known of their scores.
@@ -234,8 +234,8 @@ class Evaluator:
             members,
             budget,
             rng_seed=rng_seed,
-            on_work=self.tell,
-            complain=self.say,
+            on_progress=self.tell,
+            on_warning=self.say,
         )
 
     def _open_proxy(self, table: Mapping[str, Latency], screen: Screen | None) -> Proxy:

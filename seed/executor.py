@@ -1,6 +1,6 @@
 """Where evaluators run: in this process, or as Ray actors. One interface; what is done with a study, ``evaluator`` knows.
 
-Where there is one evaluator its work comes back candidate by candidate. Of several, each is handed a stretch of neighbours
+Where there is one evaluator its work comes back candidate by candidate. Of several, each is handed a chunk of neighbours
 at a time, since neighbours share prefixes.
 """
 
@@ -17,19 +17,19 @@ from seed.evaluator import Evaluator
 from seed.models.loader import choose_device
 from seed.optimize.screening import Screen
 from seed.protocols import Reference, describe_reference
-from seed.records import Candidate, Latency, Quality, Scored, SweepRow
+from seed.records import Candidate, Latency, Quality, Scored, ScoreRow
 from seed.reporting.wording import count_things
 from seed.session import Session
-from seed.stages.finals import Budget, Made, Spread, Tell
+from seed.stages.finals import Budget, DistilledStudent, DistillExecutor, ProgressCallback
 from seed.stages.searching import Scorers
 from seed.stages.students import Member
 
-Rows = Sequence[SweepRow]
-STRETCHES = 64  # a list is cut into at most: many more than evaluators, so that they end together
-SHORTEST = 4  # candidates in a stretch, since its first shares little with what its evaluator did before
+Rows = Sequence[ScoreRow]
+CHUNKS = 64  # a list is cut into at most: many more than evaluators, so that they end together
+SHORTEST = 4  # candidates in a chunk, since its first shares little with what its evaluator did before
 
 
-class Executor(Scorers, Spread, Protocol):
+class Executor(Scorers, DistillExecutor, Protocol):
     """Evaluators of one study. The first is the reference: what is measured once is measured there, while nothing else runs."""
 
     most_on_one_node: int  # of them, which share its memory
@@ -38,13 +38,13 @@ class Executor(Scorers, Spread, Protocol):
     def start(self, bench: Session, *, say: Callable[[str], None]) -> None:
         """Let evaluators have the opened study."""
 
-    def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
-        """Have one of ``Evaluator``'s methods done by the reference; ``on_work`` hears of it as it goes."""
+    def call(self, method: str, /, *args: Any, on_progress: ProgressCallback | None = None, **kwargs: Any) -> Any:
+        """Have one of ``Evaluator``'s methods done by the reference; ``on_progress`` hears of it as it goes."""
 
     def distrust_closed_form(self) -> None:
         """From now on, every evaluator does without closed form."""
 
-    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_work: Tell) -> None:
+    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_progress: ProgressCallback) -> None:
         """Compute the dense model's last hidden states once, and let every evaluator have them."""
 
 
@@ -62,25 +62,25 @@ class InProcess:
         self.evaluator = Evaluator(bench)
         self.evaluator.say = say
 
-    def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
-        with self._told(on_work):
+    def call(self, method: str, /, *args: Any, on_progress: ProgressCallback | None = None, **kwargs: Any) -> Any:
+        with self._told(on_progress):
             return getattr(self.evaluator, method)(*args, **kwargs)
 
     def distrust_closed_form(self) -> None:
         self.evaluator.distrust_closed_form()
 
-    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_work: Tell) -> None:
-        self.call("store_states", steps=steps, rng_seeds=rng_seeds, on_work=on_work)
+    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_progress: ProgressCallback) -> None:
+        self.call("store_states", steps=steps, rng_seeds=rng_seeds, on_progress=on_progress)
 
     def score(
         self, candidates: Sequence[Candidate], *, rows: Rows, table: Mapping[str, Latency], screen: Screen | None = None
     ) -> Iterator[Scored]:
         yield from self.evaluator.score(candidates, rows=rows, table=table, screen=screen)
 
-    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
+    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[ScoreRow]]]:
         yield from self.evaluator.sweep_space(candidates)
 
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
+    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
         return self.evaluator.measure_unrecovered(candidates)
 
     def distill(
@@ -89,29 +89,31 @@ class InProcess:
         budget: Budget,
         *,
         rows: Rows,
-        on_work: Tell,
-        complain: Callable[[str], None],
-    ) -> Iterator[list[Made]]:
-        with self._told(on_work, complain):
+        on_progress: ProgressCallback,
+        on_warning: Callable[[str], None],
+    ) -> Iterator[list[DistilledStudent]]:
+        with self._told(on_progress, on_warning):
             for members, rng_seed in works:
                 yield self.evaluator.distill(members, budget, rng_seed=rng_seed, rows=rows)
 
-    def count_together(self) -> int:
-        return self.evaluator.count_together()
+    def count_parallel_students(self) -> int:
+        return self.evaluator.count_parallel_students()
 
     @contextlib.contextmanager
-    def _told(self, on_work: Tell | None, complain: Callable[[str], None] | None = None) -> Iterator[None]:
+    def _told(
+        self, on_progress: ProgressCallback | None, on_warning: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
         before = self.evaluator.tell, self.evaluator.say
-        self.evaluator.tell, self.evaluator.say = on_work or before[0], complain or before[1]
+        self.evaluator.tell, self.evaluator.say = on_progress or before[0], on_warning or before[1]
         try:
             yield
         finally:
             self.evaluator.tell, self.evaluator.say = before
 
 
-def cut_stretches(candidates: Sequence[Candidate], *, num_evaluators: int) -> list[Sequence[Candidate]]:
-    """Cut an ordered list into stretches of nearly equal length; a short list into as many as there are evaluators."""
-    length = max(1, -(-len(candidates) // STRETCHES), min(SHORTEST, -(-len(candidates) // num_evaluators)))
+def cut_chunks(candidates: Sequence[Candidate], *, num_evaluators: int) -> list[Sequence[Candidate]]:
+    """Cut an ordered list into chunks of nearly equal length; a short list into as many as there are evaluators."""
+    length = max(1, -(-len(candidates) // CHUNKS), min(SHORTEST, -(-len(candidates) // num_evaluators)))
     return [candidates[begin : begin + length] for begin in range(0, len(candidates), length)]
 
 

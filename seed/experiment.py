@@ -28,7 +28,7 @@ from seed.cli import (
 from seed.console import Terminal, run_command
 from seed.evidence import WIDTH
 from seed.optimize.strategies import STRATEGIES
-from seed.recoveries import RECOVERIES
+from seed.recovery import RECOVERIES
 
 STRATEGY_NAMES = (*STRATEGIES, WIDTH)
 
@@ -116,7 +116,7 @@ def run_experiment(
     """Run an experiment, or what is left of it, and write its page.
 
     Args:
-        name: ``compare``, ``fidelity`` or ``recoveries``.
+        name: ``compare``, ``fidelity`` or ``recovery``.
         path: the folder of a finished search.
         terminal: where progress and the result are written.
         device: default: as chosen for the search.
@@ -127,7 +127,7 @@ def run_experiment(
         SeedError: anything a user can mend.
     """
     from seed.experiments import compare, fidelity, recoveries, runner
-    from seed.reporting.experiments import Findings, show_findings, write_page
+    from seed.reporting.experiment_page import Findings, show_findings, write_page
 
     experiments: dict[str, Callable[..., Findings]] = {
         "compare": compare.compare_strategies,

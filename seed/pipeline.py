@@ -28,9 +28,9 @@ from seed.optimize.frontier import select_frontier
 from seed.optimize.space import contains, drop_layers
 from seed.optimize.storage import open_storage
 from seed.optimize.study import Limits, open_study
-from seed.optimize.trials import OutOfStepError, Trials
+from seed.optimize.trials import StorageMismatchError, Trials
 from seed.plans import Environment, SearchPlan
-from seed.proxy.book import ScoreBook
+from seed.proxy.score_cache import ScoreCache
 from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result
 from seed.reporting.wording import count_things
@@ -207,7 +207,7 @@ def search(now: Pass, store: ScoreStore) -> StudyRecord:
         now.terminal.say(f"continuing the study in {study.root}")
     study_dir.write_record(study.plan, plan)
     opened = open_optuna(now, store)
-    publishing.announce_search(study, opened, plan, complain=now.terminal.say)
+    publishing.announce_search(study, opened, plan, on_warning=now.terminal.say)
     study_dir.write_record(study.environment, now.environment)
     proofs = prove(now)
     table = measure_latencies(now)
@@ -215,7 +215,7 @@ def search(now: Pass, store: ScoreStore) -> StudyRecord:
         now.bench, table.table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
     )
     dense = judge_dense(now, table)
-    book = open_book(store, proofs.dense_validation)
+    book = open_cache(store, proofs.dense_validation)
     trials = open_trials(now, opened, space, store)
     opened = trials.study
     frontier = find_frontier(now, opened, trials, book, table)
@@ -249,7 +249,7 @@ def open_trials(now: Pass, opened: Study, space: SearchSpace, store: ScoreStore)
     rung, limits = now.bench.protocol.rung, list_limits(now)
     try:
         return Trials(opened, space, store, rung=rung, limits=limits)
-    except OutOfStepError:
+    except StorageMismatchError:
         if now.settings.storage is not None:
             raise
     now.study.journal.unlink(missing_ok=True)
@@ -265,7 +265,7 @@ def prove(now: Pass) -> Proofs:
     """
     now.begin("proofs")
     with now.terminal.stage("proofs", total=2) as advance:
-        proofs: Proofs = now.executor.call("prove", on_work=advance)
+        proofs: Proofs = now.executor.call("prove", on_progress=advance)
     if proofs.fault and now.bench.protocol.rung == "closed_form":
         raise ModelError(f"{proofs.fault}. Use --proxy short-distillation with this model.")
     if proofs.fault:
@@ -301,13 +301,13 @@ def judge_dense(now: Pass, table: LatencyTable) -> DenseResult:
     return dense
 
 
-def open_book(store: ScoreStore, dense: DocumentLosses) -> ScoreBook:
+def open_cache(store: ScoreStore, dense: DocumentLosses) -> ScoreCache:
     """The scores that are known, beside the dense model's.
 
     Raises:
         StudyError: a score is of another text.
     """
-    book = ScoreBook(dense, store.read_rows(), place=store.path)
+    book = ScoreCache(dense, store.read_rows(), place=store.path)
     store.keep([book.describe_dense()])
     return book
 
@@ -323,7 +323,7 @@ def list_limits(now: Pass) -> Limits:
     )
 
 
-def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreBook, table: LatencyTable) -> Frontier:
+def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreCache, table: LatencyTable) -> Frontier:
     """Search, and write down what goes on to distillation."""
     now.begin("search")
     terminal, settings, space = now.terminal, now.settings, trials.space
@@ -337,7 +337,7 @@ def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreBook, tab
         now.study,
         opened,
         select=lambda: select_members(now, space, trials.store.read_trials()),
-        complain=terminal.say,
+        on_warning=terminal.say,
     )
     with trials.heard_by(lambda record: live.hear()):
         searching.score_space(
@@ -376,7 +376,7 @@ def select_members(now: Pass, space: SearchSpace, records: Sequence[TrialRecord]
     return msgspec.structs.replace(found, space=space)
 
 
-def compare_rivals(now: Pass, trials: Trials, book: ScoreBook, frontier: Frontier) -> None:
+def compare_rivals(now: Pass, trials: Trials, book: ScoreCache, frontier: Frontier) -> None:
     """Play simpler ways to choose on the search's own scores, and write down what the search added."""
     now.begin("rivals")
     space = trials.space
@@ -390,7 +390,7 @@ def compare_rivals(now: Pass, trials: Trials, book: ScoreBook, frontier: Frontie
             rows=[row for known in book.rows.values() for row in known.values()],
             plan=now.plan,
             solver=searching.name_solver(now.plan, now.settings, space, frontier),
-            on_work=advance,
+            on_progress=advance,
         )
         searching.keep_rows(trials.store, book, rows)
         study_dir.write_record(now.study.gain, gain)
@@ -402,18 +402,20 @@ def store_states(now: Pass, *, steps: int, rng_seeds: Sequence[int]) -> None:
         return
     total = len(budgets.list_windows(now.bench, steps=steps, rng_seeds=rng_seeds))
     with now.terminal.stage("dense states", total=total) as advance:  # windows of text
-        now.executor.store_states(steps=steps, rng_seeds=rng_seeds, on_work=advance)
+        now.executor.store_states(steps=steps, rng_seeds=rng_seeds, on_progress=advance)
 
 
 def distill(
-    now: Pass, dense: DenseResult, frontier: Frontier, opened: Study, store: ScoreStore, book: ScoreBook
+    now: Pass, dense: DenseResult, frontier: Frontier, opened: Study, store: ScoreStore, book: ScoreCache
 ) -> None:
     """Distill and export every member; the learning rate is tuned on the hardest first."""
     now.begin("distill")
     terminal, study, plan, bench = now.terminal, now.study, now.plan, now.bench
     members = finals.list_members(frontier.members)
     if not all(study.result(member.key).exists() for member in members):
-        publishing.refresh_report(study, opened=opened, complain=terminal.say, is_running=True)  # to look at meanwhile
+        publishing.refresh_report(
+            study, opened=opened, on_warning=terminal.say, is_running=True
+        )  # to look at meanwhile
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
     rng_seeds = finals.list_rng_seeds(bench, plan.replicas)
     store_states(now, steps=students.count_steps(bench, plan.distill_tokens), rng_seeds=rng_seeds)
@@ -433,8 +435,8 @@ def distill(
             budget,
             store=store,
             eval_command=now.settings.eval_command,
-            on_work=advance,
-            complain=terminal.say,
+            on_progress=advance,
+            on_warning=terminal.say,
         )
     for result in results:
         terminal.say(
@@ -445,7 +447,7 @@ def distill(
         )
 
 
-def choose_learning_rate(now: Pass, hardest: Member, book: ScoreBook) -> float:
+def choose_learning_rate(now: Pass, hardest: Member, book: ScoreCache) -> float:
     """The peak rate of all members: as given, else tuned on a tenth of the budget of the hardest."""
     factor = now.settings.chosen_recovery.rate_factor
     given = now.settings.learning_rate
@@ -466,7 +468,7 @@ def choose_learning_rate(now: Pass, hardest: Member, book: ScoreBook) -> float:
                 rate,
                 distill_tokens=tokens,
                 rows=book.list_rows([hardest.candidate]),
-                on_work=advance,
+                on_progress=advance,
             ),
         )
     now.terminal.say(f"learning rate {rate:g}")
@@ -494,6 +496,6 @@ def list_baselines(now: Pass, members: Sequence[Member]) -> list[Member]:
 
 def finish(terminal: Terminal, study: StudyFolder, opened: Study) -> StudyRecord:
     """Write the report and print what matters."""
-    record = publishing.refresh_report(study, opened=opened, complain=terminal.say)
+    record = publishing.refresh_report(study, opened=opened, on_warning=terminal.say)
     show_result(terminal, record, study=study, storage=publishing.spell_storage(record.plan, study))
     return record

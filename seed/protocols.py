@@ -21,7 +21,7 @@ from seed.models.start import Start, read_start
 from seed.models.stored import list_weights
 from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.records import SearchSpace
-from seed.recoveries import DEFAULT_LORA_RANK
+from seed.recovery import DEFAULT_LORA_RANK
 from seed.resolve import locate_model
 from seed.study_dir import StudyFolder
 

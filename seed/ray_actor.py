@@ -26,13 +26,13 @@ from seed.protocols import Reference, describe_reference
 from seed.records import Candidate
 from seed.session import Session
 from seed.stages import finals
-from seed.stages.finals import Budget, Made
+from seed.stages.finals import Budget, DistilledStudent
 from seed.stages.students import Member
 from seed.study_dir import StudyFolder
 
 MOST_RESTARTS = 4  # of each actor
 LATE_SECONDS = 10.0  # for news, which are not worth waiting for
-STRETCH_SECONDS = 5.0  # of scoring before what is found is handed over: no more than this is lost with an evaluator
+CHUNK_SECONDS = 5.0  # of scoring before what is found is handed over: no more than this is lost with an evaluator
 
 
 def make_actor(*, num_cpus: float, num_gpus: float) -> Any:
@@ -40,7 +40,7 @@ def make_actor(*, num_cpus: float, num_gpus: float) -> Any:
     return ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=MOST_RESTARTS, max_task_retries=0)(Actor)
 
 
-class News:
+class ProgressQueue:
     """Holds what evaluators say until the coordinator, on the same node, listens."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Actor:
     ) -> list[Any]:
         """Do what yields something for each candidate, with as many of the first as there is time for."""
         with self._working(handle, num_threads=self.num_threads) as evaluator:
-            found, until = [], time.monotonic() + STRETCH_SECONDS
+            found, until = [], time.monotonic() + CHUNK_SECONDS
             for one in getattr(evaluator, method)(candidates, **kwargs):
                 found.append(one)
                 if time.monotonic() >= until:
@@ -110,9 +110,11 @@ class Actor:
 
     def distill(
         self, handle: list[Any], members: Sequence[Member], budget: Budget, rng_seed: int, rows: Rows
-    ) -> list[Made]:
+    ) -> list[DistilledStudent]:
         """Distill a group; checkpoints that lie where the coordinator cannot see them are returned file by file."""
-        made: list[Made] = self.run(handle, "distill", (members, budget), {"rng_seed": rng_seed, "rows": rows})
+        made: list[DistilledStudent] = self.run(
+            handle, "distill", (members, budget), {"rng_seed": rng_seed, "rows": rows}
+        )
         if self.scratch is None:
             return made
         found = [

@@ -17,17 +17,17 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seed.errors import ResourceError, first_line
-from seed.executor import Rows, cut_stretches
+from seed.executor import Rows, cut_chunks
 from seed.models.companions import read_companions
 from seed.optimize.screening import Screen
 from seed.protocols import Reference
-from seed.ray_actor import LATE_SECONDS, News
-from seed.records import Candidate, Latency, Quality, Scored, SweepRow, hash_text
+from seed.ray_actor import LATE_SECONDS, ProgressQueue
+from seed.records import Candidate, Latency, Quality, Scored, ScoreRow, hash_text
 from seed.session import Session
-from seed.stages.finals import Budget, Made, Tell
+from seed.stages.finals import Budget, DistilledStudent, ProgressCallback
 from seed.stages.students import Member
 
-MOST_DEATHS = 3  # of evaluators at one piece of work
+MAX_TASK_FAILURES = 3  # of evaluators at one piece of work
 START_SECONDS = 600.0  # for an actor to get its resources
 HEAR_SECONDS = 0.2  # between looks at what evaluators say
 WAIT_SECONDS = 60.0  # for the reference to be started again, before another takes its place
@@ -55,7 +55,9 @@ class RayExecutor:
         self.num_evaluators, self.most_on_one_node = len(self.workers), most_on_one_node
         self.home = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(self.home, soft=False)
-        self.news: Any = ray.remote(num_cpus=0, max_restarts=-1)(News).options(scheduling_strategy=here).remote()
+        self.news: Any = (
+            ray.remote(num_cpus=0, max_restarts=-1)(ProgressQueue).options(scheduling_strategy=here).remote()
+        )
         self.turn = 0  # of handing work out
         self.trusts, self.states = True, list[Any]()
         self.say: Callable[[str], None] = lambda line: None
@@ -79,42 +81,42 @@ class RayExecutor:
         """What an actor needs to open the study; a list, so that Ray hands on references instead of what they refer to."""
         return [self.opened, self.home, self.root, self.scratch, self.news, self.turn, self.trusts, self.states]
 
-    def call(self, method: str, /, *args: Any, on_work: Tell | None = None, **kwargs: Any) -> Any:
+    def call(self, method: str, /, *args: Any, on_progress: ProgressCallback | None = None, **kwargs: Any) -> Any:
         def submit(actor: Any, work: None) -> Any:
             return actor.run.remote(self.handle, method, args, kwargs, alone=True)
 
-        [found] = self._spread([None], submit, is_alone=True, on_work=on_work)
+        [found] = self._dispatch([None], submit, is_alone=True, on_progress=on_progress)
         return found
 
     def distrust_closed_form(self) -> None:
         self.trusts = False  # which an actor that is started again is told too
 
-    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_work: Tell) -> None:
+    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_progress: ProgressCallback) -> None:
         def submit(actor: Any, work: None) -> Any:
             return actor.share_states.remote(self.handle, steps, rng_seeds)
 
-        [found] = self._spread([None], submit, is_alone=True, on_work=on_work)
+        [found] = self._dispatch([None], submit, is_alone=True, on_progress=on_progress)
         # put here, since what another node put is lost with it
         self.states = [] if found is None else [ray.put(found), steps, tuple(rng_seeds)]
 
     def score(
         self, candidates: Sequence[Candidate], *, rows: Rows, table: Mapping[str, Latency], screen: Screen | None = None
     ) -> Iterator[Scored]:
-        known: dict[str, list[SweepRow]] = {}
+        known: dict[str, list[ScoreRow]] = {}
         for row in rows:
             known.setdefault(row.key, []).append(row)
 
-        def know(stretch: Sequence[Candidate]) -> dict[str, Any]:
-            theirs = [row for candidate in stretch for row in known.get(candidate.key, ())]
+        def know(chunk: Sequence[Candidate]) -> dict[str, Any]:
+            theirs = [row for candidate in chunk for row in known.get(candidate.key, ())]
             return {"rows": theirs, "table": dict(table), "screen": screen}
 
-        yield from self._spread_stretches("score", candidates, know)
+        yield from self._dispatch_chunks("score", candidates, know)
 
-    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
-        yield from self._spread_stretches("sweep_space", candidates, lambda stretch: {})
+    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[ScoreRow]]]:
+        yield from self._dispatch_chunks("sweep_space", candidates, lambda chunk: {})
 
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
-        found: tuple[list[Quality], list[SweepRow]] = self.call("measure_unrecovered", list(candidates))
+    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
+        found: tuple[list[Quality], list[ScoreRow]] = self.call("measure_unrecovered", list(candidates))
         return found
 
     def distill(
@@ -123,35 +125,35 @@ class RayExecutor:
         budget: Budget,
         *,
         rows: Rows,
-        on_work: Tell,
-        complain: Callable[[str], None],
-    ) -> Iterator[list[Made]]:
+        on_progress: ProgressCallback,
+        on_warning: Callable[[str], None],
+    ) -> Iterator[list[DistilledStudent]]:
         def submit(actor: Any, work: tuple[Sequence[Member], int]) -> Any:
             members, rng_seed = work
             return actor.distill.remote(self.handle, members, budget, rng_seed, rows)
 
-        yield from self._spread(works, submit, at_once=1, on_work=on_work, complain=complain)
+        yield from self._dispatch(works, submit, at_once=1, on_progress=on_progress, on_warning=on_warning)
 
-    def count_together(self) -> int:
-        count = int(self.call("count_together"))
+    def count_parallel_students(self) -> int:
+        count = int(self.call("count_parallel_students"))
         return max(1, count // self.most_on_one_node) if self.reference.type == "cpu" else count
 
-    def _spread_stretches(
+    def _dispatch_chunks(
         self, method: str, candidates: Sequence[Candidate], know: Callable[[Sequence[Candidate]], dict[str, Any]]
     ) -> Iterator[Any]:
-        """Hand out stretches, and what evaluators leave of them. ``know``: what else the method is told of a stretch."""
+        """Hand out chunks, and what evaluators leave of them. ``know``: what else the method is told of a chunk."""
 
-        def submit(actor: Any, stretch: Sequence[Candidate]) -> Any:
-            return actor.run_some.remote(self.handle, method, list(stretch), know(stretch))
+        def submit(actor: Any, chunk: Sequence[Candidate]) -> Any:
+            return actor.run_some.remote(self.handle, method, list(chunk), know(chunk))
 
-        def leave(stretch: Sequence[Candidate], found: list[Any]) -> Sequence[Candidate]:
-            return stretch[len(found) :]
+        def leave(chunk: Sequence[Candidate], found: list[Any]) -> Sequence[Candidate]:
+            return chunk[len(found) :]
 
-        stretches = cut_stretches(candidates, num_evaluators=self.num_evaluators)
-        for found in self._spread(stretches, submit, leave=leave):
+        chunks = cut_chunks(candidates, num_evaluators=self.num_evaluators)
+        for found in self._dispatch(chunks, submit, leave=leave):
             yield from found
 
-    def _spread(
+    def _dispatch(
         self,
         works: Sequence[Any],
         submit: Callable[[Any, Any], Any],
@@ -159,8 +161,8 @@ class RayExecutor:
         at_once: int = AT_ONCE,
         is_alone: bool = False,
         leave: Callable[[Any, Any], Any] | None = None,
-        on_work: Tell | None = None,
-        complain: Callable[[str], None] | None = None,
+        on_progress: ProgressCallback | None = None,
+        on_warning: Callable[[str], None] | None = None,
     ) -> Iterator[Any]:
         """Hand work out in order, the next to whoever is free, and yield what comes of it as it is finished.
 
@@ -178,12 +180,12 @@ class RayExecutor:
         while num_left:
             if is_alone:
                 self._name_reference()
-            self._hand_out(works, left, running, submit, at_once=at_once, is_alone=is_alone)
+            self._submit_tasks(works, left, running, submit, at_once=at_once, is_alone=is_alone)
             idle_since = time.monotonic() if running else idle_since
             if time.monotonic() - idle_since > START_SECONDS:
                 raise die(f"none was started again within {START_SECONDS:.0f} s")
             ready = self._wait(running)
-            self._hear(on_work, complain or self.say)
+            self._hear(on_progress, on_warning or self.say)
             for done in ready:
                 if done not in running:
                     continue  # its evaluator died meanwhile
@@ -198,7 +200,7 @@ class RayExecutor:
                     lost = self._take_back(worker, running)
                     left.extendleft(reversed(lost))
                     deaths[lost[0]] += 1  # it does one after the other
-                    if deaths[lost[0]] >= MOST_DEATHS:
+                    if deaths[lost[0]] >= MAX_TASK_FAILURES:
                         raise die(first_line(error)) from error
                     continue
                 del running[done]
@@ -210,10 +212,10 @@ class RayExecutor:
                         left.appendleft(number)
                 else:
                     num_left -= 1
-                self._hand_out(works, left, running, submit, at_once=at_once, is_alone=is_alone)
+                self._submit_tasks(works, left, running, submit, at_once=at_once, is_alone=is_alone)
                 yield found
 
-    def _hand_out(
+    def _submit_tasks(
         self,
         works: Sequence[Any],
         left: deque[int],
@@ -298,7 +300,7 @@ class RayExecutor:
         lost = [owed for owed, (one, _) in running.items() if one is worker]
         return [running.pop(owed)[1] for owed in lost]
 
-    def _hear(self, on_work: Tell | None, say: Callable[[str], None]) -> None:
+    def _hear(self, on_progress: ProgressCallback | None, say: Callable[[str], None]) -> None:
         """Pass on what evaluators said; of earlier turns, lines only."""
         try:
             heard = ray.get(self.news.take.remote(), timeout=LATE_SECONDS)
@@ -307,8 +309,8 @@ class RayExecutor:
         for turn, amount, note in heard:
             if amount is None:
                 say(note)
-            elif on_work is not None and turn == self.turn:
-                on_work(amount, note)
+            elif on_progress is not None and turn == self.turn:
+                on_progress(amount, note)
 
 
 def count_owed(worker: Worker, running: Mapping[Any, tuple[Worker, int]]) -> int:

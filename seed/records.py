@@ -143,7 +143,7 @@ class TaskScore(Record, frozen=True, kw_only=True):
     difference_standard_error: float | None = None  # paired by document
 
 
-class SweepRow(Record, frozen=True, kw_only=True):
+class ScoreRow(Record, frozen=True, kw_only=True):
     """A score by document. The first of a study is the dense model's, with the tokens counted."""
 
     key: str
@@ -211,7 +211,7 @@ class Scored(Record, frozen=True, kw_only=True):
     candidate: Candidate
     evaluation: Evaluation | None
     failure: str | None = None
-    rows: tuple[SweepRow, ...] = ()
+    rows: tuple[ScoreRow, ...] = ()
 
 
 class FrontierMember(Record, frozen=True, kw_only=True):

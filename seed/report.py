@@ -42,8 +42,8 @@ def report_study(
     with study_dir.lock(study):
         study_dir.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
         plan = study_dir.read_record(study.plan, SearchPlan)
-        opened = open_shown(study, plan, storage=storage, complain=terminal.say)
-        record = refresh_report(study, opened=opened, complain=terminal.say)
+        opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
+        record = refresh_report(study, opened=opened, on_warning=terminal.say)
     show_result(terminal, record, study=study, storage=spell_storage(record.plan, study))
     if formats:
         drawn = draw_figures(record)
@@ -63,7 +63,7 @@ def report_study(
 
 def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
     """Write the page of a search in stages again; return what it shows."""
-    from seed.reporting.staged import show_staged, write_staged_page
+    from seed.reporting.staged_page import show_staged, write_staged_page
 
     untrusted.refuse_strays(path)
     study = study_dir.StudyFolder(path)

@@ -23,7 +23,7 @@ import numpy as np
 
 from seed import untrusted
 from seed.errors import SeedError, StudyError
-from seed.records import SweepRow, TrialRecord
+from seed.records import ScoreRow, TrialRecord
 from seed.study_dir import deny, refuse_write, require_readable
 
 TABLES = {
@@ -94,7 +94,7 @@ class ScoreStore:
         [number] = self._db.execute("PRAGMA application_id").fetchone()
         return int(number)
 
-    def keep(self, rows: Sequence[SweepRow], trials: Sequence[TrialRecord] = ()) -> None:
+    def keep(self, rows: Sequence[ScoreRow], trials: Sequence[TrialRecord] = ()) -> None:
         """Write all or nothing. A row that is there stays as it is; a trial of the same number is replaced.
 
         Raises:
@@ -115,7 +115,7 @@ class ScoreStore:
                 raise self._explain(error, is_read=False) from error
             raise
 
-    def read_rows(self) -> list[SweepRow]:
+    def read_rows(self) -> list[ScoreRow]:
         """Return every score, in the order they came.
 
         Raises:
@@ -266,14 +266,14 @@ def _seal(*values: object) -> int:
     return zlib.crc32(msgspec.msgpack.encode(values))
 
 
-def _spell_row(row: SweepRow) -> tuple[object, ...]:
+def _spell_row(row: ScoreRow) -> tuple[object, ...]:
     sums = np.array(row.sums, dtype="<f8").tobytes()  # no number is NaN
     counts = None if row.counts is None else np.array(row.counts, dtype="<i8").tobytes()
     values = (row.key, row.rung, sums, counts, row.seconds)
     return (*values, _seal(*values))
 
 
-def _read_row(key: str, rung: str, sums: bytes, counts: bytes | None, seconds: float | None, crc32: int) -> SweepRow:
+def _read_row(key: str, rung: str, sums: bytes, counts: bytes | None, seconds: float | None, crc32: int) -> ScoreRow:
     if _seal(key, rung, sums, counts, seconds) != crc32:
         raise ValueError("its checksum is that of another content")
     losses = np.frombuffer(sums, dtype="<f8")
@@ -287,7 +287,7 @@ def _read_row(key: str, rung: str, sums: bytes, counts: bytes | None, seconds: f
         "counts": None if counts is None else np.frombuffer(counts, dtype="<i8").tolist(),
         "seconds": seconds,
     }
-    return msgspec.convert(row, SweepRow)
+    return msgspec.convert(row, ScoreRow)
 
 
 def _spell_trial(trial: TrialRecord) -> tuple[object, ...]:

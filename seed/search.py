@@ -69,7 +69,7 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal) -> "StagedSearch
     """Search stage by stage, and write the page of the whole."""
     planning.quiet_libraries()
     from seed import staged as stages
-    from seed.reporting.staged import show_staged, write_staged_page
+    from seed.reporting.staged_page import show_staged, write_staged_page
 
     staged, root = stages.search_in_stages(settings, terminal, search=search), stages.name_root(settings)
     write_staged_page(staged, StudyFolder(root).report)

@@ -63,8 +63,8 @@ def test_a_finished_study_is_shown_with_names_notes_figures_and_cards(finished_s
 
 def test_beside_a_running_search_the_note_says_so(finished_study: Finished, tmp_path: Path) -> None:
     study = finished_study.copy(tmp_path)
-    opened = open_shown(study, study_dir.read_record(study.plan, SearchPlan), storage=None, complain=pytest.fail)
-    refresh_report(study, opened=opened, complain=pytest.fail, is_running=True)
+    opened = open_shown(study, study_dir.read_record(study.plan, SearchPlan), storage=None, on_warning=pytest.fail)
+    refresh_report(study, opened=opened, on_warning=pytest.fail, is_running=True)
     with serve(study) as address:
         assert "The search goes on" in ask(address)["note"]["body"]
     assert "the search goes on" in study.report.read_text()

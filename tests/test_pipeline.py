@@ -12,8 +12,8 @@ from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.plans import SearchPlan
-from seed.proxy.ladder import Proxy
-from seed.records import Candidate, Evaluation, SweepRow
+from seed.proxy.proxy import Proxy
+from seed.records import Candidate, Evaluation, ScoreRow
 from seed.scores import ScoreStore
 from seed.search import search
 from seed.stages import finals, judging, latency_table, publishing, rivals
@@ -49,7 +49,7 @@ STOPS: dict[str, tuple[object, str, int]] = {
     "dense": (judging, "judge_dense", 0),
     "search": (Proxy, "evaluate", 4),
     "rivals": (rivals, "measure_gain", 0),
-    "distill": (finals, "train_together", 0),
+    "distill": (finals, "train_students", 0),
     "judge": (judging, "judge_exported", 1),
     "export": (finals, "keep_first", 1),
     "report": (publishing, "write_page", 0),
@@ -112,7 +112,7 @@ def failed(tmp_path: Path) -> StudyFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     with ScoreStore(study.scores) as store:
-        store.keep([SweepRow(key="dense", rung="dense", sums=[1.0])])
+        store.keep([ScoreRow(key="dense", rung="dense", sums=[1.0])])
     return study
 
 
@@ -137,7 +137,7 @@ def test_what_holds_something_is_never_replaced(failed: StudyFolder, what: str) 
         study_dir.write_record(failed.plan, make_plan(rng_seed=0, storage="sqlite:///trials.db"))
     else:
         with ScoreStore(failed.scores) as store:
-            row = SweepRow(key="drop-1", rung="none", sums=[1.0])
+            row = ScoreRow(key="drop-1", rung="none", sums=[1.0])
             store.keep([row] if what == "score" else [], make_trials()[:1] if what == "trial" else [])
     before = sorted(failed.root.rglob("*"))
     with pytest.raises(StudyError, match=r"holds a study of another plan .rng_seed: 0 in the study, 1 now"):

@@ -29,7 +29,7 @@ from seed.findings import StudyRecord
 from seed.protocols import describe_reference
 from seed.ray_actor import Actor, make_scratch
 from seed.ray_cluster import open_ray
-from seed.ray_executor import MOST_DEATHS, WAIT_SECONDS, RayExecutor, Worker
+from seed.ray_executor import MAX_TASK_FAILURES, WAIT_SECONDS, RayExecutor, Worker
 from seed.scores import ScoreStore
 from seed.search import search
 from seed.study_dir import StudyFolder
@@ -147,17 +147,17 @@ def test_evaluators_that_are_killed_change_nothing(
                 killed.append("scoring")
             yield scored
 
-    def distill_and_kill(self: RayExecutor, works: Any, budget: Any, *, on_work: Any, **more: Any) -> Any:
+    def distill_and_kill(self: RayExecutor, works: Any, budget: Any, *, on_progress: Any, **more: Any) -> Any:
         assert len(works) == 2
         pid = find_pid(self.workers[0].actor)
 
         def hear(amount: float, note: str) -> None:
-            on_work(amount, note)
+            on_progress(amount, note)
             if note.startswith("training") and len(killed) == 1:
                 os.kill(pid, signal.SIGKILL)
                 killed.append("distilling")
 
-        return distill(self, works, budget, on_work=hear, **more)
+        return distill(self, works, budget, on_progress=hear, **more)
 
     start, scratch = RayExecutor.start, []
 
@@ -209,21 +209,21 @@ def test_work_that_kills_or_fails_or_is_left_is_seen_to(cluster: Cluster, settin
             os.kill(os.getpid(), signal.SIGKILL)
 
         with pytest.raises(ModelError, match="cannot be understood"):
-            list(executor._spread([fail], do))
-        left = executor._spread([lambda self: 1] * 10, do)
+            list(executor._dispatch([fail], do))
+        left = executor._dispatch([lambda self: 1] * 10, do)
         assert next(left) == 1
         left.close()
-        assert sorted(executor._spread([lambda self, i=i: i for i in range(10)], do)) == list(range(10))
-        left = executor._spread(
+        assert sorted(executor._dispatch([lambda self, i=i: i for i in range(10)], do)) == list(range(10))
+        left = executor._dispatch(
             [range(5), range(5, 9), range(9, 10)],
             lambda actor, work: do(actor, lambda self: work[:2]),
             leave=lambda work, found: work[len(found) :],
         )
         assert sorted(one for found in left for one in found) == list(range(10))
         with pytest.raises(ResourceError, match=r"evaluators die .* run the same command again"):
-            list(executor._spread([die], do))
-        assert len(lines) == MOST_DEATHS
-        assert list(executor._spread([lambda self: 2], do)) == [2]  # they are started again
+            list(executor._dispatch([die], do))
+        assert len(lines) == MAX_TASK_FAILURES
+        assert list(executor._dispatch([lambda self: 2], do)) == [2]  # they are started again
 
 
 def test_states_of_earlier_distillations_are_forgotten_where_later_ones_are_not_stored(
@@ -248,7 +248,7 @@ def test_a_stretch_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> 
 
     actor = Counting(1, "cpu")
     assert actor.run_some([], "score", [1, 2, 3], {"twice": 2}) == [2, 4, 6]
-    monkeypatch.setattr(ray_actor, "STRETCH_SECONDS", 0.0)
+    monkeypatch.setattr(ray_actor, "CHUNK_SECONDS", 0.0)
     assert actor.run_some([], "score", [1, 2, 3], {"twice": 2}) == [2]
 
 
@@ -280,9 +280,9 @@ def test_the_reference_is_one_evaluator_and_all_are_of_its_kind(
     assert "gone for good (it was started again on H200" in lines[-1]
 
     executor.most_on_one_node, executor.call = 2, lambda method: 5  # type: ignore[method-assign]
-    assert executor.count_together() == 2
+    assert executor.count_parallel_students() == 2
     executor.reference = gpu
-    assert executor.count_together() == 5
+    assert executor.count_parallel_students() == 5
 
 
 def test_evaluators_of_one_kind_are_taken_and_counted_by_node(

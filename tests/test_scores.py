@@ -14,16 +14,16 @@ import pytest
 
 from seed import untrusted
 from seed.errors import ResourceError, StudyError
-from seed.records import SweepRow, TrialRecord
+from seed.records import ScoreRow, TrialRecord
 from seed.scores import ScoreStore, list_files
 from tests.reporting.factory import make_trials
 
-DENSE = SweepRow(key="dense", rung="dense", sums=[1.5, math.pi, 1e-300], counts=[1, 2, 3])
+DENSE = ScoreRow(key="dense", rung="dense", sums=[1.5, math.pi, 1e-300], counts=[1, 2, 3])
 TRIALS = make_trials()[:5]
 
 
-def make_row(number: int, *, rung: str = "none") -> SweepRow:
-    return SweepRow(key=f"drop-{number}", rung=rung, sums=[number + 0.1, 0.1 + 0.2, 1e300], seconds=1.25)
+def make_row(number: int, *, rung: str = "none") -> ScoreRow:
+    return ScoreRow(key=f"drop-{number}", rung=rung, sums=[number + 0.1, 0.1 + 0.2, 1e300], seconds=1.25)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "a study: 50% #1?" / "scores.sqlite"
 
 
-def write(path: Path, *, rows: int = 3) -> list[SweepRow]:
+def write(path: Path, *, rows: int = 3) -> list[ScoreRow]:
     """Write a store, and return its rows."""
     known = [DENSE, *map(make_row, range(rows))]
     with ScoreStore(path) as store:
@@ -39,7 +39,7 @@ def write(path: Path, *, rows: int = 3) -> list[SweepRow]:
     return known
 
 
-def read(path: Path) -> tuple[list[SweepRow], tuple[TrialRecord, ...]]:
+def read(path: Path) -> tuple[list[ScoreRow], tuple[TrialRecord, ...]]:
     with ScoreStore(path, read_only=True) as store:
         return store.read_rows(), store.read_trials()
 
@@ -53,8 +53,8 @@ def change(path: Path, statement: str, *values: object) -> None:
 
 
 def test_what_is_kept_is_read_back_to_the_bit_and_in_order(path: Path) -> None:
-    nothing = SweepRow(key="drop-9", rung="closed_form", sums=[None, None, None], seconds=0.5)
-    partly = SweepRow(key="drop-8", rung="closed_form", sums=[1.0, None, -0.0])
+    nothing = ScoreRow(key="drop-9", rung="closed_form", sums=[None, None, None], seconds=0.5)
+    partly = ScoreRow(key="drop-8", rung="closed_form", sums=[1.0, None, -0.0])
     rows = [DENSE, nothing, make_row(3), partly, make_row(1), make_row(3, rung="closed_form")]
     with ScoreStore(path) as store:
         for row in rows:

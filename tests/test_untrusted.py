@@ -233,7 +233,7 @@ def test_a_storage_is_opened_only_where_it_is_typed_and_nothing_is_made_there(tm
     url, file = f"sqlite:///{tmp_path}/victim.db", tmp_path / "victim.db"
     study = write_study(tmp_path / "study", storage=url)
     told: list[str] = []
-    assert open_shown(study, read_plan(study), storage=None, complain=told.append) is None
+    assert open_shown(study, read_plan(study), storage=None, on_warning=told.append) is None
     assert told == [
         f"Optuna Dashboard: shows what it showed, since {url} is opened only where you type it. Add --storage URL to show "
         "this too."
@@ -241,18 +241,18 @@ def test_a_storage_is_opened_only_where_it_is_typed_and_nothing_is_made_there(tm
     with pytest.raises(StudyError, match=r"victim\.db shows this study.*add it as --storage URL"):
         make_app(study)
     for act in (
-        lambda: open_shown(study, read_plan(study), storage=url, complain=told.append),
+        lambda: open_shown(study, read_plan(study), storage=url, on_warning=told.append),
         lambda: make_app(study, storage=url),
     ):
         with pytest.raises(StudyError, match="no such file"):
             act()
     assert not file.exists()
     filled = fill(url, study)
-    assert open_shown(study, read_plan(study), storage=url, complain=told.append) is not None
+    assert open_shown(study, read_plan(study), storage=url, on_warning=told.append) is not None
     assert make_app(study, storage=url)[1].startswith("/dashboard/studies/")
     filled.set_user_attr(FINGERPRINT, "another")
     with pytest.raises(StudyError, match="holds a study of this name with another plan"):
-        open_shown(study, read_plan(study), storage=url, complain=told.append)
+        open_shown(study, read_plan(study), storage=url, on_warning=told.append)
     assert len(told) == 1
     said = error_of(run_seed("seed.report", "study", "study", "--storage=sqlite:///x.db", cwd=tmp_path, code=2))
     assert "--storage: is for one study, and 2 were given" in said
@@ -261,13 +261,13 @@ def test_a_storage_is_opened_only_where_it_is_typed_and_nothing_is_made_there(tm
 def test_a_journal_is_the_folders_own_and_its_lack_costs_no_report(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study")
     told: list[str] = []
-    assert open_shown(study, read_plan(study), storage=None, complain=told.append) is None
+    assert open_shown(study, read_plan(study), storage=None, on_warning=told.append) is None
     assert not study.journal.exists()
     assert told == [
         f"Optuna Dashboard: {study.journal}: missing. Restore it from a copy, or run the search of this study again."
     ]
     fill(None, study)
-    assert open_shown(study, read_plan(study), storage=None, complain=told.append) is not None
+    assert open_shown(study, read_plan(study), storage=None, on_warning=told.append) is not None
     assert len(told) == 1
 
 

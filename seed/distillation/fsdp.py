@@ -32,8 +32,8 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 from seed.data.corpus import TokenStream
-from seed.distillation.loop import Distilled, DistillSettings, Pupil, distill
-from seed.distillation.processes import OneProcess, Weights
+from seed.distillation.loop import Distilled, DistillSettings, TrainingJob, distill
+from seed.distillation.processes import SingleProcess, Weights
 from seed.errors import ResourceError, SeedError, first_line
 from seed.evaluation.perplexity import logits_of, measure_token_losses
 from seed.models.anatomy import Anatomy
@@ -49,7 +49,7 @@ TO_FIRST = StateDictOptions(full_state_dict=True, cpu_offload=True)
 FROM_FIRST = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
 
 
-class Several(OneProcess):
+class ProcessGroup(SingleProcess):
     """This process among several. Students and dense model lie in shards on all; the first alone writes and speaks."""
 
     def __init__(self, rank: int, size: int) -> None:
@@ -140,7 +140,7 @@ class Several(OneProcess):
 
 
 @contextlib.contextmanager
-def join_processes() -> Iterator[Several]:
+def join_processes() -> Iterator[ProcessGroup]:
     """Find the other processes of this run, and leave them when the block ends.
 
     Raises:
@@ -164,7 +164,7 @@ def join_processes() -> Iterator[Several]:
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: the processes of this run did not find each other "
             f"({first_line(error)}). Check that the address can be reached from all hosts and that the port is free."
         ) from error
-    several = Several(rank, size)
+    several = ProcessGroup(rank, size)
     try:
         yield several
         several.find_least(0)  # what the first finds wrong to the last ends all
@@ -249,8 +249,8 @@ def round_weights(model: nn.Module, into: nn.Module, *, stored: torch.dtype) -> 
 
 
 def train(
-    processes: Several,
-    pupils: Sequence[Pupil],
+    processes: ProcessGroup,
+    jobs: Sequence[TrainingJob],
     dense: Anatomy,
     *,
     recovery: TokenStream,
@@ -264,7 +264,7 @@ def train(
 
     Args:
         processes: this one among the others.
-        pupils: students, whole in the first process and of the same shape in the others, where they stay as they are.
+        jobs: students, whole in the first process and of the same shape in the others, where they stay as they are.
         dense: the dense model, likewise.
         recovery: the windows to train on.
         validation: the windows to validate on, each student as it would be exported.
@@ -275,24 +275,24 @@ def train(
     """
     device, compute = processes.device, next(dense.model.parameters()).dtype
     # a GPU may have less room than the others
-    recomputes = processes.is_any(any(pupil.settings.recomputes for pupil in pupils))
-    with _on_host([dense.model, *(pupil.student for pupil in pupils), *idle] if processes.leads else []):
+    recomputes = processes.is_any(any(job.settings.recomputes for job in jobs))
+    with _on_host([dense.model, *(job.student for job in jobs), *idle] if processes.leads else []):
         teacher, sharded = shard(dense.model, device=device), []
-        for pupil in pupils:
+        for job in jobs:
             validate = functools.partial(
                 _validate,
                 processes=processes,
                 validation=validation,
-                exported=shard(pupil.student, device=device, dtype=compute),
+                exported=shard(job.student, device=device, dtype=compute),
                 stored=stored_dtype,
                 micro_batch=micro_batch,
                 device=device,
             )
             sharded.append(
                 replace(
-                    pupil,
-                    student=shard(pupil.student, device=device),
-                    settings=msgspec.structs.replace(pupil.settings, recomputes=recomputes),
+                    job,
+                    student=shard(job.student, device=device),
+                    settings=msgspec.structs.replace(job.settings, recomputes=recomputes),
                     validate=validate,
                 )
             )
@@ -300,11 +300,11 @@ def train(
             # OPT's layers end in a view, and FSDP fears that someone changes it in place.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
             distilled = distill(sharded, Anatomy(teacher), recovery, on_step=on_step, processes=processes)
-        for pupil, one in zip(pupils, sharded, strict=True):
+        for job, one in zip(jobs, sharded, strict=True):
             weights = get_model_state_dict(one.student, options=TO_FIRST)
             if processes.leads:
-                pupil.student.load_state_dict(weights)
-                pupil.student.eval().requires_grad_(False)
+                job.student.load_state_dict(weights)
+                job.student.eval().requires_grad_(False)
         del teacher, sharded, validate, one
         gc.collect()  # sharded models refer to themselves, and their memory is wanted
     return distilled
@@ -313,7 +313,7 @@ def train(
 def _validate(
     student: nn.Module,
     *,
-    processes: OneProcess,
+    processes: SingleProcess,
     validation: TokenStream,
     exported: nn.Module,
     stored: torch.dtype,

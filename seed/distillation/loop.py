@@ -21,7 +21,7 @@ from seed import interrupts, sealed
 from seed.data.corpus import TokenStream
 from seed.distillation import lora
 from seed.distillation.losses import Learner, Objective, accumulate_gradients
-from seed.distillation.processes import ALONE, OneProcess
+from seed.distillation.processes import SINGLE_PROCESS, SingleProcess
 from seed.distillation.teacher_states import Recall, recall_live
 from seed.models.anatomy import Anatomy
 from seed.records import CurvePoint, Record, hash_text
@@ -74,7 +74,7 @@ class DistillSettings(Record, frozen=True, kw_only=True):
         return hash_text(repr(sorted(decisive.items())))
 
     @property
-    def lesson(self) -> tuple[object, ...]:
+    def batch_key(self) -> tuple[object, ...]:
         """What students must have in common to learn from the same batches."""
         return (
             self.steps,
@@ -88,13 +88,13 @@ class DistillSettings(Record, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pupil:
+class TrainingJob:
     """A student to be trained in place.
 
     Float32 weights, but for LoRA, which leaves them as they are until its updates are merged into them at the end.
     ``validate``: model -> validation loss in nats per token. ``boundaries``: see ``objectives.Learner``; only objectives
     that match states need them. ``checkpoint``: where to save progress every half minute, and to resume from.
-    ``complain`` is told, for people, what went wrong and was got over.
+    ``on_warning`` is told, for people, what went wrong and was got over.
     """
 
     student: nn.Module
@@ -102,7 +102,7 @@ class Pupil:
     validate: Callable[[nn.Module], float]
     boundaries: tuple[int, ...] | None = None
     checkpoint: Path | None = None
-    complain: Callable[[str], None] = lambda said: None
+    on_warning: Callable[[str], None] = lambda said: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +122,18 @@ class Distilled:
 
 
 def distill(
-    pupils: Sequence[Pupil],
+    jobs: Sequence[TrainingJob],
     dense: Anatomy,
     recovery: TokenStream,
     *,
     recall: Recall | None = None,
     on_step: Callable[[int], None] = lambda step: None,
-    processes: OneProcess = ALONE,
+    processes: SingleProcess = SINGLE_PROCESS,
 ) -> list[Distilled]:
     """Train students side by side and leave each with the weights that validated best.
 
     Args:
-        pupils: on the dense model's device; alike in ``DistillSettings.lesson``.
+        jobs: on the dense model's device; alike in ``DistillSettings.batch_key``.
         dense: the dense model, frozen.
         recovery: the windows to train on.
         recall: windows -> the dense model's last hidden states; None runs the dense model in every step.
@@ -141,11 +141,11 @@ def distill(
         processes: those that do this together; students and dense model of several are sharded.
     """
     recall = recall or recall_live(dense, recovery)
-    settings = pupils[0].settings
-    assert all(pupil.settings.lesson == settings.lesson for pupil in pupils), "one batch for all"
+    settings = jobs[0].settings
+    assert all(job.settings.batch_key == settings.batch_key for job in jobs), "one batch for all"
     with contextlib.ExitStack() as stack:
         window_tokens = recovery.tokens_NT.shape[1]
-        trainings = [_Training(pupil, stack, processes, window_tokens=window_tokens) for pupil in pupils]
+        trainings = [_Training(job, stack, processes, window_tokens=window_tokens) for job in jobs]
         is_asked = stack.enter_context(interrupts.hold())  # then it ends behind the step at hand, and loses nothing
         for step in range(min(training.done for training in trainings), settings.steps):
             active = [
@@ -182,15 +182,17 @@ def distill(
 class _Training:
     """One student on its way: its optimizer, its curve, its best weights so far."""
 
-    def __init__(self, pupil: Pupil, stack: contextlib.ExitStack, processes: OneProcess, *, window_tokens: int) -> None:
+    def __init__(
+        self, job: TrainingJob, stack: contextlib.ExitStack, processes: SingleProcess, *, window_tokens: int
+    ) -> None:
         """``stack`` holds what has to be undone when training ends."""
-        self.pupil, self.processes, settings = pupil, processes, pupil.settings
-        student = pupil.student
+        self.job, self.processes, settings = job, processes, job.settings
+        student = job.student
         student.eval()  # no dropout: the student should learn the teacher's function, not be regularised
         student.requires_grad_(True)
         if settings.lora_rank is not None:
             lora.add_updates(student, rank=settings.lora_rank, rng_seed=settings.rng_seed)
-        self.learner = Learner(anatomy=Anatomy(student), boundaries=pupil.boundaries)
+        self.learner = Learner(anatomy=Anatomy(student), boundaries=job.boundaries)
         stack.enter_context(freeze_prefix(self.learner.anatomy, settings.frozen_layers))
         self.look_steps = {
             max(1, round(settings.steps * look / settings.looks)) for look in range(1, settings.looks + 1)
@@ -204,10 +206,10 @@ class _Training:
             betas=(0.9, 0.95),
             fused=True,
         )
-        saved = _read_checkpoint(pupil, self.trained, processes)
+        saved = _read_checkpoint(job, self.trained, processes)
         processes.require_alike("anew" if saved is None else f"from step {saved['step']}")
         if saved is None:
-            self.done, self.best_step, self.best_loss = 0, 0, pupil.validate(student)
+            self.done, self.best_step, self.best_loss = 0, 0, job.validate(student)
             self.best_weights = processes.copy_weights(student, self.trained)
             self.curve: list[CurvePoint] = []
             self.divergences: list[float] = []
@@ -224,7 +226,7 @@ class _Training:
 
     def take_step(self, divergence: float | None) -> None:
         """Move the weights along the gradient that lies ready, and look at validation text when it is time."""
-        settings = self.pupil.settings
+        settings = self.job.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(self.done, settings)
         norm = self.processes.clip_gradients(self.trained)
@@ -238,7 +240,7 @@ class _Training:
         self.done += 1
         if self.done not in self.look_steps:
             return
-        loss = self.pupil.validate(self.pupil.student)
+        loss = self.job.validate(self.job.student)
         if not math.isfinite(loss):
             self._end_early()
             return
@@ -250,27 +252,27 @@ class _Training:
         self.curve.append(point)
         if loss < self.best_loss or not math.isfinite(self.best_loss):
             self.best_loss, self.best_step = loss, self.done
-            self.best_weights = self.processes.copy_weights(self.pupil.student, self.trained)
+            self.best_weights = self.processes.copy_weights(self.job.student, self.trained)
 
     def _end_early(self) -> None:
-        self.diverged_at, self.done = self.done, self.pupil.settings.steps
+        self.diverged_at, self.done = self.done, self.job.settings.steps
         self.optimizer.zero_grad(set_to_none=True)
 
     def save_when_due(self, *, at_once: bool = False) -> None:
         """Save progress, if the last time was long enough ago, or at once."""
-        path = self.pupil.checkpoint
+        path = self.job.checkpoint
         is_due = at_once or time.monotonic() - self.last_saved > max(
             CHECKPOINT_SECONDS, self.save_seconds / SAVING_SHARE
         )
-        is_wanted = path is not None and self.done < self.pupil.settings.steps and is_due
+        is_wanted = path is not None and self.done < self.job.settings.steps and is_due
         if not self.processes.is_any(is_wanted and self.processes.leads):  # by one clock
             return
         began = time.monotonic()
         state = {
-            "fingerprint": self.pupil.settings.fingerprint,
+            "fingerprint": self.job.settings.fingerprint,
             "step": self.done,
-            "student": self.processes.copy_weights(self.pupil.student, self.trained),
-            "optimizer": self.processes.copy_optimizer(self.pupil.student, self.optimizer),
+            "student": self.processes.copy_weights(self.job.student, self.trained),
+            "optimizer": self.processes.copy_optimizer(self.job.student, self.optimizer),
             "best": self.best_weights,
             "best_step": self.best_step,
             "best_loss": self.best_loss,
@@ -284,16 +286,16 @@ class _Training:
 
     def finish(self) -> Distilled:
         """Leave the student with its best weights, frozen, its low-rank updates merged."""
-        settings = self.pupil.settings
+        settings = self.job.settings
         if self.diverged_at is not None:
-            self.pupil.complain(
+            self.job.on_warning(
                 f"training diverged at step {self.diverged_at} of {settings.steps} and ended there; the weights of step "
                 f"{self.best_step} are kept. Lower --learning-rate ({settings.learning_rate:g})."
             )
-        self.processes.load_weights(self.pupil.student, self.trained, self.best_weights)
-        self.pupil.student.requires_grad_(False)
-        if self.pupil.settings.lora_rank is not None:
-            lora.merge_updates(self.pupil.student)
+        self.processes.load_weights(self.job.student, self.trained, self.best_weights)
+        self.job.student.requires_grad_(False)
+        if self.job.settings.lora_rank is not None:
+            lora.merge_updates(self.job.student)
         return Distilled(curve=tuple(self.curve), best_step=self.best_step, diverged_at=self.diverged_at)
 
 
@@ -375,9 +377,11 @@ def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
-def _read_checkpoint(pupil: Pupil, trained: dict[str, nn.Parameter], processes: OneProcess) -> dict[str, Any] | None:
+def _read_checkpoint(
+    job: TrainingJob, trained: dict[str, nn.Parameter], processes: SingleProcess
+) -> dict[str, Any] | None:
     """Return a saved state of the same settings, whole and of these weights; another is as good as none."""
-    path = pupil.checkpoint
+    path = job.checkpoint
     if path is None or not path.is_file():
         return None
     shapes = {name: weight.shape for name, weight in trained.items()}
@@ -385,7 +389,7 @@ def _read_checkpoint(pupil: Pupil, trained: dict[str, nn.Parameter], processes: 
         if sealed.is_sealed(path):
             # only the first process's tensors count
             state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=not processes.leads)
-            if state["fingerprint"] != pupil.settings.fingerprint:
+            if state["fingerprint"] != job.settings.fingerprint:
                 return None
             state["curve"] = [msgspec.convert(point, CurvePoint) for point in state["curve"]]
             if state.keys() == SAVED and all(
@@ -394,5 +398,5 @@ def _read_checkpoint(pupil: Pupil, trained: dict[str, nn.Parameter], processes: 
                 return dict(state)
     except Exception:  # noqa: S110 - whatever such a file makes torch raise
         pass
-    pupil.complain(f"{path}: damaged, or not written by this version. It is not used: this training starts anew.")
+    job.on_warning(f"{path}: damaged, or not written by this version. It is not used: this training starts anew.")
     return None

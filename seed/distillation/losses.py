@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seed.data.corpus import TokenStream
-from seed.distillation.processes import ALONE, OneProcess
+from seed.distillation.processes import SINGLE_PROCESS, SingleProcess
 from seed.distillation.teacher_states import Recall
 from seed.evaluation.perplexity import split_for_head
 from seed.models.anatomy import Anatomy
@@ -69,7 +69,7 @@ class Learner:
     boundaries: tuple[int, ...] | None = None
 
 
-class _Lesson:
+class _TeacherBatch:
     """The dense model's part of some windows: computed when first asked for, and kept where several students ask."""
 
     def __init__(
@@ -117,7 +117,7 @@ def accumulate_gradients(
     mixed_precision: bool,
     recall: Recall,
     recomputes: bool = False,
-    processes: OneProcess = ALONE,
+    processes: SingleProcess = SINGLE_PROCESS,
 ) -> list[float | None]:
     """Add the gradient of the batch's mean loss to each student's weights; return each one's KL divergence, nats per token.
 
@@ -133,7 +133,7 @@ def accumulate_gradients(
     stored_BTD = recall(windows) if objective.needs_teacher and not objective.needs_states else None
     totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in learners]
     for rows in torch.arange(len(windows)).split(micro_batch):
-        lesson = _Lesson(
+        teacher_batch = _TeacherBatch(
             dense,
             tokens_BT[rows],
             objective,
@@ -142,26 +142,26 @@ def accumulate_gradients(
             is_shared=len(learners) > 1,
         )
         if objective.needs_states:
-            lesson.states = dense.trace(lesson.tokens_BT)
-            lesson.last_BTD = lesson.states[-1]
+            teacher_batch.states = dense.trace(teacher_batch.tokens_BT)
+            teacher_batch.last_BTD = teacher_batch.states[-1]
         elif stored_BTD is not None:
-            lesson.last_BTD = stored_BTD[rows]
+            teacher_batch.last_BTD = stored_BTD[rows]
         for learner, total in zip(learners, totals, strict=True):
-            total.add_(_learn(learner, lesson, batch_tokens=batch_tokens, recomputes=recomputes))
+            total.add_(_learn(learner, teacher_batch, batch_tokens=batch_tokens, recomputes=recomputes))
     if objective.ce_share == 1:
         return [None for _ in learners]
     return [float(processes.add_up(total)) / batch_tokens for total in totals]
 
 
-def _learn(learner: Learner, lesson: _Lesson, *, batch_tokens: int, recomputes: bool) -> Tensor:
-    """One student's gradient on one lesson; return the sum of its divergences, nats."""
-    anatomy, objective, tokens_BT = learner.anatomy, lesson.objective, lesson.tokens_BT
+def _learn(learner: Learner, teacher_batch: _TeacherBatch, *, batch_tokens: int, recomputes: bool) -> Tensor:
+    """One student's gradient on one teacher_batch; return the sum of its divergences, nats."""
+    anatomy, objective, tokens_BT = learner.anatomy, teacher_batch.objective, teacher_batch.tokens_BT
     device = tokens_BT.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     with (
         anatomy.record_states(objective.needs_states) as outputs,
         anatomy.recompute_layers(recomputes),
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=lesson.mixed_precision),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=teacher_batch.mixed_precision),
     ):
         hidden = anatomy.run_layers(tokens_BT)
     following_BT = torch.cat([tokens_BT[:, 1:], tokens_BT[:, :1]], dim=1)
@@ -170,13 +170,13 @@ def _learn(learner: Learner, lesson: _Lesson, *, batch_tokens: int, recomputes: 
     counts_BT *= objective.ce_share * tokens_BT.shape[1] / max(1, tokens_BT.shape[1] - 1)
     leaf = hidden.detach().requires_grad_(True)
     for part in split_for_head(tokens_BT, vocabulary=anatomy.config.vocab_size):
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=lesson.mixed_precision):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=teacher_batch.mixed_precision):
             logits = anatomy.compute_logits(leaf[part], tokens_BT[part])
         gradient: Tensor | None = None
-        num_counted = max(0, lesson.num_counted - part[0].start)
+        num_counted = max(0, teacher_batch.num_counted - part[0].start)
         if objective.ce_share < 1:
             divergence, gradient = kl_and_gradient(
-                lesson.predict(part), logits.detach(), temperature=objective.temperature
+                teacher_batch.predict(part), logits.detach(), temperature=objective.temperature
             )
             total += divergence[:num_counted].sum()
             if objective.ce_share > 0:
@@ -190,7 +190,7 @@ def _learn(learner: Learner, lesson: _Lesson, *, batch_tokens: int, recomputes: 
     roots, gradients = [hidden], [leaf.grad]
     if objective.needs_states:
         assert learner.boundaries is not None, "matching states takes the layers' original places"
-        distance = measure_state_distance(outputs, [lesson.states[place] for place in learner.boundaries])
+        distance = measure_state_distance(outputs, [teacher_batch.states[place] for place in learner.boundaries])
         roots.append(objective.hidden_weight * distance * (tokens_BT.numel() / batch_tokens))
         gradients.append(None)
     if hidden.requires_grad:

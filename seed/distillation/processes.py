@@ -1,4 +1,4 @@
-"""How a training stands among processes: alone, as here, or as one of several (``fsdp.Several``, the same with other bodies)."""
+"""How a training stands among processes: alone, as here, or as one of several (``fsdp.ProcessGroup``, the same with other bodies)."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 Weights = Mapping[str, nn.Parameter]
 
 
-class OneProcess:
+class SingleProcess:
     """This process alone: it holds whole models, decides, and writes."""
 
     rank, size = 0, 1
@@ -77,4 +77,4 @@ class OneProcess:
         optimizer.load_state_dict(state)
 
 
-ALONE = OneProcess()
+SINGLE_PROCESS = SingleProcess()

@@ -14,8 +14,8 @@ from seed.experiments.runner import Advance, FinishedSearch
 from seed.findings import StudyRecord
 from seed.optimize.replication import is_paired, stack_losses
 from seed.records import Candidate, Estimate
-from seed.recoveries import RECOVERIES
-from seed.reporting.experiments import Findings, tell_recoveries
+from seed.recovery import RECOVERIES
+from seed.reporting.experiment_page import Findings, tell_recoveries
 from seed.reporting.wording import count_things
 from seed.stages import students
 from seed.stages.students import Member

@@ -14,7 +14,7 @@ from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
 from seed.plans import Protocol, SearchPlan
 from seed.proxy.sweep import Sweep
 from seed.records import Record
-from seed.recoveries import Recovery
+from seed.recovery import Recovery
 from seed.scores import ScoreStore
 from seed.session import Session
 from seed.stages import searching, students

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from seed.errors import ModelError
-from seed.models.output_projection import Outlet, find_outlet, written_by
+from seed.models.output_projection import OutputProjection, find_output_projection, written_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +216,9 @@ class Anatomy:
         finally:
             setattr(self.owner, self.attribute, original)
 
-    def find_outlet(self, layer: int) -> Outlet | None:
+    def find_output_projection(self, layer: int) -> OutputProjection | None:
         """Return what writes into the residual stream last in a layer, or None where that is not known."""
-        return find_outlet(self.layers[layer], width=int(self.config.hidden_size))
+        return find_output_projection(self.layers[layer], width=int(self.config.hidden_size))
 
 
 def text_config(model: nn.Module) -> Any:

@@ -39,7 +39,7 @@ EXPERT_NAMES = ("down_proj", "output_linear")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlet(ABC):
+class OutputProjection(ABC):
     """The module whose output reaches the residual stream last; ``num_inputs`` is F."""
 
     module: nn.Module
@@ -67,7 +67,7 @@ class Outlet(ABC):
             yield
 
 
-class Projection(Outlet):
+class Projection(OutputProjection):
     """One projection, from F to D."""
 
     @contextlib.contextmanager
@@ -86,7 +86,7 @@ class Projection(Outlet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture(Outlet):
+class Mixture(OutputProjection):
     """A mixture of experts: F is D, and no constant can be added, since it would be added once for each expert."""
 
     has_bias: bool = field(default=False, init=False)
@@ -128,7 +128,7 @@ class Mixture(Outlet):
         return torch.allclose(moved, plain * scales_D.to(plain.dtype), rtol=1e-3, atol=1e-6)
 
 
-def find_outlet(layer: nn.Module, *, width: int) -> Outlet | None:
+def find_output_projection(layer: nn.Module, *, width: int) -> OutputProjection | None:
     """Return what writes into the residual stream last in this layer, or None where that is not known."""
     return _find_mixture(layer, width) or _describe(find_projection(layer), width)
 

@@ -14,7 +14,15 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from seed.optimize.space import contains, draw_candidate, drop_more, enumerate_candidates
-from seed.optimize.subset import FLAG, MOST_FAILURES, PREFIX, TAKEN_STATES, SubsetSampler, settles, weigh_failure
+from seed.optimize.subset_sampler import (
+    FLAG,
+    MOST_FAILURES,
+    PREFIX,
+    TAKEN_STATES,
+    SubsetSampler,
+    settles,
+    weigh_failure,
+)
 from seed.records import Candidate, SearchSpace
 
 HOPELESS_RATIO = 1e6  # a PPL ratio by the prior counts as no more than this

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterable
 
 from seed.findings import Sensitivity
-from seed.records import SearchSpace, SweepRow, read_dropped
+from seed.records import ScoreRow, SearchSpace, read_dropped
 
 MAX_LOG_RATIO = 20.0  # a broken model's PPL ratio may be any number
 
 
-def read_sensitivities(rows: Iterable[SweepRow], space: SearchSpace) -> tuple[Sensitivity, ...]:
+def read_sensitivities(rows: Iterable[ScoreRow], space: SearchSpace) -> tuple[Sensitivity, ...]:
     """Return a sensitivity for each rung at which single layers were scored, those without recovery first.
 
     Args:
@@ -17,7 +17,7 @@ def read_sensitivities(rows: Iterable[SweepRow], space: SearchSpace) -> tuple[Se
         space: layers that were gone before count as gone everywhere.
     """
     losses: dict[str, dict[tuple[int, ...], float]] = {}
-    dense: SweepRow | None = None
+    dense: ScoreRow | None = None
     known = list(rows)
     for row in known:
         if row.counts is not None:

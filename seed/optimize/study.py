@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from seed.errors import StudyError
 from seed.optimize.sampler import flag_distributions, flags_of
 from seed.optimize.storage import explain_outage
-from seed.optimize.subset import FINAL, VERDICT
+from seed.optimize.subset_sampler import FINAL, VERDICT
 from seed.records import Candidate, Evaluation, SearchSpace, TrialRecord, find_runs
 
 FINGERPRINT = "plan_fingerprint"

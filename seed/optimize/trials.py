@@ -25,7 +25,7 @@ from seed.optimize.sampler import (
 from seed.optimize.space import contains
 from seed.optimize.storage import explain_outage
 from seed.optimize.study import Limits, describe_candidate, describe_evaluation, make_trial, values_of
-from seed.optimize.subset import FINAL, FLAG, INTERRUPTED, MOST_FAILURES, TAKEN_STATES, VERDICT, weigh_failure
+from seed.optimize.subset_sampler import FINAL, FLAG, INTERRUPTED, MOST_FAILURES, TAKEN_STATES, VERDICT, weigh_failure
 from seed.records import Candidate, Scored, SearchSpace, TrialRecord, hash_text
 from seed.scores import ScoreStore
 
@@ -67,7 +67,7 @@ def keeping_some(keep: Callable[[list[T]], None]) -> Iterator[Callable[[T], None
         raise
 
 
-class OutOfStepError(StudyError):
+class StorageMismatchError(StudyError):
     """Optuna's trials are not those of the score store."""
 
 
@@ -82,7 +82,7 @@ class Trials:
         limits: bounds that trials carry as constraints.
 
     Raises:
-        OutOfStepError: Optuna has other trials.
+        StorageMismatchError: Optuna has other trials.
         ResourceError: the database goes away.
     """
 
@@ -231,12 +231,12 @@ class Trials:
         self.study.tell(trial, state=TrialState.FAIL)
 
     def _reconcile(self, records: Sequence[TrialRecord]) -> None:
-        """Tell Optuna what the store holds beyond it, and end what a killed process left running; it is asked for again."""
+        """ProgressCallback Optuna what the store holds beyond it, and end what a killed process left running; it is asked for again."""
         known = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
         ours = {record.number: record for record in records}
         for number, trial in known.items():
             if not self._agrees(trial, ours.get(number)):
-                raise OutOfStepError(
+                raise StorageMismatchError(
                     f"{self.store.path}: does not hold what trial {number} of the Optuna study {self.study.study_name} says. Restore it "
                     "from a copy, or start a study of another name (--study NAME)."
                 )
@@ -288,7 +288,7 @@ class Proposer(Protocol):
         """At most so many candidates, none twice; none: there is nothing left."""
 
 
-class Walk:
+class EnumeratedProposer:
     """Goes through candidates in a given order, neighbours beside one another."""
 
     def __init__(self, trials: Trials, order: Sequence[Candidate], *, batch: int, retry_skipped: bool) -> None:
@@ -302,7 +302,7 @@ class Walk:
         return [candidate for candidate in self.order if candidate not in taken][:count]
 
 
-class Sampled:
+class SamplerProposer:
     """Asks one of the samplers.
 
     Args:

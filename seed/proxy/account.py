@@ -44,12 +44,12 @@ class Measured:
         new = [candidate for candidate in candidates if (candidate.key, share) not in self._shares]
         if new:
             found = measure_unrecovered(
-                instruments.source, new, self.take_part(share), micro_batch=instruments.micro_batch
+                instruments.source, new, self.train_as_follower(share), micro_batch=instruments.micro_batch
             )
             self._shares |= {(c.key, share): losses.loss for c, losses in zip(new, found, strict=True)}
         return [self._shares[candidate.key, share] for candidate in candidates]
 
-    def take_part(self, share: float) -> TokenStream:
+    def train_as_follower(self, share: float) -> TokenStream:
         """Windows spread over the validation text, as near to a share of it as whole ones come."""
         if share not in self._parts:
             validation = self.sweep.instruments.validation
@@ -132,7 +132,7 @@ class Account:
         """What scores would cost now; candidates in the order in which closed form walks."""
         prices = self.measured.prices
         if rung != "closed_form":
-            tokens = self.measured.take_part(share).num_tokens if share < 1 else None
+            tokens = self.measured.train_as_follower(share).num_tokens if share < 1 else None
             return prices.price(count_work(new, closed_form=False), validation_tokens=tokens)
         gone = self.measured.sweep.instruments.source.gone_layers
         if self._last is None:

@@ -58,7 +58,7 @@ def measure_gains(anatomy: Anatomy, states: Sequence[Tensor]) -> dict[int, float
     """
     gains = {}
     for layer in sorted(set(range(anatomy.num_layers)) - set(anatomy.gone_layers)):
-        outlet = anatomy.find_outlet(layer)
+        outlet = anatomy.find_output_projection(layer)
         hidden = states[layer]
         if outlet is None or hidden.ndim != 3:
             return None
@@ -213,6 +213,6 @@ def fold_refit(student: nn.Module, candidate: Candidate, refit: Refit) -> None:
     anatomy = Anatomy(student)
     for position, layer in enumerate(candidate.kept_layers):
         if layer in refit.corrections:
-            outlet = anatomy.find_outlet(position)
+            outlet = anatomy.find_output_projection(position)
             assert outlet is not None, "measure_gains proved that there is one"
             outlet.fold(refit.corrections[layer].weight, refit.corrections[layer].bias)

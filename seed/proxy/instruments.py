@@ -16,8 +16,8 @@ from torch import nn
 
 from seed.data.corpus import TokenStream
 from seed.distillation import lora
-from seed.distillation.loop import Distilled, DistillSettings, Pupil, distill
-from seed.distillation.processes import ALONE, OneProcess
+from seed.distillation.loop import Distilled, DistillSettings, TrainingJob, distill
+from seed.distillation.processes import SINGLE_PROCESS, SingleProcess
 from seed.distillation.teacher_states import Recall
 from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
@@ -44,7 +44,7 @@ class Instruments:
     stored_dtype: torch.dtype
     recall: Recall | None = None  # the dense model's stored last hidden states; None: computed in every step
     grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
-    processes: OneProcess = ALONE  # those that train together; all else the first does alone
+    processes: SingleProcess = SINGLE_PROCESS  # those that train together; all else the first does alone
 
     @property
     def source(self) -> Anatomy:
@@ -99,43 +99,43 @@ def train_student(
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Distilled:
     """Train one student on the recovery stream, validated as it would be exported. ``candidate``: its layers' original places."""
-    pupil = enrol(instruments, student, settings, candidate=candidate, checkpoint=checkpoint)
-    [distilled] = train_together(instruments, [pupil], on_step=on_step)
+    job = make_job(instruments, student, settings, candidate=candidate, checkpoint=checkpoint)
+    [distilled] = train_students(instruments, [job], on_step=on_step)
     return distilled
 
 
-def enrol(
+def make_job(
     instruments: Instruments,
     student: nn.Module,
     settings: DistillSettings,
     *,
     candidate: Candidate | None = None,
     checkpoint: Path | None = None,
-    complain: Callable[[str], None] = lambda said: None,
-) -> Pupil:
+    on_warning: Callable[[str], None] = lambda said: None,
+) -> TrainingJob:
     """A student ready to be trained, validated as it would be exported. Without a candidate it has all layers."""
     kept = range(instruments.anatomy.num_layers) if candidate is None else candidate.kept_layers
-    return Pupil(
+    return TrainingJob(
         student=student,
         settings=settings,
         validate=lambda model: validation_losses(instruments, model).loss,
         boundaries=(*kept[1:], instruments.anatomy.num_layers),
         checkpoint=checkpoint,
-        complain=complain,
+        on_warning=on_warning,
     )
 
 
-def train_together(
-    instruments: Instruments, pupils: Sequence[Pupil], *, on_step: Callable[[int], None] = lambda step: None
+def train_students(
+    instruments: Instruments, jobs: Sequence[TrainingJob], *, on_step: Callable[[int], None] = lambda step: None
 ) -> list[Distilled]:
     """Train students of the same batches side by side on the recovery stream, with the other processes where there are several."""
     if instruments.processes.size > 1:
         from seed.distillation import fsdp
 
-        assert isinstance(instruments.processes, fsdp.Several)
+        assert isinstance(instruments.processes, fsdp.ProcessGroup)
         return fsdp.train(
             instruments.processes,
-            pupils,
+            jobs,
             instruments.anatomy,
             recovery=instruments.recovery,
             validation=instruments.validation,
@@ -144,7 +144,7 @@ def train_together(
             idle=[] if instruments.grafted is None else [instruments.grafted.model],
             on_step=on_step,
         )
-    return distill(pupils, instruments.anatomy, instruments.recovery, recall=instruments.recall, on_step=on_step)
+    return distill(jobs, instruments.anatomy, instruments.recovery, recall=instruments.recall, on_step=on_step)
 
 
 def validation_losses(instruments: Instruments, model: nn.Module) -> DocumentLosses:

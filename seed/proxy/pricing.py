@@ -53,7 +53,7 @@ def set_prices(anatomy: Anatomy, *, calibration_tokens: int, validation_tokens: 
     """Count a model's multiply-adds; layers are taken to be alike."""
     num_layers, width = anatomy.num_layers, int(anatomy.config.hidden_size)
     layer = sum(weight.numel() for weight in anatomy.layers.parameters() if weight.ndim >= 2) / num_layers
-    outlet = anatomy.find_outlet(num_layers // 2)
+    outlet = anatomy.find_output_projection(num_layers // 2)
     reads = 0 if outlet is None else outlet.num_inputs
     systems = len(RIDGES) + 1  # and the best one again on all positions
     both = calibration_tokens + validation_tokens

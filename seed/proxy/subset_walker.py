@@ -14,7 +14,7 @@ from torch import Tensor
 from seed.data.corpus import TokenStream
 from seed.evaluation.perplexity import DocumentLosses, iterate_batches, sum_by_document, token_losses
 from seed.models.anatomy import Anatomy
-from seed.models.output_projection import Outlet
+from seed.models.output_projection import OutputProjection
 from seed.proxy.closed_form import Correction, ProjectionFit, Refit, count_fit_bytes
 from seed.records import Candidate
 
@@ -166,7 +166,7 @@ class SubsetWalker:
         """Run a layer on the path so far, unless a sibling has."""
         if position in self.runs and self.runs[position].layer == layer:
             return self.runs[position]
-        outlet = self.anatomy.find_outlet(layer)
+        outlet = self.anatomy.find_output_projection(layer)
         assert outlet is not None, "measure_gains proved that there is one"
         calibration, inputs = self._run_recorded(layer, outlet, before.calibration)
         validation, validation_inputs = self._run_recorded(layer, outlet, before.validation)
@@ -182,7 +182,9 @@ class SubsetWalker:
             del self.runs[min(self.runs)]  # most siblings come near the end of the path
         return run
 
-    def _run_recorded(self, layer: int, outlet: Outlet, states: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def _run_recorded(
+        self, layer: int, outlet: OutputProjection, states: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Run a layer; return its results (B, T, D) and what a correction is computed from (B, T, F), batch by batch."""
         with outlet.record_inputs() as inputs:
             results = [self.anatomy.run_layer(layer, hidden) for hidden in states]

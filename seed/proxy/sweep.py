@@ -8,18 +8,18 @@ import numpy as np
 import torch
 
 from seed.evaluation.perplexity import DocumentLosses
-from seed.proxy.book import PLACE, ScoreBook
 from seed.proxy.closed_form import Refit
 from seed.proxy.instruments import Instruments, make_walker
+from seed.proxy.score_cache import PLACE, ScoreCache
 from seed.proxy.subset_walker import SubsetWalker, measure_unrecovered
-from seed.records import Candidate, Quality, SweepRow
+from seed.records import Candidate, Quality, ScoreRow
 from seed.scores import ScoreStore
 
 RELEASED_BYTES = 10**9
 SCORED_AT_ONCE = 512  # candidates without recovery, whose losses are held by token meanwhile
 
 
-class Sweep(ScoreBook):
+class Sweep(ScoreCache):
     """Scores candidates without recovery and with closed form, and remembers scores of every rung.
 
     Args:
@@ -91,9 +91,9 @@ class Sweep(ScoreBook):
         self._keep([row])
         return self._judge(row)
 
-    def _keep(self, rows: Sequence[SweepRow]) -> None:
+    def _keep(self, rows: Sequence[ScoreRow]) -> None:
         """Remember the rows that are not known, and write them where there is a store, all or none."""
-        new: dict[tuple[str, str], SweepRow] = {}
+        new: dict[tuple[str, str], ScoreRow] = {}
         for row in rows:
             if row.rung not in self.rows.get(row.key, {}):
                 new.setdefault((row.key, row.rung), row)
@@ -103,9 +103,9 @@ class Sweep(ScoreBook):
             self.rows.setdefault(row.key, {})[row.rung] = row
 
 
-def _make_row(candidate: Candidate, rung: str, losses: DocumentLosses, *, seconds: float) -> SweepRow:
+def _make_row(candidate: Candidate, rung: str, losses: DocumentLosses, *, seconds: float) -> ScoreRow:
     is_finite = bool(np.isfinite(losses.sums).all())
     sums = (
         losses.sums.tolist() if is_finite else [None] * len(losses.sums)
     )  # of what is no number at all, nothing counts
-    return SweepRow(key=candidate.key, rung=rung, sums=sums, seconds=round(seconds, 4))
+    return ScoreRow(key=candidate.key, rung=rung, sums=sums, seconds=round(seconds, 4))

@@ -40,7 +40,7 @@ from seed.reporting.sentences import (
     say_subject,
 )
 from seed.reporting.tables import list_frontier, list_models, list_quality, list_size
-from seed.reporting.trials import Facts, render_data, render_trials
+from seed.reporting.trial_table import Facts, render_data, render_trials
 from seed.reporting.wording import (
     ABSENT,
     MARGIN_PERCENT,

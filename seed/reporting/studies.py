@@ -1,4 +1,4 @@
-"""Several studies side by side: whose model wins within each margin, all frontiers in one plot, and what may be compared.
+"""ProcessGroup studies side by side: whose model wins within each margin, all frontiers in one plot, and what may be compared.
 
 Each study is judged by its own protocol; ratios are to its own dense model. Whatever is not known of both is taken to differ.
 """

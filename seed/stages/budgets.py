@@ -12,7 +12,7 @@ from seed.distillation.memory import GPU_BYTES_PER_WEIGHT, TRAINED_TOKENS
 from seed.distillation.teacher_states import STORED_BYTES, count_bytes, store_states
 from seed.proxy.instruments import Instruments
 from seed.records import Candidate
-from seed.recoveries import DEFAULT_LORA_RANK, RECOVERIES, Recovery
+from seed.recovery import DEFAULT_LORA_RANK, RECOVERIES, Recovery
 from seed.session import Session
 
 HOST_BYTES_PER_WEIGHT = 20  # the best weights so far lie there too
@@ -109,7 +109,7 @@ def uses_stored_states(bench: Session) -> bool:
     return ce_share < 1 and recovery.hidden_weight == 0
 
 
-def count_together(bench: Session) -> int:
+def count_parallel_students(bench: Session) -> int:
     """How many students can be trained side by side: what is free now, less a reserve for activations, over one's bytes."""
     params = sum(weight.numel() for weight in bench.teacher.model.parameters())
     if bench.device.type == "cuda":

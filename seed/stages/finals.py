@@ -28,9 +28,9 @@ from seed.models.integrity import CARD, PROVENANCE, add_hashes, find_damage
 from seed.models.loader import find_licence
 from seed.models.surgery import cast_weights
 from seed.plans import SearchPlan
-from seed.proxy.instruments import Instruments, enrol, exported_losses, start_student, train_together
+from seed.proxy.instruments import Instruments, exported_losses, make_job, start_student, train_students
 from seed.proxy.sweep import Sweep
-from seed.records import DenseResult, DistillResult, FrontierMember, Replica, Size, SweepRow
+from seed.records import DenseResult, DistillResult, FrontierMember, Replica, ScoreRow, Size
 from seed.reporting.card import OpenedBy, write_card
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
@@ -49,7 +49,7 @@ from seed.stages.students import (
 )
 from seed.study_dir import StudyFolder
 
-Tell = Callable[[float, str], None]  # an amount of work that is done, and at what it is
+ProgressCallback = Callable[[float, str], None]  # an amount of work that is done, and at what it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def count_all_work(bench: Session, members: Sequence[Member], budget: Budget) ->
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Made:
+class DistilledStudent:
     """A member that was trained under one random seed, and judged; without a look that gave a number it is broken, and nothing else is known."""
 
     member: Member
@@ -101,14 +101,14 @@ class Made:
     start: str
     went: Distilled
     seconds: float  # of training and judging
-    rows: tuple[SweepRow, ...] = ()  # scores of its starts
+    rows: tuple[ScoreRow, ...] = ()  # scores of its starts
     test: DocumentLosses | None = None
     judged: judging.Judged | None = None  # these three: of the first replica, which is exported
     size: Size | None = None
     checkpoint: Path | Mapping[str, bytes] | None = None  # where it lies, or its files by name
 
 
-class Spread(Protocol):
+class DistillExecutor(Protocol):
     """Has groups of members distilled by whom there is, and yields what comes of each group as it is finished."""
 
     num_evaluators: int
@@ -118,18 +118,18 @@ class Spread(Protocol):
         works: Sequence[tuple[Sequence[Member], int]],
         budget: Budget,
         *,
-        rows: Sequence[SweepRow],
-        on_work: Tell,
-        complain: Callable[[str], None],
-    ) -> Iterator[list[Made]]:
+        rows: Sequence[ScoreRow],
+        on_progress: ProgressCallback,
+        on_warning: Callable[[str], None],
+    ) -> Iterator[list[DistilledStudent]]:
         """``works``: members that are trained side by side, and the random seed; ``rows``: their scores that are known."""
 
-    def count_together(self) -> int:
+    def count_parallel_students(self) -> int:
         """How many students one evaluator trains side by side."""
 
 
 def distill_members(
-    spread: Spread,
+    spread: DistillExecutor,
     bench: Session,
     plan: SearchPlan,
     dense: DenseResult,
@@ -139,13 +139,13 @@ def distill_members(
     store: ScoreStore,
     at_most: int | None = None,
     eval_command: str | None = None,
-    on_work: Tell = lambda amount, key: None,
-    complain: Callable[[str], None] = lambda said: None,
+    on_progress: ProgressCallback = lambda amount, key: None,
+    on_warning: Callable[[str], None] = lambda said: None,
 ) -> list[DistillResult]:
     """Have members distilled under every random seed, and write models and results; finished ones are read back.
 
     ``at_most``: so many are trained side by side; None: as many as memory takes, and evaluators leave.
-    ``on_work`` hears of ``count_work`` for each member and random seed in all, with what is done to whom; ``complain`` of
+    ``on_progress`` hears of ``count_work`` for each member and random seed in all, with what is done to whom; ``on_warning`` of
     what went wrong and was got over.
 
     Raises:
@@ -157,21 +157,21 @@ def distill_members(
     num_done = num_wanted - len(left)
 
     def say_work(amount: float, what: str) -> None:
-        on_work(amount, f"{what}; {num_done} of {count_things(num_wanted, 'model')} done")
+        on_progress(amount, f"{what}; {num_done} of {count_things(num_wanted, 'model')} done")
 
     if num_done:
         say_work(num_done * each, "going on")
     for path in bench.folder.work.glob("export-*"):  # of a killed process
         shutil.rmtree(path, ignore_errors=True)
-    waiting: list[Made] = []  # replicas whose first is not there yet
+    waiting: list[DistilledStudent] = []  # replicas whose first is not there yet
     broken: list[str] = []
     if left:
-        at_most = max(1, min(at_most or spread.count_together(), -(-len(left) // spread.num_evaluators)))
+        at_most = max(1, min(at_most or spread.count_parallel_students(), -(-len(left) // spread.num_evaluators)))
     works = group_members(left, at_most=at_most or 1)
     exported = {member.key for member in members} - {one.key for seed, one in left if seed == budget.rng_seeds[0]}
     keys = {member.key for member in members}
     rows = [row for row in store.read_rows() if row.key in keys]
-    for group in spread.distill(works, budget, rows=rows, on_work=say_work, complain=complain):
+    for group in spread.distill(works, budget, rows=rows, on_progress=say_work, on_warning=on_warning):
         store.keep([row for made in group for row in made.rows])
         todo, waiting = sorted([*group, *waiting], key=lambda one: one.settings.rng_seed), []
         for made in todo:
@@ -276,63 +276,65 @@ def distill_group(
     budget: Budget,
     *,
     rng_seed: int,
-    on_work: Tell,
-    complain: Callable[[str], None],
-) -> list[Made]:
+    on_progress: ProgressCallback,
+    on_warning: Callable[[str], None],
+) -> list[DistilledStudent]:
     """Train members side by side, then judge one after another; the first replica as a checkpoint in the scratch folder."""
     began = time.monotonic()
     before, after = count_work_around(bench)
     keys = ", ".join(member.key for member in members)
-    starts, pupils = [], []
+    starts, jobs = [], []
     for member in members:
-        on_work(0, f"preparing {member.key}")
+        on_progress(0, f"preparing {member.key}")
         settings = _settings(bench, member, budget, rng_seed)
         start, student = make_start(sweep, member, settings)
-        pupils.append(
-            enrol(
+        jobs.append(
+            make_job(
                 sweep.instruments,
                 student,
                 settings,
                 candidate=member.candidate,
                 checkpoint=name_checkpoint(bench, member, settings, budget),
-                complain=lambda said, key=member.key: complain(f"{key}: {said}"),  # type: ignore[misc]
+                on_warning=lambda said, key=member.key: on_warning(f"{key}: {said}"),  # type: ignore[misc]
             )
         )
         starts.append((start, tuple(sweep.list_rows([member.candidate]))))
-        on_work(before, f"preparing {member.key}")
-    on_work(0, f"training {keys}")
+        on_progress(before, f"preparing {member.key}")
+    on_progress(0, f"training {keys}")
     finished = 0
 
     def report_step(step: int) -> None:
         nonlocal finished
-        on_work((step - finished) * len(members), f"training {keys}")
+        on_progress((step - finished) * len(members), f"training {keys}")
         finished = step
 
-    distilled = train_together(sweep.instruments, pupils, on_step=report_step)
+    distilled = train_students(sweep.instruments, jobs, on_step=report_step)
     seconds = (time.monotonic() - began) / len(members)
     found = []
-    for member, (start, rows), pupil, went in zip(members, starts, pupils, distilled, strict=True):
-        on_work(0, f"judging {member.key}")
-        made = Made(member=member, settings=pupil.settings, start=start, went=went, seconds=seconds, rows=rows)
+    for member, (start, rows), job, went in zip(members, starts, jobs, distilled, strict=True):
+        on_progress(0, f"judging {member.key}")
+        made = DistilledStudent(
+            member=member, settings=job.settings, start=start, went=went, seconds=seconds, rows=rows
+        )
         if went.curve and rng_seed == budget.rng_seeds[0]:
-            made = _judge_first(bench, sweep.instruments, made, pupil.student)
+            made = _export_and_evaluate(bench, sweep.instruments, made, job.student)
         elif went.curve:
-            made = replace(made, test=exported_losses(sweep.instruments, pupil.student, bench.streams["test"]))
+            made = replace(made, test=exported_losses(sweep.instruments, job.student, bench.streams["test"]))
         found.append(made)
-        on_work(after, f"judged {member.key}")
+        on_progress(after, f"judged {member.key}")
     return found
 
 
-def take_part(
+def train_as_follower(
     bench: Session, instruments: Instruments, groups: Sequence[tuple[Sequence[Member], int]], budget: Budget
 ) -> None:
     """Train what the first of several processes distils; all it starts with comes from there, and what comes of it goes there."""
     for members, rng_seed in groups:
-        pupils = []
+        jobs = []
         for member in members:
             settings = _settings(bench, member, budget, rng_seed)
-            pupils.append(
-                enrol(
+            jobs.append(
+                make_job(
                     instruments,
                     start_student(instruments, member.candidate, None),
                     settings,
@@ -340,10 +342,12 @@ def take_part(
                     checkpoint=name_checkpoint(bench, member, settings, budget),
                 )
             )
-        train_together(instruments, pupils)
+        train_students(instruments, jobs)
 
 
-def _judge_first(bench: Session, instruments: Instruments, made: Made, student: nn.Module) -> Made:
+def _export_and_evaluate(
+    bench: Session, instruments: Instruments, made: DistilledStudent, student: nn.Module
+) -> DistilledStudent:
     """Write the checkpoint into the scratch folder, and judge it as it lies there."""
     began, path = time.monotonic(), bench.folder.work / f"export-{made.member.key}"
     size = measure_size(student, dtype=bench.teacher.stored_dtype)
@@ -364,7 +368,7 @@ def _judge_first(bench: Session, instruments: Instruments, made: Made, student: 
     )
 
 
-def keep_first(bench: Session, plan: SearchPlan, dense: DenseResult, made: Made) -> None:
+def keep_first(bench: Session, plan: SearchPlan, dense: DenseResult, made: DistilledStudent) -> None:
     """Move the first replica's checkpoint into the study, and write its card and its result."""
     member, judged = made.member, made.judged
     assert member.latency is not None, "what is exported was timed"
@@ -412,7 +416,7 @@ def keep_first(bench: Session, plan: SearchPlan, dense: DenseResult, made: Made)
         shutil.rmtree(made.checkpoint, ignore_errors=True)
 
 
-def keep_replica(bench: Session, made: Made) -> None:
+def keep_replica(bench: Session, made: DistilledStudent) -> None:
     """Add a further replica to the member's result."""
     path = bench.folder.result(made.member.key)
     known = study_dir.read_record(path, DistillResult)
@@ -435,7 +439,7 @@ def write_files(files: Mapping[str, bytes], directory: Path) -> None:
         (directory / name).write_bytes(content)
 
 
-def describe_replica(made: Made) -> Replica:
+def describe_replica(made: DistilledStudent) -> Replica:
     """The record of one distillation: how it went, and the test losses of its best weights."""
     assert made.test is not None
     return Replica(

@@ -18,7 +18,7 @@ from seed.optimize.viewing import load_study, view_storage
 from seed.planning import read_protocol
 from seed.plans import SearchPlan
 from seed.records import Frontier
-from seed.reporting.dashboard import draw_board, write_opening_note, write_study_note
+from seed.reporting.dashboard_views import draw_board, write_opening_note, write_study_note
 from seed.reporting.page import write_page
 from seed.stages.study_record import gather_record
 from seed.study_dir import StudyFolder
@@ -29,9 +29,9 @@ GROWTH = 1.25  # times as many trials as were shown last
 
 
 def open_shown(
-    study: StudyFolder, plan: SearchPlan, *, storage: str | None, complain: Callable[[str], None]
+    study: StudyFolder, plan: SearchPlan, *, storage: str | None, on_warning: Callable[[str], None]
 ) -> Study | None:
-    """Open the Optuna study that shows a searched study, whose folder the caller holds. None, and ``complain`` is told: it cannot be.
+    """Open the Optuna study that shows a searched study, whose folder the caller holds. None, and ``on_warning`` is told: it cannot be.
 
     ``storage``: the database that the user typed; the one that the plan names is opened by no word of the plan.
 
@@ -39,7 +39,7 @@ def open_shown(
         StudyError: the storage that was typed cannot be opened, or holds another study of this name.
     """
     if storage is None and plan.storage is not None:
-        complain(
+        on_warning(
             f"Optuna Dashboard: shows what it showed, since {hide_secrets(plan.storage)} is opened only where you type it. Add "
             "--storage URL to show this too."
         )
@@ -54,25 +54,25 @@ def open_shown(
     except StudyError as error:
         if storage is not None:
             raise
-        complain(f"Optuna Dashboard: {error}")
+        on_warning(f"Optuna Dashboard: {error}")
         return None
     return opened
 
 
 def refresh_report(
-    study: StudyFolder, *, opened: Study | None, complain: Callable[[str], None], is_running: bool = False
+    study: StudyFolder, *, opened: Study | None, on_warning: Callable[[str], None], is_running: bool = False
 ) -> StudyRecord:
     """Gather a searched study, write its report, and the same into the Optuna study that shows it, if that is open.
 
     ``is_running``: the search goes on, with distillation.
 
-    A storage that does not take what the dashboard shows costs no report: ``complain`` is told.
+    A storage that does not take what the dashboard shows costs no report: ``on_warning`` is told.
 
     Raises:
         StudyError: the study is not searched yet, or torn.
     """
     record = gather_record(study, is_running=is_running)
-    publish_record(study, opened, record, complain=complain)
+    publish_record(study, opened, record, on_warning=on_warning)
     return record
 
 
@@ -87,7 +87,7 @@ def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
 
 
 def publish_record(
-    study: StudyFolder, opened: Study | None, record: StudyRecord, *, complain: Callable[[str], None]
+    study: StudyFolder, opened: Study | None, record: StudyRecord, *, on_warning: Callable[[str], None]
 ) -> None:
     """Write the report, then note, figures and exported models' cards into the Optuna study, if that is open.
 
@@ -107,10 +107,10 @@ def publish_record(
             artifacts=study.artifacts,
         )
     except (StudyError, ResourceError) as error:
-        complain(f"Optuna Dashboard: {error}")
+        on_warning(f"Optuna Dashboard: {error}")
 
 
-def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, complain: Callable[[str], None]) -> None:
+def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, on_warning: Callable[[str], None]) -> None:
     """Say in Optuna Dashboard that a search has begun, where it has no answer from before."""
     if study.frontier.exists():
         return
@@ -118,7 +118,7 @@ def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, comp
     try:
         show_note(opened, note, artifacts=study.artifacts)
     except (StudyError, ResourceError) as error:
-        complain(f"Optuna Dashboard: {error}")
+        on_warning(f"Optuna Dashboard: {error}")
 
 
 class LiveReport:
@@ -128,13 +128,13 @@ class LiveReport:
         study: its folder.
         opened: its Optuna study.
         select: makes a frontier of what is scored so far, and raises StudyError where there is none yet.
-        complain: is told what went wrong; a search does not end for that.
+        on_warning: is told what went wrong; a search does not end for that.
     """
 
     def __init__(
-        self, study: StudyFolder, opened: Study, *, select: Callable[[], Frontier], complain: Callable[[str], None]
+        self, study: StudyFolder, opened: Study, *, select: Callable[[], Frontier], on_warning: Callable[[str], None]
     ) -> None:
-        self.study, self.opened, self.select, self.complain = study, opened, select, complain
+        self.study, self.opened, self.select, self.on_warning = study, opened, select, on_warning
         self.next_time = time.monotonic() + FIRST_SECONDS
         self.next_count = 1.0
         self.count = 0
@@ -147,10 +147,10 @@ class LiveReport:
         began = time.monotonic()
         try:
             record = gather_record(self.study, frontier=self.select(), is_running=True)
-            publish_record(self.study, self.opened, record, complain=self.complain)
+            publish_record(self.study, self.opened, record, on_warning=self.on_warning)
         except StudyError:  # nothing keeps the limits yet
             pass
         except Exception as error:  # whatever is wrong with a picture, a search goes on
-            self.complain(f"{self.study.report}: {first_line(error)}")
+            self.on_warning(f"{self.study.report}: {first_line(error)}")
         self.next_count = GROWTH * self.count
         self.next_time = time.monotonic() + (time.monotonic() - began) / SHARE

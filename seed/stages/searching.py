@@ -1,6 +1,6 @@
 """Scoring a space: all of it by closed form where that fits the budget, else what a sampler proposes; then the climb.
 
-The order in which candidates are scored is chosen here; how one is scored is ``proxy.ladder``'s business, by whom the
+The order in which candidates are scored is chosen here; how one is scored is ``proxy.proxy``'s business, by whom the
 executor's, and what Optuna is told ``optimize.trials``'.
 """
 
@@ -15,9 +15,9 @@ from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
-from seed.optimize.trials import Proposer, Sampled, Trials, Walk, keeping_some, run_search
+from seed.optimize.trials import EnumeratedProposer, Proposer, SamplerProposer, Trials, keeping_some, run_search
 from seed.plans import SearchPlan
-from seed.proxy.book import ScoreBook
+from seed.proxy.score_cache import ScoreCache
 from seed.proxy.sweep import Sweep
 from seed.records import (
     Candidate,
@@ -25,8 +25,8 @@ from seed.records import (
     Latency,
     Quality,
     Scored,
+    ScoreRow,
     SearchSpace,
-    SweepRow,
     TrialRecord,
 )
 from seed.reporting.wording import count_things
@@ -49,16 +49,16 @@ class Scorers(Protocol):
         self,
         candidates: Sequence[Candidate],
         *,
-        rows: Sequence[SweepRow],
+        rows: Sequence[ScoreRow],
         table: Mapping[str, Latency],
         screen: Screen | None = None,
     ) -> Iterator[Scored]:
         """Score candidates at the study's rung."""
 
-    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[SweepRow]]]:
+    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[ScoreRow]]]:
         """Score candidates by closed form."""
 
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[SweepRow]]:
+    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
         """Score candidates as they stand."""
 
 
@@ -78,7 +78,7 @@ def score_space(
     scorers: Scorers,
     timer: Timer,
     trials: Trials,
-    book: ScoreBook,
+    book: ScoreCache,
     plan: SearchPlan,
     settings: StudyConfig,
     *,
@@ -109,9 +109,9 @@ def score_space(
     if is_whole:
         is_long = trials.rung == "short_distillation"  # then what is screened depends on those before
         batch = scorers.num_evaluators if is_long else target if timer.is_complete else TIMED_BATCH
-        proposer = Walk(trials, order, batch=batch, retry_skipped=retry_skipped)
+        proposer = EnumeratedProposer(trials, order, batch=batch, retry_skipped=retry_skipped)
     else:
-        proposer = Sampled(
+        proposer = SamplerProposer(
             trials,
             sampler=settings.sampler,
             rng_seed=rng_seed,
@@ -177,16 +177,16 @@ class Seen:
         return lines
 
 
-def keep_rows(store: ScoreStore, book: ScoreBook, rows: Sequence[SweepRow]) -> None:
+def keep_rows(store: ScoreStore, book: ScoreCache, rows: Sequence[ScoreRow]) -> None:
     """Keep new scores that belong to no trial yet."""
     store.keep(rows)
     book.learn(rows)
 
 
-def keeping_rows(store: ScoreStore, book: ScoreBook) -> AbstractContextManager[Callable[[list[SweepRow]], None]]:
+def keeping_rows(store: ScoreStore, book: ScoreCache) -> AbstractContextManager[Callable[[list[ScoreRow]], None]]:
     """Yield what to hand new scores to, which are kept some at a time."""
 
-    def keep_all(groups: list[list[SweepRow]]) -> None:
+    def keep_all(groups: list[list[ScoreRow]]) -> None:
         keep_rows(store, book, [row for rows in groups for row in rows])
 
     return keeping_some(keep_all)
@@ -197,7 +197,7 @@ def say_were(count: int) -> str:
     return f"{count_things(count, 'candidate')} {'was' if count == 1 else 'were'}"
 
 
-def score_singles(scorers: Scorers, store: ScoreStore, book: ScoreBook, space: SearchSpace, *, recovers: bool) -> None:
+def score_singles(scorers: Scorers, store: ScoreStore, book: ScoreCache, space: SearchSpace, *, recovers: bool) -> None:
     """Score what each further layer costs alone, whether or not the space holds such sets: the report shows it.
 
     ``recovers``: by closed form too.
@@ -220,7 +220,7 @@ def name_solver(plan: SearchPlan, settings: StudyConfig, space: SearchSpace, fro
 
 
 def sweep_space(
-    terminal: Terminal, scorers: Scorers, order: Sequence[Candidate], *, store: ScoreStore, book: ScoreBook
+    terminal: Terminal, scorers: Scorers, order: Sequence[Candidate], *, store: ScoreStore, book: ScoreCache
 ) -> dict[Candidate, Quality]:
     """Score candidates by closed form, in the order given; return the qualities of all."""
     found = {one: book.known(one)["closed_form"] for one in order if book.is_known(one, "closed_form")}

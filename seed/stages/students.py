@@ -16,14 +16,14 @@ from seed.distillation.loop import Distilled, DistillSettings, tune_learning_rat
 from seed.evaluation.perplexity import DocumentLosses
 from seed.proxy.closed_form import Refit
 from seed.proxy.instruments import Instruments, exported_losses, start_student, train_student
-from seed.proxy.ladder import choose_start
+from seed.proxy.proxy import choose_start
 from seed.proxy.sweep import Sweep
 from seed.records import (
     Candidate,
     Latency,
     WidthCut,
 )
-from seed.recoveries import Recovery
+from seed.recovery import Recovery
 from seed.session import Session
 from seed.stages import width_baseline
 from seed.stages.budgets import distill_settings

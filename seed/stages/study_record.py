@@ -9,12 +9,12 @@ from seed import study_dir
 from seed.errors import StudyError
 from seed.findings import SearchGain, StudyRecord
 from seed.optimize.frontier import measure_agreement
-from seed.optimize.progress import measure_progress
+from seed.optimize.hypervolume import measure_progress
 from seed.optimize.replication import compare_replicated, summarize_replicas
 from seed.optimize.sensitivity import read_sensitivities
 from seed.planning import read_protocol
 from seed.plans import Environment, SearchPlan
-from seed.records import DenseResult, DistillResult, Frontier, Quality, SweepRow, TrialRecord
+from seed.records import DenseResult, DistillResult, Frontier, Quality, ScoreRow, TrialRecord
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
 from seed.study_dir import StudyFolder
@@ -111,7 +111,7 @@ def read_losses(study: StudyFolder) -> Callable[[Quality], tuple[np.ndarray, np.
     with ScoreStore(study.scores, read_only=True) as store:
         rows = {f"{study.scores.name}#{row.rung}/{row.key}": row for row in store.read_rows()}
 
-    def find_row(path: str | None) -> SweepRow:
+    def find_row(path: str | None) -> ScoreRow:
         row = rows.get(path or "")
         if row is None:
             raise StudyError(

@@ -28,7 +28,7 @@ from seed.models.surgery import cast_weights
 from seed.optimize.space import drop_layers
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, read_dropped
-from seed.recoveries import RECOVERIES
+from seed.recovery import RECOVERIES
 from seed.session import Session
 from seed.stages import latency_table, width_baseline
 from seed.stages.students import Member

@@ -17,7 +17,7 @@ from seed.reporting.document import (
     render_table,
     render_values,
 )
-from seed.reporting.experiments import draw_bars, escape_plotly, find_limit, name_key
+from seed.reporting.experiment_page import draw_bars, escape_plotly, find_limit, name_key
 from seed.reporting.marks import DEPTH_COLORS, GREY, finish_figure
 from seed.reporting.wording import ABSENT, count_things, format_interval, format_latency_ratio, name_rung, name_width
 from studies.claims.verdicts import Claim, Evidence, Finding, estimate_cost, estimate_ratio

@@ -15,7 +15,7 @@ from seed import stats
 from seed.evidence import Ledger, TrainedRun
 from seed.optimize.replication import is_paired, list_ratios, stack_losses
 from seed.records import Estimate, Latency, Record
-from seed.reporting.experiments import format_percent
+from seed.reporting.experiment_page import format_percent
 from seed.reporting.wording import format_interval
 from seed.results import read_latency_ratio
 from seed.stages.students import Member

@@ -18,11 +18,11 @@ from seed import interrupts
 from seed.distillation import fsdp, loop
 from seed.distillation.loop import DistillSettings
 from seed.distillation.losses import Objective
-from seed.distillation.processes import ALONE, OneProcess
+from seed.distillation.processes import SINGLE_PROCESS, SingleProcess
 from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
-from seed.proxy.instruments import Instruments, enrol, start_student, train_together
+from seed.proxy.instruments import Instruments, make_job, start_student, train_students
 from seed.records import Candidate
 from tests.models.families import make_model
 from tests.proxy.streams import draw_stream, write_stream
@@ -66,7 +66,7 @@ class Case:
         )
 
 
-def train(case: Case, processes: OneProcess = ALONE) -> list[dict[str, Any]]:
+def train(case: Case, processes: SingleProcess = SINGLE_PROCESS) -> list[dict[str, Any]]:
     """Train a case's students; what came of each."""
     torch.manual_seed(0)  # Mamba draws some weights itself
     model = make_model(case.family)
@@ -88,8 +88,8 @@ def train(case: Case, processes: OneProcess = ALONE) -> list[dict[str, Any]]:
         model = fsdp.empty(model)
         instruments = dataclasses.replace(instruments, anatomy=Anatomy(model))
     candidates = [Candidate(num_layers=4, kept_layers=cut) for cut in CUTS[: case.num_students]]
-    pupils = [
-        enrol(
+    jobs = [
+        make_job(
             instruments,
             start_student(instruments, candidate, None),
             case.settings,
@@ -108,9 +108,9 @@ def train(case: Case, processes: OneProcess = ALONE) -> list[dict[str, Any]]:
         if step == case.kill_at and processes.leads:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    went = train_together(instruments, pupils, on_step=on_step)
+    went = train_students(instruments, jobs, on_step=on_step)
     if not processes.leads:
-        assert all(weight.is_meta for pupil in pupils for weight in pupil.student.parameters())
+        assert all(weight.is_meta for job in jobs for weight in job.student.parameters())
         return []
     return [
         {
@@ -118,10 +118,10 @@ def train(case: Case, processes: OneProcess = ALONE) -> list[dict[str, Any]]:
             "divergences": [point.kl_divergence for point in one.curve[1:]],
             "best_step": one.best_step,
             "steps": steps,
-            "weights": {name: weight.clone() for name, weight in pupil.student.named_parameters()},
-            "is_frozen": not any(weight.requires_grad for weight in pupil.student.parameters()),
+            "weights": {name: weight.clone() for name, weight in job.student.named_parameters()},
+            "is_frozen": not any(weight.requires_grad for weight in job.student.parameters()),
         }
-        for one, pupil in zip(went, pupils, strict=True)
+        for one, job in zip(went, jobs, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ from msgspec import structs
 from torch import nn
 
 from seed.distillation import loop
-from seed.distillation.fsdp import Several, empty, refuse_unfit
+from seed.distillation.fsdp import ProcessGroup, empty, refuse_unfit
 from seed.distillation.losses import Objective
 from seed.errors import ResourceError
 from tests.distillation import group_worker
@@ -129,7 +129,7 @@ def test_all_save_and_stop_behind_the_step_where_one_is_asked_to(tmp_path: Path)
 @pytest.mark.parametrize(("num_items", "size"), [(4, 2), (1, 2), (4, 3), (2, 4)])
 def test_shares_are_equally_long_and_count_everything_once(num_items: int, size: int) -> None:
     items = torch.arange(10, 10 + num_items)
-    shares = [Several(rank, size).take_share(items) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).take_share(items) for rank in range(size)]
     assert len({len(mine) for mine, _ in shares}) == 1
     assert torch.equal(torch.cat([mine[:counted] for mine, counted in shares]), items)
 

@@ -18,7 +18,7 @@ from seed.distillation import loop
 from seed.distillation.loop import (
     Distilled,
     DistillSettings,
-    Pupil,
+    TrainingJob,
     choose_windows,
     distill,
     draw_windows,
@@ -81,8 +81,8 @@ def train(
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Distilled:
     """One student alone."""
-    pupil = Pupil(student=student, settings=settings, validate=validate, checkpoint=checkpoint)
-    [distilled] = distill([pupil], dense, RECOVERY, recall=recall, on_step=on_step)
+    job = TrainingJob(student=student, settings=settings, validate=validate, checkpoint=checkpoint)
+    [distilled] = distill([job], dense, RECOVERY, recall=recall, on_step=on_step)
     return distilled
 
 
@@ -150,8 +150,8 @@ def test_a_training_that_diverges_ends_at_once_with_its_best_weights_and_says_so
     steps: list[int] = []
     went, unharmed = distill(
         [
-            Pupil(student=student, settings=settings, validate=validate, complain=said.append),
-            Pupil(student=other, settings=structs.replace(settings, learning_rate=3e-3), validate=validate),
+            TrainingJob(student=student, settings=settings, validate=validate, on_warning=said.append),
+            TrainingJob(student=other, settings=structs.replace(settings, learning_rate=3e-3), validate=validate),
         ],
         DENSE,
         RECOVERY,
@@ -224,8 +224,8 @@ def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> 
     steps: list[int] = []
     said: list[str] = []
     student = make_start()
-    pupil = Pupil(student=student, settings=SHORT, validate=validate, checkpoint=checkpoint, complain=said.append)
-    [distilled] = distill([pupil], DENSE, RECOVERY, on_step=steps.append)
+    job = TrainingJob(student=student, settings=SHORT, validate=validate, checkpoint=checkpoint, on_warning=said.append)
+    [distilled] = distill([job], DENSE, RECOVERY, on_step=steps.append)
     assert steps[0] == 1
     told = f"{checkpoint}: damaged, or not written by this version. It is not used: this training starts anew."
     assert said == ([] if damage == "other settings" else [told])
@@ -337,17 +337,17 @@ def test_students_side_by_side_end_as_each_alone_to_the_bit(objective: Objective
     cuts = [CUT, Candidate(num_layers=4, kept_layers=(0, 1, 3)), Candidate(num_layers=4, kept_layers=(2, 3))]
     rates = [3e-3, 1e-3, 3e-3]
 
-    def enrol(cut: Candidate, rate: float) -> Pupil:
-        return Pupil(
+    def make_job(cut: Candidate, rate: float) -> TrainingJob:
+        return TrainingJob(
             student=make_student(DENSE, cut),
             settings=structs.replace(SETTINGS, steps=6, looks=2, learning_rate=rate, objective=objective),
             validate=validate,
             boundaries=(*cut.kept_layers[1:], 4),
         )
 
-    alone = [enrol(cut, rate) for cut, rate in zip(cuts, rates, strict=True)]
-    expected = [distill([pupil], DENSE, RECOVERY)[0] for pupil in alone]
-    together = [enrol(cut, rate) for cut, rate in zip(cuts, rates, strict=True)]
+    alone = [make_job(cut, rate) for cut, rate in zip(cuts, rates, strict=True)]
+    expected = [distill([job], DENSE, RECOVERY)[0] for job in alone]
+    together = [make_job(cut, rate) for cut, rate in zip(cuts, rates, strict=True)]
     forwards: list[int] = []
     handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
     try:
@@ -364,18 +364,18 @@ def test_students_side_by_side_end_as_each_alone_to_the_bit(objective: Objective
 def test_students_that_were_saved_at_different_steps_go_on_from_there(tmp_path: Path) -> None:
     settings = structs.replace(SETTINGS, steps=8, looks=2)
 
-    def enrol(name: str, cut: Candidate) -> Pupil:
-        return Pupil(
+    def make_job(name: str, cut: Candidate) -> TrainingJob:
+        return TrainingJob(
             student=make_student(DENSE, cut), settings=settings, validate=validate, checkpoint=tmp_path / f"{name}.pt"
         )
 
     other = Candidate(num_layers=4, kept_layers=(0, 1, 3))
-    expected = [distill([replace(enrol("x", cut), checkpoint=None)], DENSE, RECOVERY)[0] for cut in (CUT, other)]
+    expected = [distill([replace(make_job("x", cut), checkpoint=None)], DENSE, RECOVERY)[0] for cut in (CUT, other)]
     for name, cut, step in (("one", CUT, 6), ("other", other, 3)):
         with pytest.raises(StoppedError):
-            distill([enrol(name, cut)], DENSE, RECOVERY, on_step=stop_at(step))
+            distill([make_job(name, cut)], DENSE, RECOVERY, on_step=stop_at(step))
     steps: list[int] = []
-    assert distill([enrol("one", CUT), enrol("other", other)], DENSE, RECOVERY, on_step=steps.append) == expected
+    assert distill([make_job("one", CUT), make_job("other", other)], DENSE, RECOVERY, on_step=steps.append) == expected
     assert steps == list(range(3, 9))
 
 

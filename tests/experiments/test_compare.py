@@ -16,7 +16,7 @@ from seed.experiments import compare
 from seed.experiments.compare import REFERENCE, summarize_comparison
 from seed.plans import SearchPlan
 from seed.records import Estimate, Frontier, SearchSpace
-from seed.reporting.experiments import Findings, render_page, tell_comparison
+from seed.reporting.experiment_page import Findings, render_page, tell_comparison
 from seed.stats import NOTHING
 from tests.experiments.conftest import Bench
 from tests.reporting import factory

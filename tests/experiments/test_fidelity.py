@@ -15,7 +15,7 @@ from seed.errors import StudyError
 from seed.evidence import DepthFidelity, FidelityRow, FidelityStudy, FinalScore
 from seed.experiments import fidelity
 from seed.experiments.fidelity import summarize_fidelity
-from seed.reporting.experiments import render_page, tell_fidelity
+from seed.reporting.experiment_page import render_page, tell_fidelity
 from tests.experiments.conftest import Bench
 from tests.reporting import factory
 

@@ -15,7 +15,7 @@ from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, TrainedRun
 from seed.experiments import recoveries
 from seed.experiments.recoveries import AT, fit_times, summarize_recoveries
 from seed.records import Estimate
-from seed.reporting.experiments import render_page, tell_recoveries
+from seed.reporting.experiment_page import render_page, tell_recoveries
 from seed.stats import NOTHING
 from tests.experiments.conftest import Bench
 

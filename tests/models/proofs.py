@@ -148,7 +148,7 @@ def say_why_not(anatomy: Anatomy) -> str:
     if states[0].ndim != 3:
         return "no: its layers hand on several streams of states"
     for layer in range(4):
-        outlet = anatomy.find_outlet(layer)
+        outlet = anatomy.find_output_projection(layer)
         if outlet is None:
             return "no: what writes a layer's output was not found"
         if not outlet.is_whole(functools.partial(anatomy.run_layer, layer, states[layer])):

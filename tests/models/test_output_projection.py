@@ -24,8 +24,8 @@ def open_mixture(family: str) -> tuple[Mixture, tuple[Anatomy, int, Tensor]]:
     """A family's last mixture, and how to run its layer."""
     anatomy = Anatomy(make_model(family))
     states = anatomy.trace(make_tokens())
-    layer = max(i for i in range(4) if isinstance(anatomy.find_outlet(i), Mixture))
-    found = anatomy.find_outlet(layer)
+    layer = max(i for i in range(4) if isinstance(anatomy.find_output_projection(i), Mixture))
+    found = anatomy.find_output_projection(layer)
     assert isinstance(found, Mixture)
     return found, (anatomy, layer, states[layer])
 
@@ -50,7 +50,7 @@ def test_the_projection_that_ends_a_dense_layer_is_found(family: str, name: str)
     model = make_model(family)
     anatomy = Anatomy(model)
     for layer in range(4):
-        outlet = anatomy.find_outlet(layer)
+        outlet = anatomy.find_output_projection(layer)
         assert isinstance(outlet, Projection)
         assert outlet.module is model.get_submodule(name.format(layer)) is find_projection(anatomy.layers[layer])
 
@@ -88,14 +88,19 @@ def test_all_that_writes_in_a_mixture_is_found_and_a_map_folded_into_it(family: 
 
 def test_dense_layers_of_a_family_with_experts_end_in_a_projection() -> None:
     anatomy = Anatomy(make_model("deepseek_v3"))
-    assert [type(anatomy.find_outlet(layer)) for layer in range(4)] == [Projection, Projection, Mixture, Mixture]
+    assert [type(anatomy.find_output_projection(layer)) for layer in range(4)] == [
+        Projection,
+        Projection,
+        Mixture,
+        Mixture,
+    ]
 
 
 def test_experts_as_wide_as_the_states_are_folded_the_right_way_round() -> None:
     config = AutoConfig.for_model("gpt_oss", **CONFIGS["gpt_oss"] | {"intermediate_size": WIDTH})
     anatomy = Anatomy(scramble(AutoModelForCausalLM.from_config(config)))
     place = (anatomy, 1, anatomy.trace(make_tokens())[1])
-    mixture = anatomy.find_outlet(1)
+    mixture = anatomy.find_output_projection(1)
     assert isinstance(mixture, Mixture)
     assert mixture.writers["experts.down_proj"] == -1
     assert mixture.is_whole(lambda: run(place))
@@ -106,7 +111,7 @@ def test_experts_as_wide_as_the_states_are_folded_the_right_way_round() -> None:
 def test_what_is_added_reaches_the_layer_while_the_block_runs_only(family: str) -> None:
     anatomy = Anatomy(make_model(family))
     place = (anatomy, 1, anatomy.trace(make_tokens())[1])
-    outlet = anatomy.find_outlet(1)
+    outlet = anatomy.find_output_projection(1)
     assert outlet is not None
     plain, change = run(place), draw(2, 24, WIDTH)
     with outlet.add(change):

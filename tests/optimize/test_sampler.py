@@ -12,7 +12,7 @@ from seed.optimize import sampler as samplers
 from seed.optimize.sampler import FeasibleSampler
 from seed.optimize.space import SAMPLERS, contains, drop_layers, enumerate_candidates
 from seed.optimize.study import Limits, open_study
-from seed.optimize.trials import Sampled, Trials, run_search
+from seed.optimize.trials import SamplerProposer, Trials, run_search
 from seed.records import Candidate, Scored, SearchSpace
 from seed.scores import ScoreStore
 
@@ -38,7 +38,7 @@ def ask_trials(space: SearchSpace, *, sampler: str, trials: int, rng_seed: int =
     """Search with a fake proxy and return what was asked for, in order."""
     with tempfile.TemporaryDirectory() as place, ScoreStore(Path(place) / "scores.sqlite") as store:
         ours = Trials(open_in_memory(), space, store, rung=factory.RUNG, limits=Limits())
-        sampled = Sampled(ours, sampler=sampler, rng_seed=rng_seed, batch=batch, retry_skipped=False)
+        sampled = SamplerProposer(ours, sampler=sampler, rng_seed=rng_seed, batch=batch, retry_skipped=False)
         run_search(ours, sampled, score, target=trials)
         return [record.evaluation.candidate for record in store.read_trials()]
 

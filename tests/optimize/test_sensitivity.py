@@ -5,15 +5,15 @@ import math
 import pytest
 
 from seed.optimize.sensitivity import read_sensitivities
-from seed.records import SearchSpace, SweepRow
+from seed.records import ScoreRow, SearchSpace
 
 SPACE = SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=1, max_dropped=2)
-DENSE = SweepRow(key="dense", rung="dense", sums=[10.0, 20.0], counts=[5, 5])
+DENSE = ScoreRow(key="dense", rung="dense", sums=[10.0, 20.0], counts=[5, 5])
 
 
-def row(key: str, rung: str, ratio: float) -> SweepRow:
+def row(key: str, rung: str, ratio: float) -> ScoreRow:
     """A line of the sweep at a PPL ratio."""
-    return SweepRow(key=key, rung=rung, sums=[10.0 + 10 * math.log(ratio), 20.0])
+    return ScoreRow(key=key, rung=rung, sums=[10.0 + 10 * math.log(ratio), 20.0])
 
 
 def test_singles_and_pairs_are_told_by_rung() -> None:
@@ -50,13 +50,13 @@ def test_layers_that_were_gone_before_do_not_count() -> None:
 
 
 def test_scores_that_are_no_numbers_and_sweeps_without_singles_are_left_out() -> None:
-    broken = SweepRow(key="drop-1", rung="none", sums=[None, None])
+    broken = ScoreRow(key="drop-1", rung="none", sums=[None, None])
     assert read_sensitivities([DENSE, broken, row("drop-1-2", "none", 1.2)], SPACE) == ()
     assert read_sensitivities([row("drop-1", "none", 1.2)], SPACE) == ()
     assert read_sensitivities([], SPACE) == ()
 
 
 def test_a_broken_model_has_a_number_that_json_takes() -> None:
-    [found] = read_sensitivities([DENSE, SweepRow(key="drop-0", rung="none", sums=[1e9, 1e9])], SPACE)
+    [found] = read_sensitivities([DENSE, ScoreRow(key="drop-0", rung="none", sums=[1e9, 1e9])], SPACE)
     assert found.singles[0] is not None
     assert math.isfinite(found.singles[0])

@@ -20,9 +20,9 @@ from seed.optimize.sampler import flags_of
 from seed.optimize.space import contains, drop_layers, enumerate_candidates
 from seed.optimize.storage import open_storage
 from seed.optimize.study import Limits, open_study
-from seed.optimize.trials import Sampled, Trials, Walk, run_search
+from seed.optimize.trials import EnumeratedProposer, SamplerProposer, Trials, run_search
 from seed.optimize.viewing import load_study, view_storage
-from seed.records import Candidate, Scored, SearchSpace, SweepRow, TrialRecord
+from seed.records import Candidate, Scored, ScoreRow, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
 
 from ..reporting import factory
@@ -39,7 +39,7 @@ Evaluate = Callable[[Candidate], Scored]
 def evaluate(candidate: Candidate) -> Scored:
     """Score by what the layers cost: the same candidate always scores the same."""
     ratio = math.exp(sum(factory.LAYER_COSTS[layer] for layer in candidate.dropped_layers))
-    row = SweepRow(key=candidate.key, rung=RUNG, sums=[ratio])
+    row = ScoreRow(key=candidate.key, rung=RUNG, sums=[ratio])
     return Scored(candidate=candidate, evaluation=factory.make_evaluation(candidate.dropped_layers, ratio), rows=(row,))
 
 
@@ -116,8 +116,8 @@ def opened(
         yield Trials(study, space, store, rung=RUNG, limits=limits)
 
 
-def propose(trials: Trials, *, sampler: str = "subset", batch: int = 1, retry_skipped: bool = False) -> Sampled:
-    return Sampled(trials, sampler=sampler, rng_seed=5, batch=batch, retry_skipped=retry_skipped)
+def propose(trials: Trials, *, sampler: str = "subset", batch: int = 1, retry_skipped: bool = False) -> SamplerProposer:
+    return SamplerProposer(trials, sampler=sampler, rng_seed=5, batch=batch, retry_skipped=retry_skipped)
 
 
 def run(
@@ -145,7 +145,7 @@ def run(
     with opened(place, **more) as ours, ours.heard_by(hear):
         proposer: Any = propose(ours, sampler=sampler, batch=batch, retry_skipped=retry_skipped)
         if order is not None:
-            proposer = Walk(ours, order, batch=batch, retry_skipped=retry_skipped)
+            proposer = EnumeratedProposer(ours, order, batch=batch, retry_skipped=retry_skipped)
         run_search(ours, proposer, score_all, target=trials, retry_skipped=retry_skipped)
     return found
 

@@ -197,7 +197,7 @@ def test_folding_corrections_into_a_student_equals_adding_them_to_what_is_writte
     anatomy = Anatomy(make_model(family))
     tokens = make_tokens()
     candidate = Candidate(num_layers=4, kept_layers=(0, 2, 3))
-    outlets = {layer: anatomy.find_outlet(layer) for layer in (0, 3)}
+    outlets = {layer: anatomy.find_output_projection(layer) for layer in (0, 3)}
     corrections = {
         layer: Correction(
             weight=0.1 * draw(outlet.num_inputs, WIDTH, rng_seed=layer).double(),
@@ -220,6 +220,6 @@ def test_folding_corrections_into_a_student_equals_adding_them_to_what_is_writte
     assert float((expected - unmapped).abs().max()) > 1e-2
     assert torch.allclose(folded, expected, atol=1e-4)
     assert torch.equal(student.get_input_embeddings().weight, anatomy.model.get_input_embeddings().weight)
-    first, folded_first = outlets[0].module, Anatomy(student).find_outlet(0).module
+    first, folded_first = outlets[0].module, Anatomy(student).find_output_projection(0).module
     changed = [n for n, weight in first.named_parameters() if not torch.equal(weight, folded_first.get_parameter(n))]
     assert changed  # the student's, not the teacher's

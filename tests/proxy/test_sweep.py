@@ -13,7 +13,7 @@ from seed.proxy import sweep as sweeps
 from seed.proxy.instruments import make_walker, start_student, validation_losses
 from seed.proxy.subset_walker import measure_unrecovered
 from seed.proxy.sweep import Sweep
-from seed.records import SweepRow
+from seed.records import ScoreRow
 from seed.scores import ScoreStore
 from tests.proxy.opened import CPU, CUT, DENSE, drop, keep, open_grafted, open_instruments
 
@@ -24,7 +24,7 @@ def open_sweep(directory: Path, *, family: str = "llama") -> Sweep:
     return Sweep(open_instruments(family), ScoreStore(directory / "scores.sqlite"))
 
 
-def read_rows(directory: Path) -> list[SweepRow]:
+def read_rows(directory: Path) -> list[ScoreRow]:
     with ScoreStore(directory / "scores.sqlite", read_only=True) as store:
         return store.read_rows()
 
@@ -189,7 +189,7 @@ def test_a_grafted_model_is_scored_beside_the_dense_one(tmp_path: Path) -> None:
 def test_a_row_of_another_text_is_refused(tmp_path: Path, sums: list[float]) -> None:
     sweep = open_sweep(tmp_path)
     assert sweep.store is not None
-    sweep.store.keep([SweepRow(key=CUT.key, rung="none", sums=list(sums))])
+    sweep.store.keep([ScoreRow(key=CUT.key, rung="none", sums=list(sums))])
     said = rf"scores\.sqlite: the score of {CUT.key} .none. is of {len(sums)} documents.*Restore the file"
     with pytest.raises(StudyError, match=said):
         open_sweep(tmp_path)
@@ -204,7 +204,7 @@ def test_without_a_store_scores_are_listed_for_whoever_keeps_them(
     listed = theirs.list_rows([CUT, *CANDIDATES])
     assert {row.rung for row in listed} == {"closed_form", "none"}
     ours.learn(listed)
-    ours.learn([SweepRow(key=CANDIDATES[0].key, rung="none", sums=[0.0] * raw[0].documents)])  # known already
+    ours.learn([ScoreRow(key=CANDIDATES[0].key, rung="none", sums=[0.0] * raw[0].documents)])  # known already
     request.getfixturevalue("nothing_is_measured")
     assert ours.measure_unrecovered(CANDIDATES) == raw
     assert ours.known(CUT)["closed_form"] == recovered

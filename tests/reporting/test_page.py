@@ -15,7 +15,7 @@ from seed.errors import ResourceError
 from seed.findings import StudyRecord
 from seed.records import Frontier, TrialRecord
 from seed.reporting import page, wording
-from seed.reporting.trials import render_data, render_trials
+from seed.reporting.trial_table import render_data, render_trials
 
 from . import factory
 from .conftest import check_snapshot

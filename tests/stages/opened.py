@@ -18,10 +18,10 @@ from seed.executor import InProcess
 from seed.models.loader import ModelSource, Teacher
 from seed.optimize.study import Limits, open_study
 from seed.optimize.trials import Trials
-from seed.pipeline import open_book
+from seed.pipeline import open_cache
 from seed.plans import Protocol, SearchPlan, StreamRecord
-from seed.proxy.book import ScoreBook
 from seed.proxy.instruments import Instruments
+from seed.proxy.score_cache import ScoreCache
 from seed.proxy.sweep import Sweep
 from seed.records import Latency, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
@@ -135,7 +135,7 @@ class Opened:
 
     executor: InProcess
     store: ScoreStore
-    book: ScoreBook
+    book: ScoreCache
     trials: Trials
     table: LatencyTable
 
@@ -162,7 +162,7 @@ class TinyStudy:
             yield Opened(
                 executor=executor,
                 store=store,
-                book=open_book(store, executor.evaluator.instruments.dense_validation),
+                book=open_cache(store, executor.evaluator.instruments.dense_validation),
                 trials=Trials(self.optuna, space, store, rung=self.bench.protocol.rung, limits=Limits()),
                 table=LatencyTable(self.bench, measure=functools.partial(executor.call, "measure_latency")),
             )

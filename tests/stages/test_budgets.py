@@ -9,7 +9,6 @@ import pytest
 import torch
 from msgspec import structs
 
-from seed import recoveries
 from seed.distillation.loop import choose_windows
 from seed.distillation.losses import Objective
 from seed.stages import budgets
@@ -102,7 +101,7 @@ def test_a_recovery_is_a_change_of_settings(tmp_path: Path, recovery: str, wante
     bench = open_bench(tmp_path, temperature=2.0, ce_share=0.25)
     plain = distill_settings(bench, drop(1), steps=9, learning_rate=1e-3, looks=4)
     found = distill_settings(
-        bench, drop(1), steps=9, learning_rate=1e-3, looks=4, recovery=recoveries.RECOVERIES[recovery]
+        bench, drop(1), steps=9, learning_rate=1e-3, looks=4, recovery=recovery.RECOVERIES[recovery]
     )
     assert found == structs.replace(plain, **wanted)
 
@@ -121,10 +120,10 @@ def test_states_are_stored_only_for_what_learns_from_them_alone(tmp_path: Path) 
 
 def test_students_side_by_side_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = open_bench(tmp_path)
-    assert budgets.count_together(bench) == budgets.MOST_TOGETHER  # tiny
+    assert budgets.count_parallel_students(bench) == budgets.MOST_TOGETHER  # tiny
     each = budgets.HOST_BYTES_PER_WEIGHT * sum(weight.numel() for weight in bench.teacher.model.parameters())
     pages = {"SC_PAGE_SIZE": 1, "SC_AVPHYS_PAGES": int(3.5 * each / budgets.FREE_SHARE)}
     monkeypatch.setattr(budgets.os, "sysconf", pages.__getitem__)
-    assert budgets.count_together(bench) == 3
+    assert budgets.count_parallel_students(bench) == 3
     pages["SC_AVPHYS_PAGES"] = 1
-    assert budgets.count_together(bench) == 1
+    assert budgets.count_parallel_students(bench) == 1

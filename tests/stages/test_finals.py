@@ -47,8 +47,8 @@ class Finals:
         members: list[Member] = MEMBERS,
         budget: Budget = BUDGET,
         *,
-        on_work: Callable[[float, str], None] = lambda amount, key: None,
-        complain: Callable[[str], None] = lambda said: None,
+        on_progress: Callable[[float, str], None] = lambda amount, key: None,
+        on_warning: Callable[[str], None] = lambda said: None,
     ) -> list[DistillResult]:
         plan = make_plan(self.bench, StudyConfig(), trials=1, covers_space=True)
         with self.study.open() as opened:
@@ -60,8 +60,8 @@ class Finals:
                 members,
                 budget,
                 store=opened.store,
-                on_work=on_work,
-                complain=complain,
+                on_progress=on_progress,
+                on_warning=on_warning,
             )
 
 
@@ -77,7 +77,7 @@ def forget_times(result: DistillResult) -> DistillResult:
 def test_each_member_is_distilled_under_every_seed_and_the_first_is_exported(tmp_path: Path) -> None:
     opened = Finals(tmp_path)
     work: list[float] = []
-    results = opened.run(on_work=lambda amount, key: work.append(amount))
+    results = opened.run(on_progress=lambda amount, key: work.append(amount))
     bench, dense = opened.bench, opened.dense
     assert [result.key for result in results] == ["drop-1", "drop-2"]
     steps = students.count_steps(bench, 2048)
@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_and_nothing_finished_is_done_again(
 def test_a_training_that_diverges_keeps_its_start_and_is_told_of(tmp_path: Path) -> None:
     opened, budget = Finals(tmp_path), change_budget(learning_rate=1e9, rng_seeds=(0,))
     said: list[str] = []
-    [result] = opened.run(MEMBERS[:1], budget, complain=said.append)
+    [result] = opened.run(MEMBERS[:1], budget, on_warning=said.append)
     assert said == [
         "drop-1: training diverged at step 1 of 8 and ended there; the weights of step 0 are kept. Lower --learning-rate "
         "(1e+09)."
@@ -148,7 +148,7 @@ def test_a_training_that_diverges_keeps_its_start_and_is_told_of(tmp_path: Path)
     assert result.best_step == 0
     assert [point.step for point in result.curve] == [0]
     assert find_damage(opened.folder.model("drop-1")) is None
-    assert opened.run(MEMBERS[:1], budget, complain=said.append) == [result]
+    assert opened.run(MEMBERS[:1], budget, on_warning=said.append) == [result]
     assert len(said) == 1
 
 

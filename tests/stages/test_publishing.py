@@ -50,7 +50,7 @@ class Stage:
 
     def open_live(self, select: Callable[[], Frontier] | None = None) -> LiveReport:
         return LiveReport(
-            self.bench.folder, self.tiny.optuna, select=select or self.select, complain=self.complaints.append
+            self.bench.folder, self.tiny.optuna, select=select or self.select, on_warning=self.complaints.append
         )
 
     def score(self, live: LiveReport) -> None:
@@ -70,10 +70,10 @@ def test_report_and_note_grow_with_the_search(stage: Stage, monkeypatch: pytest.
     seen: list[int] = []
     live = stage.open_live()
 
-    def watch(study: object, opened: object, record: object, *, complain: object) -> None:
+    def watch(study: object, opened: object, record: object, *, on_warning: object) -> None:
         seen.append(len(record.trials))
         assert record.is_running
-        publish(study, opened, record, complain=complain)
+        publish(study, opened, record, on_warning=on_warning)
 
     publish = publishing.publish_record
     monkeypatch.setattr(publishing, "publish_record", watch)

@@ -13,7 +13,7 @@ from seed.optimize.space import enumerate_candidates
 from seed.plans import SearchPlan
 from seed.proxy.instruments import start_student
 from seed.proxy.sweep import Sweep
-from seed.records import Candidate, Latency, Quality, SweepRow, TrialRecord
+from seed.records import Candidate, Latency, Quality, ScoreRow, TrialRecord
 from seed.scores import ScoreStore
 from seed.session import Session
 from seed.stages import searching
@@ -39,7 +39,7 @@ def distilled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made.append(candidate.key)
         return start_student(instruments, candidate, refit, settings=settings)
 
-    monkeypatch.setattr("seed.proxy.ladder.start_student", spy)
+    monkeypatch.setattr("seed.proxy.proxy.start_student", spy)
     return made
 
 
@@ -138,7 +138,7 @@ def known_by_closed_form(search: TinyStudy) -> dict[Candidate, Quality]:
         }
 
 
-def read_rows(search: TinyStudy) -> list[SweepRow]:
+def read_rows(search: TinyStudy) -> list[ScoreRow]:
     with ScoreStore(search.bench.folder.scores, read_only=True) as store:
         return store.read_rows()
 
@@ -275,6 +275,6 @@ def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
 def test_the_climb_uses_stored_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = TinyStudy(tmp_path, rung="short_distillation")
     with study.open() as opened:
-        opened.executor.store_states(steps=2, rng_seeds=[0], on_work=lambda amount, note: None)
+        opened.executor.store_states(steps=2, rng_seeds=[0], on_progress=lambda amount, note: None)
         monkeypatch.setattr("seed.distillation.loop.recall_live", None)
         assert len(study.score(opened, trials=1)) == 1

@@ -14,9 +14,9 @@ from seed.distillation.loop import DistillSettings
 from seed.distillation.teacher_states import store_states
 from seed.errors import CandidateError
 from seed.models.anatomy import Anatomy
-from seed.proxy import ladder as proxies
+from seed.proxy import proxy as proxies
 from seed.proxy.instruments import size_of, start_student, validation_losses
-from seed.proxy.ladder import Proxy, choose_start
+from seed.proxy.proxy import Proxy, choose_start
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Quality
 from seed.scores import ScoreStore
@@ -43,13 +43,13 @@ def make_proxy(
 def distilled(monkeypatch: pytest.MonkeyPatch) -> list[DistillSettings]:
     """Settings of every distillation."""
     seen: list[DistillSettings] = []
-    train = proxies.train_together
+    train = proxies.train_students
 
-    def spy(instruments, pupils):
-        seen.extend(pupil.settings for pupil in pupils)
-        return train(instruments, pupils)
+    def spy(instruments, jobs):
+        seen.extend(job.settings for job in jobs)
+        return train(instruments, jobs)
 
-    monkeypatch.setattr(proxies, "train_together", spy)
+    monkeypatch.setattr(proxies, "train_students", spy)
     return seen
 
 
@@ -134,13 +134,13 @@ def test_the_score_is_that_of_the_weights_of_the_best_look(
     learning_rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     students: list[torch.nn.Module] = []
-    train = proxies.train_together
+    train = proxies.train_students
 
-    def spy(instruments, pupils):
-        students.extend(pupil.student for pupil in pupils)
-        return train(instruments, pupils)
+    def spy(instruments, jobs):
+        students.extend(job.student for job in jobs)
+        return train(instruments, jobs)
 
-    monkeypatch.setattr(proxies, "train_together", spy)
+    monkeypatch.setattr(proxies, "train_students", spy)
     proxy = make_proxy(tmp_path, "short_distillation", settings=structs.replace(SHORT, learning_rate=learning_rate))
     quality = proxy.evaluate(CUT).qualities["short_distillation"]
     losses = validation_losses(proxy.sweep.instruments, students[0])

@@ -7,12 +7,12 @@ import numpy as np
 
 from seed.errors import StudyError
 from seed.evaluation.perplexity import DocumentLosses, judge
-from seed.records import Candidate, Quality, SweepRow
+from seed.records import Candidate, Quality, ScoreRow
 
 PLACE = Path("scores.sqlite")  # where qualities say that their losses by document are
 
 
-class ScoreBook:
+class ScoreCache:
     """Rows of scores by candidate and rung.
 
     Args:
@@ -24,12 +24,12 @@ class ScoreBook:
         StudyError: a row is of another text.
     """
 
-    def __init__(self, dense: DocumentLosses, rows: Iterable[SweepRow] = (), *, place: Path = PLACE) -> None:
+    def __init__(self, dense: DocumentLosses, rows: Iterable[ScoreRow] = (), *, place: Path = PLACE) -> None:
         self.dense, self.place = dense, place
-        self.rows: dict[str, dict[str, SweepRow]] = {}  # by key, then by rung
+        self.rows: dict[str, dict[str, ScoreRow]] = {}  # by key, then by rung
         self.learn(rows)
 
-    def learn(self, rows: Iterable[SweepRow]) -> None:
+    def learn(self, rows: Iterable[ScoreRow]) -> None:
         """Take in scores that were measured elsewhere. What is known stays as it is.
 
         Raises:
@@ -44,7 +44,7 @@ class ScoreBook:
                 )
             self.rows.setdefault(row.key, {}).setdefault(row.rung, row)
 
-    def list_rows(self, candidates: Iterable[Candidate]) -> list[SweepRow]:
+    def list_rows(self, candidates: Iterable[Candidate]) -> list[ScoreRow]:
         """All that is known of candidates."""
         return [row for candidate in candidates for row in self.rows.get(candidate.key, {}).values()]
 
@@ -60,12 +60,12 @@ class ScoreBook:
         """The candidate's quality beside that of another instead of the dense model's; both are known at the rung."""
         return judge(*(self._losses(self.rows[one.key][rung]) for one in (candidate, other)))
 
-    def describe_dense(self) -> SweepRow:
+    def describe_dense(self) -> ScoreRow:
         """The dense model's own row, with the tokens counted."""
-        return SweepRow(key="dense", rung="dense", sums=self.dense.sums.tolist(), counts=self.dense.counts.tolist())
+        return ScoreRow(key="dense", rung="dense", sums=self.dense.sums.tolist(), counts=self.dense.counts.tolist())
 
-    def _judge(self, row: SweepRow) -> Quality:
+    def _judge(self, row: ScoreRow) -> Quality:
         return judge(self._losses(row), self.dense, document_losses_path=f"{PLACE}#{row.rung}/{row.key}")
 
-    def _losses(self, row: SweepRow) -> DocumentLosses:
+    def _losses(self, row: ScoreRow) -> DocumentLosses:
         return DocumentLosses(sums=np.array(row.sums, dtype=np.float64), counts=self.dense.counts)

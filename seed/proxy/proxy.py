@@ -12,7 +12,7 @@ from torch import nn
 from seed.distillation.loop import DistillSettings
 from seed.errors import CandidateError, first_line
 from seed.evaluation.perplexity import DocumentLosses
-from seed.proxy.instruments import enrol, size_of, start_student, train_together, validation_losses
+from seed.proxy.instruments import make_job, size_of, start_student, train_students, validation_losses
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Evaluation, Latency, Quality, Size
 from seed.study_dir import is_out_of_memory
@@ -53,7 +53,7 @@ class Proxy:
         """
         while True:
             try:
-                return self._climb(candidate)
+                return self._evaluate(candidate)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -65,7 +65,7 @@ class Proxy:
                 raise CandidateError(f"{candidate.key}: out of memory, one window of text at a time ({reason})")
             self.say(f"{candidate.key}: out of memory; half as many windows go through the model at once from now on")
 
-    def _climb(self, candidate: Candidate) -> Evaluation:
+    def _evaluate(self, candidate: Candidate) -> Evaluation:
         began = time.monotonic()
         qualities = self.sweep.known(candidate)
         skipped_because: str | None = None
@@ -109,8 +109,8 @@ class Proxy:
             looks[losses.loss] = losses
             return losses.loss
 
-        train_together(
-            instruments, [replace(enrol(instruments, student, settings, candidate=candidate), validate=look)]
+        train_students(
+            instruments, [replace(make_job(instruments, student, settings, candidate=candidate), validate=look)]
         )
         best = looks[min(looks)]  # the weights that distillation hands back are those of its best look
         return self.sweep.keep(candidate, self.rung, best, seconds=time.monotonic() - began)

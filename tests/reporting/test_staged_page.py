@@ -9,13 +9,7 @@ import pytest
 from seed.console import Terminal
 from seed.evidence import StagedSearch, StageRecord
 from seed.records import Estimate
-from seed.reporting.staged import (
-    draw_models,
-    list_answers,
-    render_staged_page,
-    show_staged,
-    write_staged_page,
-)
+from seed.reporting.staged_page import draw_models, list_answers, render_staged_page, show_staged, write_staged_page
 from tests.reporting.factory import make_candidate, make_record
 
 EVIL = "<script>alert(1)</script>"

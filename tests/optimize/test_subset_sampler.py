@@ -14,10 +14,7 @@ from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveS
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from seed.optimize.acquisition import expect_growth, expect_improvement, rank_by_turns
-from seed.optimize.subset import (
-    FLAG,
-    SubsetSampler,
-)
+from seed.optimize.subset_sampler import FLAG, SubsetSampler
 
 Dropped = tuple[str, ...]
 Loss = Callable[[Collection[str]], float]
