@@ -31,7 +31,7 @@ from seed.protocols import describe_reference
 from seed.ray_actor import Actor
 from seed.ray_executor import RayExecutor
 from seed.records import Candidate, Evaluation, Latency, Quality, Scored, ScoreRow, Size
-from seed.session import Session
+from seed.sessions import Session
 from seed.study_dir import StudyFolder
 
 ACTORS = (1, 2, 4)
@@ -204,7 +204,7 @@ def score_singly(executor: Executor, *, candidates: Sequence[Candidate]) -> None
 class Demo:
     """The demo opened, and its candidates."""
 
-    bench: Session
+    session: Session
     candidates: list[Candidate]
     table: dict[str, Latency]
 
@@ -212,13 +212,13 @@ class Demo:
 def time_demo(terminal: Terminal, *, rounds: int) -> dict[str, Any]:
     """Evaluations a second of the demo's sets by closed form."""
     with tempfile.TemporaryDirectory() as directory, placed(RenewedActor) as actors:
-        bench = shapes.open_bench(Path(directory), max_dropped=MAX_DROPPED)
-        candidates = list(enumerate_candidates(bench.protocol.space))
-        names = {name_structure(bench.anatomy, candidate) for candidate in candidates}
-        demo = Demo(bench=bench, candidates=candidates, table={name: make_latency(name) for name in names})
+        session = shapes.open_session(Path(directory), max_dropped=MAX_DROPPED)
+        candidates = list(enumerate_candidates(session.protocol.space))
+        names = {name_structure(session.anatomy, candidate) for candidate in candidates}
+        demo = Demo(session=session, candidates=candidates, table={name: make_latency(name) for name in names})
         executors = {count: RayExecutor(actors[:count], describe_reference(CPU)) for count in ACTORS}
         for executor in executors.values():
-            executor.start(bench)
+            executor.start(session)
         rows = []
         names_of_ways = [0, *ACTORS]
         with terminal.stage("demo", total=rounds * len(names_of_ways)) as advance:
@@ -236,7 +236,7 @@ def time_fresh(demo: Demo, executor: RayExecutor | None) -> float:
     first = demo.candidates[-1:]  # shares the least with the others
     if executor is None:
         alone = InProcess(CPU)
-        alone.start(demo.bench)
+        alone.start(demo.session)
         prepare(alone.evaluator, first, demo.table)
         return turns.time_call(lambda: score_all(alone, candidates=demo.candidates, table=demo.table))
     threads = max(1, torch.get_num_threads() // executor.num_evaluators)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-from seed import demo, planning, session, study_dir
+from seed import demo, planning, sessions, study_dir
 from seed.console import Terminal
 from seed.demo import build
 from seed.optimize.space import enumerate_candidates
@@ -79,10 +79,10 @@ def score_landscape(num_layers: int, max_dropped: int, rung: str, *, model: str,
         settings |= data | {"prompt_tokens": 16, "new_tokens": 2}
     study = study_dir.StudyFolder(studies / f"{num_layers}-{rung}")
     find_frontier(**settings, quiet=False, studies_dir=studies, study=study.name, sweep_budget=1e6, latency_repeats=3)
-    bench = session.reopen(
+    session = sessions.reopen(
         study, planning.read_protocol(study_dir.read_record(study.plan, SearchPlan), place=study.root)
     )
-    sweep = Sweep(session.prepare_instruments(bench), ScoreStore(study.scores))
+    sweep = Sweep(sessions.prepare_instruments(session), ScoreStore(study.scores))
     space = SearchSpace(
         num_layers=num_layers, droppable_layers=tuple(range(num_layers)), min_dropped=1, max_dropped=max_dropped
     )
@@ -94,7 +94,7 @@ def score_landscape(num_layers: int, max_dropped: int, rung: str, *, model: str,
     )
     dense = sweep.instruments.dense_validation.loss
     return {
-        "about": f"{num_layers}-layer Llama, {rung.replace('_', ' ')}, {bench.streams['validation'].num_tokens:,} validation "
+        "about": f"{num_layers}-layer Llama, {rung.replace('_', ' ')}, {session.streams['validation'].num_tokens:,} validation "
         "tokens; nats per token by dropped layers",
         "num_layers": num_layers,
         "max_dropped": max_dropped,

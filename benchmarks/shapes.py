@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from seed import planning, resolve, session
+from seed import planning, resolve, sessions
 from seed.config import StudyConfig
 from seed.data.corpus import TokenStream
 from seed.models.anatomy import Anatomy
@@ -58,23 +58,23 @@ def make_stream(num_windows: int, *, vocabulary: int = DEMO_VOCABULARY) -> Token
     return TokenStream(tokens_NT=tokens, documents_NT=documents, num_documents=num_windows, source="random")
 
 
-def open_bench(directory: Path, **settings: int) -> session.Session:
+def open_session(directory: Path, **settings: int) -> sessions.Session:
     """The embedded model as a search with these settings opens it, on the CPU."""
     planning.quiet_libraries()
     wanted, device = StudyConfig(**settings), torch.device("cpu")
-    bench, _ = session.open_for_search(
+    session, _ = sessions.open_for_search(
         resolve.resolve_config(wanted),
         study=StudyFolder(directory),
         device=device,
         reference=describe_reference(device),
     )
-    return bench
+    return session
 
 
-def open_demo(directory: Path, **settings: int) -> tuple[session.Session, Instruments]:
+def open_demo(directory: Path, **settings: int) -> tuple[sessions.Session, Instruments]:
     """The embedded model opened, and what scores it."""
-    bench = open_bench(directory, **settings)
-    return bench, session.prepare_instruments(bench)
+    session = open_session(directory, **settings)
+    return session, sessions.prepare_instruments(session)
 
 
 def list_candidates(num_layers: int, *, max_dropped: int) -> list[Candidate]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import shapes, turns
-from seed import session
+from seed import sessions
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
 from seed.proxy.closed_form import Refit
@@ -30,18 +30,18 @@ NUM_BLOCKS = 8  # in full: all of them
 def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     """Time both, block by block in turns."""
     with tempfile.TemporaryDirectory() as directory:
-        bench, instruments = shapes.open_demo(Path(directory))
-        steps = bench.protocol.short_steps
-        instruments = budgets.store_teacher_states(bench, instruments, steps=steps, rng_seeds=[0])
-        return measure_speedup(terminal, bench, instruments, num_blocks=None if full else NUM_BLOCKS)
+        session, instruments = shapes.open_demo(Path(directory))
+        steps = session.protocol.short_steps
+        instruments = budgets.store_teacher_states(session, instruments, steps=steps, rng_seeds=[0])
+        return measure_speedup(terminal, session, instruments, num_blocks=None if full else NUM_BLOCKS)
 
 
 def measure_speedup(
-    terminal: Terminal, bench: session.Session, instruments: Instruments, *, num_blocks: int | None
+    terminal: Terminal, session: sessions.Session, instruments: Instruments, *, num_blocks: int | None
 ) -> dict[str, Any]:
     """Seconds a candidate by closed form in the sweep and by short distillation, and what both recover."""
     walker, dense_loss = make_walker(instruments), instruments.dense_validation.loss
-    blocks = shapes.cut_blocks(list(enumerate_candidates(bench.protocol.space)), size=BLOCK, count=num_blocks)
+    blocks = shapes.cut_blocks(list(enumerate_candidates(session.protocol.space)), size=BLOCK, count=num_blocks)
     closed, short, recovered = [], [], []
     with terminal.stage("30 steps", total=len(blocks)) as advance:
         for first, *block in blocks:
@@ -56,7 +56,7 @@ def measure_speedup(
             )
             start = refit if losses.loss < none.loss else None
             began = time.perf_counter()
-            end = distill_shortly(bench, instruments, chosen, start)
+            end = distill_shortly(session, instruments, chosen, start)
             short.append(time.perf_counter() - began)
             damage = none.loss - dense_loss
             recovered.append([1 - (loss - dense_loss) / damage for loss in (losses.loss, end)])
@@ -65,7 +65,7 @@ def measure_speedup(
         "closed_form_speedup": float(np.sum(short) / np.sum(closed)),
         "closed_form_speedup_spread": turns.spread_of(np.array(short) / np.array(closed)),
         "speedup_details": {
-            "steps": bench.protocol.short_steps,
+            "steps": session.protocol.short_steps,
             "distilled": len(short),
             "closed_form_seconds": float(np.mean(closed)),
             "short_seconds": float(np.mean(short)),
@@ -76,10 +76,10 @@ def measure_speedup(
 
 
 def distill_shortly(
-    bench: session.Session, instruments: Instruments, candidate: Candidate, start: Refit | None
+    session: sessions.Session, instruments: Instruments, candidate: Candidate, start: Refit | None
 ) -> float:
     """Rung 2 from a known start: a student, its steps, and a look before and after; the better loss."""
-    settings = budgets.short_settings(bench, candidate)
+    settings = budgets.short_settings(session, candidate)
     result = train_student(instruments, start_student(instruments, candidate, start, settings=settings), settings)
     return min(point.validation_loss for point in result.curve)
 

@@ -20,7 +20,7 @@ import numpy as np
 from torch import nn
 
 from benchmarks import shapes, turns
-from seed import session
+from seed import sessions
 from seed.console import Terminal
 from seed.optimize.space import drop_layers
 from seed.proxy.closed_form import Refit
@@ -41,10 +41,10 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     shares, rates = BUDGETS_FULL if full else BUDGETS, RATES
     seeds = range(SEEDS_FULL if full else SEEDS)
     with tempfile.TemporaryDirectory() as directory:
-        bench, instruments = shapes.open_demo(Path(directory))
-        steps = {budget: count_steps(bench, budget) for budget in shares}
-        instruments = budgets.store_teacher_states(bench, instruments, steps=max(steps.values()), rng_seeds=seeds)
-        sets = {name: drop_layers(bench.anatomy.num_layers, gone) for name, gone in SETS.items()}
+        session, instruments = shapes.open_demo(Path(directory))
+        steps = {budget: count_steps(session, budget) for budget in shares}
+        instruments = budgets.store_teacher_states(session, instruments, steps=max(steps.values()), rng_seeds=seeds)
+        sets = {name: drop_layers(session.anatomy.num_layers, gone) for name, gone in SETS.items()}
         refits = find_refits(instruments, sets)
         fresh = make_starts(instruments, sets, refits)
         lines: dict[str, dict[str, list[list[Point]]]] = {
@@ -59,11 +59,11 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
                 losses: dict[tuple[str, str], float] = {}
                 for rate in rates:
                     found = train_starts(
-                        bench, instruments, sets, refits, steps=steps[budget], rate=rate, rng_seed=rng_seed
+                        session, instruments, sets, refits, steps=steps[budget], rate=rate, rng_seed=rng_seed
                     )
                     losses = {key: min(loss, losses.get(key, math.inf)) for key, loss in found.items()}
                     advance(budget, "")
-                tokens = float(steps[budget] * bench.batch_windows * bench.protocol.window_tokens)
+                tokens = float(steps[budget] * session.batch_windows * session.protocol.window_tokens)
                 for (name, start), loss in losses.items():
                     lines[name][start][rng_seed].append((tokens, loss))
         dense_loss = instruments.dense_validation.loss
@@ -74,9 +74,9 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     }
 
 
-def count_steps(bench: session.Session, tokens: int) -> int:
+def count_steps(session: sessions.Session, tokens: int) -> int:
     """Whole steps of so many tokens."""
-    return max(1, round(tokens / (bench.batch_windows * bench.protocol.window_tokens)))
+    return max(1, round(tokens / (session.batch_windows * session.protocol.window_tokens)))
 
 
 def find_refits(instruments: Instruments, sets: dict[str, Candidate]) -> dict[str, Refit]:
@@ -97,7 +97,7 @@ def make_starts(
 
 
 def train_starts(
-    bench: session.Session,
+    session: sessions.Session,
     instruments: Instruments,
     sets: dict[str, Candidate],
     refits: dict[str, Refit],
@@ -112,7 +112,7 @@ def train_starts(
         make_job(
             instruments,
             student,
-            budgets.distill_settings(bench, sets[name], steps=steps, learning_rate=rate, looks=1, rng_seed=rng_seed),
+            budgets.distill_settings(session, sets[name], steps=steps, learning_rate=rate, looks=1, rng_seed=rng_seed),
             candidate=sets[name],
         )
         for (name, _), student in students.items()

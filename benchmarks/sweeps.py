@@ -25,12 +25,12 @@ NUM_BLOCKS = 6  # in full: all of them
 def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     """Time both, block by block in turns."""
     with tempfile.TemporaryDirectory() as directory:
-        bench, instruments = shapes.open_demo(
+        session, instruments = shapes.open_demo(
             Path(directory), max_dropped=4, calibration_tokens=TOKENS, validation_tokens=TOKENS
         )
     num_blocks = None if full else NUM_BLOCKS
     walker, micro_batch = make_walker(instruments), instruments.micro_batch
-    blocks = shapes.cut_blocks(list(enumerate_candidates(bench.protocol.space)), size=BLOCK, count=num_blocks)
+    blocks = shapes.cut_blocks(list(enumerate_candidates(session.protocol.space)), size=BLOCK, count=num_blocks)
 
     def time_both(block: Sequence[Candidate], number: int) -> dict[str, float]:
         walker.path.clear()

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks import shapes, turns
-from seed import protocols, session
+from seed import protocols, sessions
 from seed.console import Terminal
 from seed.distillation.loop import DistillSettings, TrainingJob, choose_windows, distill, schedule
 from seed.distillation.teacher_states import Recall
@@ -56,31 +56,31 @@ WAYS = {  # what it says -> (sets, are the dense model's states stored?)
 def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     """Train by the Trainer and by us in turns, and compare what was learnt."""
     with tempfile.TemporaryDirectory() as directory:
-        bench, instruments = shapes.open_demo(Path(directory))
-        stored = budgets.store_teacher_states(bench, instruments, steps=EQUAL_STEPS, rng_seeds=[0])
+        session, instruments = shapes.open_demo(Path(directory))
+        stored = budgets.store_teacher_states(session, instruments, steps=EQUAL_STEPS, rng_seeds=[0])
         lessons = {
-            "float32": make_settings(bench, steps=STEPS, mixed_precision=False),
-            "bfloat16": make_settings(bench, steps=STEPS, mixed_precision=True),
+            "float32": make_settings(session, steps=STEPS, mixed_precision=False),
+            "bfloat16": make_settings(session, steps=STEPS, mixed_precision=True),
         }
-        if not protocols.computes_bfloat16(bench.device):
+        if not protocols.computes_bfloat16(session.device):
             del lessons["bfloat16"]
         seconds = {
             name: time_rounds(terminal, stored, settings, name=name, rounds=ROUNDS_FULL if full else ROUNDS)
             for name, settings in lessons.items()
         }
         equality = compare_outcomes(
-            stored, make_settings(bench, steps=EQUAL_STEPS, mixed_precision=False), directory=Path(directory)
+            stored, make_settings(session, steps=EQUAL_STEPS, mixed_precision=False), directory=Path(directory)
         )
-    head = shapes.count_head_layers(bench.anatomy)
-    tokens = STEPS * bench.batch_windows * bench.protocol.window_tokens
+    head = shapes.count_head_layers(session.anatomy)
+    tokens = STEPS * session.batch_windows * session.protocol.window_tokens
     return {
         "trainer_speedup": {
             name: {way: turns.spread_of(compare_seconds(rows, way)) for way in WAYS} for name, rows in seconds.items()
         },
         "trainer_bounds": {
             way: count_bound(
-                [bench.anatomy.num_layers - len(SETS[name]) for name in sets],
-                num_layers=bench.anatomy.num_layers,
+                [session.anatomy.num_layers - len(SETS[name]) for name in sets],
+                num_layers=session.anatomy.num_layers,
                 head_layers=head,
                 is_stored=is_stored,
             )
@@ -96,19 +96,19 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
         "trainer_equality": equality,
         "trainer_details": {
             "head_layers": head,
-            "batch_windows": bench.batch_windows,
-            "window_tokens": bench.protocol.window_tokens,
+            "batch_windows": session.batch_windows,
+            "window_tokens": session.protocol.window_tokens,
             "steps": STEPS,
             "rounds": ROUNDS_FULL if full else ROUNDS,
         },
     }
 
 
-def make_settings(bench: session.Session, *, steps: int, mixed_precision: bool) -> DistillSettings:
+def make_settings(session: sessions.Session, *, steps: int, mixed_precision: bool) -> DistillSettings:
     """The study's own settings, with one look at the end; micro-batches are batches where those are smaller."""
     settings = budgets.distill_settings(
-        bench,
-        drop_layers(bench.anatomy.num_layers, SETS[SINGLE_PROCESS]),
+        session,
+        drop_layers(session.anatomy.num_layers, SETS[SINGLE_PROCESS]),
         steps=steps,
         learning_rate=LEARNING_RATE,
         looks=1,

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from seed.distillation.fsdp import ProcessGroup
     from seed.proxy.instruments import Instruments
     from seed.reporting.result_line import DistillLine, SearchLine
-    from seed.session import Session
+    from seed.sessions import Session
     from seed.stages.finals import Budget
     from seed.stages.students import Member
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 class Work:
     """What is to be distilled, with what, and for how long."""
 
-    bench: "Session"
+    session: "Session"
     instruments: "Instruments"
     members: "list[Member]"
     budget: "Budget"
@@ -113,12 +113,12 @@ def distill_trials(
             )
         at_most = None
         if several is not None:
-            at_most = several.find_least(budgets.count_parallel_students(work.bench))
-            left = finals.list_left(work.bench, work.members, work.budget)
+            at_most = several.find_least(budgets.count_parallel_students(work.session))
+            left = finals.list_left(work.session, work.members, work.budget)
             groups = finals.group_members(left, at_most=at_most)
             several.require_alike(repr([(seed, [one.key for one in group]) for group, seed in groups] + [work.budget]))
             if not several.leads:
-                finals.train_as_follower(work.bench, work.instruments, groups, work.budget)
+                finals.train_as_follower(work.session, work.instruments, groups, work.budget)
                 return [], record
         opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
         results = lead(study, plan, work, at_most=at_most, eval_command=eval_command, terminal=terminal)
@@ -150,30 +150,30 @@ def prepare(
     Raises:
         SeedError: they changed since the study was planned, or several processes, or this machine, cannot do it.
     """
-    from seed import session
+    from seed import sessions
     from seed.stages import budgets, finals, students
 
     if several is not None and device not in (None, "cpu", "cuda"):
         raise ResourceError(f"--device {device}: each of several processes takes a GPU of its own. Give cuda or cpu.")
     terminal.say(f"opening {protocol.model}" + (f", to train in {several.size} processes" if several else ""))
-    bench = session.reopen(study, protocol, device_name=device)
+    session = sessions.reopen(study, protocol, device_name=device)
     budget = finals.Budget(
         distill_tokens=distill_tokens,
         learning_rate=learning_rate or protocol.short_learning_rate,
-        rng_seeds=finals.list_rng_seeds(bench, replicas),
+        rng_seeds=finals.list_rng_seeds(session, replicas),
     )
     terminal.say(f"training for {planning.say_tokens(protocol, distill_tokens)}")
     for line in planning.warn_of_few_steps(protocol, distill_tokens):
         terminal.say(line)
-    instruments = session.prepare_instruments(bench)
+    instruments = sessions.prepare_instruments(session)
     if several is not None:
         from seed.distillation import fsdp
 
-        several.take_device(bench.device.type)
-        fsdp.refuse_unfit(budgets.short_settings(bench, chosen[0].evaluation.candidate), bench.teacher.model)
-        bench, instruments = spread(bench, instruments, several)
+        several.take_device(session.device.type)
+        fsdp.refuse_unfit(budgets.short_settings(session, chosen[0].evaluation.candidate), session.teacher.model)
+        session, instruments = spread(session, instruments, several)
     sizes = [one.evaluation.size for one in chosen]
-    num_together = min(len(chosen), budgets.count_parallel_students(bench))
+    num_together = min(len(chosen), budgets.count_parallel_students(session))
     study_dir.require_room(
         study.root,
         needed_bytes=sum(size.weight_bytes for size in sizes) + 32 * num_together * sizes[0].num_params,
@@ -183,21 +183,21 @@ def prepare(
         students.Member(candidate=one.evaluation.candidate, latency=one.evaluation.latency, trial_number=one.number)
         for one in chosen
     ]
-    return Work(bench=bench, instruments=instruments, members=members, budget=budget)
+    return Work(session=session, instruments=instruments, members=members, budget=budget)
 
 
-def spread(bench: "Session", instruments: "Instruments", several: "ProcessGroup") -> "tuple[Session, Instruments]":
+def spread(session: "Session", instruments: "Instruments", several: "ProcessGroup") -> "tuple[Session, Instruments]":
     """The same for several processes: only the first keeps the models' weights, and gives the others their shards of them."""
     from seed.distillation.fsdp import empty
     from seed.models.anatomy import Anatomy
 
     if several.leads:
-        return bench, dataclasses.replace(instruments, processes=several)
-    anatomy = Anatomy(empty(bench.anatomy.model))
-    grafted = None if bench.grafted is None else Anatomy(empty(bench.grafted.model))
-    teacher = dataclasses.replace(bench.teacher, model=anatomy.model)
+        return session, dataclasses.replace(instruments, processes=several)
+    anatomy = Anatomy(empty(session.anatomy.model))
+    grafted = None if session.grafted is None else Anatomy(empty(session.grafted.model))
+    teacher = dataclasses.replace(session.teacher, model=anatomy.model)
     return (
-        dataclasses.replace(bench, teacher=teacher, anatomy=anatomy, grafted=grafted),
+        dataclasses.replace(session, teacher=teacher, anatomy=anatomy, grafted=grafted),
         dataclasses.replace(instruments, anatomy=anatomy, grafted=grafted, processes=several),
     )
 
@@ -218,14 +218,14 @@ def lead(
     from seed.stages import finals
 
     finals.say_damaged(study, work.members, say=terminal.say)
-    total = finals.count_all_work(work.bench, work.members, work.budget)
-    executor = InProcess(work.bench.device)
-    executor.start(work.bench)
+    total = finals.count_all_work(work.session, work.members, work.budget)
+    executor = InProcess(work.session.device)
+    executor.start(work.session)
     executor.evaluator.sweep = Sweep(work.instruments)
     with ScoreStore(study.scores) as store, terminal.stage("distill", total=total, is_share=True) as advance:
         return finals.distill_members(
             executor,
-            work.bench,
+            work.session,
             plan,
             study_dir.read_record(study.dense, DenseResult),
             work.members,

@@ -98,22 +98,22 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand) -> Subj
     """
     study, _, protocol = planning.open_planned(study.root, trust_remote_code=args.trust_remote_code)
     planning.quiet_libraries()
-    from seed import session
+    from seed import sessions
     from seed.models.checkpoint import load_checkpoint, load_tokenizer
 
-    bench = session.reopen(study, protocol, device_name=args.device)
+    session = sessions.reopen(study, protocol, device_name=args.device)
     window = args.window_tokens or protocol.window_tokens
     return Subject(
         name=path.name,
-        model=load_checkpoint(path, device=bench.device, dtype=bench.dtype),
+        model=load_checkpoint(path, device=session.device, dtype=session.dtype),
         tokenizer=load_tokenizer(path),
-        dense=bench.teacher,
-        stream=session.take_test_text(bench, window_tokens=window, test_tokens=args.test_tokens),
+        dense=session.teacher,
+        stream=sessions.take_test_text(session, window_tokens=window, test_tokens=args.test_tokens),
         window_tokens=window,
-        workload=bench.workload,
-        device=bench.device,
-        dtype=bench.dtype,
-        stored_dtype=bench.teacher.stored_dtype,
+        workload=session.workload,
+        device=session.device,
+        dtype=session.dtype,
+        stored_dtype=session.teacher.stored_dtype,
     )
 
 

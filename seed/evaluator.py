@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seed import cost, session
+from seed import cost, sessions
 from seed.distillation.teacher_states import StoredStates
 from seed.errors import CandidateError
 from seed.evaluation.latency import name_structure
@@ -35,7 +35,7 @@ from seed.records import (
     TrialRecord,
     WidthCut,
 )
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import budgets, finals, judging, latency_table, rivals, students, width_baseline
 from seed.stages.finals import Budget, DistilledStudent, ProgressCallback
 from seed.stages.students import Member
@@ -52,8 +52,8 @@ class Proofs:
 class Evaluator:
     """Does what it is handed, with one opened study on one device."""
 
-    def __init__(self, bench: Session) -> None:
-        self.bench = bench
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self.tell: ProgressCallback = lambda amount, note: None
         self.say: Callable[[str], None] = lambda line: None
         self._proxy: Proxy | None = None
@@ -61,7 +61,7 @@ class Evaluator:
     @functools.cached_property
     def sweep(self) -> Sweep:
         """Scores of this evaluator, in memory; the dense model's validation losses are measured when first asked for."""
-        return Sweep(session.prepare_instruments(self.bench), None)
+        return Sweep(sessions.prepare_instruments(self.session), None)
 
     @property
     def instruments(self) -> Instruments:
@@ -72,17 +72,17 @@ class Evaluator:
 
     def describe(self) -> tuple[Environment, cost.Shape, cost.Speed, int]:
         """Where this measures, the model's shape, how long its parts take, and bytes of free memory."""
-        bench = self.bench
+        session = self.session
         shape, speed = cost.measure_parts(
-            bench.anatomy,
-            bench.protocol,
-            whole=bench.anatomy.model,
-            closed_form=bench.gains is not None,
-            dtype=bench.dtype,
-            stored_dtype=bench.teacher.stored_dtype,
-            for_gpu=bench.device.type == "cuda",
+            session.anatomy,
+            session.protocol,
+            whole=session.anatomy.model,
+            closed_form=session.gains is not None,
+            dtype=session.dtype,
+            stored_dtype=session.teacher.stored_dtype,
+            for_gpu=session.device.type == "cuda",
         )
-        return session.describe_environment(bench), shape, speed, cost.measure_free_bytes(bench.device)
+        return sessions.describe_environment(session), shape, speed, cost.measure_free_bytes(session.device)
 
     def prove(self) -> Proofs:
         """Prove on this very model that cutting, saving, reloading and scoring are right.
@@ -90,24 +90,24 @@ class Evaluator:
         Raises:
             ModelError: this model is not understood well enough.
         """
-        session.prove(self.bench)
+        sessions.prove(self.session)
         self.tell(1, "cut, saved, reloaded")
-        fault = None if self.bench.gains is None else session.prove_closed_form(self.bench, self.instruments)
+        fault = None if self.session.gains is None else sessions.prove_closed_form(self.session, self.instruments)
         self.tell(1, "closed form equals its student")
         return Proofs(fault=fault, dense_validation=self.instruments.dense_validation)
 
     def distrust_closed_form(self) -> None:
         """From now on, do without closed form."""
-        self.bench = session.without_closed_form(self.bench)
+        self.session = sessions.without_closed_form(self.session)
         self.sweep.instruments = dataclasses.replace(self.instruments, gains=None)
 
     def measure_latency(self, candidate: Candidate) -> Latency:
         """Time a candidate's structure beside the dense model."""
-        return latency_table.measure_latency(self.bench, candidate)
+        return latency_table.measure_latency(self.session, candidate)
 
     def judge_dense(self, latency: Latency) -> DenseResult:
         """Judge the original on validation and test text. ``latency``: its own."""
-        return judging.judge_dense(self.bench, self.instruments, latency)
+        return judging.judge_dense(self.session, self.instruments, latency)
 
     # ---- the search
 
@@ -160,7 +160,7 @@ class Evaluator:
         self.sweep.learn(rows)
         known = {(row.key, row.rung) for row in rows}
         gain = rivals.measure_gain(
-            self.bench, self.sweep, space, trials, plan=plan, solver=solver, on_rival=functools.partial(self.tell, 1)
+            self.session, self.sweep, space, trials, plan=plan, solver=solver, on_rival=functools.partial(self.tell, 1)
         )
         new = [row for ours in self.sweep.rows.values() for row in ours.values() if (row.key, row.rung) not in known]
         return gain, new
@@ -169,12 +169,12 @@ class Evaluator:
 
     def count_parallel_students(self) -> int:
         """How many students can be trained side by side here."""
-        return budgets.count_parallel_students(self.bench)
+        return budgets.count_parallel_students(self.session)
 
     def store_states(self, *, steps: int, rng_seeds: Sequence[int]) -> None:
         """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
         self.sweep.instruments = budgets.store_teacher_states(
-            self.bench,
+            self.session,
             self.instruments,
             steps=steps,
             rng_seeds=rng_seeds,
@@ -187,12 +187,12 @@ class Evaluator:
         """Take the dense model's last hidden states, as bytes, that another evaluator has computed for these distillations."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written
-            states = torch.from_numpy(stored).view(self.bench.dtype)
+            states = torch.from_numpy(stored).view(self.session.dtype)
         recall = StoredStates(
             states,
-            budgets.list_windows(self.bench, steps=steps, rng_seeds=rng_seeds),
+            budgets.list_windows(self.session, steps=steps, rng_seeds=rng_seeds),
             num_windows=len(self.instruments.recovery.tokens_NT),
-            device=self.bench.device,
+            device=self.session.device,
         )
         self.sweep.instruments = dataclasses.replace(self.instruments, recall=recall)
 
@@ -204,7 +204,7 @@ class Evaluator:
         """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""
         self.sweep.learn(rows)
         return students.try_rate(
-            self.bench,
+            self.session,
             self.sweep,
             member,
             rate=rate,
@@ -218,7 +218,7 @@ class Evaluator:
 
     def measure_width_latency(self, width: WidthCut) -> Latency:
         """Time a width beside the dense model."""
-        return width_baseline.measure_width_latency(self.bench, self.instruments, width)
+        return width_baseline.measure_width_latency(self.session, self.instruments, width)
 
     def distill(
         self, members: Sequence[Member], budget: Budget, *, rng_seed: int, rows: Sequence[ScoreRow]
@@ -229,7 +229,7 @@ class Evaluator:
         """
         self.sweep.learn(rows)
         return finals.distill_group(
-            self.bench,
+            self.session,
             self.sweep,
             members,
             budget,
@@ -239,7 +239,7 @@ class Evaluator:
         )
 
     def _open_proxy(self, table: Mapping[str, Latency], screen: Screen | None) -> Proxy:
-        anatomy = self.bench.anatomy
+        anatomy = self.session.anatomy
 
         def judge(candidate: Candidate, quality: Quality) -> str | None:
             if screen is None:
@@ -252,8 +252,8 @@ class Evaluator:
         if self._proxy is None:
             self._proxy = Proxy(
                 self.sweep,
-                rung=self.bench.protocol.rung,
-                short=functools.partial(budgets.short_settings, self.bench),
+                rung=self.session.protocol.rung,
+                short=functools.partial(budgets.short_settings, self.session),
                 latency_of=find_latency,
                 say=self._say_line,
             )

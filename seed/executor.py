@@ -19,7 +19,7 @@ from seed.optimize.screening import Screen
 from seed.protocols import Reference, describe_reference
 from seed.records import Candidate, Latency, Quality, Scored, ScoreRow
 from seed.reporting.wording import count_things
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages.finals import Budget, DistilledStudent, DistillExecutor, ProgressCallback
 from seed.stages.searching import Scorers
 from seed.stages.students import Member
@@ -35,7 +35,7 @@ class Executor(Scorers, DistillExecutor, Protocol):
     most_on_one_node: int  # of them, which share its memory
     reference: Reference
 
-    def start(self, bench: Session, *, say: Callable[[str], None]) -> None:
+    def start(self, session: Session, *, say: Callable[[str], None]) -> None:
         """Let evaluators have the opened study."""
 
     def call(self, method: str, /, *args: Any, on_progress: ProgressCallback | None = None, **kwargs: Any) -> Any:
@@ -58,8 +58,8 @@ class InProcess:
         self.device = device
         self.reference = describe_reference(device)
 
-    def start(self, bench: Session, *, say: Callable[[str], None] = lambda line: None) -> None:
-        self.evaluator = Evaluator(bench)
+    def start(self, session: Session, *, say: Callable[[str], None] = lambda line: None) -> None:
+        self.evaluator = Evaluator(session)
         self.evaluator.say = say
 
     def call(self, method: str, /, *args: Any, on_progress: ProgressCallback | None = None, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from optuna import Study
 
-from seed import cost, planning, resolve, session, study_dir
+from seed import cost, planning, resolve, sessions, study_dir
 from seed.config import StudyConfig, known
 from seed.console import Terminal, format_seconds
 from seed.errors import ModelError, StudyError
@@ -35,7 +35,7 @@ from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, Tria
 from seed.reporting.summary import show_result
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore, list_files
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import budgets, finals, finished, judging, latency_table, publishing, rivals, searching, students
 from seed.stages.latency_table import LatencyTable
 from seed.stages.students import Member
@@ -52,14 +52,14 @@ class Pass:
     terminal: Terminal
     settings: StudyConfig
     executor: Executor
-    bench: Session
+    session: Session
     plan: SearchPlan
     environment: Environment
 
     @property
     def study(self) -> StudyFolder:
         """The study's folder."""
-        return self.bench.folder
+        return self.session.folder
 
     def begin(self, step: str) -> None:
         """Say at which step of the pass it is."""
@@ -89,8 +89,8 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
         if not is_new:  # else it is made once there is something to write
             study_dir.create(study.root)
             held.enter_context(study_dir.lock(study))
-        bench, filled = open_bench(settings, executor, study, terminal)
-        now = plan_search(filled, executor, bench, terminal, load=load)
+        session, filled = open_session(settings, executor, study, terminal)
+        now = plan_search(filled, executor, session, terminal, load=load)
         if is_new:
             study_dir.create(study.root)
             held.enter_context(study_dir.lock(study))
@@ -101,7 +101,7 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
         with ScoreStore(study.scores) as store:
             record = search(now, store)
         if len(record.distilled) >= len(record.frontier.members) * settings.distill:
-            finished.remember(study, settings, model=bench.teacher.directory)
+            finished.remember(study, settings, model=session.teacher.directory)
         return record
 
 
@@ -110,7 +110,7 @@ def read_device(study: StudyFolder) -> str | None:
     return study_dir.read_record(study.plan, SearchPlan).identity.get("device") if study.plan.exists() else None
 
 
-def open_bench(
+def open_session(
     settings: StudyConfig, executor: Executor, study: StudyFolder, terminal: Terminal
 ) -> tuple[Session, StudyConfig]:
     """Open model and text, and let evaluators have them."""
@@ -118,17 +118,17 @@ def open_bench(
     if (said := describe_original(settings.model)) is not None:
         terminal.say(said)
     device = executor.device if isinstance(executor, InProcess) else torch.device("cpu")
-    bench, filled = session.open_for_search(settings, study=study, device=device, reference=executor.reference)
-    for note in bench.teacher.notes:
+    session, filled = sessions.open_for_search(settings, study=study, device=device, reference=executor.reference)
+    for note in session.teacher.notes:
         terminal.say(f"{settings.model}: {note}")
-    executor.start(bench, say=terminal.say)
-    return bench, filled
+    executor.start(session, say=terminal.say)
+    return session, filled
 
 
 def plan_search(
     settings: StudyConfig,
     executor: Executor,
-    bench: Session,
+    session: Session,
     terminal: Terminal,
     *,
     load: str | None,
@@ -139,7 +139,7 @@ def plan_search(
         SeedError: a study of another plan lies there, or memory or disk do not suffice.
     """
     environment, shape, speed, free_bytes = executor.call("describe")
-    study, protocol, count = bench.folder, bench.protocol, executor.num_evaluators
+    study, protocol, count = session.folder, session.protocol, executor.num_evaluators
     plan = cost.draft_plan(settings, protocol, name=study.name, shape=shape, speed=speed)
     if study.plan.exists():
         plan = continue_or_replace(study, plan, say=terminal.say)
@@ -160,7 +160,7 @@ def plan_search(
         terminal=terminal,
         settings=settings,
         executor=executor,
-        bench=bench,
+        session=session,
         plan=plan,
         environment=environment,
     )
@@ -212,7 +212,7 @@ def search(now: Pass, store: ScoreStore) -> StudyRecord:
     proofs = prove(now)
     table = measure_latencies(now)
     space = latency_table.bound_space(
-        now.bench, table.table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
+        now.session, table.table, max_latency_ratio=settings.max_latency_ratio, max_memory=settings.max_memory
     )
     dense = judge_dense(now, table)
     book = open_cache(store, proofs.dense_validation)
@@ -234,7 +234,7 @@ def open_optuna(now: Pass, store: ScoreStore) -> Study:
     return open_study(
         open_storage(now.settings.storage, journal=now.study.journal),
         name=now.plan.name,
-        rung=now.bench.protocol.rung,
+        rung=now.session.protocol.rung,
         fingerprint=now.plan.fingerprint,
         owner=None if now.settings.storage is None else store.identity,
     )
@@ -246,7 +246,7 @@ def open_trials(now: Pass, opened: Study, space: SearchSpace, store: ScoreStore)
     Raises:
         StudyError: a database is not what the store says.
     """
-    rung, limits = now.bench.protocol.rung, list_limits(now)
+    rung, limits = now.session.protocol.rung, list_limits(now)
     try:
         return Trials(opened, space, store, rung=rung, limits=limits)
     except StorageMismatchError:
@@ -266,11 +266,11 @@ def prove(now: Pass) -> Proofs:
     now.begin("proofs")
     with now.terminal.stage("proofs", total=2) as advance:
         proofs: Proofs = now.executor.call("prove", on_progress=advance)
-    if proofs.fault and now.bench.protocol.rung == "closed_form":
+    if proofs.fault and now.session.protocol.rung == "closed_form":
         raise ModelError(f"{proofs.fault}. Use --proxy short-distillation with this model.")
     if proofs.fault:
         now.terminal.say(f"{proofs.fault}: this study does without closed form")
-        now.bench = session.without_closed_form(now.bench)
+        now.session = sessions.without_closed_form(now.session)
         now.executor.distrust_closed_form()
         now.plan = msgspec.structs.replace(now.plan, covers_space=False)
     now.plan = msgspec.structs.replace(now.plan, trusts_closed_form=not proofs.fault)
@@ -281,8 +281,8 @@ def prove(now: Pass) -> Proofs:
 def measure_latencies(now: Pass) -> LatencyTable:
     """Time each depth of the space once beside the dense model."""
     now.begin("latency")
-    space = now.bench.protocol.space
-    table = LatencyTable(now.bench, measure=functools.partial(now.executor.call, "measure_latency"))
+    space = now.session.protocol.space
+    table = LatencyTable(now.session, measure=functools.partial(now.executor.call, "measure_latency"))
     with now.terminal.stage("latency", total=space.max_dropped - space.min_dropped + 1) as advance:
         table.measure_depths(space, on_structure=lambda structure: advance(1, structure))
     return table
@@ -296,7 +296,7 @@ def judge_dense(now: Pass, table: LatencyTable) -> DenseResult:
         if dense is None or dense.test_sums is None:
             dense = now.executor.call("judge_dense", pool_dense(table.table.values()))
             study_dir.write_record(now.study.dense, dense)
-        dense = judging.score_dense_for_user(now.bench, dense, now.settings.eval_command)
+        dense = judging.score_dense_for_user(now.session, dense, now.settings.eval_command)
         advance(1, "")
     return dense
 
@@ -314,7 +314,7 @@ def open_cache(store: ScoreStore, dense: DocumentLosses) -> ScoreCache:
 
 def list_limits(now: Pass) -> Limits:
     """The bounds that were asked for, as constraints of the study."""
-    protocol, settings = now.bench.protocol, now.settings
+    protocol, settings = now.session.protocol, now.settings
     return Limits(
         max_ppl_ratio=settings.max_ppl_ratio,
         max_latency_ratio=settings.max_latency_ratio,
@@ -327,7 +327,7 @@ def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreCache, ta
     """Search, and write down what goes on to distillation."""
     now.begin("search")
     terminal, settings, space = now.terminal, now.settings, trials.space
-    protocol = now.bench.protocol
+    protocol = now.session.protocol
 
     def prepare() -> None:
         if protocol.rung == "short_distillation":
@@ -366,7 +366,7 @@ def select_members(now: Pass, space: SearchSpace, records: Sequence[TrialRecord]
     """Choose what is worth distilling of what is scored."""
     found = select_frontier(
         [record for record in records if contains(space, record.evaluation.candidate)],
-        rung=now.bench.protocol.rung,
+        rung=now.session.protocol.rung,
         size=now.settings.frontier_size or planning.FRONTIER_SIZE,
         space_size=space.size,
         load_losses=read_losses(now.study),
@@ -382,7 +382,7 @@ def compare_rivals(now: Pass, trials: Trials, book: ScoreCache, frontier: Fronti
     space = trials.space
     with now.terminal.stage("rivals", total=len(rivals.RIVALS)) as advance:
         if planning.allows_singles(now.plan, space):
-            searching.score_singles(now.executor, trials.store, book, space, recovers=now.bench.gains is not None)
+            searching.score_singles(now.executor, trials.store, book, space, recovers=now.session.gains is not None)
         gain, rows = now.executor.call(
             "compare_rivals",
             space,
@@ -398,9 +398,9 @@ def compare_rivals(now: Pass, trials: Trials, book: ScoreCache, frontier: Fronti
 
 def store_states(now: Pass, *, steps: int, rng_seeds: Sequence[int]) -> None:
     """Compute the dense model's last hidden states for distillations of so many steps, once for all evaluators."""
-    if not budgets.uses_stored_states(now.bench):
+    if not budgets.uses_stored_states(now.session):
         return
-    total = len(budgets.list_windows(now.bench, steps=steps, rng_seeds=rng_seeds))
+    total = len(budgets.list_windows(now.session, steps=steps, rng_seeds=rng_seeds))
     with now.terminal.stage("dense states", total=total) as advance:  # windows of text
         now.executor.store_states(steps=steps, rng_seeds=rng_seeds, on_progress=advance)
 
@@ -410,25 +410,25 @@ def distill(
 ) -> None:
     """Distill and export every member; the learning rate is tuned on the hardest first."""
     now.begin("distill")
-    terminal, study, plan, bench = now.terminal, now.study, now.plan, now.bench
+    terminal, study, plan, session = now.terminal, now.study, now.plan, now.session
     members = finals.list_members(frontier.members)
     if not all(study.result(member.key).exists() for member in members):
         publishing.refresh_report(
             study, opened=opened, on_warning=terminal.say, is_running=True
         )  # to look at meanwhile
     hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
-    rng_seeds = finals.list_rng_seeds(bench, plan.replicas)
-    store_states(now, steps=students.count_steps(bench, plan.distill_tokens), rng_seeds=rng_seeds)
+    rng_seeds = finals.list_rng_seeds(session, plan.replicas)
+    store_states(now, steps=students.count_steps(session, plan.distill_tokens), rng_seeds=rng_seeds)
     rate = choose_learning_rate(now, members[frontier.members.index(hardest)], book)
     if plan.width_baseline:
         members += list_baselines(now, members)
     budget = finals.Budget(distill_tokens=plan.distill_tokens, learning_rate=rate, rng_seeds=rng_seeds)
     finals.say_damaged(study, members, say=terminal.say)
-    total = finals.count_all_work(bench, members, budget)
+    total = finals.count_all_work(session, members, budget)
     with terminal.stage("distill", total=total, is_share=True) as advance:
         results = finals.distill_members(
             now.executor,
-            bench,
+            session,
             plan,
             dense,
             members,
@@ -455,7 +455,7 @@ def choose_learning_rate(now: Pass, hardest: Member, book: ScoreCache) -> float:
     if len(rates) == 1:
         return rates[0]
     tokens = now.plan.distill_tokens
-    steps = students.count_steps(now.bench, tokens // students.TUNING_SHARE)
+    steps = students.count_steps(now.session, tokens // students.TUNING_SHARE)
     with now.terminal.stage("tuning", total=len(rates) * steps, is_share=True) as advance:
         rate = students.choose_learning_rate(
             now.study,
@@ -481,7 +481,7 @@ def list_baselines(now: Pass, members: Sequence[Member]) -> list[Member]:
     Raises:
         ModelError: this family's widths cannot be cut.
     """
-    whole = drop_layers(now.bench.anatomy.num_layers, [])
+    whole = drop_layers(now.session.anatomy.num_layers, [])
     found = []
     for width in now.executor.call("plan_widths", [member.candidate for member in members]):
         known = now.study.result(width.key)

@@ -16,7 +16,7 @@ import ray
 import torch
 from transformers.dynamic_module_utils import init_hf_modules
 
-from seed import session
+from seed import sessions
 from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError, first_line
 from seed.evaluator import Evaluator
@@ -24,7 +24,7 @@ from seed.executor import Rows
 from seed.planning import quiet_libraries
 from seed.protocols import Reference, describe_reference
 from seed.records import Candidate
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import finals
 from seed.stages.finals import Budget, DistilledStudent
 from seed.stages.students import Member
@@ -154,21 +154,21 @@ class Actor:
             states: the dense model's states in the object store with how they were made, once there are some.
         """
         if self.evaluator is None:
-            bench, beside = _get_opened(opened)
+            session, beside = _get_opened(opened)
             if ray.get_runtime_context().get_node_id() != home:
                 self.scratch = make_scratch(scratch)
                 root = self.scratch / root.name
                 original = self.scratch / f".original-{os.getpid()}"  # others of this node have theirs
                 finals.write_files(beside, original)
-                bench = replace(bench, teacher=replace(bench.teacher, directory=original))
-            bench = session.move(bench, self.device, study=StudyFolder(root))
-            self.evaluator = Evaluator(bench)
+                session = replace(session, teacher=replace(session.teacher, directory=original))
+            session = sessions.move(session, self.device, study=StudyFolder(root))
+            self.evaluator = Evaluator(session)
 
         def put(amount: float | None, note: str) -> None:
             self.said = news.put.remote(turn, amount, note)  # nobody waits, so that no work is lost with news
 
         self.evaluator.tell, self.evaluator.say = put, lambda line: put(None, line)
-        if not trusts and self.evaluator.bench.gains is not None:
+        if not trusts and self.evaluator.session.gains is not None:
             self.evaluator.distrust_closed_form()
         self._take_states(states)
         return self.evaluator

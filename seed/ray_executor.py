@@ -23,7 +23,7 @@ from seed.optimize.screening import Screen
 from seed.protocols import Reference
 from seed.ray_actor import LATE_SECONDS, ProgressQueue
 from seed.records import Candidate, Latency, Quality, Scored, ScoreRow, hash_text
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages.finals import Budget, DistilledStudent, ProgressCallback
 from seed.stages.students import Member
 
@@ -62,9 +62,9 @@ class RayExecutor:
         self.trusts, self.states = True, list[Any]()
         self.say: Callable[[str], None] = lambda line: None
 
-    def start(self, bench: Session, *, say: Callable[[str], None] = lambda line: None) -> None:
-        beside = read_companions(bench.teacher.directory)  # an export needs them, wherever it is written
-        self.opened, self.root, self.say = ray.put((bench, beside)), bench.folder.root.absolute(), say
+    def start(self, session: Session, *, say: Callable[[str], None] = lambda line: None) -> None:
+        beside = read_companions(session.teacher.directory)  # an export needs them, wherever it is written
+        self.opened, self.root, self.say = ray.put((session, beside)), session.folder.root.absolute(), say
         self.scratch = f"seed-{hash_text(f'{socket.gethostname()}:{self.root}')[:16]}"
 
     def clean(self) -> None:

@@ -17,7 +17,7 @@ from seed.evaluation.latency import name_structure
 from seed.records import Candidate, DistillResult, Latency
 from seed.scores import ScoreStore
 from seed.search import search
-from seed.session import Session
+from seed.sessions import Session
 from seed.study_dir import StudyFolder
 from tests.proxy.opened import time_candidate
 
@@ -54,8 +54,8 @@ def timed_alike() -> Iterator[list[str]]:
     """Let no stopwatch decide, so that two passes can be compared; yield the structures that were timed."""
     timed: list[str] = []
 
-    def measure(bench: Session, candidate: Candidate) -> Latency:
-        timed.append(name_structure(bench.anatomy, candidate))
+    def measure(session: Session, candidate: Candidate) -> Latency:
+        timed.append(name_structure(session.anatomy, candidate))
         return msgspec.structs.replace(time_candidate(candidate), structure=timed[-1])
 
     with pytest.MonkeyPatch.context() as patch:

@@ -20,7 +20,7 @@ from studies.claims import __main__ as claims
 from studies.claims.page import render_page
 from studies.claims.verdicts import CANNOT_TELL, FAILS, HOLDS, Evidence, estimate_cost, judge_claims, tell, tell_all
 from tests.proxy.opened import drop
-from tests.stages.opened import make_plan, open_bench, open_sweep
+from tests.stages.opened import make_plan, open_session, open_sweep
 
 RECORD = Path(__file__).parent.parent / "studies" / "claims" / "record"
 PUBLISHED = study_dir.read_record(RECORD / "claims.json", Evidence)
@@ -160,13 +160,13 @@ def test_depths_are_shares_of_the_model(num_layers: int, depths: list[int]) -> N
 
 
 def open_study(place: Path, *, tokens: int = TOKENS) -> claims.Opened:
-    bench = open_bench(place)
-    plan = make_plan(bench, StudyConfig(), trials=1, covers_space=False)
-    with ScoreStore(bench.folder.scores) as store:
+    session = open_session(place)
+    plan = make_plan(session, StudyConfig(), trials=1, covers_space=False)
+    with ScoreStore(session.folder.scores) as store:
         search = FinishedSearch(
-            terminal=QUIET, folder=bench.folder, plan=plan, protocol=bench.protocol, store=store, device="cpu"
+            terminal=QUIET, folder=session.folder, plan=plan, protocol=session.protocol, store=store, device="cpu"
         )
-    vars(search).update(bench=bench, sweep=open_sweep(bench))  # as if they were opened
+    vars(search).update(session=session, sweep=open_sweep(session))  # as if they were opened
     return claims.Opened(search=search, distill_tokens=tokens, rng_seeds=(0,), rates=(1e-3,))
 
 

@@ -19,8 +19,8 @@ from seed.optimize.space import drop_layers, enumerate_candidates
 from seed.proxy.closed_form import count_fit_bytes
 from seed.proxy.subset_walker import count_work
 from seed.records import SearchSpace
-from seed.session import Session
-from tests.stages.opened import PROTOCOL, SPACE, make_plan, open_bench
+from seed.sessions import Session
+from tests.stages.opened import PROTOCOL, SPACE, make_plan, open_session
 
 SPEED = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, step=1e-3, num_layers=4)
 TOKENS = 768  # of each stream and for calibration
@@ -50,36 +50,36 @@ GPU_PROTOCOL = msgspec.structs.replace(
 )
 
 
-def measure(bench: Session, *, for_gpu: bool = False) -> tuple[Shape, Speed]:
+def measure(session: Session, *, for_gpu: bool = False) -> tuple[Shape, Speed]:
     return cost.measure_parts(
-        bench.anatomy,
-        bench.protocol,
-        whole=bench.anatomy.model,
-        closed_form=bench.gains is not None,
-        dtype=bench.dtype,
-        stored_dtype=bench.dtype,
+        session.anatomy,
+        session.protocol,
+        whole=session.anatomy.model,
+        closed_form=session.gains is not None,
+        dtype=session.dtype,
+        stored_dtype=session.dtype,
         for_gpu=for_gpu,
     )
 
 
-def estimate(bench: Session, *, trials: int = 5, covers_space: bool = False, distill: bool = False) -> Cost:
-    plan = make_plan(bench, StudyConfig(), trials=trials, covers_space=covers_space)
-    return cost.estimate_cost(measure(bench)[0], bench.protocol, plan, SPEED, distill=distill)
+def estimate(session: Session, *, trials: int = 5, covers_space: bool = False, distill: bool = False) -> Cost:
+    plan = make_plan(session, StudyConfig(), trials=trials, covers_space=covers_space)
+    return cost.estimate_cost(measure(session)[0], session.protocol, plan, SPEED, distill=distill)
 
 
-def price_sweep(bench: Session, *, space: SearchSpace = SPACE) -> float:
-    return cost.price_sweep(measure(bench)[0], msgspec.structs.replace(bench.protocol, space=space), SPEED)
+def price_sweep(session: Session, *, space: SearchSpace = SPACE) -> float:
+    return cost.price_sweep(measure(session)[0], msgspec.structs.replace(session.protocol, space=space), SPEED)
 
 
-def price_singles(bench: Session) -> float:
+def price_singles(session: Session) -> float:
     singles = [drop_layers(4, [layer]) for layer in (3, 2, 1, 0)]
-    return cost.price_work(count_work(singles, closed_form=True), bench.protocol, SPEED)
+    return cost.price_work(count_work(singles, closed_form=True), session.protocol, SPEED)
 
 
 def test_a_sweep_is_the_sum_of_its_counted_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = open_bench(tmp_path)
+    session = open_session(tmp_path)
     work = count_work(enumerate_candidates(SPACE), closed_form=True)
-    assert price_sweep(bench) == pytest.approx(
+    assert price_sweep(session) == pytest.approx(
         work.plain_layers * TOKENS * 1e-6
         + work.run_layers * (2 * TOKENS * 1e-6 + 0.25)
         + work.solved_layers * 0.05
@@ -87,19 +87,19 @@ def test_a_sweep_is_the_sum_of_its_counted_parts(tmp_path: Path, monkeypatch: py
     )
     last = SearchSpace(num_layers=4, droppable_layers=(3,), min_dropped=1, max_dropped=1)
     by_hand = 2 * TOKENS * 1e-6 + (2 * TOKENS * 1e-6 + 0.25 + 0.05) + TOKENS * 1e-5
-    assert price_sweep(bench, space=last) == pytest.approx(by_hand)  # 0 and 1 are the dense model's, 2 is the last
+    assert price_sweep(session, space=last) == pytest.approx(by_hand)  # 0 and 1 are the dense model's, 2 is the last
     huge = SearchSpace(num_layers=80, droppable_layers=tuple(range(80)), min_dropped=1, max_dropped=20)
-    assert price_sweep(bench, space=huge) == math.inf  # and not counted
+    assert price_sweep(session, space=huge) == math.inf  # and not counted
     monkeypatch.setattr(cost, "COUNTED_SETS", 9)
-    assert price_sweep(bench) == math.inf
+    assert price_sweep(session) == math.inf
 
 
 @pytest.mark.parametrize(("family", "mlp_width"), [("llama", 64), ("gpt2", 128), ("gemma2", 0)])
 def test_parts_are_measured(family: str, mlp_width: int, tmp_path: Path) -> None:
-    bench = open_bench(tmp_path, family=family)
-    shape, speed = measure(bench)
+    session = open_session(tmp_path, family=family)
+    shape, speed = measure(session)
     assert shape.mlp_width == mlp_width  # 0: no closed form, and no sweep
-    assert math.isinf(price_sweep(bench)) == (not mlp_width)
+    assert math.isinf(price_sweep(session)) == (not mlp_width)
     assert 0 < speed.layer < 0.1
     assert 0 < speed.head < 0.1
     assert 0 < speed.step < 1
@@ -108,42 +108,44 @@ def test_parts_are_measured(family: str, mlp_width: int, tmp_path: Path) -> None
 
 
 def test_a_search_costs_its_walks_or_its_sweep_and_what_is_scored_beside_them(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    beside = UNRECOVERED_SINGLES + price_singles(bench)
-    assert estimate(bench, covers_space=True).search_seconds == pytest.approx(price_sweep(bench) + UNRECOVERED_SINGLES)
-    assert estimate(bench, trials=5).search_seconds == pytest.approx(5 * WALK + beside)
-    assert estimate(bench, trials=3).search_seconds == pytest.approx(3 * WALK)  # fewer than layers: nothing beside
+    session = open_session(tmp_path)
+    beside = UNRECOVERED_SINGLES + price_singles(session)
+    assert estimate(session, covers_space=True).search_seconds == pytest.approx(
+        price_sweep(session) + UNRECOVERED_SINGLES
+    )
+    assert estimate(session, trials=5).search_seconds == pytest.approx(5 * WALK + beside)
+    assert estimate(session, trials=3).search_seconds == pytest.approx(3 * WALK)  # fewer than layers: nothing beside
 
 
 def test_latencies_are_counted(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
+    session = open_session(tmp_path)
     run = 8 * SPEED.forward + 4 * SPEED.step
-    assert estimate(bench).latency_seconds == pytest.approx(2 * 2 * (3 + 1) * run)
-    many = estimate(open_bench(tmp_path / "many", latency_batch=1000)).latency_seconds
+    assert estimate(session).latency_seconds == pytest.approx(2 * 2 * (3 + 1) * run)
+    many = estimate(open_session(tmp_path / "many", latency_batch=1000)).latency_seconds
     assert many == pytest.approx(2 * 2 * (3 + 1) * 1000 * 12 * SPEED.forward)
-    own = open_bench(tmp_path / "own", latency_command="time.sh", latency_batch=10**9)
+    own = open_session(tmp_path / "own", latency_command="time.sh", latency_batch=10**9)
     assert estimate(own).latency_seconds == 0
-    assert estimate(own).memory == estimate(bench).memory
+    assert estimate(own).memory == estimate(session).memory
 
 
 def test_short_distillation_comes_on_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = open_bench(tmp_path, rung="short_distillation")
+    session = open_session(tmp_path, rung="short_distillation")
     short = (cost.TRAINING_FORWARDS * 2 * 256 + 4 * TOKENS) * SPEED.forward
-    found = estimate(bench)
-    assert found.search_seconds == pytest.approx(5 * (short + WALK) + UNRECOVERED_SINGLES + price_singles(bench))
-    swept = estimate(bench, covers_space=True).search_seconds
-    assert swept - found.search_seconds == pytest.approx(price_sweep(bench) - price_singles(bench))
-    other = estimate(open_bench(tmp_path / "other", family="gemma2", rung="short_distillation"))
+    found = estimate(session)
+    assert found.search_seconds == pytest.approx(5 * (short + WALK) + UNRECOVERED_SINGLES + price_singles(session))
+    swept = estimate(session, covers_space=True).search_seconds
+    assert swept - found.search_seconds == pytest.approx(price_sweep(session) - price_singles(session))
+    other = estimate(open_session(tmp_path / "other", family="gemma2", rung="short_distillation"))
     assert other.search_seconds == pytest.approx(5 * short + UNRECOVERED_SINGLES)
     monkeypatch.setattr(cost, "STORED_BYTES", 10)  # more states than are stored: computed in every step, no disk
-    again = estimate(bench)
+    again = estimate(session)
     assert again.search_seconds - found.search_seconds == pytest.approx(5 * 2 * 256 * SPEED.forward)
     assert found.disk_bytes - again.disk_bytes == 8 * 64 * 32 * 4
 
 
 def test_finals_cost_only_where_there_are_some(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    without, whole = estimate(bench), estimate(bench, distill=True)
+    session = open_session(tmp_path)
+    without, whole = estimate(session), estimate(session, distill=True)
     assert (without.num_finals, without.distill_seconds) == (0, 0.0)
     assert whole.num_finals == 5  # six are wanted, five are scored
     assert whole.distill_seconds > 0
@@ -152,16 +154,16 @@ def test_finals_cost_only_where_there_are_some(tmp_path: Path) -> None:
 
 
 def test_memory_is_told_with_its_parts(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    params = sum(weight.numel() for weight in bench.anatomy.model.parameters())
-    left = params - sum(weight.numel() for weight in bench.anatomy.layers[0].parameters())
+    session = open_session(tmp_path)
+    params = sum(weight.numel() for weight in session.anatomy.model.parameters())
+    left = params - sum(weight.numel() for weight in session.anatomy.layers[0].parameters())
     states = 4 * (5 * 3 * TOKENS * 32 + 4 * 2 * TOKENS * (32 + 64)) + 4 * count_fit_bytes(64)
-    without, whole = estimate(bench).memory, estimate(bench, distill=True).memory
+    without, whole = estimate(session).memory, estimate(session, distill=True).memory
     assert without.num_bytes == 4 * params + states
     assert [part.what for part in without.parts] == ["dense model", "states of a sweep"]
     assert whole.num_bytes == without.num_bytes + 5 * 20 * left
     assert "5 students in training side by side" in str(whole)
-    low_rank = open_bench(tmp_path / "low", lora_rank=4)
+    low_rank = open_session(tmp_path / "low", lora_rank=4)
     update = 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))  # of rank 1: q and o, k and v, three of the MLP
     found = estimate(low_rank, distill=True).memory
     assert found.num_bytes == without.num_bytes + 5 * (8 * left + 20 * 4 * update)
@@ -192,18 +194,18 @@ def test_memory_of_a_gpu_counted_by_hand() -> None:
 
 
 def test_what_training_keeps_grows_with_the_tokens(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    tokens = bench.streams["validation"].tokens_NT[:4]
-    per_token, copies = memory.count_kept_bytes(bench.anatomy, tokens, mixed_precision=False)
+    session = open_session(tmp_path)
+    tokens = session.streams["validation"].tokens_NT[:4]
+    per_token, copies = memory.count_kept_bytes(session.anatomy, tokens, mixed_precision=False)
     # at least what both norms, the projections and the MLP read: float32 numbers, 32 and 64 wide
     assert 4 * (3 * 32 + 64) <= per_token < 4 * 40 * 64
     assert copies < 4 * 64 * 64  # no weight is kept twice in float32
-    matrices = sum(weight.numel() for weight in bench.anatomy.layers[2].parameters() if weight.ndim > 1)
-    _, rounded = memory.count_kept_bytes(bench.anatomy, tokens, mixed_precision=True)
+    matrices = sum(weight.numel() for weight in session.anatomy.layers[2].parameters() if weight.ndim > 1)
+    _, rounded = memory.count_kept_bytes(session.anatomy, tokens, mixed_precision=True)
     assert rounded == pytest.approx(2 * matrices, rel=0.2)
-    assert measure(bench, for_gpu=True)[0].kept_copies == rounded
-    assert not any(weight.requires_grad for weight in bench.anatomy.model.parameters())
-    stored = Anatomy(copy.deepcopy(bench.anatomy.model).to(torch.bfloat16))
+    assert measure(session, for_gpu=True)[0].kept_copies == rounded
+    assert not any(weight.requires_grad for weight in session.anatomy.model.parameters())
+    stored = Anatomy(copy.deepcopy(session.anatomy.model).to(torch.bfloat16))
     # a student is trained in float32, whatever the dense model is stored in
     assert memory.count_kept_bytes(stored, tokens, mixed_precision=True)[1] == rounded
     assert {weight.dtype for weight in stored.model.parameters()} == {torch.bfloat16}
@@ -218,7 +220,7 @@ def test_what_training_keeps_grows_with_the_tokens(tmp_path: Path) -> None:
     ],
 )
 def test_a_search_without_room_is_refused(tmp_path: Path, changes: dict[str, int], cure: str) -> None:
-    found = estimate(open_bench(tmp_path, **changes), distill=True)
+    found = estimate(open_session(tmp_path, **changes), distill=True)
     with pytest.raises(ResourceError, match=rf"of memory, but cpu has .*\. {cure}"):
         cost.require_resources(found, root=tmp_path, free_bytes=10**9, device="cpu")
     cost.require_resources(found, root=tmp_path / "not" / "yet" / "there", free_bytes=10**18)
@@ -228,16 +230,16 @@ def test_a_search_without_room_is_refused(tmp_path: Path, changes: dict[str, int
 
 def test_steps_and_text_are_told_as_they_will_be(tmp_path: Path) -> None:
     noted = msgspec.structs.replace(PROTOCOL.streams["test"], notes=("3 files read",))
-    bench = open_bench(tmp_path, streams=PROTOCOL.streams | {"test": noted})  # steps of 256 tokens
+    session = open_session(tmp_path, streams=PROTOCOL.streams | {"test": noted})  # steps of 256 tokens
     for asked, told in (
         (200, "5 models distilled for 256 tokens (1 step of 256, the nearest to 200) each, "),
         (256, "5 models distilled for 256 tokens (1 step of 256) each, "),
         (10_000, "5 models distilled for 9,984 tokens (39 steps of 256, the nearest to 10,000) each, "),
     ):
-        plan = make_plan(bench, StudyConfig(), trials=5, covers_space=False)
+        plan = make_plan(session, StudyConfig(), trials=5, covers_space=False)
         plan = msgspec.structs.replace(plan, distill_tokens=asked)
-        found = cost.estimate_cost(measure(bench)[0], bench.protocol, plan, SPEED, distill=True)
-        said = cost.describe_plan(bench.protocol, plan, found)
+        found = cost.estimate_cost(measure(session)[0], session.protocol, plan, SPEED, distill=True)
+        said = cost.describe_plan(session.protocol, plan, found)
         assert told in said[0]
         assert ("give --distill-tokens 2,560 or more" in said[1]) == (asked < 2560)
         assert "  test: 768 tokens in 6 documents of notes.txt; 3 files read" in said

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seed import cost, dry_run, resolve, session
+from seed import cost, dry_run, resolve, sessions
 from seed.config import StudyConfig, list_presets, read_preset
 from seed.cost import Shape, Speed
 from seed.data.corpus import CorpusRequest, read_source
@@ -62,16 +62,16 @@ def test_a_dry_run_and_the_search_agree_given_the_same_speeds(
     same = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, step=1e-3, num_layers=4)
     monkeypatch.setattr(cost, "time_parts", lambda *_args, **_settings: same)
     said = run(settings)
-    bench, filled = session.open_for_search(
+    session, filled = sessions.open_for_search(
         resolve.resolve_config(settings),
         study=StudyFolder(tmp_path / "dry"),
         device=CPU,
         reference=describe_reference(CPU),
     )
-    shape, speed = measure(bench)
-    plan = cost.draft_plan(filled, bench.protocol, name="dry", shape=shape, speed=speed)
-    found = cost.estimate_cost(shape, bench.protocol, plan, speed, distill=True)
-    for line in cost.describe_plan(bench.protocol, plan, found):
+    shape, speed = measure(session)
+    plan = cost.draft_plan(filled, session.protocol, name="dry", shape=shape, speed=speed)
+    found = cost.estimate_cost(shape, session.protocol, plan, speed, distill=True)
+    for line in cost.describe_plan(session.protocol, plan, found):
         assert line in said
     assert "4 candidates" in said
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from seed import pipeline, planning, session, study_dir
+from seed import pipeline, planning, sessions, study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
@@ -44,7 +44,7 @@ def stop_behind(count: int, work: Callable[..., Any]) -> Callable[..., Any]:
 
 # the step, what is stopped there, and behind how much of it; each pass gets further than the one before
 STOPS: dict[str, tuple[object, str, int]] = {
-    "proofs": (session, "prove", 0),
+    "proofs": (sessions, "prove", 0),
     "latency": (latency_table, "measure_latency", 1),
     "dense": (judging, "judge_dense", 0),
     "search": (Proxy, "evaluate", 4),

@@ -37,7 +37,7 @@ from tests import finished
 from tests.conftest import MakeCheckpoint
 from tests.finished import Heard
 from tests.running import environment
-from tests.stages.opened import open_bench
+from tests.stages.opened import open_session
 
 # so that no timing decides anything
 SMALL: dict[str, Any] = finished.SMALL | {
@@ -230,7 +230,7 @@ def test_states_of_earlier_distillations_are_forgotten_where_later_ones_are_not_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actor = Actor(None, "cpu")
-    actor.evaluator = Evaluator(open_bench(tmp_path))
+    actor.evaluator = Evaluator(open_session(tmp_path))
     actor.evaluator.store_states(steps=1, rng_seeds=[0])
     stored = actor.evaluator.instruments.recall
     assert isinstance(stored, StoredStates)

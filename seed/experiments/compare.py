@@ -96,13 +96,13 @@ def start_comparison(
         with search.terminal.stage("budget", total=space.max_dropped) as advance:
             account = Account(measured, on_paid=lambda cost: advance(1, "greedy removal with recovery"))
             greedy = STRATEGIES["greedy_recovered"]
-            run_strategy(greedy, account, space, rung=search.bench.recovered_rung, rng_seed=0)
+            run_strategy(greedy, account, space, rung=search.session.recovered_rung, rng_seed=0)
             budget = account.spent
     dense = runner.judge_dense(search)
     return Comparison(
         study=search.folder.name,
         model=search.protocol.model,
-        rung=search.bench.recovered_rung,
+        rung=search.session.recovered_rung,
         budget=budget,
         num_candidates=space.size,
         dense_test_sums=dense.sums.tolist(),
@@ -144,7 +144,7 @@ def play(
             budget=math.inf if name in UNLIMITED else budget,
             on_paid=lambda cost: advance(cost / budget, NAMES[name][0]),
         )
-        rung = search.bench.recovered_rung
+        rung = search.session.recovered_rung
         picks = run_strategy(STRATEGIES[name], account, space, rung=rung, rng_seed=rng_seed or 0)
         run = StrategyRun(
             strategy=name,
@@ -209,7 +209,7 @@ def plan_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[int,
             [width] = width_baseline.plan_widths(search.sweep.instruments, [pick])
         except ModelError:  # there is none of this size
             continue
-        found[depth] = Member(candidate=drop_layers(search.bench.anatomy.num_layers, []), width=width)
+        found[depth] = Member(candidate=drop_layers(search.session.anatomy.num_layers, []), width=width)
     return found
 
 

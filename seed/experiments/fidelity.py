@@ -118,7 +118,7 @@ def list_scored(search: FinishedSearch, trials: Sequence[TrialRecord]) -> list[t
     if search.plan.covers_space:
         for candidate in enumerate_candidates(space):
             scored.setdefault(candidate, search.sweep.known(candidate))
-    rung = "closed_form" if search.bench.gains is not None else search.protocol.rung
+    rung = "closed_form" if search.session.gains is not None else search.protocol.rung
     return [
         (candidate, qualities[rung].loss)
         for candidate, qualities in scored.items()
@@ -193,7 +193,7 @@ def start_study(
     sweep = search.sweep
     sweep.measure_unrecovered([candidate for candidate, _ in chosen])
     rungs = ["none"]
-    if search.bench.gains is not None:
+    if search.session.gains is not None:
         rungs.append("closed_form")
         for candidate, _ in chosen:
             sweep.measure(candidate)
@@ -226,7 +226,7 @@ def score_shortly(
     """Distill a candidate for so many steps."""
     (candidate, steps), began = short, time.perf_counter()
     rate = search.protocol.short_learning_rate
-    settings = budgets.distill_settings(search.bench, candidate, steps=steps, learning_rate=rate, looks=1)
+    settings = budgets.distill_settings(search.session, candidate, steps=steps, learning_rate=rate, looks=1)
     _, student = students.make_start(search.sweep, Member(candidate=candidate), settings)
     went = train_student(
         search.sweep.instruments,

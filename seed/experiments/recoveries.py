@@ -156,7 +156,7 @@ def open_ledger(search: FinishedSearch, settings: runner.Settings) -> Ledger:
         study=search.folder.name,
         model=search.protocol.model,
         settings=settings,
-        dense_num_params=sum(weight.numel() for weight in search.bench.teacher.model.parameters()),
+        dense_num_params=sum(weight.numel() for weight in search.session.teacher.model.parameters()),
         dense_test_sums=dense.sums.tolist(),
         test_counts=dense.counts.tolist(),
     )
@@ -248,7 +248,7 @@ def tune_rates(
 def try_rate(search: FinishedSearch, wanted: Training, advance: Advance, rate: float) -> float:
     """Validation loss after a tenth of the tokens at this rate."""
     loss = students.try_rate(
-        search.bench,
+        search.session,
         search.sweep,
         wanted.member,
         rate=rate,

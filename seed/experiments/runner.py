@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from seed import planning, session, study_dir
+from seed import planning, sessions, study_dir
 from seed.console import Terminal
 from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
@@ -16,7 +16,7 @@ from seed.proxy.sweep import Sweep
 from seed.records import Record
 from seed.recovery import Recovery
 from seed.scores import ScoreStore
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import searching, students
 from seed.stages.students import Member, Trained
 from seed.study_dir import StudyFolder
@@ -42,15 +42,15 @@ class FinishedSearch:
     device: str | None
 
     @functools.cached_property
-    def bench(self) -> Session:
+    def session(self) -> Session:
         """Model and text."""
         self.terminal.say(f"opening {self.protocol.model}")
-        return session.reopen(self.folder, self.protocol, device_name=self.device)
+        return sessions.reopen(self.folder, self.protocol, device_name=self.device)
 
     @functools.cached_property
     def sweep(self) -> Sweep:
         """Scores."""
-        return Sweep(session.prepare_instruments(self.bench), self.store)
+        return Sweep(sessions.prepare_instruments(self.session), self.store)
 
 
 @contextlib.contextmanager
@@ -128,15 +128,18 @@ def describe_training(search: FinishedSearch, *, distill_tokens: int, rng_seeds:
 
 def judge_dense(search: FinishedSearch) -> DocumentLosses:
     """The dense model's losses on test text."""
-    bench = search.bench
+    session = search.session
     return measure_losses(
-        logits_of(bench.teacher.model), bench.streams["test"], micro_batch=bench.micro_batch, device=bench.device
+        logits_of(session.teacher.model),
+        session.streams["test"],
+        micro_batch=session.micro_batch,
+        device=session.device,
     )
 
 
 def store_states(search: FinishedSearch, *, steps: int, rng_seeds: Sequence[int]) -> None:
     """Compute the dense model's states that trainings of so many steps learn from."""
-    searching.store_states(search.terminal, search.bench, search.sweep, steps=steps, rng_seeds=sorted(set(rng_seeds)))
+    searching.store_states(search.terminal, search.session, search.sweep, steps=steps, rng_seeds=sorted(set(rng_seeds)))
 
 
 def train(
@@ -156,7 +159,7 @@ def train(
     Without a recovery it is the search's own, without a sweep its own model that layers go from.
     """
     settings = students.full_settings(
-        search.bench,
+        search.session,
         member.candidate,
         distill_tokens=tokens,
         learning_rate=learning_rate,
@@ -165,5 +168,5 @@ def train(
         recovery=recovery,
     )
     return students.distill_once(
-        search.bench, sweep or search.sweep, member, settings, on_step=lambda: advance(1 / settings.steps, member.key)
+        search.session, sweep or search.sweep, member, settings, on_step=lambda: advance(1 / settings.steps, member.key)
     )

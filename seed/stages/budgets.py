@@ -13,7 +13,7 @@ from seed.distillation.teacher_states import STORED_BYTES, count_bytes, store_st
 from seed.proxy.instruments import Instruments
 from seed.records import Candidate
 from seed.recovery import DEFAULT_LORA_RANK, RECOVERIES, Recovery
-from seed.session import Session
+from seed.sessions import Session
 
 HOST_BYTES_PER_WEIGHT = 20  # the best weights so far lie there too
 FREE_SHARE = 0.7  # of memory may go to students; the rest is for activations
@@ -21,7 +21,7 @@ MOST_TOGETHER = 8  # past this nothing is left to share
 
 
 def distill_settings(
-    bench: Session,
+    session: Session,
     candidate: Candidate,
     *,
     steps: int,
@@ -31,7 +31,7 @@ def distill_settings(
     recovery: Recovery | None = None,
 ) -> DistillSettings:
     """Settings of a distillation of this study: its batch, its recovery unless another is given, its random seed."""
-    protocol = bench.protocol
+    protocol = session.protocol
     recovery = recovery or RECOVERIES[protocol.recovery]
     num_kept = len(candidate.kept_layers)
     frozen = min(candidate.dropped_layers, default=0) if protocol.freeze_prefix else 0
@@ -39,7 +39,7 @@ def distill_settings(
         frozen = max(frozen, num_kept - recovery.last_layers)
     return DistillSettings(
         steps=steps,
-        batch_windows=bench.batch_windows,
+        batch_windows=session.batch_windows,
         micro_batch=max(1, TRAINED_TOKENS // protocol.window_tokens),
         learning_rate=learning_rate,
         rng_seed=protocol.rng_seed if rng_seed is None else rng_seed,
@@ -51,24 +51,24 @@ def distill_settings(
             hidden_weight=recovery.hidden_weight,
         ),
         frozen_layers=min(frozen, num_kept - 1),
-        recomputes=bench.recomputes,
+        recomputes=session.recomputes,
         lora_rank=(protocol.lora_rank or DEFAULT_LORA_RANK) if recovery.is_low_rank else None,
     )
 
 
-def short_settings(bench: Session, candidate: Candidate) -> DistillSettings:
+def short_settings(session: Session, candidate: Candidate) -> DistillSettings:
     """Budget of the short distillation inside a score."""
     return distill_settings(
-        bench,
+        session,
         candidate,
-        steps=bench.protocol.short_steps,
-        learning_rate=bench.protocol.short_learning_rate,
+        steps=session.protocol.short_steps,
+        learning_rate=session.protocol.short_learning_rate,
         looks=1,
     )
 
 
 def store_teacher_states(
-    bench: Session,
+    session: Session,
     instruments: Instruments,
     *,
     steps: int,
@@ -79,45 +79,47 @@ def store_teacher_states(
 
     Past ``STORED_BYTES`` they stay as they are, and every step runs the dense model.
     """
-    if not uses_stored_states(bench):
+    if not uses_stored_states(session):
         return replace(instruments, recall=None)
-    windows = list_windows(bench, steps=steps, rng_seeds=rng_seeds)
+    windows = list_windows(session, steps=steps, rng_seeds=rng_seeds)
     size = count_bytes(
         num_windows=len(windows),
-        window_tokens=bench.protocol.window_tokens,
-        width=bench.anatomy.config.hidden_size,
-        dtype=bench.dtype,
+        window_tokens=session.protocol.window_tokens,
+        width=session.anatomy.config.hidden_size,
+        dtype=session.dtype,
     )
     if size > STORED_BYTES:
         return replace(instruments, recall=None)
     recall = store_states(
-        bench.anatomy,
+        session.anatomy,
         instruments.recovery,
         windows,
-        directory=bench.folder.work,
-        identity=f"{bench.protocol.weights_sha256 or bench.protocol.commit}/{bench.protocol.streams['recovery'].sha256}",
-        micro_batch=bench.micro_batch,
+        directory=session.folder.work,
+        identity=f"{session.protocol.weights_sha256 or session.protocol.commit}/{session.protocol.streams['recovery'].sha256}",
+        micro_batch=session.micro_batch,
         on_window=on_window,
     )
     return replace(instruments, recall=recall)
 
 
-def uses_stored_states(bench: Session) -> bool:
+def uses_stored_states(session: Session) -> bool:
     """Does the study's recovery learn from the dense model's last states, and from nothing more of it?"""
-    recovery = RECOVERIES[bench.protocol.recovery]
-    ce_share = bench.protocol.ce_share if recovery.ce_share is None else recovery.ce_share
+    recovery = RECOVERIES[session.protocol.recovery]
+    ce_share = session.protocol.ce_share if recovery.ce_share is None else recovery.ce_share
     return ce_share < 1 and recovery.hidden_weight == 0
 
 
-def count_parallel_students(bench: Session) -> int:
+def count_parallel_students(session: Session) -> int:
     """How many students can be trained side by side: what is free now, less a reserve for activations, over one's bytes."""
-    params = sum(weight.numel() for weight in bench.teacher.model.parameters())
-    if bench.device.type == "cuda":
-        ours = torch.cuda.memory_reserved(bench.device) - torch.cuda.memory_allocated(bench.device)  # free, but held
-        free = torch.cuda.mem_get_info(bench.device)[0] + ours
+    params = sum(weight.numel() for weight in session.teacher.model.parameters())
+    if session.device.type == "cuda":
+        ours = torch.cuda.memory_reserved(session.device) - torch.cuda.memory_allocated(
+            session.device
+        )  # free, but held
+        free = torch.cuda.mem_get_info(session.device)[0] + ours
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return count_group(params, free_bytes=free, on_gpu=bench.device.type == "cuda")
+    return count_group(params, free_bytes=free, on_gpu=session.device.type == "cuda")
 
 
 def count_group(num_params: int, *, free_bytes: int, on_gpu: bool) -> int:
@@ -126,9 +128,9 @@ def count_group(num_params: int, *, free_bytes: int, on_gpu: bool) -> int:
     return max(1, min(MOST_TOGETHER, int(FREE_SHARE * free_bytes / each)))
 
 
-def list_windows(bench: Session, *, steps: int, rng_seeds: Sequence[int]) -> list[int]:
+def list_windows(session: Session, *, steps: int, rng_seeds: Sequence[int]) -> list[int]:
     """The recovery windows that distillations of so many steps see, each once."""
-    pool, count = len(bench.streams["recovery"].tokens_NT), steps * bench.batch_windows
+    pool, count = len(session.streams["recovery"].tokens_NT), steps * session.batch_windows
     found: set[int] = set()
     for rng_seed in rng_seeds:
         found.update(draw_windows(range(count), num_windows=pool, rng_seed=rng_seed).tolist())

@@ -34,7 +34,7 @@ from seed.records import DenseResult, DistillResult, FrontierMember, Replica, Sc
 from seed.reporting.card import OpenedBy, write_card
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import judging
 from seed.stages.provenance import describe_recovered
 from seed.stages.students import (
@@ -69,27 +69,27 @@ def list_members(members: Sequence[FrontierMember]) -> list[Member]:
     ]
 
 
-def list_rng_seeds(bench: Session, replicas: int) -> tuple[int, ...]:
+def list_rng_seeds(session: Session, replicas: int) -> tuple[int, ...]:
     """The random seeds of so many replicas: the study's own, and those that follow it."""
-    return tuple(range(bench.protocol.rng_seed, bench.protocol.rng_seed + replicas))
+    return tuple(range(session.protocol.rng_seed, session.protocol.rng_seed + replicas))
 
 
-def count_work(bench: Session, steps: int) -> float:
+def count_work(session: Session, steps: int) -> float:
     """Work of one final in steps of its distillation: measuring the starts and judging the end count too."""
-    before, after = count_work_around(bench)
+    before, after = count_work_around(session)
     return before + steps + after
 
 
-def count_work_around(bench: Session) -> tuple[float, float]:
+def count_work_around(session: Session) -> tuple[float, float]:
     """Work of measuring the starts of a final, and of judging its end, in steps of its distillation."""
-    validation, test = bench.streams["validation"].num_tokens, bench.streams["test"].num_tokens
-    step_forwards = 3.3 * bench.batch_windows * bench.protocol.window_tokens
-    return (4 * validation + 2 * bench.protocol.calibration_tokens) / step_forwards, 3 * test / step_forwards
+    validation, test = session.streams["validation"].num_tokens, session.streams["test"].num_tokens
+    step_forwards = 3.3 * session.batch_windows * session.protocol.window_tokens
+    return (4 * validation + 2 * session.protocol.calibration_tokens) / step_forwards, 3 * test / step_forwards
 
 
-def count_all_work(bench: Session, members: Sequence[Member], budget: Budget) -> float:
+def count_all_work(session: Session, members: Sequence[Member], budget: Budget) -> float:
     """Work of distilling all members under every random seed."""
-    return len(members) * len(budget.rng_seeds) * count_work(bench, count_steps(bench, budget.distill_tokens))
+    return len(members) * len(budget.rng_seeds) * count_work(session, count_steps(session, budget.distill_tokens))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,7 +130,7 @@ class DistillExecutor(Protocol):
 
 def distill_members(
     spread: DistillExecutor,
-    bench: Session,
+    session: Session,
     plan: SearchPlan,
     dense: DenseResult,
     members: Sequence[Member],
@@ -151,8 +151,8 @@ def distill_members(
     Raises:
         StudyError: a training gave no number; the others are kept.
     """
-    each = count_work(bench, count_steps(bench, budget.distill_tokens))
-    left = list_left(bench, members, budget)
+    each = count_work(session, count_steps(session, budget.distill_tokens))
+    left = list_left(session, members, budget)
     num_wanted = len(members) * len(budget.rng_seeds)
     num_done = num_wanted - len(left)
 
@@ -161,7 +161,7 @@ def distill_members(
 
     if num_done:
         say_work(num_done * each, "going on")
-    for path in bench.folder.work.glob("export-*"):  # of a killed process
+    for path in session.folder.work.glob("export-*"):  # of a killed process
         shutil.rmtree(path, ignore_errors=True)
     waiting: list[DistilledStudent] = []  # replicas whose first is not there yet
     broken: list[str] = []
@@ -179,28 +179,28 @@ def distill_members(
             if not made.went.curve:
                 broken.append(made.member.key)
             elif is_first:
-                keep_first(bench, plan, dense, made)
+                keep_first(session, plan, dense, made)
                 exported.add(made.member.key)
                 num_done += 1
             elif made.member.key in exported:
-                keep_replica(bench, made)
+                keep_replica(session, made)
                 num_done += 1
             else:
                 waiting.append(made)
                 continue
-            name_checkpoint(bench, made.member, made.settings, budget).unlink(missing_ok=True)
+            name_checkpoint(session, made.member, made.settings, budget).unlink(missing_ok=True)
     if broken:
         raise StudyError(
             f"{', '.join(broken)}: no loss of the training is a finite number, neither at its start nor at any look. Lower "
             f"--learning-rate ({budget.learning_rate:g}), or compute in float32 (--dtype float32)."
         )
-    results = [study_dir.read_record(bench.folder.result(member.key), DistillResult) for member in members]
-    return [judging.score_for_user(bench, result, eval_command) for result in results]
+    results = [study_dir.read_record(session.folder.result(member.key), DistillResult) for member in members]
+    return [judging.score_for_user(session, result, eval_command) for result in results]
 
 
-def list_left(bench: Session, members: Sequence[Member], budget: Budget) -> list[tuple[int, Member]]:
+def list_left(session: Session, members: Sequence[Member], budget: Budget) -> list[tuple[int, Member]]:
     """Random seeds and members that are not done, in turn: all under the first seed first."""
-    done = [list_done(bench, member, budget) for member in members]
+    done = [list_done(session, member, budget) for member in members]
     return [
         (rng_seed, member)
         for rng_seed in budget.rng_seeds
@@ -224,16 +224,16 @@ def batched(pairs: Sequence[tuple[int, Member]], size: int) -> Iterator[Sequence
         yield pairs[begin : begin + size]
 
 
-def list_done(bench: Session, member: Member, budget: Budget) -> set[int]:
+def list_done(session: Session, member: Member, budget: Budget) -> set[int]:
     """Under which seeds a member was distilled by these settings, or for longer; none where its model is not as it was written."""
-    path = bench.folder.result(member.key)
-    if not path.exists() or describe_damage(bench.folder, member.key) is not None:
+    path = session.folder.result(member.key)
+    if not path.exists() or describe_damage(session.folder, member.key) is not None:
         return set()
     known = study_dir.read_record(path, DistillResult)
-    settings = _settings(bench, member, budget, budget.rng_seeds[0])
+    settings = _settings(session, member, budget, budget.rng_seeds[0])
     if int(known.settings["steps"]) > settings.steps:  # never undo a longer one
         return set(budget.rng_seeds)
-    is_same = known.settings == describe_settings(bench, settings)
+    is_same = known.settings == describe_settings(session, settings)
     return {replica.rng_seed for replica in known.replicas} if is_same else set()
 
 
@@ -253,9 +253,9 @@ def say_damaged(study: StudyFolder, members: Sequence[Member], *, say: Callable[
             say(f"{study.model(member.key)}: damaged: {damage}; it is made again")
 
 
-def _settings(bench: Session, member: Member, budget: Budget, rng_seed: int) -> DistillSettings:
+def _settings(session: Session, member: Member, budget: Budget, rng_seed: int) -> DistillSettings:
     return full_settings(
-        bench,
+        session,
         member.candidate,
         distill_tokens=budget.distill_tokens,
         learning_rate=budget.learning_rate,
@@ -263,14 +263,14 @@ def _settings(bench: Session, member: Member, budget: Budget, rng_seed: int) -> 
     )
 
 
-def name_checkpoint(bench: Session, member: Member, settings: DistillSettings, budget: Budget) -> Path:
+def name_checkpoint(session: Session, member: Member, settings: DistillSettings, budget: Budget) -> Path:
     """Where the progress of a training is saved."""
     suffix = "" if settings.rng_seed == budget.rng_seeds[0] else f"-{settings.rng_seed}"
-    return bench.folder.work / f"distill-{member.key}{suffix}.pt"
+    return session.folder.work / f"distill-{member.key}{suffix}.pt"
 
 
 def distill_group(
-    bench: Session,
+    session: Session,
     sweep: Sweep,
     members: Sequence[Member],
     budget: Budget,
@@ -281,12 +281,12 @@ def distill_group(
 ) -> list[DistilledStudent]:
     """Train members side by side, then judge one after another; the first replica as a checkpoint in the scratch folder."""
     began = time.monotonic()
-    before, after = count_work_around(bench)
+    before, after = count_work_around(session)
     keys = ", ".join(member.key for member in members)
     starts, jobs = [], []
     for member in members:
         on_progress(0, f"preparing {member.key}")
-        settings = _settings(bench, member, budget, rng_seed)
+        settings = _settings(session, member, budget, rng_seed)
         start, student = make_start(sweep, member, settings)
         jobs.append(
             make_job(
@@ -294,7 +294,7 @@ def distill_group(
                 student,
                 settings,
                 candidate=member.candidate,
-                checkpoint=name_checkpoint(bench, member, settings, budget),
+                checkpoint=name_checkpoint(session, member, settings, budget),
                 on_warning=lambda said, key=member.key: on_warning(f"{key}: {said}"),  # type: ignore[misc]
             )
         )
@@ -317,69 +317,69 @@ def distill_group(
             member=member, settings=job.settings, start=start, went=went, seconds=seconds, rows=rows
         )
         if went.curve and rng_seed == budget.rng_seeds[0]:
-            made = _export_and_evaluate(bench, sweep.instruments, made, job.student)
+            made = _export_and_evaluate(session, sweep.instruments, made, job.student)
         elif went.curve:
-            made = replace(made, test=exported_losses(sweep.instruments, job.student, bench.streams["test"]))
+            made = replace(made, test=exported_losses(sweep.instruments, job.student, session.streams["test"]))
         found.append(made)
         on_progress(after, f"judged {member.key}")
     return found
 
 
 def train_as_follower(
-    bench: Session, instruments: Instruments, groups: Sequence[tuple[Sequence[Member], int]], budget: Budget
+    session: Session, instruments: Instruments, groups: Sequence[tuple[Sequence[Member], int]], budget: Budget
 ) -> None:
     """Train what the first of several processes distils; all it starts with comes from there, and what comes of it goes there."""
     for members, rng_seed in groups:
         jobs = []
         for member in members:
-            settings = _settings(bench, member, budget, rng_seed)
+            settings = _settings(session, member, budget, rng_seed)
             jobs.append(
                 make_job(
                     instruments,
                     start_student(instruments, member.candidate, None),
                     settings,
                     candidate=member.candidate,
-                    checkpoint=name_checkpoint(bench, member, settings, budget),
+                    checkpoint=name_checkpoint(session, member, settings, budget),
                 )
             )
         train_students(instruments, jobs)
 
 
 def _export_and_evaluate(
-    bench: Session, instruments: Instruments, made: DistilledStudent, student: nn.Module
+    session: Session, instruments: Instruments, made: DistilledStudent, student: nn.Module
 ) -> DistilledStudent:
     """Write the checkpoint into the scratch folder, and judge it as it lies there."""
-    began, path = time.monotonic(), bench.folder.work / f"export-{made.member.key}"
-    size = measure_size(student, dtype=bench.teacher.stored_dtype)
+    began, path = time.monotonic(), session.folder.work / f"export-{made.member.key}"
+    size = measure_size(student, dtype=session.teacher.stored_dtype)
     write_checkpoint(
         student,
         path,
-        tokenizer=bench.teacher.tokenizer,
-        original=bench.teacher.directory,
-        dtype=bench.teacher.stored_dtype,
+        tokenizer=session.teacher.tokenizer,
+        original=session.teacher.directory,
+        dtype=session.teacher.stored_dtype,
         card="",  # both say how it is judged, and are written then
         provenance={},
     )
-    raw = cast_weights(make_raw(instruments, made.member), bench.dtype)
-    judged = judging.judge_exported(bench, instruments, path, raw)
+    raw = cast_weights(make_raw(instruments, made.member), session.dtype)
+    judged = judging.judge_exported(session, instruments, path, raw)
     took = time.monotonic() - began
     return replace(
         made, test=judged.test_losses, judged=judged, size=size, checkpoint=path, seconds=made.seconds + took
     )
 
 
-def keep_first(bench: Session, plan: SearchPlan, dense: DenseResult, made: DistilledStudent) -> None:
+def keep_first(session: Session, plan: SearchPlan, dense: DenseResult, made: DistilledStudent) -> None:
     """Move the first replica's checkpoint into the study, and write its card and its result."""
     member, judged = made.member, made.judged
     assert member.latency is not None, "what is exported was timed"
     assert judged is not None
     assert made.size is not None
-    path = bench.folder.model(member.key)
+    path = session.folder.model(member.key)
     result = DistillResult(
         candidate=member.candidate,
         width=member.width,
         trial_number=member.trial_number,
-        settings=describe_settings(bench, made.settings),
+        settings=describe_settings(session, made.settings),
         curve=made.went.curve,
         start=made.start,
         best_step=made.went.best_step,
@@ -391,12 +391,12 @@ def keep_first(bench: Session, plan: SearchPlan, dense: DenseResult, made: Disti
         seconds=made.seconds,
         replicas=(describe_replica(made),),
     )
-    original = replace(bench.teacher.source, revision=bench.protocol.commit or bench.protocol.revision)
-    licence = find_licence(original, named=bench.protocol.license)
-    said = describe_recovered(bench.protocol, result, study=plan.name, licence=licence)
-    config = bench.teacher.model.config
+    original = replace(session.teacher.source, revision=session.protocol.commit or session.protocol.revision)
+    licence = find_licence(original, named=session.protocol.license)
+    said = describe_recovered(session.protocol, result, study=plan.name, licence=licence)
+    config = session.teacher.model.config
     opened_by = OpenedBy(auto_class=find_auto_class(config).__name__, sees=reads_images(config))
-    card = write_card(plan, bench.protocol, dense, result, opened_by=opened_by, licence=licence)
+    card = write_card(plan, session.protocol, dense, result, opened_by=opened_by, licence=licence)
     with study_dir.replace_directory(path) as aside:
         if isinstance(made.checkpoint, Path):
             for file in made.checkpoint.iterdir():
@@ -408,7 +408,7 @@ def keep_first(bench: Session, plan: SearchPlan, dense: DenseResult, made: Disti
         provenance_sha256 = add_hashes(aside)
     finished = msgspec.structs.replace(result, provenance_sha256=provenance_sha256)
     try:
-        study_dir.write_record(bench.folder.result(member.key), finished)
+        study_dir.write_record(session.folder.result(member.key), finished)
     except SeedError:
         shutil.rmtree(path, ignore_errors=True)  # no record tells of it
         raise
@@ -416,9 +416,9 @@ def keep_first(bench: Session, plan: SearchPlan, dense: DenseResult, made: Disti
         shutil.rmtree(made.checkpoint, ignore_errors=True)
 
 
-def keep_replica(bench: Session, made: DistilledStudent) -> None:
+def keep_replica(session: Session, made: DistilledStudent) -> None:
     """Add a further replica to the member's result."""
-    path = bench.folder.result(made.member.key)
+    path = session.folder.result(made.member.key)
     known = study_dir.read_record(path, DistillResult)
     study_dir.write_record(path, msgspec.structs.replace(known, replicas=(*known.replicas, describe_replica(made))))
 

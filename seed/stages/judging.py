@@ -16,14 +16,17 @@ from seed.models.checkpoint import load_checkpoint
 from seed.optimize.space import drop_layers
 from seed.proxy.instruments import Instruments, size_of
 from seed.records import DenseResult, DistillResult, Latency, Quality
-from seed.session import Session
+from seed.sessions import Session
 
 
-def judge_dense(bench: Session, instruments: Instruments, latency: Latency) -> DenseResult:
+def judge_dense(session: Session, instruments: Instruments, latency: Latency) -> DenseResult:
     """Judge the original on validation and test. ``latency``: its own."""
-    whole = drop_layers(bench.anatomy.num_layers, [])
+    whole = drop_layers(session.anatomy.num_layers, [])
     test = measure_losses(
-        logits_of(bench.teacher.model), bench.streams["test"], micro_batch=bench.micro_batch, device=bench.device
+        logits_of(session.teacher.model),
+        session.streams["test"],
+        micro_batch=session.micro_batch,
+        device=session.device,
     )
     return DenseResult(
         validation=judge(instruments.dense_validation, instruments.dense_validation),
@@ -45,19 +48,19 @@ class Judged:
     unrecovered: Quality
 
 
-def judge_exported(bench: Session, instruments: Instruments, path: Path, raw: nn.Module) -> Judged:
+def judge_exported(session: Session, instruments: Instruments, path: Path, raw: nn.Module) -> Judged:
     """Judge a checkpoint as it lies on disk, beside ``raw``, the same cut without recovery."""
-    exported = load_checkpoint(path, device=bench.device, dtype=bench.dtype)
+    exported = load_checkpoint(path, device=session.device, dtype=session.dtype)
     losses = measure_losses(
-        logits_of(exported), instruments.validation, micro_batch=bench.micro_batch, device=bench.device
+        logits_of(exported), instruments.validation, micro_batch=session.micro_batch, device=session.device
     )
     validation = judge(losses, instruments.dense_validation)
     dense, [(test, closeness), (unrecovered, raw_closeness)] = compare_models(
-        logits_of(bench.teacher.model),
+        logits_of(session.teacher.model),
         [logits_of(exported), logits_of(raw)],
-        bench.streams["test"],
-        micro_batch=bench.micro_batch,
-        device=bench.device,
+        session.streams["test"],
+        micro_batch=session.micro_batch,
+        device=session.device,
     )
     return Judged(
         validation=validation,
@@ -67,21 +70,21 @@ def judge_exported(bench: Session, instruments: Instruments, path: Path, raw: nn
     )
 
 
-def score_dense_for_user(bench: Session, dense: DenseResult, eval_command: str | None) -> DenseResult:
+def score_dense_for_user(session: Session, dense: DenseResult, eval_command: str | None) -> DenseResult:
     """Let the user's own command judge the original, in the directory that it was opened from."""
     if eval_command is None or dense.user_command == eval_command:
         return dense
-    score = run_command(eval_command, bench.teacher.directory)
+    score = run_command(eval_command, session.teacher.directory)
     scored = msgspec.structs.replace(dense, user_score=score, user_command=eval_command)
-    study_dir.write_record(bench.folder.dense, scored)
+    study_dir.write_record(session.folder.dense, scored)
     return scored
 
 
-def score_for_user(bench: Session, result: DistillResult, eval_command: str | None) -> DistillResult:
+def score_for_user(session: Session, result: DistillResult, eval_command: str | None) -> DistillResult:
     """Let the user's own command judge an exported model, unless it has."""
     if eval_command is None or result.user_command == eval_command:
         return result
-    score = run_command(eval_command, bench.folder.model(result.key))
+    score = run_command(eval_command, session.folder.model(result.key))
     scored = msgspec.structs.replace(result, user_score=score, user_command=eval_command)
-    study_dir.write_record(bench.folder.result(result.key), scored)
+    study_dir.write_record(session.folder.result(result.key), scored)
     return scored

@@ -20,7 +20,7 @@ from seed.optimize.space import drop_deepest, drop_layers
 from seed.protocols import name_device
 from seed.records import Candidate, Latency, SearchSpace
 from seed.reporting.wording import count_things, format_bytes
-from seed.session import Session
+from seed.sessions import Session
 from seed.study_dir import StudyFolder
 
 
@@ -28,42 +28,42 @@ class LatencyTable:
     """Latencies by structure, each measured once, and written down as soon as it is known.
 
     Args:
-        bench: the opened study.
+        session: the opened study.
         measure: times a candidate's structure beside the dense model, on the reference device, while nothing else runs.
     """
 
-    def __init__(self, bench: Session, *, measure: Callable[[Candidate], Latency]) -> None:
-        self.bench, self.measure = bench, measure
-        self.measured = read_latencies(bench.folder)
-        self.table = smooth_latencies(bench, self.measured)
+    def __init__(self, session: Session, *, measure: Callable[[Candidate], Latency]) -> None:
+        self.session, self.measure = session, measure
+        self.measured = read_latencies(session.folder)
+        self.table = smooth_latencies(session, self.measured)
 
     @property
     def is_complete(self) -> bool:
         """Is every structure of the space timed already? Models with several kinds of layers have more of them than depths."""
-        return len(self.bench.anatomy.layer_kinds) == 1
+        return len(self.session.anatomy.layer_kinds) == 1
 
     def measure_depths(self, space: SearchSpace, *, on_structure: Callable[[str], None]) -> None:
         """Time each depth of the space once."""
         for num_dropped in range(space.min_dropped, space.max_dropped + 1):
             candidate = drop_deepest(space, num_dropped)
             self._measure(candidate)
-            on_structure(timing.name_structure(self.bench.anatomy, candidate))
-        self.table = smooth_latencies(self.bench, self.measured)
+            on_structure(timing.name_structure(self.session.anatomy, candidate))
+        self.table = smooth_latencies(self.session, self.measured)
 
     def time(self, candidates: Sequence[Candidate]) -> dict[str, Latency]:
         """Latencies by structure, these candidates' among them."""
         for candidate in candidates:
-            structure = timing.name_structure(self.bench.anatomy, candidate)
+            structure = timing.name_structure(self.session.anatomy, candidate)
             if structure not in self.table:
                 self._measure(candidate)
                 self.table = self.table | {structure: self.measured[structure]}
         return self.table
 
     def _measure(self, candidate: Candidate) -> None:
-        structure = timing.name_structure(self.bench.anatomy, candidate)
+        structure = timing.name_structure(self.session.anatomy, candidate)
         if structure not in self.measured:
             self.measured[structure] = self.measure(candidate)
-            write_latencies(self.bench.folder, self.measured)
+            write_latencies(self.session.folder, self.measured)
 
 
 def read_latencies(study: StudyFolder) -> dict[str, Latency]:
@@ -76,48 +76,48 @@ def write_latencies(study: StudyFolder, table: dict[str, Latency]) -> None:
     study_dir.write_record(study.latency, table)
 
 
-def smooth_latencies(bench: Session, table: dict[str, Latency]) -> dict[str, Latency]:
+def smooth_latencies(session: Session, table: dict[str, Latency]) -> dict[str, Latency]:
     """Let ratios rise with depth where all layers are of one kind; else as measured."""
-    if len(bench.anatomy.layer_kinds) > 1 or not table:
+    if len(session.anatomy.layer_kinds) > 1 or not table:
         return table
     names = list(table)
     smoothed = timing.smooth_over_depth([table[name] for name in names], [int(name.split()[0]) for name in names])
     return dict(zip(names, smoothed, strict=True))
 
 
-def measure_latency(bench: Session, candidate: Candidate) -> Latency:
+def measure_latency(session: Session, candidate: Candidate) -> Latency:
     """Time a candidate's structure beside the dense model, by our workload or by the user's command."""
-    structure = timing.name_structure(bench.anatomy, candidate)
-    if bench.protocol.latency_command:
-        return _measure_by_command(bench, candidate, structure, bench.protocol.latency_command)
-    model, workload = bench.teacher.model, bench.workload
-    vocabulary = bench.anatomy.config.vocab_size
+    structure = timing.name_structure(session.anatomy, candidate)
+    if session.protocol.latency_command:
+        return _measure_by_command(session, candidate, structure, session.protocol.latency_command)
+    model, workload = session.teacher.model, session.workload
+    vocabulary = session.anatomy.config.vocab_size
     dense = timing.prepare_run(model, workload, vocabulary=vocabulary)
     if workload.compiled:  # a compiled graph needs a model that stays as it is
         torch.compiler.reset()
-        student = make_student(bench.anatomy, candidate)
+        student = make_student(session.anatomy, candidate)
         cut = timing.prepare_run(student, workload, vocabulary=vocabulary)
     else:
         view_run = timing.prepare_run(model, workload, vocabulary=vocabulary)
 
         def cut() -> timing.Timing:
-            with view_layers(bench.anatomy, candidate):
+            with view_layers(session.anatomy, candidate):
                 return view_run()
 
-    return timing.measure_pair(dense, cut, workload, structure=structure, device=name_device(bench.device))
+    return timing.measure_pair(dense, cut, workload, structure=structure, device=name_device(session.device))
 
 
-def _measure_by_command(bench: Session, candidate: Candidate, structure: str, command: str) -> Latency:
+def _measure_by_command(session: Session, candidate: Candidate, structure: str, command: str) -> Latency:
     """Export dense and cut models undistilled, and let the user's command time them in turns."""
     paths = []
-    for name, layers in (("dense", drop_layers(bench.anatomy.num_layers, [])), ("cut", candidate)):
-        path = bench.folder.work / f"latency-{name}"
+    for name, layers in (("dense", drop_layers(session.anatomy.num_layers, [])), ("cut", candidate)):
+        path = session.folder.work / f"latency-{name}"
         write_checkpoint(
-            make_student(bench.anatomy, layers),
+            make_student(session.anatomy, layers),
             path,
-            tokenizer=bench.teacher.tokenizer,
-            original=bench.teacher.directory,
-            dtype=bench.teacher.stored_dtype,
+            tokenizer=session.teacher.tokenizer,
+            original=session.teacher.directory,
+            dtype=session.teacher.stored_dtype,
             card="Written by Seed to be timed; not recovered.\n",
             provenance={},
         )
@@ -131,15 +131,15 @@ def _measure_by_command(bench: Session, candidate: Candidate, structure: str, co
 
     dense, cut = (functools.partial(run, path) for path in paths)
     dense(), cut()  # warm-up
-    pairs = timing.take_pairs(dense, cut, repeats=bench.protocol.latency_repeats)
+    pairs = timing.take_pairs(dense, cut, repeats=session.protocol.latency_repeats)
     for path in paths:
         shutil.rmtree(path)
-    device = name_device(bench.device)
+    device = name_device(session.device)
     return timing.summarise_pairs(pairs, structure=structure, workload=command, device=device)
 
 
 def bound_space(
-    bench: Session,
+    session: Session,
     table: Mapping[str, Latency],
     *,
     max_latency_ratio: float | None,
@@ -150,14 +150,14 @@ def bound_space(
     Raises:
         SpaceError: no candidate of the space can keep the limits.
     """
-    space = bench.protocol.space
+    space = session.protocol.space
     fewest, reached = space.max_dropped + 1, ""
     for num_dropped in range(space.max_dropped, space.min_dropped - 1, -1):
         candidate = drop_deepest(space, num_dropped)
-        ratio = table[timing.name_structure(bench.anatomy, candidate)].ratio
-        with view_layers(bench.anatomy, candidate) as view:
-            size = measure_size(view, dtype=bench.teacher.stored_dtype)
-        tokens = (bench.protocol.prompt_tokens + bench.protocol.new_tokens) * bench.protocol.latency_batch
+        ratio = table[timing.name_structure(session.anatomy, candidate)].ratio
+        with view_layers(session.anatomy, candidate) as view:
+            size = measure_size(view, dtype=session.teacher.stored_dtype)
+        tokens = (session.protocol.prompt_tokens + session.protocol.new_tokens) * session.protocol.latency_batch
         memory = size.weight_bytes + size.kv_bytes_per_token * tokens
         if num_dropped == space.max_dropped:
             reached = f"with {count_things(num_dropped, 'layer')} dropped the latency ratio is {ratio:.3f} and memory is {format_bytes(memory)}"

@@ -14,7 +14,7 @@ from seed.plans import SearchPlan
 from seed.proxy.account import Account, Measured
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, SearchSpace, TrialRecord
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages.budgets import short_settings
 
 RIVALS = ("perplexity", "greedy_recovered")  # greedy removal without recovery stands in where there is none
@@ -43,7 +43,7 @@ class Remembered(Measured):
 
 
 def measure_gain(
-    bench: Session,
+    session: Session,
     sweep: Sweep,
     space: SearchSpace,
     trials: Sequence[TrialRecord],
@@ -53,7 +53,7 @@ def measure_gain(
     on_rival: Callable[[str], None],
 ) -> SearchGain:
     """Play the rivals, and compare their picks with the search's best of each depth."""
-    rung = bench.protocol.rung
+    rung = session.protocol.rung
     scored = [trial.evaluation.candidate for trial in trials if contains(space, trial.evaluation.candidate)]
     best: dict[int, tuple[float, Candidate]] = {}
     for candidate in scored:
@@ -65,9 +65,9 @@ def measure_gain(
             )
     measured = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)
     rivals = []
-    for name in RIVALS if bench.gains is not None else ("perplexity", "greedy"):
+    for name in RIVALS if session.gains is not None else ("perplexity", "greedy"):
         strategy, account = STRATEGIES[name], Account(measured)
-        picks = run_strategy(strategy, account, space, rung=bench.recovered_rung, rng_seed=0)
+        picks = run_strategy(strategy, account, space, rung=session.recovered_rung, rng_seed=0)
         rivals.append(
             Rival(
                 strategy=name,
@@ -83,7 +83,7 @@ def measure_gain(
             )
         )
         on_rival(strategy.title)
-    cost, num_scores = price_search(bench, Remembered(sweep, most_unrecovered=math.inf), space, scored)
+    cost, num_scores = price_search(session, Remembered(sweep, most_unrecovered=math.inf), space, scored)
     return SearchGain(rung=rung, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(rivals))
 
 
@@ -106,10 +106,10 @@ def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, rung: str) -
 
 
 def price_search(
-    bench: Session, measured: Measured, space: SearchSpace, scored: Sequence[Candidate]
+    session: Session, measured: Measured, space: SearchSpace, scored: Sequence[Candidate]
 ) -> tuple[float, int]:
     """Layer-tokens that the search's scores cost, and how many they are: a sweep as one batch, trials one by one."""
-    account, cheaper = Account(measured), bench.recovered_rung
+    account, cheaper = Account(measured), session.recovered_rung
     batches = [[candidate] for candidate in scored]
     if space.size <= len(measured.sweep.rows) and all(
         measured.sweep.is_known(candidate, cheaper) for candidate in enumerate_candidates(space)
@@ -119,11 +119,11 @@ def price_search(
         if measured.sweep.is_known(batch[0], cheaper):
             account.score(batch, rung=cheaper)
     cost = account.spent
-    if bench.protocol.rung == "short_distillation":
+    if session.protocol.rung == "short_distillation":
         for candidate in scored:
-            if measured.sweep.is_known(candidate, bench.protocol.rung):
-                settings = short_settings(bench, candidate)
-                tokens = settings.steps * bench.batch_windows * bench.protocol.window_tokens
+            if measured.sweep.is_known(candidate, session.protocol.rung):
+                settings = short_settings(session, candidate)
+                tokens = settings.steps * session.batch_windows * session.protocol.window_tokens
                 cost += measured.prices.distill(len(candidate.kept_layers), tokens=tokens)
                 if cheaper != "none":  # a look at the candidate as it stands comes first
                     cost += account.price([candidate], rung="none")

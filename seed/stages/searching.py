@@ -32,7 +32,7 @@ from seed.records import (
 from seed.reporting.wording import count_things
 from seed.results import read_reach
 from seed.scores import ScoreStore
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import budgets
 
 BEST_NOTE = "best PPL ratios by layers dropped (without which)"
@@ -280,20 +280,20 @@ def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
 
 def store_states(
     terminal: Terminal,
-    bench: Session,
+    session: Session,
     sweep: Sweep,
     *,
     steps: int,
     rng_seeds: Sequence[int] | None = None,
 ) -> None:
     """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
-    if not budgets.uses_stored_states(bench):
+    if not budgets.uses_stored_states(session):
         return
-    seeds = [bench.protocol.rng_seed] if rng_seeds is None else rng_seeds
-    total = len(budgets.list_windows(bench, steps=steps, rng_seeds=seeds))
+    seeds = [session.protocol.rng_seed] if rng_seeds is None else rng_seeds
+    total = len(budgets.list_windows(session, steps=steps, rng_seeds=seeds))
     with terminal.stage("dense states", total=total) as advance:  # windows of text
         sweep.instruments = budgets.store_teacher_states(
-            bench, sweep.instruments, steps=steps, rng_seeds=seeds, on_window=lambda count: advance(count, "")
+            session, sweep.instruments, steps=steps, rng_seeds=seeds, on_window=lambda count: advance(count, "")
         )
     if sweep.instruments.recall is None:
         terminal.say("  they would take too much disk: the dense model runs in every step instead")

@@ -24,7 +24,7 @@ from seed.records import (
     WidthCut,
 )
 from seed.recovery import Recovery
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import width_baseline
 from seed.stages.budgets import distill_settings
 from seed.study_dir import StudyFolder
@@ -59,13 +59,13 @@ class Trained:
     whole_seconds: float  # with starts and judging
 
 
-def count_steps(bench: Session, distill_tokens: int) -> int:
+def count_steps(session: Session, distill_tokens: int) -> int:
     """Whole steps of the protocol's batch that come closest to so many tokens."""
-    return bench.protocol.count_steps(distill_tokens)
+    return session.protocol.count_steps(distill_tokens)
 
 
 def full_settings(
-    bench: Session,
+    session: Session,
     candidate: Candidate,
     *,
     distill_tokens: int,
@@ -75,9 +75,9 @@ def full_settings(
     recovery: Recovery | None = None,
 ) -> DistillSettings:
     """Budget of a full distillation; looks at validation text are eight steps apart or more."""
-    steps = count_steps(bench, distill_tokens)
+    steps = count_steps(session, distill_tokens)
     return distill_settings(
-        bench,
+        session,
         candidate,
         steps=steps,
         learning_rate=learning_rate,
@@ -115,7 +115,7 @@ def make_raw(instruments: Instruments, member: Member) -> nn.Module:
 
 
 def try_rate(
-    bench: Session,
+    session: Session,
     sweep: Sweep,
     member: Member,
     *,
@@ -127,7 +127,7 @@ def try_rate(
     """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""
     tokens = max(1, distill_tokens // TUNING_SHARE)
     settings = full_settings(
-        bench, member.candidate, distill_tokens=tokens, learning_rate=rate, looks=1, recovery=recovery
+        session, member.candidate, distill_tokens=tokens, learning_rate=rate, looks=1, recovery=recovery
     )
     _, student = make_start(sweep, member, settings)
     went = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
@@ -173,7 +173,7 @@ def choose_learning_rate(
 
 
 def distill_once(
-    bench: Session,
+    session: Session,
     sweep: Sweep,
     member: Member,
     settings: DistillSettings,
@@ -188,16 +188,16 @@ def distill_once(
         sweep.instruments, student, settings, candidate=member.candidate, on_step=lambda step: on_step()
     )
     seconds = time.perf_counter() - started
-    test = exported_losses(sweep.instruments, student, bench.streams["test"])
+    test = exported_losses(sweep.instruments, student, session.streams["test"])
     return Trained(
         student=student, start=start, went=went, test=test, seconds=seconds, whole_seconds=time.perf_counter() - began
     )
 
 
-def describe_settings(bench: Session, settings: DistillSettings) -> dict[str, str | int | float]:
+def describe_settings(session: Session, settings: DistillSettings) -> dict[str, str | int | float]:
     """What decides a distillation, for people and for knowing a finished one again."""
-    batch_tokens = settings.batch_windows * bench.protocol.window_tokens
-    earlier = {"earlier_tokens": bench.protocol.start_tokens} if bench.protocol.start else {}
+    batch_tokens = settings.batch_windows * session.protocol.window_tokens
+    earlier = {"earlier_tokens": session.protocol.start_tokens} if session.protocol.start else {}
     return {
         "distill_tokens": settings.steps * batch_tokens,
         **earlier,

@@ -15,7 +15,7 @@ from seed.models.width import make_narrow, plan_width
 from seed.protocols import name_device
 from seed.proxy.instruments import Instruments, size_of
 from seed.records import Candidate, Latency, WidthCut
-from seed.session import Session
+from seed.sessions import Session
 
 
 def start_narrow(instruments: Instruments, width: WidthCut) -> nn.Module:
@@ -33,10 +33,10 @@ def plan_widths(instruments: Instruments, candidates: Sequence[Candidate]) -> li
     return [plan_width(instruments.anatomy, num_params=num_params) for num_params in sorted(sizes, reverse=True)]
 
 
-def measure_width_latency(bench: Session, instruments: Instruments, width: WidthCut) -> Latency:
+def measure_width_latency(session: Session, instruments: Instruments, width: WidthCut) -> Latency:
     """Time a width beside the dense model, as structures are timed."""
-    workload, vocabulary = bench.workload, bench.anatomy.config.vocab_size
-    narrow = cast_weights(start_narrow(instruments, width), bench.dtype)
-    dense = timing.prepare_run(bench.teacher.model, workload, vocabulary=vocabulary)
+    workload, vocabulary = session.workload, session.anatomy.config.vocab_size
+    narrow = cast_weights(start_narrow(instruments, width), session.dtype)
+    dense = timing.prepare_run(session.teacher.model, workload, vocabulary=vocabulary)
     cut = timing.prepare_run(narrow, workload, vocabulary=vocabulary)
-    return timing.measure_pair(dense, cut, workload, structure=width.key, device=name_device(bench.device))
+    return timing.measure_pair(dense, cut, workload, structure=width.key, device=name_device(session.device))

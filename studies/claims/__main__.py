@@ -29,7 +29,7 @@ from seed.optimize.space import drop_layers
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, read_dropped
 from seed.recovery import RECOVERIES
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import latency_table, width_baseline
 from seed.stages.students import Member
 from studies.claims.page import count_verdicts, render_page
@@ -50,9 +50,9 @@ class Opened:
     rates: tuple[float, ...]
 
     @property
-    def bench(self) -> Session:
+    def session(self) -> Session:
         """Model and text."""
-        return self.search.bench
+        return self.search.session
 
     @property
     def sweep(self) -> Sweep:
@@ -62,7 +62,7 @@ class Opened:
     @property
     def num_layers(self) -> int:
         """Of the dense model."""
-        return self.bench.anatomy.num_layers
+        return self.session.anatomy.num_layers
 
     @property
     def path(self) -> Path:
@@ -167,7 +167,7 @@ def find_best(opened: Opened, shallower: Candidate, *, num_dropped: int) -> Cand
     scored = []
     for key, rows in sweep.rows.items():
         dropped = read_dropped(key)
-        if opened.bench.recovered_rung in rows and dropped is not None and len(dropped) == num_dropped:
+        if opened.session.recovered_rung in rows and dropped is not None and len(dropped) == num_dropped:
             candidate = drop_layers(num_layers, dropped)
             scored += [candidate] if candidate.key == key else []  # a hash may be all digits
     return choose_best(sweep, scored) if scored else grow(sweep, shallower, num_dropped=num_dropped)
@@ -224,16 +224,16 @@ def read_evidence(opened: Opened) -> Evidence | None:
 
 def start_evidence(opened: Opened, terminal: Terminal) -> Evidence:
     """Begin: settle the roles, for later scores change nothing, and score every single removal; written down."""
-    bench, sweep, num_layers = opened.bench, opened.sweep, opened.num_layers
+    session, sweep, num_layers = opened.session, opened.sweep, opened.num_layers
     members = {}
     with terminal.stage("roles", total=8) as advance:
         for role, member in choose_members(opened):
             members[role] = member
             advance(1, role)
     dense, singles = sweep.instruments.dense_validation, list_sets(drop_layers(num_layers, []), num_dropped=1)
-    rungs = ["none"] if bench.gains is None else ["none", "closed_form"]
+    rungs = ["none"] if session.gains is None else ["none", "closed_form"]
     sweep.measure_unrecovered(singles)
-    if bench.gains is not None:
+    if session.gains is not None:
         for single in singles:
             sweep.measure(single)
     singles.sort(key=lambda single: single.dropped_layers)
@@ -265,12 +265,12 @@ def measure_latencies(opened: Opened, evidence: Evidence, terminal: Terminal) ->
         for member, batch in itertools.product(members, LATENCY_BATCHES):
             name = f"{member.key}, batch {batch}"
             if name not in evidence.latencies:
-                protocol = structs.replace(opened.bench.protocol, latency_batch=batch, latency_command=None)
-                bench = replace(opened.bench, protocol=protocol)
+                protocol = structs.replace(opened.session.protocol, latency_batch=batch, latency_command=None)
+                session = replace(opened.session, protocol=protocol)
                 latency = (
-                    latency_table.measure_latency(bench, member.candidate)
+                    latency_table.measure_latency(session, member.candidate)
                     if member.width is None
-                    else width_baseline.measure_width_latency(bench, opened.sweep.instruments, member.width)
+                    else width_baseline.measure_width_latency(session, opened.sweep.instruments, member.width)
                 )
                 evidence = opened.keep(structs.replace(evidence, latencies={**evidence.latencies, name: latency}))
             advance(1, name)
@@ -361,8 +361,8 @@ def enter_stage(opened: Opened, candidate: Candidate, recovered: nn.Module) -> S
 
     The original stays the teacher and the base of every ratio. Scores are held in memory: they are of other weights.
     """
-    exported = cast_weights(recovered, opened.bench.teacher.stored_dtype)
-    return Sweep(replace(opened.sweep.instruments, grafted=graft(opened.bench.anatomy, exported, candidate)))
+    exported = cast_weights(recovered, opened.session.teacher.stored_dtype)
+    return Sweep(replace(opened.sweep.instruments, grafted=graft(opened.session.anatomy, exported, candidate)))
 
 
 def choose_next(stage: Sweep, gone: Candidate, *, num_dropped: int) -> Candidate:

@@ -60,5 +60,5 @@ class Bench:
 
 
 @pytest.fixture
-def bench(finished_study: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def session(finished_study: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(finished_study, tmp_path, monkeypatch)

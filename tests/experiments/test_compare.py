@@ -216,10 +216,10 @@ def test_a_reference_that_chose_nothing_and_names_with_markup_are_told() -> None
 # ---- one run of it
 
 
-def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(bench: Bench) -> None:
+def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(session: Bench) -> None:
     chosen = ("perplexity", "last_layers", "random")
-    unbroken, stopped = bench.copy("unbroken"), bench.copy("stopped")
-    first = bench.run("compare", unbroken, strategies=chosen, **SMALL)
+    unbroken, stopped = session.copy("unbroken"), session.copy("stopped")
+    first = session.run("compare", unbroken, strategies=chosen, **SMALL)
     assert [run["strategy"] for run in first["runs"]] == [REFERENCE] * 2 + ["perplexity", "last_layers"] + [
         "random"
     ] * 2
@@ -228,17 +228,17 @@ def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(bench: Bench) -> 
     assert {(str(one["candidate"]), one["rng_seed"]) for one in first["finals"]} == {
         (p, s) for p in picks for s in (0, 1)
     }
-    assert "2 layers dropped: Seed's sampler reaches a PPL ratio of" in bench.said
+    assert "2 layers dropped: Seed's sampler reaches a PPL ratio of" in session.said
     page = (unbroken.root / "compare.html").read_text()
     assert "seed.experiment compare" in page
     assert "--strategies subset perplexity last_layers random" in page
 
-    bench.interrupt("compare", stopped, after=2, strategies=chosen, **SMALL)
+    session.interrupt("compare", stopped, after=2, strategies=chosen, **SMALL)
     assert len(study_dir.read_record(stopped.comparison, Comparison).finals) == 2
-    assert bench.run("compare", stopped, strategies=chosen, **SMALL) == first
-    assert bench.trained == len(first["finals"]) - 2
+    assert session.run("compare", stopped, strategies=chosen, **SMALL) == first
+    assert session.trained == len(first["finals"]) - 2
 
-    more = bench.run("compare", stopped, strategies=(WIDTH,), **SMALL)
+    more = session.run("compare", stopped, strategies=(WIDTH,), **SMALL)
     assert more["runs"][:-1] == first["runs"]
     assert more["finals"][: len(first["finals"])] == first["finals"]
     widths = [one for one in more["finals"] if one["width"]]
@@ -246,7 +246,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(bench: Bench) -> 
     assert any(row[0] == "uniform width" for row in read_tables(stopped.comparison))
     content = stopped.comparison.read_bytes()
     with pytest.raises(StudyError, match=r"learning_rate: 0\.001 there, 0\.1 now"):
-        bench.run("compare", stopped, **{**SMALL, "learning_rate": 0.1})
+        session.run("compare", stopped, **{**SMALL, "learning_rate": 0.1})
     assert stopped.comparison.read_bytes() == content
 
 
@@ -256,20 +256,20 @@ def read_tables(path: Path) -> list[Sequence[str]]:
     return [row for table in found.tables for row in table.rows]
 
 
-def test_a_cost_that_pays_for_no_score_leaves_the_search_without_a_choice(bench: Bench) -> None:
-    record = bench.run("compare", bench.copy("poor"), strategies=("last_layers",), cost=1.0, **SMALL)
+def test_a_cost_that_pays_for_no_score_leaves_the_search_without_a_choice(session: Bench) -> None:
+    record = session.run("compare", session.copy("poor"), strategies=("last_layers",), cost=1.0, **SMALL)
     assert record["runs"][0]["picks"] == []
     assert (record["budget"], record["settings"]["cost"]) == (1.0, 1.0)
-    assert "Seed's sampler chose nothing of this depth" in bench.said
+    assert "Seed's sampler chose nothing of this depth" in session.said
 
 
-def test_strategies_keep_to_what_the_search_was_bound_to(bench: Bench) -> None:
-    study = bench.copy("bound")
+def test_strategies_keep_to_what_the_search_was_bound_to(session: Bench) -> None:
+    study = session.copy("bound")
     plan = study_dir.read_record(study.plan, SearchPlan)
     frontier = study_dir.read_record(study.frontier, Frontier)
     space = msgspec.structs.replace(msgspec.convert(plan.identity["space"], SearchSpace), min_dropped=2)
     study_dir.write_record(study.plan, msgspec.structs.replace(plan, trusts_closed_form=False))
     study_dir.write_record(study.frontier, msgspec.structs.replace(frontier, space=space))
-    record = bench.run("compare", study, strategies=("last_layers", "perplexity"), **{**SMALL, "rng_seeds": (0,)})
+    record = session.run("compare", study, strategies=("last_layers", "perplexity"), **{**SMALL, "rng_seeds": (0,)})
     assert (record["rung"], record["num_candidates"]) == ("none", space.size)
     assert {len(pick["kept_layers"]) for run in record["runs"] for pick in run["picks"]} == {space.num_layers - 2}

@@ -232,23 +232,23 @@ def test_few_candidates_and_single_finals_are_told() -> None:
 # ---- one run of it
 
 
-def test_a_study_that_was_stopped_goes_on(bench: Bench) -> None:
+def test_a_study_that_was_stopped_goes_on(session: Bench) -> None:
     asked: dict[str, Any] = {"per_depth": 2, "short_steps": (2,), "distill_tokens": 1000, "learning_rate": 1e-3}
-    unbroken, stopped = bench.copy("unbroken"), bench.copy("stopped")
-    first = bench.run("fidelity", unbroken, **asked)
+    unbroken, stopped = session.copy("unbroken"), session.copy("stopped")
+    first = session.run("fidelity", unbroken, **asked)
     assert len(first["rows"]) == 4
     for row in first["rows"]:
         assert sorted(row["losses"]) == ["closed_form", "none", "short_distillation_2"]
         assert [final["rng_seed"] for final in row["finals"]] == [1, 2]
     assert first["settings"]["doubling_the_budget"].count("test PPL ratio") == 2
-    assert "Twice the budget: drop-" in bench.said
+    assert "Twice the budget: drop-" in session.said
     assert (unbroken.root / "fidelity.html").stat().st_size > 1_000_000
     for more, done in ((3, 3), (6, 8)):  # in the midst of finals, and of doubling
-        bench.interrupt("fidelity", stopped, after=more, **asked)
+        session.interrupt("fidelity", stopped, after=more, **asked)
         kept = study_dir.read_record(stopped.fidelity, FidelityStudy)
         assert sum(len(row.finals) for row in kept.rows) == done
-    assert bench.run("fidelity", stopped, **asked) == first
+    assert session.run("fidelity", stopped, **asked) == first
     content = stopped.fidelity.read_bytes()
     with pytest.raises(StudyError, match="candidates_per_depth: 2 there, 1 now"):
-        bench.run("fidelity", stopped, **{**asked, "per_depth": 1})
+        session.run("fidelity", stopped, **{**asked, "per_depth": 1})
     assert stopped.fidelity.read_bytes() == content

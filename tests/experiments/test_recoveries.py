@@ -154,28 +154,28 @@ def test_the_published_record_gives_the_published_summary_and_a_page() -> None:
     assert "there is no answer" in render_page(found, command="x")
 
 
-def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(bench: Bench) -> None:
+def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(session: Bench) -> None:
     asked: dict[str, Any] = {**SMALL, "recoveries": ("pretraining",)}
-    unbroken, stopped = bench.copy("unbroken"), bench.copy("stopped")
-    first = bench.run("recoveries", unbroken, **asked)  # learning rates are tuned
+    unbroken, stopped = session.copy("unbroken"), session.copy("stopped")
+    first = session.run("recoveries", unbroken, **asked)  # learning rates are tuned
     runs = [(run["recovery"], run["tokens"], run["rng_seed"]) for run in first["ledger"]["runs"]]
     both = ("distillation", "pretraining")
     assert runs == [(name, 1000, seed) for seed in (0, 1) for name in both] + [("pretraining", 2000, s) for s in (0, 1)]
     assert first["equal_time"] == {first["ledger"]["runs"][0]["key"]: {"distillation": 1000, "pretraining": 2000}}
-    assert "at equal time: " in bench.said
+    assert "at equal time: " in session.said
     assert (unbroken.root / "recoveries.html").stat().st_size > 1_000_000
     for more, done in ((1, 1), (4, 5)):  # at equal tokens, and at equal time
-        bench.interrupt("recoveries", stopped, after=more, **asked)
+        session.interrupt("recoveries", stopped, after=more, **asked)
         assert len(study_dir.read_record(stopped.recoveries, RecoveryComparison).ledger.runs) == done
-    assert bench.run("recoveries", stopped, **asked) == first
-    assert bench.trained == 1
-    later = bench.run("recoveries", stopped, **{**SMALL, "recoveries": ("last-layers",)})
+    assert session.run("recoveries", stopped, **asked) == first
+    assert session.trained == 1
+    later = session.run("recoveries", stopped, **{**SMALL, "recoveries": ("last-layers",)})
     assert later["ledger"]["runs"][: len(runs)] == first["ledger"]["runs"]
     assert {run["recovery"] for run in later["ledger"]["runs"]} == {*both, "last-layers"}
     assert "--recoveries distillation pretraining last-layers" in (stopped.root / "recoveries.html").read_text()
     content = stopped.recoveries.read_bytes()
     with pytest.raises(StudyError, match="distill_tokens: 1000 there, 2000 now"):
-        bench.run("recoveries", stopped, **{**asked, "distill_tokens": 2000})
+        session.run("recoveries", stopped, **{**asked, "distill_tokens": 2000})
     with pytest.raises(StudyError, match=r"--trial 999: .* has no such finished trial"):
-        bench.run("recoveries", stopped, trials=(999,))
+        session.run("recoveries", stopped, trials=(999,))
     assert stopped.recoveries.read_bytes() == content

@@ -14,7 +14,7 @@ from seed.proxy.subset_walker import count_work, measure_unrecovered
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate
 from tests.proxy.opened import drop, open_grafted
-from tests.stages.opened import SPACE, open_bench, open_sweep
+from tests.stages.opened import SPACE, open_session, open_sweep
 
 EVERYTHING = sorted(enumerate_candidates(SPACE), key=lambda candidate: candidate.kept_layers)
 SINGLES = [drop(layer) for layer in range(4)]
@@ -27,7 +27,7 @@ def measured(tmp_path: Path) -> Measured:
 
 
 def open_measured(directory: Path) -> Measured:
-    return Measured(open_sweep(open_bench(directory)))
+    return Measured(open_sweep(open_session(directory)))
 
 
 def price_alone(prices: Prices, *candidates: Candidate, rung: str) -> float:
@@ -69,7 +69,7 @@ def test_what_others_measured_is_paid_for_all_the_same(rung: str, measured: Meas
     assert account.score(SINGLES, rung=rung) == expected
     assert account.spent == alone.spent > 0
     assert account.num_scores == alone.num_scores == 4
-    reopened = Account(Measured(open_sweep(open_bench(tmp_path / "one"))))
+    reopened = Account(Measured(open_sweep(open_session(tmp_path / "one"))))
     assert reopened.score(SINGLES, rung=rung) == expected
     assert reopened.spent == alone.spent
     assert measured.sweep.store.read_rows() == rows  # and nothing was measured again

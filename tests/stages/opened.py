@@ -25,7 +25,7 @@ from seed.proxy.score_cache import ScoreCache
 from seed.proxy.sweep import Sweep
 from seed.records import Latency, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import latency_table
 from seed.stages.latency_table import LatencyTable
 from seed.stages.searching import score_space
@@ -76,7 +76,7 @@ PROTOCOL = Protocol(
 )
 
 
-def open_bench(directory: Path, *, family: str = "llama", **changes: Any) -> Session:
+def open_session(directory: Path, *, family: str = "llama", **changes: Any) -> Session:
     """A workbench whose protocol differs as told."""
     instruments = open_instruments(family)
     directory.mkdir(parents=True, exist_ok=True)
@@ -105,21 +105,21 @@ def open_bench(directory: Path, *, family: str = "llama", **changes: Any) -> Ses
     )
 
 
-def open_sweep(bench: Session) -> Sweep:
-    """The sweep in the bench's folder."""
-    instruments: Instruments = open_instruments(bench.anatomy.config.model_type)
-    return Sweep(instruments, ScoreStore(bench.folder.scores))
+def open_sweep(session: Session) -> Sweep:
+    """The sweep in the session's folder."""
+    instruments: Instruments = open_instruments(session.anatomy.config.model_type)
+    return Sweep(instruments, ScoreStore(session.folder.scores))
 
 
-def open_trials(bench: Session) -> optuna.Study:
-    """The bench's study, kept in memory."""
-    return open_study(optuna.storages.InMemoryStorage(), name="tiny", rung=bench.protocol.rung, fingerprint="one")
+def open_trials(session: Session) -> optuna.Study:
+    """The session's study, kept in memory."""
+    return open_study(optuna.storages.InMemoryStorage(), name="tiny", rung=session.protocol.rung, fingerprint="one")
 
 
-def make_plan(bench: Session, settings: StudyConfig, *, trials: int, covers_space: bool) -> SearchPlan:
+def make_plan(session: Session, settings: StudyConfig, *, trials: int, covers_space: bool) -> SearchPlan:
     """A plan of so many trials."""
     return planning.make_plan(
-        settings, bench.protocol, name="tiny", trials=trials, distill_tokens=1024, covers_space=covers_space
+        settings, session.protocol, name="tiny", trials=trials, distill_tokens=1024, covers_space=covers_space
     )
 
 
@@ -149,22 +149,22 @@ class TinyStudy:
     """A study in a folder, whose evaluator runs in this process; opened again and again as separate commands would."""
 
     def __init__(self, directory: Path, *, table: Mapping[str, Latency] | None = None, **changes: Any) -> None:
-        self.bench = open_bench(directory, **changes)
-        self.optuna = open_trials(self.bench)
-        latency_table.write_latencies(self.bench.folder, dict(make_table() if table is None else table))
+        self.session = open_session(directory, **changes)
+        self.optuna = open_trials(self.session)
+        latency_table.write_latencies(self.session.folder, dict(make_table() if table is None else table))
 
     @contextlib.contextmanager
     def open(self, space: SearchSpace = SPACE) -> Iterator[Opened]:
         """Open it as the pipeline does."""
         executor = InProcess(CPU)
-        executor.start(self.bench)
-        with ScoreStore(self.bench.folder.scores) as store:
+        executor.start(self.session)
+        with ScoreStore(self.session.folder.scores) as store:
             yield Opened(
                 executor=executor,
                 store=store,
                 book=open_cache(store, executor.evaluator.instruments.dense_validation),
-                trials=Trials(self.optuna, space, store, rung=self.bench.protocol.rung, limits=Limits()),
-                table=LatencyTable(self.bench, measure=functools.partial(executor.call, "measure_latency")),
+                trials=Trials(self.optuna, space, store, rung=self.session.protocol.rung, limits=Limits()),
+                table=LatencyTable(self.session, measure=functools.partial(executor.call, "measure_latency")),
             )
 
     def score(
@@ -178,7 +178,7 @@ class TinyStudy:
     ) -> tuple[TrialRecord, ...]:
         """Score candidates of the opened study, and return all trials that it has."""
         wanted = StudyConfig(**settings)
-        plan = make_plan(self.bench, wanted, trials=trials, covers_space=covers_space)
+        plan = make_plan(self.session, wanted, trials=trials, covers_space=covers_space)
         score_space(
             terminal, opened.executor, opened.table, opened.trials, opened.book, plan, wanted, rng_seed=wanted.rng_seed
         )

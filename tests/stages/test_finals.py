@@ -37,7 +37,7 @@ class Finals:
 
     def __init__(self, directory: Path, **changes: object) -> None:
         self.study = TinyStudy(directory, **changes)
-        self.bench, self.folder = self.study.bench, self.study.bench.folder
+        self.session, self.folder = self.study.session, self.study.session.folder
         with self.study.open() as opened:
             self.dense: DenseResult = opened.executor.call("judge_dense", time_candidate(drop(1)))
         study_dir.write_record(self.folder.dense, self.dense)
@@ -50,11 +50,11 @@ class Finals:
         on_progress: Callable[[float, str], None] = lambda amount, key: None,
         on_warning: Callable[[str], None] = lambda said: None,
     ) -> list[DistillResult]:
-        plan = make_plan(self.bench, StudyConfig(), trials=1, covers_space=True)
+        plan = make_plan(self.session, StudyConfig(), trials=1, covers_space=True)
         with self.study.open() as opened:
             return distill_members(
                 opened.executor,
-                self.bench,
+                self.session,
                 plan,
                 self.dense,
                 members,
@@ -78,19 +78,19 @@ def test_each_member_is_distilled_under_every_seed_and_the_first_is_exported(tmp
     opened = Finals(tmp_path)
     work: list[float] = []
     results = opened.run(on_progress=lambda amount, key: work.append(amount))
-    bench, dense = opened.bench, opened.dense
+    session, dense = opened.session, opened.dense
     assert [result.key for result in results] == ["drop-1", "drop-2"]
-    steps = students.count_steps(bench, 2048)
+    steps = students.count_steps(session, 2048)
     assert any(result.best_step for result in results)
-    assert sum(work) == pytest.approx(4 * finals.count_work(bench, steps))
+    assert sum(work) == pytest.approx(4 * finals.count_work(session, steps))
     for result in results:
         assert [replica.rng_seed for replica in result.replicas] == [0, 1]
         first, second = (sum(replica.test_sums) for replica in result.replicas)
         assert first / sum(dense.test_counts) == pytest.approx(result.test.loss, abs=1e-6)
         assert (first != second) == (result.best_step > 0)  # where training helps, its data matter
         assert result.settings["rng_seed"] == 0
-        assert find_damage(bench.folder.model(result.key)) is None
-        exported = load_checkpoint(bench.folder.model(result.key), device=bench.device, dtype=bench.dtype)
+        assert find_damage(session.folder.model(result.key)) is None
+        exported = load_checkpoint(session.folder.model(result.key), device=session.device, dtype=session.dtype)
         assert sum(weight.numel() for weight in exported.parameters()) == result.size.num_params
         assert result.replicas[0].validation_loss == pytest.approx(result.validation.loss, abs=1e-5)
     assert not list((tmp_path / "work").glob("*.pt"))
@@ -193,7 +193,7 @@ def test_a_model_that_is_damaged_is_made_again(tmp_path: Path, name: str, harm: 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_width_of_the_same_size_is_distilled_and_exported_like_a_member(tmp_path: Path, family: str) -> None:
     tiny = Finals(tmp_path, family=family)
-    bench = tiny.bench
+    session = tiny.session
     with tiny.study.open() as opened:
         call = opened.executor.call
         [cut_to] = call("plan_widths", [member.candidate for member in MEMBERS])  # both have one size
@@ -204,11 +204,11 @@ def test_a_width_of_the_same_size_is_distilled_and_exported_like_a_member(tmp_pa
     assert width.key.startswith("width-")
     assert width.size.num_params == pytest.approx(cut.size.num_params, rel=0.02)
     assert width.test.loss <= width.test_unrecovered.loss
-    exported = load_checkpoint(bench.folder.model(width.key), device=bench.device, dtype=bench.dtype)
+    exported = load_checkpoint(session.folder.model(width.key), device=session.device, dtype=session.dtype)
     assert sum(weight.numel() for weight in exported.parameters()) == width.size.num_params
     assert exported.config.num_hidden_layers == 4
-    assert study_dir.read_record(bench.folder.result(width.key), DistillResult) == width
-    assert f"MLP {width.width.mlp_width}" in (bench.folder.model(width.key) / "README.md").read_text()
+    assert study_dir.read_record(session.folder.result(width.key), DistillResult) == width
+    assert f"MLP {width.width.mlp_width}" in (session.folder.model(width.key) / "README.md").read_text()
 
 
 @pytest.mark.parametrize("recovery", ["hidden-states", "lora-pretraining", "last-layers"])

@@ -7,12 +7,12 @@ import msgspec
 import pytest
 from optuna_dashboard import get_note
 
-from seed import session, study_dir
+from seed import sessions, study_dir
 from seed.config import StudyConfig
 from seed.optimize.frontier import select_frontier
 from seed.records import Frontier, TrialRecord
 from seed.scores import ScoreStore
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import publishing
 from seed.stages.publishing import LiveReport
 from seed.stages.study_record import read_losses
@@ -25,32 +25,32 @@ class Stage:
 
     def __init__(self, directory: Path) -> None:
         self.tiny = TinyStudy(directory)
-        self.bench: Session = self.tiny.bench
+        self.session: Session = self.tiny.session
         study_dir.write_record(
-            self.bench.folder.plan, make_plan(self.bench, StudyConfig(), trials=10, covers_space=True)
+            self.session.folder.plan, make_plan(self.session, StudyConfig(), trials=10, covers_space=True)
         )
-        study_dir.write_record(self.bench.folder.environment, session.describe_environment(self.bench))
+        study_dir.write_record(self.session.folder.environment, sessions.describe_environment(self.session))
         with self.tiny.open() as opened:
             dense = opened.executor.call("judge_dense", next(iter(make_table().values())))
-        study_dir.write_record(self.bench.folder.dense, dense)
+        study_dir.write_record(self.session.folder.dense, dense)
         self.complaints: list[str] = []
 
     def read_trials(self) -> tuple[TrialRecord, ...]:
-        with ScoreStore(self.bench.folder.scores, read_only=True) as store:
+        with ScoreStore(self.session.folder.scores, read_only=True) as store:
             return store.read_trials()
 
     def select(self) -> Frontier:
         return select_frontier(
             self.read_trials(),
-            rung=self.bench.protocol.rung,
+            rung=self.session.protocol.rung,
             size=3,
             space_size=SPACE.size,
-            load_losses=read_losses(self.bench.folder),
+            load_losses=read_losses(self.session.folder),
         )
 
     def open_live(self, select: Callable[[], Frontier] | None = None) -> LiveReport:
         return LiveReport(
-            self.bench.folder, self.tiny.optuna, select=select or self.select, on_warning=self.complaints.append
+            self.session.folder, self.tiny.optuna, select=select or self.select, on_warning=self.complaints.append
         )
 
     def score(self, live: LiveReport) -> None:
@@ -80,11 +80,11 @@ def test_report_and_note_grow_with_the_search(stage: Stage, monkeypatch: pytest.
     stage.score(live)
     assert len(seen) == seen[-1] == 4
     assert seen == sorted(seen)
-    page = stage.bench.folder.report.read_text()
+    page = stage.session.folder.report.read_text()
     assert "the search goes on" in page
     assert "4 of 10" in page
     assert "**The search goes on**" in get_note(stage.tiny.optuna)
-    assert not stage.bench.folder.frontier.exists()  # what is written down is what the search chose in the end
+    assert not stage.session.folder.frontier.exists()  # what is written down is what the search chose in the end
     assert stage.complaints == []
 
 
@@ -111,8 +111,8 @@ def test_it_takes_a_small_share_of_the_time(stage: Stage, monkeypatch: pytest.Mo
 
 def test_a_full_disk_is_told_by_the_end_and_not_by_the_way(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "FIRST_SECONDS", 0.0)
-    stage.bench.folder.report.mkdir()  # nothing can be written there
+    stage.session.folder.report.mkdir()  # nothing can be written there
     stage.score(stage.open_live())
     assert len(stage.read_trials()) == 4
     assert any("report.html: cannot be written" in complaint for complaint in stage.complaints)
-    assert msgspec.json.decode(stage.bench.folder.plan.read_bytes())["name"] == "tiny"
+    assert msgspec.json.decode(stage.session.folder.plan.read_bytes())["name"] == "tiny"

@@ -12,10 +12,10 @@ from seed.optimize.strategies import STRATEGIES, run_strategy
 from seed.proxy.account import Account, Measured
 from seed.proxy.sweep import Sweep
 from seed.records import TrialRecord
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import rivals
 
-from .opened import SPACE, TinyStudy, make_plan, open_bench
+from .opened import SPACE, TinyStudy, make_plan, open_session
 
 
 def search(study: TinyStudy, **wanted: Any) -> tuple[Sweep, tuple[TrialRecord, ...]]:
@@ -25,10 +25,10 @@ def search(study: TinyStudy, **wanted: Any) -> tuple[Sweep, tuple[TrialRecord, .
 
 
 def measure(
-    bench: Session, sweep: Sweep, trials: tuple[TrialRecord, ...], *, most: int = 10, covers_space: bool = False
+    session: Session, sweep: Sweep, trials: tuple[TrialRecord, ...], *, most: int = 10, covers_space: bool = False
 ) -> SearchGain:
-    plan = make_plan(bench, StudyConfig(), trials=most, covers_space=covers_space)
-    return rivals.measure_gain(bench, sweep, SPACE, trials, plan=plan, solver="somehow", on_rival=lambda title: None)
+    plan = make_plan(session, StudyConfig(), trials=most, covers_space=covers_space)
+    return rivals.measure_gain(session, sweep, SPACE, trials, plan=plan, solver="somehow", on_rival=lambda title: None)
 
 
 def by_name(gain: SearchGain) -> dict[str, Rival]:
@@ -38,7 +38,7 @@ def by_name(gain: SearchGain) -> dict[str, Rival]:
 def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path)
     sweep, trials = search(study, trials=10, covers_space=True)
-    gain = measure(study.bench, sweep, trials)
+    gain = measure(study.session, sweep, trials)
     assert (gain.solver, gain.rung, gain.num_scores) == ("somehow", "closed_form", 10)
     assert set(rivals.RIVALS) <= set(STRATEGIES)
     known = {trial.evaluation.candidate: trial.evaluation.qualities["closed_form"] for trial in trials}
@@ -55,7 +55,7 @@ def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
             assert (pick.standard_error == 0) == (pick.candidate == pick.best)
     # what each would have paid alone
     alone = Account(Measured(sweep))
-    run_strategy(STRATEGIES["greedy_recovered"], alone, SPACE, rung=study.bench.recovered_rung, rng_seed=0)
+    run_strategy(STRATEGIES["greedy_recovered"], alone, SPACE, rung=study.session.recovered_rung, rng_seed=0)
     greedy = by_name(gain)["greedy_recovered"]
     assert (greedy.cost, greedy.num_scores) == (pytest.approx(alone.spent), 4 + 3)
     account = Account(Measured(sweep))
@@ -67,7 +67,7 @@ def test_greedy_removal_goes_no_further_than_the_search(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path)
     sweep, trials = search(study, trials=5, covers_space=False)  # four single removals, and one pair
     before = {key for key, rungs in sweep.rows.items() if "closed_form" in rungs}
-    gain = measure(study.bench, sweep, trials)
+    gain = measure(study.session, sweep, trials)
     greedy, one_shot = by_name(gain)["greedy_recovered"], by_name(gain)["perplexity"]
     assert not greedy.is_whole
     assert [pick.candidate for pick in greedy.picks] == [greedy.picks[0].best]
@@ -81,7 +81,7 @@ def test_greedy_removal_goes_no_further_than_the_search(tmp_path: Path) -> None:
 def test_trials_cost_more_than_the_same_sets_in_a_sweep(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path)
     sweep, trials = search(study, trials=9, covers_space=False)
-    one_by_one = measure(study.bench, sweep, trials)
+    one_by_one = measure(study.session, sweep, trials)
     assert one_by_one.num_scores == 9
     account = Account(Measured(sweep))
     account.score([trial.evaluation.candidate for trial in trials], rung="closed_form")
@@ -91,12 +91,12 @@ def test_trials_cost_more_than_the_same_sets_in_a_sweep(tmp_path: Path) -> None:
 def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path, rung="short_distillation")
     sweep, trials = search(study, trials=3, covers_space=True)
-    gain = measure(study.bench, sweep, trials)
+    gain = measure(study.session, sweep, trials)
     prices = Measured(sweep).prices
-    tokens = study.bench.protocol.short_steps * study.bench.batch_windows * study.bench.protocol.window_tokens
+    tokens = study.session.protocol.short_steps * study.session.batch_windows * study.session.protocol.window_tokens
     distilled = [trial for trial in trials if "short_distillation" in trial.evaluation.qualities]
     training = sum(prices.distill(len(t.evaluation.candidate.kept_layers), tokens=tokens) for t in distilled)
-    swept = measure(open_bench(tmp_path), sweep, trials).cost  # the same scores at the cheaper rung
+    swept = measure(open_session(tmp_path), sweep, trials).cost  # the same scores at the cheaper rung
     looks = sum(
         Account(Measured(sweep)).price([t.evaluation.candidate], rung="none") for t in distilled
     )  # as they stand
@@ -110,13 +110,13 @@ def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
 def test_a_family_without_closed_form_has_greedy_removal_without_recovery(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path, family="gemma2", rung="short_distillation")
     sweep, trials = search(study, trials=2, covers_space=False)
-    assert [rival.strategy for rival in measure(study.bench, sweep, trials).rivals] == ["perplexity", "greedy"]
+    assert [rival.strategy for rival in measure(study.session, sweep, trials).rivals] == ["perplexity", "greedy"]
 
 
 def test_rivals_take_no_more_scores_than_the_search(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path)
     sweep, trials = search(study, trials=3, covers_space=False)
     known = {key: set(rows) for key, rows in sweep.rows.items()}
-    gain = measure(study.bench, sweep, trials, most=3)  # of four layers
+    gain = measure(study.session, sweep, trials, most=3)  # of four layers
     assert {key: set(rows) for key, rows in sweep.rows.items()} == known
     assert [(rival.picks, rival.is_whole) for rival in gain.rivals] == [((), False), ((), False)]

@@ -15,7 +15,7 @@ from seed.proxy.instruments import start_student
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Latency, Quality, ScoreRow, TrialRecord
 from seed.scores import ScoreStore
-from seed.session import Session
+from seed.sessions import Session
 from seed.stages import searching
 from seed.stages.latency_table import read_latencies
 from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery
@@ -139,7 +139,7 @@ def known_by_closed_form(search: TinyStudy) -> dict[Candidate, Quality]:
 
 
 def read_rows(search: TinyStudy) -> list[ScoreRow]:
-    with ScoreStore(search.bench.folder.scores, read_only=True) as store:
+    with ScoreStore(search.session.folder.scores, read_only=True) as store:
         return store.read_rows()
 
 
@@ -187,7 +187,7 @@ def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
     missing = table.pop("2 layers")
     timed: list[str] = []
 
-    def measure(bench: Session, candidate: Candidate) -> Latency:
+    def measure(session: Session, candidate: Candidate) -> Latency:
         timed.append(candidate.key)
         return missing
 
@@ -195,7 +195,7 @@ def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
     search = TinyStudy(tmp_path, table=table)
     assert len(keys_of(search.run())) == 10
     assert len(timed) == 1
-    assert read_latencies(search.bench.folder)["2 layers"] == missing
+    assert read_latencies(search.session.folder)["2 layers"] == missing
 
 
 # ---- the climb

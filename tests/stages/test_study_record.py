@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from seed import session, study_dir
+from seed import sessions, study_dir
 from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.optimize.frontier import select_frontier
@@ -17,14 +17,14 @@ from seed.stages import judging, publishing
 from seed.stages.study_record import gather_record, read_losses
 from seed.study_dir import StudyFolder
 from tests.proxy.opened import CUT, drop, keep, time_candidate
-from tests.stages.opened import SPACE, make_plan, make_table, open_bench, open_sweep
+from tests.stages.opened import SPACE, make_plan, make_table, open_session, open_sweep
 
 
 def test_losses_are_those_that_were_judged(tmp_path: Path) -> None:
-    bench = open_bench(tmp_path)
-    sweep = open_sweep(bench)
+    session = open_session(tmp_path)
+    sweep = open_sweep(session)
     qualities = [sweep.measure(CUT), sweep.measure(keep(0, 1)), *sweep.measure_unrecovered([CUT])]
-    find = read_losses(bench.folder)
+    find = read_losses(session.folder)
     for quality in qualities:
         sums, counts = find(quality)
         assert sums.sum() / counts.sum() == quality.loss
@@ -34,10 +34,10 @@ def test_losses_are_those_that_were_judged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", [None, "scores.sqlite#closed_form/drop-3", "losses/none/drop-1-2.npz"])
 def test_a_quality_without_a_row_is_named(tmp_path: Path, path: str | None) -> None:
-    bench = open_bench(tmp_path)
-    quality = msgspec.structs.replace(open_sweep(bench).measure(CUT), document_losses_path=path)
+    session = open_session(tmp_path)
+    quality = msgspec.structs.replace(open_sweep(session).measure(CUT), document_losses_path=path)
     with pytest.raises(StudyError, match=rf"scores\.sqlite: has no row for {path}.*--study NAME"):
-        read_losses(bench.folder)(quality)
+        read_losses(session.folder)(quality)
 
 
 def test_scores_that_are_missing_or_lack_the_dense_model_are_told(tmp_path: Path) -> None:
@@ -51,11 +51,11 @@ def test_scores_that_are_missing_or_lack_the_dense_model_are_told(tmp_path: Path
 @pytest.fixture
 def searched(tmp_path: Path) -> tuple[StudyFolder, tuple[TrialRecord, ...]]:
     """A study of three trials as a search without distillation leaves it, but without an Optuna study."""
-    bench = open_bench(tmp_path / "tiny")
-    sweep, study = open_sweep(bench), bench.folder
-    study_dir.write_record(study.plan, make_plan(bench, StudyConfig(), trials=3, covers_space=False))
-    study_dir.write_record(study.environment, session.describe_environment(bench))
-    dense = judging.judge_dense(bench, sweep.instruments, next(iter(make_table().values())))
+    session = open_session(tmp_path / "tiny")
+    sweep, study = open_sweep(session), session.folder
+    study_dir.write_record(study.plan, make_plan(session, StudyConfig(), trials=3, covers_space=False))
+    study_dir.write_record(study.environment, sessions.describe_environment(session))
+    dense = judging.judge_dense(session, sweep.instruments, next(iter(make_table().values())))
     study_dir.write_record(study.dense, dense)
     trials = tuple(
         TrialRecord(

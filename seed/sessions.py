@@ -180,17 +180,17 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
     return _bench(study, protocol, teacher, anatomy, streams, device, gains)
 
 
-def move(bench: Session, device: torch.device, *, study: StudyFolder) -> Session:
+def move(session: Session, device: torch.device, *, study: StudyFolder) -> Session:
     """The opened study on another device; its weights go there. ``study``: whose scratch folder is ours to use."""
-    models = [anatomy.model for anatomy in (bench.anatomy, bench.grafted) if anatomy is not None]
+    models = [anatomy.model for anatomy in (session.anatomy, session.grafted) if anatomy is not None]
     anatomy, *grafted = (Anatomy(model.to(device)) for model in models)
-    protocol, gains = bench.protocol, bench.gains
+    protocol, gains = session.protocol, session.gains
     if (
         gains is not None
     ):  # whether there are any is decided already; ``prove_closed_form`` says whether that holds here
-        gains = _measure_gains(anatomy, bench.streams["recovery"], device) or gains
+        gains = _measure_gains(anatomy, session.streams["recovery"], device) or gains
     return replace(
-        bench,
+        session,
         folder=study,
         anatomy=anatomy,
         grafted=grafted[0] if grafted else None,
@@ -214,14 +214,14 @@ def request_again(protocol: Protocol) -> CorpusRequest:
     )
 
 
-def take_test_text(bench: Session, *, window_tokens: int, test_tokens: int | None) -> TokenStream:
+def take_test_text(session: Session, *, window_tokens: int, test_tokens: int | None) -> TokenStream:
     """The study's test text in windows of this length; with ``test_tokens`` no more of it, and else as much as the study has.
 
     Raises:
         SeedError: the model does not read such windows, or the limit is below one of them.
     """
-    stream, protocol = bench.streams["test"], bench.protocol
-    longest = getattr(bench.anatomy.config, "max_position_embeddings", None) or window_tokens
+    stream, protocol = session.streams["test"], session.protocol
+    longest = getattr(session.anatomy.config, "max_position_embeddings", None) or window_tokens
     if not 2 <= window_tokens <= longest:
         raise ModelError(
             f"--window-tokens {window_tokens}: the model reads 2 to {longest} tokens at once. Give a number between."
@@ -233,7 +233,7 @@ def take_test_text(bench: Session, *, window_tokens: int, test_tokens: int | Non
     wanted = replace(
         request_again(protocol), window_tokens=window_tokens, test_tokens=test_tokens or protocol.test_tokens
     )
-    return open_streams(wanted, bench.teacher.tokenizer)["test"]
+    return open_streams(wanted, session.teacher.tokenizer)["test"]
 
 
 def open_start(teacher: Teacher, anatomy: Anatomy, protocol: Protocol, device: torch.device) -> Anatomy | None:
@@ -245,14 +245,14 @@ def open_start(teacher: Teacher, anatomy: Anatomy, protocol: Protocol, device: t
     return graft(anatomy, recovered, start.candidate)
 
 
-def prove(bench: Session) -> None:
+def prove(session: Session) -> None:
     """Prove on this very model that cutting, saving, reloading and the layer walk are right.
 
     Raises:
         ModelError: this model is not understood well enough.
     """
-    tokens = bench.streams["recovery"].tokens_NT[:2, : min(64, bench.protocol.window_tokens)].to(bench.device)
-    anatomy, last = bench.anatomy, bench.anatomy.num_layers - 1
+    tokens = session.streams["recovery"].tokens_NT[:2, : min(64, session.protocol.window_tokens)].to(session.device)
+    anatomy, last = session.anatomy, session.anatomy.num_layers - 1
     first_state = anatomy.trace(tokens)[0]
     # all layers; and some, since a layer may be called with what an earlier one made
     for kept in dict.fromkeys([tuple(range(last + 1)), tuple(sorted({0, last // 2 + 1, last}))]):
@@ -264,61 +264,64 @@ def prove(bench: Session) -> None:
                 hidden = anatomy.run_layer(layer, hidden)
             if not expected.isfinite().all():
                 raise ModelError(
-                    f"--model {bench.protocol.model}: its logits of layers {', '.join(map(str, kept))} are NaN or infinite in "
-                    f"{str(bench.dtype).removeprefix('torch.')}, though its weights are not. Choose another --dtype, or another model."
+                    f"--model {session.protocol.model}: its logits of layers {', '.join(map(str, kept))} are NaN or infinite in "
+                    f"{str(session.dtype).removeprefix('torch.')}, though its weights are not. Choose another --dtype, or another model."
                 )
             if not agree(anatomy.compute_logits(hidden, tokens), expected):
                 raise ModelError(
-                    f"{type(bench.teacher.model).__name__}: running its layers one by one does not give the model's own logits, "
+                    f"{type(session.teacher.model).__name__}: running its layers one by one does not give the model's own logits, "
                     "so candidates cannot be scored correctly. Choose another model."
                 )
-    prove_round_trip(bench.anatomy, tokens, scratch=bench.folder.work, dtype=bench.dtype)
+    prove_round_trip(session.anatomy, tokens, scratch=session.folder.work, dtype=session.dtype)
 
 
-def prepare_instruments(bench: Session) -> Instruments:
+def prepare_instruments(session: Session) -> Instruments:
     """Measure the dense model's validation losses and put the instruments together."""
     dense = measure_losses(
-        logits_of(bench.teacher.model), bench.streams["validation"], micro_batch=bench.micro_batch, device=bench.device
+        logits_of(session.teacher.model),
+        session.streams["validation"],
+        micro_batch=session.micro_batch,
+        device=session.device,
     )
     return Instruments(
-        anatomy=bench.anatomy,
-        calibration=bench.streams["recovery"].take_evenly(bench.protocol.calibration_tokens),
-        recovery=bench.streams["recovery"],
-        validation=bench.streams["validation"],
+        anatomy=session.anatomy,
+        calibration=session.streams["recovery"].take_evenly(session.protocol.calibration_tokens),
+        recovery=session.streams["recovery"],
+        validation=session.streams["validation"],
         dense_validation=dense,
-        gains=bench.gains,
-        micro_batch=bench.micro_batch,
-        stored_dtype=bench.teacher.stored_dtype,
-        grafted=bench.grafted,
+        gains=session.gains,
+        micro_batch=session.micro_batch,
+        stored_dtype=session.teacher.stored_dtype,
+        grafted=session.grafted,
     )
 
 
-def prove_closed_form(bench: Session, instruments: Instruments) -> str | None:
+def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
     """Compare the student with folded corrections with the loss that the walk found; say how they differ, or None."""
-    space = bench.protocol.space
+    space = session.protocol.space
     layers = space.droppable_layers
     cut = sorted({layers[len(layers) // 4], layers[len(layers) // 2]})[-space.more_dropped[-1] :]
     candidate = drop_more(space, cut)
     losses, refit = make_walker(instruments).measure(candidate)
     student = start_student(instruments, candidate, refit)
     folded = measure_losses(
-        logits_of(student), instruments.validation, micro_batch=instruments.micro_batch, device=bench.device
+        logits_of(student), instruments.validation, micro_batch=instruments.micro_batch, device=session.device
     )
-    tolerance = 1e-4 if bench.dtype == torch.float32 else 2e-2
+    tolerance = 1e-4 if session.dtype == torch.float32 else 2e-2
     if abs(folded.loss - losses.loss) <= tolerance:
         return None
     return (
-        f"{type(bench.teacher.model).__name__}: a student with closed-form recovery has a validation loss of "
+        f"{type(session.teacher.model).__name__}: a student with closed-form recovery has a validation loss of "
         f"{folded.loss:.5f}, but its score says {losses.loss:.5f}"
     )
 
 
-def without_closed_form(bench: Session) -> Session:
+def without_closed_form(session: Session) -> Session:
     """The same workbench for a model whose closed form is not what it says."""
-    return replace(bench, gains=None)
+    return replace(session, gains=None)
 
 
-def describe_environment(bench: Session) -> Environment:
+def describe_environment(session: Session) -> Environment:
     """Where this process measures."""
     names = ("torch", "transformers", "optuna", "numpy", "plotly", "datasets")
     return Environment(
@@ -327,7 +330,7 @@ def describe_environment(bench: Session) -> Environment:
         platform=platform.platform(),
         processor=_name_processor(),
         num_threads=torch.get_num_threads(),
-        device=name_device(bench.device),
+        device=name_device(session.device),
         packages={name: importlib.metadata.version(name) for name in names},
     )
 
