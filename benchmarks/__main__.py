@@ -1,4 +1,4 @@
-"""What scores cost, and what samplers find: python -m benchmarks (make session), or in full: python -m benchmarks --full (make session-full)
+"""What scores cost, and what samplers find: python -m benchmarks (make bench), or in full: python -m benchmarks --full (make bench-full)
 
 Parts run one after another; each result is written as soon as it is there. A full run goes on where it was stopped,
 unless the code, the libraries or the number of threads changed since. The last line is one JSON object.

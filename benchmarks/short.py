@@ -53,7 +53,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     dense, stream = shapes.make_llama(shapes.DEMO_LAYERS), shapes.make_stream(POOL_WINDOWS)
     rounds = ROUNDS_FULL if full else ROUNDS
     with tempfile.TemporaryDirectory() as directory:
-        recall = store_states(
+        teacher_states = store_states(
             dense, stream, range(POOL_WINDOWS), directory=Path(directory), identity="bench", micro_batch=MICRO_BATCH
         )
 
@@ -66,7 +66,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
                 Objective(),
                 micro_batch=MICRO_BATCH,
                 mixed_precision=is_mixed,
-                recall=recall,
+                teacher_states=teacher_states,
             )
 
         def plain(student: Anatomy, windows: Tensor, *, is_mixed: bool = False, is_stored: bool = False) -> None:
@@ -74,7 +74,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed):
                 with torch.no_grad():
                     wanted = (
-                        dense.compute_logits(recall(windows), tokens_BT)
+                        dense.compute_logits(teacher_states(windows), tokens_BT)
                         if is_stored
                         else dense.model(input_ids=tokens_BT, use_cache=False).logits
                     )

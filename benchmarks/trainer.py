@@ -33,7 +33,7 @@ from benchmarks import shapes, turns
 from seed import protocols, sessions
 from seed.console import Terminal
 from seed.distillation.loop import DistillSettings, TrainingJob, choose_windows, distill, schedule
-from seed.distillation.teacher_states import Recall
+from seed.distillation.teacher_states import TeacherStates
 from seed.evaluation.perplexity import forward_kl, logits_of, measure_losses
 from seed.optimize.space import drop_layers
 from seed.proxy.instruments import Instruments, start_student
@@ -134,8 +134,8 @@ def time_rounds(
             }
             for way, (sets, is_stored) in WAYS.items():
                 students = [copy.deepcopy(starts[one]) for one in sets]
-                recall = stored.recall if is_stored else None
-                ways[way] = functools.partial(time_ours, stored, students, settings, recall=recall)
+                teacher_states = stored.teacher_states if is_stored else None
+                ways[way] = functools.partial(time_ours, stored, students, settings, teacher_states=teacher_states)
             names = list(ways) if number % 2 == 0 else list(ways)[::-1]
             row = {way: ways[way]() for way in names}
             if number > 0:
@@ -163,11 +163,17 @@ def count_bound(kept: Sequence[int], *, num_layers: int, head_layers: float, is_
 
 
 def time_ours(
-    instruments: Instruments, students: Sequence[nn.Module], settings: DistillSettings, *, recall: Recall | None
+    instruments: Instruments,
+    students: Sequence[nn.Module],
+    settings: DistillSettings,
+    *,
+    teacher_states: TeacherStates | None,
 ) -> float:
     """Seconds of our training, students side by side."""
     jobs = [TrainingJob(student=student, settings=settings, validate=lambda model: 0.0) for student in students]
-    return turns.time_call(lambda: distill(jobs, instruments.anatomy, instruments.recovery, recall=recall))
+    return turns.time_call(
+        lambda: distill(jobs, instruments.anatomy, instruments.recovery, teacher_states=teacher_states)
+    )
 
 
 def time_trainer(instruments: Instruments, student: nn.Module, settings: DistillSettings, *, directory: Path) -> float:
@@ -285,9 +291,9 @@ def compare_outcomes(instruments: Instruments, settings: DistillSettings, *, dir
     theirs = make_starts(instruments)[SINGLE_PROCESS]
     run = run_trainer(instruments, theirs, settings, directory=directory)
     theirs_end = validate(theirs)
-    for name, recall in (("stored states", instruments.recall), ("live teacher", None)):
+    for name, teacher_states in (("stored states", instruments.teacher_states), ("live teacher", None)):
         job = TrainingJob(student=make_starts(instruments)[SINGLE_PROCESS], settings=settings, validate=validate)
-        [distilled] = distill([job], instruments.anatomy, instruments.recovery, recall=recall)
+        [distilled] = distill([job], instruments.anatomy, instruments.recovery, teacher_states=teacher_states)
         start, *curve = distilled.curve
         ours = [point.kl_divergence for point in curve]
         found[name] = {

@@ -173,7 +173,7 @@ SECTIONS: dict[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, LatencySection, SearchSection, RunSection):
-    """What a study is told. ``None``: not told, so chosen for the model (``planning``).
+    """What a study is told. ``None``: not told, so chosen for the model (``resolve``).
 
     Numbers are tokens, ratios to the dense model, bytes (``max_memory``) and seconds (``sweep_budget``); text is read as on
     the command line.

@@ -170,7 +170,7 @@ def prepare(
         from seed.distillation import fsdp
 
         several.take_device(session.device.type)
-        fsdp.refuse_unfit(budgets.short_settings(session, chosen[0].evaluation.candidate), session.teacher.model)
+        fsdp.require_shardable(budgets.short_settings(session, chosen[0].evaluation.candidate), session.teacher.model)
         session, instruments = spread(session, instruments, several)
     sizes = [one.evaluation.size for one in chosen]
     num_together = min(len(chosen), budgets.count_parallel_students(session))

@@ -180,7 +180,7 @@ class Evaluator:
             rng_seeds=rng_seeds,
             on_window=lambda count: self.tell(count, ""),
         )
-        if self.instruments.recall is None:
+        if self.instruments.teacher_states is None:
             self.say("  they would take too much disk: the dense model runs in every step instead")
 
     def take_states(self, stored: np.ndarray, *, steps: int, rng_seeds: Sequence[int]) -> None:
@@ -188,17 +188,17 @@ class Evaluator:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written
             states = torch.from_numpy(stored).view(self.session.dtype)
-        recall = StoredStates(
+        teacher_states = StoredStates(
             states,
             budgets.list_windows(self.session, steps=steps, rng_seeds=rng_seeds),
             num_windows=len(self.instruments.recovery.tokens_NT),
             device=self.session.device,
         )
-        self.sweep.instruments = dataclasses.replace(self.instruments, recall=recall)
+        self.sweep.instruments = dataclasses.replace(self.instruments, teacher_states=teacher_states)
 
     def forget_states(self) -> None:
         """Run the dense model in every step from now on."""
-        self.sweep.instruments = dataclasses.replace(self.instruments, recall=None)
+        self.sweep.instruments = dataclasses.replace(self.instruments, teacher_states=None)
 
     def try_learning_rate(self, member: Member, rate: float, *, distill_tokens: int, rows: Sequence[ScoreRow]) -> float:
         """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""

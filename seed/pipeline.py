@@ -101,7 +101,7 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
         with ScoreStore(study.scores) as store:
             record = search(now, store)
         if len(record.distilled) >= len(record.frontier.members) * settings.distill:
-            finished.remember(study, settings, model=session.teacher.directory)
+            finished.save_finished(study, settings, model=session.teacher.directory)
         return record
 
 

@@ -1,6 +1,6 @@
 """What decides the meaning of a study's numbers, settled from a config and the model's config.
 
-Nothing is opened here but what a study's folder says; ``workbench`` opens model and text as this says.
+Nothing is opened here but what a study's folder says; ``sessions`` opens model and text as this says.
 """
 
 import hashlib

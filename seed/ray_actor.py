@@ -130,8 +130,8 @@ class Actor:
         """Compute the dense model's states, and return the bytes of them; None: they are not stored."""
         self.run(handle, "store_states", (), {"steps": steps, "rng_seeds": rng_seeds}, alone=True)
         assert self.evaluator is not None
-        recall = self.evaluator.instruments.recall
-        return recall.stored.view(torch.uint8).numpy() if isinstance(recall, StoredStates) else None
+        teacher_states = self.evaluator.instruments.teacher_states
+        return teacher_states.stored.view(torch.uint8).numpy() if isinstance(teacher_states, StoredStates) else None
 
     def clean(self) -> None:
         """Remove what no study's folder holds."""

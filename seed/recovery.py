@@ -1,6 +1,6 @@
 """Ways to recover what cutting cost, behind one interface: what a student is trained towards, and which of its weights.
 
-Data only, so that commands can name them at once; ``recovering`` turns one into settings of the one training loop, so
+Data only, so that commands can name them at once; ``stages.budgets`` turns one into settings of the one training loop, so
 that all share its budget, its data and its judge.
 """
 

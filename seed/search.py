@@ -58,7 +58,7 @@ def search(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     """Run the whole pass, or what is left of it."""
     from seed.stages import finished
 
-    if (known := finished.recall(settings, terminal)) is not None:  # told without opening torch
+    if (known := finished.load_finished(settings, terminal)) is not None:  # told without opening torch
         return known
     from seed import pipeline
 

@@ -317,7 +317,7 @@ def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
 
 
 def without_closed_form(session: Session) -> Session:
-    """The same workbench for a model whose closed form is not what it says."""
+    """The same session for a model whose closed form is not what it says."""
     return replace(session, gains=None)
 
 

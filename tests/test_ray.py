@@ -232,13 +232,13 @@ def test_states_of_earlier_distillations_are_forgotten_where_later_ones_are_not_
     actor = Actor(None, "cpu")
     actor.evaluator = Evaluator(open_session(tmp_path))
     actor.evaluator.store_states(steps=1, rng_seeds=[0])
-    stored = actor.evaluator.instruments.recall
+    stored = actor.evaluator.instruments.teacher_states
     assert isinstance(stored, StoredStates)
     monkeypatch.setattr(ray, "get", lambda one: stored.stored.view(torch.uint8).numpy())
     actor._take_states(["of short ones", 1, (0,)])
-    assert isinstance(actor.evaluator.instruments.recall, StoredStates)
+    assert isinstance(actor.evaluator.instruments.teacher_states, StoredStates)
     actor._take_states([])  # another evaluator found that those of full distillations take too much
-    assert actor.evaluator.instruments.recall is None
+    assert actor.evaluator.instruments.teacher_states is None
 
 
 def test_a_stretch_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,12 +80,12 @@ def test_what_changed_is_looked_at(found: Finished, change: Callable[[Finished],
     for path in files:
         shutil.copy2(path, tmp_path / path.name)
     change(found)
-    assert finished.recall(found.settings, Heard()) is None
+    assert finished.load_finished(found.settings, Heard()) is None
     for path in files:
         shutil.copy2(tmp_path / path.name, path)
-    assert finished.recall(found.settings, Heard()) is not None
+    assert finished.load_finished(found.settings, Heard()) is not None
 
 
 def test_other_settings_are_another_search(found: Finished) -> None:
     for changes in ({"frontier_size": 3}, {"distill_tokens": 3000}, {"rng_seed": 1}, {"storage": "sqlite:///x.db"}):
-        assert finished.recall(replace(found.settings, **changes), Heard()) is None
+        assert finished.load_finished(replace(found.settings, **changes), Heard()) is None

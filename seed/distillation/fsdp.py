@@ -181,7 +181,7 @@ def join_processes() -> Iterator[ProcessGroup]:
     dist.destroy_process_group()
 
 
-def refuse_unfit(settings: DistillSettings, model: nn.Module) -> None:
+def require_shardable(settings: DistillSettings, model: nn.Module) -> None:
     """Raise with the reason when several processes cannot train students of a model by these settings.
 
     Raises:

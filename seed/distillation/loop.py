@@ -22,7 +22,7 @@ from seed.data.corpus import TokenStream
 from seed.distillation import lora
 from seed.distillation.losses import Learner, Objective, accumulate_gradients
 from seed.distillation.processes import SINGLE_PROCESS, SingleProcess
-from seed.distillation.teacher_states import Recall, recall_live
+from seed.distillation.teacher_states import TeacherStates, run_teacher
 from seed.models.anatomy import Anatomy
 from seed.records import CurvePoint, Record, hash_text
 
@@ -92,7 +92,7 @@ class TrainingJob:
     """A student to be trained in place.
 
     Float32 weights, but for LoRA, which leaves them as they are until its updates are merged into them at the end.
-    ``validate``: model -> validation loss in nats per token. ``boundaries``: see ``objectives.Learner``; only objectives
+    ``validate``: model -> validation loss in nats per token. ``boundaries``: see ``losses.Learner``; only objectives
     that match states need them. ``checkpoint``: where to save progress every half minute, and to resume from.
     ``on_warning`` is told, for people, what went wrong and was got over.
     """
@@ -126,7 +126,7 @@ def distill(
     dense: Anatomy,
     recovery: TokenStream,
     *,
-    recall: Recall | None = None,
+    teacher_states: TeacherStates | None = None,
     on_step: Callable[[int], None] = lambda step: None,
     processes: SingleProcess = SINGLE_PROCESS,
 ) -> list[Distilled]:
@@ -136,11 +136,11 @@ def distill(
         jobs: on the dense model's device; alike in ``DistillSettings.batch_key``.
         dense: the dense model, frozen.
         recovery: the windows to train on.
-        recall: windows -> the dense model's last hidden states; None runs the dense model in every step.
+        teacher_states: windows -> the dense model's last hidden states; None runs the dense model in every step.
         on_step: called with the number of steps that all have finished.
         processes: those that do this together; students and dense model of several are sharded.
     """
-    recall = recall or recall_live(dense, recovery)
+    teacher_states = teacher_states or run_teacher(dense, recovery)
     settings = jobs[0].settings
     assert all(job.settings.batch_key == settings.batch_key for job in jobs), "one batch for all"
     with contextlib.ExitStack() as stack:
@@ -164,7 +164,7 @@ def distill(
                 micro_batch=settings.micro_batch,
                 mixed_precision=settings.mixed_precision,
                 recomputes=settings.recomputes,
-                recall=recall,
+                teacher_states=teacher_states,
                 processes=processes,
             )
             for training, divergence in zip(active, divergences, strict=True):
@@ -206,7 +206,7 @@ class _Training:
             betas=(0.9, 0.95),
             fused=True,
         )
-        saved = _read_checkpoint(job, self.trained, processes)
+        saved = _load_training_state(job, self.trained, processes)
         processes.require_alike("anew" if saved is None else f"from step {saved['step']}")
         if saved is None:
             self.done, self.best_step, self.best_loss = 0, 0, job.validate(student)
@@ -280,7 +280,7 @@ class _Training:
             "curve": msgspec.to_builtins(self.curve),
         }
         if path is not None and self.processes.leads:
-            _write_checkpoint(path, state)
+            _save_training_state(path, state)
         self.last_saved = time.monotonic()
         self.save_seconds = self.last_saved - began
 
@@ -372,12 +372,12 @@ def tune_learning_rate(
     return min(losses, key=lambda rate: losses[rate]), losses
 
 
-def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def _save_training_state(path: Path, state: dict[str, Any]) -> None:
     with sealed.write_sealed(path) as file:
         torch.save(state, file)
 
 
-def _read_checkpoint(
+def _load_training_state(
     job: TrainingJob, trained: dict[str, nn.Parameter], processes: SingleProcess
 ) -> dict[str, Any] | None:
     """Return a saved state of the same settings, whole and of these weights; another is as good as none."""

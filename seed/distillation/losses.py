@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seed.data.corpus import TokenStream
 from seed.distillation.processes import SINGLE_PROCESS, SingleProcess
-from seed.distillation.teacher_states import Recall
+from seed.distillation.teacher_states import TeacherStates
 from seed.evaluation.perplexity import split_for_head
 from seed.models.anatomy import Anatomy
 from seed.records import Record
@@ -115,7 +115,7 @@ def accumulate_gradients(
     *,
     micro_batch: int,
     mixed_precision: bool,
-    recall: Recall,
+    teacher_states: TeacherStates,
     recomputes: bool = False,
     processes: SingleProcess = SINGLE_PROCESS,
 ) -> list[float | None]:
@@ -130,7 +130,7 @@ def accumulate_gradients(
     batch_tokens = len(windows) * recovery.tokens_NT.shape[1]
     windows, num_counted = processes.take_share(windows)
     tokens_BT = recovery.tokens_NT[windows].to(device)
-    stored_BTD = recall(windows) if objective.needs_teacher and not objective.needs_states else None
+    stored_BTD = teacher_states(windows) if objective.needs_teacher and not objective.needs_states else None
     totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in learners]
     for rows in torch.arange(len(windows)).split(micro_batch):
         teacher_batch = _TeacherBatch(

@@ -16,7 +16,7 @@ from seed.data.corpus import TokenStream
 from seed.models.anatomy import Anatomy
 from seed.records import hash_text
 
-Recall = Callable[[Tensor], Tensor]  # indices of windows (B) -> last hidden states (B, T, D)
+TeacherStates = Callable[[Tensor], Tensor]  # indices of windows (B) -> last hidden states (B, T, D)
 STORED_BYTES = 8 * 10**9  # past this the states are computed anew in every step
 
 
@@ -25,14 +25,14 @@ def count_bytes(*, num_windows: int, window_tokens: int, width: int, dtype: torc
     return num_windows * window_tokens * width * (torch.finfo(dtype).bits // 8)
 
 
-def recall_live(anatomy: Anatomy, stream: TokenStream) -> Recall:
-    """Return a recall that runs the dense model each time."""
+def run_teacher(anatomy: Anatomy, stream: TokenStream) -> TeacherStates:
+    """Return states that are computed by the dense model each time."""
 
     @torch.no_grad()
-    def recall(windows: Tensor) -> Tensor:
+    def run(windows: Tensor) -> Tensor:
         return anatomy.run_layers(stream.tokens_NT[windows].to(anatomy.device))
 
-    return recall
+    return run
 
 
 @torch.no_grad()
@@ -45,8 +45,8 @@ def store_states(
     identity: str,
     micro_batch: int,
     on_window: Callable[[int], None] = lambda count: None,
-) -> Recall:
-    """Compute the states of some windows, or find them computed, and return a recall that reads them.
+) -> TeacherStates:
+    """Compute the states of some windows, or find them computed, and return what reads them.
 
     One set of states is kept; those of other windows go.
 
@@ -83,7 +83,7 @@ def store_states(
 
 
 class StoredStates:
-    """A recall that reads. ``stored``: the states (W, T, D) of these windows, of so many that there are."""
+    """Reads stored states. ``stored``: the states (W, T, D) of these windows, of so many that there are."""
 
     def __init__(self, stored: Tensor, windows: Sequence[int], *, num_windows: int, device: torch.device) -> None:
         self.stored, self.device = stored, device

@@ -1,4 +1,4 @@
-"""Remove layers: a view of some layers of a resident model, and a standalone student.
+"""Remove layers: a view of some layers of a resident model, and a standalone student; which families are refused, and why.
 
 Removing takes more than a shorter list: layer indices run over all submodules, and per-layer lists of the config pick
 masks and rotary embeddings by position.

@@ -18,7 +18,7 @@ from seed.data.corpus import TokenStream
 from seed.distillation import lora
 from seed.distillation.loop import Distilled, DistillSettings, TrainingJob, distill
 from seed.distillation.processes import SINGLE_PROCESS, SingleProcess
-from seed.distillation.teacher_states import Recall
+from seed.distillation.teacher_states import TeacherStates
 from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import measure_size
@@ -42,7 +42,8 @@ class Instruments:
     gains: dict[int, float] | None  # None: closed form is not available for this family
     micro_batch: int
     stored_dtype: torch.dtype
-    recall: Recall | None = None  # the dense model's stored last hidden states; None: computed in every step
+    # the dense model's stored last hidden states; None: computed in every step
+    teacher_states: TeacherStates | None = None
     grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
     processes: SingleProcess = SINGLE_PROCESS  # those that train together; all else the first does alone
 
@@ -144,7 +145,9 @@ def train_students(
             idle=[] if instruments.grafted is None else [instruments.grafted.model],
             on_step=on_step,
         )
-    return distill(jobs, instruments.anatomy, instruments.recovery, recall=instruments.recall, on_step=on_step)
+    return distill(
+        jobs, instruments.anatomy, instruments.recovery, teacher_states=instruments.teacher_states, on_step=on_step
+    )
 
 
 def validation_losses(instruments: Instruments, model: nn.Module) -> DocumentLosses:

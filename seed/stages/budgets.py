@@ -80,7 +80,7 @@ def store_teacher_states(
     Past ``STORED_BYTES`` they stay as they are, and every step runs the dense model.
     """
     if not uses_stored_states(session):
-        return replace(instruments, recall=None)
+        return replace(instruments, teacher_states=None)
     windows = list_windows(session, steps=steps, rng_seeds=rng_seeds)
     size = count_bytes(
         num_windows=len(windows),
@@ -89,8 +89,8 @@ def store_teacher_states(
         dtype=session.dtype,
     )
     if size > STORED_BYTES:
-        return replace(instruments, recall=None)
-    recall = store_states(
+        return replace(instruments, teacher_states=None)
+    teacher_states = store_states(
         session.anatomy,
         instruments.recovery,
         windows,
@@ -99,7 +99,7 @@ def store_teacher_states(
         micro_batch=session.micro_batch,
         on_window=on_window,
     )
-    return replace(instruments, recall=recall)
+    return replace(instruments, teacher_states=teacher_states)
 
 
 def uses_stored_states(session: Session) -> bool:

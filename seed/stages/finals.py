@@ -2,7 +2,7 @@
 
 Members that see the same batches are trained side by side, as many as memory takes, and share the dense model's part of
 each. With replicas each is distilled again under other random seeds; the first is exported. Every step is resumable, and
-a finished member is never done twice. Which members, the frontier decides; how one is trained, ``schooling``; where, whom
+a finished member is never done twice. Which members, the frontier decides; how one is trained, ``students``; where, whom
 the groups are handed to.
 """
 

@@ -30,7 +30,7 @@ class Finished(Record, frozen=True, kw_only=True):
     journal_bytes: int  # other commands add to it
 
 
-def remember(study: StudyFolder, settings: StudyConfig, *, model: Path) -> None:
+def save_finished(study: StudyFolder, settings: StudyConfig, *, model: Path) -> None:
     """Write down that a search is finished, of resolved settings. ``model``: its directory.
 
     Of a search that a database shows, nothing is: what stands there cannot be told at a glance.
@@ -50,7 +50,7 @@ def remember(study: StudyFolder, settings: StudyConfig, *, model: Path) -> None:
     study_dir.write_record(study.finished, record)
 
 
-def recall(settings: StudyConfig, terminal: Terminal) -> StudyRecord | None:
+def load_finished(settings: StudyConfig, terminal: Terminal) -> StudyRecord | None:
     """Show what a search found, where it is finished; None: there is something to do, or to look at."""
     settings = resolve.resolve_config(settings)
     study = StudyFolder(settings.studies_dir / resolve.name_study(settings))

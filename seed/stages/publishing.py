@@ -1,6 +1,6 @@
 """What a study shows: its report, and note, figures and cards for Optuna Dashboard; also while its search runs.
 
-What is shown is read by ``gathering``, drawn and worded by ``reporting``, and kept in the study by ``optimize.display``.
+What is shown is read by ``study_record``, drawn and worded by ``reporting``, and kept in the study by ``optimize.display``.
 """
 
 import time

@@ -295,7 +295,7 @@ def store_states(
         sweep.instruments = budgets.store_teacher_states(
             session, sweep.instruments, steps=steps, rng_seeds=seeds, on_window=lambda count: advance(count, "")
         )
-    if sweep.instruments.recall is None:
+    if sweep.instruments.teacher_states is None:
         terminal.say("  they would take too much disk: the dense model runs in every step instead")
 
 

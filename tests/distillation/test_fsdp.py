@@ -14,7 +14,7 @@ from msgspec import structs
 from torch import nn
 
 from seed.distillation import loop
-from seed.distillation.fsdp import ProcessGroup, empty, refuse_unfit
+from seed.distillation.fsdp import ProcessGroup, empty, require_shardable
 from seed.distillation.losses import Objective
 from seed.errors import ResourceError
 from tests.distillation import group_worker
@@ -167,7 +167,7 @@ class Routed(nn.Module):
     ids=["lora", "states", "experts"],
 )
 def test_what_several_processes_cannot_do_is_refused(change: dict[str, Any], model: nn.Module, reason: str) -> None:
-    refuse_unfit(CASES[0].settings, make_model("llama"))
+    require_shardable(CASES[0].settings, make_model("llama"))
     with pytest.raises(ResourceError, match=reason) as caught:
-        refuse_unfit(structs.replace(CASES[0].settings, **change), model)
+        require_shardable(structs.replace(CASES[0].settings, **change), model)
     assert "in one process" in str(caught.value)

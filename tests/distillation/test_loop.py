@@ -26,7 +26,7 @@ from seed.distillation.loop import (
     tune_learning_rate,
 )
 from seed.distillation.losses import Objective
-from seed.distillation.teacher_states import Recall, store_states
+from seed.distillation.teacher_states import TeacherStates, store_states
 from seed.evaluation import perplexity
 from seed.evaluation.perplexity import forward_kl
 from seed.models.anatomy import Anatomy
@@ -63,11 +63,19 @@ def run(
     student: nn.Module,
     settings: DistillSettings = SETTINGS,
     *,
-    recall: Recall | None = None,
+    teacher_states: TeacherStates | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Distilled:
-    return train(student, DENSE, settings, validate=validate, recall=recall, checkpoint=checkpoint, on_step=on_step)
+    return train(
+        student,
+        DENSE,
+        settings,
+        validate=validate,
+        teacher_states=teacher_states,
+        checkpoint=checkpoint,
+        on_step=on_step,
+    )
 
 
 def train(
@@ -77,12 +85,12 @@ def train(
     *,
     validate: Callable[[nn.Module], float],
     checkpoint: Path | None = None,
-    recall: Recall | None = None,
+    teacher_states: TeacherStates | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Distilled:
     """One student alone."""
     job = TrainingJob(student=student, settings=settings, validate=validate, checkpoint=checkpoint)
-    [distilled] = distill([job], dense, RECOVERY, recall=recall, on_step=on_step)
+    [distilled] = distill([job], dense, RECOVERY, teacher_states=teacher_states, on_step=on_step)
     return distilled
 
 
@@ -317,11 +325,11 @@ def test_other_settings_have_another_fingerprint() -> None:
 def test_stored_states_give_what_live_ones_give_to_the_bit(
     tmp_path: Path, unbroken: tuple[nn.Module, Distilled]
 ) -> None:
-    recall = store_states(DENSE, RECOVERY, range(18), directory=tmp_path, identity="x", micro_batch=2)
+    teacher_states = store_states(DENSE, RECOVERY, range(18), directory=tmp_path, identity="x", micro_batch=2)
     student, forwards = make_start(), list[int]()
     handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
     try:
-        distilled = run(student, recall=recall)
+        distilled = run(student, teacher_states=teacher_states)
     finally:
         handle.remove()
     assert len(forwards) == len(distilled.curve)  # by validation alone

@@ -15,7 +15,7 @@ from seed.distillation.losses import (
     measure_state_distance,
     soften,
 )
-from seed.distillation.teacher_states import recall_live
+from seed.distillation.teacher_states import run_teacher
 from seed.evaluation import perplexity
 from seed.evaluation.perplexity import forward_kl
 from seed.models.anatomy import Anatomy
@@ -40,7 +40,7 @@ def learn(
         RECOVERY,
         windows,
         objective,
-        **{"micro_batch": 4, "mixed_precision": False, "recall": recall_live(dense, RECOVERY)} | changes,
+        **{"micro_batch": 4, "mixed_precision": False, "teacher_states": run_teacher(dense, RECOVERY)} | changes,
     )
     return divergence
 

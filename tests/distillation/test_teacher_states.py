@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seed.distillation.teacher_states import Recall, count_bytes, recall_live, store_states
+from seed.distillation.teacher_states import TeacherStates, count_bytes, run_teacher, store_states
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
@@ -21,7 +21,7 @@ STREAM = draw_stream(9, 16, rng_seed=1)
 WINDOWS = (7, 2, 2, 5, 0, 7, 8)  # repeated, and in no order
 
 
-def store(anatomy: Anatomy, directory: Path, *, windows: Sequence[int] = WINDOWS, **changes: Any) -> Recall:
+def store(anatomy: Anatomy, directory: Path, *, windows: Sequence[int] = WINDOWS, **changes: Any) -> TeacherStates:
     settings = {"directory": directory, "identity": "weights/text", "micro_batch": 2} | changes
     return store_states(anatomy, STREAM, windows, **settings)
 
@@ -40,22 +40,22 @@ def count_forwards(anatomy: Anatomy) -> list[int]:
 @pytest.mark.parametrize(("family", "dtype"), [("llama", torch.bfloat16), ("gpt2", torch.float32)])
 def test_recalled_states_are_the_dense_models_to_the_bit(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     anatomy = Anatomy(cast_weights(make_model(family), dtype))
-    recall = store(anatomy, tmp_path, micro_batch=1)
-    live = recall_live(anatomy, STREAM)
+    teacher_states = store(anatomy, tmp_path, micro_batch=1)
+    live = run_teacher(anatomy, STREAM)
     for windows in ([7], [0], [2, 5], [8, 2, 7, 0, 5], [5, 5]):
-        found = recall(torch.tensor(windows))
+        found = teacher_states(torch.tensor(windows))
         assert found.dtype == dtype
         assert found.shape == (len(windows), 16, 32)
         # one window at a time, as they were stored: products of other shapes may round otherwise
         assert torch.equal(found, torch.cat([live(torch.tensor([window])) for window in windows]))
     assert torch.equal(live(torch.tensor([3])), anatomy.trace(STREAM.tokens_NT[3:4])[-1])
-    first = recall(torch.tensor([0]))
+    first = teacher_states(torch.tensor([0]))
     kept: Tensor = first.clone()
     first.zero_()
-    assert torch.equal(recall(torch.tensor([0])), kept)  # what is stored does not change with it
+    assert torch.equal(teacher_states(torch.tensor([0])), kept)  # what is stored does not change with it
     for unknown in ([1], [0, 6]):  # windows that were not stored are never made up
         with pytest.raises(AssertionError, match="only stored windows"):
-            recall(torch.tensor(unknown))
+            teacher_states(torch.tensor(unknown))
 
 
 def test_the_file_holds_each_window_once(tmp_path: Path) -> None:
@@ -133,15 +133,15 @@ def test_a_stopped_computation_leaves_no_states(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         store(anatomy, tmp_path, on_window=stop)
     assert list_files(tmp_path) == []
-    live = recall_live(anatomy, STREAM)
+    live = run_teacher(anatomy, STREAM)
     assert torch.equal(store(anatomy, tmp_path)(torch.tensor([0, 2])), live(torch.tensor([0, 2])))
     assert not list(tmp_path.glob(".*"))
 
 
 def test_states_carry_no_gradient(tmp_path: Path) -> None:
     anatomy = Anatomy(make_model("llama").requires_grad_(True))
-    for recall in (store(anatomy, tmp_path), recall_live(anatomy, STREAM)):
-        assert not recall(torch.tensor([0])).requires_grad
+    for teacher_states in (store(anatomy, tmp_path), run_teacher(anatomy, STREAM)):
+        assert not teacher_states(torch.tensor([0])).requires_grad
 
 
 def test_a_disk_without_room_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

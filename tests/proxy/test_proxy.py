@@ -169,10 +169,10 @@ def test_remembered_states_give_the_same_scores_to_the_bit(tmp_path: Path) -> No
     live = make_proxy(tmp_path / "live", "short_distillation").evaluate(CUT)
     proxy = make_proxy(tmp_path / "stored", "short_distillation")
     instruments = proxy.sweep.instruments
-    recall = store_states(
+    teacher_states = store_states(
         instruments.anatomy, instruments.recovery, range(12), directory=tmp_path, identity="x", micro_batch=4
     )
-    proxy.sweep.instruments = replace(instruments, recall=recall)
+    proxy.sweep.instruments = replace(instruments, teacher_states=teacher_states)
     evaluation = proxy.evaluate(CUT)
     assert evaluation.qualities == live.qualities
 

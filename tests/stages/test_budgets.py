@@ -57,12 +57,12 @@ def test_states_are_stored_once_and_remembered(tmp_path: Path) -> None:
     done: list[int] = []
     remembering = store_teacher_states(session, instruments, steps=2, rng_seeds=[0], on_window=done.append)
     assert sum(done) == 8
-    assert remembering.recall is not None
-    assert replace(remembering, recall=None) == instruments
+    assert remembering.teacher_states is not None
+    assert replace(remembering, teacher_states=None) == instruments
     store_teacher_states(session, instruments, steps=2, rng_seeds=[0], on_window=done.append)
     assert sum(done) == 8
     windows = torch.tensor(list_windows(session, steps=2, rng_seeds=[0]))
-    assert remembering.recall(windows).shape == (8, 64, 32)
+    assert remembering.teacher_states(windows).shape == (8, 64, 32)
 
 
 def test_states_of_other_weights_or_text_are_not_mixed_up(tmp_path: Path) -> None:
@@ -79,11 +79,11 @@ def test_states_too_many_to_store_are_computed_in_every_step(tmp_path: Path, mon
     session, instruments = open_session(tmp_path), open_instruments()
     size = 8 * 64 * 32 * 4
     monkeypatch.setattr(budgets, "STORED_BYTES", size - 1)
-    held = replace(instruments, recall=lambda windows: windows)  # of a shorter budget: it would not do
+    held = replace(instruments, teacher_states=lambda windows: windows)  # of a shorter budget: it would not do
     assert store_teacher_states(session, held, steps=2, rng_seeds=[0]) == instruments
     assert not session.folder.work.exists()
     monkeypatch.setattr(budgets, "STORED_BYTES", size)
-    assert store_teacher_states(session, instruments, steps=2, rng_seeds=[0]).recall is not None
+    assert store_teacher_states(session, instruments, steps=2, rng_seeds=[0]).teacher_states is not None
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_states_are_stored_only_for_what_learns_from_them_alone(tmp_path: Path) 
     ):
         session = open_session(tmp_path, **protocol)
         kept = store_teacher_states(session, open_instruments(), steps=2, rng_seeds=[0])
-        assert (kept.recall is not None) == stored
+        assert (kept.teacher_states is not None) == stored
 
 
 def test_students_side_by_side_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,5 +276,5 @@ def test_the_climb_uses_stored_states(tmp_path: Path, monkeypatch: pytest.Monkey
     study = TinyStudy(tmp_path, rung="short_distillation")
     with study.open() as opened:
         opened.executor.store_states(steps=2, rng_seeds=[0], on_progress=lambda amount, note: None)
-        monkeypatch.setattr("seed.distillation.loop.recall_live", None)
+        monkeypatch.setattr("seed.distillation.loop.run_teacher", None)
         assert len(study.score(opened, trials=1)) == 1
