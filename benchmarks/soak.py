@@ -46,7 +46,7 @@ SAMPLED = [f"--trials={BUDGET}", "--sweep-budget=0", "--no-distill"]
 KINDS = ([], ["--workers=2"], SAMPLED, [*SAMPLED, "--workers=2"])
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 MOST_BREAKS = 4  # of one search
-LEFT_SECONDS = 60.0  # in which all processes of a search that ended are gone
+LEFT_SECONDS = 240.0  # in which all processes of a search that ended are gone; agents of Ray's that were just starting take longest
 
 
 @dataclass
