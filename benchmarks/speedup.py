@@ -78,7 +78,7 @@ def measure_speedup(
 def distill_shortly(
     session: sessions.Session, instruments: Instruments, candidate: Candidate, start: Refit | None
 ) -> float:
-    """Rung 2 from a known start: a student, its steps, and a look before and after; the better loss."""
+    """Short distillation from a known start: a student, its steps, and a look before and after; the better loss."""
     settings = budgets.short_settings(session, candidate)
     result = train_student(instruments, start_student(instruments, candidate, start, settings=settings), settings)
     return min(point.validation_loss for point in result.curve)

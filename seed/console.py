@@ -21,8 +21,7 @@ from rich.table import Table
 from seed import interrupts
 from seed.errors import SeedError
 from seed.plain import is_utf8, spell_controls
-from seed.progress import LONG_UNITS, Stage
-from seed.progress import format_seconds as format_seconds
+from seed.progress import LONG_UNITS, Stage, format_seconds
 from seed.study_dir import explain_resource_errors
 
 PLAIN_SECONDS = 10.0

@@ -218,7 +218,7 @@ class RecoveredRow(Record, frozen=True, kw_only=True):
     seconds: float  # mean of the runs
     ppl_ratio: Estimate  # to the dense model, on test text
     excess: Estimate  # PPL over that of the reference recovery, less 1; same documents, same random seeds
-    verdict: str  # of optimize.replication
+    verdict: str  # of stats.judge_difference
 
 
 class StageRecord(Record, frozen=True, kw_only=True):
@@ -242,5 +242,5 @@ class StagedSearch(Record, frozen=True, kw_only=True):
     stages: tuple[StageRecord, ...]
     one_shot: StageRecord | None
     excess: Estimate  # PPL in stages over at once, less 1
-    verdict: str  # of optimize.replication
+    verdict: str  # of stats.judge_difference
     command: str

@@ -116,7 +116,7 @@ def run_experiment(
     """Run an experiment, or what is left of it, and write its page.
 
     Args:
-        name: ``compare``, ``fidelity`` or ``recovery``.
+        name: ``compare``, ``fidelity`` or ``recoveries``.
         path: the folder of a finished search.
         terminal: where progress and the result are written.
         device: default: as chosen for the search.

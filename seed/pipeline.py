@@ -16,7 +16,7 @@ from optuna import Study
 
 from seed import cost, planning, resolve, sessions, study_dir
 from seed.config import StudyConfig, known
-from seed.console import Terminal, format_seconds
+from seed.console import Terminal
 from seed.errors import ModelError, StudyError
 from seed.evaluation.latency import pool_dense
 from seed.evaluation.perplexity import DocumentLosses
@@ -30,6 +30,7 @@ from seed.optimize.storage import open_storage
 from seed.optimize.study import Limits, open_study
 from seed.optimize.trials import StorageMismatchError, Trials
 from seed.plans import Environment, SearchPlan
+from seed.progress import format_seconds
 from seed.proxy.score_cache import ScoreCache
 from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result

@@ -39,7 +39,8 @@ def run_seed(*words: str, cwd: Path, code: int = 0) -> Done:
         patch.setattr(sys, "argv", list(words))
         patch.setattr("seed.interrupts.listen", lambda: None)
         try:
-            run_command(importlib.import_module(words[0]).main)
+            is_folder = (ROOT / words[0].replace(".", "/")).is_dir()
+            run_command(importlib.import_module(words[0] + ".__main__" * is_folder).main)
         except SystemExit as end:
             found = int(end.code or 0)
     done = Done(words, found, out.getvalue(), err.getvalue())

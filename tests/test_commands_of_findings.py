@@ -116,7 +116,7 @@ def test_replicas_and_widths_stand_beside_the_frontier(make_checkpoint, text_fil
         assert exported.config.num_hidden_layers == (4 if key == width else 3)
     assert done.stdout.count(", mean of 3") >= 3  # in the table, and wherever one of them is recommended
     page = (study / "report.html").read_text()
-    assert "Distilled more than once" in page
+    assert "Equivalent: two one-sided tests" in page
     assert "uniform width, distilled" in page
     judged = run_seed("seed.evaluate", str(study / "models" / width), cwd=tmp_path)
     assert f"perplexity: {results[width]['test']['perplexity']:.3f}" in judged.stdout

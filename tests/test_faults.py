@@ -128,8 +128,8 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "closed form": {"rung": 1},
-    "short distillation": {"rung": 2, "short_steps": 1, "screen": False},
+    "closed form": {"proxy": "closed-form"},
+    "short distillation": {"proxy": "short-distillation", "short_steps": 1, "screen": False},
 }
 
 
@@ -247,9 +247,9 @@ def replace_or_die(source, target, **more):
     if "/work/distill-" in str(target):
         die_at("trained")
 
-from seed.scoring import distillation
+from seed.distillation import loop
 
-distillation.CHECKPOINT_SECONDS = -1.0
+loop.CHECKPOINT_SECONDS = -1.0
 plain_open, plain_rename, plain_replace = io.open, os.rename, os.replace
 io.open, os.rename, os.replace = open_or_die, rename_or_die, replace_or_die
 """

@@ -184,9 +184,9 @@ def test_what_no_search_makes_is_not_made_up_by_one(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from seed import folder
+from seed import study_dir
 
-with folder.lock(folder.StudyFolder(Path(sys.argv[1]))):
+with study_dir.lock(study_dir.StudyFolder(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -273,6 +273,8 @@ def test_a_lack_of_lm_eval_is_one_clear_error(
 
 
 def test_an_option_of_tasks_without_tasks_is_refused(tmp_path: Path) -> None:
-    for word in ("--tasks=,", "--task-limit=3", "--task-batch=2", "--include-path=.", "--confirm-unsafe-code"):
+    error = error_of(run_seed("seed.evaluate", "nowhere", "--tasks=,", cwd=tmp_path, code=2))
+    assert "--tasks ,: wanted names, such as arc_easy,hellaswag" in error
+    for word in ("--task-limit=3", "--task-batch=2", "--include-path=.", "--confirm-unsafe-code"):
         error = error_of(run_seed("seed.evaluate", "nowhere", word, cwd=tmp_path, code=2))
         assert f"{word.partition('=')[0]}: no task is named" in error

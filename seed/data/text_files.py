@@ -67,7 +67,7 @@ def list_files(place: Path) -> tuple[list[Path], str]:
         if any(part.startswith(".") for part in file.relative_to(place).parts):
             passed_over["hidden"] += 1
         elif not file.is_file():
-            passed_over["links to folders or to nothing, or no files"] += 1
+            passed_over["links that lead to no file, or pipes"] += 1
         elif (suffix := kind_of(file)) in TEXT_SUFFIXES | JSONL_SUFFIXES:
             texts.append(file)
         elif suffix in ARROW_SUFFIXES:
@@ -157,8 +157,12 @@ def _read_json(text: str, *, place: str) -> Iterable[tuple[str, Any]]:
 def _parse_json(text: str, *, place: str, wanted: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also of numbers with more digits than Python converts
+    except (json.JSONDecodeError, RecursionError) as error:
         raise CorpusError(f"{place}: not JSON ({first_line(error)}). {wanted}") from error
+    except ValueError as error:  # a number of more digits than Python converts
+        raise CorpusError(
+            f"{place}: a number there has too many digits. Put it in quotes, or leave the row out."
+        ) from error
 
 
 def _read_table(text: str, *, place: str, delimiter: str) -> Iterator[tuple[str, Any]]:

@@ -78,7 +78,7 @@ def compare_strategies(
         runner.store_states(search, steps=protocol.count_steps(tokens), rng_seeds=rng_seeds)
     distill = functools.partial(distill_pick, search, tokens=tokens, learning_rate=rate)
     comparison = runner.run_cells(search, "distill", comparison, finals, distill, path=path)
-    played = tuple(dict.fromkeys(run.strategy for run in comparison.runs))
+    played = tuple(name for name in dict.fromkeys(run.strategy for run in comparison.runs) if name in NAMES)
     repeat = {"strategies": None if set(played) == set(everything) else played}
     return tell_comparison(comparison, summarize_comparison(comparison), names=NAMES, repeat=repeat)
 

@@ -67,7 +67,8 @@ def measure_fidelity(
     """
     record, protocol, path = gather_record(search.folder), search.protocol, search.folder.fidelity
     scored = list_scored(search, record.trials)
-    depths = depths or choose_depths(scored, per_depth=per_depth)
+    depths = tuple(dict.fromkeys(depths or choose_depths(scored, per_depth=per_depth)))
+    short_steps, rng_seeds = tuple(dict.fromkeys(short_steps)), tuple(dict.fromkeys(rng_seeds))
     tokens = distill_tokens or 4 * search.plan.distill_tokens
     rate = learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate
     settings = {

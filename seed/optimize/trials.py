@@ -231,7 +231,7 @@ class Trials:
         self.study.tell(trial, state=TrialState.FAIL)
 
     def _reconcile(self, records: Sequence[TrialRecord]) -> None:
-        """ProgressCallback Optuna what the store holds beyond it, and end what a killed process left running; it is asked for again."""
+        """Tell Optuna what the store holds beyond it, and end what a killed process left running; it is asked for again."""
         known = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
         ours = {record.number: record for record in records}
         for number, trial in known.items():

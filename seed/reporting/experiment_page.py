@@ -265,7 +265,7 @@ def format_share(share: float | None, *, places: int) -> str:
 def tell_comparison(
     comparison: Comparison, summary: ComparisonSummary, *, names: Names, repeat: Mapping[str, Any]
 ) -> Findings:
-    """ProgressCallback what strategies reached at equal cost."""
+    """Tell what strategies reached at equal cost."""
     titles = Titles({name: title for name, (title, _) in names.items()})
     theirs = titles[summary.reference]
     by_depth: dict[int, list[Reached]] = {}
@@ -395,7 +395,7 @@ def format_cost(cost: float, budget: float) -> str:
 
 
 def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
-    """ProgressCallback whether the cheap scores order candidates as full distillation does."""
+    """Tell whether the cheap scores order candidates as full distillation does."""
     tables = [
         Table(
             title=f"{count_things(depth.num_dropped, 'layer')} dropped, {count_things(depth.num_candidates, 'candidate')}, {depth.num_near} of them near the best",
@@ -513,7 +513,7 @@ def draw_taus(summary: FidelitySummary) -> go.Figure:
 def tell_recoveries(
     comparison: RecoveryComparison, rows: Sequence[RecoveredRow], *, names: Names, repeat: Mapping[str, Any]
 ) -> Findings:
-    """ProgressCallback which way to recover the same models is best."""
+    """Tell which way to recover the same models is best."""
     ledger, titles = comparison.ledger, Titles({name: title for name, (title, _) in names.items()})
     theirs = titles[comparison.reference]
     groups: dict[tuple[str, str], list[RecoveredRow]] = {}

@@ -122,7 +122,7 @@ def check_claims(
     title = f"What {evidence.ledger.model} says to each claim"
     terminal.show_table(["verdict", "claim", "found"], rows, title=title, num_words=3)
     terminal.say(count_verdicts(answers))
-    terminal.say(f"page: {page}")
+    terminal.say(f"page: {page}", wrap=False)
     return evidence
 
 
@@ -160,12 +160,16 @@ def choose_members(opened: Opened) -> Iterable[tuple[str, Member]]:
 
 
 def find_best(opened: Opened, shallower: Candidate, *, num_dropped: int) -> Candidate:
-    """The best candidate of a depth: of all up to pairs, else of those that the study scored, else grown from a shallower one."""
+    """The best candidate of a depth: of all up to pairs, else of those that the study scored, else grown from a shallower one.
+
+    Of any layers, as in stages: scores of a study that may not drop all of them do not count.
+    """
     sweep, num_layers = opened.sweep, opened.num_layers
     if num_dropped <= 2:
         return choose_best(sweep, list_sets(drop_layers(num_layers, []), num_dropped=num_dropped))
     scored = []
-    for key, rows in sweep.rows.items():
+    has_all = len(opened.session.protocol.space.droppable_layers) == num_layers
+    for key, rows in sweep.rows.items() if has_all else ():
         dropped = read_dropped(key)
         if opened.session.recovered_rung in rows and dropped is not None and len(dropped) == num_dropped:
             candidate = drop_layers(num_layers, dropped)

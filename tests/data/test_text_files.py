@@ -75,7 +75,10 @@ BROKEN = {
     "half.json": (b'[{"text": "a"}, {"text": "\\ud800"}]', r"(row 1): holds \ud800"),
     "deep.jsonl": (b'{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", ":1: not JSON (maximum recursion depth"),
     "deep.json": (b'[{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}]", "not JSON (maximum recursion depth"),
-    "digits.jsonl": (b'{"text": "a", "n": ' + b"1" * 6000 + b"}", ":1: not JSON (Exceeds the limit (4300 digits)"),
+    "digits.jsonl": (
+        b'{"text": "a", "n": ' + b"1" * 6000 + b"}",
+        ":1: a number there has too many digits. Put it in quotes, or leave the row out.",
+    ),
     "cut.jsonl": (b'{"text": "broken', ":1: not JSON"),
     "row.jsonl": (b'["text"]', ":1: found a list; wanted"),
     "chat.jsonl": (
@@ -119,7 +122,7 @@ def test_a_folder_says_which_of_its_files_are_read(tmp_path: Path) -> None:
     assert texts == ["read too", "read", "read"]
     assert notes == (
         "3 files read (.jsonl, .md, .txt), 8 passed over (2 hidden, "
-        "3 links to folders or to nothing, or no files, 1 of other kinds, 1 Parquet or Arrow, 1 JSON or CSV)",
+        "3 links that lead to no file, or pipes, 1 of other kinds, 1 Parquet or Arrow, 1 JSON or CSV)",
     )
     for name in ("notes.txt", "linked.md", "folder.txt/rows.jsonl", "pipe.txt"):
         (tmp_path / name).unlink()

@@ -13,10 +13,13 @@ from seed.errors import StudyError
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compare", "nowhere", "--strategies", "greedy", "wishful"], "invalid choice: 'wishful'"),
-        (["recoveries", "nowhere", "--recoveries", "magic"], "invalid choice: 'magic'"),
-        (["compare", "nowhere", "--rng-seeds=-1"], "--rng-seeds: -1 must be 0 or more"),
-        (["fidelity", "nowhere", "--per-depth", "0"], "--per-depth: 0 must be 1 or more"),
+        (
+            ["compare", "nowhere", "--strategies", "greedy", "wishful"],
+            "--strategies wishful: wanted one of subset, sweep, ",
+        ),
+        (["recoveries", "nowhere", "--recoveries", "magic"], "--recoveries magic: wanted one of distillation, "),
+        (["compare", "nowhere", "--rng-seeds=-1"], "--rng-seeds -1: wanted a whole number from 0, below 2^31"),
+        (["fidelity", "nowhere", "--per-depth", "0"], "--per-depth 0: wanted a whole number from 1, "),
         (["claims", "nowhere"], "invalid choice: 'claims'"),
         ([], "required: compare|fidelity|recoveries"),
     ],
@@ -60,4 +63,7 @@ def test_what_was_typed_reaches_the_experiment(monkeypatch: pytest.MonkeyPatch) 
         "recoveries": ("lora",),
         "distill_tokens": 50_000,
         "learning_rate": 1e-3,
+        "rng_seeds": (0, 1, 2),
+        "device": None,
+        "trust_remote_code": False,
     }

@@ -238,6 +238,13 @@ def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(session: Bench) -
     assert session.run("compare", stopped, strategies=chosen, **SMALL) == first
     assert session.trained == len(first["finals"]) - 2
 
+    kept = study_dir.read_record(stopped.comparison, Comparison)
+    gone = msgspec.structs.replace(kept.runs[-1], strategy="gp")  # a strategy of before
+    study_dir.write_record(stopped.comparison, msgspec.structs.replace(kept, runs=(*kept.runs, gone)))
+    session.run("compare", stopped, strategies=chosen, **SMALL)
+    assert "--strategies subset perplexity last_layers random " in (stopped.root / "compare.html").read_text()
+    study_dir.write_record(stopped.comparison, kept)
+
     more = session.run("compare", stopped, strategies=(WIDTH,), **SMALL)
     assert more["runs"][:-1] == first["runs"]
     assert more["finals"][: len(first["finals"])] == first["finals"]

@@ -16,7 +16,7 @@ from seed.results import compute_result
 from seed.study_dir import StudyFolder
 
 from .conftest import check_snapshot
-from .test_staged import make_staged
+from .test_staged_page import make_staged
 
 STUDY = StudyFolder(Path("studies/demo"))
 replace = msgspec.structs.replace

@@ -77,7 +77,7 @@ PROTOCOL = Protocol(
 
 
 def open_session(directory: Path, *, family: str = "llama", **changes: Any) -> Session:
-    """A workbench whose protocol differs as told."""
+    """A session whose protocol differs as told."""
     instruments = open_instruments(family)
     directory.mkdir(parents=True, exist_ok=True)
     return Session(
