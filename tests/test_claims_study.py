@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,22 @@ def test_roles_go_to_the_best_that_scores_tell(tmp_path: Path) -> None:
     assert members["raw pair"].candidate == pairs[raw.index(min(raw))]
     assert len(members["deep"].candidate.dropped_layers) == 3
     assert members["width deep"].width is not None
+
+
+@pytest.mark.parametrize("droppable", [(0, 1, 2, 3), (0, 1, 2)])
+def test_scores_of_a_study_that_may_not_drop_all_layers_choose_no_cut(
+    droppable: tuple[int, ...], tmp_path: Path
+) -> None:
+    opened = open_study(tmp_path)
+    space = structs.replace(opened.session.protocol.space, droppable_layers=droppable)
+    protocol = structs.replace(opened.session.protocol, space=space)
+    vars(opened.search)["session"] = replace(opened.session, protocol=protocol)
+    whole, sets = drop(), claims.list_sets(drop(), num_dropped=3)
+    grown = claims.grow(open_sweep(open_study(tmp_path / "other").session), whole, num_dropped=3)
+    scored = next(one for one in sets if one != grown)
+    opened.sweep.measure(scored)
+    found = claims.find_best(opened, whole, num_dropped=3)
+    assert found == (scored if len(droppable) == 4 else grown)
 
 
 class StoppedError(Exception):
