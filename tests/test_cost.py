@@ -118,6 +118,16 @@ def test_a_search_costs_its_walks_or_its_sweep_and_what_is_scored_beside_them(tm
     assert estimate(session, trials=3).search_seconds == pytest.approx(3 * WALK)  # fewer than layers: nothing beside
 
 
+@pytest.mark.parametrize(("in_file", "trials"), [((), 10), (("trials",), 3)])
+def test_trials_of_the_user_s_file_cap_a_sweep_and_a_preset_s_do_not(
+    in_file: tuple[str, ...], trials: int, tmp_path: Path
+) -> None:
+    session = open_session(tmp_path)
+    settings = StudyConfig(trials=3, in_file=frozenset(in_file), is_settled=True)
+    plan = cost.settle_trials(make_plan(session, settings, trials=3, covers_space=True), settings, session.protocol)
+    assert (plan.trials, plan.covers_space) == (trials, trials == 10)
+
+
 def test_latencies_are_counted(tmp_path: Path) -> None:
     session = open_session(tmp_path)
     run = 8 * SPEED.forward + 4 * SPEED.step
