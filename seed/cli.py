@@ -220,7 +220,7 @@ def argument(help: str, *, many: bool = False, **more: Any) -> Any:  # noqa: A00
 
 def trust_option() -> Any:
     """The user's word on code, which no study's folder gives."""
-    return option("run code that the study's model brings along", False)
+    return option("run code that the model brings along", False)
 
 
 def storage_option() -> Any:

@@ -57,7 +57,7 @@ class ModelSection:
 
     model: str = typed("a name listed below, a hub id, or a directory (default: demo)", "demo")
     hub_id: str | None = entry(key="name")
-    revision: str | None = option("revision of a hub model; in files only where known for certain", metavar="COMMIT")
+    revision: str | None = option("revision of a hub model", metavar="COMMIT")
     num_layers: int | None = entry()
     num_params: int | None = entry()  # tied weights count once
     license: str | None = entry()
@@ -183,8 +183,9 @@ class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, Late
     """
 
     shape: Mapping[str, Any] | None = None  # [config], the part of the model's public config that its shape needs
-    given: frozenset[str] = frozenset()  # what was told, even where it is the default
-    is_settled: bool = False  # filled from files: what was told is ``given`` alone
+    given: frozenset[str] = frozenset()  # what was typed, even where it is the default
+    in_file: frozenset[str] = frozenset()  # what the user's file says, and neither was typed nor is the preset's
+    is_settled: bool = False  # filled from files: what was told is ``given`` and ``in_file`` alone
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -209,18 +210,27 @@ class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, Late
         if self.storage:
             check_storage_url(self.storage)
 
-    def is_given(self, name: str) -> bool:
-        """Was this told, or does it come from a preset or a default?"""
+    def is_typed(self, name: str) -> bool:
+        """Was this told beside any file?"""
         return name in self.given or (not self.is_settled and getattr(self, name) != DEFAULTS[name])
 
-    def list_given(self) -> dict[str, Any]:
-        """What was told, by option."""
-        return {name: getattr(self, name) for name in DEFAULTS if self.is_given(name)}
+    def is_given(self, name: str) -> bool:
+        """Was this told, here or in the user's file, or does it come from a preset or a default?"""
+        return name in self.in_file or self.is_typed(name)
+
+    def list_typed(self) -> dict[str, Any]:
+        """What was told beside any file, by option."""
+        return {name: getattr(self, name) for name in DEFAULTS if self.is_typed(name)}
+
+    def name_place(self, *names: str) -> str:
+        """How an error about these options begins: with the user's file, where that says one of them."""
+        return f"{self.space}: " if self.in_file.intersection(names) else ""
 
     def change(self, **options: Any) -> "StudyConfig":
         """Return the config as it would be if these had been told, too."""
         told = frozenset(name for name, value in options.items() if value != DEFAULTS[name])
-        return replace(self, **options, given=self.given - options.keys() | told)
+        changed = options.keys()
+        return replace(self, **options, given=self.given - changed | told, in_file=self.in_file - changed)
 
     def describe(self) -> dict[str, Any]:
         """Every option as JSON knows it."""
@@ -233,8 +243,8 @@ class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, Late
         return RECOVERIES[self.recovery or ("distillation" if self.lora_rank is None else "lora")]
 
     def _check_stages(self) -> None:
-        are_given = self.is_given("min_dropped") and self.is_given("max_dropped")
-        if are_given and (self.min_dropped or 0) > (self.max_dropped or 0):
+        are_typed = self.is_typed("min_dropped") and self.is_typed("max_dropped")
+        if are_typed and (self.min_dropped or 0) > (self.max_dropped or 0):
             raise SeedError(f"--min-dropped {self.min_dropped}: more than --max-dropped {self.max_dropped}.")
         if self.stages is None:
             if not self.one_shot:
@@ -347,6 +357,8 @@ def read_file(path: Path) -> dict[str, Any]:
                 values[name] = kind.read(tuple(value) if isinstance(value, list) else value)
             except ValueError as error:
                 raise SpaceError(f"{path}: {section}.{key} = {value}: {error}.") from error
+    if (least := values.get("min_dropped", 1)) > (most := values.get("max_dropped", least)):
+        raise SpaceError(f"{path}: min_dropped = {least} and max_dropped = {most}; wanted min_dropped <= max_dropped.")
     if "num_layers" in values and "max_dropped" in values:
         bounds = {name: values[name] for name in ("min_dropped", "max_dropped", "droppable_layers") if name in values}
         make_space(num_layers=values["num_layers"], place=str(path), **bounds)

@@ -34,7 +34,7 @@ from seed.plans import Protocol, SearchPlan
 from seed.proxy.closed_form import RIDGES
 from seed.proxy.subset_walker import TrieWork, count_work, estimate_memory
 from seed.proxy.sweep import RELEASED_BYTES
-from seed.reporting.wording import count_things, format_bytes
+from seed.reporting.wording import count_things, format_bytes, name_rung
 from seed.stages.budgets import HOST_BYTES_PER_WEIGHT, count_group
 from seed.stats import FEWEST_PAIRS
 
@@ -260,15 +260,19 @@ def price_sweep(shape: Shape, protocol: Protocol, speed: Speed) -> float:
     return price_work(work, protocol, speed)
 
 
-def price_singles(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed) -> float:
-    """Seconds of what each layer costs alone, scored beside the trials: without recovery, and by closed form unless it is swept."""
+def price_rivals(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed) -> float:
+    """Seconds of what is scored beside the trials: what each layer costs alone, and what simpler ways would have chosen."""
     space = protocol.space
     if not planning.allows_singles(plan, space):
         return 0.0
     singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=lambda one: one.kept_layers)
     seconds = price_work(count_work(singles, closed_form=False), protocol, speed)
-    if shape.mlp_width and not (plan.covers_space and space.more_dropped[0] == 1):
+    if not shape.mlp_width:  # greedy removal goes on from there
+        return seconds * max(1, plan.trials / len(singles))
+    if not (plan.covers_space and space.more_dropped[0] == 1):
         seconds += price_work(count_work(singles, closed_form=True, gone_layers=space.gone_layers), protocol, speed)
+    if not plan.covers_space and protocol.rung == "closed_form":
+        seconds += len(space.more_dropped) * price_walk(shape, protocol, speed)
     return seconds
 
 
@@ -402,7 +406,7 @@ def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spe
     training = TRAINING_FORWARDS + (states > STORED_BYTES)
 
     walk = price_walk(shape, protocol, speed)
-    search = price_singles(shape, protocol, plan, speed)
+    search = price_rivals(shape, protocol, plan, speed)
     search += price_sweep(shape, protocol, speed) if plan.covers_space else 0.0
     search += plan.trials * walk if is_short or not plan.covers_space else 0.0
     search += plan.trials * (training * short_tokens + 4 * validation) * speed.forward if is_short else 0.0
@@ -426,11 +430,11 @@ def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spe
 
 def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_workers: int = 1) -> list[str]:
     """Say in lines what a search will do, take and read; times are of one worker."""
-    space, rung = protocol.space, protocol.rung.replace("_", " ")
+    space = protocol.space
     what = "all " if plan.trials == space.size else f"{plan.trials:,} of "
-    what += f"{count_things(space.size, 'candidate')} at rung {rung}"
+    what += f"{count_things(space.size, 'candidate')} scored by {name_rung(protocol.rung)}"
     if plan.covers_space and protocol.rung != "closed_form":
-        what += ", led by a sweep of all of them at rung closed form"
+        what += ", led by a sweep of all of them by closed-form recovery"
     finals = (
         f"; then {count_things(cost.num_finals, 'model')} distilled {f'{plan.replicas} times ' * (plan.replicas > 1)}for "
         f"{planning.say_tokens(protocol, plan.distill_tokens)} each, {format_span(cost.distill_seconds)}"

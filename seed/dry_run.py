@@ -4,6 +4,7 @@ Two layers of the shape with random weights are timed in place of the model. Tex
 others the published size is taken.
 """
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -24,10 +25,11 @@ from seed.data.corpus import CorpusRequest, has_own_splits, open_streams, read_s
 from seed.data.documents import SPLITS
 from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
-from seed.models.checks import open_tokenizer
+from seed.models.checks import find_stored_dtype, open_tokenizer
 from seed.models.classes import find_auto_class
 from seed.models.files import check_files
 from seed.models.loader import ModelSource, check_source, choose_device, choose_dtype, explain_failure
+from seed.models.stored import read_tensors
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.plans import Protocol, StreamRecord
 from seed.proxy.closed_form import measure_gains
@@ -66,8 +68,7 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
     )
     space = resolve.find_space(settings, num_layers=text.num_hidden_layers, needed=list_needed(config))
     request = protocols.request_text(settings, text)
-    stored = config.get_text_config().dtype or config.dtype or torch.float32
-    stored = getattr(torch, stored) if isinstance(stored, str) else stored
+    stored = find_stored(source, config)
     dtype = choose_dtype(settings.dtype, device=device, stored=stored)
     small = Anatomy(build(shorten(config), device=device, dtype=dtype, trust_remote_code=source.trust_remote_code))
     gains = measure_gains(small, small.trace(torch.arange(64, device=device).remainder(text.vocab_size)[None]))
@@ -137,7 +138,7 @@ def read_config(source: ModelSource, settings: StudyConfig) -> Any:
     else:
         check_source(source, presets=list_presets())
         own = {"hub_id": settings.hub_id, "shape": settings.shape}
-        for one in [] if settings.is_given("revision") else [own, *map(read_preset, list_presets())]:
+        for one in [] if settings.is_typed("revision") else [own, *map(read_preset, list_presets())]:
             if one["hub_id"] == location and one.get("shape") is not None:
                 return make_config(one["shape"], name=location)
     options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code, "local_files_only": True}
@@ -153,6 +154,14 @@ def read_config(source: ModelSource, settings: StudyConfig) -> Any:
             f"in the local cache. Fetch it (hf download {location} config.json), give a local directory, or choose a known "
             f"name: {', '.join(list_presets())}."
         ) from error
+
+
+def find_stored(source: ModelSource, config: Any) -> torch.dtype:
+    """The type that a model's weights are stored in: as their headers say where all lie here, else as its config says."""
+    with contextlib.suppress(ModelError):  # weights that are missing or damaged, which a dry run does not need
+        return find_stored_dtype(read_tensors(protocols.resolve_location(source.location)))
+    stored = config.get_text_config().dtype or config.dtype or torch.float32
+    return getattr(torch, stored) if isinstance(stored, str) else stored
 
 
 def make_config(shape: Mapping[str, Any], *, name: str) -> Any:

@@ -49,7 +49,7 @@ def find_source(settings: StudyConfig) -> ModelSource:
     location = locate_model(settings.model, settings.hub_id)
     if settings.revision and (location == "demo" or Path(location).is_dir()):
         raise ModelError(
-            f"--revision {settings.revision}: only models of the hub have revisions. Leave it out for {settings.model}."
+            f"{settings.name_place('revision')}--revision {settings.revision}: only models of the hub have revisions. Leave it out for {settings.model}."
         )
     return ModelSource(location=location, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
 
@@ -64,10 +64,12 @@ def request_text(settings: StudyConfig, config: Any) -> CorpusRequest:
     longest = getattr(config, "max_position_embeddings", None) or window
     if window > longest or window < 2:
         raise CorpusError(
-            f"--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between."
+            f"{settings.name_place('window_tokens')}--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between."
         )
     for name in ("calibration_tokens", "validation_tokens", "test_tokens"):
-        require_windows(getattr(settings, name), window_tokens=window, option=spell_flag(name))
+        require_windows(
+            getattr(settings, name), window_tokens=window, option=settings.name_place(name) + spell_flag(name)
+        )
     return CorpusRequest(
         recovery=known(settings.recovery_text),
         validation=settings.validation_text,
@@ -107,18 +109,19 @@ def fix_protocol(
     longest = getattr(config, "max_position_embeddings", None) or prompt + new
     if prompt + new > longest:
         raise SpaceError(
-            f"--prompt-tokens {prompt} and --new-tokens {new}: together more than the {longest} tokens that the model "
+            f"{settings.name_place('prompt_tokens', 'new_tokens')}--prompt-tokens {prompt} and --new-tokens {new}: together more than the {longest} tokens that the model "
             "holds. Choose fewer."
         )
     rung = choose_rung(settings.proxy, gains=gains, family=config.model_type)
     if settings.is_given("short_steps") and rung != "short_distillation":
         raise SpaceError(
-            "--short-steps: the proxy is closed form, and distils nothing. Add --proxy short-distillation, or leave it out."
+            f"{settings.name_place('short_steps')}--short-steps: the proxy is closed form, and distils nothing. "
+            "Add --proxy short-distillation, or leave it out."
         )
     recovery = settings.chosen_recovery
     if recovery.is_low_rank and (settings.lora_rank or 0) > config.hidden_size:
         raise SpaceError(
-            f"--lora-rank {settings.lora_rank}: more than the model's width of {config.hidden_size}, where updates are no longer of low "
+            f"{settings.name_place('lora_rank')}--lora-rank {settings.lora_rank}: more than the model's width of {config.hidden_size}, where updates are no longer of low "
             f"rank. Give {config.hidden_size} or less; {DEFAULT_LORA_RANK} is usual."
         )
     rates = [rate * recovery.rate_factor for rate in sorted(known(settings.learning_rates))]

@@ -15,6 +15,7 @@ import msgspec
 
 MAX_LAYERS = 10_000  # ten times as many as the deepest model has; ranges over more would cost memory
 MAX_WIDTH = 2**31  # likewise for widths
+MARGIN = 0.005  # of perplexity: what nobody would choose a model for
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

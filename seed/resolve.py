@@ -12,8 +12,8 @@ from typing import Any
 
 from seed import study_dir
 from seed.cli import spell_command
-from seed.config import StudyConfig, known, list_presets, read_file, read_preset
-from seed.errors import CorpusError, ModelError, SpaceError
+from seed.config import OPTIONS, StudyConfig, known, list_presets, read_file, read_preset
+from seed.errors import CorpusError, ModelError, SeedError, SpaceError
 from seed.models.start import Start, find_origin, read_start
 from seed.optimize.space import make_space, narrow_space
 from seed.records import SearchSpace
@@ -32,17 +32,33 @@ def fill_from_files(asked: StudyConfig) -> StudyConfig:
     """
     if asked.is_settled:
         return asked
-    own, model = {} if asked.space is None else read_file(asked.space), asked.model
+    own, model, typed = {} if asked.space is None else read_file(asked.space), asked.model, asked.list_typed()
     start = None if asked.start is None else read_start(asked.start)
-    if not asked.is_given("model"):
-        if asked.space is not None:
-            model = own.get("hub_id", model)
-        elif start is not None:
-            model = name_base(start.base_model)
-    filled, told = read_preset(model) | own, asked.list_given()
-    if locate_model(model, filled.get("hub_id")) != filled.get("hub_id"):
+    preset, named = read_preset(model), own.get("hub_id")
+    if asked.is_typed("model"):
+        is_of_hub = not Path(model).expanduser().is_dir()
+        if is_of_hub and named not in (None, model, preset.get("hub_id")):  # what runs is not the file's to choose
+            raise SpaceError(
+                f"{asked.space}: is of {named}, and --model says {model}. Leave --model out, or the file's name."
+            )
+    elif named is not None:
+        model, preset = named, read_preset(name_base(named))
+    elif start is not None:
+        model = name_base(start.base_model)
+        preset = read_preset(model)
+    hub_id = preset.get("hub_id", named)
+    filled = preset | own | {"hub_id": hub_id}
+    if locate_model(model, hub_id) != hub_id and (named is not None or "revision" not in own):
         filled.pop("revision", None)  # of another model, which this one is only shaped like
-    return StudyConfig(**filled | told | {"model": model}, given=frozenset(told), is_settled=True)
+    in_file = frozenset(name for name, value in own.items() if name not in typed and preset.get(name) != value)
+    try:
+        return StudyConfig(
+            **filled | typed | {"model": model}, given=frozenset(typed), in_file=in_file, is_settled=True
+        )
+    except SeedError as error:
+        if not in_file:
+            raise
+        raise SpaceError(f"{asked.space}: {error}") from error
 
 
 def resolve_config(asked: StudyConfig) -> StudyConfig:
@@ -129,8 +145,9 @@ def name_default_study(model: str) -> str:
 
 
 def typed_command(settings: StudyConfig) -> str:
-    """The command that says the same."""
-    return spell_command("seed.search", settings.list_given())
+    """The command that says the same, but for what only files and Python can say."""
+    typed = {name: value for name, value in settings.list_typed().items() if OPTIONS[name][0].help is not None}
+    return spell_command("seed.search", typed)
 
 
 def find_space(settings: StudyConfig, *, num_layers: int, needed: Sequence[int] = ()) -> SearchSpace:
@@ -153,16 +170,17 @@ def find_space(settings: StudyConfig, *, num_layers: int, needed: Sequence[int] 
         )
     if droppable is None and needed:
         droppable = tuple(layer for layer in range(num_layers) if layer not in needed)
-    least, most = settings.min_dropped or 1, known(settings.max_dropped)
-    if settings.is_given("min_dropped") and not settings.is_given("max_dropped"):
+    least, most, is_typed = settings.min_dropped or 1, known(settings.max_dropped), settings.is_typed("max_dropped")
+    if not settings.is_given("max_dropped"):
+        most = min(most, num_layers - 1 if droppable is None else len(droppable), num_layers - 1)
+    if settings.is_given("min_dropped") and not is_typed:
         most = max(least, most)
-    is_told = settings.is_given("max_dropped")
     space = make_space(
         num_layers=num_layers,
         min_dropped=min(least, most),
         max_dropped=most,
         droppable_layers=droppable,
-        place="--max-dropped" if is_told else str(settings.space or f"search space of {settings.model}"),
+        place="--max-dropped" if is_typed else str(settings.space or f"search space of {settings.model}"),
     )
     return space if settings.start is None else go_on_from(space, read_start(settings.start), settings)
 
@@ -183,8 +201,8 @@ def go_on_from(space: SearchSpace, start: Start, settings: StudyConfig) -> Searc
     most = known(settings.max_dropped) if settings.is_given("max_dropped") else max(space.max_dropped, least)
     if most < least:
         raise SpaceError(
-            f"--max-dropped {most}: counts from the original, of which {start.path} lacks {count_things(least - 1, 'layer')} already. "
-            f"Give {least} or more."
+            f"{settings.name_place('max_dropped')}--max-dropped {most}: counts from the original, of which {start.path} lacks "
+            f"{count_things(least - 1, 'layer')} already. Give {least} or more."
         )
     return narrow_space(
         space,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from seed import planning, resolve
 from seed.cli import json_option, make_parser, option
-from seed.config import DEFAULTS, StudyConfig, list_presets
+from seed.config import OPTIONS, StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import SeedError
 from seed.findings import StudyRecord
@@ -46,8 +46,9 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
     Raises:
         SeedError: anything a caller can mend.
     """
-    if unknown := sorted(settings.keys() - DEFAULTS.keys()):
-        raise SeedError(f"find_frontier: unknown setting {', '.join(unknown)}. Known: {', '.join(sorted(DEFAULTS))}.")
+    if unknown := sorted(settings.keys() - OPTIONS.keys()):
+        known = sorted(name for name, (said, _) in OPTIONS.items() if said.help is not None)
+        raise SeedError(f"find_frontier: unknown setting {', '.join(unknown)}. Known: {', '.join(known)}.")
     wanted = resolve.fill_from_files(StudyConfig(model=model, **settings, given=frozenset(settings)))
     if wanted.stages:
         raise SeedError("find_frontier: searches at once; seed.search.search_in_stages takes settings with stages.")

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from seed.records import Estimate
+from seed.records import MARGIN, Estimate
 
 CONFIDENCE = 0.95
 NOTHING = Estimate(value=None, low=None, high=None)
 FEWEST_DOCUMENTS = 3.0  # effective ones; the interval of fewer spans several times what it is about
 FEWEST_PAIRS = 4
 MOST_BLOCKS, BLOCK_PAIRS = 12, 3  # a block of fewer pairs leaves what one pair has in common with the next uncounted
-MARGIN = 0.005  # of perplexity: what nobody would choose a model for
 EQUIVALENT, LOWER, HIGHER, CANNOT_TELL = "equivalent", "lower", "higher", "cannot tell"
 TOST_CONFIDENCE = 0.90  # two one-sided tests at 5 % each
 

@@ -28,6 +28,8 @@ from seed.cli import (
     spell_command,
 )
 from seed.config import list_presets
+from seed.optimize import strategies
+from seed.optimize.space import STRATEGIES
 from tests.test_commands import environment
 
 READ = [
@@ -158,16 +160,16 @@ def test_a_record_is_filled_from_a_command_line(capsys: pytest.CaptureFixture[st
 
 
 COMMANDS = (
-    "search",
-    "distill",
-    "evaluate",
-    "export",
-    "report",
-    "fidelity",
-    "compare",
-    "claims",
-    "recoveries",
-    "dashboard",
+    "seed.search",
+    "seed.distill",
+    "seed.evaluate",
+    "seed.export",
+    "seed.report",
+    "seed.experiment fidelity",
+    "seed.experiment compare",
+    "seed.experiment recoveries",
+    "seed.dashboard",
+    "studies.claims",
 )
 
 
@@ -178,17 +180,18 @@ def test_a_mistake_is_answered_in_one_line_by_every_command(
     for words, said in (
         (["--device", ""], " : wanted "),  # of an option, or where there is none of that name, of the study
         (["--device", "caf\udce9"], "caf\\udce9: wanted "),
-        ([*["study"] * (command != "search"), "--no-such-option"], "--no-such-option"),
+        ([*["study"] * (command != "seed.search"), "--no-such-option"], "--no-such-option"),
     ):
-        monkeypatch.setattr(sys, "argv", [command, *words])
+        module, *name = command.split()
+        monkeypatch.setattr(sys, "argv", [module, *name, *words])
         with pytest.raises(SystemExit) as ended:
-            importlib.import_module(f"seed.{command}").main()
+            importlib.import_module(module if module.startswith("seed.") else f"{module}.__main__").main()
         assert ended.value.code == 2
         shown = capsys.readouterr()
         assert shown.out == ""
         assert shown.err.startswith("error: ")
         assert said in shown.err
-        assert shown.err.endswith(f"All options: python -m seed.{command} --help\n")
+        assert shown.err.endswith(f"All options: python -m {command} --help\n")
         assert shown.err.count("\n") == 1
 
 
@@ -198,10 +201,11 @@ def measure_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def test_the_help_of_the_search_is_there_at_once_with_a_line_for_each_option(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["seed.search --help", "seed.experiment compare --help"])
+def test_the_help_is_there_at_once_with_a_line_for_each_option(words: str, tmp_path: Path) -> None:
     began = measure_children()
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "seed.search", "--help"],
+        [sys.executable, "-X", "importtime", "-m", *words.split()],
         env=environment(),
         cwd=tmp_path,
         capture_output=True,
@@ -212,6 +216,10 @@ def test_the_help_of_the_search_is_there_at_once_with_a_line_for_each_option(tmp
     assert measure_children() - began < 1
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert not imported & {"torch", "transformers", "datasets", "plotly", "huggingface_hub", "optuna", "scipy", "numpy"}
+    if words.startswith("seed.experiment"):
+        assert all(name in done.stdout for name in strategies.STRATEGIES)
+        assert tuple(strategies.STRATEGIES) == STRATEGIES
+        return
     shown = done.stdout.partition("options:")[2]
     assert all(name in shown for name in list_presets())
     assert all(line.startswith("  -") for line in shown.splitlines() if line.startswith(" "))

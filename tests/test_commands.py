@@ -343,7 +343,11 @@ DRY_RUNS = {
         "19 of 22 layers: 1,540",
         "-12.0 %",
     ],
-    "demo": ["all 298 candidates at rung closed form", "documents of demo", "9 of 12 layers: 220 candidates"],
+    "demo": [
+        "all 298 candidates scored by closed-form recovery",
+        "documents of demo",
+        "9 of 12 layers: 220 candidates",
+    ],
 }
 
 
@@ -368,7 +372,7 @@ def test_a_dry_run_of_a_checkpoint_keeps_its_options(make_checkpoint, text_file,
         make_checkpoint("gpt2"), text_file, "--max-dropped=2", "--proxy=short-distillation", "--study=one"
     )
     said = run_seed(*words, "--dry-run", cwd=tmp_path).stdout
-    assert "all 10 candidates at rung short distillation" in said
+    assert "all 10 candidates scored by short distillation" in said
     assert "2 of 4 layers: 6 candidates" in said
     command = said.splitlines()[-1]
     assert "--max-dropped 2" in command

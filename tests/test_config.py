@@ -279,6 +279,7 @@ def test_a_file_is_read_as_it_stands(write: Write) -> None:
         ("max_dropped = 4", "max_dropped = ", ["not valid TOML", "line 6"]),
         ("max_dropped = 4", "max_dropped = 7", ["max_dropped = 7", "Use 6 or fewer"]),
         ("min_dropped = 1", "min_dropped = 5", ["min_dropped = 5", "min_dropped <= max_dropped"]),
+        (WHOLE, "[space]\nmin_dropped = 5\nmax_dropped = 2", ["min_dropped = 5 and max_dropped = 2"]),
         ("[1, 2, 3, 4, 5, 6]", "[1, 2, 3, 12]", ["[12]", "0 to 11"]),
     ],
 )

@@ -25,6 +25,7 @@ from tests.stages.opened import PROTOCOL, SPACE, make_plan, open_session
 SPEED = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, step=1e-3, num_layers=4)
 TOKENS = 768  # of each stream and for calibration
 UNRECOVERED_SINGLES = 9 * TOKENS * 1e-6 + 4 * TOKENS * 1e-5  # 0 1 2, 3 behind 0 1, 2 3 behind 0, 1 2 3; and their heads
+DEPTHS = 2  # of each, greedy removal walks once
 WALK = 2 * TOKENS * 4e-6 + TOKENS * 1e-5 + 4 * (0.25 + 0.05)
 GPU = Shape(  # TinyLlama's, as the preset has it
     num_layers=22,
@@ -113,8 +114,18 @@ def test_a_search_costs_its_walks_or_its_sweep_and_what_is_scored_beside_them(tm
     assert estimate(session, covers_space=True).search_seconds == pytest.approx(
         price_sweep(session) + UNRECOVERED_SINGLES
     )
-    assert estimate(session, trials=5).search_seconds == pytest.approx(5 * WALK + beside)
+    assert estimate(session, trials=5).search_seconds == pytest.approx((5 + DEPTHS) * WALK + beside)
     assert estimate(session, trials=3).search_seconds == pytest.approx(3 * WALK)  # fewer than layers: nothing beside
+
+
+@pytest.mark.parametrize(("in_file", "trials"), [((), 10), (("trials",), 3)])
+def test_trials_of_the_user_s_file_cap_a_sweep_and_a_preset_s_do_not(
+    in_file: tuple[str, ...], trials: int, tmp_path: Path
+) -> None:
+    session = open_session(tmp_path)
+    settings = StudyConfig(trials=3, in_file=frozenset(in_file), is_settled=True)
+    plan = cost.settle_trials(make_plan(session, settings, trials=3, covers_space=True), settings, session.protocol)
+    assert (plan.trials, plan.covers_space) == (trials, trials == 10)
 
 
 def test_latencies_are_counted(tmp_path: Path) -> None:
@@ -136,7 +147,8 @@ def test_short_distillation_comes_on_top(tmp_path: Path, monkeypatch: pytest.Mon
     swept = estimate(session, covers_space=True).search_seconds
     assert swept - found.search_seconds == pytest.approx(price_sweep(session) - price_singles(session))
     other = estimate(open_session(tmp_path / "other", family="gemma2", rung="short_distillation"))
-    assert other.search_seconds == pytest.approx(5 * short + UNRECOVERED_SINGLES)
+    greedy = UNRECOVERED_SINGLES * 5 / 4  # goes on where the layers alone end, up to as many scores as trials
+    assert other.search_seconds == pytest.approx(5 * short + greedy)
     monkeypatch.setattr(cost, "STORED_BYTES", 10)  # more states than are stored: computed in every step, no disk
     again = estimate(session)
     assert again.search_seconds - found.search_seconds == pytest.approx(5 * 2 * 256 * SPEED.forward)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from seed import cost, dry_run, resolve, sessions
 from seed.config import StudyConfig, list_presets, read_preset
@@ -89,6 +90,13 @@ def test_weights_are_never_read(make_checkpoint: MakeCheckpoint, text_file: Path
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
 
 
+def test_weights_are_stored_as_their_headers_say(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(make_checkpoint("gpt2"))
+    config.dtype = "bfloat16"
+    assert dry_run.find_stored(ModelSource(location=str(make_checkpoint("gpt2"))), config) == torch.float32
+    assert dry_run.find_stored(ModelSource(location=str(tmp_path)), config) == torch.bfloat16
+
+
 def test_families_without_closed_form_have_no_sweep(
     make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path
 ) -> None:
@@ -96,7 +104,7 @@ def test_families_without_closed_form_have_no_sweep(
         model=str(make_checkpoint("gemma2")), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS
     )
     said = run(settings)
-    assert "at rung short distillation" in said
+    assert "scored by short distillation" in said
     assert "a sweep" not in said
     with pytest.raises(ModelError, match="--proxy closed-form: not available"):
         run(dataclasses.replace(settings, proxy="closed-form"))

@@ -11,7 +11,7 @@ import pytest
 
 from seed import resolve, search, study_dir
 from seed.cli import BYTES, COUNT, POSITIVE, SECONDS, WHOLE
-from seed.config import DEFAULTS, OPTIONS, StudyConfig
+from seed.config import DEFAULTS, OPTIONS, StudyConfig, presets_directory
 from seed.errors import CorpusError, SeedError, SpaceError
 
 # ---- the command that says the same
@@ -112,13 +112,28 @@ def test_flags_win_over_the_file_of_the_user_and_that_over_the_preset(tmp_path: 
     mine = resolve.resolve_config(StudyConfig(**told, given=frozenset(told)))
     assert (mine.trials, mine.sampler, mine.distill, mine.screen, mine.rng_seed) == (7, "random", False, True, 3)
     assert (mine.hub_id, mine.max_dropped, mine.learning_rates) == (gpt2.hub_id, 4, gpt2.learning_rates)
-    assert [name for name in ("trials", "sampler", "max_dropped", "screen") if mine.is_given(name)] == ["screen"]
+    names = ("trials", "sampler", "max_dropped", "screen")
+    assert [name for name in names if mine.is_given(name)] == ["trials", "sampler", "screen"]
+    assert [name for name in names if mine.is_typed(name)] == ["screen"]
+    assert resolve.typed_command(mine) == f"python -m seed.search --model gpt2 --space {file} --screen --rng-seed 3"
+    copied = resolve.resolve_config(StudyConfig(model="gpt2", space=presets_directory() / "gpt2.toml"))
+    assert not copied.in_file
     assert resolve.resolve_config(mine) is not None
-    with pytest.raises(SeedError, match="--eval-command: is about distilled models"):
+    with pytest.raises(SpaceError, match=r"mine\.toml: --eval-command: is about distilled models"):
         resolve.resolve_config(StudyConfig(model="gpt2", space=file, eval_command="judge.sh"))
     with pytest.raises(SpaceError, match=r"nowhere\.toml"):
         resolve.resolve_config(StudyConfig(space=tmp_path / "nowhere.toml"))
+    with pytest.raises(SpaceError, match=r"mine\.toml: --max-dropped: cannot be had with --stages"):
+        resolve.resolve_config(StudyConfig(stages="1+1", space=write(tmp_path, "[space]\nmax_dropped = 2\n")))
     assert resolve.resolve_config(StudyConfig(model="someone/else")).num_layers is None
+
+
+def test_what_only_files_and_python_say_is_not_typed() -> None:
+    assert resolve.typed_command(StudyConfig(droppable_layers=(1, 2), trials=3)) == "python -m seed.search --trials 3"
+    with pytest.raises(SeedError, match="unknown setting trails") as caught:
+        search.find_frontier(trails=3)
+    assert "trials" in str(caught.value)
+    assert "droppable_layers" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -127,14 +142,29 @@ def test_flags_win_over_the_file_of_the_user_and_that_over_the_preset(tmp_path: 
         ({}, "b" * 40),
         ({"model": "someone/model"}, "b" * 40),
         ({"model": "someone/model", "revision": "main"}, "main"),
-        ({"model": "someone/else"}, None),
-        ({"model": "."}, None),
+        ({"model": "."}, None),  # only shaped like it
     ],
 )
 def test_a_pinned_revision_is_that_of_its_model_alone(tmp_path: Path, told: dict[str, str], revision: str) -> None:
     file = write(tmp_path, f'[model]\nname = "someone/model"\nrevision = "{"b" * 40}"\n[data]\ncorpus = "demo"\n')
     found = resolve.resolve_config(StudyConfig(space=file, **told))
     assert (found.model, found.revision) == (told.get("model", "someone/model"), revision)
+
+
+def test_a_file_says_of_its_model_what_it_knows_and_chooses_no_other(tmp_path: Path) -> None:
+    gpt2, pinned = resolve.resolve_config(StudyConfig(model="gpt2")), {"model": "someone/model"}
+    nameless = write(tmp_path, '[model]\nrevision = "abc"\n')
+    assert resolve.resolve_config(StudyConfig(space=nameless, **pinned)).revision == "abc"
+    assert resolve.resolve_config(StudyConfig(space=nameless, model="gpt2")).hub_id == gpt2.hub_id
+    known = write(tmp_path, '[model]\nname = "openai-community/gpt2"\n[search]\nsampler = "tpe"\n')
+    found = resolve.resolve_config(StudyConfig(space=known))
+    for name in ("revision", "num_layers", "trials", "learning_rates", "recovery_text", "shape"):
+        assert getattr(found, name) == getattr(gpt2, name) is not None
+    assert resolve.resolve_config(StudyConfig(space=known, model="gpt2")).sampler == "tpe"
+    other = write(tmp_path, '[model]\nname = "evil/model"\n')
+    for model in ("gpt2", "someone/model"):
+        with pytest.raises(SpaceError, match=rf"mine\.toml: is of evil/model, and --model says {model}"):
+            resolve.resolve_config(StudyConfig(space=other, model=model))
 
 
 def fill(num_layers: int = 12, num_params: int = 10**8, max_positions: int = 2048, **told: Any) -> StudyConfig:
@@ -164,6 +194,9 @@ def test_a_model_that_no_file_knows_is_searched_by_its_size(num_layers: int) -> 
         ({"min_dropped": 2}, (2, 4)),
         ({"space": "min_dropped = 3", "max_dropped": 2}, (2, 2)),
         ({"space": "min_dropped = 3"}, (3, 4)),
+        ({"space": "min_dropped = 6"}, (6, 6)),
+        ({"space": "max_dropped = 2", "min_dropped": 3}, (3, 3)),
+        ({"space": "droppable_layers = [2, 3]"}, (1, 2)),
     ],
 )
 def test_bounds_that_are_told_move_the_others(tmp_path: Path, told: dict[str, Any], bounds: tuple[int, int]) -> None:

@@ -8,6 +8,22 @@ from seed.errors import SpaceError
 from seed.records import Candidate, SearchSpace
 
 SAMPLERS = ("subset", "tpe", "nsgaii", "random")  # see ``sampler``, which takes a second to import
+STRATEGIES = (  # see ``strategies``, which takes as long
+    "subset",
+    "sweep",
+    "last_layers",
+    "magnitude",
+    "taylor",
+    "block_influence",
+    "angular_distance",
+    "perplexity",
+    "greedy",
+    "greedy_recovered",
+    "evopress",
+    "random",
+    "tpe",
+    "nsgaii",
+)
 
 
 def make_space(

@@ -6,8 +6,7 @@ Plain text: whoever writes HTML escapes it there.
 import re
 from collections.abc import Sequence
 
-from seed.records import Candidate, Estimate, Latency, Quality, WidthCut, find_runs
-from seed.stats import MARGIN
+from seed.records import MARGIN, Candidate, Estimate, Latency, Quality, WidthCut, find_runs
 
 ABSENT = "\N{EN DASH}"
 MARGIN_PERCENT = f"{100 * MARGIN:g}\u00a0%"

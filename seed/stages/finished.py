@@ -18,6 +18,7 @@ from seed.stages.study_record import gather_record
 from seed.study_dir import StudyFolder
 
 ELSEWHERE = ("studies_dir", "study", "workers", "ray", "device")  # settings that say where, not what
+PLACES = ("model", "space", "start")
 Stamps = dict[str, tuple[int, int]]  # bytes and time of change in nanoseconds, by path
 
 
@@ -78,7 +79,10 @@ def describe(settings: StudyConfig) -> dict[str, Any]:
     model, space = Path(settings.model).expanduser(), settings.space
     told = {name: value for name, value in settings.describe().items() if name not in ELSEWHERE}
     told["model"] = str(model.resolve()) if model.is_dir() else settings.model
-    return told | {"space": None if space is None else str(space.resolve())}
+    given = sorted(
+        name for name in told if settings.is_given(name) and name not in PLACES
+    )  # default or told: it differs
+    return told | {"space": None if space is None else str(space.resolve()), "given": given}
 
 
 def list_given(settings: StudyConfig) -> list[Path]:

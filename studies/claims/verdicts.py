@@ -14,12 +14,12 @@ import numpy as np
 from seed import stats
 from seed.evidence import Ledger, TrainedRun
 from seed.optimize.replication import is_paired, list_ratios, stack_losses
-from seed.records import Estimate, Latency, Record
+from seed.records import MARGIN, Estimate, Latency, Record
 from seed.reporting.experiment_page import format_percent
 from seed.reporting.wording import format_interval
 from seed.results import read_latency_ratio
 from seed.stages.students import Member
-from seed.stats import CANNOT_TELL, EQUIVALENT, HIGHER, LOWER, MARGIN, judge_difference
+from seed.stats import CANNOT_TELL, EQUIVALENT, HIGHER, LOWER, judge_difference
 
 HOLDS, FAILS = "holds", "does not hold"
 ABOUT_FASTER = 1.15  # "about 1.2 times faster" begins here
