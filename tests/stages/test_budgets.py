@@ -11,6 +11,7 @@ from msgspec import structs
 
 from seed.distillation.loop import choose_windows
 from seed.distillation.losses import Objective
+from seed.recovery import RECOVERIES
 from seed.stages import budgets
 from seed.stages.budgets import distill_settings, list_windows, short_settings, store_teacher_states
 from tests.proxy.opened import drop, keep, open_instruments
@@ -100,9 +101,7 @@ def test_states_too_many_to_store_are_computed_in_every_step(tmp_path: Path, mon
 def test_a_recovery_is_a_change_of_settings(tmp_path: Path, recovery: str, wanted: dict[str, Any]) -> None:
     session = open_session(tmp_path, temperature=2.0, ce_share=0.25)
     plain = distill_settings(session, drop(1), steps=9, learning_rate=1e-3, looks=4)
-    found = distill_settings(
-        session, drop(1), steps=9, learning_rate=1e-3, looks=4, recovery=recovery.RECOVERIES[recovery]
-    )
+    found = distill_settings(session, drop(1), steps=9, learning_rate=1e-3, looks=4, recovery=RECOVERIES[recovery])
     assert found == structs.replace(plain, **wanted)
 
 
