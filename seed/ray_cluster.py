@@ -34,13 +34,13 @@ def open_ray(settings: StudyConfig, *, device: str | None = None) -> Iterator[Ra
     os.environ.setdefault("RAY_worker_niceness", "0")  # else others slow them down, and what is timed there
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with contextlib.ExitStack() as opened:
-        if not ray.is_initialized():
-            opened.callback(ray.shutdown)
-            with keep_handlers():
-                join(settings)
-        executor = place_actors(settings, device=device)
-        opened.callback(executor.stop)
         try:
+            if not ray.is_initialized():
+                opened.callback(ray.shutdown)
+                with keep_handlers():
+                    join(settings)
+            executor = place_actors(settings, device=device)
+            opened.callback(executor.stop)
             yield executor
             executor.clean()
         except KeyboardInterrupt as stop:  # while Ray waits, it raises one without a signal's number

@@ -316,6 +316,14 @@ def test_errors_of_rays_own_are_one_error_and_a_signal_keeps_its_number(
         raise KeyboardInterrupt
     assert stopped.value.exit_code == 143
 
+    def place(settings: StudyConfig, device: str | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray_cluster, "place_actors", place)  # while evaluators start, too
+    with pytest.raises(interrupts.Stopped) as stopped, open_ray(settings_of("early")):
+        pass
+    assert stopped.value.exit_code == 143
+
 
 def test_scratch_on_other_nodes_is_found_again_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
