@@ -30,7 +30,7 @@ from seed.cli import (
 from seed.config import list_presets
 from seed.optimize import strategies
 from seed.optimize.space import STRATEGIES
-from tests.test_commands import environment
+from tests.running import environment
 
 READ = [
     (

@@ -11,26 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 from safetensors import safe_open
 
 from seed.reporting.result_line import DistillLine, JudgedLine, SearchLine
 from seed.scores import ScoreStore
 from tests import started
-
-TINY = [
-    "--window-tokens=64",
-    "--calibration-tokens=1024",
-    "--validation-tokens=2048",
-    "--test-tokens=2048",
-    "--prompt-tokens=8",
-    "--new-tokens=4",
-    "--latency-repeats=3",
-    "--distill-tokens=4096",
-    "--learning-rate=1e-3",
-    "--device=cpu",
-]
+from tests.running import environment, error_of, read_line, search_words
 
 
 def run_seed(*words: str, cwd: Path, code: int = 0, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -66,24 +53,6 @@ def run_unprivileged(*words: str, cwd: Path, code: int) -> subprocess.CompletedP
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, env=environment())
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """This process's environment with the package found and the hub out of reach."""
-    root = str(Path(__file__).parent.parent)
-    return os.environ | {"PYTHONPATH": root, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160"} | extra
-
-
-def search_words(model: Path, text: Path, *more: str) -> list[str]:
-    return ["seed.search", "--model", str(model), "--recovery-text", str(text), *TINY, *more]
-
-
-def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of an error; a traceback fails the test."""
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
 
 
 def test_the_whole_pass_gives_checkpoints_that_plain_transformers_loads(make_checkpoint, text_file, tmp_path):
@@ -134,13 +103,6 @@ def test_the_whole_pass_gives_checkpoints_that_plain_transformers_loads(make_che
     assert all((tmp_path / str(model.path) / "config.json").is_file() for model in line.models)
     assert (tmp_path / line.report).is_file()
     assert line.num_scored == line.space_size
-
-
-def read_line(done: subprocess.CompletedProcess[str], kind):
-    """The one line that a script reads, as a record of this kind."""
-    assert done.stdout.endswith("\n")
-    assert done.stdout.count("\n") == 1, done.stdout
-    return msgspec.json.decode(done.stdout, type=kind)
 
 
 PLAIN_PERPLEXITY = """

@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from seed.reporting.result_line import StagedLine
-from tests.test_commands import error_of, kill_when, read_line, run_seed, search_words
+from tests.running import error_of, read_line, search_words
+from tests.test_commands import kill_when, run_seed
 
 RUNS = ["--distill-tokens=8192", "--learning-rate=3e-3"]
 

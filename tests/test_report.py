@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from seed import study_dir
-from tests.test_commands import error_of, run_seed
+from tests.running import error_of
+from tests.test_commands import run_seed
 
 
 @pytest.fixture

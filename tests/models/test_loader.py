@@ -26,7 +26,7 @@ from seed.models.loader import (
 from tests.conftest import make_model, make_tokenizer
 from tests.hub import COMMIT, Hub, fill_repository
 from tests.models.families import compute_logits, make_tokens
-from tests.test_commands import environment
+from tests.running import environment
 
 CPU = torch.device("cpu")
 PRESETS = ["demo", "gpt2", "tinyllama"]
