@@ -17,7 +17,7 @@ from seed.records import Record
 from seed.recovery import Recovery
 from seed.scores import ScoreStore
 from seed.sessions import Session
-from seed.stages import searching, students
+from seed.stages import budgets, students
 from seed.stages.students import Member, Trained
 from seed.study_dir import StudyFolder
 
@@ -138,8 +138,17 @@ def judge_dense(search: FinishedSearch) -> DocumentLosses:
 
 
 def store_states(search: FinishedSearch, *, steps: int, rng_seeds: Sequence[int]) -> None:
-    """Compute the dense model's states that trainings of so many steps learn from."""
-    searching.store_states(search.terminal, search.session, search.sweep, steps=steps, rng_seeds=sorted(set(rng_seeds)))
+    """Compute the dense model's states that trainings of so many steps learn from, or find them computed."""
+    session, sweep, seeds = search.session, search.sweep, sorted(set(rng_seeds))
+    if not budgets.uses_stored_states(session):
+        return
+    total = len(budgets.list_windows(session, steps=steps, rng_seeds=seeds))
+    with search.terminal.stage("dense states", total=total) as advance:  # windows of text
+        sweep.instruments = budgets.store_teacher_states(
+            session, sweep.instruments, steps=steps, rng_seeds=seeds, on_window=lambda count: advance(count, "")
+        )
+    if sweep.instruments.teacher_states is None:
+        search.terminal.say("  they would take too much disk: the dense model runs in every step instead")
 
 
 def train(

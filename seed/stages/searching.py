@@ -18,7 +18,6 @@ from seed.optimize.space import contains, drop_more, enumerate_candidates
 from seed.optimize.trials import EnumeratedProposer, Proposer, SamplerProposer, Trials, keeping_some, run_search
 from seed.plans import SearchPlan
 from seed.proxy.score_cache import ScoreCache
-from seed.proxy.sweep import Sweep
 from seed.records import (
     Candidate,
     Frontier,
@@ -32,8 +31,6 @@ from seed.records import (
 from seed.reporting.wording import count_things
 from seed.results import read_reach
 from seed.scores import ScoreStore
-from seed.sessions import Session
-from seed.stages import budgets
 
 BEST_NOTE = "best PPL ratios by layers dropped (without which)"
 RECOVERY_SAMPLE = 16  # sets of a sweep that are scored without recovery too, to say what closed form recovers
@@ -276,27 +273,6 @@ def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
         by_depth[len(candidate.dropped_layers)].append(candidate)
     rank = {candidate: i for group in by_depth.values() for i, candidate in enumerate(group)}
     return sorted(qualities, key=lambda candidate: (rank[candidate], len(candidate.dropped_layers)))
-
-
-def store_states(
-    terminal: Terminal,
-    session: Session,
-    sweep: Sweep,
-    *,
-    steps: int,
-    rng_seeds: Sequence[int] | None = None,
-) -> None:
-    """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
-    if not budgets.uses_stored_states(session):
-        return
-    seeds = [session.protocol.rng_seed] if rng_seeds is None else rng_seeds
-    total = len(budgets.list_windows(session, steps=steps, rng_seeds=seeds))
-    with terminal.stage("dense states", total=total) as advance:  # windows of text
-        sweep.instruments = budgets.store_teacher_states(
-            session, sweep.instruments, steps=steps, rng_seeds=seeds, on_window=lambda count: advance(count, "")
-        )
-    if sweep.instruments.teacher_states is None:
-        terminal.say("  they would take too much disk: the dense model runs in every step instead")
 
 
 def say_recovery(sample: Sequence[dict[str, Quality]], num_swept: int) -> str:
