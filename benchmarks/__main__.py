@@ -30,8 +30,7 @@ from benchmarks import (
     tries,
 )
 from seed import study_dir
-from seed.console import Terminal, run_command
-from seed.progress import format_seconds
+from seed.console import Terminal, format_seconds, run_command
 
 # name -> module, and about how many seconds it takes on two cores by default and in full
 PARTS: dict[str, tuple[ModuleType, float, float]] = {

@@ -20,7 +20,9 @@ import ray
 import torch
 
 from benchmarks import shapes, turns
-from seed import ray_cluster
+from seed.cluster import connection
+from seed.cluster.actor import Actor
+from seed.cluster.ray_executor import RayExecutor
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.evaluation.latency import name_structure
@@ -28,8 +30,6 @@ from seed.evaluator import Evaluator
 from seed.executor import Executor, InProcess
 from seed.optimize.space import enumerate_candidates
 from seed.protocols import describe_reference
-from seed.ray_actor import Actor
-from seed.ray_executor import RayExecutor
 from seed.records import Candidate, Evaluation, Latency, Quality, Scored, ScoreRow, Size
 from seed.sessions import Session
 from seed.study_dir import StudyFolder
@@ -111,7 +111,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     """Time starts, null evaluators, and the demo."""
     rounds = ROUNDS_FULL if full else ROUNDS
     fields = {"evaluators_start_seconds": time_starts(terminal, times=STARTS_FULL if full else STARTS)}
-    ray_cluster.join(StudyConfig(workers=max(ACTORS)))
+    connection.join(StudyConfig(workers=max(ACTORS)))
     try:
         fields["evaluators_null"] = time_null(terminal, rounds=rounds)
         fields["evaluators_demo"] = time_demo(terminal, rounds=rounds)
@@ -131,7 +131,7 @@ def time_starts(terminal: Terminal, *, times: int) -> dict[str, Any]:
         for number in range(times):
             for count in ACTORS if number % 2 == 0 else ACTORS[::-1]:
                 with contextlib.ExitStack() as stack:
-                    running = ray_cluster.open_ray(StudyConfig(workers=count, device="cpu"))
+                    running = connection.open_ray(StudyConfig(workers=count, device="cpu"))
                     start = functools.partial(start_ray, stack, running)
                     began[str(count)].append(turns.time_call(start))
                     ended.append(turns.time_call(stack.close))

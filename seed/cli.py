@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
 from seed.errors import SeedError
-from seed.plain import is_utf8, spell_controls
+from seed.untrusted import is_utf8, spell_controls
 
 NUMBER = re.compile(
     r"(?P<digits>[+-]?(?:\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*|(?=\.\d))(?:\.\d*)?(?:e[+-]?\d{1,3})?)\s*(?P<unit>[a-z]*)\s*",

@@ -113,8 +113,8 @@ def make_app(study: StudyFolder, *, storage: str | None = None) -> "tuple[WSGIAp
     import optuna_dashboard
     from optuna.artifacts import FileSystemArtifactStore
 
+    from seed.optimize.storage import find_study_id, view_storage
     from seed.optimize.urls import hide_secrets
-    from seed.optimize.viewing import find_study_id, view_storage
 
     plan = study_dir.read_record(study.plan, SearchPlan)
     if plan.storage is not None and storage is None:

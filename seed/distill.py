@@ -34,7 +34,7 @@ from seed.cli import (
 )
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ResourceError
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.plans import Protocol, SearchPlan
 from seed.records import DenseResult, DistillResult, TrialRecord
 from seed.study_dir import StudyFolder

@@ -26,9 +26,8 @@ from seed.data.documents import SPLITS
 from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
 from seed.models.checks import find_stored_dtype, open_tokenizer
-from seed.models.classes import find_auto_class
 from seed.models.files import check_files
-from seed.models.loader import ModelSource, check_source, choose_device, choose_dtype, explain_failure
+from seed.models.loader import ModelSource, check_source, choose_device, choose_dtype, explain_failure, find_auto_class
 from seed.models.stored import read_tensors
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.plans import Protocol, StreamRecord

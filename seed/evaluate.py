@@ -18,7 +18,7 @@ from seed.cli import NAMES, argument, json_option, option, read_command, trust_o
 from seed.config import StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
-from seed.models.integrity import find_damage, refuse_damaged
+from seed.models.files import find_damage, refuse_damaged
 from seed.records import DistillResult, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import count_things, format_bytes, format_latency_ratio

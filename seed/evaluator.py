@@ -18,7 +18,7 @@ from seed.distillation.teacher_states import StoredStates
 from seed.errors import CandidateError
 from seed.evaluation.latency import name_structure
 from seed.evaluation.perplexity import DocumentLosses
-from seed.findings import SearchGain
+from seed.evidence import SearchGain
 from seed.optimize.screening import Screen
 from seed.plans import Environment, SearchPlan
 from seed.proxy.instruments import Instruments
@@ -36,7 +36,7 @@ from seed.records import (
     WidthCut,
 )
 from seed.sessions import Session
-from seed.stages import budgets, finals, judging, latency_table, rivals, students, width_baseline
+from seed.stages import budgets, finals, judging, latency_table, rivals, students
 from seed.stages.finals import Budget, DistilledStudent, ProgressCallback
 from seed.stages.students import Member
 
@@ -214,11 +214,11 @@ class Evaluator:
 
     def plan_widths(self, candidates: Sequence[Candidate]) -> list[WidthCut]:
         """The width that has each size of these candidates, in parameters."""
-        return width_baseline.plan_widths(self.instruments, candidates)
+        return students.plan_widths(self.instruments, candidates)
 
     def measure_width_latency(self, width: WidthCut) -> Latency:
         """Time a width beside the dense model."""
-        return width_baseline.measure_width_latency(self.session, self.instruments, width)
+        return students.measure_width_latency(self.session, self.instruments, width)
 
     def distill(
         self, members: Sequence[Member], budget: Budget, *, rng_seed: int, rows: Sequence[ScoreRow]

@@ -150,7 +150,7 @@ def open_executor(
     if settings.ray is not None:  # else Ray looks for a cluster that is gone for a quarter of an hour
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
         os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "10")
-    from seed.ray_cluster import open_ray  # seconds
+    from seed.cluster.connection import open_ray  # seconds
 
     with open_ray(settings, device=device) as executor:
         say(f"{count_things(executor.num_evaluators, 'evaluator')}, on {executor.reference.name}")

@@ -16,13 +16,13 @@ from optuna import Study
 
 from seed import cost, planning, resolve, sessions, study_dir
 from seed.config import StudyConfig, known
-from seed.console import Terminal
+from seed.console import Terminal, format_seconds
 from seed.errors import ModelError, StudyError
 from seed.evaluation.latency import pool_dense
 from seed.evaluation.perplexity import DocumentLosses
 from seed.evaluator import Proofs
+from seed.evidence import StudyRecord
 from seed.executor import Executor, InProcess, open_executor
-from seed.findings import StudyRecord
 from seed.models.start import describe_original
 from seed.optimize.frontier import select_frontier
 from seed.optimize.space import contains, drop_layers
@@ -30,14 +30,13 @@ from seed.optimize.storage import open_storage
 from seed.optimize.study import Limits, open_study
 from seed.optimize.trials import StorageMismatchError, Trials
 from seed.plans import Environment, SearchPlan
-from seed.progress import format_seconds
 from seed.proxy.score_cache import ScoreCache
 from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore, list_files
 from seed.sessions import Session
-from seed.stages import budgets, finals, finished, judging, latency_table, publishing, rivals, searching, students
+from seed.stages import budgets, finals, judging, latency_table, publishing, rivals, searching, students, study_record
 from seed.stages.latency_table import LatencyTable
 from seed.stages.students import Member
 from seed.stages.study_record import read_losses
@@ -102,7 +101,7 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
         with ScoreStore(study.scores) as store:
             record = search(now, store)
         if len(record.distilled) >= len(record.frontier.members) * settings.distill:
-            finished.save_finished(study, settings, model=session.teacher.directory)
+            study_record.save_finished(study, settings, model=session.teacher.directory)
         return record
 
 

@@ -13,8 +13,7 @@ from seed import study_dir, untrusted
 from seed.cli import argument, json_option, option, read_command, storage_option
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
-from seed.evidence import StagedSearch
-from seed.findings import StudyRecord
+from seed.evidence import StagedSearch, StudyRecord
 from seed.plans import SearchPlan
 from seed.records import Frontier
 

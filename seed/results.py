@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seed.findings import Replication, StudyRecord
+from seed.evidence import Replication, StudyRecord
 from seed.records import (
     Candidate,
     DistillResult,

@@ -14,7 +14,7 @@ from seed.cli import json_option, make_parser, option
 from seed.config import OPTIONS, StudyConfig, list_presets
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import SeedError
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.models.start import describe_original
 from seed.study_dir import StudyFolder
 
@@ -57,9 +57,9 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
 
 def search(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     """Run the whole pass, or what is left of it."""
-    from seed.stages import finished
+    from seed.stages import study_record
 
-    if (known := finished.load_finished(settings, terminal)) is not None:  # told without opening torch
+    if (known := study_record.load_finished(settings, terminal)) is not None:  # told without opening torch
         return known
     from seed import pipeline
 

@@ -21,10 +21,9 @@ from seed.evaluation.perplexity import choose_micro_batch, logits_of, measure_lo
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
 from seed.models.checks import refuse_ids
-from seed.models.grafting import graft
 from seed.models.loader import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.models.start import read_start
-from seed.models.surgery import list_needed, view_layers
+from seed.models.surgery import graft, list_needed, view_layers
 from seed.optimize.space import drop_more
 from seed.plans import Environment, Protocol, SearchPlan
 from seed.protocols import (

@@ -16,9 +16,8 @@ from seed import planning, resolve, study_dir
 from seed.config import StudyConfig, parse_stages
 from seed.console import Terminal
 from seed.errors import StudyError
-from seed.evidence import StagedSearch, StageRecord
-from seed.findings import StudyRecord
-from seed.optimize.replication import is_paired, stack_losses
+from seed.evidence import StagedSearch, StageRecord, StudyRecord
+from seed.optimize.analysis import is_paired, stack_losses
 from seed.records import Estimate
 from seed.reporting.wording import count_things
 from seed.stats import CANNOT_TELL, NOTHING, judge_difference

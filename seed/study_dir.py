@@ -19,7 +19,7 @@ from typing import Any, TextIO, TypeVar
 
 import msgspec
 
-from seed import sealed, untrusted
+from seed import untrusted
 from seed.errors import ResourceError, SeedError, StudyError, first_line
 
 T = TypeVar("T")
@@ -253,7 +253,7 @@ def write_record(path: Path, record: msgspec.Struct | dict[str, Any]) -> None:
             f"{path}: not written, since a number in it is not finite ({error}). Compute in float32 (--dtype float32), or give "
             "more text, as a study of another name (--study NAME)."
         ) from error
-    write_bytes(path, msgspec.json.format(sealed.seal_line(content), indent=1) + b"\n")
+    write_bytes(path, msgspec.json.format(untrusted.seal_line(content), indent=1) + b"\n")
 
 
 def read_record(path: Path, kind: type[T]) -> T:
@@ -264,7 +264,7 @@ def read_record(path: Path, kind: type[T]) -> T:
     """
     try:
         content = msgspec.json.format(untrusted.read_bounded(path), indent=-1)  # as it was sealed
-        return msgspec.json.decode(sealed.open_line(content), type=kind)
+        return msgspec.json.decode(untrusted.open_line(content), type=kind)
     except FileNotFoundError as error:
         raise StudyError(
             f"{path}: missing. Run the search of this study again; it makes up what is missing."

@@ -14,9 +14,8 @@ import msgspec
 import pytest
 
 from seed import console, errors
-from seed.console import Terminal, format_span
+from seed.console import Terminal, format_seconds, format_span
 from seed.errors import SeedError, StudyError
-from seed.progress import format_seconds
 from seed.records import Estimate
 from seed.reporting.tables import list_models
 from seed.results import compute_result

@@ -4,7 +4,7 @@ import pytest
 import transformers
 
 from seed.errors import first_line, is_offline
-from seed.plain import spell_controls
+from seed.untrusted import spell_controls
 
 
 def test_an_error_is_told_in_one_line() -> None:

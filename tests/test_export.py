@@ -17,7 +17,7 @@ import seed
 from seed import distill, evaluate, planning, protocols, study_dir
 from seed.errors import ModelError
 from seed.models.checkpoint import load_checkpoint
-from seed.models.integrity import find_damage
+from seed.models.files import find_damage
 from seed.models.start import describe_original, read_start
 from seed.plans import SearchPlan
 from seed.records import TrialRecord

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from seed.progress import Stage
+from seed.console import Stage
 
 
 def test_a_steady_pace_is_gone_on_with() -> None:

@@ -20,16 +20,17 @@ import torch
 from ray.cluster_utils import Cluster
 
 from seed import executor as executors
-from seed import interrupts, ray_actor, ray_cluster
+from seed import interrupts
+from seed.cluster import connection
+from seed.cluster.actor import Actor, make_scratch
+from seed.cluster.connection import open_ray
+from seed.cluster.ray_executor import MAX_TASK_FAILURES, WAIT_SECONDS, RayExecutor, Worker
 from seed.config import StudyConfig
 from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError
 from seed.evaluator import Evaluator
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.protocols import describe_reference
-from seed.ray_actor import Actor, make_scratch
-from seed.ray_cluster import open_ray
-from seed.ray_executor import MAX_TASK_FAILURES, WAIT_SECONDS, RayExecutor, Worker
 from seed.scores import ScoreStore
 from seed.search import search
 from seed.study_dir import StudyFolder
@@ -248,7 +249,7 @@ def test_a_stretch_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> 
 
     actor = Counting(1, "cpu")
     assert actor.run_some([], "score", [1, 2, 3], {"twice": 2}) == [2, 4, 6]
-    monkeypatch.setattr(ray_actor, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("seed.cluster.actor.CHUNK_SECONDS", 0.0)
     assert actor.run_some([], "score", [1, 2, 3], {"twice": 2}) == [2]
 
 
@@ -293,13 +294,13 @@ def test_evaluators_of_one_kind_are_taken_and_counted_by_node(
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     described = [(gpu, "a"), (cpu, "a"), (cpu, "b"), (cpu, "b")]
     actors = [Placed(one) for one in described]
-    monkeypatch.setattr(ray_cluster, "make_gpu_actors", lambda settings: actors)
+    monkeypatch.setattr(connection, "make_gpu_actors", lambda settings: actors)
     monkeypatch.setattr(ray, "wait", lambda asked, **more: (asked, []))
     monkeypatch.setattr(ray, "get", lambda asked: asked)
     monkeypatch.setattr(
-        ray_cluster, "RayExecutor", lambda actors, reference, most_on_one_node: (actors, reference, most_on_one_node)
+        connection, "RayExecutor", lambda actors, reference, most_on_one_node: (actors, reference, most_on_one_node)
     )
-    placed: Any = functools.partial(ray_cluster.place_actors, settings_of("kinds"))
+    placed: Any = functools.partial(connection.place_actors, settings_of("kinds"))
     assert placed() == placed(device="B200") == (actors[:1], gpu, 1)
     assert placed(device="cpu") == (actors[1:], cpu, 2)
 
@@ -308,7 +309,7 @@ def test_errors_of_rays_own_are_one_error_and_a_signal_keeps_its_number(
     settings_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray_cluster, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
+    monkeypatch.setattr(connection, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
     with pytest.raises(ResourceError, match=r"no room in here.* --object-store-memory"), open_ray(settings_of("full")):
         raise ray.exceptions.ObjectStoreFullError("no room in here")
     monkeypatch.setattr(interrupts._Bell, "heard", signal.SIGTERM)  # Ray hears it first
@@ -319,7 +320,7 @@ def test_errors_of_rays_own_are_one_error_and_a_signal_keeps_its_number(
     def place(settings: StudyConfig, device: str | None) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ray_cluster, "place_actors", place)  # while evaluators start, too
+    monkeypatch.setattr(connection, "place_actors", place)  # while evaluators start, too
     with pytest.raises(interrupts.Stopped) as stopped, open_ray(settings_of("early")):
         pass
     assert stopped.value.exit_code == 143

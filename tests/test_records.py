@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from seed import plans, records
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.plans import SearchPlan
 from seed.records import Candidate, Record, SearchSpace
 

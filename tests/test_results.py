@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.records import DistillResult, Latency
 from seed.results import (
     Model,

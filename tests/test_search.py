@@ -12,7 +12,7 @@ import pytest
 from seed import evaluate
 from seed.console import Terminal
 from seed.search import search
-from seed.stages import finished
+from seed.stages import study_record
 from tests.finished import Finished, Heard
 
 
@@ -80,10 +80,10 @@ def test_what_changed_is_looked_at(found: Finished, change: Callable[[Finished],
     for path in files:
         shutil.copy2(path, tmp_path / path.name)
     change(found)
-    assert finished.load_finished(found.settings, Heard()) is None
+    assert study_record.load_finished(found.settings, Heard()) is None
     for path in files:
         shutil.copy2(tmp_path / path.name, path)
-    assert finished.load_finished(found.settings, Heard()) is not None
+    assert study_record.load_finished(found.settings, Heard()) is not None
 
 
 def test_other_settings_are_another_search(found: Finished) -> None:
@@ -95,4 +95,4 @@ def test_other_settings_are_another_search(found: Finished) -> None:
         {"rng_seed": 1},
         {"storage": "sqlite:///x.db"},
     ):
-        assert finished.load_finished(replace(found.settings, **changes), Heard()) is None
+        assert study_record.load_finished(replace(found.settings, **changes), Heard()) is None

@@ -10,8 +10,7 @@ from seed import staged as stages
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
-from seed.evidence import StagedSearch
-from seed.findings import StudyRecord
+from seed.evidence import StagedSearch, StudyRecord
 from seed.study_dir import StudyFolder
 from tests.reporting.factory import make_candidate, make_record
 

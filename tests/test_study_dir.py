@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from seed import study_dir
 from seed.errors import ResourceError, StudyError
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.records import Candidate, DenseResult
 from seed.study_dir import StudyFolder
 from tests.running import environment

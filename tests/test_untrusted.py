@@ -13,9 +13,8 @@ from seed import planning, study_dir, untrusted
 from seed.config import StudyConfig
 from seed.dashboard import make_app
 from seed.errors import ResourceError, StudyError
-from seed.optimize.storage import open_storage
+from seed.optimize.storage import open_storage, view_storage
 from seed.optimize.study import FINGERPRINT
-from seed.optimize.viewing import view_storage
 from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, Record, SearchSpace, WidthCut
 from seed.stages.publishing import open_shown

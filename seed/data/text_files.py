@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seed.errors import CorpusError, first_line
-from seed.plain import is_utf8
+from seed.untrusted import is_utf8
 
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py", ".text", ".tex", ".html"})
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})

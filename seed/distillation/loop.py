@@ -17,7 +17,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from seed import interrupts, sealed
+from seed import interrupts, untrusted
 from seed.data.corpus import TokenStream
 from seed.distillation import lora
 from seed.distillation.losses import Learner, Objective, accumulate_gradients
@@ -373,7 +373,7 @@ def tune_learning_rate(
 
 
 def _save_training_state(path: Path, state: dict[str, Any]) -> None:
-    with sealed.write_sealed(path) as file:
+    with untrusted.write_sealed(path) as file:
         torch.save(state, file)
 
 
@@ -386,7 +386,7 @@ def _load_training_state(
         return None
     shapes = {name: weight.shape for name, weight in trained.items()}
     try:
-        if sealed.is_sealed(path):
+        if untrusted.is_sealed(path):
             # only the first process's tensors count
             state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=not processes.leads)
             if state["fingerprint"] != job.settings.fingerprint:

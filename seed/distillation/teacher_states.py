@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seed import sealed, study_dir
+from seed import study_dir, untrusted
 from seed.data.corpus import TokenStream
 from seed.models.anatomy import Anatomy
 from seed.records import hash_text
@@ -68,12 +68,12 @@ def store_states(
     size = len(chosen) * window_tokens * width
     name = hash_text(f"{identity}/{dtype}/{window_tokens}/{chosen}")[:16]
     path = directory / f"teacher-{name}.states"
-    if not sealed.is_sealed(path):  # some seconds for each GB; to compute them anew takes far longer
+    if not untrusted.is_sealed(path):  # some seconds for each GB; to compute them anew takes far longer
         directory.mkdir(parents=True, exist_ok=True)
         for other in directory.glob("teacher-*.states"):  # of another budget
             other.unlink(missing_ok=True)
         study_dir.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
-        with sealed.write_sealed(path) as file:  # not mapped: a full disk is then an error, not a dead process
+        with untrusted.write_sealed(path) as file:  # not mapped: a full disk is then an error, not a dead process
             for start in range(0, len(chosen), micro_batch):
                 tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
                 file.write(anatomy.run_layers(tokens).to(dtype).cpu().contiguous().view(torch.uint8).numpy().data)

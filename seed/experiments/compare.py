@@ -21,7 +21,7 @@ from seed.proxy.account import Account, Measured
 from seed.records import Candidate, Estimate, Frontier, SearchSpace
 from seed.reporting.experiment_page import Findings, tell_comparison
 from seed.reporting.wording import count_things
-from seed.stages import students, width_baseline
+from seed.stages import students
 from seed.stages.students import Member
 from seed.stages.study_record import find_learning_rate, read_distilled
 from seed.study_dir import read_record
@@ -206,7 +206,7 @@ def plan_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[int,
     found = {}
     for depth, pick in sorted({len(pick.dropped_layers): pick for pick in picks}.items()):
         try:
-            [width] = width_baseline.plan_widths(search.sweep.instruments, [pick])
+            [width] = students.plan_widths(search.sweep.instruments, [pick])
         except ModelError:  # there is none of this size
             continue
         found[depth] = Member(candidate=drop_layers(search.session.anatomy.num_layers, []), width=width)

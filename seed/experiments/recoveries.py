@@ -8,11 +8,10 @@ import msgspec
 import numpy as np
 
 from seed import planning, stats, study_dir
-from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, TrainedRun
+from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, StudyRecord, TrainedRun
 from seed.experiments import runner
 from seed.experiments.runner import Advance, FinishedSearch
-from seed.findings import StudyRecord
-from seed.optimize.replication import is_paired, stack_losses
+from seed.optimize.analysis import is_paired, stack_losses
 from seed.records import Candidate, Estimate
 from seed.recovery import RECOVERIES
 from seed.reporting.experiment_page import Findings, tell_recoveries

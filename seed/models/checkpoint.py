@@ -14,10 +14,8 @@ from seed import study_dir
 from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
 from seed.models.anatomy import Anatomy, cache_of
-from seed.models.classes import find_auto_class
-from seed.models.companions import copy_companions, has_tokenizer
-from seed.models.files import check_files
-from seed.models.loader import refuse_adapter
+from seed.models.files import check_files, copy_companions, has_tokenizer
+from seed.models.loader import find_auto_class, refuse_adapter
 from seed.models.spelling import spell_config
 from seed.models.stored import read_tensors
 from seed.models.surgery import cast_weights, list_needed, make_student

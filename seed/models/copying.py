@@ -21,10 +21,8 @@ from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
 from seed.models.anatomy import find_layers
 from seed.models.checkpoint import finish_export
-from seed.models.classes import find_class
-from seed.models.files import check_files
-from seed.models.integrity import PROVENANCE, add_hashes
-from seed.models.loader import refuse_adapter
+from seed.models.files import PROVENANCE, add_hashes, check_files
+from seed.models.loader import find_class, refuse_adapter
 from seed.models.stored import INDEX, SINGLE, StoredTensor, have_same_bytes, read_tensors, split_shards, write_shard
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.records import check_layers

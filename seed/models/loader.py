@@ -16,9 +16,7 @@ from torch import nn
 from seed import study_dir
 from seed.errors import ModelError, ResourceError, first_line, is_offline, name_kinds
 from seed.models import checks
-from seed.models.classes import find_auto_class
-from seed.models.companions import COMPANIONS
-from seed.models.files import check_files
+from seed.models.files import COMPANIONS, check_files
 from seed.models.stored import INDEX, SINGLE, list_shards, list_weights, read_tensors, refuse_pointer
 from seed.models.surgery import refuse_other_kinds, refuse_unfit
 
@@ -366,3 +364,25 @@ def explain_failure(source: ModelSource, error: BaseException) -> ModelError:
     return ModelError(
         f"{named}: cannot be loaded ({type(error).__name__}: {message}). Check that transformers can open it."
     )
+
+
+def find_auto_class(config: Any) -> Any:
+    """The class of transformers whose ``from_pretrained`` and ``from_config`` open a model of this config whole."""
+    causal, whole = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+    return whole if _is_read_whole(whole, config) and not _is_read_whole(causal, config) else causal
+
+
+def find_class(config: Any) -> Any:
+    """The class of transformers' own that such a model is of; None: it has none, or only one for the text part of it."""
+    auto = find_auto_class(config)
+    return auto._model_mapping[type(config)] if _is_read_whole(auto, config) else None
+
+
+def reads_images(config: Any) -> bool:
+    """Has a model of this config a part that sees?"""
+    return getattr(config, "vision_config", None) is not None
+
+
+def _is_read_whole(auto: Any, config: Any) -> bool:
+    mapping, kind = auto._model_mapping, type(config)
+    return kind in mapping and mapping[kind].config_class is not config.sub_configs.get("text_config")

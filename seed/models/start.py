@@ -12,7 +12,7 @@ from typing import Any
 
 from seed import untrusted
 from seed.errors import ModelError, SeedError
-from seed.models.integrity import refuse_damaged
+from seed.models.files import refuse_damaged
 from seed.records import Candidate
 
 CURE = "Give a model that Seed exported, such as studies/demo/models/drop-1-7."

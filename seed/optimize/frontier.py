@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from seed.errors import StudyError
-from seed.findings import Agreement
+from seed.evidence import Agreement
 from seed.records import DistillResult, Evaluation, Frontier, FrontierMember, Quality, TrialRecord
 from seed.stats import clustered_standard_error, count_effective, draw_counts, reach_over_documents
 

@@ -4,18 +4,23 @@ Only one process, which holds the study's folder, asks and tells.
 """
 
 import contextlib
+import json
 import os
+import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from seed import untrusted
 from seed.errors import ResourceError, StudyError
-from seed.optimize.journal import open_journal
 from seed.optimize.urls import POSTGRES_CURE, check_storage_url, hide_secrets, name_driver, spell_error
+from seed.study_dir import refuse_write
 
 CONNECT_SECONDS = 10  # libpq waits for ever where packets are dropped
 
@@ -138,3 +143,163 @@ def find_first_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+class NoLock(JournalFileOpenLock):
+    """Waits for nobody, since one process writes, and leaves no lock file behind."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        return
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal file. What the disk does not take whole is taken back."""
+
+    line = 1  # number of the one at hand, counted from 1
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=NoLock(str(path)))
+        self.path = path
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        self.line = log_number_from + 1
+        for log in super().read_logs(log_number_from):
+            yield log
+            self.line += 1
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        length = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, length)
+            raise refuse_write(self.path, error) from error
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """Return the storage that a journal is, to be written: what a killed writer left half-written is cut off first.
+
+    Raises:
+        StudyError: a line is none that Optuna writes, or there is more of it than a search writes.
+        ResourceError: it cannot be written.
+    """
+    if path.exists():
+        cut_torn_line(path)
+    return read_journal(path)
+
+
+def read_journal(path: Path) -> JournalStorage:
+    """Return the storage that a journal is, as it is: a search may be writing it.
+
+    Raises:
+        StudyError: a line is none that Optuna writes, or there is more of it than a search writes.
+    """
+    untrusted.require_size(path, limit=untrusted.JOURNAL_BYTES)
+    journal = Journal(path)
+    try:
+        return JournalStorage(journal)
+    except OSError:
+        raise
+    except Exception as error:  # a line of another shape fails wherever Optuna comes to look at it
+        raise StudyError(
+            f"{path}: line {journal.line} is damaged, or was not written by Optuna ({type(error).__name__}: {error}). Remove "
+            "the file: the search of this study makes it anew from its scores."
+        ) from error
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off the end of a journal that is no whole line of JSON.
+
+    Raises:
+        StudyError: it is larger than what a search writes.
+        ResourceError: it cannot be written.
+    """
+    untrusted.require_size(path, limit=untrusted.JOURNAL_BYTES)
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    begin = content.rfind(b"\n", 0, max(0, end - 1)) + 1
+    try:
+        json.loads(content[begin:end] or b"{}")
+    except (ValueError, RecursionError):
+        end = begin
+    if end < len(content):
+        try:
+            os.truncate(path, end)
+        except OSError as error:
+            raise refuse_write(path, error) from error
+
+
+SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]+)")
+# Optuna's tables of one row; it writes them last, and anew where they are empty
+NEEDED = ("version_info", "alembic_version")
+
+
+def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
+    """Return the storage of a study as it is: the journal in its folder, or the database that the user named.
+
+    Raises:
+        StudyError: there is none yet, or it cannot be read.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if url is not None:
+        found = SQLITE.match(url)
+        if found and not Path(found["path"]).is_file():  # SQLite would make an empty one
+            raise StudyError(
+                f"--storage {hide_secrets(url)}: no such file. Run this in the directory where the search was run, or restore the file."
+            )
+        return connect(url, prepare=require_tables)
+    if not journal.is_file():  # Optuna would make an empty one
+        raise StudyError(f"{journal}: missing. Restore it from a copy, or run the search of this study again.")
+    return read_journal(journal)
+
+
+def require_tables(url: str, settings: dict[str, Any]) -> None:
+    """Raise unless a database holds Optuna's tables, of this Optuna's version. Only reads, so a reader's rights are enough.
+
+    Raises:
+        StudyError: they are missing.
+    """
+    import sqlalchemy
+
+    with sqlalchemy.create_engine(url, **settings).connect() as connection:
+        names = sqlalchemy.inspect(connection).get_table_names()
+        is_ready = all(
+            name in names and connection.execute(sqlalchemy.text(f"SELECT 1 FROM {name}")).first()  # noqa: S608 - our own names
+            for name in NEEDED
+        )
+    if not is_ready:
+        raise StudyError("--storage: that database holds no studies yet. Run the search first, which makes them.")
+    RDBStorage(url, engine_kwargs=settings, skip_table_creation=True)  # refuses tables of another version
+
+
+def find_study_id(storage: BaseStorage, name: str) -> int:
+    """Return the id by which a storage knows a study.
+
+    Raises:
+        StudyError: it knows no study of this name.
+    """
+    try:
+        return storage.get_study_id_from_name(name)
+    except KeyError:
+        raise refuse_unknown(name) from None
+
+
+def load_study(storage: BaseStorage, name: str) -> optuna.Study:
+    """Return the study of this name.
+
+    Raises:
+        StudyError: the storage knows none.
+    """
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        raise refuse_unknown(name) from None
+
+
+def refuse_unknown(name: str) -> StudyError:
+    """What is raised where a storage does not know a study."""
+    return StudyError(f"study {name}: not in this storage. Run the search of this study again, which writes it.")

@@ -25,8 +25,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from seed.optimize.acquisition import expect_growth, rank_by_turns
-from seed.optimize.surrogate import Array, Surrogate
+from seed.optimize.surrogate import Array, Surrogate, expect_growth, rank_by_turns
 
 PREFIX = "keep_"
 FLAG = CategoricalDistribution((0, 1))  # 1: the part stays

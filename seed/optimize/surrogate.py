@@ -1,17 +1,12 @@
-"""What a set of dropped parts is expected to cost, and how sure that is: a Gaussian process over parts and pairs.
-
-The loss of a set is close to a sum over its parts and pairs of parts. The process puts a normal prior on the weight of
-every part, of every pair, and on what all parts have in common; how large they are is chosen by marginal likelihood
-(Rasmussen and Williams 2006, section 5.4.1).
-
-Knows nothing of layers, trials or Optuna. Shapes: N observed sets, M asked sets, P parts.
-"""
+"""What a set of dropped parts is expected to cost, how sure that is, and which set is worth asking for: a Gaussian process."""
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 Array = NDArray[np.float64]
 
@@ -108,3 +103,43 @@ def _choose_variances(sets: Array, targets: Array) -> Variances:
 
     choices = itertools.product(PART_VARIANCES, PAIR_VARIANCES, NOISE_VARIANCES)
     return max((Variances(part=part, pair=pair, noise=noise) for part, pair, noise in choices), key=weigh)
+
+
+def rank_by_turns(groups: Array, losses: Array) -> np.ndarray:
+    """Order: the best of each group, then the second best of each, and so on (M,)."""
+    order = np.lexsort((losses, groups))
+    sorted_groups = groups[order]
+    starts = np.searchsorted(sorted_groups, sorted_groups)
+    ranks = np.arange(len(order)) - starts
+    result: np.ndarray = order[np.lexsort((sorted_groups, ranks))]
+    return result
+
+
+def expect_growth(
+    expected_M: Array,
+    spread_M: Array,
+    sizes_M: Array,
+    *,
+    known_losses: Array,
+    known_sizes: Array,
+    thresholds: Array,
+) -> Array:
+    """Expected growth of the frontier (M,): improvement on the best known set of each size or more, summed over sizes.
+
+    Where nothing so large is known yet, the worst known loss stands in for the best.
+    """
+    growth = np.zeros(len(expected_M))
+    for threshold in thresholds:
+        large_enough = known_sizes >= threshold - 1e-9
+        best = known_losses[large_enough].min() if large_enough.any() else known_losses.max()
+        reached = sizes_M >= threshold - 1e-9
+        growth[reached] += expect_improvement(best - expected_M[reached], spread_M[reached])
+    return growth
+
+
+def expect_improvement(gain_M: Array, spread_M: Array) -> Array:
+    """E[max(0, X)] of normal X with these means and standard deviations (Jones et al. 1998, equation 15)."""
+    z = gain_M / spread_M
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    improvement: Array = np.maximum(spread_M * density + gain_M * ndtr(z), 0.0)
+    return improvement

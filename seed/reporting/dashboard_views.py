@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import plotly.graph_objects as go
 
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.plans import SearchPlan
 from seed.reporting.figures import FIGURES
 from seed.reporting.sentences import say_best, say_disturbance, say_introduction, say_recommendation

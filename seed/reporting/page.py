@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from seed import study_dir
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.records import DistillResult
 from seed.reporting.document import (
     escape,

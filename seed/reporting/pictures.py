@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from seed import study_dir
 from seed.errors import SeedError, first_line
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.reporting.figures import draw_gallery
 from seed.results import compute_result
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seed import __version__
-from seed.evidence import StagedSearch, StageRecord
-from seed.findings import Replication, StudyRecord
+from seed.evidence import Replication, StagedSearch, StageRecord, StudyRecord
 from seed.records import DenseResult, DistillResult, Estimate, Latency, Quality, Record, Size, TaskScore
 from seed.results import Model, compute_result, read_interval, read_latency_ratio, take_distilled
 from seed.study_dir import StudyFolder

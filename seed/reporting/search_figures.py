@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from seed.findings import Sensitivity
+from seed.evidence import Sensitivity
 from seed.reporting.marks import DEPTH_COLORS, GREY, draw_errors, draw_scale, finish_figure
 from seed.reporting.wording import format_number, list_layers, name_drop, name_rung
 from seed.results import StudyResult, read_reach

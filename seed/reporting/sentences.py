@@ -5,7 +5,7 @@ Plain text, for terminal, page and note alike; what is said is chosen in ``resul
 
 from collections.abc import Mapping, Sequence
 
-from seed.findings import Equivalence, Rival, RivalPick, SearchGain, StudyRecord
+from seed.evidence import Equivalence, Rival, RivalPick, SearchGain, StudyRecord
 from seed.records import Frontier
 from seed.reporting.wording import (
     MARGIN_PERCENT,

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from seed import study_dir
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.records import Estimate
 from seed.reporting.document import (
     escape,

@@ -3,7 +3,7 @@
 import shlex
 
 from seed.console import Terminal
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.reporting.sentences import (
     name_model,
     say_disturbance,

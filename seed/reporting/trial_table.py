@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.records import Evaluation, TrialRecord
 from seed.reporting.document import escape, render_section
 from seed.reporting.wording import list_layers, name_drop, name_rung

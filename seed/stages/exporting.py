@@ -17,10 +17,9 @@ from seed import __version__, study_dir
 from seed.cli import spell_command
 from seed.config import StudyConfig, list_presets
 from seed.errors import ModelError, StudyError
-from seed.models.classes import find_auto_class, reads_images
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
-from seed.models.integrity import CARD, PROVENANCE, find_damage, refuse_damaged
-from seed.models.loader import ModelSource, check_source, find_licence, locate_checkpoint
+from seed.models.files import CARD, PROVENANCE, find_damage, refuse_damaged
+from seed.models.loader import ModelSource, check_source, find_auto_class, find_licence, locate_checkpoint, reads_images
 from seed.models.start import read_origin
 from seed.models.stored import list_weights
 from seed.plans import Protocol, SearchPlan

@@ -23,9 +23,8 @@ from seed.distillation.loop import Distilled, DistillSettings
 from seed.errors import SeedError, StudyError
 from seed.evaluation.perplexity import DocumentLosses
 from seed.models.checkpoint import measure_size, write_checkpoint
-from seed.models.classes import find_auto_class, reads_images
-from seed.models.integrity import CARD, PROVENANCE, add_hashes, find_damage
-from seed.models.loader import find_licence
+from seed.models.files import CARD, PROVENANCE, add_hashes, find_damage
+from seed.models.loader import find_auto_class, find_licence, reads_images
 from seed.models.surgery import cast_weights
 from seed.plans import SearchPlan
 from seed.proxy.instruments import Instruments, exported_losses, make_job, start_student, train_students

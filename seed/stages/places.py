@@ -7,7 +7,7 @@ from typing import Any
 
 from seed import study_dir
 from seed.errors import StudyError
-from seed.models.integrity import PROVENANCE, find_damage
+from seed.models.files import PROVENANCE, find_damage
 
 # What an export says of itself by which it is known again.
 SAME = (

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from optuna import Study
 
 from seed.errors import ResourceError, StudyError, first_line
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.optimize.display import show_note, show_study
-from seed.optimize.storage import open_storage
+from seed.optimize.storage import load_study, open_storage, view_storage
 from seed.optimize.study import FINGERPRINT
 from seed.optimize.urls import hide_secrets, name_driver
-from seed.optimize.viewing import load_study, view_storage
 from seed.planning import read_protocol
 from seed.plans import SearchPlan
 from seed.records import Frontier

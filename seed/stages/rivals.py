@@ -7,7 +7,7 @@ has to be, unless that were more work than the search's own; greedy removal goes
 import math
 from collections.abc import Callable, Sequence
 
-from seed.findings import Rival, RivalPick, SearchGain
+from seed.evidence import Rival, RivalPick, SearchGain
 from seed.optimize.space import contains, enumerate_candidates
 from seed.optimize.strategies import STRATEGIES, BudgetSpent, run_strategy
 from seed.plans import SearchPlan

@@ -6,16 +6,21 @@ A member is a set of layers or a width of the same size. Nothing is exported her
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from seed import study_dir
 from seed.distillation.loop import Distilled, DistillSettings, tune_learning_rate
+from seed.evaluation import latency as timing
 from seed.evaluation.perplexity import DocumentLosses
+from seed.models.surgery import cast_weights
+from seed.models.width import make_narrow, plan_width
+from seed.protocols import name_device
 from seed.proxy.closed_form import Refit
-from seed.proxy.instruments import Instruments, exported_losses, start_student, train_student
+from seed.proxy.instruments import Instruments, exported_losses, size_of, start_student, train_student
 from seed.proxy.proxy import choose_start
 from seed.proxy.sweep import Sweep
 from seed.records import (
@@ -25,7 +30,6 @@ from seed.records import (
 )
 from seed.recovery import Recovery
 from seed.sessions import Session
-from seed.stages import width_baseline
 from seed.stages.budgets import distill_settings
 from seed.study_dir import StudyFolder
 
@@ -102,7 +106,7 @@ def prepare_start(sweep: Sweep, candidate: Candidate) -> tuple[str, Refit | None
 def make_start(sweep: Sweep, member: Member, settings: DistillSettings) -> tuple[str, nn.Module]:
     """The student that a member's distillation begins with, and which start that is."""
     if member.width is not None:
-        return "none", width_baseline.start_narrow(sweep.instruments, member.width)
+        return "none", start_narrow(sweep.instruments, member.width)
     start, refit = prepare_start(sweep, member.candidate)
     return start, start_student(sweep.instruments, member.candidate, refit, settings=settings)
 
@@ -110,7 +114,7 @@ def make_start(sweep: Sweep, member: Member, settings: DistillSettings) -> tuple
 def make_raw(instruments: Instruments, member: Member) -> nn.Module:
     """The same cut of the original as it stands, without any recovery, in float32."""
     if member.width is not None:
-        return width_baseline.start_narrow(instruments, member.width)
+        return start_narrow(instruments, member.width)
     return start_student(replace(instruments, grafted=None), member.candidate, None)
 
 
@@ -225,3 +229,27 @@ def finite(loss: float) -> float | None:
 def list_sums(losses: DocumentLosses) -> list[float | None]:
     """Summed losses of each document, as records keep them."""
     return [finite(loss) for loss in losses.sums.tolist()]
+
+
+def start_narrow(instruments: Instruments, width: WidthCut) -> nn.Module:
+    """The dense model cut to a width, with float32 weights of its own, not trained."""
+    return cast_weights(make_narrow(instruments.anatomy, width, instruments.width_importance), torch.float32)
+
+
+def plan_widths(instruments: Instruments, candidates: Sequence[Candidate]) -> list[WidthCut]:
+    """The width that has each size of these candidates, in parameters; candidates of one size share one.
+
+    Raises:
+        ModelError: this family's widths cannot be cut.
+    """
+    sizes = {size_of(instruments, candidate).num_params for candidate in candidates}
+    return [plan_width(instruments.anatomy, num_params=num_params) for num_params in sorted(sizes, reverse=True)]
+
+
+def measure_width_latency(session: Session, instruments: Instruments, width: WidthCut) -> Latency:
+    """Time a width beside the dense model, as structures are timed."""
+    workload, vocabulary = session.workload, session.anatomy.config.vocab_size
+    narrow = cast_weights(start_narrow(instruments, width), session.dtype)
+    dense = timing.prepare_run(session.teacher.model, workload, vocabulary=vocabulary)
+    cut = timing.prepare_run(narrow, workload, vocabulary=vocabulary)
+    return timing.measure_pair(dense, cut, workload, structure=width.key, device=name_device(session.device))

@@ -23,14 +23,13 @@ from seed.evidence import TrainedRun
 from seed.experiments import recoveries, runner
 from seed.experiments.recoveries import Training
 from seed.experiments.runner import Advance, FinishedSearch
-from seed.models.grafting import graft
-from seed.models.surgery import cast_weights
+from seed.models.surgery import cast_weights, graft
 from seed.optimize.space import drop_layers
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, read_dropped
 from seed.recovery import RECOVERIES
 from seed.sessions import Session
-from seed.stages import latency_table, width_baseline
+from seed.stages import latency_table, students
 from seed.stages.students import Member
 from studies.claims.page import count_verdicts, render_page
 from studies.claims.verdicts import Evidence, judge_claims
@@ -153,7 +152,7 @@ def choose_members(opened: Opened) -> Iterable[tuple[str, Member]]:
         yield "pair", Member(candidate=choose_best(sweep, pairs))
     try:
         for role in ("middle", "deep"):
-            [width] = width_baseline.plan_widths(sweep.instruments, [cuts[role]])
+            [width] = students.plan_widths(sweep.instruments, [cuts[role]])
             yield f"width {role}", Member(candidate=whole, width=width)
     except ModelError:
         pass  # verdicts on width say that this family's cannot be cut
@@ -274,7 +273,7 @@ def measure_latencies(opened: Opened, evidence: Evidence, terminal: Terminal) ->
                 latency = (
                     latency_table.measure_latency(session, member.candidate)
                     if member.width is None
-                    else width_baseline.measure_width_latency(session, opened.sweep.instruments, member.width)
+                    else students.measure_width_latency(session, opened.sweep.instruments, member.width)
                 )
                 evidence = opened.keep(structs.replace(evidence, latencies={**evidence.latencies, name: latency}))
             advance(1, name)

@@ -13,7 +13,7 @@ import numpy as np
 
 from seed import stats
 from seed.evidence import Ledger, TrainedRun
-from seed.optimize.replication import is_paired, list_ratios, stack_losses
+from seed.optimize.analysis import is_paired, list_ratios, stack_losses
 from seed.records import MARGIN, Estimate, Latency, Record
 from seed.reporting.experiment_page import format_percent
 from seed.reporting.wording import format_interval

@@ -13,7 +13,7 @@ import torch
 from msgspec import structs
 from torch import nn
 
-from seed import sealed
+from seed import untrusted
 from seed.distillation import loop
 from seed.distillation.loop import (
     Distilled,
@@ -222,12 +222,12 @@ def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> 
         middle = len(content) // 2
         checkpoint.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
     elif damage == "only a fingerprint":
-        with sealed.write_sealed(checkpoint) as file:
+        with untrusted.write_sealed(checkpoint) as file:
             torch.save({"fingerprint": settings.fingerprint}, file)
     elif damage == "other weights":
         state = torch.load(checkpoint, weights_only=True)
         state["best"].popitem()
-        with sealed.write_sealed(checkpoint) as file:
+        with untrusted.write_sealed(checkpoint) as file:
             torch.save(state, file)
     steps: list[int] = []
     said: list[str] = []

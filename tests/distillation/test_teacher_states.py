@@ -13,7 +13,7 @@ from seed.distillation.teacher_states import TeacherStates, count_bytes, run_tea
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
-from seed.sealed import DIGEST_BYTES
+from seed.untrusted import DIGEST_BYTES
 from tests.models.families import make_model
 from tests.proxy.streams import draw_stream
 

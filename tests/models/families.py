@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from seed.models.classes import find_auto_class
+from seed.models.loader import find_auto_class
 from seed.records import Candidate
 from tests import conftest
 

@@ -15,8 +15,8 @@ from seed.evaluation.latency import decode_once
 from seed.evaluation.perplexity import logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_trip
-from seed.models.classes import find_class
 from seed.models.copying import plan_cut, write_cut
+from seed.models.loader import find_class
 from seed.models.surgery import list_needed, make_student, refuse_unfit, view_layers
 from seed.proxy.closed_form import fold_refit, measure_gains
 from seed.proxy.subset_walker import SubsetWalker, measure_unrecovered

@@ -10,8 +10,7 @@ from torch import nn
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint
-from seed.models.grafting import graft
-from seed.models.surgery import cast_weights, make_student
+from seed.models.surgery import cast_weights, graft, make_student
 from seed.records import Candidate
 from tests.models.families import KINDS, compute_logits, keep, make_model, make_tokens, scramble
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seed.errors import ModelError
-from seed.models.integrity import add_hashes, find_damage, hash_file, refuse_damaged
+from seed.models.files import add_hashes, find_damage, hash_file, refuse_damaged
 from tests.conftest import MakeCheckpoint
 
 

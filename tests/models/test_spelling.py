@@ -15,9 +15,8 @@ import transformers
 from seed.models import spelling
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint, write_checkpoint
-from seed.models.classes import find_auto_class
 from seed.models.copying import plan_cut, write_cut
-from seed.models.loader import ModelSource, Teacher, open_teacher
+from seed.models.loader import ModelSource, Teacher, find_auto_class, open_teacher
 from seed.models.surgery import make_student
 from seed.records import Candidate
 from tests.models.fixtures.make import CONFIGS, FACTS, HERE, TEXT, compute_logits, fill_weights

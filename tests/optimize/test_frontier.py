@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from seed.errors import StudyError
-from seed.findings import Agreement
+from seed.evidence import Agreement
 from seed.optimize import frontier as frontiers
 from seed.records import DistillResult, Evaluation, Frontier, Quality, TrialRecord
 

@@ -9,8 +9,7 @@ import psycopg
 import pytest
 
 from seed.errors import ResourceError, StudyError
-from seed.optimize.storage import explain_outage, open_storage
-from seed.optimize.viewing import load_study, view_storage
+from seed.optimize.storage import explain_outage, load_study, open_storage, view_storage
 from tests import postgres as servers
 from tests.optimize import test_trials as search
 from tests.postgres import PASSWORD, PostgresServer

@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from seed.findings import StudyRecord
-from seed.optimize.replication import compare_replicated, summarize_replicas
+from seed.evidence import StudyRecord
+from seed.optimize.analysis import compare_replicated, summarize_replicas
 from seed.records import DenseResult, DistillResult, Replica
 from seed.stats import EQUIVALENT, HIGHER, NOTHING
 from tests.reporting import factory

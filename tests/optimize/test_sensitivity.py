@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from seed.optimize.sensitivity import read_sensitivities
+from seed.optimize.analysis import read_sensitivities
 from seed.records import ScoreRow, SearchSpace
 
 SPACE = SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=1, max_dropped=2)

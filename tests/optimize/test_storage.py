@@ -10,8 +10,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from seed.errors import ResourceError, StudyError
-from seed.optimize.storage import explain_outage, open_storage
-from seed.optimize.viewing import find_study_id, load_study, view_storage
+from seed.optimize.storage import explain_outage, find_study_id, load_study, open_storage, view_storage
 
 # ---- databases
 

@@ -13,8 +13,8 @@ import pytest
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from seed.optimize.acquisition import expect_growth, expect_improvement, rank_by_turns
 from seed.optimize.subset_sampler import FLAG, SubsetSampler
+from seed.optimize.surrogate import expect_growth, expect_improvement, rank_by_turns
 
 Dropped = tuple[str, ...]
 Loss = Callable[[Collection[str]], float]

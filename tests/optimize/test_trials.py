@@ -18,10 +18,9 @@ from seed.errors import ResourceError, StudyError
 from seed.optimize import trials as loop
 from seed.optimize.sampler import flags_of
 from seed.optimize.space import contains, drop_layers, enumerate_candidates
-from seed.optimize.storage import open_storage
+from seed.optimize.storage import load_study, open_storage, view_storage
 from seed.optimize.study import Limits, open_study
 from seed.optimize.trials import EnumeratedProposer, SamplerProposer, Trials, run_search
-from seed.optimize.viewing import load_study, view_storage
 from seed.records import Candidate, Scored, ScoreRow, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
 

@@ -8,8 +8,7 @@ from torch import nn
 
 from seed.evaluation.perplexity import logits_of, measure_losses
 from seed.models.anatomy import Anatomy
-from seed.models.grafting import graft
-from seed.models.surgery import make_student
+from seed.models.surgery import graft, make_student
 from seed.proxy.closed_form import measure_gains
 from seed.proxy.instruments import Instruments
 from seed.records import Candidate, Latency

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from seed.data.corpus import TokenStream
 from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
-from seed.models.grafting import graft
-from seed.models.surgery import cast_weights, make_student
+from seed.models.surgery import cast_weights, graft, make_student
 from seed.optimize.space import enumerate_candidates
 from seed.proxy import subset_walker
 from seed.proxy.closed_form import ProjectionFit, count_fit_bytes, fold_refit, measure_gains

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.results import StudyResult, compute_result
 
 from . import factory

@@ -6,7 +6,7 @@ import math
 import msgspec
 import numpy as np
 
-from seed.findings import (
+from seed.evidence import (
     Agreement,
     Equivalence,
     Progress,
@@ -16,7 +16,7 @@ from seed.findings import (
     Sensitivity,
     StudyRecord,
 )
-from seed.optimize.replication import compare_replicated, summarize_replicas
+from seed.optimize.analysis import compare_replicated, summarize_replicas
 from seed.plans import Environment, SearchPlan
 from seed.records import (
     Candidate,

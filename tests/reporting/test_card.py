@@ -8,7 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.plans import Protocol
 from seed.reporting.card import OpenedBy, Raw, Score, describe_data, write_card, write_raw_card, write_recipe
 from tests.reporting.conftest import check_snapshot

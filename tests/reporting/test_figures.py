@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 import pytest
 
-from seed.findings import Sensitivity, StudyRecord
+from seed.evidence import Sensitivity, StudyRecord
 from seed.records import Frontier
 from seed.reporting import figures, wording
 from seed.reporting.figures import draw_gallery, draw_pareto

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from seed.errors import ResourceError
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.records import Frontier, TrialRecord
 from seed.reporting import page, wording
 from seed.reporting.trial_table import render_data, render_trials

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.records import Candidate, Evaluation, TrialRecord
 from seed.reporting.page import write_page
 

@@ -9,7 +9,7 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 
 from seed.errors import ResourceError, SeedError
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.reporting import pictures
 from seed.reporting.page import write_page
 from seed.reporting.pictures import SCALE, WIDTH_PX, draw_figures, find_browser, write_pictures

@@ -5,7 +5,7 @@ import itertools
 import msgspec
 import pytest
 
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.records import Frontier, Latency
 from seed.reporting import wording
 from seed.reporting.sentences import (

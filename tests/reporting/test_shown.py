@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from seed.console import Terminal
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.reporting.dashboard_views import draw_board, thin_trials, write_opening_note, write_study_note
 from seed.reporting.result_line import SearchLine, StagedLine, describe_one_more, describe_search, describe_staged
 from seed.reporting.summary import show_result

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from seed.findings import StudyRecord
+from seed.evidence import StudyRecord
 from seed.reporting.studies import (
     draw_frontiers,
     has_one_scale,

@@ -11,7 +11,7 @@ from seed import study_dir
 from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.models.checkpoint import load_checkpoint
-from seed.models.integrity import find_damage
+from seed.models.files import find_damage
 from seed.records import DenseResult, DistillResult
 from seed.stages import budgets, finals, students
 from seed.stages.finals import Budget, distill_members

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from seed.config import StudyConfig
-from seed.findings import Rival, SearchGain
+from seed.evidence import Rival, SearchGain
 from seed.optimize.strategies import STRATEGIES, run_strategy
 from seed.proxy.account import Account, Measured
 from seed.proxy.sweep import Sweep

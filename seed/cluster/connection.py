@@ -15,10 +15,10 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seed import interrupts
+from seed.cluster.actor import make_actor
+from seed.cluster.ray_executor import FULL, START_SECONDS, RayExecutor, kill_actors
 from seed.config import StudyConfig
 from seed.errors import ResourceError, first_line
-from seed.ray_actor import make_actor
-from seed.ray_executor import FULL, START_SECONDS, RayExecutor, kill_actors
 
 CONNECT_SECONDS = 10.0  # for a cluster to answer
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from optuna._hypervolume import compute_hypervolume
 
-from seed.optimize.hypervolume import measure_hypervolume, measure_progress
+from seed.optimize.analysis import measure_hypervolume, measure_progress
 from seed.records import TrialRecord
 from tests.reporting import factory
 

@@ -16,12 +16,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from seed.cluster.actor import LATE_SECONDS, ProgressQueue
 from seed.errors import ResourceError, first_line
 from seed.executor import Rows, cut_chunks
-from seed.models.companions import read_companions
+from seed.models.files import read_companions
 from seed.optimize.screening import Screen
 from seed.protocols import Reference
-from seed.ray_actor import LATE_SECONDS, ProgressQueue
 from seed.records import Candidate, Latency, Quality, Scored, ScoreRow, hash_text
 from seed.sessions import Session
 from seed.stages.finals import Budget, DistilledStudent, ProgressCallback

@@ -1,0 +1,166 @@
+"""What the scores of a study say: how its frontier grew, what layers and pairs cost, what repeated distillations agree on."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from seed.evidence import Equivalence, Progress, Replication, Sensitivity, TrainedRun
+from seed.records import DenseResult, DistillResult, Replica, ScoreRow, SearchSpace, TrialRecord, read_dropped
+from seed.stats import estimate_ratio, judge_difference
+
+
+def stack_losses(replicas: Sequence[Replica | TrainedRun]) -> np.ndarray:
+    """Summed test losses of S distillations over D documents, as estimates take them: (1, S, D); not a number where a student was broken."""
+    return np.array([[replica.test_sums for replica in replicas]], dtype=float)
+
+
+def is_paired(ours: Sequence[Replica | TrainedRun], theirs: Sequence[Replica | TrainedRun]) -> bool:
+    """Were two models distilled under the same random seeds, in the same order? Only then are they compared."""
+    return bool(ours) and [one.rng_seed for one in ours] == [one.rng_seed for one in theirs]
+
+
+def list_ratios(losses_RSD: np.ndarray, dense_D: Sequence[float], counts_D: np.ndarray) -> np.ndarray:
+    """The PPL ratio of each of S distillations to the dense model (S)."""
+    ratios_S: np.ndarray = np.exp((losses_RSD[0] - np.array(dense_D)).sum(axis=-1) / counts_D.sum())
+    return ratios_S
+
+
+def summarize_replicas(replicas: Sequence[Replica], dense: DenseResult) -> Replication:
+    """Return the mean PPL ratio of replicas to the dense model with its interval, and their spread."""
+    assert dense.test_sums is not None
+    assert dense.test_counts is not None
+    losses_RSD, counts_D = stack_losses(replicas), np.array(dense.test_counts)
+    ratios_S = list_ratios(losses_RSD, dense.test_sums, counts_D)
+    is_known = len(replicas) > 1 and bool(np.isfinite(ratios_S).all())
+    return Replication(
+        rng_seeds=tuple(replica.rng_seed for replica in replicas),
+        ppl_ratio=estimate_ratio(losses_RSD, dense.test_sums, counts_D),
+        spread=float(ratios_S.std(ddof=1)) if is_known else None,
+    )
+
+
+def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> tuple[Equivalence, ...]:
+    """Compare, within each depth, every replicated model with the one that validated best; fewest dropped first."""
+    if not results:
+        return ()
+    assert dense.test_counts is not None
+    by_depth: dict[int, list[DistillResult]] = {}
+    for result in results:
+        by_depth.setdefault(len(result.candidate.dropped_layers), []).append(result)
+    found = []
+    for _, group in sorted(by_depth.items()):
+        best = min(group, key=lambda result: result.validation.loss)
+        for other in group:
+            is_alike = other.settings.get("distill_tokens") == best.settings.get("distill_tokens")
+            if other is best or not (is_alike and is_paired(other.replicas, best.replicas)):
+                continue
+            excess, verdict = judge_difference(
+                stack_losses(other.replicas), stack_losses(best.replicas), np.array(dense.test_counts)
+            )
+            found.append(Equivalence(one=other.key, other=best.key, excess=excess, verdict=verdict))
+    return tuple(found)
+
+
+USEFUL = 2.0  # PPL ratio: a depth whose best lies beyond does not move the corner
+ROOM = 2.0  # the corner lies at twice what the worst leader of a depth loses, so that every leader counts
+
+
+def measure_hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """Return the area that points dominate, both coordinates to be minimised, up to the corner ``reference``.
+
+    Source: Zitzler and Thiele 1998 (the size of the space covered), for two objectives by sorting.
+    """
+    area, ceiling = 0.0, reference[1]
+    for x, y in sorted(points):
+        if x < reference[0] and y < ceiling:
+            area += (reference[0] - x) * (ceiling - y)
+            ceiling = y
+    return area
+
+
+def measure_progress(trials: Sequence[TrialRecord], *, rung: str) -> Progress | None:
+    """Return where in a study the hypervolume grew; None where no trial is faster than the dense model.
+
+    The corner has the dense model's latency, 1, and a PPL ratio that loses twice what the worst of the depths' best loses,
+    so that the last value does not hang on hopeless candidates.
+    """
+    scored = [
+        (trial.number, trial.evaluation.qualities[rung].ppl_ratio, trial.evaluation.latency)
+        for trial in trials
+        if trial.state == "COMPLETE" and rung in trial.evaluation.qualities
+    ]
+    best: dict[str, float] = {}
+    for _, ratio, latency in scored:
+        if latency.ratio < 1:
+            best[latency.structure] = min(best.get(latency.structure, ratio), ratio)
+    if not best:
+        return None
+    worst = max([ratio for ratio in best.values() if ratio <= USEFUL] or [min(best.values())])
+    reference = (1 + ROOM * max(worst - 1, 0.01), 1.0)
+    front: list[tuple[float, float]] = []
+    steps: list[tuple[int, float]] = []
+    for number, ratio, latency in scored:
+        point = (ratio, latency.ratio)
+        place = bisect_right(front, point)
+        if any(other[1] <= point[1] for other in front[:place]) or not (ratio < reference[0] and latency.ratio < 1):
+            continue
+        front = [*front[:place], point, *(other for other in front[place:] if other[1] < point[1])]
+        steps.append((number, measure_hypervolume(front, reference)))
+    return Progress(reference=reference, num_trials=max(number for number, *_ in scored) + 1, steps=tuple(steps))
+
+
+MAX_LOG_RATIO = 20.0  # a broken model's PPL ratio may be any number
+
+
+def read_sensitivities(rows: Iterable[ScoreRow], space: SearchSpace) -> tuple[Sensitivity, ...]:
+    """Return a sensitivity for each rung at which single layers were scored, those without recovery first.
+
+    Args:
+        rows: lines of the sweep, the dense model's among them.
+        space: layers that were gone before count as gone everywhere.
+    """
+    losses: dict[str, dict[tuple[int, ...], float]] = {}
+    dense: ScoreRow | None = None
+    known = list(rows)
+    for row in known:
+        if row.counts is not None:
+            dense = row
+    if dense is None or dense.counts is None:
+        return ()
+    dense_sum, tokens = _add(dense.sums), sum(dense.counts)
+    if dense_sum is None or not tokens:
+        return ()
+    for row in known:
+        dropped, total = read_dropped(row.key), _add(row.sums)
+        if dropped is not None and total is not None and row is not dense:
+            ratio = math.exp(min((total - dense_sum) / tokens, MAX_LOG_RATIO))
+            losses.setdefault(row.rung, {})[dropped] = ratio
+    found = [_take_rung(rung, ratios, space) for rung, ratios in sorted(losses.items(), key=_order)]
+    return tuple(one for one in found if any(ratio is not None for ratio in one.singles))
+
+
+def _take_rung(rung: str, ratios: dict[tuple[int, ...], float], space: SearchSpace) -> Sensitivity:
+    gone = set(space.gone_layers)
+    singles: list[float | None] = [None] * space.num_layers
+    pairs = []
+    for dropped, ratio in sorted(ratios.items()):
+        more = [layer for layer in dropped if layer not in gone]
+        if len(dropped) - len(more) != len(gone) or max(dropped) >= space.num_layers:
+            continue
+        if len(more) == 1:
+            singles[more[0]] = ratio
+        elif len(more) == 2:
+            pairs.append((more[0], more[1], ratio))
+    base = ratios.get(space.gone_layers) if gone else 1.0
+    return Sensitivity(rung=rung, base=base, singles=tuple(singles), pairs=tuple(pairs))
+
+
+def _add(sums: list[float | None]) -> float | None:
+    numbers = [number for number in sums if number is not None and math.isfinite(number)]
+    return sum(numbers) if len(numbers) == len(sums) else None
+
+
+def _order(item: tuple[str, object]) -> tuple[int, str]:
+    return {"none": 0, "closed_form": 1}.get(item[0], 2), item[0]
