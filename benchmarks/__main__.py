@@ -40,7 +40,7 @@ PARTS: dict[str, tuple[ModuleType, float, float]] = {
     "short": (short, 130, 350),
     "trainer": (trainer, 300, 1000),
     "starts": (starts, 500, 3000),
-    "overhead": (overhead, 100, 450),
+    "overhead": (overhead, 300, 900),
     "growth": (growth, 90, 270),
     "memory": (memory, 60, 120),
     "evaluators": (evaluators, 300, 900),

@@ -38,6 +38,7 @@ ACTORS = (1, 2, 4)
 SINGLE_PROCESS = "in-process"
 MAX_DROPPED = 2  # on the demo: 78 sets
 NULL_LAYERS, NULL_DROPPED = 12, 4  # 793 sets, handed out in stretches of 13
+DEMO_STRIDE = 3  # every third set of the demo
 SINGLES = 48  # candidates that are handed out one for each evaluator at a time
 NUM_DOCUMENTS = 64  # of a null score's row
 ROUNDS, ROUNDS_FULL = 3, 9
@@ -181,7 +182,8 @@ def start_null(executor: Executor) -> None:
     if isinstance(executor, InProcess):
         executor.evaluator = NullEvaluator()  # type: ignore[assignment]
     else:
-        executor.start(SimpleNamespace(folder=StudyFolder(Path("null"))), say=lambda line: None)  # type: ignore[arg-type]
+        nothing = SimpleNamespace(folder=StudyFolder(Path("null")), teacher=SimpleNamespace(directory=Path("null")))
+        executor.start(nothing, say=lambda line: None)  # type: ignore[arg-type]
 
 
 def score_all(executor: Executor, *, candidates: Sequence[Candidate], table: dict[str, Latency] | None = None) -> None:
@@ -213,7 +215,7 @@ def time_demo(terminal: Terminal, *, rounds: int) -> dict[str, Any]:
     """Evaluations a second of the demo's sets by closed form."""
     with tempfile.TemporaryDirectory() as directory, placed(RenewedActor) as actors:
         session = shapes.open_session(Path(directory), max_dropped=MAX_DROPPED)
-        candidates = list(enumerate_candidates(session.protocol.space))
+        candidates = list(enumerate_candidates(session.protocol.space))[::DEMO_STRIDE]
         names = {name_structure(session.anatomy, candidate) for candidate in candidates}
         demo = Demo(session=session, candidates=candidates, table={name: make_latency(name) for name in names})
         executors = {count: RayExecutor(actors[:count], describe_reference(CPU)) for count in ACTORS}
