@@ -35,13 +35,11 @@ def compare_protocols(found: Protocol | Mapping[str, Any], wanted: Protocol | Ma
 
     old, new = flatten(msgspec.to_builtins(found)), flatten(msgspec.to_builtins(wanted))
 
-    def spell(name: str) -> str:
-        shown = [f"{values.get(name)}" for values in (old, new)]
-        if name == "rung":  # is told as the proxy
-            name, shown = "proxy", [rung.replace("_", "-") for rung in shown]
-        return f"{name}: {shown[0]} in the study, {shown[1]} now"
-
-    return [spell(name) for name in sorted(old | new) if old.get(name) != new.get(name) and not name.endswith(".notes")]
+    return [
+        f"{name}: {old.get(name)} in the study, {new.get(name)} now"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name) and not name.endswith(".notes")
+    ]
 
 
 def spell_differences(found: Protocol | Mapping[str, Any], wanted: Protocol | Mapping[str, Any]) -> str:

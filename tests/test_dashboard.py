@@ -51,7 +51,7 @@ def test_a_finished_study_is_shown_with_names_notes_figures_and_cards(finished_s
     with study_dir.lock(study), serve(study) as address:  # as beside a search that goes on
         assert address.endswith("/dashboard/studies/0")
         found = ask(address)
-        assert found["objective_names"] == ["PPL ratio (closed form)", "latency ratio"]
+        assert found["objective_names"] == ["PPL ratio (closed-form)", "latency ratio"]
         assert "Fastest within" in found["note"]["body"]
         assert {"seed-pareto", "seed-layers"} <= {figure["id"] for figure in found["plotly_graph_objects"]}
         assert all(json.loads(figure["graph_object"])["data"] for figure in found["plotly_graph_objects"])

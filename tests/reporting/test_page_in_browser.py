@@ -218,7 +218,7 @@ def test_the_table_downloads_what_is_filtered(visit: Visit, record: StudyRecord,
     for row in rows:
         evaluation = singles[int(row["trial"])].evaluation
         assert float(row["PPL ratio (short distillation)"]) == pytest.approx(
-            evaluation.qualities[factory.RUNG].ppl_ratio, abs=1e-4
+            evaluation.qualities[factory.PROXY].ppl_ratio, abs=1e-4
         )
         assert row["parameters"] == str(evaluation.size.num_params)
 
@@ -295,7 +295,7 @@ def make_large(record: StudyRecord, num_trials: int) -> StudyRecord:
         evaluation = msgspec.structs.replace(
             record.trials[number % 178].evaluation,
             candidate=candidate,
-            qualities={factory.RUNG: factory.make_quality(math.exp(rng.gamma(2.0, 0.1)))},
+            qualities={factory.PROXY: factory.make_quality(math.exp(rng.gamma(2.0, 0.1)))},
         )
         trials.append(
             TrialRecord(number=number, state="COMPLETE", evaluation=Evaluation(**msgspec.structs.asdict(evaluation)))
