@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import transformers
 
-from seed import demo, planning, sessions, study_dir
+from seed import demo, sessions, study_dir
 from seed.console import Terminal
 from seed.demo import build
 from seed.optimize.space import enumerate_candidates
-from seed.plans import SearchPlan
+from seed.plans import read_plan
 from seed.proxy.sweep import Sweep
 from seed.records import SearchSpace
 from seed.scores import ScoreStore
@@ -79,9 +79,7 @@ def score_landscape(num_layers: int, max_dropped: int, proxy: str, *, model: str
         settings |= data | {"prompt_tokens": 16, "new_tokens": 2}
     study = study_dir.StudyFolder(studies / f"{num_layers}-{proxy}")
     find_frontier(**settings, quiet=False, studies_dir=studies, study=study.name, sweep_budget=1e6, latency_repeats=3)
-    session = sessions.reopen(
-        study, planning.read_protocol(study_dir.read_record(study.plan, SearchPlan), place=study.root)
-    )
+    session = sessions.reopen(study, read_plan(study).protocol)
     sweep = Sweep(sessions.prepare_instruments(session), ScoreStore(study.scores))
     space = SearchSpace(
         num_layers=num_layers, droppable_layers=tuple(range(num_layers)), min_dropped=1, max_dropped=max_dropped

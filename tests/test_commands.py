@@ -124,11 +124,11 @@ print(json.dumps(dict(perplexity=math.exp(loss), seed_imported="seed" in sys.mod
 
 def save_test_windows(study: Path, target: Path) -> None:
     """Write the very windows that the study's test PPL was computed on."""
-    from seed import planning, sessions, study_dir
-    from seed.plans import SearchPlan
+    from seed import sessions, study_dir
+    from seed.plans import read_plan
 
     opened = study_dir.open_existing(study)
-    protocol = planning.read_protocol(study_dir.read_record(opened.plan, SearchPlan), place=study)
+    protocol = read_plan(opened).protocol
     session = sessions.reopen(opened, protocol, device_name="cpu")
     target.write_text(json.dumps(session.streams["test"].tokens_NT.tolist()))
 

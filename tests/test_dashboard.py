@@ -18,7 +18,7 @@ import pytest
 
 from seed import dashboard, study_dir
 from seed.dashboard import make_app, open_server, refuse_strangers
-from seed.plans import SearchPlan
+from seed.plans import read_plan
 from seed.stages.publishing import open_shown, refresh_report
 from seed.study_dir import StudyFolder
 from tests.finished import NAME, Finished
@@ -63,7 +63,7 @@ def test_a_finished_study_is_shown_with_names_notes_figures_and_cards(finished_s
 
 def test_beside_a_running_search_the_note_says_so(finished_study: Finished, tmp_path: Path) -> None:
     study = finished_study.copy(tmp_path)
-    opened = open_shown(study, study_dir.read_record(study.plan, SearchPlan), storage=None, on_warning=pytest.fail)
+    opened = open_shown(study, read_plan(study), storage=None, on_warning=pytest.fail)
     refresh_report(study, opened=opened, on_warning=pytest.fail, is_running=True)
     with serve(study) as address:
         assert "The search goes on" in ask(address)["note"]["body"]

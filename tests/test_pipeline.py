@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from seed import pipeline, planning, sessions, study_dir
+from seed import pipeline, protocols, sessions, study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
@@ -100,7 +100,7 @@ def test_a_pass_stopped_at_every_step_ends_as_an_unbroken_one(
 def make_plan(*, rng_seed: int, storage: str | None = None) -> SearchPlan:
     protocol = msgspec.structs.replace(PROTOCOL, rng_seed=rng_seed)
     settings = StudyConfig(storage=storage)
-    return planning.make_plan(settings, protocol, name="tiny", trials=10, distill_tokens=1000, covers_space=True)
+    return protocols.make_plan(settings, protocol, name="tiny", trials=10, distill_tokens=1000, covers_space=True)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from seed import planning, stats
+from seed import stats
 from seed.errors import ModelError
 from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.experiments import runner
@@ -69,7 +69,7 @@ def compare_strategies(
     runs = list_runs(comparison, (REFERENCE, *(strategies or everything)), rng_seeds=rng_seeds)
     search.terminal.say(
         f"plan: {count_things(len(runs), 'choice')} to make, each with {comparison.budget:,.0f} layer-tokens to spend; then what was chosen "
-        f"is distilled for {planning.say_tokens(protocol, tokens)} with each of the random seeds {settings['rng_seeds']}"
+        f"is distilled for {protocol.describe_training(tokens)} with each of the random seeds {settings['rng_seeds']}"
     )
     choose = functools.partial(play, search, measured, space)
     comparison = runner.run_cells(search, "choose", comparison, runs, choose, path=path)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import numpy as np
 
-from seed import planning, stats, study_dir
+from seed import stats, study_dir
 from seed.errors import StudyError
 from seed.evidence import (
     DepthFidelity,
@@ -86,7 +86,7 @@ def measure_fidelity(
         study = start_study(search, chosen, settings, near_margin=near_margin)
     search.terminal.say(
         f"plan: {count_things(len(study.rows), 'candidate')}, {settings['depths']} layers dropped; scores, and "
-        f"{count_things(len(rng_seeds), 'final')} of {planning.say_tokens(protocol, tokens)} each"
+        f"{count_things(len(rng_seeds), 'final')} of {protocol.describe_training(tokens)} each"
     )
     shorts = [
         (row.candidate, steps) for row in study.rows for steps in short_steps if name_short(steps) not in row.losses

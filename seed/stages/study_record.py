@@ -13,8 +13,7 @@ from seed.errors import SeedError, StudyError
 from seed.evidence import SearchGain, StudyRecord
 from seed.optimize.analysis import compare_replicated, measure_progress, read_sensitivities, summarize_replicas
 from seed.optimize.frontier import measure_agreement
-from seed.planning import read_protocol
-from seed.plans import Environment, SearchPlan
+from seed.plans import Environment, read_plan
 from seed.records import DenseResult, DistillResult, Frontier, Quality, Record, ScoreRow, TrialRecord
 from seed.reporting.summary import show_result
 from seed.reporting.wording import count_things
@@ -33,8 +32,8 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
     Raises:
         StudyError: something that a search writes is missing or torn.
     """
-    plan = study_dir.read_record(study.plan, SearchPlan)
-    protocol = read_protocol(plan, place=study.root)
+    plan = read_plan(study)
+    protocol = plan.protocol
     frontier = study_dir.read_record(study.frontier, Frontier) if frontier is None else frontier
     distilled, baselines = read_distilled(study), read_baselines(study)
     dense = study_dir.read_record(study.dense, DenseResult)

@@ -15,7 +15,7 @@ from pathlib import Path
 from msgspec import structs
 from torch import nn
 
-from seed import planning, study_dir
+from seed import plans, study_dir
 from seed.cli import WHOLE, device_option, option, read_command, spell_command, study_argument, trust_option
 from seed.console import Terminal, run_command
 from seed.errors import ModelError, StudyError
@@ -221,7 +221,7 @@ def read_evidence(opened: Opened) -> Evidence | None:
         raise StudyError(
             f"{opened.path}: cannot be read ({error.__cause__}). Remove this file and run this command again, which begins anew."
         ) from error
-    planning.require_same_settings(known.ledger.settings, opened.settings, place=opened.path)
+    plans.require_same_settings(known.ledger.settings, opened.settings, place=opened.path)
     return known
 
 
@@ -308,7 +308,7 @@ def train_missing(opened: Opened, evidence: Evidence, terminal: Terminal) -> Evi
         cells += [rng_seed] if rng_seed not in done else []
     terminal.say(
         f"plan: {len(cells)} of {len(wanted) + len(opened.rng_seeds)} trainings to go, each of "
-        f"{planning.say_tokens(protocol, opened.distill_tokens)}; random seeds {', '.join(map(str, opened.rng_seeds))}"
+        f"{protocol.describe_training(opened.distill_tokens)}; random seeds {', '.join(map(str, opened.rng_seeds))}"
     )
     if not cells:
         return evidence

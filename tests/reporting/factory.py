@@ -17,7 +17,7 @@ from seed.evidence import (
     StudyRecord,
 )
 from seed.optimize.analysis import compare_replicated, summarize_replicas
-from seed.plans import Environment, SearchPlan
+from seed.plans import Environment, Protocol, SearchPlan, StreamRecord
 from seed.records import (
     Candidate,
     CurvePoint,
@@ -182,28 +182,60 @@ def make_distilled(member: FrontierMember, *, order: int) -> DistillResult:
     )
 
 
+def make_protocol(space: SearchSpace) -> Protocol:
+    """Return what decides the study's numbers."""
+    source, contaminated = "Python 3.11 standard library", "0.9 % of its 13-grams are in the recovery text"
+    return Protocol(
+        model="demo",
+        location="demo",
+        revision="1f0c" * 10,
+        commit=None,
+        weights_sha256="ab" * 32,
+        trust_remote_code=False,
+        license="apache-2.0",
+        space=space,
+        recovery_text="demo",
+        validation_text=None,
+        test_text=None,
+        window_tokens=512,
+        calibration_tokens=4096,
+        validation_tokens=65536,
+        test_tokens=65536,
+        bos_each_window=False,
+        streams={
+            "recovery": StreamRecord(source=source, tokens=3_276_800, documents=512, sha256="a3" * 32),
+            "validation": StreamRecord(source=source, tokens=65536, documents=48, sha256="b4" * 32),
+            "test": StreamRecord(source=source, tokens=65536, documents=48, sha256="c5" * 32, notes=(contaminated,)),
+        },
+        proxy=PROXY,
+        short_steps=30,
+        batch_tokens=1024,
+        short_learning_rate=5e-4,
+        mixed_precision=False,
+        lora_rank=None,
+        freeze_prefix=False,
+        latency_batch=1,
+        prompt_tokens=64,
+        new_tokens=32,
+        latency_repeats=None,
+        compiled=False,
+        latency_command=None,
+        device="cpu",
+        dtype="float32",
+        rng_seed=0,
+    )
+
+
 def make_record() -> StudyRecord:
     """Return a finished study with six distilled models."""
     trials = make_trials()
     frontier = make_frontier(trials)
     dense = make_latency(NUM_LAYERS, half=0.0)
-    stream = {"source": "Python 3.11 standard library", "documents": 48, "tokens": 65536}
-    identity: dict[str, object] = {
-        "model": "demo",
-        "revision": "1f0c" * 10,
-        "streams": {
-            "recovery": {**stream, "tokens": 3_276_800, "documents": 512, "sha256": "a3" * 32},
-            "validation": {**stream, "sha256": "b4" * 32},
-            "test": {**stream, "sha256": "c5" * 32, "notes": ["0.9 % of its 13-grams are in the recovery text"]},
-        },
-        "window_tokens": 512,
-        "proxies": ["none", "closed-form", "short-distillation"],
-        "rng_seed": 0,
-    }
+    space = SearchSpace(num_layers=NUM_LAYERS, droppable_layers=tuple(range(NUM_LAYERS)), min_dropped=1, max_dropped=3)
     return StudyRecord(
         plan=SearchPlan(
             name="demo",
-            identity=identity,
+            protocol=make_protocol(space),
             trials=180,
             sweep_budget=600.0,
             covers_space=False,
@@ -224,9 +256,7 @@ def make_record() -> StudyRecord:
             device=DEVICE,
             packages={"torch": "2.13.0", "transformers": "5.23.0", "optuna": "5.0.0"},
         ),
-        space=SearchSpace(
-            num_layers=NUM_LAYERS, droppable_layers=tuple(range(NUM_LAYERS)), min_dropped=1, max_dropped=3
-        ),
+        space=space,
         dense=DenseResult(
             validation=make_quality(1.0, error=0.0),
             test=make_quality(1.0, dense_loss=2.803, error=0.0),

@@ -148,7 +148,13 @@ def test_hostile_strings_stay_text(record: StudyRecord, reader: Reader) -> None:
     hostile = replace(
         record,
         plan=replace(
-            record.plan, name=HOSTILE, identity={HOSTILE: {"source": HOSTILE, "list": [HOSTILE, {"a": HOSTILE}]}}
+            record.plan,
+            name=HOSTILE,
+            protocol=replace(
+                record.plan.protocol,
+                model=HOSTILE,
+                streams={HOSTILE: replace(record.plan.protocol.streams["test"], source=HOSTILE, notes=(HOSTILE,))},
+            ),
         ),
         environment=replace(record.environment, processor=HOSTILE, packages={HOSTILE: HOSTILE}),
         dense=replace(record.dense, latency=latency),

@@ -247,7 +247,8 @@ def test_no_cell_of_the_download_is_a_formula(browser: Browser, record: StudyRec
 
 
 def test_a_hostile_name_stays_text(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
-    plan = msgspec.structs.replace(record.plan, name=HOSTILE, identity={"model": HOSTILE})
+    protocol = msgspec.structs.replace(record.plan.protocol, model=HOSTILE)
+    plan = msgspec.structs.replace(record.plan, name=HOSTILE, protocol=protocol)
     trials = [
         msgspec.structs.replace(t, evaluation=msgspec.structs.replace(t.evaluation, skipped_because=HOSTILE))
         if t.state == "PRUNED"

@@ -11,7 +11,7 @@ import msgspec
 import optuna
 import torch
 
-from seed import planning
+from seed import protocols
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.executor import InProcess
@@ -118,7 +118,7 @@ def open_trials(session: Session) -> optuna.Study:
 
 def make_plan(session: Session, settings: StudyConfig, *, trials: int, covers_space: bool) -> SearchPlan:
     """A plan of so many trials."""
-    return planning.make_plan(
+    return protocols.make_plan(
         settings, session.protocol, name="tiny", trials=trials, distill_tokens=1024, covers_space=covers_space
     )
 
