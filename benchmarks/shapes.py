@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from seed import planning, resolve, sessions
+from seed import resolve, sessions
+from seed.cli import quiet_libraries
 from seed.config import StudyConfig
 from seed.data.corpus import TokenStream
 from seed.models.anatomy import Anatomy
@@ -30,7 +31,7 @@ TINYLLAMA_LAYERS, TINYLLAMA_VOCABULARY = 22, 2355
 
 def make_llama(num_layers: int, *, vocabulary: int = DEMO_VOCABULARY) -> Anatomy:
     """A randomly initialised Llama of the demo's width, float32, ready to be measured."""
-    planning.quiet_libraries()
+    quiet_libraries()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -60,7 +61,7 @@ def make_stream(num_windows: int, *, vocabulary: int = DEMO_VOCABULARY) -> Token
 
 def open_session(directory: Path, **settings: int) -> sessions.Session:
     """The embedded model as a search with these settings opens it, on the CPU."""
-    planning.quiet_libraries()
+    quiet_libraries()
     wanted, device = StudyConfig(**settings), torch.device("cpu")
     session, _ = sessions.open_for_search(
         resolve.resolve_config(wanted),

@@ -6,6 +6,7 @@ A mistake is one line, with exit code 2.
 import argparse
 import inspect
 import math
+import os
 import re
 import shlex
 import sys
@@ -369,3 +370,18 @@ def spell_command(module: str, options: Mapping[str, Any], *words: str) -> str:
             case _:
                 found += [flag, str(value)]
     return shlex.join(found)
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from drawing bars and warnings over ours, unless the user asked for them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    import transformers
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+
+    transformers.utils.logging.disable_progress_bar()  # of loading weights, which takes seconds
+    enable_progress_bars()  # of downloads, which take minutes
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.filterwarnings("ignore", category=FutureWarning)

@@ -4,9 +4,7 @@ Presets, a file of the user's, flags and Python fill the same record. Nothing he
 answered at once.
 """
 
-import difflib
 import importlib.util
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from seed import untrusted
 from seed.cli import (
     BYTES,
     LAYERS,
@@ -28,19 +25,18 @@ from seed.cli import (
     collect_options,
     entry,
     is_number,
-    list_options,
     option,
     spell_flag,
     typed,
 )
-from seed.errors import SeedError, SpaceError, StudyError
-from seed.optimize.space import SAMPLERS, make_space
+from seed.errors import SeedError
+from seed.optimize.space import SAMPLERS
 from seed.optimize.urls import check_storage_url
-from seed.recovery import RECOVERIES, Recovery
+from seed.recovery import DEFAULT_LORA_RANK, RECOVERIES, Recovery
 
-FILE_BYTES = 10**6  # the largest preset has fifty lines
 DTYPES = ("float32", "bfloat16", "float16")
 PROXIES = ("closed-form", "short-distillation")
+DEFAULT_TEXT = "wikitext2"  # of models of the hub
 RATIO_ABOVE = replace(
     POSITIVE, allows=lambda ratio: is_number(ratio) and ratio > 1, wanted="a ratio above 1, such as 1.1"
 )
@@ -126,8 +122,8 @@ class RecoverySection:
     recovery: str | None = option(
         "distillation (default), hidden-states, lora, ... (README)", kind=choose_from(RECOVERIES)
     )
-    temperature: float | None = option("of both models' predictions (default: 1)")
-    ce_share: float | None = option("share of cross-entropy in the objective, 0 to 1 (default: 0)", kind=SHARE)
+    temperature: float = option("of both models' predictions (default: 1)", 1.0)
+    ce_share: float = option("share of cross-entropy in the objective, 0 to 1 (default: 0)", 0.0, kind=SHARE)
     lora_rank: int | None = option("train low-rank updates only, for models too large to train whole (16)")
     freeze_prefix: bool = option("leave the layers before the first dropped one as they are", False)
     width_baseline: bool = option("also distil models of all layers, cut to the same sizes in width", False)
@@ -144,7 +140,7 @@ class SearchSection:
     sweep_budget: float = option("sweep the space by closed form within so long; 0: never (10m)", 600.0, kind=SECONDS)
     screen: bool = option("distill even candidates that closed form shows to be hopeless", True)
     rng_seed: int = option("seed of all random numbers (default: 0)", 0, kind=WHOLE)
-    frontier_size: int | None = option("models that go on to distillation (default: 6)")
+    frontier_size: int = option("models that go on to distillation (default: 6)", 6)
     stages: str | None = option("drop N layers, recover, drop M more, ...; 1+... until a --max-*-ratio", metavar="N+M")
     one_shot: bool = option("with --stages, leave out the search at once for comparison", True)
 
@@ -274,7 +270,7 @@ class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, Late
                 "--recovery lora, --lora-rank: need PEFT, which is not installed. Install it: pip install 'peft>=0.21'."
             )
         for name in ("temperature", "ce_share"):
-            if getattr(self, name) is not None and chosen.ce_share is not None:
+            if self.is_given(name) and chosen.ce_share is not None:
                 raise SeedError(
                     f"{spell_flag(name)} {getattr(self, name)}: {chosen.name} learns from the text alone. Leave it out, "
                     "or choose a recovery that distills."
@@ -316,75 +312,28 @@ def parse_stages(text: str) -> Stages:
     return Stages(counts=tuple(map(int, counts)), goes_on=goes_on)
 
 
-def presets_directory() -> Path:
-    """Where the presets lie: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    inside = package / "search_spaces"
-    return inside if inside.is_dir() else package.parent / "search_spaces"
+def fill_by_size(settings: StudyConfig, *, num_layers: int, num_params: int, max_positions: int) -> StudyConfig:
+    """Return the config with what neither files nor the user say, chosen for the model's size; rates fall with it.
 
-
-def list_presets() -> list[str]:
-    """Names that ``--model`` knows."""
-    return sorted(path.stem for path in presets_directory().glob("*.toml"))
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """The options of a known model; of another model none."""
-    return read_file(presets_directory() / f"{name}.toml") if name in list_presets() else {}
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Read and check a TOML file; return the options in it.
-
-    Raises:
-        SpaceError: it is missing, not TOML, has an unknown key or a wrong value, or contradicts itself.
+    ``max_positions``: tokens that the model reads at once.
     """
-    values: dict[str, Any] = {}
-    for section, table in _read_toml(path).items():
-        if section not in SECTIONS and section != "config":
-            raise SpaceError(f"{path}: {_explain_unknown(section, [*SECTIONS, 'config'])}")
-        if not isinstance(table, dict):
-            raise SpaceError(f"{path}: {section} = {table}: wanted a section, [{section}] and keys below it.")
-        if section == "config":
-            values["shape"] = table
-            continue
-        known = {said.key or name: (name, kind) for name, said, kind in list_options(SECTIONS[section]) if said.in_file}
-        for key, value in table.items():
-            if key not in known:
-                raise SpaceError(f"{path}: [{section}] {_explain_unknown(key, list(known))}")
-            name, kind = known[key]
-            try:
-                values[name] = kind.read(tuple(value) if isinstance(value, list) else value)
-            except ValueError as error:
-                raise SpaceError(f"{path}: {section}.{key} = {value}: {error}.") from error
-    if (least := values.get("min_dropped", 1)) > (most := values.get("max_dropped", least)):
-        raise SpaceError(f"{path}: min_dropped = {least} and max_dropped = {most}; wanted min_dropped <= max_dropped.")
-    if "num_layers" in values and "max_dropped" in values:
-        bounds = {name: values[name] for name in ("min_dropped", "max_dropped", "droppable_layers") if name in values}
-        make_space(num_layers=values["num_layers"], place=str(path), **bounds)
-    return values
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        content = tomllib.loads(untrusted.read_bounded(path, limit=FILE_BYTES).decode("utf-8-sig"))
-    except StudyError as error:
-        raise SpaceError(
-            f"{path}: larger than {FILE_BYTES / 1e6:.0f} MB, and a search space is a few lines. Give a TOML file like those in "
-            "search_spaces/."
-        ) from error
-    except OSError as error:
-        raise SpaceError(
-            f"{path}: cannot be read ({error.strerror}). Give a TOML file like those in search_spaces/."
-        ) from error
-    except (ValueError, RecursionError) as error:  # TOML's own, encodings', and numbers of too many digits
-        raise SpaceError(f"{path}: not valid TOML ({error}). Mend that place.") from error
-    if (excess := untrusted.find_excess(content)) is not None:
-        raise SpaceError(f"{path}: {excess}. Mend that number.")
-    return content
-
-
-def _explain_unknown(key: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(key, allowed, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return f"has an unknown key {key}.{hint} Allowed: {', '.join(allowed)}."
+    rate = min(1e-3, 1e-4 * (1e9 / max(num_params, 1)) ** 0.5)
+    chosen: dict[str, Any] = {
+        "max_dropped": max(1, num_layers // 3),
+        "recovery_text": DEFAULT_TEXT,
+        "window_tokens": max(16, min(1024, max_positions)),
+        "calibration_tokens": 16_384,
+        "validation_tokens": 65_536,
+        "prompt_tokens": min(128, max_positions // 2),
+        "new_tokens": min(64, max_positions // 2),
+        "short_steps": 10,
+        "batch_tokens": 8192,
+        "distill_tokens": max(200_000, min(40_000_000, num_params // 10)),
+        "learning_rates": (rate / 3, rate, rate * 3),
+        "recovery": settings.chosen_recovery.name,
+        "lora_rank": DEFAULT_LORA_RANK if settings.chosen_recovery.is_low_rank else None,
+        "trials": 100,
+    }
+    if settings.num_layers is None:  # no file knows the model, and all of a test text may be much
+        chosen["test_tokens"] = 262_144
+    return replace(settings, **{name: value for name, value in chosen.items() if getattr(settings, name) is None})

@@ -4,14 +4,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import torch
 from torch import nn
 
-from seed import planning, study_dir
+from seed import protocols, study_dir
 from seed.config import StudyConfig, known
 from seed.console import format_span
 from seed.distillation.lora import count_update_params
@@ -34,7 +33,7 @@ from seed.plans import Protocol, SearchPlan
 from seed.proxy.closed_form import RIDGES
 from seed.proxy.subset_walker import TrieWork, count_work, estimate_memory
 from seed.proxy.sweep import RELEASED_BYTES
-from seed.reporting.wording import count_things, format_bytes, name_rung
+from seed.reporting.wording import count_things, format_bytes, name_proxy
 from seed.stages.budgets import HOST_BYTES_PER_WEIGHT, count_group
 from seed.stats import FEWEST_PAIRS
 
@@ -43,8 +42,7 @@ from seed.stats import FEWEST_PAIRS
 TRAINING_FORWARDS = 3.3
 COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no sweep is short then
 TIMING_TURNS, TIMING_SECONDS = 8, 2.0  # each part is timed so often at most, all together for little longer than this
-# What is timed on a CPU takes a second or less: so many multiply-adds of a layer and the head, so wide a product.
-TIMED_MULTIPLY_ADDS, TIMED_WIDTH = 2e10, 512
+TIMED_TOKENS, TIMED_WIDTH = 256, 512  # on a CPU: what a layer and the head are timed on, and a product
 BUSY_SHARE = 0.7  # of the cores, taken by others
 USUAL_PAIRS = 2 * FIRST_PAIRS  # timed pairs of a structure, where times vary by 2 %
 
@@ -149,23 +147,20 @@ def measure_parts(
     """
     dense, on_gpu = Anatomy(whole), timed.device.type == "cuda"
     vocabulary, window = timed.config.vocab_size, protocol.window_tokens
-    layer_params = sum(weight.numel() for weight in dense.layers.parameters()) // dense.num_layers
-    rows, columns = choose_micro_batch(window, vocabulary, device=timed.device), window
-    if not on_gpu:
-        most = max(64, int(TIMED_MULTIPLY_ADDS / (layer_params + vocabulary * timed.config.hidden_size)))
-        rows, columns = max(1, min(rows, most // window)), min(window, most)
+    rows = choose_micro_batch(window, vocabulary, device=timed.device) if on_gpu else 1
     generator = torch.Generator().manual_seed(0)
+    columns = window if on_gpu else min(window, TIMED_TOKENS)
     tokens = torch.randint(0, vocabulary, (rows, columns), generator=generator).to(timed.device)
     kept = count_kept_bytes(timed, tokens, mixed_precision=True) if for_gpu else (0, 0)
-    outlets = [timed.find_output_projection(layer) for layer in range(timed.num_layers)] if closed_form else []
+    projections = [timed.find_output_projection(layer) for layer in range(timed.num_layers)] if closed_form else []
     cache_bytes = measure_size(timed.model, dtype=dtype).kv_bytes_per_token
     shape = Shape(
         num_layers=dense.num_layers,
         width=timed.config.hidden_size,
-        mlp_width=max((outlet.num_inputs for outlet in outlets if outlet is not None), default=0),
+        mlp_width=max((one.num_inputs for one in projections if one is not None), default=0),
         vocabulary=vocabulary,
         num_params=sum(weight.numel() for weight in whole.parameters()),
-        layer_params=layer_params,
+        layer_params=sum(weight.numel() for weight in dense.layers.parameters()) // dense.num_layers,
         update_params=count_update_params(whole),
         cache_bytes=cache_bytes * dense.num_layers // timed.num_layers,
         number_bytes=dtype.itemsize,
@@ -179,22 +174,31 @@ def measure_parts(
 
 def time_parts(anatomy: Anatomy, shape: Shape, protocol: Protocol, tokens_BT: torch.Tensor) -> Speed:
     """Time a layer, the head, one token, and products, from which the time of fits follows by their multiply-adds."""
-    states, middle, count = anatomy.trace(tokens_BT), anatomy.num_layers // 2, tokens_BT.numel()
+    states, middle = anatomy.trace(tokens_BT), anatomy.num_layers // 2
     width = max(1, shape.mlp_width if shape.gpu_bytes else min(shape.mlp_width, TIMED_WIDTH))
-    plain = torch.eye(width, device=anatomy.device)
-    precise = plain.double()
+    single = torch.eye(width, device=anatomy.device)
+    double = single.double()
     seconds = _time_in_turns(
         {
             "head": lambda: anatomy.compute_logits(states[-1], tokens_BT).float().logsumexp(-1).sum(),
             "layer": lambda: anatomy.run_layer(middle, states[middle]),
             "step": lambda: anatomy.model(input_ids=tokens_BT[:1, :1], use_cache=False).logits,
-            "plain": lambda: plain @ plain,
-            "precise": lambda: precise @ precise,
+            "single": lambda: single @ single,
+            "double": lambda: double @ double,
         }
     )
-    counted = count_parts(shape, protocol, plain=seconds["plain"] / width**3, precise=seconds["precise"] / width**3)
-    step = seconds["step"] * shape.num_layers / anatomy.num_layers
-    return replace(counted, layer=seconds["layer"] / count, head=seconds["head"] / count, step=step)
+    each, precise = seconds["single"] / width**3, seconds["double"] / width**3  # one multiply-add; and in float64
+    reads, systems = shape.mlp_width, len(RIDGES) + 1  # and the best one again on all positions
+    calibration, validation = protocol.calibration_tokens, protocol.streams["validation"].tokens
+    products = (2 * calibration + validation) * reads * shape.width
+    return Speed(
+        layer=seconds["layer"] / tokens_BT.numel(),
+        head=seconds["head"] / tokens_BT.numel(),
+        fit=each * calibration * reads**2 + precise * systems * reads**3 / 3,
+        solve=each * products + precise * (systems + len(RIDGES)) * reads**2 * shape.width,
+        step=seconds["step"] * shape.num_layers / anatomy.num_layers,
+        num_layers=shape.num_layers,
+    )
 
 
 @torch.no_grad()
@@ -211,24 +215,6 @@ def _time_in_turns(runs: Mapping[str, Callable[[], torch.Tensor]]) -> dict[str, 
         if turn >= 2 and time.perf_counter() - began > TIMING_SECONDS:
             break
     return best
-
-
-def count_parts(shape: Shape, protocol: Protocol, *, plain: float, precise: float) -> Speed:
-    """The parts by their multiply-adds, of which each takes so many seconds, and so many in float64.
-
-    Attention is taken over half a window, as a causal mask leaves it.
-    """
-    reads, width, systems = shape.mlp_width, shape.width, len(RIDGES) + 1  # and the best one again on all positions
-    calibration, validation = protocol.calibration_tokens, protocol.streams["validation"].tokens
-    products = (2 * calibration + validation) * reads * width
-    return Speed(
-        layer=plain * (shape.layer_params + protocol.window_tokens * width),
-        head=plain * shape.vocabulary * width,
-        fit=plain * calibration * reads**2 + precise * systems * reads**3 / 3,
-        solve=plain * products + precise * (systems + len(RIDGES)) * reads**2 * width,
-        step=0.0,
-        num_layers=shape.num_layers,
-    )
 
 
 def price_work(work: TrieWork, protocol: Protocol, speed: Speed) -> float:
@@ -263,7 +249,7 @@ def price_sweep(shape: Shape, protocol: Protocol, speed: Speed) -> float:
 def price_rivals(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed) -> float:
     """Seconds of what is scored beside the trials: what each layer costs alone, and what simpler ways would have chosen."""
     space = protocol.space
-    if not planning.allows_singles(plan, space):
+    if not plan.allows_singles(space):
         return 0.0
     singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=lambda one: one.kept_layers)
     seconds = price_work(count_work(singles, closed_form=False), protocol, speed)
@@ -271,7 +257,7 @@ def price_rivals(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spee
         return seconds * max(1, plan.trials / len(singles))
     if not (plan.covers_space and space.more_dropped[0] == 1):
         seconds += price_work(count_work(singles, closed_form=True, gone_layers=space.gone_layers), protocol, speed)
-    if not plan.covers_space and protocol.rung == "closed_form":
+    if not plan.covers_space and protocol.proxy == "closed-form":
         seconds += len(space.more_dropped) * price_walk(shape, protocol, speed)
     return seconds
 
@@ -291,10 +277,10 @@ def estimate_peak(shape: Shape, protocol: Protocol, *, trains: bool, together: i
 
     On a GPU the best weights lie on the host, and what training keeps for the way back counts.
     """
-    on_gpu = shape.gpu_bytes > 0
     dense = Part(what="dense model", num_bytes=shape.num_params * shape.number_bytes)
     logits = Part(
-        what="logits, some positions at a time", num_bytes=count_logits_bytes(shape.vocabulary) if on_gpu else 0
+        what="logits, some positions at a time",
+        num_bytes=count_logits_bytes(shape.vocabulary) if shape.gpu_bytes else 0,
     )
     swept = estimate_memory(
         num_layers=shape.num_layers,
@@ -311,10 +297,9 @@ def estimate_peak(shape: Shape, protocol: Protocol, *, trains: bool, together: i
     )
     phases = [[_count_timed(shape, protocol)], [sweep, logits]]
     if trains:
-        lets_go = sweep.num_bytes > RELEASED_BYTES and protocol.rung == "closed_form"
-        student = _count_students(shape, protocol, together=together)
-        way_back = _count_way_back(shape, protocol, others=dense.num_bytes + student.num_bytes)
-        phases.append([student, way_back, logits, *([] if lets_go else [sweep])])
+        lets_go = sweep.num_bytes > RELEASED_BYTES and protocol.proxy == "closed-form"
+        training = _count_training(shape, protocol, dense_bytes=dense.num_bytes, together=together)
+        phases.append([*training, logits, *([] if lets_go else [sweep])])
     largest = max(phases, key=lambda parts: sum(part.num_bytes for part in parts))
     return Memory(parts=(dense, *(part for part in largest if part.num_bytes)))
 
@@ -331,40 +316,42 @@ def _count_timed(shape: Shape, protocol: Protocol) -> Part:
     )
 
 
-def _count_students(shape: Shape, protocol: Protocol, *, together: int) -> Part:
-    """Weights, gradients and moments of the largest students in training; of low-rank updates, and a copy to judge."""
+def _count_training(shape: Shape, protocol: Protocol, *, dense_bytes: int, together: int) -> list[Part]:
+    """The largest students in training, and what they keep for the way back: all, or little where that would be too much.
+
+    A student is its weights, gradients and moments; of low-rank updates, and a copy to judge.
+    """
+    num_layers = shape.num_layers - protocol.space.min_dropped
     weights = shape.num_params - protocol.space.min_dropped * shape.layer_params
     trained_bytes = GPU_BYTES_PER_WEIGHT if shape.gpu_bytes else HOST_BYTES_PER_WEIGHT
     if rank := protocol.lora_rank:
         each = 2 * shape.number_bytes * weights + trained_bytes * rank * shape.update_params
     else:
         each = trained_bytes * weights
-    return Part(
+    students = Part(
         what="a student in training" if together == 1 else f"{together} students in training side by side",
         num_bytes=together * each,
         cure="lower --lora-rank" if rank else "train low-rank updates only with --lora-rank 16",
     )
-
-
-def _count_way_back(shape: Shape, protocol: Protocol, *, others: int) -> Part:
-    """What training keeps for the way back: all, or little where that would be too much beside ``others``."""
+    if not shape.gpu_bytes:
+        return [students]
     tokens = max(1, TRAINED_TOKENS // protocol.window_tokens) * protocol.window_tokens
-    free_bytes = shape.gpu_bytes - others - count_logits_bytes(shape.vocabulary)
-    num_bytes, recomputes = fit_way_back(
-        num_layers=shape.num_layers - protocol.space.min_dropped,
+    free_bytes = shape.gpu_bytes - dense_bytes - students.num_bytes - count_logits_bytes(shape.vocabulary)
+    kept, recomputes = fit_way_back(
+        num_layers=num_layers,
         tokens=tokens,
         width=shape.width,
         kept_bytes=shape.kept_bytes,
         kept_copies=shape.kept_copies,
-        free_bytes=math.inf if protocol.lora_rank else free_bytes,  # low-rank updates never do
+        free_bytes=math.inf if rank else free_bytes,  # low-rank updates never do
     )
     what = f"what {tokens:,} tokens leave in its layers for the way back{', each run again then' * recomputes}"
-    return Part(what=what, num_bytes=num_bytes if shape.gpu_bytes else 0)
+    return [students, Part(what=what, num_bytes=kept)]
 
 
 def draft_plan(settings: StudyConfig, protocol: Protocol, *, name: str, shape: Shape, speed: Speed) -> SearchPlan:
     """Plan the study: how many candidates are scored, and whether closed form sweeps the whole space."""
-    plan = planning.make_plan(
+    plan = protocols.make_plan(
         settings,
         protocol,
         name=name,
@@ -372,29 +359,13 @@ def draft_plan(settings: StudyConfig, protocol: Protocol, *, name: str, shape: S
         distill_tokens=known(settings.distill_tokens),
         covers_space=price_sweep(shape, protocol, speed) <= settings.sweep_budget,
     )
-    return settle_trials(plan, settings, protocol)
-
-
-def settle_trials(plan: SearchPlan, settings: StudyConfig, protocol: Protocol) -> SearchPlan:
-    """The plan with as many candidates as are scored, where it says whether a sweep fits its budget, and swept if that is of use.
-
-    Without a number of ``--trials`` a space that closed form sweeps within its budget is scored whole.
-    """
-    size = protocol.space.size
-    trials = min(known(settings.trials), size)
-    if protocol.rung != "closed_form":
-        is_swept = plan.covers_space and (settings.sampler == "subset" or trials == size)
-    elif not settings.is_given("trials"):
-        is_swept, trials = plan.covers_space, size if plan.covers_space else trials
-    else:
-        is_swept = plan.covers_space and trials == size
-    return msgspec.structs.replace(plan, trials=trials, covers_space=is_swept)
+    return protocols.settle_trials(plan, settings, protocol)
 
 
 def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed, *, distill: bool) -> Cost:
     """Estimate from timed parts; the truth is mostly within a factor of two."""
     validation, test, recovery = (protocol.streams[name].tokens for name in ("validation", "test", "recovery"))
-    is_short = protocol.rung == "short_distillation"
+    is_short = protocol.proxy == "short-distillation"
     num_finals = min(plan.frontier_size, plan.trials) if distill else 0
     if num_finals and plan.width_baseline:  # one more for each depth
         num_finals += min(num_finals, protocol.space.max_dropped - protocol.space.min_dropped + 1)
@@ -432,12 +403,12 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_worke
     """Say in lines what a search will do, take and read; times are of one worker."""
     space = protocol.space
     what = "all " if plan.trials == space.size else f"{plan.trials:,} of "
-    what += f"{count_things(space.size, 'candidate')} scored by {name_rung(protocol.rung)}"
-    if plan.covers_space and protocol.rung != "closed_form":
+    what += f"{count_things(space.size, 'candidate')} scored by {name_proxy(protocol.proxy)}"
+    if plan.covers_space and protocol.proxy != "closed-form":
         what += ", led by a sweep of all of them by closed-form recovery"
     finals = (
         f"; then {count_things(cost.num_finals, 'model')} distilled {f'{plan.replicas} times ' * (plan.replicas > 1)}for "
-        f"{planning.say_tokens(protocol, plan.distill_tokens)} each, {format_span(cost.distill_seconds)}"
+        f"{protocol.describe_training(plan.distill_tokens)} each, {format_span(cost.distill_seconds)}"
     )
     whole = cost.latency_seconds + cost.search_seconds + cost.distill_seconds
     workers = f"; {num_workers} evaluators share the work, each with as much memory" if num_workers > 1 else ""
@@ -445,7 +416,7 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_worke
         f"plan: {what}, {format_span(cost.search_seconds)}{finals if cost.num_finals else ''}; "
         f"{format_span(whole)} in all, latencies included; at most {format_bytes(cost.memory.num_bytes)} of memory and "
         f"{format_bytes(cost.disk_bytes)} of disk, on {protocol.device}{workers}",
-        *(planning.warn_of_few_steps(protocol, plan.distill_tokens) if cost.num_finals else []),
+        *(protocol.warn_of_few_steps(plan.distill_tokens) if cost.num_finals else []),
         f"  memory: {cost.memory}",
     ]
     for name, stream in protocol.streams.items():

@@ -18,7 +18,7 @@ from seed import study_dir
 from seed.cli import argument, option, read_command, storage_option
 from seed.console import Terminal, run_command
 from seed.errors import ResourceError, StudyError
-from seed.plans import SearchPlan
+from seed.plans import read_plan
 from seed.study_dir import StudyFolder
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def make_app(study: StudyFolder, *, storage: str | None = None) -> "tuple[WSGIAp
     from seed.optimize.storage import find_study_id, view_storage
     from seed.optimize.urls import hide_secrets
 
-    plan = study_dir.read_record(study.plan, SearchPlan)
+    plan = read_plan(study)
     if plan.storage is not None and storage is None:
         raise StudyError(
             f"{study.root}: {hide_secrets(plan.storage)} shows this study, and a study's folder does not choose what is opened. "

@@ -21,12 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seed import planning, study_dir
+from seed import plans, study_dir
 from seed.cli import (
     WHOLE,
     device_option,
     json_option,
     option,
+    quiet_libraries,
     read_command,
     storage_option,
     study_argument,
@@ -81,8 +82,8 @@ def distill_trials(
         SeedError: no such study or trial, or model or text changed since.
     """
     with contextlib.nullcontext() if several is None else several.fail_together():
-        study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
-    planning.quiet_libraries()
+        study, plan = plans.open_planned(path, trust_remote_code=trust_remote_code)
+    quiet_libraries()
     from seed.distillation.processes import SINGLE_PROCESS
     from seed.stages import budgets, finals
     from seed.stages.publishing import open_shown, refresh_report
@@ -102,7 +103,7 @@ def distill_trials(
         with processes.fail_together():
             work = prepare(
                 study,
-                protocol,
+                plan.protocol,
                 chosen,
                 terminal=terminal,
                 distill_tokens=distill_tokens or plan.distill_tokens,
@@ -162,8 +163,8 @@ def prepare(
         learning_rate=learning_rate or protocol.short_learning_rate,
         rng_seeds=finals.list_rng_seeds(session, replicas),
     )
-    terminal.say(f"training for {planning.say_tokens(protocol, distill_tokens)}")
-    for line in planning.warn_of_few_steps(protocol, distill_tokens):
+    terminal.say(f"training for {protocol.describe_training(distill_tokens)}")
+    for line in protocol.warn_of_few_steps(distill_tokens):
         terminal.say(line)
     instruments = sessions.prepare_instruments(session)
     if several is not None:

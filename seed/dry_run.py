@@ -4,12 +4,10 @@ Two layers of the shape with random weights are timed in place of the model. Tex
 others the published size is taken.
 """
 
-import contextlib
 import copy
-import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +16,28 @@ import torch
 from torch import nn
 
 from seed import cost, protocols, resolve
-from seed.config import StudyConfig, list_presets, read_preset
-from seed.console import format_span
+from seed.config import StudyConfig, fill_by_size
 from seed.cost import Shape
 from seed.data.corpus import CorpusRequest, has_own_splits, open_streams, read_source
 from seed.data.documents import SPLITS
 from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
-from seed.models.checks import find_stored_dtype, open_tokenizer
+from seed.models.checks import open_tokenizer
 from seed.models.files import check_files
 from seed.models.loader import ModelSource, check_source, choose_device, choose_dtype, explain_failure, find_auto_class
-from seed.models.stored import read_tensors
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.plans import Protocol, StreamRecord
 from seed.proxy.closed_form import measure_gains
 from seed.reporting.wording import count_things, format_bytes, format_count
+from seed.resolve import list_presets, name_base, read_preset
 
-# Words of WikiText-2 (Merity et al. 2016, arXiv 1609.07843, table 1), and tokens a word: GPT-2's tokenizer makes 1.17 of
-# the test text, Llama 2's with its 32,000 tokens 1.39.
-WIKITEXT2_WORDS = {"recovery": 2_088_628, "validation": 217_646, "test": 245_569}
-TOKENS_PER_WORD, CHARACTERS_PER_TOKEN = 1.3, 4
+# WikiText-2's published words (arXiv 1609.07843, table 1) at 1.3 tokens each: GPT-2's tokenizer makes 1.17, Llama 2's 1.39.
+WIKITEXT2_TOKENS = {"recovery": 2_715_000, "validation": 283_000, "test": 319_000}
+CHARACTERS_PER_TOKEN = 4
 UNREAD_TOKENS = 262_144  # of a text that nobody capped and that cannot be read here
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 GPU_BYTES = 24e9  # a card of 24 GiB has 25.8e9; the rest is for CUDA itself and for gaps between tensors
-GPU_FLOPS, GPU_PRECISE_FLOPS = 50e12, 1e12  # that it sustains, and in float64; a multiply-add is two
 
 
 def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None:
@@ -59,7 +54,7 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
     whole = build(config, device=torch.device("meta"), trust_remote_code=source.trust_remote_code)
     text: Any = text_config(whole)
     num_params = sum(weight.numel() for weight in whole.parameters())
-    settings = resolve.fill_by_size(
+    settings = fill_by_size(
         settings,
         num_layers=text.num_hidden_layers,
         num_params=num_params,
@@ -67,7 +62,8 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
     )
     space = resolve.find_space(settings, num_layers=text.num_hidden_layers, needed=list_needed(config))
     request = protocols.request_text(settings, text)
-    stored = find_stored(source, config)
+    named = config.get_text_config().dtype or config.dtype or torch.float32
+    stored = getattr(torch, named) if isinstance(named, str) else named
     dtype = choose_dtype(settings.dtype, device=device, stored=stored)
     small = Anatomy(build(shorten(config), device=device, dtype=dtype, trust_remote_code=source.trust_remote_code))
     gains = measure_gains(small, small.trace(torch.arange(64, device=device).remainder(text.vocab_size)[None]))
@@ -101,15 +97,8 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
     if load is not None:
         say(f"  {load}")
     gpu_dtype = choose_dtype(settings.dtype, device=torch.device("cuda"), stored=stored)
-    gpu = dataclasses.replace(shape, gpu_bytes=int(GPU_BYTES), number_bytes=gpu_dtype.itemsize)
-    if not shape.gpu_bytes:
-        rates = cost.count_parts(gpu, protocol, plain=2 / GPU_FLOPS, precise=2 / GPU_PRECISE_FLOPS)
-        there = cost.estimate_cost(gpu, protocol, plan, rates, distill=settings.distill)
-        say(
-            f"  a GPU is far faster: {format_span(there.search_seconds + there.distill_seconds)} at "
-            f"{GPU_FLOPS / 1e12:.0f} TFLOP/s ({GPU_PRECISE_FLOPS / 1e12:.0f} in float64)"
-        )
-    say(describe_fit(gpu, protocol, trains=settings.distill or protocol.rung == "short_distillation"))
+    gpu = replace(shape, gpu_bytes=int(GPU_BYTES), number_bytes=gpu_dtype.itemsize)
+    say(describe_fit(gpu, protocol, trains=settings.distill or protocol.proxy == "short-distillation"))
     try:
         root, free_bytes = settings.studies_dir / name, cost.measure_free_bytes(device)
         cost.require_resources(estimate, root=root, free_bytes=free_bytes, device=str(device))
@@ -136,10 +125,10 @@ def read_config(source: ModelSource, settings: StudyConfig) -> Any:
         check_files(Path(location))
     else:
         check_source(source, presets=list_presets())
-        own = {"hub_id": settings.hub_id, "shape": settings.shape}
-        for one in [] if settings.is_typed("revision") else [own, *map(read_preset, list_presets())]:
-            if one["hub_id"] == location and one.get("shape") is not None:
-                return make_config(one["shape"], name=location)
+        own = settings.shape if settings.hub_id == location else None
+        shape = own or read_preset(name_base(location)).get("shape")
+        if shape is not None and not settings.is_typed("revision"):
+            return make_config(shape, name=location)
     options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code, "local_files_only": True}
     if source.revision:
         options["revision"] = source.revision
@@ -153,14 +142,6 @@ def read_config(source: ModelSource, settings: StudyConfig) -> Any:
             f"in the local cache. Fetch it (hf download {location} config.json), give a local directory, or choose a known "
             f"name: {', '.join(list_presets())}."
         ) from error
-
-
-def find_stored(source: ModelSource, config: Any) -> torch.dtype:
-    """The type that a model's weights are stored in: as their headers say where all lie here, else as its config says."""
-    with contextlib.suppress(ModelError):  # weights that are missing or damaged, which a dry run does not need
-        return find_stored_dtype(read_tensors(protocols.resolve_location(source.location)))
-    stored = config.get_text_config().dtype or config.dtype or torch.float32
-    return getattr(torch, stored) if isinstance(stored, str) else stored
 
 
 def make_config(shape: Mapping[str, Any], *, name: str) -> Any:
@@ -230,8 +211,7 @@ def describe_text(request: CorpusRequest, source: ModelSource) -> dict[str, Stre
     found = {}
     for split, text, cap in zip(SPLITS, wanted, caps, strict=True):
         if text == "wikitext2":
-            words = WIKITEXT2_WORDS[split]
-            tokens, basis = int(words * TOKENS_PER_WORD), f"by its published {words:,} words"
+            tokens, basis = WIKITEXT2_TOKENS[split], "by its published words"
         elif text != "demo" and has_own_splits(text):
             tokens, basis = cap or UNREAD_TOKENS, "of unknown size, taken as large enough"
         else:
@@ -267,22 +247,20 @@ def describe_fit(gpu: Shape, protocol: Protocol, *, trains: bool) -> str:
     if memory.num_bytes <= GPU_BYTES:
         return f"fits one GPU of 24 GB, at most {parts}"
     found = f"does not fit one GPU of 24 GB, up to {parts}"
-    low_rank, half, narrow = (
-        "--lora-rank 16",
-        f"--validation-tokens {protocol.validation_tokens // 2}",
-        "--dtype bfloat16",
-    )
-    options = [low_rank] * (trains and not protocol.lora_rank) + [half] + [narrow] * (gpu.number_bytes > 2)
-    for chosen in itertools.chain.from_iterable(itertools.combinations(options, count + 1) for count in range(3)):
-        validation = protocol.streams["validation"]
-        fewer = msgspec.structs.replace(validation, tokens=validation.tokens // (1 + (half in chosen)))
-        lighter = msgspec.structs.replace(
-            protocol,
-            streams=protocol.streams | {"validation": fewer},
-            lora_rank=16 if low_rank in chosen else protocol.lora_rank,
-        )
-        smaller = dataclasses.replace(gpu, number_bytes=2 if narrow in chosen else gpu.number_bytes)
-        less = cost.estimate_peak(smaller, lighter, trains=trains)
-        if less.num_bytes <= GPU_BYTES:
-            return f"{found}. With {' '.join(chosen)} at most {format_bytes(less.num_bytes)}"
+    validation = protocol.streams["validation"]
+    fewer = protocol.streams | {"validation": msgspec.structs.replace(validation, tokens=validation.tokens // 2)}
+    lighter: dict[str, dict[str, Any]] = {
+        "--lora-rank 16": {"lora_rank": 16} if trains and not protocol.lora_rank else {},
+        "--dtype bfloat16": {"dtype": "bfloat16"} if gpu.number_bytes > 2 else {},
+        f"--validation-tokens {protocol.validation_tokens // 2}": {"streams": fewer},
+    }
+    chosen: list[str] = []
+    for flag, changes in lighter.items():
+        if changes:
+            chosen.append(flag)
+            protocol = msgspec.structs.replace(protocol, **changes)
+            gpu = replace(gpu, number_bytes=2) if "dtype" in changes else gpu
+        memory = cost.estimate_peak(gpu, protocol, trains=trains)
+        if memory.num_bytes <= GPU_BYTES:
+            return f"{found}. With {' '.join(chosen)} at most {format_bytes(memory.num_bytes)}"
     return found

@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seed import planning, resolve
-from seed.cli import NAMES, argument, json_option, option, read_command, trust_option
-from seed.config import StudyConfig, list_presets
+from seed import plans, resolve
+from seed.cli import NAMES, argument, json_option, option, quiet_libraries, read_command, trust_option
+from seed.config import StudyConfig
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
 from seed.models.files import find_damage, refuse_damaged
 from seed.records import DistillResult, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import count_things, format_bytes, format_latency_ratio
-from seed.resolve import choose_text, choose_window
+from seed.resolve import choose_text, choose_window, list_presets
 from seed.study_dir import StudyFolder, read_record
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand) -> Subj
     Raises:
         SeedError: the checkpoint cannot be loaded, model or text changed since the search, or the model's code wants the user's word.
     """
-    study, _, protocol = planning.open_planned(study.root, trust_remote_code=args.trust_remote_code)
-    planning.quiet_libraries()
+    study, plan = plans.open_planned(study.root, trust_remote_code=args.trust_remote_code)
+    protocol = plan.protocol
+    quiet_libraries()
     from seed import sessions
     from seed.models.checkpoint import load_checkpoint, load_tokenizer
 
@@ -125,7 +126,7 @@ def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
     """
     name = args.model
     settings = resolve.fill_from_files(StudyConfig(model=name, trust_remote_code=args.trust_remote_code))
-    planning.quiet_libraries()
+    quiet_libraries()
     from seed import protocols
     from seed.data.corpus import open_test_stream
     from seed.evaluation.latency import Workload
@@ -335,7 +336,7 @@ def read_tasks(args: EvaluateCommand) -> "TaskSet | None":
             if getattr(args, name) not in (None, False):
                 raise SeedError(f"--{name.replace('_', '-')}: no task is named. Add --tasks NAMES, or leave it out.")
         return None
-    planning.quiet_libraries()
+    quiet_libraries()
     from seed.evaluation.tasks import open_tasks
 
     return open_tasks(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seed import planning, study_dir
-from seed.cli import LAYERS, WHOLE, argument, json_option, option, read_command, spell_command
+from seed import plans, study_dir
+from seed.cli import LAYERS, WHOLE, argument, json_option, option, quiet_libraries, read_command, spell_command
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
 
@@ -46,7 +46,7 @@ def export(args: ExportCommand, terminal: Terminal) -> "ExportLine":
         SeedError: no such study, trial, model or distilled model, none that Seed can cut, or weights changed since.
     """
     if args.keep is not None:
-        planning.quiet_libraries()
+        quiet_libraries()
         from seed.stages import exporting
 
         terminal.say(f"cutting {args.source}")
@@ -65,8 +65,9 @@ def export(args: ExportCommand, terminal: Terminal) -> "ExportLine":
 
 def export_trial(path: Path, args: ExportCommand, terminal: Terminal) -> "ExportLine":
     """Write the candidate of a trial without recovery, or find its distilled model, and copy it where it is to go."""
-    study, plan, protocol = planning.read_planned(path)
-    planning.quiet_libraries()
+    study, plan = plans.read_planned(path)
+    protocol = plan.protocol
+    quiet_libraries()
     from seed.stages import exporting
     from seed.stages.study_record import find_trial, gather_record
 

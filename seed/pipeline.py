@@ -14,7 +14,8 @@ import msgspec
 import torch
 from optuna import Study
 
-from seed import cost, planning, resolve, sessions, study_dir
+from seed import cost, plans, protocols, resolve, sessions, study_dir
+from seed.cli import quiet_libraries
 from seed.config import StudyConfig, known
 from seed.console import Terminal, format_seconds
 from seed.errors import ModelError, StudyError
@@ -29,7 +30,7 @@ from seed.optimize.space import contains, drop_layers
 from seed.optimize.storage import open_storage
 from seed.optimize.study import Limits, open_study
 from seed.optimize.trials import StorageMismatchError, Trials
-from seed.plans import Environment, SearchPlan
+from seed.plans import Environment, SearchPlan, read_plan
 from seed.proxy.score_cache import ScoreCache
 from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result
@@ -74,7 +75,7 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     """
     settings = resolve.resolve_config(settings)
     study = StudyFolder(settings.studies_dir / resolve.name_study(settings))
-    planning.quiet_libraries()
+    quiet_libraries()
     load = cost.describe_load()
     study_dir.require_writable(study.root)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
@@ -107,7 +108,7 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
 
 def read_device(study: StudyFolder) -> str | None:
     """The name of the device on which a study was begun, or None."""
-    return study_dir.read_record(study.plan, SearchPlan).identity.get("device") if study.plan.exists() else None
+    return read_plan(study).protocol.device if study.plan.exists() else None
 
 
 def open_session(
@@ -143,7 +144,7 @@ def plan_search(
     plan = cost.draft_plan(settings, protocol, name=study.name, shape=shape, speed=speed)
     if study.plan.exists():
         plan = continue_or_replace(study, plan, say=terminal.say)
-        plan = cost.settle_trials(plan, settings, protocol)
+        plan = protocols.settle_trials(plan, settings, protocol)
     estimate = cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
     for line in cost.describe_plan(protocol, plan, estimate, num_workers=count):
         terminal.say(line)
@@ -172,9 +173,9 @@ def continue_or_replace(study: StudyFolder, wanted: SearchPlan, *, say: Callable
     Raises:
         StudyError: it holds some, or is shown in a database, which keeps its first plan.
     """
-    found = study_dir.read_record(study.plan, SearchPlan)
+    found = read_plan(study)
     try:
-        return planning.continue_plan(found, wanted, place=study.root)
+        return plans.continue_plan(found, wanted, place=study.root)
     except StudyError:
         if found.storage is not None or wanted.storage is not None or holds_score(study):
             raise
@@ -234,7 +235,7 @@ def open_optuna(now: Pass, store: ScoreStore) -> Study:
     return open_study(
         open_storage(now.settings.storage, journal=now.study.journal),
         name=now.plan.name,
-        rung=now.session.protocol.rung,
+        proxy=now.session.protocol.proxy,
         fingerprint=now.plan.fingerprint,
         owner=None if now.settings.storage is None else store.identity,
     )
@@ -246,15 +247,15 @@ def open_trials(now: Pass, opened: Study, space: SearchSpace, store: ScoreStore)
     Raises:
         StudyError: a database is not what the store says.
     """
-    rung, limits = now.session.protocol.rung, list_limits(now)
+    proxy, limits = now.session.protocol.proxy, list_limits(now)
     try:
-        return Trials(opened, space, store, rung=rung, limits=limits)
+        return Trials(opened, space, store, proxy=proxy, limits=limits)
     except StorageMismatchError:
         if now.settings.storage is not None:
             raise
     now.study.journal.unlink(missing_ok=True)
     now.terminal.say(f"{now.study.journal}: is not what {store.path.name} says, and is made anew from it")
-    return Trials(open_optuna(now, store), space, store, rung=rung, limits=limits)
+    return Trials(open_optuna(now, store), space, store, proxy=proxy, limits=limits)
 
 
 def prove(now: Pass) -> Proofs:
@@ -266,7 +267,7 @@ def prove(now: Pass) -> Proofs:
     now.begin("proofs")
     with now.terminal.stage("proofs", total=2) as advance:
         proofs: Proofs = now.executor.call("prove", on_progress=advance)
-    if proofs.fault and now.session.protocol.rung == "closed_form":
+    if proofs.fault and now.session.protocol.proxy == "closed-form":
         raise ModelError(f"{proofs.fault}. Use --proxy short-distillation with this model.")
     if proofs.fault:
         now.terminal.say(f"{proofs.fault}: this study does without closed form")
@@ -330,7 +331,7 @@ def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreCache, ta
     protocol = now.session.protocol
 
     def prepare() -> None:
-        if protocol.rung == "short_distillation":
+        if protocol.proxy == "short-distillation":
             store_states(now, steps=protocol.short_steps, rng_seeds=[protocol.rng_seed])
 
     live = publishing.LiveReport(
@@ -366,8 +367,8 @@ def select_members(now: Pass, space: SearchSpace, records: Sequence[TrialRecord]
     """Choose what is worth distilling of what is scored."""
     found = select_frontier(
         [record for record in records if contains(space, record.evaluation.candidate)],
-        rung=now.session.protocol.rung,
-        size=now.settings.frontier_size or planning.FRONTIER_SIZE,
+        proxy=now.session.protocol.proxy,
+        size=now.settings.frontier_size,
         space_size=space.size,
         load_losses=read_losses(now.study),
         max_ppl_ratio=now.settings.max_ppl_ratio,
@@ -381,7 +382,7 @@ def compare_rivals(now: Pass, trials: Trials, book: ScoreCache, frontier: Fronti
     now.begin("rivals")
     space = trials.space
     with now.terminal.stage("rivals", total=len(rivals.RIVALS)) as advance:
-        if planning.allows_singles(now.plan, space):
+        if now.plan.allows_singles(space):
             searching.score_singles(now.executor, trials.store, book, space, recovers=now.session.gains is not None)
         gain, rows = now.executor.call(
             "compare_rivals",

@@ -1,13 +1,21 @@
-"""What a study is to be, written down before its first trial: its text, its protocol, its plan, and where it is measured.
+"""What a study is to be, written down before its first trial, read back, and compared with what is planned today.
 
 A protocol decides what a study's numbers mean; what else a plan has are budgets, which may change when a study goes on.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from seed import __version__, study_dir
+from seed.errors import StudyError
 from seed.records import Record, SearchSpace, hash_text
+from seed.study_dir import StudyFolder
+
+FEW_STEPS = 10  # below this many, training hardly recovers anything
+MAX_COVERED = 20_000_000  # at a tenth of a millisecond each half an hour; real ones take a thousand times as long
 
 
 class StreamRecord(Record, frozen=True, kw_only=True):
@@ -53,7 +61,7 @@ class Protocol(Record, frozen=True, kw_only=True):
     test_tokens: int | None
     bos_each_window: bool
     streams: dict[str, StreamRecord]
-    rung: str
+    proxy: str
     short_steps: int
     batch_tokens: int
     short_learning_rate: float
@@ -85,17 +93,30 @@ class Protocol(Record, frozen=True, kw_only=True):
         """Whole steps of distillation that come closest to so many tokens."""
         return max(1, round(distill_tokens / self.step_tokens))
 
+    def describe_training(self, distill_tokens: int) -> str:
+        """How much a distillation will train: whole steps, which may be more or less than was asked for."""
+        steps = self.count_steps(distill_tokens)
+        trained = steps * self.step_tokens
+        nearest = f", the nearest to {distill_tokens:,}" if trained != distill_tokens else ""
+        return f"{trained:,} tokens ({steps:,} step{'s' * (steps != 1)} of {self.step_tokens:,}{nearest})"
+
+    def warn_of_few_steps(self, distill_tokens: int) -> list[str]:
+        """One line where a distillation is too short to mean anything."""
+        steps = self.count_steps(distill_tokens)
+        if steps >= FEW_STEPS:
+            return []
+        return [
+            f"  {steps} step{'s' * (steps != 1)} of training can hardly recover anything: give --distill-tokens "
+            f"{FEW_STEPS * self.step_tokens:,} or more"
+        ]
+
 
 class SearchPlan(Record, frozen=True, kw_only=True):
-    """What a study does, decided before its first trial.
-
-    ``identity`` decides what the numbers mean: a study never mixes two of them. The rest are budgets
-    that may change when a study is continued.
-    """
+    """What a study does, decided before its first trial."""
 
     name: str
-    identity: dict[str, Any]
-    trials: int  # candidates scored at the objective's rung
+    protocol: Protocol
+    trials: int  # candidates scored by the objective's proxy
     sweep_budget: float  # seconds
     covers_space: bool  # closed form scores the whole space
     trusts_closed_form: bool = True  # False: a student with it has not the loss that its score says
@@ -109,10 +130,26 @@ class SearchPlan(Record, frozen=True, kw_only=True):
     seed_version: str
     created: str
 
+    def __post_init__(self) -> None:
+        if self.covers_space and self.protocol.space.size > MAX_COVERED:
+            raise ValueError(
+                f"all {self.protocol.space.size:,} candidates were scored, and no search scores more than {MAX_COVERED:,}"
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The protocol, to be shown."""
+        found: dict[str, Any] = msgspec.to_builtins(self.protocol)
+        return found
+
     @property
     def fingerprint(self) -> str:
-        """A hash of the identity."""
-        return hash_text(msgspec.json.encode(self.identity, order="deterministic").decode())
+        """A hash of the protocol."""
+        return hash_text(msgspec.json.encode(self.protocol, order="deterministic").decode())
+
+    def allows_singles(self, space: SearchSpace) -> bool:
+        """May each layer's removal be scored beside the trials? Where that is no more work than they are."""
+        return self.covers_space or len(space.droppable_layers) <= self.trials
 
 
 class Environment(Record, frozen=True, kw_only=True):
@@ -125,3 +162,100 @@ class Environment(Record, frozen=True, kw_only=True):
     num_threads: int
     device: str
     packages: dict[str, str]
+
+
+def read_plan(study: StudyFolder) -> SearchPlan:
+    """The plan of a study.
+
+    Raises:
+        StudyError: there is none, it is damaged, or a version of Seed wrote it that plans otherwise.
+    """
+    found = study_dir.read_record(study.plan, dict[str, Any])
+    try:
+        return msgspec.convert(found, SearchPlan)
+    except msgspec.ValidationError as error:
+        raise StudyError(
+            f"{study.plan}: damaged, or of another version of Seed (seed {found.get('seed_version')} wrote it, and this is "
+            f"{__version__}: {error}). Restore it from a copy, use that version, or start a study of another name (--study NAME)."
+        ) from error
+
+
+def read_planned(path: Path) -> tuple[StudyFolder, SearchPlan]:
+    """The study in a folder, and its plan.
+
+    Raises:
+        SeedError: there is no such study, or another version of Seed planned it.
+    """
+    study = study_dir.open_existing(path)
+    return study, read_plan(study)
+
+
+def open_planned(path: Path, *, trust_remote_code: bool = False) -> tuple[StudyFolder, SearchPlan]:
+    """What ``read_planned`` returns, to open the model: that is data, but its code runs only where the user says so again.
+
+    Raises:
+        SeedError: there is no such study, another version of Seed planned it, or its model's code wants the user's word.
+    """
+    study, plan = read_planned(path)
+    protocol = plan.protocol
+    if protocol.trust_remote_code and not trust_remote_code:
+        model = protocol.location + (f"@{protocol.revision}" if protocol.revision else "")
+        raise StudyError(
+            f"{study.root}: its model {model} brings its own code, and a study's folder does not choose what runs. If you trust "
+            "its authors, add --trust-remote-code."
+        )
+    return study, plan
+
+
+def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> SearchPlan:
+    """Return the wanted plan, with what was settled when the study began; unless the sweep's budget changed, the sweep too.
+
+    Raises:
+        StudyError: a study of this name was planned otherwise, with the first eight differences.
+    """
+    if found.protocol != wanted.protocol:
+        differences = compare_protocols(found.protocol, wanted.protocol)
+        shown = "; ".join(differences[:8]) + (f"; and {len(differences) - 8} more" if len(differences) > 8 else "")
+        raise StudyError(
+            f"{place}: holds a study of another plan ({shown}). Numbers of the two cannot be mixed: "
+            "use the same settings to continue it, or another name with --study NAME."
+        )
+    is_settled = found.sweep_budget == wanted.sweep_budget  # estimates of one machine differ from day to day
+    return msgspec.structs.replace(
+        wanted,
+        protocol=found.protocol,  # whose notes may be others
+        trusts_closed_form=found.trusts_closed_form,
+        covers_space=found.covers_space if is_settled else wanted.covers_space,
+    )
+
+
+def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
+    """Say, field by field, how a new protocol differs from the study's."""
+
+    def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for name, part in value.items() for k, v in flatten(part, f"{prefix}{name}.").items()}
+        return {prefix.rstrip("."): value}
+
+    old, new = flatten(msgspec.to_builtins(found)), flatten(msgspec.to_builtins(wanted))
+    return [
+        f"{name}: {old.get(name)} in the study, {new.get(name)} now"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name) and not name.endswith(".notes")
+    ]
+
+
+def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *, place: Path) -> None:
+    """Raise when what was begun at ``place`` had other settings; settings that only it knows are its results.
+
+    Raises:
+        StudyError: with every difference.
+    """
+    changed = [
+        f"{name}: {known.get(name)} there, {value} now" for name, value in wanted.items() if known.get(name) != value
+    ]
+    if changed:
+        raise StudyError(
+            f"{place}: was begun with other settings ({', '.join(changed)}). Repeat them to go on, or move the file away to "
+            "begin anew."
+        )

@@ -1,8 +1,6 @@
-"""What decides the meaning of a study's numbers, settled from a config and the model's config.
+"""A study's protocol and plan, settled from a config and the model's config; ``sessions`` opens model and text as they say."""
 
-Nothing is opened here but what a study's folder says; ``sessions`` opens model and text as this says.
-"""
-
+import datetime
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 import msgspec
 import torch
 
-from seed import demo, study_dir
+from seed import __version__, demo
 from seed.cli import spell_flag
 from seed.config import PROXIES, StudyConfig, known
 from seed.data.corpus import CorpusRequest, require_windows
@@ -19,10 +17,10 @@ from seed.errors import CorpusError, ModelError, SpaceError
 from seed.models.loader import ModelSource
 from seed.models.start import Start, read_start
 from seed.models.stored import list_weights
-from seed.plans import Protocol, SearchPlan, StreamRecord
+from seed.plans import Protocol, SearchPlan, StreamRecord, read_plan
 from seed.records import SearchSpace
 from seed.recovery import DEFAULT_LORA_RANK
-from seed.resolve import locate_model
+from seed.resolve import locate_model, typed_command
 from seed.study_dir import StudyFolder
 
 RECOVERY_POOL_TOKENS = 50_000_000  # at most this much recovery text is read and tokenized
@@ -112,14 +110,14 @@ def fix_protocol(
             f"{settings.name_place('prompt_tokens', 'new_tokens')}--prompt-tokens {prompt} and --new-tokens {new}: together more than the {longest} tokens that the model "
             "holds. Choose fewer."
         )
-    rung = choose_rung(settings.proxy, gains=gains, family=config.model_type)
-    if settings.is_given("short_steps") and rung != "short_distillation":
+    proxy = choose_proxy(settings.proxy, gains=gains, family=config.model_type)
+    if settings.is_given("short_steps") and proxy != "short-distillation":
         raise SpaceError(
             f"{settings.name_place('short_steps')}--short-steps: the proxy is closed form, and distils nothing. "
             "Add --proxy short-distillation, or leave it out."
         )
     recovery = settings.chosen_recovery
-    if recovery.is_low_rank and (settings.lora_rank or 0) > config.hidden_size:
+    if (settings.lora_rank or 0) > config.hidden_size:
         raise SpaceError(
             f"{settings.name_place('lora_rank')}--lora-rank {settings.lora_rank}: more than the model's width of {config.hidden_size}, where updates are no longer of low "
             f"rank. Give {config.hidden_size} or less; {DEFAULT_LORA_RANK} is usual."
@@ -132,7 +130,7 @@ def fix_protocol(
         "space": space,
         "bos_each_window": request.bos_each_window,
         "streams": streams,
-        "rung": rung,
+        "proxy": proxy,
         "batch_tokens": max(request.window_tokens, known(settings.batch_tokens)),
         "short_learning_rate": rates[len(rates) // 2],
         "mixed_precision": mixed_precision,
@@ -140,9 +138,6 @@ def fix_protocol(
         "start_sha256": None if start is None else hash_weights(start.path),
         "start_tokens": 0 if start is None else start.tokens,
         "recovery": recovery.name,
-        "temperature": settings.temperature or 1.0,
-        "ce_share": settings.ce_share or 0.0,
-        "lora_rank": (settings.lora_rank or DEFAULT_LORA_RANK) if recovery.is_low_rank else None,
         "device": device,
         "dtype": str(dtype).removeprefix("torch."),
     }
@@ -163,8 +158,8 @@ def check_base(start: Start, source: ModelSource) -> None:
         )
 
 
-def choose_rung(proxy: str | None, *, gains: dict[int, float] | None, family: str) -> str:
-    """Return the objective's rung: the proxy that was asked for, else closed form where this family allows it.
+def choose_proxy(proxy: str | None, *, gains: dict[int, float] | None, family: str) -> str:
+    """Return the objective's proxy: what was asked for, else closed form where this family allows it.
 
     Raises:
         ModelError: closed form was asked for, and the family has no place for it.
@@ -174,13 +169,51 @@ def choose_rung(proxy: str | None, *, gains: dict[int, float] | None, family: st
             f"--proxy closed-form: not available for {family} models (their MLP's output is not simply added to the residual "
             "stream, or has no single projection). Use --proxy short-distillation."
         )
-    return (proxy or PROXIES[gains is None]).replace("-", "_")
+    return proxy or PROXIES[gains is None]
+
+
+def make_plan(
+    settings: StudyConfig, protocol: Protocol, *, name: str, trials: int, distill_tokens: int, covers_space: bool
+) -> SearchPlan:
+    """Return the plan of a study."""
+    return SearchPlan(
+        name=name,
+        protocol=protocol,
+        trials=trials,
+        sweep_budget=settings.sweep_budget,
+        covers_space=covers_space,
+        frontier_size=settings.frontier_size,
+        distill_tokens=distill_tokens,
+        replicas=settings.replicas,
+        width_baseline=settings.width_baseline,
+        max_ppl_ratio=settings.max_ppl_ratio,
+        storage=settings.storage,
+        command=typed_command(settings),
+        seed_version=__version__,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def settle_trials(plan: SearchPlan, settings: StudyConfig, protocol: Protocol) -> SearchPlan:
+    """The plan with as many candidates as are scored, where it says whether a sweep fits its budget, and swept if that is of use.
+
+    Without a number of ``--trials`` a space that closed form sweeps within its budget is scored whole.
+    """
+    size = protocol.space.size
+    trials = min(known(settings.trials), size)
+    if protocol.proxy != "closed-form":
+        is_swept = plan.covers_space and (settings.sampler == "subset" or trials == size)
+    elif not settings.is_given("trials"):
+        is_swept, trials = plan.covers_space, size if plan.covers_space else trials
+    else:
+        is_swept = plan.covers_space and trials == size
+    return msgspec.structs.replace(plan, trials=trials, covers_space=is_swept)
 
 
 def choose_precision(study: StudyFolder, reference: Reference) -> bool:
     """Whether distillation computes in bfloat16: as the study does, if it was planned before on another processor."""
     if study.plan.is_file():
-        return bool(study_dir.read_record(study.plan, SearchPlan).identity.get("mixed_precision", False))
+        return read_plan(study).protocol.mixed_precision
     return reference.computes_bfloat16
 
 

@@ -14,7 +14,7 @@ from seed.cli import argument, json_option, option, read_command, storage_option
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import StudyError
 from seed.evidence import StagedSearch, StudyRecord
-from seed.plans import SearchPlan
+from seed.plans import read_plan
 from seed.records import Frontier
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def report_study(
         find_browser()  # before anything is written
     with study_dir.lock(study):
         study_dir.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
-        plan = study_dir.read_record(study.plan, SearchPlan)
+        plan = read_plan(study)
         opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
         record = refresh_report(study, opened=opened, on_warning=terminal.say)
     show_result(terminal, record, study=study, storage=spell_storage(record.plan, study))

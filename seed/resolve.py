@@ -3,24 +3,26 @@
 Nothing heavy is imported here, so that wrong input is answered at once.
 """
 
+import difflib
 import os
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seed import study_dir
-from seed.cli import spell_command
-from seed.config import OPTIONS, StudyConfig, known, list_presets, read_file, read_preset
-from seed.errors import CorpusError, ModelError, SeedError, SpaceError
+from seed import study_dir, untrusted
+from seed.cli import list_options, spell_command
+from seed.config import DEFAULT_TEXT, OPTIONS, SECTIONS, StudyConfig, known
+from seed.errors import CorpusError, ModelError, SeedError, SpaceError, StudyError
 from seed.models.start import Start, find_origin, read_start
 from seed.optimize.space import make_space, narrow_space
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things
 
 NAMED_TEXTS = ("demo", "wikitext2")  # a folder of such a name must not be taken for the corpus
-DEFAULT_TEXT = "wikitext2"  # of models of the hub
+FILE_BYTES = 10**6  # the largest preset has fifty lines
 
 
 def fill_from_files(asked: StudyConfig) -> StudyConfig:
@@ -83,28 +85,6 @@ def resolve_config(asked: StudyConfig) -> StudyConfig:
         validation_text=resolve_path(settings.validation_text),
         test_text=resolve_path(settings.test_text),
     )
-
-
-def fill_by_size(settings: StudyConfig, *, num_layers: int, num_params: int, max_positions: int) -> StudyConfig:
-    """Return the config with what neither files nor the user say, chosen for the model's size; rates fall with it."""
-    rate = min(1e-3, 1e-4 * (1e9 / max(num_params, 1)) ** 0.5)
-    chosen: dict[str, Any] = {
-        "max_dropped": max(1, num_layers // 3),
-        "recovery_text": DEFAULT_TEXT,
-        "window_tokens": max(16, min(1024, max_positions)),
-        "calibration_tokens": 16_384,
-        "validation_tokens": 65_536,
-        "prompt_tokens": min(128, max_positions // 2),
-        "new_tokens": min(64, max_positions // 2),
-        "short_steps": 10,
-        "batch_tokens": 8192,
-        "distill_tokens": max(200_000, min(40_000_000, num_params // 10)),
-        "learning_rates": (rate / 3, rate, rate * 3),
-        "trials": 100,
-    }
-    if settings.num_layers is None:  # no file knows the model, and all of a test text may be much
-        chosen["test_tokens"] = 262_144
-    return replace(settings, **{name: value for name, value in chosen.items() if getattr(settings, name) is None})
 
 
 def ask_for_text(model: str, *, option: str) -> CorpusError:
@@ -249,3 +229,77 @@ def choose_text(name: str) -> str:
     if Path(name).expanduser().is_dir():
         raise ask_for_text(name, option="--test-text")
     return DEFAULT_TEXT
+
+
+def presets_directory() -> Path:
+    """Where the presets lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "search_spaces"
+    return inside if inside.is_dir() else package.parent / "search_spaces"
+
+
+def list_presets() -> list[str]:
+    """Names that ``--model`` knows."""
+    return sorted(path.stem for path in presets_directory().glob("*.toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The options of a known model; of another model none."""
+    return read_file(presets_directory() / f"{name}.toml") if name in list_presets() else {}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read and check a TOML file; return the options in it.
+
+    Raises:
+        SpaceError: it is missing, not TOML, has an unknown key or a wrong value, or contradicts itself.
+    """
+    values: dict[str, Any] = {}
+    for section, table in _read_toml(path).items():
+        if section not in SECTIONS and section != "config":
+            raise SpaceError(f"{path}: {_explain_unknown(section, [*SECTIONS, 'config'])}")
+        if not isinstance(table, dict):
+            raise SpaceError(f"{path}: {section} = {table}: wanted a section, [{section}] and keys below it.")
+        if section == "config":
+            values["shape"] = table
+            continue
+        known = {said.key or name: (name, kind) for name, said, kind in list_options(SECTIONS[section]) if said.in_file}
+        for key, value in table.items():
+            if key not in known:
+                raise SpaceError(f"{path}: [{section}] {_explain_unknown(key, list(known))}")
+            name, kind = known[key]
+            try:
+                values[name] = kind.read(tuple(value) if isinstance(value, list) else value)
+            except ValueError as error:
+                raise SpaceError(f"{path}: {section}.{key} = {value}: {error}.") from error
+    if (least := values.get("min_dropped", 1)) > (most := values.get("max_dropped", least)):
+        raise SpaceError(f"{path}: min_dropped = {least} and max_dropped = {most}; wanted min_dropped <= max_dropped.")
+    if "num_layers" in values and "max_dropped" in values:
+        bounds = {name: values[name] for name in ("min_dropped", "max_dropped", "droppable_layers") if name in values}
+        make_space(num_layers=values["num_layers"], place=str(path), **bounds)
+    return values
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(untrusted.read_bounded(path, limit=FILE_BYTES).decode("utf-8-sig"))
+    except StudyError as error:
+        raise SpaceError(
+            f"{path}: larger than {FILE_BYTES / 1e6:.0f} MB, and a search space is a few lines. Give a TOML file like those in "
+            "search_spaces/."
+        ) from error
+    except OSError as error:
+        raise SpaceError(
+            f"{path}: cannot be read ({error.strerror}). Give a TOML file like those in search_spaces/."
+        ) from error
+    except (ValueError, RecursionError) as error:  # TOML's own, encodings', and numbers of too many digits
+        raise SpaceError(f"{path}: not valid TOML ({error}). Mend that place.") from error
+    if (excess := untrusted.find_excess(content)) is not None:
+        raise SpaceError(f"{path}: {excess}. Mend that number.")
+    return content
+
+
+def _explain_unknown(key: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(key, allowed, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"has an unknown key {key}.{hint} Allowed: {', '.join(allowed)}."

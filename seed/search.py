@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from seed import planning, resolve
-from seed.cli import json_option, make_parser, option
-from seed.config import OPTIONS, StudyConfig, list_presets
+from seed import resolve
+from seed.cli import json_option, make_parser, option, quiet_libraries
+from seed.config import OPTIONS, StudyConfig
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import SeedError
 from seed.evidence import StudyRecord
 from seed.models.start import describe_original
+from seed.resolve import list_presets
 from seed.study_dir import StudyFolder
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def search(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
 
 def search_in_stages(settings: StudyConfig, terminal: Terminal) -> "StagedSearch":
     """Search stage by stage, and write the page of the whole."""
-    planning.quiet_libraries()
+    quiet_libraries()
     from seed import staged as stages
     from seed.reporting.staged_page import show_staged, write_staged_page
 
@@ -118,7 +119,7 @@ def plan_only(settings: StudyConfig, terminal: Terminal) -> None:
     """Say what the search would do and take, without weights, network or a study's folder."""
     settings = resolve.resolve_config(settings)
     name = resolve.name_study(settings)
-    planning.quiet_libraries()
+    quiet_libraries()
     from seed import dry_run
 
     if (said := describe_original(settings.model)) is not None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from seed import __version__, demo, study_dir
-from seed.config import StudyConfig, list_presets
+from seed import __version__, demo
+from seed.config import StudyConfig, fill_by_size
 from seed.data.corpus import CorpusRequest, TokenStream, open_streams, require_windows
 from seed.distillation.memory import measure_recompute
 from seed.errors import CorpusError, ModelError, ResourceError
@@ -25,7 +25,7 @@ from seed.models.loader import ModelSource, Teacher, check_source, choose_device
 from seed.models.start import read_start
 from seed.models.surgery import graft, list_needed, view_layers
 from seed.optimize.space import drop_more
-from seed.plans import Environment, Protocol, SearchPlan
+from seed.plans import Environment, Protocol, read_plan
 from seed.protocols import (
     RECOVERY_POOL_TOKENS,
     Reference,
@@ -40,7 +40,7 @@ from seed.protocols import (
 from seed.proxy.closed_form import measure_gains
 from seed.proxy.instruments import Instruments, make_walker, start_student
 from seed.records import Candidate
-from seed.resolve import fill_by_size, find_space
+from seed.resolve import find_space, list_presets
 from seed.study_dir import StudyFolder
 
 
@@ -69,9 +69,9 @@ class Session:
         )
 
     @property
-    def recovered_rung(self) -> str:
-        """The rung of scores with recovery that need no training: closed form, or none where the family has no place for it."""
-        return "none" if self.gains is None else "closed_form"
+    def recovered_proxy(self) -> str:
+        """The proxy of scores with recovery that need no training: closed form, or none where the family has no place for it."""
+        return "none" if self.gains is None else "closed-form"
 
     @property
     def batch_windows(self) -> int:
@@ -174,7 +174,7 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
         raise ModelError(
             f"{protocol.start}: changed since {study.root} was planned from it. Start a study of another name."
         )
-    is_trusted = study_dir.read_record(study.plan, SearchPlan).trusts_closed_form
+    is_trusted = read_plan(study).trusts_closed_form
     gains = _measure_gains(anatomy, streams["recovery"], device) if is_trusted else None
     return _bench(study, protocol, teacher, anatomy, streams, device, gains)
 

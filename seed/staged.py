@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seed import planning, resolve, study_dir
+from seed import plans, resolve, study_dir
 from seed.config import StudyConfig, parse_stages
 from seed.console import Terminal
 from seed.errors import StudyError
@@ -45,7 +45,7 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
         studies_dir=root,
         max_ppl_ratio=None,
         max_latency_ratio=None,
-        frontier_size=settings.frontier_size or STAGED_SIZE,
+        frontier_size=choose_frontier_size(settings),
     )
 
     def run(name: str, depth: int, *, start: Path | None = None, tokens: int | None = None) -> StudyRecord:
@@ -95,7 +95,7 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
     excess, verdict = compare_ends(stages[-1], one_shot, np.array(record.dense.test_counts))
     staged = StagedSearch(
         study=root.name,
-        model=record.plan.identity["model"],
+        model=record.plan.protocol.model,
         stopped_because=stopped,
         dense=record.dense,
         stages=tuple(stages),
@@ -122,13 +122,18 @@ def check_plan(settings: StudyConfig, study: StudyFolder) -> dict[str, str | int
         "stages": settings.stages,
         "distill_tokens": settings.distill_tokens,
         "learning_rate": settings.learning_rate,
-        "frontier_size": settings.frontier_size,
+        "frontier_size": choose_frontier_size(settings),
         "recovery": settings.chosen_recovery.name,
     }
     if study.stages_plan.exists():
         known = study_dir.read_record(study.stages_plan, dict[str, str | int | float | None])
-        planning.require_same_settings(known, decisive, place=study.root)
+        plans.require_same_settings(known, decisive, place=study.root)
     return decisive
+
+
+def choose_frontier_size(settings: StudyConfig) -> int:
+    """How many models are distilled in each stage."""
+    return settings.frontier_size if settings.is_given("frontier_size") else STAGED_SIZE
 
 
 def count_droppable(record: StudyRecord) -> int:

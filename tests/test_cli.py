@@ -27,9 +27,9 @@ from seed.cli import (
     read_command,
     spell_command,
 )
-from seed.config import list_presets
 from seed.optimize import strategies
 from seed.optimize.space import STRATEGIES
+from seed.resolve import list_presets
 from tests.running import environment
 
 READ = [

@@ -124,11 +124,11 @@ print(json.dumps(dict(perplexity=math.exp(loss), seed_imported="seed" in sys.mod
 
 def save_test_windows(study: Path, target: Path) -> None:
     """Write the very windows that the study's test PPL was computed on."""
-    from seed import planning, sessions, study_dir
-    from seed.plans import SearchPlan
+    from seed import sessions, study_dir
+    from seed.plans import read_plan
 
     opened = study_dir.open_existing(study)
-    protocol = planning.read_protocol(study_dir.read_record(opened.plan, SearchPlan), place=study)
+    protocol = read_plan(opened).protocol
     session = sessions.reopen(opened, protocol, device_name="cpu")
     target.write_text(json.dumps(session.streams["test"].tokens_NT.tolist()))
 
@@ -246,10 +246,10 @@ def test_damaged_scores_are_named(make_checkpoint, text_file, tmp_path):
     run_seed(*words, cwd=tmp_path)
     scores = tmp_path / "studies" / "torn" / "scores.sqlite"
     whole = scores.read_bytes()
-    begin = whole.index(b"drop-1closed_form") + len(b"drop-1closed_form")
+    begin = whole.index(b"drop-1closed-form") + len(b"drop-1closed-form")
     scores.write_bytes(whole[:begin] + bytes([whole[begin] ^ 1]) + whole[begin + 1 :])  # of its losses
     error = error_of(run_seed(*words, cwd=tmp_path, code=2))
-    assert "scores.sqlite: the score of 'drop-1' ('closed_form') is damaged" in error
+    assert "scores.sqlite: the score of 'drop-1' ('closed-form') is damaged" in error
     scores.write_bytes(whole)
     run_seed(*words, cwd=tmp_path)
 

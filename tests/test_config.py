@@ -10,17 +10,10 @@ from typing import Any
 
 import pytest
 
-from seed.config import (
-    Stages,
-    StudyConfig,
-    list_presets,
-    parse_stages,
-    presets_directory,
-    read_file,
-    read_preset,
-)
+from seed.config import Stages, StudyConfig, parse_stages
 from seed.errors import SeedError, SpaceError, StudyError
 from seed.optimize.space import make_space
+from seed.resolve import list_presets, presets_directory, read_file, read_preset
 
 WHOLE = """\
 [model]
@@ -54,59 +47,29 @@ Write = Callable[..., Path]
     ("settings", "flag"),
     [
         ({"trials": 0}, "--trials 0"),
-        ({"trials": -5}, "--trials -5"),
         ({"max_ppl_ratio": math.nan}, "--max-ppl-ratio nan"),
-        ({"max_ppl_ratio": math.inf}, "--max-ppl-ratio inf"),
         ({"max_ppl_ratio": 1.0}, "--max-ppl-ratio 1.0"),
-        ({"max_ppl_ratio": 0.9}, "--max-ppl-ratio 0.9"),
         ({"max_latency_ratio": 1.0}, "--max-latency-ratio 1.0"),
-        ({"max_latency_ratio": 1.2}, "--max-latency-ratio 1.2"),
         ({"max_latency_ratio": 0.0}, "--max-latency-ratio 0.0"),
-        ({"max_latency_ratio": math.nan}, "--max-latency-ratio nan"),
         ({"max_memory": "1.8 XB"}, "--max-memory 1.8 XB"),
-        ({"trials": 2.5}, "--trials 2.5"),
-        ({"max_memory": 0.0}, "--max-memory 0.0"),
         ({"proxy": "none"}, "--proxy none"),
         ({"sampler": "grid"}, "--sampler grid"),
         ({"dtype": "int8"}, "--dtype int8"),
         ({"rng_seed": -1}, "--rng-seed -1"),
-        ({"rng_seed": 2**63}, "--rng-seed 9223372036854775808"),
         ({"model": ""}, "--model "),
-        ({"study": " "}, "--study  "),
-        ({"recovery_text": ""}, "--recovery-text "),
-        ({"test_text": "\t"}, "--test-text \t"),
-        ({"device": ""}, "--device "),
-        ({"storage": ""}, "--storage "),
         ({"studies_dir": ""}, "--studies-dir "),
-        ({"eval_command": ""}, "--eval-command "),
         ({"recovery_text": "caf\udce9.txt"}, "--recovery-text caf\udce9.txt"),
-        ({"frontier_size": 0}, "--frontier-size 0"),
-        ({"max_dropped": 0}, "--max-dropped 0"),
-        ({"short_steps": 0}, "--short-steps 0"),
         ({"learning_rate": -1e-4}, "--learning-rate -0.0001"),
-        ({"distill_tokens": 0}, "--distill-tokens 0"),
-        ({"window_tokens": 0}, "--window-tokens 0"),
-        ({"validation_tokens": -1}, "--validation-tokens -1"),
-        ({"latency_repeats": 0}, "--latency-repeats 0"),
-        ({"latency_batch": 0}, "--latency-batch 0"),
-        ({"new_tokens": 0}, "--new-tokens 0"),
         ({"sweep_budget": -1}, "--sweep-budget -1"),
-        ({"sweep_budget": math.nan}, "--sweep-budget nan"),
-        ({"sweep_budget": math.inf}, "--sweep-budget inf"),
-        ({"lora_rank": 0}, "--lora-rank 0"),
         ({"lora_rank": 8, "recovery": "pretraining"}, "--lora-rank 8"),
-        ({"replicas": 0}, "--replicas 0"),
         ({"recovery": "magic"}, "--recovery magic"),
         ({"temperature": 0.0}, "--temperature 0.0"),
         ({"temperature": 2.0, "recovery": "pretraining"}, "--temperature 2.0"),
         ({"ce_share": 1.5}, "--ce-share 1.5"),
-        ({"ce_share": -0.1}, "--ce-share -0.1"),
         ({"ce_share": 0.5, "recovery": "lora-pretraining"}, "--ce-share 0.5"),
         ({"min_dropped": 3, "max_dropped": 2}, "--min-dropped 3"),
         ({"stages": "2+"}, "--stages 2+"),
-        ({"stages": "two"}, "--stages two"),
         ({"stages": "0+1"}, "--stages 0+1"),
-        ({"stages": "..."}, "--stages ..."),
         ({"stages": "1+...+1"}, "--stages 1+...+1"),
         ({"stages": "1+..."}, "--stages 1+..."),
         ({"stages": "2+1", "max_dropped": 3}, "--max-dropped"),
@@ -114,6 +77,8 @@ Write = Callable[..., Path]
         ({"stages": "2+1", "storage": "sqlite:///x.db"}, "--storage"),
         ({"stages": "2+1", "distill": False}, "--no-distill"),
         ({"one_shot": False}, "--no-one-shot"),
+        ({"compiled": True, "latency_command": "time.sh"}, "--compiled"),
+        ({"distill": False, "eval_command": "judge.sh"}, "--eval-command"),
         ({"replicas": 3, "distill": False}, "--replicas 3"),
         ({"width_baseline": True, "distill": False}, "--width-baseline"),
         ({"width_baseline": True, "start": "/models/drop-1"}, "--width-baseline"),
@@ -136,22 +101,15 @@ def test_a_password_in_the_storage_is_refused_and_never_repeated() -> None:
     "settings",
     [
         {},
-        {"rng_seed": 0},
-        {"proxy": "short-distillation"},
         {"max_memory": "1.8 GB", "distill_tokens": "45m", "sweep_budget": "10 min"},
         {"max_ppl_ratio": 1.0001},
         {"sweep_budget": 0},
-        {"sweep_budget": 0.5},
-        {"lora_rank": 1},
         {"lora_rank": 1, "recovery": "lora-pretraining"},
         {"ce_share": 0.0},
         {"ce_share": 1.0},
-        {"stages": "3"},
         {"stages": "2+1", "max_latency_ratio": 0.8},
         {"stages": "1+...", "max_ppl_ratio": 1.1},
-        {"min_dropped": 2, "max_dropped": 2},
         {"max_latency_ratio": 0.9999},
-        {"storage": "postgresql://me@host/studies"},
     ],
 )
 def test_settings_at_the_border_pass(settings: dict[str, Any]) -> None:
@@ -163,15 +121,6 @@ def test_text_is_read_as_on_the_command_line() -> None:
     assert (config.max_memory, config.trials, config.studies_dir) == (1.8e9, 1000, Path("here"))
     described = StudyConfig(**read_preset("gpt2")).describe()
     assert json.loads(json.dumps(described)) == described
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"compiled": True, "latency_command": "time.sh"}, {"distill": False, "eval_command": "judge.sh"}],
-)
-def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(SeedError, match="Leave one out"):
-        StudyConfig(**settings)
 
 
 def test_stages_are_numbers_of_layers_and_may_go_on() -> None:
@@ -260,20 +209,14 @@ def test_a_file_is_read_as_it_stands(write: Write) -> None:
         ),
         ("num_layers =", "num_layer =", ["[model] has an unknown key num_layer", "Did you mean num_layers?"]),
         ("trials =", "trails =", ["[search]", "Did you mean trials?", "Allowed: trials, sampler, proxy,"]),
-        ("trials =", "zzz = 1\ntrials =", ["unknown key zzz. Allowed"]),
         ("batch = 1", 'latency_command = "rm"', ["[latency] has an unknown key latency_command"]),
         ('name = "someone/model"', "trust_remote_code = true", ["[model] has an unknown key trust_remote_code"]),
         ("[search]", '[run]\nstorage = "sqlite:///x"\n[search]', ["unknown key run"]),
         ("max_dropped = 4", 'max_dropped = "four"', ["space.max_dropped = four: wanted a whole number"]),
         ("trials = 50", "trials = true", ["search.trials = True: wanted a whole number"]),
-        ("trials = 50", "trials = 2.5", ["search.trials = 2.5: wanted"]),
-        ("trials = 50", "trials = 0", ["search.trials = 0: wanted a whole number from 1"]),
         ('corpus = "wikitext2"', "corpus = 5", ["data.corpus = 5: wanted text"]),
         ("[1e-4, 3e-4]", "1e-4", ["recovery.learning_rates = 0.0001: wanted one or more numbers"]),
-        ("[1e-4, 3e-4]", '["x"]', ["recovery.learning_rates", "wanted one or more numbers above 0"]),
         ("[1e-4, 3e-4]", "[]", ["recovery.learning_rates"]),
-        ("[1e-4, 3e-4]", "[1e-4, nan]", ["recovery.learning_rates"]),
-        ("[1, 2, 3, 4, 5, 6]", '["1"]', ["space.droppable_layers", "wanted layers"]),
         ("[1, 2, 3, 4, 5, 6]", "[1, 2, 2]", ["wanted layers in rising order, each once"]),
         ("[model]", "config = 3\n[model]", ["config = 3: wanted a section, [config]"]),
         ("max_dropped = 4", "max_dropped = ", ["not valid TOML", "line 6"]),

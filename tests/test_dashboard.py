@@ -18,7 +18,7 @@ import pytest
 
 from seed import dashboard, study_dir
 from seed.dashboard import make_app, open_server, refuse_strangers
-from seed.plans import SearchPlan
+from seed.plans import read_plan
 from seed.stages.publishing import open_shown, refresh_report
 from seed.study_dir import StudyFolder
 from tests.finished import NAME, Finished
@@ -51,7 +51,7 @@ def test_a_finished_study_is_shown_with_names_notes_figures_and_cards(finished_s
     with study_dir.lock(study), serve(study) as address:  # as beside a search that goes on
         assert address.endswith("/dashboard/studies/0")
         found = ask(address)
-        assert found["objective_names"] == ["PPL ratio (closed form)", "latency ratio"]
+        assert found["objective_names"] == ["PPL ratio (closed-form)", "latency ratio"]
         assert "Fastest within" in found["note"]["body"]
         assert {"seed-pareto", "seed-layers"} <= {figure["id"] for figure in found["plotly_graph_objects"]}
         assert all(json.loads(figure["graph_object"])["data"] for figure in found["plotly_graph_objects"])
@@ -63,7 +63,7 @@ def test_a_finished_study_is_shown_with_names_notes_figures_and_cards(finished_s
 
 def test_beside_a_running_search_the_note_says_so(finished_study: Finished, tmp_path: Path) -> None:
     study = finished_study.copy(tmp_path)
-    opened = open_shown(study, study_dir.read_record(study.plan, SearchPlan), storage=None, on_warning=pytest.fail)
+    opened = open_shown(study, read_plan(study), storage=None, on_warning=pytest.fail)
     refresh_report(study, opened=opened, on_warning=pytest.fail, is_running=True)
     with serve(study) as address:
         assert "The search goes on" in ask(address)["note"]["body"]

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from seed import cost, dry_run, resolve, sessions
-from seed.config import StudyConfig, list_presets, read_preset
+from seed.config import StudyConfig
 from seed.cost import Shape, Speed
 from seed.data.corpus import CorpusRequest, read_source
 from seed.errors import ModelError, SpaceError
 from seed.models.anatomy import Anatomy
 from seed.models.loader import ModelSource
 from seed.protocols import describe_reference
+from seed.resolve import list_presets, read_preset
 from seed.study_dir import StudyFolder
 from tests.test_cost import GPU, GPU_PROTOCOL, measure
 
@@ -90,13 +90,6 @@ def test_weights_are_never_read(make_checkpoint: MakeCheckpoint, text_file: Path
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
 
 
-def test_weights_are_stored_as_their_headers_say(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    config = transformers.AutoConfig.from_pretrained(make_checkpoint("gpt2"))
-    config.dtype = "bfloat16"
-    assert dry_run.find_stored(ModelSource(location=str(make_checkpoint("gpt2"))), config) == torch.float32
-    assert dry_run.find_stored(ModelSource(location=str(tmp_path)), config) == torch.bfloat16
-
-
 def test_families_without_closed_form_have_no_sweep(
     make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path
 ) -> None:
@@ -121,10 +114,12 @@ def test_published_sizes_stand_in_for_text_that_is_not_at_hand() -> None:
         test_tokens=None,
     )
     streams = dry_run.describe_text(request, ModelSource(location="openai-community/gpt2"))
-    assert streams["recovery"].tokens == pytest.approx(1.3 * 2_088_628, abs=1024)
-    assert streams["validation"].tokens == 65_536
+    assert {name: stream.tokens for name, stream in streams.items()} == {
+        "recovery": 2651 * 1024,
+        "validation": 65_536,
+        "test": 311 * 1024,
+    }
     assert "unknown size" in streams["validation"].source
-    assert streams["test"].tokens == pytest.approx(287_644, rel=0.15)
 
 
 def test_options_that_make_it_fit_are_named() -> None:

@@ -14,12 +14,12 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import seed
-from seed import distill, evaluate, planning, protocols, study_dir
+from seed import distill, evaluate, protocols
 from seed.errors import ModelError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.files import find_damage
 from seed.models.start import describe_original, read_start
-from seed.plans import SearchPlan
+from seed.plans import read_plan
 from seed.records import TrialRecord
 from seed.reporting.result_line import ExportLine
 from seed.stages import exporting
@@ -229,9 +229,9 @@ def test_a_recovered_model_that_is_cut_again_says_which_weights_it_comes_from(pl
     assert (place.path / "out" / "LICENSE").read_text() == "Ours."
 
     # so does a study of a recovered model
-    plan = study_dir.read_record(place.study.plan, SearchPlan)
+    plan = read_plan(place.study)
     protocol = msgspec.structs.replace(
-        planning.read_protocol(plan, place=place.path),
+        plan.protocol,
         start=str(start),
         start_sha256=protocols.hash_weights(start),
         start_tokens=4096,

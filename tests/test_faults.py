@@ -26,7 +26,7 @@ from tests.finished import SMALL, Finished, Heard
 from tests.running import search_words
 
 TRIALS = 9
-RUNG_2 = [
+SHORT = [
     "--proxy=short-distillation",
     "--short-steps=2",
     f"--trials={TRIALS}",
@@ -128,17 +128,19 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "closed form": {"proxy": "closed-form"},
-    "short distillation": {"proxy": "short-distillation", "short_steps": 1, "screen": False},
+    "closed-form": {},
+    "short-distillation": {"short_steps": 1, "screen": False},
 }
 
 
-@pytest.mark.parametrize("rung", WAYS)
+@pytest.mark.parametrize("proxy", WAYS)
 def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(
-    rung: str, fragile: Path, text_file: Path, tmp_path: Path
+    proxy: str, fragile: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'trials.db'}" if rung == "short distillation" else None
-    told = SMALL | WAYS[rung] | {"model": str(fragile), "recovery_text": str(text_file), "storage": url}
+    url = f"sqlite:///{tmp_path / 'trials.db'}" if proxy == "short-distillation" else None
+    told = (
+        SMALL | WAYS[proxy] | {"proxy": proxy, "model": str(fragile), "recovery_text": str(text_file), "storage": url}
+    )
     settings, terminal = StudyConfig(**told, studies_dir=tmp_path, study="fragile", distill=False), Heard()
     record = search(settings, terminal)
     said = "\n".join(terminal.lines)
@@ -149,7 +151,7 @@ def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(
     root = tmp_path / "fragile"
     study = optuna.load_study(storage=open_storage(url, journal=root / "journal.log"), study_name="fragile")
     reasons = {trial.user_attrs["dropped"]: trial.user_attrs.get("failed") for trial in study.trials}
-    reason = f"the loss of this set ({rung}) is not a finite number"
+    reason = f"the loss of this set ({proxy}) is not a finite number"
     assert {dropped: why for dropped, why in reasons.items() if why} == {"0": reason, "0, 2": reason, "0, 3": reason}
     assert len(study.trials) == len(reasons) == 10
     assert reason in (root / "report.html").read_text()
@@ -171,7 +173,7 @@ def test_a_search_that_is_killed_or_asked_to_stop_goes_on_with_the_same_command(
         (4, [term], [128 + term]),
         (6, [interrupt, interrupt], [128 + interrupt, -interrupt]),
     ):
-        search = start(*RUNG_2)
+        search = start(*SHORT)
         search.wait_until(has_scored(search, count))
         for number in signals:
             os.kill(search.process.pid, number)
@@ -180,7 +182,7 @@ def test_a_search_that_is_killed_or_asked_to_stop_goes_on_with_the_same_command(
         assert ("run the same command again to go on" in search.read()) == (search.process.exitcode > 0)
         assert before <= set(search.list_scored())
         before = set(search.list_scored())
-    again = start(*RUNG_2)
+    again = start(*SHORT)
     assert again.end() == 0, again.read()
     assert f"{len(before)} candidates were scored before" in again.read()
     require_whole(again)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from seed.config import list_presets
+from seed.resolve import list_presets
 from tests.running import ROOT, error_of, run_seed
 
 README = (ROOT / "README.md").read_text()

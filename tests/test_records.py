@@ -9,7 +9,6 @@ import pytest
 
 from seed import plans, records
 from seed.evidence import StudyRecord
-from seed.plans import SearchPlan
 from seed.records import Candidate, Record, SearchSpace
 
 from .reporting import factory
@@ -88,35 +87,3 @@ def test_a_whole_study_comes_back_as_it_went_and_nothing_else_does() -> None:
     content["trials"][0]["evaluation"]["latency"]["colour"] = "red"
     with pytest.raises(msgspec.ValidationError, match=r"colour.*trials.*latency"):
         msgspec.json.decode(msgspec.json.encode(content), type=StudyRecord)
-
-
-# ---- plans and agreement
-
-
-def make_plan(**changes: object) -> SearchPlan:
-    return msgspec.structs.replace(factory.make_record().plan, **changes)
-
-
-def test_a_fingerprint_depends_on_the_identity_and_not_on_budgets() -> None:
-    plan = make_plan()
-    budgets = {"trials": 7, "sweep_budget": 0.0, "covers_space": True, "frontier_size": 2, "distill_tokens": 5}
-    budgets |= {"max_ppl_ratio": 1.1, "storage": None, "command": "other", "seed_version": "9.9", "created": "2030"}
-    assert {make_plan(**{name: value}).fingerprint for name, value in budgets.items()} == {plan.fingerprint}
-    found = {plan.fingerprint}
-    for changed in (
-        plan.identity | {"rng_seed": 1},
-        plan.identity | {"window_tokens": 513},
-        plan.identity | {"streams": {}},
-        plan.identity | {"rungs": ["closed_form", "none", "short_distillation"]},
-        {name: value for name, value in plan.identity.items() if name != "rungs"},
-        plan.identity | {"new": None},
-    ):
-        found.add(make_plan(identity=changed).fingerprint)
-    assert len(found) == 7
-
-
-def test_a_fingerprint_survives_the_file_and_the_order_of_keys() -> None:
-    plan = make_plan(identity={"b": (1, 2), "a": {"y": 3e-4, "x": None}})
-    again = msgspec.json.decode(msgspec.json.encode(plan), type=SearchPlan)
-    turned = make_plan(identity={"a": {"x": None, "y": 3e-4}, "b": [1, 2]})
-    assert again.fingerprint == turned.fingerprint == plan.fingerprint

@@ -9,13 +9,13 @@ import msgspec
 import optuna
 import pytest
 
-from seed import planning, study_dir, untrusted
+from seed import plans, protocols, study_dir, untrusted
 from seed.config import StudyConfig
 from seed.dashboard import make_app
 from seed.errors import ResourceError, StudyError
 from seed.optimize.storage import open_storage, view_storage
 from seed.optimize.study import FINGERPRINT
-from seed.plans import Protocol, SearchPlan
+from seed.plans import Protocol, SearchPlan, read_plan
 from seed.records import Candidate, Record, SearchSpace, WidthCut
 from seed.stages.publishing import open_shown
 from seed.study_dir import StudyFolder
@@ -171,7 +171,7 @@ def test_a_config_of_more_layers_than_any_model_has_is_excessive_and_one_of_wide
 
 
 def make_plan(protocol: Protocol = PROTOCOL, *, covers_space: bool = True) -> SearchPlan:
-    return planning.make_plan(
+    return protocols.make_plan(
         StudyConfig(), protocol, name="tiny", trials=10, distill_tokens=1024, covers_space=covers_space
     )
 
@@ -190,13 +190,13 @@ def write_study(root: Path, protocol: Protocol = PROTOCOL, *, storage: str | Non
 def test_code_runs_only_where_it_is_typed_again_and_all_else_is_data(tmp_path: Path) -> None:
     fields = {"location": "/somewhere/model", "recovery_text": "/home/someone/notes.txt", "start": "/models/drop-1"}
     study = write_study(tmp_path / "study", change(**fields))
-    assert planning.open_planned(study.root)[2].location == "/somewhere/model"
+    assert plans.open_planned(study.root)[1].protocol.location == "/somewhere/model"
     study = write_study(tmp_path / "code", change(location="owner/name", revision="aaaa", trust_remote_code=True))
     said = r"code: its model owner/name@aaaa brings its own code.*add --trust-remote-code"
     with pytest.raises(StudyError, match=said):
-        planning.open_planned(study.root)
-    assert planning.open_planned(study.root, trust_remote_code=True)[0].root == study.root
-    assert planning.read_planned(study.root)[0].root == study.root
+        plans.open_planned(study.root)
+    assert plans.open_planned(study.root, trust_remote_code=True)[0].root == study.root
+    assert plans.read_planned(study.root)[0].root == study.root
 
 
 @pytest.mark.parametrize("command", ["distill", "experiment", "evaluate"])
@@ -214,10 +214,6 @@ def test_every_command_that_opens_a_model_wants_the_word_and_takes_it(command: s
         assert "add --trust-remote-code" in error_of(run_seed(*words, cwd=tmp_path, code=2))
         said = error_of(run_seed(*words, "--trust-remote-code", cwd=tmp_path, code=2))
         assert "trust-remote-code" not in said
-
-
-def read_plan(study: StudyFolder) -> SearchPlan:
-    return study_dir.read_record(study.plan, SearchPlan)
 
 
 def fill(url: str | None, study: StudyFolder) -> optuna.Study:
@@ -273,26 +269,15 @@ def test_a_journal_is_the_folders_own_and_its_lack_costs_no_report(tmp_path: Pat
 # ---- a search takes everything from its command line
 
 
-def test_a_plan_that_claims_to_have_scored_an_endless_space_is_refused(tmp_path: Path) -> None:
-    space = msgspec.structs.replace(PROTOCOL.space, num_layers=200, droppable_layers=tuple(range(200)), max_dropped=100)
-    typed = make_plan(change(space=space), covers_space=False)
-    foreign = msgspec.structs.replace(typed, covers_space=True)
-    with pytest.raises(StudyError, match=r"no search scores more than 20,000,000\. Restore plan.json"):
-        planning.read_protocol(foreign, place=tmp_path)
-    with pytest.raises(StudyError, match="no search scores more than"):
-        planning.continue_plan(foreign, typed, place=tmp_path)
-    planning.read_protocol(typed, place=tmp_path)
-
-
 OPENED = ("location", "revision", "trust_remote_code", "recovery_text", "validation_text", "test_text", "start")
 
 
 def test_a_search_that_goes_on_opens_what_was_typed_and_not_what_the_plan_names(tmp_path: Path) -> None:
     typed = make_plan()
     foreign = msgspec.structs.replace(typed, storage="sqlite:////victim.db", name="other", command="rm", trials=9)
-    going = planning.continue_plan(foreign, typed, place=tmp_path)
+    going = plans.continue_plan(foreign, typed, place=tmp_path)
     assert (going.storage, going.name, going.command, going.trials) == (None, typed.name, typed.command, typed.trials)
     for field in (*OPENED, "latency_command"):
         value = True if field == "trust_remote_code" else "/evil"
         with pytest.raises(StudyError, match=f"holds a study of another plan .*{field}"):
-            planning.continue_plan(make_plan(change(**{field: value})), typed, place=tmp_path)
+            plans.continue_plan(make_plan(change(**{field: value})), typed, place=tmp_path)

@@ -17,11 +17,11 @@ import torch
 from transformers.dynamic_module_utils import init_hf_modules
 
 from seed import sessions
+from seed.cli import quiet_libraries
 from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError, first_line
 from seed.evaluator import Evaluator
 from seed.executor import Rows
-from seed.planning import quiet_libraries
 from seed.protocols import Reference, describe_reference
 from seed.records import Candidate
 from seed.sessions import Session

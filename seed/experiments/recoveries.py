@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
-from seed import planning, stats, study_dir
+from seed import stats, study_dir
 from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, StudyRecord, TrainedRun
 from seed.experiments import runner
 from seed.experiments.runner import Advance, FinishedSearch
@@ -71,7 +71,7 @@ def compare_recoveries(
         for name in names  # in turns, so that a machine's drift favours none
     ]
     search.terminal.say(
-        f"plan: {count_things(len(equal), 'training')} of {planning.say_tokens(protocol, tokens)}, of "
+        f"plan: {count_things(len(equal), 'training')} of {protocol.describe_training(tokens)}, of "
         f"{', '.join(candidate.key for candidate in candidates)}; then as many again for the time that {REFERENCE} took"
     )
     chosen: dict[tuple[str, str], float] = {}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from seed import planning, sessions, study_dir
+from seed import plans, sessions, study_dir
+from seed.cli import quiet_libraries
 from seed.console import Terminal
 from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
@@ -62,10 +63,12 @@ def open_search(
     Raises:
         SeedError: there is none, it is in use, or its model cannot be opened.
     """
-    study, plan, protocol = planning.open_planned(path, trust_remote_code=trust_remote_code)
-    planning.quiet_libraries()
+    study, plan = plans.open_planned(path, trust_remote_code=trust_remote_code)
+    quiet_libraries()
     with study_dir.lock(study), ScoreStore(study.scores) as store:
-        yield FinishedSearch(terminal=terminal, folder=study, plan=plan, protocol=protocol, store=store, device=device)
+        yield FinishedSearch(
+            terminal=terminal, folder=study, plan=plan, protocol=plan.protocol, store=store, device=device
+        )
 
 
 def run_cells(
@@ -109,7 +112,7 @@ def read_begun(path: Path, kind: type[B], settings: Settings) -> B | None:
     if not path.exists():
         return None
     record = study_dir.read_record(path, kind)
-    planning.require_same_settings(record.settings, settings, place=path)
+    plans.require_same_settings(record.settings, settings, place=path)
     return record
 
 

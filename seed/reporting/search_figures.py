@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from seed.evidence import Sensitivity
 from seed.reporting.marks import DEPTH_COLORS, GREY, draw_errors, draw_scale, finish_figure
-from seed.reporting.wording import format_number, list_layers, name_drop, name_rung
+from seed.reporting.wording import format_number, list_layers, name_drop, name_proxy
 from seed.results import StudyResult, read_reach
 
 LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
@@ -25,7 +25,7 @@ SINGLE_MARKS = (
 
 
 def draw_sensitivity(result: StudyResult) -> go.Figure:
-    """Draw what each layer costs alone, by rung, and below it how much dearer or cheaper pairs are than their parts."""
+    """Draw what each layer costs alone, by proxy, and below it how much dearer or cheaper pairs are than their parts."""
     known = result.record.sensitivities[: len(SINGLE_MARKS)]
     if not known:
         return go.Figure()
@@ -67,7 +67,7 @@ def draw_sensitivity(result: StudyResult) -> go.Figure:
                 y=[_percent(one.singles[layer]) for layer in layers],
                 customdata=[one.singles[layer] for layer in layers],
                 mode="markers",
-                name=name_rung(one.rung),
+                name=name_proxy(one.proxy),
                 marker=marker,
                 hovertemplate="without layer %{x}: PPL ratio %{customdata:.3f}<extra>%{fullData.name}</extra>",
             ),
@@ -83,7 +83,7 @@ def draw_sensitivity(result: StudyResult) -> go.Figure:
     sentences = [
         "Above: how much perplexity on validation text rises without a layer, on a logarithmic scale that begins at 0.1 %, before and after "
         "recovery.",
-        f"Below: perplexity without two layers beside what the two cost one by one, after {name_rung(most.rung)}. Orange pairs are "
+        f"Below: perplexity without two layers beside what the two cost one by one, after {name_proxy(most.proxy)}. Orange pairs are "
         "dearer together than apart, so they should not both go; blue pairs are cheaper."
         if has_pairs
         else "",

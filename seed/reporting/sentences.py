@@ -20,7 +20,7 @@ from seed.reporting.wording import (
     list_layers,
     name_depth,
     name_drop,
-    name_rung,
+    name_proxy,
     name_width,
 )
 from seed.results import Model, Recommendation, Standing, StudyResult
@@ -65,7 +65,7 @@ def say_introduction(result: StudyResult) -> str:
         return f"{count_things(len(result.distilled), 'model')} distilled in full. The best of each depth, chosen on validation text:"
     if result.best:
         return (
-            f"Nothing was distilled. By the proxy ({name_rung(result.record.frontier.rung)}, validation text), "
+            f"Nothing was distilled. By the proxy ({name_proxy(result.record.frontier.proxy)}, validation text), "
             "the best candidate of each depth is:"
         )
     return "No candidate was scored completely, so there is no frontier."

@@ -15,7 +15,7 @@ import msgspec
 
 from seed import __version__, study_dir
 from seed.cli import spell_command
-from seed.config import StudyConfig, list_presets
+from seed.config import StudyConfig
 from seed.errors import ModelError, StudyError
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
 from seed.models.files import CARD, PROVENANCE, find_damage, refuse_damaged
@@ -27,7 +27,7 @@ from seed.protocols import find_source, hash_weights, resolve_location
 from seed.records import Candidate, DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card, write_recipe
 from seed.reporting.result_line import ExportLine
-from seed.resolve import fill_from_files
+from seed.resolve import fill_from_files, list_presets
 from seed.stages import places, provenance
 from seed.study_dir import StudyFolder
 

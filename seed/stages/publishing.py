@@ -14,7 +14,6 @@ from seed.optimize.display import show_note, show_study
 from seed.optimize.storage import load_study, open_storage, view_storage
 from seed.optimize.study import FINGERPRINT
 from seed.optimize.urls import hide_secrets, name_driver
-from seed.planning import read_protocol
 from seed.plans import SearchPlan
 from seed.records import Frontier
 from seed.reporting.dashboard_views import draw_board, write_opening_note, write_study_note
@@ -113,7 +112,7 @@ def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, on_w
     """Say in Optuna Dashboard that a search has begun, where it has no answer from before."""
     if study.frontier.exists():
         return
-    note = write_opening_note(plan, rung=read_protocol(plan, place=study.root).rung, root=study.root)
+    note = write_opening_note(plan, proxy=plan.protocol.proxy, root=study.root)
     try:
         show_note(opened, note, artifacts=study.artifacts)
     except (StudyError, ResourceError) as error:

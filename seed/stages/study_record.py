@@ -13,8 +13,7 @@ from seed.errors import SeedError, StudyError
 from seed.evidence import SearchGain, StudyRecord
 from seed.optimize.analysis import compare_replicated, measure_progress, read_sensitivities, summarize_replicas
 from seed.optimize.frontier import measure_agreement
-from seed.planning import read_protocol
-from seed.plans import Environment, SearchPlan
+from seed.plans import Environment, read_plan
 from seed.records import DenseResult, DistillResult, Frontier, Quality, Record, ScoreRow, TrialRecord
 from seed.reporting.summary import show_result
 from seed.reporting.wording import count_things
@@ -33,8 +32,8 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
     Raises:
         StudyError: something that a search writes is missing or torn.
     """
-    plan = study_dir.read_record(study.plan, SearchPlan)
-    protocol = read_protocol(plan, place=study.root)
+    plan = read_plan(study)
+    protocol = plan.protocol
     frontier = study_dir.read_record(study.frontier, Frontier) if frontier is None else frontier
     distilled, baselines = read_distilled(study), read_baselines(study)
     dense = study_dir.read_record(study.dense, DenseResult)
@@ -59,13 +58,13 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
         is_running=is_running,
         frontier=frontier,
         distilled=distilled,
-        agreement=measure_agreement(trials, distilled, rung=protocol.rung),
+        agreement=measure_agreement(trials, distilled, proxy=protocol.proxy),
         gain=study_dir.read_record(study.gain, SearchGain) if study.gain.is_file() else None,
         baselines=baselines,
         replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
         equivalences=compare_replicated(comparable, dense),
         sensitivities=read_sensitivities(rows, protocol.space),
-        progress=measure_progress(trials, rung=protocol.rung),
+        progress=measure_progress(trials, proxy=protocol.proxy),
     )
 
 
@@ -111,7 +110,7 @@ def read_losses(study: StudyFolder) -> Callable[[Quality], tuple[np.ndarray, np.
         StudyError: they are missing or damaged, or have no such row.
     """
     with ScoreStore(study.scores, read_only=True) as store:
-        rows = {f"{study.scores.name}#{row.rung}/{row.key}": row for row in store.read_rows()}
+        rows = {f"{study.scores.name}#{row.proxy}/{row.key}": row for row in store.read_rows()}
 
     def find_row(path: str | None) -> ScoreRow:
         row = rows.get(path or "")

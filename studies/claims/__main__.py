@@ -15,7 +15,7 @@ from pathlib import Path
 from msgspec import structs
 from torch import nn
 
-from seed import planning, study_dir
+from seed import plans, study_dir
 from seed.cli import WHOLE, device_option, option, read_command, spell_command, study_argument, trust_option
 from seed.console import Terminal, run_command
 from seed.errors import ModelError, StudyError
@@ -170,7 +170,7 @@ def find_best(opened: Opened, shallower: Candidate, *, num_dropped: int) -> Cand
     has_all = len(opened.session.protocol.space.droppable_layers) == num_layers
     for key, rows in sweep.rows.items() if has_all else ():
         dropped = read_dropped(key)
-        if opened.session.recovered_rung in rows and dropped is not None and len(dropped) == num_dropped:
+        if opened.session.recovered_proxy in rows and dropped is not None and len(dropped) == num_dropped:
             candidate = drop_layers(num_layers, dropped)
             scored += [candidate] if candidate.key == key else []  # a hash may be all digits
     return choose_best(sweep, scored) if scored else grow(sweep, shallower, num_dropped=num_dropped)
@@ -221,7 +221,7 @@ def read_evidence(opened: Opened) -> Evidence | None:
         raise StudyError(
             f"{opened.path}: cannot be read ({error.__cause__}). Remove this file and run this command again, which begins anew."
         ) from error
-    planning.require_same_settings(known.ledger.settings, opened.settings, place=opened.path)
+    plans.require_same_settings(known.ledger.settings, opened.settings, place=opened.path)
     return known
 
 
@@ -234,7 +234,7 @@ def start_evidence(opened: Opened, terminal: Terminal) -> Evidence:
             members[role] = member
             advance(1, role)
     dense, singles = sweep.instruments.dense_validation, list_sets(drop_layers(num_layers, []), num_dropped=1)
-    rungs = ["none"] if session.gains is None else ["none", "closed_form"]
+    proxies = ["none"] if session.gains is None else ["none", "closed-form"]
     sweep.measure_unrecovered(singles)
     if session.gains is not None:
         for single in singles:
@@ -246,13 +246,13 @@ def start_evidence(opened: Opened, terminal: Terminal) -> Evidence:
         roles={role: member.key for role, member in members.items()},
         members=members,
         singles={
-            rung: {str(single.dropped_layers[0]): sweep.rows[single.key][rung].sums for single in singles}
-            for rung in rungs
+            proxy: {str(single.dropped_layers[0]): sweep.rows[single.key][proxy].sums for single in singles}
+            for proxy in proxies
         },
         dense_validation_sums=dense.sums.tolist(),
         validation_counts=dense.counts.tolist(),
         pairs={
-            role: {rung: sweep.rows[members[role].key][rung].sums for rung in rungs}
+            role: {proxy: sweep.rows[members[role].key][proxy].sums for proxy in proxies}
             for role in ("pair", "raw pair")
             if role in members
         },
@@ -308,7 +308,7 @@ def train_missing(opened: Opened, evidence: Evidence, terminal: Terminal) -> Evi
         cells += [rng_seed] if rng_seed not in done else []
     terminal.say(
         f"plan: {len(cells)} of {len(wanted) + len(opened.rng_seeds)} trainings to go, each of "
-        f"{planning.say_tokens(protocol, opened.distill_tokens)}; random seeds {', '.join(map(str, opened.rng_seeds))}"
+        f"{protocol.describe_training(opened.distill_tokens)}; random seeds {', '.join(map(str, opened.rng_seeds))}"
     )
     if not cells:
         return evidence

@@ -14,8 +14,8 @@ from seed.errors import StudyError
 from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.experiments import compare
 from seed.experiments.compare import REFERENCE, summarize_comparison
-from seed.plans import SearchPlan
-from seed.records import Estimate, Frontier, SearchSpace
+from seed.plans import read_plan
+from seed.records import Estimate, Frontier
 from seed.reporting.experiment_page import Findings, render_page, tell_comparison
 from seed.stats import NOTHING
 from tests.experiments.conftest import Bench
@@ -51,7 +51,7 @@ def make_comparison(runs: Sequence[StrategyRun], sums: dict[Dropped, dict[int, S
     return Comparison(
         study="demo",
         model="demo",
-        rung="closed_form",
+        proxy="closed-form",
         budget=1000.0,
         num_candidates=298,
         dense_test_sums=list(DENSE),
@@ -272,11 +272,11 @@ def test_a_cost_that_pays_for_no_score_leaves_the_search_without_a_choice(sessio
 
 def test_strategies_keep_to_what_the_search_was_bound_to(session: Bench) -> None:
     study = session.copy("bound")
-    plan = study_dir.read_record(study.plan, SearchPlan)
+    plan = read_plan(study)
     frontier = study_dir.read_record(study.frontier, Frontier)
-    space = msgspec.structs.replace(msgspec.convert(plan.identity["space"], SearchSpace), min_dropped=2)
+    space = msgspec.structs.replace(plan.protocol.space, min_dropped=2)
     study_dir.write_record(study.plan, msgspec.structs.replace(plan, trusts_closed_form=False))
     study_dir.write_record(study.frontier, msgspec.structs.replace(frontier, space=space))
     record = session.run("compare", study, strategies=("last_layers", "perplexity"), **{**SMALL, "rng_seeds": (0,)})
-    assert (record["rung"], record["num_candidates"]) == ("none", space.size)
+    assert (record["proxy"], record["num_candidates"]) == ("none", space.size)
     assert {len(pick["kept_layers"]) for run in record["runs"] for pick in run["picks"]} == {space.num_layers - 2}

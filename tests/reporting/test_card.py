@@ -13,7 +13,7 @@ from seed.plans import Protocol
 from seed.reporting.card import OpenedBy, Raw, Score, describe_data, write_card, write_raw_card, write_recipe
 from tests.reporting.conftest import check_snapshot
 from tests.reporting.factory import make_candidate, make_quality
-from tests.test_planning import PROTOCOL
+from tests.test_plans import PROTOCOL
 
 HOSTILE = "x\n---\n# <script>alert(1)</script> | [a](javascript:alert(2)) ```"
 RAW = Raw(

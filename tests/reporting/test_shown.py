@@ -86,7 +86,7 @@ def test_stages_have_a_line_of_their_own() -> None:
 
 def test_the_note_gives_the_answer_and_explains(full: StudyRecord, undistilled: StudyRecord) -> None:
     notes = [write_study_note(study, root=Path("studies/demo")) for study in (full, undistilled)]
-    notes.append(write_opening_note(full.plan, rung="closed_form", root=Path("studies/demo")))
+    notes.append(write_opening_note(full.plan, proxy="closed-form", root=Path("studies/demo")))
     check_snapshot("notes.md", "\n\n".join(notes))
     assert "secret-password" not in "".join(notes)
 
@@ -96,7 +96,7 @@ def test_the_note_gives_the_answer_and_explains(full: StudyRecord, undistilled: 
     ["<script>alert(1)</script>", "a`b<i>", "``", "[x](javascript:alert(1))", "*a*\n# b", "</code><img src=x>"],
 )
 def test_a_hostile_name_stays_text(record: StudyRecord, name: str) -> None:
-    plan = replace(record.plan, identity={"model": name}, command=f"seed {name}")
+    plan = replace(record.plan, protocol=replace(record.plan.protocol, model=name), command=f"seed {name}")
     note = write_study_note(replace(record, plan=plan), root=Path(name))
     assert note.splitlines()[0] == f"# Seed: which layers can {quote_code(name)} live without?"
     assert note.count("```") % 2 == 0  # every block that opens ends

@@ -1,5 +1,6 @@
-"""Planning: a plan repeats itself, and studies never mix."""
+"""Plans: one repeats itself, studies never mix, and what another version wrote is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ import msgspec
 import pytest
 
 import seed
-from seed import planning, study_dir
+from seed import plans, protocols, study_dir
 from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.records import SearchSpace
+from seed.study_dir import StudyFolder
 from tests.stages import opened
 
 
@@ -28,10 +30,11 @@ PROTOCOL = msgspec.structs.replace(
     test_tokens=49152,
     streams={"recovery": stream("a1"), "validation": stream("b2"), "test": stream("c3")},
 )
+PLACE = Path("studies/demo")
 
 
 def make_plan(protocol: Protocol = PROTOCOL, *, covers_space: bool = False, **settings: Any) -> SearchPlan:
-    return planning.make_plan(
+    return protocols.make_plan(
         StudyConfig(**settings),
         protocol,
         name="demo",
@@ -41,52 +44,41 @@ def make_plan(protocol: Protocol = PROTOCOL, *, covers_space: bool = False, **se
     )
 
 
-# ---- one study, one protocol
-
-
-def test_a_plan_repeats_the_settings() -> None:
+def test_a_plan_repeats_the_settings_and_comes_back_from_its_file(tmp_path: Path) -> None:
     plan = make_plan(trials=298, max_ppl_ratio=1.1, frontier_size=4)
     assert (plan.trials, plan.frontier_size, plan.distill_tokens, plan.max_ppl_ratio) == (298, 4, 100_000, 1.1)
     assert plan.command == "python -m seed.search --max-ppl-ratio 1.1 --trials 298 --frontier-size 4"
     assert plan.seed_version == seed.__version__
-    assert planning.read_protocol(plan, place=Path("studies/demo")) == PROTOCOL
-
-
-def test_a_plan_from_its_file_is_the_same_study(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    plan = make_plan()
-    study_dir.write_record(path, plan)
-    again = study_dir.read_record(path, SearchPlan)
-    assert again.fingerprint == plan.fingerprint
-    assert planning.read_protocol(again, place=tmp_path) == PROTOCOL
-    planning.continue_plan(again, make_plan(trials=500, max_ppl_ratio=1.5, frontier_size=1), place=tmp_path)
+    study = StudyFolder(tmp_path)
+    study_dir.write_record(study.plan, plan)
+    again = plans.read_plan(study)
+    assert (again, again.fingerprint) == (plan, plan.fingerprint)
+    budgets = make_plan(trials=500, max_ppl_ratio=1.5, frontier_size=1)
+    assert plans.continue_plan(again, budgets, place=PLACE) == budgets
+    assert budgets.fingerprint == plan.fingerprint
 
 
 def test_what_is_said_of_the_text_makes_no_other_study() -> None:
     noted = {
         name: msgspec.structs.replace(stream, notes=("3 files read",)) for name, stream in PROTOCOL.streams.items()
     }
-    wanted = make_plan(msgspec.structs.replace(PROTOCOL, streams=noted))
-    found = make_plan()
-    for stream in found.identity["streams"].values():
-        del stream["notes"]  # as an earlier version wrote it
-    assert planning.continue_plan(found, wanted, place=Path("studies/demo")).identity == found.identity
-    assert planning.compare_protocols(found.identity, wanted.identity) == []
+    found, wanted = make_plan(), make_plan(msgspec.structs.replace(PROTOCOL, streams=noted))
+    assert plans.continue_plan(found, wanted, place=PLACE).fingerprint == found.fingerprint
+    assert plans.compare_protocols(found.protocol, wanted.protocol) == []
 
 
 @pytest.mark.parametrize("covered", [True, False])
 def test_whether_to_sweep_is_settled_when_the_study_begins(covered: bool) -> None:
     found = make_plan(covers_space=covered, trials=10)
     wanted = make_plan(covers_space=not covered, trials=20)  # the machine is busier, or less busy, today
-    continued = planning.continue_plan(found, wanted, place=Path("studies/demo"))
+    continued = plans.continue_plan(found, wanted, place=PLACE)
     assert continued == msgspec.structs.replace(wanted, covers_space=covered)
     assert continued.command == "python -m seed.search --trials 20"
     another = make_plan(covers_space=not covered, sweep_budget=7200.0)  # settles it anew
-    assert planning.continue_plan(found, another, place=Path("studies/demo")) == another
+    assert plans.continue_plan(found, another, place=PLACE) == another
 
 
 def test_differences_are_said_field_by_field() -> None:
-    assert planning.compare_protocols(PROTOCOL, PROTOCOL) == []
     other = msgspec.structs.replace(
         PROTOCOL,
         rng_seed=3,
@@ -94,7 +86,7 @@ def test_differences_are_said_field_by_field() -> None:
         space=msgspec.structs.replace(PROTOCOL.space, max_dropped=4),
         streams={**PROTOCOL.streams, "test": msgspec.structs.replace(PROTOCOL.streams["test"], tokens=7)},
     )
-    assert planning.compare_protocols(PROTOCOL, other) == [
+    assert plans.compare_protocols(PROTOCOL, other) == [
         "rng_seed: 0 in the study, 3 now",
         "space.max_dropped: 3 in the study, 4 now",
         "streams.test.tokens: 16384 in the study, 7 now",
@@ -119,51 +111,51 @@ def test_a_study_refuses_another_protocol_and_names_the_field(field: str) -> Non
     else:
         changed = f"{value}-other"
     other = make_plan(msgspec.structs.replace(PROTOCOL, **{field: changed}))
+    assert other.fingerprint != make_plan().fingerprint
     with pytest.raises(StudyError) as caught:
-        planning.continue_plan(make_plan(), other, place=Path("studies/demo"))
+        plans.continue_plan(make_plan(), other, place=PLACE)
     message = str(caught.value)
-    assert message.startswith(f"studies/demo: holds a study of another plan ({'proxy' if field == 'rung' else field}")
+    assert message.startswith(f"studies/demo: holds a study of another plan ({field}")
     assert " in the study, " in message
     assert "--study NAME" in message
 
 
 def test_many_differences_are_counted() -> None:
-    other = msgspec.structs.replace(
-        PROTOCOL,
-        **{name: getattr(PROTOCOL, name) + 1 for name in ("window_tokens", "calibration_tokens", "validation_tokens")},
-        **{name: getattr(PROTOCOL, name) + 1 for name in ("short_steps", "batch_tokens", "latency_batch")},
-        **{
-            name: getattr(PROTOCOL, name) + 1 for name in ("prompt_tokens", "new_tokens", "latency_repeats", "rng_seed")
-        },
-    )
+    names = ("window_tokens", "calibration_tokens", "validation_tokens", "short_steps", "batch_tokens")
+    names += ("latency_batch", "prompt_tokens", "new_tokens", "latency_repeats", "rng_seed")
+    other = msgspec.structs.replace(PROTOCOL, **{name: getattr(PROTOCOL, name) + 1 for name in names})
     with pytest.raises(StudyError, match="; and 2 more"):
-        planning.continue_plan(make_plan(), make_plan(other), place=Path("studies/demo"))
+        plans.continue_plan(make_plan(), make_plan(other), place=PLACE)
 
 
 @pytest.mark.parametrize(
-    "identity",
+    ("change", "said"),
     [
-        {},
-        {**msgspec.to_builtins(PROTOCOL), "new_field": 1},
-        {**msgspec.to_builtins(PROTOCOL), "rng_seed": "zero"},
+        ({"window_tokens": "many"}, r"`int`.*window_tokens"),
+        ({"new_field": 1}, "new_field"),
+        (
+            {"space": {"num_layers": 200, "droppable_layers": list(range(200)), "min_dropped": 1, "max_dropped": 100}},
+            "no search scores",
+        ),
+        (None, "protocol"),
     ],
 )
-def test_a_plan_of_another_version_is_refused_with_both_versions(identity: dict[str, object]) -> None:
-    plan = msgspec.structs.replace(make_plan(), identity=identity, seed_version="9.9")
-    with pytest.raises(StudyError, match=rf"written by seed 9\.9, and this is {seed.__version__}") as caught:
-        planning.continue_plan(plan, make_plan(), place=Path("studies/demo"))
-    assert "--study NAME" in str(caught.value)
+def test_a_plan_that_is_damaged_or_of_another_version_is_refused(
+    change: dict[str, Any] | None, said: str, tmp_path: Path
+) -> None:
+    study = StudyFolder(tmp_path)
+    content = msgspec.to_builtins(make_plan(covers_space=True)) | {"seed_version": "9.9"}
+    content["protocol"] = None if change is None else content["protocol"] | change
+    study_dir.write_record(study.plan, content)
+    with pytest.raises(
+        StudyError, match=rf"seed 9\.9 wrote it, and this is {seed.__version__}: .*{said}.*--study NAME"
+    ):
+        plans.read_plan(study)
+    assert json.loads(study.plan.read_text())["seed_version"] == "9.9"
 
 
-@pytest.mark.parametrize(
-    ("version", "said"),
-    [
-        (seed.__version__, r"its plan.json is damaged, .*`int`.*window_tokens"),
-        ("0.0.9", rf"its plan was written by seed 0\.0\.9, and this is {seed.__version__} .*window_tokens"),
-    ],
-)
-def test_a_plan_that_does_not_read_is_told_with_its_field(version: str, said: str) -> None:
-    plan = make_plan()
-    torn = msgspec.structs.replace(plan, identity={**plan.identity, "window_tokens": "many"}, seed_version=version)
-    with pytest.raises(StudyError, match=said):
-        planning.read_protocol(torn, place=Path("studies/demo"))
+def test_few_steps_are_warned_of() -> None:
+    assert PROTOCOL.describe_training(200) == "256 tokens (1 step of 256, the nearest to 200)"
+    assert PROTOCOL.describe_training(2560) == "2,560 tokens (10 steps of 256)"
+    assert PROTOCOL.warn_of_few_steps(2560) == []
+    assert "give --distill-tokens 2,560 or more" in PROTOCOL.warn_of_few_steps(200)[0]
