@@ -81,12 +81,12 @@ def make_score(candidate: Candidate) -> Scored:
     )
     evaluation = Evaluation(
         candidate=candidate,
-        qualities={"closed_form": quality},
+        qualities={"closed-form": quality},
         latency=make_latency("null"),
         size=Size(num_params=1, weight_bytes=4, kv_bytes_per_token=0),
         seconds=0.0,
     )
-    row = ScoreRow(key=candidate.key, rung="closed_form", sums=[1.5] * NUM_DOCUMENTS)
+    row = ScoreRow(key=candidate.key, proxy="closed-form", sums=[1.5] * NUM_DOCUMENTS)
     return Scored(candidate=candidate, evaluation=evaluation, rows=(row,))
 
 

@@ -24,13 +24,13 @@ from seed.records import SearchSpace
 from seed.scores import ScoreStore
 from seed.search import find_frontier
 
-# name -> layers of the model (12: the embedded one), most layers dropped, rung
+# name -> layers of the model (12: the embedded one), most layers dropped, proxy
 LANDSCAPES = {
-    "demo12_closed_form": (12, 4, "closed_form"),
+    "demo12_closed_form": (12, 4, "closed-form"),
     "demo12_no_recovery": (12, 8, "none"),
-    "llama22_closed_form": (22, 3, "closed_form"),
+    "llama22_closed_form": (22, 3, "closed-form"),
     "llama22_no_recovery": (22, 3, "none"),
-    "llama32_closed_form": (32, 2, "closed_form"),
+    "llama32_closed_form": (32, 2, "closed-form"),
     "llama32_no_recovery": (32, 3, "none"),
 }
 WIDTH = 64
@@ -71,13 +71,13 @@ def train_model(terminal: Terminal, num_layers: int, path: Path) -> None:
     tokenizer.save_pretrained(path)
 
 
-def score_landscape(num_layers: int, max_dropped: int, rung: str, *, model: str, studies: Path) -> dict[str, object]:
+def score_landscape(num_layers: int, max_dropped: int, proxy: str, *, model: str, studies: Path) -> dict[str, object]:
     """Score every set; losses on validation text, nats per token."""
-    settings = {"model": model, "max_dropped": max_dropped if rung == "closed_form" else 1, "distill": False}
+    settings = {"model": model, "max_dropped": max_dropped if proxy == "closed-form" else 1, "distill": False}
     if num_layers != 12:
         data = {"recovery_text": "demo", "calibration_tokens": 4096, "validation_tokens": 4096, "window_tokens": 256}
         settings |= data | {"prompt_tokens": 16, "new_tokens": 2}
-    study = study_dir.StudyFolder(studies / f"{num_layers}-{rung}")
+    study = study_dir.StudyFolder(studies / f"{num_layers}-{proxy}")
     find_frontier(**settings, quiet=False, studies_dir=studies, study=study.name, sweep_budget=1e6, latency_repeats=3)
     session = sessions.reopen(
         study, planning.read_protocol(study_dir.read_record(study.plan, SearchPlan), place=study.root)
@@ -89,12 +89,12 @@ def score_landscape(num_layers: int, max_dropped: int, rung: str, *, model: str,
     candidates = list(enumerate_candidates(space))
     qualities = (
         sweep.measure_unrecovered(candidates)
-        if rung == "none"
+        if proxy == "none"
         else [sweep.measure(candidate) for candidate in candidates]
     )
     dense = sweep.instruments.dense_validation.loss
     return {
-        "about": f"{num_layers}-layer Llama, {rung.replace('_', ' ')}, {session.streams['validation'].num_tokens:,} validation "
+        "about": f"{num_layers}-layer Llama, {proxy.replace('_', ' ')}, {session.streams['validation'].num_tokens:,} validation "
         "tokens; nats per token by dropped layers",
         "num_layers": num_layers,
         "max_dropped": max_dropped,
@@ -112,14 +112,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/landscapes"), help="(default: %(default)s)")
     args = parser.parse_args()
     terminal = Terminal()
-    for name, (num_layers, max_dropped, rung) in LANDSCAPES.items():
+    for name, (num_layers, max_dropped, proxy) in LANDSCAPES.items():
         path = args.out / f"{name}.json"
         if path.exists():
             continue
         model = "demo" if num_layers == 12 else str(args.out / f"llama{num_layers}")
         if model != "demo" and not Path(model).exists():
             train_model(terminal, num_layers, Path(model))
-        landscape = score_landscape(num_layers, max_dropped, rung, model=model, studies=args.out / "studies")
+        landscape = score_landscape(num_layers, max_dropped, proxy, model=model, studies=args.out / "studies")
         study_dir.write_bytes(path, json.dumps(landscape, indent=0).encode())
         terminal.say(f"{path}: {len(landscape['losses'])} sets")
 

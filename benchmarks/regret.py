@@ -2,7 +2,7 @@
 
 Frontier regret is how much worse than the best existing perplexity the best found one is, a mean over least numbers of
 dropped layers. What a strategy settles on without having scored it is scored too, and counts as an evaluation. A landscape
-has one rung: where that is a score with recovery, greedy removal and EvoPress get recovery as well.
+has one proxy: where that is a score with recovery, greedy removal and EvoPress get recovery as well.
 """
 
 import itertools
@@ -75,7 +75,7 @@ def play(name: str, landscape: Landscape, *, rng_seed: int) -> dict[str, Any]:
     began = time.perf_counter()
     try:
         for candidate in STRATEGIES[name].search(meter, landscape.space, "any", rng_seed):
-            meter.score([candidate], rung="any")  # costs nothing but where it was chosen unseen
+            meter.score([candidate], proxy="any")  # costs nothing but where it was chosen unseen
     except BudgetSpent:
         pass
     return {

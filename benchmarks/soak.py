@@ -121,7 +121,7 @@ def list_processes(mark: str) -> list[str]:
 def describe(study: StudyFolder) -> dict[str, object]:
     """What two searches of one kind have in common to the bit."""
     with ScoreStore(study.scores, read_only=True) as store:
-        scores = {(row.key, row.rung): (row.sums, row.counts) for row in store.read_rows()}
+        scores = {(row.key, row.proxy): (row.sums, row.counts) for row in store.read_rows()}
     frontier = [one["evaluation"]["candidate"] for one in json.loads(study.frontier.read_text())["members"]]
     results = [json.loads(path.read_text()) for path in sorted(study.distilled.glob("*.json"))]
     return {

@@ -88,8 +88,8 @@ def show(terminal: Terminal, fields: dict[str, Any]) -> None:
     """Print seconds a candidate, their ratio, and what both recover."""
     details = fields["speedup_details"]
     rows = [
-        [name, f"{details[f'{rung}_seconds']:.3f}", turns.show_spread(details[f"{rung}_recovery"])]
-        for name, rung in (("closed form in the sweep", "closed_form"), (f"{details['steps']} steps", "short"))
+        [name, f"{details[f'{proxy}_seconds']:.3f}", turns.show_spread(details[f"{proxy}_recovery"])]
+        for name, proxy in (("closed form in the sweep", "closed-form"), (f"{details['steps']} steps", "short"))
     ]
     columns = ["score", "s a candidate", "recovered (p10 to p90)"]
     title = f"Closed form and short distillation, {details['distilled']} candidates distilled"

@@ -271,7 +271,7 @@ def price_rivals(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spee
         return seconds * max(1, plan.trials / len(singles))
     if not (plan.covers_space and space.more_dropped[0] == 1):
         seconds += price_work(count_work(singles, closed_form=True, gone_layers=space.gone_layers), protocol, speed)
-    if not plan.covers_space and protocol.rung == "closed_form":
+    if not plan.covers_space and protocol.proxy == "closed-form":
         seconds += len(space.more_dropped) * price_walk(shape, protocol, speed)
     return seconds
 
@@ -311,7 +311,7 @@ def estimate_peak(shape: Shape, protocol: Protocol, *, trains: bool, together: i
     )
     phases = [[_count_timed(shape, protocol)], [sweep, logits]]
     if trains:
-        lets_go = sweep.num_bytes > RELEASED_BYTES and protocol.rung == "closed_form"
+        lets_go = sweep.num_bytes > RELEASED_BYTES and protocol.proxy == "closed-form"
         student = _count_students(shape, protocol, together=together)
         way_back = _count_way_back(shape, protocol, others=dense.num_bytes + student.num_bytes)
         phases.append([student, way_back, logits, *([] if lets_go else [sweep])])
@@ -382,7 +382,7 @@ def settle_trials(plan: SearchPlan, settings: StudyConfig, protocol: Protocol) -
     """
     size = protocol.space.size
     trials = min(known(settings.trials), size)
-    if protocol.rung != "closed_form":
+    if protocol.proxy != "closed-form":
         is_swept = plan.covers_space and (settings.sampler == "subset" or trials == size)
     elif not settings.is_given("trials"):
         is_swept, trials = plan.covers_space, size if plan.covers_space else trials
@@ -394,7 +394,7 @@ def settle_trials(plan: SearchPlan, settings: StudyConfig, protocol: Protocol) -
 def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed, *, distill: bool) -> Cost:
     """Estimate from timed parts; the truth is mostly within a factor of two."""
     validation, test, recovery = (protocol.streams[name].tokens for name in ("validation", "test", "recovery"))
-    is_short = protocol.rung == "short_distillation"
+    is_short = protocol.proxy == "short-distillation"
     num_finals = min(plan.frontier_size, plan.trials) if distill else 0
     if num_finals and plan.width_baseline:  # one more for each depth
         num_finals += min(num_finals, protocol.space.max_dropped - protocol.space.min_dropped + 1)
@@ -432,8 +432,8 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_worke
     """Say in lines what a search will do, take and read; times are of one worker."""
     space = protocol.space
     what = "all " if plan.trials == space.size else f"{plan.trials:,} of "
-    what += f"{count_things(space.size, 'candidate')} scored by {name_rung(protocol.rung)}"
-    if plan.covers_space and protocol.rung != "closed_form":
+    what += f"{count_things(space.size, 'candidate')} scored by {name_rung(protocol.proxy)}"
+    if plan.covers_space and protocol.proxy != "closed-form":
         what += ", led by a sweep of all of them by closed-form recovery"
     finals = (
         f"; then {count_things(cost.num_finals, 'model')} distilled {f'{plan.replicas} times ' * (plan.replicas > 1)}for "

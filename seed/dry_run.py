@@ -109,7 +109,7 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
             f"  a GPU is far faster: {format_span(there.search_seconds + there.distill_seconds)} at "
             f"{GPU_FLOPS / 1e12:.0f} TFLOP/s ({GPU_PRECISE_FLOPS / 1e12:.0f} in float64)"
         )
-    say(describe_fit(gpu, protocol, trains=settings.distill or protocol.rung == "short_distillation"))
+    say(describe_fit(gpu, protocol, trains=settings.distill or protocol.proxy == "short-distillation"))
     try:
         root, free_bytes = settings.studies_dir / name, cost.measure_free_bytes(device)
         cost.require_resources(estimate, root=root, free_bytes=free_bytes, device=str(device))

@@ -119,7 +119,7 @@ class Evaluator:
         table: Mapping[str, Latency],
         screen: Screen | None = None,
     ) -> Iterator[Scored]:
-        """Score candidates at the study's rung, in this order.
+        """Score candidates at the study's proxy, in this order.
 
         Args:
             candidates: neighbours beside one another share most of their work.
@@ -158,11 +158,11 @@ class Evaluator:
     ) -> tuple[SearchGain, list[ScoreRow]]:
         """Play simpler ways to choose on the search's own scores."""
         self.sweep.learn(rows)
-        known = {(row.key, row.rung) for row in rows}
+        known = {(row.key, row.proxy) for row in rows}
         gain = rivals.measure_gain(
             self.session, self.sweep, space, trials, plan=plan, solver=solver, on_rival=functools.partial(self.tell, 1)
         )
-        new = [row for ours in self.sweep.rows.values() for row in ours.values() if (row.key, row.rung) not in known]
+        new = [row for ours in self.sweep.rows.values() for row in ours.values() if (row.key, row.proxy) not in known]
         return gain, new
 
     # ---- distillation
@@ -252,7 +252,7 @@ class Evaluator:
         if self._proxy is None:
             self._proxy = Proxy(
                 self.sweep,
-                rung=self.session.protocol.rung,
+                proxy=self.session.protocol.proxy,
                 short=functools.partial(budgets.short_settings, self.session),
                 latency_of=find_latency,
                 say=self._say_line,

@@ -39,7 +39,7 @@ class Equivalence(Record, frozen=True, kw_only=True):
 class Agreement(Record, frozen=True, kw_only=True):
     """Does the proxy order candidates as full distillation does? Counted within structures, never pooled across."""
 
-    rung: str
+    proxy: str
     concordant: int
     discordant: int
     verdict: str  # a sentence for people
@@ -58,7 +58,7 @@ class RivalPick(Record, frozen=True, kw_only=True):
     best: Candidate  # the search's
     ppl_ratio: (
         float | None
-    )  # PPL of the rival's pick over that of the search's; None: not scored at the frontier's rung
+    )  # PPL of the rival's pick over that of the search's; None: not scored at the frontier's proxy
     standard_error: float | None
 
 
@@ -76,7 +76,7 @@ class Rival(Record, frozen=True, kw_only=True):
 class SearchGain(Record, frozen=True, kw_only=True):
     """What a search added over simpler ways to choose, and what it cost."""
 
-    rung: str
+    proxy: str
     solver: str  # how candidates were chosen, in a few words
     cost: float  # layer-tokens: one layer applied to one token
     num_scores: int
@@ -84,9 +84,9 @@ class SearchGain(Record, frozen=True, kw_only=True):
 
 
 class Sensitivity(Record, frozen=True, kw_only=True):
-    """What each layer and each pair of layers costs, by one rung, on validation text. ``None``: not scored."""
+    """What each layer and each pair of layers costs, by one proxy, on validation text. ``None``: not scored."""
 
-    rung: str
+    proxy: str
     base: float | None  # PPL ratio before any of them goes: 1, unless the search went on from a recovered model
     singles: tuple[float | None, ...]  # PPL ratio without this layer alone, of shape (num_layers,)
     pairs: tuple[tuple[int, int, float], ...]  # two layers, the lower first, and the PPL ratio without both
@@ -136,12 +136,12 @@ class FinalScore(Record, frozen=True, kw_only=True):
 
 
 class FidelityRow(Record, frozen=True, kw_only=True):
-    """One candidate of a fidelity study: its score at every rung (validation text), and what distillation made of it."""
+    """One candidate of a fidelity study: its score at every proxy (validation text), and what distillation made of it."""
 
     candidate: Candidate
     near_best: bool  # within the stated margin of its depth's best by closed form, or spread over the rest
-    losses: dict[str, float]  # by rung, nats per token
-    seconds: dict[str, float]  # by rung
+    losses: dict[str, float]  # by proxy, nats per token
+    seconds: dict[str, float]  # by proxy
     finals: tuple[FinalScore, ...]
 
 
@@ -158,15 +158,15 @@ class FidelityStudy(Record, frozen=True, kw_only=True):
 
 
 class RungFidelity(Record, frozen=True, kw_only=True):
-    """How one rung orders the candidates of one depth, and what it costs.
+    """How one proxy orders the candidates of one depth, and what it costs.
 
     For ``full_distillation`` it says how a final orders them as judged by the final of another ``rng_seed``.
     """
 
-    rung: str
+    proxy: str
     tau: Estimate  # Kendall's tau-b with the final test loss, averaged over the finals' rng_seeds
     near_tau: Estimate  # the same among the candidates near the depth's best
-    top1_regret: float | None  # PPL of the rung's pick after distillation / best distilled PPL - 1
+    top1_regret: float | None  # PPL of the proxy's pick after distillation / best distilled PPL - 1
     recovery: float | None  # median share of the damage to the validation loss that is undone
     seconds: float | None  # median for one candidate
 
@@ -181,7 +181,7 @@ class RungDifference(Record, frozen=True, kw_only=True):
 
     @property
     def favours(self) -> str | None:
-        """The rung that orders better; None when the interval holds zero or there is none."""
+        """The proxy that orders better; None when the interval holds zero or there is none."""
         if self.tau.low is None or self.tau.high is None:
             return None
         return self.one if self.tau.low > 0 else self.other if self.tau.high < 0 else None
@@ -193,11 +193,11 @@ class DepthFidelity(Record, frozen=True, kw_only=True):
     num_dropped: int
     num_candidates: int
     num_near: int
-    num_left_out: int  # rows that lack a rung or a final which others of their depth have
+    num_left_out: int  # rows that lack a proxy or a final which others of their depth have
     num_rng_seeds: int  # finals of each candidate
-    rungs: tuple[RungFidelity, ...]
+    proxies: tuple[RungFidelity, ...]
     ceiling: RungFidelity  # of "full_distillation"
-    differences: tuple[RungDifference, ...]  # of each pair of rungs
+    differences: tuple[RungDifference, ...]  # of each pair of proxies
 
 
 class FidelitySummary(Record, frozen=True, kw_only=True):
@@ -237,7 +237,7 @@ class Comparison(Record, frozen=True, kw_only=True):
 
     study: str
     model: str
-    rung: str  # of scores with recovery
+    proxy: str  # of scores with recovery
     budget: float  # layer-tokens that each strategy may spend; one that needs less spends less
     num_candidates: int  # of the space
     dense_test_sums: list[float]
@@ -277,7 +277,7 @@ class TrainedRun(Record, frozen=True, kw_only=True):
     tokens: int  # recovery tokens, those of earlier stages included
     learning_rate: float
     rng_seed: int
-    start: str  # "none", "closed_form"
+    start: str  # "none", "closed-form"
     stages: tuple[str, ...] = ()  # keys of the models of earlier stages
     curve: tuple[CurvePoint, ...]
     validation_loss: float | None

@@ -234,7 +234,7 @@ def open_optuna(now: Pass, store: ScoreStore) -> Study:
     return open_study(
         open_storage(now.settings.storage, journal=now.study.journal),
         name=now.plan.name,
-        rung=now.session.protocol.rung,
+        proxy=now.session.protocol.proxy,
         fingerprint=now.plan.fingerprint,
         owner=None if now.settings.storage is None else store.identity,
     )
@@ -246,15 +246,15 @@ def open_trials(now: Pass, opened: Study, space: SearchSpace, store: ScoreStore)
     Raises:
         StudyError: a database is not what the store says.
     """
-    rung, limits = now.session.protocol.rung, list_limits(now)
+    proxy, limits = now.session.protocol.proxy, list_limits(now)
     try:
-        return Trials(opened, space, store, rung=rung, limits=limits)
+        return Trials(opened, space, store, proxy=proxy, limits=limits)
     except StorageMismatchError:
         if now.settings.storage is not None:
             raise
     now.study.journal.unlink(missing_ok=True)
     now.terminal.say(f"{now.study.journal}: is not what {store.path.name} says, and is made anew from it")
-    return Trials(open_optuna(now, store), space, store, rung=rung, limits=limits)
+    return Trials(open_optuna(now, store), space, store, proxy=proxy, limits=limits)
 
 
 def prove(now: Pass) -> Proofs:
@@ -266,7 +266,7 @@ def prove(now: Pass) -> Proofs:
     now.begin("proofs")
     with now.terminal.stage("proofs", total=2) as advance:
         proofs: Proofs = now.executor.call("prove", on_progress=advance)
-    if proofs.fault and now.session.protocol.rung == "closed_form":
+    if proofs.fault and now.session.protocol.proxy == "closed-form":
         raise ModelError(f"{proofs.fault}. Use --proxy short-distillation with this model.")
     if proofs.fault:
         now.terminal.say(f"{proofs.fault}: this study does without closed form")
@@ -330,7 +330,7 @@ def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreCache, ta
     protocol = now.session.protocol
 
     def prepare() -> None:
-        if protocol.rung == "short_distillation":
+        if protocol.proxy == "short-distillation":
             store_states(now, steps=protocol.short_steps, rng_seeds=[protocol.rng_seed])
 
     live = publishing.LiveReport(
@@ -366,7 +366,7 @@ def select_members(now: Pass, space: SearchSpace, records: Sequence[TrialRecord]
     """Choose what is worth distilling of what is scored."""
     found = select_frontier(
         [record for record in records if contains(space, record.evaluation.candidate)],
-        rung=now.session.protocol.rung,
+        proxy=now.session.protocol.proxy,
         size=now.settings.frontier_size or planning.FRONTIER_SIZE,
         space_size=space.size,
         load_losses=read_losses(now.study),

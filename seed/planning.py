@@ -37,8 +37,8 @@ def compare_protocols(found: Protocol | Mapping[str, Any], wanted: Protocol | Ma
 
     def spell(name: str) -> str:
         shown = [f"{values.get(name)}" for values in (old, new)]
-        if name == "rung":  # is told as the proxy
-            name, shown = "proxy", [rung.replace("_", "-") for rung in shown]
+        if name == "proxy":  # is told as the proxy
+            name, shown = "proxy", [proxy.replace("_", "-") for proxy in shown]
         return f"{name}: {shown[0]} in the study, {shown[1]} now"
 
     return [spell(name) for name in sorted(old | new) if old.get(name) != new.get(name) and not name.endswith(".notes")]

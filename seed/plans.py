@@ -53,7 +53,7 @@ class Protocol(Record, frozen=True, kw_only=True):
     test_tokens: int | None
     bos_each_window: bool
     streams: dict[str, StreamRecord]
-    rung: str
+    proxy: str
     short_steps: int
     batch_tokens: int
     short_learning_rate: float
@@ -95,7 +95,7 @@ class SearchPlan(Record, frozen=True, kw_only=True):
 
     name: str
     identity: dict[str, Any]
-    trials: int  # candidates scored at the objective's rung
+    trials: int  # candidates scored at the objective's proxy
     sweep_budget: float  # seconds
     covers_space: bool  # closed form scores the whole space
     trusts_closed_form: bool = True  # False: a student with it has not the loss that its score says

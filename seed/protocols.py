@@ -112,8 +112,8 @@ def fix_protocol(
             f"{settings.name_place('prompt_tokens', 'new_tokens')}--prompt-tokens {prompt} and --new-tokens {new}: together more than the {longest} tokens that the model "
             "holds. Choose fewer."
         )
-    rung = choose_rung(settings.proxy, gains=gains, family=config.model_type)
-    if settings.is_given("short_steps") and rung != "short_distillation":
+    proxy = choose_proxy(settings.proxy, gains=gains, family=config.model_type)
+    if settings.is_given("short_steps") and proxy != "short-distillation":
         raise SpaceError(
             f"{settings.name_place('short_steps')}--short-steps: the proxy is closed form, and distils nothing. "
             "Add --proxy short-distillation, or leave it out."
@@ -132,7 +132,7 @@ def fix_protocol(
         "space": space,
         "bos_each_window": request.bos_each_window,
         "streams": streams,
-        "rung": rung,
+        "proxy": proxy,
         "batch_tokens": max(request.window_tokens, known(settings.batch_tokens)),
         "short_learning_rate": rates[len(rates) // 2],
         "mixed_precision": mixed_precision,
@@ -163,8 +163,8 @@ def check_base(start: Start, source: ModelSource) -> None:
         )
 
 
-def choose_rung(proxy: str | None, *, gains: dict[int, float] | None, family: str) -> str:
-    """Return the objective's rung: the proxy that was asked for, else closed form where this family allows it.
+def choose_proxy(proxy: str | None, *, gains: dict[int, float] | None, family: str) -> str:
+    """Return the objective's proxy: the proxy that was asked for, else closed form where this family allows it.
 
     Raises:
         ModelError: closed form was asked for, and the family has no place for it.

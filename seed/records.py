@@ -125,7 +125,7 @@ class Quality(Record, frozen=True, kw_only=True):
     ppl_ratio_standard_error: float
     kl_divergence: float | None = None  # KL(dense || this), nats per token
     top1_agreement: float | None = None  # share of tokens whose most likely next token is the dense model's
-    document_losses_path: str | None = None  # FILE#RUNG/KEY: the score of the study's that holds them
+    document_losses_path: str | None = None  # FILE#PROXY/KEY: the score of the study's that holds them
 
 
 class TaskScore(Record, frozen=True, kw_only=True):
@@ -148,7 +148,7 @@ class ScoreRow(Record, frozen=True, kw_only=True):
     """A score by document. The first of a study is the dense model's, with the tokens counted."""
 
     key: str
-    rung: str
+    proxy: str
     sums: list[float | None]  # summed losses of each document, nats; None throughout where one is no number
     counts: list[int] | None = None  # scored tokens of each document
     seconds: float | None = None
@@ -182,7 +182,7 @@ class Size(Record, frozen=True, kw_only=True):
 
 
 class Evaluation(Record, frozen=True, kw_only=True):
-    """Everything measured on one candidate in one trial. ``qualities`` is by rung."""
+    """Everything measured on one candidate in one trial. ``qualities`` is by proxy."""
 
     candidate: Candidate
     qualities: dict[str, Quality]
@@ -191,11 +191,11 @@ class Evaluation(Record, frozen=True, kw_only=True):
     seconds: float
     skipped_because: str | None = None
 
-    def explain_failure(self, rung: str) -> str | None:
-        """Why there is no value at a rung for which the candidate was not skipped; None: there is one."""
-        if self.skipped_because or (rung in self.qualities and math.isfinite(self.qualities[rung].ppl_ratio)):
+    def explain_failure(self, proxy: str) -> str | None:
+        """Why there is no value at a proxy for which the candidate was not skipped; None: there is one."""
+        if self.skipped_because or (proxy in self.qualities and math.isfinite(self.qualities[proxy].ppl_ratio)):
             return None
-        return f"the loss of this set ({rung.replace('_', ' ')}) is not a finite number"
+        return f"the loss of this set ({proxy.replace('_', ' ')}) is not a finite number"
 
 
 class TrialRecord(Record, frozen=True, kw_only=True):
@@ -228,7 +228,7 @@ class FrontierMember(Record, frozen=True, kw_only=True):
 class Frontier(Record, frozen=True, kw_only=True):
     """The nondominated candidates, one per structure, and their runners-up, least dropped first."""
 
-    rung: str
+    proxy: str
     members: tuple[FrontierMember, ...]
     num_scored: int
     space_size: int
@@ -266,7 +266,7 @@ class DistillResult(Record, frozen=True, kw_only=True):
     trial_number: int | None
     settings: dict[str, str | int | float]
     curve: tuple[CurvePoint, ...]
-    start: str  # the start that measured better: "none" or "closed_form"
+    start: str  # the start that measured better: "none" or "closed-form"
     best_step: int
     validation: Quality
     test: Quality

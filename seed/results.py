@@ -111,11 +111,11 @@ def compute_result(record: StudyRecord) -> StudyResult:
         take_distilled(result, record.replications.get(result.key), num_tied=_count_untried(result, record))
         for result in record.distilled
     )
-    rung, members = record.frontier.rung, record.frontier.members
-    frontier = tuple(take_scored(one.evaluation, rung=rung, num_tied=len(one.tied_with)) for one in members)
+    proxy, members = record.frontier.proxy, record.frontier.members
+    frontier = tuple(take_scored(one.evaluation, proxy=proxy, num_tied=len(one.tied_with)) for one in members)
     best = choose_best(record, distilled, frontier)
     complete = [trial.evaluation for trial in record.trials if trial.state == "COMPLETE"]
-    scored = [take_scored(one, rung=rung) for one in complete if rung in one.qualities]
+    scored = [take_scored(one, proxy=proxy) for one in complete if proxy in one.qualities]
     known = {model.key: model for model in (*scored, *frontier)}
     on_frontier = {model.key for model in frontier}
     judged = (*record.distilled, *record.baselines)
@@ -163,9 +163,9 @@ def take_distilled(result: DistillResult, replication: Replication | None = None
     )
 
 
-def take_scored(evaluation: Evaluation, *, rung: str, num_tied: int = 0) -> Model:
+def take_scored(evaluation: Evaluation, *, proxy: str, num_tied: int = 0) -> Model:
     """Return a candidate as the proxy sees it."""
-    quality, raw = evaluation.qualities[rung], evaluation.qualities.get("none")
+    quality, raw = evaluation.qualities[proxy], evaluation.qualities.get("none")
     return Model(
         key=evaluation.candidate.key,
         link=link_candidate(evaluation.candidate),

@@ -28,8 +28,8 @@ from seed.study_dir import deny, refuse_write, require_readable
 
 TABLES = {
     "scores": (
-        "CREATE TABLE scores (key TEXT NOT NULL, rung TEXT NOT NULL, sums BLOB NOT NULL, counts BLOB, seconds REAL, "
-        "crc32 INTEGER NOT NULL, PRIMARY KEY (key, rung))"
+        "CREATE TABLE scores (key TEXT NOT NULL, proxy TEXT NOT NULL, sums BLOB NOT NULL, counts BLOB, seconds REAL, "
+        "crc32 INTEGER NOT NULL, PRIMARY KEY (key, proxy))"
     ),
     "trials": (
         "CREATE TABLE trials (number INTEGER PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL, evaluation TEXT NOT NULL, "
@@ -122,7 +122,7 @@ class ScoreStore:
             StudyError: a row is damaged or of another form.
         """
         rows = []
-        for values in self._select("SELECT key, rung, sums, counts, seconds, crc32 FROM scores ORDER BY rowid"):
+        for values in self._select("SELECT key, proxy, sums, counts, seconds, crc32 FROM scores ORDER BY rowid"):
             try:
                 rows.append(_read_row(*values))
             except (ValueError, TypeError) as error:  # msgspec's and ours
@@ -269,12 +269,12 @@ def _seal(*values: object) -> int:
 def _spell_row(row: ScoreRow) -> tuple[object, ...]:
     sums = np.array(row.sums, dtype="<f8").tobytes()  # no number is NaN
     counts = None if row.counts is None else np.array(row.counts, dtype="<i8").tobytes()
-    values = (row.key, row.rung, sums, counts, row.seconds)
+    values = (row.key, row.proxy, sums, counts, row.seconds)
     return (*values, _seal(*values))
 
 
-def _read_row(key: str, rung: str, sums: bytes, counts: bytes | None, seconds: float | None, crc32: int) -> ScoreRow:
-    if _seal(key, rung, sums, counts, seconds) != crc32:
+def _read_row(key: str, proxy: str, sums: bytes, counts: bytes | None, seconds: float | None, crc32: int) -> ScoreRow:
+    if _seal(key, proxy, sums, counts, seconds) != crc32:
         raise ValueError("its checksum is that of another content")
     losses = np.frombuffer(sums, dtype="<f8")
     if np.isinf(losses).any():
@@ -282,7 +282,7 @@ def _read_row(key: str, rung: str, sums: bytes, counts: bytes | None, seconds: f
     found = losses.tolist()
     row = {
         "key": key,
-        "rung": rung,
+        "proxy": proxy,
         "sums": [None if math.isnan(loss) else loss for loss in found] if np.isnan(losses).any() else found,
         "counts": None if counts is None else np.frombuffer(counts, dtype="<i8").tolist(),
         "seconds": seconds,

@@ -70,8 +70,8 @@ class Session:
 
     @property
     def recovered_rung(self) -> str:
-        """The rung of scores with recovery that need no training: closed form, or none where the family has no place for it."""
-        return "none" if self.gains is None else "closed_form"
+        """The proxy of scores with recovery that need no training: closed form, or none where the family has no place for it."""
+        return "none" if self.gains is None else "closed-form"
 
     @property
     def batch_windows(self) -> int:

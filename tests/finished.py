@@ -89,7 +89,7 @@ def describe(study: StudyFolder) -> dict[str, Any]:
     with ScoreStore(study.scores, read_only=True) as store:
         rows, trials = store.read_rows(), store.read_trials()
     return {
-        "scores": {(row.key, row.rung): row.sums for row in rows},
+        "scores": {(row.key, row.proxy): row.sums for row in rows},
         "trials": [(one.number, one.state, one.evaluation.candidate, one.evaluation.qualities) for one in trials],
         "frontier": [
             (one["rank"], one["trial_number"], one["evaluation"]["candidate"], one["tied_with"])

@@ -84,11 +84,11 @@ def time(role: str, ratio: float) -> Change:
 
 def cost(*layers: int, by: float) -> Change:
     """Single removals that cost more, nats per token, by closed form."""
-    singles = dict(PUBLISHED.singles["closed_form"])
+    singles = dict(PUBLISHED.singles["closed-form"])
     for layer in map(str, layers):
         counted = zip(singles[layer], PUBLISHED.validation_counts, strict=True)
         singles[layer] = [loss + count * by for loss, count in counted if loss is not None]
-    return lambda evidence: structs.replace(evidence, singles={"closed_form": singles})
+    return lambda evidence: structs.replace(evidence, singles={"closed-form": singles})
 
 
 DISTILLED, LORA = "distillation", "lora-pretraining"
@@ -144,7 +144,7 @@ def test_a_cost_has_the_interval_of_its_documents() -> None:
     singles = {"none": {"0": [21.0, 22.0, 23.0]}}
     counts, dense = [10, 10, 10], [20.0, 20.0, 20.0]
     evidence = structs.replace(PUBLISHED, singles=singles, validation_counts=counts, dense_validation_sums=dense)
-    found = estimate_cost(evidence, {0: 1.0}, rung="none")
+    found = estimate_cost(evidence, {0: 1.0}, proxy="none")
     half = 4.3026527 * 0.1 / math.sqrt(3)  # Student's t with two degrees of freedom, standard deviation 0.1
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
     assert tell(Estimate(value=1.0, low=1.01, high=1.02), below=1.0) == FAILS

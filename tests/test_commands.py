@@ -249,7 +249,7 @@ def test_damaged_scores_are_named(make_checkpoint, text_file, tmp_path):
     begin = whole.index(b"drop-1closed_form") + len(b"drop-1closed_form")
     scores.write_bytes(whole[:begin] + bytes([whole[begin] ^ 1]) + whole[begin + 1 :])  # of its losses
     error = error_of(run_seed(*words, cwd=tmp_path, code=2))
-    assert "scores.sqlite: the score of 'drop-1' ('closed_form') is damaged" in error
+    assert "scores.sqlite: the score of 'drop-1' ('closed-form') is damaged" in error
     scores.write_bytes(whole)
     run_seed(*words, cwd=tmp_path)
 

@@ -140,13 +140,13 @@ def test_latencies_are_counted(tmp_path: Path) -> None:
 
 
 def test_short_distillation_comes_on_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = open_session(tmp_path, rung="short_distillation")
+    session = open_session(tmp_path, proxy="short-distillation")
     short = (cost.TRAINING_FORWARDS * 2 * 256 + 4 * TOKENS) * SPEED.forward
     found = estimate(session)
     assert found.search_seconds == pytest.approx(5 * (short + WALK) + UNRECOVERED_SINGLES + price_singles(session))
     swept = estimate(session, covers_space=True).search_seconds
     assert swept - found.search_seconds == pytest.approx(price_sweep(session) - price_singles(session))
-    other = estimate(open_session(tmp_path / "other", family="gemma2", rung="short_distillation"))
+    other = estimate(open_session(tmp_path / "other", family="gemma2", proxy="short-distillation"))
     greedy = UNRECOVERED_SINGLES * 5 / 4  # goes on where the layers alone end, up to as many scores as trials
     assert other.search_seconds == pytest.approx(5 * short + greedy)
     monkeypatch.setattr(cost, "STORED_BYTES", 10)  # more states than are stored: computed in every step, no disk

@@ -133,12 +133,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("rung", WAYS)
+@pytest.mark.parametrize("proxy", WAYS)
 def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(
-    rung: str, fragile: Path, text_file: Path, tmp_path: Path
+    proxy: str, fragile: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'trials.db'}" if rung == "short distillation" else None
-    told = SMALL | WAYS[rung] | {"model": str(fragile), "recovery_text": str(text_file), "storage": url}
+    url = f"sqlite:///{tmp_path / 'trials.db'}" if proxy == "short distillation" else None
+    told = SMALL | WAYS[proxy] | {"model": str(fragile), "recovery_text": str(text_file), "storage": url}
     settings, terminal = StudyConfig(**told, studies_dir=tmp_path, study="fragile", distill=False), Heard()
     record = search(settings, terminal)
     said = "\n".join(terminal.lines)
@@ -149,7 +149,7 @@ def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(
     root = tmp_path / "fragile"
     study = optuna.load_study(storage=open_storage(url, journal=root / "journal.log"), study_name="fragile")
     reasons = {trial.user_attrs["dropped"]: trial.user_attrs.get("failed") for trial in study.trials}
-    reason = f"the loss of this set ({rung}) is not a finite number"
+    reason = f"the loss of this set ({proxy}) is not a finite number"
     assert {dropped: why for dropped, why in reasons.items() if why} == {"0": reason, "0, 2": reason, "0, 3": reason}
     assert len(study.trials) == len(reasons) == 10
     assert reason in (root / "report.html").read_text()

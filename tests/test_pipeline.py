@@ -112,7 +112,7 @@ def failed(tmp_path: Path) -> StudyFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     with ScoreStore(study.scores) as store:
-        store.keep([ScoreRow(key="dense", rung="dense", sums=[1.0])])
+        store.keep([ScoreRow(key="dense", proxy="dense", sums=[1.0])])
     return study
 
 
@@ -137,7 +137,7 @@ def test_what_holds_something_is_never_replaced(failed: StudyFolder, what: str) 
         study_dir.write_record(failed.plan, make_plan(rng_seed=0, storage="sqlite:///trials.db"))
     else:
         with ScoreStore(failed.scores) as store:
-            row = ScoreRow(key="drop-1", rung="none", sums=[1.0])
+            row = ScoreRow(key="drop-1", proxy="none", sums=[1.0])
             store.keep([row] if what == "score" else [], make_trials()[:1] if what == "trial" else [])
     before = sorted(failed.root.rglob("*"))
     with pytest.raises(StudyError, match=r"holds a study of another plan .rng_seed: 0 in the study, 1 now"):

@@ -122,7 +122,7 @@ def test_a_study_refuses_another_protocol_and_names_the_field(field: str) -> Non
     with pytest.raises(StudyError) as caught:
         planning.continue_plan(make_plan(), other, place=Path("studies/demo"))
     message = str(caught.value)
-    assert message.startswith(f"studies/demo: holds a study of another plan ({'proxy' if field == 'rung' else field}")
+    assert message.startswith(f"studies/demo: holds a study of another plan ({'proxy' if field == 'proxy' else field}")
     assert " in the study, " in message
     assert "--study NAME" in message
 

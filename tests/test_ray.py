@@ -95,9 +95,9 @@ def folder_of(settings: StudyConfig) -> StudyFolder:
 
 
 def read_scores(study: StudyFolder) -> tuple[dict[tuple[str, str], Any], list[str]]:
-    """Scores to the bit by key and rung, and the candidates of trials."""
+    """Scores to the bit by key and proxy, and the candidates of trials."""
     with ScoreStore(study.scores, read_only=True) as store:
-        rows = {(row.key, row.rung): (row.sums, row.counts) for row in store.read_rows()}
+        rows = {(row.key, row.proxy): (row.sums, row.counts) for row in store.read_rows()}
         return rows, [trial.evaluation.candidate.key for trial in store.read_trials() if trial.state == "COMPLETE"]
 
 

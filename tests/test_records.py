@@ -107,8 +107,8 @@ def test_a_fingerprint_depends_on_the_identity_and_not_on_budgets() -> None:
         plan.identity | {"rng_seed": 1},
         plan.identity | {"window_tokens": 513},
         plan.identity | {"streams": {}},
-        plan.identity | {"rungs": ["closed_form", "none", "short_distillation"]},
-        {name: value for name, value in plan.identity.items() if name != "rungs"},
+        plan.identity | {"proxies": ["closed-form", "none", "short-distillation"]},
+        {name: value for name, value in plan.identity.items() if name != "proxies"},
         plan.identity | {"new": None},
     ):
         found.add(make_plan(identity=changed).fingerprint)

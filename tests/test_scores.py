@@ -18,12 +18,12 @@ from seed.records import ScoreRow, TrialRecord
 from seed.scores import ScoreStore, list_files
 from tests.reporting.factory import make_trials
 
-DENSE = ScoreRow(key="dense", rung="dense", sums=[1.5, math.pi, 1e-300], counts=[1, 2, 3])
+DENSE = ScoreRow(key="dense", proxy="dense", sums=[1.5, math.pi, 1e-300], counts=[1, 2, 3])
 TRIALS = make_trials()[:5]
 
 
-def make_row(number: int, *, rung: str = "none") -> ScoreRow:
-    return ScoreRow(key=f"drop-{number}", rung=rung, sums=[number + 0.1, 0.1 + 0.2, 1e300], seconds=1.25)
+def make_row(number: int, *, proxy: str = "none") -> ScoreRow:
+    return ScoreRow(key=f"drop-{number}", proxy=proxy, sums=[number + 0.1, 0.1 + 0.2, 1e300], seconds=1.25)
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def change(path: Path, statement: str, *values: object) -> None:
 
 
 def test_what_is_kept_is_read_back_to_the_bit_and_in_order(path: Path) -> None:
-    nothing = ScoreRow(key="drop-9", rung="closed_form", sums=[None, None, None], seconds=0.5)
-    partly = ScoreRow(key="drop-8", rung="closed_form", sums=[1.0, None, -0.0])
-    rows = [DENSE, nothing, make_row(3), partly, make_row(1), make_row(3, rung="closed_form")]
+    nothing = ScoreRow(key="drop-9", proxy="closed-form", sums=[None, None, None], seconds=0.5)
+    partly = ScoreRow(key="drop-8", proxy="closed-form", sums=[1.0, None, -0.0])
+    rows = [DENSE, nothing, make_row(3), partly, make_row(1), make_row(3, proxy="closed-form")]
     with ScoreStore(path) as store:
         for row in rows:
             store.keep([row])
@@ -106,7 +106,7 @@ from seed.scores import ScoreStore
 from tests.test_scores import make_row
 store = ScoreStore(Path(sys.argv[1]))
 for number in itertools.count():
-    store.keep([make_row(number), make_row(number, rung="closed_form")])
+    store.keep([make_row(number), make_row(number, proxy="closed-form")])
     print(number, flush=True)
 """
 

@@ -13,7 +13,7 @@ from seed import protocols, sessions, study_dir
 from seed.config import StudyConfig
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
-from seed.protocols import choose_rung
+from seed.protocols import choose_proxy
 from seed.records import SearchSpace
 from seed.sessions import move, prepare_instruments, prove, prove_closed_form
 from tests.proxy.opened import open_grafted, open_instruments
@@ -72,11 +72,11 @@ def test_a_study_goes_on_in_the_precision_it_began_with(tmp_path: Path, monkeypa
 
 
 def test_the_rung_is_the_best_that_the_family_allows() -> None:
-    assert choose_rung(None, gains={0: 1.0}, family="llama") == "closed_form"
-    assert choose_rung("short-distillation", gains={0: 1.0}, family="llama") == "short_distillation"
-    assert choose_rung(None, gains=None, family="gemma2") == "short_distillation"
+    assert choose_proxy(None, gains={0: 1.0}, family="llama") == "closed-form"
+    assert choose_proxy("short-distillation", gains={0: 1.0}, family="llama") == "short-distillation"
+    assert choose_proxy(None, gains=None, family="gemma2") == "short-distillation"
     with pytest.raises(ModelError, match="--proxy closed-form: not available for gemma2"):
-        choose_rung("closed-form", gains=None, family="gemma2")
+        choose_proxy("closed-form", gains=None, family="gemma2")
 
 
 @pytest.mark.parametrize("wrong", [lambda layer, before: layer == 2, lambda layer, before: layer > before + 1])

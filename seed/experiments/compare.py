@@ -96,13 +96,13 @@ def start_comparison(
         with search.terminal.stage("budget", total=space.max_dropped) as advance:
             account = Account(measured, on_paid=lambda cost: advance(1, "greedy removal with recovery"))
             greedy = STRATEGIES["greedy_recovered"]
-            run_strategy(greedy, account, space, rung=search.session.recovered_rung, rng_seed=0)
+            run_strategy(greedy, account, space, proxy=search.session.recovered_rung, rng_seed=0)
             budget = account.spent
     dense = runner.judge_dense(search)
     return Comparison(
         study=search.folder.name,
         model=search.protocol.model,
-        rung=search.session.recovered_rung,
+        proxy=search.session.recovered_rung,
         budget=budget,
         num_candidates=space.size,
         dense_test_sums=dense.sums.tolist(),
@@ -144,8 +144,8 @@ def play(
             budget=math.inf if name in UNLIMITED else budget,
             on_paid=lambda cost: advance(cost / budget, NAMES[name][0]),
         )
-        rung = search.session.recovered_rung
-        picks = run_strategy(STRATEGIES[name], account, space, rung=rung, rng_seed=rng_seed or 0)
+        proxy = search.session.recovered_rung
+        picks = run_strategy(STRATEGIES[name], account, space, proxy=proxy, rng_seed=rng_seed or 0)
         run = StrategyRun(
             strategy=name,
             rng_seed=rng_seed,

@@ -1,4 +1,4 @@
-"""Does the cheap score order candidates as full distillation does? Candidates are scored at every rung, and distilled.
+"""Does the cheap score order candidates as full distillation does? Candidates are scored at every proxy, and distilled.
 
 Everything is counted within a depth (a number of dropped layers) and never pooled over depths: that a model without
 four layers is worse than one without two every score knows, and pooling would credit it for that.
@@ -41,7 +41,7 @@ from seed.stages.study_record import find_learning_rate, gather_record
 
 DOUBLED = 2  # finals that are run again with twice the budget, to see whether it has plateaued
 DOUBLING = "doubling_the_budget"
-FULL_DISTILLATION = "full_distillation"  # beside the rungs: one final judged by another
+FULL_DISTILLATION = "full_distillation"  # beside the proxies: one final judged by another
 BOOTSTRAP_DRAWS = 2000
 # Resamples of fewer are nearly all alike: a perfect order of four would get an interval of no width.
 NEEDED_CANDIDATES = 5
@@ -113,17 +113,17 @@ def measure_fidelity(
 
 
 def list_scored(search: FinishedSearch, trials: Sequence[TrialRecord]) -> list[tuple[Candidate, float]]:
-    """Candidates that the search scored by closed form, or where the family has none at its own rung, with their losses."""
+    """Candidates that the search scored by closed form, or where the family has none at its own proxy, with their losses."""
     scored = {trial.evaluation.candidate: trial.evaluation.qualities for trial in trials}
     space = search.protocol.space
     if search.plan.covers_space:
         for candidate in enumerate_candidates(space):
             scored.setdefault(candidate, search.sweep.known(candidate))
-    rung = "closed_form" if search.session.gains is not None else search.protocol.rung
+    proxy = "closed-form" if search.session.gains is not None else search.protocol.proxy
     return [
-        (candidate, qualities[rung].loss)
+        (candidate, qualities[proxy].loss)
         for candidate, qualities in scored.items()
-        if rung in qualities and math.isfinite(qualities[rung].loss) and contains(space, candidate)
+        if proxy in qualities and math.isfinite(qualities[proxy].loss) and contains(space, candidate)
     ]
 
 
@@ -193,9 +193,9 @@ def start_study(
     dense = study_dir.read_record(search.folder.dense, DenseResult)
     sweep = search.sweep
     sweep.measure_unrecovered([candidate for candidate, _ in chosen])
-    rungs = ["none"]
+    proxies = ["none"]
     if search.session.gains is not None:
-        rungs.append("closed_form")
+        proxies.append("closed-form")
         for candidate, _ in chosen:
             sweep.measure(candidate)
     known = {candidate: sweep.known(candidate) for candidate, _ in chosen}
@@ -203,8 +203,8 @@ def start_study(
         FidelityRow(
             candidate=candidate,
             near_best=near,
-            losses={rung: known[candidate][rung].loss for rung in rungs},
-            seconds={rung: sweep.rows[candidate.key][rung].seconds or 0.0 for rung in rungs},
+            losses={proxy: known[candidate][proxy].loss for proxy in proxies},
+            seconds={proxy: sweep.rows[candidate.key][proxy].seconds or 0.0 for proxy in proxies},
             finals=(),
         )
         for candidate, near in chosen
@@ -242,7 +242,7 @@ def score_shortly(
 
 
 def name_short(steps: int) -> str:
-    """The rung of a short distillation of so many steps."""
+    """The proxy of a short distillation of so many steps."""
     return f"short_distillation_{steps}"
 
 
@@ -322,12 +322,12 @@ def keep_row(study: FidelityStudy, changed: FidelityRow) -> FidelityStudy:
 def summarize_fidelity(study: FidelityStudy) -> FidelitySummary:
     """The statistics of every depth that has at least one complete row, least dropped first.
 
-    Rungs are compared on the same candidates, so rows that lack a rung or a final of another row of their depth are
+    Rungs are compared on the same candidates, so rows that lack a proxy or a final of another row of their depth are
     left out, and counted.
 
     The noise ceiling is what one final says about another. It is where a score can be expected to end, not a bound:
     a score without noise of its own may agree with a noisy final better than a second noisy final does. Its regret is
-    judged by single finals, the rungs' by the mean over finals, which is steadier.
+    judged by single finals, the proxies' by the mean over finals, which is steadier.
 
     Regret has no interval: the bootstrap fails for extremes such as the best of a depth.
     """
@@ -336,12 +336,12 @@ def summarize_fidelity(study: FidelityStudy) -> FidelitySummary:
         by_depth.setdefault(len(row.candidate.dropped_layers), []).append(row)
     depths = []
     for _, rows in sorted(by_depth.items()):
-        rungs = {rung for row in rows for rung in row.losses}
+        proxies = {proxy for row in rows for proxy in row.losses}
         rng_seeds = {final.rng_seed for row in rows for final in row.finals}
         complete = [
             row
             for row in rows
-            if rng_seeds and row.losses.keys() == rungs and {final.rng_seed for final in row.finals} == rng_seeds
+            if rng_seeds and row.losses.keys() == proxies and {final.rng_seed for final in row.finals} == rng_seeds
         ]
         if complete:
             depths.append(summarize_depth(complete, study, num_left_out=len(rows) - len(complete)))
@@ -350,7 +350,7 @@ def summarize_fidelity(study: FidelityStudy) -> FidelitySummary:
 
 def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_left_out: int) -> DepthFidelity:
     """The statistics of complete rows of one depth."""
-    losses = {rung: np.array([row.losses[rung] for row in rows]) for rung in rows[0].losses}
+    losses = {proxy: np.array([row.losses[proxy] for row in rows]) for proxy in rows[0].losses}
     finals_SC = np.array(
         [[final.test_loss for final in sorted(row.finals, key=lambda final: final.rng_seed)] for row in rows]
     ).T
@@ -358,16 +358,16 @@ def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_le
     # near ones and the others are resampled apart, as they were chosen
     counts_BC = np.vstack([np.ones(len(rows)), stats.draw_counts(near_C, draws=BOOTSTRAP_DRAWS)])
     # Mean of tau over the seeds' finals, not tau with their mean: one noisy final each, as in the ceiling.
-    pairs = {rung: [(losses_C, final_C) for final_C in finals_SC] for rung, losses_C in losses.items()}
+    pairs = {proxy: [(losses_C, final_C) for final_C in finals_SC] for proxy, losses_C in losses.items()}
     pairs[FULL_DISTILLATION] = list(itertools.combinations(finals_SC, 2))
-    taus = {rung: average_tau(found, counts_BC) for rung, found in pairs.items()}
-    near_taus = {rung: average_tau(found, counts_BC * near_C) for rung, found in pairs.items()}
+    taus = {proxy: average_tau(found, counts_BC) for proxy, found in pairs.items()}
+    near_taus = {proxy: average_tau(found, counts_BC * near_C) for proxy, found in pairs.items()}
 
-    def describe(rung: str, *, regret: float | None, validation_C: np.ndarray, seconds: list[float]) -> RungFidelity:
+    def describe(proxy: str, *, regret: float | None, validation_C: np.ndarray, seconds: list[float]) -> RungFidelity:
         return RungFidelity(
-            rung=rung,
-            tau=put_interval(taus[rung], num_candidates=len(rows)),
-            near_tau=put_interval(near_taus[rung], num_candidates=int(near_C.sum())),
+            proxy=proxy,
+            tau=put_interval(taus[proxy], num_candidates=len(rows)),
+            near_tau=put_interval(near_taus[proxy], num_candidates=int(near_C.sum())),
             top1_regret=regret,
             recovery=measure_recovery(losses.get("none"), validation_C, dense=study.dense_validation_loss),
             seconds=float(np.median(seconds)) if seconds else None,
@@ -380,14 +380,14 @@ def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_le
         num_near=int(near_C.sum()),
         num_left_out=num_left_out,
         num_rng_seeds=len(finals_SC),
-        rungs=tuple(
+        proxies=tuple(
             describe(
-                rung,
+                proxy,
                 regret=measure_regret(losses_C, judged_C=finals_SC.mean(axis=0)),
                 validation_C=losses_C,
-                seconds=[row.seconds[rung] for row in rows if rung in row.seconds],
+                seconds=[row.seconds[proxy] for row in rows if proxy in row.seconds],
             )
-            for rung, losses_C in losses.items()
+            for proxy, losses_C in losses.items()
         ),
         ceiling=describe(
             FULL_DISTILLATION,

@@ -80,16 +80,16 @@ def measure_hypervolume(points: Sequence[tuple[float, float]], reference: tuple[
     return area
 
 
-def measure_progress(trials: Sequence[TrialRecord], *, rung: str) -> Progress | None:
+def measure_progress(trials: Sequence[TrialRecord], *, proxy: str) -> Progress | None:
     """Return where in a study the hypervolume grew; None where no trial is faster than the dense model.
 
     The corner has the dense model's latency, 1, and a PPL ratio that loses twice what the worst of the depths' best loses,
     so that the last value does not hang on hopeless candidates.
     """
     scored = [
-        (trial.number, trial.evaluation.qualities[rung].ppl_ratio, trial.evaluation.latency)
+        (trial.number, trial.evaluation.qualities[proxy].ppl_ratio, trial.evaluation.latency)
         for trial in trials
-        if trial.state == "COMPLETE" and rung in trial.evaluation.qualities
+        if trial.state == "COMPLETE" and proxy in trial.evaluation.qualities
     ]
     best: dict[str, float] = {}
     for _, ratio, latency in scored:
@@ -115,7 +115,7 @@ MAX_LOG_RATIO = 20.0  # a broken model's PPL ratio may be any number
 
 
 def read_sensitivities(rows: Iterable[ScoreRow], space: SearchSpace) -> tuple[Sensitivity, ...]:
-    """Return a sensitivity for each rung at which single layers were scored, those without recovery first.
+    """Return a sensitivity for each proxy at which single layers were scored, those without recovery first.
 
     Args:
         rows: lines of the sweep, the dense model's among them.
@@ -136,12 +136,12 @@ def read_sensitivities(rows: Iterable[ScoreRow], space: SearchSpace) -> tuple[Se
         dropped, total = read_dropped(row.key), _add(row.sums)
         if dropped is not None and total is not None and row is not dense:
             ratio = math.exp(min((total - dense_sum) / tokens, MAX_LOG_RATIO))
-            losses.setdefault(row.rung, {})[dropped] = ratio
-    found = [_take_rung(rung, ratios, space) for rung, ratios in sorted(losses.items(), key=_order)]
+            losses.setdefault(row.proxy, {})[dropped] = ratio
+    found = [_take_rung(proxy, ratios, space) for proxy, ratios in sorted(losses.items(), key=_order)]
     return tuple(one for one in found if any(ratio is not None for ratio in one.singles))
 
 
-def _take_rung(rung: str, ratios: dict[tuple[int, ...], float], space: SearchSpace) -> Sensitivity:
+def _take_rung(proxy: str, ratios: dict[tuple[int, ...], float], space: SearchSpace) -> Sensitivity:
     gone = set(space.gone_layers)
     singles: list[float | None] = [None] * space.num_layers
     pairs = []
@@ -154,7 +154,7 @@ def _take_rung(rung: str, ratios: dict[tuple[int, ...], float], space: SearchSpa
         elif len(more) == 2:
             pairs.append((more[0], more[1], ratio))
     base = ratios.get(space.gone_layers) if gone else 1.0
-    return Sensitivity(rung=rung, base=base, singles=tuple(singles), pairs=tuple(pairs))
+    return Sensitivity(proxy=proxy, base=base, singles=tuple(singles), pairs=tuple(pairs))
 
 
 def _add(sums: list[float | None]) -> float | None:
@@ -163,4 +163,4 @@ def _add(sums: list[float | None]) -> float | None:
 
 
 def _order(item: tuple[str, object]) -> tuple[int, str]:
-    return {"none": 0, "closed_form": 1}.get(item[0], 2), item[0]
+    return {"none": 0, "closed-form": 1}.get(item[0], 2), item[0]

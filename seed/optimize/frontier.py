@@ -21,26 +21,26 @@ BOOTSTRAP_DRAWS = 1000
 NEEDED_PAIRS = 10
 # studies/fidelity.record: Kendall's tau within a depth, 20 candidates each, of a score with full distillation
 PUBLISHED_AGREEMENT = {
-    "closed_form": "Published for the demo model: Kendall tau +0.85 with 2 layers dropped, +0.85 with 3 (20 candidates each).",
-    "short_distillation": "Published for the demo model, 30 steps: Kendall tau +0.87 with 2 layers dropped, +0.88 with 3 "
+    "closed-form": "Published for the demo model: Kendall tau +0.85 with 2 layers dropped, +0.85 with 3 (20 candidates each).",
+    "short-distillation": "Published for the demo model, 30 steps: Kendall tau +0.87 with 2 layers dropped, +0.88 with 3 "
     "(20 candidates each).",
 }
 
 
-def dominates(one: Evaluation, other: Evaluation, *, rung: str) -> bool:
+def dominates(one: Evaluation, other: Evaluation, *, proxy: str) -> bool:
     """Is ``one`` at least as good in PPL, latency and size, and better in one of them?
 
     Size breaks ties in latency: where noise makes two depths equally fast, the smaller is still worth having.
     """
-    ours = (one.qualities[rung].ppl_ratio, one.latency.ratio, one.size.num_params)
-    theirs = (other.qualities[rung].ppl_ratio, other.latency.ratio, other.size.num_params)
+    ours = (one.qualities[proxy].ppl_ratio, one.latency.ratio, one.size.num_params)
+    theirs = (other.qualities[proxy].ppl_ratio, other.latency.ratio, other.size.num_params)
     return all(a <= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
 
 
 def select_frontier(
     trials: Sequence[TrialRecord],
     *,
-    rung: str,
+    proxy: str,
     size: int,
     space_size: int,
     load_losses: LoadLosses,
@@ -52,19 +52,19 @@ def select_frontier(
     Raises:
         StudyError: no scored candidate keeps the limits.
     """
-    scored = [trial for trial in trials if trial.state == "COMPLETE" and rung in trial.evaluation.qualities]
+    scored = [trial for trial in trials if trial.state == "COMPLETE" and proxy in trial.evaluation.qualities]
     by_structure: dict[str, list[TrialRecord]] = defaultdict(list)
-    for trial in sorted(scored, key=lambda t: (t.evaluation.qualities[rung].loss, t.evaluation.candidate.key)):
+    for trial in sorted(scored, key=lambda t: (t.evaluation.qualities[proxy].loss, t.evaluation.candidate.key)):
         by_structure[trial.evaluation.latency.structure].append(trial)
     within = {
-        structure: [trial for trial in group if _keeps_limits(trial.evaluation, rung, max_ppl_ratio, max_latency_ratio)]
+        structure: [trial for trial in group if _keeps_limits(trial.evaluation, proxy, max_ppl_ratio, max_latency_ratio)]
         for structure, group in by_structure.items()
     }
     within = {structure: group for structure, group in within.items() if group}
     if not within:
         if not scored:
             raise StudyError("no candidate was scored. Run the search again.")
-        best = min((trial.evaluation.qualities[rung].ppl_ratio for trial in scored), default=math.nan)
+        best = min((trial.evaluation.qualities[proxy].ppl_ratio for trial in scored), default=math.nan)
         raise StudyError(
             f"none of the {len(scored)} scored candidates keeps the limits; the lowest PPL ratio is {best:.3f}. "
             "Raise --max-ppl-ratio or --max-latency-ratio."
@@ -74,7 +74,7 @@ def select_frontier(
         leader
         for leader in leaders
         if not any(
-            dominates(other.evaluation, leader.evaluation, rung=rung) for other in leaders if other is not leader
+            dominates(other.evaluation, leader.evaluation, proxy=proxy) for other in leaders if other is not leader
         )
     ]
     leaders.sort(key=lambda trial: -trial.evaluation.size.num_params)
@@ -94,7 +94,7 @@ def select_frontier(
         rank += 1
     certainty = {
         leader.evaluation.latency.structure: _weigh(
-            by_structure[leader.evaluation.latency.structure], rung, load_losses
+            by_structure[leader.evaluation.latency.structure], proxy, load_losses
         )
         for leader in leaders
     }
@@ -109,17 +109,17 @@ def select_frontier(
         for trial, rank in chosen
     ]
     members.sort(key=lambda member: (-member.evaluation.size.num_params, member.rank))
-    return Frontier(rung=rung, members=tuple(members), num_scored=len(scored), space_size=space_size)
+    return Frontier(proxy=proxy, members=tuple(members), num_scored=len(scored), space_size=space_size)
 
 
-def measure_agreement(trials: Sequence[TrialRecord], distilled: Sequence[DistillResult], *, rung: str) -> Agreement:
+def measure_agreement(trials: Sequence[TrialRecord], distilled: Sequence[DistillResult], *, proxy: str) -> Agreement:
     """Count pairs that the proxy and the final validation loss order alike: of one structure and one budget."""
-    scored = {t.evaluation.candidate.key: t.evaluation for t in trials if rung in t.evaluation.qualities}
+    scored = {t.evaluation.candidate.key: t.evaluation for t in trials if proxy in t.evaluation.qualities}
     groups: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for result in distilled:
         evaluation = scored.get(result.candidate.key)
         if evaluation is not None:
-            pair = (evaluation.qualities[rung].loss, result.validation.loss)
+            pair = (evaluation.qualities[proxy].loss, result.validation.loss)
             groups[evaluation.latency.structure, str(sorted(result.settings.items()))].append(pair)
     concordant = discordant = 0
     for group in groups.values():
@@ -128,23 +128,23 @@ def measure_agreement(trials: Sequence[TrialRecord], distilled: Sequence[Distill
                 product = (proxy_i - proxy_j) * (final_i - final_j)
                 concordant += product > 0
                 discordant += product < 0
-    agreement = Agreement(rung=rung, concordant=concordant, discordant=discordant, verdict="")
+    agreement = Agreement(proxy=proxy, concordant=concordant, discordant=discordant, verdict="")
     return msgspec.structs.replace(agreement, verdict=_say_agreement(agreement))
 
 
 def _keeps_limits(
-    evaluation: Evaluation, rung: str, max_ppl_ratio: float | None, max_latency_ratio: float | None
+    evaluation: Evaluation, proxy: str, max_ppl_ratio: float | None, max_latency_ratio: float | None
 ) -> bool:
-    return (max_ppl_ratio is None or evaluation.qualities[rung].ppl_ratio <= max_ppl_ratio) and (
+    return (max_ppl_ratio is None or evaluation.qualities[proxy].ppl_ratio <= max_ppl_ratio) and (
         max_latency_ratio is None or evaluation.latency.ratio <= max_latency_ratio
     )
 
 
 def _weigh(
-    group: Sequence[TrialRecord], rung: str, load_losses: LoadLosses
+    group: Sequence[TrialRecord], proxy: str, load_losses: LoadLosses
 ) -> dict[int, tuple[float, tuple[str, ...]]]:
     """For each trial of a structure: its bootstrap probability of being best, and whom it is tied with."""
-    qualities = [trial.evaluation.qualities[rung] for trial in group]
+    qualities = [trial.evaluation.qualities[proxy] for trial in group]
     loaded = [load_losses(quality) for quality in qualities]
     sums = np.stack([pair[0] for pair in loaded])  # (candidates, documents)
     counts = loaded[0][1]
@@ -167,7 +167,7 @@ def _weigh(
 
 
 def _say_agreement(found: Agreement) -> str:
-    published = PUBLISHED_AGREEMENT.get(found.rung, "")
+    published = PUBLISHED_AGREEMENT.get(found.proxy, "")
     pairs, tau = found.concordant + found.discordant, found.kendall_tau
     if tau is None:
         return f"Cannot tell: no two distilled models of equal structure can be compared. {published}".strip()

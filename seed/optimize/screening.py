@@ -2,7 +2,7 @@
 
 Within a structure, short distillation's log PPL ratio is regressed on closed form's. A candidate is hopeless when even
 the lower end of its prediction interval, far out at one in a thousand, is worse than what is already found: so the
-margin is the measured spread between the two rungs, not the sampling error of one. Few pairs, or pairs that say
+margin is the measured spread between the two proxies, not the sampling error of one. Few pairs, or pairs that say
 nothing of such a candidate, give a wide interval and screen nothing.
 """
 
@@ -16,7 +16,7 @@ from seed.records import Candidate, Evaluation, Quality, TrialRecord
 from seed.stats import student_t
 
 NEEDED_PAIRS = 8  # of a structure, before any of its candidates is skipped
-RUNGS = {"closed_form", "short_distillation"}
+PROXIES = {"closed-form", "short-distillation"}
 CONFIDENCE = 0.998  # one-sided: one in a thousand lies lower
 
 
@@ -29,21 +29,21 @@ class Screen:
         self.pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def learn(self, trials: Iterable[TrialRecord]) -> None:
-        """Take in finished trials; those without both rungs say nothing."""
+        """Take in finished trials; those without both proxies say nothing."""
         for trial in trials:
             self.learn_evaluation(trial.evaluation)
 
     def learn_evaluation(self, evaluation: Evaluation) -> None:
         """Take in one evaluation."""
-        if evaluation.qualities.keys() >= RUNGS:
+        if evaluation.qualities.keys() >= PROXIES:
             cheap, wanted = (
-                math.log(evaluation.qualities[rung].ppl_ratio) for rung in ("closed_form", "short_distillation")
+                math.log(evaluation.qualities[proxy].ppl_ratio) for proxy in ("closed-form", "short-distillation")
             )
             if math.isfinite(cheap) and math.isfinite(wanted):
                 self.pairs[evaluation.latency.structure].append((cheap, wanted))
 
     def judge(self, candidate: Candidate, quality: Quality, *, structure: str) -> str | None:
-        """Say why the candidate is not worth the next rung, or None."""
+        """Say why the candidate is not worth the next proxy, or None."""
         pairs = self.pairs[structure]
         if len(pairs) < max(NEEDED_PAIRS, self.keep):
             return None

@@ -30,7 +30,7 @@ class BudgetSpent(Exception):  # noqa: N818  it is no error: the search is over
 class Meter(Protocol):
     """Measures for one strategy, and keeps its account."""
 
-    def score(self, candidates: Sequence[Candidate], *, rung: str, share: float = 1.0) -> list[float]:
+    def score(self, candidates: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> list[float]:
         """Losses on a share of the validation text, nats per token; what was scored before costs nothing.
 
         Raises:
@@ -46,7 +46,7 @@ class Meter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """A way to choose. ``search`` takes the meter, the space, the rung of scores with recovery, and a random seed."""
+    """A way to choose. ``search`` takes the meter, the space, the proxy of scores with recovery, and a random seed."""
 
     name: str
     title: str
@@ -56,12 +56,12 @@ class Strategy:
 
 
 def run_strategy(
-    strategy: Strategy, meter: Meter, space: SearchSpace, *, rung: str, rng_seed: int
+    strategy: Strategy, meter: Meter, space: SearchSpace, *, proxy: str, rng_seed: int
 ) -> dict[int, Candidate]:
     """Let a strategy choose within its budget; return its pick for each number of dropped layers."""
     picks: dict[int, Candidate] = {}
     try:
-        for candidate in strategy.search(meter, space, rung, rng_seed):
+        for candidate in strategy.search(meter, space, proxy, rng_seed):
             if contains(space, candidate):
                 picks[len(candidate.dropped_layers)] = candidate
     except BudgetSpent:
@@ -81,19 +81,19 @@ def drop_lowest(
         yield drop_more(space, order[:count])
 
 
-def rank_by_block_influence(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+def rank_by_block_influence(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """ShortGPT (arXiv 2403.03853): 1 - cosine similarity of what goes into a layer and what comes out."""
     yield from drop_lowest(space, meter.weigh_layers("block_influence"))
 
 
-def rank_by_perplexity(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+def rank_by_perplexity(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """Shortened LLaMA (arXiv 2402.02834), PPL: the perplexity without each single layer, no recovery."""
-    losses = meter.score(list_singles(space), rung="none")
+    losses = meter.score(list_singles(space), proxy="none")
     importance = dict(zip(space.droppable_layers, losses, strict=True))
     yield from drop_lowest(space, [importance.get(layer, math.inf) for layer in range(space.num_layers)])
 
 
-def rank_by_taylor(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+def rank_by_taylor(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """Shortened LLaMA (arXiv 2402.02834), Taylor+: |weight x gradient| summed over a layer; both ends are protected.
 
     The paper protects the first four and the last two of 32 layers; here the same shares of any depth.
@@ -103,17 +103,17 @@ def rank_by_taylor(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -
     yield from drop_lowest(space, meter.weigh_layers("taylor"), protected=protected)
 
 
-def rank_by_magnitude(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+def rank_by_magnitude(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """Shortened LLaMA (arXiv 2402.02834), Mag: |weight| summed over a layer (Li et al. 2017), no data."""
     yield from drop_lowest(space, meter.weigh_layers("magnitude"))
 
 
-def drop_last(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+def drop_last(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """Reassessing Layer Pruning (arXiv 2411.15558), reverse order: the last layers first, no measurement."""
     yield from drop_lowest(space, [float(-layer) for layer in range(space.num_layers)])
 
 
-def drop_nearest_block(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+def drop_nearest_block(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """PruneMe (arXiv 2403.17887): the block of n layers whose input and output differ by the smallest angle."""
     present = drop_more(space, []).kept_layers
     for count in range(1, space.more_dropped[-1] + 1):
@@ -127,28 +127,28 @@ def drop_nearest_block(meter: Meter, space: SearchSpace, rung: str, rng_seed: in
 # ---- searches
 
 
-def remove_greedily(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+def remove_greedily(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """SLEB (arXiv 2402.09025): remove the layer that costs least, measure all again, no recovery."""
-    yield from _remove_one_by_one(meter, space, rung="none")
+    yield from _remove_one_by_one(meter, space, proxy="none")
 
 
-def remove_greedily_recovered(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+def remove_greedily_recovered(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """The same with recovery in every score: greedy removal at its best."""
-    yield from _remove_one_by_one(meter, space, rung=rung)
+    yield from _remove_one_by_one(meter, space, proxy=proxy)
 
 
-def _remove_one_by_one(meter: Meter, space: SearchSpace, *, rung: str) -> Iterator[Candidate]:
+def _remove_one_by_one(meter: Meter, space: SearchSpace, *, proxy: str) -> Iterator[Candidate]:
     gone = space.gone_layers
     while len(gone) < space.max_dropped:
         left = [layer for layer in space.droppable_layers if layer not in gone]
         candidates = [drop_layers(space.num_layers, (*gone, layer)) for layer in left]
-        losses = meter.score(candidates, rung=rung)
+        losses = meter.score(candidates, proxy=proxy)
         best = min(range(len(left)), key=lambda i: (_finite(losses[i]), left[i]))
         gone = (*gone, left[best])
         yield candidates[best]
 
 
-def evolve(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+def evolve(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """EvoPress (arXiv 2410.14649): (1 + 32) evolution at each depth, selection in two steps, no recovery.
 
     k (L - k) / 1.5 generations for k of L layers that may go; depths take turns, so that a smaller budget cuts all alike. A mutation
@@ -185,7 +185,7 @@ def mutate(space: SearchSpace, parent: Candidate, rng: random.Random) -> Candida
 
 
 def _select(meter: Meter, candidates: Sequence[Candidate], *, keep: int, share: float) -> list[Candidate]:
-    losses = meter.score(candidates, rung="none", share=share) if candidates else []
+    losses = meter.score(candidates, proxy="none", share=share) if candidates else []
     order = sorted(range(len(candidates)), key=lambda i: _finite(losses[i]))
     return [candidates[i] for i in order[:keep]]
 
@@ -193,7 +193,7 @@ def _select(meter: Meter, candidates: Sequence[Candidate], *, keep: int, share: 
 def search_with(name: str) -> Callable[[Meter, SearchSpace, str, int], Iterator[Candidate]]:
     """A search with one of the samplers: scores with recovery, one candidate at a time, over all depths at once."""
 
-    def search(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+    def search(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(directions=["minimize", "minimize"])
         subset = make_subset_sampler(space, rng_seed=rng_seed)
@@ -203,7 +203,7 @@ def search_with(name: str) -> Callable[[Meter, SearchSpace, str, int], Iterator[
             study.sampler = subset if name == "subset" else make_sampler(name, space, random_state=state)
             trial = study.ask(fixed_distributions=flag_distributions(space))
             candidate = candidate_of(space, trial.params)
-            [loss] = meter.score([candidate], rung=rung)
+            [loss] = meter.score([candidate], proxy=proxy)
             if not math.isfinite(loss):
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 continue
@@ -216,10 +216,10 @@ def search_with(name: str) -> Callable[[Meter, SearchSpace, str, int], Iterator[
     return search
 
 
-def sweep_all(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
-    """Score every candidate with recovery: what any search at this rung can find at most."""
+def sweep_all(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
+    """Score every candidate with recovery: what any search at this proxy can find at most."""
     candidates = list(enumerate_candidates(space))
-    losses = dict(zip(candidates, meter.score(candidates, rung=rung), strict=True))
+    losses = dict(zip(candidates, meter.score(candidates, proxy=proxy), strict=True))
     yield from sorted(candidates, key=lambda c: (-_finite(losses[c]), c.key))  # the best of each depth comes last
 
 

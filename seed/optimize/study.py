@@ -31,11 +31,11 @@ class Limits:
     max_memory_bytes: float | None = None
     cached_tokens: int = 0  # of the timed workload, whose KV cache counts as memory
 
-    def measure(self, evaluation: Evaluation, *, rung: str) -> dict[str, float]:
+    def measure(self, evaluation: Evaluation, *, proxy: str) -> dict[str, float]:
         """By how much each bound is exceeded, by name; 0 or less where it is kept."""
         size, found = evaluation.size, {}
-        if self.max_ppl_ratio is not None and values_of(evaluation, rung=rung):
-            found["PPL ratio"] = evaluation.qualities[rung].ppl_ratio - self.max_ppl_ratio
+        if self.max_ppl_ratio is not None and values_of(evaluation, proxy=proxy):
+            found["PPL ratio"] = evaluation.qualities[proxy].ppl_ratio - self.max_ppl_ratio
         if self.max_latency_ratio is not None:
             found["latency ratio"] = evaluation.latency.ratio - self.max_latency_ratio
         if self.max_memory_bytes is not None:
@@ -46,14 +46,14 @@ class Limits:
 
 @explain_outage()
 def open_study(
-    storage: BaseStorage, *, name: str, rung: str, fingerprint: str, owner: int | None = None
+    storage: BaseStorage, *, name: str, proxy: str, fingerprint: str, owner: int | None = None
 ) -> optuna.Study:
     """Create or continue the study with objectives PPL ratio and latency ratio, both to be minimised.
 
     Args:
         storage: that holds it.
         name: of the study.
-        rung: whose PPL ratio is the first objective.
+        proxy: whose PPL ratio is the first objective.
         fingerprint: of what decides the meaning of its numbers.
         owner: the score store whose trials it shows; None: nobody else can.
 
@@ -82,7 +82,7 @@ def open_study(
     if study.metric_names is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([f"PPL ratio ({rung.replace('_', ' ')})", "latency ratio"])
+            study.set_metric_names([f"PPL ratio ({proxy.replace('_', ' ')})", "latency ratio"])
     return study
 
 
@@ -91,24 +91,24 @@ def describe_candidate(candidate: Candidate) -> dict[str, Any]:
     return {"kept": spell_layers(candidate.kept_layers), "dropped": ", ".join(candidate.dropped_parts)}
 
 
-def describe_evaluation(evaluation: Evaluation, *, rung: str) -> dict[str, Any]:
+def describe_evaluation(evaluation: Evaluation, *, proxy: str) -> dict[str, Any]:
     """A trial's user attributes once it is scored; a set whose loss is no number is not asked for again."""
-    failed = evaluation.explain_failure(rung)
+    failed = evaluation.explain_failure(proxy)
     known: dict[str, Any] = {"num_params": evaluation.size.num_params}
     reasons = {"skipped": evaluation.skipped_because, "failed": failed, VERDICT: FINAL if failed else None}
     return known | {name: reason for name, reason in reasons.items() if reason}
 
 
-def make_trial(record: TrialRecord, space: SearchSpace, *, rung: str, limits: Limits) -> FrozenTrial:
+def make_trial(record: TrialRecord, space: SearchSpace, *, proxy: str, limits: Limits) -> FrozenTrial:
     """A finished trial, to be added to a study."""
     evaluation = record.evaluation
     return optuna.trial.create_trial(
         state=TrialState[record.state],
-        values=values_of(evaluation, rung=rung),
+        values=values_of(evaluation, proxy=proxy),
         params=flags_of(space, evaluation.candidate),
         distributions=flag_distributions(space),
-        user_attrs=describe_candidate(evaluation.candidate) | describe_evaluation(evaluation, rung=rung),
-        constraints=limits.measure(evaluation, rung=rung),
+        user_attrs=describe_candidate(evaluation.candidate) | describe_evaluation(evaluation, proxy=proxy),
+        constraints=limits.measure(evaluation, proxy=proxy),
     )
 
 
@@ -117,8 +117,8 @@ def spell_layers(layers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in find_runs(layers))
 
 
-def values_of(evaluation: Evaluation, *, rung: str) -> list[float] | None:
+def values_of(evaluation: Evaluation, *, proxy: str) -> list[float] | None:
     """A trial's values, or None when it was skipped or has none."""
-    if evaluation.skipped_because or evaluation.explain_failure(rung):
+    if evaluation.skipped_because or evaluation.explain_failure(proxy):
         return None
-    return [evaluation.qualities[rung].ppl_ratio, evaluation.latency.ratio]
+    return [evaluation.qualities[proxy].ppl_ratio, evaluation.latency.ratio]

@@ -78,7 +78,7 @@ class Trials:
         study: an opened study.
         space: the candidates there are.
         store: the score store, ours to write.
-        rung: whose PPL ratio is a trial's first value.
+        proxy: whose PPL ratio is a trial's first value.
         limits: bounds that trials carry as constraints.
 
     Raises:
@@ -93,10 +93,10 @@ class Trials:
         space: SearchSpace,
         store: ScoreStore,
         *,
-        rung: str,
+        proxy: str,
         limits: Limits,
     ) -> None:
-        self.study, self.space, self.store, self.rung, self.limits = study, space, store, rung, limits
+        self.study, self.space, self.store, self.proxy, self.limits = study, space, store, proxy, limits
         self.listeners: list[Callable[[TrialRecord], None]] = []
         self.asked: dict[Candidate, optuna.Trial] = {}  # and not told yet
         self.complete: set[Candidate] = set()  # these three: of the space
@@ -185,7 +185,7 @@ class Trials:
         if record.state == "COMPLETE":
             self.complete.add(candidate)
             self.skipped.discard(candidate)
-        elif record.evaluation.explain_failure(self.rung):
+        elif record.evaluation.explain_failure(self.proxy):
             self.failed.add(candidate)
         else:
             self.skipped.add(candidate)
@@ -195,23 +195,23 @@ class Trials:
         records, number = [], len(self.study.get_trials(deepcopy=False))
         for evaluation in [one.evaluation for one in scored if one.evaluation is not None]:
             trial = self.asked.get(evaluation.candidate)
-            state = "COMPLETE" if values_of(evaluation, rung=self.rung) else "PRUNED"
+            state = "COMPLETE" if values_of(evaluation, proxy=self.proxy) else "PRUNED"
             if trial is None:
                 records.append(TrialRecord(number=number, state=state, evaluation=evaluation))
                 number += 1
                 continue
             records.append(TrialRecord(number=trial.number, state=state, evaluation=evaluation))
-            for name, value in describe_evaluation(evaluation, rung=self.rung).items():
+            for name, value in describe_evaluation(evaluation, proxy=self.proxy).items():
                 trial.set_user_attr(name, value)
-            for name, excess in self.limits.measure(evaluation, rung=self.rung).items():
+            for name, excess in self.limits.measure(evaluation, proxy=self.proxy).items():
                 trial.set_constraint(name, excess)
         return records
 
     def _tell(self, record: TrialRecord, trial: optuna.Trial | None) -> None:
         if trial is None:
-            self.study.add_trial(make_trial(record, self.space, rung=self.rung, limits=self.limits))
+            self.study.add_trial(make_trial(record, self.space, proxy=self.proxy, limits=self.limits))
         else:
-            self.study.tell(trial, values_of(record.evaluation, rung=self.rung), state=TrialState[record.state])
+            self.study.tell(trial, values_of(record.evaluation, proxy=self.proxy), state=TrialState[record.state])
 
     def _fail(self, candidate: Candidate, reason: str, trial: optuna.Trial | None) -> None:
         self.failed.add(candidate)
@@ -246,10 +246,10 @@ class Trials:
             if record.number not in known:
                 for _ in range(record.number - count):  # numbers stay as they are
                     self.study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
-                self.study.add_trial(make_trial(record, self.space, rung=self.rung, limits=self.limits))
+                self.study.add_trial(make_trial(record, self.space, proxy=self.proxy, limits=self.limits))
                 count = record.number + 1
             elif known[record.number].state == TrialState.RUNNING:
-                values = values_of(record.evaluation, rung=self.rung)
+                values = values_of(record.evaluation, proxy=self.proxy)
                 self.study.tell(record.number, values, state=TrialState[record.state])
         self._end_running()
 

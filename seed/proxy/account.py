@@ -34,9 +34,9 @@ class Measured:
         self._layers: dict[str, list[float]] = {}
         self._distances: dict[int, list[float]] = {}
 
-    def score(self, candidates: Sequence[Candidate], *, rung: str, share: float) -> list[float]:
+    def score(self, candidates: Sequence[Candidate], *, proxy: str, share: float) -> list[float]:
         """Losses, from memory where they are known."""
-        if rung == "closed_form":
+        if proxy == "closed-form":
             return [self.sweep.measure(candidate).loss for candidate in candidates]
         if share == 1.0:
             return [quality.loss for quality in self.sweep.measure_unrecovered(candidates)]
@@ -56,7 +56,7 @@ class Measured:
             self._parts[share] = validation.take_evenly(round(share * validation.num_tokens))
         return self._parts[share]
 
-    def check(self, candidates: Sequence[Candidate], *, rung: str) -> None:
+    def check(self, candidates: Sequence[Candidate], *, proxy: str) -> None:
         """Called before anything is paid; here everything can be measured."""
 
     def weigh_layers(self, measure: str) -> list[float]:
@@ -97,22 +97,22 @@ class Account:
         self._paid: set[str] = set()
         self._last: Candidate | None = None  # that closed form walked
 
-    def score(self, candidates: Sequence[Candidate], *, rung: str, share: float = 1.0) -> list[float]:
+    def score(self, candidates: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> list[float]:
         """Losses on a share of the validation text, nats per token.
 
         Raises:
             BudgetSpent: they cost more than is left.
         """
-        names = {candidate: f"{rung}/{share}/{candidate.key}" for candidate in candidates}
+        names = {candidate: f"{proxy}/{share}/{candidate.key}" for candidate in candidates}
         new = sorted((c for c, name in names.items() if name not in self._paid), key=lambda c: c.kept_layers)
         before = self.spent
         if new:
-            self.measured.check(new, rung=rung)
-            self._pay(self.price(new, rung=rung, share=share))
+            self.measured.check(new, proxy=proxy)
+            self._pay(self.price(new, proxy=proxy, share=share))
             self._paid.update(names[candidate] for candidate in new)
             self.num_scores += len(new) * (share == 1.0)
-            self._last = new[-1] if rung == "closed_form" else self._last
-        losses = self.measured.score(candidates, rung=rung, share=share)
+            self._last = new[-1] if proxy == "closed-form" else self._last
+        losses = self.measured.score(candidates, proxy=proxy, share=share)
         self.on_paid(self.spent - before)
         return losses
 
@@ -128,10 +128,10 @@ class Account:
         self._pay_once("angular_distance", self.measured.prices.trace)  # one pass serves every length
         return self.measured.measure_distances(num_layers)
 
-    def price(self, new: Sequence[Candidate], *, rung: str, share: float = 1.0) -> float:
+    def price(self, new: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> float:
         """What scores would cost now; candidates in the order in which closed form walks."""
         prices = self.measured.prices
-        if rung != "closed_form":
+        if proxy != "closed-form":
             tokens = self.measured.train_as_follower(share).num_tokens if share < 1 else None
             return prices.price(count_work(new, closed_form=False), validation_tokens=tokens)
         gone = self.measured.sweep.instruments.source.gone_layers

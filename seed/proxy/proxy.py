@@ -17,25 +17,25 @@ from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Evaluation, Latency, Quality, Size
 from seed.study_dir import is_out_of_memory
 
-Screen = Callable[[Candidate, Quality], str | None]  # closed-form quality -> why the last rung is not worth it
+Screen = Callable[[Candidate, Quality], str | None]  # closed-form quality -> why the last proxy is not worth it
 
 
 class Proxy:
-    """Scores candidates at one rung."""
+    """Scores candidates at one proxy."""
 
     def __init__(
         self,
         sweep: Sweep,
         *,
-        rung: str,
+        proxy: str,
         short: Callable[[Candidate], DistillSettings],
         latency_of: Callable[[Candidate], Latency],
         screen: Screen = lambda candidate, quality: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        assert rung != "closed_form" or sweep.instruments.gains is not None
+        assert proxy != "closed-form" or sweep.instruments.gains is not None
         self.sweep = sweep
-        self.rung = rung
+        self.proxy = proxy
         self.short = short
         self.latency_of = latency_of
         self.screen = screen
@@ -44,7 +44,7 @@ class Proxy:
         self._sizes: dict[str, Size] = {}  # by structure, which decides it as it does latency
 
     def evaluate(self, candidate: Candidate) -> Evaluation:
-        """Climb to the rung, or to where the screen stops, and return everything measured on the way.
+        """Climb to the proxy, or to where the screen stops, and return everything measured on the way.
 
         Where the memory is full, half as many windows go through a model at once, from then on.
 
@@ -69,16 +69,16 @@ class Proxy:
         began = time.monotonic()
         qualities = self.sweep.known(candidate)
         skipped_because: str | None = None
-        if self.rung != "none" and self.sweep.instruments.gains is not None:
-            qualities["closed_form"] = self.sweep.measure(candidate)
-        if self.rung == "none":
+        if self.proxy != "none" and self.sweep.instruments.gains is not None:
+            qualities["closed-form"] = self.sweep.measure(candidate)
+        if self.proxy == "none":
             [qualities["none"]] = self.sweep.measure_unrecovered([candidate])
-        elif self.rung == "short_distillation" and self.rung not in qualities:
-            if "closed_form" in qualities:
-                skipped_because = self.screen(candidate, qualities["closed_form"])
+        elif self.proxy == "short-distillation" and self.proxy not in qualities:
+            if "closed-form" in qualities:
+                skipped_because = self.screen(candidate, qualities["closed-form"])
             if skipped_because is None:
                 [qualities["none"]] = self.sweep.measure_unrecovered([candidate])
-                qualities[self.rung] = self._distill_shortly(candidate, qualities)
+                qualities[self.proxy] = self._distill_shortly(candidate, qualities)
         latency = self.latency_of(candidate)
         if latency.structure not in self._sizes:
             self._sizes[latency.structure] = size_of(self.sweep.instruments, candidate)
@@ -98,9 +98,9 @@ class Proxy:
         if not math.isfinite(qualities[start].loss):  # its gradients would be no numbers either
             nothing = np.full_like(instruments.dense_validation.sums, math.nan)
             losses = DocumentLosses(sums=nothing, counts=instruments.dense_validation.counts)
-            return self.sweep.keep(candidate, self.rung, losses, seconds=time.monotonic() - began)
+            return self.sweep.keep(candidate, self.proxy, losses, seconds=time.monotonic() - began)
         settings = structs.replace(settings, micro_batch=max(1, settings.micro_batch // self.shrunk))
-        refit = self.sweep.recover(candidate) if start == "closed_form" else None
+        refit = self.sweep.recover(candidate) if start == "closed-form" else None
         student = start_student(instruments, candidate, refit, settings=settings)
         looks: dict[float, DocumentLosses] = {}
 
@@ -113,10 +113,10 @@ class Proxy:
             instruments, [replace(make_job(instruments, student, settings, candidate=candidate), validate=look)]
         )
         best = looks[min(looks)]  # the weights that distillation hands back are those of its best look
-        return self.sweep.keep(candidate, self.rung, best, seconds=time.monotonic() - began)
+        return self.sweep.keep(candidate, self.proxy, best, seconds=time.monotonic() - began)
 
 
 def choose_start(qualities: dict[str, Quality]) -> str:
     """The better of the two starts of a distillation, by validation loss."""
-    starts = [rung for rung in ("none", "closed_form") if rung in qualities]
-    return min(starts, key=lambda rung: math.inf if math.isnan(qualities[rung].loss) else qualities[rung].loss)
+    starts = [proxy for proxy in ("none", "closed-form") if proxy in qualities]
+    return min(starts, key=lambda proxy: math.inf if math.isnan(qualities[proxy].loss) else qualities[proxy].loss)

@@ -20,7 +20,7 @@ SCORED_AT_ONCE = 512  # candidates without recovery, whose losses are held by to
 
 
 class Sweep(ScoreCache):
-    """Scores candidates without recovery and with closed form, and remembers scores of every rung.
+    """Scores candidates without recovery and with closed form, and remembers scores of every proxy.
 
     Args:
         instruments: what scores.
@@ -40,9 +40,9 @@ class Sweep(ScoreCache):
 
     def measure(self, candidate: Candidate) -> Quality:
         """Score with closed-form recovery."""
-        if not self.is_known(candidate, "closed_form"):
+        if not self.is_known(candidate, "closed-form"):
             self.recover(candidate)
-        return self._judge(self.rows[candidate.key]["closed_form"])
+        return self._judge(self.rows[candidate.key]["closed-form"])
 
     def recover(self, candidate: Candidate) -> Refit:
         """Score with closed-form recovery, and return its maps."""
@@ -51,7 +51,7 @@ class Sweep(ScoreCache):
             self._walker = make_walker(self.instruments)
             began = time.perf_counter()  # the dense model's states are not this candidate's cost
         losses, refit = self._walker.measure(candidate)
-        self.keep(candidate, "closed_form", losses, seconds=time.perf_counter() - began)
+        self.keep(candidate, "closed-form", losses, seconds=time.perf_counter() - began)
         return refit
 
     def release_states(self) -> None:
@@ -85,9 +85,9 @@ class Sweep(ScoreCache):
             self._keep([_make_row(candidate, "none", losses, seconds=seconds) for candidate, losses in found])
         return [self._judge(self.rows[candidate.key]["none"]) for candidate in candidates]
 
-    def keep(self, candidate: Candidate, rung: str, losses: DocumentLosses, *, seconds: float) -> Quality:
+    def keep(self, candidate: Candidate, proxy: str, losses: DocumentLosses, *, seconds: float) -> Quality:
         """Remember a score, and judge it beside the dense model's."""
-        row = _make_row(candidate, rung, losses, seconds=seconds)
+        row = _make_row(candidate, proxy, losses, seconds=seconds)
         self._keep([row])
         return self._judge(row)
 
@@ -95,17 +95,17 @@ class Sweep(ScoreCache):
         """Remember the rows that are not known, and write them where there is a store, all or none."""
         new: dict[tuple[str, str], ScoreRow] = {}
         for row in rows:
-            if row.rung not in self.rows.get(row.key, {}):
-                new.setdefault((row.key, row.rung), row)
+            if row.proxy not in self.rows.get(row.key, {}):
+                new.setdefault((row.key, row.proxy), row)
         if self.store is not None and new:
             self.store.keep(list(new.values()))
         for row in new.values():
-            self.rows.setdefault(row.key, {})[row.rung] = row
+            self.rows.setdefault(row.key, {})[row.proxy] = row
 
 
-def _make_row(candidate: Candidate, rung: str, losses: DocumentLosses, *, seconds: float) -> ScoreRow:
+def _make_row(candidate: Candidate, proxy: str, losses: DocumentLosses, *, seconds: float) -> ScoreRow:
     is_finite = bool(np.isfinite(losses.sums).all())
     sums = (
         losses.sums.tolist() if is_finite else [None] * len(losses.sums)
     )  # of what is no number at all, nothing counts
-    return ScoreRow(key=candidate.key, rung=rung, sums=sums, seconds=round(seconds, 4))
+    return ScoreRow(key=candidate.key, proxy=proxy, sums=sums, seconds=round(seconds, 4))

@@ -43,30 +43,30 @@ def write_study_note(record: StudyRecord, *, root: Path) -> str:
         ["**Which one to ship?**", "", *picks] if picks else [],
         [escape_text(disturbed)] if (disturbed := say_disturbance(result)) else [],
         _write_frontier(result),
-        explain_trials(rung=record.frontier.rung, workload=record.dense.latency.workload),
+        explain_trials(proxy=record.frontier.proxy, workload=record.dense.latency.workload),
         _write_places(record.plan, root=root, has_models=bool(record.distilled)),
     )
 
 
-def write_opening_note(plan: SearchPlan, *, rung: str, root: Path) -> str:
+def write_opening_note(plan: SearchPlan, *, proxy: str, root: Path) -> str:
     """Return the note of a study whose search has begun and has no answer yet."""
     return _join(
         _write_title(plan),
         ["**The search is running.** Its answer and its figures will stand here; trials show up as they are scored."],
-        explain_trials(rung=rung, workload=None),
+        explain_trials(proxy=proxy, workload=None),
         _write_places(plan, root=root, has_models=False),
     )
 
 
-def explain_trials(*, rung: str, workload: str | None) -> list[str]:
+def explain_trials(*, proxy: str, workload: str | None) -> list[str]:
     """Return how to read the objectives and attributes of trials, as lines of Markdown."""
-    spelled = rung.replace("_", " ")  # as the objective's name has it
+    spelled = proxy.replace("_", " ")  # as the objective's name has it
     measured = f" ({escape_text(workload)})" if workload else ""
     return [
         "**What is shown.** Each trial is a set of layers that are kept. Of both objectives, less is better:",
         "",
         f"- {quote_code(f'PPL ratio ({spelled})')}: perplexity on validation text after "
-        f"{escape_text(name_rung(rung))}, divided by the dense model's. Test text is in no trial.",
+        f"{escape_text(name_rung(proxy))}, divided by the dense model's. Test text is in no trial.",
         f"- `latency ratio`: median time{measured}, divided by the dense model's.",
         "",
         "A trial's attributes: `kept` and `dropped` name layers by their index in the original model, from 0; "
@@ -119,7 +119,7 @@ def _write_frontier(result: StudyResult) -> list[str]:
         for member, row in zip(result.record.frontier.members, rows, strict=True)
     ]
     table = [f"| {' | '.join(row)} |" for row in (["trial", *columns], ["---"] * (len(columns) + 1), *cells)]
-    return [f"**The frontier by the proxy** ({escape_text(name_rung(result.record.frontier.rung))}):", "", *table]
+    return [f"**The frontier by the proxy** ({escape_text(name_rung(result.record.frontier.proxy))}):", "", *table]
 
 
 def _write_title(plan: SearchPlan) -> list[str]:

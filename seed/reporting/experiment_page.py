@@ -327,7 +327,7 @@ def tell_comparison(
         settings={
             "model": comparison.model,
             "candidates in the space": f"{comparison.num_candidates:,}",
-            "recovery in scores of searches": name_rung(comparison.rung),
+            "recovery in scores of searches": name_rung(comparison.proxy),
             "layer-tokens that each may spend": f"{comparison.budget:,.0f}",
             **comparison.settings,
             "strategies": {
@@ -402,14 +402,14 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
             header=["score", "τ", "τ near the best", "regret of its pick", "recovery", "seconds"],
             rows=[
                 [
-                    CEILING if rung is depth.ceiling else name_rung(rung.rung),
-                    format_estimate(rung.tau),
-                    format_estimate(rung.near_tau),
-                    format_share(rung.top1_regret, places=2),
-                    format_share(rung.recovery, places=0),
-                    ABSENT if rung.seconds is None else format_number(rung.seconds, places=2),
+                    CEILING if proxy is depth.ceiling else name_rung(proxy.proxy),
+                    format_estimate(proxy.tau),
+                    format_estimate(proxy.near_tau),
+                    format_share(proxy.top1_regret, places=2),
+                    format_share(proxy.recovery, places=0),
+                    ABSENT if proxy.seconds is None else format_number(proxy.seconds, places=2),
                 ]
-                for rung in (*depth.rungs, depth.ceiling)
+                for proxy in (*depth.proxies, depth.ceiling)
             ],
         )
         for depth in summary.depths
@@ -458,10 +458,10 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
 def say_order(depth: DepthFidelity) -> str:
     """Return, as plain text, whether the scores that compete can be told apart at this depth."""
     begin = f"{count_things(depth.num_dropped, 'layer')} dropped, {count_things(depth.num_candidates, 'candidate')}"
-    told = ", ".join(f"{format_estimate(rung.tau)} for {name_rung(rung.rung)}" for rung in depth.rungs)
+    told = ", ".join(f"{format_estimate(proxy.tau)} for {name_rung(proxy.proxy)}" for proxy in depth.proxies)
     answer = f"{begin}: Kendall's tau with full distillation is {told}."
     names = [
-        rung.rung for rung in depth.rungs if rung.rung != "none"
+        proxy.proxy for proxy in depth.proxies if proxy.proxy != "none"
     ]  # the first and the last compete for a search's time
     for pair in depth.differences:
         if (pair.one, pair.other) == (names[0], names[-1]):
@@ -488,10 +488,10 @@ def draw_taus(summary: FidelitySummary) -> go.Figure:
     panels = {}
     for depth in summary.depths:
         dots = []
-        for rung in (*depth.rungs, depth.ceiling):
-            seconds = "" if rung.seconds is None else f", {format_number(rung.seconds, places=1)}\u00a0s"
-            row = ("another final (noise ceiling)" if rung is depth.ceiling else name_rung(rung.rung)) + seconds
-            for series, tau in (("all candidates", rung.tau), ("near the best", rung.near_tau)):
+        for proxy in (*depth.proxies, depth.ceiling):
+            seconds = "" if proxy.seconds is None else f", {format_number(proxy.seconds, places=1)}\u00a0s"
+            row = ("another final (noise ceiling)" if proxy is depth.ceiling else name_rung(proxy.proxy)) + seconds
+            for series, tau in (("all candidates", proxy.tau), ("near the best", proxy.near_tau)):
                 dots.append(Dot(row=row, series=series, estimate=tau, hover=f"{series}: τ {format_estimate(tau)}"))
         panels[f"{name_drop(depth.num_dropped)}: Kendall's tau with the final"] = dots
     return draw_dots(

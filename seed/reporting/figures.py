@@ -33,7 +33,7 @@ from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped
 def draw_pareto(result: StudyResult) -> go.Figure:
     """Draw PPL ratio against latency ratio, both to the dense model: all candidates, the frontier, the distilled.
 
-    Trials stand at their PPL ratio on validation text by the frontier's rung, distilled models at that on test text.
+    Trials stand at their PPL ratio on validation text by the frontier's proxy, distilled models at that on test text.
     """
     record, trials = result.record, result.scored
     ranks = [member.rank for member in record.frontier.members]
@@ -111,7 +111,7 @@ def say_pareto(result: StudyResult, *, num_above: int, is_limited: bool) -> str:
     sentences = [
         "Nearer to the lower left is better: faster, and less perplexity lost.",
         "Both ratios are to the dense model.",
-        f"Candidates: PPL ratio on validation text after {name_rung(result.record.frontier.rung)}.",
+        f"Candidates: PPL ratio on validation text after {name_rung(result.record.frontier.proxy)}.",
         "Distilled models: PPL ratio on test text and latency ratio with their 95 % intervals; a thin line leads there from the "
         "same candidate's proxy."
         if result.distilled
@@ -274,7 +274,7 @@ def draw_proxy_against_final(result: StudyResult) -> go.Figure:
         figure,
         title="Does the proxy rank as distillation does?",
         caption=caption,
-        x_title=f"PPL ratio after {name_rung(result.record.frontier.rung)}",
+        x_title=f"PPL ratio after {name_rung(result.record.frontier.proxy)}",
         y_title="PPL ratio after distillation",
     )
 

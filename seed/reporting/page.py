@@ -257,7 +257,7 @@ def render_frontier(result: StudyResult) -> str:
     if not result.frontier:
         return ""
     caption = (
-        f"PPL ratios after {name_rung(result.record.frontier.rung)}, on validation text. P(best): how often a resampling of "
+        f"PPL ratios after {name_rung(result.record.frontier.proxy)}, on validation text. P(best): how often a resampling of "
         "the documents puts this candidate first among those of its structure. Tied: with how many others the 95 % interval of "
         "the paired difference holds zero."
     )
@@ -272,7 +272,7 @@ def render_gain(record: StudyRecord, figure: str) -> str:
         return ""
     items = "\n".join(f"<li>{escape(say_rival(rival, gain))}</li>" for rival in gain.rivals)
     note = (
-        f"PPL of what each would have dropped, beside the search's best of the same depth, after {name_rung(gain.rung)} on "
+        f"PPL of what each would have dropped, beside the search's best of the same depth, after {name_rung(gain.proxy)} on "
         "validation text; ± is one standard error of the paired difference, clustered by document. The search chose by "
         "these very scores, so that a little of its lead may be luck: python -m seed.experiment compare judges distilled models, on "
         f"test text. Cost: {gain.cost:,.0f} layer-tokens for the search (one layer applied to one token; other work by its "
@@ -305,7 +305,7 @@ def render_protocol(record: StudyRecord) -> str:
         )
     states = Counter(trial.state for trial in record.trials)
     trials = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items()))
-    ranking = f"The frontier ranks by validation text after {name_rung(frontier.rung)}. {record.agreement.verdict}"
+    ranking = f"The frontier ranks by validation text after {name_rung(frontier.proxy)}. {record.agreement.verdict}"
     body = f"<p>{escape(extent)}</p>\n<p>{escape(ranking)}</p>\n"
     study = {
         "layers that may go": list_layers(space.droppable_layers),

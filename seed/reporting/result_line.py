@@ -53,7 +53,7 @@ class SearchLine(Record, frozen=True, kw_only=True):
     study: str  # the study's folder
     report: str
     model: str  # as the user named it
-    rung: str  # what candidates were scored by
+    proxy: str  # what candidates were scored by
     num_scored: int
     space_size: int
     dense: DenseLine
@@ -143,7 +143,7 @@ def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
         study=str(study.root),
         report=str(study.report),
         model=str(record.plan.identity["model"]),
-        rung=record.frontier.rung,
+        proxy=record.frontier.proxy,
         num_scored=record.frontier.num_scored,
         space_size=record.frontier.space_size,
         dense=describe_dense(record.dense),

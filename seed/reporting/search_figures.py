@@ -25,7 +25,7 @@ SINGLE_MARKS = (
 
 
 def draw_sensitivity(result: StudyResult) -> go.Figure:
-    """Draw what each layer costs alone, by rung, and below it how much dearer or cheaper pairs are than their parts."""
+    """Draw what each layer costs alone, by proxy, and below it how much dearer or cheaper pairs are than their parts."""
     known = result.record.sensitivities[: len(SINGLE_MARKS)]
     if not known:
         return go.Figure()
@@ -67,7 +67,7 @@ def draw_sensitivity(result: StudyResult) -> go.Figure:
                 y=[_percent(one.singles[layer]) for layer in layers],
                 customdata=[one.singles[layer] for layer in layers],
                 mode="markers",
-                name=name_rung(one.rung),
+                name=name_rung(one.proxy),
                 marker=marker,
                 hovertemplate="without layer %{x}: PPL ratio %{customdata:.3f}<extra>%{fullData.name}</extra>",
             ),
@@ -83,7 +83,7 @@ def draw_sensitivity(result: StudyResult) -> go.Figure:
     sentences = [
         "Above: how much perplexity on validation text rises without a layer, on a logarithmic scale that begins at 0.1 %, before and after "
         "recovery.",
-        f"Below: perplexity without two layers beside what the two cost one by one, after {name_rung(most.rung)}. Orange pairs are "
+        f"Below: perplexity without two layers beside what the two cost one by one, after {name_rung(most.proxy)}. Orange pairs are "
         "dearer together than apart, so they should not both go; blue pairs are cheaper."
         if has_pairs
         else "",

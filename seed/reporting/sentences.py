@@ -65,7 +65,7 @@ def say_introduction(result: StudyResult) -> str:
         return f"{count_things(len(result.distilled), 'model')} distilled in full. The best of each depth, chosen on validation text:"
     if result.best:
         return (
-            f"Nothing was distilled. By the proxy ({name_rung(result.record.frontier.rung)}, validation text), "
+            f"Nothing was distilled. By the proxy ({name_rung(result.record.frontier.proxy)}, validation text), "
             "the best candidate of each depth is:"
         )
     return "No candidate was scored completely, so there is no frontier."

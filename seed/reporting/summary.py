@@ -39,9 +39,9 @@ def show_result(terminal: Terminal, record: StudyRecord, *, study: StudyFolder, 
         for index, model in enumerate(result.distilled):
             terminal.say(("models:    " if index == 0 else "           ") + str(study.model(model.key)), wrap=False)
     else:
-        rung = record.frontier.rung.replace("_", " ")
+        proxy = record.frontier.proxy.replace("_", " ")
         terminal.show_table(
-            *list_frontier(result), title=f"Frontier by the proxy ({rung}, validation text), not distilled"
+            *list_frontier(result), title=f"Frontier by the proxy ({proxy}, validation text), not distilled"
         )
     names = {model.key: name_model(model) for model in result.distilled}
     sentences = [

@@ -21,11 +21,11 @@ FIELDS = ("number", "state", "id", "ratio", "error", "unrecovered", "structure",
 
 def list_columns(record: StudyRecord) -> list[dict[str, object]]:
     """Return the table's columns: what a row calls it, its title, its decimals, whether a chosen model's panel has it."""
-    rung = name_rung(record.frontier.rung)
+    proxy = name_rung(record.frontier.proxy)
     columns: list[dict[str, object]] = [
         {"key": "dropped", "title": "dropped layers", "isText": True},
         {"key": "count", "title": "how many"},
-        {"key": "ratio", "title": f"PPL ratio ({rung})", "places": 4, "inPanel": True},
+        {"key": "ratio", "title": f"PPL ratio ({proxy})", "places": 4, "inPanel": True},
         {"key": "error", "title": "standard error", "places": 4, "inPanel": True},
         {"key": "unrecovered", "title": "PPL ratio unrecovered", "places": 4, "inPanel": True},
         {"key": "latency", "title": "latency ratio", "places": 3, "inPanel": True},
@@ -38,7 +38,7 @@ def list_columns(record: StudyRecord) -> list[dict[str, object]]:
     ]
     if record.distilled:
         columns.insert(4, {"key": "distilled", "title": "distilled (test)", "places": 4})
-    if any(_explain(trial.evaluation, record.frontier.rung) for trial in record.trials):
+    if any(_explain(trial.evaluation, record.frontier.proxy) for trial in record.trials):
         columns.append({"key": "note", "title": "no value because", "isText": True, "inPanel": True})
     return columns
 
@@ -74,7 +74,7 @@ def render_trials(record: StudyRecord) -> str:
 def render_data(record: StudyRecord, facts: Facts) -> str:
     """Return the script element that holds every trial and what is known of the models that were judged."""
     structures: dict[str, int] = {}
-    table = [_take_row(trial, record.frontier.rung, structures) for trial in record.trials]
+    table = [_take_row(trial, record.frontier.proxy, structures) for trial in record.trials]
     measured = {trial.evaluation.latency.structure: trial.evaluation for trial in record.trials}
     distilled = {link_candidate(result.candidate): _round(result.test.ppl_ratio) for result in record.distilled}
     data = {
@@ -92,9 +92,9 @@ def render_data(record: StudyRecord, facts: Facts) -> str:
     return f'<script type="application/json" id="trials-data">{text}</script>'
 
 
-def _take_row(trial: TrialRecord, rung: str, structures: dict[str, int]) -> list[object]:
+def _take_row(trial: TrialRecord, proxy: str, structures: dict[str, int]) -> list[object]:
     evaluation = trial.evaluation
-    quality, raw = evaluation.qualities.get(rung), evaluation.qualities.get("none")
+    quality, raw = evaluation.qualities.get(proxy), evaluation.qualities.get("none")
     return [
         trial.number,
         trial.state.lower(),
@@ -105,12 +105,12 @@ def _take_row(trial: TrialRecord, rung: str, structures: dict[str, int]) -> list
         structures.setdefault(evaluation.latency.structure, len(structures)),
         round(evaluation.seconds, 2),
         list_layers(evaluation.candidate.dropped_layers),
-        _explain(evaluation, rung),
+        _explain(evaluation, proxy),
     ]
 
 
-def _explain(evaluation: Evaluation, rung: str) -> str | None:
-    return evaluation.skipped_because or evaluation.explain_failure(rung)
+def _explain(evaluation: Evaluation, proxy: str) -> str | None:
+    return evaluation.skipped_because or evaluation.explain_failure(proxy)
 
 
 def _round(value: float) -> float | None:

@@ -12,18 +12,18 @@ ABSENT = "\N{EN DASH}"
 MARGIN_PERCENT = f"{100 * MARGIN:g}\u00a0%"
 RUNG_NAMES = {
     "none": "no recovery",
-    "closed_form": "closed-form recovery",
-    "short_distillation": "short distillation",
+    "closed-form": "closed-form recovery",
+    "short-distillation": "short distillation",
     "full_distillation": "full distillation",
 }
 SHORT_DISTILLATION_STEPS = re.compile(r"short_distillation_(\d+)")
 
 
-def name_rung(rung: str) -> str:
-    """Return what people call a rung; an unknown one keeps its own name."""
-    if match := SHORT_DISTILLATION_STEPS.fullmatch(rung):
+def name_rung(proxy: str) -> str:
+    """Return what people call a proxy; an unknown one keeps its own name."""
+    if match := SHORT_DISTILLATION_STEPS.fullmatch(proxy):
         return f"{int(match[1]):,} distillation step{'' if int(match[1]) == 1 else 's'}"
-    return RUNG_NAMES.get(rung, rung.replace("_", " "))
+    return RUNG_NAMES.get(proxy, proxy.replace("_", " "))
 
 
 def name_depth(candidate: Candidate) -> str:

@@ -113,7 +113,7 @@ def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, on_w
     """Say in Optuna Dashboard that a search has begun, where it has no answer from before."""
     if study.frontier.exists():
         return
-    note = write_opening_note(plan, rung=read_protocol(plan, place=study.root).rung, root=study.root)
+    note = write_opening_note(plan, proxy=read_protocol(plan, place=study.root).proxy, root=study.root)
     try:
         show_note(opened, note, artifacts=study.artifacts)
     except (StudyError, ResourceError) as error:

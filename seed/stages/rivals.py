@@ -28,17 +28,17 @@ class Remembered(Measured):
         self.most_unrecovered = most_unrecovered
         self._unrecovered: set[Candidate] = set()
 
-    def check(self, candidates: Sequence[Candidate], *, rung: str) -> None:
+    def check(self, candidates: Sequence[Candidate], *, proxy: str) -> None:
         """Let pass what can be told.
 
         Raises:
             BudgetSpent: a score with recovery is not known, or those without are too many.
         """
-        if rung == "none":
+        if proxy == "none":
             self._unrecovered.update(candidates)
             if len(self._unrecovered) > self.most_unrecovered:
                 raise BudgetSpent
-        if rung != "none" and not all(self.sweep.is_known(candidate, rung) for candidate in candidates):
+        if proxy != "none" and not all(self.sweep.is_known(candidate, proxy) for candidate in candidates):
             raise BudgetSpent
 
 
@@ -53,11 +53,11 @@ def measure_gain(
     on_rival: Callable[[str], None],
 ) -> SearchGain:
     """Play the rivals, and compare their picks with the search's best of each depth."""
-    rung = session.protocol.rung
+    proxy = session.protocol.proxy
     scored = [trial.evaluation.candidate for trial in trials if contains(space, trial.evaluation.candidate)]
     best: dict[int, tuple[float, Candidate]] = {}
     for candidate in scored:
-        quality = sweep.known(candidate).get(rung)
+        quality = sweep.known(candidate).get(proxy)
         if quality is not None and math.isfinite(quality.loss):
             count = len(candidate.dropped_layers)
             best[count] = min(
@@ -67,7 +67,7 @@ def measure_gain(
     rivals = []
     for name in RIVALS if session.gains is not None else ("perplexity", "greedy"):
         strategy, account = STRATEGIES[name], Account(measured)
-        picks = run_strategy(strategy, account, space, rung=session.recovered_rung, rng_seed=0)
+        picks = run_strategy(strategy, account, space, proxy=session.recovered_rung, rng_seed=0)
         rivals.append(
             Rival(
                 strategy=name,
@@ -75,7 +75,7 @@ def measure_gain(
                 cost=account.spent,
                 num_scores=account.num_scores,
                 picks=tuple(
-                    compare_pick(sweep, pick, best[count][1], rung=rung)
+                    compare_pick(sweep, pick, best[count][1], proxy=proxy)
                     for count, pick in picks.items()
                     if count in best
                 ),
@@ -84,20 +84,20 @@ def measure_gain(
         )
         on_rival(strategy.title)
     cost, num_scores = price_search(session, Remembered(sweep, most_unrecovered=math.inf), space, scored)
-    return SearchGain(rung=rung, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(rivals))
+    return SearchGain(proxy=proxy, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(rivals))
 
 
-def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, rung: str) -> RivalPick:
+def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, proxy: str) -> RivalPick:
     """A rival's pick beside the search's; it is scored where that costs no training."""
     if pick == best:
         return RivalPick(candidate=pick, best=best, ppl_ratio=1.0, standard_error=0.0)
-    if rung == "closed_form":
+    if proxy == "closed-form":
         sweep.measure(pick)
-    elif rung == "none":
+    elif proxy == "none":
         sweep.measure_unrecovered([pick])
-    if not sweep.is_known(pick, rung):
+    if not sweep.is_known(pick, proxy):
         return RivalPick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
-    quality = sweep.compare(pick, best, rung=rung)
+    quality = sweep.compare(pick, best, proxy=proxy)
     if not math.isfinite(quality.ppl_ratio):
         return RivalPick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
     return RivalPick(
@@ -117,14 +117,14 @@ def price_search(
         batches = [list(enumerate_candidates(space))]
     for batch in batches:
         if measured.sweep.is_known(batch[0], cheaper):
-            account.score(batch, rung=cheaper)
+            account.score(batch, proxy=cheaper)
     cost = account.spent
-    if session.protocol.rung == "short_distillation":
+    if session.protocol.proxy == "short-distillation":
         for candidate in scored:
-            if measured.sweep.is_known(candidate, session.protocol.rung):
+            if measured.sweep.is_known(candidate, session.protocol.proxy):
                 settings = short_settings(session, candidate)
                 tokens = settings.steps * session.batch_windows * session.protocol.window_tokens
                 cost += measured.prices.distill(len(candidate.kept_layers), tokens=tokens)
                 if cheaper != "none":  # a look at the candidate as it stands comes first
-                    cost += account.price([candidate], rung="none")
+                    cost += account.price([candidate], proxy="none")
     return cost, account.num_scores

@@ -50,7 +50,7 @@ class Scorers(Protocol):
         table: Mapping[str, Latency],
         screen: Screen | None = None,
     ) -> Iterator[Scored]:
-        """Score candidates at the study's rung."""
+        """Score candidates at the study's proxy."""
 
     def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[ScoreRow]]]:
         """Score candidates by closed form."""
@@ -82,7 +82,7 @@ def score_space(
     rng_seed: int,
     prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Score candidates at the objective's rung until the budget is spent or the space is exhausted.
+    """Score candidates at the objective's proxy until the budget is spent or the space is exhausted.
 
     ``prepare``: called before the first is scored, where any is left.
     """
@@ -98,13 +98,13 @@ def score_space(
     if missing := [candidate for candidate in sample if not book.is_known(candidate, "none")]:
         keep_rows(store, book, scorers.measure_unrecovered(missing)[1])
     swept: dict[Candidate, Quality] = {}
-    if plan.covers_space and trials.rung != "closed_form":
+    if plan.covers_space and trials.proxy != "closed-form":
         swept = sweep_space(terminal, scorers, order, store=store, book=book)
         order = rank_candidates(swept)
     prepare()
     proposer: Proposer
     if is_whole:
-        is_long = trials.rung == "short_distillation"  # then what is screened depends on those before
+        is_long = trials.proxy == "short-distillation"  # then what is screened depends on those before
         batch = scorers.num_evaluators if is_long else target if timer.is_complete else TIMED_BATCH
         proposer = EnumeratedProposer(trials, order, batch=batch, retry_skipped=retry_skipped)
     else:
@@ -116,7 +116,7 @@ def score_space(
             retry_skipped=retry_skipped,
             prior=(lambda candidate: swept[candidate].ppl_ratio) if swept else None,
         )
-    seen = Seen(trials.rung, Screen(keep=plan.frontier_size) if settings.screen else None)
+    seen = Seen(trials.proxy, Screen(keep=plan.frontier_size) if settings.screen else None)
     for trial in store.read_trials():
         if contains(space, trial.evaluation.candidate):
             seen.learn(trial)
@@ -141,15 +141,15 @@ def score_space(
     for line in seen.describe():
         terminal.say(line)
     if sample:
-        scored = [candidate for candidate in sample if book.is_known(candidate, "closed_form")]
+        scored = [candidate for candidate in sample if book.is_known(candidate, "closed-form")]
         terminal.say(say_recovery([book.known(candidate) for candidate in scored], space.size))
 
 
 class Seen:
     """What trials have shown: the best of each depth, what is not worth short distillation, how many have no value."""
 
-    def __init__(self, rung: str, screen: Screen | None) -> None:
-        self.rung, self.screen = rung, screen
+    def __init__(self, proxy: str, screen: Screen | None) -> None:
+        self.proxy, self.screen = proxy, screen
         self.best = Best()
         self.skipped = self.failed = 0
 
@@ -158,15 +158,15 @@ class Seen:
         if self.screen is not None:
             self.screen.learn([trial])
         self.skipped += trial.evaluation.skipped_because is not None
-        self.failed += trial.evaluation.explain_failure(self.rung) is not None
-        self.best.learn(trial, rung=self.rung)
+        self.failed += trial.evaluation.explain_failure(self.proxy) is not None
+        self.best.learn(trial, proxy=self.proxy)
 
     def describe(self) -> list[str]:
         """Lines on those without a value."""
         lines = []
         if self.skipped:
-            rung = self.rung.replace("_", " ")
-            lines.append(f"{say_were(self.skipped)} not worth {rung} and skipped; their trials say why")
+            proxy = self.proxy.replace("_", " ")
+            lines.append(f"{say_were(self.skipped)} not worth {proxy} and skipped; their trials say why")
         if self.failed:
             lines.append(
                 f"{say_were(self.failed)} left without a value, since their loss is not a finite number; their trials say so"
@@ -202,7 +202,7 @@ def score_singles(scorers: Scorers, store: ScoreStore, book: ScoreCache, space: 
     singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=lambda one: one.kept_layers)
     if missing := [single for single in singles if not book.is_known(single, "none")]:
         keep_rows(store, book, scorers.measure_unrecovered(missing)[1])
-    missing = [single for single in singles if not book.is_known(single, "closed_form")] if recovers else []
+    missing = [single for single in singles if not book.is_known(single, "closed-form")] if recovers else []
     with keeping_rows(store, book) as keep:
         for _, _, rows in scorers.sweep_space(missing):
             keep(rows)
@@ -220,7 +220,7 @@ def sweep_space(
     terminal: Terminal, scorers: Scorers, order: Sequence[Candidate], *, store: ScoreStore, book: ScoreCache
 ) -> dict[Candidate, Quality]:
     """Score candidates by closed form, in the order given; return the qualities of all."""
-    found = {one: book.known(one)["closed_form"] for one in order if book.is_known(one, "closed_form")}
+    found = {one: book.known(one)["closed-form"] for one in order if book.is_known(one, "closed-form")}
     best = Best()
     with terminal.stage("sweep", total=len(order)) as advance:
         for candidate, quality in found.items():
@@ -248,10 +248,10 @@ class Best:
         if math.isfinite(quality.ppl_ratio) and (depth not in self._found or quality.ppl_ratio < self._found[depth][0]):
             self._found[depth] = (quality.ppl_ratio, candidate)
 
-    def learn(self, trial: TrialRecord, *, rung: str) -> None:
+    def learn(self, trial: TrialRecord, *, proxy: str) -> None:
         """Take note of a trial's candidate, if the trial is complete."""
         if trial.state == "COMPLETE":
-            self.compare(trial.evaluation.candidate, trial.evaluation.qualities[rung])
+            self.compare(trial.evaluation.candidate, trial.evaluation.qualities[proxy])
 
     def list_cells(self) -> list[str]:
         """Return ``-2: 1.107 (1, 7)`` for each depth: PPL ratio without which layers."""
@@ -293,4 +293,4 @@ def measure_recovery(qualities: dict[str, Quality]) -> float | None:
     reach = read_reach(raw)
     if reach is None or lost <= reach * raw.ppl_ratio_standard_error / raw.ppl_ratio:
         return None
-    return 1 - math.log(qualities["closed_form"].ppl_ratio) / lost
+    return 1 - math.log(qualities["closed-form"].ppl_ratio) / lost

@@ -96,9 +96,9 @@ def prepare_start(sweep: Sweep, candidate: Candidate) -> tuple[str, Refit | None
     [raw] = sweep.measure_unrecovered([candidate])
     qualities = {"none": raw}
     if sweep.instruments.gains is not None:
-        qualities["closed_form"] = sweep.measure(candidate)
+        qualities["closed-form"] = sweep.measure(candidate)
     start = choose_start(qualities)
-    refit = sweep.recover(candidate) if start == "closed_form" else None
+    refit = sweep.recover(candidate) if start == "closed-form" else None
     sweep.release_states()
     return start, refit
 

@@ -59,13 +59,13 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
         is_running=is_running,
         frontier=frontier,
         distilled=distilled,
-        agreement=measure_agreement(trials, distilled, rung=protocol.rung),
+        agreement=measure_agreement(trials, distilled, proxy=protocol.proxy),
         gain=study_dir.read_record(study.gain, SearchGain) if study.gain.is_file() else None,
         baselines=baselines,
         replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
         equivalences=compare_replicated(comparable, dense),
         sensitivities=read_sensitivities(rows, protocol.space),
-        progress=measure_progress(trials, rung=protocol.rung),
+        progress=measure_progress(trials, proxy=protocol.proxy),
     )
 
 
@@ -111,7 +111,7 @@ def read_losses(study: StudyFolder) -> Callable[[Quality], tuple[np.ndarray, np.
         StudyError: they are missing or damaged, or have no such row.
     """
     with ScoreStore(study.scores, read_only=True) as store:
-        rows = {f"{study.scores.name}#{row.rung}/{row.key}": row for row in store.read_rows()}
+        rows = {f"{study.scores.name}#{row.proxy}/{row.key}": row for row in store.read_rows()}
 
     def find_row(path: str | None) -> ScoreRow:
         row = rows.get(path or "")

@@ -234,7 +234,7 @@ def start_evidence(opened: Opened, terminal: Terminal) -> Evidence:
             members[role] = member
             advance(1, role)
     dense, singles = sweep.instruments.dense_validation, list_sets(drop_layers(num_layers, []), num_dropped=1)
-    rungs = ["none"] if session.gains is None else ["none", "closed_form"]
+    proxies = ["none"] if session.gains is None else ["none", "closed-form"]
     sweep.measure_unrecovered(singles)
     if session.gains is not None:
         for single in singles:
@@ -246,13 +246,13 @@ def start_evidence(opened: Opened, terminal: Terminal) -> Evidence:
         roles={role: member.key for role, member in members.items()},
         members=members,
         singles={
-            rung: {str(single.dropped_layers[0]): sweep.rows[single.key][rung].sums for single in singles}
-            for rung in rungs
+            proxy: {str(single.dropped_layers[0]): sweep.rows[single.key][proxy].sums for single in singles}
+            for proxy in proxies
         },
         dense_validation_sums=dense.sums.tolist(),
         validation_counts=dense.counts.tolist(),
         pairs={
-            role: {rung: sweep.rows[members[role].key][rung].sums for rung in rungs}
+            role: {proxy: sweep.rows[members[role].key][proxy].sums for proxy in proxies}
             for role in ("pair", "raw pair")
             if role in members
         },

@@ -178,15 +178,15 @@ def draw_reached(evidence: Evidence, groups: Sequence[Group]) -> go.Figure:
 
 
 def draw_singles(evidence: Evidence) -> go.Figure:
-    """Draw the log PPL ratio of each layer dropped alone, a series for each rung, with its interval over documents."""
+    """Draw the log PPL ratio of each layer dropped alone, a series for each proxy, with its interval over documents."""
     layers = range(evidence.num_layers)
-    costs = {rung: [estimate_cost(evidence, {layer: 1.0}, rung=rung) for layer in layers] for rung in evidence.singles}
+    costs = {proxy: [estimate_cost(evidence, {layer: 1.0}, proxy=proxy) for layer in layers] for proxy in evidence.singles}
     limit = find_limit([cost.value for by_layer in costs.values() for cost in by_layer if cost.value is not None])
     figure, beyond = go.Figure(), []
-    for index, (rung, by_layer) in enumerate(costs.items()):
+    for index, (proxy, by_layer) in enumerate(costs.items()):
         near = {layer: cost for layer, cost in zip(layers, by_layer, strict=True) if (cost.value or 0.0) <= limit}
         beyond += [
-            f"layer {layer} with {name_rung(rung)} ({format_interval(by_layer[layer])})"
+            f"layer {layer} with {name_rung(proxy)} ({format_interval(by_layer[layer])})"
             for layer in layers
             if layer not in near
         ]
@@ -198,7 +198,7 @@ def draw_singles(evidence: Evidence) -> go.Figure:
             customdata=[[layer, format_interval(cost)] for layer, cost in near.items()],
             hovertemplate="layer %{customdata[0]}: %{customdata[1]}<extra>%{fullData.name}</extra>",
             mode="markers",
-            name=name_rung(rung),
+            name=name_rung(proxy),
             marker={"color": color, "symbol": symbol, "size": 9},
         )
     figure.add_hline(y=0, line={"color": GREY, "width": 1})

@@ -36,10 +36,10 @@ class Evidence(Record, frozen=True, kw_only=True):
     num_layers: int
     roles: dict[str, str]  # role -> key of the model that plays it
     members: dict[str, Member]  # role -> the model itself, as it was chosen when the evidence was begun
-    singles: dict[str, dict[str, Sums]]  # rung -> dropped layer -> validation losses
+    singles: dict[str, dict[str, Sums]]  # proxy -> dropped layer -> validation losses
     dense_validation_sums: list[float]
     validation_counts: list[int]
-    pairs: dict[str, dict[str, Sums]]  # role -> rung -> validation losses
+    pairs: dict[str, dict[str, Sums]]  # role -> proxy -> validation losses
     latencies: dict[str, Latency]  # "KEY, batch N"
 
 
@@ -108,10 +108,10 @@ def estimate_ratio(evidence: Evidence, runs: Sequence[TrainedRun]) -> Estimate:
     return stats.estimate_ratio(stack_losses(runs), ledger.dense_test_sums, np.array(ledger.test_counts))
 
 
-def estimate_cost(evidence: Evidence, weights: dict[int, float], *, rung: str) -> Estimate:
-    """A weighted sum of the log PPL ratios of single removals at a rung, with its interval over documents."""
+def estimate_cost(evidence: Evidence, weights: dict[int, float], *, proxy: str) -> Estimate:
+    """A weighted sum of the log PPL ratios of single removals at a proxy, with its interval over documents."""
     dense_D = np.array(evidence.dense_validation_sums)
-    sums_LD = np.array([evidence.singles[rung][str(layer)] for layer in weights], dtype=float)
+    sums_LD = np.array([evidence.singles[proxy][str(layer)] for layer in weights], dtype=float)
     off_D = np.array(list(weights.values())) @ (sums_LD - dense_D)
     return stats.estimate_mean(off_D, np.array(evidence.validation_counts))
 
@@ -214,45 +214,45 @@ def judge_stages(evidence: Evidence) -> Finding | None:
     return judge_excess(evidence, {name: (staged, select_runs(evidence, "deep"))}, claimed=LOWER)
 
 
-def choose_rung(evidence: Evidence) -> str | None:
-    """The rung by which single removals are judged, with recovery where there is one; None where layers are too few."""
+def choose_proxy(evidence: Evidence) -> str | None:
+    """The proxy by which single removals are judged, with recovery where there is one; None where layers are too few."""
     if evidence.num_layers < FEWEST_LAYERS or not evidence.singles:
         return None
-    return "closed_form" if "closed_form" in evidence.singles else "none"
+    return "closed-form" if "closed-form" in evidence.singles else "none"
 
 
 def judge_ends(evidence: Evidence) -> Finding | None:
     """Does the first layer, and the last, cost more than the layers between them do on average?"""
-    if (rung := choose_rung(evidence)) is None:
+    if (proxy := choose_proxy(evidence)) is None:
         return None
     inner = range(1, evidence.num_layers - 1)
     measures = [
         Measure(
             name=f"log PPL ratio of the {name} layer, less the inner ones' mean",
-            estimate=estimate_cost(evidence, {layer: 1.0, **dict.fromkeys(inner, -1 / len(inner))}, rung=rung),
+            estimate=estimate_cost(evidence, {layer: 1.0, **dict.fromkeys(inner, -1 / len(inner))}, proxy=proxy),
         )
         for name, layer in (("first", 0), ("last", evidence.num_layers - 1))
     ]
     verdict = tell_all([tell(measure.estimate, above=0.0) for measure in measures])
-    return Finding(verdict=verdict, measures=measures, remark=f"after {rung.replace('_', ' ')}")
+    return Finding(verdict=verdict, measures=measures, remark=f"after {proxy.replace('_', ' ')}")
 
 
 def judge_places(evidence: Evidence) -> Finding | None:
     """Do early and middle layers drop more easily than late ones?"""
-    if (rung := choose_rung(evidence)) is None:
+    if (proxy := choose_proxy(evidence)) is None:
         return None
     early, middle, late = (part.tolist() for part in np.array_split(np.arange(1, evidence.num_layers - 1), 3))
     rest = [*early, *middle]
     difference = dict.fromkeys(late, 1 / len(late)) | dict.fromkeys(rest, -1 / len(rest))
     weighted = {f"layers {part[0]} to {part[-1]}": dict.fromkeys(part, 1 / len(part)) for part in (early, middle, late)}
     measures = [
-        Measure(name=name, estimate=estimate_cost(evidence, weights, rung=rung))
+        Measure(name=name, estimate=estimate_cost(evidence, weights, proxy=proxy))
         for name, weights in {**weighted, "late less early and middle": difference}.items()
     ]
     return Finding(
         verdict=tell(measures[-1].estimate, above=0.0),
         measures=measures,
-        remark=f"mean log PPL ratio of one dropped layer after {rung.replace('_', ' ')}",
+        remark=f"mean log PPL ratio of one dropped layer after {proxy.replace('_', ' ')}",
     )
 
 

@@ -51,7 +51,7 @@ def make_comparison(runs: Sequence[StrategyRun], sums: dict[Dropped, dict[int, S
     return Comparison(
         study="demo",
         model="demo",
-        rung="closed_form",
+        proxy="closed-form",
         budget=1000.0,
         num_candidates=298,
         dense_test_sums=list(DENSE),
@@ -278,5 +278,5 @@ def test_strategies_keep_to_what_the_search_was_bound_to(session: Bench) -> None
     study_dir.write_record(study.plan, msgspec.structs.replace(plan, trusts_closed_form=False))
     study_dir.write_record(study.frontier, msgspec.structs.replace(frontier, space=space))
     record = session.run("compare", study, strategies=("last_layers", "perplexity"), **{**SMALL, "rng_seeds": (0,)})
-    assert (record["rung"], record["num_candidates"]) == ("none", space.size)
+    assert (record["proxy"], record["num_candidates"]) == ("none", space.size)
     assert {len(pick["kept_layers"]) for run in record["runs"] for pick in run["picks"]} == {space.num_layers - 2}

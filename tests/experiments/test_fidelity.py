@@ -31,7 +31,7 @@ def make_row(
         candidate=factory.make_candidate(*dropped),
         near_best=near,
         losses=losses,
-        seconds={rung: float(place + 1) for place, rung in enumerate(losses)},
+        seconds={proxy: float(place + 1) for place, proxy in enumerate(losses)},
         finals=tuple(
             FinalScore(rng_seed=s, validation_loss=test - 0.05, test_loss=test, best_step=40, seconds=60.0 + s)
             for s, test in enumerate(tests)
@@ -58,12 +58,12 @@ def summarize(rows: Sequence[FidelityRow]) -> DepthFidelity:
 
 
 def make_noisy_rows(depth: int, *, num: int, noises: dict[str, float]) -> list[FidelityRow]:
-    """Rows of one depth: every rung sees the candidate's true loss with its own noise, finals with 0.02."""
+    """Rows of one depth: every proxy sees the candidate's true loss with its own noise, finals with 0.02."""
     rng = np.random.default_rng(3)
     rows = []
     for place, dropped in enumerate(itertools.islice(itertools.combinations(range(12), depth), num)):
         true = 0.3 + 0.02 * place
-        losses = {rung: DENSE + true + rng.normal(0, noise) for rung, noise in noises.items()}
+        losses = {proxy: DENSE + true + rng.normal(0, noise) for proxy, noise in noises.items()}
         tests = [DENSE_TEST + true / 2 + rng.normal(0, 0.02) for _ in range(2)]
         rows.append(make_row(dropped, losses=losses, tests=tests, near=place < num // 2))
     return rows
@@ -126,7 +126,7 @@ def test_a_perfect_score_and_a_reversed_one() -> None:
         for i in range(6)
     ]
     depth = summarize(rows)
-    perfect, reversed_ = depth.rungs
+    perfect, reversed_ = depth.proxies
     assert (perfect.tau.value, perfect.tau.low, perfect.tau.high) == (1, 1, 1)
     assert (reversed_.tau.value, reversed_.tau.low, reversed_.tau.high) == (-1, -1, -1)
     assert (perfect.top1_regret, reversed_.top1_regret) == (0, pytest.approx(math.exp(0.05) - 1))
@@ -138,29 +138,29 @@ def test_a_perfect_score_and_a_reversed_one() -> None:
 def test_tau_is_the_mean_over_seeds_and_the_ceiling_what_one_says_of_another() -> None:
     tests = [(2.2, 2.5), (2.3, 2.32), (2.4, 2.31)]  # seed 0 agrees; seed 1 has all three pairs against it
     depth = summarize([make_row((i,), losses={"none": 3.0 + 0.1 * i}, tests=test) for i, test in enumerate(tests)])
-    (rung,) = depth.rungs
-    assert (rung.tau.value, rung.tau.low) == (pytest.approx((1 - 1) / 2), None)  # three candidates have no interval
+    (proxy,) = depth.proxies
+    assert (proxy.tau.value, proxy.tau.low) == (pytest.approx((1 - 1) / 2), None)  # three candidates have no interval
     assert depth.ceiling.tau.value == -1
-    # means 2.35, 2.31, 2.355: the rung picks the first, the best is the second
-    assert rung.top1_regret == pytest.approx(math.exp(0.04) - 1)
+    # means 2.35, 2.31, 2.355: the proxy picks the first, the best is the second
+    assert proxy.top1_regret == pytest.approx(math.exp(0.04) - 1)
     # seed 0 picks the first, judged by seed 1: 2.5 against 2.31; seed 1 picks the third: 2.4 against 2.2
     assert depth.ceiling.top1_regret == pytest.approx((math.exp(0.19) + math.exp(0.2)) / 2 - 1)
 
 
 def test_recovery_and_seconds_are_medians_and_undamaged_candidates_have_nothing_to_recover() -> None:
     rows = [
-        make_row((0,), losses={"none": 3.0, "closed_form": 2.5}, tests=[2.15]),  # half; final to 2.1: nine tenths
-        make_row((1,), losses={"none": 2.4, "closed_form": 2.3}, tests=[2.25]),  # a quarter; final to 2.2: half
-        make_row((2,), losses={"none": 4.0, "closed_form": 2.2}, tests=[2.45]),  # nine tenths; final to 2.4: eight
-        make_row((3,), losses={"none": 1.9, "closed_form": 1.95}, tests=[2.0]),
+        make_row((0,), losses={"none": 3.0, "closed-form": 2.5}, tests=[2.15]),  # half; final to 2.1: nine tenths
+        make_row((1,), losses={"none": 2.4, "closed-form": 2.3}, tests=[2.25]),  # a quarter; final to 2.2: half
+        make_row((2,), losses={"none": 4.0, "closed-form": 2.2}, tests=[2.45]),  # nine tenths; final to 2.4: eight
+        make_row((3,), losses={"none": 1.9, "closed-form": 1.95}, tests=[2.0]),
     ]
-    depth = summarize([msgspec.structs.replace(rows[0], seconds={"none": 1.0, "closed_form": 90.0}), *rows[1:]])
-    none, closed_form = depth.rungs
+    depth = summarize([msgspec.structs.replace(rows[0], seconds={"none": 1.0, "closed-form": 90.0}), *rows[1:]])
+    none, closed_form = depth.proxies
     assert (none.recovery, closed_form.recovery, depth.ceiling.recovery) == (0, pytest.approx(0.5), pytest.approx(0.8))
     assert (none.seconds, closed_form.seconds, depth.ceiling.seconds) == (1, 2, 60)
     assert (depth.ceiling.tau.value, depth.ceiling.top1_regret) == (None, None)  # one seed
-    depth = summarize([make_row((i,), losses={"closed_form": 3.0 + i}, tests=[2.2 + i]) for i in range(3)])
-    assert depth.rungs[0].recovery is None
+    depth = summarize([make_row((i,), losses={"closed-form": 3.0 + i}, tests=[2.2 + i]) for i in range(3)])
+    assert depth.proxies[0].recovery is None
 
 
 def test_near_tau_looks_at_the_near_only_and_depths_are_never_pooled() -> None:
@@ -169,33 +169,33 @@ def test_near_tau_looks_at_the_near_only_and_depths_are_never_pooled() -> None:
     deep = [make_row((0, i + 1), losses={"none": 9.0 - i}, tests=[final]) for i, final in enumerate(sorted(finals))]
     shallow, deeper = summarize_fidelity(make_study([*deep, *rows])).depths
     assert (shallow.num_dropped, deeper.num_dropped) == (1, 2)
-    assert shallow.rungs[0].near_tau.value == -1
-    assert shallow.rungs[0].tau.value == pytest.approx((12 - 3) / 15)
-    assert deeper.rungs[0].tau.value == -1
+    assert shallow.proxies[0].near_tau.value == -1
+    assert shallow.proxies[0].tau.value == pytest.approx((12 - 3) / 15)
+    assert deeper.proxies[0].tau.value == -1
 
 
 def test_rows_in_the_making_are_left_out_and_counted_and_their_order_changes_nothing() -> None:
-    rows = make_noisy_rows(2, num=8, noises={"none": 0.1, "closed_form": 0.05})
+    rows = make_noisy_rows(2, num=8, noises={"none": 0.1, "closed-form": 0.05})
     unfinished = msgspec.structs.replace(rows[0], finals=rows[0].finals[:1])
     unscored = msgspec.structs.replace(rows[1], losses={"none": 1.0})
     depth = summarize([unfinished, unscored, *rows[2:]])
     assert (depth.num_candidates, depth.num_left_out) == (6, 2)
-    assert depth.rungs == summarize(rows[:1:-1]).rungs
+    assert depth.proxies == summarize(rows[:1:-1]).proxies
     assert summarize_fidelity(make_study([msgspec.structs.replace(rows[0], finals=())])).depths == ()
 
 
 def test_differences_are_paired_and_favour_the_better_whichever_comes_first() -> None:
-    rows = make_noisy_rows(2, num=40, noises={"none": 0.8, "closed_form": 0.02, "short_distillation_30": 0.02})
+    rows = make_noisy_rows(2, num=40, noises={"none": 0.8, "closed-form": 0.02, "short_distillation_30": 0.02})
     depth = summarize(rows)
     worse, _, equal = depth.differences
-    assert (worse.one, worse.other, worse.favours, equal.favours) == ("none", "closed_form", "closed_form", None)
+    assert (worse.one, worse.other, worse.favours, equal.favours) == ("none", "closed-form", "closed-form", None)
     turned = summarize([msgspec.structs.replace(r, losses=dict(reversed(r.losses.items()))) for r in rows])
     assert turned.differences[-1].tau.value == -(worse.tau.value or 0)
-    assert turned.differences[-1].favours == "closed_form"
-    alike = [msgspec.structs.replace(r, losses=r.losses | {"none": r.losses["closed_form"] + 0.001}) for r in rows]
+    assert turned.differences[-1].favours == "closed-form"
+    alike = [msgspec.structs.replace(r, losses=r.losses | {"none": r.losses["closed-form"] + 0.001}) for r in rows]
     same = summarize(alike).differences[0].tau
     assert (same.value, same.low, same.high) == (0, 0, 0)
-    tau = depth.rungs[0].tau
+    tau = depth.proxies[0].tau
     assert tau.low is not None
     assert tau.high is not None
     assert tau.low < (tau.value or 0) < tau.high
@@ -220,7 +220,7 @@ def test_the_published_record_gives_the_published_summary_and_a_page() -> None:
 
 def test_few_candidates_and_single_finals_are_told() -> None:
     def answer(other: float) -> str:
-        losses = [{"none": 4.0, "closed_form": 3.0 + i, "short_distillation_9": 3.0 + other * i} for i in range(3)]
+        losses = [{"none": 4.0, "closed-form": 3.0 + i, "short_distillation_9": 3.0 + other * i} for i in range(3)]
         study = make_study([make_row((i,), losses=row, tests=[2.2 + i]) for i, row in enumerate(losses)])
         return str(tell_fidelity(study, summarize_fidelity(study)).answers[0])
 
@@ -238,7 +238,7 @@ def test_a_study_that_was_stopped_goes_on(session: Bench) -> None:
     first = session.run("fidelity", unbroken, **asked)
     assert len(first["rows"]) == 4
     for row in first["rows"]:
-        assert sorted(row["losses"]) == ["closed_form", "none", "short_distillation_2"]
+        assert sorted(row["losses"]) == ["closed-form", "none", "short_distillation_2"]
         assert [final["rng_seed"] for final in row["finals"]] == [1, 2]
     assert first["settings"]["doubling_the_budget"].count("test PPL ratio") == 2
     assert "Twice the budget: drop-" in session.said

@@ -49,7 +49,7 @@ def make_run(
         tokens=tokens,
         learning_rate=0.001,
         rng_seed=rng_seed,
-        start="closed_form",
+        start="closed-form",
         curve=(),
         validation_loss=2.7,
         test_sums=sums,

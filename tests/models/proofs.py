@@ -76,7 +76,7 @@ def prove_family(family: str, scratch: Path) -> Proof:
 
 
 def refuse(architecture: str, model_type: str, reason: str) -> Proof:
-    nothing = dict.fromkeys(("trimmed", "closed_form", "tied", "needed"), "-")
+    nothing = dict.fromkeys(("trimmed", "closed-form", "tied", "needed"), "-")
     return Proof(architecture=architecture, model_type=model_type, proven=f"refused: {reason}", **nothing)
 
 

@@ -1,6 +1,6 @@
 """Spaces of which every set is scored already: strategies are played on them within a second and judged exactly.
 
-A file in ``landscapes/`` holds the losses of all sets of one model at one rung, in nats per token.
+A file in ``landscapes/`` holds the losses of all sets of one model at one proxy, in nats per token.
 """
 
 import functools
@@ -64,7 +64,7 @@ class LandscapeMeter:
 
     A set costs its share of one evaluation, once for each share. What a share of the text says is not in the file, so the
     loss on all of it is returned: the first selection of EvoPress makes no mistakes here, which flatters it. A landscape
-    has one rung, so rung names are ignored: on one with recovery, greedy removal and EvoPress get it too.
+    has one proxy, so proxy names are ignored: on one with recovery, greedy removal and EvoPress get it too.
     """
 
     def __init__(self, landscape: Landscape, *, budget: float = math.inf) -> None:
@@ -74,7 +74,7 @@ class LandscapeMeter:
         self.asked: list[Asked] = []
         self._known: set[tuple[Candidate, float]] = set()
 
-    def score(self, candidates: Sequence[Candidate], *, rung: str, share: float = 1.0) -> list[float]:
+    def score(self, candidates: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> list[float]:
         """Look losses up, of as many as the budget reaches.
 
         Raises:

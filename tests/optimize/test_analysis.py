@@ -10,7 +10,7 @@ from seed.optimize.analysis import measure_hypervolume, measure_progress
 from seed.records import TrialRecord
 from tests.reporting import factory
 
-RUNG = factory.RUNG
+PROXY = factory.PROXY
 
 
 def make_trials(points: list[tuple[float, int]]) -> list[TrialRecord]:
@@ -35,7 +35,7 @@ def test_nothing_dominates_nothing() -> None:
 
 def test_steps_are_where_the_frontier_grows() -> None:
     trials = make_trials([(1.2, 10), (1.3, 10), (1.1, 10), (1.05, 11), (1.1, 11), (1.1, 10)])
-    progress = measure_progress(trials, rung=RUNG)
+    progress = measure_progress(trials, proxy=PROXY)
     assert progress is not None
     assert [number for number, _ in progress.steps] == [0, 2, 3]
     assert progress.num_trials == 6
@@ -49,24 +49,24 @@ def test_steps_are_where_the_frontier_grows() -> None:
 
 def test_the_last_step_is_the_whole_study() -> None:
     trials = factory.make_trials()
-    progress = measure_progress(trials, rung=RUNG)
+    progress = measure_progress(trials, proxy=PROXY)
     assert progress is not None
     points = [
-        (t.evaluation.qualities[RUNG].ppl_ratio, t.evaluation.latency.ratio) for t in trials if t.state == "COMPLETE"
+        (t.evaluation.qualities[PROXY].ppl_ratio, t.evaluation.latency.ratio) for t in trials if t.state == "COMPLETE"
     ]
     assert progress.steps[-1][1] == pytest.approx(measure_hypervolume(points, progress.reference))
 
 
 def test_a_hopeless_depth_does_not_move_the_corner() -> None:
-    progress = measure_progress(make_trials([(1.1, 11), (50.0, 6), (1.2, 10)]), rung=RUNG)
+    progress = measure_progress(make_trials([(1.1, 11), (50.0, 6), (1.2, 10)]), proxy=PROXY)
     assert progress is not None
     assert progress.reference[0] == pytest.approx(1.4)
-    hopeless = measure_progress(make_trials([(50.0, 6)]), rung=RUNG)
+    hopeless = measure_progress(make_trials([(50.0, 6)]), proxy=PROXY)
     assert hopeless is not None
     assert math.isfinite(hopeless.steps[-1][1])
 
 
 def test_without_a_faster_candidate_there_is_no_progress() -> None:
-    assert measure_progress([], rung=RUNG) is None
-    assert measure_progress(make_trials([(1.1, 12)]), rung=RUNG) is None
-    assert measure_progress(make_trials([(1.1, 11)]), rung="another") is None
+    assert measure_progress([], proxy=PROXY) is None
+    assert measure_progress(make_trials([(1.1, 12)]), proxy=PROXY) is None
+    assert measure_progress(make_trials([(1.1, 11)]), proxy="another") is None

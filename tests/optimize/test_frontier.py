@@ -15,7 +15,7 @@ from seed.records import DistillResult, Evaluation, Frontier, Quality, TrialReco
 
 from ..reporting import factory
 
-RUNG = factory.RUNG
+PROXY = factory.PROXY
 COUNTS = np.full(4, 100.0)
 
 
@@ -58,7 +58,7 @@ def select(
 ) -> Frontier:
     return frontiers.select_frontier(
         trials,
-        rung=RUNG,
+        proxy=PROXY,
         size=size,
         space_size=298,
         load_losses=load_losses,
@@ -84,17 +84,17 @@ def test_dominance_by_hand() -> None:
     smaller = measured(1.1, 0.8, (1, 2, 3))
     faster_but_worse = measured(1.2, 0.7, (1, 2))
     for better in (better_ppl, faster, smaller):
-        assert frontiers.dominates(better, base, rung=RUNG)
-        assert not frontiers.dominates(base, better, rung=RUNG)
-    assert not frontiers.dominates(base, base, rung=RUNG)
-    assert not frontiers.dominates(base, faster_but_worse, rung=RUNG)
-    assert not frontiers.dominates(faster_but_worse, base, rung=RUNG)
-    assert not frontiers.dominates(faster, smaller, rung=RUNG)
+        assert frontiers.dominates(better, base, proxy=PROXY)
+        assert not frontiers.dominates(base, better, proxy=PROXY)
+    assert not frontiers.dominates(base, base, proxy=PROXY)
+    assert not frontiers.dominates(base, faster_but_worse, proxy=PROXY)
+    assert not frontiers.dominates(faster_but_worse, base, proxy=PROXY)
+    assert not frontiers.dominates(faster, smaller, proxy=PROXY)
     worse_without_recovery = msgspec.structs.replace(
         better_ppl, qualities={**better_ppl.qualities, "none": factory.make_quality(9.0)}
     )
-    assert frontiers.dominates(worse_without_recovery, base, rung=RUNG)
-    assert not frontiers.dominates(worse_without_recovery, base, rung="none")
+    assert frontiers.dominates(worse_without_recovery, base, proxy=PROXY)
+    assert not frontiers.dominates(worse_without_recovery, base, proxy="none")
 
 
 # ---- who is chosen
@@ -106,7 +106,7 @@ def test_the_best_of_each_structure_is_chosen() -> None:
     assert keys_of(frontier) == ["drop-5", "drop-1-5", "drop-1-2-5"]
     assert [member.rank for member in frontier.members] == [0, 0, 0]
     assert [member.trial_number for member in frontier.members] == [1, 3, 4]
-    assert (frontier.rung, frontier.num_scored, frontier.space_size) == (RUNG, 5, 298)
+    assert (frontier.proxy, frontier.num_scored, frontier.space_size) == (PROXY, 5, 298)
 
 
 def test_a_depth_that_a_deeper_one_beats_in_everything_is_left_out() -> None:
@@ -127,7 +127,7 @@ def test_a_tie_in_latency_makes_no_depth_vanish() -> None:
 def brute_force(trials: list[TrialRecord]) -> set[int]:
     """Numbers of trials that no other trial at all beats: three loops over plain numbers."""
     points = [
-        (t.evaluation.qualities[RUNG].ppl_ratio, t.evaluation.latency.ratio, t.evaluation.size.num_params)
+        (t.evaluation.qualities[PROXY].ppl_ratio, t.evaluation.latency.ratio, t.evaluation.size.num_params)
         for t in trials
     ]
     return {
@@ -236,7 +236,7 @@ def noisy_losses(trials: list[TrialRecord], *, documents: int = 60, rng_seed: in
     difficulty = rng.normal(0, 0.5, documents)
     table = {}
     for trial in trials:
-        quality = trial.evaluation.qualities[RUNG]
+        quality = trial.evaluation.qualities[PROXY]
         means = quality.loss + difficulty + rng.normal(0, 0.02, documents)
         table[quality.loss] = (means * counts, counts)
     return lambda quality: table[quality.loss]
@@ -293,7 +293,7 @@ def test_ties_are_decided_by_paired_differences() -> None:
         "drop-3": rng.normal(0, 0.01, 50),
     }
     table = {
-        t.evaluation.qualities[RUNG].loss: ((2.7 + difficulty + shift[t.evaluation.candidate.key]) * counts, counts)
+        t.evaluation.qualities[PROXY].loss: ((2.7 + difficulty + shift[t.evaluation.candidate.key]) * counts, counts)
         for t in trials
     }
     members = select(trials, load_losses=lambda quality: table[quality.loss]).members
@@ -306,7 +306,7 @@ def test_tokens_decide_and_not_documents() -> None:
     # the second is worse in a hundred long documents and far better in a hundred short ones
     counts = np.repeat([1000.0, 10.0], 100)
     trials = make_trials({(1,): 1.02, (2,): 1.03})
-    first, second = (trial.evaluation.qualities[RUNG].loss for trial in trials)
+    first, second = (trial.evaluation.qualities[PROXY].loss for trial in trials)
     table = {first: (2.0 * counts, counts), second: (np.repeat([2.02, 1.5], 100) * counts, counts)}
     members = select(trials, load_losses=lambda quality: table[quality.loss]).members
     assert [member.probability_best for member in members] == [1.0, 0.0]
@@ -334,7 +334,7 @@ def agreement_of(frontier: Frontier, distilled: Sequence[DistillResult]) -> Agre
         TrialRecord(number=member.trial_number, state="COMPLETE", evaluation=member.evaluation)
         for member in frontier.members
     ]
-    return frontiers.measure_agreement(trials, distilled, rung=frontier.rung)
+    return frontiers.measure_agreement(trials, distilled, proxy=frontier.proxy)
 
 
 def test_agreement_counted_by_hand() -> None:
@@ -345,7 +345,7 @@ def test_agreement_counted_by_hand() -> None:
     agreement = agreement_of(frontier, finish(frontier, finals))
     assert (agreement.concordant, agreement.discordant) == (2, 2)
     assert agreement.kendall_tau == 0
-    assert agreement.rung == RUNG
+    assert agreement.proxy == PROXY
     assert agreement.verdict.startswith("Cannot tell: ")
     assert "2 of 4 pairs" in agreement.verdict
 

@@ -31,13 +31,13 @@ def score(candidates: Sequence[Candidate]) -> Iterator[Scored]:
 
 
 def open_in_memory() -> optuna.Study:
-    return open_study(optuna.storages.InMemoryStorage(), name="here", rung=factory.RUNG, fingerprint="one")
+    return open_study(optuna.storages.InMemoryStorage(), name="here", proxy=factory.PROXY, fingerprint="one")
 
 
 def ask_trials(space: SearchSpace, *, sampler: str, trials: int, rng_seed: int = 0, batch: int = 1) -> list[Candidate]:
     """Search with a fake proxy and return what was asked for, in order."""
     with tempfile.TemporaryDirectory() as place, ScoreStore(Path(place) / "scores.sqlite") as store:
-        ours = Trials(open_in_memory(), space, store, rung=factory.RUNG, limits=Limits())
+        ours = Trials(open_in_memory(), space, store, proxy=factory.PROXY, limits=Limits())
         sampled = SamplerProposer(ours, sampler=sampler, rng_seed=rng_seed, batch=batch, retry_skipped=False)
         run_search(ours, sampled, score, target=trials)
         return [record.evaluation.candidate for record in store.read_trials()]

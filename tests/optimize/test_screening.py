@@ -24,7 +24,7 @@ def make_evaluation(cheap: float, wanted: float, *, structure: str = STRUCTURE) 
     evaluation = factory.make_evaluation((3, 7), math.exp(wanted))
     return msgspec.structs.replace(
         evaluation,
-        qualities=evaluation.qualities | {"closed_form": factory.make_quality(math.exp(cheap))},
+        qualities=evaluation.qualities | {"closed-form": factory.make_quality(math.exp(cheap))},
         latency=msgspec.structs.replace(evaluation.latency, structure=structure),
     )
 
@@ -145,10 +145,10 @@ def test_the_reason_names_the_numbers() -> None:
 
 def test_only_trials_with_both_rungs_and_finite_numbers_are_pairs() -> None:
     whole = make_evaluation(0.2, 0.1)
-    only_cheap = {"closed_form": whole.qualities["closed_form"]}
-    only_wanted = {factory.RUNG: whole.qualities[factory.RUNG]}
-    broken = msgspec.structs.replace(whole.qualities[factory.RUNG], ppl_ratio=math.nan)
-    diverged = msgspec.structs.replace(whole.qualities[factory.RUNG], ppl_ratio=math.inf)
+    only_cheap = {"closed-form": whole.qualities["closed-form"]}
+    only_wanted = {factory.PROXY: whole.qualities[factory.PROXY]}
+    broken = msgspec.structs.replace(whole.qualities[factory.PROXY], ppl_ratio=math.nan)
+    diverged = msgspec.structs.replace(whole.qualities[factory.PROXY], ppl_ratio=math.inf)
     screen = Screen(keep=1)
     screen.learn(
         TrialRecord(number=number, state="COMPLETE", evaluation=msgspec.structs.replace(whole, qualities=qualities))
@@ -158,8 +158,8 @@ def test_only_trials_with_both_rungs_and_finite_numbers_are_pairs() -> None:
                 only_cheap,
                 only_wanted,
                 {},
-                whole.qualities | {factory.RUNG: broken},
-                whole.qualities | {factory.RUNG: diverged},
+                whole.qualities | {factory.PROXY: broken},
+                whole.qualities | {factory.PROXY: diverged},
             ]
         )
     )
@@ -205,7 +205,7 @@ def test_members_of_the_frontier_are_not_lost_and_most_hopeless_ones_are_skipped
     assert skipped > 0.6 * hopeless
 
 
-# ---- a space that was scored whole at both rungs
+# ---- a space that was scored whole at both proxies
 
 
 def read_landscape() -> dict[int, list[tuple[tuple[int, ...], float, float]]]:
@@ -213,7 +213,7 @@ def read_landscape() -> dict[int, list[tuple[tuple[int, ...], float, float]]]:
     rows = json.loads((Path(__file__).parent / "demo_rungs.json").read_text())["rows"]
     by_depth: dict[int, list[tuple[tuple[int, ...], float, float]]] = {}
     for row in rows:
-        pair = math.log(row["closed_form"]), math.log(row["short_distillation"])
+        pair = math.log(row["closed-form"]), math.log(row["short-distillation"])
         by_depth.setdefault(len(row["dropped"]), []).append((tuple(row["dropped"]), *pair))
     return by_depth
 

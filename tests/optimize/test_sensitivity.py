@@ -1,4 +1,4 @@
-"""Sensitivities are the sweep's own scores, by rung; staged searches count from what was gone before."""
+"""Sensitivities are the sweep's own scores, by proxy; staged searches count from what was gone before."""
 
 import math
 
@@ -8,26 +8,26 @@ from seed.optimize.analysis import read_sensitivities
 from seed.records import ScoreRow, SearchSpace
 
 SPACE = SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=1, max_dropped=2)
-DENSE = ScoreRow(key="dense", rung="dense", sums=[10.0, 20.0], counts=[5, 5])
+DENSE = ScoreRow(key="dense", proxy="dense", sums=[10.0, 20.0], counts=[5, 5])
 
 
-def row(key: str, rung: str, ratio: float) -> ScoreRow:
+def row(key: str, proxy: str, ratio: float) -> ScoreRow:
     """A line of the sweep at a PPL ratio."""
-    return ScoreRow(key=key, rung=rung, sums=[10.0 + 10 * math.log(ratio), 20.0])
+    return ScoreRow(key=key, proxy=proxy, sums=[10.0 + 10 * math.log(ratio), 20.0])
 
 
 def test_singles_and_pairs_are_told_by_rung() -> None:
     rows = [
         DENSE,
-        row("drop-1", "closed_form", 1.1),
+        row("drop-1", "closed-form", 1.1),
         row("drop-1", "none", 1.5),
         row("drop-3", "none", 1.2),
-        row("drop-1-3", "closed_form", 1.4),
-        row("drop-0-1-3", "closed_form", 2.0),
-        row("drop-2", "short_distillation", 1.01),
+        row("drop-1-3", "closed-form", 1.4),
+        row("drop-0-1-3", "closed-form", 2.0),
+        row("drop-2", "short-distillation", 1.01),
     ]
     raw, closed, short = read_sensitivities(rows, SPACE)
-    assert (raw.rung, closed.rung, short.rung) == ("none", "closed_form", "short_distillation")
+    assert (raw.proxy, closed.proxy, short.proxy) == ("none", "closed-form", "short-distillation")
     assert raw.singles == (None, pytest.approx(1.5), None, pytest.approx(1.2))
     assert closed.singles == (None, pytest.approx(1.1), None, None)
     assert closed.pairs == ((1, 3, pytest.approx(1.4)),)
@@ -50,13 +50,13 @@ def test_layers_that_were_gone_before_do_not_count() -> None:
 
 
 def test_scores_that_are_no_numbers_and_sweeps_without_singles_are_left_out() -> None:
-    broken = ScoreRow(key="drop-1", rung="none", sums=[None, None])
+    broken = ScoreRow(key="drop-1", proxy="none", sums=[None, None])
     assert read_sensitivities([DENSE, broken, row("drop-1-2", "none", 1.2)], SPACE) == ()
     assert read_sensitivities([row("drop-1", "none", 1.2)], SPACE) == ()
     assert read_sensitivities([], SPACE) == ()
 
 
 def test_a_broken_model_has_a_number_that_json_takes() -> None:
-    [found] = read_sensitivities([DENSE, ScoreRow(key="drop-0", rung="none", sums=[1e9, 1e9])], SPACE)
+    [found] = read_sensitivities([DENSE, ScoreRow(key="drop-0", proxy="none", sums=[1e9, 1e9])], SPACE)
     assert found.singles[0] is not None
     assert math.isfinite(found.singles[0])

@@ -19,7 +19,7 @@ from seed.records import Candidate, SearchSpace
 from .landscape import DIRECTORY, Landscape, LandscapeMeter, list_landscapes, load_landscape
 
 Dropped = tuple[int, ...]
-RUNG = "closed_form"
+PROXY = "closed-form"
 FOUR = SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=1, max_dropped=3)  # 14 candidates
 FIVE = SearchSpace(num_layers=5, droppable_layers=(0, 1, 2, 3, 4), min_dropped=1, max_dropped=3)
 SIX = SearchSpace(num_layers=6, droppable_layers=(0, 1, 2, 3, 4, 5), min_dropped=1, max_dropped=3)
@@ -34,7 +34,7 @@ BEST = {1: (1,), 2: (2, 3), 3: (0, 1, 3)}
 
 class Call(NamedTuple):
     dropped: tuple[Dropped, ...]
-    rung: str
+    proxy: str
     share: float
 
 
@@ -52,11 +52,11 @@ class FakeMeter:
         self.losses, self.layers, self.distances, self.budget = losses, layers or {}, distances or {}, budget
         self.calls: list[Call] = []
 
-    def score(self, candidates: Sequence[Candidate], *, rung: str, share: float = 1.0) -> list[float]:
+    def score(self, candidates: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> list[float]:
         if len(self.asked) + len(candidates) > self.budget:
             raise BudgetSpent
         dropped = tuple(candidate.dropped_layers for candidate in candidates)
-        self.calls.append(Call(dropped, rung, share))
+        self.calls.append(Call(dropped, proxy, share))
         assert self.losses is not None
         if callable(self.losses):
             return [self.losses(one, share) for one in dropped]
@@ -74,12 +74,12 @@ class FakeMeter:
 
 
 def play(name: str, meter: Meter, space: SearchSpace, *, rng_seed: int = 0) -> dict[int, Dropped]:
-    picks = run_strategy(STRATEGIES[name], meter, space, rung=RUNG, rng_seed=rng_seed)
+    picks = run_strategy(STRATEGIES[name], meter, space, proxy=PROXY, rng_seed=rng_seed)
     return {count: candidate.dropped_layers for count, candidate in picks.items()}
 
 
 def yields(name: str, meter: Meter, space: SearchSpace, *, rng_seed: int = 0) -> list[Dropped]:
-    return [candidate.dropped_layers for candidate in STRATEGIES[name].search(meter, space, RUNG, rng_seed)]
+    return [candidate.dropped_layers for candidate in STRATEGIES[name].search(meter, space, PROXY, rng_seed)]
 
 
 def narrow(space: SearchSpace, *droppable: int, **bounds: int) -> SearchSpace:
@@ -172,11 +172,11 @@ def test_greedy_removal_takes_the_earlier_of_equals_and_only_what_may_go() -> No
     assert picks == {1: (1,), 2: (1, 3), 3: (1, 3, 4)}
 
 
-@pytest.mark.parametrize(("name", "rung"), [("greedy", "none"), ("greedy_recovered", RUNG)])
-def test_recovery_is_all_that_the_two_greedy_removals_differ_in(name: str, rung: str) -> None:
+@pytest.mark.parametrize(("name", "proxy"), [("greedy", "none"), ("greedy_recovered", PROXY)])
+def test_recovery_is_all_that_the_two_greedy_removals_differ_in(name: str, proxy: str) -> None:
     meter = FakeMeter(LOSSES)
     play(name, meter, FOUR)
-    assert {(call.rung, call.share) for call in meter.calls} == {(rung, 1.0)}
+    assert {(call.proxy, call.share) for call in meter.calls} == {(proxy, 1.0)}
     assert play(name, FakeMeter(LOSSES), FOUR) == {1: (1,), 2: (1, 3), 3: (0, 1, 3)}
 
 
@@ -185,7 +185,7 @@ def test_a_sweep_finds_the_best() -> None:
     assert play("sweep", meter, FOUR) == BEST
     [call] = meter.calls
     assert sorted(call.dropped) == sorted(LOSSES)
-    assert (call.rung, call.share) == (RUNG, 1.0)
+    assert (call.proxy, call.share) == (PROXY, 1.0)
 
 
 # ---- EvoPress
@@ -214,7 +214,7 @@ def test_selection_reads_a_share_first_and_everything_of_two_survivors() -> None
     meter = FakeMeter(rough)
     found = yields("evopress", meter, space)
     assert len(found) == 18
-    assert {call.rung for call in meter.calls} == {"none"}
+    assert {call.proxy for call in meter.calls} == {"none"}
     drawn = meter.calls[0]
     assert drawn.share == 1 / 16
     assert 50 < len(drawn.dropped) == len(set(drawn.dropped)) <= 64  # of 220, some twice
@@ -278,7 +278,7 @@ def test_a_search_ends_with_the_space_and_picks_the_best(name: str, min_dropped:
     meter = FakeMeter(LOSSES)
     assert play(name, meter, space) == {count: BEST[count] for count in range(min_dropped, 4)}
     assert sorted(meter.asked) == sorted(c.dropped_layers for c in enumerate_candidates(space))
-    assert {(len(call.dropped), call.rung, call.share) for call in meter.calls} == {(1, RUNG, 1.0)}
+    assert {(len(call.dropped), call.proxy, call.share) for call in meter.calls} == {(1, PROXY, 1.0)}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -287,7 +287,7 @@ def test_a_search_never_repeats_nor_leaves_the_space_and_yields_what_is_better(n
     meter = FakeMeter(rough, budget=60)  # of 63; NSGA-II breeds from its 51st on
     found = []
     with contextlib.suppress(BudgetSpent):
-        for candidate in STRATEGIES[name].search(meter, space, RUNG, 0):
+        for candidate in STRATEGIES[name].search(meter, space, PROXY, 0):
             assert candidate.dropped_layers == meter.asked[-1]
             found.append(candidate.dropped_layers)
     assert len(set(meter.asked)) == len(meter.asked) == 60
@@ -342,13 +342,13 @@ def test_picks_outside_of_the_space_are_dropped() -> None:
 
 
 def test_the_last_pick_of_a_depth_counts_and_depths_are_in_order() -> None:
-    def search(meter: Meter, space: SearchSpace, rung: str, rng_seed: int) -> Iterator[Candidate]:
+    def search(meter: Meter, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
         for dropped in [(0, 1, 2), (1,), (2,), (0, 4), (0, 1, 2, 3), ()]:
             yield drop_layers(5, dropped)
         raise BudgetSpent
 
     strategy = Strategy(name="odd", title="odd", source="here", search=search)
-    picks = run_strategy(strategy, FakeMeter(), narrow(FIVE, 0, 1, 2, 3), rung=RUNG, rng_seed=0)
+    picks = run_strategy(strategy, FakeMeter(), narrow(FIVE, 0, 1, 2, 3), proxy=PROXY, rng_seed=0)
     assert [candidate.dropped_layers for candidate in picks.values()] == [(2,), (0, 1, 2)]
     assert list(picks) == [1, 3]
 
@@ -431,10 +431,10 @@ def test_regret_is_that_of_the_frontier(found: list[Dropped], excess: tuple[floa
 def test_a_landscape_pays_for_each_set_once() -> None:
     meter = LandscapeMeter(make_landscape(), budget=3)
     one, two, three = candidates_of((1,), (2,), (1, 2))
-    assert meter.score([one, one, two], rung="none") == [2.1, 2.1, 2.2]
-    assert meter.score([one], rung="closed_form") == [2.1]
+    assert meter.score([one, one, two], proxy="none") == [2.1, 2.1, 2.2]
+    assert meter.score([one], proxy="closed-form") == [2.1]
     assert meter.spent == 2
-    assert meter.score([one, three], rung="none", share=1 / 16) == [2.1, 3.5]
+    assert meter.score([one, three], proxy="none", share=1 / 16) == [2.1, 3.5]
     assert meter.spent == 2 + 2 / 16
     assert [(asked.candidate, asked.share) for asked in meter.asked] == [
         (one, 1.0),
@@ -450,11 +450,11 @@ def test_a_landscape_scores_as_far_as_the_budget_reaches() -> None:
     meter = LandscapeMeter(make_landscape(), budget=2)
     batch = candidates_of((1,), (2,), (3,))
     with pytest.raises(BudgetSpent):
-        meter.score(batch, rung="none")
+        meter.score(batch, proxy="none")
     assert meter.list_found() == batch[:2]
-    assert meter.score(batch[:2], rung="none") == [2.1, 2.2]
+    assert meter.score(batch[:2], proxy="none") == [2.1, 2.2]
     with pytest.raises(BudgetSpent):
-        meter.score(batch[2:], rung="none", share=1 / 16)
+        meter.score(batch[2:], proxy="none", share=1 / 16)
 
 
 def test_what_needs_the_model_is_not_played_on_landscapes() -> None:

@@ -14,13 +14,13 @@ from seed.records import SearchSpace
 
 from ..reporting import factory
 
-RUNG = factory.RUNG
+PROXY = factory.PROXY
 SPACE = SearchSpace(num_layers=12, droppable_layers=(1, 3, 6, 9), min_dropped=1, max_dropped=2)
 
 
 def open_again(place: Path, *, fingerprint: str = "one") -> optuna.Study:
     storage = open_storage(None, journal=place / "journal.log")
-    return studies.open_study(storage, name="here", rung=RUNG, fingerprint=fingerprint)
+    return studies.open_study(storage, name="here", proxy=PROXY, fingerprint=fingerprint)
 
 
 def test_a_study_of_another_plan_is_refused(tmp_path: Path) -> None:
@@ -45,13 +45,13 @@ def test_a_study_killed_while_it_was_made_still_gets_its_names(tmp_path: Path) -
 
 def test_limits_say_by_how_much_they_are_exceeded() -> None:
     evaluation = factory.make_evaluation((1, 3), 1.25)
-    assert Limits().measure(evaluation, rung=RUNG) == {}
+    assert Limits().measure(evaluation, proxy=PROXY) == {}
     limits = Limits(max_ppl_ratio=1.5, max_latency_ratio=0.5, max_memory_bytes=1000, cached_tokens=10)
     size = evaluation.size
-    assert limits.measure(evaluation, rung=RUNG) == {
+    assert limits.measure(evaluation, proxy=PROXY) == {
         "PPL ratio": -0.25,
         "latency ratio": evaluation.latency.ratio - 0.5,
         "memory bytes": size.weight_bytes + 10 * size.kv_bytes_per_token - 1000,
     }
     skipped = msgspec.structs.replace(evaluation, qualities={}, skipped_because="hopeless")
-    assert limits.measure(skipped, rung=RUNG).keys() == {"latency ratio", "memory bytes"}
+    assert limits.measure(skipped, proxy=PROXY).keys() == {"latency ratio", "memory bytes"}

@@ -436,7 +436,7 @@ def test_groups_take_turns() -> None:
 # ---- real losses
 
 
-@pytest.fixture(scope="module", params=["closed_form", "no_recovery"])
+@pytest.fixture(scope="module", params=["closed-form", "no_recovery"])
 def landscape(request: pytest.FixtureRequest) -> dict[Dropped, float]:
     content = json.loads((LANDSCAPES / f"llama12_{request.param}.json").read_text())
     losses = {tuple(f"keep_{int(n):02d}" for n in key.split(",") if n): loss for key, loss in content["losses"].items()}

@@ -30,7 +30,7 @@ SPACE = SearchSpace(num_layers=12, droppable_layers=(1, 3, 6, 9), min_dropped=1,
 LARGER = SearchSpace(num_layers=12, droppable_layers=(1, 2, 3, 5, 8, 11), min_dropped=1, max_dropped=3)  # 41
 ORDER = tuple(random.Random(3).sample(list(enumerate_candidates(SPACE)), SPACE.size))
 KEYS = sorted(candidate.key for candidate in ORDER)
-RUNG = factory.RUNG
+PROXY = factory.PROXY
 BOUNDLESS = Limits()
 Evaluate = Callable[[Candidate], Scored]
 
@@ -38,7 +38,7 @@ Evaluate = Callable[[Candidate], Scored]
 def evaluate(candidate: Candidate) -> Scored:
     """Score by what the layers cost: the same candidate always scores the same."""
     ratio = math.exp(sum(factory.LAYER_COSTS[layer] for layer in candidate.dropped_layers))
-    row = ScoreRow(key=candidate.key, rung=RUNG, sums=[ratio])
+    row = ScoreRow(key=candidate.key, proxy=PROXY, sums=[ratio])
     return Scored(candidate=candidate, evaluation=factory.make_evaluation(candidate.dropped_layers, ratio), rows=(row,))
 
 
@@ -47,7 +47,7 @@ def lose(candidate: Candidate, *, ratio: float = math.nan) -> Scored:
     scored = evaluate(candidate)
     assert scored.evaluation is not None
     qualities = scored.evaluation.qualities
-    lost = {**qualities, RUNG: msgspec.structs.replace(qualities[RUNG], ppl_ratio=ratio)}
+    lost = {**qualities, PROXY: msgspec.structs.replace(qualities[PROXY], ppl_ratio=ratio)}
     return msgspec.structs.replace(scored, evaluation=msgspec.structs.replace(scored.evaluation, qualities=lost))
 
 
@@ -110,9 +110,9 @@ def opened(
     """The trials of the study in a folder, as a new process finds them."""
     place.mkdir(exist_ok=True)
     storage = open_storage(url, journal=place / "journal.log")
-    study = open_study(storage, name="here", rung=RUNG, fingerprint="one")
+    study = open_study(storage, name="here", proxy=PROXY, fingerprint="one")
     with ScoreStore(place / "scores.sqlite") as store:
-        yield Trials(study, space, store, rung=RUNG, limits=limits)
+        yield Trials(study, space, store, proxy=PROXY, limits=limits)
 
 
 def propose(trials: Trials, *, sampler: str = "subset", batch: int = 1, retry_skipped: bool = False) -> SamplerProposer:
@@ -437,10 +437,10 @@ def test_the_dashboard_finds_flags_attributes_and_constraints(tmp_path: Path, mo
         assert trial.params == flags_of(SPACE, by_key[key])
         assert trial.user_attrs["dropped"] == ", ".join(map(str, by_key[key].dropped_layers))
         assert trial.user_attrs["num_params"] == evaluation.size.num_params
-        assert trial.constraints == limits.measure(evaluation, rung=RUNG)
+        assert trial.constraints == limits.measure(evaluation, proxy=PROXY)
         assert ("PPL ratio" in trial.constraints) == (trial.state == TrialState.COMPLETE)
         if trial.state == TrialState.COMPLETE:
-            assert trial.values == [evaluation.qualities[RUNG].ppl_ratio, evaluation.latency.ratio]
+            assert trial.values == [evaluation.qualities[PROXY].ppl_ratio, evaluation.latency.ratio]
             assert set(trial.user_attrs) == {"kept", "dropped", "num_params"}  # columns of a table
 
 

@@ -18,7 +18,7 @@ from tests.stages.opened import SPACE, open_session, open_sweep
 
 EVERYTHING = sorted(enumerate_candidates(SPACE), key=lambda candidate: candidate.kept_layers)
 SINGLES = [drop(layer) for layer in range(4)]
-RUNGS = ("none", "closed_form")
+PROXIES = ("none", "closed-form")
 
 
 @pytest.fixture
@@ -30,47 +30,47 @@ def open_measured(directory: Path) -> Measured:
     return Measured(open_sweep(open_session(directory)))
 
 
-def price_alone(prices: Prices, *candidates: Candidate, rung: str) -> float:
+def price_alone(prices: Prices, *candidates: Candidate, proxy: str) -> float:
     """Without the dense model's states, which closed form needs once."""
-    return prices.price(count_work(candidates, closed_form=rung == "closed_form"))
+    return prices.price(count_work(candidates, closed_form=proxy == "closed-form"))
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_losses_are_the_sweeps(rung: str, measured: Measured) -> None:
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_losses_are_the_sweeps(proxy: str, measured: Measured) -> None:
     sweep = measured.sweep
-    found = Account(measured).score(SINGLES, rung=rung)
-    assert [sweep.known(candidate)[rung].loss for candidate in SINGLES] == found
+    found = Account(measured).score(SINGLES, proxy=proxy)
+    assert [sweep.known(candidate)[proxy].loss for candidate in SINGLES] == found
     raw = measure_unrecovered(sweep.instruments.anatomy, SINGLES, sweep.instruments.validation, micro_batch=4)
-    assert ([losses.loss for losses in raw] == found) is (rung == "none")
+    assert ([losses.loss for losses in raw] == found) is (proxy == "none")
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_what_was_scored_before_costs_nothing(rung: str, measured: Measured) -> None:
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_what_was_scored_before_costs_nothing(proxy: str, measured: Measured) -> None:
     account = Account(measured)
-    first = account.score(SINGLES, rung=rung)
+    first = account.score(SINGLES, proxy=proxy)
     spent = account.spent
     assert spent > 0
-    assert account.score(SINGLES[::-1], rung=rung) == first[::-1]
-    assert account.score([SINGLES[2], SINGLES[2]], rung=rung) == [first[2], first[2]]
-    assert account.score([], rung=rung) == []
+    assert account.score(SINGLES[::-1], proxy=proxy) == first[::-1]
+    assert account.score([SINGLES[2], SINGLES[2]], proxy=proxy) == [first[2], first[2]]
+    assert account.score([], proxy=proxy) == []
     assert (account.spent, account.num_scores) == (spent, 4)
-    account.score([*SINGLES, drop(0, 1)], rung=rung)
+    account.score([*SINGLES, drop(0, 1)], proxy=proxy)
     assert account.spent > spent
     assert account.num_scores == 5
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_what_others_measured_is_paid_for_all_the_same(rung: str, measured: Measured, tmp_path: Path) -> None:
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_what_others_measured_is_paid_for_all_the_same(proxy: str, measured: Measured, tmp_path: Path) -> None:
     alone = Account(open_measured(tmp_path / "other"))
-    expected = alone.score(SINGLES, rung=rung)
-    assert Account(measured).score(EVERYTHING, rung=rung)  # now the study knows them all
+    expected = alone.score(SINGLES, proxy=proxy)
+    assert Account(measured).score(EVERYTHING, proxy=proxy)  # now the study knows them all
     rows = measured.sweep.store.read_rows()
     account = Account(measured)
-    assert account.score(SINGLES, rung=rung) == expected
+    assert account.score(SINGLES, proxy=proxy) == expected
     assert account.spent == alone.spent > 0
     assert account.num_scores == alone.num_scores == 4
     reopened = Account(Measured(open_sweep(open_session(tmp_path / "one"))))
-    assert reopened.score(SINGLES, rung=rung) == expected
+    assert reopened.score(SINGLES, proxy=proxy) == expected
     assert reopened.spent == alone.spent
     assert measured.sweep.store.read_rows() == rows  # and nothing was measured again
 
@@ -78,9 +78,9 @@ def test_what_others_measured_is_paid_for_all_the_same(rung: str, measured: Meas
 def test_a_batch_shares_its_beginnings(measured: Measured) -> None:
     prices = measured.prices
     together, one_by_one = Account(measured), Account(measured)
-    together.score(SINGLES, rung="none")
+    together.score(SINGLES, proxy="none")
     for candidate in SINGLES:
-        one_by_one.score([candidate], rung="none")
+        one_by_one.score([candidate], proxy="none")
     # 0, 0 1, 0 1 2, 0 1 3, 0 2, 0 2 3, 1, 1 2, 1 2 3 against three layers each
     assert together.spent == pytest.approx(384 * (9 + 4 * prices.head))
     assert one_by_one.spent == pytest.approx(384 * (12 + 4 * prices.head))
@@ -89,29 +89,29 @@ def test_a_batch_shares_its_beginnings(measured: Measured) -> None:
 def test_closed_form_pays_for_the_dense_states_once(measured: Measured) -> None:
     prices, account = measured.prices, Account(measured)
     first, second = drop(3), drop(2)  # 0 1 2, then 0 1 3: beside 0, nothing is as it was
-    account.score([first], rung="closed_form")
-    assert account.spent == pytest.approx(prices.trace + price_alone(prices, first, rung="closed_form"))
+    account.score([first], proxy="closed-form")
+    assert account.spent == pytest.approx(prices.trace + price_alone(prices, first, proxy="closed-form"))
     before = account.spent
-    account.score([second], rung="closed_form")
-    pair = price_alone(prices, first, second, rung="closed_form")
-    assert account.spent - before == pytest.approx(pair - price_alone(prices, first, rung="closed_form"))
-    assert account.spent - before < price_alone(prices, second, rung="closed_form")
+    account.score([second], proxy="closed-form")
+    pair = price_alone(prices, first, second, proxy="closed-form")
+    assert account.spent - before == pytest.approx(pair - price_alone(prices, first, proxy="closed-form"))
+    assert account.spent - before < price_alone(prices, second, proxy="closed-form")
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_what_is_too_dear_is_not_measured(rung: str, measured: Measured) -> None:
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_what_is_too_dear_is_not_measured(proxy: str, measured: Measured) -> None:
     free = Account(measured)
-    free.score(SINGLES[:1], rung=rung)
+    free.score(SINGLES[:1], proxy=proxy)
     account = Account(measured, budget=free.spent)
-    found = account.score(SINGLES[:1], rung=rung)  # all of the budget may be spent
+    found = account.score(SINGLES[:1], proxy=proxy)  # all of the budget may be spent
     rows = measured.sweep.store.read_rows()
     for _ in range(2):  # what was refused is not taken for paid
         with pytest.raises(BudgetSpent):
-            account.score(SINGLES, rung=rung)
+            account.score(SINGLES, proxy=proxy)
     assert (account.spent, account.num_scores) == (free.spent, 1)
     assert measured.sweep.store.read_rows() == rows
-    assert not measured.sweep.is_known(SINGLES[1], rung)
-    assert account.score(SINGLES[:1], rung=rung) == found  # what was paid for stays known
+    assert not measured.sweep.is_known(SINGLES[1], proxy)
+    assert account.score(SINGLES[:1], proxy=proxy) == found  # what was paid for stays known
 
 
 def test_a_share_is_measured_on_part_of_the_text(measured: Measured) -> None:
@@ -119,14 +119,14 @@ def test_a_share_is_measured_on_part_of_the_text(measured: Measured) -> None:
     part = instruments.validation.take_evenly(96)  # three of twelve windows
     assert part.num_tokens == 96
     expected = [losses.loss for losses in measure_unrecovered(instruments.anatomy, SINGLES, part, micro_batch=4)]
-    assert account.score(SINGLES, rung="none", share=0.25) == expected
+    assert account.score(SINGLES, proxy="none", share=0.25) == expected
     assert account.spent == pytest.approx(96 * (9 + 4 * measured.prices.head))
     assert account.num_scores == 0  # all of the text was not read
     assert not any(measured.sweep.is_known(candidate, "none") for candidate in SINGLES)
     spent = account.spent
-    assert account.score(SINGLES, rung="none", share=0.25) == expected
+    assert account.score(SINGLES, proxy="none", share=0.25) == expected
     assert account.spent == spent
-    assert account.score(SINGLES, rung="none") != expected  # the whole text is another score, and paid for
+    assert account.score(SINGLES, proxy="none") != expected  # the whole text is another score, and paid for
     assert account.spent == pytest.approx(5 * spent)
     assert account.num_scores == 4
 
@@ -149,8 +149,8 @@ def test_a_grafted_model_is_measured_without_its_gaps(tmp_path: Path) -> None:
         assert account.measure_distances(count) == theirs
     part = instruments.validation.take_evenly(96)
     wanted = measure_unrecovered(instruments.source, [drop(1, 2)], part, micro_batch=4)[0].loss
-    assert account.score([drop(1, 2)], rung="none", share=0.25) == [wanted]
+    assert account.score([drop(1, 2)], proxy="none", share=0.25) == [wanted]
     prices = account.measured.prices
     before = account.spent
-    account.score([drop(1)], rung="closed_form")  # nothing is cut anew, so nothing is fitted
+    account.score([drop(1)], proxy="closed-form")  # nothing is cut anew, so nothing is fitted
     assert account.spent - before == pytest.approx(prices.trace + 384 * (3 + prices.head))

@@ -1,4 +1,4 @@
-"""A candidate climbs to the rung asked for, or to where the screen stops it; nothing is measured that is known."""
+"""A candidate climbs to the proxy asked for, or to where the screen stops it; nothing is measured that is known."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -29,14 +29,14 @@ STILL = structs.replace(SHORT, steps=2, learning_rate=1e-12)  # what comes back 
 
 def make_proxy(
     directory: Path,
-    rung: str,
+    proxy: str,
     *,
     family: str = "llama",
     settings: DistillSettings = SHORT,
     screen: Callable[[Candidate, Quality], str | None] = lambda candidate, quality: None,
 ) -> Proxy:
     sweep = Sweep(open_instruments(family), ScoreStore(directory / "scores.sqlite"))
-    return Proxy(sweep, rung=rung, short=lambda candidate: settings, latency_of=time_candidate, screen=screen)
+    return Proxy(sweep, proxy=proxy, short=lambda candidate: settings, latency_of=time_candidate, screen=screen)
 
 
 @pytest.fixture
@@ -54,17 +54,17 @@ def distilled(monkeypatch: pytest.MonkeyPatch) -> list[DistillSettings]:
 
 
 @pytest.mark.parametrize(
-    ("rung", "expected"),
+    ("proxy", "expected"),
     [
         ("none", ["none"]),
-        ("closed_form", ["closed_form"]),
-        ("short_distillation", ["closed_form", "none", "short_distillation"]),
+        ("closed-form", ["closed-form"]),
+        ("short-distillation", ["closed-form", "none", "short-distillation"]),
     ],
 )
 def test_each_rung_fills_its_qualities_and_what_is_known_is_not_measured_again(
-    rung: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilled: list[DistillSettings]
+    proxy: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distilled: list[DistillSettings]
 ) -> None:
-    proxy = make_proxy(tmp_path, rung)
+    proxy = make_proxy(tmp_path, proxy)
     instruments = proxy.sweep.instruments
     evaluation = proxy.evaluate(CUT)
     assert list(evaluation.qualities) == expected
@@ -82,8 +82,8 @@ def test_each_rung_fills_its_qualities_and_what_is_known_is_not_measured_again(
         student = start_student(instruments, CUT, None)
         assert Anatomy(student).num_layers == 2
         assert validation_losses(instruments, student).loss == evaluation.qualities["none"].loss
-    if rung != "short_distillation":
-        quality = proxy.evaluate(DENSE).qualities[rung]
+    if proxy != "short-distillation":
+        quality = proxy.evaluate(DENSE).qualities[proxy]
         assert (quality.ppl_ratio, quality.ppl_ratio_standard_error) == (1.0, 0.0)
     distilled.clear()
 
@@ -92,12 +92,12 @@ def test_each_rung_fills_its_qualities_and_what_is_known_is_not_measured_again(
 
     for name in ("measure_unrecovered", "make_walker"):
         monkeypatch.setattr(f"seed.proxy.sweep.{name}", fail)
-    assert make_proxy(tmp_path, rung).evaluate(CUT).qualities == evaluation.qualities
+    assert make_proxy(tmp_path, proxy).evaluate(CUT).qualities == evaluation.qualities
     assert distilled == []
 
 
 def test_lower_rungs_that_were_scored_before_come_along(tmp_path: Path) -> None:
-    proxy = make_proxy(tmp_path, "closed_form")
+    proxy = make_proxy(tmp_path, "closed-form")
     [raw] = proxy.sweep.measure_unrecovered([CUT])
     assert proxy.evaluate(CUT).qualities["none"] == raw
     assert "none" not in proxy.evaluate(keep(0, 1)).qualities
@@ -107,26 +107,26 @@ def test_lower_rungs_that_were_scored_before_come_along(tmp_path: Path) -> None:
 
 
 def test_short_distillation_never_ends_worse_than_its_better_start(tmp_path: Path) -> None:
-    proxy = make_proxy(tmp_path, "short_distillation")
+    proxy = make_proxy(tmp_path, "short-distillation")
     for kept in ((0, 3), (0, 1, 3), (2,)):
         qualities = proxy.evaluate(keep(*kept)).qualities
         start = choose_start(qualities)
-        assert qualities[start].loss == min(qualities["none"].loss, qualities["closed_form"].loss)
-        assert qualities["short_distillation"].loss <= qualities[start].loss + 1e-5
-    assert qualities["short_distillation"].loss < qualities["none"].loss - 1e-3
+        assert qualities[start].loss == min(qualities["none"].loss, qualities["closed-form"].loss)
+        assert qualities["short-distillation"].loss <= qualities[start].loss + 1e-5
+    assert qualities["short-distillation"].loss < qualities["none"].loss - 1e-3
 
 
 def test_short_distillation_starts_from_the_better_start(tmp_path: Path) -> None:
-    proxy = make_proxy(tmp_path, "short_distillation", settings=STILL)
+    proxy = make_proxy(tmp_path, "short-distillation", settings=STILL)
     [raw] = proxy.sweep.measure_unrecovered([CUT])
     losses = {name: quality.loss for name, quality in proxy.evaluate(CUT).qualities.items()}
-    assert losses["closed_form"] < losses["none"] - 1e-3
-    assert losses["short_distillation"] == pytest.approx(losses["closed_form"], abs=1e-5)
-    other = make_proxy(tmp_path / "other", "short_distillation", settings=STILL)
+    assert losses["closed-form"] < losses["none"] - 1e-3
+    assert losses["short-distillation"] == pytest.approx(losses["closed-form"], abs=1e-5)
+    other = make_proxy(tmp_path / "other", "short-distillation", settings=STILL)
     dense = other.sweep.instruments.dense_validation
     worse = replace(dense, sums=dense.sums + dense.counts * (raw.loss - dense.loss + 1))
-    other.sweep.keep(CUT, "closed_form", worse, seconds=0.0)
-    assert other.evaluate(CUT).qualities["short_distillation"].loss == pytest.approx(raw.loss, abs=1e-6)
+    other.sweep.keep(CUT, "closed-form", worse, seconds=0.0)
+    assert other.evaluate(CUT).qualities["short-distillation"].loss == pytest.approx(raw.loss, abs=1e-6)
 
 
 @pytest.mark.parametrize("learning_rate", [3e-3, 30.0])
@@ -141,10 +141,10 @@ def test_the_score_is_that_of_the_weights_of_the_best_look(
         return train(instruments, jobs)
 
     monkeypatch.setattr(proxies, "train_students", spy)
-    proxy = make_proxy(tmp_path, "short_distillation", settings=structs.replace(SHORT, learning_rate=learning_rate))
-    quality = proxy.evaluate(CUT).qualities["short_distillation"]
+    proxy = make_proxy(tmp_path, "short-distillation", settings=structs.replace(SHORT, learning_rate=learning_rate))
+    quality = proxy.evaluate(CUT).qualities["short-distillation"]
     losses = validation_losses(proxy.sweep.instruments, students[0])
-    assert proxy.sweep.rows[CUT.key]["short_distillation"].sums == losses.sums.tolist()
+    assert proxy.sweep.rows[CUT.key]["short-distillation"].sums == losses.sums.tolist()
     assert quality.loss == losses.loss
 
 
@@ -153,7 +153,7 @@ def test_the_candidate_decides_its_settings(tmp_path: Path, distilled: list[Dist
         return structs.replace(STILL, frozen_layers=min(candidate.dropped_layers))
 
     sweep = Sweep(open_instruments(), ScoreStore(tmp_path / "scores.sqlite"))
-    proxy = Proxy(sweep, rung="short_distillation", short=choose, latency_of=time_candidate)
+    proxy = Proxy(sweep, proxy="short-distillation", short=choose, latency_of=time_candidate)
     for candidate in (keep(0, 1, 3), keep(1, 2, 3)):
         proxy.evaluate(candidate)
     assert [settings.frozen_layers for settings in distilled] == [2, 0]
@@ -161,13 +161,13 @@ def test_the_candidate_decides_its_settings(tmp_path: Path, distilled: list[Dist
 
 def test_low_rank_updates_in_mixed_precision_lower_the_loss_too(tmp_path: Path) -> None:
     settings = structs.replace(SHORT, lora_rank=4, mixed_precision=True, learning_rate=1e-2)
-    qualities = make_proxy(tmp_path, "short_distillation", settings=settings).evaluate(CUT).qualities
-    assert qualities["short_distillation"].loss < qualities["closed_form"].loss - 1e-3
+    qualities = make_proxy(tmp_path, "short-distillation", settings=settings).evaluate(CUT).qualities
+    assert qualities["short-distillation"].loss < qualities["closed-form"].loss - 1e-3
 
 
 def test_remembered_states_give_the_same_scores_to_the_bit(tmp_path: Path) -> None:
-    live = make_proxy(tmp_path / "live", "short_distillation").evaluate(CUT)
-    proxy = make_proxy(tmp_path / "stored", "short_distillation")
+    live = make_proxy(tmp_path / "live", "short-distillation").evaluate(CUT)
+    proxy = make_proxy(tmp_path / "stored", "short-distillation")
     instruments = proxy.sweep.instruments
     teacher_states = store_states(
         instruments.anatomy, instruments.recovery, range(12), directory=tmp_path, identity="x", micro_batch=4
@@ -187,19 +187,19 @@ def test_a_candidate_that_is_not_worth_it_is_not_distilled(tmp_path: Path, disti
         asked.append((candidate, quality))
         return "hopeless" if candidate == CUT else None
 
-    for rung in ("none", "closed_form"):  # it is of the last rung only
-        make_proxy(tmp_path, rung, screen=screen).evaluate(CUT)
+    for proxy in ("none", "closed-form"):  # it is of the last proxy only
+        make_proxy(tmp_path, proxy, screen=screen).evaluate(CUT)
     assert asked == []
-    proxy = make_proxy(tmp_path, "short_distillation", settings=STILL, screen=screen)
+    proxy = make_proxy(tmp_path, "short-distillation", settings=STILL, screen=screen)
     skipped, climbed = proxy.evaluate(CUT), proxy.evaluate(keep(0, 1, 3))
-    assert asked == [(each.candidate, each.qualities["closed_form"]) for each in (skipped, climbed)]
+    assert asked == [(each.candidate, each.qualities["closed-form"]) for each in (skipped, climbed)]
     assert skipped.skipped_because == "hopeless"
-    assert set(skipped.qualities) == {"none", "closed_form"}
+    assert set(skipped.qualities) == {"none", "closed-form"}
     assert skipped.latency == time_candidate(CUT)
     assert climbed.skipped_because is None
-    assert "short_distillation" in climbed.qualities
+    assert "short-distillation" in climbed.qualities
     assert len(distilled) == 1
-    again = make_proxy(tmp_path, "short_distillation", screen=lambda candidate, quality: "hopeless")
+    again = make_proxy(tmp_path, "short-distillation", screen=lambda candidate, quality: "hopeless")
     found = again.evaluate(climbed.candidate)  # what was distilled before is not screened
     assert found.qualities == climbed.qualities
     assert found.skipped_because is None
@@ -210,11 +210,11 @@ def test_a_candidate_that_is_not_worth_it_is_not_distilled(tmp_path: Path, disti
 
 def test_scoring_leaves_the_teacher_as_it_was_and_repeats_itself(tmp_path: Path) -> None:
     tokens = make_tokens()
-    proxy = make_proxy(tmp_path / "one", "short_distillation")
+    proxy = make_proxy(tmp_path / "one", "short-distillation")
     teacher = proxy.sweep.instruments.teacher
     before = compute_logits(teacher, tokens)
     first = proxy.evaluate(CUT)
-    other = make_proxy(tmp_path / "other", "short_distillation")
+    other = make_proxy(tmp_path / "other", "short-distillation")
     other.evaluate(keep(0, 1, 2))
     assert other.evaluate(CUT).qualities == first.qualities
     assert torch.equal(compute_logits(teacher, tokens), before)
@@ -226,31 +226,31 @@ def test_a_family_without_closed_form_climbs_past_it(tmp_path: Path) -> None:
     def screen(candidate: Candidate, quality: Quality) -> str | None:
         raise AssertionError
 
-    proxy = make_proxy(tmp_path, "short_distillation", family="gemma3_text", screen=screen)
+    proxy = make_proxy(tmp_path, "short-distillation", family="gemma3_text", screen=screen)
     assert proxy.sweep.instruments.gains is None
     qualities = proxy.evaluate(CUT).qualities
-    assert list(qualities) == ["none", "short_distillation"]
-    assert qualities["short_distillation"].loss < qualities["none"].loss
+    assert list(qualities) == ["none", "short-distillation"]
+    assert qualities["short-distillation"].loss < qualities["none"].loss
     with pytest.raises(AssertionError):
-        make_proxy(tmp_path, "closed_form", family="gemma3_text")
+        make_proxy(tmp_path, "closed-form", family="gemma3_text")
 
 
-@pytest.mark.parametrize("rung", ["none", "closed_form"])
-def test_out_of_memory_fewer_windows_go_at_once_and_the_score_is_the_same(rung: str, tmp_path: Path) -> None:
-    wanted = make_proxy(tmp_path / "wanted", rung, settings=STILL).evaluate(CUT)
-    proxy = make_proxy(tmp_path / "scarce", rung, settings=STILL)
-    with allow_windows(proxy, 1 if rung == "none" else 2):
+@pytest.mark.parametrize("proxy", ["none", "closed-form"])
+def test_out_of_memory_fewer_windows_go_at_once_and_the_score_is_the_same(proxy: str, tmp_path: Path) -> None:
+    wanted = make_proxy(tmp_path / "wanted", proxy, settings=STILL).evaluate(CUT)
+    proxy = make_proxy(tmp_path / "scarce", proxy, settings=STILL)
+    with allow_windows(proxy, 1 if proxy == "none" else 2):
         found = proxy.evaluate(CUT)
-    assert proxy.sweep.instruments.micro_batch == (1 if rung == "none" else 2)
+    assert proxy.sweep.instruments.micro_batch == (1 if proxy == "none" else 2)
     for name, quality in wanted.qualities.items():
         assert found.qualities[name].loss == pytest.approx(quality.loss, rel=1e-5)
 
 
 def test_a_candidate_for_which_no_memory_suffices_is_refused_with_the_reason(tmp_path: Path) -> None:
-    proxy = make_proxy(tmp_path, "closed_form")
+    proxy = make_proxy(tmp_path, "closed-form")
     with allow_windows(proxy, 0), pytest.raises(CandidateError, match=rf"{CUT.key}: out of memory.*allocate memory"):
         proxy.evaluate(CUT)
-    assert proxy.evaluate(CUT).qualities["closed_form"].loss > 0
+    assert proxy.evaluate(CUT).qualities["closed-form"].loss > 0
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def read_rows(directory: Path) -> list[ScoreRow]:
 
 
 def list_keys(directory: Path) -> list[tuple[str, str]]:
-    return [(row.rung, row.key) for row in read_rows(directory)]
+    return [(row.proxy, row.key) for row in read_rows(directory)]
 
 
 @pytest.fixture
@@ -48,23 +48,23 @@ def test_scores_are_written_at_once_behind_the_dense_model(tmp_path: Path) -> No
     instruments = open_instruments()
     one = open_sweep(tmp_path / "new" / "study")
     [row] = read_rows(tmp_path / "new" / "study")
-    assert (row.key, row.rung) == ("dense", "dense")
+    assert (row.key, row.proxy) == ("dense", "dense")
     assert row.sums == instruments.dense_validation.sums.tolist()
     assert row.counts == instruments.dense_validation.counts.tolist()
     for count, candidate in enumerate(CANDIDATES, 1):
         quality = one.measure(candidate)
         other = open_sweep(tmp_path / "new" / "study")  # while the first is still at work
-        assert other.known(candidate) == {"closed_form": quality}
+        assert other.known(candidate) == {"closed-form": quality}
         row = read_rows(tmp_path / "new" / "study")[count]
         assert sum(row.sums) / quality.tokens == pytest.approx(quality.loss, rel=1e-12)
-        assert row.sums == one.rows[candidate.key]["closed_form"].sums
+        assert row.sums == one.rows[candidate.key]["closed-form"].sums
         assert len(row.sums) == quality.documents
     raw = one.measure_unrecovered(CANDIDATES)
     other = open_sweep(tmp_path / "new" / "study")
     assert [other.known(candidate)["none"] for candidate in CANDIDATES] == raw
     assert list_keys(tmp_path / "new" / "study") == [
         ("dense", "dense"),
-        *(("closed_form", candidate.key) for candidate in CANDIDATES),
+        *(("closed-form", candidate.key) for candidate in CANDIDATES),
         *(("none", candidate.key) for candidate in CANDIDATES),
     ]
     assert all((row.seconds or 0) > 0 and row.counts is None for row in read_rows(tmp_path / "new" / "study")[1:])
@@ -81,7 +81,7 @@ def test_a_second_sweep_measures_nothing_anew(tmp_path: Path, request: pytest.Fi
         assert sweep.measure_unrecovered(CANDIDATES) == raw
         assert sweep.measure_unrecovered(CANDIDATES[::-1]) == raw[::-1]
         assert [sweep.known(candidate) for candidate in CANDIDATES] == [
-            {"closed_form": one, "none": other} for one, other in zip(recovered, raw, strict=True)
+            {"closed-form": one, "none": other} for one, other in zip(recovered, raw, strict=True)
         ]
     assert read_rows(tmp_path) == rows
 
@@ -130,7 +130,7 @@ def test_keeping_every_layer_is_the_dense_model(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     for quality in (sweep.measure(DENSE), *sweep.measure_unrecovered([DENSE])):
         assert (quality.ppl_ratio, quality.ppl_ratio_standard_error) == (1.0, 0.0)
-    assert set(sweep.known(DENSE)) == {"dense", "closed_form", "none"}
+    assert set(sweep.known(DENSE)) == {"dense", "closed-form", "none"}
 
 
 def test_maps_can_be_had_again_without_a_second_row(tmp_path: Path) -> None:
@@ -140,35 +140,35 @@ def test_maps_can_be_had_again_without_a_second_row(tmp_path: Path) -> None:
     assert first.corrections.keys() == again.corrections.keys() == {0, 3}
     for layer, correction in first.corrections.items():
         assert torch.equal(correction.weight, again.corrections[layer].weight)
-    assert list_keys(tmp_path) == [("dense", "dense"), ("closed_form", CUT.key)]
+    assert list_keys(tmp_path) == [("dense", "dense"), ("closed-form", CUT.key)]
 
 
 def test_scores_of_other_rungs_are_kept_and_known(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     dense = sweep.instruments.dense_validation
     losses = DocumentLosses(sums=dense.sums + 0.25 * dense.counts, counts=dense.counts)
-    assert not sweep.is_known(CUT, "short_distillation")
-    kept = sweep.keep(CUT, "short_distillation", losses, seconds=12.34567)
+    assert not sweep.is_known(CUT, "short-distillation")
+    kept = sweep.keep(CUT, "short-distillation", losses, seconds=12.34567)
     assert kept.ppl_ratio == pytest.approx(math.exp(0.25))
-    sweep.keep(CUT, "short_distillation", dense, seconds=1.0)  # what is known stays
+    sweep.keep(CUT, "short-distillation", dense, seconds=1.0)  # what is known stays
     sweep.measure(CUT)
     sweep.measure_unrecovered([CUT])
     again = open_sweep(tmp_path)
-    assert set(again.known(CUT)) == {"none", "closed_form", "short_distillation"}
-    assert again.known(CUT)["short_distillation"] == kept
-    assert again.is_known(CUT, "short_distillation")
-    assert not again.is_known(keep(1), "short_distillation")
+    assert set(again.known(CUT)) == {"none", "closed-form", "short-distillation"}
+    assert again.known(CUT)["short-distillation"] == kept
+    assert again.is_known(CUT, "short-distillation")
+    assert not again.is_known(keep(1), "short-distillation")
     assert again.known(keep(1)) == {}
-    assert again.rows[CUT.key]["short_distillation"].seconds == 12.3457
+    assert again.rows[CUT.key]["short-distillation"].seconds == 12.3457
 
 
 def test_a_score_that_is_no_number_can_be_read_back(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     dense = sweep.instruments.dense_validation
     losses = DocumentLosses(sums=np.where(np.arange(len(dense.sums)) == 1, math.nan, dense.sums), counts=dense.counts)
-    kept = sweep.keep(CUT, "closed_form", losses, seconds=1.0)
+    kept = sweep.keep(CUT, "closed-form", losses, seconds=1.0)
     assert not math.isfinite(kept.ppl_ratio)
-    again = open_sweep(tmp_path).known(CUT)["closed_form"]
+    again = open_sweep(tmp_path).known(CUT)["closed-form"]
     assert not math.isfinite(again.ppl_ratio)
 
 
@@ -189,7 +189,7 @@ def test_a_grafted_model_is_scored_beside_the_dense_one(tmp_path: Path) -> None:
 def test_a_row_of_another_text_is_refused(tmp_path: Path, sums: list[float]) -> None:
     sweep = open_sweep(tmp_path)
     assert sweep.store is not None
-    sweep.store.keep([ScoreRow(key=CUT.key, rung="none", sums=list(sums))])
+    sweep.store.keep([ScoreRow(key=CUT.key, proxy="none", sums=list(sums))])
     said = rf"scores\.sqlite: the score of {CUT.key} .none. is of {len(sums)} documents.*Restore the file"
     with pytest.raises(StudyError, match=said):
         open_sweep(tmp_path)
@@ -202,12 +202,12 @@ def test_without_a_store_scores_are_listed_for_whoever_keeps_them(
     raw = theirs.measure_unrecovered(CANDIDATES)
     recovered = theirs.measure(CUT)
     listed = theirs.list_rows([CUT, *CANDIDATES])
-    assert {row.rung for row in listed} == {"closed_form", "none"}
+    assert {row.proxy for row in listed} == {"closed-form", "none"}
     ours.learn(listed)
-    ours.learn([ScoreRow(key=CANDIDATES[0].key, rung="none", sums=[0.0] * raw[0].documents)])  # known already
+    ours.learn([ScoreRow(key=CANDIDATES[0].key, proxy="none", sums=[0.0] * raw[0].documents)])  # known already
     request.getfixturevalue("nothing_is_measured")
     assert ours.measure_unrecovered(CANDIDATES) == raw
-    assert ours.known(CUT)["closed_form"] == recovered
+    assert ours.known(CUT)["closed-form"] == recovered
     assert list_keys(tmp_path) == [("dense", "dense")]
 
 

@@ -37,7 +37,7 @@ from seed.records import (
 )
 
 NUM_LAYERS = 12
-RUNG = "short_distillation"
+PROXY = "short-distillation"
 DENSE_LOSS = 2.683
 LAYER_COSTS = (0.9, 0.022, 0.035, 0.04, 0.03, 0.018, 0.02, 0.038, 0.05, 0.045, 0.06, 0.4)
 DEVICE = "cpu (2 threads)"
@@ -104,7 +104,7 @@ def make_evaluation(dropped: tuple[int, ...], ratio: float) -> Evaluation:
     """Return an evaluation whose short distillation stands at ``ratio``."""
     candidate = make_candidate(*dropped)
     kept = len(candidate.kept_layers)
-    qualities = {"none": make_quality(ratio**2.5), "closed_form": make_quality(ratio**1.2), RUNG: make_quality(ratio)}
+    qualities = {"none": make_quality(ratio**2.5), "closed-form": make_quality(ratio**1.2), PROXY: make_quality(ratio)}
     return Evaluation(
         candidate=candidate, qualities=qualities, latency=make_latency(kept), size=make_size(kept), seconds=6.1
     )
@@ -135,7 +135,7 @@ def make_frontier(trials: tuple[TrialRecord, ...], *, runners_up: int = 1) -> Fr
     members = []
     for depth in (1, 2, 3):
         here = [t for t in trials if t.state == "COMPLETE" and len(t.evaluation.candidate.dropped_layers) == depth]
-        here.sort(key=lambda t: t.evaluation.qualities[RUNG].loss)
+        here.sort(key=lambda t: t.evaluation.qualities[PROXY].loss)
         for rank, trial in enumerate(here[: 1 + runners_up]):
             ties = tuple(t.evaluation.candidate.key for t in here[: 1 + runners_up] if t is not trial)
             members.append(
@@ -147,15 +147,15 @@ def make_frontier(trials: tuple[TrialRecord, ...], *, runners_up: int = 1) -> Fr
                     tied_with=ties,
                 )
             )
-    return Frontier(rung=RUNG, members=tuple(members), num_scored=178, space_size=298)
+    return Frontier(proxy=PROXY, members=tuple(members), num_scored=178, space_size=298)
 
 
 def make_distilled(member: FrontierMember, *, order: int) -> DistillResult:
     """Return the distillation of a member: it takes back about half of what the proxy lost."""
     evaluation = member.evaluation
     kept = len(evaluation.candidate.kept_layers)
-    start = evaluation.qualities["closed_form"].ppl_ratio
-    final = 1 + 0.5 * (evaluation.qualities[RUNG].ppl_ratio - 1) + 0.001 * order
+    start = evaluation.qualities["closed-form"].ppl_ratio
+    final = 1 + 0.5 * (evaluation.qualities[PROXY].ppl_ratio - 1) + 0.001 * order
     steps = (0, 100, 200, 300, 400)
     curve = tuple(
         CurvePoint(
@@ -171,7 +171,7 @@ def make_distilled(member: FrontierMember, *, order: int) -> DistillResult:
         trial_number=member.trial_number,
         settings={"learning_rate": 0.001, "batch_tokens": 8192, "steps": 400, "temperature": 1.0},
         curve=curve,
-        start="closed_form",
+        start="closed-form",
         best_step=400,
         validation=make_quality(final),
         test=make_quality(final + 0.002, dense_loss=2.803, error=0.004, kl=0.4 * (final - 1)),
@@ -197,7 +197,7 @@ def make_record() -> StudyRecord:
             "test": {**stream, "sha256": "c5" * 32, "notes": ["0.9 % of its 13-grams are in the recovery text"]},
         },
         "window_tokens": 512,
-        "rungs": ["none", "closed_form", "short_distillation"],
+        "proxies": ["none", "closed-form", "short-distillation"],
         "rng_seed": 0,
     }
     return StudyRecord(
@@ -237,7 +237,7 @@ def make_record() -> StudyRecord:
         frontier=frontier,
         distilled=tuple(make_distilled(member, order=order) for order, member in enumerate(frontier.members)),
         agreement=Agreement(
-            rung=RUNG,
+            proxy=PROXY,
             concordant=2,
             discordant=1,
             verdict="Within depths, 2 of 3 pairs keep their order after distillation.",
@@ -261,24 +261,24 @@ def make_equivalences(frontier: Frontier) -> tuple[Equivalence, ...]:
 
 
 def make_sensitivities(trials: tuple[TrialRecord, ...]) -> tuple[Sensitivity, ...]:
-    """Return what layers and pairs cost by two rungs, as the trials have it."""
+    """Return what layers and pairs cost by two proxies, as the trials have it."""
     found = []
-    for rung in ("none", RUNG):
+    for proxy in ("none", PROXY):
         ratios = {
-            trial.evaluation.candidate.dropped_layers: trial.evaluation.qualities[rung].ppl_ratio
+            trial.evaluation.candidate.dropped_layers: trial.evaluation.qualities[proxy].ppl_ratio
             for trial in trials
             if trial.state == "COMPLETE"
         }
         pairs = tuple((*dropped, ratio) for dropped, ratio in ratios.items() if len(dropped) == 2)
         singles = tuple(ratios.get((layer,)) for layer in range(NUM_LAYERS))
-        found.append(Sensitivity(rung=rung, base=1.0, singles=singles, pairs=pairs))
+        found.append(Sensitivity(proxy=proxy, base=1.0, singles=singles, pairs=pairs))
     return tuple(found)
 
 
 def without_distilled(record: StudyRecord) -> StudyRecord:
     """Return the study as a run that distils nothing leaves it."""
     nothing = Agreement(
-        rung=RUNG, concordant=0, discordant=0, verdict="Nothing was distilled, so the proxy stands unchecked."
+        proxy=PROXY, concordant=0, discordant=0, verdict="Nothing was distilled, so the proxy stands unchecked."
     )
     return msgspec.structs.replace(record, distilled=(), agreement=nothing, equivalences=())
 
@@ -338,5 +338,5 @@ def make_full() -> StudyRecord:
         baselines=(width,),
         replications={one.key: summarize_replicas(one.replicas, dense) for one in (first, second, width)},
         equivalences=(*compare_replicated([first, second], dense), *plain.equivalences[1:]),
-        gain=SearchGain(rung=RUNG, solver="searched with subset", cost=8e5, num_scores=57, rivals=tuple(rivals)),
+        gain=SearchGain(proxy=PROXY, solver="searched with subset", cost=8e5, num_scores=57, rivals=tuple(rivals)),
     )

@@ -43,7 +43,7 @@ def test_poorer_studies_have_fewer_figures(undistilled: StudyRecord) -> None:
     names = [trace.name for trace in drawn["pareto"].data]
     assert names == ["scored candidates", "runners-up", "frontier by the proxy", "dense model"]
     assert "istilled" not in drawn["pareto"].layout.meta["caption"]
-    nothing = Frontier(rung=factory.RUNG, members=(), num_scored=0, space_size=298)
+    nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space_size=298)
     empty = replace(undistilled, trials=(), frontier=nothing, sensitivities=(), progress=None)
     [pareto] = draw_gallery(compute_result(empty)).values()
     assert [trace.name for trace in pareto.data] == ["dense model"]
@@ -175,7 +175,7 @@ def test_latency_shows_each_structure_once_beside_the_line(result: StudyResult) 
 
 def test_interactions_are_beside_one_by_one() -> None:
     known = Sensitivity(
-        rung="none", base=1.0, singles=(1.1, 1.2, None, 2.0), pairs=((0, 1, 1.5), (0, 2, 1.7), (1, 3, 2.4))
+        proxy="none", base=1.0, singles=(1.1, 1.2, None, 2.0), pairs=((0, 1, 1.5), (0, 2, 1.7), (1, 3, 2.4))
     )
     found = measure_interactions(known)
     assert found[0, 1] == found[1, 0] == pytest.approx(1.5 / 1.32 - 1)

@@ -192,7 +192,7 @@ def test_frontier_of_one_with_poor_measurements(record: StudyRecord) -> None:
 
 
 def test_empty_study_still_makes_a_page(undistilled: StudyRecord) -> None:
-    nothing = Frontier(rung=factory.RUNG, members=(), num_scored=0, space_size=298)
+    nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space_size=298)
     seen = read(msgspec.structs.replace(undistilled, trials=(), frontier=nothing))
     assert "there is no frontier" in seen.sections["answer"]
     assert not {"distilled", "frontier", "layers", "agreement", "curves", "latency"} & seen.sections.keys()
@@ -227,7 +227,7 @@ def test_every_trial_is_there_once(record: StudyRecord) -> None:
         evaluation = trial.evaluation
         assert row["id"] == "-".join(evaluation.candidate.dropped_parts)
         assert data["structures"][row["structure"]]["params"] == evaluation.size.num_params
-        quality = evaluation.qualities.get(record.frontier.rung)
+        quality = evaluation.qualities.get(record.frontier.proxy)
         assert row["ratio"] == (None if quality is None else round(quality.ppl_ratio, 4))
     assert {row["state"] for row in rows} == {"complete", "pruned", "fail"}
     assert [row["note"] for row in rows if row["note"]] == ["closed form shows it to be hopeless"]
@@ -242,7 +242,7 @@ def test_data_is_json_and_ends_no_script(record: StudyRecord) -> None:
     broken = msgspec.structs.replace(
         factory.make_quality(1.1), ppl_ratio=float("inf"), ppl_ratio_standard_error=float("nan")
     )
-    evaluation = msgspec.structs.replace(trial.evaluation, qualities={factory.RUNG: broken})
+    evaluation = msgspec.structs.replace(trial.evaluation, qualities={factory.PROXY: broken})
     lost = msgspec.structs.replace(record, trials=(TrialRecord(number=0, state="PRUNED", evaluation=evaluation),))
     hostile = "</script><script>alert(1)</script>&\u2028"
     data = read_data(lost, **{"1": (hostile, [(hostile, hostile)])})

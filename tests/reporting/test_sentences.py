@@ -61,7 +61,7 @@ def test_what_is_said_of_studies_of_every_kind(
         "not distilled": undistilled,
         "running": replace(undistilled, is_running=True),
         "nothing scored": replace(
-            undistilled, trials=(), frontier=Frontier(rung=factory.RUNG, members=(), num_scored=0, space_size=298)
+            undistilled, trials=(), frontier=Frontier(proxy=factory.PROXY, members=(), num_scored=0, space_size=298)
         ),
         "far off": replace(record, distilled=(replace(first, test=factory.make_quality(1.3)),), equivalences=()),
         "few documents": replace(record, distilled=(replace(first, test=few),), equivalences=()),

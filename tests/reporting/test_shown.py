@@ -86,7 +86,7 @@ def test_stages_have_a_line_of_their_own() -> None:
 
 def test_the_note_gives_the_answer_and_explains(full: StudyRecord, undistilled: StudyRecord) -> None:
     notes = [write_study_note(study, root=Path("studies/demo")) for study in (full, undistilled)]
-    notes.append(write_opening_note(full.plan, rung="closed_form", root=Path("studies/demo")))
+    notes.append(write_opening_note(full.plan, proxy="closed-form", root=Path("studies/demo")))
     check_snapshot("notes.md", "\n\n".join(notes))
     assert "secret-password" not in "".join(notes)
 

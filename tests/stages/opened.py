@@ -57,7 +57,7 @@ PROTOCOL = Protocol(
         name: StreamRecord(source="notes.txt", tokens=768, documents=6, sha256=letter * 64)
         for name, letter in (("recovery", "a"), ("validation", "b"), ("test", "c"))
     },
-    rung="closed_form",
+    proxy="closed-form",
     short_steps=2,
     batch_tokens=256,
     short_learning_rate=3e-3,
@@ -113,7 +113,7 @@ def open_sweep(session: Session) -> Sweep:
 
 def open_trials(session: Session) -> optuna.Study:
     """The session's study, kept in memory."""
-    return open_study(optuna.storages.InMemoryStorage(), name="tiny", rung=session.protocol.rung, fingerprint="one")
+    return open_study(optuna.storages.InMemoryStorage(), name="tiny", proxy=session.protocol.proxy, fingerprint="one")
 
 
 def make_plan(session: Session, settings: StudyConfig, *, trials: int, covers_space: bool) -> SearchPlan:
@@ -163,7 +163,7 @@ class TinyStudy:
                 executor=executor,
                 store=store,
                 book=open_cache(store, executor.evaluator.instruments.dense_validation),
-                trials=Trials(self.optuna, space, store, rung=self.session.protocol.rung, limits=Limits()),
+                trials=Trials(self.optuna, space, store, proxy=self.session.protocol.proxy, limits=Limits()),
                 table=LatencyTable(self.session, measure=functools.partial(executor.call, "measure_latency")),
             )
 

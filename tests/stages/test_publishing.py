@@ -42,7 +42,7 @@ class Stage:
     def select(self) -> Frontier:
         return select_frontier(
             self.read_trials(),
-            rung=self.session.protocol.rung,
+            proxy=self.session.protocol.proxy,
             size=3,
             space_size=SPACE.size,
             load_losses=read_losses(self.session.folder),

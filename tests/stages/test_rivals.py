@@ -39,9 +39,9 @@ def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path)
     sweep, trials = search(study, trials=10, covers_space=True)
     gain = measure(study.session, sweep, trials)
-    assert (gain.solver, gain.rung, gain.num_scores) == ("somehow", "closed_form", 10)
+    assert (gain.solver, gain.proxy, gain.num_scores) == ("somehow", "closed-form", 10)
     assert set(rivals.RIVALS) <= set(STRATEGIES)
-    known = {trial.evaluation.candidate: trial.evaluation.qualities["closed_form"] for trial in trials}
+    known = {trial.evaluation.candidate: trial.evaluation.qualities["closed-form"] for trial in trials}
     assert list(by_name(gain)) == ["perplexity", "greedy_recovered"]
     for rival in gain.rivals:
         assert rival.is_whole
@@ -55,25 +55,25 @@ def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
             assert (pick.standard_error == 0) == (pick.candidate == pick.best)
     # what each would have paid alone
     alone = Account(Measured(sweep))
-    run_strategy(STRATEGIES["greedy_recovered"], alone, SPACE, rung=study.session.recovered_rung, rng_seed=0)
+    run_strategy(STRATEGIES["greedy_recovered"], alone, SPACE, proxy=study.session.recovered_rung, rng_seed=0)
     greedy = by_name(gain)["greedy_recovered"]
     assert (greedy.cost, greedy.num_scores) == (pytest.approx(alone.spent), 4 + 3)
     account = Account(Measured(sweep))
-    account.score(list(known), rung="closed_form")
+    account.score(list(known), proxy="closed-form")
     assert gain.cost == pytest.approx(account.spent)
 
 
 def test_greedy_removal_goes_no_further_than_the_search(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path)
     sweep, trials = search(study, trials=5, covers_space=False)  # four single removals, and one pair
-    before = {key for key, rungs in sweep.rows.items() if "closed_form" in rungs}
+    before = {key for key, proxies in sweep.rows.items() if "closed-form" in proxies}
     gain = measure(study.session, sweep, trials)
     greedy, one_shot = by_name(gain)["greedy_recovered"], by_name(gain)["perplexity"]
     assert not greedy.is_whole
     assert [pick.candidate for pick in greedy.picks] == [greedy.picks[0].best]
     assert one_shot.is_whole  # its picks are scored
     assert all(pick.ppl_ratio is not None for pick in one_shot.picks)
-    after = {key for key, rungs in sweep.rows.items() if "closed_form" in rungs}
+    after = {key for key, proxies in sweep.rows.items() if "closed-form" in proxies}
     assert after - before <= {pick.candidate.key for pick in one_shot.picks}
     assert gain.num_scores == 5
 
@@ -84,21 +84,21 @@ def test_trials_cost_more_than_the_same_sets_in_a_sweep(tmp_path: Path) -> None:
     one_by_one = measure(study.session, sweep, trials)
     assert one_by_one.num_scores == 9
     account = Account(Measured(sweep))
-    account.score([trial.evaluation.candidate for trial in trials], rung="closed_form")
+    account.score([trial.evaluation.candidate for trial in trials], proxy="closed-form")
     assert one_by_one.cost > account.spent
 
 
 def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
-    study = TinyStudy(tmp_path, rung="short_distillation")
+    study = TinyStudy(tmp_path, proxy="short-distillation")
     sweep, trials = search(study, trials=3, covers_space=True)
     gain = measure(study.session, sweep, trials)
     prices = Measured(sweep).prices
     tokens = study.session.protocol.short_steps * study.session.batch_windows * study.session.protocol.window_tokens
-    distilled = [trial for trial in trials if "short_distillation" in trial.evaluation.qualities]
+    distilled = [trial for trial in trials if "short-distillation" in trial.evaluation.qualities]
     training = sum(prices.distill(len(t.evaluation.candidate.kept_layers), tokens=tokens) for t in distilled)
-    swept = measure(open_session(tmp_path), sweep, trials).cost  # the same scores at the cheaper rung
+    swept = measure(open_session(tmp_path), sweep, trials).cost  # the same scores at the cheaper proxy
     looks = sum(
-        Account(Measured(sweep)).price([t.evaluation.candidate], rung="none") for t in distilled
+        Account(Measured(sweep)).price([t.evaluation.candidate], proxy="none") for t in distilled
     )  # as they stand
     assert gain.cost == pytest.approx(swept + training + looks)
     known = {trial.evaluation.candidate for trial in distilled}
@@ -108,7 +108,7 @@ def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
 
 
 def test_a_family_without_closed_form_has_greedy_removal_without_recovery(tmp_path: Path) -> None:
-    study = TinyStudy(tmp_path, family="gemma2", rung="short_distillation")
+    study = TinyStudy(tmp_path, family="gemma2", proxy="short-distillation")
     sweep, trials = search(study, trials=2, covers_space=False)
     assert [rival.strategy for rival in measure(study.session, sweep, trials).rivals] == ["perplexity", "greedy"]
 

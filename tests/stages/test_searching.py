@@ -64,7 +64,7 @@ def test_the_best_of_every_depth_come_first_then_the_second_best() -> None:
 
 def recovered(raw: float, closed: float) -> dict[str, Quality]:
     """Qualities at these PPL ratios."""
-    return {"none": factory.make_quality(raw), "closed_form": factory.make_quality(closed)}
+    return {"none": factory.make_quality(raw), "closed-form": factory.make_quality(closed)}
 
 
 def test_recovery_is_a_share_of_the_loss_of_cutting() -> None:
@@ -114,7 +114,7 @@ def test_a_space_that_is_swept_is_scored_whole_and_nothing_is_measured_twice(
     assert "closed form recovers " in out
     assert "sets out of 10;" in out
     assert sorted(keys_of(trials)) == sorted(candidate.key for candidate in EVERYTHING)
-    assert all(trial.evaluation.qualities["closed_form"].ppl_ratio > 0 for trial in trials)
+    assert all(trial.evaluation.qualities["closed-form"].ppl_ratio > 0 for trial in trials)
     assert len(known_by_closed_form(search)) == len(EVERYTHING)
     rows = read_rows(search)
     monkeypatch.setattr("seed.proxy.sweep.make_walker", None)
@@ -134,7 +134,7 @@ def known_by_closed_form(search: TinyStudy) -> dict[Candidate, Quality]:
     """What was scored by closed form, in the study or by it."""
     with search.open() as opened:
         return {
-            one: opened.book.known(one)["closed_form"] for one in EVERYTHING if opened.book.is_known(one, "closed_form")
+            one: opened.book.known(one)["closed-form"] for one in EVERYTHING if opened.book.is_known(one, "closed-form")
         }
 
 
@@ -161,13 +161,13 @@ def break_after(count: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Non
     return lambda: monkeypatch.setattr(Sweep, "recover", recover)
 
 
-@pytest.mark.parametrize("rung", ["closed_form", "short_distillation"])
+@pytest.mark.parametrize("proxy", ["closed-form", "short-distillation"])
 def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(
-    rung: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = 3 if rung == "short_distillation" else 10  # a sweep scores all, and leads short distillation
-    whole = TinyStudy(tmp_path / "whole", rung=rung).run(trials=count)
-    search = TinyStudy(tmp_path / "broken", rung=rung)
+    count = 3 if proxy == "short-distillation" else 10  # a sweep scores all, and leads short distillation
+    whole = TinyStudy(tmp_path / "whole", proxy=proxy).run(trials=count)
+    search = TinyStudy(tmp_path / "broken", proxy=proxy)
     mend = break_after(6, monkeypatch)
     with pytest.raises(BrokenError):
         search.run(trials=count)
@@ -177,7 +177,7 @@ def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(
     assert read_rows(search)[: len(rows)] == rows
     assert keys_of(trials) == keys_of(whole)
     for one, other in zip(trials, whole, strict=True):
-        assert one.evaluation.qualities[rung] == other.evaluation.qualities[rung]
+        assert one.evaluation.qualities[proxy] == other.evaluation.qualities[proxy]
 
 
 def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
@@ -202,7 +202,7 @@ def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
 
 
 def test_the_climb_begins_with_the_best_of_the_sweep(tmp_path: Path, distilled: list[str]) -> None:
-    search = TinyStudy(tmp_path, rung="short_distillation")
+    search = TinyStudy(tmp_path, proxy="short-distillation")
     trials = search.run(trials=5)
     qualities = known_by_closed_form(search)
     assert len(qualities) == len(EVERYTHING)
@@ -210,12 +210,12 @@ def test_the_climb_begins_with_the_best_of_the_sweep(tmp_path: Path, distilled: 
     assert distilled == keys_of(trials)
     assert set(keys_of(trials)[:2]) == set(ranked[:2])  # then what short distillation teaches counts too
     for trial in trials:
-        assert set(trial.evaluation.qualities) == {"none", "closed_form", "short_distillation"}
+        assert set(trial.evaluation.qualities) == {"none", "closed-form", "short-distillation"}
 
 
 def test_a_climb_goes_on_with_the_next_best(tmp_path: Path, distilled: list[str]) -> None:
-    search = TinyStudy(tmp_path, rung="short_distillation")
-    whole = keys_of(TinyStudy(tmp_path / "whole", rung="short_distillation").run(trials=4))
+    search = TinyStudy(tmp_path, proxy="short-distillation")
+    whole = keys_of(TinyStudy(tmp_path / "whole", proxy="short-distillation").run(trials=4))
     distilled.clear()
     search.run(trials=2)
     assert keys_of(search.run(trials=4)) == whole == distilled
@@ -236,7 +236,7 @@ def test_hopeless_candidates_are_skipped_unless_told_otherwise(
         return "hopeless" if candidate.key in hopeless else None
 
     monkeypatch.setattr(searching.Screen, "judge", judge)
-    trials = TinyStudy(tmp_path, rung="short_distillation", short_steps=1).run(
+    trials = TinyStudy(tmp_path, proxy="short-distillation", short_steps=1).run(
         trials=10, screen=screen, terminal=Terminal()
     )
     out = capsys.readouterr().out
@@ -262,7 +262,7 @@ def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
             made.append(self)
 
     monkeypatch.setattr(searching, "Screen", Spy)
-    search = TinyStudy(tmp_path, rung="short_distillation", short_steps=1)
+    search = TinyStudy(tmp_path, proxy="short-distillation", short_steps=1)
     search.run(trials=2, frontier_size=6)
     search.run(trials=5, frontier_size=6)
     assert [sum(map(len, screen.pairs.values())) for screen in made] == [2, 5]
@@ -273,7 +273,7 @@ def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
 
 
 def test_the_climb_uses_stored_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = TinyStudy(tmp_path, rung="short_distillation")
+    study = TinyStudy(tmp_path, proxy="short-distillation")
     with study.open() as opened:
         opened.executor.store_states(steps=2, rng_seeds=[0], on_progress=lambda amount, note: None)
         monkeypatch.setattr("seed.distillation.loop.run_teacher", None)

@@ -29,7 +29,7 @@ def test_losses_are_those_that_were_judged(tmp_path: Path) -> None:
         sums, counts = find(quality)
         assert sums.sum() / counts.sum() == quality.loss
         assert (int(counts.sum()), len(counts)) == (quality.tokens, quality.documents)
-    assert not np.array_equal(find(qualities[0])[0], find(qualities[2])[0])  # one candidate, two rungs
+    assert not np.array_equal(find(qualities[0])[0], find(qualities[2])[0])  # one candidate, two proxies
 
 
 @pytest.mark.parametrize("path", [None, "scores.sqlite#closed_form/drop-3", "losses/none/drop-1-2.npz"])
@@ -63,7 +63,7 @@ def searched(tmp_path: Path) -> tuple[StudyFolder, tuple[TrialRecord, ...]]:
             state="COMPLETE",
             evaluation=Evaluation(
                 candidate=candidate,
-                qualities={"closed_form": sweep.measure(candidate)},
+                qualities={"closed-form": sweep.measure(candidate)},
                 latency=time_candidate(candidate),
                 size=size_of(sweep.instruments, candidate),
                 seconds=1.0,
@@ -75,7 +75,7 @@ def searched(tmp_path: Path) -> tuple[StudyFolder, tuple[TrialRecord, ...]]:
     sweep.store.keep([], trials)
     sweep.store.close()
     losses = read_losses(study)
-    frontier = select_frontier(trials, rung="closed_form", size=2, space_size=SPACE.size, load_losses=losses)
+    frontier = select_frontier(trials, proxy="closed-form", size=2, space_size=SPACE.size, load_losses=losses)
     study_dir.write_record(study.frontier, frontier)
     return study, trials
 
@@ -86,7 +86,7 @@ def test_a_study_is_gathered_without_optuna(searched: tuple[StudyFolder, tuple[T
     assert record.trials == trials
     assert record.frontier.num_scored == 3
     [sensitivity] = record.sensitivities
-    assert sensitivity.singles[1] == pytest.approx(trials[0].evaluation.qualities["closed_form"].ppl_ratio)
+    assert sensitivity.singles[1] == pytest.approx(trials[0].evaluation.qualities["closed-form"].ppl_ratio)
 
 
 def test_trials_that_are_lost_are_told(searched: tuple[StudyFolder, tuple[TrialRecord, ...]]) -> None:
