@@ -14,7 +14,7 @@ from seed import study_dir
 from seed.cli import spell_command
 from seed.config import OPTIONS, StudyConfig, known, list_presets, read_file, read_preset
 from seed.errors import CorpusError, ModelError, SeedError, SpaceError
-from seed.models.start import Start, find_origin, read_start
+from seed.models.provenance import Start, find_origin, read_start
 from seed.optimize.space import make_space, narrow_space
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things
