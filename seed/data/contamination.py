@@ -113,8 +113,8 @@ class JudgedText:
             is_copy = any(identify_text(text) in stream.whole for stream in self._streams.values())
             if is_copy or self._is_shared(places, names).any():
                 stretches = pattern.findall(text)
-                found, ends = self._find_runs(stretches)
-                shares = [part.mean() if part.size else 0 for part in np.split(self._is_shared(found, names), ends)]
+                inside, ends = self._find_runs(stretches)
+                shares = [part.mean() if part.size else 0 for part in np.split(self._is_shared(inside, names), ends)]
                 kept = [
                     part for part, share in zip(stretches, shares, strict=False) if share < LEAST_SHARE and not is_copy
                 ]
