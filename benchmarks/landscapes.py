@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks import demo_model
 from seed import demo, sessions, study_dir
 from seed.console import Terminal
-from seed.demo import build
 from seed.optimize.space import enumerate_candidates
 from seed.plans import read_plan
 from seed.proxy.sweep import Sweep
@@ -42,11 +42,11 @@ LEARNING_RATE = 6e-3
 def train_model(terminal: Terminal, num_layers: int, path: Path) -> None:
     """Train a Llama of so many layers for ``TRAINING_SECONDS`` with the embedded model's tokenizer, and save it."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo.MODEL_DIRECTORY)
-    splits, _, _ = build.collect_texts([])
-    stream = build.encode(tokenizer.backend_tokenizer, splits["training"])
-    model = build.make_model(0, num_layers=num_layers, width=WIDTH)
-    optimizers = build.make_optimizers(model, learning_rate=LEARNING_RATE, weight_decay=0.1)
-    batches = build.sample_batches(stream, np.zeros(0), batch=BATCH, steps=10**9, start=0, rng_seed=0)
+    splits, _, _ = demo_model.collect_texts([])
+    stream = demo_model.encode(tokenizer.backend_tokenizer, splits["training"])
+    model = demo_model.make_model(0, num_layers=num_layers, width=WIDTH)
+    optimizers = demo_model.make_optimizers(model, learning_rate=LEARNING_RATE, weight_decay=0.1)
+    batches = demo_model.sample_batches(stream, np.zeros(0), batch=BATCH, steps=10**9, start=0, rng_seed=0)
     began, losses = time.monotonic(), []
     with terminal.stage(f"train {num_layers} layers", total=TRAINING_SECONDS) as advance:
         before = 0.0

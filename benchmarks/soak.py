@@ -20,7 +20,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from seed.models.files import find_damage
+from seed.models.provenance import find_damage
 from seed.optimize.storage import open_storage
 from seed.scores import ScoreStore
 from seed.study_dir import StudyFolder

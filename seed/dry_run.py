@@ -23,7 +23,7 @@ from seed.data.documents import SPLITS
 from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, text_config
 from seed.models.checks import open_tokenizer
-from seed.models.files import check_files
+from seed.models.files import check_files, has_tokenizer
 from seed.models.loader import ModelSource, check_source, choose_device, choose_dtype, explain_failure, find_auto_class
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.plans import Protocol, StreamRecord
@@ -35,7 +35,6 @@ from seed.resolve import list_presets, name_base, read_preset
 WIKITEXT2_TOKENS = {"recovery": 2_715_000, "validation": 283_000, "test": 319_000}
 CHARACTERS_PER_TOKEN = 4
 UNREAD_TOKENS = 262_144  # of a text that nobody capped and that cannot be read here
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 GPU_BYTES = 24e9  # a card of 24 GiB has 25.8e9; the rest is for CUDA itself and for gaps between tensors
 
@@ -120,8 +119,6 @@ def read_config(source: ModelSource, settings: StudyConfig) -> Any:
     location = source.location if source.location != "demo" else str(protocols.resolve_location("demo"))
     is_local = Path(location).is_dir()
     if is_local:
-        if not (Path(location) / "config.json").is_file():
-            raise ModelError(f"{location}: config.json is missing. Give a directory that save_pretrained wrote.")
         check_files(Path(location))
     else:
         check_source(source, presets=list_presets())
@@ -197,15 +194,9 @@ def describe_text(request: CorpusRequest, source: ModelSource) -> dict[str, Stre
     """
     wanted = (request.recovery, request.validation or request.recovery, request.test or request.recovery)
     directory = protocols.resolve_location(source.location)
-    has_tokenizer = any((directory / name).is_file() for name in TOKENIZER_FILES)
-    if has_tokenizer and all(text == "demo" or not has_own_splits(text) for text in wanted):
-        tokenizer, _ = open_tokenizer(
-            directory,
-            directory=directory,
-            place=f"--model {source.location}",
-            local_files_only=True,
-            trust_remote_code=source.trust_remote_code,
-        )
+    if has_tokenizer(directory) and all(text == "demo" or not has_own_splits(text) for text in wanted):
+        place = f"--model {source.location}"
+        tokenizer, _ = open_tokenizer(directory, place=place, trust_remote_code=source.trust_remote_code)
         return {name: stream.describe() for name, stream in open_streams(request, tokenizer).items()}
     caps = (request.recovery_tokens, request.validation_tokens, request.test_tokens)
     found = {}

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from seed.cli import NAMES, argument, json_option, option, quiet_libraries, read
 from seed.config import StudyConfig
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
-from seed.models.files import find_damage, refuse_damaged
+from seed.models.provenance import find_damage, refuse_damaged
 from seed.records import DistillResult, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, describe_judged
 from seed.reporting.wording import count_things, format_bytes, format_latency_ratio
@@ -136,8 +136,6 @@ def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
 
     text = args.test_text or choose_text(name)
     source = protocols.find_source(settings)
-    if source.location == "demo":
-        source = replace(source, location=str(protocols.resolve_location(source.location)))
     check_source(source, presets=list_presets())
     device = choose_device(args.device)
     teacher = open_teacher(source, device=device, dtype_name=None, will_cut=False)

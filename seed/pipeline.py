@@ -24,7 +24,7 @@ from seed.evaluation.perplexity import DocumentLosses
 from seed.evaluator import Proofs
 from seed.evidence import StudyRecord
 from seed.executor import Executor, InProcess, open_executor
-from seed.models.start import describe_original
+from seed.models.provenance import describe_original
 from seed.optimize.frontier import select_frontier
 from seed.optimize.space import contains, drop_layers
 from seed.optimize.storage import open_storage

@@ -15,7 +15,7 @@ from seed.config import PROXIES, StudyConfig, known
 from seed.data.corpus import CorpusRequest, require_windows
 from seed.errors import CorpusError, ModelError, SpaceError
 from seed.models.loader import ModelSource
-from seed.models.start import Start, read_start
+from seed.models.provenance import Start, read_start
 from seed.models.stored import list_weights
 from seed.plans import Protocol, SearchPlan, StreamRecord, read_plan
 from seed.records import SearchSpace

@@ -16,7 +16,7 @@ from seed import study_dir, untrusted
 from seed.cli import list_options, spell_command
 from seed.config import DEFAULT_TEXT, OPTIONS, SECTIONS, StudyConfig, known
 from seed.errors import CorpusError, ModelError, SeedError, SpaceError, StudyError
-from seed.models.start import Start, find_origin, read_start
+from seed.models.provenance import Start, find_origin, read_start
 from seed.optimize.space import make_space, narrow_space
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things

@@ -15,7 +15,7 @@ from seed.config import OPTIONS, StudyConfig
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import SeedError
 from seed.evidence import StudyRecord
-from seed.models.start import describe_original
+from seed.models.provenance import describe_original
 from seed.resolve import list_presets
 from seed.study_dir import StudyFolder
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from seed import __version__, demo
+from seed import __version__
 from seed.config import StudyConfig, fill_by_size
 from seed.data.corpus import CorpusRequest, TokenStream, open_streams, require_windows
 from seed.distillation.memory import measure_recompute
@@ -22,7 +22,7 @@ from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
 from seed.models.checks import refuse_ids
 from seed.models.loader import ModelSource, Teacher, check_source, choose_device, open_teacher
-from seed.models.start import read_start
+from seed.models.provenance import read_start
 from seed.models.surgery import graft, list_needed, view_layers
 from seed.optimize.space import drop_more
 from seed.plans import Environment, Protocol, read_plan
@@ -337,8 +337,6 @@ def describe_environment(session: Session) -> Environment:
 def _open_model(
     source: ModelSource, *, device: torch.device, dtype_name: str | None, computes_on: str | None = None
 ) -> tuple[Teacher, Anatomy]:
-    if source.location == "demo":
-        source = replace(source, location=str(demo.MODEL_DIRECTORY))
     opened = open_teacher(source, device=device, dtype_name=dtype_name, computes_on=computes_on)
     return opened, Anatomy(opened.model)
 

@@ -143,7 +143,7 @@ def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:
         run(StudyConfig(model="someone/model"))
     with pytest.raises(ModelError, match="shape is not known offline"):  # another revision may be another model
         run(StudyConfig(model="gpt2", revision="main"))
-    with pytest.raises(ModelError, match=r"config.json is missing"):
+    with pytest.raises(ModelError, match=r"config\.json: is missing"):
         run(StudyConfig(model=str(tmp_path), recovery_text="demo"))
     with pytest.raises(SpaceError, match="max_dropped = 12"):
         run(StudyConfig(model="gpt2", max_dropped=12))

@@ -10,7 +10,7 @@ import pytest
 from seed.errors import CorpusError
 from seed.resolve import choose_text, choose_window
 from tests.conftest import MakeCheckpoint
-from tests.models.test_start import write_start
+from tests.models.test_provenance import write_start
 from tests.running import run_seed
 
 
@@ -20,7 +20,7 @@ from tests.running import run_seed
         ({"window_tokens": 48}, 48, "as in the study that it comes from, of demo"),
         ({}, 256, "as the search space of its original, demo"),
         ({"window_tokens": 10**9}, 256, "as the search space of its original, demo"),
-        ({"window_tokens": "48"}, 256, "as the search space of its original, demo"),
+        ({"window_tokens": "48"}, 512, "does not compare (--window-tokens)"),
         ({"base_model": "/models/mine"}, 512, "does not compare (--window-tokens)"),
         ({"dropped_layers": "damaged"}, 512, "does not compare (--window-tokens)"),
     ],

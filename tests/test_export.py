@@ -17,8 +17,7 @@ import seed
 from seed import distill, evaluate, protocols
 from seed.errors import ModelError
 from seed.models.checkpoint import load_checkpoint
-from seed.models.files import find_damage
-from seed.models.start import describe_original, read_start
+from seed.models.provenance import describe_original, find_damage, read_start
 from seed.plans import read_plan
 from seed.records import TrialRecord
 from seed.reporting.result_line import ExportLine
@@ -26,7 +25,7 @@ from seed.stages import exporting
 from seed.stages.study_record import find_trial, gather_record
 from tests.finished import Finished
 from tests.hub import COMMIT, Hub, fill_repository
-from tests.models.test_integrity import DAMAGES
+from tests.models.test_provenance import DAMAGES
 from tests.running import error_of, read_line, run_seed
 
 Weights = dict[str, torch.Tensor]

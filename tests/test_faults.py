@@ -15,7 +15,7 @@ import transformers
 
 from seed.config import StudyConfig
 from seed.errors import StudyError
-from seed.models.files import find_damage
+from seed.models.provenance import find_damage
 from seed.optimize.storage import open_storage
 from seed.scores import ScoreStore
 from seed.search import search

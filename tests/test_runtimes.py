@@ -130,8 +130,6 @@ def exports(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             tokenizer=teacher.tokenizer,
             original=teacher.directory,
             dtype=teacher.stored_dtype,
-            card="# A card",
-            provenance={"kept_layers": KEPT},
         )
         made[family] = Export(family=family, original=place / "original", path=place / "drop-1", student=student)
     return made

@@ -6,9 +6,8 @@ The field's measure of contamination: runs of 13 words, whatever their case and 
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, repeat
 
 import numpy as np
 
@@ -27,14 +26,12 @@ SENTENCE = re.compile(STRETCH.pattern.replace("200", "1", 1))
 # Copies of documents are out by then: runs in more than so many judged documents are a form, such as a licence or a prompt.
 PHRASE_DOCUMENTS = 2
 PHRASE_SHARE = 0.01  # and in more than this share of them
-BATCH_DOCUMENTS = 64
 # Chinese characters and Japanese kana are words of their own: nothing stands between words there.
 SINGLES = (
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 WORD = re.compile(rf"[{SINGLES}]|[^\W{SINGLES}]+")
 BETWEEN = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")}
-FACTORS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93))  # odd, of random bits: what hashes multiply by
 
 
 @dataclass(kw_only=True)
@@ -75,7 +72,7 @@ class _Stream:
         """Where each run is among ours; -1 where it is not."""
         if not len(self.runs):
             return np.full(len(runs), -1)
-        places = np.minimum(np.searchsorted(self.runs, runs), len(self.runs) - 1)
+        places = np.searchsorted(self.runs, runs).clip(max=len(self.runs) - 1)
         return np.where(self.runs[places] == runs, places, -1)
 
 
@@ -84,7 +81,6 @@ class JudgedText:
 
     def __init__(self, *, run_words: int = RUN_WORDS) -> None:
         self.run_words = run_words
-        self._ids: dict[str, int] = {}
         self._streams: dict[str, _Stream] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -94,14 +90,9 @@ class JudgedText:
         """Take in a stream; what was seen until now was judged itself, and is forgotten."""
         for stream in self._streams.values():
             stream.is_seen[:] = False
-        for text in documents:
-            for word in split_words(text):
-                self._ids.setdefault(word, len(self._ids) + 1)
-        hashes, owners, _ = self._list_runs(documents)
-        runs, places, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-        holders = np.bincount(
-            np.unique(places * len(documents) + owners) // max(1, len(documents)), minlength=len(runs)
-        )
+        found = [np.zeros(0, np.int64), *map(self._list_runs, documents)]
+        runs, counts = np.unique(np.concatenate(found), return_counts=True)
+        _, holders = np.unique(np.concatenate([np.unique(of_document) for of_document in found]), return_counts=True)
         self._streams[name] = _Stream(
             runs=runs,
             counts=counts,
@@ -115,72 +106,51 @@ class JudgedText:
 
         A document that any stream holds as it is leaves in any case. What is yielded counts as seen.
         """
-        waiting, pattern = iter(documents), STRETCH if self.run_words == RUN_WORDS else SENTENCE
-        while batch := list(islice(waiting, BATCH_DOCUMENTS)):
-            for text, share, is_touched in zip(batch, *self._compare(batch, names), strict=True):
-                left_out.read_characters += len(text)
-                is_copy = any(identify_text(text) in stream.whole for stream in self._streams.values())
-                stretches = pattern.findall(text) if share or is_copy else [text]
-                shares = self._compare(stretches, names)[0] if share else [0.0] * len(stretches)
-                kept = [part for part, one in zip(stretches, shares, strict=True) if one < LEAST_SHARE and not is_copy]
+        pattern = STRETCH if self.run_words == RUN_WORDS else SENTENCE
+        for text in documents:
+            left_out.read_characters += len(text)
+            places, rest = self._find_runs([text])[0], text
+            is_copy = any(identify_text(text) in stream.whole for stream in self._streams.values())
+            if is_copy or self._is_shared(places, names).any():
+                stretches = pattern.findall(text)
+                inside, ends = self._find_runs(stretches)
+                shares = [part.mean() if part.size else 0 for part in np.split(self._is_shared(inside, names), ends)]
+                kept = [
+                    part for part, share in zip(stretches, shares, strict=False) if share < LEAST_SHARE and not is_copy
+                ]
                 rest = "".join(kept)
                 left_out.stretches += len(stretches) - len(kept)
                 left_out.characters += len(text) - len(rest)
-                if is_touched:
-                    self._mark(rest)
-                if rest.strip():
-                    yield rest
+                places = self._find_runs([rest])[0]
+            for name, found in places.items():
+                self._streams[name].is_seen[found[found >= 0]] = True
+            if rest.strip():
+                yield rest
 
     def measure_seen(self, name: str) -> float:
         """The share of a stream's runs that the text has which was yielded."""
         stream = self._streams[name]
         return float(stream.counts[stream.is_seen].sum() / max(1, stream.counts.sum()))
 
-    def _compare(self, texts: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The share of each text's runs that the named streams have, phrases aside; and whether any stream has any of them."""
-        if not self._streams:
-            return np.zeros(len(texts)), np.zeros(len(texts), bool)
-        hashes, owners, totals = self._list_runs(texts)
-        is_shared, is_found = np.zeros(len(hashes), bool), np.zeros(len(hashes), bool)
-        for name, stream in self._streams.items():
-            places = stream.find(hashes)
-            is_found |= places >= 0
-            if name in names and len(stream.runs):
-                is_shared |= (places >= 0) & ~stream.is_phrase[places]
-        count = len(texts)
-        return np.bincount(owners[is_shared], minlength=count) / np.maximum(1, totals), np.bincount(
-            owners[is_found], minlength=count
-        ) > 0
+    def _find_runs(self, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Where each run of some texts is among those of each stream, and where each text's runs end."""
+        runs = [self._list_runs(text) for text in texts] if self._streams else []
+        joined = np.concatenate([np.zeros(0, np.int64), *runs])
+        return {name: stream.find(joined) for name, stream in self._streams.items()}, np.cumsum(list(map(len, runs)))
 
-    def _mark(self, text: str) -> None:
-        hashes, _, _ = self._list_runs([text])
-        for stream in self._streams.values():
-            places = stream.find(hashes)
-            stream.is_seen[places[places >= 0]] = True
+    def _is_shared(self, places: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+        """Which runs the named streams have, phrases aside."""
+        found = [
+            (places[name] >= 0) & ~self._streams[name].is_phrase[places[name]]
+            for name in names
+            if len(self._streams[name].runs)
+        ]
+        return np.any(found, axis=0) if found else np.zeros(0, bool)
 
-    def _list_runs(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Hashes of the runs made of known words, the text that each is of, and how many runs each text has in all."""
-        ids: list[int] = []
-        lengths = []
-        for text in texts:
-            words = split_words(text)
-            ids += map(self._ids.get, words, repeat(0))
-            ids.append(0)  # no run goes on into the next text
-            lengths.append(len(words))
-        totals = np.maximum(0, np.array(lengths, int) - self.run_words + 1)
-        if len(ids) < self.run_words:
-            return np.zeros(0, np.uint64), np.zeros(0, int), totals
-        known = np.array(ids, np.uint64)
-        mixed = known * FACTORS[0]
-        mixed ^= mixed >> np.uint64(29)
-        count = len(ids) - self.run_words + 1
-        hashes = np.zeros(count, np.uint64)
-        for place in range(self.run_words):
-            hashes = hashes * FACTORS[1] + mixed[place : place + count]
-        unknown = np.concatenate([[0], np.cumsum(known == 0)])
-        is_known = unknown[self.run_words :] == unknown[:count]
-        owners = np.repeat(np.arange(len(texts)), np.array(lengths, int) + 1)[:count]
-        return hashes[is_known], owners[is_known], totals
+    def _list_runs(self, text: str) -> np.ndarray:
+        words = split_words(text)
+        runs = zip(*(words[place:] for place in range(self.run_words)), strict=False)
+        return np.fromiter(map(hash, runs), np.int64)
 
 
 def choose_run_words(streams: Iterable[Sequence[str]]) -> int:

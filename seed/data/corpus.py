@@ -9,7 +9,7 @@ Shapes: N windows, T tokens in a window.
 import dataclasses
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -27,7 +27,6 @@ from seed.plans import StreamRecord
 
 MIN_WINDOWS = 4  # of each stream; fewer give no error bars worth the name
 NAMED_SOURCES = {"wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
-MOSTLY = 0.5  # of a stream is left out: then that is why too little is left
 BATCH_DOCUMENTS = 64
 
 
@@ -133,24 +132,17 @@ def open_streams(request: CorpusRequest, tokenizer: Any) -> dict[str, TokenStrea
             passages, copies = part_single(list(apart))
             judged.add(split, passages)
             apart = passages
-        try:
-            stream = tokenize(
-                apart,
-                tokenizer,
-                window_tokens=request.window_tokens,
-                max_tokens=request.recovery_tokens if split == "recovery" else None,
-                separate=source not in NAMED_SOURCES,
-                begin=tokenizer.bos_token_id if request.bos_each_window else None,
-                source=source,
-                purpose=split,
-                notes=(*texts[source].notes, *thinned[split], *copies),
-                left_out=left_out,
-            )
-        except CorpusError as error:
-            if left_out.share < MOSTLY:
-                raise
-            others = [sources[name] for name in judged if sources[name] != source]
-            raise CorpusError(_explain_overlap(split, source, others, left_out.share)) from error
+        stream = tokenize(
+            apart,
+            tokenizer,
+            source=source,
+            purpose=split,
+            window_tokens=request.window_tokens,
+            max_tokens=request.recovery_tokens if split == "recovery" else None,
+            bos_each_window=request.bos_each_window,
+            notes=(*texts[source].notes, *thinned[split], *copies),
+            left_out=left_out,
+        )
         streams[split] = stream.take_evenly(caps[split])
     return {split: _add_notes(split, streams, sources, judged) for split in SPLITS}
 
@@ -169,19 +161,6 @@ def _add_notes(split: str, streams: dict[str, TokenStream], sources: dict[str, s
     return dataclasses.replace(streams[split], notes=tuple(notes))
 
 
-def _explain_overlap(split: str, source: str, others: Sequence[str], share: float) -> str:
-    """Say why too little is left of a stream; ``others``: what is judged on, where it is from other sources."""
-    if not others:
-        return (
-            f"{source}: {100 * share:.1f} % of its {split} text is in its parts that are judged on too, and the rest is too "
-            "little. Give more text, of which the parts differ."
-        )
-    return (
-        f"{' and '.join(dict.fromkeys(others))}: {100 * share:.1f} % of the {split} text ({source}) is in it too, and the rest is "
-        "too little. Give other text to judge on, or none: a tenth of the recovery text is then held out for each stream."
-    )
-
-
 def open_test_stream(
     source: str, tokenizer: Any, *, window_tokens: int, bos_each_window: bool, max_tokens: int | None = None
 ) -> TokenStream:
@@ -197,12 +176,10 @@ def open_test_stream(
     return tokenize(
         documents,
         tokenizer,
-        window_tokens=window_tokens,
-        max_tokens=None,
-        separate=source not in NAMED_SOURCES,
-        begin=tokenizer.bos_token_id if bos_each_window else None,
         source=source,
         purpose="test",
+        window_tokens=window_tokens,
+        bos_each_window=bos_each_window,
         notes=(*text.notes, *thinned, *copies),
     ).take_evenly(max_tokens)
 
@@ -237,51 +214,45 @@ def read_source(source: str, tokenizer: Any, *, option: str = "--recovery-text")
         CorpusError: it is missing or unreadable.
     """
     if source == "demo":
-        found = library.read_documents()
-        return SourceText(
-            documents={"recovery": found["training"], "validation": found["validation"], "test": found["test"]}
-        )
-    if not has_own_splits(source):
+        return SourceText(documents=dict(zip(SPLITS, library.read_documents().values(), strict=True)))
+    files: tuple[str, ...] = ()
+    if has_own_splits(source):
+        rows = _read_hub(source, tokenizer, option=option)
+        if len(rows) == len(SPLITS):
+            found_of = {split: keep_distinct(rows[split]) for split in SPLITS}
+            return SourceText(
+                documents={split: distinct for split, (distinct, _) in found_of.items()},
+                notes=tuple(f"{split}: {note}" for split, (_, copies) in found_of.items() for note in copies),
+            )
+        documents = [text for texts in rows.values() for text in texts]
+    else:
         documents, files = read_files(source, tokenizer)
-        distinct, copies = keep_distinct(documents)
-        split, copied = split_documents(distinct)
-        return SourceText(documents=split, notes=(*files, *copies, *copied))
-    name, _, config = source.removeprefix("hub:").partition(":")
-    name, config = NAMED_SOURCES.get(source, (name, config))
-    rows = _read_hub(name, config or None, source=source, tokenizer=tokenizer, option=option)
-    if len(rows) < len(SPLITS):
-        distinct, copies = keep_distinct([text for texts in rows.values() for text in texts])
-        split, copied = split_documents(distinct)
-        return SourceText(documents=split, notes=(*copies, *copied))
-    found_of = {split: keep_distinct(rows[split]) for split in SPLITS}
-    return SourceText(
-        documents={split: distinct for split, (distinct, _) in found_of.items()},
-        notes=tuple(f"{split}: {note}" for split, (_, copies) in found_of.items() for note in copies),
-    )
+    distinct, copies = keep_distinct(documents)
+    split, copied = split_documents(distinct)
+    return SourceText(documents=split, notes=(*files, *copies, *copied))
 
 
 def tokenize(
     documents: Iterable[str],
     tokenizer: Any,
     *,
-    window_tokens: int,
-    max_tokens: int | None,
-    separate: bool,
-    begin: int | None = None,
     source: str,
     purpose: str,
+    window_tokens: int,
+    max_tokens: int | None = None,
+    bos_each_window: bool = False,
     notes: tuple[str, ...] = (),
     left_out: LeftOut | None = None,
 ) -> TokenStream:
-    """Tokenize documents into whole windows; ``separate`` ends each with the tokenizer's end-of-text token.
+    """Tokenize documents into whole windows, each document ended by the end-of-text token, but for WikiText's.
 
-    ``begin`` is a token that every window starts with, in the place of a token of text. ``notes`` and ``left_out``, which is
-    complete when the documents are read, are told with the stream and where there is too little of it.
+    With ``bos_each_window`` every window starts with that token, in the place of a token of text. ``notes`` and ``left_out``,
+    which is complete when the documents are read, are told with the stream and where there is too little of it.
 
     Raises:
         CorpusError: there are fewer than ``MIN_WINDOWS`` windows.
     """
-    end = tokenizer.eos_token_id if separate else None
+    end = tokenizer.eos_token_id if source not in NAMED_SOURCES else None
     pieces: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     total = 0
@@ -294,7 +265,7 @@ def tokenize(
             total += len(piece)
         if max_tokens is not None and total >= max_tokens:
             break
-    text_tokens = window_tokens - (begin is not None)
+    text_tokens = window_tokens - bos_each_window
     num_windows = total // text_tokens
     notes = (*notes, *left_out.describe()) if left_out is not None else notes
     why = f" ({'; '.join(notes)})" if notes else ""
@@ -306,8 +277,8 @@ def tokenize(
         )
     tokens = np.concatenate(pieces)[: num_windows * text_tokens].reshape(num_windows, text_tokens)
     owner = np.concatenate(owners)[: num_windows * text_tokens].reshape(num_windows, text_tokens)
-    if begin is not None:
-        tokens = np.insert(tokens, 0, begin, axis=1)
+    if bos_each_window:
+        tokens = np.insert(tokens, 0, tokenizer.bos_token_id, axis=1)
         owner = np.insert(owner, 0, owner[:, 0], axis=1)
     names, renumbered = np.unique(owner, return_inverse=True)
     if len(names) < 2 and purpose != "recovery":
@@ -324,11 +295,13 @@ def tokenize(
     )
 
 
-def _read_hub(name: str, config: str | None, *, source: str, tokenizer: Any, option: str) -> dict[str, list[str]]:
+def _read_hub(source: str, tokenizer: Any, *, option: str) -> dict[str, list[str]]:
     import datasets
 
+    name, _, config = source.removeprefix("hub:").partition(":")
+    name, config = NAMED_SOURCES.get(source, (name, config))
     try:
-        loaded = datasets.load_dataset(name, config)
+        loaded = datasets.load_dataset(name, config or None)
     except (OSError, ValueError) as error:
         raise CorpusError(
             f"{source}: this data set cannot be loaded from the hub ({first_line(error)}). Connect to the hub, check the name "

@@ -1,7 +1,7 @@
 """The standard library of this interpreter as three disjoint sets of documents.
 
 A module belongs to a split by a hash of its path, so the split is the same on every machine, and
-``build`` trains on the first set only. Test packages are no part of it: many distributions leave
+the demo model was trained on the first set only. Test packages are no part of it: many distributions leave
 them out. Other Python versions move code between files, so a held-out file is left out when it
 repeats what the demo model was trained on; ``training_windows.npy`` remembers that as hashes.
 

@@ -1,21 +1,21 @@
 """What leaves the house: an ordinary Hugging Face checkpoint, written aside and renamed, and proven."""
 
+import contextlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 from seed import study_dir
 from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
 from seed.models.anatomy import Anatomy, cache_of
-from seed.models.files import check_files, copy_companions, has_tokenizer
-from seed.models.loader import find_auto_class, refuse_adapter
+from seed.models.files import check_files, has_tokenizer, read_companions
+from seed.models.loader import load_model, open_config
 from seed.models.spelling import spell_config
 from seed.models.stored import read_tensors
 from seed.models.surgery import cast_weights, list_needed, make_student
@@ -49,30 +49,20 @@ def _count_cache(model: nn.Module) -> int:
 
 
 def write_checkpoint(
-    model: nn.Module,
-    target: Path,
-    *,
-    tokenizer: Any,
-    original: Path | None,
-    dtype: torch.dtype,
-    card: str,
-    provenance: dict[str, Any],
+    model: nn.Module, target: Path, *, tokenizer: Any, dtype: torch.dtype, original: Path | None = None
 ) -> None:
-    """Write weights in ``dtype``, config, tokenizer, README.md (the card) and seed.json, as whatever reads the original reads them.
+    """Write weights, config and tokenizer as whatever reads the original reads them.
 
     Args:
         model: converted in place.
         target: the directory; what was there is replaced.
         tokenizer: of the original, written where it has no files of its own.
-        original: its directory, whose tokenizer, licence and the like go along as they are; None: it lies in none.
         dtype: of the weights.
-        card: the content of README.md.
-        provenance: the content of seed.json.
+        original: its directory, whose tokenizer, licence and the like go along as they are; None: it lies in none.
 
     Raises:
         ResourceError: the disk does not take it.
     """
-    documents = {"README.md": card, "seed.json": json.dumps(provenance, indent=1, default=str) + "\n"}
     with study_dir.replace_directory(target) as aside:
         exported: Any = cast_weights(model, dtype)
         exported.save_pretrained(aside)
@@ -80,23 +70,22 @@ def write_checkpoint(
             (aside / "generation_config.json").unlink(missing_ok=True)  # the original's is copied, if it has one
         if original is None or not has_tokenizer(original):  # transformers would write it anew, and otherwise
             tokenizer.save_pretrained(aside)
-        finish_export(aside, original=original, documents=documents)
+        finish_export(aside, original=original)
 
 
-def finish_export(directory: Path, *, original: Path | None, documents: Mapping[str, str]) -> None:
-    """Put to weights and config what else an export has: what stood beside the original, and documents; and no code.
+def finish_export(directory: Path, *, original: Path | None) -> None:
+    """Put to weights and config what stood beside the original, its words for the config, and no code.
 
     Args:
         directory: that is exported.
-        original: where the original lies, whose words the config is spelled in; None: in no directory.
-        documents: texts by their file's name.
+        original: where the original lies; None: in no directory.
     """
     spell_config(directory, original=original)
-    if original is not None:
-        copy_companions(original, directory)
+    beside = {} if original is None else read_companions(original)
+    for name in beside.keys() - {"config.json"}:
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(beside[name])
     strip_code(directory)
-    for name, content in documents.items():
-        (directory / name).write_text(content, encoding="utf-8")
     readable = (directory / "config.json").stat().st_mode
     for path in directory.glob("*.safetensors"):  # safetensors writes them for their owner alone
         path.chmod(readable)
@@ -120,48 +109,20 @@ def strip_code(directory: Path) -> None:
 
 
 def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Load a checkpoint with plain transformers; every weight must be found and used.
+    """Load an exported directory without its code; every key and every weight must be found and used.
 
     Raises:
         ModelError: keys are missing, left over or of another shape; or there is code or an adapter, which are not loaded.
     """
-    refuse_adapter(path)
     check_files(path)
-    place = str(path)
-    try:
+    with _explain_failure(path):
         tensors = read_tensors(path)
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        model, report = find_auto_class(config).from_pretrained(
-            path,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            trust_remote_code=False,  # left out, transformers would ask on the terminal
-        )
-        checks.refuse_tensors(
-            tensors, model, checks.list_unread(tensors, model, report["unexpected_keys"]), place=place
-        )
-        checks.refuse_not_finite(model, place=place, stored=checks.find_stored_dtype(tensors))
-    except Exception as error:  # configs and files of anyone fail in ways of their own
-        if study_dir.is_out_of_memory(error):
-            raise
-        reason = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {first_line(error)}"
-        raise ModelError(
-            f"{path}: cannot be loaded ({reason}). If Seed wrote it, remove the directory and run the same command again; it "
-            "will be written anew."
-        ) from error
-    wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
-    if wrong:
-        raise ModelError(
-            f"{path}: weights do not match the config ({wrong}). Remove the directory and export it again."
-        )
-    result: nn.Module = model.to(device).eval().requires_grad_(False)
-    for parameter in result.parameters():
+        model, _ = load_model(path, tensors, config=open_config(path), dtype=dtype, device=device, place=str(path))
+    for parameter in model.parameters():
         # mapped from the file, weights lie where its header ends, and kernels of the CPU round by where they lie
         if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED_BYTES:
             parameter.data = parameter.data.clone()
-    return result
+    return model
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -170,14 +131,22 @@ def load_tokenizer(path: Path) -> Any:
     Raises:
         ModelError: it is missing or damaged.
     """
+    with _explain_failure(path):
+        return checks.open_tokenizer(path, place=str(path))[0]
+
+
+@contextlib.contextmanager
+def _explain_failure(path: Path) -> Iterator[None]:
+    """Configs, tokenizers and files of anyone fail in ways of their own."""
     try:
-        options = {"local_files_only": True, "trust_remote_code": False}
-        return checks.open_tokenizer(path, directory=path, place=str(path), **options)[0]
+        yield
     except ModelError:
         raise
-    except Exception as error:  # tokenizers of anyone fail in ways of their own
+    except Exception as error:
+        if study_dir.is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"{path}: its tokenizer cannot be loaded ({type(error).__name__}: {first_line(error)}). If Seed wrote it, remove the directory "
+            f"{path}: cannot be loaded ({type(error).__name__}: {first_line(error)}). If Seed wrote it, remove the directory "
             "and run the same command again; it will be written anew."
         ) from error
 
@@ -220,7 +189,7 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
             return f"{'as it came' if _compare_cached(anatomy.model, tokens_BT, dtype=dtype) else cut}, {fault}"
         with study_dir.make_scratch(scratch / "round-trip") as directory:
             student.save_pretrained(directory)
-            finish_export(directory, original=None, documents={})
+            finish_export(directory, original=None)
             reloaded: Any = load_checkpoint(directory, device=anatomy.device, dtype=dtype)
             found = reloaded(input_ids=tokens_BT, use_cache=False).logits
         if not agree(found, expected):

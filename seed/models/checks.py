@@ -149,26 +149,25 @@ def tell_of(tensors: Sequence[StoredTensor], unread: Sequence[str], stored: torc
     return told
 
 
-def open_tokenizer(location: str | Path, *, directory: Path, place: str, **options: Any) -> tuple[Any, str | None]:
+def open_tokenizer(directory: Path, *, place: str, trust_remote_code: bool = False) -> tuple[Any, str | None]:
     """Open a tokenizer that gives the tokens that its tokenizer.json gives; return what is to be told of it, too.
 
     transformers rebuilds the tokenizers of some families by rules of its own, whatever lies in the file that other
     programs read.
 
     Args:
-        location: a directory, or a hub id.
         directory: where its files lie.
         place: of the model, as the user named it.
-        options: of ``from_pretrained``.
+        trust_remote_code: the model's own code may run.
 
     Raises:
         ModelError: transformers makes other tokens of a text than the file does, in every way it has.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(location, **options)
+    options = allow_code(trust_remote_code)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **options)
     path = directory / "tokenizer.json"
-    if not path.is_file() or not type(tokenizer).__module__.startswith(
-        "transformers."
-    ):  # a model's own code knows best
+    is_own = not type(tokenizer).__module__.startswith("transformers.")  # a model's own code knows best
+    if is_own or not path.is_file():
         return tokenizer, None
     written = Tokenizer.from_file(str(path))
     written.no_truncation()
@@ -186,13 +185,18 @@ def open_tokenizer(location: str | Path, *, directory: Path, place: str, **optio
         if len(found) != len(wanted)
         else f"transformers {transformers.__version__} makes other tokens of a text than its tokenizer.json does"
     )
-    plain = transformers.PreTrainedTokenizerFast.from_pretrained(location, **options)
+    plain = transformers.PreTrainedTokenizerFast.from_pretrained(directory, **options)
     if plain.encode(SAMPLE, add_special_tokens=False) != wanted:
         raise ModelError(
             f"{place}: {told} (as {type(tokenizer).__name__}), so numbers would not be those of other programs. Save the tokenizer "
             "again with the transformers that is installed here, and check that it still fits the model."
         )
     return plain, f"{told}, as {type(tokenizer).__name__}: it is read as the file says"
+
+
+def allow_code(trust_remote_code: bool) -> dict[str, bool]:
+    """Options of ``from_pretrained`` for a directory: from the network comes at most code that is trusted, and nothing is asked."""
+    return {"trust_remote_code": trust_remote_code, "local_files_only": not trust_remote_code}
 
 
 def refuse_words(tokenizer: Any, model: Any, *, place: str) -> None:

@@ -13,23 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from torch import nn
+from huggingface_hub import split_state_dict_into_shards_factory
 
 from seed import study_dir
 from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
 from seed.models.anatomy import find_layers
 from seed.models.checkpoint import finish_export
-from seed.models.files import PROVENANCE, add_hashes, check_files
-from seed.models.loader import find_class, refuse_adapter
-from seed.models.stored import INDEX, SINGLE, StoredTensor, have_same_bytes, read_tensors, split_shards, write_shard
+from seed.models.files import check_files
+from seed.models.loader import find_class, open_config
+from seed.models.provenance import Provenance, write_provenance
+from seed.models.stored import INDEX, StoredTensor, have_same_bytes, read_tensors, write_shard
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.records import check_layers
 
 SHARD_BYTES = 5 * 10**9  # what the hub recommends, and one transfer can be repeated
-# Types of the format by their names in transformers; others are left to whoever reads them.
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +36,6 @@ class Cut:
 
     source: Path
     config: Any
-    num_layers: int  # of the source
-    kept_layers: tuple[int, ...]  # by their index in the source
     tensors: tuple[StoredTensor, ...] = field(repr=False)
     left_out: tuple[str, ...] = ()  # names of tensors that transformers does not read, whichever layers are kept
 
@@ -56,8 +52,8 @@ class Cut:
     @property
     def dtype(self) -> str | None:
         """The type of all tensors by its name in transformers; None: they have several, or one without such a name."""
-        found = {tensor.dtype for tensor in self.tensors}
-        return DTYPES.get(found.pop()) if len(found) == 1 else None
+        found = {checks.FLOATS.get(tensor.dtype) for tensor in self.tensors}
+        return None if len(found) > 1 or found == {None} else str(found.pop()).removeprefix("torch.")
 
 
 def plan_cut(source: Path, kept_layers: Sequence[int]) -> Cut:
@@ -87,15 +83,14 @@ def plan_cut(source: Path, kept_layers: Sequence[int]) -> Cut:
     tensors = read_tensors(source)
     with torch.device("meta"):
         model = kind(copy.deepcopy(config))
-    _require_all(source, tensors, model)
-    place = _find_place(source, tensors, model, num_layers=num_layers)
-    whole = _rehearse(tensors, kind, config)
-    if whole.fault:
-        raise ModelError(
-            f"{source}: its weights do not match its config ({whole.fault}). Save or download the checkpoint again."
-        )
-    checks.refuse_tensors(tensors, model, checks.list_unread(tensors, model, whole.unread), place=str(source))
-    read = [tensor for tensor in tensors if tensor.name not in whole.unread]
+    place, cure = f"{source}: its weights do not match its config", "Save or download the checkpoint again."
+    found, wanted = sum(one.numel for one in tensors), sum(one.numel() for one in model.parameters())
+    if found < wanted:  # what is missing would be made up, in memory
+        raise ModelError(f"{place} ({found:,} parameters, where that says {wanted:,}). {cure}")
+    unread = _rehearse(tensors, kind, config, place=place, cure=cure)
+    checks.refuse_tensors(tensors, model, checks.list_unread(tensors, model, unread), place=str(source))
+    prefix = _find_prefix(source, tensors, model, num_layers=num_layers)
+    read = [tensor for tensor in tensors if tensor.name not in unread]
     twice, is_tied = _find_tied(read, model)
     if is_tied:
         read = [tensor for tensor in read if tensor not in twice]
@@ -103,21 +98,16 @@ def plan_cut(source: Path, kept_layers: Sequence[int]) -> Cut:
         config = copy.deepcopy(config)
         checks.untie(config)
     new_index = {layer: position for position, layer in enumerate(kept_layers)}
-    kept = tuple(_rename(read, place=place, new_index=new_index))
+    kept = tuple(_rename(read, prefix=prefix, new_index=new_index))
     cut_config = _cut_config(source, config, kept_layers)
-    cut = _rehearse(kept, kind, cut_config)
-    fault = cut.fault or (f"there is no place for {min(cut.unread)}" if cut.unread else None)
-    if fault:
-        raise ModelError(
-            f"{source}: transformers would not load layers {', '.join(map(str, kept_layers))} alone ({fault}). Keep other layers."
-        )
+    place = f"{source}: transformers would not load layers {', '.join(map(str, kept_layers))} alone"
+    if homeless := _rehearse(kept, kind, cut_config, place=place, cure="Keep other layers."):
+        raise ModelError(f"{place} (there is no place for {min(homeless)}). Keep other layers.")
     return Cut(
         source=source,
         config=cut_config,
-        num_layers=num_layers,
-        kept_layers=tuple(kept_layers),
         tensors=kept,
-        left_out=tuple(sorted(whole.unread)),
+        left_out=tuple(sorted(unread)),
     )
 
 
@@ -125,7 +115,8 @@ def write_cut(
     cut: Cut,
     target: Path,
     *,
-    documents: Mapping[str, str],
+    documents: Mapping[str, str] | None = None,
+    provenance: Provenance | None = None,
     shard_bytes: int = SHARD_BYTES,
     on_bytes: Callable[[int], None] | None = None,
 ) -> None:
@@ -135,29 +126,33 @@ def write_cut(
         cut: what is written.
         target: the directory; what was there is replaced.
         documents: texts to write beside it, by their file's name.
+        provenance: what its seed.json says, besides the hashes of its files.
         shard_bytes: at most so many bytes of tensors in one file, unless one alone is larger.
         on_bytes: is told how many bytes each piece had that was copied.
 
     Raises:
         ResourceError: the disk does not take it.
     """
+    tensors = {tensor.name: tensor for tensor in cut.tensors}
+    shards = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor.num_bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
     with study_dir.explain_resource_errors(target), study_dir.replace_directory(target) as aside:
         cut.config.save_pretrained(aside)
-        shards = split_shards(cut.tensors, shard_bytes=shard_bytes)
-        weight_map: dict[str, str] = {}
-        for number, shard in enumerate(shards, start=1):
-            name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            write_shard(aside / name, shard, on_bytes=on_bytes)
-            weight_map |= {tensor.name: name for tensor in shard}
-        if len(shards) > 1:
-            index = {
-                "metadata": {"total_parameters": cut.num_params, "total_size": cut.num_bytes},
-                "weight_map": dict(sorted(weight_map.items())),
-            }
-            (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        finish_export(aside, original=cut.source, documents=documents)
-        if PROVENANCE in documents:
-            add_hashes(aside)
+        for file, names in shards.filename_to_tensors.items():
+            write_shard(aside / file, [tensors[name] for name in names], on_bytes=on_bytes)
+        if shards.is_sharded:
+            metadata = shards.metadata | {"total_parameters": cut.num_params}
+            index = {"metadata": metadata, "weight_map": shards.tensor_to_filename}
+            (aside / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        finish_export(aside, original=cut.source)
+        for name, content in (documents or {}).items():
+            (aside / name).write_text(content, encoding="utf-8")
+        if provenance is not None:
+            write_provenance(aside, provenance)
 
 
 def count_layers(source: Path) -> int:
@@ -171,12 +166,9 @@ def count_layers(source: Path) -> int:
 
 def _read_config(source: Path) -> tuple[Any, Any]:
     """The checkpoint's config, and the class of transformers' own that reads it."""
-    refuse_adapter(source)
     check_files(source)
-    if not (source / "config.json").is_file():
-        raise ModelError(f"{source}: config.json is missing. Give a directory that save_pretrained wrote.")
     try:
-        config = transformers.AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        config = open_config(source)
         refuse_unfit(config, place=str(source))
         kind = find_class(config)
     except SeedError:
@@ -193,18 +185,7 @@ def _read_config(source: Path) -> tuple[Any, Any]:
     return config, kind
 
 
-def _require_all(source: Path, tensors: Sequence[StoredTensor], model: nn.Module) -> None:
-    """Raise when the files hold fewer numbers than the model has: what is missing would be made up, in memory."""
-    wanted = sum(parameter.numel() for parameter in model.parameters())
-    found = sum(tensor.numel for tensor in tensors)
-    if found < wanted:
-        raise ModelError(
-            f"{source}: its files hold {found:,} parameters, and its config says {wanted:,}. Save or download the checkpoint "
-            "again."
-        )
-
-
-def _find_place(source: Path, tensors: Sequence[StoredTensor], model: Any, *, num_layers: int) -> str:
+def _find_prefix(source: Path, tensors: Sequence[StoredTensor], model: Any, *, num_layers: int) -> str:
     """The name under which a checkpoint keeps the decoder's layers: as in the model, or without its outermost name."""
     owner, attribute = find_layers(model)
     path = next(name for name, module in model.named_modules() if module is owner)
@@ -218,9 +199,7 @@ def _find_place(source: Path, tensors: Sequence[StoredTensor], model: Any, *, nu
     for place in (whole, whole.removeprefix(f"{model.base_model_prefix}.")):
         if place in complete:
             return place
-    if (
-        len(complete) > 1
-    ):  # those of a model that sees too; by its own name for them, no layer has more or fewer numbers
+    if len(complete) > 1:  # those of a model that sees too
         wanted = sum(parameter.numel() for parameter in getattr(owner, attribute).parameters())
         complete = [
             place for place in complete if wanted == sum(t.numel for t in tensors if t.name.startswith(f"{place}."))
@@ -244,23 +223,15 @@ def _find_tied(tensors: Sequence[StoredTensor], model: Any) -> tuple[list[Stored
     return [one for one, _ in pairs], all(have_same_bytes(one, other) for one, other in pairs)
 
 
-def _rename(tensors: Iterable[StoredTensor], *, place: str, new_index: Mapping[int, int]) -> Iterable[StoredTensor]:
+def _rename(tensors: Iterable[StoredTensor], *, prefix: str, new_index: Mapping[int, int]) -> Iterable[StoredTensor]:
     """Leave out what belongs to other layers; layers beyond the decoder's, that predict further tokens, are such too."""
-    pattern = re.compile(rf"{re.escape(place)}\.(\d+)\.(.*)", re.S)
+    pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.*)", re.S)
     for tensor in tensors:
         found = pattern.fullmatch(tensor.name)
         if found is None:
             yield tensor
         elif int(found[1]) in new_index:
-            yield replace(tensor, name=f"{place}.{new_index[int(found[1])]}.{found[2]}")
-
-
-class _Hollow(torch.Tensor):
-    """A name and a shape where transformers expects a weight: it lies nowhere, and stays there."""
-
-    def to(self, *_args: Any, **_kwargs: Any) -> "_Hollow":
-        """Itself: there is nothing to move or to convert."""
-        return self
+            yield replace(tensor, name=f"{prefix}.{new_index[int(found[1])]}.{found[2]}")
 
 
 def _cut_config(source: Path, config: Any, kept_layers: Sequence[int]) -> Any:
@@ -283,16 +254,20 @@ def _cut_config(source: Path, config: Any, kept_layers: Sequence[int]) -> Any:
         ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Rehearsal:
-    """What transformers says of tensors: what is wrong with them, if anything, and names that it does not read."""
+class _Hollow(torch.Tensor):
+    """A name and a shape where transformers expects a weight: it lies nowhere, and stays there."""
 
-    fault: str | None = None
-    unread: frozenset[str] = frozenset()
+    def to(self, *_args: Any, **_kwargs: Any) -> "_Hollow":
+        """Itself: there is nothing to move or to convert."""
+        return self
 
 
-def _rehearse(tensors: Sequence[StoredTensor], kind: Any, config: Any) -> _Rehearsal:
-    """Let transformers load tensors that are nowhere."""
+def _rehearse(tensors: Sequence[StoredTensor], kind: Any, config: Any, *, place: str, cure: str) -> frozenset[str]:
+    """Let transformers load tensors that lie nowhere; return names that it does not read.
+
+    Raises:
+        ModelError: something is missing or of another shape.
+    """
     hollow = {
         tensor.name: torch.empty(tensor.shape, dtype=torch.float32, device="meta").as_subclass(_Hollow)
         for tensor in tensors
@@ -302,6 +277,8 @@ def _rehearse(tensors: Sequence[StoredTensor], kind: Any, config: Any) -> _Rehea
             None, config=copy.deepcopy(config), state_dict=hollow, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        return _Rehearsal(fault=first_line(error))
-    wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys and name != "unexpected_keys"}
-    return _Rehearsal(fault=str(wrong)[:500] if wrong else None, unread=frozenset(report["unexpected_keys"]))
+        raise ModelError(f"{place} ({first_line(error)}). {cure}") from error
+    unread = frozenset(report.pop("unexpected_keys"))
+    if wrong := {name: sorted(map(str, keys)) for name, keys in report.items() if keys}:
+        raise ModelError(f"{place} ({str(wrong)[:500]}). {cure}")
+    return unread

@@ -1,11 +1,10 @@
 """Open the original model: a preset's name, a hub id or a local directory -> model and tokenizer."""
 
 import difflib
-import functools
 import glob
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,15 @@ import torch
 import transformers
 from torch import nn
 
-from seed import study_dir
+from seed import demo, study_dir
 from seed.errors import ModelError, ResourceError, first_line, is_offline, name_kinds
 from seed.models import checks
-from seed.models.files import COMPANIONS, check_files
-from seed.models.stored import INDEX, SINGLE, list_shards, list_weights, read_tensors, refuse_pointer
-from seed.models.surgery import refuse_other_kinds, refuse_unfit
+from seed.models.files import CARD, COMPANIONS, check_files, has_tokenizer
+from seed.models.stored import INDEX, SINGLE, StoredTensor, list_shards, read_tensors
+from seed.models.surgery import refuse_unfit
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
-CARD = "README.md"
-BESIDE_WEIGHTS = ("config.json", CARD, *COMPANIONS)  # all that is small
+BESIDE_WEIGHTS = ("config.json", "adapter_config.json", CARD, *COMPANIONS)  # all that is small
 LICENCE_FIELDS = ("license", "license_name", "license_link")
 OFFLINE_CURE = (
     "Connect to the hub or download the model beforehand (hf download NAME), give a local directory "
@@ -85,27 +83,41 @@ def choose_dtype(name: str | None, *, device: torch.device, stored: torch.dtype)
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
+def find_directory(location: str) -> Path | None:
+    """The directory that a model's name stands for: the embedded model's, or the user's own. None: it is one of the hub."""
+    path = demo.MODEL_DIRECTORY if location == "demo" else Path(location).expanduser()
+    return path if path.is_dir() else None
+
+
 def check_source(source: ModelSource, *, presets: list[str]) -> None:
     """Check what can be checked without opening anything.
 
     Raises:
-        ModelError: the directory is missing or lacks weights, config or tokenizer; the name cannot be one.
+        ModelError: the directory lacks weights, config or tokenizer, or they are damaged; the name cannot be one.
     """
-    path = Path(source.location).expanduser()
-    if path.is_dir():
-        _check_directory(path)
+    location, path = source.location, find_directory(source.location)
+    if path is not None:
+        check_files(path)
+        read_tensors(path)
+        if not has_tokenizer(path):
+            raise ModelError(
+                f"{path}: a tokenizer (tokenizer.json, tokenizer.model or vocab.json) is missing. Give a directory that "
+                "save_pretrained wrote, with its tokenizer."
+            )
         return
-    if path.exists():
-        raise _refuse_file(source.location)
-    near = difflib.get_close_matches(source.location.lower(), presets, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(near)}?" if near else f" Known names: {', '.join(presets)}."
-    if source.location.startswith((".", "/", "~")) or source.location.count("/") > 1:
+    if Path(location).expanduser().exists():
+        kind = "GGUF, which Seed does not read yet" if location.lower().endswith(".gguf") else "no directory"
         raise ModelError(
-            f"--model {source.location}: no such directory. Give a directory with config.json and weights."
+            f"--model {location}: is a file ({kind}). Give the directory of the original model, with its config.json, "
+            "tokenizer and safetensors."
         )
-    if "/" not in source.location or not HUB_ID.fullmatch(source.location):
+    if location.startswith((".", "/", "~")) or location.count("/") > 1:
+        raise ModelError(f"--model {location}: no such directory. Give a directory with config.json and weights.")
+    if "/" not in location or not HUB_ID.fullmatch(location):
+        near = difflib.get_close_matches(location.lower(), presets, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(presets)}."
         raise ModelError(
-            f"--model {source.location}: neither a known name, nor a directory, nor a hub id (OWNER/NAME).{hint}"
+            f"--model {location}: neither a known name, nor a directory, nor a hub id (OWNER/NAME). {hint}"
         )
 
 
@@ -129,46 +141,22 @@ def open_teacher(
     Raises:
         ModelError: nothing there, no network and nothing cached, a form Seed does not read, an unfit family.
     """
-    options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
-    location, place = source.location, f"--model {source.location}"
-    path = Path(location).expanduser()
-    if path.is_dir():
-        refuse_adapter(path)
-        location = str(path)
-        options["local_files_only"] = True
-        located = Located(directory=path, commit=None)
-    else:
-        located = _locate_companions(source)
-        options["revision"] = located.commit  # all further files are of the same, whatever is pushed meanwhile
-    check_files(located.directory)
+    place, trusted = f"--model {source.location}", {"trust_remote_code": source.trust_remote_code}
+    located = _locate_companions(source)
+    directory = located.directory
+    check_files(directory)
     try:
-        config = transformers.AutoConfig.from_pretrained(location, **options)
-        if will_cut:
-            refuse_unfit(config, place=place)
-        else:
-            refuse_other_kinds(config, place=place)
-        if located.commit is not None:
-            _fetch_weights(source, located)
-        tensors = read_tensors(located.directory)
+        config = open_config(directory, **trusted)
+        refuse_unfit(config, place=place, will_cut=will_cut)
+        _fetch_weights(source, located)
+        tensors = read_tensors(directory)
         stored_dtype = checks.find_stored_dtype(tensors)
         dtype = choose_dtype(dtype_name, device=torch.device(computes_on or device), stored=stored_dtype)
-        tokenizer, told = checks.open_tokenizer(location, directory=located.directory, place=place, **options)
-        model, report = find_auto_class(config).from_pretrained(
-            location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        tokenizer, told = checks.open_tokenizer(directory, place=place, **trusted)
+        model, unread = load_model(
+            directory, tensors, config=config, dtype=dtype, device=device, place=place, may_leave_out=True, **trusted
         )
-        unread = checks.list_unread(tensors, model, report["unexpected_keys"])
-        checks.refuse_tensors(tensors, model, unread, place=place)
-        if report["missing_keys"] or report["mismatched_keys"]:
-            wrong = sorted(map(str, {*report["missing_keys"], *report["mismatched_keys"]}))
-            raise ModelError(
-                f"{place}: {len(wrong)} weights are missing or of another shape, such as {wrong[0]}. "
-                "Seed does not make weights up: download or save the checkpoint again."
-            )
-        if getattr(model, "_hf_peft_config_loaded", False):
-            raise _refuse_adapter(source.location)
         checks.refuse_words(tokenizer, model, place=place)
-        model = model.to(device)
-        checks.refuse_not_finite(model, place=place, stored=stored_dtype)
     except ModelError:
         raise
     except torch.OutOfMemoryError as error:
@@ -179,20 +167,69 @@ def open_teacher(
         if study_dir.is_out_of_memory(error):
             raise
         raise explain_failure(source, error) from error
-    model.eval().requires_grad_(False)
     notes = (told, checks.settle_ties(model), *checks.tell_of(tensors, unread, stored_dtype))
-    if torch.finfo(dtype).bits < torch.finfo(stored_dtype).bits:
-        stored_dtype = dtype
     return Teacher(
         source=source,
         model=model,
         tokenizer=tokenizer,
         dtype=dtype,
-        stored_dtype=stored_dtype,
-        directory=located.directory,
+        stored_dtype=dtype if torch.finfo(dtype).bits < torch.finfo(stored_dtype).bits else stored_dtype,
+        directory=directory,
         commit=located.commit,
         notes=tuple(filter(None, notes)),
     )
+
+
+def open_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """A directory's config, as transformers reads it."""
+    return transformers.AutoConfig.from_pretrained(directory, **checks.allow_code(trust_remote_code))
+
+
+def load_model(
+    directory: Path,
+    tensors: Sequence[StoredTensor],
+    *,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    place: str,
+    may_leave_out: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, list[str]]:
+    """Let transformers load a directory's model, ready for inference; return it with the names of tensors that it did not read.
+
+    Args:
+        directory: whose files ``check_files`` has seen.
+        tensors: that lie there.
+        config: of the directory.
+        dtype: to compute in.
+        device: where its weights are put.
+        place: of the model, as the user named it.
+        may_leave_out: tensors that transformers does not expect may lie there.
+        trust_remote_code: the model's own code may run.
+
+    Raises:
+        ModelError: weights are missing, of another shape, quantized, an adapter's or not finite.
+    """
+    model, report = find_auto_class(config).from_pretrained(
+        directory,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        **checks.allow_code(trust_remote_code),
+    )
+    unread = checks.list_unread(tensors, model, report["unexpected_keys"])
+    checks.refuse_tensors(tensors, model, unread, place=place)
+    kinds = ("missing_keys", "mismatched_keys", *(() if may_leave_out else ("unexpected_keys",)))
+    if wrong := {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]}:
+        raise ModelError(
+            f"{place}: weights do not match its config ({wrong}). Seed does not make weights up: download or save the "
+            "checkpoint again; if Seed wrote it, remove it and run the same command again."
+        )
+    result: nn.Module = model.to(device).eval().requires_grad_(False)
+    checks.refuse_not_finite(result, place=place, stored=checks.find_stored_dtype(tensors))
+    return result, unread
 
 
 def locate_checkpoint(source: ModelSource) -> Located:
@@ -201,13 +238,29 @@ def locate_checkpoint(source: ModelSource) -> Located:
     Raises:
         ModelError: no such model, or no network and not all of it cached.
     """
-    path = Path(source.location).expanduser()
-    if path.is_dir():
-        _require_readable(path)
+    if (path := find_directory(source.location)) is not None:
         return Located(directory=path, commit=None)
-    located = _fetch(source, (*BESIDE_WEIGHTS, SINGLE, INDEX))
+    located = _fetch(source, source.revision, (*BESIDE_WEIGHTS, SINGLE, INDEX))
     _fetch_weights(source, located)
     return located
+
+
+def _locate_companions(source: ModelSource) -> Located:
+    """A model's directory, with what stands beside its weights; without network, as much of it as the cache holds.
+
+    Raises:
+        ModelError: no such model, or no network and nothing cached.
+    """
+    if (path := find_directory(source.location)) is not None:
+        return Located(directory=path, commit=None)
+    code = ("*.py",) if source.trust_remote_code else ()
+    try:
+        return _fetch(source, source.revision, (*BESIDE_WEIGHTS, *code))
+    except ModelError as error:
+        incomplete = getattr(error.__cause__, "snapshot_path", None)
+        if incomplete is None or not Path(incomplete, "config.json").is_file():
+            raise
+        return Located(directory=Path(incomplete), commit=Path(incomplete).name)
 
 
 def _fetch_weights(source: ModelSource, located: Located) -> None:
@@ -216,124 +269,37 @@ def _fetch_weights(source: ModelSource, located: Located) -> None:
     Raises:
         ModelError: there are none that Seed reads, or no network and not all of them cached.
     """
-    source = replace(source, revision=located.commit)
-    _fetch(source, (SINGLE, INDEX))
+    if located.commit is None:
+        return
+    _fetch(source, located.commit, (SINGLE, INDEX))
     if not (located.directory / SINGLE).is_file() and (located.directory / INDEX).is_file():
         # shards are called what the index calls them: of Qwen3.5, model.safetensors-00001-of-00002.safetensors
-        _fetch(source, tuple(map(glob.escape, list_shards(located.directory))))
+        _fetch(source, located.commit, tuple(map(glob.escape, list_shards(located.directory))))
 
 
-def _locate_companions(source: ModelSource) -> Located:
-    """What a model of the hub has beside its weights; without network, as much of it as the cache holds.
-
-    Raises:
-        ModelError: no such model, or no network and nothing cached.
-    """
-    try:
-        return _fetch(source, BESIDE_WEIGHTS)
-    except ModelError as error:
-        incomplete = getattr(error.__cause__, "snapshot_path", None)
-        if incomplete is None:
-            raise
-        return Located(directory=Path(incomplete), commit=Path(incomplete).name)
-
-
-def _fetch(source: ModelSource, patterns: Sequence[str]) -> Located:
+def _fetch(source: ModelSource, revision: str | None, patterns: Sequence[str]) -> Located:
     """Download files of the hub by patterns of their paths, where the cache lacks them."""
     from huggingface_hub import snapshot_download
 
     try:
-        found = Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(patterns)))
+        found = Path(snapshot_download(source.location, revision=revision, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         raise explain_failure(source, error) from error
     return Located(directory=found, commit=found.name)
 
 
-def find_licence(source: ModelSource, *, named: str | None) -> dict[str, str]:
-    """Return a model's licence in the hub's words: ``named`` where it is known, else what the model's own card says.
+def find_licence(directory: Path, *, named: str | None) -> dict[str, str]:
+    """Return a model's licence in the hub's words: ``named`` where it is known, else what the model's own card says, if anything."""
+    from huggingface_hub import ModelCard
 
-    The hub is asked for a card that its cache lacks; nothing is returned where there is none.
-    """
-    return {"license": named} if named else dict(_read_licence(source))
-
-
-@functools.cache  # where the network is blocked, asking takes long
-def _read_licence(source: ModelSource) -> dict[str, str]:
-    from huggingface_hub import ModelCard, hf_hub_download
-
-    path = Path(source.location).expanduser()
+    if named:
+        return {"license": named}
     try:
-        if not path.is_dir():
-            path = Path(hf_hub_download(source.location, CARD, revision=source.revision)).parent
-        card = ModelCard((path / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        about = {name: getattr(card.data, name, None) for name in LICENCE_FIELDS}
-    except Exception:  # no card, no network, or what is no YAML, which fails in ways of its own
+        card = ModelCard((directory / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    except Exception:  # no card, or what is no YAML, which fails in ways of its own
         return {}
+    about = {name: getattr(card.data, name, None) for name in LICENCE_FIELDS}
     return {name: value for name, value in about.items() if isinstance(value, str)}
-
-
-def refuse_adapter(path: Path) -> None:
-    """Raise when an adapter lies in a model's directory: transformers would apply it, and open the model that it names.
-
-    Raises:
-        ModelError: with the cure.
-    """
-    if (path / "adapter_config.json").exists():
-        raise _refuse_adapter(path)
-
-
-def _refuse_adapter(place: Path | str) -> ModelError:
-    return ModelError(
-        f"{place}: a LoRA adapter lies there (adapter_config.json), and Seed reads whole models only. Merge it into its base "
-        "model first (merge_and_unload)."
-    )
-
-
-def _require_readable(path: Path) -> None:
-    """Raise where a model's directory or something in it may not be read: libraries take what they cannot read for missing."""
-    study_dir.require_readable(path)
-    for file in path.iterdir():
-        if file.suffix in (".json", ".model", ".safetensors", ".txt"):
-            study_dir.require_readable(file)
-
-
-def _check_directory(path: Path) -> None:
-    _require_readable(path)
-    wanted = {
-        "config.json": ["config.json"],
-        "weights (model.safetensors, or model.safetensors.index.json with its shards)": [
-            "model.safetensors",
-            "model.safetensors.index.json",
-        ],
-        "a tokenizer (tokenizer.json, tokenizer.model or vocab.json)": [
-            "tokenizer.json",
-            "tokenizer.model",
-            "vocab.json",
-        ],
-    }
-    refuse_adapter(path)
-    for what, names in wanted.items():
-        if not any((path / name).is_file() for name in names):
-            other = next(iter([*path.glob("pytorch_model*.bin"), *path.glob("*.pt"), *path.glob("*.gguf")]), None)
-            cure = "Give a directory that save_pretrained wrote, with its tokenizer."
-            if what.startswith("weights") and other is not None:
-                cure = f"{other.name} is not safetensors, which is all that Seed reads: convert it first."
-            raise ModelError(f"{path}: {what} is missing. {cure}")
-    for weights in list_weights(path):
-        refuse_pointer(weights)
-
-
-def _refuse_file(location: str) -> ModelError:
-    """Say what to give in place of a single file."""
-    what = (
-        "GGUF, which Seed does not read yet"
-        if location.lower().endswith(".gguf")
-        else "no directory, and Seed reads none alone"
-    )
-    return ModelError(
-        f"--model {location}: is a file ({what}). Give the directory of the original model, with its config.json, tokenizer and "
-        "safetensors."
-    )
 
 
 def explain_failure(source: ModelSource, error: BaseException) -> ModelError:

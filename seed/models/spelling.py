@@ -73,18 +73,14 @@ def _respell(original: dict[str, Any], written: dict[str, Any]) -> dict[str, Any
     """The original's config with what is otherwise in the written one; None: it would not be read as that."""
     try:
         before, wanted = _open(original), _open(written)
-        changes = _compare(_list_fields(_open(before)), _list_fields(wanted))
+        goal = _list_fields(before) | _compare(_list_fields(_open(before)), _list_fields(wanted))
         spelled = copy.deepcopy(original)
-        for path, value in changes.items():
-            _put(spelled, path, value, wanted, is_new=False)
-        goal = _list_fields(before) | changes
-        for path, value in _compare(_list_fields(_open(spelled)), goal).items():
-            _put(spelled, path, value, wanted, is_new=True)  # the original says it in words that cannot say this
+        for is_new in (False, True):  # added is only what the original's own words cannot say
+            for path, value in _compare(_list_fields(_open(spelled)), goal).items():
+                _put(spelled, path, value, wanted, is_new=is_new)
         if _compare(_list_fields(_open(spelled)), goal):
             return None
-    except (
-        Exception
-    ) as error:  # only code of its own opens it, or the family's config has checks that its own words fail
+    except Exception as error:  # only code of its own opens it, or the family has checks that its own words fail
         if getattr(error, "errno", None) is not None or study_dir.is_out_of_memory(error):
             raise
         return None

@@ -37,12 +37,8 @@ SLICED_LISTS = (
 REMAPPED_LISTS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices")
 # The first n layers are of another kind: count those that are kept.
 LEADING_COUNTS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")
-# Every layer up to this one is of another kind: the last kept one of them.
-LAST_INDICES = ("moe_layer_end_index",)
 # Layers beyond the decoder's, that predict further tokens: transformers has none, and none are written.
 FURTHER_LAYERS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
-# Divided by the square root of the number of layers when a model is built: shrunk with it, so that the quotient stays.
-SHARED_BY_LAYERS = ("scale_depth",)
 # Periods over the index survive no removal; 1 (every layer) is the only harmless value.
 PERIODS = (
     "attn_layer_period",
@@ -67,7 +63,14 @@ REFUSED_TYPES = {
     "hrm_text": "it runs the same layers again and again",
     "longcat_flash": "its config counts two layers for each one that it has",
 }
-
+# Fields that a config sets where layers are not alike or not apart.
+REFUSED_FIELDS = {
+    "hidden_size_per_layer_input": "its embedding holds a part for each layer",
+    "ple_layer_ids": "its embedding holds a part for some layers",
+    "deepstack_layer_map": "images enter its layers by their index",
+    "cross_attention_layers": "some of its layers read images only",
+    "scale_attn_by_inverse_layer_idx": "it scales attention by the layer's index",
+}
 # Heads for other tasks than writing: as a language model, such a checkpoint would lose its head.
 OTHER_TASKS = tuple(
     f"For{task}"
@@ -81,61 +84,30 @@ LAST_STAYS = ("gemma4_text", "gemma4_unified_text", "gpt_neox_japanese")
 RECURRENT_STAYS = ("olmo_hybrid",)
 
 
-def refuse_unfit(config: Any, *, place: str) -> None:
-    """Raise with the reason when layers of this family cannot be removed. ``place``: where the config comes from."""
-    refuse_quantized(config, place=place)
-    text = config.get_text_config()
-    reason = _find_reason(config, text)
-    if reason:
-        raise ModelError(
-            f"{place}: Seed cannot remove layers from this {text.model_type} model, since {reason}. Choose another model."
-        )
+def refuse_unfit(config: Any, *, place: str, will_cut: bool = True) -> None:
+    """Raise with the reason where a checkpoint is no whole decoder-only language model, or layers of its family cannot be removed.
 
+    Args:
+        config: the whole model's.
+        place: where it comes from.
+        will_cut: layers are to be removed.
 
-def refuse_quantized(config: Any, *, place: str) -> None:
-    """Raise when a checkpoint's weights are quantized."""
+    Raises:
+        ModelError: with the reason.
+    """
     text = config.get_text_config()
-    found = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
-    if found is not None:
-        method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+    quantized = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
         raise ModelError(
             f"{place}: its weights are quantized ({getattr(method, 'value', method)}), and Seed opens unquantized ones only. Give the "
             "model that it was made from."
         )
-
-
-def refuse_other_kinds(config: Any, *, place: str) -> None:
-    """Raise where a checkpoint is no decoder-only language model, or its weights are quantized."""
-    refuse_quantized(config, place=place)
-    if reason := _find_other_kind(config, config.get_text_config()):
-        raise ModelError(f"{place}: {reason}, and Seed opens decoder-only language models only. Choose another model.")
-
-
-def _find_reason(config: Any, text: Any) -> str | None:
-    if reason := _find_other_kind(config, text):
-        return reason
-    if text.model_type in REFUSED_TYPES:
-        return REFUSED_TYPES[text.model_type]
-    if getattr(text, "num_kv_shared_layers", None):
-        return f"its later layers share the keys and values of earlier ones (num_kv_shared_layers = {text.num_kv_shared_layers})"
-    if getattr(text, "hidden_size_per_layer_input", None):
-        return "its embedding holds a part for each layer (hidden_size_per_layer_input)"
-    if getattr(text, "ple_layer_ids", None):
-        return "its embedding holds a part for some layers (ple_layer_ids)"
-    if getattr(config, "deepstack_layer_map", None):
-        return "images enter its layers by their index (deepstack_layer_map)"
-    if getattr(text, "cross_attention_layers", None):
-        return "some of its layers read images only (cross_attention_layers)"
-    if "shared" in (getattr(text, "indexer_types", None) or ()):
-        return "some of its layers attend where an earlier layer chose to (indexer_types)"
-    if getattr(text, "scale_attn_by_inverse_layer_idx", False):
-        return "it scales attention by the layer's index (scale_attn_by_inverse_layer_idx)"
-    for name in PERIODS:
-        period = getattr(text, name, None)
-        is_listed = name == "interleave_moe_layer_step" and getattr(text, "moe_layers", None)  # it went into that list
-        if isinstance(period, int) and period > 1 and not is_listed:
-            return f"its config places layers by a period over the index ({name} = {period})"
-    return None
+    if reason := _find_other_kind(config, text) or (_find_reason(config, text) if will_cut else None):
+        what = "remove layers from" if will_cut else "open"
+        raise ModelError(
+            f"{place}: Seed cannot {what} this {text.model_type} model, since {reason}. Choose another model."
+        )
 
 
 def _find_other_kind(config: Any, text: Any) -> str | None:
@@ -146,6 +118,24 @@ def _find_other_kind(config: Any, text: Any) -> str | None:
         return "it is an encoder-decoder, not a decoder-only language model"
     if getattr(text, "is_decoder", None) is False and text.model_type not in CAUSAL_ANYWAY:
         return "it attends to what comes after a token too (is_decoder = false)"
+    return None
+
+
+def _find_reason(config: Any, text: Any) -> str | None:
+    if text.model_type in REFUSED_TYPES:
+        return REFUSED_TYPES[text.model_type]
+    if getattr(text, "num_kv_shared_layers", None):
+        return f"its later layers share the keys and values of earlier ones (num_kv_shared_layers = {text.num_kv_shared_layers})"
+    for name, reason in REFUSED_FIELDS.items():
+        if getattr(text, name, None) or getattr(config, name, None):
+            return f"{reason} ({name})"
+    if "shared" in (getattr(text, "indexer_types", None) or ()):
+        return "some of its layers attend where an earlier layer chose to (indexer_types)"
+    for name in PERIODS:
+        period = getattr(text, name, None)
+        is_listed = name == "interleave_moe_layer_step" and getattr(text, "moe_layers", None)  # it went into that list
+        if isinstance(period, int) and period > 1 and not is_listed:
+            return f"its config places layers by a period over the index ({name} = {period})"
     return None
 
 
@@ -193,15 +183,14 @@ def repair_config(config: Any, kept_layers: Sequence[int]) -> dict[str, Any]:
     for name in LEADING_COUNTS:
         if isinstance(getattr(config, name, None), int):
             changes[name] = sum(layer < getattr(config, name) for layer in kept_layers)
-    for name in LAST_INDICES:
-        if isinstance(getattr(config, name, None), int):
-            changes[name] = sum(layer <= getattr(config, name) for layer in kept_layers) - 1
-    if changes.get("moe_layer_end_index") == -1:  # no layer with experts is left, and -1 would mean the last one
-        changes["moe_layer_start_index"] = len(kept_layers)
+    if isinstance(last := getattr(config, "moe_layer_end_index", None), int):  # every layer up to this one has experts
+        changes["moe_layer_end_index"] = sum(layer <= last for layer in kept_layers) - 1
+        if changes["moe_layer_end_index"] == -1:  # no layer with experts is left, and -1 would mean the last one
+            changes["moe_layer_start_index"] = len(kept_layers)
     changes |= {name: 0 for name in FURTHER_LAYERS if getattr(config, name, None)}
-    for name in SHARED_BY_LAYERS:
-        if isinstance(getattr(config, name, None), (int, float)):
-            changes[name] = getattr(config, name) * math.sqrt(len(kept_layers) / num_layers)
+    # divided by the square root of the number of layers when a model is built: shrunk with it, so that the quotient stays
+    if isinstance(depth := getattr(config, "scale_depth", None), (int, float)):
+        changes["scale_depth"] = depth * math.sqrt(len(kept_layers) / num_layers)
     if "attention_layers" in changes and hasattr(config, "attention_types"):  # gpt_neo keeps both forms
         changes["attention_types"] = [[[kind], 1] for kind in changes["attention_layers"]]
     # transformers keeps what single layers have of their own in a table by index (per_layer_config)
@@ -264,9 +253,6 @@ def make_student(anatomy: Anatomy, candidate: Candidate) -> nn.Module:
     return student
 
 
-LAYER_FIELDS = ("num_hidden_layers", *SLICED_LISTS, *REMAPPED_LISTS, *LEADING_COUNTS)
-
-
 @torch.no_grad()
 def graft(anatomy: Anatomy, recovered: nn.Module, candidate: Candidate) -> Anatomy:
     """Return the recovered model with its layers at their original indices, and gaps where the others were.
@@ -310,14 +296,13 @@ def graft(anatomy: Anatomy, recovered: nn.Module, candidate: Candidate) -> Anato
 def _check_config(view: nn.Module, recovered: nn.Module, *, place: str) -> None:
     """Layers of equal shapes may be of different kinds: windows, positions, experts."""
     wanted, found = text_config(view), text_config(recovered)
-    for name in LAYER_FIELDS:
-        expected, actual = (_plain(getattr(config, name, None)) for config in (wanted, found))
+    for name in ("num_hidden_layers", *SLICED_LISTS, *REMAPPED_LISTS, *LEADING_COUNTS):
+        expected, actual = (
+            list(value) if isinstance(value, tuple) else value
+            for value in (getattr(config, name, None) for config in (wanted, found))
+        )
         if expected != actual:
             raise ModelError(
                 f"{place}: its config says {name} = {actual}, but these layers of the original model have {expected}. "
                 "Give the model that was recovered without these very layers."
             )
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, (list, tuple)) else value

@@ -6,8 +6,8 @@ The weights themselves are copied from file to file by ``models.copying``. Nothi
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,28 @@ import msgspec
 from seed import __version__, study_dir
 from seed.cli import spell_command
 from seed.config import StudyConfig
-from seed.errors import ModelError, StudyError
+from seed.errors import ModelError, SeedError, StudyError
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
-from seed.models.files import CARD, PROVENANCE, find_damage, refuse_damaged
-from seed.models.loader import ModelSource, check_source, find_auto_class, find_licence, locate_checkpoint, reads_images
-from seed.models.start import read_origin
+from seed.models.files import CARD, PROVENANCE
+from seed.models.loader import (
+    ModelSource,
+    check_source,
+    find_auto_class,
+    find_directory,
+    find_licence,
+    locate_checkpoint,
+    reads_images,
+)
+from seed.models.provenance import (
+    CutFrom,
+    Provenance,
+    describe_model,
+    describe_origin,
+    find_damage,
+    leave_study,
+    read_provenance,
+    refuse_damaged,
+)
 from seed.models.stored import list_weights
 from seed.plans import Protocol, SearchPlan
 from seed.protocols import find_source, hash_weights, resolve_location
@@ -28,27 +45,27 @@ from seed.records import Candidate, DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card, write_recipe
 from seed.reporting.result_line import ExportLine
 from seed.resolve import fill_from_files, list_presets
-from seed.stages import places, provenance
 from seed.study_dir import StudyFolder
 
 RECIPE = "mergekit.yml"
-CURE = "Free some room, or choose another disk with --out DIRECTORY."
+# What an export says of itself by which it is known again.
+SAME = ("base_model", "base_revision", "base_sha256", "source_stamp", "start", "kept_layers", "recovered", "settings")
+# What may lie in an empty place: what a mounted directory is filled from, and what a new file system begins with.
+EMPTY = (study_dir.INSIDE, "lost+found")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A cut that is to be written: where the weights lie, which layers stay, and what card and provenance say of it."""
+    """A cut that is to be written: what is cut, which layers stay, and what card and provenance say of it."""
 
     source: ModelSource  # that is cut
+    directory: Path  # where it lies
     kept_layers: tuple[int, ...]  # by their index in the source
-    candidate: Candidate  # by the original's indices
     model: str  # the original, as the user named it
-    origin: Mapping[str, Any]  # the original, and what was cut before, as provenance has them
-    licence: Mapping[str, str]
+    said: Provenance
     command: str  # that writes it again
     recover: str | None = None  # the command that recovers it
     score: Score | None = None
-    measured: Mapping[str, Any] = field(default_factory=lambda: {"metrics": {}})  # in a study, as provenance takes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +75,6 @@ class Copy:
     order: Order
     cut: Cut
     target: Path  # as the user named it
-    documents: Mapping[str, str]
     is_there: bool  # it was written before
 
 
@@ -68,24 +84,12 @@ def plan_order(order: Order, target: Path) -> Copy:
     Raises:
         SeedError: weights are missing or damaged, the family is unfit, something else lies there, or there is no room.
     """
-    place = places.find_place(target)
-    source = locate_checkpoint(order.source).directory
-    if places.overlap(source, place):
-        raise ModelError(f"{target}: is, holds or lies in the model that is cut ({source}). Give another --out.")
-    cut = plan_cut(source, order.kept_layers)
-    recipe = write_recipe(
-        str(source) if Path(order.source.location).is_dir() else order.source.location,
-        revision=order.source.revision,
-        kept_layers=order.kept_layers,
-        dtype=cut.dtype,
-    )
-    documents = _write_documents(order, cut) | {RECIPE: recipe}
-    is_there = places.is_written(place, json.loads(documents[PROVENANCE]), target=target)
+    place = _find_place(target, source=order.directory)
+    cut = plan_cut(order.directory, order.kept_layers)
+    is_there = _is_written(place, order.said, target=target)
     if not is_there:
-        study_dir.require_room(
-            places.find_parent(place), needed_bytes=cut.num_bytes, purpose="this checkpoint", cure=CURE
-        )
-    return Copy(order=order, cut=cut, target=target, documents=documents, is_there=is_there)
+        _require_room(place, needed_bytes=cut.num_bytes)
+    return Copy(order=order, cut=cut, target=target, is_there=is_there)
 
 
 def write_copy(copy: Copy, *, on_bytes: Callable[[int], None]) -> ExportLine:
@@ -96,23 +100,25 @@ def write_copy(copy: Copy, *, on_bytes: Callable[[int], None]) -> ExportLine:
     """
     order, cut, target = copy.order, copy.cut, copy.target
     if not copy.is_there:
-        write_cut(cut, target.resolve(), documents=copy.documents, on_bytes=on_bytes)
+        documents = {CARD: _write_card(order, cut), RECIPE: _write_recipe(order, cut)}
+        write_cut(cut, target.resolve(), documents=documents, provenance=order.said, on_bytes=on_bytes)
+    said, score = order.said, order.score
     return ExportLine(
         seed_version=__version__,
         path=str(target),
-        base_model=order.origin["base_model"],
-        base_revision=order.origin["base_revision"],
-        num_layers=order.candidate.num_layers,
-        kept_layers=order.candidate.kept_layers,
-        dropped_layers=order.candidate.dropped_layers,
+        base_model=said.base_model,
+        base_revision=said.base_revision,
+        num_layers=said.num_layers,
+        kept_layers=said.kept_layers,
+        dropped_layers=said.dropped_layers,
         is_recovered=False,
         num_params=cut.num_params,
         weight_bytes=cut.num_bytes,
         recipe=str(target / RECIPE),
         left_out=cut.left_out,
         ppl_ratio=None,
-        unrecovered_ppl_ratio=None if order.score is None else order.score.quality.ppl_ratio,
-        text=None if order.score is None else order.score.split,
+        unrecovered_ppl_ratio=None if score is None else score.quality.ppl_ratio,
+        text=None if score is None else score.split,
     )
 
 
@@ -161,19 +167,12 @@ def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
     Raises:
         SeedError: something else lies there, or there is no room.
     """
-    place = places.find_place(target)
     source = Path(line.path)
-    if places.overlap(source, place):
-        raise ModelError(f"{target}: lies in the model itself. Give another --out.")
-    if not places.is_written(place, json.loads((source / PROVENANCE).read_bytes()), target=target):
-        study_dir.require_room(
-            places.find_parent(place), needed_bytes=line.weight_bytes, purpose="this checkpoint", cure=CURE
-        )
+    place = _find_place(target, source=source)
+    if not _is_written(place, read_provenance(source, place=line.path), target=target):
+        _require_room(place, needed_bytes=line.weight_bytes)
         with study_dir.explain_resource_errors(target), study_dir.replace_directory(place) as aside:
-            for path in filter(Path.is_file, sorted(source.rglob("*"))):
-                copy = aside / path.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, copy)
+            shutil.copytree(source, aside, dirs_exist_ok=True, copy_function=shutil.copyfile)
     return msgspec.structs.replace(line, path=str(target))
 
 
@@ -186,30 +185,36 @@ def order_trial(
         ModelError: weights changed since the study was planned.
     """
     candidate = trial.evaluation.candidate
-    base = locate_base(study, protocol)
-    source, kept = base, candidate.kept_layers
+    source, kept = locate_base(study, protocol), candidate.kept_layers
     if protocol.start is not None:
         source = ModelSource(location=protocol.start)
-        before = read_origin(Path(protocol.start), place=f"{study.root}: its start {protocol.start}").candidate
+        before = read_provenance(Path(protocol.start), place=f"{study.root}: its start {protocol.start}")
         kept = tuple(before.kept_layers.index(layer) for layer in candidate.kept_layers)
         _require_same(Path(protocol.start), protocol.start_sha256, study)
+    directory = locate_checkpoint(source).directory
     score = find_score(protocol, trial, distilled)
-    metrics: dict[str, Any] = {"size": provenance.describe(trial.evaluation.size)}
-    metrics["latency"] = provenance.describe(trial.evaluation.latency)
-    if score is not None:
-        metrics[score.split] = provenance.describe_quality(score.quality)
+    metrics = {"size": trial.evaluation.size, "latency": trial.evaluation.latency}
+    said = describe_model(
+        candidate,
+        **describe_origin(protocol),
+        licence=find_licence(directory, named=protocol.license),
+        study=plan.name,
+        trial=trial.number,
+        recovered=False,
+        settings={"distill_tokens": 0, "earlier_tokens": protocol.start_tokens},
+        streams=protocol.streams,
+        metrics=metrics | ({} if score is None else {score.split: leave_study(score.quality)}),
+    )
     words = (str(study.root),)
     return Order(
         source=source,
+        directory=directory,
         kept_layers=kept,
-        candidate=candidate,
         model=protocol.model,
-        origin=provenance.describe_origin(protocol),
-        licence=find_licence(base, named=protocol.license),
+        said=said,
         command=spell_command("seed.export", {"trial": trial.number, "recovery": False}, *words),
         recover=spell_command("seed.distill", {"trial": trial.number}, *words),
         score=score,
-        measured={"metrics": metrics, "study": plan.name, "trial": trial.number, "streams": protocol.streams},
     )
 
 
@@ -220,52 +225,51 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
     0.9 GB/s on a machine that copies 0.2 to 1.2 GB/s; sizes and times of their files are, to know them again.
 
     Raises:
-        ModelError: no such model, or one that Seed cut before and whose seed.json is damaged.
+        ModelError: no such model or layers, or a model that Seed cut before and whose seed.json is damaged.
     """
     settings = fill_from_files(StudyConfig(model=model, revision=revision))
     source = find_source(settings)
-    location = source.location
-    if location == "demo":
-        source = replace(source, location=str(resolve_location(location)))
     check_source(source, presets=list_presets())
     located = locate_checkpoint(source)
-    directory = located.directory
-    source = replace(source, revision=located.commit)  # all else is read from the same commit
-    origin: dict[str, Any] = {
-        "base_model": location,
-        "base_revision": source.revision,
-        "base_sha256": None,
-        "source_stamp": None if located.commit else stamp_weights(directory),
-        "start": None,
-    }
-    earlier = None
+    directory, source = located.directory, replace(source, revision=located.commit)
+    present = count_layers(directory)
+    num_layers, before, earlier_tokens = present, tuple(range(present)), 0
+    origin: dict[str, Any] = {"base_model": source.location, "base_revision": located.commit}
     if (directory / PROVENANCE).is_file():  # it was cut before: layers go by the original's indices
-        earlier = read_origin(directory, place=str(directory))
+        earlier = read_provenance(directory, place=str(directory))
         if earlier.is_narrow:
             raise ModelError(
                 f"{directory}: is cut in width, and no longer made of the original's layers. Cut the original."
             )
-        origin = {
-            "base_model": earlier.base_model,
-            "base_revision": earlier.base_revision,
-            "base_sha256": earlier.base_sha256,
-            "source_stamp": origin["source_stamp"],
-            "start": {"path": str(directory), "sha256": None, "tokens": earlier.tokens},
-        }
-    candidate = _compose(directory, kept_layers, None if earlier is None else earlier.candidate)
-    if len(kept_layers) == (candidate.num_layers if earlier is None else len(earlier.candidate.kept_layers)):
+        num_layers, before, earlier_tokens = earlier.num_layers, earlier.kept_layers, earlier.tokens
+        if len(before) != present:
+            raise ModelError(
+                f"{directory}: its {PROVENANCE} says that {len(before)} layers were kept, and its config has {present}. If the "
+                f"model is an original, remove {PROVENANCE}; otherwise export it again."
+            )
+        origin = {name: getattr(earlier, name) for name in ("base_model", "base_revision", "base_sha256")}
+        origin["start"] = CutFrom(path=str(directory), sha256=None, tokens=earlier_tokens)
+    if beyond := [layer for layer in kept_layers if layer >= present]:
         raise ModelError(
-            f"--keep: names all {len(kept_layers)} layers of {model}, and nothing would be cut. Leave some out."
+            f"--keep {beyond[0]}: {directory} has {present} layers, 0 to {present - 1}. Name layers that it has."
         )
-    words = {"keep": ",".join(map(str, kept_layers)), "revision": source.revision, "out": "DIRECTORY"}
+    if len(kept_layers) == present:
+        raise ModelError(f"--keep: names all {present} layers of {model}, and nothing would be cut. Leave some out.")
     refuse_damaged(directory, place=str(directory))
+    words = {"keep": ",".join(map(str, kept_layers)), "revision": source.revision, "out": "DIRECTORY"}
     return Order(
         source=source,
+        directory=directory,
         kept_layers=tuple(kept_layers),
-        candidate=candidate,
-        model=Path(model if earlier is None else earlier.base_model).name,
-        origin=origin,
-        licence=find_licence(source, named=settings.license),
+        model=Path(model if "start" not in origin else origin["base_model"]).name,
+        said=describe_model(
+            Candidate(num_layers=num_layers, kept_layers=tuple(before[layer] for layer in kept_layers)),
+            **origin,
+            source_stamp=None if located.commit else stamp_weights(directory),
+            licence=find_licence(directory, named=settings.license),
+            recovered=False,
+            settings={"distill_tokens": 0, "earlier_tokens": earlier_tokens},
+        ),
         command=spell_command("seed.export", words, model),
     )
 
@@ -296,17 +300,16 @@ def find_score(protocol: Protocol, trial: TrialRecord, distilled: Sequence[Disti
     return Score(quality=quality, split="validation", source=protocol.streams["validation"].source)
 
 
-def _write_documents(order: Order, cut: Cut) -> dict[str, str]:
-    """The card and the provenance of a cut, by their file's name."""
-    origin, start = order.origin, order.origin["start"] or {"path": None, "tokens": 0}
+def _write_card(order: Order, cut: Cut) -> str:
+    said = order.said
     raw = Raw(
         model=order.model,
-        base_model=origin["base_model"],
-        revision=origin["base_revision"],
-        candidate=order.candidate,
-        cut_from=start["path"],
-        earlier_tokens=start["tokens"],
-        licence=order.licence,
+        base_model=said.base_model,
+        revision=said.base_revision,
+        candidate=said.candidate,
+        cut_from=None if said.start is None else said.start.path,
+        earlier_tokens=0 if said.start is None else said.start.tokens,
+        licence=said.licence,
         num_params=cut.num_params,
         weight_bytes=cut.num_bytes,
         seed_version=__version__,
@@ -314,10 +317,17 @@ def _write_documents(order: Order, cut: Cut) -> dict[str, str]:
         command=order.command,
         recover=order.recover,
     )
-    said = provenance.describe_raw(
-        origin, order.candidate, licence=order.licence, earlier_tokens=start["tokens"], **order.measured
+    return write_raw_card(raw, order.score)
+
+
+def _write_recipe(order: Order, cut: Cut) -> str:
+    source = order.source
+    return write_recipe(
+        source.location if find_directory(source.location) is None else str(order.directory),
+        revision=source.revision,
+        kept_layers=order.kept_layers,
+        dtype=cut.dtype,
     )
-    return {CARD: write_raw_card(raw, order.score), PROVENANCE: json.dumps(said, indent=1) + "\n"}
 
 
 def stamp_weights(directory: Path) -> str:
@@ -330,28 +340,48 @@ def stamp_weights(directory: Path) -> str:
     return hash_text(json.dumps([(name, about.st_size, about.st_mtime_ns) for name, about in files]))
 
 
-def _compose(directory: Path, kept_layers: Sequence[int], known: Candidate | None) -> Candidate:
-    """The kept layers by the original's indices."""
-    present = count_layers(directory)
-    if known is None:
-        num_layers, before = present, tuple(range(present))
-    else:
-        num_layers, before = known.num_layers, known.kept_layers
-        if len(before) != present:
-            raise ModelError(
-                f"{directory}: its {PROVENANCE} says that {len(before)} layers were kept, and its config has {present}. If the "
-                f"model is an original, remove {PROVENANCE}; otherwise export it again."
-            )
-    beyond = [layer for layer in kept_layers if layer >= len(before)]
-    if beyond:
-        raise ModelError(
-            f"--keep {beyond[0]}: {directory} has {len(before)} layers, 0 to {len(before) - 1}. Name layers that it has."
-        )
-    return Candidate(num_layers=num_layers, kept_layers=tuple(before[layer] for layer in kept_layers))
-
-
 def _require_same(path: Path, sha256: str | None, study: StudyFolder) -> None:
     if hash_weights(path) != sha256:
         raise ModelError(
             f"{path}: its weights changed since {study.root} was planned. Restore them, or start a study of another name."
         )
+
+
+def _find_place(target: Path, *, source: Path) -> Path:
+    """Follow what the user named to the directory that is to be written there.
+
+    Raises:
+        SeedError: this process stands in it, and would stand nowhere once it is replaced; or the source lies there.
+    """
+    place, whole = target.resolve(), source.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise StudyError(f"{target}: this command runs in it, and it would be replaced. Give another --out.")
+    if whole.is_relative_to(place) or place.is_relative_to(whole):
+        raise ModelError(f"{target}: is, holds or lies in the model itself ({source}). Give another --out.")
+    return place
+
+
+def _is_written(place: Path, said: Provenance, *, target: Path) -> bool:
+    """Was the export that says this of itself written to this place before? What lies there is never touched.
+
+    Raises:
+        StudyError: something else lies there.
+    """
+    try:
+        study_dir.require_readable(place)
+        if not place.exists() or not any(path.name not in EMPTY for path in place.iterdir()):
+            return False
+        found = read_provenance(place, place=str(target))
+    except (OSError, SeedError):
+        found = None
+    if found is None or any(getattr(found, name) != getattr(said, name) for name in SAME):
+        raise StudyError(f"{target}: something else is already there. Move it away, or give another --out.")
+    if damage := find_damage(place):
+        raise StudyError(f"{target}: damaged: {damage}. Move it away, or give another --out.")
+    return True
+
+
+def _require_room(place: Path, *, needed_bytes: int) -> None:
+    above = next(path for path in (place, *place.parents) if path.is_dir())
+    cure = "Free some room, or choose another disk with --out DIRECTORY."
+    study_dir.require_room(above, needed_bytes=needed_bytes, purpose="this checkpoint", cure=cure)

@@ -7,7 +7,6 @@ the groups are handed to.
 """
 
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +22,9 @@ from seed.distillation.loop import Distilled, DistillSettings
 from seed.errors import SeedError, StudyError
 from seed.evaluation.perplexity import DocumentLosses
 from seed.models.checkpoint import measure_size, write_checkpoint
-from seed.models.files import CARD, PROVENANCE, add_hashes, find_damage
+from seed.models.files import CARD
 from seed.models.loader import find_auto_class, find_licence, reads_images
+from seed.models.provenance import describe_recovered, find_damage, write_provenance
 from seed.models.surgery import cast_weights
 from seed.plans import SearchPlan
 from seed.proxy.instruments import Instruments, exported_losses, make_job, start_student, train_students
@@ -35,7 +35,6 @@ from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
 from seed.sessions import Session
 from seed.stages import judging
-from seed.stages.provenance import describe_recovered
 from seed.stages.students import (
     Member,
     count_steps,
@@ -356,8 +355,6 @@ def _export_and_evaluate(
         tokenizer=session.teacher.tokenizer,
         original=session.teacher.directory,
         dtype=session.teacher.stored_dtype,
-        card="",  # both say how it is judged, and are written then
-        provenance={},
     )
     raw = cast_weights(make_raw(instruments, made.member), session.dtype)
     judged = judging.judge_exported(session, instruments, path, raw)
@@ -390,8 +387,7 @@ def keep_first(session: Session, plan: SearchPlan, dense: DenseResult, made: Dis
         seconds=made.seconds,
         replicas=(describe_replica(made),),
     )
-    original = replace(session.teacher.source, revision=session.protocol.commit or session.protocol.revision)
-    licence = find_licence(original, named=session.protocol.license)
+    licence = find_licence(session.teacher.directory, named=session.protocol.license)
     said = describe_recovered(session.protocol, result, study=plan.name, licence=licence)
     config = session.teacher.model.config
     opened_by = OpenedBy(auto_class=find_auto_class(config).__name__, sees=reads_images(config))
@@ -403,8 +399,7 @@ def keep_first(session: Session, plan: SearchPlan, dense: DenseResult, made: Dis
         else:
             write_files(made.checkpoint or {}, aside)
         (aside / CARD).write_text(card, encoding="utf-8")
-        (aside / PROVENANCE).write_text(json.dumps(said), encoding="utf-8")
-        provenance_sha256 = add_hashes(aside)
+        provenance_sha256 = write_provenance(aside, said)
     finished = msgspec.structs.replace(result, provenance_sha256=provenance_sha256)
     try:
         study_dir.write_record(session.folder.result(member.key), finished)

@@ -118,8 +118,6 @@ def _measure_by_command(session: Session, candidate: Candidate, structure: str, 
             tokenizer=session.teacher.tokenizer,
             original=session.teacher.directory,
             dtype=session.teacher.stored_dtype,
-            card="Written by Seed to be timed; not recovered.\n",
-            provenance={},
         )
         paths.append(path)
 

@@ -35,14 +35,6 @@ def documents() -> dict[str, list[str]]:
     return library.read_documents()
 
 
-@pytest.mark.parametrize(
-    ("path", "split"),
-    [("argparse.py", "training"), ("json/decoder.py", "test"), ("reprlib.py", "validation"), ("tarfile.py", "test")],
-)
-def test_a_path_belongs_to_the_same_split_for_ever(path: str, split: str) -> None:
-    assert library.split_of(path) == split
-
-
 def test_splits_of_this_interpreter_are_disjoint_and_large_enough(documents: dict[str, list[str]]) -> None:
     assert tuple(documents) == library.SPLITS
     for one, other in itertools.combinations(library.SPLITS, 2):
@@ -90,25 +82,6 @@ def test_modules_come_in_order_without_tests_or_packages_or_empty_files(tmp_path
     assert list(library.iterate_modules(tmp_path)) == [("a.py", "a = 1"), ("a/c.py", "c = 1"), ("b.py", "b = 1")]
     with_tests = [path for path, _ in library.iterate_modules(tmp_path, with_tests=True)]
     assert with_tests == sorted([*kept, "test/t.py", "a/tests/t.py", "idlelib/idle_test/t.py"])
-
-
-def test_blank_lines_comments_and_indentation_do_not_count() -> None:
-    plain = "import os\nx = 1\ny = 2\nz = 3\nw = 4"
-    dressed = "import os\n\n# a comment\n    x = 1\n\n\n\ty = 2  \n  # another\nz = 3\nw = 4\n"
-    assert library.line_windows(plain) == library.line_windows(dressed)
-    assert len(library.line_windows(plain)) == 2
-    assert library.line_windows("x = 1\ny = 2\nz = 3") == set()
-    assert library.line_windows(plain) != library.line_windows(plain.replace("x = 1", "x = 2"))
-
-
-def test_sampling_takes_the_same_windows_in_every_file() -> None:
-    whole = library.line_windows(CODE)
-    part = library.line_windows("\n".join(CODE.splitlines()[100:300]))
-    assert part < whole
-    sampled = library.sample_windows(whole)
-    assert library.sample_windows(part) <= sampled
-    assert 5 <= len(sampled) <= 60  # of 397, one in sixteen
-    assert all(0 <= window < 2**32 for window in sampled)
 
 
 def test_a_standard_library_without_sources_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

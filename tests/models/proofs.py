@@ -99,7 +99,7 @@ def prove_surgery(anatomy: Anatomy, scratch: Path) -> None:
         student: Any = make_student(anatomy, keep(*kept))
         saved = scratch / keep(*kept).key
         student.save_pretrained(saved)
-        write_cut(plan_cut(whole, kept), scratch / "copied", documents={}, shard_bytes=40_000)
+        write_cut(plan_cut(whole, kept), scratch / "copied", shard_bytes=40_000)
         copied = load_checkpoint(scratch / "copied", device=CPU, dtype=torch.float32)
         rebuilt = load_checkpoint(saved, device=CPU, dtype=torch.float32)  # every key found and used
         assert viewed.isfinite().all(), kept

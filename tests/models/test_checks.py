@@ -55,7 +55,7 @@ def run_dry(path: Path) -> Any:
     return read_config(ModelSource(location=str(path)), StudyConfig())
 
 
-DOORS: tuple[Callable[[Path], Any], ...] = (open_directory, load, cut)
+DOORS: tuple[Callable[[Path], Any], ...] = (open_directory, load, cut, check)
 
 
 def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
@@ -87,7 +87,7 @@ def test_weights_in_a_folder_are_opened_copied_and_part_of_what_a_model_is(check
     expected = compute_logits(make_model("llama"), make_tokens())
     for door in (lambda path: open_directory(path).model, load):
         assert torch.equal(compute_logits(door(checkpoint), make_tokens()), expected)
-    write_cut(cut(checkpoint), tmp_path / "cut", documents={})
+    write_cut(cut(checkpoint), tmp_path / "cut")
     assert load(tmp_path / "cut").config.num_hidden_layers == 2
     stamp = stamp_weights(checkpoint)
     shutil.copyfile(moved, tmp_path / "elsewhere")
@@ -140,124 +140,107 @@ def pickle_weights(path: Path) -> None:
 OUTSIDE = r"index\.json: names weights outside its folder .*elsewhere.* Put them"
 ADAPTER = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 12345\n"
-# What is wrong with a checkpoint, what is said of it at each door, and doors where it is seen before anything is opened.
-DAMAGES: dict[str, tuple[Callable[[Path], Any], str, tuple[Callable[[Path], Any], ...]]] = {
-    "torn": (lambda path: (path / SINGLE).write_bytes((path / SINGLE).read_bytes()[:-5]), "damaged", ()),
-    "empty": (lambda path: (path / SINGLE).write_bytes(b""), "damaged", ()),
+# What is wrong with files, and what is said of it at every door.
+DAMAGED_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "torn": (lambda path: os.truncate(path / SINGLE, (path / SINGLE).stat().st_size - 5), "damaged"),
+    "empty": (lambda path: os.truncate(path / SINGLE, 0), "damaged|cannot be read"),
     "endless header": (
         lambda path: (path / SINGLE).write_bytes(struct.pack("<Q", 2**40) + (path / SINGLE).read_bytes()[8:]),
         "damaged",
-        (),
     ),
-    "offsets": (
-        lambda path: rewrite_header(path, b'"data_offsets":[0,', b'"data_offsets":[8,'),
-        "does not lie where it should",
-        (),
-    ),
+    "offsets": (lambda path: rewrite_header(path, b'"data_offsets":[0,', b'"data_offsets":[8,'), "damaged"),
     "halved": (
         lambda path: rewrite_header(path, b'"dtype":"F32","shape":[32]', b'"dtype":"F16","shape":[32]'),
-        "128 bytes for 32 numbers of F16",
-        (),
+        "damaged",
     ),
-    "untyped": (lambda path: rewrite_header(path, b'"F32"', b'"F12"'), "damaged .*F12", ()),
-    "four bits": (
-        lambda path: rewrite_header(path, b'"F32"', b'"F4" '),
-        r"is stored as F4, a type of quantized weights.* dequantize",
-        (),
-    ),
-    "integers": (store_as(torch.int8), rf"1 tensor of its weights .* I8 \({QUERY}\), .*[Dd]equantize", ()),
-    "eight bits": (store_as(torch.float8_e4m3fn), rf"weights .* F8_E4M3 \({QUERY}\), .*[Dd]equantize", ()),
-    "pickled": (pickle_weights, r"safetensors.* convert", (check,)),
-    "pointer": (
-        lambda path: (path / SINGLE).write_text(POINTER),
-        r"model\.safetensors: .*pointer.*git lfs pull",
-        (check,),
-    ),
+    "untyped": (lambda path: rewrite_header(path, b'"F32"', b'"F12"'), "damaged .*F12"),
+    "pickled": (pickle_weights, r"safetensors.* convert"),
+    "pointer": (lambda path: (path / SINGLE).write_text(POINTER), r"model\.safetensors: .*pointer.*git lfs pull"),
     "shard": (
         lambda path: move_weights(path, "model-00001-of-00002.safetensors").unlink(),
         r"model-00001-of-00002\.safetensors, which .*index.* names, does not lie",
-        (check,),
     ),
-    "above": (lambda path: put_elsewhere(path, place="../elsewhere.safetensors"), OUTSIDE, (check,)),
-    "around": (lambda path: put_elsewhere(path, place="shards/../../elsewhere.safetensors"), OUTSIDE, (check,)),
-    "absolute": (lambda path: put_elsewhere(path, place="{moved}"), OUTSIDE, (check,)),
+    "above": (lambda path: put_elsewhere(path, place="../elsewhere.safetensors"), OUTSIDE),
+    "around": (lambda path: put_elsewhere(path, place="shards/../../elsewhere.safetensors"), OUTSIDE),
+    "absolute": (lambda path: put_elsewhere(path, place="{moved}"), OUTSIDE),
+}
+# What is wrong beside them, seen before anything is opened, in a dry run too.
+DAMAGED_TEXTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "named by config": (
         lambda path: change_config(path, transformers_weights="others.safetensors"),
         r"config\.json: names its weights itself .*others",
-        (check,),
     ),
-    "no config": (lambda path: (path / "config.json").unlink(), r"config\.json|cannot be loaded", (check,)),
-    "torn config": (lambda path: (path / "config.json").write_text("{"), r"config\.json: not valid JSON", ()),
-    "quantized": (
-        lambda path: change_config(path, quantization_config={"quant_method": "gptq", "bits": 4}),
-        "quantized|cannot be loaded",
-        (),
-    ),
+    "no config": (lambda path: (path / "config.json").unlink(), r"config\.json: is missing.*save_pretrained"),
+    "torn config": (lambda path: (path / "config.json").write_text("{"), r"config\.json: not valid JSON"),
     "adapter": (
         lambda path: (path / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}'),
         r"a LoRA adapter lies there .* Merge it",
-        (check,),
     ),
-    "adapter's tensors": (
-        lambda path: change_weights(path, lambda weights: weights | {ADAPTER: torch.ones(2, 2)}),
-        rf"1 tensor of an adapter .*{ADAPTER}.* Merge the adapter .*merge_and_unload",
-        (),
-    ),
-    "around an adapter": (
-        lambda path: change_weights(path, wrap),
-        "base_layer.* Merge the adapter|base_layer|do not match its config",
-        (),
-    ),
-    "missing": (lambda path: change_weights(path, take_apart), "q_proj|its config says", ()),
-    "misshapen": (
-        lambda path: change_weights(path, lambda weights: weights | {QUERY: torch.zeros(32, 33)}),
-        "cannot be loaded|do not match",
-        (),
-    ),
-    "a layer less": (lambda path: change_config(path, num_hidden_layers=5), r"layers\.4|its config says", ()),
     "billions of layers": (
         lambda path: change_config(path, num_hidden_layers=10**9),
         r"config\.json: num_hidden_layers = 1000000000, and no model has more than 10,000",
-        (run_dry,),
     ),
-    "a part's layers": (
-        lambda path: change_config(path, text_config={"n_layer": 20_000}),
-        "n_layer = 20000, ",
-        (run_dry,),
-    ),
+    "a part's layers": (lambda path: change_config(path, text_config={"n_layer": 20_000}), "n_layer = 20000, "),
     "nested config": (
         lambda path: (path / "config.json").write_text("[" * 200_000),
         r"config\.json: not valid JSON",
-        (run_dry,),
     ),
     "config of gigabytes": (
         lambda path: os.truncate(path / "config.json", 2 * 2**30),
         r"config\.json: 2,048 MB, and such a file has less than 16 MB",
-        (run_dry,),
     ),
     "words of gigabytes": (
         lambda path: (path / "vocab.json").touch() or os.truncate(path / "vocab.json", 600 * 2**20),
         r"vocab\.json: 600 MB, and such a file has less than 512 MB",
-        (run_dry,),
     ),
     "endless": (
         lambda path: (path / "chat_template.jinja").symlink_to("/dev/zero"),
         r"chat_template\.jinja: a pipe or a device",
-        (run_dry,),
     ),
     "pipe": (
         lambda path: (path / "tokenizer_config.json").unlink() or os.mkfifo(path / "tokenizer_config.json"),
         r"tokenizer_config\.json: a pipe or a device",
-        (run_dry,),
     ),
+}
+# What only its opening sees.
+MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "integers": (store_as(torch.int8), rf"1 tensor of its weights .* I8 \({QUERY}\), .*[Dd]equantize"),
+    "eight bits": (store_as(torch.float8_e4m3fn), rf"weights .* F8_E4M3 \({QUERY}\), .*[Dd]equantize"),
+    "quantized": (
+        lambda path: change_config(path, quantization_config={"quant_method": "gptq", "bits": 4}),
+        "quantized|cannot be loaded",
+    ),
+    "adapter's tensors": (
+        lambda path: change_weights(path, lambda weights: weights | {ADAPTER: torch.ones(2, 2)}),
+        rf"1 tensor of an adapter .*{ADAPTER}.* Merge the adapter .*merge_and_unload",
+    ),
+    "around an adapter": (
+        lambda path: change_weights(path, wrap),
+        "base_layer.* Merge the adapter|base_layer|do not match its config",
+    ),
+    "missing": (lambda path: change_weights(path, take_apart), "q_proj|do not match"),
+    "misshapen": (
+        lambda path: change_weights(path, lambda weights: weights | {QUERY: torch.zeros(32, 33)}),
+        "cannot be loaded|do not match",
+    ),
+    "a layer less": (lambda path: change_config(path, num_hidden_layers=5), r"layers\.4|do not match"),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_refused_at_every_door(checkpoint: Path, damage: str) -> None:
-    harm, said, further_doors = DAMAGES[damage]
+@pytest.mark.parametrize(
+    ("damage", "doors"),
+    [
+        *((damage, DOORS) for damage in DAMAGED_FILES),
+        *((damage, (*DOORS, run_dry)) for damage in DAMAGED_TEXTS),
+        *((damage, DOORS[:3]) for damage in MISFITS),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_at_every_door(
+    checkpoint: Path, damage: str, doors: tuple[Callable[[Path], Any], ...]
+) -> None:
+    harm, said = (DAMAGED_FILES | DAMAGED_TEXTS | MISFITS)[damage]
     harm(checkpoint)
-    for door in (*DOORS, *further_doors):
+    for door in doors:
         with pytest.raises(ModelError, match=said) as caught:
             door(checkpoint)
         assert str(checkpoint) in str(caught.value)
@@ -272,7 +255,12 @@ def test_what_is_no_part_of_a_model_may_lie_beside_it(checkpoint: Path) -> None:
         door(checkpoint)
 
 
-def test_weights_that_are_no_numbers_are_named(checkpoint: Path) -> None:
+def test_weights_that_are_no_numbers_are_named_and_told_from_those_that_only_the_chosen_type_cannot_hold(
+    checkpoint: Path,
+) -> None:
+    change_weights(checkpoint, lambda weights: weights | {NORM: weights[NORM] * 1e6})
+    with pytest.raises(ModelError, match=r"as float16\. It is stored in float32: choose another --dtype"):
+        open_teacher(ModelSource(location=str(checkpoint)), device=CPU, dtype_name="float16")
     change_weights(checkpoint, spoil)
     for door in (open_directory, load):
         with pytest.raises(ModelError, match=rf"{QUERY} holds 1 of 1,024 numbers that are NaN or infinite .*\[3, 5\]"):
@@ -298,14 +286,8 @@ def test_tensors_that_are_not_read_are_told(checkpoint: Path) -> None:
     assert note.endswith("model.layers.6.eh_proj.weight and 2 more")
 
 
-def test_a_weight_that_only_the_chosen_type_cannot_hold_is_told_from_a_broken_one(checkpoint: Path) -> None:
-    change_weights(checkpoint, lambda weights: weights | {NORM: weights[NORM] * 1e6})
-    with pytest.raises(ModelError, match=r"as float16\. It is stored in float32: choose another --dtype"):
-        open_teacher(ModelSource(location=str(checkpoint)), device=CPU, dtype_name="float16")
-
-
 @pytest.mark.parametrize(
-    ("name", "found"), [("x.gguf", "GGUF, which Seed does not read yet"), ("x.safetensors", "alone")]
+    ("name", "found"), [("x.gguf", "GGUF, which Seed does not read yet"), ("x.safetensors", "no directory")]
 )
 def test_a_file_is_no_model(checkpoint: Path, name: str, found: str) -> None:
     (checkpoint / name).write_bytes(b"GGUF")
@@ -359,15 +341,9 @@ def test_a_head_stored_beside_a_tied_embedding_is_exported_as_it_is_measured(
     expected = compute_logits(teacher.model, make_tokens())
     size = measure_size(teacher.model, dtype=torch.float32)
     write_checkpoint(
-        teacher.model,
-        tmp_path / "distilled",
-        tokenizer=teacher.tokenizer,
-        original=checkpoint,
-        dtype=torch.float32,
-        card="",
-        provenance={},
+        teacher.model, tmp_path / "distilled", tokenizer=teacher.tokenizer, original=checkpoint, dtype=torch.float32
     )
-    write_cut(plan_cut(checkpoint, (0, 1, 2, 3)), tmp_path / "copied", documents={})
+    write_cut(plan_cut(checkpoint, (0, 1, 2, 3)), tmp_path / "copied")
     for path in (tmp_path / "distilled", tmp_path / "copied"):
         weights = load_file(path / SINGLE)
         assert (HEAD in weights) is not is_tied
@@ -382,7 +358,7 @@ def test_kinds_of_layers_beyond_the_decoder_s_are_cut_off(tmp_path: Path) -> Non
     change_config(tmp_path / "whole", mlp_layer_types=["dense", "sparse", "dense", "sparse", "sparse"])
     teacher = open_directory(tmp_path / "whole")
     prove_round_trip(Anatomy(teacher.model), make_tokens(), scratch=tmp_path, dtype=torch.float32)
-    write_cut(plan_cut(tmp_path / "whole", (0, 2, 3)), tmp_path / "cut", documents={})
+    write_cut(plan_cut(tmp_path / "whole", (0, 2, 3)), tmp_path / "cut")
     assert load(tmp_path / "cut").config.mlp_layer_types == ["dense", "dense", "sparse"]
 
 
@@ -427,7 +403,7 @@ def test_tokens_are_those_of_the_tokenizer_file_whatever_transformers_makes_of_i
         tokenizer_class="Qwen2Tokenizer" if family else "PreTrainedTokenizerFast",
         **about,
     )
-    opened, told = checks.open_tokenizer(tmp_path, directory=tmp_path, place="--model x", local_files_only=True)
+    opened, told = checks.open_tokenizer(tmp_path, place="--model x")
     text = "Hello World 2024"
     assert opened.encode(text) == written.encode(text).ids
     assert opened.eos_token == "<|endoftext|>"
@@ -447,7 +423,7 @@ def test_a_first_space_is_as_the_tokenizer_s_config_says_and_else_as_its_file_do
     pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=in_file)
     about = {} if setting is None else {"add_prefix_space": setting}
     write_tokenizer(tmp_path, pre_tokenizer=pre_tokenizer, family="gpt2", tokenizer_class="GPT2Tokenizer", **about)
-    opened, told = checks.open_tokenizer(tmp_path, directory=tmp_path, place="--model x", local_files_only=True)
+    opened, told = checks.open_tokenizer(tmp_path, place="--model x")
     has_space = in_file if setting is None else setting
     assert opened.tokenize("Hello World") == [*(["Ġ"] if has_space else []), *"HelloĠWorld"]
     assert (told is None) is (setting is not None)

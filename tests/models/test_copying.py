@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from seed.errors import ModelError
-from seed.models import copying, stored, surgery
+from seed.models import copying, surgery
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint
 from seed.models.copying import plan_cut, write_cut
@@ -174,52 +174,19 @@ def test_what_seed_does_not_know_of_a_family_is_found_before_anything_is_written
         plan_cut(tmp_path / "whole", kept)
 
 
-def test_an_interrupted_copy_leaves_what_was_there(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = shutil.copytree(make_checkpoint("llama"), tmp_path / "whole")
-    target = cut(source, 0, 1)
-    before = {path.name: path.read_bytes() for path in target.iterdir()}
-
-    def interrupt(*_words: object, **_more: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(stored, "_copy_range", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        cut(source, 2, 3)
-    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole", "whole-cut"]
-
-
-def write_hollow_checkpoint(path: Path, config: transformers.PretrainedConfig, *, shard_bytes: int) -> int:
-    """A checkpoint of zeros that take no room on disk, in several files; return the bytes of its weights."""
-    path.mkdir()
+def write_hollow_checkpoint(path: Path, config: transformers.PretrainedConfig) -> int:
+    """A checkpoint of zeros that take no room on disk; return the bytes of its weights."""
     config.save_pretrained(path)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
-    filled = 0
+    header, end = {}, 0
     for name, weight in model.state_dict().items():
-        if filled + weight.nbytes > shard_bytes and shards[-1]:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = tuple(weight.shape)
-        filled += weight.nbytes
-    weight_map, total = {}, 0
-    for number, shard in enumerate(shards):
-        header, end = {}, 0
-        for name, shape in shard.items():
-            size = 2 * torch.Size(shape).numel()
-            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
-            weight_map[name] = f"part-{number}.safetensors"
-            end += size
-        encoded = json.dumps(header).encode()
-        with (path / f"part-{number}.safetensors").open("wb") as handle:
-            handle.write(struct.pack("<Q", len(encoded)) + encoded)
-            handle.truncate(8 + len(encoded) + end)
-        total += end
-    (path / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
-    return total
+        header[name] = {"dtype": "BF16", "shape": weight.shape, "data_offsets": [end, end := end + weight.nbytes]}
+    encoded = json.dumps(header).encode()
+    with (path / SINGLE).open("wb") as handle:
+        handle.write(struct.pack("<Q", len(encoded)) + encoded)
+        handle.truncate(8 + len(encoded) + end)
+    return end
 
 
 def read_bytes_of(name: str) -> int:
@@ -231,12 +198,12 @@ def test_a_large_model_takes_no_more_memory_than_a_small_one(make_checkpoint: Ma
     config = transformers.LlamaConfig(
         vocab_size=32_000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8
     )
-    total = write_hollow_checkpoint(tmp_path / "large", config, shard_bytes=100_000_000)
+    total = write_hollow_checkpoint(tmp_path / "large", config)
     assert total > 200_000_000
-    write_cut(plan_cut(make_checkpoint("llama"), (0, 2)), tmp_path / "small", documents={})
+    write_cut(plan_cut(make_checkpoint("llama"), (0, 2)), tmp_path / "small")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = read_bytes_of("VmRSS")
-    write_cut(plan_cut(tmp_path / "large", (0, 2, 3)), tmp_path / "cut", documents={}, shard_bytes=100_000_000)
+    write_cut(plan_cut(tmp_path / "large", (0, 2, 3)), tmp_path / "cut", shard_bytes=100_000_000)
     assert read_bytes_of("VmHWM") - before < 40_000_000  # pieces of 16 MiB, and a model without weights
     written = sum(tensor.num_bytes for tensor in read_tensors(tmp_path / "cut"))
     layer = 2 * (4 * 1024**2 + 3 * 1024 * 2816 + 2 * 1024)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seed.models.anatomy import Anatomy
-from seed.models.output_projection import Mixture, Projection, find_projection
+from seed.models.output_projection import Mixture
 from tests.models.families import CONFIGS, make_model, make_tokens, scramble
 
 WIDTH = 32
@@ -34,25 +34,6 @@ def run(place: tuple[Anatomy, int, Tensor]) -> Tensor:
     anatomy, layer, hidden = place
     with torch.no_grad():
         return anatomy.run_layer(layer, hidden)
-
-
-@pytest.mark.parametrize(
-    ("family", "name"),
-    [
-        ("llama", "model.layers.{}.mlp.down_proj"),
-        ("gpt2", "transformer.h.{}.mlp.c_proj"),
-        ("opt", "model.decoder.layers.{}.fc2"),
-        ("gpt_neox", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
-        ("mpt", "transformer.blocks.{}.ffn.down_proj"),
-    ],
-)
-def test_the_projection_that_ends_a_dense_layer_is_found(family: str, name: str) -> None:
-    model = make_model(family)
-    anatomy = Anatomy(model)
-    for layer in range(4):
-        outlet = anatomy.find_output_projection(layer)
-        assert isinstance(outlet, Projection)
-        assert outlet.module is model.get_submodule(name.format(layer)) is find_projection(anatomy.layers[layer])
 
 
 @pytest.mark.parametrize(
@@ -86,16 +67,6 @@ def test_all_that_writes_in_a_mixture_is_found_and_a_map_folded_into_it(family: 
     assert torch.allclose(after[0].double(), wanted, atol=1e-5)
 
 
-def test_dense_layers_of_a_family_with_experts_end_in_a_projection() -> None:
-    anatomy = Anatomy(make_model("deepseek_v3"))
-    assert [type(anatomy.find_output_projection(layer)) for layer in range(4)] == [
-        Projection,
-        Projection,
-        Mixture,
-        Mixture,
-    ]
-
-
 def test_experts_as_wide_as_the_states_are_folded_the_right_way_round() -> None:
     config = AutoConfig.for_model("gpt_oss", **CONFIGS["gpt_oss"] | {"intermediate_size": WIDTH})
     anatomy = Anatomy(scramble(AutoModelForCausalLM.from_config(config)))
@@ -119,17 +90,3 @@ def test_what_is_added_reaches_the_layer_while_the_block_runs_only(family: str) 
     with pytest.raises(BrokenError), outlet.add(change):
         raise BrokenError
     assert torch.equal(run(place), plain)
-
-
-def test_inputs_are_recorded_while_the_block_runs_only() -> None:
-    outlet = Projection(module=nn.Linear(3, 2), num_inputs=3, has_bias=True)
-    inputs = torch.ones(1, 3, requires_grad=True)
-    with outlet.record_inputs() as recorded:
-        outlet.module(inputs)
-        outlet.module(2 * inputs)
-    outlet.module(3 * inputs)
-    with pytest.raises(BrokenError), outlet.record_inputs():
-        raise BrokenError
-    assert [float(each.sum()) for each in recorded] == [3.0, 6.0]
-    assert not any(each.requires_grad for each in recorded)
-    assert not outlet.module._forward_pre_hooks

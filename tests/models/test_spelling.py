@@ -52,13 +52,7 @@ def export(teacher: Teacher, target: Path, *kept: int) -> torch.nn.Module:
     """Cut and write as a search does it; return what was written from memory."""
     student = make_student(Anatomy(teacher.model), Candidate(num_layers=4, kept_layers=kept))
     write_checkpoint(
-        student,
-        target,
-        tokenizer=teacher.tokenizer,
-        original=teacher.directory,
-        dtype=teacher.stored_dtype,
-        card="# A card",
-        provenance={},
+        student, target, tokenizer=teacher.tokenizer, original=teacher.directory, dtype=teacher.stored_dtype
     )
     return student
 
@@ -97,7 +91,7 @@ def test_where_a_layer_goes_its_fields_change_and_no_other(name: str, tmp_path: 
     fields, after = read_config(original), read_config(tmp_path / "cut")
     assert after == fields | CUT[name]
     assert list(after) == list(fields)
-    write_cut(plan_cut(original, KEPT), tmp_path / "copied", documents={})
+    write_cut(plan_cut(original, KEPT), tmp_path / "copied")
     assert read_files(tmp_path / "copied") == read_files(tmp_path / "cut")
     loaded = load_checkpoint(tmp_path / "copied", device=CPU, dtype=torch.float32)
     assert torch.equal(compute_logits(loaded), compute_logits(student))

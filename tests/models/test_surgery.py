@@ -10,7 +10,7 @@ from torch import nn
 
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
-from seed.models.surgery import INDEX_NAMES, list_needed, make_student, refuse_unfit, repair_config, view_layers
+from seed.models.surgery import INDEX_NAMES, refuse_unfit, repair_config, view_layers
 from tests.models.families import GATED, KINDS, compute_logits, keep, make_config, make_model, make_tokens
 
 
@@ -71,18 +71,6 @@ def test_each_kind_of_per_layer_field_follows_the_kept_layers(
     assert config.__dict__ == whole
 
 
-def test_a_student_has_weights_of_its_own() -> None:
-    model = make_model("llama")
-    tokens = make_tokens()
-    before = compute_logits(model, tokens)
-    student = make_student(Anatomy(model), keep(0, 2))
-    assert torch.equal(student.model.layers[1].mlp.up_proj.weight, model.model.layers[2].mlp.up_proj.weight)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter.zero_()
-    assert torch.equal(compute_logits(model, tokens), before)
-
-
 @pytest.mark.parametrize(
     ("quantization", "method"),
     [
@@ -101,35 +89,3 @@ def test_quantized_weights_are_refused_by_name(quantization: object, method: str
             ModelError, match=rf"weights are quantized \({method}\).*Give the model that it was made from"
         ):
             refuse_unfit(config, place="there")
-
-
-@pytest.mark.parametrize(
-    ("needed", "families"),
-    [
-        ([], [*KINDS, "falcon_h1"]),
-        ([0], ["modernbert-decoder", "qwen3_vl"]),  # what a first vision layer saw enters behind the first layer
-        ([3], ["gpt_neox_japanese", "gemma4_text", "gemma4", "bamba", "lfm2", "qwen3_next"]),
-        ([2, 3], ["olmo_hybrid"]),
-    ],
-)
-def test_layers_that_a_family_cannot_do_without_are_named(needed: list[int], families: list[str]) -> None:
-    for family in families:
-        assert list_needed(make_config(family)) == needed, family
-
-
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (transformers.JambaConfig(), "period over the"),
-        (transformers.GPT2Config(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx"),
-        (transformers.T5Config(), "encoder-decoder"),
-        (transformers.LlamaConfig(architectures=["LlamaForSequenceClassification"]), "which writes no text"),
-        (transformers.BertConfig(), "what comes after a token"),
-        (transformers.Zamba2Config(), "share one attention block"),
-    ],
-    ids=["jamba", "gpt2 by index", "t5", "classifier", "bert", "zamba2"],
-)
-def test_unfit_models_are_refused_with_the_reason(config: transformers.PretrainedConfig, reason: str) -> None:
-    with pytest.raises(ModelError, match=rf"there: Seed cannot remove .*{reason}.*Choose another model") as caught:
-        refuse_unfit(config, place="there")
-    assert config.model_type in str(caught.value)

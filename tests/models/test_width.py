@@ -99,12 +99,6 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_keys_say_how_wide_a_cut_is() -> None:
-    cut = WidthCut(num_layers=12, mlp_width=304, num_heads=3, num_kv_heads=3)
-    assert cut.key == "width-304-3"
-    assert replace(cut, num_heads=12).key == "width-304-12-3"
-
-
 @pytest.mark.parametrize("family", ALL)
 def test_a_narrow_model_is_the_dense_one_with_the_rest_silenced_and_an_ordinary_checkpoint(
     family: str, tmp_path: Path
@@ -187,30 +181,6 @@ def test_only_head_counts_that_the_config_admits_are_offered() -> None:
     )
     assert find_widths(open_model(UNTIED_GROUPS)).head_choices == ((4, 4), (3, 3), (2, 2), (1, 1))
     assert find_widths(open_model("mistral")).head_choices == ((4, 2), (2, 2), (2, 1))
-
-
-def test_heads_stay_where_their_width_is_not_the_configs_to_say() -> None:
-    for family in ALL:
-        widths = find_widths(open_model(family))
-        assert (widths.heads_stay_because is None) == (family in WITH_HEADS), family
-        if family in MLP_ONLY:
-            assert widths.attention_reader is None
-            assert widths.head_choices == ((widths.dense.num_heads, widths.dense.num_kv_heads),)
-
-
-def test_a_narrow_model_has_weights_of_its_own_and_leaves_the_dense_one_alone() -> None:
-    anatomy = open_model("llama")
-    before = {name: weight.clone() for name, weight in anatomy.model.state_dict().items()}
-    config = anatomy.model.config.to_dict()
-    for cut in (find_widths(anatomy).dense, list_cuts(anatomy)[-2]):
-        narrow = make_narrow(anatomy, cut, draw_importance(anatomy))
-        mine = {tensor.data_ptr() for tensor in (*anatomy.model.parameters(), *anatomy.model.buffers())}
-        assert mine.isdisjoint(tensor.data_ptr() for tensor in (*narrow.parameters(), *narrow.buffers()))
-        assert not narrow.training
-        for parameter in narrow.parameters():
-            parameter.zero_()
-    assert anatomy.model.config.to_dict() == config
-    assert all(torch.equal(weight, before[name]) for name, weight in anatomy.model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,7 @@ SETTINGS = DistillSettings(steps=1, batch_windows=1, micro_batch=1, learning_rat
 
 def export(student: torch.nn.Module, target: Path) -> None:
     """Write a student in bfloat16, with nothing said of it."""
-    write_checkpoint(
-        student, target, tokenizer=make_tokenizer(), original=None, dtype=torch.bfloat16, card="", provenance={}
-    )
+    write_checkpoint(student, target, tokenizer=make_tokenizer(), dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])

@@ -11,12 +11,12 @@ from seed import study_dir
 from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.models.checkpoint import load_checkpoint
-from seed.models.files import find_damage
+from seed.models.provenance import find_damage
 from seed.records import DenseResult, DistillResult
 from seed.stages import budgets, finals, students
 from seed.stages.finals import Budget, distill_members
 from seed.stages.students import Member
-from tests.models.test_integrity import DAMAGES, halve
+from tests.models.test_provenance import DAMAGES, halve
 from tests.proxy.opened import drop, time_candidate
 from tests.stages.opened import TinyStudy, make_plan
 

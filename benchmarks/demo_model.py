@@ -1,4 +1,4 @@
-"""Build the demo model again: python -m seed.demo.build --out build/demo
+"""Build the demo model again: python -m benchmarks.demo_model --out build/demo
 
 Collects Python source that shares nothing with the held-out standard library, trains a 4,096-word
 byte-level BPE and a 12-layer Llama on it, and writes a checkpoint, its card's figures (``log.json``)
@@ -302,7 +302,7 @@ trained on, so that other Python versions can leave out held-out modules that re
 
 ## Training
 
-`python -m seed.demo.build`: {log["tokens_seen"]:,} tokens in {log["seconds"] / 60:.0f} minutes on two cores; {settings["batch"]} windows a
+`python -m benchmarks.demo_model`: {log["tokens_seen"]:,} tokens in {log["seconds"] / 60:.0f} minutes on two cores; {settings["batch"]} windows a
 step; Muon for the layers' matrices and AdamW for embeddings and norms, both at a peak rate of {settings["learning_rate"]:g}, constant
 for half of the run and then linear to zero; weight decay {settings["weight_decay"]:g} on the matrices; gradients clipped at 1; bf16
 autocast; torch {log["torch"]}, transformers {log["transformers"]}. Training loss (nats) by tokens seen: {points}.
@@ -311,7 +311,7 @@ autocast; torch {log["torch"]}, transformers {log["transformers"]}. Training los
 
 def main() -> None:
     """Parse the command line and build."""
-    parser = argparse.ArgumentParser(prog="python -m seed.demo.build", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_model", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
     parser.add_argument("--tokens", type=int, default=20_000_000)
     parser.add_argument("--batch", type=int, default=16, help="windows of 256 tokens in a step")
