@@ -89,7 +89,7 @@ def read_origin(path: Path, *, place: str) -> Start:
     """
     try:
         content: Any = json.loads(untrusted.read_bounded(path / "seed.json"))
-        candidate = Candidate(
+        candidate = Candidate.keep(
             num_layers=int(content["num_layers"]), kept_layers=tuple(map(int, content["kept_layers"]))
         )
         if candidate.dropped_layers != tuple(content["dropped_layers"]) or not candidate.kept_layers:

@@ -347,7 +347,7 @@ def _compose(directory: Path, kept_layers: Sequence[int], known: Candidate | Non
         raise ModelError(
             f"--keep {beyond[0]}: {directory} has {len(before)} layers, 0 to {len(before) - 1}. Name layers that it has."
         )
-    return Candidate(num_layers=num_layers, kept_layers=tuple(before[layer] for layer in kept_layers))
+    return Candidate.keep(num_layers=num_layers, kept_layers=tuple(before[layer] for layer in kept_layers))
 
 
 def _require_same(path: Path, sha256: str | None, study: StudyFolder) -> None:
