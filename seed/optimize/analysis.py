@@ -1,7 +1,6 @@
 """What the scores of a study say: how its frontier grew, what layers and pairs cost, what repeated distillations agree on."""
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -103,10 +102,10 @@ def measure_progress(trials: Sequence[TrialRecord], *, proxy: str) -> Progress |
     steps: list[tuple[int, float]] = []
     for number, ratio, latency in scored:
         point = (ratio, latency.ratio)
-        place = bisect_right(front, point)
-        if any(other[1] <= point[1] for other in front[:place]) or not (ratio < reference[0] and latency.ratio < 1):
+        is_beyond = ratio >= reference[0] or latency.ratio >= 1
+        if is_beyond or any(other[0] <= point[0] and other[1] <= point[1] for other in front):
             continue
-        front = [*front[:place], point, *(other for other in front[place:] if other[1] < point[1])]
+        front = [other for other in front if other[0] < point[0] or other[1] < point[1]] + [point]
         steps.append((number, measure_hypervolume(front, reference)))
     return Progress(reference=reference, num_trials=max(number for number, *_ in scored) + 1, steps=tuple(steps))
 

@@ -258,8 +258,8 @@ def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
 
     for candidate in sorted(qualities, key=order):
         by_depth[len(candidate.dropped_layers)].append(candidate)
-    rank = {candidate: i for group in by_depth.values() for i, candidate in enumerate(group)}
-    return sorted(qualities, key=lambda candidate: (rank[candidate], len(candidate.dropped_layers)))
+    rounds = itertools.zip_longest(*(by_depth[depth] for depth in sorted(by_depth)))
+    return [candidate for found in rounds for candidate in found if candidate is not None]
 
 
 def describe_recovery(sample: Sequence[dict[str, Quality]], num_swept: int) -> str:

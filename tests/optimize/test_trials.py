@@ -234,15 +234,6 @@ def test_trials_outside_a_narrowed_space_do_not_spend_its_budget(tmp_path: Path)
     assert sorted(first + more) == [key for key in KEYS if key.count("-") == 2]
 
 
-def test_a_walk_goes_in_the_order_given_and_passes_over_what_is_known(tmp_path: Path) -> None:
-    shown: list[TrialRecord] = []
-    first = run(tmp_path, trials=3, sampler="random")
-    rest = run(tmp_path, trials=1000, order=ORDER, batch=4, hear=shown.append)
-    assert rest == [candidate.key for candidate in ORDER if candidate.key not in first]
-    assert [(one.number, one.evaluation.candidate.key, one.state) for one in shown] == kept(tmp_path)[3:]
-    require_agreement(tmp_path)
-
-
 # ---- broken and killed runs
 
 

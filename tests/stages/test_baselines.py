@@ -80,16 +80,6 @@ def test_greedy_removal_goes_no_further_than_the_search(tmp_path: Path) -> None:
     assert gain.num_scores == 5
 
 
-def test_trials_cost_more_than_the_same_sets_in_a_sweep(tmp_path: Path) -> None:
-    study = TinyStudy(tmp_path)
-    sweep, trials = search(study, trials=9, covers_space=False)
-    one_by_one = measure(study.session, sweep, trials)
-    assert one_by_one.num_scores == 9
-    account = Account(Measured(sweep))
-    account.score([trial.evaluation.candidate for trial in trials], proxy="closed-form")
-    assert one_by_one.cost > account.spent
-
-
 def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path, proxy="short-distillation")
     sweep, trials = search(study, trials=3, covers_space=True)
