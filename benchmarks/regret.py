@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import optuna
 
+from benchmarks.scored_spaces import Landscape, LandscapeScorer, list_landscapes, load_landscape
 from seed.console import Terminal
 from seed.optimize.strategies import STRATEGIES, BudgetSpent
 from seed.optimize.subset_sampler import FLAG, SubsetSampler
-from tests.optimize.landscape import Landscape, LandscapeMeter, list_landscapes, load_landscape
 
 BUDGETS = (30, 57, 100, 200)  # evaluations
 NAMES = ("subset", "greedy", "perplexity", "evopress", "random", "tpe", "nsgaii")
@@ -71,23 +71,23 @@ def list_runs(*, full: bool) -> list[tuple[str, int]]:
 
 def play(name: str, landscape: Landscape, *, rng_seed: int) -> dict[str, Any]:
     """Let a strategy search; return its regret at each budget."""
-    meter = TimedMeter(landscape, budget=max(BUDGETS))
+    scorer = TimedScorer(landscape, budget=max(BUDGETS))
     began = time.perf_counter()
     try:
-        for candidate in STRATEGIES[name].search(meter, landscape.space, "any", rng_seed):
-            meter.score([candidate], proxy="any")  # costs nothing but where it was chosen unseen
+        for candidate in STRATEGIES[name].search(scorer, landscape.space, "any", rng_seed):
+            scorer.score([candidate], proxy="any")  # costs nothing but where it was chosen unseen
     except BudgetSpent:
         pass
     return {
         "rng_seed": rng_seed,
         "seconds": time.perf_counter() - began,
-        "evaluations": meter.spent,
-        "regret": {str(budget): 100 * landscape.regret(meter.list_found(within=budget)) for budget in BUDGETS},
-        "ask_ms": meter.ask_ms,
+        "evaluations": scorer.spent,
+        "regret": {str(budget): 100 * landscape.regret(scorer.list_found(within=budget)) for budget in BUDGETS},
+        "ask_ms": scorer.ask_ms,
     }
 
 
-class TimedMeter(LandscapeMeter):
+class TimedScorer(LandscapeScorer):
     """Remembers how long the strategy took between two scores."""
 
     def __init__(self, landscape: Landscape, *, budget: float) -> None:

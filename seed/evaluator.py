@@ -36,7 +36,7 @@ from seed.records import (
     WidthCut,
 )
 from seed.sessions import Session
-from seed.stages import budgets, finals, judging, latency_table, rivals, students
+from seed.stages import baselines, budgets, finals, judging, latency_table, students
 from seed.stages.finals import Budget, DistilledStudent, ProgressCallback
 from seed.stages.students import Member
 
@@ -147,7 +147,7 @@ class Evaluator:
         """Score candidates as they stand, many at once."""
         return self.sweep.measure_unrecovered(candidates), self.sweep.list_rows(candidates)
 
-    def compare_rivals(
+    def compare_baselines(
         self,
         space: SearchSpace,
         trials: Sequence[TrialRecord],
@@ -159,8 +159,14 @@ class Evaluator:
         """Play simpler ways to choose on the search's own scores."""
         self.sweep.learn(rows)
         known = {(row.key, row.proxy) for row in rows}
-        gain = rivals.measure_gain(
-            self.session, self.sweep, space, trials, plan=plan, solver=solver, on_rival=functools.partial(self.tell, 1)
+        gain = baselines.compare_baselines(
+            self.session,
+            self.sweep,
+            space,
+            trials,
+            plan=plan,
+            solver=solver,
+            on_baseline=functools.partial(self.tell, 1),
         )
         new = [row for ours in self.sweep.rows.values() for row in ours.values() if (row.key, row.proxy) not in known]
         return gain, new

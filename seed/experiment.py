@@ -27,7 +27,7 @@ from seed.cli import (
 )
 from seed.console import Terminal, run_command
 from seed.evidence import WIDTH
-from seed.optimize.space import STRATEGIES
+from seed.optimize.strategies import STRATEGIES
 from seed.recovery import RECOVERIES
 
 STRATEGY_NAMES = (*STRATEGIES, WIDTH)

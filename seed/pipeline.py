@@ -25,10 +25,10 @@ from seed.evaluator import Proofs
 from seed.evidence import StudyRecord
 from seed.executor import Executor, InProcess, open_executor
 from seed.models.provenance import describe_original
-from seed.optimize.frontier import select_frontier
+from seed.optimize.frontier import Limits, select_frontier
 from seed.optimize.space import contains, drop_layers
 from seed.optimize.storage import open_storage
-from seed.optimize.study import Limits, open_study
+from seed.optimize.study import open_study
 from seed.optimize.trials import StorageMismatchError, Trials
 from seed.plans import Environment, SearchPlan, read_plan
 from seed.proxy.score_cache import ScoreCache
@@ -37,13 +37,23 @@ from seed.reporting.summary import show_result
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore, list_files
 from seed.sessions import Session
-from seed.stages import budgets, finals, judging, latency_table, publishing, rivals, searching, students, study_record
+from seed.stages import (
+    baselines,
+    budgets,
+    finals,
+    judging,
+    latency_table,
+    publishing,
+    searching,
+    students,
+    study_record,
+)
 from seed.stages.latency_table import LatencyTable
 from seed.stages.students import Member
 from seed.stages.study_record import read_losses
 from seed.study_dir import StudyFolder
 
-STEPS = ("proofs", "latency", "dense", "search", "rivals", "distill")  # of a pass, for people who watch
+STEPS = ("proofs", "latency", "dense", "search", "baselines", "distill")  # of a pass, for people who watch
 
 
 @dataclass(kw_only=True)
@@ -220,7 +230,7 @@ def search(now: Pass, store: ScoreStore) -> StudyRecord:
     trials = open_trials(now, opened, space, store)
     opened = trials.study
     frontier = find_frontier(now, opened, trials, book, table)
-    compare_rivals(now, trials, book, frontier)
+    compare_baselines(now, trials, book, frontier)
     if settings.distill:
         distill(now, dense, frontier, opened, store, book)
     return finish(now.terminal, study, opened)
@@ -247,15 +257,22 @@ def open_trials(now: Pass, opened: Study, space: SearchSpace, store: ScoreStore)
     Raises:
         StudyError: a database is not what the store says.
     """
-    proxy, limits = now.session.protocol.proxy, list_limits(now)
+    make = functools.partial(
+        Trials,
+        space=space,
+        store=store,
+        proxy=now.session.protocol.proxy,
+        limits=list_limits(now),
+        retry_skipped=not now.settings.screen,
+    )
     try:
-        return Trials(opened, space, store, proxy=proxy, limits=limits)
+        return make(opened)
     except StorageMismatchError:
         if now.settings.storage is not None:
             raise
     now.study.journal.unlink(missing_ok=True)
     now.terminal.say(f"{now.study.journal}: is not what {store.path.name} says, and is made anew from it")
-    return Trials(open_optuna(now, store), space, store, proxy=proxy, limits=limits)
+    return make(open_optuna(now, store))
 
 
 def prove(now: Pass) -> Proofs:
@@ -340,18 +357,18 @@ def find_frontier(now: Pass, opened: Study, trials: Trials, book: ScoreCache, ta
         select=lambda: select_members(now, space, trials.store.read_trials()),
         on_warning=terminal.say,
     )
-    with trials.heard_by(lambda record: live.hear()):
-        searching.score_space(
-            terminal,
-            now.executor,
-            table,
-            trials,
-            book,
-            now.plan,
-            settings,
-            rng_seed=protocol.rng_seed,
-            prepare=prepare,
-        )
+    trials.listeners.append(lambda record: live.hear())
+    searching.score_space(
+        terminal,
+        now.executor,
+        table,
+        trials,
+        book,
+        now.plan,
+        settings,
+        rng_seed=protocol.rng_seed,
+        prepare=prepare,
+    )
     frontier = select_members(now, space, trials.store.read_trials())
     study_dir.write_record(now.study.frontier, frontier)
     solver = searching.name_solver(now.plan, settings, space, frontier)
@@ -371,21 +388,20 @@ def select_members(now: Pass, space: SearchSpace, records: Sequence[TrialRecord]
         size=now.settings.frontier_size,
         space_size=space.size,
         load_losses=read_losses(now.study),
-        max_ppl_ratio=now.settings.max_ppl_ratio,
-        max_latency_ratio=now.settings.max_latency_ratio,
+        limits=list_limits(now),
     )
     return msgspec.structs.replace(found, space=space)
 
 
-def compare_rivals(now: Pass, trials: Trials, book: ScoreCache, frontier: Frontier) -> None:
+def compare_baselines(now: Pass, trials: Trials, book: ScoreCache, frontier: Frontier) -> None:
     """Play simpler ways to choose on the search's own scores, and write down what the search added."""
-    now.begin("rivals")
+    now.begin("baselines")
     space = trials.space
-    with now.terminal.stage("rivals", total=len(rivals.RIVALS)) as advance:
+    with now.terminal.stage("baselines", total=len(baselines.BASELINES)) as advance:
         if now.plan.allows_singles(space):
             searching.score_singles(now.executor, trials.store, book, space, recovers=now.session.gains is not None)
         gain, rows = now.executor.call(
-            "compare_rivals",
+            "compare_baselines",
             space,
             trials.store.read_trials(),
             rows=[row for known in book.rows.values() for row in known.values()],

@@ -23,32 +23,45 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Candidate(Record, frozen=True, kw_only=True):
-    """A set of kept layers of a model with ``num_layers`` layers."""
+    """The parts that go of a model with ``num_layers`` layers. A whole layer is named by its number, ``4``; there are no others yet."""
 
     num_layers: int
-    kept_layers: tuple[int, ...]
+    parts: tuple[str, ...]  # in the model's order
 
     def __post_init__(self) -> None:
-        check_layers(self.kept_layers, num_layers=self.num_layers, name="kept_layers")
+        check_layers(self.dropped_layers, num_layers=self.num_layers, name="parts")
+        if self.parts != tuple(map(str, self.dropped_layers)):
+            raise ValueError(f"parts = {', '.join(self.parts)}; wanted numbers of layers, such as 4")
+
+    @classmethod
+    def keep(cls, *, num_layers: int, kept_layers: Sequence[int]) -> "Candidate":
+        """The candidate of these whole layers.
+
+        Raises:
+            ValueError: they are no layers of such a model, in order, each once.
+        """
+        check_layers(kept_layers, num_layers=num_layers, name="kept_layers")
+        kept = set(kept_layers)
+        return cls(num_layers=num_layers, parts=tuple(str(layer) for layer in range(num_layers) if layer not in kept))
 
     @property
     def dropped_layers(self) -> tuple[int, ...]:
         """The layers that are gone, in order."""
-        kept = set(self.kept_layers)
-        return tuple(layer for layer in range(self.num_layers) if layer not in kept)
+        return tuple(map(int, self.parts))
 
     @property
-    def dropped_parts(self) -> tuple[str, ...]:
-        """Names of the dropped parts; today a part is always a whole layer."""
-        return tuple(str(layer) for layer in self.dropped_layers)
+    def kept_layers(self) -> tuple[int, ...]:
+        """The layers that are left, in order."""
+        dropped = set(self.dropped_layers)
+        return tuple(layer for layer in range(self.num_layers) if layer not in dropped)
 
     @property
     def key(self) -> str:
         """A name fit for folders: ``dense``, ``drop-4-11``; long lists end in a hash."""
-        if not self.dropped_parts:
+        if not self.parts:
             return "dense"
-        name = "drop-" + "-".join(self.dropped_parts)
-        return name if len(name) <= 64 else f"drop-{len(self.dropped_parts)}-{hash_text(name)[:12]}"
+        name = f"drop-{'-'.join(self.parts)}"
+        return name if len(name) <= 64 else f"drop-{len(self.parts)}-{hash_text(name)[:12]}"
 
 
 class WidthCut(Record, frozen=True, kw_only=True):
@@ -191,9 +204,14 @@ class Evaluation(Record, frozen=True, kw_only=True):
     seconds: float
     skipped_because: str | None = None
 
+    def has_value(self, proxy: str) -> bool:
+        """Was the candidate not skipped at a proxy, and is its loss a finite number?"""
+        is_finite = proxy in self.qualities and math.isfinite(self.qualities[proxy].ppl_ratio)
+        return is_finite and not self.skipped_because
+
     def explain_failure(self, proxy: str) -> str | None:
-        """Why there is no value by a proxy for which the candidate was not skipped; None: there is one."""
-        if self.skipped_because or (proxy in self.qualities and math.isfinite(self.qualities[proxy].ppl_ratio)):
+        """Why there is no value at a proxy for which the candidate was not skipped; None: there is one."""
+        if self.skipped_because or self.has_value(proxy):
             return None
         return f"the loss of this set ({proxy}) is not a finite number"
 

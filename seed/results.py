@@ -244,7 +244,7 @@ def mark_dropped(candidate: Candidate) -> list[float]:
 
 def link_candidate(candidate: Candidate) -> str:
     """Return the id that links a candidate's marks on a page: ``1-7``."""
-    return "-".join(candidate.dropped_parts)
+    return "-".join(candidate.parts)
 
 
 # ---- intervals

@@ -5,36 +5,32 @@ No meaning of the numbers here.
 
 import contextlib
 import errno
-import json
 import math
 import os
 import secrets
 import sqlite3
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
 from urllib.parse import quote
 
 import msgspec
-import numpy as np
 
 from seed import untrusted
 from seed.errors import SeedError, StudyError
 from seed.records import ScoreRow, TrialRecord
 from seed.study_dir import deny, refuse_write, require_readable
 
+T = TypeVar("T")
 TABLES = {
     "scores": (
-        "CREATE TABLE scores (key TEXT NOT NULL, proxy TEXT NOT NULL, sums BLOB NOT NULL, counts BLOB, seconds REAL, "
-        "crc32 INTEGER NOT NULL, PRIMARY KEY (key, proxy))"
+        "CREATE TABLE scores (key TEXT NOT NULL, proxy TEXT NOT NULL, record BLOB NOT NULL, crc32 INTEGER NOT NULL, "
+        "PRIMARY KEY (key, proxy))"
     ),
-    "trials": (
-        "CREATE TABLE trials (number INTEGER PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL, evaluation TEXT NOT NULL, "
-        "crc32 INTEGER NOT NULL)"
-    ),
+    "trials": "CREATE TABLE trials (number INTEGER PRIMARY KEY, record BLOB NOT NULL, crc32 INTEGER NOT NULL)",
 }
 CHECKED_BYTES = 256 * 2**20  # up to which the whole file's structure is checked on opening, at some GB a second
 BUSY_SECONDS = 60.0  # a reader that opens a killed writer's file puts it in order first, and holds it for that moment
@@ -101,11 +97,12 @@ class ScoreStore:
             ResourceError: the disk does not take it; the file is as it was.
         """
         assert not self.read_only
-        spelled = [_spell_row(row) for row in rows], [_spell_trial(trial) for trial in trials]
+        scores = [(row.key, row.proxy, *_encode(row)) for row in rows]
+        numbered = [(trial.number, *_encode(trial)) for trial in trials]
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)", spelled[0])
-            self._db.executemany("INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?, ?)", spelled[1])
+            self._db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)", scores)
+            self._db.executemany("INSERT OR REPLACE INTO trials VALUES (?, ?, ?)", numbered)
             self._db.execute("COMMIT")
         except BaseException as error:
             with contextlib.suppress(sqlite3.Error):
@@ -121,12 +118,10 @@ class ScoreStore:
         Raises:
             StudyError: a row is damaged or of another form.
         """
-        rows = []
-        for values in self._select("SELECT key, proxy, sums, counts, seconds, crc32 FROM scores ORDER BY rowid"):
-            try:
-                rows.append(_read_row(*values))
-            except (ValueError, TypeError) as error:  # msgspec's and ours
-                raise self._refuse(f"the score of {values[0]!r} ({values[1]!r}) is damaged ({error})") from error
+        rows = self._read_records("SELECT record, crc32, key FROM scores ORDER BY rowid", ScoreRow, "the score of")
+        for row in rows:
+            if any(loss is not None and not math.isfinite(loss) for loss in row.sums):
+                raise self._refuse(f"the score of {row.key!r} ({row.proxy!r}) is damaged (a loss is no finite number)")
         return rows
 
     def read_trials(self) -> tuple[TrialRecord, ...]:
@@ -135,13 +130,24 @@ class ScoreStore:
         Raises:
             StudyError: a trial is damaged or of another form.
         """
-        trials = []
-        for values in self._select("SELECT number, key, state, evaluation, crc32 FROM trials ORDER BY number"):
-            try:
-                trials.append(_read_trial(*values))
-            except (ValueError, TypeError, RecursionError) as error:
-                raise self._refuse(f"trial {values[0]!r} is damaged ({error})") from error
-        return tuple(trials)
+        return tuple(
+            self._read_records("SELECT record, crc32, number FROM trials ORDER BY number", TrialRecord, "trial")
+        )
+
+    def _read_records(self, query: str, kind: type[T], noun: str) -> list[T]:
+        """Decode what a query finds: a record, its checksum, and the name by which it is refused."""
+        decode, records = msgspec.msgpack.Decoder(kind).decode, []
+        try:
+            for content, crc32, name in self._db.execute(query):
+                try:
+                    if zlib.crc32(content) != crc32:
+                        raise ValueError("its checksum is that of another content")
+                    records.append(decode(content))
+                except (ValueError, TypeError, RecursionError) as error:
+                    raise self._refuse(f"{noun} {name!r} is damaged ({error})") from error
+        except sqlite3.Error as error:
+            raise self._explain(error, is_read=True) from error
+        return records
 
     def _open(self, how: str) -> sqlite3.Connection:
         """Open the file, on a disk that can only be read as well, where no writer is at work."""
@@ -175,12 +181,6 @@ class ScoreStore:
             db.close()
             raise
         return db
-
-    def _select(self, query: str) -> Iterator[tuple[Any, ...]]:
-        try:
-            yield from self._db.execute(query)
-        except sqlite3.Error as error:
-            raise self._explain(error, is_read=True) from error
 
     def _explain(self, error: sqlite3.Error, *, is_read: bool) -> SeedError:
         """What SQLite says, with the cure."""
@@ -261,45 +261,7 @@ def _create(path: Path) -> None:
         raise refuse_write(path, error) from error
 
 
-def _seal(*values: object) -> int:
-    """The checksum of what stands in a row: disks and copies that change bytes raise no error."""
-    return zlib.crc32(msgspec.msgpack.encode(values))
-
-
-def _spell_row(row: ScoreRow) -> tuple[object, ...]:
-    sums = np.array(row.sums, dtype="<f8").tobytes()  # no number is NaN
-    counts = None if row.counts is None else np.array(row.counts, dtype="<i8").tobytes()
-    values = (row.key, row.proxy, sums, counts, row.seconds)
-    return (*values, _seal(*values))
-
-
-def _read_row(key: str, proxy: str, sums: bytes, counts: bytes | None, seconds: float | None, crc32: int) -> ScoreRow:
-    if _seal(key, proxy, sums, counts, seconds) != crc32:
-        raise ValueError("its checksum is that of another content")
-    losses = np.frombuffer(sums, dtype="<f8")
-    if np.isinf(losses).any():
-        raise ValueError("a loss is infinite")
-    found = losses.tolist()
-    row = {
-        "key": key,
-        "proxy": proxy,
-        "sums": [None if math.isnan(loss) else loss for loss in found] if np.isnan(losses).any() else found,
-        "counts": None if counts is None else np.frombuffer(counts, dtype="<i8").tolist(),
-        "seconds": seconds,
-    }
-    return msgspec.convert(row, ScoreRow)
-
-
-def _spell_trial(trial: TrialRecord) -> tuple[object, ...]:
-    evaluation = json.dumps(
-        msgspec.to_builtins(trial.evaluation)
-    )  # which spells what is no number, as msgspec does not
-    values = (trial.number, trial.evaluation.candidate.key, trial.state, evaluation)
-    return (*values, _seal(*values))
-
-
-def _read_trial(number: int, key: str, state: str, evaluation: str, crc32: int) -> TrialRecord:
-    if _seal(number, key, state, evaluation) != crc32:
-        raise ValueError("its checksum is that of another content")
-    record = {"number": number, "state": state, "evaluation": json.loads(evaluation)}
-    return msgspec.convert(record, TrialRecord)
+def _encode(record: ScoreRow | TrialRecord) -> tuple[bytes, int]:
+    """A record and its checksum: disks and copies that change bytes raise no error."""
+    content = msgspec.msgpack.encode(record)
+    return content, zlib.crc32(content)

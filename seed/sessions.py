@@ -257,7 +257,7 @@ def prove(session: Session) -> None:
     for kept in dict.fromkeys([tuple(range(last + 1)), tuple(sorted({0, last // 2 + 1, last}))]):
         hidden = first_state
         with torch.no_grad():
-            with view_layers(anatomy, Candidate(num_layers=last + 1, kept_layers=kept)) as view:
+            with view_layers(anatomy, Candidate.keep(num_layers=last + 1, kept_layers=kept)) as view:
                 expected = view(input_ids=tokens, use_cache=False).logits
             for layer in kept:
                 hidden = anatomy.run_layer(layer, hidden)

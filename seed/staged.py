@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,16 +49,8 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
         frontier_size=choose_frontier_size(settings),
     )
 
-    def run(name: str, depth: int, *, start: Path | None = None, tokens: int | None = None) -> StudyRecord:
-        wanted = each.change(
-            study=name,
-            start=start,
-            min_dropped=depth,
-            max_dropped=depth,
-            # one cut from the original would have had fewer tokens than models that go on
-            width_baseline=settings.width_baseline and start is None,
-        )
-        wanted = wanted if tokens is None else wanted.change(distill_tokens=tokens)
+    def run(name: str, depth: int, **changes: Any) -> StudyRecord:
+        wanted = each.change(study=name, min_dropped=depth, max_dropped=depth, **changes)
         return search(wanted, terminal)
 
     stages: list[StageRecord] = []
@@ -69,11 +62,14 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
             stopped = f"only {count_things(count_droppable(record) - depth, 'more layer')} may go"
             break
         terminal.say(f"stage {number}: {count_things(count, 'more layer')}, {depth + count} in all")
-        start = root / stages[-1].name / "models" / stages[-1].result.key if stages else None
-        record = run(f"stage-{number}", depth + count, start=start)
-        if not stages:  # what later stages go on from is settled now; before, nothing was there to be mixed
+        name = f"stage-{number}"
+        if stages:  # a width is cut from the original, and would have had fewer tokens than models that go on
+            start = root / stages[-1].name / "models" / stages[-1].result.key
+            record = run(name, depth + count, start=start, width_baseline=False)
+        else:  # what later stages go on from is settled behind it; before, nothing is there to be mixed
+            record = run(name, depth + count)
             study_dir.write_bytes(study.stages_plan, json.dumps(decisive, indent=1).encode() + b"\n")
-        stage = describe_stage(f"stage-{number}", record)
+        stage = describe_stage(name, record)
         stopped = reach_target(stage, settings)
         if stage.result.validation.ppl_ratio > (settings.max_ppl_ratio or math.inf):
             break
@@ -91,7 +87,7 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
     if settings.one_shot and len(stages) > 1:
         tokens = stages[-1].tokens
         terminal.say(f"at once: {count_things(depth, 'layer')}, for the {tokens:,} tokens of all stages")
-        one_shot = describe_stage("one-shot", run("one-shot", depth, tokens=tokens))
+        one_shot = describe_stage("one-shot", run("one-shot", depth, distill_tokens=tokens))
     excess, verdict = compare_ends(stages[-1], one_shot, np.array(record.dense.test_counts))
     staged = StagedSearch(
         study=root.name,

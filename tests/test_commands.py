@@ -66,8 +66,7 @@ def test_the_whole_pass_gives_checkpoints_that_plain_transformers_loads(make_che
     results = [json.loads(path.read_text()) for path in sorted((study / "distilled").glob("*.json"))]
     assert len(results) == 2
     for result in results:
-        dropped = [str(i) for i in range(4) if i not in result["candidate"]["kept_layers"]]
-        path = study / "models" / f"drop-{'-'.join(dropped)}"
+        path = study / "models" / f"drop-{'-'.join(result['candidate']['parts'])}"
         assert "base_model" in json.loads((path / "seed.json").read_text())
         assert f"{result['test']['perplexity']:.3f}" in (path / "README.md").read_text()
         best = min(point["validation_loss"] for point in result["curve"])
@@ -95,10 +94,8 @@ def test_the_whole_pass_gives_checkpoints_that_plain_transformers_loads(make_che
     assert "finished before: nothing is left to do in studies/tiny" in again.stderr
     assert again.stderr.split("dense model:")[1] == done.stdout.split("dense model:")[1]
     line = read_line(again, SearchLine)
-    kept = {tuple(result["candidate"]["kept_layers"]): result["test"]["ppl_ratio"] for result in results}
-    assert {
-        tuple(i for i in range(4) if i not in model.dropped_layers): model.ppl_ratio.value for model in line.models
-    } == kept
+    found = {tuple(map(str, model.dropped_layers)): model.ppl_ratio.value for model in line.models}
+    assert found == {tuple(result["candidate"]["parts"]): result["test"]["ppl_ratio"] for result in results}
     assert all((tmp_path / model.path / "config.json").is_file() for model in line.models)
     assert all((tmp_path / str(model.path) / "config.json").is_file() for model in line.models)
     assert (tmp_path / line.report).is_file()
@@ -137,7 +134,7 @@ def members_of(study: Path) -> list[tuple]:
     """What of a frontier must not depend on how often its search was killed: everything but times."""
     frontier = json.loads((study / "frontier.json").read_text())
     return [
-        (m["evaluation"]["candidate"]["kept_layers"], m["rank"], m["evaluation"]["qualities"], m["tied_with"])
+        (m["evaluation"]["candidate"]["parts"], m["rank"], m["evaluation"]["qualities"], m["tied_with"])
         for m in frontier["members"]
     ]
 
@@ -272,7 +269,7 @@ def test_users_own_stopwatch_judge_and_storage_are_used(make_checkpoint, text_fi
     assert latency["3 layers"]["ratio"] == pytest.approx(0.75)
     assert latency["2 layers"]["ratio"] == pytest.approx(0.5)
     [member] = json.loads((study / "frontier.json").read_text())["members"]
-    assert len(member["evaluation"]["candidate"]["kept_layers"]) == 2  # three layers would be too slow
+    assert len(member["evaluation"]["candidate"]["parts"]) == 2  # three layers would be too slow
     assert json.loads((study / "dense.json").read_text())["user_score"] == 4000
     assert json.loads(next((study / "distilled").glob("*.json")).read_text())["user_score"] == 2000
     assert (tmp_path / "mine.db").exists()

@@ -35,13 +35,12 @@ def test_a_staged_search_names_original_layers_and_goes_on_where_it_was_killed(m
     done = run_seed(*words, "--study=unbroken", cwd=tmp_path)
     root = tmp_path / "studies" / "unbroken"
     staged = json.loads((root / "stages.json").read_text())
-    first, second = (stage["result"]["candidate"]["kept_layers"] for stage in staged["stages"])
-    assert (len(first), len(second)) == (4, 3)
-    assert set(second) < set(first)
+    first, second = (stage["result"]["candidate"]["parts"] for stage in staged["stages"])
+    assert (len(first), len(second)) == (2, 3)
+    assert set(first) < set(second)
     assert "3 of 6 layers in stages of 2+1" in done.stdout
     assert "At once for the same tokens" in done.stdout
-    dropped = "-".join(str(layer) for layer in range(6) if layer not in second)
-    path = root / "stage-2" / "models" / f"drop-{dropped}"
+    path = root / "stage-2" / "models" / f"drop-{'-'.join(second)}"
     exported = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     assert exported.config.num_hidden_layers == 3
     said = json.loads((path / "seed.json").read_text())
@@ -87,7 +86,7 @@ def test_a_search_goes_on_from_a_recovered_model_of_another(make_checkpoint, tex
     assert plan["identity"]["space"]["gone_layers"] == [gone]
     assert plan["identity"]["location"] == str(model)
     [member] = json.loads((tmp_path / "studies" / "second" / "frontier.json").read_text())["members"]
-    assert gone not in member["evaluation"]["candidate"]["kept_layers"]
+    assert str(gone) in member["evaluation"]["candidate"]["parts"]
     # what it went on from is part of the plan
     config = (start / "config.json").read_text()
     (start / "config.json").write_text(config + "\n")

@@ -19,7 +19,7 @@ from seed.errors import ModelError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.provenance import describe_original, find_damage, read_start
 from seed.plans import read_plan
-from seed.records import TrialRecord
+from seed.records import Candidate, TrialRecord
 from seed.reporting.result_line import ExportLine
 from seed.stages import exporting
 from seed.stages.study_record import find_trial, gather_record
@@ -235,7 +235,8 @@ def test_a_recovered_model_that_is_cut_again_says_which_weights_it_comes_from(pl
         start_sha256=protocols.hash_weights(start),
         start_tokens=4096,
     )
-    candidate = msgspec.structs.replace(trial.evaluation.candidate, kept_layers=(kept[0], kept[2]))
+    num_layers = trial.evaluation.candidate.num_layers
+    candidate = Candidate.keep(num_layers=num_layers, kept_layers=(kept[0], kept[2]))
     evaluation = msgspec.structs.replace(trial.evaluation, candidate=candidate)
     of_start = msgspec.structs.replace(trial, evaluation=evaluation)
     order = exporting.order_trial(place.study, plan, protocol, of_start, ())

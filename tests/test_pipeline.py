@@ -16,7 +16,7 @@ from seed.proxy.proxy import Proxy
 from seed.records import Candidate, Evaluation, ScoreRow
 from seed.scores import ScoreStore
 from seed.search import search
-from seed.stages import finals, judging, latency_table, publishing, rivals
+from seed.stages import baselines, finals, judging, latency_table, publishing
 from seed.study_dir import StudyFolder
 from tests.finished import Finished, describe, timed_alike
 from tests.reporting.factory import make_trials
@@ -48,7 +48,7 @@ STOPS: dict[str, tuple[object, str, int]] = {
     "latency": (latency_table, "measure_latency", 1),
     "dense": (judging, "judge_dense", 0),
     "search": (Proxy, "evaluate", 4),
-    "rivals": (rivals, "measure_gain", 0),
+    "baselines": (baselines, "compare_baselines", 0),
     "distill": (finals, "train_students", 0),
     "judge": (judging, "judge_exported", 1),
     "export": (finals, "keep_first", 1),

@@ -32,7 +32,7 @@ def test_keys_say_what_is_gone_and_are_one_for_each_set() -> None:
     assert drop().key == "dense"
     assert drop(4, 11).key == drop(11, 4).key == "drop-4-11"
     assert drop(4, 11).dropped_layers == (4, 11)
-    assert drop(4, 11).dropped_parts == ("4", "11")
+    assert drop(4, 11).parts == ("4", "11")
     keys = {drop(*dropped).key for depth in range(12) for dropped in itertools.combinations(range(12), depth)}
     assert len(keys) == 2**12 - 1  # all but the empty model
     assert all(re.fullmatch(r"[a-z0-9-]{1,64}", key) for key in keys)
@@ -47,15 +47,6 @@ def test_long_lists_end_in_a_hash_and_stay_apart() -> None:
     assert len({candidate.key for candidate in long}) == 30
     assert drop(*range(40), num_layers=80).key == "drop-40-9e65b66e46f1"  # in every version
     assert records.hash_text("seed") == "19b25856e1c150ca834cffc8b59b23adbd0ec0389e58eb22b3b64768098d002b"
-
-
-def test_the_size_of_a_space_counted_by_hand() -> None:
-    space = SearchSpace(num_layers=12, droppable_layers=(1, 2, 3, 4, 5), min_dropped=2, max_dropped=3)
-    assert space.size == 10 + 10
-    staged = msgspec.structs.replace(space, droppable_layers=(2, 3, 4, 5, 6), min_dropped=3, max_dropped=4)
-    staged = msgspec.structs.replace(staged, gone_layers=(1, 7))
-    assert list(staged.more_dropped) == [1, 2]  # layers that are gone count as dropped
-    assert staged.size == 5 + 10
 
 
 def test_a_space_without_gone_layers_is_written_as_before_there_were_any() -> None:

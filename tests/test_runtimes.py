@@ -123,7 +123,7 @@ def exports(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         teacher = open_teacher(
             ModelSource(location=str(place / "original")), device=torch.device("cpu"), dtype_name=None
         )
-        student = make_student(Anatomy(teacher.model), Candidate(num_layers=4, kept_layers=KEPT))
+        student = make_student(Anatomy(teacher.model), Candidate.keep(num_layers=4, kept_layers=KEPT))
         write_checkpoint(
             student,
             place / "drop-1",

@@ -178,7 +178,7 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
     """Say what is wrong with students of a few layers, or nothing."""
     num_tried = 0
     for kept in _list_tried(anatomy):
-        student: Any = make_student(anatomy, Candidate(num_layers=anatomy.num_layers, kept_layers=kept))
+        student: Any = make_student(anatomy, Candidate.keep(num_layers=anatomy.num_layers, kept_layers=kept))
         cut = f"with layers {', '.join(map(str, kept))} alone"
         expected = student(input_ids=tokens_BT, use_cache=False).logits
         if not expected.isfinite().all():

@@ -67,7 +67,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def candidate(self) -> Candidate:
         """The set of layers that are there."""
-        return Candidate(num_layers=self.num_layers, kept_layers=self.kept_layers)
+        return Candidate.keep(num_layers=self.num_layers, kept_layers=self.kept_layers)
 
     @property
     def tokens(self) -> int:

@@ -1,7 +1,6 @@
 """What the scores of a study say: how its frontier grew, what layers and pairs cost, what repeated distillations agree on."""
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -103,10 +102,10 @@ def measure_progress(trials: Sequence[TrialRecord], *, proxy: str) -> Progress |
     steps: list[tuple[int, float]] = []
     for number, ratio, latency in scored:
         point = (ratio, latency.ratio)
-        place = bisect_right(front, point)
-        if any(other[1] <= point[1] for other in front[:place]) or not (ratio < reference[0] and latency.ratio < 1):
+        is_beyond = ratio >= reference[0] or latency.ratio >= 1
+        if is_beyond or any(other[0] <= point[0] and other[1] <= point[1] for other in front):
             continue
-        front = [*front[:place], point, *(other for other in front[place:] if other[1] < point[1])]
+        front = [other for other in front if other[0] < point[0] or other[1] < point[1]] + [point]
         steps.append((number, measure_hypervolume(front, reference)))
     return Progress(reference=reference, num_trials=max(number for number, *_ in scored) + 1, steps=tuple(steps))
 
@@ -121,23 +120,17 @@ def read_sensitivities(rows: Iterable[ScoreRow], space: SearchSpace) -> tuple[Se
         rows: lines of the sweep, the dense model's among them.
         space: layers that were gone before count as gone everywhere.
     """
-    losses: dict[str, dict[tuple[int, ...], float]] = {}
-    dense: ScoreRow | None = None
     known = list(rows)
-    for row in known:
-        if row.counts is not None:
-            dense = row
-    if dense is None or dense.counts is None:
+    dense = next((row for row in known if row.counts), None)
+    if dense is None or dense.counts is None or (dense_sum := _add(dense.sums)) is None:
         return ()
-    dense_sum, tokens = _add(dense.sums), sum(dense.counts)
-    if dense_sum is None or not tokens:
-        return ()
+    ratios: dict[str, dict[tuple[int, ...], float]] = {}
     for row in known:
         dropped, total = read_dropped(row.key), _add(row.sums)
-        if dropped is not None and total is not None and row is not dense:
-            ratio = math.exp(min((total - dense_sum) / tokens, MAX_LOG_RATIO))
-            losses.setdefault(row.proxy, {})[dropped] = ratio
-    found = [_take_proxy(proxy, ratios, space) for proxy, ratios in sorted(losses.items(), key=_order)]
+        if dropped is not None and total is not None:
+            excess = (total - dense_sum) / sum(dense.counts)
+            ratios.setdefault(row.proxy, {})[dropped] = math.exp(min(excess, MAX_LOG_RATIO))
+    found = [_take_proxy(proxy, ratios[proxy], space) for proxy in sorted(ratios, key=_order)]
     return tuple(one for one in found if any(ratio is not None for ratio in one.singles))
 
 
@@ -162,5 +155,5 @@ def _add(sums: list[float | None]) -> float | None:
     return sum(numbers) if len(numbers) == len(sums) else None
 
 
-def _order(item: tuple[str, object]) -> tuple[int, str]:
-    return {"none": 0, "closed-form": 1}.get(item[0], 2), item[0]
+def _order(proxy: str) -> tuple[int, str]:
+    return {"none": 0, "closed-form": 1}.get(proxy, 2), proxy

@@ -4,9 +4,11 @@ Latency depends on structure alone, so the frontier holds at most one candidate 
 goes to runners-up, which make "does the proxy rank?" a question with an answer.
 """
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -27,6 +29,35 @@ PUBLISHED_AGREEMENT = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds that candidates are to keep, constraints of their trials; None: there is no such bound."""
+
+    max_ppl_ratio: float | None = None
+    max_latency_ratio: float | None = None
+    max_memory_bytes: float | None = None
+    cached_tokens: int = 0  # of the timed workload, whose KV cache counts as memory
+
+    def measure(self, evaluation: Evaluation, *, proxy: str) -> dict[str, float]:
+        """By how much each bound is exceeded, by name; 0 or less where it is kept."""
+        size, found = evaluation.size, {}
+        if self.max_ppl_ratio is not None and evaluation.has_value(proxy):
+            found["PPL ratio"] = evaluation.qualities[proxy].ppl_ratio - self.max_ppl_ratio
+        if self.max_latency_ratio is not None:
+            found["latency ratio"] = evaluation.latency.ratio - self.max_latency_ratio
+        if self.max_memory_bytes is not None:
+            memory = size.weight_bytes + size.kv_bytes_per_token * self.cached_tokens
+            found["memory bytes"] = memory - self.max_memory_bytes
+        return found
+
+    def keeps(self, evaluation: Evaluation, *, proxy: str) -> bool:
+        """Is no bound exceeded?"""
+        return all(excess <= 0 for excess in self.measure(evaluation, proxy=proxy).values())
+
+
+UNLIMITED = Limits()
+
+
 def dominates(one: Evaluation, other: Evaluation, *, proxy: str) -> bool:
     """Is ``one`` at least as good in PPL, latency and size, and better in one of them?
 
@@ -44,8 +75,7 @@ def select_frontier(
     size: int,
     space_size: int,
     load_losses: LoadLosses,
-    max_ppl_ratio: float | None = None,
-    max_latency_ratio: float | None = None,
+    limits: Limits = UNLIMITED,
 ) -> Frontier:
     """Return at most ``size`` members: the nondominated first, then runners-up, one round of ranks at a time.
 
@@ -53,65 +83,51 @@ def select_frontier(
         StudyError: no scored candidate keeps the limits.
     """
     scored = [trial for trial in trials if trial.state == "COMPLETE" and proxy in trial.evaluation.qualities]
-    by_structure: dict[str, list[TrialRecord]] = defaultdict(list)
+    groups: dict[str, list[TrialRecord]] = defaultdict(list)  # by structure, the best first
     for trial in sorted(scored, key=lambda t: (t.evaluation.qualities[proxy].loss, t.evaluation.candidate.key)):
-        by_structure[trial.evaluation.latency.structure].append(trial)
-    within = {
-        structure: [
-            trial for trial in group if _keeps_limits(trial.evaluation, proxy, max_ppl_ratio, max_latency_ratio)
-        ]
-        for structure, group in by_structure.items()
-    }
-    within = {structure: group for structure, group in within.items() if group}
+        groups[trial.evaluation.latency.structure].append(trial)
+    within: dict[str, list[TrialRecord]] = {}
+    for structure, group in groups.items():
+        if kept := [trial for trial in group if limits.keeps(trial.evaluation, proxy=proxy)]:
+            within[structure] = kept
+    if not scored:
+        raise StudyError("no candidate was scored. Run the search again.")
     if not within:
-        if not scored:
-            raise StudyError("no candidate was scored. Run the search again.")
-        best = min((trial.evaluation.qualities[proxy].ppl_ratio for trial in scored), default=math.nan)
+        best = min(trial.evaluation.qualities[proxy].ppl_ratio for trial in scored)
         raise StudyError(
             f"none of the {len(scored)} scored candidates keeps the limits; the lowest PPL ratio is {best:.3f}. "
-            "Raise --max-ppl-ratio or --max-latency-ratio."
+            "Raise --max-ppl-ratio, --max-latency-ratio or --max-memory."
         )
-    leaders = [group[0] for group in within.values()]
-    leaders = [
-        leader
-        for leader in leaders
-        if not any(
-            dominates(other.evaluation, leader.evaluation, proxy=proxy) for other in leaders if other is not leader
-        )
-    ]
-    leaders.sort(key=lambda trial: -trial.evaluation.size.num_params)
-    if len(leaders) > size:  # thin evenly, both ends kept
-        leaders = [leaders[i] for i in np.unique(np.linspace(0, len(leaders) - 1, size).round().astype(int))]
-    chosen = [(leader, 0) for leader in leaders]
-    rank = 1
-    while len(chosen) < size:
-        more = [
-            (within[leader.evaluation.latency.structure][rank], rank)
-            for leader in leaders
-            if len(within[leader.evaluation.latency.structure]) > rank
-        ]
-        if not more:
-            break
-        chosen += more[: size - len(chosen)]
-        rank += 1
-    certainty = {
-        leader.evaluation.latency.structure: _weigh(
-            by_structure[leader.evaluation.latency.structure], proxy, load_losses
-        )
-        for leader in leaders
-    }
+    structures = find_leaders({structure: group[0].evaluation for structure, group in within.items()}, proxy=proxy)
+    if len(structures) > size:  # thin evenly, both ends kept
+        structures = [structures[i] for i in np.unique(np.linspace(0, len(structures) - 1, size).round().astype(int))]
+    rounds = enumerate(itertools.zip_longest(*(within[structure] for structure in structures)))
+    chosen = [(trial, rank) for rank, found in rounds for trial in found if trial is not None][:size]
+    certainty: dict[int, tuple[float, tuple[str, ...]]] = {}
+    for structure in structures:
+        certainty |= _weigh(groups[structure], proxy, load_losses)
     members = [
         FrontierMember(
             trial_number=trial.number,
             evaluation=trial.evaluation,
             rank=rank,
-            probability_best=certainty[trial.evaluation.latency.structure][trial.number][0],
-            tied_with=certainty[trial.evaluation.latency.structure][trial.number][1],
+            probability_best=certainty[trial.number][0],
+            tied_with=certainty[trial.number][1],
         )
         for trial, rank in chosen
     ]
     members.sort(key=lambda member: (-member.evaluation.size.num_params, member.rank))
     return Frontier(proxy=proxy, members=tuple(members), num_scored=len(scored), space_size=space_size)
+
+
+def find_leaders(best: dict[str, Evaluation], *, proxy: str) -> list[str]:
+    """Structures whose best no other's dominates, the largest first."""
+    leaders = [
+        structure
+        for structure, ours in best.items()
+        if not any(dominates(theirs, ours, proxy=proxy) for theirs in best.values())
+    ]
+    return sorted(leaders, key=lambda structure: -best[structure].size.num_params)
 
 
 def measure_agreement(trials: Sequence[TrialRecord], distilled: Sequence[DistillResult], *, proxy: str) -> Agreement:
@@ -132,14 +148,6 @@ def measure_agreement(trials: Sequence[TrialRecord], distilled: Sequence[Distill
                 discordant += product < 0
     agreement = Agreement(proxy=proxy, concordant=concordant, discordant=discordant, verdict="")
     return msgspec.structs.replace(agreement, verdict=_say_agreement(agreement))
-
-
-def _keeps_limits(
-    evaluation: Evaluation, proxy: str, max_ppl_ratio: float | None, max_latency_ratio: float | None
-) -> bool:
-    return (max_ppl_ratio is None or evaluation.qualities[proxy].ppl_ratio <= max_ppl_ratio) and (
-        max_latency_ratio is None or evaluation.latency.ratio <= max_latency_ratio
-    )
 
 
 def _weigh(

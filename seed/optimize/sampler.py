@@ -1,90 +1,153 @@
-"""Which candidate to try next, as Optuna samplers over flags ``keep_00 ... keep_NN`` (1 = the layer stays).
+"""Which candidate to try next: a study in memory is asked, whose sampler is Seed's or one of Optuna's, kept inside the space.
 
-``subset`` is Seed's own. ``FeasibleSampler`` lets one of Optuna's propose, asks again when it leaves the space or
-repeats a set, and falls back to a random set. Spaces that are scored whole need no sampler.
+A candidate is spelled by flags ``keep_00 ... keep_NN``, 1 where the part stays. Spaces that are scored whole need no sampler.
 """
 
 import random
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from seed.optimize.space import contains, draw_candidate, drop_more, enumerate_candidates
-from seed.optimize.subset_sampler import (
-    FLAG,
-    MOST_FAILURES,
-    PREFIX,
-    TAKEN_STATES,
-    SubsetSampler,
-    settles,
-    weigh_failure,
-)
-from seed.records import Candidate, SearchSpace
+from seed.optimize.space import contains, draw_candidate, drop_parts, enumerate_candidates, list_parts
+from seed.optimize.subset_sampler import FLAG, SubsetSampler
+from seed.records import Candidate, SearchSpace, hash_text
 
 HOPELESS_RATIO = 1e6  # a PPL ratio by the prior counts as no more than this
-PROPOSALS = 24  # of the inner sampler, before a random set is taken instead
-UNSKIPPED_STATES = (TrialState.COMPLETE, TrialState.RUNNING)  # when what was skipped is to be tried after all
+PROPOSALS = 24  # of one of Optuna's samplers, before a random candidate is taken instead
+DRAWS = 1000  # of random candidates, before all that are left are listed
 
 
-def flag_name(layer: int) -> str:
-    """The name of a layer's flag."""
-    return f"{PREFIX}{layer:02d}"
+def list_flags(space: SearchSpace) -> dict[str, str]:
+    """The parts that may go, by the names of their flags."""
+    return {f"keep_{part.zfill(2)}": part for part in list_parts(space)}
 
 
 def flag_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """One flag for each layer that may go."""
-    return {flag_name(layer): FLAG for layer in space.droppable_layers}
+    """One flag for each part that may go."""
+    return dict.fromkeys(list_flags(space), FLAG)
 
 
 def flags_of(space: SearchSpace, candidate: Candidate) -> dict[str, int]:
     """The flags that stand for a candidate."""
-    kept = set(candidate.kept_layers)
-    return {flag_name(layer): int(layer in kept) for layer in space.droppable_layers}
+    return {flag: int(part not in candidate.parts) for flag, part in list_flags(space).items()}
 
 
-def candidate_of(space: SearchSpace, flags: dict[str, Any]) -> Candidate:
-    """The candidate that flags stand for; layers without a flag stay, but those that are gone."""
-    return drop_more(space, [layer for layer in space.droppable_layers if not flags.get(flag_name(layer), 1)])
+def candidate_of(space: SearchSpace, flags: Mapping[str, Any]) -> Candidate:
+    """The candidate that flags stand for; parts without a flag stay, but layers that are gone."""
+    return drop_parts(space, [part for flag, part in list_flags(space).items() if not flags.get(flag, 1)])
 
 
-def taken_keys(
-    study: optuna.Study, space: SearchSpace, *, but: int | None = None, states: tuple[TrialState, ...] = TAKEN_STATES
-) -> set[str]:
-    """Keys of candidates that are scored, skipped, being scored or hopeless; ``but`` is the asking trial itself."""
-    taken: set[str] = set()
-    failures: dict[str, int] = {}
-    for trial in study.get_trials(deepcopy=False):
-        if not trial.params or trial.number == but:
-            continue
-        candidate = candidate_of(space, trial.params)
-        if not contains(space, candidate):
-            continue
-        if trial.state == TrialState.FAIL:
-            failures[candidate.key] = failures.get(candidate.key, 0) + weigh_failure(trial)
-        elif settles(trial, states):
-            taken.add(candidate.key)
-    return taken | {key for key, count in failures.items() if count >= MOST_FAILURES}
+class SampledStudy:
+    """An Optuna study in memory that is asked for candidates, none twice, and told what they came to.
 
+    What is asked depends on what was told and on the random seed alone.
 
-class FeasibleSampler(optuna.samplers.BaseSampler):
-    """An Optuna sampler kept inside the space and away from sets that were tried."""
+    Args:
+        space: of the candidates.
+        sampler: one of ``space.SAMPLERS``.
+        rng_seed: of all random numbers.
+        prior: a PPL ratio by a cheaper score, for the subset sampler.
+    """
 
     def __init__(
         self,
         space: SearchSpace,
-        inner: optuna.samplers.BaseSampler,
         *,
-        random_state: int,
-        taken_states: tuple[TrialState, ...] = TAKEN_STATES,
+        sampler: str,
+        rng_seed: int,
+        prior: Callable[[Candidate], float] | None = None,
     ) -> None:
-        self.space = space
-        self.inner = inner
-        self.rng = random.Random(random_state)
-        self.taken_states = taken_states
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space, self.sampler, self.rng_seed = space, sampler, rng_seed
+        self.subset = make_subset_sampler(space, rng_seed=rng_seed, prior=prior)
+        self.study = optuna.create_study(directions=["minimize", "minimize"])
+        self.asked: dict[Candidate, optuna.Trial] = {}  # and not told yet
+
+    def ask(self) -> Candidate:
+        """The candidate to score next; one that was asked for before, where no other is left."""
+        number = len(self.study.get_trials(deepcopy=False))
+        random_state = int(hash_text(f"{self.rng_seed}/{number}")[:8], 16)
+        self.study.sampler = (
+            self.subset
+            if self.sampler == "subset"
+            else make_sampler(self.sampler, self.space, random_state=random_state)
+        )
+        trial = self.study.ask(flag_distributions(self.space))
+        candidate = candidate_of(self.space, trial.params)
+        self.asked[candidate] = trial
+        return candidate
+
+    def read_notes(self, candidate: Candidate) -> dict[str, Any]:
+        """What the sampler noted with a candidate that was asked for, and wants to find there later."""
+        return self.study.get_trials(deepcopy=False)[self.asked[candidate].number].system_attrs
+
+    def tell(
+        self, candidate: Candidate, values: Sequence[float] | None, *, constraints: Mapping[str, float] | None = None
+    ) -> None:
+        """Say what a candidate that was asked for came to; None: to nothing, and it is not to be asked for again."""
+        trial = self.asked.pop(candidate)
+        for name, excess in (constraints or {}).items():
+            trial.set_constraint(name, excess)
+        self.study.tell(trial, values, state=TrialState.COMPLETE if values else TrialState.PRUNED)
+
+    def add(self, trial: FrozenTrial) -> None:
+        """Take over what was asked and told in another study."""
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE if trial.values else TrialState.PRUNED,
+                values=trial.values,
+                params=trial.params,
+                distributions=trial.distributions,
+                system_attrs=trial.system_attrs,
+            )
+        )
+
+
+def make_subset_sampler(
+    space: SearchSpace, *, rng_seed: int, prior: Callable[[Candidate], float] | None = None
+) -> SubsetSampler:
+    """Return Seed's sampler for a space; ``prior`` is a cheaper value for the first objective."""
+    flags = list_flags(space)
+
+    def look_up(dropped: Collection[str]) -> float:
+        assert prior is not None
+        value = prior(drop_parts(space, [flags[flag] for flag in dropped]))
+        return value if value < HOPELESS_RATIO else HOPELESS_RATIO  # not a number is hopeless too
+
+    return SubsetSampler(
+        tuple(flags),
+        min_dropped=space.more_dropped[0],
+        max_dropped=space.more_dropped[-1],
+        prior=look_up if prior is not None else None,
+        seed=rng_seed,
+    )
+
+
+def make_sampler(name: str, space: SearchSpace, *, random_state: int) -> "FeasibleSampler":
+    """Return the named sampler of Optuna's, kept inside the space."""
+    inner: optuna.samplers.BaseSampler
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "tpe":
+            # multivariate, since flags matter together; experimental in Optuna, and the better choice by far
+            inner = optuna.samplers.TPESampler(multivariate=True, seed=random_state)
+        elif name == "nsgaii":
+            inner = optuna.samplers.NSGAIISampler(seed=random_state)
+        else:
+            assert name == "random"
+            inner = optuna.samplers.RandomSampler(seed=random_state)  # proposes nothing relative: random sets
+    return FeasibleSampler(space, inner, random_state=random_state)
+
+
+class FeasibleSampler(optuna.samplers.BaseSampler):
+    """Asks one of Optuna's samplers again when it leaves the space or repeats a candidate, and falls back to a random one."""
+
+    def __init__(self, space: SearchSpace, inner: optuna.samplers.BaseSampler, *, random_state: int) -> None:
+        self.space, self.inner, self.rng = space, inner, random.Random(random_state)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return flag_distributions(self.space)
@@ -103,7 +166,8 @@ class FeasibleSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        taken = taken_keys(study, self.space, but=trial.number, states=self.taken_states)
+        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        taken = {candidate_of(self.space, other.params) for other in others}
         for _ in range(PROPOSALS):
             flags = self.inner.sample_relative(study, trial, search_space)
             if not flags:
@@ -113,58 +177,15 @@ class FeasibleSampler(optuna.samplers.BaseSampler):
                 for name, distribution in search_space.items()
             }
             candidate = candidate_of(self.space, flags)
-            if contains(self.space, candidate) and candidate.key not in taken:
+            if contains(self.space, candidate) and candidate not in taken:
                 return flags
         return flags_of(self.space, self._draw_new(taken))
 
-    def _draw_new(self, taken: set[str]) -> Candidate:
-        """A random untried candidate, or any where none is left."""
-        for _ in range(1000):
+    def _draw_new(self, taken: Collection[Candidate]) -> Candidate:
+        """A random candidate that is not taken, or any where none is left."""
+        for _ in range(DRAWS):
             candidate = draw_candidate(self.space, self.rng)
-            if candidate.key not in taken:
+            if candidate not in taken:
                 return candidate
-        left = [candidate for candidate in enumerate_candidates(self.space) if candidate.key not in taken]
+        left = [candidate for candidate in enumerate_candidates(self.space) if candidate not in taken]
         return self.rng.choice(left) if left else draw_candidate(self.space, self.rng)
-
-
-def make_subset_sampler(
-    space: SearchSpace,
-    *,
-    rng_seed: int,
-    taken_states: tuple[TrialState, ...] = TAKEN_STATES,
-    prior: Callable[[Candidate], float] | None = None,
-) -> SubsetSampler:
-    """Return Seed's sampler for a space; ``prior`` is a cheaper value for the first objective."""
-    layers = {flag_name(layer): layer for layer in space.droppable_layers}
-
-    def look_up(dropped: Collection[str]) -> float:
-        assert prior is not None
-        value = prior(drop_more(space, [layers[name] for name in dropped]))
-        return value if value < HOPELESS_RATIO else HOPELESS_RATIO  # not a number is hopeless too
-
-    return SubsetSampler(
-        tuple(layers),
-        min_dropped=space.more_dropped[0],
-        max_dropped=space.more_dropped[-1],
-        prior=look_up if prior is not None else None,
-        seed=rng_seed,
-        taken_states=taken_states,
-    )
-
-
-def make_sampler(
-    name: str, space: SearchSpace, *, random_state: int, taken_states: tuple[TrialState, ...] = TAKEN_STATES
-) -> optuna.samplers.BaseSampler:
-    """Return the named sampler of Optuna's, kept inside the space."""
-    inner: optuna.samplers.BaseSampler
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if name == "tpe":
-            # multivariate, since flags matter together; experimental in Optuna, and the better choice by far
-            inner = optuna.samplers.TPESampler(multivariate=True, seed=random_state)
-        elif name == "nsgaii":
-            inner = optuna.samplers.NSGAIISampler(seed=random_state)
-        else:
-            assert name == "random"
-            inner = optuna.samplers.RandomSampler(seed=random_state)  # proposes nothing relative: random sets
-    return FeasibleSampler(space, inner, random_state=random_state, taken_states=taken_states)

@@ -8,11 +8,10 @@ nothing of such a candidate, give a wide interval and screen nothing.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 
 import numpy as np
 
-from seed.records import Candidate, Evaluation, Quality, TrialRecord
+from seed.records import Candidate, Evaluation, Quality
 from seed.stats import student_t
 
 NEEDED_PAIRS = 8  # of a structure, before any of its candidates is skipped
@@ -28,13 +27,8 @@ class Screen:
         self.keep = keep
         self.pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
-    def learn(self, trials: Iterable[TrialRecord]) -> None:
-        """Take in finished trials; those without both proxies say nothing."""
-        for trial in trials:
-            self.learn_evaluation(trial.evaluation)
-
-    def learn_evaluation(self, evaluation: Evaluation) -> None:
-        """Take in one evaluation."""
+    def learn(self, evaluation: Evaluation) -> None:
+        """Take in a finished trial's evaluation; one without both proxies says nothing."""
         if evaluation.qualities.keys() >= set(PROXIES):
             cheap, wanted = (math.log(evaluation.qualities[proxy].ppl_ratio) for proxy in PROXIES)
             if math.isfinite(cheap) and math.isfinite(wanted):

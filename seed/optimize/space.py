@@ -8,22 +8,6 @@ from seed.errors import SpaceError
 from seed.records import Candidate, SearchSpace
 
 SAMPLERS = ("subset", "tpe", "nsgaii", "random")  # see ``sampler``, which takes a second to import
-STRATEGIES = (  # see ``strategies``, which takes as long
-    "subset",
-    "sweep",
-    "last_layers",
-    "magnitude",
-    "taylor",
-    "block_influence",
-    "angular_distance",
-    "perplexity",
-    "greedy",
-    "greedy_recovered",
-    "evopress",
-    "random",
-    "tpe",
-    "nsgaii",
-)
 
 
 def make_space(
@@ -78,48 +62,49 @@ def narrow_space(
     Raises:
         SpaceError: they are not droppable, or no candidate with more layers gone is within the bounds.
     """
-    gone = (*space.gone_layers, *gone_layers)
-    wrong = sorted(set(gone_layers) - set(space.droppable_layers))
-    if wrong or len(set(gone)) != len(gone):
+    left = tuple(layer for layer in space.droppable_layers if layer not in gone_layers)
+    if len(left) != len(space.droppable_layers) - len(gone_layers):
         raise SpaceError(
             f"{place}: layers {sorted(gone_layers)} are to be gone, but only {list(space.droppable_layers)} may go, each "
             "once. Leave the others out."
         )
-    left = tuple(layer for layer in space.droppable_layers if layer not in gone)
-    most = min(len(gone) + len(left), space.num_layers - 1)
-    if not len(gone) < min_dropped <= max_dropped <= most:
+    num_gone = len(gone_layers)
+    most = min(num_gone + len(left), space.num_layers - 1)
+    if not num_gone < min_dropped <= max_dropped <= most:
         raise SpaceError(
-            f"{place}: min_dropped = {min_dropped} and max_dropped = {max_dropped}, with layers {sorted(gone)} gone; "
-            f"wanted {len(gone) + 1} <= min_dropped <= max_dropped <= {most}."
+            f"{place}: min_dropped = {min_dropped} and max_dropped = {max_dropped}, with layers {sorted(gone_layers)} gone; "
+            f"wanted {num_gone + 1} <= min_dropped <= max_dropped <= {most}."
         )
     return SearchSpace(
         num_layers=space.num_layers,
         droppable_layers=left,
         min_dropped=min_dropped,
         max_dropped=max_dropped,
-        gone_layers=tuple(sorted(gone)),
+        gone_layers=tuple(sorted(gone_layers)),
     )
 
 
-def enumerate_candidates(space: SearchSpace) -> Iterator[Candidate]:
-    """Yield every candidate, in lexicographic order of kept layers: neighbours share the longest prefixes."""
-    candidates = [
-        drop_more(space, dropped)
-        for count in space.more_dropped
-        for dropped in itertools.combinations(space.droppable_layers, count)
-    ]
-    yield from sorted(candidates, key=lambda candidate: candidate.kept_layers)
+# ---- candidates: the one place that knows which parts may go
 
 
-def draw_candidate(space: SearchSpace, rng: random.Random) -> Candidate:
-    """Return a random candidate: first how many layers go, evenly, then which."""
-    count = rng.choice(space.more_dropped)
-    return drop_more(space, rng.sample(space.droppable_layers, count))
+def list_parts(space: SearchSpace) -> tuple[str, ...]:
+    """The parts that may go, in the model's order: whole layers."""
+    return tuple(map(str, space.droppable_layers))
 
 
-def drop_more(space: SearchSpace, dropped: Iterable[int]) -> Candidate:
+def drop_parts(space: SearchSpace, parts: Iterable[str]) -> Candidate:
+    """Return the candidate without these parts and without the layers that are gone already."""
+    return drop_more(space, map(int, parts))
+
+
+def drop_more(space: SearchSpace, layers: Iterable[int]) -> Candidate:
     """Return the candidate without these layers and without those that are gone already."""
-    return drop_layers(space.num_layers, (*space.gone_layers, *dropped))
+    return drop_layers(space.num_layers, (*space.gone_layers, *layers))
+
+
+def drop_layers(num_layers: int, layers: Iterable[int]) -> Candidate:
+    """Return the candidate without these layers."""
+    return Candidate(num_layers=num_layers, parts=tuple(map(str, sorted(set(layers)))))
 
 
 def drop_deepest(space: SearchSpace, num_dropped: int) -> Candidate:
@@ -128,16 +113,23 @@ def drop_deepest(space: SearchSpace, num_dropped: int) -> Candidate:
     return drop_more(space, space.droppable_layers[len(space.droppable_layers) - more :])
 
 
-def drop_layers(num_layers: int, dropped: Iterable[int]) -> Candidate:
-    """Return the candidate without these layers."""
-    gone = set(dropped)
-    return Candidate(
-        num_layers=num_layers, kept_layers=tuple(layer for layer in range(num_layers) if layer not in gone)
-    )
+def draw_candidate(space: SearchSpace, rng: random.Random) -> Candidate:
+    """Return a random candidate: first how many parts go, evenly, then which."""
+    count = rng.choice(space.more_dropped)
+    return drop_parts(space, rng.sample(list_parts(space), count))
+
+
+def enumerate_candidates(space: SearchSpace) -> Iterator[Candidate]:
+    """Yield every candidate, in lexicographic order of kept layers: neighbours share the longest prefixes."""
+    parts = list_parts(space)
+    candidates = [
+        drop_parts(space, dropped) for count in space.more_dropped for dropped in itertools.combinations(parts, count)
+    ]
+    yield from sorted(candidates, key=lambda candidate: candidate.kept_layers)
 
 
 def contains(space: SearchSpace, candidate: Candidate) -> bool:
     """Is the candidate in the space?"""
-    dropped, gone = set(candidate.dropped_layers), set(space.gone_layers)
-    more = dropped - gone
-    return gone <= dropped and len(more) in space.more_dropped and more <= set(space.droppable_layers)
+    gone, parts = set(map(str, space.gone_layers)), set(candidate.parts)
+    more = parts - gone
+    return gone <= parts and len(more) in space.more_dropped and more <= set(list_parts(space))

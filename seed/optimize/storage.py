@@ -8,7 +8,7 @@ import json
 import os
 import re
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from seed.optimize.urls import POSTGRES_CURE, check_storage_url, hide_secrets, n
 from seed.study_dir import refuse_write
 
 CONNECT_SECONDS = 10  # libpq waits for ever where packets are dropped
+SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]+)")
+# Optuna's tables of one row; it writes them last, and anew where they are empty
+NEEDED = ("version_info", "alembic_version")
 
 
 def open_storage(url: str | None, *, journal: Path) -> BaseStorage:
@@ -30,36 +33,107 @@ def open_storage(url: str | None, *, journal: Path) -> BaseStorage:
 
     Raises:
         StudyError: the journal is damaged, or the URL cannot be used.
+        ResourceError: the journal cannot be written.
     """
-    if url is None:
-        return open_journal(journal)
-    return connect(url, prepare=make_tables)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if url is not None:
+        return connect(url, is_written=True)
+    if journal.exists():
+        cut_torn_line(journal)
+    return read_journal(journal)
 
 
-def connect(url: str, *, prepare: Callable[[str, dict[str, Any]], None]) -> BaseStorage:
-    """Return the storage that a database is, which ``prepare`` has made ready or has refused, by its URL and SQLAlchemy's settings.
+def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
+    """Return the storage of a study as it is: the journal in its folder, or the database that the user named.
 
     Raises:
-        StudyError: it cannot be opened.
+        StudyError: there is none yet, or it cannot be read.
     """
-    with explain_refusal(url):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if url is not None:
+        found = SQLITE.match(url)
+        if found and not Path(found["path"]).is_file():  # SQLite would make an empty one
+            raise StudyError(
+                f"--storage {hide_secrets(url)}: no such file. Run this in the directory where the search was run, or restore the file."
+            )
+        return connect(url, is_written=False)
+    if not journal.is_file():  # Optuna would make an empty one
+        raise StudyError(f"{journal}: missing. Restore it from a copy, or run the search of this study again.")
+    return read_journal(journal)
+
+
+def find_study_id(storage: BaseStorage, name: str) -> int:
+    """Return the id by which a storage knows a study.
+
+    Raises:
+        StudyError: it knows no study of this name.
+    """
+    try:
+        return storage.get_study_id_from_name(name)
+    except KeyError:
+        raise StudyError(
+            f"study {name}: not in this storage. Run the search of this study again, which writes it."
+        ) from None
+
+
+def load_study(storage: BaseStorage, name: str) -> optuna.Study:
+    """Return the study of this name.
+
+    Raises:
+        StudyError: the storage knows none.
+    """
+    find_study_id(storage, name)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+# ---- databases
+
+
+def connect(url: str, *, is_written: bool) -> BaseStorage:
+    """Return the storage that a database is. Where it is written, tables that are missing are made; else nothing is changed.
+
+    Raises:
+        StudyError: the URL holds a password, or it cannot be opened.
+    """
+    check_storage_url(url)
+    try:
         import sqlalchemy  # takes a while, and a journal does without
 
         driven = name_driver(url)
         arguments = make_connect_arguments(driven)
         # without a pool, so that a failure leaves no connection behind
-        prepare(driven, {"poolclass": sqlalchemy.NullPool, "connect_args": arguments})
+        alone = {"poolclass": sqlalchemy.NullPool, "connect_args": arguments}
+        if not is_written:
+            require_tables(driven, alone)
+        RDBStorage(driven, engine_kwargs=alone, skip_table_creation=not is_written)  # refuses tables of another version
         # a search may not need its database for an hour, and firewalls and restarts cut what is idle
         settings = {"pool_pre_ping": True, "connect_args": arguments}
         database = RDBStorage(driven, engine_kwargs=settings, skip_table_creation=True)
+    except StudyError:
+        raise
+    except Exception as error:  # drivers and servers fail in every way there is
+        raise StudyError(describe_refusal(url, error)) from error
     storage = get_storage(database)
     weakref.finalize(storage, database.engine.dispose)
     return storage
 
 
-def make_tables(url: str, settings: dict[str, Any]) -> None:
-    """Create Optuna's tables where they are missing; Optuna refuses those of another version."""
-    RDBStorage(url, engine_kwargs=settings)
+def require_tables(url: str, settings: dict[str, Any]) -> None:
+    """Raise unless a database holds Optuna's tables. Only reads, so a reader's rights are enough.
+
+    Raises:
+        StudyError: they are missing.
+    """
+    import sqlalchemy
+
+    with sqlalchemy.create_engine(url, **settings).connect() as connection:
+        names = sqlalchemy.inspect(connection).get_table_names()
+        is_ready = all(
+            name in names and connection.execute(sqlalchemy.text(f"SELECT 1 FROM {name}")).first()  # noqa: S608 - our own names
+            for name in NEEDED
+        )
+    if not is_ready:
+        raise StudyError("--storage: that database holds no studies yet. Run the search first, which makes them.")
 
 
 def make_connect_arguments(url: str) -> dict[str, Any]:
@@ -81,22 +155,6 @@ def make_connect_arguments(url: str) -> dict[str, Any]:
     if "PGCONNECT_TIMEOUT" not in os.environ:
         wanted["connect_timeout"] = CONNECT_SECONDS
     return {name: value for name, value in wanted.items() if name not in parsed.query}
-
-
-@contextlib.contextmanager
-def explain_refusal(url: str) -> Iterator[None]:
-    """Refuse a URL that holds a password, and say what is wrong where a database cannot be opened.
-
-    Raises:
-        StudyError: one of these.
-    """
-    check_storage_url(url)
-    try:
-        yield
-    except StudyError:
-        raise
-    except Exception as error:  # drivers and servers fail in every way there is
-        raise StudyError(describe_refusal(url, error)) from error
 
 
 @contextlib.contextmanager
@@ -145,6 +203,9 @@ def find_first_cause(error: BaseException) -> BaseException:
     return error
 
 
+# ---- journals
+
+
 class NoLock(JournalFileOpenLock):
     """Waits for nobody, since one process writes, and leaves no lock file behind."""
 
@@ -158,17 +219,9 @@ class NoLock(JournalFileOpenLock):
 class Journal(JournalFileBackend):
     """Optuna's journal file. What the disk does not take whole is taken back."""
 
-    line = 1  # number of the one at hand, counted from 1
-
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), lock_obj=NoLock(str(path)))
         self.path = path
-
-    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        self.line = log_number_from + 1
-        for log in super().read_logs(log_number_from):
-            yield log
-            self.line += 1
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         length = self.path.stat().st_size if self.path.exists() else 0
@@ -180,18 +233,6 @@ class Journal(JournalFileBackend):
             raise refuse_write(self.path, error) from error
 
 
-def open_journal(path: Path) -> JournalStorage:
-    """Return the storage that a journal is, to be written: what a killed writer left half-written is cut off first.
-
-    Raises:
-        StudyError: a line is none that Optuna writes, or there is more of it than a search writes.
-        ResourceError: it cannot be written.
-    """
-    if path.exists():
-        cut_torn_line(path)
-    return read_journal(path)
-
-
 def read_journal(path: Path) -> JournalStorage:
     """Return the storage that a journal is, as it is: a search may be writing it.
 
@@ -199,15 +240,14 @@ def read_journal(path: Path) -> JournalStorage:
         StudyError: a line is none that Optuna writes, or there is more of it than a search writes.
     """
     untrusted.require_size(path, limit=untrusted.JOURNAL_BYTES)
-    journal = Journal(path)
     try:
-        return JournalStorage(journal)
+        return JournalStorage(Journal(path))
     except OSError:
         raise
     except Exception as error:  # a line of another shape fails wherever Optuna comes to look at it
         raise StudyError(
-            f"{path}: line {journal.line} is damaged, or was not written by Optuna ({type(error).__name__}: {error}). Remove "
-            "the file: the search of this study makes it anew from its scores."
+            f"{path}: damaged, or was not written by Optuna ({type(error).__name__}: {error}). Remove the file: the search of "
+            "this study makes it anew from its scores."
         ) from error
 
 
@@ -231,75 +271,3 @@ def cut_torn_line(path: Path) -> None:
             os.truncate(path, end)
         except OSError as error:
             raise refuse_write(path, error) from error
-
-
-SQLITE = re.compile(r"sqlite(\+\w+)?:///(file:)?(?P<path>[^?]+)")
-# Optuna's tables of one row; it writes them last, and anew where they are empty
-NEEDED = ("version_info", "alembic_version")
-
-
-def view_storage(url: str | None, *, journal: Path) -> BaseStorage:
-    """Return the storage of a study as it is: the journal in its folder, or the database that the user named.
-
-    Raises:
-        StudyError: there is none yet, or it cannot be read.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if url is not None:
-        found = SQLITE.match(url)
-        if found and not Path(found["path"]).is_file():  # SQLite would make an empty one
-            raise StudyError(
-                f"--storage {hide_secrets(url)}: no such file. Run this in the directory where the search was run, or restore the file."
-            )
-        return connect(url, prepare=require_tables)
-    if not journal.is_file():  # Optuna would make an empty one
-        raise StudyError(f"{journal}: missing. Restore it from a copy, or run the search of this study again.")
-    return read_journal(journal)
-
-
-def require_tables(url: str, settings: dict[str, Any]) -> None:
-    """Raise unless a database holds Optuna's tables, of this Optuna's version. Only reads, so a reader's rights are enough.
-
-    Raises:
-        StudyError: they are missing.
-    """
-    import sqlalchemy
-
-    with sqlalchemy.create_engine(url, **settings).connect() as connection:
-        names = sqlalchemy.inspect(connection).get_table_names()
-        is_ready = all(
-            name in names and connection.execute(sqlalchemy.text(f"SELECT 1 FROM {name}")).first()  # noqa: S608 - our own names
-            for name in NEEDED
-        )
-    if not is_ready:
-        raise StudyError("--storage: that database holds no studies yet. Run the search first, which makes them.")
-    RDBStorage(url, engine_kwargs=settings, skip_table_creation=True)  # refuses tables of another version
-
-
-def find_study_id(storage: BaseStorage, name: str) -> int:
-    """Return the id by which a storage knows a study.
-
-    Raises:
-        StudyError: it knows no study of this name.
-    """
-    try:
-        return storage.get_study_id_from_name(name)
-    except KeyError:
-        raise refuse_unknown(name) from None
-
-
-def load_study(storage: BaseStorage, name: str) -> optuna.Study:
-    """Return the study of this name.
-
-    Raises:
-        StudyError: the storage knows none.
-    """
-    try:
-        return optuna.load_study(study_name=name, storage=storage)
-    except KeyError:
-        raise refuse_unknown(name) from None
-
-
-def refuse_unknown(name: str) -> StudyError:
-    """What is raised where a storage does not know a study."""
-    return StudyError(f"study {name}: not in this storage. Run the search of this study again, which writes it.")

@@ -69,7 +69,7 @@ def write_card(
 ) -> str:
     """Return README.md of an exported model. ``licence``: as in its metadata; None: as the protocol names it."""
     licence = licence if licence is not None else {"license": protocol.license} if protocol.license else {}
-    cut = f"without layers {', '.join(result.candidate.dropped_parts)}"
+    cut = f"without layers {', '.join(result.candidate.parts)}"
     if result.width is not None:
         cut = f"cut in width: MLP {result.width.mlp_width}, {result.width.num_heads} heads"
     title = f"{protocol.model} {cut}"
@@ -107,7 +107,7 @@ def write_card(
 def write_raw_card(raw: Raw, score: Score | None) -> str:
     """Return README.md of a cut model without recovery. ``score``: None where it was not judged."""
     candidate = raw.candidate
-    gone = f"without layers {', '.join(candidate.dropped_parts)}" if candidate.dropped_parts else "with all its layers"
+    gone = f"without layers {', '.join(candidate.parts)}" if candidate.parts else "with all its layers"
     title = f"{raw.model} {gone}, not recovered"
     front = write_front(
         name=title,

@@ -263,7 +263,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
         kept_layers=tuple(kept_layers),
         model=Path(model if "start" not in origin else origin["base_model"]).name,
         said=describe_model(
-            Candidate(num_layers=num_layers, kept_layers=tuple(before[layer] for layer in kept_layers)),
+            Candidate.keep(num_layers=num_layers, kept_layers=tuple(before[layer] for layer in kept_layers)),
             **origin,
             source_stamp=None if located.commit else stamp_weights(directory),
             licence=find_licence(directory, named=settings.license),

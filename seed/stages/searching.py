@@ -1,36 +1,29 @@
-"""Scoring a space: all of it by closed form where that fits the budget, else what a sampler proposes; then the climb.
+"""Scoring a space: all of it by closed form where that fits the budget, else what a sampler proposes; then short distillation.
 
 The order in which candidates are scored is chosen here; how one is scored is ``proxy.proxy``'s business, by whom the
 executor's, and what Optuna is told ``optimize.trials``'.
 """
 
+import functools
+import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
-from seed.optimize.trials import EnumeratedProposer, Proposer, SamplerProposer, Trials, keeping_some, run_search
+from seed.optimize.trials import Propose, SamplerProposer, Trials, keeping_some, propose_in_order, run_search
 from seed.plans import SearchPlan
 from seed.proxy.score_cache import ScoreCache
-from seed.records import (
-    Candidate,
-    Frontier,
-    Latency,
-    Quality,
-    Scored,
-    ScoreRow,
-    SearchSpace,
-    TrialRecord,
-)
+from seed.records import Candidate, Frontier, Latency, Quality, Scored, ScoreRow, SearchSpace, TrialRecord
 from seed.reporting.wording import count_things
 from seed.results import read_reach
 from seed.scores import ScoreStore
+from seed.stages.latency_table import LatencyTable
 
 BEST_NOTE = "best PPL ratios by layers dropped (without which)"
 RECOVERY_SAMPLE = 16  # sets of a sweep that are scored without recovery too, to say what closed form recovers
@@ -59,23 +52,12 @@ class Scorers(Protocol):
         """Score candidates as they stand."""
 
 
-class Timer(Protocol):
-    """Knows the latency of every structure, and measures those that it has not met, while nothing else runs."""
-
-    def time(self, candidates: Sequence[Candidate]) -> Mapping[str, Latency]:
-        """Latencies by structure, these candidates' among them."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Is every structure of the space timed already?"""
-
-
 def score_space(
     terminal: Terminal,
     scorers: Scorers,
-    timer: Timer,
+    table: LatencyTable,
     trials: Trials,
-    book: ScoreCache,
+    cache: ScoreCache,
     plan: SearchPlan,
     settings: StudyConfig,
     *,
@@ -86,125 +68,135 @@ def score_space(
 
     ``prepare``: called before the first is scored, where any is left.
     """
-    space, store, retry_skipped = trials.space, trials.store, not settings.screen
+    space, store = trials.space, trials.store
     target = min(plan.trials, space.size)
-    if trials.complete:
-        terminal.say(f"{say_were(len(trials.complete))} scored before")
-    if len(trials.complete) >= target or trials.count_taken(retry_skipped=retry_skipped) >= space.size:
+    if trials.num_complete:
+        terminal.say(f"{count_candidates(trials.num_complete)} scored before")
+    if trials.num_complete >= target or not trials.num_left:
         return
     is_whole = space.size <= plan.trials
     order = list(enumerate_candidates(space)) if plan.covers_space or is_whole else []
     sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space else []
-    if missing := [candidate for candidate in sample if not book.is_known(candidate, "none")]:
-        keep_rows(store, book, scorers.measure_unrecovered(missing)[1])
+    score_unrecovered(scorers, sample, store=store, cache=cache)
     swept: dict[Candidate, Quality] = {}
     if plan.covers_space and trials.proxy != "closed-form":
-        swept = sweep_space(terminal, scorers, order, store=store, book=book)
+        swept = sweep_space(terminal, scorers, order, store=store, cache=cache)
         order = rank_candidates(swept)
     prepare()
-    proposer: Proposer
+    batch = scorers.num_evaluators
+    propose: Propose
     if is_whole:
-        is_long = trials.proxy == "short-distillation"  # then what is screened depends on those before
-        batch = scorers.num_evaluators if is_long else target if timer.is_complete else TIMED_BATCH
-        proposer = EnumeratedProposer(trials, order, batch=batch, retry_skipped=retry_skipped)
+        propose = functools.partial(propose_in_order, trials, order)
+        if trials.proxy != "short-distillation":  # there, what is screened depends on those before
+            batch = target if table.is_complete else TIMED_BATCH
     else:
-        proposer = SamplerProposer(
-            trials,
-            sampler=settings.sampler,
-            rng_seed=rng_seed,
-            batch=scorers.num_evaluators,
-            retry_skipped=retry_skipped,
-            prior=(lambda candidate: swept[candidate].ppl_ratio) if swept else None,
-        )
-    seen = Seen(trials.proxy, Screen(keep=plan.frontier_size) if settings.screen else None)
+        prior = (lambda candidate: swept[candidate].ppl_ratio) if swept else None
+        propose = SamplerProposer(trials, sampler=settings.sampler, rng_seed=rng_seed, batch=batch, prior=prior).propose
+    screen, best = Screen(keep=plan.frontier_size) if settings.screen else None, Best()
     for trial in store.read_trials():
         if contains(space, trial.evaluation.candidate):
-            seen.learn(trial)
+            learn_trial(trial, screen, best, proxy=trials.proxy)
+    new: list[TrialRecord] = []
 
     def score(candidates: Sequence[Candidate]) -> Iterator[Scored]:
-        table = timer.time(candidates)
-        for scored in scorers.score(candidates, rows=book.list_rows(candidates), table=table, screen=seen.screen):
-            book.learn(scored.rows)
+        latencies = table.time(candidates)
+        for scored in scorers.score(candidates, rows=cache.list_rows(candidates), table=latencies, screen=screen):
+            cache.learn(scored.rows)
             yield scored
 
     with terminal.stage("search", total=target) as advance:
-        if trials.complete:
-            advance(len(trials.complete), BEST_NOTE, seen.best.list_cells())
+        if trials.num_complete:
+            advance(trials.num_complete, BEST_NOTE, best.list_cells())
 
-        def show(trial: TrialRecord) -> None:
-            seen.learn(trial)
-            advance(int(trial.state == "COMPLETE"), BEST_NOTE, seen.best.list_cells())
+        def hear(trial: TrialRecord) -> None:
+            new.append(trial)
+            learn_trial(trial, screen, best, proxy=trials.proxy)
+            advance(int(trial.state == "COMPLETE"), BEST_NOTE, best.list_cells())
 
-        seen.skipped = seen.failed = 0
-        with trials.heard_by(show):
-            run_search(trials, proposer, score, target=target, retry_skipped=retry_skipped)
-    for line in seen.describe():
+        trials.listeners.append(hear)
+        run_search(trials, propose, score, target=target, batch=batch)
+        trials.listeners.remove(hear)
+    for line in describe_valueless(new, proxy=trials.proxy):
         terminal.say(line)
     if sample:
-        scored = [candidate for candidate in sample if book.is_known(candidate, "closed-form")]
-        terminal.say(say_recovery([book.known(candidate) for candidate in scored], space.size))
+        scored = [candidate for candidate in sample if cache.is_known(candidate, "closed-form")]
+        terminal.say(describe_recovery([cache.known(candidate) for candidate in scored], space.size))
 
 
-class Seen:
-    """What trials have shown: the best of each depth, what is not worth short distillation, how many have no value."""
-
-    def __init__(self, proxy: str, screen: Screen | None) -> None:
-        self.proxy, self.screen = proxy, screen
-        self.best = Best()
-        self.skipped = self.failed = 0
-
-    def learn(self, trial: TrialRecord) -> None:
-        """Take note of a finished trial."""
-        if self.screen is not None:
-            self.screen.learn([trial])
-        self.skipped += trial.evaluation.skipped_because is not None
-        self.failed += trial.evaluation.explain_failure(self.proxy) is not None
-        self.best.learn(trial, proxy=self.proxy)
-
-    def describe(self) -> list[str]:
-        """Lines on those without a value."""
-        lines = []
-        if self.skipped:
-            lines.append(f"{say_were(self.skipped)} not worth {self.proxy} and skipped; their trials say why")
-        if self.failed:
-            lines.append(
-                f"{say_were(self.failed)} left without a value, since their loss is not a finite number; their trials say so"
-            )
-        return lines
+def learn_trial(trial: TrialRecord, screen: Screen | None, best: "Best", *, proxy: str) -> None:
+    """Let a finished trial show what is best and what is not worth short distillation."""
+    if screen is not None:
+        screen.learn(trial.evaluation)
+    if trial.state == "COMPLETE":
+        best.learn(trial.evaluation.candidate, trial.evaluation.qualities[proxy])
 
 
-def keep_rows(store: ScoreStore, book: ScoreCache, rows: Sequence[ScoreRow]) -> None:
-    """Keep new scores that belong to no trial yet."""
-    store.keep(rows)
-    book.learn(rows)
+def describe_valueless(trials: Sequence[TrialRecord], *, proxy: str) -> list[str]:
+    """Lines on those without a value."""
+    num_skipped = sum(trial.evaluation.skipped_because is not None for trial in trials)
+    num_failed = sum(trial.evaluation.explain_failure(proxy) is not None for trial in trials)
+    lines = []
+    if num_skipped:
+        name = proxy.replace("_", " ")
+        lines.append(f"{count_candidates(num_skipped)} not worth {name} and skipped; their trials say why")
+    if num_failed:
+        lines.append(
+            f"{count_candidates(num_failed)} left without a value, since their loss is not a finite number; their trials say so"
+        )
+    return lines
 
 
-def keeping_rows(store: ScoreStore, book: ScoreCache) -> AbstractContextManager[Callable[[list[ScoreRow]], None]]:
-    """Yield what to hand new scores to, which are kept some at a time."""
-
-    def keep_all(groups: list[list[ScoreRow]]) -> None:
-        keep_rows(store, book, [row for rows in groups for row in rows])
-
-    return keeping_some(keep_all)
-
-
-def say_were(count: int) -> str:
+def count_candidates(count: int) -> str:
     """``1 candidate was``, ``2 candidates were``."""
     return f"{count_things(count, 'candidate')} {'was' if count == 1 else 'were'}"
 
 
-def score_singles(scorers: Scorers, store: ScoreStore, book: ScoreCache, space: SearchSpace, *, recovers: bool) -> None:
+def keep_rows(store: ScoreStore, cache: ScoreCache, rows: Iterable[ScoreRow]) -> None:
+    """Keep new scores that belong to no trial yet."""
+    new = list(rows)
+    store.keep(new)
+    cache.learn(new)
+
+
+def score_unrecovered(
+    scorers: Scorers, candidates: Sequence[Candidate], *, store: ScoreStore, cache: ScoreCache
+) -> None:
+    """Score candidates as they stand, those that were not before."""
+    if missing := [candidate for candidate in candidates if not cache.is_known(candidate, "none")]:
+        keep_rows(store, cache, scorers.measure_unrecovered(missing)[1])
+
+
+def sweep_candidates(
+    scorers: Scorers,
+    candidates: Sequence[Candidate],
+    *,
+    store: ScoreStore,
+    cache: ScoreCache,
+    on_score: Callable[[Candidate, Quality], None] = lambda candidate, quality: None,
+) -> None:
+    """Score candidates by closed form, those that were not before, in the order given; scores are kept some at a time."""
+    missing = [candidate for candidate in candidates if not cache.is_known(candidate, "closed-form")]
+
+    def keep_groups(groups: list[list[ScoreRow]]) -> None:
+        keep_rows(store, cache, itertools.chain(*groups))
+
+    with keeping_some(keep_groups) as keep:
+        for candidate, quality, rows in scorers.sweep_space(missing):
+            keep(rows)
+            on_score(candidate, quality)
+
+
+def score_singles(
+    scorers: Scorers, store: ScoreStore, cache: ScoreCache, space: SearchSpace, *, recovers: bool
+) -> None:
     """Score what each further layer costs alone, whether or not the space holds such sets: the report shows it.
 
     ``recovers``: by closed form too.
     """
     singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=lambda one: one.kept_layers)
-    if missing := [single for single in singles if not book.is_known(single, "none")]:
-        keep_rows(store, book, scorers.measure_unrecovered(missing)[1])
-    missing = [single for single in singles if not book.is_known(single, "closed-form")] if recovers else []
-    with keeping_rows(store, book) as keep:
-        for _, _, rows in scorers.sweep_space(missing):
-            keep(rows)
+    score_unrecovered(scorers, singles, store=store, cache=cache)
+    if recovers:
+        sweep_candidates(scorers, singles, store=store, cache=cache)
 
 
 def name_solver(plan: SearchPlan, settings: StudyConfig, space: SearchSpace, frontier: Frontier) -> str:
@@ -216,22 +208,23 @@ def name_solver(plan: SearchPlan, settings: StudyConfig, space: SearchSpace, fro
 
 
 def sweep_space(
-    terminal: Terminal, scorers: Scorers, order: Sequence[Candidate], *, store: ScoreStore, book: ScoreCache
+    terminal: Terminal, scorers: Scorers, order: Sequence[Candidate], *, store: ScoreStore, cache: ScoreCache
 ) -> dict[Candidate, Quality]:
     """Score candidates by closed form, in the order given; return the qualities of all."""
-    found = {one: book.known(one)["closed-form"] for one in order if book.is_known(one, "closed-form")}
+    found = {one: cache.known(one)["closed-form"] for one in order if cache.is_known(one, "closed-form")}
     best = Best()
     with terminal.stage("sweep", total=len(order)) as advance:
         for candidate, quality in found.items():
-            best.compare(candidate, quality)
+            best.learn(candidate, quality)
         if found:
             advance(len(found), BEST_NOTE, best.list_cells())
-        with keeping_rows(store, book) as keep:
-            for candidate, quality, rows in scorers.sweep_space([one for one in order if one not in found]):
-                keep(rows)
-                found[candidate] = quality
-                best.compare(candidate, quality)
-                advance(1, BEST_NOTE, best.list_cells())
+
+        def hear(candidate: Candidate, quality: Quality) -> None:
+            found[candidate] = quality
+            best.learn(candidate, quality)
+            advance(1, BEST_NOTE, best.list_cells())
+
+        sweep_candidates(scorers, order, store=store, cache=cache, on_score=hear)
     return found
 
 
@@ -241,21 +234,16 @@ class Best:
     def __init__(self) -> None:
         self._found: dict[int, tuple[float, Candidate]] = {}
 
-    def compare(self, candidate: Candidate, quality: Quality) -> None:
+    def learn(self, candidate: Candidate, quality: Quality) -> None:
         """Take note of a candidate where it beats its depth."""
         depth = len(candidate.dropped_layers)
         if math.isfinite(quality.ppl_ratio) and (depth not in self._found or quality.ppl_ratio < self._found[depth][0]):
             self._found[depth] = (quality.ppl_ratio, candidate)
 
-    def learn(self, trial: TrialRecord, *, proxy: str) -> None:
-        """Take note of a trial's candidate, if the trial is complete."""
-        if trial.state == "COMPLETE":
-            self.compare(trial.evaluation.candidate, trial.evaluation.qualities[proxy])
-
     def list_cells(self) -> list[str]:
-        """Return ``-2: 1.107 (1, 7)`` for each depth: PPL ratio without which layers."""
+        """Return ``-2: 1.107 (1, 7)`` for each depth: PPL ratio without which parts."""
         return [
-            f"-{depth}: {ratio:.3f} ({', '.join(candidate.dropped_parts)})"
+            f"-{depth}: {ratio:.3f} ({', '.join(candidate.parts)})"
             for depth, (ratio, candidate) in sorted(self._found.items())
         ]
 
@@ -270,11 +258,11 @@ def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
 
     for candidate in sorted(qualities, key=order):
         by_depth[len(candidate.dropped_layers)].append(candidate)
-    rank = {candidate: i for group in by_depth.values() for i, candidate in enumerate(group)}
-    return sorted(qualities, key=lambda candidate: (rank[candidate], len(candidate.dropped_layers)))
+    rounds = itertools.zip_longest(*(by_depth[depth] for depth in sorted(by_depth)))
+    return [candidate for found in rounds for candidate in found if candidate is not None]
 
 
-def say_recovery(sample: Sequence[dict[str, Quality]], num_swept: int) -> str:
+def describe_recovery(sample: Sequence[dict[str, Quality]], num_swept: int) -> str:
     """One line on how much of the loss of cutting closed form wins back."""
     shares = sorted(share for share in map(measure_recovery, sample) if share is not None)
     if not shares:

@@ -87,7 +87,7 @@ def train(case: Case, processes: SingleProcess = SINGLE_PROCESS) -> list[dict[st
     if not processes.leads:  # what others have does not count
         model = fsdp.empty(model)
         instruments = dataclasses.replace(instruments, anatomy=Anatomy(model))
-    candidates = [Candidate(num_layers=4, kept_layers=cut) for cut in CUTS[: case.num_students]]
+    candidates = [Candidate.keep(num_layers=4, kept_layers=cut) for cut in CUTS[: case.num_students]]
     jobs = [
         make_job(
             instruments,

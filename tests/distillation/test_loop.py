@@ -39,7 +39,7 @@ SETTINGS = DistillSettings(steps=24, batch_windows=4, micro_batch=4, learning_ra
 SHORT = structs.replace(SETTINGS, steps=3, looks=1)
 TEACHER = make_model("llama")
 DENSE = Anatomy(TEACHER)
-CUT = Candidate(num_layers=4, kept_layers=(0, 3))
+CUT = Candidate.keep(num_layers=4, kept_layers=(0, 3))
 RECOVERY = draw_stream(18, 16, rng_seed=1)
 VALIDATION = draw_stream(8, 16, rng_seed=2)
 
@@ -342,7 +342,7 @@ def test_stored_states_give_what_live_ones_give_to_the_bit(
 
 @pytest.mark.parametrize("objective", [Objective(hidden_weight=0.5), Objective(ce_share=1.0)], ids=str)
 def test_students_side_by_side_end_as_each_alone_to_the_bit(objective: Objective) -> None:
-    cuts = [CUT, Candidate(num_layers=4, kept_layers=(0, 1, 3)), Candidate(num_layers=4, kept_layers=(2, 3))]
+    cuts = [CUT, Candidate.keep(num_layers=4, kept_layers=(0, 1, 3)), Candidate.keep(num_layers=4, kept_layers=(2, 3))]
     rates = [3e-3, 1e-3, 3e-3]
 
     def make_job(cut: Candidate, rate: float) -> TrainingJob:
@@ -377,7 +377,7 @@ def test_students_that_were_saved_at_different_steps_go_on_from_there(tmp_path: 
             student=make_student(DENSE, cut), settings=settings, validate=validate, checkpoint=tmp_path / f"{name}.pt"
         )
 
-    other = Candidate(num_layers=4, kept_layers=(0, 1, 3))
+    other = Candidate.keep(num_layers=4, kept_layers=(0, 1, 3))
     expected = [distill([replace(make_job("x", cut), checkpoint=None)], DENSE, RECOVERY)[0] for cut in (CUT, other)]
     for name, cut, step in (("one", CUT, 6), ("other", other, 3)):
         with pytest.raises(StoppedError):
@@ -398,7 +398,7 @@ def list_changes(student: nn.Module, start: nn.Module) -> set[str]:
 @pytest.mark.parametrize(("family", "frozen"), [("llama", 0), ("llama", 2), ("gpt2", 1), ("qwen2", 0), ("qwen2", 1)])
 def test_frozen_layers_stay_and_cost_nothing_and_all_behind_them_are_trained(family: str, frozen: int) -> None:
     dense = Anatomy(make_model(family))
-    student = make_student(dense, Candidate(num_layers=4, kept_layers=(0, 1, 3)))
+    student = make_student(dense, Candidate.keep(num_layers=4, kept_layers=(0, 1, 3)))
     start = copy.deepcopy(student)
     trained: set[str] = set()
 

@@ -13,7 +13,7 @@ from seed.models.surgery import make_student
 from seed.records import Candidate
 from tests.models.families import KINDS, compute_logits, make_model, make_tokens
 
-CUT = Candidate(num_layers=4, kept_layers=(0, 3))
+CUT = Candidate.keep(num_layers=4, kept_layers=(0, 3))
 REFUSED = ("mamba", "qwen2_moe")  # PEFT's own refusal, and fused experts
 TAKEN = tuple(family for family in KINDS if family not in REFUSED)
 

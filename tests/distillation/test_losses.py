@@ -25,7 +25,7 @@ from tests.models.families import KINDS, make_model
 from tests.proxy.streams import draw_stream
 
 DENSE = Anatomy(make_model("llama"))
-CUT = Candidate(num_layers=4, kept_layers=(0, 3))
+CUT = Candidate.keep(num_layers=4, kept_layers=(0, 3))
 BOUNDARIES = (3, 4)  # what stands before layer 3, and what stands after all
 RECOVERY = draw_stream(18, 16, rng_seed=1)
 

@@ -386,4 +386,4 @@ def compute_logits(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
 
 def keep(*layers: int) -> Candidate:
     """A candidate of these four-layer models."""
-    return Candidate(num_layers=4, kept_layers=layers)
+    return Candidate.keep(num_layers=4, kept_layers=layers)

@@ -41,7 +41,7 @@ def prove(model: nn.Module, scratch: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 def test_plain_transformers_loads_what_was_written_over_what_was_there(family: str, tmp_path: Path) -> None:
-    student = surgery.make_student(Anatomy(make_model(family)), Candidate(num_layers=4, kept_layers=(0, 2)))
+    student = surgery.make_student(Anatomy(make_model(family)), Candidate.keep(num_layers=4, kept_layers=(0, 2)))
     tokens, out = make_tokens(), tmp_path / "out"
     expected = compute_logits(student, tokens)
     write(make_model("llama", rng_seed=1), out, dtype=torch.bfloat16)
@@ -112,7 +112,7 @@ def test_loaded_weights_lie_where_kernels_round_as_for_any_others(checkpoint: Pa
 
 
 def test_parameters_are_counted_once_and_bytes_follow_the_type() -> None:
-    student = surgery.make_student(Anatomy(make_model("llama")), Candidate(num_layers=4, kept_layers=(0, 1)))
+    student = surgery.make_student(Anatomy(make_model("llama")), Candidate.keep(num_layers=4, kept_layers=(0, 1)))
     size = measure_size(student, dtype=torch.bfloat16)
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32
     assert size.num_params == 257 * 32 + 32 + 2 * layer  # the head is tied to the embedding
@@ -167,7 +167,7 @@ def test_code_of_a_model_runs_only_at_the_user_s_word_and_is_never_exported(
     opened = open_teacher(ModelSource(location=str(path), trust_remote_code=True), device=CPU, dtype_name="float32")
     assert type(opened.model).__name__ == "OwnModel"
     assert mark.read_text()
-    student = surgery.make_student(Anatomy(opened.model), Candidate(num_layers=4, kept_layers=(0, 2)))
+    student = surgery.make_student(Anatomy(opened.model), Candidate.keep(num_layers=4, kept_layers=(0, 2)))
     student.save_pretrained(tmp_path / "as-transformers-would")
     assert list((tmp_path / "as-transformers-would").glob("*.py")), (
         "transformers exports code no more: is this still needed?"

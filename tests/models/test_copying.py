@@ -42,7 +42,7 @@ def cut(source: Path, *kept: int, shard_bytes: int = copying.SHARD_BYTES) -> Pat
 def expect_student(model: torch.nn.Module, found: Path, *kept: int) -> torch.nn.Module:
     """What was written loads whole, and is the student; returns it."""
     loaded = load_checkpoint(found, device=CPU, dtype=torch.float32)
-    student = make_student(Anatomy(model), Candidate(num_layers=4, kept_layers=kept))
+    student = make_student(Anatomy(model), Candidate.keep(num_layers=4, kept_layers=kept))
     wanted, weights = student.state_dict(), loaded.state_dict()
     assert list(weights) == list(wanted)
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)

@@ -50,7 +50,7 @@ def make_original(name: str, path: Path) -> Path:
 
 def export(teacher: Teacher, target: Path, *kept: int) -> torch.nn.Module:
     """Cut and write as a search does it; return what was written from memory."""
-    student = make_student(Anatomy(teacher.model), Candidate(num_layers=4, kept_layers=kept))
+    student = make_student(Anatomy(teacher.model), Candidate.keep(num_layers=4, kept_layers=kept))
     write_checkpoint(
         student, target, tokenizer=teacher.tokenizer, original=teacher.directory, dtype=teacher.stored_dtype
     )

@@ -1,4 +1,4 @@
-"""The hypervolume is Optuna's, and it grows exactly where a trial joins the frontier."""
+"""The hypervolume is Optuna's, and grows where a trial joins the frontier; sensitivities are the sweep's own scores, by proxy."""
 
 import math
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from optuna._hypervolume import compute_hypervolume
 
-from seed.optimize.analysis import measure_hypervolume, measure_progress
-from seed.records import TrialRecord
+from seed.optimize.analysis import measure_hypervolume, measure_progress, read_sensitivities
+from seed.records import ScoreRow, SearchSpace, TrialRecord
 from tests.reporting import factory
 
 PROXY = factory.PROXY
@@ -28,11 +28,6 @@ def test_hypervolume_is_that_of_optuna(rng_seed: int) -> None:
     assert found == pytest.approx(compute_hypervolume(inside, np.array([1.0, 1.0])))
 
 
-def test_nothing_dominates_nothing() -> None:
-    assert measure_hypervolume([], (1.0, 1.0)) == 0
-    assert measure_hypervolume([(1.0, 0.5), (0.5, 1.0)], (1.0, 1.0)) == 0
-
-
 def test_steps_are_where_the_frontier_grows() -> None:
     trials = make_trials([(1.2, 10), (1.3, 10), (1.1, 10), (1.05, 11), (1.1, 11), (1.1, 10)])
     progress = measure_progress(trials, proxy=PROXY)
@@ -45,16 +40,6 @@ def test_steps_are_where_the_frontier_grows() -> None:
     assert progress.steps[-1][1] == pytest.approx(measure_hypervolume(best, progress.reference))
     volumes = [volume for _, volume in progress.steps]
     assert volumes == sorted(volumes)
-
-
-def test_the_last_step_is_the_whole_study() -> None:
-    trials = factory.make_trials()
-    progress = measure_progress(trials, proxy=PROXY)
-    assert progress is not None
-    points = [
-        (t.evaluation.qualities[PROXY].ppl_ratio, t.evaluation.latency.ratio) for t in trials if t.state == "COMPLETE"
-    ]
-    assert progress.steps[-1][1] == pytest.approx(measure_hypervolume(points, progress.reference))
 
 
 def test_a_hopeless_depth_does_not_move_the_corner() -> None:
@@ -70,3 +55,54 @@ def test_without_a_faster_candidate_there_is_no_progress() -> None:
     assert measure_progress([], proxy=PROXY) is None
     assert measure_progress(make_trials([(1.1, 12)]), proxy=PROXY) is None
     assert measure_progress(make_trials([(1.1, 11)]), proxy="another") is None
+
+
+# ---- what layers and pairs cost
+
+SPACE = SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=1, max_dropped=2)
+DENSE = ScoreRow(key="dense", proxy="dense", sums=[10.0, 20.0], counts=[5, 5])
+
+
+def row(key: str, proxy: str, ratio: float) -> ScoreRow:
+    """A line of the sweep at a PPL ratio."""
+    return ScoreRow(key=key, proxy=proxy, sums=[10.0 + 10 * math.log(ratio), 20.0])
+
+
+def test_singles_and_pairs_are_told_by_proxy() -> None:
+    rows = [
+        DENSE,
+        row("drop-1", "closed-form", 1.1),
+        row("drop-1", "none", 1.5),
+        row("drop-3", "none", 1.2),
+        row("drop-1-3", "closed-form", 1.4),
+        row("drop-0-1-3", "closed-form", 2.0),
+        row("drop-2", "short-distillation", 1.01),
+    ]
+    raw, closed, short = read_sensitivities(rows, SPACE)
+    assert (raw.proxy, closed.proxy, short.proxy) == ("none", "closed-form", "short-distillation")
+    assert raw.singles == (None, pytest.approx(1.5), None, pytest.approx(1.2))
+    assert closed.singles == (None, pytest.approx(1.1), None, None)
+    assert closed.pairs == ((1, 3, pytest.approx(1.4)),)
+    assert raw.base == closed.base == 1.0
+
+
+def test_layers_that_were_gone_before_do_not_count() -> None:
+    space = SearchSpace(num_layers=4, droppable_layers=(0, 2, 3), min_dropped=2, max_dropped=3, gone_layers=(1,))
+    rows = [
+        DENSE,
+        row("drop-1", "none", 1.1),
+        row("drop-0-1", "none", 1.3),
+        row("drop-1-2-3", "none", 1.6),
+        row("drop-2", "none", 9.0),
+    ]
+    [found] = read_sensitivities(rows, space)
+    assert found.base == pytest.approx(1.1)
+    assert found.singles == (pytest.approx(1.3), None, None, None)
+    assert found.pairs == ((2, 3, pytest.approx(1.6)),)
+
+
+def test_scores_that_are_no_numbers_and_sweeps_without_singles_are_left_out() -> None:
+    broken = ScoreRow(key="drop-1", proxy="none", sums=[None, None])
+    assert read_sensitivities([DENSE, broken, row("drop-1-2", "none", 1.2)], SPACE) == ()
+    assert read_sensitivities([row("drop-1", "none", 1.2)], SPACE) == ()
+    assert read_sensitivities([], SPACE) == ()

@@ -9,8 +9,7 @@ import psycopg
 import pytest
 
 from seed.errors import ResourceError, StudyError
-from seed.optimize.storage import explain_outage, load_study, open_storage, view_storage
-from tests import postgres as servers
+from seed.optimize.storage import load_study, open_storage, view_storage
 from tests.optimize import test_trials as search
 from tests.postgres import PASSWORD, PostgresServer
 
@@ -42,26 +41,6 @@ def test_a_connection_that_the_server_ended_is_replaced_without_a_word(postgres:
     assert list_values(url) == [1.0, 2.0]
 
 
-def test_a_server_that_goes_away_ends_a_search_with_the_cure(postgres: PostgresServer) -> None:
-    url = postgres.make_database()
-    study = open_study(url)
-    trial = study.ask()
-    postgres.stop()
-    try:
-        for act in (study.ask, lambda: study.tell(trial, 1.0)):
-            said = r"Connection refused.*run the same command again"
-            with pytest.raises(ResourceError, match=said) as found, explain_outage():
-                act()
-            assert "\n" not in str(found.value)
-        for opened in (open_storage, view_storage):
-            with pytest.raises(StudyError, match=r"cannot be opened .*Connection refused.*its server running"):
-                opened(url, journal=JOURNAL)
-    finally:
-        postgres.start()
-    study.tell(trial, 1.0)
-    assert list_values(url) == [1.0]
-
-
 def test_a_search_whose_server_goes_away_goes_on_where_it_stood(postgres: PostgresServer, tmp_path: Path) -> None:
     url = postgres.make_database()
     order = search.run(tmp_path / "unbroken", trials=5)
@@ -89,20 +68,11 @@ def test_a_password_in_the_environment_or_in_a_file_opens_the_door(
     assert PASSWORD not in postgres.url
     assert os.environ["PGPASSWORD"] == PASSWORD
     assert open_study(url).study_name == "here"
-    name = url.rpartition("/")[2]
     monkeypatch.delenv("PGPASSWORD")
     passfile = tmp_path / "pass"
     passfile.write_text(f"127.0.0.1:{postgres.port}:*:seed:{PASSWORD}\n")
     passfile.chmod(0o600)
     open_storage(f"{url}?passfile={passfile}", journal=JOURNAL)
-    monkeypatch.setenv("PGPASSFILE", str(passfile))
-    open_storage(url, journal=JOURNAL)
-    service = tmp_path / "services"
-    service.write_text(f"[mine]\nhost=127.0.0.1\nport={postgres.port}\ndbname={name}\nuser=seed\n")
-    monkeypatch.setenv("PGSERVICEFILE", str(service))
-    open_storage("postgresql:///?service=mine", journal=JOURNAL)
-    monkeypatch.setenv("PGSERVICE", "mine")
-    open_storage("postgresql://", journal=JOURNAL)
 
 
 @pytest.mark.parametrize("password", ["three blind rats", None])
@@ -149,19 +119,3 @@ def test_who_may_only_read_may_look_and_not_search(postgres: PostgresServer, mon
     assert list_values(theirs) == [1.0]
     with pytest.raises(StudyError, match=r"permission denied for schema.*may create tables"):
         open_storage(postgres.url.replace("seed@", "reader@"), journal=JOURNAL)
-
-
-# ---- the server of these tests
-
-
-def test_without_postgresql_tests_are_skipped_and_fail_where_they_must_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "find_binaries", lambda: None)
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.delenv("NEEDS_POSTGRES", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="apt-get install"), servers.run_server():
-        pass
-    for name in ("CI", "NEEDS_POSTGRES"):
-        with monkeypatch.context() as patch:
-            patch.setenv(name, "1")
-            with pytest.raises(pytest.fail.Exception, match="apt-get install"), servers.run_server():
-                pass

@@ -8,8 +8,8 @@ import pytest
 
 from seed.errors import StudyError
 from seed.optimize import study as studies
+from seed.optimize.frontier import Limits
 from seed.optimize.storage import open_storage
-from seed.optimize.study import Limits
 from seed.records import SearchSpace
 
 from ..reporting import factory

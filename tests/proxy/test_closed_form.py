@@ -196,7 +196,7 @@ def add(output: Tensor | tuple[Tensor, ...], change: Tensor) -> Tensor | tuple[T
 def test_folding_corrections_into_a_student_equals_adding_them_to_what_is_written(family: str) -> None:
     anatomy = Anatomy(make_model(family))
     tokens = make_tokens()
-    candidate = Candidate(num_layers=4, kept_layers=(0, 2, 3))
+    candidate = Candidate.keep(num_layers=4, kept_layers=(0, 2, 3))
     outlets = {layer: anatomy.find_output_projection(layer) for layer in (0, 3)}
     corrections = {
         layer: Correction(

@@ -26,12 +26,12 @@ from tests.proxy.streams import draw_stream, write_stream
 CPU = torch.device("cpu")
 MICRO_BATCH = 4
 CANDIDATES = [
-    Candidate(num_layers=4, kept_layers=kept)
+    Candidate.keep(num_layers=4, kept_layers=kept)
     for count in range(1, 5)
     for kept in itertools.combinations(range(4), count)
 ]
 LEXICOGRAPHIC = sorted(CANDIDATES, key=lambda candidate: candidate.kept_layers)
-DENSE = Candidate(num_layers=4, kept_layers=(0, 1, 2, 3))
+DENSE = Candidate.keep(num_layers=4, kept_layers=(0, 1, 2, 3))
 VALIDATION = draw_stream(6, 24, rng_seed=2)  # the last batch is smaller
 
 
@@ -353,5 +353,5 @@ def test_a_grafted_model_is_recovered_as_the_same_model_without_gaps() -> None:
     walker = make_walker(grafted, calibration=text, validation=text)
     for kept, theirs in [((0, 2, 3), (0, 1, 2)), ((0, 3), (0, 2)), ((2, 3), (1, 2)), ((2,), (1,))]:
         losses, _ = walker.measure(keep(*kept))
-        expected, _ = alone.measure(Candidate(num_layers=3, kept_layers=theirs))
+        expected, _ = alone.measure(Candidate.keep(num_layers=3, kept_layers=theirs))
         assert flatten(losses) == flatten(expected), kept

@@ -46,7 +46,7 @@ WORKLOAD = "decode 64 tokens after 64, batch 1"
 
 def make_candidate(*dropped: int, num_layers: int = NUM_LAYERS) -> Candidate:
     """Return the candidate without these layers."""
-    return Candidate(num_layers=num_layers, kept_layers=tuple(i for i in range(num_layers) if i not in dropped))
+    return Candidate.keep(num_layers=num_layers, kept_layers=tuple(i for i in range(num_layers) if i not in dropped))
 
 
 def make_quality(

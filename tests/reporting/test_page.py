@@ -231,7 +231,7 @@ def test_every_trial_is_there_once(record: StudyRecord) -> None:
     assert [row["number"] for row in rows] == [trial.number for trial in record.trials]
     for row, trial in zip(rows, record.trials, strict=True):
         evaluation = trial.evaluation
-        assert row["id"] == "-".join(evaluation.candidate.dropped_parts)
+        assert row["id"] == "-".join(evaluation.candidate.parts)
         assert data["structures"][row["structure"]]["params"] == evaluation.size.num_params
         quality = evaluation.qualities.get(record.frontier.proxy)
         assert row["ratio"] == (None if quality is None else round(quality.ppl_ratio, 4))

@@ -102,7 +102,7 @@ def test_it_opens_without_a_network_and_without_complaints(visit: Visit) -> None
 
 def test_hovering_a_point_lights_its_rows_and_clicking_keeps_them(visit: Visit, record: StudyRecord) -> None:
     result = record.distilled[2]
-    link = "-".join(result.candidate.dropped_parts)
+    link = "-".join(result.candidate.parts)
     visit.page.mouse.move(*visit.point("distilled, on test text", 2))
     visit.page.wait_for_selector(f'#distilled tr.lit[data-id="{link}"]', state="attached")
     assert visit.lit() == {link}
@@ -119,7 +119,7 @@ def test_hovering_a_point_lights_its_rows_and_clicking_keeps_them(visit: Visit, 
 
 
 def test_a_row_lights_its_points_by_mouse_and_by_keyboard(visit: Visit, record: StudyRecord) -> None:
-    link = "-".join(record.distilled[4].candidate.dropped_parts)
+    link = "-".join(record.distilled[4].candidate.parts)
     rings = "document.querySelectorAll('#figure-pareto .ring').length"
     visit.page.locator(f'#distilled tr[data-id="{link}"] td').nth(2).hover()
     visit.wait_until(f"{rings} === 2")  # by the proxy, and distilled
@@ -156,7 +156,7 @@ def test_the_layer_map_lights_the_model_of_a_row(visit: Visit, record: StudyReco
     }"""
     x, y = visit.page.evaluate(where)
     visit.page.mouse.move(x, y)
-    link = "-".join(record.frontier.members[1].evaluation.candidate.dropped_parts)
+    link = "-".join(record.frontier.members[1].evaluation.candidate.parts)
     visit.page.wait_for_selector(f'#frontier tr.lit[data-id="{link}"]', state="attached")
 
 
@@ -292,7 +292,7 @@ def make_large(record: StudyRecord, num_trials: int) -> StudyRecord:
     subsets = itertools.islice(itertools.combinations(range(32), 3), num_trials)
     trials = []
     for number, dropped in enumerate(subsets):
-        candidate = Candidate(num_layers=32, kept_layers=tuple(i for i in range(32) if i not in dropped))
+        candidate = Candidate.keep(num_layers=32, kept_layers=tuple(i for i in range(32) if i not in dropped))
         evaluation = msgspec.structs.replace(
             record.trials[number % 178].evaluation,
             candidate=candidate,

@@ -16,7 +16,8 @@ from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.executor import InProcess
 from seed.models.loader import ModelSource, Teacher
-from seed.optimize.study import Limits, open_study
+from seed.optimize.frontier import Limits
+from seed.optimize.study import open_study
 from seed.optimize.trials import Trials
 from seed.pipeline import open_cache
 from seed.plans import Protocol, SearchPlan, StreamRecord
@@ -135,7 +136,7 @@ class Opened:
 
     executor: InProcess
     store: ScoreStore
-    book: ScoreCache
+    cache: ScoreCache
     trials: Trials
     table: LatencyTable
 
@@ -162,7 +163,7 @@ class TinyStudy:
             yield Opened(
                 executor=executor,
                 store=store,
-                book=open_cache(store, executor.evaluator.instruments.dense_validation),
+                cache=open_cache(store, executor.evaluator.instruments.dense_validation),
                 trials=Trials(self.optuna, space, store, proxy=self.session.protocol.proxy, limits=Limits()),
                 table=LatencyTable(self.session, measure=functools.partial(executor.call, "measure_latency")),
             )
@@ -180,7 +181,7 @@ class TinyStudy:
         wanted = StudyConfig(**settings)
         plan = make_plan(self.session, wanted, trials=trials, covers_space=covers_space)
         score_space(
-            terminal, opened.executor, opened.table, opened.trials, opened.book, plan, wanted, rng_seed=wanted.rng_seed
+            terminal, opened.executor, opened.table, opened.trials, opened.cache, plan, wanted, rng_seed=wanted.rng_seed
         )
         return opened.store.read_trials()
 

@@ -54,7 +54,8 @@ class Stage:
         )
 
     def score(self, live: LiveReport) -> None:
-        with self.tiny.open() as opened, opened.trials.heard_by(lambda record: live.hear()):
+        with self.tiny.open() as opened:
+            opened.trials.listeners.append(lambda record: live.hear())
             self.tiny.score(opened, trials=4)
 
 

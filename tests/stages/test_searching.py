@@ -18,7 +18,7 @@ from seed.scores import ScoreStore
 from seed.sessions import Session
 from seed.stages import searching
 from seed.stages.latency_table import read_latencies
-from seed.stages.searching import measure_recovery, name_solver, rank_candidates, say_recovery
+from seed.stages.searching import describe_recovery, measure_recovery, name_solver, rank_candidates
 from tests.proxy.opened import drop
 from tests.reporting import factory
 from tests.stages.opened import SPACE, TinyStudy, make_table
@@ -78,12 +78,12 @@ def test_recovery_is_a_share_of_the_loss_of_cutting() -> None:
 
 def test_recovery_is_said_in_a_line() -> None:
     sample = [recovered(math.e, math.exp(1 - share)) for share in (0.9, 0.25, 0.5)]
-    line = say_recovery([*sample, recovered(0.99, 0.98)], 298)
+    line = describe_recovery([*sample, recovered(0.99, 0.98)], 298)
     assert "recovers 50% of what cutting costs" in line
     assert "median of 3 sets out of 298; 25% to 90%" in line
     assert "\n" not in line
-    assert "within the noise of the validation text" in say_recovery([recovered(0.99, 1.0)], 3)
-    assert "within the noise of the validation text" in say_recovery([], 0)
+    assert "within the noise of the validation text" in describe_recovery([recovered(0.99, 1.0)], 3)
+    assert "within the noise of the validation text" in describe_recovery([], 0)
 
 
 def test_how_candidates_were_chosen_is_said() -> None:
@@ -123,18 +123,13 @@ def test_a_space_that_is_swept_is_scored_whole_and_nothing_is_measured_twice(
     assert read_rows(search) == rows
 
 
-def test_a_space_that_is_not_swept_is_searched_or_scored_in_order_if_the_budget_is_as_large(tmp_path: Path) -> None:
-    trials = TinyStudy(tmp_path / "searched").run(trials=4, covers_space=False)
-    assert len(set(keys_of(trials))) == len(trials) == 4
-    trials = TinyStudy(tmp_path / "whole").run(trials=10, covers_space=False)
-    assert keys_of(trials) == [candidate.key for candidate in EVERYTHING]
-
-
 def known_by_closed_form(search: TinyStudy) -> dict[Candidate, Quality]:
     """What was scored by closed form, in the study or by it."""
     with search.open() as opened:
         return {
-            one: opened.book.known(one)["closed-form"] for one in EVERYTHING if opened.book.is_known(one, "closed-form")
+            one: opened.cache.known(one)["closed-form"]
+            for one in EVERYTHING
+            if opened.cache.is_known(one, "closed-form")
         }
 
 
@@ -201,18 +196,6 @@ def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
 # ---- the climb
 
 
-def test_the_climb_begins_with_the_best_of_the_sweep(tmp_path: Path, distilled: list[str]) -> None:
-    search = TinyStudy(tmp_path, proxy="short-distillation")
-    trials = search.run(trials=5)
-    qualities = known_by_closed_form(search)
-    assert len(qualities) == len(EVERYTHING)
-    ranked = [candidate.key for candidate in rank_candidates(qualities)]
-    assert distilled == keys_of(trials)
-    assert set(keys_of(trials)[:2]) == set(ranked[:2])  # then what short distillation teaches counts too
-    for trial in trials:
-        assert set(trial.evaluation.qualities) == {"none", "closed-form", "short-distillation"}
-
-
 def test_a_climb_goes_on_with_the_next_best(tmp_path: Path, distilled: list[str]) -> None:
     search = TinyStudy(tmp_path, proxy="short-distillation")
     whole = keys_of(TinyStudy(tmp_path / "whole", proxy="short-distillation").run(trials=4))
@@ -249,24 +232,6 @@ def test_hopeless_candidates_are_skipped_unless_told_otherwise(
     else:
         assert keys_of(trials, state="PRUNED") == []
         assert "skipped" not in out
-
-
-def test_the_screen_learns_from_earlier_trials_and_from_new_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[searching.Screen] = []
-
-    class Spy(searching.Screen):
-        def __init__(self, **settings) -> None:
-            super().__init__(**settings)
-            made.append(self)
-
-    monkeypatch.setattr(searching, "Screen", Spy)
-    search = TinyStudy(tmp_path, proxy="short-distillation", short_steps=1)
-    search.run(trials=2, frontier_size=6)
-    search.run(trials=5, frontier_size=6)
-    assert [sum(map(len, screen.pairs.values())) for screen in made] == [2, 5]
-    assert [screen.keep for screen in made] == [6, 6]  # all members may come from one depth
 
 
 # ---- the dense model's states

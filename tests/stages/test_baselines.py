@@ -1,4 +1,4 @@
-"""What a search added: rivals read its scores, pay as if alone, and are compared document by document."""
+"""What a search added: baselines read its scores, pay as if alone, and are compared document by document."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from seed.proxy.account import Account, Measured
 from seed.proxy.sweep import Sweep
 from seed.records import TrialRecord
 from seed.sessions import Session
-from seed.stages import rivals
+from seed.stages import baselines
 
 from .opened import SPACE, TinyStudy, make_plan, open_session
 
@@ -28,7 +28,9 @@ def measure(
     session: Session, sweep: Sweep, trials: tuple[TrialRecord, ...], *, most: int = 10, covers_space: bool = False
 ) -> SearchGain:
     plan = make_plan(session, StudyConfig(), trials=most, covers_space=covers_space)
-    return rivals.measure_gain(session, sweep, SPACE, trials, plan=plan, solver="somehow", on_rival=lambda title: None)
+    return baselines.compare_baselines(
+        session, sweep, SPACE, trials, plan=plan, solver="somehow", on_baseline=lambda title: None
+    )
 
 
 def by_name(gain: SearchGain) -> dict[str, Rival]:
@@ -40,7 +42,7 @@ def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
     sweep, trials = search(study, trials=10, covers_space=True)
     gain = measure(study.session, sweep, trials)
     assert (gain.solver, gain.proxy, gain.num_scores) == ("somehow", "closed-form", 10)
-    assert set(rivals.RIVALS) <= set(STRATEGIES)
+    assert set(baselines.BASELINES) <= set(STRATEGIES)
     known = {trial.evaluation.candidate: trial.evaluation.qualities["closed-form"] for trial in trials}
     assert list(by_name(gain)) == ["perplexity", "greedy_recovered"]
     for rival in gain.rivals:
@@ -76,16 +78,6 @@ def test_greedy_removal_goes_no_further_than_the_search(tmp_path: Path) -> None:
     after = {key for key, proxies in sweep.rows.items() if "closed-form" in proxies}
     assert after - before <= {pick.candidate.key for pick in one_shot.picks}
     assert gain.num_scores == 5
-
-
-def test_trials_cost_more_than_the_same_sets_in_a_sweep(tmp_path: Path) -> None:
-    study = TinyStudy(tmp_path)
-    sweep, trials = search(study, trials=9, covers_space=False)
-    one_by_one = measure(study.session, sweep, trials)
-    assert one_by_one.num_scores == 9
-    account = Account(Measured(sweep))
-    account.score([trial.evaluation.candidate for trial in trials], proxy="closed-form")
-    assert one_by_one.cost > account.spent
 
 
 def test_short_distillations_are_paid_for(tmp_path: Path) -> None:

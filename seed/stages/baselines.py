@@ -1,7 +1,7 @@
 """What a search added: simpler ways to choose, played on its own scores.
 
-A rival reads what the search remembers and is charged as if it had measured by itself. One-shot ranking is scored where it
-has to be, unless that were more work than the search's own; greedy removal goes as far as the search's scores tell.
+A baseline reads what the search remembers and is charged as if it had measured by itself. One-shot ranking is scored where
+it has to be, unless that were more work than the search's own; greedy removal goes as far as the search's scores tell.
 """
 
 import math
@@ -17,13 +17,13 @@ from seed.records import Candidate, SearchSpace, TrialRecord
 from seed.sessions import Session
 from seed.stages.budgets import short_settings
 
-RIVALS = ("perplexity", "greedy_recovered")  # greedy removal without recovery stands in where there is none
+BASELINES = ("perplexity", "greedy_recovered")  # greedy removal without recovery stands in where there is none
 
 
 class Remembered(Measured):
-    """Scores with recovery come from memory only; of those without, as many are made as the search made."""
+    """Scores with recovery come from memory only; of those without, at most so many are made."""
 
-    def __init__(self, sweep: Sweep, *, most_unrecovered: float) -> None:
+    def __init__(self, sweep: Sweep, *, most_unrecovered: float = math.inf) -> None:
         super().__init__(sweep)
         self.most_unrecovered = most_unrecovered
         self._unrecovered: set[Candidate] = set()
@@ -36,13 +36,14 @@ class Remembered(Measured):
         """
         if proxy == "none":
             self._unrecovered.update(candidates)
-            if len(self._unrecovered) > self.most_unrecovered:
-                raise BudgetSpent
-        if proxy != "none" and not all(self.sweep.is_known(candidate, proxy) for candidate in candidates):
+            can_tell = len(self._unrecovered) <= self.most_unrecovered
+        else:
+            can_tell = all(self.sweep.is_known(candidate, proxy) for candidate in candidates)
+        if not can_tell:
             raise BudgetSpent
 
 
-def measure_gain(
+def compare_baselines(
     session: Session,
     sweep: Sweep,
     space: SearchSpace,
@@ -50,55 +51,49 @@ def measure_gain(
     *,
     plan: SearchPlan,
     solver: str,
-    on_rival: Callable[[str], None],
+    on_baseline: Callable[[str], None],
 ) -> SearchGain:
-    """Play the rivals, and compare their picks with the search's best of each depth."""
+    """Play the baselines, and compare their picks with the search's best of each depth."""
     proxy = session.protocol.proxy
     scored = [trial.evaluation.candidate for trial in trials if contains(space, trial.evaluation.candidate)]
-    best: dict[int, tuple[float, Candidate]] = {}
-    for candidate in scored:
-        quality = sweep.known(candidate).get(proxy)
-        if quality is not None and math.isfinite(quality.loss):
-            count = len(candidate.dropped_layers)
-            best[count] = min(
-                best.get(count, (math.inf, candidate)), (quality.loss, candidate), key=lambda pair: pair[0]
-            )
+    losses = {one: sweep.known(one)[proxy].loss for one in scored if sweep.is_known(one, proxy)}
+    best: dict[int, Candidate] = {}
+    for candidate in sorted((one for one, loss in losses.items() if math.isfinite(loss)), key=lambda one: losses[one]):
+        best.setdefault(len(candidate.dropped_layers), candidate)
     measured = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)
-    rivals = []
-    for name in RIVALS if session.gains is not None else ("perplexity", "greedy"):
+    played = []
+    for name in BASELINES if session.gains is not None else ("perplexity", "greedy"):
         strategy, account = STRATEGIES[name], Account(measured)
         picks = run_strategy(strategy, account, space, proxy=session.recovered_proxy, rng_seed=0)
-        rivals.append(
+        played.append(
             Rival(
                 strategy=name,
                 title=strategy.title,
                 cost=account.spent,
                 num_scores=account.num_scores,
                 picks=tuple(
-                    compare_pick(sweep, pick, best[count][1], proxy=proxy)
+                    compare_pick(sweep, pick, best[count], proxy=proxy)
                     for count, pick in picks.items()
                     if count in best
                 ),
                 is_whole=max(picks, default=0) == space.max_dropped,
             )
         )
-        on_rival(strategy.title)
-    cost, num_scores = price_search(session, Remembered(sweep, most_unrecovered=math.inf), space, scored)
-    return SearchGain(proxy=proxy, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(rivals))
+        on_baseline(strategy.title)
+    cost, num_scores = price_search(session, Remembered(sweep), space, scored)
+    return SearchGain(proxy=proxy, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(played))
 
 
 def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, proxy: str) -> RivalPick:
-    """A rival's pick beside the search's; it is scored where that costs no training."""
+    """A baseline's pick beside the search's; it is scored where that costs no training."""
     if pick == best:
         return RivalPick(candidate=pick, best=best, ppl_ratio=1.0, standard_error=0.0)
     if proxy == "closed-form":
         sweep.measure(pick)
     elif proxy == "none":
         sweep.measure_unrecovered([pick])
-    if not sweep.is_known(pick, proxy):
-        return RivalPick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
-    quality = sweep.compare(pick, best, proxy=proxy)
-    if not math.isfinite(quality.ppl_ratio):
+    quality = sweep.compare(pick, best, proxy=proxy) if sweep.is_known(pick, proxy) else None
+    if quality is None or not math.isfinite(quality.ppl_ratio):
         return RivalPick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
     return RivalPick(
         candidate=pick, best=best, ppl_ratio=quality.ppl_ratio, standard_error=quality.ppl_ratio_standard_error
@@ -109,22 +104,19 @@ def price_search(
     session: Session, measured: Measured, space: SearchSpace, scored: Sequence[Candidate]
 ) -> tuple[float, int]:
     """Layer-tokens that the search's scores cost, and how many they are: a sweep as one batch, trials one by one."""
-    account, cheaper = Account(measured), session.recovered_proxy
+    sweep, cheaper, proxy = measured.sweep, session.recovered_proxy, session.protocol.proxy
+    account = Account(measured)
     batches = [[candidate] for candidate in scored]
-    if space.size <= len(measured.sweep.rows) and all(
-        measured.sweep.is_known(candidate, cheaper) for candidate in enumerate_candidates(space)
-    ):
+    if space.size <= len(sweep.rows) and all(sweep.is_known(one, cheaper) for one in enumerate_candidates(space)):
         batches = [list(enumerate_candidates(space))]
     for batch in batches:
-        if measured.sweep.is_known(batch[0], cheaper):
+        if sweep.is_known(batch[0], cheaper):
             account.score(batch, proxy=cheaper)
     cost = account.spent
-    if session.protocol.proxy == "short-distillation":
-        for candidate in scored:
-            if measured.sweep.is_known(candidate, session.protocol.proxy):
-                settings = short_settings(session, candidate)
-                tokens = settings.steps * session.batch_windows * session.protocol.window_tokens
-                cost += measured.prices.distill(len(candidate.kept_layers), tokens=tokens)
-                if cheaper != "none":  # a look at the candidate as it stands comes first
-                    cost += account.price([candidate], proxy="none")
+    for candidate in scored if proxy == "short-distillation" else []:
+        if sweep.is_known(candidate, proxy):
+            tokens = short_settings(session, candidate).steps * session.batch_windows * session.protocol.window_tokens
+            cost += measured.prices.distill(len(candidate.kept_layers), tokens=tokens)
+            if cheaper != "none":  # the candidate is scored as it stands first
+                cost += account.price([candidate], proxy="none")
     return cost, account.num_scores

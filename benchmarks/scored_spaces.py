@@ -15,7 +15,7 @@ from seed.optimize.space import drop_layers
 from seed.optimize.strategies import BudgetSpent
 from seed.records import Candidate, SearchSpace
 
-DIRECTORY = Path(__file__).parent / "landscapes"
+DIRECTORY = Path(__file__).parent.parent / "tests" / "optimize" / "landscapes"
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Asked(NamedTuple):
     spent: float
 
 
-class LandscapeMeter:
-    """A ``Meter`` that looks losses up, with a budget in evaluations.
+class LandscapeScorer:
+    """A ``Scorer`` that looks losses up, with a budget in evaluations.
 
     A set costs its share of one evaluation, once for each share. What a share of the text says is not in the file, so the
     loss on all of it is returned: the first selection of EvoPress makes no mistakes here, which flatters it. A landscape
