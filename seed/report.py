@@ -33,7 +33,7 @@ def report_study(
     """
     study = study_dir.open_existing(path)
     from seed.reporting.pictures import draw_figures, find_browser, write_pictures
-    from seed.reporting.summary import show_result
+    from seed.reporting.result_text import show_result
     from seed.stages.publishing import open_shown, refresh_report, spell_storage
 
     if formats:
@@ -42,10 +42,10 @@ def report_study(
         study_dir.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
         plan = study_dir.read_record(study.plan, SearchPlan)
         opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
-        record = refresh_report(study, opened=opened, on_warning=terminal.say)
-    show_result(terminal, record, study=study, storage=spell_storage(record.plan, study))
+        result = refresh_report(study, opened=opened, on_warning=terminal.say)
+    show_result(terminal, result, study=study, storage=spell_storage(plan, study))
     if formats:
-        drawn = draw_figures(record)
+        drawn = draw_figures(result)
         total = len(drawn) * len(formats) + ("png" in formats)
         with terminal.stage("pictures", total=total) as advance:
             written = write_pictures(
@@ -57,7 +57,7 @@ def report_study(
             )
         for index, picture in enumerate(written):
             terminal.say(("pictures:  " if index == 0 else "           ") + str(picture), wrap=False)
-    return record
+    return result.record
 
 
 def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
@@ -78,19 +78,20 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
     Raises:
         SeedError: one of them is no study, or the same as another.
     """
-    from seed.reporting.studies import name_page, name_studies, say_comparison, write_frontiers_page
+    from seed.reporting.studies import describe_studies, name_page, name_studies, write_studies_page
+    from seed.results import compute_result
     from seed.stages.study_record import gather_record
 
     if len({path.resolve() for path in paths}) < len(paths):
         raise StudyError(f"{' '.join(map(str, paths))}: the same study more than once. Name each of them once.")
-    records = []
+    results = []
     for study in [study_dir.open_existing(path) for path in paths]:
         with study_dir.lock(study):
-            records.append(gather_record(study))
-    named = dict(zip(name_studies(paths), records, strict=True))
+            results.append(compute_result(gather_record(study)))
+    named = dict(zip(name_studies(paths), results, strict=True))
     page = output or paths[0].resolve().parent / name_page(paths)
-    write_frontiers_page(named, page)
-    for sentence in say_comparison(named):
+    write_studies_page(named, page)
+    for sentence in describe_studies(named):
         terminal.say(sentence)
     terminal.say(f"page: {page}", wrap=False)
     return page

@@ -3,45 +3,42 @@
 Every string that a user or a model brought is escaped, for Markdown and for the HTML that Markdown may hold.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import plotly.graph_objects as go
 
-from seed.evidence import StudyRecord
 from seed.plans import SearchPlan
 from seed.reporting.figures import FIGURES
-from seed.reporting.sentences import say_best, say_disturbance, say_introduction, say_recommendation
-from seed.reporting.tables import list_frontier
+from seed.reporting.result_text import (
+    describe_best,
+    describe_disturbance,
+    describe_recommendation,
+    introduce_best,
+    tabulate_frontier,
+)
 from seed.reporting.wording import escape_text, name_rung, quote_block, quote_code
-from seed.results import StudyResult, compute_result
+from seed.results import StudyResult
 
 MOST_TRIALS = 1000  # in one figure: 80 bytes each; the dashboard's own plots show every one
 HEIGHT_PX = 440  # what a card shows without cutting it off
-THINNED = ("pareto", "latency")  # figures that show every trial
-PREFIX = "seed-"
 
 
-def write_study_note(record: StudyRecord, *, root: Path) -> str:
-    """Return the note of a searched study: its answer, what is shown, and where things are.
-
-    Args:
-        record: all that the report shows.
-        root: the study's folder.
-    """
-    result = compute_result(record)
+def write_study_note(result: StudyResult, *, root: Path) -> str:
+    """Return the note of a searched study: its answer, what is shown, and where things are. ``root``: the study's folder."""
+    record = result.record
     numbers = {trial.evaluation.candidate.key: trial.number for trial in record.trials if trial.state == "COMPLETE"}
     numbers |= {member.evaluation.candidate.key: member.trial_number for member in record.frontier.members}
-    answers = [f"- {escape_text(say_best(one, result))}{_link_trial(numbers.get(one.key))}" for one in result.best]
-    picks = [f"- {escape_text(say_recommendation(found, result))}" for found in result.recommended if answers]
+    answers = [f"- {escape_text(describe_best(one, result))}{_link_trial(numbers.get(one.key))}" for one in result.best]
+    picks = [f"- {escape_text(describe_recommendation(found, result))}" for found in result.recommended if answers]
     return _join(
         _write_title(record.plan),
         ["**The search goes on**; this is what is known so far."] if record.is_running else [],
-        [f"**The answer.** {escape_text(say_introduction(result))}", "", *answers],
+        [f"**The answer.** {escape_text(introduce_best(result))}", "", *answers],
         ["**Which one to ship?**", "", *picks] if picks else [],
-        [escape_text(disturbed)] if (disturbed := say_disturbance(result)) else [],
+        [escape_text(disturbed)] if (disturbed := describe_disturbance(result)) else [],
         _write_frontier(result),
         explain_trials(proxy=record.frontier.proxy, workload=record.dense.latency.workload),
         _write_places(record.plan, root=root, has_models=bool(record.distilled)),
@@ -77,28 +74,18 @@ def explain_trials(*, proxy: str, workload: str | None) -> list[str]:
     ]
 
 
-def draw_board(record: StudyRecord) -> dict[str, str]:
+def draw_board(result: StudyResult) -> dict[str, str]:
     """Return the figures that have something to show as Plotly JSON, by an id that stays the same from search to search.
 
-    Small, since the dashboard asks for all of it every few seconds.
+    Small, since the dashboard asks for all of it every few seconds: of many candidates it has some, evenly spaced.
     """
-    whole, few = compute_result(record), compute_result(thin_trials(record))
-    drawn = {name: draw(few if name in THINNED else whole) for name, draw in FIGURES.items()}
-    return {f"{PREFIX}{name}": spell_figure(figure) for name, figure in drawn.items() if figure.data}
+    step = math.ceil(len(result.scored) / MOST_TRIALS) or 1
+    few = dataclasses.replace(result, scored=result.scored[::step])
+    drawn = {name: draw(few) for name, draw in FIGURES.items()}
+    return {f"seed-{name}": write_figure(figure) for name, figure in drawn.items() if figure.data}
 
 
-def thin_trials(record: StudyRecord, *, most: int = MOST_TRIALS) -> StudyRecord:
-    """Return the record with some ``most`` of its trials, evenly spaced by number; those of the frontier and distilled ones stay."""
-    if len(record.trials) <= most:
-        return record
-    named = {member.trial_number for member in record.frontier.members}
-    named |= {result.trial_number for result in record.distilled if result.trial_number is not None}
-    step = math.ceil(len(record.trials) / most)
-    kept = tuple(trial for index, trial in enumerate(record.trials) if index % step == 0 or trial.number in named)
-    return msgspec.structs.replace(record, trials=kept)
-
-
-def spell_figure(figure: go.Figure) -> str:
+def write_figure(figure: go.Figure) -> str:
     """Return a figure as Plotly JSON, fitted to a card of half the dashboard's width: no caption, which would not fit."""
     top = 64 if figure.layout.annotations else 48
     fitted = go.Figure(figure).update_layout(
@@ -113,13 +100,12 @@ def _write_frontier(result: StudyResult) -> list[str]:
     """A table of Markdown, each trial with a link to its own page."""
     if not result.frontier:
         return []
-    columns, rows = list_frontier(result)
-    cells = [
-        [_link_trial(member.trial_number).strip(), *row]
-        for member, row in zip(result.record.frontier.members, rows, strict=True)
-    ]
-    table = [f"| {' | '.join(row)} |" for row in (["trial", *columns], ["---"] * (len(columns) + 1), *cells)]
-    return [f"**The frontier by the proxy** ({escape_text(name_rung(result.record.frontier.proxy))}):", "", *table]
+    table = tabulate_frontier(result)
+    links = [_link_trial(member.trial_number).strip() for member in result.record.frontier.members]
+    rows = [["trial", *table.columns], ["---"] * (len(table.columns) + 1)]
+    rows += [[link, *row] for link, row in zip(links, table.rows, strict=True)]
+    title = f"**The frontier by the proxy** ({escape_text(name_rung(result.record.frontier.proxy))}):"
+    return [title, "", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _write_title(plan: SearchPlan) -> list[str]:

@@ -1,19 +1,22 @@
-"""The marks that figures are made of: palette, points with their hover texts, tiles, and the frame around them.
+"""The marks that figures are made of: palette, error bars, tiles, panels of estimates, and the frame around them.
 
 Dark ink on white paper, so that a figure can be read wherever it is shown; a page with other paper recolours ink and
-rules by style sheet.
+rules by style sheet. A figure says in ``layout.meta["caption"]`` how to read it, in plain text, for whoever sets it on a page.
 """
 
 import html
+import math
+import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from seed.records import Estimate, Latency
-from seed.reporting.wording import format_count, format_latency_ratio, list_layers
-from seed.results import Model, read_latency_ratio
+from seed.records import Estimate
+from seed.reporting.wording import format_interval
+from seed.stats import NOTHING
 
 # After Okabe and Ito (https://jfly.uni-koeln.de/color/), shifted so that each keeps a contrast of about 3 both to white
 # and to near-black paper; symbols repeat the distinction for those who see no colour.
@@ -24,11 +27,9 @@ GREY = "#7f7f7f"
 TILE_SCALE = ((0, "rgba(127,127,127,0.16)"), (0.001, "rgba(213,94,0,0.15)"), (1, "rgba(213,94,0,1)"))
 INK = "#1d2329"
 RULE = "#e2e5e9"
-MODEL_HOVER = (
-    "%{customdata[0]} dropped: %{customdata[1]}<br>parameters: %{customdata[2]}<br>"
-    "PPL ratio: %{customdata[3]:.3f} ± %{customdata[4]:.3f}<br>"
-    "latency ratio: %{customdata[5]}<extra>%{fullData.name}</extra>"
-)
+FAR = 6  # times the median's distance from the best
+ROW_PX = 30
+PANEL_PX = 66  # of a panel's title and axis
 
 
 def choose_color(depth: int) -> str:
@@ -41,38 +42,9 @@ def choose_symbol(depth: int) -> str:
     return DEPTH_SYMBOLS[(depth - 1) % len(DEPTH_SYMBOLS)]
 
 
-def describe_point(model: Model) -> list[str | float]:
-    """Return what ``MODEL_HOVER`` shows, and last the id that links a model's marks on a page."""
-    # Four decimals: a page may hold thousands of these.
-    rounded = (round(ratio, 4) for ratio in (model.quality.ppl_ratio, model.quality.ppl_ratio_standard_error))
-    layers, size = list_layers(model.candidate.dropped_layers), format_count(model.size.num_params)
-    return [model.depth, layers, size, *rounded, format_latency_ratio(model.latency), model.link]
-
-
-def draw_scored(models: Sequence[Model], *, name: str, marker: dict[str, object]) -> go.Scatter:
-    """Draw candidates as the proxy sees them as points, coloured by depth."""
-    return go.Scatter(
-        x=[round(model.latency.ratio, 5) for model in models],
-        y=[round(model.quality.ppl_ratio, 5) for model in models],
-        customdata=list(map(describe_point, models)),
-        hovertemplate=MODEL_HOVER,
-        mode="markers",
-        name=name,
-        marker={**marker, "color": [choose_color(model.depth) for model in models]},
-    )
-
-
-def draw_judged(models: Sequence[Model], **look: object) -> go.Scatter:
-    """Draw models at their PPL ratio on test text, with the 95 % intervals of it and of the latency."""
-    return go.Scatter(
-        x=[model.latency.ratio for model in models],
-        y=[model.ppl_ratio.value for model in models],
-        error_x=draw_interval([model.latency for model in models]),
-        error_y=draw_bars([model.ppl_ratio for model in models]),
-        customdata=list(map(describe_point, models)),
-        hovertemplate=MODEL_HOVER,
-        **look,
-    )
+def escape_plotly(text: str) -> str:
+    """Return text that Plotly shows as it is: it reads some HTML in labels, and ``%{`` in hover texts."""
+    return html.escape(text, quote=False).replace("%{", "% {")
 
 
 def add_levels(figure: go.Figure, percents: Sequence[int], *, top: float) -> None:
@@ -87,83 +59,48 @@ def add_levels(figure: go.Figure, percents: Sequence[int], *, top: float) -> Non
             )
 
 
-def draw_latencies(
-    depths: Sequence[float], latencies: Sequence[Latency], *, name: str, color: str, symbol: str
-) -> go.Scatter:
-    """Draw latency ratios over kept layers, with their intervals; ``depths`` may be moved a little sideways."""
-    return go.Scatter(
-        x=list(depths),
-        y=[latency.ratio for latency in latencies],
-        error_y={**draw_interval(latencies), "color": color},
-        customdata=[[html.escape(latency.structure, quote=False), latency.median_ms] for latency in latencies],
-        hovertemplate="%{customdata[0]}<br>latency ratio: %{y:.3f}<br>median: %{customdata[1]:.2f} ms<extra></extra>",
-        mode="markers",
-        name=name,
-        marker={"color": color, "symbol": symbol, "size": 10},
-    )
+def draw_bars(estimates: Sequence[Estimate], *, scale: float = 1.0, color: str = GREY) -> dict[str, object]:
+    """Return error bars from ``low`` to ``high``; none where they are not known. A percentile interval need not hold its point."""
+
+    def measure(one: Estimate, end: float | None, sign: int) -> float:
+        return 0.0 if one.value is None or end is None else max(0.0, sign * (end - one.value)) * scale
+
+    above = [measure(one, one.high, 1) for one in estimates]
+    below = [measure(one, one.low, -1) for one in estimates]
+    return {**draw_errors(above, color=color), "symmetric": False, "arrayminus": below}
 
 
-def draw_interval(latencies: Sequence[Latency]) -> dict[str, object]:
-    """Return error bars from ``ratio_low`` to ``ratio_high``."""
-    return draw_bars([read_latency_ratio(latency) for latency in latencies])
-
-
-def draw_bars(estimates: Sequence[Estimate], *, scale: float = 1.0) -> dict[str, object]:
-    """Return error bars from ``low`` to ``high``; none where they are not known."""
-    middles = [one.value or 0.0 for one in estimates]
-    highs = [middle if one.high is None else one.high for one, middle in zip(estimates, middles, strict=True)]
-    lows = [middle if one.low is None else one.low for one, middle in zip(estimates, middles, strict=True)]
-    above = [max(0.0, high - middle) * scale for high, middle in zip(highs, middles, strict=True)]
-    below = [max(0.0, middle - low) * scale for low, middle in zip(lows, middles, strict=True)]
-    return {**draw_errors(above), "symmetric": False, "arrayminus": below}
-
-
-def draw_errors(errors: Sequence[float]) -> dict[str, object]:
+def draw_errors(errors: Sequence[float], *, color: str = GREY) -> dict[str, object]:
     """Return error bars of the given half lengths."""
-    return {"type": "data", "array": list(errors), "color": GREY, "thickness": 1.2, "width": 3}
+    return {"type": "data", "array": list(errors), "color": color, "thickness": 1.2, "width": 3}
 
 
-def add_tiles(
-    figure: go.Figure,
-    shares: np.ndarray,
-    *,
-    labels: Sequence[str],
-    row: int,
-    words: Sequence[Sequence[str]],
-    show_scale: bool,
-) -> None:
-    """Add one tile for each row label and layer: grey at 0, orange at 1. ``shares`` is of shape (rows, layers)."""
-    tiles = go.Heatmap(
-        z=shares.tolist(),
-        x=list(range(shares.shape[1])),
-        y=list(range(len(labels))),
-        customdata=[list(line) for line in words],
-        hovertemplate="layer %{x}: %{customdata}<extra></extra>",
-        zmin=0,
-        zmax=1,
-        xgap=2,
-        ygap=2,
-        colorscale=[list(stop) for stop in TILE_SCALE],
-        showscale=show_scale,
-        colorbar=draw_scale(tickvals=[0, 0.5, 1], ticktext=["never", "half", "always"]),
+def make_tiles(
+    values: Sequence[Sequence[float | None]], scale: Sequence[tuple[float, str]], **look: object
+) -> go.Heatmap:
+    """Return tiles of shape (rows, layers), coloured by their values."""
+    colors = [list(stop) for stop in scale]
+    return go.Heatmap(
+        z=values, x=list(range(len(values[0]))), y=list(range(len(values))), xgap=2, ygap=2, colorscale=colors, **look
     )
-    figure.add_trace(tiles, row=row, col=1)
-    figure.update_yaxes(tickvals=list(range(len(labels))), ticktext=list(labels), row=row, col=1)
 
 
 def draw_scale(**ticks: object) -> dict[str, object]:
     """Return the scale of tiles' colours, lying below a figure."""
-    return {
-        "orientation": "h",
-        "thickness": 8,
-        "len": 0.6,
-        "yref": "container",
-        "y": 0,
-        "yanchor": "bottom",
-        "tickangle": 0,
-        "outlinewidth": 0,
-        **ticks,
-    }
+    below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
+    return {**below, "thickness": 8, "len": 0.6, "tickangle": 0, "outlinewidth": 0, **ticks}
+
+
+def stack_panels(titles: Sequence[str], heights: Sequence[float], *, gap_px: float, **options: object) -> go.Figure:
+    """Return a figure of panels above one another, as high as they are to each other, with this much between them."""
+    return make_subplots(
+        rows=len(titles),
+        cols=1,
+        row_heights=list(heights),
+        vertical_spacing=gap_px / (sum(heights) + gap_px * len(titles)) if len(titles) > 1 else 0,
+        subplot_titles=list(titles),
+        **options,
+    )
 
 
 def finish_figure(figure: go.Figure, *, title: str, caption: str, x_title: str, y_title: str) -> go.Figure:
@@ -172,11 +109,12 @@ def finish_figure(figure: go.Figure, *, title: str, caption: str, x_title: str, 
     axis = {"gridcolor": RULE, "zeroline": False, "automargin": True, "ticks": ""}
     figure.update_xaxes(**axis, title=x_title or None)
     figure.update_yaxes(**axis, title=y_title or None)
+    subtitle = {"text": wrapped, "font": {"size": 12}}
     return figure.update_layout(
         template=go.layout.Template(),
         title={
             "text": title,
-            "subtitle": {"text": wrapped, "font": {"size": 12}},
+            "subtitle": subtitle,
             "x": 0,
             "xref": "paper",
             "yref": "container",
@@ -191,3 +129,85 @@ def finish_figure(figure: go.Figure, *, title: str, caption: str, x_title: str, 
         margin={"l": 50, "r": 16, "t": 28, "b": 60},
         height=480,
     )
+
+
+# ---- panels of estimates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """An estimate to be drawn: in a row of a panel, in the look of a series. ``hover``: plain text."""
+
+    row: str
+    series: str
+    estimate: Estimate
+    hover: str = ""
+
+
+def draw_dots(
+    panels: Mapping[str, Sequence[Dot]],
+    looks: Mapping[str, tuple[str, str]],
+    *,
+    title: str,
+    caption: str,
+    x_title: str,
+    lines: Sequence[float] = (),
+    is_bounded: bool = False,
+) -> go.Figure:
+    """Draw estimates with their intervals, a panel for each title, rows from above in the order in which they come.
+
+    ``looks``: colour and symbol of each series, named in a legend where there are several in a row; ``lines``: where the
+    axis is marked. Unless the axis ``is_bounded``, what is far from all others is a triangle at its end, with its value.
+    """
+    if not panels:
+        return go.Figure()
+    rows = {panel: list(dict.fromkeys(dot.row for dot in dots))[::-1] for panel, dots in panels.items()}
+    is_double = any(len(dots) > len(rows[panel]) for panel, dots in panels.items())
+    heights = [ROW_PX * (1.4 if is_double else 1) * len(labels) for labels in rows.values()]
+    figure = stack_panels([escape_plotly(panel) for panel in panels], heights, gap_px=PANEL_PX)
+    for index, (panel, dots) in enumerate(panels.items(), start=1):
+        values = [dot.estimate.value for dot in dots if dot.estimate.value is not None]
+        limit = math.inf if is_bounded else find_limit(values)
+        for place, (series, look) in enumerate(looks.items()):
+            here = [dot for dot in dots if dot.series == series]
+            shift = 0.17 - 0.34 * place if is_double else 0.0
+            heights_of = [rows[panel].index(dot.row) + shift for dot in here]
+            trace = make_dots(here, heights_of, look=look, limit=limit)
+            trace.update(name=series, legendgroup=series, showlegend=is_double and index == 1)
+            figure.add_trace(trace, row=index, col=1)
+        for line in lines:
+            stroke = {"color": GREY, "width": 1, "dash": "dot" if line else "solid"}
+            figure.add_vline(x=line, line=stroke, row=index, col=1)
+        labels = [escape_plotly(row) for row in rows[panel]]
+        places, reach = list(range(len(labels))), [-0.7, len(labels) - 0.3]
+        figure.update_yaxes(tickvals=places, ticktext=labels, range=reach, row=index, col=1)
+    figure = finish_figure(figure, title=title, caption=caption, x_title="", y_title="")
+    figure.update_xaxes(tickangle=0).update_xaxes(title=x_title, row=len(panels), col=1)
+    figure.update_annotations(font={"size": 13})
+    height = sum(heights) + PANEL_PX * (len(panels) + 1)
+    return figure.update_layout(height=height, margin={"t": 44, "b": 90})
+
+
+def make_dots(dots: Sequence[Dot], y: Sequence[float], *, look: tuple[str, str], limit: float) -> go.Scatter:
+    """Return the dots of a series at these heights, those beyond the limit as triangles there."""
+    color, symbol = look
+    far = [(math.inf if dot.estimate.value is None else dot.estimate.value) > limit for dot in dots]
+    pairs = list(zip(dots, far, strict=True))
+    return go.Scatter(
+        x=[limit if is_far else dot.estimate.value for dot, is_far in pairs],
+        y=y,
+        error_x=draw_bars([NOTHING if is_far else dot.estimate for dot, is_far in pairs], color=color),
+        text=[format_interval(dot.estimate).partition(" ")[0] if is_far else "" for dot, is_far in pairs],
+        textposition="middle left",
+        customdata=[[escape_plotly(dot.row), escape_plotly(dot.hover)] for dot in dots],
+        hovertemplate="%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
+        mode="markers+text",
+        marker={"color": color, "symbol": ["triangle-right" if is_far else symbol for is_far in far], "size": 9},
+    )
+
+
+def find_limit(values: Sequence[float]) -> float:
+    """Return how far an axis reaches: one or two hopeless values would press all others into a corner."""
+    values = [value for value in values if math.isfinite(value)] or [1.0]  # broken models are beyond any
+    least, middle = min(values), statistics.median(set(values))  # those that chose the same count once
+    return max((value for value in values if value - least <= FAR * (middle - least)), default=max(values))

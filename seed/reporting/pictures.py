@@ -17,9 +17,8 @@ import plotly.graph_objects as go
 
 from seed import study_dir
 from seed.errors import SeedError, first_line
-from seed.evidence import StudyRecord
 from seed.reporting.figures import draw_gallery
-from seed.results import compute_result
+from seed.results import StudyResult
 
 T = TypeVar("T")
 WIDTH_PX = 900
@@ -38,9 +37,9 @@ BOTTOM = f"""(element => element.getBoundingClientRect().bottom + scrollY)(
   document.getElementById("{LAST_SECTION}") ?? document.querySelector("main"))"""
 
 
-def draw_figures(record: StudyRecord) -> dict[str, go.Figure]:
+def draw_figures(result: StudyResult) -> dict[str, go.Figure]:
     """Return every figure of a study that has something to show, fitted to paper, by the name of its picture."""
-    return {name: fit_paper(figure) for name, figure in draw_gallery(compute_result(record)).items()}
+    return {name: fit_paper(figure) for name, figure in draw_gallery(result).items()}
 
 
 def fit_paper(figure: go.Figure) -> go.Figure:

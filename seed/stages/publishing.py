@@ -9,7 +9,6 @@ from collections.abc import Callable
 from optuna import Study
 
 from seed.errors import ResourceError, StudyError, first_line
-from seed.evidence import StudyRecord
 from seed.optimize.display import show_note, show_study
 from seed.optimize.storage import load_study, open_storage, view_storage
 from seed.optimize.study import FINGERPRINT
@@ -19,6 +18,7 @@ from seed.plans import SearchPlan
 from seed.records import Frontier
 from seed.reporting.dashboard_views import draw_board, write_opening_note, write_study_note
 from seed.reporting.page import write_page
+from seed.results import StudyResult, compute_result
 from seed.stages.study_record import gather_record
 from seed.study_dir import StudyFolder
 
@@ -60,7 +60,7 @@ def open_shown(
 
 def refresh_report(
     study: StudyFolder, *, opened: Study | None, on_warning: Callable[[str], None], is_running: bool = False
-) -> StudyRecord:
+) -> StudyResult:
     """Gather a searched study, write its report, and the same into the Optuna study that shows it, if that is open.
 
     ``is_running``: the search goes on, with distillation.
@@ -70,9 +70,9 @@ def refresh_report(
     Raises:
         StudyError: the study is not searched yet, or torn.
     """
-    record = gather_record(study, is_running=is_running)
-    publish_record(study, opened, record, on_warning=on_warning)
-    return record
+    result = compute_result(gather_record(study, is_running=is_running))
+    publish_result(study, opened, result, on_warning=on_warning)
+    return result
 
 
 def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
@@ -85,23 +85,23 @@ def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
         return plan.storage
 
 
-def publish_record(
-    study: StudyFolder, opened: Study | None, record: StudyRecord, *, on_warning: Callable[[str], None]
+def publish_result(
+    study: StudyFolder, opened: Study | None, result: StudyResult, *, on_warning: Callable[[str], None]
 ) -> None:
     """Write the report, then note, figures and exported models' cards into the Optuna study, if that is open.
 
     Raises:
         ResourceError: the report cannot be written.
     """
-    write_page(record, study.report, command=record.plan.command)
+    write_page(result, study.report)
     if opened is None:
         return
-    cards = {f"{result.key}.md": study.model(result.key) / "README.md" for result in record.distilled}
+    cards = {f"{one.key}.md": study.model(one.key) / "README.md" for one in result.distilled}
     try:
         show_study(
             opened,
-            note=write_study_note(record, root=study.root),
-            figures=draw_board(record),
+            note=write_study_note(result, root=study.root),
+            figures=draw_board(result),
             cards={name: path.read_text(encoding="utf-8") for name, path in cards.items() if path.is_file()},
             artifacts=study.artifacts,
         )
@@ -146,7 +146,7 @@ class LiveReport:
         began = time.monotonic()
         try:
             record = gather_record(self.study, frontier=self.select(), is_running=True)
-            publish_record(self.study, self.opened, record, on_warning=self.on_warning)
+            publish_result(self.study, self.opened, compute_result(record), on_warning=self.on_warning)
         except StudyError:  # nothing keeps the limits yet
             pass
         except Exception as error:  # whatever is wrong with a picture, a search goes on

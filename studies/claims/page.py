@@ -1,28 +1,20 @@
 """The page of claims about dropping layers: verdicts, what each trained model reached, what single layers cost, the numbers."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from seed.evidence import TrainedRun
 from seed.records import Estimate, WidthCut
-from seed.reporting.document import (
-    escape,
-    render_document,
-    render_figure,
-    render_section,
-    render_table,
-    render_values,
-)
-from seed.reporting.experiment_page import draw_bars, escape_plotly, find_limit, name_key
-from seed.reporting.marks import DEPTH_COLORS, GREY, finish_figure
+from seed.reporting.document import prepare_figures, render
+from seed.reporting.experiment_page import name_key
+from seed.reporting.marks import DEPTH_COLORS, GREY, draw_bars, escape_plotly, find_limit, finish_figure, stack_panels
+from seed.reporting.result_text import Table, make_table
 from seed.reporting.wording import ABSENT, count_things, format_interval, format_latency_ratio, name_rung, name_width
 from studies.claims.verdicts import Claim, Evidence, Finding, estimate_cost, estimate_ratio
 
-QUESTION = "Seed: which claims about dropping layers hold on this model?"
 ROW_PX, TITLE_PX = 30, 62  # of a model, and of a panel with the axis above it
 # verdict: colour of the style sheet, sign, and what a count of them says
 VERDICTS = {
@@ -73,22 +65,21 @@ class Group:
 def render_page(evidence: Evidence, answers: Sequence[tuple[Claim, Finding]], *, command: str) -> str:
     """Return the page as one self-contained HTML file. The same records give the same bytes."""
     groups = group_runs(evidence)
-    figures = [
-        ("reached", "What each model reached", draw_reached(evidence, groups)),
-        ("layers", "What one layer costs", draw_singles(evidence)),
-    ]
-    shown = [figure for figure in figures if figure[2].data]
-    sections = [
-        render_section("answer", "The answer", render_answers(evidence, answers)),
-        *(
-            render_section(key, title, render_figure(figure, key=key, with_library=index == 0))
-            for index, (key, title, figure) in enumerate(shown)
-        ),
-        render_section("numbers", "The numbers", render_numbers(evidence, groups)),
-        render_section("settings", "How this was measured", render_settings(evidence)),
-        render_section("repeat", "Repeat this", f"<pre>{escape(command)}</pre>"),
-    ]
-    return render_document(sections, name=evidence.ledger.study, question=QUESTION)
+    return render(
+        "page_of_claims.html",
+        Path(__file__).parent,
+        study=evidence.ledger.study,
+        model=evidence.ledger.model,
+        count=count_verdicts(answers),
+        answers=answers,
+        verdicts=VERDICTS,
+        note=NOTE,
+        figures=prepare_figures({"reached": draw_reached(evidence, groups), "layers": draw_singles(evidence)}),
+        trained=tabulate_trained(evidence, groups),
+        times=tabulate_times(evidence),
+        settings=describe_settings(evidence),
+        command=command,
+    )
 
 
 def count_verdicts(answers: Sequence[tuple[Claim, Finding]]) -> str:
@@ -96,22 +87,6 @@ def count_verdicts(answers: Sequence[tuple[Claim, Finding]]) -> str:
     counts = {verdict: sum(finding.verdict == verdict for _, finding in answers) for verdict in VERDICTS}
     told = [f"{count} {VERDICTS[verdict][2][count != 1]}" for verdict, count in counts.items() if count]
     return f"Of {count_things(len(answers), 'claim')} {', '.join(told)}."
-
-
-def render_answers(evidence: Evidence, answers: Sequence[tuple[Claim, Finding]]) -> str:
-    """Return the count of verdicts, then for each claim its verdict as word, sign and colour, what was found, and reported."""
-    items = ""
-    for claim, finding in answers:
-        color, sign, _ = VERDICTS[finding.verdict]
-        items += (
-            f'<li style="border-left-color: var({color})"><span style="color: var({color})">{sign} {finding.verdict}</span>: '
-            f"{escape(claim.text)}\n<p>Found: {escape(finding.found)}</p>\n"
-            f'<p class="note">Reported: {escape(claim.reported)} ({escape(claim.source)})</p></li>\n'
-        )
-    return (
-        f"<p>{escape(count_verdicts(answers))} Model: {escape(evidence.ledger.model)}.</p>\n"
-        f'<ul class="answers">\n{items}</ul>\n<p class="note">{escape(NOTE)}</p>'
-    )
 
 
 def group_runs(evidence: Evidence) -> list[Group]:
@@ -144,20 +119,14 @@ def draw_reached(evidence: Evidence, groups: Sequence[Group]) -> go.Figure:
         panels.setdefault(group.depth, []).insert(0, group)  # the first on top
     if not panels:
         return go.Figure()
-    height_px = ROW_PX * len(groups) + TITLE_PX * len(panels)
-    figure = make_subplots(
-        rows=len(panels),
-        cols=1,
-        row_heights=[len(rows) / len(groups) for rows in panels.values()],
-        vertical_spacing=TITLE_PX / height_px,
-        subplot_titles=[name_depth(evidence, depth) for depth in panels],
-    )
+    heights = [ROW_PX * len(rows) for rows in panels.values()]
+    figure = stack_panels([name_depth(evidence, depth) for depth in panels], heights, gap_px=TITLE_PX)
     for index, rows in enumerate(panels.values(), start=1):
         ratios, ways = [group.ratio for group in rows], [WAYS[group.way] for group in rows]
         figure.add_scatter(
             x=[ratio.value for ratio in ratios],
             y=[f"{escape_plotly(group.models)}<br>{WAYS[group.way][0]}" for group in rows],
-            error_x=draw_bars(ratios, limit=math.inf),
+            error_x=draw_bars(ratios),
             text=[format_interval(ratio) for ratio in ratios],
             hovertemplate="PPL ratio: %{text}<extra></extra>",
             mode="markers",
@@ -174,7 +143,7 @@ def draw_reached(evidence: Evidence, groups: Sequence[Group]) -> go.Figure:
     figure = finish_figure(figure, title="What each model reached", caption=caption, x_title="", y_title="")
     figure.update_xaxes(tickangle=0).update_xaxes(title="PPL ratio", row=len(panels), col=1)
     figure.update_annotations(font={"size": 13})
-    return figure.update_layout(height=height_px + TITLE_PX, margin={"t": 44, "b": 50})
+    return figure.update_layout(height=sum(heights) + TITLE_PX * (len(panels) + 1), margin={"t": 44, "b": 50})
 
 
 def draw_singles(evidence: Evidence) -> go.Figure:
@@ -194,7 +163,7 @@ def draw_singles(evidence: Evidence) -> go.Figure:
         figure.add_scatter(
             x=[layer + 0.12 * (2 * index - len(costs) + 1) for layer in near],
             y=[cost.value for cost in near.values()],
-            error_y={**draw_bars(list(near.values()), limit=limit), "color": color},
+            error_y=draw_bars(list(near.values()), color=color),
             customdata=[[layer, format_interval(cost)] for layer, cost in near.items()],
             hovertemplate="layer %{customdata[0]}: %{customdata[1]}<extra>%{fullData.name}</extra>",
             mode="markers",
@@ -211,31 +180,39 @@ def draw_singles(evidence: Evidence) -> go.Figure:
     return finish_figure(figure, title="What one layer costs", caption=caption, **titles)
 
 
-def render_numbers(evidence: Evidence, groups: Sequence[Group]) -> str:
-    """Return the tables of all trained models and of all times."""
-    rows = [
-        [
-            f"{name_depth(evidence, group.depth)}, {WAYS[group.way][0]}",
-            group.models,
-            f"{group.runs[0].num_params:,}",
-            ", ".join(str(run.rng_seed) for run in group.runs),
-            format_interval(group.ratio),
-            say_last_gain(group.runs),
-        ]
-        for group in groups
-    ]
-    header = ["model", "layers or width", "parameters", "random seeds", "PPL ratio", "last look gained"]
-    caption = (
+def tabulate_trained(evidence: Evidence, groups: Sequence[Group]) -> Table:
+    """Return the table of all trained models."""
+    title = (
         "Every trained model. Last look gained: how much the validation loss, nats per token, fell between the last two looks; "
         "near 0 a plateau is reached."
     )
-    trained = f"<h3>Trained models</h3>\n{render_table(caption, header, rows)}"
     rows = [
-        [name, one.workload, f"{one.median_ms:,.2f}", f"{one.dense_median_ms:,.2f}", format_latency_ratio(one)]
+        {
+            "model": f"{name_depth(evidence, group.depth)}, {WAYS[group.way][0]}",
+            "layers or width": group.models,
+            "parameters": f"{group.runs[0].num_params:,}",
+            "random seeds": ", ".join(str(run.rng_seed) for run in group.runs),
+            "PPL ratio": format_interval(group.ratio),
+            "last look gained": say_last_gain(group.runs),
+        }
+        for group in groups
+    ]
+    return make_table(title, rows)
+
+
+def tabulate_times(evidence: Evidence) -> Table:
+    """Return the table of all times."""
+    rows = [
+        {
+            "model": name,
+            "workload": one.workload,
+            "median, ms": f"{one.median_ms:,.2f}",
+            "dense, ms": f"{one.dense_median_ms:,.2f}",
+            "ratio": format_latency_ratio(one),
+        }
         for name, one in evidence.latencies.items()
     ]
-    header = ["model", "workload", "median, ms", "dense, ms", "ratio"]
-    return f"{trained}\n<h3>Times</h3>\n{render_table('Measured in turn with the dense model.', header, rows)}"
+    return make_table("Measured in turn with the dense model.", rows)
 
 
 def say_last_gain(runs: Sequence[TrainedRun]) -> str:
@@ -244,14 +221,13 @@ def say_last_gain(runs: Sequence[TrainedRun]) -> str:
     return f"{sum(gains) / len(gains):+z.4f}" if gains else ABSENT
 
 
-def render_settings(evidence: Evidence) -> str:
+def describe_settings(evidence: Evidence) -> dict[str, object]:
     """Return what was run, and which model plays which role."""
     ledger = evidence.ledger
-    told = {
+    return {
         "model": ledger.model,
         "parameters of the dense model": f"{ledger.dense_num_params:,}",
         "documents of the test text": f"{len(ledger.test_counts):,}",
         **ledger.settings,
         "roles": {role: name_model(key) for role, key in evidence.roles.items()},
     }
-    return render_values(told)

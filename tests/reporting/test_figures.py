@@ -12,7 +12,13 @@ from seed.evidence import Sensitivity, StudyRecord
 from seed.records import Frontier
 from seed.reporting import figures, wording
 from seed.reporting.figures import draw_gallery, draw_pareto
-from seed.reporting.search_figures import draw_gain, draw_progress, draw_sensitivity, measure_interactions
+from seed.reporting.search_figures import (
+    draw_gain,
+    draw_progress,
+    draw_proxy_against_final,
+    draw_sensitivity,
+    measure_interactions,
+)
 from seed.results import StudyResult, compute_result
 from seed.stats import student_t
 
@@ -141,7 +147,7 @@ def test_layer_map_marks_dropped_layers_and_counts_the_best(result: StudyResult)
 
 
 def test_proxy_against_final_has_one_point_per_distilled_model(record: StudyRecord, result: StudyResult) -> None:
-    figure = figures.draw_proxy_against_final(result)
+    figure = draw_proxy_against_final(result)
     found = [(trace.name, len(trace.x)) for trace in figure.data]
     assert found == [("1 dropped", 2), ("2 dropped", 2), ("3 dropped", 2)]
     assert len({trace.marker.color for trace in figure.data}) == 3

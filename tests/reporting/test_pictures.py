@@ -9,17 +9,17 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 
 from seed.errors import ResourceError, SeedError
-from seed.evidence import StudyRecord
 from seed.reporting import pictures
 from seed.reporting.page import write_page
 from seed.reporting.pictures import SCALE, WIDTH_PX, draw_figures, find_browser, write_pictures
+from seed.results import StudyResult
 
 
 @pytest.fixture(scope="module")
-def page(record: StudyRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(result: StudyResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the finished study."""
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(record, path, command="python -m seed.search")
+    write_page(result, path)
     return path
 
 
@@ -30,8 +30,8 @@ def make_program(path: Path, text: str) -> Path:
     return path
 
 
-def test_every_figure_becomes_a_picture(record: StudyRecord, page: Path, tmp_path: Path, browser_path: str) -> None:
-    drawn = draw_figures(record)
+def test_every_figure_becomes_a_picture(result: StudyResult, page: Path, tmp_path: Path, browser_path: str) -> None:
+    drawn = draw_figures(result)
     assert list(drawn) == ["pareto", "layers", "sensitivity", "agreement", "progress", "curves", "latency"]
     few = {name: drawn[name] for name in ("pareto", "layers")}
     heard: list[str] = []
@@ -59,13 +59,13 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def test_without_a_browser_the_error_says_what_to_install(
-    record: StudyRecord, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    result: StudyResult, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "nothing"))
     with pytest.raises(
         SeedError, match=r"BROWSER_PATH names .*nothing, which is no program\. .*apt-get install chromium"
     ):
-        write_pictures(draw_figures(record), page=page, target=tmp_path / "p", formats=("png",), on_picture=print)
+        write_pictures(draw_figures(result), page=page, target=tmp_path / "p", formats=("png",), on_picture=print)
     assert not (tmp_path / "p").exists()
     monkeypatch.setenv("BROWSER_PATH", str(make_program(tmp_path / "there", "true")))
     assert find_browser() == str(tmp_path / "there")
@@ -93,7 +93,7 @@ def test_without_a_browser_the_error_says_what_to_install(
     ],
 )
 def test_a_browser_that_does_not_draw_is_told_ended_and_nothing_is_written(
-    record: StudyRecord,
+    result: StudyResult,
     page: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -108,7 +108,7 @@ def test_a_browser_that_does_not_draw_is_told_ended_and_nothing_is_written(
     monkeypatch.setenv("CHROMIUM", browser_path)
     broken = make_program(tmp_path / "browser", program)
     monkeypatch.setenv("BROWSER_PATH", str(broken))
-    many = {f"{name}{i}": figure for i in range(9) for name, figure in draw_figures(record).items()}
+    many = {f"{name}{i}": figure for i in range(9) for name, figure in draw_figures(result).items()}
 
     def mark(name: str) -> None:
         broken.with_name("browser.drew").touch()
@@ -126,10 +126,10 @@ def test_a_browser_that_does_not_draw_is_told_ended_and_nothing_is_written(
 
 
 def test_pictures_that_cannot_be_written_are_told(
-    record: StudyRecord, page: Path, tmp_path: Path, browser_path: str
+    result: StudyResult, page: Path, tmp_path: Path, browser_path: str
 ) -> None:
     (tmp_path / "p").write_text("a file")
-    few = {"pareto": draw_figures(record)["pareto"]}
+    few = {"pareto": draw_figures(result)["pareto"]}
     with pytest.raises(ResourceError, match=r"pareto\.svg: cannot be written"):
         write_pictures(few, page=page, target=tmp_path / "p", formats=("svg",), on_picture=lambda name: None)
     assert (tmp_path / "p").read_text() == "a file"

@@ -8,16 +8,16 @@ import pytest
 
 from seed.evidence import StudyRecord
 from seed.reporting.studies import (
+    compare_protocols,
+    describe_comparability,
+    describe_studies,
     draw_frontiers,
-    has_one_scale,
+    format_value,
     name_page,
     name_studies,
-    render_frontiers_page,
-    say_comparability,
-    say_comparison,
-    spell,
+    render_studies_page,
 )
-from seed.results import compute_result
+from seed.results import StudyResult, compute_result
 
 from . import factory
 from .conftest import check_snapshot
@@ -38,6 +38,11 @@ def studies(record: StudyRecord) -> dict[str, StudyRecord]:
     identity = {**record.plan.identity, "location": "demo", "streams": {"test": {"sha256": "f00d"}}, "device": "cpu"}
     one = replace(record, plan=replace(record.plan, identity=identity))
     return {"a": one, "b": replace(one, distilled=tuple(slower))}
+
+
+def compute(studies: dict[str, StudyRecord]) -> dict[str, StudyResult]:
+    """What each found."""
+    return {name: compute_result(record) for name, record in studies.items()}
 
 
 def change(record: StudyRecord, *, identity: dict[str, Any] | None = None, **plan: Any) -> StudyRecord:
@@ -85,9 +90,10 @@ def test_what_is_said_of_studies_side_by_side(studies: dict[str, StudyRecord], u
     }
     told, alike = "", []
     for kind, pair in pairs.items():
-        both = dict(zip("ab", pair, strict=True))
-        told += f"# {kind}\n" + "\n".join([*say_comparison(both), *say_comparability(both)]) + "\n\n"
-        alike += [kind] if has_one_scale(both) else []
+        both = compute(dict(zip("ab", pair, strict=True)))
+        common = compare_protocols(both)
+        told += f"# {kind}\n" + "\n".join([*describe_studies(both), *describe_comparability(both, common)]) + "\n\n"
+        alike += [kind] if common.has_one_scale else []
     check_snapshot("studies.txt", told.replace("\u00a0", " "))
     assert alike == ["one protocol", "the same study", "none within 2 %", "other model, fewer tokens"]
 
@@ -97,27 +103,28 @@ def test_milliseconds_of_different_models_may_differ(studies: dict[str, StudyRec
     slow = replace(
         studies["b"], dense=replace(studies["b"].dense, latency=replace(studies["b"].dense.latency, **times))
     )
-    assert not has_one_scale({"a": studies["a"], "b": slow})
-    assert has_one_scale({"a": studies["a"], "b": change(slow, identity={"location": "a larger model"})})
+    assert not compare_protocols(compute({"a": studies["a"], "b": slow})).has_one_scale
+    other = change(slow, identity={"location": "a larger model"})
+    assert compare_protocols(compute({"a": studies["a"], "b": other})).has_one_scale
 
 
 def test_the_page_shows_all_models_and_what_differs(studies: dict[str, StudyRecord], undistilled: StudyRecord) -> None:
     studies["b"] = change(studies["b"], distill_tokens=5)
-    seen = Reader(render_frontiers_page(studies))
+    seen = Reader(render_studies_page(compute(studies)))
     assert seen.unbalanced == []
     assert list(seen.sections) == ["answer", "comparability", "pareto", "absolute", "models", "protocols", "repeat"]
     models = [row for row in seen.rows if row[0] in studies]
     assert len(models) == 2 * (1 + 6)
     assert ["distillation tokens per model", "3,276,800", "5"] in seen.rows
-    alike = Reader(render_frontiers_page({"a": studies["a"], "c": studies["a"]}))
+    alike = Reader(render_studies_page(compute({"a": studies["a"], "c": studies["a"]})))
     assert "Nothing: all were searched by the same protocol" in alike.sections["protocols"]
-    proxy = Reader(render_frontiers_page({"a": studies["a"], "p": undistilled}))
+    proxy = Reader(render_studies_page(compute({"a": studies["a"], "p": undistilled})))
     assert len([row for row in proxy.rows if row[0] == "p" and row[5].endswith("proxy")]) == 3
     assert "absolute" not in proxy.sections
 
 
 def test_each_frontier_is_a_line_to_its_dense_model(studies: dict[str, StudyRecord], undistilled: StudyRecord) -> None:
-    results = {name: compute_result(record) for name, record in {**studies, "p": undistilled}.items()}
+    results = compute({**studies, "p": undistilled})
     lines = draw_frontiers(results).data
     assert [trace.line.dash for trace in lines] == ["solid", "solid", "dot"]
     for trace, result in zip(lines, results.values(), strict=True):
@@ -129,12 +136,14 @@ def test_each_frontier_is_a_line_to_its_dense_model(studies: dict[str, StudyReco
 
 
 def test_values_of_a_protocol_are_spelled_briefly() -> None:
-    found = [spell(value) for value in (None, True, 100000, 0.5, [0, 1, 2, 5], ["a", "b"], [], "ab" * 32, "text")]
+    found = [
+        format_value(value) for value in (None, True, 100000, 0.5, [0, 1, 2, 5], ["a", "b"], [], "ab" * 32, "text")
+    ]
     assert found == ["–", "yes", "100,000", "0.5", "0–2, 5", "a, b", "–", "abababababab…", "text"]
 
 
 def test_hostile_names_stay_text(studies: dict[str, StudyRecord]) -> None:
     plan = replace(studies["b"].plan, identity={"model": HOSTILE, HOSTILE: HOSTILE}, command=HOSTILE)
-    rendered = render_frontiers_page({"a": studies["a"], HOSTILE: replace(studies["b"], plan=plan)})
+    rendered = render_studies_page(compute({"a": studies["a"], HOSTILE: replace(studies["b"], plan=plan)}))
     assert "<script>alert" not in rendered
     assert Reader(rendered).unbalanced == []
