@@ -125,7 +125,15 @@ def write_raw_card(raw: Raw, score: Score | None) -> str:
 
 
 def render_card(*, base_model: str, licence: Mapping[str, str], **told: object) -> str:
-    """Fill in the card; whatever a user or a model brought goes through a filter of the template."""
+    """Fill in the card."""
+    base = "seed-search's embedded demo model" if base_model == "demo" else quote_code(base_model)
+    named = licence.get("license_name", licence.get("license"))
+    absent = dict.fromkeys(("result", "score", "recover"))
+    return render_markdown("card.md", **(absent | told | {"base": base, "licence_name": named}))
+
+
+def render_markdown(template: str, **told: object) -> str:
+    """Return a template of Markdown filled in; whatever a user or a model brought goes through a filter there."""
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)  # noqa: S701
     environment.filters |= {
         "text": lambda value: escape_text(str(value)),
@@ -134,11 +142,8 @@ def render_card(*, base_model: str, licence: Mapping[str, str], **told: object) 
         "count": "{:,}".format,
         "latency": format_latency_ratio,
     }
-    template = resources.files("seed.reporting").joinpath("templates/card.md").read_text(encoding="utf-8")
-    base = "seed-search's embedded demo model" if base_model == "demo" else quote_code(base_model)
-    named = licence.get("license_name", licence.get("license"))
-    absent = dict.fromkeys(("result", "score", "recover"))
-    return environment.from_string(template).render(absent | told | {"base": base, "licence_name": named})
+    text = resources.files("seed.reporting").joinpath("templates", template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(told)
 
 
 # ---- metadata

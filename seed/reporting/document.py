@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
 
 from seed import study_dir
 from seed.console import Terminal
@@ -36,6 +37,7 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     environment.globals |= {
         "absent": ABSENT,
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704  # our own
+        "plotly": Markup(get_plotlyjs()),  # noqa: S704
         "code": Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
     }
     environment.globals["parts"] = environment.get_template("parts.html").module
@@ -62,11 +64,10 @@ class Drawing:
     caption: str
     more: str  # of the caption, folded away below
     html: Markup
-    has_library: bool
 
 
 def prepare_figures(figures: Mapping[str, go.Figure], *, folded: Collection[str] = ()) -> dict[str, Drawing]:
-    """Return the figures that have something to show for a page, by key; plotly.js comes with the first.
+    """Return the figures that have something to show for a page, by key.
 
     Of a long caption that is ``folded`` only the first sentence stands above, the rest below and folded away.
     """
@@ -75,13 +76,13 @@ def prepare_figures(figures: Mapping[str, go.Figure], *, folded: Collection[str]
         if not figure.data:
             continue
         first, _, more = figure.layout.meta["caption"].partition(". ") if key in folded else (None, "", "")
-        has_library, clear = not drawn, "rgba(0,0,0,0)"
+        clear = "rgba(0,0,0,0)"
         html = (
             go.Figure(figure)
             .update_layout(title=None, paper_bgcolor=clear, plot_bgcolor=clear)
             .to_html(
                 full_html=False,
-                include_plotlyjs=has_library,
+                include_plotlyjs=False,
                 div_id=f"figure-{key}",
                 config=FIGURE_CONFIG,
                 post_script=FIGURE_SCRIPT,
@@ -93,7 +94,6 @@ def prepare_figures(figures: Mapping[str, go.Figure], *, folded: Collection[str]
             caption=f"{first}." if first else figure.layout.meta["caption"],
             more=more,
             html=Markup(html),  # noqa: S704  # Plotly escapes what it is given
-            has_library=has_library,
         )
     return drawn
 

@@ -7,7 +7,6 @@ rules by style sheet. A figure says in ``layout.meta["caption"]`` how to read it
 import html
 import math
 import statistics
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -104,22 +103,13 @@ def stack_panels(titles: Sequence[str], heights: Sequence[float], *, gap_px: flo
 
 
 def finish_figure(figure: go.Figure, *, title: str, caption: str, x_title: str, y_title: str) -> go.Figure:
-    """Put the frame around a figure: titles, font, axes, legend; the caption goes below the title and into meta."""
-    wrapped = "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(caption, 110))
+    """Put the frame around a figure: title, font, axes, legend; the caption goes into meta."""
     axis = {"gridcolor": RULE, "zeroline": False, "automargin": True, "ticks": ""}
     figure.update_xaxes(**axis, title=x_title or None)
     figure.update_yaxes(**axis, title=y_title or None)
-    subtitle = {"text": wrapped, "font": {"size": 12}}
     return figure.update_layout(
         template=go.layout.Template(),
-        title={
-            "text": title,
-            "subtitle": subtitle,
-            "x": 0,
-            "xref": "paper",
-            "yref": "container",
-            "automargin": True,
-        },
+        title={"text": title, "x": 0, "xref": "paper", "yref": "container", "automargin": True},
         meta={"caption": caption},
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
         paper_bgcolor="white",

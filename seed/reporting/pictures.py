@@ -46,13 +46,7 @@ def fit_paper(figure: go.Figure) -> go.Figure:
     """Return a figure without the caption that a paper sets itself, at a paper's width."""
     height = (figure.layout.height or 480) + 30
     top = (figure.layout.margin.t or 28) + 34
-    title = {
-        "text": figure.layout.title.text,
-        "subtitle": {"text": ""},
-        "automargin": False,
-        "y": 0.98,
-        "yanchor": "top",
-    }
+    title = {"text": figure.layout.title.text, "automargin": False, "y": 0.98, "yanchor": "top"}
     return go.Figure(figure).update_layout(title=title, width=WIDTH_PX, height=height, margin={"t": top})
 
 
