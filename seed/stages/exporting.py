@@ -98,7 +98,6 @@ def write_copy(copy: Copy, *, on_bytes: Callable[[int], None]) -> ExportLine:
     if not copy.is_there:
         write_cut(cut, target.resolve(), documents=copy.documents, on_bytes=on_bytes)
     return ExportLine(
-        seed_version=__version__,
         path=str(target),
         base_model=order.origin["base_model"],
         base_revision=order.origin["base_revision"],
@@ -137,7 +136,6 @@ def find_recovered(
     if damage := find_damage(path, provenance_sha256=result.provenance_sha256):
         raise StudyError(f"{path}: damaged: {damage}. Write it again: {cure}")
     return ExportLine(
-        seed_version=__version__,
         path=str(path),
         base_model=protocol.location,
         base_revision=protocol.commit or protocol.revision,
