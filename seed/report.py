@@ -119,7 +119,7 @@ def report_one(args: ReportCommand, terminal: Terminal) -> "SearchLine | StagedL
     from seed.reporting.result_line import describe_search, describe_staged
 
     [path] = args.study
-    if study_dir.StudyFolder(path).stages.is_file():
+    if study_dir.StudyFolder(path).stages.is_file() and not (args.formats or args.storage):
         return describe_staged(report_stages(path, terminal), path)
     return describe_search(
         report_study(path, terminal, formats=args.formats, storage=args.storage), study_dir.StudyFolder(path)
@@ -144,8 +144,7 @@ def check_words(args: ReportCommand) -> None:
     Raises:
         StudyError: with what to type instead.
     """
-    formats, stages = args.formats, [path for path in args.study if study_dir.StudyFolder(path).stages.is_file()]
-    for_one = [*formats, *["json"] * args.json, *["storage"] * bool(args.storage)]
+    for_one = [*args.formats, *["json"] * args.json, *["storage"] * bool(args.storage)]
     if len(args.study) > 1 and for_one:
         raise StudyError(
             f"--{for_one[0]}: is for one study, and {len(args.study)} were given. Name one, or leave it out."
@@ -157,11 +156,6 @@ def check_words(args: ReportCommand) -> None:
     if args.output and args.output.suffix not in (".html", ".htm"):
         raise StudyError(
             f"--output {args.output}: a page is an HTML file, and this might be another. Give a name that ends in .html."
-        )
-    if stages and (formats or args.storage or len(args.study) > 1):
-        inside = ", ".join(sorted(str(plan.parent) for plan in stages[0].glob("*/plan.json")))
-        raise StudyError(
-            f"{stages[0]}: a search in stages, of which each is a study of its own. Name one of them: {inside}."
         )
 
 
