@@ -44,6 +44,12 @@ class Agreement(Record, frozen=True, kw_only=True):
     discordant: int
     verdict: str  # a sentence for people
 
+    @property
+    def kendall_tau(self) -> float | None:
+        """(concordant - discordant) / pairs; None without pairs."""
+        pairs = self.concordant + self.discordant
+        return (self.concordant - self.discordant) / pairs if pairs else None
+
 
 class RivalPick(Record, frozen=True, kw_only=True):
     """What a rival would have dropped, beside the search's best candidate of the same depth, on validation text."""

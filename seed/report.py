@@ -45,16 +45,9 @@ def report_study(
         result = refresh_report(study, opened=opened, on_warning=terminal.say)
     show_result(terminal, result, study=study, storage=spell_storage(plan, study))
     if formats:
-        drawn = draw_figures(result)
-        total = len(drawn) * len(formats) + ("png" in formats)
-        with terminal.stage("pictures", total=total) as advance:
-            written = write_pictures(
-                drawn,
-                page=study.report,
-                target=study.pictures,
-                formats=formats,
-                on_picture=lambda name: advance(1, name),
-            )
+        with terminal.stage("pictures", total=1) as advance:
+            written = write_pictures(draw_figures(result), page=study.report, target=study.pictures, formats=formats)
+            advance(1, "")
         for index, picture in enumerate(written):
             terminal.say(("pictures:  " if index == 0 else "           ") + str(picture), wrap=False)
     return result.record
@@ -62,12 +55,13 @@ def report_study(
 
 def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
     """Write the page of a search in stages again; return what it shows."""
-    from seed.reporting.staged_page import show_staged, write_staged_page
+    from seed.reporting.document import write_findings
+    from seed.reporting.staged_page import show_staged, tell_staged
 
     untrusted.refuse_strays(path)
     study = study_dir.StudyFolder(path)
     staged = study_dir.read_record(study.stages, StagedSearch)
-    write_staged_page(staged, study.report)
+    write_findings(tell_staged(staged), study.report, command=staged.command)
     show_staged(terminal, staged, root=path)
     return staged
 
@@ -78,7 +72,7 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
     Raises:
         SeedError: one of them is no study, or the same as another.
     """
-    from seed.reporting.studies import describe_studies, name_page, name_studies, write_studies_page
+    from seed.reporting.studies import describe_studies, name_page, name_studies, render_studies_page
     from seed.results import compute_result
     from seed.stages.study_record import gather_record
 
@@ -90,7 +84,7 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
             results.append(compute_result(gather_record(study)))
     named = dict(zip(name_studies(paths), results, strict=True))
     page = output or paths[0].resolve().parent / name_page(paths)
-    write_studies_page(named, page)
+    study_dir.write_bytes(page, render_studies_page(named).encode())
     for sentence in describe_studies(named):
         terminal.say(sentence)
     terminal.say(f"page: {page}", wrap=False)

@@ -17,6 +17,7 @@ import yaml
 
 from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, DenseResult, DistillResult, Quality, find_runs
+from seed.reporting import result_text, wording
 from seed.reporting.wording import escape_text, format_latency_ratio, quote_block, quote_code
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
@@ -125,6 +126,7 @@ def render_card(*, base_model: str, licence: Mapping[str, str], **told: object) 
 def render_markdown(template: str, **told: object) -> str:
     """Return a template of Markdown filled in; whatever a user or a model brought goes through a filter there."""
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)  # noqa: S701
+    environment.globals |= {"words": wording, "told": result_text}
     environment.filters |= {
         "text": lambda value: escape_text(str(value)),
         "code": quote_code,

@@ -12,14 +12,6 @@ import plotly.graph_objects as go
 from seed.plans import SearchPlan
 from seed.reporting.card import render_markdown
 from seed.reporting.figures import FIGURES
-from seed.reporting.result_text import (
-    describe_best,
-    describe_disturbance,
-    describe_recommendation,
-    introduce_best,
-    tabulate_frontier,
-)
-from seed.reporting.wording import name_rung
 from seed.results import StudyResult
 
 MOST_TRIALS = 1000  # in one figure: 80 bytes each; the dashboard's own plots show every one
@@ -37,18 +29,13 @@ def write_study_note(result: StudyResult, *, root: Path) -> str:
         plan=record.plan,
         proxy=record.frontier.proxy,
         root=root,
-        introduction=introduce_best(result),
-        best=[(describe_best(one, result), numbers.get(one.key)) for one in result.best],
-        picks=[describe_recommendation(found, result) for found in result.recommended],
-        disturbance=describe_disturbance(result),
-        frontier=tabulate_frontier(result),
-        name_rung=name_rung,
+        numbers=numbers,
     )
 
 
 def write_opening_note(plan: SearchPlan, *, proxy: str, root: Path) -> str:
     """Return the note of a study whose search has begun and has no answer yet."""
-    return render_markdown("note.md", result=None, plan=plan, proxy=proxy, root=root, name_rung=name_rung)
+    return render_markdown("note.md", result=None, plan=plan, proxy=proxy, root=root)
 
 
 def draw_board(result: StudyResult) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What every page is made of: templates that escape whatever they are given, and figures; a page loads nothing."""
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from plotly.offline import get_plotlyjs
 
 from seed import study_dir
 from seed.console import Terminal
+from seed.reporting import result_text, wording
 from seed.reporting.result_text import Table
-from seed.reporting.wording import ABSENT
 
 HERE = Path(__file__).parent
 FIGURE_CONFIG = {"displayModeBar": False, "responsive": True}
@@ -35,7 +35,8 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["bold"] = print_bold
     environment.globals |= {
-        "absent": ABSENT,
+        "words": wording,
+        "told": result_text,
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704  # our own
         "plotly": Markup(get_plotlyjs()),  # noqa: S704
         "code": Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
@@ -57,45 +58,35 @@ def print_bold(text: str, part: str) -> Markup:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure as a page shows it: HTML between its title and how to read it."""
+    """A figure for a page, as HTML without its title."""
 
     key: str
     title: str
-    caption: str
-    more: str  # of the caption, folded away below
+    meta: Mapping[str, Any]  # what its caption needs
     html: Markup
 
 
-def prepare_figures(figures: Mapping[str, go.Figure], *, folded: Collection[str] = ()) -> dict[str, Drawing]:
-    """Return the figures that have something to show for a page, by key.
+def prepare_figures(figures: Mapping[str, go.Figure]) -> dict[str, Drawing]:
+    """Return the figures that have something to show for a page, by key."""
+    return {key: prepare_figure(figure, key=key) for key, figure in figures.items() if figure.data}
 
-    Of a long caption that is ``folded`` only the first sentence stands above, the rest below and folded away.
-    """
-    drawn: dict[str, Drawing] = {}
-    for key, figure in figures.items():
-        if not figure.data:
-            continue
-        first, _, more = figure.layout.meta["caption"].partition(". ") if key in folded else (None, "", "")
-        clear = "rgba(0,0,0,0)"
-        html = (
-            go.Figure(figure)
-            .update_layout(title=None, paper_bgcolor=clear, plot_bgcolor=clear)
-            .to_html(
-                full_html=False,
-                include_plotlyjs=False,
-                div_id=f"figure-{key}",
-                config=FIGURE_CONFIG,
-                post_script=FIGURE_SCRIPT,
-            )
+
+def prepare_figure(figure: go.Figure, *, key: str) -> Drawing:
+    """Return a figure for a page, which brings the library along."""
+    clear = "rgba(0,0,0,0)"
+    html = (
+        go.Figure(figure)
+        .update_layout(title=None, paper_bgcolor=clear, plot_bgcolor=clear)
+        .to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"figure-{key}",
+            config=FIGURE_CONFIG,
+            post_script=FIGURE_SCRIPT,
         )
-        drawn[key] = Drawing(
-            key=key,
-            title=figure.layout.title.text,
-            caption=f"{first}." if first else figure.layout.meta["caption"],
-            more=more,
-            html=Markup(html),  # noqa: S704  # Plotly escapes what it is given
-        )
-    return drawn
+    )
+    title, meta = figure.layout.title.text, figure.layout.meta
+    return Drawing(key=key, title=title, meta=meta, html=Markup(html))  # noqa: S704  # Plotly escapes what it is given
 
 
 # ---- the page of one question
@@ -103,17 +94,16 @@ def prepare_figures(figures: Mapping[str, go.Figure], *, folded: Collection[str]
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What was found out about a question. ``note``: how to read its numbers; ``repeat``: options that repeat all of it."""
+    """What was found out about a question, which the template of its ``kind`` asks."""
 
+    kind: str
     study: str
-    question: str
     answers: Sequence[str]
-    note: str
-    figures: Sequence[go.Figure]
+    figure: go.Figure
     tables: Sequence[Table] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
-    links: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # file: its name for people, and what is in it
-    repeat: Mapping[str, Any] = field(default_factory=dict)
+    told: Mapping[str, object] = field(default_factory=dict)  # what else the template tells
+    repeat: Mapping[str, Any] = field(default_factory=dict)  # options that repeat all of it
 
 
 def write_findings(findings: Findings, path: Path, *, command: str) -> None:
@@ -127,8 +117,8 @@ def write_findings(findings: Findings, path: Path, *, command: str) -> None:
 
 def render_findings(findings: Findings, *, command: str) -> str:
     """Return the page as HTML."""
-    figures = prepare_figures({f"finding-{index}": figure for index, figure in enumerate(findings.figures)})
-    return render("findings.html", findings=findings, figures=figures, command=command)
+    figures = dict.fromkeys(["finding"]) | prepare_figures({"finding": findings.figure})
+    return render(f"{findings.kind}.html", findings=findings, figures=figures, command=command, **findings.told)
 
 
 def show_findings(terminal: Terminal, findings: Findings, *, page: Path) -> None:

@@ -22,7 +22,6 @@ from seed.reporting.marks import DEPTH_COLORS, Dot, draw_dots
 from seed.reporting.result_text import make_table
 from seed.reporting.wording import (
     ABSENT,
-    MARGIN_PERCENT,
     count_things,
     format_change,
     format_interval,
@@ -46,7 +45,6 @@ class Titles(dict[str, str]):
 
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
 ONE, OTHER = (DEPTH_COLORS[0], "circle"), (DEPTH_COLORS[1], "diamond")
-PAIRED = "Percentages: perplexity above that of {}, same documents, same random seeds. Brackets: 95 % interval, not corrected for the number of comparisons."
 
 # ---- strategies
 
@@ -71,7 +69,7 @@ def tell_comparison(
             }
             for row, cost in zip(rows, costs, strict=True)
         ]
-        tables.append(make_table(f"{name_drop(depth)}, distilled, on test text; best first", cells))
+        tables.append(make_table(cells, title=f"{name_drop(depth)}, distilled, on test text; best first"))
         answers.append(describe_reached(summary, rows, titles=titles))
         panels[f"{name_drop(depth)}: PPL ratio after distillation"] = [
             Dot(
@@ -86,26 +84,17 @@ def tell_comparison(
         panels,
         {"others": ONE, "reference": OTHER},
         title="What each reached after distillation",
-        caption="Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Mean over "
-        "random seeds; bars: 95 % interval, as documents, distillations and runs vary. Two may differ although their bars overlap: "
-        "the paired differences are in the tables. Beside each name: what choosing cost, as a share of what each might spend. "
-        "Triangles: farther off than the panel reaches, with the value.",
         x_title="PPL ratio",
     )
-    runs: dict[str, list[str]] = {}
+    scored: dict[str, list[str]] = {}
     for run in comparison.runs:
-        runs.setdefault(run.strategy, []).append(f"{run.num_scores:,}")
-    num_seeds = len({final.rng_seed for final in comparison.finals})
+        scored.setdefault(run.strategy, []).append(f"{run.num_scores:,}")
+    published = {name: names.get(name, (name, ABSENT))[1] for name in scored}
     return Findings(
         study=comparison.study,
-        question="what does searching for layers buy?",
+        kind="compare",
         answers=answers,
-        note="PPL ratio: perplexity on test text after full distillation, divided by the dense model's. "
-        + PAIRED.format(theirs)
-        + f" As documents, distillations ({count_things(num_seeds, 'random seed')}) and runs vary. A difference counts when its "
-        "interval excludes zero. Cost: layer-tokens (one layer applied to one token; other work by its multiply-adds) as a share "
-        "of what each might spend.",
-        figures=[figure],
+        figure=figure,
         tables=tables,
         settings={
             "model": comparison.model,
@@ -114,12 +103,11 @@ def tell_comparison(
             "layer-tokens that each may spend": f"{comparison.budget:,.0f}",
             **comparison.settings,
             "strategies": {
-                titles[
-                    name
-                ]: f"{names.get(name, (name, ABSENT))[1]}; candidates scored on all validation text: {', '.join(scores)}"
-                for name, scores in runs.items()
+                titles[name]: f"{published[name]}; candidates scored on all validation text: {', '.join(counts)}"
+                for name, counts in scored.items()
             },
         },
+        told={"theirs": theirs, "num_seeds": len({final.rng_seed for final in comparison.finals})},
         repeat=repeat,
     )
 
@@ -202,7 +190,7 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
             }
             for name, proxy in proxies
         ]
-        tables.append(make_table(f"{describe_depth(depth)}, {depth.num_near} of them near the best", cells))
+        tables.append(make_table(cells, title=f"{describe_depth(depth)}, {depth.num_near} of them near the best"))
     differences = [
         {
             "dropped, scores": f"{name_drop(pair.num_dropped)}, {name_rung(pair.one)} less {name_rung(pair.other)}",
@@ -217,35 +205,27 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
         panels,
         {"all candidates": ONE, "near the best": OTHER},
         title="Agreement and its price",
-        caption="Kendall's tau with the finals' test loss, with its 95 % interval by bootstrap over candidates. Beside each score: "
-        "seconds a candidate, the median. Intervals of two scores may overlap although their paired difference excludes zero; the "
-        "differences are in the last table.",
         x_title="Kendall's tau",
         lines=(0.0,),
         is_bounded=True,
     )
-    left_out = sum(depth.num_left_out for depth in summary.depths)
     doubled = study.settings.get("doubling_the_budget")
     return Findings(
         study=study.study,
-        question="does the cheap score order candidates as full distillation does?",
+        kind="fidelity",
         answers=[*map(describe_order, summary.depths), *([f"Twice the budget: {doubled}."] if doubled else [])],
-        note="τ: Kendall's tau-b with the test loss of each final, averaged over random seeds: +1 when a score orders all pairs of "
-        "candidates as full distillation does, 0 when it does no better than chance; within one depth, never pooled. Near: within "
-        f"{100 * study.near_margin:g} % of the depth's best PPL by closed form. Brackets: 95 % interval by bootstrap over candidates, near "
-        "ones and the rest resampled apart, each comparison by itself; a difference counts when its interval excludes zero. Regret: how "
-        "much higher the PPL of a score's first choice is after distillation than that of the best. Recovery: the median share of the "
-        "damage to the validation loss that is undone. Seconds: the median for one candidate. Noise ceiling: one final judged by the "
-        "other; where a score can be expected to end, but not a bound, since a score with less noise than a final may pass it."
-        + (f" Left out for want of a score or a final: {count_things(left_out, 'candidate')}." if left_out else ""),
-        figures=[figure],
-        tables=[*tables, make_table(title, differences)],
+        figure=figure,
+        tables=[*tables, make_table(differences, title=title)],
         settings={
             "model": study.model,
             "candidates": len(study.rows),
             "dense loss, validation (nats per token)": format_number(study.dense_validation_loss, places=4),
             "dense loss, test (nats per token)": format_number(study.dense_test_loss, places=4),
             **study.settings,
+        },
+        told={
+            "near_margin": study.near_margin,
+            "left_out": sum(depth.num_left_out for depth in summary.depths),
         },
     )
 
@@ -321,14 +301,11 @@ def tell_recoveries(
             }
             for row in group
         ]
-        tables.append(make_table(f"{name_key(key)}, at {at}; on test text, best first", cells))
+        tables.append(make_table(cells, title=f"{name_key(key)}, at {at}; on test text, best first"))
     figure = draw_dots(
         panels,
         {"equal tokens": ONE, "equal time": OTHER},
         title="What each recovery reached",
-        caption=f"Perplexity on test text above that of {theirs} on the same model, in per cent; left of the line is better. Bars: "
-        f"95 % interval of the paired difference, as documents and random seeds vary. Dotted: {MARGIN_PERCENT} either way, what "
-        "counts as the same. Each panel has its own axis. Triangles: farther off than the panel reaches, with the value.",
         x_title="PPL above the reference, %",
         lines=(0.0, -0.5, 0.5),
     )
@@ -337,14 +314,9 @@ def tell_recoveries(
         rates.setdefault(run.recovery, {})[f"{run.learning_rate:g}"] = None
     return Findings(
         study=ledger.study,
-        question="which recovery is best?",
+        kind="recoveries",
         answers=[describe_recovered(group, reference=comparison.reference, titles=titles) for group in groups.values()],
-        note="PPL ratio: perplexity on test text, divided by the dense model's. "
-        + PAIRED.format(theirs)
-        + f" Equivalent: two one-sided tests at 5 % put the difference within {MARGIN_PERCENT} of perplexity; lower or higher: the 95 % "
-        "interval excludes zero; else these runs cannot tell. Equal time: as many tokens as fit the seconds that the reference took "
-        f"for {comparison.equal_tokens:,}.",
-        figures=[figure],
+        figure=figure,
         tables=tables,
         settings={
             "model": ledger.model,
@@ -357,6 +329,7 @@ def tell_recoveries(
                 for name, found in rates.items()
             },
         },
+        told={"theirs": theirs, "equal_tokens": comparison.equal_tokens},
         repeat=repeat,
     )
 

@@ -25,13 +25,11 @@ from seed.reporting.marks import (
 )
 from seed.reporting.search_figures import draw_gain, draw_progress, draw_proxy_against_final, draw_sensitivity
 from seed.reporting.wording import (
-    count_things,
     format_count,
     format_latency_ratio,
     list_layers,
     name_depth,
     name_drop,
-    name_rung,
 )
 from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_latency_ratio
 
@@ -81,40 +79,14 @@ def draw_pareto(result: StudyResult) -> go.Figure:
     ratios = [1.0, *(model.latency.ratio for model in (*trials, *result.frontier, *judged))]
     room = 0.08 * (max(ratios) - min(ratios)) or 0.01
     figure.update_xaxes(range=[min(ratios) - room, max(ratios) + room])
-    above = sum(model.quality.ppl_ratio > top + pad for model in trials)
     return finish_figure(
         figure,
         title="Perplexity against latency",
-        caption=caption_pareto(result, num_above=above, is_limited=limit is not None and limit <= top),
         x_title="latency ratio (smaller is faster)",
         y_title="PPL ratio (smaller is better)",
+        num_above=sum(model.quality.ppl_ratio > top + pad for model in trials),
+        is_limited=limit is not None and limit <= top,
     )
-
-
-def caption_pareto(result: StudyResult, *, num_above: int, is_limited: bool) -> str:
-    """Return how to read the plot."""
-    sentences = [
-        "Nearer to the lower left is better: faster, and less perplexity lost.",
-        "Both ratios are to the dense model.",
-        f"Candidates: PPL ratio on validation text after {name_rung(result.record.frontier.proxy)}.",
-        "Distilled models: PPL ratio on test text and latency ratio with their 95 % intervals; a thin line leads there from the "
-        "same candidate's proxy."
-        if result.distilled
-        else "",
-        "The line joins what is distilled and beaten by no other on both axes; the levels on the right are per cent of PPL above the dense model."
-        if result.distilled
-        else "",
-        "Uniform width: all layers kept, each cut evenly to the parameters of a depth, distilled and judged alike."
-        if result.baselines
-        else "",
-        "The number above a strip, and the colour, say how many layers are dropped.",
-        "Candidates of one structure share one latency: the small strokes above one another." if result.scored else "",
-        f"Above the drawn range: {count_things(num_above, 'candidate')}; double-click to see them, again to return."
-        if num_above
-        else "",
-        "The dotted line is the limit --max-ppl-ratio." if is_limited else "",
-    ]
-    return " ".join(filter(None, sentences))
 
 
 def choose_range(result: StudyResult) -> tuple[float, float]:
@@ -263,21 +235,9 @@ def draw_layer_map(result: StudyResult) -> go.Figure:
     step = math.ceil(num_layers / 12)
     figure.update_xaxes(tickmode="linear", tick0=0, dtick=step, tickangle=0, tickfont={"size": 11}, showgrid=False)
     figure.update_xaxes(showticklabels=True).update_yaxes(autorange="reversed", showgrid=False)
-    protected = sorted(set(range(num_layers)) - {*record.space.droppable_layers, *record.space.gone_layers})
-    sentences = [
-        "Orange: dropped." if members else "",
-        "Rows start with the number of dropped layers.",
-        "Below: the share of each depth's best candidates by the proxy (a quarter of those scored, twenty at most) "
-        "that drop a layer; deeper orange is more often."
-        if depths
-        else "",
-        f"The search space keeps these layers always: {list_layers(protected)}." if protected else "",
-    ]
-    caption = " ".join(filter(None, sentences))
-    figure = finish_figure(figure, title="Which layers go", caption=caption, x_title="", y_title="")
+    figure = finish_figure(figure, title="Which layers go", ids=[model.link for model in result.frontier])
     figure.update_xaxes(title="layer of the original model", row=len(panels))
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
-    figure.layout.meta = {**figure.layout.meta, "ids": [model.link for model in result.frontier]}
     return figure.update_layout(height=200 + sum(heights), margin={"t": 40})
 
 
@@ -315,8 +275,6 @@ def draw_learning_curves(result: StudyResult) -> go.Figure:
         title="Learning curves of the distillation",
         x_title="distillation tokens",
         y_title="validation loss (nats per token)",
-        caption="The first point of each curve is the student before its first step; the large marker is the "
-        "checkpoint that was kept. The dashed line is the dense model.",
     )
 
 
@@ -359,14 +317,8 @@ def draw_latency(result: StudyResult) -> go.Figure:
             hovertemplate="%{customdata[0]}<br>prefill ratio: %{y:.3f}<extra></extra>",
         )
     figure.update_xaxes(tickmode="linear", dtick=max(1, math.ceil((num_layers - min(kept)) / 12)))
-    latency = rows[-1].latency
-    caption = (
-        f"Workload: {latency.workload}, on {latency.device}; {latency.repeats} pairs with the dense model, measured in "
-        "turn. Bars are 95 % intervals of the median ratio. What lies above the line pays for parts that dropping "
-        "layers does not remove, such as embeddings and the output head."
-    )
     titles = {"x_title": "layers kept", "y_title": "latency ratio to dense"}
-    return finish_figure(figure, title="Latency by structure", caption=caption, **titles)
+    return finish_figure(figure, title="Latency by structure", **titles)
 
 
 FIGURES: Mapping[str, Callable[[StudyResult], go.Figure]] = {

@@ -1,7 +1,7 @@
 """The marks that figures are made of: palette, error bars, tiles, panels of estimates, and the frame around them.
 
 Dark ink on white paper, so that a figure can be read wherever it is shown; a page with other paper recolours ink and
-rules by style sheet. A figure says in ``layout.meta["caption"]`` how to read it, in plain text, for whoever sets it on a page.
+rules by style sheet. How to read a figure is said by the page that it is on.
 """
 
 import html
@@ -102,15 +102,15 @@ def stack_panels(titles: Sequence[str], heights: Sequence[float], *, gap_px: flo
     )
 
 
-def finish_figure(figure: go.Figure, *, title: str, caption: str, x_title: str, y_title: str) -> go.Figure:
-    """Put the frame around a figure: title, font, axes, legend; the caption goes into meta."""
+def finish_figure(figure: go.Figure, *, title: str, x_title: str = "", y_title: str = "", **meta: object) -> go.Figure:
+    """Put the frame around a figure: title, font, axes, legend. ``meta``: what a page needs to say how to read it."""
     axis = {"gridcolor": RULE, "zeroline": False, "automargin": True, "ticks": ""}
     figure.update_xaxes(**axis, title=x_title or None)
     figure.update_yaxes(**axis, title=y_title or None)
     return figure.update_layout(
         template=go.layout.Template(),
         title={"text": title, "x": 0, "xref": "paper", "yref": "container", "automargin": True},
-        meta={"caption": caption},
+        meta=meta,
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
         paper_bgcolor="white",
         plot_bgcolor="white",
@@ -139,7 +139,6 @@ def draw_dots(
     looks: Mapping[str, tuple[str, str]],
     *,
     title: str,
-    caption: str,
     x_title: str,
     lines: Sequence[float] = (),
     is_bounded: bool = False,
@@ -171,7 +170,7 @@ def draw_dots(
         labels = [escape_plotly(row) for row in rows[panel]]
         places, reach = list(range(len(labels))), [-0.7, len(labels) - 0.3]
         figure.update_yaxes(tickvals=places, ticktext=labels, range=reach, row=index, col=1)
-    figure = finish_figure(figure, title=title, caption=caption, x_title="", y_title="")
+    figure = finish_figure(figure, title=title)
     figure.update_xaxes(tickangle=0).update_xaxes(title=x_title, row=len(panels), col=1)
     figure.update_annotations(font={"size": 13})
     height = sum(heights) + PANEL_PX * (len(panels) + 1)

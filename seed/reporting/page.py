@@ -18,36 +18,18 @@ from seed.records import DistillResult, Evaluation, TrialRecord
 from seed.reporting.document import prepare_figures, render
 from seed.reporting.figures import FIGURES, draw_gallery
 from seed.reporting.result_text import (
-    describe_baselines,
-    describe_best,
-    describe_certainty,
-    describe_disturbance,
-    describe_quality,
-    describe_rival,
-    describe_solver,
-    describe_subject,
-    explain_none,
     format_ratio,
-    introduce_best,
-    name_best,
     name_model,
-    tabulate_frontier,
-    tabulate_models,
 )
 from seed.reporting.wording import (
     ABSENT,
-    MARGIN_PERCENT,
-    describe_size,
-    describe_speed,
     format_latency_ratio,
     format_number,
     list_layers,
     name_depth,
-    name_drop,
-    name_layers,
     name_rung,
 )
-from seed.results import Recommendation, StudyResult, link_candidate
+from seed.results import StudyResult, link_candidate
 
 FIELDS = ("number", "state", "id", "ratio", "error", "unrecovered", "structure", "seconds", "dropped", "note")
 
@@ -65,74 +47,24 @@ def render_page(result: StudyResult) -> str:
     """Return the report as HTML. The same result gives the same bytes."""
     record = result.record
     groups = itertools.groupby(result.recommended, key=lambda one: (one.chosen, one.slower))
+    states = Counter(trial.state for trial in record.trials)
     return render(
         "report.html",
         result=result,
         record=record,
-        subtitle=describe_subject(record),
-        introduction=introduce_best(result),
-        cards=[fill_card(list(group), result) for _, group in groups],
-        best=[(name_best(model), describe_best(model, result)) for model in result.best],
-        beside=describe_baselines(result),
-        margin_percent=MARGIN_PERCENT,
-        disturbance=describe_disturbance(result),
-        figures=dict.fromkeys(FIGURES) | prepare_figures(draw_gallery(result), folded=("pareto",)),
-        models=tabulate_models(result),
-        members=tabulate_frontier(result),
-        solver=describe_solver(record.gain, record.frontier) if record.gain else "",
-        rivals=[describe_rival(rival, record.gain) for rival in record.gain.rivals] if record.gain else [],
+        cards=[list(group) for _, group in groups],
+        figures=dict.fromkeys(FIGURES) | prepare_figures(draw_gallery(result)),
         depths=sorted({len(trial.evaluation.candidate.dropped_layers) for trial in record.trials}),
-        states=sorted({trial.state.lower() for trial in record.trials}),
-        extent=describe_extent(record),
+        states=sorted(state.lower() for state in states),
+        trials=", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none",
         texts=describe_texts(record.plan.identity),
         distillation=gather_settings(record.distilled),
         environment=msgspec.to_builtins(record.environment),
         data=gather_data(result),
-        name_rung=name_rung,
-        name_drop=name_drop,
     )
 
 
-def fill_card(group: Sequence[Recommendation], result: StudyResult) -> dict[str, Any]:
-    """Return what the card of a recommended model says, or that of margins that no model keeps."""
-    card: dict[str, Any] = {"margins": " or ".join(f"{one.margin}\u00a0%" for one in group)}
-    chosen = group[0].chosen
-    if chosen is None:
-        return card | {"model": None, "why": explain_none(group[0], result)}
-    # of margins that are kept alike, the narrowest that is sure, or else the widest; both where they differ
-    sure, unsure = [one for one in group if one.is_sure], [one for one in group if not one.is_sure]
-    told = [*unsure[-1:], *sure[:1]]
-    size = describe_size(chosen.size.num_params, dense_num_params=result.record.dense.size.num_params)
-    return card | {
-        "model": chosen,
-        "name": name_depth(chosen.candidate),
-        "layers": name_layers(chosen.candidate.dropped_layers),
-        "facts": [describe_speed(chosen.latency), size, describe_quality(chosen)],
-        "certainties": [(one.is_sure, describe_certainty(one, names_margin=len(group) > 1)) for one in told],
-    }
-
-
 # ---- how it was measured
-
-
-def describe_extent(record: StudyRecord) -> dict[str, object]:
-    """Return how far the search went."""
-    space, plan = record.space, record.plan
-    states = Counter(trial.state for trial in record.trials)
-    gone = {"layers gone before": list_layers(space.gone_layers)} if space.gone_layers else {}
-    return {
-        "layers that may go": list_layers(space.droppable_layers),
-        **gone,
-        "dropped at once": f"{space.min_dropped} to {space.max_dropped}",
-        "trials": ", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none",
-        "planned trials": plan.trials,
-        "frontier size": plan.frontier_size,
-        "distillation tokens per model": f"{plan.distill_tokens:,}",
-        "limit on the PPL ratio": plan.max_ppl_ratio,
-        "planned by": f"Seed {plan.seed_version}",
-        "planned at": plan.created,
-        "fingerprint of the identity": plan.fingerprint,
-    }
 
 
 def describe_texts(identity: Mapping[str, Any]) -> dict[str, object]:
@@ -212,9 +144,9 @@ def list_trial(trial: TrialRecord, proxy: str, structures: dict[str, int]) -> li
         trial.number,
         trial.state.lower(),
         link_candidate(evaluation.candidate),
-        _round(quality and quality.ppl_ratio),
-        _round(quality and quality.ppl_ratio_standard_error),
-        _round(raw and raw.ppl_ratio),
+        _round(quality.ppl_ratio if quality else None),
+        _round(quality.ppl_ratio_standard_error if quality else None),
+        _round(raw.ppl_ratio if raw else None),
         structures.setdefault(evaluation.latency.structure, len(structures)),
         round(evaluation.seconds, 2),
         list_layers(evaluation.candidate.dropped_layers),

@@ -10,8 +10,8 @@ from seed.records import Frontier, Latency, Quality, Size
 from seed.reporting.wording import (
     ABSENT,
     MARGIN_PERCENT,
+    compare_size,
     count_things,
-    describe_size,
     describe_speed,
     format_bytes,
     format_change,
@@ -103,8 +103,12 @@ def describe_best(model: Model, result: StudyResult) -> str:
 
 def describe_cost(model: Model, record: StudyRecord) -> str:
     """Return ``16 % smaller, 1.19 times faster to decode``."""
-    size = describe_size(model.size.num_params, dense_num_params=record.dense.size.num_params)
-    return f"{size}, {describe_speed(model.latency)}"
+    return f"{describe_size(model, record)}, {describe_speed(model.latency)}"
+
+
+def describe_size(model: Model, record: StudyRecord) -> str:
+    """Return ``16 % smaller``, in parameters."""
+    return compare_size(model.size.num_params, dense_num_params=record.dense.size.num_params)
 
 
 def describe_equivalence(found: Equivalence, result: StudyResult) -> str:
@@ -221,7 +225,7 @@ class Table:
     ids: Sequence[str | None] = ()
 
 
-def make_table(title: str, rows: Sequence[Mapping[str, str | None]], *, ids: Sequence[str | None] = ()) -> Table:
+def make_table(rows: Sequence[Mapping[str, str | None]], *, title: str = "", ids: Sequence[str | None] = ()) -> Table:
     """Return the table of rows by column; a column in which no row has anything is left out."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [name for name in names if any(row.get(name) is not None for row in rows)]
@@ -232,15 +236,8 @@ def make_table(title: str, rows: Sequence[Mapping[str, str | None]], *, ids: Seq
 def tabulate_models(result: StudyResult) -> Table:
     """Return the table of the judged models, the dense one first."""
     models = (*result.distilled, *result.baselines)
-    title = (
-        "All on test text, which was read once. ±: one standard error. Brackets: 95 % intervals; of a PPL ratio that is the mean "
-        "of several distillations by Student's t, as documents and distillations vary, and the first is exported, whatever the "
-        "others reached. Unrecovered: the same layers without recovery. KL: from the dense model's predictions, nats per token. "
-        "Top-1: how often the most likely next token is the dense model's."
-        + (" A row with widths: all layers kept, each cut evenly to the same size." if result.baselines else "")
-    )
     rows = [list_dense(result.record), *(list_model(model, result.record) for model in models)]
-    return make_table(title, rows, ids=[None, *(model.link for model in models)])
+    return make_table(rows, ids=[None, *(model.link for model in models)])
 
 
 def list_dense(record: StudyRecord) -> dict[str, str | None]:
@@ -294,11 +291,6 @@ def list_nearness(quality: Quality) -> dict[str, str | None]:
 
 def tabulate_frontier(result: StudyResult) -> Table:
     """Return the table of the frontier and its runners-up, as the proxy sees them."""
-    title = (
-        f"PPL ratios after {name_rung(result.record.frontier.proxy)}, on validation text. P(best): how often a resampling of "
-        "the documents puts this candidate first among those of its structure. Tied: with how many others the 95 % interval of "
-        "the paired difference holds zero."
-    )
     rows = [
         {
             "dropped layers": name_model(model),
@@ -311,7 +303,7 @@ def tabulate_frontier(result: StudyResult) -> Table:
         }
         for model, member in zip(result.frontier, result.record.frontier.members, strict=True)
     ]
-    return make_table(title, rows, ids=[model.link for model in result.frontier])
+    return make_table(rows, ids=[model.link for model in result.frontier])
 
 
 # ---- in the terminal

@@ -21,7 +21,7 @@ from seed.reporting.marks import (
     make_tiles,
     stack_panels,
 )
-from seed.reporting.wording import format_number, list_layers, name_drop, name_rung
+from seed.reporting.wording import list_layers, name_drop, name_rung
 from seed.results import StudyResult, read_reach
 
 LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
@@ -65,17 +65,9 @@ def draw_sensitivity(result: StudyResult) -> go.Figure:
     if has_pairs:
         figure.add_trace(draw_pairs(most, interactions), row=2, col=1)
     figure.update_xaxes(tickmode="linear", tick0=0, dtick=math.ceil(num_layers / 12), tickangle=0, showticklabels=True)
-    sentences = [
-        "Above: how much perplexity on validation text rises without a layer, on a logarithmic scale that begins at 0.1 %, before and after "
-        "recovery.",
-        f"Below: perplexity without two layers beside what the two cost one by one, after {name_rung(most.proxy)}. Orange pairs are "
-        "dearer together than apart, so they should not both go; blue pairs are cheaper."
-        if has_pairs
-        else "",
-        "Pairs that were not scored are blank." if has_pairs and np.isnan(interactions).sum() > num_layers else "",
-    ]
-    caption = " ".join(filter(None, sentences))
-    figure = finish_figure(figure, title="What each layer costs", caption=caption, x_title="", y_title="")
+    has_blanks = has_pairs and bool(np.isnan(interactions).sum() > num_layers)
+    pairs_after = most.proxy if has_pairs else None
+    figure = finish_figure(figure, title="What each layer costs", pairs_after=pairs_after, has_blanks=has_blanks)
     figure.update_yaxes(title="PPL increase, %", row=1, col=1)
     figure.update_xaxes(title="layer of the original model", row=len(heights), col=1)
     if has_pairs:
@@ -152,7 +144,6 @@ def draw_proxy_against_final(result: StudyResult) -> go.Figure:
     return finish_figure(
         figure,
         title="Does the proxy rank as distillation does?",
-        caption=f"{result.record.agreement.verdict} Both axes are on validation text; bars are one standard error.",
         x_title=f"PPL ratio after {name_rung(result.record.frontier.proxy)}",
         y_title="PPL ratio after distillation",
     )
@@ -176,21 +167,10 @@ def draw_progress(result: StudyResult) -> go.Figure:
             showlegend=False,
         )
     )
-    is_enumerated = result.record.frontier.num_scored >= result.record.frontier.space_size
-    ratio, latency = progress.reference
-    caption = (
-        "Hypervolume: the area of PPL ratio and latency ratio that the candidates scored so far dominate, up to the corner of PPL "
-        f"ratio {format_number(ratio, places=2)} and latency ratio {latency:g}. "
-        + (
-            "Every candidate was scored, in an order that shares work, so the curve says nothing of how soon a search finds them."
-            if is_enumerated
-            else "A curve that has long been flat says that more trials would hardly have helped."
-        )
-    )
     figure.update_yaxes(rangemode="tozero")
-    return finish_figure(
-        figure, title="How the frontier grew", caption=caption, x_title="trial", y_title="hypervolume, % of the last"
-    ).update_layout(height=320, margin={"b": 40})
+    titles = {"x_title": "trial", "y_title": "hypervolume, % of the last"}
+    figure = finish_figure(figure, title="How the frontier grew", **titles)
+    return figure.update_layout(height=320, margin={"b": 40})
 
 
 def draw_gain(result: StudyResult) -> go.Figure:
@@ -207,7 +187,9 @@ def draw_gain(result: StudyResult) -> go.Figure:
         figure.add_scatter(
             x=[name_drop(len(pick.candidate.dropped_layers)) for pick in picks],
             y=[100 * ((pick.ppl_ratio or 1.0) - 1) for pick in picks],
-            error_y=draw_errors([100 * reach * (pick.standard_error or 0.0) for pick in picks], color=marker["color"]),
+            error_y=draw_errors(
+                [100 * reach * (pick.standard_error or 0.0) for pick in picks], color=str(marker["color"])
+            ),
             customdata=[[list_layers(one.dropped_layers) for one in (pick.candidate, pick.best)] for pick in picks],
             mode="markers",
             name=rival.title,
@@ -227,7 +209,6 @@ def draw_gain(result: StudyResult) -> go.Figure:
     return finish_figure(
         figure,
         title="What the search added",
-        caption="PPL of each way's choice above that of the search's best of the same depth, with 95 % intervals.",
         x_title="layers dropped",
         y_title="PPL above the search's best, %",
     ).update_layout(height=340)

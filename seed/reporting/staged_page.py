@@ -7,12 +7,12 @@ import plotly.graph_objects as go
 
 from seed.console import Terminal
 from seed.evidence import StagedSearch, StageRecord
-from seed.reporting.document import Findings, write_findings
+from seed.reporting.document import Findings
 from seed.reporting.marks import DEPTH_COLORS, GREY, finish_figure
 from seed.reporting.result_text import format_ratio
 from seed.reporting.wording import (
     MARGIN_PERCENT,
-    describe_size,
+    compare_size,
     describe_speed,
     format_change,
     list_layers,
@@ -28,33 +28,15 @@ VERDICTS = {
 }
 
 
-def write_staged_page(staged: StagedSearch, path: Path) -> None:
-    """Write the page of a staged search as one self-contained HTML file.
-
-    Raises:
-        ResourceError: the file cannot be written.
-    """
-    write_findings(tell_staged(staged), path, command=staged.command)
-
-
 def tell_staged(staged: StagedSearch) -> Findings:
     """Tell whether it paid to remove layers in stages."""
     models = [*staged.stages, *([staged.one_shot] if staged.one_shot else [])]
     return Findings(
         study=staged.study,
-        question="does it pay to remove layers in stages?",
+        kind="staged",
         answers=list_answers(staged),
-        note="Ratios are to the original model, which also teaches in every stage. PPL in stages over at once: both on test text, "
-        "paired by document; brackets: 95 % interval, in which how the first stage might have gone is not.",
-        figures=[draw_stages(staged)],
-        links={
-            f"{one.name}/report.html": (
-                name_stage(one),
-                f"without {list_layers(one.result.candidate.dropped_layers)}, {one.tokens:,} recovery tokens, test PPL ratio "
-                f"{format_stage(one)}, {describe_speed(one.result.latency)}",
-            )
-            for one in models
-        },
+        figure=draw_stages(staged),
+        told={"models": [(one, name_stage(one), format_stage(one)) for one in models]},
     )
 
 
@@ -62,7 +44,7 @@ def list_answers(staged: StagedSearch) -> list[str]:
     """Return what a staged search came to, as sentences."""
     last, gone = staged.stages[-1].result, [0, *(len(one.result.candidate.dropped_layers) for one in staged.stages)]
     counts = "+".join(str(after - before) for before, after in itertools.pairwise(gone))
-    size = describe_size(last.size.num_params, dense_num_params=staged.dense.size.num_params)
+    size = compare_size(last.size.num_params, dense_num_params=staged.dense.size.num_params)
     answers = [
         f"{name_depth(last.candidate)} in stages of {counts} (without {list_layers(last.candidate.dropped_layers)}): "
         f"{size}, {describe_speed(last.latency)}, test PPL ratio {format_stage(staged.stages[-1])} after "
@@ -114,7 +96,6 @@ def draw_stages(staged: StagedSearch) -> go.Figure:
         title="In stages and at once",
         x_title="latency ratio (smaller is faster)",
         y_title="test PPL ratio (smaller is better)",
-        caption="Each stage begins where the one before ended. Its best model by validation text is drawn, after recovery.",
     )
 
 

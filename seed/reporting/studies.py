@@ -11,7 +11,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from seed import study_dir
 from seed.evidence import StudyRecord
 from seed.records import Estimate
 from seed.reporting.document import prepare_figures, render
@@ -55,12 +54,7 @@ HOVER = (
     "%{customdata[0]}, without %{customdata[1]}<br>parameters: %{customdata[2]}<br>"
     "PPL ratio: %{customdata[3]}<br>latency ratio: %{customdata[4]}<extra></extra>"
 )
-CAPTION = (
-    "The best model of each depth, chosen on validation text, joined to its dense model (cross). Nearer to the lower left is "
-    "better. Bars: 95 % intervals."
-)
 COLUMNS = ("study", "dropped layers", "parameters", "latency ratio", "ms", "PPL ratio", "test PPL", "KL", "top-1")
-ABSOLUTE_CAPTION = " Bars are those of the ratios to the dense model; they leave out how the machine differed from one study's time to another's."
 
 
 def name_page(paths: Sequence[Path]) -> str:
@@ -80,15 +74,6 @@ def name_studies(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in whole]
 
 
-def write_studies_page(studies: Studies, path: Path) -> None:
-    """Write the page on several studies as one self-contained HTML file.
-
-    Raises:
-        ResourceError: the file cannot be written.
-    """
-    study_dir.write_bytes(path, render_studies_page(studies).encode())
-
-
 def render_studies_page(studies: Studies) -> str:
     """Return the page as HTML. The same results give the same bytes."""
     common = compare_protocols(studies)
@@ -98,9 +83,10 @@ def render_studies_page(studies: Studies) -> str:
     return render(
         "studies.html",
         name=join_words(list(studies)),
+        studies=studies,
         subtitle=describe_subjects(studies),
         answers=[describe_margin(studies, margin=margin) for margin in MARGINS],
-        comparability=describe_comparability(studies, common),
+        common=common,
         figures=prepare_figures(figures),
         models=tabulate_all(studies),
         differences=tabulate_differences(studies),
@@ -168,15 +154,7 @@ def tabulate_all(studies: Studies) -> Table:
                 row |= {"PPL ratio": f"{row['PPL ratio']}, proxy", **dict.fromkeys(("test PPL", "KL", "top-1"))}
             row |= {"study": name, "ms": f"{speed * dense_ms:.1f}"}
             rows.append({column: row[column] for column in COLUMNS})
-    title = (
-        "All distilled models, on each study's own test text; brackets are 95 % intervals, ± is one standard error. With several "
-        "distillations of a model the ratio is their mean, and the rest is the exported one's."
-    )
-    if any(result.baselines for result in studies.values()):
-        title += " Rows with a width: all layers kept, each cut evenly."
-    if not all(result.distilled for result in studies.values()):
-        title += " Proxy: the best of each depth without distillation, on validation text."
-    return make_table(title, rows)
+    return make_table(rows)
 
 
 def draw_frontiers(studies: Studies, *, is_absolute: bool = False) -> go.Figure:
@@ -188,12 +166,9 @@ def draw_frontiers(studies: Studies, *, is_absolute: bool = False) -> go.Figure:
     figure = go.Figure(lines)
     if not is_absolute:
         add_levels(figure, MARGINS, top=max(value for line in lines for value in line.y))
-    is_distilled = all(result.distilled for result in studies.values())
-    proxies = "" if is_distilled else " Dotted: by the proxy, not distilled."
     return finish_figure(
         figure,
         title="In perplexity and milliseconds" if is_absolute else "Frontiers",
-        caption=CAPTION + (ABSOLUTE_CAPTION if is_absolute else "") + proxies,
         x_title="milliseconds (smaller is faster)" if is_absolute else "latency ratio (smaller is faster)",
         y_title="test PPL (smaller is better)" if is_absolute else "PPL ratio (smaller is better)",
     )
@@ -273,57 +248,6 @@ def compare_protocols(studies: Studies) -> Common:
         is_steady=not has_one_model or max(time.p10_ms for time in times) <= min(time.p90_ms for time in times),
         proxies=tuple(name for name, result in studies.items() if not result.distilled),
     )
-
-
-def describe_comparability(studies: Studies, common: Common) -> list[str]:
-    """Return what the numbers of these studies have in common, and what may not be compared."""
-    records = [result.record for result in studies.values()]
-    sentences = [
-        "All cut the same dense model. Ratios are to it, as each study measured it."
-        if common.has_one_model
-        else "The studies cut different dense models, or do not say which. Ratios are to each study's own, so they say what dropping layers costs and "
-        "gains there, not which model is better."
-    ]
-    if common.proxies:
-        names = ", ".join(common.proxies)
-        sentences.append(
-            f"Not distilled, and shown by the proxy on validation text, which is no fair rival of a distilled model: {names}."
-        )
-    tokens = {record.plan.distill_tokens for record in records if record.distilled}
-    if len(tokens) > 1:
-        counts = " and ".join(f"{count:,}" for count in sorted(tokens))
-        sentences.append(
-            f"Models were distilled for different numbers of tokens ({counts}), which is part of what differs here."
-        )
-    sentences.append(
-        "Test text, tokens and windows are the same, so test perplexities may be compared themselves."
-        if common.has_one_text
-        else "Perplexities themselves may not be compared: the studies differ in test text, or in how it becomes tokens or windows."
-    )
-    sentences.append(describe_speeds(records, common))
-    if common.proxies and common.has_one_text and common.has_one_speed and common.is_steady:
-        sentences.append(
-            "A plot in perplexity and milliseconds is left out: without distillation there is no test perplexity."
-        )
-    return sentences
-
-
-def describe_speeds(records: Sequence[StudyRecord], common: Common) -> str:
-    """Return whether milliseconds may be compared."""
-    if not common.has_one_speed:
-        return "Milliseconds may not be compared: the studies differ in device, threads, type or workload."
-    dense = join_words([f"{record.dense.latency.median_ms:.1f}" for record in records])
-    if not common.is_steady:
-        return (
-            f"Milliseconds may not be compared: the same dense model took {dense} ms, too far apart for one machine that was "
-            "equally free."
-        )
-    if common.has_one_model:
-        return (
-            "Workload and kind of device are the same, so milliseconds may be compared as far as runs at different times can "
-            f"be: the dense model took {dense} ms."
-        )
-    return "Workload and kind of device are the same, so milliseconds may be compared, as far as runs at different times can be."
 
 
 def tabulate_differences(studies: Studies) -> Table:

@@ -119,7 +119,7 @@ def format_change(estimate: Estimate, *, places: int = 2) -> str:
     return format_interval(estimate, places=places, sign="+z", factor=100.0, unit="\u00a0%")
 
 
-def describe_size(num_params: int, *, dense_num_params: int) -> str:
+def compare_size(num_params: int, *, dense_num_params: int) -> str:
     """Return ``16 % smaller``, in parameters."""
     share = 1 - num_params / dense_num_params
     if abs(share) < 0.0005:

@@ -74,7 +74,8 @@ def render_page(evidence: Evidence, answers: Sequence[tuple[Claim, Finding]], *,
         answers=answers,
         verdicts=VERDICTS,
         note=NOTE,
-        figures=prepare_figures({"reached": draw_reached(evidence, groups), "layers": draw_singles(evidence)}),
+        figures=dict.fromkeys(["reached", "layers"])
+        | prepare_figures({"reached": draw_reached(evidence, groups), "layers": draw_singles(evidence)}),
         trained=tabulate_trained(evidence, groups),
         times=tabulate_times(evidence),
         settings=describe_settings(evidence),
@@ -135,12 +136,7 @@ def draw_reached(evidence: Evidence, groups: Sequence[Group]) -> go.Figure:
             row=index,
             col=1,
         )
-    caption = (
-        "Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Marks: mean "
-        "over random seeds; bars: 95 % interval, as documents and random seeds vary. All share documents and seeds, so that two "
-        "may differ although their bars overlap: the verdicts rest on paired differences."
-    )
-    figure = finish_figure(figure, title="What each model reached", caption=caption, x_title="", y_title="")
+    figure = finish_figure(figure, title="What each model reached")
     figure.update_xaxes(tickangle=0).update_xaxes(title="PPL ratio", row=len(panels), col=1)
     figure.update_annotations(font={"size": 13})
     return figure.update_layout(height=sum(heights) + TITLE_PX * (len(panels) + 1), margin={"t": 44, "b": 50})
@@ -172,12 +168,8 @@ def draw_singles(evidence: Evidence) -> go.Figure:
         )
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_xaxes(dtick=1 if evidence.num_layers <= 32 else 4, range=[-0.6, evidence.num_layers - 0.4])
-    caption = (
-        "Each layer dropped by itself: logarithm of perplexity over the dense model's, on validation text; at 0 nothing is "
-        "lost. Bars: 95 % interval, as documents vary." + (f" Farther off: {'; '.join(beyond)}." if beyond else "")
-    )
     titles = {"x_title": "dropped layer", "y_title": "log PPL ratio (nats per token)"}
-    return finish_figure(figure, title="What one layer costs", caption=caption, **titles)
+    return finish_figure(figure, title="What one layer costs", **titles, beyond=beyond)
 
 
 def tabulate_trained(evidence: Evidence, groups: Sequence[Group]) -> Table:
@@ -197,7 +189,7 @@ def tabulate_trained(evidence: Evidence, groups: Sequence[Group]) -> Table:
         }
         for group in groups
     ]
-    return make_table(title, rows)
+    return make_table(rows, title=title)
 
 
 def tabulate_times(evidence: Evidence) -> Table:
@@ -212,7 +204,7 @@ def tabulate_times(evidence: Evidence) -> Table:
         }
         for name, one in evidence.latencies.items()
     ]
-    return make_table("Measured in turn with the dense model.", rows)
+    return make_table(rows, title="Measured in turn with the dense model.")
 
 
 def say_last_gain(runs: Sequence[TrainedRun]) -> str:

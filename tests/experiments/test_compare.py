@@ -195,7 +195,7 @@ def test_published_records_give_the_published_summaries_and_a_page() -> None:
 
 
 def test_what_lies_far_off_is_a_triangle_with_its_value() -> None:
-    (figure,) = read_published("compare").figures
+    figure = read_published("compare").figure
     far = {text for trace in figure.data for text in trace.text if text}
     assert far == {"2.957", "5.699", "1.692", "1.916", "8.018"}
     reach = max(x for trace in figure.data if trace.xaxis == "x" for x in trace.x)

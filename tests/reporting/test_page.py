@@ -134,7 +134,9 @@ def test_the_storage_address_is_not_told_for_it_may_hold_a_password(record: Stud
 
 def test_enumerated_spaces_are_called_enumerated(record: StudyRecord) -> None:
     frontier = msgspec.structs.replace(record.frontier, num_scored=298)
-    assert "All 298 candidates" in render(msgspec.structs.replace(record, frontier=frontier))
+    told = Reader(render(msgspec.structs.replace(record, frontier=frontier))).sections
+    assert "All 298 candidates" in told["protocol"]
+    assert "Every candidate was scored" in told["progress"]
 
 
 def test_hostile_strings_stay_text(record: StudyRecord, reader: Reader) -> None:

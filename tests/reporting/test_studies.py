@@ -1,5 +1,7 @@
 """Studies side by side: who wins within each margin, what may be compared, and nothing of a study that is not escaped."""
 
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,9 @@ import msgspec
 import pytest
 
 from seed.evidence import StudyRecord
+from seed.reporting.document import render
 from seed.reporting.studies import (
     compare_protocols,
-    describe_comparability,
     describe_studies,
     draw_frontiers,
     format_value,
@@ -43,6 +45,11 @@ def studies(record: StudyRecord) -> dict[str, StudyRecord]:
 def compute(studies: dict[str, StudyRecord]) -> dict[str, StudyResult]:
     """What each found."""
     return {name: compute_result(record) for name, record in studies.items()}
+
+
+def list_items(markup: str) -> list[str]:
+    """The items of a list as plain text."""
+    return [unescape(" ".join(item.split())) for item in re.findall("<li>(.*?)</li>", markup, re.DOTALL)]
 
 
 def change(record: StudyRecord, *, identity: dict[str, Any] | None = None, **plan: Any) -> StudyRecord:
@@ -92,7 +99,13 @@ def test_what_is_said_of_studies_side_by_side(studies: dict[str, StudyRecord], u
     for kind, pair in pairs.items():
         both = compute(dict(zip("ab", pair, strict=True)))
         common = compare_protocols(both)
-        told += f"# {kind}\n" + "\n".join([*describe_studies(both), *describe_comparability(both, common)]) + "\n\n"
+        told += (
+            f"# {kind}\n"
+            + "\n".join(
+                [*describe_studies(both), *list_items(render("comparability.html", studies=both, common=common))]
+            )
+            + "\n\n"
+        )
         alike += [kind] if common.has_one_scale else []
     check_snapshot("studies.txt", told.replace("\u00a0", " "))
     assert alike == ["one protocol", "the same study", "none within 2 %", "other model, fewer tokens"]
