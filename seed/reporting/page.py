@@ -6,9 +6,8 @@ The page's script (``page.js``) draws the table of all trials, so that thousands
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -57,7 +56,6 @@ def render_page(result: StudyResult) -> str:
         depths=sorted({len(trial.evaluation.candidate.dropped_layers) for trial in record.trials}),
         states=sorted(state.lower() for state in states),
         trials=", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none",
-        texts=describe_texts(record.plan.identity),
         distillation=gather_settings(record.distilled),
         environment=msgspec.to_builtins(record.environment),
         data=gather_data(result),
@@ -65,19 +63,6 @@ def render_page(result: StudyResult) -> str:
 
 
 # ---- how it was measured
-
-
-def describe_texts(identity: Mapping[str, Any]) -> dict[str, object]:
-    """Return what each stream holds and what was left out of it, in words."""
-    return {
-        f"{name} text": "; ".join(
-            [
-                f"{stream['tokens']:,} tokens in {stream['documents']:,} documents of {stream['source']}",
-                *stream.get("notes", ()),
-            ]
-        )
-        for name, stream in identity.get("streams", {}).items()
-    }
 
 
 def gather_settings(results: Sequence[DistillResult]) -> dict[str, object]:

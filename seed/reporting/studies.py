@@ -35,7 +35,6 @@ from seed.reporting.result_text import (
 )
 from seed.reporting.wording import (
     ABSENT,
-    count_things,
     format_change,
     format_count,
     format_interval,
@@ -84,7 +83,6 @@ def render_studies_page(studies: Studies) -> str:
         "studies.html",
         name=join_words(list(studies)),
         studies=studies,
-        subtitle=describe_subjects(studies),
         answers=[describe_margin(studies, margin=margin) for margin in MARGINS],
         common=common,
         figures=prepare_figures(figures),
@@ -129,16 +127,6 @@ def describe_standing(standing: Standing, best: Model) -> str:
         lead += ", no measurable difference"
     layers = "the same layers" if one.candidate == best.candidate else name_best(one)
     return f"{standing.study}: {layers}, latency ratio {lead}, {describe_quality(one)}"
-
-
-def describe_subjects(studies: Studies) -> str:
-    """Return what each study cut, how many models came of it, and where it was measured, in a line."""
-    told = [
-        f"{name}: {record.plan.identity.get('model', 'model')}, {record.space.num_layers} layers, "
-        f"{count_things(len(record.distilled), 'model')} distilled, {record.dense.latency.device}"
-        for name, record in ((name, result.record) for name, result in studies.items())
-    ]
-    return " · ".join(told)
 
 
 def tabulate_all(studies: Studies) -> Table:
