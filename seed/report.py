@@ -123,7 +123,7 @@ def report_one(args: ReportCommand, terminal: Terminal) -> "SearchLine | StagedL
 def main() -> None:
     """Read the command line, write what is asked for, and print the result."""
     args = read_command(ReportCommand)
-    check_words(args)
+    check_options(args)
     if len(args.study) > 1:
         compare_studies(args.study, Terminal(), output=args.output)
     elif args.json:
@@ -132,7 +132,7 @@ def main() -> None:
         report_one(args, Terminal())
 
 
-def check_words(args: ReportCommand) -> None:
+def check_options(args: ReportCommand) -> None:
     """Refuse what cannot be honoured.
 
     Raises:

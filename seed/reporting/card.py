@@ -78,7 +78,7 @@ def write_card(
     metrics = list_metrics(result.test)
     metrics["latency_ratio"] = ("Latency over the original model's", result.latency.ratio)
     return render_card(
-        front=write_front(
+        metadata=write_metadata(
             {**licence, **list_base(protocol.location, "finetune"), "tags": ["layer-pruning", "distillation"]},
             sees=opened_by.sees,
             results=index_results(title, score, metrics),
@@ -107,26 +107,26 @@ def write_raw_card(raw: Raw, score: Score | None) -> str:
     title = f"{raw.model} {gone}, not recovered"
     # where nothing was trained: layers of the original, stacked, which is what the hub calls a merge
     base = list_base(raw.base_model, "merge" if raw.cut_from is None else "finetune")
-    front = write_front(
+    metadata = write_metadata(
         {**raw.licence, **base, "tags": ["layer-pruning"]},
         sees=raw.opened_by.sees,
         results={} if score is None else index_results(title, score, list_metrics(score.quality)),
     )
-    return render_card(front=front, title=title, how=", cut", score=score, **vars(raw))
+    return render_card(metadata=metadata, title=title, how=", cut", score=score, **vars(raw))
 
 
-def render_card(*, base_model: str, licence: Mapping[str, str], **told: object) -> str:
+def render_card(*, base_model: str, licence: Mapping[str, str], **values: object) -> str:
     """Fill in the card."""
     base = "seed-search's embedded demo model" if base_model == "demo" else quote_code(base_model)
     named = licence.get("license_name", licence.get("license"))
     absent = dict.fromkeys(("result", "score", "recover"))
-    return render_markdown("card.md", **(absent | told | {"base": base, "licence_name": named}))
+    return render_markdown("card.md", **(absent | values | {"base": base, "licence_name": named}))
 
 
-def render_markdown(template: str, **told: object) -> str:
+def render_markdown(template: str, **values: object) -> str:
     """Return a template of Markdown filled in; whatever a user or a model brought goes through a filter there."""
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)  # noqa: S701
-    environment.globals |= {"words": wording, "told": result_text}
+    environment.globals |= {"wording": wording, "result_text": result_text}
     environment.filters |= {
         "text": lambda value: escape_text(str(value)),
         "code": quote_code,
@@ -135,7 +135,7 @@ def render_markdown(template: str, **told: object) -> str:
         "latency": format_latency_ratio,
     }
     text = resources.files("seed.reporting").joinpath("templates", template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(told)
+    return environment.from_string(text).render(values)
 
 
 # ---- metadata
@@ -170,10 +170,10 @@ def index_results(title: str, score: Score, metrics: Mapping[str, tuple[str, flo
     return {"model-index": [{"name": title, "results": [measured]}]} if finite else {}
 
 
-def write_front(told: Mapping[str, object], *, sees: bool, results: Mapping[str, object]) -> str:
+def write_metadata(values: Mapping[str, object], *, sees: bool, results: Mapping[str, object]) -> str:
     """Return the block of metadata that begins a card, rules included. ``sees``: the model reads images too."""
     kind = {"library_name": "transformers", "pipeline_tag": "image-text-to-text" if sees else "text-generation"}
-    return f"---\n{yaml.dump({**kind, **told, **results}, Dumper=OneLine, sort_keys=False, width=math.inf)}---"
+    return f"---\n{yaml.dump({**kind, **values, **results}, Dumper=OneLine, sort_keys=False, width=math.inf)}---"
 
 
 class OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the library has no types

@@ -38,7 +38,7 @@ def write_opening_note(plan: SearchPlan, *, proxy: str, root: Path) -> str:
     return render_markdown("note.md", result=None, plan=plan, proxy=proxy, root=root)
 
 
-def draw_board(result: StudyResult) -> dict[str, str]:
+def draw_dashboard(result: StudyResult) -> dict[str, str]:
     """Return the figures that have something to show as Plotly JSON, by an id that stays the same from search to search.
 
     Small, since the dashboard asks for all of it every few seconds: of many candidates it has some, evenly spaced.

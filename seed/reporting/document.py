@@ -35,8 +35,8 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters["bold"] = print_bold
     environment.globals |= {
-        "words": wording,
-        "told": result_text,
+        "wording": wording,
+        "result_text": result_text,
         "style": Markup((HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704  # our own
         "plotly": Markup(get_plotlyjs()),  # noqa: S704
         "code": Markup((HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
@@ -45,9 +45,9 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     return environment
 
 
-def render(template: str, *folders: Path, **told: Any) -> str:
+def render(template: str, *folders: Path, **values: Any) -> str:
     """Return a template filled in. The same values give the same bytes."""
-    return make_environment(*folders).get_template(template).render(told)
+    return make_environment(*folders).get_template(template).render(values)
 
 
 def print_bold(text: str, part: str) -> Markup:
@@ -102,7 +102,7 @@ class Findings:
     figure: go.Figure
     tables: Sequence[Table] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
-    told: Mapping[str, object] = field(default_factory=dict)  # what else the template tells
+    details: Mapping[str, object] = field(default_factory=dict)  # what else the template tells
     repeat: Mapping[str, Any] = field(default_factory=dict)  # options that repeat all of it
 
 
@@ -118,7 +118,7 @@ def write_findings(findings: Findings, path: Path, *, command: str) -> None:
 def render_findings(findings: Findings, *, command: str) -> str:
     """Return the page as HTML."""
     figures = dict.fromkeys(["finding"]) | prepare_figures({"finding": findings.figure})
-    return render(f"{findings.kind}.html", findings=findings, figures=figures, command=command, **findings.told)
+    return render(f"{findings.kind}.html", findings=findings, figures=figures, command=command, **findings.details)
 
 
 def show_findings(terminal: Terminal, findings: Findings, *, page: Path) -> None:

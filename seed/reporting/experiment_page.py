@@ -1,4 +1,4 @@
-"""Experiments told: answers first, then figures, numbers and settings. Statistics are handed in."""
+"""What experiments found: answers first, then figures, numbers and settings. Statistics are handed in."""
 
 import itertools
 from collections import Counter
@@ -18,7 +18,7 @@ from seed.evidence import (
 )
 from seed.records import Estimate, read_dropped
 from seed.reporting.document import Findings
-from seed.reporting.marks import DEPTH_COLORS, Dot, draw_dots
+from seed.reporting.figure_parts import DEPTH_COLORS, Dot, draw_dots
 from seed.reporting.result_text import make_table
 from seed.reporting.wording import (
     ABSENT,
@@ -107,7 +107,7 @@ def tell_comparison(
                 for name, counts in scored.items()
             },
         },
-        told={"theirs": theirs, "num_seeds": len({final.rng_seed for final in comparison.finals})},
+        details={"theirs": theirs, "num_seeds": len({final.rng_seed for final in comparison.finals})},
         repeat=repeat,
     )
 
@@ -223,7 +223,7 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
             "dense loss, test (nats per token)": format_number(study.dense_test_loss, places=4),
             **study.settings,
         },
-        told={
+        details={
             "near_margin": study.near_margin,
             "left_out": sum(depth.num_left_out for depth in summary.depths),
         },
@@ -329,7 +329,7 @@ def tell_recoveries(
                 for name, found in rates.items()
             },
         },
-        told={"theirs": theirs, "equal_tokens": comparison.equal_tokens},
+        details={"theirs": theirs, "equal_tokens": comparison.equal_tokens},
         repeat=repeat,
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from seed.reporting.marks import (
+from seed.reporting.figure_parts import (
     DEPTH_COLORS,
     GREY,
     TILE_SCALE,

@@ -138,14 +138,14 @@ def look_at(browser: str, page: Path, *, scratch: Path) -> str:
     return start_browser(browser, "--dump-dom", size, page.as_uri(), scratch=scratch)
 
 
-def start_browser(browser: str, *words: str, scratch: Path) -> str:
+def start_browser(browser: str, *options: str, scratch: Path) -> str:
     """Return what a browser says; whatever it started ends with it."""
     command = [
         browser,
         *SWITCHES,
         f"--user-data-dir={scratch / 'profile'}",
         f"--virtual-time-budget={int(500 * SECONDS)}",
-        *words,
+        *options,
     ]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True

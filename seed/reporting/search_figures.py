@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from seed.evidence import Sensitivity
-from seed.reporting.marks import (
+from seed.reporting.figure_parts import (
     DEPTH_COLORS,
     GREY,
     choose_color,

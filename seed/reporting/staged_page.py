@@ -1,4 +1,4 @@
-"""A staged search told: what it came to, its models against that of one shot, and a link to each stage's report."""
+"""What a staged search found: what it came to, its models against that of one shot, and a link to each stage's report."""
 
 import itertools
 from pathlib import Path
@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from seed.console import Terminal
 from seed.evidence import StagedSearch, StageRecord
 from seed.reporting.document import Findings
-from seed.reporting.marks import DEPTH_COLORS, GREY, finish_figure
+from seed.reporting.figure_parts import DEPTH_COLORS, GREY, finish_figure
 from seed.reporting.result_text import format_ratio
 from seed.reporting.wording import (
     MARGIN_PERCENT,
@@ -36,7 +36,7 @@ def tell_staged(staged: StagedSearch) -> Findings:
         kind="staged",
         answers=list_answers(staged),
         figure=draw_stages(staged),
-        told={"models": [(one, name_stage(one), format_stage(one)) for one in models]},
+        details={"models": [(one, name_stage(one), format_stage(one)) for one in models]},
     )
 
 

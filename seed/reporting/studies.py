@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from seed.evidence import StudyRecord
 from seed.records import Estimate
 from seed.reporting.document import prepare_figures, render
-from seed.reporting.marks import (
+from seed.reporting.figure_parts import (
     DEPTH_COLORS,
     DEPTH_SYMBOLS,
     GREY,

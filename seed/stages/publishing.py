@@ -16,7 +16,7 @@ from seed.optimize.urls import hide_secrets, name_driver
 from seed.planning import read_protocol
 from seed.plans import SearchPlan
 from seed.records import Frontier
-from seed.reporting.dashboard_views import draw_board, write_opening_note, write_study_note
+from seed.reporting.dashboard_views import draw_dashboard, write_opening_note, write_study_note
 from seed.reporting.page import write_page
 from seed.results import StudyResult, compute_result
 from seed.stages.study_record import gather_record
@@ -101,7 +101,7 @@ def publish_result(
         show_study(
             opened,
             note=write_study_note(result, root=study.root),
-            figures=draw_board(result),
+            figures=draw_dashboard(result),
             cards={name: path.read_text(encoding="utf-8") for name, path in cards.items() if path.is_file()},
             artifacts=study.artifacts,
         )

@@ -10,7 +10,15 @@ from seed.evidence import TrainedRun
 from seed.records import Estimate, WidthCut
 from seed.reporting.document import prepare_figures, render
 from seed.reporting.experiment_page import name_key
-from seed.reporting.marks import DEPTH_COLORS, GREY, draw_bars, escape_plotly, find_limit, finish_figure, stack_panels
+from seed.reporting.figure_parts import (
+    DEPTH_COLORS,
+    GREY,
+    draw_bars,
+    escape_plotly,
+    find_limit,
+    finish_figure,
+    stack_panels,
+)
 from seed.reporting.result_text import Table, make_table
 from seed.reporting.wording import ABSENT, count_things, format_interval, format_latency_ratio, name_rung, name_width
 from studies.claims.verdicts import Claim, Evidence, Finding, estimate_cost, estimate_ratio

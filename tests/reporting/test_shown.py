@@ -9,7 +9,7 @@ import pytest
 
 from seed.console import Terminal
 from seed.evidence import StudyRecord
-from seed.reporting.dashboard_views import MOST_TRIALS, draw_board, write_opening_note, write_study_note
+from seed.reporting.dashboard_views import MOST_TRIALS, draw_dashboard, write_opening_note, write_study_note
 from seed.reporting.result_line import SearchLine, StagedLine, describe_one_more, describe_search, describe_staged
 from seed.reporting.result_text import show_result
 from seed.reporting.wording import quote_code
@@ -104,11 +104,11 @@ def test_a_hostile_name_stays_text(record: StudyRecord, name: str) -> None:
 
 
 def test_the_board_stays_small(result: StudyResult) -> None:
-    board = draw_board(result)
-    assert board == draw_board(result)
+    board = draw_dashboard(result)
+    assert board == draw_dashboard(result)
     assert all(name.startswith("seed-") for name in board)
     assert sum(map(len, board.values())) < 150_000
-    many = draw_board(dataclasses.replace(result, scored=50 * result.scored))
+    many = draw_dashboard(dataclasses.replace(result, scored=50 * result.scored))
     [scored] = [one for one in json.loads(many["seed-pareto"])["data"] if one["name"] == "scored candidates"]
     assert len(scored["x"]) <= MOST_TRIALS
     assert [many[name] for name in board if name != "seed-pareto"] == [

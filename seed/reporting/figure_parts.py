@@ -75,12 +75,12 @@ def draw_errors(errors: Sequence[float], *, color: str = GREY) -> dict[str, obje
 
 
 def make_tiles(
-    values: Sequence[Sequence[float | None]], scale: Sequence[tuple[float, str]], **look: object
+    values: Sequence[Sequence[float | None]], scale: Sequence[tuple[float, str]], **style: object
 ) -> go.Heatmap:
     """Return tiles of shape (rows, layers), coloured by their values."""
     colors = [list(stop) for stop in scale]
     return go.Heatmap(
-        z=values, x=list(range(len(values[0]))), y=list(range(len(values))), xgap=2, ygap=2, colorscale=colors, **look
+        z=values, x=list(range(len(values[0]))), y=list(range(len(values))), xgap=2, ygap=2, colorscale=colors, **style
     )
 
 
@@ -126,7 +126,7 @@ def finish_figure(figure: go.Figure, *, title: str, x_title: str = "", y_title: 
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """An estimate to be drawn: in a row of a panel, in the look of a series. ``hover``: plain text."""
+    """An estimate to be drawn: in a row of a panel, in the style of a series. ``hover``: plain text."""
 
     row: str
     series: str
@@ -136,7 +136,7 @@ class Dot:
 
 def draw_dots(
     panels: Mapping[str, Sequence[Dot]],
-    looks: Mapping[str, tuple[str, str]],
+    styles: Mapping[str, tuple[str, str]],
     *,
     title: str,
     x_title: str,
@@ -145,7 +145,7 @@ def draw_dots(
 ) -> go.Figure:
     """Draw estimates with their intervals, a panel for each title, rows from above in the order in which they come.
 
-    ``looks``: colour and symbol of each series, named in a legend where there are several in a row; ``lines``: where the
+    ``styles``: colour and symbol of each series, named in a legend where there are several in a row; ``lines``: where the
     axis is marked. Unless the axis ``is_bounded``, what is far from all others is a triangle at its end, with its value.
     """
     if not panels:
@@ -157,11 +157,11 @@ def draw_dots(
     for index, (panel, dots) in enumerate(panels.items(), start=1):
         values = [dot.estimate.value for dot in dots if dot.estimate.value is not None]
         limit = math.inf if is_bounded else find_limit(values)
-        for place, (series, look) in enumerate(looks.items()):
+        for place, (series, style) in enumerate(styles.items()):
             here = [dot for dot in dots if dot.series == series]
             shift = 0.17 - 0.34 * place if is_double else 0.0
             heights_of = [rows[panel].index(dot.row) + shift for dot in here]
-            trace = make_dots(here, heights_of, look=look, limit=limit)
+            trace = make_dots(here, heights_of, style=style, limit=limit)
             trace.update(name=series, legendgroup=series, showlegend=is_double and index == 1)
             figure.add_trace(trace, row=index, col=1)
         for line in lines:
@@ -177,9 +177,9 @@ def draw_dots(
     return figure.update_layout(height=height, margin={"t": 44, "b": 90})
 
 
-def make_dots(dots: Sequence[Dot], y: Sequence[float], *, look: tuple[str, str], limit: float) -> go.Scatter:
+def make_dots(dots: Sequence[Dot], y: Sequence[float], *, style: tuple[str, str], limit: float) -> go.Scatter:
     """Return the dots of a series at these heights, those beyond the limit as triangles there."""
-    color, symbol = look
+    color, symbol = style
     far = [(math.inf if dot.estimate.value is None else dot.estimate.value) > limit for dot in dots]
     pairs = list(zip(dots, far, strict=True))
     return go.Scatter(
