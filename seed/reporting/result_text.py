@@ -64,18 +64,6 @@ def describe_quality(model: Model) -> str:
     return f"{'test' if model.is_distilled else 'validation'} PPL ratio {format_ratio(model)}"
 
 
-def describe_subject(record: StudyRecord) -> str:
-    """Return what was searched, how much of it, and where, in a line."""
-    model, dense = record.plan.identity.get("model"), record.dense
-    named = f"{model}: " if isinstance(model, str) else ""
-    state = " · the search goes on, and all this may change" if record.is_running else ""
-    return (
-        f"{named}{record.space.num_layers} layers, {format_count(dense.size.num_params)} parameters, test PPL "
-        f"{format_number(dense.test.perplexity, places=2)} · {record.frontier.num_scored:,} of {record.frontier.space_size:,} "
-        f"candidates scored, {len(record.distilled)} distilled · {dense.latency.device}{state}"
-    )
-
-
 def introduce_best(result: StudyResult) -> str:
     """Return what the sentences on the best models speak of."""
     if result.distilled:

@@ -55,9 +55,9 @@ def test_the_line_says_what_was_found(full: StudyRecord, undistilled: StudyRecor
         assert msgspec.json.decode(text, type=SearchLine) == told
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_numbers_that_json_does_not_know_become_null(record: StudyRecord, number: float) -> None:
-    spoilt = {"perplexity": number, "ppl_ratio": number, "ppl_ratio_standard_error": number, "loss": number}
+    spoilt = dict.fromkeys(("perplexity", "ppl_ratio", "ppl_ratio_standard_error", "loss"), number)
     broken = replace(
         record,
         distilled=tuple(
