@@ -10,16 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seed.evidence import Replication, StudyRecord
-from seed.records import (
-    Candidate,
-    DistillResult,
-    Estimate,
-    Evaluation,
-    Latency,
-    Quality,
-    Size,
-    WidthCut,
-)
+from seed.records import Candidate, DistillResult, Estimate, Evaluation, Latency, Quality, Size, WidthCut
 from seed.stats import reach_over_documents
 
 MARGINS = (2, 5, 10)  # per cent of the dense model's perplexity

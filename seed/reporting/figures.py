@@ -24,13 +24,7 @@ from seed.reporting.figure_parts import (
     stack_panels,
 )
 from seed.reporting.search_figures import draw_gain, draw_progress, draw_proxy_against_final, draw_sensitivity
-from seed.reporting.wording import (
-    format_count,
-    format_latency_ratio,
-    list_layers,
-    name_depth,
-    name_drop,
-)
+from seed.reporting.wording import format_count, format_latency_ratio, list_layers, name_depth, name_drop
 from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_latency_ratio
 
 MODEL_HOVER = (

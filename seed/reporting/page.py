@@ -16,18 +16,8 @@ from seed.evidence import StudyRecord
 from seed.records import DistillResult, Evaluation, TrialRecord
 from seed.reporting.document import prepare_figures, render
 from seed.reporting.figures import FIGURES, draw_gallery
-from seed.reporting.result_text import (
-    format_ratio,
-    name_model,
-)
-from seed.reporting.wording import (
-    ABSENT,
-    format_latency_ratio,
-    format_number,
-    list_layers,
-    name_depth,
-    name_rung,
-)
+from seed.reporting.result_text import format_ratio, name_model
+from seed.reporting.wording import ABSENT, format_latency_ratio, format_number, list_layers, name_depth, name_rung
 from seed.results import StudyResult, link_candidate
 
 FIELDS = ("number", "state", "id", "ratio", "error", "unrecovered", "structure", "seconds", "dropped", "note")

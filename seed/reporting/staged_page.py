@@ -10,14 +10,7 @@ from seed.evidence import StagedSearch, StageRecord
 from seed.reporting.document import Findings
 from seed.reporting.figure_parts import DEPTH_COLORS, GREY, finish_figure
 from seed.reporting.result_text import format_ratio
-from seed.reporting.wording import (
-    MARGIN_PERCENT,
-    compare_size,
-    describe_speed,
-    format_change,
-    list_layers,
-    name_depth,
-)
+from seed.reporting.wording import MARGIN_PERCENT, compare_size, describe_speed, format_change, list_layers, name_depth
 from seed.results import take_distilled
 
 VERDICTS = {

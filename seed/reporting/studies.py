@@ -33,14 +33,7 @@ from seed.reporting.result_text import (
     name_best,
     name_model,
 )
-from seed.reporting.wording import (
-    ABSENT,
-    format_change,
-    format_count,
-    format_interval,
-    join_words,
-    list_layers,
-)
+from seed.reporting.wording import ABSENT, format_change, format_count, format_interval, join_words, list_layers
 from seed.results import MARGINS, Model, Standing, StudyResult, rank_studies, read_latency_ratio
 
 Studies = Mapping[str, StudyResult]  # by name
