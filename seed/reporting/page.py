@@ -1,8 +1,9 @@
-"""The report: one HTML file that answers first, then shows how the answer came about, and loads nothing.
+"""The report: one HTML file that answers first, then shows how the answer came about; and its figures and a note in Optuna Dashboard.
 
 The page's script (``page.js``) draws the table of all trials, so that thousands of them open at once, and links it with figures.
 """
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -10,16 +11,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
+import plotly.graph_objects as go
 
 from seed import study_dir
 from seed.evidence import StudyRecord
+from seed.plans import SearchPlan
 from seed.records import DistillResult, Evaluation, TrialRecord
+from seed.reporting.card import render_markdown
 from seed.reporting.document import prepare_figures, render
 from seed.reporting.figures import FIGURES, draw_gallery
 from seed.reporting.result_text import format_ratio, name_model
 from seed.reporting.wording import ABSENT, format_latency_ratio, format_number, list_layers, name_depth, name_rung
 from seed.results import StudyResult, link_candidate
 
+MOST_TRIALS = 1000  # in one figure of the dashboard: 80 bytes each; its own plots show every one
+HEIGHT_PX = 440  # what a card of the dashboard shows without cutting it off
 FIELDS = ("number", "state", "id", "ratio", "error", "unrecovered", "structure", "seconds", "dropped", "note")
 
 
@@ -167,3 +173,44 @@ def list_facts(result: StudyResult) -> dict[str, object]:
         }
         for model in (*result.distilled, *result.baselines)
     }
+
+
+# ---- in Optuna Dashboard
+
+
+def write_study_note(result: StudyResult, *, root: Path) -> str:
+    """Return the note of a searched study: its answer, what is shown, and where things are. ``root``: the study's folder."""
+    record = result.record
+    numbers = {trial.evaluation.candidate.key: trial.number for trial in record.trials if trial.state == "COMPLETE"}
+    numbers |= {member.evaluation.candidate.key: member.trial_number for member in record.frontier.members}
+    return render_markdown(
+        "note.md",
+        result=result,
+        plan=record.plan,
+        proxy=record.frontier.proxy,
+        root=root,
+        numbers=numbers,
+    )
+
+
+def write_opening_note(plan: SearchPlan, *, proxy: str, root: Path) -> str:
+    """Return the note of a study whose search has begun and has no answer yet."""
+    return render_markdown("note.md", result=None, plan=plan, proxy=proxy, root=root)
+
+
+def draw_dashboard(result: StudyResult) -> dict[str, str]:
+    """Return the figures that have something to show as Plotly JSON, by an id that stays the same from search to search.
+
+    Small, since the dashboard asks for all of it every few seconds: of many candidates it has some, evenly spaced.
+    """
+    step = math.ceil(len(result.scored) / MOST_TRIALS) or 1
+    few = dataclasses.replace(result, scored=result.scored[::step])
+    drawn = {name: draw(few) for name, draw in FIGURES.items()}
+    return {f"seed-{name}": write_figure(figure) for name, figure in drawn.items() if figure.data}
+
+
+def write_figure(figure: go.Figure) -> str:
+    """Return a figure as Plotly JSON, fitted to a card of half the dashboard's width."""
+    title = {"text": f"<b>{figure.layout.title.text}</b>", "automargin": False, "y": 0.97}
+    margin = {"t": 64 if figure.layout.annotations else 48}
+    return str(go.Figure(figure).update_layout(title=title, margin=margin, height=HEIGHT_PX).to_json())

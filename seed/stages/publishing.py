@@ -16,8 +16,7 @@ from seed.optimize.urls import hide_secrets, name_driver
 from seed.planning import read_protocol
 from seed.plans import SearchPlan
 from seed.records import Frontier
-from seed.reporting.dashboard_views import draw_dashboard, write_opening_note, write_study_note
-from seed.reporting.page import write_page
+from seed.reporting.page import draw_dashboard, write_opening_note, write_page, write_study_note
 from seed.results import StudyResult, compute_result
 from seed.stages.study_record import gather_record
 from seed.study_dir import StudyFolder

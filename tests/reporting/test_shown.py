@@ -9,7 +9,7 @@ import pytest
 
 from seed.console import Terminal
 from seed.evidence import StudyRecord
-from seed.reporting.dashboard_views import MOST_TRIALS, draw_dashboard, write_opening_note, write_study_note
+from seed.reporting.page import MOST_TRIALS, draw_dashboard, write_opening_note, write_study_note
 from seed.reporting.result_line import SearchLine, StagedLine, describe_one_more, describe_search, describe_staged
 from seed.reporting.result_text import show_result
 from seed.reporting.wording import quote_code
