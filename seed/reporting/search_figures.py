@@ -27,7 +27,7 @@ from seed.results import StudyResult, read_reach
 LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
 # Blue: cheaper together than one by one; orange: dearer; little ink where it makes no difference.
 PAIR_SCALE = ((0, "rgba(47,126,194,1)"), (0.5, "rgba(127,127,127,0.12)"), (1, "rgba(213,94,0,1)"))
-SINGLE_MARKS = (
+SINGLE_MARKERS = (
     {"color": GREY, "symbol": "circle-open", "size": 9},
     {"color": DEPTH_COLORS[0], "symbol": "circle", "size": 9},
     {"color": DEPTH_COLORS[1], "symbol": "diamond", "size": 9},
@@ -36,7 +36,7 @@ SINGLE_MARKS = (
 
 def draw_sensitivity(result: StudyResult) -> go.Figure:
     """Draw what each layer costs alone, by proxy, and below it how much dearer or cheaper pairs are than their parts."""
-    known = result.record.sensitivities[: len(SINGLE_MARKS)]
+    known = result.record.sensitivities[: len(SINGLE_MARKERS)]
     if not known:
         return go.Figure()
     most = max(known, key=lambda one: len(one.pairs))
@@ -48,7 +48,7 @@ def draw_sensitivity(result: StudyResult) -> go.Figure:
     titles = ["<b>One layer alone</b>", "<b>Two layers, beside one by one</b>"][: len(heights)]
     figure = stack_panels(titles, heights, gap_px=60, shared_xaxes=True)
     figure.add_trace(draw_spans(known), row=1, col=1)
-    for one, marker in zip(known, SINGLE_MARKS, strict=False):
+    for one, marker in zip(known, SINGLE_MARKERS, strict=False):
         layers = [layer for layer, ratio in enumerate(one.singles) if ratio is not None]
         figure.add_scatter(
             x=layers,
@@ -183,7 +183,7 @@ def draw_gain(result: StudyResult) -> go.Figure:
         picks = [pick for pick in rival.picks if pick.ppl_ratio is not None]
         if not picks:
             continue
-        marker = SINGLE_MARKS[1 + index % 2]
+        marker = SINGLE_MARKERS[1 + index % 2]
         figure.add_scatter(
             x=[name_drop(len(pick.candidate.dropped_layers)) for pick in picks],
             y=[100 * ((pick.ppl_ratio or 1.0) - 1) for pick in picks],

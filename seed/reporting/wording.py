@@ -152,12 +152,12 @@ def join_words(words: Sequence[str]) -> str:
 # ---- Markdown
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-MARKS = re.compile(r"([\\`*_\[\]{}~|#!])")
+MARKUP = re.compile(r"([\\`*_\[\]{}~|#!])")
 
 
 def escape_text(text: str) -> str:
     """Return Markdown that shows ``text`` as it is, on one line: no marks and no HTML. Bare addresses become links."""
-    return "".join(ENTITIES.get(char, char) for char in MARKS.sub(r"\\\1", re.sub(r"[\r\n\t ]+", " ", text)))
+    return "".join(ENTITIES.get(char, char) for char in MARKUP.sub(r"\\\1", re.sub(r"[\r\n\t ]+", " ", text)))
 
 
 def quote_code(text: str) -> str:
