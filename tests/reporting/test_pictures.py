@@ -109,10 +109,14 @@ def test_a_browser_that_does_not_draw_is_told_ended_and_nothing_is_written(
 
 
 def test_pictures_that_cannot_be_written_are_told(
-    result: StudyResult, page: Path, tmp_path: Path, browser_path: str
+    result: StudyResult, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "p").write_text("a file")
-    few = {"pareto": draw_figures(result)["pareto"]}
+    drawn = '{"pareto.svg": "data:image/svg+xml,%3Csvg%3E"}'
+    browser = make_program(tmp_path / "browser", f"echo '<body id=\"drawn\">{drawn}</body>'")
+    monkeypatch.setenv("BROWSER_PATH", str(browser))
     with pytest.raises(ResourceError, match=r"pareto\.svg: cannot be written"):
-        write_pictures(few, page=page, target=tmp_path / "p", formats=("svg",))
+        write_pictures(draw_figures(result), page=page, target=tmp_path / "p", formats=("svg",))
     assert (tmp_path / "p").read_text() == "a file"
+    [written] = write_pictures(draw_figures(result), page=page, target=tmp_path / "q", formats=("svg",))
+    assert written.read_text() == "<svg>"
