@@ -9,6 +9,7 @@ from collections.abc import Callable
 from optuna import Study
 
 from seed.errors import ResourceError, StudyError, first_line
+from seed.evidence import StudyRecord
 from seed.optimize.display import show_note, show_study
 from seed.optimize.storage import load_study, open_storage, view_storage
 from seed.optimize.study import FINGERPRINT
@@ -69,9 +70,7 @@ def refresh_report(
     Raises:
         StudyError: the study is not searched yet, or torn.
     """
-    result = compute_result(gather_record(study, is_running=is_running))
-    publish_result(study, opened, result, on_warning=on_warning)
-    return result
+    return publish_record(study, opened, gather_record(study, is_running=is_running), on_warning=on_warning)
 
 
 def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
@@ -84,17 +83,20 @@ def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
         return plan.storage
 
 
-def publish_result(
-    study: StudyFolder, opened: Study | None, result: StudyResult, *, on_warning: Callable[[str], None]
-) -> None:
+def publish_record(
+    study: StudyFolder, opened: Study | None, record: StudyRecord, *, on_warning: Callable[[str], None]
+) -> StudyResult:
     """Write the report, then note, figures and exported models' cards into the Optuna study, if that is open.
+
+    Returns what they show.
 
     Raises:
         ResourceError: the report cannot be written.
     """
+    result = compute_result(record)
     write_page(result, study.report)
     if opened is None:
-        return
+        return result
     cards = {f"{one.key}.md": study.model(one.key) / "README.md" for one in result.distilled}
     try:
         show_study(
@@ -106,6 +108,7 @@ def publish_result(
         )
     except (StudyError, ResourceError) as error:
         on_warning(f"Optuna Dashboard: {error}")
+    return result
 
 
 def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, on_warning: Callable[[str], None]) -> None:
@@ -145,7 +148,7 @@ class LiveReport:
         began = time.monotonic()
         try:
             record = gather_record(self.study, frontier=self.select(), is_running=True)
-            publish_result(self.study, self.opened, compute_result(record), on_warning=self.on_warning)
+            publish_record(self.study, self.opened, record, on_warning=self.on_warning)
         except StudyError:  # nothing keeps the limits yet
             pass
         except Exception as error:  # whatever is wrong with a picture, a search goes on
