@@ -100,10 +100,12 @@ class Findings:
     study: str
     answers: Sequence[str]
     figure: go.Figure
+    more_figures: Mapping[str, go.Figure] = field(default_factory=dict)  # by key
     tables: Sequence[Table] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     details: Mapping[str, object] = field(default_factory=dict)  # what else the template tells
     repeat: Mapping[str, Any] = field(default_factory=dict)  # options that repeat all of it
+    folder: Path | None = None  # where the template lies, if not among those here
 
 
 def write_findings(findings: Findings, path: Path, *, command: str) -> None:
@@ -117,8 +119,15 @@ def write_findings(findings: Findings, path: Path, *, command: str) -> None:
 
 def render_findings(findings: Findings, *, command: str) -> str:
     """Return the page as HTML."""
-    figures = dict.fromkeys(["finding"]) | prepare_figures({"finding": findings.figure})
-    return render(f"{findings.kind}.html", findings=findings, figures=figures, command=command, **findings.details)
+    figures = {"finding": findings.figure, **findings.more_figures}
+    return render(
+        f"{findings.kind}.html",
+        *([findings.folder] if findings.folder else []),
+        findings=findings,
+        figures=dict.fromkeys(figures) | prepare_figures(figures),
+        command=command,
+        **findings.details,
+    )
 
 
 def show_findings(terminal: Terminal, findings: Findings, *, page: Path) -> None:

@@ -8,27 +8,18 @@ import plotly.graph_objects as go
 
 from seed.evidence import TrainedRun
 from seed.records import Estimate, WidthCut
-from seed.reporting.document import prepare_figures, render
+from seed.reporting.document import Findings
 from seed.reporting.experiment_page import name_key
-from seed.reporting.figure_parts import (
-    DEPTH_COLORS,
-    GREY,
-    draw_bars,
-    escape_plotly,
-    find_limit,
-    finish_figure,
-    stack_panels,
-)
+from seed.reporting.figure_parts import DEPTH_COLORS, GREY, Dot, draw_bars, draw_dots, find_limit, finish_figure
 from seed.reporting.result_text import Table, make_table
 from seed.reporting.wording import ABSENT, count_things, format_interval, format_latency_ratio, name_rung, name_width
 from studies.claims.verdicts import Claim, Evidence, Finding, estimate_cost, estimate_ratio
 
-ROW_PX, TITLE_PX = 30, 62  # of a model, and of a panel with the axis above it
-# verdict: colour of the style sheet, sign, and what a count of them says
+# verdict: sign, and what a count of them says
 VERDICTS = {
-    "holds": ("--holds", "\N{CHECK MARK}", ("holds", "hold")),
-    "does not hold": ("--fails", "\N{BALLOT X}", ("does not hold", "do not hold")),
-    "cannot tell": ("--soft", "?", ("cannot be told", "cannot be told")),
+    "holds": ("\N{CHECK MARK}", ("holds", "hold")),
+    "does not hold": ("\N{BALLOT X}", ("does not hold", "do not hold")),
+    "cannot tell": ("?", ("cannot be told", "cannot be told")),
 }
 # way to a smaller model: what people call it, colour, symbol
 WAYS = {
@@ -38,12 +29,6 @@ WAYS = {
     "pretraining": ("continued pretraining", DEPTH_COLORS[1], "triangle-up"),
     "lora-pretraining": ("LoRA on the text alone", DEPTH_COLORS[3], "cross"),
 }
-NOTE = (
-    "A claim holds where the whole 95 % interval of what was measured says so, does not hold where the whole interval says "
-    "otherwise, and else this evidence cannot tell. Per cent: one perplexity over another less 1, same documents and random seeds. PPL ratio: perplexity on test text after recovery, divided by the dense "
-    "model's. Brackets: 95 % interval by Student's t, as documents and random seeds vary, not corrected for the number of comparisons. What was reported was measured on other models "
-    "and text: a claim may be right there and wrong here."
-)
 
 
 def name_model(key: str) -> str:
@@ -70,31 +55,38 @@ class Group:
         return "; ".join(dict.fromkeys(name_model(run.key) for run in self.runs))
 
 
-def render_page(evidence: Evidence, answers: Sequence[tuple[Claim, Finding]], *, command: str) -> str:
-    """Return the page as one self-contained HTML file. The same records give the same bytes."""
+def tell_claims(evidence: Evidence, answers: Sequence[tuple[Claim, Finding]]) -> Findings:
+    """Tell what the model says to each claim."""
     groups = group_runs(evidence)
-    return render(
-        "page_of_claims.html",
-        Path(__file__).parent,
+    return Findings(
         study=evidence.ledger.study,
-        model=evidence.ledger.model,
-        count=count_verdicts(answers),
-        answers=answers,
-        verdicts=VERDICTS,
-        note=NOTE,
-        figures=dict.fromkeys(["reached", "layers"])
-        | prepare_figures({"reached": draw_reached(evidence, groups), "layers": draw_singles(evidence)}),
-        trained=tabulate_trained(evidence, groups),
-        times=tabulate_times(evidence),
-        settings=describe_settings(evidence),
-        command=command,
+        kind="claims",
+        folder=Path(__file__).parent,
+        answers=[
+            f"{count_verdicts(answers)} Model: {evidence.ledger.model}.",
+            *(
+                f"{VERDICTS[finding.verdict][0]} {finding.verdict}: {claim.text} Found: {finding.found}. "
+                f"Reported: {claim.reported} ({claim.source})."
+                for claim, finding in answers
+            ),
+        ],
+        figure=draw_reached(evidence, groups),
+        more_figures={"layers": draw_singles(evidence)},
+        tables=[tabulate_trained(evidence, groups), tabulate_times(evidence)],
+        settings={
+            "model": evidence.ledger.model,
+            "parameters of the dense model": f"{evidence.ledger.dense_num_params:,}",
+            "documents of the test text": f"{len(evidence.ledger.test_counts):,}",
+            **evidence.ledger.settings,
+            "roles": {role: name_model(key) for role, key in evidence.roles.items()},
+        },
     )
 
 
 def count_verdicts(answers: Sequence[tuple[Claim, Finding]]) -> str:
     """Return ``Of 10 claims 5 hold, 2 do not hold, 3 cannot be told.``."""
     counts = {verdict: sum(finding.verdict == verdict for _, finding in answers) for verdict in VERDICTS}
-    told = [f"{count} {VERDICTS[verdict][2][count != 1]}" for verdict, count in counts.items() if count]
+    told = [f"{count} {VERDICTS[verdict][1][count != 1]}" for verdict, count in counts.items() if count]
     return f"Of {count_things(len(answers), 'claim')} {', '.join(told)}."
 
 
@@ -123,31 +115,18 @@ def name_depth(evidence: Evidence, depth: int) -> str:
 
 def draw_reached(evidence: Evidence, groups: Sequence[Group]) -> go.Figure:
     """Draw the test PPL ratio of each trained model, the mean with its interval: a panel for each size."""
-    panels: dict[int, list[Group]] = {}
+    panels: dict[str, list[Dot]] = {}
     for group in groups:
-        panels.setdefault(group.depth, []).insert(0, group)  # the first on top
-    if not panels:
-        return go.Figure()
-    heights = [ROW_PX * len(rows) for rows in panels.values()]
-    figure = stack_panels([name_depth(evidence, depth) for depth in panels], heights, gap_px=TITLE_PX)
-    for index, rows in enumerate(panels.values(), start=1):
-        ratios, ways = [group.ratio for group in rows], [WAYS[group.way] for group in rows]
-        figure.add_scatter(
-            x=[ratio.value for ratio in ratios],
-            y=[f"{escape_plotly(group.models)}<br>{WAYS[group.way][0]}" for group in rows],
-            error_x=draw_bars(ratios),
-            text=[format_interval(ratio) for ratio in ratios],
-            hovertemplate="PPL ratio: %{text}<extra></extra>",
-            mode="markers",
-            showlegend=False,  # the axis names all
-            marker={"color": [way[1] for way in ways], "symbol": [way[2] for way in ways], "size": 10},
-            row=index,
-            col=1,
-        )
-    figure = finish_figure(figure, title="What each model reached")
-    figure.update_xaxes(tickangle=0).update_xaxes(title="PPL ratio", row=len(panels), col=1)
-    figure.update_annotations(font={"size": 13})
-    return figure.update_layout(height=sum(heights) + TITLE_PX * (len(panels) + 1), margin={"t": 44, "b": 50})
+        way = WAYS[group.way][0]
+        dot = Dot(row=f"{group.models}, {way}", series=way, estimate=group.ratio, hover=format_interval(group.ratio))
+        panels.setdefault(name_depth(evidence, group.depth), []).append(dot)
+    return draw_dots(
+        panels,
+        {way: (color, symbol) for way, color, symbol in WAYS.values()},
+        title="What each model reached",
+        x_title="PPL ratio",
+        is_bounded=True,
+    )
 
 
 def draw_singles(evidence: Evidence) -> go.Figure:
@@ -219,15 +198,3 @@ def say_last_gain(runs: Sequence[TrainedRun]) -> str:
     """Return by how much the validation loss fell between the last two looks, mean of the runs."""
     gains = [run.curve[-2].validation_loss - run.curve[-1].validation_loss for run in runs if len(run.curve) > 1]
     return f"{sum(gains) / len(gains):+z.4f}" if gains else ABSENT
-
-
-def describe_settings(evidence: Evidence) -> dict[str, object]:
-    """Return what was run, and which model plays which role."""
-    ledger = evidence.ledger
-    return {
-        "model": ledger.model,
-        "parameters of the dense model": f"{ledger.dense_num_params:,}",
-        "documents of the test text": f"{len(ledger.test_counts):,}",
-        **ledger.settings,
-        "roles": {role: name_model(key) for role, key in evidence.roles.items()},
-    }
