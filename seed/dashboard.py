@@ -71,7 +71,7 @@ def main() -> None:
     args = read_command(DashboardCommand)
     terminal = Terminal()
     try:
-        study = find_study(args.study)
+        study = study_dir.open_existing(args.study)
         app, path = make_app(study, storage=args.storage)
         with open_server(app, port=args.port, place=study.root) as server:
             address = f"http://{HOST}:{server.server_port}{path}"
@@ -83,21 +83,6 @@ def main() -> None:
             server.serve_forever()
     except KeyboardInterrupt:
         terminal.say()
-
-
-def find_study(path: Path) -> StudyFolder:
-    """Return the study's folder; of a search in stages, each stage is a study.
-
-    Raises:
-        StudyError: it is no study, or a search in stages.
-    """
-    study = StudyFolder(path)
-    if not study.plan.is_file() and (study.stages.is_file() or StudyFolder(path / "stage-1").plan.is_file()):
-        stages = sorted(str(plan.parent) for plan in path.glob("*/plan.json"))
-        raise StudyError(
-            f"{path}: a search in stages, of which each is a study of its own. Open one of them: {', '.join(stages)}."
-        )
-    return study_dir.open_existing(path)
 
 
 def make_app(study: StudyFolder, *, storage: str | None = None) -> "tuple[WSGIApplication, str]":

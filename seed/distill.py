@@ -123,7 +123,7 @@ def distill_trials(
                 return [], record
         opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
         results = lead(study, plan, work, at_most=at_most, eval_command=eval_command, terminal=terminal)
-        record = refresh_report(study, opened=opened, on_warning=terminal.say)
+        record = refresh_report(study, opened=opened, on_warning=terminal.say).record
     for result in results:
         terminal.say(
             f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "

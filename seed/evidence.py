@@ -113,9 +113,7 @@ class StudyRecord(Record, frozen=True, kw_only=True):
     agreement: Agreement
     gain: SearchGain | None = None  # studies of earlier versions have none
     baselines: tuple[DistillResult, ...] = ()  # of uniform width
-    replications: dict[str, Replication] = msgspec.field(
-        default_factory=dict
-    )  # by key, of models that were distilled more than once
+    replications: dict[str, Replication] = msgspec.field(default_factory=dict)  # by key, of several distillations
     equivalences: tuple[Equivalence, ...] = ()  # of those, within a depth
     sensitivities: tuple[Sensitivity, ...] = ()  # those without recovery first
     progress: Progress | None = None
@@ -328,9 +326,8 @@ class RecoveredRow(Record, frozen=True, kw_only=True):
 class StageRecord(Record, frozen=True, kw_only=True):
     """One stage of a staged search, or the search at once that it is compared with."""
 
-    name: Annotated[
-        str, msgspec.Meta(pattern=r"^(stage-[0-9]{1,4}|one-shot)$")
-    ]  # of its study's folder, below the search's
+    # of its study's folder, below the search's
+    name: Annotated[str, msgspec.Meta(pattern=r"^(stage-[0-9]{1,4}|one-shot)$")]
     result: DistillResult  # what goes on, or is the end
     tokens: int  # recovery tokens in all, earlier stages included
     replication: Replication | None = None  # where it was distilled more than once

@@ -127,7 +127,7 @@ def run_experiment(
         SeedError: anything a user can mend.
     """
     from seed.experiments import compare, fidelity, recoveries, runner
-    from seed.reporting.experiment_page import Findings, show_findings, write_page
+    from seed.reporting.document import Findings, show_findings, write_findings
 
     experiments: dict[str, Callable[..., Findings]] = {
         "compare": compare.compare_strategies,
@@ -139,7 +139,7 @@ def run_experiment(
         page = search.folder.root / f"{name}.html"
     told = {key: value for key, value in asked.items() if value != getattr(COMMANDS[name], key, None)}
     command = spell_command("seed.experiment", {**told, **findings.repeat}, name, str(path))
-    write_page(findings, page, command=command)
+    write_findings(findings, page, command=command)
     show_findings(terminal, findings, page=page)
 
 

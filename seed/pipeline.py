@@ -33,7 +33,7 @@ from seed.optimize.trials import StorageMismatchError, Trials
 from seed.plans import Environment, SearchPlan, read_plan
 from seed.proxy.score_cache import ScoreCache
 from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, TrialRecord
-from seed.reporting.summary import show_result
+from seed.reporting.result_text import show_result
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore, list_files
 from seed.sessions import Session
@@ -513,6 +513,6 @@ def list_baselines(now: Pass, members: Sequence[Member]) -> list[Member]:
 
 def finish(terminal: Terminal, study: StudyFolder, opened: Study) -> StudyRecord:
     """Write the report and print what matters."""
-    record = publishing.refresh_report(study, opened=opened, on_warning=terminal.say)
-    show_result(terminal, record, study=study, storage=publishing.spell_storage(record.plan, study))
-    return record
+    result = publishing.refresh_report(study, opened=opened, on_warning=terminal.say)
+    show_result(terminal, result, study=study, storage=publishing.spell_storage(result.record.plan, study))
+    return result.record

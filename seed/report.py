@@ -33,7 +33,7 @@ def report_study(
     """
     study = study_dir.open_existing(path)
     from seed.reporting.pictures import draw_figures, find_browser, write_pictures
-    from seed.reporting.summary import show_result
+    from seed.reporting.result_text import show_result
     from seed.stages.publishing import open_shown, refresh_report, spell_storage
 
     if formats:
@@ -42,32 +42,26 @@ def report_study(
         study_dir.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
         plan = read_plan(study)
         opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
-        record = refresh_report(study, opened=opened, on_warning=terminal.say)
-    show_result(terminal, record, study=study, storage=spell_storage(record.plan, study))
+        result = refresh_report(study, opened=opened, on_warning=terminal.say)
+    show_result(terminal, result, study=study, storage=spell_storage(plan, study))
     if formats:
-        drawn = draw_figures(record)
-        total = len(drawn) * len(formats) + ("png" in formats)
-        with terminal.stage("pictures", total=total) as advance:
-            written = write_pictures(
-                drawn,
-                page=study.report,
-                target=study.pictures,
-                formats=formats,
-                on_picture=lambda name: advance(1, name),
-            )
+        with terminal.stage("pictures", total=1) as advance:
+            written = write_pictures(draw_figures(result), page=study.report, target=study.pictures, formats=formats)
+            advance(1, "")
         for index, picture in enumerate(written):
             terminal.say(("pictures:  " if index == 0 else "           ") + str(picture), wrap=False)
-    return record
+    return result.record
 
 
 def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
     """Write the page of a search in stages again; return what it shows."""
-    from seed.reporting.staged_page import show_staged, write_staged_page
+    from seed.reporting.document import write_findings
+    from seed.reporting.staged_page import show_staged, tell_staged
 
     untrusted.refuse_strays(path)
     study = study_dir.StudyFolder(path)
     staged = study_dir.read_record(study.stages, StagedSearch)
-    write_staged_page(staged, study.report)
+    write_findings(tell_staged(staged), study.report, command=staged.command)
     show_staged(terminal, staged, root=path)
     return staged
 
@@ -78,19 +72,20 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
     Raises:
         SeedError: one of them is no study, or the same as another.
     """
-    from seed.reporting.studies import name_page, name_studies, say_comparison, write_frontiers_page
+    from seed.reporting.studies import describe_studies, name_page, name_studies, render_studies_page
+    from seed.results import compute_result
     from seed.stages.study_record import gather_record
 
     if len({path.resolve() for path in paths}) < len(paths):
         raise StudyError(f"{' '.join(map(str, paths))}: the same study more than once. Name each of them once.")
-    records = []
+    results = []
     for study in [study_dir.open_existing(path) for path in paths]:
         with study_dir.lock(study):
-            records.append(gather_record(study))
-    named = dict(zip(name_studies(paths), records, strict=True))
+            results.append(compute_result(gather_record(study)))
+    named = dict(zip(name_studies(paths), results, strict=True))
     page = output or paths[0].resolve().parent / name_page(paths)
-    write_frontiers_page(named, page)
-    for sentence in say_comparison(named):
+    study_dir.write_bytes(page, render_studies_page(named).encode())
+    for sentence in describe_studies(named):
         terminal.say(sentence)
     terminal.say(f"page: {page}", wrap=False)
     return page
@@ -118,7 +113,7 @@ def report_one(args: ReportCommand, terminal: Terminal) -> "SearchLine | StagedL
     from seed.reporting.result_line import describe_search, describe_staged
 
     [path] = args.study
-    if study_dir.StudyFolder(path).stages.is_file():
+    if study_dir.StudyFolder(path).stages.is_file() and not (args.formats or args.storage):
         return describe_staged(report_stages(path, terminal), path)
     return describe_search(
         report_study(path, terminal, formats=args.formats, storage=args.storage), study_dir.StudyFolder(path)
@@ -128,7 +123,7 @@ def report_one(args: ReportCommand, terminal: Terminal) -> "SearchLine | StagedL
 def main() -> None:
     """Read the command line, write what is asked for, and print the result."""
     args = read_command(ReportCommand)
-    check_words(args)
+    check_options(args)
     if len(args.study) > 1:
         compare_studies(args.study, Terminal(), output=args.output)
     elif args.json:
@@ -137,14 +132,13 @@ def main() -> None:
         report_one(args, Terminal())
 
 
-def check_words(args: ReportCommand) -> None:
+def check_options(args: ReportCommand) -> None:
     """Refuse what cannot be honoured.
 
     Raises:
         StudyError: with what to type instead.
     """
-    formats, stages = args.formats, [path for path in args.study if study_dir.StudyFolder(path).stages.is_file()]
-    for_one = [*formats, *["json"] * args.json, *["storage"] * bool(args.storage)]
+    for_one = [*args.formats, *["json"] * args.json, *["storage"] * bool(args.storage)]
     if len(args.study) > 1 and for_one:
         raise StudyError(
             f"--{for_one[0]}: is for one study, and {len(args.study)} were given. Name one, or leave it out."
@@ -156,11 +150,6 @@ def check_words(args: ReportCommand) -> None:
     if args.output and args.output.suffix not in (".html", ".htm"):
         raise StudyError(
             f"--output {args.output}: a page is an HTML file, and this might be another. Give a name that ends in .html."
-        )
-    if stages and (formats or args.storage or len(args.study) > 1):
-        inside = ", ".join(sorted(str(plan.parent) for plan in stages[0].glob("*/plan.json")))
-        raise StudyError(
-            f"{stages[0]}: a search in stages, of which each is a study of its own. Name one of them: {inside}."
         )
 
 

@@ -10,16 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seed.evidence import Replication, StudyRecord
-from seed.records import (
-    Candidate,
-    DistillResult,
-    Estimate,
-    Evaluation,
-    Latency,
-    Quality,
-    Size,
-    WidthCut,
-)
+from seed.records import Candidate, DistillResult, Estimate, Evaluation, Latency, Quality, Size, WidthCut
 from seed.stats import reach_over_documents
 
 MARGINS = (2, 5, 10)  # per cent of the dense model's perplexity
@@ -31,7 +22,6 @@ class Model:
     """A model that a study found: distilled and judged on test text, or as the proxy sees it on validation text."""
 
     key: str
-    link: str  # the id of its marks on a page
     candidate: Candidate
     width: WidthCut | None = None
     size: Size
@@ -43,6 +33,11 @@ class Model:
     unrecovered: float | None  # PPL ratio of the same layers without recovery, on the same text
     user_score: float | None = None
     num_tied: int = 0  # others of its structure that the proxy cannot tell from it, and that are not distilled
+
+    @property
+    def link(self) -> str:
+        """The id of its marks on a page."""
+        return link_candidate(self.candidate) if self.width is None else self.key
 
     @property
     def depth(self) -> int:
@@ -121,9 +116,7 @@ def compute_result(record: StudyRecord) -> StudyResult:
     judged = (*record.distilled, *record.baselines)
     everywhere = [trial.evaluation for trial in record.trials] + [member.evaluation for member in members]
     latencies = [trial.evaluation.latency for trial in record.trials] + [result.latency for result in judged]
-    structures: dict[str, Evaluation] = {}
-    for one in everywhere:
-        structures.setdefault(one.latency.structure, one)
+    structures = {one.latency.structure: one for one in reversed(everywhere)}  # the first of each
     return StudyResult(
         record=record,
         distilled=distilled,
@@ -148,7 +141,6 @@ def take_distilled(result: DistillResult, replication: Replication | None = None
     is_mean = replication is not None and replication.ppl_ratio.value is not None
     return Model(
         key=result.key,
-        link=link_candidate(result.candidate) if result.width is None else result.key,
         candidate=result.candidate,
         width=result.width,
         size=result.size,
@@ -168,7 +160,6 @@ def take_scored(evaluation: Evaluation, *, proxy: str, num_tied: int = 0) -> Mod
     quality, raw = evaluation.qualities[proxy], evaluation.qualities.get("none")
     return Model(
         key=evaluation.candidate.key,
-        link=link_candidate(evaluation.candidate),
         candidate=evaluation.candidate,
         size=evaluation.size,
         latency=evaluation.latency,

@@ -71,10 +71,11 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal) -> "StagedSearch
     """Search stage by stage, and write the page of the whole."""
     quiet_libraries()
     from seed import staged as stages
-    from seed.reporting.staged_page import show_staged, write_staged_page
+    from seed.reporting.document import write_findings
+    from seed.reporting.staged_page import show_staged, tell_staged
 
     staged, root = stages.search_in_stages(settings, terminal, search=search), stages.name_root(settings)
-    write_staged_page(staged, StudyFolder(root).report)
+    write_findings(tell_staged(staged), StudyFolder(root).report, command=staged.command)
     show_staged(terminal, staged, root=root)
     return staged
 

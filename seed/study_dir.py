@@ -124,6 +124,11 @@ def open_existing(path: Path) -> StudyFolder:
     """Return the folder of a study that was planned before."""
     require_readable(path)
     folder = StudyFolder(path)
+    if not folder.plan.is_file() and StudyFolder(path / "stage-1").plan.is_file():
+        stages = ", ".join(sorted(str(plan.parent) for plan in path.glob("*/plan.json")))
+        raise StudyError(
+            f"{path}: a search in stages, of which each is a study of its own. Name one of them: {stages}."
+        )
     if not folder.plan.is_file():
         raise StudyError(
             f"{path}: not a study (no plan.json there). Give the folder that a search wrote, such as studies/demo."

@@ -19,7 +19,8 @@ from seed.optimize.space import drop_layers
 from seed.optimize.strategies import STRATEGIES, run_strategy
 from seed.proxy.account import Account, Measured
 from seed.records import Candidate, Estimate, Frontier, SearchSpace
-from seed.reporting.experiment_page import Findings, tell_comparison
+from seed.reporting.document import Findings
+from seed.reporting.experiment_page import tell_comparison
 from seed.reporting.wording import count_things
 from seed.stages import students
 from seed.stages.students import Member

@@ -33,7 +33,8 @@ from seed.experiments.runner import Advance, FinishedSearch
 from seed.optimize.space import contains, enumerate_candidates
 from seed.proxy.instruments import train_student
 from seed.records import Candidate, DenseResult, Estimate, TrialRecord
-from seed.reporting.experiment_page import Findings, tell_fidelity
+from seed.reporting.document import Findings
+from seed.reporting.experiment_page import tell_fidelity
 from seed.reporting.wording import count_things
 from seed.stages import budgets, students
 from seed.stages.students import Member

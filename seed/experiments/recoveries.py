@@ -14,7 +14,8 @@ from seed.experiments.runner import Advance, FinishedSearch
 from seed.optimize.analysis import is_paired, stack_losses
 from seed.records import Candidate, Estimate
 from seed.recovery import RECOVERIES
-from seed.reporting.experiment_page import Findings, tell_recoveries
+from seed.reporting.document import Findings
+from seed.reporting.experiment_page import tell_recoveries
 from seed.reporting.wording import count_things
 from seed.stages import students
 from seed.stages.students import Member

@@ -17,6 +17,7 @@ import yaml
 
 from seed.plans import Protocol, SearchPlan
 from seed.records import Candidate, DenseResult, DistillResult, Quality, find_runs
+from seed.reporting import result_text, wording
 from seed.reporting.wording import escape_text, format_latency_ratio, quote_block, quote_code
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
@@ -73,20 +74,15 @@ def write_card(
     if result.width is not None:
         cut = f"cut in width: MLP {result.width.mlp_width}, {result.width.num_heads} heads"
     title = f"{protocol.model} {cut}"
-    front = write_front(
-        name=title,
-        licence=licence,
-        base_model=protocol.location,
-        relation="finetune",
-        tags=("layer-pruning", "distillation"),
-        sees=opened_by.sees,
-        source=protocol.streams["test"].source,
-        split="test",
-        metrics=list_metrics(result.test)
-        | {"latency_ratio": ("Latency over the original model's", result.latency.ratio)},
-    )
+    score = Score(quality=result.test, split="test", source=protocol.streams["test"].source)
+    metrics = list_metrics(result.test)
+    metrics["latency_ratio"] = ("Latency over the original model's", result.latency.ratio)
     return render_card(
-        front=front,
+        metadata=write_metadata(
+            {**licence, **list_base(protocol.location, "finetune"), "tags": ["layer-pruning", "distillation"]},
+            sees=opened_by.sees,
+            results=index_results(title, score, metrics),
+        ),
         title=title,
         base_model=protocol.location,
         licence=licence,
@@ -109,24 +105,28 @@ def write_raw_card(raw: Raw, score: Score | None) -> str:
     candidate = raw.candidate
     gone = f"without layers {', '.join(candidate.parts)}" if candidate.parts else "with all its layers"
     title = f"{raw.model} {gone}, not recovered"
-    front = write_front(
-        name=title,
-        licence=raw.licence,
-        base_model=raw.base_model,
-        # nothing was trained: layers of the original, stacked, which is what the hub calls a merge
-        relation="merge" if raw.cut_from is None else "finetune",
-        tags=("layer-pruning",),
+    # where nothing was trained: layers of the original, stacked, which is what the hub calls a merge
+    base = list_base(raw.base_model, "merge" if raw.cut_from is None else "finetune")
+    metadata = write_metadata(
+        {**raw.licence, **base, "tags": ["layer-pruning"]},
         sees=raw.opened_by.sees,
-        source="" if score is None else score.source,
-        split="" if score is None else score.split,
-        metrics={} if score is None else list_metrics(score.quality),
+        results={} if score is None else index_results(title, score, list_metrics(score.quality)),
     )
-    return render_card(front=front, title=title, how=", cut", score=score, **vars(raw))
+    return render_card(metadata=metadata, title=title, how=", cut", score=score, **vars(raw))
 
 
-def render_card(*, base_model: str, licence: Mapping[str, str], **told: object) -> str:
-    """Fill in the card; whatever a user or a model brought goes through a filter of the template."""
+def render_card(*, base_model: str, licence: Mapping[str, str], **values: object) -> str:
+    """Fill in the card."""
+    base = "seed-search's embedded demo model" if base_model == "demo" else quote_code(base_model)
+    named = licence.get("license_name", licence.get("license"))
+    absent = dict.fromkeys(("result", "score", "recover"))
+    return render_markdown("card.md", **(absent | values | {"base": base, "licence_name": named}))
+
+
+def render_markdown(template: str, **values: object) -> str:
+    """Return a template of Markdown filled in; whatever a user or a model brought goes through a filter there."""
     environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)  # noqa: S701
+    environment.globals |= {"wording": wording, "result_text": result_text}
     environment.filters |= {
         "text": lambda value: escape_text(str(value)),
         "code": quote_code,
@@ -134,11 +134,8 @@ def render_card(*, base_model: str, licence: Mapping[str, str], **told: object) 
         "count": "{:,}".format,
         "latency": format_latency_ratio,
     }
-    template = resources.files("seed.reporting").joinpath("templates/card.md").read_text(encoding="utf-8")
-    base = "seed-search's embedded demo model" if base_model == "demo" else quote_code(base_model)
-    named = licence.get("license_name", licence.get("license"))
-    absent = dict.fromkeys(("result", "score", "recover"))
-    return environment.from_string(template).render(absent | told | {"base": base, "licence_name": named})
+    text = resources.files("seed.reporting").joinpath("templates", template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(values)
 
 
 # ---- metadata
@@ -154,49 +151,29 @@ def list_metrics(quality: Quality) -> dict[str, tuple[str, float | None]]:
     }
 
 
-def write_front(
-    *,
-    name: str,
-    licence: Mapping[str, str],
-    base_model: str,
-    relation: str,
-    tags: Sequence[str],
-    sees: bool,
-    source: str,
-    split: str,
-    metrics: Mapping[str, tuple[str, float | None]],
-) -> str:
-    """Return the block of metadata that begins a card, rules included.
+def list_base(base_model: str, relation: str) -> dict[str, object]:
+    """Return where a model comes from and what it is to that, where that is a model of the hub."""
+    if not HUB_ID.fullmatch(base_model):
+        return {}
+    return {"base_model": base_model, "base_model_relation": relation}
 
-    Args:
-        name: the model's, in its results.
-        licence: ``license``, and where that is the author's own ``license_name`` and ``license_link``.
-        base_model: where the original comes from; named only where that is a model of the hub.
-        relation: what this model is to it, by the hub's words: ``finetune``, ``merge``.
-        tags: of the model.
-        sees: it reads images too.
-        source: of the text that it was judged on, as a stream names it.
-        split: of that text.
-        metrics: what was measured; what is no finite number is left out.
-    """
-    told: dict[str, object] = {
-        "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text" if sees else "text-generation",
-        **licence,
-    }
-    if HUB_ID.fullmatch(base_model):
-        told |= {"base_model": base_model, "base_model_relation": relation}
-    told["tags"] = list(tags)
+
+def index_results(title: str, score: Score, metrics: Mapping[str, tuple[str, float | None]]) -> dict[str, object]:
+    """Return what was measured on a text; what is no finite number is left out."""
     finite = [
-        {"type": kind, "value": round(value, 6), "name": title}
-        for kind, (title, value) in metrics.items()
+        {"type": kind, "value": round(value, 6), "name": name}
+        for kind, (name, value) in metrics.items()
         if value is not None and math.isfinite(value)
     ]
-    if finite:
-        dataset = describe_data(source) | {"split": split}
-        measured = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": finite}
-        told["model-index"] = [{"name": name, "results": [measured]}]
-    return f"---\n{yaml.dump(told, Dumper=OneLine, sort_keys=False, width=math.inf)}---"
+    dataset = describe_data(score.source) | {"split": score.split}
+    measured = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": finite}
+    return {"model-index": [{"name": title, "results": [measured]}]} if finite else {}
+
+
+def write_metadata(values: Mapping[str, object], *, sees: bool, results: Mapping[str, object]) -> str:
+    """Return the block of metadata that begins a card, rules included. ``sees``: the model reads images too."""
+    kind = {"library_name": "transformers", "pipeline_tag": "image-text-to-text" if sees else "text-generation"}
+    return f"---\n{yaml.dump({**kind, **values, **results}, Dumper=OneLine, sort_keys=False, width=math.inf)}---"
 
 
 class OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the library has no types

@@ -1,70 +1,58 @@
 """Pictures of a study for papers and READMEs: every figure, and the top of its report, drawn by the browser that is there."""
 
-import asyncio
 import base64
 import contextlib
-import logging
+import html
+import json
 import os
+import re
 import shutil
 import signal
-import threading
-import warnings
-from collections.abc import Awaitable, Callable, Sequence
+import subprocess
+import tempfile
+import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 
 from seed import study_dir
 from seed.errors import SeedError, first_line
-from seed.evidence import StudyRecord
+from seed.reporting.document import render
 from seed.reporting.figures import draw_gallery
-from seed.results import compute_result
+from seed.results import StudyResult
 
-T = TypeVar("T")
 WIDTH_PX = 900
 PAGE_WIDTH_PX = 1200
 SCALE = 2  # pixels of a PNG for each of the figure
 MARGIN_PX = 24
-CLOSING_SECONDS = 5.0
-KILLING_SECONDS = 1.0
 INSTALL = (
-    "Install the distribution's package (Debian: apt-get install chromium) or run plotly_get_chrome; or name a browser with "
+    "Install the distribution's package (Debian: apt-get install chromium) or run choreo_get_chrome; or name a browser with "
     "the environment variable BROWSER_PATH."
 )
-SECONDS = 60.0  # for one picture; a browser that takes longer hangs
+SECONDS = 120.0  # for what a browser is started for; one that takes longer hangs
+SWITCHES = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files")
 LAST_SECTION = "pareto"  # of the page, that its picture shows whole
-BOTTOM = f"""(element => element.getBoundingClientRect().bottom + scrollY)(
-  document.getElementById("{LAST_SECTION}") ?? document.querySelector("main"))"""
+MEASURE = """<script>addEventListener("load", () => {
+  const last = document.getElementById("%s") ?? document.querySelector("main");
+  document.body.dataset.bottom = Math.ceil(last.getBoundingClientRect().bottom + scrollY);
+});</script>"""
 
 
-def draw_figures(record: StudyRecord) -> dict[str, go.Figure]:
+def draw_figures(result: StudyResult) -> dict[str, go.Figure]:
     """Return every figure of a study that has something to show, fitted to paper, by the name of its picture."""
-    return {name: fit_paper(figure) for name, figure in draw_gallery(compute_result(record)).items()}
+    return {name: fit_paper(figure) for name, figure in draw_gallery(result).items()}
 
 
 def fit_paper(figure: go.Figure) -> go.Figure:
     """Return a figure without the caption that a paper sets itself, at a paper's width."""
     height = (figure.layout.height or 480) + 30
     top = (figure.layout.margin.t or 28) + 34
-    title = {
-        "text": figure.layout.title.text,
-        "subtitle": {"text": ""},
-        "automargin": False,
-        "y": 0.98,
-        "yanchor": "top",
-    }
+    title = {"text": figure.layout.title.text, "automargin": False, "y": 0.98, "yanchor": "top"}
     return go.Figure(figure).update_layout(title=title, width=WIDTH_PX, height=height, margin={"t": top})
 
 
-def write_pictures(
-    drawn: dict[str, go.Figure],
-    *,
-    page: Path,
-    target: Path,
-    formats: Sequence[str],
-    on_picture: Callable[[str], None],
-) -> list[Path]:
+def write_pictures(drawn: dict[str, go.Figure], *, page: Path, target: Path, formats: Sequence[str]) -> list[Path]:
     """Write pictures of figures, and with PNG of the page's top, all of them or none; return their paths.
 
     Args:
@@ -72,26 +60,23 @@ def write_pictures(
         page: the report.
         target: the directory; pictures of the same names are replaced.
         formats: ``png``, ``svg``.
-        on_picture: hears of each that is drawn.
 
     Raises:
         SeedError: there is no browser, or the one that is there does not draw.
         ResourceError: the pictures cannot be written.
     """
     browser = find_browser()
-    logging.getLogger("kaleido").setLevel(logging.CRITICAL)  # what goes wrong is told below, once
-    logging.getLogger("choreographer").setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pictures = asyncio.run(_draw(browser, drawn, page=page.resolve(), formats=formats, on_picture=on_picture))
-    except SeedError:
-        raise
-    except Exception as error:  # browsers fail in every way there is
-        raise SeedError(
-            f"--{formats[0]}: the browser {browser} does not draw ({first_line(error)}), and no picture was written. Wanted: Chromium or "
-            f"Chrome that runs without a window, as `{browser} --headless --no-sandbox --dump-dom about:blank` does. {INSTALL}"
-        ) from error
+    with tempfile.TemporaryDirectory(prefix="seed-pictures-", ignore_cleanup_errors=True) as scratch:
+        try:
+            pictures = draw_all(browser, drawn, formats=formats, scratch=Path(scratch))
+            if "png" in formats:
+                pictures["report.png"] = photograph(browser, page, scratch=Path(scratch))
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            raise SeedError(
+                f"--{formats[0]}: the browser {browser} does not draw ({first_line(error)}), and no picture was written. Wanted: "
+                f"Chromium or Chrome that runs without a window, as `{browser} --headless --no-sandbox --dump-dom about:blank` "
+                f"does. {INSTALL}"
+            ) from error
     for name, content in pictures.items():
         study_dir.write_bytes(target / name, content)
     return [target / name for name in pictures]
@@ -117,101 +102,61 @@ def find_browser() -> str:
     return str(found)
 
 
-async def _draw(
-    browser_path: str,
-    drawn: dict[str, go.Figure],
-    *,
-    page: Path,
-    formats: Sequence[str],
-    on_picture: Callable[[str], None],
-) -> dict[str, bytes]:
+def draw_all(browser: str, drawn: dict[str, go.Figure], *, formats: Sequence[str], scratch: Path) -> dict[str, bytes]:
     """Return the content of each picture by its file's name."""
-    from kaleido import Kaleido
-
-    # what the library's own tasks leave behind when a browser ends is not for readers; what matters is raised here
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-    browser = Kaleido(path=browser_path, mathjax=False, timeout=SECONDS)
-    pictures: dict[str, bytes] = {}
-    try:
-        await _open(browser)
-        for name, figure in drawn.items():
-            for form in formats:
-                options = {"format": form, "width": figure.layout.width, "height": figure.layout.height}
-                options |= {"scale": SCALE} if form == "png" else {}
-                pictures[f"{name}.{form}"] = await _await_within(SECONDS, browser.calc_fig(figure, options))
-                on_picture(f"{name}.{form}")
-        if "png" in formats:
-            pictures["report.png"] = await _await_within(SECONDS, _photograph(browser, page))
-            on_picture("report.png")
-    finally:
-        await _close(browser)
-    return pictures
+    page = scratch / "figures.html"
+    figures = {name: json.loads(figure.to_json()) for name, figure in drawn.items()}
+    page.write_text(render("pictures.html", figures=figures, formats=formats, scale=SCALE), encoding="utf-8")
+    found = re.search(r'<body id="drawn">(.*?)</body>', look_at(browser, page, scratch=scratch), re.DOTALL)
+    if found is None:
+        raise ValueError("it ended before it had drawn")
+    return {name: decode(url) for name, url in json.loads(html.unescape(found[1])).items()}
 
 
-async def _open(browser: Any) -> None:
-    try:
-        await _await_within(SECONDS, browser.open())
-    except TimeoutError:
-        raise
-    except Exception as error:  # the library's own words are about the library
-        raise ConnectionError("it ended at once") from error
+def decode(url: str) -> bytes:
+    """Return what a data URL holds."""
+    kind, _, data = url.partition(",")
+    return base64.b64decode(data) if kind.endswith(";base64") else urllib.parse.unquote_to_bytes(data)
 
 
-async def _await_within(seconds: float, work: Awaitable[T]) -> T:
-    """Return what comes of work that may hang, or that the library cancels or refuses when the browser ends."""
-    from choreographer.errors import BrowserClosedError, ChannelClosedError
-
-    task = asyncio.ensure_future(work)
-    await asyncio.wait({task}, timeout=seconds)
-    if not task.done():
-        task.cancel()
-        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
-    try:
-        return task.result()
-    except (asyncio.CancelledError, BrowserClosedError, ChannelClosedError) as error:
-        raise ConnectionError("it ended while it drew") from error
-
-
-async def _photograph(browser: Any, page: Path) -> bytes:
+def photograph(browser: str, page: Path, *, scratch: Path) -> bytes:
     """Return the page from its top to the end of the Pareto plot, as a desktop shows it in light colours."""
-    tab = await browser.create_tab("about:blank")
-    size = {"width": PAGE_WIDTH_PX, "height": PAGE_WIDTH_PX, "deviceScaleFactor": 1, "mobile": False}
-    await tab.send_command("Emulation.setDeviceMetricsOverride", params=size)
-    light = {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
-    await tab.send_command("Emulation.setEmulatedMedia", params=light)
-    await tab.send_command("Page.enable")
-    loaded = tab.subscribe_once("Page.loadEventFired")
-    await tab.send_command("Page.navigate", params={"url": page.as_uri()})
-    await loaded
-    measured = await tab.send_command("Runtime.evaluate", params={"expression": BOTTOM})
-    clip = {
-        "x": 0,
-        "y": 0,
-        "width": PAGE_WIDTH_PX,
-        "height": measured["result"]["result"]["value"] + MARGIN_PX,
-        "scale": 1,
-    }
-    asked = {"format": "png", "captureBeyondViewport": True, "clip": clip}
-    taken = await tab.send_command("Page.captureScreenshot", params=asked)
-    return base64.b64decode(taken["result"]["data"])
+    copy, picture = scratch / "report.html", scratch / "report.png"
+    text = page.read_text(encoding="utf-8")
+    copy.write_text(text.replace("</body>", MEASURE % LAST_SECTION + "</body>"), encoding="utf-8")
+    found = re.search(r'data-bottom="(\d+)"', look_at(browser, copy, scratch=scratch))
+    if found is None:
+        raise ValueError("it ended before it had drawn")
+    size = f"--window-size={PAGE_WIDTH_PX},{int(found[1]) + MARGIN_PX}"
+    start_browser(browser, f"--screenshot={picture}", size, page.resolve().as_uri(), scratch=scratch)
+    return picture.read_bytes()
 
 
-async def _close(browser: Any) -> None:
-    """End the browser, one that does not answer too; threads of its library would otherwise wait for ever."""
-    closing = asyncio.ensure_future(browser.close())
-    await asyncio.wait({closing}, timeout=CLOSING_SECONDS)
-    process = getattr(browser, "subprocess", None)
-    if closing.done() or process is None:
-        return
-    # Cancelled, the library first closes its end of the pipe, which its reading thread waits on, and then asks the browser's
-    # whole process group to end. Some do not, so they are killed from a thread, since the library waits in the loop's own.
-    killer = threading.Timer(KILLING_SECONDS, _kill_group, [process.pid])
-    killer.start()
-    closing.cancel()
-    await asyncio.wait({closing}, timeout=CLOSING_SECONDS)
-    killer.join()
+def look_at(browser: str, page: Path, *, scratch: Path) -> str:
+    """Return a page as it stands when its scripts have run."""
+    size = f"--window-size={PAGE_WIDTH_PX},{PAGE_WIDTH_PX}"
+    return start_browser(browser, "--dump-dom", size, page.as_uri(), scratch=scratch)
 
 
-def _kill_group(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
+def start_browser(browser: str, *options: str, scratch: Path) -> str:
+    """Return what a browser says; whatever it started ends with it."""
+    command = [
+        browser,
+        *SWITCHES,
+        f"--user-data-dir={scratch / 'profile'}",
+        f"--virtual-time-budget={int(500 * SECONDS)}",
+        *options,
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"no answer within {SECONDS:.0f} seconds") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise ValueError(f"it ended with exit code {process.returncode}")
+    return said.decode(errors="replace")

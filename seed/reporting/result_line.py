@@ -13,6 +13,19 @@ from seed.results import Model, compute_result, read_interval, read_latency_rati
 from seed.study_dir import StudyFolder
 
 
+class Line(Record, frozen=True, kw_only=True):
+    """What every line begins with."""
+
+    seed_version: str = __version__
+
+
+class StudyLine(Line, frozen=True, kw_only=True):
+    """What a line on a study begins with."""
+
+    study: str  # the study's folder
+    report: str
+
+
 class DenseLine(Record, frozen=True, kw_only=True):
     """The original model, which all ratios are to."""
 
@@ -46,12 +59,9 @@ class RecommendedLine(Record, frozen=True, kw_only=True):
     is_sure: bool  # the whole interval of its PPL ratio stays within
 
 
-class SearchLine(Record, frozen=True, kw_only=True):
+class SearchLine(StudyLine, frozen=True, kw_only=True):
     """What a search came to."""
 
-    seed_version: str
-    study: str  # the study's folder
-    report: str
     model: str  # as the user named it
     proxy: str  # what candidates were scored by
     num_scored: int
@@ -70,12 +80,9 @@ class StageLine(Record, frozen=True, kw_only=True):
     best: ModelLine
 
 
-class StagedLine(Record, frozen=True, kw_only=True):
+class StagedLine(StudyLine, frozen=True, kw_only=True):
     """What a search in stages came to."""
 
-    seed_version: str
-    study: str
-    report: str
     model: str
     dense: DenseLine
     stages: tuple[StageLine, ...]  # the last one's model is the result
@@ -85,19 +92,15 @@ class StagedLine(Record, frozen=True, kw_only=True):
     stopped_because: str | None  # where a target ended it
 
 
-class DistillLine(Record, frozen=True, kw_only=True):
+class DistillLine(StudyLine, frozen=True, kw_only=True):
     """What one more distillation came to."""
 
-    seed_version: str
-    study: str
-    report: str
     distilled: ModelLine
 
 
-class ExportLine(Record, frozen=True, kw_only=True):
+class ExportLine(Line, frozen=True, kw_only=True):
     """A checkpoint that lies ready."""
 
-    seed_version: str
     path: str  # its directory
     base_model: str  # the original: "demo", a hub id, or a directory
     base_revision: str | None
@@ -108,18 +111,15 @@ class ExportLine(Record, frozen=True, kw_only=True):
     num_params: int
     weight_bytes: int
     recipe: str | None  # for mergekit; None: what was recovered has none
-    left_out: tuple[
-        str, ...
-    ]  # tensors of the original that transformers does not read, and that do not belong to a layer
+    left_out: tuple[str, ...]  # tensors of no layer that transformers does not read
     ppl_ratio: float | None  # recovered, on test text; None: not recovered
     unrecovered_ppl_ratio: float | None  # None: not known
     text: str | None  # which text that is of: "test" or "validation"
 
 
-class JudgedLine(Record, frozen=True, kw_only=True):
+class JudgedLine(Line, frozen=True, kw_only=True):
     """How one checkpoint was judged. Ratios are None where no dense model stood beside it."""
 
-    seed_version: str
     model: str
     protocol: str  # text, windows and type of numbers
     tokens: int
@@ -139,7 +139,6 @@ def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
     """Return the line of a searched study."""
     result = compute_result(record)
     return SearchLine(
-        seed_version=__version__,
         study=str(study.root),
         report=str(study.report),
         model=str(record.plan.identity["model"]),
@@ -161,7 +160,6 @@ def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
 def describe_staged(staged: StagedSearch, root: Path) -> StagedLine:
     """Return the line of a search in stages; ``root`` holds a study for each."""
     return StagedLine(
-        seed_version=__version__,
         study=str(root),
         report=str(StudyFolder(root).report),
         model=staged.model,
@@ -182,7 +180,6 @@ def _describe_stage(stage: StageRecord, root: Path) -> StageLine:
 def describe_one_more(result: DistillResult, study: StudyFolder, replication: Replication | None) -> DistillLine:
     """Return the line of one more distilled model of a study."""
     return DistillLine(
-        seed_version=__version__,
         study=str(study.root),
         report=str(study.report),
         distilled=describe_model(take_distilled(result, replication), study),
@@ -201,7 +198,6 @@ def describe_judged(
 ) -> JudgedLine:
     """Return the line of a checkpoint that was judged, alone or beside its dense model."""
     return JudgedLine(
-        seed_version=__version__,
         model=model,
         protocol=protocol,
         tokens=test.tokens,

@@ -98,37 +98,28 @@ def format_latency_ratio(latency: Latency) -> str:
     return f"{ratio} [{format_number(latency.ratio_low)}, {format_number(latency.ratio_high)}]"
 
 
-def format_estimate(estimate: Estimate) -> str:
-    """Return ``+0.78 [+0.60, +0.90]``; the interval is left out where there is none."""
-    if estimate.value is None:
-        return ABSENT
-    value = f"{estimate.value:+z.2f}"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{estimate.low:+z.2f}, {estimate.high:+z.2f}]"
-
-
-def format_interval(estimate: Estimate, *, places: int = 3) -> str:
+def format_interval(estimate: Estimate, *, places: int = 3, sign: str = "", factor: float = 1.0, unit: str = "") -> str:
     """Return ``1.015 [1.011, 1.020]``; the interval is left out where there is none."""
     if estimate.value is None:
         return ABSENT
-    value = format_number(estimate.value, places=places)
+    spec = f"{sign},.{places}f"
+    value = format(factor * estimate.value, spec)
     if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{format_number(estimate.low, places=places)}, {format_number(estimate.high, places=places)}]"
+        return value + unit
+    return f"{value} [{format(factor * estimate.low, spec)}, {format(factor * estimate.high, spec)}]{unit}"
 
 
-def format_change(estimate: Estimate, *, places: int = 1) -> str:
-    """Return a share as ``+1.2 [+0.7, +1.7] %``; the interval is left out where there is none."""
-    if estimate.value is None:
-        return ABSENT
-    value = f"{100 * estimate.value:+z.{places}f}"
-    if estimate.low is None or estimate.high is None:
-        return f"{value}\u00a0%"
-    return f"{value} [{100 * estimate.low:+z.{places}f}, {100 * estimate.high:+z.{places}f}]\u00a0%"
+def format_signed(estimate: Estimate) -> str:
+    """Return ``+0.78 [+0.60, +0.90]``."""
+    return format_interval(estimate, places=2, sign="+z")
 
 
-def describe_size(num_params: int, *, dense_num_params: int) -> str:
+def format_change(estimate: Estimate, *, places: int = 2) -> str:
+    """Return a share as ``+1.20 [+0.70, +1.70] %``."""
+    return format_interval(estimate, places=places, sign="+z", factor=100.0, unit="\u00a0%")
+
+
+def compare_size(num_params: int, *, dense_num_params: int) -> str:
     """Return ``16 % smaller``, in parameters."""
     share = 1 - num_params / dense_num_params
     if abs(share) < 0.0005:
@@ -138,24 +129,13 @@ def describe_size(num_params: int, *, dense_num_params: int) -> str:
 
 def describe_speed(latency: Latency) -> str:
     """Return ``1.19 times faster``, or that no difference could be measured when the interval holds 1."""
-    purpose = " to decode" if "decode" in latency.workload.lower() else ""
-    if latency.ratio == 1 or holds_one(latency):
-        return "no measurable change in speed" + purpose.replace("to decode", "of decoding")
-    few = (
-        ""
-        if latency.ratio_low is not None
-        else f" in {count_things(latency.repeats, 'timed pair')}, too few to be sure"
-    )
-    if latency.ratio < 1:
-        return f"{1 / latency.ratio:.2f} times faster{purpose}{few}"
-    return f"{latency.ratio:.2f} times slower{purpose}{few}"
-
-
-def holds_one(latency: Latency) -> bool:
-    """Does the 95 % interval of a latency ratio hold 1, so that no change in speed can be told?"""
-    return (
-        latency.ratio_low is not None and latency.ratio_high is not None and latency.ratio_low < 1 < latency.ratio_high
-    )
+    decodes = "decode" in latency.workload.lower()
+    low, ratio, high = latency.ratio_low, latency.ratio, latency.ratio_high
+    if ratio == 1 or (low is not None and high is not None and low < 1 < high):
+        return f"no measurable change in speed{' of decoding' if decodes else ''}"
+    few = "" if low is not None else f" in {count_things(latency.repeats, 'timed pair')}, too few to be sure"
+    change = f"{1 / ratio:.2f} times faster" if ratio < 1 else f"{ratio:.2f} times slower"
+    return f"{change}{' to decode' if decodes else ''}{few}"
 
 
 def count_things(count: int, noun: str) -> str:
@@ -172,12 +152,12 @@ def join_words(words: Sequence[str]) -> str:
 # ---- Markdown
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-MARKS = re.compile(r"([\\`*_\[\]{}~|#!])")
+MARKUP = re.compile(r"([\\`*_\[\]{}~|#!])")
 
 
 def escape_text(text: str) -> str:
     """Return Markdown that shows ``text`` as it is, on one line: no marks and no HTML. Bare addresses become links."""
-    return "".join(ENTITIES.get(char, char) for char in MARKS.sub(r"\\\1", re.sub(r"[\r\n\t ]+", " ", text)))
+    return "".join(ENTITIES.get(char, char) for char in MARKUP.sub(r"\\\1", re.sub(r"[\r\n\t ]+", " ", text)))
 
 
 def quote_code(text: str) -> str:

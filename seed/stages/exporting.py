@@ -104,7 +104,6 @@ def write_copy(copy: Copy, *, on_bytes: Callable[[int], None]) -> ExportLine:
         write_cut(cut, target.resolve(), documents=documents, provenance=order.said, on_bytes=on_bytes)
     said, score = order.said, order.score
     return ExportLine(
-        seed_version=__version__,
         path=str(target),
         base_model=said.base_model,
         base_revision=said.base_revision,
@@ -143,7 +142,6 @@ def find_recovered(
     if damage := find_damage(path, provenance_sha256=result.provenance_sha256):
         raise StudyError(f"{path}: damaged: {damage}. Write it again: {cure}")
     return ExportLine(
-        seed_version=__version__,
         path=str(path),
         base_model=protocol.location,
         base_revision=protocol.commit or protocol.revision,

@@ -16,8 +16,8 @@ from seed.optimize.study import FINGERPRINT
 from seed.optimize.urls import hide_secrets, name_driver
 from seed.plans import SearchPlan
 from seed.records import Frontier
-from seed.reporting.dashboard_views import draw_board, write_opening_note, write_study_note
-from seed.reporting.page import write_page
+from seed.reporting.page import draw_dashboard, write_opening_note, write_page, write_study_note
+from seed.results import StudyResult, compute_result
 from seed.stages.study_record import gather_record
 from seed.study_dir import StudyFolder
 
@@ -59,7 +59,7 @@ def open_shown(
 
 def refresh_report(
     study: StudyFolder, *, opened: Study | None, on_warning: Callable[[str], None], is_running: bool = False
-) -> StudyRecord:
+) -> StudyResult:
     """Gather a searched study, write its report, and the same into the Optuna study that shows it, if that is open.
 
     ``is_running``: the search goes on, with distillation.
@@ -69,9 +69,7 @@ def refresh_report(
     Raises:
         StudyError: the study is not searched yet, or torn.
     """
-    record = gather_record(study, is_running=is_running)
-    publish_record(study, opened, record, on_warning=on_warning)
-    return record
+    return publish_record(study, opened, gather_record(study, is_running=is_running), on_warning=on_warning)
 
 
 def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
@@ -86,26 +84,30 @@ def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
 
 def publish_record(
     study: StudyFolder, opened: Study | None, record: StudyRecord, *, on_warning: Callable[[str], None]
-) -> None:
+) -> StudyResult:
     """Write the report, then note, figures and exported models' cards into the Optuna study, if that is open.
+
+    Returns what they show.
 
     Raises:
         ResourceError: the report cannot be written.
     """
-    write_page(record, study.report, command=record.plan.command)
+    result = compute_result(record)
+    write_page(result, study.report)
     if opened is None:
-        return
-    cards = {f"{result.key}.md": study.model(result.key) / "README.md" for result in record.distilled}
+        return result
+    cards = {f"{one.key}.md": study.model(one.key) / "README.md" for one in result.distilled}
     try:
         show_study(
             opened,
-            note=write_study_note(record, root=study.root),
-            figures=draw_board(record),
+            note=write_study_note(result, root=study.root),
+            figures=draw_dashboard(result),
             cards={name: path.read_text(encoding="utf-8") for name, path in cards.items() if path.is_file()},
             artifacts=study.artifacts,
         )
     except (StudyError, ResourceError) as error:
         on_warning(f"Optuna Dashboard: {error}")
+    return result
 
 
 def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, on_warning: Callable[[str], None]) -> None:

@@ -15,8 +15,9 @@ from seed.optimize.analysis import compare_replicated, measure_progress, read_se
 from seed.optimize.frontier import measure_agreement
 from seed.plans import Environment, read_plan
 from seed.records import DenseResult, DistillResult, Frontier, Quality, Record, ScoreRow, TrialRecord
-from seed.reporting.summary import show_result
+from seed.reporting.result_text import show_result
 from seed.reporting.wording import count_things
+from seed.results import compute_result
 from seed.scores import ScoreStore
 from seed.study_dir import StudyFolder
 
@@ -182,7 +183,7 @@ def load_finished(settings: StudyConfig, terminal: Terminal) -> StudyRecord | No
     except (SeedError, OSError):  # the usual way says what is wrong
         return None
     terminal.say(f"finished before: nothing is left to do in {study.root}")
-    show_result(terminal, record, study=study, storage=str(study.journal))
+    show_result(terminal, compute_result(record), study=study, storage=str(study.journal))
     return record
 
 

@@ -28,10 +28,11 @@ from seed.optimize.space import drop_layers
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, read_dropped
 from seed.recovery import RECOVERIES
+from seed.reporting.document import write_findings
 from seed.sessions import Session
 from seed.stages import latency_table, students
 from seed.stages.students import Member
-from studies.claims.page import count_verdicts, render_page
+from studies.claims.page import count_verdicts, tell_claims
 from studies.claims.verdicts import Evidence, judge_claims
 
 BUDGET = 4  # times the search's own distillations, unless told otherwise
@@ -116,7 +117,7 @@ def check_claims(
     answers = judge_claims(evidence)
     page = study.root / "claims.html"
     command = spell_command("studies.claims", asked, str(path))
-    study_dir.write_bytes(page, render_page(evidence, answers, command=command).encode())
+    write_findings(tell_claims(evidence, answers), page, command=command)
     rows = [[finding.verdict, claim.text, finding.found] for claim, finding in answers]
     title = f"What {evidence.ledger.model} says to each claim"
     terminal.show_table(["verdict", "claim", "found"], rows, title=title, num_words=3)

@@ -15,8 +15,7 @@ from seed import stats
 from seed.evidence import Ledger, TrainedRun
 from seed.optimize.analysis import is_paired, list_ratios, stack_losses
 from seed.records import MARGIN, Estimate, Latency, Record
-from seed.reporting.experiment_page import format_percent
-from seed.reporting.wording import format_interval
+from seed.reporting.wording import format_change, format_interval
 from seed.results import read_latency_ratio
 from seed.stages.students import Member
 from seed.stats import CANNOT_TELL, EQUIVALENT, HIGHER, LOWER, judge_difference
@@ -53,7 +52,7 @@ class Measure:
 
     def __str__(self) -> str:
         """The estimate with its interval."""
-        return format_percent(self.estimate) if self.is_share else format_interval(self.estimate)
+        return format_change(self.estimate) if self.is_share else format_interval(self.estimate)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from seed.experiments import compare
 from seed.experiments.compare import REFERENCE, summarize_comparison
 from seed.plans import read_plan
 from seed.records import Estimate, Frontier
-from seed.reporting.experiment_page import Findings, render_page, tell_comparison
+from seed.reporting.document import Findings, render_findings
+from seed.reporting.experiment_page import tell_comparison
 from seed.stats import NOTHING
 from tests.experiments.conftest import Bench
 from tests.reporting import factory
@@ -186,15 +187,15 @@ def test_published_records_give_the_published_summaries_and_a_page() -> None:
         in found.answers[2]
     )
     assert "cannot be told apart (+0.59 [-0.86, +2.07]\u00a0%)" in read_published("compare-4").answers[3]
-    page = render_page(found, command="python -m seed.experiment compare studies/demo")
+    page = render_findings(found, command="python -m seed.experiment compare studies/demo")
     assert page.index("The answer") < page.index("What each reached") < page.index("The numbers") < page.index("Repeat")
-    assert page == render_page(read_published("compare"), command="python -m seed.experiment compare studies/demo")
+    assert page == render_findings(read_published("compare"), command="python -m seed.experiment compare studies/demo")
     assert page.count("<script src") == 0
     assert "arXiv 2402.09025" in page
 
 
 def test_what_lies_far_off_is_a_triangle_with_its_value() -> None:
-    (figure,) = read_published("compare").figures
+    figure = read_published("compare").figure
     far = {text for trace in figure.data for text in trace.text if text}
     assert far == {"2.957", "5.699", "1.692", "1.916", "8.018"}
     reach = max(x for trace in figure.data if trace.xaxis == "x" for x in trace.x)
@@ -207,10 +208,10 @@ def test_a_reference_that_chose_nothing_and_names_with_markup_are_told() -> None
     names = dict(compare.NAMES) | {"greedy": ("<b>greedy</b>", "nowhere")}
     found = tell_comparison(comparison, summarize_comparison(comparison), names=names, repeat={})
     assert found.answers == ["1 layer dropped: Seed's sampler chose nothing of this depth."]
-    assert "<b>greedy" not in render_page(found, command="x")
+    assert "<b>greedy" not in render_findings(found, command="x")
     empty = make_comparison([], {})
     found = tell_comparison(empty, summarize_comparison(empty), names=names, repeat={})
-    assert "there is no answer" in render_page(found, command="x")
+    assert "there is no answer" in render_findings(found, command="x")
 
 
 # ---- one run of it

@@ -15,7 +15,8 @@ from seed.errors import StudyError
 from seed.evidence import DepthFidelity, FidelityRow, FidelityStudy, FinalScore
 from seed.experiments import fidelity
 from seed.experiments.fidelity import summarize_fidelity
-from seed.reporting.experiment_page import render_page, tell_fidelity
+from seed.reporting.document import render_findings
+from seed.reporting.experiment_page import tell_fidelity
 from tests.experiments.conftest import Bench
 from tests.reporting import factory
 
@@ -214,7 +215,7 @@ def test_the_published_record_gives_the_published_summary_and_a_page() -> None:
     assert differences.rows[2][1:] == ["-0.02 [-0.09, +0.00]", "cannot tell them apart"]
     assert "Closed-form recovery less 30 distillation steps: -0.03 [-0.10, +0.03], cannot tell" in found.answers[1]
     assert "drop-1-7: test PPL ratio 1.0573 to 1.0452" in found.answers[2]
-    page = render_page(found, command="python -m seed.experiment fidelity studies/demo")
+    page = render_findings(found, command="python -m seed.experiment fidelity studies/demo")
     assert page.index("The answer") < page.index("Agreement and its price") < page.index("The numbers")
 
 

@@ -15,7 +15,8 @@ from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, TrainedRun
 from seed.experiments import recoveries
 from seed.experiments.recoveries import AT, fit_times, summarize_recoveries
 from seed.records import Estimate
-from seed.reporting.experiment_page import render_page, tell_recoveries
+from seed.reporting.document import render_findings
+from seed.reporting.experiment_page import tell_recoveries
 from seed.stats import NOTHING
 from tests.experiments.conftest import Bench
 
@@ -146,12 +147,12 @@ def test_the_published_record_gives_the_published_summary_and_a_page() -> None:
     assert at_tokens["distillation"][1] == "reference"
     assert at_time["distillation, and states"] == ["+0.35 [-0.02, +0.73]\u00a0%", "cannot tell"]
     assert "at equal tokens: distillation, and states ends lowest, PPL ratio 1.166 [1.143, 1.189]." in found.answers[0]
-    page = render_page(found, command="python -m seed.experiment recoveries studies/demo")
+    page = render_findings(found, command="python -m seed.experiment recoveries studies/demo")
     assert page.index("The answer") < page.index("What each recovery reached") < page.index("The numbers")
     assert "arXiv 2411.06839" in page
     empty = make_comparison([])
     found = tell_recoveries(empty, (), names=recoveries.NAMES, repeat={})
-    assert "there is no answer" in render_page(found, command="x")
+    assert "there is no answer" in render_findings(found, command="x")
 
 
 def test_a_comparison_that_was_stopped_goes_on_and_is_added_to(session: Bench) -> None:

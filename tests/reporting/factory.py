@@ -6,16 +6,7 @@ import math
 import msgspec
 import numpy as np
 
-from seed.evidence import (
-    Agreement,
-    Equivalence,
-    Progress,
-    Rival,
-    RivalPick,
-    SearchGain,
-    Sensitivity,
-    StudyRecord,
-)
+from seed.evidence import Agreement, Equivalence, Progress, Rival, RivalPick, SearchGain, Sensitivity, StudyRecord
 from seed.optimize.analysis import compare_replicated, summarize_replicas
 from seed.plans import Environment, Protocol, SearchPlan, StreamRecord
 from seed.records import (

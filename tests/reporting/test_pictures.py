@@ -9,17 +9,17 @@ import pytest
 from choreographer.browsers.chromium import Chromium
 
 from seed.errors import ResourceError, SeedError
-from seed.evidence import StudyRecord
 from seed.reporting import pictures
 from seed.reporting.page import write_page
 from seed.reporting.pictures import SCALE, WIDTH_PX, draw_figures, find_browser, write_pictures
+from seed.results import StudyResult
 
 
 @pytest.fixture(scope="module")
-def page(record: StudyRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(result: StudyResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the finished study."""
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(record, path, command="python -m seed.search")
+    write_page(result, path)
     return path
 
 
@@ -30,16 +30,13 @@ def make_program(path: Path, text: str) -> Path:
     return path
 
 
-def test_every_figure_becomes_a_picture(record: StudyRecord, page: Path, tmp_path: Path, browser_path: str) -> None:
-    drawn = draw_figures(record)
+def test_every_figure_becomes_a_picture(result: StudyResult, page: Path, tmp_path: Path, browser_path: str) -> None:
+    drawn = draw_figures(result)
     assert list(drawn) == ["pareto", "layers", "sensitivity", "agreement", "progress", "curves", "latency"]
     few = {name: drawn[name] for name in ("pareto", "layers")}
-    heard: list[str] = []
-    written = write_pictures(
-        few, page=page, target=tmp_path / "pictures", formats=("png", "svg"), on_picture=heard.append
-    )
+    written = write_pictures(few, page=page, target=tmp_path / "pictures", formats=("png", "svg"))
     names = ["pareto.png", "pareto.svg", "layers.png", "layers.svg", "report.png"]
-    assert [path.name for path in written] == heard == names
+    assert [path.name for path in written] == names
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(names)
     assert read_size(tmp_path / "pictures" / "pareto.png")[0] == SCALE * WIDTH_PX
     width, height = read_size(tmp_path / "pictures" / "report.png")
@@ -59,13 +56,13 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def test_without_a_browser_the_error_says_what_to_install(
-    record: StudyRecord, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    result: StudyResult, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "nothing"))
     with pytest.raises(
         SeedError, match=r"BROWSER_PATH names .*nothing, which is no program\. .*apt-get install chromium"
     ):
-        write_pictures(draw_figures(record), page=page, target=tmp_path / "p", formats=("png",), on_picture=print)
+        write_pictures(draw_figures(result), page=page, target=tmp_path / "p", formats=("png",))
     assert not (tmp_path / "p").exists()
     monkeypatch.setenv("BROWSER_PATH", str(make_program(tmp_path / "there", "true")))
     assert find_browser() == str(tmp_path / "there")
@@ -74,62 +71,52 @@ def test_without_a_browser_the_error_says_what_to_install(
     assert find_browser() == str(tmp_path / "there")
     monkeypatch.delenv("BROWSER_PATH")
     monkeypatch.setattr(Chromium, "find_browser", lambda **_: None)
-    with pytest.raises(SeedError, match=r"no Chromium, .* was found on the PATH .*plotly_get_chrome"):
+    with pytest.raises(SeedError, match=r"no Chromium, .* was found on the PATH .*choreo_get_chrome"):
         find_browser()
 
 
 @pytest.mark.parametrize(
     ("program", "seconds", "reason"),
     [
-        ("exit 1", 60, "it ended at once"),
-        ("echo broken >&2; exit 3", 60, "it ended at once"),
-        ("exec sleep 60", 3, "no answer within 3 seconds"),
-        ("trap '' TERM INT; while :; do sleep 1; done", 3, "no answer within 3 seconds"),
-        (
-            '"$CHROMIUM" "$@" & until [ -e "$0.drew" ]; do sleep 0.1; done; kill -9 $!',
-            60,
-            "it ended while it drew",
-        ),
+        ("echo broken >&2; exit 3", 60, "it ended with exit code 3"),
+        ("kill -9 $$", 60, "it ended with exit code -9"),
+        ("echo '<html><body></body></html>'", 60, "it ended before it had drawn"),
+        ("trap '' TERM INT; sleep 60 & while :; do sleep 1; done", 2, "no answer within 2 seconds"),
     ],
 )
 def test_a_browser_that_does_not_draw_is_told_ended_and_nothing_is_written(
-    record: StudyRecord,
+    result: StudyResult,
     page: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    browser_path: str,
     program: str,
     seconds: float,
     reason: str,
 ) -> None:
     monkeypatch.setattr(pictures, "SECONDS", seconds)
-    monkeypatch.setattr(pictures, "CLOSING_SECONDS", 2.0)
-    monkeypatch.setenv("CHROMIUM", browser_path)
     broken = make_program(tmp_path / "browser", program)
     monkeypatch.setenv("BROWSER_PATH", str(broken))
-    many = {f"{name}{i}": figure for i in range(9) for name, figure in draw_figures(record).items()}
-
-    def mark(name: str) -> None:
-        broken.with_name("browser.drew").touch()
-
     with pytest.raises(SeedError) as error:
-        write_pictures(many, page=page, target=tmp_path / "p", formats=("svg",), on_picture=mark)
+        write_pictures(draw_figures(result), page=page, target=tmp_path / "p", formats=("svg",))
     assert str(error.value).startswith(
         f"--svg: the browser {broken} does not draw ({reason}), and no picture was written."
     )
     assert "BROWSER_PATH" in str(error.value)
     assert not (tmp_path / "p").exists()
     assert capfd.readouterr() == ("", "")
-    left = subprocess.run(["pgrep", "-f", str(broken)], capture_output=True, text=True)
-    assert left.stdout == ""
+    assert subprocess.run(["pgrep", "-f", str(broken)], capture_output=True, text=True).stdout == ""
 
 
 def test_pictures_that_cannot_be_written_are_told(
-    record: StudyRecord, page: Path, tmp_path: Path, browser_path: str
+    result: StudyResult, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "p").write_text("a file")
-    few = {"pareto": draw_figures(record)["pareto"]}
+    drawn = '{"pareto.svg": "data:image/svg+xml,%3Csvg%3E"}'
+    browser = make_program(tmp_path / "browser", f"echo '<body id=\"drawn\">{drawn}</body>'")
+    monkeypatch.setenv("BROWSER_PATH", str(browser))
     with pytest.raises(ResourceError, match=r"pareto\.svg: cannot be written"):
-        write_pictures(few, page=page, target=tmp_path / "p", formats=("svg",), on_picture=lambda name: None)
+        write_pictures(draw_figures(result), page=page, target=tmp_path / "p", formats=("svg",))
     assert (tmp_path / "p").read_text() == "a file"
+    [written] = write_pictures(draw_figures(result), page=page, target=tmp_path / "q", formats=("svg",))
+    assert written.read_text() == "<svg>"

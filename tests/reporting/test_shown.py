@@ -1,5 +1,6 @@
 """A study in the terminal, as a line of JSON and in Optuna Dashboard: the same result, and every foreign string as text."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import pytest
 
 from seed.console import Terminal
 from seed.evidence import StudyRecord
-from seed.reporting.dashboard_views import draw_board, thin_trials, write_opening_note, write_study_note
+from seed.reporting.page import MOST_TRIALS, draw_dashboard, write_opening_note, write_study_note
 from seed.reporting.result_line import SearchLine, StagedLine, describe_one_more, describe_search, describe_staged
-from seed.reporting.summary import show_result
+from seed.reporting.result_text import show_result
 from seed.reporting.wording import quote_code
-from seed.results import compute_result
+from seed.results import StudyResult, compute_result
 from seed.study_dir import StudyFolder
 
 from .conftest import check_snapshot
@@ -28,7 +29,7 @@ def test_the_terminal_shows_the_result(
 ) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    show_result(Terminal(), request.getfixturevalue(kind), study=STUDY, storage="journal.log")
+    show_result(Terminal(), compute_result(request.getfixturevalue(kind)), study=STUDY, storage="journal.log")
     said = capsys.readouterr().out.replace("\u00a0", " ")
     check_snapshot(f"terminal_{kind}.txt", "\n".join(line.rstrip() for line in said.splitlines()) + "\n")
 
@@ -54,9 +55,9 @@ def test_the_line_says_what_was_found(full: StudyRecord, undistilled: StudyRecor
         assert msgspec.json.decode(text, type=SearchLine) == told
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_numbers_that_json_does_not_know_become_null(record: StudyRecord, number: float) -> None:
-    spoilt = {"perplexity": number, "ppl_ratio": number, "ppl_ratio_standard_error": number, "loss": number}
+    spoilt = dict.fromkeys(("perplexity", "ppl_ratio", "ppl_ratio_standard_error", "loss"), number)
     broken = replace(
         record,
         distilled=tuple(
@@ -85,7 +86,7 @@ def test_stages_have_a_line_of_their_own() -> None:
 
 
 def test_the_note_gives_the_answer_and_explains(full: StudyRecord, undistilled: StudyRecord) -> None:
-    notes = [write_study_note(study, root=Path("studies/demo")) for study in (full, undistilled)]
+    notes = [write_study_note(compute_result(study), root=Path("studies/demo")) for study in (full, undistilled)]
     notes.append(write_opening_note(full.plan, proxy="closed-form", root=Path("studies/demo")))
     check_snapshot("notes.md", "\n\n".join(notes))
     assert "secret-password" not in "".join(notes)
@@ -96,18 +97,20 @@ def test_the_note_gives_the_answer_and_explains(full: StudyRecord, undistilled: 
     ["<script>alert(1)</script>", "a`b<i>", "``", "[x](javascript:alert(1))", "*a*\n# b", "</code><img src=x>"],
 )
 def test_a_hostile_name_stays_text(record: StudyRecord, name: str) -> None:
-    plan = replace(record.plan, protocol=replace(record.plan.protocol, model=name), command=f"seed {name}")
-    note = write_study_note(replace(record, plan=plan), root=Path(name))
+    plan = replace(record.plan, identity={"model": name}, command=f"seed {name}")
+    note = write_study_note(compute_result(replace(record, plan=plan)), root=Path(name))
     assert note.splitlines()[0] == f"# Seed: which layers can {quote_code(name)} live without?"
     assert note.count("```") % 2 == 0  # every block that opens ends
 
 
-def test_the_board_stays_small_and_keeps_the_frontiers_trials(record: StudyRecord) -> None:
-    board = draw_board(record)
-    assert board == draw_board(record)
+def test_the_board_stays_small(result: StudyResult) -> None:
+    board = draw_dashboard(result)
+    assert board == draw_dashboard(result)
     assert all(name.startswith("seed-") for name in board)
     assert sum(map(len, board.values())) < 150_000
-    thin = thin_trials(record, most=20)
-    assert len(thin.trials) <= 20 + len(record.frontier.members)
-    assert {one.trial_number for one in record.frontier.members} <= {trial.number for trial in thin.trials}
-    assert thin_trials(record) == record
+    many = draw_dashboard(dataclasses.replace(result, scored=50 * result.scored))
+    [scored] = [one for one in json.loads(many["seed-pareto"])["data"] if one["name"] == "scored candidates"]
+    assert len(scored["x"]) <= MOST_TRIALS
+    assert [many[name] for name in board if name != "seed-pareto"] == [
+        board[name] for name in board if name != "seed-pareto"
+    ]

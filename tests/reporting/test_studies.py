@@ -1,5 +1,7 @@
 """Studies side by side: who wins within each margin, what may be compared, and nothing of a study that is not escaped."""
 
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +9,17 @@ import msgspec
 import pytest
 
 from seed.evidence import StudyRecord
+from seed.reporting.document import render
 from seed.reporting.studies import (
+    compare_protocols,
+    describe_studies,
     draw_frontiers,
-    has_one_scale,
+    format_value,
     name_page,
     name_studies,
-    render_frontiers_page,
-    say_comparability,
-    say_comparison,
-    spell,
+    render_studies_page,
 )
-from seed.results import compute_result
+from seed.results import StudyResult, compute_result
 
 from . import factory
 from .conftest import check_snapshot
@@ -35,12 +37,25 @@ def studies(record: StudyRecord) -> dict[str, StudyRecord]:
         latency = factory.make_latency(len(result.candidate.kept_layers), shift=0.02)
         test = factory.make_quality(1 + 0.1 * (result.test.ppl_ratio - 1), error=0.001)
         slower.append(replace(result, latency=latency, test=test))
-    return {"a": record, "b": replace(record, distilled=tuple(slower))}
+    identity = {**record.plan.identity, "location": "demo", "streams": {"test": {"sha256": "f00d"}}, "device": "cpu"}
+    one = replace(record, plan=replace(record.plan, identity=identity))
+    return {"a": one, "b": replace(one, distilled=tuple(slower))}
 
 
-def change(record: StudyRecord, *, protocol: dict[str, Any] | None = None, **plan: Any) -> StudyRecord:
-    """The study with another protocol or plan."""
-    return replace(record, plan=replace(record.plan, protocol=replace(record.plan.protocol, **protocol or {}), **plan))
+def compute(studies: dict[str, StudyRecord]) -> dict[str, StudyResult]:
+    """What each found."""
+    return {name: compute_result(record) for name, record in studies.items()}
+
+
+def list_items(markup: str) -> list[str]:
+    """The items of a list as plain text."""
+    return [unescape(" ".join(item.split())) for item in re.findall("<li>(.*?)</li>", markup, re.DOTALL)]
+
+
+def change(record: StudyRecord, *, identity: dict[str, Any] | None = None, **plan: Any) -> StudyRecord:
+    """The study with another identity or plan."""
+    known = record.plan.identity if identity is None else record.plan.identity | identity
+    return replace(record, plan=replace(record.plan, identity=known, **plan))
 
 
 @pytest.mark.parametrize(
@@ -65,55 +80,57 @@ def test_studies_are_told_apart_by_as_much_of_their_path_as_it_takes(
 def test_what_is_said_of_studies_side_by_side(studies: dict[str, StudyRecord], undistilled: StudyRecord) -> None:
     a, b = studies["a"], studies["b"]
     far = replace(a, distilled=tuple(replace(r, test=factory.make_quality(1.5)) for r in a.distilled))
-    busy = replace(b.dense.latency, **dict.fromkeys(("median_ms", "p10_ms", "p90_ms"), 509.0))
-    other = replace(a.plan.protocol.streams["test"], sha256="beef")
+    slow = replace(b.dense.latency, **dict.fromkeys(("median_ms", "p10_ms", "p90_ms"), 509.0))
+    busy = replace(b, dense=replace(b.dense, latency=slow))
+    unknown = replace(a, plan=replace(a.plan, identity={}))
     pairs = {
         "one protocol": (a, b),
         "the same study": (a, a),
         "none within 2 %": (far, b),
-        "other text": (a, change(b, protocol={"streams": {"test": other}})),
-        "other windows": (a, change(b, protocol={"window_tokens": 128})),
-        "other device": (a, change(b, protocol={"device": "cuda"})),
+        "other text": (a, change(b, identity={"streams": {"test": {"sha256": "beef"}}})),
+        "other windows": (a, change(b, identity={"window_tokens": 128})),
+        "other device": (a, change(b, identity={"device": "cuda"})),
         "other threads": (a, replace(b, environment=replace(b.environment, num_threads=64))),
-        "other model, fewer tokens": (a, change(b, protocol={"location": "gpt2"}, distill_tokens=5)),
-        "a busy machine": (a, replace(b, dense=replace(b.dense, latency=busy))),
+        "other model, fewer tokens": (a, change(b, identity={"location": "gpt2"}, distill_tokens=5)),
+        "nothing known": (unknown, unknown),
+        "a busy machine": (a, busy),
+        "other model, which takes longer": (a, change(busy, identity={"location": "gpt2"})),
         "not distilled": (a, undistilled),
     }
     told, alike = "", []
     for kind, pair in pairs.items():
-        both = dict(zip("ab", pair, strict=True))
-        told += f"# {kind}\n" + "\n".join([*say_comparison(both), *say_comparability(both)]) + "\n\n"
-        alike += [kind] if has_one_scale(both) else []
+        both = compute(dict(zip("ab", pair, strict=True)))
+        common = compare_protocols(both)
+        items = list_items(render("comparability.html", studies=both, common=common))
+        told += "\n".join([f"# {kind}", *describe_studies(both), *items]) + "\n\n"
+        alike += [kind] if common.has_one_scale else []
     check_snapshot("studies.txt", told.replace("\u00a0", " "))
-    assert alike == ["one protocol", "the same study", "none within 2 %", "other model, fewer tokens"]
-
-
-def test_milliseconds_of_different_models_may_differ(studies: dict[str, StudyRecord]) -> None:
-    times = {name: 2.4 * getattr(studies["b"].dense.latency, name) for name in ("median_ms", "p10_ms", "p90_ms")}
-    slow = replace(
-        studies["b"], dense=replace(studies["b"].dense, latency=replace(studies["b"].dense.latency, **times))
-    )
-    assert not has_one_scale({"a": studies["a"], "b": slow})
-    assert has_one_scale({"a": studies["a"], "b": change(slow, protocol={"location": "a larger model"})})
+    assert alike == [
+        "one protocol",
+        "the same study",
+        "none within 2 %",
+        "other model, fewer tokens",
+        "other model, which takes longer",
+    ]
 
 
 def test_the_page_shows_all_models_and_what_differs(studies: dict[str, StudyRecord], undistilled: StudyRecord) -> None:
     studies["b"] = change(studies["b"], distill_tokens=5)
-    seen = Reader(render_frontiers_page(studies))
+    seen = Reader(render_studies_page(compute(studies)))
     assert seen.unbalanced == []
     assert list(seen.sections) == ["answer", "comparability", "pareto", "absolute", "models", "protocols", "repeat"]
     models = [row for row in seen.rows if row[0] in studies]
     assert len(models) == 2 * (1 + 6)
     assert ["distillation tokens per model", "3,276,800", "5"] in seen.rows
-    alike = Reader(render_frontiers_page({"a": studies["a"], "c": studies["a"]}))
+    alike = Reader(render_studies_page(compute({"a": studies["a"], "c": studies["a"]})))
     assert "Nothing: all were searched by the same protocol" in alike.sections["protocols"]
-    proxy = Reader(render_frontiers_page({"a": studies["a"], "p": undistilled}))
+    proxy = Reader(render_studies_page(compute({"a": studies["a"], "p": undistilled})))
     assert len([row for row in proxy.rows if row[0] == "p" and row[5].endswith("proxy")]) == 3
     assert "absolute" not in proxy.sections
 
 
 def test_each_frontier_is_a_line_to_its_dense_model(studies: dict[str, StudyRecord], undistilled: StudyRecord) -> None:
-    results = {name: compute_result(record) for name, record in {**studies, "p": undistilled}.items()}
+    results = compute({**studies, "p": undistilled})
     lines = draw_frontiers(results).data
     assert [trace.line.dash for trace in lines] == ["solid", "solid", "dot"]
     for trace, result in zip(lines, results.values(), strict=True):
@@ -125,12 +142,14 @@ def test_each_frontier_is_a_line_to_its_dense_model(studies: dict[str, StudyReco
 
 
 def test_values_of_a_protocol_are_spelled_briefly() -> None:
-    found = [spell(value) for value in (None, True, 100000, 0.5, [0, 1, 2, 5], ["a", "b"], [], "ab" * 32, "text")]
+    found = [
+        format_value(value) for value in (None, True, 100000, 0.5, [0, 1, 2, 5], ["a", "b"], [], "ab" * 32, "text")
+    ]
     assert found == ["–", "yes", "100,000", "0.5", "0–2, 5", "a, b", "–", "abababababab…", "text"]
 
 
 def test_hostile_names_stay_text(studies: dict[str, StudyRecord]) -> None:
-    plan = replace(studies["b"].plan, protocol=replace(studies["b"].plan.protocol, model=HOSTILE), command=HOSTILE)
-    rendered = render_frontiers_page({"a": studies["a"], HOSTILE: replace(studies["b"], plan=plan)})
+    plan = replace(studies["b"].plan, identity={"model": HOSTILE, HOSTILE: HOSTILE}, command=HOSTILE)
+    rendered = render_studies_page(compute({"a": studies["a"], HOSTILE: replace(studies["b"], plan=plan)}))
     assert "<script>alert" not in rendered
     assert Reader(rendered).unbalanced == []

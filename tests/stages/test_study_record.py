@@ -109,6 +109,6 @@ def test_a_report_is_written_though_nothing_can_be_shown_in_optuna(
     searched: tuple[StudyFolder, tuple[TrialRecord, ...]],
 ) -> None:
     study, trials = searched
-    record = publishing.refresh_report(study, opened=None, on_warning=pytest.fail)
-    assert record.trials == trials
+    result = publishing.refresh_report(study, opened=None, on_warning=pytest.fail)
+    assert result.record.trials == trials
     assert study.report.stat().st_size > 1_000_000
