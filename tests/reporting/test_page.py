@@ -149,7 +149,11 @@ def test_hostile_strings_stay_text(record: StudyRecord, reader: Reader) -> None:
         plan=replace(
             record.plan,
             name=HOSTILE,
-            identity={HOSTILE: {"source": HOSTILE, "list": [HOSTILE, {"a": HOSTILE}]}},
+            protocol=replace(
+                record.plan.protocol,
+                model=HOSTILE,
+                streams={HOSTILE: replace(record.plan.protocol.streams["test"], source=HOSTILE, notes=(HOSTILE,))},
+            ),
             command=HOSTILE,
         ),
         environment=replace(record.environment, processor=HOSTILE, packages={HOSTILE: HOSTILE}),

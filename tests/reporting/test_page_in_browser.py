@@ -219,7 +219,7 @@ def test_the_table_downloads_what_is_filtered(visit: Visit, record: StudyRecord,
     for row in rows:
         evaluation = singles[int(row["trial"])].evaluation
         assert float(row["PPL ratio (short distillation)"]) == pytest.approx(
-            evaluation.qualities[factory.RUNG].ppl_ratio, abs=1e-4
+            evaluation.qualities[factory.PROXY].ppl_ratio, abs=1e-4
         )
         assert row["parameters"] == str(evaluation.size.num_params)
 
@@ -248,7 +248,8 @@ def test_no_cell_of_the_download_is_a_formula(browser: Browser, record: StudyRec
 
 
 def test_a_hostile_name_stays_text(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
-    plan = msgspec.structs.replace(record.plan, name=HOSTILE, identity={"model": HOSTILE}, command=HOSTILE)
+    protocol = msgspec.structs.replace(record.plan.protocol, model=HOSTILE)
+    plan = msgspec.structs.replace(record.plan, name=HOSTILE, protocol=protocol, command=HOSTILE)
     trials = [
         msgspec.structs.replace(t, evaluation=msgspec.structs.replace(t.evaluation, skipped_because=HOSTILE))
         if t.state == "PRUNED"
@@ -293,7 +294,7 @@ def make_large(record: StudyRecord, num_trials: int) -> StudyRecord:
         evaluation = msgspec.structs.replace(
             record.trials[number % 178].evaluation,
             candidate=candidate,
-            qualities={factory.RUNG: factory.make_quality(math.exp(rng.gamma(2.0, 0.1)))},
+            qualities={factory.PROXY: factory.make_quality(math.exp(rng.gamma(2.0, 0.1)))},
         )
         trials.append(
             TrialRecord(number=number, state="COMPLETE", evaluation=Evaluation(**msgspec.structs.asdict(evaluation)))

@@ -97,7 +97,7 @@ def test_the_note_gives_the_answer_and_explains(full: StudyRecord, undistilled: 
     ["<script>alert(1)</script>", "a`b<i>", "``", "[x](javascript:alert(1))", "*a*\n# b", "</code><img src=x>"],
 )
 def test_a_hostile_name_stays_text(record: StudyRecord, name: str) -> None:
-    plan = replace(record.plan, identity={"model": name}, command=f"seed {name}")
+    plan = replace(record.plan, protocol=replace(record.plan.protocol, model=name), command=f"seed {name}")
     note = write_study_note(compute_result(replace(record, plan=plan)), root=Path(name))
     assert note.splitlines()[0] == f"# Seed: which layers can {quote_code(name)} live without?"
     assert note.count("```") % 2 == 0  # every block that opens ends

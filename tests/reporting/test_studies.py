@@ -37,9 +37,7 @@ def studies(record: StudyRecord) -> dict[str, StudyRecord]:
         latency = factory.make_latency(len(result.candidate.kept_layers), shift=0.02)
         test = factory.make_quality(1 + 0.1 * (result.test.ppl_ratio - 1), error=0.001)
         slower.append(replace(result, latency=latency, test=test))
-    identity = {**record.plan.identity, "location": "demo", "streams": {"test": {"sha256": "f00d"}}, "device": "cpu"}
-    one = replace(record, plan=replace(record.plan, identity=identity))
-    return {"a": one, "b": replace(one, distilled=tuple(slower))}
+    return {"a": record, "b": replace(record, distilled=tuple(slower))}
 
 
 def compute(studies: dict[str, StudyRecord]) -> dict[str, StudyResult]:
@@ -52,10 +50,9 @@ def list_items(markup: str) -> list[str]:
     return [unescape(" ".join(item.split())) for item in re.findall("<li>(.*?)</li>", markup, re.DOTALL)]
 
 
-def change(record: StudyRecord, *, identity: dict[str, Any] | None = None, **plan: Any) -> StudyRecord:
-    """The study with another identity or plan."""
-    known = record.plan.identity if identity is None else record.plan.identity | identity
-    return replace(record, plan=replace(record.plan, identity=known, **plan))
+def change(record: StudyRecord, *, protocol: dict[str, Any] | None = None, **plan: Any) -> StudyRecord:
+    """The study with another protocol or plan."""
+    return replace(record, plan=replace(record.plan, protocol=replace(record.plan.protocol, **protocol or {}), **plan))
 
 
 @pytest.mark.parametrize(
@@ -82,19 +79,18 @@ def test_what_is_said_of_studies_side_by_side(studies: dict[str, StudyRecord], u
     far = replace(a, distilled=tuple(replace(r, test=factory.make_quality(1.5)) for r in a.distilled))
     slow = replace(b.dense.latency, **dict.fromkeys(("median_ms", "p10_ms", "p90_ms"), 509.0))
     busy = replace(b, dense=replace(b.dense, latency=slow))
-    unknown = replace(a, plan=replace(a.plan, identity={}))
+    other = replace(a.plan.protocol.streams["test"], sha256="beef")
     pairs = {
         "one protocol": (a, b),
         "the same study": (a, a),
         "none within 2 %": (far, b),
-        "other text": (a, change(b, identity={"streams": {"test": {"sha256": "beef"}}})),
-        "other windows": (a, change(b, identity={"window_tokens": 128})),
-        "other device": (a, change(b, identity={"device": "cuda"})),
+        "other text": (a, change(b, protocol={"streams": {"test": other}})),
+        "other windows": (a, change(b, protocol={"window_tokens": 128})),
+        "other device": (a, change(b, protocol={"device": "cuda"})),
         "other threads": (a, replace(b, environment=replace(b.environment, num_threads=64))),
-        "other model, fewer tokens": (a, change(b, identity={"location": "gpt2"}, distill_tokens=5)),
-        "nothing known": (unknown, unknown),
+        "other model, fewer tokens": (a, change(b, protocol={"location": "gpt2"}, distill_tokens=5)),
         "a busy machine": (a, busy),
-        "other model, which takes longer": (a, change(busy, identity={"location": "gpt2"})),
+        "other model, which takes longer": (a, change(busy, protocol={"location": "gpt2"})),
         "not distilled": (a, undistilled),
     }
     told, alike = "", []
@@ -149,7 +145,7 @@ def test_values_of_a_protocol_are_spelled_briefly() -> None:
 
 
 def test_hostile_names_stay_text(studies: dict[str, StudyRecord]) -> None:
-    plan = replace(studies["b"].plan, identity={"model": HOSTILE, HOSTILE: HOSTILE}, command=HOSTILE)
+    plan = replace(studies["b"].plan, protocol=replace(studies["b"].plan.protocol, model=HOSTILE), command=HOSTILE)
     rendered = render_studies_page(compute({"a": studies["a"], HOSTILE: replace(studies["b"], plan=plan)}))
     assert "<script>alert" not in rendered
     assert Reader(rendered).unbalanced == []
