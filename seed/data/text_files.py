@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,36 +54,26 @@ def read_files(source: str, tokenizer: Any) -> tuple[list[str], tuple[str, ...]]
 
 
 def list_files(place: Path) -> tuple[list[Path], str]:
-    """The files of a folder that are read, in the order of their names, and a sentence about them and the others.
+    """The files of a folder that are read, in the order of their names, and in words how many are and are not.
+
+    Hidden ones are not, nor what is no file; rows of Parquet or Arrow are where there is no text, and tables where there is
+    neither.
 
     Raises:
         CorpusError: none is.
     """
-    texts, arrows, tables, passed_over = list[Path](), list[Path](), list[Path](), Counter[str]()
-    for file in sorted(place.rglob("*")):
-        if file.is_dir() and not file.is_symlink():
-            continue
-        if any(part.startswith(".") for part in file.relative_to(place).parts):
-            passed_over["hidden"] += 1
-        elif not file.is_file():
-            passed_over["links that lead to no file, or pipes"] += 1
-        elif (suffix := kind_of(file)) in TEXT_SUFFIXES | JSONL_SUFFIXES:
-            texts.append(file)
-        elif suffix in ARROW_SUFFIXES:
-            arrows.append(file)
-        elif suffix in TABLE_SUFFIXES:
-            tables.append(file)
-        else:
-            passed_over["of other kinds"] += 1
-    files = texts or arrows or tables
-    for others, what in ((arrows, "Parquet or Arrow"), (tables, "JSON or CSV")):
-        if others and others is not files:
-            passed_over[what] = len(others)
-    kinds = ", ".join(sorted({kind_of(file) for file in files}))
-    counts = ", ".join(f"{count:,} {what}" for what, count in passed_over.items())
-    said = f", {passed_over.total():,} passed over ({counts})" if counts else ""
+    found = [path for path in sorted(place.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(place).parts)]
+    groups = (
+        [path for path in shown if path.is_file() and kind_of(path) in kinds]
+        for kinds in (TEXT_SUFFIXES | JSONL_SUFFIXES, ARROW_SUFFIXES, TABLE_SUFFIXES)
+    )
+    files = next(filter(None, groups), [])
+    passed_over = len(found) - len(files)
+    said = f", {passed_over:,} passed over" if passed_over else ""
     if not files:
         raise CorpusError(f"{place}: no text there{said}. Wanted: files ending in .txt, .md, .py, .jsonl or the like.")
+    kinds = ", ".join(sorted({kind_of(file) for file in files}))
     return files, f"{len(files):,} file{'s' * (len(files) > 1)} read ({kinds}){said}"
 
 

@@ -83,21 +83,6 @@ def test_copies_count_once_in_every_stream(tmp_path: Path) -> None:
     assert judged.num_documents == 60
 
 
-@pytest.mark.parametrize(("num_words", "joint"), [(60, "\n\n"), (400, "\n")])
-def test_copies_within_one_text_count_once(num_words: int, joint: str, tmp_path: Path) -> None:
-    texts = write_paragraphs(60, rng_seed=0, num_words=num_words)
-    once, thrice = tmp_path / "once.txt", tmp_path / "thrice.txt"
-    once.write_text(joint.join(texts))
-    thrice.write_text(joint.join(texts * 3))
-    wanted, found = (
-        open_test_stream(str(path), TOKENIZER, window_tokens=32, bos_each_window=False) for path in (once, thrice)
-    )
-    assert found.describe().sha256 == wanted.describe().sha256
-    assert found.num_documents == wanted.num_documents > 9
-    (note,) = found.notes
-    assert note == f"{2 * found.num_documents} of {3 * found.num_documents} passages left out as copies of others"
-
-
 def test_a_copy_of_the_recovery_text_is_no_test_text(tmp_path: Path) -> None:
     texts = write_paragraphs(100, rng_seed=0)
     (tmp_path / "recovery.txt").write_text("\n\n".join(texts))
@@ -171,13 +156,6 @@ def test_short_documents_are_found_in_long_text_and_long_text_in_them(is_reverse
         "0.0 % of its 9-grams are in the recovery text",
         "documents of fewer than 9 words are compared whole only",
     )
-
-
-def test_runs_are_as_long_as_nearly_all_documents() -> None:
-    long, short = write_paragraphs(100, rng_seed=0), write_paragraphs(100, rng_seed=1, num_words=5)
-    assert contamination.choose_run_words([long, [*long, *short[:4]], long[:3] + short[:1], [], short[:1]]) == 13
-    assert contamination.choose_run_words([long, [*long, *short[:10]]]) == 8
-    assert contamination.choose_run_words([long, write_paragraphs(9, rng_seed=2, num_words=11)]) == 11
 
 
 def test_text_without_spaces_is_compared_by_its_characters() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import torch
 
 from seed.data import corpus, documents
 from seed.data.corpus import CorpusRequest, TokenStream, open_streams, open_test_stream
@@ -167,17 +166,6 @@ def test_wikitext_articles_join_to_the_text_that_papers_score() -> None:
     assert documents.join_articles(["", ""]) == []
 
 
-def test_documents_end_with_the_end_token_only_when_they_are_separate() -> None:
-    texts = ["abc" * 20, "defg" * 20]
-    separate = tokenize(texts)
-    assert (separate.tokens_NT == END).sum() == 1  # the second document's end lies behind the last whole window
-    assert separate.tokens_NT.ravel()[60] == END
-    assert separate.documents_NT.ravel()[60] == 0
-    assert separate.documents_NT.ravel()[61] == 1
-    joined = tokenize(texts, source="wikitext2")
-    assert TOKENIZER.decode(joined.tokens_NT.ravel().tolist()) == "".join(texts)[: joined.num_tokens]
-
-
 def test_every_window_can_begin_with_a_token_of_its_own(text_file: Path) -> None:
     texts = ["abc" * 40, "defg" * 30]
     stream = tokenize(texts, bos_each_window=True, source="wikitext2")
@@ -187,13 +175,6 @@ def test_every_window_can_begin_with_a_token_of_its_own(text_file: Path) -> None
     for stream in open_streams(request(text_file, bos_each_window=True), TOKENIZER).values():
         assert (stream.tokens_NT[:, 0] == TOKENIZER.bos_token_id).all()
         assert not (stream.tokens_NT[:, 1] == TOKENIZER.bos_token_id).all()
-
-
-def test_reading_stops_when_there_is_enough() -> None:
-    texts = make_texts(200)
-    whole, part = tokenize(texts), tokenize(texts, max_tokens=3000)
-    assert 3000 - 16 < part.num_tokens < whole.num_tokens
-    assert torch.equal(part.tokens_NT, whole.tokens_NT[: len(part.tokens_NT)])
 
 
 @pytest.mark.parametrize("wanted", [16, 160, None])

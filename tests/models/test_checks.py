@@ -204,6 +204,10 @@ DAMAGED_TEXTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 # What only its opening sees.
 MISFITS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "mistyped": (
+        lambda path: change_config(path, hidden_size="abc"),
+        r"config.* (is wrong|cannot be)|cannot be loaded",
+    ),
     "integers": (store_as(torch.int8), rf"1 tensor of its weights .* I8 \({QUERY}\), .*[Dd]equantize"),
     "eight bits": (store_as(torch.float8_e4m3fn), rf"weights .* F8_E4M3 \({QUERY}\), .*[Dd]equantize"),
     "quantized": (

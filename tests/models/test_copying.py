@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from seed.errors import ModelError
@@ -50,29 +49,6 @@ def expect_student(model: torch.nn.Module, found: Path, *kept: int) -> torch.nn.
     same = [{k: v for k, v in one.config.to_dict().items() if k not in skipped} for one in (loaded, student)]
     assert same[0] == same[1]
     return loaded
-
-
-def test_files_are_bounded_and_their_index_is_right(tmp_path: Path) -> None:
-    model = save("llama", tmp_path / "whole")
-    assert (tmp_path / "whole" / SINGLE).is_file()
-    found = cut(tmp_path / "whole", 0, 1, 3, shard_bytes=30_000)
-    index = json.loads((found / INDEX).read_text())
-    files = sorted(found.glob("*.safetensors"))
-    assert len(files) > 2
-    assert [file.name for file in files] == sorted(set(index["weight_map"].values()))
-    total = 0
-    for file in files:
-        weights = load_file(file)
-        assert {name for name, place in index["weight_map"].items() if place == file.name} == set(weights)
-        num_bytes = sum(weight.nbytes for weight in weights.values())
-        assert num_bytes <= 30_000 or len(weights) == 1
-        total += num_bytes
-        with safe_open(file, framework="pt") as opened:
-            assert opened.metadata() == {"format": "pt"}
-    assert index["metadata"]["total_size"] == total
-    assert index["metadata"]["total_parameters"] == total // 4
-    expect_student(model, found, 0, 1, 3)
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_ties_and_types_stay_as_the_input_has_them(tmp_path: Path) -> None:
@@ -208,4 +184,8 @@ def test_a_large_model_takes_no_more_memory_than_a_small_one(make_checkpoint: Ma
     written = sum(tensor.num_bytes for tensor in read_tensors(tmp_path / "cut"))
     layer = 2 * (4 * 1024**2 + 3 * 1024 * 2816 + 2 * 1024)
     assert written == total - layer
-    assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 2
+    files = [load_file(file) for file in (tmp_path / "cut").glob("*.safetensors")]
+    assert len(files) > 2
+    assert all(sum(weight.nbytes for weight in weights.values()) <= 100_000_000 for weights in files)
+    index = json.loads((tmp_path / "cut" / INDEX).read_text())
+    assert index["metadata"] == {"total_size": written, "total_parameters": written // 2}

@@ -10,7 +10,7 @@ from torch import nn
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint
-from seed.models.surgery import cast_weights, graft, make_student
+from seed.models.surgery import graft, make_student
 from seed.records import Candidate
 from tests.models.families import KINDS, compute_logits, keep, make_model, make_tokens, scramble
 
@@ -60,15 +60,6 @@ def test_a_grafted_model_and_its_students_are_the_recovered_model_to_the_bit(fam
     assert anatomy.model.config.__dict__ == config
     assert anatomy.gone_layers == ()
     assert torch.equal(compute_logits(anatomy.model, tokens), before)
-
-
-def test_a_bfloat16_checkpoint_takes_the_types_of_the_original() -> None:
-    anatomy = Anatomy(make_model("llama"))
-    recovered = cast_weights(recover(anatomy, keep(0, 2)), torch.bfloat16)
-    grafted = graft(anatomy, recovered, keep(0, 2)).model
-    assert {weight.dtype for weight in grafted.parameters()} == {torch.float32}
-    expected = compute_logits(cast_weights(copy.deepcopy(recovered), torch.float32), make_tokens())
-    assert torch.equal(compute_logits(grafted, make_tokens()), expected)
 
 
 def test_a_grafted_model_can_be_grafted_into_and_its_gaps_cannot_be_kept() -> None:

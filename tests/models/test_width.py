@@ -152,16 +152,6 @@ def test_a_plan_has_the_parameters_that_it_counts_as_near_as_may_be(family: str)
         assert f"{widths.count_params(least):,} to {widths.num_params:,} parameters" in str(caught.value)
 
 
-def test_heads_go_to_the_nearest_share_and_stay_where_two_are_as_near() -> None:
-    config = transformers.Qwen2Config(**GATED | {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 4})
-    anatomy = Anatomy(transformers.AutoModelForCausalLM.from_config(config))
-    widths = find_widths(anatomy)
-    assert widths.head_choices == tuple((heads, heads) for heads in range(8, 0, -1))
-    whole = sum(count * getattr(widths.dense, unit) for unit, count in widths.unit_params.items())
-    for share, heads in ((1, 8), (0.95, 8), (0.9, 7), (0.76, 6), (0.6, 5), (0.5625, 5), (0.2, 2)):
-        assert plan_width(anatomy, num_params=widths.num_params - round((1 - share) * whole)).num_heads == heads, share
-
-
 def test_wide_mlps_are_cut_in_even_steps() -> None:
     config = transformers.LlamaConfig(**GATED | {"intermediate_size": 4096, "num_hidden_layers": 1})
     anatomy = Anatomy(transformers.AutoModelForCausalLM.from_config(config))
@@ -170,17 +160,6 @@ def test_wide_mlps_are_cut_in_even_steps() -> None:
         cut = plan_width(anatomy, num_params=widths.num_params - lost * widths.unit_params["mlp_width"])
         assert cut.mlp_width % 16 == 0
         assert abs(widths.num_params - lost * widths.unit_params["mlp_width"] - widths.count_params(cut)) <= 8 * 96
-
-
-def test_only_head_counts_that_the_config_admits_are_offered() -> None:
-    llama = transformers.LlamaConfig(**GATED | {"num_key_value_heads": 4})  # wants a divisor of the hidden size, 32
-    assert find_widths(Anatomy(transformers.AutoModelForCausalLM.from_config(llama))).head_choices == (
-        (4, 4),
-        (2, 2),
-        (1, 1),
-    )
-    assert find_widths(open_model(UNTIED_GROUPS)).head_choices == ((4, 4), (3, 3), (2, 2), (1, 1))
-    assert find_widths(open_model("mistral")).head_choices == ((4, 2), (2, 2), (2, 1))
 
 
 @pytest.mark.parametrize(
