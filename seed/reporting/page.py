@@ -27,6 +27,7 @@ from seed.reporting.figures import FIGURES, draw_gallery
 from seed.reporting.sentences import (
     name_best,
     name_model,
+    say_baseline,
     say_baselines,
     say_best,
     say_certainty,
@@ -35,7 +36,6 @@ from seed.reporting.sentences import (
     say_none,
     say_quality,
     say_ratio,
-    say_rival,
     say_solver,
     say_subject,
 )
@@ -270,7 +270,7 @@ def render_gain(record: StudyRecord, figure: str) -> str:
     gain = record.gain
     if gain is None:
         return ""
-    items = "\n".join(f"<li>{escape(say_rival(rival, gain))}</li>" for rival in gain.rivals)
+    items = "\n".join(f"<li>{escape(say_baseline(baseline, gain))}</li>" for baseline in gain.baselines)
     note = (
         f"PPL of what each would have dropped, beside the search's best of the same depth, after {name_rung(gain.proxy)} on "
         "validation text; ± is one standard error of the paired difference, clustered by document. The search chose by "

@@ -5,7 +5,7 @@ Plain text, for terminal, page and note alike; what is said is chosen in ``resul
 
 from collections.abc import Mapping, Sequence
 
-from seed.evidence import Equivalence, Rival, RivalPick, SearchGain, StudyRecord
+from seed.evidence import Baseline, BaselinePick, Equivalence, SearchGain, StudyRecord
 from seed.records import Frontier
 from seed.reporting.wording import (
     MARGIN_PERCENT,
@@ -177,22 +177,22 @@ def say_solver(gain: SearchGain, frontier: Frontier) -> str:
     return f"{frontier.num_scored:,} of {count_things(frontier.space_size, 'candidate')} scored, {gain.solver}."
 
 
-def say_rival(rival: Rival, gain: SearchGain) -> str:
-    """Return what a rival would have reached at each depth, and at which share of the search's cost."""
-    share = f" ({rival.cost / gain.cost:.2f} × the search's cost)" if gain.cost and rival.is_whole else ""
-    told = ", ".join(say_pick(pick) for pick in rival.picks)
-    if rival.picks and all(pick.candidate == pick.best for pick in rival.picks):
-        told = "the same set at every depth that it reached" if len(rival.picks) > 1 else "the same set"
+def say_baseline(baseline: Baseline, gain: SearchGain) -> str:
+    """Return what a baseline would have reached at each depth, and at which share of the search's cost."""
+    share = f" ({baseline.cost / gain.cost:.2f} × the search's cost)" if gain.cost and baseline.is_whole else ""
+    told = ", ".join(say_pick(pick) for pick in baseline.picks)
+    if baseline.picks and all(pick.candidate == pick.best for pick in baseline.picks):
+        told = "the same set at every depth that it reached" if len(baseline.picks) > 1 else "the same set"
     rest = (
         ""
-        if rival.is_whole
-        else f"{'deeper ' if rival.picks else ''}it needs scores that the search did not make (python -m seed.experiment compare)"
+        if baseline.is_whole
+        else f"{'deeper ' if baseline.picks else ''}it needs scores that the search did not make (python -m seed.experiment compare)"
     )
-    return f"{rival.title}{share}: {'; '.join(filter(None, (told, rest)))}"
+    return f"{baseline.title}{share}: {'; '.join(filter(None, (told, rest)))}"
 
 
-def say_pick(pick: RivalPick) -> str:
-    """Return how a rival's pick lies to the search's: ``−2: PPL 1.3 ± 0.2 % higher (5, 6)``."""
+def say_pick(pick: BaselinePick) -> str:
+    """Return how a baseline's pick lies to the search's: ``−2: PPL 1.3 ± 0.2 % higher (5, 6)``."""
     drop = name_drop(len(pick.candidate.dropped_layers))
     if pick.candidate == pick.best:
         return f"{drop}: the same set"

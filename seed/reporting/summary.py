@@ -6,10 +6,10 @@ from seed.console import Terminal
 from seed.evidence import StudyRecord
 from seed.reporting.sentences import (
     name_model,
+    say_baseline,
     say_disturbance,
     say_equivalence,
     say_recommendation,
-    say_rival,
     say_solver,
     say_unhelped,
 )
@@ -52,7 +52,7 @@ def show_result(terminal: Terminal, record: StudyRecord, *, study: StudyFolder, 
     ]
     if record.gain:
         sentences.append(f"what the search added: {say_solver(record.gain, record.frontier)}")
-        sentences += [f"  {say_rival(rival, record.gain)}" for rival in record.gain.rivals]
+        sentences += [f"  {say_baseline(baseline, record.gain)}" for baseline in record.gain.baselines]
     for sentence in filter(None, sentences):
         terminal.say(sentence)
     terminal.say(f"report:    {study.report}", wrap=False)

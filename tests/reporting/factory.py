@@ -8,10 +8,10 @@ import numpy as np
 
 from seed.evidence import (
     Agreement,
+    Baseline,
+    BaselinePick,
     Equivalence,
     Progress,
-    Rival,
-    RivalPick,
     SearchGain,
     Sensitivity,
     StudyRecord,
@@ -313,7 +313,7 @@ def make_full() -> StudyRecord:
     )
     unhelped = replace(rest[-1], test_unrecovered=make_quality(1.0))
     picks = tuple(
-        RivalPick(candidate=make_candidate(*pick), best=make_candidate(*best), ppl_ratio=ratio, standard_error=error)
+        BaselinePick(candidate=make_candidate(*pick), best=make_candidate(*best), ppl_ratio=ratio, standard_error=error)
         for pick, best, ratio, error in (
             ((7,), (7,), 1.0, 0.0),
             ((1, 7), (1, 5), 1.013, 0.002),
@@ -321,8 +321,8 @@ def make_full() -> StudyRecord:
             ((2, 4, 6), (1, 5, 7), None, None),
         )
     )
-    rivals = [
-        Rival(strategy=name, title=name, cost=2e5, num_scores=23, picks=chosen, is_whole=is_whole)
+    baselines = [
+        Baseline(strategy=name, title=name, cost=2e5, num_scores=23, picks=chosen, is_whole=is_whole)
         for name, chosen, is_whole in (
             ("greedy", picks, True),
             ("the same", (picks[0], picks[0]), True),
@@ -338,5 +338,5 @@ def make_full() -> StudyRecord:
         baselines=(width,),
         replications={one.key: summarize_replicas(one.replicas, dense) for one in (first, second, width)},
         equivalences=(*compare_replicated([first, second], dense), *plain.equivalences[1:]),
-        gain=SearchGain(proxy=PROXY, solver="searched with subset", cost=8e5, num_scores=57, rivals=tuple(rivals)),
+        gain=SearchGain(proxy=PROXY, solver="searched with subset", cost=8e5, num_scores=57, baselines=tuple(baselines)),
     )

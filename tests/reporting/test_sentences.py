@@ -10,13 +10,13 @@ from seed.records import Frontier, Latency
 from seed.reporting import wording
 from seed.reporting.sentences import (
     name_model,
+    say_baseline,
     say_baselines,
     say_best,
     say_disturbance,
     say_equivalence,
     say_introduction,
     say_recommendation,
-    say_rival,
     say_solver,
     say_subject,
     say_unhelped,
@@ -44,7 +44,7 @@ def say_all(record: StudyRecord) -> str:
     ]
     if record.gain:
         sentences += [say_solver(record.gain, record.frontier)]
-        sentences += [say_rival(rival, record.gain) for rival in record.gain.rivals]
+        sentences += [say_baseline(baseline, record.gain) for baseline in record.gain.baselines]
     return "\n".join(filter(None, sentences)).replace("\u00a0", " ")
 
 
