@@ -66,7 +66,7 @@ def watch_search(**settings: Any) -> dict[str, float]:
 
     def score_anew(*args: Any, **more: Any) -> None:
         nonlocal model_seconds
-        model.restart()  # proofs and latencies came before, rivals come later
+        model.restart()  # proofs and latencies came before, baselines come later
         score_space(*args, **more)
         model_seconds = model.seconds
 

@@ -246,7 +246,7 @@ def price_sweep(shape: Shape, protocol: Protocol, speed: Speed) -> float:
     return price_work(work, protocol, speed)
 
 
-def price_rivals(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed) -> float:
+def price_baselines(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed) -> float:
     """Seconds of what is scored beside the trials: what each layer costs alone, and what simpler ways would have chosen."""
     space = protocol.space
     if not plan.allows_singles(space):
@@ -377,7 +377,7 @@ def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spe
     training = TRAINING_FORWARDS + (states > STORED_BYTES)
 
     walk = price_walk(shape, protocol, speed)
-    search = price_rivals(shape, protocol, plan, speed)
+    search = price_baselines(shape, protocol, plan, speed)
     search += price_sweep(shape, protocol, speed) if plan.covers_space else 0.0
     search += plan.trials * walk if is_short or not plan.covers_space else 0.0
     search += plan.trials * (training * short_tokens + 4 * validation) * speed.forward if is_short else 0.0

@@ -51,25 +51,25 @@ class Agreement(Record, frozen=True, kw_only=True):
         return (self.concordant - self.discordant) / pairs if pairs else None
 
 
-class RivalPick(Record, frozen=True, kw_only=True):
-    """What a rival would have dropped, beside the search's best candidate of the same depth, on validation text."""
+class BaselinePick(Record, frozen=True, kw_only=True):
+    """What a baseline would have dropped, beside the search's best candidate of the same depth, on validation text."""
 
     candidate: Candidate
     best: Candidate  # the search's
     ppl_ratio: (
         float | None
-    )  # PPL of the rival's pick over that of the search's; None: not scored by the frontier's proxy
+    )  # PPL of the baseline's pick over that of the search's; None: not scored by the frontier's proxy
     standard_error: float | None
 
 
-class Rival(Record, frozen=True, kw_only=True):
+class Baseline(Record, frozen=True, kw_only=True):
     """A simpler way to choose, played on the study's own scores. ``cost`` is what it would have paid by itself."""
 
     strategy: str
     title: str
     cost: float  # layer-tokens
     num_scores: int
-    picks: tuple[RivalPick, ...]
+    picks: tuple[BaselinePick, ...]
     is_whole: bool  # False: it needs scores that the search did not make, and stopped there
 
 
@@ -80,7 +80,7 @@ class SearchGain(Record, frozen=True, kw_only=True):
     solver: str  # how candidates were chosen, in a few words
     cost: float  # layer-tokens: one layer applied to one token
     num_scores: int
-    rivals: tuple[Rival, ...]
+    baselines: tuple[Baseline, ...]
 
 
 class Sensitivity(Record, frozen=True, kw_only=True):

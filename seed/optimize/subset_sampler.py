@@ -100,17 +100,18 @@ class SubsetSampler(optuna.samplers.BaseSampler):
         return {name: int(not gone) for name, gone in zip(self.flags, dropped, strict=True)}
 
     def _read_history(self, study: optuna.Study, *, but: int) -> History:
-        rows: dict[TrialState, list[list[float]]] = {state: [] for state in TrialState}
+        rows: dict[TrialState, list[list[int | None]]] = {state: [] for state in TrialState}
         values = []
         for trial in study.get_trials(deepcopy=False):
-            row = [1.0 - bool(trial.params.get(flag, 1)) for flag in self.flags]
-            if trial.number == but or not trial.params or not self.sets.least <= sum(row) <= self.sets.most:
+            kept = list(map(trial.params.get, self.flags))
+            num_dropped = kept.count(0)
+            if trial.number == but or None in kept or not self.sets.least <= num_dropped <= self.sets.most:
                 continue
-            rows[trial.state].append(row)
+            rows[trial.state].append(kept)
             if trial.state == TrialState.COMPLETE:
                 values.append(trial.values[0])
         dropped, running, pruned = (
-            np.array(rows[state], dtype=float).reshape(-1, len(self.flags))
+            1.0 - np.array(rows[state], dtype=float).reshape(-1, len(self.flags))
             for state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
         )
         is_finite = np.isfinite(values)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from seed.console import Terminal
-from seed.evidence import Equivalence, Rival, RivalPick, SearchGain, StudyRecord
+from seed.evidence import Baseline, BaselinePick, Equivalence, SearchGain, StudyRecord
 from seed.records import Frontier, Latency, Quality, Size
 from seed.reporting.wording import (
     ABSENT,
@@ -102,10 +102,10 @@ def describe_size(model: Model, record: StudyRecord) -> str:
 def describe_equivalence(found: Equivalence, result: StudyResult) -> str:
     """Return how the best model of a depth, ``found.other``, lies to another distilled one, ``found.one``."""
     names = {model.key: name_model(model) for model in result.distilled}
-    rival = f"the one without {names[found.one]}"
+    other = f"the one without {names[found.one]}"
     if found.excess.value is None or found.excess.low is None:
-        return f"not comparable with {rival}"
-    return f"{VERDICTS[found.verdict]} {rival} (its PPL: {format_change(found.excess)})"
+        return f"not comparable with {other}"
+    return f"{VERDICTS[found.verdict]} {other} (its PPL: {format_change(found.excess)})"
 
 
 def describe_recommendation(found: Recommendation, result: StudyResult) -> str:
@@ -178,19 +178,19 @@ def describe_solver(gain: SearchGain, frontier: Frontier) -> str:
     return f"{frontier.num_scored:,} of {count_things(frontier.space_size, 'candidate')} scored, {gain.solver}."
 
 
-def describe_rival(rival: Rival, gain: SearchGain) -> str:
-    """Return what a rival would have reached at each depth, and at which share of the search's cost."""
-    share = f" ({rival.cost / gain.cost:.2f} × the search's cost)" if gain.cost and rival.is_whole else ""
-    told = ", ".join(describe_pick(pick) for pick in rival.picks)
-    if rival.picks and all(pick.candidate == pick.best for pick in rival.picks):
-        told = "the same set at every depth that it reached" if len(rival.picks) > 1 else "the same set"
+def describe_baseline(baseline: Baseline, gain: SearchGain) -> str:
+    """Return what a baseline would have reached at each depth, and at which share of the search's cost."""
+    share = f" ({baseline.cost / gain.cost:.2f} × the search's cost)" if gain.cost and baseline.is_whole else ""
+    told = ", ".join(describe_pick(pick) for pick in baseline.picks)
+    if baseline.picks and all(pick.candidate == pick.best for pick in baseline.picks):
+        told = "the same set at every depth that it reached" if len(baseline.picks) > 1 else "the same set"
     needs = "it needs scores that the search did not make (python -m seed.experiment compare)"
-    rest = "" if rival.is_whole else f"deeper {needs}" if rival.picks else needs
-    return f"{rival.title}{share}: {'; '.join(filter(None, (told, rest)))}"
+    rest = "" if baseline.is_whole else f"deeper {needs}" if baseline.picks else needs
+    return f"{baseline.title}{share}: {'; '.join(filter(None, (told, rest)))}"
 
 
-def describe_pick(pick: RivalPick) -> str:
-    """Return how a rival's pick lies to the search's: ``−2: PPL 1.3 ± 0.2 % higher (5, 6)``."""
+def describe_pick(pick: BaselinePick) -> str:
+    """Return how a baseline's pick lies to the search's: ``−2: PPL 1.3 ± 0.2 % higher (5, 6)``."""
     drop, layers = name_drop(len(pick.candidate.dropped_layers)), list_layers(pick.candidate.dropped_layers)
     if pick.candidate == pick.best:
         return f"{drop}: the same set"
@@ -327,7 +327,7 @@ def show_result(terminal: Terminal, result: StudyResult, *, study: StudyFolder, 
     ]
     if record.gain:
         sentences.append(f"what the search added: {describe_solver(record.gain, record.frontier)}")
-        sentences += [f"  {describe_rival(rival, record.gain)}" for rival in record.gain.rivals]
+        sentences += [f"  {describe_baseline(baseline, record.gain)}" for baseline in record.gain.baselines]
     for sentence in filter(None, sentences):
         terminal.say(sentence)
     terminal.say(f"report:    {study.report}", wrap=False)

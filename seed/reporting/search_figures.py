@@ -179,8 +179,8 @@ def draw_gain(result: StudyResult) -> go.Figure:
     if result.record.gain is None:
         return figure
     reach = read_reach(result.record.dense.validation) or 0.0
-    for index, rival in enumerate(result.record.gain.rivals):
-        picks = [pick for pick in rival.picks if pick.ppl_ratio is not None]
+    for index, baseline in enumerate(result.record.gain.baselines):
+        picks = [pick for pick in baseline.picks if pick.ppl_ratio is not None]
         if not picks:
             continue
         marker = SINGLE_MARKERS[1 + index % 2]
@@ -192,7 +192,7 @@ def draw_gain(result: StudyResult) -> go.Figure:
             ),
             customdata=[[list_layers(one.dropped_layers) for one in (pick.candidate, pick.best)] for pick in picks],
             mode="markers",
-            name=rival.title,
+            name=baseline.title,
             marker=marker,
             showlegend=True,
             hovertemplate="drops %{customdata[0]}; the search %{customdata[1]}<br>PPL %{y:+.1f} %<extra>%{fullData.name}</extra>",

@@ -7,7 +7,7 @@ it has to be, unless that were more work than the search's own; greedy removal g
 import math
 from collections.abc import Callable, Sequence
 
-from seed.evidence import Rival, RivalPick, SearchGain
+from seed.evidence import Baseline, BaselinePick, SearchGain
 from seed.optimize.space import contains, enumerate_candidates
 from seed.optimize.strategies import STRATEGIES, BudgetSpent, run_strategy
 from seed.plans import SearchPlan
@@ -66,7 +66,7 @@ def compare_baselines(
         strategy, account = STRATEGIES[name], Account(measured)
         picks = run_strategy(strategy, account, space, proxy=session.recovered_proxy, rng_seed=0)
         played.append(
-            Rival(
+            Baseline(
                 strategy=name,
                 title=strategy.title,
                 cost=account.spent,
@@ -81,21 +81,21 @@ def compare_baselines(
         )
         on_baseline(strategy.title)
     cost, num_scores = price_search(session, Remembered(sweep), space, scored)
-    return SearchGain(proxy=proxy, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(played))
+    return SearchGain(proxy=proxy, solver=solver, cost=cost, num_scores=num_scores, baselines=tuple(played))
 
 
-def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, proxy: str) -> RivalPick:
+def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, proxy: str) -> BaselinePick:
     """A baseline's pick beside the search's; it is scored where that costs no training."""
     if pick == best:
-        return RivalPick(candidate=pick, best=best, ppl_ratio=1.0, standard_error=0.0)
+        return BaselinePick(candidate=pick, best=best, ppl_ratio=1.0, standard_error=0.0)
     if proxy == "closed-form":
         sweep.measure(pick)
     elif proxy == "none":
         sweep.measure_unrecovered([pick])
     quality = sweep.compare(pick, best, proxy=proxy) if sweep.is_known(pick, proxy) else None
     if quality is None or not math.isfinite(quality.ppl_ratio):
-        return RivalPick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
-    return RivalPick(
+        return BaselinePick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
+    return BaselinePick(
         candidate=pick, best=best, ppl_ratio=quality.ppl_ratio, standard_error=quality.ppl_ratio_standard_error
     )
 

@@ -87,13 +87,6 @@ def test_variances_are_those_under_which_the_losses_are_likeliest(pair_size: flo
     assert Surrogate(seen, losses).variances == max(GRID, key=likelihood)
 
 
-def test_the_unit_of_the_losses_does_not_matter() -> None:
-    truth, seen, asked = Truth(pair_size=0.1), sets_of(1, 2), sets_of(3)
-    one, other = Surrogate(seen, truth(seen)), Surrogate(seen, 1000.0 * truth(seen) - 70.0)
-    np.testing.assert_allclose(other.expect(asked), 1000.0 * one.expect(asked) - 70.0)
-    np.testing.assert_allclose(other.spread(asked), 1000.0 * one.spread(asked), rtol=1e-6)
-
-
 def test_equal_losses_are_expected_everywhere() -> None:
     fitted = Surrogate(sets_of(1), np.full(PARTS, 7.0))
     np.testing.assert_allclose(fitted.expect(sets_of(3)), 7.0)

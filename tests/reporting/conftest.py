@@ -42,5 +42,5 @@ def undistilled() -> StudyRecord:
 
 @pytest.fixture(scope="session")
 def full() -> StudyRecord:
-    """The study with replicas, a uniform width, rivals, and a machine that was busy."""
+    """The study with replicas, a uniform width, baselines, and a machine that was busy."""
     return factory.make_full()

@@ -6,7 +6,7 @@ import math
 import msgspec
 import numpy as np
 
-from seed.evidence import Agreement, Equivalence, Progress, Rival, RivalPick, SearchGain, Sensitivity, StudyRecord
+from seed.evidence import Agreement, Baseline, BaselinePick, Equivalence, Progress, SearchGain, Sensitivity, StudyRecord
 from seed.optimize.analysis import compare_replicated, summarize_replicas
 from seed.plans import Environment, Protocol, SearchPlan, StreamRecord
 from seed.records import (
@@ -320,7 +320,7 @@ def replicate(result: DistillResult, *ratios: float, counts: list[int]) -> Disti
 
 
 def make_full() -> StudyRecord:
-    """Return the study with two models distilled three times, a uniform width, rivals, and a machine that was busy."""
+    """Return the study with two models distilled three times, a uniform width, baselines, and a machine that was busy."""
     replace, plain = msgspec.structs.replace, make_record()
     counts = [100, 120, 90, 110]
     dense = replace(plain.dense, test_sums=[2.4 * count for count in counts], test_counts=counts)
@@ -334,7 +334,7 @@ def make_full() -> StudyRecord:
     )
     unhelped = replace(rest[-1], test_unrecovered=make_quality(1.0))
     picks = tuple(
-        RivalPick(candidate=make_candidate(*pick), best=make_candidate(*best), ppl_ratio=ratio, standard_error=error)
+        BaselinePick(candidate=make_candidate(*pick), best=make_candidate(*best), ppl_ratio=ratio, standard_error=error)
         for pick, best, ratio, error in (
             ((7,), (7,), 1.0, 0.0),
             ((1, 7), (1, 5), 1.013, 0.002),
@@ -342,8 +342,8 @@ def make_full() -> StudyRecord:
             ((2, 4, 6), (1, 5, 7), None, None),
         )
     )
-    rivals = [
-        Rival(strategy=name, title=name, cost=2e5, num_scores=23, picks=chosen, is_whole=is_whole)
+    baselines = [
+        Baseline(strategy=name, title=name, cost=2e5, num_scores=23, picks=chosen, is_whole=is_whole)
         for name, chosen, is_whole in (
             ("greedy", picks, True),
             ("the same", (picks[0], picks[0]), True),
@@ -359,5 +359,7 @@ def make_full() -> StudyRecord:
         baselines=(width,),
         replications={one.key: summarize_replicas(one.replicas, dense) for one in (first, second, width)},
         equivalences=(*compare_replicated([first, second], dense), *plain.equivalences[1:]),
-        gain=SearchGain(proxy=PROXY, solver="searched with subset", cost=8e5, num_scores=57, rivals=tuple(rivals)),
+        gain=SearchGain(
+            proxy=PROXY, solver="searched with subset", cost=8e5, num_scores=57, baselines=tuple(baselines)
+        ),
     )

@@ -9,12 +9,12 @@ from seed.evidence import StudyRecord
 from seed.records import Frontier, Latency
 from seed.reporting import wording
 from seed.reporting.result_text import (
+    describe_baseline,
     describe_baselines,
     describe_best,
     describe_disturbance,
     describe_equivalence,
     describe_recommendation,
-    describe_rival,
     describe_solver,
     describe_unhelped,
     introduce_best,
@@ -41,7 +41,7 @@ def describe_all(record: StudyRecord) -> str:
     ]
     if record.gain:
         sentences += [describe_solver(record.gain, record.frontier)]
-        sentences += [describe_rival(rival, record.gain) for rival in record.gain.rivals]
+        sentences += [describe_baseline(baseline, record.gain) for baseline in record.gain.baselines]
     return "\n".join(filter(None, sentences)).replace("\u00a0", " ")
 
 
@@ -54,7 +54,7 @@ def test_what_is_said_of_studies_of_every_kind(
     slow = replace(first, latency=factory.make_latency(11, shift=0.1), test=factory.make_quality(1.009, error=0.001))
     kinds = {
         "distilled once": record,
-        "replicas, a width, rivals, a busy machine": full,
+        "replicas, a width, baselines, a busy machine": full,
         "not distilled": undistilled,
         "equivalent": replace(record, equivalences=(replace(record.equivalences[0], verdict="equivalent"),)),
         "nothing scored": replace(

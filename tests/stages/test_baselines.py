@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from seed.config import StudyConfig
-from seed.evidence import Rival, SearchGain
+from seed.evidence import Baseline, SearchGain
 from seed.optimize.strategies import STRATEGIES, run_strategy
 from seed.proxy.account import Account, Measured
 from seed.proxy.sweep import Sweep
@@ -33,8 +33,8 @@ def measure(
     )
 
 
-def by_name(gain: SearchGain) -> dict[str, Rival]:
-    return {rival.strategy: rival for rival in gain.rivals}
+def by_name(gain: SearchGain) -> dict[str, Baseline]:
+    return {baseline.strategy: baseline for baseline in gain.baselines}
 
 
 def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
@@ -45,11 +45,11 @@ def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
     assert set(baselines.BASELINES) <= set(STRATEGIES)
     known = {trial.evaluation.candidate: trial.evaluation.qualities["closed-form"] for trial in trials}
     assert list(by_name(gain)) == ["perplexity", "greedy_recovered"]
-    for rival in gain.rivals:
-        assert rival.is_whole
-        assert 0 < rival.cost < gain.cost
-        assert [len(pick.candidate.dropped_layers) for pick in rival.picks] == [1, 2]
-        for pick in rival.picks:
+    for baseline in gain.baselines:
+        assert baseline.is_whole
+        assert 0 < baseline.cost < gain.cost
+        assert [len(pick.candidate.dropped_layers) for pick in baseline.picks] == [1, 2]
+        for pick in baseline.picks:
             same_depth = [c for c in known if len(c.dropped_layers) == len(pick.candidate.dropped_layers)]
             assert pick.best == min(same_depth, key=lambda candidate: known[candidate].loss)
             assert pick.ppl_ratio == pytest.approx(math.exp(known[pick.candidate].loss - known[pick.best].loss))
@@ -94,21 +94,24 @@ def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
     )  # as they stand
     assert gain.cost == pytest.approx(swept + training + looks)
     known = {trial.evaluation.candidate for trial in distilled}
-    for rival in gain.rivals:
-        for pick in rival.picks:
+    for baseline in gain.baselines:
+        for pick in baseline.picks:
             assert (pick.ppl_ratio is not None) == (pick.candidate in known)
 
 
 def test_a_family_without_closed_form_has_greedy_removal_without_recovery(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path, family="gemma2", proxy="short-distillation")
     sweep, trials = search(study, trials=2, covers_space=False)
-    assert [rival.strategy for rival in measure(study.session, sweep, trials).rivals] == ["perplexity", "greedy"]
+    assert [baseline.strategy for baseline in measure(study.session, sweep, trials).baselines] == [
+        "perplexity",
+        "greedy",
+    ]
 
 
-def test_rivals_take_no_more_scores_than_the_search(tmp_path: Path) -> None:
+def test_baselines_take_no_more_scores_than_the_search(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path)
     sweep, trials = search(study, trials=3, covers_space=False)
     known = {key: set(rows) for key, rows in sweep.rows.items()}
     gain = measure(study.session, sweep, trials, most=3)  # of four layers
     assert {key: set(rows) for key, rows in sweep.rows.items()} == known
-    assert [(rival.picks, rival.is_whole) for rival in gain.rivals] == [((), False), ((), False)]
+    assert [(baseline.picks, baseline.is_whole) for baseline in gain.baselines] == [((), False), ((), False)]
