@@ -84,8 +84,8 @@ def test_a_search_goes_on_from_a_recovered_model_of_another(make_checkpoint, tex
     run_seed("seed.search", "--start", str(start), "--study=second", *more, "--max-dropped=2", cwd=tmp_path)
     plan = json.loads((tmp_path / "studies" / "second" / "plan.json").read_text())
     [gone] = json.loads((start / "seed.json").read_text())["dropped_layers"]
-    assert plan["identity"]["space"]["gone_layers"] == [gone]
-    assert plan["identity"]["location"] == str(model)
+    assert plan["protocol"]["space"]["gone_layers"] == [gone]
+    assert plan["protocol"]["location"] == str(model)
     [member] = json.loads((tmp_path / "studies" / "second" / "frontier.json").read_text())["members"]
     assert gone not in member["evaluation"]["candidate"]["kept_layers"]
     # what it went on from is part of the plan

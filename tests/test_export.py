@@ -125,7 +125,7 @@ def test_a_candidate_that_is_not_distilled_is_written_as_it_was_cut(place: Place
     assert tuple(said["kept_layers"]) == candidate.kept_layers
     assert tuple(said["dropped_layers"]) == candidate.dropped_layers
     assert (said["study"], said["trial"], said["recovered"]) == ("tiny", trial.number, False)
-    assert said["streams"] == json.loads(place.study.plan.read_text())["identity"]["streams"]
+    assert said["streams"] == json.loads(place.study.plan.read_text())["protocol"]["streams"]
     assert said["versions"]["transformers"] == transformers.__version__
     assert said["seed"] == seed.__version__
     assert said["metrics"]["validation"]["ppl_ratio"] == pytest.approx(line.unrecovered_ppl_ratio)
