@@ -54,16 +54,6 @@ def parse_count(text: str) -> int:
     return int(value)
 
 
-def parse_number(text: str) -> float:
-    """``0.5`` or ``1e-4``."""
-    return float(_read_quantity(text, {"": 1}))
-
-
-def parse_bytes(text: str) -> float:
-    """``6GB``, ``1.8 GB``, ``800M`` or a plain number of bytes in powers of ten; ``6 GiB`` in powers of two."""
-    return float(_read_quantity(text, BYTE_UNITS))
-
-
 def parse_seconds(text: str) -> float:
     """``90``, ``90s``, ``10 min``, ``2h``, ``1 h 30 min`` or ``2 days`` in seconds."""
     parts = [match[0] for match in NUMBER.finditer(text.strip())]
@@ -157,10 +147,19 @@ WHOLE = Kind(
     parse_count, lambda value: is_whole(value) and 0 <= value < 2**31, "a whole number from 0, below 2^31", "N"
 )
 POSITIVE = Kind(
-    parse_number, lambda value: is_number(value) and value > 0, "a number above 0, such as 0.5 or 1e-4", "R"
+    lambda text: float(_read_quantity(text, {"": 1})),
+    lambda value: is_number(value) and value > 0,
+    "a number above 0, such as 0.5 or 1e-4",
+    "R",
 )
 SHARE = replace(POSITIVE, allows=lambda value: is_number(value) and 0 <= value <= 1, wanted="a share, from 0 to 1")
-BYTES = Kind(parse_bytes, POSITIVE.allows, "a size, such as 6GB, 1.8 GiB, 800MB or bytes", "SIZE")
+# in powers of ten, or of two: GiB
+BYTES = Kind(
+    lambda text: float(_read_quantity(text, BYTE_UNITS)),
+    POSITIVE.allows,
+    "a size, such as 6GB, 1.8 GiB, 800MB or bytes",
+    "SIZE",
+)
 SECONDS = Kind(
     parse_seconds, lambda value: is_number(value) and value >= 0, "a time, such as 90s, 10 min, 2h or seconds", "TIME"
 )

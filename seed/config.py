@@ -169,7 +169,7 @@ SECTIONS: dict[str, type] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, LatencySection, SearchSection, RunSection):
-    """What a study is told. ``None``: not told, so chosen for the model (``resolve``).
+    """What a study is told. ``None``: not told, so chosen for the model (``fill_by_size``).
 
     Numbers are tokens, ratios to the dense model, bytes (``max_memory``) and seconds (``sweep_budget``); text is read as on
     the command line.
@@ -287,31 +287,6 @@ def known(value: Value | None) -> Value:
     return value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stages:
-    """How many layers each stage drops; with ``goes_on`` the last number is repeated until a target is reached."""
-
-    counts: tuple[int, ...]
-    goes_on: bool
-
-
-def parse_stages(text: str) -> Stages:
-    """``2+1``: two layers, then one more; ``2+1+...``: and so on, one at a time.
-
-    Raises:
-        SeedError: neither.
-    """
-    parts = text.replace(" ", "").split("+")
-    goes_on = parts[-1] in ("...", "…")
-    counts = parts[:-1] if goes_on else parts
-    if not counts or not all(part.isdigit() and int(part) > 0 for part in counts):
-        raise SeedError(
-            f"--stages {text}: numbers of layers joined by +, such as 2+1; or 1+... to go on, one at a time, until "
-            "--max-ppl-ratio or --max-latency-ratio is reached."
-        )
-    return Stages(counts=tuple(map(int, counts)), goes_on=goes_on)
-
-
 def fill_by_size(settings: StudyConfig, *, num_layers: int, num_params: int, max_positions: int) -> StudyConfig:
     """Return the config with what neither files nor the user say, chosen for the model's size; rates fall with it.
 
@@ -337,3 +312,28 @@ def fill_by_size(settings: StudyConfig, *, num_layers: int, num_params: int, max
     if settings.num_layers is None:  # no file knows the model, and all of a test text may be much
         chosen["test_tokens"] = 262_144
     return replace(settings, **{name: value for name, value in chosen.items() if getattr(settings, name) is None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """How many layers each stage drops; with ``goes_on`` the last number is repeated until a target is reached."""
+
+    counts: tuple[int, ...]
+    goes_on: bool
+
+
+def parse_stages(text: str) -> Stages:
+    """``2+1``: two layers, then one more; ``2+1+...``: and so on, one at a time.
+
+    Raises:
+        SeedError: neither.
+    """
+    parts = text.replace(" ", "").split("+")
+    goes_on = parts[-1] in ("...", "…")
+    counts = parts[:-1] if goes_on else parts
+    if not counts or not all(part.isdigit() and int(part) > 0 for part in counts):
+        raise SeedError(
+            f"--stages {text}: numbers of layers joined by +, such as 2+1; or 1+... to go on, one at a time, until "
+            "--max-ppl-ratio or --max-latency-ratio is reached."
+        )
+    return Stages(counts=tuple(map(int, counts)), goes_on=goes_on)

@@ -41,9 +41,8 @@ from seed.stats import FEWEST_PAIRS
 # the dense model's head is rebuilt from stored states. States too large to store are one more.
 TRAINING_FORWARDS = 3.3
 COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no sweep is short then
-TIMING_TURNS, TIMING_SECONDS = 8, 2.0  # each part is timed so often at most, all together for little longer than this
+TIMING_TURNS = 4  # of which the first does not count
 TIMED_TOKENS, TIMED_WIDTH = 256, 512  # on a CPU: what a layer and the head are timed on, and a product
-BUSY_SHARE = 0.7  # of the cores, taken by others
 USUAL_PAIRS = 2 * FIRST_PAIRS  # timed pairs of a structure, where times vary by 2 %
 
 
@@ -102,11 +101,6 @@ class Memory:
     def num_bytes(self) -> int:
         """All parts together."""
         return sum(part.num_bytes for part in self.parts)
-
-    @property
-    def cure(self) -> str:
-        """What makes its largest part smaller."""
-        return max(self.parts, key=lambda part: part.num_bytes).cure
 
     def __str__(self) -> str:
         return "; ".join(f"{part.what} {format_bytes(part.num_bytes)}" for part in self.parts)
@@ -203,18 +197,14 @@ def time_parts(anatomy: Anatomy, shape: Shape, protocol: Protocol, tokens_BT: to
 
 @torch.no_grad()
 def _time_in_turns(runs: Mapping[str, Callable[[], torch.Tensor]]) -> dict[str, float]:
-    """Seconds of each call, the best of at least two after a first: so a machine that is busy now and then tells the same."""
-    best = dict.fromkeys(runs, math.inf)
-    began = time.perf_counter()
-    for turn in range(TIMING_TURNS + 1):
+    """Seconds of each call, the best of several after a first: so a machine that is busy now and then tells the same."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(TIMING_TURNS):
         for name, run in runs.items():
             start = time.perf_counter()
             run().flatten()[0].item()  # waits for the device
-            if turn:
-                best[name] = min(best[name], time.perf_counter() - start)
-        if turn >= 2 and time.perf_counter() - began > TIMING_SECONDS:
-            break
-    return best
+            found[name].append(time.perf_counter() - start)
+    return {name: min(seconds[1:]) for name, seconds in found.items()}
 
 
 def price_work(work: TrieWork, protocol: Protocol, speed: Speed) -> float:
@@ -255,11 +245,10 @@ def price_baselines(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: S
     seconds = price_work(count_work(singles, closed_form=False), protocol, speed)
     if not shape.mlp_width:  # greedy removal goes on from there
         return seconds * max(1, plan.trials / len(singles))
-    if not (plan.covers_space and space.more_dropped[0] == 1):
-        seconds += price_work(count_work(singles, closed_form=True, gone_layers=space.gone_layers), protocol, speed)
-    if not plan.covers_space and protocol.proxy == "closed-form":
-        seconds += len(space.more_dropped) * price_walk(shape, protocol, speed)
-    return seconds
+    if plan.covers_space:
+        return seconds
+    seconds += price_work(count_work(singles, closed_form=True, gone_layers=space.gone_layers), protocol, speed)
+    return seconds + len(space.more_dropped) * price_walk(shape, protocol, speed)
 
 
 def price_latency(protocol: Protocol, speed: Speed) -> float:
@@ -446,19 +435,9 @@ def require_resources(
     study_dir.require_room(existing, needed_bytes=cost.disk_bytes, purpose="this search")
     needed = cost.memory.num_bytes * num_workers
     if needed > free_bytes:
-        cure = ("give fewer --workers, " if num_workers > 1 else "") + cost.memory.cure
+        largest = max(cost.memory.parts, key=lambda part: part.num_bytes)
+        cure = ("give fewer --workers, " if num_workers > 1 else "") + largest.cure
         raise ResourceError(
             f"this search needs about {format_bytes(needed)} of memory, but {device} has "
             f"{format_bytes(free_bytes)}. {cure[0].upper()}{cure[1:]}{', or choose a smaller model' * ('smaller' not in cure)}."
         )
-
-
-def describe_load() -> str | None:
-    """Say that others keep this machine busy, or None; to be asked before there is work of our own."""
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load < BUSY_SHARE * cores:
-        return None
-    return (
-        f"this machine is busy (load {load:.1f} on {count_things(cores, 'core')}): the search may take longer than planned, and "
-        "latencies are less certain"
-    )

@@ -46,7 +46,7 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
         SeedError: what the search itself would refuse, as far as it can be seen without weights; or the model's shape is
             not known here.
     """
-    load, device = cost.describe_load(), choose_device(settings.device)
+    device = choose_device(settings.device)
     source = protocols.find_source(settings)
     config = read_config(source, settings)
     refuse_unfit(config, place=f"--model {source.location}")
@@ -93,8 +93,6 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
         say(line)
     threads = "" if shape.gpu_bytes else f" with {count_things(torch.get_num_threads(), 'thread')}"
     say(f"time: estimated on {protocol.device}{threads}, from one layer and the head with random weights")
-    if load is not None:
-        say(f"  {load}")
     gpu_dtype = choose_dtype(settings.dtype, device=torch.device("cuda"), stored=stored)
     gpu = replace(shape, gpu_bytes=int(GPU_BYTES), number_bytes=gpu_dtype.itemsize)
     say(describe_fit(gpu, protocol, trains=settings.distill or protocol.proxy == "short-distillation"))

@@ -86,7 +86,6 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     settings = resolve.resolve_config(settings)
     study = StudyFolder(settings.studies_dir / resolve.name_study(settings))
     quiet_libraries()
-    load = cost.describe_load()
     study_dir.require_writable(study.root)
     if study.stages_plan.exists() or StudyFolder(study.root / "stage-1").plan.exists():
         raise StudyError(
@@ -101,7 +100,7 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
             study_dir.create(study.root)
             held.enter_context(study_dir.lock(study))
         session, filled = open_session(settings, executor, study, terminal)
-        now = plan_search(filled, executor, session, terminal, load=load)
+        now = plan_search(filled, executor, session, terminal)
         if is_new:
             study_dir.create(study.root)
             held.enter_context(study_dir.lock(study))
@@ -141,8 +140,6 @@ def plan_search(
     executor: Executor,
     session: Session,
     terminal: Terminal,
-    *,
-    load: str | None,
 ) -> Pass:
     """Say what the search will do and take, and refuse what cannot end well; nothing is written yet.
 
@@ -158,8 +155,6 @@ def plan_search(
     estimate = cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
     for line in cost.describe_plan(protocol, plan, estimate, num_workers=count):
         terminal.say(line)
-    if load is not None:
-        terminal.say(load)
     cost.require_resources(
         estimate,
         root=study.root,

@@ -15,7 +15,7 @@ from seed.config import PROXIES, StudyConfig, known
 from seed.data.corpus import CorpusRequest, require_windows
 from seed.errors import CorpusError, ModelError, SpaceError
 from seed.models.loader import ModelSource
-from seed.models.provenance import Start, read_start
+from seed.models.provenance import read_start
 from seed.models.stored import list_weights
 from seed.plans import Protocol, SearchPlan, StreamRecord, read_plan
 from seed.records import SearchSpace
@@ -101,8 +101,11 @@ def fix_protocol(
         SeedError: a setting does not fit the model.
     """
     start = None if settings.start is None else read_start(settings.start)
-    if start is not None:
-        check_base(start, source)
+    if start is not None and start.base_model != source.location:
+        raise ModelError(
+            f"--start {start.path}: was recovered from {start.base_model}, not from {source.location}. Leave --model out, or "
+            "give a model that was recovered from it."
+        )
     prompt, new = known(settings.prompt_tokens), known(settings.new_tokens)
     longest = getattr(config, "max_position_embeddings", None) or prompt + new
     if prompt + new > longest:
@@ -143,19 +146,6 @@ def fix_protocol(
     }
     told = {name: getattr(settings, name) for name in Protocol.__struct_fields__ if name not in settled}
     return msgspec.convert(told | settled, Protocol)
-
-
-def check_base(start: Start, source: ModelSource) -> None:
-    """Check that a recovered model comes from this original.
-
-    Raises:
-        ModelError: it comes from another.
-    """
-    if start.base_model != source.location:
-        raise ModelError(
-            f"--start {start.path}: was recovered from {start.base_model}, not from {source.location}. Leave --model out, or "
-            "give a model that was recovered from it."
-        )
 
 
 def choose_proxy(proxy: str | None, *, gains: dict[int, float] | None, family: str) -> str:
@@ -218,10 +208,7 @@ def choose_precision(study: StudyFolder, reference: Reference) -> bool:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Does this device multiply bfloat16 faster than float32? GPUs that we train on do, and CPUs with AVX-512 BF16.
-
-    On two cores with AVX-512 BF16, a distillation step of the embedded model took 257 ms instead of 390.
-    """
+    """Does this device multiply bfloat16 faster than float32? GPUs that we train on do, and CPUs with AVX-512 BF16."""
     return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 

@@ -33,7 +33,7 @@ from tests.running import environment
 
 READ = [
     (
-        cli.parse_bytes,
+        cli.BYTES.parse,
         {
             "6GB": 6e9,
             "800MB": 8e8,
@@ -51,7 +51,7 @@ READ = [
         ["", "GB", "1.2.3GB", ".", "6PB", "6GBB", "nan", "1,8GB"],
     ),
     (
-        cli.parse_seconds,
+        cli.SECONDS.parse,
         {
             "90": 90.0,
             "1.5s": 1.5,
@@ -70,13 +70,13 @@ READ = [
         ["", "m", ".", "1.2.3", "1 h 30", "90 m x", "3 weeks of work", "10y", "nan", "inf", "1,5h"],
     ),
     (
-        cli.parse_count,
+        cli.COUNT.parse,
         {"1e3": 1000, "10k": 10_000, "45m": 45_000_000, "1.5M": 1_500_000, "2B": 2 * 10**9, "10_000": 10_000}
         | {"10,000": 10_000, " 7 ": 7, "-5": -5, "1.0": 1},
         ["1.5", "1e-3", "1,00", "1__0", "10kB", "0x10", "", "nan", "1e99999"],
     ),
     (
-        cli.parse_layers,
+        cli.LAYERS.parse,
         {"0,1,4-6": (0, 1, 4, 5, 6), "7": (7,), " 2 - 3 , 5": (2, 3, 5), "3-3": (3,)},
         ["", "1,", "-1", "a", "0-99999999"],
     ),

@@ -73,9 +73,9 @@ def test_each_proxy_fills_its_qualities_and_what_is_known_is_not_measured_again(
     assert evaluation.size == size_of(instruments, CUT)
     assert evaluation.skipped_because is None
     assert evaluation.seconds > 0
-    for name, quality in evaluation.qualities.items():
-        assert quality.document_losses_path == f"scores.sqlite#{name}/{CUT.key}"
-        row = proxy.sweep.rows[CUT.key][name]
+    for scored_by, quality in evaluation.qualities.items():
+        assert quality.document_losses_path == f"scores.sqlite#{scored_by}/{CUT.key}"
+        row = proxy.sweep.rows[CUT.key][scored_by]
         assert sum(row.sums) / quality.tokens == pytest.approx(quality.loss, rel=1e-12)
         assert (quality.tokens, quality.documents) == (12 * 31, 6)
     if "none" in expected:
@@ -90,8 +90,8 @@ def test_each_proxy_fills_its_qualities_and_what_is_known_is_not_measured_again(
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("measured again")
 
-    for name in ("measure_unrecovered", "make_walker"):
-        monkeypatch.setattr(f"seed.proxy.sweep.{name}", fail)
+    for function in ("measure_unrecovered", "make_walker"):
+        monkeypatch.setattr(f"seed.proxy.sweep.{function}", fail)
     assert make_proxy(tmp_path, name).evaluate(CUT).qualities == evaluation.qualities
     assert distilled == []
 
