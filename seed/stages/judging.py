@@ -15,7 +15,7 @@ from seed.evaluation.perplexity import DocumentLosses, compare_models, judge, lo
 from seed.models.checkpoint import load_checkpoint
 from seed.optimize.space import drop_layers
 from seed.proxy.instruments import Instruments, size_of
-from seed.records import DenseResult, DistillResult, Latency, Quality
+from seed.records import DenseResult, DistillResult, Latency, Quality, Size
 from seed.sessions import Session
 
 
@@ -46,9 +46,10 @@ class Judged:
     test: Quality
     test_losses: DocumentLosses
     unrecovered: Quality
+    size: Size
 
 
-def judge_exported(session: Session, instruments: Instruments, path: Path, raw: nn.Module) -> Judged:
+def judge_exported(session: Session, instruments: Instruments, path: Path, raw: nn.Module, *, size: Size) -> Judged:
     """Judge a checkpoint as it lies on disk, beside ``raw``, the same cut without recovery."""
     exported = load_checkpoint(path, device=session.device, dtype=session.dtype)
     losses = measure_losses(
@@ -67,6 +68,7 @@ def judge_exported(session: Session, instruments: Instruments, path: Path, raw: 
         test=judge(test, dense, closeness=closeness),
         test_losses=test,
         unrecovered=judge(unrecovered, dense, closeness=raw_closeness),
+        size=size,
     )
 
 

@@ -56,33 +56,6 @@ def test_a_family_that_takes_no_updates_is_refused(family: str) -> None:
         lora.add_updates(make_start(family), rank=2, rng_seed=0)
 
 
-def test_a_model_without_linear_maps_is_refused() -> None:
-    class Bare(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(3, 5)
-
-        def get_output_embeddings(self) -> nn.Module:
-            return self.head
-
-    with pytest.raises(ModelError, match=r"do not fit Bare: it has no linear maps.*Leave the option out"):
-        lora.add_updates(Bare(), rank=2, rng_seed=0)
-
-
-def test_every_linear_map_but_the_head_gets_an_update() -> None:
-    names = lora.list_maps(make_start("llama"))
-    maps = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-    maps += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    assert sorted(names) == sorted(f"model.layers.{layer}.{name}" for layer in (0, 1) for name in maps)
-    maps = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    assert sorted(lora.list_maps(make_start("gpt2"))) == sorted(
-        f"transformer.h.{layer}.{name}" for layer in (0, 1) for name in maps
-    )
-    untied = make_start("qwen2")
-    assert "lm_head" not in lora.list_maps(untied)
-    assert isinstance(untied.lm_head, nn.Linear)
-
-
 def test_the_seed_decides_where_updates_begin_and_nothing_else_does() -> None:
     def begin(rng_seed: int, disturbed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(disturbed)
