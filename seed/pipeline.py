@@ -241,7 +241,8 @@ class Pipeline:
             if dense is None or dense.test_sums is None:
                 dense = self.executor.call("judge_dense", pool_dense(self.table.table.values()))
                 study_dir.write_record(path, dense)
-            judging.score_dense_for_user(self.session, dense, self.settings.eval_command)
+            directory = self.session.teacher.directory
+            judging.score_for_user(dense, self.settings.eval_command, directory=directory, path=path)
             advance(1, "")
 
     def find_frontier(self) -> Frontier:

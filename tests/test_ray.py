@@ -293,7 +293,7 @@ def test_errors_of_rays_own_are_one_error_and_a_signal_keeps_its_number(
     monkeypatch.setattr(connection, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
     with pytest.raises(ResourceError, match=r"no room in here.* --object-store-memory"), open_ray(settings_of("full")):
         raise ray.exceptions.ObjectStoreFullError("no room in here")
-    monkeypatch.setattr(interrupts._Bell, "heard", signal.SIGTERM)  # Ray hears it first
+    monkeypatch.setattr(interrupts._Signals, "heard", signal.SIGTERM)  # Ray hears it first
     with pytest.raises(interrupts.Stopped) as stopped, open_ray(settings_of("heard")):
         raise KeyboardInterrupt
     assert stopped.value.exit_code == 143

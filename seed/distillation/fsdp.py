@@ -85,8 +85,9 @@ class ProcessGroup(SingleProcess):
             raise SystemExit(2)
 
     def require_alike(self, decided: str) -> None:
+        differs = self.is_any(self.share(decided, str) != decided)
         with self.fail_together():
-            if self.share(decided, str) != decided:
+            if differs:
                 raise ResourceError(
                     f"the {self.size} processes of this run see different folders, and would not train the same. Let all hosts "
                     "see the study's folder, models and text as the first does, and install the same version of Seed."

@@ -108,7 +108,7 @@ def distill_members(
             todo, waiting = sorted([*group, *waiting], key=lambda one: one.settings.rng_seed), []
             for made in todo:
                 is_first = made.settings.rng_seed == budget.rng_seeds[0]
-                if not made.went.curve:
+                if not made.outcome.curve:
                     broken.append(made.member.key)
                 elif is_first:
                     keep_first(session, made)
@@ -127,7 +127,10 @@ def distill_members(
             f"--learning-rate ({budget.learning_rate:g}), or compute in float32 (--dtype float32)."
         )
     results = [study_dir.read_record(study.result(member.key), DistillResult) for member in members]
-    return [judging.score_for_user(session, result, eval_command) for result in results]
+    return [
+        judging.score_for_user(result, eval_command, directory=study.model(result.key), path=study.result(result.key))
+        for result in results
+    ]
 
 
 def distill_groups(
@@ -201,9 +204,9 @@ def keep_first(session: Session, made: DistilledStudent) -> None:
         width=member.width,
         trial_number=member.trial_number,
         settings=describe_settings(session, made.settings),
-        curve=made.went.curve,
+        curve=made.outcome.curve,
         start=made.start,
-        best_step=made.went.best_step,
+        best_step=made.outcome.best_step,
         validation=judged.validation,
         test=judged.test,
         test_unrecovered=judged.unrecovered,
@@ -257,8 +260,8 @@ def describe_replica(made: DistilledStudent) -> Replica:
     assert made.test is not None
     return Replica(
         rng_seed=made.settings.rng_seed,
-        validation_loss=finite(made.went.best_loss),
+        validation_loss=finite(made.outcome.best_loss),
         test_sums=list_sums(made.test),
-        best_step=made.went.best_step,
+        best_step=made.outcome.best_step,
         seconds=made.seconds,
     )

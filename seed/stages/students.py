@@ -23,7 +23,6 @@ from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.surgery import cast_weights
 from seed.models.width import make_narrow, plan_width
 from seed.protocols import name_device
-from seed.proxy.closed_form import Refit
 from seed.proxy.instruments import (
     Instruments,
     exported_losses,
@@ -78,7 +77,7 @@ class DistilledStudent:
     member: Member
     settings: DistillSettings
     start: str
-    went: Distilled
+    outcome: Distilled
     seconds: float  # of training and judging
     rows: tuple[ScoreRow, ...]  # scores of its starts
     test: DocumentLosses | None = None
@@ -92,7 +91,7 @@ class Trained:
 
     student: nn.Module
     start: str
-    went: Distilled
+    outcome: Distilled
     test: DocumentLosses
     seconds: float  # of training, looks at validation text included
     whole_seconds: float  # with starts and judging
@@ -142,8 +141,11 @@ def full_settings(
     )
 
 
-def prepare_start(sweep: Sweep, candidate: Candidate) -> tuple[str, Refit | None]:
-    """Measure both starts, raw and closed form, and return the better with its maps."""
+def make_start(sweep: Sweep, member: Member, settings: DistillSettings) -> tuple[str, nn.Module]:
+    """The student that a member's distillation begins with, raw or in closed form, and which of them measures better."""
+    if member.width is not None:
+        return "none", start_narrow(sweep.instruments, member.width)
+    candidate = member.candidate
     [raw] = sweep.measure_unrecovered([candidate])
     qualities = {"none": raw}
     if sweep.instruments.gains is not None:
@@ -151,15 +153,7 @@ def prepare_start(sweep: Sweep, candidate: Candidate) -> tuple[str, Refit | None
     start = choose_start(qualities)
     refit = sweep.recover(candidate) if start == "closed-form" else None
     sweep.release_states()
-    return start, refit
-
-
-def make_start(sweep: Sweep, member: Member, settings: DistillSettings) -> tuple[str, nn.Module]:
-    """The student that a member's distillation begins with, and which start that is."""
-    if member.width is not None:
-        return "none", start_narrow(sweep.instruments, member.width)
-    start, refit = prepare_start(sweep, member.candidate)
-    return start, start_student(sweep.instruments, member.candidate, refit, settings=settings)
+    return start, start_student(sweep.instruments, candidate, refit, settings=settings)
 
 
 def make_raw(instruments: Instruments, member: Member) -> nn.Module:
@@ -185,9 +179,9 @@ def try_rate(
         session, member.candidate, distill_tokens=tokens, learning_rate=rate, looks=1, recovery=recovery
     )
     _, student = make_start(sweep, member, settings)
-    went = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
-    is_good = went.diverged_at is None and bool(went.curve)
-    return went.curve[-1].validation_loss if is_good else sys.float_info.max  # JSON knows no infinity
+    outcome = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
+    is_good = outcome.diverged_at is None and bool(outcome.curve)
+    return outcome.curve[-1].validation_loss if is_good else sys.float_info.max  # JSON knows no infinity
 
 
 def choose_learning_rate(
@@ -239,13 +233,18 @@ def distill_once(
     began = time.perf_counter()
     start, student = make_start(sweep, member, settings)
     started = time.perf_counter()
-    went = train_student(
+    outcome = train_student(
         sweep.instruments, student, settings, candidate=member.candidate, on_step=lambda step: on_step()
     )
     seconds = time.perf_counter() - started
     test = exported_losses(sweep.instruments, student, session.streams["test"])
     return Trained(
-        student=student, start=start, went=went, test=test, seconds=seconds, whole_seconds=time.perf_counter() - began
+        student=student,
+        start=start,
+        outcome=outcome,
+        test=test,
+        seconds=seconds,
+        whole_seconds=time.perf_counter() - began,
     )
 
 
@@ -291,19 +290,19 @@ def distill_group(
     distilled = train_students(instruments, jobs, on_step=report_step)
     seconds = (time.monotonic() - began) / len(members)
     found = []
-    for member, start, job, went in zip(members, starts, jobs, distilled, strict=True):
+    for member, start, job, outcome in zip(members, starts, jobs, distilled, strict=True):
         on_progress(0, f"judging {member.key}")
         made = DistilledStudent(
             member=member,
             settings=job.settings,
             start=start,
-            went=went,
+            outcome=outcome,
             seconds=seconds,
             rows=tuple(sweep.list_rows([member.candidate])),
         )
-        if went.curve and rng_seed == budget.rng_seeds[0]:
+        if outcome.curve and rng_seed == budget.rng_seeds[0]:
             made = export_student(session, instruments, made, job.student)
-        elif went.curve:
+        elif outcome.curve:
             made = replace(made, test=exported_losses(instruments, job.student, session.streams["test"]))
         found.append(made)
         on_progress(1, f"judged {member.key}")

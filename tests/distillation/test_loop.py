@@ -133,7 +133,7 @@ def test_a_training_that_diverges_ends_at_once_with_its_best_weights_and_says_so
     settings = structs.replace(SETTINGS, steps=8, looks=2, learning_rate=1e9)
     said: list[str] = []
     steps: list[int] = []
-    went, unharmed = distill(
+    outcome, unharmed = distill(
         [
             TrainingJob(student=student, settings=settings, validate=validate, on_warning=said.append),
             TrainingJob(student=other, settings=structs.replace(settings, learning_rate=3e-3), validate=validate),
@@ -142,25 +142,25 @@ def test_a_training_that_diverges_ends_at_once_with_its_best_weights_and_says_so
         RECOVERY,
         on_step=steps.append,
     )
-    assert went.diverged_at is not None
-    assert went.diverged_at < settings.steps
-    assert went.best_step == 0
-    assert all(math.isfinite(point.validation_loss) for point in went.curve)
+    assert outcome.diverged_at is not None
+    assert outcome.diverged_at < settings.steps
+    assert outcome.best_step == 0
+    assert all(math.isfinite(point.validation_loss) for point in outcome.curve)
     assert_same_weights(student, make_start())
     assert said == [
-        f"training diverged at step {went.diverged_at} of 8 and ended there; the weights of step 0 are kept. Lower "
+        f"training diverged at step {outcome.diverged_at} of 8 and ended there; the weights of step 0 are kept. Lower "
         "--learning-rate (1e+09)."
     ]
     assert unharmed.curve[-1].step == steps[-1] == 8
     assert unharmed.diverged_at is None
-    assert msgspec.json.decode(msgspec.json.encode(went.curve), type=tuple[CurvePoint, ...]) == went.curve
+    assert msgspec.json.decode(msgspec.json.encode(outcome.curve), type=tuple[CurvePoint, ...]) == outcome.curve
 
 
 def test_a_start_without_a_finite_loss_may_be_trained_out_of_it() -> None:
     losses = iter([math.nan, 2.0, 3.0, 1.5, 4.0])
-    went = run(make_start(), structs.replace(SETTINGS, steps=4), validate=lambda model: next(losses))
-    assert [point.validation_loss for point in went.curve] == [2.0, 3.0, 1.5, 4.0]
-    assert (went.best_step, went.best_loss) == (3, 1.5)
+    outcome = run(make_start(), structs.replace(SETTINGS, steps=4), validate=lambda model: next(losses))
+    assert [point.validation_loss for point in outcome.curve] == [2.0, 3.0, 1.5, 4.0]
+    assert (outcome.best_step, outcome.best_loss) == (3, 1.5)
     student = make_start()
     never = run(student, SHORT, validate=lambda model: math.nan)
     assert never.curve == ()
@@ -290,7 +290,7 @@ def test_students_side_by_side_end_as_each_alone_to_the_bit(objective: Objective
         assert distill(together, DENSE, RECOVERY) == expected
     finally:
         handle.remove()
-    validations = sum(len(went.curve) for went in expected)
+    validations = sum(len(outcome.curve) for outcome in expected)
     assert len(forwards) - validations == (6 if objective.needs_teacher else 0)  # one pass a batch, not three
     for one, other in zip(together, alone, strict=True):
         assert_same_weights(one.student, other.student)

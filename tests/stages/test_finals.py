@@ -17,7 +17,8 @@ from seed.models.files import find_damage
 from seed.records import DenseResult, DistillResult
 from seed.stages import budgets, finals
 from seed.stages.finals import distill_members
-from seed.stages.students import Budget, Member
+from seed.stages.students import Budget, Member, choose_learning_rate
+from seed.study_dir import StudyFolder
 from tests.finished import Heard, forget_times
 from tests.models.test_integrity import DAMAGES, halve
 from tests.proxy.opened import drop, time_candidate
@@ -67,6 +68,20 @@ class Watched(Heard):
 
 def change_budget(**changes: object) -> Budget:
     return Budget(**{**vars(BUDGET), **changes})
+
+
+def test_rates_are_tried_upwards_until_one_is_worse_and_the_choice_is_remembered(tmp_path: Path) -> None:
+    losses, tried = {1e-4: 3.0, 3e-4: 2.5, 1e-3: 2.2, 3e-3: 2.4, 1e-2: 1.0}, list[float]()
+
+    def try_it(rate: float) -> float:
+        tried.append(rate)
+        return losses[rate]
+
+    for member in (*MEMBERS, MEMBERS[0]):  # whichever was the hardest then
+        rates = (1e-2, 1e-4, 3e-3, 3e-4, 1e-3)
+        best = choose_learning_rate(StudyFolder(tmp_path), member, rates=rates, distill_tokens=1000, try_it=try_it)
+        assert best == 1e-3
+        assert tried == [1e-4, 3e-4, 1e-3, 3e-3]
 
 
 def test_each_member_is_distilled_under_every_seed_and_the_first_is_exported(tmp_path: Path) -> None:
