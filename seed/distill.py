@@ -8,8 +8,8 @@ Over several GPUs or hosts, weights sharded over all of them, students and dense
     torchrun --nproc-per-node 4 -m seed.distill studies/gpt2-small --trial 17
     accelerate launch --multi_gpu --num_processes 4 -m seed.distill studies/gpt2-small --trial 17
 
-All of them open the study, so every host must see its folder, model and text. The first process does what one alone
-would do; the others only train.
+All of them open model and text, so every host must see them and the study's folder. The first process does what one alone
+would do; the others train what it trains.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from seed import plans, study_dir
+from seed import study_dir
 from seed.cli import (
     WHOLE,
     device_option,
@@ -36,230 +36,17 @@ from seed.cli import (
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ResourceError
 from seed.evidence import StudyRecord
-from seed.plans import Protocol, SearchPlan
-from seed.records import DenseResult, DistillResult, TrialRecord
+from seed.plans import Protocol, SearchPlan, open_planned
+from seed.records import DistillResult, TrialRecord
 from seed.study_dir import StudyFolder
 
 if TYPE_CHECKING:
     from seed.distillation.fsdp import ProcessGroup
+    from seed.distillation.processes import SingleProcess
     from seed.proxy.instruments import Instruments
     from seed.reporting.result_line import DistillLine, SearchLine
     from seed.sessions import Session
-    from seed.stages.finals import Budget
-    from seed.stages.students import Member
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """What is to be distilled, with what, and for how long."""
-
-    session: "Session"
-    instruments: "Instruments"
-    members: "list[Member]"
-    budget: "Budget"
-
-
-def distill_trials(
-    path: Path,
-    *,
-    terminal: Terminal,
-    trial: int | None = None,
-    distill_tokens: int | None = None,
-    learning_rate: float | None = None,
-    replicas: int | None = None,
-    eval_command: str | None = None,
-    device: str | None = None,
-    storage: str | None = None,
-    trust_remote_code: bool = False,
-    several: "ProcessGroup | None" = None,
-) -> tuple[list[DistillResult], StudyRecord]:
-    """Distill, export and judge the candidate of a trial, or the frontier's that are not yet; return what came of it.
-
-    ``several``: the processes that train together. All but the first only train, and have no results. ``storage``: the
-    database that shows the study.
-
-    Raises:
-        SeedError: no such study or trial, or model or text changed since.
-    """
-    with contextlib.nullcontext() if several is None else several.fail_together():
-        study, plan = plans.open_planned(path, trust_remote_code=trust_remote_code)
-    quiet_libraries()
-    from seed.distillation.processes import SINGLE_PROCESS
-    from seed.stages import budgets, finals
-    from seed.stages.publishing import open_shown, refresh_report
-    from seed.stages.study_record import find_learning_rate, gather_record
-
-    processes = several or SINGLE_PROCESS
-    with contextlib.ExitStack() as held:
-        with processes.fail_together():
-            if processes.leads:
-                held.enter_context(study_dir.lock(study))
-            record = gather_record(study)
-            chosen = choose_trials(study, record, trial=trial, replicas=replicas or plan.replicas)
-        processes.require_alike(repr([one.evaluation.candidate.key for one in chosen]))
-        if not chosen:
-            terminal.say(f"{study.root}: every member of the frontier is distilled")
-            return [], record
-        with processes.fail_together():
-            work = prepare(
-                study,
-                plan.protocol,
-                chosen,
-                terminal=terminal,
-                distill_tokens=distill_tokens or plan.distill_tokens,
-                learning_rate=learning_rate or find_learning_rate(record.distilled),
-                replicas=replicas or plan.replicas,
-                device=device,
-                several=several,
-            )
-        at_most = None
-        if several is not None:
-            at_most = several.find_least(budgets.count_parallel_students(work.session))
-            left = finals.list_left(work.session, work.members, work.budget)
-            groups = finals.group_members(left, at_most=at_most)
-            several.require_alike(repr([(seed, [one.key for one in group]) for group, seed in groups] + [work.budget]))
-            if not several.leads:
-                finals.train_as_follower(work.session, work.instruments, groups, work.budget)
-                return [], record
-        opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
-        results = lead(study, plan, work, at_most=at_most, eval_command=eval_command, terminal=terminal)
-        record = refresh_report(study, opened=opened, on_warning=terminal.say).record
-    for result in results:
-        terminal.say(
-            f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
-            f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"
-        )
-        terminal.say(f"model:  {study.model(result.candidate.key)}", wrap=False)
-    terminal.say(f"report: {study.report}", wrap=False)
-    return results, record
-
-
-def prepare(
-    study: StudyFolder,
-    protocol: Protocol,
-    chosen: list[TrialRecord],
-    *,
-    terminal: Terminal,
-    distill_tokens: int,
-    learning_rate: float | None,
-    replicas: int,
-    device: str | None,
-    several: "ProcessGroup | None",
-) -> Work:
-    """Open model and text, and say what will be done; nothing is written.
-
-    Raises:
-        SeedError: they changed since the study was planned, or several processes, or this machine, cannot do it.
-    """
-    from seed import sessions
-    from seed.stages import budgets, finals, students
-
-    if several is not None and device not in (None, "cpu", "cuda"):
-        raise ResourceError(f"--device {device}: each of several processes takes a GPU of its own. Give cuda or cpu.")
-    terminal.say(f"opening {protocol.model}" + (f", to train in {several.size} processes" if several else ""))
-    session = sessions.reopen(study, protocol, device_name=device)
-    budget = finals.Budget(
-        distill_tokens=distill_tokens,
-        learning_rate=learning_rate or protocol.short_learning_rate,
-        rng_seeds=finals.list_rng_seeds(session, replicas),
-    )
-    terminal.say(f"training for {protocol.describe_training(distill_tokens)}")
-    for line in protocol.warn_of_few_steps(distill_tokens):
-        terminal.say(line)
-    instruments = sessions.prepare_instruments(session)
-    if several is not None:
-        from seed.distillation import fsdp
-
-        several.take_device(session.device.type)
-        fsdp.require_shardable(budgets.short_settings(session, chosen[0].evaluation.candidate), session.teacher.model)
-        session, instruments = spread(session, instruments, several)
-    sizes = [one.evaluation.size for one in chosen]
-    num_together = min(len(chosen), budgets.count_parallel_students(session))
-    study_dir.require_room(
-        study.root,
-        needed_bytes=sum(size.weight_bytes for size in sizes) + 32 * num_together * sizes[0].num_params,
-        purpose="this distillation",
-    )
-    members = [
-        students.Member(candidate=one.evaluation.candidate, latency=one.evaluation.latency, trial_number=one.number)
-        for one in chosen
-    ]
-    return Work(session=session, instruments=instruments, members=members, budget=budget)
-
-
-def spread(session: "Session", instruments: "Instruments", several: "ProcessGroup") -> "tuple[Session, Instruments]":
-    """The same for several processes: only the first keeps the models' weights, and gives the others their shards of them."""
-    from seed.distillation.fsdp import empty
-    from seed.models.anatomy import Anatomy
-
-    if several.leads:
-        return session, dataclasses.replace(instruments, processes=several)
-    anatomy = Anatomy(empty(session.anatomy.model))
-    grafted = None if session.grafted is None else Anatomy(empty(session.grafted.model))
-    teacher = dataclasses.replace(session.teacher, model=anatomy.model)
-    return (
-        dataclasses.replace(session, teacher=teacher, anatomy=anatomy, grafted=grafted),
-        dataclasses.replace(instruments, anatomy=anatomy, grafted=grafted, processes=several),
-    )
-
-
-def lead(
-    study: StudyFolder,
-    plan: SearchPlan,
-    work: Work,
-    *,
-    at_most: int | None,
-    eval_command: str | None,
-    terminal: Terminal,
-) -> list[DistillResult]:
-    """Distill, export and judge what is to be distilled."""
-    from seed.executor import InProcess
-    from seed.proxy.sweep import Sweep
-    from seed.scores import ScoreStore
-    from seed.stages import finals
-
-    finals.say_damaged(study, work.members, say=terminal.say)
-    total = finals.count_all_work(work.session, work.members, work.budget)
-    executor = InProcess(work.session.device)
-    executor.start(work.session)
-    executor.evaluator.sweep = Sweep(work.instruments)
-    with ScoreStore(study.scores) as store, terminal.stage("distill", total=total, is_share=True) as advance:
-        return finals.distill_members(
-            executor,
-            work.session,
-            plan,
-            study_dir.read_record(study.dense, DenseResult),
-            work.members,
-            work.budget,
-            store=store,
-            at_most=at_most,
-            eval_command=eval_command,
-            on_progress=advance,
-            on_warning=terminal.say,
-        )
-
-
-def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None, replicas: int) -> list[TrialRecord]:
-    """The trial of that number; without one, those on the frontier that have fewer replicas, or no model.
-
-    Raises:
-        StudyError: there is no such finished trial.
-    """
-    from seed.stages.finals import describe_damage
-    from seed.stages.study_record import find_trial
-
-    if trial is None:
-        finished = {
-            result.candidate
-            for result in record.distilled
-            if len(result.replicas) >= replicas and describe_damage(study, result.key) is None
-        }
-        return [
-            find_trial(record, member.trial_number, place=study.root)
-            for member in record.frontier.members
-            if member.evaluation.candidate not in finished
-        ]
-    return [find_trial(record, trial, place=study.root)]
+    from seed.stages.students import Budget
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -282,23 +69,222 @@ class DistillCommand:
     json: bool = json_option()
 
 
+def distill_trials(
+    args: DistillCommand, terminal: Terminal, *, several: "ProcessGroup | None" = None
+) -> tuple[list[DistillResult], StudyRecord]:
+    """Distill, export and judge the candidate of a trial, or the frontier's that are not yet; return what came of it.
+
+    ``several``: the processes that train together, of which this is the first.
+
+    Raises:
+        SeedError: no such study or trial, or model or text changed since.
+    """
+    study, plan, processes = open_study(args, several)
+    from seed.stages.publishing import open_shown, refresh_report
+    from seed.stages.study_record import gather_record
+
+    with contextlib.ExitStack() as held:
+        with processes.fail_together():
+            held.enter_context(study_dir.lock(study))
+            record = gather_record(study)
+            chosen = choose_trials(study, record, trial=args.trial, replicas=args.replicas or plan.replicas)
+        if not processes.share(bool(chosen), bool):
+            terminal.say(f"{study.root}: every member of the frontier is distilled")
+            return [], record
+        with processes.fail_together():
+            session, instruments = open_model(args, study, plan.protocol, processes, terminal=terminal)
+            budget = plan_budget(args, plan, session, record, chosen, terminal=terminal)
+        opened = open_shown(study, plan, storage=args.storage, on_warning=terminal.say)
+        results = distill_chosen(
+            chosen, session, instruments, budget, eval_command=args.eval_command, terminal=terminal
+        )
+        processes.share([], list)  # nothing more is trained
+        record = refresh_report(study, opened=opened, on_warning=terminal.say).record
+    for result in results:
+        terminal.say(
+            f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
+            f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"
+        )
+        terminal.say(f"model:  {study.model(result.candidate.key)}", wrap=False)
+    terminal.say(f"report: {study.report}", wrap=False)
+    return results, record
+
+
+def follow(args: DistillCommand, several: "ProcessGroup") -> None:
+    """Train what the first process trains, and nothing else."""
+    study, plan, _ = open_study(args, several)
+    from seed.stages import students
+
+    with several.fail_together():
+        pass  # the first looks at what there is
+    if not several.share(False, bool):
+        return
+    with several.fail_together():
+        _, instruments = open_model(args, study, plan.protocol, several, terminal=Terminal(quiet=True))
+    students.follow(instruments)
+
+
+def open_study(args: DistillCommand, several: "ProcessGroup | None") -> "tuple[StudyFolder, SearchPlan, SingleProcess]":
+    """The study as it was planned, and the processes that work on it, which all see the same.
+
+    Raises:
+        SeedError: it cannot be read, or they do not.
+    """
+    with contextlib.nullcontext() if several is None else several.fail_together():
+        study, plan = open_planned(args.study, trust_remote_code=args.trust_remote_code)
+    quiet_libraries()
+    from seed.distillation.processes import SINGLE_PROCESS
+
+    processes = several or SINGLE_PROCESS
+    processes.require_alike(plan.fingerprint)
+    return study, plan, processes
+
+
+def open_model(
+    args: DistillCommand, study: StudyFolder, protocol: Protocol, processes: "SingleProcess", *, terminal: Terminal
+) -> "tuple[Session, Instruments]":
+    """Open model and text; of several processes, only the first keeps weights, and gives the others their shards of them.
+
+    Raises:
+        SeedError: they changed since the study was planned, or several processes cannot train this.
+    """
+    from seed import sessions
+    from seed.models.anatomy import Anatomy
+    from seed.optimize.space import drop_layers
+    from seed.stages import budgets
+
+    is_several = processes.size > 1
+    if is_several and args.device not in (None, "cpu", "cuda"):
+        raise ResourceError(
+            f"--device {args.device}: each of several processes takes a GPU of its own. Give cuda or cpu."
+        )
+    terminal.say(f"opening {protocol.model}" + f", to train in {processes.size} processes" * is_several)
+    session = sessions.reopen(study, protocol, device_name=args.device)
+    instruments = dataclasses.replace(sessions.prepare_instruments(session), processes=processes)
+    if is_several:
+        from seed.distillation import fsdp
+
+        assert isinstance(processes, fsdp.ProcessGroup)
+        processes.take_device(session.device.type)
+        settings = budgets.short_settings(session, drop_layers(session.anatomy.num_layers, []))
+        fsdp.require_shardable(settings, session.teacher.model)
+        if not processes.leads:
+            anatomy, grafted = session.anatomy, session.grafted
+            instruments = dataclasses.replace(
+                instruments,
+                anatomy=Anatomy(fsdp.empty(anatomy.model)),
+                grafted=None if grafted is None else Anatomy(fsdp.empty(grafted.model)),
+            )
+    return session, instruments
+
+
+def plan_budget(
+    args: DistillCommand,
+    plan: SearchPlan,
+    session: "Session",
+    record: StudyRecord,
+    chosen: list[TrialRecord],
+    *,
+    terminal: Terminal,
+) -> "Budget":
+    """Say what will be done; nothing is written.
+
+    Raises:
+        ResourceError: the disk has no room for it.
+    """
+    from seed.stages import budgets, finals, students
+    from seed.stages.study_record import find_learning_rate
+
+    protocol, distill_tokens = session.protocol, args.distill_tokens or plan.distill_tokens
+    terminal.say(f"training for {protocol.describe_training(distill_tokens)}")
+    for line in protocol.warn_of_few_steps(distill_tokens):
+        terminal.say(line)
+    sizes = [one.evaluation.size for one in chosen]
+    num_together = min(len(chosen), budgets.count_parallel_students(session))
+    study_dir.require_room(
+        session.folder.root,
+        needed_bytes=sum(size.weight_bytes for size in sizes) + 32 * num_together * sizes[0].num_params,
+        purpose="this distillation",
+    )
+    known_rate = args.learning_rate or find_learning_rate(record.distilled)
+    return students.Budget(
+        distill_tokens=distill_tokens,
+        learning_rate=known_rate or protocol.short_learning_rate,
+        rng_seeds=finals.list_rng_seeds(session, args.replicas or plan.replicas),
+    )
+
+
+def distill_chosen(
+    chosen: list[TrialRecord],
+    session: "Session",
+    instruments: "Instruments",
+    budget: "Budget",
+    *,
+    eval_command: str | None,
+    terminal: Terminal,
+) -> list[DistillResult]:
+    """Distill, export and judge the candidates of trials."""
+    from seed.executor import InProcess
+    from seed.proxy.sweep import Sweep
+    from seed.scores import ScoreStore
+    from seed.stages import finals
+
+    executor = InProcess(session.device)
+    executor.start(session)
+    executor.evaluator.sweep = Sweep(instruments)
+    with ScoreStore(session.folder.scores) as store:
+        return finals.distill_members(
+            executor,
+            session,
+            [finals.make_member(one.evaluation, one.number) for one in chosen],
+            budget,
+            terminal=terminal,
+            store=store,
+            eval_command=eval_command,
+        )
+
+
+def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None, replicas: int) -> list[TrialRecord]:
+    """The trial of that number; without one, those on the frontier that have fewer replicas, or no model.
+
+    Raises:
+        StudyError: there is no such finished trial.
+    """
+    from seed.stages.finals import describe_damage
+    from seed.stages.study_record import find_trial
+
+    if trial is not None:
+        return [find_trial(record, trial, place=study.root)]
+    finished = {
+        result.candidate
+        for result in record.distilled
+        if len(result.replicas) >= replicas and describe_damage(study, result.key) is None
+    }
+    return [
+        find_trial(record, member.trial_number, place=study.root)
+        for member in record.frontier.members
+        if member.evaluation.candidate not in finished
+    ]
+
+
 def main() -> None:
     """Read the command line and distill."""
     is_first = os.environ.get("RANK", "0") == "0"
-    with contextlib.nullcontext() if is_first else silence():  # all read the same words, and one complains
-        words = dataclasses.asdict(read_command(DistillCommand))
-    path, is_json = words.pop("study"), words.pop("json")
+    with (
+        contextlib.nullcontext() if is_first else contextlib.redirect_stderr(None)
+    ):  # all read the same, and one complains
+        args = read_command(DistillCommand)
     if not is_launched():
-        distill(path, words, is_json=is_json)
+        distill(args)
         return
     from seed.distillation.fsdp import join_processes
 
     try:
         with join_processes() as several:
             if several.leads:
-                distill(path, {**words, "several": several}, is_json=is_json)
+                distill(args, several)
             else:
-                distill_trials(path, terminal=Terminal(quiet=True), **words, several=several)
+                follow(args, several)
     except KeyboardInterrupt:
         if is_first:
             raise
@@ -310,30 +296,25 @@ def is_launched() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Let nothing be said until the block ends."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        yield
-
-
-def distill(path: Path, words: dict[str, Any], *, is_json: bool) -> None:
-    """Distill as the words of the command line say."""
-    if is_json:
-        answer_in_json(functools.partial(distill_for_script, path, **words))
+def distill(args: DistillCommand, several: "ProcessGroup | None" = None) -> None:
+    """Distill as the command line says."""
+    if args.json:
+        answer_in_json(functools.partial(distill_for_script, args, several=several))
     else:
-        distill_trials(path, terminal=Terminal(), **words)
+        distill_trials(args, Terminal(), several=several)
 
 
-def distill_for_script(path: Path, terminal: Terminal, **words: Any) -> "DistillLine | SearchLine":
-    """Distill, and return what ``--json`` prints: one model, or without a trial the study. ``words``: as for ``distill_trials``."""
+def distill_for_script(
+    args: DistillCommand, terminal: Terminal, *, several: "ProcessGroup | None"
+) -> "DistillLine | SearchLine":
+    """Distill, and return what ``--json`` prints: one model, or without a trial the study."""
     from seed.reporting.result_line import describe_one_more, describe_search
 
-    results, record = distill_trials(path, terminal=terminal, **words)
-    if words["trial"] is None:
-        return describe_search(record, StudyFolder(path))
+    results, record = distill_trials(args, terminal, several=several)
+    if args.trial is None:
+        return describe_search(record, StudyFolder(args.study))
     [result] = results
-    return describe_one_more(result, StudyFolder(path), record.replications.get(result.key))
+    return describe_one_more(result, StudyFolder(args.study), record.replications.get(result.key))
 
 
 @contextlib.contextmanager

@@ -6,20 +6,16 @@ All that it remembers between two pieces of work, it could make again; so any ot
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from seed import cost, sessions
-from seed.distillation.teacher_states import StoredStates
 from seed.errors import CandidateError
 from seed.evaluation.latency import name_structure
 from seed.evaluation.perplexity import DocumentLosses
 from seed.evidence import SearchGain
 from seed.optimize.screening import Screen
+from seed.optimize.space import drop_layers
 from seed.plans import Environment, SearchPlan
 from seed.proxy.instruments import Instruments
 from seed.proxy.proxy import Proxy
@@ -33,12 +29,10 @@ from seed.records import (
     ScoreRow,
     SearchSpace,
     TrialRecord,
-    WidthCut,
 )
 from seed.sessions import Session
-from seed.stages import baselines, budgets, finals, judging, latency_table, students
-from seed.stages.finals import Budget, DistilledStudent, ProgressCallback
-from seed.stages.students import Member
+from seed.stages import baselines, budgets, judging, latency_table, students
+from seed.stages.students import Budget, DistilledStudent, Member, ProgressCallback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +44,19 @@ class Proofs:
 
 
 class Evaluator:
-    """Does what it is handed, with one opened study on one device."""
+    """Does what it is handed, with one opened study on one device.
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    Args:
+        session: the opened study.
+        returns_files: checkpoints are returned file by file, since the coordinator does not see where they lie.
+    """
+
+    def __init__(self, session: Session, *, returns_files: bool = False) -> None:
+        self.session, self.returns_files = session, returns_files
         self.tell: ProgressCallback = lambda amount, note: None
         self.say: Callable[[str], None] = lambda line: None
         self._proxy: Proxy | None = None
+        self._stored_for: tuple[int, ...] = ()  # steps and random seeds
 
     @functools.cached_property
     def sweep(self) -> Sweep:
@@ -70,8 +70,12 @@ class Evaluator:
 
     # ---- before the search
 
-    def describe(self) -> tuple[Environment, cost.Shape, cost.Speed, int]:
-        """Where this measures, the model's shape, how long its parts take, and bytes of free memory."""
+    def describe_environment(self) -> Environment:
+        """Where this measures."""
+        return sessions.describe_environment(self.session)
+
+    def measure_parts(self) -> tuple[cost.Shape, cost.Speed, int]:
+        """The model's shape, how long its parts take, and bytes of free memory."""
         session = self.session
         shape, speed = cost.measure_parts(
             session.anatomy,
@@ -82,7 +86,7 @@ class Evaluator:
             stored_dtype=session.teacher.stored_dtype,
             for_gpu=session.device.type == "cuda",
         )
-        return sessions.describe_environment(session), shape, speed, cost.measure_free_bytes(session.device)
+        return shape, speed, cost.measure_free_bytes(session.device)
 
     def prove(self) -> Proofs:
         """Prove on this very model that cutting, saving, reloading and scoring are right.
@@ -98,7 +102,7 @@ class Evaluator:
 
     def distrust_closed_form(self) -> None:
         """From now on, do without closed form."""
-        self.session = sessions.without_closed_form(self.session)
+        self.session = dataclasses.replace(self.session, gains=None)
         self.sweep.instruments = dataclasses.replace(self.instruments, gains=None)
 
     def measure_latency(self, candidate: Candidate) -> Latency:
@@ -177,34 +181,18 @@ class Evaluator:
         """How many students can be trained side by side here."""
         return budgets.count_parallel_students(self.session)
 
-    def store_states(self, *, steps: int, rng_seeds: Sequence[int]) -> None:
-        """Compute the dense model's last hidden states for distillations of so many steps, or find them computed."""
-        self.sweep.instruments = budgets.store_teacher_states(
-            self.session,
-            self.instruments,
-            steps=steps,
-            rng_seeds=rng_seeds,
-            on_window=lambda count: self.tell(count, ""),
-        )
-        if self.instruments.teacher_states is None:
-            self.say("  they would take too much disk: the dense model runs in every step instead")
-
-    def take_states(self, stored: np.ndarray, *, steps: int, rng_seeds: Sequence[int]) -> None:
-        """Take the dense model's last hidden states, as bytes, that another evaluator has computed for these distillations."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written
-            states = torch.from_numpy(stored).view(self.session.dtype)
-        teacher_states = StoredStates(
-            states,
-            budgets.list_windows(self.session, steps=steps, rng_seeds=rng_seeds),
-            num_windows=len(self.instruments.recovery.tokens_NT),
-            device=self.session.device,
-        )
-        self.sweep.instruments = dataclasses.replace(self.instruments, teacher_states=teacher_states)
-
-    def forget_states(self) -> None:
-        """Run the dense model in every step from now on."""
-        self.sweep.instruments = dataclasses.replace(self.instruments, teacher_states=None)
+    def store_states(self, *, steps: int, rng_seeds: Sequence[int]) -> bool:
+        """Store the dense model's last hidden states for distillations of so many steps, or find them; False: they take too much."""
+        if self._stored_for != (steps, *rng_seeds):
+            self.sweep.instruments = budgets.store_teacher_states(
+                self.session,
+                self.instruments,
+                steps=steps,
+                rng_seeds=rng_seeds,
+                on_window=lambda count: self.tell(count, ""),
+            )
+            self._stored_for = (steps, *rng_seeds)
+        return self.instruments.teacher_states is not None
 
     def try_learning_rate(self, member: Member, rate: float, *, distill_tokens: int, rows: Sequence[ScoreRow]) -> float:
         """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""
@@ -218,23 +206,27 @@ class Evaluator:
             on_step=lambda step: self.tell(1, f"which learning rate suits {member.key}"),
         )
 
-    def plan_widths(self, candidates: Sequence[Candidate]) -> list[WidthCut]:
-        """The width that has each size of these candidates, in parameters."""
-        return students.plan_widths(self.instruments, candidates)
-
-    def measure_width_latency(self, width: WidthCut) -> Latency:
-        """Time a width beside the dense model."""
-        return students.measure_width_latency(self.session, self.instruments, width)
+    def make_baselines(self, candidates: Sequence[Candidate], *, known: Mapping[str, Latency]) -> list[Member]:
+        """For each size among the candidates, all layers cut to that size in width, timed. ``known``: latencies by their key."""
+        whole = drop_layers(self.session.anatomy.num_layers, [])
+        return [
+            Member(
+                candidate=whole,
+                latency=known.get(width.key) or students.measure_width_latency(self.session, self.instruments, width),
+                width=width,
+            )
+            for width in students.plan_widths(self.instruments, candidates)
+        ]
 
     def distill(
-        self, members: Sequence[Member], budget: Budget, *, rng_seed: int, rows: Sequence[ScoreRow]
+        self, members: Sequence[Member], budget: Budget, rng_seed: int, rows: Sequence[ScoreRow]
     ) -> list[DistilledStudent]:
         """Train members side by side under one random seed, write the first replica's checkpoints into scratch, judge them.
 
         ``rows``: what is known of their scores.
         """
         self.sweep.learn(rows)
-        return finals.distill_group(
+        made = students.distill_group(
             self.session,
             self.sweep,
             members,
@@ -243,6 +235,7 @@ class Evaluator:
             on_progress=self.tell,
             on_warning=self.say,
         )
+        return [students.read_checkpoint(one) for one in made] if self.returns_files else made
 
     def _open_proxy(self, table: Mapping[str, Latency], screen: Screen | None) -> Proxy:
         anatomy = self.session.anatomy

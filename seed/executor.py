@@ -6,8 +6,9 @@ at a time, since neighbours share prefixes.
 
 import contextlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -20,35 +21,83 @@ from seed.protocols import Reference, describe_reference
 from seed.records import Candidate, Latency, Quality, Scored, ScoreRow
 from seed.reporting.wording import count_things
 from seed.sessions import Session
-from seed.stages.finals import Budget, DistilledStudent, DistillExecutor, ProgressCallback
-from seed.stages.searching import Scorers
-from seed.stages.students import Member
+from seed.stages.students import ProgressCallback
 
 Rows = Sequence[ScoreRow]
 CHUNKS = 64  # a list is cut into at most: many more than evaluators, so that they end together
 SHORTEST = 4  # candidates in a chunk, since its first shares little with what its evaluator did before
 
 
-class Executor(Scorers, DistillExecutor, Protocol):
+class Executor(ABC):
     """Evaluators of one study. The first is the reference: what is measured once is measured there, while nothing else runs."""
 
+    num_evaluators: int
     most_on_one_node: int  # of them, which share its memory
     reference: Reference
 
+    @abstractmethod
     def start(self, session: Session, *, say: Callable[[str], None]) -> None:
         """Let evaluators have the opened study."""
 
+    @abstractmethod
     def call(self, method: str, /, *args: Any, on_progress: ProgressCallback | None = None, **kwargs: Any) -> Any:
         """Have one of ``Evaluator``'s methods done by the reference; ``on_progress`` hears of it as it goes."""
 
+    @abstractmethod
+    def call_each(
+        self, method: str, candidates: Sequence[Candidate], told: Callable[[Sequence[Candidate]], dict[str, Any]]
+    ) -> Iterator[Any]:
+        """Have a method that yields something for each candidate done by all. ``told``: what else it is told of some."""
+
+    @abstractmethod
+    def call_all(
+        self,
+        method: str,
+        works: Sequence[tuple[Any, ...]],
+        *,
+        on_progress: ProgressCallback,
+        on_warning: Callable[[str], None],
+    ) -> Iterator[Any]:
+        """Have a method done with each of these arguments by all, and yield what comes of each as it is finished."""
+
+    @abstractmethod
     def distrust_closed_form(self) -> None:
         """From now on, every evaluator does without closed form."""
 
-    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_progress: ProgressCallback) -> None:
-        """Compute the dense model's last hidden states once, and let every evaluator have them."""
+    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_progress: ProgressCallback) -> bool:
+        """Have the dense model's last hidden states stored for distillations of so many steps; False: they take too much."""
+        return bool(self.call("store_states", steps=steps, rng_seeds=rng_seeds, on_progress=on_progress))
+
+    def score(
+        self, candidates: Sequence[Candidate], *, rows: Rows, table: Mapping[str, Latency], screen: Screen | None = None
+    ) -> Iterator[Scored]:
+        """Score candidates at the study's proxy."""
+        known: dict[str, list[ScoreRow]] = {}
+        for row in rows:
+            known.setdefault(row.key, []).append(row)
+
+        def told(some: Sequence[Candidate]) -> dict[str, Any]:
+            theirs = [row for candidate in some for row in known.get(candidate.key, ())]
+            return {"rows": theirs, "table": dict(table), "screen": screen}
+
+        return self.call_each("score", candidates, told)
+
+    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[ScoreRow]]]:
+        """Score candidates by closed form."""
+        return self.call_each("sweep_space", candidates, lambda some: {})
+
+    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
+        """Score candidates as they stand."""
+        found: tuple[list[Quality], list[ScoreRow]] = self.call("measure_unrecovered", list(candidates))
+        return found
+
+    def count_parallel_students(self) -> int:
+        """How many students one evaluator trains side by side."""
+        count = int(self.call("count_parallel_students"))
+        return max(1, count // self.most_on_one_node) if self.reference.type == "cpu" else count
 
 
-class InProcess:
+class InProcess(Executor):
     """One evaluator, in this process."""
 
     num_evaluators = most_on_one_node = 1
@@ -66,38 +115,25 @@ class InProcess:
         with self._told(on_progress):
             return getattr(self.evaluator, method)(*args, **kwargs)
 
-    def distrust_closed_form(self) -> None:
-        self.evaluator.distrust_closed_form()
+    def call_each(
+        self, method: str, candidates: Sequence[Candidate], told: Callable[[Sequence[Candidate]], dict[str, Any]]
+    ) -> Iterator[Any]:
+        yield from getattr(self.evaluator, method)(candidates, **told(candidates))
 
-    def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_progress: ProgressCallback) -> None:
-        self.call("store_states", steps=steps, rng_seeds=rng_seeds, on_progress=on_progress)
-
-    def score(
-        self, candidates: Sequence[Candidate], *, rows: Rows, table: Mapping[str, Latency], screen: Screen | None = None
-    ) -> Iterator[Scored]:
-        yield from self.evaluator.score(candidates, rows=rows, table=table, screen=screen)
-
-    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[ScoreRow]]]:
-        yield from self.evaluator.sweep_space(candidates)
-
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
-        return self.evaluator.measure_unrecovered(candidates)
-
-    def distill(
+    def call_all(
         self,
-        works: Sequence[tuple[Sequence[Member], int]],
-        budget: Budget,
+        method: str,
+        works: Sequence[tuple[Any, ...]],
         *,
-        rows: Rows,
         on_progress: ProgressCallback,
         on_warning: Callable[[str], None],
-    ) -> Iterator[list[DistilledStudent]]:
+    ) -> Iterator[Any]:
         with self._told(on_progress, on_warning):
-            for members, rng_seed in works:
-                yield self.evaluator.distill(members, budget, rng_seed=rng_seed, rows=rows)
+            for args in works:
+                yield getattr(self.evaluator, method)(*args)
 
-    def count_parallel_students(self) -> int:
-        return self.evaluator.count_parallel_students()
+    def distrust_closed_form(self) -> None:
+        self.evaluator.distrust_closed_form()
 
     @contextlib.contextmanager
     def _told(

@@ -26,7 +26,7 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
 
-class _Bell:
+class _Signals:
     """What was heard, and whether it may be answered now."""
 
     depth = 0  # of blocks that are not to be torn
@@ -42,28 +42,28 @@ def listen() -> None:
 
 
 def _hear(number: int, _frame: FrameType | None) -> None:
-    _Bell.heard = number
+    _Signals.heard = number
     for other in SIGNALS:
         signal.signal(other, signal.SIG_DFL)  # the next one ends the process
-    if not _Bell.depth:
+    if not _Signals.depth:
         raise Stopped(number)
-    _Bell.pending = number
+    _Signals.pending = number
 
 
 def restore(stop: KeyboardInterrupt) -> KeyboardInterrupt:
     """``Stopped`` again, where a library put an exception of its own in its place."""
-    return stop if isinstance(stop, Stopped) or _Bell.heard is None else Stopped(_Bell.heard)
+    return stop if isinstance(stop, Stopped) or _Signals.heard is None else Stopped(_Signals.heard)
 
 
 @contextlib.contextmanager
 def hold() -> Iterator[Callable[[], bool]]:
     """Let the first signal wait until the block ends; what is yielded says whether there is one."""
-    _Bell.depth += 1
+    _Signals.depth += 1
     try:
-        yield lambda: _Bell.pending is not None
+        yield lambda: _Signals.pending is not None
     finally:
-        _Bell.depth -= 1
-        number = _Bell.pending
-        if number is not None and not _Bell.depth:
-            _Bell.pending = None
+        _Signals.depth -= 1
+        number = _Signals.pending
+        if number is not None and not _Signals.depth:
+            _Signals.pending = None
             raise Stopped(number)

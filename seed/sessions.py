@@ -54,10 +54,14 @@ class Session:
     anatomy: Anatomy
     streams: dict[str, TokenStream]
     device: torch.device
-    dtype: torch.dtype
     micro_batch: int
     gains: dict[int, float] | None  # what closed form needs; None: not available for this family
     grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the dense model computes in."""
+        return self.teacher.dtype
 
     @functools.cached_property
     def recomputes(self) -> bool:
@@ -122,7 +126,7 @@ def open_for_search(
     space = find_space(settings, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
     request = request_text(settings, anatomy.config)
     streams = _open_streams(request, teacher)
-    gains = _measure_gains(anatomy, streams["recovery"], device)
+    gains = _measure_gains(anatomy, streams["recovery"])
     local = location == "demo" or Path(location).is_dir()
     protocol = fix_protocol(
         settings,
@@ -138,7 +142,7 @@ def open_for_search(
         device=reference.name,
         dtype=teacher.dtype,
     )
-    return _bench(study, protocol, teacher, anatomy, streams, device, gains), settings
+    return _make_session(study, protocol, teacher, anatomy, streams, gains), settings
 
 
 def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = None) -> Session:
@@ -175,26 +179,24 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
             f"{protocol.start}: changed since {study.root} was planned from it. Start a study of another name."
         )
     is_trusted = read_plan(study).trusts_closed_form
-    gains = _measure_gains(anatomy, streams["recovery"], device) if is_trusted else None
-    return _bench(study, protocol, teacher, anatomy, streams, device, gains)
+    gains = _measure_gains(anatomy, streams["recovery"]) if is_trusted else None
+    return _make_session(study, protocol, teacher, anatomy, streams, gains)
 
 
 def move(session: Session, device: torch.device, *, study: StudyFolder) -> Session:
     """The opened study on another device; its weights go there. ``study``: whose scratch folder is ours to use."""
     models = [anatomy.model for anatomy in (session.anatomy, session.grafted) if anatomy is not None]
     anatomy, *grafted = (Anatomy(model.to(device)) for model in models)
-    protocol, gains = session.protocol, session.gains
-    if (
-        gains is not None
-    ):  # whether there are any is decided already; ``prove_closed_form`` says whether that holds here
-        gains = _measure_gains(anatomy, session.streams["recovery"], device) or gains
+    gains = session.gains
+    if gains is not None:  # whether there are any is decided; ``prove_closed_form`` says whether that holds here
+        gains = _measure_gains(anatomy, session.streams["recovery"]) or gains
     return replace(
         session,
         folder=study,
         anatomy=anatomy,
         grafted=grafted[0] if grafted else None,
         device=device,
-        micro_batch=choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size, device=device),
+        micro_batch=choose_micro_batch(session.protocol.window_tokens, anatomy.config.vocab_size, device=device),
         gains=gains,
     )
 
@@ -233,15 +235,6 @@ def take_test_text(session: Session, *, window_tokens: int, test_tokens: int | N
         request_again(protocol), window_tokens=window_tokens, test_tokens=test_tokens or protocol.test_tokens
     )
     return open_streams(wanted, session.teacher.tokenizer)["test"]
-
-
-def open_start(teacher: Teacher, anatomy: Anatomy, protocol: Protocol, device: torch.device) -> Anatomy | None:
-    """The recovered model that candidates are cut from, its layers at their original places; None: the original."""
-    if protocol.start is None:
-        return None
-    start = read_start(Path(protocol.start))
-    recovered = load_checkpoint(start.path, device=device, dtype=teacher.dtype)
-    return graft(anatomy, recovered, start.candidate)
 
 
 def prove(session: Session) -> None:
@@ -315,11 +308,6 @@ def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
     )
 
 
-def without_closed_form(session: Session) -> Session:
-    """The same session for a model whose closed form is not what it says."""
-    return replace(session, gains=None)
-
-
 def describe_environment(session: Session) -> Environment:
     """Where this process measures."""
     names = ("torch", "transformers", "optuna", "numpy", "plotly", "datasets")
@@ -348,16 +336,19 @@ def _open_streams(request: CorpusRequest, teacher: Teacher) -> dict[str, TokenSt
     return streams
 
 
-def _bench(
+def _make_session(
     study: StudyFolder,
     protocol: Protocol,
     teacher: Teacher,
     anatomy: Anatomy,
     streams: dict[str, TokenStream],
-    device: torch.device,
     gains: dict[int, float] | None,
 ) -> Session:
-    micro_batch = choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size, device=device)
+    device, grafted = anatomy.device, None
+    if protocol.start is not None:  # the recovered model, its layers at their original places
+        start = read_start(Path(protocol.start))
+        recovered = load_checkpoint(start.path, device=device, dtype=teacher.dtype)
+        grafted = graft(anatomy, recovered, start.candidate)
     return Session(
         folder=study,
         protocol=protocol,
@@ -365,15 +356,14 @@ def _bench(
         anatomy=anatomy,
         streams=streams,
         device=device,
-        dtype=teacher.dtype,
-        micro_batch=micro_batch,
+        micro_batch=choose_micro_batch(protocol.window_tokens, anatomy.config.vocab_size, device=device),
         gains=gains,
-        grafted=open_start(teacher, anatomy, protocol, device),
+        grafted=grafted,
     )
 
 
-def _measure_gains(anatomy: Anatomy, stream: TokenStream, device: torch.device) -> dict[int, float] | None:
-    tokens = stream.tokens_NT[:2, :64].to(device)
+def _measure_gains(anatomy: Anatomy, stream: TokenStream) -> dict[int, float] | None:
+    tokens = stream.tokens_NT[:2, :64].to(anatomy.device)
     return measure_gains(anatomy, anatomy.trace(tokens))
 
 

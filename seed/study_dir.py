@@ -10,12 +10,11 @@ import errno
 import fcntl
 import os
 import re
-import shlex
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -25,16 +24,12 @@ from seed.errors import ResourceError, SeedError, StudyError, first_line
 T = TypeVar("T")
 INSIDE = ".new"  # what a mounted directory is filled from
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-DENIED_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-READ_ONLY_MESSAGES = re.compile(r"os error 30\b|Read-only file system")
-READ_ONLY_CURE = "It lies on a disk that can only be read: choose a writable place (--studies-dir DIRECTORY), or work on a copy there."
-DISK_MESSAGES = re.compile(r"os error (27|28|122)\b|No space left on device|PytorchStreamWriter failed")
+# safetensors and torch wrap the errno into a message of their own
+WRAPPED = {
+    errno.ENOSPC: re.compile(r"os error (27|28|122)\b|No space left on device|PytorchStreamWriter failed"),
+    errno.EROFS: re.compile(r"os error 30\b|Read-only file system"),
+}
 MEMORY_MESSAGE = "can't allocate memory"  # torch on the CPU
-MEASURED = (
-    "compare.json",
-    "fidelity.json",
-    "recoveries.json",
-)  # raw numbers of commands that are not the search
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -95,11 +90,8 @@ def create(root: Path) -> StudyFolder:
     require_writable(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".write-test-{os.getpid()}"
-        probe.write_text("x")
-        probe.unlink()
     except OSError as error:
-        raise refuse_place(root, error.strerror or str(error)) from error
+        raise refuse_write(root, error) from error
     return StudyFolder(root)
 
 
@@ -112,12 +104,8 @@ def require_writable(root: Path) -> None:
     existing = next(place for place in (root.absolute(), *root.absolute().parents) if place.exists())
     if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK):
         is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
-        raise refuse_place(root, "a disk that can only be read" if is_read_only else "permission denied")
-
-
-def refuse_place(root: Path, why: str) -> ResourceError:
-    """What is raised where a study cannot be written."""
-    return ResourceError(f"{root}: cannot write there ({why}). Choose a writable place with --studies-dir DIRECTORY.")
+        number = errno.EROFS if is_read_only else errno.EACCES
+        raise refuse_write(root, OSError(number, os.strerror(number)))
 
 
 def open_existing(path: Path) -> StudyFolder:
@@ -140,7 +128,11 @@ def open_existing(path: Path) -> StudyFolder:
 @contextlib.contextmanager
 def lock(folder: StudyFolder) -> Iterator[None]:
     """Hold the study for this process; the kernel lets go when the process ends, however it ends."""
-    with _open_lock(folder.root) as handle:
+    try:
+        opened = (folder.root / ".lock").open("a+")
+    except OSError as error:
+        raise refuse_write(folder.root, error) from error
+    with opened as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -158,18 +150,6 @@ def lock(folder: StudyFolder) -> Iterator[None]:
             yield
 
 
-def _open_lock(root: Path) -> TextIO:
-    try:
-        return (root / ".lock").open("a+")
-    except OSError as error:
-        if error.errno not in DENIED_ERRNOS:
-            raise
-        raise StudyError(
-            f"{root}: you may not write there ({error.strerror}), and this command does. Work on a copy of your own: "
-            f"{shlex.join(['cp', '-r', str(root), 'DIRECTORY'])}"
-        ) from error
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Is this how Python or torch says that the memory is full?"""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or MEMORY_MESSAGE in str(error)
@@ -180,23 +160,18 @@ def explain_resource_errors(place: Path) -> Iterator[None]:
     """Turn what libraries raise when the disk or the memory is full, or access is denied, into a ResourceError."""
     try:
         yield
-    except ResourceError:
+    except SeedError:  # has its own cure
         raise
     except Exception as error:
         if isinstance(error, PermissionError):
             raise deny(Path(error.filename or place)) from error
         link: BaseException | None = error
         while link is not None:
-            if getattr(link, "errno", None) == errno.EROFS or READ_ONLY_MESSAGES.search(str(link)):
-                if isinstance(error, SeedError):  # has its own cure
-                    raise
-                raise ResourceError(f"{place}: cannot be written ({link}). {READ_ONLY_CURE}") from error
-            # safetensors and torch wrap the errno into a message of their own
-            if getattr(link, "errno", None) in DISK_ERRNOS or DISK_MESSAGES.search(str(link)):
-                raise ResourceError(
-                    f"{place}: the disk does not take what has to be written ({link}). Free some room and run the same "
-                    "command again; what was finished is kept."
-                ) from error
+            if isinstance(link, OSError) and link.errno in (*DISK_ERRNOS, errno.EROFS):
+                raise refuse_write(place, link) from error
+            for number, message in WRAPPED.items():
+                if message.search(str(link)):
+                    raise refuse_write(place, OSError(number, str(link))) from error
             if is_out_of_memory(link):
                 raise ResourceError(
                     f"{place}: out of memory ({first_line(link)}). Use a smaller model, shorter windows "
@@ -237,14 +212,15 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def refuse_write(path: Path, error: OSError) -> ResourceError:
-    """What is raised when a file cannot be written."""
-    room = "Free some room and run the same command again; what was finished is kept."
-    cure = READ_ONLY_CURE if error.errno == errno.EROFS else room
+    """What is raised when a place cannot be written, with what helps against it."""
+    cure = "Name a place that can be written, such as with --studies-dir DIRECTORY, or work on a copy of your own."
+    if error.errno in (*DISK_ERRNOS, errno.EIO):
+        cure = "Free some room and run the same command again; what was finished is kept."
     return ResourceError(f"{path}: cannot be written ({error.strerror or error}). {cure}")
 
 
 def write_record(path: Path, record: msgspec.Struct | dict[str, Any]) -> None:
-    """Write a record, or some by name, as indented JSON that reads back, with a checksum.
+    """Write a record, or some by name, as indented JSON that reads back.
 
     Raises:
         StudyError: it would not, since a number in it is not finite, which JSON does not know.
@@ -258,18 +234,17 @@ def write_record(path: Path, record: msgspec.Struct | dict[str, Any]) -> None:
             f"{path}: not written, since a number in it is not finite ({error}). Compute in float32 (--dtype float32), or give "
             "more text, as a study of another name (--study NAME)."
         ) from error
-    write_bytes(path, msgspec.json.format(untrusted.seal_line(content), indent=1) + b"\n")
+    write_bytes(path, msgspec.json.format(content, indent=1) + b"\n")
 
 
 def read_record(path: Path, kind: type[T]) -> T:
     """Read a record back.
 
     Raises:
-        StudyError: the file is missing, torn, changed since it was written, or of another form.
+        StudyError: the file is missing, damaged, or of another form.
     """
     try:
-        content = msgspec.json.format(untrusted.read_bounded(path), indent=-1)  # as it was sealed
-        return msgspec.json.decode(untrusted.open_line(content), type=kind)
+        return msgspec.json.decode(untrusted.read_bounded(path), type=kind)
     except FileNotFoundError as error:
         raise StudyError(
             f"{path}: missing. Run the search of this study again; it makes up what is missing."
@@ -277,12 +252,9 @@ def read_record(path: Path, kind: type[T]) -> T:
     except PermissionError as error:
         raise deny(path) from error
     except (ValueError, RecursionError, OSError) as error:
-        cure = (
-            "this command again, which begins anew"
-            if path.name in MEASURED
-            else "the search of this study again; finished trials are kept"
-        )
-        raise StudyError(f"{path}: cannot be read ({error}). Remove this file and run {cure}.") from error
+        raise StudyError(
+            f"{path}: cannot be read ({error}). Remove this file and run the command again that wrote it; finished trials are kept."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -313,9 +285,7 @@ def replace_directory(target: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        cure = READ_ONLY_CURE if error.errno == errno.EROFS else "Name a place that can be written."
-        cure = "Free some room and try again." if error.errno in DISK_ERRNOS else cure
-        raise ResourceError(f"{target}: cannot be written ({error.strerror or error}). {cure}") from error
+        raise refuse_write(target, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

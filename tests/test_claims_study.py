@@ -242,5 +242,5 @@ def test_a_stopped_run_goes_on_to_the_same_evidence(tmp_path: Path, monkeypatch:
     with pytest.raises(StudyError, match="distill_tokens: 1024 there, 2048 now"):
         gather(tmp_path / "whole" / "tiny", tokens=2048)
     (tmp_path / "whole" / "tiny" / "claims.json").write_text("{torn")
-    with pytest.raises(StudyError, match="Remove this file and run this command again, which begins anew"):
+    with pytest.raises(StudyError, match="Remove this file and run the command again"):
         gather(tmp_path / "whole" / "tiny")

@@ -435,8 +435,8 @@ def test_a_study_of_somebody_else_says_what_to_do(tmp_path):
     (study / "plan.json").write_text("{}")
     study.chmod(0o555)
     error = error_of(run_unprivileged("seed.report", "theirs", cwd=tmp_path, code=2))
-    assert "theirs: you may not write there (Permission denied)" in error
-    assert "cp -r theirs DIRECTORY" in error
+    assert "theirs: cannot be written (Permission denied)" in error
+    assert "work on a copy of your own" in error
     study.chmod(0)
     for command in ("seed.report", "seed.dashboard", "seed.distill"):
         error = error_of(run_unprivileged(command, "theirs", cwd=tmp_path, code=2))

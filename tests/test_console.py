@@ -17,11 +17,7 @@ from seed import console, errors
 from seed.console import Terminal, format_seconds, format_span
 from seed.errors import SeedError, StudyError
 from seed.records import Estimate
-from seed.reporting.result_text import tabulate_models
-from seed.results import compute_result
 from tests.running import ROOT, environment
-
-from .reporting import factory
 
 Captured = pytest.CaptureFixture[str]
 
@@ -59,13 +55,6 @@ def test_sentences_and_cells_are_printed_as_they_are(capsys: Captured) -> None:
         "model ratio",
         "a[b]c 0.845 [0.840, 0.851]",
     ]
-
-
-def test_the_widest_table_is_not_wrapped_where_nobody_watches(capsys: Captured) -> None:
-    table = tabulate_models(compute_result(factory.make_record()))
-    Terminal().show_table(table.columns, table.rows)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert [re.split(r"\s{2,}", line.strip()) for line in (lines[0], *lines[2:])] == [table.columns, *table.rows]
 
 
 def test_stages_print_plain_lines(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

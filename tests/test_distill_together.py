@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from seed import study_dir
-from seed.records import Frontier
+from seed.plans import SearchPlan
 from seed.reporting.result_line import DistillLine, SearchLine
 from tests import started
 from tests.running import environment, read_line, run_seed, search_words
@@ -114,9 +114,9 @@ def test_what_one_process_finds_wrong_ends_both(searched, tmp_path):
 
 def test_processes_that_see_different_folders_do_not_train(searched, tmp_path):
     path = shutil.copytree(searched, tmp_path / "other")
-    frontier = path / "studies" / "tiny" / "frontier.json"
-    emptied = msgspec.structs.replace(study_dir.read_record(frontier, Frontier), members=())
-    study_dir.write_record(frontier, emptied)
+    plan = study_dir.read_record(path / "studies" / "tiny" / "plan.json", SearchPlan)
+    changed = msgspec.structs.replace(plan, identity=plan.identity | {"rng_seed": 7})
+    study_dir.write_record(path / "studies" / "tiny" / "plan.json", changed)
     first, second = Pair(tmp_path, "studies/tiny", cwd=searched, second_cwd=path).end()
     assert first[0] == 2
     assert first[2].startswith("error: the 2 processes of this run see different folders")

@@ -205,12 +205,12 @@ def test_torn_files_end_in_one_error_or_are_mended(finished_study: Finished, tmp
     good, bad = sorted(path.stem for path in study.distilled.iterdir())
     written, record = study.result(good).stat().st_mtime_ns, study.result(bad)
     truncate(record)
-    with pytest.raises(StudyError, match=f"{bad}.json: cannot be read.*Remove this file and run the search of this"):
+    with pytest.raises(StudyError, match=f"{bad}.json: cannot be read.*Remove this file and run the command again"):
         search(settings, Heard())
     record.unlink()
     [weights] = study.model(bad).glob("*.safetensors")
     truncate(weights)
-    progress = study.work / f"distill-{bad}.pt"
+    progress = study.work / f"distill-{bad}-0.pt"
     torch.save({"step": 1}, progress)
     truncate(progress)
     search(settings, Heard())

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from seed import pipeline, protocols, sessions, study_dir
+from seed import protocols, sessions, study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
@@ -16,7 +16,7 @@ from seed.proxy.proxy import Proxy
 from seed.records import Candidate, Evaluation, ScoreRow
 from seed.scores import ScoreStore
 from seed.search import search
-from seed.stages import baselines, finals, judging, latency_table, publishing
+from seed.stages import baselines, finals, judging, latency_table, publishing, students, study_record
 from seed.study_dir import StudyFolder
 from tests.finished import Finished, describe, timed_alike
 from tests.reporting.factory import make_trials
@@ -49,7 +49,7 @@ STOPS: dict[str, tuple[object, str, int]] = {
     "dense": (judging, "judge_dense", 0),
     "search": (Proxy, "evaluate", 4),
     "baselines": (baselines, "compare_baselines", 0),
-    "distill": (finals, "train_students", 0),
+    "distill": (students, "train_students", 0),
     "judge": (judging, "judge_exported", 1),
     "export": (finals, "keep_first", 1),
     "report": (publishing, "write_page", 0),
@@ -119,10 +119,10 @@ def failed(tmp_path: Path) -> StudyFolder:
 def test_a_search_that_failed_makes_room_for_another_plan_and_goes_on_with_its_own(failed: StudyFolder) -> None:
     said: list[str] = []
     own, other = make_plan(rng_seed=0), make_plan(rng_seed=1)
-    assert pipeline.continue_or_replace(failed, own, say=said.append).fingerprint == own.fingerprint
+    assert study_record.continue_or_replace(failed, own, say=said.append).fingerprint == own.fingerprint
     assert not said
     assert failed.latency.exists()
-    assert pipeline.continue_or_replace(failed, other, say=said.append) == other
+    assert study_record.continue_or_replace(failed, other, say=said.append) == other
     assert [path.name for path in failed.root.iterdir()] == ["mine.txt"]
     assert "ended before its first score" in said[0]
 
@@ -141,7 +141,7 @@ def test_what_holds_something_is_never_replaced(failed: StudyFolder, what: str) 
             store.keep([row] if what == "score" else [], make_trials()[:1] if what == "trial" else [])
     before = sorted(failed.root.rglob("*"))
     with pytest.raises(StudyError, match=r"holds a study of another plan .rng_seed: 0 in the study, 1 now"):
-        pipeline.continue_or_replace(failed, make_plan(rng_seed=1), say=print)
+        study_record.continue_or_replace(failed, make_plan(rng_seed=1), say=print)
     assert sorted(path for path in failed.root.rglob("*") if not path.name.endswith(("-shm", "-wal"))) == [
         path for path in before if not path.name.endswith(("-shm", "-wal"))
     ]

@@ -8,18 +8,6 @@ from rich.console import Console
 from seed.console import Stage
 
 
-def test_a_steady_pace_is_gone_on_with() -> None:
-    stage = Stage(title="search", total=10, began=100.0)
-    assert stage.estimate_left(now=150.0) is None
-    stage.advance(1, now=101.0)
-    assert stage.estimate_left(now=101.5) is None  # too early to tell
-    for second in range(2, 5):
-        stage.advance(1, now=100.0 + second)
-    assert stage.estimate_left(now=104.0) == pytest.approx(6)
-    stage.advance(9, now=105.0)  # more than was foretold
-    assert stage.estimate_left(now=105.0) == 0
-
-
 def test_bursts_do_not_make_the_estimate_jump() -> None:
     stage, now, estimates = Stage(title="search", total=100, began=0.0), 0.0, []
     for _ in range(10):  # 10 s of silence, then ten sets at once

@@ -26,9 +26,7 @@ from seed.cluster.actor import Actor, make_scratch
 from seed.cluster.connection import open_ray
 from seed.cluster.ray_executor import MAX_TASK_FAILURES, WAIT_SECONDS, RayExecutor, Worker
 from seed.config import StudyConfig
-from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError
-from seed.evaluator import Evaluator
 from seed.evidence import StudyRecord
 from seed.protocols import describe_reference
 from seed.scores import ScoreStore
@@ -38,7 +36,6 @@ from tests import finished
 from tests.conftest import MakeCheckpoint
 from tests.finished import Heard
 from tests.running import environment
-from tests.stages.opened import open_session
 
 # so that no timing decides anything
 SMALL: dict[str, Any] = finished.SMALL | {
@@ -136,7 +133,7 @@ def test_a_cluster_that_does_not_answer_is_one_error(settings_of: Make, address:
 def test_evaluators_that_are_killed_change_nothing(
     cluster: Cluster, settings_of: Make, alone: StudyRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, distill = RayExecutor.score, RayExecutor.distill
+    score, call_all = RayExecutor.score, RayExecutor.call_all
     killed = []
 
     def score_and_kill(self: RayExecutor, candidates: Any, **more: Any) -> Any:
@@ -148,7 +145,7 @@ def test_evaluators_that_are_killed_change_nothing(
                 killed.append("scoring")
             yield scored
 
-    def distill_and_kill(self: RayExecutor, works: Any, budget: Any, *, on_progress: Any, **more: Any) -> Any:
+    def distill_and_kill(self: RayExecutor, method: str, works: Any, *, on_progress: Any, **more: Any) -> Any:
         assert len(works) == 2
         pid = find_pid(self.workers[0].actor)
 
@@ -158,7 +155,7 @@ def test_evaluators_that_are_killed_change_nothing(
                 os.kill(pid, signal.SIGKILL)
                 killed.append("distilling")
 
-        return distill(self, works, budget, on_progress=hear, **more)
+        return call_all(self, method, works, on_progress=hear, **more)
 
     start, scratch = RayExecutor.start, []
 
@@ -168,7 +165,7 @@ def test_evaluators_that_are_killed_change_nothing(
 
     monkeypatch.setattr(RayExecutor, "start", start_and_note)
     monkeypatch.setattr(RayExecutor, "score", score_and_kill)
-    monkeypatch.setattr(RayExecutor, "distill", distill_and_kill)
+    monkeypatch.setattr(RayExecutor, "call_all", distill_and_kill)
     settings, terminal = settings_of("killed", workers=2), Heard()
     found = search(settings, terminal)
     assert killed == ["scoring", "distilling"]
@@ -227,21 +224,6 @@ def test_work_that_kills_or_fails_or_is_left_is_seen_to(cluster: Cluster, settin
         assert list(executor._dispatch([lambda self: 2], do)) == [2]  # they are started again
 
 
-def test_states_of_earlier_distillations_are_forgotten_where_later_ones_are_not_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    actor = Actor(None, "cpu")
-    actor.evaluator = Evaluator(open_session(tmp_path))
-    actor.evaluator.store_states(steps=1, rng_seeds=[0])
-    stored = actor.evaluator.instruments.teacher_states
-    assert isinstance(stored, StoredStates)
-    monkeypatch.setattr(ray, "get", lambda one: stored.stored.view(torch.uint8).numpy())
-    actor._take_states(["of short ones", 1, (0,)])
-    assert isinstance(actor.evaluator.instruments.teacher_states, StoredStates)
-    actor._take_states([])  # another evaluator found that those of full distillations take too much
-    assert actor.evaluator.instruments.teacher_states is None
-
-
 def test_a_stretch_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting(Actor):
         def _open(self, *session: Any) -> Any:
@@ -265,13 +247,12 @@ def test_the_reference_is_one_evaluator_and_all_are_of_its_kind(
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(ray, "get", lambda question: (question, "node"))
 
-    first.is_there, first.gone_since = False, time.monotonic()
+    first.question, first.gone_since = cpu, time.monotonic()
     executor._name_reference()
     assert executor.workers[0] is first  # it may come back
-    first.question = cpu
     executor._check(first)
     assert first.is_there
-    first.is_there, first.gone_since = False, -WAIT_SECONDS
+    first.question, first.gone_since = cpu, -WAIT_SECONDS
     executor._name_reference()
     assert executor.workers == [second, third, first]
 
@@ -312,7 +293,7 @@ def test_errors_of_rays_own_are_one_error_and_a_signal_keeps_its_number(
     monkeypatch.setattr(connection, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
     with pytest.raises(ResourceError, match=r"no room in here.* --object-store-memory"), open_ray(settings_of("full")):
         raise ray.exceptions.ObjectStoreFullError("no room in here")
-    monkeypatch.setattr(interrupts._Bell, "heard", signal.SIGTERM)  # Ray hears it first
+    monkeypatch.setattr(interrupts._Signals, "heard", signal.SIGTERM)  # Ray hears it first
     with pytest.raises(interrupts.Stopped) as stopped, open_ray(settings_of("heard")):
         raise KeyboardInterrupt
     assert stopped.value.exit_code == 143

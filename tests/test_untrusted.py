@@ -144,7 +144,7 @@ def test_layers_that_no_model_has_are_refused_with_place_and_cure(
         study_dir.read_record(path, kind)
     assert said in str(found.value)
     assert str(found.value).startswith(f"{path}: cannot be read")
-    assert "Remove this file and run the search" in str(found.value)
+    assert "Remove this file and run the command again" in str(found.value)
 
 
 @pytest.mark.parametrize("open_it", [view_storage, open_storage])
@@ -270,14 +270,3 @@ def test_a_journal_is_the_folders_own_and_its_lack_costs_no_report(tmp_path: Pat
 
 
 OPENED = ("location", "revision", "trust_remote_code", "recovery_text", "validation_text", "test_text", "start")
-
-
-def test_a_search_that_goes_on_opens_what_was_typed_and_not_what_the_plan_names(tmp_path: Path) -> None:
-    typed = make_plan()
-    foreign = msgspec.structs.replace(typed, storage="sqlite:////victim.db", name="other", command="rm", trials=9)
-    going = plans.continue_plan(foreign, typed, place=tmp_path)
-    assert (going.storage, going.name, going.command, going.trials) == (None, typed.name, typed.command, typed.trials)
-    for field in (*OPENED, "latency_command"):
-        value = True if field == "trust_remote_code" else "/evil"
-        with pytest.raises(StudyError, match=f"holds a study of another plan .*{field}"):
-            plans.continue_plan(make_plan(change(**{field: value})), typed, place=tmp_path)

@@ -11,23 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from transformers.dynamic_module_utils import init_hf_modules
 
 from seed import sessions
 from seed.cli import quiet_libraries
-from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError, first_line
 from seed.evaluator import Evaluator
-from seed.executor import Rows
 from seed.protocols import Reference, describe_reference
 from seed.records import Candidate
 from seed.sessions import Session
 from seed.stages import finals
-from seed.stages.finals import Budget, DistilledStudent
-from seed.stages.students import Member
 from seed.study_dir import StudyFolder
 
 MOST_RESTARTS = 4  # of each actor
@@ -73,9 +68,9 @@ class Actor:
         self.device = torch.device(device)
         self.evaluator: Evaluator | None = None
         self.scratch: Path | None = None  # where the study's own is not to be seen
-        self.states: Any = None  # the object that was taken
         self.said: Any = None  # the last of our news
 
+    @ray.method(max_task_retries=-1)  # of one that is started again, Ray waits for the answer
     def describe(self) -> tuple[Reference, str]:
         """The device, and the node."""
         return describe_reference(self.device), ray.get_runtime_context().get_node_id()
@@ -83,7 +78,7 @@ class Actor:
     def run(
         self, handle: list[Any], method: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, alone: bool = False
     ) -> Any:
-        """Do one piece of work; what comes one by one is returned as a list.
+        """Do one piece of work.
 
         Args:
             handle: see ``_open``.
@@ -93,8 +88,7 @@ class Actor:
             alone: the others have nothing to do, so that all cores are free.
         """
         with self._working(handle, num_threads=self.most_threads if alone else self.num_threads) as evaluator:
-            found = getattr(evaluator, method)(*args, **kwargs)
-            return list(found) if isinstance(found, Iterator) else found
+            return getattr(evaluator, method)(*args, **kwargs)
 
     def run_some(
         self, handle: list[Any], method: str, candidates: Sequence[Candidate], kwargs: dict[str, Any]
@@ -108,38 +102,21 @@ class Actor:
                     break
             return found
 
-    def distill(
-        self, handle: list[Any], members: Sequence[Member], budget: Budget, rng_seed: int, rows: Rows
-    ) -> list[DistilledStudent]:
-        """Distill a group; checkpoints that lie where the coordinator cannot see them are returned file by file."""
-        made: list[DistilledStudent] = self.run(
-            handle, "distill", (members, budget), {"rng_seed": rng_seed, "rows": rows}
-        )
-        if self.scratch is None:
-            return made
-        found = [
-            replace(one, checkpoint=finals.read_files(one.checkpoint)) if isinstance(one.checkpoint, Path) else one
-            for one in made
-        ]
-        for one in made:
-            if isinstance(one.checkpoint, Path):
-                shutil.rmtree(one.checkpoint, ignore_errors=True)
-        return found
-
-    def share_states(self, handle: list[Any], steps: int, rng_seeds: Sequence[int]) -> np.ndarray | None:
-        """Compute the dense model's states, and return the bytes of them; None: they are not stored."""
-        self.run(handle, "store_states", (), {"steps": steps, "rng_seeds": rng_seeds}, alone=True)
-        assert self.evaluator is not None
-        teacher_states = self.evaluator.instruments.teacher_states
-        return teacher_states.stored.view(torch.uint8).numpy() if isinstance(teacher_states, StoredStates) else None
-
     def clean(self) -> None:
         """Remove what no study's folder holds."""
         if self.scratch is not None:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _open(
-        self, opened: Any, home: str, root: Path, scratch: str, news: Any, turn: int, trusts: bool, states: list[Any]
+        self,
+        opened: Any,
+        home: str,
+        root: Path,
+        scratch: str,
+        news: Any,
+        turn: int,
+        trusts: bool,
+        states: tuple[int, Sequence[int]],
     ) -> Evaluator:
         """The evaluator, made anew where this process has none yet.
 
@@ -151,7 +128,7 @@ class Actor:
             news: where to say what is done.
             turn: the coordinator's, to which it belongs.
             trusts: is closed form to be trusted?
-            states: the dense model's states in the object store with how they were made, once there are some.
+            states: steps and random seeds of the distillations that the dense model's states are stored for; no steps: of none.
         """
         if self.evaluator is None:
             session, beside = _get_opened(opened)
@@ -162,28 +139,19 @@ class Actor:
                 finals.write_files(beside, original)
                 session = replace(session, teacher=replace(session.teacher, directory=original))
             session = sessions.move(session, self.device, study=StudyFolder(root))
-            self.evaluator = Evaluator(session)
+            self.evaluator = Evaluator(session, returns_files=self.scratch is not None)
+        if not trusts and self.evaluator.session.gains is not None:
+            self.evaluator.distrust_closed_form()
+        steps, rng_seeds = states
+        if steps:
+            self.evaluator.tell = lambda amount, note: None
+            self.evaluator.store_states(steps=steps, rng_seeds=rng_seeds)
 
         def put(amount: float | None, note: str) -> None:
             self.said = news.put.remote(turn, amount, note)  # nobody waits, so that no work is lost with news
 
         self.evaluator.tell, self.evaluator.say = put, lambda line: put(None, line)
-        if not trusts and self.evaluator.session.gains is not None:
-            self.evaluator.distrust_closed_form()
-        self._take_states(states)
         return self.evaluator
-
-    def _take_states(self, states: list[Any]) -> None:
-        """Take the states that count now, or forget those of earlier distillations where none are stored."""
-        assert self.evaluator is not None
-        stored = states[0] if states else None
-        if stored == self.states:
-            return
-        if stored is None:
-            self.evaluator.forget_states()
-        else:
-            self.evaluator.take_states(ray.get(stored), steps=states[1], rng_seeds=states[2])
-        self.states = stored
 
     @contextlib.contextmanager
     def _working(self, handle: list[Any], *, num_threads: int) -> Iterator[Evaluator]:

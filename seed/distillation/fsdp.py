@@ -1,6 +1,6 @@
 """Training over several processes, as ``torchrun`` or ``accelerate launch`` starts them: weights in shards (FSDP2).
 
-Every process opens the study for itself and decides as the first does. A process that is lost ends all.
+Every process opens model and text for itself; the first says what is trained. A process that is lost ends all.
 """
 
 import contextlib
@@ -33,12 +33,11 @@ from torch.distributed.tensor import DTensor
 
 from seed.data.corpus import TokenStream
 from seed.distillation.loop import Distilled, DistillSettings, TrainingJob, distill
-from seed.distillation.processes import SingleProcess, Weights
+from seed.distillation.processes import SingleProcess, T, Weights
 from seed.errors import ResourceError, SeedError, first_line
 from seed.evaluation.perplexity import logits_of, measure_token_losses
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
-from seed.records import hash_text
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what launchers say
 JOINING = datetime.timedelta(minutes=5)
@@ -77,32 +76,42 @@ class ProcessGroup(SingleProcess):
             yield
         except SeedError as error:
             found = error
-        first = self.find_least(self.size if found is None else self.rank)
+        first = self._find_least(self.size if found is None else self.rank)
         if found is not None and first == self.rank:
             raise found
         if first < self.size:
             with contextlib.suppress(RuntimeError):
-                self.find_least(
-                    0
-                )  # until the one that says it is gone: launchers end the others with the first that ends
+                self.wait()  # until the one that says it is gone: launchers end the others with the first that ends
             raise SystemExit(2)
 
     def require_alike(self, decided: str) -> None:
-        number = int(hash_text(decided)[:15], 16)
+        differs = self.is_any(self.share(decided, str) != decided)
         with self.fail_together():
-            if self.find_least(number) != -self.find_least(-number):
+            if differs:
                 raise ResourceError(
                     f"the {self.size} processes of this run see different folders, and would not train the same. Let all hosts "
                     "see the study's folder, models and text as the first does, and install the same version of Seed."
                 )
 
-    def find_least(self, number: int) -> int:
-        found = torch.tensor(number)  # on the CPU: who waits for the first process keeps no GPU busy
-        dist.all_reduce(found, dist.ReduceOp.MIN)
-        return int(found)
+    def share(self, value: T, kind: Any) -> T:
+        content = torch.frombuffer(bytearray(msgspec.msgpack.encode(value)), dtype=torch.uint8)
+        size = torch.tensor(len(content))  # on the CPU: who waits for the first process keeps no GPU busy
+        dist.broadcast(size, 0)
+        content = content if self.leads else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(content, 0)
+        found: T = msgspec.msgpack.decode(content.numpy().tobytes(), type=kind)
+        return found
+
+    def wait(self) -> None:
+        self._find_least(0)
 
     def is_any(self, flag: bool) -> bool:
-        return self.find_least(-int(flag)) < 0
+        return self._find_least(-int(flag)) < 0
+
+    def _find_least(self, number: int) -> int:
+        found = torch.tensor(number)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
 
     def add_up(self, total: Tensor) -> Tensor:
         dist.all_reduce(total)
@@ -167,7 +176,7 @@ def join_processes() -> Iterator[ProcessGroup]:
     several = ProcessGroup(rank, size)
     try:
         yield several
-        several.find_least(0)  # what the first finds wrong to the last ends all
+        several.wait()  # what the first finds wrong to the last ends all
     except RuntimeError as error:
         if LOST.search(str(error)) is None:  # other failures are not for users to mend
             raise
@@ -274,8 +283,6 @@ def train(
         on_step: called with the number of steps that all have finished.
     """
     device, compute = processes.device, next(dense.model.parameters()).dtype
-    # a GPU may have less room than the others
-    recomputes = processes.is_any(any(job.settings.recomputes for job in jobs))
     with _on_host([dense.model, *(job.student for job in jobs), *idle] if processes.leads else []):
         teacher, sharded = shard(dense.model, device=device), []
         for job in jobs:
@@ -288,14 +295,7 @@ def train(
                 micro_batch=micro_batch,
                 device=device,
             )
-            sharded.append(
-                replace(
-                    job,
-                    student=shard(job.student, device=device),
-                    settings=msgspec.structs.replace(job.settings, recomputes=recomputes),
-                    validate=validate,
-                )
-            )
+            sharded.append(replace(job, student=shard(job.student, device=device), validate=validate))
         with warnings.catch_warnings():
             # OPT's layers end in a view, and FSDP fears that someone changes it in place.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)

@@ -27,19 +27,9 @@ from seed.models.anatomy import Anatomy
 from seed.records import CurvePoint, Record, hash_text
 
 CHECKPOINT_SECONDS = 30.0
+WARMUP_SHARE = 0.05  # of the steps
 PREDICTIONS = Objective()  # the dense model's, and nothing else
 SAVING_SHARE = 0.05  # of a large model's time, at most, goes into saving
-SAVED = {
-    "fingerprint",
-    "step",
-    "student",
-    "optimizer",
-    "best",
-    "best_step",
-    "best_loss",
-    "divergences",
-    "curve",
-}
 
 
 class DistillSettings(Record, frozen=True, kw_only=True):
@@ -50,8 +40,6 @@ class DistillSettings(Record, frozen=True, kw_only=True):
     micro_batch: int
     learning_rate: float
     rng_seed: int
-    warmup_share: float = 0.05
-    weight_decay: float = 0.0
     looks: int = 8  # validations after step 0, evenly spread; the last is at the last step
     objective: Objective = PREDICTIONS
     mixed_precision: bool = False  # layers and head in bfloat16, weights and loss in float32
@@ -105,15 +93,23 @@ class TrainingJob:
     on_warning: Callable[[str], None] = lambda said: None
 
 
+class Progress(msgspec.Struct, kw_only=True):
+    """How far a training is, but for weights."""
+
+    done: int = 0  # steps
+    best_step: int = 0
+    best_loss: float
+    curve: list[CurvePoint]
+    divergences: list[float]  # of the steps since the last look
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distilled:
     """What a distillation went through. The student itself holds the best weights."""
 
     curve: tuple[CurvePoint, ...]  # looks that gave a number
     best_step: int
-    diverged_at: int | None = (
-        None  # the step where its numbers stopped being finite, which ended it; None: it ran to its end
-    )
+    diverged_at: int | None = None  # the step where its numbers stopped being finite, which ended it
 
     @property
     def best_loss(self) -> float:
@@ -148,9 +144,8 @@ def distill(
         trainings = [_Training(job, stack, processes, window_tokens=window_tokens) for job in jobs]
         is_asked = stack.enter_context(interrupts.hold())  # then it ends behind the step at hand, and loses nothing
         for step in range(min(training.done for training in trainings), settings.steps):
-            active = [
-                training for training in trainings if training.done == step
-            ]  # others were saved further on, or ended
+            # others were saved further on, or ended
+            active = [training for training in trainings if training.done == step]
             if not active:
                 on_step(step + 1)
                 continue
@@ -174,7 +169,7 @@ def distill(
             for training in active:
                 training.save_when_due(at_once=ends)
             if ends:
-                processes.find_least(0)  # launchers end the others with the one that ends first
+                processes.wait()  # launchers end the others with the one that ends first
                 raise interrupts.Stopped
         return [training.finish() for training in trainings]
 
@@ -202,31 +197,28 @@ class _Training:
         self.optimizer = torch.optim.AdamW(
             self.trained.values(),
             lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+            weight_decay=0.0,
             betas=(0.9, 0.95),
             fused=True,
         )
-        saved = _load_training_state(job, self.trained, processes)
-        processes.require_alike("anew" if saved is None else f"from step {saved['step']}")
-        if saved is None:
-            self.done, self.best_step, self.best_loss = 0, 0, job.validate(student)
+        saved = _load_checkpoint(job, self.trained) if processes.leads else {}
+        progress: Progress | None = processes.share(saved.get("progress"), Progress | None)
+        if progress is None:
+            loss = job.validate(student)
+            first = CurvePoint(step=0, tokens=0, validation_loss=loss, kl_divergence=None)
+            progress = Progress(best_loss=loss, curve=[first] if math.isfinite(loss) else [], divergences=[])
             self.best_weights = processes.copy_weights(student, self.trained)
-            self.curve: list[CurvePoint] = []
-            self.divergences: list[float] = []
-            if math.isfinite(self.best_loss):
-                self.curve.append(CurvePoint(step=0, tokens=0, validation_loss=self.best_loss, kl_divergence=None))
         else:
-            self.done, self.best_step, self.best_loss = saved["step"], saved["best_step"], saved["best_loss"]
-            self.divergences, self.curve = saved["divergences"], saved["curve"]
-            processes.load_weights(student, self.trained, saved["student"])
-            processes.load_optimizer(student, self.optimizer, saved["optimizer"])
-            self.best_weights = saved["best"]
+            processes.load_weights(student, self.trained, saved.get("student", {}))
+            processes.load_optimizer(student, self.optimizer, saved.get("optimizer", {}))
+            self.best_weights = saved.get("best", {})
+        self.progress, self.done = progress, progress.done
         self.diverged_at: int | None = None
         self.last_saved, self.save_seconds = time.monotonic(), 0.0
 
     def take_step(self, divergence: float | None) -> None:
         """Move the weights along the gradient that lies ready, and look at validation text when it is time."""
-        settings = self.job.settings
+        settings, progress = self.job.settings, self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(self.done, settings)
         norm = self.processes.clip_gradients(self.trained)
@@ -236,22 +228,20 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if divergence is not None and math.isfinite(divergence):
-            self.divergences.append(divergence)
-        self.done += 1
+            progress.divergences.append(divergence)
+        self.done = progress.done = self.done + 1
         if self.done not in self.look_steps:
             return
         loss = self.job.validate(self.job.student)
         if not math.isfinite(loss):
             self._end_early()
             return
-        mean = sum(self.divergences) / len(self.divergences) if self.divergences else None
-        self.divergences = []
-        point = CurvePoint(
-            step=self.done, tokens=self.done * self.batch_tokens, validation_loss=loss, kl_divergence=mean
-        )
-        self.curve.append(point)
-        if loss < self.best_loss or not math.isfinite(self.best_loss):
-            self.best_loss, self.best_step = loss, self.done
+        mean = sum(progress.divergences) / len(progress.divergences) if progress.divergences else None
+        progress.divergences = []
+        tokens = self.done * self.batch_tokens
+        progress.curve.append(CurvePoint(step=self.done, tokens=tokens, validation_loss=loss, kl_divergence=mean))
+        if loss < progress.best_loss or not math.isfinite(progress.best_loss):
+            progress.best_loss, progress.best_step = loss, self.done
             self.best_weights = self.processes.copy_weights(self.job.student, self.trained)
 
     def _end_early(self) -> None:
@@ -270,33 +260,30 @@ class _Training:
         began = time.monotonic()
         state = {
             "fingerprint": self.job.settings.fingerprint,
-            "step": self.done,
+            "progress": msgspec.to_builtins(self.progress),
             "student": self.processes.copy_weights(self.job.student, self.trained),
             "optimizer": self.processes.copy_optimizer(self.job.student, self.optimizer),
             "best": self.best_weights,
-            "best_step": self.best_step,
-            "best_loss": self.best_loss,
-            "divergences": self.divergences,
-            "curve": msgspec.to_builtins(self.curve),
         }
         if path is not None and self.processes.leads:
-            _save_training_state(path, state)
+            with untrusted.replace_file(path) as file:
+                torch.save(state, file)
         self.last_saved = time.monotonic()
         self.save_seconds = self.last_saved - began
 
     def finish(self) -> Distilled:
         """Leave the student with its best weights, frozen, its low-rank updates merged."""
-        settings = self.job.settings
+        settings, progress = self.job.settings, self.progress
         if self.diverged_at is not None:
             self.job.on_warning(
                 f"training diverged at step {self.diverged_at} of {settings.steps} and ended there; the weights of step "
-                f"{self.best_step} are kept. Lower --learning-rate ({settings.learning_rate:g})."
+                f"{progress.best_step} are kept. Lower --learning-rate ({settings.learning_rate:g})."
             )
         self.processes.load_weights(self.job.student, self.trained, self.best_weights)
         self.job.student.requires_grad_(False)
-        if self.job.settings.lora_rank is not None:
+        if settings.lora_rank is not None:
             lora.merge_updates(self.job.student)
-        return Distilled(curve=tuple(self.curve), best_step=self.best_step, diverged_at=self.diverged_at)
+        return Distilled(curve=tuple(progress.curve), best_step=progress.best_step, diverged_at=self.diverged_at)
 
 
 @contextlib.contextmanager
@@ -329,7 +316,7 @@ def freeze_prefix(anatomy: Anatomy, frozen_layers: int) -> Iterator[None]:
 
 def schedule(step: int, settings: DistillSettings) -> float:
     """Learning rate of a step as a share of its peak: linear warm-up, then linear to near zero."""
-    warmup = max(1, round(settings.steps * settings.warmup_share))
+    warmup = max(1, round(settings.steps * WARMUP_SHARE))
     return min((step + 1) / warmup, (settings.steps - step) / max(1, settings.steps - warmup + 1))
 
 
@@ -355,48 +342,19 @@ def draw_windows(positions: range, *, num_windows: int, rng_seed: int) -> Tensor
     return torch.tensor(chosen)
 
 
-def tune_learning_rate(
-    learning_rates: Sequence[float],
-    run: Callable[[float], float],
-) -> tuple[float, dict[float, float]]:
-    """Return the rate whose run ends with the lowest validation loss, and every rate's loss.
-
-    Rates are tried upwards until one is worse than the one before: losses over rates have one valley.
-    """
-    losses: dict[float, float] = {}
-    for rate in sorted(learning_rates):
-        loss = run(rate)
-        losses[rate] = loss if math.isfinite(loss) else math.inf
-        if losses[rate] > min(losses.values()) * (1 + 1e-4):
-            break
-    return min(losses, key=lambda rate: losses[rate]), losses
-
-
-def _save_training_state(path: Path, state: dict[str, Any]) -> None:
-    with untrusted.write_sealed(path) as file:
-        torch.save(state, file)
-
-
-def _load_training_state(
-    job: TrainingJob, trained: dict[str, nn.Parameter], processes: SingleProcess
-) -> dict[str, Any] | None:
-    """Return a saved state of the same settings, whole and of these weights; another is as good as none."""
+def _load_checkpoint(job: TrainingJob, trained: dict[str, nn.Parameter]) -> dict[str, Any]:
+    """A saved state of the same settings and of these weights; another is as good as none, which is empty."""
     path = job.checkpoint
     if path is None or not path.is_file():
-        return None
+        return {}
     shapes = {name: weight.shape for name, weight in trained.items()}
     try:
-        if untrusted.is_sealed(path):
-            # only the first process's tensors count
-            state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=not processes.leads)
-            if state["fingerprint"] != job.settings.fingerprint:
-                return None
-            state["curve"] = [msgspec.convert(point, CurvePoint) for point in state["curve"]]
-            if state.keys() == SAVED and all(
-                {name: value.shape for name, value in state[part].items()} == shapes for part in ("student", "best")
-            ):
-                return dict(state)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["fingerprint"] != job.settings.fingerprint:
+            return {}
+        if all({name: one.shape for name, one in state[part].items()} == shapes for part in ("student", "best")):
+            return {**state, "progress": msgspec.convert(state["progress"], Progress)}
     except Exception:  # noqa: S110 - whatever such a file makes torch raise
         pass
     job.on_warning(f"{path}: damaged, or not written by this version. It is not used: this training starts anew.")
-    return None
+    return {}

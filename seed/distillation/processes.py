@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+T = TypeVar("T")
 Weights = Mapping[str, nn.Parameter]
 
 
@@ -28,9 +29,12 @@ class SingleProcess:
     def require_alike(self, decided: str) -> None:
         """Raise unless all processes decided the same."""
 
-    def find_least(self, number: int) -> int:
-        """The least of all processes' numbers."""
-        return number
+    def share(self, value: T, kind: Any) -> T:
+        """The first process's value, in all. ``kind``: its type, as msgspec reads it."""
+        return value
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
 
     def is_any(self, flag: bool) -> bool:
         """Does any process say so?"""

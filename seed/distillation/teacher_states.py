@@ -5,6 +5,7 @@ Logits are rebuilt from the states by the family's own head.
 Shapes: B sequences, T tokens, D hidden width.
 """
 
+import fcntl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -68,16 +69,19 @@ def store_states(
     size = len(chosen) * window_tokens * width
     name = hash_text(f"{identity}/{dtype}/{window_tokens}/{chosen}")[:16]
     path = directory / f"teacher-{name}.states"
-    if not untrusted.is_sealed(path):  # some seconds for each GB; to compute them anew takes far longer
-        directory.mkdir(parents=True, exist_ok=True)
-        for other in directory.glob("teacher-*.states"):  # of another budget
-            other.unlink(missing_ok=True)
-        study_dir.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
-        with untrusted.write_sealed(path) as file:  # not mapped: a full disk is then an error, not a dead process
-            for start in range(0, len(chosen), micro_batch):
-                tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
-                file.write(anatomy.run_layers(tokens).to(dtype).cpu().contiguous().view(torch.uint8).numpy().data)
-                on_window(len(tokens))
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".states.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one evaluator of a node computes them for all
+        if not path.is_file() or path.stat().st_size != size * dtype.itemsize:
+            for other in directory.glob("teacher-*.states"):  # of another budget
+                other.unlink(missing_ok=True)
+            study_dir.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
+            with untrusted.replace_file(path) as file:  # not mapped: a full disk is then an error, not a dead process
+                for start in range(0, len(chosen), micro_batch):
+                    tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
+                    states = anatomy.run_layers(tokens).to(dtype).cpu().contiguous()
+                    file.write(states.view(torch.uint8).numpy().data)
+                    on_window(len(tokens))
     stored = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, window_tokens, width)
     return StoredStates(stored, chosen, num_windows=len(stream.tokens_NT), device=anatomy.device)
 

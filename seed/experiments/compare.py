@@ -193,7 +193,7 @@ def distill_pick(
         width=member.width,
         like_dropped=depth,
         rng_seed=rng_seed,
-        validation_loss=students.finite(trained.went.best_loss),
+        validation_loss=students.finite(trained.outcome.best_loss),
         test_sums=students.list_sums(trained.test),
         seconds=trained.whole_seconds,
     )

@@ -230,14 +230,14 @@ def score_shortly(
     rate = search.protocol.short_learning_rate
     settings = budgets.distill_settings(search.session, candidate, steps=steps, learning_rate=rate, looks=1)
     _, student = students.make_start(search.sweep, Member(candidate=candidate), settings)
-    went = train_student(
+    outcome = train_student(
         search.sweep.instruments,
         student,
         settings,
         candidate=candidate,
         on_step=lambda step: advance(1 / steps, candidate.key),
     )
-    losses, seconds = {name_short(steps): went.best_loss}, {name_short(steps): time.perf_counter() - began}
+    losses, seconds = {name_short(steps): outcome.best_loss}, {name_short(steps): time.perf_counter() - began}
     row = find_row(study, candidate)
     return keep_row(study, msgspec.structs.replace(row, losses=row.losses | losses, seconds=row.seconds | seconds))
 
@@ -268,9 +268,9 @@ def distill_candidate(
     )
     score = FinalScore(
         rng_seed=rng_seed,
-        validation_loss=trained.went.best_loss,
+        validation_loss=trained.outcome.best_loss,
         test_loss=trained.test.loss,
-        best_step=trained.went.best_step,
+        best_step=trained.outcome.best_step,
         seconds=trained.whole_seconds,
     )
     return keep_row(study, msgspec.structs.replace(row, finals=(*row.finals, score)))

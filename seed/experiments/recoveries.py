@@ -201,8 +201,8 @@ def describe_run(wanted: Training, trained: students.Trained, *, learning_rate: 
         learning_rate=learning_rate,
         rng_seed=wanted.rng_seed,
         start=trained.start,
-        curve=trained.went.curve,
-        validation_loss=students.finite(trained.went.best_loss),
+        curve=trained.outcome.curve,
+        validation_loss=students.finite(trained.outcome.best_loss),
         test_sums=students.list_sums(trained.test),
         seconds=trained.seconds,
     )

@@ -5,6 +5,7 @@ Nothing is trained here, and which models are judged is decided elsewhere.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from torch import nn
@@ -15,8 +16,10 @@ from seed.evaluation.perplexity import DocumentLosses, compare_models, judge, lo
 from seed.models.checkpoint import load_checkpoint
 from seed.optimize.space import drop_layers
 from seed.proxy.instruments import Instruments, size_of
-from seed.records import DenseResult, DistillResult, Latency, Quality
+from seed.records import DenseResult, DistillResult, Latency, Quality, Size
 from seed.sessions import Session
+
+R = TypeVar("R", DenseResult, DistillResult)
 
 
 def judge_dense(session: Session, instruments: Instruments, latency: Latency) -> DenseResult:
@@ -46,9 +49,10 @@ class Judged:
     test: Quality
     test_losses: DocumentLosses
     unrecovered: Quality
+    size: Size
 
 
-def judge_exported(session: Session, instruments: Instruments, path: Path, raw: nn.Module) -> Judged:
+def judge_exported(session: Session, instruments: Instruments, path: Path, raw: nn.Module, *, size: Size) -> Judged:
     """Judge a checkpoint as it lies on disk, beside ``raw``, the same cut without recovery."""
     exported = load_checkpoint(path, device=session.device, dtype=session.dtype)
     losses = measure_losses(
@@ -67,24 +71,15 @@ def judge_exported(session: Session, instruments: Instruments, path: Path, raw: 
         test=judge(test, dense, closeness=closeness),
         test_losses=test,
         unrecovered=judge(unrecovered, dense, closeness=raw_closeness),
+        size=size,
     )
 
 
-def score_dense_for_user(session: Session, dense: DenseResult, eval_command: str | None) -> DenseResult:
-    """Let the user's own command judge the original, in the directory that it was opened from."""
-    if eval_command is None or dense.user_command == eval_command:
-        return dense
-    score = run_command(eval_command, session.teacher.directory)
-    scored = msgspec.structs.replace(dense, user_score=score, user_command=eval_command)
-    study_dir.write_record(session.folder.dense, scored)
-    return scored
-
-
-def score_for_user(session: Session, result: DistillResult, eval_command: str | None) -> DistillResult:
-    """Let the user's own command judge an exported model, unless it has."""
+def score_for_user(result: R, eval_command: str | None, *, directory: Path, path: Path) -> R:
+    """Let the user's own command judge the model in a directory, unless it has; ``path``: where its record lies."""
     if eval_command is None or result.user_command == eval_command:
         return result
-    score = run_command(eval_command, session.folder.model(result.key))
+    score = run_command(eval_command, directory)
     scored = msgspec.structs.replace(result, user_score=score, user_command=eval_command)
-    study_dir.write_record(session.folder.result(result.key), scored)
+    study_dir.write_record(path, scored)
     return scored

@@ -21,7 +21,6 @@ from seed.protocols import name_device
 from seed.records import Candidate, Latency, SearchSpace
 from seed.reporting.wording import count_things, format_bytes
 from seed.sessions import Session
-from seed.study_dir import StudyFolder
 
 
 class LatencyTable:
@@ -34,7 +33,8 @@ class LatencyTable:
 
     def __init__(self, session: Session, *, measure: Callable[[Candidate], Latency]) -> None:
         self.session, self.measure = session, measure
-        self.measured = read_latencies(session.folder)
+        path = session.folder.latency
+        self.measured = study_dir.read_record(path, dict[str, Latency]) if path.exists() else {}
         self.table = smooth_latencies(session, self.measured)
 
     @property
@@ -63,17 +63,7 @@ class LatencyTable:
         structure = timing.name_structure(self.session.anatomy, candidate)
         if structure not in self.measured:
             self.measured[structure] = self.measure(candidate)
-            write_latencies(self.session.folder, self.measured)
-
-
-def read_latencies(study: StudyFolder) -> dict[str, Latency]:
-    """The latencies measured so far, by structure."""
-    return study_dir.read_record(study.latency, dict[str, Latency]) if study.latency.exists() else {}
-
-
-def write_latencies(study: StudyFolder, table: dict[str, Latency]) -> None:
-    """Write the latencies measured so far."""
-    study_dir.write_record(study.latency, table)
+            study_dir.write_record(self.session.folder.latency, self.measured)
 
 
 def smooth_latencies(session: Session, table: dict[str, Latency]) -> dict[str, Latency]:

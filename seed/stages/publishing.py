@@ -23,7 +23,6 @@ from seed.study_dir import StudyFolder
 
 FIRST_SECONDS = 5.0  # of scoring, before which there is little to see
 SHARE = 0.02  # of the time at most goes into showing what is known so far
-GROWTH = 1.25  # times as many trials as were shown last
 
 
 def open_shown(
@@ -122,7 +121,7 @@ def announce_search(study: StudyFolder, opened: Study, plan: SearchPlan, *, on_w
 
 
 class LiveReport:
-    """Shows a search while it runs: now and then, when enough is new, and for a small share of the time.
+    """Shows a search while it runs, now and then, for a small share of the time.
 
     Args:
         study: its folder.
@@ -136,13 +135,10 @@ class LiveReport:
     ) -> None:
         self.study, self.opened, self.select, self.on_warning = study, opened, select, on_warning
         self.next_time = time.monotonic() + FIRST_SECONDS
-        self.next_count = 1.0
-        self.count = 0
 
     def hear(self) -> None:
         """One more trial is finished."""
-        self.count += 1
-        if self.count < self.next_count or time.monotonic() < self.next_time:
+        if time.monotonic() < self.next_time:
             return
         began = time.monotonic()
         try:
@@ -152,5 +148,4 @@ class LiveReport:
             pass
         except Exception as error:  # whatever is wrong with a picture, a search goes on
             self.on_warning(f"{self.study.report}: {first_line(error)}")
-        self.next_count = GROWTH * self.count
         self.next_time = time.monotonic() + (time.monotonic() - began) / SHARE

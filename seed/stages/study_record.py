@@ -1,20 +1,20 @@
 """A study's folder as one record: everything a report shows, read back without model, text or Optuna."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from seed import __version__, resolve, study_dir
+from seed import __version__, resolve, scores, study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import SeedError, StudyError
 from seed.evidence import SearchGain, StudyRecord
 from seed.optimize.analysis import compare_replicated, measure_progress, read_sensitivities, summarize_replicas
 from seed.optimize.frontier import measure_agreement
-from seed.plans import Environment, read_plan
-from seed.records import DenseResult, DistillResult, Frontier, Quality, Record, ScoreRow, TrialRecord
+from seed.plans import Environment, SearchPlan, continue_plan, read_plan
+from seed.records import DenseResult, DistillResult, Frontier, Quality, Record, ScoreRow, TrialRecord, hash_text
 from seed.reporting.result_text import show_result
 from seed.reporting.wording import count_things
 from seed.results import compute_result
@@ -130,18 +130,49 @@ def read_losses(study: StudyFolder) -> Callable[[Quality], tuple[np.ndarray, np.
     return find
 
 
+def continue_or_replace(study: StudyFolder, wanted: SearchPlan, *, say: Callable[[str], None]) -> SearchPlan:
+    """The plan to go on with where a search was planned before; one of another plan gives way where it holds no score.
+
+    Raises:
+        StudyError: it holds some, or is shown in a database, which keeps its first plan.
+    """
+    found = read_plan(study)
+    try:
+        return continue_plan(found, wanted, place=study.root)
+    except StudyError:
+        if found.storage is not None or wanted.storage is not None or holds_score(study):
+            raise
+    shutil.rmtree(study.work, ignore_errors=True)
+    # the plan goes last, so that who is stopped here begins here again
+    for path in (study.journal, study.latency, study.dense, *scores.list_files(study.scores), study.plan):
+        path.unlink(missing_ok=True)
+    say(f"{study.root}: held a search of another plan that ended before its first score; this one replaces it")
+    return wanted
+
+
+def holds_score(study: StudyFolder) -> bool:
+    """Is a candidate scored, or anything made of one?
+
+    Raises:
+        StudyError: its scores cannot be read.
+    """
+    if study.frontier.exists() or any(place.exists() for place in (study.models, study.distilled, study.unrecovered)):
+        return True
+    if not study.scores.exists():
+        return False
+    with ScoreStore(study.scores, read_only=True) as store:
+        return any(row.key != "dense" for row in store.read_rows()) or bool(store.read_trials())
+
+
 ELSEWHERE = ("studies_dir", "study", "workers", "ray", "device")  # settings that say where, not what
-PLACES = ("model", "space", "start")
-Stamps = dict[str, tuple[int, int]]  # bytes and time of change in nanoseconds, by path
+PLACES = ("model", "space", "start", "recovery_text", "validation_text", "test_text")  # that may name files
 
 
 class Finished(Record, frozen=True, kw_only=True):
-    """What a search was told, and the files that it read and wrote."""
+    """How a finished search is known again."""
 
-    seed_version: str
-    settings: dict[str, Any]
-    stamps: Stamps  # paths in the study's folder, which can be copied, are seen from there
-    journal_bytes: int  # other commands add to it
+    model: str  # the directory that it was opened from
+    fingerprint: str  # of what the search was told, and of the files that it read and wrote
 
 
 def save_finished(study: StudyFolder, settings: StudyConfig, *, model: Path) -> None:
@@ -149,19 +180,9 @@ def save_finished(study: StudyFolder, settings: StudyConfig, *, model: Path) -> 
 
     Of a search that a database shows, nothing is: what stands there cannot be told at a glance.
     """
-    if settings.storage is not None:
-        return
-    records = [path for path in sorted(study.root.glob("*.json*")) if path != study.finished]
-    ours = [*records, study.scores, study.models, study.distilled]
-    stamps = {str(path): stamp(path) for path in (*list_files(model.absolute()), *list_given(settings))}
-    stamps |= {str(path.relative_to(study.root)): stamp(path) for place in ours for path in list_files(place)}
-    record = Finished(
-        seed_version=__version__,
-        settings=describe(settings),
-        stamps=stamps,
-        journal_bytes=study.journal.stat().st_size,
-    )
-    study_dir.write_record(study.finished, record)
+    if settings.storage is None:
+        found = Finished(model=str(model.absolute()), fingerprint=fingerprint_files(study, settings, model=model))
+        study_dir.write_record(study.finished, found)
 
 
 def load_finished(settings: StudyConfig, terminal: Terminal) -> StudyRecord | None:
@@ -173,11 +194,7 @@ def load_finished(settings: StudyConfig, terminal: Terminal) -> StudyRecord | No
     try:
         with study_dir.lock(study):
             known = study_dir.read_record(study.finished, Finished)
-            if (known.seed_version, known.settings) != (__version__, describe(settings)):
-                return None
-            is_shorter = study.journal.stat().st_size < known.journal_bytes
-            is_more = any(str(path) not in known.stamps for path in list_given(settings))
-            if is_shorter or is_more or any(stamp(study.root / path) != was for path, was in known.stamps.items()):
+            if fingerprint_files(study, settings, model=Path(known.model)) != known.fingerprint:
                 return None
             record = gather_record(study)
     except (SeedError, OSError):  # the usual way says what is wrong
@@ -187,23 +204,23 @@ def load_finished(settings: StudyConfig, terminal: Terminal) -> StudyRecord | No
     return record
 
 
-def describe(settings: StudyConfig) -> dict[str, Any]:
-    """What a search was told, seen from any directory."""
-    model, space = Path(settings.model).expanduser(), settings.space
-    told = {name: value for name, value in settings.describe().items() if name not in ELSEWHERE}
-    told["model"] = str(model.resolve()) if model.is_dir() else settings.model
-    given = sorted(
-        name for name in told if settings.is_given(name) and name not in PLACES
-    )  # default or told: it differs
-    return told | {"space": None if space is None else str(space.resolve()), "given": given}
+def fingerprint_files(study: StudyFolder, settings: StudyConfig, *, model: Path) -> str:
+    """A hash of what a search is told, seen from any directory, and of the size and time of every file that it reads and makes.
 
-
-def list_given(settings: StudyConfig) -> list[Path]:
-    """The files of texts, search space and models that were named by their place."""
-    given = (settings.model, settings.recovery_text, settings.validation_text, settings.test_text)
-    places = [Path(text).expanduser() for text in given if text is not None and text not in resolve.NAMED_TEXTS]
-    places += [place for place in (settings.space, settings.start) if place is not None]
-    return [path for place in places for path in list_files(place.absolute())]
+    Files of the study, which can be copied, are named from its folder.
+    """
+    told = {name: value for name, value in settings.describe().items() if name not in (*ELSEWHERE, *PLACES)}
+    given = sorted(name for name in told if settings.is_given(name))  # default or told: it differs
+    named = {name: str(getattr(settings, name)) for name in PLACES if getattr(settings, name) is not None}
+    texts = {name: place for name, place in named.items() if place not in resolve.NAMED_TEXTS}
+    paths = {name: Path(place).expanduser().absolute() for name, place in texts.items()}
+    named |= {name: str(path) for name, path in paths.items() if path.exists()}
+    made = [study.plan, study.environment, study.latency, study.dense, study.scores, study.frontier, study.gain]
+    files = {str(path): path for place in (model.absolute(), *paths.values()) for path in list_files(place)}
+    for place in (*made, study.distilled, study.models):
+        files |= {str(path.relative_to(study.root)): path for path in list_files(place)}
+    stamps = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in sorted(files.items())]
+    return hash_text(repr((__version__, told, given, named, stamps, study.journal.is_file())))
 
 
 def list_files(place: Path) -> Iterator[Path]:
@@ -211,10 +228,4 @@ def list_files(place: Path) -> Iterator[Path]:
     if place.is_file():
         yield place
     elif place.is_dir():
-        yield from sorted(path for path in place.rglob("*") if path.is_file())
-
-
-def stamp(path: Path) -> tuple[int, int]:
-    """How large a file is, and when it was changed."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+        yield from (path for path in place.rglob("*") if path.is_file())

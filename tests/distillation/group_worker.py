@@ -108,7 +108,7 @@ def train(case: Case, processes: SingleProcess = SINGLE_PROCESS) -> list[dict[st
         if step == case.kill_at and processes.leads:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    went = train_students(instruments, jobs, on_step=on_step)
+    outcome = train_students(instruments, jobs, on_step=on_step)
     if not processes.leads:
         assert all(weight.is_meta for job in jobs for weight in job.student.parameters())
         return []
@@ -121,7 +121,7 @@ def train(case: Case, processes: SingleProcess = SINGLE_PROCESS) -> list[dict[st
             "weights": {name: weight.clone() for name, weight in job.student.named_parameters()},
             "is_frozen": not any(weight.requires_grad for weight in job.student.parameters()),
         }
-        for one, job in zip(went, jobs, strict=True)
+        for one, job in zip(outcome, jobs, strict=True)
     ]
 
 

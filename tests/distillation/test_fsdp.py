@@ -106,7 +106,7 @@ def test_one_process_goes_on_where_two_were_killed(tmp_path: Path) -> None:
     assert "exitcode  : -9" in done.stderr
     assert "Traceback" not in done.stderr.partition("torch/distributed/elastic")[0]
     saved = torch.load(tmp_path / "progress.pt-0", weights_only=True)
-    assert saved["step"] == 3
+    assert saved["progress"]["done"] == 3
     [found] = train(replace(stopped, kill_at=None))
     assert found["steps"] == [4, 5, 6]
     [unbroken] = train(replace(STOPPED, kill_at=None))

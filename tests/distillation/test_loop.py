@@ -13,7 +13,6 @@ import torch
 from msgspec import structs
 from torch import nn
 
-from seed import untrusted
 from seed.distillation import loop
 from seed.distillation.loop import (
     Distilled,
@@ -23,11 +22,9 @@ from seed.distillation.loop import (
     distill,
     draw_windows,
     schedule,
-    tune_learning_rate,
 )
 from seed.distillation.losses import Objective
-from seed.distillation.teacher_states import TeacherStates, store_states
-from seed.evaluation import perplexity
+from seed.distillation.teacher_states import store_states
 from seed.evaluation.perplexity import forward_kl
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights, make_student
@@ -63,34 +60,14 @@ def run(
     student: nn.Module,
     settings: DistillSettings = SETTINGS,
     *,
-    teacher_states: TeacherStates | None = None,
+    dense: Anatomy = DENSE,
+    validate: Callable[[nn.Module], float] = validate,
     checkpoint: Path | None = None,
-    on_step: Callable[[int], None] = lambda step: None,
+    **more: Any,
 ) -> Distilled:
-    return train(
-        student,
-        DENSE,
-        settings,
-        validate=validate,
-        teacher_states=teacher_states,
-        checkpoint=checkpoint,
-        on_step=on_step,
-    )
-
-
-def train(
-    student: nn.Module,
-    dense: Anatomy,
-    settings: DistillSettings,
-    *,
-    validate: Callable[[nn.Module], float],
-    checkpoint: Path | None = None,
-    teacher_states: TeacherStates | None = None,
-    on_step: Callable[[int], None] = lambda step: None,
-) -> Distilled:
-    """One student alone."""
+    """Train one student alone."""
     job = TrainingJob(student=student, settings=settings, validate=validate, checkpoint=checkpoint)
-    [distilled] = distill([job], dense, RECOVERY, teacher_states=teacher_states, on_step=on_step)
+    [distilled] = distill([job], dense, RECOVERY, **more)
     return distilled
 
 
@@ -156,7 +133,7 @@ def test_a_training_that_diverges_ends_at_once_with_its_best_weights_and_says_so
     settings = structs.replace(SETTINGS, steps=8, looks=2, learning_rate=1e9)
     said: list[str] = []
     steps: list[int] = []
-    went, unharmed = distill(
+    outcome, unharmed = distill(
         [
             TrainingJob(student=student, settings=settings, validate=validate, on_warning=said.append),
             TrainingJob(student=other, settings=structs.replace(settings, learning_rate=3e-3), validate=validate),
@@ -165,27 +142,27 @@ def test_a_training_that_diverges_ends_at_once_with_its_best_weights_and_says_so
         RECOVERY,
         on_step=steps.append,
     )
-    assert went.diverged_at is not None
-    assert went.diverged_at < settings.steps
-    assert went.best_step == 0
-    assert all(math.isfinite(point.validation_loss) for point in went.curve)
+    assert outcome.diverged_at is not None
+    assert outcome.diverged_at < settings.steps
+    assert outcome.best_step == 0
+    assert all(math.isfinite(point.validation_loss) for point in outcome.curve)
     assert_same_weights(student, make_start())
     assert said == [
-        f"training diverged at step {went.diverged_at} of 8 and ended there; the weights of step 0 are kept. Lower "
+        f"training diverged at step {outcome.diverged_at} of 8 and ended there; the weights of step 0 are kept. Lower "
         "--learning-rate (1e+09)."
     ]
     assert unharmed.curve[-1].step == steps[-1] == 8
     assert unharmed.diverged_at is None
-    assert msgspec.json.decode(msgspec.json.encode(went.curve), type=tuple[CurvePoint, ...]) == went.curve
+    assert msgspec.json.decode(msgspec.json.encode(outcome.curve), type=tuple[CurvePoint, ...]) == outcome.curve
 
 
 def test_a_start_without_a_finite_loss_may_be_trained_out_of_it() -> None:
     losses = iter([math.nan, 2.0, 3.0, 1.5, 4.0])
-    went = train(make_start(), DENSE, structs.replace(SETTINGS, steps=4), validate=lambda model: next(losses))
-    assert [point.validation_loss for point in went.curve] == [2.0, 3.0, 1.5, 4.0]
-    assert (went.best_step, went.best_loss) == (3, 1.5)
+    outcome = run(make_start(), structs.replace(SETTINGS, steps=4), validate=lambda model: next(losses))
+    assert [point.validation_loss for point in outcome.curve] == [2.0, 3.0, 1.5, 4.0]
+    assert (outcome.best_step, outcome.best_loss) == (3, 1.5)
     student = make_start()
-    never = train(student, DENSE, SHORT, validate=lambda model: math.nan)
+    never = run(student, SHORT, validate=lambda model: math.nan)
     assert never.curve == ()
     assert math.isnan(never.best_loss)
     assert_same_weights(student, make_start())
@@ -209,7 +186,7 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one_to_the_bit(
 
 
 @pytest.mark.usefixtures("save_every_step")
-@pytest.mark.parametrize("damage", ["torn", "flipped", "only a fingerprint", "other weights", "other settings"])
+@pytest.mark.parametrize("damage", ["torn", "only a fingerprint", "other weights", "other settings"])
 def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "progress.pt"
     settings = structs.replace(SHORT, rng_seed=1) if damage == "other settings" else SHORT
@@ -218,17 +195,12 @@ def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> 
     content = checkpoint.read_bytes()
     if damage == "torn":
         checkpoint.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped":
-        middle = len(content) // 2
-        checkpoint.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
     elif damage == "only a fingerprint":
-        with untrusted.write_sealed(checkpoint) as file:
-            torch.save({"fingerprint": settings.fingerprint}, file)
+        torch.save({"fingerprint": settings.fingerprint}, checkpoint)
     elif damage == "other weights":
         state = torch.load(checkpoint, weights_only=True)
         state["best"].popitem()
-        with untrusted.write_sealed(checkpoint) as file:
-            torch.save(state, file)
+        torch.save(state, checkpoint)
     steps: list[int] = []
     said: list[str] = []
     student = make_start()
@@ -242,45 +214,24 @@ def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> 
     assert_same_weights(student, whole)
 
 
-@pytest.mark.parametrize(("micro_batch", "head_positions"), [(1, 10_000), (4, 7)])
-def test_micro_batches_and_parts_of_logits_add_up_to_the_batch(
-    micro_batch: int, head_positions: int, unbroken: tuple[nn.Module, Distilled], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(perplexity.HEAD_BYTES, "cpu", 4 * 257 * head_positions)
-    distilled = run(make_start(), structs.replace(SETTINGS, micro_batch=micro_batch))
-    for mine, whole in zip(distilled.curve, unbroken[1].curve, strict=True):
-        assert mine.validation_loss == pytest.approx(whole.validation_loss, rel=1e-2)
-        assert mine.kl_divergence == (whole.kl_divergence and pytest.approx(whole.kl_divergence, rel=1e-2))
-
-
 def test_dropout_is_off() -> None:
     teacher = make_model("gpt2")
     assert teacher.config.resid_pdrop > 0
     student = copy.deepcopy(teacher).train()
     settings = structs.replace(SETTINGS, steps=1, looks=1)
-    distilled = train(student, Anatomy(teacher), settings, validate=lambda model: 0.0)
+    distilled = run(student, dense=Anatomy(teacher), settings=settings, validate=lambda model: 0.0)
     assert distilled.curve[1].kl_divergence == pytest.approx(0.0, abs=1e-6)  # it is the teacher, after all
 
 
 @pytest.mark.parametrize("num_windows", [10, 12, 3])
-def test_every_window_comes_once_before_any_comes_again(num_windows: int) -> None:
+def test_every_window_comes_once_before_any_comes_again_by_step_and_seed_alone(num_windows: int) -> None:
     visited = [window for step in range(30) for window in choose_windows(step, num_windows, SETTINGS).tolist()]
     epochs = [visited[i : i + num_windows] for i in range(0, len(visited) - num_windows + 1, num_windows)]
     assert all(sorted(epoch) == list(range(num_windows)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-
-
-def test_windows_depend_on_the_step_and_the_seed_alone() -> None:
-    settings = structs.replace(SETTINGS, rng_seed=3)
     torch.manual_seed(1)
-    first = choose_windows(7, 100, settings)
-    torch.manual_seed(2)
-    assert torch.equal(choose_windows(7, 100, settings), first)
-    assert not torch.equal(choose_windows(7, 100, SETTINGS), first)
-    whole = draw_windows(range(60), num_windows=7, rng_seed=3).tolist()
-    steps = [choose_windows(step, 7, settings).tolist() for step in range(15)]
-    assert [window for step in steps for window in step] == whole
-    assert draw_windows(range(13, 40), num_windows=7, rng_seed=3).tolist() == whole[13:40]
+    assert draw_windows(range(13, 40), num_windows=num_windows, rng_seed=0).tolist() == visited[13:40]
+    assert draw_windows(range(120), num_windows=num_windows, rng_seed=3).tolist() != visited
 
 
 @pytest.mark.parametrize("steps", [1, 24])
@@ -294,29 +245,6 @@ def test_the_rate_warms_up_and_then_falls_to_near_zero(steps: int) -> None:
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert peak <= max(1, 0.05 * steps)
     assert steps < 24 or rates[-1] < 0.1
-
-
-def test_the_rate_with_the_lowest_loss_wins_and_rates_behind_a_rise_are_not_tried() -> None:
-    losses = {1e-4: 3.0, 3e-4: 2.5, 1e-3: 2.2, 3e-3: 2.4, 1e-2: 1.0}
-    tried: list[float] = []
-
-    def measure(rate: float) -> float:
-        tried.append(rate)
-        return losses[rate]
-
-    best, found = tune_learning_rate([1e-2, 1e-4, 3e-3, 3e-4, 1e-3], measure)
-    assert best == 1e-3
-    assert tried == [1e-4, 3e-4, 1e-3, 3e-3]
-    assert found == {rate: losses[rate] for rate in tried}
-    assert tune_learning_rate([1e-3, 1e-4], lambda rate: 1 - rate)[0] == 1e-3
-
-
-def test_other_settings_have_another_fingerprint() -> None:
-    assert SETTINGS.fingerprint == structs.replace(SETTINGS).fingerprint
-    changes: list[dict[str, Any]] = [{"steps": 25}, {"learning_rate": 1e-3}, {"rng_seed": 1}, {"looks": 5}]
-    changes += [{"batch_windows": 5}, {"mixed_precision": True}, {"frozen_layers": 1}, {"lora_rank": 1}]
-    changes += [{"objective": Objective(ce_share=0.5)}, {"objective": Objective(temperature=2.0)}]
-    assert len({structs.replace(SETTINGS, **change).fingerprint for change in [{}, *changes]}) == len(changes) + 1
 
 
 # ---- the dense model's states
@@ -362,7 +290,7 @@ def test_students_side_by_side_end_as_each_alone_to_the_bit(objective: Objective
         assert distill(together, DENSE, RECOVERY) == expected
     finally:
         handle.remove()
-    validations = sum(len(went.curve) for went in expected)
+    validations = sum(len(outcome.curve) for outcome in expected)
     assert len(forwards) - validations == (6 if objective.needs_teacher else 0)  # one pass a batch, not three
     for one, other in zip(together, alone, strict=True):
         assert_same_weights(one.student, other.student)
@@ -407,7 +335,7 @@ def test_frozen_layers_stay_and_cost_nothing_and_all_behind_them_are_trained(fam
 
     losses = iter([1.0, 0.0])
     settings = structs.replace(SHORT, frozen_layers=frozen)
-    train(student, dense, settings, validate=lambda model: next(losses), on_step=look)
+    run(student, dense=dense, settings=settings, validate=lambda model: next(losses), on_step=look)
     everything = {name for name, _ in student.named_parameters()}
     layers = "transformer.h" if family == "gpt2" else "model.layers"
     kept = {name for name in everything if name.startswith(tuple(f"{layers}.{i}." for i in range(frozen)))}
@@ -456,7 +384,7 @@ def test_low_rank_updates_alone_are_trained_and_merged_at_the_end(family: str, d
         logits = [each(input_ids=VALIDATION.tokens_NT, use_cache=False).logits.float() for each in (teacher, model)]
         return forward_kl(*logits).mean().item()
 
-    distilled = train(student, dense, LORA, validate=measure, on_step=look)
+    distilled = run(student, dense=dense, settings=LORA, validate=measure, on_step=look)
     assert seen == list(range(1, 25))
     assert type(student) is type(start)
     assert list(student.state_dict()) == list(start.state_dict())
@@ -485,14 +413,6 @@ def test_a_stopped_run_with_low_rank_updates_ends_as_an_unbroken_one(tmp_path: P
     torch.manual_seed(99)  # where the global random numbers stand does not matter
     assert run(resumed, settings, checkpoint=tmp_path / "progress.pt") == expected
     assert_same_weights(resumed, whole)
-
-
-def test_low_rank_updates_of_frozen_layers_are_not_trained() -> None:
-    student = make_start()
-    run(student, structs.replace(LORA, steps=4, looks=1, frozen_layers=1))
-    changed = list_changes(student, make_start())
-    assert changed
-    assert all(name.startswith("model.layers.1.") for name in changed)
 
 
 # ---- mixed precision

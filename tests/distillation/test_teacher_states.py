@@ -13,7 +13,6 @@ from seed.distillation.teacher_states import TeacherStates, count_bytes, run_tea
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
-from seed.untrusted import DIGEST_BYTES
 from tests.models.families import make_model
 from tests.proxy.streams import draw_stream
 
@@ -58,26 +57,17 @@ def test_recalled_states_are_the_dense_models_to_the_bit(family: str, dtype: tor
             teacher_states(torch.tensor(unknown))
 
 
-def test_the_file_holds_each_window_once(tmp_path: Path) -> None:
-    done: list[int] = []
-    store(Anatomy(make_model("llama")), tmp_path, on_window=done.append)
+def test_each_window_is_stored_once_and_found_again(tmp_path: Path) -> None:
+    anatomy, done = Anatomy(make_model("llama")), list[int]()
+    first = store(anatomy, tmp_path, on_window=done.append)(torch.tensor(WINDOWS))
     [path] = list_files(tmp_path)
-    expected = count_bytes(num_windows=5, window_tokens=16, width=32, dtype=torch.float32)
-    assert path.stat().st_size == expected + DIGEST_BYTES == 5 * 16 * 32 * 4 + DIGEST_BYTES
+    assert path.stat().st_size == count_bytes(num_windows=5, window_tokens=16, width=32, dtype=torch.float32)
     assert done == [2, 2, 1]
-    assert {entry.suffix for entry in tmp_path.iterdir()} == {".states"}  # nothing half-written
-
-
-def test_a_second_call_finds_the_file_and_runs_nothing(tmp_path: Path) -> None:
-    anatomy = Anatomy(make_model("llama"))
-    first = store(anatomy, tmp_path)(torch.tensor(WINDOWS))
-    forwards, done = count_forwards(anatomy), list[int]()
-    for windows in (WINDOWS, sorted(WINDOWS), sorted(set(WINDOWS))):
-        again = store(anatomy, tmp_path, windows=windows, micro_batch=5, on_window=done.append)
-        assert torch.equal(again(torch.tensor(WINDOWS)), first)
+    forwards = count_forwards(anatomy)
+    again = store(anatomy, tmp_path, windows=sorted(set(WINDOWS)), micro_batch=5, on_window=done.append)
+    assert torch.equal(again(torch.tensor(WINDOWS)), first)
     assert forwards == []
-    assert done == []
-    assert len(list_files(tmp_path)) == 1
+    assert list_files(tmp_path) == [path]
 
 
 @pytest.mark.parametrize(
@@ -100,23 +90,14 @@ def test_other_states_are_other_files(changes: dict[str, Any], tmp_path: Path) -
     assert torch.equal(held(torch.tensor(WINDOWS)), before)  # and who has the other open keeps it
 
 
-@pytest.mark.parametrize("damage", ["cut in half", "too long", "flipped"])
-def test_a_torn_file_is_computed_anew(damage: str, tmp_path: Path) -> None:
+def test_a_torn_file_is_computed_anew(tmp_path: Path) -> None:
     anatomy = Anatomy(make_model("llama"))
     expected = store(anatomy, tmp_path)(torch.tensor(WINDOWS)).clone()
     [path] = list_files(tmp_path)
     content = path.read_bytes()
     path.unlink()
-    flipped = bytes([content[500] ^ 1])
-    damaged = {
-        "cut in half": content[: len(content) // 2],
-        "too long": content + b"x",
-        "flipped": content[:500] + flipped + content[501:],
-    }
-    path.write_bytes(damaged[damage])
-    forwards = count_forwards(anatomy)
+    path.write_bytes(content[: len(content) // 2])
     assert torch.equal(store(anatomy, tmp_path)(torch.tensor(WINDOWS)), expected)
-    assert forwards == [2, 2, 1]
     assert path.read_bytes() == content
 
 
@@ -135,13 +116,7 @@ def test_a_stopped_computation_leaves_no_states(tmp_path: Path) -> None:
     assert list_files(tmp_path) == []
     live = run_teacher(anatomy, STREAM)
     assert torch.equal(store(anatomy, tmp_path)(torch.tensor([0, 2])), live(torch.tensor([0, 2])))
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_states_carry_no_gradient(tmp_path: Path) -> None:
-    anatomy = Anatomy(make_model("llama").requires_grad_(True))
-    for teacher_states in (store(anatomy, tmp_path), run_teacher(anatomy, STREAM)):
-        assert not teacher_states(torch.tensor([0])).requires_grad
+    assert not list(tmp_path.glob(".*.new"))
 
 
 def test_a_disk_without_room_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import optuna
 import torch
 
-from seed import protocols
+from seed import protocols, study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.executor import InProcess
@@ -19,7 +19,6 @@ from seed.models.loader import ModelSource, Teacher
 from seed.optimize.frontier import Limits
 from seed.optimize.study import open_study
 from seed.optimize.trials import Trials
-from seed.pipeline import open_cache
 from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.proxy.instruments import Instruments
 from seed.proxy.score_cache import ScoreCache
@@ -27,7 +26,6 @@ from seed.proxy.sweep import Sweep
 from seed.records import Latency, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
 from seed.sessions import Session
-from seed.stages import latency_table
 from seed.stages.latency_table import LatencyTable
 from seed.stages.searching import score_space
 from seed.study_dir import StudyFolder
@@ -100,7 +98,6 @@ def open_session(directory: Path, *, family: str = "llama", **changes: Any) -> S
             "test": instruments.validation,
         },
         device=CPU,
-        dtype=torch.float32,
         micro_batch=4,
         gains=instruments.gains,
     )
@@ -152,7 +149,7 @@ class TinyStudy:
     def __init__(self, directory: Path, *, table: Mapping[str, Latency] | None = None, **changes: Any) -> None:
         self.session = open_session(directory, **changes)
         self.optuna = open_trials(self.session)
-        latency_table.write_latencies(self.session.folder, dict(make_table() if table is None else table))
+        study_dir.write_record(self.session.folder.latency, dict(make_table() if table is None else table))
 
     @contextlib.contextmanager
     def open(self, space: SearchSpace = SPACE) -> Iterator[Opened]:
@@ -160,10 +157,12 @@ class TinyStudy:
         executor = InProcess(CPU)
         executor.start(self.session)
         with ScoreStore(self.session.folder.scores) as store:
+            book = ScoreCache(executor.evaluator.instruments.dense_validation, store.read_rows(), place=store.path)
+            store.keep([book.describe_dense()])
             yield Opened(
                 executor=executor,
                 store=store,
-                cache=open_cache(store, executor.evaluator.instruments.dense_validation),
+                book=book,
                 trials=Trials(self.optuna, space, store, proxy=self.session.protocol.proxy, limits=Limits()),
                 table=LatencyTable(self.session, measure=functools.partial(executor.call, "measure_latency")),
             )

@@ -1,7 +1,8 @@
 """Members are trained side by side, once for each random seed; the first is exported; what is finished is never done twice."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -9,13 +10,16 @@ import pytest
 
 from seed import study_dir
 from seed.config import StudyConfig
+from seed.console import Advance
 from seed.errors import StudyError
 from seed.models.checkpoint import load_checkpoint
 from seed.models.provenance import find_damage
 from seed.records import DenseResult, DistillResult
-from seed.stages import budgets, finals, students
-from seed.stages.finals import Budget, distill_members
-from seed.stages.students import Member
+from seed.stages import budgets, finals
+from seed.stages.finals import distill_members
+from seed.stages.students import Budget, Member, choose_learning_rate
+from seed.study_dir import StudyFolder
+from tests.finished import Heard, forget_times
 from tests.models.test_provenance import DAMAGES, halve
 from tests.proxy.opened import drop, time_candidate
 from tests.stages.opened import TinyStudy, make_plan
@@ -41,48 +45,51 @@ class Finals:
         with self.study.open() as opened:
             self.dense: DenseResult = opened.executor.call("judge_dense", time_candidate(drop(1)))
         study_dir.write_record(self.folder.dense, self.dense)
-
-    def run(
-        self,
-        members: list[Member] = MEMBERS,
-        budget: Budget = BUDGET,
-        *,
-        on_progress: Callable[[float, str], None] = lambda amount, key: None,
-        on_warning: Callable[[str], None] = lambda said: None,
-    ) -> list[DistillResult]:
         plan = make_plan(self.session, StudyConfig(), trials=1, covers_space=True)
+        study_dir.write_record(self.folder.plan, plan)
+
+    def run(self, members: list[Member] = MEMBERS, budget: Budget = BUDGET) -> list[DistillResult]:
+        self.terminal = Watched()
         with self.study.open() as opened:
             return distill_members(
-                opened.executor,
-                self.session,
-                plan,
-                self.dense,
-                members,
-                budget,
-                store=opened.store,
-                on_progress=on_progress,
-                on_warning=on_warning,
+                opened.executor, self.session, members, budget, terminal=self.terminal, store=opened.store
             )
+
+
+class Watched(Heard):
+    """A terminal that checks that a stage does all of its work, neither more nor less."""
+
+    @contextlib.contextmanager
+    def stage(self, name: str, *, total: float, is_share: bool = False) -> Iterator[Advance]:
+        done: list[float] = []
+        yield lambda amount, note, cells=(): done.append(amount)
+        assert sum(done) == pytest.approx(total)
 
 
 def change_budget(**changes: object) -> Budget:
     return Budget(**{**vars(BUDGET), **changes})
 
 
-def forget_times(result: DistillResult) -> DistillResult:
-    replicas = tuple(msgspec.structs.replace(replica, seconds=0.0) for replica in result.replicas)
-    return msgspec.structs.replace(result, seconds=0.0, replicas=replicas, provenance_sha256=None)
+def test_rates_are_tried_upwards_until_one_is_worse_and_the_choice_is_remembered(tmp_path: Path) -> None:
+    losses, tried = {1e-4: 3.0, 3e-4: 2.5, 1e-3: 2.2, 3e-3: 2.4, 1e-2: 1.0}, list[float]()
+
+    def try_it(rate: float) -> float:
+        tried.append(rate)
+        return losses[rate]
+
+    for member in (*MEMBERS, MEMBERS[0]):  # whichever was the hardest then
+        rates = (1e-2, 1e-4, 3e-3, 3e-4, 1e-3)
+        best = choose_learning_rate(StudyFolder(tmp_path), member, rates=rates, distill_tokens=1000, try_it=try_it)
+        assert best == 1e-3
+        assert tried == [1e-4, 3e-4, 1e-3, 3e-3]
 
 
 def test_each_member_is_distilled_under_every_seed_and_the_first_is_exported(tmp_path: Path) -> None:
     opened = Finals(tmp_path)
-    work: list[float] = []
-    results = opened.run(on_progress=lambda amount, key: work.append(amount))
+    results = opened.run()
     session, dense = opened.session, opened.dense
     assert [result.key for result in results] == ["drop-1", "drop-2"]
-    steps = students.count_steps(session, 2048)
     assert any(result.best_step for result in results)
-    assert sum(work) == pytest.approx(4 * finals.count_work(session, steps))
     for result in results:
         assert [replica.rng_seed for replica in result.replicas] == [0, 1]
         first, second = (sum(replica.test_sums) for replica in result.replicas)
@@ -139,17 +146,16 @@ def test_a_stopped_run_goes_on_and_nothing_finished_is_done_again(
 
 def test_a_training_that_diverges_keeps_its_start_and_is_told_of(tmp_path: Path) -> None:
     opened, budget = Finals(tmp_path), change_budget(learning_rate=1e9, rng_seeds=(0,))
-    said: list[str] = []
-    [result] = opened.run(MEMBERS[:1], budget, on_warning=said.append)
-    assert said == [
+    [result] = opened.run(MEMBERS[:1], budget)
+    assert opened.terminal.lines == [
         "drop-1: training diverged at step 1 of 8 and ended there; the weights of step 0 are kept. Lower --learning-rate "
         "(1e+09)."
     ]
     assert result.best_step == 0
     assert [point.step for point in result.curve] == [0]
     assert find_damage(opened.folder.model("drop-1")) is None
-    assert opened.run(MEMBERS[:1], budget, on_warning=said.append) == [result]
-    assert len(said) == 1
+    assert opened.run(MEMBERS[:1], budget) == [result]
+    assert opened.terminal.lines == []
 
 
 def test_a_model_whose_record_cannot_be_written_is_not_left_behind(tmp_path: Path) -> None:
@@ -176,15 +182,11 @@ def test_a_model_that_is_damaged_is_made_again(tmp_path: Path, name: str, harm: 
     opened, budget = Finals(tmp_path), change_budget(distill_tokens=512, rng_seeds=(0,))
     [before] = opened.run(MEMBERS[:1], budget)
     study = opened.folder
-    lines: list[str] = []
-    finals.say_damaged(study, MEMBERS, say=lines.append)
-    assert lines == []
     (study.model("drop-1") / "README.md").write_text("# A card that its user edited")
     assert opened.run(MEMBERS[:1], budget) == [before]
     harm(study.model("drop-1") / name)
-    finals.say_damaged(study, MEMBERS, say=lines.append)
-    assert lines == [f"{study.model('drop-1')}: damaged: {name} {said}; it is made again"]
     [after] = opened.run(MEMBERS[:1], budget)
+    assert opened.terminal.lines == [f"{study.model('drop-1')}: damaged: {name} {said}; it is made again"]
     assert find_damage(study.model("drop-1")) is None
     assert finals.describe_damage(study, "drop-1") is None
     assert forget_times(after) == forget_times(before)
@@ -195,11 +197,12 @@ def test_a_width_of_the_same_size_is_distilled_and_exported_like_a_member(tmp_pa
     tiny = Finals(tmp_path, family=family)
     session = tiny.session
     with tiny.study.open() as opened:
-        call = opened.executor.call
-        [cut_to] = call("plan_widths", [member.candidate for member in MEMBERS])  # both have one size
-        latency = call("measure_width_latency", cut_to)
-    assert latency.structure == cut_to.key
-    [cut, width] = tiny.run([MEMBERS[0], Member(candidate=drop(), latency=latency, width=cut_to)])
+        candidates = [member.candidate for member in MEMBERS]  # both have one size
+        [baseline] = opened.executor.call("make_baselines", candidates, known={})
+        again = opened.executor.call("make_baselines", candidates, known={baseline.key: baseline.latency})
+    assert again == [baseline]
+    assert baseline.latency.structure == baseline.key
+    [cut, width] = tiny.run([MEMBERS[0], baseline])
     assert width.candidate.dropped_layers == ()
     assert width.key.startswith("width-")
     assert width.size.num_params == pytest.approx(cut.size.num_params, rel=0.02)

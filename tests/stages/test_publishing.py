@@ -67,7 +67,6 @@ def stage(tmp_path: Path) -> Stage:
 def test_report_and_note_grow_with_the_search(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "FIRST_SECONDS", 0.0)
     monkeypatch.setattr(publishing, "SHARE", 1e9)  # no time at all between two of them
-    monkeypatch.setattr(publishing, "GROWTH", 1.0)
     seen: list[int] = []
     live = stage.open_live()
 
@@ -106,7 +105,7 @@ def test_it_takes_a_small_share_of_the_time(stage: Stage, monkeypatch: pytest.Mo
         live.hear()
         now += 0.1
     assert shown[0] >= publishing.FIRST_SECONDS
-    assert 3 <= len(shown) <= 20  # the trials between two of them grow
+    assert 3 <= len(shown) <= 20
     assert 0.5 * len(shown) / now <= publishing.SHARE
 
 

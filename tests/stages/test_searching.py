@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from seed import study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.optimize.space import enumerate_candidates
@@ -17,7 +18,6 @@ from seed.records import Candidate, Latency, Quality, ScoreRow, TrialRecord
 from seed.scores import ScoreStore
 from seed.sessions import Session
 from seed.stages import searching
-from seed.stages.latency_table import read_latencies
 from seed.stages.searching import describe_recovery, measure_recovery, name_solver, rank_candidates
 from tests.proxy.opened import drop
 from tests.reporting import factory
@@ -190,7 +190,7 @@ def test_a_structure_that_was_never_timed_is_timed_when_it_is_met(
     search = TinyStudy(tmp_path, table=table)
     assert len(keys_of(search.run())) == 10
     assert len(timed) == 1
-    assert read_latencies(search.session.folder)["2 layers"] == missing
+    assert study_dir.read_record(search.session.folder.latency, dict[str, Latency])["2 layers"] == missing
 
 
 # ---- the climb

@@ -80,15 +80,6 @@ def searched(tmp_path: Path) -> tuple[StudyFolder, tuple[TrialRecord, ...]]:
     return study, trials
 
 
-def test_a_study_is_gathered_without_optuna(searched: tuple[StudyFolder, tuple[TrialRecord, ...]]) -> None:
-    study, trials = searched
-    record = gather_record(study)
-    assert record.trials == trials
-    assert record.frontier.num_scored == 3
-    [sensitivity] = record.sensitivities
-    assert sensitivity.singles[1] == pytest.approx(trials[0].evaluation.qualities["closed-form"].ppl_ratio)
-
-
 def test_trials_that_are_lost_are_told(searched: tuple[StudyFolder, tuple[TrialRecord, ...]]) -> None:
     study, trials = searched
     with ScoreStore(study.scores) as store:
