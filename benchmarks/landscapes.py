@@ -1,7 +1,7 @@
 """Make the landscapes that samplers are judged on: python -m benchmarks.landscapes --out build/landscapes
 
 A landscape is a space of which every set of dropped layers is scored. Two are the embedded model's; for deeper ones
-small Llamas of 22 and 32 layers are trained on the standard library's source first. DistilledStudent landscapes are passed over;
+small Llamas of 22 and 32 layers are trained on the standard library's source first. Landscapes that are there are passed over;
 training goes on where it was stopped. About 90 minutes on one core.
 """
 

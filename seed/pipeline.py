@@ -30,7 +30,7 @@ from seed.optimize.storage import open_storage
 from seed.optimize.study import Limits, open_study
 from seed.optimize.trials import StorageMismatchError, Trials
 from seed.plans import Environment, SearchPlan
-from seed.proxy.score_cache import ScoreCache
+from seed.proxy.sweep import ScoreCache
 from seed.records import DenseResult, DistillResult, Frontier, SearchSpace, TrialRecord
 from seed.reporting.summary import show_result
 from seed.reporting.wording import count_things

@@ -16,9 +16,10 @@ from seed.evidence import TrainedRun
 from seed.experiments import runner
 from seed.experiments.runner import FinishedSearch
 from seed.records import Estimate
+from seed.reporting.experiment_page import render_page
 from seed.scores import ScoreStore
 from studies.claims import __main__ as claims
-from studies.claims.page import render_page
+from studies.claims.page import tell_claims
 from studies.claims.verdicts import CANNOT_TELL, FAILS, HOLDS, Evidence, estimate_cost, judge_claims, tell, tell_all
 from tests.proxy.opened import drop
 from tests.stages.opened import make_plan, open_session, open_sweep
@@ -121,7 +122,7 @@ def test_the_published_record_yields_the_published_verdicts() -> None:
     found = {claim.key: finding.found for claim, finding in judge_claims(PUBLISHED)}
     assert "3 of 12 layers dropped (20.5 % fewer parameters): 1.074 [1.059, 1.088]" in found["quality"]
     assert "+2.07 [+1.11, +3.05]" in found["stages"]
-    page = render_page(PUBLISHED, judge_claims(PUBLISHED), command="python -m studies.claims studies/demo")
+    page = render_page(tell_claims(PUBLISHED, judge_claims(PUBLISHED)), command="python -m studies.claims studies/demo")
     assert "Of 11 claims 6 hold, 3 do not hold, 2 cannot be told. Model: demo." in page
     assert "Farther off: layer 0 with no recovery (6.593 [6.285, 6.900])" in page
 
@@ -137,7 +138,7 @@ def test_missing_numbers_decide_nothing_and_names_are_escaped() -> None:
     broken = change_runs(lambda run: structs.replace(run, test_sums=[None] * len(COUNTS)))(PUBLISHED)
     assert set(judge(empty).values()) == {CANNOT_TELL}
     assert {judge(broken)[key] for key in set(VERDICTS) - {"speed", "ends", "places"}} == {CANNOT_TELL}
-    assert HOSTILE not in render_page(empty, judge_claims(empty), command=HOSTILE)
+    assert HOSTILE not in render_page(tell_claims(empty, judge_claims(empty)), command=HOSTILE)
 
 
 def test_a_cost_has_the_interval_of_its_documents() -> None:
@@ -206,7 +207,7 @@ class StoppedError(Exception):
 def gather(place: Path, *, tokens: int = TOKENS) -> Evidence:
     """Everything, or what is left of it."""
     opened = open_study(place, tokens=tokens)
-    evidence = claims.read_evidence(opened) or claims.start_evidence(opened, QUIET)
+    evidence = runner.read_begun(opened.path, Evidence, opened.settings) or claims.start_evidence(opened, QUIET)
     return claims.train_missing(opened, claims.measure_latencies(opened, evidence, QUIET), QUIET)
 
 
@@ -235,9 +236,6 @@ def test_a_stopped_run_goes_on_to_the_same_evidence(tmp_path: Path, monkeypatch:
     assert len(claims.list_wanted(open_study(tmp_path / "whole" / "tiny"), whole)) == len(whole.ledger.runs) - len(
         staged
     )
-    assert render_page(whole, judge_claims(whole), command="").count("<li style") == len(VERDICTS)
+    assert len(tell_claims(whole, judge_claims(whole)).answers) == 1 + len(VERDICTS)
     with pytest.raises(StudyError, match="distill_tokens: 1024 there, 2048 now"):
         gather(tmp_path / "whole" / "tiny", tokens=2048)
-    (tmp_path / "whole" / "tiny" / "claims.json").write_text("{torn")
-    with pytest.raises(StudyError, match="Remove this file and run this command again, which begins anew"):
-        gather(tmp_path / "whole" / "tiny")

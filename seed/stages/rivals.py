@@ -11,7 +11,7 @@ from seed.evidence import Rival, RivalPick, SearchGain
 from seed.optimize.space import contains, enumerate_candidates
 from seed.optimize.strategies import STRATEGIES, BudgetSpent, run_strategy
 from seed.plans import SearchPlan
-from seed.proxy.account import Account, Measured
+from seed.proxy.layer_tokens import BudgetedScorer
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, SearchSpace, TrialRecord
 from seed.sessions import Session
@@ -20,15 +20,15 @@ from seed.stages.budgets import short_settings
 RIVALS = ("perplexity", "greedy_recovered")  # greedy removal without recovery stands in where there is none
 
 
-class Remembered(Measured):
+class Remembered:
     """Scores with recovery come from memory only; of those without, as many are made as the search made."""
 
     def __init__(self, sweep: Sweep, *, most_unrecovered: float) -> None:
-        super().__init__(sweep)
+        self.sweep = sweep
         self.most_unrecovered = most_unrecovered
         self._unrecovered: set[Candidate] = set()
 
-    def check(self, candidates: Sequence[Candidate], *, proxy: str) -> None:
+    def check(self, candidates: Sequence[Candidate], proxy: str) -> None:
         """Let pass what can be told.
 
         Raises:
@@ -63,10 +63,10 @@ def measure_gain(
             best[count] = min(
                 best.get(count, (math.inf, candidate)), (quality.loss, candidate), key=lambda pair: pair[0]
             )
-    measured = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)
+    remembered = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)
     rivals = []
     for name in RIVALS if session.gains is not None else ("perplexity", "greedy"):
-        strategy, account = STRATEGIES[name], Account(measured)
+        strategy, account = STRATEGIES[name], BudgetedScorer(sweep, check=remembered.check)
         picks = run_strategy(strategy, account, space, proxy=session.recovered_rung, rng_seed=0)
         rivals.append(
             Rival(
@@ -83,7 +83,7 @@ def measure_gain(
             )
         )
         on_rival(strategy.title)
-    cost, num_scores = price_search(session, Remembered(sweep, most_unrecovered=math.inf), space, scored)
+    cost, num_scores = price_search(session, sweep, space, scored)
     return SearchGain(proxy=proxy, solver=solver, cost=cost, num_scores=num_scores, rivals=tuple(rivals))
 
 
@@ -105,26 +105,24 @@ def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, proxy: str) 
     )
 
 
-def price_search(
-    session: Session, measured: Measured, space: SearchSpace, scored: Sequence[Candidate]
-) -> tuple[float, int]:
+def price_search(session: Session, sweep: Sweep, space: SearchSpace, scored: Sequence[Candidate]) -> tuple[float, int]:
     """Layer-tokens that the search's scores cost, and how many they are: a sweep as one batch, trials one by one."""
-    account, cheaper = Account(measured), session.recovered_rung
+    account, cheaper = BudgetedScorer(sweep), session.recovered_rung
     batches = [[candidate] for candidate in scored]
-    if space.size <= len(measured.sweep.rows) and all(
-        measured.sweep.is_known(candidate, cheaper) for candidate in enumerate_candidates(space)
+    if space.size <= len(sweep.rows) and all(
+        sweep.is_known(candidate, cheaper) for candidate in enumerate_candidates(space)
     ):
         batches = [list(enumerate_candidates(space))]
     for batch in batches:
-        if measured.sweep.is_known(batch[0], cheaper):
+        if sweep.is_known(batch[0], cheaper):
             account.score(batch, proxy=cheaper)
     cost = account.spent
     if session.protocol.proxy == "short-distillation":
         for candidate in scored:
-            if measured.sweep.is_known(candidate, session.protocol.proxy):
+            if sweep.is_known(candidate, session.protocol.proxy):
                 settings = short_settings(session, candidate)
                 tokens = settings.steps * session.batch_windows * session.protocol.window_tokens
-                cost += measured.prices.distill(len(candidate.kept_layers), tokens=tokens)
+                cost += account.prices.distill(len(candidate.kept_layers), tokens=tokens)
                 if cheaper != "none":  # a look at the candidate as it stands comes first
                     cost += account.price([candidate], proxy="none")
     return cost, account.num_scores

@@ -17,7 +17,7 @@ from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
 from seed.optimize.trials import EnumeratedProposer, Proposer, SamplerProposer, Trials, keeping_some, run_search
 from seed.plans import SearchPlan
-from seed.proxy.score_cache import ScoreCache
+from seed.proxy.sweep import ScoreCache
 from seed.records import (
     Candidate,
     Frontier,

@@ -1,34 +1,22 @@
 """The page of claims about dropping layers: verdicts, what each trained model reached, what single layers cost, the numbers."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from seed.evidence import TrainedRun
 from seed.records import Estimate, WidthCut
-from seed.reporting.document import (
-    escape,
-    render_document,
-    render_figure,
-    render_section,
-    render_table,
-    render_values,
-)
-from seed.reporting.experiment_page import draw_bars, escape_plotly, find_limit, name_key
+from seed.reporting.experiment_page import Dot, Findings, Table, draw_bars, draw_dots, find_limit, name_key
 from seed.reporting.marks import DEPTH_COLORS, GREY, finish_figure
 from seed.reporting.wording import ABSENT, count_things, format_interval, format_latency_ratio, name_rung, name_width
 from studies.claims.verdicts import Claim, Evidence, Finding, estimate_cost, estimate_ratio
 
-QUESTION = "Seed: which claims about dropping layers hold on this model?"
-ROW_PX, TITLE_PX = 30, 62  # of a model, and of a panel with the axis above it
-# verdict: colour of the style sheet, sign, and what a count of them says
+# verdict: sign, and what a count of them says
 VERDICTS = {
-    "holds": ("--holds", "\N{CHECK MARK}", ("holds", "hold")),
-    "does not hold": ("--fails", "\N{BALLOT X}", ("does not hold", "do not hold")),
-    "cannot tell": ("--soft", "?", ("cannot be told", "cannot be told")),
+    "holds": ("\N{CHECK MARK}", ("holds", "hold")),
+    "does not hold": ("\N{BALLOT X}", ("does not hold", "do not hold")),
+    "cannot tell": ("?", ("cannot be told", "cannot be told")),
 }
 # way to a smaller model: what people call it, colour, symbol
 WAYS = {
@@ -70,48 +58,38 @@ class Group:
         return "; ".join(dict.fromkeys(name_model(run.key) for run in self.runs))
 
 
-def render_page(evidence: Evidence, answers: Sequence[tuple[Claim, Finding]], *, command: str) -> str:
-    """Return the page as one self-contained HTML file. The same records give the same bytes."""
+def tell_claims(evidence: Evidence, answers: Sequence[tuple[Claim, Finding]]) -> Findings:
+    """Tell what the model says to each claim."""
     groups = group_runs(evidence)
-    figures = [
-        ("reached", "What each model reached", draw_reached(evidence, groups)),
-        ("layers", "What one layer costs", draw_singles(evidence)),
-    ]
-    shown = [figure for figure in figures if figure[2].data]
-    sections = [
-        render_section("answer", "The answer", render_answers(evidence, answers)),
-        *(
-            render_section(key, title, render_figure(figure, key=key, with_library=index == 0))
-            for index, (key, title, figure) in enumerate(shown)
-        ),
-        render_section("numbers", "The numbers", render_numbers(evidence, groups)),
-        render_section("settings", "How this was measured", render_settings(evidence)),
-        render_section("repeat", "Repeat this", f"<pre>{escape(command)}</pre>"),
-    ]
-    return render_document(sections, name=evidence.ledger.study, question=QUESTION)
+    return Findings(
+        study=evidence.ledger.study,
+        question="which claims about dropping layers hold on this model?",
+        answers=[
+            f"{count_verdicts(answers)} Model: {evidence.ledger.model}.",
+            *(
+                f"{VERDICTS[finding.verdict][0]} {finding.verdict}: {claim.text} Found: {finding.found}. "
+                f"Reported: {claim.reported} ({claim.source})."
+                for claim, finding in answers
+            ),
+        ],
+        note=NOTE,
+        figures=[draw_reached(evidence, groups), draw_singles(evidence)],
+        tables=[list_trained(evidence, groups), list_times(evidence)],
+        settings={
+            "model": evidence.ledger.model,
+            "parameters of the dense model": f"{evidence.ledger.dense_num_params:,}",
+            "documents of the test text": f"{len(evidence.ledger.test_counts):,}",
+            **evidence.ledger.settings,
+            "roles": {role: name_model(key) for role, key in evidence.roles.items()},
+        },
+    )
 
 
 def count_verdicts(answers: Sequence[tuple[Claim, Finding]]) -> str:
     """Return ``Of 10 claims 5 hold, 2 do not hold, 3 cannot be told.``."""
     counts = {verdict: sum(finding.verdict == verdict for _, finding in answers) for verdict in VERDICTS}
-    told = [f"{count} {VERDICTS[verdict][2][count != 1]}" for verdict, count in counts.items() if count]
+    told = [f"{count} {VERDICTS[verdict][1][count != 1]}" for verdict, count in counts.items() if count]
     return f"Of {count_things(len(answers), 'claim')} {', '.join(told)}."
-
-
-def render_answers(evidence: Evidence, answers: Sequence[tuple[Claim, Finding]]) -> str:
-    """Return the count of verdicts, then for each claim its verdict as word, sign and colour, what was found, and reported."""
-    items = ""
-    for claim, finding in answers:
-        color, sign, _ = VERDICTS[finding.verdict]
-        items += (
-            f'<li style="border-left-color: var({color})"><span style="color: var({color})">{sign} {finding.verdict}</span>: '
-            f"{escape(claim.text)}\n<p>Found: {escape(finding.found)}</p>\n"
-            f'<p class="note">Reported: {escape(claim.reported)} ({escape(claim.source)})</p></li>\n'
-        )
-    return (
-        f"<p>{escape(count_verdicts(answers))} Model: {escape(evidence.ledger.model)}.</p>\n"
-        f'<ul class="answers">\n{items}</ul>\n<p class="note">{escape(NOTE)}</p>'
-    )
 
 
 def group_runs(evidence: Evidence) -> list[Group]:
@@ -139,42 +117,21 @@ def name_depth(evidence: Evidence, depth: int) -> str:
 
 def draw_reached(evidence: Evidence, groups: Sequence[Group]) -> go.Figure:
     """Draw the test PPL ratio of each trained model, the mean with its interval: a panel for each size."""
-    panels: dict[int, list[Group]] = {}
+    panels: dict[str, list[Dot]] = {}
     for group in groups:
-        panels.setdefault(group.depth, []).insert(0, group)  # the first on top
-    if not panels:
-        return go.Figure()
-    height_px = ROW_PX * len(groups) + TITLE_PX * len(panels)
-    figure = make_subplots(
-        rows=len(panels),
-        cols=1,
-        row_heights=[len(rows) / len(groups) for rows in panels.values()],
-        vertical_spacing=TITLE_PX / height_px,
-        subplot_titles=[name_depth(evidence, depth) for depth in panels],
-    )
-    for index, rows in enumerate(panels.values(), start=1):
-        ratios, ways = [group.ratio for group in rows], [WAYS[group.way] for group in rows]
-        figure.add_scatter(
-            x=[ratio.value for ratio in ratios],
-            y=[f"{escape_plotly(group.models)}<br>{WAYS[group.way][0]}" for group in rows],
-            error_x=draw_bars(ratios, limit=math.inf),
-            text=[format_interval(ratio) for ratio in ratios],
-            hovertemplate="PPL ratio: %{text}<extra></extra>",
-            mode="markers",
-            showlegend=False,  # the axis names all
-            marker={"color": [way[1] for way in ways], "symbol": [way[2] for way in ways], "size": 10},
-            row=index,
-            col=1,
-        )
-    caption = (
-        "Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Marks: mean "
+        way = WAYS[group.way][0]
+        dot = Dot(row=f"{group.models}, {way}", series=way, estimate=group.ratio, hover=format_interval(group.ratio))
+        panels.setdefault(name_depth(evidence, group.depth), []).append(dot)
+    return draw_dots(
+        panels,
+        {way: (color, symbol) for way, color, symbol in WAYS.values()},
+        title="What each model reached",
+        caption="Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Marks: mean "
         "over random seeds; bars: 95 % interval, as documents and random seeds vary. All share documents and seeds, so that two "
-        "may differ although their bars overlap: the verdicts rest on paired differences."
+        "may differ although their bars overlap: the verdicts rest on paired differences.",
+        x_title="PPL ratio",
+        is_bounded=True,
     )
-    figure = finish_figure(figure, title="What each model reached", caption=caption, x_title="", y_title="")
-    figure.update_xaxes(tickangle=0).update_xaxes(title="PPL ratio", row=len(panels), col=1)
-    figure.update_annotations(font={"size": 13})
-    return figure.update_layout(height=height_px + TITLE_PX, margin={"t": 44, "b": 50})
 
 
 def draw_singles(evidence: Evidence) -> go.Figure:
@@ -211,47 +168,39 @@ def draw_singles(evidence: Evidence) -> go.Figure:
     return finish_figure(figure, title="What one layer costs", caption=caption, **titles)
 
 
-def render_numbers(evidence: Evidence, groups: Sequence[Group]) -> str:
-    """Return the tables of all trained models and of all times."""
-    rows = [
-        [
-            f"{name_depth(evidence, group.depth)}, {WAYS[group.way][0]}",
-            group.models,
-            f"{group.runs[0].num_params:,}",
-            ", ".join(str(run.rng_seed) for run in group.runs),
-            format_interval(group.ratio),
-            say_last_gain(group.runs),
-        ]
-        for group in groups
-    ]
-    header = ["model", "layers or width", "parameters", "random seeds", "PPL ratio", "last look gained"]
-    caption = (
-        "Every trained model. Last look gained: how much the validation loss, nats per token, fell between the last two looks; "
-        "near 0 a plateau is reached."
+def list_trained(evidence: Evidence, groups: Sequence[Group]) -> Table:
+    """Return the table of all trained models."""
+    return Table(
+        title="Every trained model; last look gained: how much the validation loss, nats per token, fell between the last two "
+        "looks, near 0 on a plateau",
+        header=["model", "layers or width", "parameters", "random seeds", "PPL ratio", "last look gained"],
+        rows=[
+            [
+                f"{name_depth(evidence, group.depth)}, {WAYS[group.way][0]}",
+                group.models,
+                f"{group.runs[0].num_params:,}",
+                ", ".join(str(run.rng_seed) for run in group.runs),
+                format_interval(group.ratio),
+                say_last_gain(group.runs),
+            ]
+            for group in groups
+        ],
     )
-    trained = f"<h3>Trained models</h3>\n{render_table(caption, header, rows)}"
-    rows = [
-        [name, one.workload, f"{one.median_ms:,.2f}", f"{one.dense_median_ms:,.2f}", format_latency_ratio(one)]
-        for name, one in evidence.latencies.items()
-    ]
-    header = ["model", "workload", "median, ms", "dense, ms", "ratio"]
-    return f"{trained}\n<h3>Times</h3>\n{render_table('Measured in turn with the dense model.', header, rows)}"
+
+
+def list_times(evidence: Evidence) -> Table:
+    """Return the table of all times."""
+    return Table(
+        title="Times, measured in turn with the dense model",
+        header=["model", "workload", "median, ms", "dense, ms", "ratio"],
+        rows=[
+            [name, one.workload, f"{one.median_ms:,.2f}", f"{one.dense_median_ms:,.2f}", format_latency_ratio(one)]
+            for name, one in evidence.latencies.items()
+        ],
+    )
 
 
 def say_last_gain(runs: Sequence[TrainedRun]) -> str:
     """Return by how much the validation loss fell between the last two looks, mean of the runs."""
     gains = [run.curve[-2].validation_loss - run.curve[-1].validation_loss for run in runs if len(run.curve) > 1]
     return f"{sum(gains) / len(gains):+z.4f}" if gains else ABSENT
-
-
-def render_settings(evidence: Evidence) -> str:
-    """Return what was run, and which model plays which role."""
-    ledger = evidence.ledger
-    told = {
-        "model": ledger.model,
-        "parameters of the dense model": f"{ledger.dense_num_params:,}",
-        "documents of the test text": f"{len(ledger.test_counts):,}",
-        **ledger.settings,
-        "roles": {role: name_model(key) for role, key in evidence.roles.items()},
-    }
-    return render_values(told)
