@@ -24,7 +24,7 @@ from seed import sessions
 from seed.console import Terminal
 from seed.optimize.space import drop_layers
 from seed.proxy.closed_form import Refit
-from seed.proxy.instruments import Instruments, make_job, make_walker, start_student, train_students, validation_losses
+from seed.proxy.instruments import Instruments, exported_losses, make_job, make_walker, start_student, train_students
 from seed.records import Candidate
 from seed.stages import budgets
 
@@ -49,7 +49,10 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
         fresh = make_starts(instruments, sets, refits)
         lines: dict[str, dict[str, list[list[Point]]]] = {
             name: {
-                start: [[(0.0, validation_losses(instruments, fresh[name, start]).loss)] for _ in seeds]
+                start: [
+                    [(0.0, exported_losses(instruments, fresh[name, start], instruments.validation).loss)]
+                    for _ in seeds
+                ]
                 for start in STARTS
             }
             for name in sets

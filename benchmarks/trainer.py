@@ -4,7 +4,7 @@ The plain way is a ``transformers.Trainer`` whose loss is forward KL between all
 student, by autograd, with the dense model's forward in every step. Alike in both: start, windows and their order, batch,
 micro-batch, number type, AdamW and its schedule, clipping. The Trainer neither logs, saves nor evaluates; its clock runs
 from its first step to its last, ours over the whole call of ``distill``, whose looks at validation text are left out.
-ProcessGroup students are trained one after another by the Trainer, side by side by us; their tokens are added up. Stored
+Groups of students are trained one after another by the Trainer, side by side by us; their tokens are added up. Stored
 states were computed before the clock runs: in a study one pass over the text serves every student.
 
 Bounds count layers, a head being worth ``h`` and a backward pass two forward ones: a plain step costs

@@ -5,10 +5,8 @@ directory, a hub id, a preset's name) is judged alone, on the text you name, or 
 With ``--tasks`` both are also judged by tasks of lm-eval.
 """
 
-import contextlib
 import functools
 import importlib.metadata
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,9 +70,7 @@ class Subject:
     tokenizer: Any
     dense: "Teacher | None"
     stream: "TokenStream"
-    window_tokens: int
     workload: "Workload"
-    device: "torch.device"
     dtype: "torch.dtype"  # that is computed in
     stored_dtype: "torch.dtype"
 
@@ -110,9 +106,7 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand) -> Subj
         tokenizer=load_tokenizer(path),
         dense=session.teacher,
         stream=sessions.take_test_text(session, window_tokens=window, test_tokens=args.test_tokens),
-        window_tokens=window,
         workload=session.workload,
-        device=session.device,
         dtype=session.dtype,
         stored_dtype=session.teacher.stored_dtype,
     )
@@ -163,9 +157,7 @@ def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
         tokenizer=teacher.tokenizer,
         dense=None,
         stream=stream,
-        window_tokens=window,
         workload=Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=5),
-        device=device,
         dtype=teacher.dtype,
         stored_dtype=teacher.stored_dtype,
     )
@@ -180,9 +172,10 @@ def judge_subject(subject: Subject, *, tasks: "TaskSet | None", terminal: Termin
     from seed.models.anatomy import text_config
     from seed.models.checkpoint import measure_size
 
-    model, dense, stream, device = subject.model, subject.dense, subject.stream, subject.device
+    model, dense, stream = subject.model, subject.dense, subject.stream
+    device, window_tokens = next(model.parameters()).device, stream.tokens_NT.shape[1]
     vocabulary = text_config(model).vocab_size
-    micro_batch = choose_micro_batch(subject.window_tokens, vocabulary, device=device)
+    micro_batch = choose_micro_batch(window_tokens, vocabulary, device=device)
     run = prepare_run(model, subject.workload, vocabulary=vocabulary)
     if dense is None:
         losses = measure_losses(logits_of(model), stream, micro_batch=micro_batch, device=device)
@@ -198,13 +191,10 @@ def judge_subject(subject: Subject, *, tasks: "TaskSet | None", terminal: Termin
     )
     scores: list[TaskScore] = []
     if tasks is not None:
-        watch = functools.partial(_watch, terminal)
-        ours = score_tasks(model, subject.tokenizer, tasks, watch=functools.partial(watch, subject.name))
-        of_dense = None
-        if dense is not None:
-            of_dense = score_tasks(dense.model, dense.tokenizer, tasks, watch=functools.partial(watch, "dense"))
-        scores = compare_scores(ours, of_dense)
-    windows = f"non-overlapping windows of {subject.window_tokens} tokens, the first of each unscored"
+        terminal.say(f"tasks:      lm-eval asks {subject.name}{'' if dense is None else ', then the dense model'}")
+        ours = score_tasks(model, subject.tokenizer, tasks)
+        scores = compare_scores(ours, None if dense is None else score_tasks(dense.model, dense.tokenizer, tasks))
+    windows = f"non-overlapping windows of {window_tokens} tokens, the first of each unscored"
     dtype = f"computed in {str(subject.dtype).removeprefix('torch.')}"
     return Judgement(
         test=test,
@@ -213,13 +203,6 @@ def judge_subject(subject: Subject, *, tasks: "TaskSet | None", terminal: Termin
         protocol="; ".join((stream.source, *stream.notes, windows, dtype)),
         tasks=tuple(scores),
     )
-
-
-@contextlib.contextmanager
-def _watch(terminal: Terminal, model: str, what: str, total: int) -> Iterator[Callable[[float], None]]:
-    """Show how far a model is with the requests of the tasks."""
-    with terminal.stage(f"tasks, {what} of {model}", total=total) as advance:
-        yield lambda amount: advance(amount, "")
 
 
 def find_study(path: Path) -> StudyFolder | None:
@@ -275,36 +258,29 @@ def show_tasks(terminal: Terminal, scores: tuple[TaskScore, ...], *, limit: int 
     beside_dense = scores[0].dense_value is not None
     columns = ["task", "metric", "shots", "documents", "value", *(["dense", "difference"] if beside_dense else [])]
     arrows = {True: " ↑", False: " ↓", None: ""}
-    terminal.show_table(
-        columns,
+    rows = [
         [
-            [
-                one.task,
-                one.metric + arrows[one.higher_is_better],
-                "" if one.num_fewshot is None else str(one.num_fewshot),
-                f"{one.documents:,}",
-                _spell(one.value, one.standard_error),
-                *(
-                    []
-                    if one.dense_value is None or one.difference is None
-                    else [
-                        _spell(one.dense_value, one.dense_standard_error),
-                        _spell(one.difference, one.difference_standard_error, sign="+"),
-                    ]
-                ),
-            ]
-            for one in scores
-        ],
-        num_words=2,
-    )
+            one.task,
+            one.metric + arrows[one.higher_is_better],
+            "" if one.num_fewshot is None else str(one.num_fewshot),
+            f"{one.documents:,}",
+            _spell(one.value, one.standard_error),
+            _spell(one.dense_value, one.dense_standard_error),
+            _spell(one.difference, one.difference_standard_error, sign="+"),
+        ]
+        for one in scores
+    ]
+    terminal.show_table(columns, [row[: len(columns)] for row in rows], num_words=2)
     some = "all documents" if limit is None else f"the first {count_things(limit, 'document')} of each task"
     paired = "; that of a difference is paired by document" if beside_dense else ""
     version = importlib.metadata.version("lm-eval")
     terminal.say(f"tasks:      lm-eval {version}, {some}, no chat template; ± is a standard error{paired}")
 
 
-def _spell(value: float, spread: float | None, *, sign: str = "") -> str:
-    return f"{value:{sign}.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+def _spell(value: float | None, error: float | None, *, sign: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{value:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def evaluate(args: EvaluateCommand, terminal: Terminal) -> JudgedLine:

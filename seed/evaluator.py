@@ -55,13 +55,22 @@ class Evaluator:
         self.session, self.returns_files = session, returns_files
         self.tell: ProgressCallback = lambda amount, note: None
         self.say: Callable[[str], None] = lambda line: None
-        self._proxy: Proxy | None = None
         self._stored_for: tuple[int, ...] = ()  # steps and random seeds
 
     @functools.cached_property
     def sweep(self) -> Sweep:
         """Scores of this evaluator, in memory; the dense model's validation losses are measured when first asked for."""
         return Sweep(sessions.prepare_instruments(self.session), None)
+
+    @functools.cached_property
+    def proxy(self) -> Proxy:
+        """Scores candidates at the study's proxy."""
+        return Proxy(
+            self.sweep,
+            name=self.session.protocol.proxy,
+            short=functools.partial(budgets.short_settings, self.session),
+            say=lambda line: self.say(line),  # noqa: PLW0108  whoever hears it then
+        )
 
     @property
     def instruments(self) -> Instruments:
@@ -132,10 +141,10 @@ class Evaluator:
             screen: says which are not worth short distillation; None: all are.
         """
         self.sweep.learn(rows)
-        proxy = self._open_proxy(table, screen)
         for candidate in candidates:
+            latency = table[name_structure(self.session.anatomy, candidate)]
             try:
-                evaluation, failure = proxy.evaluate(candidate), None
+                evaluation, failure = self.proxy.evaluate(candidate, latency=latency, screen=screen), None
             except CandidateError as error:
                 evaluation, failure = None, str(error)
             rows = tuple(self.sweep.list_rows([candidate]))  # all of them: an answer may have been lost
@@ -236,28 +245,3 @@ class Evaluator:
             on_warning=self.say,
         )
         return [students.read_checkpoint(one) for one in made] if self.returns_files else made
-
-    def _open_proxy(self, table: Mapping[str, Latency], screen: Screen | None) -> Proxy:
-        anatomy = self.session.anatomy
-
-        def judge(candidate: Candidate, quality: Quality) -> str | None:
-            if screen is None:
-                return None
-            return screen.judge(candidate, quality, structure=name_structure(anatomy, candidate))
-
-        def find_latency(candidate: Candidate) -> Latency:
-            return table[name_structure(anatomy, candidate)]
-
-        if self._proxy is None:
-            self._proxy = Proxy(
-                self.sweep,
-                name=self.session.protocol.proxy,
-                short=functools.partial(budgets.short_settings, self.session),
-                latency_of=find_latency,
-                say=self._say_line,
-            )
-        self._proxy.latency_of, self._proxy.screen = find_latency, judge
-        return self._proxy
-
-    def _say_line(self, line: str) -> None:
-        self.say(line)  # whoever hears it now

@@ -8,7 +8,7 @@ Everything finished is kept; run again to go on.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,22 +106,16 @@ COMMANDS: dict[str, type[Experiment]] = {
 
 def run_experiment(
     name: str,
-    path: Path,
+    study: Path,
     *,
     terminal: Terminal,
     device: str | None = None,
     trust_remote_code: bool = False,
     **asked: Any,
 ) -> None:
-    """Run an experiment, or what is left of it, and write its page.
+    """Run an experiment on a finished search, or what is left of it, and write its page.
 
-    Args:
-        name: ``compare``, ``fidelity`` or ``recoveries``.
-        path: the folder of a finished search.
-        terminal: where progress and the result are written.
-        device: default: as chosen for the search.
-        trust_remote_code: run the code that the study's model brings along.
-        asked: options of the experiment's own.
+    ``name`` is that of its command, ``asked`` are options of its own.
 
     Raises:
         SeedError: anything a user can mend.
@@ -134,18 +128,18 @@ def run_experiment(
         "fidelity": fidelity.measure_fidelity,
         "recoveries": recoveries.compare_recoveries,
     }
-    with runner.open_search(path, terminal=terminal, device=device, trust_remote_code=trust_remote_code) as search:
+    with runner.open_search(study, terminal=terminal, device=device, trust_remote_code=trust_remote_code) as search:
         findings = experiments[name](search, **asked)
         page = search.folder.root / f"{name}.html"
     told = {key: value for key, value in asked.items() if value != getattr(COMMANDS[name], key, None)}
-    command = spell_command("seed.experiment", {**told, **findings.repeat}, name, str(path))
+    command = spell_command("seed.experiment", {**told, **findings.repeat}, name, str(study))
     write_findings(findings, page, command=command)
     show_findings(terminal, findings, page=page)
 
 
-def read_words(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The experiment that was typed, and its options."""
-    name, *more = words or [""]
+def main() -> None:
+    """Read the command line and run."""
+    name, *words = sys.argv[1:] or [""]
     if name not in COMMANDS:
         parser = CommandParser(
             prog="python -m seed.experiment",
@@ -153,14 +147,9 @@ def read_words(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
             epilog="Options of each: python -m seed.experiment compare --help",
         )
         parser.add_argument("experiment", choices=COMMANDS, metavar="|".join(COMMANDS))
-        parser.parse_args(words[:1])
-    return name, dataclasses.asdict(read_command(COMMANDS[name], more, name=name))
-
-
-def main() -> None:
-    """Read the command line and run."""
-    name, options = read_words(sys.argv[1:])
-    run_experiment(name, options.pop("study"), terminal=Terminal(), **options)
+        parser.parse_args(sys.argv[1:2])
+    asked = read_command(COMMANDS[name], words, name=name)
+    run_experiment(name, terminal=Terminal(), **dataclasses.asdict(asked))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study
 from seed.optimize.trials import StorageMismatchError, Trials
 from seed.plans import SearchPlan, read_plan
-from seed.proxy.score_cache import ScoreCache
+from seed.proxy.sweep import ScoreCache
 from seed.records import DenseResult, Frontier, SearchSpace
 from seed.reporting.result_text import show_result
 from seed.reporting.wording import count_things

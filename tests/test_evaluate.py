@@ -38,17 +38,14 @@ def test_what_is_typed_or_a_model_s_own_counts_first(tmp_path: Path) -> None:
     assert choose_window("nowhere", None, longest=4096)[0] == 1024
 
 
-@pytest.mark.parametrize("source", ["/etc/passwd", 7, None])
-def test_a_local_model_without_a_known_text_is_asked_for_one(tmp_path: Path, source: object) -> None:
+@pytest.mark.parametrize("source", ["/etc/passwd", 7, None, "demo"])
+def test_the_text_is_one_that_the_model_names_where_it_is_known(tmp_path: Path, source: object) -> None:
     path = write_start(tmp_path / "model", streams=source and {"test": {"source": source}})
-    with pytest.raises(CorpusError, match=r"which text\? Give --test-text"):
-        choose_text(str(path))
-
-
-def test_a_model_names_a_known_text_or_comes_from_the_hub(tmp_path: Path) -> None:
-    named = write_start(tmp_path / "model", streams={"test": {"source": "demo"}})
-    assert choose_text(str(named)) == "demo"
-    assert choose_text("demo") == "demo"
+    if source == "demo":
+        assert choose_text(str(path)) == choose_text("demo") == "demo"
+    else:
+        with pytest.raises(CorpusError, match=r"which text\? Give --test-text"):
+            choose_text(str(path))
     assert choose_text("someone/a-model") == "wikitext2"
 
 

@@ -64,8 +64,8 @@ def test_a_pass_stopped_at_every_step_ends_as_an_unbroken_one(
     judged: list[object] = []
     evaluate, judge_dense = Proxy.evaluate, judging.judge_dense
 
-    def count_scored(proxy: Proxy, candidate: Candidate) -> Evaluation:
-        evaluation = evaluate(proxy, candidate)
+    def count_scored(proxy: Proxy, candidate: Candidate, **more: Any) -> Evaluation:
+        evaluation = evaluate(proxy, candidate, **more)
         scored.append(candidate)
         return evaluation
 

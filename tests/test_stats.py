@@ -23,7 +23,6 @@ from seed.stats import (
     measure_margin,
     reach_over_documents,
     resample_tau,
-    student_t,
 )
 
 COUNTS_D = np.array([1000 + 40 * place for place in range(24)])
@@ -62,17 +61,13 @@ def test_an_interval_over_documents_holds_the_truth_95_times_in_100(num_document
     assert num_documents > 8 or by_the_normal / STUDIES < 0.93  # which is what Student's t is for
 
 
-def test_few_documents_have_no_interval() -> None:
+def test_few_documents_have_no_interval_and_uneven_ones_count_for_fewer() -> None:
+    assert count_effective(np.full(7, 3)) == pytest.approx(7)
+    assert count_effective(np.array([2, 1])) == pytest.approx(9 / 5)
     assert reach_over_documents(2.0) is None
     assert reach_over_documents(count_effective(np.array([10_000, 50, 50, 50]))) is None  # four, of which one counts
     assert reach_over_documents(4) == pytest.approx(3.182, abs=1e-3)
     assert reach_over_documents(1e6) == pytest.approx(1.96, abs=1e-3)
-    assert student_t(10) == pytest.approx(2.228, abs=1e-3)
-
-
-def test_documents_of_one_length_all_count() -> None:
-    assert count_effective(np.full(7, 3)) == pytest.approx(7)
-    assert count_effective(np.array([2, 1])) == pytest.approx(9 / 5)
 
 
 @pytest.mark.parametrize("num_pairs", [FEWEST_PAIRS, 12, 60])
@@ -91,7 +86,7 @@ def test_an_interval_of_pairs_holds_the_truth_95_times_in_100(num_pairs: int, sp
     assert spikes or held / STUDIES < 0.95 + ERROR
 
 
-def test_pairs_that_are_like_their_neighbours_count_for_less() -> None:
+def test_pairs_that_are_like_their_neighbours_count_for_less_and_few_pairs_have_no_interval() -> None:
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(500):
@@ -102,20 +97,7 @@ def test_pairs_that_are_like_their_neighbours_count_for_less() -> None:
         assert half is not None
         held += abs(value) <= half
     assert held / 500 > 0.86  # over single pairs it would be two thirds
-
-
-def test_a_few_pairs_have_a_median_and_no_interval() -> None:
     assert estimate_pairs(np.array([0.3, 0.1, 0.2])) == (pytest.approx(0.2), None)
-
-
-def test_drift_between_blocks_widens_the_interval() -> None:
-    rng = np.random.default_rng(0)
-    noise = 0.01 * rng.standard_normal(48)
-    _, steady = estimate_pairs(noise)
-    _, drifting = estimate_pairs(noise + np.linspace(0, 0.1, 48))
-    assert steady is not None
-    assert drifting is not None
-    assert drifting > 3 * steady
 
 
 # ---- models beside each other
@@ -202,18 +184,12 @@ def test_the_margin_is_judged_by_the_narrow_interval_and_a_difference_by_the_wid
     assert judge_difference(one_RSD, other_RSD, COUNTS_D, margin=0.5 * excess.high)[1] != EQUIVALENT
 
 
-def test_judging_is_even_handed() -> None:
+def test_judging_is_even_handed_and_tells_nothing_of_losses_that_are_no_numbers() -> None:
     one_RSD, other_RSD = draw(np.random.default_rng(3), math.log(1.02), noise=0.002)
     ours, verdict = judge_difference(one_RSD, other_RSD, COUNTS_D)
     theirs, turned = judge_difference(other_RSD, one_RSD, COUNTS_D)
     assert (verdict, turned) == (HIGHER, LOWER)
-    assert ours.value is not None
-    assert theirs.value is not None
-    assert (1 + ours.value) * (1 + theirs.value) == pytest.approx(1)
-
-
-def test_losses_that_are_no_numbers_cannot_be_told() -> None:
-    one_RSD, other_RSD = draw(np.random.default_rng(4))
+    assert (1 + (ours.value or 0)) * (1 + (theirs.value or 0)) == pytest.approx(1)
     one_RSD[0, 0, 0] = np.nan
     assert judge_difference(one_RSD, other_RSD, COUNTS_D) == (NOTHING, CANNOT_TELL)
 
@@ -221,7 +197,7 @@ def test_losses_that_are_no_numbers_cannot_be_told() -> None:
 @pytest.mark.parametrize("side", [1, -1])
 @pytest.mark.parametrize(
     ("documents", "seeds", "noise"),
-    [(0.004, 0.0, 0.004), (0.004, 0.001, 0.004), (0.0, 0.001, 0.0), (0.001, 0.001, 0.001)],
+    [(0.004, 0.0, 0.004), (0.0, 0.001, 0.0), (0.001, 0.001, 0.001)],
 )
 def test_models_that_differ_by_the_margin_are_seldom_called_equivalent(
     documents: float, seeds: float, noise: float, side: int
@@ -236,15 +212,6 @@ def test_models_that_differ_by_the_margin_are_seldom_called_equivalent(
     # two one-sided tests at 5 %; three standard errors of the simulation, and a little for Satterthwaite's approximation
     assert found.count(EQUIVALENT) / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws) + 0.005
     assert found.count(LOWER if side > 0 else HIGHER) / draws < 0.01
-
-
-def test_models_that_are_the_same_are_seldom_told_apart_and_often_called_equivalent() -> None:
-    rng, draws = np.random.default_rng(11), 1000
-    found = [
-        judge_difference(*draw(rng, documents=0.003, seeds=0.0005, noise=0.003), COUNTS_D)[1] for _ in range(draws)
-    ]
-    assert (found.count(HIGHER) + found.count(LOWER)) / draws <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
-    assert found.count(EQUIVALENT) / draws > 0.9
 
 
 def test_one_distillation_of_each_makes_no_two_models_equivalent() -> None:

@@ -112,10 +112,13 @@ def measure_pair(dense: RunOnce, cut: RunOnce, workload: Workload, *, structure:
         dense(), cut()
     # a graph compiled anew inside a timed run would be most of its time: rather fail
     with torch.compiler.set_stance("fail_on_recompile" if workload.compiled else "default"):
-        before = read_processors()
+        began, before = time.monotonic(), count_foreign_seconds()
         pairs = take_pairs(dense, cut, repeats=workload.repeats)
-        # a GPU's clock does not care for what the cores do
-        foreign = None if device != "cpu" else measure_foreign(before, read_processors())
+        seconds, after = time.monotonic() - began, count_foreign_seconds()
+    foreign = None
+    # a GPU's clock does not care for what the cores do; and the kernel counts in hundredths
+    if device == "cpu" and seconds >= 0.5 and before is not None and after is not None:
+        foreign = (after - before) / seconds
     return summarise_pairs(pairs, structure=structure, workload=workload.describe(), device=device, foreign=foreign)
 
 
@@ -204,31 +207,14 @@ def describe_disturbance(pairs: Sequence[tuple[Timing, Timing]], *, foreign: flo
     return ", ".join(told) or None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Processors:
-    """Seconds since the start of the machine: of the clock, and of its cores by everybody and by this process."""
-
-    clock: float
-    busy: float
-    own: float
-
-
-def read_processors() -> Processors | None:
-    """What the cores have done so far; None where the kernel does not say (Linux does)."""
+def count_foreign_seconds() -> float | None:
+    """Core seconds that other processes took since the machine began; None where the kernel does not say (Linux does)."""
     try:
         ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
         return None
     user, nice, system, _idle, _waiting, *others = ticks
-    busy = (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
-    return Processors(clock=time.monotonic(), busy=busy, own=sum(os.times()[:4]))
-
-
-def measure_foreign(before: Processors | None, after: Processors | None) -> float | None:
-    """How many cores other processes took between two looks."""
-    if before is None or after is None or after.clock - before.clock < 0.5:  # the kernel counts in hundredths
-        return None
-    return max(0.0, (after.busy - before.busy - (after.own - before.own)) / (after.clock - before.clock))
+    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
 def pool_dense(latencies: Collection[Latency]) -> Latency:

@@ -76,11 +76,10 @@ def split_for_head(tokens_BT: Tensor, *, vocabulary: int) -> Iterator[tuple[slic
             yield slice(first, first + rows), slice(start, start + columns)
 
 
-def iterate_batches(stream: TokenStream, *, micro_batch: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (rows, tokens on the device) in order."""
-    for start in range(0, stream.tokens_NT.shape[0], micro_batch):
-        rows = slice(start, start + micro_batch)
-        yield rows, stream.tokens_NT[rows].to(device)
+def iterate_batches(stream: TokenStream, *, micro_batch: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield a stream's windows on the device, in order, so many at a time."""
+    for tokens_BT in stream.tokens_NT.split(micro_batch):
+        yield tokens_BT.to(device)
 
 
 def token_losses(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
@@ -132,7 +131,7 @@ def compare_models(
     dense_rows: list[np.ndarray] = []
     rows: list[list[np.ndarray]] = [[] for _ in others]
     divergences, agreeing, total = [0.0] * len(others), [0] * len(others), 0
-    for _, tokens in iterate_batches(stream, micro_batch=micro_batch, device=device):
+    for tokens in iterate_batches(stream, micro_batch=micro_batch, device=device):
         reference = dense(tokens).float()
         dense_rows.append(token_losses(reference, tokens).cpu().numpy())
         reference = reference[:, :-1]

@@ -3,21 +3,21 @@
 Cost is counted in layer-tokens: one layer applied to one token.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
+from msgspec import structs
 
 from seed import stats
+from seed.console import Advance
 from seed.errors import ModelError
 from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.experiments import runner
-from seed.experiments.runner import Advance, FinishedSearch
+from seed.experiments.runner import FinishedSearch
 from seed.optimize.space import drop_layers
 from seed.optimize.strategies import STRATEGIES, run_strategy
-from seed.proxy.account import Account, Measured
+from seed.proxy.layer_tokens import BudgetedScorer
 from seed.records import Candidate, Estimate, Frontier, SearchSpace
 from seed.reporting.document import Findings
 from seed.reporting.experiment_page import tell_comparison
@@ -63,42 +63,46 @@ def compare_strategies(
         "max_dropped": space.max_dropped,
     }
     everything = [name for name in NAMES if name not in UNLIMITED or search.plan.covers_space]
-    comparison = runner.read_begun(path, Comparison, settings)
-    measured = Measured(search.sweep)
-    if comparison is None:
-        comparison = start_comparison(search, measured, space, settings, budget=cost)
+    comparison = runner.read_begun(path, Comparison, settings) or start_comparison(search, space, settings, budget=cost)
     runs = list_runs(comparison, (REFERENCE, *(strategies or everything)), rng_seeds=rng_seeds)
     search.terminal.say(
         f"plan: {count_things(len(runs), 'choice')} to make, each with {comparison.budget:,.0f} layer-tokens to spend; then what was chosen "
         f"is distilled for {protocol.describe_training(tokens)} with each of the random seeds {settings['rng_seeds']}"
     )
-    choose = functools.partial(play, search, measured, space)
-    comparison = runner.run_cells(search, "choose", comparison, runs, choose, path=path)
-    finals = list_finals(search, comparison, rng_seeds=rng_seeds)
-    if finals:
+    with search.terminal.stage("choose", total=len(runs)) as advance:
+        for name, rng_seed in runs:
+            run = choose_layers(search, space, name, rng_seed=rng_seed, budget=comparison.budget, advance=advance)
+            comparison = runner.keep(path, structs.replace(comparison, runs=(*comparison.runs, run)))
+    if finals := list_finals(search, comparison, rng_seeds=rng_seeds):
         runner.store_states(search, steps=protocol.count_steps(tokens), rng_seeds=rng_seeds)
-    distill = functools.partial(distill_pick, search, tokens=tokens, learning_rate=rate)
-    comparison = runner.run_cells(search, "distill", comparison, finals, distill, path=path)
+    with search.terminal.stage("distill", total=len(finals)) as advance:
+        for member, depth, seed in finals:
+            trained = runner.train(search, member, tokens=tokens, learning_rate=rate, rng_seed=seed, advance=advance)
+            final = ComparedFinal(
+                candidate=member.candidate,
+                width=member.width,
+                like_dropped=depth,
+                rng_seed=seed,
+                validation_loss=students.finite(trained.outcome.best_loss),
+                test_sums=students.list_sums(trained.test),
+                seconds=trained.whole_seconds,
+            )
+            comparison = runner.keep(path, structs.replace(comparison, finals=(*comparison.finals, final)))
     played = tuple(name for name in dict.fromkeys(run.strategy for run in comparison.runs) if name in NAMES)
     repeat = {"strategies": None if set(played) == set(everything) else played}
     return tell_comparison(comparison, summarize_comparison(comparison), names=NAMES, repeat=repeat)
 
 
 def start_comparison(
-    search: FinishedSearch,
-    measured: Measured,
-    space: SearchSpace,
-    settings: runner.Settings,
-    *,
-    budget: float | None,
+    search: FinishedSearch, space: SearchSpace, settings: runner.Settings, *, budget: float | None
 ) -> Comparison:
     """A comparison in which nobody has chosen yet."""
-    if budget is None:  # the strongest simple rival sets the price
+    if budget is None:  # the strongest simple baseline sets the price
+        name = "greedy_recovered"
         with search.terminal.stage("budget", total=space.max_dropped) as advance:
-            account = Account(measured, on_paid=lambda cost: advance(1, "greedy removal with recovery"))
-            greedy = STRATEGIES["greedy_recovered"]
-            run_strategy(greedy, account, space, proxy=search.session.recovered_proxy, rng_seed=0)
-            budget = account.spent
+            scorer = BudgetedScorer(search.sweep, on_paid=lambda cost: advance(1, NAMES[name][0]))
+            run_strategy(STRATEGIES[name], scorer, space, proxy=search.session.recovered_proxy, rng_seed=0)
+        budget = scorer.spent
     dense = runner.judge_dense(search)
     return Comparison(
         study=search.folder.name,
@@ -127,34 +131,25 @@ def list_runs(
     return [one for one in wanted if one not in done]
 
 
-def play(
-    search: FinishedSearch,
-    measured: Measured,
-    space: SearchSpace,
-    comparison: Comparison,
-    choice: tuple[str, int | None],
-    advance: Advance,
-) -> Comparison:
-    """Let a strategy choose on its own account."""
-    (name, rng_seed), budget = choice, comparison.budget
-    if name == WIDTH:  # pays for looking at activations once
-        run = StrategyRun(strategy=name, rng_seed=None, cost=measured.prices.trace, num_scores=0, picks=())
-    else:
-        account = Account(
-            measured,
-            budget=math.inf if name in UNLIMITED else budget,
-            on_paid=lambda cost: advance(cost / budget, NAMES[name][0]),
-        )
+def choose_layers(
+    search: FinishedSearch, space: SearchSpace, name: str, *, rng_seed: int | None, budget: float, advance: Advance
+) -> StrategyRun:
+    """Let a strategy choose within a budget of its own."""
+    title, picks = NAMES[name][0], {}
+    scorer = BudgetedScorer(
+        search.sweep,
+        budget=math.inf if name in UNLIMITED else budget,
+        on_paid=lambda cost: advance(cost / budget, title),
+    )
+    cost = scorer.prices.trace  # uniform width pays for looking at activations once
+    if name != WIDTH:
         proxy = search.session.recovered_proxy
-        picks = run_strategy(STRATEGIES[name], account, space, proxy=proxy, rng_seed=rng_seed or 0)
-        run = StrategyRun(
-            strategy=name,
-            rng_seed=rng_seed,
-            cost=account.spent,
-            num_scores=account.num_scores,
-            picks=tuple(picks.values()),
-        )
-    return msgspec.structs.replace(comparison, runs=(*comparison.runs, run))
+        picks = run_strategy(STRATEGIES[name], scorer, space, proxy=proxy, rng_seed=rng_seed or 0)
+        cost = scorer.spent
+    advance(1 - scorer.spent / budget, title)  # done, whatever it spent
+    return StrategyRun(
+        strategy=name, rng_seed=rng_seed, cost=cost, num_scores=scorer.num_scores, picks=tuple(picks.values())
+    )
 
 
 def list_finals(
@@ -172,32 +167,6 @@ def list_finals(
         for member, depth in wanted
         if (member.candidate, member.width, rng_seed) not in done
     ]
-
-
-def distill_pick(
-    search: FinishedSearch,
-    comparison: Comparison,
-    final: tuple[Member, int | None, int],
-    advance: Advance,
-    *,
-    tokens: int,
-    learning_rate: float,
-) -> Comparison:
-    """Distill a pick or a width, and judge it."""
-    member, depth, rng_seed = final
-    trained = runner.train(
-        search, member, tokens=tokens, learning_rate=learning_rate, rng_seed=rng_seed, advance=advance
-    )
-    found = ComparedFinal(
-        candidate=member.candidate,
-        width=member.width,
-        like_dropped=depth,
-        rng_seed=rng_seed,
-        validation_loss=students.finite(trained.outcome.best_loss),
-        test_sums=students.list_sums(trained.test),
-        seconds=trained.whole_seconds,
-    )
-    return msgspec.structs.replace(comparison, finals=(*comparison.finals, found))
 
 
 def plan_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[int, Member]:

@@ -12,10 +12,11 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
-import msgspec
 import numpy as np
+from msgspec import structs
 
 from seed import stats, study_dir
 from seed.errors import StudyError
@@ -29,10 +30,10 @@ from seed.evidence import (
     ProxyFidelity,
 )
 from seed.experiments import runner
-from seed.experiments.runner import Advance, FinishedSearch
+from seed.experiments.runner import FinishedSearch
 from seed.optimize.space import contains, enumerate_candidates
-from seed.proxy.instruments import train_student
-from seed.records import Candidate, DenseResult, Estimate, TrialRecord
+from seed.proxy.proxy import distill_shortly
+from seed.records import Candidate, DenseResult, TrialRecord
 from seed.reporting.document import Findings
 from seed.reporting.experiment_page import tell_fidelity
 from seed.reporting.wording import count_things
@@ -44,8 +45,6 @@ DOUBLED = 2  # finals that are run again with twice the budget, to see whether i
 DOUBLING = "doubling_the_budget"
 FULL_DISTILLATION = "full-distillation"  # beside the proxies: one final judged by another
 BOOTSTRAP_DRAWS = 2000
-# Resamples of fewer are nearly all alike: a perfect order of four would get an interval of no width.
-NEEDED_CANDIDATES = 5
 
 
 def measure_fidelity(
@@ -98,15 +97,17 @@ def measure_fidelity(
         for rng_seed in rng_seeds
         if all(final.rng_seed != rng_seed for final in row.finals)
     ]
-    doubled = [] if DOUBLING in study.settings else [depths[-DOUBLED:]]
-    if shorts or finals or doubled:
+    is_doubled = DOUBLING in study.settings
+    if shorts or finals or not is_doubled:
         longest = max(protocol.count_steps(2 * tokens), *short_steps)
         runner.store_states(search, steps=longest, rng_seeds=(protocol.rng_seed, *rng_seeds))
-    study = runner.run_cells(search, "scores", study, shorts, functools.partial(score_shortly, search), path=path)
-    distill = functools.partial(distill_candidate, search, tokens=tokens, learning_rate=rate)
-    study = runner.run_cells(search, "finals", study, finals, distill, path=path)
-    double = functools.partial(double_budget, search, tokens=tokens, learning_rate=rate, rng_seed=rng_seeds[0])
-    study = runner.run_cells(search, "twice the budget", study, doubled, double, path=path)
+    study = score_shortly(search, study, shorts, path=path)
+    train = functools.partial(runner.train, search, learning_rate=rate)
+    study = distill_candidates(search, study, finals, functools.partial(train, tokens=tokens), path=path)
+    if not is_doubled:
+        twice = functools.partial(train, tokens=2 * tokens, rng_seed=rng_seeds[0])
+        told = double_budget(search, study, depths[-DOUBLED:], twice, rng_seed=rng_seeds[0])
+        study = runner.keep(path, structs.replace(study, settings=study.settings | {DOUBLING: told}))
     return tell_fidelity(study, summarize_fidelity(study))
 
 
@@ -115,16 +116,13 @@ def measure_fidelity(
 
 def list_scored(search: FinishedSearch, trials: Sequence[TrialRecord]) -> list[tuple[Candidate, float]]:
     """Candidates that the search scored by closed form, or where the family has none at its own proxy, with their losses."""
-    scored = {trial.evaluation.candidate: trial.evaluation.qualities for trial in trials}
-    space = search.protocol.space
+    space, candidates = search.protocol.space, [trial.evaluation.candidate for trial in trials]
     if search.plan.covers_space:
-        for candidate in enumerate_candidates(space):
-            scored.setdefault(candidate, search.sweep.known(candidate))
+        candidates += enumerate_candidates(space)
     proxy = "closed-form" if search.session.gains is not None else search.protocol.proxy
+    known = {one: search.sweep.known(one).get(proxy) for one in dict.fromkeys(candidates) if contains(space, one)}
     return [
-        (candidate, qualities[proxy].loss)
-        for candidate, qualities in scored.items()
-        if proxy in qualities and math.isfinite(qualities[proxy].loss) and contains(space, candidate)
+        (one, quality.loss) for one, quality in known.items() if quality is not None and math.isfinite(quality.loss)
     ]
 
 
@@ -149,17 +147,14 @@ def choose_candidates(
     Raises:
         StudyError: a depth has no candidate.
     """
-    by_depth: dict[int, list[tuple[float, str, Candidate]]] = {}
-    for candidate, loss in scored:
-        by_depth.setdefault(len(candidate.dropped_layers), []).append((loss, candidate.key, candidate))
     chosen = []
     for depth in sorted(set(depths)):
-        if depth not in by_depth:
-            found = ", ".join(map(str, sorted(by_depth))) or "none"
+        ranked = sorted((loss, one.key, one) for one, loss in scored if len(one.dropped_layers) == depth)
+        if not ranked:
+            found = ", ".join(map(str, sorted({len(one.dropped_layers) for one, _ in scored}))) or "none"
             raise StudyError(
                 f"no candidate with {count_things(depth, 'layer')} dropped was scored; there are: {found}. Use these."
             )
-        ranked = sorted(by_depth[depth], key=lambda entry: entry[:2])
         num_near = sum(math.exp(loss - ranked[0][0]) <= 1 + near_margin for loss, *_ in ranked)
         num_rest = len(ranked) - num_near
         wanted = min(per_depth, len(ranked))
@@ -223,23 +218,20 @@ def start_study(
 
 
 def score_shortly(
-    search: FinishedSearch, study: FidelityStudy, short: tuple[Candidate, int], advance: Advance
+    search: FinishedSearch, study: FidelityStudy, shorts: Sequence[tuple[Candidate, int]], *, path: Path
 ) -> FidelityStudy:
-    """Distill a candidate for so many steps."""
-    (candidate, steps), began = short, time.perf_counter()
-    rate = search.protocol.short_learning_rate
-    settings = budgets.distill_settings(search.session, candidate, steps=steps, learning_rate=rate, looks=1)
-    _, student = students.make_start(search.sweep, Member(candidate=candidate), settings)
-    outcome = train_student(
-        search.sweep.instruments,
-        student,
-        settings,
-        candidate=candidate,
-        on_step=lambda step: advance(1 / steps, candidate.key),
-    )
-    losses, seconds = {name_short(steps): outcome.best_loss}, {name_short(steps): time.perf_counter() - began}
-    row = find_row(study, candidate)
-    return keep_row(study, msgspec.structs.replace(row, losses=row.losses | losses, seconds=row.seconds | seconds))
+    """Score candidates by as many steps of distillation, as a search would."""
+    rows, rate = {row.candidate: row for row in study.rows}, search.protocol.short_learning_rate
+    with search.terminal.stage("scores", total=len(shorts)) as advance:
+        for candidate, steps in shorts:
+            began, name, row = time.perf_counter(), name_short(steps), rows[candidate]
+            settings = budgets.distill_settings(search.session, candidate, steps=steps, learning_rate=rate, looks=1)
+            loss = distill_shortly(search.sweep, candidate, settings).loss
+            seconds = row.seconds | {name: time.perf_counter() - began}
+            rows[candidate] = structs.replace(row, losses=row.losses | {name: loss}, seconds=seconds)
+            advance(1, candidate.key)
+            study = runner.keep(path, structs.replace(study, rows=tuple(rows.values())))
+    return study
 
 
 def name_short(steps: int) -> str:
@@ -247,74 +239,51 @@ def name_short(steps: int) -> str:
     return f"short-distillation-{steps}"
 
 
-def distill_candidate(
+def distill_candidates(
     search: FinishedSearch,
     study: FidelityStudy,
-    final: tuple[Candidate, int],
-    advance: Advance,
+    finals: Sequence[tuple[Candidate, int]],
+    train: Callable[..., students.Trained],
     *,
-    tokens: int,
-    learning_rate: float,
+    path: Path,
 ) -> FidelityStudy:
-    """Distill a candidate in full under a random seed."""
-    (candidate, rng_seed), row = final, find_row(study, final[0])
-    trained = runner.train(
-        search,
-        Member(candidate=candidate),
-        tokens=tokens,
-        learning_rate=learning_rate,
-        rng_seed=rng_seed,
-        advance=advance,
-    )
-    score = FinalScore(
-        rng_seed=rng_seed,
-        validation_loss=trained.outcome.best_loss,
-        test_loss=trained.test.loss,
-        best_step=trained.outcome.best_step,
-        seconds=trained.whole_seconds,
-    )
-    return keep_row(study, msgspec.structs.replace(row, finals=(*row.finals, score)))
+    """Distill candidates in full, each under a random seed."""
+    rows = {row.candidate: row for row in study.rows}
+    with search.terminal.stage("finals", total=len(finals)) as advance:
+        for candidate, rng_seed in finals:
+            trained = train(Member(candidate=candidate), rng_seed=rng_seed, advance=advance)
+            final = FinalScore(
+                rng_seed=rng_seed,
+                validation_loss=trained.outcome.best_loss,
+                test_loss=trained.test.loss,
+                best_step=trained.outcome.best_step,
+                seconds=trained.whole_seconds,
+            )
+            rows[candidate] = structs.replace(rows[candidate], finals=(*rows[candidate].finals, final))
+            study = runner.keep(path, structs.replace(study, rows=tuple(rows.values())))
+    return study
 
 
 def double_budget(
     search: FinishedSearch,
     study: FidelityStudy,
     depths: Sequence[int],
-    advance: Advance,
+    train: Callable[..., students.Trained],
     *,
-    tokens: int,
-    learning_rate: float,
     rng_seed: int,
-) -> FidelityStudy:
+) -> str:
     """Say what twice the budget makes of the best candidates: what is left of it says how far from a plateau it is."""
     losses = {
         row.candidate: final.test_loss for row in study.rows for final in row.finals if final.rng_seed == rng_seed
     }
-    said = []
-    for depth in depths:
-        best = min((one for one in losses if len(one.dropped_layers) == depth), key=lambda one: losses[one])
-        trained = runner.train(
-            search,
-            Member(candidate=best),
-            tokens=2 * tokens,
-            learning_rate=learning_rate,
-            rng_seed=rng_seed,
-            advance=lambda share, note: advance(share / len(depths), note),
-        )
-        once, twice = (math.exp(loss - study.dense_test_loss) for loss in (losses[best], trained.test.loss))
-        said.append(f"{best.key}: test PPL ratio {once:.4f} to {twice:.4f}")
-    return msgspec.structs.replace(study, settings=study.settings | {DOUBLING: "; ".join(said)})
-
-
-def find_row(study: FidelityStudy, candidate: Candidate) -> FidelityRow:
-    """A candidate's row."""
-    return next(row for row in study.rows if row.candidate == candidate)
-
-
-def keep_row(study: FidelityStudy, changed: FidelityRow) -> FidelityStudy:
-    """The study with one row changed."""
-    rows = tuple(changed if row.candidate == changed.candidate else row for row in study.rows)
-    return msgspec.structs.replace(study, rows=rows)
+    told = []
+    with search.terminal.stage("twice the budget", total=len(depths)) as advance:
+        for depth in depths:
+            best = min((one for one in losses if len(one.dropped_layers) == depth), key=lambda one: losses[one])
+            trained = train(Member(candidate=best), advance=advance)
+            once, twice = (math.exp(loss - study.dense_test_loss) for loss in (losses[best], trained.test.loss))
+            told.append(f"{best.key}: test PPL ratio {once:.4f} to {twice:.4f}")
+    return "; ".join(told)
 
 
 # ---- what the numbers say
@@ -332,11 +301,9 @@ def summarize_fidelity(study: FidelityStudy) -> FidelitySummary:
 
     Regret has no interval: the bootstrap fails for extremes such as the best of a depth.
     """
-    by_depth: dict[int, list[FidelityRow]] = {}
-    for row in sorted(study.rows, key=lambda row: row.candidate.dropped_layers):
-        by_depth.setdefault(len(row.candidate.dropped_layers), []).append(row)
-    depths = []
-    for _, rows in sorted(by_depth.items()):
+    ordered, depths = sorted(study.rows, key=lambda row: row.candidate.dropped_layers), []
+    for depth in sorted({len(row.candidate.dropped_layers) for row in ordered}):
+        rows = [row for row in ordered if len(row.candidate.dropped_layers) == depth]
         proxies = {proxy for row in rows for proxy in row.losses}
         rng_seeds = {final.rng_seed for row in rows for final in row.finals}
         complete = [
@@ -361,14 +328,14 @@ def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_le
     # Mean of tau over the seeds' finals, not tau with their mean: one noisy final each, as in the ceiling.
     pairs = {proxy: [(losses_C, final_C) for final_C in finals_SC] for proxy, losses_C in losses.items()}
     pairs[FULL_DISTILLATION] = list(itertools.combinations(finals_SC, 2))
-    taus = {proxy: average_tau(found, counts_BC) for proxy, found in pairs.items()}
-    near_taus = {proxy: average_tau(found, counts_BC * near_C) for proxy, found in pairs.items()}
+    taus = {proxy: stats.average_tau(found, counts_BC) for proxy, found in pairs.items()}
+    near_taus = {proxy: stats.average_tau(found, counts_BC * near_C) for proxy, found in pairs.items()}
 
     def describe(proxy: str, *, regret: float | None, validation_C: np.ndarray, seconds: list[float]) -> ProxyFidelity:
         return ProxyFidelity(
             proxy=proxy,
-            tau=put_interval(taus[proxy], num_candidates=len(rows)),
-            near_tau=put_interval(near_taus[proxy], num_candidates=int(near_C.sum())),
+            tau=stats.put_interval(taus[proxy], num_candidates=len(rows)),
+            near_tau=stats.put_interval(near_taus[proxy], num_candidates=int(near_C.sum())),
             top1_regret=regret,
             recovery=measure_recovery(losses.get("none"), validation_C, dense=study.dense_validation_loss),
             seconds=float(np.median(seconds)) if seconds else None,
@@ -401,32 +368,11 @@ def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_le
                 num_dropped=len(rows[0].candidate.dropped_layers),
                 one=one,
                 other=other,
-                tau=put_interval(taus[one] - taus[other], num_candidates=len(rows)),
+                tau=stats.put_interval(taus[one] - taus[other], num_candidates=len(rows)),
             )
             for one, other in itertools.combinations(losses, 2)
         ),
     )
-
-
-def average_tau(pairs: Sequence[tuple[np.ndarray, np.ndarray]], counts_BC: np.ndarray) -> np.ndarray:
-    """Mean of Kendall's tau over pairs of scores, in each draw; not a number where there is no pair."""
-    if not pairs:
-        return np.full(len(counts_BC), np.nan)
-    taus_B: np.ndarray = np.mean(
-        [stats.resample_tau(one_C, other_C=other_C, counts_BC=counts_BC) for one_C, other_C in pairs], axis=0
-    )
-    return taus_B
-
-
-def put_interval(values_B: np.ndarray, *, num_candidates: int) -> Estimate:
-    """The first value with the interval that holds 95 % of the others."""
-    value, draws_B = float(values_B[0]), values_B[1:]
-    if not math.isfinite(value):
-        return stats.NOTHING
-    if num_candidates < NEEDED_CANDIDATES:
-        return Estimate(value=value, low=None, high=None)
-    low, high = np.quantile(draws_B[np.isfinite(draws_B)], [0.025, 0.975])
-    return Estimate(value=value, low=float(low), high=float(high))
 
 
 def measure_regret(losses_C: np.ndarray, *, judged_C: np.ndarray) -> float:

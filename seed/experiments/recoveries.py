@@ -1,17 +1,18 @@
 """Which way to recover is best? The same models are recovered in several ways: at equal tokens, then at equal time."""
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
 import numpy as np
+from msgspec import structs
 
-from seed import stats, study_dir
+from seed import stats
+from seed.console import Advance
 from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, StudyRecord, TrainedRun
 from seed.experiments import runner
-from seed.experiments.runner import Advance, FinishedSearch
+from seed.experiments.runner import FinishedSearch
 from seed.optimize.analysis import is_paired, stack_losses
+from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Estimate
 from seed.recovery import RECOVERIES
 from seed.reporting.document import Findings
@@ -75,20 +76,20 @@ def compare_recoveries(
         f"plan: {count_things(len(equal), 'training')} of {protocol.describe_training(tokens)}, of "
         f"{', '.join(candidate.key for candidate in candidates)}; then as many again for the time that {REFERENCE} took"
     )
-    chosen: dict[tuple[str, str], float] = {}
     for at in AT:
         wanted = equal
         if at == "equal time":
-            comparison = msgspec.structs.replace(comparison, equal_time=fit_times(comparison))
-            study_dir.write_record(path, comparison)
+            comparison = runner.keep(path, structs.replace(comparison, equal_time=fit_times(comparison)))
             wanted = [replace(one, tokens=comparison.equal_time[one.member.key][one.recovery]) for one in equal]
         missing = list_missing(comparison.ledger, wanted)
         if missing:
             longest = protocol.count_steps(max(tokens, *(one.tokens for one in missing)))
             runner.store_states(search, steps=longest, rng_seeds=(protocol.rng_seed, *rng_seeds))
-            chosen = chosen or tune_rates(search, equal, rates)
-            recover = functools.partial(recover_model, search, chosen)
-            comparison = runner.run_cells(search, at, comparison, missing, recover, path=path)
+        with search.terminal.stage(at, total=len(missing)) as advance:
+            for one in missing:
+                rate = choose_rate(search, one, equal, rates=rates, advance=advance)
+                run = train_one(search, one, learning_rate=rate, advance=advance)
+                comparison = runner.keep(path, structs.replace(comparison, ledger=add_run(comparison.ledger, run)))
     trained = tuple(dict.fromkeys(run.recovery for run in comparison.ledger.runs))
     repeat = {"recoveries": None if set(trained) == set(RECOVERIES) else trained}
     return tell_recoveries(comparison, summarize_recoveries(comparison), names=NAMES, repeat=repeat)
@@ -121,19 +122,6 @@ def fit_times(comparison: RecoveryComparison) -> dict[str, dict[str, int]]:
             tokens = comparison.equal_tokens if abs(ratio - 1) < LIKE else round(ratio * comparison.equal_tokens)
             found.setdefault(key, {}).setdefault(name, tokens)
     return found
-
-
-def recover_model(
-    search: FinishedSearch,
-    rates: Mapping[tuple[str, str], float],
-    comparison: RecoveryComparison,
-    wanted: Training,
-    advance: Advance,
-) -> RecoveryComparison:
-    """Train a model as wanted. ``rates``: by model and recovery."""
-    rate = rates[wanted.member.key, wanted.recovery]
-    run = train_one(search, wanted, learning_rate=rate, advance=advance)
-    return msgspec.structs.replace(comparison, ledger=add_run(comparison.ledger, run))
 
 
 # ---- trainings and their learning rates
@@ -172,11 +160,13 @@ def list_missing(ledger: Ledger, wanted: Sequence[Training]) -> list[Training]:
 
 def add_run(ledger: Ledger, run: TrainedRun) -> Ledger:
     """The ledger with one more run."""
-    return msgspec.structs.replace(ledger, runs=(*ledger.runs, run))
+    return structs.replace(ledger, runs=(*ledger.runs, run))
 
 
-def train_one(search: FinishedSearch, wanted: Training, *, learning_rate: float, advance: Advance) -> TrainedRun:
-    """Train a model as wanted, and judge it on test text."""
+def train_one(
+    search: FinishedSearch, wanted: Training, *, learning_rate: float, advance: Advance, sweep: Sweep | None = None
+) -> TrainedRun:
+    """Train a model as wanted, and judge it on test text. ``sweep``: as in ``runner.train``."""
     trained = runner.train(
         search,
         wanted.member,
@@ -186,12 +176,8 @@ def train_one(search: FinishedSearch, wanted: Training, *, learning_rate: float,
         looks=LOOKS,
         advance=advance,
         recovery=RECOVERIES[wanted.recovery],
+        sweep=sweep,
     )
-    return describe_run(wanted, trained, learning_rate=learning_rate)
-
-
-def describe_run(wanted: Training, trained: students.Trained, *, learning_rate: float) -> TrainedRun:
-    """What a training came to."""
     return TrainedRun(
         key=wanted.member.key,
         num_dropped=len(wanted.member.candidate.dropped_layers),
@@ -214,50 +200,36 @@ def list_rates(search: FinishedSearch) -> tuple[float, ...]:
     return tuple(factor * middle for factor in RATE_FACTORS)
 
 
-def tune_rates(
-    search: FinishedSearch, wanted: Sequence[Training], rates: Sequence[float]
-) -> dict[tuple[str, str], float]:
-    """The learning rate of each wanted model and recovery, tuned on a tenth of its tokens; remembered in the study.
+def choose_rate(
+    search: FinishedSearch, one: Training, wanted: Sequence[Training], *, rates: Sequence[float], advance: Advance
+) -> float:
+    """The learning rate of a training: tuned on a tenth of its tokens, and remembered in the study.
 
-    Rates are tuned for the first model of each depth, and a recovery's rates are its own multiple of those given. A single
-    rate is taken as it is.
+    Rates are tuned for the first wanted model of a depth, and a recovery's rates are its own multiple of those given. A
+    single rate is taken as it is.
     """
-    firsts: dict[tuple[int, str], Training] = {}
-    for one in wanted:
-        firsts.setdefault((len(one.member.candidate.dropped_layers), one.recovery), one)
-    tuned = {}
-    with search.terminal.stage("tuning", total=len(firsts) * len(rates)) as advance:
-        for place, one in firsts.items():
-            recovery = RECOVERIES[one.recovery]
-            own = tuple(rate * recovery.rate_factor for rate in rates)
-            tuned[place] = own[0]
-            if len(own) > 1:
-                tuned[place] = students.choose_learning_rate(
-                    search.folder,
-                    one.member,
-                    rates=own,
-                    distill_tokens=one.tokens,
-                    try_it=functools.partial(try_rate, search, one, advance),
-                    recovery=recovery,
-                )
-    return {
-        (one.member.key, one.recovery): tuned[len(one.member.candidate.dropped_layers), one.recovery] for one in wanted
-    }
+    recovery, depth = RECOVERIES[one.recovery], len(one.member.candidate.dropped_layers)
+    own = tuple(rate * recovery.rate_factor for rate in rates)
+    if len(own) == 1:
+        return own[0]
+    alike = [other for other in wanted if other.recovery == one.recovery]
+    first = next(other for other in alike if len(other.member.candidate.dropped_layers) == depth)
 
+    def try_rate(rate: float) -> float:
+        advance(0, f"which learning rate suits {first.member.key}, {recovery.title}")
+        return students.try_rate(
+            search.session,
+            search.sweep,
+            first.member,
+            rate=rate,
+            distill_tokens=first.tokens,
+            on_step=lambda step: None,
+            recovery=recovery,
+        )
 
-def try_rate(search: FinishedSearch, wanted: Training, advance: Advance, rate: float) -> float:
-    """Validation loss after a tenth of the tokens at this rate."""
-    loss = students.try_rate(
-        search.session,
-        search.sweep,
-        wanted.member,
-        rate=rate,
-        distill_tokens=wanted.tokens,
-        on_step=lambda step: None,
-        recovery=RECOVERIES[wanted.recovery],
+    return students.choose_learning_rate(
+        search.folder, first.member, rates=own, distill_tokens=first.tokens, try_it=try_rate, recovery=recovery
     )
-    advance(1, f"{wanted.member.key}, {RECOVERIES[wanted.recovery].title}")
-    return loss
 
 
 # ---- what the numbers say

@@ -1,17 +1,16 @@
-"""How an experiment runs: a finished search is opened, missing cells are done one by one, each written as it comes."""
+"""What experiments share: a finished search is opened, a record that was begun is read, models are trained and judged."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import typing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from seed import plans, sessions, study_dir
 from seed.cli import quiet_libraries
-from seed.console import Terminal
+from seed.console import Advance, Terminal
 from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
-from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
 from seed.plans import Protocol, SearchPlan
 from seed.proxy.sweep import Sweep
 from seed.records import Record
@@ -25,10 +24,16 @@ from seed.study_dir import StudyFolder
 Settings = dict[str, str | int | float]
 
 
-R = TypeVar("R", bound=Record)
-B = TypeVar("B", Comparison, FidelityStudy, RecoveryComparison)
-C = TypeVar("C")
-Advance = Callable[[float, str], None]  # a share of what is being done, and what that is
+class Begun(typing.Protocol):
+    """The record of an experiment."""
+
+    @property
+    def settings(self) -> Settings:
+        """What decides its numbers."""
+
+
+R = typing.TypeVar("R", bound=Record)
+B = typing.TypeVar("B", bound=Begun)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,35 +76,9 @@ def open_search(
         )
 
 
-def run_cells(
-    search: FinishedSearch,
-    stage: str,
-    record: R,
-    cells: Sequence[C],
-    do: Callable[[R, C, Advance], R],
-    *,
-    path: Path,
-) -> R:
-    """Do the cells in turn, and write the record down after each.
-
-    ``do`` takes the record so far, a cell, and what hears of progress as shares of the cell; it returns the record with the
-    cell.
-    """
-    if not cells:
-        return record
-    with search.terminal.stage(stage, total=len(cells)) as advance:
-        for place, cell in enumerate(cells, start=1):
-            done = float(place - 1)
-
-            def tell(share: float, note: str, limit: float = place) -> None:
-                nonlocal done
-                share = min(share, limit - done)
-                done += share
-                advance(share, note)
-
-            record = do(record, cell, tell)
-            study_dir.write_record(path, record)
-            tell(1.0, "")
+def keep(path: Path, record: R) -> R:
+    """Write the record as it is so far, and return it."""
+    study_dir.write_record(path, record)
     return record
 
 

@@ -1,1 +1,4 @@
-"""Proxy: a candidate in, its cheap scores out. A loss is computed by ``subset_walker``, and summed by ``evaluation.perplexity``."""
+"""Proxy: a candidate in, its cheap scores out.
+
+``subset_walker`` computes a candidate's loss, as it stands or by closed form; ``evaluation.perplexity`` sums it by document.
+"""

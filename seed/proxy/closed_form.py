@@ -41,11 +41,7 @@ class Correction:
         return change if self.bias is None else change + self.bias.to(inputs.dtype)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refit:
-    """Corrections of one candidate, by layer of the original model."""
-
-    corrections: Mapping[int, Correction]
+Refit = Mapping[int, Correction]  # of one candidate, by layer of the original model
 
 
 @torch.no_grad()
@@ -212,7 +208,7 @@ def fold_refit(student: nn.Module, candidate: Candidate, refit: Refit) -> None:
     """Put the corrections into the weights of a standalone student, in place."""
     anatomy = Anatomy(student)
     for position, layer in enumerate(candidate.kept_layers):
-        if layer in refit.corrections:
+        if layer in refit:
             outlet = anatomy.find_output_projection(position)
             assert outlet is not None, "measure_gains proved that there is one"
-            outlet.fold(refit.corrections[layer].weight, refit.corrections[layer].bias)
+            outlet.fold(refit[layer].weight, refit[layer].bias)

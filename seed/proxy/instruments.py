@@ -25,8 +25,8 @@ from seed.models.checkpoint import measure_size
 from seed.models.surgery import cast_weights, make_student, view_layers
 from seed.models.width import WidthImportance
 from seed.proxy.closed_form import Refit, fold_refit
+from seed.proxy.importance import measure_width_importance
 from seed.proxy.subset_walker import SubsetWalker
-from seed.proxy.width_order import measure_width_importance
 from seed.records import Candidate, Size
 
 
@@ -119,7 +119,7 @@ def make_job(
     return TrainingJob(
         student=student,
         settings=settings,
-        validate=lambda model: validation_losses(instruments, model).loss,
+        validate=lambda model: exported_losses(instruments, model, instruments.validation).loss,
         boundaries=(*kept[1:], instruments.anatomy.num_layers),
         checkpoint=checkpoint,
         on_warning=on_warning,
@@ -148,11 +148,6 @@ def train_students(
     return distill(
         jobs, instruments.anatomy, instruments.recovery, teacher_states=instruments.teacher_states, on_step=on_step
     )
-
-
-def validation_losses(instruments: Instruments, model: nn.Module) -> DocumentLosses:
-    """Losses on the validation stream of a student as it would be exported and opened again."""
-    return exported_losses(instruments, model, instruments.validation)
 
 
 def exported_losses(instruments: Instruments, model: nn.Module, stream: TokenStream) -> DocumentLosses:

@@ -51,7 +51,7 @@ def measure_unrecovered(
     """
     order = sorted(range(len(candidates)), key=lambda i: candidates[i].kept_layers)
     rows: list[list[Tensor]] = [[] for _ in candidates]
-    for _, tokens in iterate_batches(stream, micro_batch=micro_batch, device=anatomy.device):
+    for tokens in iterate_batches(stream, micro_batch=micro_batch, device=anatomy.device):
         path: list[int] = []
         states = [anatomy.embed(tokens)]
         for i in order:
@@ -105,10 +105,11 @@ class SubsetWalker:
         self.anatomy = anatomy
         self.validation = validation
         self.gains = gains
-        self.validation_batches = _split(validation, micro_batch, anatomy.device)
+        self.validation_batches = list(iterate_batches(validation, micro_batch=micro_batch, device=anatomy.device))
         self.uncut_edges = list_uncut(anatomy.num_layers, gone_layers=anatomy.gone_layers)
         # by batch, then by layer
-        self.uncut_states = [anatomy.trace(batch) for batch in _split(calibration, micro_batch, anatomy.device)]
+        batches = iterate_batches(calibration, micro_batch=micro_batch, device=anatomy.device)
+        self.uncut_states = [anatomy.trace(batch) for batch in batches]
         self.start = _Node(
             edge=(-1, 0),
             calibration=[states[0] for states in self.uncut_states],
@@ -132,7 +133,7 @@ class SubsetWalker:
             rows.append(token_losses(self.anatomy.compute_logits(hidden, tokens), tokens).cpu())
         losses = sum_by_document(torch.cat(rows).numpy(), self.validation)
         corrections = {node.edge[0]: node.correction for node in self.path if node.correction is not None}
-        return losses, Refit(corrections=corrections)
+        return losses, corrections
 
     def count_bytes(self) -> int:
         """Bytes of the states that are held now."""
@@ -245,7 +246,3 @@ def estimate_memory(
         mlp_width
     )
     return states + min(num_layers * one_layer, max(one_layer, SIBLING_BYTES))
-
-
-def _split(stream: TokenStream, micro_batch: int, device: torch.device) -> list[Tensor]:
-    return [batch.to(device) for batch in stream.tokens_NT.split(micro_batch)]

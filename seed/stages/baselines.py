@@ -11,7 +11,7 @@ from seed.evidence import Baseline, BaselinePick, SearchGain
 from seed.optimize.space import contains, enumerate_candidates
 from seed.optimize.strategies import STRATEGIES, BudgetSpent, run_strategy
 from seed.plans import SearchPlan
-from seed.proxy.account import Account, Measured
+from seed.proxy.layer_tokens import BudgetedScorer
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, SearchSpace, TrialRecord
 from seed.sessions import Session
@@ -20,15 +20,15 @@ from seed.stages.budgets import short_settings
 BASELINES = ("perplexity", "greedy_recovered")  # greedy removal without recovery stands in where there is none
 
 
-class Remembered(Measured):
+class Remembered:
     """Scores with recovery come from memory only; of those without, at most so many are made."""
 
-    def __init__(self, sweep: Sweep, *, most_unrecovered: float = math.inf) -> None:
-        super().__init__(sweep)
+    def __init__(self, sweep: Sweep, *, most_unrecovered: float) -> None:
+        self.sweep = sweep
         self.most_unrecovered = most_unrecovered
         self._unrecovered: set[Candidate] = set()
 
-    def check(self, candidates: Sequence[Candidate], *, proxy: str) -> None:
+    def check(self, candidates: Sequence[Candidate], proxy: str) -> None:
         """Let pass what can be told.
 
         Raises:
@@ -60,17 +60,17 @@ def compare_baselines(
     best: dict[int, Candidate] = {}
     for candidate in sorted((one for one, loss in losses.items() if math.isfinite(loss)), key=lambda one: losses[one]):
         best.setdefault(len(candidate.dropped_layers), candidate)
-    measured = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)
+    remembered = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)
     played = []
     for name in BASELINES if session.gains is not None else ("perplexity", "greedy"):
-        strategy, account = STRATEGIES[name], Account(measured)
-        picks = run_strategy(strategy, account, space, proxy=session.recovered_proxy, rng_seed=0)
+        strategy, scorer = STRATEGIES[name], BudgetedScorer(sweep, check=remembered.check)
+        picks = run_strategy(strategy, scorer, space, proxy=session.recovered_proxy, rng_seed=0)
         played.append(
             Baseline(
                 strategy=name,
                 title=strategy.title,
-                cost=account.spent,
-                num_scores=account.num_scores,
+                cost=scorer.spent,
+                num_scores=scorer.num_scores,
                 picks=tuple(
                     compare_pick(sweep, pick, best[count], proxy=proxy)
                     for count, pick in picks.items()
@@ -80,7 +80,7 @@ def compare_baselines(
             )
         )
         on_baseline(strategy.title)
-    cost, num_scores = price_search(session, Remembered(sweep), space, scored)
+    cost, num_scores = price_search(session, sweep, space, scored)
     return SearchGain(proxy=proxy, solver=solver, cost=cost, num_scores=num_scores, baselines=tuple(played))
 
 
@@ -100,23 +100,20 @@ def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, proxy: str) 
     )
 
 
-def price_search(
-    session: Session, measured: Measured, space: SearchSpace, scored: Sequence[Candidate]
-) -> tuple[float, int]:
+def price_search(session: Session, sweep: Sweep, space: SearchSpace, scored: Sequence[Candidate]) -> tuple[float, int]:
     """Layer-tokens that the search's scores cost, and how many they are: a sweep as one batch, trials one by one."""
-    sweep, cheaper, proxy = measured.sweep, session.recovered_proxy, session.protocol.proxy
-    account = Account(measured)
+    scorer, cheaper, proxy = BudgetedScorer(sweep), session.recovered_proxy, session.protocol.proxy
     batches = [[candidate] for candidate in scored]
     if space.size <= len(sweep.rows) and all(sweep.is_known(one, cheaper) for one in enumerate_candidates(space)):
         batches = [list(enumerate_candidates(space))]
     for batch in batches:
         if sweep.is_known(batch[0], cheaper):
-            account.score(batch, proxy=cheaper)
-    cost = account.spent
+            scorer.score(batch, proxy=cheaper)
+    cost = scorer.spent
     for candidate in scored if proxy == "short-distillation" else []:
         if sweep.is_known(candidate, proxy):
             tokens = short_settings(session, candidate).steps * session.batch_windows * session.protocol.window_tokens
-            cost += measured.prices.distill(len(candidate.kept_layers), tokens=tokens)
+            cost += scorer.prices.distill(len(candidate.kept_layers), tokens=tokens)
             if cheaper != "none":  # the candidate is scored as it stands first
-                cost += account.price([candidate], proxy="none")
-    return cost, account.num_scores
+                cost += scorer.price([candidate], proxy="none")
+    return cost, scorer.num_scores

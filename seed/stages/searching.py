@@ -18,7 +18,7 @@ from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
 from seed.optimize.trials import Propose, SamplerProposer, Trials, keeping_some, propose_in_order, run_search
 from seed.plans import SearchPlan
-from seed.proxy.score_cache import ScoreCache
+from seed.proxy.sweep import ScoreCache
 from seed.records import Candidate, Frontier, Latency, Quality, Scored, ScoreRow, SearchSpace, TrialRecord
 from seed.reporting.wording import count_things
 from seed.results import read_reach

@@ -5,7 +5,6 @@ claim rests on under several random seeds, times what has to be timed, and gives
 Everything finished is kept; run again to go on.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -15,24 +14,23 @@ from pathlib import Path
 from msgspec import structs
 from torch import nn
 
-from seed import plans, study_dir
 from seed.cli import WHOLE, device_option, option, read_command, spell_command, study_argument, trust_option
-from seed.console import Terminal, run_command
+from seed.console import Advance, Terminal, run_command
 from seed.errors import ModelError, StudyError
 from seed.evidence import TrainedRun
 from seed.experiments import recoveries, runner
 from seed.experiments.recoveries import Training
-from seed.experiments.runner import Advance, FinishedSearch
+from seed.experiments.runner import FinishedSearch
 from seed.models.surgery import cast_weights, graft
 from seed.optimize.space import drop_layers
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, read_dropped
 from seed.recovery import RECOVERIES
-from seed.reporting.document import write_findings
+from seed.reporting.document import show_findings, write_findings
 from seed.sessions import Session
 from seed.stages import latency_table, students
 from seed.stages.students import Member
-from studies.claims.page import count_verdicts, tell_claims
+from studies.claims.page import tell_claims
 from studies.claims.verdicts import Evidence, judge_claims
 
 BUDGET = 4  # times the search's own distillations, unless told otherwise
@@ -76,11 +74,6 @@ class Opened:
             self.search, tokens=self.distill_tokens, rng_seeds=self.rng_seeds, rates=self.rates
         )
 
-    def keep(self, evidence: Evidence) -> Evidence:
-        """Write the evidence down."""
-        study_dir.write_record(self.path, evidence)
-        return evidence
-
 
 def check_claims(
     path: Path,
@@ -110,19 +103,13 @@ def check_claims(
             rng_seeds=tuple(sorted(set(rng_seeds))),
             rates=recoveries.list_rates(search) if learning_rate is None else (learning_rate,),
         )
-        evidence = read_evidence(opened) or start_evidence(opened, terminal)
+        evidence = runner.read_begun(opened.path, Evidence, opened.settings) or start_evidence(opened, terminal)
         evidence = measure_latencies(opened, evidence, terminal)
         evidence = train_missing(opened, evidence, terminal)
     asked = {"distill_tokens": distill_tokens, "rng_seeds": rng_seeds, "learning_rate": learning_rate}
-    answers = judge_claims(evidence)
-    page = study.root / "claims.html"
-    command = spell_command("studies.claims", asked, str(path))
-    write_findings(tell_claims(evidence, answers), page, command=command)
-    rows = [[finding.verdict, claim.text, finding.found] for claim, finding in answers]
-    title = f"What {evidence.ledger.model} says to each claim"
-    terminal.show_table(["verdict", "claim", "found"], rows, title=title, num_words=3)
-    terminal.say(count_verdicts(answers))
-    terminal.say(f"page: {page}", wrap=False)
+    findings, page = tell_claims(evidence, judge_claims(evidence)), study.root / "claims.html"
+    write_findings(findings, page, command=spell_command("studies.claims", asked, str(path)))
+    show_findings(terminal, findings, page=page)
     return evidence
 
 
@@ -208,24 +195,6 @@ def find_lowest(losses: Sequence[float]) -> int:
 # ---- evidence
 
 
-def read_evidence(opened: Opened) -> Evidence | None:
-    """Read back what was begun, if anything was.
-
-    Raises:
-        StudyError: it was begun with other settings, or cannot be read.
-    """
-    if not opened.path.exists():
-        return None
-    try:
-        known = study_dir.read_record(opened.path, Evidence)
-    except StudyError as error:
-        raise StudyError(
-            f"{opened.path}: cannot be read ({error.__cause__}). Remove this file and run this command again, which begins anew."
-        ) from error
-    plans.require_same_settings(known.ledger.settings, opened.settings, place=opened.path)
-    return known
-
-
 def start_evidence(opened: Opened, terminal: Terminal) -> Evidence:
     """Begin: settle the roles, for later scores change nothing, and score every single removal; written down."""
     session, sweep, num_layers = opened.session, opened.sweep, opened.num_layers
@@ -259,7 +228,7 @@ def start_evidence(opened: Opened, terminal: Terminal) -> Evidence:
         },
         latencies={},
     )
-    return opened.keep(evidence)
+    return runner.keep(opened.path, evidence)
 
 
 def measure_latencies(opened: Opened, evidence: Evidence, terminal: Terminal) -> Evidence:
@@ -276,7 +245,8 @@ def measure_latencies(opened: Opened, evidence: Evidence, terminal: Terminal) ->
                     if member.width is None
                     else students.measure_width_latency(session, opened.sweep.instruments, member.width)
                 )
-                evidence = opened.keep(structs.replace(evidence, latencies={**evidence.latencies, name: latency}))
+                evidence = structs.replace(evidence, latencies={**evidence.latencies, name: latency})
+                runner.keep(opened.path, evidence)
             advance(1, name)
     return evidence
 
@@ -311,53 +281,56 @@ def train_missing(opened: Opened, evidence: Evidence, terminal: Terminal) -> Evi
         f"plan: {len(cells)} of {len(wanted) + len(opened.rng_seeds)} trainings to go, each of "
         f"{protocol.describe_training(opened.distill_tokens)}; random seeds {', '.join(map(str, opened.rng_seeds))}"
     )
-    if not cells:
-        return evidence
-    steps = protocol.count_steps(opened.distill_tokens)
-    runner.store_states(search, steps=steps, rng_seeds=(protocol.rng_seed, *opened.rng_seeds))
-    rates = recoveries.tune_rates(search, wanted, opened.rates)
-    train = functools.partial(train_cell, opened, rates)
-    return runner.run_cells(search, "train", evidence, cells, train, path=opened.path)
-
-
-def train_cell(
-    opened: Opened,
-    rates: dict[tuple[str, str], float],
-    evidence: Evidence,
-    cell: Training | int,
-    advance: Advance,
-) -> Evidence:
-    """Do one training."""
-    if isinstance(cell, Training):
-        rate = rates[cell.member.key, cell.recovery]
-        run = recoveries.train_one(opened.search, cell, learning_rate=rate, advance=advance)
-    else:
-        run = train_in_stages(opened, evidence, rng_seed=cell, rates=rates, advance=advance)
-    return structs.replace(evidence, ledger=recoveries.add_run(evidence.ledger, run))
+    if cells:
+        runner.store_states(
+            search,
+            steps=protocol.count_steps(opened.distill_tokens),
+            rng_seeds=(protocol.rng_seed, *opened.rng_seeds),
+        )
+    with terminal.stage("train", total=len(cells)) as advance:
+        for cell in cells:
+            if isinstance(cell, Training):
+                rate = recoveries.choose_rate(search, cell, wanted, rates=opened.rates, advance=advance)
+                run = recoveries.train_one(search, cell, learning_rate=rate, advance=advance)
+            else:
+                run = train_in_stages(opened, evidence, wanted, rng_seed=cell, advance=advance)
+            ledger = recoveries.add_run(evidence.ledger, run)
+            evidence = runner.keep(opened.path, structs.replace(evidence, ledger=ledger))
+    return evidence
 
 
 def train_in_stages(
-    opened: Opened, evidence: Evidence, *, rng_seed: int, rates: dict[tuple[str, str], float], advance: Advance
+    opened: Opened, evidence: Evidence, wanted: Sequence[Training], *, rng_seed: int, advance: Advance
 ) -> TrainedRun:
-    """Reach the deep cut by way of the middle one, half of the tokens in each stage."""
+    """Reach the deep cut by way of the middle one, half of the tokens in each stage, at the rates of each depth at once."""
     search, tokens = opened.search, opened.distill_tokens
-    first, deep = evidence.members["middle"], evidence.members["deep"]
+    first, deep = (
+        Training(member=evidence.members[role], recovery="distillation", tokens=tokens, rng_seed=rng_seed)
+        for role in ("middle", "deep")
+    )
+    first_rate, deep_rate = (
+        recoveries.choose_rate(search, one, wanted, rates=opened.rates, advance=advance) for one in (first, deep)
+    )
     half = max(1, search.protocol.count_steps(tokens) // 2) * search.protocol.step_tokens  # whole steps
-    train = functools.partial(
-        runner.train,
+
+    def tell(amount: float, note: str, cells: Sequence[str] = ()) -> None:
+        advance(amount / 2, f"{note}, in stages", cells)
+
+    middle = runner.train(
         search,
+        first.member,
+        tokens=half,
+        learning_rate=first_rate,
         rng_seed=rng_seed,
         looks=recoveries.LOOKS,
         recovery=RECOVERIES["distillation"],
-        advance=lambda share, note: advance(share / 2, f"{note}, in stages"),
+        advance=tell,
     )
-    middle = train(first, tokens=half, learning_rate=rates[first.key, "distillation"])
-    stage = enter_stage(opened, first.candidate, middle.student)
-    best = choose_next(stage, first.candidate, num_dropped=len(deep.candidate.dropped_layers))
-    wanted = Training(member=Member(candidate=best), recovery="distillation", tokens=tokens, rng_seed=rng_seed)
-    rate = rates[deep.key, "distillation"]  # as at once: the same depth
-    trained = train(wanted.member, tokens=tokens - half, learning_rate=rate, sweep=stage)
-    return structs.replace(recoveries.describe_run(wanted, trained, learning_rate=rate), stages=(first.key,))
+    stage = enter_stage(opened, first.member.candidate, middle.student)
+    best = choose_next(stage, first.member.candidate, num_dropped=len(deep.member.candidate.dropped_layers))
+    last = replace(deep, member=Member(candidate=best), tokens=tokens - half)
+    run = recoveries.train_one(search, last, learning_rate=deep_rate, advance=tell, sweep=stage)
+    return structs.replace(run, tokens=tokens, stages=(first.member.key,))
 
 
 def enter_stage(opened: Opened, candidate: Candidate, recovered: nn.Module) -> Sweep:

@@ -41,6 +41,11 @@ class Evidence(Record, frozen=True, kw_only=True):
     pairs: dict[str, dict[str, Sums]]  # role -> proxy -> validation losses
     latencies: dict[str, Latency]  # "KEY, batch N"
 
+    @property
+    def settings(self) -> dict[str, str | int | float]:
+        """What decides its numbers."""
+        return self.ledger.settings
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
@@ -107,12 +112,21 @@ def estimate_ratio(evidence: Evidence, runs: Sequence[TrainedRun]) -> Estimate:
     return stats.estimate_ratio(stack_losses(runs), ledger.dense_test_sums, np.array(ledger.test_counts))
 
 
+def estimate_mean(sums_D: np.ndarray, counts_D: np.ndarray) -> Estimate:
+    """Mean by token of sums by document, with its 95 % interval."""
+    if not np.isfinite(sums_D).all():
+        return stats.NOTHING
+    mean = float(sums_D.sum() / counts_D.sum())
+    half = stats.measure_margin([stats.linearise_ratio(sums_D, counts_D) * len(counts_D) / counts_D.sum()])
+    return Estimate(value=mean, low=mean - half, high=mean + half)
+
+
 def estimate_cost(evidence: Evidence, weights: dict[int, float], *, proxy: str) -> Estimate:
     """A weighted sum of the log PPL ratios of single removals by a proxy, with its interval over documents."""
     dense_D = np.array(evidence.dense_validation_sums)
     sums_LD = np.array([evidence.singles[proxy][str(layer)] for layer in weights], dtype=float)
     off_D = np.array(list(weights.values())) @ (sums_LD - dense_D)
-    return stats.estimate_mean(off_D, np.array(evidence.validation_counts))
+    return estimate_mean(off_D, np.array(evidence.validation_counts))
 
 
 def find_latency(evidence: Evidence, role: str) -> Latency | None:
@@ -265,7 +279,7 @@ def judge_order(evidence: Evidence) -> Finding | None:
     if distilled is None:
         return None
     sums_RD = np.array([evidence.pairs[role]["none"] for role in ("pair", "raw pair")], dtype=float)
-    raw = stats.estimate_mean(sums_RD[0] - sums_RD[1], np.array(evidence.validation_counts))
+    raw = estimate_mean(sums_RD[0] - sums_RD[1], np.array(evidence.validation_counts))
     return Finding(
         verdict=tell_all([tell(raw, above=0.0), distilled.verdict]),
         measures=[Measure(name=f"log PPL of {ours} over {theirs}, as they stand", estimate=raw), *distilled.measures],

@@ -37,8 +37,11 @@ def make_losses(num_documents: int, *, rng_seed: int = 0) -> DocumentLosses:
 
 def test_losses_are_cross_entropy_added_up_by_the_document_of_the_predicted_token() -> None:
     stream = make_stream()
+    stream.documents_NT[1:, 0] = 4  # of a window's first token nothing counts
     model = make_model("llama")
     found = measure_losses(logits_of(model), stream, micro_batch=3, device=CPU)
+    whole = measure_losses(logits_of(model), stream, micro_batch=16, device=CPU)
+    assert found.sums.tolist() == pytest.approx(whole.sums.tolist(), rel=1e-6)
     sums, counts = [0.0] * 5, [0] * 5
     for window, owners in zip(stream.tokens_NT, stream.documents_NT, strict=True):
         log_probs = model(input_ids=window[None]).logits[0].double().log_softmax(-1)
@@ -51,35 +54,13 @@ def test_losses_are_cross_entropy_added_up_by_the_document_of_the_predicted_toke
     assert sum(counts) == 7 * 15  # the first token of a window is context only
 
 
-def test_a_document_that_is_never_predicted_counts_nothing() -> None:
-    stream = make_stream(num_windows=1, num_documents=1)
-    owners = np.ones((1, 16), dtype=np.int32)
-    owners[0, 0] = 0  # only the window's first token is its
-    stream = TokenStream(tokens_NT=stream.tokens_NT, documents_NT=owners, num_documents=2, source="random")
-    found = perplexity.sum_by_document(np.ones((1, 15)), stream)
-    assert found.counts.tolist() == [0, 15]
-    assert found.sums.tolist() == [0.0, 15.0]
-
-
-@pytest.mark.parametrize("micro_batch", [2, 16])
-def test_the_micro_batch_does_not_change_results(micro_batch: int) -> None:
-    stream = make_stream()
-    compute = logits_of(make_model("gemma2"))
-    whole = measure_losses(compute, stream, micro_batch=7, device=CPU)
-    pieces = measure_losses(compute, stream, micro_batch=micro_batch, device=CPU)
-    assert pieces.counts.tolist() == whole.counts.tolist()
-    assert pieces.sums.tolist() == pytest.approx(whole.sums.tolist(), rel=1e-6)
-
-
 @pytest.mark.parametrize(
     ("positions", "expected"),
     [
         (1, 15),  # one position at a time
         (2, 9),  # the last part of each window is smaller
-        (4, 6),
         (9, 3),  # room for less than two windows
         (10, 2),  # two windows, then the last
-        (15, 1),
         (1000, 1),
     ],
 )
@@ -121,17 +102,8 @@ def test_standard_errors_agree_with_a_bootstrap_over_documents(paired: bool) -> 
         estimates.append(math.exp(mean - dense.sums[chosen].sum() / counts) if paired else mean)
     expected = found.ppl_ratio_standard_error if paired else found.standard_error
     assert expected == pytest.approx(float(np.std(estimates)), rel=0.15)
-
-
-def test_a_model_beside_itself_has_ratio_one_without_error() -> None:
-    losses = make_losses(20)
-    found = judge(losses, losses, document_losses_path="scores.sqlite#none/dense")
-    assert (found.ppl_ratio, found.ppl_ratio_standard_error) == (1.0, 0.0)
-    assert found.standard_error > 0
-    assert found.perplexity == pytest.approx(math.exp(losses.loss))
-    assert (found.tokens, found.documents) == (int(losses.counts.sum()), 20)
-    assert found.document_losses_path == "scores.sqlite#none/dense"
-    assert found.kl_divergence is None
+    alone = judge(losses, losses)
+    assert (alone.ppl_ratio, alone.ppl_ratio_standard_error, alone.kl_divergence) == (1.0, 0.0, None)
 
 
 def test_the_distance_of_two_models_is_the_mean_divergence_from_the_first() -> None:

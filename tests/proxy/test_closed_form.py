@@ -1,6 +1,5 @@
 """The map that closed form fits is the right one, only where one exists, and folding it in changes nothing."""
 
-import contextlib
 from collections.abc import Sequence
 
 import pytest
@@ -8,10 +7,8 @@ import torch
 from torch import Tensor
 
 from seed.models.anatomy import Anatomy
-from seed.models.surgery import make_student, view_layers
-from seed.proxy.closed_form import RIDGES, Correction, ProjectionFit, Refit, fold_refit, measure_gains
-from seed.records import Candidate
-from tests.models.families import KINDS, compute_logits, make_model, make_tokens
+from seed.proxy.closed_form import RIDGES, Correction, ProjectionFit, measure_gains
+from tests.models.families import make_model, make_tokens
 
 WIDTH = 32
 
@@ -27,9 +24,7 @@ def draw(*shape: int, rng_seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(rng_seed))
 
 
-@pytest.mark.parametrize(
-    ("family", "gain"), [*((kind, 1.0) for kind in KINDS if kind != "gemma3_text"), ("opt", 1.0), ("granite", 0.22)]
-)
+@pytest.mark.parametrize(("family", "gain"), [("llama", 1.0), ("gpt2", 1.0), ("opt", 1.0), ("granite", 0.22)])
 def test_the_gain_is_what_the_family_multiplies_its_mlp_by(family: str, gain: float) -> None:
     anatomy = Anatomy(make_model(family))
     gains = measure_gains(anatomy, anatomy.trace(make_tokens()))
@@ -186,40 +181,3 @@ def test_how_rows_are_cut_into_batches_does_not_change_the_correction(has_bias: 
         pieces = fit_correction(inputs.split(micro_batch), gaps.split(micro_batch), has_bias=has_bias)
         assert torch.allclose(pieces.weight, whole.weight, rtol=1e-4, atol=1e-6), micro_batch
         assert not has_bias or torch.allclose(pieces.bias, whole.bias, rtol=1e-4, atol=1e-6), micro_batch
-
-
-def add(output: Tensor | tuple[Tensor, ...], change: Tensor) -> Tensor | tuple[Tensor, ...]:
-    return (output[0] + change, *output[1:]) if isinstance(output, tuple) else output + change
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "granite", "qwen2_moe", "gpt_oss"])
-def test_folding_corrections_into_a_student_equals_adding_them_to_what_is_written(family: str) -> None:
-    anatomy = Anatomy(make_model(family))
-    tokens = make_tokens()
-    candidate = Candidate.keep(num_layers=4, kept_layers=(0, 2, 3))
-    outlets = {layer: anatomy.find_output_projection(layer) for layer in (0, 3)}
-    corrections = {
-        layer: Correction(
-            weight=0.1 * draw(outlet.num_inputs, WIDTH, rng_seed=layer).double(),
-            bias=0.1 * draw(WIDTH, rng_seed=9 + layer).double() if outlet.has_bias else None,
-        )
-        for layer, outlet in outlets.items()
-    }
-    with view_layers(anatomy, candidate) as view, contextlib.ExitStack() as stack:
-        unmapped = compute_logits(view, tokens)
-        for layer, correction in corrections.items():
-            inputs = stack.enter_context(outlets[layer].record_inputs())
-            hook = outlets[layer].module.register_forward_hook(
-                lambda _m, _a, output, correction=correction, inputs=inputs: add(output, correction.apply(inputs[-1]))
-            )
-            stack.callback(hook.remove)
-        expected = compute_logits(view, tokens)
-    student = make_student(anatomy, candidate)
-    fold_refit(student, candidate, Refit(corrections=corrections))
-    folded = compute_logits(student, tokens)
-    assert float((expected - unmapped).abs().max()) > 1e-2
-    assert torch.allclose(folded, expected, atol=1e-4)
-    assert torch.equal(student.get_input_embeddings().weight, anatomy.model.get_input_embeddings().weight)
-    first, folded_first = outlets[0].module, Anatomy(student).find_output_projection(0).module
-    changed = [n for n, weight in first.named_parameters() if not torch.equal(weight, folded_first.get_parameter(n))]
-    assert changed  # the student's, not the teacher's

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from seed.distillation import lora
 from seed.distillation.loop import DistillSettings
-from seed.evaluation.perplexity import forward_kl, logits_of, measure_losses
+from seed.evaluation.perplexity import DocumentLosses, forward_kl, logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint, write_checkpoint
 from seed.models.surgery import cast_weights
-from seed.proxy.instruments import make_walker, size_of, start_student, train_student, validation_losses
+from seed.proxy.instruments import Instruments, exported_losses, make_walker, size_of, start_student, train_student
 from tests.conftest import make_tokenizer
 from tests.models.families import compute_logits, make_model, make_tokens
 from tests.proxy.opened import CPU, CUT, DENSE, drop, open_grafted, open_instruments
@@ -28,61 +28,69 @@ def export(student: torch.nn.Module, target: Path) -> None:
     write_checkpoint(student, target, tokenizer=make_tokenizer(), dtype=torch.bfloat16)
 
 
+def judge(instruments: Instruments, student: torch.nn.Module) -> DocumentLosses:
+    return exported_losses(instruments, student, instruments.validation)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_the_size_is_that_of_the_exported_student(family: str, tmp_path: Path) -> None:
+def test_sizes_are_those_of_exported_students(family: str, tmp_path: Path) -> None:
     instruments = open_instruments(family, stored=torch.bfloat16)
     size = size_of(instruments, CUT)
-    student = start_student(instruments, CUT, None)
-    assert size.num_params == sum(parameter.numel() for parameter in student.parameters())
-    export(student, tmp_path / "out")
+    export(start_student(instruments, CUT, None), tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "model.safetensors").values()
     assert size.num_params == sum(tensor.numel() for tensor in tensors)
     assert size.weight_bytes == sum(tensor.nbytes for tensor in tensors)
     assert size.kv_bytes_per_token == size_of(instruments, DENSE).kv_bytes_per_token / 2
+    grafted, _ = open_grafted(family)
+    for candidate in (drop(1), drop(1, 3)):
+        student = start_student(grafted, candidate, None)
+        assert size_of(grafted, candidate).num_params == sum(weight.numel() for weight in student.parameters())
 
 
-def test_a_student_is_validated_as_it_is_exported_and_left_as_it_was(tmp_path: Path) -> None:
+def test_a_student_is_judged_as_it_is_exported_and_left_as_it_was(tmp_path: Path) -> None:
     instruments = open_instruments(stored=torch.bfloat16)
     student = start_student(instruments, CUT, None).requires_grad_(True)
     before = copy.deepcopy(student.state_dict())
-    found = validation_losses(instruments, student).loss
+    found = judge(instruments, student).loss
     assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in student.parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in student.state_dict().items())
     export(student, tmp_path / "out")
     exported = load_checkpoint(tmp_path / "out", device=CPU, dtype=torch.float32)
-    losses = measure_losses(logits_of(exported), instruments.validation, micro_batch=4, device=CPU)
-    assert losses.loss == found
+    assert measure_losses(logits_of(exported), instruments.validation, micro_batch=4, device=CPU).loss == found
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_low_rank_updates_are_validated_merged_and_train_on(stored: torch.dtype) -> None:
+def test_low_rank_updates_are_judged_merged_and_train_on(stored: torch.dtype) -> None:
     instruments = open_instruments(stored=stored)
     student = start_student(instruments, CUT, None)
-    raw = validation_losses(instruments, student).loss
+    raw = judge(instruments, student).loss
     lora.add_updates(student, rank=4, rng_seed=0)
-    assert validation_losses(instruments, student).loss == raw  # updates of zero
+    assert judge(instruments, student).loss == raw  # updates of zero
     generator = torch.Generator().manual_seed(0)
     trained = [weight for weight in student.parameters() if weight.requires_grad]
     with torch.no_grad():
         for weight in trained:
             weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
     values = [weight.clone() for weight in trained]
-    found = validation_losses(instruments, student)
+    found = judge(instruments, student)
     assert all(torch.equal(weight, value) for weight, value in zip(trained, values, strict=True))
     assert abs(found.loss - raw) > 1e-3
     lora.merge_updates(student)
-    assert found.sums.tolist() == validation_losses(instruments, student).sums.tolist()
+    assert found.sums.tolist() == judge(instruments, student).sums.tolist()
 
 
-def test_a_student_starts_raw_or_with_the_maps_folded_in_and_the_teacher_stays_as_it_was() -> None:
-    instruments, tokens = open_instruments(), make_tokens()
+@pytest.mark.parametrize("family", ["llama", "gpt2", "grafted"])
+def test_a_student_starts_raw_or_with_the_maps_folded_in_and_the_teacher_stays_as_it_was(family: str) -> None:
+    tokens, candidate = make_tokens(), drop(1, 2)
+    instruments, recovered = open_grafted() if family == "grafted" else (open_instruments(family), None)
+    if recovered is not None:  # students are cut from it
+        alone = start_student(instruments, drop(1), None)
+        assert torch.equal(compute_logits(alone, tokens), compute_logits(recovered, tokens))
     before = compute_logits(instruments.teacher, tokens)
-    losses, refit = make_walker(instruments).measure(CUT)
-    folded, raw = (start_student(instruments, CUT, maps) for maps in (refit, None))
-    assert validation_losses(instruments, folded).loss == pytest.approx(losses.loss, abs=1e-5)
-    theirs = instruments.teacher.model.layers[3].mlp.down_proj.weight
-    assert torch.equal(raw.model.layers[1].mlp.down_proj.weight, theirs)
-    assert validation_losses(instruments, raw).loss > losses.loss
+    losses, refit = make_walker(instruments).measure(candidate)
+    folded, raw = (start_student(instruments, candidate, maps) for maps in (refit, None))
+    assert judge(instruments, folded).loss == pytest.approx(losses.loss, abs=1e-5)
+    assert judge(instruments, raw).loss != pytest.approx(losses.loss, abs=1e-4)
     with torch.no_grad():
         for weight in (*folded.parameters(), *raw.parameters()):
             weight.zero_()
@@ -97,44 +105,16 @@ def test_a_student_is_float32_unless_only_updates_are_trained(lora_rank: int | N
     anatomy = Anatomy(cast_weights(make_model("llama"), torch.bfloat16))
     instruments = replace(open_instruments(), anatomy=anatomy)
     settings = structs.replace(SETTINGS, lora_rank=lora_rank)
-    _, refit = make_walker(instruments).measure(CUT)
-    for maps in (None, refit):
-        student = start_student(instruments, CUT, maps, settings=settings)
-        assert {weight.dtype for weight in student.parameters()} == {dtype}
+    student = start_student(instruments, CUT, make_walker(instruments).measure(CUT)[1], settings=settings)
+    assert {weight.dtype for weight in student.parameters()} == {dtype}
     assert {weight.dtype for weight in start_student(instruments, CUT, None).parameters()} == {torch.float32}
     assert {weight.dtype for weight in instruments.teacher.parameters()} == {torch.bfloat16}
-
-
-def test_a_family_without_closed_form_has_no_walker() -> None:
-    instruments = open_instruments("gemma3_text")
-    assert instruments.gains is None
-    with pytest.raises(AssertionError):
-        make_walker(instruments)
-
-
-# ---- candidates cut from a recovered model
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_students_are_cut_from_the_grafted_model(family: str) -> None:
-    instruments, recovered = open_grafted(family)
-    tokens = make_tokens()
-    assert torch.equal(
-        compute_logits(start_student(instruments, drop(1), None), tokens), compute_logits(recovered, tokens)
-    )
-    losses, refit = make_walker(instruments).measure(drop(1, 2))
-    folded = start_student(instruments, drop(1, 2), refit)
-    assert validation_losses(instruments, folded).loss == pytest.approx(losses.loss, abs=1e-5)
-    raw = start_student(instruments, drop(1, 2), None)
-    assert validation_losses(instruments, raw).loss != pytest.approx(losses.loss, abs=1e-4)
 
 
 def test_the_teacher_stays_the_dense_model() -> None:
     instruments, _ = open_grafted()
     plain = open_instruments("llama")
-    assert plain.source is plain.anatomy
-    assert instruments.source is not instruments.anatomy
-    assert instruments.teacher is plain.teacher
+    assert (plain.source, instruments.teacher) == (plain.anatomy, plain.teacher)
     tokens = instruments.recovery.tokens_NT
     settings = structs.replace(SETTINGS, batch_windows=len(tokens))  # a step on all of the text
     student = start_student(instruments, drop(1), None)
@@ -142,12 +122,3 @@ def test_the_teacher_stays_the_dense_model() -> None:
     curve = train_student(instruments, student, settings).curve
     assert curve[1].kl_divergence == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_sizes_are_those_of_grafted_students(family: str) -> None:
-    instruments, _ = open_grafted(family)
-    for candidate in (drop(1), drop(1, 3)):
-        student = start_student(instruments, candidate, None)
-        assert size_of(instruments, candidate).num_params == sum(weight.numel() for weight in student.parameters())
-    assert size_of(instruments, DENSE) == size_of(open_instruments(family), DENSE)

@@ -10,7 +10,7 @@ import torch
 from seed.errors import ResourceError, StudyError
 from seed.evaluation.perplexity import DocumentLosses, judge, logits_of, measure_losses
 from seed.proxy import sweep as sweeps
-from seed.proxy.instruments import make_walker, start_student, validation_losses
+from seed.proxy.instruments import exported_losses, make_walker, start_student
 from seed.proxy.subset_walker import measure_unrecovered
 from seed.proxy.sweep import Sweep
 from seed.records import ScoreRow
@@ -20,8 +20,8 @@ from tests.proxy.opened import CPU, CUT, DENSE, drop, keep, open_grafted, open_i
 CANDIDATES = [keep(0, 1, 3), keep(0, 3), keep(2)]
 
 
-def open_sweep(directory: Path, *, family: str = "llama") -> Sweep:
-    return Sweep(open_instruments(family), ScoreStore(directory / "scores.sqlite"))
+def open_sweep(directory: Path) -> Sweep:
+    return Sweep(open_instruments(), ScoreStore(directory / "scores.sqlite"))
 
 
 def read_rows(directory: Path) -> list[ScoreRow]:
@@ -44,46 +44,31 @@ def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "make_walker", fail)
 
 
-def test_scores_are_written_at_once_behind_the_dense_model(tmp_path: Path) -> None:
-    instruments = open_instruments()
-    one = open_sweep(tmp_path / "new" / "study")
-    [row] = read_rows(tmp_path / "new" / "study")
-    assert (row.key, row.proxy) == ("dense", "dense")
-    assert row.sums == instruments.dense_validation.sums.tolist()
-    assert row.counts == instruments.dense_validation.counts.tolist()
+def test_scores_are_written_at_once_and_measured_once(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    place = tmp_path / "new" / "study"
+    instruments, first = open_instruments(), open_sweep(place)
+    [row] = read_rows(place)
+    dense = instruments.dense_validation
+    assert (row.key, row.proxy, row.sums, row.counts) == ("dense", "dense", dense.sums.tolist(), dense.counts.tolist())
+    recovered = []
     for count, candidate in enumerate(CANDIDATES, 1):
-        quality = one.measure(candidate)
-        other = open_sweep(tmp_path / "new" / "study")  # while the first is still at work
-        assert other.known(candidate) == {"closed-form": quality}
-        row = read_rows(tmp_path / "new" / "study")[count]
-        assert sum(row.sums) / quality.tokens == pytest.approx(quality.loss, rel=1e-12)
-        assert row.sums == one.rows[candidate.key]["closed-form"].sums
-        assert len(row.sums) == quality.documents
-    raw = one.measure_unrecovered(CANDIDATES)
-    other = open_sweep(tmp_path / "new" / "study")
-    assert [other.known(candidate)["none"] for candidate in CANDIDATES] == raw
-    assert list_keys(tmp_path / "new" / "study") == [
-        ("dense", "dense"),
-        *(("closed-form", candidate.key) for candidate in CANDIDATES),
-        *(("none", candidate.key) for candidate in CANDIDATES),
-    ]
-    assert all((row.seconds or 0) > 0 and row.counts is None for row in read_rows(tmp_path / "new" / "study")[1:])
-
-
-def test_a_second_sweep_measures_nothing_anew(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    first = open_sweep(tmp_path)
-    recovered = [first.measure(candidate) for candidate in CANDIDATES]
+        recovered.append(first.measure(candidate))
+        assert open_sweep(place).known(candidate) == {"closed-form": recovered[-1]}  # while the first is still at work
+        assert read_rows(place)[count].sums == first.rows[candidate.key]["closed-form"].sums
     raw = first.measure_unrecovered(CANDIDATES)
-    rows = read_rows(tmp_path)
+    rows = read_rows(place)
+    keys = [candidate.key for candidate in CANDIDATES]
+    wanted = [("dense", "dense"), *(("closed-form", key) for key in keys), *(("none", key) for key in keys)]
+    assert list_keys(place) == wanted
+    assert all((row.seconds or 0) > 0 and row.counts is None for row in rows[1:])
     request.getfixturevalue("nothing_is_measured")
-    for sweep in (first, open_sweep(tmp_path)):
+    for sweep in (first, open_sweep(place)):
         assert [sweep.measure(candidate) for candidate in CANDIDATES] == recovered
-        assert sweep.measure_unrecovered(CANDIDATES) == raw
         assert sweep.measure_unrecovered(CANDIDATES[::-1]) == raw[::-1]
         assert [sweep.known(candidate) for candidate in CANDIDATES] == [
             {"closed-form": one, "none": other} for one, other in zip(recovered, raw, strict=True)
         ]
-    assert read_rows(tmp_path) == rows
+    assert read_rows(place) == rows
 
 
 def test_only_new_candidates_are_measured_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,84 +90,57 @@ def test_only_new_candidates_are_measured_batch_by_batch(tmp_path: Path, monkeyp
     assert list(map(len, asked)) == [2, 1, 2, 1]
 
 
-def test_a_score_is_what_is_judged_of_the_losses(tmp_path: Path) -> None:
+def test_a_score_is_what_is_judged_of_the_losses_of_the_student_it_stands_for(tmp_path: Path) -> None:
     instruments, sweep = open_instruments(), open_sweep(tmp_path)
     dense = instruments.dense_validation
-    losses, _ = make_walker(instruments).measure(CUT)
-    path = f"scores.sqlite#closed-form/{CUT.key}"
-    assert sweep.measure(CUT) == judge(losses, dense, document_losses_path=path)
+    losses, refit = make_walker(instruments).measure(CUT)
+    assert sweep.measure(CUT) == judge(losses, dense, document_losses_path=f"scores.sqlite#closed_form/{CUT.key}")
     [raw] = measure_unrecovered(instruments.anatomy, [CUT], instruments.validation, micro_batch=4)
     [quality] = sweep.measure_unrecovered([CUT])
     assert quality == judge(raw, dense, document_losses_path=f"scores.sqlite#none/{CUT.key}")
-    assert quality.loss > sweep.measure(CUT).loss > dense.loss  # the text is the dense model's own
-
-
-def test_qualities_are_those_of_the_students_they_stand_for(tmp_path: Path) -> None:
-    instruments, sweep = open_instruments(), open_sweep(tmp_path)
-    [raw] = sweep.measure_unrecovered([CUT])
-    assert validation_losses(instruments, start_student(instruments, CUT, None)).loss == raw.loss
-    refit = sweep.recover(CUT)
-    folded = start_student(instruments, CUT, refit)
-    assert validation_losses(instruments, folded).loss == pytest.approx(sweep.measure(CUT).loss, abs=1e-5)
-
-
-def test_keeping_every_layer_is_the_dense_model(tmp_path: Path) -> None:
-    sweep = open_sweep(tmp_path)
+    assert quality.loss > losses.loss > dense.loss  # the text is the dense model's own
+    found = [
+        exported_losses(instruments, start_student(instruments, CUT, maps), instruments.validation).loss
+        for maps in (None, refit)
+    ]
+    assert found == [raw.loss, pytest.approx(losses.loss, abs=1e-5)]
     for quality in (sweep.measure(DENSE), *sweep.measure_unrecovered([DENSE])):
         assert (quality.ppl_ratio, quality.ppl_ratio_standard_error) == (1.0, 0.0)
-    assert set(sweep.known(DENSE)) == {"dense", "closed-form", "none"}
 
 
 def test_maps_can_be_had_again_without_a_second_row(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
     sweep.measure(CUT)
     first, again = sweep.recover(CUT), open_sweep(tmp_path).recover(CUT)
-    assert first.corrections.keys() == again.corrections.keys() == {0, 3}
-    for layer, correction in first.corrections.items():
-        assert torch.equal(correction.weight, again.corrections[layer].weight)
+    assert first.keys() == again.keys() == {0, 3}
+    assert all(torch.equal(correction.weight, again[layer].weight) for layer, correction in first.items())
     assert list_keys(tmp_path) == [("dense", "dense"), ("closed-form", CUT.key)]
 
 
-def test_scores_of_other_proxies_are_kept_and_known(tmp_path: Path) -> None:
+def test_scores_of_other_proxies_are_kept_even_where_they_are_no_number(tmp_path: Path) -> None:
     sweep = open_sweep(tmp_path)
-    dense = sweep.instruments.dense_validation
+    dense, proxy = sweep.instruments.dense_validation, "short-distillation"
     losses = DocumentLosses(sums=dense.sums + 0.25 * dense.counts, counts=dense.counts)
-    assert not sweep.is_known(CUT, "short-distillation")
-    kept = sweep.keep(CUT, "short-distillation", losses, seconds=12.34567)
+    kept = sweep.keep(CUT, proxy, losses, seconds=12.34567)
     assert kept.ppl_ratio == pytest.approx(math.exp(0.25))
-    sweep.keep(CUT, "short-distillation", dense, seconds=1.0)  # what is known stays
-    sweep.measure(CUT)
-    sweep.measure_unrecovered([CUT])
+    sweep.keep(CUT, proxy, dense, seconds=1.0)  # what is known stays
+    broken = DocumentLosses(sums=np.where(np.arange(len(dense.sums)) == 1, math.nan, dense.sums), counts=dense.counts)
+    assert not math.isfinite(sweep.keep(DENSE, proxy, broken, seconds=1.0).ppl_ratio)
     again = open_sweep(tmp_path)
-    assert set(again.known(CUT)) == {"none", "closed-form", "short-distillation"}
-    assert again.known(CUT)["short-distillation"] == kept
-    assert again.is_known(CUT, "short-distillation")
-    assert not again.is_known(keep(1), "short-distillation")
-    assert again.known(keep(1)) == {}
-    assert again.rows[CUT.key]["short-distillation"].seconds == 12.3457
+    assert again.known(CUT) == {proxy: kept}
+    assert (again.is_known(CUT, proxy), again.is_known(keep(1), proxy), again.known(keep(1))) == (True, False, {})
+    assert again.rows[CUT.key][proxy].seconds == 12.3457
+    assert not math.isfinite(again.known(DENSE)[proxy].ppl_ratio)
 
 
-def test_a_score_that_is_no_number_can_be_read_back(tmp_path: Path) -> None:
-    sweep = open_sweep(tmp_path)
-    dense = sweep.instruments.dense_validation
-    losses = DocumentLosses(sums=np.where(np.arange(len(dense.sums)) == 1, math.nan, dense.sums), counts=dense.counts)
-    kept = sweep.keep(CUT, "closed-form", losses, seconds=1.0)
-    assert not math.isfinite(kept.ppl_ratio)
-    again = open_sweep(tmp_path).known(CUT)["closed-form"]
-    assert not math.isfinite(again.ppl_ratio)
-
-
-def test_a_grafted_model_is_scored_beside_the_dense_one(tmp_path: Path) -> None:
+def test_a_grafted_model_is_scored_beside_the_dense_one() -> None:
     instruments, recovered = open_grafted()
-    sweep = Sweep(instruments, ScoreStore(tmp_path / "scores.sqlite"))
+    sweep = Sweep(instruments)
     dense = open_instruments().dense_validation.loss
     whole = measure_losses(logits_of(recovered), instruments.validation, micro_batch=4, device=CPU).loss
-    [raw, cut] = sweep.measure_unrecovered([drop(1), drop(1, 2)])
+    [raw] = sweep.measure_unrecovered([drop(1)])
     assert (raw.loss, sweep.measure(drop(1)).loss) == (whole, whole)
     assert raw.ppl_ratio == pytest.approx(math.exp(whole - dense))
-    for candidate, quality, refit in [(drop(1, 2), cut, None), (drop(1, 2), None, sweep.recover(drop(1, 2)))]:
-        found = validation_losses(instruments, start_student(instruments, candidate, refit)).loss
-        assert found == pytest.approx((quality or sweep.measure(candidate)).loss, abs=1e-5)
 
 
 @pytest.mark.parametrize("sums", [[], [1.0] * 1000])

@@ -21,8 +21,7 @@ from seed.optimize.study import open_study
 from seed.optimize.trials import Trials
 from seed.plans import Protocol, SearchPlan, StreamRecord
 from seed.proxy.instruments import Instruments
-from seed.proxy.score_cache import ScoreCache
-from seed.proxy.sweep import Sweep
+from seed.proxy.sweep import ScoreCache, Sweep
 from seed.records import Latency, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
 from seed.sessions import Session

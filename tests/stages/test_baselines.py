@@ -9,7 +9,7 @@ import pytest
 from seed.config import StudyConfig
 from seed.evidence import Baseline, SearchGain
 from seed.optimize.strategies import STRATEGIES, run_strategy
-from seed.proxy.account import Account, Measured
+from seed.proxy.layer_tokens import BudgetedScorer
 from seed.proxy.sweep import Sweep
 from seed.records import TrialRecord
 from seed.sessions import Session
@@ -56,11 +56,11 @@ def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
             assert pick.ppl_ratio >= 1
             assert (pick.standard_error == 0) == (pick.candidate == pick.best)
     # what each would have paid alone
-    alone = Account(Measured(sweep))
+    alone = BudgetedScorer(sweep)
     run_strategy(STRATEGIES["greedy_recovered"], alone, SPACE, proxy=study.session.recovered_proxy, rng_seed=0)
     greedy = by_name(gain)["greedy_recovered"]
     assert (greedy.cost, greedy.num_scores) == (pytest.approx(alone.spent), 4 + 3)
-    account = Account(Measured(sweep))
+    account = BudgetedScorer(sweep)
     account.score(list(known), proxy="closed-form")
     assert gain.cost == pytest.approx(account.spent)
 
@@ -80,18 +80,26 @@ def test_greedy_removal_goes_no_further_than_the_search(tmp_path: Path) -> None:
     assert gain.num_scores == 5
 
 
+def test_trials_cost_more_than_the_same_sets_in_a_sweep(tmp_path: Path) -> None:
+    study = TinyStudy(tmp_path)
+    sweep, trials = search(study, trials=9, covers_space=False)
+    one_by_one = measure(study.session, sweep, trials)
+    assert one_by_one.num_scores == 9
+    account = BudgetedScorer(sweep)
+    account.score([trial.evaluation.candidate for trial in trials], proxy="closed-form")
+    assert one_by_one.cost > account.spent
+
+
 def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path, proxy="short-distillation")
     sweep, trials = search(study, trials=3, covers_space=True)
     gain = measure(study.session, sweep, trials)
-    prices = Measured(sweep).prices
+    prices = BudgetedScorer(sweep).prices
     tokens = study.session.protocol.short_steps * study.session.batch_windows * study.session.protocol.window_tokens
     distilled = [trial for trial in trials if "short-distillation" in trial.evaluation.qualities]
     training = sum(prices.distill(len(t.evaluation.candidate.kept_layers), tokens=tokens) for t in distilled)
-    swept = measure(open_session(tmp_path), sweep, trials).cost  # the same scores by the cheaper proxy
-    looks = sum(
-        Account(Measured(sweep)).price([t.evaluation.candidate], proxy="none") for t in distilled
-    )  # as they stand
+    swept = measure(open_session(tmp_path), sweep, trials).cost  # the same scores at the cheaper proxy
+    looks = sum(BudgetedScorer(sweep).price([t.evaluation.candidate], proxy="none") for t in distilled)  # as they stand
     assert gain.cost == pytest.approx(swept + training + looks)
     known = {trial.evaluation.candidate for trial in distilled}
     for baseline in gain.baselines:
