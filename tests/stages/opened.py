@@ -156,12 +156,12 @@ class TinyStudy:
         executor = InProcess(CPU)
         executor.start(self.session)
         with ScoreStore(self.session.folder.scores) as store:
-            book = ScoreCache(executor.evaluator.instruments.dense_validation, store.read_rows(), place=store.path)
-            store.keep([book.describe_dense()])
+            cache = ScoreCache(executor.evaluator.instruments.dense_validation, store.read_rows(), place=store.path)
+            store.keep([cache.describe_dense()])
             yield Opened(
                 executor=executor,
                 store=store,
-                book=book,
+                cache=cache,
                 trials=Trials(self.optuna, space, store, proxy=self.session.protocol.proxy, limits=Limits()),
                 table=LatencyTable(self.session, measure=functools.partial(executor.call, "measure_latency")),
             )
