@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {  # what makes a search take little time
     "learning_rate": 1e-3,
     "device": "cpu",
 }
+SMALL_WORDS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
 Done = subprocess.CompletedProcess[str]
 
 
@@ -57,8 +58,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def search_words(model: Path, text: Path, *more: str) -> list[str]:
     """What searches this model in little time."""
-    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-    return ["seed.search", "--model", str(model), "--recovery-text", str(text), *small, *more]
+    return ["seed.search", "--model", str(model), "--recovery-text", str(text), *SMALL_WORDS, *more]
 
 
 def error_of(done: Done) -> str:
