@@ -81,9 +81,7 @@ def test_without_a_browser_the_error_says_what_to_install(
 @pytest.mark.parametrize(
     ("program", "seconds", "reason"),
     [
-        ("exit 1", 60, "it ended at once"),
         ("echo broken >&2; exit 3", 60, "it ended at once"),
-        ("exec sleep 60", 3, "no answer within 3 seconds"),
         ("trap '' TERM INT; while :; do sleep 1; done", 3, "no answer within 3 seconds"),
         (
             '"$CHROMIUM" "$@" & until [ -e "$0.drew" ]; do sleep 0.1; done; kill -9 $!',
@@ -108,7 +106,8 @@ def test_a_browser_that_does_not_draw_is_told_ended_and_nothing_is_written(
     monkeypatch.setenv("CHROMIUM", browser_path)
     broken = make_program(tmp_path / "browser", program)
     monkeypatch.setenv("BROWSER_PATH", str(broken))
-    many = {f"{name}{i}": figure for i in range(9) for name, figure in draw_figures(record).items()}
+    drawn = draw_figures(record)
+    many = {f"{name}{i}": figure for i in range(3) for name, figure in drawn.items()}
 
     def mark(name: str) -> None:
         broken.with_name("browser.drew").touch()
