@@ -1,4 +1,4 @@
-# make demo: set up and search the embedded model; make test, make check: what CI runs; make test-all: every family besides, before a release; make bench, make bench-full: timings; make families: docs/FAMILIES.md written anew; make soak: searches killed at random
+# make demo: set up and search the embedded model; make test, make check: what CI runs; make test-all: slow tests besides, before a release; make bench, make bench-full: timings; make families: docs/FAMILIES.md written anew; make soak: searches killed at random
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --all-families
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ''
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

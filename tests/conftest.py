@@ -25,28 +25,6 @@ transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tests run beside one another
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-families", action="store_true", help="prove every row of docs/FAMILIES.md, not six kinds")
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    if session.config.getoption("--all-families") and not hasattr(session.config, "workerinput"):
-        from tests.models.families import EVERY_FAMILY
-
-        terminal = session.config.pluginmanager.getplugin("terminalreporter")
-        terminal.write_line(
-            f"{len(EVERY_FAMILY)} families are proven or refused one by one, in some four minutes more on two cores"
-        )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave proofs of single families to ``make test-all``."""
-    if not config.getoption("--all-families"):
-        rare = [item for item in items if item.get_closest_marker("every_family")]
-        config.hook.pytest_deselected(items=rare)
-        items[:] = [item for item in items if item not in rare]
-
-
 def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Byte tokens: 256 of them, and one that ends a text."""
     vocabulary = {token: index for index, token in enumerate(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}

@@ -1,5 +1,6 @@
 """One finished study that tests share: a whole pass over a model with two kinds of layers, in this process."""
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,27 +16,16 @@ from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.evaluation.latency import name_structure
 from seed.records import Candidate, DistillResult, Latency
+from seed.resolve import typed_command
 from seed.scores import ScoreStore
 from seed.search import search
 from seed.sessions import Session
 from seed.study_dir import StudyFolder
+from tests import running
 from tests.proxy.opened import time_candidate
 
 NAME = "<img src=x onerror=alert(1)>"
-SMALL: dict[str, Any] = {
-    "max_dropped": 2,
-    "frontier_size": 2,
-    "window_tokens": 64,
-    "calibration_tokens": 512,
-    "validation_tokens": 512,
-    "test_tokens": 1024,
-    "prompt_tokens": 4,
-    "new_tokens": 2,
-    "latency_repeats": 3,
-    "distill_tokens": 2000,
-    "learning_rate": 1e-3,
-    "device": "cpu",
-}
+SMALL: dict[str, Any] = running.SMALL | {"max_dropped": 2, "frontier_size": 2}
 
 
 class Heard(Terminal):
@@ -74,6 +64,11 @@ class Finished:
             self.record = search(self.settings, terminal)
         self.said = "\n".join(terminal.lines)
         self.model = self.folder.model(self.record.distilled[0].key)
+
+    @property
+    def words(self) -> list[str]:
+        """The search as it is typed where ``copy`` made a study."""
+        return shlex.split(typed_command(replace(self.settings, studies_dir=Path("studies"))))[2:]
 
     def copy(self, place: Path) -> StudyFolder:
         """The study once more, as ``studies/tiny`` in another place."""

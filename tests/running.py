@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -16,18 +16,19 @@ from seed.console import run_command
 
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
-TINY = [
-    "--window-tokens=64",
-    "--calibration-tokens=1024",
-    "--validation-tokens=2048",
-    "--test-tokens=2048",
-    "--prompt-tokens=8",
-    "--new-tokens=4",
-    "--latency-repeats=3",
-    "--distill-tokens=4096",
-    "--learning-rate=1e-3",
-    "--device=cpu",
-]
+SMALL: dict[str, Any] = {  # what makes a search take little time
+    "window_tokens": 64,
+    "calibration_tokens": 512,
+    "validation_tokens": 512,
+    "test_tokens": 1024,
+    "prompt_tokens": 4,
+    "new_tokens": 2,
+    "latency_repeats": 3,
+    "distill_tokens": 2000,
+    "learning_rate": 1e-3,
+    "device": "cpu",
+}
+SMALL_WORDS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
 Done = subprocess.CompletedProcess[str]
 
 
@@ -57,7 +58,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def search_words(model: Path, text: Path, *more: str) -> list[str]:
     """What searches this model in little time."""
-    return ["seed.search", "--model", str(model), "--recovery-text", str(text), *TINY, *more]
+    return ["seed.search", "--model", str(model), "--recovery-text", str(text), *SMALL_WORDS, *more]
 
 
 def error_of(done: Done) -> str:

@@ -51,6 +51,7 @@ def place() -> Iterator[Path]:
         yield Path(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # six processes of Ray's, and a search
 def test_two_nodes_on_one_machine_start_as_shown_and_search(make_checkpoint, text_file, place):
     """Nodes stay in the foreground (``--block``), so that they can be ended without ``ray stop``, which ends everybody's."""

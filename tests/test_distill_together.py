@@ -2,23 +2,22 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from seed import study_dir
 from seed.plans import SearchPlan
 from seed.reporting.result_line import DistillLine, SearchLine
-from tests import started
 from tests.running import environment, read_line, run_seed, search_words
+from tests.started import Pair
 
 # without a GPU these are CPU processes
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "-m"]
@@ -39,41 +38,9 @@ def searched(make_checkpoint, text_file, tmp_path_factory) -> Path:
     return path
 
 
-class Pair:
-    """Two processes with what a launcher would tell them; the first may begin otherwise, the second run elsewhere."""
-
-    def __init__(self, place: Path, *words: str, cwd: Path, first: str = "", second_cwd: Path | None = None) -> None:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            port = str(taken.getsockname()[1])
-        self.place = place
-        self.processes: list[BaseProcess] = []
-        for rank in range(2):
-            told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            self.processes.append(
-                started.start(
-                    ["seed.distill", *words],
-                    cwd=second_cwd if second_cwd and rank == 1 else cwd,
-                    out=place / f"{rank}.out",
-                    err=place / f"{rank}.err",
-                    prelude=f"import os; os.environ.update({told!r})\n{first if rank == 0 else ''}",
-                )
-            )
-
-    def read(self, name: str) -> str:
-        path = self.place / name
-        return path.read_text() if path.exists() else ""
-
-    def end(self) -> list[tuple[int | None, str, str]]:
-        """Exit code, standard output and standard error of each process; they must end soon."""
-        for process in self.processes:
-            process.join(QUICK_SECONDS)
-        codes = [process.exitcode for process in self.processes]
-        for process in self.processes:
-            process.kill()
-            process.join()
-        return [(code, self.read(f"{rank}.out"), self.read(f"{rank}.err")) for rank, code in enumerate(codes)]
+def run_pair(place: Path, *words: str, **more: Any) -> list[tuple[int | None, str, str]]:
+    """Run ``seed.distill`` in two processes; see ``Pair.end``."""
+    return Pair("seed.distill", "studies/tiny", *words, place=place, **more).end(seconds=QUICK_SECONDS)
 
 
 def test_accelerate_launch_hands_back_what_one_process_does(searched, tmp_path):
@@ -106,7 +73,7 @@ def read(cwd: Path, name: str) -> dict:
 
 
 def test_what_one_process_finds_wrong_ends_both(searched, tmp_path):
-    first, second = Pair(tmp_path, "studies/tiny", cwd=searched, second_cwd=tmp_path).end()
+    first, second = run_pair(tmp_path, cwd=searched, second_cwd=tmp_path)
     assert first == (2, "", "")
     assert second[:2] == (2, "")
     assert second[2].startswith("error: studies/tiny: not a study")
@@ -114,10 +81,10 @@ def test_what_one_process_finds_wrong_ends_both(searched, tmp_path):
 
 def test_processes_that_see_different_folders_do_not_train(searched, tmp_path):
     path = shutil.copytree(searched, tmp_path / "other")
-    plan = study_dir.read_record(path / "studies" / "tiny" / "plan.json", SearchPlan)
-    changed = msgspec.structs.replace(plan, identity=plan.identity | {"rng_seed": 7})
-    study_dir.write_record(path / "studies" / "tiny" / "plan.json", changed)
-    first, second = Pair(tmp_path, "studies/tiny", cwd=searched, second_cwd=path).end()
+    place = path / "studies" / "tiny" / "plan.json"
+    plan = study_dir.read_record(place, SearchPlan)
+    study_dir.write_record(place, replace(plan, protocol=replace(plan.protocol, rng_seed=7)))
+    first, second = run_pair(tmp_path, cwd=searched, second_cwd=path)
     assert first[0] == 2
     assert first[2].startswith("error: the 2 processes of this run see different folders")
     assert second == (2, "", "")
@@ -125,7 +92,7 @@ def test_processes_that_see_different_folders_do_not_train(searched, tmp_path):
 
 def test_a_full_disk_ends_both(searched, tmp_path):
     path = shutil.copytree(searched, tmp_path / "full")
-    first, second = Pair(tmp_path, "studies/tiny", cwd=path, first=FULL_DISK).end()
+    first, second = run_pair(tmp_path, cwd=path, first_prelude=FULL_DISK)
     assert first[0] == second[0] == 2
     assert "the disk does not take" in first[2] or "cannot be written" in first[2]
     assert "Traceback" not in first[2]
@@ -135,14 +102,13 @@ def test_a_full_disk_ends_both(searched, tmp_path):
 
 def test_a_killed_process_ends_the_other(searched, tmp_path):
     path = shutil.copytree(searched, tmp_path / "killed")
-    pair = Pair(tmp_path, "studies/tiny", "--distill-tokens=10000000", cwd=path)
+    pair = Pair("seed.distill", "studies/tiny", "--distill-tokens=10000000", place=tmp_path, cwd=path)
     until = time.monotonic() + QUICK_SECONDS
     while "training for" not in pair.read("0.out"):
         assert time.monotonic() < until
         time.sleep(0.1)
-    time.sleep(2)
     pair.processes[1].kill()
-    (code, _, error), (killed, *_) = pair.end()
+    (code, _, error), (killed, *_) = pair.end(seconds=QUICK_SECONDS)
     assert (code, killed) == (2, -9)
     assert error.startswith("error: another of the 2 processes of this run ended")
     assert error.count("\n") == 1

@@ -1,9 +1,9 @@
 """Searches and distillations that something befalls: losses without numbers, kills, full disks, torn files."""
 
 import os
+import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,91 +17,33 @@ from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.models.provenance import find_damage
 from seed.optimize.storage import open_storage
+from seed.resolve import typed_command
 from seed.scores import ScoreStore
 from seed.search import search
 from seed.study_dir import StudyFolder
 from tests import started
-from tests.conftest import MakeCheckpoint, make_config, make_tokenizer
+from tests.conftest import make_config, make_tokenizer
 from tests.finished import SMALL, Finished, Heard
-from tests.running import search_words
 
 TRIALS = 9
-SHORT = [
-    "--proxy=short-distillation",
-    "--short-steps=2",
-    f"--trials={TRIALS}",
-    "--sweep-budget=0",
-    "--no-screen",
-    "--frontier-size=2",
-]
+CLIMB: dict[str, Any] = {
+    "proxy": "short-distillation",
+    "short_steps": 2,
+    "trials": TRIALS,
+    "max_dropped": 3,
+    "sweep_budget": 0,
+    "screen": False,
+    "distill": False,
+}
 
 
-class Search:
-    """A search as a user starts it, and what it says."""
-
-    def __init__(self, model: Path, text: Path, place: Path, *more: str, prelude: str = "") -> None:
-        self.place = place
-        self.words = search_words(model, text, "--study=tiny", *more)
-        self.folder = StudyFolder(place / "studies" / "tiny")
-        self.output = place / f"output-{len(list(place.glob('output-*')))}.txt"
-        self.process = started.start(self.words, cwd=place, out=self.output, prelude=prelude)
-
-    def read(self) -> str:
-        return self.output.read_text()
-
-    def wait_until(self, is_so: Callable[[], bool], *, seconds: float = 200) -> None:
-        until = time.monotonic() + seconds
-        while not is_so():
-            assert self.process.exitcode is None, self.read()
-            assert time.monotonic() < until, self.read()
-            time.sleep(0.05)
-
-    def end(self, *, seconds: float = 250) -> int:
-        self.process.join(seconds)
-        assert self.process.exitcode is not None, self.read()
-        return self.process.exitcode
-
-    def list_scored(self) -> list[tuple[int, str]]:
-        """Numbers and keys of the candidates that carry a value."""
-        if not self.folder.scores.exists():
-            return []
-        with ScoreStore(self.folder.scores, read_only=True) as store:
-            records = store.read_trials()
-        return [(record.number, record.evaluation.candidate.key) for record in records if record.state == "COMPLETE"]
-
-
-def has_scored(search: Search, count: int) -> Callable[[], bool]:
-    return lambda: len(search.list_scored()) >= count
-
-
-def require_whole(search: Search) -> None:
-    """Check that a search ended with its budget kept to the trial, and with whole models."""
-    found = search.list_scored()
-    assert len(found) == len({key for _, key in found}) == TRIALS
-    with ScoreStore(search.folder.scores, read_only=True) as store:
-        assert {row.key for row in store.read_rows()} >= {key for _, key in found}
-    models = sorted(path.name for path in search.folder.models.iterdir())
-    assert models == sorted(read_times(search))
-    assert len(models) == 2
-    for key in models:
-        assert find_damage(search.folder.model(key)) is None
-    assert search.folder.report.is_file()
-    assert not list(search.folder.root.rglob(".*.new"))
-
-
-@pytest.fixture
-def start(make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path) -> Iterator[Callable[..., Search]]:
-    """Return what starts a search; whatever still runs in the end is killed."""
-    started: list[Search] = []
-
-    def make(*more: str, prelude: str = "") -> Search:
-        started.append(Search(make_checkpoint("llama", num_layers=6), text_file, tmp_path, *more, prelude=prelude))
-        return started[-1]
-
-    yield make
-    for one in started:
-        one.process.kill()
-        one.process.join()
+def list_scored(study: StudyFolder) -> list[tuple[int, str]]:
+    """Numbers and keys of the candidates that carry a value."""
+    if not study.scores.exists():
+        return []
+    with ScoreStore(study.scores, read_only=True) as store:
+        records = store.read_trials()
+    return [(record.number, record.evaluation.candidate.key) for record in records if record.state == "COMPLETE"]
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +70,8 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "closed-form": {},
-    "short-distillation": {"short_steps": 1, "screen": False},
+    "closed form": {"proxy": "closed-form"},
+    "short distillation": {"proxy": "short-distillation", "short_steps": 1, "screen": False},
 }
 
 
@@ -137,10 +79,8 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(
     proxy: str, fragile: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'trials.db'}" if proxy == "short-distillation" else None
-    told = (
-        SMALL | WAYS[proxy] | {"proxy": proxy, "model": str(fragile), "recovery_text": str(text_file), "storage": url}
-    )
+    url = f"sqlite:///{tmp_path / 'trials.db'}" if proxy == "short distillation" else None
+    told = SMALL | WAYS[proxy] | {"model": str(fragile), "recovery_text": str(text_file), "storage": url}
     settings, terminal = StudyConfig(**told, studies_dir=tmp_path, study="fragile", distill=False), Heard()
     record = search(settings, terminal)
     said = "\n".join(terminal.lines)
@@ -164,34 +104,47 @@ def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(
         assert len(study.get_trials()) == 10
 
 
-@pytest.mark.timeout(900)  # seconds; one after another, some searches
-def test_a_search_that_is_killed_or_asked_to_stop_goes_on_with_the_same_command(start: Callable[..., Search]) -> None:
-    before: set[tuple[int, str]] = set()
-    kill, term, interrupt = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
-    for count, signals, codes in (
-        (2, [kill], [-kill]),
-        (4, [term], [128 + term]),
-        (6, [interrupt, interrupt], [128 + interrupt, -interrupt]),
-    ):
-        search = start(*SHORT)
-        search.wait_until(has_scored(search, count))
-        for number in signals:
-            os.kill(search.process.pid, number)
-        assert search.end(seconds=60) in codes
-        assert "Traceback" not in search.read()
-        assert ("run the same command again to go on" in search.read()) == (search.process.exitcode > 0)
-        assert before <= set(search.list_scored())
-        before = set(search.list_scored())
-    again = start(*SHORT)
-    assert again.end() == 0, again.read()
-    assert f"{len(before)} candidates were scored before" in again.read()
-    require_whole(again)
-    assert before <= set(again.list_scored())
+def start_and_end(words: list[str], study: StudyFolder, out: Path, *, at_least: int, number: int) -> int | None:
+    """Run a command until so many candidates are scored, then send it a signal; return its exit code."""
+    process = started.start(words, cwd=study.root.parent, out=out)
+    try:
+        until = time.monotonic() + 200
+        while len(list_scored(study)) < at_least:
+            assert process.exitcode is None, out.read_text()
+            assert time.monotonic() < until, out.read_text()
+            time.sleep(0.02)
+        os.kill(process.pid or 0, number)
+        process.join(60)
+        return process.exitcode
+    finally:
+        process.kill()
+        process.join()
 
 
-def read_times(search: Search) -> dict[str, int]:
-    """When the record of each finished model was written."""
-    return {path.stem: path.stat().st_mtime_ns for path in search.folder.root.glob("distilled/*.json")}
+def test_a_search_that_is_killed_or_asked_to_stop_goes_on_with_the_same_command(
+    finished_study: Finished, tmp_path: Path
+) -> None:
+    settings, study = finished_study.move(tmp_path)
+    settings = replace(settings, **CLIMB)
+    words = shlex.split(typed_command(settings))[2:]
+    before: list[tuple[int, str]] = []
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
+        out = tmp_path / f"{code}.txt"
+        assert start_and_end(words, study, out, at_least=len(before) + 2, number=number) == code, out.read_text()
+        assert "Traceback" not in out.read_text()
+        assert ("run the same command again to go on" in out.read_text()) == (code > 0)
+        found = list_scored(study)
+        assert found[: len(before)] == before
+        before = found
+    again = Heard()
+    search(settings, again)
+    assert f"{len(before)} candidates were scored before" in "\n".join(again.lines)
+    found = list_scored(study)
+    assert found[: len(before)] == before
+    assert len(found) == len({key for _, key in found}) == TRIALS  # the budget is kept to the trial
+    with ScoreStore(study.scores, read_only=True) as store:
+        assert {row.key for row in store.read_rows()} >= {key for _, key in found}
+    assert study.report.is_file()
 
 
 def truncate(path: Path) -> None:
@@ -205,12 +158,12 @@ def test_torn_files_end_in_one_error_or_are_mended(finished_study: Finished, tmp
     good, bad = sorted(path.stem for path in study.distilled.iterdir())
     written, record = study.result(good).stat().st_mtime_ns, study.result(bad)
     truncate(record)
-    with pytest.raises(StudyError, match=f"{bad}.json: cannot be read.*Remove this file and run the command again"):
+    with pytest.raises(StudyError, match=f"{bad}.json: cannot be read.*Remove this file and run the search of this"):
         search(settings, Heard())
     record.unlink()
     [weights] = study.model(bad).glob("*.safetensors")
     truncate(weights)
-    progress = study.work / f"distill-{bad}-0.pt"
+    progress = study.work / f"distill-{bad}.pt"
     torch.save({"step": 1}, progress)
     truncate(progress)
     search(settings, Heard())
@@ -218,68 +171,3 @@ def test_torn_files_end_in_one_error_or_are_mended(finished_study: Finished, tmp
     assert study.result(good).stat().st_mtime_ns == written
     assert not progress.exists()
     assert {key: find_damage(study.model(key)) for key in (good, bad)} == {good: None, bad: None}
-
-
-MOMENTS = ("trained", "half written", "unrecorded", "finished")
-# Each of these moments kills the process that comes there first.
-KILLER = """
-import io, os, re, signal
-
-def die_at(moment):
-    try:
-        os.unlink(os.path.join(MOMENTS, moment))
-    except FileNotFoundError:
-        return
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def open_or_die(file, *args, **more):
-    if re.search(r"/models/\\.[^/]+\\.new/README.md$", str(file)):
-        die_at("half written")
-    return plain_open(file, *args, **more)
-
-def rename_or_die(source, target, **more):
-    plain_rename(source, target, **more)
-    if re.search(r"/models/\\.[^/]+\\.new$", str(source)):
-        die_at("unrecorded")
-
-def replace_or_die(source, target, **more):
-    plain_replace(source, target, **more)
-    if "/distilled/" in str(target):
-        die_at("finished")
-    if "/work/distill-" in str(target):
-        die_at("trained")
-
-from seed.distillation import loop
-
-loop.CHECKPOINT_SECONDS = -1.0
-plain_open, plain_rename, plain_replace = io.open, os.rename, os.replace
-io.open, os.rename, os.replace = open_or_die, rename_or_die, replace_or_die
-"""
-
-
-@pytest.mark.timeout(900)  # seconds; one after another, some searches
-def test_a_pass_that_is_killed_while_it_exports_loses_no_model_and_makes_none_twice(
-    start: Callable[..., Search], tmp_path: Path
-) -> None:
-    moments = tmp_path / "moments"
-    moments.mkdir()
-    for moment in MOMENTS:
-        (moments / moment).touch()
-    words = ["--max-dropped=2", "--frontier-size=3", "--distill-tokens=20000"]  # two steps
-    times: dict[str, int] = {}
-    for left in range(len(MOMENTS) - 1, -1, -1):
-        killed = start(*words, prelude=f"MOMENTS = {str(moments)!r}\n{KILLER}")
-        assert killed.end() == -signal.SIGKILL, killed.read()
-        assert len(list(moments.iterdir())) == left
-        found = read_times(killed)
-        assert found == found | times
-        times = found
-    assert times
-    again = start(*words)
-    assert again.end() == 0, again.read()
-    found = read_times(again)
-    assert len(found) == 3
-    assert found == found | times  # what was finished is as it was
-    assert sorted(path.name for path in again.folder.models.iterdir()) == sorted(found)
-    for key in found:
-        assert find_damage(again.folder.model(key)) is None

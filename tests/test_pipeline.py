@@ -1,5 +1,8 @@
-"""A whole pass in this process, stopped at each of its steps and gone on with: the same result, and nothing finished done twice."""
+"""A whole pass in this process, killed at each of its steps and gone on with: the same result, and nothing finished done twice."""
 
+import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from seed.proxy.proxy import Proxy
 from seed.records import Candidate, Evaluation, ScoreRow
 from seed.scores import ScoreStore
 from seed.search import search
-from seed.stages import baselines, finals, judging, latency_table, publishing, students, study_record
+from seed.stages import baselines, judging, latency_table, publishing, students, study_record
 from seed.study_dir import StudyFolder
 from tests.finished import Finished, describe, timed_alike
 from tests.reporting.factory import make_trials
@@ -25,25 +28,12 @@ from tests.stages.opened import PROTOCOL
 QUIET = Terminal(quiet=True)
 
 
-class StoppedError(Exception):
-    """Stands for whatever ends a pass."""
+class KilledError(BaseException):
+    """Stands for whatever ends a pass at once; what it leaves behind is copied before anything can tidy up."""
 
 
-def stop_behind(count: int, work: Callable[..., Any]) -> Callable[..., Any]:
-    """What does so much of the work and then ends the pass."""
-    left = [count]
-
-    def stop(*args: Any, **kwargs: Any) -> Any:
-        if left[0] == 0:
-            raise StoppedError
-        left[0] -= 1
-        return work(*args, **kwargs)
-
-    return stop
-
-
-# the step, what is stopped there, and behind how much of it; each pass gets further than the one before
-STOPS: dict[str, tuple[object, str, int]] = {
+# the step, what is killed there, and behind how many calls, or behind which; each pass gets further than the one before
+MOMENTS: dict[str, tuple[Any, str, int | str]] = {
     "proofs": (sessions, "prove", 0),
     "latency": (latency_table, "measure_latency", 1),
     "dense": (judging, "judge_dense", 0),
@@ -51,17 +41,41 @@ STOPS: dict[str, tuple[object, str, int]] = {
     "baselines": (baselines, "compare_baselines", 0),
     "distill": (students, "train_students", 0),
     "judge": (judging, "judge_exported", 1),
-    "export": (finals, "keep_first", 1),
-    "report": (publishing, "write_page", 0),
+    "half a model": (os, "rename", r"/models/\.[^/]+\.new/"),
+    "a model without a record": (os, "rename", r"/models/\.[^/]+\.new$"),
+    "one of two models": (os, "replace", "/distilled/"),
+    "report": (publishing, "write_page", 1),  # the first shows what there is before it is distilled
 }
 
 
-def test_a_pass_stopped_at_every_step_ends_as_an_unbroken_one(
+def kill_behind(when: int | str, work: Callable[..., Any], *, study: StudyFolder, left: Path) -> Callable[..., Any]:
+    """What ends the pass behind so many calls, or behind the first that is given such a path; its folder is left as it was then."""
+    calls = 0
+
+    def end() -> None:
+        shutil.copytree(study.root, left / study.name)
+        raise KilledError
+
+    def kill(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        if calls == when:
+            end()
+        calls += 1
+        found = work(*args, **kwargs)
+        if isinstance(when, str) and any(re.search(when, str(path)) for path in args):
+            end()
+        return found
+
+    return kill
+
+
+def test_a_pass_killed_at_every_moment_ends_as_an_unbroken_one(
     finished_study: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, study = finished_study.move(tmp_path)
+    settings, study = finished_study.move(tmp_path / "begun")
     scored: list[Candidate] = []
     judged: list[object] = []
+    written: dict[str, int] = {}
     evaluate, judge_dense = Proxy.evaluate, judging.judge_dense
 
     def count_scored(proxy: Proxy, candidate: Candidate, **more: Any) -> Evaluation:
@@ -73,26 +87,32 @@ def test_a_pass_stopped_at_every_step_ends_as_an_unbroken_one(
         judged.append(judge_dense(*args))
         return judged[-1]
 
+    def list_written() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in study.distilled.glob("*.json")}
+
     monkeypatch.setattr(Proxy, "evaluate", count_scored)
     monkeypatch.setattr(judging, "judge_dense", count_judged)
     with timed_alike() as timed:
-        for step, (place, name, count) in STOPS.items():
+        for moment, (place, name, when) in MOMENTS.items():
+            left = tmp_path / moment
             with monkeypatch.context() as patch:
-                patch.setattr(place, name, stop_behind(count, getattr(place, name)))
-                with pytest.raises(StoppedError):
+                patch.setattr(place, name, kill_behind(when, getattr(place, name), study=study, left=left))
+                with pytest.raises(KilledError):
                     search(settings, QUIET)
-            assert study.frontier.exists() == (list(STOPS).index(step) > list(STOPS).index("search"))
-            if step == "search":
+            settings, study = finished_study.move(left)
+            assert study.frontier.exists() == (list(MOMENTS).index(moment) > list(MOMENTS).index("search"))
+            if moment == "search":
                 assert len(scored) == 4
-            if step == "export":
-                [first] = study.distilled.iterdir()
-                written = first.stat().st_mtime_ns
+            if moment == "one of two models":
+                assert len(list_written()) == 1
+            assert written.items() <= list_written().items()
+            written = list_written()
         record = search(settings, QUIET)
-    assert first.stat().st_mtime_ns == written
+    assert written == list_written()  # none is made twice
     assert record.distilled
     assert describe(study) == describe(finished_study.folder)
     assert timed == finished_study.timed
-    assert len(scored) == len(set(scored)) == record.frontier.num_scored
+    assert len(set(scored)) == record.frontier.num_scored >= len(scored) - 4  # what was not kept yet is scored again
     assert len(judged) == 1
     assert not list(study.root.rglob(".*.new"))
 

@@ -2,10 +2,9 @@
 
 import functools
 import os
+import shlex
+import shutil
 import signal
-import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,24 +23,20 @@ from seed import interrupts
 from seed.cluster import connection
 from seed.cluster.actor import Actor, make_scratch
 from seed.cluster.connection import open_ray
-from seed.cluster.ray_executor import MAX_TASK_FAILURES, WAIT_SECONDS, RayExecutor, Worker
+from seed.cluster.ray_executor import WAIT_SECONDS, RayExecutor, Worker
 from seed.config import StudyConfig
+from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError
-from seed.evidence import StudyRecord
+from seed.evaluator import Evaluator
 from seed.protocols import describe_reference
+from seed.resolve import typed_command
 from seed.scores import ScoreStore
 from seed.search import search
 from seed.study_dir import StudyFolder
-from tests import finished
-from tests.conftest import MakeCheckpoint
-from tests.finished import Heard
-from tests.running import environment
+from tests import started
+from tests.finished import Finished, Heard
+from tests.stages.opened import open_session
 
-# so that no timing decides anything
-SMALL: dict[str, Any] = finished.SMALL | {
-    "latency_command": """sh -c 'stat -c %s "$0/model.safetensors"'""",
-    "distill_tokens": 50_000,
-}
 SECONDS = 200  # for a process to come where it is waited for
 pytestmark = pytest.mark.timeout(900)  # Ray starts in a second, or in a minute
 
@@ -57,19 +52,14 @@ Make = Callable[..., StudyConfig]
 
 
 @pytest.fixture(scope="module")
-def settings_of(make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+def settings_of(finished_study: Finished, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """The finished study's settings, for another place."""
     place = tmp_path_factory.mktemp("ray")
 
     def make(study: str, **changes: Any) -> StudyConfig:
-        words = SMALL | {"recovery_text": str(text_file), "studies_dir": place} | changes
-        return StudyConfig(model=str(make_checkpoint()), study=study, **words)
+        return replace(finished_study.settings, studies_dir=place, study=study, **changes)
 
     return make
-
-
-@pytest.fixture(scope="module")
-def alone(settings_of: Make) -> StudyRecord:
-    return search(settings_of("alone"), Heard())
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +77,6 @@ def cluster() -> Iterator[Cluster]:
         signal.signal(number, handler)
 
 
-def folder_of(settings: StudyConfig) -> StudyFolder:
-    return StudyFolder(settings.studies_dir / str(settings.study))
-
-
 def read_scores(study: StudyFolder) -> tuple[dict[tuple[str, str], Any], list[str]]:
     """Scores to the bit by key and proxy, and the candidates of trials."""
     with ScoreStore(study.scores, read_only=True) as store:
@@ -98,20 +84,24 @@ def read_scores(study: StudyFolder) -> tuple[dict[tuple[str, str], Any], list[st
         return rows, [trial.evaluation.candidate.key for trial in store.read_trials() if trial.state == "COMPLETE"]
 
 
-def require_same(settings: StudyConfig, found: StudyRecord, alone: StudyRecord, alone_at: StudyConfig) -> None:
-    scores, keys = read_scores(folder_of(settings))
-    assert scores == read_scores(folder_of(alone_at))[0]
-    assert len(keys) == len(set(keys)) == 10
-    assert [member.evaluation.candidate for member in found.frontier.members] == [
-        member.evaluation.candidate for member in alone.frontier.members
-    ]
-    assert [(one.key, one.start, one.best_step, one.validation, one.test) for one in found.distilled] == [
-        (one.key, one.start, one.best_step, one.validation, one.test) for one in alone.distilled
-    ]
+def find_pid(worker: Worker) -> int:
+    return int(ray.get(worker.actor.__ray_call__.remote(lambda self: os.getpid())))
 
 
-def find_pid(actor: Any) -> int:
-    return int(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())))
+def act_behind_first(
+    work: Callable[..., Iterator[Any]], *, stopped: int, act: Callable[[RayExecutor, int], None]
+) -> Any:
+    """Keep one evaluator at its work, and act, on its process, once another has finished a piece."""
+
+    def do(self: RayExecutor, *args: Any, **more: Any) -> Iterator[Any]:
+        pid = find_pid(self.workers[stopped])
+        os.kill(pid, signal.SIGSTOP)
+        for number, found in enumerate(work(self, *args, **more)):
+            if number == 0:
+                act(self, pid)
+            yield found
+
+    return do
 
 
 def test_without_ray_and_with_one_gpu_of_several_there_is_one_error(
@@ -130,69 +120,23 @@ def test_a_cluster_that_does_not_answer_is_one_error(settings_of: Make, address:
         search(settings_of("nobody", ray=address), Heard())
 
 
-def test_evaluators_that_are_killed_change_nothing(
-    cluster: Cluster, settings_of: Make, alone: StudyRecord, monkeypatch: pytest.MonkeyPatch
+def test_work_that_kills_or_fails_or_is_left_is_seen_to(
+    cluster: Cluster, settings_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, call_all = RayExecutor.score, RayExecutor.call_all
-    killed = []
+    class Light:
+        """An actor without a model."""
 
-    def score_and_kill(self: RayExecutor, candidates: Any, **more: Any) -> Any:
-        pid = find_pid(self.workers[1].actor)
-        os.kill(pid, signal.SIGSTOP)  # so that it is at its work
-        for number, scored in enumerate(score(self, candidates, **more)):
-            if number == 0:
-                os.kill(pid, signal.SIGKILL)
-                killed.append("scoring")
-            yield scored
+        def __init__(self, *_args: Any) -> None:
+            pass
 
-    def distill_and_kill(self: RayExecutor, method: str, works: Any, *, on_progress: Any, **more: Any) -> Any:
-        assert len(works) == 2
-        pid = find_pid(self.workers[0].actor)
+        def describe(self) -> tuple[Any, str]:
+            return SimpleNamespace(type="cpu", name="cpu"), ray.get_runtime_context().get_node_id()
 
-        def hear(amount: float, note: str) -> None:
-            on_progress(amount, note)
-            if note.startswith("training") and len(killed) == 1:
-                os.kill(pid, signal.SIGKILL)
-                killed.append("distilling")
+        def clean(self) -> None:
+            pass
 
-        return call_all(self, method, works, on_progress=hear, **more)
-
-    start, scratch = RayExecutor.start, []
-
-    def start_and_note(self: RayExecutor, *words: Any, **more: Any) -> None:
-        start(self, *words, **more)
-        scratch.append(self.scratch)
-
-    monkeypatch.setattr(RayExecutor, "start", start_and_note)
-    monkeypatch.setattr(RayExecutor, "score", score_and_kill)
-    monkeypatch.setattr(RayExecutor, "call_all", distill_and_kill)
-    settings, terminal = settings_of("killed", workers=2), Heard()
-    found = search(settings, terminal)
-    assert killed == ["scoring", "distilling"]
-    said = "\n".join(terminal.lines)
-    assert "2 evaluators, on" in said
-    assert said.count("an evaluator does not answer") == 2
-    require_same(settings, found, alone, settings_of("alone"))
-    assert not [name for name in scratch if (Path(tempfile.gettempdir()) / name).exists()]
-
-
-def test_a_budget_is_kept_to_by_two_evaluators(cluster: Cluster, settings_of: Make) -> None:
-    settings = settings_of(
-        "budget",
-        workers=2,
-        trials=6,
-        proxy="short-distillation",
-        short_steps=1,
-        sweep_budget=0,
-        distill=False,
-        screen=False,
-    )
-    found = search(settings, Heard())
-    _, keys = read_scores(folder_of(settings))
-    assert len(keys) == len(set(keys)) == found.frontier.num_scored == 6
-
-
-def test_work_that_kills_or_fails_or_is_left_is_seen_to(cluster: Cluster, settings_of: Make) -> None:
+    monkeypatch.setattr(connection, "make_actor", lambda **more: ray.remote(max_restarts=4, num_cpus=1)(Light))
+    monkeypatch.setattr("seed.cluster.ray_executor.MAX_TASK_FAILURES", 2)
     with open_ray(settings_of("work", workers=2)) as executor:
         lines: list[str] = []
         executor.say = lines.append
@@ -220,8 +164,23 @@ def test_work_that_kills_or_fails_or_is_left_is_seen_to(cluster: Cluster, settin
         assert sorted(one for found in left for one in found) == list(range(10))
         with pytest.raises(ResourceError, match=r"evaluators die .* run the same command again"):
             list(executor._dispatch([die], do))
-        assert len(lines) == MAX_TASK_FAILURES
+        assert len(lines) == 2
         assert list(executor._dispatch([lambda self: 2], do)) == [2]  # they are started again
+
+
+def test_states_of_earlier_distillations_are_forgotten_where_later_ones_are_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = Actor(None, "cpu")
+    actor.evaluator = Evaluator(open_session(tmp_path))
+    actor.evaluator.store_states(steps=1, rng_seeds=[0])
+    stored = actor.evaluator.instruments.teacher_states
+    assert isinstance(stored, StoredStates)
+    monkeypatch.setattr(ray, "get", lambda one: stored.stored.view(torch.uint8).numpy())
+    actor._take_states(["of short ones", 1, (0,)])
+    assert isinstance(actor.evaluator.instruments.teacher_states, StoredStates)
+    actor._take_states([])  # another evaluator found that those of full distillations take too much
+    assert actor.evaluator.instruments.teacher_states is None
 
 
 def test_a_stretch_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,12 +206,13 @@ def test_the_reference_is_one_evaluator_and_all_are_of_its_kind(
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(ray, "get", lambda question: (question, "node"))
 
-    first.question, first.gone_since = cpu, time.monotonic()
+    first.is_there, first.gone_since = False, time.monotonic()
     executor._name_reference()
     assert executor.workers[0] is first  # it may come back
+    first.question = cpu
     executor._check(first)
     assert first.is_there
-    first.question, first.gone_since = cpu, -WAIT_SECONDS
+    first.is_there, first.gone_since = False, -WAIT_SECONDS
     executor._name_reference()
     assert executor.workers == [second, third, first]
 
@@ -293,7 +253,7 @@ def test_errors_of_rays_own_are_one_error_and_a_signal_keeps_its_number(
     monkeypatch.setattr(connection, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
     with pytest.raises(ResourceError, match=r"no room in here.* --object-store-memory"), open_ray(settings_of("full")):
         raise ray.exceptions.ObjectStoreFullError("no room in here")
-    monkeypatch.setattr(interrupts._Signals, "heard", signal.SIGTERM)  # Ray hears it first
+    monkeypatch.setattr(interrupts._Bell, "heard", signal.SIGTERM)  # Ray hears it first
     with pytest.raises(interrupts.Stopped) as stopped, open_ray(settings_of("heard")):
         raise KeyboardInterrupt
     assert stopped.value.exit_code == 143
@@ -321,34 +281,6 @@ def test_scratch_on_other_nodes_is_found_again_and_removed(tmp_path: Path, monke
         make_scratch("seed-2")
 
 
-def words_of(settings: StudyConfig, *more: str) -> list[str]:
-    told = SMALL | {name: getattr(settings, name) for name in ("model", "study", "studies_dir", "recovery_text")}
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in told.items()]
-    return [sys.executable, "-m", "seed.search", *given, *more]
-
-
-def start_and_end(words: list[str], study: StudyFolder, *, at_least: int, number: int) -> tuple[int, str]:
-    """Run a command until so many candidates are scored, then send it a signal; return its exit code and what it said."""
-    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until = time.monotonic() + SECONDS
-    while process.poll() is None and count_trials(study) < at_least:
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
-    return process.returncode, said
-
-
-def count_trials(study: StudyFolder) -> int:
-    try:
-        with sqlite3.connect(f"file:{study.scores}?mode=ro", uri=True) as db:
-            [count] = db.execute("SELECT COUNT(*) FROM trials").fetchone()
-        db.close()
-    except sqlite3.OperationalError:
-        return 0
-    return int(count)
-
-
 def list_processes(text: str) -> list[int]:
     """Processes whose command line or environment holds a text."""
     found = []
@@ -361,49 +293,75 @@ def list_processes(text: str) -> list[int]:
     return found
 
 
-def test_a_coordinator_that_is_stopped_or_killed_goes_on_where_it_was(
-    cluster: Cluster, settings_of: Make, alone: StudyRecord
+def test_a_coordinator_that_is_stopped_leaves_nothing_behind_and_goes_on_without_ray(
+    settings_of: Make, tmp_path: Path
 ) -> None:
-    settings = settings_of("stopped")
-    study = folder_of(settings)
+    settings = settings_of(
+        "stopped",
+        trials=6,
+        proxy="short-distillation",
+        short_steps=1,
+        sweep_budget=0,
+        distill=False,
+        screen=False,
+    )
+    study, out = StudyFolder(settings.studies_dir / "stopped"), tmp_path / "out"
     mark = f"SEED_TEST_MARK={study.root}"
-    words = words_of(settings, "--workers=2")
-    code, said = start_and_end(["env", mark, *words], study, at_least=1, number=signal.SIGTERM)
-    assert code == 143, said
-    assert "What was finished is kept" in said
+    words = shlex.split(typed_command(replace(settings, workers=2)))[2:]
+    process = started.start(words, cwd=tmp_path, out=out, prelude=f"import os; os.environ.update([{mark.split('=')}])")
+    until = time.monotonic() + SECONDS
+    while process.exitcode is None and not has_trial(study):
+        assert time.monotonic() < until, out.read_text()
+        time.sleep(0.05)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143, out.read_text()
+    assert "2 evaluators, on" in out.read_text()
+    assert "What was finished is kept" in out.read_text()
     until = time.monotonic() + 30
     while left := list_processes(mark):
         assert time.monotonic() < until, left
         time.sleep(0.2)
-    before = count_trials(study)
-    assert before
-
-    words = words_of(settings, f"--ray={cluster.address}")
-    code, said = start_and_end(words, study, at_least=before, number=signal.SIGKILL)
-    assert code == -signal.SIGKILL, said
-    assert not study.finished.exists()
-
+    before = read_scores(study)[1]
     terminal = Heard()
-    found = search(settings_of("stopped", workers=2), terminal)
+    found = search(settings, terminal)
     assert "scored before" in "\n".join(terminal.lines)
-    require_same(settings, found, alone, settings_of("alone"))
+    _, keys = read_scores(study)
+    assert keys[: len(before)] == before
+    assert len(keys) == len(set(keys)) == found.frontier.num_scored == 6
 
 
-def test_a_node_that_is_taken_away_changes_nothing(
-    cluster: Cluster, settings_of: Make, alone: StudyRecord, monkeypatch: pytest.MonkeyPatch
+def has_trial(study: StudyFolder) -> bool:
+    return study.scores.exists() and bool(read_scores(study)[1])
+
+
+def test_an_evaluator_that_is_killed_and_a_node_that_is_taken_away_change_nothing(
+    cluster: Cluster, settings_of: Make, finished_study: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = RayExecutor.score
-    [node] = cluster.worker_nodes
+    def kill(executor: RayExecutor, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
 
-    def score_and_remove(self: RayExecutor, candidates: Any, **more: Any) -> Any:
-        os.kill(find_pid(self.workers[1].actor), signal.SIGSTOP)
-        for number, scored in enumerate(score(self, candidates, **more)):
-            if number == 0:
-                cluster.remove_node(node, allow_graceful=False)
-            yield scored
+    def remove_node(executor: RayExecutor, pid: int) -> None:
+        [node] = cluster.worker_nodes
+        cluster.remove_node(node, allow_graceful=False)
+        shutil.rmtree(Path(tempfile.gettempdir(), executor.scratch))  # which is nobody's any more
 
-    monkeypatch.setattr(RayExecutor, "score", score_and_remove)
-    settings = settings_of("removed", workers=2)
-    found = search(settings, Heard())
+    monkeypatch.setattr(RayExecutor, "score", act_behind_first(RayExecutor.score, stopped=0, act=kill))
+    monkeypatch.setattr(RayExecutor, "distill", act_behind_first(RayExecutor.distill, stopped=1, act=remove_node))
+    # so that no timing decides anything
+    settings = settings_of("killed", workers=2, latency_command="""sh -c 'stat -c %s "$0/model.safetensors"'""")
+    terminal, alone = Heard(), finished_study.record
+    found = search(settings, terminal)
+    said = "\n".join(terminal.lines)
+    assert "2 evaluators, on" in said
+    assert said.count("an evaluator does not answer") == 2
     assert not cluster.worker_nodes
-    require_same(settings, found, alone, settings_of("alone"))
+    scores, keys = read_scores(StudyFolder(settings.studies_dir / "killed"))
+    assert scores == read_scores(finished_study.folder)[0]
+    assert len(keys) == len(set(keys)) == 10
+    assert [member.evaluation.candidate for member in found.frontier.members] == [
+        member.evaluation.candidate for member in alone.frontier.members
+    ]
+    assert [(one.key, one.start, one.best_step, one.validation, one.test) for one in found.distilled] == [
+        (one.key, one.start, one.best_step, one.validation, one.test) for one in alone.distilled
+    ]

@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 
 from seed.resolve import list_presets
-from tests.running import ROOT, error_of, run_seed
+from tests.running import ROOT, SMALL_WORDS, error_of, run_seed
 
 README = (ROOT / "README.md").read_text()
-SMALL = ["--trials=4", "--distill-tokens=4096", "--frontier-size=1", "--latency-repeats=3", "--learning-rate=1e-3"]
-SMALL_TEXT = ["--window-tokens=64", "--calibration-tokens=1024", "--validation-tokens=2048", "--test-tokens=2048"]
-SMALL_WORKLOAD = ["--prompt-tokens=8", "--new-tokens=4"]
+SMALL = [*SMALL_WORDS, "--trials=4", "--frontier-size=1"]
 
 
 def blocks(language: str) -> list[str]:
@@ -41,7 +39,7 @@ def place(make_checkpoint, text_file, tmp_path_factory) -> Path:
     shutil.copytree(make_checkpoint("llama"), path / "my-checkpoint")
     shutil.copy(text_file, path / "notes.txt")
     words = next(words for words in seed_commands() if words == ["seed.search"])
-    done = run_seed(*words, *SMALL, *SMALL_TEXT, *SMALL_WORKLOAD, "--max-dropped=1", "--sweep-budget=0", cwd=path)
+    done = run_seed(*words, *SMALL, "--max-dropped=1", "--sweep-budget=0", cwd=path)
     assert "dense model: test PPL" in done.stdout
     assert "Distilled frontier" in done.stdout
     return path
@@ -61,7 +59,7 @@ def test_names_of_hub_models_give_the_clear_error_without_a_network(place):
 @pytest.mark.timeout(600)  # commands by the dozen
 def test_commands_on_the_readers_own_model_and_on_studies_work(place):
     [own] = [words for words in seed_commands() if words[0] == "seed.search" and "./my-checkpoint" in words]
-    run_seed(*own, *SMALL, *SMALL_TEXT, *SMALL_WORKLOAD, "--no-distill", cwd=place)
+    run_seed(*own, *SMALL, "--no-distill", cwd=place)
     (place / "studies" / "my-checkpoint").rename(place / "studies" / "gpt2-small")
     [distill] = [words for words in seed_commands() if words[0] == "seed.distill"]
     trial = distill.index("--trial") + 1

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from seed import study_dir
-from tests.running import error_of
-from tests.test_commands import run_seed
+from tests.running import error_of, run_seed
 
 
 @pytest.fixture
@@ -44,8 +43,9 @@ def test_a_study_in_use_is_told(place: Path) -> None:
         assert "a: in use by another process" in error_of(run_seed("seed.report", "a", "b", cwd=place, code=2))
 
 
-def test_without_a_browser_nothing_is_written(place: Path) -> None:
+def test_without_a_browser_nothing_is_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(place.rglob("*"))
-    error = error_of(run_seed("seed.report", "a", "--png", cwd=place, code=2, BROWSER_PATH=str(place / "nothing")))
+    monkeypatch.setenv("BROWSER_PATH", str(place / "nothing"))
+    error = error_of(run_seed("seed.report", "a", "--png", cwd=place, code=2))
     assert "pictures need a browser" in error
     assert sorted(place.rglob("*")) == before

@@ -27,12 +27,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from seed import sessions
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import write_checkpoint
 from seed.models.loader import ModelSource, open_teacher
 from seed.models.surgery import make_student
+from seed.plans import read_plan
 from seed.records import Candidate
 from tests import conftest
+from tests.finished import Finished
 from tests.models.families import compute_logits, make_config, scramble
 from tests.running import environment
 
@@ -201,24 +204,41 @@ def require_files(export: Export) -> None:
 
 
 PLAIN = """
-import json, sys, torch, transformers
+import json, math, sys, torch, transformers
 transformers.utils.logging.disable_progress_bar()
-found = {}
-for path in sys.argv[2:]:
+
+def open_both(path):
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    with torch.no_grad():
-        logits = model(torch.tensor(json.loads(sys.argv[1]))).logits
-    found[path] = [logits.tolist(), tokenizer.decode(tokenizer("layer 7 may go", add_special_tokens=False)["input_ids"])]
+    return model, transformers.AutoTokenizer.from_pretrained(path)
+
+tokens, windows, judged, *paths = json.loads(sys.stdin.read())
+found = {}
+with torch.no_grad():
+    for path in paths:
+        model, tokenizer = open_both(path)
+        text = tokenizer.decode(tokenizer("layer 7 may go", add_special_tokens=False)["input_ids"])
+        found[path] = [model(torch.tensor(tokens)).logits.tolist(), text]
+    model, windows = open_both(judged)[0], torch.tensor(windows)
+    logits = model(windows).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).item()
+    cached, uncached = (
+        model.generate(windows[:1, :8], max_new_tokens=12, do_sample=False, use_cache=use) for use in (True, False)
+    )
+assert torch.equal(cached, uncached)
 assert "seed" not in sys.modules
-print(json.dumps(found))
+print(json.dumps([math.exp(loss), found]))
 """
 
 
-def test_plain_transformers_in_a_process_of_its_own_gives_the_students_logits(exports: dict[str, Export]) -> None:
-    paths = [str(export.path) for export in exports.values()]
+def test_plain_transformers_in_a_process_of_its_own_gives_the_students_logits_and_a_studys_perplexity(
+    exports: dict[str, Export], finished_study: Finished
+) -> None:
+    protocol = read_plan(finished_study.folder).protocol
+    windows = sessions.reopen(finished_study.folder, protocol, device_name="cpu").streams["test"].tokens_NT
+    paths = [str(finished_study.model), *(str(export.path) for export in exports.values())]
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, json.dumps(TOKENS.tolist()), *paths],
+        [sys.executable, "-c", PLAIN],
+        input=json.dumps([TOKENS.tolist(), windows.tolist(), *paths]),
         cwd="/",
         capture_output=True,
         text=True,
@@ -226,7 +246,8 @@ def test_plain_transformers_in_a_process_of_its_own_gives_the_students_logits(ex
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout)
+    perplexity, found = json.loads(done.stdout)
+    assert perplexity == pytest.approx(finished_study.record.distilled[0].test.perplexity, rel=1e-4)
     for export in exports.values():
         logits, text = found[str(export.path)]
         assert torch.equal(torch.tensor(logits), compute_logits(export.student, TOKENS)), export.family

@@ -1,9 +1,7 @@
 """Two real processes train what one would: same curve, same weights, and either goes on where the other was killed."""
 
 import json
-import os
-import subprocess
-import sys
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,14 @@ from seed.errors import ResourceError
 from tests.distillation import group_worker
 from tests.distillation.group_worker import Case, train, write_cases
 from tests.models.families import KINDS, make_model
+from tests.started import Pair
 
-ROOT = Path(__file__).parent.parent.parent
 CASES = [
     Case(name="tied embedding, one window for two", batch_windows=1),
-    Case(name="frozen embedding of its own", frozen_layers=1, family="qwen2"),
+    Case(name="frozen embedding of its own, text alone", frozen_layers=1, family="qwen2", ce_share=1.0),
     Case(name="experts", family="qwen2_moe"),
     Case(name="layers that end in a view", family="opt"),
     Case(name="unequal parts", batch_windows=5, family="gpt2"),
-    Case(name="text alone", ce_share=1.0),
     Case(name="mixed precision, recomputed", mixed_precision=True, recomputes=True),
     Case(name="side by side, half text", num_students=2, ce_share=0.5),
     Case(name="stored and computed in bfloat16", stored="bfloat16", dense="bfloat16"),
@@ -36,17 +33,10 @@ CASES = [
 STOPPED = Case(name="stopped", steps=6, kill_at=4)
 
 
-def work(directory: Path, cases: list[Case]) -> subprocess.CompletedProcess[str]:
-    """Train in two new processes; results lie in the directory."""
+def work(directory: Path, cases: list[Case]) -> list[tuple[int | None, str, str]]:
+    """Train in two new processes; results lie in the directory. Return their exit codes and what they said."""
     words = [str(write_cases(directory / "cases.json", cases)), str(directory)]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [sys.executable, *launcher, group_worker.__file__, *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    return Pair(group_worker.__name__, *words, place=directory, cwd=directory).end(seconds=120)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +50,9 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
         patch.setattr(group_worker.os, "kill", lambda *_: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception, match="killed"):
             train(stopped)
-    done = work(directory, [*CASES, replace(stopped, kill_at=None)])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    assert "Warning" not in done.stderr
+    for code, out, error in work(directory, [*CASES, replace(stopped, kill_at=None)]):
+        assert (code, out) == (0, ""), error
+        assert "Warning" not in error
     shards = [json.loads((directory / f"shards-{rank}.json").read_text()) for rank in range(2)]
     return torch.load(directory / "results.pt"), shards
 
@@ -101,10 +90,8 @@ def test_two_processes_go_on_where_one_was_killed(together: tuple[dict[str, Any]
 
 def test_one_process_goes_on_where_two_were_killed(tmp_path: Path) -> None:
     stopped = replace(STOPPED, checkpoint=str(tmp_path / "progress.pt"))
-    done = work(tmp_path, [stopped])
-    assert done.returncode == 1  # the launcher's own
-    assert "exitcode  : -9" in done.stderr
-    assert "Traceback" not in done.stderr.partition("torch/distributed/elastic")[0]
+    (first, *_), (second, *_) = work(tmp_path, [stopped])
+    assert (first, second) == (-signal.SIGKILL, 2)
     saved = torch.load(tmp_path / "progress.pt-0", weights_only=True)
     assert saved["progress"]["done"] == 3
     [found] = train(replace(stopped, kill_at=None))
@@ -118,9 +105,9 @@ def test_one_process_goes_on_where_two_were_killed(tmp_path: Path) -> None:
 
 def test_all_save_and_stop_behind_the_step_where_one_is_asked_to(tmp_path: Path) -> None:
     stopped = replace(STOPPED, kill_at=None, stop_at=3, checkpoint=str(tmp_path / "progress.pt"))
-    done = work(tmp_path, [stopped])
-    assert done.returncode == 1
-    assert "SIGTERM" not in done.stderr.partition("Root Cause")[2], "the last ended by itself, in order"
+    for code, _, said in work(tmp_path, [stopped]):
+        assert code == 1
+        assert "seed.interrupts.Stopped" in said
     [found] = train(replace(stopped, stop_at=None))
     assert found["steps"] == [4, 5, 6]
     assert_same_training([found], train(replace(stopped, stop_at=None, checkpoint=None)))

@@ -65,7 +65,7 @@ OPT = COMMON | {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddin
 MAMBA = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4}
 ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
 SIMPLE = ("llama", "gpt2", "qwen2", "gemma2")
-# Six kinds that differ in structure; what must hold of any family is tested on these, and every family's own proof by --all-families.
+# Six kinds that differ in structure; what must hold of any family is tested on these, and every family's own proof by make test-all.
 KINDS = (
     "llama",  # grouped keys and values, rotary positions, a gated MLP, its head tied: what most families are
     "gpt2",  # Conv1D, whose weights lie the other way round; learned positions, biases, dropout

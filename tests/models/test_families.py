@@ -12,7 +12,7 @@ from tests.models.families import EVERY_FAMILY, KINDS, MODEL_TYPES, UNPROVEN
 from tests.models.families_table import read_rows, write_row
 from tests.models.proofs import prove_family
 
-OTHERS = [pytest.param(family, marks=pytest.mark.every_family) for family in EVERY_FAMILY if family not in KINDS]
+OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in EVERY_FAMILY if family not in KINDS]
 
 
 @pytest.mark.parametrize("family", [*KINDS, *OTHERS])
