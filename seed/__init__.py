@@ -3,4 +3,4 @@
 Start at ``seed.search``: it is the command, and ``find_frontier`` is the same pass for scripts.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -215,7 +215,7 @@ class Evaluator:
             on_step=lambda step: self.tell(1, f"which learning rate suits {member.key}"),
         )
 
-    def make_baselines(self, candidates: Sequence[Candidate], *, known: Mapping[str, Latency]) -> list[Member]:
+    def make_width_baselines(self, candidates: Sequence[Candidate], *, known: Mapping[str, Latency]) -> list[Member]:
         """For each size among the candidates, all layers cut to that size in width, timed. ``known``: latencies by their key."""
         whole = drop_layers(self.session.anatomy.num_layers, [])
         return [

@@ -112,7 +112,7 @@ class StudyRecord(Record, frozen=True, kw_only=True):
     distilled: tuple[DistillResult, ...]
     agreement: Agreement
     gain: SearchGain | None = None  # studies of earlier versions have none
-    baselines: tuple[DistillResult, ...] = ()  # of uniform width
+    width_baselines: tuple[DistillResult, ...] = ()  # of uniform width
     replications: dict[str, Replication] = msgspec.field(default_factory=dict)  # by key, of several distillations
     equivalences: tuple[Equivalence, ...] = ()  # of those, within a depth
     sensitivities: tuple[Sensitivity, ...] = ()  # those without recovery first

@@ -174,9 +174,13 @@ def read_plan(study: StudyFolder) -> SearchPlan:
     try:
         return msgspec.convert(found, SearchPlan)
     except msgspec.ValidationError as error:
+        if (version := found.get("seed_version")) != __version__:
+            raise StudyError(
+                f"{study.root}: a study of Seed {version}, and this is {__version__}, which does not go on with it ({error}). "
+                f"Use Seed {version}, or search again under another name (--study NAME)."
+            ) from error
         raise StudyError(
-            f"{study.plan}: damaged, or of another version of Seed (seed {found.get('seed_version')} wrote it, and this is "
-            f"{__version__}: {error}). Restore it from a copy, use that version, or start a study of another name (--study NAME)."
+            f"{study.plan}: damaged ({error}). Restore it from a copy, or search again under another name (--study NAME)."
         ) from error
 
 

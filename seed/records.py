@@ -65,7 +65,7 @@ class Candidate(Record, frozen=True, kw_only=True):
 
 
 class WidthCut(Record, frozen=True, kw_only=True):
-    """All ``num_layers`` layers of a model, each with fewer MLP neurons and attention heads: a rival of a candidate."""
+    """All ``num_layers`` layers of a model, each with fewer MLP neurons and attention heads: the baseline of a candidate."""
 
     num_layers: int
     mlp_width: int

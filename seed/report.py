@@ -39,8 +39,8 @@ def report_study(
     if formats:
         find_browser()  # before anything is written
     with study_dir.lock(study):
-        study_dir.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
         plan = read_plan(study)
+        study_dir.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
         opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
         result = refresh_report(study, opened=opened, on_warning=terminal.say)
     show_result(terminal, result, study=study, storage=spell_storage(plan, study))

@@ -89,7 +89,7 @@ class StudyResult:
 
     record: StudyRecord
     distilled: tuple[Model, ...]
-    baselines: tuple[Model, ...]  # of uniform width
+    width_baselines: tuple[Model, ...]  # of uniform width
     frontier: tuple[Model, ...]  # by the proxy, as the record has it
     best: tuple[Model, ...]  # of each depth, least dropped first; distilled ones where there are any
     recommended: tuple[Recommendation, ...]
@@ -113,14 +113,14 @@ def compute_result(record: StudyRecord) -> StudyResult:
     scored = [take_scored(one, proxy=proxy) for one in complete if proxy in one.qualities]
     known = {model.key: model for model in (*scored, *frontier)}
     on_frontier = {model.key for model in frontier}
-    judged = (*record.distilled, *record.baselines)
+    judged = (*record.distilled, *record.width_baselines)
     everywhere = [trial.evaluation for trial in record.trials] + [member.evaluation for member in members]
     latencies = [trial.evaluation.latency for trial in record.trials] + [result.latency for result in judged]
     structures = {one.latency.structure: one for one in reversed(everywhere)}  # the first of each
     return StudyResult(
         record=record,
         distilled=distilled,
-        baselines=tuple(take_distilled(one, record.replications.get(one.key)) for one in record.baselines),
+        width_baselines=tuple(take_distilled(one, record.replications.get(one.key)) for one in record.width_baselines),
         frontier=frontier,
         best=best,
         recommended=tuple(recommend(best, margin=margin) for margin in MARGINS),

@@ -173,6 +173,6 @@ def test_a_lead_covers_the_truth_as_often_as_it_says() -> None:
 
 def test_a_model_is_linked_by_its_layers_or_its_width() -> None:
     result = compute_result(factory.make_full())
-    models: list[Model] = [*result.distilled, *result.baselines]
+    models: list[Model] = [*result.distilled, *result.width_baselines]
     assert models[0].link == "-".join(models[0].candidate.parts)
     assert models[-1].link == models[-1].key

@@ -1,6 +1,6 @@
 """Cut a model evenly in width: all layers stay, each with fewer MLP neurons and attention heads.
 
-The rival that dropping layers is compared with. ``find_widths`` says what can be cut and still be stated by a plain
+The baseline that dropping layers is compared with. ``find_widths`` says what can be cut and still be stated by a plain
 config, ``plan_width`` fits an even cut to a number of parameters, ``make_narrow`` builds it.
 
 Shapes: L layers, F MLP neurons, H attention heads, K key and value heads.

@@ -39,7 +39,7 @@ def draw_pareto(result: StudyResult) -> go.Figure:
 
     Trials stand at their PPL ratio on validation text by the frontier's proxy, distilled models at that on test text.
     """
-    trials, judged = result.scored, (*result.distilled, *result.baselines)
+    trials, judged = result.scored, (*result.distilled, *result.width_baselines)
     ranks = [member.rank for member in result.record.frontier.members]
     best = [model for model, rank in zip(result.frontier, ranks, strict=True) if rank == 0]
     others = [model for model, rank in zip(result.frontier, ranks, strict=True) if rank > 0]
@@ -58,7 +58,7 @@ def draw_pareto(result: StudyResult) -> go.Figure:
         draw_scored(best, name="frontier by the proxy", marker={"size": 12}),
         draw_front(result.distilled),
         draw_judged(result.distilled, name="distilled, on test text", marker=diamonds),
-        draw_judged(result.baselines, name="uniform width, distilled", marker=squares, line=dashes),
+        draw_judged(result.width_baselines, name="uniform width, distilled", marker=squares, line=dashes),
         draw_dense(),
     )
     figure = go.Figure([trace for trace in traces if trace.x])
@@ -87,7 +87,7 @@ def choose_range(result: StudyResult) -> tuple[float, float]:
     """Return the ends of the drawn PPL ratios: all models of the frontier or judged, most others, but no far-off outliers."""
     ratios = [model.quality.ppl_ratio for model in result.scored]
     must = [1.0, *(model.quality.ppl_ratio for model in result.frontier)]
-    for model in (*result.distilled, *result.baselines):
+    for model in (*result.distilled, *result.width_baselines):
         ends = (model.ppl_ratio.value, model.ppl_ratio.low, model.ppl_ratio.high)
         must += [end for end in ends if end is not None]
     top = max(must)

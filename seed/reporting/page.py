@@ -171,7 +171,7 @@ def list_facts(result: StudyResult) -> dict[str, object]:
                 ("checkpoint", f"models/{model.key}"),
             ],
         }
-        for model in (*result.distilled, *result.baselines)
+        for model in (*result.distilled, *result.width_baselines)
     }
 
 

@@ -68,7 +68,7 @@ class SearchLine(StudyLine, frozen=True, kw_only=True):
     space_size: int
     dense: DenseLine
     models: tuple[ModelLine, ...]  # distilled ones, or the frontier by the proxy where nothing is distilled
-    baselines: tuple[ModelLine, ...]  # all layers, cut in width
+    width_baselines: tuple[ModelLine, ...]  # all layers, cut in width
     recommended: tuple[RecommendedLine, ...]
 
 
@@ -147,7 +147,7 @@ def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
         space_size=record.frontier.space_size,
         dense=describe_dense(record.dense),
         models=tuple(describe_model(one, study) for one in result.distilled or result.frontier),
-        baselines=tuple(describe_model(one, study) for one in result.baselines),
+        width_baselines=tuple(describe_model(one, study) for one in result.width_baselines),
         recommended=tuple(
             RecommendedLine(
                 within_percent=one.margin, key=None if one.chosen is None else one.chosen.key, is_sure=one.is_sure

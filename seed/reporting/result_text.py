@@ -155,9 +155,9 @@ def describe_disturbance(result: StudyResult) -> str:
     )
 
 
-def describe_baselines(result: StudyResult) -> str:
+def describe_width_baselines(result: StudyResult) -> str:
     """Return what became of the same sizes by cutting all layers evenly in width; nothing where that was not tried."""
-    told = [f"{describe_cost(one, result.record)}, {describe_quality(one)}" for one in result.baselines]
+    told = [f"{describe_cost(one, result.record)}, {describe_quality(one)}" for one in result.width_baselines]
     return f"For comparison, all layers kept and cut evenly in width: {'; '.join(told)}." if told else ""
 
 
@@ -223,7 +223,7 @@ def make_table(rows: Sequence[Mapping[str, str | None]], *, title: str = "", ids
 
 def tabulate_models(result: StudyResult) -> Table:
     """Return the table of the judged models, the dense one first."""
-    models = (*result.distilled, *result.baselines)
+    models = (*result.distilled, *result.width_baselines)
     rows = [list_dense(result.record), *(list_model(model, result.record) for model in models)]
     return make_table(rows, ids=[None, *(model.link for model in models)])
 
@@ -315,8 +315,8 @@ def show_result(terminal: Terminal, result: StudyResult, *, study: StudyFolder, 
         for index, model in enumerate(result.distilled):
             terminal.say(("models:    " if index == 0 else "           ") + str(study.model(model.key)), wrap=False)
     else:
-        table, proxy = tabulate_frontier(result), record.frontier.proxy.replace("_", " ")
-        title = f"Frontier by the proxy ({proxy}, validation text), not distilled"
+        table = tabulate_frontier(result)
+        title = f"Frontier by the proxy ({record.frontier.proxy}, validation text), not distilled"
         terminal.show_table(table.columns, table.rows, title=title)
     names = {model.key: name_model(model) for model in result.distilled}
     sentences = [

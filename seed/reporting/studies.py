@@ -127,7 +127,7 @@ def tabulate_all(studies: Studies) -> Table:
     rows = []
     for name, result in studies.items():
         dense_ms = result.record.dense.latency.median_ms
-        models = (*result.distilled, *result.baselines) if result.distilled else result.best
+        models = (*result.distilled, *result.width_baselines) if result.distilled else result.best
         cells = [list_dense(result.record), *(list_model(model, result.record) for model in models)]
         speeds = [1.0, *(model.latency.ratio for model in models)]
         for index, (row, speed) in enumerate(zip(cells, speeds, strict=True)):

@@ -20,7 +20,7 @@ from seed.optimize.trials import Propose, SamplerProposer, Trials, keeping_some,
 from seed.plans import SearchPlan
 from seed.proxy.sweep import ScoreCache
 from seed.records import Candidate, Frontier, Latency, Quality, Scored, ScoreRow, SearchSpace, TrialRecord
-from seed.reporting.wording import count_things
+from seed.reporting.wording import count_things, name_proxy
 from seed.results import read_reach
 from seed.scores import ScoreStore
 from seed.stages.latency_table import LatencyTable
@@ -137,8 +137,7 @@ def describe_valueless(trials: Sequence[TrialRecord], *, proxy: str) -> list[str
     num_failed = sum(trial.evaluation.explain_failure(proxy) is not None for trial in trials)
     lines = []
     if num_skipped:
-        name = proxy.replace("_", " ")
-        lines.append(f"{count_candidates(num_skipped)} not worth {name} and skipped; their trials say why")
+        lines.append(f"{count_candidates(num_skipped)} not worth {name_proxy(proxy)} and skipped; their trials say why")
     if num_failed:
         lines.append(
             f"{count_candidates(num_failed)} left without a value, since their loss is not a finite number; their trials say so"

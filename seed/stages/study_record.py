@@ -36,9 +36,9 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
     plan = read_plan(study)
     protocol = plan.protocol
     frontier = study_dir.read_record(study.frontier, Frontier) if frontier is None else frontier
-    distilled, baselines = read_distilled(study), read_baselines(study)
+    distilled, width_baselines = read_distilled(study), read_width_baselines(study)
     dense = study_dir.read_record(study.dense, DenseResult)
-    replicated = [result for result in (*distilled, *baselines) if len(result.replicas) > 1]
+    replicated = [result for result in (*distilled, *width_baselines) if len(result.replicas) > 1]
     comparable = [result for result in distilled if result.replicas and dense.test_sums is not None]
     with ScoreStore(study.scores, read_only=True) as store:
         trials, rows = store.read_trials(), store.read_rows()
@@ -61,7 +61,7 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
         distilled=distilled,
         agreement=measure_agreement(trials, distilled, proxy=protocol.proxy),
         gain=study_dir.read_record(study.gain, SearchGain) if study.gain.is_file() else None,
-        baselines=baselines,
+        width_baselines=width_baselines,
         replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
         equivalences=compare_replicated(comparable, dense),
         sensitivities=read_sensitivities(rows, protocol.space),
@@ -89,7 +89,7 @@ def read_distilled(study: StudyFolder) -> tuple[DistillResult, ...]:
     return tuple(result for result in _read_results(study) if result.width is None)
 
 
-def read_baselines(study: StudyFolder) -> tuple[DistillResult, ...]:
+def read_width_baselines(study: StudyFolder) -> tuple[DistillResult, ...]:
     """Every finished distillation of a uniform width, the largest first."""
     return tuple(result for result in _read_results(study) if result.width is not None)
 

@@ -356,7 +356,7 @@ def make_full() -> StudyRecord:
         plain,
         dense=dense,
         distilled=(first, second, *rest[:-1], replace(unhelped, latency=busy)),
-        baselines=(width,),
+        width_baselines=(width,),
         replications={one.key: summarize_replicas(one.replicas, dense) for one in (first, second, width)},
         equivalences=(*compare_replicated([first, second], dense), *plain.equivalences[1:]),
         gain=SearchGain(

@@ -72,7 +72,10 @@ def test_points_stand_where_they_were_measured(full: StudyRecord) -> None:
     trace = find_trace(figure, "scored candidates")
     assert list(trace.x) == pytest.approx([model.latency.ratio for model in result.scored], abs=1e-4)
     assert list(trace.y) == pytest.approx([model.quality.ppl_ratio for model in result.scored], abs=1e-4)
-    for models, name in ((result.distilled, "distilled, on test text"), (result.baselines, "uniform width, distilled")):
+    for models, name in (
+        (result.distilled, "distilled, on test text"),
+        (result.width_baselines, "uniform width, distilled"),
+    ):
         trace = find_trace(figure, name)
         assert list(trace.y) == [model.ppl_ratio.value for model in models]
         bars = [(model.ppl_ratio.high or 0) - (model.ppl_ratio.value or 0) for model in models]

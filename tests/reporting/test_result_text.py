@@ -10,13 +10,13 @@ from seed.records import Frontier, Latency
 from seed.reporting import wording
 from seed.reporting.result_text import (
     describe_baseline,
-    describe_baselines,
     describe_best,
     describe_disturbance,
     describe_equivalence,
     describe_recommendation,
     describe_solver,
     describe_unhelped,
+    describe_width_baselines,
     introduce_best,
 )
 from seed.results import compute_result
@@ -35,7 +35,7 @@ def describe_all(record: StudyRecord) -> str:
         *(describe_best(model, result) for model in result.best),
         *(describe_recommendation(found, result) for found in result.recommended),
         *(describe_equivalence(found, result) for found in record.equivalences),
-        describe_baselines(result),
+        describe_width_baselines(result),
         describe_unhelped(result),
         describe_disturbance(result),
     ]

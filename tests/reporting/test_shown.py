@@ -41,7 +41,7 @@ def test_the_line_says_what_was_found(full: StudyRecord, undistilled: StudyRecor
     result, line = compute_result(full), describe_search(full, STUDY)
     assert [one.key for one in line.models] == [model.key for model in result.distilled]
     assert [one.ppl_ratio for one in line.models] == [model.ppl_ratio for model in result.distilled]
-    assert [one.key for one in line.baselines] == [model.key for model in result.baselines]
+    assert [one.key for one in line.width_baselines] == [model.key for model in result.width_baselines]
     assert {(one.text, one.path) for one in line.models} == {("test", str(STUDY.model(one.key))) for one in line.models}
     assert [one.within_percent for one in line.recommended] == [2, 5, 10]
     first = full.distilled[0]

@@ -37,7 +37,7 @@ def by_name(gain: SearchGain) -> dict[str, Baseline]:
     return {baseline.strategy: baseline for baseline in gain.baselines}
 
 
-def test_a_swept_space_knows_all_that_rivals_need(tmp_path: Path) -> None:
+def test_a_swept_space_knows_all_that_baselines_need(tmp_path: Path) -> None:
     study = TinyStudy(tmp_path)
     sweep, trials = search(study, trials=10, covers_space=True)
     gain = measure(study.session, sweep, trials)

@@ -198,8 +198,8 @@ def test_a_width_of_the_same_size_is_distilled_and_exported_like_a_member(tmp_pa
     session = tiny.session
     with tiny.study.open() as opened:
         candidates = [member.candidate for member in MEMBERS]  # both have one size
-        [baseline] = opened.executor.call("make_baselines", candidates, known={})
-        again = opened.executor.call("make_baselines", candidates, known={baseline.key: baseline.latency})
+        [baseline] = opened.executor.call("make_width_baselines", candidates, known={})
+        again = opened.executor.call("make_width_baselines", candidates, known={baseline.key: baseline.latency})
     assert again == [baseline]
     assert baseline.latency.structure == baseline.key
     [cut, width] = tiny.run([MEMBERS[0], baseline])

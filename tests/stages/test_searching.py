@@ -227,7 +227,7 @@ def test_hopeless_candidates_are_skipped_unless_told_otherwise(
     if screen:
         assert set(keys_of(trials, state="PRUNED")) == hopeless
         assert hopeless.isdisjoint(distilled)
-        assert "2 candidates were not worth short-distillation and skipped" in out
+        assert "2 candidates were not worth short distillation and skipped" in out
         assert {trial.evaluation.skipped_because for trial in trials if trial.state == "PRUNED"} == {"hopeless"}
     else:
         assert keys_of(trials, state="PRUNED") == []
