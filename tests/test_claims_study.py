@@ -209,7 +209,7 @@ class StoppedError(Exception):
 def gather(place: Path, *, tokens: int = TOKENS) -> Evidence:
     """Everything, or what is left of it."""
     opened = open_study(place, tokens=tokens)
-    evidence = claims.read_evidence(opened) or claims.start_evidence(opened, QUIET)
+    evidence = runner.read_begun(opened.path, Evidence, opened.settings) or claims.start_evidence(opened, QUIET)
     return claims.train_missing(opened, claims.measure_latencies(opened, evidence, QUIET), QUIET)
 
 

@@ -70,8 +70,8 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 WAYS: dict[str, dict[str, Any]] = {
-    "closed form": {"proxy": "closed-form"},
-    "short distillation": {"proxy": "short-distillation", "short_steps": 1, "screen": False},
+    "closed-form": {"proxy": "closed-form"},
+    "short-distillation": {"proxy": "short-distillation", "short_steps": 1, "screen": False},
 }
 
 
@@ -79,7 +79,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_a_set_whose_loss_is_no_number_has_no_value_and_says_why(
     proxy: str, fragile: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'trials.db'}" if proxy == "short distillation" else None
+    url = f"sqlite:///{tmp_path / 'trials.db'}" if proxy == "short-distillation" else None
     told = SMALL | WAYS[proxy] | {"model": str(fragile), "recovery_text": str(text_file), "storage": url}
     settings, terminal = StudyConfig(**told, studies_dir=tmp_path, study="fragile", distill=False), Heard()
     record = search(settings, terminal)
@@ -158,7 +158,7 @@ def test_torn_files_end_in_one_error_or_are_mended(finished_study: Finished, tmp
     good, bad = sorted(path.stem for path in study.distilled.iterdir())
     written, record = study.result(good).stat().st_mtime_ns, study.result(bad)
     truncate(record)
-    with pytest.raises(StudyError, match=f"{bad}.json: cannot be read.*Remove this file and run the search of this"):
+    with pytest.raises(StudyError, match=f"{bad}.json: cannot be read.*Remove this file and run the command again"):
         search(settings, Heard())
     record.unlink()
     [weights] = study.model(bad).glob("*.safetensors")

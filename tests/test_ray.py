@@ -25,9 +25,7 @@ from seed.cluster.actor import Actor, make_scratch
 from seed.cluster.connection import open_ray
 from seed.cluster.ray_executor import WAIT_SECONDS, RayExecutor, Worker
 from seed.config import StudyConfig
-from seed.distillation.teacher_states import StoredStates
 from seed.errors import ModelError, ResourceError
-from seed.evaluator import Evaluator
 from seed.protocols import describe_reference
 from seed.resolve import typed_command
 from seed.scores import ScoreStore
@@ -35,7 +33,6 @@ from seed.search import search
 from seed.study_dir import StudyFolder
 from tests import started
 from tests.finished import Finished, Heard
-from tests.stages.opened import open_session
 
 SECONDS = 200  # for a process to come where it is waited for
 pytestmark = pytest.mark.timeout(900)  # Ray starts in a second, or in a minute
@@ -168,21 +165,6 @@ def test_work_that_kills_or_fails_or_is_left_is_seen_to(
         assert list(executor._dispatch([lambda self: 2], do)) == [2]  # they are started again
 
 
-def test_states_of_earlier_distillations_are_forgotten_where_later_ones_are_not_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    actor = Actor(None, "cpu")
-    actor.evaluator = Evaluator(open_session(tmp_path))
-    actor.evaluator.store_states(steps=1, rng_seeds=[0])
-    stored = actor.evaluator.instruments.teacher_states
-    assert isinstance(stored, StoredStates)
-    monkeypatch.setattr(ray, "get", lambda one: stored.stored.view(torch.uint8).numpy())
-    actor._take_states(["of short ones", 1, (0,)])
-    assert isinstance(actor.evaluator.instruments.teacher_states, StoredStates)
-    actor._take_states([])  # another evaluator found that those of full distillations take too much
-    assert actor.evaluator.instruments.teacher_states is None
-
-
 def test_a_stretch_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     class Counting(Actor):
         def _open(self, *session: Any) -> Any:
@@ -206,13 +188,12 @@ def test_the_reference_is_one_evaluator_and_all_are_of_its_kind(
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(ray, "get", lambda question: (question, "node"))
 
-    first.is_there, first.gone_since = False, time.monotonic()
+    first.question, first.gone_since = cpu, time.monotonic()
     executor._name_reference()
     assert executor.workers[0] is first  # it may come back
-    first.question = cpu
     executor._check(first)
     assert first.is_there
-    first.is_there, first.gone_since = False, -WAIT_SECONDS
+    first.question, first.gone_since = cpu, -WAIT_SECONDS
     executor._name_reference()
     assert executor.workers == [second, third, first]
 
@@ -253,7 +234,7 @@ def test_errors_of_rays_own_are_one_error_and_a_signal_keeps_its_number(
     monkeypatch.setattr(connection, "place_actors", lambda settings, device: SimpleNamespace(stop=lambda: None))
     with pytest.raises(ResourceError, match=r"no room in here.* --object-store-memory"), open_ray(settings_of("full")):
         raise ray.exceptions.ObjectStoreFullError("no room in here")
-    monkeypatch.setattr(interrupts._Bell, "heard", signal.SIGTERM)  # Ray hears it first
+    monkeypatch.setattr(interrupts._Signals, "heard", signal.SIGTERM)  # Ray hears it first
     with pytest.raises(interrupts.Stopped) as stopped, open_ray(settings_of("heard")):
         raise KeyboardInterrupt
     assert stopped.value.exit_code == 143
@@ -347,7 +328,7 @@ def test_an_evaluator_that_is_killed_and_a_node_that_is_taken_away_change_nothin
         shutil.rmtree(Path(tempfile.gettempdir(), executor.scratch))  # which is nobody's any more
 
     monkeypatch.setattr(RayExecutor, "score", act_behind_first(RayExecutor.score, stopped=0, act=kill))
-    monkeypatch.setattr(RayExecutor, "distill", act_behind_first(RayExecutor.distill, stopped=1, act=remove_node))
+    monkeypatch.setattr(RayExecutor, "call_all", act_behind_first(RayExecutor.call_all, stopped=1, act=remove_node))
     # so that no timing decides anything
     settings = settings_of("killed", workers=2, latency_command="""sh -c 'stat -c %s "$0/model.safetensors"'""")
     terminal, alone = Heard(), finished_study.record

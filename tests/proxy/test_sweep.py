@@ -94,7 +94,7 @@ def test_a_score_is_what_is_judged_of_the_losses_of_the_student_it_stands_for(tm
     instruments, sweep = open_instruments(), open_sweep(tmp_path)
     dense = instruments.dense_validation
     losses, refit = make_walker(instruments).measure(CUT)
-    assert sweep.measure(CUT) == judge(losses, dense, document_losses_path=f"scores.sqlite#closed_form/{CUT.key}")
+    assert sweep.measure(CUT) == judge(losses, dense, document_losses_path=f"scores.sqlite#closed-form/{CUT.key}")
     [raw] = measure_unrecovered(instruments.anatomy, [CUT], instruments.validation, micro_batch=4)
     [quality] = sweep.measure_unrecovered([CUT])
     assert quality == judge(raw, dense, document_losses_path=f"scores.sqlite#none/{CUT.key}")

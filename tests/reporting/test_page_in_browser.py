@@ -290,7 +290,7 @@ def make_large(record: StudyRecord, num_trials: int) -> StudyRecord:
     subsets = itertools.islice(itertools.combinations(range(32), 3), num_trials)
     trials = []
     for number, dropped in enumerate(subsets):
-        candidate = Candidate(num_layers=32, kept_layers=tuple(i for i in range(32) if i not in dropped))
+        candidate = Candidate(num_layers=32, parts=tuple(map(str, dropped)))
         evaluation = msgspec.structs.replace(
             record.trials[number % 178].evaluation,
             candidate=candidate,
