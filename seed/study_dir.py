@@ -1,8 +1,9 @@
 """The study's folder: where things lie, who may write, and how nothing is half-written.
 
-What a run that was killed finds again, and who reads it: scores and trials in ``scores.sqlite`` (``scores``, ``optimize.trials``),
-latencies (``stages.latency_table``), the dense model's numbers (``pipeline.judge_dense``), the learning rate (``stages.students``),
-a training half-way (``distillation.loop``), finished models (``stages.finals``).
+What a run that was killed finds again, and who reads it: the plan (``plans.read_plan``), scores and trials in ``scores.sqlite``
+(``scores``, ``optimize.trials``), latencies (``stages.latency_table``), the dense model's numbers (``pipeline.judge_dense``), its stored
+states (``distillation.teacher_states``), the learning rate (``stages.students``), a training half-way (``distillation.loop``), finished
+models (``stages.finals``).
 """
 
 import contextlib

@@ -163,7 +163,7 @@ def test_torn_files_end_in_one_error_or_are_mended(finished_study: Finished, tmp
     record.unlink()
     [weights] = study.model(bad).glob("*.safetensors")
     truncate(weights)
-    progress = study.work / f"distill-{bad}.pt"
+    progress = study.work / f"distill-{bad}-0.pt"
     torch.save({"step": 1}, progress)
     truncate(progress)
     search(settings, Heard())

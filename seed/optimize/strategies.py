@@ -1,4 +1,4 @@
-"""Ways to choose which layers go, each from its paper, behind one interface, for comparison at equal cost.
+"""Ways to choose which layers go, each from its paper, behind one interface, for comparison at equal cost; a search uses ``sampler``.
 
 A strategy is a generator: it measures through a ``Scorer``, which pays from a budget, and yields a candidate whenever it
 settles on one for its depth; a later one of the same depth replaces it. When the budget is spent the scorer raises, and

@@ -1,4 +1,4 @@
-"""The Optuna study: opened, and what a trial of it shows. What was measured lies in the study's score store.
+"""The Optuna study that people see: opened, and what a trial of it shows. ``sampler`` asks for the next candidates.
 
 Embedded storage is a journal in the study's folder, readable by Optuna Dashboard while a search runs.
 """

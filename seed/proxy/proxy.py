@@ -1,4 +1,4 @@
-"""The cheap scores: no recovery, closed form, short distillation. A candidate in, qualities out."""
+"""The cheap scores: no recovery, closed form, short distillation. A candidate in, qualities out; ``subset_walker`` computes losses."""
 
 import math
 import time

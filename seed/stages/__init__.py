@@ -1,1 +1,1 @@
-"""Stages: what joins the wings. Each does one step of a pass and leaves it in the study's folder."""
+"""Stages: each does one step of a pass and leaves what it found in the study's folder."""
