@@ -244,8 +244,8 @@ def time_fresh(demo: Demo, executor: RayExecutor | None) -> float:
     threads = max(1, torch.get_num_threads() // executor.num_evaluators)
     actors = [worker.actor for worker in executor.workers]
     ray.get([actor.renew.remote(threads) for actor in actors])
-    words = (first,), {"rows": [], "table": demo.table}
-    ray.get([actor.run.remote(executor.handle, "score", *words) for actor in actors])
+    told = {"rows": [], "table": demo.table}
+    ray.get([actor.run_some.remote(executor.handle, "score", first, told) for actor in actors])
     return turns.time_call(lambda: score_all(executor, candidates=demo.candidates, table=demo.table))
 
 

@@ -197,7 +197,7 @@ def run_trainer(instruments: Instruments, student: nn.Module, settings: DistillS
     optimizer = torch.optim.AdamW(
         student.parameters(),
         lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
+        weight_decay=0.0,
         betas=(0.9, 0.95),
         fused=True,
     )

@@ -92,8 +92,8 @@ def distill_trials(
             terminal.say(f"{study.root}: every member of the frontier is distilled")
             return [], record
         with processes.fail_together():
-            session, instruments = open_model(args, study, plan.protocol, processes, terminal=terminal)
-            budget = plan_budget(args, plan, session, record, chosen, terminal=terminal)
+            session, instruments, at_most = open_model(args, study, plan.protocol, processes, terminal=terminal)
+            budget = plan_budget(args, plan, session, record, chosen, at_most=at_most, terminal=terminal)
         opened = open_shown(study, plan, storage=args.storage, on_warning=terminal.say)
         results = distill_chosen(
             chosen, session, instruments, budget, eval_command=args.eval_command, terminal=terminal
@@ -120,7 +120,7 @@ def follow(args: DistillCommand, several: "ProcessGroup") -> None:
     if not several.share(False, bool):
         return
     with several.fail_together():
-        _, instruments = open_model(args, study, plan.protocol, several, terminal=Terminal(quiet=True))
+        _, instruments, _ = open_model(args, study, plan.protocol, several, terminal=Terminal(quiet=True))
     students.follow(instruments)
 
 
@@ -142,8 +142,10 @@ def open_study(args: DistillCommand, several: "ProcessGroup | None") -> "tuple[S
 
 def open_model(
     args: DistillCommand, study: StudyFolder, protocol: Protocol, processes: "SingleProcess", *, terminal: Terminal
-) -> "tuple[Session, Instruments]":
-    """Open model and text; of several processes, only the first keeps weights, and gives the others their shards of them.
+) -> "tuple[Session, Instruments, int]":
+    """Open model and text, and say how many students are trained side by side, which is what the process with least room has room for.
+
+    Of several processes only the first keeps weights, and gives the others their shards of them.
 
     Raises:
         SeedError: they changed since the study was planned, or several processes cannot train this.
@@ -161,11 +163,13 @@ def open_model(
     terminal.say(f"opening {protocol.model}" + f", to train in {processes.size} processes" * is_several)
     session = sessions.reopen(study, protocol, device_name=args.device)
     instruments = dataclasses.replace(sessions.prepare_instruments(session), processes=processes)
+    at_most = processes.find_least(budgets.count_parallel_students(session))
     if is_several:
         from seed.distillation import fsdp
 
         assert isinstance(processes, fsdp.ProcessGroup)
         processes.take_device(session.device.type)
+        vars(session)["recomputes"] = processes.is_any(session.recomputes)  # a GPU may have less room than the others
         settings = budgets.short_settings(session, drop_layers(session.anatomy.num_layers, []))
         fsdp.require_shardable(settings, session.teacher.model)
         if not processes.leads:
@@ -175,7 +179,7 @@ def open_model(
                 anatomy=Anatomy(fsdp.empty(anatomy.model)),
                 grafted=None if grafted is None else Anatomy(fsdp.empty(grafted.model)),
             )
-    return session, instruments
+    return session, instruments, at_most
 
 
 def plan_budget(
@@ -185,6 +189,7 @@ def plan_budget(
     record: StudyRecord,
     chosen: list[TrialRecord],
     *,
+    at_most: int,
     terminal: Terminal,
 ) -> "Budget":
     """Say what will be done; nothing is written.
@@ -192,7 +197,7 @@ def plan_budget(
     Raises:
         ResourceError: the disk has no room for it.
     """
-    from seed.stages import budgets, finals, students
+    from seed.stages import finals, students
     from seed.stages.study_record import find_learning_rate
 
     protocol, distill_tokens = session.protocol, args.distill_tokens or plan.distill_tokens
@@ -200,7 +205,7 @@ def plan_budget(
     for line in protocol.warn_of_few_steps(distill_tokens):
         terminal.say(line)
     sizes = [one.evaluation.size for one in chosen]
-    num_together = min(len(chosen), budgets.count_parallel_students(session))
+    num_together = min(len(chosen), at_most)
     study_dir.require_room(
         session.folder.root,
         needed_bytes=sum(size.weight_bytes for size in sizes) + 32 * num_together * sizes[0].num_params,
@@ -211,6 +216,7 @@ def plan_budget(
         distill_tokens=distill_tokens,
         learning_rate=known_rate or protocol.short_learning_rate,
         rng_seeds=finals.list_rng_seeds(session, args.replicas or plan.replicas),
+        at_most=at_most,
     )
 
 
@@ -270,9 +276,10 @@ def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None,
 def main() -> None:
     """Read the command line and distill."""
     is_first = os.environ.get("RANK", "0") == "0"
-    with (
-        contextlib.nullcontext() if is_first else contextlib.redirect_stderr(None)
-    ):  # all read the same, and one complains
+    with contextlib.ExitStack() as silenced:
+        if not is_first:  # all read the same, and one speaks
+            silenced.enter_context(contextlib.redirect_stdout(None))
+            silenced.enter_context(contextlib.redirect_stderr(None))
         args = read_command(DistillCommand)
     if not is_launched():
         distill(args)

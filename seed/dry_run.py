@@ -230,7 +230,7 @@ def describe_depths(shape: Shape, protocol: Protocol) -> list[str]:
 
 
 def describe_fit(gpu: Shape, protocol: Protocol, *, trains: bool) -> str:
-    """Does the search fit a GPU of 24 GB, and which options, as few as will do, make it fit?"""
+    """Does the search fit a GPU of 24 GB, and which options, added one after another until it does, make it fit?"""
     memory = cost.estimate_peak(gpu, protocol, trains=trains)
     parts = f"{format_bytes(memory.num_bytes)} there: {memory}"
     if memory.num_bytes <= GPU_BYTES:

@@ -60,6 +60,8 @@ def report_stages(path: Path, terminal: Terminal) -> StagedSearch:
 
     untrusted.refuse_strays(path)
     study = study_dir.StudyFolder(path)
+    for stage in sorted(path.glob("*/plan.json")):
+        read_plan(study_dir.StudyFolder(stage.parent))  # of another version? That says so
     staged = study_dir.read_record(study.stages, StagedSearch)
     write_findings(tell_staged(staged), study.report, command=staged.command)
     show_staged(terminal, staged, root=path)

@@ -15,13 +15,12 @@ from seed.records import MAX_LAYERS
 # The largest record that a search writes is some MB (summed losses of every test document under every random seed), and a
 # decoded one takes ten times its size in memory.
 RECORD_BYTES = 128 * 2**20
-# A score holds a number for each document: 8 bytes of two million documents.
+# A score holds a number for each document: 9 bytes of 1.8 million documents.
 ROW_BYTES = 16 * 2**20
 # All scores are held in memory together: a hundred thousand candidates on two thousand documents are 1.6 GB.
 ROWS_BYTES = 8 * 2**30
 # Optuna reads all of it on opening: 2 kB a trial, and figures.
 JOURNAL_BYTES = 2 * 2**30
-CHUNK_BYTES = 2**20
 # Optuna's lock on a journal is a link, which a killed process leaves behind; it is removed, never followed.
 LOCK_PREFIX = "journal.log.lock"
 

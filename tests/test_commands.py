@@ -168,7 +168,7 @@ class StoppedError(Exception):
 def forget_times(value: object) -> object:
     """The same without what a clock decides."""
     if isinstance(value, dict):
-        timed = {"seconds", "latency", "latencies", "command", "created", "crc32", "provenance_sha256"}
+        timed = {"seconds", "latency", "latencies", "command", "created", "provenance_sha256"}
         return {key: forget_times(part) for key, part in value.items() if key not in timed}
     return [forget_times(part) for part in value] if isinstance(value, list) else value
 

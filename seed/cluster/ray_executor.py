@@ -213,7 +213,7 @@ class RayExecutor(Executor):
         """
         try:
             found, _ = ray.get(worker.question)
-        except ray.exceptions.ActorDiedError as error:
+        except (ray.exceptions.ActorDiedError, ray.exceptions.RayTaskError) as error:  # gone, or of no use any more
             self._let_go(worker, first_line(error))
         except ray.exceptions.RayError:
             worker.ask()

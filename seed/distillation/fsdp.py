@@ -76,7 +76,7 @@ class ProcessGroup(SingleProcess):
             yield
         except SeedError as error:
             found = error
-        first = self._find_least(self.size if found is None else self.rank)
+        first = self.find_least(self.size if found is None else self.rank)
         if found is not None and first == self.rank:
             raise found
         if first < self.size:
@@ -103,12 +103,12 @@ class ProcessGroup(SingleProcess):
         return found
 
     def wait(self) -> None:
-        self._find_least(0)
+        self.find_least(0)
 
     def is_any(self, flag: bool) -> bool:
-        return self._find_least(-int(flag)) < 0
+        return self.find_least(-int(flag)) < 0
 
-    def _find_least(self, number: int) -> int:
+    def find_least(self, number: int) -> int:
         found = torch.tensor(number)
         dist.all_reduce(found, dist.ReduceOp.MIN)
         return int(found)

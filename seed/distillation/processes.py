@@ -40,6 +40,10 @@ class SingleProcess:
         """Does any process say so?"""
         return flag
 
+    def find_least(self, number: int) -> int:
+        """The least that any process says."""
+        return number
+
     def take_share(self, items: Tensor) -> tuple[Tensor, int]:
         """This process's part of some items, and how many of its first count.
 

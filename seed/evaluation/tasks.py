@@ -148,7 +148,9 @@ def compare_scores(model: Sequence[Scored], dense: Sequence[Scored] | None) -> l
     """
     if dense is None:
         return [one.score for one in model]
-    return [_compare(ours, theirs) for ours, theirs in zip(model, dense, strict=True)]
+    beside = {(one.score.task, one.score.metric): one for one in dense}
+    pairs = [(one, beside.get((one.score.task, one.score.metric))) for one in model]
+    return [ours.score if theirs is None else _compare(ours, theirs) for ours, theirs in pairs]
 
 
 def _compare(model: Scored, dense: Scored) -> TaskScore:

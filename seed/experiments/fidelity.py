@@ -224,6 +224,9 @@ def score_shortly(
     rows, rate = {row.candidate: row for row in study.rows}, search.protocol.short_learning_rate
     with search.terminal.stage("scores", total=len(shorts)) as advance:
         for candidate, steps in shorts:
+            search.sweep.measure_unrecovered([candidate])  # it starts from the better start, which it must know
+            if search.session.gains is not None:
+                search.sweep.measure(candidate)
             began, name, row = time.perf_counter(), name_short(steps), rows[candidate]
             settings = budgets.distill_settings(search.session, candidate, steps=steps, learning_rate=rate, looks=1)
             loss = distill_shortly(search.sweep, candidate, settings).loss

@@ -221,8 +221,8 @@ def load_model(
     )
     unread = checks.list_unread(tensors, model, report["unexpected_keys"])
     checks.refuse_tensors(tensors, model, unread, place=place)
-    kinds = ("missing_keys", "mismatched_keys", *(() if may_leave_out else ("unexpected_keys",)))
-    if wrong := {kind: sorted(map(str, report[kind])) for kind in kinds if report[kind]}:
+    kinds = ("missing_keys", "mismatched_keys", "error_msgs", *(() if may_leave_out else ("unexpected_keys",)))
+    if wrong := {kind: sorted(map(str, report[kind])) for kind in kinds if report.get(kind)}:
         raise ModelError(
             f"{place}: weights do not match its config ({wrong}). Seed does not make weights up: download or save the "
             "checkpoint again; if Seed wrote it, remove it and run the same command again."

@@ -1,6 +1,6 @@
 """Where an Optuna study is kept and shown: a journal in the study's folder, or a database by its URL. It coordinates nothing.
 
-Only one process, which holds the study's folder, asks and tells.
+Only one process, which holds the study's folder, writes it.
 """
 
 import contextlib

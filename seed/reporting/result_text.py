@@ -316,7 +316,7 @@ def show_result(terminal: Terminal, result: StudyResult, *, study: StudyFolder, 
             terminal.say(("models:    " if index == 0 else "           ") + str(study.model(model.key)), wrap=False)
     else:
         table = tabulate_frontier(result)
-        title = f"Frontier by the proxy ({record.frontier.proxy}, validation text), not distilled"
+        title = f"Frontier by the proxy ({name_proxy(record.frontier.proxy)}, validation text), not distilled"
         terminal.show_table(table.columns, table.rows, title=title)
     names = {model.key: name_model(model) for model in result.distilled}
     sentences = [

@@ -143,7 +143,9 @@ def distill_groups(
     """Have what is left distilled, and keep the scores of its starts; yields what comes of each group."""
     if not left:
         return
-    at_most = max(1, min(executor.count_parallel_students(), -(-len(left) // executor.num_evaluators)))
+    at_most = max(
+        1, min(budget.at_most or executor.count_parallel_students(), -(-len(left) // executor.num_evaluators))
+    )
     keys = {member.key for _, member in left}
     rows = [row for row in store.read_rows() if row.key in keys]
     works = [

@@ -53,6 +53,7 @@ class Budget:
     distill_tokens: int
     learning_rate: float
     rng_seeds: tuple[int, ...]  # the first one's student is exported
+    at_most: int | None = None  # students side by side; None: as many as there is room for
 
 
 @dataclass(frozen=True, kw_only=True)

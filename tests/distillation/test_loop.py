@@ -186,7 +186,7 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one_to_the_bit(
 
 
 @pytest.mark.usefixtures("save_every_step")
-@pytest.mark.parametrize("damage", ["torn", "only a fingerprint", "other weights", "other settings"])
+@pytest.mark.parametrize("damage", ["torn", "only a fingerprint", "other weights", "other moments", "other settings"])
 def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "progress.pt"
     settings = structs.replace(SHORT, rng_seed=1) if damage == "other settings" else SHORT
@@ -200,6 +200,10 @@ def test_a_checkpoint_that_is_no_use_is_ignored(damage: str, tmp_path: Path) -> 
     elif damage == "other weights":
         state = torch.load(checkpoint, weights_only=True)
         state["best"].popitem()
+        torch.save(state, checkpoint)
+    elif damage == "other moments":
+        state = torch.load(checkpoint, weights_only=True)
+        state["optimizer"]["state"].popitem()
         torch.save(state, checkpoint)
     steps: list[int] = []
     said: list[str] = []

@@ -60,9 +60,9 @@ def test_a_swept_space_knows_all_that_baselines_need(tmp_path: Path) -> None:
     run_strategy(STRATEGIES["greedy_recovered"], alone, SPACE, proxy=study.session.recovered_proxy, rng_seed=0)
     greedy = by_name(gain)["greedy_recovered"]
     assert (greedy.cost, greedy.num_scores) == (pytest.approx(alone.spent), 4 + 3)
-    account = BudgetedScorer(sweep)
-    account.score(list(known), proxy="closed-form")
-    assert gain.cost == pytest.approx(account.spent)
+    scorer = BudgetedScorer(sweep)
+    scorer.score(list(known), proxy="closed-form")
+    assert gain.cost == pytest.approx(scorer.spent)
 
 
 def test_greedy_removal_goes_no_further_than_the_search(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_trials_cost_more_than_the_same_sets_in_a_sweep(tmp_path: Path) -> None:
     sweep, trials = search(study, trials=9, covers_space=False)
     one_by_one = measure(study.session, sweep, trials)
     assert one_by_one.num_scores == 9
-    account = BudgetedScorer(sweep)
-    account.score([trial.evaluation.candidate for trial in trials], proxy="closed-form")
-    assert one_by_one.cost > account.spent
+    scorer = BudgetedScorer(sweep)
+    scorer.score([trial.evaluation.candidate for trial in trials], proxy="closed-form")
+    assert one_by_one.cost > scorer.spent
 
 
 def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
