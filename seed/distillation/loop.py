@@ -352,10 +352,11 @@ def _load_checkpoint(job: TrainingJob, trained: dict[str, nn.Parameter]) -> dict
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if state["fingerprint"] != job.settings.fingerprint:
             return {}
-        [group], moments = state["optimizer"]["param_groups"], state["optimizer"]["state"]
         alike = [{name: one.shape for name, one in state[part].items()} == shapes for part in ("student", "best")]
-        alike += [{place: one["exp_avg"].shape for place, one in moments.items()} == dict(enumerate(shapes.values()))]
-        if all(alike) and group["params"] == list(moments):
+        [group], places = state["optimizer"]["param_groups"], list(shapes.values())
+        alike += [len(group["params"]) == len(places)]
+        alike += [one["exp_avg"].shape == places[place] for place, one in state["optimizer"]["state"].items()]
+        if all(alike):
             return {**state, "progress": msgspec.convert(state["progress"], Progress)}
     except Exception:  # noqa: S110 - whatever such a file makes torch raise
         pass
