@@ -219,12 +219,10 @@ def test_evaluators_of_one_kind_are_taken_and_counted_by_node(
     monkeypatch.setattr(connection, "make_gpu_actors", lambda settings: actors)
     monkeypatch.setattr(ray, "wait", lambda asked, **more: (asked, []))
     monkeypatch.setattr(ray, "get", lambda asked: asked)
-    monkeypatch.setattr(
-        connection, "RayExecutor", lambda actors, reference, most_on_one_node: (actors, reference, most_on_one_node)
-    )
+    monkeypatch.setattr(connection, "RayExecutor", lambda actors, reference, nodes: (actors, reference, nodes))
     placed: Any = functools.partial(connection.place_actors, settings_of("kinds"))
-    assert placed() == placed(device="B200") == (actors[:1], gpu, 1)
-    assert placed(device="cpu") == (actors[1:], cpu, 2)
+    assert placed() == placed(device="B200") == (actors[:1], gpu, ["a"])
+    assert placed(device="cpu") == (actors[1:], cpu, ["a", "b", "b"])
 
 
 def test_errors_of_rays_own_are_one_error_and_a_signal_keeps_its_number(

@@ -6,7 +6,6 @@ import signal
 import socket
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,7 +156,7 @@ def place_actors(settings: StudyConfig, *, device: str | None = None) -> RayExec
     reference = next((found for found, _ in described if found.name == device), described[0][0])
     alike = {actor: node for actor, (found, node) in zip(actors, described, strict=True) if found == reference}
     kill_actors([actor for actor in actors if actor not in alike])
-    return RayExecutor(list(alike), reference, most_on_one_node=max(Counter(alike.values()).values()))
+    return RayExecutor(list(alike), reference, nodes=list(alike.values()))
 
 
 def make_gpu_actors(settings: StudyConfig) -> list[Any]:

@@ -8,7 +8,7 @@ evaluator's answer is kept by the coordinator, or it is lost.
 import contextlib
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,7 @@ class Worker:
     """An actor as the coordinator sees it."""
 
     actor: Any
+    node: str = ""  # where it is
     question: Any = None  # asked of one that did not answer, which does once Ray has started it again
     gone_since: float = 0.0  # when it was asked
 
@@ -54,9 +55,10 @@ class Worker:
 class RayExecutor(Executor):
     """Hands work to actors, and hears what they say meanwhile."""
 
-    def __init__(self, actors: Sequence[Any], reference: Reference, *, most_on_one_node: int = 1) -> None:
-        self.workers, self.reference = [Worker(actor) for actor in actors], reference
-        self.num_evaluators, self.most_on_one_node = len(self.workers), most_on_one_node
+    def __init__(self, actors: Sequence[Any], reference: Reference, *, nodes: Sequence[str] = ()) -> None:
+        self.workers, self.reference = list(map(Worker, actors, nodes or [""] * len(actors))), reference
+        self.num_evaluators = len(self.workers)
+        self.most_on_one_node = max(Counter(nodes).values(), default=1)
         self.home = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(self.home, soft=False)
         self.news: Any = (
@@ -98,7 +100,13 @@ class RayExecutor(Executor):
 
     def store_states(self, *, steps: int, rng_seeds: Sequence[int], on_progress: ProgressCallback) -> bool:
         is_stored = super().store_states(steps=steps, rng_seeds=rng_seeds, on_progress=on_progress)
-        self.states = (steps, tuple(rng_seeds))  # each other evaluator stores them, or finds them, with its next work
+        self.states = (steps, tuple(rng_seeds))  # each other evaluator finds them with its next work, or stores them
+        others = {
+            worker.node: worker for worker in self.workers if worker.is_there and worker.node != self.workers[0].node
+        }
+        asked = [one.actor.run.remote(self.handle, "count_parallel_students", (), {}) for one in others.values()]
+        if asked:  # one of each node stores them for its neighbours
+            ray.wait(asked, num_returns=len(asked))
         return is_stored
 
     def call_all(
@@ -212,7 +220,7 @@ class RayExecutor(Executor):
             ResourceError: it is gone for good, and it was the last.
         """
         try:
-            found, _ = ray.get(worker.question)
+            found, worker.node = ray.get(worker.question)
         except (ray.exceptions.ActorDiedError, ray.exceptions.RayTaskError) as error:  # gone, or of no use any more
             self._let_go(worker, first_line(error))
         except ray.exceptions.RayError:

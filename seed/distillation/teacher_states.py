@@ -5,7 +5,7 @@ Logits are rebuilt from the states by the family's own head.
 Shapes: B sequences, T tokens, D hidden width.
 """
 
-import fcntl
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -70,18 +70,18 @@ def store_states(
     name = hash_text(f"{identity}/{dtype}/{window_tokens}/{chosen}")[:16]
     path = directory / f"teacher-{name}.states"
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".states.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one evaluator of a node computes them for all
-        if not path.is_file() or path.stat().st_size != size * dtype.itemsize:
-            for other in directory.glob("teacher-*.states"):  # of another budget
-                other.unlink(missing_ok=True)
-            study_dir.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
-            with untrusted.replace_file(path) as file:  # not mapped: a full disk is then an error, not a dead process
-                for start in range(0, len(chosen), micro_batch):
-                    tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
-                    states = anatomy.run_layers(tokens).to(dtype).cpu().contiguous()
-                    file.write(states.view(torch.uint8).numpy().data)
-                    on_window(len(tokens))
+    if not path.is_file() or path.stat().st_size != size * dtype.itemsize:
+        for other in directory.glob("teacher-*.states"):  # of another budget
+            other.unlink(missing_ok=True)
+        study_dir.require_room(directory, needed_bytes=size * dtype.itemsize, purpose="the dense model's states")
+        own = path.with_suffix(f".{os.getpid()}")  # evaluators of one node may be at it at once
+        with untrusted.replace_file(own) as file:  # not mapped: a full disk is then an error, not a dead process
+            for start in range(0, len(chosen), micro_batch):
+                tokens = stream.tokens_NT[chosen[start : start + micro_batch]].to(anatomy.device)
+                states = anatomy.run_layers(tokens).to(dtype).cpu().contiguous()
+                file.write(states.view(torch.uint8).numpy().data)
+                on_window(len(tokens))
+        own.replace(path)
     stored = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, window_tokens, width)
     return StoredStates(stored, chosen, num_windows=len(stream.tokens_NT), device=anatomy.device)
 
