@@ -23,6 +23,26 @@ if TYPE_CHECKING:
 MakeCheckpoint = Callable[..., Path]
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tests run beside one another
+# files that take long, the longest first; begun first, so that both workers end together
+LONG = (
+    "test_ray",
+    "test_commands",
+    "test_fsdp",
+    "test_readme",
+    "test_faults",
+    "test_pipeline",
+    "test_page_in_browser",
+    "test_distill_together",
+    "test_claims_study",
+    "test_fidelity",
+    "test_recoveries",
+    "test_compare",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order tests by how long their files take."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def make_tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -161,10 +161,6 @@ def test_a_search_goes_on_from_a_recovered_model_of_another(
     assert f"was recovered from {finished_study.settings.model}" in error_of(wrong)
 
 
-class StoppedError(Exception):
-    """Stands for whatever ends a search."""
-
-
 def forget_times(value: object) -> object:
     """The same without what a clock decides."""
     if isinstance(value, dict):
@@ -176,8 +172,8 @@ def forget_times(value: object) -> object:
 def test_a_staged_search_names_original_layers_and_goes_on_where_it_was_stopped(
     make_checkpoint: Make, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_checkpoint("llama", num_layers=6)
-    words = search_words(model, text_file, "--stages=2+1", "--frontier-size=1", "--study=staged")
+    model = make_checkpoint("llama")
+    words = search_words(model, text_file, "--stages=1+1", "--frontier-size=1", "--study=staged")
     place, left = tmp_path / "place", tmp_path / "left"
     place.mkdir()
     root, train_students = place / "studies" / "staged", students.train_students
@@ -192,12 +188,12 @@ def test_a_staged_search_names_original_layers_and_goes_on_where_it_was_stopped(
     done = run_seed(*words, cwd=place)
     staged = json.loads((root / "stages.json").read_text())
     first, second = (stage["result"]["candidate"]["parts"] for stage in staged["stages"])
-    assert (len(first), len(second)) == (2, 3)
+    assert (len(first), len(second)) == (1, 2)
     assert set(first) < set(second)
-    assert "3 of 6 layers in stages of 2+1" in done.stdout
+    assert "2 of 4 layers in stages of 1+1" in done.stdout
     assert "At once for the same tokens" in done.stdout
     path = root / "stage-2" / "models" / f"drop-{'-'.join(second)}"
-    assert transformers.AutoConfig.from_pretrained(path).num_hidden_layers == 3
+    assert transformers.AutoConfig.from_pretrained(path).num_hidden_layers == 2
     said = json.loads((path / "seed.json").read_text())
     assert said["settings"]["earlier_tokens"] == said["settings"]["distill_tokens"]
     assert said["base_model"] == str(model)
@@ -215,7 +211,7 @@ def test_a_staged_search_names_original_layers_and_goes_on_where_it_was_stopped(
     assert all((place / str(stage.best.path) / "config.json").is_file() for stage in line.stages)
     assert forget_times(json.loads((root / "stages.json").read_text())) == forget_times(staged)
     (root / "report.html").unlink()
-    assert "in stages of 2+1" in run_seed("seed.report", "studies/staged", cwd=place).stdout
+    assert "in stages of 1+1" in run_seed("seed.report", "studies/staged", cwd=place).stdout
     assert (root / "report.html").stat().st_size < 6_000_000
     plain = run_seed(*search_words(model, text_file, "--study=staged"), cwd=place, code=2)
     assert "holds a staged search" in error_of(plain)

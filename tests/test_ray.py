@@ -272,11 +272,13 @@ def list_processes(text: str) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("started_here", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["joined", "own"])
 def test_a_coordinator_that_is_stopped_leaves_nothing_behind_and_goes_on_without_ray(
-    settings_of: Make, tmp_path: Path
+    started_here: bool, settings_of: Make, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    cluster = None if started_here else request.getfixturevalue("cluster")
     settings = settings_of(
-        "stopped",
+        f"stopped-{started_here}",
         trials=6,
         proxy="short-distillation",
         short_steps=1,
@@ -284,9 +286,9 @@ def test_a_coordinator_that_is_stopped_leaves_nothing_behind_and_goes_on_without
         distill=False,
         screen=False,
     )
-    study, out = StudyFolder(settings.studies_dir / "stopped"), tmp_path / "out"
+    study, out = StudyFolder(settings.studies_dir / settings.study), tmp_path / "out"
     mark = f"SEED_TEST_MARK={study.root}"
-    words = shlex.split(typed_command(replace(settings, workers=2)))[2:]
+    words = shlex.split(typed_command(replace(settings, workers=2, ray=cluster and cluster.address)))[2:]
     process = started.start(words, cwd=tmp_path, out=out, prelude=f"import os; os.environ.update([{mark.split('=')}])")
     until = time.monotonic() + SECONDS
     while process.exitcode is None and not has_trial(study):
@@ -298,7 +300,7 @@ def test_a_coordinator_that_is_stopped_leaves_nothing_behind_and_goes_on_without
     assert "2 evaluators, on" in out.read_text()
     assert "What was finished is kept" in out.read_text()
     until = time.monotonic() + 30
-    while left := list_processes(mark):
+    while left := list_processes(mark) or (cluster and ray.available_resources()["CPU"] < 2):
         assert time.monotonic() < until, left
         time.sleep(0.2)
     before = read_scores(study)[1]

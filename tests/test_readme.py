@@ -33,43 +33,51 @@ def seed_commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def place(make_checkpoint, text_file, tmp_path_factory) -> Path:
-    """A folder as the README's reader has it: a checkpoint, some notes, and the demo searched."""
+def place(make_checkpoint, text_file, finished_study, tmp_path_factory) -> Path:
+    """A folder as the README's reader has it in the end: a checkpoint, some notes, and the finished studies that it names."""
     path = tmp_path_factory.mktemp("readme")
     shutil.copytree(make_checkpoint("llama"), path / "my-checkpoint")
     shutil.copy(text_file, path / "notes.txt")
-    words = next(words for words in seed_commands() if words == ["seed.search"])
-    done = run_seed(*words, *SMALL, "--max-dropped=1", "--sweep-budget=0", cwd=path)
-    assert "dense model: test PPL" in done.stdout
-    assert "Distilled frontier" in done.stdout
+    for name in ("demo", "gpt2-small"):
+        finished_study.copy(path).root.rename(path / "studies" / name)
     return path
 
 
-def test_names_of_hub_models_give_the_clear_error_without_a_network(place):
+def test_the_first_command_searches_the_demo(tmp_path):
+    words = next(words for words in seed_commands() if words == ["seed.search"])
+    done = run_seed(*words, *SMALL, "--trials=1", "--max-dropped=1", "--sweep-budget=0", "--no-distill", cwd=tmp_path)
+    assert "dense model: test PPL" in done.stdout
+    assert (tmp_path / "studies" / "demo" / "report.html").is_file()
+
+
+def test_names_of_hub_models_give_the_clear_error_without_a_network(tmp_path):
     tried = 0
     for words in seed_commands():
         model = words[words.index("--model") + 1] if "--model" in words else "demo"
         if model in list_presets() and model != "demo":
-            assert "hub cannot be reached" in error_of(run_seed(*words, cwd=place, code=2))
+            assert "hub cannot be reached" in error_of(run_seed(*words, cwd=tmp_path, code=2))
             tried += 1
     assert tried >= 2
-    assert sorted(child.name for child in (place / "studies").iterdir()) == ["demo"]
+    assert not list(tmp_path.rglob("*.json"))
 
 
-@pytest.mark.timeout(600)  # commands by the dozen
-def test_commands_on_the_readers_own_model_and_on_studies_work(place):
+def test_commands_on_the_readers_own_model_work(place):
     [own] = [words for words in seed_commands() if words[0] == "seed.search" and "./my-checkpoint" in words]
     run_seed(*own, *SMALL, "--no-distill", cwd=place)
-    (place / "studies" / "my-checkpoint").rename(place / "studies" / "gpt2-small")
+    assert (place / "studies" / "my-checkpoint" / "report.html").is_file()
+    _, of_layers = [words for words in seed_commands() if words[0] == "seed.export"]
+    run_seed(*of_layers, cwd=place)
+    assert (place / "cut" / "model.safetensors").is_file()
+
+
+def test_commands_on_studies_work(place):
     [distill] = [words for words in seed_commands() if words[0] == "seed.distill"]
     trial = distill.index("--trial") + 1
-    run_seed(*distill[:trial], "3", *distill[trial + 1 :], "--distill-tokens=4096", cwd=place)
-    of_trial, of_layers = [words for words in seed_commands() if words[0] == "seed.export"]
+    run_seed(*distill[:trial], "3", *distill[trial + 1 :], "--distill-tokens=1000", cwd=place)
+    of_trial, _ = [words for words in seed_commands() if words[0] == "seed.export"]
     trial = of_trial.index("--trial") + 1
     done = run_seed(*of_trial[:trial], "3", *of_trial[trial + 1 :], cwd=place)
     assert "mergekit.yml" in done.stdout
-    run_seed(*of_layers, cwd=place)
-    assert (place / "cut" / "model.safetensors").is_file()
     [evaluate] = [words for words in seed_commands() if words[0] == "seed.evaluate"]
     model = next((place / "studies" / "demo" / "models").iterdir()).name
     done = run_seed(*[word.replace("MODEL", model) for word in evaluate], cwd=place)
@@ -84,18 +92,21 @@ def test_commands_on_the_readers_own_model_and_on_studies_work(place):
     done = run_seed(*compare, cwd=place)
     assert "Fastest within 5" in done.stdout
     assert (place / "studies" / "demo+gpt2-small.html").stat().st_size > 3_000_000
-    fidelity, compare, recoveries = [words for words in seed_commands() if words[0] == "seed.experiment"]
-    small = ["--per-depth=2", "--short-steps", "1", "--distill-tokens=4096"]
-    done = run_seed(*[word.replace("demo", "gpt2-small") for word in fidelity], *small, cwd=place)
-    assert "noise ceiling" in done.stdout
-    small = ["--strategies", "perplexity", "--rng-seeds", "0", "--distill-tokens=4096"]
-    done = run_seed(*[word.replace("demo", "gpt2-small") for word in compare], *small, cwd=place)
-    assert "one-shot PPL" in done.stdout
-    small = ["--rng-seeds", "0", "--distill-tokens=2048", "--learning-rate=1e-3"]
-    [claims] = [words for words in seed_commands() if words[0] == "studies.claims"]
-    for words, said in ((claims, "Removing in stages"), (recoveries, "continued pretraining")):
-        done = run_seed(*[word.replace("demo", "gpt2-small") for word in words], *small, cwd=place)
-        assert said in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("experiment", "small", "said"),
+    [
+        (["seed.experiment", "fidelity"], ["--per-depth=1", "--depths=1", "--short-steps=1"], "noise ceiling"),
+        (["seed.experiment", "compare"], ["--strategies=last_layers", "--rng-seeds=0"], "last layers"),
+        (["seed.experiment", "recoveries"], ["--recoveries=pretraining", "--rng-seeds=0"], "continued pretraining"),
+        (["studies.claims"], ["--rng-seeds=0"], "Removing in stages"),
+    ],
+)
+def test_experiments_run(place, experiment, small, said):
+    [words] = [words for words in seed_commands() if words[: len(experiment)] == experiment]
+    done = run_seed(*words, *small, "--distill-tokens=1000", "--learning-rate=1e-3", cwd=place)
+    assert said in done.stdout
     assert "new study" not in done.stdout + done.stderr  # what Optuna has to say is not for here
 
 

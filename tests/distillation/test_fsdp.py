@@ -23,11 +23,9 @@ from tests.started import Pair
 CASES = [
     Case(name="tied embedding, one window for two", batch_windows=1),
     Case(name="frozen embedding of its own, text alone", frozen_layers=1, family="qwen2", ce_share=1.0),
-    Case(name="experts", family="qwen2_moe"),
-    Case(name="layers that end in a view", family="opt"),
-    Case(name="unequal parts", batch_windows=5, family="gpt2"),
+    Case(name="experts, side by side, half text", family="qwen2_moe", num_students=2, ce_share=0.5),
+    Case(name="layers that end in a view, unequal parts", family="opt", batch_windows=5),
     Case(name="mixed precision, recomputed", mixed_precision=True, recomputes=True),
-    Case(name="side by side, half text", num_students=2, ce_share=0.5),
     Case(name="stored and computed in bfloat16", stored="bfloat16", dense="bfloat16"),
 ]
 STOPPED = Case(name="stopped", steps=6, kill_at=4)

@@ -213,21 +213,27 @@ def test_the_published_record_gives_the_published_summary_and_a_page() -> None:
 
 
 def test_a_study_that_was_stopped_goes_on(session: Bench) -> None:
-    asked: dict[str, Any] = {"per_depth": 2, "short_steps": (2,), "distill_tokens": 1000, "learning_rate": 1e-3}
+    asked: dict[str, Any] = {
+        "depths": (2,),
+        "per_depth": 2,
+        "short_steps": (1,),
+        "distill_tokens": 500,
+        "learning_rate": 1e-3,
+    }
     unbroken, stopped = session.copy("unbroken"), session.copy("stopped")
     first = session.run("fidelity", unbroken, **asked)
-    assert len(first["rows"]) == 4
+    assert len(first["rows"]) == 2
     for row in first["rows"]:
-        assert sorted(row["losses"]) == ["closed-form", "none", "short-distillation-2"]
+        assert sorted(row["losses"]) == ["closed-form", "none", "short-distillation-1"]
         assert [final["rng_seed"] for final in row["finals"]] == [1, 2]
-    assert first["settings"]["doubling_the_budget"].count("test PPL ratio") == 2
+    assert first["settings"]["doubling_the_budget"].count("test PPL ratio") == 1
     assert "Twice the budget: drop-" in session.said
     assert (unbroken.root / "fidelity.html").stat().st_size > 1_000_000
-    for more, done in ((3, 3), (6, 8)):  # in the midst of finals, and of doubling
+    for more, done in ((1, 1), (3, 4)):  # in the midst of finals, and before doubling
         session.interrupt("fidelity", stopped, after=more, **asked)
         kept = study_dir.read_record(stopped.fidelity, FidelityStudy)
         assert sum(len(row.finals) for row in kept.rows) == done
-    twice = {"depths": (1, 1, 2), "short_steps": (2, 2), "rng_seeds": (1, 1, 2)}  # what is said twice is done once
+    twice = {"depths": (2, 2), "short_steps": (1, 1), "rng_seeds": (1, 1, 2)}  # what is said twice is done once
     assert session.run("fidelity", stopped, **{**asked, **twice}) == first
     content = stopped.fidelity.read_bytes()
     with pytest.raises(StudyError, match="candidates_per_depth: 2 there, 1 now"):
