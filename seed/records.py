@@ -249,8 +249,7 @@ class Frontier(Record, frozen=True, kw_only=True):
     proxy: str
     members: tuple[FrontierMember, ...]
     num_scored: int
-    space_size: int
-    space: SearchSpace | None = None  # as limits on latency and memory bound it; None: studies before this was kept
+    space: SearchSpace  # as limits on latency and memory bound it
 
 
 class CurvePoint(Record, frozen=True, kw_only=True):
@@ -295,9 +294,8 @@ class DistillResult(Record, frozen=True, kw_only=True):
     user_score: float | None = None  # what --eval-command printed
     user_command: str | None = None
     replicas: tuple[Replica, ...] = ()  # the exported one first
-    provenance_sha256: str | None = (
-        None  # of the model's seed.json, which holds those of its other files; None: earlier versions
-    )
+    # of the model's seed.json, which holds those of its other files; None: it is not written yet
+    provenance_sha256: str | None = None
 
     @property
     def key(self) -> str:
@@ -312,10 +310,10 @@ class DenseResult(Record, frozen=True, kw_only=True):
     test: Quality
     latency: Latency
     size: Size
+    test_sums: list[float]  # summed test losses of each document, nats
+    test_counts: list[int]  # scored tokens of each
     user_score: float | None = None
     user_command: str | None = None
-    test_sums: list[float] | None = None  # summed test losses of each document, nats; None: studies of earlier versions
-    test_counts: list[int] | None = None  # scored tokens of each
 
 
 def check_layers(layers: Sequence[int], *, num_layers: int, name: str) -> None:

@@ -54,7 +54,7 @@ def compare_strategies(
     path, protocol, rng_seeds = search.folder.comparison, search.protocol, tuple(sorted(set(rng_seeds)))
     tokens = distill_tokens or search.plan.distill_tokens
     rate = learning_rate or find_learning_rate(read_distilled(search.folder)) or protocol.short_learning_rate
-    space = read_record(search.folder.frontier, Frontier).space or protocol.space
+    space = read_record(search.folder.frontier, Frontier).space
     settings = {
         **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
         "cost": cost or "that of greedy removal with recovery",

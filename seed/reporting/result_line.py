@@ -144,7 +144,7 @@ def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
         model=str(record.plan.identity["model"]),
         proxy=record.frontier.proxy,
         num_scored=record.frontier.num_scored,
-        space_size=record.frontier.space_size,
+        space_size=record.frontier.space.size,
         dense=describe_dense(record.dense),
         models=tuple(describe_model(one, study) for one in result.distilled or result.frontier),
         width_baselines=tuple(describe_model(one, study) for one in result.width_baselines),

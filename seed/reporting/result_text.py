@@ -175,7 +175,7 @@ def describe_unhelped(result: StudyResult) -> str:
 
 def describe_solver(gain: SearchGain, frontier: Frontier) -> str:
     """Return how candidates were chosen, and how many of how many."""
-    return f"{frontier.num_scored:,} of {count_things(frontier.space_size, 'candidate')} scored, {gain.solver}."
+    return f"{frontier.num_scored:,} of {count_things(frontier.space.size, 'candidate')} scored, {gain.solver}."
 
 
 def describe_baseline(baseline: Baseline, gain: SearchGain) -> str:

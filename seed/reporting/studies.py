@@ -1,6 +1,6 @@
 """Several studies side by side: whose model wins within each margin, all frontiers in one plot, and what may be compared.
 
-Each study is judged by its own protocol; ratios are to its own dense model. Whatever is not known of both is taken to differ.
+Each study is judged by its own protocol; ratios are to its own dense model.
 """
 
 import re
@@ -211,20 +211,19 @@ def compare_protocols(studies: Studies) -> Common:
     """
     records = [result.record for result in studies.values()]
     models, windows, speeds = (
-        [tuple(format_value(record.plan.identity.get(key)) for key in keys) for record in records]
+        [tuple(getattr(record.plan.protocol, key) for key in keys) for record in records]
         for keys in (SAME_MODEL, SAME_WINDOWS, SAME_SPEED)
     )
     machines = [
         (one.environment.processor, one.environment.num_threads, one.dense.latency.device, one.dense.latency.workload)
         for one in records
     ]
-    streams = [record.plan.identity.get("streams") for record in records]
-    texts = [(one if isinstance(one, dict) else {}).get("test", {}).get("sha256") for one in streams]
+    texts = [record.plan.protocol.streams["test"].sha256 for record in records]
     times = [record.dense.latency for record in records]
-    has_one_model = models[0][0] != ABSENT and len(set(models)) == 1
+    has_one_model = len(set(models)) == 1
     return Common(
         has_one_model=has_one_model,
-        has_one_text=texts[0] is not None and len(set(texts)) == len(set(windows)) == 1,
+        has_one_text=len(set(texts)) == len(set(windows)) == 1,
         has_one_speed=len(set(speeds)) == len(set(machines)) == 1,
         is_steady=not has_one_model or max(time.p10_ms for time in times) <= min(time.p90_ms for time in times),
         proxies=tuple(name for name, result in studies.items() if not result.distilled),

@@ -90,8 +90,6 @@ def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, proxy: str) 
         return BaselinePick(candidate=pick, best=best, ppl_ratio=1.0, standard_error=0.0)
     if proxy == "closed-form":
         sweep.measure(pick)
-    elif proxy == "none":
-        sweep.measure_unrecovered([pick])
     quality = sweep.compare(pick, best, proxy=proxy) if sweep.is_known(pick, proxy) else None
     if quality is None or not math.isfinite(quality.ppl_ratio):
         return BaselinePick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)

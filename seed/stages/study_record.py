@@ -39,7 +39,6 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
     distilled, width_baselines = read_distilled(study), read_width_baselines(study)
     dense = study_dir.read_record(study.dense, DenseResult)
     replicated = [result for result in (*distilled, *width_baselines) if len(result.replicas) > 1]
-    comparable = [result for result in distilled if result.replicas and dense.test_sums is not None]
     with ScoreStore(study.scores, read_only=True) as store:
         trials, rows = store.read_trials(), store.read_rows()
     if not trials:
@@ -63,7 +62,7 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
         gain=study_dir.read_record(study.gain, SearchGain) if study.gain.is_file() else None,
         width_baselines=width_baselines,
         replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
-        equivalences=compare_replicated(comparable, dense),
+        equivalences=compare_replicated(distilled, dense),
         sensitivities=read_sensitivities(rows, protocol.space),
         progress=measure_progress(trials, proxy=protocol.proxy),
     )

@@ -198,7 +198,7 @@ def test_frontier_of_one_with_poor_measurements(record: StudyRecord) -> None:
 
 
 def test_empty_study_still_makes_a_page(undistilled: StudyRecord) -> None:
-    nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space_size=298)
+    nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space=factory.SPACE)
     seen = Reader(render(msgspec.structs.replace(undistilled, trials=(), frontier=nothing)))
     assert "there is no frontier" in seen.sections["answer"]
     assert not {"distilled", "frontier", "layers", "agreement", "curves", "latency"} & seen.sections.keys()

@@ -58,7 +58,9 @@ def test_what_is_said_of_studies_of_every_kind(
         "not distilled": undistilled,
         "equivalent": replace(record, equivalences=(replace(record.equivalences[0], verdict="equivalent"),)),
         "nothing scored": replace(
-            undistilled, trials=(), frontier=Frontier(proxy=factory.PROXY, members=(), num_scored=0, space_size=298)
+            undistilled,
+            trials=(),
+            frontier=Frontier(proxy=factory.PROXY, members=(), num_scored=0, space=factory.SPACE),
         ),
         "far off": replace(record, distilled=(replace(first, test=factory.make_quality(1.3)),), equivalences=()),
         "few documents": replace(record, distilled=(replace(first, test=few),), equivalences=()),
