@@ -185,7 +185,7 @@ class Pipeline:
             name=self.plan.name,
             proxy=self.session.protocol.proxy,
             fingerprint=self.plan.fingerprint,
-            owner=None if self.settings.storage is None else self.store.identity,
+            owner=None if self.settings.storage is None else self.store.number,
         )
 
     @property

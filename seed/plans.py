@@ -137,12 +137,6 @@ class SearchPlan(Record, frozen=True, kw_only=True):
             )
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """The protocol, to be shown."""
-        found: dict[str, Any] = msgspec.to_builtins(self.protocol)
-        return found
-
-    @property
     def fingerprint(self) -> str:
         """A hash of the protocol."""
         return hash_text(msgspec.json.encode(self.protocol, order="deterministic").decode())

@@ -85,7 +85,7 @@ class ScoreStore:
         self._db.close()
 
     @property
-    def identity(self) -> int:
+    def number(self) -> int:
         """A number of its own, which a copy has too."""
         [number] = self._db.execute("PRAGMA application_id").fetchone()
         return int(number)

@@ -141,7 +141,7 @@ def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
     return SearchLine(
         study=str(study.root),
         report=str(study.report),
-        model=str(record.plan.identity["model"]),
+        model=record.plan.protocol.model,
         proxy=record.frontier.proxy,
         num_scored=record.frontier.num_scored,
         space_size=record.frontier.space.size,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import plotly.graph_objects as go
 
 from seed.evidence import StudyRecord
@@ -171,7 +172,7 @@ def draw_study(name: str, result: StudyResult, *, index: int, is_absolute: bool)
         x=[(speed.value or 0.0) * ms for speed in speeds],
         y=[(ratio.value or 0.0) * ppl for ratio in ratios],
         mode="lines+markers",
-        name=escape_plotly(f"{name} ({result.record.plan.identity.get('model', 'model')})"),
+        name=escape_plotly(f"{name} ({result.record.plan.protocol.model})"),
         line={"color": color, "width": 1.5, "dash": "solid" if result.distilled else "dot"},
         marker={"color": [*[color] * len(shown), GREY], "symbol": [*[symbol] * len(shown), "x"], "size": 11},
         error_x=draw_bars(speeds, scale=ms),
@@ -245,7 +246,7 @@ def describe_protocol(record: StudyRecord) -> dict[str, Any]:
     """Return what decides what a study's numbers mean, and how much went into them."""
     plan = record.plan
     return {
-        **plan.identity,
+        **msgspec.to_builtins(plan.protocol),
         "planned trials": plan.trials,
         "candidates scored": record.frontier.num_scored,
         "distillation tokens per model": plan.distill_tokens,

@@ -95,7 +95,7 @@ def store_teacher_states(
         instruments.recovery,
         windows,
         directory=session.folder.work,
-        identity=f"{session.protocol.weights_sha256 or session.protocol.commit}/{session.protocol.streams['recovery'].sha256}",
+        source=f"{session.protocol.weights_sha256 or session.protocol.commit}/{session.protocol.streams['recovery'].sha256}",
         micro_batch=session.micro_batch,
         on_window=on_window,
     )
