@@ -26,11 +26,14 @@ def distill_settings(
     *,
     steps: int,
     learning_rate: float,
-    looks: int,
+    looks: int | None = None,
     rng_seed: int | None = None,
     recovery: Recovery | None = None,
 ) -> DistillSettings:
-    """Settings of a distillation of this study: its batch, its recovery unless another is given, its random seed."""
+    """Settings of a distillation of this study: its batch, its recovery unless another is given, its random seed.
+
+    ``looks``: at validation text; None: up to eight, eight steps apart or more.
+    """
     protocol = session.protocol
     recovery = recovery or RECOVERIES[protocol.recovery]
     num_kept = len(candidate.kept_layers)
@@ -43,7 +46,7 @@ def distill_settings(
         micro_batch=max(1, TRAINED_TOKENS // protocol.window_tokens),
         learning_rate=learning_rate,
         rng_seed=protocol.rng_seed if rng_seed is None else rng_seed,
-        looks=looks,
+        looks=looks or max(1, min(8, steps // 8)),
         mixed_precision=protocol.mixed_precision,
         objective=Objective(
             temperature=protocol.temperature,
