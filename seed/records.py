@@ -181,8 +181,6 @@ class Latency(Record, frozen=True, kw_only=True):
     ratio: float
     ratio_low: float | None  # 95 % interval of the ratio; None: too few pairs for one
     ratio_high: float | None
-    prefill_median_ms: float | None = None
-    prefill_ratio: float | None = None
     disturbance: str | None = None  # what else the machine did meanwhile, in words; None: nothing that was noticed
 
 

@@ -77,8 +77,6 @@ def make_latency(kept: int, *, num_layers: int = NUM_LAYERS, shift: float = 0.0,
         ratio=ratio,
         ratio_low=ratio - half,
         ratio_high=ratio + half,
-        prefill_median_ms=31.0 * (ratio - 0.02),
-        prefill_ratio=ratio - 0.02,
     )
 
 

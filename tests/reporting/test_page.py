@@ -180,7 +180,7 @@ def test_hostile_strings_stay_text(record: StudyRecord, reader: Reader) -> None:
 def test_frontier_of_one_with_poor_measurements(record: StudyRecord) -> None:
     replace = msgspec.structs.replace
     result = record.distilled[0]
-    flat = replace(result.latency, ratio_low=result.latency.ratio, ratio_high=result.latency.ratio, prefill_ratio=None)
+    flat = replace(result.latency, ratio_low=result.latency.ratio, ratio_high=result.latency.ratio)
     bare = replace(result.test, kl_divergence=None, top1_agreement=None)
     member = record.frontier.members[0]
     one = replace(
