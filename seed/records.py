@@ -9,12 +9,14 @@ import hashlib
 import itertools
 import math
 import operator
+import re
 from collections.abc import Sequence
 
 import msgspec
 
 MAX_LAYERS = 10_000  # ten times as many as the deepest model has; ranges over more would cost memory
 MAX_WIDTH = 2**31  # likewise for widths
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")  # OWNER/NAME
 MARGIN = 0.005  # of perplexity: what nobody would choose a model for
 
 

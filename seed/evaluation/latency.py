@@ -223,7 +223,7 @@ def pool_dense(latencies: Collection[Latency]) -> Latency:
     )
 
 
-def run_command(command: str, directory: Path) -> float:
+def run_user_command(command: str, directory: Path) -> float:
     """Run a user's command with a checkpoint's directory as its last argument; return the last number it prints.
 
     Raises:

@@ -13,6 +13,7 @@ import msgspec
 import plotly.graph_objects as go
 
 from seed.evidence import StudyRecord
+from seed.plans import flatten
 from seed.records import Estimate
 from seed.reporting.document import prepare_figures, render
 from seed.reporting.figure_parts import (
@@ -233,7 +234,7 @@ def compare_protocols(studies: Studies) -> Common:
 
 def tabulate_differences(studies: Studies) -> Table:
     """Return the table of what decides the meaning of the numbers, as far as the studies differ in it."""
-    protocols = [flatten(describe_protocol(result.record)) for result in studies.values()]
+    protocols = [flatten(describe_protocol(result.record), separator=": ") for result in studies.values()]
     rows = []
     for key in dict.fromkeys(key for one in protocols for key in one):
         values = [one.get(key) for one in protocols]
@@ -254,14 +255,6 @@ def describe_protocol(record: StudyRecord) -> dict[str, Any]:
         "seed version": plan.seed_version,
         "processor": record.environment.processor,
     }
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level, named ``outer: inner``."""
-    found: dict[str, Any] = {}
-    for key, item in value.items():
-        found |= flatten(item, f"{prefix}{key}: ") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
-    return found
 
 
 def format_value(value: object) -> str:

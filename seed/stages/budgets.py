@@ -10,6 +10,7 @@ from seed.distillation.loop import DistillSettings, draw_windows
 from seed.distillation.losses import Objective
 from seed.distillation.memory import GPU_BYTES_PER_WEIGHT, TRAINED_TOKENS
 from seed.distillation.teacher_states import STORED_BYTES, count_bytes, store_states
+from seed.models.anatomy import count_params
 from seed.proxy.instruments import Instruments
 from seed.records import Candidate
 from seed.recovery import DEFAULT_LORA_RANK, RECOVERIES, Recovery
@@ -114,7 +115,7 @@ def uses_stored_states(session: Session) -> bool:
 
 def count_parallel_students(session: Session) -> int:
     """How many students can be trained side by side: what is free now, less a reserve for activations, over one's bytes."""
-    params = sum(weight.numel() for weight in session.teacher.model.parameters())
+    params = count_params(session.teacher.model)
     if session.device.type == "cuda":
         ours = torch.cuda.memory_reserved(session.device) - torch.cuda.memory_allocated(
             session.device

@@ -112,7 +112,7 @@ def _measure_by_command(session: Session, candidate: Candidate, structure: str, 
         paths.append(path)
 
     def run(path: Path) -> float:
-        milliseconds = timing.run_command(command, path)
+        milliseconds = timing.run_user_command(command, path)
         if milliseconds <= 0:
             raise SeedError(f"--latency-command {command}: printed a time of 0 or less. It must print milliseconds.")
         return milliseconds

@@ -143,7 +143,7 @@ def continue_or_replace(study: StudyFolder, wanted: SearchPlan, *, say: Callable
             raise
     shutil.rmtree(study.work, ignore_errors=True)
     # the plan goes last, so that who is stopped here begins here again
-    for path in (study.journal, study.latency, study.dense, *scores.list_files(study.scores), study.plan):
+    for path in (study.journal, study.latency, study.dense, *scores.list_database_files(study.scores), study.plan):
         path.unlink(missing_ok=True)
     say(f"{study.root}: held a search of another plan that ended before its first score; this one replaces it")
     return wanted
@@ -215,14 +215,14 @@ def fingerprint_files(study: StudyFolder, settings: StudyConfig, *, model: Path)
     paths = {name: Path(place).expanduser().absolute() for name, place in texts.items()}
     named |= {name: str(path) for name, path in paths.items() if path.exists()}
     made = [study.plan, study.environment, study.latency, study.dense, study.scores, study.frontier, study.gain]
-    files = {str(path): path for place in (model.absolute(), *paths.values()) for path in list_files(place)}
+    files = {str(path): path for place in (model.absolute(), *paths.values()) for path in walk_files(place)}
     for place in (*made, study.distilled, study.models):
-        files |= {str(path.relative_to(study.root)): path for path in list_files(place)}
+        files |= {str(path.relative_to(study.root)): path for path in walk_files(place)}
     stamps = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in sorted(files.items())]
     return hash_text(repr((__version__, told, given, named, stamps, study.journal.is_file())))
 
 
-def list_files(place: Path) -> Iterator[Path]:
+def walk_files(place: Path) -> Iterator[Path]:
     """A file itself, or all files in a directory; none where there is neither."""
     if place.is_file():
         yield place

@@ -25,7 +25,7 @@ from seed.evaluation.latency import (
     name_structure,
     pool_dense,
     prepare_run,
-    run_command,
+    run_user_command,
     smooth_over_depth,
     summarise_pairs,
     take_pairs,
@@ -241,7 +241,7 @@ def test_the_last_number_that_a_command_prints_counts(tmp_path: Path) -> None:
         "import sys, pathlib; print('7 on the other stream', file=sys.stderr); "
         "print('1 of 3 done'); print('score:', len(list(pathlib.Path(sys.argv[-1]).iterdir())), '1.5e-3 points')"
     )
-    assert run_command(python(program), directory) == 1.5e-3
+    assert run_user_command(python(program), directory) == 1.5e-3
 
 
 @pytest.mark.parametrize(
@@ -257,5 +257,5 @@ def test_the_last_number_that_a_command_prints_counts(tmp_path: Path) -> None:
 )
 def test_a_command_that_gives_no_number_is_an_error(command: str, wanted: str, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=wanted) as caught:
-        run_command(command, tmp_path)
+        run_user_command(command, tmp_path)
     assert command in str(caught.value)
