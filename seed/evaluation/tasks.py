@@ -198,7 +198,7 @@ def _seed() -> None:
 def _read(found: Any) -> Iterator[MetricScore]:
     """Every metric of every task that has a number."""
     for task, metrics in found["results"].items():
-        samples = found.get("samples", {}).get(task, [])
+        samples, shots = found.get("samples", {}).get(task, []), found["n-shot"].get(task)
         for name, value in metrics.items():
             metric, _, chosen = name.partition(",")
             if not chosen or metric.endswith("_stderr") or not isinstance(value, (int, float)):
@@ -209,7 +209,7 @@ def _read(found: Any) -> Iterator[MetricScore]:
                 score=TaskScore(
                     task=task,
                     metric=metric if chosen == "none" else f"{metric} ({chosen})",
-                    num_fewshot=_count_shots(found, task),
+                    num_fewshot=shots if isinstance(shots, int) else None,  # tasks of a group may differ
                     documents=int(metrics.get("sample_len") or len(rows)),
                     higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
                     value=float(value),
@@ -217,11 +217,6 @@ def _read(found: Any) -> Iterator[MetricScore]:
                 ),
                 by_document=_split(rows, float(value)),
             )
-
-
-def _count_shots(found: Any, task: str) -> int | None:
-    shots = found["n-shot"].get(task)
-    return shots if isinstance(shots, int) else None  # tasks of a group may differ
 
 
 def _split(rows: Sequence[Any], value: float) -> tuple[float, ...] | None:

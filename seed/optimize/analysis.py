@@ -125,7 +125,8 @@ def read_sensitivities(rows: Iterable[ScoreRow], space: SearchSpace) -> tuple[Se
         if dropped is not None and total is not None:
             excess = (total - dense_sum) / sum(dense.counts)
             ratios.setdefault(row.proxy, {})[dropped] = math.exp(min(excess, MAX_LOG_RATIO))
-    found = [_take_proxy(proxy, ratios[proxy], space) for proxy in sorted(ratios, key=_order)]
+    order = sorted(ratios, key=lambda proxy: ({"none": 0, "closed-form": 1}.get(proxy, 2), proxy))
+    found = [_take_proxy(proxy, ratios[proxy], space) for proxy in order]
     return tuple(one for one in found if any(ratio is not None for ratio in one.singles))
 
 
@@ -148,7 +149,3 @@ def _take_proxy(proxy: str, ratios: dict[tuple[int, ...], float], space: SearchS
 def _add(sums: list[float | None]) -> float | None:
     numbers = [number for number in sums if number is not None and math.isfinite(number)]
     return sum(numbers) if len(numbers) == len(sums) else None
-
-
-def _order(proxy: str) -> tuple[int, str]:
-    return {"none": 0, "closed-form": 1}.get(proxy, 2), proxy
