@@ -14,10 +14,8 @@ from seed import study_dir
 CONFIG = "config.json"
 # What says nothing of how a model computes, or is taken out of every export.
 UNTOLD = ("_name_or_path", "transformers_version", "auto_map", "dtype")
-DTYPE_FIELDS = (
-    "dtype",
-    "torch_dtype",
-)  # files of weights tell it too, so that it is said only where the original says it
+# files of weights tell it too, so that it is said only where the original says it
+DTYPE_FIELDS = ("dtype", "torch_dtype")
 # Their configs have words of their own for rotation, and where there is ``rope_scaling`` read the base from those alone.
 NEOX = ("gpt_neox", "gpt_neox_japanese")
 # Of rotation, older configs keep these outside of ``rope_scaling``.
