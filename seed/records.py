@@ -135,7 +135,7 @@ class Quality(Record, frozen=True, kw_only=True):
     standard_error: float  # of the loss
     tokens: int
     documents: int
-    effective_documents: float | None = None  # of one length; None: studies of earlier versions
+    effective_documents: float  # of one length, that tell as much
     ppl_ratio: float
     ppl_ratio_standard_error: float
     kl_divergence: float | None = None  # KL(dense || this), nats per token

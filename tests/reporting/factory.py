@@ -55,6 +55,7 @@ def make_quality(
         standard_error=0.031,
         tokens=65536,
         documents=48,
+        effective_documents=48.0,
         ppl_ratio=ratio,
         ppl_ratio_standard_error=error,
         kl_divergence=kl,

@@ -49,7 +49,7 @@ def test_what_is_said_of_studies_of_every_kind(
     record: StudyRecord, full: StudyRecord, undistilled: StudyRecord
 ) -> None:
     first = record.distilled[0]
-    few = replace(first.test, documents=2)
+    few = replace(first.test, effective_documents=2.0)
     hasty = replace(factory.make_latency(11), repeats=2, ratio_low=None, ratio_high=None)
     slow = replace(first, latency=factory.make_latency(11, shift=0.1), test=factory.make_quality(1.009, error=0.001))
     kinds = {
