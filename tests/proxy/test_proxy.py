@@ -148,13 +148,12 @@ class Screened:
 
 def test_a_candidate_that_is_not_worth_it_is_not_distilled(tmp_path: Path, jobs: list[Any]) -> None:
     screen = Screened()
-    for name in ("none", "closed-form"):  # it is of the last proxy only
-        evaluate(make_proxy(tmp_path, name), screen=screen)
+    evaluate(make_proxy(tmp_path, "closed-form"), screen=screen)  # it is of the last proxy only
     assert screen.asked == []
     proxy = make_proxy(tmp_path, "short-distillation", short=lambda candidate: STILL)
     skipped, climbed = (evaluate(proxy, candidate, screen=screen) for candidate in (CUT, keep(0, 1, 3)))
     assert screen.asked == [(each.candidate, each.qualities["closed-form"]) for each in (skipped, climbed)]
-    assert (skipped.skipped_because, set(skipped.qualities)) == ("hopeless", {"none", "closed-form"})
+    assert (skipped.skipped_because, set(skipped.qualities)) == ("hopeless", {"closed-form"})
     assert climbed.skipped_because is None
     assert len(jobs) == 1
     again = evaluate(proxy, climbed.candidate, screen=screen)  # what was distilled before is not screened
