@@ -36,7 +36,7 @@ PACKAGE_CHARACTERS = 30_000_000  # of installed packages, a random sample; a few
 def collect_texts(extra_roots: list[Path]) -> tuple[dict[str, list[str]], list[str], set[int]]:
     """Return the standard library's splits, further training texts, and the windows trained on."""
     root = library.find_root()
-    splits: dict[str, list[str]] = {split: [] for split in library.SPLITS}
+    splits: dict[str, list[str]] = {split: [] for split in library.PARTS}
     candidates: list[tuple[bool, str]] = []
     held_out: set[int] = set()
     for path, text in library.iterate_modules(root, with_tests=True):
@@ -63,7 +63,7 @@ def collect_texts(extra_roots: list[Path]) -> tuple[dict[str, list[str]], list[s
         seen |= windows
         trained_on |= library.sample_windows(windows)
         (splits["training"] if is_library else extra).append(text)
-    for split in library.SPLITS[1:]:
+    for split in library.PARTS[1:]:
         splits[split] = library.drop_repeated(splits[split], trained_on)
     return splits, extra, trained_on
 

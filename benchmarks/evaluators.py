@@ -77,6 +77,7 @@ def make_score(candidate: Candidate) -> Scored:
         standard_error=0.1,
         tokens=16_384,
         documents=NUM_DOCUMENTS,
+        effective_documents=float(NUM_DOCUMENTS),
         ppl_ratio=1.1,
         ppl_ratio_standard_error=0.01,
     )

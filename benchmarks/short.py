@@ -54,7 +54,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     rounds = ROUNDS_FULL if full else ROUNDS
     with tempfile.TemporaryDirectory() as directory:
         teacher_states = store_states(
-            dense, stream, range(POOL_WINDOWS), directory=Path(directory), identity="bench", micro_batch=MICRO_BATCH
+            dense, stream, range(POOL_WINDOWS), directory=Path(directory), source="bench", micro_batch=MICRO_BATCH
         )
 
         def ours(student: Anatomy, windows: Tensor, *, is_mixed: bool = False) -> object:

@@ -26,7 +26,7 @@ from seed.distillation.teacher_states import STORED_BYTES
 from seed.errors import ResourceError
 from seed.evaluation.latency import FIRST_PAIRS, MOST_SECONDS
 from seed.evaluation.perplexity import choose_micro_batch
-from seed.models.anatomy import Anatomy
+from seed.models.anatomy import Anatomy, count_params
 from seed.models.checkpoint import measure_size
 from seed.optimize.space import drop_more, enumerate_candidates
 from seed.plans import Protocol, SearchPlan
@@ -153,8 +153,8 @@ def measure_parts(
         width=timed.config.hidden_size,
         mlp_width=max((one.num_inputs for one in projections if one is not None), default=0),
         vocabulary=vocabulary,
-        num_params=sum(weight.numel() for weight in whole.parameters()),
-        layer_params=sum(weight.numel() for weight in dense.layers.parameters()) // dense.num_layers,
+        num_params=count_params(whole),
+        layer_params=count_params(dense.layers) // dense.num_layers,
         update_params=count_update_params(whole),
         cache_bytes=cache_bytes * dense.num_layers // timed.num_layers,
         number_bytes=dtype.itemsize,

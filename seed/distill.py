@@ -79,7 +79,7 @@ def distill_trials(
     Raises:
         SeedError: no such study or trial, or model or text changed since.
     """
-    study, plan, processes = open_study(args, several)
+    study, plan, processes = open_together(args, several)
     from seed.stages.publishing import open_shown, refresh_report
     from seed.stages.study_record import gather_record
 
@@ -112,7 +112,7 @@ def distill_trials(
 
 def follow(args: DistillCommand, several: "ProcessGroup") -> None:
     """Train what the first process trains, and nothing else."""
-    study, plan, _ = open_study(args, several)
+    study, plan, _ = open_together(args, several)
     from seed.stages import students
 
     with several.fail_together():
@@ -124,7 +124,9 @@ def follow(args: DistillCommand, several: "ProcessGroup") -> None:
     students.follow(instruments)
 
 
-def open_study(args: DistillCommand, several: "ProcessGroup | None") -> "tuple[StudyFolder, SearchPlan, SingleProcess]":
+def open_together(
+    args: DistillCommand, several: "ProcessGroup | None"
+) -> "tuple[StudyFolder, SearchPlan, SingleProcess]":
     """The study as it was planned, and the processes that work on it, which all see the same.
 
     Raises:

@@ -21,7 +21,7 @@ from seed.cost import Shape
 from seed.data.corpus import CorpusRequest, has_own_splits, open_streams, read_source
 from seed.data.documents import SPLITS
 from seed.errors import ModelError, ResourceError, first_line
-from seed.models.anatomy import Anatomy, text_config
+from seed.models.anatomy import Anatomy, count_params, text_config
 from seed.models.checks import open_tokenizer
 from seed.models.files import check_files, has_tokenizer
 from seed.models.loader import ModelSource, check_source, choose_device, choose_dtype, explain_failure, find_auto_class
@@ -52,7 +52,7 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
     refuse_unfit(config, place=f"--model {source.location}")
     whole = build(config, device=torch.device("meta"), trust_remote_code=source.trust_remote_code)
     text: Any = text_config(whole)
-    num_params = sum(weight.numel() for weight in whole.parameters())
+    num_params = count_params(whole)
     settings = fill_by_size(
         settings,
         num_layers=text.num_hidden_layers,

@@ -111,7 +111,7 @@ class StudyRecord(Record, frozen=True, kw_only=True):
     frontier: Frontier
     distilled: tuple[DistillResult, ...]
     agreement: Agreement
-    gain: SearchGain | None = None  # studies of earlier versions have none
+    gain: SearchGain | None = None  # None: the search goes on
     width_baselines: tuple[DistillResult, ...] = ()  # of uniform width
     replications: dict[str, Replication] = msgspec.field(default_factory=dict)  # by key, of several distillations
     equivalences: tuple[Equivalence, ...] = ()  # of those, within a depth

@@ -185,7 +185,7 @@ class Pipeline:
             name=self.plan.name,
             proxy=self.session.protocol.proxy,
             fingerprint=self.plan.fingerprint,
-            owner=None if self.settings.storage is None else self.store.identity,
+            owner=None if self.settings.storage is None else self.store.number,
         )
 
     @property
@@ -258,7 +258,7 @@ class Pipeline:
         path = self.study.dense
         with self.terminal.stage("dense", total=1) as advance:
             dense = study_dir.read_record(path, DenseResult) if path.exists() else None
-            if dense is None or dense.test_sums is None:
+            if dense is None:
                 dense = self.executor.call("judge_dense", pool_dense(self.table.table.values()))
                 study_dir.write_record(path, dense)
             directory = self.session.teacher.directory
@@ -300,15 +300,14 @@ class Pipeline:
     def select_members(self) -> Frontier:
         """Choose what is worth distilling of what is scored."""
         space = self.trials.space
-        found = select_frontier(
+        return select_frontier(
             [trial for trial in self.store.read_trials() if contains(space, trial.evaluation.candidate)],
             proxy=self.session.protocol.proxy,
             size=self.settings.frontier_size,
-            space_size=space.size,
+            space=space,
             load_losses=study_record.read_losses(self.study),
             limits=self.limits,
         )
-        return msgspec.structs.replace(found, space=space)
 
     def compare_baselines(self, frontier: Frontier) -> None:
         """Play simpler ways to choose on the search's own scores, and write down what the search added."""

@@ -137,12 +137,6 @@ class SearchPlan(Record, frozen=True, kw_only=True):
             )
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """The protocol, to be shown."""
-        found: dict[str, Any] = msgspec.to_builtins(self.protocol)
-        return found
-
-    @property
     def fingerprint(self) -> str:
         """A hash of the protocol."""
         return hash_text(msgspec.json.encode(self.protocol, order="deterministic").decode())
@@ -235,18 +229,23 @@ def continue_plan(found: SearchPlan, wanted: SearchPlan, *, place: Path) -> Sear
 
 def compare_protocols(found: Protocol, wanted: Protocol) -> list[str]:
     """Say, field by field, how a new protocol differs from the study's."""
-
-    def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-        if isinstance(value, dict):
-            return {k: v for name, part in value.items() for k, v in flatten(part, f"{prefix}{name}.").items()}
-        return {prefix.rstrip("."): value}
-
-    old, new = flatten(msgspec.to_builtins(found)), flatten(msgspec.to_builtins(wanted))
+    old, new = (flatten(msgspec.to_builtins(protocol), separator=".") for protocol in (found, wanted))
     return [
         f"{name}: {old.get(name)} in the study, {new.get(name)} now"
         for name in sorted(old | new)
         if old.get(name) != new.get(name) and not name.endswith(".notes")
     ]
+
+
+def flatten(value: Mapping[str, Any], *, separator: str, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level, named ``outer``, separator, ``inner``."""
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        found |= (
+            flatten(item, separator=separator, prefix=name + separator) if isinstance(item, Mapping) else {name: item}
+        )
+    return found
 
 
 def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *, place: Path) -> None:

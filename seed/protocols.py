@@ -14,6 +14,7 @@ from seed.cli import spell_flag
 from seed.config import PROXIES, StudyConfig, known
 from seed.data.corpus import CorpusRequest, require_windows
 from seed.errors import CorpusError, ModelError, SpaceError
+from seed.models.checks import spell_dtype
 from seed.models.loader import ModelSource
 from seed.models.provenance import read_start
 from seed.models.stored import list_weights
@@ -142,7 +143,7 @@ def fix_protocol(
         "start_tokens": 0 if start is None else start.tokens,
         "recovery": recovery.name,
         "device": device,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": spell_dtype(dtype),
     }
     told = {name: getattr(settings, name) for name in Protocol.__struct_fields__ if name not in settled}
     return msgspec.convert(told | settled, Protocol)

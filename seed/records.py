@@ -9,12 +9,14 @@ import hashlib
 import itertools
 import math
 import operator
+import re
 from collections.abc import Sequence
 
 import msgspec
 
 MAX_LAYERS = 10_000  # ten times as many as the deepest model has; ranges over more would cost memory
 MAX_WIDTH = 2**31  # likewise for widths
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")  # OWNER/NAME
 MARGIN = 0.005  # of perplexity: what nobody would choose a model for
 
 
@@ -133,7 +135,7 @@ class Quality(Record, frozen=True, kw_only=True):
     standard_error: float  # of the loss
     tokens: int
     documents: int
-    effective_documents: float | None = None  # of one length; None: studies of earlier versions
+    effective_documents: float  # of one length, that tell as much
     ppl_ratio: float
     ppl_ratio_standard_error: float
     kl_divergence: float | None = None  # KL(dense || this), nats per token
@@ -181,8 +183,6 @@ class Latency(Record, frozen=True, kw_only=True):
     ratio: float
     ratio_low: float | None  # 95 % interval of the ratio; None: too few pairs for one
     ratio_high: float | None
-    prefill_median_ms: float | None = None
-    prefill_ratio: float | None = None
     disturbance: str | None = None  # what else the machine did meanwhile, in words; None: nothing that was noticed
 
 
@@ -249,8 +249,7 @@ class Frontier(Record, frozen=True, kw_only=True):
     proxy: str
     members: tuple[FrontierMember, ...]
     num_scored: int
-    space_size: int
-    space: SearchSpace | None = None  # as limits on latency and memory bound it; None: studies before this was kept
+    space: SearchSpace  # as limits on latency and memory bound it
 
 
 class CurvePoint(Record, frozen=True, kw_only=True):
@@ -295,9 +294,8 @@ class DistillResult(Record, frozen=True, kw_only=True):
     user_score: float | None = None  # what --eval-command printed
     user_command: str | None = None
     replicas: tuple[Replica, ...] = ()  # the exported one first
-    provenance_sha256: str | None = (
-        None  # of the model's seed.json, which holds those of its other files; None: earlier versions
-    )
+    # of the model's seed.json, which holds those of its other files; None: it is not written yet
+    provenance_sha256: str | None = None
 
     @property
     def key(self) -> str:
@@ -312,10 +310,10 @@ class DenseResult(Record, frozen=True, kw_only=True):
     test: Quality
     latency: Latency
     size: Size
+    test_sums: list[float]  # summed test losses of each document, nats
+    test_counts: list[int]  # scored tokens of each
     user_score: float | None = None
     user_command: str | None = None
-    test_sums: list[float] | None = None  # summed test losses of each document, nats; None: studies of earlier versions
-    test_counts: list[int] | None = None  # scored tokens of each
 
 
 def check_layers(layers: Sequence[int], *, num_layers: int, name: str) -> None:

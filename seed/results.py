@@ -243,17 +243,11 @@ def link_candidate(candidate: Candidate) -> str:
 
 def read_interval(quality: Quality) -> Estimate:
     """Return a quality's PPL ratio with its 95 % interval over documents; without, where they are too few for one."""
-    reach = read_reach(quality)
+    reach = reach_over_documents(quality.effective_documents)
     if reach is None:
         return Estimate(value=quality.ppl_ratio, low=None, high=None)
     half = reach * quality.ppl_ratio_standard_error
     return Estimate(value=quality.ppl_ratio, low=quality.ppl_ratio - half, high=quality.ppl_ratio + half)
-
-
-def read_reach(quality: Quality) -> float | None:
-    """Return how many standard errors a 95 % interval over a quality's documents reaches to each side; None: they are too few."""
-    known = quality.effective_documents
-    return reach_over_documents(quality.documents if known is None else known)
 
 
 def read_latency_ratio(latency: Latency) -> Estimate:

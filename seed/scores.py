@@ -85,7 +85,7 @@ class ScoreStore:
         self._db.close()
 
     @property
-    def identity(self) -> int:
+    def number(self) -> int:
         """A number of its own, which a copy has too."""
         [number] = self._db.execute("PRAGMA application_id").fetchone()
         return int(number)
@@ -206,7 +206,7 @@ class ScoreStore:
         )
 
 
-def list_files(path: Path) -> tuple[Path, ...]:
+def list_database_files(path: Path) -> tuple[Path, ...]:
     """The file of a store, and those that stand beside it while it is written or after its writer was killed."""
     return (path, _wal(path), path.with_name(f"{path.name}-shm"))
 
@@ -219,7 +219,7 @@ def require_file(path: Path) -> None:
     Raises:
         StudyError: with the cure.
     """
-    for one in list_files(path):
+    for one in list_database_files(path):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if not stat.S_ISREG(one.lstat().st_mode):
                 raise StudyError(
@@ -244,7 +244,7 @@ def _create(path: Path) -> None:
     aside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for one in (*list_files(aside), aside.with_name(f"{aside.name}-journal"), *list_files(path)):
+        for one in (*list_database_files(aside), aside.with_name(f"{aside.name}-journal"), *list_database_files(path)):
             one.unlink(missing_ok=True)  # a log that outlived its file belongs to no other
         db = sqlite3.connect(aside, isolation_level=None)
         try:

@@ -18,7 +18,7 @@ from seed.distillation.memory import measure_recompute
 from seed.errors import CorpusError, ModelError, ResourceError
 from seed.evaluation.latency import Workload
 from seed.evaluation.perplexity import choose_micro_batch, logits_of, measure_losses
-from seed.models.anatomy import Anatomy
+from seed.models.anatomy import Anatomy, count_params
 from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
 from seed.models.checks import refuse_ids
 from seed.models.loader import ModelSource, Teacher, check_source, choose_device, open_teacher
@@ -120,7 +120,7 @@ def open_for_search(
     settings = fill_by_size(
         settings,
         num_layers=anatomy.num_layers,
-        num_params=sum(parameter.numel() for parameter in teacher.model.parameters()),
+        num_params=count_params(teacher.model),
         max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
     )
     space = find_space(settings, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))

@@ -21,8 +21,7 @@ ROW_BYTES = 16 * 2**20
 ROWS_BYTES = 8 * 2**30
 # Optuna reads all of it on opening: 2 kB a trial, and figures.
 JOURNAL_BYTES = 2 * 2**30
-# Optuna's lock on a journal is a link, which a killed process leaves behind; it is removed, never followed.
-LOCK_PREFIX = "journal.log.lock"
+CHUNK_BYTES = 2**20
 
 
 def refuse_strays(root: Path) -> None:
@@ -37,8 +36,6 @@ def refuse_strays(root: Path) -> None:
     for place, folders, files in os.walk(whole):
         for name in (*folders, *files):
             path = Path(place, name)
-            if path.parent == whole and name.startswith(LOCK_PREFIX):
-                continue
             try:
                 mode = path.lstat().st_mode
             except FileNotFoundError:  # a search that runs has renamed it meanwhile

@@ -78,7 +78,7 @@ def test_what_is_slower_than_the_dense_model_is_not_recommended(three: StudyReco
 
 
 def test_few_documents_leave_a_ratio_without_an_interval(three: StudyRecord) -> None:
-    few = replace(three.distilled[0], test=replace(three.distilled[0].test, documents=2))
+    few = replace(three.distilled[0], test=replace(three.distilled[0].test, effective_documents=2.0))
     found = advise(three, few)
     assert found.chosen is not None
     assert (found.chosen.ppl_ratio.low, found.is_sure) == (None, False)

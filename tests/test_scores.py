@@ -16,7 +16,7 @@ import pytest
 from seed import untrusted
 from seed.errors import ResourceError, StudyError
 from seed.records import ScoreRow, TrialRecord
-from seed.scores import ScoreStore, list_files
+from seed.scores import ScoreStore, list_database_files
 from tests.reporting.factory import make_trials
 
 DENSE = ScoreRow(key="dense", proxy="dense", sums=[1.5, math.pi, 1e-300], counts=[1, 2, 3])
@@ -120,7 +120,7 @@ def test_a_kill_loses_nothing_that_was_kept_and_halves_nothing(path: Path) -> No
             writer.stdout.readline()
         writer.send_signal(signal.SIGKILL)
         told = 200 + len(writer.stdout.read().split())
-    assert list_files(path)[1].stat().st_size > 0
+    assert list_database_files(path)[1].stat().st_size > 0
     rows, _ = read(path)  # before any writer has put it in order
     assert rows[: 2 * told : 2] == [make_row(number) for number in range(told)]
     assert len(rows) in (2 * told, 2 * told + 2)
@@ -133,7 +133,7 @@ def test_a_missing_file_is_told_to_readers_and_made_by_writers(path: Path, tmp_p
     with pytest.raises(StudyError, match=r"scores\.sqlite: missing.*Restore it from a copy"):
         ScoreStore(path, read_only=True)
     path.parent.mkdir()
-    for leftover in list_files(path.with_name(f".{path.name}.new")) + list_files(path)[1:]:
+    for leftover in list_database_files(path.with_name(f".{path.name}.new")) + list_database_files(path)[1:]:
         leftover.write_bytes(b"of a killed process")
     with ScoreStore(path) as store:
         assert store.read_rows() == []
@@ -296,7 +296,7 @@ def test_a_disk_that_can_only_be_read_is_enough_for_readers(path: Path, state: s
     if state == "killed":
         store = ScoreStore(path)
         store.keep([make_row(9)])
-        left = {one: one.read_bytes() for one in list_files(path)}
+        left = {one: one.read_bytes() for one in list_database_files(path)}
         store.close()
         for one, content in left.items():
             one.write_bytes(content)

@@ -15,7 +15,7 @@ import transformers
 
 from seed.errors import SeedError
 from seed.evaluation import tasks
-from seed.evaluation.tasks import Scored
+from seed.evaluation.tasks import MetricScore
 from seed.models.checkpoint import load_checkpoint, load_tokenizer
 from seed.reporting.result_line import JudgedLine
 from tests.conftest import MakeCheckpoint, make_tokenizer
@@ -93,7 +93,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def score(checkpoint: Path, *names: str, toys: Path, **words: int) -> list[Scored]:
+def score(checkpoint: Path, *names: str, toys: Path, **words: int) -> list[MetricScore]:
     model, tokenizer = load_checkpoint(checkpoint, device=CPU, dtype=torch.float32), load_tokenizer(checkpoint)
     opened = tasks.open_tasks(names, include_path=toys, **words)
     return tasks.score_tasks(model, tokenizer, opened)

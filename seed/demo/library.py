@@ -17,7 +17,7 @@ import numpy as np
 
 from seed.errors import CorpusError
 
-SPLITS = ("training", "validation", "test")
+PARTS = ("training", "validation", "test")
 TEST_DIRECTORIES = frozenset({"test", "tests", "idle_test"})
 SKIPPED_DIRECTORIES = frozenset({"site-packages", "dist-packages", "__pycache__", "_bundled"})
 WINDOW_LINES = 4
@@ -94,10 +94,10 @@ def read_documents(root: Path | None = None) -> dict[str, list[str]]:
     Raises:
         CorpusError: the interpreter has no readable standard library sources.
     """
-    documents: dict[str, list[str]] = {split: [] for split in SPLITS}
+    documents: dict[str, list[str]] = {split: [] for split in PARTS}
     for path, text in iterate_modules(root or find_root()):
         documents[split_of(path)].append(text)
-    held_out = set().union(*(line_windows(text) for split in SPLITS[1:] for text in documents[split]))
+    held_out = set().union(*(line_windows(text) for split in PARTS[1:] for text in documents[split]))
     trained_on = set(np.load(TRAINING_WINDOWS_FILE).tolist())
     training = []
     for text in documents["training"]:
@@ -105,4 +105,4 @@ def read_documents(root: Path | None = None) -> dict[str, list[str]]:
         if not repeats(windows, held_out):
             training.append(text)
             trained_on |= sample_windows(windows)
-    return {"training": training, **{split: drop_repeated(documents[split], trained_on) for split in SPLITS[1:]}}
+    return {"training": training, **{split: drop_repeated(documents[split], trained_on) for split in PARTS[1:]}}

@@ -93,7 +93,7 @@ class TrainingJob:
     on_warning: Callable[[str], None] = lambda said: None
 
 
-class Progress(msgspec.Struct, kw_only=True):
+class TrainingState(msgspec.Struct, kw_only=True):
     """How far a training is, but for weights."""
 
     done: int = 0  # steps
@@ -202,11 +202,11 @@ class _Training:
             fused=True,
         )
         saved = _load_checkpoint(job, self.trained) if processes.leads else {}
-        progress: Progress | None = processes.share(saved.get("progress"), Progress | None)
+        progress: TrainingState | None = processes.share(saved.get("progress"), TrainingState | None)
         if progress is None:
             loss = job.validate(student)
             first = CurvePoint(step=0, tokens=0, validation_loss=loss, kl_divergence=None)
-            progress = Progress(best_loss=loss, curve=[first] if math.isfinite(loss) else [], divergences=[])
+            progress = TrainingState(best_loss=loss, curve=[first] if math.isfinite(loss) else [], divergences=[])
             self.best_weights = processes.copy_weights(student, self.trained)
         else:
             processes.load_weights(student, self.trained, saved.get("student", {}))
@@ -357,7 +357,7 @@ def _load_checkpoint(job: TrainingJob, trained: dict[str, nn.Parameter]) -> dict
         alike += [len(group["params"]) == len(places)]
         alike += [one["exp_avg"].shape == places[place] for place, one in state["optimizer"]["state"].items()]
         if all(alike):
-            return {**state, "progress": msgspec.convert(state["progress"], Progress)}
+            return {**state, "progress": msgspec.convert(state["progress"], TrainingState)}
     except Exception:  # noqa: S110 - whatever such a file makes torch raise
         pass
     job.on_warning(f"{path}: damaged, or not written by this version. It is not used: this training starts anew.")

@@ -43,7 +43,7 @@ def store_states(
     windows: Sequence[int],
     *,
     directory: Path,
-    identity: str,
+    source: str,
     micro_batch: int,
     on_window: Callable[[int], None] = lambda count: None,
 ) -> TeacherStates:
@@ -56,7 +56,7 @@ def store_states(
         stream: the recovery stream.
         windows: indices of the windows that will be asked for; repetitions do not matter.
         directory: where the file lies; it is safe to delete.
-        identity: what the states depend on besides windows and type: model and text.
+        source: what the states depend on besides windows and type: model and text.
         micro_batch: windows that go through the model at once.
         on_window: called with the number of windows that are done.
 
@@ -67,7 +67,7 @@ def store_states(
     window_tokens, width = stream.tokens_NT.shape[1], anatomy.config.hidden_size
     dtype = next(anatomy.model.parameters()).dtype
     size = len(chosen) * window_tokens * width
-    name = hash_text(f"{identity}/{dtype}/{window_tokens}/{chosen}")[:16]
+    name = hash_text(f"{source}/{dtype}/{window_tokens}/{chosen}")[:16]
     path = directory / f"teacher-{name}.states"
     directory.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or path.stat().st_size != size * dtype.itemsize:

@@ -4,6 +4,7 @@ A structure is measured in pairs (dense, cut, cut, dense ...), until the 95 % in
 or the time is spent.
 """
 
+import functools
 import math
 import os
 import shlex
@@ -50,15 +51,7 @@ class Workload:
         return f"decode {self.new_tokens} tokens after {self.prompt_tokens}, batch {self.batch}, {how}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Milliseconds of one run of the workload."""
-
-    prefill_ms: float
-    decode_ms: float
-
-
-RunOnce = Callable[[], Timing]
+RunOnce = Callable[[], float]  # milliseconds of decoding
 
 
 def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
@@ -72,19 +65,20 @@ def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
 
 
 @torch.inference_mode()
-def decode_once(model: Any, prompt_BT: torch.Tensor, *, new_tokens: int, cache: Any = None) -> Timing:
-    """Prefill and greedy decoding, timed apart. ``cache`` is a static cache for compiled models, used again and again."""
+def decode_once(model: Any, prompt_BT: torch.Tensor, *, new_tokens: int, cache: Any = None) -> float:
+    """Read the prompt, then decode greedily, and return the milliseconds of decoding.
+
+    ``cache`` is a static cache for compiled models, used again and again.
+    """
     if cache is not None:
         cache.reset()
-    begin = _now(prompt_BT.device)
     output = model(input_ids=prompt_BT, past_key_values=cache, use_cache=True)
     token = output.logits[:, -1:].argmax(-1)
-    middle = _now(prompt_BT.device)
+    begin = _now(prompt_BT.device)
     for _ in range(new_tokens):
         output = model(input_ids=token, use_cache=True, **cache_of(output))
         token = output.logits[:, -1:].argmax(-1)
-    end = _now(prompt_BT.device)
-    return Timing(prefill_ms=1e3 * (middle - begin), decode_ms=1e3 * (end - middle))
+    return 1e3 * (_now(prompt_BT.device) - begin)
 
 
 def prepare_run(model: nn.Module, workload: Workload, *, vocabulary: int) -> RunOnce:
@@ -100,10 +94,7 @@ def prepare_run(model: nn.Module, workload: Workload, *, vocabulary: int) -> Run
         length = workload.prompt_tokens + workload.new_tokens + 1
         cache = transformers.StaticCache(config=model.config, max_cache_len=length)
 
-    def run() -> Timing:
-        return decode_once(runnable, prompt, new_tokens=workload.new_tokens, cache=cache)
-
-    return run
+    return functools.partial(decode_once, runnable, prompt, new_tokens=workload.new_tokens, cache=cache)
 
 
 def measure_pair(dense: RunOnce, cut: RunOnce, workload: Workload, *, structure: str, device: str) -> Latency:
@@ -122,14 +113,14 @@ def measure_pair(dense: RunOnce, cut: RunOnce, workload: Workload, *, structure:
     return summarise_pairs(pairs, structure=structure, workload=workload.describe(), device=device, foreign=foreign)
 
 
-def take_pairs(dense: RunOnce, cut: RunOnce, *, repeats: int | None) -> list[tuple[Timing, Timing]]:
-    """Run both in turns, and return the times of each pair.
+def take_pairs(dense: RunOnce, cut: RunOnce, *, repeats: int | None) -> list[tuple[float, float]]:
+    """Run both in turns, and return the milliseconds of each pair.
 
     Without ``repeats`` the first ``FIRST_PAIRS`` settle how many are needed to be within ``NARROW``. Looking again
     after each would stop when chance makes the interval narrow, and it would hold the truth less often than it says.
     """
     began = time.monotonic()
-    pairs: list[tuple[Timing, Timing]] = []
+    pairs: list[tuple[float, float]] = []
 
     def take(count: int) -> None:
         while len(pairs) < count:
@@ -149,24 +140,22 @@ def take_pairs(dense: RunOnce, cut: RunOnce, *, repeats: int | None) -> list[tup
     return pairs
 
 
-def read_logs(pairs: Sequence[tuple[Timing, Timing]]) -> np.ndarray:
+def read_logs(pairs: Sequence[tuple[float, float]]) -> np.ndarray:
     """Logarithms of how long the second of each pair decoded beside the first."""
-    return np.log([cut.decode_ms / dense.decode_ms for dense, cut in pairs])
+    return np.log([cut_ms / dense_ms for dense_ms, cut_ms in pairs])
 
 
 def summarise_pairs(
-    pairs: Sequence[tuple[Timing, Timing]],
+    pairs: Sequence[tuple[float, float]],
     *,
     structure: str,
     workload: str,
     device: str,
     foreign: float | None = None,
 ) -> Latency:
-    """Turn times of dense and cut into a ``Latency``. ``foreign``: cores that other processes took, where that is known."""
-    dense_ms, cut_ms = np.array([[dense.decode_ms, cut.decode_ms] for dense, cut in pairs]).T
-    dense_prefill_ms, prefill_ms = np.array([[dense.prefill_ms, cut.prefill_ms] for dense, cut in pairs]).T
+    """Turn milliseconds of dense and cut into a ``Latency``. ``foreign``: cores that other processes took, where that is known."""
+    dense_ms, cut_ms = np.array(pairs).T
     log, half = estimate_pairs(read_logs(pairs))
-    has_prefill = bool((dense_prefill_ms > 0).all())
     return Latency(
         structure=structure,
         workload=workload,
@@ -179,13 +168,11 @@ def summarise_pairs(
         ratio=math.exp(log),
         ratio_low=None if half is None else math.exp(log - half),
         ratio_high=None if half is None else math.exp(log + half),
-        prefill_median_ms=float(np.median(prefill_ms)) if has_prefill else None,
-        prefill_ratio=float(np.median(prefill_ms / dense_prefill_ms)) if has_prefill else None,
         disturbance=describe_disturbance(pairs, foreign=foreign),
     )
 
 
-def describe_disturbance(pairs: Sequence[tuple[Timing, Timing]], *, foreign: float | None) -> str | None:
+def describe_disturbance(pairs: Sequence[tuple[float, float]], *, foreign: float | None) -> str | None:
     """Say by what a busy machine shows; None where it is quiet, as far as can be told.
 
     Args:
@@ -197,7 +184,7 @@ def describe_disturbance(pairs: Sequence[tuple[Timing, Timing]], *, foreign: flo
     if foreign is not None and foreign > FOREIGN_SHARE * cores:
         told.append(f"other processes took {foreign:.1f} of {cores} cores")
     if len(pairs) >= FEWEST_PAIRS:  # of fewer neither spread nor drift can be told
-        low, high = np.quantile([dense.decode_ms for dense, _ in pairs], [0.1, 0.9])
+        low, high = np.quantile([dense_ms for dense_ms, _ in pairs], [0.1, 0.9])
         if high > SPREAD * low:
             told.append(f"the dense model took {low:.1f} to {high:.1f} ms")
         first, last = np.array_split(read_logs(pairs), 2)
@@ -221,11 +208,6 @@ def pool_dense(latencies: Collection[Latency]) -> Latency:
     """The dense model's own latency, one for a whole study: the median of what it took beside each structure."""
     one = next(iter(latencies))
     median_ms = float(np.median([latency.dense_median_ms for latency in latencies]))
-    prefills = [
-        latency.prefill_median_ms / latency.prefill_ratio
-        for latency in latencies
-        if latency.prefill_median_ms and latency.prefill_ratio
-    ]
     return replace(
         one,
         structure="dense",
@@ -237,13 +219,11 @@ def pool_dense(latencies: Collection[Latency]) -> Latency:
         ratio=1.0,
         ratio_low=1.0,
         ratio_high=1.0,
-        prefill_median_ms=float(np.median(prefills)) if prefills else None,
-        prefill_ratio=1.0 if prefills else None,
         disturbance=next((latency.disturbance for latency in latencies if latency.disturbance), None),
     )
 
 
-def run_command(command: str, directory: Path) -> float:
+def run_user_command(command: str, directory: Path) -> float:
     """Run a user's command with a checkpoint's directory as its last argument; return the last number it prints.
 
     Raises:

@@ -36,7 +36,7 @@ class TaskSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class MetricScore:
     """One metric of one task on one model, with each document's share where the metric is their mean."""
 
     score: TaskScore
@@ -103,7 +103,7 @@ def open_tasks(
     return TaskSet(opened=opened, limit=limit, batch=batch, allows_unsafe=allow_unsafe)
 
 
-def score_tasks(model: Any, tokenizer: Any, tasks: TaskSet) -> list[Scored]:
+def score_tasks(model: Any, tokenizer: Any, tasks: TaskSet) -> list[MetricScore]:
     """Run tasks on a causal model of transformers as it is, on its device and in its type.
 
     Args:
@@ -140,7 +140,7 @@ def score_tasks(model: Any, tokenizer: Any, tasks: TaskSet) -> list[Scored]:
     return list(_read(found))
 
 
-def compare_scores(model: Sequence[Scored], dense: Sequence[Scored] | None) -> list[TaskScore]:
+def compare_scores(model: Sequence[MetricScore], dense: Sequence[MetricScore] | None) -> list[TaskScore]:
     """The scores of a model, beside those of the dense model where it ran the same tasks.
 
     The standard error of a difference is that of the paired differences by document, which is much smaller than what the
@@ -153,7 +153,7 @@ def compare_scores(model: Sequence[Scored], dense: Sequence[Scored] | None) -> l
     return [ours.score if theirs is None else _compare(ours, theirs) for ours, theirs in pairs]
 
 
-def _compare(model: Scored, dense: Scored) -> TaskScore:
+def _compare(model: MetricScore, dense: MetricScore) -> TaskScore:
     spread = None
     if model.by_document is not None and dense.by_document is not None and len(model.by_document) > 1:
         gaps = np.subtract(model.by_document, dense.by_document)
@@ -197,21 +197,21 @@ def _seed() -> None:
     torch.manual_seed(DEFAULT_OTHER_SEED)
 
 
-def _read(found: Any) -> Iterator[Scored]:
+def _read(found: Any) -> Iterator[MetricScore]:
     """Every metric of every task that has a number."""
     for task, metrics in found["results"].items():
-        samples = found.get("samples", {}).get(task, [])
+        samples, shots = found.get("samples", {}).get(task, []), found["n-shot"].get(task)
         for name, value in metrics.items():
             metric, _, chosen = name.partition(",")
             if not chosen or metric.endswith("_stderr") or not isinstance(value, (int, float)):
                 continue
             spread = metrics.get(f"{metric}_stderr,{chosen}")
             rows = [row.get(metric) for row in samples if row["filter"] == chosen]
-            yield Scored(
+            yield MetricScore(
                 score=TaskScore(
                     task=task,
                     metric=metric if chosen == "none" else f"{metric} ({chosen})",
-                    num_fewshot=_count_shots(found, task),
+                    num_fewshot=shots if isinstance(shots, int) else None,  # tasks of a group may differ
                     documents=int(metrics.get("sample_len") or len(rows)),
                     higher_is_better=found["higher_is_better"].get(task, {}).get(metric),
                     value=float(value),
@@ -219,11 +219,6 @@ def _read(found: Any) -> Iterator[Scored]:
                 ),
                 by_document=_split(rows, float(value)),
             )
-
-
-def _count_shots(found: Any, task: str) -> int | None:
-    shots = found["n-shot"].get(task)
-    return shots if isinstance(shots, int) else None  # tasks of a group may differ
 
 
 def _split(rows: Sequence[Any], value: float) -> tuple[float, ...] | None:

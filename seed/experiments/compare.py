@@ -54,7 +54,7 @@ def compare_strategies(
     path, protocol, rng_seeds = search.folder.comparison, search.protocol, tuple(sorted(set(rng_seeds)))
     tokens = distill_tokens or search.plan.distill_tokens
     rate = learning_rate or find_learning_rate(read_distilled(search.folder)) or protocol.short_learning_rate
-    space = read_record(search.folder.frontier, Frontier).space or protocol.space
+    space = read_record(search.folder.frontier, Frontier).space
     settings = {
         **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
         "cost": cost or "that of greedy removal with recovery",
@@ -160,7 +160,7 @@ def list_finals(
     picks = list(dict.fromkeys(pick for run in comparison.runs for pick in run.picks))
     wanted: list[tuple[Member, int | None]] = [(Member(candidate=pick), None) for pick in picks]
     if any(run.strategy == WIDTH for run in comparison.runs):
-        wanted += [(member, depth) for depth, member in plan_widths(search, picks).items()]
+        wanted += [(member, depth) for depth, member in list_widths(search, picks).items()]
     return [
         (member, depth, rng_seed)
         for rng_seed in rng_seeds
@@ -169,7 +169,7 @@ def list_finals(
     ]
 
 
-def plan_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[int, Member]:
+def list_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[int, Member]:
     """All layers cut to the size of each depth that was chosen for; none where this family's widths cannot be cut."""
     if search.protocol.start is not None:
         return {}  # a width would get fewer tokens than what goes on from a recovered model

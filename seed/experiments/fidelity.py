@@ -340,7 +340,7 @@ def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_le
             tau=stats.put_interval(taus[proxy], num_candidates=len(rows)),
             near_tau=stats.put_interval(near_taus[proxy], num_candidates=int(near_C.sum())),
             top1_regret=regret,
-            recovery=measure_recovery(losses.get("none"), validation_C, dense=study.dense_validation_loss),
+            recovery=take_median_recovery(losses.get("none"), validation_C, dense=study.dense_validation_loss),
             seconds=float(np.median(seconds)) if seconds else None,
         )
 
@@ -383,7 +383,7 @@ def measure_regret(losses_C: np.ndarray, *, judged_C: np.ndarray) -> float:
     return math.exp(float(judged_C[np.argmin(losses_C)] - judged_C.min())) - 1
 
 
-def measure_recovery(raw_C: np.ndarray | None, losses_C: np.ndarray, *, dense: float) -> float | None:
+def take_median_recovery(raw_C: np.ndarray | None, losses_C: np.ndarray, *, dense: float) -> float | None:
     """The median share of the damage to the validation loss that is undone."""
     if raw_C is None or not (hurt_C := raw_C > dense).any():
         return None  # where dropping layers did no damage, there is none to undo

@@ -11,6 +11,7 @@ from seed.console import Advance
 from seed.evidence import Ledger, RecoveredRow, RecoveryComparison, StudyRecord, TrainedRun
 from seed.experiments import runner
 from seed.experiments.runner import FinishedSearch
+from seed.models.anatomy import count_params
 from seed.optimize.analysis import is_paired, stack_losses
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Estimate
@@ -144,7 +145,7 @@ def open_ledger(search: FinishedSearch, settings: runner.Settings) -> Ledger:
         study=search.folder.name,
         model=search.protocol.model,
         settings=settings,
-        dense_num_params=sum(weight.numel() for weight in search.session.teacher.model.parameters()),
+        dense_num_params=count_params(search.session.teacher.model),
         dense_test_sums=dense.sums.tolist(),
         test_counts=dense.counts.tolist(),
     )
@@ -181,7 +182,7 @@ def train_one(
     return TrainedRun(
         key=wanted.member.key,
         num_dropped=len(wanted.member.candidate.dropped_layers),
-        num_params=sum(weight.numel() for weight in trained.student.parameters()),
+        num_params=count_params(trained.student),
         recovery=wanted.recovery,
         tokens=wanted.tokens,
         learning_rate=learning_rate,

@@ -149,10 +149,10 @@ def train(
 
     Without a recovery it is the search's own, without a sweep its own model that layers go from.
     """
-    settings = students.full_settings(
+    settings = budgets.distill_settings(
         search.session,
         member.candidate,
-        distill_tokens=tokens,
+        steps=search.protocol.count_steps(tokens),
         learning_rate=learning_rate,
         looks=looks,
         rng_seed=rng_seed,

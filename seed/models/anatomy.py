@@ -55,6 +55,11 @@ class Gap(nn.Module):
         return (hidden_BTD, None) if self.returns_tuple else hidden_BTD
 
 
+def count_params(module: nn.Module) -> int:
+    """How many numbers a module's parameters hold; those that are tied count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 class Anatomy:
     """The parts of one model that scoring works on. Holds no copy of any weight."""
 
@@ -88,8 +93,7 @@ class Anatomy:
         module = self.layers[layer]
         types = getattr(self.config, "layer_types", None)
         kind = types[layer] if types else type(module).__name__
-        num_params = sum(parameter.numel() for parameter in module.parameters())
-        return f"{kind}/{num_params}"
+        return f"{kind}/{count_params(module)}"
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:

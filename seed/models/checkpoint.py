@@ -13,7 +13,7 @@ from torch import nn
 from seed import study_dir
 from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
-from seed.models.anatomy import Anatomy, cache_of
+from seed.models.anatomy import Anatomy, cache_of, count_params
 from seed.models.files import check_files, has_tokenizer, read_companions
 from seed.models.loader import load_model, open_config
 from seed.models.spelling import spell_config
@@ -26,7 +26,7 @@ ALIGNED_BYTES = 64  # where torch puts what it allocates
 
 def measure_size(model: nn.Module, *, dtype: torch.dtype) -> Size:
     """Count parameters once where they are tied; weight bytes and KV-cache bytes a token in ``dtype``."""
-    num_params = sum(parameter.numel() for parameter in model.parameters())
+    num_params = count_params(model)
     width = torch.finfo(dtype).bits // 8
     return Size(
         num_params=num_params,

@@ -14,6 +14,7 @@ from torch import nn
 
 from seed.errors import CorpusError, ModelError
 from seed.models.stored import StoredTensor
+from seed.reporting.wording import count_things
 
 # Types that weights are computed from; others are integers, or belong to quantized weights.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -67,7 +68,7 @@ def refuse_tensors(tensors: Sequence[StoredTensor], model: Any, unread: Collecti
     adapters = [name for name in unread if ADAPTER.search(name)]
     if adapters:
         raise ModelError(
-            f"{place}: {_count(adapters, 'tensor')} of an adapter lie beside its weights ({_name_some(adapters)}), which "
+            f"{place}: {count_things(len(adapters), 'tensor')} of an adapter lie beside its weights ({_name_some(adapters)}), which "
             "transformers would leave out without a word. Merge the adapter into the model first (peft: merge_and_unload), and save that."
         )
     # by their last names: those before may be spelled otherwise in files than in the model
@@ -83,7 +84,7 @@ def refuse_tensors(tensors: Sequence[StoredTensor], model: Any, unread: Collecti
     ]
     if odd:
         raise ModelError(
-            f"{place}: {_count(odd, 'tensor')} of its weights are stored as {', '.join(sorted({one.dtype for one in odd}))} "
+            f"{place}: {count_things(len(odd), 'tensor')} of its weights are stored as {', '.join(sorted({one.dtype for one in odd}))} "
             f"({_name_some([one.name for one in odd])}), where this model wants floating-point numbers of 16 bits or more: they are "
             "quantized. Dequantize them first, or give the model that it was made from."
         )
@@ -102,10 +103,10 @@ def refuse_not_finite(model: nn.Module, *, place: str, stored: torch.dtype) -> N
         wrong = (~parameter.isfinite()).nonzero()
         cure = "Save or download the checkpoint again, or choose another model."
         if parameter.dtype != stored:
-            cure = f"It is stored in {_spell_dtype(stored)}: choose another --dtype, or save the checkpoint again."
+            cure = f"It is stored in {spell_dtype(stored)}: choose another --dtype, or save the checkpoint again."
         raise ModelError(
             f"{place}: {name} holds {len(wrong):,} of {parameter.numel():,} numbers that are NaN or infinite "
-            f"(the first at {wrong[0].tolist()}), as {_spell_dtype(parameter.dtype)}. {cure}"
+            f"(the first at {wrong[0].tolist()}), as {spell_dtype(parameter.dtype)}. {cure}"
         )
 
 
@@ -141,10 +142,10 @@ def tell_of(tensors: Sequence[StoredTensor], unread: Sequence[str], stored: torc
         )
     others = [one for one in tensors if one.dtype in FLOATS and FLOATS[one.dtype] != stored and one.name not in unread]
     if others:
-        types = ", ".join(sorted(_spell_dtype(FLOATS[dtype]) for dtype in {one.dtype for one in others}))
+        types = ", ".join(sorted(spell_dtype(FLOATS[dtype]) for dtype in {one.dtype for one in others}))
         told.append(
-            f"{_count(others, 'tensor')} of {sum(one.numel for one in others):,} numbers are stored in {types}, the others in "
-            f"{_spell_dtype(stored)}: a distilled model has all of them in {_spell_dtype(stored)} ({_name_some([one.name for one in others])})"
+            f"{count_things(len(others), 'tensor')} of {sum(one.numel for one in others):,} numbers are stored in {types}, the others in "
+            f"{spell_dtype(stored)}: a distilled model has all of them in {spell_dtype(stored)} ({_name_some([one.name for one in others])})"
         )
     return told
 
@@ -248,12 +249,9 @@ def _sets_first_space(directory: Path) -> bool:
     return path.is_file() and json.loads(path.read_bytes()).get("add_prefix_space") is not None
 
 
-def _spell_dtype(dtype: torch.dtype) -> str:
+def spell_dtype(dtype: torch.dtype) -> str:
+    """A type by its name in transformers: ``float32``."""
     return str(dtype).removeprefix("torch.")
-
-
-def _count(things: Sequence[Any], noun: str) -> str:
-    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _name_some(names: Sequence[str]) -> str:

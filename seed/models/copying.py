@@ -18,7 +18,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from seed import study_dir
 from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
-from seed.models.anatomy import find_layers
+from seed.models.anatomy import count_params, find_layers
 from seed.models.checkpoint import finish_export
 from seed.models.files import check_files
 from seed.models.loader import find_class, open_config
@@ -53,7 +53,8 @@ class Cut:
     def dtype(self) -> str | None:
         """The type of all tensors by its name in transformers; None: they have several, or one without such a name."""
         found = {checks.FLOATS.get(tensor.dtype) for tensor in self.tensors}
-        return None if len(found) > 1 or found == {None} else str(found.pop()).removeprefix("torch.")
+        dtype = found.pop() if len(found) == 1 else None
+        return None if dtype is None else checks.spell_dtype(dtype)
 
 
 def plan_cut(source: Path, kept_layers: Sequence[int]) -> Cut:
@@ -84,7 +85,7 @@ def plan_cut(source: Path, kept_layers: Sequence[int]) -> Cut:
     with torch.device("meta"):
         model = kind(copy.deepcopy(config))
     place, cure = f"{source}: its weights do not match its config", "Save or download the checkpoint again."
-    found, wanted = sum(one.numel for one in tensors), sum(one.numel() for one in model.parameters())
+    found, wanted = sum(one.numel for one in tensors), count_params(model)
     if found < wanted:  # what is missing would be made up, in memory
         raise ModelError(f"{place} ({found:,} parameters, where that says {wanted:,}). {cure}")
     unread = _rehearse(tensors, kind, config, place=place, cure=cure)
@@ -200,7 +201,7 @@ def _find_prefix(source: Path, tensors: Sequence[StoredTensor], model: Any, *, n
         if place in complete:
             return place
     if len(complete) > 1:  # those of a model that sees too
-        wanted = sum(parameter.numel() for parameter in getattr(owner, attribute).parameters())
+        wanted = count_params(getattr(owner, attribute))
         complete = [
             place for place in complete if wanted == sum(t.numel for t in tensors if t.name.startswith(f"{place}."))
         ]

@@ -2,7 +2,6 @@
 
 import difflib
 import glob
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from seed.models import checks
 from seed.models.files import CARD, COMPANIONS, check_files, has_tokenizer
 from seed.models.stored import INDEX, SINGLE, StoredTensor, list_shards, read_tensors
 from seed.models.surgery import refuse_unfit
+from seed.records import HUB_ID
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
 BESIDE_WEIGHTS = ("config.json", "adapter_config.json", CARD, *COMPANIONS)  # all that is small
 LICENCE_FIELDS = ("license", "license_name", "license_link")
 OFFLINE_CURE = (
@@ -113,7 +112,7 @@ def check_source(source: ModelSource, *, presets: list[str]) -> None:
         )
     if location.startswith((".", "/", "~")) or location.count("/") > 1:
         raise ModelError(f"--model {location}: no such directory. Give a directory with config.json and weights.")
-    if "/" not in location or not HUB_ID.fullmatch(location):
+    if not HUB_ID.fullmatch(location):
         near = difflib.get_close_matches(location.lower(), presets, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(presets)}."
         raise ModelError(

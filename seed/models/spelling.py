@@ -14,7 +14,8 @@ from seed import study_dir
 CONFIG = "config.json"
 # What says nothing of how a model computes, or is taken out of every export.
 UNTOLD = ("_name_or_path", "transformers_version", "auto_map", "dtype")
-DTYPES = ("dtype", "torch_dtype")  # files of weights tell it too, so that it is said only where the original says it
+# files of weights tell it too, so that it is said only where the original says it
+DTYPE_FIELDS = ("dtype", "torch_dtype")
 # Their configs have words of their own for rotation, and where there is ``rope_scaling`` read the base from those alone.
 NEOX = ("gpt_neox", "gpt_neox_japanese")
 # Of rotation, older configs keep these outside of ``rope_scaling``.
@@ -134,9 +135,9 @@ def _put(content: dict[str, Any], path: tuple[str, ...], value: Any, config: Any
 
 def _put_dtypes(content: dict[str, Any], written: Mapping[str, Any]) -> None:
     """Write the types of weights where a config says them."""
-    for name in DTYPES:
+    for name in DTYPE_FIELDS:
         if content.get(name) is not None:
-            content[name] = written.get(DTYPES[0], content[name])
+            content[name] = written.get(DTYPE_FIELDS[0], content[name])
     for name, part in written.items():
         if isinstance(part, dict) and isinstance(content.get(name), dict):
             _put_dtypes(content[name], part)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from seed.errors import ModelError
-from seed.models.anatomy import Anatomy
+from seed.models.anatomy import Anatomy, count_params
 from seed.models.output_projection import find_projection
 from seed.records import WidthCut
 
@@ -199,7 +199,7 @@ def _find_neurons(anatomy: Anatomy) -> Widths:
         dense=WidthCut(
             num_layers=anatomy.num_layers, mlp_width=mlp_width, num_heads=num_heads, num_kv_heads=num_kv_heads
         ),
-        num_params=sum(parameter.numel() for parameter in anatomy.model.parameters()),
+        num_params=count_params(anatomy.model),
         mlp_field=field,
         mlp_reader=path,
         attention_reader=None,

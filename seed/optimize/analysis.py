@@ -28,8 +28,6 @@ def list_ratios(losses_RSD: np.ndarray, dense_D: Sequence[float], counts_D: np.n
 
 def summarize_replicas(replicas: Sequence[Replica], dense: DenseResult) -> Replication:
     """Return the mean PPL ratio of replicas to the dense model with its interval, and their spread."""
-    assert dense.test_sums is not None
-    assert dense.test_counts is not None
     losses_RSD, counts_D = stack_losses(replicas), np.array(dense.test_counts)
     ratios_S = list_ratios(losses_RSD, dense.test_sums, counts_D)
     is_known = len(replicas) > 1 and bool(np.isfinite(ratios_S).all())
@@ -42,9 +40,6 @@ def summarize_replicas(replicas: Sequence[Replica], dense: DenseResult) -> Repli
 
 def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> tuple[Equivalence, ...]:
     """Compare, within each depth, every replicated model with the one that validated best; fewest dropped first."""
-    if not results:
-        return ()
-    assert dense.test_counts is not None
     by_depth: dict[int, list[DistillResult]] = {}
     for result in results:
         by_depth.setdefault(len(result.candidate.dropped_layers), []).append(result)
@@ -130,7 +125,8 @@ def read_sensitivities(rows: Iterable[ScoreRow], space: SearchSpace) -> tuple[Se
         if dropped is not None and total is not None:
             excess = (total - dense_sum) / sum(dense.counts)
             ratios.setdefault(row.proxy, {})[dropped] = math.exp(min(excess, MAX_LOG_RATIO))
-    found = [_take_proxy(proxy, ratios[proxy], space) for proxy in sorted(ratios, key=_order)]
+    order = sorted(ratios, key=lambda proxy: ({"none": 0, "closed-form": 1}.get(proxy, 2), proxy))
+    found = [_take_proxy(proxy, ratios[proxy], space) for proxy in order]
     return tuple(one for one in found if any(ratio is not None for ratio in one.singles))
 
 
@@ -153,7 +149,3 @@ def _take_proxy(proxy: str, ratios: dict[tuple[int, ...], float], space: SearchS
 def _add(sums: list[float | None]) -> float | None:
     numbers = [number for number in sums if number is not None and math.isfinite(number)]
     return sum(numbers) if len(numbers) == len(sums) else None
-
-
-def _order(proxy: str) -> tuple[int, str]:
-    return {"none": 0, "closed-form": 1}.get(proxy, 2), proxy

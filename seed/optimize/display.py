@@ -28,7 +28,7 @@ ARTIFACT_ID = re.compile(r"[0-9a-f-]{36}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class DrawnFigure:
     """A figure that is drawn already, in the form that Optuna Dashboard asks for."""
 
     content: str
@@ -108,7 +108,7 @@ def _write_one(study: optuna.Study, name: str, content: str, *, artifacts: Path)
     if kind == "note":
         save_note(study, content)
     elif kind == "figure":
-        save_plotly_graph_object(study, cast("Any", Drawing(content=content)), graph_object_id=key)
+        save_plotly_graph_object(study, cast("Any", DrawnFigure(content=content)), graph_object_id=key)
     else:
         _write_card(study, key, content, artifacts=artifacts)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from seed.errors import StudyError
 from seed.evidence import Agreement
-from seed.records import DistillResult, Evaluation, Frontier, FrontierMember, Quality, TrialRecord
+from seed.records import DistillResult, Evaluation, Frontier, FrontierMember, Quality, SearchSpace, TrialRecord
 from seed.stats import clustered_standard_error, count_effective, draw_counts, reach_over_documents
 
 LoadLosses = Callable[[Quality], tuple[np.ndarray, np.ndarray]]  # sums and counts by document
@@ -73,7 +73,7 @@ def select_frontier(
     *,
     proxy: str,
     size: int,
-    space_size: int,
+    space: SearchSpace,
     load_losses: LoadLosses,
     limits: Limits = UNLIMITED,
 ) -> Frontier:
@@ -117,7 +117,7 @@ def select_frontier(
         for trial, rank in chosen
     ]
     members.sort(key=lambda member: (-member.evaluation.size.num_params, member.rank))
-    return Frontier(proxy=proxy, members=tuple(members), num_scored=len(scored), space_size=space_size)
+    return Frontier(proxy=proxy, members=tuple(members), num_scored=len(scored), space=space)
 
 
 def find_leaders(best: dict[str, Evaluation], *, proxy: str) -> list[str]:

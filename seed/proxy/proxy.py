@@ -76,9 +76,6 @@ class Proxy:
     ) -> tuple[dict[str, Quality], str | None]:
         """Qualities by proxy, and why there is none at the last."""
         qualities = self.sweep.known(candidate)
-        if self.name == "none":
-            [qualities["none"]] = self.sweep.measure_unrecovered([candidate])
-            return qualities, None
         if self.sweep.instruments.gains is not None:
             qualities["closed-form"] = self.sweep.measure(candidate)
         if self.name == "short-distillation" and self.name not in qualities:

@@ -6,7 +6,6 @@ each a model and a range of layers with its end left out).
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,11 +15,9 @@ import jinja2
 import yaml
 
 from seed.plans import Protocol, SearchPlan
-from seed.records import Candidate, DenseResult, DistillResult, Quality, find_runs
+from seed.records import HUB_ID, Candidate, DenseResult, DistillResult, Quality, find_runs
 from seed.reporting import result_text, wording
 from seed.reporting.wording import escape_text, format_latency_ratio, quote_block, quote_code
-
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,14 +35,6 @@ from seed.reporting.wording import (
 Names = Mapping[str, tuple[str, str]]  # of strategies or recoveries: what people call each, and where it is published
 
 
-class Titles(dict[str, str]):
-    """What people call strategies or recoveries; one of another version keeps its name."""
-
-    def __missing__(self, name: str) -> str:
-        """The name itself."""
-        return name
-
-
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
 ONE, OTHER = (DEPTH_COLORS[0], "circle"), (DEPTH_COLORS[1], "diamond")
 
@@ -53,7 +45,7 @@ def tell_comparison(
     comparison: Comparison, summary: ComparisonSummary, *, names: Names, repeat: Mapping[str, Any]
 ) -> Findings:
     """Tell what strategies reached at equal cost."""
-    titles = Titles({name: title for name, (title, _) in names.items()})
+    titles = {name: title for name, (title, _) in names.items()}
     theirs = titles[summary.reference]
     tables, answers, panels = [], [], {}
     for depth, group in itertools.groupby(summary.rows, key=lambda row: row.num_dropped):
@@ -89,7 +81,7 @@ def tell_comparison(
     scored: dict[str, list[str]] = {}
     for run in comparison.runs:
         scored.setdefault(run.strategy, []).append(f"{run.num_scores:,}")
-    published = {name: names.get(name, (name, ABSENT))[1] for name in scored}
+    published = {name: names[name][1] for name in scored}
     return Findings(
         study=comparison.study,
         kind="compare",
@@ -272,7 +264,7 @@ def tell_recoveries(
     comparison: RecoveryComparison, rows: Sequence[RecoveredRow], *, names: Names, repeat: Mapping[str, Any]
 ) -> Findings:
     """Tell which way to recover the same models is best."""
-    ledger, titles = comparison.ledger, Titles({name: title for name, (title, _) in names.items()})
+    ledger, titles = comparison.ledger, {name: title for name, (title, _) in names.items()}
     theirs = titles[comparison.reference]
     groups: dict[tuple[str, str], list[RecoveredRow]] = {}
     panels: dict[str, list[Dot]] = {}
@@ -325,8 +317,7 @@ def tell_recoveries(
             "reference": theirs,
             **ledger.settings,
             "learning rates of each": {
-                titles[name]: f"{names.get(name, (name, ABSENT))[1]}; {', '.join(found)}"
-                for name, found in rates.items()
+                titles[name]: f"{names[name][1]}; {', '.join(found)}" for name, found in rates.items()
             },
         },
         details={"theirs": theirs, "equal_tokens": comparison.equal_tokens},

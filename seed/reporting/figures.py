@@ -298,18 +298,6 @@ def draw_latency(result: StudyResult) -> go.Figure:
         name="measured, one point per structure",
         marker={"color": DEPTH_COLORS[0], "symbol": "circle", "size": 10},
     )
-    beside = min(0.1, 0.03 * (num_layers - min(kept)))
-    prefill = [(x - beside, one.latency) for x, one in zip(kept, rows, strict=True) if one.latency.prefill_ratio]
-    if prefill:
-        figure.add_scatter(
-            x=[x for x, _ in prefill],
-            y=[latency.prefill_ratio for _, latency in prefill],
-            customdata=[[escape_plotly(latency.structure)] for _, latency in prefill],
-            mode="markers",
-            name="prefill",
-            marker={"color": DEPTH_COLORS[2], "symbol": "square-open", "size": 9},
-            hovertemplate="%{customdata[0]}<br>prefill ratio: %{y:.3f}<extra></extra>",
-        )
     figure.update_xaxes(tickmode="linear", dtick=max(1, math.ceil((num_layers - min(kept)) / 12)))
     titles = {"x_title": "layers kept", "y_title": "latency ratio to dense"}
     return finish_figure(figure, title="Latency by structure", **titles)

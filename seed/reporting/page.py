@@ -53,6 +53,7 @@ def render_page(result: StudyResult) -> str:
         states=sorted(state.lower() for state in states),
         trials=", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none",
         distillation=gather_settings(record.distilled),
+        protocol=msgspec.to_builtins(record.plan.protocol),
         environment=msgspec.to_builtins(record.environment),
         data=gather_data(result),
     )

@@ -141,10 +141,10 @@ def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
     return SearchLine(
         study=str(study.root),
         report=str(study.report),
-        model=str(record.plan.identity["model"]),
+        model=record.plan.protocol.model,
         proxy=record.frontier.proxy,
         num_scored=record.frontier.num_scored,
-        space_size=record.frontier.space_size,
+        space_size=record.frontier.space.size,
         dense=describe_dense(record.dense),
         models=tuple(describe_model(one, study) for one in result.distilled or result.frontier),
         width_baselines=tuple(describe_model(one, study) for one in result.width_baselines),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from seed.console import Terminal
 from seed.evidence import Baseline, BaselinePick, Equivalence, SearchGain, StudyRecord
-from seed.records import Frontier, Latency, Quality, Size
+from seed.records import Frontier, Latency, Size
 from seed.reporting.wording import (
     ABSENT,
     MARGIN_PERCENT,
@@ -175,7 +175,7 @@ def describe_unhelped(result: StudyResult) -> str:
 
 def describe_solver(gain: SearchGain, frontier: Frontier) -> str:
     """Return how candidates were chosen, and how many of how many."""
-    return f"{frontier.num_scored:,} of {count_things(frontier.space_size, 'candidate')} scored, {gain.solver}."
+    return f"{frontier.num_scored:,} of {count_things(frontier.space.size, 'candidate')} scored, {gain.solver}."
 
 
 def describe_baseline(baseline: Baseline, gain: SearchGain) -> str:
@@ -244,7 +244,7 @@ def list_dense(record: StudyRecord) -> dict[str, str | None]:
 def list_model(model: Model, record: StudyRecord) -> dict[str, str | None]:
     """Return the cells of a judged model."""
     quality, smaller = model.quality, model.size.num_params / record.dense.size.num_params - 1
-    costs = list_cost(model.size, model.latency)
+    costs, kl, top1 = list_cost(model.size, model.latency), quality.kl_divergence, quality.top1_agreement
     return {
         "dropped layers": name_model(model),
         **costs,
@@ -253,7 +253,8 @@ def list_model(model: Model, record: StudyRecord) -> dict[str, str | None]:
         "PPL ratio": format_ratio(model, places=4),
         "deviation": None if model.spread is None else format_number(model.spread, places=4),
         "unrecovered": None if model.unrecovered is None else format_number(model.unrecovered, places=4),
-        **list_nearness(quality),
+        "KL": None if kl is None else format_number(kl, places=4),
+        "top-1": None if top1 is None else f"{100 * top1:.1f}%",
         "yours": None if model.user_score is None else f"{model.user_score:g}",
     }
 
@@ -265,15 +266,6 @@ def list_cost(size: Size, latency: Latency) -> dict[str, str | None]:
         "weights": format_bytes(size.weight_bytes),
         "KV/token": format_bytes(size.kv_bytes_per_token),
         "latency ratio": format_latency_ratio(latency),
-    }
-
-
-def list_nearness(quality: Quality) -> dict[str, str | None]:
-    """Return the cells on how near a model's predictions are to the dense model's."""
-    kl, top1 = quality.kl_divergence, quality.top1_agreement
-    return {
-        "KL": None if kl is None else format_number(kl, places=4),
-        "top-1": None if top1 is None else f"{100 * top1:.1f}%",
     }
 
 

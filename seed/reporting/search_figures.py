@@ -22,7 +22,8 @@ from seed.reporting.figure_parts import (
     stack_panels,
 )
 from seed.reporting.wording import list_layers, name_drop, name_proxy
-from seed.results import StudyResult, read_reach
+from seed.results import StudyResult
+from seed.stats import reach_over_documents
 
 LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
 # Blue: cheaper together than one by one; orange: dearer; little ink where it makes no difference.
@@ -178,7 +179,7 @@ def draw_gain(result: StudyResult) -> go.Figure:
     figure = go.Figure()
     if result.record.gain is None:
         return figure
-    reach = read_reach(result.record.dense.validation) or 0.0
+    reach = reach_over_documents(result.record.dense.validation.effective_documents) or 0.0
     for index, baseline in enumerate(result.record.gain.baselines):
         picks = [pick for pick in baseline.picks if pick.ppl_ratio is not None]
         if not picks:

@@ -1,6 +1,6 @@
 """Several studies side by side: whose model wins within each margin, all frontiers in one plot, and what may be compared.
 
-Each study is judged by its own protocol; ratios are to its own dense model. Whatever is not known of both is taken to differ.
+Each study is judged by its own protocol; ratios are to its own dense model.
 """
 
 import re
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import plotly.graph_objects as go
 
 from seed.evidence import StudyRecord
+from seed.plans import flatten
 from seed.records import Estimate
 from seed.reporting.document import prepare_figures, render
 from seed.reporting.figure_parts import (
@@ -171,7 +173,7 @@ def draw_study(name: str, result: StudyResult, *, index: int, is_absolute: bool)
         x=[(speed.value or 0.0) * ms for speed in speeds],
         y=[(ratio.value or 0.0) * ppl for ratio in ratios],
         mode="lines+markers",
-        name=escape_plotly(f"{name} ({result.record.plan.identity.get('model', 'model')})"),
+        name=escape_plotly(f"{name} ({result.record.plan.protocol.model})"),
         line={"color": color, "width": 1.5, "dash": "solid" if result.distilled else "dot"},
         marker={"color": [*[color] * len(shown), GREY], "symbol": [*[symbol] * len(shown), "x"], "size": 11},
         error_x=draw_bars(speeds, scale=ms),
@@ -211,20 +213,19 @@ def compare_protocols(studies: Studies) -> Common:
     """
     records = [result.record for result in studies.values()]
     models, windows, speeds = (
-        [tuple(format_value(record.plan.identity.get(key)) for key in keys) for record in records]
+        [tuple(getattr(record.plan.protocol, key) for key in keys) for record in records]
         for keys in (SAME_MODEL, SAME_WINDOWS, SAME_SPEED)
     )
     machines = [
         (one.environment.processor, one.environment.num_threads, one.dense.latency.device, one.dense.latency.workload)
         for one in records
     ]
-    streams = [record.plan.identity.get("streams") for record in records]
-    texts = [(one if isinstance(one, dict) else {}).get("test", {}).get("sha256") for one in streams]
+    texts = [record.plan.protocol.streams["test"].sha256 for record in records]
     times = [record.dense.latency for record in records]
-    has_one_model = models[0][0] != ABSENT and len(set(models)) == 1
+    has_one_model = len(set(models)) == 1
     return Common(
         has_one_model=has_one_model,
-        has_one_text=texts[0] is not None and len(set(texts)) == len(set(windows)) == 1,
+        has_one_text=len(set(texts)) == len(set(windows)) == 1,
         has_one_speed=len(set(speeds)) == len(set(machines)) == 1,
         is_steady=not has_one_model or max(time.p10_ms for time in times) <= min(time.p90_ms for time in times),
         proxies=tuple(name for name, result in studies.items() if not result.distilled),
@@ -233,7 +234,7 @@ def compare_protocols(studies: Studies) -> Common:
 
 def tabulate_differences(studies: Studies) -> Table:
     """Return the table of what decides the meaning of the numbers, as far as the studies differ in it."""
-    protocols = [flatten(describe_protocol(result.record)) for result in studies.values()]
+    protocols = [flatten(describe_protocol(result.record), separator=": ") for result in studies.values()]
     rows = []
     for key in dict.fromkeys(key for one in protocols for key in one):
         values = [one.get(key) for one in protocols]
@@ -246,7 +247,7 @@ def describe_protocol(record: StudyRecord) -> dict[str, Any]:
     """Return what decides what a study's numbers mean, and how much went into them."""
     plan = record.plan
     return {
-        **plan.identity,
+        **msgspec.to_builtins(plan.protocol),
         "planned trials": plan.trials,
         "candidates scored": record.frontier.num_scored,
         "distillation tokens per model": plan.distill_tokens,
@@ -254,14 +255,6 @@ def describe_protocol(record: StudyRecord) -> dict[str, Any]:
         "seed version": plan.seed_version,
         "processor": record.environment.processor,
     }
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level, named ``outer: inner``."""
-    found: dict[str, Any] = {}
-    for key, item in value.items():
-        found |= flatten(item, f"{prefix}{key}: ") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
-    return found
 
 
 def format_value(value: object) -> str:

@@ -15,7 +15,6 @@ from seed.proxy.layer_tokens import BudgetedScorer
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, SearchSpace, TrialRecord
 from seed.sessions import Session
-from seed.stages.budgets import short_settings
 
 BASELINES = ("perplexity", "greedy_recovered")  # greedy removal without recovery stands in where there is none
 
@@ -90,8 +89,6 @@ def compare_pick(sweep: Sweep, pick: Candidate, best: Candidate, *, proxy: str) 
         return BaselinePick(candidate=pick, best=best, ppl_ratio=1.0, standard_error=0.0)
     if proxy == "closed-form":
         sweep.measure(pick)
-    elif proxy == "none":
-        sweep.measure_unrecovered([pick])
     quality = sweep.compare(pick, best, proxy=proxy) if sweep.is_known(pick, proxy) else None
     if quality is None or not math.isfinite(quality.ppl_ratio):
         return BaselinePick(candidate=pick, best=best, ppl_ratio=None, standard_error=None)
@@ -112,7 +109,7 @@ def price_search(session: Session, sweep: Sweep, space: SearchSpace, scored: Seq
     cost = scorer.spent
     for candidate in scored if proxy == "short-distillation" else []:
         if sweep.is_known(candidate, proxy):
-            tokens = short_settings(session, candidate).steps * session.batch_windows * session.protocol.window_tokens
+            tokens = session.protocol.short_steps * session.protocol.step_tokens
             cost += scorer.prices.distill(len(candidate.kept_layers), tokens=tokens)
             if cheaper != "none":  # the candidate is scored as it stands first
                 cost += scorer.price([candidate], proxy="none")

@@ -10,6 +10,7 @@ from seed.distillation.loop import DistillSettings, draw_windows
 from seed.distillation.losses import Objective
 from seed.distillation.memory import GPU_BYTES_PER_WEIGHT, TRAINED_TOKENS
 from seed.distillation.teacher_states import STORED_BYTES, count_bytes, store_states
+from seed.models.anatomy import count_params
 from seed.proxy.instruments import Instruments
 from seed.records import Candidate
 from seed.recovery import DEFAULT_LORA_RANK, RECOVERIES, Recovery
@@ -26,11 +27,14 @@ def distill_settings(
     *,
     steps: int,
     learning_rate: float,
-    looks: int,
+    looks: int | None = None,
     rng_seed: int | None = None,
     recovery: Recovery | None = None,
 ) -> DistillSettings:
-    """Settings of a distillation of this study: its batch, its recovery unless another is given, its random seed."""
+    """Settings of a distillation of this study: its batch, its recovery unless another is given, its random seed.
+
+    ``looks``: at validation text; None: up to eight, eight steps apart or more.
+    """
     protocol = session.protocol
     recovery = recovery or RECOVERIES[protocol.recovery]
     num_kept = len(candidate.kept_layers)
@@ -43,7 +47,7 @@ def distill_settings(
         micro_batch=max(1, TRAINED_TOKENS // protocol.window_tokens),
         learning_rate=learning_rate,
         rng_seed=protocol.rng_seed if rng_seed is None else rng_seed,
-        looks=looks,
+        looks=looks or max(1, min(8, steps // 8)),
         mixed_precision=protocol.mixed_precision,
         objective=Objective(
             temperature=protocol.temperature,
@@ -95,7 +99,7 @@ def store_teacher_states(
         instruments.recovery,
         windows,
         directory=session.folder.work,
-        identity=f"{session.protocol.weights_sha256 or session.protocol.commit}/{session.protocol.streams['recovery'].sha256}",
+        source=f"{session.protocol.weights_sha256 or session.protocol.commit}/{session.protocol.streams['recovery'].sha256}",
         micro_batch=session.micro_batch,
         on_window=on_window,
     )
@@ -111,7 +115,7 @@ def uses_stored_states(session: Session) -> bool:
 
 def count_parallel_students(session: Session) -> int:
     """How many students can be trained side by side: what is free now, less a reserve for activations, over one's bytes."""
-    params = sum(weight.numel() for weight in session.teacher.model.parameters())
+    params = count_params(session.teacher.model)
     if session.device.type == "cuda":
         ours = torch.cuda.memory_reserved(session.device) - torch.cuda.memory_allocated(
             session.device

@@ -11,7 +11,7 @@ import msgspec
 from torch import nn
 
 from seed import study_dir
-from seed.evaluation.latency import run_command
+from seed.evaluation.latency import run_user_command
 from seed.evaluation.perplexity import DocumentLosses, compare_models, judge, logits_of, measure_losses
 from seed.models.checkpoint import load_checkpoint
 from seed.optimize.space import drop_layers
@@ -79,7 +79,7 @@ def score_for_user(result: R, eval_command: str | None, *, directory: Path, path
     """Let the user's own command judge the model in a directory, unless it has; ``path``: where its record lies."""
     if eval_command is None or result.user_command == eval_command:
         return result
-    score = run_command(eval_command, directory)
+    score = run_user_command(eval_command, directory)
     scored = msgspec.structs.replace(result, user_score=score, user_command=eval_command)
     study_dir.write_record(path, scored)
     return scored

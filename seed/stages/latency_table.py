@@ -90,7 +90,7 @@ def measure_latency(session: Session, candidate: Candidate) -> Latency:
     else:
         view_run = timing.prepare_run(model, workload, vocabulary=vocabulary)
 
-        def cut() -> timing.Timing:
+        def cut() -> float:
             with view_layers(session.anatomy, candidate):
                 return view_run()
 
@@ -111,11 +111,11 @@ def _measure_by_command(session: Session, candidate: Candidate, structure: str, 
         )
         paths.append(path)
 
-    def run(path: Path) -> timing.Timing:
-        milliseconds = timing.run_command(command, path)
+    def run(path: Path) -> float:
+        milliseconds = timing.run_user_command(command, path)
         if milliseconds <= 0:
             raise SeedError(f"--latency-command {command}: printed a time of 0 or less. It must print milliseconds.")
-        return timing.Timing(prefill_ms=0.0, decode_ms=milliseconds)
+        return milliseconds
 
     dense, cut = (functools.partial(run, path) for path in paths)
     dense(), cut()  # warm-up

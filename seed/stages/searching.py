@@ -21,9 +21,9 @@ from seed.plans import SearchPlan
 from seed.proxy.sweep import ScoreCache
 from seed.records import Candidate, Frontier, Latency, Quality, Scored, ScoreRow, SearchSpace, TrialRecord
 from seed.reporting.wording import count_things, name_proxy
-from seed.results import read_reach
 from seed.scores import ScoreStore
 from seed.stages.latency_table import LatencyTable
+from seed.stats import reach_over_documents
 
 BEST_NOTE = "best PPL ratios by layers dropped (without which)"
 RECOVERY_SAMPLE = 16  # sets of a sweep that are scored without recovery too, to say what closed form recovers
@@ -276,7 +276,7 @@ def measure_recovery(qualities: dict[str, Quality]) -> float | None:
     """Share of the loss of cutting that closed form wins back; None where cutting costs nothing that could be measured."""
     raw = qualities["none"]
     lost = math.log(raw.ppl_ratio)
-    reach = read_reach(raw)
+    reach = reach_over_documents(raw.effective_documents)
     if reach is None or lost <= reach * raw.ppl_ratio_standard_error / raw.ppl_ratio:
         return None
     return 1 - math.log(qualities["closed-form"].ppl_ratio) / lost

@@ -110,35 +110,12 @@ def name_checkpoint(session: Session, member: Member, rng_seed: int) -> Path:
 
 def train_settings(session: Session, member: Member, budget: Budget, rng_seed: int) -> DistillSettings:
     """How a member is trained under a random seed."""
-    return full_settings(
-        session,
-        member.candidate,
-        distill_tokens=budget.distill_tokens,
-        learning_rate=budget.learning_rate,
-        rng_seed=rng_seed,
-    )
-
-
-def full_settings(
-    session: Session,
-    candidate: Candidate,
-    *,
-    distill_tokens: int,
-    learning_rate: float,
-    looks: int | None = None,
-    rng_seed: int | None = None,
-    recovery: Recovery | None = None,
-) -> DistillSettings:
-    """Budget of a full distillation; looks at validation text are eight steps apart or more."""
-    steps = session.protocol.count_steps(distill_tokens)
     return distill_settings(
         session,
-        candidate,
-        steps=steps,
-        learning_rate=learning_rate,
-        looks=looks or max(1, min(8, steps // 8)),
+        member.candidate,
+        steps=session.protocol.count_steps(budget.distill_tokens),
+        learning_rate=budget.learning_rate,
         rng_seed=rng_seed,
-        recovery=recovery,
     )
 
 
@@ -175,10 +152,8 @@ def try_rate(
     recovery: Recovery | None = None,
 ) -> float:
     """Validation loss after a tenth of the budget at this peak rate; the largest number where training breaks down."""
-    tokens = max(1, distill_tokens // TUNING_SHARE)
-    settings = full_settings(
-        session, member.candidate, distill_tokens=tokens, learning_rate=rate, looks=1, recovery=recovery
-    )
+    steps = session.protocol.count_steps(distill_tokens // TUNING_SHARE)
+    settings = distill_settings(session, member.candidate, steps=steps, learning_rate=rate, looks=1, recovery=recovery)
     _, student = make_start(sweep, member, settings)
     outcome = train_student(sweep.instruments, student, settings, candidate=member.candidate, on_step=on_step)
     is_good = outcome.diverged_at is None and bool(outcome.curve)

@@ -39,7 +39,6 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
     distilled, width_baselines = read_distilled(study), read_width_baselines(study)
     dense = study_dir.read_record(study.dense, DenseResult)
     replicated = [result for result in (*distilled, *width_baselines) if len(result.replicas) > 1]
-    comparable = [result for result in distilled if result.replicas and dense.test_sums is not None]
     with ScoreStore(study.scores, read_only=True) as store:
         trials, rows = store.read_trials(), store.read_rows()
     if not trials:
@@ -63,7 +62,7 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
         gain=study_dir.read_record(study.gain, SearchGain) if study.gain.is_file() else None,
         width_baselines=width_baselines,
         replications={result.key: summarize_replicas(result.replicas, dense) for result in replicated},
-        equivalences=compare_replicated(comparable, dense),
+        equivalences=compare_replicated(distilled, dense),
         sensitivities=read_sensitivities(rows, protocol.space),
         progress=measure_progress(trials, proxy=protocol.proxy),
     )
@@ -144,7 +143,7 @@ def continue_or_replace(study: StudyFolder, wanted: SearchPlan, *, say: Callable
             raise
     shutil.rmtree(study.work, ignore_errors=True)
     # the plan goes last, so that who is stopped here begins here again
-    for path in (study.journal, study.latency, study.dense, *scores.list_files(study.scores), study.plan):
+    for path in (study.journal, study.latency, study.dense, *scores.list_database_files(study.scores), study.plan):
         path.unlink(missing_ok=True)
     say(f"{study.root}: held a search of another plan that ended before its first score; this one replaces it")
     return wanted
@@ -216,14 +215,14 @@ def fingerprint_files(study: StudyFolder, settings: StudyConfig, *, model: Path)
     paths = {name: Path(place).expanduser().absolute() for name, place in texts.items()}
     named |= {name: str(path) for name, path in paths.items() if path.exists()}
     made = [study.plan, study.environment, study.latency, study.dense, study.scores, study.frontier, study.gain]
-    files = {str(path): path for place in (model.absolute(), *paths.values()) for path in list_files(place)}
+    files = {str(path): path for place in (model.absolute(), *paths.values()) for path in walk_files(place)}
     for place in (*made, study.distilled, study.models):
-        files |= {str(path.relative_to(study.root)): path for path in list_files(place)}
+        files |= {str(path.relative_to(study.root)): path for path in walk_files(place)}
     stamps = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in sorted(files.items())]
     return hash_text(repr((__version__, told, given, named, stamps, study.journal.is_file())))
 
 
-def list_files(place: Path) -> Iterator[Path]:
+def walk_files(place: Path) -> Iterator[Path]:
     """A file itself, or all files in a directory; none where there is neither."""
     if place.is_file():
         yield place

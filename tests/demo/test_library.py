@@ -36,8 +36,8 @@ def documents() -> dict[str, list[str]]:
 
 
 def test_splits_of_this_interpreter_are_disjoint_and_large_enough(documents: dict[str, list[str]]) -> None:
-    assert tuple(documents) == library.SPLITS
-    for one, other in itertools.combinations(library.SPLITS, 2):
+    assert tuple(documents) == library.PARTS
+    for one, other in itertools.combinations(library.PARTS, 2):
         assert not set(documents[one]) & set(documents[other])
     sizes = {split: sum(map(len, texts)) for split, texts in documents.items()}
     assert sizes["training"] > 5_000_000

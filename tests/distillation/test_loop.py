@@ -257,7 +257,7 @@ def test_the_rate_warms_up_and_then_falls_to_near_zero(steps: int) -> None:
 def test_stored_states_give_what_live_ones_give_to_the_bit(
     tmp_path: Path, unbroken: tuple[nn.Module, Distilled]
 ) -> None:
-    teacher_states = store_states(DENSE, RECOVERY, range(18), directory=tmp_path, identity="x", micro_batch=2)
+    teacher_states = store_states(DENSE, RECOVERY, range(18), directory=tmp_path, source="x", micro_batch=2)
     student, forwards = make_start(), list[int]()
     handle = DENSE.layers[0].register_forward_hook(lambda *_: forwards.append(1))
     try:

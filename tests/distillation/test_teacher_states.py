@@ -21,7 +21,7 @@ WINDOWS = (7, 2, 2, 5, 0, 7, 8)  # repeated, and in no order
 
 
 def store(anatomy: Anatomy, directory: Path, *, windows: Sequence[int] = WINDOWS, **changes: Any) -> TeacherStates:
-    settings = {"directory": directory, "identity": "weights/text", "micro_batch": 2} | changes
+    settings = {"directory": directory, "source": "weights/text", "micro_batch": 2} | changes
     return store_states(anatomy, STREAM, windows, **settings)
 
 
@@ -72,8 +72,8 @@ def test_each_window_is_stored_once_and_found_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"windows": (0, 2)}, {"identity": "weights/other text"}, {"anatomy": "bfloat16"}],
-    ids=["windows", "identity", "type"],
+    [{"windows": (0, 2)}, {"source": "weights/other text"}, {"anatomy": "bfloat16"}],
+    ids=["windows", "source", "type"],
 )
 def test_other_states_are_other_files(changes: dict[str, Any], tmp_path: Path) -> None:
     anatomy = other = Anatomy(make_model("llama"))

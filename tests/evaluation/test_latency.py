@@ -18,7 +18,6 @@ from seed.errors import CommandError
 from seed.evaluation import latency
 from seed.evaluation.latency import (
     FIRST_PAIRS,
-    Timing,
     Workload,
     count_foreign_seconds,
     decode_once,
@@ -26,7 +25,7 @@ from seed.evaluation.latency import (
     name_structure,
     pool_dense,
     prepare_run,
-    run_command,
+    run_user_command,
     smooth_over_depth,
     summarise_pairs,
     take_pairs,
@@ -41,12 +40,7 @@ from tests.proxy.opened import CUT, time_candidate
 WORKLOAD = Workload(batch=2, prompt_tokens=8, new_tokens=5, repeats=4)
 
 
-def summarise(decode_ms: list[list[float]], prefill_ms: list[list[float]] | None = None) -> Latency:
-    prefills = prefill_ms or [[0.0, 0.0]] * len(decode_ms)
-    pairs = [
-        tuple(Timing(prefill_ms=early, decode_ms=late) for early, late in zip(prefill, decode, strict=True))
-        for prefill, decode in zip(prefills, decode_ms, strict=True)
-    ]
+def summarise(*pairs: tuple[float, float]) -> Latency:
     return summarise_pairs(pairs, structure="3 layers", workload="decode", device="cpu")
 
 
@@ -59,18 +53,16 @@ def python(program: str) -> str:
 
 
 def test_known_times_give_known_numbers() -> None:
-    found = summarise([[10, 5], [20, 12], [40, 28]], [[4, 1], [4, 2], [4, 3]])
+    found = summarise((10, 5), (20, 12), (40, 28))
     assert found.repeats == 3
     assert (found.median_ms, found.dense_median_ms) == (12.0, 20.0)
     assert found.p10_ms == pytest.approx(5 + 0.2 * 7)
     assert found.p90_ms == pytest.approx(12 + 0.8 * 16)
     assert found.ratio == pytest.approx(0.6)  # the median of ratios, not the ratio of medians of shuffled times
     assert (found.ratio_low, found.ratio_high) == (None, None)  # of three pairs none would cover what it says
-    assert (found.prefill_median_ms, found.prefill_ratio) == (2.0, 0.5)
     assert (found.structure, found.workload, found.device) == ("3 layers", "decode", "cpu")
-    drifting = summarise([[each, 0.5 * each] for each in (10.0, 20.0, 40.0, 80.0)])  # which cancels in pairs
+    drifting = summarise(*((each, 0.5 * each) for each in (10.0, 20.0, 40.0, 80.0)))  # which cancels in pairs
     assert (drifting.ratio, drifting.ratio_low, drifting.ratio_high) == pytest.approx((0.5, 0.5, 0.5))
-    assert (drifting.prefill_median_ms, drifting.prefill_ratio) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +112,10 @@ def test_decoding_feeds_each_greedy_token_back_through_the_cache(kind: str) -> N
 
     model.register_forward_hook(look, with_kwargs=True)
     cache = transformers.StaticCache(config=model.config, max_cache_len=14) if kind == "static" else None
-    timing = decode_once(model, prompt, new_tokens=5, cache=cache)
+    milliseconds = decode_once(model, prompt, new_tokens=5, cache=cache)
     assert [tuple(tokens.shape) for tokens in fed] == [(2, 8)] + [(2, 1)] * 5
     assert lengths == [8, 9, 10, 11, 12, 13]
-    assert timing.prefill_ms > 0
-    assert timing.decode_ms > 0
+    assert milliseconds > 0
     text = prompt
     for tokens in fed[1:]:
         with torch.no_grad():
@@ -157,10 +148,9 @@ def test_dense_and_cut_take_turns_after_a_warm_up_each() -> None:
     times = {"dense": iter([99.0, 10.0, 20.0, 30.0, 40.0]), "cut": iter([999.0, 5.0, 10.0, 15.0, 20.0])}
 
     def make_run(name: str):
-        def run() -> Timing:
+        def run() -> float:
             order.append(name)
-            milliseconds = next(times[name])
-            return Timing(prefill_ms=milliseconds / 10, decode_ms=milliseconds)
+            return next(times[name])
 
         return run
 
@@ -169,7 +159,6 @@ def test_dense_and_cut_take_turns_after_a_warm_up_each() -> None:
     assert found.repeats == 4
     assert (found.ratio, found.ratio_low, found.ratio_high) == pytest.approx((0.5, 0.5, 0.5))
     assert (found.dense_median_ms, found.median_ms) == (25.0, 12.5)
-    assert (found.prefill_ratio, found.prefill_median_ms) == (0.5, 1.25)
     assert found.workload == "decode 5 tokens after 8, batch 2, eager, KV cache"
 
 
@@ -179,11 +168,11 @@ class Clock:
     def __init__(self, noise: float) -> None:
         self.rng, self.noise, self.runs = np.random.default_rng(0), noise, 0
 
-    def draw(self, median_ms: float) -> Timing:
+    def draw(self, median_ms: float) -> float:
         self.runs += 1
-        return Timing(prefill_ms=1.0, decode_ms=median_ms * float(np.exp(self.noise * self.rng.standard_normal())))
+        return median_ms * float(np.exp(self.noise * self.rng.standard_normal()))
 
-    def take(self, repeats: int | None = None) -> list[tuple[Timing, Timing]]:
+    def take(self, repeats: int | None = None) -> list[tuple[float, float]]:
         return take_pairs(lambda: self.draw(100.0), lambda: self.draw(50.0), repeats=repeats)
 
 
@@ -207,13 +196,6 @@ def test_no_more_pairs_are_taken_when_the_time_is_spent(monkeypatch: pytest.Monk
     assert len(Clock(0.03).take(repeats=7)) == 7  # as asked for
 
 
-def pair_up(dense_ms: list[float], ratios: list[float]) -> list[tuple[Timing, Timing]]:
-    return [
-        (Timing(prefill_ms=1.0, decode_ms=dense), Timing(prefill_ms=1.0, decode_ms=dense * ratio))
-        for dense, ratio in zip(dense_ms, ratios, strict=True)
-    ]
-
-
 @pytest.mark.parametrize(
     ("dense_ms", "ratios", "foreign_share", "wanted"),
     [
@@ -228,9 +210,8 @@ def test_what_disturbed_a_measurement_is_said(
     dense_ms: list[float], ratios: list[float], foreign_share: float | None, wanted: str | None
 ) -> None:
     foreign = None if foreign_share is None else foreign_share * (os.cpu_count() or 1)
-    found = summarise_pairs(
-        pair_up(dense_ms, ratios), structure="2 layers", workload="decode", device="cpu", foreign=foreign
-    )
+    pairs = [(dense, dense * ratio) for dense, ratio in zip(dense_ms, ratios, strict=True)]
+    found = summarise_pairs(pairs, structure="2 layers", workload="decode", device="cpu", foreign=foreign)
     if wanted is None:
         assert found.disturbance is None
     else:
@@ -260,7 +241,7 @@ def test_the_last_number_that_a_command_prints_counts(tmp_path: Path) -> None:
         "import sys, pathlib; print('7 on the other stream', file=sys.stderr); "
         "print('1 of 3 done'); print('score:', len(list(pathlib.Path(sys.argv[-1]).iterdir())), '1.5e-3 points')"
     )
-    assert run_command(python(program), directory) == 1.5e-3
+    assert run_user_command(python(program), directory) == 1.5e-3
 
 
 @pytest.mark.parametrize(
@@ -276,5 +257,5 @@ def test_the_last_number_that_a_command_prints_counts(tmp_path: Path) -> None:
 )
 def test_a_command_that_gives_no_number_is_an_error(command: str, wanted: str, tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=wanted) as caught:
-        run_command(command, tmp_path)
+        run_user_command(command, tmp_path)
     assert command in str(caught.value)

@@ -59,7 +59,7 @@ def select(
         trials,
         proxy=PROXY,
         size=size,
-        space_size=298,
+        space=factory.SPACE,
         load_losses=load_losses,
         limits=frontiers.Limits(max_ppl_ratio=max_ppl_ratio, max_latency_ratio=max_latency_ratio),
     )

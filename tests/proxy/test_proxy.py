@@ -56,7 +56,6 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("none", ["none"]),
         ("closed-form", ["closed-form"]),
         ("short-distillation", ["closed-form", "none", "short-distillation"]),
     ],
@@ -149,13 +148,12 @@ class Screened:
 
 def test_a_candidate_that_is_not_worth_it_is_not_distilled(tmp_path: Path, jobs: list[Any]) -> None:
     screen = Screened()
-    for name in ("none", "closed-form"):  # it is of the last proxy only
-        evaluate(make_proxy(tmp_path, name), screen=screen)
+    evaluate(make_proxy(tmp_path, "closed-form"), screen=screen)  # it is of the last proxy only
     assert screen.asked == []
     proxy = make_proxy(tmp_path, "short-distillation", short=lambda candidate: STILL)
     skipped, climbed = (evaluate(proxy, candidate, screen=screen) for candidate in (CUT, keep(0, 1, 3)))
     assert screen.asked == [(each.candidate, each.qualities["closed-form"]) for each in (skipped, climbed)]
-    assert (skipped.skipped_because, set(skipped.qualities)) == ("hopeless", {"none", "closed-form"})
+    assert (skipped.skipped_because, set(skipped.qualities)) == ("hopeless", {"closed-form"})
     assert climbed.skipped_because is None
     assert len(jobs) == 1
     again = evaluate(proxy, climbed.candidate, screen=screen)  # what was distilled before is not screened
@@ -174,13 +172,12 @@ def test_a_family_without_closed_form_climbs_past_it(tmp_path: Path) -> None:
     assert screen.asked == []
 
 
-@pytest.mark.parametrize("name", ["none", "closed-form"])
-def test_out_of_memory_fewer_windows_go_at_once_and_the_score_is_the_same(name: str, tmp_path: Path) -> None:
-    wanted = evaluate(make_proxy(tmp_path / "wanted", name))
-    proxy = make_proxy(tmp_path / "scarce", name)
-    with allow_windows(proxy, 1 if name == "none" else 2):
+def test_out_of_memory_fewer_windows_go_at_once_and_the_score_is_the_same(tmp_path: Path) -> None:
+    wanted = evaluate(make_proxy(tmp_path / "wanted", "closed-form"))
+    proxy = make_proxy(tmp_path / "scarce", "closed-form")
+    with allow_windows(proxy, 2):
         found = evaluate(proxy)
-    assert proxy.sweep.instruments.micro_batch == (1 if name == "none" else 2)
+    assert proxy.sweep.instruments.micro_batch == 2
     for scored_by, quality in wanted.qualities.items():
         assert found.qualities[scored_by].loss == pytest.approx(quality.loss, rel=1e-5)
 

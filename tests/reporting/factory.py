@@ -32,7 +32,11 @@ PROXY = "short-distillation"
 DENSE_LOSS = 2.683
 LAYER_COSTS = (0.9, 0.022, 0.035, 0.04, 0.03, 0.018, 0.02, 0.038, 0.05, 0.045, 0.06, 0.4)
 DEVICE = "cpu (2 threads)"
+TEST_COUNTS = [100, 120, 90, 110]
 WORKLOAD = "decode 64 tokens after 64, batch 1"
+
+
+SPACE = SearchSpace(num_layers=NUM_LAYERS, droppable_layers=tuple(range(NUM_LAYERS)), min_dropped=1, max_dropped=3)
 
 
 def make_candidate(*dropped: int, num_layers: int = NUM_LAYERS) -> Candidate:
@@ -51,6 +55,7 @@ def make_quality(
         standard_error=0.031,
         tokens=65536,
         documents=48,
+        effective_documents=48.0,
         ppl_ratio=ratio,
         ppl_ratio_standard_error=error,
         kl_divergence=kl,
@@ -73,8 +78,6 @@ def make_latency(kept: int, *, num_layers: int = NUM_LAYERS, shift: float = 0.0,
         ratio=ratio,
         ratio_low=ratio - half,
         ratio_high=ratio + half,
-        prefill_median_ms=31.0 * (ratio - 0.02),
-        prefill_ratio=ratio - 0.02,
     )
 
 
@@ -138,7 +141,7 @@ def make_frontier(trials: tuple[TrialRecord, ...], *, runners_up: int = 1) -> Fr
                     tied_with=ties,
                 )
             )
-    return Frontier(proxy=PROXY, members=tuple(members), num_scored=178, space_size=298)
+    return Frontier(proxy=PROXY, members=tuple(members), num_scored=178, space=SPACE)
 
 
 def make_distilled(member: FrontierMember, *, order: int) -> DistillResult:
@@ -222,11 +225,10 @@ def make_record() -> StudyRecord:
     trials = make_trials()
     frontier = make_frontier(trials)
     dense = make_latency(NUM_LAYERS, half=0.0)
-    space = SearchSpace(num_layers=NUM_LAYERS, droppable_layers=tuple(range(NUM_LAYERS)), min_dropped=1, max_dropped=3)
     return StudyRecord(
         plan=SearchPlan(
             name="demo",
-            protocol=make_protocol(space),
+            protocol=make_protocol(SPACE),
             trials=180,
             sweep_budget=600.0,
             covers_space=False,
@@ -247,12 +249,14 @@ def make_record() -> StudyRecord:
             device=DEVICE,
             packages={"torch": "2.13.0", "transformers": "5.23.0", "optuna": "5.0.0"},
         ),
-        space=space,
+        space=SPACE,
         dense=DenseResult(
             validation=make_quality(1.0, error=0.0),
             test=make_quality(1.0, dense_loss=2.803, error=0.0),
             latency=dense,
             size=make_size(NUM_LAYERS),
+            test_sums=[2.4 * count for count in TEST_COUNTS],
+            test_counts=TEST_COUNTS,
         ),
         trials=trials,
         frontier=frontier,
@@ -322,8 +326,7 @@ def replicate(result: DistillResult, *ratios: float, counts: list[int]) -> Disti
 def make_full() -> StudyRecord:
     """Return the study with two models distilled three times, a uniform width, baselines, and a machine that was busy."""
     replace, plain = msgspec.structs.replace, make_record()
-    counts = [100, 120, 90, 110]
-    dense = replace(plain.dense, test_sums=[2.4 * count for count in counts], test_counts=counts)
+    dense, counts = plain.dense, TEST_COUNTS
     first, second, *rest = plain.distilled
     first = replicate(first, 1.05, 1.06, 1.055, counts=counts)
     second = replicate(second, 1.1, 1.11, 1.12, counts=counts)

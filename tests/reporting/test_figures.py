@@ -57,7 +57,7 @@ def test_what_the_figures_show(full: StudyRecord, undistilled: StudyRecord) -> N
 
 
 def test_an_empty_study_has_one_figure(undistilled: StudyRecord) -> None:
-    nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space_size=298)
+    nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space=factory.SPACE)
     empty = replace(undistilled, trials=(), frontier=nothing, sensitivities=(), progress=None)
     [pareto] = draw_gallery(compute_result(empty)).values()
     assert [trace.name for trace in pareto.data] == ["dense model"]

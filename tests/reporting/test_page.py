@@ -180,7 +180,7 @@ def test_hostile_strings_stay_text(record: StudyRecord, reader: Reader) -> None:
 def test_frontier_of_one_with_poor_measurements(record: StudyRecord) -> None:
     replace = msgspec.structs.replace
     result = record.distilled[0]
-    flat = replace(result.latency, ratio_low=result.latency.ratio, ratio_high=result.latency.ratio, prefill_ratio=None)
+    flat = replace(result.latency, ratio_low=result.latency.ratio, ratio_high=result.latency.ratio)
     bare = replace(result.test, kl_divergence=None, top1_agreement=None)
     member = record.frontier.members[0]
     one = replace(
@@ -198,7 +198,7 @@ def test_frontier_of_one_with_poor_measurements(record: StudyRecord) -> None:
 
 
 def test_empty_study_still_makes_a_page(undistilled: StudyRecord) -> None:
-    nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space_size=298)
+    nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space=factory.SPACE)
     seen = Reader(render(msgspec.structs.replace(undistilled, trials=(), frontier=nothing)))
     assert "there is no frontier" in seen.sections["answer"]
     assert not {"distilled", "frontier", "layers", "agreement", "curves", "latency"} & seen.sections.keys()

@@ -49,7 +49,7 @@ def test_what_is_said_of_studies_of_every_kind(
     record: StudyRecord, full: StudyRecord, undistilled: StudyRecord
 ) -> None:
     first = record.distilled[0]
-    few = replace(first.test, documents=2)
+    few = replace(first.test, effective_documents=2.0)
     hasty = replace(factory.make_latency(11), repeats=2, ratio_low=None, ratio_high=None)
     slow = replace(first, latency=factory.make_latency(11, shift=0.1), test=factory.make_quality(1.009, error=0.001))
     kinds = {
@@ -58,7 +58,9 @@ def test_what_is_said_of_studies_of_every_kind(
         "not distilled": undistilled,
         "equivalent": replace(record, equivalences=(replace(record.equivalences[0], verdict="equivalent"),)),
         "nothing scored": replace(
-            undistilled, trials=(), frontier=Frontier(proxy=factory.PROXY, members=(), num_scored=0, space_size=298)
+            undistilled,
+            trials=(),
+            frontier=Frontier(proxy=factory.PROXY, members=(), num_scored=0, space=factory.SPACE),
         ),
         "far off": replace(record, distilled=(replace(first, test=factory.make_quality(1.3)),), equivalences=()),
         "few documents": replace(record, distilled=(replace(first, test=few),), equivalences=()),

@@ -44,7 +44,7 @@ class Stage:
             self.read_trials(),
             proxy=self.session.protocol.proxy,
             size=3,
-            space_size=SPACE.size,
+            space=SPACE,
             load_losses=read_losses(self.session.folder),
         )
 

@@ -75,7 +75,7 @@ def searched(tmp_path: Path) -> tuple[StudyFolder, tuple[TrialRecord, ...]]:
     sweep.store.keep([], trials)
     sweep.store.close()
     losses = read_losses(study)
-    frontier = select_frontier(trials, proxy="closed-form", size=2, space_size=SPACE.size, load_losses=losses)
+    frontier = select_frontier(trials, proxy="closed-form", size=2, space=SPACE, load_losses=losses)
     study_dir.write_record(study.frontier, frontier)
     return study, trials
 
