@@ -21,7 +21,6 @@ ROW_BYTES = 16 * 2**20
 ROWS_BYTES = 8 * 2**30
 # Optuna reads all of it on opening: 2 kB a trial, and figures.
 JOURNAL_BYTES = 2 * 2**30
-CHUNK_BYTES = 2**20
 
 
 def refuse_strays(root: Path) -> None:

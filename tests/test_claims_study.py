@@ -9,7 +9,6 @@ import pytest
 from msgspec import structs
 
 from seed import study_dir
-from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
 from seed.evidence import TrainedRun
@@ -21,6 +20,7 @@ from seed.scores import ScoreStore
 from studies.claims import __main__ as claims
 from studies.claims.page import tell_claims
 from studies.claims.verdicts import CANNOT_TELL, FAILS, HOLDS, Evidence, estimate_cost, judge_claims, tell, tell_all
+from tests.interrupting import interrupting
 from tests.proxy.opened import drop
 from tests.stages.opened import make_plan, open_session, open_sweep
 
@@ -165,7 +165,7 @@ def test_depths_are_shares_of_the_model(num_layers: int, depths: list[int]) -> N
 
 def open_study(place: Path, *, tokens: int = TOKENS) -> claims.Opened:
     session = open_session(place)
-    plan = make_plan(session, StudyConfig(), trials=1, covers_space=False)
+    plan = make_plan(session.protocol, trials=1, covers_space=False)
     with ScoreStore(session.folder.scores) as store:
         search = FinishedSearch(
             terminal=QUIET, folder=session.folder, plan=plan, protocol=session.protocol, store=store, device="cpu"
@@ -202,10 +202,6 @@ def test_scores_of_a_study_that_may_not_drop_all_layers_choose_no_cut(
     assert found == (scored if len(droppable) == 4 else grown)
 
 
-class StoppedError(Exception):
-    """Stands for whatever ends a run."""
-
-
 def gather(place: Path, *, tokens: int = TOKENS) -> Evidence:
     """Everything, or what is left of it."""
     opened = open_study(place, tokens=tokens)
@@ -213,21 +209,10 @@ def gather(place: Path, *, tokens: int = TOKENS) -> Evidence:
     return claims.train_missing(opened, claims.measure_latencies(opened, evidence, QUIET), QUIET)
 
 
-def test_a_stopped_run_goes_on_to_the_same_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_to_the_same_evidence(tmp_path: Path) -> None:
     whole = gather(tmp_path / "whole" / "tiny")
-    left = [5]
-    train = runner.train
-
-    def stop(*given: object, **more: object) -> object:
-        left[0] -= 1
-        if left[0] == 0:
-            raise StoppedError
-        return train(*given, **more)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(runner, "train", stop)
-        with pytest.raises(StoppedError):
-            gather(tmp_path / "stopped" / "tiny")
+    with interrupting(runner, "train", after=4):
+        gather(tmp_path / "stopped" / "tiny")
     resumed = gather(tmp_path / "stopped" / "tiny")
     forget = change_runs(lambda run: structs.replace(run, seconds=0.0))
     assert structs.replace(forget(resumed), latencies={}) == structs.replace(forget(whole), latencies={})

@@ -64,7 +64,7 @@ def measure(session: Session, *, for_gpu: bool = False) -> tuple[Shape, Speed]:
 
 
 def estimate(session: Session, *, trials: int = 5, covers_space: bool = False, distill: bool = False) -> Cost:
-    plan = make_plan(session, StudyConfig(), trials=trials, covers_space=covers_space)
+    plan = make_plan(session.protocol, trials=trials, covers_space=covers_space)
     return cost.estimate_cost(measure(session)[0], session.protocol, plan, SPEED, distill=distill)
 
 
@@ -125,7 +125,7 @@ def test_trials_of_the_user_s_file_cap_a_sweep_and_a_preset_s_do_not(
     session = open_session(tmp_path)
     settings = StudyConfig(trials=3, in_file=frozenset(in_file), is_settled=True)
     plan = protocols.settle_trials(
-        make_plan(session, settings, trials=3, covers_space=True), settings, session.protocol
+        make_plan(session.protocol, settings, trials=3, covers_space=True), settings, session.protocol
     )
     assert (plan.trials, plan.covers_space) == (trials, trials == 10)
 
@@ -246,7 +246,7 @@ def test_a_search_without_room_is_refused(tmp_path: Path, changes: dict[str, int
 def test_what_will_be_done_and_read_is_told(tmp_path: Path) -> None:
     noted = msgspec.structs.replace(PROTOCOL.streams["test"], notes=("3 files read",))
     session = open_session(tmp_path, streams=PROTOCOL.streams | {"test": noted})  # steps of 256 tokens
-    plan = make_plan(session, StudyConfig(), trials=5, covers_space=False)
+    plan = make_plan(session.protocol, trials=5, covers_space=False)
     plan = msgspec.structs.replace(plan, distill_tokens=200)
     found = cost.estimate_cost(measure(session)[0], session.protocol, plan, SPEED, distill=True)
     said = cost.describe_plan(session.protocol, plan, found)

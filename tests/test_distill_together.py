@@ -43,12 +43,18 @@ def run_pair(place: Path, *words: str, **more: Any) -> list[tuple[int | None, st
     return Pair("seed.distill", "studies/tiny", *words, place=place, **more).end(seconds=QUICK_SECONDS)
 
 
-def test_accelerate_launch_hands_back_what_one_process_does(searched, tmp_path):
+@pytest.mark.parametrize("launcher", ["none", pytest.param("accelerate", marks=pytest.mark.slow)])
+def test_two_processes_hand_back_what_one_does(launcher, searched, tmp_path):
     alone, together = (shutil.copytree(searched, tmp_path / name) for name in ("alone", "together"))
     [model] = read_line(run_seed("seed.distill", "studies/tiny", "--json", cwd=alone), SearchLine).models
     [trial] = [str(member["trial_number"]) for member in read(alone, "frontier.json")["members"]]
-    words = [*ACCELERATE, "seed.distill", "studies/tiny", "--trial", trial, "--json"]
-    done = subprocess.run(words, cwd=together, env=environment(), capture_output=True, text=True, timeout=280)
+    if launcher == "accelerate":
+        words = [*ACCELERATE, "seed.distill", "studies/tiny", "--trial", trial, "--json"]
+        done = subprocess.run(words, cwd=together, env=environment(), capture_output=True, text=True, timeout=280)
+    else:
+        first, second = run_pair(tmp_path, "--trial", trial, "--json", cwd=together)
+        assert second == (0, "", "")
+        done = subprocess.CompletedProcess([], *first)
     assert done.returncode == 0, done.stderr
     assert read_line(done, DistillLine).distilled.key == model.key
     assert done.stderr.count("to train in 2 processes") == done.stderr.count("report: ") == 1  # one process speaks
@@ -90,6 +96,7 @@ def test_processes_that_see_different_folders_do_not_train(searched, tmp_path):
     assert second == (2, "", "")
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_both(searched, tmp_path):
     path = shutil.copytree(searched, tmp_path / "full")
     first, second = run_pair(tmp_path, cwd=path, first_prelude=FULL_DISK)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from seed import protocols, sessions, study_dir
+from seed import study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.errors import StudyError
@@ -19,11 +19,11 @@ from seed.proxy.proxy import Proxy
 from seed.records import Candidate, Evaluation, ScoreRow
 from seed.scores import ScoreStore
 from seed.search import search
-from seed.stages import baselines, judging, latency_table, publishing, students, study_record
+from seed.stages import judging, latency_table, publishing, students, study_record
 from seed.study_dir import StudyFolder
 from tests.finished import Finished, describe, timed_alike
 from tests.reporting.factory import make_trials
-from tests.stages.opened import PROTOCOL
+from tests.stages.opened import PROTOCOL, make_plan
 
 QUIET = Terminal(quiet=True)
 
@@ -34,11 +34,8 @@ class KilledError(BaseException):
 
 # the step, what is killed there, and behind how many calls, or behind which; each pass gets further than the one before
 MOMENTS: dict[str, tuple[Any, str, int | str]] = {
-    "proofs": (sessions, "prove", 0),
     "latency": (latency_table, "measure_latency", 1),
-    "dense": (judging, "judge_dense", 0),
     "search": (Proxy, "evaluate", 4),
-    "baselines": (baselines, "compare_baselines", 0),
     "distill": (students, "train_students", 0),
     "judge": (judging, "judge_exported", 1),
     "half a model": (os, "rename", r"/models/\.[^/]+\.new/"),
@@ -69,7 +66,7 @@ def kill_behind(when: int | str, work: Callable[..., Any], *, study: StudyFolder
     return kill
 
 
-def test_a_pass_killed_at_every_moment_ends_as_an_unbroken_one(
+def test_a_pass_killed_again_and_again_ends_as_an_unbroken_one(
     finished_study: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, study = finished_study.move(tmp_path / "begun")
@@ -117,17 +114,16 @@ def test_a_pass_killed_at_every_moment_ends_as_an_unbroken_one(
     assert not list(study.root.rglob(".*.new"))
 
 
-def make_plan(*, rng_seed: int, storage: str | None = None) -> SearchPlan:
-    protocol = msgspec.structs.replace(PROTOCOL, rng_seed=rng_seed)
-    settings = StudyConfig(storage=storage)
-    return protocols.make_plan(settings, protocol, name="tiny", trials=10, distill_tokens=1000, covers_space=True)
+def draw_plan(rng_seed: int, *, storage: str | None = None) -> SearchPlan:
+    """A plan with this random seed."""
+    return make_plan(msgspec.structs.replace(PROTOCOL, rng_seed=rng_seed), StudyConfig(storage=storage))
 
 
 @pytest.fixture
 def failed(tmp_path: Path) -> StudyFolder:
     """A folder as a search leaves it whose --eval-command failed on the original."""
     study = study_dir.create(tmp_path / "tiny")
-    study_dir.write_record(study.plan, make_plan(rng_seed=0))
+    study_dir.write_record(study.plan, draw_plan(0))
     for path in (study.latency, study.dense, study.journal, study.work / "old" / "x", study.root / "mine.txt"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
@@ -138,7 +134,7 @@ def failed(tmp_path: Path) -> StudyFolder:
 
 def test_a_search_that_failed_makes_room_for_another_plan_and_goes_on_with_its_own(failed: StudyFolder) -> None:
     said: list[str] = []
-    own, other = make_plan(rng_seed=0), make_plan(rng_seed=1)
+    own, other = draw_plan(0), draw_plan(1)
     assert study_record.continue_or_replace(failed, own, say=said.append).fingerprint == own.fingerprint
     assert not said
     assert failed.latency.exists()
@@ -154,14 +150,14 @@ def test_what_holds_something_is_never_replaced(failed: StudyFolder, what: str) 
     elif what == "models":
         failed.models.mkdir()
     elif what == "storage":
-        study_dir.write_record(failed.plan, make_plan(rng_seed=0, storage="sqlite:///trials.db"))
+        study_dir.write_record(failed.plan, draw_plan(0, storage="sqlite:///trials.db"))
     else:
         with ScoreStore(failed.scores) as store:
             row = ScoreRow(key="drop-1", proxy="none", sums=[1.0])
             store.keep([row] if what == "score" else [], make_trials()[:1] if what == "trial" else [])
     before = sorted(failed.root.rglob("*"))
     with pytest.raises(StudyError, match=r"holds a study of another plan .rng_seed: 0 in the study, 1 now"):
-        study_record.continue_or_replace(failed, make_plan(rng_seed=1), say=print)
+        study_record.continue_or_replace(failed, draw_plan(1), say=print)
     assert sorted(path for path in failed.root.rglob("*") if not path.name.endswith(("-shm", "-wal"))) == [
         path for path in before if not path.name.endswith(("-shm", "-wal"))
     ]

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from seed import protocols, sessions, study_dir
-from seed.config import StudyConfig
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy
 from seed.protocols import choose_proxy
@@ -67,7 +66,7 @@ def test_a_study_goes_on_in_the_precision_it_began_with(tmp_path: Path, monkeypa
     session = open_session(tmp_path, mixed_precision=True)
     monkeypatch.setattr(protocols, "computes_bfloat16", lambda device: False)
     assert not protocols.choose_precision(session.folder, protocols.describe_reference(session.device))
-    study_dir.write_record(session.folder.plan, make_plan(session, StudyConfig(), trials=5, covers_space=False))
+    study_dir.write_record(session.folder.plan, make_plan(session.protocol, trials=5, covers_space=False))
     assert protocols.choose_precision(session.folder, protocols.describe_reference(session.device))
 
 

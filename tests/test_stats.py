@@ -29,7 +29,7 @@ COUNTS_D = np.array([1000 + 40 * place for place in range(24)])
 T_1, T_2 = 12.7062047, 4.3026527  # Student's t at 0.975 with one and two degrees of freedom
 
 TRUTH = 0.05
-STUDIES = 1500
+STUDIES = 600
 ERROR = 3 * (0.95 * 0.05 / STUDIES) ** 0.5  # three standard errors of a share of them
 
 
@@ -127,7 +127,7 @@ def test_intervals_hold_nothing_to_be_told_apart_19_times_in_20(runs: float, see
         """Three runs and three seeds of a strategy that is no better or worse; each document has its own liking."""
         return (draw(runs, 3, 1, 1) + draw(seeds, 3, 3, 1) + draw(documents * math.sqrt(40), 1, 1, 40)) * counts
 
-    repeats = 800
+    repeats = 400
     found = [estimate_excess(measure(), measure(), counts) for _ in range(repeats)]
     missed = sum(not (e.low or 0.0) <= 0 <= (e.high or 0.0) for e in found) / repeats
     assert missed < 0.075
@@ -194,15 +194,14 @@ def test_judging_is_even_handed_and_tells_nothing_of_losses_that_are_no_numbers(
     assert judge_difference(one_RSD, other_RSD, COUNTS_D) == (NOTHING, CANNOT_TELL)
 
 
-@pytest.mark.parametrize("side", [1, -1])
 @pytest.mark.parametrize(
-    ("documents", "seeds", "noise"),
-    [(0.004, 0.0, 0.004), (0.0, 0.001, 0.0), (0.001, 0.001, 0.001)],
+    ("documents", "seeds", "noise", "side"),
+    [(0.004, 0.0, 0.004, 1), (0.0, 0.001, 0.0, -1), (0.001, 0.001, 0.001, 1)],
 )
 def test_models_that_differ_by_the_margin_are_seldom_called_equivalent(
     documents: float, seeds: float, noise: float, side: int
 ) -> None:
-    rng, draws = np.random.default_rng([7, side + 1]), 1000
+    rng, draws = np.random.default_rng([7, side + 1]), 500
     found = [
         judge_difference(
             *draw(rng, side * math.log1p(MARGIN), documents=documents, seeds=seeds, noise=noise), COUNTS_D

@@ -9,8 +9,7 @@ import msgspec
 import optuna
 import pytest
 
-from seed import plans, protocols, study_dir, untrusted
-from seed.config import StudyConfig
+from seed import plans, study_dir, untrusted
 from seed.dashboard import make_app
 from seed.errors import ResourceError, StudyError
 from seed.optimize.storage import open_storage, view_storage
@@ -20,7 +19,7 @@ from seed.records import Candidate, Record, SearchSpace, WidthCut
 from seed.stages.publishing import open_shown
 from seed.study_dir import StudyFolder
 from tests.running import error_of, run_seed
-from tests.stages.opened import PROTOCOL
+from tests.stages.opened import PROTOCOL, make_plan
 
 
 class Loose(Record, frozen=True, kw_only=True):
@@ -167,12 +166,6 @@ def test_a_config_of_more_layers_than_any_model_has_is_excessive_and_one_of_wide
 
 
 # ---- code, commands and storages are typed again
-
-
-def make_plan(protocol: Protocol = PROTOCOL, *, covers_space: bool = True) -> SearchPlan:
-    return protocols.make_plan(
-        StudyConfig(), protocol, name="tiny", trials=10, distill_tokens=1024, covers_space=covers_space
-    )
 
 
 def change(**fields: Any) -> Protocol:

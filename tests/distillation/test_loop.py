@@ -29,6 +29,7 @@ from seed.evaluation.perplexity import forward_kl
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights, make_student
 from seed.records import Candidate, CurvePoint
+from tests.interrupting import StoppedError
 from tests.models.families import make_model
 from tests.proxy.streams import draw_stream
 
@@ -39,10 +40,6 @@ DENSE = Anatomy(TEACHER)
 CUT = Candidate.keep(num_layers=4, kept_layers=(0, 3))
 RECOVERY = draw_stream(18, 16, rng_seed=1)
 VALIDATION = draw_stream(8, 16, rng_seed=2)
-
-
-class StoppedError(Exception):
-    """Stands for whatever ends a run."""
 
 
 def make_start() -> nn.Module:

@@ -13,6 +13,7 @@ from seed.distillation.teacher_states import TeacherStates, count_bytes, run_tea
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import cast_weights
+from tests.interrupting import StoppedError
 from tests.models.families import make_model
 from tests.proxy.streams import draw_stream
 
@@ -99,10 +100,6 @@ def test_a_torn_file_is_computed_anew(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
     assert torch.equal(store(anatomy, tmp_path)(torch.tensor(WINDOWS)), expected)
     assert path.read_bytes() == content
-
-
-class StoppedError(Exception):
-    """Stands for whatever ends a run."""
 
 
 def test_a_stopped_computation_leaves_no_states(tmp_path: Path) -> None:

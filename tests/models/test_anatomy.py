@@ -9,6 +9,7 @@ from torch import nn
 from seed.errors import ModelError
 from seed.models.anatomy import Anatomy, find_layers
 from seed.models.surgery import cast_weights
+from tests.interrupting import StoppedError
 from tests.models.families import KINDS, compute_logits, make_model, make_tokens
 
 
@@ -94,10 +95,6 @@ def test_gradients_flow_through_the_layers_as_through_the_model(family: str) -> 
             assert torch.allclose(weight.grad, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()) + 1e-9), name
 
 
-class BrokenError(Exception):
-    """Stands for whatever goes wrong inside a model."""
-
-
 @pytest.mark.parametrize("layer", [0, 3])
 def test_nothing_is_left_behind_when_the_model_fails(layer: int) -> None:
     model = make_model("llama")
@@ -105,11 +102,11 @@ def test_nothing_is_left_behind_when_the_model_fails(layer: int) -> None:
     states, layers = anatomy.trace(tokens), anatomy.layers
 
     def fail(*_: Any) -> None:
-        raise BrokenError
+        raise StoppedError
 
     handle = anatomy.layers[layer].mlp.register_forward_pre_hook(fail)
     for run in (anatomy.run_layers, anatomy.trace):
-        with pytest.raises(BrokenError):
+        with pytest.raises(StoppedError):
             run(tokens)
     handle.remove()
     for run in (anatomy.run_layers, anatomy.embed):

@@ -1,13 +1,12 @@
 """Opening a model works from a directory alone, and what is missing is named with its cure."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 
 from seed.errors import ModelError, ResourceError
 from seed.models.loader import (
@@ -22,7 +21,6 @@ from seed.models.loader import (
 from tests.conftest import make_model, make_tokenizer
 from tests.hub import COMMIT, Hub, fill_repository
 from tests.models.families import compute_logits, make_tokens
-from tests.running import environment
 
 CPU = torch.device("cpu")
 PRESETS = ["demo", "gpt2", "tinyllama"]
@@ -115,29 +113,20 @@ def test_the_type_follows_the_device_unless_asked_otherwise() -> None:
     assert choose_dtype("float16", device=CPU, stored=torch.float32) == torch.float16
 
 
-OPEN = """
-import pathlib, sys, torch
-from huggingface_hub import constants
-from seed.models.loader import ModelSource, open_teacher
-
-for revision in (None, sys.argv[1], None):
-    source = ModelSource(location="someone/model", revision=revision)
-    opened = open_teacher(source, device=torch.device("cpu"), dtype_name=None)
-    print(opened.directory, opened.commit)
-    if revision:  # what is missing beside the weights does not keep a model from being opened without network
-        (opened.directory / "NOTICE").unlink()
-        constants.HF_HUB_OFFLINE = True
-"""
-
-
-def test_a_teacher_of_the_hub_comes_with_its_companions_and_its_commit(hub: Hub, tmp_path: Path) -> None:
+def test_a_teacher_of_the_hub_comes_with_its_companions_and_its_commit(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill_repository(tmp_path / "remote")
     hub.repositories["someone/model"] = tmp_path / "remote"
     snapshot = tmp_path / "cache" / "models--someone--model" / "snapshots" / COMMIT
-    words = [sys.executable, "-c", OPEN, COMMIT]  # where the hub lies is read when a process starts
-    done = subprocess.run(words, capture_output=True, text=True, env=environment(**hub.environment(tmp_path / "cache")))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(snapshot), COMMIT] * 3
+    hub.lead(monkeypatch, tmp_path / "cache")
+    for revision in (None, COMMIT, None):
+        source = ModelSource(location="someone/model", revision=revision)
+        opened = open_teacher(source, device=CPU, dtype_name=None)
+        assert (opened.directory, opened.commit) == (snapshot, COMMIT)
+        if revision:  # what is missing beside the weights does not keep a model from being opened without network
+            (snapshot / "NOTICE").unlink()
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     remote = {str(path.relative_to(tmp_path / "remote")) for path in (tmp_path / "remote").rglob("*") if path.is_file()}
     assert sorted(hub.sent) == sorted(remote - {"pytorch_model.bin"})  # each once, and nothing that is not needed
     for name in ("LICENSE", "processor_config.json", "video_preprocessor_config.json"):

@@ -7,13 +7,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from seed.models.anatomy import Anatomy
 from seed.models.output_projection import Mixture
+from tests.interrupting import StoppedError
 from tests.models.families import CONFIGS, make_model, make_tokens, scramble
 
 WIDTH = 32
-
-
-class BrokenError(Exception):
-    """Something that goes wrong inside a block."""
 
 
 def draw(*shape: int, rng_seed: int = 0) -> Tensor:
@@ -87,6 +84,6 @@ def test_what_is_added_reaches_the_layer_while_the_block_runs_only(family: str) 
     plain, change = run(place), draw(2, 24, WIDTH)
     with outlet.add(change):
         assert torch.allclose(run(place), plain + change, atol=1e-5)
-    with pytest.raises(BrokenError), outlet.add(change):
-        raise BrokenError
+    with pytest.raises(StoppedError), outlet.add(change):
+        raise StoppedError
     assert torch.equal(run(place), plain)

@@ -26,6 +26,7 @@ from seed.optimize.trials import Propose, SamplerProposer, Trials, propose_in_or
 from seed.records import Candidate, Scored, ScoreRow, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
 
+from ..interrupting import StoppedError, interrupting
 from ..reporting import factory
 
 SPACE = SearchSpace(num_layers=12, droppable_layers=(1, 3, 6, 9), min_dropped=1, max_dropped=2)  # 10 candidates
@@ -80,10 +81,6 @@ def mix(**by_layer: Evaluate) -> Evaluate:
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Journals are not forced to the disk: no power cut is tested."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-
-
-class BrokenError(Exception):
-    pass
 
 
 def break_at(position: int, act: Callable[[], object], then: Evaluate = evaluate) -> Evaluate:
@@ -253,7 +250,7 @@ def test_a_run_broken_anywhere_and_resumed_asks_what_an_unbroken_one_would(
 ) -> None:
     order = run(tmp_path / "unbroken", trials=trials, **more)
     assert len(order) == trials
-    for position, error in zip(range(0, trials, step), itertools.cycle([BrokenError, KeyboardInterrupt])):
+    for position, error in zip(range(0, trials, step), itertools.cycle([StoppedError, KeyboardInterrupt])):
         place, asked = tmp_path / str(position), []
         with pytest.raises(error):
             run(place, trials=trials, score=break_at(position, throw(error)), asked=asked, **more)
@@ -276,18 +273,9 @@ def test_what_is_kept_and_not_shown_is_shown_when_the_study_goes_on(
     states = {state for _, _, state in kept(tmp_path / "unbroken")}
     assert states == {"COMPLETE", "PRUNED"}
     for position in range(len(whole)):
-        place, asked, turn = tmp_path / str(position), [], itertools.count()
-        show = Trials._show
-
-        def die(*args: Any, position=position, turn=turn, show=show) -> None:
-            if next(turn) >= position:
-                raise BrokenError
-            show(*args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Trials, "_show", die)
-            with pytest.raises(BrokenError):
-                run(place, asked=asked, **more)
+        place, asked = tmp_path / str(position), []
+        with interrupting(Trials, "_show", after=position):
+            run(place, asked=asked, **more)
         before = kept(place)
         assert len(look(place)) == position < len(before) == len(asked)
         assert asked + run(place, **more) == whole

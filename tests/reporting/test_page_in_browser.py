@@ -84,14 +84,22 @@ class Visit:
         return x, y
 
 
-@pytest.fixture
-def visit(browser: Browser, path: Path) -> Iterator[Visit]:
+@pytest.fixture(scope="module")
+def shown(browser: Browser, path: Path) -> Visit:
     """The finished study's page on a desktop."""
-    context = browser.new_context(viewport=DESKTOP, offline=True, accept_downloads=True)
-    found = Visit(context, path)
-    yield found
-    assert found.complaints == []
-    context.close()
+    return Visit(browser.new_context(viewport=DESKTOP, offline=True, accept_downloads=True), path)
+
+
+@pytest.fixture
+def visit(shown: Visit) -> Iterator[Visit]:
+    """The page with nothing pinned and nothing filtered, which complains of nothing."""
+    yield shown
+    assert shown.complaints == []
+    for name in ("depth", "state"):
+        shown.page.locator(f"#trials-{name}").select_option("")
+    shown.page.keyboard.press("Escape")
+    shown.page.mouse.move(5, 5)
+    shown.wait_until("!document.querySelector('.pinned')")
 
 
 def test_it_opens_without_a_network_and_without_complaints(visit: Visit) -> None:
@@ -224,62 +232,48 @@ def test_the_table_downloads_what_is_filtered(visit: Visit, record: StudyRecord,
         assert row["parameters"] == str(evaluation.size.num_params)
 
 
-def test_no_cell_of_the_download_is_a_formula(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
-    formulas = ['=HYPERLINK("http://evil")', "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", 'plain, "text"']
-    pruned = [trial for trial in record.trials if trial.state == "PRUNED"]
-    said = dict(zip((trial.number for trial in record.trials), itertools.cycle(formulas), strict=False))
+def test_hostile_text_stays_text_and_no_cell_of_the_download_is_a_formula(
+    browser: Browser, record: StudyRecord, tmp_path: Path
+) -> None:
+    formulas = ['=HYPERLINK("http://evil")', "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1"]
+    said, replace = itertools.cycle([HOSTILE, *formulas, 'plain, "text"']), msgspec.structs.replace
+    protocol = replace(record.plan.protocol, model=HOSTILE)
+    plan = replace(record.plan, name=HOSTILE, protocol=protocol, command=HOSTILE)
     trials = tuple(
-        msgspec.structs.replace(
-            t, evaluation=msgspec.structs.replace(t.evaluation, skipped_because=said[t.number]), state="PRUNED"
-        )
-        for t in record.trials
+        replace(trial, evaluation=replace(trial.evaluation, skipped_because=next(said)), state="PRUNED")
+        for trial in record.trials
     )
-    assert pruned
-    write_page(compute_result(msgspec.structs.replace(record, trials=trials)), tmp_path / "report.html")
-    context = browser.new_context(accept_downloads=True)
+    latency = replace(record.dense.latency, workload=HOSTILE, device=HOSTILE)
+    hostile = replace(record, plan=plan, trials=trials, dense=replace(record.dense, latency=latency))
+    write_page(compute_result(hostile), tmp_path / "report.html")
+    context = browser.new_context(viewport=DESKTOP, offline=True, accept_downloads=True)
     visit = Visit(context, tmp_path / "report.html")
+    assert visit.page.locator("h1").inner_text() == HOSTILE
+    assert HOSTILE in visit.column("no value because")
+    visit.page.locator("#trials-body tr", has_text=HOSTILE).first.locator("button").click()
+    assert HOSTILE in visit.page.locator("#picked").inner_text()
+    assert visit.page.locator("img").count() == 0
     with visit.page.expect_download() as download:
         visit.page.get_by_role("button", name="Download CSV").click()
     download.value.save_as(tmp_path / "trials.csv")
     with (tmp_path / "trials.csv").open(encoding="utf-8", newline="") as handle:
-        cells = [row["no value because"] for row in csv.DictReader(handle)]
-    context.close()
-    assert set(cells) == {f"'{formula}" for formula in formulas[:-1]} | {formulas[-1]}
-
-
-def test_a_hostile_name_stays_text(browser: Browser, record: StudyRecord, tmp_path: Path) -> None:
-    protocol = msgspec.structs.replace(record.plan.protocol, model=HOSTILE)
-    plan = msgspec.structs.replace(record.plan, name=HOSTILE, protocol=protocol, command=HOSTILE)
-    trials = [
-        msgspec.structs.replace(t, evaluation=msgspec.structs.replace(t.evaluation, skipped_because=HOSTILE))
-        if t.state == "PRUNED"
-        else t
-        for t in record.trials
-    ]
-    latency = msgspec.structs.replace(record.dense.latency, workload=HOSTILE, device=HOSTILE)
-    dense = msgspec.structs.replace(record.dense, latency=latency)
-    hostile = msgspec.structs.replace(record, plan=plan, trials=tuple(trials), dense=dense)
-    write_page(compute_result(hostile), tmp_path / "report.html")
-    context = browser.new_context(viewport=DESKTOP, offline=True)
-    visit = Visit(context, tmp_path / "report.html")
-    assert visit.page.locator("h1").inner_text() == HOSTILE
-    visit.page.locator("#trials-state").select_option("pruned")
-    assert visit.column("no value because") == [HOSTILE]
-    visit.page.locator("#trials-body button").click()
-    assert HOSTILE in visit.page.locator("#picked").inner_text()
-    assert visit.page.locator("img").count() == 0
+        cells = {row["no value because"] for row in csv.DictReader(handle)}
+    assert cells == {HOSTILE, 'plain, "text"', *(f"'{formula}" for formula in formulas)}
     assert visit.complaints == []
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_reads_it_without_scrolling_sideways(browser: Browser, path: Path, scheme: str) -> None:
-    context = browser.new_context(viewport=PHONE, offline=True, has_touch=True, color_scheme=scheme)  # type: ignore[arg-type]
+def test_a_phone_reads_it_without_scrolling_sideways(browser: Browser, path: Path) -> None:
+    context = browser.new_context(viewport=PHONE, offline=True, has_touch=True, color_scheme="dark")  # type: ignore[arg-type]
     visit = Visit(context, path)
-    assert visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    ink, paper = visit.page.evaluate("(style => [style.color, style.backgroundColor])(getComputedStyle(document.body))")
-    bright = [sum(map(int, color[4:-1].split(","))) for color in (ink, paper)]
-    assert (bright[0] > bright[1]) == (scheme == "dark")
+    for scheme in ("dark", "light"):
+        visit.page.emulate_media(color_scheme=scheme)
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        ink, paper = visit.page.evaluate(
+            "(style => [style.color, style.backgroundColor])(getComputedStyle(document.body))"
+        )
+        bright = [sum(map(int, color[4:-1].split(","))) for color in (ink, paper)]
+        assert (bright[0] > bright[1]) == (scheme == "dark")
     assert visit.complaints == []
     context.close()
 

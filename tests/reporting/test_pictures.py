@@ -30,12 +30,14 @@ def make_program(path: Path, text: str) -> Path:
     return path
 
 
-def test_every_figure_becomes_a_picture(result: StudyResult, page: Path, tmp_path: Path, browser_path: str) -> None:
+def test_a_figure_becomes_a_picture_in_every_format(
+    result: StudyResult, page: Path, tmp_path: Path, browser_path: str
+) -> None:
     drawn = draw_figures(result)
     assert list(drawn) == ["pareto", "layers", "sensitivity", "agreement", "progress", "curves", "latency"]
-    few = {name: drawn[name] for name in ("pareto", "layers")}
-    written = write_pictures(few, page=page, target=tmp_path / "pictures", formats=("png", "svg"))
-    names = ["pareto.png", "pareto.svg", "layers.png", "layers.svg", "report.png"]
+    one = {"pareto": drawn["pareto"]}  # all of them are drawn as the README says
+    written = write_pictures(one, page=page, target=tmp_path / "pictures", formats=("png", "svg"))
+    names = ["pareto.png", "pareto.svg", "report.png"]
     assert [path.name for path in written] == names
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(names)
     assert read_size(tmp_path / "pictures" / "pareto.png")[0] == SCALE * WIDTH_PX

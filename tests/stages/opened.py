@@ -30,27 +30,22 @@ from seed.stages.searching import score_space
 from seed.study_dir import StudyFolder
 from tests.conftest import make_tokenizer
 from tests.proxy.opened import CPU, drop, open_instruments, time_candidate
+from tests.reporting import factory
 
-QUIET = Terminal(quiet=True)
+QUIET, DEFAULT = Terminal(quiet=True), StudyConfig()
 SPACE = SearchSpace(num_layers=4, droppable_layers=(0, 1, 2, 3), min_dropped=1, max_dropped=2)  # 10 candidates
 
-PROTOCOL = Protocol(
+PROTOCOL = msgspec.structs.replace(
+    factory.make_protocol(SPACE),
     model="tiny",
     location="/models/tiny",
     revision=None,
-    commit=None,
-    weights_sha256="ab" * 32,
-    trust_remote_code=False,
     license=None,
-    space=SPACE,
     recovery_text="notes.txt",
-    validation_text=None,
-    test_text=None,
     window_tokens=64,
     calibration_tokens=768,
     validation_tokens=384,
     test_tokens=None,
-    bos_each_window=False,
     streams={
         name: StreamRecord(source="notes.txt", tokens=768, documents=6, sha256=letter * 64)
         for name, letter in (("recovery", "a"), ("validation", "b"), ("test", "c"))
@@ -59,18 +54,9 @@ PROTOCOL = Protocol(
     short_steps=2,
     batch_tokens=256,
     short_learning_rate=3e-3,
-    mixed_precision=False,
-    lora_rank=None,
-    freeze_prefix=False,
-    latency_batch=1,
     prompt_tokens=8,
     new_tokens=4,
     latency_repeats=3,
-    compiled=False,
-    latency_command=None,
-    device="cpu",
-    dtype="float32",
-    rng_seed=0,
 )
 
 
@@ -113,10 +99,12 @@ def open_trials(session: Session) -> optuna.Study:
     return open_study(optuna.storages.InMemoryStorage(), name="tiny", proxy=session.protocol.proxy, fingerprint="one")
 
 
-def make_plan(session: Session, settings: StudyConfig, *, trials: int, covers_space: bool) -> SearchPlan:
+def make_plan(
+    protocol: Protocol = PROTOCOL, settings: StudyConfig = DEFAULT, *, trials: int = 10, covers_space: bool = True
+) -> SearchPlan:
     """A plan of so many trials."""
     return protocols.make_plan(
-        settings, session.protocol, name="tiny", trials=trials, distill_tokens=1024, covers_space=covers_space
+        settings, protocol, name="tiny", trials=trials, distill_tokens=1024, covers_space=covers_space
     )
 
 
@@ -177,7 +165,7 @@ class TinyStudy:
     ) -> tuple[TrialRecord, ...]:
         """Score candidates of the opened study, and return all trials that it has."""
         wanted = StudyConfig(**settings)
-        plan = make_plan(self.session, wanted, trials=trials, covers_space=covers_space)
+        plan = make_plan(self.session.protocol, wanted, trials=trials, covers_space=covers_space)
         score_space(
             terminal, opened.executor, opened.table, opened.trials, opened.cache, plan, wanted, rng_seed=wanted.rng_seed
         )

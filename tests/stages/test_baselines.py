@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from seed.config import StudyConfig
 from seed.evidence import Baseline, SearchGain
 from seed.optimize.strategies import STRATEGIES, run_strategy
 from seed.proxy.layer_tokens import BudgetedScorer
@@ -27,7 +26,7 @@ def search(study: TinyStudy, **wanted: Any) -> tuple[Sweep, tuple[TrialRecord, .
 def measure(
     session: Session, sweep: Sweep, trials: tuple[TrialRecord, ...], *, most: int = 10, covers_space: bool = False
 ) -> SearchGain:
-    plan = make_plan(session, StudyConfig(), trials=most, covers_space=covers_space)
+    plan = make_plan(session.protocol, trials=most, covers_space=covers_space)
     return baselines.compare_baselines(
         session, sweep, SPACE, trials, plan=plan, solver="somehow", on_baseline=lambda title: None
     )

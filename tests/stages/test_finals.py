@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from seed import study_dir
-from seed.config import StudyConfig
 from seed.console import Advance
 from seed.errors import StudyError
 from seed.models.checkpoint import load_checkpoint
@@ -20,6 +19,7 @@ from seed.stages.finals import distill_members
 from seed.stages.students import Budget, Member, choose_learning_rate
 from seed.study_dir import StudyFolder
 from tests.finished import Heard, forget_times
+from tests.interrupting import interrupting
 from tests.models.test_provenance import DAMAGES, halve
 from tests.proxy.opened import drop, time_candidate
 from tests.stages.opened import TinyStudy, make_plan
@@ -32,10 +32,6 @@ MEMBERS = [
 ]
 
 
-class StoppedError(Exception):
-    """Stands for whatever ends a run."""
-
-
 class Finals:
     """A tiny study whose original is judged, with members distilled again and again as separate commands would."""
 
@@ -45,7 +41,7 @@ class Finals:
         with self.study.open() as opened:
             self.dense: DenseResult = opened.executor.call("judge_dense", time_candidate(drop(1)))
         study_dir.write_record(self.folder.dense, self.dense)
-        plan = make_plan(self.session, StudyConfig(), trials=1, covers_space=True)
+        plan = make_plan(self.session.protocol, trials=1, covers_space=True)
         study_dir.write_record(self.folder.plan, plan)
 
     def run(self, members: list[Member] = MEMBERS, budget: Budget = BUDGET) -> list[DistillResult]:
@@ -110,29 +106,12 @@ def test_members_together_end_as_each_alone(tmp_path: Path, monkeypatch: pytest.
     assert list(map(forget_times, together)) == list(map(forget_times, alone))
 
 
-def stop_behind(count: int, keep: Callable) -> Callable:
-    """What keeps so many results and then ends the run."""
-    left = [count]
-
-    def stop(*args: object) -> None:
-        if left[0] == 0:
-            raise StoppedError
-        left[0] -= 1
-        keep(*args)
-
-    return stop
-
-
-def test_a_stopped_run_goes_on_and_nothing_finished_is_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_goes_on_and_nothing_finished_is_done_again(tmp_path: Path) -> None:
     expected = Finals(tmp_path / "unbroken").run()
     opened = Finals(tmp_path / "stopped")
     for name in ("keep_first", "keep_replica"):
-        with monkeypatch.context() as patch:
-            patch.setattr(finals, name, stop_behind(1, getattr(finals, name)))
-            with pytest.raises(StoppedError):
-                opened.run()
+        with interrupting(finals, name, after=1):
+            opened.run()
         first, second = map(opened.folder.result, ("drop-1", "drop-2"))
         assert first.exists()
         assert second.exists() == (name == "keep_replica")

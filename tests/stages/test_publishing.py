@@ -8,7 +8,6 @@ import pytest
 from optuna_dashboard import get_note
 
 from seed import sessions, study_dir
-from seed.config import StudyConfig
 from seed.optimize.frontier import select_frontier
 from seed.records import Frontier, TrialRecord
 from seed.scores import ScoreStore
@@ -26,9 +25,7 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self.tiny = TinyStudy(directory)
         self.session: Session = self.tiny.session
-        study_dir.write_record(
-            self.session.folder.plan, make_plan(self.session, StudyConfig(), trials=10, covers_space=True)
-        )
+        study_dir.write_record(self.session.folder.plan, make_plan(self.session.protocol))
         study_dir.write_record(self.session.folder.environment, sessions.describe_environment(self.session))
         with self.tiny.open() as opened:
             dense = opened.executor.call("judge_dense", next(iter(make_table().values())))

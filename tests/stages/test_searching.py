@@ -1,7 +1,6 @@
 """Scoring a space: swept whole where that was planned, best first; else searched; resumed without repeating anything."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -19,6 +18,7 @@ from seed.scores import ScoreStore
 from seed.sessions import Session
 from seed.stages import searching
 from seed.stages.searching import describe_recovery, measure_recovery, name_solver, rank_candidates
+from tests.interrupting import interrupting
 from tests.proxy.opened import drop
 from tests.reporting import factory
 from tests.stages.opened import SPACE, TinyStudy, make_table
@@ -138,35 +138,13 @@ def read_rows(search: TinyStudy) -> list[ScoreRow]:
         return store.read_rows()
 
 
-class BrokenError(Exception):
-    pass
-
-
-def break_after(count: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Fail behind so many closed-form scores; call what is returned to mend it."""
-    recover, left = Sweep.recover, [count]
-
-    def fail(sweep: Sweep, candidate: Candidate):
-        if left[0] == 0:
-            raise BrokenError
-        left[0] -= 1
-        return recover(sweep, candidate)
-
-    monkeypatch.setattr(Sweep, "recover", fail)
-    return lambda: monkeypatch.setattr(Sweep, "recover", recover)
-
-
 @pytest.mark.parametrize("proxy", ["closed-form", "short-distillation"])
-def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(
-    proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_sweep_resumed_ends_as_an_unbroken_one(proxy: str, tmp_path: Path) -> None:
     count = 3 if proxy == "short-distillation" else 10  # a sweep scores all, and leads short distillation
     whole = TinyStudy(tmp_path / "whole", proxy=proxy).run(trials=count)
     search = TinyStudy(tmp_path / "broken", proxy=proxy)
-    mend = break_after(6, monkeypatch)
-    with pytest.raises(BrokenError):
+    with interrupting(Sweep, "recover", after=6):
         search.run(trials=count)
-    mend()
     rows = read_rows(search)
     trials = search.run(trials=count)
     assert read_rows(search)[: len(rows)] == rows

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from seed import sessions, study_dir
-from seed.config import StudyConfig
 from seed.errors import StudyError
 from seed.optimize.frontier import select_frontier
 from seed.proxy.instruments import size_of
@@ -53,7 +52,7 @@ def searched(tmp_path: Path) -> tuple[StudyFolder, tuple[TrialRecord, ...]]:
     """A study of three trials as a search without distillation leaves it, but without an Optuna study."""
     session = open_session(tmp_path / "tiny")
     sweep, study = open_sweep(session), session.folder
-    study_dir.write_record(study.plan, make_plan(session, StudyConfig(), trials=3, covers_space=False))
+    study_dir.write_record(study.plan, make_plan(session.protocol, trials=3, covers_space=False))
     study_dir.write_record(study.environment, sessions.describe_environment(session))
     dense = judging.judge_dense(session, sweep.instruments, next(iter(make_table().values())))
     study_dir.write_record(study.dense, dense)
