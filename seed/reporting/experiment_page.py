@@ -45,6 +45,7 @@ def tell_comparison(
     comparison: Comparison, summary: ComparisonSummary, *, names: Names, repeat: Mapping[str, Any]
 ) -> Findings:
     """Tell what strategies reached at equal cost."""
+    names = {run.strategy: (run.strategy, ABSENT) for run in comparison.runs} | dict(names)  # some are gone since
     titles = {name: title for name, (title, _) in names.items()}
     theirs = titles[summary.reference]
     tables, answers, panels = [], [], {}
