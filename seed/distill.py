@@ -92,7 +92,9 @@ def distill_trials(
             terminal.say(f"{study.root}: every member of the frontier is distilled")
             return [], record
         with processes.fail_together():
-            session, instruments, at_most = open_model(args, study, plan.protocol, processes, terminal=terminal)
+            session, instruments = open_model(args, study, plan.protocol, processes, terminal=terminal)
+        at_most = agree_on_room(session, processes)
+        with processes.fail_together():
             budget = plan_budget(args, plan, session, record, chosen, at_most=at_most, terminal=terminal)
         opened = open_shown(study, plan, storage=args.storage, on_warning=terminal.say)
         results = distill_chosen(
@@ -120,7 +122,10 @@ def follow(args: DistillCommand, several: "ProcessGroup") -> None:
     if not several.share(False, bool):
         return
     with several.fail_together():
-        _, instruments, _ = open_model(args, study, plan.protocol, several, terminal=Terminal(quiet=True))
+        session, instruments = open_model(args, study, plan.protocol, several, terminal=Terminal(quiet=True))
+    agree_on_room(session, several)
+    with several.fail_together():
+        pass  # the first looks at the disk
     students.follow(instruments)
 
 
@@ -144,10 +149,8 @@ def open_together(
 
 def open_model(
     args: DistillCommand, study: StudyFolder, protocol: Protocol, processes: "SingleProcess", *, terminal: Terminal
-) -> "tuple[Session, Instruments, int]":
-    """Open model and text, and say how many students are trained side by side, which is what the process with least room has room for.
-
-    Of several processes only the first keeps weights, and gives the others their shards of them.
+) -> "tuple[Session, Instruments]":
+    """Open model and text; of several processes, only the first keeps weights, and gives the others their shards of them.
 
     Raises:
         SeedError: they changed since the study was planned, or several processes cannot train this.
@@ -165,13 +168,11 @@ def open_model(
     terminal.say(f"opening {protocol.model}" + f", to train in {processes.size} processes" * is_several)
     session = sessions.reopen(study, protocol, device_name=args.device)
     instruments = dataclasses.replace(sessions.prepare_instruments(session), processes=processes)
-    at_most = processes.find_least(budgets.count_parallel_students(session))
     if is_several:
         from seed.distillation import fsdp
 
         assert isinstance(processes, fsdp.ProcessGroup)
         processes.take_device(session.device.type)
-        vars(session)["recomputes"] = processes.is_any(session.recomputes)  # a GPU may have less room than the others
         settings = budgets.short_settings(session, drop_layers(session.anatomy.num_layers, []))
         fsdp.require_shardable(settings, session.teacher.model)
         if not processes.leads:
@@ -181,7 +182,15 @@ def open_model(
                 anatomy=Anatomy(fsdp.empty(anatomy.model)),
                 grafted=None if grafted is None else Anatomy(fsdp.empty(grafted.model)),
             )
-    return session, instruments, at_most
+    return session, instruments
+
+
+def agree_on_room(session: "Session", processes: "SingleProcess") -> int:
+    """How many students are trained side by side, and whether layers run again: as the process with the least room says."""
+    from seed.stages.budgets import count_parallel_students
+
+    vars(session)["recomputes"] = processes.is_any(session.recomputes)
+    return processes.find_least(count_parallel_students(session))
 
 
 def plan_budget(

@@ -85,6 +85,20 @@ def test_what_one_process_finds_wrong_ends_both(searched, tmp_path):
     assert second[2].startswith("error: studies/tiny: not a study")
 
 
+UNOPENED = """
+from seed import errors, sessions
+def reopen(*_args, **_more): raise errors.ModelError("the model changed since")
+sessions.reopen = reopen
+"""
+
+
+def test_a_model_that_one_process_cannot_open_ends_both(searched, tmp_path):
+    first, second = run_pair(tmp_path, cwd=searched, first_prelude=UNOPENED)
+    assert first[0] == 2
+    assert first[2].endswith("error: the model changed since\n")
+    assert second == (2, "", "")
+
+
 def test_processes_that_see_different_folders_do_not_train(searched, tmp_path):
     path = shutil.copytree(searched, tmp_path / "other")
     place = path / "studies" / "tiny" / "plan.json"
