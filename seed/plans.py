@@ -49,9 +49,7 @@ class Protocol(Record, frozen=True, kw_only=True):
     revision: str | None
     commit: str | None
     weights_sha256: str | None  # of a local directory's weights, or of the GGUF file
-    gguf_types: dict[str, int] = msgspec.field(
-        default_factory=dict
-    )  # how many tensors of the GGUF file are in each of ggml's types
+    gguf_types: dict[str, int] = msgspec.field(default_factory=dict)  # of the GGUF file: tensors by ggml's type
     trust_remote_code: bool
     license: str | None
     space: SearchSpace

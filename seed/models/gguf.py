@@ -98,11 +98,11 @@ def read_header(file: Path) -> GgufHeader:
             metadata, header = _parse(Cursor(data))
     except (struct.error, OverflowError) as error:
         raise ModelError(f"{place}: no whole GGUF file (it ends within its header). {AGAIN}") from error
-    except (ValueError, KeyError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ModelError(f"{place}: no whole GGUF file ({first_line(error)}). {AGAIN}") from error
     except OSError as error:
         raise ModelError(f"{place}: cannot be read ({error.strerror or error}).") from error
-    if (parts := metadata.get("split.count", 1)) > 1:
+    if (parts := metadata.get("split.count", 1)) not in (0, 1):
         raise ModelError(
             f"{place}: one of {parts} parts of a model, and transformers opens whole ones only. Put them together first: "
             "llama-gguf-split --merge FIRST-PART WHOLE.gguf"

@@ -41,7 +41,13 @@ NAMES = {
 
 
 def write_gguf(
-    path: Path, *, kind: Kind = Kind.F32, family: str = "llama", words: bool = True, **values: int
+    path: Path,
+    *,
+    kind: Kind = Kind.F32,
+    family: str = "llama",
+    words: bool = True,
+    further: bool = False,
+    **values: int,
 ) -> transformers.PreTrainedModel:
     """Write a random Llama as llama.cpp's converter does; return it.
 
@@ -50,6 +56,7 @@ def write_gguf(
         kind: that its matrices are stored in.
         family: that the file names.
         words: its tokenizer is in it.
+        further: so is a tensor that transformers does not read.
         values: of its metadata, besides.
     """
     model = make_model("llama")
@@ -86,6 +93,8 @@ def write_gguf(
             writer.add_tensor(
                 functools.reduce(lambda said, one: said.replace(*one), NAMES.items(), name), data, raw_dtype=stored
             )
+    if further:
+        writer.add_tensor("rope_freqs.weight", np.ones(4, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -113,6 +122,12 @@ def test_a_file_opens_as_what_it_was_made_from(file: Path) -> None:
     assert teacher.tokenizer("Hello there")["input_ids"] == make_tokenizer()("Hello there")["input_ids"]
     assert teacher.notes == ("from a GGUF file (38 tensors in F32)",)
     assert teacher.stored_dtype == torch.float32
+
+
+def test_numbers_that_transformers_does_not_read_are_told(file: Path) -> None:
+    write_gguf(file, further=True)
+    teacher = open_teacher(ModelSource(location=str(file)), device=torch.device("cpu"), dtype_name=None)
+    assert teacher.notes[1] == "transformers reads 45,376 of the 45,380 numbers in this GGUF file"
 
 
 def test_weights_that_are_missing_are_not_made_up(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
