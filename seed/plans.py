@@ -49,7 +49,9 @@ class Protocol(Record, frozen=True, kw_only=True):
     revision: str | None
     commit: str | None
     weights_sha256: str | None  # of a local directory's weights, or of the GGUF file
-    gguf_types: dict[str, int] = msgspec.field(default_factory=dict)  # of the GGUF file: tensors by ggml's type
+    gguf_types: dict[str, int] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # tensors of a GGUF file by ggml's type; else left out
     trust_remote_code: bool
     license: str | None
     space: SearchSpace

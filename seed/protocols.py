@@ -133,7 +133,7 @@ def fix_protocol(
         "location": source.location,
         "commit": commit,
         "weights_sha256": weights_sha256,
-        "gguf_types": list_types(source.location),
+        "gguf_types": list_types(source.location) or msgspec.UNSET,
         "space": space,
         "bos_each_window": request.bos_each_window,
         "streams": streams,

@@ -119,7 +119,7 @@ def describe_origin(protocol: Protocol) -> dict[str, Any]:
         "base_model": protocol.location,
         "base_revision": protocol.commit or protocol.revision,
         "base_sha256": protocol.weights_sha256,
-        "gguf_types": protocol.gguf_types,
+        "gguf_types": protocol.gguf_types or {},
         "start": start,
         "window_tokens": protocol.window_tokens,
     }

@@ -84,7 +84,7 @@ def write_card(
         title=title,
         base_model=protocol.location,
         licence=licence,
-        gguf_types=protocol.gguf_types,
+        gguf_types=protocol.gguf_types or {},
         how=f"{'' if result.width is None else f', {cut}'}, found and recovered",
         candidate=result.candidate,
         seed_version=plan.seed_version,
