@@ -133,7 +133,7 @@ def fix_protocol(
         "location": source.location,
         "commit": commit,
         "weights_sha256": weights_sha256,
-        "gguf_types": list_types(source.location) or msgspec.UNSET,
+        "gguf_types": list_types(source.location),
         "space": space,
         "bos_each_window": request.bos_each_window,
         "streams": streams,
@@ -149,7 +149,8 @@ def fix_protocol(
         "dtype": spell_dtype(dtype),
     }
     told = {name: getattr(settings, name) for name in Protocol.__struct_fields__ if name not in settled}
-    return msgspec.convert(told | settled, Protocol)
+    protocol = msgspec.convert(told | settled, Protocol)
+    return protocol if protocol.gguf_types else msgspec.structs.replace(protocol, gguf_types=msgspec.UNSET)
 
 
 def choose_proxy(proxy: str | None, *, gains: dict[int, float] | None, family: str) -> str:
