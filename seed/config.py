@@ -51,7 +51,7 @@ Value = TypeVar("Value")
 class ModelSection:
     """Model."""
 
-    model: str = typed("a name listed below, a hub id, or a directory (default: demo)", "demo")
+    model: str = typed("a name listed below, a hub id, a directory or a GGUF file (default: demo)", "demo")
     hub_id: str | None = entry(key="name")
     revision: str | None = option("revision of a hub model", metavar="COMMIT")
     num_layers: int | None = entry()

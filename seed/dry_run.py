@@ -23,12 +23,13 @@ from seed.data.documents import SPLITS
 from seed.errors import ModelError, ResourceError, first_line
 from seed.models.anatomy import Anatomy, count_params, text_config
 from seed.models.checks import open_tokenizer
-from seed.models.files import check_files, has_tokenizer
+from seed.models.files import check_files, has_tokenizer, is_gguf
+from seed.models.gguf import find_converted, read_gguf_config
 from seed.models.loader import ModelSource, check_source, choose_device, choose_dtype, explain_failure, find_auto_class
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
 from seed.plans import Protocol, StreamRecord
 from seed.proxy.closed_form import measure_gains
-from seed.reporting.wording import count_things, format_bytes, format_count
+from seed.reporting.wording import count_things, describe_gguf, format_bytes, format_count
 from seed.resolve import list_presets, name_base, read_preset
 
 # WikiText-2's published words (arXiv 1609.07843, table 1) at 1.3 tokens each: GPT-2's tokenizer makes 1.17, Llama 2's 1.39.
@@ -89,6 +90,8 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
         f"dry run for {source.location}: {shape.num_layers} layers, {format_count(num_params)} parameters; no weights are "
         "read, nothing is written"
     )
+    if protocol.gguf_types:
+        say(f"from {describe_gguf(protocol.gguf_types)}")
     for line in [*cost.describe_plan(protocol, plan, estimate), *describe_depths(shape, protocol)]:
         say(line)
     threads = "" if shape.gpu_bytes else f" with {count_things(torch.get_num_threads(), 'thread')}"
@@ -115,6 +118,10 @@ def read_config(source: ModelSource, settings: StudyConfig) -> Any:
     import transformers
 
     location = source.location if source.location != "demo" else str(protocols.resolve_location("demo"))
+    if is_gguf(location):
+        if (made := find_converted(Path(location))) is None:
+            return read_gguf_config(Path(location))
+        location = str(made)
     is_local = Path(location).is_dir()
     if is_local:
         check_files(Path(location))
@@ -192,6 +199,8 @@ def describe_text(request: CorpusRequest, source: ModelSource) -> dict[str, Stre
     """
     wanted = (request.recovery, request.validation or request.recovery, request.test or request.recovery)
     directory = protocols.resolve_location(source.location)
+    if is_gguf(directory):  # one that was not opened before has its tokenizer inside
+        directory = find_converted(directory) or directory
     if has_tokenizer(directory) and all(text == "demo" or not has_own_splits(text) for text in wanted):
         place = f"--model {source.location}"
         tokenizer, _ = open_tokenizer(directory, place=place, trust_remote_code=source.trust_remote_code)

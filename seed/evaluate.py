@@ -1,7 +1,7 @@
 """Perplexity and latency of any checkpoint, by Seed's protocol: python -m seed.evaluate studies/demo/models/drop-1
 
 A model inside a study is judged on that study's test text, beside its dense model. Any other model (a
-directory, a hub id, a preset's name) is judged alone, on the text you name, or else its preset's.
+directory, a GGUF file, a hub id, a preset's name) is judged alone, on the text you name, or else its preset's.
 With ``--tasks`` both are also judged by tasks of lm-eval.
 """
 
@@ -50,7 +50,9 @@ class TaskOptions:
 class EvaluateCommand(TaskOptions):
     """Perplexity and latency of a checkpoint."""
 
-    model: str = argument("studies/NAME/models/KEY, any directory, a hub id, or a preset's name", metavar="MODEL")
+    model: str = argument(
+        "studies/NAME/models/KEY, any directory or GGUF file, a hub id, or a preset's name", metavar="MODEL"
+    )
     test_text: str | None = option(
         "text to judge on (default: the study's or the preset's, else wikitext2)", metavar="SOURCE"
     )

@@ -30,7 +30,7 @@ class ExportCommand:
     Tensors are copied from file to file: the model may be larger than memory.
     """
 
-    source: str = argument("the study's folder; with --keep a model: a directory or hub id", metavar="STUDY")
+    source: str = argument("the study's folder; with --keep a model: a directory, GGUF file or hub id", metavar="STUDY")
     trial: int | None = option("number of the trial, as in the report", kind=WHOLE)
     recovery: bool = option("write the candidate as it was cut, with a recipe for mergekit", True)
     keep: tuple[int, ...] | None = option("no study: keep these layers of a model, such as 0-3,6,8-21", kind=LAYERS)

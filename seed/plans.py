@@ -45,10 +45,13 @@ class Protocol(Record, frozen=True, kw_only=True):
     """What decides the meaning of a study's numbers; a study never mixes two of these."""
 
     model: str  # as the user named it
-    location: str  # "demo", a hub id, or an absolute directory
+    location: str  # "demo", a hub id, or an absolute directory or GGUF file
     revision: str | None
     commit: str | None
-    weights_sha256: str | None  # of a local directory's weights
+    weights_sha256: str | None  # of a local directory's weights, or of the GGUF file
+    gguf_types: dict[str, int] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )  # tensors of a GGUF file by ggml's type; else left out
     trust_remote_code: bool
     license: str | None
     space: SearchSpace

@@ -15,8 +15,10 @@ from seed.config import PROXIES, StudyConfig, known
 from seed.data.corpus import CorpusRequest, require_windows
 from seed.errors import CorpusError, ModelError, SpaceError
 from seed.models.checks import spell_dtype
+from seed.models.files import is_gguf, is_local
+from seed.models.gguf import list_types
 from seed.models.loader import ModelSource
-from seed.models.provenance import read_start
+from seed.models.provenance import hash_file, read_start
 from seed.models.stored import list_weights
 from seed.plans import Protocol, SearchPlan, StreamRecord, read_plan
 from seed.records import SearchSpace
@@ -46,7 +48,7 @@ def find_source(settings: StudyConfig) -> ModelSource:
         ModelError: a revision of a model that has none.
     """
     location = locate_model(settings.model, settings.hub_id)
-    if settings.revision and (location == "demo" or Path(location).is_dir()):
+    if settings.revision and (location == "demo" or is_local(location)):
         raise ModelError(
             f"{settings.name_place('revision')}--revision {settings.revision}: only models of the hub have revisions. Leave it out for {settings.model}."
         )
@@ -131,6 +133,7 @@ def fix_protocol(
         "location": source.location,
         "commit": commit,
         "weights_sha256": weights_sha256,
+        "gguf_types": list_types(source.location),
         "space": space,
         "bos_each_window": request.bos_each_window,
         "streams": streams,
@@ -146,7 +149,8 @@ def fix_protocol(
         "dtype": spell_dtype(dtype),
     }
     told = {name: getattr(settings, name) for name in Protocol.__struct_fields__ if name not in settled}
-    return msgspec.convert(told | settled, Protocol)
+    protocol = msgspec.convert(told | settled, Protocol)
+    return protocol if protocol.gguf_types else msgspec.structs.replace(protocol, gguf_types=msgspec.UNSET)
 
 
 def choose_proxy(proxy: str | None, *, gains: dict[int, float] | None, family: str) -> str:
@@ -224,18 +228,20 @@ def name_device(device: torch.device) -> str:
 
 
 def resolve_location(location: str) -> Path:
-    """The directory of a local model."""
+    """The directory of a local model, or its GGUF file."""
     return demo.MODEL_DIRECTORY if location == "demo" else Path(location)
 
 
 def hash_weights(path: Path) -> str:
-    """sha256 over the config and all files of weights that a directory's model is read from.
+    """sha256 over the config and all files of weights that a directory's model is read from; of a GGUF file its own.
 
     The tokenizer is known by the tokens that it makes, which a study keeps hashes of.
 
     Raises:
         ModelError: weights are missing, or lie elsewhere.
     """
+    if is_gguf(path):
+        return hash_file(path)
     digest = hashlib.sha256()
     for file in [path / "config.json", *list_weights(path)]:
         with file.open("rb") as handle:

@@ -16,6 +16,7 @@ from seed import study_dir, untrusted
 from seed.cli import list_options, spell_command
 from seed.config import DEFAULT_TEXT, OPTIONS, SECTIONS, StudyConfig, known
 from seed.errors import CorpusError, ModelError, SeedError, SpaceError, StudyError
+from seed.models.files import is_local
 from seed.models.provenance import Start, find_origin, read_start
 from seed.optimize.space import make_space, narrow_space
 from seed.records import SearchSpace
@@ -38,7 +39,7 @@ def fill_from_files(asked: StudyConfig) -> StudyConfig:
     start = None if asked.start is None else read_start(asked.start)
     preset, named = read_preset(model), own.get("hub_id")
     if asked.is_typed("model"):
-        is_of_hub = not Path(model).expanduser().is_dir()
+        is_of_hub = not is_local(model)
         if is_of_hub and named not in (None, model, preset.get("hub_id")):  # what runs is not the file's to choose
             raise SpaceError(
                 f"{asked.space}: is of {named}, and --model says {model}. Leave --model out, or the file's name."
@@ -70,7 +71,7 @@ def resolve_config(asked: StudyConfig) -> StudyConfig:
         SeedError: a file is wrong, or contradicts what was told; or a local model comes without any text.
     """
     settings = fill_from_files(asked)
-    if settings.recovery_text is None and Path(settings.model).expanduser().is_dir():
+    if settings.recovery_text is None and is_local(settings.model):
         raise ask_for_text(settings.model, option="--recovery-text")
 
     def resolve_path(text: str | None) -> str | None:
@@ -100,10 +101,9 @@ def name_base(base_model: str) -> str:
 
 
 def locate_model(model: str, hub_id: str | None) -> str:
-    """``demo``, an absolute directory, or a hub id."""
-    path = Path(model).expanduser()
-    if model != "demo" and path.is_dir():
-        return str(path.resolve())
+    """``demo``, an absolute directory or GGUF file, or a hub id."""
+    if model != "demo" and is_local(model):
+        return str(Path(model).expanduser().resolve())
     return hub_id if hub_id is not None and model in list_presets() else model
 
 
@@ -121,7 +121,7 @@ def name_default_study(model: str) -> str:
     name = re.sub(
         r"[^A-Za-z0-9._-]+", "-", Path(model).expanduser().resolve().name if model in (".", "..") else Path(model).name
     )
-    return name.strip("-._")[:100] or "study"
+    return name.removesuffix(".gguf").strip("-._")[:100] or "study"
 
 
 def typed_command(settings: StudyConfig) -> str:
@@ -226,7 +226,7 @@ def choose_text(name: str) -> str:
     origin = find_origin(name)  # may come from anyone, so no file that it names is opened
     if origin is not None and origin.test_text in NAMED_TEXTS:
         return origin.test_text
-    if Path(name).expanduser().is_dir():
+    if is_local(name):
         raise ask_for_text(name, option="--test-text")
     return DEFAULT_TEXT
 

@@ -21,6 +21,7 @@ from seed.evaluation.perplexity import choose_micro_batch, logits_of, measure_lo
 from seed.models.anatomy import Anatomy, count_params
 from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
 from seed.models.checks import refuse_ids
+from seed.models.files import is_local
 from seed.models.loader import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.models.provenance import read_start
 from seed.models.surgery import graft, list_needed, view_layers
@@ -127,7 +128,7 @@ def open_for_search(
     request = request_text(settings, anatomy.config)
     streams = _open_streams(request, teacher)
     gains = _measure_gains(anatomy, streams["recovery"])
-    local = location == "demo" or Path(location).is_dir()
+    local = location == "demo" or is_local(location)
     protocol = fix_protocol(
         settings,
         source,

@@ -32,6 +32,17 @@ COMPANIONS = (
 )
 
 
+def is_gguf(name: str | Path) -> bool:
+    """Is this a GGUF file?"""
+    path = Path(name).expanduser()
+    return path.suffix == ".gguf" and path.is_file()
+
+
+def is_local(name: str) -> bool:
+    """Does a model's name stand for something of the user's own: a directory, or a GGUF file?"""
+    return Path(name).expanduser().is_dir() or is_gguf(name)
+
+
 def read_companions(original: Path) -> dict[str, bytes]:
     """The files that stand beside an original's weights, its config with them, by their path; links are followed."""
     found = {path for pattern in ("config.json", *COMPANIONS) for path in original.glob(pattern) if path.is_file()}

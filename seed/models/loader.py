@@ -1,4 +1,4 @@
-"""Open the original model: a preset's name, a hub id or a local directory -> model and tokenizer."""
+"""Open the original model: a preset's name, a hub id, a local directory or a GGUF file -> model and tokenizer."""
 
 import difflib
 import glob
@@ -14,7 +14,8 @@ from torch import nn
 from seed import demo, study_dir
 from seed.errors import ModelError, ResourceError, first_line, is_offline, name_kinds
 from seed.models import checks
-from seed.models.files import CARD, COMPANIONS, check_files, has_tokenizer
+from seed.models.files import CARD, COMPANIONS, check_files, has_tokenizer, is_gguf
+from seed.models.gguf import convert, tell_of_gguf
 from seed.models.stored import INDEX, SINGLE, StoredTensor, list_shards, read_tensors
 from seed.models.surgery import refuse_unfit
 from seed.records import HUB_ID
@@ -29,7 +30,7 @@ OFFLINE_CURE = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """Where a model comes from: a directory or a hub id, and a revision where one is pinned."""
+    """Where a model comes from: a directory, a GGUF file or a hub id, and a revision where one is pinned."""
 
     location: str
     revision: str | None = None
@@ -45,7 +46,7 @@ class Teacher:
     tokenizer: Any
     dtype: torch.dtype  # computed in
     stored_dtype: torch.dtype  # exported in: as the checkpoint stores it, or narrower where it is opened narrower
-    directory: Path  # where its files lie: the user's own, or one in the hub's cache
+    directory: Path  # where its files lie: the user's own, one in the hub's cache, or what a GGUF file was made into
     commit: str | None  # of the hub
     notes: tuple[str, ...] = ()  # what its user is told before its numbers are believed
 
@@ -83,8 +84,13 @@ def choose_dtype(name: str | None, *, device: torch.device, stored: torch.dtype)
 
 
 def find_directory(location: str) -> Path | None:
-    """The directory that a model's name stands for: the embedded model's, or the user's own. None: it is one of the hub."""
+    """The directory that a model's name stands for: the embedded model's, or the user's own. None: it is one of the hub.
+
+    A GGUF file is made into one.
+    """
     path = demo.MODEL_DIRECTORY if location == "demo" else Path(location).expanduser()
+    if is_gguf(path):
+        return convert(path)
     return path if path.is_dir() else None
 
 
@@ -105,13 +111,14 @@ def check_source(source: ModelSource, *, presets: list[str]) -> None:
             )
         return
     if Path(location).expanduser().exists():
-        kind = "GGUF, which Seed does not read yet" if location.lower().endswith(".gguf") else "no directory"
         raise ModelError(
-            f"--model {location}: is a file ({kind}). Give the directory of the original model, with its config.json, "
-            "tokenizer and safetensors."
+            f"--model {location}: is a file, and its name does not end with .gguf. Give the directory of the original model, "
+            "with its config.json, tokenizer and safetensors, or a GGUF file."
         )
-    if location.startswith((".", "/", "~")) or location.count("/") > 1:
-        raise ModelError(f"--model {location}: no such directory. Give a directory with config.json and weights.")
+    if location.startswith((".", "/", "~")) or location.count("/") > 1 or location.endswith(".gguf"):
+        raise ModelError(
+            f"--model {location}: no such directory or GGUF file. Give a directory with config.json and weights."
+        )
     if not HUB_ID.fullmatch(location):
         near = difflib.get_close_matches(location.lower(), presets, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(presets)}."
@@ -166,7 +173,8 @@ def open_teacher(
         if study_dir.is_out_of_memory(error):
             raise
         raise explain_failure(source, error) from error
-    notes = (told, checks.settle_ties(model), *checks.tell_of(tensors, unread, stored_dtype))
+    made = tell_of_gguf(source.location, model)
+    notes = (*made, told, checks.settle_ties(model), *checks.tell_of(tensors, unread, stored_dtype))
     return Teacher(
         source=source,
         model=model,

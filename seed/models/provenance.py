@@ -36,9 +36,10 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """The content of seed.json. What has a default, earlier versions or other commands do not say."""
 
     seed: str = ""
-    base_model: str  # the original: "demo", a hub id, or a directory
+    base_model: str  # the original: "demo", a hub id, a directory or a GGUF file
     base_revision: str | None = None
     base_sha256: str | None = None
+    gguf_types: dict[str, int] = {}  # tensors of the original's GGUF file by ggml's types
     source_stamp: str | None = None  # of a directory that was cut without a study: sizes and times of its weights
     start: CutFrom | None = None
     window_tokens: int | None = None  # of all PPLs
@@ -118,6 +119,7 @@ def describe_origin(protocol: Protocol) -> dict[str, Any]:
         "base_model": protocol.location,
         "base_revision": protocol.commit or protocol.revision,
         "base_sha256": protocol.weights_sha256,
+        "gguf_types": protocol.gguf_types or {},
         "start": start,
         "window_tokens": protocol.window_tokens,
     }

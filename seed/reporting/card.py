@@ -33,12 +33,13 @@ class Raw:
     """A cut model without recovery, and where it comes from."""
 
     model: str  # the original, as the user named it
-    base_model: str  # "demo", a hub id, or a directory
+    base_model: str  # "demo", a hub id, a directory or a GGUF file
     revision: str | None
     candidate: Candidate  # by the original's indices
     cut_from: str | None  # the directory of a model that lacked layers before; None: the original itself
     earlier_tokens: int  # that the recovery of that one took
     licence: Mapping[str, str]
+    gguf_types: Mapping[str, int]  # of the original, where that is a GGUF file
     num_params: int
     weight_bytes: int
     seed_version: str
@@ -83,6 +84,7 @@ def write_card(
         title=title,
         base_model=protocol.location,
         licence=licence,
+        gguf_types=protocol.gguf_types or {},
         how=f"{'' if result.width is None else f', {cut}'}, found and recovered",
         candidate=result.candidate,
         seed_version=plan.seed_version,

@@ -21,7 +21,15 @@ from seed.reporting.card import render_markdown
 from seed.reporting.document import prepare_figures, render
 from seed.reporting.figures import FIGURES, draw_gallery
 from seed.reporting.result_text import format_ratio, name_model
-from seed.reporting.wording import ABSENT, format_latency_ratio, format_number, list_layers, name_depth, name_proxy
+from seed.reporting.wording import (
+    ABSENT,
+    describe_gguf,
+    format_latency_ratio,
+    format_number,
+    list_layers,
+    name_depth,
+    name_proxy,
+)
 from seed.results import StudyResult, link_candidate
 
 MOST_TRIALS = 1000  # in one figure of the dashboard: 80 bytes each; its own plots show every one
@@ -41,6 +49,9 @@ def write_page(result: StudyResult, path: Path) -> None:
 def render_page(result: StudyResult) -> str:
     """Return the report as HTML. The same result gives the same bytes."""
     record = result.record
+    protocol = msgspec.to_builtins(record.plan.protocol)
+    if types := protocol.pop("gguf_types", None):
+        protocol["gguf"] = describe_gguf(types)
     groups = itertools.groupby(result.recommended, key=lambda one: (one.chosen, one.slower))
     states = Counter(trial.state for trial in record.trials)
     return render(
@@ -53,7 +64,7 @@ def render_page(result: StudyResult) -> str:
         states=sorted(state.lower() for state in states),
         trials=", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none",
         distillation=gather_settings(record.distilled),
-        protocol=msgspec.to_builtins(record.plan.protocol),
+        protocol=protocol,
         environment=msgspec.to_builtins(record.environment),
         data=gather_data(result),
     )

@@ -102,7 +102,7 @@ class ExportLine(Line, frozen=True, kw_only=True):
     """A checkpoint that lies ready."""
 
     path: str  # its directory
-    base_model: str  # the original: "demo", a hub id, or a directory
+    base_model: str  # the original: "demo", a hub id, a directory or a GGUF file
     base_revision: str | None
     num_layers: int  # of the original
     kept_layers: tuple[int, ...]  # by their index in the original

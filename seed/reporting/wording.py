@@ -4,7 +4,7 @@ Plain text: whoever writes HTML escapes it there.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from seed.records import MARGIN, Candidate, Estimate, Latency, Quality, WidthCut, find_runs
 
@@ -16,6 +16,8 @@ PROXY_NAMES = {
     "short-distillation": "short distillation",
     "full-distillation": "full distillation",
 }
+# types of a GGUF file that transformers and it have in common; others are quantized
+GGUF_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SHORT_DISTILLATION_STEPS = re.compile(r"short-distillation-(\d+)")
 
 
@@ -24,6 +26,21 @@ def name_proxy(proxy: str) -> str:
     if match := SHORT_DISTILLATION_STEPS.fullmatch(proxy):
         return f"{int(match[1]):,} distillation step{'' if int(match[1]) == 1 else 's'}"
     return PROXY_NAMES.get(proxy, proxy)
+
+
+def is_quantized(types: Iterable[str]) -> bool:
+    """Are weights among a GGUF file's types that were rounded to few bits?"""
+    return not GGUF_FLOATS.keys() >= set(types)
+
+
+def describe_gguf(types: Mapping[str, int]) -> str:
+    """Return ``a GGUF file of quantized weights (210 tensors in Q4_1, 61 in F32), put back into bfloat16``."""
+    listed = ", ".join(
+        f"{count:,}{'' if index else ' tensors'} in {name}" for index, (name, count) in enumerate(types.items())
+    )
+    if not is_quantized(types):
+        return f"a GGUF file ({listed})"
+    return f"a GGUF file of quantized weights ({listed}), put back into bfloat16"
 
 
 def name_depth(candidate: Candidate) -> str:

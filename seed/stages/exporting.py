@@ -18,7 +18,8 @@ from seed.cli import spell_command
 from seed.config import StudyConfig
 from seed.errors import ModelError, SeedError, StudyError
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
-from seed.models.files import CARD, PROVENANCE
+from seed.models.files import CARD, PROVENANCE, is_gguf
+from seed.models.gguf import list_types
 from seed.models.loader import (
     ModelSource,
     check_source,
@@ -233,6 +234,8 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
     present = count_layers(directory)
     num_layers, before, earlier_tokens = present, tuple(range(present)), 0
     origin: dict[str, Any] = {"base_model": source.location, "base_revision": located.commit}
+    if is_gguf(source.location):
+        origin |= {"base_sha256": hash_weights(Path(source.location)), "gguf_types": list_types(source.location)}
     if (directory / PROVENANCE).is_file():  # it was cut before: layers go by the original's indices
         earlier = read_provenance(directory, place=str(directory))
         if earlier.is_narrow:
@@ -245,7 +248,8 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
                 f"{directory}: its {PROVENANCE} says that {len(before)} layers were kept, and its config has {present}. If the "
                 f"model is an original, remove {PROVENANCE}; otherwise export it again."
             )
-        origin = {name: getattr(earlier, name) for name in ("base_model", "base_revision", "base_sha256")}
+        same = ("base_model", "base_revision", "base_sha256", "gguf_types")
+        origin = {name: getattr(earlier, name) for name in same}
         origin["start"] = CutFrom(path=str(directory), sha256=None, tokens=earlier_tokens)
     if beyond := [layer for layer in kept_layers if layer >= present]:
         raise ModelError(
@@ -263,7 +267,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
         said=describe_model(
             Candidate.keep(num_layers=num_layers, kept_layers=tuple(before[layer] for layer in kept_layers)),
             **origin,
-            source_stamp=None if located.commit else stamp_weights(directory),
+            source_stamp=None if located.commit or is_gguf(source.location) else stamp_weights(directory),
             licence=find_licence(directory, named=settings.license),
             recovered=False,
             settings={"distill_tokens": 0, "earlier_tokens": earlier_tokens},
@@ -308,6 +312,7 @@ def _write_card(order: Order, cut: Cut) -> str:
         cut_from=None if said.start is None else said.start.path,
         earlier_tokens=0 if said.start is None else said.start.tokens,
         licence=said.licence,
+        gguf_types=said.gguf_types,
         num_params=cut.num_params,
         weight_bytes=cut.num_bytes,
         seed_version=__version__,

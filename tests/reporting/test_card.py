@@ -24,6 +24,7 @@ RAW = Raw(
     cut_from=None,
     earlier_tokens=0,
     licence={"license": "llama3.2"},
+    gguf_types={},
     num_params=1_000_000,
     weight_bytes=2_000_000,
     seed_version="0.1.0",
