@@ -167,8 +167,12 @@ class Pipeline:
             max_memory=self.settings.max_memory,
         )
         self.trials = self.open_trials(opened, space)
+        judges_first = self.settings.eval_command is not None  # which may fail: rather before hours of search
+        if judges_first:
+            self.judge_dense()
         self.score_candidates()
-        self.judge_dense()
+        if not judges_first:
+            self.judge_dense()
         frontier = self.choose_frontier()
         self.compare_baselines(frontier)
         if self.settings.distill:
@@ -252,7 +256,8 @@ class Pipeline:
         """Open the latency table, with each depth of the space timed once where that is needed first; else when it is met."""
         space, measure = self.session.protocol.space, functools.partial(self.executor.call, "measure_latency")
         table = LatencyTable(self.session, measure=measure, say=self.terminal.say)
-        if self.settings.max_latency_ratio is None and space.size > self.plan.trials:
+        is_needed = self.settings.max_latency_ratio is not None or self.settings.eval_command is not None
+        if not is_needed and space.size > self.plan.trials:
             return table
         self.begin("latency")
         with self.terminal.stage("latency", total=space.max_dropped - space.min_dropped + 1) as advance:
