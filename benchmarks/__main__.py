@@ -18,6 +18,7 @@ import transformers
 
 from benchmarks import (
     evaluators,
+    first_score,
     growth,
     memory,
     overhead,
@@ -34,6 +35,7 @@ from seed.console import Terminal, format_seconds, run_command
 
 # name -> module, and about how many seconds it takes on two cores by default and in full
 PARTS: dict[str, tuple[ModuleType, float, float]] = {
+    "first_score": (first_score, 30, 90),
     "tries": (tries, 150, 600),
     "sweeps": (sweeps, 120, 450),
     "speedup": (speedup, 150, 240),

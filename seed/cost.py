@@ -24,7 +24,7 @@ from seed.distillation.memory import (
 )
 from seed.distillation.teacher_states import STORED_BYTES
 from seed.errors import ResourceError
-from seed.evaluation.latency import FIRST_PAIRS, MOST_SECONDS
+from seed.evaluation.latency import FIRST_PAIRS, MOST_SECONDS, cut_stretches
 from seed.evaluation.perplexity import choose_micro_batch
 from seed.models.anatomy import Anatomy, count_params
 from seed.models.checkpoint import measure_size
@@ -256,9 +256,11 @@ def price_latency(protocol: Protocol, speed: Speed) -> float:
     if protocol.latency_command:
         return 0.0
     depths, batch = len(protocol.space.more_dropped), protocol.latency_batch
-    run = batch * protocol.prompt_tokens * speed.forward + protocol.new_tokens * max(speed.step, batch * speed.forward)
-    pairs = protocol.latency_repeats or max(FEWEST_PAIRS, min(USUAL_PAIRS, MOST_SECONDS / (2 * run)))
-    return depths * 2 * (pairs + 1) * run
+    token = max(speed.step, batch * speed.forward)
+    run = batch * protocol.prompt_tokens * speed.forward + protocol.new_tokens * token
+    a_pair = 2 * run / len(cut_stretches(protocol.new_tokens, token_ms=1000 * token))
+    pairs = protocol.latency_repeats or max(FEWEST_PAIRS, min(USUAL_PAIRS, MOST_SECONDS / a_pair))
+    return depths * (pairs * a_pair + 2 * run)
 
 
 def estimate_peak(shape: Shape, protocol: Protocol, *, trains: bool, together: int = 1) -> Memory:

@@ -159,7 +159,7 @@ def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
         tokenizer=teacher.tokenizer,
         dense=None,
         stream=stream,
-        workload=Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=5),
+        workload=Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=24),
         dtype=teacher.dtype,
         stored_dtype=teacher.stored_dtype,
     )
@@ -168,7 +168,7 @@ def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
 def judge_subject(subject: Subject, *, tasks: "TaskSet | None", terminal: Terminal) -> Judgement:
     """Judge an opened model on its text, by its latency, and by tasks, beside its dense model where it has one."""
     from seed import protocols
-    from seed.evaluation.latency import measure_pair, prepare_run
+    from seed.evaluation.latency import measure_pair, prepare_decoder
     from seed.evaluation.perplexity import choose_micro_batch, compare_models, judge, logits_of, measure_losses
     from seed.evaluation.tasks import compare_scores, score_tasks
     from seed.models.anatomy import text_config
@@ -178,18 +178,20 @@ def judge_subject(subject: Subject, *, tasks: "TaskSet | None", terminal: Termin
     device, window_tokens = next(model.parameters()).device, stream.tokens_NT.shape[1]
     vocabulary = text_config(model).vocab_size
     micro_batch = choose_micro_batch(window_tokens, vocabulary, device=device)
-    run = prepare_run(model, subject.workload, vocabulary=vocabulary)
     if dense is None:
         losses = measure_losses(logits_of(model), stream, micro_batch=micro_batch, device=device)
-        test, dense_run = judge(losses, losses), run
+        test = judge(losses, losses)
     else:
         theirs, [(losses, closeness)] = compare_models(
             logits_of(dense.model), [logits_of(model)], stream, micro_batch=micro_batch, device=device
         )
         test = judge(losses, theirs, closeness=closeness)
-        dense_run = prepare_run(dense.model, subject.workload, vocabulary=vocabulary)
     latency = measure_pair(
-        dense_run, run, subject.workload, structure=subject.name, device=protocols.name_device(device)
+        prepare_decoder(model if dense is None else dense.model, subject.workload, vocabulary=vocabulary),
+        prepare_decoder(model, subject.workload, vocabulary=vocabulary),
+        subject.workload,
+        structure=subject.name,
+        device=protocols.name_device(device),
     )
     scores: list[TaskScore] = []
     if tasks is not None:

@@ -22,6 +22,7 @@ from seed.evaluation.latency import pool_dense
 from seed.evaluator import Proofs
 from seed.evidence import StudyRecord
 from seed.executor import Executor, InProcess, open_executor
+from seed.models.checkpoint import measure_size
 from seed.models.provenance import describe_original
 from seed.optimize.frontier import Limits, select_frontier
 from seed.optimize.space import contains
@@ -51,7 +52,7 @@ from seed.stages.latency_table import LatencyTable
 from seed.stages.students import Member
 from seed.study_dir import StudyFolder
 
-STEPS = ("proofs", "latency", "dense", "search", "baselines", "distill")  # of a pass, for people who watch
+STEPS = ("proofs", "latency", "search", "dense", "baselines", "distill")  # of a pass, for people who watch
 
 
 def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
@@ -96,7 +97,9 @@ def open_session(
     if (said := describe_original(settings.model)) is not None:
         terminal.say(said)
     device = executor.device if isinstance(executor, InProcess) else torch.device("cpu")
-    session, filled = sessions.open_for_search(settings, study=study, device=device, reference=executor.reference)
+    session, filled = sessions.open_for_search(
+        settings, study=study, device=device, reference=executor.reference, say=terminal.say
+    )
     for note in session.teacher.notes:
         terminal.say(f"{settings.model}: {note}")
     executor.start(session, say=terminal.say)
@@ -109,6 +112,7 @@ def plan_search(settings: StudyConfig, executor: Executor, session: Session, ter
     Raises:
         SeedError: a study of another plan lies there, or memory or disk do not suffice.
     """
+    terminal.say("timing its parts")
     shape, speed, free_bytes = executor.call("measure_parts")
     study, protocol = session.folder, session.protocol
     plan = cost.draft_plan(settings, protocol, name=study.name, shape=shape, speed=speed)
@@ -162,9 +166,14 @@ class Pipeline:
             max_latency_ratio=self.settings.max_latency_ratio,
             max_memory=self.settings.max_memory,
         )
-        self.judge_dense()
         self.trials = self.open_trials(opened, space)
-        frontier = self.find_frontier()
+        judges_first = self.settings.eval_command is not None  # which may fail: rather before hours of search
+        if judges_first:
+            self.judge_dense()
+        self.score_candidates()
+        if not judges_first:
+            self.judge_dense()
+        frontier = self.choose_frontier()
         self.compare_baselines(frontier)
         if self.settings.distill:
             self.distill(frontier)
@@ -230,7 +239,7 @@ class Pipeline:
             ModelError: this model is not understood well enough.
         """
         self.begin("proofs")
-        with self.terminal.stage("proofs", total=2) as advance:
+        with self.terminal.stage("proofs", total=3) as advance:
             proofs: Proofs = self.executor.call("prove", on_progress=advance)
         if proofs.fault and self.session.protocol.proxy == "closed-form":
             raise ModelError(f"{proofs.fault}. Use --proxy short-distillation with this model.")
@@ -244,13 +253,25 @@ class Pipeline:
         return proofs
 
     def measure_latencies(self) -> LatencyTable:
-        """Time each depth of the space once beside the dense model."""
+        """Open the latency table, with each depth of the space timed once where that is needed first; else when it is met."""
+        space, measure = self.session.protocol.space, functools.partial(self.executor.call, "measure_latency")
+        table = LatencyTable(self.session, measure=measure, say=self.terminal.say)
+        is_needed = self.settings.max_latency_ratio is not None or self.settings.eval_command is not None
+        if not is_needed and space.size > self.plan.trials:
+            return table
         self.begin("latency")
-        space = self.session.protocol.space
-        table = LatencyTable(self.session, measure=functools.partial(self.executor.call, "measure_latency"))
         with self.terminal.stage("latency", total=space.max_dropped - space.min_dropped + 1) as advance:
             table.measure_depths(space, on_structure=lambda structure: advance(1, structure))
         return table
+
+    def describe_dense(self) -> DenseResult:
+        """What is known of the original while candidates are scored: all but its test text, which waits for the end."""
+        anatomy, stored_dtype = self.session.anatomy, self.session.teacher.stored_dtype
+        return judging.describe_dense(
+            self.cache.dense,
+            pool_dense(self.table.table.values()),
+            size=measure_size(anatomy.model, dtype=stored_dtype),
+        )
 
     def judge_dense(self) -> None:
         """Judge the original on validation and test text, unless it was."""
@@ -265,16 +286,22 @@ class Pipeline:
             judging.score_for_user(dense, self.settings.eval_command, directory=directory, path=path)
             advance(1, "")
 
-    def find_frontier(self) -> Frontier:
-        """Search, and write down what goes on to distillation."""
+    def score_candidates(self) -> None:
+        """Search."""
         self.begin("search")
-        terminal, space, protocol = self.terminal, self.trials.space, self.session.protocol
+        terminal, protocol = self.terminal, self.session.protocol
 
         def prepare() -> None:
             if protocol.proxy == "short-distillation":
                 self.store_states(steps=protocol.short_steps, rng_seeds=[protocol.rng_seed])
 
-        live = publishing.LiveReport(self.study, self.trials.study, select=self.select_members, on_warning=terminal.say)
+        live = publishing.LiveReport(
+            self.study,
+            self.trials.study,
+            select=self.select_members,
+            describe_dense=self.describe_dense,
+            on_warning=terminal.say,
+        )
         self.trials.listeners.append(lambda record: live.hear())
         searching.score_space(
             terminal,
@@ -287,7 +314,10 @@ class Pipeline:
             rng_seed=protocol.rng_seed,
             prepare=prepare,
         )
-        frontier = self.select_members()
+
+    def choose_frontier(self) -> Frontier:
+        """Write down what goes on to distillation."""
+        terminal, space, frontier = self.terminal, self.trials.space, self.select_members()
         study_dir.write_record(self.study.frontier, frontier)
         solver = searching.name_solver(self.plan, self.settings, space, frontier)
         num_members = len(frontier.members)

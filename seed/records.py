@@ -307,13 +307,19 @@ class DenseResult(Record, frozen=True, kw_only=True):
     """The original model, judged by the same protocol."""
 
     validation: Quality
-    test: Quality
+    test: Quality | None  # None: while candidates are scored
     latency: Latency
     size: Size
-    test_sums: list[float]  # summed test losses of each document, nats
-    test_counts: list[int]  # scored tokens of each
+    test_sums: list[float] = []  # summed test losses of each document, nats
+    test_counts: list[int] = []  # scored tokens of each
     user_score: float | None = None
     user_command: str | None = None
+
+    @property
+    def judged(self) -> Quality:
+        """On test text, which a search that has ended has read."""
+        assert self.test is not None, "the search has ended"
+        return self.test
 
 
 def check_layers(layers: Sequence[int], *, num_layers: int, name: str) -> None:

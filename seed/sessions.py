@@ -6,6 +6,7 @@ Commands share it: ``search`` makes a plan with it, ``distill`` and ``evaluate``
 import functools
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +44,9 @@ from seed.proxy.instruments import Instruments, make_walker, start_student
 from seed.records import Candidate
 from seed.resolve import find_space, list_presets
 from seed.study_dir import StudyFolder
+
+# What closed form is proven on: so much of calibration and of validation text, and a cut among so many of the last layers.
+PROVEN_WINDOWS, PROVEN_TOKENS, CUT_FROM = 2, 128, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,7 @@ def open_for_search(
     study: StudyFolder,
     device: torch.device,
     reference: Reference,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Session, StudyConfig]:
     """Open model and text as the settings say, and fix the protocol; return the settings too, filled by the model's size.
 
@@ -109,6 +114,7 @@ def open_for_search(
         study: the folder.
         device: where the model is put.
         reference: the device that it is measured on, perhaps by others (see ``move``).
+        say: is told what takes seconds.
 
     Raises:
         SeedError: anything a user can mend.
@@ -126,6 +132,7 @@ def open_for_search(
     )
     space = find_space(settings, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
     request = request_text(settings, anatomy.config)
+    say(f"reading {request.recovery}")
     streams = _open_streams(request, teacher)
     gains = _measure_gains(anatomy, streams["recovery"])
     local = location == "demo" or is_local(location)
@@ -290,11 +297,19 @@ def prepare_instruments(session: Session) -> Instruments:
 
 
 def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
-    """Compare the student with folded corrections with the loss that the walk found; say how they differ, or None."""
+    """Compare the student with folded corrections with the loss that the walk found; say how they differ, or None.
+
+    On a little text, and without some of the last layers: each layer behind a cut takes a fit, and each is corrected alike.
+    """
     space = session.protocol.space
-    layers = space.droppable_layers
-    cut = sorted({layers[len(layers) // 4], layers[len(layers) // 2]})[-space.more_dropped[-1] :]
+    layers = space.droppable_layers[len(space.droppable_layers) // 4 :][-CUT_FROM:]
+    cut = sorted({layers[0], layers[len(layers) // 2]})[-space.more_dropped[-1] :]
     candidate = drop_more(space, cut)
+    instruments = replace(
+        instruments,
+        calibration=instruments.calibration.take_first(PROVEN_WINDOWS, tokens=PROVEN_TOKENS),
+        validation=instruments.validation.take_first(PROVEN_WINDOWS, tokens=PROVEN_TOKENS),
+    )
     losses, refit = make_walker(instruments).measure(candidate)
     student = start_student(instruments, candidate, refit)
     folded = measure_losses(

@@ -57,12 +57,18 @@ class TokenStream:
         num_windows, window_tokens = self.tokens_NT.shape
         wanted = num_windows if max_tokens is None else min(num_windows, max(1, max_tokens // window_tokens))
         chosen = np.unique(np.linspace(0, num_windows - 1, wanted).round().astype(int))
-        documents = self.documents_NT[chosen]
-        names, renumbered = np.unique(documents, return_inverse=True)
+        return self._cut(self.tokens_NT[torch.from_numpy(chosen)], self.documents_NT[chosen])
+
+    def take_first(self, num_windows: int, *, tokens: int) -> "TokenStream":
+        """Return the first windows, each at most so many tokens of it."""
+        return self._cut(self.tokens_NT[:num_windows, :tokens], self.documents_NT[:num_windows, :tokens])
+
+    def _cut(self, tokens_NT: Tensor, documents_NT: np.ndarray) -> "TokenStream":
+        names, renumbered = np.unique(documents_NT, return_inverse=True)
         return dataclasses.replace(
             self,
-            tokens_NT=self.tokens_NT[torch.from_numpy(chosen)],
-            documents_NT=renumbered.reshape(documents.shape).astype(np.int32),
+            tokens_NT=tokens_NT,
+            documents_NT=renumbered.reshape(documents_NT.shape).astype(np.int32),
             num_documents=len(names),
         )
 

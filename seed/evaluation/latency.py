@@ -1,16 +1,18 @@
 """Measure what a cut buys on this machine: time of a workload beside the dense model's, taken in turns.
 
 A structure is measured in pairs (dense, cut, cut, dense ...), until the 95 % interval of their ratio is narrow enough
-or the time is spent.
+or the time is spent. Both read the prompt, and then decode a stretch of the workload at each turn: one reading serves
+many pairs, and what disturbs the machine meets both.
 """
 
-import functools
+import contextlib
+import itertools
 import math
 import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,10 @@ from seed.stats import FEWEST_PAIRS, estimate_pairs
 
 FIRST_PAIRS = 24  # settle how many are needed
 NARROW = 0.01  # of the ratio, on each side: differences of a per cent are told apart
-MOST_SECONDS = 60.0  # of one structure, where no number of pairs is asked for
+MOST_SECONDS = 20.0  # of one structure, where no number of pairs is asked for
+MOST_TURNS = FIRST_PAIRS  # stretches that a workload is cut into, so that the first pairs are all of it
+SHORTEST_TURN_MS = 50.0  # of the dense model: less is mostly the noise of the clock and of the turns themselves
+PROBE_TOKENS = 4  # that settle how long a stretch is
 # What a quiet machine stays below: share of all cores taken by others, p90 over p10 of the dense model's times, drift of the ratio.
 FOREIGN_SHARE, SPREAD, DRIFT = 0.15, 1.25, 0.02
 COMPILED_WARM_UPS = 3  # prefill and decoding, with the cache empty and filled, are graphs of their own
@@ -51,7 +56,7 @@ class Workload:
         return f"decode {self.new_tokens} tokens after {self.prompt_tokens}, batch {self.batch}, {how}"
 
 
-RunOnce = Callable[[], float]  # milliseconds of decoding
+Pair = tuple[float, float]  # milliseconds of the workload, dense and cut
 
 
 def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
@@ -64,47 +69,81 @@ def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
     return " + ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
-@torch.inference_mode()
-def decode_once(model: Any, prompt_BT: torch.Tensor, *, new_tokens: int, cache: Any = None) -> float:
-    """Read the prompt, then decode greedily, and return the milliseconds of decoding.
+class Decoder:
+    """Decodes a workload with one model, greedily, a stretch at a time.
 
-    ``cache`` is a static cache for compiled models, used again and again.
+    Args:
+        model: or what ``torch.compile`` made of it.
+        prompt_BT: that is read first.
+        cache: a static one for compiled models, used again and again.
+        within: what the model is to be within while it runs, such as ``view_layers``; it is not timed.
     """
-    if cache is not None:
-        cache.reset()
-    output = model(input_ids=prompt_BT, past_key_values=cache, use_cache=True)
-    token = output.logits[:, -1:].argmax(-1)
-    begin = _now(prompt_BT.device)
-    for _ in range(new_tokens):
-        output = model(input_ids=token, use_cache=True, **cache_of(output))
-        token = output.logits[:, -1:].argmax(-1)
-    return 1e3 * (_now(prompt_BT.device) - begin)
+
+    def __init__(
+        self,
+        model: Any,
+        prompt_BT: torch.Tensor,
+        *,
+        cache: Any = None,
+        within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
+        self.model, self.prompt_BT, self.cache, self.within = model, prompt_BT, cache, within
+        self._output: Any = None
+
+    @torch.inference_mode()
+    def read_prompt(self) -> None:
+        """Begin anew, with the prompt read."""
+        if self.cache is not None:
+            self.cache.reset()
+        with self.within():
+            self._output = self.model(input_ids=self.prompt_BT, past_key_values=self.cache, use_cache=True)
+
+    @torch.inference_mode()
+    def decode(self, num_tokens: int) -> float:
+        """Decode some more tokens, and return the milliseconds that they took."""
+        device, output = self.prompt_BT.device, self._output
+        with self.within():
+            begin = _now(device)
+            for _ in range(num_tokens):
+                token = output.logits[:, -1:].argmax(-1)
+                output = self.model(input_ids=token, use_cache=True, **cache_of(output))
+            milliseconds = 1e3 * (_now(device) - begin)
+        self._output = output
+        return milliseconds
 
 
-def prepare_run(model: nn.Module, workload: Workload, *, vocabulary: int) -> RunOnce:
-    """Return a function that runs the workload once on ``model``, warmed up and, if asked, compiled."""
+def prepare_decoder(
+    model: nn.Module,
+    workload: Workload,
+    *,
+    vocabulary: int,
+    within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Decoder:
+    """Return what decodes the workload with ``model``; if asked, compiled."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, vocabulary, (workload.batch, workload.prompt_tokens), generator=generator).to(device)
-    cache: Any = None
-    runnable: Any = model
-    if workload.compiled:
-        # One graph a model; fullgraph turns a silent fall-back to eager into an error.
-        runnable = torch.compile(model, fullgraph=True, dynamic=False)
-        length = workload.prompt_tokens + workload.new_tokens + 1
-        cache = transformers.StaticCache(config=model.config, max_cache_len=length)
-
-    return functools.partial(decode_once, runnable, prompt, new_tokens=workload.new_tokens, cache=cache)
+    if not workload.compiled:
+        return Decoder(model, prompt, within=within)
+    # One graph a model; fullgraph turns a silent fall-back to eager into an error.
+    length = workload.prompt_tokens + workload.new_tokens + 1
+    cache = transformers.StaticCache(config=model.config, max_cache_len=length)
+    return Decoder(torch.compile(model, fullgraph=True, dynamic=False), prompt, cache=cache, within=within)
 
 
-def measure_pair(dense: RunOnce, cut: RunOnce, workload: Workload, *, structure: str, device: str) -> Latency:
-    """Run both in turns, after warming up, and return the cut model's latency beside the dense one's."""
+def measure_pair(dense: Decoder, cut: Decoder, workload: Workload, *, structure: str, device: str) -> Latency:
+    """Decode with both in turns, after warming up, and return the cut model's latency beside the dense one's."""
+    dense_ms = 0.0  # of one token
     for _ in range(COMPILED_WARM_UPS if workload.compiled else 1):
-        dense(), cut()
+        for decoder in (cut, dense):
+            decoder.read_prompt()
+            decoder.decode(1)
+            dense_ms = decoder.decode(num_tokens := min(PROBE_TOKENS, workload.new_tokens)) / num_tokens
     # a graph compiled anew inside a timed run would be most of its time: rather fail
     with torch.compiler.set_stance("fail_on_recompile" if workload.compiled else "default"):
         began, before = time.monotonic(), count_foreign_seconds()
-        pairs = take_pairs(dense, cut, repeats=workload.repeats)
+        turns = decode_in_turns(dense, cut, cut_stretches(workload.new_tokens, token_ms=dense_ms))
+        pairs = take_pairs(turns, repeats=workload.repeats)
         seconds, after = time.monotonic() - began, count_foreign_seconds()
     foreign = None
     # a GPU's clock does not care for what the cores do; and the kernel counts in hundredths
@@ -113,24 +152,47 @@ def measure_pair(dense: RunOnce, cut: RunOnce, workload: Workload, *, structure:
     return summarise_pairs(pairs, structure=structure, workload=workload.describe(), device=device, foreign=foreign)
 
 
-def take_pairs(dense: RunOnce, cut: RunOnce, *, repeats: int | None) -> list[tuple[float, float]]:
-    """Run both in turns, and return the milliseconds of each pair.
+def cut_stretches(new_tokens: int, *, token_ms: float) -> list[int]:
+    """Cut the tokens that are decoded into stretches of nearly equal length, none too short to be timed."""
+    most = min(MOST_TURNS, new_tokens, int(new_tokens * token_ms / SHORTEST_TURN_MS))
+    return [len(part) for part in np.array_split(np.arange(new_tokens), max(1, most))]
+
+
+def decode_in_turns(dense: Decoder, cut: Decoder, stretches: Sequence[int]) -> Iterator[Pair]:
+    """Decode the workload with both again and again, in turns, and yield how long it would take at the pace of each stretch."""
+    new_tokens, is_dense_first = sum(stretches), True
+    while True:
+        dense.read_prompt()
+        cut.read_prompt()
+        for num_tokens in stretches:
+            if is_dense_first:
+                pair = dense.decode(num_tokens), cut.decode(num_tokens)
+            else:
+                pair = (cut.decode(num_tokens), dense.decode(num_tokens))[::-1]
+            yield pair[0] * new_tokens / num_tokens, pair[1] * new_tokens / num_tokens
+            is_dense_first = not is_dense_first  # so that a drift of the machine favours neither
+
+
+def run_in_turns(dense: Callable[[], float], cut: Callable[[], float]) -> Iterator[Pair]:
+    """Run both in turns, again and again, and yield the milliseconds of each pair."""
+    for number in itertools.count():
+        yield (dense(), cut()) if number % 2 == 0 else (cut(), dense())[::-1]
+
+
+def take_pairs(turns: Iterator[Pair], *, repeats: int | None) -> list[Pair]:
+    """Take timed pairs, until there are enough.
 
     Without ``repeats`` the first ``FIRST_PAIRS`` settle how many are needed to be within ``NARROW``. Looking again
     after each would stop when chance makes the interval narrow, and it would hold the truth less often than it says.
     """
     began = time.monotonic()
-    pairs: list[tuple[float, float]] = []
+    pairs: list[Pair] = []
 
     def take(count: int) -> None:
         while len(pairs) < count:
             if repeats is None and len(pairs) >= FEWEST_PAIRS and time.monotonic() - began > MOST_SECONDS:
                 return
-            if len(pairs) % 2:  # swap who goes first, so that a drift of the machine favours neither
-                second, first = cut(), dense()
-                pairs.append((first, second))
-            else:
-                pairs.append((dense(), cut()))
+            pairs.append(next(turns))
 
     take(repeats or FIRST_PAIRS)
     if repeats is None:
@@ -140,13 +202,13 @@ def take_pairs(dense: RunOnce, cut: RunOnce, *, repeats: int | None) -> list[tup
     return pairs
 
 
-def read_logs(pairs: Sequence[tuple[float, float]]) -> np.ndarray:
+def read_logs(pairs: Sequence[Pair]) -> np.ndarray:
     """Logarithms of how long the second of each pair decoded beside the first."""
     return np.log([cut_ms / dense_ms for dense_ms, cut_ms in pairs])
 
 
 def summarise_pairs(
-    pairs: Sequence[tuple[float, float]],
+    pairs: Sequence[Pair],
     *,
     structure: str,
     workload: str,
@@ -172,7 +234,7 @@ def summarise_pairs(
     )
 
 
-def describe_disturbance(pairs: Sequence[tuple[float, float]], *, foreign: float | None) -> str | None:
+def describe_disturbance(pairs: Sequence[Pair], *, foreign: float | None) -> str | None:
     """Say by what a busy machine shows; None where it is quiet, as far as can be told.
 
     Args:
@@ -259,15 +321,20 @@ def smooth_over_depth(latencies: Sequence[Latency], num_kept: Sequence[int]) -> 
     order = sorted(range(len(latencies)), key=lambda i: num_kept[i])
     result = list(latencies)
     for index, ratio in zip(order, isotonic_regression([latencies[i].ratio for i in order]).x.tolist(), strict=True):
-        old = latencies[index]
-        if ratio != old.ratio:
-            result[index] = replace(
-                old,
-                ratio=ratio,
-                ratio_low=None if old.ratio_low is None else min(old.ratio_low, ratio),
-                ratio_high=None if old.ratio_high is None else max(old.ratio_high, ratio),
-            )
+        result[index] = move_ratio(latencies[index], ratio)
     return result
+
+
+def move_ratio(latency: Latency, ratio: float) -> Latency:
+    """A latency with another ratio, which its interval holds."""
+    if ratio == latency.ratio:
+        return latency
+    return replace(
+        latency,
+        ratio=ratio,
+        ratio_low=None if latency.ratio_low is None else min(latency.ratio_low, ratio),
+        ratio_high=None if latency.ratio_high is None else max(latency.ratio_high, ratio),
+    )
 
 
 def _now(device: torch.device) -> float:

@@ -210,7 +210,7 @@ def start_study(
         study=search.folder.name,
         model=search.protocol.model,
         dense_validation_loss=dense.validation.loss,
-        dense_test_loss=dense.test.loss,
+        dense_test_loss=dense.judged.loss,
         near_margin=near_margin,
         settings=settings,
         rows=tuple(rows),

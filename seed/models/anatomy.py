@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens, D hidden width, V vocabulary.
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,10 @@ class Anatomy:
                 handle = layer.register_forward_pre_hook(before, with_kwargs=True)
                 stack.callback(handle.remove)
             stack.callback(self.layers[-1].register_forward_hook(after).remove)
-            self.model(input_ids=tokens_BT, use_cache=False)
+            one_head = (
+                {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
+            )
+            self.model(input_ids=tokens_BT, use_cache=False, **one_head)  # the states are what is wanted
         if len(states) != self.num_layers + 1:
             raise ModelError(
                 f"{type(self.model).__name__}: its {self.num_layers} layers were called {len(states) - 1} times in one "

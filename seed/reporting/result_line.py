@@ -217,7 +217,7 @@ def describe_judged(
 def describe_dense(dense: DenseResult) -> DenseLine:
     """Return what a line says of the original model."""
     return DenseLine(
-        test_ppl=dense.test.perplexity,
+        test_ppl=dense.judged.perplexity,
         latency_ms=dense.latency.median_ms,
         workload=dense.latency.workload,
         device=dense.latency.device,

@@ -234,7 +234,7 @@ def list_dense(record: StudyRecord) -> dict[str, str | None]:
     return {
         "dropped layers": "none (dense)",
         **list_cost(dense.size, dense.latency),
-        "test PPL": format_number(dense.test.perplexity, places=2),
+        "test PPL": None if dense.test is None else format_number(dense.test.perplexity, places=2),
         "PPL ratio": "1",
         **dict.fromkeys(("deviation", "unrecovered", "KL", "top-1")),
         "yours": None if dense.user_score is None else f"{dense.user_score:g}",
@@ -293,8 +293,9 @@ def show_result(terminal: Terminal, result: StudyResult, *, study: StudyFolder, 
     """Print the dense model, the table of the distilled frontier, and where everything lies."""
     record, dense = result.record, result.record.dense
     terminal.say()
+    test = dense.judged
     terminal.say(
-        f"dense model: test PPL {dense.test.perplexity:.3f} on {dense.test.tokens:,} tokens; "
+        f"dense model: test PPL {test.perplexity:.3f} on {test.tokens:,} tokens; "
         f"{dense.latency.median_ms:.1f} ms to {dense.latency.workload}; {dense.size.num_params:,} parameters"
     )
     if result.distilled:

@@ -161,7 +161,7 @@ def draw_study(name: str, result: StudyResult, *, index: int, is_absolute: bool)
     """Draw one study's frontier, in the colour and symbol of its place among the studies; the dense model comes last."""
     color, symbol = DEPTH_COLORS[index % len(DEPTH_COLORS)], DEPTH_SYMBOLS[index % len(DEPTH_SYMBOLS)]
     dense, whole = result.record.dense, Estimate(value=1.0, low=1.0, high=1.0)
-    ppl, ms = (dense.test.perplexity, dense.latency.median_ms) if is_absolute else (1.0, 1.0)
+    ppl, ms = (dense.judged.perplexity, dense.latency.median_ms) if is_absolute else (1.0, 1.0)
     known = [one for one in result.best if one.ppl_ratio.value is not None]
     shown = sorted(known, key=lambda one: one.latency.ratio)
     ratios = [*(one.ppl_ratio for one in shown), whole]

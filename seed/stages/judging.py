@@ -22,6 +22,11 @@ from seed.sessions import Session
 R = TypeVar("R", DenseResult, DistillResult)
 
 
+def describe_dense(validation: DocumentLosses, latency: Latency, *, size: Size) -> DenseResult:
+    """The original before test text is read."""
+    return DenseResult(validation=judge(validation, validation), test=None, latency=latency, size=size)
+
+
 def judge_dense(session: Session, instruments: Instruments, latency: Latency) -> DenseResult:
     """Judge the original on validation and test. ``latency``: its own."""
     whole = drop_layers(session.anatomy.num_layers, [])
@@ -31,11 +36,10 @@ def judge_dense(session: Session, instruments: Instruments, latency: Latency) ->
         micro_batch=session.micro_batch,
         device=session.device,
     )
-    return DenseResult(
-        validation=judge(instruments.dense_validation, instruments.dense_validation),
+    described = describe_dense(instruments.dense_validation, latency, size=size_of(instruments, whole))
+    return msgspec.structs.replace(
+        described,
         test=judge(test, test),
-        latency=latency,
-        size=size_of(instruments, whole),
         test_sums=test.sums.tolist(),
         test_counts=test.counts.tolist(),
     )

@@ -4,6 +4,7 @@ How a model is timed is ``evaluation.latency``'s business; here is which, when, 
 """
 
 import functools
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,39 +32,62 @@ class LatencyTable:
         measure: times a candidate's structure beside the dense model, on the reference device, while nothing else runs.
     """
 
-    def __init__(self, session: Session, *, measure: Callable[[Candidate], Latency]) -> None:
-        self.session, self.measure = session, measure
+    def __init__(
+        self,
+        session: Session,
+        *,
+        measure: Callable[[Candidate], Latency],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.session, self.measure, self.say = session, measure, say
         path = session.folder.latency
         self.measured = study_dir.read_record(path, dict[str, Latency]) if path.exists() else {}
         self.table = smooth_latencies(session, self.measured)
 
     @property
     def is_complete(self) -> bool:
-        """Is every structure of the space timed already? Models with several kinds of layers have more of them than depths."""
+        """Are there no more structures than depths? Models with several kinds of layers have more."""
         return len(self.session.anatomy.layer_kinds) == 1
 
     def measure_depths(self, space: SearchSpace, *, on_structure: Callable[[str], None]) -> None:
         """Time each depth of the space once."""
         for num_dropped in range(space.min_dropped, space.max_dropped + 1):
             candidate = drop_deepest(space, num_dropped)
-            self._measure(candidate)
-            on_structure(timing.name_structure(self.session.anatomy, candidate))
+            structure = timing.name_structure(self.session.anatomy, candidate)
+            if structure not in self.measured:
+                self._keep(self.measure(candidate))
+            on_structure(structure)
         self.table = smooth_latencies(self.session, self.measured)
 
     def time(self, candidates: Sequence[Candidate]) -> dict[str, Latency]:
-        """Latencies by structure, these candidates' among them."""
+        """Latencies by structure, these candidates' among them; those that are known stay as they are."""
         for candidate in candidates:
             structure = timing.name_structure(self.session.anatomy, candidate)
             if structure not in self.table:
-                self._measure(candidate)
-                self.table = self.table | {structure: self.measured[structure]}
+                self.say(f"timing {structure} beside the dense model")
+                latency = self.measure(candidate)
+                if self.is_complete:
+                    latency = keep_order(latency, self.table)
+                self._keep(latency)
+                self.table = self.table | {structure: latency}
         return self.table
 
-    def _measure(self, candidate: Candidate) -> None:
-        structure = timing.name_structure(self.session.anatomy, candidate)
-        if structure not in self.measured:
-            self.measured[structure] = self.measure(candidate)
-            study_dir.write_record(self.session.folder.latency, self.measured)
+    def _keep(self, latency: Latency) -> None:
+        self.measured[latency.structure] = latency
+        study_dir.write_record(self.session.folder.latency, self.measured)
+
+
+def keep_order(latency: Latency, table: Mapping[str, Latency]) -> Latency:
+    """Let a new ratio lie between those of the depths on either side, so that noise cannot delete a depth."""
+    layers = count_layers(latency.structure)
+    fewer = [known.ratio for name, known in table.items() if count_layers(name) < layers]
+    more = [known.ratio for name, known in table.items() if count_layers(name) > layers]
+    return timing.move_ratio(latency, min(max(latency.ratio, *fewer, 0.0), *more, math.inf))
+
+
+def count_layers(structure: str) -> int:
+    """How many layers a structure has, all of one kind."""
+    return int(structure.split()[0])
 
 
 def smooth_latencies(session: Session, table: dict[str, Latency]) -> dict[str, Latency]:
@@ -71,7 +95,7 @@ def smooth_latencies(session: Session, table: dict[str, Latency]) -> dict[str, L
     if len(session.anatomy.layer_kinds) > 1 or not table:
         return table
     names = list(table)
-    smoothed = timing.smooth_over_depth([table[name] for name in names], [int(name.split()[0]) for name in names])
+    smoothed = timing.smooth_over_depth([table[name] for name in names], list(map(count_layers, names)))
     return dict(zip(names, smoothed, strict=True))
 
 
@@ -82,18 +106,14 @@ def measure_latency(session: Session, candidate: Candidate) -> Latency:
         return _measure_by_command(session, candidate, structure, session.protocol.latency_command)
     model, workload = session.teacher.model, session.workload
     vocabulary = session.anatomy.config.vocab_size
-    dense = timing.prepare_run(model, workload, vocabulary=vocabulary)
+    dense = timing.prepare_decoder(model, workload, vocabulary=vocabulary)
     if workload.compiled:  # a compiled graph needs a model that stays as it is
         torch.compiler.reset()
         student = make_student(session.anatomy, candidate)
-        cut = timing.prepare_run(student, workload, vocabulary=vocabulary)
+        cut = timing.prepare_decoder(student, workload, vocabulary=vocabulary)
     else:
-        view_run = timing.prepare_run(model, workload, vocabulary=vocabulary)
-
-        def cut() -> float:
-            with view_layers(session.anatomy, candidate):
-                return view_run()
-
+        view = functools.partial(view_layers, session.anatomy, candidate)
+        cut = timing.prepare_decoder(model, workload, vocabulary=vocabulary, within=view)
     return timing.measure_pair(dense, cut, workload, structure=structure, device=name_device(session.device))
 
 
@@ -119,7 +139,7 @@ def _measure_by_command(session: Session, candidate: Candidate, structure: str, 
 
     dense, cut = (functools.partial(run, path) for path in paths)
     dense(), cut()  # warm-up
-    pairs = timing.take_pairs(dense, cut, repeats=session.protocol.latency_repeats)
+    pairs = timing.take_pairs(timing.run_in_turns(dense, cut), repeats=session.protocol.latency_repeats)
     for path in paths:
         shutil.rmtree(path)
     device = name_device(session.device)
@@ -135,6 +155,8 @@ def bound_space(
 ) -> SearchSpace:
     """Turn limits on latency and memory into a bound on how few layers may go, before the first trial.
 
+    ``table``: of each depth, where latency is limited.
+
     Raises:
         SpaceError: no candidate of the space can keep the limits.
     """
@@ -142,16 +164,15 @@ def bound_space(
     fewest, reached = space.max_dropped + 1, ""
     for num_dropped in range(space.max_dropped, space.min_dropped - 1, -1):
         candidate = drop_deepest(space, num_dropped)
-        ratio = table[timing.name_structure(session.anatomy, candidate)].ratio
+        ratio = 0.0 if max_latency_ratio is None else table[timing.name_structure(session.anatomy, candidate)].ratio
         with view_layers(session.anatomy, candidate) as view:
             size = measure_size(view, dtype=session.teacher.stored_dtype)
         tokens = (session.protocol.prompt_tokens + session.protocol.new_tokens) * session.protocol.latency_batch
         memory = size.weight_bytes + size.kv_bytes_per_token * tokens
         if num_dropped == space.max_dropped:
-            reached = f"with {count_things(num_dropped, 'layer')} dropped the latency ratio is {ratio:.3f} and memory is {format_bytes(memory)}"
-        if (max_latency_ratio is not None and ratio > max_latency_ratio) or (
-            max_memory is not None and memory > max_memory
-        ):
+            latency = "" if max_latency_ratio is None else f"the latency ratio is {ratio:.3f} and "
+            reached = f"with {count_things(num_dropped, 'layer')} dropped {latency}memory is {format_bytes(memory)}"
+        if ratio > (max_latency_ratio or math.inf) or memory > (max_memory or math.inf):
             break
         fewest = num_dropped
     if fewest > space.max_dropped:

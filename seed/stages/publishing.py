@@ -15,7 +15,7 @@ from seed.optimize.storage import load_study, open_storage, view_storage
 from seed.optimize.study import FINGERPRINT
 from seed.optimize.urls import hide_secrets, name_driver
 from seed.plans import SearchPlan
-from seed.records import Frontier
+from seed.records import DenseResult, Frontier
 from seed.reporting.page import draw_dashboard, write_opening_note, write_page, write_study_note
 from seed.results import StudyResult, compute_result
 from seed.stages.study_record import gather_record
@@ -127,13 +127,21 @@ class LiveReport:
         study: its folder.
         opened: its Optuna study.
         select: makes a frontier of what is scored so far, and raises StudyError where there is none yet.
+        describe_dense: says what is known of the dense model so far.
         on_warning: is told what went wrong; a search does not end for that.
     """
 
     def __init__(
-        self, study: StudyFolder, opened: Study, *, select: Callable[[], Frontier], on_warning: Callable[[str], None]
+        self,
+        study: StudyFolder,
+        opened: Study,
+        *,
+        select: Callable[[], Frontier],
+        describe_dense: Callable[[], DenseResult],
+        on_warning: Callable[[str], None],
     ) -> None:
         self.study, self.opened, self.select, self.on_warning = study, opened, select, on_warning
+        self.describe_dense = describe_dense
         self.next_time = time.monotonic() + FIRST_SECONDS
 
     def hear(self) -> None:
@@ -142,7 +150,8 @@ class LiveReport:
             return
         began = time.monotonic()
         try:
-            record = gather_record(self.study, frontier=self.select(), is_running=True)
+            dense = self.describe_dense()
+            record = gather_record(self.study, frontier=self.select(), dense=dense, is_running=True)
             publish_record(self.study, self.opened, record, on_warning=self.on_warning)
         except StudyError:  # nothing keeps the limits yet
             pass

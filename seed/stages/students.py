@@ -377,6 +377,6 @@ def measure_width_latency(session: Session, instruments: Instruments, width: Wid
     """Time a width beside the dense model, as structures are timed."""
     workload, vocabulary = session.workload, session.anatomy.config.vocab_size
     narrow = cast_weights(start_narrow(instruments, width), session.dtype)
-    dense = timing.prepare_run(session.teacher.model, workload, vocabulary=vocabulary)
-    cut = timing.prepare_run(narrow, workload, vocabulary=vocabulary)
+    dense = timing.prepare_decoder(session.teacher.model, workload, vocabulary=vocabulary)
+    cut = timing.prepare_decoder(narrow, workload, vocabulary=vocabulary)
     return timing.measure_pair(dense, cut, workload, structure=width.key, device=name_device(session.device))

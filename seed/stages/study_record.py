@@ -22,12 +22,19 @@ from seed.scores import ScoreStore
 from seed.study_dir import StudyFolder
 
 
-def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_running: bool = False) -> StudyRecord:
+def gather_record(
+    study: StudyFolder,
+    *,
+    frontier: Frontier | None = None,
+    dense: DenseResult | None = None,
+    is_running: bool = False,
+) -> StudyRecord:
     """Read a searched study.
 
     Args:
         study: its folder.
         frontier: what stands for its frontier before one is written down.
+        dense: what stands for the dense model's numbers until then.
         is_running: its search goes on.
 
     Raises:
@@ -37,7 +44,7 @@ def gather_record(study: StudyFolder, *, frontier: Frontier | None = None, is_ru
     protocol = plan.protocol
     frontier = study_dir.read_record(study.frontier, Frontier) if frontier is None else frontier
     distilled, width_baselines = read_distilled(study), read_width_baselines(study)
-    dense = study_dir.read_record(study.dense, DenseResult)
+    dense = study_dir.read_record(study.dense, DenseResult) if dense is None else dense
     replicated = [result for result in (*distilled, *width_baselines) if len(result.replicas) > 1]
     with ScoreStore(study.scores, read_only=True) as store:
         trials, rows = store.read_trials(), store.read_rows()

@@ -1,5 +1,6 @@
 """Times are paired and summarised as said; the workload really decodes; a user's command is taken at its word."""
 
+import functools
 import os
 import re
 import shlex
@@ -18,13 +19,15 @@ from seed.errors import CommandError
 from seed.evaluation import latency
 from seed.evaluation.latency import (
     FIRST_PAIRS,
+    Decoder,
     Workload,
     count_foreign_seconds,
-    decode_once,
+    cut_stretches,
     measure_pair,
     name_structure,
     pool_dense,
-    prepare_run,
+    prepare_decoder,
+    run_in_turns,
     run_user_command,
     smooth_over_depth,
     summarise_pairs,
@@ -112,7 +115,9 @@ def test_decoding_feeds_each_greedy_token_back_through_the_cache(kind: str) -> N
 
     model.register_forward_hook(look, with_kwargs=True)
     cache = transformers.StaticCache(config=model.config, max_cache_len=14) if kind == "static" else None
-    milliseconds = decode_once(model, prompt, new_tokens=5, cache=cache)
+    decoder = Decoder(model, prompt, cache=cache)
+    decoder.read_prompt()
+    milliseconds = decoder.decode(3) + decoder.decode(2)  # stretches go on from one another
     assert [tuple(tokens.shape) for tokens in fed] == [(2, 8)] + [(2, 1)] * 5
     assert lengths == [8, 9, 10, 11, 12, 13]
     assert milliseconds > 0
@@ -122,12 +127,13 @@ def test_decoding_feeds_each_greedy_token_back_through_the_cache(kind: str) -> N
             expected = model(input_ids=text, use_cache=False).logits[:, -1:].argmax(-1)
         assert torch.equal(tokens, expected)
         text = torch.cat([text, tokens], dim=1)
-    decode_once(model, prompt, new_tokens=5, cache=cache)  # used again, a cache begins anew
+    decoder.read_prompt()  # used again, a cache begins anew
+    decoder.decode(5)
     assert lengths[6:] == lengths[:6]
     assert all(torch.equal(again, first) for again, first in zip(fed[6:], fed[:6], strict=True))
 
 
-def test_a_prepared_run_decodes_the_workload_through_all_its_layers() -> None:
+def test_a_view_and_the_whole_model_decode_in_turns_each_through_its_own_layers() -> None:
     anatomy = Anatomy(make_model("qwen2"))
     calls = [0] * 4
     for index, layer in enumerate(anatomy.layers):
@@ -136,30 +142,51 @@ def test_a_prepared_run_decodes_the_workload_through_all_its_layers() -> None:
             calls[index] += 1
 
         layer.register_forward_hook(count)
-    with view_layers(anatomy, keep(1, 3)) as view:
-        prepare_run(view, WORKLOAD, vocabulary=257)()
+    view = functools.partial(view_layers, anatomy, keep(1, 3))
+    cut = prepare_decoder(anatomy.model, WORKLOAD, vocabulary=257, within=view)
+    cut.read_prompt()
+    cut.decode(5)
     assert calls == [0, 6, 0, 6]  # a prompt and five tokens
-    prepare_run(anatomy.model, WORKLOAD, vocabulary=257)()
-    assert calls == [6, 12, 6, 12]
+    dense = prepare_decoder(anatomy.model, WORKLOAD, vocabulary=257)
+    dense.read_prompt()
+    for num_tokens in (2, 3):
+        dense.decode(num_tokens)
+        cut.decode(num_tokens)
+    assert calls == [6, 17, 6, 17]
+
+
+class Told:
+    """A decoder whose times are known, a token; it tells what it is asked for."""
+
+    def __init__(self, name: str, order: list[str], *, token_ms: float) -> None:
+        self.name, self.order, self.token_ms = name, order, token_ms
+
+    def read_prompt(self) -> None:
+        self.order.append(f"{self.name} reads")
+
+    def decode(self, num_tokens: int) -> float:
+        self.order.append(f"{self.name} {num_tokens}")
+        return num_tokens * self.token_ms
 
 
 def test_dense_and_cut_take_turns_after_a_warm_up_each() -> None:
     order: list[str] = []
-    times = {"dense": iter([99.0, 10.0, 20.0, 30.0, 40.0]), "cut": iter([999.0, 5.0, 10.0, 15.0, 20.0])}
-
-    def make_run(name: str):
-        def run() -> float:
-            order.append(name)
-            return next(times[name])
-
-        return run
-
-    found = measure_pair(make_run("dense"), make_run("cut"), WORKLOAD, structure="2 layers", device="cpu")
-    assert order == ["dense", "cut", "dense", "cut", "cut", "dense", "dense", "cut", "cut", "dense"]
+    dense, cut = Told("dense", order, token_ms=20.0), Told("cut", order, token_ms=10.0)
+    found = measure_pair(dense, cut, WORKLOAD, structure="2 layers", device="cpu")
+    warm_up = ["cut reads", "cut 1", "cut 4", "dense reads", "dense 1", "dense 4"]
+    once = ["dense reads", "cut reads", "dense 3", "cut 3", "cut 2", "dense 2"]
+    assert order == warm_up + once * 2  # four pairs
     assert found.repeats == 4
     assert (found.ratio, found.ratio_low, found.ratio_high) == pytest.approx((0.5, 0.5, 0.5))
-    assert (found.dense_median_ms, found.median_ms) == (25.0, 12.5)
+    assert (found.dense_median_ms, found.median_ms) == (100.0, 50.0)  # of the whole workload
     assert found.workload == "decode 5 tokens after 8, batch 2, eager, KV cache"
+
+
+@pytest.mark.parametrize(
+    ("token_ms", "wanted"), [(0.1, [64]), (2.0, [32, 32]), (30.0, [3] * 16 + [2] * 8), (900.0, [3] * 16 + [2] * 8)]
+)
+def test_a_slow_model_decodes_the_workload_in_short_stretches(token_ms: float, wanted: list[int]) -> None:
+    assert cut_stretches(64, token_ms=token_ms) == wanted
 
 
 class Clock:
@@ -173,7 +200,7 @@ class Clock:
         return median_ms * float(np.exp(self.noise * self.rng.standard_normal()))
 
     def take(self, repeats: int | None = None) -> list[tuple[float, float]]:
-        return take_pairs(lambda: self.draw(100.0), lambda: self.draw(50.0), repeats=repeats)
+        return take_pairs(run_in_turns(lambda: self.draw(100.0), lambda: self.draw(50.0)), repeats=repeats)
 
 
 def test_the_first_pairs_settle_how_many_are_taken_so_that_intervals_are_narrow_and_hold_the_truth() -> None:

@@ -11,7 +11,7 @@ from msgspec import Struct
 from torch import nn
 
 from seed.errors import ModelError
-from seed.evaluation.latency import decode_once
+from seed.evaluation.latency import Decoder
 from seed.evaluation.perplexity import logits_of, measure_losses
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_trip
@@ -112,7 +112,9 @@ def prove_surgery(anatomy: Anatomy, scratch: Path) -> None:
         assert Anatomy(rebuilt).num_layers == len(kept)
         assert are_tied(rebuilt) == are_tied(student) == are_tied(model)
         assert measure_size(rebuilt, dtype=torch.float32) == measure_size(student, dtype=torch.float32)
-    decode_once(model, tokens, new_tokens=2)
+    decoder = Decoder(model, tokens)
+    decoder.read_prompt()
+    decoder.decode(2)
     assert torch.equal(compute_logits(model, tokens), before)
 
 

@@ -29,7 +29,7 @@ class Stage:
         study_dir.write_record(self.session.folder.environment, sessions.describe_environment(self.session))
         with self.tiny.open() as opened:
             dense = opened.executor.call("judge_dense", next(iter(make_table().values())))
-        study_dir.write_record(self.session.folder.dense, dense)
+        self.dense = msgspec.structs.replace(dense, test=None, test_sums=[], test_counts=[])  # which wait for the end
         self.complaints: list[str] = []
 
     def read_trials(self) -> tuple[TrialRecord, ...]:
@@ -47,7 +47,11 @@ class Stage:
 
     def open_live(self, select: Callable[[], Frontier] | None = None) -> LiveReport:
         return LiveReport(
-            self.session.folder, self.tiny.optuna, select=select or self.select, on_warning=self.complaints.append
+            self.session.folder,
+            self.tiny.optuna,
+            select=select or self.select,
+            describe_dense=lambda: self.dense,
+            on_warning=self.complaints.append,
         )
 
     def score(self, live: LiveReport) -> None:
