@@ -6,7 +6,7 @@ by the family's own head, some positions at a time, so that no vocabulary is too
 Shapes: B sequences, T tokens, D hidden width, V vocabulary, L layers of the dense model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor
 from seed.data.corpus import TokenStream
 from seed.distillation.processes import SINGLE_PROCESS, SingleProcess
 from seed.distillation.teacher_states import TeacherStates
-from seed.evaluation.perplexity import split_for_head
+from seed.evaluation.perplexity import DEFAULT_LOGITS_BYTES, split_for_head, split_positions
 from seed.models.anatomy import Anatomy
 from seed.records import Record
 
 Part = tuple[slice, slice]  # rows and columns of a batch
+# Float32 logits that loss and gradient are computed from at once: on the CPU what its caches hold, several times over.
+CACHED_BYTES = {"cpu": 2**20}
 
 
 class Objective(Record, frozen=True, kw_only=True):
@@ -100,7 +102,7 @@ class _TeacherBatch:
             assert self.last_BTD is not None
             with torch.autocast(self.last_BTD.device.type, dtype=torch.bfloat16, enabled=self.mixed_precision):
                 logits = self.dense.compute_logits(self.last_BTD[part], self.tokens_BT[part])
-            found = soften(logits, temperature=self.objective.temperature)
+            found = soften_in_place(logits, temperature=self.objective.temperature)
             if self.is_shared:
                 self._wanted[str(part)] = found
         return found
@@ -172,21 +174,19 @@ def _learn(learner: Learner, teacher_batch: _TeacherBatch, *, batch_tokens: int,
     for part in split_for_head(tokens_BT, vocabulary=anatomy.config.vocab_size):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=teacher_batch.mixed_precision):
             logits = anatomy.compute_logits(leaf[part], tokens_BT[part])
-        gradient: Tensor | None = None
+        gradient = logits.detach()
+        divergence = put_gradient(
+            gradient,
+            teacher_batch.predict(part) if objective.ce_share < 1 else None,
+            following_BT[part],
+            counts_BT[part],
+            objective=objective,
+            batch_tokens=batch_tokens,
+        )
         num_counted = max(0, teacher_batch.num_counted - part[0].start)
-        if objective.ce_share < 1:
-            divergence, gradient = kl_and_gradient(
-                teacher_batch.predict(part), logits.detach(), temperature=objective.temperature
-            )
-            total += divergence[:num_counted].sum()
-            if objective.ce_share > 0:
-                gradient *= 1 - objective.ce_share
-        if objective.ce_share > 0:
-            by_text = differentiate_cross_entropy(logits.detach(), following_BT[part], counts_BT[part])
-            gradient = by_text if gradient is None else gradient.add_(by_text)
-        assert gradient is not None
+        total += divergence[:num_counted].sum()
         gradient[num_counted:] = 0
-        logits.backward(gradient.div_(batch_tokens).to(logits.dtype))
+        logits.backward(gradient)
     roots, gradients = [hidden], [leaf.grad]
     if objective.needs_states:
         assert learner.boundaries is not None, "matching states takes the layers' original places"
@@ -199,9 +199,60 @@ def _learn(learner: Learner, teacher_batch: _TeacherBatch, *, batch_tokens: int,
 
 
 @torch.no_grad()
+def put_gradient(
+    logits: Tensor,
+    wanted: Tensor | None,
+    following: Tensor,
+    counts: Tensor,
+    *,
+    objective: Objective,
+    batch_tokens: int,
+) -> Tensor:
+    """Overwrite a student's logits (B, T, V) by the objective's gradient, a few positions at a time; return the KL divergences (B, T), nats.
+
+    The product that made the logits does not need them on the way back; where a family's does, autograd raises.
+
+    Args:
+        logits: raw.
+        wanted: the teacher's log-probabilities, from ``soften``; None where only the text teaches.
+        following: the token that follows each (B, T).
+        counts: what each one's cross-entropy counts (B, T).
+        objective: what is learnt.
+        batch_tokens: what the gradient is divided by.
+    """
+    divergence = torch.zeros(logits.shape[:2], device=logits.device)
+    for part in _split_for_cache(logits):
+        gradient: Tensor | None = None
+        if wanted is not None:
+            divergence[part], gradient = kl_and_gradient(wanted[part], logits[part], temperature=objective.temperature)
+            if objective.ce_share > 0:
+                gradient *= 1 - objective.ce_share
+        if objective.ce_share > 0:
+            by_text = differentiate_cross_entropy(logits[part], following[part], counts[part])
+            gradient = by_text if gradient is None else gradient.add_(by_text)
+        assert gradient is not None
+        logits[part] = gradient.div_(batch_tokens)
+    return divergence
+
+
+def _split_for_cache(logits: Tensor) -> Iterator[Part]:
+    bytes_at_once = CACHED_BYTES.get(logits.device.type, DEFAULT_LOGITS_BYTES)
+    return split_positions(logits, max(1, bytes_at_once // (4 * logits.shape[-1])))
+
+
+@torch.no_grad()
 def soften(logits: Tensor, *, temperature: float) -> Tensor:
     """Log-probabilities (..., V) of logits at a temperature, float32."""
     return torch.log_softmax(logits.float() / temperature if temperature != 1 else logits.float(), dim=-1)
+
+
+@torch.no_grad()
+def soften_in_place(logits: Tensor, *, temperature: float) -> Tensor:
+    """The same of logits (B, T, V), in their place where they are float32."""
+    found = logits.float()
+    for part in _split_for_cache(found):
+        found[part] = soften(found[part], temperature=temperature)
+    return found
 
 
 @torch.no_grad()

@@ -21,8 +21,9 @@ from seed.stats import clustered_standard_error, count_effective
 # Float32 logits of one micro-batch. On the CPU, buffers past 32 MB go back to the kernel at every free, and the
 # page faults cost 30 % of a score (0.88 s at 64 MB, 0.61 s at 16 MB, two cores, 4,096 words).
 LOGITS_BYTES = {"cpu": 16 * 2**20}
-# Those of one part of a batch on its way through the head with gradients, where several buffers of their size are alive at once.
-HEAD_BYTES = {"cpu": 8 * 2**20}
+# Positions that go through the head at once with gradients. Fewer, and its products are bound by reading its weights and
+# writing their gradient, not by arithmetic.
+HEAD_POSITIONS = {"cpu": 512}
 DEFAULT_LOGITS_BYTES = 256 * 2**20
 LARGEST_EXPONENT = 700.0  # a perplexity past this is no longer a float64
 
@@ -68,8 +69,13 @@ def choose_micro_batch(window_tokens: int, vocabulary: int, *, device: torch.dev
 
 def split_for_head(tokens_BT: Tensor, *, vocabulary: int) -> Iterator[tuple[slice, slice]]:
     """Yield (rows, columns) of parts whose float32 logits stay small: whole windows, or parts of one."""
-    num_windows, window_tokens = tokens_BT.shape
-    positions = max(1, HEAD_BYTES.get(tokens_BT.device.type, DEFAULT_LOGITS_BYTES) // (4 * vocabulary))
+    positions = max(1, DEFAULT_LOGITS_BYTES // (4 * vocabulary))
+    return split_positions(tokens_BT, min(positions, HEAD_POSITIONS.get(tokens_BT.device.type, positions)))
+
+
+def split_positions(batch: Tensor, positions: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (rows, columns) of parts of a batch (B, T, ...) of so many positions at most: whole windows, or parts of one."""
+    num_windows, window_tokens = batch.shape[:2]
     rows, columns = max(1, positions // window_tokens), min(window_tokens, positions)
     for first in range(0, num_windows, rows):
         for start in range(0, window_tokens, columns):

@@ -67,7 +67,7 @@ def test_losses_are_cross_entropy_added_up_by_the_document_of_the_predicted_toke
 def test_parts_for_the_head_cover_every_position_once_and_stay_small(
     positions: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(perplexity.HEAD_BYTES, "cpu", 4 * 257 * positions + 3)
+    monkeypatch.setitem(perplexity.HEAD_POSITIONS, "cpu", positions)
     tokens = torch.arange(15).view(3, 5)
     parts = list(perplexity.split_for_head(tokens, vocabulary=257))
     assert len(parts) == expected
