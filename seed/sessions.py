@@ -6,6 +6,7 @@ Commands share it: ``search`` makes a plan with it, ``distill`` and ``evaluate``
 import functools
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from seed.protocols import (
 )
 from seed.proxy.closed_form import measure_gains
 from seed.proxy.instruments import Instruments, make_walker, start_student
-from seed.records import Candidate
+from seed.records import Candidate, SearchSpace
 from seed.resolve import find_space, list_presets
 from seed.study_dir import StudyFolder
 
@@ -100,6 +101,7 @@ def open_for_search(
     study: StudyFolder,
     device: torch.device,
     reference: Reference,
+    fit: Callable[[StudyConfig, Teacher, Anatomy, SearchSpace], StudyConfig] = lambda settings, *_: settings,
 ) -> tuple[Session, StudyConfig]:
     """Open model and text as the settings say, and fix the protocol; return the settings too, filled by the model's size.
 
@@ -108,6 +110,7 @@ def open_for_search(
         study: the folder.
         device: where the model is put.
         reference: the device that it is measured on, perhaps by others (see ``move``).
+        fit: chooses what text there is time for, once the model is opened.
 
     Raises:
         SeedError: anything a user can mend.
@@ -124,6 +127,7 @@ def open_for_search(
         max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
     )
     space = find_space(settings, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
+    settings = fit(settings, teacher, anatomy, space)
     request = request_text(settings, anatomy.config)
     streams = _open_streams(request, teacher)
     gains = _measure_gains(anatomy, streams["recovery"])
