@@ -43,6 +43,7 @@ RATIO_ABOVE = replace(
 RATIO_BELOW = replace(
     POSITIVE, allows=lambda ratio: is_number(ratio) and 0 < ratio < 1, wanted="a ratio below 1, such as 0.9"
 )
+TIME = replace(SECONDS, allows=POSITIVE.allows, wanted="a time above 0, such as 45m or 3h")
 RATES = Kind(tuple, lambda rates: all(map(POSITIVE.allows, rates)) and len(rates) > 0, "one or more numbers above 0")
 Value = TypeVar("Value")
 
@@ -134,6 +135,7 @@ class RecoverySection:
 class SearchSection:
     """Search."""
 
+    time: float | None = option("for the whole pass, such as 45m: what fits is chosen (README)", kind=TIME)
     trials: int | None = option("candidates that are scored (default: the model's, or all that a sweep scores)")
     sampler: str = option(f"{', '.join(SAMPLERS)}: when not all are scored", "subset", kind=choose_from(SAMPLERS))
     proxy: str | None = option(f"{' (default where it can) or '.join(PROXIES)}", kind=choose_from(PROXIES))
@@ -250,6 +252,10 @@ class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, Late
             raise SeedError(
                 f"--stages {self.stages}: goes on until a target is reached, and there is none. Add --max-ppl-ratio or "
                 "--max-latency-ratio."
+            )
+        if parse_stages(self.stages).goes_on and self.time is not None:
+            raise SeedError(
+                f"--time: is shared by the stages, and nobody knows how many --stages {self.stages} are. Name them, such as 1+1+1."
             )
         for name in ("min_dropped", "max_dropped", "start", "storage", "max_memory"):
             if self.is_given(name) or (name == "max_memory" and self.max_memory is not None):

@@ -2,8 +2,8 @@
 
 import math
 import os
-import time
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,24 +25,21 @@ from seed.distillation.memory import (
 from seed.distillation.teacher_states import STORED_BYTES
 from seed.errors import ResourceError
 from seed.evaluation.latency import FIRST_PAIRS, MOST_SECONDS, cut_stretches
-from seed.evaluation.perplexity import choose_micro_batch
 from seed.models.anatomy import Anatomy, count_params
 from seed.models.checkpoint import measure_size
-from seed.optimize.space import drop_more, enumerate_candidates
+from seed.optimize.space import draw_candidate, drop_more, enumerate_candidates
 from seed.plans import Protocol, SearchPlan
-from seed.proxy.closed_form import RIDGES
 from seed.proxy.subset_walker import TrieWork, count_work, estimate_memory
 from seed.proxy.sweep import RELEASED_BYTES
 from seed.reporting.wording import count_things, format_bytes, name_proxy
+from seed.speed import Speed, draw_tokens, time_parts
 from seed.stages.budgets import HOST_BYTES_PER_WEIGHT, count_group
+from seed.stages.students import TUNING_SHARE
 from seed.stats import FEWEST_PAIRS
 
-# Work of one trained token, in forward passes of the dense model: a student's forward and backward are three,
-# the dense model's head is rebuilt from stored states. States too large to store are one more.
-TRAINING_FORWARDS = 3.3
 COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no sweep is short then
-TIMING_TURNS = 4  # of which the first does not count
-TIMED_TOKENS, TIMED_WIDTH = 256, 512  # on a CPU: what a layer and the head are timed on, and a product
+DRAWN_SETS = 16  # candidates whose work is counted, to know that of one
+TUNED_RATES = 3  # that are tried at most
 USUAL_PAIRS = 2 * FIRST_PAIRS  # timed pairs of a structure, where times vary by 2 %
 
 
@@ -63,23 +60,6 @@ class Shape:
     kept_bytes: int = 0  # what training a layer on a GPU keeps of one token for the way back
     kept_copies: int = 0  # and what it keeps whatever the tokens: weights rounded to bfloat16
     gpu_bytes: int = 0  # that tensors can have; 0 on the CPU
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Seconds of the parts that scores are made of."""
-
-    layer: float  # one layer, one token
-    head: float  # final norm, head and loss, one token
-    fit: float  # the sums and factors of one closed-form fit, all calibration tokens
-    solve: float  # one correction out of a fit
-    step: float  # the dense model reading one token
-    num_layers: int
-
-    @property
-    def forward(self) -> float:
-        """The dense model, one token."""
-        return self.num_layers * self.layer + self.head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,47 +92,51 @@ class Cost:
 
     latency_seconds: float
     search_seconds: float
+    baselines_seconds: float  # what is scored beside the trials
     distill_seconds: float
     memory: Memory
     disk_bytes: int
     num_finals: int
 
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.latency_seconds + self.search_seconds + self.baselines_seconds + self.distill_seconds
+
 
 def measure_parts(
     timed: Anatomy,
-    protocol: Protocol,
     *,
     whole: nn.Module,
-    closed_form: bool,
+    window_tokens: int,
+    gains: Mapping[int, float] | None,
     dtype: torch.dtype,
     stored_dtype: torch.dtype,
     for_gpu: bool,
+    trains: bool,
 ) -> tuple[Shape, Speed]:
     """Measure a model's shape, and time its parts on the device that it lies on.
 
     Args:
-        timed: the model, or one of a few of its layers: the middle one is timed.
-        protocol: of the search.
+        timed: the model, or one of a few of its layers.
         whole: the model, which may be without weights.
-        closed_form: is it available for this family?
+        window_tokens: that run through it at once.
+        gains: what closed form needs; None: it is not available for this family.
         dtype: that is computed with.
         stored_dtype: of the weights of exported models.
         for_gpu: count what training on a GPU keeps, too.
+        trains: are students trained in all their weights?
     """
-    dense, on_gpu = Anatomy(whole), timed.device.type == "cuda"
-    vocabulary, window = timed.config.vocab_size, protocol.window_tokens
-    rows = choose_micro_batch(window, vocabulary, device=timed.device) if on_gpu else 1
-    generator = torch.Generator().manual_seed(0)
-    columns = window if on_gpu else min(window, TIMED_TOKENS)
-    tokens = torch.randint(0, vocabulary, (rows, columns), generator=generator).to(timed.device)
-    kept = count_kept_bytes(timed, tokens, mixed_precision=True) if for_gpu else (0, 0)
+    dense, on_gpu, closed_form = Anatomy(whole), timed.device.type == "cuda", gains is not None
+    tokens_BT = draw_tokens(timed, window_tokens)
+    kept = count_kept_bytes(timed, tokens_BT, mixed_precision=True) if for_gpu else (0, 0)
     projections = [timed.find_output_projection(layer) for layer in range(timed.num_layers)] if closed_form else []
     cache_bytes = measure_size(timed.model, dtype=dtype).kv_bytes_per_token
     shape = Shape(
         num_layers=dense.num_layers,
         width=timed.config.hidden_size,
         mlp_width=max((one.num_inputs for one in projections if one is not None), default=0),
-        vocabulary=vocabulary,
+        vocabulary=timed.config.vocab_size,
         num_params=count_params(whole),
         layer_params=count_params(dense.layers) // dense.num_layers,
         update_params=count_update_params(whole),
@@ -163,68 +147,55 @@ def measure_parts(
         kept_copies=kept[1],
         gpu_bytes=count_usable_bytes(timed.device) if on_gpu else 0,
     )
-    return shape, time_parts(timed, shape, protocol, tokens)
-
-
-def time_parts(anatomy: Anatomy, shape: Shape, protocol: Protocol, tokens_BT: torch.Tensor) -> Speed:
-    """Time a layer, the head, one token, and products, from which the time of fits follows by their multiply-adds."""
-    states, middle = anatomy.trace(tokens_BT), anatomy.num_layers // 2
-    width = max(1, shape.mlp_width if shape.gpu_bytes else min(shape.mlp_width, TIMED_WIDTH))
-    single = torch.eye(width, device=anatomy.device)
-    double = single.double()
-    seconds = _time_in_turns(
-        {
-            "head": lambda: anatomy.compute_logits(states[-1], tokens_BT).float().logsumexp(-1).sum(),
-            "layer": lambda: anatomy.run_layer(middle, states[middle]),
-            "step": lambda: anatomy.model(input_ids=tokens_BT[:1, :1], use_cache=False).logits,
-            "single": lambda: single @ single,
-            "double": lambda: double @ double,
-        }
-    )
-    each, precise = seconds["single"] / width**3, seconds["double"] / width**3  # one multiply-add; and in float64
-    reads, systems = shape.mlp_width, len(RIDGES) + 1  # and the best one again on all positions
-    calibration, validation = protocol.calibration_tokens, protocol.streams["validation"].tokens
-    products = (2 * calibration + validation) * reads * shape.width
-    return Speed(
-        layer=seconds["layer"] / tokens_BT.numel(),
-        head=seconds["head"] / tokens_BT.numel(),
-        fit=each * calibration * reads**2 + precise * systems * reads**3 / 3,
-        solve=each * products + precise * (systems + len(RIDGES)) * reads**2 * shape.width,
-        step=seconds["step"] * shape.num_layers / anatomy.num_layers,
+    speed = time_parts(
+        timed,
+        tokens_BT,
         num_layers=shape.num_layers,
+        gains=gains,
+        trains=trains,
+        mixed_precision=protocols.computes_bfloat16(timed.device),
+        free_bytes=measure_free_bytes(timed.device),
     )
-
-
-@torch.no_grad()
-def _time_in_turns(runs: Mapping[str, Callable[[], torch.Tensor]]) -> dict[str, float]:
-    """Seconds of each call, the best of several after a first: so a machine that is busy now and then tells the same."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(TIMING_TURNS):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run().flatten()[0].item()  # waits for the device
-            found[name].append(time.perf_counter() - start)
-    return {name: min(seconds[1:]) for name, seconds in found.items()}
+    return shape, speed
 
 
 def price_work(work: TrieWork, protocol: Protocol, speed: Speed) -> float:
     """Seconds of scores that share prefixes."""
     calibration, validation = protocol.calibration_tokens, protocol.streams["validation"].tokens
+    recovery = speed.recovery[0] + calibration * speed.recovery[1]
+    # half of it are sums and factors, once for each layer that is run, half solutions, of which siblings have one each
     return (
         work.plain_layers * validation * speed.layer
-        + work.run_layers * ((calibration + validation) * speed.layer + speed.fit)
-        + work.solved_layers * speed.solve
+        + work.run_layers * (calibration + validation) * speed.layer
+        + (work.run_layers + work.solved_layers) / 2 * recovery
         + work.heads * validation * speed.head
     )
 
 
-def price_walk(shape: Shape, protocol: Protocol, speed: Speed) -> float:
-    """Seconds of one score by closed form that shares nothing, at most."""
+def price_closed_form(shape: Shape, protocol: Protocol, speed: Speed) -> float:
+    """Seconds of one score by closed form that shares nothing, in the mean of some candidates."""
     if not shape.mlp_width:
         return 0.0
-    layers = shape.num_layers
-    work = TrieWork(plain_layers=0, run_layers=layers, solved_layers=layers, heads=1)
-    return price_work(work, protocol, speed)
+    rng, space = random.Random(0), protocol.space
+    drawn = [draw_candidate(space, rng) for _ in range(DRAWN_SETS)]
+    works = [count_work([candidate], closed_form=True, gone_layers=space.gone_layers) for candidate in drawn]
+    return sum(price_work(work, protocol, speed) for work in works) / DRAWN_SETS
+
+
+def price_score(shape: Shape, protocol: Protocol, speed: Speed) -> float:
+    """Seconds of one score by the study's proxy."""
+    seconds = price_closed_form(shape, protocol, speed)
+    if protocol.proxy == "short-distillation":
+        tokens = protocol.short_steps * protocol.step_tokens
+        seconds += price_token(protocol, speed) * tokens + 4 * protocol.streams["validation"].tokens * speed.forward
+        seconds += 0 if keeps_states(shape, protocol, tokens) else tokens * speed.forward
+    return seconds
+
+
+def price_token(protocol: Protocol, speed: Speed) -> float:
+    """Seconds of training one student on one token."""
+    space = protocol.space
+    return speed.training * speed.run(space.num_layers - (space.min_dropped + space.max_dropped) / 2)
 
 
 def price_sweep(shape: Shape, protocol: Protocol, speed: Speed) -> float:
@@ -248,19 +219,49 @@ def price_baselines(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: S
     if plan.covers_space:
         return seconds
     seconds += price_work(count_work(singles, closed_form=True, gone_layers=space.gone_layers), protocol, speed)
-    return seconds + len(space.more_dropped) * price_walk(shape, protocol, speed)
+    return seconds + len(space.more_dropped) * price_closed_form(shape, protocol, speed)
 
 
 def price_latency(protocol: Protocol, speed: Speed) -> float:
     """Seconds of timing each depth beside the dense model; by a command of the user's, nobody knows."""
     if protocol.latency_command:
         return 0.0
-    depths, batch = len(protocol.space.more_dropped), protocol.latency_batch
-    token = max(speed.step, batch * speed.forward)
-    run = batch * protocol.prompt_tokens * speed.forward + protocol.new_tokens * token
-    a_pair = 2 * run / len(cut_stretches(protocol.new_tokens, token_ms=1000 * token))
+    depths, run = len(protocol.space.more_dropped), price_run(protocol, speed)
+    a_pair = 2 * run / len(cut_stretches(protocol.new_tokens, token_ms=1000 * price_step(protocol, speed)))
     pairs = protocol.latency_repeats or max(FEWEST_PAIRS, min(USUAL_PAIRS, MOST_SECONDS / a_pair))
     return depths * (pairs * a_pair + 2 * run)
+
+
+def price_step(protocol: Protocol, speed: Speed) -> float:
+    """Seconds of decoding one token of all timed sequences, on the dense model."""
+    return max(speed.step, protocol.latency_batch * speed.forward)
+
+
+def price_run(protocol: Protocol, speed: Speed) -> float:
+    """Seconds of the timed workload once, on the dense model."""
+    batch = protocol.latency_batch
+    return batch * protocol.prompt_tokens * speed.forward + protocol.new_tokens * price_step(protocol, speed)
+
+
+def price_distillation(
+    shape: Shape, protocol: Protocol, speed: Speed, *, tokens: float, num_students: int, is_tuned: bool
+) -> float:
+    """Seconds of distilling and judging students for so many tokens each, one after another."""
+    validation, test = protocol.streams["validation"].tokens, protocol.streams["test"].tokens
+    looks = 3 + max(1.0, min(8.0, tokens / protocol.step_tokens / 8))
+    final = price_token(protocol, speed) * tokens + (looks * validation + 3 * test) * speed.forward
+    final += price_closed_form(shape, protocol, speed)
+    if keeps_states(shape, protocol, tokens):
+        states = min(tokens, protocol.streams["recovery"].tokens) * speed.forward
+    else:
+        final, states = final + tokens * speed.forward, 0.0
+    return num_students * final + states + is_tuned * TUNED_RATES / TUNING_SHARE * final
+
+
+def keeps_states(shape: Shape, protocol: Protocol, tokens: float) -> bool:
+    """Are the dense model's states on so many tokens stored? Those that are too large are computed in every step."""
+    seen = min(tokens, protocol.streams["recovery"].tokens)
+    return seen * shape.width * shape.number_bytes <= STORED_BYTES
 
 
 def estimate_peak(shape: Shape, protocol: Protocol, *, trains: bool, together: int = 1) -> Memory:
@@ -353,9 +354,18 @@ def draft_plan(settings: StudyConfig, protocol: Protocol, *, name: str, shape: S
     return protocols.settle_trials(plan, settings, protocol)
 
 
-def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed, *, distill: bool) -> Cost:
-    """Estimate from timed parts; the truth is mostly within a factor of two."""
-    validation, test, recovery = (protocol.streams[name].tokens for name in ("validation", "test", "recovery"))
+def estimate_cost(
+    shape: Shape,
+    protocol: Protocol,
+    plan: SearchPlan,
+    speed: Speed,
+    *,
+    distill: bool,
+    is_tuned: bool = True,
+    num_workers: int = 1,
+) -> Cost:
+    """Estimate from timed parts; the truth is mostly within a factor of two. ``num_workers``: evaluators that share the work."""
+    recovery = protocol.streams["recovery"].tokens
     is_short = protocol.proxy == "short-distillation"
     num_finals = min(plan.frontier_size, plan.trials) if distill else 0
     if num_finals and plan.width_baseline:  # one more for each depth
@@ -365,16 +375,14 @@ def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spe
     # the dense model's states of each window are stored once, if they are not too many
     seen = min(plan.replicas * max(short_tokens, final_tokens * (num_finals > 0)), recovery)
     states = seen * shape.width * shape.number_bytes
-    training = TRAINING_FORWARDS + (states > STORED_BYTES)
 
-    walk = price_walk(shape, protocol, speed)
-    search = price_baselines(shape, protocol, plan, speed)
-    search += price_sweep(shape, protocol, speed) if plan.covers_space else 0.0
-    search += plan.trials * walk if is_short or not plan.covers_space else 0.0
-    search += plan.trials * (training * short_tokens + 4 * validation) * speed.forward if is_short else 0.0
-    final = (training * final_tokens + 11 * validation + 3 * test) * speed.forward + 2 * walk
-    tuning = (0.3 * training + 1) * final_tokens * speed.forward if distill else 0.0
-
+    search = price_sweep(shape, protocol, speed) if plan.covers_space else 0.0
+    if is_short or not plan.covers_space:
+        search += plan.trials * price_score(shape, protocol, speed)
+    rounds = math.ceil(num_finals * plan.replicas / num_workers)
+    distillation = price_distillation(
+        shape, protocol, speed, tokens=final_tokens, num_students=rounds, is_tuned=is_tuned
+    )
     free = shape.gpu_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     together = min(num_finals, count_group(shape.num_params, free_bytes=free, on_gpu=shape.gpu_bytes > 0))
     # exported models, training checkpoints (weights, two moments, best weights) and one aside
@@ -382,8 +390,9 @@ def estimate_cost(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Spe
     disk = num_finals * shape.num_params * shape.stored_bytes + checkpoints + states * (states <= STORED_BYTES)
     return Cost(
         latency_seconds=price_latency(protocol, speed),
-        search_seconds=search,
-        distill_seconds=num_finals * plan.replicas * final + tuning,
+        search_seconds=search / num_workers,
+        baselines_seconds=price_baselines(shape, protocol, plan, speed),
+        distill_seconds=distillation if num_finals else 0.0,
         memory=estimate_peak(shape, protocol, trains=distill or is_short, together=max(1, together)),
         disk_bytes=disk + 20_000_000,
         num_finals=num_finals,
@@ -401,11 +410,10 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_worke
         f"; then {count_things(cost.num_finals, 'model')} distilled {f'{plan.replicas} times ' * (plan.replicas > 1)}for "
         f"{protocol.describe_training(plan.distill_tokens)} each, {format_span(cost.distill_seconds)}"
     )
-    whole = cost.latency_seconds + cost.search_seconds + cost.distill_seconds
     workers = f"; {num_workers} evaluators share the work, each with as much memory" if num_workers > 1 else ""
     lines = [
-        f"plan: {what}, {format_span(cost.search_seconds)}{finals if cost.num_finals else ''}; "
-        f"{format_span(whole)} in all, latencies included; at most {format_bytes(cost.memory.num_bytes)} of memory and "
+        f"plan: {what}, {format_span(cost.search_seconds + cost.baselines_seconds)}{finals if cost.num_finals else ''}; "
+        f"{format_span(cost.seconds)} in all, latencies included; at most {format_bytes(cost.memory.num_bytes)} of memory and "
         f"{format_bytes(cost.disk_bytes)} of disk, on {protocol.device}{workers}",
         *(protocol.warn_of_few_steps(plan.distill_tokens) if cost.num_finals else []),
         f"  memory: {cost.memory}",

@@ -1,6 +1,6 @@
 """A dry run: what a search would do and take, said from the shape of its model. No weights, no network, nothing written.
 
-Two layers of the shape with random weights are timed in place of the model. Texts that are at hand are read; of the
+A few layers of the shape with random weights are timed in place of the model. Texts that are at hand are read; of the
 others the published size is taken.
 """
 
@@ -15,8 +15,8 @@ import msgspec
 import torch
 from torch import nn
 
-from seed import cost, protocols, resolve
-from seed.config import StudyConfig, fill_by_size
+from seed import cost, protocols, resolve, time_budget
+from seed.config import StudyConfig, fill_by_size, known
 from seed.cost import Shape
 from seed.data.corpus import CorpusRequest, has_own_splits, open_streams, read_source
 from seed.data.documents import SPLITS
@@ -61,12 +61,25 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
         max_positions=getattr(text, "max_position_embeddings", None) or 1024,
     )
     space = resolve.find_space(settings, num_layers=text.num_hidden_layers, needed=list_needed(config))
-    request = protocols.request_text(settings, text)
     named = config.get_text_config().dtype or config.dtype or torch.float32
     stored = getattr(torch, named) if isinstance(named, str) else named
     dtype = choose_dtype(settings.dtype, device=device, stored=stored)
     small = Anatomy(build(shorten(config), device=device, dtype=dtype, trust_remote_code=source.trust_remote_code))
     gains = measure_gains(small, small.trace(torch.arange(64, device=device).remainder(text.vocab_size)[None]))
+    shape, speed = cost.measure_parts(
+        small,
+        whole=whole,
+        window_tokens=known(settings.window_tokens),
+        gains=gains,
+        dtype=dtype,
+        stored_dtype=stored,
+        for_gpu=True,
+        trains=settings.distill and not settings.chosen_recovery.is_low_rank,
+    )
+    settings = time_budget.fit_opened(
+        settings, source, space, config=text, gains=gains, dtype=dtype, device=device, parts=(shape, speed)
+    )
+    request = protocols.request_text(settings, text)
     protocol = protocols.fix_protocol(
         settings,
         source,
@@ -81,21 +94,20 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
         device=protocols.name_device(device),
         dtype=dtype,
     )
-    shape, speed = cost.measure_parts(
-        small, protocol, whole=whole, closed_form=gains is not None, dtype=dtype, stored_dtype=stored, for_gpu=True
-    )
+    settings = time_budget.fit_work(settings, protocol, shape, speed, spent=0.0)
     plan = cost.draft_plan(settings, protocol, name=name, shape=shape, speed=speed)
     estimate = cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
+    timed = time_budget.describe_time(settings, protocol, plan, estimate, speed, spent=0.0)
     say(
         f"dry run for {source.location}: {shape.num_layers} layers, {format_count(num_params)} parameters; no weights are "
         "read, nothing is written"
     )
     if protocol.gguf_types:
         say(f"from {describe_gguf(protocol.gguf_types)}")
-    for line in [*cost.describe_plan(protocol, plan, estimate), *describe_depths(shape, protocol)]:
+    for line in [*cost.describe_plan(protocol, plan, estimate), *timed, *describe_depths(shape, protocol)]:
         say(line)
     threads = "" if shape.gpu_bytes else f" with {count_things(torch.get_num_threads(), 'thread')}"
-    say(f"time: estimated on {protocol.device}{threads}, from one layer and the head with random weights")
+    say(f"times are of {protocol.device}{threads}, from a few layers and the head with random weights")
     gpu_dtype = choose_dtype(settings.dtype, device=torch.device("cuda"), stored=stored)
     gpu = replace(shape, gpu_bytes=int(GPU_BYTES), number_bytes=gpu_dtype.itemsize)
     say(describe_fit(gpu, protocol, trains=settings.distill or protocol.proxy == "short-distillation"))
@@ -164,10 +176,11 @@ def make_config(shape: Mapping[str, Any], *, name: str) -> Any:
 
 
 def shorten(config: Any) -> Any:
-    """The config of a model of the first and the middle layer alone."""
+    """The config of a model of its first, middle and last layers alone."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    repair_config(text, sorted({0, text.num_hidden_layers // 2}))
+    last = text.num_hidden_layers - 1
+    repair_config(text, sorted({0, text.num_hidden_layers // 2, max(0, last - 1), last}))
     return config
 
 

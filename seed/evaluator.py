@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from seed import cost, sessions
+from seed.cost import Shape
 from seed.errors import CandidateError
 from seed.evaluation.latency import name_structure
 from seed.evaluation.perplexity import DocumentLosses
@@ -31,6 +32,7 @@ from seed.records import (
     TrialRecord,
 )
 from seed.sessions import Session
+from seed.speed import Speed
 from seed.stages import baselines, budgets, judging, latency_table, students
 from seed.stages.students import Budget, DistilledStudent, Member, ProgressCallback
 
@@ -83,19 +85,23 @@ class Evaluator:
         """Where this measures."""
         return sessions.describe_environment(self.session)
 
-    def measure_parts(self) -> tuple[cost.Shape, cost.Speed, int]:
-        """The model's shape, how long its parts take, and bytes of free memory."""
+    def measure_parts(self, *, trains: bool) -> tuple[Shape, Speed]:
+        """The model's shape, and how long its parts take; ``trains``: those of training, too."""
         session = self.session
-        shape, speed = cost.measure_parts(
+        return cost.measure_parts(
             session.anatomy,
-            session.protocol,
             whole=session.anatomy.model,
-            closed_form=session.gains is not None,
+            window_tokens=session.protocol.window_tokens,
+            gains=session.gains,
             dtype=session.dtype,
             stored_dtype=session.teacher.stored_dtype,
             for_gpu=session.device.type == "cuda",
+            trains=trains,
         )
-        return shape, speed, cost.measure_free_bytes(session.device)
+
+    def measure_free_bytes(self) -> int:
+        """Bytes of memory that a search can have here."""
+        return cost.measure_free_bytes(self.session.device)
 
     def prove(self) -> Proofs:
         """Prove on this very model that cutting, saving, reloading and scoring are right.

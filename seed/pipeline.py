@@ -13,16 +13,20 @@ import msgspec
 import torch
 from optuna import Study
 
-from seed import cost, protocols, resolve, sessions, study_dir
+from seed import cost, protocols, resolve, sessions, study_dir, time_budget
 from seed.cli import quiet_libraries
+from seed.clock import Clock
 from seed.config import StudyConfig, known
 from seed.console import Terminal, format_seconds
+from seed.cost import Shape
 from seed.errors import ModelError, StudyError
 from seed.evaluation.latency import pool_dense
 from seed.evaluator import Proofs
 from seed.evidence import StudyRecord
 from seed.executor import Executor, InProcess, open_executor
+from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import measure_size
+from seed.models.loader import Teacher
 from seed.models.provenance import describe_original
 from seed.optimize.frontier import Limits, select_frontier
 from seed.optimize.space import contains
@@ -30,13 +34,15 @@ from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study
 from seed.optimize.trials import StorageMismatchError, Trials
 from seed.plans import SearchPlan, read_plan
+from seed.proxy.closed_form import measure_gains
 from seed.proxy.sweep import ScoreCache
-from seed.records import DenseResult, Frontier, SearchSpace
+from seed.records import DenseResult, Frontier, FrontierMember, SearchSpace
 from seed.reporting.result_text import show_result
 from seed.reporting.wording import count_things
 from seed.results import StudyResult
 from seed.scores import ScoreStore
 from seed.sessions import Session
+from seed.speed import Speed
 from seed.stages import (
     baselines,
     budgets,
@@ -55,8 +61,8 @@ from seed.study_dir import StudyFolder
 STEPS = ("proofs", "latency", "search", "dense", "baselines", "distill")  # of a pass, for people who watch
 
 
-def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
-    """Run the whole pass, or what is left of it.
+def run(settings: StudyConfig, terminal: Terminal, *, began: float) -> StudyRecord:
+    """Run the whole pass, or what is left of it. ``began``: ``time.monotonic()`` then.
 
     Raises:
         SeedError: anything a user can mend.
@@ -74,8 +80,9 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
         is_new = not study.root.exists()
         if not is_new:  # else it is made once there is something to write
             held.enter_context(study_dir.lock(study_dir.create(study.root)))
-        session, filled = open_session(settings, executor, study, terminal)
-        plan = plan_search(filled, executor, session, terminal)
+        clock = Clock(study, began=began)
+        session, filled, parts = open_session(settings, executor, study, terminal)
+        plan, filled = plan_search(filled, executor, session, terminal, parts=parts, clock=clock)
         if is_new:
             held.enter_context(study_dir.lock(study_dir.create(study.root)))
             if study.plan.exists():
@@ -83,54 +90,115 @@ def run(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
                     f"{study.root}: another process began this study meanwhile. Run the same command again."
                 )
         with ScoreStore(study.scores) as store:
-            record = Pipeline(terminal, filled, executor, session, plan, store).run()
-        if len(record.distilled) >= len(record.frontier.members) * settings.distill:
+            held.callback(clock.save)
+            record = Pipeline(terminal, filled, executor, session, plan, store, clock).run()
+        is_done = len(record.distilled) >= len(record.frontier.members) * settings.distill
+        if is_done or not clock.has_room(0):
             study_record.save_finished(study, settings, model=session.teacher.directory)
         return record
 
 
 def open_session(
     settings: StudyConfig, executor: Executor, study: StudyFolder, terminal: Terminal
-) -> tuple[Session, StudyConfig]:
-    """Open model and text, and let evaluators have them; return the settings too, filled by the model's size."""
+) -> tuple[Session, StudyConfig, tuple[Shape, Speed] | None]:
+    """Open model and text, and let evaluators have them; return the settings too, filled by the model's size and the time.
+
+    And the model's timed parts, where evaluators work on such a device as this process.
+    """
+    found: list[tuple[Shape, Speed]] = []
     terminal.say(f"opening {settings.model}")
     if (said := describe_original(settings.model)) is not None:
         terminal.say(said)
     device = executor.device if isinstance(executor, InProcess) else torch.device("cpu")
+
+    def fit(filled: StudyConfig, teacher: Teacher, anatomy: Anatomy, space: SearchSpace) -> StudyConfig:
+        if study.plan.exists():
+            return time_budget.keep_numbers(filled, read_plan(study))
+        if device.type != executor.reference.type:
+            return filled
+        tokens = torch.arange(64, device=device).remainder(anatomy.config.vocab_size)[None]
+        gains = measure_gains(anatomy, anatomy.trace(tokens))
+        parts = cost.measure_parts(
+            anatomy,
+            whole=anatomy.model,
+            window_tokens=known(filled.window_tokens),
+            gains=gains,
+            dtype=teacher.dtype,
+            stored_dtype=teacher.stored_dtype,
+            for_gpu=device.type == "cuda",
+            trains=trains(filled),
+        )
+        found.append(parts)
+        return time_budget.fit_opened(
+            filled,
+            teacher.source,
+            space,
+            config=anatomy.config,
+            gains=gains,
+            dtype=teacher.dtype,
+            device=device,
+            parts=parts,
+        )
+
     session, filled = sessions.open_for_search(
-        settings, study=study, device=device, reference=executor.reference, say=terminal.say
+        settings, study=study, device=device, reference=executor.reference, say=terminal.say, fit=fit
     )
     for note in session.teacher.notes:
         terminal.say(f"{settings.model}: {note}")
     executor.start(session, say=terminal.say)
-    return session, filled
+    return session, filled, found[0] if found else None
 
 
-def plan_search(settings: StudyConfig, executor: Executor, session: Session, terminal: Terminal) -> SearchPlan:
+def trains(settings: StudyConfig) -> bool:
+    """Are students trained in all their weights?"""
+    return settings.distill and not settings.chosen_recovery.is_low_rank
+
+
+def plan_search(
+    settings: StudyConfig,
+    executor: Executor,
+    session: Session,
+    terminal: Terminal,
+    *,
+    parts: tuple[Shape, Speed] | None,
+    clock: Clock,
+) -> tuple[SearchPlan, StudyConfig]:
     """Say what the search will do and take, and refuse what cannot end well; nothing is written yet.
+
+    Returns the settings too, with what there is time for.
 
     Raises:
         SeedError: a study of another plan lies there, or memory or disk do not suffice.
     """
     terminal.say("timing its parts")
-    shape, speed, free_bytes = executor.call("measure_parts")
-    study, protocol = session.folder, session.protocol
+    study, protocol, num_workers = session.folder, session.protocol, executor.num_evaluators
+    shape, speed = parts or executor.call("measure_parts", trains=trains(settings))
+    if not study.plan.exists():
+        settings = time_budget.choose_time(settings, protocol, shape, speed) if parts is None else settings
+        settings = time_budget.fit_work(settings, protocol, shape, speed, spent=clock.spent, num_workers=num_workers)
     plan = cost.draft_plan(settings, protocol, name=study.name, shape=shape, speed=speed)
     if study.plan.exists():
         plan = study_record.continue_or_replace(study, plan, say=terminal.say)
         plan = protocols.settle_trials(plan, settings, protocol)
-    estimate = cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
-    for line in cost.describe_plan(protocol, plan, estimate, num_workers=executor.num_evaluators):
+    is_tuned = settings.learning_rate is None and len(known(settings.learning_rates)) > 1
+    estimate = cost.estimate_cost(
+        shape, protocol, plan, speed, distill=settings.distill, is_tuned=is_tuned, num_workers=num_workers
+    )
+    timed = time_budget.describe_time(settings, protocol, plan, estimate, speed, spent=clock.spent)
+    for line in [*cost.describe_plan(protocol, plan, estimate, num_workers=num_workers), *timed]:
         terminal.say(line)
+    if plan.time is not None:
+        clock.seconds = plan.time
+        clock.search_end = plan.time - estimate.distill_seconds - estimate.baselines_seconds
     is_cpu = protocol.device == "cpu"
     cost.require_resources(
         estimate,
         root=study.root,
-        free_bytes=free_bytes,
+        free_bytes=executor.call("measure_free_bytes"),
         device="this machine" if is_cpu else protocol.device,
         num_workers=executor.most_on_one_node if is_cpu else 1,
     )
-    return plan
+    return plan, settings
 
 
 class Pipeline:
@@ -144,9 +212,11 @@ class Pipeline:
         session: Session,
         plan: SearchPlan,
         store: ScoreStore,
+        clock: Clock,
     ) -> None:
         self.terminal, self.settings, self.executor = terminal, settings, executor
         self.session, self.study, self.plan, self.store = session, session.folder, plan, store
+        self.clock = clock
 
     def run(self) -> StudyRecord:
         """Prove, measure, search, select, distill and report."""
@@ -181,6 +251,7 @@ class Pipeline:
 
     def begin(self, step: str) -> None:
         """Say at which step of the pass it is."""
+        self.clock.save()
         self.terminal.begin_step(step, of=STEPS if self.settings.distill else STEPS[:-1])
 
     def open_optuna(self) -> Study:
@@ -303,9 +374,10 @@ class Pipeline:
             on_warning=terminal.say,
         )
         self.trials.listeners.append(lambda record: live.hear())
-        searching.score_space(
+        score = functools.partial(
+            searching.score_space,
             terminal,
-            self.executor,
+            time_budget.LimitedScorers(self.executor, self.clock),
             self.table,
             self.trials,
             self.cache,
@@ -314,6 +386,11 @@ class Pipeline:
             rng_seed=protocol.rng_seed,
             prepare=prepare,
         )
+        try:
+            if self.clock.spent <= self.clock.search_end or not self.trials.num_complete:
+                score()
+        except time_budget.TimeIsUpError:
+            terminal.say("  the search's share of the time is spent")
 
     def choose_frontier(self) -> Frontier:
         """Write down what goes on to distillation."""
@@ -372,13 +449,14 @@ class Pipeline:
         """Distill and export every member; the learning rate is tuned on the hardest first."""
         self.begin("distill")
         terminal, study, plan, session = self.terminal, self.study, self.plan, self.session
-        members = [finals.make_member(one.evaluation, one.trial_number) for one in frontier.members]
+        ordered = sorted(frontier.members, key=self.weigh) if self.plan.time is not None else frontier.members
+        members = [finals.make_member(one.evaluation, one.trial_number) for one in ordered]
         if not all(study.result(member.key).exists() for member in members):
             self.refresh_report(is_running=True)  # to look at meanwhile
         hardest = min(frontier.members, key=lambda member: (member.evaluation.size.num_params, member.rank))
         rng_seeds = finals.list_rng_seeds(session, plan.replicas)
         self.store_states(steps=session.protocol.count_steps(plan.distill_tokens), rng_seeds=rng_seeds)
-        rate = self.choose_learning_rate(members[frontier.members.index(hardest)])
+        rate = self.choose_learning_rate(members[list(ordered).index(hardest)])
         if plan.width_baseline:
             known_latencies = {result.key: result.latency for result in study_record.read_width_baselines(study)}
             candidates = [member.candidate for member in members]
@@ -391,7 +469,13 @@ class Pipeline:
             terminal=terminal,
             store=self.store,
             eval_command=self.settings.eval_command,
+            clock=self.clock,
         )
+        if len(results) < len(members):
+            terminal.say(
+                f"  the time is spent, and {count_things(len(members) - len(results), 'model')} not distilled: give more "
+                "--time, or python -m seed.distill"
+            )
         for result in results:
             terminal.say(
                 f"  {result.key}: test PPL ratio {result.test.ppl_ratio:.4f} "
@@ -399,6 +483,11 @@ class Pipeline:
                 f"{', so recovery did not help' * (result.test.ppl_ratio >= result.test_unrecovered.ppl_ratio)}), "
                 f"{format_seconds(result.seconds)}"
             )
+
+    def weigh(self, member: FrontierMember) -> tuple[int, float]:
+        """What orders members by worth: the best of its depth first, and the fastest for its perplexity."""
+        evaluation = member.evaluation
+        return member.rank, evaluation.qualities[self.session.protocol.proxy].ppl_ratio * evaluation.latency.ratio
 
     def choose_learning_rate(self, hardest: Member) -> float:
         """The peak rate of all members: as given, else tuned on a tenth of the budget of the hardest."""

@@ -127,6 +127,7 @@ class SearchPlan(Record, frozen=True, kw_only=True):
     distill_tokens: int
     replicas: int = 1  # distillations of each frontier model, each under a random seed of its own
     width_baseline: bool = False  # for each depth, a model of all layers cut to the same size in width
+    time: float | None = None  # seconds that the whole pass may take; None: as long as it takes
     max_ppl_ratio: float | None
     storage: str | None  # where the Optuna study is shown; None: the study's folder
     command: str  # what was typed

@@ -176,6 +176,7 @@ def make_plan(
         protocol=protocol,
         trials=trials,
         sweep_budget=settings.sweep_budget,
+        time=settings.time,
         covers_space=covers_space,
         frontier_size=settings.frontier_size,
         distill_tokens=distill_tokens,

@@ -5,6 +5,7 @@ study's folder, so the same command continues a stopped run. From Python: ``find
 """
 
 import functools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,13 +59,14 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
 
 def search(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     """Run the whole pass, or what is left of it."""
+    began = time.monotonic()
     from seed.stages import study_record
 
     if (known := study_record.load_finished(settings, terminal)) is not None:  # told without opening torch
         return known
     from seed import pipeline
 
-    return pipeline.run(settings, terminal)
+    return pipeline.run(settings, terminal, began=began)
 
 
 def search_in_stages(settings: StudyConfig, terminal: Terminal) -> "StagedSearch":

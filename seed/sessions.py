@@ -41,7 +41,7 @@ from seed.protocols import (
 )
 from seed.proxy.closed_form import measure_gains
 from seed.proxy.instruments import Instruments, make_walker, start_student
-from seed.records import Candidate
+from seed.records import Candidate, SearchSpace
 from seed.resolve import find_space, list_presets
 from seed.study_dir import StudyFolder
 
@@ -106,6 +106,7 @@ def open_for_search(
     device: torch.device,
     reference: Reference,
     say: Callable[[str], None] = lambda line: None,
+    fit: Callable[[StudyConfig, Teacher, Anatomy, SearchSpace], StudyConfig] = lambda settings, *_: settings,
 ) -> tuple[Session, StudyConfig]:
     """Open model and text as the settings say, and fix the protocol; return the settings too, filled by the model's size.
 
@@ -115,6 +116,7 @@ def open_for_search(
         device: where the model is put.
         reference: the device that it is measured on, perhaps by others (see ``move``).
         say: is told what takes seconds.
+        fit: chooses what text there is time for, once the model is opened.
 
     Raises:
         SeedError: anything a user can mend.
@@ -131,6 +133,7 @@ def open_for_search(
         max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
     )
     space = find_space(settings, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
+    settings = fit(settings, teacher, anatomy, space)
     request = request_text(settings, anatomy.config)
     say(f"reading {request.recovery}")
     streams = _open_streams(request, teacher)

@@ -40,8 +40,11 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
     asked, root = parse_stages(settings.stages), name_root(settings)
     study = StudyFolder(root)
     decisive = check_plan(settings, study)
+    has_one_shot = settings.one_shot and len(asked.counts) > 1
+    half = None if settings.time is None else settings.time / (1 + has_one_shot)  # the search at once has the other
     each = settings.change(
         stages=None,
+        time=None if half is None else half / len(asked.counts),
         one_shot=True,
         studies_dir=root,
         max_ppl_ratio=None,
@@ -87,7 +90,7 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
     if settings.one_shot and len(stages) > 1:
         tokens = stages[-1].tokens
         terminal.say(f"at once: {count_things(depth, 'layer')}, for the {tokens:,} tokens of all stages")
-        one_shot = describe_stage("one-shot", run("one-shot", depth, distill_tokens=tokens))
+        one_shot = describe_stage("one-shot", run("one-shot", depth, distill_tokens=tokens, time=half))
     excess, verdict = compare_ends(stages[-1], one_shot, np.array(record.dense.test_counts))
     staged = StagedSearch(
         study=root.name,

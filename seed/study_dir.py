@@ -59,6 +59,7 @@ class StudyFolder:
         self.stages = root / "stages.json"
         self.stages_plan = root / "stages-plan.json"
         self.work = root / "work"
+        self.time = root / "time.json"
         self.finished = self.work / "finished.json"
 
     @property

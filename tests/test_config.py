@@ -208,7 +208,7 @@ def test_a_file_is_read_as_it_stands(write: Write) -> None:
             ["unknown key latencies", "Did you mean latency?", "Allowed: model, space, data,"],
         ),
         ("num_layers =", "num_layer =", ["[model] has an unknown key num_layer", "Did you mean num_layers?"]),
-        ("trials =", "trails =", ["[search]", "Did you mean trials?", "Allowed: trials, sampler, proxy,"]),
+        ("trials =", "trails =", ["[search]", "Did you mean trials?", "Allowed: time, trials, sampler, proxy,"]),
         ("batch = 1", 'latency_command = "rm"', ["[latency] has an unknown key latency_command"]),
         ('name = "someone/model"', "trust_remote_code = true", ["[model] has an unknown key trust_remote_code"]),
         ("[search]", '[run]\nstorage = "sqlite:///x"\n[search]', ["unknown key run"]),

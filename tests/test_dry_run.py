@@ -9,13 +9,14 @@ import torch
 
 from seed import cost, dry_run, resolve, sessions
 from seed.config import StudyConfig
-from seed.cost import Shape, Speed
+from seed.cost import Shape
 from seed.data.corpus import CorpusRequest, read_source
 from seed.errors import ModelError, SpaceError
 from seed.models.anatomy import Anatomy
 from seed.models.loader import ModelSource
 from seed.protocols import describe_reference
 from seed.resolve import list_presets, read_preset
+from seed.speed import Speed
 from seed.study_dir import StudyFolder
 from tests.test_cost import GPU, GPU_PROTOCOL, measure
 
@@ -48,10 +49,12 @@ def test_a_presets_shape_is_its_models(name: str) -> None:
     anatomy = Anatomy(model)
     assert len(anatomy.layers) == preset["num_layers"]
     assert preset["window_tokens"] <= anatomy.config.max_position_embeddings
-    small = Anatomy(dry_run.build(dry_run.shorten(config), device=META))  # has the kinds of the first and the middle
+    small = Anatomy(
+        dry_run.build(dry_run.shorten(config), device=META)
+    )  # has the kinds of the first, the middle and the last
     kinds = getattr(anatomy.config, "layer_types", None)
-    assert len(small.layers) == 2
-    assert kinds is None or small.config.layer_types == [kinds[0], kinds[len(kinds) // 2]]
+    assert len(small.layers) == 4
+    assert kinds is None or small.config.layer_types == [kinds[0], kinds[len(kinds) // 2], *kinds[-2:]]
     assert config.get_text_config().num_hidden_layers == preset["num_layers"]  # is as it was
 
 
@@ -60,7 +63,7 @@ def test_a_dry_run_and_the_search_agree_given_the_same_speeds(
 ) -> None:
     path = make_checkpoint("llama")
     settings = StudyConfig(model=str(path), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS)
-    same = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, step=1e-3, num_layers=4)
+    same = Speed(layer=1e-6, head=1e-5, recovery=(0.5, 0.0), step=1e-3, num_layers=4)
     monkeypatch.setattr(cost, "time_parts", lambda *_args, **_settings: same)
     said = run(settings)
     session, filled = sessions.open_for_search(

@@ -7,6 +7,7 @@ done twice.
 
 import itertools
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from seed import study_dir
+from seed.clock import Clock
 from seed.console import Terminal
 from seed.errors import SeedError, StudyError
 from seed.models.files import CARD
@@ -77,8 +79,11 @@ def distill_members(
     terminal: Terminal,
     store: ScoreStore,
     eval_command: str | None = None,
+    clock: Clock | None = None,
 ) -> list[DistillResult]:
     """Have members distilled under every random seed, and write models and results; finished ones are read back.
+
+    With a ``clock`` that has a bound, one after another while there is time; at least one.
 
     Raises:
         StudyError: a training gave no number; the others are kept.
@@ -95,6 +100,8 @@ def distill_members(
         num_done = num_wanted - len(left)
 
         def show(amount: float, what: str) -> None:
+            if clock is not None:
+                clock.save(at_once=False)
             advance(amount, f"{what}; {num_done} of {count_things(num_wanted, 'model')} done")
 
         if num_done:
@@ -102,7 +109,17 @@ def distill_members(
         waiting: list[DistilledStudent] = []  # replicas whose first is not there yet
         broken: list[str] = []
         exported = {member.key for member in members} - {one.key for seed, one in left if seed == budget.rng_seeds[0]}
-        for group in distill_groups(executor, left, budget, store=store, on_progress=show, on_warning=terminal.say):
+        groups = distill_groups(
+            executor,
+            left,
+            budget,
+            store=store,
+            on_progress=show,
+            on_warning=terminal.say,
+            clock=clock,
+            is_any_done=num_done > 0,
+        )
+        for group in groups:
             todo, waiting = sorted([*group, *waiting], key=lambda one: one.settings.rng_seed), []
             for made in todo:
                 is_first = made.settings.rng_seed == budget.rng_seeds[0]
@@ -124,7 +141,11 @@ def distill_members(
             f"{', '.join(broken)}: no loss of the training is a finite number, neither at its start nor at any look. Lower "
             f"--learning-rate ({budget.learning_rate:g}), or compute in float32 (--dtype float32)."
         )
-    results = [study_dir.read_record(study.result(member.key), DistillResult) for member in members]
+    results = [
+        study_dir.read_record(study.result(member.key), DistillResult)
+        for member in members
+        if study.result(member.key).exists()
+    ]
     return [
         judging.score_for_user(result, eval_command, directory=study.model(result.key), path=study.result(result.key))
         for result in results
@@ -139,12 +160,20 @@ def distill_groups(
     store: ScoreStore,
     on_progress: ProgressCallback,
     on_warning: Callable[[str], None],
+    clock: Clock | None = None,
+    is_any_done: bool = False,
 ) -> Iterator[list[DistilledStudent]]:
-    """Have what is left distilled, and keep the scores of its starts; yields what comes of each group."""
+    """Have what is left distilled, and keep the scores of its starts; yields what comes of each group.
+
+    With a bound on the time, as long as there is any: by how long the longest took so far.
+    """
     if not left:
         return
-    at_most = max(
-        1, min(budget.at_most or executor.count_parallel_students(), -(-len(left) // executor.num_evaluators))
+    is_bound = clock is not None and clock.seconds is not None
+    at_most = (
+        1
+        if is_bound
+        else max(1, min(budget.at_most or executor.count_parallel_students(), -(-len(left) // executor.num_evaluators)))
     )
     keys = {member.key for _, member in left}
     rows = [row for row in store.read_rows() if row.key in keys]
@@ -154,9 +183,17 @@ def distill_groups(
         for pairs in [list(found)]
         for begin in range(0, len(pairs), at_most)
     ]
-    for group in executor.call_all("distill", works, on_progress=on_progress, on_warning=on_warning):
-        store.keep([row for made in group for row in made.rows])
-        yield group
+    longest = 0.0
+    each = executor.num_evaluators if is_bound else len(works)
+    for begin in range(0, len(works), each):
+        began = time.monotonic()
+        if clock is not None and (begin or is_any_done) and not clock.has_room(longest):
+            return
+        round_ = works[begin : begin + each]
+        for group in executor.call_all("distill", round_, on_progress=on_progress, on_warning=on_warning):
+            store.keep([row for made in group for row in made.rows])
+            yield group
+        longest = max(longest, time.monotonic() - began)
 
 
 def list_left(session: Session, members: Sequence[Member], budget: Budget) -> list[tuple[int, Member]]:

@@ -1,0 +1,344 @@
+"""A whole pass within a given time: what fits is chosen from timed parts, by one rule.
+
+Up to a quarter of the time goes to opening, proofs, latency and the dense model. Of the rest half is the search's, half
+distillation's, which also has what the search leaves. A candidate takes at most a hundredth of the search's share, so
+validation text is halved until it does; models have as many tokens as fill distillation's share, and are fewer where that
+would be too few for each. What was told stays as it was told, and counts.
+"""
+
+import bisect
+import datetime
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import torch
+
+from seed import cost, protocols
+from seed.clock import Clock
+from seed.config import StudyConfig, known
+from seed.console import format_seconds
+from seed.cost import Cost, Shape
+from seed.errors import SeedError
+from seed.models.loader import ModelSource
+from seed.optimize.screening import Screen
+from seed.plans import Protocol, SearchPlan, StreamRecord
+from seed.records import Candidate, Latency, Scored, ScoreRow, SearchSpace
+from seed.reporting.wording import count_things
+from seed.speed import Speed
+from seed.stages.searching import Scorers
+from seed.stats import FEWEST_PAIRS
+
+USUAL_SECONDS = {"cpu": 4 * 3600.0, "cuda": 12 * 3600.0}  # where no time is given and the defaults would take longer
+OPENING_SHARE = 0.25
+FEWEST_CANDIDATES = 100  # that the search's share is to suffice for
+FEWEST_TOKENS = 4096  # of validation text
+MOST_CANDIDATES = 1000  # unless told: past these, time is better spent on distillation
+FEWEST_STEPS = 25  # of a distillation, unless there is time for less than one such
+MOST_PASSES = 16  # over the recovery text; more would learn it by heart
+SHORTEN = (1, 2, 4, 8)  # by how much the timed workload is shortened where a few pairs of it take too long
+
+OF_TEXT = ("calibration_tokens", "validation_tokens", "test_tokens", "prompt_tokens", "new_tokens", "latency_repeats")
+OF_WORK = ("trials", "sweep_budget", "frontier_size", "distill_tokens")
+
+
+class TimeIsUpError(Exception):
+    """The search's share of the time is spent; what is scored is kept."""
+
+
+class LimitedScorers:
+    """Scorers whose search ends when its share of the time is spent, behind the candidate that they are at."""
+
+    def __init__(self, scorers: Scorers, clock: Clock) -> None:
+        self.scorers, self.clock, self.num_evaluators = scorers, clock, scorers.num_evaluators
+        self.sweep_space, self.measure_unrecovered = scorers.sweep_space, scorers.measure_unrecovered
+
+    def score(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        rows: Sequence[ScoreRow],
+        table: Mapping[str, Latency],
+        screen: Screen | None = None,
+    ) -> Iterator[Scored]:
+        """Score candidates, at least one of them.
+
+        Raises:
+            TimeIsUpError: the time is spent.
+        """
+        for scored in self.scorers.score(candidates, rows=rows, table=table, screen=screen):
+            yield scored
+            self.clock.save(at_once=False)
+            if self.clock.spent > self.clock.search_end:
+                raise TimeIsUpError
+
+
+def keep_numbers(settings: StudyConfig, plan: SearchPlan) -> StudyConfig:
+    """The settings of a study that goes on, with what was chosen when it began where nothing else is told."""
+    if plan.time is None:
+        return settings
+    found = {name: getattr(plan.protocol, name) for name in OF_TEXT}
+    found |= {name: getattr(plan, name) for name in OF_WORK} | {"time": plan.time}
+    return _settle_rates(_choose(settings, **found))
+
+
+def fit_opened(
+    settings: StudyConfig,
+    source: ModelSource,
+    space: SearchSpace,
+    *,
+    config: Any,
+    gains: Mapping[int, float] | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    parts: tuple[Shape, Speed],
+) -> StudyConfig:
+    """Choose the time where it is to be chosen, and what text there is time for, before any is read.
+
+    Raises:
+        SeedError: a setting does not fit the model.
+    """
+    request = protocols.request_text(settings, config)
+    caps = {
+        "recovery": request.recovery_tokens,
+        "validation": request.validation_tokens,
+        "test": request.test_tokens or 4 * request.validation_tokens,
+    }
+    protocol = protocols.fix_protocol(
+        settings,
+        source,
+        request,
+        space,
+        config=config,
+        commit=None,
+        weights_sha256=None,
+        streams={
+            name: StreamRecord(source="not read yet", tokens=tokens, documents=0, sha256="")
+            for name, tokens in caps.items()
+        },
+        gains=None if gains is None else dict(gains),
+        mixed_precision=protocols.computes_bfloat16(device),
+        device=protocols.name_device(device),
+        dtype=dtype,
+    )
+    return fit_text(choose_time(settings, protocol, *parts), protocol, *parts)
+
+
+def choose_time(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Speed) -> StudyConfig:
+    """The settings with the usual time of such a device, where none is given and the search would take longer."""
+    if settings.time is not None:
+        return settings
+    plan = cost.draft_plan(settings, protocol, name="study", shape=shape, speed=speed)
+    seconds = cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill).seconds
+    usual = USUAL_SECONDS["cuda" if shape.gpu_bytes else "cpu"]
+    return replace(settings, time=usual) if seconds > usual else settings
+
+
+def fit_text(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Speed) -> StudyConfig:
+    """Choose how many tokens score and judge, and how long latency is timed. ``protocol``: with what there is by default."""
+    if settings.time is None:
+        return settings
+    chosen: dict[str, Any] = {}
+    if not settings.is_given("latency_repeats") and not protocol.latency_command:
+        chosen |= _fit_latency(settings, protocol, speed, seconds=settings.time * OPENING_SHARE / 2)
+    share = settings.time * (1 - OPENING_SHARE) * (0.5 if settings.distill else 1)
+    num_candidates = max(FEWEST_CANDIDATES, known(settings.trials) if settings.is_given("trials") else 0)
+    validation, fewest = protocol.validation_tokens, max(FEWEST_TOKENS, 4 * protocol.window_tokens)
+    while True:
+        calibration = min(protocol.calibration_tokens, validation)
+        streams = protocol.streams | {
+            "validation": msgspec.structs.replace(protocol.streams["validation"], tokens=validation)
+        }
+        tried = msgspec.structs.replace(protocol, calibration_tokens=calibration, streams=streams)
+        if cost.price_score(shape, tried, speed) <= share / num_candidates or validation <= fewest:
+            break
+        validation = max(fewest, validation // 2)
+    if validation < protocol.validation_tokens:
+        test = min(protocol.test_tokens or math.inf, 2 * validation)
+        chosen |= {"validation_tokens": validation, "calibration_tokens": calibration, "test_tokens": test}
+    return _choose(settings, **chosen)
+
+
+def _fit_latency(settings: StudyConfig, protocol: Protocol, speed: Speed, *, seconds: float) -> dict[str, int]:
+    """A shorter workload and so many pairs of it that all depths are timed within some seconds; nothing where they are."""
+    for part in SHORTEN:
+        prompt, new = max(1, protocol.prompt_tokens // part), max(1, protocol.new_tokens // part)
+        shorter = _choose(settings, prompt_tokens=prompt, new_tokens=new)
+        workload = {name: known(getattr(shorter, name)) for name in ("prompt_tokens", "new_tokens")}
+        timed = msgspec.structs.replace(protocol, **workload)
+        pairs = seconds / (2 * len(protocol.space.more_dropped) * cost.price_run(timed, speed)) - 1
+        if pairs >= FEWEST_PAIRS:
+            break
+    if part == 1 and cost.price_latency(protocol, speed) <= seconds:
+        return {}
+    return {**workload, "latency_repeats": max(FEWEST_PAIRS, int(pairs))}
+
+
+def fit_work(
+    settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Speed, *, spent: float, num_workers: int = 1
+) -> StudyConfig:
+    """Choose how many candidates are scored, how many models distilled, and for how long. ``spent``: seconds, on opening.
+
+    Raises:
+        SeedError: what is told takes longer than the time that is given.
+    """
+    if settings.time is None:
+        return settings
+    is_told = {name: settings.is_given(name) for name in OF_WORK}
+    score = cost.price_score(shape, protocol, speed) / num_workers
+
+    def price_models(count: int, tokens: int) -> float:
+        return _price_models(settings, protocol, shape, speed, count=count, tokens=tokens, num_workers=num_workers)
+
+    told_search = known(settings.trials) * score if is_told["trials"] else 0.0
+    told_models = settings.frontier_size if is_told["frontier_size"] else 1
+    is_long = settings.distill and is_told["distill_tokens"]
+    told_distillation = price_models(told_models, known(settings.distill_tokens)) if is_long else 0.0
+    _refuse_too_much(settings, told_search, told_distillation)
+
+    opening = spent + cost.price_latency(protocol, speed) + _price_dense(protocol, speed)
+    left = max(settings.time - opening, settings.time / 2)
+    search = told_search or min(left / 2, max(left / 4, left - told_distillation))
+    search = search if settings.distill else left
+    settings = _fit_search(settings, protocol, shape, speed, seconds=search, score=score, num_workers=num_workers)
+    if not settings.distill:
+        return settings
+    plan = cost.draft_plan(settings, protocol, name="study", shape=shape, speed=speed)
+    planned = cost.estimate_cost(shape, protocol, plan, speed, distill=False, num_workers=num_workers)
+    rest = max(left / 4, left - planned.search_seconds - planned.baselines_seconds)
+
+    most = max(1, min(settings.frontier_size, plan.trials))
+    least_tokens = FEWEST_STEPS * protocol.step_tokens
+    if is_told["distill_tokens"]:
+        tokens = known(settings.distill_tokens)
+        count = next((count for count in range(most, 1, -1) if price_models(count, tokens) <= rest), 1)
+    else:
+        for count in range(most, 0, -1):
+            tokens = _fill(functools.partial(price_models, count), rest, protocol)
+            if tokens >= least_tokens or is_told["frontier_size"]:
+                break
+    return _settle_rates(_choose(settings, frontier_size=count, distill_tokens=tokens))
+
+
+def _fit_search(
+    settings: StudyConfig,
+    protocol: Protocol,
+    shape: Shape,
+    speed: Speed,
+    *,
+    seconds: float,
+    score: float,
+    num_workers: int,
+) -> StudyConfig:
+    """Choose how many candidates are scored within some seconds, and whether all are swept."""
+    is_short = protocol.proxy == "short-distillation"  # a sweep only leads it
+    budget = seconds * num_workers * (0.25 if is_short else 1)
+    swept = cost.price_sweep(shape, protocol, speed)
+    if is_short and swept <= budget:
+        seconds -= swept / num_workers
+    trials = max(1, min(MOST_CANDIDATES, int(seconds / score)))
+    tried = _choose(settings, sweep_budget=budget, trials=trials)
+    plan = cost.draft_plan(tried, protocol, name="study", shape=shape, speed=speed)
+    left = seconds - cost.price_baselines(shape, protocol, plan, speed)
+    fewer = max(1, min(trials, len(protocol.space.droppable_layers) - 1))  # beside which nothing else is scored
+    return _choose(tried, trials=max(fewer, min(trials, int(left / score))))
+
+
+def _price_models(
+    settings: StudyConfig,
+    protocol: Protocol,
+    shape: Shape,
+    speed: Speed,
+    *,
+    count: int,
+    tokens: int,
+    num_workers: int,
+) -> float:
+    """Seconds of distilling so many models for so many tokens each."""
+    students = count * settings.replicas
+    if settings.width_baseline:
+        students += min(count, len(protocol.space.more_dropped)) * settings.replicas
+    rounds = math.ceil(students / num_workers)
+    is_tuned = count > 1 and not settings.learning_rate
+    return cost.price_distillation(shape, protocol, speed, tokens=tokens, num_students=rounds, is_tuned=is_tuned)
+
+
+def _price_dense(protocol: Protocol, speed: Speed) -> float:
+    """Seconds of the dense model's passes over calibration, validation and test text."""
+    streams = protocol.streams
+    return speed.forward * (protocol.calibration_tokens + streams["validation"].tokens + streams["test"].tokens)
+
+
+def _fill(price: Callable[[int], float], seconds: float, protocol: Protocol) -> int:
+    """The most tokens, as whole steps, that take no longer than some seconds; at least one step."""
+    step, most = protocol.step_tokens, MOST_PASSES * protocol.streams["recovery"].tokens
+    steps = range(1, max(2, most // step + 1))
+    return step * max(1, bisect.bisect_right(steps, seconds, key=lambda count: price(count * step)))
+
+
+def _refuse_too_much(settings: StudyConfig, search: float, distillation: float) -> None:
+    """Raise where what is told takes longer than the time that is told.
+
+    Raises:
+        SeedError: with how long it takes.
+    """
+    seconds = known(settings.time)
+    if not settings.is_given("time") or search + distillation <= seconds:
+        return
+    told = [f"--trials {settings.trials}"] * (search > 0) + [f"--distill-tokens {settings.distill_tokens}"] * (
+        distillation > 0
+    )
+    raise SeedError(
+        f"--time {format_seconds(seconds)}: {' and '.join(told)} alone {'takes' if len(told) == 1 else 'take'} about "
+        f"{format_seconds(search + distillation)} here. Give more time, or leave {'it' if len(told) == 1 else 'them'} out, "
+        "and what fits is chosen."
+    )
+
+
+def _choose(settings: StudyConfig, **found: Any) -> StudyConfig:
+    """The settings with these where nothing is told."""
+    return replace(settings, **{name: value for name, value in found.items() if not settings.is_given(name)})
+
+
+def _settle_rates(settings: StudyConfig) -> StudyConfig:
+    """The settings with one learning rate where one model is distilled: to tune it takes a third of that model's time."""
+    rates = sorted(known(settings.learning_rates))
+    if settings.frontier_size > 1:
+        return settings
+    return _choose(settings, learning_rates=(rates[len(rates) // 2],))
+
+
+def describe_time(
+    settings: StudyConfig, protocol: Protocol, plan: SearchPlan, planned: Cost, speed: Speed, *, spent: float
+) -> list[str]:
+    """Say in lines what is done how long, and when it will be done; ``spent``: seconds so far."""
+    if plan.time is None:
+        return []
+    streams, space = protocol.streams, protocol.space
+    dense = _price_dense(protocol, speed)
+    left = max(0.0, min(plan.time, spent + dense + planned.seconds) - spent)
+    done = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=left)
+    usual = "" if settings.is_given("time") else ", the usual here (--time says otherwise)"
+    pairs = f"{plan.protocol.latency_repeats} pairs of runs each" if protocol.latency_repeats else "until it is sure"
+    tuned = "tuned" if len(known(settings.learning_rates)) > 1 and not settings.learning_rate else "not tuned"
+    parts = [
+        ("opened, proofs, dense model", spent + dense, f"{streams['test'].tokens:,} test tokens"),
+        ("latency", planned.latency_seconds, f"{count_things(len(space.more_dropped), 'depth')}, {pairs}"),
+        (
+            "search",
+            planned.search_seconds + planned.baselines_seconds,
+            f"{count_things(plan.trials, 'candidate')} on {streams['validation'].tokens:,} validation and "
+            f"{protocol.calibration_tokens:,} calibration tokens",
+        ),
+    ]
+    if planned.num_finals:
+        what = f"{count_things(planned.num_finals, 'model')} for {protocol.describe_training(plan.distill_tokens)} each"
+        parts.append(("distillation", planned.distill_seconds, f"{what}, learning rate {tuned}"))
+    return [
+        f"time: {format_seconds(plan.time)}{usual}, of which {format_seconds(spent)} are spent; done about {done:%H:%M} "
+        f"({done:%Y-%m-%d})",
+        *(f"  {name:<28} {format_seconds(seconds):>14}  {what}" for name, seconds, what in parts),
+    ]
