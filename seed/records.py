@@ -20,6 +20,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")  # OWNER/NAME
 MARGIN = 0.005  # of perplexity: what nobody would choose a model for
 
 
+Edge = tuple[int, int]  # a kept layer, and the next one that is kept
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every record: immutable, compared by value, written as JSON."""
 
@@ -56,6 +59,12 @@ class Candidate(Record, frozen=True, kw_only=True):
         """The layers that are left, in order."""
         dropped = set(self.dropped_layers)
         return tuple(layer for layer in range(self.num_layers) if layer not in dropped)
+
+    @property
+    def edges(self) -> tuple[Edge, ...]:
+        """Each kept layer with the next one, the last with the end."""
+        kept = self.kept_layers
+        return tuple(zip(kept, (*kept[1:], self.num_layers), strict=True))
 
     @property
     def key(self) -> str:

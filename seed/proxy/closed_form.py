@@ -111,6 +111,9 @@ class ProjectionFit:
         fitted, held_out = self._cross(gaps, 0), self._cross(gaps, 1)
         candidates = {ridge: self.fitted.solve(fitted, ridge) for ridge in RIDGES}
         best = min(RIDGES, key=lambda ridge: self.held_out.measure_error(held_out, candidates[ridge]))
+        if self.held_out.measure_error(held_out, candidates[best]) > 0:  # rather none
+            none = torch.zeros_like(fitted.cross)
+            return Correction(weight=none, bias=torch.zeros_like(fitted.total) if self.has_bias else None)
         correction = self.everything.solve(fitted.plus(held_out), best)
         if correction.bias is None:
             return correction

@@ -16,7 +16,8 @@ from seed.evaluation.perplexity import DocumentLosses, iterate_batches, sum_by_d
 from seed.models.anatomy import Anatomy
 from seed.models.output_projection import OutputProjection
 from seed.proxy.closed_form import Correction, ProjectionFit, Refit, count_fit_bytes
-from seed.records import Candidate
+from seed.proxy.shared_maps import SharedMaps
+from seed.records import Candidate, Edge
 
 # What candidates share that differ in the next kept layer only: kept for the layers nearest to the end of the path.
 SIBLING_BYTES = 2 * 10**9
@@ -30,14 +31,10 @@ def count_shared(path: Sequence[object], wanted: Sequence[object]) -> int:
     )
 
 
-def list_edges(kept_layers: Sequence[int], *, num_layers: int) -> list[tuple[int, int]]:
-    """Each kept layer with the next one, the last with the end."""
-    return list(zip(kept_layers, (*kept_layers[1:], num_layers), strict=True))
-
-
-def list_uncut(num_layers: int, *, gone_layers: Sequence[int]) -> list[tuple[int, int]]:
+def list_uncut(num_layers: int, *, gone_layers: Sequence[int]) -> tuple[Edge, ...]:
     """Edges of a model that lacks only what is gone already."""
-    return list_edges([layer for layer in range(num_layers) if layer not in gone_layers], num_layers=num_layers)
+    kept = [layer for layer in range(num_layers) if layer not in gone_layers]
+    return Candidate.keep(num_layers=num_layers, kept_layers=kept).edges
 
 
 @torch.no_grad()
@@ -69,7 +66,7 @@ def measure_unrecovered(
 class _Node:
     """A layer of the current path: states after it (with its correction), for the next kept layer."""
 
-    edge: tuple[int, int]  # the layer, and the next kept one
+    edge: Edge  # the layer, and the next kept one
     calibration: list[Tensor]
     validation: list[Tensor]
     correction: Correction | None
@@ -91,7 +88,10 @@ class _Run:
 
 
 class SubsetWalker:
-    """Scores subsets with closed-form recovery."""
+    """Scores subsets with closed-form recovery.
+
+    With ``shares_maps`` there is one map for each gap; else every layer behind the first is fitted for each candidate.
+    """
 
     def __init__(
         self,
@@ -101,6 +101,7 @@ class SubsetWalker:
         validation: TokenStream,
         micro_batch: int,
         gains: dict[int, float],
+        shares_maps: bool = False,
     ) -> None:
         self.anatomy = anatomy
         self.validation = validation
@@ -110,6 +111,7 @@ class SubsetWalker:
         # by batch, then by layer
         batches = iterate_batches(calibration, micro_batch=micro_batch, device=anatomy.device)
         self.uncut_states = [anatomy.trace(batch) for batch in batches]
+        self.maps = SharedMaps(anatomy, self.uncut_states, gains=gains) if shares_maps else None
         self.start = _Node(
             edge=(-1, 0),
             calibration=[states[0] for states in self.uncut_states],
@@ -122,7 +124,7 @@ class SubsetWalker:
     @torch.no_grad()
     def measure(self, candidate: Candidate) -> tuple[DocumentLosses, Refit]:
         """Return the candidate's validation losses and the maps that gave them."""
-        edges = list_edges(candidate.kept_layers, num_layers=candidate.num_layers)
+        edges = candidate.edges
         shared = count_shared([node.edge for node in self.path], edges)
         del self.path[shared:]
         self.runs = {position: run for position, run in self.runs.items() if position <= shared}
@@ -141,9 +143,10 @@ class SubsetWalker:
         for node in (self.start, *self.path):
             held += [*node.calibration, *node.validation]
         along = sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in held}.values())
-        return along + sum(run.count_bytes() for run in self.runs.values())
+        maps = 0 if self.maps is None else self.maps.count_bytes()
+        return along + maps + sum(run.count_bytes() for run in self.runs.values())
 
-    def _step(self, edges: list[tuple[int, int]], position: int) -> _Node:
+    def _step(self, edges: Sequence[Edge], position: int) -> _Node:
         """Run one more layer on the states of the path, with a map when it stands at or behind a cut."""
         layer, following = edges[position]
         before = self.path[-1] if self.path else self.start
@@ -151,6 +154,8 @@ class SubsetWalker:
             calibration = [states[layer + 1] for states in self.uncut_states]
             validation = [self.anatomy.run_layer(layer, hidden) for hidden in before.validation]
             return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=None)
+        if self.maps is not None:
+            return self._step_by_map(edges[position], before)
         run = self._run_once(position, layer, before)
         gain = self.gains[layer]
         gaps = [
@@ -162,6 +167,20 @@ class SubsetWalker:
         calibration = [] if is_last else _correct(run.calibration, run.fit.inputs, correction, gain)
         validation = _correct(run.validation, run.validation_inputs, correction, gain)
         return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=correction)
+
+    def _step_by_map(self, edge: Edge, before: _Node) -> _Node:
+        """Run one more layer, with its map where a gap follows."""
+        assert self.maps is not None
+        layer, correction = edge[0], None
+        if edge in self.uncut_edges:
+            validation = [self.anatomy.run_layer(layer, hidden) for hidden in before.validation]
+        else:
+            outlet = self.anatomy.find_output_projection(layer)
+            assert outlet is not None, "measure_gains proved that there is one"
+            correction = self.maps.find(edge)
+            results, inputs = self._run_recorded(layer, outlet, before.validation)
+            validation = _correct(results, inputs, correction, self.gains[layer])
+        return _Node(edge=edge, calibration=[], validation=validation, correction=correction)
 
     def _run_once(self, position: int, layer: int, before: _Node) -> _Run:
         """Run a layer on the path so far, unless a sibling has."""
@@ -212,12 +231,12 @@ def count_work(candidates: Iterable[Candidate], *, closed_form: bool, gone_layer
     They are cut from a model that lacks ``gone_layers`` already.
     """
     plain, run, solved, heads = 0, 0, 0, 0
-    path: list[tuple[int, int]] = []
-    uncut: list[tuple[int, int]] = []
+    path: Sequence[Edge] = ()
+    uncut: Sequence[Edge] = ()
     for candidate in candidates:
         uncut = uncut or list_uncut(candidate.num_layers, gone_layers=gone_layers)
         kept = candidate.kept_layers
-        edges = list_edges(kept, num_layers=candidate.num_layers) if closed_form else list(zip(kept, kept, strict=True))
+        edges = candidate.edges if closed_form else tuple(zip(kept, kept, strict=True))
         shared = count_shared(path, edges)
         new = edges[shared:]
         num_plain = sum(not closed_form or edge == uncut[shared + i] for i, edge in enumerate(new))
