@@ -22,6 +22,7 @@ from benchmarks import (
     growth,
     memory,
     overhead,
+    recovered,
     regret,
     short,
     speedup,
@@ -35,6 +36,7 @@ from seed.console import Terminal, format_seconds, run_command
 
 # name -> module, and about how many seconds it takes on two cores by default and in full
 PARTS: dict[str, tuple[ModuleType, float, float]] = {
+    "recovered": (recovered, 400, 1200),
     "first_score": (first_score, 30, 90),
     "tries": (tries, 150, 600),
     "sweeps": (sweeps, 120, 450),

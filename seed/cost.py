@@ -3,7 +3,7 @@
 import math
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,10 @@ from seed.models.anatomy import Anatomy, count_params
 from seed.models.checkpoint import measure_size
 from seed.optimize.space import draw_candidate, drop_more, enumerate_candidates
 from seed.plans import Protocol, SearchPlan
+from seed.proxy.instruments import shares_maps
 from seed.proxy.subset_walker import TrieWork, count_work, estimate_memory
 from seed.proxy.sweep import RELEASED_BYTES
+from seed.records import Candidate
 from seed.reporting.wording import count_things, format_bytes, name_proxy
 from seed.speed import Speed, draw_tokens, time_parts
 from seed.stages.budgets import HOST_BYTES_PER_WEIGHT, count_group
@@ -57,6 +59,7 @@ class Shape:
     cache_bytes: int  # of the KV cache, one token
     number_bytes: int  # of a number that is computed with
     stored_bytes: int  # of a number in an exported model
+    shares_maps: bool = False  # of closed form
     kept_bytes: int = 0  # what training a layer on a GPU keeps of one token for the way back
     kept_copies: int = 0  # and what it keeps whatever the tokens: weights rounded to bfloat16
     gpu_bytes: int = 0  # that tensors can have; 0 on the CPU
@@ -137,6 +140,7 @@ def measure_parts(
         width=timed.config.hidden_size,
         mlp_width=max((one.num_inputs for one in projections if one is not None), default=0),
         vocabulary=timed.config.vocab_size,
+        shares_maps=closed_form and shares_maps(timed),
         num_params=count_params(whole),
         layer_params=count_params(dense.layers) // dense.num_layers,
         update_params=count_update_params(whole),
@@ -172,13 +176,21 @@ def price_work(work: TrieWork, protocol: Protocol, speed: Speed) -> float:
     )
 
 
+def price_maps(shape: Shape, protocol: Protocol, speed: Speed) -> float:
+    """Seconds of what all candidates share: the dense model's states, and a map for each gap behind each layer."""
+    if not shape.shares_maps:
+        return 0.0
+    tokens, fit = protocol.calibration_tokens, speed.recovery[0] + protocol.calibration_tokens * speed.recovery[1]
+    return tokens * speed.forward + len(protocol.space.droppable_layers) * (tokens * speed.layer + fit)
+
+
 def price_closed_form(shape: Shape, protocol: Protocol, speed: Speed) -> float:
     """Seconds of one score by closed form that shares nothing, in the mean of some candidates."""
     if not shape.mlp_width:
         return 0.0
     rng, space = random.Random(0), protocol.space
     drawn = [draw_candidate(space, rng) for _ in range(DRAWN_SETS)]
-    works = [count_work([candidate], closed_form=True, gone_layers=space.gone_layers) for candidate in drawn]
+    works = [count_closed_form(shape, protocol, [candidate]) for candidate in drawn]
     return sum(price_work(work, protocol, speed) for work in works) / DRAWN_SETS
 
 
@@ -203,8 +215,13 @@ def price_sweep(shape: Shape, protocol: Protocol, speed: Speed) -> float:
     space = protocol.space
     if not shape.mlp_width or space.size > COUNTED_SETS:
         return math.inf
-    work = count_work(enumerate_candidates(space), closed_form=True, gone_layers=space.gone_layers)
-    return price_work(work, protocol, speed)
+    work = count_closed_form(shape, protocol, enumerate_candidates(space))
+    return price_maps(shape, protocol, speed) + price_work(work, protocol, speed)
+
+
+def count_closed_form(shape: Shape, protocol: Protocol, candidates: Iterable[Candidate]) -> TrieWork:
+    """What scores by closed form take, once the maps are there that all share."""
+    return count_work(candidates, closed_form=not shape.shares_maps, gone_layers=protocol.space.gone_layers)
 
 
 def price_baselines(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: Speed) -> float:
@@ -218,7 +235,7 @@ def price_baselines(shape: Shape, protocol: Protocol, plan: SearchPlan, speed: S
         return seconds * max(1, plan.trials / len(singles))
     if plan.covers_space:
         return seconds
-    seconds += price_work(count_work(singles, closed_form=True, gone_layers=space.gone_layers), protocol, speed)
+    seconds += price_work(count_closed_form(shape, protocol, singles), protocol, speed)
     return seconds + len(space.more_dropped) * price_closed_form(shape, protocol, speed)
 
 
@@ -281,6 +298,7 @@ def estimate_peak(shape: Shape, protocol: Protocol, *, trains: bool, together: i
         calibration_tokens=protocol.calibration_tokens,
         validation_tokens=protocol.streams["validation"].tokens,
         number_bytes=shape.number_bytes,
+        shares_maps=shape.shares_maps,
     )
     sweep = Part(
         what="states of a sweep",

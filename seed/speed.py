@@ -15,6 +15,8 @@ from seed.evaluation.perplexity import choose_micro_batch
 from seed.models.anatomy import Anatomy, count_params
 from seed.models.surgery import cast_weights, list_needed, make_student
 from seed.optimize.space import drop_layers
+from seed.proxy.instruments import shares_maps
+from seed.proxy.shared_maps import SharedMaps
 from seed.proxy.subset_walker import SubsetWalker, count_work
 
 TIMING_TURNS = 4  # of which the first does not count
@@ -121,6 +123,8 @@ def _time_closed_form(
 
     A candidate without the last layers is scored, on so many tokens, and where that is quick on twice as many.
     """
+    if shares_maps(anatomy):
+        return _time_maps(anatomy, tokens_BT, gains, layer=layer)
     free = [one for one in range(anatomy.num_layers) if one not in list_needed(anatomy.model.config)][-2:]
     candidate = drop_layers(anatomy.num_layers, free[: anatomy.num_layers - 1])
     work = count_work([candidate], closed_form=True)
@@ -139,6 +143,24 @@ def _time_closed_form(
         if took > LONG_SECONDS:
             break
     once, twice = found[0], found[-1]
+    each = min(max(0.0, twice - once), once) / tokens_BT.numel()
+    return once - each * tokens_BT.numel(), each
+
+
+def _time_maps(
+    anatomy: Anatomy, tokens_BT: torch.Tensor, gains: Mapping[int, float], *, layer: float
+) -> tuple[float, float]:
+    """Seconds of a layer's maps beside running it, whatever the tokens and for each calibration token."""
+    place = anatomy.num_layers // 2 - 1
+    found: list[float] = []
+    for calibration_BT in (tokens_BT, tokens_BT.repeat(2, 1)):
+        maps = SharedMaps(anatomy, [anatomy.trace(calibration_BT)], gains=gains)
+        start = _now(anatomy.device)
+        maps.find((place, place + 2))
+        found.append(_now(anatomy.device) - start - calibration_BT.numel() * layer)
+        if found[-1] > LONG_SECONDS:
+            break
+    once, twice = max(0.0, found[0]), max(0.0, found[-1])
     each = min(max(0.0, twice - once), once) / tokens_BT.numel()
     return once - each * tokens_BT.numel(), each
 

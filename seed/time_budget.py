@@ -148,7 +148,7 @@ def fit_text(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Spe
     num_candidates = max(FEWEST_CANDIDATES, known(settings.trials) if settings.is_given("trials") else 0)
     validation, fewest = protocol.validation_tokens, max(FEWEST_TOKENS, 4 * protocol.window_tokens)
     while True:
-        calibration = min(protocol.calibration_tokens, validation)
+        calibration = fit_calibration(protocol, shape, speed, validation_tokens=validation, seconds=share / 8)
         streams = protocol.streams | {
             "validation": msgspec.structs.replace(protocol.streams["validation"], tokens=validation)
         }
@@ -160,6 +160,19 @@ def fit_text(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Spe
         test = min(protocol.test_tokens or math.inf, 2 * validation)
         chosen |= {"validation_tokens": validation, "calibration_tokens": calibration, "test_tokens": test}
     return _choose(settings, **chosen)
+
+
+def fit_calibration(protocol: Protocol, shape: Shape, speed: Speed, *, validation_tokens: int, seconds: float) -> int:
+    """Tokens that closed form is fitted on: as many as score; where all candidates share its maps, what some seconds allow."""
+    tokens = protocol.calibration_tokens
+    if not shape.shares_maps:
+        return min(tokens, validation_tokens)
+    while tokens > FEWEST_TOKENS:
+        fewer = msgspec.structs.replace(protocol, calibration_tokens=tokens)
+        if cost.price_maps(shape, fewer, speed) <= seconds:
+            break
+        tokens //= 2
+    return tokens
 
 
 def _fit_latency(settings: StudyConfig, protocol: Protocol, speed: Speed, *, seconds: float) -> dict[str, int]:

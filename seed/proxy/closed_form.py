@@ -92,6 +92,8 @@ class ProjectionFit:
     def __init__(self, inputs: Sequence[Tensor], *, has_bias: bool) -> None:
         """``inputs``: batches of (B, T, F), kept by reference. ``has_bias``: whether a constant can be added too."""
         self.inputs = inputs
+        self.ridges: tuple[float, ...] = RIDGES  # that are tried
+        self.best_ridge = RIDGES[0]  # of the last solution
         self.has_bias = has_bias
         # With a constant to fit, inputs are counted from a point in their midst, where float32 is precise.
         first = inputs[0].flatten(0, -2).float()
@@ -109,8 +111,9 @@ class ProjectionFit:
     def solve(self, gaps: Sequence[Tensor]) -> Correction:
         """Return the correction for gaps of the same positions, batches of (B, T, D)."""
         fitted, held_out = self._cross(gaps, 0), self._cross(gaps, 1)
-        candidates = {ridge: self.fitted.solve(fitted, ridge) for ridge in RIDGES}
-        best = min(RIDGES, key=lambda ridge: self.held_out.measure_error(held_out, candidates[ridge]))
+        candidates = {ridge: self.fitted.solve(fitted, ridge) for ridge in self.ridges}
+        best = min(self.ridges, key=lambda ridge: self.held_out.measure_error(held_out, candidates[ridge]))
+        self.best_ridge = best
         if self.held_out.measure_error(held_out, candidates[best]) > 0:  # rather none
             none = torch.zeros_like(fitted.cross)
             return Correction(weight=none, bias=torch.zeros_like(fitted.total) if self.has_bias else None)

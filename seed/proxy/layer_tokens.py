@@ -13,9 +13,10 @@ from seed.models.anatomy import Anatomy
 from seed.optimize.strategies import BudgetSpent
 from seed.proxy.closed_form import RIDGES
 from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
-from seed.proxy.subset_walker import TrieWork, count_work, measure_unrecovered
+from seed.proxy.instruments import shares_maps
+from seed.proxy.subset_walker import TrieWork, count_work, list_uncut, measure_unrecovered
 from seed.proxy.sweep import Sweep
-from seed.records import Candidate
+from seed.records import Candidate, Edge
 
 BACKWARD = 2.0  # a gradient takes two more passes
 
@@ -112,6 +113,8 @@ class BudgetedScorer:
         self._paid: set[str] = set()
         self._on_part: dict[tuple[str, float], float] = {}  # losses on a share of the validation text
         self._last: Candidate | None = None  # that closed form walked
+        self._mapped: set[Edge] = set()  # gaps whose maps are paid for
+        self._shares_maps = shares_maps(sweep.instruments.source)
 
     def score(self, candidates: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> list[float]:
         """Losses on a share of the validation text, nats per token.
@@ -126,7 +129,9 @@ class BudgetedScorer:
             self._pay(self.price(new, proxy=proxy, share=share))
             self._paid.update(names[candidate] for candidate in new)
             self.num_scores += len(new) * (share == 1.0)
-            self._last = new[-1] if proxy == "closed-form" else self._last
+            if proxy == "closed-form":
+                self._last = new[-1]
+                self._mapped.update(edge for candidate in new for edge in candidate.edges)
         if proxy == "closed-form":
             return [self.sweep.measure(candidate).loss for candidate in candidates]
         if share == 1.0:
@@ -164,6 +169,8 @@ class BudgetedScorer:
         if proxy != "closed-form":
             tokens = self._take_part(share).num_tokens if share < 1 else None
             return self.prices.price(count_work(new, closed_form=False), validation_tokens=tokens)
+        if self._shares_maps:
+            return self.prices.price(count_work(new, closed_form=False)) + self._price_maps(new)
         gone = self.sweep.instruments.source.gone_layers
         walked = [] if self._last is None else [self._last]
         before, after = (
@@ -171,6 +178,15 @@ class BudgetedScorer:
             for path in (walked, [*walked, *new])
         )
         return after - before if walked else self.prices.trace + after
+
+    def _price_maps(self, new: Sequence[Candidate]) -> float:
+        """What the maps of gaps cost that no candidate had before; the first pays for the dense model's states, too."""
+        found = self.sweep.instruments
+        uncut = list_uncut(found.source.num_layers, gone_layers=found.source.gone_layers)
+        gaps = {edge for candidate in new for edge in candidate.edges} - set(uncut) - self._mapped
+        layers = {layer for layer, _ in gaps} - {layer for layer, _ in self._mapped - set(uncut)}
+        fits = len(layers) * (self.prices.calibration_tokens + self.prices.fit) + len(gaps) * self.prices.solve
+        return fits + (0.0 if self._mapped else self.prices.trace)
 
     def _take_part(self, share: float) -> TokenStream:
         """Windows spread over the validation text, as near to a share of it as whole ones come."""

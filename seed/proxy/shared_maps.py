@@ -69,6 +69,7 @@ class SharedMaps:
                 for states, output, weight in zip(self.uncut_states, outputs, weights, strict=True)
             ]
             found = fit.solve(gaps).weight.float()
+            fit.ridges = (fit.best_ridge,)  # which the layer's other gaps share
             bias = found[-1] if outlet.has_bias else None
             self.maps[layer, place] = Correction(weight=found[: outlet.num_inputs], bias=bias)
         while self.count_bytes() > MAP_BYTES and len(self.maps) > len(places):

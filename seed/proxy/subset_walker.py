@@ -16,7 +16,7 @@ from seed.evaluation.perplexity import DocumentLosses, iterate_batches, sum_by_d
 from seed.models.anatomy import Anatomy
 from seed.models.output_projection import OutputProjection
 from seed.proxy.closed_form import Correction, ProjectionFit, Refit, count_fit_bytes
-from seed.proxy.shared_maps import SharedMaps
+from seed.proxy.shared_maps import MAP_BYTES, SOLVED_AT_ONCE, SharedMaps
 from seed.records import Candidate, Edge
 
 # What candidates share that differ in the next kept layer only: kept for the layers nearest to the end of the path.
@@ -251,7 +251,14 @@ def count_work(candidates: Iterable[Candidate], *, closed_form: bool, gone_layer
 
 
 def estimate_memory(
-    *, num_layers: int, width: int, mlp_width: int, calibration_tokens: int, validation_tokens: int, number_bytes: int
+    *,
+    num_layers: int,
+    width: int,
+    mlp_width: int,
+    calibration_tokens: int,
+    validation_tokens: int,
+    number_bytes: int,
+    shares_maps: bool = False,
 ) -> int:
     """Bytes of the states that a ``SubsetWalker`` holds at most: (L + 1) (2 C + V) D numbers, and what siblings share.
 
@@ -260,6 +267,10 @@ def estimate_memory(
     projections read F, and the fit's sums and factors; of that, ``SIBLING_BYTES`` at most are kept, but for the layer at
     work.
     """
+    if shares_maps:  # one path's states of validation text; maps; and a fit's inputs, sums and factors
+        states = (num_layers + 1) * (calibration_tokens + validation_tokens) * width * number_bytes
+        maps = min(MAP_BYTES, num_layers * SOLVED_AT_ONCE * mlp_width * width * 4)
+        return states + maps + 3 * calibration_tokens * mlp_width * 4 + count_fit_bytes(mlp_width)
     states = (num_layers + 1) * (2 * calibration_tokens + validation_tokens) * width * number_bytes
     one_layer = (calibration_tokens + validation_tokens) * (width + mlp_width) * number_bytes + count_fit_bytes(
         mlp_width
