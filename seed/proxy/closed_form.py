@@ -30,7 +30,7 @@ HELD_OUT_BLOCK = 64  # neighbouring positions, so that held-out ones are not all
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """What a layer writes in addition, for what it is computed from: ``weight`` (F, D), and ``bias`` (D) or None. float64."""
+    """What a layer writes in addition, for what it is computed from: ``weight`` (F, D), and ``bias`` (D) or None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -217,4 +217,5 @@ def fold_refit(student: nn.Module, candidate: Candidate, refit: Refit) -> None:
         if layer in refit:
             outlet = anatomy.find_output_projection(position)
             assert outlet is not None, "measure_gains proved that there is one"
-            outlet.fold(refit[layer].weight, refit[layer].bias)
+            weight, bias = refit[layer].weight, refit[layer].bias
+            outlet.fold(weight.double(), None if bias is None else bias.double())
