@@ -54,7 +54,7 @@ class SharedMaps:
         with outlet.record_inputs() as recorded:
             outputs = [self.anatomy.run_layer(layer, states[layer]) for states in self.uncut_states]
         weights = [
-            weigh_positions(output, states[places[-1]])
+            weigh_positions([output, *(states[place] for place in places)])
             for output, states in zip(outputs, self.uncut_states, strict=True)
         ]
         inputs = []
@@ -76,9 +76,9 @@ class SharedMaps:
             del self.maps[next(iter(self.maps))]
 
 
-def weigh_positions(output_BTD: Tensor, wanted_BTD: Tensor) -> Tensor:
-    """How much each position counts in a fit (B, T, 1): as its state does behind a norm, and sinks by more."""
-    norm = torch.maximum(output_BTD.float().norm(dim=-1, keepdim=True), wanted_BTD.float().norm(dim=-1, keepdim=True))
-    median = norm.median().clamp_min(1e-12)
-    weight = (median / norm.clamp_min(1e-12)).clamp_max(LARGEST_WEIGHT)
-    return torch.where(norm > SINK * median, SINK_WEIGHT * weight, weight)
+def weigh_positions(states: Sequence[Tensor]) -> Tensor:
+    """How much each position counts in a fit (B, T, 1): as the largest of its states (B, T, D) does behind a norm; sinks by more."""
+    norms = [state.float().norm(dim=-1, keepdim=True) for state in states]
+    ratio = torch.stack([norm / norm.median().clamp_min(1e-12) for norm in norms]).amax(0)
+    weight = (1 / ratio.clamp_min(1e-12)).clamp_max(LARGEST_WEIGHT)
+    return torch.where(ratio > SINK, SINK_WEIGHT * weight, weight)
