@@ -236,7 +236,7 @@ def test_what_cannot_be_is_said_at_once(tmp_path: Path, words: list[str], said: 
 
 
 def test_a_dry_run_says_what_a_search_takes_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speed = Speed(layer=1e-6, head=1e-5, fit=0.25, solve=0.05, step=1e-3, num_layers=4)
+    speed = Speed(layer=1e-6, head=1e-5, recovery=(0.25, 0.0), step=1e-3, num_layers=4)
     monkeypatch.setattr(cost, "time_parts", lambda *_args, **_settings: speed)
     said = run_seed("seed.search", "--model=tinyllama", "--dry-run", cwd=tmp_path).stdout
     for text in (
@@ -245,7 +245,7 @@ def test_a_dry_run_says_what_a_search_takes_and_writes_nothing(tmp_path: Path, m
         "-12.0 %",
         "plan: ",
         "memory: dense model",
-        "estimated on cpu",
+        "times are of cpu",
     ):
         assert text in said
     assert said.splitlines()[-1] == "run it: python -m seed.search --model tinyllama"

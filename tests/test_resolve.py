@@ -32,6 +32,7 @@ SAMPLES: dict[str, Any] = {  # of options that take only some values
     "proxy": "short-distillation",
     "recovery": "last-layers",
     "stages": "2+1",
+    "time": 2700.5,
     "max_latency_ratio": 0.123456789012345,
     "max_ppl_ratio": 1.07,
     "ce_share": 0.5,

@@ -233,6 +233,7 @@ def _write(file: Path, header: GgufHeader, directory: Path) -> None:
             config=config,
             dtype=config.dtype,
             quantization_config=transformers.GgufConfig(dequantize=True),
+            use_safetensors=True,
             output_loading_info=True,
         )
         if wrong := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:

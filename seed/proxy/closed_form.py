@@ -92,8 +92,6 @@ class ProjectionFit:
     def __init__(self, inputs: Sequence[Tensor], *, has_bias: bool) -> None:
         """``inputs``: batches of (B, T, F), kept by reference. ``has_bias``: whether a constant can be added too."""
         self.inputs = inputs
-        self.ridges: tuple[float, ...] = RIDGES  # that are tried
-        self.best_ridge = RIDGES[0]  # of the last solution
         self.has_bias = has_bias
         # With a constant to fit, inputs are counted from a point in their midst, where float32 is precise.
         first = inputs[0].flatten(0, -2).float()
@@ -108,13 +106,15 @@ class ProjectionFit:
         self.fitted, self.held_out = self._count(0), self._count(1)
         self.everything = self.fitted.plus(self.held_out)
 
-    def solve(self, gaps: Sequence[Tensor]) -> Correction:
-        """Return the correction for gaps of the same positions, batches of (B, T, D)."""
+    def solve(self, gaps: Sequence[Tensor], *, or_none: bool = False) -> Correction:
+        """Return the correction for gaps of the same positions, batches of (B, T, D).
+
+        ``or_none``: one of zero where the best makes held-out positions worse.
+        """
         fitted, held_out = self._cross(gaps, 0), self._cross(gaps, 1)
-        candidates = {ridge: self.fitted.solve(fitted, ridge) for ridge in self.ridges}
-        best = min(self.ridges, key=lambda ridge: self.held_out.measure_error(held_out, candidates[ridge]))
-        self.best_ridge = best
-        if self.held_out.measure_error(held_out, candidates[best]) > 0:  # rather none
+        candidates = {ridge: self.fitted.solve(fitted, ridge) for ridge in RIDGES}
+        best = min(RIDGES, key=lambda ridge: self.held_out.measure_error(held_out, candidates[ridge]))
+        if or_none and self.held_out.measure_error(held_out, candidates[best]) > 0:
             none = torch.zeros_like(fitted.cross)
             return Correction(weight=none, bias=torch.zeros_like(fitted.total) if self.has_bias else None)
         correction = self.everything.solve(fitted.plus(held_out), best)

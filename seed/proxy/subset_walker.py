@@ -16,11 +16,12 @@ from seed.evaluation.perplexity import DocumentLosses, iterate_batches, sum_by_d
 from seed.models.anatomy import Anatomy
 from seed.models.output_projection import OutputProjection
 from seed.proxy.closed_form import Correction, ProjectionFit, Refit, count_fit_bytes
-from seed.proxy.shared_maps import MAP_BYTES, SOLVED_AT_ONCE, SharedMaps
+from seed.proxy.shared_maps import MAP_BYTES, SharedMaps
 from seed.records import Candidate, Edge
 
 # What candidates share that differ in the next kept layer only: kept for the layers nearest to the end of the path.
 SIBLING_BYTES = 2 * 10**9
+GAPS_OF_A_LAYER = 4  # that have maps, about
 
 
 def count_shared(path: Sequence[object], wanted: Sequence[object]) -> int:
@@ -269,7 +270,7 @@ def estimate_memory(
     """
     if shares_maps:  # one path's states of validation text; maps; and a fit's inputs, sums and factors
         states = (num_layers + 1) * (calibration_tokens + validation_tokens) * width * number_bytes
-        maps = min(MAP_BYTES, num_layers * SOLVED_AT_ONCE * mlp_width * width * 4)
+        maps = min(MAP_BYTES, GAPS_OF_A_LAYER * num_layers * mlp_width * width * 4)
         return states + maps + 3 * calibration_tokens * mlp_width * 4 + count_fit_bytes(mlp_width)
     states = (num_layers + 1) * (2 * calibration_tokens + validation_tokens) * width * number_bytes
     one_layer = (calibration_tokens + validation_tokens) * (width + mlp_width) * number_bytes + count_fit_bytes(
