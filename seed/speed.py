@@ -15,12 +15,13 @@ from seed.evaluation.perplexity import choose_micro_batch
 from seed.models.anatomy import Anatomy, count_params
 from seed.models.surgery import cast_weights, list_needed, make_student
 from seed.optimize.space import drop_layers
+from seed.proxy.closed_form import ProjectionFit
 from seed.proxy.instruments import shares_maps
-from seed.proxy.shared_maps import SharedMaps
 from seed.proxy.subset_walker import SubsetWalker, count_work
 
 TIMING_TURNS = 4  # of which the first does not count
 TIMED_TOKENS = 256  # on a CPU
+TIMED_INPUTS = 768  # of a map, at most
 LONG_SECONDS = 2.0  # a score that takes longer is timed once
 TIMED_LAYERS = 4  # of the student that is trained
 TRAINING_FORWARDS = 3.3  # where training is not timed: a forward and a backward pass, and the dense model's head
@@ -124,7 +125,7 @@ def _time_closed_form(
     A candidate without the last layers is scored, on so many tokens, and where that is quick on twice as many.
     """
     if shares_maps(anatomy):
-        return _time_maps(anatomy, tokens_BT, gains, layer=layer)
+        return _time_maps(anatomy, tokens_BT, layer=anatomy.num_layers // 2)
     free = [one for one in range(anatomy.num_layers) if one not in list_needed(anatomy.model.config)][-2:]
     candidate = drop_layers(anatomy.num_layers, free[: anatomy.num_layers - 1])
     work = count_work([candidate], closed_form=True)
@@ -147,22 +148,23 @@ def _time_closed_form(
     return once - each * tokens_BT.numel(), each
 
 
-def _time_maps(
-    anatomy: Anatomy, tokens_BT: torch.Tensor, gains: Mapping[int, float], *, layer: float
-) -> tuple[float, float]:
-    """Seconds of a layer's maps beside running it, whatever the tokens and for each calibration token."""
-    place = anatomy.num_layers // 2 - 1
+def _time_maps(anatomy: Anatomy, tokens_BT: torch.Tensor, *, layer: int) -> tuple[float, float]:
+    """Seconds of one map, whatever the tokens and for each calibration token, from one of fewer inputs."""
+    states, outlet = anatomy.trace(tokens_BT), anatomy.find_output_projection(layer)
+    assert outlet is not None, "measure_gains proved that there is one"
+    with outlet.record_inputs() as recorded:
+        anatomy.run_layer(layer, states[layer])
+    inputs, gap = recorded[0].reshape(*tokens_BT.shape, -1)[..., :TIMED_INPUTS], states[layer + 1] - states[layer]
     found: list[float] = []
-    for calibration_BT in (tokens_BT, tokens_BT.repeat(2, 1)):
-        maps = SharedMaps(anatomy, [anatomy.trace(calibration_BT)], gains=gains)
+    for turns in (1, 1, 4):  # the first does not count
         start = _now(anatomy.device)
-        maps.find((place, place + 2))
-        found.append(_now(anatomy.device) - start - calibration_BT.numel() * layer)
-        if found[-1] > LONG_SECONDS:
-            break
-    once, twice = max(0.0, found[0]), max(0.0, found[-1])
-    each = min(max(0.0, twice - once), once) / tokens_BT.numel()
-    return once - each * tokens_BT.numel(), each
+        ProjectionFit([inputs] * turns, has_bias=False).solve([gap] * turns)
+        found.append(_now(anatomy.device) - start)
+    _, once, longer = found
+    larger = outlet.num_inputs / inputs.shape[-1]
+    each = max(0.0, longer - once) / (3 * tokens_BT.numel())
+    whatever = max(0.0, once - each * tokens_BT.numel())
+    return whatever * larger**3, each * larger**2  # factors, and sums
 
 
 def _time_training(

@@ -167,7 +167,7 @@ def fit_calibration(protocol: Protocol, shape: Shape, speed: Speed, *, validatio
     tokens = protocol.calibration_tokens
     if not shape.shares_maps:
         return min(tokens, validation_tokens)
-    while tokens > FEWEST_TOKENS:
+    while tokens // 2 >= max(FEWEST_TOKENS, 4 * protocol.window_tokens):
         fewer = msgspec.structs.replace(protocol, calibration_tokens=tokens)
         if cost.price_maps(shape, fewer, speed) <= seconds:
             break

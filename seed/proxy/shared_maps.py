@@ -66,7 +66,7 @@ class SharedMaps:
 
 def measure_ratio(states_BTD: Tensor) -> Tensor:
     """How many times as large as the median's each position's state is (B, T, 1)."""
-    norm = states_BTD.float().norm(dim=-1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(states_BTD.float(), dim=-1, keepdim=True)
     return norm / norm.median().clamp_min(1e-12)
 
 
