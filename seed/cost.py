@@ -30,6 +30,7 @@ from seed.models.checkpoint import measure_size
 from seed.optimize.space import draw_candidate, drop_more, enumerate_candidates
 from seed.plans import Protocol, SearchPlan
 from seed.proxy.instruments import shares_maps
+from seed.proxy.shared_maps import REACH
 from seed.proxy.subset_walker import TrieWork, count_work, estimate_memory
 from seed.proxy.sweep import RELEASED_BYTES
 from seed.records import Candidate
@@ -181,7 +182,8 @@ def price_maps(shape: Shape, protocol: Protocol, speed: Speed) -> float:
     if not shape.shares_maps:
         return 0.0
     tokens, fit = protocol.calibration_tokens, speed.recovery[0] + protocol.calibration_tokens * speed.recovery[1]
-    return tokens * speed.forward + len(protocol.space.droppable_layers) * (tokens * speed.layer + fit)
+    maps = (1 + REACH) * len(protocol.space.droppable_layers)
+    return tokens * speed.forward + maps * (tokens * speed.layer + fit)
 
 
 def price_closed_form(shape: Shape, protocol: Protocol, speed: Speed) -> float:

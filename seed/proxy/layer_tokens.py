@@ -14,6 +14,7 @@ from seed.optimize.strategies import BudgetSpent
 from seed.proxy.closed_form import RIDGES
 from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
 from seed.proxy.instruments import shares_maps
+from seed.proxy.shared_maps import REACH
 from seed.proxy.subset_walker import TrieWork, count_work, list_uncut, measure_unrecovered
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Edge
@@ -184,8 +185,7 @@ class BudgetedScorer:
         found = self.sweep.instruments
         uncut = list_uncut(found.source.num_layers, gone_layers=found.source.gone_layers)
         gaps = {edge for candidate in new for edge in candidate.edges} - set(uncut) - self._mapped
-        layers = {layer for layer, _ in gaps} - {layer for layer, _ in self._mapped - set(uncut)}
-        fits = len(layers) * (self.prices.calibration_tokens + self.prices.fit) + len(gaps) * self.prices.solve
+        fits = len(gaps) * (1 + REACH) * (self.prices.calibration_tokens + self.prices.fit + self.prices.solve)
         return fits + (0.0 if self._mapped else self.prices.trace)
 
     def _take_part(self, share: float) -> TokenStream:

@@ -1,14 +1,15 @@
-"""Closed-form recovery by one map for each gap, fitted on the dense model's own states and shared by all candidates.
+"""Closed-form recovery by maps around each gap, fitted on the dense model's own states and shared by all candidates.
 
-The layer before a gap is changed so that its output matches the dense model's state behind the gap; layers behind it stay as
-they are. A candidate then costs no more than without recovery, and there is calibration text enough for wide projections.
+The layer before a gap is changed so that its output matches the dense model's state behind the gap, and the next layers behind it so
+that theirs do, as if there were no other gap; where maps of several gaps meet in a layer they are added. A candidate then costs no
+more than without recovery, and there is calibration text enough for wide projections.
 
 Attention sinks, positions whose states are a hundred times as large as others, are a few rows of thousands. So rows are
 weighted by what the next norm makes of them, and sinks by more, before and behind the layer that makes them. Shapes: B sequences, T tokens, F and D as in
 ``closed_form``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,10 +22,11 @@ SINK = 8.0  # a state so many times as large as the median, at any layer, makes 
 SINK_WEIGHT = 30.0
 LARGEST_WEIGHT = 4.0  # of small states
 MAP_BYTES = 4 * 10**9
+REACH = 2  # layers behind a gap that have maps, too
 
 
 class SharedMaps:
-    """Maps by edge, made when they are first asked for."""
+    """Maps by gap, made when they are first asked for. A gap is an edge: the layer before it, and the one behind it."""
 
     def __init__(
         self, anatomy: Anatomy, uncut_states: Sequence[Sequence[Tensor]], *, gains: Mapping[int, float]
@@ -32,36 +34,61 @@ class SharedMaps:
         """``uncut_states``: by batch of calibration text, then by layer (B, T, D)."""
         self.anatomy, self.uncut_states, self.gains = anatomy, uncut_states, gains
         self.sinks = [torch.stack([measure_ratio(state) for state in states]).amax(0) > SINK for states in uncut_states]
-        self.maps: dict[Edge, Correction] = {}
+        self.maps: dict[Edge, dict[int, Correction]] = {}
 
     @torch.no_grad()
-    def find(self, edge: Edge) -> Correction:
-        """The map of the layer before a gap."""
-        if edge not in self.maps:
-            self.maps[edge] = self._fit(*edge)
+    def find(self, gap: Edge) -> dict[int, Correction]:
+        """The maps of a gap by layer: of the one before it, and of the next ones behind it."""
+        if gap not in self.maps:
+            self.maps[gap] = self._fit(*gap)
             while self.count_bytes() > MAP_BYTES and len(self.maps) > 1:
                 del self.maps[next(iter(self.maps))]
-        return self.maps[edge]
+        return self.maps[gap]
+
+    def add_up(self, layer: int, gaps: Iterable[Edge]) -> Correction | None:
+        """What a layer writes in addition, where these gaps come before it or next; None: nothing."""
+        found = [maps[layer] for maps in map(self.find, gaps) if layer in maps]
+        if len(found) < 2:
+            return found[0] if found else None
+        weight = torch.stack([one.weight for one in found]).sum(0)
+        biases = [one.bias for one in found if one.bias is not None]
+        return Correction(weight=weight, bias=torch.stack(biases).sum(0) if biases else None)
 
     def count_bytes(self) -> int:
         """Bytes of the maps."""
-        return sum(one.weight.nbytes for one in self.maps.values())
+        return sum(one.weight.nbytes for maps in self.maps.values() for one in maps.values())
 
-    def _fit(self, layer: int, place: int) -> Correction:
-        """Fit the layer's output to the state before a later layer."""
-        outlet = self.anatomy.find_output_projection(layer)
+    def _fit(self, before: int, behind: int) -> dict[int, Correction]:
+        """Fit layers one after another, each on what those before it make of the calibration text."""
+        hidden = [states[before] for states in self.uncut_states]
+        found: dict[int, Correction] = {}
+        for layer in (before, *range(behind, min(behind + REACH, self.anatomy.num_layers))):
+            if layer not in self.gains:  # gone already
+                continue
+            place = behind if layer == before else layer + 1
+            found[layer], hidden = self._fit_layer(layer, hidden, [states[place] for states in self.uncut_states])
+        return found
+
+    def _fit_layer(
+        self, layer: int, hidden: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> tuple[Correction, list[Tensor]]:
+        """Fit a layer's output on these states to those wanted; return its map, and the output with it."""
+        outlet, gain = self.anatomy.find_output_projection(layer), self.gains[layer]
         assert outlet is not None, "measure_gains proved that there is one"
-        inputs, gaps = [], []
-        for states, is_sink in zip(self.uncut_states, self.sinks, strict=True):
+        inputs, gaps, outputs, reads = [], [], [], []
+        for state, target, is_sink in zip(hidden, wanted, self.sinks, strict=True):
             with outlet.record_inputs() as recorded:
-                output = self.anatomy.run_layer(layer, states[layer])
-            weight = weigh_positions([output, states[place]], is_sink)
-            rows = recorded[0].reshape(*output.shape[:2], -1).float()
-            rows = torch.cat([rows, torch.ones_like(weight)], dim=-1) if outlet.has_bias else rows
+                output = self.anatomy.run_layer(layer, state)
+            weight = weigh_positions([output, target], is_sink)
+            read = recorded[0].reshape(*output.shape[:2], -1)
+            rows = torch.cat([read.float(), torch.ones_like(weight)], dim=-1) if outlet.has_bias else read.float()
             inputs.append(rows * weight)
-            gaps.append((states[place] - output).float() / self.gains[layer] * weight)
-        found = ProjectionFit(inputs, has_bias=False).solve(gaps, or_none=True).weight.float()
-        return Correction(weight=found[: outlet.num_inputs], bias=found[-1] if outlet.has_bias else None)
+            gaps.append((target - output).float() / gain * weight)
+            outputs.append(output)
+            reads.append(read)
+        solved = ProjectionFit(inputs, has_bias=False).solve(gaps, or_none=True).weight.float()
+        found = Correction(weight=solved[: outlet.num_inputs], bias=solved[-1] if outlet.has_bias else None)
+        return found, [output + gain * found.apply(read) for output, read in zip(outputs, reads, strict=True)]
 
 
 def measure_ratio(states_BTD: Tensor) -> Tensor:

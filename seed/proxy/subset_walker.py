@@ -21,7 +21,7 @@ from seed.records import Candidate, Edge
 
 # What candidates share that differ in the next kept layer only: kept for the layers nearest to the end of the path.
 SIBLING_BYTES = 2 * 10**9
-GAPS_OF_A_LAYER = 4  # that have maps, about
+MAPS_OF_A_LAYER = 12  # of its gaps, about
 
 
 def count_shared(path: Sequence[object], wanted: Sequence[object]) -> int:
@@ -91,7 +91,7 @@ class _Run:
 class SubsetWalker:
     """Scores subsets with closed-form recovery.
 
-    With ``shares_maps`` there is one map for each gap; else every layer behind the first is fitted for each candidate.
+    With ``shares_maps`` there are maps for each gap; else every layer behind the first is fitted for each candidate.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class SubsetWalker:
             validation = [self.anatomy.run_layer(layer, hidden) for hidden in before.validation]
             return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=None)
         if self.maps is not None:
-            return self._step_by_map(edges[position], before)
+            return self._step_by_maps(edges, position, before)
         run = self._run_once(position, layer, before)
         gain = self.gains[layer]
         gaps = [
@@ -169,18 +169,19 @@ class SubsetWalker:
         validation = _correct(run.validation, run.validation_inputs, correction, gain)
         return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=correction)
 
-    def _step_by_map(self, edge: Edge, before: _Node) -> _Node:
-        """Run one more layer, with its map where a gap follows."""
+    def _step_by_maps(self, edges: Sequence[Edge], position: int, before: _Node) -> _Node:
+        """Run one more layer, with the maps of gaps that come before it or next."""
         assert self.maps is not None
-        layer, correction = edge[0], None
-        if edge in self.uncut_edges:
-            validation = [self.anatomy.run_layer(layer, hidden) for hidden in before.validation]
+        edge = edges[position]
+        gaps = [other for other in edges[: position + 1] if other not in self.uncut_edges]
+        correction = self.maps.add_up(edge[0], gaps)
+        if correction is None:
+            validation = [self.anatomy.run_layer(edge[0], hidden) for hidden in before.validation]
         else:
-            outlet = self.anatomy.find_output_projection(layer)
+            outlet = self.anatomy.find_output_projection(edge[0])
             assert outlet is not None, "measure_gains proved that there is one"
-            correction = self.maps.find(edge)
-            results, inputs = self._run_recorded(layer, outlet, before.validation)
-            validation = _correct(results, inputs, correction, self.gains[layer])
+            results, inputs = self._run_recorded(edge[0], outlet, before.validation)
+            validation = _correct(results, inputs, correction, self.gains[edge[0]])
         return _Node(edge=edge, calibration=[], validation=validation, correction=correction)
 
     def _run_once(self, position: int, layer: int, before: _Node) -> _Run:
@@ -270,7 +271,7 @@ def estimate_memory(
     """
     if shares_maps:  # one path's states of validation text; maps; and a fit's inputs, sums and factors
         states = (num_layers + 1) * (calibration_tokens + validation_tokens) * width * number_bytes
-        maps = min(MAP_BYTES, GAPS_OF_A_LAYER * num_layers * mlp_width * width * 4)
+        maps = min(MAP_BYTES, MAPS_OF_A_LAYER * num_layers * mlp_width * width * 4)
         return states + maps + 3 * calibration_tokens * mlp_width * 4 + count_fit_bytes(mlp_width)
     states = (num_layers + 1) * (2 * calibration_tokens + validation_tokens) * width * number_bytes
     one_layer = (calibration_tokens + validation_tokens) * (width + mlp_width) * number_bytes + count_fit_bytes(
