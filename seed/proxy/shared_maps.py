@@ -4,8 +4,10 @@ The layer before a gap is changed so that its output matches the dense model's s
 they are. A candidate then costs no more than without recovery, and there is calibration text enough for wide projections.
 
 Attention sinks, positions whose states are a hundred times as large as others, are a few rows of thousands: the rest are
-weighted by what the next norm makes of them, and those are held by more. Shapes: B sequences, T tokens, F and D as in
-``closed_form``.
+weighted by what the next norm makes of them, and those are held by more.
+
+Where a norm follows the projection, the projection is fitted to write in the direction of what the norm must put out, and
+then the norm's multipliers, channel by channel. Shapes: B sequences, T tokens, F and D as in ``closed_form``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seed.models.anatomy import Anatomy
+from seed.models.output_projection import NormedProjection, measure_size, normalize
 from seed.proxy.closed_form import Correction, ProjectionFit
 from seed.records import Edge
 
@@ -57,22 +60,52 @@ class SharedMaps:
             weigh_positions(output, states[places[-1]])
             for output, states in zip(outputs, self.uncut_states, strict=True)
         ]
+        read = [batch.reshape(*weight.shape[:2], -1) for batch, weight in zip(recorded, weights, strict=True)]
+        normed = outlet if isinstance(outlet, NormedProjection) else None
+        written = [] if normed is None else [normed.projection.module(batch).float() for batch in read]
         inputs = []
-        for read, weight in zip(recorded, weights, strict=True):
-            rows = read.reshape(*weight.shape[:2], -1).float()
+        for i, (batch, weight) in enumerate(zip(read, weights, strict=True)):
+            rows = batch.float()
             rows = torch.cat([rows, torch.ones_like(weight)], dim=-1) if outlet.has_bias else rows
-            inputs.append(rows * weight)
+            # behind a norm an error counts by its share of what is written
+            inputs.append(rows * (weight if normed is None else weight / measure_size(written[i])))
         fit = ProjectionFit(inputs, has_bias=False)
         for place in places:
-            gaps = [
-                (states[place] - output).float() / self.gains[layer] * weight
-                for states, output, weight in zip(self.uncut_states, outputs, weights, strict=True)
+            missing = [
+                (states[place] - output).float() / self.gains[layer]
+                for states, output in zip(self.uncut_states, outputs, strict=True)
             ]
-            found = fit.solve(gaps).weight.float()
+            if normed is not None:
+                wanted = [normed.module(batch) + gap for batch, gap in zip(written, missing, strict=True)]
+                found, scale = _fit_normed(fit, written, wanted, weights)
+                scale = scale - normed.multipliers
+            else:
+                gaps = [gap * weight for gap, weight in zip(missing, weights, strict=True)]
+                found, scale = fit.solve(gaps).weight.float(), None
             bias = found[-1] if outlet.has_bias else None
-            self.maps[layer, place] = Correction(weight=found[: outlet.num_inputs], bias=bias)
+            self.maps[layer, place] = Correction(weight=found[: outlet.num_inputs], bias=bias, scale=scale)
         while self.count_bytes() > MAP_BYTES and len(self.maps) > len(places):
             del self.maps[next(iter(self.maps))]
+
+
+def _fit_normed(
+    fit: ProjectionFit, written: Sequence[Tensor], wanted: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Fit a projection, and the multipliers (D) of the norm behind it, towards what the norm must put out; batches of (B, T, D)."""
+    before = [normalize(batch) * weight for batch, weight in zip(written, weights, strict=True)]
+    # at first the multipliers are as large as the channels
+    squares = sum((batch * weight).square().sum((0, 1)) for batch, weight in zip(wanted, weights, strict=True))
+    sizes_D = torch.as_tensor(squares / sum(weight.square().sum() for weight in weights)).sqrt().clamp_min(1e-12)
+    gaps = [
+        normalize(batch / sizes_D) * weight - unit for batch, weight, unit in zip(wanted, weights, before, strict=True)
+    ]
+    change = fit.solve(gaps).weight.float()
+    cross_D, square_D = torch.zeros_like(sizes_D), torch.zeros_like(sizes_D)
+    for batch, weight, unit, inputs in zip(wanted, weights, before, fit.inputs, strict=True):
+        after = normalize(unit + inputs @ change) * weight
+        cross_D += (batch * weight * after).sum((0, 1))
+        square_D += after.square().sum((0, 1))
+    return change, cross_D / square_D.clamp_min(1e-12)
 
 
 def weigh_positions(output_BTD: Tensor, wanted_BTD: Tensor) -> Tensor:

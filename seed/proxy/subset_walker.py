@@ -14,7 +14,7 @@ from torch import Tensor
 from seed.data.corpus import TokenStream
 from seed.evaluation.perplexity import DocumentLosses, iterate_batches, sum_by_document, token_losses
 from seed.models.anatomy import Anatomy
-from seed.models.output_projection import OutputProjection
+from seed.models.output_projection import NormedProjection, OutputProjection
 from seed.proxy.closed_form import Correction, ProjectionFit, Refit, count_fit_bytes
 from seed.proxy.shared_maps import SharedMaps
 from seed.records import Candidate, Edge
@@ -90,7 +90,8 @@ class _Run:
 class SubsetWalker:
     """Scores subsets with closed-form recovery.
 
-    With ``shares_maps`` there is one map for each gap; else every layer behind the first is fitted for each candidate.
+    With ``shares_maps``, and where norms follow projections, there is one map for each gap; else every layer behind the
+    first is fitted for each candidate.
     """
 
     def __init__(
@@ -111,7 +112,10 @@ class SubsetWalker:
         # by batch, then by layer
         batches = iterate_batches(calibration, micro_batch=micro_batch, device=anatomy.device)
         self.uncut_states = [anatomy.trace(batch) for batch in batches]
-        self.maps = SharedMaps(anatomy, self.uncut_states, gains=gains) if shares_maps else None
+        has_norms = any(
+            isinstance(anatomy.find_output_projection(layer), NormedProjection) for layer in range(anatomy.num_layers)
+        )
+        self.maps = SharedMaps(anatomy, self.uncut_states, gains=gains) if shares_maps or has_norms else None
         self.start = _Node(
             edge=(-1, 0),
             calibration=[states[0] for states in self.uncut_states],
@@ -178,8 +182,12 @@ class SubsetWalker:
             outlet = self.anatomy.find_output_projection(layer)
             assert outlet is not None, "measure_gains proved that there is one"
             correction = self.maps.find(edge)
-            results, inputs = self._run_recorded(layer, outlet, before.validation)
-            validation = _correct(results, inputs, correction, self.gains[layer])
+            if isinstance(outlet, NormedProjection):
+                with outlet.folded(correction.weight, correction.bias, correction.scale):
+                    validation = [self.anatomy.run_layer(layer, hidden) for hidden in before.validation]
+            else:
+                results, inputs = self._run_recorded(layer, outlet, before.validation)
+                validation = _correct(results, inputs, correction, self.gains[layer])
         return _Node(edge=edge, calibration=[], validation=validation, correction=correction)
 
     def _run_once(self, position: int, layer: int, before: _Node) -> _Run:
