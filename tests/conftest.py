@@ -56,7 +56,7 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def make_config(family: str, *, num_layers: int = 4) -> transformers.PretrainedConfig:
-    """A 32-wide config of a family: llama, gpt2, qwen2 or gemma2."""
+    """A 32-wide config of a family: llama, gpt2, qwen2, gemma2, or opt_post_norm, which has no closed form."""
     common = {
         "vocab_size": 257,
         "hidden_size": 32,
@@ -79,6 +79,9 @@ def make_config(family: str, *, num_layers: int = 4) -> transformers.PretrainedC
         return transformers.Qwen2Config(
             **common, use_sliding_window=True, sliding_window=8, max_window_layers=num_layers // 2
         )
+    if family == "opt_post_norm":
+        parts = {"ffn_dim": 64, "word_embed_proj_dim": 32, "do_layer_norm_before": False, "dropout": 0.0}
+        return transformers.OPTConfig(**common | parts)
     assert family == "gemma2"
     return transformers.Gemma2Config(**common, head_dim=8, sliding_window=8)
 

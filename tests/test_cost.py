@@ -105,7 +105,7 @@ def test_a_sweep_is_the_sum_of_its_counted_parts(tmp_path: Path, monkeypatch: py
     assert price_sweep(session) == math.inf
 
 
-@pytest.mark.parametrize(("family", "mlp_width"), [("llama", 64), ("gpt2", 128), ("gemma2", 0)])
+@pytest.mark.parametrize(("family", "mlp_width"), [("llama", 64), ("gpt2", 128), ("gemma2", 64), ("opt_post_norm", 0)])
 def test_parts_are_measured(family: str, mlp_width: int, tmp_path: Path) -> None:
     session = open_session(tmp_path, family=family)
     shape, speed = measure(session)
@@ -158,7 +158,7 @@ def test_short_distillation_comes_on_top(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.search_seconds == pytest.approx(5 * (short + price_one(session)))
     swept = estimate(session, covers_space=True).search_seconds
     assert swept - found.search_seconds == pytest.approx(price_sweep(session))
-    other = estimate(open_session(tmp_path / "other", family="gemma2", proxy="short-distillation"))
+    other = estimate(open_session(tmp_path / "other", family="opt_post_norm", proxy="short-distillation"))
     assert other.search_seconds == pytest.approx(5 * short)
     # greedy removal goes on where the layers alone end, up to as many scores as trials
     assert other.baselines_seconds == pytest.approx(UNRECOVERED_SINGLES * 5 / 4)

@@ -97,7 +97,7 @@ def test_families_without_closed_form_have_no_sweep(
     make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path
 ) -> None:
     settings = StudyConfig(
-        model=str(make_checkpoint("gemma2")), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS
+        model=str(make_checkpoint("opt_post_norm")), recovery_text=str(text_file), studies_dir=tmp_path, **BUDGETS
     )
     said = run(settings)
     assert "scored by short distillation" in said

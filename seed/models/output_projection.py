@@ -2,7 +2,8 @@
 
 A dense MLP ends in one projection: what is added is computed from what that projection reads. A mixture of experts ends
 in many, which a router mixes: what is added is computed from what the mixture as a whole writes, and every weight that
-writes a part of it is multiplied (a linear map of a mixture is the mixture of the mapped experts).
+writes a part of it is multiplied (a linear map of a mixture is the mixture of the mapped experts). Some families add what
+a norm makes of the projection's output: there the projection and the norm's weight are changed together.
 
 Shapes: B sequences, T tokens, D hidden width, F numbers that a correction is computed from, for each token.
 """
@@ -34,6 +35,8 @@ PROJECTION_NAMES = (
     "o_proj",
 )
 MLP_NAMES = ("mlp", "mixer", "feed_forward", "ffn", "block_sparse_moe", "feedforward")
+# What families call a norm between the MLP and the residual stream.
+NORM_NAMES = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm", "post_norm2")
 # What ends an expert, be it one of many or one that all tokens share.
 EXPERT_NAMES = ("down_proj", "output_linear")
 
@@ -51,8 +54,11 @@ class OutputProjection(ABC):
         """Yield a list that what corrections are computed from, (..., F), is added to, call by call, while the block runs."""
 
     @abstractmethod
-    def fold(self, weight_FD: Tensor, bias_D: Tensor | None) -> None:
-        """Let the module write ``inputs @ weight_FD + bias_D`` in addition, by changing its weights in place."""
+    def fold(self, weight_FD: Tensor, bias_D: Tensor | None, scale_D: Tensor | None = None) -> None:
+        """Let the module write ``inputs @ weight_FD + bias_D`` in addition, by changing its weights in place.
+
+        ``scale_D``: what is added to the multipliers of the norm behind it, where there is one.
+        """
 
     def is_whole(self, run: Callable[[], Any]) -> bool:
         """Do the weights that ``fold`` changes write all that the module writes? ``run`` calls the module, once at least."""
@@ -77,12 +83,79 @@ class Projection(OutputProjection):
             yield inputs
 
     @torch.no_grad()
-    def fold(self, weight_FD: Tensor, bias_D: Tensor | None) -> None:
+    def fold(self, weight_FD: Tensor, bias_D: Tensor | None, scale_D: Tensor | None = None) -> None:
+        assert scale_D is None, "no norm follows"
         weight = self.module.get_parameter("weight")
         weight.copy_(weight.double() + (weight_FD.T if isinstance(self.module, nn.Linear) else weight_FD))
         if bias_D is not None:
             bias = self.module.get_parameter("bias")
             bias.copy_(bias.double() + bias_D)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormedProjection(OutputProjection):
+    """A projection, from F to D, behind which a norm stands that divides by the root mean square and multiplies by channel."""
+
+    projection: Projection
+
+    @property
+    def multipliers(self) -> Tensor:
+        """What the norm multiplies each channel by (D): its weight, in some families plus one."""
+        weight = self.module.get_parameter("weight")
+        multipliers: Tensor = self.module(torch.ones_like(weight))
+        return multipliers
+
+    def record_inputs(self) -> contextlib.AbstractContextManager[list[Tensor]]:
+        return self.projection.record_inputs()
+
+    @torch.no_grad()
+    def fold(self, weight_FD: Tensor, bias_D: Tensor | None, scale_D: Tensor | None = None) -> None:
+        self.projection.fold(weight_FD, bias_D)
+        if scale_D is not None:
+            weight = self.module.get_parameter("weight")
+            weight.copy_(weight.double() + scale_D)
+
+    @contextlib.contextmanager
+    def folded(self, weight_FD: Tensor, bias_D: Tensor | None, scale_D: Tensor | None) -> Iterator[None]:
+        """Let the weights be as ``fold`` makes them while the block runs."""
+        changed = [*self.projection.module.parameters(), *self.module.parameters()]
+        before = [parameter.data for parameter in changed]
+        try:
+            for parameter in changed:
+                parameter.data = parameter.data.clone()
+            self.fold(weight_FD, bias_D, scale_D)
+            yield
+        finally:
+            for parameter, data in zip(changed, before, strict=True):
+                parameter.data = data
+
+    @torch.no_grad()
+    def is_whole(self, run: Callable[[], Any]) -> bool:
+        written: list[Tensor] = []
+        with (
+            self.projection.module.register_forward_hook(lambda _module, _args, output: written.append(output)),
+            self.module.register_forward_pre_hook(lambda _module, args: written.append(args[0])),
+        ):
+            run()
+        if len(written) != 2 or not torch.equal(*written):
+            return False
+        unit = normalize(written[0].float()).to(written[0].dtype)
+        plain, multipliers_D = self.module(unit), self.multipliers
+        more = {"weight": self.module.get_parameter("weight") + 1}
+        moved = functional_call(self.module, more, (4 * unit,))  # the scale of what comes must make no difference
+        bound = 1e-3 if unit.dtype == torch.float32 else 3e-2
+        expected = ((plain, unit * multipliers_D), (moved, unit * (multipliers_D + 1)))
+        return all(bool((found - wanted).norm() <= bound * wanted.norm()) for found, wanted in expected)
+
+
+def measure_size(written_BTD: Tensor) -> Tensor:
+    """Root mean square over the channels (B, T, 1)."""
+    return written_BTD.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def normalize(written_BTD: Tensor) -> Tensor:
+    """Divide by the root mean square over the channels."""
+    return written_BTD / measure_size(written_BTD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +175,9 @@ class Mixture(OutputProjection):
             yield outputs
 
     @torch.no_grad()
-    def fold(self, weight_FD: Tensor, bias_D: Tensor | None) -> None:
+    def fold(self, weight_FD: Tensor, bias_D: Tensor | None, scale_D: Tensor | None = None) -> None:
         assert bias_D is None, "a mixture has no bias of its own"
+        assert scale_D is None, "no norm follows"
         for name, dim in self.writers.items():
             weight = self.module.get_parameter(name)
             for part in weight if weight.ndim == 3 else [weight]:  # one expert at a time: float64 is large
@@ -130,7 +204,14 @@ class Mixture(OutputProjection):
 
 def find_output_projection(layer: nn.Module, *, width: int) -> OutputProjection | None:
     """Return what writes into the residual stream last in this layer, or None where that is not known."""
-    return _find_mixture(layer, width) or _describe(find_projection(layer), width)
+    projection = _describe(find_projection(layer), width)
+    norm = next((getattr(layer, name) for name in NORM_NAMES if hasattr(getattr(layer, name, None), "weight")), None)
+    mixture = _find_mixture(layer, width)
+    if mixture is not None or projection is None or norm is None:
+        return mixture or projection
+    return NormedProjection(
+        module=norm, num_inputs=projection.num_inputs, has_bias=projection.has_bias, projection=projection
+    )
 
 
 def find_projection(layer: nn.Module) -> nn.Module | None:

@@ -5,8 +5,8 @@ uncut model has just before the next kept layer's original position. The change 
 (or what a mixture of experts writes), so it is added to the weights, and the student stays an ordinary checkpoint.
 Related: ReplaceMe (arXiv 2505.02819) fits one map of the projection's output for one contiguous cut.
 
-It needs an output that is *added* to the residual stream, perhaps times a constant (granite); ``measure_gains`` proves
-that and finds the constant, or says that this family has none.
+It needs an output that is *added* to the residual stream, perhaps times a constant (granite), perhaps behind a norm (whose
+weight is then fitted too); ``measure_gains`` proves that and finds the constant, or says that this family has none.
 
 Shapes: B sequences, T tokens, D hidden width, F width of what corrections are computed from.
 """
@@ -30,10 +30,14 @@ HELD_OUT_BLOCK = 64  # neighbouring positions, so that held-out ones are not all
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """What a layer writes in addition, for what it is computed from: ``weight`` (F, D), and ``bias`` (D) or None."""
+    """What a layer writes in addition, for what it is computed from: ``weight`` (F, D), and ``bias`` (D) or None.
+
+    Where a norm follows, it makes another thing of it, and its multipliers change by ``scale`` (D).
+    """
 
     weight: Tensor
     bias: Tensor | None
+    scale: Tensor | None = None
 
     def apply(self, inputs: Tensor) -> Tensor:
         """What is written in addition (B, T, D) where the outlet's inputs are these (B, T, F)."""
@@ -218,4 +222,4 @@ def fold_refit(student: nn.Module, candidate: Candidate, refit: Refit) -> None:
             outlet = anatomy.find_output_projection(position)
             assert outlet is not None, "measure_gains proved that there is one"
             weight, bias = refit[layer].weight, refit[layer].bias
-            outlet.fold(weight.double(), None if bias is None else bias.double())
+            outlet.fold(weight.double(), None if bias is None else bias.double(), refit[layer].scale)

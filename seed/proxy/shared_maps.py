@@ -4,17 +4,22 @@ The layer before a gap is changed so that its output matches the dense model's s
 that theirs do, as if there were no other gap; where maps of several gaps meet in a layer they are added. A candidate then costs no
 more than without recovery, and there is calibration text enough for wide projections.
 
+Where a norm follows the projection, the projection is fitted to write in the direction of what the norm must put out, and then
+the norm's multipliers, channel by channel; layers behind stay as they are.
+
 Attention sinks, positions whose states are a hundred times as large as others, are a few rows of thousands. So rows are
 weighted by what the next norm makes of them, and sinks by more, before and behind the layer that makes them. Shapes: B sequences, T tokens, F and D as in
 ``closed_form``.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from seed.models.anatomy import Anatomy
+from seed.models.output_projection import NormedProjection, measure_size, normalize
 from seed.proxy.closed_form import Correction, ProjectionFit
 from seed.records import Edge
 
@@ -48,11 +53,7 @@ class SharedMaps:
     def add_up(self, layer: int, gaps: Iterable[Edge]) -> Correction | None:
         """What a layer writes in addition, where these gaps come before it or next; None: nothing."""
         found = [maps[layer] for maps in map(self.find, gaps) if layer in maps]
-        if len(found) < 2:
-            return found[0] if found else None
-        weight = torch.stack([one.weight for one in found]).sum(0)
-        biases = [one.bias for one in found if one.bias is not None]
-        return Correction(weight=weight, bias=torch.stack(biases).sum(0) if biases else None)
+        return functools.reduce(_add, found) if found else None
 
     def count_bytes(self) -> int:
         """Bytes of the maps."""
@@ -62,7 +63,8 @@ class SharedMaps:
         """Fit layers one after another, each on what those before it make of the calibration text."""
         hidden = [states[before] for states in self.uncut_states]
         found: dict[int, Correction] = {}
-        for layer in (before, *range(behind, min(behind + REACH, self.anatomy.num_layers))):
+        reach = 0 if isinstance(self.anatomy.find_output_projection(before), NormedProjection) else REACH
+        for layer in (before, *range(behind, min(behind + reach, self.anatomy.num_layers))):
             if layer not in self.gains:  # gone already
                 continue
             place = behind if layer == before else layer + 1
@@ -75,6 +77,8 @@ class SharedMaps:
         """Fit a layer's output on these states to those wanted; return its map, and the output with it."""
         outlet, gain = self.anatomy.find_output_projection(layer), self.gains[layer]
         assert outlet is not None, "measure_gains proved that there is one"
+        if isinstance(outlet, NormedProjection):
+            return self._fit_normed(layer, outlet, hidden, wanted), []
         inputs, gaps, outputs, reads = [], [], [], []
         for state, target, is_sink in zip(hidden, wanted, self.sinks, strict=True):
             with outlet.record_inputs() as recorded:
@@ -89,6 +93,50 @@ class SharedMaps:
         solved = ProjectionFit(inputs, has_bias=False).solve(gaps, or_none=True).weight.float()
         found = Correction(weight=solved[: outlet.num_inputs], bias=solved[-1] if outlet.has_bias else None)
         return found, [output + gain * found.apply(read) for output, read in zip(outputs, reads, strict=True)]
+
+    def _fit_normed(
+        self, layer: int, outlet: NormedProjection, hidden: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> Correction:
+        """Fit a projection and the multipliers of the norm behind it, whose output meets the states wanted beside what comes in."""
+        inputs, targets, weights, before = [], [], [], []
+        for state, target, is_sink in zip(hidden, wanted, self.sinks, strict=True):
+            with outlet.record_inputs() as recorded:
+                output = self.anatomy.run_layer(layer, state)
+            weight = weigh_positions([output, target], is_sink)
+            read = recorded[0].reshape(*output.shape[:2], -1)
+            written = outlet.projection.module(read).float()
+            rows = torch.cat([read.float(), torch.ones_like(weight)], dim=-1) if outlet.has_bias else read.float()
+            # behind a norm an error counts by its share of what is written
+            inputs.append(rows * weight / measure_size(written))
+            targets.append(outlet.module(written) + (target - output).float() / self.gains[layer])
+            weights.append(weight)
+            before.append(normalize(written) * weight)
+        # at first the multipliers are as large as the channels
+        squares = sum((target * weight).square().sum((0, 1)) for target, weight in zip(targets, weights, strict=True))
+        sizes_D = torch.as_tensor(squares / sum(weight.square().sum() for weight in weights)).sqrt().clamp_min(1e-12)
+        gaps = [
+            normalize(target / sizes_D) * weight - unit
+            for target, weight, unit in zip(targets, weights, before, strict=True)
+        ]
+        change = ProjectionFit(inputs, has_bias=False).solve(gaps, or_none=True).weight.float()
+        cross_D, square_D = torch.zeros_like(sizes_D), torch.zeros_like(sizes_D)
+        for target, weight, unit, rows in zip(targets, weights, before, inputs, strict=True):
+            after = normalize(unit + rows @ change) * weight
+            cross_D += (target * weight * after).sum((0, 1))
+            square_D += after.square().sum((0, 1))
+        return Correction(
+            weight=change[: outlet.num_inputs],
+            bias=change[-1] if outlet.has_bias else None,
+            scale=cross_D / square_D.clamp_min(1e-12) - outlet.multipliers,
+        )
+
+
+def _add(one: Correction, other: Correction) -> Correction:
+    return Correction(
+        weight=one.weight + other.weight,
+        bias=None if one.bias is None or other.bias is None else one.bias + other.bias,
+        scale=None if one.scale is None or other.scale is None else one.scale + other.scale,
+    )
 
 
 def measure_ratio(states_BTD: Tensor) -> Tensor:

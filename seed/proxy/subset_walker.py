@@ -14,7 +14,7 @@ from torch import Tensor
 from seed.data.corpus import TokenStream
 from seed.evaluation.perplexity import DocumentLosses, iterate_batches, sum_by_document, token_losses
 from seed.models.anatomy import Anatomy
-from seed.models.output_projection import OutputProjection
+from seed.models.output_projection import NormedProjection, OutputProjection
 from seed.proxy.closed_form import Correction, ProjectionFit, Refit, count_fit_bytes
 from seed.proxy.shared_maps import MAP_BYTES, SharedMaps
 from seed.records import Candidate, Edge
@@ -91,7 +91,8 @@ class _Run:
 class SubsetWalker:
     """Scores subsets with closed-form recovery.
 
-    With ``shares_maps`` there are maps for each gap; else every layer behind the first is fitted for each candidate.
+    With ``shares_maps``, and where norms follow projections, there are maps for each gap; else every layer behind the first
+    is fitted for each candidate.
     """
 
     def __init__(
@@ -112,7 +113,10 @@ class SubsetWalker:
         # by batch, then by layer
         batches = iterate_batches(calibration, micro_batch=micro_batch, device=anatomy.device)
         self.uncut_states = [anatomy.trace(batch) for batch in batches]
-        self.maps = SharedMaps(anatomy, self.uncut_states, gains=gains) if shares_maps else None
+        has_norms = any(
+            isinstance(anatomy.find_output_projection(layer), NormedProjection) for layer in range(anatomy.num_layers)
+        )
+        self.maps = SharedMaps(anatomy, self.uncut_states, gains=gains) if shares_maps or has_norms else None
         self.start = _Node(
             edge=(-1, 0),
             calibration=[states[0] for states in self.uncut_states],
@@ -180,8 +184,12 @@ class SubsetWalker:
         else:
             outlet = self.anatomy.find_output_projection(edge[0])
             assert outlet is not None, "measure_gains proved that there is one"
-            results, inputs = self._run_recorded(edge[0], outlet, before.validation)
-            validation = _correct(results, inputs, correction, self.gains[edge[0]])
+            if isinstance(outlet, NormedProjection):
+                with outlet.folded(correction.weight, correction.bias, correction.scale):
+                    validation = [self.anatomy.run_layer(edge[0], hidden) for hidden in before.validation]
+            else:
+                results, inputs = self._run_recorded(edge[0], outlet, before.validation)
+                validation = _correct(results, inputs, correction, self.gains[edge[0]])
         return _Node(edge=edge, calibration=[], validation=validation, correction=correction)
 
     def _run_once(self, position: int, layer: int, before: _Node) -> _Run:

@@ -69,7 +69,7 @@ SIMPLE = ("llama", "gpt2", "qwen2", "gemma2")
 KINDS = (
     "llama",  # grouped keys and values, rotary positions, a gated MLP, its head tied: what most families are
     "gpt2",  # Conv1D, whose weights lie the other way round; learned positions, biases, dropout
-    "gemma3_text",  # norms behind attention and MLP too, so no closed form; sliding and full attention; scaled embedding
+    "gemma3_text",  # norms behind attention and MLP too; sliding and full attention; scaled embedding
     "qwen2_moe",  # experts beside a shared one, dense layers named by their index in the config; a head of its own
     "mamba",  # a state-space model: no attention and no MLP, and a cache of another kind
     "falcon",  # attention and MLP side by side, a single head of keys and values; layers that return tuples

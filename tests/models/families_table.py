@@ -24,7 +24,8 @@ What Seed can remove layers from, proven family by family on tiny random models 
 standalone student and the student saved and loaded again have the same logits, to the bit; no weight is missing or left
 over when loading; cached generation writes the same tokens as uncached; the losses that a search would give the set are
 the student's own, to the bit; the head stays tied to the embedding, or untied. With closed form, a student with the
-corrections folded in has the loss that the search says.
+corrections folded in has the loss that the search says; where a norm follows the MLP its weight is changed too, and the loss is
+the same to the bit.
 **Config fields** change with the layers, besides their number. **Always stay** are layers that transformers takes for
 granted in the family; a search leaves them alone. **Closed form** is the score that needs no training; without it a
 search scores without recovery first, and short distillation decides as everywhere. A study proves its own model again when it starts, so

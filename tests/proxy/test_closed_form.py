@@ -24,7 +24,9 @@ def draw(*shape: int, rng_seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(rng_seed))
 
 
-@pytest.mark.parametrize(("family", "gain"), [("llama", 1.0), ("gpt2", 1.0), ("opt", 1.0), ("granite", 0.22)])
+@pytest.mark.parametrize(
+    ("family", "gain"), [("llama", 1.0), ("gpt2", 1.0), ("opt", 1.0), ("granite", 0.22), ("gemma2", 1.0)]
+)
 def test_the_gain_is_what_the_family_multiplies_its_mlp_by(family: str, gain: float) -> None:
     anatomy = Anatomy(make_model(family))
     gains = measure_gains(anatomy, anatomy.trace(make_tokens()))
@@ -34,7 +36,7 @@ def test_the_gain_is_what_the_family_multiplies_its_mlp_by(family: str, gain: fl
     assert all(not module._forward_hooks for module in anatomy.model.modules())
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "opt_post_norm", "deepseek_v4", "ctrl"])
+@pytest.mark.parametrize("family", ["afmoe", "opt_post_norm", "deepseek_v4", "ctrl"])
 def test_a_family_that_adds_nothing_as_it_is_written_has_no_gains(family: str) -> None:
     anatomy = Anatomy(make_model(family))
     assert measure_gains(anatomy, anatomy.trace(make_tokens())) is None

@@ -107,7 +107,7 @@ def test_short_distillations_are_paid_for(tmp_path: Path) -> None:
 
 
 def test_a_family_without_closed_form_has_greedy_removal_without_recovery(tmp_path: Path) -> None:
-    study = TinyStudy(tmp_path, family="gemma2", proxy="short-distillation")
+    study = TinyStudy(tmp_path, family="opt_post_norm", proxy="short-distillation")
     sweep, trials = search(study, trials=2, covers_space=False)
     assert [baseline.strategy for baseline in measure(study.session, sweep, trials).baselines] == [
         "perplexity",
