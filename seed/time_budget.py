@@ -41,7 +41,15 @@ FEWEST_STEPS = 25  # of a distillation, unless there is time for less than one s
 MOST_PASSES = 16  # over the recovery text; more would learn it by heart
 SHORTEN = (1, 2, 4, 8)  # by how much the timed workload is shortened where a few pairs of it take too long
 
-OF_TEXT = ("calibration_tokens", "validation_tokens", "test_tokens", "prompt_tokens", "new_tokens", "latency_repeats")
+OF_TEXT = (
+    "batch_tokens",
+    "calibration_tokens",
+    "validation_tokens",
+    "test_tokens",
+    "prompt_tokens",
+    "new_tokens",
+    "latency_repeats",
+)
 OF_WORK = ("trials", "sweep_budget", "frontier_size", "distill_tokens")
 
 
@@ -156,6 +164,12 @@ def fit_text(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Spe
         if cost.price_score(shape, tried, speed) <= share / num_candidates or validation <= fewest:
             break
         validation = max(fewest, validation // 2)
+    if settings.distill:  # smaller steps, where there is time for few
+        tokens = share / cost.price_token(protocol, speed)
+        least = protocol.window_tokens
+        chosen["batch_tokens"] = max(
+            least, min(protocol.batch_tokens, int(tokens / (2 * FEWEST_STEPS)) // least * least)
+        )
     if validation < protocol.validation_tokens:
         test = min(protocol.test_tokens or math.inf, 2 * validation)
         chosen |= {"validation_tokens": validation, "calibration_tokens": calibration, "test_tokens": test}

@@ -27,6 +27,7 @@ SINK = 8.0  # a state so many times as large as the median, at any layer, makes 
 SINK_WEIGHT = 30.0
 LARGEST_WEIGHT = 4.0  # of small states
 MAP_BYTES = 4 * 10**9
+BEFORE_ALL = -1  # in a gap's place of the layer before it: there is none
 REACH = 2  # layers behind a gap that have maps, too
 
 
@@ -61,11 +62,12 @@ class SharedMaps:
 
     def _fit(self, before: int, behind: int) -> dict[int, Correction]:
         """Fit layers one after another, each on what those before it make of the calibration text."""
-        hidden = [states[before] for states in self.uncut_states]
+        hidden = [states[max(0, before)] for states in self.uncut_states]
         found: dict[int, Correction] = {}
-        reach = 0 if isinstance(self.anatomy.find_output_projection(before), NormedProjection) else REACH
+        is_normed = isinstance(self.anatomy.find_output_projection(behind - 1), NormedProjection)
+        reach = 0 if is_normed else REACH
         for layer in (before, *range(behind, min(behind + reach, self.anatomy.num_layers))):
-            if layer not in self.gains:  # gone already
+            if layer not in self.gains:  # gone already, or before all
                 continue
             place = behind if layer == before else layer + 1
             found[layer], hidden = self._fit_layer(layer, hidden, [states[place] for states in self.uncut_states])

@@ -16,7 +16,7 @@ from seed.evaluation.perplexity import DocumentLosses, iterate_batches, sum_by_d
 from seed.models.anatomy import Anatomy
 from seed.models.output_projection import NormedProjection, OutputProjection
 from seed.proxy.closed_form import Correction, ProjectionFit, Refit, count_fit_bytes
-from seed.proxy.shared_maps import MAP_BYTES, SharedMaps
+from seed.proxy.shared_maps import BEFORE_ALL, MAP_BYTES, SharedMaps
 from seed.records import Candidate, Edge
 
 # What candidates share that differ in the next kept layer only: kept for the layers nearest to the end of the path.
@@ -178,6 +178,8 @@ class SubsetWalker:
         assert self.maps is not None
         edge = edges[position]
         gaps = [other for other in edges[: position + 1] if other not in self.uncut_edges]
+        if (first := edges[0][0]) != self.uncut_edges[0][0]:
+            gaps.insert(0, (BEFORE_ALL, first))
         correction = self.maps.add_up(edge[0], gaps)
         if correction is None:
             validation = [self.anatomy.run_layer(edge[0], hidden) for hidden in before.validation]

@@ -38,6 +38,8 @@ def test_a_score_is_the_loss_of_the_folded_student(family: str) -> None:
         folded = measure_losses(logits_of(student), VALIDATION, micro_batch=4, device=CPU)
         assert folded.loss == pytest.approx(losses.loss, abs=1e-5)
         gaps = [edge for edge in candidate.edges if edge[1] != edge[0] + 1]
+        if candidate.kept_layers[0] > 0:
+            gaps.append((-1, candidate.kept_layers[0]))
         around = {layer for before, behind in gaps for layer in (before, behind, behind + 1)}
         assert set(refit) == around & set(candidate.kept_layers)
 
