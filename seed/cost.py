@@ -42,6 +42,7 @@ from seed.stats import FEWEST_PAIRS
 
 COUNTED_SETS = 50_000  # past this many the trie is not walked to count it: no sweep is short then
 DRAWN_SETS = 16  # candidates whose work is counted, to know that of one
+MOST_GAPS = 4  # behind a layer that have maps, about
 TUNED_RATES = 3  # that are tried at most
 USUAL_PAIRS = 2 * FIRST_PAIRS  # timed pairs of a structure, where times vary by 2 %
 
@@ -177,12 +178,14 @@ def price_work(work: TrieWork, protocol: Protocol, speed: Speed) -> float:
     )
 
 
-def price_maps(shape: Shape, protocol: Protocol, speed: Speed) -> float:
-    """Seconds of what all candidates share: the dense model's states, and a map for each gap behind each layer."""
+def price_maps(shape: Shape, protocol: Protocol, speed: Speed, *, trials: int | None = None) -> float:
+    """Seconds of what candidates share: the dense model's states, and maps of each gap. ``trials``: of so many; None: of all."""
     if not shape.shares_maps:
         return 0.0
     tokens, fit = protocol.calibration_tokens, speed.recovery[0] + protocol.calibration_tokens * speed.recovery[1]
-    maps = (1 + REACH) * len(protocol.space.droppable_layers)
+    gaps = min(MOST_GAPS, protocol.space.more_dropped[-1]) * len(protocol.space.droppable_layers)
+    gaps = min(gaps, protocol.space.more_dropped[-1] * (trials or gaps))
+    maps = (1 + REACH) * gaps
     return tokens * speed.forward + maps * (tokens * speed.layer + fit)
 
 
@@ -399,6 +402,8 @@ def estimate_cost(
     search = price_sweep(shape, protocol, speed) if plan.covers_space else 0.0
     if is_short or not plan.covers_space:
         search += plan.trials * price_score(shape, protocol, speed)
+    if not plan.covers_space:
+        search += price_maps(shape, protocol, speed, trials=plan.trials)
     rounds = math.ceil(num_finals * plan.replicas / num_workers)
     distillation = price_distillation(
         shape, protocol, speed, tokens=final_tokens, num_students=rounds, is_tuned=is_tuned

@@ -313,7 +313,10 @@ def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
         calibration=instruments.calibration.take_first(PROVEN_WINDOWS, tokens=PROVEN_TOKENS),
         validation=instruments.validation.take_first(PROVEN_WINDOWS, tokens=PROVEN_TOKENS),
     )
-    losses, refit = make_walker(instruments).measure(candidate)
+    walker = make_walker(instruments)
+    if walker.maps is not None:  # which so little text would leave out
+        walker.maps.or_none = False
+    losses, refit = walker.measure(candidate)
     student = start_student(instruments, candidate, refit)
     folded = measure_losses(
         logits_of(student), instruments.validation, micro_batch=instruments.micro_batch, device=session.device

@@ -155,13 +155,14 @@ def fit_text(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Spe
     share = settings.time * (1 - OPENING_SHARE) * (0.5 if settings.distill else 1)
     num_candidates = max(FEWEST_CANDIDATES, known(settings.trials) if settings.is_given("trials") else 0)
     validation, fewest = protocol.validation_tokens, max(FEWEST_TOKENS, 4 * protocol.window_tokens)
+    is_told = settings.is_given("validation_tokens")
     while True:
         calibration = fit_calibration(protocol, shape, speed, validation_tokens=validation, seconds=share / 8)
         streams = protocol.streams | {
             "validation": msgspec.structs.replace(protocol.streams["validation"], tokens=validation)
         }
         tried = msgspec.structs.replace(protocol, calibration_tokens=calibration, streams=streams)
-        if cost.price_score(shape, tried, speed) <= share / num_candidates or validation <= fewest:
+        if cost.price_score(shape, tried, speed) <= share / num_candidates or validation <= fewest or is_told:
             break
         validation = max(fewest, validation // 2)
     if settings.distill:  # smaller steps, where there is time for few
@@ -170,9 +171,10 @@ def fit_text(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Spe
         chosen["batch_tokens"] = max(
             least, min(protocol.batch_tokens, int(tokens / (2 * FEWEST_STEPS)) // least * least)
         )
+    chosen["calibration_tokens"] = calibration
     if validation < protocol.validation_tokens:
         test = min(protocol.test_tokens or math.inf, 2 * validation)
-        chosen |= {"validation_tokens": validation, "calibration_tokens": calibration, "test_tokens": test}
+        chosen |= {"validation_tokens": validation, "test_tokens": test}
     return _choose(settings, **chosen)
 
 
@@ -267,6 +269,9 @@ def _fit_search(
     if is_short and swept <= budget:
         seconds -= swept / num_workers
     trials = max(1, min(MOST_CANDIDATES, int(seconds / score)))
+    if not is_short and shape.shares_maps:
+        seconds = max(seconds / 2, seconds - cost.price_maps(shape, protocol, speed, trials=trials))
+        trials = max(1, min(trials, int(seconds / score)))
     tried = _choose(settings, sweep_budget=budget, trials=trials)
     plan = cost.draft_plan(tried, protocol, name="study", shape=shape, speed=speed)
     left = seconds - cost.price_baselines(shape, protocol, plan, speed)

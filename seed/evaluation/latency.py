@@ -142,7 +142,9 @@ def measure_pair(dense: Decoder, cut: Decoder, workload: Workload, *, structure:
     # a graph compiled anew inside a timed run would be most of its time: rather fail
     with torch.compiler.set_stance("fail_on_recompile" if workload.compiled else "default"):
         began, before = time.monotonic(), count_foreign_seconds()
-        turns = decode_in_turns(dense, cut, cut_stretches(workload.new_tokens, token_ms=dense_ms))
+        turns = decode_in_turns(
+            dense, cut, cut_stretches(workload.new_tokens, token_ms=dense_ms, most=workload.repeats)
+        )
         pairs = take_pairs(turns, repeats=workload.repeats)
         seconds, after = time.monotonic() - began, count_foreign_seconds()
     foreign = None
@@ -152,9 +154,9 @@ def measure_pair(dense: Decoder, cut: Decoder, workload: Workload, *, structure:
     return summarise_pairs(pairs, structure=structure, workload=workload.describe(), device=device, foreign=foreign)
 
 
-def cut_stretches(new_tokens: int, *, token_ms: float) -> list[int]:
-    """Cut the tokens that are decoded into stretches of nearly equal length, none too short to be timed."""
-    most = min(MOST_TURNS, new_tokens, int(new_tokens * token_ms / SHORTEST_TURN_MS))
+def cut_stretches(new_tokens: int, *, token_ms: float, most: int | None = None) -> list[int]:
+    """Cut the tokens that are decoded into stretches of nearly equal length, none too short to be timed, ``most`` of them."""
+    most = min(MOST_TURNS, new_tokens, most or MOST_TURNS, int(new_tokens * token_ms / SHORTEST_TURN_MS))
     return [len(part) for part in np.array_split(np.arange(new_tokens), max(1, most))]
 
 

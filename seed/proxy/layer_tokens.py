@@ -15,7 +15,7 @@ from seed.proxy.closed_form import RIDGES
 from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
 from seed.proxy.instruments import shares_maps
 from seed.proxy.shared_maps import REACH
-from seed.proxy.subset_walker import TrieWork, count_work, list_uncut, measure_unrecovered
+from seed.proxy.subset_walker import TrieWork, count_work, list_gaps, list_uncut, measure_unrecovered
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Edge
 
@@ -115,7 +115,7 @@ class BudgetedScorer:
         self._on_part: dict[tuple[str, float], float] = {}  # losses on a share of the validation text
         self._last: Candidate | None = None  # that closed form walked
         self._mapped: set[Edge] = set()  # gaps whose maps are paid for
-        self._shares_maps = shares_maps(sweep.instruments.source)
+        self._shares_maps = shares_maps(sweep.instruments.anatomy)
 
     def score(self, candidates: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> list[float]:
         """Losses on a share of the validation text, nats per token.
@@ -132,7 +132,7 @@ class BudgetedScorer:
             self.num_scores += len(new) * (share == 1.0)
             if proxy == "closed-form":
                 self._last = new[-1]
-                self._mapped.update(edge for candidate in new for edge in candidate.edges)
+                self._mapped.update(gap for candidate in new for gap in self._list_gaps(candidate))
         if proxy == "closed-form":
             return [self.sweep.measure(candidate).loss for candidate in candidates]
         if share == 1.0:
@@ -182,11 +182,13 @@ class BudgetedScorer:
 
     def _price_maps(self, new: Sequence[Candidate]) -> float:
         """What the maps of gaps cost that no candidate had before; the first pays for the dense model's states, too."""
-        found = self.sweep.instruments
-        uncut = list_uncut(found.source.num_layers, gone_layers=found.source.gone_layers)
-        gaps = {edge for candidate in new for edge in candidate.edges} - set(uncut) - self._mapped
+        gaps = {gap for candidate in new for gap in self._list_gaps(candidate)} - self._mapped
         fits = len(gaps) * (1 + REACH) * (self.prices.calibration_tokens + self.prices.fit + self.prices.solve)
         return fits + (0.0 if self._mapped else self.prices.trace)
+
+    def _list_gaps(self, candidate: Candidate) -> list[Edge]:
+        source = self.sweep.instruments.source
+        return list_gaps(candidate.edges, uncut=list_uncut(source.num_layers, gone_layers=source.gone_layers))
 
     def _take_part(self, share: float) -> TokenStream:
         """Windows spread over the validation text, as near to a share of it as whole ones come."""

@@ -41,19 +41,20 @@ class SharedMaps:
         self.anatomy, self.uncut_states, self.gains = anatomy, uncut_states, gains
         self.sinks = [torch.stack([measure_ratio(state) for state in states]).amax(0) > SINK for states in uncut_states]
         self.maps: dict[Edge, dict[int, Correction]] = {}
+        self.or_none = True  # is a map left out that makes held-out text worse?
 
     @torch.no_grad()
     def find(self, gap: Edge) -> dict[int, Correction]:
         """The maps of a gap by layer: of the one before it, and of the next ones behind it."""
-        if gap not in self.maps:
-            self.maps[gap] = self._fit(*gap)
-            while self.count_bytes() > MAP_BYTES and len(self.maps) > 1:
-                del self.maps[next(iter(self.maps))]
+        self.maps[gap] = self.maps.pop(gap) if gap in self.maps else self._fit(*gap)  # the last in use come last
+        while self.count_bytes() > MAP_BYTES and len(self.maps) > 1:
+            del self.maps[next(iter(self.maps))]
         return self.maps[gap]
 
     def add_up(self, layer: int, gaps: Iterable[Edge]) -> Correction | None:
         """What a layer writes in addition, where these gaps come before it or next; None: nothing."""
-        found = [maps[layer] for maps in map(self.find, gaps) if layer in maps]
+        near = [(before, behind) for before, behind in gaps if layer == before or behind <= layer < behind + REACH]
+        found = [maps[layer] for maps in map(self.find, near) if layer in maps]
         return functools.reduce(_add, found) if found else None
 
     def count_bytes(self) -> int:
@@ -64,7 +65,8 @@ class SharedMaps:
         """Fit layers one after another, each on what those before it make of the calibration text."""
         hidden = [states[max(0, before)] for states in self.uncut_states]
         found: dict[int, Correction] = {}
-        is_normed = isinstance(self.anatomy.find_output_projection(behind - 1), NormedProjection)
+        kept = behind if before == BEFORE_ALL else before
+        is_normed = isinstance(self.anatomy.find_output_projection(kept), NormedProjection)
         reach = 0 if is_normed else REACH
         for layer in (before, *range(behind, min(behind + reach, self.anatomy.num_layers))):
             if layer not in self.gains:  # gone already, or before all
@@ -92,7 +94,7 @@ class SharedMaps:
             gaps.append((target - output).float() / gain * weight)
             outputs.append(output)
             reads.append(read)
-        solved = ProjectionFit(inputs, has_bias=False).solve(gaps, or_none=True).weight.float()
+        solved = ProjectionFit(inputs, has_bias=False).solve(gaps, or_none=self.or_none).weight.float()
         found = Correction(weight=solved[: outlet.num_inputs], bias=solved[-1] if outlet.has_bias else None)
         return found, [output + gain * found.apply(read) for output, read in zip(outputs, reads, strict=True)]
 
@@ -120,7 +122,7 @@ class SharedMaps:
             normalize(target / sizes_D) * weight - unit
             for target, weight, unit in zip(targets, weights, before, strict=True)
         ]
-        change = ProjectionFit(inputs, has_bias=False).solve(gaps, or_none=True).weight.float()
+        change = ProjectionFit(inputs, has_bias=False).solve(gaps, or_none=self.or_none).weight.float()
         cross_D, square_D = torch.zeros_like(sizes_D), torch.zeros_like(sizes_D)
         for target, weight, unit, rows in zip(targets, weights, before, inputs, strict=True):
             after = normalize(unit + rows @ change) * weight

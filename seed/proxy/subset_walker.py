@@ -38,6 +38,12 @@ def list_uncut(num_layers: int, *, gone_layers: Sequence[int]) -> tuple[Edge, ..
     return Candidate.keep(num_layers=num_layers, kept_layers=kept).edges
 
 
+def list_gaps(edges: Sequence[Edge], *, uncut: Sequence[Edge]) -> list[Edge]:
+    """Edges that skip layers that were there; one before the first where that is not the uncut model's."""
+    first = edges[0][0]
+    return [(BEFORE_ALL, first)] * (first != uncut[0][0]) + [edge for edge in edges if edge not in uncut]
+
+
 @torch.no_grad()
 def measure_unrecovered(
     anatomy: Anatomy, candidates: Sequence[Candidate], stream: TokenStream, *, micro_batch: int
@@ -177,9 +183,7 @@ class SubsetWalker:
         """Run one more layer, with the maps of gaps that come before it or next."""
         assert self.maps is not None
         edge = edges[position]
-        gaps = [other for other in edges[: position + 1] if other not in self.uncut_edges]
-        if (first := edges[0][0]) != self.uncut_edges[0][0]:
-            gaps.insert(0, (BEFORE_ALL, first))
+        gaps = list_gaps(edges[: position + 1], uncut=self.uncut_edges)
         correction = self.maps.add_up(edge[0], gaps)
         if correction is None:
             validation = [self.anatomy.run_layer(edge[0], hidden) for hidden in before.validation]

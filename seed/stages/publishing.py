@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from optuna import Study
 
+from seed import study_dir
 from seed.errors import ResourceError, StudyError, first_line
 from seed.evidence import StudyRecord
 from seed.optimize.display import show_note, show_study
@@ -150,7 +151,8 @@ class LiveReport:
             return
         began = time.monotonic()
         try:
-            dense = self.describe_dense()
+            path = self.study.dense
+            dense = study_dir.read_record(path, DenseResult) if path.exists() else self.describe_dense()
             record = gather_record(self.study, frontier=self.select(), dense=dense, is_running=True)
             publish_record(self.study, self.opened, record, on_warning=self.on_warning)
         except StudyError:  # nothing keeps the limits yet
