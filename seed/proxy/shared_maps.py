@@ -8,8 +8,8 @@ Where a norm follows the projection, the projection is fitted to write in the di
 the norm's multipliers, channel by channel; layers behind stay as they are.
 
 Attention sinks, positions whose states are a hundred times as large as others, are a few rows of thousands. So rows are
-weighted by what the next norm makes of them, and sinks by more, before and behind the layer that makes them. Shapes: B sequences, T tokens, F and D as in
-``closed_form``.
+weighted by what the next norm makes of them, and sinks by more, before and behind the layer that makes them. Shapes: B
+sequences, T tokens, F and D as in ``closed_form``.
 """
 
 import functools
@@ -65,20 +65,19 @@ class SharedMaps:
         """Fit layers one after another, each on what those before it make of the calibration text."""
         hidden = [states[max(0, before)] for states in self.uncut_states]
         found: dict[int, Correction] = {}
-        kept = behind if before == BEFORE_ALL else before
-        is_normed = isinstance(self.anatomy.find_output_projection(kept), NormedProjection)
-        reach = 0 if is_normed else REACH
-        for layer in (before, *range(behind, min(behind + reach, self.anatomy.num_layers))):
+        for layer in (before, *range(behind, min(behind + REACH, self.anatomy.num_layers))):
             if layer not in self.gains:  # gone already, or before all
                 continue
             place = behind if layer == before else layer + 1
             found[layer], hidden = self._fit_layer(layer, hidden, [states[place] for states in self.uncut_states])
+            if not hidden:
+                break
         return found
 
     def _fit_layer(
         self, layer: int, hidden: Sequence[Tensor], wanted: Sequence[Tensor]
     ) -> tuple[Correction, list[Tensor]]:
-        """Fit a layer's output on these states to those wanted; return its map, and the output with it."""
+        """Fit a layer's output on these states to those wanted; return its map, and the output with it, none behind a norm."""
         outlet, gain = self.anatomy.find_output_projection(layer), self.gains[layer]
         assert outlet is not None, "measure_gains proved that there is one"
         if isinstance(outlet, NormedProjection):
