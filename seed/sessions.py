@@ -40,7 +40,7 @@ from seed.protocols import (
     resolve_location,
 )
 from seed.proxy.closed_form import measure_gains
-from seed.proxy.instruments import Instruments, make_walker, start_student
+from seed.proxy.instruments import Instruments, make_walker, shares_maps, start_student
 from seed.records import Candidate, SearchSpace
 from seed.resolve import find_space, list_presets
 from seed.study_dir import StudyFolder
@@ -307,7 +307,7 @@ def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
     space = session.protocol.space
     layers = space.droppable_layers[len(space.droppable_layers) // 4 :][-CUT_FROM:]
     cut = sorted({layers[0], layers[len(layers) // 2]})[-space.more_dropped[-1] :]
-    candidate = drop_more(space, cut)
+    candidate = drop_more(space, cut[:1] if shares_maps(instruments.anatomy) else cut)
     instruments = replace(
         instruments,
         calibration=instruments.calibration.take_first(PROVEN_WINDOWS, tokens=PROVEN_TOKENS),
