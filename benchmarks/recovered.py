@@ -67,6 +67,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
             validation=instruments.validation,
             micro_batch=instruments.micro_batch,
             gains=gains,
+            is_shared=False,
         )
     rows = []
     with terminal.stage("recovered", total=len(SETS)) as advance:

@@ -9,6 +9,10 @@ from seed.study_dir import StudyFolder
 SAVE_SECONDS = 5.0  # what a killed process forgets
 
 
+class TimeIsUpError(Exception):
+    """The search's share of the time is spent; what is scored is kept."""
+
+
 class Clock:
     """Runs while a study is worked on.
 
@@ -32,6 +36,16 @@ class Clock:
     def has_room(self, seconds: float) -> bool:
         """Is there time for most of some work, so that the end is nearest to what was asked for?"""
         return self.seconds is None or self.seconds - self.spent > seconds / 2
+
+    def check_search(self) -> None:
+        """One more candidate is scored.
+
+        Raises:
+            TimeIsUpError: it was the last that there is time for.
+        """
+        self.save(at_once=False)
+        if self.spent > self.search_end:
+            raise TimeIsUpError
 
     def save(self, *, at_once: bool = True) -> None:
         """Write down what is spent, where there is a bound; not ``at_once``: if the last time was long enough ago."""

@@ -240,6 +240,11 @@ class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, Late
         """How students are trained: as asked, by low-rank updates where a rank is given, else by distillation."""
         return RECOVERIES[self.recovery or ("distillation" if self.lora_rank is None else "lora")]
 
+    @property
+    def trains_all(self) -> bool:
+        """Are students trained in all their weights?"""
+        return self.distill and not self.chosen_recovery.is_low_rank
+
     def _check_stages(self) -> None:
         are_typed = self.is_typed("min_dropped") and self.is_typed("max_dropped")
         if are_typed and (self.min_dropped or 0) > (self.max_dropped or 0):

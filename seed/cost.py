@@ -29,8 +29,7 @@ from seed.models.anatomy import Anatomy, count_params
 from seed.models.checkpoint import measure_size
 from seed.optimize.space import draw_candidate, drop_more, enumerate_candidates
 from seed.plans import Protocol, SearchPlan
-from seed.proxy.instruments import shares_maps
-from seed.proxy.shared_maps import REACH
+from seed.proxy.shared_maps import REACH, shares_maps
 from seed.proxy.subset_walker import TrieWork, count_work, estimate_memory
 from seed.proxy.sweep import RELEASED_BYTES
 from seed.records import Candidate

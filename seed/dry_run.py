@@ -74,7 +74,7 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
         dtype=dtype,
         stored_dtype=stored,
         for_gpu=True,
-        trains=settings.distill and not settings.chosen_recovery.is_low_rank,
+        trains=settings.trains_all,
     )
     settings = time_budget.fit_opened(
         settings, source, space, config=text, gains=gains, dtype=dtype, device=device, parts=(shape, speed)

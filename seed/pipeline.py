@@ -15,7 +15,7 @@ from optuna import Study
 
 from seed import cost, protocols, resolve, sessions, study_dir, time_budget
 from seed.cli import quiet_libraries
-from seed.clock import Clock
+from seed.clock import Clock, TimeIsUpError
 from seed.config import StudyConfig, known
 from seed.console import Terminal, format_seconds
 from seed.cost import Shape
@@ -126,7 +126,7 @@ def open_session(
             dtype=teacher.dtype,
             stored_dtype=teacher.stored_dtype,
             for_gpu=device.type == "cuda",
-            trains=trains(filled),
+            trains=filled.trains_all,
         )
         found.append(parts)
         return time_budget.fit_opened(
@@ -149,11 +149,6 @@ def open_session(
     return session, filled, found[0] if found else None
 
 
-def trains(settings: StudyConfig) -> bool:
-    """Are students trained in all their weights?"""
-    return settings.distill and not settings.chosen_recovery.is_low_rank
-
-
 def plan_search(
     settings: StudyConfig,
     executor: Executor,
@@ -172,7 +167,7 @@ def plan_search(
     """
     terminal.say("timing its parts")
     study, protocol, num_workers = session.folder, session.protocol, executor.num_evaluators
-    shape, speed = parts or executor.call("measure_parts", trains=trains(settings))
+    shape, speed = parts or executor.call("measure_parts", trains=settings.trains_all)
     if not study.plan.exists():
         settings = time_budget.choose_time(settings, protocol, shape, speed) if parts is None else settings
         settings = time_budget.fit_work(settings, protocol, shape, speed, spent=clock.spent, num_workers=num_workers)
@@ -377,7 +372,7 @@ class Pipeline:
         score = functools.partial(
             searching.score_space,
             terminal,
-            time_budget.LimitedScorers(self.executor, self.clock),
+            self.executor,
             self.table,
             self.trials,
             self.cache,
@@ -385,11 +380,12 @@ class Pipeline:
             self.settings,
             rng_seed=protocol.rng_seed,
             prepare=prepare,
+            check=self.clock.check_search,
         )
         try:
             if self.clock.spent <= self.clock.search_end or not self.trials.num_complete:
                 score()
-        except time_budget.TimeIsUpError:
+        except TimeIsUpError:
             terminal.say("  the search's share of the time is spent")
 
     def choose_frontier(self) -> Frontier:

@@ -40,7 +40,8 @@ from seed.protocols import (
     resolve_location,
 )
 from seed.proxy.closed_form import measure_gains
-from seed.proxy.instruments import Instruments, make_walker, shares_maps, start_student
+from seed.proxy.instruments import Instruments, make_walker, start_student
+from seed.proxy.shared_maps import shares_maps
 from seed.records import Candidate, SearchSpace
 from seed.resolve import find_space, list_presets
 from seed.study_dir import StudyFolder

@@ -16,7 +16,7 @@ from seed.models.anatomy import Anatomy, count_params
 from seed.models.surgery import cast_weights, list_needed, make_student
 from seed.optimize.space import drop_layers
 from seed.proxy.closed_form import ProjectionFit
-from seed.proxy.instruments import shares_maps
+from seed.proxy.shared_maps import shares_maps
 from seed.proxy.subset_walker import SubsetWalker, count_work
 
 TIMING_TURNS = 4  # of which the first does not count

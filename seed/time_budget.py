@@ -10,7 +10,7 @@ import bisect
 import datetime
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,18 +18,15 @@ import msgspec
 import torch
 
 from seed import cost, protocols
-from seed.clock import Clock
 from seed.config import StudyConfig, known
 from seed.console import format_seconds
 from seed.cost import Cost, Shape
 from seed.errors import SeedError
 from seed.models.loader import ModelSource
-from seed.optimize.screening import Screen
 from seed.plans import Protocol, SearchPlan, StreamRecord
-from seed.records import Candidate, Latency, Scored, ScoreRow, SearchSpace
+from seed.records import SearchSpace
 from seed.reporting.wording import count_things
 from seed.speed import Speed
-from seed.stages.searching import Scorers
 from seed.stats import FEWEST_PAIRS
 
 USUAL_SECONDS = {"cpu": 4 * 3600.0, "cuda": 12 * 3600.0}  # where no time is given and the defaults would take longer
@@ -51,37 +48,6 @@ OF_TEXT = (
     "latency_repeats",
 )
 OF_WORK = ("trials", "sweep_budget", "frontier_size", "distill_tokens")
-
-
-class TimeIsUpError(Exception):
-    """The search's share of the time is spent; what is scored is kept."""
-
-
-class LimitedScorers:
-    """Scorers whose search ends when its share of the time is spent, behind the candidate that they are at."""
-
-    def __init__(self, scorers: Scorers, clock: Clock) -> None:
-        self.scorers, self.clock, self.num_evaluators = scorers, clock, scorers.num_evaluators
-        self.sweep_space, self.measure_unrecovered = scorers.sweep_space, scorers.measure_unrecovered
-
-    def score(
-        self,
-        candidates: Sequence[Candidate],
-        *,
-        rows: Sequence[ScoreRow],
-        table: Mapping[str, Latency],
-        screen: Screen | None = None,
-    ) -> Iterator[Scored]:
-        """Score candidates, at least one of them.
-
-        Raises:
-            TimeIsUpError: the time is spent.
-        """
-        for scored in self.scorers.score(candidates, rows=rows, table=table, screen=screen):
-            yield scored
-            self.clock.save(at_once=False)
-            if self.clock.spent > self.clock.search_end:
-                raise TimeIsUpError
 
 
 def keep_numbers(settings: StudyConfig, plan: SearchPlan) -> StudyConfig:

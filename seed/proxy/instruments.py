@@ -29,8 +29,6 @@ from seed.proxy.importance import measure_width_importance
 from seed.proxy.subset_walker import SubsetWalker
 from seed.records import Candidate, Size
 
-WIDE = 1024
-
 
 @dataclass(frozen=True, kw_only=True)
 class Instruments:
@@ -74,14 +72,7 @@ def make_walker(instruments: Instruments) -> SubsetWalker:
         validation=instruments.validation,
         micro_batch=instruments.micro_batch,
         gains=instruments.gains,
-        shares_maps=shares_maps(instruments.anatomy),
     )
-
-
-def shares_maps(anatomy: Anatomy) -> bool:
-    """Has closed form one map for each gap? Where projections are so wide that fits for each candidate would be most of its time."""
-    outlet = anatomy.find_output_projection(anatomy.num_layers // 2)
-    return outlet is not None and outlet.num_inputs > WIDE
 
 
 def start_student(

@@ -13,8 +13,7 @@ from seed.models.anatomy import Anatomy
 from seed.optimize.strategies import BudgetSpent
 from seed.proxy.closed_form import RIDGES
 from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
-from seed.proxy.instruments import shares_maps
-from seed.proxy.shared_maps import REACH
+from seed.proxy.shared_maps import REACH, shares_maps
 from seed.proxy.subset_walker import TrieWork, count_work, list_gaps, list_uncut, measure_unrecovered
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Edge

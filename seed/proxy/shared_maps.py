@@ -19,16 +19,23 @@ import torch
 from torch import Tensor
 
 from seed.models.anatomy import Anatomy
-from seed.models.output_projection import NormedProjection, measure_size, normalize
+from seed.models.output_projection import NormedProjection, OutputProjection, measure_size, normalize
 from seed.proxy.closed_form import Correction, ProjectionFit
 from seed.records import Edge
 
+WIDE = 1024  # past so many inputs of a projection
 SINK = 8.0  # a state so many times as large as the median, at any layer, makes its position one
 SINK_WEIGHT = 30.0
 LARGEST_WEIGHT = 4.0  # of small states
 MAP_BYTES = 4 * 10**9
 BEFORE_ALL = -1  # in a gap's place of the layer before it: there is none
 REACH = 2  # layers behind a gap that have maps, too
+
+
+def shares_maps(anatomy: Anatomy) -> bool:
+    """Has closed form maps that candidates share? Behind norms always; and where fits for each candidate would be most of its time."""
+    found = [anatomy.find_output_projection(layer) for layer in range(anatomy.num_layers)]
+    return any(isinstance(one, NormedProjection) or (one is not None and one.num_inputs > WIDE) for one in found)
 
 
 class SharedMaps:
@@ -84,11 +91,8 @@ class SharedMaps:
             return self._fit_normed(layer, outlet, hidden, wanted), []
         inputs, gaps, outputs, reads = [], [], [], []
         for state, target, is_sink in zip(hidden, wanted, self.sinks, strict=True):
-            with outlet.record_inputs() as recorded:
-                output = self.anatomy.run_layer(layer, state)
+            output, read, rows = self._record(layer, outlet, state)
             weight = weigh_positions([output, target], is_sink)
-            read = recorded[0].reshape(*output.shape[:2], -1)
-            rows = torch.cat([read.float(), torch.ones_like(weight)], dim=-1) if outlet.has_bias else read.float()
             inputs.append(rows * weight)
             gaps.append((target - output).float() / gain * weight)
             outputs.append(output)
@@ -97,18 +101,23 @@ class SharedMaps:
         found = Correction(weight=solved[: outlet.num_inputs], bias=solved[-1] if outlet.has_bias else None)
         return found, [output + gain * found.apply(read) for output, read in zip(outputs, reads, strict=True)]
 
+    def _record(self, layer: int, outlet: OutputProjection, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run a layer; return its output (B, T, D), what its projection reads (B, T, F), and that as a fit's rows, a one for a bias."""
+        with outlet.record_inputs() as recorded:
+            output = self.anatomy.run_layer(layer, state)
+        read = recorded[0].reshape(*output.shape[:2], -1)
+        rows = torch.nn.functional.pad(read.float(), (0, int(outlet.has_bias)), value=1.0)
+        return output, read, rows
+
     def _fit_normed(
         self, layer: int, outlet: NormedProjection, hidden: Sequence[Tensor], wanted: Sequence[Tensor]
     ) -> Correction:
         """Fit a projection and the multipliers of the norm behind it, whose output meets the states wanted beside what comes in."""
         inputs, targets, weights, before = [], [], [], []
         for state, target, is_sink in zip(hidden, wanted, self.sinks, strict=True):
-            with outlet.record_inputs() as recorded:
-                output = self.anatomy.run_layer(layer, state)
+            output, read, rows = self._record(layer, outlet, state)
             weight = weigh_positions([output, target], is_sink)
-            read = recorded[0].reshape(*output.shape[:2], -1)
             written = outlet.projection.module(read).float()
-            rows = torch.cat([read.float(), torch.ones_like(weight)], dim=-1) if outlet.has_bias else read.float()
             # behind a norm an error counts by its share of what is written
             inputs.append(rows * weight / measure_size(written))
             targets.append(outlet.module(written) + (target - output).float() / self.gains[layer])

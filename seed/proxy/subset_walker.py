@@ -16,7 +16,7 @@ from seed.evaluation.perplexity import DocumentLosses, iterate_batches, sum_by_d
 from seed.models.anatomy import Anatomy
 from seed.models.output_projection import NormedProjection, OutputProjection
 from seed.proxy.closed_form import Correction, ProjectionFit, Refit, count_fit_bytes
-from seed.proxy.shared_maps import BEFORE_ALL, MAP_BYTES, SharedMaps
+from seed.proxy.shared_maps import BEFORE_ALL, MAP_BYTES, SharedMaps, shares_maps
 from seed.records import Candidate, Edge
 
 # What candidates share that differ in the next kept layer only: kept for the layers nearest to the end of the path.
@@ -97,8 +97,8 @@ class _Run:
 class SubsetWalker:
     """Scores subsets with closed-form recovery.
 
-    With ``shares_maps``, and where norms follow projections, there are maps for each gap; else every layer behind the first
-    is fitted for each candidate.
+    Where maps are shared (``is_shared``; None: as ``shares_maps`` says) there are some for each gap; else every layer behind the
+    first is fitted for each candidate.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class SubsetWalker:
         validation: TokenStream,
         micro_batch: int,
         gains: dict[int, float],
-        shares_maps: bool = False,
+        is_shared: bool | None = None,
     ) -> None:
         self.anatomy = anatomy
         self.validation = validation
@@ -119,10 +119,8 @@ class SubsetWalker:
         # by batch, then by layer
         batches = iterate_batches(calibration, micro_batch=micro_batch, device=anatomy.device)
         self.uncut_states = [anatomy.trace(batch) for batch in batches]
-        has_norms = any(
-            isinstance(anatomy.find_output_projection(layer), NormedProjection) for layer in range(anatomy.num_layers)
-        )
-        self.maps = SharedMaps(anatomy, self.uncut_states, gains=gains) if shares_maps or has_norms else None
+        shares = shares_maps(anatomy) if is_shared is None else is_shared
+        self.maps = SharedMaps(anatomy, self.uncut_states, gains=gains) if shares else None
         self.start = _Node(
             edge=(-1, 0),
             calibration=[states[0] for states in self.uncut_states],

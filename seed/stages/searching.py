@@ -63,10 +63,11 @@ def score_space(
     *,
     rng_seed: int,
     prepare: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Score candidates by the objective's proxy until the budget is spent or the space is exhausted.
 
-    ``prepare``: called before the first is scored, where any is left.
+    ``prepare``: called before the first is scored, where any is left. ``check``: called after each, and may raise.
     """
     space, store = trials.space, trials.store
     target = min(plan.trials, space.size)
@@ -103,6 +104,7 @@ def score_space(
         for scored in scorers.score(candidates, rows=cache.list_rows(candidates), table=latencies, screen=screen):
             cache.learn(scored.rows)
             yield scored
+            check()
 
     with terminal.stage("search", total=target) as advance:
         if trials.num_complete:

@@ -24,7 +24,7 @@ SETS = [drop_layers(4, layers) for layers in ((1,), (2,), (1, 2), (0, 2), (3,), 
 def make_walker(anatomy: Anatomy) -> SubsetWalker:
     gains = measure_gains(anatomy, anatomy.trace(TEXT.tokens_NT[:2]))
     assert gains is not None
-    return SubsetWalker(anatomy, calibration=TEXT, validation=VALIDATION, micro_batch=4, gains=gains, shares_maps=True)
+    return SubsetWalker(anatomy, calibration=TEXT, validation=VALIDATION, micro_batch=4, gains=gains, is_shared=True)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2_moe"])
