@@ -34,7 +34,8 @@ OPENING_SHARE = 0.25
 FEWEST_CANDIDATES = 100  # that the search's share is to suffice for
 FEWEST_TOKENS = 4096  # of validation text
 MOST_CANDIDATES = 1000  # unless told: past these, time is better spent on distillation
-FEWEST_STEPS = 25  # of a distillation, unless there is time for less than one such
+FEWEST_STEPS = 100  # of a distillation, unless there is time for less than one such
+WANTED_MODELS = 4  # that there are so many steps for each, made smaller for it
 MOST_PASSES = 16  # over the recovery text; more would learn it by heart
 SHORTEN = (1, 2, 4, 8)  # by how much the timed workload is shortened where a few pairs of it take too long
 
@@ -135,7 +136,7 @@ def fit_text(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Spe
         tokens = share / cost.price_token(protocol, speed)
         least = protocol.window_tokens
         chosen["batch_tokens"] = max(
-            least, min(protocol.batch_tokens, int(tokens / (2 * FEWEST_STEPS)) // least * least)
+            least, min(protocol.batch_tokens, int(tokens / (WANTED_MODELS * FEWEST_STEPS)) // least * least)
         )
     chosen["calibration_tokens"] = calibration
     if validation < protocol.validation_tokens:
