@@ -94,7 +94,7 @@ def score_ways(
             text, micro_batch = instruments.validation, instruments.micro_batch
             [losses[name]] = measure_unrecovered(instruments.anatomy, [candidate], text, micro_batch=micro_batch)
         else:
-            walkers[name].path.clear()
+            walkers[name].nodes.clear()
             losses[name] = walkers[name].measure(candidate)[0]
 
     ways = {name: functools.partial(score, name) for name in ("none", *walkers)}

@@ -33,7 +33,7 @@ def measure(terminal: Terminal, *, full: bool) -> dict[str, Any]:
     blocks = shapes.cut_blocks(list(enumerate_candidates(session.protocol.space)), size=BLOCK, count=num_blocks)
 
     def time_both(block: Sequence[Candidate], number: int) -> dict[str, float]:
-        walker.path.clear()
+        walker.nodes.clear()
         ways: dict[str, turns.Way] = {
             "closed form": lambda: [walker.measure(candidate) for candidate in block],
             "none": lambda: measure_unrecovered(

@@ -22,6 +22,9 @@ from seed.records import Candidate, Edge
 # What candidates share that differ in the next kept layer only: kept for the layers nearest to the end of the path.
 SIBLING_BYTES = 2 * 10**9
 MAPS_OF_A_LAYER = 12  # of its gaps, about
+# States behind prefixes of sets that were scored before, where maps are shared: so many, and no more than of so many paths.
+KEPT_BYTES = 2 * 10**9
+KEPT_PATHS = 8
 
 
 def count_shared(path: Sequence[object], wanted: Sequence[object]) -> int:
@@ -78,6 +81,11 @@ class _Node:
     validation: list[Tensor]
     correction: Correction | None
 
+    def count_bytes(self) -> int:
+        """Bytes of validation states and map."""
+        held = [*self.validation, *([] if self.correction is None else [self.correction.weight])]
+        return sum(tensor.nbytes for tensor in held)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
@@ -97,8 +105,9 @@ class _Run:
 class SubsetWalker:
     """Scores subsets with closed-form recovery.
 
-    Where maps are shared (``is_shared``; None: as ``shares_maps`` says) there are some for each gap; else every layer behind the
-    first is fitted for each candidate.
+    Where maps are shared (``is_shared``; None: as ``shares_maps`` says) there are some for each gap, and states behind prefixes
+    stay for sets to come, whatever their order; else every layer behind the first gap is fitted for each candidate, and
+    the states of one path stay.
     """
 
     def __init__(
@@ -127,40 +136,60 @@ class SubsetWalker:
             validation=[anatomy.embed(batch) for batch in self.validation_batches],
             correction=None,
         )
-        self.path: list[_Node] = []
+        self.nodes: dict[tuple[Edge, ...], _Node] = {}  # by prefix, those last in use last
+        of_paths = KEPT_PATHS * anatomy.num_layers * sum(states.nbytes for states in self.start.validation)
+        self.most_kept = 0 if self.maps is None else min(KEPT_BYTES, of_paths)
         self.runs: dict[int, _Run] = {}  # by position in the path
 
     @torch.no_grad()
     def measure(self, candidate: Candidate) -> tuple[DocumentLosses, Refit]:
         """Return the candidate's validation losses and the maps that gave them."""
         edges = candidate.edges
-        shared = count_shared([node.edge for node in self.path], edges)
-        del self.path[shared:]
+        prefixes = [edges[:end] for end in range(1, len(edges) + 1)]
+        shared = next((i for i, prefix in enumerate(prefixes) if prefix not in self.nodes), len(edges))
+        path = {prefix: self.nodes.pop(prefix) for prefix in prefixes[:shared]}
+        self._let_go(self.most_kept)
         self.runs = {position: run for position, run in self.runs.items() if position <= shared}
+        last = path[prefixes[shared - 1]] if shared else self.start
         for position in range(shared, len(edges)):
-            self.path.append(self._step(edges, position))
+            last = path[prefixes[position]] = self._step(edges, position, last)
+        self.nodes |= path
         rows = []
-        for hidden, tokens in zip(self.path[-1].validation, self.validation_batches, strict=True):
+        for hidden, tokens in zip(last.validation, self.validation_batches, strict=True):
             rows.append(token_losses(self.anatomy.compute_logits(hidden, tokens), tokens).cpu())
         losses = sum_by_document(torch.cat(rows).numpy(), self.validation)
-        corrections = {node.edge[0]: node.correction for node in self.path if node.correction is not None}
+        corrections = {node.edge[0]: node.correction for node in path.values() if node.correction is not None}
         return losses, corrections
 
     def count_bytes(self) -> int:
         """Bytes of the states that are held now."""
         held = [states for batch in self.uncut_states for states in batch]
-        for node in (self.start, *self.path):
+        for node in (self.start, *self.nodes.values()):
             held += [*node.calibration, *node.validation]
         along = sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in held}.values())
         maps = 0 if self.maps is None else self.maps.count_bytes()
         return along + maps + sum(run.count_bytes() for run in self.runs.values())
 
-    def _step(self, edges: Sequence[Edge], position: int) -> _Node:
+    def release(self) -> None:
+        """Let go of what sets share that come one after another; the dense model's states and maps stay."""
+        self._let_go(0)
+        self.runs.clear()
+
+    def _let_go(self, most_bytes: int) -> None:
+        """Let states go until no more bytes are held, those that were longest out of use first."""
+        sizes = [node.count_bytes() for node in self.nodes.values()]
+        excess = sum(sizes) - most_bytes
+        for prefix, size in zip(list(self.nodes), sizes, strict=True):
+            if excess <= 0:
+                break
+            del self.nodes[prefix]
+            excess -= size
+
+    def _step(self, edges: Sequence[Edge], position: int, before: _Node) -> _Node:
         """Run one more layer on the states of the path, with a map when it stands at or behind a cut."""
         layer, following = edges[position]
-        before = self.path[-1] if self.path else self.start
         if edges[position] == self.uncut_edges[position]:  # nothing is cut so far
-            calibration = [states[layer + 1] for states in self.uncut_states]
+            calibration = [states[layer + 1] for states in self.uncut_states if self.maps is None]
             validation = [self.anatomy.run_layer(layer, hidden) for hidden in before.validation]
             return _Node(edge=edges[position], calibration=calibration, validation=validation, correction=None)
         if self.maps is not None:
@@ -279,10 +308,11 @@ def estimate_memory(
     They are the uncut model's states of C calibration tokens at every layer, and the states of the calibration and the
     V validation tokens along the current path. Siblings share (C + V) (D + F) numbers for each layer, where the
     projections read F, and the fit's sums and factors; of that, ``SIBLING_BYTES`` at most are kept, but for the layer at
-    work.
+    work. Where maps are shared there are no calibration states along a path, and those of ``KEPT_PATHS`` other paths.
     """
-    if shares_maps:  # one path's states of validation text; maps; and a fit's inputs, sums and factors
+    if shares_maps:  # one path's states of validation text, and others'; maps; and a fit's inputs, sums and factors
         states = (num_layers + 1) * (calibration_tokens + validation_tokens) * width * number_bytes
+        states += min(KEPT_BYTES, KEPT_PATHS * num_layers * validation_tokens * width * number_bytes)
         maps = min(MAP_BYTES, MAPS_OF_A_LAYER * num_layers * mlp_width * width * 4)
         return states + maps + 3 * calibration_tokens * mlp_width * 4 + count_fit_bytes(mlp_width)
     states = (num_layers + 1) * (2 * calibration_tokens + validation_tokens) * width * number_bytes

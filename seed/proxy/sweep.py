@@ -118,6 +118,8 @@ class Sweep(ScoreCache):
     def release_states(self) -> None:
         """Let go of stored states before a long training where they take much memory; they are computed anew when needed."""
         if self._walker is not None and self._walker.count_bytes() > RELEASED_BYTES:
+            self._walker.release()
+        if self._walker is not None and self._walker.count_bytes() > RELEASED_BYTES:
             self._walker = None
 
     def shrink(self) -> bool:

@@ -57,6 +57,24 @@ def test_maps_are_the_same_whichever_set_asks_first(monkeypatch: pytest.MonkeyPa
     assert len(second.maps.maps) == 1
 
 
+def test_states_behind_prefixes_stay_for_sets_to_come_within_a_bound() -> None:
+    anatomy = Anatomy(make_model("llama"))
+    walker = make_walker(anatomy)
+    expected = [walker.measure(candidate)[0].sums.tolist() for candidate in SETS]
+    assert walker.most_kept > 0
+    prefixes = {candidate.edges[:end] for candidate in SETS for end in range(1, len(candidate.edges) + 1)}
+    assert set(walker.nodes) == prefixes
+    known = dict(walker.nodes)
+    assert [walker.measure(candidate)[0].sums.tolist() for candidate in SETS] == expected
+    assert all(walker.nodes[prefix] is node for prefix, node in known.items())  # none was computed again
+    walker.most_kept = 0
+    for candidate, sums in zip(SETS, expected, strict=True):
+        assert walker.measure(candidate)[0].sums.tolist() == sums
+        assert set(walker.nodes) == {candidate.edges[:end] for end in range(1, len(candidate.edges) + 1)}
+    walker.release()
+    assert not walker.nodes
+
+
 def test_a_map_brings_the_state_behind_the_gap_nearer_on_text_it_did_not_see() -> None:
     anatomy = Anatomy(make_model("llama"))
     walker = make_walker(anatomy)
