@@ -52,6 +52,9 @@ class CompareCommand(Experiment):
         metavar="NAME",
         many=True,
     )
+    depths: tuple[int, ...] | None = option(
+        "numbers of dropped layers that are distilled (default: all of the search)", kind=COUNT, many=True
+    )
     cost: float | None = option("layer-tokens each may spend (default: what greedy removal with recovery costs)")
     rng_seeds: tuple[int, ...] = option(
         "of strategies and distillations (default: 0 1 2)", (0, 1, 2), kind=WHOLE, many=True

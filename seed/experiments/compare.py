@@ -4,14 +4,14 @@ Cost is counted in layer-tokens: one layer applied to one token.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from msgspec import structs
 
 from seed import stats
 from seed.console import Advance
-from seed.errors import ModelError
+from seed.errors import ModelError, StudyError
 from seed.evidence import WIDTH, ComparedFinal, Comparison, ComparisonSummary, Reached, StrategyRun
 from seed.experiments import runner
 from seed.experiments.runner import FinishedSearch
@@ -38,6 +38,7 @@ def compare_strategies(
     search: FinishedSearch,
     *,
     strategies: tuple[str, ...] | None = None,
+    depths: tuple[int, ...] | None = None,
     cost: float | None = None,
     rng_seeds: tuple[int, ...] = (0, 1, 2),
     distill_tokens: int | None = None,
@@ -46,7 +47,7 @@ def compare_strategies(
     """Run a comparison, or what is left of it.
 
     The reference always plays; others may be added later. None: every strategy (the whole space only where the search has
-    swept it), the cost of greedy removal with recovery, and the search's own tokens and learning rate.
+    swept it), every depth, the cost of greedy removal with recovery, and the search's own tokens and learning rate.
 
     Raises:
         SeedError: anything a user can mend.
@@ -54,13 +55,14 @@ def compare_strategies(
     path, protocol, rng_seeds = search.folder.comparison, search.protocol, tuple(sorted(set(rng_seeds)))
     tokens = distill_tokens or search.plan.distill_tokens
     rate = learning_rate or find_learning_rate(read_distilled(search.folder)) or protocol.short_learning_rate
-    space = read_record(search.folder.frontier, Frontier).space
+    space = choose_space(read_record(search.folder.frontier, Frontier).space, depths)
     settings = {
         **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
         "cost": cost or "that of greedy removal with recovery",
         "learning_rate": rate,
         "min_dropped": space.min_dropped,
         "max_dropped": space.max_dropped,
+        **({"depths": ", ".join(map(str, sorted(set(depths))))} if depths else {}),
     }
     everything = [name for name in NAMES if name not in UNLIMITED or search.plan.covers_space]
     comparison = runner.read_begun(path, Comparison, settings) or start_comparison(search, space, settings, budget=cost)
@@ -72,7 +74,7 @@ def compare_strategies(
     with search.terminal.stage("choose", total=len(runs)) as advance:
         for name, rng_seed in runs:
             run = choose_layers(search, space, name, rng_seed=rng_seed, budget=comparison.budget, advance=advance)
-            comparison = runner.keep(path, structs.replace(comparison, runs=(*comparison.runs, run)))
+            comparison = runner.keep(path, structs.replace(comparison, runs=(*comparison.runs, list_asked(run, depths))))
     if finals := list_finals(search, comparison, rng_seeds=rng_seeds):
         runner.store_states(search, steps=protocol.count_steps(tokens), rng_seeds=rng_seeds)
     with search.terminal.stage("distill", total=len(finals)) as advance:
@@ -91,6 +93,28 @@ def compare_strategies(
     played = tuple(name for name in dict.fromkeys(run.strategy for run in comparison.runs) if name in NAMES)
     repeat = {"strategies": None if set(played) == set(everything) else played}
     return tell_comparison(comparison, summarize_comparison(comparison), names=NAMES, repeat=repeat)
+
+
+def choose_space(space: SearchSpace, depths: Sequence[int] | None) -> SearchSpace:
+    """The part of a search's space that holds these depths; None: all of it.
+
+    Raises:
+        StudyError: it does not hold one of them.
+    """
+    if depths is None:
+        return space
+    if wrong := [depth for depth in depths if not space.min_dropped <= depth <= space.max_dropped]:
+        raise StudyError(
+            f"--depths {' '.join(map(str, wrong))}: the search was for {space.min_dropped} to {space.max_dropped} dropped layers. "
+            "Choose among these."
+        )
+    return structs.replace(space, max_dropped=max(depths))
+
+
+def list_asked(run: StrategyRun, depths: Collection[int] | None) -> StrategyRun:
+    """A run with its picks of these depths only; None: all."""
+    picks = [pick for pick in run.picks if depths is None or len(pick.dropped_layers) in depths]
+    return structs.replace(run, picks=tuple(picks))
 
 
 def start_comparison(

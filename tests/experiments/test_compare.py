@@ -243,3 +243,16 @@ def test_strategies_keep_to_what_the_search_was_bound_to(session: Bench) -> None
     record = session.run("compare", study, strategies=("last_layers", "perplexity"), **SMALL | {"rng_seeds": (0,)})
     assert (record["proxy"], record["num_candidates"]) == ("none", space.size)
     assert {len(pick["parts"]) for run in record["runs"] for pick in run["picks"]} == {2}
+
+
+def test_only_the_depths_that_are_asked_for_are_distilled(session: Bench) -> None:
+    study = session.copy("depths")
+    space = study_dir.read_record(study.frontier, Frontier).space
+    asked = SMALL | {"rng_seeds": (0,), "strategies": ("last_layers", "greedy")}
+    record = session.run("compare", study, depths=(2,), **asked)
+    assert space.max_dropped >= 2
+    assert (record["settings"]["depths"], record["settings"]["max_dropped"]) == ("2", 2)
+    assert {len(pick["parts"]) for run in record["runs"] for pick in run["picks"]} == {2}
+    assert "--depths 2" in (study.root / "compare.html").read_text()
+    with pytest.raises(StudyError, match=rf"--depths 9: the search was for 1 to {space.max_dropped} dropped layers"):
+        session.run("compare", study, depths=(1, 9), **asked)
