@@ -65,6 +65,19 @@ def parse_seconds(text: str) -> float:
     return float(sum(_read_quantity(part, units) for part in parts))
 
 
+def spell_seconds(seconds: float) -> str:
+    """A time as people type it.
+
+    Example:
+        >>> spell_seconds(2700), spell_seconds(10800), spell_seconds(90.5)
+        ('45m', '3h', '90.5s')
+    """
+    for unit, name in ((3600, "h"), (60, "m"), (1, "s")):
+        if seconds and seconds % unit == 0:
+            return f"{seconds // unit:.0f}{name}"
+    return f"{seconds}s"
+
+
 def parse_layers(text: str) -> tuple[int, ...]:
     """Layers as ``0,1,4-11``."""
     layers: list[int] = []
@@ -366,6 +379,8 @@ def spell_command(module: str, options: Mapping[str, Any], *words: str) -> str:
                 found.append(f"--no-{flag[2:]}")
             case tuple():
                 found += [flag, *map(str, value)]
+            case float() if value.is_integer():
+                found += [flag, str(int(value))]
             case _:
                 found += [flag, str(value)]
     return shlex.join(found)

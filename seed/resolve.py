@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seed import study_dir, untrusted
-from seed.cli import list_options, spell_command
+from seed.cli import SECONDS, list_options, spell_command, spell_seconds
 from seed.config import DEFAULT_TEXT, OPTIONS, SECTIONS, StudyConfig, known
 from seed.errors import CorpusError, ModelError, SeedError, SpaceError, StudyError
 from seed.models.files import is_local
@@ -127,7 +127,8 @@ def name_default_study(model: str) -> str:
 def typed_command(settings: StudyConfig) -> str:
     """The command that says the same, but for what only files and Python can say."""
     typed = {name: value for name, value in settings.list_typed().items() if OPTIONS[name][0].help is not None}
-    return spell_command("seed.search", typed)
+    times = {name: spell_seconds(value) for name, value in typed.items() if OPTIONS[name][1].metavar == SECONDS.metavar}
+    return spell_command("seed.search", typed | times)
 
 
 def find_space(settings: StudyConfig, *, num_layers: int, needed: Sequence[int] = ()) -> SearchSpace:

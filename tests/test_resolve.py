@@ -65,6 +65,13 @@ def test_only_what_was_told_is_typed() -> None:
         assert resolve.typed_command(settings) == "python -m seed.search --no-distill --trials 5 --rng-seed 0"
 
 
+def test_numbers_are_typed_as_people_type_them() -> None:
+    told = {"time": 2700.0, "sweep_budget": 10800.0, "max_memory": 1.8e9}
+    assert resolve.typed_command(StudyConfig(**told)) == (
+        "python -m seed.search --max-memory 1800000000 --time 45m --sweep-budget 3h"
+    )
+
+
 # ---- names and presets
 
 
