@@ -14,7 +14,14 @@ from seed.optimize.strategies import BudgetSpent
 from seed.proxy.closed_form import RIDGES
 from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
 from seed.proxy.shared_maps import REACH, shares_maps
-from seed.proxy.subset_walker import TrieWork, count_work, list_gaps, list_uncut, measure_unrecovered
+from seed.proxy.subset_walker import (
+    KEPT_PATHS,
+    TrieWork,
+    count_work,
+    list_gaps,
+    list_uncut,
+    measure_unrecovered,
+)
 from seed.proxy.sweep import Sweep
 from seed.records import Candidate, Edge
 
@@ -78,10 +85,17 @@ def set_prices(anatomy: Anatomy, *, calibration_tokens: int, validation_tokens: 
     )
 
 
+def list_prefixes(candidates: Sequence[Candidate]) -> dict[tuple[Edge, ...], None]:
+    """All beginnings of the candidates' paths, each once."""
+    edges = [candidate.edges for candidate in candidates]
+    return dict.fromkeys(path[:end] for path in edges for end in range(1, len(path) + 1))
+
+
 class BudgetedScorer:
     """What a strategy measures with: it pays from a budget in layer-tokens as if it had measured alone.
 
-    The price is that of an engine that shares prefixes within a batch and, with closed form, with the candidate before.
+    The price is that of an engine that shares prefixes within a batch and, with closed form, with the candidate before; where
+    maps are shared with candidates of a few paths before.
     What the study remembers is not measured again, but paid for all the same.
 
     Args:
@@ -114,6 +128,7 @@ class BudgetedScorer:
         self._on_part: dict[tuple[str, float], float] = {}  # losses on a share of the validation text
         self._last: Candidate | None = None  # that closed form walked
         self._mapped: set[Edge] = set()  # gaps whose maps are paid for
+        self._walked: dict[tuple[Edge, ...], None] = {}  # prefixes whose states stay, those last in use last
         self._shares_maps = shares_maps(sweep.instruments.anatomy)
 
     def score(self, candidates: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> list[float]:
@@ -131,7 +146,8 @@ class BudgetedScorer:
             self.num_scores += len(new) * (share == 1.0)
             if proxy == "closed-form":
                 self._last = new[-1]
-                self._mapped.update(gap for candidate in new for gap in self._list_gaps(candidate))
+                if self._shares_maps:
+                    self._remember(new)
         if proxy == "closed-form":
             return [self.sweep.measure(candidate).loss for candidate in candidates]
         if share == 1.0:
@@ -170,7 +186,9 @@ class BudgetedScorer:
             tokens = self._take_part(share).num_tokens if share < 1 else None
             return self.prices.price(count_work(new, closed_form=False), validation_tokens=tokens)
         if self._shares_maps:
-            return self.prices.price(count_work(new, closed_form=False)) + self._price_maps(new)
+            nodes = list_prefixes(new).keys() - self._walked.keys()
+            work = TrieWork(plain_layers=len(nodes), run_layers=0, solved_layers=0, heads=len(new))
+            return self.prices.price(work) + self._price_maps(new)
         gone = self.sweep.instruments.source.gone_layers
         walked = [] if self._last is None else [self._last]
         before, after = (
@@ -178,6 +196,15 @@ class BudgetedScorer:
             for path in (walked, [*walked, *new])
         )
         return after - before if walked else self.prices.trace + after
+
+    def _remember(self, new: Sequence[Candidate]) -> None:
+        """Take note of maps and states that are there now, as many as a ``SubsetWalker`` keeps."""
+        self._mapped.update(gap for candidate in new for gap in self._list_gaps(candidate))
+        for prefix in list_prefixes(new):
+            self._walked.pop(prefix, None)
+            self._walked[prefix] = None
+        kept = list(self._walked)[-KEPT_PATHS * self.prices.num_layers :]
+        self._walked = dict.fromkeys(kept)
 
     def _price_maps(self, new: Sequence[Candidate]) -> float:
         """What the maps of gaps cost that no candidate had before; the first pays for the dense model's states, too."""

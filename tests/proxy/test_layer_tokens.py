@@ -1,5 +1,6 @@
 """Prices are those of a model counted by hand; a strategy pays for what it asked, whatever others have measured."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ def test_a_batch_shares_its_beginnings_and_closed_form_the_dense_states(sweep: S
     closed.score([second], proxy="closed-form")
     assert closed.spent == pytest.approx(prices.trace + price(first, second))
     assert price(first, second) < price(first) + price(second)
+
+
+def test_where_maps_are_shared_states_of_earlier_candidates_stay_whatever_comes_between(sweep: Sweep) -> None:
+    scorer = BudgetedScorer(sweep)
+    scorer._shares_maps = True
+    prices, spent = scorer.prices, [0.0]
+    a_map = prices.calibration_tokens + prices.fit + prices.solve
+    for candidate in (drop(3), drop(0), drop(2), drop(2, 3)):
+        scorer.score([candidate], proxy="closed-form")
+        spent.append(scorer.spent)
+    first, other, again, last = (after - before for before, after in itertools.pairwise(spent))
+    assert first == pytest.approx(384 * (3 + prices.head) + prices.trace + 3 * a_map)  # from 2 to the end
+    assert other == pytest.approx(384 * (3 + prices.head) + 3 * a_map)  # before 1
+    assert again == pytest.approx(384 * (2 + prices.head) + 3 * a_map)  # 0 before 1 is known; from 1 to 3
+    assert last == pytest.approx(384 * (1 + prices.head) + 3 * a_map)  # from 1 to the end
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
