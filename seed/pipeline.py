@@ -184,7 +184,7 @@ def plan_search(
         terminal.say(line)
     if plan.time is not None:
         clock.seconds = plan.time
-        clock.search_end = plan.time - estimate.distill_seconds - estimate.baselines_seconds
+        clock.search_end = time_budget.end_search(plan.time, estimate)
     is_cpu = protocol.device == "cpu"
     cost.require_resources(
         estimate,
@@ -383,8 +383,9 @@ class Pipeline:
             check=self.clock.check_search,
         )
         try:
-            if self.clock.spent <= self.clock.search_end or not self.trials.num_complete:
-                score()
+            if self.trials.num_complete:
+                self.clock.check_search()
+            score()
         except TimeIsUpError:
             terminal.say("  the search's share of the time is spent")
 

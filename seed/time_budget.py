@@ -310,6 +310,12 @@ def _settle_rates(settings: StudyConfig) -> StudyConfig:
     return _choose(settings, learning_rates=(rates[len(rates) // 2],))
 
 
+def end_search(seconds: float, planned: Cost) -> float:
+    """How much of some seconds may be spent when the search ends: what the rest leaves, or its share if all is slower now."""
+    least = seconds * (1 - OPENING_SHARE) / 2
+    return max(least, seconds - planned.distill_seconds - planned.baselines_seconds)
+
+
 def describe_time(
     settings: StudyConfig, protocol: Protocol, plan: SearchPlan, planned: Cost, speed: Speed, *, spent: float
 ) -> list[str]:

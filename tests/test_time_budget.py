@@ -60,16 +60,13 @@ def plan(**told: Any) -> tuple[StudyConfig, Protocol]:
 
 
 def estimate(settings: StudyConfig, protocol: Protocol) -> float:
-    drafted = cost.draft_plan(settings, protocol, name="tiny", shape=SHAPE, speed=SPEED)
-    found = cost.estimate_cost(
-        SHAPE,
-        protocol,
-        drafted,
-        SPEED,
-        distill=settings.distill,
-        is_tuned=len(settings.learning_rates or ()) > 1,
-    )
-    return found.seconds
+    return price(settings, protocol, SPEED).seconds
+
+
+def price(settings: StudyConfig, protocol: Protocol, speed: Speed) -> cost.Cost:
+    drafted = cost.draft_plan(settings, protocol, name="tiny", shape=SHAPE, speed=speed)
+    is_tuned = len(settings.learning_rates or ()) > 1
+    return cost.estimate_cost(SHAPE, protocol, drafted, speed, distill=settings.distill, is_tuned=is_tuned)
 
 
 @pytest.mark.parametrize("hours", [0.75, 3, 12, 100])
@@ -112,6 +109,14 @@ def test_a_usual_time_is_taken_where_the_defaults_would_take_days() -> None:
     quick = Speed(layer=1e-9, head=1e-9, recovery=(0.0, 0.0), step=1e-9, num_layers=30)
     assert time_budget.choose_time(settle(), PLENTY, SHAPE, quick).time is None
     assert time_budget.fit_text(settle(), PLENTY, SHAPE, slow) == settle()  # without a time nothing is chosen
+
+
+def test_the_search_has_its_share_where_all_is_slower_than_planned() -> None:
+    settings, protocol = plan(time=7200)
+    planned = price(settings, protocol, SPEED)
+    assert 2700 < time_budget.end_search(7200, planned) == 7200 - planned.distill_seconds - planned.baselines_seconds
+    slow = dataclasses.replace(SPEED, layer=3 * SPEED.layer, head=3 * SPEED.head)
+    assert time_budget.end_search(7200, price(settings, protocol, slow)) == 2700
 
 
 def test_spent_time_is_remembered(tmp_path: Path) -> None:
