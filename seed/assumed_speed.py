@@ -89,14 +89,13 @@ def find_device(name: str | None) -> Device | None:
     return Device(**vars(nearest[0]) | {"num_bytes": num_bytes})
 
 
-def assume_speed(device: Device, shape: Shape, *, window_tokens: int, mixed_precision: bool) -> Speed:
+def assume_speed(device: Device, shape: Shape, *, window_tokens: int) -> Speed:
     """How fast the parts of a model of this shape would run there, by what takes longest: arithmetic, memory, or starting it.
 
     Args:
         device: by its published rates.
         shape: of the model.
         window_tokens: that run through it at once.
-        mixed_precision: computes training in bfloat16?
     """
     memory, width, read = ACHIEVED * device.memory, shape.width, shape.mlp_width
     launch = LAUNCH_SECONDS * (device.kind == "cuda")
@@ -109,7 +108,7 @@ def assume_speed(device: Device, shape: Shape, *, window_tokens: int, mixed_prec
         return max(arithmetic, launch / max(window_tokens, TRAINED_TOKENS))
 
     layer = price_layer(shape.number_bytes)
-    trained = price_layer(2) if mixed_precision else layer
+    trained = price_layer(2) if launch else layer  # GPUs train in bfloat16
     fit = 2 * read**3 + 22 * read**2 * width  # six factors, and eleven products of them
     return Speed(
         layer=layer,

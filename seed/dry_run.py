@@ -92,10 +92,8 @@ class DryRun:
         """The shape on the GPU that is asked for, or on one of 24 GB."""
         if self.elsewhere is not None:
             return self.shape
-        gpu = torch.device("cuda")
-        stored = {4: torch.float32, 2: torch.bfloat16}[min(4, self.shape.stored_bytes)]
-        dtype = choose_dtype(self.settings.dtype, device=gpu, stored=stored)
-        return replace(self.shape, gpu_bytes=int(GPU_BYTES), number_bytes=dtype.itemsize)
+        number_bytes = {None: self.shape.stored_bytes, "float32": 4}.get(self.settings.dtype, 2)
+        return replace(self.shape, gpu_bytes=int(GPU_BYTES), number_bytes=number_bytes)
 
     def require_resources(self) -> None:
         """Refuse what the search would refuse, and a time that is too short for it.
@@ -160,24 +158,15 @@ def plan_search(settings: StudyConfig, *, name: str) -> DryRun:
     else:
         reference = Reference(type=elsewhere.kind, name=elsewhere.name, computes_bfloat16=elsewhere.kind == "cuda")
     dtype = choose_dtype(settings.dtype, device=torch.device(reference.type), stored=stored)
-    window_tokens = known(settings.window_tokens)
-    small = Anatomy(
-        build(
-            shorten(config, is_timed=elsewhere is None),
-            device=device,
-            dtype=dtype if elsewhere is None else torch.float32,
-            trust_remote_code=source.trust_remote_code,
-        )
+    shape, speed, gains = measure(
+        config,
+        whole,
+        device=device if elsewhere is None else elsewhere,
+        dtype=dtype,
+        stored_dtype=stored,
+        window_tokens=known(settings.window_tokens),
+        trust_remote_code=source.trust_remote_code,
     )
-    tokens = torch.arange(64 if elsewhere is None else FEW_TOKENS, device=device)[None]
-    gains = measure_gains(small, small.trace(tokens.remainder(small.config.vocab_size)))
-    measured: dict[str, Any] = {"whole": whole, "dtype": dtype, "stored_dtype": stored, "for_gpu": True}
-    if elsewhere is None:
-        shape, speed = cost.measure_parts(small, window_tokens=window_tokens, gains=gains, trains=False, **measured)
-    else:
-        gpu_bytes = int(elsewhere.num_bytes) if elsewhere.kind == "cuda" else 0
-        shape = cost.measure_shape(small, tokens, closed_form=gains is not None, gpu_bytes=gpu_bytes, **measured)
-        speed = assume_speed(elsewhere, shape, window_tokens=window_tokens, mixed_precision=reference.computes_bfloat16)
     settings = time_budget.fit_opened(
         settings, source, space, config=text, gains=gains, dtype=dtype, reference=reference, parts=(shape, speed)
     )
@@ -209,6 +198,38 @@ def plan_search(settings: StudyConfig, *, name: str) -> DryRun:
         device=device,
         elsewhere=elsewhere,
     )
+
+
+def measure(
+    config: Any,
+    whole: nn.Module,
+    *,
+    device: torch.device | Device,
+    dtype: torch.dtype,
+    stored_dtype: torch.dtype,
+    window_tokens: int,
+    trust_remote_code: bool,
+) -> tuple[Shape, Speed, dict[int, float] | None]:
+    """A model's shape, how fast its parts are (timed, where the device is here), and what closed form needs; None: it is not available."""
+    here = device if isinstance(device, torch.device) else None
+    small = Anatomy(
+        build(
+            shorten(config, is_timed=here is not None),
+            device=here or torch.device("cpu"),
+            dtype=dtype if here else torch.float32,
+            trust_remote_code=trust_remote_code,
+        )
+    )
+    few = torch.arange(64 if here else FEW_TOKENS, device=small.device)
+    tokens_BT = few.remainder(small.config.vocab_size)[None]
+    gains = measure_gains(small, small.trace(tokens_BT))
+    asked: dict[str, Any] = {"whole": whole, "dtype": dtype, "stored_dtype": stored_dtype, "for_gpu": True}
+    if isinstance(device, torch.device):
+        shape, speed = cost.measure_parts(small, window_tokens=window_tokens, gains=gains, trains=False, **asked)
+        return shape, speed, gains
+    gpu_bytes = int(device.num_bytes) if device.kind == "cuda" else 0
+    shape = cost.measure_shape(small, tokens_BT, closed_form=gains is not None, gpu_bytes=gpu_bytes, **asked)
+    return shape, assume_speed(device, shape, window_tokens=window_tokens), gains
 
 
 def read_config(source: ModelSource, settings: StudyConfig) -> Any:
