@@ -44,7 +44,7 @@ def list_commands() -> None:
         source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
         about = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
         print(f"python -m seed.{name:<12} {about.partition(':')[0].partition(' python -m')[0]}")
-    print("\nWith --help, each lists its options.")
+    print("\nWith --help, each lists its options. seed search is short for python -m seed.search, and so on.")
 
 
 if __name__ == "__main__":
