@@ -1,4 +1,4 @@
-# make demo: set up and search the embedded model; make test, make check: what CI runs; make test-all: slow tests besides, before a release; make bench, make bench-full: timings; make families: docs/FAMILIES.md written anew; make soak: searches killed at random
+# make demo: set up what a search needs, and search the embedded model; make test, make check: what CI runs, with what that needs besides; make test-all: slow tests besides, before a release; make bench, make bench-full: timings; make families: docs/FAMILIES.md written anew; make soak: searches killed at random
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,36 +8,40 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/python -m seed.search
 
-test: $(VENV)/.installed
+test: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-all: $(VENV)/.installed
+test-all: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ''
 
-check: $(VENV)/.installed
+check: $(VENV)/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed
+format: $(VENV)/.dev-installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.dev-installed
 	$(BIN)/python -m benchmarks
 
-bench-full: $(VENV)/.installed
+bench-full: $(VENV)/.dev-installed
 	$(BIN)/python -m benchmarks --full
 
-families: $(VENV)/.installed
+families: $(VENV)/.dev-installed
 	$(BIN)/python -m tests.models.families_table
 
-soak: $(VENV)/.installed
+soak: $(VENV)/.dev-installed
 	$(BIN)/python -m benchmarks.soak --minutes 10
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev-installed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -154,7 +154,7 @@ class RunSection:
     study: str | None = typed("name of the study's folder (default: the model's name)", metavar="NAME")
     studies_dir: Path = typed("where studies lie (default: ./studies)", Path("studies"))
     storage: str | None = typed("a database that shows the study, such as postgresql://USER@HOST/DB", metavar="URL")
-    device: str | None = typed("cpu, cuda, cuda:1 (default: cuda where there is one)")
+    device: str | None = typed("cpu, cuda, cuda:1 (default: cuda where there is one); for --dry-run cuda:24GB too")
     workers: int | None = typed("evaluators on this machine, run by Ray (default: one for each GPU)")
     ray: str | None = typed("evaluators of a Ray cluster: auto, or HOST:PORT of its head", metavar="ADDRESS")
 

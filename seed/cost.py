@@ -131,26 +131,16 @@ def measure_parts(
         for_gpu: count what training on a GPU keeps, too.
         trains: are students trained in all their weights?
     """
-    dense, on_gpu, closed_form = Anatomy(whole), timed.device.type == "cuda", gains is not None
     tokens_BT = draw_tokens(timed, window_tokens)
-    kept = count_kept_bytes(timed, tokens_BT, mixed_precision=True) if for_gpu else (0, 0)
-    projections = [timed.find_output_projection(layer) for layer in range(timed.num_layers)] if closed_form else []
-    cache_bytes = measure_size(timed.model, dtype=dtype).kv_bytes_per_token
-    shape = Shape(
-        num_layers=dense.num_layers,
-        width=timed.config.hidden_size,
-        mlp_width=max((one.num_inputs for one in projections if one is not None), default=0),
-        vocabulary=timed.config.vocab_size,
-        shares_maps=closed_form and shares_maps(timed),
-        num_params=count_params(whole),
-        layer_params=count_params(dense.layers) // dense.num_layers,
-        update_params=count_update_params(whole),
-        cache_bytes=cache_bytes * dense.num_layers // timed.num_layers,
-        number_bytes=dtype.itemsize,
-        stored_bytes=stored_dtype.itemsize,
-        kept_bytes=kept[0],
-        kept_copies=kept[1],
-        gpu_bytes=count_usable_bytes(timed.device) if on_gpu else 0,
+    shape = measure_shape(
+        timed,
+        tokens_BT,
+        whole=whole,
+        closed_form=gains is not None,
+        dtype=dtype,
+        stored_dtype=stored_dtype,
+        for_gpu=for_gpu,
+        gpu_bytes=count_usable_bytes(timed.device) if timed.device.type == "cuda" else 0,
     )
     speed = time_parts(
         timed,
@@ -162,6 +152,40 @@ def measure_parts(
         free_bytes=measure_free_bytes(timed.device),
     )
     return shape, speed
+
+
+def measure_shape(
+    timed: Anatomy,
+    tokens_BT: torch.Tensor,
+    *,
+    whole: nn.Module,
+    closed_form: bool,
+    dtype: torch.dtype,
+    stored_dtype: torch.dtype,
+    for_gpu: bool,
+    gpu_bytes: int,
+) -> Shape:
+    """Measure a model's shape, on a few tokens. ``gpu_bytes``: that tensors can have there; 0: on the CPU. Else as ``measure_parts``."""
+    dense = Anatomy(whole)
+    kept = count_kept_bytes(timed, tokens_BT, mixed_precision=True) if for_gpu else (0, 0)
+    projections = [timed.find_output_projection(layer) for layer in range(timed.num_layers)] if closed_form else []
+    cache_bytes = measure_size(timed.model, dtype=dtype).kv_bytes_per_token
+    return Shape(
+        num_layers=dense.num_layers,
+        width=timed.config.hidden_size,
+        mlp_width=max((one.num_inputs for one in projections if one is not None), default=0),
+        vocabulary=dense.config.vocab_size,
+        shares_maps=closed_form and shares_maps(timed),
+        num_params=count_params(whole),
+        layer_params=count_params(dense.layers) // dense.num_layers,
+        update_params=count_update_params(whole),
+        cache_bytes=cache_bytes * dense.num_layers // timed.num_layers,
+        number_bytes=dtype.itemsize,
+        stored_bytes=stored_dtype.itemsize,
+        kept_bytes=kept[0],
+        kept_copies=kept[1],
+        gpu_bytes=gpu_bytes,
+    )
 
 
 def price_work(work: TrieWork, protocol: Protocol, speed: Speed) -> float:
@@ -456,17 +480,25 @@ def measure_free_bytes(device: torch.device) -> int:
 
 
 def require_resources(
-    cost: Cost, *, root: Path, free_bytes: int, device: str = "this machine", num_workers: int = 1
+    cost: Cost, *, root: Path | None, free_bytes: float, device: str = "this machine", num_workers: int = 1
 ) -> None:
-    """Refuse before any work when disk or memory cannot suffice. ``num_workers``: evaluators that share the memory.
+    """Refuse before any work when disk or memory cannot suffice.
+
+    Args:
+        cost: what is needed.
+        root: where the study is to lie; None: on a disk that is not known.
+        free_bytes: of memory.
+        device: that has them.
+        num_workers: evaluators that share the memory.
 
     Raises:
         ResourceError: with what is needed, what is there, and what makes it smaller.
     """
-    existing = root.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    study_dir.require_room(existing, needed_bytes=cost.disk_bytes, purpose="this search")
+    if root is not None:
+        existing = root.resolve()
+        while not existing.exists():
+            existing = existing.parent
+        study_dir.require_room(existing, needed_bytes=cost.disk_bytes, purpose="this search")
     needed = cost.memory.num_bytes * num_workers
     if needed > free_bytes:
         largest = max(cost.memory.parts, key=lambda part: part.num_bytes)

@@ -1,13 +1,14 @@
 """A dry run: what a search would do and take, said from the shape of its model. No weights, no network, nothing written.
 
-A few layers of the shape with random weights are timed in place of the model. Texts that are at hand are read; of the
-others the published size is taken.
+A few layers of the shape with random weights are timed in place of the model, or a device that is not here is asked for and
+its published rates are taken. Texts that are at hand are read; of the others the published size is taken.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import torch
 from torch import nn
 
 from seed import cost, protocols, resolve, time_budget
+from seed.assumed_speed import Device, assume_speed, find_device
+from seed.cli import spell_flag
 from seed.config import StudyConfig, fill_by_size, known
-from seed.cost import Shape
+from seed.console import UNSURE, format_seconds, format_span
+from seed.cost import Cost, Shape
 from seed.data.corpus import CorpusRequest, has_own_splits, open_streams, read_source
 from seed.data.documents import SPLITS
 from seed.errors import ModelError, ResourceError, first_line
@@ -27,17 +31,88 @@ from seed.models.files import check_files, has_tokenizer, is_gguf
 from seed.models.gguf import find_converted, read_gguf_config
 from seed.models.loader import ModelSource, check_source, choose_device, choose_dtype, explain_failure, find_auto_class
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
-from seed.plans import Protocol, StreamRecord
+from seed.plans import Protocol, SearchPlan, StreamRecord
+from seed.protocols import Reference
 from seed.proxy.closed_form import measure_gains
 from seed.reporting.wording import count_things, describe_gguf, format_bytes, format_count
 from seed.resolve import list_presets, name_base, read_preset
+from seed.speed import Speed
 
 # WikiText-2's published words (arXiv 1609.07843, table 1) at 1.3 tokens each: GPT-2's tokenizer makes 1.17, Llama 2's 1.39.
 WIKITEXT2_TOKENS = {"recovery": 2_715_000, "validation": 283_000, "test": 319_000}
 CHARACTERS_PER_TOKEN = 4
 UNREAD_TOKENS = 262_144  # of a text that nobody capped and that cannot be read here
 
+FEW_WORDS, FEW_TOKENS = 1024, 16  # suffice where nothing is timed
 GPU_BYTES = 24e9  # a card of 24 GiB has 25.8e9; the rest is for CUDA itself and for gaps between tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a search would do and take. ``elsewhere``: the device, where it is not one of this machine."""
+
+    settings: StudyConfig
+    source: ModelSource
+    shape: Shape
+    speed: Speed
+    protocol: Protocol
+    plan: SearchPlan
+    cost: Cost
+    device: torch.device
+    elsewhere: Device | None
+
+    def describe(self) -> list[str]:
+        """Say it in lines."""
+        settings, shape, protocol, plan = self.settings, self.shape, self.protocol, self.plan
+        lines = [
+            f"dry run for {self.source.location}: {shape.num_layers} layers, {format_count(shape.num_params)} parameters; no "
+            "weights are read, nothing is written"
+        ]
+        if protocol.gguf_types:
+            lines.append(f"from {describe_gguf(protocol.gguf_types)}")
+        lines += cost.describe_plan(protocol, plan, self.cost)
+        lines += time_budget.describe_time(settings, protocol, plan, self.cost, self.speed, spent=0.0)
+        lines += describe_depths(shape, protocol)
+        if self.elsewhere is not None:
+            lines.append(self.elsewhere.describe())
+        else:
+            threads = "" if shape.gpu_bytes else f" with {count_things(torch.get_num_threads(), 'thread')}"
+            lines.append(f"times are of {protocol.device}{threads}, from a few layers and the head with random weights")
+        if self.elsewhere is None or shape.gpu_bytes:
+            lines.append(describe_fit(self.shape_on_gpu, protocol, trains=self.trains))
+        return lines
+
+    @property
+    def trains(self) -> bool:
+        """Are students trained, for good or for a score?"""
+        return self.settings.distill or self.protocol.proxy == "short-distillation"
+
+    @property
+    def shape_on_gpu(self) -> Shape:
+        """The shape on the GPU that is asked for, or on one of 24 GB."""
+        if self.elsewhere is not None:
+            return self.shape
+        number_bytes = {None: self.shape.stored_bytes, "float32": 4}.get(self.settings.dtype, 2)
+        return replace(self.shape, gpu_bytes=int(GPU_BYTES), number_bytes=number_bytes)
+
+    def require_resources(self) -> None:
+        """Refuse what the search would refuse, and a time that is too short for it.
+
+        Raises:
+            ResourceError: memory, disk or ``--time`` do not suffice.
+        """
+        settings, elsewhere = self.settings, self.elsewhere
+        cost.require_resources(
+            self.cost,
+            root=settings.studies_dir / self.plan.name if elsewhere is None else None,
+            free_bytes=cost.measure_free_bytes(self.device) if elsewhere is None else elsewhere.num_bytes,
+            device=str(self.device) if elsewhere is None else known(settings.device),
+        )
+        if settings.is_given("time") and UNSURE[0] * self.cost.seconds > known(settings.time):
+            raise ResourceError(
+                f"--time {format_seconds(known(settings.time))}: even so little takes {format_span(self.cost.seconds)} on "
+                f"{self.protocol.device}. Give more time, or choose a smaller model."
+            )
 
 
 def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None:
@@ -47,7 +122,22 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
         SeedError: what the search itself would refuse, as far as it can be seen without weights; or the model's shape is
             not known here.
     """
-    device = choose_device(settings.device)
+    planned = plan_search(settings, name=name)
+    for line in planned.describe():
+        say(line)
+    planned.require_resources()
+    there, command = ("", settings) if planned.elsewhere is None else (" there", settings.change(device=None))
+    say(f"run it{there}: {resolve.typed_command(command)}")
+
+
+def plan_search(settings: StudyConfig, *, name: str) -> DryRun:
+    """Plan a search and estimate its cost, on this machine or on a device that is not here.
+
+    Raises:
+        SeedError: the search would refuse it; or the model's shape is not known here.
+    """
+    elsewhere = find_device(settings.device)
+    device = choose_device(settings.device) if elsewhere is None else torch.device("cpu")
     source = protocols.find_source(settings)
     config = read_config(source, settings)
     refuse_unfit(config, place=f"--model {source.location}")
@@ -63,21 +153,22 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
     space = resolve.find_space(settings, num_layers=text.num_hidden_layers, needed=list_needed(config))
     named = config.get_text_config().dtype or config.dtype or torch.float32
     stored = getattr(torch, named) if isinstance(named, str) else named
-    dtype = choose_dtype(settings.dtype, device=device, stored=stored)
-    small = Anatomy(build(shorten(config), device=device, dtype=dtype, trust_remote_code=source.trust_remote_code))
-    gains = measure_gains(small, small.trace(torch.arange(64, device=device).remainder(text.vocab_size)[None]))
-    shape, speed = cost.measure_parts(
-        small,
-        whole=whole,
-        window_tokens=known(settings.window_tokens),
-        gains=gains,
+    if elsewhere is None:
+        reference = protocols.describe_reference(device)
+    else:
+        reference = Reference(type=elsewhere.kind, name=elsewhere.name, computes_bfloat16=elsewhere.kind == "cuda")
+    dtype = choose_dtype(settings.dtype, device=torch.device(reference.type), stored=stored)
+    shape, speed, gains = measure(
+        config,
+        whole,
+        device=device if elsewhere is None else elsewhere,
         dtype=dtype,
         stored_dtype=stored,
-        for_gpu=True,
-        trains=settings.trains_all,
+        window_tokens=known(settings.window_tokens),
+        trust_remote_code=source.trust_remote_code,
     )
     settings = time_budget.fit_opened(
-        settings, source, space, config=text, gains=gains, dtype=dtype, device=device, parts=(shape, speed)
+        settings, source, space, config=text, gains=gains, dtype=dtype, reference=reference, parts=(shape, speed)
     )
     request = protocols.request_text(settings, text)
     protocol = protocols.fix_protocol(
@@ -90,33 +181,55 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
         weights_sha256=None,
         streams=describe_text(request, source),
         gains=gains,
-        mixed_precision=protocols.computes_bfloat16(device),
-        device=protocols.name_device(device),
+        mixed_precision=reference.computes_bfloat16,
+        device=reference.name,
         dtype=dtype,
     )
     settings = time_budget.fit_work(settings, protocol, shape, speed, spent=0.0)
     plan = cost.draft_plan(settings, protocol, name=name, shape=shape, speed=speed)
-    estimate = cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill)
-    timed = time_budget.describe_time(settings, protocol, plan, estimate, speed, spent=0.0)
-    say(
-        f"dry run for {source.location}: {shape.num_layers} layers, {format_count(num_params)} parameters; no weights are "
-        "read, nothing is written"
+    return DryRun(
+        settings=settings,
+        source=source,
+        shape=shape,
+        speed=speed,
+        protocol=protocol,
+        plan=plan,
+        cost=cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill),
+        device=device,
+        elsewhere=elsewhere,
     )
-    if protocol.gguf_types:
-        say(f"from {describe_gguf(protocol.gguf_types)}")
-    for line in [*cost.describe_plan(protocol, plan, estimate), *timed, *describe_depths(shape, protocol)]:
-        say(line)
-    threads = "" if shape.gpu_bytes else f" with {count_things(torch.get_num_threads(), 'thread')}"
-    say(f"times are of {protocol.device}{threads}, from a few layers and the head with random weights")
-    gpu_dtype = choose_dtype(settings.dtype, device=torch.device("cuda"), stored=stored)
-    gpu = replace(shape, gpu_bytes=int(GPU_BYTES), number_bytes=gpu_dtype.itemsize)
-    say(describe_fit(gpu, protocol, trains=settings.distill or protocol.proxy == "short-distillation"))
-    try:
-        root, free_bytes = settings.studies_dir / name, cost.measure_free_bytes(device)
-        cost.require_resources(estimate, root=root, free_bytes=free_bytes, device=str(device))
-    except ResourceError as error:
-        say(f"here it would be refused: {error}")
-    say(f"run it: {resolve.typed_command(settings)}")
+
+
+def measure(
+    config: Any,
+    whole: nn.Module,
+    *,
+    device: torch.device | Device,
+    dtype: torch.dtype,
+    stored_dtype: torch.dtype,
+    window_tokens: int,
+    trust_remote_code: bool,
+) -> tuple[Shape, Speed, dict[int, float] | None]:
+    """A model's shape, how fast its parts are (timed, where the device is here), and what closed form needs; None: it is not available."""
+    here = device if isinstance(device, torch.device) else None
+    small = Anatomy(
+        build(
+            shorten(config, is_timed=here is not None),
+            device=here or torch.device("cpu"),
+            dtype=dtype if here else torch.float32,
+            trust_remote_code=trust_remote_code,
+        )
+    )
+    few = torch.arange(64 if here else FEW_TOKENS, device=small.device)
+    tokens_BT = few.remainder(small.config.vocab_size)[None]
+    gains = measure_gains(small, small.trace(tokens_BT))
+    asked: dict[str, Any] = {"whole": whole, "dtype": dtype, "stored_dtype": stored_dtype, "for_gpu": True}
+    if isinstance(device, torch.device):
+        shape, speed = cost.measure_parts(small, window_tokens=window_tokens, gains=gains, trains=False, **asked)
+        return shape, speed, gains
+    gpu_bytes = int(device.num_bytes) if device.kind == "cuda" else 0
+    shape = cost.measure_shape(small, tokens_BT, closed_form=gains is not None, gpu_bytes=gpu_bytes, **asked)
+    return shape, assume_speed(device, shape, window_tokens=window_tokens), gains
 
 
 def read_config(source: ModelSource, settings: StudyConfig) -> Any:
@@ -175,10 +288,12 @@ def make_config(shape: Mapping[str, Any], *, name: str) -> Any:
         ) from error
 
 
-def shorten(config: Any) -> Any:
-    """The config of a model of its first, middle and last layers alone."""
+def shorten(config: Any, *, is_timed: bool = True) -> Any:
+    """The config of a model of its first, middle and last layers alone; of few words where its head is not timed."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
+    if not is_timed:
+        text.vocab_size, text.pad_token_id = min(text.vocab_size, FEW_WORDS), None
     last = text.num_hidden_layers - 1
     repair_config(text, sorted({0, text.num_hidden_layers // 2, max(0, last - 1), last}))
     return config
@@ -252,26 +367,36 @@ def describe_depths(shape: Shape, protocol: Protocol) -> list[str]:
 
 
 def describe_fit(gpu: Shape, protocol: Protocol, *, trains: bool) -> str:
-    """Does the search fit a GPU of 24 GB, and which options, added one after another until it does, make it fit?"""
-    memory = cost.estimate_peak(gpu, protocol, trains=trains)
-    parts = f"{format_bytes(memory.num_bytes)} there: {memory}"
-    if memory.num_bytes <= GPU_BYTES:
-        return f"fits one GPU of 24 GB, at most {parts}"
-    found = f"does not fit one GPU of 24 GB, up to {parts}"
-    validation = protocol.streams["validation"]
-    fewer = protocol.streams | {"validation": msgspec.structs.replace(validation, tokens=validation.tokens // 2)}
-    lighter: dict[str, dict[str, Any]] = {
-        "--lora-rank 16": {"lora_rank": 16} if trains and not protocol.lora_rank else {},
-        "--dtype bfloat16": {"dtype": "bfloat16"} if gpu.number_bytes > 2 else {},
-        f"--validation-tokens {protocol.validation_tokens // 2}": {"streams": fewer},
-    }
-    chosen: list[str] = []
-    for flag, changes in lighter.items():
-        if changes:
-            chosen.append(flag)
-            protocol = msgspec.structs.replace(protocol, **changes)
-            gpu = replace(gpu, number_bytes=2) if "dtype" in changes else gpu
-        memory = cost.estimate_peak(gpu, protocol, trains=trains)
-        if memory.num_bytes <= GPU_BYTES:
-            return f"{found}. With {' '.join(chosen)} at most {format_bytes(memory.num_bytes)}"
-    return found
+    """Does the search fit this GPU, and which options make it fit?"""
+    memory, size = cost.estimate_peak(gpu, protocol, trains=trains), f"{gpu.gpu_bytes / 1e9:g} GB"
+    options = choose_lighter(gpu, protocol, trains=trains)
+    if options == {}:
+        return f"fits one GPU of {size}, at most {format_bytes(memory.num_bytes)} there: {memory}"
+    found = f"does not fit one GPU of {size}, up to {format_bytes(memory.num_bytes)} there: {memory}"
+    if options is None:
+        return found
+    flags = " ".join(f"{spell_flag(name)} {value}" for name, value in options.items())
+    return f"{found}. With {flags} at most {format_bytes(_lighten(gpu, protocol, options, trains=trains).num_bytes)}"
+
+
+def choose_lighter(gpu: Shape, protocol: Protocol, *, trains: bool) -> dict[str, Any] | None:
+    """The fewest options that make a search fit this GPU: none where it fits; None: it does not."""
+    possible: dict[str, Any] = {"lora_rank": 16} if trains and not protocol.lora_rank else {}
+    possible |= {"dtype": "bfloat16"} if gpu.number_bytes > 2 else {}
+    possible |= {"validation_tokens": protocol.validation_tokens // 2}
+    for count in range(len(possible) + 1):
+        for chosen in itertools.combinations(possible.items(), count):
+            if _lighten(gpu, protocol, dict(chosen), trains=trains).num_bytes <= gpu.gpu_bytes:
+                return dict(chosen)
+    return None
+
+
+def _lighten(gpu: Shape, protocol: Protocol, options: Mapping[str, Any], *, trains: bool) -> cost.Memory:
+    """What a search takes with these options."""
+    if "validation_tokens" in options:
+        validation = protocol.streams["validation"]
+        fewer = msgspec.structs.replace(validation, tokens=min(validation.tokens, options["validation_tokens"]))
+        protocol = msgspec.structs.replace(protocol, streams=protocol.streams | {"validation": fewer})
+    protocol = msgspec.structs.replace(protocol, lora_rank=options.get("lora_rank", protocol.lora_rank))
+    gpu = replace(gpu, number_bytes=2 if "dtype" in options else gpu.number_bytes)
+    return cost.estimate_peak(gpu, protocol, trains=trains)

@@ -136,7 +136,7 @@ def open_session(
             config=anatomy.config,
             gains=gains,
             dtype=teacher.dtype,
-            device=device,
+            reference=protocols.describe_reference(device),
             parts=parts,
         )
 

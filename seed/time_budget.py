@@ -24,6 +24,7 @@ from seed.cost import Cost, Shape
 from seed.errors import SeedError
 from seed.models.loader import ModelSource
 from seed.plans import Protocol, SearchPlan, StreamRecord
+from seed.protocols import Reference
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things
 from seed.speed import Speed
@@ -68,7 +69,7 @@ def fit_opened(
     config: Any,
     gains: Mapping[int, float] | None,
     dtype: torch.dtype,
-    device: torch.device,
+    reference: Reference,
     parts: tuple[Shape, Speed],
 ) -> StudyConfig:
     """Choose the time where it is to be chosen, and what text there is time for, before any is read.
@@ -95,8 +96,8 @@ def fit_opened(
             for name, tokens in caps.items()
         },
         gains=None if gains is None else dict(gains),
-        mixed_precision=protocols.computes_bfloat16(device),
-        device=protocols.name_device(device),
+        mixed_precision=reference.computes_bfloat16,
+        device=reference.name,
         dtype=dtype,
     )
     return fit_text(choose_time(settings, protocol, *parts), protocol, *parts)

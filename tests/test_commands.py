@@ -238,17 +238,19 @@ def test_what_cannot_be_is_said_at_once(tmp_path: Path, words: list[str], said: 
 def test_a_dry_run_says_what_a_search_takes_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speed = Speed(layer=1e-6, head=1e-5, recovery=(0.25, 0.0), step=1e-3, num_layers=4)
     monkeypatch.setattr(cost, "time_parts", lambda *_args, **_settings: speed)
-    said = run_seed("seed.search", "--model=tinyllama", "--dry-run", cwd=tmp_path).stdout
+    said = run_seed("seed.search", "--model=gpt2", "--dry-run", cwd=tmp_path).stdout
     for text in (
-        "20 of 22 layers: 231 candidates, 1.01\u00a0B parameters, -8.0 %",
-        "19 of 22 layers: 1,540",
-        "-12.0 %",
+        "11 of 12 layers: 12 candidates",
+        "10 of 12 layers: 66 candidates, 110\u00a0M parameters, -11.4 %",
         "plan: ",
         "memory: dense model",
         "times are of cpu",
     ):
         assert text in said
-    assert said.splitlines()[-1] == "run it: python -m seed.search --model tinyllama"
+    assert said.splitlines()[-1] == "run it: python -m seed.search --model gpt2"
+    words = ["seed.search", "--model=gpt2", "--device=cuda:1GB"]
+    assert "but cuda:1GB has 1.00" in error_of(run_seed(*words, "--dry-run", cwd=tmp_path, code=2))
+    assert "is for python -m seed.search --dry-run" in error_of(run_seed(*words, cwd=tmp_path, code=2))
     assert not list(tmp_path.iterdir())
 
 

@@ -3,15 +3,17 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from seed import cost, dry_run, resolve, sessions
+from seed.assumed_speed import LAUNCH_SECONDS, find_device
 from seed.config import StudyConfig
-from seed.cost import Shape
 from seed.data.corpus import CorpusRequest, read_source
-from seed.errors import ModelError, SpaceError
+from seed.dry_run import DryRun
+from seed.errors import ModelError, ResourceError, SpaceError
 from seed.models.anatomy import Anatomy
 from seed.models.loader import ModelSource
 from seed.protocols import describe_reference
@@ -126,17 +128,64 @@ def test_published_sizes_stand_in_for_text_that_is_not_at_hand() -> None:
 
 
 def test_options_that_make_it_fit_are_named() -> None:
-    def describe(shape: Shape = GPU, *, trains: bool = False) -> str:
+    def describe(times: int = 1, *, trains: bool = False, size: int = 24) -> str:
+        shape = dataclasses.replace(GPU, num_params=times * GPU.num_params, gpu_bytes=size * 10**9)
         return dry_run.describe_fit(shape, GPU_PROTOCOL, trains=trains)
 
-    said = describe(trains=True)
-    assert said.startswith("does not fit one GPU of 24 GB")
-    assert "With --lora-rank 16 at most" in said
-    assert describe().startswith("fits one GPU of 24 GB")  # the sweep of the reported model does
-    double, triple = (dataclasses.replace(GPU, num_params=n * GPU.num_params, layer_params=0) for n in (2, 3))
-    assert "With --dtype bfloat16 at most" in describe(triple)
-    assert "With --lora-rank 16 --dtype bfloat16 at most" in describe(double, trains=True)
-    assert "With" not in describe(dataclasses.replace(GPU, num_params=10**11))
+    assert describe(trains=True).startswith("fits one GPU of 24 GB")
+    said = describe(trains=True, size=22)
+    assert said.startswith("does not fit one GPU of 22 GB")
+    assert "With --dtype bfloat16 at most" in said
+    assert "With --lora-rank 16 --dtype bfloat16 at most" in describe(2, trains=True)
+    assert "With" not in describe(100)
+
+
+def test_a_device_that_is_not_here_is_planned_for_by_its_published_rates(
+    make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path
+) -> None:
+    path = make_checkpoint("llama")
+
+    def plan(device: str, **options: Any) -> DryRun:
+        settings = StudyConfig(model=str(path), recovery_text=str(text_file), studies_dir=tmp_path)
+        return dry_run.plan_search(
+            resolve.resolve_config(dataclasses.replace(settings, **BUDGETS | {"device": device} | options)), name="dry"
+        )
+
+    here, cpu, gpu = plan("cpu"), plan("cpu:16GB"), plan("cuda:24GB")
+    assert cpu.shape == here.shape
+    assert gpu.shape == dataclasses.replace(here.shape, gpu_bytes=24 * 10**9)
+    assert gpu.speed.head < cpu.speed.head
+    assert gpu.speed.step == pytest.approx(4 * LAUNCH_SECONDS)  # tiny layers are done sooner than they are started
+    assert gpu.protocol.mixed_precision
+    said = run(gpu.settings)
+    assert "of disk, on a GPU with 24 GB" in said
+    assert "nothing was timed: 50 % of the published rates of a GeForce RTX 4090, TFLOP/s 165 in bfloat16" in said
+    assert "fits one GPU of 24 GB" in said
+    assert said.splitlines()[-1].startswith("run it there: ")
+    assert "--device" not in said.splitlines()[-1]
+    with pytest.raises(ResourceError, match=r"but cuda:1MB has 1\.00.MB"):
+        run(dataclasses.replace(gpu.settings, device="cuda:1MB"))
+    with pytest.raises(ResourceError, match=r"--time 0 s: even so little takes .* on a CPU with 16 GB"):
+        run(cpu.settings.change(time=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("cuda:16GB", "RTX 4090"),
+        ("cuda:48 GB", "RTX 4090"),
+        ("CUDA:80gb", "A100"),
+        ("cuda:141GB", "A100"),
+        ("cpu:8GB", "AVX2"),
+        ("cuda:1", None),
+        ("cuda:4.4.4GB", None),
+        (None, None),
+    ],
+)
+def test_devices_are_named_by_their_memory(name: str | None, like: str | None) -> None:
+    found = find_device(name)
+    assert (found is None) == (like is None)
+    assert found is None or str(like) in found.like
 
 
 def test_what_is_not_known_is_an_error(tmp_path: Path) -> None:

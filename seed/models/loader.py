@@ -72,7 +72,10 @@ def choose_device(name: str | None) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         have = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise ResourceError(f"--device {name}: not available here. Available: {', '.join(have)}.") from error
+        raise ResourceError(
+            f"--device {name}: not available here. Available: {', '.join(have)}. A device by its memory, such as cuda:24GB, "
+            "is for python -m seed.search --dry-run."
+        ) from error
     return device
 
 
