@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed import plans, resolve
-from seed.cli import NAMES, argument, json_option, make_parser, option, quiet_libraries, trust_option
+from seed.cli import NAMES, argument, json_option, make_parser, option, quiet_libraries, spell_flag, trust_option
 from seed.config import LatencySection, StudyConfig
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
@@ -72,12 +72,21 @@ class EvaluateCommand(TaskOptions, LatencySection):
     json: bool = json_option()
     given: frozenset[str] = frozenset()  # what was typed, even where it is the default
 
+    def __post_init__(self) -> None:
+        if self.latency_command and (told := self.list_told() - {"latency_repeats"}):
+            raise SeedError(
+                f"{spell_flag(min(told))}: says how Seed times, but --latency-command times by your own. Leave one out."
+            )
+
+    def list_told(self) -> set[str]:
+        """What is told of the workload."""
+        names = ("latency_batch", "prompt_tokens", "new_tokens", "latency_repeats", "compiled")
+        return {name for name in names if name in self.given or getattr(self, name) != getattr(LatencySection, name)}
+
     def choose_workload(self, usual: "Workload") -> "Workload":
         """What is timed: as told, and else as usual."""
         fields = {"latency_batch": "batch", "latency_repeats": "repeats"}
-        names = ("latency_batch", "prompt_tokens", "new_tokens", "latency_repeats", "compiled")
-        told = [name for name in names if name in self.given or getattr(self, name) != getattr(LatencySection, name)]
-        return replace(usual, **{fields.get(name, name): getattr(self, name) for name in told})
+        return replace(usual, **{fields.get(name, name): getattr(self, name) for name in self.list_told()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,6 +381,8 @@ def evaluate(args: EvaluateCommand, terminal: Terminal) -> JudgedLine | JudgedLi
         return lines[0]
     for line in write_table(list(map(list_judged, lines))):
         terminal.say(line, wrap=False)
+    if len({line.protocol for line in lines}) > 1:
+        terminal.say("PPLs are of different text or windows, as said above, and do not compare.")
     return JudgedLines(models=tuple(lines))
 
 
@@ -395,7 +406,9 @@ def list_judged(line: JudgedLine) -> dict[str, str | None]:
     return {
         "model": Path(line.model).name,
         "PPL": None if line.ppl is None else format_number(line.ppl, places=2),
-        "to dense": None if line.ppl_ratio is None else format_reach(read_excess(line.ppl_ratio), "+,.1f", unit=" %"),
+        "PPL to dense": None
+        if line.ppl_ratio is None
+        else format_reach(read_excess(line.ppl_ratio), "+,.1f", unit=" %"),
         "latency": f"{line.latency_ms:,.1f} ms",
         "speed": None if line.latency_ratio is None else f"{1 / (line.latency_ratio.value or 1):.2f}x",
         "size": format_bytes(line.weight_bytes),

@@ -195,13 +195,13 @@ def choose_best(record: StudyRecord, distilled: Sequence[Model], frontier: Seque
 def recommend(best: Sequence[Model], *, margin: int) -> Recommendation:
     """Return which model to ship within a margin, in per cent."""
     limit = 1 + margin / 100
-    within = [one for one in best if read_ratio(one) <= limit]
+    within = [one for one in best if _read_ratio(one) <= limit]
     faster = [one for one in within if one.latency.ratio < 1]
     fastest = min(faster, key=lambda one: one.latency.ratio, default=None)
     level = [one for one in faster if fastest and _may_be_as_fast(one.latency, fastest.latency)]
-    chosen = min(level, key=read_ratio, default=None)
+    chosen = min(level, key=_read_ratio, default=None)
     is_sure = chosen is not None and chosen.ppl_ratio.high is not None and chosen.ppl_ratio.high <= limit
-    slower = None if faster else min(within, key=read_ratio, default=None)
+    slower = None if faster else min(within, key=_read_ratio, default=None)
     return Recommendation(margin=margin, chosen=chosen, is_sure=is_sure, slower=slower)
 
 
@@ -210,9 +210,13 @@ def _may_be_as_fast(latency: Latency, fastest: Latency) -> bool:
     return latency.ratio_low is None or fastest.ratio_high is None or latency.ratio_low <= fastest.ratio_high
 
 
-def read_ratio(model: Model) -> float:
-    """Return a model's PPL ratio to order by; infinite where it is no number."""
+def _read_ratio(model: Model) -> float:
     return math.inf if model.ppl_ratio.value is None else model.ppl_ratio.value
+
+
+def find_nearest(result: StudyResult) -> Model:
+    """Return what comes nearest to what may be shipped, where nothing may: within the widest margin if there is one."""
+    return result.recommended[-1].slower or min(result.best, key=_read_ratio)
 
 
 def count_drops(scored: Sequence[Model]) -> tuple[DepthDrops, ...]:
@@ -264,8 +268,8 @@ def read_speedup(latency: Latency) -> Estimate:
 
 def read_excess(ratio: Estimate) -> Estimate:
     """Return what a ratio is above 1, in per cent."""
-    ends = (None if end is None else 100 * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
-    return Estimate(**dict(zip(("value", "low", "high"), ends, strict=True)))
+    value, low, high = (None if end is None else 100 * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
+    return Estimate(value=value, low=low, high=high)
 
 
 # ---- several studies
@@ -313,7 +317,7 @@ def rank_studies(studies: Mapping[str, StudyResult], *, margin: int) -> list[Sta
         ]
 
     fastest = min(models.values(), key=lambda model: model.latency.ratio)
-    leader = min((one for one in stand(fastest) if one.is_level), key=lambda one: read_ratio(one.model))
+    leader = min((one for one in stand(fastest) if one.is_level), key=lambda one: _read_ratio(one.model))
     return sorted(stand(leader.model), key=lambda one: (one.study != leader.study, one.model.latency.ratio))
 
 

@@ -72,6 +72,8 @@ def test_several_models_of_a_study_are_judged_one_beside_the_other_by_the_worklo
         run_seed(*alone, "--latency-command", stopwatch, "--latency-repeats=3", "--json", cwd=tmp_path), JudgedLine
     )
     assert (line.latency_ms, line.workload) == (7.0, stopwatch)
+    error = error_of(run_seed(*alone, "--latency-command", stopwatch, "--latency-batch=1", cwd=tmp_path, code=2))
+    assert "--latency-batch: says how Seed times" in error
     error = error_of(run_seed(*alone, "--prompt-tokens=1000000", cwd=tmp_path, code=2))
     assert "--prompt-tokens 1000000 and --new-tokens" in error
 

@@ -31,7 +31,7 @@ from seed.reporting.wording import (
     name_proxy,
     name_width,
 )
-from seed.results import Model, Recommendation, StudyResult, read_excess, read_ratio, read_speedup
+from seed.results import Model, Recommendation, StudyResult, find_nearest, read_excess, read_speedup
 from seed.study_dir import StudyFolder
 
 WIDTH = 80  # characters of a line in a terminal
@@ -319,8 +319,11 @@ def write_result(result: StudyResult, *, study: StudyFolder) -> str:
     lines += [line for one in sentences for line in textwrap.wrap(one, WIDTH, subsequent_indent="  ")]
     lines = [line.replace("\u00a0", " ") for line in lines]
     if result.distilled:
-        word, model = choose_shipped(result)
-        lines.append(f"{word}: {study.model(model.key)}  {describe_gain(model, record.dense)}")
+        shipped = result.recommended[-1].chosen
+        model = shipped or find_nearest(result)
+        lines.append(
+            f"{'ship' if shipped else 'nearest'}: {study.model(model.key)}  {describe_gain(model, record.dense)}"
+        )
     elif result.best:
         lines.append(f"next: python -m seed.distill {shlex.quote(str(study.root))}")
     return "\n".join([*lines, f"open: {study.report}"])
@@ -343,7 +346,7 @@ def list_deciding(result: StudyResult, models: Sequence[Model]) -> list[dict[str
             "speed [95 %]": format_reach(read_speedup(model.latency), ".2f", unit="x"),
             "PPL [95 %]": format_reach(read_excess(model.ppl_ratio), "+,.1f", unit=PERCENT),
             "yours": None if model.user_score is None else f"{model.user_score:g}",
-            "size": f"{format_bytes(model.size.weight_bytes)} ({model.size.weight_bytes / dense.size.weight_bytes - 1:+.0%})",
+            "size": f"{format_bytes(model.size.weight_bytes)} ({100 * (model.size.weight_bytes / dense.size.weight_bytes - 1):+.0f}{PERCENT})",
         }
         for model in models
     ]
@@ -386,21 +389,13 @@ def group_recommendations(result: StudyResult) -> list[list[Recommendation]]:
 
 
 def name_fastest(same: Sequence[Recommendation]) -> str:
-    """Return ``Fastest within 2 % and 5 % PPL: 11 of 12 layers (without 1).``"""
+    """Return ``Fastest within 2 % and 5 % PPL: without 1.``"""
     limits, chosen = join_words([f"{one.margin}\u00a0%" for one in same]), same[0].chosen
     if chosen is None:
         return f"Within {limits} PPL: none{' that is faster' if same[0].slower else ''}."
     high = read_excess(chosen.ppl_ratio).high
-    reach = "; how sure that is cannot be told" if high is None else f"; its interval ends at {high:+,.1f}{PERCENT}"
-    return f"Fastest within {limits} PPL: {name_best(chosen)}{'' if same[0].is_sure else reach}."
-
-
-def choose_shipped(result: StudyResult) -> tuple[str, Model]:
-    """Return the word ``ship`` and the fastest within the widest margin, or else ``nearest`` and what comes nearest to it."""
-    widest = result.recommended[-1]
-    if widest.chosen is not None:
-        return "ship", widest.chosen
-    return "nearest", widest.slower or min(result.best, key=read_ratio)
+    reach = "; how sure that is cannot be told" if high is None else f"; its interval ends at {high:+,.2f}{PERCENT}"
+    return f"Fastest within {limits} PPL: without {name_model(chosen)}{'' if same[0].is_sure else reach}."
 
 
 def describe_gain(model: Model, dense: DenseResult) -> str:
