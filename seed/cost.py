@@ -423,7 +423,7 @@ def estimate_cost(
     )
 
 
-def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_workers: int = 1) -> list[str]:
+def describe_work(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_workers: int = 1) -> list[str]:
     """Say in lines what a search will do and take; times are of one worker."""
     space = protocol.space
     what = "all " if plan.trials == space.size else f"{plan.trials:,} of "
@@ -443,9 +443,9 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_worke
     ]
 
 
-def describe_inputs(protocol: Protocol, cost: Cost) -> list[str]:
-    """Say in lines what memory is needed for, and what is read of each text."""
-    lines = [f"  memory: {cost.memory}"]
+def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost) -> list[str]:
+    """Say in lines what a search will do and take, what memory is needed for, and what is read of each text."""
+    lines = [*describe_work(protocol, plan, cost), f"  memory: {cost.memory}"]
     for name, stream in protocol.streams.items():
         documents = f" in {count_things(stream.documents, 'document')}" if stream.documents else ""  # a guess has none
         lines.append(f"  {name}: {stream.tokens:,} tokens{documents} of {'; '.join((stream.source, *stream.notes))}")

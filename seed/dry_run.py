@@ -104,8 +104,7 @@ def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None
     )
     if protocol.gguf_types:
         say(f"from {describe_gguf(protocol.gguf_types)}")
-    lines = [*cost.describe_plan(protocol, plan, estimate), *cost.describe_inputs(protocol, estimate), *timed]
-    for line in [*lines, *describe_depths(shape, protocol)]:
+    for line in [*cost.describe_plan(protocol, plan, estimate), *timed, *describe_depths(shape, protocol)]:
         say(line)
     threads = "" if shape.gpu_bytes else f" with {count_things(torch.get_num_threads(), 'thread')}"
     say(f"times are of {protocol.device}{threads}, from a few layers and the head with random weights")

@@ -179,7 +179,7 @@ def plan_search(
         shape, protocol, plan, speed, distill=settings.distill, is_tuned=is_tuned, num_workers=num_workers
     )
     timed = time_budget.describe_time(settings, protocol, plan, estimate, speed, spent=clock.spent)
-    for line in [*cost.describe_plan(protocol, plan, estimate, num_workers=num_workers), *timed]:
+    for line in [*cost.describe_work(protocol, plan, estimate, num_workers=num_workers), *timed]:
         terminal.say(line)
     if plan.time is not None:
         clock.seconds = plan.time

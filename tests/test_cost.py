@@ -262,5 +262,4 @@ def test_what_will_be_done_and_read_is_told(tmp_path: Path) -> None:
     said = cost.describe_plan(session.protocol, plan, found)
     assert "5 models distilled for 256 tokens (1 step of 256, the nearest to 200) each, " in said[0]
     assert "give --distill-tokens 2,560 or more" in said[1]
-    told = cost.describe_inputs(session.protocol, found)
-    assert "  test: 768 tokens in 6 documents of notes.txt; 3 files read" in told
+    assert "  test: 768 tokens in 6 documents of notes.txt; 3 files read" in said
