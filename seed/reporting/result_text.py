@@ -376,10 +376,10 @@ def format_reach(estimate: Estimate, spec: str, *, unit: str) -> str:
 
 
 def format_speed(latency: Latency) -> str:
-    """Return ``1.17x faster``, or ``no faster`` where the interval holds 1."""
+    """Return ``1.17x faster``, or ``not measurably faster`` where the interval holds 1."""
     speedup = read_speedup(latency)
     if speedup.low is not None and speedup.high is not None and speedup.low <= 1 <= speedup.high:
-        return "no faster"
+        return "not measurably faster"
     return f"{1 / latency.ratio:.2f}x faster" if latency.ratio < 1 else f"{latency.ratio:.2f}x slower"
 
 
