@@ -78,7 +78,7 @@ def score_landscape(num_layers: int, max_dropped: int, proxy: str, *, model: str
         data = {"recovery_text": "demo", "calibration_tokens": 4096, "validation_tokens": 4096, "window_tokens": 256}
         settings |= data | {"prompt_tokens": 16, "new_tokens": 2}
     study = study_dir.StudyFolder(studies / f"{num_layers}-{proxy}")
-    find_frontier(**settings, quiet=False, studies_dir=studies, study=study.name, sweep_budget=1e6, latency_repeats=3)
+    find_frontier(**settings, studies_dir=studies, study=study.name, sweep_budget=1e6, latency_repeats=3)
     session = sessions.reopen(study, read_plan(study).protocol)
     sweep = Sweep(sessions.prepare_instruments(session), ScoreStore(study.scores))
     space = SearchSpace(

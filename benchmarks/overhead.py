@@ -77,7 +77,7 @@ def watch_search(**settings: Any) -> dict[str, float]:
         mock.patch.object(sweep, "measure_unrecovered", model.watch(sweep.measure_unrecovered)),
         mock.patch.object(searching, "score_space", score_anew),
     ):
-        record = find_frontier(studies_dir=Path(directory), distill=False, **settings)
+        record = find_frontier(quiet=True, studies_dir=Path(directory), distill=False, **settings).record
     return {
         "share": 1 - model_seconds / stage.seconds,
         "seconds": stage.seconds,

@@ -264,8 +264,8 @@ def list_sections(record: type) -> list[type]:
 def list_options(section: type) -> Iterator[tuple[str, Option, Kind]]:
     """The options that a record declares itself, by field."""
     for name, annotation in inspect.get_annotations(section).items():
-        declared = section.__dataclass_fields__[name].metadata.get("option")  # type: ignore[attr-defined]
-        if declared is not None:
+        known = section.__dataclass_fields__.get(name)  # type: ignore[attr-defined]  # None: no field, but KW_ONLY
+        if known is not None and (declared := known.metadata.get("option")) is not None:
             [first, *_] = get_args(annotation) or [annotation]
             yield name, declared, declared.kind or KINDS[first]
 

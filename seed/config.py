@@ -6,7 +6,7 @@ answered at once.
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,11 +48,12 @@ RATES = Kind(tuple, lambda rates: all(map(POSITIVE.allows, rates)) and len(rates
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ModelSection:
     """Model."""
 
     model: str = typed("a name listed below, a hub id, a directory or a GGUF file (default: demo)", "demo")
+    _: KW_ONLY
     hub_id: str | None = entry(key="name")
     revision: str | None = option("revision of a hub model", metavar="COMMIT")
     num_layers: int | None = entry()
@@ -170,7 +171,12 @@ SECTIONS: dict[str, type] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig(ModelSection, SpaceSection, DataSection, RecoverySection, LatencySection, SearchSection, RunSection):
+class Settings(ModelSection, SpaceSection, DataSection, RecoverySection, LatencySection, SearchSection, RunSection):
+    """All that can be told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(Settings):
     """What a study is told. ``None``: not told, so chosen for the model (``fill_by_size``).
 
     Numbers are tokens, ratios to the dense model, bytes (``max_memory``) and seconds (``sweep_budget``); text is read as on

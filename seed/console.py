@@ -83,7 +83,7 @@ class Stage:
         """Return how far it is as one line of plain text."""
         left = self.estimate_left(now=now)
         ahead = "" if left is None else f", {format_seconds(left)} left"
-        return f"{self.title}: {self.amount}{ahead}. {self.news}".rstrip()
+        return f"{self.title}: {self.amount}{ahead}"
 
     def draw(self, *, width: int, now: float) -> RenderableType:
         """Return a line with the bar, and under it the note and the facts, none wider than ``width`` characters."""
@@ -145,6 +145,7 @@ class Terminal:
             quiet=quiet,
             width=None if is_watched else PLAIN_WIDTH,
             force_terminal=None if is_watched else False,  # FORCE_COLOR does not put escape codes into files
+            force_jupyter=False,  # in a notebook plain lines need no widgets, and stand as close as elsewhere
         )
         self._step = ""
         # some CI gives a terminal, but keeps all that is ever drawn on it
@@ -200,7 +201,8 @@ class Terminal:
             now = time.monotonic()
             stage.advance(amount, now=now)
             stage.note, stage.cells = spell_controls(note), [spell_controls(cell) for cell in cells]
-            if not self._is_live and now - printed >= PLAIN_SECONDS and 0 < stage.done < total:
+            pause = PLAIN_SECONDS * max(1.0, (now - stage.began) / 100)  # the longer it takes, the more rarely
+            if not self._is_live and now - printed >= pause and 0 < stage.done < total:
                 self.say(stage.describe(now=now))
                 printed = now
 

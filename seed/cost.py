@@ -447,8 +447,8 @@ def estimate_cost(
     )
 
 
-def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_workers: int = 1) -> list[str]:
-    """Say in lines what a search will do, take and read; times are of one worker."""
+def describe_work(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_workers: int = 1) -> list[str]:
+    """Say in lines what a search will do and take; times are of one worker."""
     space = protocol.space
     what = "all " if plan.trials == space.size else f"{plan.trials:,} of "
     what += f"{count_things(space.size, 'candidate')} scored by {name_proxy(protocol.proxy)}"
@@ -459,13 +459,17 @@ def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost, *, num_worke
         f"{protocol.describe_training(plan.distill_tokens)} each, {format_span(cost.distill_seconds)}"
     )
     workers = f"; {num_workers} evaluators share the work, each with as much memory" if num_workers > 1 else ""
-    lines = [
+    return [
         f"plan: {what}, {format_span(cost.search_seconds + cost.baselines_seconds)}{finals if cost.num_finals else ''}; "
         f"{format_span(cost.seconds)} in all, latencies included; at most {format_bytes(cost.memory.num_bytes)} of memory and "
         f"{format_bytes(cost.disk_bytes)} of disk, on {protocol.device}{workers}",
         *(protocol.warn_of_few_steps(plan.distill_tokens) if cost.num_finals else []),
-        f"  memory: {cost.memory}",
     ]
+
+
+def describe_plan(protocol: Protocol, plan: SearchPlan, cost: Cost) -> list[str]:
+    """Say in lines what a search will do and take, what memory is needed for, and what is read of each text."""
+    lines = [*describe_work(protocol, plan, cost), f"  memory: {cost.memory}"]
     for name, stream in protocol.streams.items():
         documents = f" in {count_things(stream.documents, 'document')}" if stream.documents else ""  # a guess has none
         lines.append(f"  {name}: {stream.tokens:,} tokens{documents} of {'; '.join((stream.source, *stream.notes))}")

@@ -80,6 +80,7 @@ def distill_trials(
         SeedError: no such study or trial, or model or text changed since.
     """
     study, plan, processes = open_together(args, several)
+    from seed.reporting.result_text import show_result
     from seed.stages.publishing import open_shown, refresh_report
     from seed.stages.study_record import gather_record
 
@@ -101,15 +102,11 @@ def distill_trials(
             chosen, session, instruments, budget, eval_command=args.eval_command, terminal=terminal
         )
         processes.share([], list)  # nothing more is trained
-        record = refresh_report(study, opened=opened, on_warning=terminal.say).record
+        found = refresh_report(study, opened=opened, on_warning=terminal.say)
     for result in results:
-        terminal.say(
-            f"{result.candidate.key}: test PPL ratio {result.test.ppl_ratio:.4f} ± {result.test.ppl_ratio_standard_error:.4f} "
-            f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}), latency ratio {result.latency.ratio:.3f}"
-        )
-        terminal.say(f"model:  {study.model(result.candidate.key)}", wrap=False)
-    terminal.say(f"report: {study.report}", wrap=False)
-    return results, record
+        terminal.say(f"distilled: {study.model(result.candidate.key)}", wrap=False)
+    show_result(terminal, found, study=study)
+    return results, found.record
 
 
 def follow(args: DistillCommand, several: "ProcessGroup") -> None:

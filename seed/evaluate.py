@@ -1,4 +1,4 @@
-"""Perplexity and latency of any checkpoint, by Seed's protocol: python -m seed.evaluate studies/demo/models/drop-1
+"""Perplexity and latency of any checkpoints, by Seed's protocol: python -m seed.evaluate studies/demo/models/drop-1
 
 A model inside a study is judged on that study's test text, beside its dense model. Any other model (a
 directory, a GGUF file, a hub id, a preset's name) is judged alone, on the text you name, or else its preset's.
@@ -7,20 +7,23 @@ With ``--tasks`` both are also judged by tasks of lm-eval.
 
 import functools
 import importlib.metadata
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seed import plans, resolve
-from seed.cli import NAMES, argument, json_option, option, quiet_libraries, read_command, trust_option
-from seed.config import StudyConfig
+from seed.cli import NAMES, argument, json_option, make_parser, option, quiet_libraries, spell_flag, trust_option
+from seed.config import LatencySection, StudyConfig
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
 from seed.models.provenance import find_damage, refuse_damaged
 from seed.records import DistillResult, Latency, Quality, Size, TaskScore
-from seed.reporting.result_line import JudgedLine, describe_judged
-from seed.reporting.wording import count_things, format_bytes, format_latency_ratio
+from seed.reporting.result_line import JudgedLine, JudgedLines, describe_judged
+from seed.reporting.result_text import format_reach, write_table
+from seed.reporting.wording import count_things, format_bytes, format_latency_ratio, format_number
 from seed.resolve import choose_text, choose_window, list_presets
+from seed.results import read_excess
 from seed.study_dir import StudyFolder, read_record
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from seed.evaluation.latency import Workload
     from seed.evaluation.tasks import TaskSet
     from seed.models.loader import Teacher
+    from seed.sessions import Session
 
 EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
 
@@ -47,11 +51,16 @@ class TaskOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(TaskOptions):
-    """Perplexity and latency of a checkpoint."""
+class EvaluateCommand(TaskOptions, LatencySection):
+    """Perplexity and latency of checkpoints.
 
-    model: str = argument(
-        "studies/NAME/models/KEY, any directory or GGUF file, a hub id, or a preset's name", metavar="MODEL"
+    In a study, what is not told is as in its search.
+    """
+
+    model: tuple[str, ...] = argument(
+        "studies/NAME/models/KEY, any directory or GGUF file, a hub id, or a preset's name; one or more",
+        metavar="MODEL",
+        many=True,
     )
     test_text: str | None = option(
         "text to judge on (default: the study's or the preset's, else wikitext2)", metavar="SOURCE"
@@ -61,6 +70,23 @@ class EvaluateCommand(TaskOptions):
     device: str | None = option("cpu, cuda, cuda:1")
     trust_remote_code: bool = trust_option()
     json: bool = json_option()
+    given: frozenset[str] = frozenset()  # what was typed, even where it is the default
+
+    def __post_init__(self) -> None:
+        if self.latency_command and (told := self.list_told() - {"latency_repeats"}):
+            raise SeedError(
+                f"{spell_flag(min(told))}: says how Seed times, but --latency-command times by your own. Leave one out."
+            )
+
+    def list_told(self) -> set[str]:
+        """What is told of the workload."""
+        names = ("latency_batch", "prompt_tokens", "new_tokens", "latency_repeats", "compiled")
+        return {name for name in names if name in self.given or getattr(self, name) != getattr(LatencySection, name)}
+
+    def choose_workload(self, usual: "Workload") -> "Workload":
+        """What is timed: as told, and else as usual."""
+        fields = {"latency_batch": "batch", "latency_repeats": "repeats"}
+        return replace(usual, **{fields.get(name, name): getattr(self, name) for name in self.list_told()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +94,7 @@ class Subject:
     """A model that is to be judged, with its text, and beside its dense model where it has one."""
 
     name: str
+    directory: Path
     model: "nn.Module"
     tokenizer: Any
     dense: "Teacher | None"
@@ -88,39 +115,40 @@ class Judgement:
     tasks: tuple[TaskScore, ...]
 
 
-def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand) -> Subject:
-    """Open an exported model of a study with the study's test text, beside the dense model.
+def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened: "dict[Path, Session]") -> Subject:
+    """Open an exported model of a study with the study's test text, beside the dense model. ``opened``: studies that are.
 
     Raises:
         SeedError: the checkpoint cannot be loaded, model or text changed since the search, or the model's code wants the user's word.
     """
     study, plan = plans.open_planned(study.root, trust_remote_code=args.trust_remote_code)
-    protocol = plan.protocol
     quiet_libraries()
     from seed import sessions
     from seed.models.checkpoint import load_checkpoint, load_tokenizer
 
-    session = sessions.reopen(study, protocol, device_name=args.device)
-    window = args.window_tokens or protocol.window_tokens
+    if study.root not in opened:
+        opened[study.root] = sessions.reopen(study, plan.protocol, device_name=args.device)
+    session = opened[study.root]
+    window = args.window_tokens or plan.protocol.window_tokens
     return Subject(
         name=path.name,
+        directory=path,
         model=load_checkpoint(path, device=session.device, dtype=session.dtype),
         tokenizer=load_tokenizer(path),
         dense=session.teacher,
         stream=sessions.take_test_text(session, window_tokens=window, test_tokens=args.test_tokens),
-        workload=session.workload,
+        workload=args.choose_workload(session.workload),
         dtype=session.dtype,
         stored_dtype=session.teacher.stored_dtype,
     )
 
 
-def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
+def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
     """Open any model with a text of its own, the whole of a file or the test split of a corpus.
 
     Raises:
         SeedError: model or text cannot be opened.
     """
-    name = args.model
     settings = resolve.fill_from_files(StudyConfig(model=name, trust_remote_code=args.trust_remote_code))
     quiet_libraries()
     from seed import protocols
@@ -153,52 +181,37 @@ def open_alone(args: EvaluateCommand, terminal: Terminal) -> Subject:
         max_tokens=args.test_tokens,
     )
     refuse_ids(stream.tokens_NT, teacher.model, source=stream.source)
+    usual = Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=24)
     return Subject(
         name=Path(name).name,
+        directory=teacher.directory,
         model=teacher.model,
         tokenizer=teacher.tokenizer,
         dense=None,
         stream=stream,
-        workload=Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=24),
+        workload=args.choose_workload(usual),
         dtype=teacher.dtype,
         stored_dtype=teacher.stored_dtype,
     )
 
 
-def judge_subject(subject: Subject, *, tasks: "TaskSet | None", terminal: Terminal) -> Judgement:
+def judge_subject(subject: Subject, args: EvaluateCommand, *, tasks: "TaskSet | None", terminal: Terminal) -> Judgement:
     """Judge an opened model on its text, by its latency, and by tasks, beside its dense model where it has one."""
-    from seed import protocols
-    from seed.evaluation.latency import measure_pair, prepare_decoder
-    from seed.evaluation.perplexity import choose_micro_batch, compare_models, judge, logits_of, measure_losses
     from seed.evaluation.tasks import compare_scores, score_tasks
-    from seed.models.anatomy import text_config
     from seed.models.checkpoint import measure_size
 
     model, dense, stream = subject.model, subject.dense, subject.stream
-    device, window_tokens = next(model.parameters()).device, stream.tokens_NT.shape[1]
-    vocabulary = text_config(model).vocab_size
-    micro_batch = choose_micro_batch(window_tokens, vocabulary, device=device)
-    if dense is None:
-        losses = measure_losses(logits_of(model), stream, micro_batch=micro_batch, device=device)
-        test = judge(losses, losses)
-    else:
-        theirs, [(losses, closeness)] = compare_models(
-            logits_of(dense.model), [logits_of(model)], stream, micro_batch=micro_batch, device=device
-        )
-        test = judge(losses, theirs, closeness=closeness)
-    latency = measure_pair(
-        prepare_decoder(model if dense is None else dense.model, subject.workload, vocabulary=vocabulary),
-        prepare_decoder(model, subject.workload, vocabulary=vocabulary),
-        subject.workload,
-        structure=subject.name,
-        device=protocols.name_device(device),
-    )
+    with terminal.stage(f"judging {subject.name}", total=2, is_share=True) as advance:
+        test = judge_text(subject, on_windows=lambda count: advance(count / len(stream.tokens_NT), "perplexity"))
+        advance(0, "latency")
+        latency = time_subject(subject, args.latency_command)
+        advance(1, "")
     scores: list[TaskScore] = []
     if tasks is not None:
         terminal.say(f"tasks:      lm-eval asks {subject.name}{'' if dense is None else ', then the dense model'}")
         ours = score_tasks(model, subject.tokenizer, tasks)
         scores = compare_scores(ours, None if dense is None else score_tasks(dense.model, dense.tokenizer, tasks))
-    windows = f"non-overlapping windows of {window_tokens} tokens, the first of each unscored"
+    windows = f"non-overlapping windows of {stream.tokens_NT.shape[1]} tokens, the first of each unscored"
     dtype = f"computed in {str(subject.dtype).removeprefix('torch.')}"
     return Judgement(
         test=test,
@@ -207,6 +220,75 @@ def judge_subject(subject: Subject, *, tasks: "TaskSet | None", terminal: Termin
         protocol="; ".join((stream.source, *stream.notes, windows, dtype)),
         tasks=tuple(scores),
     )
+
+
+def judge_text(subject: Subject, *, on_windows: Callable[[int], None]) -> Quality:
+    """Judge a model on its text; ``on_windows`` is told how many windows it is about to read."""
+    from seed.evaluation.perplexity import choose_micro_batch, compare_models, judge, logits_of, measure_losses
+    from seed.models.anatomy import text_config
+
+    stream, device = subject.stream, next(subject.model.parameters()).device
+    vocabulary, compute = text_config(subject.model).vocab_size, logits_of(subject.model)
+    micro_batch = choose_micro_batch(stream.tokens_NT.shape[1], vocabulary, device=device)
+
+    def compute_watched(tokens_BT: "torch.Tensor") -> "torch.Tensor":
+        on_windows(len(tokens_BT))
+        return compute(tokens_BT)
+
+    if subject.dense is None:
+        losses = measure_losses(compute_watched, stream, micro_batch=micro_batch, device=device)
+        return judge(losses, losses)
+    theirs, [(losses, closeness)] = compare_models(
+        logits_of(subject.dense.model), [compute_watched], stream, micro_batch=micro_batch, device=device
+    )
+    return judge(losses, theirs, closeness=closeness)
+
+
+def time_subject(subject: Subject, command: str | None) -> Latency:
+    """Time a model beside its dense model, or beside itself where it has none, by our workload or by the user's command.
+
+    Raises:
+        SeedError: the workload does not fit the model, or the command fails.
+    """
+    from seed import protocols
+    from seed.evaluation.latency import measure_by_command, measure_pair, prepare_decoder
+    from seed.models.anatomy import text_config
+
+    model, workload, config = subject.model, subject.workload, text_config(subject.model)
+    other, place = (
+        (model, subject.directory) if subject.dense is None else (subject.dense.model, subject.dense.directory)
+    )
+    device = protocols.name_device(next(model.parameters()).device)
+    if command is not None:
+        return measure_by_command(
+            command, place, subject.directory, structure=subject.name, device=device, repeats=workload.repeats
+        )
+    held = workload.prompt_tokens + workload.new_tokens
+    if held > (getattr(config, "max_position_embeddings", None) or held):
+        raise ModelError(
+            f"--prompt-tokens {workload.prompt_tokens} and --new-tokens {workload.new_tokens}: together more than the "
+            f"{config.max_position_embeddings} tokens that the model holds. Choose fewer."
+        )
+    return measure_pair(
+        prepare_decoder(other, workload, vocabulary=config.vocab_size),
+        prepare_decoder(model, workload, vocabulary=config.vocab_size),
+        workload,
+        structure=subject.name,
+        device=device,
+    )
+
+
+def refuse_study(path: Path) -> None:
+    """Refuse a study's folder.
+
+    Raises:
+        ModelError: with the names of its models.
+    """
+    study = StudyFolder(path)
+    if study.plan.is_file() or study.stages_plan.is_file():
+        models = sorted(place.parent for place in path.glob("**/models/*/config.json"))
+        wanted = f"Name one or more of its models: {' '.join(map(str, models))}" if models else "It has no models yet"
+        raise ModelError(f"{path}: is a study. {wanted}.")
 
 
 def find_study(path: Path) -> StudyFolder | None:
@@ -287,20 +369,50 @@ def _spell(value: float | None, error: float | None, *, sign: str = "") -> str:
     return f"{value:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
-def evaluate(args: EvaluateCommand, terminal: Terminal) -> JudgedLine:
+def evaluate(args: EvaluateCommand, terminal: Terminal) -> JudgedLine | JudgedLines:
     """Judge as told on the command line, say what was found, and return it as ``--json`` prints it."""
     tasks = read_tasks(args)
-    check_model(Path(args.model).expanduser())
-    study = find_study(Path(args.model)) if args.test_text is None else None
-    subject = open_alone(args, terminal) if study is None else open_in_study(Path(args.model), study, args)
-    found = judge_subject(subject, tasks=tasks, terminal=terminal)
-    is_beside = study is not None
+    for name in args.model:
+        refuse_study(Path(name).expanduser())
+        check_model(Path(name).expanduser())
+    opened: dict[Path, Session] = {}
+    lines = [evaluate_one(name, args, tasks, terminal, opened) for name in args.model]
+    if len(lines) == 1:
+        return lines[0]
+    for line in write_table(list(map(list_judged, lines))):
+        terminal.say(line, wrap=False)
+    if len({line.protocol for line in lines}) > 1:
+        terminal.say("PPLs are of different text or windows, as said above, and do not compare.")
+    return JudgedLines(models=tuple(lines))
+
+
+def evaluate_one(
+    name: str, args: EvaluateCommand, tasks: "TaskSet | None", terminal: Terminal, opened: "dict[Path, Session]"
+) -> JudgedLine:
+    """Judge one model, and say what was found."""
+    study = find_study(Path(name)) if args.test_text is None else None
+    subject = open_alone(name, args, terminal) if study is None else open_in_study(Path(name), study, args, opened)
+    found, is_beside = judge_subject(subject, args, tasks=tasks, terminal=terminal), study is not None
     show_judgement(terminal, found, beside_dense=is_beside)
     if found.tasks:
         show_tasks(terminal, found.tasks, limit=args.task_limit)
     return describe_judged(
-        args.model, found.protocol, found.test, found.latency, found.size, found.tasks, beside_dense=is_beside
+        name, found.protocol, found.test, found.latency, found.size, found.tasks, beside_dense=is_beside
     )
+
+
+def list_judged(line: JudgedLine) -> dict[str, str | None]:
+    """Return a model's row in the table of several."""
+    return {
+        "model": Path(line.model).name,
+        "PPL": None if line.ppl is None else format_number(line.ppl, places=2),
+        "PPL to dense": None
+        if line.ppl_ratio is None
+        else format_reach(read_excess(line.ppl_ratio), "+,.1f", unit=" %"),
+        "latency": f"{line.latency_ms:,.1f} ms",
+        "speed": None if line.latency_ratio is None else f"{1 / (line.latency_ratio.value or 1):.2f}x",
+        "size": format_bytes(line.weight_bytes),
+    }
 
 
 def read_tasks(args: EvaluateCommand) -> "TaskSet | None":
@@ -328,7 +440,8 @@ def read_tasks(args: EvaluateCommand) -> "TaskSet | None":
 
 def main() -> None:
     """Read the command line and judge."""
-    args = read_command(EvaluateCommand)
+    words = vars(make_parser(EvaluateCommand).parse_args())
+    args = EvaluateCommand(**words | {"model": tuple(words["model"])}, given=frozenset(words))
     if args.json:
         answer_in_json(functools.partial(evaluate, args))
     else:

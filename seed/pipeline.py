@@ -17,7 +17,7 @@ from seed import cost, protocols, resolve, sessions, study_dir, time_budget
 from seed.cli import quiet_libraries
 from seed.clock import Clock, TimeIsUpError
 from seed.config import StudyConfig, known
-from seed.console import Terminal, format_seconds
+from seed.console import Terminal
 from seed.cost import Shape
 from seed.errors import ModelError, StudyError
 from seed.evaluation.latency import pool_dense
@@ -37,7 +37,6 @@ from seed.plans import SearchPlan, read_plan
 from seed.proxy.closed_form import measure_gains
 from seed.proxy.sweep import ScoreCache
 from seed.records import DenseResult, Frontier, FrontierMember, SearchSpace
-from seed.reporting.result_text import show_result
 from seed.reporting.wording import count_things
 from seed.results import StudyResult
 from seed.scores import ScoreStore
@@ -180,7 +179,7 @@ def plan_search(
         shape, protocol, plan, speed, distill=settings.distill, is_tuned=is_tuned, num_workers=num_workers
     )
     timed = time_budget.describe_time(settings, protocol, plan, estimate, speed, spent=clock.spent)
-    for line in [*cost.describe_plan(protocol, plan, estimate, num_workers=num_workers), *timed]:
+    for line in [*cost.describe_work(protocol, plan, estimate, num_workers=num_workers), *timed]:
         terminal.say(line)
     if plan.time is not None:
         clock.seconds = plan.time
@@ -242,7 +241,7 @@ class Pipeline:
         self.compare_baselines(frontier)
         if self.settings.distill:
             self.distill(frontier)
-        return self.report()
+        return self.refresh_report().record
 
     def begin(self, step: str) -> None:
         """Say at which step of the pass it is."""
@@ -343,7 +342,7 @@ class Pipeline:
         """Judge the original on validation and test text, unless it was."""
         self.begin("dense")
         path = self.study.dense
-        with self.terminal.stage("dense", total=1) as advance:
+        with self.terminal.stage("dense model", total=1) as advance:
             dense = study_dir.read_record(path, DenseResult) if path.exists() else None
             if dense is None:
                 dense = self.executor.call("judge_dense", pool_dense(self.table.table.values()))
@@ -391,14 +390,13 @@ class Pipeline:
 
     def choose_frontier(self) -> Frontier:
         """Write down what goes on to distillation."""
-        terminal, space, frontier = self.terminal, self.trials.space, self.select_members()
+        space, frontier = self.trials.space, self.select_members()
         study_dir.write_record(self.study.frontier, frontier)
-        solver = searching.name_solver(self.plan, self.settings, space, frontier)
-        num_members = len(frontier.members)
-        terminal.say(
-            f"scored {frontier.num_scored:,} of {count_things(space.size, 'candidate')} ({solver}); {num_members} "
-            f"{'goes' if num_members == 1 else 'go'} on"
+        scored, num_members = (
+            f"{frontier.num_scored:,} of {count_things(space.size, 'candidate')}",
+            len(frontier.members),
         )
+        self.terminal.say(f"scored {scored}; {num_members} {'goes' if num_members == 1 else 'go'} on")
         return frontier
 
     def select_members(self) -> Frontier:
@@ -417,7 +415,7 @@ class Pipeline:
         """Play simpler ways to choose on the search's own scores, and write down what the search added."""
         self.begin("baselines")
         space, executor, recovers = self.trials.space, self.executor, self.session.gains is not None
-        with self.terminal.stage("baselines", total=len(baselines.BASELINES)) as advance:
+        with self.terminal.stage("simpler ways to choose", total=len(baselines.BASELINES)) as advance:
             if self.plan.allows_singles(space):
                 searching.score_singles(executor, self.store, self.cache, space, recovers=recovers)
             gain, rows = executor.call(
@@ -437,7 +435,7 @@ class Pipeline:
         if not budgets.uses_stored_states(self.session):
             return
         total = len(budgets.list_windows(self.session, steps=steps, rng_seeds=rng_seeds))
-        with self.terminal.stage("dense states", total=total) as advance:  # windows of text
+        with self.terminal.stage("dense model's states", total=total) as advance:  # windows of text
             is_stored = self.executor.store_states(steps=steps, rng_seeds=rng_seeds, on_progress=advance)
         if not is_stored:
             self.terminal.say("  they would take too much disk: the dense model runs in every step instead")
@@ -473,13 +471,6 @@ class Pipeline:
                 f"  the time is spent, and {count_things(len(members) - len(results), 'model')} not distilled: give more "
                 "--time, or python -m seed.distill"
             )
-        for result in results:
-            terminal.say(
-                f"  {result.key}: test PPL ratio {result.test.ppl_ratio:.4f} "
-                f"(without recovery {result.test_unrecovered.ppl_ratio:.4f}"
-                f"{', so recovery did not help' * (result.test.ppl_ratio >= result.test_unrecovered.ppl_ratio)}), "
-                f"{format_seconds(result.seconds)}"
-            )
 
     def weigh(self, member: FrontierMember) -> tuple[int, float]:
         """What orders members by worth: the best of its depth first, and the fastest for its perplexity."""
@@ -494,8 +485,8 @@ class Pipeline:
             return rates[0]
         tokens = self.plan.distill_tokens
         steps = self.session.protocol.count_steps(tokens // students.TUNING_SHARE)
-        with self.terminal.stage("tuning", total=len(rates) * steps, is_share=True) as advance:
-            rate = students.choose_learning_rate(
+        with self.terminal.stage("learning rate", total=len(rates) * steps, is_share=True) as advance:
+            return students.choose_learning_rate(
                 self.study,
                 hardest,
                 rates=rates,
@@ -509,18 +500,9 @@ class Pipeline:
                     on_progress=advance,
                 ),
             )
-        self.terminal.say(f"learning rate {rate:g}")
-        return rate
 
     def refresh_report(self, *, is_running: bool = False) -> StudyResult:
         """Write the report, and the same into Optuna Dashboard."""
         return publishing.refresh_report(
             self.study, opened=self.trials.study, on_warning=self.terminal.say, is_running=is_running
         )
-
-    def report(self) -> StudyRecord:
-        """Write the report and print what matters."""
-        result = self.refresh_report()
-        storage = publishing.spell_storage(result.record.plan, self.study)
-        show_result(self.terminal, result, study=self.study, storage=storage)
-        return result.record

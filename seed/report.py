@@ -34,7 +34,7 @@ def report_study(
     study = study_dir.open_existing(path)
     from seed.reporting.pictures import draw_figures, find_browser, write_pictures
     from seed.reporting.result_text import show_result
-    from seed.stages.publishing import open_shown, refresh_report, spell_storage
+    from seed.stages.publishing import open_shown, refresh_report
 
     if formats:
         find_browser()  # before anything is written
@@ -43,7 +43,7 @@ def report_study(
         study_dir.read_record(study.frontier, Frontier)  # before a journal is mended: the lack of it says how to go on
         opened = open_shown(study, plan, storage=storage, on_warning=terminal.say)
         result = refresh_report(study, opened=opened, on_warning=terminal.say)
-    show_result(terminal, result, study=study, storage=spell_storage(plan, study))
+    show_result(terminal, result, study=study)
     if formats:
         with terminal.stage("pictures", total=1) as advance:
             written = write_pictures(draw_figures(result), page=study.report, target=study.pictures, formats=formats)

@@ -214,6 +214,11 @@ def _read_ratio(model: Model) -> float:
     return math.inf if model.ppl_ratio.value is None else model.ppl_ratio.value
 
 
+def find_nearest(result: StudyResult) -> Model:
+    """Return what comes nearest to what may be shipped, where nothing may: within the widest margin if there is one."""
+    return result.recommended[-1].slower or min(result.best, key=_read_ratio)
+
+
 def count_drops(scored: Sequence[Model]) -> tuple[DepthDrops, ...]:
     """Count, for each depth, which layers its best candidates drop: a quarter of those scored, twenty at most."""
     by_depth: dict[int, list[Candidate]] = {}
@@ -253,6 +258,18 @@ def read_interval(quality: Quality) -> Estimate:
 def read_latency_ratio(latency: Latency) -> Estimate:
     """Return a latency ratio with its 95 % interval."""
     return Estimate(value=latency.ratio, low=latency.ratio_low, high=latency.ratio_high)
+
+
+def read_speedup(latency: Latency) -> Estimate:
+    """Return how many times as fast as the dense model it decodes, with its 95 % interval."""
+    low, high = (None if ratio is None else 1 / ratio for ratio in (latency.ratio_high, latency.ratio_low))
+    return Estimate(value=1 / latency.ratio, low=low, high=high)
+
+
+def read_excess(ratio: Estimate) -> Estimate:
+    """Return what a ratio is above 1, in per cent."""
+    value, low, high = (None if end is None else 100 * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
+    return Estimate(value=value, low=low, high=high)
 
 
 # ---- several studies

@@ -5,14 +5,17 @@ study's folder, so the same command continues a stopped run. From Python: ``find
 """
 
 import functools
+import inspect
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from seed import resolve
 from seed.cli import json_option, make_parser, option, quiet_libraries
-from seed.config import OPTIONS, StudyConfig
+from seed.config import OPTIONS, Settings, StudyConfig
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import SeedError
 from seed.evidence import StudyRecord
@@ -23,6 +26,8 @@ from seed.study_dir import StudyFolder
 if TYPE_CHECKING:
     from seed.evidence import StagedSearch
     from seed.reporting.result_line import SearchLine, StagedLine
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +42,77 @@ class SearchCommand(StudyConfig, Output):
     """Find the layers a language model can live without, and hand back the models worth keeping."""
 
 
-def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -> StudyRecord:
-    """Search, distill and export; return everything that the report shows, as records.
+@dataclass(frozen=True, kw_only=True)
+class PythonSettings(Settings):
+    """What ``find_frontier`` takes."""
+
+    quiet: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model that a search found. Ratios are to the dense model: of PPL on test text, or on validation text if it is not distilled."""
+
+    dropped_layers: tuple[int, ...]  # by their index in the original
+    path: Path | None  # of the checkpoint; None: not distilled, so not exported
+    speedup: float
+    ppl_ratio: float
+    num_params: int
+
+    def load(self, **options: Any) -> Any:
+        """Open the model with transformers, in the type that it is stored in; ``options``: of its ``from_pretrained``.
+
+        Raises:
+            SeedError: it is not distilled.
+        """
+        if self.path is None:
+            raise SeedError(
+                f"the model without layers {self.dropped_layers}: is not distilled. Search with distill=True."
+            )
+        quiet_libraries()
+        from transformers import AutoConfig
+
+        from seed.models.loader import find_auto_class
+
+        auto = find_auto_class(AutoConfig.from_pretrained(self.path))
+        return auto.from_pretrained(self.path, **{"dtype": "auto"} | options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search found; shown, it is the table of its models."""
+
+    report: Path
+    models: tuple[FoundModel, ...]  # as in the table, the least dropped first
+    shipped: FoundModel | None  # what the table says to ship; None: none is distilled, or faster within 10 % PPL
+    record: StudyRecord  # all that the report shows
+
+    def __repr__(self) -> str:
+        from seed.reporting.result_text import write_result
+        from seed.results import compute_result
+
+        return write_result(compute_result(self.record), study=StudyFolder(self.report.parent))
+
+
+def take_settings(settings: Callable[P, Settings]) -> Callable[[Callable[..., Found]], Callable[P, Found]]:
+    """Give a function the fields of ``settings`` as its parameters, with types and completion."""
+
+    def give(function: Callable[..., Found]) -> Callable[P, Found]:
+        signature = inspect.signature(settings).replace(return_annotation=Found)
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    return give
+
+
+@take_settings(PythonSettings)
+def find_frontier(model: str = "demo", *, quiet: bool = False, **settings: Any) -> Found:
+    """Search, distill and export, or go on where that was stopped; return what was found.
 
     Args:
-        model: a preset's name, a hub id or a directory.
+        model: a preset's name, a hub id, a directory or a GGUF file.
         quiet: show no progress.
-        settings: the fields of ``StudyConfig``; the command line's options with underscores.
+        settings: the command line's options with underscores (``python -m seed.search --help`` says what each is).
 
     Raises:
         SeedError: anything a caller can mend.
@@ -54,7 +123,31 @@ def find_frontier(model: str = "demo", *, quiet: bool = True, **settings: Any) -
     wanted = resolve.fill_from_files(StudyConfig(model=model, **settings, given=frozenset(settings)))
     if wanted.stages:
         raise SeedError("find_frontier: searches at once; seed.search.search_in_stages takes settings with stages.")
-    return search(wanted, Terminal(quiet=quiet))
+    return describe_found(search(wanted, Terminal(quiet=quiet)), wanted)
+
+
+def describe_found(record: StudyRecord, settings: StudyConfig) -> Found:
+    """Return what a search found, as Python shows it."""
+    from seed.results import compute_result
+
+    result, study = compute_result(record), StudyFolder(settings.studies_dir / record.plan.name)
+    models = {
+        model.key: FoundModel(
+            dropped_layers=model.candidate.dropped_layers,
+            path=study.model(model.key) if model.is_distilled else None,
+            speedup=1 / model.latency.ratio,
+            ppl_ratio=math.nan if model.ppl_ratio.value is None else model.ppl_ratio.value,
+            num_params=model.size.num_params,
+        )
+        for model in result.distilled or result.frontier
+    }
+    chosen = result.recommended[-1].chosen if result.distilled else None
+    return Found(
+        report=study.report,
+        models=tuple(models.values()),
+        shipped=None if chosen is None else models[chosen.key],
+        record=record,
+    )
 
 
 def search(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
@@ -67,6 +160,17 @@ def search(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     from seed import pipeline
 
     return pipeline.run(settings, terminal, began=began)
+
+
+def search_and_show(settings: StudyConfig, terminal: Terminal) -> tuple[StudyRecord, StudyFolder]:
+    """Search, and print what was found."""
+    record = search(settings, terminal)
+    from seed.reporting.result_text import show_result
+    from seed.results import compute_result
+
+    study = StudyFolder(settings.studies_dir / record.plan.name)
+    show_result(terminal, compute_result(record), study=study)
+    return record, study
 
 
 def search_in_stages(settings: StudyConfig, terminal: Terminal) -> "StagedSearch":
@@ -104,7 +208,7 @@ def main() -> None:
     elif settings.stages:
         search_in_stages(settings, Terminal())
     else:
-        search(settings, Terminal())
+        search_and_show(settings, Terminal())
 
 
 def search_for_script(settings: StudyConfig, terminal: Terminal) -> "SearchLine | StagedLine":
@@ -114,8 +218,7 @@ def search_for_script(settings: StudyConfig, terminal: Terminal) -> "SearchLine 
 
     if settings.stages:
         return describe_staged(search_in_stages(settings, terminal), name_root(settings))
-    record = search(settings, terminal)
-    return describe_search(record, StudyFolder(settings.studies_dir / record.plan.name))
+    return describe_search(*search_and_show(settings, terminal))
 
 
 def plan_only(settings: StudyConfig, terminal: Terminal) -> None:

@@ -74,13 +74,13 @@ def test_stages_print_plain_lines(capsys: Captured, monkeypatch: pytest.MonkeyPa
     with Terminal().stage("short", total=2) as advance:
         advance(1, "cut")
     assert capsys.readouterr().out.splitlines() == [
-        "search: 1 of 3. best [1]",
-        "search: 2 of 3. best [2]",
+        "search: 1 of 3",
+        "search: 2 of 3",
         "search: done in 0 s",
-        "distill: 17%. a",
-        "distill: 50%. b",
+        "distill: 17%",
+        "distill: 50%",
         "distill: done in 0 s",
-        "[2/3] sweep: 1 of 2. best: -1: 1.028 (7), -2: 1.107 (1, 7)",
+        "[2/3] sweep: 1 of 2",
         "[2/3] sweep: done in 0 s; best: -1: 1.028 (7), -2: 1.107 (1, 7)",
         "short: done in 0 s",
     ]

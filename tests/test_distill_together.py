@@ -57,7 +57,7 @@ def test_two_processes_hand_back_what_one_does(launcher, searched, tmp_path):
         done = subprocess.CompletedProcess([], *first)
     assert done.returncode == 0, done.stderr
     assert read_line(done, DistillLine).distilled.key == model.key
-    assert done.stderr.count("to train in 2 processes") == done.stderr.count("report: ") == 1  # one process speaks
+    assert done.stderr.count("to train in 2 processes") == done.stderr.count("open: ") == 1  # one process speaks
     expected, found = (read(path, f"distilled/{model.key}.json") for path in (alone, together))
     assert found["best_step"] == expected["best_step"] > 0
     curve = [point["validation_loss"] for point in expected["curve"]]

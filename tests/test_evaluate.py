@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from seed.errors import CorpusError
+from seed.reporting.result_line import JudgedLine, JudgedLines
 from seed.resolve import choose_text, choose_window
 from tests.conftest import MakeCheckpoint
+from tests.finished import Finished
 from tests.models.test_provenance import write_start
-from tests.running import run_seed
+from tests.running import error_of, read_line, run_seed
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,32 @@ def test_the_text_is_one_that_the_model_names_where_it_is_known(tmp_path: Path, 
         with pytest.raises(CorpusError, match=r"which text\? Give --test-text"):
             choose_text(str(path))
     assert choose_text("someone/a-model") == "wikitext2"
+
+
+def test_several_models_of_a_study_are_judged_one_beside_the_other_by_the_workload_that_is_told(
+    finished_study: Finished, tmp_path: Path
+) -> None:
+    models = sorted(map(str, finished_study.folder.models.iterdir()))
+    error = error_of(run_seed("seed.evaluate", str(finished_study.folder.root), cwd=tmp_path, code=2))
+    assert error.endswith(f"is a study. Name one or more of its models: {' '.join(models)}.")
+    timed = ["--latency-batch=2", "--prompt-tokens=6", "--new-tokens=3", "--latency-repeats=4"]
+    done = run_seed("seed.evaluate", *models, *timed, "--test-tokens=256", "--json", cwd=tmp_path)
+    lines = read_line(done, JudgedLines).models
+    assert [line.model for line in lines] == models
+    assert all(line.workload == "decode 3 tokens after 6, batch 2, eager, KV cache" for line in lines)
+    assert all(line.ppl_ratio is not None for line in lines)
+    assert [row.split()[0] for row in done.stderr.splitlines()[-len(models) :]] == [Path(one).name for one in models]
+    assert f"judging {Path(models[0]).name}: done in" in done.stderr
+    alone = ["seed.evaluate", models[0], f"--test-text={finished_study.settings.recovery_text}", "--test-tokens=256"]
+    stopwatch = f"{sys.executable} -c 'print(7)'"
+    line = read_line(
+        run_seed(*alone, "--latency-command", stopwatch, "--latency-repeats=3", "--json", cwd=tmp_path), JudgedLine
+    )
+    assert (line.latency_ms, line.workload) == (7.0, stopwatch)
+    error = error_of(run_seed(*alone, "--latency-command", stopwatch, "--latency-batch=1", cwd=tmp_path, code=2))
+    assert "--latency-batch: says how Seed times" in error
+    error = error_of(run_seed(*alone, "--prompt-tokens=1000000", cwd=tmp_path, code=2))
+    assert "--prompt-tokens 1000000 and --new-tokens" in error
 
 
 def test_the_command_says_which_windows_it_took(

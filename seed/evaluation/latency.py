@@ -315,6 +315,26 @@ def run_user_command(command: str, directory: Path) -> float:
     raise CommandError(f"{command} {directory}: printed no number. Its last number on standard output is what counts.")
 
 
+def measure_by_command(
+    command: str, dense: Path, cut: Path, *, structure: str, device: str, repeats: int | None
+) -> Latency:
+    """Let a user's command time two checkpoints in turns.
+
+    Raises:
+        CommandError: it fails, or prints no time.
+    """
+
+    def run(path: Path) -> float:
+        milliseconds = run_user_command(command, path)
+        if milliseconds <= 0:
+            raise CommandError(f"--latency-command {command}: printed a time of 0 or less. It must print milliseconds.")
+        return milliseconds
+
+    run(dense), run(cut)  # warm-up
+    pairs = take_pairs(run_in_turns(lambda: run(dense), lambda: run(cut)), repeats=repeats)
+    return summarise_pairs(pairs, structure=structure, workload=command, device=device)
+
+
 def smooth_over_depth(latencies: Sequence[Latency], num_kept: Sequence[int]) -> list[Latency]:
     """Make ratios rise with the number of layers (isotonic regression), so that noise cannot delete a depth.
 

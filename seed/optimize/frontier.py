@@ -21,12 +21,6 @@ from seed.stats import clustered_standard_error, count_effective, draw_counts, r
 LoadLosses = Callable[[Quality], tuple[np.ndarray, np.ndarray]]  # sums and counts by document
 BOOTSTRAP_DRAWS = 1000
 NEEDED_PAIRS = 10
-# studies/fidelity.record: Kendall's tau within a depth, 20 candidates each, of a score with full distillation
-PUBLISHED_AGREEMENT = {
-    "closed-form": "Published for the demo model: Kendall tau +0.85 with 2 layers dropped, +0.85 with 3 (20 candidates each).",
-    "short-distillation": "Published for the demo model, 30 steps: Kendall tau +0.87 with 2 layers dropped, +0.88 with 3 "
-    "(20 candidates each).",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +171,10 @@ def _weigh(
 
 
 def _say_agreement(found: Agreement) -> str:
-    published = PUBLISHED_AGREEMENT.get(found.proxy, "")
     pairs, tau = found.concordant + found.discordant, found.kendall_tau
     if tau is None:
-        return f"Cannot tell: no two distilled models of equal structure can be compared. {published}".strip()
+        return "Cannot tell: no two distilled models of equal structure can be compared."
     counted = f"proxy and full distillation order {found.concordant} of {pairs} pairs of equal structure alike"
     if pairs < NEEDED_PAIRS:
-        return f"Cannot tell: {counted}, and fewer than {NEEDED_PAIRS} pairs say little. {published}".strip()
+        return f"Cannot tell: {counted}, and fewer than {NEEDED_PAIRS} pairs say little."
     return f"{counted[0].upper()}{counted[1:]} (Kendall tau {tau:+.2f})."

@@ -135,6 +135,12 @@ class JudgedLine(Line, frozen=True, kw_only=True):
     tasks: tuple[TaskScore, ...] = ()
 
 
+class JudgedLines(Line, frozen=True, kw_only=True):
+    """How several checkpoints were judged, in the order that they were given."""
+
+    models: tuple[JudgedLine, ...]
+
+
 def describe_search(record: StudyRecord, study: StudyFolder) -> SearchLine:
     """Return the line of a searched study."""
     result = compute_result(record)

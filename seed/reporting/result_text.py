@@ -1,12 +1,16 @@
 """A study's result in sentences and tables of plain text, for terminal, page and note alike; what is said is chosen in ``results``."""
 
+import itertools
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from seed.console import Terminal
 from seed.evidence import Baseline, BaselinePick, Equivalence, SearchGain, StudyRecord
-from seed.records import Frontier, Latency, Size
+from seed.records import DenseResult, Estimate, Frontier, Latency, Size
 from seed.reporting.wording import (
     ABSENT,
     MARGIN_PERCENT,
@@ -20,17 +24,18 @@ from seed.reporting.wording import (
     format_latency_ratio,
     format_number,
     format_ppl_ratio,
+    join_words,
     list_layers,
     name_depth,
     name_drop,
     name_proxy,
     name_width,
 )
-from seed.results import Model, Recommendation, StudyResult
+from seed.results import Model, Recommendation, StudyResult, find_nearest, read_excess, read_speedup
 from seed.study_dir import StudyFolder
 
-WIDE = 140  # characters that the whole table of models needs
-NUM_COSTS = 5  # of its columns say what a model costs, the others what it is worth
+WIDTH = 80  # characters of a line in a terminal
+PERCENT = "\u00a0%"
 # of a model beside the best of its depth, in the best one's words
 VERDICTS = {
     "equivalent": f"equivalent within {MARGIN_PERCENT} to",
@@ -286,46 +291,117 @@ def tabulate_frontier(result: StudyResult) -> Table:
     return make_table(rows, ids=[model.link for model in result.frontier])
 
 
-# ---- in the terminal
+# ---- in the terminal, and in Python
 
 
-def show_result(terminal: Terminal, result: StudyResult, *, study: StudyFolder, storage: str) -> None:
-    """Print the dense model, the table of the distilled frontier, and where everything lies."""
-    record, dense = result.record, result.record.dense
+def show_result(terminal: Terminal, result: StudyResult, *, study: StudyFolder) -> None:
+    """Print what a search found."""
     terminal.say()
-    test = dense.judged
-    terminal.say(
-        f"dense model: test PPL {test.perplexity:.3f} on {test.tokens:,} tokens; "
-        f"{dense.latency.median_ms:.1f} ms to {dense.latency.workload}; {dense.size.num_params:,} parameters"
-    )
-    if result.distilled:
-        terminal.say("Distilled frontier; ratios are to the dense model, on test text:")
-        table = tabulate_models(result)
-        columns, every = table.columns, range(len(table.columns))
-        halves = [every] if terminal.width >= WIDE else [every[:NUM_COSTS], [0, *every[NUM_COSTS:]]]
-        for half in halves:
-            terminal.show_table([columns[i] for i in half], [[row[i] for i in half] for row in table.rows])
-        for index, model in enumerate(result.distilled):
-            terminal.say(("models:    " if index == 0 else "           ") + str(study.model(model.key)), wrap=False)
-    else:
-        table = tabulate_frontier(result)
-        title = f"Frontier by the proxy ({name_proxy(record.frontier.proxy)}, validation text), not distilled"
-        terminal.show_table(table.columns, table.rows, title=title)
-    names = {model.key: name_model(model) for model in result.distilled}
+    for line in write_result(result, study=study).splitlines():
+        terminal.say(line, wrap=False)
+
+
+def write_result(result: StudyResult, *, study: StudyFolder) -> str:
+    """Return the models, which of them to ship, and where that and the report lie; no line but a path's is wider than ``WIDTH``."""
+    record, shown = result.record, (*(result.distilled or result.frontier), *result.width_baselines)
+    text = "test text" if result.distilled else f"validation text, by the proxy ({name_proxy(record.frontier.proxy)})"
+    counts = {model.num_distilled for model in shown}
+    if counts and max(counts) > 1:
+        text += f", mean of {'up to ' if len(counts) > 1 else ''}{max(counts)} distillations"
     sentences = [
+        f"speed: {record.dense.latency.workload}; PPL: {text}",
+        "" if result.best else introduce_best(result),
         describe_unhelped(result),
-        *(describe_recommendation(advice, result) for advice in result.recommended),
-        describe_disturbance(result),
-        *(f"  without {names[found.other]}: {describe_equivalence(found, result)}" for found in record.equivalences),
+        "The machine was busy while speed was measured: at another time it may differ." if result.disturbances else "",
+        *(name_fastest(found) for found in group_recommendations(result) if result.best),
     ]
-    if record.gain:
-        sentences.append(f"what the search added: {describe_solver(record.gain, record.frontier)}")
-        sentences += [f"  {describe_baseline(baseline, record.gain)}" for baseline in record.gain.baselines]
-    for sentence in filter(None, sentences):
-        terminal.say(sentence)
-    terminal.say(f"report:    {study.report}", wrap=False)
-    typed = "" if record.plan.storage is None else f" --storage {shlex.quote(storage)}"
-    terminal.say(f"dashboard: python -m seed.dashboard {shlex.quote(str(study.root))}{typed}", wrap=False)
-    artifacts = shlex.quote(str(study.artifacts))
-    terminal.say(f"           optuna-dashboard {shlex.quote(storage)} --artifact-dir {artifacts}", wrap=False)
-    terminal.say(f"proxy:     {record.agreement.verdict}")
+    lines = write_table(list_deciding(result, shown))
+    lines += [line for one in sentences for line in textwrap.wrap(one, WIDTH, subsequent_indent="  ")]
+    lines = [line.replace("\u00a0", " ") for line in lines]
+    if result.distilled:
+        shipped = result.recommended[-1].chosen
+        model = shipped or find_nearest(result)
+        lines.append(
+            f"{'ship' if shipped else 'nearest'}: {study.model(model.key)}  {describe_gain(model, record.dense)}"
+        )
+    elif result.best:
+        lines.append(f"next: python -m seed.distill {shlex.quote(str(study.root))}")
+    return "\n".join([*lines, f"open: {study.report}"])
+
+
+def list_deciding(result: StudyResult, models: Sequence[Model]) -> list[dict[str, str | None]]:
+    """Return the rows of what decides between models: the dense one's figures, and how the others lie to it."""
+    dense = result.record.dense
+    perplexity = (dense.test if result.distilled else dense.validation) or dense.validation
+    first: dict[str, str | None] = {
+        "without layers": "none (dense)",
+        "speed [95 %]": f"{dense.latency.median_ms:,.1f} ms",
+        "PPL [95 %]": format_number(perplexity.perplexity, places=2),
+        "yours": None if dense.user_score is None else f"{dense.user_score:g}",
+        "size": format_bytes(dense.size.weight_bytes),
+    }
+    others: list[dict[str, str | None]] = [
+        {
+            "without layers": name_model(model),
+            "speed [95 %]": format_reach(read_speedup(model.latency), ".2f", unit="x"),
+            "PPL [95 %]": format_reach(read_excess(model.ppl_ratio), "+,.1f", unit=PERCENT),
+            "yours": None if model.user_score is None else f"{model.user_score:g}",
+            "size": f"{format_bytes(model.size.weight_bytes)} ({100 * (model.size.weight_bytes / dense.size.weight_bytes - 1):+.0f}{PERCENT})",
+        }
+        for model in models
+    ]
+    return [first, *others]
+
+
+def write_table(rows: Sequence[Mapping[str, str | None]]) -> list[str]:
+    """Return the lines of a table; cells of its first column are wrapped to what the others leave of ``WIDTH``."""
+    table = make_table(rows)
+    widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    widths[0] = max(14, min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths[1:])))
+    lines = []
+    for head, *cells in (table.columns, *table.rows):
+        begin, *more = textwrap.wrap(head, widths[0])
+        lines += ["  ".join([begin.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]), *more]
+    return [lines[0], "─" * len(lines[0]), *lines[1:]]
+
+
+def format_reach(estimate: Estimate, spec: str, *, unit: str) -> str:
+    """Return ``1.17x [1.13, 1.20]``; the interval is left out where there is none."""
+    if estimate.value is None:
+        return ABSENT
+    value = f"{estimate.value:{spec}}{unit}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{estimate.low:{spec}}, {estimate.high:{spec}}]"
+
+
+def format_speed(latency: Latency) -> str:
+    """Return ``1.17x faster``, or ``not measurably faster`` where the interval holds 1."""
+    speedup = read_speedup(latency)
+    if speedup.low is not None and speedup.high is not None and speedup.low <= 1 <= speedup.high:
+        return "not measurably faster"
+    return f"{1 / latency.ratio:.2f}x faster" if latency.ratio < 1 else f"{latency.ratio:.2f}x slower"
+
+
+def group_recommendations(result: StudyResult) -> list[list[Recommendation]]:
+    """Return what to ship within each margin; margins with one answer are together."""
+    return [list(same) for _, same in itertools.groupby(result.recommended, key=lambda one: (one.chosen, one.slower))]
+
+
+def name_fastest(same: Sequence[Recommendation]) -> str:
+    """Return ``Fastest within 2 % and 5 % PPL: without 1.``"""
+    limits, chosen = join_words([f"{one.margin}\u00a0%" for one in same]), same[0].chosen
+    if chosen is None:
+        return f"Within {limits} PPL: none{' that is faster' if same[0].slower else ''}."
+    high = read_excess(chosen.ppl_ratio).high
+    reach = "; how sure that is cannot be told" if high is None else f"; its interval ends at {high:+,.2f}{PERCENT}"
+    return f"Fastest within {limits} PPL: without {name_model(chosen)}{'' if same[0].is_sure else reach}."
+
+
+def describe_gain(model: Model, dense: DenseResult) -> str:
+    """Return ``1.17x faster, +5.9 % PPL, 14 % smaller``."""
+    added = msgspec.structs.replace(read_excess(model.ppl_ratio), low=None)
+    size = compare_size(model.size.num_params, dense_num_params=dense.size.num_params)
+    return f"{format_speed(model.latency)}, {format_reach(added, '+,.1f', unit=PERCENT)} PPL, {size}".replace(
+        "\u00a0", " "
+    )

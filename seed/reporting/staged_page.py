@@ -9,7 +9,7 @@ from seed.console import Terminal
 from seed.evidence import StagedSearch, StageRecord
 from seed.reporting.document import Findings
 from seed.reporting.figure_parts import DEPTH_COLORS, GREY, finish_figure
-from seed.reporting.result_text import format_ratio
+from seed.reporting.result_text import describe_gain, format_ratio
 from seed.reporting.wording import MARGIN_PERCENT, compare_size, describe_speed, format_change, list_layers, name_depth
 from seed.results import take_distilled
 
@@ -98,5 +98,6 @@ def show_staged(terminal: Terminal, staged: StagedSearch, *, root: Path) -> None
     for answer in list_answers(staged):
         terminal.say(answer)
     last = staged.stages[-1]
-    terminal.say(f"model:  {root / last.name / 'models' / last.result.key}", wrap=False)
-    terminal.say(f"report: {root / 'report.html'}", wrap=False)
+    gain = describe_gain(take_distilled(last.result, last.replication), staged.dense)
+    terminal.say(f"ship: {root / last.name / 'models' / last.result.key}  {gain}", wrap=False)
+    terminal.say(f"open: {root / 'report.html'}", wrap=False)

@@ -7,13 +7,12 @@ import functools
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 import torch
 
 from seed import study_dir
-from seed.errors import SeedError, SpaceError
+from seed.errors import SpaceError
 from seed.evaluation import latency as timing
 from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.surgery import make_student, view_layers
@@ -131,19 +130,11 @@ def _measure_by_command(session: Session, candidate: Candidate, structure: str, 
         )
         paths.append(path)
 
-    def run(path: Path) -> float:
-        milliseconds = timing.run_user_command(command, path)
-        if milliseconds <= 0:
-            raise SeedError(f"--latency-command {command}: printed a time of 0 or less. It must print milliseconds.")
-        return milliseconds
-
-    dense, cut = (functools.partial(run, path) for path in paths)
-    dense(), cut()  # warm-up
-    pairs = timing.take_pairs(timing.run_in_turns(dense, cut), repeats=session.protocol.latency_repeats)
+    device, repeats = name_device(session.device), session.protocol.latency_repeats
+    latency = timing.measure_by_command(command, *paths, structure=structure, device=device, repeats=repeats)
     for path in paths:
         shutil.rmtree(path)
-    device = name_device(session.device)
-    return timing.summarise_pairs(pairs, structure=structure, workload=command, device=device)
+    return latency
 
 
 def bound_space(

@@ -14,7 +14,7 @@ from seed.evidence import StudyRecord
 from seed.optimize.display import show_note, show_study
 from seed.optimize.storage import load_study, open_storage, view_storage
 from seed.optimize.study import FINGERPRINT
-from seed.optimize.urls import hide_secrets, name_driver
+from seed.optimize.urls import hide_secrets
 from seed.plans import SearchPlan
 from seed.records import DenseResult, Frontier
 from seed.reporting.page import draw_dashboard, write_opening_note, write_page, write_study_note
@@ -70,16 +70,6 @@ def refresh_report(
         StudyError: the study is not searched yet, or torn.
     """
     return publish_record(study, opened, gather_record(study, is_running=is_running), on_warning=on_warning)
-
-
-def spell_storage(plan: SearchPlan, study: StudyFolder) -> str:
-    """Where a study is shown from, as ``optuna-dashboard`` wants to be told."""
-    if plan.storage is None:
-        return str(study.journal)
-    try:
-        return name_driver(plan.storage)
-    except StudyError:  # no driver is installed here, and none is needed to say this
-        return plan.storage
 
 
 def publish_record(

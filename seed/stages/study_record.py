@@ -15,9 +15,7 @@ from seed.optimize.analysis import compare_replicated, measure_progress, read_se
 from seed.optimize.frontier import measure_agreement
 from seed.plans import Environment, SearchPlan, continue_plan, read_plan
 from seed.records import DenseResult, DistillResult, Frontier, Quality, Record, ScoreRow, TrialRecord, hash_text
-from seed.reporting.result_text import show_result
 from seed.reporting.wording import count_things
-from seed.results import compute_result
 from seed.scores import ScoreStore
 from seed.study_dir import StudyFolder
 
@@ -192,7 +190,7 @@ def save_finished(study: StudyFolder, settings: StudyConfig, *, model: Path) -> 
 
 
 def load_finished(settings: StudyConfig, terminal: Terminal) -> StudyRecord | None:
-    """Show what a search found, where it is finished; None: there is something to do, or to look at."""
+    """Read what a search found, where it is finished; None: there is something to do, or to look at."""
     settings = resolve.resolve_config(settings)
     study = StudyFolder(settings.studies_dir / resolve.name_study(settings))
     if settings.storage is not None or not (study.finished.is_file() and study.report.is_file()):
@@ -206,7 +204,6 @@ def load_finished(settings: StudyConfig, terminal: Terminal) -> StudyRecord | No
     except (SeedError, OSError):  # the usual way says what is wrong
         return None
     terminal.say(f"finished before: nothing is left to do in {study.root}")
-    show_result(terminal, compute_result(record), study=study, storage=str(study.journal))
     return record
 
 

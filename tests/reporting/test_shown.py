@@ -7,15 +7,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from seed.console import Terminal
 from seed.evidence import StudyRecord
+from seed.records import Candidate
 from seed.reporting.page import MOST_TRIALS, draw_dashboard, write_opening_note, write_study_note
 from seed.reporting.result_line import SearchLine, StagedLine, describe_one_more, describe_search, describe_staged
-from seed.reporting.result_text import show_result
+from seed.reporting.result_text import WIDTH, write_result
 from seed.reporting.wording import quote_code
 from seed.results import StudyResult, compute_result
 from seed.study_dir import StudyFolder
 
+from . import factory
 from .conftest import check_snapshot
 from .test_staged_page import make_staged
 
@@ -24,14 +25,26 @@ replace = msgspec.structs.replace
 
 
 @pytest.mark.parametrize("kind", ["full", "undistilled"])
-def test_the_terminal_shows_the_result(
-    request: pytest.FixtureRequest, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
-    show_result(Terminal(), compute_result(request.getfixturevalue(kind)), study=STUDY, storage="journal.log")
-    said = capsys.readouterr().out.replace("\u00a0", " ")
-    check_snapshot(f"terminal_{kind}.txt", "\n".join(line.rstrip() for line in said.splitlines()) + "\n")
+def test_the_terminal_shows_the_result(request: pytest.FixtureRequest, kind: str) -> None:
+    said = write_result(compute_result(request.getfixturevalue(kind)), study=STUDY)
+    assert max(map(len, said.splitlines())) <= WIDTH
+    check_snapshot(f"terminal_{kind}.txt", said + "\n")
+
+
+def test_where_nothing_is_within_the_nearest_is_named_and_one_answer_is_said_once(record: StudyRecord) -> None:
+    first = record.distilled[0]
+    far = replace(record, distilled=(replace(first, test=factory.make_quality(1.3)),), equivalences=())
+    said = write_result(compute_result(far), study=STUDY).splitlines()
+    assert said[-3] == "Within 2 %, 5 % and 10 % PPL: none."
+    assert said[-2].startswith(f"nearest: {STUDY.model(first.key)}  ")
+    same = replace(record, distilled=(first,), equivalences=())
+    assert write_result(compute_result(same), study=STUDY).count("Fastest within") == 1
+    layers = tuple(range(0, 60, 2))
+    candidate = Candidate(num_layers=80, parts=tuple(map(str, layers)))
+    long = write_result(compute_result(replace(same, distilled=(replace(first, candidate=candidate),))), study=STUDY)
+    *lines, ship, _ = long.splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert candidate.key in ship
 
 
 # ---- JSON
