@@ -99,6 +99,11 @@ class StudyResult:
     structures: tuple[Evaluation, ...]  # one of each, by kept layers
     disturbances: Mapping[str, str]  # by structure: what else the machine did while it was timed
 
+    @property
+    def shipped(self) -> Model | None:
+        """The model to ship where nobody says what is acceptable: that of the widest margin."""
+        return self.recommended[-1].chosen
+
 
 def compute_result(record: StudyRecord) -> StudyResult:
     """Compute what a study found."""
@@ -203,6 +208,12 @@ def recommend(best: Sequence[Model], *, margin: int) -> Recommendation:
     is_sure = chosen is not None and chosen.ppl_ratio.high is not None and chosen.ppl_ratio.high <= limit
     slower = None if faster else min(within, key=_read_ratio, default=None)
     return Recommendation(margin=margin, chosen=chosen, is_sure=is_sure, slower=slower)
+
+
+def recommend_faster(best: Sequence[Model], *, speedup: float) -> Model | None:
+    """Return the model that loses the least perplexity of those that are faster than the dense model, at least so many times."""
+    fast = [one for one in best if one.latency.ratio < 1 and one.latency.ratio * speedup <= 1]
+    return min((one for one in fast if one.ppl_ratio.value is not None), key=_read_ratio, default=None)
 
 
 def _may_be_as_fast(latency: Latency, fastest: Latency) -> bool:

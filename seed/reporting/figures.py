@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from seed.reporting.figure_parts import (
     DEPTH_COLORS,
     GREY,
+    INK,
     TILE_SCALE,
     add_levels,
     choose_color,
@@ -23,10 +24,11 @@ from seed.reporting.figure_parts import (
     make_tiles,
     stack_panels,
 )
-from seed.reporting.search_figures import draw_gain, draw_progress, draw_proxy_against_final, draw_sensitivity
+from seed.reporting.search_figures import draw_pairs, draw_progress, draw_proxy_against_final, draw_sensitivity
 from seed.reporting.wording import format_count, format_latency_ratio, list_layers, name_depth, name_drop
 from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_latency_ratio
 
+SHIPPED = "to ship"
 MODEL_HOVER = (
     "%{customdata[0]} dropped: %{customdata[1]}<br>parameters: %{customdata[2]}<br>"
     "PPL ratio: %{customdata[3]:.3f} ± %{customdata[4]:.3f}<br>"
@@ -35,7 +37,7 @@ MODEL_HOVER = (
 
 
 def draw_pareto(result: StudyResult) -> go.Figure:
-    """Draw PPL ratio against latency ratio, both to the dense model: all candidates, the frontier, the distilled.
+    """Draw PPL ratio against latency ratio, both to the dense model: all candidates, the frontier, the distilled, a star on one.
 
     Trials stand at their PPL ratio on validation text by the frontier's proxy, distilled models at that on test text.
     """
@@ -52,14 +54,15 @@ def draw_pareto(result: StudyResult) -> go.Figure:
     strokes = {"symbol": "line-ew-open", "size": 9, "opacity": 0.6}
     rings = {"size": 10, "symbol": "circle-open"}
     traces = (
-        draw_scored(trials, name="scored candidates", marker=strokes),
+        draw_scored(trials, name="scored, validation text", marker=strokes),
         draw_links(result.links),
-        draw_scored(others, name="runners-up", marker=rings),
-        draw_scored(best, name="frontier by the proxy", marker={"size": 12}),
+        draw_scored(others, name="runners-up, validation text", marker=rings),
+        draw_scored(best, name="frontier by the proxy, validation text", marker={"size": 12}),
         draw_front(result.distilled),
-        draw_judged(result.distilled, name="distilled, on test text", marker=diamonds),
-        draw_judged(result.width_baselines, name="uniform width, distilled", marker=squares, line=dashes),
+        draw_judged(result.distilled, name="distilled, test text", marker=diamonds),
+        draw_judged(result.width_baselines, name="uniform width, distilled, test text", marker=squares, line=dashes),
         draw_dense(),
+        draw_shipped(result),
     )
     figure = go.Figure([trace for trace in traces if trace.x])
     low, top = choose_range(result)
@@ -80,7 +83,7 @@ def draw_pareto(result: StudyResult) -> go.Figure:
         y_title="PPL ratio (smaller is better)",
         num_above=sum(model.quality.ppl_ratio > top + pad for model in trials),
         is_limited=limit is not None and limit <= top,
-    )
+    ).update_layout(height=560)
 
 
 def choose_range(result: StudyResult) -> tuple[float, float]:
@@ -142,6 +145,19 @@ def draw_dense() -> go.Scatter:
     return go.Scatter(x=[1.0], y=[1.0], mode="markers", name="dense model", hoverinfo="name", marker=marker)
 
 
+def draw_shipped(result: StudyResult) -> go.Scatter:
+    """Draw a star on the model to ship."""
+    models = [result.shipped] if result.shipped else []
+    return go.Scatter(
+        x=[model.latency.ratio for model in models],
+        y=[model.ppl_ratio.value for model in models],
+        mode="markers",
+        name=SHIPPED,
+        hoverinfo="skip",
+        marker={"symbol": "star", "size": 19, "color": "#f5b800", "line": {"color": INK, "width": 1}},
+    )
+
+
 def draw_links(links: Sequence[Link]) -> go.Scatter:
     """Draw a thin line from each candidate as the proxy saw it to the model that distillation made of it."""
     return go.Scatter(
@@ -198,11 +214,10 @@ def draw_layer_map(result: StudyResult) -> go.Figure:
     record, members, depths = result.record, result.record.frontier.members, result.drops
     if not members and not depths:
         return go.Figure()
-    num_layers = record.space.num_layers
-    ranked = zip(result.frontier, members, strict=True)
+    num_layers, chosen = record.space.num_layers, {model.key for model in result.best}
     ranks = [
-        f"{name_drop(model.depth)} " + ("best" if member.rank == 0 else f"no. {member.rank + 1}")
-        for model, member in ranked
+        f"{name_drop(model.depth)}{' ★' if model.key in chosen else ''}{' ' * place}"  # a label for each row
+        for place, model in enumerate(result.frontier)
     ]
     shares = [f"{name_drop(row.depth)} ({row.num_best} of {row.num_scored})" for row in depths]
     panels = [
@@ -307,8 +322,8 @@ FIGURES: Mapping[str, Callable[[StudyResult], go.Figure]] = {
     "pareto": draw_pareto,
     "layers": draw_layer_map,
     "sensitivity": draw_sensitivity,
+    "pairs": draw_pairs,
     "agreement": draw_proxy_against_final,
-    "gain": draw_gain,
     "progress": draw_progress,
     "curves": draw_learning_curves,
     "latency": draw_latency,
