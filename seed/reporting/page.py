@@ -144,6 +144,7 @@ def describe_pick(model: Model, result: StudyResult, *, root: Path) -> dict[str,
                 else []
             ),
         ],
+        "continued": list_continuations(model, result),
         "beside": [describe_equivalence(one, result) for one in record.equivalences if one.other == model.key],
         "loaders": list_loaders(model, result, root=root),
     }
@@ -177,6 +178,13 @@ def describe_loss(model: Model, record: StudyRecord) -> tuple[str, str, str]:
     return f"perplexity, {text}", format_change(Estimate(value=value, low=low, high=high), places=1), told
 
 
+def list_continuations(model: Model, result: StudyResult) -> list[tuple[str, str, str]]:
+    """Return what the dense model and this one write after the same prompts, where both were asked."""
+    dense = result.record.dense
+    written = next((one.continuations for one in result.record.distilled if one.key == model.key), ())
+    return list(zip(dense.prompts, dense.continuations, written, strict=False))
+
+
 def list_loaders(model: Model, result: StudyResult, *, root: Path) -> list[tuple[str, str]]:
     """Return the lines that load a model, by what loads it; of one that is not distilled, the line that does that."""
     if not model.is_distilled:
@@ -190,8 +198,9 @@ def list_loaders(model: Model, result: StudyResult, *, root: Path) -> list[tuple
         (
             "transformers",
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-            f'model = AutoModelForCausalLM.from_pretrained({name}, dtype="auto"{option})\n'
-            f"tokenizer = AutoTokenizer.from_pretrained({name}{option})",
+            f"path = {name}\n"
+            f'model = AutoModelForCausalLM.from_pretrained(path, dtype="auto"{option})\n'
+            f"tokenizer = AutoTokenizer.from_pretrained(path{option})",
         ),
         ("vLLM", f"vllm serve {typed}{word}"),
         (
@@ -204,7 +213,7 @@ def list_loaders(model: Model, result: StudyResult, *, root: Path) -> list[tuple
 
 def describe_worth(gain: SearchGain) -> str:
     """Return what searching bought over the best of the simpler ways that the study's own scores can play, and for how much more."""
-    known = [one for one in gain.baselines if any(pick.ppl_ratio is not None for pick in one.picks)]
+    known = [one for one in gain.baselines if one.is_whole and any(pick.ppl_ratio is not None for pick in one.picks)]
     if not known:
         return ""
     best = min(known, key=lambda one: max(pick.ppl_ratio or 1.0 for pick in one.picks))

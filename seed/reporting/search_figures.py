@@ -83,7 +83,7 @@ def draw_pairs(result: StudyResult) -> go.Figure:
         zmax=100 * limit,
         colorbar=draw_scale(ticksuffix=" %", nticks=5),
     )
-    title = f"Two layers beside one by one ({name_proxy(most.proxy)})"
+    title = f"Pairs of layers, {name_proxy(most.proxy)}"
     figure = finish_figure(go.Figure(tiles), title=title, x_title="layer", y_title="other layer")
     figure.update_yaxes(showgrid=False, autorange="reversed").update_xaxes(showgrid=False)
     height = 150 + max(14, min(30, 600 // num_layers)) * num_layers
