@@ -158,7 +158,7 @@ def show_report(app: "WSGIApplication", study: StudyFolder, *, path: str) -> "WS
         for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_RANGE"):
             environ.pop(name, None)
         begun: list[Any] = []
-        parts: Any = app(environ, lambda *words: begun.append(words))  # type: ignore[arg-type, return-value, func-returns-value]
+        parts: Any = app(environ, lambda *words: begun.append(words))  # type: ignore[arg-type]
         page = b"".join(parts)
         if hasattr(parts, "close"):
             parts.close()

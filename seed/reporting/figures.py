@@ -132,11 +132,11 @@ def draw_judged(
 
 
 def describe_point(model: Model) -> list[str | float]:
-    """Return what ``MODEL_HOVER`` shows, and last the id that links a model's marks on a page."""
+    """Return what ``MODEL_HOVER`` shows."""
     # Four decimals: a page may hold thousands of these.
     rounded = (round(ratio, 4) for ratio in (model.quality.ppl_ratio, model.quality.ppl_ratio_standard_error))
     layers, size = list_layers(model.candidate.dropped_layers), format_count(model.size.num_params)
-    return [model.depth, layers, size, *rounded, format_latency_ratio(model.latency), model.link]
+    return [model.depth, layers, size, *rounded, format_latency_ratio(model.latency)]
 
 
 def draw_dense() -> go.Scatter:
@@ -244,7 +244,7 @@ def draw_layer_map(result: StudyResult) -> go.Figure:
     step = math.ceil(num_layers / 12)
     figure.update_xaxes(tickmode="linear", tick0=0, dtick=step, tickangle=0, tickfont={"size": 11}, showgrid=False)
     figure.update_xaxes(showticklabels=True).update_yaxes(autorange="reversed", showgrid=False)
-    figure = finish_figure(figure, title="Which layers go", ids=[model.link for model in result.frontier])
+    figure = finish_figure(figure, title="Which layers go")
     figure.update_xaxes(title="layer of the original model", row=len(panels))
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
     return figure.update_layout(height=200 + sum(heights), margin={"t": 40})

@@ -1,4 +1,4 @@
-// The report's interaction: a slider that chooses the model, one model lit in plots and tables alike, a table of all trials.
+// The report's interaction: a slider that chooses the model, lines to copy, a table of all trials.
 // It reads what the page holds; it computes no numbers, and whatever it shows goes in as text, never as HTML.
 (() => {
   "use strict";
@@ -12,7 +12,6 @@
   });
   const find = (id) => document.getElementById(id);
   const pareto = find("figure-pareto");
-  const map = find("figure-layers");
 
   // ---- which model to ship
 
@@ -61,72 +60,6 @@
   // A figure that was folded away had no width.
   for (const folded of document.querySelectorAll("details")) folded.addEventListener("toggle", () => dispatchEvent(new Event("resize")));
 
-  // ---- the model under the pointer is lit wherever it stands
-
-  let lit = null;
-  let isWaiting = false;
-  const places = new Map(); // id -> points of the Pareto plot
-
-  for (const trace of pareto?.data ?? []) {
-    (trace.customdata ?? []).forEach((point, index) => {
-      const id = point.at(-1);
-      if (!places.has(id)) places.set(id, []);
-      places.get(id).push([trace.x[index], trace.y[index]]);
-    });
-  }
-
-  function paint() {
-    if (isWaiting) return;
-    isWaiting = true;
-    requestAnimationFrame(() => { isWaiting = false; light(); });
-  }
-
-  function light() {
-    for (const element of document.querySelectorAll("[data-id]")) element.classList.toggle("lit", element.dataset.id === lit);
-    if (pareto) mark(pareto, "ring", (places.get(lit) ?? []).map(([x, y]) => {
-      const { xaxis, yaxis } = pareto._fullLayout;
-      return { left: xaxis._offset + xaxis.d2p(x) - 11, top: yaxis._offset + yaxis.d2p(y) - 11, width: 22, height: 22, isSeen: isIn(xaxis, x) && isIn(yaxis, y) };
-    }));
-    const row = map?.layout.meta.ids?.indexOf(lit) ?? -1;
-    if (map) mark(map, "band", row < 0 ? [] : [row].map(() => {
-      const { xaxis, yaxis } = map._fullLayout;
-      const [top, bottom] = [yaxis.d2p(row - 0.5), yaxis.d2p(row + 0.5)];
-      return { left: xaxis._offset, top: yaxis._offset + Math.min(top, bottom), width: xaxis._length, height: Math.abs(bottom - top), isSeen: true };
-    }));
-  }
-
-  const isIn = (axis, value) => value >= Math.min(...axis.range) && value <= Math.max(...axis.range);
-
-  // Over the plot and not of it: a change of the figure itself would get in the way of Plotly's own.
-  function mark(figure, kind, boxes) {
-    for (const old of figure.querySelectorAll(`.${kind}`)) old.remove();
-    for (const { isSeen, ...box } of boxes) {
-      if (!isSeen) continue;
-      const element = document.createElement("div");
-      element.className = kind;
-      for (const [side, pixels] of Object.entries(box)) element.style[side] = `${pixels}px`;
-      figure.append(element);
-    }
-  }
-
-  function pass(id) {
-    if (id === lit) return;
-    lit = id;
-    paint();
-  }
-
-  const idOf = (event) => {
-    const [point] = event.points;
-    if (point.data.xaxis === "x2") return null; // the layer map's lower panel: no model of its own
-    return point.data.type === "heatmap" ? map.layout.meta.ids?.[point.pointIndex[0]] ?? null : point.customdata?.at(-1) ?? null;
-  };
-  for (const figure of [pareto, map]) {
-    figure?.on("plotly_afterplot", paint);
-    figure?.on("plotly_hover", (event) => pass(idOf(event)));
-    figure?.on("plotly_unhover", () => pass(null));
-  }
-  document.addEventListener("mouseover", (event) => pass(event.target.closest?.("[data-id]")?.dataset.id ?? null));
-
   // ---- all trials: sorted, filtered, a page at a time
 
   const body = find("trials-body");
@@ -168,7 +101,6 @@
     const shown = chosen.slice(page * PAGE_ROWS, (page + 1) * PAGE_ROWS);
     body.replaceChildren(...shown.map((row) => {
       const line = document.createElement("tr");
-      line.dataset.id = row.id;
       data.columns.forEach((column, index) => {
         const cell = document.createElement(index ? "td" : "th");
         cell.append(show(row, column));
@@ -184,7 +116,6 @@
       const isSorted = button.dataset.sort === sorted.key;
       button.closest("th").setAttribute("aria-sort", isSorted ? (sorted.down ? "descending" : "ascending") : "none");
     }
-    paint();
   }
 
   function download() {

@@ -16,7 +16,7 @@ import msgspec
 import plotly.graph_objects as go
 
 from seed import study_dir
-from seed.evidence import Baseline, BaselinePick, SearchGain, StudyRecord
+from seed.evidence import SearchGain, StudyRecord
 from seed.plans import SearchPlan
 from seed.records import DistillResult, Estimate, Evaluation, TrialRecord
 from seed.reporting.card import render_markdown
@@ -37,9 +37,9 @@ from seed.results import MARGINS, Model, StudyResult, link_candidate, recommend,
 MOST_TRIALS = 1000  # in one figure of the dashboard: 80 bytes each; its own plots show every one
 HEIGHT_PX = 440  # what a card of the dashboard shows without cutting it off
 FIELDS = ("number", "state", "id", "ratio", "error", "unrecovered", "structure", "seconds", "dropped", "note")
-# what a reader may accept: per cent of PPL, and steps of the speed-up
+# what a reader may accept: per cent of PPL, and times faster
 LOSSES = (*range(11), 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
-SPEEDUP_STEP = 0.05
+SPEEDUPS = [1 + step / 20 for step in range(181)]
 
 
 def write_page(result: StudyResult, path: Path) -> None:
@@ -93,8 +93,12 @@ class Stop:
 
     def tell(self) -> dict[str, object]:
         """Return what the page's script reads."""
-        link = self.model and self.model.link
-        return {"asks": self.asks, "id": link, "isSure": self.is_sure, "certainty": self.certainty}
+        return {
+            "asks": self.asks,
+            "id": self.model and self.model.key,
+            "isSure": self.is_sure,
+            "certainty": self.certainty,
+        }
 
 
 def list_losses(result: StudyResult) -> list[Stop]:
@@ -114,19 +118,22 @@ def list_losses(result: StudyResult) -> list[Stop]:
 def list_speeds(result: StudyResult) -> list[Stop]:
     """Return the model that loses least at each speed-up that a reader may want, as far as there is one."""
     stops: list[Stop] = []
-    while found := recommend_faster(result.best, speedup=(speedup := 1 + SPEEDUP_STEP * len(stops))):
-        low, high, limit = found.latency.ratio_low, found.latency.ratio_high, f"{speedup:.2f}"
-        is_sure = high is not None and high * speedup <= 1
-        told = "timed too few times to tell how sure that is"
+    for speedup in SPEEDUPS:
+        found = recommend_faster(result.best, speedup=speedup)
+        if found is None:
+            break
+        low, high = found.latency.ratio_low, found.latency.ratio_high
+        is_sure, told = high is not None and high * speedup <= 1, "timed too few times to tell how sure that is"
         if low and high:
-            told = f"95\u00a0% interval {1 / high:.2f} to {1 / low:.2f} times, {'all' if is_sure else 'not all'} of it at least {limit}"
-        stops.append(Stop(asks=f"at least {limit} times faster", model=found, is_sure=is_sure, certainty=told))
+            told = f"95\u00a0% interval {1 / high:.2f} to {1 / low:.2f} times faster, {'all' if is_sure else 'not all'} of it as fast"
+        stops.append(Stop(asks=f"at least {speedup:.2f} times faster", model=found, is_sure=is_sure, certainty=told))
     return stops
 
 
 def describe_pick(model: Model, result: StudyResult, *, root: Path) -> dict[str, object]:
     """Return what the page says of a model that may be shipped: its figures, those that are as good, and how to load it."""
-    record, dense = result.record, result.record.dense
+    record, theirs = result.record, result.record.dense.user_score
+    compared = "" if theirs is None else f"dense model {theirs:g}"
     return {
         "model": model,
         "facts": [
@@ -138,11 +145,7 @@ def describe_pick(model: Model, result: StudyResult, *, root: Path) -> dict[str,
                 f"{format_count(model.size.num_params)} parameters, {format_bytes(model.size.weight_bytes)}; "
                 f"KV cache {format_bytes(model.size.kv_bytes_per_token)} a token",
             ),
-            *(
-                [("your score", f"{model.user_score:g}", f"dense model {dense.user_score or 0:g}")]
-                if model.user_score is not None
-                else []
-            ),
+            *([("your score", f"{model.user_score:g}", compared)] if model.user_score is not None else []),
         ],
         "continued": list_continuations(model, result),
         "beside": [describe_equivalence(one, result) for one in record.equivalences if one.other == model.key],
@@ -218,22 +221,13 @@ def describe_worth(gain: SearchGain) -> str:
         return ""
     best = min(known, key=lambda one: max(pick.ppl_ratio or 1.0 for pick in one.picks))
     times = f", at {format_number(gain.cost / best.cost, places=1)} times its cost" if best.cost else ""
-    leads = [(pick.ppl_ratio or 1.0) - 1 for pick in best.picks if is_measurable(pick)]
-    if not leads:
-        return f"Searching bought nothing{'' if is_same(best) else ' that can be measured'} over {best.title}{times}."
-    return (
-        f"Searching bought up to {100 * max(leads):.1f}\u00a0% less perplexity than {best.title}, by the proxy{times}."
-    )
-
-
-def is_same(baseline: Baseline) -> bool:
-    """Would it have chosen the search's very sets?"""
-    return all(pick.candidate == pick.best for pick in baseline.picks)
-
-
-def is_measurable(pick: BaselinePick) -> bool:
-    """Is a pick worse than the search's by more than twice the standard error?"""
-    return pick.ppl_ratio is not None and pick.ppl_ratio - 1 > 2 * (pick.standard_error or 0.0)
+    # by more than twice its standard error
+    known_picks = [(pick.ppl_ratio or 1.0, pick.standard_error or 0.0) for pick in best.picks]
+    leads = [ratio - 1 for ratio, error in known_picks if ratio - 1 > 2 * error]
+    if leads:
+        return f"Searching bought up to {100 * max(leads):.1f}\u00a0% less perplexity than {best.title}, by the proxy{times}."
+    is_same = all(pick.candidate == pick.best for pick in best.picks)
+    return f"Searching bought nothing{'' if is_same else ' that can be measured'} over {best.title}{times}."
 
 
 # ---- how it was measured

@@ -1,4 +1,4 @@
-"""The report in a real browser, from file:// and without a network: what lights up, sorts, filters, downloads and stays text."""
+"""The report in a real browser, from file:// and without a network: the slider, what sorts, filters, downloads and stays text."""
 
 import csv
 import itertools
@@ -53,9 +53,7 @@ class Visit:
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("#trials-body tr", state="attached")
         self.page.wait_for_selector("#figure-pareto .main-svg")
-        for section in ("distilled", "frontier", "trials"):
-            for summary in self.page.locator(f"#{section} summary").all():
-                summary.click()
+        self.page.locator("#trials summary").click()
 
     def wait_until(self, expression: str) -> None:
         """Wait until a JavaScript expression is true; the page's policy forbids that it evaluates strings by itself."""
@@ -63,11 +61,6 @@ class Visit:
         while not self.page.evaluate(expression):
             assert time.monotonic() < until, expression
             self.page.wait_for_timeout(20)
-
-    def lit(self) -> set[str]:
-        """Ids of the rows that are lit."""
-        found = self.page.eval_on_selector_all("tr.lit", "elements => elements.map(element => element.dataset.id)")
-        return set(found)
 
     def column(self, title: str) -> list[str]:
         """Cells of the table of trials under a heading."""
@@ -95,13 +88,11 @@ def shown(browser: Browser, path: Path) -> Visit:
 
 @pytest.fixture
 def visit(shown: Visit) -> Iterator[Visit]:
-    """The page with nothing lit and nothing filtered, which complains of nothing."""
+    """The page with nothing filtered, which complains of nothing."""
     yield shown
     assert shown.complaints == []
     for name in ("depth", "state"):
         shown.page.locator(f"#trials-{name}").select_option("")
-    shown.page.mouse.move(5, 5)
-    shown.wait_until("!document.querySelector('.lit')")
 
 
 def test_it_opens_without_a_network_and_without_complaints(visit: Visit) -> None:
@@ -124,7 +115,7 @@ def test_the_slider_changes_the_model_its_lines_and_the_star(visit: Visit, resul
         return read()
 
     def expect(model: Model | None) -> tuple[str, list[float | None]]:
-        return ("", [None, None]) if model is None else (model.link, [model.latency.ratio, model.ppl_ratio.value])
+        return ("", [None, None]) if model is None else (model.key, [model.latency.ratio, model.ppl_ratio.value])
 
     assert read()[:2] == expect(result.shipped)
     for loss in (0, 1, 2, 4, 10):
@@ -138,20 +129,6 @@ def test_the_slider_changes_the_model_its_lines_and_the_star(visit: Visit, resul
     assert read()[:2] == expect(result.shipped)
     lines = visit.page.locator(".pick:not([hidden]) pre").all_inner_texts()
     assert all(f"models/{result.shipped.key}" in line for line in lines)
-
-
-def test_what_is_pointed_at_is_lit_in_plot_map_and_table(visit: Visit, record: StudyRecord) -> None:
-    link = "-".join(record.distilled[2].candidate.parts)
-    visit.page.mouse.move(*visit.point("distilled, test text", 2))
-    visit.page.wait_for_selector(f'#distilled tr.lit[data-id="{link}"]', state="attached")
-    assert visit.lit() == {link}
-    assert visit.page.locator(".hoverlayer .hovertext").count() >= 1
-    assert visit.page.locator("#figure-layers .band").count() == 1
-    rings = "document.querySelectorAll('#figure-pareto .ring').length"
-    visit.page.mouse.move(5, 5)
-    visit.wait_until(f"{rings} === 0")
-    visit.page.locator(f'#distilled tr[data-id="{link}"] td').nth(2).hover()
-    visit.wait_until(f"{rings} === 2")  # by the proxy, and distilled
 
 
 def test_a_double_click_zooms_out_and_leaves_no_error(visit: Visit) -> None:
