@@ -96,7 +96,6 @@ class StudyResult:
     scored: tuple[Model, ...]  # by the proxy, those that are not on the frontier
     links: tuple[Link, ...]
     drops: tuple[DepthDrops, ...]
-    structures: tuple[Evaluation, ...]  # one of each, by kept layers
     disturbances: Mapping[str, str]  # by structure: what else the machine did while it was timed
 
     @property
@@ -119,9 +118,7 @@ def compute_result(record: StudyRecord) -> StudyResult:
     known = {model.key: model for model in (*scored, *frontier)}
     on_frontier = {model.key for model in frontier}
     judged = (*record.distilled, *record.width_baselines)
-    everywhere = [trial.evaluation for trial in record.trials] + [member.evaluation for member in members]
     latencies = [trial.evaluation.latency for trial in record.trials] + [result.latency for result in judged]
-    structures = {one.latency.structure: one for one in reversed(everywhere)}  # the first of each
     return StudyResult(
         record=record,
         distilled=distilled,
@@ -136,7 +133,6 @@ def compute_result(record: StudyRecord) -> StudyResult:
             if model.key in known
         ),
         drops=count_drops(tuple(known.values())),
-        structures=tuple(sorted(structures.values(), key=lambda one: len(one.candidate.kept_layers))),
         disturbances={one.structure: one.disturbance for one in latencies if one.disturbance},
     )
 

@@ -10,7 +10,6 @@ import numpy as np
 import plotly.graph_objects as go
 
 from seed.reporting.figure_parts import (
-    DEPTH_COLORS,
     GREY,
     INK,
     TILE_SCALE,
@@ -19,7 +18,6 @@ from seed.reporting.figure_parts import (
     choose_symbol,
     draw_bars,
     draw_scale,
-    escape_plotly,
     finish_figure,
     make_tiles,
     stack_panels,
@@ -287,37 +285,6 @@ def draw_learning_curves(result: StudyResult) -> go.Figure:
     )
 
 
-def draw_latency(result: StudyResult) -> go.Figure:
-    """Draw each structure's latency ratio with its 95 % interval, beside a straight line in proportion to depth."""
-    num_layers, rows = result.record.space.num_layers, result.structures
-    if not rows:
-        return go.Figure()
-    kept = [len(evaluation.candidate.kept_layers) for evaluation in rows]
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[min(kept), num_layers],
-        y=[min(kept) / num_layers, 1.0],
-        mode="lines",
-        name="in proportion to depth",
-        hoverinfo="skip",
-        line={"color": GREY, "width": 1, "dash": "dash"},
-    )
-    latencies = [*(evaluation.latency for evaluation in rows), result.record.dense.latency]
-    figure.add_scatter(
-        x=[*kept, num_layers],
-        y=[latency.ratio for latency in latencies],
-        error_y=draw_bars([read_latency_ratio(latency) for latency in latencies], color=DEPTH_COLORS[0]),
-        customdata=[[escape_plotly(latency.structure), latency.median_ms] for latency in latencies],
-        hovertemplate="%{customdata[0]}<br>latency ratio: %{y:.3f}<br>median: %{customdata[1]:.2f} ms<extra></extra>",
-        mode="markers",
-        name="measured, one point per structure",
-        marker={"color": DEPTH_COLORS[0], "symbol": "circle", "size": 10},
-    )
-    figure.update_xaxes(tickmode="linear", dtick=max(1, math.ceil((num_layers - min(kept)) / 12)))
-    titles = {"x_title": "layers kept", "y_title": "latency ratio to dense"}
-    return finish_figure(figure, title="Latency by structure", **titles)
-
-
 FIGURES: Mapping[str, Callable[[StudyResult], go.Figure]] = {
     "pareto": draw_pareto,
     "layers": draw_layer_map,
@@ -326,7 +293,6 @@ FIGURES: Mapping[str, Callable[[StudyResult], go.Figure]] = {
     "agreement": draw_proxy_against_final,
     "progress": draw_progress,
     "curves": draw_learning_curves,
-    "latency": draw_latency,
 }
 
 

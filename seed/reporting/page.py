@@ -22,7 +22,15 @@ from seed.records import DistillResult, Estimate, Evaluation, TrialRecord
 from seed.reporting.card import render_markdown
 from seed.reporting.document import prepare_figures, render
 from seed.reporting.figures import FIGURES, draw_gallery
-from seed.reporting.result_text import describe_certainty, describe_equivalence, describe_size, explain_none
+from seed.reporting.result_text import (
+    Table,
+    describe_certainty,
+    describe_equivalence,
+    describe_size,
+    explain_none,
+    tabulate_frontier,
+    tabulate_models,
+)
 from seed.reporting.wording import (
     describe_gguf,
     format_bytes,
@@ -37,6 +45,7 @@ from seed.results import MARGINS, Model, StudyResult, link_candidate, recommend,
 MOST_TRIALS = 1000  # in one figure of the dashboard: 80 bytes each; its own plots show every one
 HEIGHT_PX = 440  # what a card of the dashboard shows without cutting it off
 FIELDS = ("number", "state", "id", "ratio", "error", "unrecovered", "structure", "seconds", "dropped", "note")
+DECIDING = ("dropped layers", "latency ratio", "PPL ratio")
 # what a reader may accept: per cent of PPL, and times faster
 LOSSES = (*range(11), 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
 SPEEDUPS = [1 + step / 20 for step in range(181)]
@@ -76,7 +85,16 @@ def render_page(result: StudyResult, *, root: Path) -> str:
         environment=msgspec.to_builtins(record.environment),
         data={"stops": {by: [stop.tell() for stop in one] for by, one in stops.items()}, **gather_data(result)},
         worth=describe_worth(record.gain) if record.gain else "",
+        models=put_first(tabulate_models(result)),
+        frontier=put_first(tabulate_frontier(result)),
     )
+
+
+def put_first(table: Table) -> Table:
+    """Return a table whose columns that decide come first: on a phone the others are out of sight."""
+    order = sorted(range(len(table.columns)), key=lambda place: table.columns[place] not in DECIDING)
+    rows = [[row[place] for place in order] for row in table.rows]
+    return dataclasses.replace(table, columns=[table.columns[place] for place in order], rows=rows)
 
 
 # ---- which model to ship
@@ -271,13 +289,13 @@ def gather_data(result: StudyResult) -> dict[str, object]:
 def list_columns(record: StudyRecord) -> Iterable[dict[str, object]]:
     """Yield the table's columns: what a row calls it, its title, its decimals."""
     yield {"key": "dropped", "title": "dropped layers", "isText": True}
-    yield {"key": "count", "title": "how many"}
+    yield {"key": "latency", "title": "latency ratio", "places": 3}
     yield {"key": "ratio", "title": f"PPL ratio, validation ({name_proxy(record.frontier.proxy)})", "places": 4}
-    yield {"key": "error", "title": "standard error", "places": 4}
     if record.distilled:
         yield {"key": "distilled", "title": "PPL ratio, test (distilled)", "places": 4}
     yield {"key": "unrecovered", "title": "PPL ratio, validation (unrecovered)", "places": 4}
-    yield {"key": "latency", "title": "latency ratio", "places": 3}
+    yield {"key": "error", "title": "standard error (validation)", "places": 4}
+    yield {"key": "count", "title": "how many"}
     yield {"key": "low", "title": "latency from", "places": 3}
     yield {"key": "high", "title": "latency to", "places": 3}
     yield {"key": "params", "title": "parameters", "places": 0}
@@ -291,7 +309,8 @@ def list_columns(record: StudyRecord) -> Iterable[dict[str, object]]:
 def list_trial(trial: TrialRecord, proxy: str, structures: dict[str, int]) -> list[object]:
     """Return a trial's cells, as FIELDS names them; its structure by its number, of which a new one gets the next."""
     evaluation = trial.evaluation
-    quality, raw = evaluation.qualities.get(proxy), evaluation.qualities.get("none")
+    qualities = {} if trial.state == "FAIL" else evaluation.qualities
+    quality, raw = qualities.get(proxy), qualities.get("none")
     return [
         trial.number,
         trial.state.lower(),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from seed import study_dir
 from seed.evaluation.latency import run_user_command
-from seed.evaluation.perplexity import ComputeLogits, DocumentLosses, compare_models, judge, logits_of, measure_losses
+from seed.evaluation.perplexity import DocumentLosses, compare_models, judge, logits_of, measure_losses
+from seed.models.anatomy import cache_of
 from seed.models.checkpoint import load_checkpoint
 from seed.optimize.space import drop_layers
 from seed.proxy.instruments import Instruments, size_of
@@ -46,7 +47,7 @@ def judge_dense(session: Session, instruments: Instruments, latency: Latency) ->
         test_sums=test.sums.tolist(),
         test_counts=test.counts.tolist(),
         prompts=tuple(tokenizer.decode(prompt) for prompt in prompts_BT.tolist()),
-        continuations=continue_prompts(session, logits_of(session.teacher.model), prompts_BT),
+        continuations=continue_prompts(session, session.teacher.model, prompts_BT),
     )
 
 
@@ -58,13 +59,14 @@ def choose_prompts(session: Session) -> Tensor:
 
 
 @torch.inference_mode()
-def continue_prompts(session: Session, logits: ComputeLogits, prompts_BT: Tensor) -> tuple[str, ...]:
-    """Return what a model writes after each prompt, greedily; without a cache, which families keep in ways of their own."""
-    tokens_BT, room = prompts_BT.to(session.device), session.streams["validation"].tokens_NT.shape[1]
-    for _ in range(min(NEW_TOKENS, room - prompts_BT.shape[1])):
-        tokens_BT = torch.cat([tokens_BT, logits(tokens_BT)[:, -1:].argmax(-1)], dim=1)
-    tokenizer = session.teacher.tokenizer
-    return tuple(tokenizer.decode(new) for new in tokens_BT[:, prompts_BT.shape[1] :].tolist())
+def continue_prompts(session: Session, model: nn.Module, prompts_BT: Tensor) -> tuple[str, ...]:
+    """Return what a model writes after each prompt, the likeliest token each time."""
+    room = session.streams["validation"].tokens_NT.shape[1] - prompts_BT.shape[1]
+    output, written = model(input_ids=prompts_BT.to(session.device), use_cache=True), []
+    for _ in range(min(NEW_TOKENS, room)):
+        written.append(output.logits[:, -1:].argmax(-1))
+        output = model(input_ids=written[-1], use_cache=True, **cache_of(output))
+    return tuple(session.teacher.tokenizer.decode(new) for new in torch.cat(written, dim=1).tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ def judge_exported(session: Session, instruments: Instruments, path: Path, raw: 
         test_losses=test,
         unrecovered=judge(unrecovered, dense, closeness=raw_closeness),
         size=size,
-        continuations=continue_prompts(session, logits_of(exported), choose_prompts(session)),
+        continuations=continue_prompts(session, exported, choose_prompts(session)),
     )
 
 

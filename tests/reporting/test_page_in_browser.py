@@ -140,18 +140,6 @@ def test_a_double_click_zooms_out_and_leaves_no_error(visit: Visit) -> None:
     visit.wait_until(f"{reach} > {before}")
 
 
-def test_the_layer_map_lights_the_model_of_a_row(visit: Visit, record: StudyRecord) -> None:
-    where = """() => {
-        const gd = document.getElementById("figure-layers"); gd.scrollIntoView({block: "center"});
-        const box = gd.getBoundingClientRect(), {xaxis, yaxis} = gd._fullLayout;
-        return [box.left + xaxis._offset + xaxis.d2p(3), box.top + yaxis._offset + yaxis.d2p(1)];
-    }"""
-    x, y = visit.page.evaluate(where)
-    visit.page.mouse.move(x, y)
-    link = "-".join(record.frontier.members[1].evaluation.candidate.parts)
-    visit.page.wait_for_selector(f'#frontier tr.lit[data-id="{link}"]', state="attached")
-
-
 def test_the_table_sorts_both_ways_with_the_missing_last(visit: Visit) -> None:
     title = "PPL ratio, validation (short distillation)"
     best = [float(cell) for cell in visit.column(title)]

@@ -34,7 +34,7 @@ def test_a_figure_becomes_a_picture_in_every_format(
     result: StudyResult, page: Path, tmp_path: Path, browser_path: str
 ) -> None:
     drawn = draw_figures(result)
-    assert list(drawn) == ["pareto", "layers", "sensitivity", "pairs", "agreement", "progress", "curves", "latency"]
+    assert list(drawn) == ["pareto", "layers", "sensitivity", "pairs", "agreement", "progress", "curves"]
     one = {"pareto": drawn["pareto"]}  # all of them are drawn as the README says
     written = write_pictures(one, page=page, target=tmp_path / "pictures", formats=("png", "svg"))
     names = ["pareto.png", "pareto.svg", "report.png"]
