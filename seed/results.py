@@ -35,11 +35,6 @@ class Model:
     num_tied: int = 0  # others of its structure that the proxy cannot tell from it, and that are not distilled
 
     @property
-    def link(self) -> str:
-        """The id of its marks on a page."""
-        return link_candidate(self.candidate) if self.width is None else self.key
-
-    @property
     def depth(self) -> int:
         """How many layers are gone."""
         return len(self.candidate.dropped_layers)
@@ -241,7 +236,7 @@ def mark_dropped(candidate: Candidate) -> list[float]:
 
 
 def link_candidate(candidate: Candidate) -> str:
-    """Return the id that links a candidate's marks on a page: ``1-7``."""
+    """Return what a candidate is called on a page: ``1-7``."""
     return "-".join(candidate.parts)
 
 
