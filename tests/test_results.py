@@ -9,7 +9,6 @@ import pytest
 from seed.evidence import StudyRecord
 from seed.records import DistillResult, Latency
 from seed.results import (
-    Model,
     Recommendation,
     compute_result,
     measure_lead,
