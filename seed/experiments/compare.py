@@ -74,9 +74,7 @@ def compare_strategies(
     with search.terminal.stage("choose", total=len(runs)) as advance:
         for name, rng_seed in runs:
             run = choose_layers(search, space, name, rng_seed=rng_seed, budget=comparison.budget, advance=advance)
-            comparison = runner.keep(
-                path, structs.replace(comparison, runs=(*comparison.runs, list_asked(run, depths)))
-            )
+            comparison = runner.keep(path, structs.replace(comparison, runs=(*comparison.runs, list_asked(run, depths))))
     if finals := list_finals(search, comparison, rng_seeds=rng_seeds):
         runner.store_states(search, steps=protocol.count_steps(tokens), rng_seeds=rng_seeds)
     with search.terminal.stage("distill", total=len(finals)) as advance:
