@@ -23,6 +23,8 @@ from seed.study_dir import StudyFolder
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
 HOST = "127.0.0.1"
 PORT = 8080
@@ -41,6 +43,21 @@ ARTIFACT_POLICY = (
     "Content-Security-Policy",
     "sandbox; default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'",
 )
+# Of a study that came from elsewhere, it may run what it is made of, but as a stranger to the dashboard.
+REPORT_POLICY = (
+    "Content-Security-Policy",
+    "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:",
+)
+# The dashboard's own page, on which people land: the study's Pareto plot first and wide, its other figures next.
+LANDING = """<body><style>
+div:has(> .MuiGrid-container [id^="user-defined-plot:"]) {{ display: flex; flex-direction: column; }}
+.MuiGrid-container:has(> .MuiGrid-grid-xs-6 [id^="user-defined-plot:"]) {{ order: -1; }}
+.MuiGrid-grid-xs-6:has([id^="user-defined-plot:"]) {{ order: -1; }}
+.MuiGrid-grid-xs-6:has([id="user-defined-plot:seed-pareto"]) {{ order: -2; flex-basis: 100%; max-width: 100%; }}
+#seed {{ position: fixed; z-index: 2000; top: 0; right: 1.5rem; font: 1rem/4rem system-ui, sans-serif; }}
+#seed a {{ margin-left: 1.5rem; color: white; }}
+</style><nav id="seed"><a href="{study}/note">the answer</a><a href="/report">report</a></nav>"""
 
 
 class Server(ThreadingMixIn, WSGIServer):
@@ -108,9 +125,50 @@ def make_app(study: StudyFolder, *, storage: str | None = None) -> "tuple[WSGIAp
             "If you trust it, add it as --storage URL."
         )
     viewed = view_storage(storage, journal=study.journal)
-    study_id = find_study_id(viewed, plan.name)
+    path = f"/dashboard/studies/{find_study_id(viewed, plan.name)}"
+    mark_infeasible(viewed)
     app = optuna_dashboard.wsgi(viewed, artifact_store=FileSystemArtifactStore(study.artifacts))
-    return refuse_strangers(app), f"/dashboard/studies/{study_id}"
+    return refuse_strangers(show_report(app, study, path=path)), path
+
+
+def mark_infeasible(viewed: "BaseStorage") -> None:
+    """Let the dashboard see the constraints of trials, which it looks for under an older name, so that it greys what breaks them."""
+    read = viewed.get_all_trials
+
+    def mark(*args: Any, **options: Any) -> "list[FrozenTrial]":
+        trials = read(*args, **options)
+        for trial in trials:
+            if trial.constraints:
+                trial.system_attrs["constraints"] = list(trial.constraints.values())
+        return trials
+
+    viewed.get_all_trials = mark  # type: ignore[method-assign]
+
+
+def show_report(app: "WSGIApplication", study: StudyFolder, *, path: str) -> "WSGIApplication":
+    """Return the dashboard with the study's report at ``/report``, and on its pages links to that and to the note."""
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        asked = str(environ.get("PATH_INFO", ""))
+        if asked == "/report" and study.report.is_file():
+            start_response("200 OK", [("Content-Type", "text/html; charset=utf-8"), REPORT_POLICY])
+            return [study.report.read_bytes()]
+        if not asked.startswith("/dashboard"):
+            return app(environ, start_response)
+        for name in ("HTTP_IF_MODIFIED_SINCE", "HTTP_RANGE"):
+            environ.pop(name, None)
+        begun: list[Any] = []
+        parts: Any = app(environ, lambda *words: begun.append(words))  # type: ignore[arg-type]
+        page = b"".join(parts)
+        if hasattr(parts, "close"):
+            parts.close()
+        page = page.replace(b"<body>", LANDING.format(study=path).encode(), 1)
+        status, headers = begun[0][:2]
+        kept = [(name, value) for name, value in headers if name.lower() not in ("content-length", "last-modified")]
+        start_response(status, [*kept, ("Content-Length", str(len(page)))])
+        return [page]
+
+    return answer
 
 
 def refuse_strangers(app: "WSGIApplication") -> "WSGIApplication":

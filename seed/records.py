@@ -305,6 +305,7 @@ class DistillResult(Record, frozen=True, kw_only=True):
     replicas: tuple[Replica, ...] = ()  # the exported one first
     # of the model's seed.json, which holds those of its other files; None: it is not written yet
     provenance_sha256: str | None = None
+    continuations: tuple[str, ...] = ()  # of the dense model's prompts, greedily
 
     @property
     def key(self) -> str:
@@ -323,6 +324,8 @@ class DenseResult(Record, frozen=True, kw_only=True):
     test_counts: list[int] = []  # scored tokens of each
     user_score: float | None = None
     user_command: str | None = None
+    prompts: tuple[str, ...] = ()  # from validation text
+    continuations: tuple[str, ...] = ()  # of each, greedily
 
     @property
     def judged(self) -> Quality:

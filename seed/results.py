@@ -35,11 +35,6 @@ class Model:
     num_tied: int = 0  # others of its structure that the proxy cannot tell from it, and that are not distilled
 
     @property
-    def link(self) -> str:
-        """The id of its marks on a page."""
-        return link_candidate(self.candidate) if self.width is None else self.key
-
-    @property
     def depth(self) -> int:
         """How many layers are gone."""
         return len(self.candidate.dropped_layers)
@@ -96,8 +91,12 @@ class StudyResult:
     scored: tuple[Model, ...]  # by the proxy, those that are not on the frontier
     links: tuple[Link, ...]
     drops: tuple[DepthDrops, ...]
-    structures: tuple[Evaluation, ...]  # one of each, by kept layers
     disturbances: Mapping[str, str]  # by structure: what else the machine did while it was timed
+
+    @property
+    def shipped(self) -> Model | None:
+        """The model to ship where nobody says what is acceptable: that of the widest margin."""
+        return self.recommended[-1].chosen
 
 
 def compute_result(record: StudyRecord) -> StudyResult:
@@ -114,9 +113,7 @@ def compute_result(record: StudyRecord) -> StudyResult:
     known = {model.key: model for model in (*scored, *frontier)}
     on_frontier = {model.key for model in frontier}
     judged = (*record.distilled, *record.width_baselines)
-    everywhere = [trial.evaluation for trial in record.trials] + [member.evaluation for member in members]
     latencies = [trial.evaluation.latency for trial in record.trials] + [result.latency for result in judged]
-    structures = {one.latency.structure: one for one in reversed(everywhere)}  # the first of each
     return StudyResult(
         record=record,
         distilled=distilled,
@@ -131,7 +128,6 @@ def compute_result(record: StudyRecord) -> StudyResult:
             if model.key in known
         ),
         drops=count_drops(tuple(known.values())),
-        structures=tuple(sorted(structures.values(), key=lambda one: len(one.candidate.kept_layers))),
         disturbances={one.structure: one.disturbance for one in latencies if one.disturbance},
     )
 
@@ -205,6 +201,12 @@ def recommend(best: Sequence[Model], *, margin: int) -> Recommendation:
     return Recommendation(margin=margin, chosen=chosen, is_sure=is_sure, slower=slower)
 
 
+def recommend_faster(best: Sequence[Model], *, speedup: float) -> Model | None:
+    """Return the model that loses the least perplexity of those that are faster than the dense model, at least so many times."""
+    fast = [one for one in best if one.latency.ratio < 1 and one.latency.ratio * speedup <= 1]
+    return min((one for one in fast if one.ppl_ratio.value is not None), key=_read_ratio, default=None)
+
+
 def _may_be_as_fast(latency: Latency, fastest: Latency) -> bool:
     """Do the intervals of two latency ratios overlap? Timed too few times for intervals, they are told apart by nothing."""
     return latency.ratio_low is None or fastest.ratio_high is None or latency.ratio_low <= fastest.ratio_high
@@ -239,7 +241,7 @@ def mark_dropped(candidate: Candidate) -> list[float]:
 
 
 def link_candidate(candidate: Candidate) -> str:
-    """Return the id that links a candidate's marks on a page: ``1-7``."""
+    """Return what a candidate is called on a page: ``1-7``."""
     return "-".join(candidate.parts)
 
 

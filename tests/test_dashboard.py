@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from seed import dashboard, study_dir
-from seed.dashboard import make_app, open_server, refuse_strangers
+from seed.dashboard import make_app, mark_infeasible, open_server, refuse_strangers
 from seed.plans import read_plan
 from seed.stages.publishing import open_shown, refresh_report
 from seed.study_dir import StudyFolder
@@ -51,6 +52,10 @@ def test_a_finished_study_is_shown_with_names_notes_figures_and_cards(finished_s
     with study_dir.lock(study), serve(study) as address:  # as beside a search that goes on
         assert address.endswith("/dashboard/studies/0")
         found = ask(address)
+        landing = ask(address, "/dashboard/studies/0")
+        assert 'href="/dashboard/studies/0/note"' in landing
+        assert 'href="/report"' in landing
+        assert ask(address, "/report") == study.report.read_bytes().decode()
         assert found["objective_names"] == ["PPL ratio (closed-form)", "latency ratio"]
         assert "Fastest within" in found["note"]["body"]
         assert {"seed-pareto", "seed-layers"} <= {figure["id"] for figure in found["plotly_graph_objects"]}
@@ -68,6 +73,17 @@ def test_beside_a_running_search_the_note_says_so(finished_study: Finished, tmp_
     with serve(study) as address:
         assert "The search goes on" in ask(address)["note"]["body"]
     assert "the search goes on" in study.report.read_text()
+
+
+def test_trials_that_break_a_constraint_are_marked_for_the_dashboard() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage)
+    for excess in (-1.0, 2.0):
+        trial = study.ask()
+        trial.set_constraint("size", excess)
+        study.tell(trial, 0.0)
+    mark_infeasible(storage)
+    assert [trial.system_attrs["constraints"] for trial in storage.get_all_trials(0)] == [[-1.0], [2.0]]
 
 
 def send(method: str, *, answers: tuple[tuple[str, str], ...] = (), **headers: str) -> tuple[str, dict[str, str]]:
@@ -150,6 +166,12 @@ def test_in_a_browser_a_foreign_studys_name_note_and_artifacts_run_nothing(
         assert NAME in page.locator("h1", has_text="Seed: which").inner_text()
         page.goto(address)
         page.get_by_text("Perplexity against latency").first.wait_for()
+        figures = (
+            """elements => elements.map(one => [one.getBoundingClientRect().top, one.id]).sort((a, b) => a[0] - b[0])"""
+        )
+        (top, first), *_ = page.eval_on_selector_all(".js-plotly-plot", figures)
+        assert first == "user-defined-plot:seed-pareto"
+        assert top < 200
         save_note(study, HOSTILE_NOTE.format(artifact=artifact))
         page.goto(f"{address}/note")
         page.get_by_text("Hello").first.wait_for()

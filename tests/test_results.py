@@ -9,12 +9,12 @@ import pytest
 from seed.evidence import StudyRecord
 from seed.records import DistillResult, Latency
 from seed.results import (
-    Model,
     Recommendation,
     compute_result,
     measure_lead,
     rank_studies,
     recommend,
+    recommend_faster,
 )
 from tests.reporting import factory
 
@@ -171,8 +171,10 @@ def test_a_lead_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.935 < held / 2000 < 0.965
 
 
-def test_a_model_is_linked_by_its_layers_or_its_width() -> None:
-    result = compute_result(factory.make_full())
-    models: list[Model] = [*result.distilled, *result.width_baselines]
-    assert models[0].link == "-".join(models[0].candidate.parts)
-    assert models[-1].link == models[-1].key
+def test_the_speed_that_is_wanted_is_had_at_the_least_loss() -> None:
+    best = compute_result(factory.make_record()).best
+    for speedup in (1.0, 1.1, 1.2, 2.0):
+        fast = [model for model in best if model.latency.ratio < 1 and 1 / model.latency.ratio >= speedup]
+        expected = min(fast, key=lambda model: model.quality.ppl_ratio, default=None)
+        assert recommend_faster(best, speedup=speedup) == expected
+    assert recommend_faster(best, speedup=2.0) is None

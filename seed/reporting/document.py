@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from seed import study_dir
@@ -33,7 +33,6 @@ def make_environment(*folders: Path) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters["bold"] = print_bold
     environment.globals |= {
         "wording": wording,
         "result_text": result_text,
@@ -48,12 +47,6 @@ def make_environment(*folders: Path) -> jinja2.Environment:
 def render(template: str, *folders: Path, **values: Any) -> str:
     """Return a template filled in. The same values give the same bytes."""
     return make_environment(*folders).get_template(template).render(values)
-
-
-def print_bold(text: str, part: str) -> Markup:
-    """Return text as HTML, the first place where it says ``part`` in bold."""
-    before, found, after = text.partition(part)
-    return escape(before) + Markup("<strong>{}</strong>").format(found) + escape(after)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,23 +10,23 @@ import numpy as np
 import plotly.graph_objects as go
 
 from seed.reporting.figure_parts import (
-    DEPTH_COLORS,
     GREY,
+    INK,
     TILE_SCALE,
     add_levels,
     choose_color,
     choose_symbol,
     draw_bars,
     draw_scale,
-    escape_plotly,
     finish_figure,
     make_tiles,
     stack_panels,
 )
-from seed.reporting.search_figures import draw_gain, draw_progress, draw_proxy_against_final, draw_sensitivity
+from seed.reporting.search_figures import draw_pairs, draw_progress, draw_proxy_against_final, draw_sensitivity
 from seed.reporting.wording import format_count, format_latency_ratio, list_layers, name_depth, name_drop
 from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_latency_ratio
 
+SHIPPED = "to ship"
 MODEL_HOVER = (
     "%{customdata[0]} dropped: %{customdata[1]}<br>parameters: %{customdata[2]}<br>"
     "PPL ratio: %{customdata[3]:.3f} ± %{customdata[4]:.3f}<br>"
@@ -35,7 +35,7 @@ MODEL_HOVER = (
 
 
 def draw_pareto(result: StudyResult) -> go.Figure:
-    """Draw PPL ratio against latency ratio, both to the dense model: all candidates, the frontier, the distilled.
+    """Draw PPL ratio against latency ratio, both to the dense model: all candidates, the frontier, the distilled, a star on one.
 
     Trials stand at their PPL ratio on validation text by the frontier's proxy, distilled models at that on test text.
     """
@@ -52,14 +52,15 @@ def draw_pareto(result: StudyResult) -> go.Figure:
     strokes = {"symbol": "line-ew-open", "size": 9, "opacity": 0.6}
     rings = {"size": 10, "symbol": "circle-open"}
     traces = (
-        draw_scored(trials, name="scored candidates", marker=strokes),
+        draw_scored(trials, name="scored, validation text", marker=strokes),
         draw_links(result.links),
-        draw_scored(others, name="runners-up", marker=rings),
-        draw_scored(best, name="frontier by the proxy", marker={"size": 12}),
+        draw_scored(others, name="runners-up, validation text", marker=rings),
+        draw_scored(best, name="frontier by the proxy, validation text", marker={"size": 12}),
         draw_front(result.distilled),
-        draw_judged(result.distilled, name="distilled, on test text", marker=diamonds),
-        draw_judged(result.width_baselines, name="uniform width, distilled", marker=squares, line=dashes),
+        draw_judged(result.distilled, name="distilled, test text", marker=diamonds),
+        draw_judged(result.width_baselines, name="uniform width, distilled, test text", marker=squares, line=dashes),
         draw_dense(),
+        draw_shipped(result),
     )
     figure = go.Figure([trace for trace in traces if trace.x])
     low, top = choose_range(result)
@@ -80,7 +81,7 @@ def draw_pareto(result: StudyResult) -> go.Figure:
         y_title="PPL ratio (smaller is better)",
         num_above=sum(model.quality.ppl_ratio > top + pad for model in trials),
         is_limited=limit is not None and limit <= top,
-    )
+    ).update_layout(height=560)
 
 
 def choose_range(result: StudyResult) -> tuple[float, float]:
@@ -129,17 +130,30 @@ def draw_judged(
 
 
 def describe_point(model: Model) -> list[str | float]:
-    """Return what ``MODEL_HOVER`` shows, and last the id that links a model's marks on a page."""
+    """Return what ``MODEL_HOVER`` shows."""
     # Four decimals: a page may hold thousands of these.
     rounded = (round(ratio, 4) for ratio in (model.quality.ppl_ratio, model.quality.ppl_ratio_standard_error))
     layers, size = list_layers(model.candidate.dropped_layers), format_count(model.size.num_params)
-    return [model.depth, layers, size, *rounded, format_latency_ratio(model.latency), model.link]
+    return [model.depth, layers, size, *rounded, format_latency_ratio(model.latency)]
 
 
 def draw_dense() -> go.Scatter:
     """Draw the dense model."""
     marker = {"color": GREY, "size": 12, "symbol": "x"}
     return go.Scatter(x=[1.0], y=[1.0], mode="markers", name="dense model", hoverinfo="name", marker=marker)
+
+
+def draw_shipped(result: StudyResult) -> go.Scatter:
+    """Draw a star on the model to ship."""
+    models = [result.shipped] if result.shipped else []
+    return go.Scatter(
+        x=[model.latency.ratio for model in models],
+        y=[model.ppl_ratio.value for model in models],
+        mode="markers",
+        name=SHIPPED,
+        hoverinfo="skip",
+        marker={"symbol": "star", "size": 19, "color": "#f5b800", "line": {"color": INK, "width": 1}},
+    )
 
 
 def draw_links(links: Sequence[Link]) -> go.Scatter:
@@ -198,11 +212,10 @@ def draw_layer_map(result: StudyResult) -> go.Figure:
     record, members, depths = result.record, result.record.frontier.members, result.drops
     if not members and not depths:
         return go.Figure()
-    num_layers = record.space.num_layers
-    ranked = zip(result.frontier, members, strict=True)
+    num_layers, chosen = record.space.num_layers, {model.key for model in result.best}
     ranks = [
-        f"{name_drop(model.depth)} " + ("best" if member.rank == 0 else f"no. {member.rank + 1}")
-        for model, member in ranked
+        f"{name_drop(model.depth)}{' ★' if model.key in chosen else ''}{' ' * place}"  # a label for each row
+        for place, model in enumerate(result.frontier)
     ]
     shares = [f"{name_drop(row.depth)} ({row.num_best} of {row.num_scored})" for row in depths]
     panels = [
@@ -229,7 +242,7 @@ def draw_layer_map(result: StudyResult) -> go.Figure:
     step = math.ceil(num_layers / 12)
     figure.update_xaxes(tickmode="linear", tick0=0, dtick=step, tickangle=0, tickfont={"size": 11}, showgrid=False)
     figure.update_xaxes(showticklabels=True).update_yaxes(autorange="reversed", showgrid=False)
-    figure = finish_figure(figure, title="Which layers go", ids=[model.link for model in result.frontier])
+    figure = finish_figure(figure, title="Which layers go")
     figure.update_xaxes(title="layer of the original model", row=len(panels))
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
     return figure.update_layout(height=200 + sum(heights), margin={"t": 40})
@@ -272,46 +285,14 @@ def draw_learning_curves(result: StudyResult) -> go.Figure:
     )
 
 
-def draw_latency(result: StudyResult) -> go.Figure:
-    """Draw each structure's latency ratio with its 95 % interval, beside a straight line in proportion to depth."""
-    num_layers, rows = result.record.space.num_layers, result.structures
-    if not rows:
-        return go.Figure()
-    kept = [len(evaluation.candidate.kept_layers) for evaluation in rows]
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[min(kept), num_layers],
-        y=[min(kept) / num_layers, 1.0],
-        mode="lines",
-        name="in proportion to depth",
-        hoverinfo="skip",
-        line={"color": GREY, "width": 1, "dash": "dash"},
-    )
-    latencies = [*(evaluation.latency for evaluation in rows), result.record.dense.latency]
-    figure.add_scatter(
-        x=[*kept, num_layers],
-        y=[latency.ratio for latency in latencies],
-        error_y=draw_bars([read_latency_ratio(latency) for latency in latencies], color=DEPTH_COLORS[0]),
-        customdata=[[escape_plotly(latency.structure), latency.median_ms] for latency in latencies],
-        hovertemplate="%{customdata[0]}<br>latency ratio: %{y:.3f}<br>median: %{customdata[1]:.2f} ms<extra></extra>",
-        mode="markers",
-        name="measured, one point per structure",
-        marker={"color": DEPTH_COLORS[0], "symbol": "circle", "size": 10},
-    )
-    figure.update_xaxes(tickmode="linear", dtick=max(1, math.ceil((num_layers - min(kept)) / 12)))
-    titles = {"x_title": "layers kept", "y_title": "latency ratio to dense"}
-    return finish_figure(figure, title="Latency by structure", **titles)
-
-
 FIGURES: Mapping[str, Callable[[StudyResult], go.Figure]] = {
     "pareto": draw_pareto,
     "layers": draw_layer_map,
     "sensitivity": draw_sensitivity,
+    "pairs": draw_pairs,
     "agreement": draw_proxy_against_final,
-    "gain": draw_gain,
     "progress": draw_progress,
     "curves": draw_learning_curves,
-    "latency": draw_latency,
 }
 
 

@@ -1,4 +1,4 @@
-// The report's interaction: one model lit in plots, layer map and tables alike, and a table of all trials.
+// The report's interaction: a slider that chooses the model, lines to copy, a table of all trials.
 // It reads what the page holds; it computes no numbers, and whatever it shows goes in as text, never as HTML.
 (() => {
   "use strict";
@@ -12,125 +12,53 @@
   });
   const find = (id) => document.getElementById(id);
   const pareto = find("figure-pareto");
-  const map = find("figure-layers");
-  const panel = find("picked");
 
-  // ---- one model is pinned by a click, or lit in passing
+  // ---- which model to ship
 
-  let pinned = null;
-  let passing = null;
-  let isWaiting = false;
-  const places = new Map(); // id -> points of the Pareto plot
+  const form = find("choose");
+  const limit = find("limit");
+  const picks = [...document.querySelectorAll(".pick")];
 
-  for (const trace of pareto?.data ?? []) {
-    (trace.customdata ?? []).forEach((point, index) => {
-      const id = point.at(-1);
-      if (!places.has(id)) places.set(id, []);
-      places.get(id).push([trace.x[index], trace.y[index]]);
-    });
+  function choose() {
+    const by = form.elements.by.value;
+    const { asks, id, isSure, certainty } = data.stops[by][limit.value];
+    find("asked").textContent = id === null ? "No model with" : by === "loss" ? "Fastest model with" : "Least perplexity lost,";
+    find("asks").textContent = asks;
+    find("certainty").textContent = certainty;
+    find("certainty").className = isSure ? "sure" : "unsure";
+    limit.setAttribute("aria-valuetext", asks);
+    for (const pick of picks) pick.hidden = pick.dataset.id !== id;
+    const shown = picks.find((pick) => !pick.hidden);
+    const [x, y] = shown ? JSON.parse(shown.dataset.at) : [null, null];
+    const star = pareto?.data.findIndex((trace) => trace.name === "to ship") ?? -1;
+    if (star >= 0) Plotly.restyle(pareto, { x: [[x]], y: [[y]] }, [star]);
   }
 
-  function paint() {
-    if (isWaiting) return;
-    isWaiting = true;
-    requestAnimationFrame(() => { isWaiting = false; light(); });
+  function turnTo(by) {
+    const before = picks.find((pick) => !pick.hidden)?.dataset.id;
+    const stops = data.stops[by];
+    const same = stops.findLastIndex((stop) => stop.id === before);
+    limit.max = stops.length - 1;
+    limit.value = same < 0 ? Math.min(limit.value, limit.max) : same;
+    choose();
   }
 
-  function light() {
-    const lit = passing ?? pinned;
-    for (const element of document.querySelectorAll("[data-id]")) {
-      element.classList.toggle("lit", element.dataset.id === lit);
-      element.classList.toggle("pinned", element.dataset.id === pinned);
-    }
-    if (pareto) mark(pareto, "ring", (places.get(lit) ?? []).map(([x, y]) => {
-      const { xaxis, yaxis } = pareto._fullLayout;
-      return { left: xaxis._offset + xaxis.d2p(x) - 11, top: yaxis._offset + yaxis.d2p(y) - 11, width: 22, height: 22, isSeen: isIn(xaxis, x) && isIn(yaxis, y) };
-    }));
-    const row = map?.layout.meta.ids?.indexOf(lit) ?? -1;
-    if (map) mark(map, "band", row < 0 ? [] : [row].map(() => {
-      const { xaxis, yaxis } = map._fullLayout;
-      const [top, bottom] = [yaxis.d2p(row - 0.5), yaxis.d2p(row + 0.5)];
-      return { left: xaxis._offset, top: yaxis._offset + Math.min(top, bottom), width: xaxis._length, height: Math.abs(bottom - top), isSeen: true };
-    }));
+  if (form) {
+    form.hidden = false;
+    limit.addEventListener("input", choose);
+    for (const radio of form.elements.by) radio.addEventListener("change", () => turnTo(radio.value));
+    choose();
   }
-
-  const isIn = (axis, value) => value >= Math.min(...axis.range) && value <= Math.max(...axis.range);
-
-  // Over the plot and not of it: a change of the figure itself would get in the way of Plotly's own.
-  function mark(figure, kind, boxes) {
-    for (const old of figure.querySelectorAll(`.${kind}`)) old.remove();
-    for (const { isSeen, ...box } of boxes) {
-      if (!isSeen) continue;
-      const element = document.createElement("div");
-      element.className = kind;
-      for (const [side, pixels] of Object.entries(box)) element.style[side] = `${pixels}px`;
-      figure.append(element);
-    }
-  }
-
-  function pass(id) {
-    if (id === passing) return;
-    passing = id;
-    paint();
-  }
-
-  function pin(id) {
-    pinned = id === pinned ? null : id;
-    passing = null;
-    describe(pinned);
-    paint();
-  }
-
-  function describe(id) {
-    const trial = data.rows.find((row) => row.id === id);
-    const judged = data.models[id];
-    const heading = document.createElement("h3");
-    const list = document.createElement("dl");
-    const add = (name, value) => {
-      const [term, definition] = [document.createElement("dt"), document.createElement("dd")];
-      term.textContent = name;
-      definition.textContent = value;
-      list.append(term, definition);
-    };
-    panel.hidden = !trial && !judged;
-    if (panel.hidden) return;
-    const close = document.createElement("button");
-    Object.assign(close, { type: "button", className: "close", textContent: "×", ariaLabel: "let go of this model" });
-    close.addEventListener("click", () => pin(pinned));
-    heading.textContent = judged?.name ?? `without ${trial.dropped}`;
-    for (const [name, value] of judged?.facts ?? []) add(name, value);
-    const told = new Set((judged?.facts ?? []).map(([name]) => name));
-    for (const column of trial ? data.columns : []) {
-      if (column.inPanel && trial[column.key] != null && !told.has(column.title)) add(column.title, show(trial, column));
-    }
-    panel.replaceChildren(close, heading, list);
-  }
-
-  const idOf = (event) => {
-    const [point] = event.points;
-    if (point.data.xaxis === "x2") return null; // the layer map's lower panel: no model of its own
-    return point.data.type === "heatmap" ? map.layout.meta.ids?.[point.pointIndex[0]] ?? null : point.customdata?.at(-1) ?? null;
-  };
-  for (const figure of [pareto, map]) {
-    figure?.on("plotly_afterplot", paint);
-    figure?.on("plotly_hover", (event) => pass(idOf(event)));
-    figure?.on("plotly_unhover", () => pass(null));
-    figure?.on("plotly_click", (event) => {
-      const id = idOf(event);
-      if (id !== null) pin(id);
-    });
-  }
-  const targetOf = (event) => event.target.closest?.("[data-id]") ?? null;
-  document.addEventListener("mouseover", (event) => pass(targetOf(event)?.dataset.id ?? null));
-  document.addEventListener("focusin", (event) => pass(targetOf(event)?.dataset.id ?? null));
-  document.addEventListener("click", (event) => {
-    const target = targetOf(event);
-    if (!target) return;
-    const goes = event.target.closest("[data-go]");
-    if (!(goes && pinned === target.dataset.id)) pin(target.dataset.id);
-    if (goes) find(goes.dataset.go).scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  document.addEventListener("click", async (event) => {
+    if (!event.target.matches(".copy")) return;
+    const code = event.target.nextElementSibling;
+    getSelection().selectAllChildren(code);
+    try { await navigator.clipboard.writeText(code.textContent); } catch { document.execCommand("copy"); }
+    event.target.textContent = "copied";
+    setTimeout(() => { event.target.textContent = "copy"; }, 1500);
   });
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape" && pinned !== null) pin(pinned); });
+  // A figure that was folded away had no width.
+  for (const folded of document.querySelectorAll("details")) folded.addEventListener("toggle", () => dispatchEvent(new Event("resize")));
 
   // ---- all trials: sorted, filtered, a page at a time
 
@@ -151,7 +79,7 @@
       : String(value);
   }
 
-  function choose() {
+  function filter() {
     const wanted = words.value.split(/[^0-9]+/).filter(Boolean).map(Number);
     chosen = data.rows.filter((row) =>
       wanted.every((layer) => row.layers.includes(layer))
@@ -173,12 +101,9 @@
     const shown = chosen.slice(page * PAGE_ROWS, (page + 1) * PAGE_ROWS);
     body.replaceChildren(...shown.map((row) => {
       const line = document.createElement("tr");
-      line.dataset.id = row.id;
       data.columns.forEach((column, index) => {
         const cell = document.createElement(index ? "td" : "th");
-        const button = index ? null : document.createElement("button");
-        if (button) Object.assign(button, { type: "button", className: "row", textContent: show(row, column) });
-        cell.append(button ?? show(row, column));
+        cell.append(show(row, column));
         if (column.isText) cell.className = "words";
         line.append(cell);
       });
@@ -191,7 +116,6 @@
       const isSorted = button.dataset.sort === sorted.key;
       button.closest("th").setAttribute("aria-sort", isSorted ? (sorted.down ? "descending" : "ascending") : "none");
     }
-    paint();
   }
 
   function download() {
@@ -206,16 +130,16 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
-  for (const control of [words, depth, state]) control.addEventListener("input", choose);
+  for (const control of [words, depth, state]) control.addEventListener("input", filter);
   for (const button of document.querySelectorAll("[data-sort]")) {
     button.addEventListener("click", () => {
       sorted = { key: button.dataset.sort, down: sorted.key === button.dataset.sort && !sorted.down };
-      choose();
+      filter();
     });
   }
   const turn = (step) => { page += step; draw(); };
   find("trials-before").addEventListener("click", () => turn(-1));
   find("trials-after").addEventListener("click", () => turn(1));
   find("trials-download").addEventListener("click", download);
-  choose();
+  filter();
 })();

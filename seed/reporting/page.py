@@ -4,37 +4,51 @@ The page's script (``page.js``) draws the table of all trials, so that thousands
 """
 
 import dataclasses
-import itertools
+import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import plotly.graph_objects as go
 
 from seed import study_dir
-from seed.evidence import StudyRecord
+from seed.evidence import SearchGain, StudyRecord
 from seed.plans import SearchPlan
-from seed.records import DistillResult, Evaluation, TrialRecord
+from seed.records import DistillResult, Estimate, Evaluation, TrialRecord
 from seed.reporting.card import render_markdown
 from seed.reporting.document import prepare_figures, render
 from seed.reporting.figures import FIGURES, draw_gallery
-from seed.reporting.result_text import format_ratio, name_model
+from seed.reporting.result_text import (
+    Table,
+    describe_certainty,
+    describe_equivalence,
+    describe_size,
+    explain_none,
+    tabulate_frontier,
+    tabulate_models,
+)
 from seed.reporting.wording import (
-    ABSENT,
     describe_gguf,
-    format_latency_ratio,
+    format_bytes,
+    format_change,
+    format_count,
     format_number,
     list_layers,
-    name_depth,
     name_proxy,
 )
-from seed.results import StudyResult, link_candidate
+from seed.results import MARGINS, Model, StudyResult, link_candidate, recommend, recommend_faster
 
 MOST_TRIALS = 1000  # in one figure of the dashboard: 80 bytes each; its own plots show every one
 HEIGHT_PX = 440  # what a card of the dashboard shows without cutting it off
 FIELDS = ("number", "state", "id", "ratio", "error", "unrecovered", "structure", "seconds", "dropped", "note")
+DECIDING = ("dropped layers", "latency ratio", "PPL ratio")
+# what a reader may accept: per cent of PPL, and times faster
+LOSSES = (*range(11), 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
+SPEEDUPS = [1 + step / 20 for step in range(181)]
 
 
 def write_page(result: StudyResult, path: Path) -> None:
@@ -43,22 +57,25 @@ def write_page(result: StudyResult, path: Path) -> None:
     Raises:
         ResourceError: the file cannot be written.
     """
-    study_dir.write_bytes(path, render_page(result).encode())
+    study_dir.write_bytes(path, render_page(result, root=path.parent).encode())
 
 
-def render_page(result: StudyResult) -> str:
-    """Return the report as HTML. The same result gives the same bytes."""
+def render_page(result: StudyResult, *, root: Path) -> str:
+    """Return the report as HTML. The same result gives the same bytes. ``root``: the study's folder."""
     record = result.record
     protocol = msgspec.to_builtins(record.plan.protocol)
     if types := protocol.pop("gguf_types", None):
         protocol["gguf"] = describe_gguf(types)
-    groups = itertools.groupby(result.recommended, key=lambda one: (one.chosen, one.slower))
     states = Counter(trial.state for trial in record.trials)
+    stops = {"loss": list_losses(result), "speed": list_speeds(result)}
+    shown = {stop.model.key: stop.model for stop in (*stops["loss"], *stops["speed"]) if stop.model}
     return render(
         "report.html",
         result=result,
         record=record,
-        cards=[list(group) for _, group in groups],
+        start=LOSSES.index(MARGINS[-1]),
+        first=stops["loss"][LOSSES.index(MARGINS[-1])],
+        picks=[describe_pick(model, result, root=root) for model in result.best if model.key in shown],
         figures=dict.fromkeys(FIGURES) | prepare_figures(draw_gallery(result)),
         depths=sorted({len(trial.evaluation.candidate.dropped_layers) for trial in record.trials}),
         states=sorted(state.lower() for state in states),
@@ -66,8 +83,169 @@ def render_page(result: StudyResult) -> str:
         distillation=gather_settings(record.distilled),
         protocol=protocol,
         environment=msgspec.to_builtins(record.environment),
-        data=gather_data(result),
+        data={"stops": {by: [stop.tell() for stop in one] for by, one in stops.items()}, **gather_data(result)},
+        worth=describe_worth(record.gain) if record.gain else "",
+        models=put_first(tabulate_models(result)),
+        frontier=put_first(tabulate_frontier(result)),
     )
+
+
+def put_first(table: Table) -> Table:
+    """Return a table whose columns that decide come first: on a phone the others are out of sight."""
+    order = sorted(range(len(table.columns)), key=lambda place: table.columns[place] not in DECIDING)
+    rows = [[row[place] for place in order] for row in table.rows]
+    return dataclasses.replace(table, columns=[table.columns[place] for place in order], rows=rows)
+
+
+# ---- which model to ship
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """A position of the slider: what is asked for, the model that it leads to, and how sure that is."""
+
+    asks: str
+    model: Model | None
+    is_sure: bool
+    certainty: str  # or why there is no model
+
+    def tell(self) -> dict[str, object]:
+        """Return what the page's script reads."""
+        return {
+            "asks": self.asks,
+            "id": self.model and self.model.key,
+            "isSure": self.is_sure,
+            "certainty": self.certainty,
+        }
+
+
+def list_losses(result: StudyResult) -> list[Stop]:
+    """Return the fastest model within each loss of perplexity that a reader may accept, up to what all models keep."""
+    worst = max((100 * (model.ppl_ratio.value or 1) - 100 for model in result.best), default=0.0)
+    most = next((loss for loss in LOSSES if loss >= max(worst, MARGINS[-1])), LOSSES[-1])
+    stops = []
+    for loss in (loss for loss in LOSSES if loss <= most):
+        found = recommend(result.best, margin=loss)
+        told = describe_certainty(found, names_margin=True) if found.chosen else explain_none(found, result)
+        stops.append(
+            Stop(asks=f"up to {loss}\u00a0% more perplexity", model=found.chosen, is_sure=found.is_sure, certainty=told)
+        )
+    return stops
+
+
+def list_speeds(result: StudyResult) -> list[Stop]:
+    """Return the model that loses least at each speed-up that a reader may want, as far as there is one."""
+    stops: list[Stop] = []
+    for speedup in SPEEDUPS:
+        found = recommend_faster(result.best, speedup=speedup)
+        if found is None:
+            break
+        low, high = found.latency.ratio_low, found.latency.ratio_high
+        is_sure, told = high is not None and high * speedup <= 1, "timed too few times to tell how sure that is"
+        if low and high:
+            told = f"95\u00a0% interval {1 / high:.2f} to {1 / low:.2f} times faster, {'all' if is_sure else 'not all'} of it as fast"
+        stops.append(Stop(asks=f"at least {speedup:.2f} times faster", model=found, is_sure=is_sure, certainty=told))
+    return stops
+
+
+def describe_pick(model: Model, result: StudyResult, *, root: Path) -> dict[str, object]:
+    """Return what the page says of a model that may be shipped: its figures, those that are as good, and how to load it."""
+    record, theirs = result.record, result.record.dense.user_score
+    compared = "" if theirs is None else f"dense model {theirs:g}"
+    return {
+        "model": model,
+        "facts": [
+            describe_pace(model, record),
+            describe_loss(model, record),
+            (
+                "size",
+                describe_size(model, record),
+                f"{format_count(model.size.num_params)} parameters, {format_bytes(model.size.weight_bytes)}; "
+                f"KV cache {format_bytes(model.size.kv_bytes_per_token)} a token",
+            ),
+            *([("your score", f"{model.user_score:g}", compared)] if model.user_score is not None else []),
+        ],
+        "continued": list_continuations(model, result),
+        "beside": [describe_equivalence(one, result) for one in record.equivalences if one.other == model.key],
+        "loaders": list_loaders(model, result, root=root),
+    }
+
+
+def describe_pace(model: Model, record: StudyRecord) -> tuple[str, str, str]:
+    """Return how fast a model is, with the interval of the speed-up, and how fast that is in tokens and milliseconds."""
+    protocol, latency, dense_ms = record.plan.protocol, model.latency, record.dense.latency.median_ms
+    whole = [format_number(1 / latency.ratio, places=2), "times faster"]
+    if latency.ratio_low and latency.ratio_high:
+        whole.insert(1, f"[{1 / latency.ratio_high:.2f}, {1 / latency.ratio_low:.2f}]")
+    paces = []
+    for ms in (latency.ratio * dense_ms, dense_ms):
+        rate = 1000 * protocol.latency_batch * protocol.new_tokens / ms
+        tokens = "" if protocol.latency_command else f"{format_number(rate, places=int(rate < 100))} tokens/s, "
+        paces.append(f"{tokens}{format_number(ms, places=1)} ms")
+    return "speed", " ".join(whole), f"{paces[0]}; dense model {paces[1]}"
+
+
+def describe_loss(model: Model, record: StudyRecord) -> tuple[str, str, str]:
+    """Return how much perplexity a model loses, on which text, and the perplexities themselves."""
+    ends = (model.ppl_ratio.value, model.ppl_ratio.low, model.ppl_ratio.high)
+    value, low, high = (None if end is None else end - 1 for end in ends)
+    dense = record.dense.judged if model.is_distilled else record.dense.validation
+    told = f"PPL {format_number(model.quality.perplexity, places=2)}; dense model {format_number(dense.perplexity, places=2)}"
+    if model.unrecovered is not None and model.unrecovered != model.quality.ppl_ratio:
+        told += f"; {100 * model.unrecovered - 100:+.0f}\u00a0% without recovery"
+    if model.num_distilled > 1:
+        told += f"; mean of {model.num_distilled} distillations, of which the first is exported"
+    text = "test text" if model.is_distilled else f"validation text, {name_proxy(record.frontier.proxy)} only"
+    return f"perplexity, {text}", format_change(Estimate(value=value, low=low, high=high), places=1), told
+
+
+def list_continuations(model: Model, result: StudyResult) -> list[tuple[str, str, str]]:
+    """Return what the dense model and this one write after the same prompts, where both were asked."""
+    dense = result.record.dense
+    written = next((one.continuations for one in result.record.distilled if one.key == model.key), ())
+    return list(zip(dense.prompts, dense.continuations, written, strict=False))
+
+
+def list_loaders(model: Model, result: StudyResult, *, root: Path) -> list[tuple[str, str]]:
+    """Return the lines that load a model, by what loads it; of one that is not distilled, the line that does that."""
+    if not model.is_distilled:
+        members = result.record.frontier.members
+        [number] = [one.trial_number for one in members if one.evaluation.candidate.key == model.key]
+        return [("distil and export it", f"python -m seed.distill {shlex.quote(str(root))} --trial {number}")]
+    path, trusts = str(root / "models" / model.key), result.record.plan.protocol.trust_remote_code
+    name, typed, word = json.dumps(path), shlex.quote(path), " --trust-remote-code" * trusts
+    option = ", trust_remote_code=True" * trusts
+    return [
+        (
+            "transformers",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f"path = {name}\n"
+            f'model = AutoModelForCausalLM.from_pretrained(path, dtype="auto"{option})\n'
+            f"tokenizer = AutoTokenizer.from_pretrained(path{option})",
+        ),
+        ("vLLM", f"vllm serve {typed}{word}"),
+        (
+            "llama.cpp",
+            f"python convert_hf_to_gguf.py {typed} --outfile {model.key}.gguf\nllama-cli -m {model.key}.gguf",
+        ),
+        ("MLX", f'mlx_lm.generate --model {typed} --prompt "Once upon a time"{word}'),
+    ]
+
+
+def describe_worth(gain: SearchGain) -> str:
+    """Return what searching bought over the best of the simpler ways that the study's own scores can play, and for how much more."""
+    known = [one for one in gain.baselines if one.is_whole and any(pick.ppl_ratio is not None for pick in one.picks)]
+    if not known:
+        return ""
+    best = min(known, key=lambda one: max(pick.ppl_ratio or 1.0 for pick in one.picks))
+    times = f", at {format_number(gain.cost / best.cost, places=1)} times its cost" if best.cost else ""
+    # by more than twice its standard error
+    known_picks = [(pick.ppl_ratio or 1.0, pick.standard_error or 0.0) for pick in best.picks]
+    leads = [ratio - 1 for ratio, error in known_picks if ratio - 1 > 2 * error]
+    if leads:
+        return f"Searching bought up to {100 * max(leads):.1f}\u00a0% less perplexity than {best.title}, by the proxy{times}."
+    is_same = all(pick.candidate == pick.best for pick in best.picks)
+    return f"Searching bought nothing{'' if is_same else ' that can be measured'} over {best.title}{times}."
 
 
 # ---- how it was measured
@@ -93,7 +271,7 @@ def gather_settings(results: Sequence[DistillResult]) -> dict[str, object]:
 
 
 def gather_data(result: StudyResult) -> dict[str, object]:
-    """Return what the page's script reads: every trial, and what is known of the models that were judged, by id."""
+    """Return what the page's script reads of the trials."""
     record = result.record
     structures: dict[str, int] = {}
     table = [list_trial(trial, record.frontier.proxy, structures) for trial in record.trials]
@@ -105,34 +283,34 @@ def gather_data(result: StudyResult) -> dict[str, object]:
         "structures": [describe_structure(measured[name]) for name in structures],
         "table": table,
         "distilled": {link_candidate(one.candidate): _round(one.test.ppl_ratio) for one in record.distilled},
-        "models": list_facts(result),
     }
 
 
 def list_columns(record: StudyRecord) -> Iterable[dict[str, object]]:
-    """Yield the table's columns: what a row calls it, its title, its decimals, whether a chosen model's panel has it."""
+    """Yield the table's columns: what a row calls it, its title, its decimals."""
     yield {"key": "dropped", "title": "dropped layers", "isText": True}
-    yield {"key": "count", "title": "how many"}
-    yield {"key": "ratio", "title": f"PPL ratio ({name_proxy(record.frontier.proxy)})", "places": 4, "inPanel": True}
-    yield {"key": "error", "title": "standard error", "places": 4, "inPanel": True}
+    yield {"key": "latency", "title": "latency ratio", "places": 3}
+    yield {"key": "ratio", "title": f"PPL ratio, validation ({name_proxy(record.frontier.proxy)})", "places": 4}
     if record.distilled:
-        yield {"key": "distilled", "title": "distilled (test)", "places": 4}
-    yield {"key": "unrecovered", "title": "PPL ratio unrecovered", "places": 4, "inPanel": True}
-    yield {"key": "latency", "title": "latency ratio", "places": 3, "inPanel": True}
+        yield {"key": "distilled", "title": "PPL ratio, test (distilled)", "places": 4}
+    yield {"key": "unrecovered", "title": "PPL ratio, validation (unrecovered)", "places": 4}
+    yield {"key": "error", "title": "standard error (validation)", "places": 4}
+    yield {"key": "count", "title": "how many"}
     yield {"key": "low", "title": "latency from", "places": 3}
     yield {"key": "high", "title": "latency to", "places": 3}
-    yield {"key": "params", "title": "parameters", "places": 0, "inPanel": True}
+    yield {"key": "params", "title": "parameters", "places": 0}
     yield {"key": "seconds", "title": "seconds", "places": 2}
     yield {"key": "state", "title": "state", "isText": True}
-    yield {"key": "number", "title": "trial", "inPanel": True}
+    yield {"key": "number", "title": "trial"}
     if any(explain_absence(trial.evaluation, record.frontier.proxy) for trial in record.trials):
-        yield {"key": "note", "title": "no value because", "isText": True, "inPanel": True}
+        yield {"key": "note", "title": "no value because", "isText": True}
 
 
 def list_trial(trial: TrialRecord, proxy: str, structures: dict[str, int]) -> list[object]:
     """Return a trial's cells, as FIELDS names them; its structure by its number, of which a new one gets the next."""
     evaluation = trial.evaluation
-    quality, raw = evaluation.qualities.get(proxy), evaluation.qualities.get("none")
+    qualities = {} if trial.state == "FAIL" else evaluation.qualities
+    quality, raw = qualities.get(proxy), qualities.get("none")
     return [
         trial.number,
         trial.state.lower(),
@@ -166,25 +344,6 @@ def describe_structure(evaluation: Evaluation) -> dict[str, object]:
 
 def _round(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 4)  # JSON knows no other numbers
-
-
-def list_facts(result: StudyResult) -> dict[str, object]:
-    """Return the name of each judged model and what the panel says of it when it is chosen, by id."""
-    return {
-        model.link: {
-            "name": f"{name_depth(model.candidate)}, without {name_model(model)}"
-            if model.width is None
-            else name_model(model),
-            "facts": [
-                ("test PPL ratio", format_ratio(model)),
-                ("test PPL", format_number(model.quality.perplexity, places=2)),
-                ("without recovery", ABSENT if model.unrecovered is None else format_number(model.unrecovered)),
-                ("latency ratio", format_latency_ratio(model.latency)),
-                ("checkpoint", f"models/{model.key}"),
-            ],
-        }
-        for model in (*result.distilled, *result.width_baselines)
-    }
 
 
 # ---- in Optuna Dashboard

@@ -210,27 +210,26 @@ def describe_pick(pick: BaselinePick) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of plain text; a row's first cell is its heading. ``ids``: of the models in its rows, on a page."""
+    """A table of plain text; a row's first cell is its heading."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    ids: Sequence[str | None] = ()
 
 
-def make_table(rows: Sequence[Mapping[str, str | None]], *, title: str = "", ids: Sequence[str | None] = ()) -> Table:
+def make_table(rows: Sequence[Mapping[str, str | None]], *, title: str = "") -> Table:
     """Return the table of rows by column; a column in which no row has anything is left out."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [name for name in names if any(row.get(name) is not None for row in rows)]
     cells = [[ABSENT if (cell := row.get(name)) is None else cell for name in columns] for row in rows]
-    return Table(title=title, columns=columns, rows=cells, ids=ids)
+    return Table(title=title, columns=columns, rows=cells)
 
 
 def tabulate_models(result: StudyResult) -> Table:
     """Return the table of the judged models, the dense one first."""
     models = (*result.distilled, *result.width_baselines)
     rows = [list_dense(result.record), *(list_model(model, result.record) for model in models)]
-    return make_table(rows, ids=[None, *(model.link for model in models)])
+    return make_table(rows)
 
 
 def list_dense(record: StudyRecord) -> dict[str, str | None]:
@@ -288,7 +287,7 @@ def tabulate_frontier(result: StudyResult) -> Table:
         }
         for model, member in zip(result.frontier, result.record.frontier.members, strict=True)
     ]
-    return make_table(rows, ids=[model.link for model in result.frontier])
+    return make_table(rows)
 
 
 # ---- in the terminal, and in Python

@@ -1,4 +1,4 @@
-"""Figures of the search itself: what each layer and pair costs, how the frontier grew, and what simpler ways would have chosen.
+"""Figures of the search itself: what each layer and pair costs, whether the proxy ranks, and how the frontier grew.
 
 One function each, from the result to a Plotly figure; see ``figures`` for those of the models.
 """
@@ -19,11 +19,9 @@ from seed.reporting.figure_parts import (
     draw_scale,
     finish_figure,
     make_tiles,
-    stack_panels,
 )
-from seed.reporting.wording import list_layers, name_drop, name_proxy
+from seed.reporting.wording import list_layers, name_proxy
 from seed.results import StudyResult
-from seed.stats import reach_over_documents
 
 LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
 # Blue: cheaper together than one by one; orange: dearer; little ink where it makes no difference.
@@ -36,19 +34,11 @@ SINGLE_MARKERS = (
 
 
 def draw_sensitivity(result: StudyResult) -> go.Figure:
-    """Draw what each layer costs alone, by proxy, and below it how much dearer or cheaper pairs are than their parts."""
+    """Draw what each layer costs alone, by proxy."""
     known = result.record.sensitivities[: len(SINGLE_MARKERS)]
     if not known:
         return go.Figure()
-    most = max(known, key=lambda one: len(one.pairs))
-    interactions = measure_interactions(most)
-    has_pairs = bool(np.isfinite(interactions).any())
-    num_layers = result.record.space.num_layers
-    tile_px = max(14, min(30, 600 // num_layers))
-    heights = [230, tile_px * num_layers] if has_pairs else [230]
-    titles = ["<b>One layer alone</b>", "<b>Two layers, beside one by one</b>"][: len(heights)]
-    figure = stack_panels(titles, heights, gap_px=60, shared_xaxes=True)
-    figure.add_trace(draw_spans(known), row=1, col=1)
+    figure = go.Figure(draw_spans(known))
     for one, marker in zip(known, SINGLE_MARKERS, strict=False):
         layers = [layer for layer, ratio in enumerate(one.singles) if ratio is not None]
         figure.add_scatter(
@@ -59,24 +49,51 @@ def draw_sensitivity(result: StudyResult) -> go.Figure:
             name=name_proxy(one.proxy),
             marker=marker,
             hovertemplate="without layer %{x}: PPL ratio %{customdata:.3f}<extra>%{fullData.name}</extra>",
-            row=1,
-            col=1,
         )
-    figure.update_yaxes(type="log", row=1, col=1, dtick=1, tickformat="~r", exponentformat="none")
-    if has_pairs:
-        figure.add_trace(draw_pairs(most, interactions), row=2, col=1)
-    figure.update_xaxes(tickmode="linear", tick0=0, dtick=math.ceil(num_layers / 12), tickangle=0, showticklabels=True)
-    has_blanks = has_pairs and bool(np.isnan(interactions).sum() > num_layers)
-    pairs_after = most.proxy if has_pairs else None
-    figure = finish_figure(figure, title="What each layer costs", pairs_after=pairs_after, has_blanks=has_blanks)
-    figure.update_yaxes(title="PPL increase, %", row=1, col=1)
-    figure.update_xaxes(title="layer of the original model", row=len(heights), col=1)
-    if has_pairs:
-        figure.update_xaxes(showgrid=False, row=2, col=1)
-        figure.update_yaxes(title="other layer", showgrid=False, autorange="reversed", row=2, col=1)
-    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
-    legend = {"yref": "paper", "y": 1, "yanchor": "top", "x": 0.5, "xanchor": "center", "bgcolor": "rgba(0,0,0,0)"}
-    return figure.update_layout(height=sum(heights) + 60 * len(heights) + 110, margin={"t": 40, "b": 90}, legend=legend)
+    figure.update_yaxes(type="log", dtick=1, tickformat="~r", exponentformat="none")
+    titles = {"x_title": "layer of the original model", "y_title": "PPL increase on validation text, %"}
+    return _number_layers(finish_figure(figure, title="What each layer costs", **titles), result).update_layout(
+        height=400
+    )
+
+
+def draw_pairs(result: StudyResult) -> go.Figure:
+    """Draw how much dearer or cheaper pairs of layers are than one by one, by the proxy that scored the most.
+
+    The colour is cut off where a few pairs would press all others into grey.
+    """
+    most = max(
+        reversed(result.record.sensitivities), key=lambda one: len(one.pairs), default=None
+    )  # with recovery, if level
+    interactions = np.array([]) if most is None else measure_interactions(most)
+    if most is None or not np.isfinite(interactions).any():
+        return go.Figure()
+    num_layers = len(most.singles)
+    ratios = np.zeros((num_layers, num_layers))
+    for one, other, ratio in most.pairs:
+        ratios[one, other] = ratios[other, one] = round(ratio, 3)
+    limit = float(np.nanquantile(np.abs(interactions), 0.9)) or 0.01
+    tiles = make_tiles(
+        [[None if math.isnan(value) else round(100 * value, 2) for value in row] for row in interactions.tolist()],
+        PAIR_SCALE,
+        customdata=ratios.tolist(),
+        hovertemplate="without %{x} and %{y}: PPL ratio %{customdata:.3f},<br>%{z:+.1f} % beside one by one<extra></extra>",
+        hoverongaps=False,
+        zmin=-100 * limit,
+        zmax=100 * limit,
+        colorbar=draw_scale(ticksuffix=" %", nticks=5),
+    )
+    title = f"Pairs of layers, {name_proxy(most.proxy)}"
+    figure = finish_figure(go.Figure(tiles), title=title, x_title="layer", y_title="other layer")
+    figure.update_yaxes(showgrid=False, autorange="reversed").update_xaxes(showgrid=False)
+    height = 150 + max(14, min(30, 600 // num_layers)) * num_layers
+    return _number_layers(figure, result).update_layout(height=height, margin={"b": 90})
+
+
+def _number_layers(figure: go.Figure, result: StudyResult) -> go.Figure:
+    """Let the axis of layers tell about a dozen of them."""
+    step = math.ceil(result.record.space.num_layers / 12)
+    return figure.update_xaxes(tickmode="linear", tick0=0, dtick=step, tickangle=0)
 
 
 def draw_spans(known: Sequence[Sensitivity]) -> go.Scatter:
@@ -106,25 +123,6 @@ def measure_interactions(sensitivity: Sensitivity) -> np.ndarray:
     return found
 
 
-def draw_pairs(sensitivity: Sensitivity, interactions: np.ndarray) -> go.Heatmap:
-    """Draw a tile for each pair; its colour is cut off where a few pairs would press all others into grey."""
-    num_layers = len(sensitivity.singles)
-    ratios = np.zeros((num_layers, num_layers))
-    for one, other, ratio in sensitivity.pairs:
-        ratios[one, other] = ratios[other, one] = round(ratio, 3)
-    limit = float(np.nanquantile(np.abs(interactions), 0.9)) or 0.01
-    return make_tiles(
-        [[None if math.isnan(value) else round(100 * value, 2) for value in row] for row in interactions.tolist()],
-        PAIR_SCALE,
-        customdata=ratios.tolist(),
-        hovertemplate="without %{x} and %{y}: PPL ratio %{customdata:.3f},<br>%{z:+.1f} % beside one by one<extra></extra>",
-        hoverongaps=False,
-        zmin=-100 * limit,
-        zmax=100 * limit,
-        colorbar=draw_scale(ticksuffix=" %", nticks=5),
-    )
-
-
 def draw_proxy_against_final(result: StudyResult) -> go.Figure:
     """Draw the PPL ratio after distillation against the proxy's, both on validation text."""
     figure = go.Figure()
@@ -147,7 +145,7 @@ def draw_proxy_against_final(result: StudyResult) -> go.Figure:
         title="Does the proxy rank as distillation does?",
         x_title=f"PPL ratio after {name_proxy(result.record.frontier.proxy)}",
         y_title="PPL ratio after distillation",
-    )
+    ).update_layout(height=400)
 
 
 def draw_progress(result: StudyResult) -> go.Figure:
@@ -172,47 +170,6 @@ def draw_progress(result: StudyResult) -> go.Figure:
     titles = {"x_title": "trial", "y_title": "hypervolume, % of the last"}
     figure = finish_figure(figure, title="How the frontier grew", **titles)
     return figure.update_layout(height=320, margin={"b": 40})
-
-
-def draw_gain(result: StudyResult) -> go.Figure:
-    """Draw how far what simpler ways would have chosen lies above the search's best of each depth."""
-    figure = go.Figure()
-    if result.record.gain is None:
-        return figure
-    reach = reach_over_documents(result.record.dense.validation.effective_documents) or 0.0
-    for index, baseline in enumerate(result.record.gain.baselines):
-        picks = [pick for pick in baseline.picks if pick.ppl_ratio is not None]
-        if not picks:
-            continue
-        marker = SINGLE_MARKERS[1 + index % 2]
-        figure.add_scatter(
-            x=[name_drop(len(pick.candidate.dropped_layers)) for pick in picks],
-            y=[100 * ((pick.ppl_ratio or 1.0) - 1) for pick in picks],
-            error_y=draw_errors(
-                [100 * reach * (pick.standard_error or 0.0) for pick in picks], color=str(marker["color"])
-            ),
-            customdata=[[list_layers(one.dropped_layers) for one in (pick.candidate, pick.best)] for pick in picks],
-            mode="markers",
-            name=baseline.title,
-            marker=marker,
-            showlegend=True,
-            hovertemplate="drops %{customdata[0]}; the search %{customdata[1]}<br>PPL %{y:+.1f} %<extra>%{fullData.name}</extra>",
-        )
-    if not figure.data:
-        return figure
-    figure.add_hline(
-        y=0,
-        line={"color": GREY, "width": 1, "dash": "dash"},
-        annotation={"text": "the search", "xanchor": "right"},
-        annotation_position="bottom right",
-    )
-    figure.update_xaxes(type="category")
-    return finish_figure(
-        figure,
-        title="What the search added",
-        x_title="layers dropped",
-        y_title="PPL above the search's best, %",
-    ).update_layout(height=340)
 
 
 def _percent(ratio: float | None) -> float | None:

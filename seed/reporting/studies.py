@@ -36,7 +36,7 @@ from seed.reporting.result_text import (
     name_model,
 )
 from seed.reporting.wording import ABSENT, format_change, format_count, format_interval, join_words, list_layers
-from seed.results import MARGINS, Model, Standing, StudyResult, rank_studies, read_latency_ratio
+from seed.results import MARGINS, Model, Standing, StudyResult, rank_studies, read_latency_ratio, recommend
 
 Studies = Mapping[str, StudyResult]  # by name
 NAMED_IN_FILE = 3  # studies that the file of a page names
@@ -78,7 +78,7 @@ def render_studies_page(studies: Studies) -> str:
         "studies.html",
         name=join_words(list(studies)),
         studies=studies,
-        answers=[describe_margin(studies, margin=margin) for margin in MARGINS],
+        answers=describe_studies(studies),
         common=common,
         figures=prepare_figures(figures),
         models=tabulate_all(studies),
@@ -91,25 +91,35 @@ def render_studies_page(studies: Studies) -> str:
 
 
 def describe_studies(studies: Studies) -> list[str]:
-    """Return, for each margin, whose model leads, and how far the others are behind."""
-    found = (describe_margin(studies, margin=margin) for margin in MARGINS)
-    return [f"{begin}{leader}{rest} {others}".strip() for begin, leader, rest, others in found]
+    """Return, for each margin, whose model leads and how far the others are behind; what each has, where that cannot be compared."""
+    describe = describe_race if compare_protocols(studies).may_rank else describe_each
+    return [describe(studies, margin=margin) for margin in MARGINS]
 
 
-def describe_margin(studies: Studies, *, margin: int) -> tuple[str, str, str, str]:
-    """Return whose model is the fastest within a margin, in three parts with the leader in the middle, and how the others stand."""
+def describe_race(studies: Studies, *, margin: int) -> str:
+    """Return whose model is the fastest within a margin, and how the others stand."""
     standings, begin = rank_studies(studies, margin=margin), f"Fastest within {margin}\u00a0% PPL: "
     if not standings:
-        return begin, "none", " in any of them.", ""
-    leader = standings[0]
-    best, sure = leader.model, leader.recommendation.is_sure
-    size = describe_cost(best, studies[leader.study].record)
-    rest = f", {name_best(best)}, {size}, {describe_quality(best)}, 95\u00a0% interval: "
-    rest += "all of it within." if sure else "some of it beyond."
-    others = [describe_standing(one, best) for one in standings[1:]]
+        return f"{begin}none in any of them."
+    leader, *rest = standings
+    sure = "all of it within" if leader.recommendation.is_sure else "some of it beyond"
+    told = describe_model(leader.model, studies[leader.study])
+    others = [describe_standing(one, leader.model) for one in rest]
     missing = [study for study in studies if study not in {one.study for one in standings}]
     others += [f"{', '.join(missing)}: none"] if missing else []
-    return begin, leader.study, rest, f"Beside it {'; '.join(others)}."
+    return f"{begin}{leader.study}, {told}, 95\u00a0% interval: {sure}. Beside it {'; '.join(others)}."
+
+
+def describe_each(studies: Studies, *, margin: int) -> str:
+    """Return the fastest model of each study within a margin of its own dense model, and no winner."""
+    found = {study: recommend(result.best, margin=margin).chosen for study, result in studies.items()}
+    told = [f"{study}: {describe_model(one, studies[study]) if one else 'none'}" for study, one in found.items()]
+    return f"Within {margin}\u00a0% PPL of its own dense model, {'; '.join(told)}."
+
+
+def describe_model(model: Model, result: StudyResult) -> str:
+    """Return which layers are left, size, speed and perplexity."""
+    return f"{name_best(model)}, {describe_cost(model, result.record)}, {describe_quality(model)}"
 
 
 def describe_standing(standing: Standing, best: Model) -> str:
@@ -199,6 +209,13 @@ class Common:
     has_one_speed: bool  # all were timed alike, on devices of the same name
     is_steady: bool  # the same dense model took about as long each time; different models may take what they take
     proxies: tuple[str, ...]  # studies that distilled nothing
+    num_studies: int
+
+    @property
+    def may_rank(self) -> bool:
+        """Are dense model, workload and text the same, so that one study's model may be called the best?"""
+        are_alike = len(self.proxies) in (0, self.num_studies)  # judged on test text, or all by the proxy
+        return self.has_one_model and self.has_one_text and self.has_one_speed and are_alike
 
     @property
     def has_one_scale(self) -> bool:
@@ -229,6 +246,7 @@ def compare_protocols(studies: Studies) -> Common:
         has_one_speed=len(set(speeds)) == len(set(machines)) == 1,
         is_steady=not has_one_model or max(time.p10_ms for time in times) <= min(time.p90_ms for time in times),
         proxies=tuple(name for name, result in studies.items() if not result.distilled),
+        num_studies=len(studies),
     )
 
 

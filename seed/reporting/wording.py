@@ -66,11 +66,6 @@ def list_layers(layers: Sequence[int]) -> str:
     return ", ".join(parts) or "none"
 
 
-def name_layers(layers: Sequence[int]) -> str:
-    """Return ``layer 1``, or ``layers 1, 5 to 7`` as ``list_layers`` has it."""
-    return f"layer{'' if len(layers) == 1 else 's'} {list_layers(layers)}"
-
-
 def format_number(value: float, *, places: int = 3) -> str:
     """Return a number with ``places`` decimals and grouped thousands."""
     return f"{value:,.{places}f}"

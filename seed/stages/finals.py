@@ -251,6 +251,7 @@ def keep_first(session: Session, made: DistilledStudent) -> None:
         size=judged.size,
         seconds=made.seconds,
         replicas=(describe_replica(made),),
+        continuations=judged.continuations,
     )
     licence = find_licence(session.teacher.directory, named=session.protocol.license)
     said = describe_recovered(session.protocol, result, study=plan.name, licence=licence)

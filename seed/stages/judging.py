@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from seed import study_dir
 from seed.evaluation.latency import run_user_command
 from seed.evaluation.perplexity import DocumentLosses, compare_models, judge, logits_of, measure_losses
+from seed.models.anatomy import cache_of
 from seed.models.checkpoint import load_checkpoint
 from seed.optimize.space import drop_layers
 from seed.proxy.instruments import Instruments, size_of
 from seed.records import DenseResult, DistillResult, Latency, Quality, Size
 from seed.sessions import Session
 
+NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 32, 40
 R = TypeVar("R", DenseResult, DistillResult)
 
 
@@ -37,12 +40,33 @@ def judge_dense(session: Session, instruments: Instruments, latency: Latency) ->
         device=session.device,
     )
     described = describe_dense(instruments.dense_validation, latency, size=size_of(instruments, whole))
+    prompts_BT, tokenizer = choose_prompts(session), session.teacher.tokenizer
     return msgspec.structs.replace(
         described,
         test=judge(test, test),
         test_sums=test.sums.tolist(),
         test_counts=test.counts.tolist(),
+        prompts=tuple(tokenizer.decode(prompt) for prompt in prompts_BT.tolist()),
+        continuations=continue_prompts(session, session.teacher.model, prompts_BT),
     )
+
+
+def choose_prompts(session: Session) -> Tensor:
+    """Return the begins of windows spread over validation text, of shape (prompts, tokens)."""
+    windows_NT = session.streams["validation"].tokens_NT
+    length = min(PROMPT_TOKENS, windows_NT.shape[1] // 2)
+    return windows_NT[:: max(1, len(windows_NT) // NUM_PROMPTS)][:NUM_PROMPTS, :length]
+
+
+@torch.inference_mode()
+def continue_prompts(session: Session, model: nn.Module, prompts_BT: Tensor) -> tuple[str, ...]:
+    """Return what a model writes after each prompt, the likeliest token each time."""
+    room = session.streams["validation"].tokens_NT.shape[1] - prompts_BT.shape[1]
+    output, written = model(input_ids=prompts_BT.to(session.device), use_cache=True), []
+    for _ in range(min(NEW_TOKENS, room)):
+        written.append(output.logits[:, -1:].argmax(-1))
+        output = model(input_ids=written[-1], use_cache=True, **cache_of(output))
+    return tuple(session.teacher.tokenizer.decode(new) for new in torch.cat(written, dim=1).tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +78,7 @@ class Judged:
     test_losses: DocumentLosses
     unrecovered: Quality
     size: Size
+    continuations: tuple[str, ...]
 
 
 def judge_exported(session: Session, instruments: Instruments, path: Path, raw: nn.Module, *, size: Size) -> Judged:
@@ -76,6 +101,7 @@ def judge_exported(session: Session, instruments: Instruments, path: Path, raw: 
         test_losses=test,
         unrecovered=judge(unrecovered, dense, closeness=raw_closeness),
         size=size,
+        continuations=continue_prompts(session, exported, choose_prompts(session)),
     )
 
 

@@ -173,6 +173,7 @@ def make_distilled(member: FrontierMember, *, order: int) -> DistillResult:
         latency=make_latency(kept, shift=0.004 * (-1) ** order),
         size=evaluation.size,
         seconds=231.4,
+        continuations=("self, other):", " sys"),
     )
 
 
@@ -257,6 +258,8 @@ def make_record() -> StudyRecord:
             size=make_size(NUM_LAYERS),
             test_sums=[2.4 * count for count in TEST_COUNTS],
             test_counts=TEST_COUNTS,
+            prompts=("def first(", "import"),
+            continuations=("self):", " os"),
         ),
         trials=trials,
         frontier=frontier,

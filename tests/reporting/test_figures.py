@@ -11,7 +11,7 @@ import pytest
 from seed.evidence import Sensitivity, StudyRecord
 from seed.records import Frontier
 from seed.reporting.figures import draw_gallery, draw_pareto
-from seed.reporting.search_figures import draw_sensitivity, measure_interactions
+from seed.reporting.search_figures import draw_pairs, draw_sensitivity, measure_interactions
 from seed.results import StudyResult, compute_result
 from seed.stats import student_t
 
@@ -69,18 +69,17 @@ def test_an_empty_study_has_one_figure(undistilled: StudyRecord) -> None:
 def test_points_stand_where_they_were_measured(full: StudyRecord) -> None:
     result = compute_result(full)
     figure = draw_pareto(result)
-    trace = find_trace(figure, "scored candidates")
+    trace = find_trace(figure, "scored, validation text")
     assert list(trace.x) == pytest.approx([model.latency.ratio for model in result.scored], abs=1e-4)
     assert list(trace.y) == pytest.approx([model.quality.ppl_ratio for model in result.scored], abs=1e-4)
     for models, name in (
-        (result.distilled, "distilled, on test text"),
-        (result.width_baselines, "uniform width, distilled"),
+        (result.distilled, "distilled, test text"),
+        (result.width_baselines, "uniform width, distilled, test text"),
     ):
         trace = find_trace(figure, name)
         assert list(trace.y) == [model.ppl_ratio.value for model in models]
         bars = [(model.ppl_ratio.high or 0) - (model.ppl_ratio.value or 0) for model in models]
         assert list(trace.error_y.array) == pytest.approx(bars)
-        assert [row[-1] for row in trace.customdata] == [model.link for model in models]
 
 
 @pytest.mark.parametrize("ratios", [(0.9897, 0.9901, 0.9906), (1.02, 1.1, 1.4), (0.9, 1.0, 2.0)])
@@ -91,17 +90,19 @@ def test_every_distilled_model_lies_in_the_plot_with_its_bars(record: StudyRecor
     ]
     figure = draw_pareto(compute_result(replace(record, distilled=tuple(models), equivalences=())))
     (left, right), (low, high) = figure.layout.xaxis.range, figure.layout.yaxis.range
-    trace = find_trace(figure, "distilled, on test text")
+    trace = find_trace(figure, "distilled, test text")
     for x, y, bar in zip(trace.x, trace.y, trace.error_y.array, strict=True):
         assert left < x < right
         assert low < y - bar < y + bar < high
         assert bar == pytest.approx(0.02 * student_t(47))
+    [star] = zip(*(find_trace(figure, "to ship")[axis] for axis in "xy"), strict=True)
+    assert star in zip(trace.x, trace.y, strict=True)
 
 
 def test_outliers_do_not_squeeze_the_frontier(result: StudyResult) -> None:
     figure = draw_pareto(result)
     low, high = figure.layout.yaxis.range
-    trials = find_trace(figure, "scored candidates").y
+    trials = find_trace(figure, "scored, validation text").y
     assert low < 1.0 < 1.1 < high < 1.5 < max(trials)
     assert figure.layout.meta["num_above"] == sum(ratio > high for ratio in trials)
 
@@ -143,14 +144,13 @@ def test_interactions_are_beside_one_by_one() -> None:
 
 
 def test_sensitivity_draws_each_layer_by_proxy_and_each_pair(record: StudyRecord, result: StudyResult) -> None:
-    figure = draw_sensitivity(result)
-    raw, closed = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "markers"]
+    raw, closed = [trace for trace in draw_sensitivity(result).data if trace.mode == "markers"]
     for trace, known in zip((raw, closed), record.sensitivities, strict=True):
         assert list(trace.x) == list(range(factory.NUM_LAYERS))
         assert list(trace.y) == pytest.approx([max(0.1, 100 * (ratio - 1)) for ratio in known.singles])
-    [tiles] = [trace for trace in figure.data if trace.type == "heatmap"]
+    [tiles] = draw_pairs(result).data
     drawn = {(i, j) for i, line in enumerate(tiles.z) for j, value in enumerate(line) if value is not None}
     assert drawn == {(i, j) for i in range(12) for j in range(12) if i != j}
     assert tiles.zmin == -tiles.zmax < 0
     bare = replace(record, sensitivities=tuple(replace(one, pairs=()) for one in record.sensitivities))
-    assert all(trace.type == "scatter" for trace in draw_sensitivity(compute_result(bare)).data)
+    assert not draw_pairs(compute_result(bare)).data

@@ -1,4 +1,4 @@
-"""The report in a real browser, from file:// and without a network: what lights up, sorts, filters, downloads and stays text."""
+"""The report in a real browser, from file:// and without a network: the slider, what sorts, filters, downloads and stays text."""
 
 import csv
 import itertools
@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from seed.evidence import StudyRecord
 from seed.records import Candidate, Evaluation, TrialRecord
 from seed.reporting.page import write_page
-from seed.results import compute_result
+from seed.results import Model, StudyResult, compute_result, recommend, recommend_faster
 
 from . import factory
 
@@ -51,8 +51,9 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.complaints.append("dialog"), dialog.dismiss()))
         self.page.goto(path.as_uri())
-        self.page.wait_for_selector("#trials-body tr")
+        self.page.wait_for_selector("#trials-body tr", state="attached")
         self.page.wait_for_selector("#figure-pareto .main-svg")
+        self.page.locator("#trials summary").click()
 
     def wait_until(self, expression: str) -> None:
         """Wait until a JavaScript expression is true; the page's policy forbids that it evaluates strings by itself."""
@@ -60,11 +61,6 @@ class Visit:
         while not self.page.evaluate(expression):
             assert time.monotonic() < until, expression
             self.page.wait_for_timeout(20)
-
-    def lit(self) -> set[str]:
-        """Ids of the rows and cards that are lit."""
-        found = self.page.eval_on_selector_all(".lit", "elements => elements.map(element => element.dataset.id)")
-        return set(found)
 
     def column(self, title: str) -> list[str]:
         """Cells of the table of trials under a heading."""
@@ -92,14 +88,11 @@ def shown(browser: Browser, path: Path) -> Visit:
 
 @pytest.fixture
 def visit(shown: Visit) -> Iterator[Visit]:
-    """The page with nothing pinned and nothing filtered, which complains of nothing."""
+    """The page with nothing filtered, which complains of nothing."""
     yield shown
     assert shown.complaints == []
     for name in ("depth", "state"):
         shown.page.locator(f"#trials-{name}").select_option("")
-    shown.page.keyboard.press("Escape")
-    shown.page.mouse.move(5, 5)
-    shown.wait_until("!document.querySelector('.pinned')")
 
 
 def test_it_opens_without_a_network_and_without_complaints(visit: Visit) -> None:
@@ -109,77 +102,46 @@ def test_it_opens_without_a_network_and_without_complaints(visit: Visit) -> None
     assert visit.page.locator("#trials-count").inner_text().startswith("180 of 180 trials")
 
 
-def test_hovering_a_point_lights_its_rows_and_clicking_keeps_them(visit: Visit, record: StudyRecord) -> None:
-    result = record.distilled[2]
-    link = "-".join(result.candidate.parts)
-    visit.page.mouse.move(*visit.point("distilled, on test text", 2))
-    visit.page.wait_for_selector(f'#distilled tr.lit[data-id="{link}"]', state="attached")
-    assert visit.lit() == {link}
-    assert visit.page.locator(".hoverlayer .hovertext").count() >= 1
-    visit.page.mouse.move(5, 5)
-    visit.wait_until("!document.querySelector('.lit')")
-    visit.page.mouse.click(*visit.point("distilled, on test text", 2))
-    visit.page.mouse.move(5, 5)
-    visit.page.wait_for_selector(f'#frontier tr.pinned[data-id="{link}"]', state="attached")
-    picked = visit.page.locator("#picked").inner_text()
-    assert f"models/{result.key}" in picked
-    assert f"{result.test.ppl_ratio:.3f}" in picked
-    assert visit.page.locator("#figure-layers .band").count() == 1
+def test_the_slider_changes_the_model_its_lines_and_the_star(visit: Visit, result: StudyResult) -> None:
+    def read() -> tuple[str, list[float], str]:
+        found = """() => [[...document.querySelectorAll(".pick")].filter(one => one.checkVisibility()).map(one => one.dataset.id).join(),
+            (({x, y}) => [x[0], y[0]])(document.getElementById("figure-pareto").data.find(one => one.name === "to ship")),
+            document.getElementById("certainty").textContent]"""
+        link, star, told = visit.page.evaluate(found)
+        return link, star, told
 
+    def slide(place: int) -> tuple[str, list[float], str]:
+        visit.page.locator("#limit").fill(str(place))
+        return read()
 
-def test_a_row_lights_its_points_by_mouse_and_by_keyboard(visit: Visit, record: StudyRecord) -> None:
-    link = "-".join(record.distilled[4].candidate.parts)
-    rings = "document.querySelectorAll('#figure-pareto .ring').length"
-    visit.page.locator(f'#distilled tr[data-id="{link}"] td').nth(2).hover()
-    visit.wait_until(f"{rings} === 2")  # by the proxy, and distilled
-    visit.page.mouse.move(5, 5)
-    visit.wait_until(f"{rings} === 0")
-    button = visit.page.locator(f'#distilled tr[data-id="{link}"] button')
-    button.focus()
-    visit.page.keyboard.press("Enter")
-    visit.page.wait_for_selector(f'#distilled tr.pinned[data-id="{link}"]')
-    assert visit.page.evaluate(rings) == 2
-    visit.page.keyboard.press("Enter")  # a second time lets go
-    visit.wait_until("!document.querySelector('.pinned')")
-    for let_go in (lambda: visit.page.keyboard.press("Escape"), lambda: visit.page.locator("#picked .close").click()):
-        button.click()
-        visit.wait_until("!document.getElementById('picked').hidden")
-        let_go()
-        visit.wait_until("!document.querySelector('.pinned') && document.getElementById('picked').hidden")
+    def expect(model: Model | None) -> tuple[str, list[float | None]]:
+        return ("", [None, None]) if model is None else (model.key, [model.latency.ratio, model.ppl_ratio.value])
+
+    assert read()[:2] == expect(result.shipped)
+    for loss in (0, 1, 2, 4, 10):
+        assert slide(loss)[:2] == expect(recommend(result.best, margin=loss).chosen)
+    visit.page.locator(".pick:not([hidden]) .copy").nth(1).click()
+    assert visit.page.locator(".pick:not([hidden]) .copy").nth(1).inner_text() == "copied"
+    visit.page.get_by_label("the speed that I want").check()
+    for step in (0, 3, 5):
+        assert slide(step)[:2] == expect(recommend_faster(result.best, speedup=1 + 0.05 * step))
+    visit.page.get_by_label("the loss that I accept").check()
+    assert read()[:2] == expect(result.shipped)
+    lines = visit.page.locator(".pick:not([hidden]) pre").all_inner_texts()
+    assert all(f"models/{result.shipped.key}" in line for line in lines)
 
 
 def test_a_double_click_zooms_out_and_leaves_no_error(visit: Visit) -> None:
     reach = "document.getElementById('figure-pareto')._fullLayout.yaxis.range[1]"
     before = visit.page.evaluate(reach)
-    x, y = visit.point("distilled, on test text", 0)
+    x, y = visit.point("distilled, test text", 0)
     visit.page.mouse.move(x, y)
     visit.page.mouse.dblclick(x - 60, y - 100)
     visit.wait_until(f"{reach} > {before}")
 
 
-def test_the_layer_map_lights_the_model_of_a_row(visit: Visit, record: StudyRecord) -> None:
-    where = """() => {
-        const gd = document.getElementById("figure-layers"); gd.scrollIntoView({block: "center"});
-        const box = gd.getBoundingClientRect(), {xaxis, yaxis} = gd._fullLayout;
-        return [box.left + xaxis._offset + xaxis.d2p(3), box.top + yaxis._offset + yaxis.d2p(1)];
-    }"""
-    x, y = visit.page.evaluate(where)
-    visit.page.mouse.move(x, y)
-    link = "-".join(record.frontier.members[1].evaluation.candidate.parts)
-    visit.page.wait_for_selector(f'#frontier tr.lit[data-id="{link}"]', state="attached")
-
-
-def test_a_card_leads_to_the_plot(visit: Visit) -> None:
-    card = visit.page.locator(".card[data-id]").first
-    link = card.get_attribute("data-id")
-    card.get_by_role("button", name="show it in the plot").click()
-    visit.page.wait_for_selector(f'.card.pinned[data-id="{link}"]')
-    visit.wait_until("Math.abs(document.getElementById('pareto').getBoundingClientRect().top) < 120")
-    assert "without" in visit.page.locator("#picked h3").inner_text()
-
-
 def test_the_table_sorts_both_ways_with_the_missing_last(visit: Visit) -> None:
-    title = "PPL ratio (short distillation)"
+    title = "PPL ratio, validation (short distillation)"
     best = [float(cell) for cell in visit.column(title)]
     assert best == sorted(best)
     heading = visit.page.get_by_role("button", name=title)
@@ -188,8 +150,8 @@ def test_the_table_sorts_both_ways_with_the_missing_last(visit: Visit) -> None:
     assert worst == sorted(worst, reverse=True)
     assert worst[0] > best[-1]
     assert visit.page.locator('th[aria-sort="descending"]').inner_text().startswith(title)
-    visit.page.get_by_role("button", name="distilled (test)").click()
-    shown = visit.column("distilled (test)")
+    visit.page.get_by_role("button", name="PPL ratio, test (distilled)").click()
+    shown = visit.column("PPL ratio, test (distilled)")
     assert [cell == "–" for cell in shown[:7]] == [False] * 6 + [True]
 
 
@@ -226,7 +188,7 @@ def test_the_table_downloads_what_is_filtered(visit: Visit, record: StudyRecord,
     assert {int(row["trial"]) for row in rows} == set(singles)
     for row in rows:
         evaluation = singles[int(row["trial"])].evaluation
-        assert float(row["PPL ratio (short distillation)"]) == pytest.approx(
+        assert float(row["PPL ratio, validation (short distillation)"]) == pytest.approx(
             evaluation.qualities[factory.PROXY].ppl_ratio, abs=1e-4
         )
         assert row["parameters"] == str(evaluation.size.num_params)
@@ -250,8 +212,6 @@ def test_hostile_text_stays_text_and_no_cell_of_the_download_is_a_formula(
     visit = Visit(context, tmp_path / "report.html")
     assert visit.page.locator("h1").inner_text() == HOSTILE
     assert HOSTILE in visit.column("no value because")
-    visit.page.locator("#trials-body tr", has_text=HOSTILE).first.locator("button").click()
-    assert HOSTILE in visit.page.locator("#picked").inner_text()
     assert visit.page.locator("img").count() == 0
     with visit.page.expect_download() as download:
         visit.page.get_by_role("button", name="Download CSV").click()
@@ -274,6 +234,9 @@ def test_a_phone_reads_it_without_scrolling_sideways(browser: Browser, path: Pat
         )
         bright = [sum(map(int, color[4:-1].split(","))) for color in (ink, paper)]
         assert (bright[0] > bright[1]) == (scheme == "dark")
+    for element in visit.page.locator("#answer .pick:not([hidden]) *").all():
+        box = element.bounding_box()
+        assert box is None or box["x"] + box["width"] <= PHONE["width"]
     assert visit.complaints == []
     context.close()
 

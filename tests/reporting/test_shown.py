@@ -122,7 +122,7 @@ def test_the_board_stays_small(result: StudyResult) -> None:
     assert all(name.startswith("seed-") for name in board)
     assert sum(map(len, board.values())) < 150_000
     many = draw_dashboard(dataclasses.replace(result, scored=50 * result.scored))
-    [scored] = [one for one in json.loads(many["seed-pareto"])["data"] if one["name"] == "scored candidates"]
+    [scored] = [one for one in json.loads(many["seed-pareto"])["data"] if one["name"] == "scored, validation text"]
     assert len(scored["x"]) <= MOST_TRIALS
     assert [many[name] for name in board if name != "seed-pareto"] == [
         board[name] for name in board if name != "seed-pareto"

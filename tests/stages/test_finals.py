@@ -95,6 +95,8 @@ def test_each_member_is_distilled_under_every_seed_and_the_first_is_exported(tmp
         assert find_damage(session.folder.model(result.key)) is None
         exported = load_checkpoint(session.folder.model(result.key), device=session.device, dtype=session.dtype)
         assert sum(weight.numel() for weight in exported.parameters()) == result.size.num_params
+        assert len(result.continuations) == len(dense.continuations) == len(dense.prompts) == 3
+        assert all(result.continuations)
         assert result.replicas[0].validation_loss == pytest.approx(result.validation.loss, abs=1e-5)
     assert not list((tmp_path / "work").glob("*.pt"))
 
