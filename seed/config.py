@@ -122,7 +122,7 @@ class RecoverySection:
     learning_rate: float | None = typed("do not tune the learning rate, use this one")
     replicas: int = option("distil each frontier model under N random seeds (default: 1)", 1)
     recovery: str | None = option(
-        "distillation (default), hidden-states, lora, ... (README)", kind=choose_from(RECOVERIES)
+        "distillation (default), hidden-states, lora, ... (docs/guide.md)", kind=choose_from(RECOVERIES)
     )
     temperature: float = option("of both models' predictions (default: 1)", 1.0)
     ce_share: float = option("share of cross-entropy in the objective, 0 to 1 (default: 0)", 0.0, kind=SHARE)
@@ -136,7 +136,7 @@ class RecoverySection:
 class SearchSection:
     """Search."""
 
-    time: float | None = option("for the whole pass, such as 45m: what fits is chosen (README)", kind=TIME)
+    time: float | None = option("for the whole pass, such as 45m: what fits is chosen (docs/guide.md)", kind=TIME)
     trials: int | None = option("candidates that are scored (default: the model's, or all that a sweep scores)")
     sampler: str = option(f"{', '.join(SAMPLERS)}: when not all are scored", "subset", kind=choose_from(SAMPLERS))
     proxy: str | None = option(f"{' (default where it can) or '.join(PROXIES)}", kind=choose_from(PROXIES))

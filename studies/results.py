@@ -1,0 +1,120 @@
+"""Write docs/results.md from the published records: python -m studies.results"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from seed import study_dir
+from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
+from seed.experiments import compare, fidelity, recoveries
+from seed.reporting.experiment_page import format_cost, name_key
+from seed.reporting.wording import format_change, format_interval, format_signed, name_proxy
+from studies.claims.verdicts import Evidence, judge_claims
+
+STUDIES = Path(__file__).parent
+PAGE = STUDIES.parent / "docs" / "results.md"
+LANDSCAPES = {  # of the benchmark's part regret: how they are named to readers
+    "demo12_closed_form": "demo, up to 4 of 12, with recovery",
+    "demo12_no_recovery": "demo, up to 8 of 12, without",
+    "llama12_closed_form": "Llama, up to 4 of 12, with recovery",
+    "llama12_no_recovery": "Llama, up to 6 of 12, without",
+    "llama22_closed_form": "Llama, up to 3 of 22, with recovery",
+    "llama22_no_recovery": "Llama, up to 3 of 22, without",
+    "llama32_closed_form": "Llama, up to 2 of 32, with recovery",
+}
+
+
+def render_page() -> str:
+    """Return the page that the records make."""
+    environment = jinja2.Environment(  # noqa: S701
+        loader=jinja2.FileSystemLoader(STUDIES),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "change": format_change,
+        "interval": format_interval,
+        "signed": format_signed,
+        "proxy": name_proxy,
+        "key": name_key,
+        "pick": lambda names, table: [table[name] for name in names],
+        "regret": format_regret,
+        "spread": format_spread,
+    }
+    study = read_record("fidelity.record/fidelity.json", FidelityStudy)
+    recovered = read_record("recoveries.record/recoveries.json", RecoveryComparison)
+    template = environment.get_template("results.md.jinja")
+    return template.render(
+        demo=read_demo(),
+        fidelity=fidelity.summarize_fidelity(study),
+        fidelity_study=study,
+        compare=read_comparison("compare"),
+        compare_4=read_comparison("compare-4"),
+        strategies={name: title for name, (title, _) in compare.NAMES.items()} | {"gp": "GP"},
+        claims=judge_claims(read_record("claims/record/claims.json", Evidence)),
+        recovered=recovered,
+        recovered_rows=recoveries.summarize_recoveries(recovered),
+        recoveries={name: title for name, (title, _) in recoveries.NAMES.items()},
+        landscapes=LANDSCAPES,
+        bench={name: part["fields"] for name, part in read_json("bench.json")["parts"].items()},
+    )
+
+
+def read_record(name: str, kind: type[study_dir.T]) -> study_dir.T:
+    """Return a published record."""
+    return study_dir.read_record(STUDIES / name, kind)
+
+
+def read_json(name: str) -> Any:
+    """Return a published file of an older form."""
+    return json.loads((STUDIES / name).read_text())
+
+
+def read_demo() -> dict[str, Any]:
+    """Return the demo search: the dense model, and its distilled models, fewest dropped layers first."""
+    models = [read_json(f"demo.record/distilled/{path.name}") for path in (STUDIES / "demo.record/distilled").iterdir()]
+    models.sort(key=lambda model: (len(model["candidate"]["parts"]), model["candidate"]["parts"]))
+    return {
+        "dense": read_json("demo.record/dense.json"),
+        "frontier": read_json("demo.record/frontier.json"),
+        "models": models,
+    }
+
+
+def read_comparison(name: str) -> dict[str, Any]:
+    """Return a comparison, and for each strategy its cost and what it reached at each depth; best of the deepest first."""
+    comparison = read_record(f"compare.record/{name}.json", Comparison)
+    summary = compare.summarize_comparison(comparison)
+    cells: dict[str, dict[str, str]] = {}
+    for row in sorted(summary.rows, key=lambda row: -row.num_dropped):
+        told = "the same set" if row.excess.value == 0 else format_change(row.excess)
+        if row.strategy == summary.reference:
+            told = format_interval(row.ppl_ratio)
+        cost = format_cost(row.cost, comparison.budget)
+        cells.setdefault(row.strategy, {"cost": cost})[f"{row.num_dropped} dropped"] = told
+    return {"record": comparison, "cells": cells}
+
+
+def format_regret(summary: dict[str, dict[str, float]]) -> str:
+    """Return the mean regret after 57 and after 100 evaluations."""
+    means = (summary[budget]["mean"] for budget in ("57", "100"))
+    return " / ".join(">100" if mean > 100 else f"{mean:.2f}" for mean in means)
+
+
+def format_spread(spread: dict[str, float]) -> str:
+    """Return a median with the tenth and the ninetieth percentile: ``1.39 (1.33 to 1.42)``."""
+    return f"{spread['median']:.2f} ({spread['p10']:.2f} to {spread['p90']:.2f})"
+
+
+def main() -> None:
+    """Write the page."""
+    study_dir.write_bytes(PAGE, render_page().encode())
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
