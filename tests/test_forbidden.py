@@ -16,7 +16,8 @@ SAFE = {
     "weights_only": "True",
     "shell": "False",
 }  # what else they may be is unsafe, or cannot be told
-EXCEPTIONS = {"optimize/urls.py": ["importlib.import_module()"]}  # names of that very module's, never a user's
+# names of those very modules', never a user's
+EXCEPTIONS = {name: ["importlib.import_module()"] for name in ("__main__.py", "optimize/urls.py")}
 
 
 def find_faults(source: str) -> Iterator[str]:
