@@ -4,7 +4,7 @@ import math
 import os
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -337,7 +337,8 @@ def estimate_peak(shape: Shape, protocol: Protocol, *, trains: bool, together: i
     if trains:
         lets_go = sweep.num_bytes > RELEASED_BYTES and protocol.proxy == "closed-form"
         training = _count_training(shape, protocol, dense_bytes=dense.num_bytes, together=together)
-        phases.append([*training, logits, *([] if lets_go else [sweep])])
+        kept = replace(sweep, num_bytes=RELEASED_BYTES) if lets_go else sweep
+        phases.append([*training, logits, kept])
     largest = max(phases, key=lambda parts: sum(part.num_bytes for part in parts))
     return Memory(parts=(dense, *(part for part in largest if part.num_bytes)))
 

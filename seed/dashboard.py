@@ -150,7 +150,10 @@ def show_report(app: "WSGIApplication", study: StudyFolder, *, path: str) -> "WS
 
     def answer(environ: Any, start_response: Any) -> Any:
         asked = str(environ.get("PATH_INFO", ""))
-        if asked == "/report" and study.report.is_file():
+        if asked == "/report" and not study.report.is_file():
+            start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"There is no report yet: it is written when the first candidates are scored."]
+        if asked == "/report":
             start_response("200 OK", [("Content-Type", "text/html; charset=utf-8"), REPORT_POLICY])
             return [study.report.read_bytes()]
         if not asked.startswith("/dashboard"):

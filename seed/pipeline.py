@@ -183,7 +183,7 @@ def plan_search(
         terminal.say(line)
     if plan.time is not None:
         clock.seconds = plan.time
-        clock.search_end = time_budget.end_search(plan.time, estimate)
+        clock.search_end = time_budget.end_search(dataclasses.replace(settings, time=plan.time), estimate)
     is_cpu = protocol.device == "cpu"
     cost.require_resources(
         estimate,

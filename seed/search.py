@@ -74,7 +74,9 @@ class FoundModel:
 
         from seed.models.loader import find_auto_class
 
-        auto = find_auto_class(AutoConfig.from_pretrained(self.path))
+        auto = find_auto_class(
+            AutoConfig.from_pretrained(self.path, trust_remote_code=options.get("trust_remote_code", False))
+        )
         return auto.from_pretrained(self.path, **{"dtype": "auto"} | options)
 
 
@@ -141,7 +143,7 @@ def describe_found(record: StudyRecord, settings: StudyConfig) -> Found:
         )
         for model in result.distilled or result.frontier
     }
-    chosen = result.recommended[-1].chosen if result.distilled else None
+    chosen = result.shipped if result.distilled else None
     return Found(
         report=study.report,
         models=tuple(models.values()),

@@ -311,9 +311,10 @@ def _settle_rates(settings: StudyConfig) -> StudyConfig:
     return _choose(settings, learning_rates=(rates[len(rates) // 2],))
 
 
-def end_search(seconds: float, planned: Cost) -> float:
-    """How much of some seconds may be spent when the search ends: what the rest leaves, or its share if all is slower now."""
-    least = seconds * (1 - OPENING_SHARE) / 2
+def end_search(settings: StudyConfig, planned: Cost) -> float:
+    """How much of the time may be spent when the search ends: what the rest leaves, or its share if all is slower now."""
+    seconds = known(settings.time)
+    least = seconds * (1 - OPENING_SHARE) / (4 if settings.is_given("distill_tokens") else 2)
     return max(least, seconds - planned.distill_seconds - planned.baselines_seconds)
 
 

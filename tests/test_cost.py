@@ -199,9 +199,10 @@ def test_memory_of_a_gpu_counted_by_hand() -> None:
     left = 1_100_048_384 - 2 * 44_044_288
     peak = cost.estimate_peak(GPU, GPU_PROTOCOL, trains=True)
     one = 2048 * 108_168 + 88_080_384
-    assert peak.num_bytes == dense + 16 * left + 20 * one + logits  # the sweep's states are let go before
+    # of the sweep's states at most a gigabyte is kept meanwhile
+    assert peak.num_bytes == dense + 16 * left + 20 * one + logits + 10**9
     again = cost.estimate_peak(replace(GPU, gpu_bytes=24 * 10**9), GPU_PROTOCOL, trains=True)
-    assert again.num_bytes == dense + 16 * left + 20 * 2048 * 2048 * 4 + one + logits < 24e9
+    assert again.num_bytes == dense + 16 * left + 20 * 2048 * 2048 * 4 + one + logits + 10**9 < 24e9
     assert "each run again then" in str(again)
     swept = cost.estimate_peak(GPU, GPU_PROTOCOL, trains=False)
     states = 4 * 23 * (2 * 16_384 + 32_768) * 2048
@@ -209,7 +210,7 @@ def test_memory_of_a_gpu_counted_by_hand() -> None:
     assert swept.num_bytes == dense + states + siblings + logits < 24e9
     low_rank = cost.estimate_peak(GPU, msgspec.structs.replace(GPU_PROTOCOL, lora_rank=16), trains=True)
     updates = 16 * 16 * GPU.update_params  # four float32 numbers for each of rank 16
-    assert low_rank.num_bytes == max(swept.num_bytes, dense + 8 * left + updates + 20 * one + logits)
+    assert low_rank.num_bytes == max(swept.num_bytes, dense + 8 * left + updates + 20 * one + logits + 10**9)
     many = msgspec.structs.replace(GPU_PROTOCOL, latency_batch=1000, prompt_tokens=2000, new_tokens=500)
     timed = cost.estimate_peak(GPU, many, trains=False)
     cache = 1000 * 2500 * GPU.cache_bytes

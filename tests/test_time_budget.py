@@ -114,9 +114,11 @@ def test_a_usual_time_is_taken_where_the_defaults_would_take_days() -> None:
 def test_the_search_has_its_share_where_all_is_slower_than_planned() -> None:
     settings, protocol = plan(time=7200)
     planned = price(settings, protocol, SPEED)
-    assert 2700 < time_budget.end_search(7200, planned) == 7200 - planned.distill_seconds - planned.baselines_seconds
+    assert (
+        2700 < time_budget.end_search(settings, planned) == 7200 - planned.distill_seconds - planned.baselines_seconds
+    )
     slow = dataclasses.replace(SPEED, layer=3 * SPEED.layer, head=3 * SPEED.head)
-    assert time_budget.end_search(7200, price(settings, protocol, slow)) == 2700
+    assert time_budget.end_search(settings, price(settings, protocol, slow)) == 2700
 
 
 def test_spent_time_is_remembered(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from seed.proxy.closed_form import RIDGES
 from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
 from seed.proxy.shared_maps import REACH, shares_maps
 from seed.proxy.subset_walker import (
-    KEPT_PATHS,
     TrieWork,
+    count_kept,
     count_work,
     list_gaps,
     list_uncut,
@@ -85,12 +85,6 @@ def set_prices(anatomy: Anatomy, *, calibration_tokens: int, validation_tokens: 
     )
 
 
-def list_prefixes(candidates: Sequence[Candidate]) -> dict[tuple[Edge, ...], None]:
-    """All beginnings of the candidates' paths, each once."""
-    edges = [candidate.edges for candidate in candidates]
-    return dict.fromkeys(path[:end] for path in edges for end in range(1, len(path) + 1))
-
-
 class BudgetedScorer:
     """What a strategy measures with: it pays from a budget in layer-tokens as if it had measured alone.
 
@@ -130,6 +124,9 @@ class BudgetedScorer:
         self._mapped: set[Edge] = set()  # gaps whose maps are paid for
         self._walked: dict[tuple[Edge, ...], None] = {}  # prefixes whose states stay, those last in use last
         self._shares_maps = shares_maps(sweep.instruments.anatomy)
+        config, weight = sweep.instruments.anatomy.config, next(sweep.instruments.anatomy.model.parameters())
+        states_bytes = self.prices.validation_tokens * int(config.hidden_size) * weight.element_size()
+        self._most_walked = count_kept(self.prices.num_layers, states_bytes)
 
     def score(self, candidates: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> list[float]:
         """Losses on a share of the validation text, nats per token.
@@ -147,7 +144,8 @@ class BudgetedScorer:
             if proxy == "closed-form":
                 self._last = new[-1]
                 if self._shares_maps:
-                    self._remember(new)
+                    self._mapped.update(gap for candidate in new for gap in self._list_gaps(candidate))
+                    self._walked = self._walk(new)[1]
         if proxy == "closed-form":
             return [self.sweep.measure(candidate).loss for candidate in candidates]
         if share == 1.0:
@@ -186,8 +184,7 @@ class BudgetedScorer:
             tokens = self._take_part(share).num_tokens if share < 1 else None
             return self.prices.price(count_work(new, closed_form=False), validation_tokens=tokens)
         if self._shares_maps:
-            nodes = list_prefixes(new).keys() - self._walked.keys()
-            work = TrieWork(plain_layers=len(nodes), run_layers=0, solved_layers=0, heads=len(new))
+            work = TrieWork(plain_layers=self._walk(new)[0], run_layers=0, solved_layers=0, heads=len(new))
             return self.prices.price(work) + self._price_maps(new)
         gone = self.sweep.instruments.source.gone_layers
         walked = [] if self._last is None else [self._last]
@@ -197,14 +194,19 @@ class BudgetedScorer:
         )
         return after - before if walked else self.prices.trace + after
 
-    def _remember(self, new: Sequence[Candidate]) -> None:
-        """Take note of maps and states that are there now, as many as a ``SubsetWalker`` keeps."""
-        self._mapped.update(gap for candidate in new for gap in self._list_gaps(candidate))
-        for prefix in list_prefixes(new):
-            self._walked.pop(prefix, None)
-            self._walked[prefix] = None
-        kept = list(self._walked)[-KEPT_PATHS * self.prices.num_layers :]
-        self._walked = dict.fromkeys(kept)
+    def _walk(self, new: Sequence[Candidate]) -> tuple[int, dict[tuple[Edge, ...], None]]:
+        """Count the layers that a ``SubsetWalker`` runs for these, one after another; return the prefixes that stay, too."""
+        walked, num_run = dict(self._walked), 0
+        for candidate in new:
+            edges = candidate.edges
+            path = [edges[:end] for end in range(1, len(edges) + 1)]
+            num_run += len(path) - next((i for i, prefix in enumerate(path) if prefix not in walked), len(path))
+            for prefix in path:
+                walked.pop(prefix, None)
+            for prefix in list(walked)[: max(0, len(walked) - self._most_walked)]:
+                del walked[prefix]
+            walked |= dict.fromkeys(reversed(path))
+        return num_run, walked
 
     def _price_maps(self, new: Sequence[Candidate]) -> float:
         """What the maps of gaps cost that no candidate had before; the first pays for the dense model's states, too."""

@@ -47,6 +47,11 @@ def list_gaps(edges: Sequence[Edge], *, uncut: Sequence[Edge]) -> list[Edge]:
     return [(BEFORE_ALL, first)] * (first != uncut[0][0]) + [edge for edge in edges if edge not in uncut]
 
 
+def count_kept(num_layers: int, states_bytes: int) -> int:
+    """Prefixes whose states stay where maps are shared, by the bytes of one."""
+    return min(KEPT_BYTES // max(1, states_bytes), KEPT_PATHS * num_layers)
+
+
 @torch.no_grad()
 def measure_unrecovered(
     anatomy: Anatomy, candidates: Sequence[Candidate], stream: TokenStream, *, micro_batch: int
@@ -137,8 +142,8 @@ class SubsetWalker:
             correction=None,
         )
         self.nodes: dict[tuple[Edge, ...], _Node] = {}  # by prefix, those last in use last
-        of_paths = KEPT_PATHS * anatomy.num_layers * sum(states.nbytes for states in self.start.validation)
-        self.most_kept = 0 if self.maps is None else min(KEPT_BYTES, of_paths)
+        states_bytes = sum(states.nbytes for states in self.start.validation)
+        self.most_kept = 0 if self.maps is None else count_kept(anatomy.num_layers, states_bytes) * states_bytes
         self.runs: dict[int, _Run] = {}  # by position in the path
 
     @torch.no_grad()
@@ -153,7 +158,7 @@ class SubsetWalker:
         last = path[prefixes[shared - 1]] if shared else self.start
         for position in range(shared, len(edges)):
             last = path[prefixes[position]] = self._step(edges, position, last)
-        self.nodes |= path
+        self.nodes |= dict(reversed(path.items()))  # of a path the end goes first: what begins it others share
         rows = []
         for hidden, tokens in zip(last.validation, self.validation_batches, strict=True):
             rows.append(token_losses(self.anatomy.compute_logits(hidden, tokens), tokens).cpu())
@@ -168,6 +173,8 @@ class SubsetWalker:
             held += [*node.calibration, *node.validation]
         along = sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in held}.values())
         maps = 0 if self.maps is None else self.maps.count_bytes()
+        if self.maps is not None:  # a sum of several gaps' maps is a map of its own
+            maps += sum(node.correction.weight.nbytes for node in self.nodes.values() if node.correction is not None)
         return along + maps + sum(run.count_bytes() for run in self.runs.values())
 
     def release(self) -> None:

@@ -318,7 +318,7 @@ def write_result(result: StudyResult, *, study: StudyFolder) -> str:
     lines += [line for one in sentences for line in textwrap.wrap(one, WIDTH, subsequent_indent="  ")]
     lines = [line.replace("\u00a0", " ") for line in lines]
     if result.distilled:
-        shipped = result.recommended[-1].chosen
+        shipped = result.shipped
         model = shipped or find_nearest(result)
         lines.append(
             f"{'ship' if shipped else 'nearest'}: {study.model(model.key)}  {describe_gain(model, record.dense)}"

@@ -71,6 +71,10 @@ def test_states_behind_prefixes_stay_for_sets_to_come_within_a_bound() -> None:
     for candidate, sums in zip(SETS, expected, strict=True):
         assert walker.measure(candidate)[0].sums.tolist() == sums
         assert set(walker.nodes) == {candidate.edges[:end] for end in range(1, len(candidate.edges) + 1)}
+    walker.most_kept = 4 * min(node.count_bytes() for node in walker.nodes.values())
+    for candidate in [*SETS, *reversed(SETS)]:
+        walker.measure(candidate)
+        assert all(prefix[:-1] in walker.nodes for prefix in walker.nodes if len(prefix) > 1)  # else it is of no use
     walker.release()
     assert not walker.nodes
 
