@@ -9,6 +9,7 @@ import jinja2
 from seed import study_dir
 from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
 from seed.experiments import compare, fidelity, recoveries
+from seed.records import DenseResult, DistillResult, Frontier
 from seed.reporting.experiment_page import format_cost, name_key
 from seed.reporting.wording import format_change, format_interval, format_signed, name_proxy
 from studies.claims.verdicts import Evidence, judge_claims
@@ -70,17 +71,18 @@ def read_record(name: str, kind: type[study_dir.T]) -> study_dir.T:
 
 
 def read_json(name: str) -> Any:
-    """Return a published file of an older form."""
+    """Return a published file that is no record."""
     return json.loads((STUDIES / name).read_text())
 
 
 def read_demo() -> dict[str, Any]:
     """Return the demo search: the dense model, and its distilled models, fewest dropped layers first."""
-    models = [read_json(f"demo.record/distilled/{path.name}") for path in (STUDIES / "demo.record/distilled").iterdir()]
-    models.sort(key=lambda model: (len(model["candidate"]["parts"]), model["candidate"]["parts"]))
+    paths = (STUDIES / "demo.record/distilled").iterdir()
+    models = [read_record(f"demo.record/distilled/{path.name}", DistillResult) for path in paths]
+    models.sort(key=lambda model: (len(model.candidate.dropped_layers), model.candidate.dropped_layers))
     return {
-        "dense": read_json("demo.record/dense.json"),
-        "frontier": read_json("demo.record/frontier.json"),
+        "dense": read_record("demo.record/dense.json", DenseResult),
+        "frontier": read_record("demo.record/frontier.json", Frontier),
         "models": models,
     }
 

@@ -17,8 +17,10 @@ from seed.proxy.shared_maps import REACH, shares_maps
 from seed.proxy.subset_walker import (
     TrieWork,
     count_kept,
+    count_known,
     count_work,
     list_gaps,
+    list_prefixes,
     list_uncut,
     measure_unrecovered,
 )
@@ -198,9 +200,8 @@ class BudgetedScorer:
         """Count the layers that a ``SubsetWalker`` runs for these, one after another; return the prefixes that stay, too."""
         walked, num_run = dict(self._walked), 0
         for candidate in new:
-            edges = candidate.edges
-            path = [edges[:end] for end in range(1, len(edges) + 1)]
-            num_run += len(path) - next((i for i, prefix in enumerate(path) if prefix not in walked), len(path))
+            path = list_prefixes(candidate.edges)
+            num_run += len(path) - count_known(path, walked)
             for prefix in path:
                 walked.pop(prefix, None)
             for prefix in list(walked)[: max(0, len(walked) - self._most_walked)]:

@@ -5,7 +5,7 @@ lexicographic order of their kept layers neighbours share most. A map of closed 
 next kept layer, and is shared just so. In a model with gaps, closed form aims at that model's own states.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,16 @@ def list_gaps(edges: Sequence[Edge], *, uncut: Sequence[Edge]) -> list[Edge]:
     """Edges that skip layers that were there; one before the first where that is not the uncut model's."""
     first = edges[0][0]
     return [(BEFORE_ALL, first)] * (first != uncut[0][0]) + [edge for edge in edges if edge not in uncut]
+
+
+def list_prefixes(edges: tuple[Edge, ...]) -> list[tuple[Edge, ...]]:
+    """The beginnings of a path, the shortest first."""
+    return [edges[:end] for end in range(1, len(edges) + 1)]
+
+
+def count_known(prefixes: Sequence[tuple[Edge, ...]], known: Container[tuple[Edge, ...]]) -> int:
+    """How many of a path's prefixes are known, up to the first that is not: those behind it cannot be reached."""
+    return next((i for i, prefix in enumerate(prefixes) if prefix not in known), len(prefixes))
 
 
 def count_kept(num_layers: int, states_bytes: int) -> int:
@@ -150,8 +160,8 @@ class SubsetWalker:
     def measure(self, candidate: Candidate) -> tuple[DocumentLosses, Refit]:
         """Return the candidate's validation losses and the maps that gave them."""
         edges = candidate.edges
-        prefixes = [edges[:end] for end in range(1, len(edges) + 1)]
-        shared = next((i for i, prefix in enumerate(prefixes) if prefix not in self.nodes), len(edges))
+        prefixes = list_prefixes(edges)
+        shared = count_known(prefixes, self.nodes)
         path = {prefix: self.nodes.pop(prefix) for prefix in prefixes[:shared]}
         self._let_go(self.most_kept)
         self.runs = {position: run for position, run in self.runs.items() if position <= shared}

@@ -40,7 +40,7 @@ from seed.reporting.wording import (
     list_layers,
     name_proxy,
 )
-from seed.results import MARGINS, Model, StudyResult, link_candidate, recommend, recommend_faster
+from seed.results import MARGINS, Model, StudyResult, link_candidate, read_speedup, recommend, recommend_faster
 
 MOST_TRIALS = 1000  # in one figure of the dashboard: 80 bytes each; its own plots show every one
 HEIGHT_PX = 440  # what a card of the dashboard shows without cutting it off
@@ -175,8 +175,9 @@ def describe_pace(model: Model, record: StudyRecord) -> tuple[str, str, str]:
     """Return how fast a model is, with the interval of the speed-up, and how fast that is in tokens and milliseconds."""
     protocol, latency, dense_ms = record.plan.protocol, model.latency, record.dense.latency.median_ms
     whole = [format_number(1 / latency.ratio, places=2), "times faster"]
-    if latency.ratio_low and latency.ratio_high:
-        whole.insert(1, f"[{1 / latency.ratio_high:.2f}, {1 / latency.ratio_low:.2f}]")
+    speedup = read_speedup(latency)
+    if speedup.low is not None and speedup.high is not None:
+        whole.insert(1, f"[{speedup.low:.2f}, {speedup.high:.2f}]")
     paces = []
     for ms in (latency.ratio * dense_ms, dense_ms):
         rate = 1000 * protocol.latency_batch * protocol.new_tokens / ms

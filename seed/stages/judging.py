@@ -5,7 +5,7 @@ Nothing is trained here, and which models are judged is decided elsewhere.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -62,10 +62,11 @@ def choose_prompts(session: Session) -> Tensor:
 def continue_prompts(session: Session, model: nn.Module, prompts_BT: Tensor) -> tuple[str, ...]:
     """Return what a model writes after each prompt, the likeliest token each time."""
     room = session.streams["validation"].tokens_NT.shape[1] - prompts_BT.shape[1]
-    output, written = model(input_ids=prompts_BT.to(session.device), use_cache=True), []
+    tokens_BT, cache, written = prompts_BT.to(session.device), dict[str, Any](), []
     for _ in range(min(NEW_TOKENS, room)):
-        written.append(output.logits[:, -1:].argmax(-1))
-        output = model(input_ids=written[-1], use_cache=True, **cache_of(output))
+        output = model(input_ids=tokens_BT, use_cache=True, **cache)
+        tokens_BT, cache = output.logits[:, -1:].argmax(-1), cache_of(output)
+        written.append(tokens_BT)
     return tuple(session.teacher.tokenizer.decode(new) for new in torch.cat(written, dim=1).tolist())
 
 
