@@ -121,7 +121,7 @@ def test_the_slider_changes_the_model_its_lines_and_the_star(visit: Visit, resul
     for loss in (0, 1, 2, 4, 10):
         assert slide(loss)[:2] == expect(recommend(result.best, margin=loss).chosen)
     visit.page.locator(".pick:not([hidden]) .copy").nth(1).click()
-    assert visit.page.locator(".pick:not([hidden]) .copy").nth(1).inner_text() == "copied"
+    visit.wait_until('[...document.querySelectorAll(".copy")].some(one => one.textContent === "copied")')
     visit.page.get_by_label("the speed that I want").check()
     for step in (0, 3, 5):
         assert slide(step)[:2] == expect(recommend_faster(result.best, speedup=1 + 0.05 * step))
