@@ -9,9 +9,10 @@ import jinja2
 from seed import study_dir
 from seed.evidence import Comparison, FidelityStudy, RecoveryComparison
 from seed.experiments import compare, fidelity, recoveries
+from seed.plans import SearchPlan
 from seed.records import DenseResult, DistillResult, Frontier
 from seed.reporting.experiment_page import format_cost, name_key
-from seed.reporting.wording import format_change, format_interval, format_signed, name_proxy
+from seed.reporting.wording import escape_text, format_change, format_interval, format_signed, name_proxy
 from studies.claims.verdicts import Evidence, judge_claims
 
 STUDIES = Path(__file__).parent
@@ -43,6 +44,7 @@ def render_page() -> str:
         "proxy": name_proxy,
         "key": name_key,
         "pick": lambda names, table: [table[name] for name in names],
+        "one_line": lambda text: escape_text(" ".join(text.split())),
         "regret": format_regret,
         "spread": format_spread,
     }
@@ -50,7 +52,10 @@ def render_page() -> str:
     recovered = read_record("recoveries.record/recoveries.json", RecoveryComparison)
     template = environment.get_template("results.md.jinja")
     return template.render(
-        demo=read_demo(),
+        demo=read_search("demo"),
+        smollm2=read_search("smollm2"),
+        depths=read_depths("smollm2"),
+        samples=read_json("smollm2.record/samples.json"),
         fidelity=fidelity.summarize_fidelity(study),
         fidelity_study=study,
         compare=read_comparison("compare"),
@@ -75,16 +80,28 @@ def read_json(name: str) -> Any:
     return json.loads((STUDIES / name).read_text())
 
 
-def read_demo() -> dict[str, Any]:
-    """Return the demo search: the dense model, and its distilled models, fewest dropped layers first."""
-    paths = (STUDIES / "demo.record/distilled").iterdir()
-    models = [read_record(f"demo.record/distilled/{path.name}", DistillResult) for path in paths]
+def read_search(name: str) -> dict[str, Any]:
+    """Return a search: its plan, the dense model, and its distilled models, fewest dropped layers first."""
+    paths = (STUDIES / f"{name}.record/distilled").iterdir()
+    models = [read_record(f"{name}.record/distilled/{path.name}", DistillResult) for path in paths]
     models.sort(key=lambda model: (len(model.candidate.dropped_layers), model.candidate.dropped_layers))
     return {
-        "dense": read_record("demo.record/dense.json", DenseResult),
-        "frontier": read_record("demo.record/frontier.json", Frontier),
+        "plan": read_record(f"{name}.record/plan.json", SearchPlan),
+        "dense": read_record(f"{name}.record/dense.json", DenseResult),
+        "frontier": read_record(f"{name}.record/frontier.json", Frontier),
         "models": models,
     }
+
+
+def read_depths(name: str) -> list[dict[str, Any]]:
+    """Return for each depth of a search how many sets were scored, and the best by closed form."""
+    by_depth: dict[int, list[dict[str, Any]]] = {}
+    for trial in read_json(f"{name}.record/trials.json"):
+        by_depth.setdefault(len(trial["dropped"]), []).append(trial)
+    return [
+        {"depth": depth, "scored": len(found), "best": min(found, key=lambda trial: trial["ppl_ratio"])}
+        for depth, found in sorted(by_depth.items())
+    ]
 
 
 def read_comparison(name: str) -> dict[str, Any]:
