@@ -34,13 +34,12 @@ from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study
 from seed.optimize.trials import StorageMismatchError, Trials
 from seed.plans import SearchPlan, read_plan
-from seed.proxy.closed_form import measure_gains
 from seed.proxy.sweep import ScoreCache
 from seed.records import DenseResult, Frontier, FrontierMember, SearchSpace
 from seed.reporting.wording import count_things
 from seed.results import StudyResult
 from seed.scores import ScoreStore
-from seed.sessions import Session
+from seed.sessions import Session, measure_gains_of
 from seed.speed import Speed
 from seed.stages import (
     baselines,
@@ -116,7 +115,7 @@ def open_session(
         if device.type != executor.reference.type:
             return filled
         tokens = torch.arange(64, device=device).remainder(anatomy.config.vocab_size)[None]
-        gains = measure_gains(anatomy, anatomy.trace(tokens))
+        gains = measure_gains_of(space, anatomy, tokens)
         parts = cost.measure_parts(
             anatomy,
             whole=anatomy.model,

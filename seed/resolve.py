@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from seed import study_dir, untrusted
 from seed.cli import SECONDS, list_options, spell_command, spell_seconds
 from seed.config import DEFAULT_TEXT, OPTIONS, SECTIONS, StudyConfig, known
@@ -163,7 +165,9 @@ def find_space(settings: StudyConfig, *, num_layers: int, needed: Sequence[int] 
         droppable_layers=droppable,
         place="--max-dropped" if is_typed else str(settings.space or f"search space of {settings.model}"),
     )
-    return space if settings.start is None else go_on_from(space, read_start(settings.start), settings)
+    if settings.start is not None:
+        return go_on_from(space, read_start(settings.start), settings)
+    return msgspec.structs.replace(space, kinds=settings.kinds)
 
 
 def go_on_from(space: SearchSpace, start: Start, settings: StudyConfig) -> SearchSpace:

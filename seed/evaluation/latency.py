@@ -26,7 +26,7 @@ from torch import nn
 
 from seed.errors import CommandError
 from seed.models.anatomy import Anatomy, cache_of
-from seed.records import Candidate, Latency
+from seed.records import KINDS, Candidate, Latency
 from seed.stats import FEWEST_PAIRS, estimate_pairs
 
 FIRST_PAIRS = 24  # settle how many are needed
@@ -61,6 +61,10 @@ Pair = tuple[float, float]  # milliseconds of the workload, dense and cut
 
 def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
     """Name what decides a candidate's latency: how many layers of each kind it keeps."""
+    if candidate.lacking:
+        counts = [len(candidate.kept_layers) - list(candidate.lacking.values()).count(kind) for kind in KINDS]
+        name = f"{counts[0]} attentions + {counts[1]} MLPs"
+        return name if len(anatomy.layer_kinds) == 1 else f"{name} of {candidate.key}"
     kinds = dict.fromkeys(anatomy.layer_kinds, 0)
     for layer in candidate.kept_layers:
         kinds[anatomy.layer_kind(layer)] += 1

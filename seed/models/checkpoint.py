@@ -13,12 +13,12 @@ from torch import nn
 from seed import study_dir
 from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
-from seed.models.anatomy import Anatomy, cache_of, count_params
+from seed.models.anatomy import Absent, Anatomy, cache_of, count_params
 from seed.models.files import check_files, has_tokenizer, read_companions
 from seed.models.loader import load_model, open_config
 from seed.models.spelling import spell_config
 from seed.models.stored import read_tensors
-from seed.models.surgery import cast_weights, list_needed, make_student
+from seed.models.surgery import cast_weights, list_needed, make_student, restore_parts
 from seed.records import Candidate, Size
 
 ALIGNED_BYTES = 64  # where torch puts what it allocates
@@ -45,7 +45,8 @@ def _count_cache(model: nn.Module) -> int:
     ).values()  # its own, since some families need one of theirs
     layers = [layer for layer in getattr(cache, "layers", []) if isinstance(getattr(layer, "keys", None), torch.Tensor)]
     numbers: int = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
-    return numbers // tokens.shape[1]
+    absent = sum(isinstance(module, Absent) and module.kind == "attn" for module in model.modules())
+    return numbers // tokens.shape[1] - 2 * absent
 
 
 def write_checkpoint(
@@ -151,8 +152,12 @@ def _explain_failure(path: Path) -> Iterator[None]:
         ) from error
 
 
-def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype) -> None:
+def prove_round_trip(
+    anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype, by_sublayers: bool = False
+) -> None:
     """Cut, save, reload and compare on a few layers, so that a family Seed gets wrong is refused at once.
+
+    ``by_sublayers``: attention and MLP go alone, too.
 
     Raises:
         ModelError: cutting, saving or reloading fails, the reloaded student's logits differ from the ones
@@ -161,7 +166,7 @@ def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path
     name = type(anatomy.model).__name__
     try:
         with study_dir.explain_resource_errors(scratch):
-            wrong = _try_round_trip(anatomy, tokens_BT, scratch=scratch, dtype=dtype)
+            wrong = _try_round_trip(anatomy, tokens_BT, scratch=scratch, dtype=dtype, by_sublayers=by_sublayers)
     except SeedError:
         raise
     except Exception as error:  # an unknown family fails in ways of its own
@@ -174,12 +179,14 @@ def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path
 
 
 @torch.no_grad()
-def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype) -> str | None:
+def _try_round_trip(
+    anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype, by_sublayers: bool
+) -> str | None:
     """Say what is wrong with students of a few layers, or nothing."""
     num_tried = 0
-    for kept in _list_tried(anatomy):
-        student: Any = make_student(anatomy, Candidate.keep(num_layers=anatomy.num_layers, kept_layers=kept))
-        cut = f"with layers {', '.join(map(str, kept))} alone"
+    for candidate in _list_tried(anatomy, by_sublayers=by_sublayers):
+        student: Any = make_student(anatomy, candidate)
+        cut = f"without {', '.join(candidate.parts)}"
         expected = student(input_ids=tokens_BT, use_cache=False).logits
         if not expected.isfinite().all():
             continue  # it is no good without these layers, which says nothing of how it was cut
@@ -188,6 +195,7 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
         if fault := _compare_cached(student, tokens_BT, dtype=dtype):
             return f"{'as it came' if _compare_cached(anatomy.model, tokens_BT, dtype=dtype) else cut}, {fault}"
         with study_dir.make_scratch(scratch / "round-trip") as directory:
+            restore_parts(student, anatomy, candidate)
             student.save_pretrained(directory)
             finish_export(directory, original=None)
             reloaded: Any = load_checkpoint(directory, device=anatomy.device, dtype=dtype)
@@ -197,8 +205,11 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
     return None if num_tried else "with a few layers alone, logits are no numbers"
 
 
-def _list_tried(anatomy: Anatomy) -> list[tuple[int, ...]]:
-    """Two sets of a few layers: one without the first of those that may go, one without the last."""
+def _list_tried(anatomy: Anatomy, *, by_sublayers: bool) -> list[Candidate]:
+    """Two sets of a few layers: one without the first of those that may go, one without the last.
+
+    ``by_sublayers``: the first layer that is left lacks its attention, too, and the last one its MLP.
+    """
     needed = list_needed(anatomy.model.config)
     free = [layer for layer in range(anatomy.num_layers) if layer not in needed]
     few = [
@@ -206,7 +217,18 @@ def _list_tried(anatomy: Anatomy) -> list[tuple[int, ...]]:
         for rest in (free[:-1], free[1:])
         if rest
     ]
-    return [tuple(sorted({*some, *needed})) for some in few]
+    tried = [Candidate.keep(num_layers=anatomy.num_layers, kept_layers=sorted({*some, *needed})) for some in few]
+    return [lack_ends(candidate) for candidate in tried] if by_sublayers else tried
+
+
+def lack_ends(candidate: Candidate) -> Candidate:
+    """The same, where the first layer that is left lacks its attention, and the last one its MLP."""
+    kept = candidate.kept_layers
+    lacking = {kept[0]: "attn"} | ({kept[-1]: "mlp"} if len(kept) > 1 else {})
+    parts = {layer: f"{layer}.{kind}" for layer, kind in lacking.items()} | {
+        layer: str(layer) for layer in candidate.dropped_layers
+    }
+    return Candidate(num_layers=candidate.num_layers, parts=tuple(parts[layer] for layer in sorted(parts)))
 
 
 def _compare_cached(model: nn.Module, tokens_BT: torch.Tensor, *, dtype: torch.dtype) -> str | None:

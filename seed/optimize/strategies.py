@@ -76,7 +76,7 @@ def run_strategy(
     try:
         for candidate in strategy.search(scorer, space, proxy, rng_seed):
             if contains(space, candidate):
-                picks[len(candidate.dropped_layers)] = candidate
+                picks[candidate.num_dropped] = candidate
     except BudgetSpent:
         pass
     return dict(sorted(picks.items()))

@@ -40,9 +40,10 @@ from seed.models.provenance import (
     refuse_damaged,
 )
 from seed.models.stored import list_weights
+from seed.optimize.space import join_parts
 from seed.plans import Protocol, SearchPlan
 from seed.protocols import find_source, hash_weights, resolve_location
-from seed.records import Candidate, DistillResult, TrialRecord, hash_text
+from seed.records import DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card, write_recipe
 from seed.reporting.result_line import ExportLine
 from seed.resolve import fill_from_files, list_presets
@@ -184,6 +185,11 @@ def order_trial(
         ModelError: weights changed since the study was planned.
     """
     candidate = trial.evaluation.candidate
+    if candidate.lacking:
+        raise StudyError(
+            f"--no-recovery: {candidate.key} lacks attention or MLP of some layers, and only whole layers are cut from a checkpoint as "
+            f"it is. Leave it out, with the model distilled: {spell_command('seed.distill', {'trial': trial.number}, str(study.root))}"
+        )
     source, kept = locate_base(study, protocol), candidate.kept_layers
     if protocol.start is not None:
         source = ModelSource(location=protocol.start)
@@ -232,7 +238,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
     located = locate_checkpoint(source)
     directory, source = located.directory, replace(source, revision=located.commit)
     present = count_layers(directory)
-    num_layers, before, earlier_tokens = present, tuple(range(present)), 0
+    num_layers, before, earlier_tokens, gone = present, tuple(range(present)), 0, tuple[str, ...]()
     origin: dict[str, Any] = {"base_model": source.location, "base_revision": located.commit}
     if is_gguf(source.location):
         origin |= {"base_sha256": hash_weights(Path(source.location)), "gguf_types": list_types(source.location)}
@@ -243,6 +249,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
                 f"{directory}: is cut in width, and no longer made of the original's layers. Cut the original."
             )
         num_layers, before, earlier_tokens = earlier.num_layers, earlier.kept_layers, earlier.tokens
+        gone = earlier.candidate.parts
         if len(before) != present:
             raise ModelError(
                 f"{directory}: its {PROVENANCE} says that {len(before)} layers were kept, and its config has {present}. If the "
@@ -265,7 +272,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
         kept_layers=tuple(kept_layers),
         model=Path(model if "start" not in origin else origin["base_model"]).name,
         said=describe_model(
-            Candidate.keep(num_layers=num_layers, kept_layers=tuple(before[layer] for layer in kept_layers)),
+            join_parts(num_layers, [*gone, *(str(before[i]) for i in range(present) if i not in kept_layers)]),
             **origin,
             source_stamp=None if located.commit or is_gguf(source.location) else stamp_weights(directory),
             licence=find_licence(directory, named=settings.license),

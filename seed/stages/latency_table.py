@@ -46,7 +46,7 @@ class LatencyTable:
     @property
     def is_complete(self) -> bool:
         """Are there no more structures than depths? Models with several kinds of layers have more."""
-        return len(self.session.anatomy.layer_kinds) == 1
+        return len(self.session.anatomy.layer_kinds) == 1 and not self.session.by_sublayers
 
     def measure_depths(self, space: SearchSpace, *, on_structure: Callable[[str], None]) -> None:
         """Time each depth of the space once."""
@@ -91,7 +91,7 @@ def count_layers(structure: str) -> int:
 
 def smooth_latencies(session: Session, table: dict[str, Latency]) -> dict[str, Latency]:
     """Let ratios rise with depth where all layers are of one kind; else as measured."""
-    if len(session.anatomy.layer_kinds) > 1 or not table:
+    if len(session.anatomy.layer_kinds) > 1 or session.by_sublayers or not table:
         return table
     names = list(table)
     smoothed = timing.smooth_over_depth([table[name] for name in names], list(map(count_layers, names)))

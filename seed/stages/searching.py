@@ -15,7 +15,7 @@ from typing import Protocol
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.optimize.screening import Screen
-from seed.optimize.space import contains, drop_more, enumerate_candidates
+from seed.optimize.space import contains, drop_parts, enumerate_candidates, list_parts, order_walk
 from seed.optimize.trials import Propose, SamplerProposer, Trials, keeping_some, propose_in_order, run_search
 from seed.plans import SearchPlan
 from seed.proxy.sweep import ScoreCache
@@ -194,7 +194,7 @@ def score_singles(
 
     ``recovers``: by closed form too.
     """
-    singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=lambda one: one.kept_layers)
+    singles = sorted((drop_parts(space, [part]) for part in list_parts(space)), key=order_walk)
     score_unrecovered(scorers, singles, store=store, cache=cache)
     if recovers:
         sweep_candidates(scorers, singles, store=store, cache=cache)
@@ -237,7 +237,7 @@ class Best:
 
     def learn(self, candidate: Candidate, quality: Quality) -> None:
         """Take note of a candidate where it beats its depth."""
-        depth = len(candidate.dropped_layers)
+        depth = candidate.num_dropped
         if math.isfinite(quality.ppl_ratio) and (depth not in self._found or quality.ppl_ratio < self._found[depth][0]):
             self._found[depth] = (quality.ppl_ratio, candidate)
 
@@ -258,7 +258,7 @@ def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
         return (math.inf if math.isnan(loss) else loss), candidate.key
 
     for candidate in sorted(qualities, key=order):
-        by_depth[len(candidate.dropped_layers)].append(candidate)
+        by_depth[candidate.num_dropped].append(candidate)
     rounds = itertools.zip_longest(*(by_depth[depth] for depth in sorted(by_depth)))
     return [candidate for found in rounds for candidate in found if candidate is not None]
 
