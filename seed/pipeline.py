@@ -333,7 +333,7 @@ class Pipeline:
         anatomy, stored_dtype = self.session.anatomy, self.session.teacher.stored_dtype
         return judging.describe_dense(
             self.cache.dense,
-            pool_dense(self.table.table.values()),
+            pool_dense(self.table.measured.values()),
             size=measure_size(anatomy.model, dtype=stored_dtype),
         )
 
@@ -344,7 +344,7 @@ class Pipeline:
         with self.terminal.stage("dense model", total=1) as advance:
             dense = study_dir.read_record(path, DenseResult) if path.exists() else None
             if dense is None:
-                dense = self.executor.call("judge_dense", pool_dense(self.table.table.values()))
+                dense = self.executor.call("judge_dense", pool_dense(self.table.measured.values()))
                 study_dir.write_record(path, dense)
             directory = self.session.teacher.directory
             judging.score_for_user(dense, self.settings.eval_command, directory=directory, path=path)
@@ -390,6 +390,8 @@ class Pipeline:
     def choose_frontier(self) -> Frontier:
         """Write down what goes on to distillation."""
         space, frontier = self.trials.space, self.select_members()
+        while self.session.by_sublayers and self.table.time_predicted([one.evaluation for one in frontier.members]):
+            frontier = self.select_members()
         study_dir.write_record(self.study.frontier, frontier)
         scored, num_members = (
             f"{frontier.num_scored:,} of {count_things(space.size, 'candidate')}",
@@ -402,7 +404,10 @@ class Pipeline:
         """Choose what is worth distilling of what is scored."""
         space = self.trials.space
         return select_frontier(
-            [trial for trial in self.store.read_trials() if contains(space, trial.evaluation.candidate)],
+            study_record.use_measured(
+                [trial for trial in self.store.read_trials() if contains(space, trial.evaluation.candidate)],
+                self.table.measured,
+            ),
             proxy=self.session.protocol.proxy,
             size=self.settings.frontier_size,
             space=space,

@@ -212,7 +212,7 @@ class ScoreRow(Record, frozen=True, kw_only=True):
 
 
 class Latency(Record, frozen=True, kw_only=True):
-    """Time of one workload, measured in turn with the dense model; ``ratio`` is to that."""
+    """Time of one workload, measured in turn with the dense model; ``ratio`` is to that. Of no repeats: predicted from other structures."""
 
     structure: str
     workload: str

@@ -16,9 +16,10 @@ from seed.models import checks
 from seed.models.anatomy import Absent, Anatomy, cache_of, count_params
 from seed.models.files import check_files, has_tokenizer, read_companions
 from seed.models.loader import load_model, open_config
+from seed.models.provenance import read_provenance, refuse_damaged
 from seed.models.spelling import spell_config
 from seed.models.stored import read_tensors
-from seed.models.surgery import cast_weights, list_needed, make_student, restore_parts
+from seed.models.surgery import cast_weights, list_needed, make_student, remove_parts, restore_parts
 from seed.records import Candidate, Size
 
 ALIGNED_BYTES = 64  # where torch puts what it allocates
@@ -123,6 +124,24 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
         # mapped from the file, weights lie where its header ends, and kernels of the CPU round by where they lie
         if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED_BYTES:
             parameter.data = parameter.data.clone()
+    return model
+
+
+def load_export(path: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> nn.Module:
+    """Load a model that Seed exported, without the attentions and MLPs that its seed.json says are gone.
+
+    Args:
+        path: its directory.
+        device: where it is put.
+        dtype: None: as it is stored.
+
+    Raises:
+        ModelError: it is none, or damaged.
+    """
+    said = read_provenance(path, place=str(path))
+    refuse_damaged(path, place=str(path))
+    model = load_checkpoint(path, device=device, dtype=dtype or checks.find_stored_dtype(read_tensors(path)))
+    remove_parts(model, {said.kept_layers.index(layer): kind for layer, kind in said.lacking.items()})
     return model
 
 

@@ -16,9 +16,9 @@ from seed.errors import SpaceError
 from seed.evaluation import latency as timing
 from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.surgery import make_student, view_layers
-from seed.optimize.space import drop_deepest, drop_layers
+from seed.optimize.space import drop_deepest, drop_layers, drop_parts
 from seed.protocols import name_device
-from seed.records import Candidate, Latency, SearchSpace
+from seed.records import Candidate, Evaluation, Latency, SearchSpace
 from seed.reporting.wording import count_things, format_bytes
 from seed.sessions import Session
 
@@ -50,6 +50,10 @@ class LatencyTable:
 
     def measure_depths(self, space: SearchSpace, *, on_structure: Callable[[str], None]) -> None:
         """Time each depth of the space once."""
+        if self.session.by_sublayers:
+            self._predict([])
+            on_structure("attention and MLP")
+            return
         for num_dropped in range(space.min_dropped, space.max_dropped + 1):
             candidate = drop_deepest(space, num_dropped)
             structure = timing.name_structure(self.session.anatomy, candidate)
@@ -59,7 +63,12 @@ class LatencyTable:
         self.table = smooth_latencies(self.session, self.measured)
 
     def time(self, candidates: Sequence[Candidate]) -> dict[str, Latency]:
-        """Latencies by structure, these candidates' among them; those that are known stay as they are."""
+        """Latencies by structure, these candidates' among them; those that are known stay as they are.
+
+        Where attention and MLP go alone there are too many structures to time: a few are, and others predicted from them.
+        """
+        if self.session.by_sublayers:
+            return self._predict(candidates)
         for candidate in candidates:
             structure = timing.name_structure(self.session.anatomy, candidate)
             if structure not in self.table:
@@ -71,9 +80,44 @@ class LatencyTable:
                 self.table = self.table | {structure: latency}
         return self.table
 
+    def time_predicted(self, evaluations: Sequence[Evaluation]) -> bool:
+        """Time the structures of candidates whose latency is only predicted; was there any?"""
+        new = {
+            one.latency.structure: one.candidate for one in evaluations if one.latency.structure not in self.measured
+        }
+        for structure, candidate in new.items():
+            self.say(f"timing {structure} beside the dense model")
+            self._keep(self.measure(candidate))
+        self.table = self.table | self.measured
+        return bool(new)
+
+    def _predict(self, candidates: Sequence[Candidate]) -> dict[str, Latency]:
+        anatomy = self.session.anatomy
+        for corner in list_corners(self.session.protocol.space):
+            if timing.name_structure(anatomy, corner) not in self.measured:
+                self._keep(self.measure(corner))
+        known = dict.fromkeys(timing.name_structure(anatomy, candidate) for candidate in candidates)
+        predicted = {
+            name: timing.predict_latency(name, self.measured.values(), num_layers=anatomy.num_layers) for name in known
+        }
+        self.table = predicted | self.table | self.measured
+        return self.table
+
     def _keep(self, latency: Latency) -> None:
         self.measured[latency.structure] = latency
         study_dir.write_record(self.session.folder.latency, self.measured)
+
+
+def list_corners(space: SearchSpace) -> list[Candidate]:
+    """Candidates from whose latencies all others' are predicted: as many parts gone as can be, and half as many, of each kind and of both."""
+    most = min(2 * space.max_dropped, len(space.droppable_layers), space.num_layers - 1)
+    found = {}
+    for count in (most, -(-most // 2)):
+        for kinds in dict.fromkeys([*((kind,) for kind in space.kinds), space.kinds]):
+            layers = space.droppable_layers[-max(1, count // len(kinds)) :]
+            candidate = drop_parts(space, [f"{layer}.{kind}" for layer in layers for kind in kinds])
+            found[candidate.key] = candidate
+    return list(found.values())
 
 
 def keep_order(latency: Latency, table: Mapping[str, Latency]) -> Latency:
@@ -152,6 +196,8 @@ def bound_space(
         SpaceError: no candidate of the space can keep the limits.
     """
     space = session.protocol.space
+    if space.kinds:  # what few parts save depends on which: limits are constraints there
+        return space
     fewest, reached = space.max_dropped + 1, ""
     for num_dropped in range(space.max_dropped, space.min_dropped - 1, -1):
         candidate = drop_deepest(space, num_dropped)
