@@ -62,6 +62,8 @@ class FoundModel:
     def load(self, **options: Any) -> Any:
         """Open the model with transformers, in the type that it is stored in; ``options``: of its ``from_pretrained``.
 
+        Attentions and MLPs that it lacks are truly gone.
+
         Raises:
             SeedError: it is not distilled.
         """
@@ -73,11 +75,15 @@ class FoundModel:
         from transformers import AutoConfig
 
         from seed.models.loader import find_auto_class
+        from seed.models.provenance import read_provenance
+        from seed.models.surgery import remove_parts
 
         auto = find_auto_class(
             AutoConfig.from_pretrained(self.path, trust_remote_code=options.get("trust_remote_code", False))
         )
-        return auto.from_pretrained(self.path, **{"dtype": "auto"} | options)
+        model = auto.from_pretrained(self.path, **{"dtype": "auto"} | options)
+        remove_parts(model, read_provenance(self.path, place=str(self.path)).candidate)
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -332,7 +332,7 @@ def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
     walker = make_walker(instruments)
     if walker.maps is not None:  # which so little text would leave out
         walker.maps.or_none = False
-    losses, refit = walker.measure(candidate)
+    losses, refit = walker.measure(instruments.walked.spell(candidate))
     student = start_student(instruments, candidate, refit)
     folded = measure_losses(
         logits_of(student), instruments.validation, micro_batch=instruments.micro_batch, device=session.device
@@ -408,7 +408,7 @@ def measure_gains_of(space: SearchSpace, anatomy: Anatomy, tokens_BT: torch.Tens
     """
     if space.kinds and (reason := prove_sublayers(anatomy, tokens_BT)):
         raise SpaceError(
-            f"--parts {spell_parts(space.kinds)}: cannot go alone in a {anatomy.config.model_type} model, since {reason}. Leave --parts out: "
+            f"--parts {spell_parts(space.kinds)}: cannot go alone in this {anatomy.config.model_type} model, since {reason}. Leave --parts out: "
             "whole layers can."
         )
     walked = SublayerAnatomy(anatomy.model) if space.kinds else anatomy

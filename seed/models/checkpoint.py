@@ -141,7 +141,7 @@ def load_export(path: Path, *, device: torch.device, dtype: torch.dtype | None =
     said = read_provenance(path, place=str(path))
     refuse_damaged(path, place=str(path))
     model = load_checkpoint(path, device=device, dtype=dtype or checks.find_stored_dtype(read_tensors(path)))
-    remove_parts(model, {said.kept_layers.index(layer): kind for layer, kind in said.lacking.items()})
+    remove_parts(model, said.candidate)
     return model
 
 

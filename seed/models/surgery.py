@@ -8,7 +8,7 @@ import contextlib
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -277,9 +277,12 @@ def restore_parts(student: nn.Module, anatomy: Anatomy, candidate: Candidate) ->
 
 
 @torch.no_grad()
-def remove_parts(model: nn.Module, lacking: Mapping[int, str]) -> None:
-    """Take attention or MLP out of a standalone model's layers, in place."""
+def remove_parts(model: nn.Module, candidate: Candidate) -> None:
+    """Take out of a standalone model of a candidate's layers, in place, what they lack."""
+    if not candidate.lacking:
+        return
     anatomy = Anatomy(model)
+    lacking = {candidate.kept_layers.index(layer): kind for layer, kind in candidate.lacking.items()}
     with anatomy.without(lacking):
         absent = {layer: anatomy.get_part(layer, kind) for layer, kind in lacking.items()}
     for layer, kind in lacking.items():
