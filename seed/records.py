@@ -81,6 +81,11 @@ class Candidate(Record, frozen=True, kw_only=True):
         ]
         return Candidate(num_layers=2 * self.num_layers, parts=tuple(map(str, gone)))
 
+    def count_kept(self) -> tuple[int, int]:
+        """How many attentions are left, and how many MLPs."""
+        whole, lacking = len(self.kept_layers), list(self.lacking.values())
+        return whole - lacking.count("attn"), whole - lacking.count("mlp")
+
     @property
     def num_dropped(self) -> int:
         """How many layers' worth of parts are gone, rounded up: attention and MLP are half a layer each."""

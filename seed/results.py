@@ -37,7 +37,7 @@ class Model:
     @property
     def depth(self) -> int:
         """How many layers are gone."""
-        return len(self.candidate.dropped_layers)
+        return self.candidate.num_dropped
 
     @property
     def is_distilled(self) -> bool:
@@ -235,9 +235,9 @@ def count_drops(scored: Sequence[Model]) -> tuple[DepthDrops, ...]:
 
 
 def mark_dropped(candidate: Candidate) -> list[float]:
-    """Return 1 for each dropped layer and 0 for each kept one, of shape (num_layers,)."""
+    """Return 1 for each dropped layer, half for one that lacks a part and 0 for a whole one, of shape (num_layers,)."""
     gone = set(candidate.dropped_layers)
-    return [float(layer in gone) for layer in range(candidate.num_layers)]
+    return [1.0 if layer in gone else 0.5 * (layer in candidate.lacking) for layer in range(candidate.num_layers)]
 
 
 def link_candidate(candidate: Candidate) -> str:

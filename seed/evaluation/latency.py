@@ -63,9 +63,8 @@ Pair = tuple[float, float]  # milliseconds of the workload, dense and cut
 def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
     """Name what decides a candidate's latency: how many layers of each kind it keeps, or attentions and MLPs."""
     if candidate.lacking:
-        counts = [len(candidate.kept_layers) - list(candidate.lacking.values()).count(kind) for kind in KINDS]
         if len(anatomy.layer_kinds) == 1:
-            return f"{counts[0]} attentions + {counts[1]} MLPs"
+            return "{} attentions + {} MLPs".format(*candidate.count_kept())
         kept = [
             (layer, kind) for layer in candidate.kept_layers for kind in KINDS if candidate.lacking.get(layer) != kind
         ]

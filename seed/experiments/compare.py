@@ -115,7 +115,7 @@ def choose_space(space: SearchSpace, depths: Sequence[int] | None) -> SearchSpac
 
 def list_asked(run: StrategyRun, depths: Collection[int] | None) -> StrategyRun:
     """A run with its picks of these depths only; None: all."""
-    picks = [pick for pick in run.picks if depths is None or len(pick.dropped_layers) in depths]
+    picks = [pick for pick in run.picks if depths is None or pick.num_dropped in depths]
     return structs.replace(run, picks=tuple(picks))
 
 
@@ -200,7 +200,7 @@ def list_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[int,
     if search.protocol.start is not None:
         return {}  # a width would get fewer tokens than what goes on from a recovered model
     found = {}
-    for depth, pick in sorted({len(pick.dropped_layers): pick for pick in picks}.items()):
+    for depth, pick in sorted({pick.num_dropped: pick for pick in picks}.items()):
         try:
             [width] = students.plan_widths(search.sweep.instruments, [pick])
         except ModelError:  # there is none of this size
@@ -220,7 +220,7 @@ def summarize_comparison(comparison: Comparison) -> ComparisonSummary:
     distilled. One whose picks end as no model at all, with losses that are no numbers, has a row without a value, the last.
     """
     counts_D, rows = np.array(comparison.test_counts), []
-    for depth in sorted({len(pick.dropped_layers) for run in comparison.runs for pick in run.picks}):
+    for depth in sorted({pick.num_dropped for run in comparison.runs for pick in run.picks}):
         losses = read_losses(comparison, depth=depth)
         theirs_RSD = losses.get(REFERENCE)
         found = []
@@ -272,4 +272,4 @@ def read_losses(comparison: Comparison, *, depth: int) -> dict[str, np.ndarray]:
 
 def find_picks(runs: Sequence[StrategyRun], *, depth: int) -> tuple[Candidate, ...]:
     """Picks of this depth, one of each run that has one."""
-    return tuple(pick for run in runs for pick in run.picks if len(pick.dropped_layers) == depth)
+    return tuple(pick for run in runs for pick in run.picks if pick.num_dropped == depth)

@@ -128,7 +128,7 @@ def list_scored(search: FinishedSearch, trials: Sequence[TrialRecord]) -> list[t
 
 def choose_depths(scored: Sequence[tuple[Candidate, float]], *, per_depth: int) -> tuple[int, ...]:
     """The two deepest cuts of which enough candidates are scored; else the two with most."""
-    counts = Counter(len(candidate.dropped_layers) for candidate, _ in scored)
+    counts = Counter(candidate.num_dropped for candidate, _ in scored)
     enough = sorted(depth for depth, count in counts.items() if count >= per_depth)
     if len(enough) < 2:
         enough = sorted(sorted(counts, key=lambda depth: counts[depth])[-2:])
@@ -149,9 +149,9 @@ def choose_candidates(
     """
     chosen = []
     for depth in sorted(set(depths)):
-        ranked = sorted((loss, one.key, one) for one, loss in scored if len(one.dropped_layers) == depth)
+        ranked = sorted((loss, one.key, one) for one, loss in scored if one.num_dropped == depth)
         if not ranked:
-            found = ", ".join(map(str, sorted({len(one.dropped_layers) for one, _ in scored}))) or "none"
+            found = ", ".join(map(str, sorted({one.num_dropped for one, _ in scored}))) or "none"
             raise StudyError(
                 f"no candidate with {count_things(depth, 'layer')} dropped was scored; there are: {found}. Use these."
             )
@@ -282,7 +282,7 @@ def double_budget(
     told = []
     with search.terminal.stage("twice the budget", total=len(depths)) as advance:
         for depth in depths:
-            best = min((one for one in losses if len(one.dropped_layers) == depth), key=lambda one: losses[one])
+            best = min((one for one in losses if one.num_dropped == depth), key=lambda one: losses[one])
             trained = train(Member(candidate=best), advance=advance)
             once, twice = (math.exp(loss - study.dense_test_loss) for loss in (losses[best], trained.test.loss))
             told.append(f"{best.key}: test PPL ratio {once:.4f} to {twice:.4f}")
@@ -305,8 +305,8 @@ def summarize_fidelity(study: FidelityStudy) -> FidelitySummary:
     Regret has no interval: the bootstrap fails for extremes such as the best of a depth.
     """
     ordered, depths = sorted(study.rows, key=lambda row: row.candidate.dropped_layers), []
-    for depth in sorted({len(row.candidate.dropped_layers) for row in ordered}):
-        rows = [row for row in ordered if len(row.candidate.dropped_layers) == depth]
+    for depth in sorted({row.candidate.num_dropped for row in ordered}):
+        rows = [row for row in ordered if row.candidate.num_dropped == depth]
         proxies = {proxy for row in rows for proxy in row.losses}
         rng_seeds = {final.rng_seed for row in rows for final in row.finals}
         complete = [
@@ -346,7 +346,7 @@ def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_le
 
     regrets = [measure_regret(one_C, judged_C=by_C) for one_C, by_C in itertools.permutations(finals_SC, 2)]
     return DepthFidelity(
-        num_dropped=len(rows[0].candidate.dropped_layers),
+        num_dropped=rows[0].candidate.num_dropped,
         num_candidates=len(rows),
         num_near=int(near_C.sum()),
         num_left_out=num_left_out,
@@ -368,7 +368,7 @@ def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_le
         ),
         differences=tuple(
             ProxyDifference(
-                num_dropped=len(rows[0].candidate.dropped_layers),
+                num_dropped=rows[0].candidate.num_dropped,
                 one=one,
                 other=other,
                 tau=stats.put_interval(taus[one] - taus[other], num_candidates=len(rows)),

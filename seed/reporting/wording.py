@@ -44,7 +44,10 @@ def describe_gguf(types: Mapping[str, int]) -> str:
 
 
 def name_depth(candidate: Candidate) -> str:
-    """Return ``10 of 12 layers``."""
+    """Return ``10 of 12 layers``; where attention or MLP go alone, ``9 of 12 attentions, 11 of 12 MLPs``."""
+    if candidate.lacking:
+        attentions, mlps = candidate.count_kept()
+        return f"{attentions} of {candidate.num_layers} attentions, {mlps} of {candidate.num_layers} MLPs"
     return f"{len(candidate.kept_layers)} of {candidate.num_layers} layers"
 
 
@@ -64,6 +67,11 @@ def list_layers(layers: Sequence[int]) -> str:
     for run in find_runs(layers):
         parts += [f"{run[0]}\N{EN DASH}{run[-1]}"] if len(run) > 2 else [str(layer) for layer in run]
     return ", ".join(parts) or "none"
+
+
+def list_dropped(candidate: Candidate) -> str:
+    """Return what is gone of a model: ``1, 5 to 7`` as ``list_layers`` has it, or ``1.attn, 5, 6.mlp``."""
+    return ", ".join(candidate.parts) if candidate.lacking else list_layers(candidate.dropped_layers)
 
 
 def format_number(value: float, *, places: int = 3) -> str:
