@@ -17,7 +17,7 @@ from seed.cli import NAMES, argument, json_option, make_parser, option, quiet_li
 from seed.config import LatencySection, StudyConfig
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
-from seed.models.provenance import find_damage, refuse_damaged
+from seed.models.provenance import find_damage, find_origin, refuse_damaged
 from seed.records import DistillResult, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, JudgedLines, describe_judged
 from seed.reporting.result_text import format_reach, write_table
@@ -124,7 +124,7 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened:
     study, plan = plans.open_planned(study.root, trust_remote_code=args.trust_remote_code)
     quiet_libraries()
     from seed import sessions
-    from seed.models.checkpoint import load_checkpoint, load_tokenizer
+    from seed.models.checkpoint import load_export, load_tokenizer
 
     if study.root not in opened:
         opened[study.root] = sessions.reopen(study, plan.protocol, device_name=args.device)
@@ -133,7 +133,7 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened:
     return Subject(
         name=path.name,
         directory=path,
-        model=load_checkpoint(path, device=session.device, dtype=session.dtype),
+        model=load_export(path, device=session.device, dtype=session.dtype),
         tokenizer=load_tokenizer(path),
         dense=session.teacher,
         stream=sessions.take_test_text(session, window_tokens=window, test_tokens=args.test_tokens),
@@ -157,6 +157,7 @@ def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
     from seed.models.anatomy import text_config
     from seed.models.checks import refuse_ids
     from seed.models.loader import check_source, choose_device, open_teacher
+    from seed.models.surgery import remove_parts
 
     text = args.test_text or choose_text(name)
     source = protocols.find_source(settings)
@@ -166,6 +167,8 @@ def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
     config = text_config(teacher.model)
     longest = getattr(config, "max_position_embeddings", None) or 1024
     window, why = choose_window(name, args.window_tokens, longest=longest)
+    if (made := find_origin(name)) is not None:
+        remove_parts(teacher.model, made.candidate)
     for note in teacher.notes:
         terminal.say(f"model:      {note}")
     terminal.say(f"windows:    {window} tokens, {why}")
