@@ -187,6 +187,7 @@ class Quality(Record, frozen=True, kw_only=True):
     ppl_ratio_standard_error: float
     kl_divergence: float | None = None  # KL(dense || this), nats per token
     top1_agreement: float | None = None  # share of tokens whose most likely next token is the dense model's
+    acceptance: float | None = None  # share of its draws that the dense model would accept, at temperature 1
     document_losses_path: str | None = None  # FILE#PROXY/KEY: the score of the study's that holds them
 
 
@@ -231,6 +232,16 @@ class Latency(Record, frozen=True, kw_only=True):
     ratio_low: float | None  # 95 % interval of the ratio; None: too few pairs for one
     ratio_high: float | None
     disturbance: str | None = None  # what else the machine did meanwhile, in words; None: nothing that was noticed
+
+
+class DraftTiming(Record, frozen=True, kw_only=True):
+    """Greedy decoding of the dense model with a draft, measured in turn with the dense model alone."""
+
+    tokens_ahead: int  # drafted at a time
+    new_tokens: int  # of each prompt
+    prompts: int
+    same: int  # prompts after which both wrote the same tokens; rounding may part them
+    speedup: Estimate
 
 
 class Size(Record, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from seed.evidence import Replication, StudyRecord
 from seed.records import Candidate, DistillResult, Estimate, Evaluation, Latency, Quality, Size, WidthCut
 from seed.stats import reach_over_documents
 
+MOST_AHEAD = 16  # tokens that a draft is expected to write at a time
 MARGINS = (2, 5, 10)  # per cent of the dense model's perplexity
 MOST_COUNTED = 20  # candidates of a depth whose dropped layers are counted
 
@@ -243,6 +244,28 @@ def mark_dropped(candidate: Candidate) -> list[float]:
 def link_candidate(candidate: Candidate) -> str:
     """Return what a candidate is called on a page: ``1-7``."""
     return "-".join(candidate.parts)
+
+
+# ---- as a draft of the dense model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafting:
+    """What a model gains as a draft in speculative decoding, which changes nothing of what the dense model writes."""
+
+    tokens_ahead: int  # that it drafts at a time; 0: it is no gain
+    speedup: float  # expected, over the dense model alone
+
+
+def expect_drafting(quality: Quality, latency: Latency) -> Drafting | None:
+    """Return the best number of tokens to draft, and the speed-up expected of it (arXiv 2211.17192, theorem 3.8); None: not known."""
+    accepted, cost = quality.acceptance, latency.ratio
+    if accepted is None:
+        return None
+    kept = {ahead: sum(accepted**place for place in range(ahead + 1)) for ahead in range(MOST_AHEAD + 1)}
+    speedups = {ahead: tokens / (ahead * cost + 1) for ahead, tokens in kept.items()}
+    best = max(speedups, key=lambda ahead: speedups[ahead])
+    return Drafting(tokens_ahead=best, speedup=speedups[best])
 
 
 # ---- intervals

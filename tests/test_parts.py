@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import transformers
@@ -17,6 +18,7 @@ from seed.errors import SeedError
 from seed.models.anatomy import Absent
 from seed.models.provenance import read_provenance
 from seed.records import DistillResult, Frontier, Latency
+from seed.reporting.result_line import JudgedLine
 from seed.search import find_frontier, search
 from seed.stages.study_record import gather_record
 from seed.study_dir import StudyFolder
@@ -121,8 +123,31 @@ def test_a_raw_cut_of_parts_is_refused(searched: Searched) -> None:
     assert "--no-recovery: " in done.stderr
 
 
+def test_it_is_judged_without_what_is_gone_and_as_a_draft(searched: Searched) -> None:
+    [result, *_] = [one for one in searched.record.distilled if one.candidate.lacking]
+    path = searched.folder.model(result.key)
+    done = run_seed("seed.evaluate", str(path), "--draft", "--json", cwd=searched.folder.root)
+    line = msgspec.json.decode(done.stdout, type=JudgedLine)
+    assert line.num_params == result.size.num_params
+    assert line.acceptance == pytest.approx(result.test.acceptance)
+    assert line.draft is not None
+    assert line.draft.same == line.draft.prompts > 1
+    assert line.draft_speedup is not None
+    assert "as a draft: the dense model accepts" in done.stderr
+    alone = run_seed(
+        "seed.evaluate",
+        searched.settings.model,
+        f"--test-text={searched.settings.recovery_text}",
+        "--draft",
+        cwd=searched.folder.root,
+        code=2,
+    )
+    assert "--draft: " in alone.stderr
+
+
 def test_the_card_says_how_it_is_opened(searched: Searched) -> None:
     [result, *_] = [one for one in searched.record.distilled if one.candidate.lacking]
     assert isinstance(result, DistillResult)
     card = (searched.folder.model(result.key) / "README.md").read_text(encoding="utf-8")
     assert "seed.load(" in card
+    assert "As a draft of the original" in card

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from seed import __version__
 from seed.evidence import Replication, StagedSearch, StageRecord, StudyRecord
-from seed.records import DenseResult, DistillResult, Estimate, Latency, Quality, Record, Size, TaskScore
-from seed.results import Model, compute_result, read_interval, read_latency_ratio, take_distilled
+from seed.records import DenseResult, DistillResult, DraftTiming, Estimate, Latency, Quality, Record, Size, TaskScore
+from seed.results import Model, compute_result, expect_drafting, read_interval, read_latency_ratio, take_distilled
 from seed.study_dir import StudyFolder
 
 
@@ -133,6 +133,9 @@ class JudgedLine(Line, frozen=True, kw_only=True):
     weight_bytes: int
     kv_bytes_per_token: int
     tasks: tuple[TaskScore, ...] = ()
+    acceptance: float | None = None  # share of its tokens that the dense model accepts from it as a draft
+    draft_speedup: float | None = None  # expected of it, over the dense model alone
+    draft: DraftTiming | None = None  # measured
 
 
 class JudgedLines(Line, frozen=True, kw_only=True):
@@ -199,10 +202,12 @@ def describe_judged(
     latency: Latency,
     size: Size,
     tasks: Sequence[TaskScore] = (),
+    draft: DraftTiming | None = None,
     *,
     beside_dense: bool,
 ) -> JudgedLine:
     """Return the line of a checkpoint that was judged, alone or beside its dense model."""
+    expected = expect_drafting(test, latency)
     return JudgedLine(
         model=model,
         protocol=protocol,
@@ -217,6 +222,9 @@ def describe_judged(
         weight_bytes=size.weight_bytes,
         kv_bytes_per_token=size.kv_bytes_per_token,
         tasks=tuple(tasks),
+        acceptance=test.acceptance,
+        draft_speedup=None if expected is None else expected.speedup,
+        draft=draft,
     )
 
 

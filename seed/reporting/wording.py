@@ -6,7 +6,8 @@ Plain text: whoever writes HTML escapes it there.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from seed.records import MARGIN, Candidate, Estimate, Latency, Quality, WidthCut, find_runs
+from seed.records import MARGIN, Candidate, DraftTiming, Estimate, Latency, Quality, WidthCut, find_runs
+from seed.results import Drafting
 
 ABSENT = "\N{EN DASH}"
 MARGIN_PERCENT = f"{100 * MARGIN:g}\u00a0%"
@@ -173,6 +174,21 @@ def join_words(words: Sequence[str]) -> str:
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 MARKUP = re.compile(r"([\\`*_\[\]{}~|#!])")
+
+
+def describe_drafting(found: Drafting) -> str:
+    """Return ``1.24 times faster, 3 tokens ahead``, or that it is no gain."""
+    if not found.tokens_ahead:
+        return "no gain expected"
+    return f"{found.speedup:.2f} times faster expected, {count_things(found.tokens_ahead, 'token')} ahead"
+
+
+def describe_draft(found: DraftTiming) -> str:
+    """Return ``1.21 times faster [1.18, 1.24], 3 tokens ahead, the same tokens after 8 of 8 prompts``."""
+    return (
+        f"{format_interval(found.speedup, places=2)} times faster, {count_things(found.tokens_ahead, 'token')} ahead, the same tokens after "
+        f"{found.same} of {count_things(found.prompts, 'prompt')}"
+    )
 
 
 def escape_text(text: str) -> str:
