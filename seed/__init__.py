@@ -13,7 +13,7 @@ __version__ = "0.2.0"
 
 
 def load(path: str | Path, *, device: str = "cpu", dtype: "torch.dtype | None" = None) -> "torch.nn.Module":
-    """Open a model that Seed exported, in eval mode: attentions and MLPs that it lacks are truly gone, and cost no time or memory.
+    """Open a model that Seed exported, in eval mode: attentions and MLPs that it lacks are truly gone, and cost next to no time and memory.
 
     Any other program opens the same directory, too: there what is gone writes zeros. A model of whole layers is the same either way.
 

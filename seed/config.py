@@ -51,7 +51,7 @@ CHOICES = ({"layer"}, {"attention"}, {"mlp"}, {"attention", "mlp"}, {"layer", "a
 PARTS = replace(
     NAMES,
     allows=lambda parts: set(parts) in CHOICES,
-    wanted="layer; attention or mlp; or layer,attention,mlp",
+    wanted="layer; attention or mlp, or both; or layer,attention,mlp",
     metavar="PARTS",
 )
 Value = TypeVar("Value")
@@ -80,7 +80,7 @@ class SpaceSection:
 
     space: Path | None = typed("options in a TOML file like search_spaces/gpt2.toml", metavar="FILE")
     parts: tuple[str, ...] = option(
-        "what may go: layer (default), attention, mlp; layer,attention,mlp for all", ("layer",), kind=PARTS
+        "layer (default), attention, mlp, or layer,attention,mlp: what may go", ("layer",), kind=PARTS
     )
     min_dropped: int | None = option("drop at least N layers (default: 1)")
     max_dropped: int | None = option("drop at most N layers (default: the model's, or a third)")

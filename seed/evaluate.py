@@ -245,15 +245,11 @@ def time_drafting(subject: Subject, test: Quality, latency: Latency, terminal: T
     """
     from seed.evaluation.drafting import time_draft
 
-    if subject.dense is None:
-        raise ModelError(
-            f"--draft: {subject.name} is judged alone, and a draft is one of a dense model. Give a model of a study, such as "
-            "studies/NAME/models/KEY, or leave --draft out."
-        )
+    assert subject.dense is not None, "evaluate_one asked for a model of a study"
     windows_NT, workload = subject.stream.tokens_NT, subject.workload
     length = min(workload.prompt_tokens, windows_NT.shape[1] - 1)
     prompts_BT = windows_NT[:: max(1, len(windows_NT) // DRAFT_PROMPTS)][:DRAFT_PROMPTS, :length]
-    expected = expect_drafting(test, latency)
+    expected = expect_drafting(test.top1_agreement, latency)  # it decodes greedily
     ahead = max(1, 0 if expected is None else expected.tokens_ahead)
     with terminal.stage(f"drafting with {subject.name}", total=1) as advance:
         found = time_draft(
@@ -373,10 +369,10 @@ def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) 
         terminal.say(
             f"closeness:  KL {test.kl_divergence:.4f} nats a token, same top token in {test.top1_agreement:.1%}"
         )
-    if test.acceptance is not None and (expected := expect_drafting(test, latency)) is not None:
-        measured = "" if found.draft is None else f"; measured {describe_draft(found.draft)}"
+    if test.acceptance is not None and (expected := expect_drafting(test.acceptance, latency)) is not None:
+        measured = "" if found.draft is None else f"; measured, greedily: {describe_draft(found.draft)}"
         terminal.say(
-            f"as a draft: the dense model accepts {test.acceptance:.1%} of its tokens, {describe_drafting(expected)}{measured}"
+            f"as a draft: the dense model accepts {test.acceptance:.1%} of what it samples, {describe_drafting(expected)}{measured}"
         )
     ratio = f", ratio to dense {format_latency_ratio(latency)}" if beside_dense else ""
     busy = f"; the machine was busy: {latency.disturbance}" if latency.disturbance else ""
@@ -441,6 +437,11 @@ def evaluate_one(
 ) -> JudgedLine:
     """Judge one model, and say what was found."""
     study = find_study(Path(name)) if args.test_text is None else None
+    if args.draft and study is None:
+        raise ModelError(
+            f"--draft: {name} is judged alone{'' if args.test_text is None else ', since --test-text names another text'}, and a draft is "
+            "one of a dense model. Give a model of a study, such as studies/NAME/models/KEY, on the study's own text, or leave --draft out."
+        )
     subject = open_alone(name, args, terminal) if study is None else open_in_study(Path(name), study, args, opened)
     found, is_beside = judge_subject(subject, args, tasks=tasks, terminal=terminal), study is not None
     show_judgement(terminal, found, beside_dense=is_beside)

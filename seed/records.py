@@ -10,7 +10,8 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -22,7 +23,7 @@ MARGIN = 0.005  # of perplexity: what nobody would choose a model for
 
 Edge = tuple[int, int]  # a kept layer, and the next one that is kept
 KINDS = ("attn", "mlp")  # of the parts of a layer, in the order in which they run
-PART = re.compile(r"(\d{1,5})(?:\.(attn|mlp))?")
+PART = re.compile(r"(0|[1-9][0-9]{0,4})(?:\.(attn|mlp))?")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +54,20 @@ class Candidate(Record, frozen=True, kw_only=True):
         check_layers(kept_layers, num_layers=num_layers, name="kept_layers")
         kept = set(kept_layers)
         return cls(num_layers=num_layers, parts=tuple(str(layer) for layer in range(num_layers) if layer not in kept))
+
+    @classmethod
+    def drop(cls, num_layers: int, parts: Iterable[str]) -> "Candidate":
+        """The candidate without these parts, in any order: a layer without attention and MLP is gone.
+
+        Raises:
+            ValueError: they are no parts of such a model.
+        """
+        gone: dict[int, set[str | None]] = defaultdict(set)
+        for layer, kind in map(split_part, parts):
+            gone[layer].add(kind)
+        is_whole = {layer: None in kinds or len(kinds) == len(KINDS) for layer, kinds in gone.items()}
+        named = [str(layer) if is_whole[layer] else f"{layer}.{next(iter(gone[layer]))}" for layer in sorted(gone)]
+        return cls(num_layers=num_layers, parts=tuple(named))
 
     @property
     def dropped_layers(self) -> tuple[int, ...]:
@@ -87,9 +102,9 @@ class Candidate(Record, frozen=True, kw_only=True):
         return whole - lacking.count("attn"), whole - lacking.count("mlp")
 
     @property
-    def num_dropped(self) -> int:
-        """How many layers' worth of parts are gone, rounded up: attention and MLP are half a layer each."""
-        return len(self.dropped_layers) + math.ceil(len(self.lacking) / 2)
+    def num_dropped(self) -> float:
+        """How many layers are gone; attention and MLP count as half a layer each."""
+        return len(self.dropped_layers) + (len(self.lacking) / 2 if len(self.lacking) % 2 else len(self.lacking) // 2)
 
     @property
     def edges(self) -> tuple[Edge, ...]:
@@ -162,7 +177,7 @@ class SearchSpace(Record, frozen=True, kw_only=True, omit_defaults=True):
         least, most = self.min_dropped - len(self.gone_layers), self.max_dropped - len(self.gone_layers)
         if not self.kinds:
             return range(least, most + 1)
-        return range(max(0, 2 * least - 1), min(2 * most, len(self.kinds) * len(self.droppable_layers)) + 1)
+        return range(2 * least if least > 1 else least, min(2 * most, len(self.kinds) * len(self.droppable_layers)) + 1)
 
     @property
     def size(self) -> int:

@@ -257,11 +257,14 @@ class Drafting:
     speedup: float  # expected, over the dense model alone
 
 
-def expect_drafting(quality: Quality, latency: Latency) -> Drafting | None:
-    """Return the best number of tokens to draft, and the speed-up expected of it (arXiv 2211.17192, theorem 3.8); None: not known."""
-    accepted, cost = quality.acceptance, latency.ratio
+def expect_drafting(accepted: float | None, latency: Latency) -> Drafting | None:
+    """Return the best number of tokens to draft, and the speed-up expected of it (arXiv 2211.17192, theorem 3.8).
+
+    ``accepted``: the share of the draft's tokens that the dense model accepts; None: not known.
+    """
     if accepted is None:
         return None
+    cost = latency.ratio
     kept = {ahead: sum(accepted**place for place in range(ahead + 1)) for ahead in range(MOST_AHEAD + 1)}
     speedups = {ahead: tokens / (ahead * cost + 1) for ahead, tokens in kept.items()}
     best = max(speedups, key=lambda ahead: speedups[ahead])

@@ -53,6 +53,7 @@ class PythonSettings(Settings):
 class FoundModel:
     """A model that a search found. Ratios are to the dense model: of PPL on test text, or on validation text if it is not distilled."""
 
+    parts: tuple[str, ...]  # that are gone: 4 is a layer of the original, 4.attn its attention, 4.mlp its MLP
     dropped_layers: tuple[int, ...]  # by their index in the original
     path: Path | None  # of the checkpoint; None: not distilled, so not exported
     speedup: float
@@ -68,9 +69,7 @@ class FoundModel:
             SeedError: it is not distilled.
         """
         if self.path is None:
-            raise SeedError(
-                f"the model without layers {self.dropped_layers}: is not distilled. Search with distill=True."
-            )
+            raise SeedError(f"the model without {', '.join(self.parts)}: is not distilled. Search with distill=True.")
         quiet_libraries()
         from transformers import AutoConfig
 
@@ -141,6 +140,7 @@ def describe_found(record: StudyRecord, settings: StudyConfig) -> Found:
     result, study = compute_result(record), StudyFolder(settings.studies_dir / record.plan.name)
     models = {
         model.key: FoundModel(
+            parts=model.candidate.parts,
             dropped_layers=model.candidate.dropped_layers,
             path=study.model(model.key) if model.is_distilled else None,
             speedup=1 / model.latency.ratio,

@@ -19,8 +19,8 @@ from seed.distillation.memory import measure_recompute
 from seed.errors import CorpusError, ModelError, ResourceError, SpaceError
 from seed.evaluation.latency import Workload
 from seed.evaluation.perplexity import choose_micro_batch, logits_of, measure_losses
-from seed.models.anatomy import Anatomy, SublayerAnatomy, count_params, prove_sublayers
-from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
+from seed.models.anatomy import Anatomy, SublayerAnatomy, agree, count_params, prove_sublayers
+from seed.models.checkpoint import load_checkpoint, prove_round_trip
 from seed.models.checks import refuse_ids
 from seed.models.files import is_local
 from seed.models.loader import ModelSource, Teacher, check_source, choose_device, open_teacher

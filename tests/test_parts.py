@@ -115,6 +115,53 @@ def test_parts_that_a_family_has_not_are_refused(
     assert not list(tmp_path.glob("studies/*/plan.json"))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--parts=attention", "--max-dropped=3"],
+            "with --parts attention there are 4 parts that may go, each half a layer. Give bounds up to 2",
+        ),
+        (["--parts=attention", "--min-dropped=3"], "with --parts attention there are 4 parts"),
+        (["--parts=layer,attention"], "layer; attention or mlp, or both"),
+        (["--parts=attention", "--start=there"], "cannot be had with --start"),
+        (["--parts=mlp", "--latency-command=true"], "cannot be had with --latency-command"),
+        (
+            ["--parts=layer,attention,mlp", "--max-memory=1kB"],
+            "no candidate can keep the limits: with 3 layers dropped memory is",
+        ),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_scored(
+    make_checkpoint: MakeCheckpoint, text_file: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    model = [f"--model={make_checkpoint()}", f"--recovery-text={text_file}"]
+    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    done = run_seed("seed.search", *model, *small, *words, cwd=tmp_path, code=2)
+    assert said in " ".join(done.stderr.split())
+
+
+def test_what_was_only_predicted_is_timed_before_it_is_distilled(searched: Searched, tmp_path: Path) -> None:
+    study = StudyFolder(shutil.copytree(searched.folder.root, tmp_path / "tiny"))
+    number, candidate = next(
+        (one.number, one.evaluation.candidate)
+        for one in gather_record(study).trials
+        if not one.evaluation.latency.repeats
+    )
+    done = run_seed("seed.distill", str(study.root), f"--trial={number}", cwd=tmp_path)
+    assert "was predicted" in done.stdout + done.stderr
+    assert study_dir.read_record(study.result(candidate.key), DistillResult).latency.repeats
+
+
+def test_another_set_of_parts_is_another_export(searched: Searched, tmp_path: Path) -> None:
+    some = [one for one in searched.record.distilled if one.candidate.lacking]
+    for result in some:
+        words = (str(searched.folder.root), f"--trial={result.trial_number}", f"--out={tmp_path / 'out'}")
+        is_other = result != some[0]
+        done = run_seed("seed.export", *words, cwd=tmp_path, code=2 if is_other else 0)
+        assert not is_other or "holds" in done.stderr or "lies" in done.stderr or "there" in done.stderr
+
+
 def test_a_raw_cut_of_parts_is_refused(searched: Searched) -> None:
     number = next(one.number for one in searched.record.trials if one.evaluation.candidate.lacking)
     done = run_seed(

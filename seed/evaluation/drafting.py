@@ -10,8 +10,9 @@ import torch
 from seed.errors import ModelError, first_line
 from seed.records import DraftTiming, Estimate
 from seed.stats import estimate_pairs
+from seed.study_dir import is_out_of_memory
 
-ROUNDS = 3  # in which each prompt is continued by both
+ROUNDS = 4  # in which each prompt is continued by both
 
 
 @torch.inference_mode()
@@ -31,23 +32,29 @@ def time_draft(dense: Any, draft: Any, prompts_BT: torch.Tensor, *, new_tokens: 
     draft.generation_config.num_assistant_tokens = tokens_ahead
     draft.generation_config.num_assistant_tokens_schedule = "constant"
     draft.generation_config.assistant_confidence_threshold = 0.0  # always so many
-    logs, num_same = [], 0
+    logs_PR: list[list[float]] = [[] for _ in prompts_BT]
+    num_same = 0
     try:
         for turn in range(ROUNDS + 1):
-            for prompt_T in prompts_BT:
-                (alone, alone_seconds), (assisted, assisted_seconds) = (
-                    _continue(dense, prompt_T[None], new_tokens=new_tokens, assistant_model=assistant)
-                    for assistant in (None, draft)
-                )
-                if turn == 0:  # warms up
+            for prompt_T, logs_R in zip(prompts_BT, logs_PR, strict=True):
+                found = {
+                    assistant is None: _continue(
+                        dense, prompt_T[None], new_tokens=new_tokens, assistant_model=assistant
+                    )
+                    for assistant in ((None, draft) if turn % 2 else (draft, None))
+                }
+                (alone, alone_seconds), (assisted, assisted_seconds) = found[True], found[False]
+                if turn:
+                    logs_R.append(math.log(alone_seconds / assisted_seconds))
+                else:  # warms up
                     num_same += torch.equal(alone, assisted)
-                    continue
-                logs.append(math.log(alone_seconds / assisted_seconds))
     except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"--draft: transformers cannot let this {dense.config.model_type} model be drafted for ({first_line(error)}). Leave --draft out."
         ) from error
-    mean, half = estimate_pairs(np.array(logs))
+    mean, half = estimate_pairs(np.array(logs_PR).mean(axis=1))
     ends = (None, None) if half is None else (math.exp(mean - half), math.exp(mean + half))
     return DraftTiming(
         tokens_ahead=tokens_ahead,

@@ -63,8 +63,9 @@ Pair = tuple[float, float]  # milliseconds of the workload, dense and cut
 def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
     """Name what decides a candidate's latency: how many layers of each kind it keeps, or attentions and MLPs."""
     if candidate.lacking:
+        attentions, mlps = candidate.count_kept()
         if len(anatomy.layer_kinds) == 1:
-            return "{} attentions + {} MLPs".format(*candidate.count_kept())
+            return f"{attentions} layers" if attentions == mlps else f"{attentions} attentions + {mlps} MLPs"
         kept = [
             (layer, kind) for layer in candidate.kept_layers for kind in KINDS if candidate.lacking.get(layer) != kind
         ]
@@ -301,8 +302,8 @@ def count_kept(structure: str) -> tuple[int, int]:
     attentions = mlps = 0
     for kinds in structure.split(" + "):
         count, _, kind = kinds.partition(" ")
-        attentions += 0 if kind.lower().startswith("mlp") else int(count)
-        mlps += 0 if kind.startswith("att") else int(count)
+        attentions += 0 if kind == "MLPs" or kind.startswith("mlp of ") else int(count)
+        mlps += 0 if kind == "attentions" or kind.startswith("attn of ") else int(count)
     return attentions, mlps
 
 
@@ -324,6 +325,7 @@ def predict_latency(structure: str, measured: Collection[Latency], *, num_layers
         ratio=ratio,
         ratio_low=ratio - float(errors.max()),
         ratio_high=ratio + float(errors.max()),
+        disturbance=None,
     )
 
 

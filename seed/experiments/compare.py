@@ -64,7 +64,12 @@ def compare_strategies(
         "max_dropped": space.max_dropped,
         **({"depths": ", ".join(map(str, sorted(set(depths))))} if depths else {}),
     }
-    everything = [name for name in NAMES if name not in UNLIMITED or search.plan.covers_space]
+    everything = [
+        name
+        for name in NAMES
+        if (name not in UNLIMITED or search.plan.covers_space)
+        and (len(space.kinds) != 1 or (name in STRATEGIES and STRATEGIES[name].by_parts))
+    ]
     comparison = runner.read_begun(path, Comparison, settings) or start_comparison(search, space, settings, budget=cost)
     runs = list_runs(comparison, (REFERENCE, *(strategies or everything)), rng_seeds=rng_seeds)
     search.terminal.say(
@@ -167,7 +172,7 @@ def choose_layers(
         budget=math.inf if name in UNLIMITED else budget,
         on_paid=lambda cost: advance(cost / budget, title),
     )
-    cost = scorer.prices.trace  # uniform width pays for looking at activations once
+    cost = scorer.unit * scorer.prices.trace  # uniform width pays for looking at activations once
     if name != WIDTH:
         proxy = search.session.recovered_proxy
         picks = run_strategy(STRATEGIES[name], scorer, space, proxy=proxy, rng_seed=rng_seed or 0)

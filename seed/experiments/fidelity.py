@@ -304,7 +304,7 @@ def summarize_fidelity(study: FidelityStudy) -> FidelitySummary:
 
     Regret has no interval: the bootstrap fails for extremes such as the best of a depth.
     """
-    ordered, depths = sorted(study.rows, key=lambda row: row.candidate.dropped_layers), []
+    ordered, depths = sorted(study.rows, key=lambda row: row.candidate.sublayers.dropped_layers), []
     for depth in sorted({row.candidate.num_dropped for row in ordered}):
         rows = [row for row in ordered if row.candidate.num_dropped == depth]
         proxies = {proxy for row in rows for proxy in row.losses}

@@ -13,7 +13,7 @@ from torch import nn
 from seed import study_dir
 from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
-from seed.models.anatomy import Absent, Anatomy, cache_of, count_params
+from seed.models.anatomy import Absent, Anatomy, agree, cache_of, count_params
 from seed.models.files import check_files, has_tokenizer, read_companions
 from seed.models.loader import load_model, open_config
 from seed.models.provenance import read_provenance, refuse_damaged
@@ -242,12 +242,9 @@ def _list_tried(anatomy: Anatomy, *, by_sublayers: bool) -> list[Candidate]:
 
 def lack_ends(candidate: Candidate) -> Candidate:
     """The same, where the first layer that is left lacks its attention, and the last one its MLP."""
-    kept = candidate.kept_layers
-    lacking = {kept[0]: "attn"} | ({kept[-1]: "mlp"} if len(kept) > 1 else {})
-    parts = {layer: f"{layer}.{kind}" for layer, kind in lacking.items()} | {
-        layer: str(layer) for layer in candidate.dropped_layers
-    }
-    return Candidate(num_layers=candidate.num_layers, parts=tuple(parts[layer] for layer in sorted(parts)))
+    first, last = candidate.kept_layers[0], candidate.kept_layers[-1]
+    ends = [f"{first}.attn"] + [f"{last}.mlp"] * (last != first)
+    return Candidate.drop(candidate.num_layers, [*candidate.parts, *ends])
 
 
 def _compare_cached(model: nn.Module, tokens_BT: torch.Tensor, *, dtype: torch.dtype) -> str | None:
@@ -257,14 +254,6 @@ def _compare_cached(model: nn.Module, tokens_BT: torch.Tensor, *, dtype: torch.d
     if gap <= (1e-3 if dtype == torch.float32 else 0.25) * max(1.0, plain.abs().max().item()):
         return None
     return f"cached decoding differs from uncached by {gap:.2g}"
-
-
-def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Equal to the bit on the CPU; on an accelerator, equal but for the rounding of another kernel."""
-    if found.device.type == "cpu":
-        return torch.equal(found, expected)
-    tolerance = 1e-4 if found.dtype == torch.float32 else 3e-2
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def _decode_cached(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:

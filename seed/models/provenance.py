@@ -72,10 +72,8 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def candidate(self) -> Candidate:
         """What is there."""
-        kept = set(self.kept_layers)
-        parts = {layer: str(layer) for layer in range(self.num_layers) if layer not in kept}
-        parts |= {layer: f"{layer}.{kind}" for layer, kind in self.lacking.items()}
-        return Candidate(num_layers=self.num_layers, parts=tuple(parts[layer] for layer in sorted(parts)))
+        gone = [str(layer) for layer in range(self.num_layers) if layer not in set(self.kept_layers)]
+        return Candidate.drop(self.num_layers, [*gone, *(f"{layer}.{kind}" for layer, kind in self.lacking.items())])
 
     @property
     def tokens(self) -> int:
@@ -211,12 +209,12 @@ def read_start(path: Path) -> Start:
     """
     place = f"--start {path}"
     start = read_provenance(path, place=place)
-    if start.is_narrow or not start.dropped_layers:
-        raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
     if start.lacking:
         raise ModelError(
             f"{place}: lacks attention or MLP of some layers, and a search goes on from whole layers. {CURE}"
         )
+    if start.is_narrow or not start.dropped_layers:
+        raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
     refuse_damaged(path, place=place)
     return start
 
@@ -242,12 +240,14 @@ def describe_original(model: str) -> str | None:
     cut = (
         "all its layers, cut in width" if made.is_narrow else f"{len(made.kept_layers)} of its {made.num_layers} layers"
     )
+    if made.lacking:
+        cut += f", {len(made.lacking)} of them without attention or MLP, which writes zeros there"
     state = "recovered" if made.recovered else "not recovered since they were cut"
     said = (
         f"{model}: is not an original, but what Seed made of {made.base_model} ({cut}, {state}). This search takes it for the "
         "original: it is the teacher, and ratios are to it as it stands."
     )
-    if made.is_narrow or not made.dropped_layers:
+    if made.is_narrow or made.lacking or not made.dropped_layers:
         return said
     return f"{said} To keep {made.base_model} as teacher and base of every ratio, give --start {shlex.quote(model)} instead of --model."
 

@@ -2,11 +2,10 @@
 
 import itertools
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from seed.errors import SpaceError
-from seed.records import KINDS, Candidate, SearchSpace, split_part
+from seed.records import Candidate, SearchSpace, split_part
 
 SAMPLERS = ("subset", "tpe", "nsgaii", "random")  # see ``sampler``, which takes a second to import
 
@@ -97,7 +96,7 @@ def list_parts(space: SearchSpace) -> tuple[str, ...]:
 
 def drop_parts(space: SearchSpace, parts: Iterable[str]) -> Candidate:
     """Return the candidate without these parts and without the layers that are gone already."""
-    return join_parts(space.num_layers, (*map(str, space.gone_layers), *parts))
+    return Candidate.drop(space.num_layers, (*map(str, space.gone_layers), *parts))
 
 
 def drop_more(space: SearchSpace, layers: Iterable[int]) -> Candidate:
@@ -107,17 +106,7 @@ def drop_more(space: SearchSpace, layers: Iterable[int]) -> Candidate:
 
 def drop_layers(num_layers: int, layers: Iterable[int]) -> Candidate:
     """Return the candidate without these layers."""
-    return join_parts(num_layers, map(str, layers))
-
-
-def join_parts(num_layers: int, parts: Iterable[str]) -> Candidate:
-    """Return the candidate without these parts: a layer without attention and MLP is gone."""
-    gone: dict[int, set[str | None]] = defaultdict(set)
-    for layer, kind in map(split_part, parts):
-        gone[layer].add(kind)
-    is_whole = {layer: None in kinds or len(kinds) == len(KINDS) for layer, kinds in gone.items()}
-    named = [str(layer) if is_whole[layer] else f"{layer}.{next(iter(gone[layer]))}" for layer in sorted(gone)]
-    return Candidate(num_layers=num_layers, parts=tuple(named))
+    return Candidate.drop(num_layers, map(str, layers))
 
 
 def lacks(candidate: Candidate, part: str) -> bool:

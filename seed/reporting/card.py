@@ -97,7 +97,7 @@ def write_card(
         protocol=protocol,
         dense=dense,
         result=result,
-        drafting=expect_drafting(result.test, result.latency),
+        drafting=expect_drafting(result.test.acceptance, result.latency),
     )
 
 

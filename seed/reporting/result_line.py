@@ -41,7 +41,8 @@ class ModelLine(Record, frozen=True, kw_only=True):
     """A model that a study found. Intervals are of 95 %."""
 
     key: str
-    dropped_layers: tuple[int, ...]  # by their index in the original model; none: a baseline, cut in width
+    parts: tuple[str, ...]  # that are gone: 4 is a layer of the original, 4.attn its attention, 4.mlp its MLP
+    dropped_layers: tuple[int, ...]  # by their index in the original model
     path: str | None  # of the exported checkpoint; None: not distilled, so not exported
     num_params: int
     weight_bytes: int
@@ -107,6 +108,7 @@ class ExportLine(Line, frozen=True, kw_only=True):
     num_layers: int  # of the original
     kept_layers: tuple[int, ...]  # by their index in the original
     dropped_layers: tuple[int, ...]
+    parts: tuple[str, ...]  # that are gone, attention (4.attn) and MLP (4.mlp) of kept layers among them
     is_recovered: bool
     num_params: int
     weight_bytes: int
@@ -207,7 +209,7 @@ def describe_judged(
     beside_dense: bool,
 ) -> JudgedLine:
     """Return the line of a checkpoint that was judged, alone or beside its dense model."""
-    expected = expect_drafting(test, latency)
+    expected = expect_drafting(test.acceptance, latency)
     return JudgedLine(
         model=model,
         protocol=protocol,
@@ -244,6 +246,7 @@ def describe_model(model: Model, study: StudyFolder) -> ModelLine:
     """Return what a line says of a model that a study found."""
     return ModelLine(
         key=model.key,
+        parts=model.candidate.parts,
         dropped_layers=model.candidate.dropped_layers,
         path=str(study.model(model.key)) if model.is_distilled else None,
         num_params=model.size.num_params,

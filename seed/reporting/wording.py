@@ -57,9 +57,9 @@ def name_width(width: WidthCut) -> str:
     return f"none; MLP {width.mlp_width:,}, {count_things(width.num_heads, 'head')}"
 
 
-def name_drop(num_dropped: int) -> str:
+def name_drop(num_dropped: float) -> str:
     """Return the short label of a depth, a minus sign and the number of dropped layers."""
-    return f"\N{MINUS SIGN}{num_dropped}"
+    return f"\N{MINUS SIGN}{num_dropped:g}"
 
 
 def list_layers(layers: Sequence[int]) -> str:
@@ -112,6 +112,8 @@ def format_ppl_ratio(quality: Quality, *, places: int = 3) -> str:
 def format_latency_ratio(latency: Latency) -> str:
     """Return the ratio with its 95 % interval; the interval is left out where it is the point itself, or there is none."""
     ratio = format_number(latency.ratio)
+    if not latency.repeats:
+        return f"{ratio} (predicted)"
     if latency.ratio_low is None or latency.ratio_high is None:
         return f"{ratio} ({count_things(latency.repeats, 'pair')})"
     if latency.ratio_low == latency.ratio == latency.ratio_high:

@@ -61,7 +61,8 @@ def compare_baselines(
         best.setdefault(candidate.num_dropped, candidate)
     remembered = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)
     played = []
-    for name in BASELINES if session.gains is not None else ("perplexity", "greedy"):
+    names = BASELINES if session.gains is not None else ("perplexity", "greedy")
+    for name in () if len(space.kinds) == 1 else names:  # they choose whole layers
         strategy, scorer = STRATEGIES[name], BudgetedScorer(sweep, check=remembered.check)
         picks = run_strategy(strategy, scorer, space, proxy=session.recovered_proxy, rng_seed=0)
         played.append(

@@ -40,10 +40,9 @@ from seed.models.provenance import (
     refuse_damaged,
 )
 from seed.models.stored import list_weights
-from seed.optimize.space import join_parts
 from seed.plans import Protocol, SearchPlan
 from seed.protocols import find_source, hash_weights, resolve_location
-from seed.records import DistillResult, TrialRecord, hash_text
+from seed.records import Candidate, DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card, write_recipe
 from seed.reporting.result_line import ExportLine
 from seed.resolve import fill_from_files, list_presets
@@ -51,7 +50,10 @@ from seed.study_dir import StudyFolder
 
 RECIPE = "mergekit.yml"
 # What an export says of itself by which it is known again.
-SAME = ("base_model", "base_revision", "base_sha256", "source_stamp", "start", "kept_layers", "recovered", "settings")
+SAME = (
+    *("base_model", "base_revision", "base_sha256", "source_stamp", "start"),
+    *("kept_layers", "lacking", "width", "recovered", "settings"),
+)
 # What may lie in an empty place: what a mounted directory is filled from, and what a new file system begins with.
 EMPTY = (study_dir.INSIDE, "lost+found")
 
@@ -112,6 +114,7 @@ def write_copy(copy: Copy, *, on_bytes: Callable[[int], None]) -> ExportLine:
         num_layers=said.num_layers,
         kept_layers=said.kept_layers,
         dropped_layers=said.dropped_layers,
+        parts=said.candidate.parts,
         is_recovered=False,
         num_params=cut.num_params,
         weight_bytes=cut.num_bytes,
@@ -150,6 +153,7 @@ def find_recovered(
         num_layers=candidate.num_layers,
         kept_layers=candidate.kept_layers,
         dropped_layers=candidate.dropped_layers,
+        parts=candidate.parts,
         is_recovered=True,
         num_params=result.size.num_params,
         weight_bytes=result.size.weight_bytes,
@@ -170,7 +174,7 @@ def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
     source = Path(line.path)
     place = _find_place(target, source=source)
     if not _is_written(place, read_provenance(source, place=line.path), target=target):
-        _require_room(place, needed_bytes=line.weight_bytes)
+        _require_room(place, needed_bytes=sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
         with study_dir.explain_resource_errors(target), study_dir.replace_directory(place) as aside:
             shutil.copytree(source, aside, dirs_exist_ok=True, copy_function=shutil.copyfile)
     return msgspec.structs.replace(line, path=str(target))
@@ -272,7 +276,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
         kept_layers=tuple(kept_layers),
         model=Path(model if "start" not in origin else origin["base_model"]).name,
         said=describe_model(
-            join_parts(num_layers, [*gone, *(str(before[i]) for i in range(present) if i not in kept_layers)]),
+            Candidate.drop(num_layers, [*gone, *(str(before[i]) for i in range(present) if i not in kept_layers)]),
             **origin,
             source_stamp=None if located.commit or is_gguf(source.location) else stamp_weights(directory),
             licence=find_licence(directory, named=settings.license),

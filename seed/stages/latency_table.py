@@ -19,7 +19,7 @@ from seed.models.surgery import make_student, view_layers
 from seed.optimize.space import drop_deepest, drop_layers, drop_parts
 from seed.protocols import name_device
 from seed.records import Candidate, Evaluation, Latency, SearchSpace
-from seed.reporting.wording import count_things, format_bytes
+from seed.reporting.wording import format_bytes
 from seed.sessions import Session
 
 
@@ -82,24 +82,22 @@ class LatencyTable:
 
     def time_predicted(self, evaluations: Sequence[Evaluation]) -> bool:
         """Time the structures of candidates whose latency is only predicted; was there any?"""
-        new = {
-            one.latency.structure: one.candidate for one in evaluations if one.latency.structure not in self.measured
-        }
-        for structure, candidate in new.items():
-            self.say(f"timing {structure} beside the dense model")
-            self._keep(self.measure(candidate))
+        new = {one.latency.structure: one for one in evaluations if one.latency.structure not in self.measured}
+        for structure, evaluation in new.items():
+            self._keep(self.measure(evaluation.candidate))
+            found, expected = self.measured[structure].ratio, evaluation.latency.ratio
+            self.say(f"timed {structure}: {found:.3f} of the dense model's time, where {expected:.3f} was predicted")
         self.table = self.table | self.measured
         return bool(new)
 
     def _predict(self, candidates: Sequence[Candidate]) -> dict[str, Latency]:
-        anatomy = self.session.anatomy
-        for corner in list_corners(self.session.protocol.space):
+        anatomy, corners = self.session.anatomy, list_corners(self.session.protocol.space)
+        for corner in corners:
             if timing.name_structure(anatomy, corner) not in self.measured:
                 self._keep(self.measure(corner))
+        timed = [self.measured[timing.name_structure(anatomy, corner)] for corner in corners]
         known = dict.fromkeys(timing.name_structure(anatomy, candidate) for candidate in candidates)
-        predicted = {
-            name: timing.predict_latency(name, self.measured.values(), num_layers=anatomy.num_layers) for name in known
-        }
+        predicted = {name: timing.predict_latency(name, timed, num_layers=anatomy.num_layers) for name in known}
         self.table = predicted | self.table | self.measured
         return self.table
 
@@ -195,23 +193,24 @@ def bound_space(
     Raises:
         SpaceError: no candidate of the space can keep the limits.
     """
-    space = session.protocol.space
-    if space.kinds:  # what few parts save depends on which: limits are constraints there
-        return space
-    fewest, reached = space.max_dropped + 1, ""
-    for num_dropped in range(space.max_dropped, space.min_dropped - 1, -1):
-        candidate = drop_deepest(space, num_dropped)
+    space, reached, fewest = session.protocol.space, "", None
+    deepest_first = [drop_deepest(space, count) for count in range(space.max_dropped, space.min_dropped - 1, -1)]
+    for candidate in list_corners(space) if space.kinds else deepest_first:
         ratio = 0.0 if max_latency_ratio is None else table[timing.name_structure(session.anatomy, candidate)].ratio
         with view_layers(session.anatomy, candidate) as view:
             size = measure_size(view, dtype=session.teacher.stored_dtype)
         tokens = (session.protocol.prompt_tokens + session.protocol.new_tokens) * session.protocol.latency_batch
         memory = size.weight_bytes + size.kv_bytes_per_token * tokens
-        if num_dropped == space.max_dropped:
+        if not reached:
             latency = "" if max_latency_ratio is None else f"the latency ratio is {ratio:.3f} and "
-            reached = f"with {count_things(num_dropped, 'layer')} dropped {latency}memory is {format_bytes(memory)}"
-        if ratio > (max_latency_ratio or math.inf) or memory > (max_memory or math.inf):
+            layers = f"{candidate.num_dropped:g} layer{'' if candidate.num_dropped == 1 else 's'}"
+            reached = f"with {layers} dropped {latency}memory is {format_bytes(memory)}"
+        if ratio <= (max_latency_ratio or math.inf) and memory <= (max_memory or math.inf):
+            fewest = candidate
+        elif not space.kinds:
             break
-        fewest = num_dropped
-    if fewest > space.max_dropped:
+    if fewest is None:
         raise SpaceError(f"no candidate can keep the limits: {reached}. Raise --max-dropped, or the limit.")
-    return msgspec.structs.replace(space, min_dropped=fewest)
+    if space.kinds:  # what few parts save depends on which: there limits are constraints, no bound
+        return space
+    return msgspec.structs.replace(space, min_dropped=len(fewest.dropped_layers))

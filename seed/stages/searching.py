@@ -15,7 +15,7 @@ from typing import Protocol
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.optimize.screening import Screen
-from seed.optimize.space import contains, drop_parts, enumerate_candidates, list_parts, order_walk
+from seed.optimize.space import contains, drop_more, enumerate_candidates, order_walk
 from seed.optimize.trials import Propose, SamplerProposer, Trials, keeping_some, propose_in_order, run_search
 from seed.plans import SearchPlan
 from seed.proxy.sweep import ScoreCache
@@ -194,7 +194,9 @@ def score_singles(
 
     ``recovers``: by closed form too.
     """
-    singles = sorted((drop_parts(space, [part]) for part in list_parts(space)), key=order_walk)
+    if len(space.kinds) == 1:  # whole layers stay there
+        return
+    singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=order_walk)
     score_unrecovered(scorers, singles, store=store, cache=cache)
     if recovers:
         sweep_candidates(scorers, singles, store=store, cache=cache)

@@ -1,6 +1,5 @@
 """A draft changes nothing of what the dense model writes, and what is expected of it is the formula's."""
 
-import msgspec
 import pytest
 import torch
 
@@ -8,11 +7,10 @@ from seed.evaluation.drafting import ROUNDS, time_draft
 from seed.evaluation.perplexity import measure_acceptance
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student
-from seed.optimize.space import join_parts
+from seed.records import Candidate
 from seed.results import expect_drafting
 from tests.models.families import make_model, make_tokens
 from tests.proxy.opened import time_candidate
-from tests.reporting.factory import make_quality
 
 
 def test_acceptance_is_what_sampling_by_rejection_accepts() -> None:
@@ -30,18 +28,17 @@ def test_acceptance_is_what_sampling_by_rejection_accepts() -> None:
     ],
 )
 def test_the_best_number_of_tokens_is_chosen(accepted: float, kept: int, ahead: int, speedup: float) -> None:
-    latency = time_candidate(join_parts(8, [str(layer) for layer in range(kept, 8)]))
-    quality = msgspec.structs.replace(make_quality(1.1), acceptance=accepted)
-    found = expect_drafting(quality, latency)
+    latency = time_candidate(Candidate.drop(8, [str(layer) for layer in range(kept, 8)]))
+    found = expect_drafting(accepted, latency)
     assert found is not None
     assert (found.tokens_ahead, found.speedup) == (ahead, pytest.approx(speedup))
-    assert expect_drafting(make_quality(1.1), latency) is None
+    assert expect_drafting(None, latency) is None
 
 
 @pytest.mark.parametrize("parts", [["2"], ["1.attn", "3.mlp"]])
 def test_the_dense_model_writes_the_same_with_a_draft(parts: list[str]) -> None:
     dense = make_model("llama")
-    draft = make_student(Anatomy(dense), join_parts(4, parts))
+    draft = make_student(Anatomy(dense), Candidate.drop(4, parts))
     found = time_draft(dense, draft, make_tokens()[:2, :8], new_tokens=12, tokens_ahead=3)
     assert (found.prompts, found.same, found.tokens_ahead, found.new_tokens) == (2, 2, 3, 12)
     assert ROUNDS * found.prompts == 6

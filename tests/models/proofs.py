@@ -19,9 +19,9 @@ from seed.models.copying import plan_cut, write_cut
 from seed.models.loader import find_class
 from seed.models.output_projection import NormedProjection
 from seed.models.surgery import list_needed, make_student, refuse_unfit, view_layers
-from seed.optimize.space import join_parts
 from seed.proxy.closed_form import fold_refit, measure_gains
 from seed.proxy.subset_walker import SubsetWalker, measure_unrecovered
+from seed.records import Candidate
 from tests.models.families import compute_logits, keep, make_config, make_model, make_tokens
 from tests.proxy.streams import draw_stream
 
@@ -162,7 +162,7 @@ def prove_parts(anatomy: Anatomy, scratch: Path) -> str:
     walker = gains and SubsetWalker(walked, calibration=calibration, validation=validation, micro_batch=2, gains=gains)
     free = [layer for layer in range(4) if layer not in list_needed(anatomy.model.config)]
     for parts in ([f"{free[0]}.attn"], [f"{free[0]}.mlp", f"{free[-1]}.attn"]):
-        candidate = join_parts(4, parts)
+        candidate = Candidate.drop(4, parts)
         spelled, student = walked.spell(candidate), make_student(anatomy, candidate)
         [losses] = measure_unrecovered(walked, [spelled], validation, micro_batch=2)
         own = measure_losses(logits_of(student), validation, micro_batch=2, device=CPU)

@@ -12,7 +12,7 @@ from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
 from seed.models.anatomy import Absent, Anatomy, SublayerAnatomy, prove_sublayers
 from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_trip
 from seed.models.surgery import make_student, remove_parts, restore_parts, view_layers
-from seed.optimize.space import draw_candidate, join_parts
+from seed.optimize.space import draw_candidate
 from seed.proxy.closed_form import fold_refit, measure_gains
 from seed.proxy.subset_walker import SubsetWalker, measure_unrecovered
 from seed.records import KINDS, Candidate, SearchSpace
@@ -26,7 +26,7 @@ TEXT = draw_stream(6, 24, rng_seed=2)
 
 
 def drop(*parts: str) -> Candidate:
-    return join_parts(4, parts)
+    return Candidate.drop(4, parts)
 
 
 def draw_candidates(count: int) -> list[Candidate]:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from seed.optimize import sampler as samplers
-from seed.optimize.space import SAMPLERS, contains, drop_layers, enumerate_candidates, join_parts
+from seed.optimize.space import SAMPLERS, contains, drop_layers, enumerate_candidates
 from seed.records import Candidate, SearchSpace
 
 from ..reporting import factory
@@ -49,7 +49,7 @@ def test_flags_stand_for_one_candidate_each() -> None:
         assert len(seen) == space.size
     flags = samplers.flags_of(SMALL, drop_layers(12, [3, 11]))
     assert flags == {"keep_01": 1, "keep_03": 0, "keep_06": 1, "keep_09": 1, "keep_11": 0}
-    flags = samplers.flags_of(PARTS, join_parts(12, ["3.attn", "11"]))
+    flags = samplers.flags_of(PARTS, Candidate.drop(12, ["3.attn", "11"]))
     assert flags == {"keep_03.attn": 0, "keep_03.mlp": 1, "keep_06.attn": 1, "keep_06.mlp": 1} | {
         "keep_11.attn": 0,
         "keep_11.mlp": 0,

@@ -67,7 +67,7 @@ def test_a_layer_without_attention_and_mlp_is_gone() -> None:
     assert spaces.drop_parts(space, ["4.mlp", "1.attn", "4.attn"]).parts == ("1.attn", "4")
     assert spaces.contains(space, spaces.drop_layers(6, [1, 4]))
     assert not spaces.contains(SPACES[7], spaces.drop_layers(12, [4]))
-    assert not spaces.contains(SPACES[7], spaces.join_parts(12, ["4.mlp"]))
+    assert not spaces.contains(SPACES[7], Candidate.drop(12, ["4.mlp"]))
 
 
 @pytest.mark.parametrize("space", [SPACES[3], SPACES[5], SPACES[7]])
