@@ -255,7 +255,7 @@ def time_drafting(subject: Subject, test: Quality, latency: Latency, terminal: T
         found = time_draft(
             subject.dense.model,
             subject.model,
-            prompts_BT.to(subject.dense.model.device),
+            prompts_BT.to(next(subject.model.parameters()).device),
             new_tokens=workload.new_tokens,
             tokens_ahead=ahead,
         )

@@ -223,7 +223,7 @@ class ComparedFinal(Record, frozen=True, kw_only=True):
 
     candidate: Candidate
     width: WidthCut | None = None
-    like_dropped: int | None = None
+    like_dropped: int | float | None = None
     rng_seed: int
     validation_loss: float | None
     test_sums: list[float | None]  # summed losses of each document of the test text; None: not a number, as above

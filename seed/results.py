@@ -36,7 +36,7 @@ class Model:
     num_tied: int = 0  # others of its structure that the proxy cannot tell from it, and that are not distilled
 
     @property
-    def depth(self) -> int:
+    def depth(self) -> float:
         """How many layers are gone."""
         return self.candidate.num_dropped
 
@@ -73,7 +73,7 @@ class Link:
 class DepthDrops:
     """Which layers the best candidates of a depth drop, by the proxy."""
 
-    depth: int
+    depth: float
     num_best: int
     num_scored: int
     shares: tuple[float, ...]  # of the best, that drop each layer
@@ -224,7 +224,7 @@ def find_nearest(result: StudyResult) -> Model:
 
 def count_drops(scored: Sequence[Model]) -> tuple[DepthDrops, ...]:
     """Count, for each depth, which layers its best candidates drop: a quarter of those scored, twenty at most."""
-    by_depth: dict[int, list[Candidate]] = {}
+    by_depth: dict[float, list[Candidate]] = {}
     for model in sorted(scored, key=lambda model: (model.quality.loss, model.key)):
         by_depth.setdefault(model.depth, []).append(model.candidate)
     found = []

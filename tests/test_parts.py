@@ -128,7 +128,7 @@ def test_parts_that_a_family_has_not_are_refused(
         (["--parts=mlp", "--latency-command=true"], "cannot be had with --latency-command"),
         (
             ["--parts=layer,attention,mlp", "--max-memory=1kB"],
-            "no candidate can keep the limits: with 3 layers dropped memory is",
+            "no candidate can keep the limits: with 1 layer dropped memory is",
         ),
     ],
 )

@@ -185,11 +185,11 @@ def choose_layers(
 
 def list_finals(
     search: FinishedSearch, comparison: Comparison, *, rng_seeds: Sequence[int]
-) -> list[tuple[Member, int | None, int]]:
+) -> list[tuple[Member, float | None, int]]:
     """Distillations that are still to be done: of picks, whoever picked them, and of widths with the depth whose size they have."""
     done = {(final.candidate, final.width, final.rng_seed) for final in comparison.finals}
     picks = list(dict.fromkeys(pick for run in comparison.runs for pick in run.picks))
-    wanted: list[tuple[Member, int | None]] = [(Member(candidate=pick), None) for pick in picks]
+    wanted: list[tuple[Member, float | None]] = [(Member(candidate=pick), None) for pick in picks]
     if any(run.strategy == WIDTH for run in comparison.runs):
         wanted += [(member, depth) for depth, member in list_widths(search, picks).items()]
     return [
@@ -200,7 +200,7 @@ def list_finals(
     ]
 
 
-def list_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[int, Member]:
+def list_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[float, Member]:
     """All layers cut to the size of each depth that was chosen for; none where this family's widths cannot be cut."""
     if search.protocol.start is not None:
         return {}  # a width would get fewer tokens than what goes on from a recovered model
@@ -253,7 +253,7 @@ def summarize_comparison(comparison: Comparison) -> ComparisonSummary:
     return ComparisonSummary(reference=REFERENCE, rows=tuple(rows))
 
 
-def read_losses(comparison: Comparison, *, depth: int) -> dict[str, np.ndarray]:
+def read_losses(comparison: Comparison, *, depth: float) -> dict[str, np.ndarray]:
     """Summed test losses at a depth by strategy: (R picks, S seeds, D documents), not a number where a student broke.
 
     Strategies of which any pick lacks a random seed are left out.
@@ -275,6 +275,6 @@ def read_losses(comparison: Comparison, *, depth: int) -> dict[str, np.ndarray]:
     return found
 
 
-def find_picks(runs: Sequence[StrategyRun], *, depth: int) -> tuple[Candidate, ...]:
+def find_picks(runs: Sequence[StrategyRun], *, depth: float) -> tuple[Candidate, ...]:
     """Picks of this depth, one of each run that has one."""
     return tuple(pick for run in runs for pick in run.picks if pick.num_dropped == depth)

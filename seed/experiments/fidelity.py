@@ -67,14 +67,15 @@ def measure_fidelity(
     """
     record, protocol, path = gather_record(search.folder), search.protocol, search.folder.fidelity
     scored = list_scored(search, record.trials)
-    depths = tuple(dict.fromkeys(depths or choose_depths(scored, per_depth=per_depth)))
+    asked: tuple[float, ...] = depths or choose_depths(scored, per_depth=per_depth)
+    wanted = tuple(dict.fromkeys(asked))
     short_steps, rng_seeds = tuple(dict.fromkeys(short_steps)), tuple(dict.fromkeys(rng_seeds))
     tokens = distill_tokens or 4 * search.plan.distill_tokens
     rate = learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate
     settings = {
         **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
         "learning_rate": rate,
-        "depths": ", ".join(map(str, depths)),
+        "depths": ", ".join(map("{:g}".format, wanted)),
         "candidates_per_depth": per_depth,
         "near_margin": near_margin,
         "short_steps": ", ".join(map(str, short_steps)),
@@ -82,7 +83,7 @@ def measure_fidelity(
     }
     study = runner.read_begun(path, FidelityStudy, settings)
     if study is None:
-        chosen = choose_candidates(scored, depths=depths, per_depth=per_depth, near_margin=near_margin)
+        chosen = choose_candidates(scored, depths=wanted, per_depth=per_depth, near_margin=near_margin)
         study = start_study(search, chosen, settings, near_margin=near_margin)
     search.terminal.say(
         f"plan: {count_things(len(study.rows), 'candidate')}, {settings['depths']} layers dropped; scores, and "
@@ -106,7 +107,7 @@ def measure_fidelity(
     study = distill_candidates(search, study, finals, functools.partial(train, tokens=tokens), path=path)
     if not is_doubled:
         twice = functools.partial(train, tokens=2 * tokens, rng_seed=rng_seeds[0])
-        told = double_budget(search, study, depths[-DOUBLED:], twice, rng_seed=rng_seeds[0])
+        told = double_budget(search, study, wanted[-DOUBLED:], twice, rng_seed=rng_seeds[0])
         study = runner.keep(path, structs.replace(study, settings=study.settings | {DOUBLING: told}))
     return tell_fidelity(study, summarize_fidelity(study))
 
@@ -126,7 +127,7 @@ def list_scored(search: FinishedSearch, trials: Sequence[TrialRecord]) -> list[t
     ]
 
 
-def choose_depths(scored: Sequence[tuple[Candidate, float]], *, per_depth: int) -> tuple[int, ...]:
+def choose_depths(scored: Sequence[tuple[Candidate, float]], *, per_depth: int) -> tuple[float, ...]:
     """The two deepest cuts of which enough candidates are scored; else the two with most."""
     counts = Counter(candidate.num_dropped for candidate, _ in scored)
     enough = sorted(depth for depth, count in counts.items() if count >= per_depth)
@@ -136,7 +137,7 @@ def choose_depths(scored: Sequence[tuple[Candidate, float]], *, per_depth: int) 
 
 
 def choose_candidates(
-    scored: Sequence[tuple[Candidate, float]], *, depths: Iterable[int], per_depth: int, near_margin: float
+    scored: Sequence[tuple[Candidate, float]], *, depths: Iterable[float], per_depth: int, near_margin: float
 ) -> list[tuple[Candidate, bool]]:
     """Candidates and whether each is near its depth's best: half near, half spread over the rest; by depth, then by loss.
 
@@ -270,7 +271,7 @@ def distill_candidates(
 def double_budget(
     search: FinishedSearch,
     study: FidelityStudy,
-    depths: Sequence[int],
+    depths: Sequence[float],
     train: Callable[..., students.Trained],
     *,
     rng_seed: int,

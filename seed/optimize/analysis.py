@@ -40,7 +40,7 @@ def summarize_replicas(replicas: Sequence[Replica], dense: DenseResult) -> Repli
 
 def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> tuple[Equivalence, ...]:
     """Compare, within each depth, every replicated model with the one that validated best; fewest dropped first."""
-    by_depth: dict[int, list[DistillResult]] = {}
+    by_depth: dict[float, list[DistillResult]] = {}
     for result in results:
         by_depth.setdefault(result.candidate.num_dropped, []).append(result)
     found = []

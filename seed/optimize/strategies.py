@@ -77,9 +77,9 @@ def register(
 
 def run_strategy(
     strategy: Strategy, scorer: Scorer, space: SearchSpace, *, proxy: str, rng_seed: int
-) -> dict[int, Candidate]:
+) -> dict[float, Candidate]:
     """Let a strategy choose within its budget; return its pick for each number of dropped layers."""
-    picks: dict[int, Candidate] = {}
+    picks: dict[float, Candidate] = {}
     searched = space if strategy.by_parts else msgspec.structs.replace(space, kinds=())
     try:
         for candidate in strategy.search(scorer, searched, proxy, rng_seed):
@@ -105,7 +105,7 @@ def search_with(name: str) -> Search:
         from seed.optimize.sampler import SampledStudy  # takes a second, and commands list what strategies there are
 
         study = SampledStudy(space, sampler=name, rng_seed=rng_seed)
-        best: dict[int, float] = {}
+        best: dict[float, float] = {}
         for _ in range(space.size):
             candidate = study.ask()
             [loss] = scorer.score([candidate], proxy=proxy)

@@ -192,7 +192,7 @@ def draw_front(models: Sequence[Model]) -> go.Scatter:
 
 def annotate_depths(figure: go.Figure, models: Sequence[Model]) -> None:
     """Write the number of dropped layers above each depth's strip."""
-    ratios: dict[int, list[float]] = {}
+    ratios: dict[float, list[float]] = {}
     for model in models:
         ratios.setdefault(model.depth, []).append(model.latency.ratio)
     for depth, values in sorted(ratios.items()):

@@ -161,7 +161,7 @@ def describe_speed(latency: Latency) -> str:
     return f"{change}{' to decode' if decodes else ''}{few}"
 
 
-def count_things(count: int, noun: str) -> str:
+def count_things(count: float, noun: str) -> str:
     """Return ``1 model`` or ``3 models``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 

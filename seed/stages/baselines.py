@@ -56,7 +56,7 @@ def compare_baselines(
     proxy = session.protocol.proxy
     scored = [trial.evaluation.candidate for trial in trials if contains(space, trial.evaluation.candidate)]
     losses = {one: sweep.known(one)[proxy].loss for one in scored if sweep.is_known(one, proxy)}
-    best: dict[int, Candidate] = {}
+    best: dict[float, Candidate] = {}
     for candidate in sorted((one for one, loss in losses.items() if math.isfinite(loss)), key=lambda one: losses[one]):
         best.setdefault(candidate.num_dropped, candidate)
     remembered = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)

@@ -235,7 +235,7 @@ class Best:
     """The best candidate of each depth so far, for people who watch; what is chosen, ``optimize.frontier`` decides."""
 
     def __init__(self) -> None:
-        self._found: dict[int, tuple[float, Candidate]] = {}
+        self._found: dict[float, tuple[float, Candidate]] = {}
 
     def learn(self, candidate: Candidate, quality: Quality) -> None:
         """Take note of a candidate where it beats its depth."""
@@ -246,14 +246,14 @@ class Best:
     def list_cells(self) -> list[str]:
         """Return ``-2: 1.107 (1, 7)`` for each depth: PPL ratio without which parts."""
         return [
-            f"-{depth}: {ratio:.3f} ({', '.join(candidate.parts)})"
+            f"-{depth:g}: {ratio:.3f} ({', '.join(candidate.parts)})"
             for depth, (ratio, candidate) in sorted(self._found.items())
         ]
 
 
 def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
     """The best of every depth, then the second best of every depth, and so on."""
-    by_depth: dict[int, list[Candidate]] = defaultdict(list)
+    by_depth: dict[float, list[Candidate]] = defaultdict(list)
 
     def order(candidate: Candidate) -> tuple[float, str]:
         loss = qualities[candidate].loss

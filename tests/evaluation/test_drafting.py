@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seed.evaluation.drafting import ROUNDS, time_draft
+from seed.evaluation.drafting import time_draft
 from seed.evaluation.perplexity import measure_acceptance
 from seed.models.anatomy import Anatomy
 from seed.models.surgery import make_student
@@ -41,5 +41,4 @@ def test_the_dense_model_writes_the_same_with_a_draft(parts: list[str]) -> None:
     draft = make_student(Anatomy(dense), Candidate.drop(4, parts))
     found = time_draft(dense, draft, make_tokens()[:2, :8], new_tokens=12, tokens_ahead=3)
     assert (found.prompts, found.same, found.tokens_ahead, found.new_tokens) == (2, 2, 3, 12)
-    assert ROUNDS * found.prompts == 6
     assert found.speedup.value is not None
