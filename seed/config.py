@@ -5,7 +5,7 @@ answered at once.
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import msgspec
 from seed.cli import (
     BYTES,
     LAYERS,
+    NAMES,
     POSITIVE,
     SECONDS,
     SHARE,
@@ -45,6 +46,14 @@ RATIO_BELOW = replace(
 )
 TIME = replace(SECONDS, allows=POSITIVE.allows, wanted="a time above 0, such as 45m or 3h")
 RATES = Kind(tuple, lambda rates: all(map(POSITIVE.allows, rates)) and len(rates) > 0, "one or more numbers above 0")
+PART_KINDS = {"attention": "attn", "mlp": "mlp"}  # as candidates spell them
+CHOICES = ({"layer"}, {"attention"}, {"mlp"}, {"attention", "mlp"}, {"layer", "attention", "mlp"})
+PARTS = replace(
+    NAMES,
+    allows=lambda parts: set(parts) in CHOICES,
+    wanted="layer; attention or mlp, or both; or layer,attention,mlp",
+    metavar="PARTS",
+)
 Value = TypeVar("Value")
 
 
@@ -70,6 +79,9 @@ class SpaceSection:
     """Space: which layers may go."""
 
     space: Path | None = typed("options in a TOML file like search_spaces/gpt2.toml", metavar="FILE")
+    parts: tuple[str, ...] = option(
+        "layer (default), attention, mlp, or layer,attention,mlp: what may go", ("layer",), kind=PARTS
+    )
     min_dropped: int | None = option("drop at least N layers (default: 1)")
     max_dropped: int | None = option("drop at most N layers (default: the model's, or a third)")
     droppable_layers: tuple[int, ...] | None = entry(kind=LAYERS)  # None: all
@@ -210,6 +222,7 @@ class StudyConfig(Settings):
                 "Leave one out."
             )
         self._check_recovery()
+        self._check_parts()
         self._check_stages()
         if self.storage:
             check_storage_url(self.storage)
@@ -250,6 +263,18 @@ class StudyConfig(Settings):
     def trains_all(self) -> bool:
         """Are students trained in all their weights?"""
         return self.distill and not self.chosen_recovery.is_low_rank
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Parts of layers that go alone, as candidates spell them; none: layers go whole."""
+        return tuple(kind for part, kind in PART_KINDS.items() if part in self.parts)
+
+    def _check_parts(self) -> None:
+        for name in ("start", "stages", "latency_command"):
+            if self.kinds and getattr(self, name) is not None:
+                raise SeedError(
+                    f"--parts {','.join(self.parts)}: cannot be had with {spell_flag(name)}, which knows whole layers only. Leave one out."
+                )
 
     def _check_stages(self) -> None:
         are_typed = self.is_typed("min_dropped") and self.is_typed("max_dropped")
@@ -292,6 +317,11 @@ class StudyConfig(Settings):
                     f"{spell_flag(name)} {getattr(self, name)}: {chosen.name} learns from the text alone. Leave it out, "
                     "or choose a recovery that distills."
                 )
+
+
+def spell_parts(kinds: Sequence[str]) -> str:
+    """The value of ``--parts`` that lets these go alone."""
+    return ",".join(part for part, kind in PART_KINDS.items() if kind in kinds) or "layer"
 
 
 OPTIONS = collect_options(StudyConfig)

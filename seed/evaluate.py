@@ -17,13 +17,20 @@ from seed.cli import NAMES, argument, json_option, make_parser, option, quiet_li
 from seed.config import LatencySection, StudyConfig
 from seed.console import Terminal, answer_in_json, run_command
 from seed.errors import ModelError, SeedError
-from seed.models.provenance import find_damage, refuse_damaged
-from seed.records import DistillResult, Latency, Quality, Size, TaskScore
+from seed.models.provenance import find_damage, find_origin, refuse_damaged
+from seed.records import DistillResult, DraftTiming, Latency, Quality, Size, TaskScore
 from seed.reporting.result_line import JudgedLine, JudgedLines, describe_judged
 from seed.reporting.result_text import format_reach, write_table
-from seed.reporting.wording import count_things, format_bytes, format_latency_ratio, format_number
+from seed.reporting.wording import (
+    count_things,
+    describe_draft,
+    describe_drafting,
+    format_bytes,
+    format_latency_ratio,
+    format_number,
+)
 from seed.resolve import choose_text, choose_window, list_presets
-from seed.results import read_excess
+from seed.results import expect_drafting, read_excess
 from seed.study_dir import StudyFolder, read_record
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
     from seed.models.loader import Teacher
     from seed.sessions import Session
 
+DRAFT_PROMPTS = 8
 EXPORTS = ("models", "unrecovered")  # a study's folders of checkpoints
 
 
@@ -67,6 +75,7 @@ class EvaluateCommand(TaskOptions, LatencySection):
     )
     window_tokens: int | None = option("length of the windows (default: the study's, else up to 1,024)")
     test_tokens: int | None = option("use at most N tokens (default: as the study, or all)")
+    draft: bool = option("also time it as a draft of the dense model, in speculative decoding", False)
     device: str | None = option("cpu, cuda, cuda:1")
     trust_remote_code: bool = trust_option()
     json: bool = json_option()
@@ -113,6 +122,7 @@ class Judgement:
     size: Size
     protocol: str
     tasks: tuple[TaskScore, ...]
+    draft: DraftTiming | None = None
 
 
 def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened: "dict[Path, Session]") -> Subject:
@@ -124,7 +134,7 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened:
     study, plan = plans.open_planned(study.root, trust_remote_code=args.trust_remote_code)
     quiet_libraries()
     from seed import sessions
-    from seed.models.checkpoint import load_checkpoint, load_tokenizer
+    from seed.models.checkpoint import load_export, load_tokenizer
 
     if study.root not in opened:
         opened[study.root] = sessions.reopen(study, plan.protocol, device_name=args.device)
@@ -133,7 +143,7 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened:
     return Subject(
         name=path.name,
         directory=path,
-        model=load_checkpoint(path, device=session.device, dtype=session.dtype),
+        model=load_export(path, device=session.device, dtype=session.dtype),
         tokenizer=load_tokenizer(path),
         dense=session.teacher,
         stream=sessions.take_test_text(session, window_tokens=window, test_tokens=args.test_tokens),
@@ -157,6 +167,7 @@ def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
     from seed.models.anatomy import text_config
     from seed.models.checks import refuse_ids
     from seed.models.loader import check_source, choose_device, open_teacher
+    from seed.models.surgery import remove_parts
 
     text = args.test_text or choose_text(name)
     source = protocols.find_source(settings)
@@ -166,6 +177,8 @@ def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
     config = text_config(teacher.model)
     longest = getattr(config, "max_position_embeddings", None) or 1024
     window, why = choose_window(name, args.window_tokens, longest=longest)
+    if (made := find_origin(name)) is not None:
+        remove_parts(teacher.model, made.candidate)
     for note in teacher.notes:
         terminal.say(f"model:      {note}")
     terminal.say(f"windows:    {window} tokens, {why}")
@@ -211,6 +224,7 @@ def judge_subject(subject: Subject, args: EvaluateCommand, *, tasks: "TaskSet | 
         terminal.say(f"tasks:      lm-eval asks {subject.name}{'' if dense is None else ', then the dense model'}")
         ours = score_tasks(model, subject.tokenizer, tasks)
         scores = compare_scores(ours, None if dense is None else score_tasks(dense.model, dense.tokenizer, tasks))
+    draft = time_drafting(subject, test, latency, terminal) if args.draft else None
     windows = f"non-overlapping windows of {stream.tokens_NT.shape[1]} tokens, the first of each unscored"
     dtype = f"computed in {str(subject.dtype).removeprefix('torch.')}"
     return Judgement(
@@ -219,7 +233,34 @@ def judge_subject(subject: Subject, args: EvaluateCommand, *, tasks: "TaskSet | 
         size=measure_size(model, dtype=subject.stored_dtype),
         protocol="; ".join((stream.source, *stream.notes, windows, dtype)),
         tasks=tuple(scores),
+        draft=draft,
     )
+
+
+def time_drafting(subject: Subject, test: Quality, latency: Latency, terminal: Terminal) -> DraftTiming:
+    """Time the dense model with this one as its draft, on beginnings of test text, as many tokens ahead as are expected to be best.
+
+    Raises:
+        ModelError: there is no dense model, or transformers cannot use this family so.
+    """
+    from seed.evaluation.drafting import time_draft
+
+    assert subject.dense is not None, "evaluate_one asked for a model of a study"
+    windows_NT, workload = subject.stream.tokens_NT, subject.workload
+    length = min(workload.prompt_tokens, windows_NT.shape[1] - 1)
+    prompts_BT = windows_NT[:: max(1, len(windows_NT) // DRAFT_PROMPTS)][:DRAFT_PROMPTS, :length]
+    expected = expect_drafting(test.top1_agreement, latency)  # it decodes greedily
+    ahead = max(1, 0 if expected is None else expected.tokens_ahead)
+    with terminal.stage(f"drafting with {subject.name}", total=1) as advance:
+        found = time_draft(
+            subject.dense.model,
+            subject.model,
+            prompts_BT.to(next(subject.model.parameters()).device),
+            new_tokens=workload.new_tokens,
+            tokens_ahead=ahead,
+        )
+        advance(1, "")
+    return found
 
 
 def judge_text(subject: Subject, *, on_windows: Callable[[int], None]) -> Quality:
@@ -328,6 +369,11 @@ def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) 
         terminal.say(
             f"closeness:  KL {test.kl_divergence:.4f} nats a token, same top token in {test.top1_agreement:.1%}"
         )
+    if test.acceptance is not None and (expected := expect_drafting(test.acceptance, latency)) is not None:
+        measured = "" if found.draft is None else f"; measured, greedily: {describe_draft(found.draft)}"
+        terminal.say(
+            f"as a draft: the dense model accepts {test.acceptance:.1%} of what it samples, {describe_drafting(expected)}{measured}"
+        )
     ratio = f", ratio to dense {format_latency_ratio(latency)}" if beside_dense else ""
     busy = f"; the machine was busy: {latency.disturbance}" if latency.disturbance else ""
     terminal.say(
@@ -391,13 +437,18 @@ def evaluate_one(
 ) -> JudgedLine:
     """Judge one model, and say what was found."""
     study = find_study(Path(name)) if args.test_text is None else None
+    if args.draft and study is None:
+        raise ModelError(
+            f"--draft: {name} is judged alone{'' if args.test_text is None else ', since --test-text names another text'}, and a draft is "
+            "one of a dense model. Give a model of a study, such as studies/NAME/models/KEY, on the study's own text, or leave --draft out."
+        )
     subject = open_alone(name, args, terminal) if study is None else open_in_study(Path(name), study, args, opened)
     found, is_beside = judge_subject(subject, args, tasks=tasks, terminal=terminal), study is not None
     show_judgement(terminal, found, beside_dense=is_beside)
     if found.tasks:
         show_tasks(terminal, found.tasks, limit=args.task_limit)
     return describe_judged(
-        name, found.protocol, found.test, found.latency, found.size, found.tasks, beside_dense=is_beside
+        name, found.protocol, found.test, found.latency, found.size, found.tasks, found.draft, beside_dense=is_beside
     )
 
 

@@ -172,7 +172,7 @@ class ProxyFidelity(Record, frozen=True, kw_only=True):
 class ProxyDifference(Record, frozen=True, kw_only=True):
     """Kendall's tau of ``one`` minus that of ``other`` on the same candidates of one depth."""
 
-    num_dropped: int
+    num_dropped: int | float
     one: str
     other: str
     tau: Estimate  # interval from the same resamples for both
@@ -188,7 +188,7 @@ class ProxyDifference(Record, frozen=True, kw_only=True):
 class DepthFidelity(Record, frozen=True, kw_only=True):
     """What a fidelity study says about the candidates with ``num_dropped`` layers gone."""
 
-    num_dropped: int
+    num_dropped: int | float
     num_candidates: int
     num_near: int
     num_left_out: int  # rows that lack a proxy or a final which others of their depth have
@@ -223,7 +223,7 @@ class ComparedFinal(Record, frozen=True, kw_only=True):
 
     candidate: Candidate
     width: WidthCut | None = None
-    like_dropped: int | None = None
+    like_dropped: int | float | None = None
     rng_seed: int
     validation_loss: float | None
     test_sums: list[float | None]  # summed losses of each document of the test text; None: not a number, as above
@@ -249,7 +249,7 @@ class Reached(Record, frozen=True, kw_only=True):
     """What a strategy's picks of one depth reached, beside those of the strategy that all are compared with."""
 
     strategy: str
-    num_dropped: int
+    num_dropped: int | float
     picks: tuple[Candidate, ...]  # one of each run that chose something of this depth; none: it drops no layers
     num_runs: int
     num_without: int  # runs that chose nothing of this depth
@@ -269,7 +269,7 @@ class TrainedRun(Record, frozen=True, kw_only=True):
     """One recovery of one model, judged with the best weights it reached, as it would be exported."""
 
     key: str  # of the model: which layers are gone, or which width all have
-    num_dropped: int
+    num_dropped: int | float
     num_params: int
     recovery: str
     tokens: int  # recovery tokens, those of earlier stages included
@@ -313,7 +313,7 @@ class RecoveredRow(Record, frozen=True, kw_only=True):
     """What one recovery reached on one model."""
 
     key: str
-    num_dropped: int
+    num_dropped: int | float
     recovery: str
     at: str  # "equal tokens" or "equal time"
     tokens: int

@@ -34,13 +34,12 @@ from seed.optimize.storage import open_storage
 from seed.optimize.study import open_study
 from seed.optimize.trials import StorageMismatchError, Trials
 from seed.plans import SearchPlan, read_plan
-from seed.proxy.closed_form import measure_gains
 from seed.proxy.sweep import ScoreCache
 from seed.records import DenseResult, Frontier, FrontierMember, SearchSpace
 from seed.reporting.wording import count_things
 from seed.results import StudyResult
 from seed.scores import ScoreStore
-from seed.sessions import Session
+from seed.sessions import Session, measure_gains_of
 from seed.speed import Speed
 from seed.stages import (
     baselines,
@@ -116,7 +115,7 @@ def open_session(
         if device.type != executor.reference.type:
             return filled
         tokens = torch.arange(64, device=device).remainder(anatomy.config.vocab_size)[None]
-        gains = measure_gains(anatomy, anatomy.trace(tokens))
+        gains = measure_gains_of(space, anatomy, tokens)
         parts = cost.measure_parts(
             anatomy,
             whole=anatomy.model,
@@ -334,7 +333,7 @@ class Pipeline:
         anatomy, stored_dtype = self.session.anatomy, self.session.teacher.stored_dtype
         return judging.describe_dense(
             self.cache.dense,
-            pool_dense(self.table.table.values()),
+            pool_dense(self.table.measured.values()),
             size=measure_size(anatomy.model, dtype=stored_dtype),
         )
 
@@ -345,7 +344,7 @@ class Pipeline:
         with self.terminal.stage("dense model", total=1) as advance:
             dense = study_dir.read_record(path, DenseResult) if path.exists() else None
             if dense is None:
-                dense = self.executor.call("judge_dense", pool_dense(self.table.table.values()))
+                dense = self.executor.call("judge_dense", pool_dense(self.table.measured.values()))
                 study_dir.write_record(path, dense)
             directory = self.session.teacher.directory
             judging.score_for_user(dense, self.settings.eval_command, directory=directory, path=path)
@@ -391,6 +390,8 @@ class Pipeline:
     def choose_frontier(self) -> Frontier:
         """Write down what goes on to distillation."""
         space, frontier = self.trials.space, self.select_members()
+        while self.session.by_sublayers and self.table.time_predicted([one.evaluation for one in frontier.members]):
+            frontier = self.select_members()
         study_dir.write_record(self.study.frontier, frontier)
         scored, num_members = (
             f"{frontier.num_scored:,} of {count_things(space.size, 'candidate')}",
@@ -403,7 +404,10 @@ class Pipeline:
         """Choose what is worth distilling of what is scored."""
         space = self.trials.space
         return select_frontier(
-            [trial for trial in self.store.read_trials() if contains(space, trial.evaluation.candidate)],
+            study_record.use_measured(
+                [trial for trial in self.store.read_trials() if contains(space, trial.evaluation.candidate)],
+                self.table.measured,
+            ),
             proxy=self.session.protocol.proxy,
             size=self.settings.frontier_size,
             space=space,

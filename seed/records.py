@@ -10,7 +10,8 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -21,6 +22,8 @@ MARGIN = 0.005  # of perplexity: what nobody would choose a model for
 
 
 Edge = tuple[int, int]  # a kept layer, and the next one that is kept
+KINDS = ("attn", "mlp")  # of the parts of a layer, in the order in which they run
+PART = re.compile(r"(0|[1-9][0-9]{0,4})(?:\.(attn|mlp))?")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,15 +31,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Candidate(Record, frozen=True, kw_only=True):
-    """The parts that go of a model with ``num_layers`` layers. A whole layer is named by its number, ``4``; there are no others yet."""
+    """The parts that go of a model with ``num_layers`` layers: ``4`` is a whole layer, ``4.attn`` its attention, ``4.mlp`` its MLP."""
 
     num_layers: int
     parts: tuple[str, ...]  # in the model's order
 
     def __post_init__(self) -> None:
-        check_layers(self.dropped_layers, num_layers=self.num_layers, name="parts")
-        if self.parts != tuple(map(str, self.dropped_layers)):
-            raise ValueError(f"parts = {', '.join(self.parts)}; wanted numbers of layers, such as 4")
+        found = [PART.fullmatch(part) for part in self.parts]
+        if not all(found):
+            raise ValueError(
+                f"parts = {', '.join(self.parts)}; wanted layers, such as 4, or parts of them: 4.attn, 4.mlp"
+            )
+        check_layers([split_part(part)[0] for part in self.parts], num_layers=self.num_layers, name="parts")
 
     @classmethod
     def keep(cls, *, num_layers: int, kept_layers: Sequence[int]) -> "Candidate":
@@ -49,16 +55,56 @@ class Candidate(Record, frozen=True, kw_only=True):
         kept = set(kept_layers)
         return cls(num_layers=num_layers, parts=tuple(str(layer) for layer in range(num_layers) if layer not in kept))
 
+    @classmethod
+    def drop(cls, num_layers: int, parts: Iterable[str]) -> "Candidate":
+        """The candidate without these parts, in any order: a layer without attention and MLP is gone.
+
+        Raises:
+            ValueError: they are no parts of such a model.
+        """
+        gone: dict[int, set[str | None]] = defaultdict(set)
+        for layer, kind in map(split_part, parts):
+            gone[layer].add(kind)
+        is_whole = {layer: None in kinds or len(kinds) == len(KINDS) for layer, kinds in gone.items()}
+        named = [str(layer) if is_whole[layer] else f"{layer}.{next(iter(gone[layer]))}" for layer in sorted(gone)]
+        return cls(num_layers=num_layers, parts=tuple(named))
+
     @property
     def dropped_layers(self) -> tuple[int, ...]:
-        """The layers that are gone, in order."""
-        return tuple(map(int, self.parts))
+        """The layers of which nothing is left, in order."""
+        return tuple(layer for layer, kind in map(split_part, self.parts) if kind is None)
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
-        """The layers that are left, in order."""
+        """The layers of which something is left, in order."""
         dropped = set(self.dropped_layers)
         return tuple(layer for layer in range(self.num_layers) if layer not in dropped)
+
+    @property
+    def lacking(self) -> dict[int, str]:
+        """What kept layers lack: ``attn`` or ``mlp``."""
+        return {layer: kind for layer, kind in map(split_part, self.parts) if kind is not None}
+
+    @property
+    def sublayers(self) -> "Candidate":
+        """The same of a model whose layers are this one's attention and MLP in turn: 8 and 9 are those of layer 4."""
+        gone = [
+            2 * layer + at
+            for layer, kind in map(split_part, self.parts)
+            for at, own in enumerate(KINDS)
+            if kind in (None, own)
+        ]
+        return Candidate(num_layers=2 * self.num_layers, parts=tuple(map(str, gone)))
+
+    def count_kept(self) -> tuple[int, int]:
+        """How many attentions are left, and how many MLPs."""
+        whole, lacking = len(self.kept_layers), list(self.lacking.values())
+        return whole - lacking.count("attn"), whole - lacking.count("mlp")
+
+    @property
+    def num_dropped(self) -> float:
+        """How many layers are gone; attention and MLP count as half a layer each."""
+        return len(self.dropped_layers) + (len(self.lacking) / 2 if len(self.lacking) % 2 else len(self.lacking) // 2)
 
     @property
     def edges(self) -> tuple[Edge, ...]:
@@ -113,6 +159,7 @@ class SearchSpace(Record, frozen=True, kw_only=True, omit_defaults=True):
     min_dropped: int  # gone layers included, as in max_dropped
     max_dropped: int
     gone_layers: tuple[int, ...] = ()  # every candidate lacks them
+    kinds: tuple[str, ...] = ()  # of parts of layers that go alone; none: layers go whole
 
     def __post_init__(self) -> None:
         check_layers(self.droppable_layers, num_layers=self.num_layers, name="droppable_layers")
@@ -121,16 +168,22 @@ class SearchSpace(Record, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("droppable_layers and gone_layers name the same layer; wanted each in one of them")
         if not all(0 <= bound <= self.num_layers for bound in (self.min_dropped, self.max_dropped)):
             raise ValueError(f"bounds {self.min_dropped} and {self.max_dropped}; wanted 0 to {self.num_layers}")
+        if self.kinds not in ((), ("attn",), ("mlp",), KINDS) or (self.kinds and self.gone_layers):
+            raise ValueError(f"kinds = {', '.join(self.kinds)}; wanted attn, mlp or both, and no layer gone before")
 
     @property
     def more_dropped(self) -> range:
-        """How many of the droppable layers a candidate may lack."""
-        return range(self.min_dropped - len(self.gone_layers), self.max_dropped - len(self.gone_layers) + 1)
+        """How many of the droppable parts a candidate may lack; attention and MLP are half a layer each."""
+        least, most = self.min_dropped - len(self.gone_layers), self.max_dropped - len(self.gone_layers)
+        if not self.kinds:
+            return range(least, most + 1)
+        return range(2 * least if least > 1 else least, min(2 * most, len(self.kinds) * len(self.droppable_layers)) + 1)
 
     @property
     def size(self) -> int:
         """How many candidates there are."""
-        return sum(math.comb(len(self.droppable_layers), count) for count in self.more_dropped)
+        num_parts = len(self.droppable_layers) * max(1, len(self.kinds))
+        return sum(math.comb(num_parts, count) for count in self.more_dropped)
 
 
 class Quality(Record, frozen=True, kw_only=True):
@@ -149,6 +202,7 @@ class Quality(Record, frozen=True, kw_only=True):
     ppl_ratio_standard_error: float
     kl_divergence: float | None = None  # KL(dense || this), nats per token
     top1_agreement: float | None = None  # share of tokens whose most likely next token is the dense model's
+    acceptance: float | None = None  # share of its draws that the dense model would accept, at temperature 1
     document_losses_path: str | None = None  # FILE#PROXY/KEY: the score of the study's that holds them
 
 
@@ -179,7 +233,7 @@ class ScoreRow(Record, frozen=True, kw_only=True):
 
 
 class Latency(Record, frozen=True, kw_only=True):
-    """Time of one workload, measured in turn with the dense model; ``ratio`` is to that."""
+    """Time of one workload, measured in turn with the dense model; ``ratio`` is to that. Of no repeats: predicted from other structures."""
 
     structure: str
     workload: str
@@ -193,6 +247,16 @@ class Latency(Record, frozen=True, kw_only=True):
     ratio_low: float | None  # 95 % interval of the ratio; None: too few pairs for one
     ratio_high: float | None
     disturbance: str | None = None  # what else the machine did meanwhile, in words; None: nothing that was noticed
+
+
+class DraftTiming(Record, frozen=True, kw_only=True):
+    """Greedy decoding of the dense model with a draft, measured in turn with the dense model alone."""
+
+    tokens_ahead: int  # drafted at a time
+    new_tokens: int  # of each prompt
+    prompts: int
+    same: int  # prompts after which both wrote the same tokens; rounding may part them
+    speedup: Estimate
 
 
 class Size(Record, frozen=True, kw_only=True):
@@ -349,14 +413,20 @@ def check_layers(layers: Sequence[int], *, num_layers: int, name: str) -> None:
         raise ValueError(f"{name} = {shown}; wanted layers from 0 to {num_layers - 1}, rising, each once")
 
 
-def read_dropped(key: str) -> tuple[int, ...] | None:
-    """Return the dropped layers that a candidate's key names; None where it names something else, or ends in a hash."""
+def split_part(part: str) -> tuple[int, str | None]:
+    """The layer and the kind of a part: ``4.attn`` is (4, "attn"), ``4`` is (4, None)."""
+    layer, _, kind = part.partition(".")
+    return int(layer), kind or None
+
+
+def read_dropped(key: str) -> tuple[str, ...] | None:
+    """Return the dropped parts that a candidate's key names; None where it names something else, or ends in a hash."""
     begin, _, rest = key.partition("-")
-    parts = rest.split("-")
-    if begin != "drop" or not all(part.isdigit() for part in parts):
+    parts = tuple(rest.split("-"))
+    if begin != "drop" or not all(map(PART.fullmatch, parts)):
         return None
-    layers = tuple(map(int, parts))
-    return layers if all(one < other for one, other in itertools.pairwise(layers)) else None
+    layers = [split_part(part)[0] for part in parts]
+    return parts if all(one < other for one, other in itertools.pairwise(layers)) else None
 
 
 def find_runs(layers: Sequence[int]) -> list[list[int]]:

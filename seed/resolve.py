@@ -12,13 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from seed import study_dir, untrusted
 from seed.cli import SECONDS, list_options, spell_command, spell_seconds
 from seed.config import DEFAULT_TEXT, OPTIONS, SECTIONS, StudyConfig, known
 from seed.errors import CorpusError, ModelError, SeedError, SpaceError, StudyError
 from seed.models.files import is_local
 from seed.models.provenance import Start, find_origin, read_start
-from seed.optimize.space import make_space, narrow_space
+from seed.optimize.space import list_parts, make_space, narrow_space
 from seed.records import SearchSpace
 from seed.reporting.wording import count_things
 
@@ -163,7 +165,16 @@ def find_space(settings: StudyConfig, *, num_layers: int, needed: Sequence[int] 
         droppable_layers=droppable,
         place="--max-dropped" if is_typed else str(settings.space or f"search space of {settings.model}"),
     )
-    return space if settings.start is None else go_on_from(space, read_start(settings.start), settings)
+    if settings.start is not None:
+        return go_on_from(space, read_start(settings.start), settings)
+    space = msgspec.structs.replace(space, kinds=settings.kinds)
+    if space.kinds and (not space.more_dropped or (is_typed and space.more_dropped[-1] < 2 * most)):
+        num_parts = len(list_parts(space))
+        raise SpaceError(
+            f"--min-dropped {space.min_dropped} and --max-dropped {most}: with --parts {','.join(settings.parts)} there are {num_parts} parts that "
+            f"may go, each half a layer. Give bounds up to {num_parts // 2}."
+        )
+    return space
 
 
 def go_on_from(space: SearchSpace, start: Start, settings: StudyConfig) -> SearchSpace:

@@ -13,6 +13,7 @@ from seed.evidence import Replication, StudyRecord
 from seed.records import Candidate, DistillResult, Estimate, Evaluation, Latency, Quality, Size, WidthCut
 from seed.stats import reach_over_documents
 
+MOST_AHEAD = 16  # tokens that a draft is expected to write at a time
 MARGINS = (2, 5, 10)  # per cent of the dense model's perplexity
 MOST_COUNTED = 20  # candidates of a depth whose dropped layers are counted
 
@@ -35,9 +36,9 @@ class Model:
     num_tied: int = 0  # others of its structure that the proxy cannot tell from it, and that are not distilled
 
     @property
-    def depth(self) -> int:
+    def depth(self) -> float:
         """How many layers are gone."""
-        return len(self.candidate.dropped_layers)
+        return self.candidate.num_dropped
 
     @property
     def is_distilled(self) -> bool:
@@ -72,7 +73,7 @@ class Link:
 class DepthDrops:
     """Which layers the best candidates of a depth drop, by the proxy."""
 
-    depth: int
+    depth: float
     num_best: int
     num_scored: int
     shares: tuple[float, ...]  # of the best, that drop each layer
@@ -223,7 +224,7 @@ def find_nearest(result: StudyResult) -> Model:
 
 def count_drops(scored: Sequence[Model]) -> tuple[DepthDrops, ...]:
     """Count, for each depth, which layers its best candidates drop: a quarter of those scored, twenty at most."""
-    by_depth: dict[int, list[Candidate]] = {}
+    by_depth: dict[float, list[Candidate]] = {}
     for model in sorted(scored, key=lambda model: (model.quality.loss, model.key)):
         by_depth.setdefault(model.depth, []).append(model.candidate)
     found = []
@@ -235,14 +236,39 @@ def count_drops(scored: Sequence[Model]) -> tuple[DepthDrops, ...]:
 
 
 def mark_dropped(candidate: Candidate) -> list[float]:
-    """Return 1 for each dropped layer and 0 for each kept one, of shape (num_layers,)."""
+    """Return 1 for each dropped layer, half for one that lacks a part and 0 for a whole one, of shape (num_layers,)."""
     gone = set(candidate.dropped_layers)
-    return [float(layer in gone) for layer in range(candidate.num_layers)]
+    return [1.0 if layer in gone else 0.5 * (layer in candidate.lacking) for layer in range(candidate.num_layers)]
 
 
 def link_candidate(candidate: Candidate) -> str:
     """Return what a candidate is called on a page: ``1-7``."""
     return "-".join(candidate.parts)
+
+
+# ---- as a draft of the dense model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafting:
+    """What a model gains as a draft in speculative decoding, which changes nothing of what the dense model writes."""
+
+    tokens_ahead: int  # that it drafts at a time; 0: it is no gain
+    speedup: float  # expected, over the dense model alone
+
+
+def expect_drafting(accepted: float | None, latency: Latency) -> Drafting | None:
+    """Return the best number of tokens to draft, and the speed-up expected of it (arXiv 2211.17192, theorem 3.8).
+
+    ``accepted``: the share of the draft's tokens that the dense model accepts; None: not known.
+    """
+    if accepted is None:
+        return None
+    cost = latency.ratio
+    kept = {ahead: sum(accepted**place for place in range(ahead + 1)) for ahead in range(MOST_AHEAD + 1)}
+    speedups = {ahead: tokens / (ahead * cost + 1) for ahead, tokens in kept.items()}
+    best = max(speedups, key=lambda ahead: speedups[ahead])
+    return Drafting(tokens_ahead=best, speedup=speedups[best])
 
 
 # ---- intervals

@@ -53,6 +53,7 @@ class PythonSettings(Settings):
 class FoundModel:
     """A model that a search found. Ratios are to the dense model: of PPL on test text, or on validation text if it is not distilled."""
 
+    parts: tuple[str, ...]  # that are gone: 4 is a layer of the original, 4.attn its attention, 4.mlp its MLP
     dropped_layers: tuple[int, ...]  # by their index in the original
     path: Path | None  # of the checkpoint; None: not distilled, so not exported
     speedup: float
@@ -62,22 +63,26 @@ class FoundModel:
     def load(self, **options: Any) -> Any:
         """Open the model with transformers, in the type that it is stored in; ``options``: of its ``from_pretrained``.
 
+        Attentions and MLPs that it lacks are truly gone.
+
         Raises:
             SeedError: it is not distilled.
         """
         if self.path is None:
-            raise SeedError(
-                f"the model without layers {self.dropped_layers}: is not distilled. Search with distill=True."
-            )
+            raise SeedError(f"the model without {', '.join(self.parts)}: is not distilled. Search with distill=True.")
         quiet_libraries()
         from transformers import AutoConfig
 
         from seed.models.loader import find_auto_class
+        from seed.models.provenance import read_provenance
+        from seed.models.surgery import remove_parts
 
         auto = find_auto_class(
             AutoConfig.from_pretrained(self.path, trust_remote_code=options.get("trust_remote_code", False))
         )
-        return auto.from_pretrained(self.path, **{"dtype": "auto"} | options)
+        model = auto.from_pretrained(self.path, **{"dtype": "auto"} | options)
+        remove_parts(model, read_provenance(self.path, place=str(self.path)).candidate)
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +140,7 @@ def describe_found(record: StudyRecord, settings: StudyConfig) -> Found:
     result, study = compute_result(record), StudyFolder(settings.studies_dir / record.plan.name)
     models = {
         model.key: FoundModel(
+            parts=model.candidate.parts,
             dropped_layers=model.candidate.dropped_layers,
             path=study.model(model.key) if model.is_distilled else None,
             speedup=1 / model.latency.ratio,

@@ -13,20 +13,20 @@ from pathlib import Path
 import torch
 
 from seed import __version__
-from seed.config import StudyConfig, fill_by_size
+from seed.config import StudyConfig, fill_by_size, spell_parts
 from seed.data.corpus import CorpusRequest, TokenStream, open_streams, require_windows
 from seed.distillation.memory import measure_recompute
-from seed.errors import CorpusError, ModelError, ResourceError
+from seed.errors import CorpusError, ModelError, ResourceError, SpaceError
 from seed.evaluation.latency import Workload
 from seed.evaluation.perplexity import choose_micro_batch, logits_of, measure_losses
-from seed.models.anatomy import Anatomy, count_params
-from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
+from seed.models.anatomy import Anatomy, SublayerAnatomy, agree, count_params, prove_sublayers
+from seed.models.checkpoint import load_checkpoint, prove_round_trip
 from seed.models.checks import refuse_ids
 from seed.models.files import is_local
 from seed.models.loader import ModelSource, Teacher, check_source, choose_device, open_teacher
 from seed.models.provenance import read_start
 from seed.models.surgery import graft, list_needed, view_layers
-from seed.optimize.space import drop_more
+from seed.optimize.space import drop_parts, list_parts
 from seed.plans import Environment, Protocol, read_plan
 from seed.protocols import (
     RECOVERY_POOL_TOKENS,
@@ -77,6 +77,11 @@ class Session:
             window_tokens=self.protocol.window_tokens,
             mixed_precision=self.protocol.mixed_precision,
         )
+
+    @property
+    def by_sublayers(self) -> bool:
+        """Do attention and MLP go alone?"""
+        return bool(self.protocol.space.kinds)
 
     @property
     def recovered_proxy(self) -> str:
@@ -138,7 +143,7 @@ def open_for_search(
     request = request_text(settings, anatomy.config)
     say(f"reading {request.recovery}")
     streams = _open_streams(request, teacher)
-    gains = _measure_gains(anatomy, streams["recovery"])
+    gains = measure_gains_of(space, anatomy, streams["recovery"].tokens_NT[:2, :64].to(device))
     local = location == "demo" or is_local(location)
     protocol = fix_protocol(
         settings,
@@ -191,7 +196,8 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
             f"{protocol.start}: changed since {study.root} was planned from it. Start a study of another name."
         )
     is_trusted = read_plan(study).trusts_closed_form
-    gains = _measure_gains(anatomy, streams["recovery"]) if is_trusted else None
+    tokens = streams["recovery"].tokens_NT[:2, :64].to(device)
+    gains = measure_gains_of(protocol.space, anatomy, tokens) if is_trusted else None
     return _make_session(study, protocol, teacher, anatomy, streams, gains)
 
 
@@ -201,7 +207,8 @@ def move(session: Session, device: torch.device, *, study: StudyFolder) -> Sessi
     anatomy, *grafted = (Anatomy(model.to(device)) for model in models)
     gains = session.gains
     if gains is not None:  # whether there are any is decided; ``prove_closed_form`` says whether that holds here
-        gains = _measure_gains(anatomy, session.streams["recovery"]) or gains
+        tokens = session.streams["recovery"].tokens_NT[:2, :64].to(device)
+        gains = measure_gains_of(session.protocol.space, anatomy, tokens) or gains
     return replace(
         session,
         folder=study,
@@ -276,7 +283,13 @@ def prove(session: Session) -> None:
                     f"{type(session.teacher.model).__name__}: running its layers one by one does not give the model's own logits, "
                     "so candidates cannot be scored correctly. Choose another model."
                 )
-    prove_round_trip(session.anatomy, tokens, scratch=session.folder.work, dtype=session.dtype)
+    prove_round_trip(
+        session.anatomy,
+        tokens,
+        scratch=session.folder.work,
+        dtype=session.dtype,
+        by_sublayers=session.by_sublayers,
+    )
 
 
 def prepare_instruments(session: Session) -> Instruments:
@@ -297,6 +310,7 @@ def prepare_instruments(session: Session) -> Instruments:
         micro_batch=session.micro_batch,
         stored_dtype=session.teacher.stored_dtype,
         grafted=session.grafted,
+        by_sublayers=session.by_sublayers,
     )
 
 
@@ -306,9 +320,10 @@ def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
     On a little text, and without some of the last layers: each layer behind a cut takes a fit, and each is corrected alike.
     """
     space = session.protocol.space
-    layers = space.droppable_layers[len(space.droppable_layers) // 4 :][-CUT_FROM:]
-    cut = sorted({layers[0], layers[len(layers) // 2]})[-space.more_dropped[-1] :]
-    candidate = drop_more(space, cut[:1] if shares_maps(instruments.anatomy) else cut)
+    parts = list_parts(space)
+    few = parts[len(parts) // 4 :][-CUT_FROM * max(1, len(space.kinds)) :]
+    cut = list(dict.fromkeys([few[0], few[len(few) // 2]]))[-space.more_dropped[-1] :]
+    candidate = drop_parts(space, cut[:1] if shares_maps(instruments.walked) else cut)
     instruments = replace(
         instruments,
         calibration=instruments.calibration.take_first(PROVEN_WINDOWS, tokens=PROVEN_TOKENS),
@@ -317,7 +332,7 @@ def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
     walker = make_walker(instruments)
     if walker.maps is not None:  # which so little text would leave out
         walker.maps.or_none = False
-    losses, refit = walker.measure(candidate)
+    losses, refit = walker.measure(instruments.walked.spell(candidate))
     student = start_student(instruments, candidate, refit)
     folded = measure_losses(
         logits_of(student), instruments.validation, micro_batch=instruments.micro_batch, device=session.device
@@ -385,9 +400,19 @@ def _make_session(
     )
 
 
-def _measure_gains(anatomy: Anatomy, stream: TokenStream) -> dict[int, float] | None:
-    tokens = stream.tokens_NT[:2, :64].to(anatomy.device)
-    return measure_gains(anatomy, anatomy.trace(tokens))
+def measure_gains_of(space: SearchSpace, anatomy: Anatomy, tokens_BT: torch.Tensor) -> dict[int, float] | None:
+    """What closed form needs to know of the parts that go in this space: see ``measure_gains``.
+
+    Raises:
+        SpaceError: attention and MLP of this model cannot go alone.
+    """
+    if space.kinds and (reason := prove_sublayers(anatomy, tokens_BT)):
+        raise SpaceError(
+            f"--parts {spell_parts(space.kinds)}: cannot go alone in this {anatomy.config.model_type} model, since {reason}. Leave --parts out: "
+            "whole layers can."
+        )
+    walked = SublayerAnatomy(anatomy.model) if space.kinds else anatomy
+    return measure_gains(walked, walked.trace(tokens_BT))
 
 
 def _name_processor() -> str:

@@ -38,6 +38,25 @@ def test_keys_say_what_is_gone_and_are_one_for_each_set() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]{1,64}", key) for key in keys)
 
 
+def test_parts_of_layers_are_named_and_counted_as_halves() -> None:
+    candidate = Candidate(num_layers=12, parts=("1.mlp", "4.attn", "7", "11.attn"))
+    assert candidate.key == "drop-1.mlp-4.attn-7-11.attn"
+    assert records.read_dropped(candidate.key) == candidate.parts
+    assert (candidate.dropped_layers, candidate.lacking) == ((7,), {1: "mlp", 4: "attn", 11: "attn"})
+    assert candidate.num_dropped == 1 + 2
+    assert candidate.sublayers.dropped_layers == (3, 8, 14, 15, 22)
+    assert len(candidate.kept_layers) == 11
+
+
+@pytest.mark.parametrize(
+    "parts", [("4.attn", "4.mlp"), ("4", "4.mlp"), ("7", "4"), ("4.x",), ("12.mlp",), ("-1",), ("",)]
+)
+def test_parts_that_are_none_are_refused(parts: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="wanted"):
+        Candidate(num_layers=12, parts=parts)
+    assert records.read_dropped("-".join(("drop", *parts))) is None or parts == ("12.mlp",)
+
+
 def test_long_lists_end_in_a_hash_and_stay_apart() -> None:
     exact = drop(*range(1, 3), *range(10, 28), num_layers=80)  # as long as may be
     assert len(exact.key) == 62

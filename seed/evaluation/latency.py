@@ -12,6 +12,7 @@ import os
 import shlex
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import nn
 
 from seed.errors import CommandError
 from seed.models.anatomy import Anatomy, cache_of
-from seed.records import Candidate, Latency
+from seed.records import KINDS, Candidate, Latency
 from seed.stats import FEWEST_PAIRS, estimate_pairs
 
 FIRST_PAIRS = 24  # settle how many are needed
@@ -60,7 +61,16 @@ Pair = tuple[float, float]  # milliseconds of the workload, dense and cut
 
 
 def name_structure(anatomy: Anatomy, candidate: Candidate) -> str:
-    """Name what decides a candidate's latency: how many layers of each kind it keeps."""
+    """Name what decides a candidate's latency: how many layers of each kind it keeps, or attentions and MLPs."""
+    if candidate.lacking:
+        attentions, mlps = candidate.count_kept()
+        if len(anatomy.layer_kinds) == 1:
+            return f"{attentions} layers" if attentions == mlps else f"{attentions} attentions + {mlps} MLPs"
+        kept = [
+            (layer, kind) for layer in candidate.kept_layers for kind in KINDS if candidate.lacking.get(layer) != kind
+        ]
+        found = Counter(f"{kind} of {anatomy.layer_kind(layer)}" for layer, kind in kept)
+        return " + ".join(f"{found[name]} {name}" for name in sorted(found))
     kinds = dict.fromkeys(anatomy.layer_kinds, 0)
     for layer in candidate.kept_layers:
         kinds[anatomy.layer_kind(layer)] += 1
@@ -284,6 +294,38 @@ def pool_dense(latencies: Collection[Latency]) -> Latency:
         ratio_low=1.0,
         ratio_high=1.0,
         disturbance=next((latency.disturbance for latency in latencies if latency.disturbance), None),
+    )
+
+
+def count_kept(structure: str) -> tuple[int, int]:
+    """How many attentions and MLPs a structure keeps, by its name."""
+    attentions = mlps = 0
+    for kinds in structure.split(" + "):
+        count, _, kind = kinds.partition(" ")
+        attentions += 0 if kind == "MLPs" or kind.startswith("mlp of ") else int(count)
+        mlps += 0 if kind == "attentions" or kind.startswith("attn of ") else int(count)
+    return attentions, mlps
+
+
+def predict_latency(structure: str, measured: Collection[Latency], *, num_layers: int) -> Latency:
+    """What a structure is expected to take: attention and MLP each save the same, wherever they go. Of no timed pair."""
+    gone = np.array([np.subtract(num_layers, count_kept(one.structure)) for one in measured], dtype=float)
+    saved = np.array([1 - one.ratio for one in measured])
+    each, *_ = np.linalg.lstsq(gone, saved, rcond=None)
+    errors = np.abs(gone @ each - saved)
+    ratio = float(1 - np.subtract(num_layers, count_kept(structure)) @ each)
+    dense = pool_dense(measured)
+    return replace(
+        dense,
+        structure=structure,
+        repeats=0,
+        median_ms=ratio * dense.median_ms,
+        p10_ms=ratio * dense.median_ms,
+        p90_ms=ratio * dense.median_ms,
+        ratio=ratio,
+        ratio_low=ratio - float(errors.max()),
+        ratio_high=ratio + float(errors.max()),
+        disturbance=None,
     )
 
 

@@ -49,6 +49,7 @@ class Closeness:
 
     kl_divergence: float
     top1_agreement: float
+    acceptance: float
 
 
 def logits_of(model: nn.Module) -> ComputeLogits:
@@ -136,7 +137,7 @@ def compare_models(
     """Losses of the dense model and of others, and how near each of them is to it, in one pass."""
     dense_rows: list[np.ndarray] = []
     rows: list[list[np.ndarray]] = [[] for _ in others]
-    divergences, agreeing, total = [0.0] * len(others), [0] * len(others), 0
+    divergences, agreeing, accepted, total = [0.0] * len(others), [0] * len(others), [0.0] * len(others), 0
     for tokens in iterate_batches(stream, micro_batch=micro_batch, device=device):
         reference = dense(tokens).float()
         dense_rows.append(token_losses(reference, tokens).cpu().numpy())
@@ -146,12 +147,17 @@ def compare_models(
             logits = other(tokens).float()
             rows[i].append(token_losses(logits, tokens).cpu().numpy())
             divergences[i] += forward_kl(reference, logits[:, :-1]).sum().item()
+            accepted[i] += measure_acceptance(reference, logits[:, :-1]).sum().item()
             agreeing[i] += int((reference.argmax(-1) == logits[:, :-1].argmax(-1)).sum().item())
         on_batch()
     results = [
         (
             sum_by_document(np.concatenate(rows[i]), stream),
-            Closeness(kl_divergence=divergences[i] / total, top1_agreement=agreeing[i] / total),
+            Closeness(
+                kl_divergence=divergences[i] / total,
+                top1_agreement=agreeing[i] / total,
+                acceptance=accepted[i] / total,
+            ),
         )
         for i in range(len(others))
     ]
@@ -163,6 +169,11 @@ def forward_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     teacher = nn.functional.log_softmax(teacher_logits, dim=-1)
     student = nn.functional.log_softmax(student_logits, dim=-1)
     return nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+
+
+def measure_acceptance(dense_logits: Tensor, draft_logits: Tensor) -> Tensor:
+    """Probability that the dense model accepts what a draft draws (Leviathan et al., arXiv 2211.17192); logits (..., V) -> (...)."""
+    return torch.minimum(dense_logits.softmax(-1), draft_logits.softmax(-1)).sum(-1)
 
 
 def judge(
@@ -185,5 +196,6 @@ def judge(
         ppl_ratio_standard_error=ratio * float(clustered_standard_error(losses.sums - dense.sums, losses.counts)),
         kl_divergence=closeness.kl_divergence if closeness else None,
         top1_agreement=closeness.top1_agreement if closeness else None,
+        acceptance=closeness.acceptance if closeness else None,
         document_losses_path=document_losses_path,
     )

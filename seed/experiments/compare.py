@@ -64,7 +64,12 @@ def compare_strategies(
         "max_dropped": space.max_dropped,
         **({"depths": ", ".join(map(str, sorted(set(depths))))} if depths else {}),
     }
-    everything = [name for name in NAMES if name not in UNLIMITED or search.plan.covers_space]
+    everything = [
+        name
+        for name in NAMES
+        if (name not in UNLIMITED or search.plan.covers_space)
+        and (len(space.kinds) != 1 or (name in STRATEGIES and STRATEGIES[name].by_parts))
+    ]
     comparison = runner.read_begun(path, Comparison, settings) or start_comparison(search, space, settings, budget=cost)
     runs = list_runs(comparison, (REFERENCE, *(strategies or everything)), rng_seeds=rng_seeds)
     search.terminal.say(
@@ -115,7 +120,7 @@ def choose_space(space: SearchSpace, depths: Sequence[int] | None) -> SearchSpac
 
 def list_asked(run: StrategyRun, depths: Collection[int] | None) -> StrategyRun:
     """A run with its picks of these depths only; None: all."""
-    picks = [pick for pick in run.picks if depths is None or len(pick.dropped_layers) in depths]
+    picks = [pick for pick in run.picks if depths is None or pick.num_dropped in depths]
     return structs.replace(run, picks=tuple(picks))
 
 
@@ -167,7 +172,7 @@ def choose_layers(
         budget=math.inf if name in UNLIMITED else budget,
         on_paid=lambda cost: advance(cost / budget, title),
     )
-    cost = scorer.prices.trace  # uniform width pays for looking at activations once
+    cost = scorer.unit * scorer.prices.trace  # uniform width pays for looking at activations once
     if name != WIDTH:
         proxy = search.session.recovered_proxy
         picks = run_strategy(STRATEGIES[name], scorer, space, proxy=proxy, rng_seed=rng_seed or 0)
@@ -180,11 +185,11 @@ def choose_layers(
 
 def list_finals(
     search: FinishedSearch, comparison: Comparison, *, rng_seeds: Sequence[int]
-) -> list[tuple[Member, int | None, int]]:
+) -> list[tuple[Member, float | None, int]]:
     """Distillations that are still to be done: of picks, whoever picked them, and of widths with the depth whose size they have."""
     done = {(final.candidate, final.width, final.rng_seed) for final in comparison.finals}
     picks = list(dict.fromkeys(pick for run in comparison.runs for pick in run.picks))
-    wanted: list[tuple[Member, int | None]] = [(Member(candidate=pick), None) for pick in picks]
+    wanted: list[tuple[Member, float | None]] = [(Member(candidate=pick), None) for pick in picks]
     if any(run.strategy == WIDTH for run in comparison.runs):
         wanted += [(member, depth) for depth, member in list_widths(search, picks).items()]
     return [
@@ -195,12 +200,12 @@ def list_finals(
     ]
 
 
-def list_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[int, Member]:
+def list_widths(search: FinishedSearch, picks: Sequence[Candidate]) -> dict[float, Member]:
     """All layers cut to the size of each depth that was chosen for; none where this family's widths cannot be cut."""
     if search.protocol.start is not None:
         return {}  # a width would get fewer tokens than what goes on from a recovered model
     found = {}
-    for depth, pick in sorted({len(pick.dropped_layers): pick for pick in picks}.items()):
+    for depth, pick in sorted({pick.num_dropped: pick for pick in picks}.items()):
         try:
             [width] = students.plan_widths(search.sweep.instruments, [pick])
         except ModelError:  # there is none of this size
@@ -220,7 +225,7 @@ def summarize_comparison(comparison: Comparison) -> ComparisonSummary:
     distilled. One whose picks end as no model at all, with losses that are no numbers, has a row without a value, the last.
     """
     counts_D, rows = np.array(comparison.test_counts), []
-    for depth in sorted({len(pick.dropped_layers) for run in comparison.runs for pick in run.picks}):
+    for depth in sorted({pick.num_dropped for run in comparison.runs for pick in run.picks}):
         losses = read_losses(comparison, depth=depth)
         theirs_RSD = losses.get(REFERENCE)
         found = []
@@ -248,7 +253,7 @@ def summarize_comparison(comparison: Comparison) -> ComparisonSummary:
     return ComparisonSummary(reference=REFERENCE, rows=tuple(rows))
 
 
-def read_losses(comparison: Comparison, *, depth: int) -> dict[str, np.ndarray]:
+def read_losses(comparison: Comparison, *, depth: float) -> dict[str, np.ndarray]:
     """Summed test losses at a depth by strategy: (R picks, S seeds, D documents), not a number where a student broke.
 
     Strategies of which any pick lacks a random seed are left out.
@@ -270,6 +275,6 @@ def read_losses(comparison: Comparison, *, depth: int) -> dict[str, np.ndarray]:
     return found
 
 
-def find_picks(runs: Sequence[StrategyRun], *, depth: int) -> tuple[Candidate, ...]:
+def find_picks(runs: Sequence[StrategyRun], *, depth: float) -> tuple[Candidate, ...]:
     """Picks of this depth, one of each run that has one."""
-    return tuple(pick for run in runs for pick in run.picks if len(pick.dropped_layers) == depth)
+    return tuple(pick for run in runs for pick in run.picks if pick.num_dropped == depth)

@@ -67,14 +67,15 @@ def measure_fidelity(
     """
     record, protocol, path = gather_record(search.folder), search.protocol, search.folder.fidelity
     scored = list_scored(search, record.trials)
-    depths = tuple(dict.fromkeys(depths or choose_depths(scored, per_depth=per_depth)))
+    asked: tuple[float, ...] = depths or choose_depths(scored, per_depth=per_depth)
+    wanted = tuple(dict.fromkeys(asked))
     short_steps, rng_seeds = tuple(dict.fromkeys(short_steps)), tuple(dict.fromkeys(rng_seeds))
     tokens = distill_tokens or 4 * search.plan.distill_tokens
     rate = learning_rate or find_learning_rate(record.distilled) or protocol.short_learning_rate
     settings = {
         **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),
         "learning_rate": rate,
-        "depths": ", ".join(map(str, depths)),
+        "depths": ", ".join(map("{:g}".format, wanted)),
         "candidates_per_depth": per_depth,
         "near_margin": near_margin,
         "short_steps": ", ".join(map(str, short_steps)),
@@ -82,7 +83,7 @@ def measure_fidelity(
     }
     study = runner.read_begun(path, FidelityStudy, settings)
     if study is None:
-        chosen = choose_candidates(scored, depths=depths, per_depth=per_depth, near_margin=near_margin)
+        chosen = choose_candidates(scored, depths=wanted, per_depth=per_depth, near_margin=near_margin)
         study = start_study(search, chosen, settings, near_margin=near_margin)
     search.terminal.say(
         f"plan: {count_things(len(study.rows), 'candidate')}, {settings['depths']} layers dropped; scores, and "
@@ -106,7 +107,7 @@ def measure_fidelity(
     study = distill_candidates(search, study, finals, functools.partial(train, tokens=tokens), path=path)
     if not is_doubled:
         twice = functools.partial(train, tokens=2 * tokens, rng_seed=rng_seeds[0])
-        told = double_budget(search, study, depths[-DOUBLED:], twice, rng_seed=rng_seeds[0])
+        told = double_budget(search, study, wanted[-DOUBLED:], twice, rng_seed=rng_seeds[0])
         study = runner.keep(path, structs.replace(study, settings=study.settings | {DOUBLING: told}))
     return tell_fidelity(study, summarize_fidelity(study))
 
@@ -126,9 +127,9 @@ def list_scored(search: FinishedSearch, trials: Sequence[TrialRecord]) -> list[t
     ]
 
 
-def choose_depths(scored: Sequence[tuple[Candidate, float]], *, per_depth: int) -> tuple[int, ...]:
+def choose_depths(scored: Sequence[tuple[Candidate, float]], *, per_depth: int) -> tuple[float, ...]:
     """The two deepest cuts of which enough candidates are scored; else the two with most."""
-    counts = Counter(len(candidate.dropped_layers) for candidate, _ in scored)
+    counts = Counter(candidate.num_dropped for candidate, _ in scored)
     enough = sorted(depth for depth, count in counts.items() if count >= per_depth)
     if len(enough) < 2:
         enough = sorted(sorted(counts, key=lambda depth: counts[depth])[-2:])
@@ -136,7 +137,7 @@ def choose_depths(scored: Sequence[tuple[Candidate, float]], *, per_depth: int) 
 
 
 def choose_candidates(
-    scored: Sequence[tuple[Candidate, float]], *, depths: Iterable[int], per_depth: int, near_margin: float
+    scored: Sequence[tuple[Candidate, float]], *, depths: Iterable[float], per_depth: int, near_margin: float
 ) -> list[tuple[Candidate, bool]]:
     """Candidates and whether each is near its depth's best: half near, half spread over the rest; by depth, then by loss.
 
@@ -149,9 +150,9 @@ def choose_candidates(
     """
     chosen = []
     for depth in sorted(set(depths)):
-        ranked = sorted((loss, one.key, one) for one, loss in scored if len(one.dropped_layers) == depth)
+        ranked = sorted((loss, one.key, one) for one, loss in scored if one.num_dropped == depth)
         if not ranked:
-            found = ", ".join(map(str, sorted({len(one.dropped_layers) for one, _ in scored}))) or "none"
+            found = ", ".join(map(str, sorted({one.num_dropped for one, _ in scored}))) or "none"
             raise StudyError(
                 f"no candidate with {count_things(depth, 'layer')} dropped was scored; there are: {found}. Use these."
             )
@@ -270,7 +271,7 @@ def distill_candidates(
 def double_budget(
     search: FinishedSearch,
     study: FidelityStudy,
-    depths: Sequence[int],
+    depths: Sequence[float],
     train: Callable[..., students.Trained],
     *,
     rng_seed: int,
@@ -282,7 +283,7 @@ def double_budget(
     told = []
     with search.terminal.stage("twice the budget", total=len(depths)) as advance:
         for depth in depths:
-            best = min((one for one in losses if len(one.dropped_layers) == depth), key=lambda one: losses[one])
+            best = min((one for one in losses if one.num_dropped == depth), key=lambda one: losses[one])
             trained = train(Member(candidate=best), advance=advance)
             once, twice = (math.exp(loss - study.dense_test_loss) for loss in (losses[best], trained.test.loss))
             told.append(f"{best.key}: test PPL ratio {once:.4f} to {twice:.4f}")
@@ -304,9 +305,9 @@ def summarize_fidelity(study: FidelityStudy) -> FidelitySummary:
 
     Regret has no interval: the bootstrap fails for extremes such as the best of a depth.
     """
-    ordered, depths = sorted(study.rows, key=lambda row: row.candidate.dropped_layers), []
-    for depth in sorted({len(row.candidate.dropped_layers) for row in ordered}):
-        rows = [row for row in ordered if len(row.candidate.dropped_layers) == depth]
+    ordered, depths = sorted(study.rows, key=lambda row: row.candidate.sublayers.dropped_layers), []
+    for depth in sorted({row.candidate.num_dropped for row in ordered}):
+        rows = [row for row in ordered if row.candidate.num_dropped == depth]
         proxies = {proxy for row in rows for proxy in row.losses}
         rng_seeds = {final.rng_seed for row in rows for final in row.finals}
         complete = [
@@ -346,7 +347,7 @@ def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_le
 
     regrets = [measure_regret(one_C, judged_C=by_C) for one_C, by_C in itertools.permutations(finals_SC, 2)]
     return DepthFidelity(
-        num_dropped=len(rows[0].candidate.dropped_layers),
+        num_dropped=rows[0].candidate.num_dropped,
         num_candidates=len(rows),
         num_near=int(near_C.sum()),
         num_left_out=num_left_out,
@@ -368,7 +369,7 @@ def summarize_depth(rows: Sequence[FidelityRow], study: FidelityStudy, *, num_le
         ),
         differences=tuple(
             ProxyDifference(
-                num_dropped=len(rows[0].candidate.dropped_layers),
+                num_dropped=rows[0].candidate.num_dropped,
                 one=one,
                 other=other,
                 tau=stats.put_interval(taus[one] - taus[other], num_candidates=len(rows)),

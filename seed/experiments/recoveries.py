@@ -106,7 +106,7 @@ def choose_candidates(record: StudyRecord, trials: Sequence[int], *, search: Fin
         found = [find_trial(record, number, place=search.folder.root) for number in trials]
         return tuple(dict.fromkeys(trial.evaluation.candidate for trial in found))
     best = [member.evaluation.candidate for member in record.frontier.members if member.rank == 0]
-    return (max(best, key=lambda candidate: len(candidate.dropped_layers)),)
+    return (max(best, key=lambda candidate: candidate.num_dropped),)
 
 
 def fit_times(comparison: RecoveryComparison) -> dict[str, dict[str, int]]:
@@ -181,7 +181,7 @@ def train_one(
     )
     return TrainedRun(
         key=wanted.member.key,
-        num_dropped=len(wanted.member.candidate.dropped_layers),
+        num_dropped=wanted.member.candidate.num_dropped,
         num_params=count_params(trained.student),
         recovery=wanted.recovery,
         tokens=wanted.tokens,
@@ -209,12 +209,12 @@ def choose_rate(
     Rates are tuned for the first wanted model of a depth, and a recovery's rates are its own multiple of those given. A
     single rate is taken as it is.
     """
-    recovery, depth = RECOVERIES[one.recovery], len(one.member.candidate.dropped_layers)
+    recovery, depth = RECOVERIES[one.recovery], one.member.candidate.num_dropped
     own = tuple(rate * recovery.rate_factor for rate in rates)
     if len(own) == 1:
         return own[0]
     alike = [other for other in wanted if other.recovery == one.recovery]
-    first = next(other for other in alike if len(other.member.candidate.dropped_layers) == depth)
+    first = next(other for other in alike if other.member.candidate.num_dropped == depth)
 
     def try_rate(rate: float) -> float:
         advance(0, f"which learning rate suits {first.member.key}, {recovery.title}")

@@ -4,9 +4,11 @@ Shapes: B sequences, T tokens, D hidden width, V vocabulary.
 """
 
 import contextlib
+import copy
 import functools
 import inspect
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
+from transformers import Cache
 
 from seed.errors import ModelError
-from seed.models.output_projection import OutputProjection, find_output_projection, written_by
+from seed.models.output_projection import (
+    MLP_NAMES,
+    OutputProjection,
+    find_attention_projection,
+    find_output_projection,
+    written_by,
+)
+from seed.records import KINDS, Candidate
+
+INDEX_NAMES = ("layer_idx", "layer_id", "layer_number")
+WORDS = {"attn": "attention", "mlp": "MLP"}
+# What families call a layer's attention.
+ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +69,30 @@ class Gap(nn.Module):
         if self.states is not None:
             hidden_BTD = self.states
         return (hidden_BTD, None) if self.returns_tuple else hidden_BTD
+
+
+class Absent(nn.Module):
+    """Stands where a layer's attention or MLP was: writes nothing.
+
+    Attention counts tokens in the cache, where the model looks how many there were: one number each, instead of keys and values.
+    """
+
+    def __init__(self, kind: str, *, num_outputs: int | None, like: nn.Module) -> None:
+        """``num_outputs``: of the tuple that it returns; None: it returns a tensor alone."""
+        super().__init__()
+        self.kind, self.num_outputs = kind, num_outputs
+        for name in INDEX_NAMES:
+            if isinstance(index := getattr(like, name, None), int):
+                setattr(self, name, index)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden_BTD = args[0] if args else kwargs["hidden_states"]
+        for cache in (*args, *kwargs.values()):
+            if isinstance(cache, Cache):
+                index = next(getattr(self, name) for name in INDEX_NAMES if hasattr(self, name))
+                cache.update(*[hidden_BTD.new_zeros(len(hidden_BTD), 1, hidden_BTD.shape[1], 1)] * 2, index)
+        nothing = torch.zeros_like(hidden_BTD)
+        return nothing if self.num_outputs is None else (nothing, *[None] * (self.num_outputs - 1))
 
 
 def count_params(module: nn.Module) -> int:
@@ -129,9 +168,9 @@ class Anatomy:
                 {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
             )
             self.model(input_ids=tokens_BT, use_cache=False, **one_head)  # the states are what is wanted
-        if len(states) != self.num_layers + 1:
+        if len(states) != len(self.layers) + 1:
             raise ModelError(
-                f"{type(self.model).__name__}: its {self.num_layers} layers were called {len(states) - 1} times in one "
+                f"{type(self.model).__name__}: its {len(self.layers)} layers were called {len(states) - 1} times in one "
                 "forward pass, and Seed only removes layers that are called once each. Choose another model."
             )
         self._calls[tuple(tokens_BT.shape)] = calls
@@ -227,6 +266,132 @@ class Anatomy:
     def find_output_projection(self, layer: int) -> OutputProjection | None:
         """Return what writes into the residual stream last in a layer, or None where that is not known."""
         return find_output_projection(self.layers[layer], width=int(self.config.hidden_size))
+
+    def spell(self, candidate: Candidate) -> Candidate:
+        """The candidate in this anatomy's own layers."""
+        return candidate
+
+    # ---- attention and MLP
+
+    def find_part(self, layer: int, kind: str) -> str | None:
+        """The name of a layer's attention or MLP among its children; None: it has none that is known."""
+        names = ATTENTION_NAMES if kind == "attn" else MLP_NAMES
+        return next((name for name, _ in self.layers[layer].named_children() if name in names), None)
+
+    def get_part(self, layer: int, kind: str) -> nn.Module:
+        """A layer's attention or MLP, which it has."""
+        name = self.find_part(layer, kind)
+        assert name is not None, "prove_sublayers proved that there is one"
+        return self.layers[layer].get_submodule(name)
+
+    @contextlib.contextmanager
+    def without(self, lacking: Mapping[int, str]) -> Iterator[None]:
+        """Let layers lack their attention or their MLP while the block runs."""
+        removed: list[tuple[nn.Module, str, nn.Module]] = []
+        for layer, kind in lacking.items():
+            part, owner = self.get_part(layer, kind), self.layers[layer]
+            name = str(self.find_part(layer, kind))
+            removed.append((owner, name, part))
+            setattr(owner, name, Absent(kind, num_outputs=self.num_outputs[layer, kind], like=part))
+        try:
+            yield
+        finally:
+            for owner, name, part in removed:
+                setattr(owner, name, part)
+
+    @functools.cached_property
+    @torch.no_grad()
+    def num_outputs(self) -> dict[tuple[int, str], int | None]:
+        """How many things attention and MLP of each layer return, seen in a pass over two tokens; None: a tensor, in no tuple."""
+        found: dict[tuple[int, str], int | None] = {}
+
+        def note(place: tuple[int, str], _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            found[place] = len(output) if isinstance(output, tuple) else None
+
+        with contextlib.ExitStack() as stack:
+            for place in itertools.product(range(len(self.layers)), KINDS):
+                if self.find_part(*place) is not None:
+                    handle = self.get_part(*place).register_forward_hook(functools.partial(note, place))
+                    stack.callback(handle.remove)
+            self.run_layers(torch.zeros(1, 2, dtype=torch.long, device=self.device))
+        return found
+
+
+class SublayerAnatomy(Anatomy):
+    """A model walked by attention and MLP in turn, as if each were a layer: 8 and 9 are those of layer 4.
+
+    It takes a family in which the MLP reads what attention has written; ``prove_sublayers`` says whether this one is such.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.num_layers *= 2
+
+    @torch.no_grad()
+    def trace(self, tokens_BT: Tensor) -> list[Tensor]:
+        """Return the hidden states before each attention and MLP and after the last: 2 L + 1 tensors (B, T, D)."""
+        whole = super().trace(tokens_BT)
+        states = whole[:1]
+        for layer, (before, after) in enumerate(itertools.pairwise(whole)):
+            states += [self.run_layer(2 * layer, before), after]
+        return states
+
+    def run_layer(self, layer: int, hidden_BTD: Tensor) -> Tensor:
+        """Run one attention or one MLP, at its original index, on states of a shape that was traced before."""
+        with self.without({layer // 2: KINDS[1 - layer % 2]}):
+            return super().run_layer(layer // 2, hidden_BTD)
+
+    def find_output_projection(self, layer: int) -> OutputProjection | None:
+        """Return what writes into the residual stream last in an attention or MLP, or None where that is not known."""
+        if layer % 2:
+            return super().find_output_projection(layer // 2)
+        name, owner = self.find_part(layer // 2, "attn"), self.layers[layer // 2]
+        return None if name is None else find_attention_projection(owner, name, width=int(self.config.hidden_size))
+
+    def spell(self, candidate: Candidate) -> Candidate:
+        """The candidate in attentions and MLPs."""
+        return candidate.sublayers
+
+
+@torch.no_grad()
+def prove_sublayers(anatomy: Anatomy, tokens_BT: Tensor) -> str | None:
+    """Say why attention and MLP of a model's layers cannot go alone; None: they can."""
+    for layer, kind in itertools.product(range(len(anatomy.layers)), KINDS):
+        if anatomy.find_part(layer, kind) is None:
+            return f"layer {layer} has no {WORDS[kind]} that Seed knows"
+    walked = SublayerAnatomy(anatomy.model)
+    states = walked.trace(tokens_BT)
+    for layer, at in itertools.product(range(len(anatomy.layers)), range(len(KINDS))):
+        outlet = walked.find_output_projection(2 * layer + at)
+        if outlet is None:
+            return f"{WORDS[KINDS[at]]} of layer {layer} does not end in a projection that Seed knows"
+        other = walked.run_layer(2 * layer + 1 - at, states[2 * layer])
+        if not at and not agree(walked.run_layer(2 * layer + 1, states[2 * layer + 1]), states[2 * layer + 2]):
+            return f"attention and MLP of layer {layer}, one after the other, do not give what the layer gives"
+        if not agree(_run_silenced(walked, layer, at, states[2 * layer]), other):
+            return f"{WORDS[KINDS[at]]} of layer {layer} writes more than its last projection does"
+    return None
+
+
+def _run_silenced(walked: SublayerAnatomy, layer: int, at: int, hidden_BTD: Tensor) -> Tensor:
+    """Run a copy of a whole layer whose attention (0) or MLP (1) writes zeros."""
+    original = walked.layers[layer]
+    walked.layers[layer] = copy.deepcopy(original)
+    try:
+        outlet = walked.find_output_projection(2 * layer + at)
+        assert outlet is not None, "the original has one"
+        outlet.silence()
+        return Anatomy.run_layer(walked, layer, hidden_BTD)
+    finally:
+        walked.layers[layer] = original
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Equal to the bit on the CPU; on an accelerator, equal but for the rounding of another kernel."""
+    if found.device.type == "cpu":
+        return torch.equal(found, expected)
+    tolerance = 1e-4 if found.dtype == torch.float32 else 3e-2
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def text_config(model: nn.Module) -> Any:

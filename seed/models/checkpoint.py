@@ -13,12 +13,13 @@ from torch import nn
 from seed import study_dir
 from seed.errors import ModelError, SeedError, first_line
 from seed.models import checks
-from seed.models.anatomy import Anatomy, cache_of, count_params
+from seed.models.anatomy import Absent, Anatomy, agree, cache_of, count_params
 from seed.models.files import check_files, has_tokenizer, read_companions
 from seed.models.loader import load_model, open_config
+from seed.models.provenance import read_provenance, refuse_damaged
 from seed.models.spelling import spell_config
 from seed.models.stored import read_tensors
-from seed.models.surgery import cast_weights, list_needed, make_student
+from seed.models.surgery import cast_weights, list_needed, make_student, remove_parts, restore_parts
 from seed.records import Candidate, Size
 
 ALIGNED_BYTES = 64  # where torch puts what it allocates
@@ -45,7 +46,8 @@ def _count_cache(model: nn.Module) -> int:
     ).values()  # its own, since some families need one of theirs
     layers = [layer for layer in getattr(cache, "layers", []) if isinstance(getattr(layer, "keys", None), torch.Tensor)]
     numbers: int = sum(layer.keys.numel() + layer.values.numel() for layer in layers)
-    return numbers // tokens.shape[1]
+    absent = sum(isinstance(module, Absent) and module.kind == "attn" for module in model.modules())
+    return numbers // tokens.shape[1] - 2 * absent
 
 
 def write_checkpoint(
@@ -125,6 +127,24 @@ def load_checkpoint(path: Path, *, device: torch.device, dtype: torch.dtype) -> 
     return model
 
 
+def load_export(path: Path, *, device: torch.device, dtype: torch.dtype | None = None) -> nn.Module:
+    """Load a model that Seed exported, without the attentions and MLPs that its seed.json says are gone.
+
+    Args:
+        path: its directory.
+        device: where it is put.
+        dtype: None: as it is stored.
+
+    Raises:
+        ModelError: it is none, or damaged.
+    """
+    said = read_provenance(path, place=str(path))
+    refuse_damaged(path, place=str(path))
+    model = load_checkpoint(path, device=device, dtype=dtype or checks.find_stored_dtype(read_tensors(path)))
+    remove_parts(model, said.candidate)
+    return model
+
+
 def load_tokenizer(path: Path) -> Any:
     """Load the tokenizer of an exported directory.
 
@@ -151,8 +171,12 @@ def _explain_failure(path: Path) -> Iterator[None]:
         ) from error
 
 
-def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype) -> None:
+def prove_round_trip(
+    anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype, by_sublayers: bool = False
+) -> None:
     """Cut, save, reload and compare on a few layers, so that a family Seed gets wrong is refused at once.
+
+    ``by_sublayers``: attention and MLP go alone, too.
 
     Raises:
         ModelError: cutting, saving or reloading fails, the reloaded student's logits differ from the ones
@@ -161,7 +185,7 @@ def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path
     name = type(anatomy.model).__name__
     try:
         with study_dir.explain_resource_errors(scratch):
-            wrong = _try_round_trip(anatomy, tokens_BT, scratch=scratch, dtype=dtype)
+            wrong = _try_round_trip(anatomy, tokens_BT, scratch=scratch, dtype=dtype, by_sublayers=by_sublayers)
     except SeedError:
         raise
     except Exception as error:  # an unknown family fails in ways of its own
@@ -174,12 +198,14 @@ def prove_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path
 
 
 @torch.no_grad()
-def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype) -> str | None:
+def _try_round_trip(
+    anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path, dtype: torch.dtype, by_sublayers: bool
+) -> str | None:
     """Say what is wrong with students of a few layers, or nothing."""
     num_tried = 0
-    for kept in _list_tried(anatomy):
-        student: Any = make_student(anatomy, Candidate.keep(num_layers=anatomy.num_layers, kept_layers=kept))
-        cut = f"with layers {', '.join(map(str, kept))} alone"
+    for candidate in _list_tried(anatomy, by_sublayers=by_sublayers):
+        student: Any = make_student(anatomy, candidate)
+        cut = f"without {', '.join(candidate.parts)}"
         expected = student(input_ids=tokens_BT, use_cache=False).logits
         if not expected.isfinite().all():
             continue  # it is no good without these layers, which says nothing of how it was cut
@@ -188,6 +214,7 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
         if fault := _compare_cached(student, tokens_BT, dtype=dtype):
             return f"{'as it came' if _compare_cached(anatomy.model, tokens_BT, dtype=dtype) else cut}, {fault}"
         with study_dir.make_scratch(scratch / "round-trip") as directory:
+            restore_parts(student, anatomy, candidate)
             student.save_pretrained(directory)
             finish_export(directory, original=None)
             reloaded: Any = load_checkpoint(directory, device=anatomy.device, dtype=dtype)
@@ -197,8 +224,11 @@ def _try_round_trip(anatomy: Anatomy, tokens_BT: torch.Tensor, *, scratch: Path,
     return None if num_tried else "with a few layers alone, logits are no numbers"
 
 
-def _list_tried(anatomy: Anatomy) -> list[tuple[int, ...]]:
-    """Two sets of a few layers: one without the first of those that may go, one without the last."""
+def _list_tried(anatomy: Anatomy, *, by_sublayers: bool) -> list[Candidate]:
+    """Two sets of a few layers: one without the first of those that may go, one without the last.
+
+    ``by_sublayers``: the first layer that is left lacks its attention, too, and the last one its MLP.
+    """
     needed = list_needed(anatomy.model.config)
     free = [layer for layer in range(anatomy.num_layers) if layer not in needed]
     few = [
@@ -206,7 +236,15 @@ def _list_tried(anatomy: Anatomy) -> list[tuple[int, ...]]:
         for rest in (free[:-1], free[1:])
         if rest
     ]
-    return [tuple(sorted({*some, *needed})) for some in few]
+    tried = [Candidate.keep(num_layers=anatomy.num_layers, kept_layers=sorted({*some, *needed})) for some in few]
+    return [lack_ends(candidate) for candidate in tried] if by_sublayers else tried
+
+
+def lack_ends(candidate: Candidate) -> Candidate:
+    """The same, where the first layer that is left lacks its attention, and the last one its MLP."""
+    first, last = candidate.kept_layers[0], candidate.kept_layers[-1]
+    ends = [f"{first}.attn"] + [f"{last}.mlp"] * (last != first)
+    return Candidate.drop(candidate.num_layers, [*candidate.parts, *ends])
 
 
 def _compare_cached(model: nn.Module, tokens_BT: torch.Tensor, *, dtype: torch.dtype) -> str | None:
@@ -216,14 +254,6 @@ def _compare_cached(model: nn.Module, tokens_BT: torch.Tensor, *, dtype: torch.d
     if gap <= (1e-3 if dtype == torch.float32 else 0.25) * max(1.0, plain.abs().max().item()):
         return None
     return f"cached decoding differs from uncached by {gap:.2g}"
-
-
-def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Equal to the bit on the CPU; on an accelerator, equal but for the rounding of another kernel."""
-    if found.device.type == "cpu":
-        return torch.equal(found, expected)
-    tolerance = 1e-4 if found.dtype == torch.float32 else 3e-2
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 def _decode_cached(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,15 @@ PROJECTION_NAMES = (
 MLP_NAMES = ("mlp", "mixer", "feed_forward", "ffn", "block_sparse_moe", "feedforward")
 # What families call a norm between the MLP and the residual stream.
 NORM_NAMES = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm", "post_norm2")
+# and what those call the norm between attention and the residual stream
+ATTENTION_NORMS = {
+    "post_feedforward_layernorm": "post_attention_layernorm",
+    "post_mlp_layernorm": "post_self_attn_layernorm",
+    "post_ffn_norm": "post_attention_norm",
+    "post_norm2": "post_norm1",
+}
+# What families call the projection that ends attention.
+ATTENTION_PROJECTION_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo", "Wo", "out_lin")
 # What ends an expert, be it one of many or one that all tokens share.
 EXPERT_NAMES = ("down_proj", "output_linear")
 
@@ -59,6 +68,10 @@ class OutputProjection(ABC):
 
         ``scale_D``: what is added to the multipliers of the norm behind it, where there is one.
         """
+
+    @abstractmethod
+    def silence(self) -> None:
+        """Let the module write zeros, by changing its weights in place."""
 
     def is_whole(self, run: Callable[[], Any]) -> bool:
         """Do the weights that ``fold`` changes write all that the module writes? ``run`` calls the module, once at least."""
@@ -91,6 +104,11 @@ class Projection(OutputProjection):
             bias = self.module.get_parameter("bias")
             bias.copy_(bias.double() + bias_D)
 
+    @torch.no_grad()
+    def silence(self) -> None:
+        for parameter in self.module.parameters():
+            parameter.zero_()
+
 
 @dataclass(frozen=True, kw_only=True)
 class NormedProjection(OutputProjection):
@@ -114,6 +132,9 @@ class NormedProjection(OutputProjection):
         if scale_D is not None:
             weight = self.module.get_parameter("weight")
             weight.copy_(weight.double() + scale_D)
+
+    def silence(self) -> None:
+        self.projection.silence()
 
     @contextlib.contextmanager
     def folded(self, weight_FD: Tensor, bias_D: Tensor | None, scale_D: Tensor | None) -> Iterator[None]:
@@ -185,6 +206,11 @@ class Mixture(OutputProjection):
                 part.copy_((written + written @ weight_FD).movedim(-1, dim))
 
     @torch.no_grad()
+    def silence(self) -> None:
+        for name in self.writers:
+            self.module.get_parameter(name).zero_()
+
+    @torch.no_grad()
     def is_whole(self, run: Callable[[], Any]) -> bool:
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         with self.module.register_forward_pre_hook(lambda _m, *call: calls.append(call), with_kwargs=True):
@@ -209,6 +235,26 @@ def find_output_projection(layer: nn.Module, *, width: int) -> OutputProjection 
     mixture = _find_mixture(layer, width)
     if mixture is not None or projection is None or norm is None:
         return mixture or projection
+    return NormedProjection(
+        module=norm, num_inputs=projection.num_inputs, has_bias=projection.has_bias, projection=projection
+    )
+
+
+def find_attention_projection(layer: nn.Module, name: str, *, width: int) -> OutputProjection | None:
+    """Return what writes into the residual stream last in this layer's attention, its child of that name, or None."""
+    found = next(
+        (
+            module
+            for path, module in layer.get_submodule(name).named_modules()
+            if path.rpartition(".")[2] in ATTENTION_PROJECTION_NAMES and getattr(module, "weight", None) is not None
+        ),
+        None,
+    )
+    projection = _describe(found, width)
+    behind = next((ATTENTION_NORMS[after] for after in NORM_NAMES if hasattr(layer, after)), None)
+    norm = getattr(layer, behind, None) if behind is not None else None
+    if projection is None or norm is None:
+        return projection
     return NormedProjection(
         module=norm, num_inputs=projection.num_inputs, has_bias=projection.has_bias, projection=projection
     )

@@ -18,7 +18,7 @@ from seed import __version__, study_dir, untrusted
 from seed.errors import ModelError, SeedError, StudyError
 from seed.models.files import CARD, PROVENANCE
 from seed.plans import Protocol
-from seed.records import Candidate, DistillResult, Quality
+from seed.records import Candidate, DistillResult, Quality, check_layers
 
 PACKAGES = ("torch", "transformers", "safetensors")
 CURE = "Give a model that Seed exported, such as studies/demo/models/drop-1-7."
@@ -47,6 +47,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     num_layers: int
     kept_layers: tuple[int, ...]
     dropped_layers: tuple[int, ...]
+    lacking: dict[int, str] = {}  # kept layers without their attention (attn) or MLP (mlp)
     width: Any = None  # a width cut
     study: str | None = None
     trial: int | None = None
@@ -58,8 +59,11 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, str] = {}  # all others of the directory, with their hashes
 
     def __post_init__(self) -> None:
-        if self.candidate.dropped_layers != self.dropped_layers or not self.kept_layers:
+        check_layers(self.kept_layers, num_layers=self.num_layers, name="kept_layers")
+        if (self.candidate.kept_layers, self.candidate.dropped_layers) != (self.kept_layers, self.dropped_layers):
             raise ValueError("kept and dropped layers do not make up the original's")
+        if not self.kept_layers:
+            raise ValueError("it keeps no layer")
         if not isinstance(self.settings.get("distill_tokens"), int):
             raise ValueError("it does not say how many tokens its recovery took")
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in self.files):
@@ -67,8 +71,9 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def candidate(self) -> Candidate:
-        """The set of layers that are there."""
-        return Candidate.keep(num_layers=self.num_layers, kept_layers=self.kept_layers)
+        """What is there."""
+        gone = [str(layer) for layer in range(self.num_layers) if layer not in set(self.kept_layers)]
+        return Candidate.drop(self.num_layers, [*gone, *(f"{layer}.{kind}" for layer, kind in self.lacking.items())])
 
     @property
     def tokens(self) -> int:
@@ -105,6 +110,7 @@ def describe_model(candidate: Candidate, **said: Any) -> Provenance:
         num_layers=candidate.num_layers,
         kept_layers=candidate.kept_layers,
         dropped_layers=candidate.dropped_layers,
+        lacking=candidate.lacking,
         versions=versions,
         **said,
     )
@@ -203,6 +209,10 @@ def read_start(path: Path) -> Start:
     """
     place = f"--start {path}"
     start = read_provenance(path, place=place)
+    if start.lacking:
+        raise ModelError(
+            f"{place}: lacks attention or MLP of some layers, and a search goes on from whole layers. {CURE}"
+        )
     if start.is_narrow or not start.dropped_layers:
         raise ModelError(f"{place}: has all its layers, cut in width, and a search goes on from fewer layers. {CURE}")
     refuse_damaged(path, place=place)
@@ -230,12 +240,14 @@ def describe_original(model: str) -> str | None:
     cut = (
         "all its layers, cut in width" if made.is_narrow else f"{len(made.kept_layers)} of its {made.num_layers} layers"
     )
+    if made.lacking:
+        cut += f", {len(made.lacking)} of them without attention or MLP, which writes zeros there"
     state = "recovered" if made.recovered else "not recovered since they were cut"
     said = (
         f"{model}: is not an original, but what Seed made of {made.base_model} ({cut}, {state}). This search takes it for the "
         "original: it is the teacher, and ratios are to it as it stands."
     )
-    if made.is_narrow or not made.dropped_layers:
+    if made.is_narrow or made.lacking or not made.dropped_layers:
         return said
     return f"{said} To keep {made.base_model} as teacher and base of every ratio, give --start {shlex.quote(model)} instead of --model."
 

@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from seed.errors import ModelError
-from seed.models.anatomy import Anatomy, Gap, text_config
-from seed.records import Candidate
+from seed.models.anatomy import INDEX_NAMES, Anatomy, Gap, SublayerAnatomy, text_config
+from seed.records import KINDS, Candidate
 
-INDEX_NAMES = ("layer_idx", "layer_id", "layer_number")
 # Lists with one entry a layer: keep the entries of the kept layers, and none of layers beyond the decoder's, which some have.
 SLICED_LISTS = (
     "layer_types",
@@ -211,7 +210,13 @@ def repair_config(config: Any, kept_layers: Sequence[int]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def view_layers(anatomy: Anatomy, candidate: Candidate) -> Iterator[nn.Module]:
-    """Let the resident model consist of the kept layers only, without a copy, until the block ends."""
+    """Let the resident model consist of the kept layers only, less what they lack, without a copy, until the block ends."""
+    with anatomy.without(candidate.lacking), _view_kept(anatomy, candidate) as view:
+        yield view
+
+
+@contextlib.contextmanager
+def _view_kept(anatomy: Anatomy, candidate: Candidate) -> Iterator[nn.Module]:
     assert candidate.num_layers == anatomy.num_layers, "a candidate belongs to one model"
     assert not set(candidate.kept_layers) & set(anatomy.gone_layers), "a layer that is gone cannot be kept"
     original = anatomy.layers
@@ -251,6 +256,37 @@ def make_student(anatomy: Anatomy, candidate: Candidate) -> nn.Module:
     with view_layers(anatomy, candidate) as view:
         student: nn.Module = copy.deepcopy(view)
     return student
+
+
+@torch.no_grad()
+def restore_parts(student: nn.Module, anatomy: Anatomy, candidate: Candidate) -> None:
+    """Put attention and MLP back where a student lacks them, in place, so that they write zeros: a plain checkpoint holds them."""
+    restored = SublayerAnatomy(student)
+    for layer, kind in candidate.lacking.items():
+        position = candidate.kept_layers.index(layer)
+        name, dtype = str(anatomy.find_part(layer, kind)), next(student.parameters()).dtype
+        absent = restored.layers[position].get_submodule(name)
+        part = cast_weights(copy.deepcopy(anatomy.get_part(layer, kind)), dtype)
+        for index in INDEX_NAMES:
+            if hasattr(part, index) and hasattr(absent, index):
+                setattr(part, index, getattr(absent, index))
+        setattr(restored.layers[position], name, part)
+        outlet = restored.find_output_projection(2 * position + KINDS.index(kind))
+        assert outlet is not None, "prove_sublayers proved that there is one"
+        outlet.silence()
+
+
+@torch.no_grad()
+def remove_parts(model: nn.Module, candidate: Candidate) -> None:
+    """Take out of a standalone model of a candidate's layers, in place, what they lack."""
+    if not candidate.lacking:
+        return
+    anatomy = Anatomy(model)
+    lacking = {candidate.kept_layers.index(layer): kind for layer, kind in candidate.lacking.items()}
+    with anatomy.without(lacking):
+        absent = {layer: anatomy.get_part(layer, kind) for layer, kind in lacking.items()}
+    for layer, kind in lacking.items():
+        setattr(anatomy.layers[layer], str(anatomy.find_part(layer, kind)), absent[layer])
 
 
 @torch.no_grad()

@@ -40,9 +40,9 @@ def summarize_replicas(replicas: Sequence[Replica], dense: DenseResult) -> Repli
 
 def compare_replicated(results: Sequence[DistillResult], dense: DenseResult) -> tuple[Equivalence, ...]:
     """Compare, within each depth, every replicated model with the one that validated best; fewest dropped first."""
-    by_depth: dict[int, list[DistillResult]] = {}
+    by_depth: dict[float, list[DistillResult]] = {}
     for result in results:
-        by_depth.setdefault(len(result.candidate.dropped_layers), []).append(result)
+        by_depth.setdefault(result.candidate.num_dropped, []).append(result)
     found = []
     for _, group in sorted(by_depth.items()):
         best = min(group, key=lambda result: result.validation.loss)
@@ -122,9 +122,9 @@ def read_sensitivities(rows: Iterable[ScoreRow], space: SearchSpace) -> tuple[Se
     ratios: dict[str, dict[tuple[int, ...], float]] = {}
     for row in known:
         dropped, total = read_dropped(row.key), _add(row.sums)
-        if dropped is not None and total is not None:
+        if dropped is not None and all(map(str.isdigit, dropped)) and total is not None:
             excess = (total - dense_sum) / sum(dense.counts)
-            ratios.setdefault(row.proxy, {})[dropped] = math.exp(min(excess, MAX_LOG_RATIO))
+            ratios.setdefault(row.proxy, {})[tuple(map(int, dropped))] = math.exp(min(excess, MAX_LOG_RATIO))
     order = sorted(ratios, key=lambda proxy: ({"none": 0, "closed-form": 1}.get(proxy, 2), proxy))
     found = [_take_proxy(proxy, ratios[proxy], space) for proxy in order]
     return tuple(one for one in found if any(ratio is not None for ratio in one.singles))

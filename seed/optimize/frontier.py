@@ -53,12 +53,14 @@ UNLIMITED = Limits()
 
 
 def dominates(one: Evaluation, other: Evaluation, *, proxy: str) -> bool:
-    """Is ``one`` at least as good in PPL, latency and size, and better in one of them?
+    """Is ``one`` at least as good in PPL, latency, size and KV cache, and better in one of them?
 
     Size breaks ties in latency: where noise makes two depths equally fast, the smaller is still worth having.
     """
-    ours = (one.qualities[proxy].ppl_ratio, one.latency.ratio, one.size.num_params)
-    theirs = (other.qualities[proxy].ppl_ratio, other.latency.ratio, other.size.num_params)
+    ours, theirs = (
+        (it.qualities[proxy].ppl_ratio, it.latency.ratio, it.size.num_params, it.size.kv_bytes_per_token)
+        for it in (one, other)
+    )
     return all(a <= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
 
 

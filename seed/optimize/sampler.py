@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from seed.optimize.space import contains, draw_candidate, drop_parts, enumerate_candidates, list_parts
+from seed.optimize.space import contains, draw_candidate, drop_parts, enumerate_candidates, lacks, list_parts
 from seed.optimize.subset_sampler import FLAG, SubsetSampler
 from seed.records import Candidate, SearchSpace, hash_text
 
@@ -23,7 +23,7 @@ DRAWS = 1000  # of random candidates, before all that are left are listed
 
 def list_flags(space: SearchSpace) -> dict[str, str]:
     """The parts that may go, by the names of their flags."""
-    return {f"keep_{part.zfill(2)}": part for part in list_parts(space)}
+    return {f"keep_{'' if part[1:2].isdigit() else '0'}{part}": part for part in list_parts(space)}
 
 
 def flag_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
@@ -33,7 +33,7 @@ def flag_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 def flags_of(space: SearchSpace, candidate: Candidate) -> dict[str, int]:
     """The flags that stand for a candidate."""
-    return {flag: int(part not in candidate.parts) for flag, part in list_flags(space).items()}
+    return {flag: int(not lacks(candidate, part)) for flag, part in list_flags(space).items()}
 
 
 def candidate_of(space: SearchSpace, flags: Mapping[str, Any]) -> Candidate:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 
 from seed.errors import SpaceError
-from seed.records import Candidate, SearchSpace
+from seed.records import Candidate, SearchSpace, split_part
 
 SAMPLERS = ("subset", "tpe", "nsgaii", "random")  # see ``sampler``, which takes a second to import
 
@@ -88,13 +88,15 @@ def narrow_space(
 
 
 def list_parts(space: SearchSpace) -> tuple[str, ...]:
-    """The parts that may go, in the model's order: whole layers."""
-    return tuple(map(str, space.droppable_layers))
+    """The parts that may go, in the model's order: whole layers, or their attention, or their MLP, or both apart."""
+    if not space.kinds:
+        return tuple(map(str, space.droppable_layers))
+    return tuple(f"{layer}.{kind}" for layer in space.droppable_layers for kind in space.kinds)
 
 
 def drop_parts(space: SearchSpace, parts: Iterable[str]) -> Candidate:
     """Return the candidate without these parts and without the layers that are gone already."""
-    return drop_more(space, map(int, parts))
+    return Candidate.drop(space.num_layers, (*map(str, space.gone_layers), *parts))
 
 
 def drop_more(space: SearchSpace, layers: Iterable[int]) -> Candidate:
@@ -104,7 +106,13 @@ def drop_more(space: SearchSpace, layers: Iterable[int]) -> Candidate:
 
 def drop_layers(num_layers: int, layers: Iterable[int]) -> Candidate:
     """Return the candidate without these layers."""
-    return Candidate(num_layers=num_layers, parts=tuple(map(str, sorted(set(layers)))))
+    return Candidate.drop(num_layers, map(str, layers))
+
+
+def lacks(candidate: Candidate, part: str) -> bool:
+    """Is a part gone, be it with its layer?"""
+    layer, _ = split_part(part)
+    return part in candidate.parts or str(layer) in candidate.parts
 
 
 def drop_deepest(space: SearchSpace, num_dropped: int) -> Candidate:
@@ -120,16 +128,20 @@ def draw_candidate(space: SearchSpace, rng: random.Random) -> Candidate:
 
 
 def enumerate_candidates(space: SearchSpace) -> Iterator[Candidate]:
-    """Yield every candidate, in lexicographic order of kept layers: neighbours share the longest prefixes."""
+    """Yield every candidate, in lexicographic order of kept parts: neighbours share the longest prefixes."""
     parts = list_parts(space)
     candidates = [
         drop_parts(space, dropped) for count in space.more_dropped for dropped in itertools.combinations(parts, count)
     ]
-    yield from sorted(candidates, key=lambda candidate: candidate.kept_layers)
+    yield from sorted(candidates, key=order_walk)
+
+
+def order_walk(candidate: Candidate) -> tuple[int, ...]:
+    """What candidates are sorted by, so that neighbours share the longest prefixes."""
+    return candidate.sublayers.kept_layers
 
 
 def contains(space: SearchSpace, candidate: Candidate) -> bool:
     """Is the candidate in the space?"""
-    gone, parts = set(map(str, space.gone_layers)), set(candidate.parts)
-    more = parts - gone
-    return gone <= parts and len(more) in space.more_dropped and more <= set(list_parts(space))
+    gone = [part for part in list_parts(space) if lacks(candidate, part)]
+    return len(gone) in space.more_dropped and drop_parts(space, gone) == candidate

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from seed.optimize.space import contains, drop_layers, drop_more, enumerate_candidates
 from seed.records import Candidate, SearchSpace
 
@@ -53,16 +55,21 @@ class Strategy:
     source: str
     search: Search
     is_random: bool = False
+    by_parts: bool = False  # does it take attention and MLP apart, in a space that lets them go alone?
 
 
 STRATEGIES: dict[str, Strategy] = {}
 
 
-def register(name: str, *, title: str, source: str, is_random: bool = False) -> Callable[[Search], Search]:
+def register(
+    name: str, *, title: str, source: str, is_random: bool = False, by_parts: bool = False
+) -> Callable[[Search], Search]:
     """Make a function a strategy of this name."""
 
     def add(search: Search) -> Search:
-        STRATEGIES[name] = Strategy(name=name, title=title, source=source, search=search, is_random=is_random)
+        STRATEGIES[name] = Strategy(
+            name=name, title=title, source=source, search=search, is_random=is_random, by_parts=by_parts
+        )
         return search
 
     return add
@@ -70,13 +77,14 @@ def register(name: str, *, title: str, source: str, is_random: bool = False) -> 
 
 def run_strategy(
     strategy: Strategy, scorer: Scorer, space: SearchSpace, *, proxy: str, rng_seed: int
-) -> dict[int, Candidate]:
+) -> dict[float, Candidate]:
     """Let a strategy choose within its budget; return its pick for each number of dropped layers."""
-    picks: dict[int, Candidate] = {}
+    picks: dict[float, Candidate] = {}
+    searched = space if strategy.by_parts else msgspec.structs.replace(space, kinds=())
     try:
-        for candidate in strategy.search(scorer, space, proxy, rng_seed):
+        for candidate in strategy.search(scorer, searched, proxy, rng_seed):
             if contains(space, candidate):
-                picks[len(candidate.dropped_layers)] = candidate
+                picks[candidate.num_dropped] = candidate
     except BudgetSpent:
         pass
     return dict(sorted(picks.items()))
@@ -97,15 +105,15 @@ def search_with(name: str) -> Search:
         from seed.optimize.sampler import SampledStudy  # takes a second, and commands list what strategies there are
 
         study = SampledStudy(space, sampler=name, rng_seed=rng_seed)
-        best: dict[int, float] = {}
+        best: dict[float, float] = {}
         for _ in range(space.size):
             candidate = study.ask()
             [loss] = scorer.score([candidate], proxy=proxy)
             if not math.isfinite(loss):
                 study.tell(candidate, None)
                 continue
-            study.tell(candidate, [math.exp(min(loss, 500.0)), float(len(candidate.kept_layers))])
-            count = len(candidate.dropped_layers)
+            study.tell(candidate, [math.exp(min(loss, 500.0)), sum(candidate.count_kept()) / 2])
+            count = candidate.num_dropped
             if loss < best.get(count, math.inf):
                 best[count] = loss
                 yield candidate
@@ -113,10 +121,10 @@ def search_with(name: str) -> Search:
     return search
 
 
-register("subset", title="Seed's sampler", source="this package", is_random=True)(search_with("subset"))
+register("subset", title="Seed's sampler", source="this package", is_random=True, by_parts=True)(search_with("subset"))
 
 
-@register("sweep", title="every set, at any cost", source="this package")
+@register("sweep", title="every set, at any cost", source="this package", by_parts=True)
 def sweep_all(scorer: Scorer, space: SearchSpace, proxy: str, rng_seed: int) -> Iterator[Candidate]:
     """Score every candidate with recovery: what any search at this proxy can find at most."""
     candidates = list(enumerate_candidates(space))
@@ -253,4 +261,4 @@ def select_best(scorer: Scorer, candidates: Sequence[Candidate], *, keep: int, s
 
 
 for _name, _title in (("random", "random"), ("tpe", "TPE"), ("nsgaii", "NSGA-II")):
-    register(_name, title=_title, source="Optuna", is_random=True)(search_with(_name))
+    register(_name, title=_title, source="Optuna", is_random=True, by_parts=True)(search_with(_name))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from seed.models.anatomy import Anatomy
+from seed.models.anatomy import Anatomy, SublayerAnatomy
 from seed.records import Candidate
 
 # Shares of the inputs' mean square that are added to the diagonal; the best on held-out
@@ -45,7 +45,7 @@ class Correction:
         return change if self.bias is None else change + self.bias.to(inputs.dtype)
 
 
-Refit = Mapping[int, Correction]  # of one candidate, by layer of the original model
+Refit = Mapping[int, Correction]  # of one candidate, by layer of the original model as its anatomy counts them
 
 
 @torch.no_grad()
@@ -214,12 +214,15 @@ class _Inputs:
         return None if failed else factor
 
 
-def fold_refit(student: nn.Module, candidate: Candidate, refit: Refit) -> None:
-    """Put the corrections into the weights of a standalone student, in place."""
-    anatomy = Anatomy(student)
+def fold_refit(student: nn.Module, candidate: Candidate, refit: Refit, *, by_sublayers: bool = False) -> None:
+    """Put the corrections into the weights of a standalone student, in place. ``by_sublayers``: they go by ``SublayerAnatomy``."""
+    anatomy = SublayerAnatomy(student) if by_sublayers else Anatomy(student)
+    per_layer = anatomy.num_layers // len(candidate.kept_layers)
     for position, layer in enumerate(candidate.kept_layers):
-        if layer in refit:
-            outlet = anatomy.find_output_projection(position)
+        for at in range(per_layer):
+            if (correction := refit.get(layer * per_layer + at)) is None:
+                continue
+            outlet = anatomy.find_output_projection(position * per_layer + at)
             assert outlet is not None, "measure_gains proved that there is one"
-            weight, bias = refit[layer].weight, refit[layer].bias
-            outlet.fold(weight.double(), None if bias is None else bias.double(), refit[layer].scale)
+            weight, bias = correction.weight, correction.bias
+            outlet.fold(weight.double(), None if bias is None else bias.double(), correction.scale)

@@ -20,7 +20,7 @@ from seed.distillation.loop import Distilled, DistillSettings, TrainingJob, dist
 from seed.distillation.processes import SINGLE_PROCESS, SingleProcess
 from seed.distillation.teacher_states import TeacherStates
 from seed.evaluation.perplexity import DocumentLosses, logits_of, measure_losses
-from seed.models.anatomy import Anatomy
+from seed.models.anatomy import Anatomy, SublayerAnatomy
 from seed.models.checkpoint import measure_size
 from seed.models.surgery import cast_weights, make_student, view_layers
 from seed.models.width import WidthImportance
@@ -45,12 +45,18 @@ class Instruments:
     # the dense model's stored last hidden states; None: computed in every step
     teacher_states: TeacherStates | None = None
     grafted: Anatomy | None = None  # what candidates are cut from instead of the dense model
+    by_sublayers: bool = False  # do attention and MLP go alone?
     processes: SingleProcess = SINGLE_PROCESS  # those that train together; all else the first does alone
 
     @property
     def source(self) -> Anatomy:
         """The model whose layers candidates are made of."""
         return self.grafted or self.anatomy
+
+    @functools.cached_property
+    def walked(self) -> Anatomy:
+        """The same as it is walked for scores: layer by layer, or by attention and MLP."""
+        return SublayerAnatomy(self.source.model) if self.by_sublayers else self.source
 
     @functools.cached_property
     def width_importance(self) -> WidthImportance:
@@ -67,7 +73,7 @@ def make_walker(instruments: Instruments) -> SubsetWalker:
     """Return a walker over subsets with closed-form recovery."""
     assert instruments.gains is not None, "closed form is available for this family"
     return SubsetWalker(
-        instruments.source,
+        instruments.walked,
         calibration=instruments.calibration,
         validation=instruments.validation,
         micro_batch=instruments.micro_batch,
@@ -84,7 +90,7 @@ def start_student(
     """
     student = cast_weights(make_student(instruments.source, candidate), torch.float32)
     if refit is not None:
-        fold_refit(student, candidate, refit)
+        fold_refit(student, candidate, refit, by_sublayers=instruments.by_sublayers)
     if settings is not None and settings.lora_rank is not None:
         cast_weights(student, next(instruments.anatomy.model.parameters()).dtype)
     return student

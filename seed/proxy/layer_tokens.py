@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from seed.data.corpus import TokenStream
 from seed.models.anatomy import Anatomy
+from seed.optimize.space import order_walk
 from seed.optimize.strategies import BudgetSpent
 from seed.proxy.closed_form import RIDGES
 from seed.proxy.importance import measure_angular_distances, measure_block_influence, measure_magnitude, measure_taylor
@@ -70,8 +71,8 @@ def set_prices(anatomy: Anatomy, *, calibration_tokens: int, validation_tokens: 
     """Count a model's multiply-adds; layers are taken to be alike."""
     num_layers, width = anatomy.num_layers, int(anatomy.config.hidden_size)
     layer = sum(weight.numel() for weight in anatomy.layers.parameters() if weight.ndim >= 2) / num_layers
-    outlet = anatomy.find_output_projection(num_layers // 2)
-    reads = 0 if outlet is None else outlet.num_inputs
+    outlets = map(anatomy.find_output_projection, range(num_layers))
+    reads = max((outlet.num_inputs for outlet in outlets if outlet is not None), default=0)
     systems = len(RIDGES) + 1  # and the best one again on all positions
     both = calibration_tokens + validation_tokens
     fit = calibration_tokens * reads**2 + systems * reads**3 / 3
@@ -110,13 +111,15 @@ class BudgetedScorer:
         check: Callable[[Sequence[Candidate], str], None] = lambda candidates, proxy: None,
     ) -> None:
         self.sweep = sweep
+        self.anatomy = sweep.instruments.walked
+        self.unit = sweep.instruments.source.num_layers / self.anatomy.num_layers  # what it walks, in layers
         self.budget = budget
         self.on_paid = on_paid
         self.check = check
         self.spent = 0.0
         self.num_scores = 0  # of candidates on all validation text
         self.prices: Prices = set_prices(
-            sweep.instruments.anatomy,
+            self.anatomy,
             calibration_tokens=sweep.instruments.calibration.num_tokens,
             validation_tokens=sweep.instruments.validation.num_tokens,
         )
@@ -125,8 +128,8 @@ class BudgetedScorer:
         self._last: Candidate | None = None  # that closed form walked
         self._mapped: set[Edge] = set()  # gaps whose maps are paid for
         self._walked: dict[tuple[Edge, ...], None] = {}  # prefixes whose states stay, those last in use last
-        self._shares_maps = shares_maps(sweep.instruments.anatomy)
-        config, weight = sweep.instruments.anatomy.config, next(sweep.instruments.anatomy.model.parameters())
+        self._shares_maps = shares_maps(self.anatomy)
+        config, weight = self.anatomy.config, next(self.anatomy.model.parameters())
         states_bytes = self.prices.validation_tokens * int(config.hidden_size) * weight.element_size()
         self._most_walked = count_kept(self.prices.num_layers, states_bytes)
 
@@ -137,24 +140,26 @@ class BudgetedScorer:
             BudgetSpent: they cost more than is left.
         """
         names = {candidate: f"{proxy}/{share}/{candidate.key}" for candidate in candidates}
-        new = sorted((c for c, name in names.items() if name not in self._paid), key=lambda c: c.kept_layers)
+        new = sorted((c for c, name in names.items() if name not in self._paid), key=order_walk)
         if new:
             self.check(new, proxy)
             self._pay(self.price(new, proxy=proxy, share=share))
             self._paid.update(names[candidate] for candidate in new)
             self.num_scores += len(new) * (share == 1.0)
             if proxy == "closed-form":
-                self._last = new[-1]
+                walked = list(map(self.anatomy.spell, new))
+                self._last = walked[-1]
                 if self._shares_maps:
-                    self._mapped.update(gap for candidate in new for gap in self._list_gaps(candidate))
-                    self._walked = self._walk(new)[1]
+                    self._mapped.update(gap for candidate in walked for gap in self._list_gaps(candidate))
+                    self._walked = self._walk(walked)[1]
         if proxy == "closed-form":
             return [self.sweep.measure(candidate).loss for candidate in candidates]
         if share == 1.0:
             return [quality.loss for quality in self.sweep.measure_unrecovered(candidates)]
         if new:
             found = self.sweep.instruments
-            losses = measure_unrecovered(found.source, new, self._take_part(share), micro_batch=found.micro_batch)
+            spelled = list(map(self.anatomy.spell, new))
+            losses = measure_unrecovered(self.anatomy, spelled, self._take_part(share), micro_batch=found.micro_batch)
             self._on_part |= {(one.key, share): loss.loss for one, loss in zip(new, losses, strict=True)}
         return [self._on_part[candidate.key, share] for candidate in candidates]
 
@@ -182,13 +187,14 @@ class BudgetedScorer:
 
     def price(self, new: Sequence[Candidate], *, proxy: str, share: float = 1.0) -> float:
         """What scores would cost now; candidates in the order in which closed form walks."""
+        new = list(map(self.anatomy.spell, new))
         if proxy != "closed-form":
             tokens = self._take_part(share).num_tokens if share < 1 else None
             return self.prices.price(count_work(new, closed_form=False), validation_tokens=tokens)
         if self._shares_maps:
             work = TrieWork(plain_layers=self._walk(new)[0], run_layers=0, solved_layers=0, heads=len(new))
             return self.prices.price(work) + self._price_maps(new)
-        gone = self.sweep.instruments.source.gone_layers
+        gone = self.anatomy.gone_layers
         walked = [] if self._last is None else [self._last]
         before, after = (
             self.prices.price(count_work(path, closed_form=True, gone_layers=gone))
@@ -216,8 +222,8 @@ class BudgetedScorer:
         return fits + (0.0 if self._mapped else self.prices.trace)
 
     def _list_gaps(self, candidate: Candidate) -> list[Edge]:
-        source = self.sweep.instruments.source
-        return list_gaps(candidate.edges, uncut=list_uncut(source.num_layers, gone_layers=source.gone_layers))
+        uncut = list_uncut(self.anatomy.num_layers, gone_layers=self.anatomy.gone_layers)
+        return list_gaps(candidate.edges, uncut=uncut)
 
     def _take_part(self, share: float) -> TokenStream:
         """Windows spread over the validation text, as near to a share of it as whole ones come."""
@@ -225,6 +231,7 @@ class BudgetedScorer:
         return validation.take_evenly(round(share * validation.num_tokens))
 
     def _pay(self, cost: float) -> None:
+        cost *= self.unit
         if self.spent + cost > self.budget * (1 + 1e-9):
             raise BudgetSpent
         self.spent += cost

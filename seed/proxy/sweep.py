@@ -111,7 +111,7 @@ class Sweep(ScoreCache):
         if self._walker is None:
             self._walker = make_walker(self.instruments)
             began = time.perf_counter()  # the dense model's states are not this candidate's cost
-        losses, refit = self._walker.measure(candidate)
+        losses, refit = self._walker.measure(self.instruments.walked.spell(candidate))
         self.keep(candidate, "closed-form", losses, seconds=time.perf_counter() - began)
         return refit
 
@@ -137,7 +137,8 @@ class Sweep(ScoreCache):
         for batch in (new[begin : begin + SCORED_AT_ONCE] for begin in range(0, len(new), SCORED_AT_ONCE)):
             began = time.perf_counter()
             found = self.instruments
-            measured = measure_unrecovered(found.source, batch, found.validation, micro_batch=found.micro_batch)
+            spelled = [found.walked.spell(candidate) for candidate in batch]
+            measured = measure_unrecovered(found.walked, spelled, found.validation, micro_batch=found.micro_batch)
             seconds = (time.perf_counter() - began) / len(batch)
             scored = zip(batch, measured, strict=True)
             self._keep([_make_row(candidate, "none", losses, seconds=seconds) for candidate, losses in scored])

@@ -18,6 +18,7 @@ from seed.plans import Protocol, SearchPlan
 from seed.records import HUB_ID, Candidate, DenseResult, DistillResult, Quality, find_runs
 from seed.reporting import result_text, wording
 from seed.reporting.wording import escape_text, format_latency_ratio, quote_block, quote_code
+from seed.results import expect_drafting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,7 @@ def write_card(
         protocol=protocol,
         dense=dense,
         result=result,
+        drafting=expect_drafting(result.test.acceptance, result.latency),
     )
 
 
@@ -118,7 +120,7 @@ def render_card(*, base_model: str, licence: Mapping[str, str], **values: object
     """Fill in the card."""
     base = "seed-search's embedded demo model" if base_model == "demo" else quote_code(base_model)
     named = licence.get("license_name", licence.get("license"))
-    absent = dict.fromkeys(("result", "score", "recover"))
+    absent = dict.fromkeys(("result", "score", "recover", "drafting"))
     return render_markdown("card.md", **(absent | values | {"base": base, "licence_name": named}))
 
 

@@ -27,6 +27,7 @@ from seed.reporting.wording import (
     format_interval,
     format_number,
     format_signed,
+    list_dropped,
     list_layers,
     name_drop,
     name_proxy,
@@ -138,7 +139,7 @@ def describe_excess(row: Reached, ours: Reached) -> str:
 
 def list_picks(row: Reached) -> str:
     """Return ``1, 4 (2 of 3); none (1 of 3)``: the dropped layers of each pick, and how many runs chose them."""
-    times = Counter(list_layers(pick.dropped_layers) for pick in row.picks)
+    times = Counter(list_dropped(pick) for pick in row.picks)
     if row.num_without:
         times["none"] = row.num_without
     if not times:
@@ -346,5 +347,7 @@ def describe_recovered(rows: Sequence[RecoveredRow], *, reference: str, titles: 
 
 def name_key(key: str) -> str:
     """Return what people call the model of a key: ``without 3, 5``; others keep it."""
-    layers = read_dropped(key)
-    return f"without {list_layers(layers)}" if layers else key
+    parts = read_dropped(key)
+    if not parts:
+        return key
+    return f"without {list_layers(tuple(map(int, parts))) if all(map(str.isdigit, parts)) else ', '.join(parts)}"

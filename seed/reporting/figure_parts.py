@@ -31,14 +31,14 @@ ROW_PX = 30
 PANEL_PX = 66  # of a panel's title and axis
 
 
-def choose_color(depth: int) -> str:
+def choose_color(depth: float) -> str:
     """Return the colour of candidates with ``depth`` dropped layers."""
-    return DEPTH_COLORS[(depth - 1) % len(DEPTH_COLORS)]
+    return DEPTH_COLORS[math.ceil(depth - 1) % len(DEPTH_COLORS)]
 
 
-def choose_symbol(depth: int) -> str:
+def choose_symbol(depth: float) -> str:
     """Return the symbol of candidates with ``depth`` dropped layers; its cycle is not as long as the colours'."""
-    return DEPTH_SYMBOLS[(depth - 1) % len(DEPTH_SYMBOLS)]
+    return DEPTH_SYMBOLS[math.ceil(depth - 1) % len(DEPTH_SYMBOLS)]
 
 
 def escape_plotly(text: str) -> str:

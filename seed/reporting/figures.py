@@ -23,7 +23,7 @@ from seed.reporting.figure_parts import (
     stack_panels,
 )
 from seed.reporting.search_figures import draw_pairs, draw_progress, draw_proxy_against_final, draw_sensitivity
-from seed.reporting.wording import format_count, format_latency_ratio, list_layers, name_depth, name_drop
+from seed.reporting.wording import format_count, format_latency_ratio, list_dropped, name_depth, name_drop
 from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_latency_ratio
 
 SHIPPED = "to ship"
@@ -133,7 +133,7 @@ def describe_point(model: Model) -> list[str | float]:
     """Return what ``MODEL_HOVER`` shows."""
     # Four decimals: a page may hold thousands of these.
     rounded = (round(ratio, 4) for ratio in (model.quality.ppl_ratio, model.quality.ppl_ratio_standard_error))
-    layers, size = list_layers(model.candidate.dropped_layers), format_count(model.size.num_params)
+    layers, size = list_dropped(model.candidate), format_count(model.size.num_params)
     return [model.depth, layers, size, *rounded, format_latency_ratio(model.latency)]
 
 
@@ -192,7 +192,7 @@ def draw_front(models: Sequence[Model]) -> go.Scatter:
 
 def annotate_depths(figure: go.Figure, models: Sequence[Model]) -> None:
     """Write the number of dropped layers above each depth's strip."""
-    ratios: dict[int, list[float]] = {}
+    ratios: dict[float, list[float]] = {}
     for model in models:
         ratios.setdefault(model.depth, []).append(model.latency.ratio)
     for depth, values in sorted(ratios.items()):
@@ -256,10 +256,10 @@ def describe_tile(value: float, *, is_share: bool) -> str:
 def draw_learning_curves(result: StudyResult) -> go.Figure:
     """Draw the validation loss, in nats per token, over distillation tokens, step 0 included."""
     figure, shown = go.Figure(), [one for one in result.record.distilled if one.curve]
-    depths = [len(one.candidate.dropped_layers) for one in shown]
+    depths = [one.candidate.num_dropped for one in shown]
     for index, (one, depth) in enumerate(zip(shown, depths, strict=True)):
         color, dash = choose_color(depth), ("solid", "dash", "dot", "dashdot")[depths[:index].count(depth) % 4]
-        name = f"{name_depth(one.candidate)} without {list_layers(one.candidate.dropped_layers)}"
+        name = f"{name_depth(one.candidate)} without {list_dropped(one.candidate)}"
         sizes = [11 if point.step == one.best_step else 4 for point in one.curve]
         figure.add_scatter(
             x=[point.tokens for point in one.curve],

@@ -6,7 +6,7 @@
   const data = JSON.parse(document.getElementById("trials-data").textContent);
   data.rows = data.table.map((values) => {
     const row = Object.fromEntries(data.fields.map((field, index) => [field, values[index]]));
-    row.layers = row.id.split("-").map(Number);
+    row.layers = row.id.split("-").map((part) => parseInt(part, 10));
     row.distilled = data.distilled[row.id] ?? null;
     return Object.assign(row, data.structures[row.structure]);
   });
@@ -83,7 +83,7 @@
     const wanted = words.value.split(/[^0-9]+/).filter(Boolean).map(Number);
     chosen = data.rows.filter((row) =>
       wanted.every((layer) => row.layers.includes(layer))
-      && (!depth.value || row.layers.length === Number(depth.value))
+      && (!depth.value || row.count === Number(depth.value))
       && (!state.value || row.state === state.value));
     const { key, down } = sorted;
     chosen.sort((one, other) => {
@@ -122,7 +122,7 @@
     // a spreadsheet would run what begins like a formula; a number that is below zero is none
     const guard = (value) => (typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value));
     const quote = (value) => (value == null ? "" : /[",\r\n]/.test(value) ? `"${guard(value).replaceAll('"', '""')}"` : guard(value));
-    const lines = [data.columns.map((column) => quote(column.title)), ...chosen.map((row) => data.columns.map((column) => quote(column.key === "dropped" ? row.layers.join(" ") : row[column.key])))];
+    const lines = [data.columns.map((column) => quote(column.title)), ...chosen.map((row) => data.columns.map((column) => quote(column.key === "dropped" ? row.id.split("-").join(" ") : row[column.key])))];
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([lines.map((line) => line.join(",")).join("\r\n") + "\r\n"], { type: "text/csv" }));
     link.download = data.file;

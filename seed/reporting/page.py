@@ -37,7 +37,7 @@ from seed.reporting.wording import (
     format_change,
     format_count,
     format_number,
-    list_layers,
+    list_dropped,
     name_proxy,
 )
 from seed.results import MARGINS, Model, StudyResult, link_candidate, read_speedup, recommend, recommend_faster
@@ -77,7 +77,7 @@ def render_page(result: StudyResult, *, root: Path) -> str:
         first=stops["loss"][LOSSES.index(MARGINS[-1])],
         picks=[describe_pick(model, result, root=root) for model in result.best if model.key in shown],
         figures=dict.fromkeys(FIGURES) | prepare_figures(draw_gallery(result)),
-        depths=sorted({len(trial.evaluation.candidate.dropped_layers) for trial in record.trials}),
+        depths=sorted({trial.evaluation.candidate.num_dropped for trial in record.trials}),
         states=sorted(state.lower() for state in states),
         trials=", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none",
         distillation=gather_settings(record.distilled),
@@ -259,7 +259,7 @@ def gather_settings(results: Sequence[DistillResult]) -> dict[str, object]:
         key: value for one in every[:1] for key, value in one.items() if all(other.get(key) == value for other in every)
     }
     own = {
-        f"without {list_layers(r.candidate.dropped_layers)}": ", ".join(
+        f"without {list_dropped(r.candidate)}": ", ".join(
             [f"{key.replace('_', ' ')} {value}" for key, value in r.settings.items() if key not in shared]
             + [f"started from {name_proxy(r.start)}", f"kept step {r.best_step:,}", f"took {r.seconds:,.0f} s"]
         )
@@ -321,7 +321,7 @@ def list_trial(trial: TrialRecord, proxy: str, structures: dict[str, int]) -> li
         _round(raw.ppl_ratio if raw else None),
         structures.setdefault(evaluation.latency.structure, len(structures)),
         round(evaluation.seconds, 2),
-        list_layers(evaluation.candidate.dropped_layers),
+        list_dropped(evaluation.candidate),
         explain_absence(evaluation, proxy),
     ]
 
@@ -335,7 +335,7 @@ def describe_structure(evaluation: Evaluation) -> dict[str, object]:
     """Return what all candidates of a structure have in common."""
     latency = evaluation.latency
     return {
-        "count": len(evaluation.candidate.dropped_layers),
+        "count": evaluation.candidate.num_dropped,
         "latency": _round(latency.ratio),
         "low": _round(latency.ratio_low),
         "high": _round(latency.ratio_high),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from seed import __version__
 from seed.evidence import Replication, StagedSearch, StageRecord, StudyRecord
-from seed.records import DenseResult, DistillResult, Estimate, Latency, Quality, Record, Size, TaskScore
-from seed.results import Model, compute_result, read_interval, read_latency_ratio, take_distilled
+from seed.records import DenseResult, DistillResult, DraftTiming, Estimate, Latency, Quality, Record, Size, TaskScore
+from seed.results import Model, compute_result, expect_drafting, read_interval, read_latency_ratio, take_distilled
 from seed.study_dir import StudyFolder
 
 
@@ -41,7 +41,8 @@ class ModelLine(Record, frozen=True, kw_only=True):
     """A model that a study found. Intervals are of 95 %."""
 
     key: str
-    dropped_layers: tuple[int, ...]  # by their index in the original model; none: a baseline, cut in width
+    parts: tuple[str, ...]  # that are gone: 4 is a layer of the original, 4.attn its attention, 4.mlp its MLP
+    dropped_layers: tuple[int, ...]  # by their index in the original model
     path: str | None  # of the exported checkpoint; None: not distilled, so not exported
     num_params: int
     weight_bytes: int
@@ -107,6 +108,7 @@ class ExportLine(Line, frozen=True, kw_only=True):
     num_layers: int  # of the original
     kept_layers: tuple[int, ...]  # by their index in the original
     dropped_layers: tuple[int, ...]
+    parts: tuple[str, ...]  # that are gone, attention (4.attn) and MLP (4.mlp) of kept layers among them
     is_recovered: bool
     num_params: int
     weight_bytes: int
@@ -133,6 +135,9 @@ class JudgedLine(Line, frozen=True, kw_only=True):
     weight_bytes: int
     kv_bytes_per_token: int
     tasks: tuple[TaskScore, ...] = ()
+    acceptance: float | None = None  # share of its tokens that the dense model accepts from it as a draft
+    draft_speedup: float | None = None  # expected of it, over the dense model alone
+    draft: DraftTiming | None = None  # measured
 
 
 class JudgedLines(Line, frozen=True, kw_only=True):
@@ -199,10 +204,12 @@ def describe_judged(
     latency: Latency,
     size: Size,
     tasks: Sequence[TaskScore] = (),
+    draft: DraftTiming | None = None,
     *,
     beside_dense: bool,
 ) -> JudgedLine:
     """Return the line of a checkpoint that was judged, alone or beside its dense model."""
+    expected = expect_drafting(test.acceptance, latency)
     return JudgedLine(
         model=model,
         protocol=protocol,
@@ -217,6 +224,9 @@ def describe_judged(
         weight_bytes=size.weight_bytes,
         kv_bytes_per_token=size.kv_bytes_per_token,
         tasks=tuple(tasks),
+        acceptance=test.acceptance,
+        draft_speedup=None if expected is None else expected.speedup,
+        draft=draft,
     )
 
 
@@ -236,6 +246,7 @@ def describe_model(model: Model, study: StudyFolder) -> ModelLine:
     """Return what a line says of a model that a study found."""
     return ModelLine(
         key=model.key,
+        parts=model.candidate.parts,
         dropped_layers=model.candidate.dropped_layers,
         path=str(study.model(model.key)) if model.is_distilled else None,
         num_params=model.size.num_params,

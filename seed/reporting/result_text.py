@@ -25,7 +25,7 @@ from seed.reporting.wording import (
     format_number,
     format_ppl_ratio,
     join_words,
-    list_layers,
+    list_dropped,
     name_depth,
     name_drop,
     name_proxy,
@@ -49,12 +49,12 @@ VERDICTS = {
 
 def name_model(model: Model) -> str:
     """Return which layers are gone, or how all are cut: ``1, 7`` or ``none; MLP 304, 3 heads``."""
-    return list_layers(model.candidate.dropped_layers) if model.width is None else name_width(model.width)
+    return list_dropped(model.candidate) if model.width is None else name_width(model.width)
 
 
 def name_best(model: Model) -> str:
     """Return ``10 of 12 layers (without 1, 6)``."""
-    return f"{name_depth(model.candidate)} (without {list_layers(model.candidate.dropped_layers)})"
+    return f"{name_depth(model.candidate)} (without {list_dropped(model.candidate)})"
 
 
 def format_ratio(model: Model, *, places: int = 3) -> str:
@@ -196,7 +196,7 @@ def describe_baseline(baseline: Baseline, gain: SearchGain) -> str:
 
 def describe_pick(pick: BaselinePick) -> str:
     """Return how a baseline's pick lies to the search's: ``−2: PPL 1.3 ± 0.2 % higher (5, 6)``."""
-    drop, layers = name_drop(len(pick.candidate.dropped_layers)), list_layers(pick.candidate.dropped_layers)
+    drop, layers = name_drop(pick.candidate.num_dropped), list_dropped(pick.candidate)
     if pick.candidate == pick.best:
         return f"{drop}: the same set"
     if pick.ppl_ratio is None or pick.standard_error is None:

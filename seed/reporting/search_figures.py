@@ -20,7 +20,7 @@ from seed.reporting.figure_parts import (
     finish_figure,
     make_tiles,
 )
-from seed.reporting.wording import list_layers, name_proxy
+from seed.reporting.wording import list_dropped, name_proxy
 from seed.results import StudyResult
 
 LEAST_PERCENT = 0.1  # a logarithmic axis has no zero
@@ -133,7 +133,7 @@ def draw_proxy_against_final(result: StudyResult) -> go.Figure:
             y=[link.validation.ppl_ratio for link in links],
             error_x=draw_errors([link.proxy.quality.ppl_ratio_standard_error for link in links]),
             error_y=draw_errors([link.validation.ppl_ratio_standard_error for link in links]),
-            customdata=[[list_layers(link.model.candidate.dropped_layers)] for link in links],
+            customdata=[[list_dropped(link.model.candidate)] for link in links],
             hovertemplate="dropped: %{customdata[0]}<br>proxy: %{x:.3f}<br>distilled: %{y:.3f}<extra></extra>",
             mode="markers",
             name=f"{depth} dropped",

@@ -10,7 +10,14 @@ from seed.evidence import StagedSearch, StageRecord
 from seed.reporting.document import Findings
 from seed.reporting.figure_parts import DEPTH_COLORS, GREY, finish_figure
 from seed.reporting.result_text import describe_gain, format_ratio
-from seed.reporting.wording import MARGIN_PERCENT, compare_size, describe_speed, format_change, list_layers, name_depth
+from seed.reporting.wording import (
+    MARGIN_PERCENT,
+    compare_size,
+    describe_speed,
+    format_change,
+    list_dropped,
+    name_depth,
+)
 from seed.results import take_distilled
 
 VERDICTS = {
@@ -35,18 +42,18 @@ def tell_staged(staged: StagedSearch) -> Findings:
 
 def list_answers(staged: StagedSearch) -> list[str]:
     """Return what a staged search came to, as sentences."""
-    last, gone = staged.stages[-1].result, [0, *(len(one.result.candidate.dropped_layers) for one in staged.stages)]
+    last, gone = staged.stages[-1].result, [0, *(one.result.candidate.num_dropped for one in staged.stages)]
     counts = "+".join(str(after - before) for before, after in itertools.pairwise(gone))
     size = compare_size(last.size.num_params, dense_num_params=staged.dense.size.num_params)
     answers = [
-        f"{name_depth(last.candidate)} in stages of {counts} (without {list_layers(last.candidate.dropped_layers)}): "
+        f"{name_depth(last.candidate)} in stages of {counts} (without {list_dropped(last.candidate)}): "
         f"{size}, {describe_speed(last.latency)}, test PPL ratio {format_stage(staged.stages[-1])} after "
         f"{staged.stages[-1].tokens:,} recovery tokens."
     ]
     if staged.stopped_because:
         answers.append(f"It ended because {staged.stopped_because}.")
     if (other := staged.one_shot) is not None:
-        layers = list_layers(other.result.candidate.dropped_layers)
+        layers = list_dropped(other.result.candidate)
         verdict = f"{VERDICTS[staged.verdict]} (PPL {format_change(staged.excess)})."
         if staged.excess.low is None:
             verdict = "The two cannot be compared."

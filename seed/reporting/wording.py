@@ -6,7 +6,8 @@ Plain text: whoever writes HTML escapes it there.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from seed.records import MARGIN, Candidate, Estimate, Latency, Quality, WidthCut, find_runs
+from seed.records import MARGIN, Candidate, DraftTiming, Estimate, Latency, Quality, WidthCut, find_runs
+from seed.results import Drafting
 
 ABSENT = "\N{EN DASH}"
 MARGIN_PERCENT = f"{100 * MARGIN:g}\u00a0%"
@@ -44,7 +45,10 @@ def describe_gguf(types: Mapping[str, int]) -> str:
 
 
 def name_depth(candidate: Candidate) -> str:
-    """Return ``10 of 12 layers``."""
+    """Return ``10 of 12 layers``; where attention or MLP go alone, ``9 of 12 attentions, 11 of 12 MLPs``."""
+    if candidate.lacking:
+        attentions, mlps = candidate.count_kept()
+        return f"{attentions} of {candidate.num_layers} attentions, {mlps} of {candidate.num_layers} MLPs"
     return f"{len(candidate.kept_layers)} of {candidate.num_layers} layers"
 
 
@@ -53,9 +57,9 @@ def name_width(width: WidthCut) -> str:
     return f"none; MLP {width.mlp_width:,}, {count_things(width.num_heads, 'head')}"
 
 
-def name_drop(num_dropped: int) -> str:
+def name_drop(num_dropped: float) -> str:
     """Return the short label of a depth, a minus sign and the number of dropped layers."""
-    return f"\N{MINUS SIGN}{num_dropped}"
+    return f"\N{MINUS SIGN}{num_dropped:g}"
 
 
 def list_layers(layers: Sequence[int]) -> str:
@@ -64,6 +68,11 @@ def list_layers(layers: Sequence[int]) -> str:
     for run in find_runs(layers):
         parts += [f"{run[0]}\N{EN DASH}{run[-1]}"] if len(run) > 2 else [str(layer) for layer in run]
     return ", ".join(parts) or "none"
+
+
+def list_dropped(candidate: Candidate) -> str:
+    """Return what is gone of a model: ``1, 5 to 7`` as ``list_layers`` has it, or ``1.attn, 5, 6.mlp``."""
+    return ", ".join(candidate.parts) if candidate.lacking else list_layers(candidate.dropped_layers)
 
 
 def format_number(value: float, *, places: int = 3) -> str:
@@ -103,6 +112,8 @@ def format_ppl_ratio(quality: Quality, *, places: int = 3) -> str:
 def format_latency_ratio(latency: Latency) -> str:
     """Return the ratio with its 95 % interval; the interval is left out where it is the point itself, or there is none."""
     ratio = format_number(latency.ratio)
+    if not latency.repeats:
+        return f"{ratio} (predicted)"
     if latency.ratio_low is None or latency.ratio_high is None:
         return f"{ratio} ({count_things(latency.repeats, 'pair')})"
     if latency.ratio_low == latency.ratio == latency.ratio_high:
@@ -150,7 +161,7 @@ def describe_speed(latency: Latency) -> str:
     return f"{change}{' to decode' if decodes else ''}{few}"
 
 
-def count_things(count: int, noun: str) -> str:
+def count_things(count: float, noun: str) -> str:
     """Return ``1 model`` or ``3 models``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
@@ -165,6 +176,21 @@ def join_words(words: Sequence[str]) -> str:
 
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 MARKUP = re.compile(r"([\\`*_\[\]{}~|#!])")
+
+
+def describe_drafting(found: Drafting) -> str:
+    """Return ``1.24 times faster, 3 tokens ahead``, or that it is no gain."""
+    if not found.tokens_ahead:
+        return "no gain expected"
+    return f"{found.speedup:.2f} times faster expected, {count_things(found.tokens_ahead, 'token')} ahead"
+
+
+def describe_draft(found: DraftTiming) -> str:
+    """Return ``1.21 times faster [1.18, 1.24], 3 tokens ahead, the same tokens after 8 of 8 prompts``."""
+    return (
+        f"{format_interval(found.speedup, places=2)} times faster, {count_things(found.tokens_ahead, 'token')} ahead, the same tokens after "
+        f"{found.same} of {count_things(found.prompts, 'prompt')}"
+    )
 
 
 def escape_text(text: str) -> str:

@@ -56,12 +56,13 @@ def compare_baselines(
     proxy = session.protocol.proxy
     scored = [trial.evaluation.candidate for trial in trials if contains(space, trial.evaluation.candidate)]
     losses = {one: sweep.known(one)[proxy].loss for one in scored if sweep.is_known(one, proxy)}
-    best: dict[int, Candidate] = {}
+    best: dict[float, Candidate] = {}
     for candidate in sorted((one for one, loss in losses.items() if math.isfinite(loss)), key=lambda one: losses[one]):
-        best.setdefault(len(candidate.dropped_layers), candidate)
+        best.setdefault(candidate.num_dropped, candidate)
     remembered = Remembered(sweep, most_unrecovered=math.inf if plan.covers_space else plan.trials)
     played = []
-    for name in BASELINES if session.gains is not None else ("perplexity", "greedy"):
+    names = BASELINES if session.gains is not None else ("perplexity", "greedy")
+    for name in () if len(space.kinds) == 1 else names:  # they choose whole layers
         strategy, scorer = STRATEGIES[name], BudgetedScorer(sweep, check=remembered.check)
         picks = run_strategy(strategy, scorer, space, proxy=session.recovered_proxy, rng_seed=0)
         played.append(
@@ -110,7 +111,8 @@ def price_search(session: Session, sweep: Sweep, space: SearchSpace, scored: Seq
     for candidate in scored if proxy == "short-distillation" else []:
         if sweep.is_known(candidate, proxy):
             tokens = session.protocol.short_steps * session.protocol.step_tokens
-            cost += scorer.prices.distill(len(candidate.kept_layers), tokens=tokens)
+            num_kept = len(scorer.anatomy.spell(candidate).kept_layers)
+            cost += scorer.unit * scorer.prices.distill(num_kept, tokens=tokens)
             if cheaper != "none":  # the candidate is scored as it stands first
-                cost += scorer.price([candidate], proxy="none")
+                cost += scorer.unit * scorer.price([candidate], proxy="none")
     return cost, scorer.num_scores

@@ -12,7 +12,7 @@ from seed.distillation.memory import GPU_BYTES_PER_WEIGHT, TRAINED_TOKENS
 from seed.distillation.teacher_states import STORED_BYTES, count_bytes, store_states
 from seed.models.anatomy import count_params
 from seed.proxy.instruments import Instruments
-from seed.records import Candidate
+from seed.records import Candidate, split_part
 from seed.recovery import DEFAULT_LORA_RANK, RECOVERIES, Recovery
 from seed.sessions import Session
 
@@ -38,7 +38,7 @@ def distill_settings(
     protocol = session.protocol
     recovery = recovery or RECOVERIES[protocol.recovery]
     num_kept = len(candidate.kept_layers)
-    frozen = min(candidate.dropped_layers, default=0) if protocol.freeze_prefix else 0
+    frozen = min((split_part(part)[0] for part in candidate.parts), default=0) if protocol.freeze_prefix else 0
     if recovery.last_layers is not None:
         frozen = max(frozen, num_kept - recovery.last_layers)
     return DistillSettings(

@@ -50,7 +50,10 @@ from seed.study_dir import StudyFolder
 
 RECIPE = "mergekit.yml"
 # What an export says of itself by which it is known again.
-SAME = ("base_model", "base_revision", "base_sha256", "source_stamp", "start", "kept_layers", "recovered", "settings")
+SAME = (
+    *("base_model", "base_revision", "base_sha256", "source_stamp", "start"),
+    *("kept_layers", "lacking", "width", "recovered", "settings"),
+)
 # What may lie in an empty place: what a mounted directory is filled from, and what a new file system begins with.
 EMPTY = (study_dir.INSIDE, "lost+found")
 
@@ -111,6 +114,7 @@ def write_copy(copy: Copy, *, on_bytes: Callable[[int], None]) -> ExportLine:
         num_layers=said.num_layers,
         kept_layers=said.kept_layers,
         dropped_layers=said.dropped_layers,
+        parts=said.candidate.parts,
         is_recovered=False,
         num_params=cut.num_params,
         weight_bytes=cut.num_bytes,
@@ -149,6 +153,7 @@ def find_recovered(
         num_layers=candidate.num_layers,
         kept_layers=candidate.kept_layers,
         dropped_layers=candidate.dropped_layers,
+        parts=candidate.parts,
         is_recovered=True,
         num_params=result.size.num_params,
         weight_bytes=result.size.weight_bytes,
@@ -169,7 +174,7 @@ def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
     source = Path(line.path)
     place = _find_place(target, source=source)
     if not _is_written(place, read_provenance(source, place=line.path), target=target):
-        _require_room(place, needed_bytes=line.weight_bytes)
+        _require_room(place, needed_bytes=sum(file.stat().st_size for file in source.rglob("*") if file.is_file()))
         with study_dir.explain_resource_errors(target), study_dir.replace_directory(place) as aside:
             shutil.copytree(source, aside, dirs_exist_ok=True, copy_function=shutil.copyfile)
     return msgspec.structs.replace(line, path=str(target))
@@ -184,6 +189,11 @@ def order_trial(
         ModelError: weights changed since the study was planned.
     """
     candidate = trial.evaluation.candidate
+    if candidate.lacking:
+        raise StudyError(
+            f"--no-recovery: {candidate.key} lacks attention or MLP of some layers, and only whole layers are cut from a checkpoint as "
+            f"it is. Leave it out, with the model distilled: {spell_command('seed.distill', {'trial': trial.number}, str(study.root))}"
+        )
     source, kept = locate_base(study, protocol), candidate.kept_layers
     if protocol.start is not None:
         source = ModelSource(location=protocol.start)
@@ -232,7 +242,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
     located = locate_checkpoint(source)
     directory, source = located.directory, replace(source, revision=located.commit)
     present = count_layers(directory)
-    num_layers, before, earlier_tokens = present, tuple(range(present)), 0
+    num_layers, before, earlier_tokens, gone = present, tuple(range(present)), 0, tuple[str, ...]()
     origin: dict[str, Any] = {"base_model": source.location, "base_revision": located.commit}
     if is_gguf(source.location):
         origin |= {"base_sha256": hash_weights(Path(source.location)), "gguf_types": list_types(source.location)}
@@ -243,6 +253,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
                 f"{directory}: is cut in width, and no longer made of the original's layers. Cut the original."
             )
         num_layers, before, earlier_tokens = earlier.num_layers, earlier.kept_layers, earlier.tokens
+        gone = earlier.candidate.parts
         if len(before) != present:
             raise ModelError(
                 f"{directory}: its {PROVENANCE} says that {len(before)} layers were kept, and its config has {present}. If the "
@@ -265,7 +276,7 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
         kept_layers=tuple(kept_layers),
         model=Path(model if "start" not in origin else origin["base_model"]).name,
         said=describe_model(
-            Candidate.keep(num_layers=num_layers, kept_layers=tuple(before[layer] for layer in kept_layers)),
+            Candidate.drop(num_layers, [*gone, *(str(before[i]) for i in range(present) if i not in kept_layers)]),
             **origin,
             source_stamp=None if located.commit or is_gguf(source.location) else stamp_weights(directory),
             licence=find_licence(directory, named=settings.license),

@@ -16,10 +16,10 @@ from seed.errors import SpaceError
 from seed.evaluation import latency as timing
 from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.surgery import make_student, view_layers
-from seed.optimize.space import drop_deepest, drop_layers
+from seed.optimize.space import drop_deepest, drop_layers, drop_parts
 from seed.protocols import name_device
-from seed.records import Candidate, Latency, SearchSpace
-from seed.reporting.wording import count_things, format_bytes
+from seed.records import Candidate, Evaluation, Latency, SearchSpace
+from seed.reporting.wording import format_bytes
 from seed.sessions import Session
 
 
@@ -46,10 +46,14 @@ class LatencyTable:
     @property
     def is_complete(self) -> bool:
         """Are there no more structures than depths? Models with several kinds of layers have more."""
-        return len(self.session.anatomy.layer_kinds) == 1
+        return len(self.session.anatomy.layer_kinds) == 1 and not self.session.by_sublayers
 
     def measure_depths(self, space: SearchSpace, *, on_structure: Callable[[str], None]) -> None:
         """Time each depth of the space once."""
+        if self.session.by_sublayers:
+            self._predict([])
+            on_structure("attention and MLP")
+            return
         for num_dropped in range(space.min_dropped, space.max_dropped + 1):
             candidate = drop_deepest(space, num_dropped)
             structure = timing.name_structure(self.session.anatomy, candidate)
@@ -59,7 +63,12 @@ class LatencyTable:
         self.table = smooth_latencies(self.session, self.measured)
 
     def time(self, candidates: Sequence[Candidate]) -> dict[str, Latency]:
-        """Latencies by structure, these candidates' among them; those that are known stay as they are."""
+        """Latencies by structure, these candidates' among them; those that are known stay as they are.
+
+        Where attention and MLP go alone there are too many structures to time: a few are, and others predicted from them.
+        """
+        if self.session.by_sublayers:
+            return self._predict(candidates)
         for candidate in candidates:
             structure = timing.name_structure(self.session.anatomy, candidate)
             if structure not in self.table:
@@ -71,9 +80,42 @@ class LatencyTable:
                 self.table = self.table | {structure: latency}
         return self.table
 
+    def time_predicted(self, evaluations: Sequence[Evaluation]) -> bool:
+        """Time the structures of candidates whose latency is only predicted; was there any?"""
+        new = {one.latency.structure: one for one in evaluations if one.latency.structure not in self.measured}
+        for structure, evaluation in new.items():
+            self._keep(self.measure(evaluation.candidate))
+            found, expected = self.measured[structure].ratio, evaluation.latency.ratio
+            self.say(f"timed {structure}: {found:.3f} of the dense model's time, where {expected:.3f} was predicted")
+        self.table = self.table | self.measured
+        return bool(new)
+
+    def _predict(self, candidates: Sequence[Candidate]) -> dict[str, Latency]:
+        anatomy, corners = self.session.anatomy, list_corners(self.session.protocol.space)
+        for corner in corners:
+            if timing.name_structure(anatomy, corner) not in self.measured:
+                self._keep(self.measure(corner))
+        timed = [self.measured[timing.name_structure(anatomy, corner)] for corner in corners]
+        known = dict.fromkeys(timing.name_structure(anatomy, candidate) for candidate in candidates)
+        predicted = {name: timing.predict_latency(name, timed, num_layers=anatomy.num_layers) for name in known}
+        self.table = predicted | self.table | self.measured
+        return self.table
+
     def _keep(self, latency: Latency) -> None:
         self.measured[latency.structure] = latency
         study_dir.write_record(self.session.folder.latency, self.measured)
+
+
+def list_corners(space: SearchSpace) -> list[Candidate]:
+    """Candidates from whose latencies all others' are predicted: as many parts gone as can be, and half as many, of each kind and of both."""
+    most = min(2 * space.max_dropped, len(space.droppable_layers), space.num_layers - 1)
+    found = {}
+    for count in (most, -(-most // 2)):
+        for kinds in dict.fromkeys([*((kind,) for kind in space.kinds), space.kinds]):
+            layers = space.droppable_layers[-max(1, count // len(kinds)) :]
+            candidate = drop_parts(space, [f"{layer}.{kind}" for layer in layers for kind in kinds])
+            found[candidate.key] = candidate
+    return list(found.values())
 
 
 def keep_order(latency: Latency, table: Mapping[str, Latency]) -> Latency:
@@ -91,7 +133,7 @@ def count_layers(structure: str) -> int:
 
 def smooth_latencies(session: Session, table: dict[str, Latency]) -> dict[str, Latency]:
     """Let ratios rise with depth where all layers are of one kind; else as measured."""
-    if len(session.anatomy.layer_kinds) > 1 or not table:
+    if len(session.anatomy.layer_kinds) > 1 or session.by_sublayers or not table:
         return table
     names = list(table)
     smoothed = timing.smooth_over_depth([table[name] for name in names], list(map(count_layers, names)))
@@ -151,21 +193,24 @@ def bound_space(
     Raises:
         SpaceError: no candidate of the space can keep the limits.
     """
-    space = session.protocol.space
-    fewest, reached = space.max_dropped + 1, ""
-    for num_dropped in range(space.max_dropped, space.min_dropped - 1, -1):
-        candidate = drop_deepest(space, num_dropped)
+    space, reached, fewest = session.protocol.space, "", None
+    deepest_first = [drop_deepest(space, count) for count in range(space.max_dropped, space.min_dropped - 1, -1)]
+    for candidate in list_corners(space) if space.kinds else deepest_first:
         ratio = 0.0 if max_latency_ratio is None else table[timing.name_structure(session.anatomy, candidate)].ratio
         with view_layers(session.anatomy, candidate) as view:
             size = measure_size(view, dtype=session.teacher.stored_dtype)
         tokens = (session.protocol.prompt_tokens + session.protocol.new_tokens) * session.protocol.latency_batch
         memory = size.weight_bytes + size.kv_bytes_per_token * tokens
-        if num_dropped == space.max_dropped:
+        if not reached:
             latency = "" if max_latency_ratio is None else f"the latency ratio is {ratio:.3f} and "
-            reached = f"with {count_things(num_dropped, 'layer')} dropped {latency}memory is {format_bytes(memory)}"
-        if ratio > (max_latency_ratio or math.inf) or memory > (max_memory or math.inf):
+            layers = f"{candidate.num_dropped:g} layer{'' if candidate.num_dropped == 1 else 's'}"
+            reached = f"with {layers} dropped {latency}memory is {format_bytes(memory)}"
+        if ratio <= (max_latency_ratio or math.inf) and memory <= (max_memory or math.inf):
+            fewest = candidate
+        elif not space.kinds:
             break
-        fewest = num_dropped
-    if fewest > space.max_dropped:
+    if fewest is None:
         raise SpaceError(f"no candidate can keep the limits: {reached}. Raise --max-dropped, or the limit.")
-    return msgspec.structs.replace(space, min_dropped=fewest)
+    if space.kinds:  # what few parts save depends on which: there limits are constraints, no bound
+        return space
+    return msgspec.structs.replace(space, min_dropped=len(fewest.dropped_layers))

@@ -15,7 +15,7 @@ from typing import Protocol
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.optimize.screening import Screen
-from seed.optimize.space import contains, drop_more, enumerate_candidates
+from seed.optimize.space import contains, drop_more, enumerate_candidates, order_walk
 from seed.optimize.trials import Propose, SamplerProposer, Trials, keeping_some, propose_in_order, run_search
 from seed.plans import SearchPlan
 from seed.proxy.sweep import ScoreCache
@@ -194,7 +194,9 @@ def score_singles(
 
     ``recovers``: by closed form too.
     """
-    singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=lambda one: one.kept_layers)
+    if len(space.kinds) == 1:  # whole layers stay there
+        return
+    singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=order_walk)
     score_unrecovered(scorers, singles, store=store, cache=cache)
     if recovers:
         sweep_candidates(scorers, singles, store=store, cache=cache)
@@ -233,32 +235,32 @@ class Best:
     """The best candidate of each depth so far, for people who watch; what is chosen, ``optimize.frontier`` decides."""
 
     def __init__(self) -> None:
-        self._found: dict[int, tuple[float, Candidate]] = {}
+        self._found: dict[float, tuple[float, Candidate]] = {}
 
     def learn(self, candidate: Candidate, quality: Quality) -> None:
         """Take note of a candidate where it beats its depth."""
-        depth = len(candidate.dropped_layers)
+        depth = candidate.num_dropped
         if math.isfinite(quality.ppl_ratio) and (depth not in self._found or quality.ppl_ratio < self._found[depth][0]):
             self._found[depth] = (quality.ppl_ratio, candidate)
 
     def list_cells(self) -> list[str]:
         """Return ``-2: 1.107 (1, 7)`` for each depth: PPL ratio without which parts."""
         return [
-            f"-{depth}: {ratio:.3f} ({', '.join(candidate.parts)})"
+            f"-{depth:g}: {ratio:.3f} ({', '.join(candidate.parts)})"
             for depth, (ratio, candidate) in sorted(self._found.items())
         ]
 
 
 def rank_candidates(qualities: dict[Candidate, Quality]) -> list[Candidate]:
     """The best of every depth, then the second best of every depth, and so on."""
-    by_depth: dict[int, list[Candidate]] = defaultdict(list)
+    by_depth: dict[float, list[Candidate]] = defaultdict(list)
 
     def order(candidate: Candidate) -> tuple[float, str]:
         loss = qualities[candidate].loss
         return (math.inf if math.isnan(loss) else loss), candidate.key
 
     for candidate in sorted(qualities, key=order):
-        by_depth[len(candidate.dropped_layers)].append(candidate)
+        by_depth[candidate.num_dropped].append(candidate)
     rounds = itertools.zip_longest(*(by_depth[depth] for depth in sorted(by_depth)))
     return [candidate for found in rounds for candidate in found if candidate is not None]
 

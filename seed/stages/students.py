@@ -20,7 +20,7 @@ from seed.distillation.loop import Distilled, DistillSettings
 from seed.evaluation import latency as timing
 from seed.evaluation.perplexity import DocumentLosses
 from seed.models.checkpoint import measure_size, write_checkpoint
-from seed.models.surgery import cast_weights
+from seed.models.surgery import cast_weights, restore_parts
 from seed.models.width import make_narrow, plan_width
 from seed.protocols import name_device
 from seed.proxy.instruments import (
@@ -290,6 +290,8 @@ def export_student(
 ) -> DistilledStudent:
     """Write the checkpoint into the scratch folder, and judge it as it lies there."""
     began, path = time.monotonic(), session.folder.work / f"export-{made.member.key}"
+    size = measure_size(student, dtype=session.teacher.stored_dtype)
+    restore_parts(student, session.anatomy, made.member.candidate)
     write_checkpoint(
         student,
         path,
@@ -298,7 +300,6 @@ def export_student(
         dtype=session.teacher.stored_dtype,
     )
     raw = cast_weights(make_raw(instruments, made.member), session.dtype)
-    size = measure_size(student, dtype=session.teacher.stored_dtype)
     judged = judging.judge_exported(session, instruments, path, raw, size=size)
     took = time.monotonic() - began
     return replace(made, test=judged.test_losses, judged=judged, checkpoint=path, seconds=made.seconds + took)

@@ -1,10 +1,11 @@
 """A study's folder as one record: everything a report shows, read back without model, text or Optuna."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from seed import __version__, resolve, scores, study_dir
 from seed.config import StudyConfig
@@ -14,7 +15,17 @@ from seed.evidence import SearchGain, StudyRecord
 from seed.optimize.analysis import compare_replicated, measure_progress, read_sensitivities, summarize_replicas
 from seed.optimize.frontier import measure_agreement
 from seed.plans import Environment, SearchPlan, continue_plan, read_plan
-from seed.records import DenseResult, DistillResult, Frontier, Quality, Record, ScoreRow, TrialRecord, hash_text
+from seed.records import (
+    DenseResult,
+    DistillResult,
+    Frontier,
+    Latency,
+    Quality,
+    Record,
+    ScoreRow,
+    TrialRecord,
+    hash_text,
+)
 from seed.reporting.wording import count_things
 from seed.scores import ScoreStore
 from seed.study_dir import StudyFolder
@@ -46,6 +57,8 @@ def gather_record(
     replicated = [result for result in (*distilled, *width_baselines) if len(result.replicas) > 1]
     with ScoreStore(study.scores, read_only=True) as store:
         trials, rows = store.read_trials(), store.read_rows()
+    if study.latency.exists():
+        trials = use_measured(trials, study_dir.read_record(study.latency, dict[str, Latency]))
     if not trials:
         raise StudyError(f"{study.root}: no candidate is scored yet. Run the search of this study first.")
     complete = sum(trial.state == "COMPLETE" for trial in trials)
@@ -71,6 +84,17 @@ def gather_record(
         sensitivities=read_sensitivities(rows, protocol.space),
         progress=measure_progress(trials, proxy=protocol.proxy),
     )
+
+
+def use_measured(trials: Sequence[TrialRecord], measured: Mapping[str, Latency]) -> tuple[TrialRecord, ...]:
+    """Trials with latencies that were measured after they were told, in place of those predicted."""
+
+    def update(trial: TrialRecord) -> TrialRecord:
+        latency = trial.evaluation.latency
+        found = latency if latency.repeats else measured.get(latency.structure, latency)
+        return replace(trial, evaluation=replace(trial.evaluation, latency=found))
+
+    return tuple(map(update, trials))
 
 
 def find_trial(record: StudyRecord, number: int, *, place: Path) -> TrialRecord:

@@ -159,7 +159,7 @@ def find_best(opened: Opened, shallower: Candidate, *, num_dropped: int) -> Cand
     for key, rows in sweep.rows.items() if has_all else ():
         dropped = read_dropped(key)
         if opened.session.recovered_proxy in rows and dropped is not None and len(dropped) == num_dropped:
-            candidate = drop_layers(num_layers, dropped)
+            candidate = Candidate.drop(num_layers, dropped)
             scored += [candidate] if candidate.key == key else []  # a hash may be all digits
     return choose_best(sweep, scored) if scored else grow(sweep, shallower, num_dropped=num_dropped)
 

@@ -52,7 +52,7 @@ def name_model(key: str) -> str:
 class Group:
     """Runs that differ in their random seed only, by random seed. ``depth``: of a width, the layers whose size it has."""
 
-    depth: int
+    depth: float
     way: str
     runs: tuple[TrainedRun, ...]
     ratio: Estimate
@@ -104,7 +104,7 @@ def group_runs(evidence: Evidence) -> list[Group]:
         key: len(evidence.members[role.removeprefix("width ")].candidate.dropped_layers)
         for role, key in evidence.roles.items()
     }
-    found: dict[tuple[int, str, str], list[TrainedRun]] = {}
+    found: dict[tuple[float, str, str], list[TrainedRun]] = {}
     for run in sorted(evidence.ledger.runs, key=lambda run: run.rng_seed):
         way = "stages" if run.stages else run.recovery if run.num_dropped else "width"
         depth = run.num_dropped or depths[run.key]
@@ -116,7 +116,7 @@ def group_runs(evidence: Evidence) -> list[Group]:
     ]
 
 
-def name_depth(evidence: Evidence, depth: int) -> str:
+def name_depth(evidence: Evidence, depth: float) -> str:
     """Return ``3 of 12 layers dropped``."""
     return f"{depth} of {evidence.num_layers} layers dropped"
 

@@ -28,7 +28,8 @@ corrections folded in has the loss that the search says; where a norm follows th
 the same to the bit.
 **Config fields** change with the layers, besides their number. **Always stay** are layers that transformers takes for
 granted in the family; a search leaves them alone. **Closed form** is the score that needs no training; without it a
-search scores without recovery first, and short distillation decides as everywhere. A study proves its own model again when it starts, so
+search scores without recovery first, and short distillation decides as everywhere. **Attention, MLP alone** (`--parts`): all of
+this holds for sets in which some layers lack the one or the other, too; the saved checkpoint writes zeros there. A study proves its own model again when it starts, so
 families that are not listed can work too, and stop with the reason where they do not.
 
 Models that see too are opened whole and lose layers of their text part; what they make of images is neither measured nor
@@ -37,15 +38,24 @@ attend to what comes after a token, and adapters that are not merged.
 
 These language models of transformers are in neither list: {unproven}.
 
-| architecture | model type | proven | config fields | always stay | closed form | tied |
-|---|---|---|---|---|---|---|"""
+| architecture | model type | proven | config fields | always stay | closed form | tied | attention, MLP alone |
+|---|---|---|---|---|---|---|---|"""
 
 
 def write_row(family: str, proof: Proof) -> str:
     """One line of the table; a family that stands there twice is told apart by what is special about it."""
     special = family.removeprefix(proof.model_type.removesuffix("_text")).strip("_").replace("_", " ")
     kind = proof.model_type if family == proof.model_type else f"{proof.model_type} ({special})"
-    cells = (proof.architecture, kind, proof.proven, proof.trimmed, proof.needed, proof.closed_form, proof.tied)
+    cells = (
+        proof.architecture,
+        kind,
+        proof.proven,
+        proof.trimmed,
+        proof.needed,
+        proof.closed_form,
+        proof.tied,
+        proof.alone,
+    )
     return f"| {' | '.join(cells)} |"
 
 

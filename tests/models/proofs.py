@@ -13,7 +13,7 @@ from torch import nn
 from seed.errors import ModelError
 from seed.evaluation.latency import Decoder
 from seed.evaluation.perplexity import logits_of, measure_losses
-from seed.models.anatomy import Anatomy
+from seed.models.anatomy import Anatomy, SublayerAnatomy, prove_sublayers
 from seed.models.checkpoint import load_checkpoint, measure_size, prove_round_trip
 from seed.models.copying import plan_cut, write_cut
 from seed.models.loader import find_class
@@ -21,6 +21,7 @@ from seed.models.output_projection import NormedProjection
 from seed.models.surgery import list_needed, make_student, refuse_unfit, view_layers
 from seed.proxy.closed_form import fold_refit, measure_gains
 from seed.proxy.subset_walker import SubsetWalker, measure_unrecovered
+from seed.records import Candidate
 from tests.models.families import compute_logits, keep, make_config, make_model, make_tokens
 from tests.proxy.streams import draw_stream
 
@@ -38,6 +39,7 @@ class Proof(Struct, frozen=True, kw_only=True):
     closed_form: str
     tied: str
     needed: str
+    alone: str
 
 
 def list_subsets(anatomy: Anatomy) -> list[tuple[int, ...]]:
@@ -73,11 +75,12 @@ def prove_family(family: str, scratch: Path) -> Proof:
         closed_form=closed_form,
         tied="yes" if are_tied(model) else "no",
         needed=name_needed(config),
+        alone=prove_parts(anatomy, scratch),
     )
 
 
 def refuse(architecture: str, model_type: str, reason: str) -> Proof:
-    nothing = dict.fromkeys(("trimmed", "closed_form", "tied", "needed"), "-")
+    nothing = dict.fromkeys(("trimmed", "closed_form", "tied", "needed", "alone"), "-")
     return Proof(architecture=architecture, model_type=model_type, proven=f"refused: {reason}", **nothing)
 
 
@@ -146,6 +149,31 @@ def prove_scores(anatomy: Anatomy) -> str:
         assert max(changes) > 1e-3
         return "yes"
     return say_why_not(anatomy)
+
+
+def prove_parts(anatomy: Anatomy, scratch: Path) -> str:
+    """Where attention and MLP can go alone, all of this holds for such sets, too; say whether they can."""
+    tokens, validation, calibration = make_tokens(), draw_stream(4, 24, rng_seed=2), draw_stream(4, 48, rng_seed=1)
+    if reason := prove_sublayers(anatomy, tokens):
+        return f"no: {reason}"
+    prove_round_trip(anatomy, tokens, scratch=scratch, dtype=torch.float32, by_sublayers=True)
+    walked = SublayerAnatomy(anatomy.model)
+    gains = measure_gains(walked, walked.trace(calibration.tokens_NT[:2]))
+    walker = gains and SubsetWalker(walked, calibration=calibration, validation=validation, micro_batch=2, gains=gains)
+    free = [layer for layer in range(4) if layer not in list_needed(anatomy.model.config)]
+    for parts in ([f"{free[0]}.attn"], [f"{free[0]}.mlp", f"{free[-1]}.attn"]):
+        candidate = Candidate.drop(4, parts)
+        spelled, student = walked.spell(candidate), make_student(anatomy, candidate)
+        [losses] = measure_unrecovered(walked, [spelled], validation, micro_batch=2)
+        own = measure_losses(logits_of(student), validation, micro_batch=2, device=CPU)
+        assert losses.sums.tolist() == own.sums.tolist(), candidate.key
+        assert generate(student, use_cache=True) == generate(student, use_cache=False), candidate.key
+        if walker:
+            recovered, refit = walker.measure(spelled)
+            fold_refit(student, candidate, refit, by_sublayers=True)
+            folded = measure_losses(logits_of(student), validation, micro_batch=2, device=CPU)
+            assert abs(folded.loss - recovered.loss) < 1e-4, candidate.key
+    return "yes" if walker else "yes, without closed form"
 
 
 def say_why_not(anatomy: Anatomy) -> str:

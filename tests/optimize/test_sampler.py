@@ -22,8 +22,8 @@ def ask_trials(space: SearchSpace, *, sampler: str, trials: int, rng_seed: int =
     while len(asked) < trials:
         found = [study.ask() for _ in range(min(batch, trials - len(asked)))]
         for candidate in found:
-            ratio = math.exp(sum(factory.LAYER_COSTS[layer] for layer in candidate.dropped_layers))
-            study.tell(candidate, [ratio, float(len(candidate.kept_layers))])
+            ratio = math.exp(sum(factory.LAYER_COSTS[layer // 2] for layer in candidate.sublayers.dropped_layers))
+            study.tell(candidate, [ratio, float(len(candidate.sublayers.kept_layers))])
         asked += found
     return asked
 
@@ -33,8 +33,13 @@ STAGED = SearchSpace(  # 15 candidates
 )
 
 
+PARTS = SearchSpace(  # 21 candidates
+    num_layers=12, droppable_layers=(3, 6, 11), min_dropped=1, max_dropped=1, kinds=("attn", "mlp")
+)
+
+
 def test_flags_stand_for_one_candidate_each() -> None:
-    for space in (SMALL, WIDE, STAGED):
+    for space in (SMALL, WIDE, STAGED, PARTS):
         seen = set()
         for candidate in enumerate_candidates(space):
             flags = samplers.flags_of(space, candidate)
@@ -44,6 +49,11 @@ def test_flags_stand_for_one_candidate_each() -> None:
         assert len(seen) == space.size
     flags = samplers.flags_of(SMALL, drop_layers(12, [3, 11]))
     assert flags == {"keep_01": 1, "keep_03": 0, "keep_06": 1, "keep_09": 1, "keep_11": 0}
+    flags = samplers.flags_of(PARTS, Candidate.drop(12, ["3.attn", "11"]))
+    assert flags == {"keep_03.attn": 0, "keep_03.mlp": 1, "keep_06.attn": 1, "keep_06.mlp": 1} | {
+        "keep_11.attn": 0,
+        "keep_11.mlp": 0,
+    }
 
 
 def test_parts_without_a_flag_stay_and_layers_that_are_gone_never_come_back() -> None:
@@ -54,7 +64,7 @@ def test_parts_without_a_flag_stay_and_layers_that_are_gone_never_come_back() ->
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_space_asked_for_whole_is_exhausted_without_repetition(name: str) -> None:
-    for space, batch in ((SMALL, 1), (SMALL, 4), (STAGED, 1)):
+    for space, batch in ((SMALL, 1), (SMALL, 4), (STAGED, 1), (PARTS, 1)):
         asked = ask_trials(space, sampler=name, trials=space.size, batch=batch)
         assert sorted(candidate.key for candidate in asked) == sorted(c.key for c in enumerate_candidates(space))
 

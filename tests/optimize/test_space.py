@@ -37,13 +37,15 @@ SPACES = [
     SearchSpace(num_layers=12, droppable_layers=(1, 4, 5, 10), min_dropped=2, max_dropped=4),
     SearchSpace(num_layers=80, droppable_layers=(7, 70), min_dropped=1, max_dropped=2),
     SearchSpace(num_layers=12, droppable_layers=(0, 4, 5, 10), min_dropped=3, max_dropped=5, gone_layers=(1, 7)),
+    SearchSpace(num_layers=6, droppable_layers=(1, 2, 4), min_dropped=1, max_dropped=2, kinds=("attn", "mlp")),
+    SearchSpace(num_layers=12, droppable_layers=(0, 4, 5, 10), min_dropped=1, max_dropped=1, kinds=("attn",)),
 ]
 
 
 @pytest.mark.parametrize("space", SPACES)
 def test_enumeration_is_complete_unique_and_lexicographic(space: SearchSpace) -> None:
     found = list(spaces.enumerate_candidates(space))
-    kept = [candidate.kept_layers for candidate in found]
+    kept = [spaces.order_walk(candidate) for candidate in found]
     assert len(found) == space.size
     assert len(set(kept)) == space.size
     assert kept == sorted(kept)
@@ -55,9 +57,20 @@ def test_sizes_counted_by_hand() -> None:
     assert SPACES[2].size == 12 + 66 + 220
     assert SPACES[3].size == 6 + 4 + 1
     assert SPACES[5].size == 4 + 6 + 4
+    assert SPACES[6].size == 6 + 15 + 20 + 15  # halves of a layer: 1 to 4 of 6
+    assert SPACES[7].size == 4 + 6
 
 
-@pytest.mark.parametrize("space", [SPACES[3], SPACES[5]])
+def test_a_layer_without_attention_and_mlp_is_gone() -> None:
+    space = SPACES[6]
+    assert spaces.list_parts(space) == ("1.attn", "1.mlp", "2.attn", "2.mlp", "4.attn", "4.mlp")
+    assert spaces.drop_parts(space, ["4.mlp", "1.attn", "4.attn"]).parts == ("1.attn", "4")
+    assert spaces.contains(space, spaces.drop_layers(6, [1, 4]))
+    assert not spaces.contains(SPACES[7], spaces.drop_layers(12, [4]))
+    assert not spaces.contains(SPACES[7], Candidate.drop(12, ["4.mlp"]))
+
+
+@pytest.mark.parametrize("space", [SPACES[3], SPACES[5], SPACES[7]])
 def test_random_candidates_lie_in_the_space_and_reach_all_of_it(space: SearchSpace) -> None:
     rng = random.Random(0)
     drawn = [spaces.draw_candidate(space, rng) for _ in range(400)]
