@@ -251,6 +251,11 @@ class StudyConfig(Settings):
         """Are students trained in all their weights?"""
         return self.distill and not self.chosen_recovery.is_low_rank
 
+    @property
+    def tunes_rate(self) -> bool:
+        """Is the best of several learning rates found out, rather than told?"""
+        return self.learning_rate is None and len(known(self.learning_rates)) > 1
+
     def _check_stages(self) -> None:
         are_typed = self.is_typed("min_dropped") and self.is_typed("max_dropped")
         if are_typed and (self.min_dropped or 0) > (self.max_dropped or 0):

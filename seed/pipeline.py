@@ -18,7 +18,7 @@ from seed.cli import quiet_libraries
 from seed.clock import Clock, TimeIsUpError
 from seed.config import StudyConfig, known
 from seed.console import Terminal
-from seed.cost import Shape
+from seed.cost import Estimator, Shape
 from seed.errors import ModelError, StudyError
 from seed.evaluation.latency import pool_dense
 from seed.evaluator import Proofs
@@ -117,7 +117,7 @@ def open_session(
             return filled
         tokens = torch.arange(64, device=device).remainder(anatomy.config.vocab_size)[None]
         gains = measure_gains(anatomy, anatomy.trace(tokens))
-        parts = cost.measure_parts(
+        shape, speed = cost.measure_parts(
             anatomy,
             whole=anatomy.model,
             window_tokens=known(filled.window_tokens),
@@ -127,17 +127,18 @@ def open_session(
             for_gpu=device.type == "cuda",
             trains=filled.trains_all,
         )
-        found.append(parts)
-        return time_budget.fit_opened(
-            filled,
-            teacher.source,
-            space,
+        found.append((shape, speed))
+        reference = protocols.describe_reference(device)
+        original = protocols.Original(
+            source=teacher.source,
             config=anatomy.config,
+            space=space,
             gains=gains,
             dtype=teacher.dtype,
-            reference=protocols.describe_reference(device),
-            parts=parts,
+            device=reference.name,
+            mixed_precision=reference.computes_bfloat16,
         )
+        return time_budget.fit_opened(filled, original, shape=shape, speed=speed)
 
     session, filled = sessions.open_for_search(
         settings, study=study, device=device, reference=executor.reference, say=terminal.say, fit=fit
@@ -167,19 +168,19 @@ def plan_search(
     terminal.say("timing its parts")
     study, protocol, num_workers = session.folder, session.protocol, executor.num_evaluators
     shape, speed = parts or executor.call("measure_parts", trains=settings.trains_all)
+    estimator = Estimator(protocol=protocol, shape=shape, speed=speed)
     if not study.plan.exists():
-        settings = time_budget.choose_time(settings, protocol, shape, speed) if parts is None else settings
-        settings = time_budget.fit_work(settings, protocol, shape, speed, spent=clock.spent, num_workers=num_workers)
-    plan = cost.draft_plan(settings, protocol, name=study.name, shape=shape, speed=speed)
+        settings = time_budget.choose_time(settings, estimator) if parts is None else settings
+        settings = time_budget.fit_work(settings, estimator, spent=clock.spent, num_workers=num_workers)
+    plan = estimator.draft_plan(settings, name=study.name)
     if study.plan.exists():
         plan = study_record.continue_or_replace(study, plan, say=terminal.say)
-        plan = protocols.settle_trials(plan, settings, protocol)
-    is_tuned = settings.learning_rate is None and len(known(settings.learning_rates)) > 1
-    estimate = cost.estimate_cost(
-        shape, protocol, plan, speed, distill=settings.distill, is_tuned=is_tuned, num_workers=num_workers
+        plan = protocols.settle_trials(plan, settings)
+    estimate = estimator.estimate_cost(
+        plan, distill=settings.distill, is_tuned=settings.tunes_rate, num_workers=num_workers
     )
-    timed = time_budget.describe_time(settings, protocol, plan, estimate, speed, spent=clock.spent)
-    for line in [*cost.describe_work(protocol, plan, estimate, num_workers=num_workers), *timed]:
+    timed = time_budget.describe_time(settings, estimator, plan, estimate, spent=clock.spent)
+    for line in [*cost.describe_work(plan, estimate, num_workers=num_workers), *timed]:
         terminal.say(line)
     if plan.time is not None:
         clock.seconds = plan.time
@@ -265,12 +266,12 @@ class Pipeline:
     @property
     def limits(self) -> Limits:
         """The bounds that were asked for, as constraints of the study."""
-        protocol, settings = self.session.protocol, self.settings
+        settings = self.settings
         return Limits(
             max_ppl_ratio=settings.max_ppl_ratio,
             max_latency_ratio=settings.max_latency_ratio,
             max_memory_bytes=settings.max_memory,
-            cached_tokens=(protocol.prompt_tokens + protocol.new_tokens) * protocol.latency_batch,
+            cached_tokens=self.session.protocol.cached_tokens,
         )
 
     def open_trials(self, opened: Study, space: SearchSpace) -> Trials:

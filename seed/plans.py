@@ -88,6 +88,11 @@ class Protocol(Record, frozen=True, kw_only=True):
     rng_seed: int
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens of all timed sequences, which the KV cache holds in the end."""
+        return self.latency_batch * (self.prompt_tokens + self.new_tokens)
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of one step of distillation: whole windows."""
         return max(1, self.batch_tokens // self.window_tokens) * self.window_tokens

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from seed import __version__
 from seed.config import StudyConfig, fill_by_size
@@ -18,7 +19,7 @@ from seed.data.corpus import CorpusRequest, TokenStream, open_streams, require_w
 from seed.distillation.memory import measure_recompute
 from seed.errors import CorpusError, ModelError, ResourceError
 from seed.evaluation.latency import Workload
-from seed.evaluation.perplexity import choose_micro_batch, logits_of, measure_losses
+from seed.evaluation.perplexity import DocumentLosses, choose_micro_batch, logits_of, measure_losses
 from seed.models.anatomy import Anatomy, count_params
 from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
 from seed.models.checks import refuse_ids
@@ -29,14 +30,16 @@ from seed.models.surgery import graft, list_needed, view_layers
 from seed.optimize.space import drop_more
 from seed.plans import Environment, Protocol, read_plan
 from seed.protocols import (
-    RECOVERY_POOL_TOKENS,
+    Original,
     Reference,
     choose_precision,
     find_source,
     fix_protocol,
     hash_weights,
+    make_request,
     name_device,
     request_text,
+    require_same_weights,
     resolve_location,
 )
 from seed.proxy.closed_form import measure_gains
@@ -99,6 +102,10 @@ class Session:
             compiled=self.protocol.compiled,
         )
 
+    def measure_losses(self, model: nn.Module, stream: TokenStream) -> DocumentLosses:
+        """What a model loses on a stream, by document."""
+        return measure_losses(logits_of(model), stream, micro_batch=self.micro_batch, device=self.device)
+
 
 def open_for_search(
     settings: StudyConfig,
@@ -126,7 +133,8 @@ def open_for_search(
     location = source.location
     if location != "demo":
         check_source(source, presets=list_presets())
-    teacher, anatomy = _open_model(source, device=device, dtype_name=settings.dtype, computes_on=reference.type)
+    teacher = open_teacher(source, device=device, dtype_name=settings.dtype, computes_on=reference.type)
+    anatomy = Anatomy(teacher.model)
     settings = fill_by_size(
         settings,
         num_layers=anatomy.num_layers,
@@ -138,23 +146,20 @@ def open_for_search(
     request = request_text(settings, anatomy.config)
     say(f"reading {request.recovery}")
     streams = _open_streams(request, teacher)
-    gains = _measure_gains(anatomy, streams["recovery"])
     local = location == "demo" or is_local(location)
-    protocol = fix_protocol(
-        settings,
-        source,
-        request,
-        space,
+    original = Original(
+        source=source,
         config=anatomy.config,
+        space=space,
+        gains=_measure_gains(anatomy, streams["recovery"]),
+        dtype=teacher.dtype,
+        device=reference.name,
+        mixed_precision=choose_precision(study, reference),
         commit=None if local else teacher.commit,
         weights_sha256=hash_weights(resolve_location(location)) if local else None,
-        streams={name: stream.describe() for name, stream in streams.items()},
-        gains=gains,
-        mixed_precision=choose_precision(study, reference),
-        device=reference.name,
-        dtype=teacher.dtype,
     )
-    return _make_session(study, protocol, teacher, anatomy, streams, gains), settings
+    protocol = fix_protocol(settings, original, {name: stream.describe() for name, stream in streams.items()})
+    return _make_session(study, protocol, teacher, anatomy, streams, original.gains), settings
 
 
 def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = None) -> Session:
@@ -174,22 +179,19 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
         revision=protocol.commit or protocol.revision,
         trust_remote_code=protocol.trust_remote_code,
     )
-    teacher, anatomy = _open_model(source, device=device, dtype_name=protocol.dtype)
-    if protocol.weights_sha256 and hash_weights(resolve_location(protocol.location)) != protocol.weights_sha256:
-        raise ModelError(
-            f"{protocol.location}: its weights changed since {study.root} was planned. Start a study of another name."
-        )
-    streams = _open_streams(request_again(protocol), teacher)
+    teacher = open_teacher(source, device=device, dtype_name=protocol.dtype)
+    anatomy = Anatomy(teacher.model)
+    if protocol.weights_sha256:
+        require_same_weights(protocol.location, protocol.weights_sha256, study=study)
+    streams = _open_streams(make_request(protocol, bos_each_window=protocol.bos_each_window), teacher)
     for name, stream in streams.items():
         if stream.describe().sha256 != protocol.streams[name].sha256:
             raise CorpusError(
                 f"{stream.source}: the {name} text changed since {study.root} was planned "
                 f"({stream.num_tokens:,} tokens now, {protocol.streams[name].tokens:,} then). Restore it, or start a study of another name."
             )
-    if protocol.start is not None and hash_weights(Path(protocol.start)) != protocol.start_sha256:
-        raise ModelError(
-            f"{protocol.start}: changed since {study.root} was planned from it. Start a study of another name."
-        )
+    if protocol.start is not None:
+        require_same_weights(protocol.start, protocol.start_sha256, study=study)
     is_trusted = read_plan(study).trusts_closed_form
     gains = _measure_gains(anatomy, streams["recovery"]) if is_trusted else None
     return _make_session(study, protocol, teacher, anatomy, streams, gains)
@@ -213,20 +215,6 @@ def move(session: Session, device: torch.device, *, study: StudyFolder) -> Sessi
     )
 
 
-def request_again(protocol: Protocol) -> CorpusRequest:
-    """The text that a study was planned on."""
-    return CorpusRequest(
-        recovery=protocol.recovery_text,
-        validation=protocol.validation_text,
-        test=protocol.test_text,
-        window_tokens=protocol.window_tokens,
-        recovery_tokens=RECOVERY_POOL_TOKENS,
-        validation_tokens=protocol.validation_tokens,
-        test_tokens=protocol.test_tokens,
-        bos_each_window=protocol.bos_each_window,
-    )
-
-
 def take_test_text(session: Session, *, window_tokens: int, test_tokens: int | None) -> TokenStream:
     """The study's test text in windows of this length; with ``test_tokens`` no more of it, and else as much as the study has.
 
@@ -244,7 +232,9 @@ def take_test_text(session: Session, *, window_tokens: int, test_tokens: int | N
     if window_tokens == protocol.window_tokens and has_all:
         return stream.take_evenly(test_tokens)
     wanted = replace(
-        request_again(protocol), window_tokens=window_tokens, test_tokens=test_tokens or protocol.test_tokens
+        make_request(protocol, bos_each_window=protocol.bos_each_window),
+        window_tokens=window_tokens,
+        test_tokens=test_tokens or protocol.test_tokens,
     )
     return open_streams(wanted, session.teacher.tokenizer)["test"]
 
@@ -281,18 +271,12 @@ def prove(session: Session) -> None:
 
 def prepare_instruments(session: Session) -> Instruments:
     """Measure the dense model's validation losses and put the instruments together."""
-    dense = measure_losses(
-        logits_of(session.teacher.model),
-        session.streams["validation"],
-        micro_batch=session.micro_batch,
-        device=session.device,
-    )
     return Instruments(
         anatomy=session.anatomy,
         calibration=session.streams["recovery"].take_evenly(session.protocol.calibration_tokens),
         recovery=session.streams["recovery"],
         validation=session.streams["validation"],
-        dense_validation=dense,
+        dense_validation=session.measure_losses(session.teacher.model, session.streams["validation"]),
         gains=session.gains,
         micro_batch=session.micro_batch,
         stored_dtype=session.teacher.stored_dtype,
@@ -319,9 +303,7 @@ def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
         walker.maps.or_none = False
     losses, refit = walker.measure(candidate)
     student = start_student(instruments, candidate, refit)
-    folded = measure_losses(
-        logits_of(student), instruments.validation, micro_batch=instruments.micro_batch, device=session.device
-    )
+    folded = session.measure_losses(student, instruments.validation)
     tolerance = 1e-4 if session.dtype == torch.float32 else 2e-2
     if abs(folded.loss - losses.loss) <= tolerance:
         return None
@@ -343,13 +325,6 @@ def describe_environment(session: Session) -> Environment:
         device=name_device(session.device),
         packages={name: importlib.metadata.version(name) for name in names},
     )
-
-
-def _open_model(
-    source: ModelSource, *, device: torch.device, dtype_name: str | None, computes_on: str | None = None
-) -> tuple[Teacher, Anatomy]:
-    opened = open_teacher(source, device=device, dtype_name=dtype_name, computes_on=computes_on)
-    return opened, Anatomy(opened.model)
 
 
 def _open_streams(request: CorpusRequest, teacher: Teacher) -> dict[str, TokenStream]:

@@ -41,7 +41,7 @@ from seed.models.provenance import (
 )
 from seed.models.stored import list_weights
 from seed.plans import Protocol, SearchPlan
-from seed.protocols import find_source, hash_weights, resolve_location
+from seed.protocols import find_source, hash_weights, require_same_weights, resolve_location
 from seed.records import Candidate, DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card, write_recipe
 from seed.reporting.result_line import ExportLine
@@ -189,7 +189,7 @@ def order_trial(
         source = ModelSource(location=protocol.start)
         before = read_provenance(Path(protocol.start), place=f"{study.root}: its start {protocol.start}")
         kept = tuple(before.kept_layers.index(layer) for layer in candidate.kept_layers)
-        _require_same(Path(protocol.start), protocol.start_sha256, study)
+        require_same_weights(protocol.start, protocol.start_sha256, study=study)
     directory = locate_checkpoint(source).directory
     score = find_score(protocol, trial, distilled)
     metrics = {"size": trial.evaluation.size, "latency": trial.evaluation.latency}
@@ -286,7 +286,7 @@ def locate_base(study: StudyFolder, protocol: Protocol) -> ModelSource:
         return ModelSource(location=protocol.location, revision=protocol.commit or protocol.revision)
     path = resolve_location(protocol.location)
     if protocol.start is None:
-        _require_same(path, protocol.weights_sha256, study)
+        require_same_weights(protocol.location, protocol.weights_sha256, study=study)
     return ModelSource(location=str(path))
 
 
@@ -341,13 +341,6 @@ def stamp_weights(directory: Path) -> str:
     """
     files = [(path.relative_to(directory).as_posix(), path.stat()) for path in list_weights(directory)]
     return hash_text(json.dumps([(name, about.st_size, about.st_mtime_ns) for name, about in files]))
-
-
-def _require_same(path: Path, sha256: str | None, study: StudyFolder) -> None:
-    if hash_weights(path) != sha256:
-        raise ModelError(
-            f"{path}: its weights changed since {study.root} was planned. Restore them, or start a study of another name."
-        )
 
 
 def _find_place(target: Path, *, source: Path) -> Path:

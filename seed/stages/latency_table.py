@@ -158,8 +158,7 @@ def bound_space(
         ratio = 0.0 if max_latency_ratio is None else table[timing.name_structure(session.anatomy, candidate)].ratio
         with view_layers(session.anatomy, candidate) as view:
             size = measure_size(view, dtype=session.teacher.stored_dtype)
-        tokens = (session.protocol.prompt_tokens + session.protocol.new_tokens) * session.protocol.latency_batch
-        memory = size.weight_bytes + size.kv_bytes_per_token * tokens
+        memory = size.weight_bytes + size.kv_bytes_per_token * session.protocol.cached_tokens
         if num_dropped == space.max_dropped:
             latency = "" if max_latency_ratio is None else f"the latency ratio is {ratio:.3f} and "
             reached = f"with {count_things(num_dropped, 'layer')} dropped {latency}memory is {format_bytes(memory)}"
