@@ -238,7 +238,7 @@ def distill_chosen(
     terminal: Terminal,
 ) -> list[DistillResult]:
     """Distill, export and judge the candidates of trials."""
-    from seed.executor import InProcess
+    from seed.evaluator import InProcess
     from seed.proxy.sweep import Sweep
     from seed.scores import ScoreStore
     from seed.stages import finals

@@ -21,9 +21,9 @@ from seed.console import Terminal
 from seed.cost import Estimator, Shape
 from seed.errors import ModelError, StudyError
 from seed.evaluation.latency import pool_dense
-from seed.evaluator import Proofs
+from seed.evaluator import InProcess, Proofs, open_executor
 from seed.evidence import StudyRecord
-from seed.executor import Executor, InProcess, open_executor
+from seed.executor import Executor
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import measure_size
 from seed.models.loader import Teacher

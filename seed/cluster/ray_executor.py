@@ -18,12 +18,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seed.cluster.actor import LATE_SECONDS, ProgressQueue
 from seed.errors import ResourceError, first_line
-from seed.executor import Executor, cut_chunks
+from seed.executor import Executor, ProgressCallback, cut_chunks
 from seed.models.files import read_companions
 from seed.protocols import Reference
 from seed.records import Candidate, hash_text
 from seed.sessions import Session
-from seed.stages.students import ProgressCallback
 
 MAX_TASK_FAILURES = 3  # of evaluators at one piece of work
 START_SECONDS = 600.0  # for an actor to get its resources

@@ -9,17 +9,17 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from seed.config import StudyConfig
 from seed.console import Terminal
+from seed.executor import Executor
 from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates
 from seed.optimize.trials import Propose, SamplerProposer, Trials, keeping_some, propose_in_order, run_search
 from seed.plans import SearchPlan
 from seed.proxy.sweep import ScoreCache
-from seed.records import Candidate, Frontier, Latency, Quality, Scored, ScoreRow, SearchSpace, TrialRecord
+from seed.records import Candidate, Frontier, Quality, Scored, ScoreRow, SearchSpace, TrialRecord
 from seed.reporting.wording import count_things, name_proxy
 from seed.scores import ScoreStore
 from seed.stages.latency_table import LatencyTable
@@ -30,31 +30,9 @@ RECOVERY_SAMPLE = 16  # sets of a sweep that are scored without recovery too, to
 TIMED_BATCH = 64  # candidates that are scored before latencies that are new are measured
 
 
-class Scorers(Protocol):
-    """Those who score, spread over what there is."""
-
-    num_evaluators: int
-
-    def score(
-        self,
-        candidates: Sequence[Candidate],
-        *,
-        rows: Sequence[ScoreRow],
-        table: Mapping[str, Latency],
-        screen: Screen | None = None,
-    ) -> Iterator[Scored]:
-        """Score candidates by the study's proxy."""
-
-    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[ScoreRow]]]:
-        """Score candidates by closed form."""
-
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
-        """Score candidates as they stand."""
-
-
 def score_space(
     terminal: Terminal,
-    scorers: Scorers,
+    executor: Executor,
     table: LatencyTable,
     trials: Trials,
     cache: ScoreCache,
@@ -78,13 +56,13 @@ def score_space(
     is_whole = space.size <= plan.trials
     order = list(enumerate_candidates(space)) if plan.covers_space or is_whole else []
     sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space else []
-    score_unrecovered(scorers, sample, store=store, cache=cache)
+    score_unrecovered(executor, sample, store=store, cache=cache)
     swept: dict[Candidate, Quality] = {}
     if plan.covers_space and trials.proxy != "closed-form":
-        swept = sweep_space(terminal, scorers, order, store=store, cache=cache)
+        swept = sweep_space(terminal, executor, order, store=store, cache=cache)
         order = rank_candidates(swept)
     prepare()
-    batch = scorers.num_evaluators
+    batch = executor.num_evaluators
     propose: Propose
     if is_whole:
         propose = functools.partial(propose_in_order, trials, order)
@@ -101,7 +79,7 @@ def score_space(
 
     def score(candidates: Sequence[Candidate]) -> Iterator[Scored]:
         latencies = table.time(candidates)
-        for scored in scorers.score(candidates, rows=cache.list_rows(candidates), table=latencies, screen=screen):
+        for scored in executor.score(candidates, rows=cache.list_rows(candidates), table=latencies, screen=screen):
             cache.learn(scored.rows)
             yield scored
             check()
@@ -160,15 +138,15 @@ def keep_rows(store: ScoreStore, cache: ScoreCache, rows: Iterable[ScoreRow]) ->
 
 
 def score_unrecovered(
-    scorers: Scorers, candidates: Sequence[Candidate], *, store: ScoreStore, cache: ScoreCache
+    executor: Executor, candidates: Sequence[Candidate], *, store: ScoreStore, cache: ScoreCache
 ) -> None:
     """Score candidates as they stand, those that were not before."""
     if missing := [candidate for candidate in candidates if not cache.is_known(candidate, "none")]:
-        keep_rows(store, cache, scorers.measure_unrecovered(missing)[1])
+        keep_rows(store, cache, executor.measure_unrecovered(missing)[1])
 
 
 def sweep_candidates(
-    scorers: Scorers,
+    executor: Executor,
     candidates: Sequence[Candidate],
     *,
     store: ScoreStore,
@@ -182,22 +160,22 @@ def sweep_candidates(
         keep_rows(store, cache, itertools.chain(*groups))
 
     with keeping_some(keep_groups) as keep:
-        for candidate, quality, rows in scorers.sweep_space(missing):
+        for candidate, quality, rows in executor.sweep_space(missing):
             keep(rows)
             on_score(candidate, quality)
 
 
 def score_singles(
-    scorers: Scorers, store: ScoreStore, cache: ScoreCache, space: SearchSpace, *, recovers: bool
+    executor: Executor, store: ScoreStore, cache: ScoreCache, space: SearchSpace, *, recovers: bool
 ) -> None:
     """Score what each further layer costs alone, whether or not the space holds such sets: the report shows it.
 
     ``recovers``: by closed form too.
     """
     singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=lambda one: one.kept_layers)
-    score_unrecovered(scorers, singles, store=store, cache=cache)
+    score_unrecovered(executor, singles, store=store, cache=cache)
     if recovers:
-        sweep_candidates(scorers, singles, store=store, cache=cache)
+        sweep_candidates(executor, singles, store=store, cache=cache)
 
 
 def name_solver(plan: SearchPlan, settings: StudyConfig, space: SearchSpace, frontier: Frontier) -> str:
@@ -209,7 +187,7 @@ def name_solver(plan: SearchPlan, settings: StudyConfig, space: SearchSpace, fro
 
 
 def sweep_space(
-    terminal: Terminal, scorers: Scorers, order: Sequence[Candidate], *, store: ScoreStore, cache: ScoreCache
+    terminal: Terminal, executor: Executor, order: Sequence[Candidate], *, store: ScoreStore, cache: ScoreCache
 ) -> dict[Candidate, Quality]:
     """Score candidates by closed form, in the order given; return the qualities of all."""
     found = {one: cache.known(one)["closed-form"] for one in order if cache.is_known(one, "closed-form")}
@@ -225,7 +203,7 @@ def sweep_space(
             best.learn(candidate, quality)
             advance(1, BEST_NOTE, best.list_cells())
 
-        sweep_candidates(scorers, order, store=store, cache=cache, on_score=hear)
+        sweep_candidates(executor, order, store=store, cache=cache, on_score=hear)
     return found
 
 

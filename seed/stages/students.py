@@ -19,6 +19,7 @@ from seed import study_dir
 from seed.distillation.loop import Distilled, DistillSettings
 from seed.evaluation import latency as timing
 from seed.evaluation.perplexity import DocumentLosses
+from seed.executor import ProgressCallback
 from seed.models.checkpoint import measure_size, write_checkpoint
 from seed.models.surgery import cast_weights
 from seed.models.width import make_narrow, plan_width
@@ -42,7 +43,6 @@ from seed.stages.budgets import distill_settings
 from seed.study_dir import StudyFolder
 
 TUNING_SHARE = 10  # a rate is tried on one tenth of the budget
-ProgressCallback = Callable[[float, str], None]  # an amount of work that is done, and at what it is
 Asked = list[tuple[Candidate, DistillSettings]]  # what several processes train side by side
 
 

@@ -14,7 +14,7 @@ import torch
 from seed import protocols, study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
-from seed.executor import InProcess
+from seed.evaluator import InProcess
 from seed.models.loader import ModelSource, Teacher
 from seed.optimize.frontier import Limits
 from seed.optimize.study import open_study
