@@ -7,7 +7,7 @@ With ``--tasks`` both are also judged by tasks of lm-eval.
 
 import functools
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,17 +104,6 @@ class Subject:
     stored_dtype: "torch.dtype"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """What ``evaluate`` found. Ratios are to the study's dense model; 1 when there is none."""
-
-    test: Quality
-    latency: Latency
-    size: Size
-    protocol: str
-    tasks: tuple[TaskScore, ...]
-
-
 def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened: "dict[Path, Session]") -> Subject:
     """Open an exported model of a study with the study's test text, beside the dense model. ``opened``: studies that are.
 
@@ -195,8 +184,10 @@ def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
     )
 
 
-def judge_subject(subject: Subject, args: EvaluateCommand, *, tasks: "TaskSet | None", terminal: Terminal) -> Judgement:
-    """Judge an opened model on its text, by its latency, and by tasks, beside its dense model where it has one."""
+def judge_subject(
+    name: str, subject: Subject, args: EvaluateCommand, *, tasks: "TaskSet | None", terminal: Terminal
+) -> JudgedLine:
+    """Judge an opened model on its text, by its latency, and by tasks, beside its dense model where it has one; say what was found."""
     from seed.evaluation.tasks import compare_scores, score_tasks
     from seed.models.checkpoint import measure_size
 
@@ -213,13 +204,12 @@ def judge_subject(subject: Subject, args: EvaluateCommand, *, tasks: "TaskSet | 
         scores = compare_scores(ours, None if dense is None else score_tasks(dense.model, dense.tokenizer, tasks))
     windows = f"non-overlapping windows of {stream.tokens_NT.shape[1]} tokens, the first of each unscored"
     dtype = f"computed in {str(subject.dtype).removeprefix('torch.')}"
-    return Judgement(
-        test=test,
-        latency=latency,
-        size=measure_size(model, dtype=subject.stored_dtype),
-        protocol="; ".join((stream.source, *stream.notes, windows, dtype)),
-        tasks=tuple(scores),
-    )
+    protocol = "; ".join((stream.source, *stream.notes, windows, dtype))
+    size, is_beside = measure_size(model, dtype=subject.stored_dtype), dense is not None
+    show_judgement(terminal, protocol, test, latency, size, beside_dense=is_beside)
+    if scores:
+        show_tasks(terminal, scores, limit=args.task_limit)
+    return describe_judged(name, protocol, test, latency, size, scores, beside_dense=is_beside)
 
 
 def judge_text(subject: Subject, *, on_windows: Callable[[int], None]) -> Quality:
@@ -316,10 +306,11 @@ def check_model(path: Path) -> None:
         raise ModelError(f"{path}: damaged: {damage}. Write it again: {command}")
 
 
-def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) -> None:
+def show_judgement(
+    terminal: Terminal, protocol: str, test: Quality, latency: Latency, size: Size, *, beside_dense: bool
+) -> None:
     """Print what was found."""
-    test, latency, size = found.test, found.latency, found.size
-    terminal.say(f"text:       {found.protocol}; {test.tokens:,} tokens in {count_things(test.documents, 'document')}")
+    terminal.say(f"text:       {protocol}; {test.tokens:,} tokens in {count_things(test.documents, 'document')}")
     ratio = f", ratio to dense {test.ppl_ratio:.4f} ± {test.ppl_ratio_standard_error:.4f}" if beside_dense else ""
     terminal.say(
         f"perplexity: {test.perplexity:.3f} (loss {test.loss:.4f} ± {test.standard_error:.4f} nats a token){ratio}"
@@ -339,7 +330,7 @@ def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) 
     )
 
 
-def show_tasks(terminal: Terminal, scores: tuple[TaskScore, ...], *, limit: int | None) -> None:
+def show_tasks(terminal: Terminal, scores: Sequence[TaskScore], *, limit: int | None) -> None:
     """Print the scores of tasks; beside the dense model's where it ran them."""
     beside_dense = scores[0].dense_value is not None
     columns = ["task", "metric", "shots", "documents", "value", *(["dense", "difference"] if beside_dense else [])]
@@ -392,13 +383,7 @@ def evaluate_one(
     """Judge one model, and say what was found."""
     study = find_study(Path(name)) if args.test_text is None else None
     subject = open_alone(name, args, terminal) if study is None else open_in_study(Path(name), study, args, opened)
-    found, is_beside = judge_subject(subject, args, tasks=tasks, terminal=terminal), study is not None
-    show_judgement(terminal, found, beside_dense=is_beside)
-    if found.tasks:
-        show_tasks(terminal, found.tasks, limit=args.task_limit)
-    return describe_judged(
-        name, found.protocol, found.test, found.latency, found.size, found.tasks, beside_dense=is_beside
-    )
+    return judge_subject(name, subject, args, tasks=tasks, terminal=terminal)
 
 
 def list_judged(line: JudgedLine) -> dict[str, str | None]:
