@@ -21,7 +21,7 @@ from seed.errors import CorpusError, ModelError, ResourceError
 from seed.evaluation.latency import Workload
 from seed.evaluation.perplexity import DocumentLosses, choose_micro_batch, logits_of, measure_losses
 from seed.models.anatomy import Anatomy, count_params
-from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip
+from seed.models.checkpoint import agree, load_checkpoint, prove_round_trip, write_checkpoint
 from seed.models.checks import refuse_ids
 from seed.models.files import is_local
 from seed.models.loader import ModelSource, Teacher, check_source, choose_device, open_teacher
@@ -105,6 +105,13 @@ class Session:
     def measure_losses(self, model: nn.Module, stream: TokenStream) -> DocumentLosses:
         """What a model loses on a stream, by document."""
         return measure_losses(logits_of(model), stream, micro_batch=self.micro_batch, device=self.device)
+
+    def write_checkpoint(self, model: nn.Module, path: Path) -> None:
+        """Write a model as it is exported."""
+        teacher = self.teacher
+        write_checkpoint(
+            model, path, tokenizer=teacher.tokenizer, original=teacher.directory, dtype=teacher.stored_dtype
+        )
 
 
 def open_for_search(

@@ -3,6 +3,7 @@
 How a model is timed is ``evaluation.latency``'s business; here is which, when, and where it is written down.
 """
 
+import contextlib
 import functools
 import math
 import shutil
@@ -10,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import torch
+from torch import nn
 
 from seed import study_dir
 from seed.errors import SpaceError
 from seed.evaluation import latency as timing
-from seed.models.checkpoint import measure_size, write_checkpoint
+from seed.models.checkpoint import measure_size
 from seed.models.surgery import make_student, view_layers
 from seed.optimize.space import drop_deepest, drop_layers
 from seed.protocols import name_device
@@ -103,16 +105,24 @@ def measure_latency(session: Session, candidate: Candidate) -> Latency:
     structure = timing.name_structure(session.anatomy, candidate)
     if session.protocol.latency_command:
         return _measure_by_command(session, candidate, structure, session.protocol.latency_command)
-    model, workload = session.teacher.model, session.workload
-    vocabulary = session.anatomy.config.vocab_size
-    dense = timing.prepare_decoder(model, workload, vocabulary=vocabulary)
-    if workload.compiled:  # a compiled graph needs a model that stays as it is
+    if session.workload.compiled:  # a compiled graph needs a model that stays as it is
         torch.compiler.reset()
-        student = make_student(session.anatomy, candidate)
-        cut = timing.prepare_decoder(student, workload, vocabulary=vocabulary)
-    else:
-        view = functools.partial(view_layers, session.anatomy, candidate)
-        cut = timing.prepare_decoder(model, workload, vocabulary=vocabulary, within=view)
+        return time_beside_dense(session, make_student(session.anatomy, candidate), structure=structure)
+    view = functools.partial(view_layers, session.anatomy, candidate)
+    return time_beside_dense(session, session.teacher.model, structure=structure, within=view)
+
+
+def time_beside_dense(
+    session: Session,
+    model: nn.Module,
+    *,
+    structure: str,
+    within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Latency:
+    """Time a model beside the dense one, by our workload. ``within``: what makes it a smaller one while it runs."""
+    workload, vocabulary = session.workload, session.anatomy.config.vocab_size
+    dense = timing.prepare_decoder(session.teacher.model, workload, vocabulary=vocabulary)
+    cut = timing.prepare_decoder(model, workload, vocabulary=vocabulary, within=within)
     return timing.measure_pair(dense, cut, workload, structure=structure, device=name_device(session.device))
 
 
@@ -120,16 +130,8 @@ def _measure_by_command(session: Session, candidate: Candidate, structure: str, 
     """Export dense and cut models undistilled, and let the user's command time them in turns."""
     paths = []
     for name, layers in (("dense", drop_layers(session.anatomy.num_layers, [])), ("cut", candidate)):
-        path = session.folder.work / f"latency-{name}"
-        write_checkpoint(
-            make_student(session.anatomy, layers),
-            path,
-            tokenizer=session.teacher.tokenizer,
-            original=session.teacher.directory,
-            dtype=session.teacher.stored_dtype,
-        )
-        paths.append(path)
-
+        paths.append(session.folder.work / f"latency-{name}")
+        session.write_checkpoint(make_student(session.anatomy, layers), paths[-1])
     device, repeats = name_device(session.device), session.protocol.latency_repeats
     latency = timing.measure_by_command(command, *paths, structure=structure, device=device, repeats=repeats)
     for path in paths:
