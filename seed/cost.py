@@ -498,9 +498,6 @@ def require_resources(
         free_bytes: of memory.
         device: that has them.
         num_workers: evaluators that share the memory.
-
-    Raises:
-        ResourceError: with what is needed, what is there, and what makes it smaller.
     """
     if root is not None:
         existing = root.resolve()

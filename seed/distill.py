@@ -200,11 +200,7 @@ def plan_budget(
     at_most: int,
     terminal: Terminal,
 ) -> "Budget":
-    """Say what will be done; nothing is written.
-
-    Raises:
-        ResourceError: the disk has no room for it.
-    """
+    """Say what will be done; nothing is written."""
     from seed.stages import finals, students
     from seed.stages.study_record import find_learning_rate
 
@@ -259,11 +255,7 @@ def distill_chosen(
 
 
 def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None, replicas: int) -> list[TrialRecord]:
-    """The trial of that number; without one, those on the frontier that have fewer replicas, or no model.
-
-    Raises:
-        StudyError: there is no such finished trial.
-    """
+    """The trial of that number; without one, those on the frontier that have fewer replicas, or no model."""
     from seed.stages.finals import describe_damage
     from seed.stages.study_record import find_trial
 

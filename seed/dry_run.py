@@ -115,12 +115,7 @@ class DryRun:
 
 
 def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None:
-    """Say what the search would do and take.
-
-    Raises:
-        SeedError: what the search itself would refuse, as far as it can be seen without weights; or the model's shape is
-            not known here.
-    """
+    """Say what the search would do and take."""
     planned = plan_search(settings, name=name)
     for line in planned.describe():
         say(line)
@@ -261,11 +256,7 @@ def read_config(source: ModelSource, settings: StudyConfig) -> Any:
 
 
 def make_config(shape: Mapping[str, Any], *, name: str) -> Any:
-    """The transformers config of a preset's [config].
-
-    Raises:
-        ModelError: it is not one.
-    """
+    """The transformers config of a preset's [config]."""
     import transformers
 
     try:
@@ -291,11 +282,7 @@ def shorten(config: Any, *, is_timed: bool = True) -> Any:
 def build(
     config: Any, *, device: torch.device, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
 ) -> nn.Module:
-    """A model with random weights; on the meta device with none, shapes only.
-
-    Raises:
-        ModelError: transformers cannot build it.
-    """
+    """A model with random weights; on the meta device with none, shapes only."""
     try:
         with device:
             model: Any = find_auto_class(config).from_config(

@@ -133,11 +133,7 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened:
 
 
 def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
-    """Open any model with a text of its own, the whole of a file or the test split of a corpus.
-
-    Raises:
-        SeedError: model or text cannot be opened.
-    """
+    """Open any model with a text of its own, the whole of a file or the test split of a corpus."""
     settings = resolve.fill_from_files(StudyConfig(model=name, trust_remote_code=args.trust_remote_code))
     quiet_libraries()
     from seed import protocols
@@ -269,11 +265,7 @@ def time_subject(subject: Subject, command: str | None) -> Latency:
 
 
 def refuse_study(path: Path) -> None:
-    """Refuse a study's folder.
-
-    Raises:
-        ModelError: with the names of its models.
-    """
+    """Refuse a study's folder."""
     study = StudyFolder(path)
     if study.plan.is_file() or study.stages_plan.is_file():
         models = sorted(place.parent for place in path.glob("**/models/*/config.json"))
@@ -290,11 +282,7 @@ def find_study(path: Path) -> StudyFolder | None:
 
 
 def check_model(path: Path) -> None:
-    """Check that an exported model is as it was written; in a study by the study's word, else by its own.
-
-    Raises:
-        ModelError: with the file's name.
-    """
+    """Check that an exported model is as it was written; in a study by the study's word, else by its own."""
     whole, study = path.resolve(), find_study(path)
     if study is None or whole.parent != study.models or not study.result(whole.name).is_file():
         refuse_damaged(path, place=str(path))

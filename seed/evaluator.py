@@ -114,11 +114,7 @@ class Evaluator:
         return cost.measure_free_bytes(self.session.device)
 
     def prove(self) -> Proofs:
-        """Prove on this very model that cutting, saving, reloading and scoring are right.
-
-        Raises:
-            ModelError: this model is not understood well enough.
-        """
+        """Prove on this very model that cutting, saving, reloading and scoring are right."""
         self.tell(0, "cutting, saving, reloading")
         sessions.prove(self.session)
         self.tell(1, "cut, saved, reloaded; reading the validation text")

@@ -105,11 +105,7 @@ def say_line(terminal: Terminal, line: "ExportLine") -> None:
 
 
 def check_words(args: ExportCommand) -> None:
-    """Check that what was typed goes together.
-
-    Raises:
-        StudyError: with the cure.
-    """
+    """Check that what was typed goes together."""
     if args.keep is None:
         if args.trial is None:
             raise StudyError(

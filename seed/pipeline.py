@@ -61,11 +61,7 @@ STEPS = ("proofs", "latency", "search", "dense", "baselines", "distill")  # of a
 
 
 def run(settings: StudyConfig, terminal: Terminal, *, began: float) -> StudyRecord:
-    """Run the whole pass, or what is left of it. ``began``: ``time.monotonic()`` then.
-
-    Raises:
-        SeedError: anything a user can mend.
-    """
+    """Run the whole pass, or what is left of it. ``began``: ``time.monotonic()`` then."""
     settings = resolve.resolve_config(settings)
     study = StudyFolder(settings.studies_dir / resolve.name_study(settings))
     quiet_libraries()
@@ -299,11 +295,7 @@ class Pipeline:
         return make(self.open_optuna())
 
     def prove(self) -> Proofs:
-        """Prove on this very model that cutting, saving, reloading and scoring are right.
-
-        Raises:
-            ModelError: this model is not understood well enough.
-        """
+        """Prove on this very model that cutting, saving, reloading and scoring are right."""
         self.begin("proofs")
         with self.terminal.stage("proofs", total=3) as advance:
             proofs: Proofs = self.executor.call("prove", on_progress=advance)

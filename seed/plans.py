@@ -188,11 +188,7 @@ def read_plan(study: StudyFolder) -> SearchPlan:
 
 
 def read_planned(path: Path) -> tuple[StudyFolder, SearchPlan]:
-    """The study in a folder, and its plan.
-
-    Raises:
-        SeedError: there is no such study, or another version of Seed planned it.
-    """
+    """The study in a folder, and its plan."""
     study = study_dir.open_existing(path)
     return study, read_plan(study)
 
@@ -258,11 +254,7 @@ def flatten(value: Mapping[str, Any], *, separator: str, prefix: str = "") -> di
 
 
 def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *, place: Path) -> None:
-    """Raise when what was begun at ``place`` had other settings; settings that only it knows are its results.
-
-    Raises:
-        StudyError: with every difference.
-    """
+    """Raise StudyError when what was begun at ``place`` had other settings; settings that only it knows are its results."""
     changed = [
         f"{name}: {known.get(name)} there, {value} now" for name, value in wanted.items() if known.get(name) != value
     ]

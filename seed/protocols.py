@@ -263,11 +263,7 @@ def hash_weights(path: Path) -> str:
 
 
 def require_same_weights(location: str, sha256: str | None, *, study: StudyFolder) -> None:
-    """Raise unless a local model is what it was when a study was planned. ``sha256``: of its weights then.
-
-    Raises:
-        ModelError: it is not.
-    """
+    """Raise ModelError unless a local model is what it was when a study was planned. ``sha256``: of its weights then."""
     path = resolve_location(location)
     if hash_weights(path) != sha256:
         raise ModelError(

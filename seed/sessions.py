@@ -132,9 +132,6 @@ def open_for_search(
         reference: the device that it is measured on, perhaps by others (see ``move``).
         say: is told what takes seconds.
         fit: chooses what text there is time for, once the model is opened.
-
-    Raises:
-        SeedError: anything a user can mend.
     """
     source = find_source(settings)
     location = source.location

@@ -30,11 +30,7 @@ Search = Callable[[StudyConfig, Terminal], StudyRecord]
 
 
 def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Search) -> StagedSearch:
-    """Search stage by stage, then at once, and write down what came of it. ``search`` runs one search, or what is left of it.
-
-    Raises:
-        SeedError: anything a user can mend.
-    """
+    """Search stage by stage, then at once, and write down what came of it. ``search`` runs one search, or what is left of it."""
     settings = resolve.fill_from_files(settings)
     assert settings.stages is not None
     asked, root = parse_stages(settings.stages), name_root(settings)

@@ -59,11 +59,7 @@ def keep_numbers(settings: StudyConfig, plan: SearchPlan) -> StudyConfig:
 
 
 def fit_opened(settings: StudyConfig, original: Original, *, shape: Shape, speed: Speed) -> StudyConfig:
-    """Choose the time where it is to be chosen, and what text there is time for, before any is read.
-
-    Raises:
-        SeedError: a setting does not fit the model.
-    """
+    """Choose the time where it is to be chosen, and what text there is time for, before any is read."""
     request = protocols.request_text(settings, original.config)
     caps = {
         "recovery": request.recovery_tokens,
@@ -227,11 +223,7 @@ def _fill(price: Callable[[int], float], seconds: float, protocol: Protocol) -> 
 
 
 def _refuse_too_much(settings: StudyConfig, search: float, distillation: float) -> None:
-    """Raise where what is told takes longer than the time that is told.
-
-    Raises:
-        SeedError: with how long it takes.
-    """
+    """Raise SeedError where what is told takes longer than the time that is told."""
     seconds = known(settings.time)
     if not settings.is_given("time") or search + distillation <= seconds:
         return

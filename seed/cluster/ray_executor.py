@@ -213,11 +213,7 @@ class RayExecutor(Executor):
         return [done for done in ready if done in running]
 
     def _check(self, worker: Worker) -> None:
-        """Learn whether an actor is there again, and on a device like the others'.
-
-        Raises:
-            ResourceError: it is gone for good, and it was the last.
-        """
+        """Learn whether an actor is there again, and on a device like the others'."""
         try:
             found, worker.node = ray.get(worker.question)
         except (ray.exceptions.ActorDiedError, ray.exceptions.RayTaskError) as error:  # gone, or of no use any more
@@ -231,11 +227,7 @@ class RayExecutor(Executor):
                 self._let_go(worker, f"it was started again on {found.name}, unlike the others")
 
     def _let_go(self, worker: Worker, why: str) -> None:
-        """Do without an actor.
-
-        Raises:
-            ResourceError: it was the last.
-        """
+        """Do without an actor."""
         self.workers.remove(worker)
         self.say(f"an evaluator is gone for good ({why}); {len(self.workers)} go on")
         if not self.workers:

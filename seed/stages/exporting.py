@@ -148,11 +148,7 @@ def find_recovered(
 
 
 def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
-    """Copy a distilled model, unless it lies there already.
-
-    Raises:
-        SeedError: something else lies there, or there is no room.
-    """
+    """Copy a distilled model, unless it lies there already."""
     source = Path(line.path)
     place = _find_place(target, source=source)
     if not _is_written(place, read_provenance(source, place=line.path), target=target):

@@ -155,11 +155,7 @@ def continue_or_replace(study: StudyFolder, wanted: SearchPlan, *, say: Callable
 
 
 def holds_score(study: StudyFolder) -> bool:
-    """Is a candidate scored, or anything made of one?
-
-    Raises:
-        StudyError: its scores cannot be read.
-    """
+    """Is a candidate scored, or anything made of one?"""
     if study.frontier.exists() or any(place.exists() for place in (study.models, study.distilled, study.unrecovered)):
         return True
     if not study.scores.exists():
