@@ -1,7 +1,6 @@
 """What a search will take of time, memory and disk, estimated from a few timed parts of the model, and refused early."""
 
 import math
-import os
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ from seed.proxy.sweep import RELEASED_BYTES
 from seed.records import Candidate
 from seed.reporting.wording import count_things, format_bytes, name_proxy
 from seed.speed import Speed, draw_tokens, time_parts
-from seed.stages.budgets import HOST_BYTES_PER_WEIGHT, count_group
+from seed.stages.budgets import HOST_BYTES_PER_WEIGHT, count_group, measure_free_bytes
 from seed.stages.students import TUNING_SHARE
 from seed.stats import FEWEST_PAIRS
 
@@ -150,8 +149,6 @@ def measure_parts(
         num_layers=shape.num_layers,
         gains=gains,
         trains=trains,
-        mixed_precision=protocols.computes_bfloat16(timed.device),
-        free_bytes=measure_free_bytes(timed.device),
     )
     return shape, speed
 
@@ -478,13 +475,6 @@ def describe_plan(plan: SearchPlan, cost: Cost) -> list[str]:
         documents = f" in {count_things(stream.documents, 'document')}" if stream.documents else ""  # a guess has none
         lines.append(f"  {name}: {stream.tokens:,} tokens{documents} of {'; '.join((stream.source, *stream.notes))}")
     return lines
-
-
-def measure_free_bytes(device: torch.device) -> int:
-    """Bytes of memory that a search can have on a device: a GPU's that nobody else holds, or all of this machine's."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)  # ours already
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def require_resources(

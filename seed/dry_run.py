@@ -37,6 +37,7 @@ from seed.proxy.closed_form import measure_gains
 from seed.reporting.wording import count_things, describe_gguf, format_bytes, format_count
 from seed.resolve import list_presets, name_base, read_preset
 from seed.speed import Speed
+from seed.stages.budgets import measure_free_bytes
 
 # WikiText-2's published words (arXiv 1609.07843, table 1) at 1.3 tokens each: GPT-2's tokenizer makes 1.17, Llama 2's 1.39.
 WIKITEXT2_TOKENS = {"recovery": 2_715_000, "validation": 283_000, "test": 319_000}
@@ -104,7 +105,7 @@ class DryRun:
         cost.require_resources(
             self.cost,
             root=settings.studies_dir / self.plan.name if elsewhere is None else None,
-            free_bytes=cost.measure_free_bytes(self.device) if elsewhere is None else elsewhere.num_bytes,
+            free_bytes=measure_free_bytes(self.device) if elsewhere is None else elsewhere.num_bytes,
             device=str(self.device) if elsewhere is None else known(settings.device),
         )
         if settings.is_given("time") and UNSURE[0] * self.cost.seconds > known(settings.time):

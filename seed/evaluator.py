@@ -111,7 +111,7 @@ class Evaluator:
 
     def measure_free_bytes(self) -> int:
         """Bytes of memory that a search can have here."""
-        return cost.measure_free_bytes(self.session.device)
+        return budgets.measure_free_bytes(self.session.device)
 
     def prove(self) -> Proofs:
         """Prove on this very model that cutting, saving, reloading and scoring are right."""
