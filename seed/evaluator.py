@@ -171,9 +171,10 @@ class Evaluator:
             quality = self.sweep.measure(candidate)
             yield candidate, quality, self.sweep.list_rows([candidate])
 
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
+    def score_unrecovered(self, candidates: Sequence[Candidate]) -> list[ScoreRow]:
         """Score candidates as they stand, many at once."""
-        return self.sweep.measure_unrecovered(candidates), self.sweep.list_rows(candidates)
+        self.sweep.measure_unrecovered(candidates)
+        return self.sweep.list_rows(candidates)
 
     def compare_baselines(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 
 from seed.optimize.screening import Screen
 from seed.protocols import Reference
-from seed.records import Candidate, Latency, Quality, Scored, ScoreRow
+from seed.records import Candidate, Latency, Scored, ScoreRow
 from seed.sessions import Session
 
 ProgressCallback = Callable[[float, str], None]  # an amount of work that is done, and at what it is
@@ -76,15 +76,6 @@ class Executor(ABC):
             return {"rows": theirs, "table": dict(table), "screen": screen}
 
         return self.call_each("score", candidates, told)
-
-    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[ScoreRow]]]:
-        """Score candidates by closed form."""
-        return self.call_each("sweep_space", candidates, lambda some: {})
-
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
-        """Score candidates as they stand."""
-        found: tuple[list[Quality], list[ScoreRow]] = self.call("measure_unrecovered", list(candidates))
-        return found
 
     def count_parallel_students(self) -> int:
         """How many students one evaluator trains side by side."""

@@ -446,7 +446,8 @@ class Pipeline:
         self.store_states(steps=session.protocol.count_steps(plan.distill_tokens), rng_seeds=rng_seeds)
         rate = self.choose_learning_rate(members[list(ordered).index(hardest)])
         if plan.width_baseline:
-            known_latencies = {result.key: result.latency for result in study_record.read_width_baselines(study)}
+            _, widths = study_record.read_results(study)
+            known_latencies = {result.key: result.latency for result in widths}
             candidates = [member.candidate for member in members]
             members += self.executor.call("make_width_baselines", candidates, known=known_latencies)
         results = finals.distill_members(

@@ -142,7 +142,7 @@ def score_unrecovered(
 ) -> None:
     """Score candidates as they stand, those that were not before."""
     if missing := [candidate for candidate in candidates if not cache.is_known(candidate, "none")]:
-        keep_rows(store, cache, executor.measure_unrecovered(missing)[1])
+        keep_rows(store, cache, executor.call("score_unrecovered", missing))
 
 
 def sweep_candidates(
@@ -160,7 +160,7 @@ def sweep_candidates(
         keep_rows(store, cache, itertools.chain(*groups))
 
     with keeping_some(keep_groups) as keep:
-        for candidate, quality, rows in executor.sweep_space(missing):
+        for candidate, quality, rows in executor.call_each("sweep_space", missing, lambda some: {}):
             keep(rows)
             on_score(candidate, quality)
 
