@@ -154,10 +154,7 @@ def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
     for note in teacher.notes:
         terminal.say(f"model:      {note}")
     terminal.say(f"windows:    {window} tokens, {why}")
-    if not 2 <= window <= longest:
-        raise ModelError(
-            f"windows of {window} tokens ({why}): {name} reads 2 to {longest} tokens at once. Give --window-tokens between."
-        )
+    protocols.require_window(window, config)
     stream = open_test_stream(
         text,
         teacher.tokenizer,
@@ -249,12 +246,7 @@ def time_subject(subject: Subject, command: str | None) -> Latency:
         return measure_by_command(
             command, place, subject.directory, structure=subject.name, device=device, repeats=workload.repeats
         )
-    held = workload.prompt_tokens + workload.new_tokens
-    if held > (getattr(config, "max_position_embeddings", None) or held):
-        raise ModelError(
-            f"--prompt-tokens {workload.prompt_tokens} and --new-tokens {workload.new_tokens}: together more than the "
-            f"{config.max_position_embeddings} tokens that the model holds. Choose fewer."
-        )
+    protocols.require_workload(workload.prompt_tokens, workload.new_tokens, config)
     return measure_pair(
         prepare_decoder(other, workload, vocabulary=config.vocab_size),
         prepare_decoder(model, workload, vocabulary=config.vocab_size),

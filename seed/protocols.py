@@ -77,16 +77,31 @@ def request_text(settings: StudyConfig, config: Any) -> CorpusRequest:
         CorpusError: the model does not read windows of that length, or a limit leaves too few of them.
     """
     window = known(settings.window_tokens)
-    longest = getattr(config, "max_position_embeddings", None) or window
-    if window > longest or window < 2:
-        raise CorpusError(
-            f"{settings.name_place('window_tokens')}--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between."
-        )
+    require_window(window, config, place=settings.name_place("window_tokens"))
     for name in ("calibration_tokens", "validation_tokens", "test_tokens"):
         require_windows(
             getattr(settings, name), window_tokens=window, option=settings.name_place(name) + spell_flag(name)
         )
     return make_request(settings, bos_each_window=needs_bos(config))
+
+
+def require_window(tokens: int, config: Any, *, place: str = "") -> None:
+    """Raise CorpusError unless a model with this config reads so many tokens at once."""
+    longest = getattr(config, "max_position_embeddings", None) or tokens
+    if not 2 <= tokens <= longest:
+        raise CorpusError(
+            f"{place}--window-tokens {tokens}: the model reads 2 to {longest} tokens at once. Choose a number between."
+        )
+
+
+def require_workload(prompt_tokens: int, new_tokens: int, config: Any, *, place: str = "") -> None:
+    """Raise SpaceError unless a model with this config holds what is timed."""
+    longest = getattr(config, "max_position_embeddings", None) or prompt_tokens + new_tokens
+    if prompt_tokens + new_tokens > longest:
+        raise SpaceError(
+            f"{place}--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens}: together more than the {longest} tokens that "
+            "the model holds. Choose fewer."
+        )
 
 
 def make_request(told: StudyConfig | Protocol, *, bos_each_window: bool) -> CorpusRequest:
@@ -121,13 +136,8 @@ def fix_protocol(settings: StudyConfig, original: Original, streams: dict[str, S
             f"--start {start.path}: was recovered from {start.base_model}, not from {location}. Leave --model out, or "
             "give a model that was recovered from it."
         )
-    prompt, new = known(settings.prompt_tokens), known(settings.new_tokens)
-    longest = getattr(config, "max_position_embeddings", None) or prompt + new
-    if prompt + new > longest:
-        raise SpaceError(
-            f"{settings.name_place('prompt_tokens', 'new_tokens')}--prompt-tokens {prompt} and --new-tokens {new}: together more than the {longest} tokens that the model "
-            "holds. Choose fewer."
-        )
+    place = settings.name_place("prompt_tokens", "new_tokens")
+    require_workload(known(settings.prompt_tokens), known(settings.new_tokens), config, place=place)
     proxy = choose_proxy(settings.proxy, gains=original.gains, family=config.model_type)
     if settings.is_given("short_steps") and proxy != "short-distillation":
         raise SpaceError(

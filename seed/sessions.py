@@ -40,6 +40,7 @@ from seed.protocols import (
     name_device,
     request_text,
     require_same_weights,
+    require_window,
     resolve_location,
 )
 from seed.proxy.closed_form import measure_gains
@@ -226,11 +227,7 @@ def take_test_text(session: Session, *, window_tokens: int, test_tokens: int | N
         SeedError: the model does not read such windows, or the limit is below one of them.
     """
     stream, protocol = session.streams["test"], session.protocol
-    longest = getattr(session.anatomy.config, "max_position_embeddings", None) or window_tokens
-    if not 2 <= window_tokens <= longest:
-        raise ModelError(
-            f"--window-tokens {window_tokens}: the model reads 2 to {longest} tokens at once. Give a number between."
-        )
+    require_window(window_tokens, session.anatomy.config)
     require_windows(test_tokens, window_tokens=window_tokens, option="--test-tokens")
     has_all = protocol.test_tokens is None or (test_tokens or 0) <= stream.num_tokens
     if window_tokens == protocol.window_tokens and has_all:
