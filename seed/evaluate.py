@@ -10,7 +10,7 @@ import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from seed import plans, resolve
 from seed.cli import NAMES, argument, json_option, make_parser, option, quiet_libraries, spell_flag, trust_option
@@ -28,7 +28,6 @@ from seed.study_dir import StudyFolder, read_record
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from seed.data.corpus import TokenStream
     from seed.evaluation.latency import Workload
@@ -94,14 +93,10 @@ class Subject:
     """A model that is to be judged, with its text, and beside its dense model where it has one."""
 
     name: str
-    directory: Path
-    model: "nn.Module"
-    tokenizer: Any
+    judged: "Teacher"
     dense: "Teacher | None"
     stream: "TokenStream"
     workload: "Workload"
-    dtype: "torch.dtype"  # that is computed in
-    stored_dtype: "torch.dtype"
 
 
 def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened: "dict[Path, Session]") -> Subject:
@@ -118,17 +113,14 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened:
     if study.root not in opened:
         opened[study.root] = sessions.reopen(study, plan.protocol, device_name=args.device)
     session = opened[study.root]
+    model = load_checkpoint(path, device=session.device, dtype=session.dtype)
     window = args.window_tokens or plan.protocol.window_tokens
     return Subject(
         name=path.name,
-        directory=path,
-        model=load_checkpoint(path, device=session.device, dtype=session.dtype),
-        tokenizer=load_tokenizer(path),
+        judged=replace(session.teacher, model=model, tokenizer=load_tokenizer(path), directory=path),
         dense=session.teacher,
         stream=sessions.take_test_text(session, window_tokens=window, test_tokens=args.test_tokens),
         workload=args.choose_workload(session.workload),
-        dtype=session.dtype,
-        stored_dtype=session.teacher.stored_dtype,
     )
 
 
@@ -159,21 +151,13 @@ def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
         text,
         teacher.tokenizer,
         window_tokens=window,
-        bos_each_window=config.model_type.startswith(protocols.NEED_BOS),
+        bos_each_window=protocols.needs_bos(config),
         max_tokens=args.test_tokens,
     )
     refuse_ids(stream.tokens_NT, teacher.model, source=stream.source)
     usual = Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=24)
     return Subject(
-        name=Path(name).name,
-        directory=teacher.directory,
-        model=teacher.model,
-        tokenizer=teacher.tokenizer,
-        dense=None,
-        stream=stream,
-        workload=args.choose_workload(usual),
-        dtype=teacher.dtype,
-        stored_dtype=teacher.stored_dtype,
+        name=Path(name).name, judged=teacher, dense=None, stream=stream, workload=args.choose_workload(usual)
     )
 
 
@@ -184,7 +168,7 @@ def judge_subject(
     from seed.evaluation.tasks import compare_scores, score_tasks
     from seed.models.checkpoint import measure_size
 
-    model, dense, stream = subject.model, subject.dense, subject.stream
+    judged, dense, stream = subject.judged, subject.dense, subject.stream
     with terminal.stage(f"judging {subject.name}", total=2, is_share=True) as advance:
         test = judge_text(subject, on_windows=lambda count: advance(count / len(stream.tokens_NT), "perplexity"))
         advance(0, "latency")
@@ -193,12 +177,12 @@ def judge_subject(
     scores: list[TaskScore] = []
     if tasks is not None:
         terminal.say(f"tasks:      lm-eval asks {subject.name}{'' if dense is None else ', then the dense model'}")
-        ours = score_tasks(model, subject.tokenizer, tasks)
+        ours = score_tasks(judged.model, judged.tokenizer, tasks)
         scores = compare_scores(ours, None if dense is None else score_tasks(dense.model, dense.tokenizer, tasks))
     windows = f"non-overlapping windows of {stream.tokens_NT.shape[1]} tokens, the first of each unscored"
-    dtype = f"computed in {str(subject.dtype).removeprefix('torch.')}"
+    dtype = f"computed in {str(judged.dtype).removeprefix('torch.')}"
     protocol = "; ".join((stream.source, *stream.notes, windows, dtype))
-    size, is_beside = measure_size(model, dtype=subject.stored_dtype), dense is not None
+    size, is_beside = measure_size(judged.model, dtype=judged.stored_dtype), dense is not None
     show_judgement(terminal, protocol, test, latency, size, beside_dense=is_beside)
     if scores:
         show_tasks(terminal, scores, limit=args.task_limit)
@@ -210,8 +194,9 @@ def judge_text(subject: Subject, *, on_windows: Callable[[int], None]) -> Qualit
     from seed.evaluation.perplexity import choose_micro_batch, compare_models, judge, logits_of, measure_losses
     from seed.models.anatomy import text_config
 
-    stream, device = subject.stream, next(subject.model.parameters()).device
-    vocabulary, compute = text_config(subject.model).vocab_size, logits_of(subject.model)
+    stream, model = subject.stream, subject.judged.model
+    device, compute = next(model.parameters()).device, logits_of(model)
+    vocabulary = text_config(model).vocab_size
     micro_batch = choose_micro_batch(stream.tokens_NT.shape[1], vocabulary, device=device)
 
     def compute_watched(tokens_BT: "torch.Tensor") -> "torch.Tensor":
@@ -237,19 +222,17 @@ def time_subject(subject: Subject, command: str | None) -> Latency:
     from seed.evaluation.latency import measure_by_command, measure_pair, prepare_decoder
     from seed.models.anatomy import text_config
 
-    model, workload, config = subject.model, subject.workload, text_config(subject.model)
-    other, place = (
-        (model, subject.directory) if subject.dense is None else (subject.dense.model, subject.dense.directory)
-    )
-    device = protocols.name_device(next(model.parameters()).device)
+    judged, workload, config = subject.judged, subject.workload, text_config(subject.judged.model)
+    beside, device = subject.dense or judged, protocols.name_device(next(judged.model.parameters()).device)
     if command is not None:
+        directories = beside.directory, judged.directory
         return measure_by_command(
-            command, place, subject.directory, structure=subject.name, device=device, repeats=workload.repeats
+            command, *directories, structure=subject.name, device=device, repeats=workload.repeats
         )
     protocols.require_workload(workload.prompt_tokens, workload.new_tokens, config)
     return measure_pair(
-        prepare_decoder(other, workload, vocabulary=config.vocab_size),
-        prepare_decoder(model, workload, vocabulary=config.vocab_size),
+        prepare_decoder(beside.model, workload, vocabulary=config.vocab_size),
+        prepare_decoder(judged.model, workload, vocabulary=config.vocab_size),
         workload,
         structure=subject.name,
         device=device,
