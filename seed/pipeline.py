@@ -221,12 +221,7 @@ class Pipeline:
         self.cache = ScoreCache(self.prove().dense_validation, self.store.read_rows(), place=self.store.path)
         self.store.keep([self.cache.describe_dense()])
         self.table = self.measure_latencies()
-        space = latency_table.bound_space(
-            self.session,
-            self.table.table,
-            max_latency_ratio=self.settings.max_latency_ratio,
-            max_memory=self.settings.max_memory,
-        )
+        space = latency_table.bound_space(self.session, self.table.table, self.limits)
         self.trials = self.open_trials(opened, space)
         judges_first = self.settings.eval_command is not None  # which may fail: rather before hours of search
         if judges_first:

@@ -18,6 +18,7 @@ from seed.errors import SpaceError
 from seed.evaluation import latency as timing
 from seed.models.checkpoint import measure_size
 from seed.models.surgery import make_student, view_layers
+from seed.optimize.frontier import Limits
 from seed.optimize.space import drop_deepest, drop_layers
 from seed.protocols import name_device
 from seed.records import Candidate, Latency, SearchSpace
@@ -139,13 +140,7 @@ def _measure_by_command(session: Session, candidate: Candidate, structure: str, 
     return latency
 
 
-def bound_space(
-    session: Session,
-    table: Mapping[str, Latency],
-    *,
-    max_latency_ratio: float | None,
-    max_memory: float | None,
-) -> SearchSpace:
+def bound_space(session: Session, table: Mapping[str, Latency], limits: Limits) -> SearchSpace:
     """Turn limits on latency and memory into a bound on how few layers may go, before the first trial.
 
     ``table``: of each depth, where latency is limited.
@@ -153,18 +148,18 @@ def bound_space(
     Raises:
         SpaceError: no candidate of the space can keep the limits.
     """
-    space = session.protocol.space
+    space, max_ratio = session.protocol.space, limits.max_latency_ratio
     fewest, reached = space.max_dropped + 1, ""
     for num_dropped in range(space.max_dropped, space.min_dropped - 1, -1):
         candidate = drop_deepest(space, num_dropped)
-        ratio = 0.0 if max_latency_ratio is None else table[timing.name_structure(session.anatomy, candidate)].ratio
+        ratio = 0.0 if max_ratio is None else table[timing.name_structure(session.anatomy, candidate)].ratio
         with view_layers(session.anatomy, candidate) as view:
             size = measure_size(view, dtype=session.teacher.stored_dtype)
-        memory = size.weight_bytes + size.kv_bytes_per_token * session.protocol.cached_tokens
+        memory = size.weight_bytes + size.kv_bytes_per_token * limits.cached_tokens
         if num_dropped == space.max_dropped:
-            latency = "" if max_latency_ratio is None else f"the latency ratio is {ratio:.3f} and "
+            latency = "" if max_ratio is None else f"the latency ratio is {ratio:.3f} and "
             reached = f"with {count_things(num_dropped, 'layer')} dropped {latency}memory is {format_bytes(memory)}"
-        if ratio > (max_latency_ratio or math.inf) or memory > (max_memory or math.inf):
+        if ratio > (max_ratio or math.inf) or memory > (limits.max_memory_bytes or math.inf):
             break
         fewest = num_dropped
     if fewest > space.max_dropped:
