@@ -252,6 +252,8 @@ def test_a_dry_run_says_what_a_search_takes_and_writes_nothing(tmp_path: Path, m
     words = ["seed.search", "--model=gpt2", "--device=cuda:1GB"]
     assert "but cuda:1GB has 1.00" in error_of(run_seed(*words, "--dry-run", cwd=tmp_path, code=2))
     assert "is for python -m seed.search --dry-run" in error_of(run_seed(*words, cwd=tmp_path, code=2))
+    staged = ["seed.search", "--stages=2+1", "--dry-run"]
+    assert "--dry-run: plans one search" in error_of(run_seed(*staged, cwd=tmp_path, code=2))
     assert not list(tmp_path.iterdir())
 
 
