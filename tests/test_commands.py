@@ -218,21 +218,6 @@ def test_a_staged_search_names_original_layers_and_goes_on_where_it_was_stopped(
     assert "holds a staged search" in error_of(plain)
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--stages", "2+x"], "--stages 2+x"),
-        (["--stages", "1+..."], "goes on until a target"),
-        (["--stages", "2+1", "--max-dropped", "3"], "--max-dropped"),
-        (["--recovery", "pretraining", "--temperature", "2"], "--temperature"),
-        (["--stages", "2+1", "--dry-run"], "--dry-run"),
-    ],
-)
-def test_what_cannot_be_is_said_at_once(tmp_path: Path, words: list[str], said: str) -> None:
-    assert said in error_of(run_seed("seed.search", *words, cwd=tmp_path, code=2))
-    assert not (tmp_path / "studies").exists()
-
-
 # ---- dry runs
 
 
