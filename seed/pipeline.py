@@ -220,6 +220,7 @@ class Pipeline:
         study_dir.write_record(study.environment, self.executor.call("describe_environment"))
         self.cache = ScoreCache(self.prove().dense_validation, self.store.read_rows(), place=self.store.path)
         self.store.keep([self.cache.describe_dense()])
+        self.scoring = searching.Scoring(self.executor, self.store, self.cache)
         self.table = self.measure_latencies()
         space = latency_table.bound_space(self.session, self.table.table, self.limits)
         self.trials = self.open_trials(opened, space)
@@ -356,23 +357,19 @@ class Pipeline:
             on_warning=terminal.say,
         )
         self.trials.listeners.append(lambda record: live.hear())
-        score = functools.partial(
-            searching.score_space,
-            terminal,
-            self.executor,
-            self.table,
-            self.trials,
-            self.cache,
-            self.plan,
-            self.settings,
-            rng_seed=protocol.rng_seed,
-            prepare=prepare,
-            check=self.clock.check_search,
-        )
         try:
             if self.trials.num_complete:
                 self.clock.check_search()
-            score()
+            searching.score_space(
+                terminal,
+                self.scoring,
+                self.table,
+                self.trials,
+                self.plan,
+                self.settings,
+                prepare=prepare,
+                check=self.clock.check_search,
+            )
         except TimeIsUpError:
             terminal.say("  the search's share of the time is spent")
 
@@ -402,11 +399,11 @@ class Pipeline:
     def compare_baselines(self, frontier: Frontier) -> None:
         """Play simpler ways to choose on the search's own scores, and write down what the search added."""
         self.begin("baselines")
-        space, executor, recovers = self.trials.space, self.executor, self.session.gains is not None
+        space = self.trials.space
         with self.terminal.stage("simpler ways to choose", total=len(baselines.BASELINES)) as advance:
             if self.plan.allows_singles(space):
-                searching.score_singles(executor, self.store, self.cache, space, recovers=recovers)
-            gain, rows = executor.call(
+                self.scoring.score_singles(space, recovers=self.session.gains is not None)
+            gain, rows = self.executor.call(
                 "compare_baselines",
                 space,
                 self.store.read_trials(),
@@ -415,7 +412,7 @@ class Pipeline:
                 solver=searching.name_solver(self.plan, self.settings, space, frontier),
                 on_progress=advance,
             )
-            searching.keep_rows(self.store, self.cache, rows)
+            self.scoring.keep(rows)
             study_dir.write_record(self.study.gain, gain)
 
     def store_states(self, *, steps: int, rng_seeds: Sequence[int]) -> None:
