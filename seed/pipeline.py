@@ -106,34 +106,24 @@ def open_session(
         terminal.say(said)
     device = executor.device if isinstance(executor, InProcess) else torch.device("cpu")
 
-    def fit(filled: StudyConfig, teacher: Teacher, anatomy: Anatomy, space: SearchSpace) -> StudyConfig:
+    def fit(filled: StudyConfig, original: protocols.Original, teacher: Teacher, anatomy: Anatomy) -> StudyConfig:
         if study.plan.exists():
             return time_budget.keep_numbers(filled, read_plan(study))
         if device.type != executor.reference.type:
             return filled
         tokens = torch.arange(64, device=device).remainder(anatomy.config.vocab_size)[None]
-        gains = measure_gains(anatomy, anatomy.trace(tokens))
+        original = dataclasses.replace(original, gains=measure_gains(anatomy, anatomy.trace(tokens)))
         shape, speed = cost.measure_parts(
             anatomy,
             whole=anatomy.model,
             window_tokens=known(filled.window_tokens),
-            gains=gains,
+            gains=original.gains,
             dtype=teacher.dtype,
             stored_dtype=teacher.stored_dtype,
             for_gpu=device.type == "cuda",
             trains=filled.trains_all,
         )
         found.append((shape, speed))
-        reference = protocols.describe_reference(device)
-        original = protocols.Original(
-            source=teacher.source,
-            config=anatomy.config,
-            space=space,
-            gains=gains,
-            dtype=teacher.dtype,
-            device=reference.name,
-            mixed_precision=reference.computes_bfloat16,
-        )
         return time_budget.fit_opened(filled, original, shape=shape, speed=speed)
 
     session, filled = sessions.open_for_search(

@@ -46,7 +46,7 @@ from seed.protocols import (
 from seed.proxy.closed_form import measure_gains
 from seed.proxy.instruments import Instruments, make_walker, start_student
 from seed.proxy.shared_maps import shares_maps
-from seed.records import Candidate, SearchSpace
+from seed.records import Candidate
 from seed.resolve import find_space, list_presets
 from seed.study_dir import StudyFolder
 
@@ -122,7 +122,7 @@ def open_for_search(
     device: torch.device,
     reference: Reference,
     say: Callable[[str], None] = lambda line: None,
-    fit: Callable[[StudyConfig, Teacher, Anatomy, SearchSpace], StudyConfig] = lambda settings, *_: settings,
+    fit: Callable[[StudyConfig, Original, Teacher, Anatomy], StudyConfig] = lambda settings, *_: settings,
 ) -> tuple[Session, StudyConfig]:
     """Open model and text as the settings say, and fix the protocol; return the settings too, filled by the model's size.
 
@@ -132,7 +132,7 @@ def open_for_search(
         device: where the model is put.
         reference: the device that it is measured on, perhaps by others (see ``move``).
         say: is told what takes seconds.
-        fit: chooses what text there is time for, once the model is opened.
+        fit: chooses what text there is time for, once the model is opened; what closed form needs is not measured by then.
     """
     source = find_source(settings)
     location = source.location
@@ -147,22 +147,23 @@ def open_for_search(
         max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
     )
     space = find_space(settings, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
-    settings = fit(settings, teacher, anatomy, space)
-    request = request_text(settings, anatomy.config)
-    say(f"reading {request.recovery}")
-    streams = _open_streams(request, teacher)
     local = location == "demo" or is_local(location)
     original = Original(
         source=source,
         config=anatomy.config,
         space=space,
-        gains=_measure_gains(anatomy, streams["recovery"]),
+        gains=None,
         dtype=teacher.dtype,
         device=reference.name,
         mixed_precision=choose_precision(study, reference),
         commit=None if local else teacher.commit,
         weights_sha256=hash_weights(resolve_location(location)) if local else None,
     )
+    settings = fit(settings, original, teacher, anatomy)
+    request = request_text(settings, anatomy.config)
+    say(f"reading {request.recovery}")
+    streams = _open_streams(request, teacher)
+    original = replace(original, gains=_measure_gains(anatomy, streams["recovery"]))
     protocol = fix_protocol(settings, original, {name: stream.describe() for name, stream in streams.items()})
     return _make_session(study, protocol, teacher, anatomy, streams, original.gains), settings
 
