@@ -33,7 +33,7 @@ from seed.cli import (
     study_argument,
     trust_option,
 )
-from seed.console import Terminal, answer_in_json, run_command
+from seed.console import Terminal, answer, run_command
 from seed.errors import ResourceError
 from seed.evidence import StudyRecord
 from seed.plans import Protocol, SearchPlan, open_planned
@@ -305,13 +305,10 @@ def is_launched() -> bool:
 
 def distill(args: DistillCommand, several: "ProcessGroup | None" = None) -> None:
     """Distill as the command line says."""
-    if args.json:
-        answer_in_json(functools.partial(distill_for_script, args, several=several))
-    else:
-        distill_trials(args, Terminal(), several=several)
+    answer(functools.partial(distill_as_told, args, several=several), as_json=args.json)
 
 
-def distill_for_script(
+def distill_as_told(
     args: DistillCommand, terminal: Terminal, *, several: "ProcessGroup | None"
 ) -> "DistillLine | SearchLine":
     """Distill, and return what ``--json`` prints: one model, or without a trial the study."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from seed import plans, resolve
 from seed.cli import NAMES, argument, json_option, make_parser, option, quiet_libraries, spell_flag, trust_option
 from seed.config import LatencySection, StudyConfig
-from seed.console import Terminal, answer_in_json, run_command
+from seed.console import Terminal, answer, run_command
 from seed.errors import ModelError, SeedError
 from seed.models.provenance import find_damage, refuse_damaged
 from seed.records import DistillResult, Latency, Quality, Size, TaskScore
@@ -390,10 +390,7 @@ def main() -> None:
     """Read the command line and judge."""
     words = vars(make_parser(EvaluateCommand).parse_args())
     args = EvaluateCommand(**words | {"model": tuple(words["model"])}, given=frozenset(words))
-    if args.json:
-        answer_in_json(functools.partial(evaluate, args))
-    else:
-        evaluate(args, Terminal())
+    answer(functools.partial(evaluate, args), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from seed import plans, study_dir
 from seed.cli import LAYERS, WHOLE, argument, json_option, option, quiet_libraries, read_command, spell_command
-from seed.console import Terminal, answer_in_json, run_command
+from seed.console import Terminal, answer, run_command
 from seed.errors import StudyError
 
 if TYPE_CHECKING:
@@ -130,10 +130,7 @@ def main() -> None:
     """Read the command line and export."""
     args = read_command(ExportCommand)
     check_words(args)
-    if args.json:
-        answer_in_json(functools.partial(export, args))
-    else:
-        export(args, Terminal())
+    answer(functools.partial(export, args), as_json=args.json)
 
 
 if __name__ == "__main__":
