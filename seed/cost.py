@@ -309,7 +309,7 @@ class Estimator:
         test = self.protocol.streams["test"].tokens
         return self.speed.forward * (self.protocol.calibration_tokens + self.validation_tokens + test)
 
-    def price_distillation(self, *, tokens: float, num_students: int, is_tuned: bool) -> float:
+    def price_distillation(self, *, tokens: int, num_students: int, is_tuned: bool) -> float:
         """Distilling and judging students for so many tokens each, one after another."""
         streams, forward = self.protocol.streams, self.speed.forward
         looks = 3 + max(1.0, min(8.0, tokens / self.protocol.step_tokens / 8))
@@ -321,12 +321,12 @@ class Estimator:
             final, states = final + tokens * forward, 0.0
         return num_students * final + states + is_tuned * TUNED_RATES / TUNING_SHARE * final
 
-    def count_state_bytes(self, tokens: float) -> float:
+    def count_state_bytes(self, tokens: int) -> int:
         """Bytes of the dense model's last states of each window that training on so many tokens sees."""
         seen = min(tokens, self.protocol.streams["recovery"].tokens)
         return seen * self.shape.width * self.shape.number_bytes
 
-    def keeps_states(self, tokens: float) -> bool:
+    def keeps_states(self, tokens: int) -> bool:
         """Are the dense model's states on so many tokens stored? Those that are too large are computed in every step."""
         return self.count_state_bytes(tokens) <= STORED_BYTES
 
