@@ -26,8 +26,8 @@ from seed.cluster.ray_executor import RayExecutor
 from seed.config import StudyConfig
 from seed.console import Terminal
 from seed.evaluation.latency import name_structure
-from seed.evaluator import Evaluator
-from seed.executor import Executor, InProcess
+from seed.evaluator import Evaluator, InProcess
+from seed.executor import Executor
 from seed.optimize.space import enumerate_candidates
 from seed.protocols import describe_reference
 from seed.records import Candidate, Evaluation, Latency, Quality, Scored, ScoreRow, Size

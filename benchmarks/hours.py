@@ -24,15 +24,15 @@ MACHINES = {
 def plan(model: str, machine: str) -> str:
     """How long a search takes on one of the machines, with which options where it fits with fewer; or that it does not fit."""
     planned = plan_with(model, MACHINES[machine])
-    options = dry_run.choose_lighter(planned.shape, planned.protocol, trains=planned.trains) or {}
-    if options and planned.shape.gpu_bytes:
+    options = dry_run.choose_lighter(planned.estimator, trains=planned.trains) or {}
+    if options and planned.estimator.shape.gpu_bytes:
         planned = plan_with(model, MACHINES[machine] | options)
     try:
         planned.require_resources()
     except ResourceError:
         return "does not fit"
     flags = " ".join(f"{spell_flag(name)} {value}" for name, value in options.items())
-    return format_span(planned.cost.seconds) + f" with `{flags}`" * bool(flags and planned.shape.gpu_bytes)
+    return format_span(planned.cost.seconds) + f" with `{flags}`" * bool(flags and planned.estimator.shape.gpu_bytes)
 
 
 def plan_with(model: str, options: Mapping[str, Any]) -> DryRun:

@@ -269,6 +269,11 @@ class StudyConfig(Settings):
         """Parts of layers that go alone, as candidates spell them; none: layers go whole."""
         return tuple(kind for part, kind in PART_KINDS.items() if part in self.parts)
 
+    @property
+    def tunes_rate(self) -> bool:
+        """Is the best of several learning rates found out, rather than told?"""
+        return self.learning_rate is None and len(known(self.learning_rates)) > 1
+
     def _check_parts(self) -> None:
         for name in ("start", "stages", "latency_command"):
             if self.kinds and getattr(self, name) is not None:

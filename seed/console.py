@@ -243,6 +243,14 @@ def answer_in_json(work: Callable[[Terminal], msgspec.Struct]) -> None:
     print(line, flush=True)
 
 
+def answer(work: Callable[[Terminal], msgspec.Struct], *, as_json: bool) -> None:
+    """Do the work of a command, for a script or for people."""
+    if as_json:
+        answer_in_json(work)
+    else:
+        work(Terminal())
+
+
 def find_here() -> Path:
     """The current directory, which paths that are typed are seen from.
 

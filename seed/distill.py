@@ -33,7 +33,7 @@ from seed.cli import (
     study_argument,
     trust_option,
 )
-from seed.console import Terminal, answer_in_json, run_command
+from seed.console import Terminal, answer, run_command
 from seed.errors import ResourceError
 from seed.evidence import StudyRecord
 from seed.plans import Protocol, SearchPlan, open_planned
@@ -202,11 +202,7 @@ def plan_budget(
     at_most: int,
     terminal: Terminal,
 ) -> "Budget":
-    """Say what will be done; nothing is written.
-
-    Raises:
-        ResourceError: the disk has no room for it.
-    """
+    """Say what will be done; nothing is written."""
     from seed.stages import finals, students
     from seed.stages.study_record import find_learning_rate
 
@@ -240,7 +236,7 @@ def distill_chosen(
     terminal: Terminal,
 ) -> list[DistillResult]:
     """Distill, export and judge the candidates of trials."""
-    from seed.executor import InProcess
+    from seed.evaluator import InProcess
     from seed.proxy.sweep import Sweep
     from seed.scores import ScoreStore
     from seed.stages import finals
@@ -267,11 +263,7 @@ def distill_chosen(
 
 
 def choose_trials(study: StudyFolder, record: StudyRecord, *, trial: int | None, replicas: int) -> list[TrialRecord]:
-    """The trial of that number; without one, those on the frontier that have fewer replicas, or no model.
-
-    Raises:
-        StudyError: there is no such finished trial.
-    """
+    """The trial of that number; without one, those on the frontier that have fewer replicas, or no model."""
     from seed.stages.finals import describe_damage
     from seed.stages.study_record import find_trial
 
@@ -321,13 +313,10 @@ def is_launched() -> bool:
 
 def distill(args: DistillCommand, several: "ProcessGroup | None" = None) -> None:
     """Distill as the command line says."""
-    if args.json:
-        answer_in_json(functools.partial(distill_for_script, args, several=several))
-    else:
-        distill_trials(args, Terminal(), several=several)
+    answer(functools.partial(distill_as_told, args, several=several), as_json=args.json)
 
 
-def distill_for_script(
+def distill_as_told(
     args: DistillCommand, terminal: Terminal, *, several: "ProcessGroup | None"
 ) -> "DistillLine | SearchLine":
     """Distill, and return what ``--json`` prints: one model, or without a trial the study."""

@@ -16,12 +16,12 @@ import msgspec
 import torch
 from torch import nn
 
-from seed import cost, protocols, resolve, time_budget
+from seed import cost, protocols, resolve, sessions, time_budget
 from seed.assumed_speed import Device, assume_speed, find_device
 from seed.cli import spell_flag
 from seed.config import StudyConfig, fill_by_size, known
 from seed.console import UNSURE, format_seconds, format_span
-from seed.cost import Cost, Shape
+from seed.cost import Cost, Estimator, Shape
 from seed.data.corpus import CorpusRequest, has_own_splits, open_streams, read_source
 from seed.data.documents import SPLITS
 from seed.errors import ModelError, ResourceError, first_line
@@ -31,12 +31,14 @@ from seed.models.files import check_files, has_tokenizer, is_gguf
 from seed.models.gguf import find_converted, read_gguf_config
 from seed.models.loader import ModelSource, check_source, choose_device, choose_dtype, explain_failure, find_auto_class
 from seed.models.surgery import list_needed, refuse_unfit, repair_config
+from seed.optimize.space import list_parts
 from seed.plans import Protocol, SearchPlan, StreamRecord
-from seed.protocols import Reference
-from seed.proxy.closed_form import measure_gains
+from seed.protocols import Original, Reference
+from seed.records import SearchSpace
 from seed.reporting.wording import count_things, describe_gguf, format_bytes, format_count
 from seed.resolve import list_presets, name_base, read_preset
 from seed.speed import Speed
+from seed.stages.budgets import measure_free_bytes
 
 # WikiText-2's published words (arXiv 1609.07843, table 1) at 1.3 tokens each: GPT-2's tokenizer makes 1.17, Llama 2's 1.39.
 WIKITEXT2_TOKENS = {"recovery": 2_715_000, "validation": 283_000, "test": 319_000}
@@ -53,9 +55,7 @@ class DryRun:
 
     settings: StudyConfig
     source: ModelSource
-    shape: Shape
-    speed: Speed
-    protocol: Protocol
+    estimator: Estimator
     plan: SearchPlan
     cost: Cost
     device: torch.device
@@ -63,15 +63,15 @@ class DryRun:
 
     def describe(self) -> list[str]:
         """Say it in lines."""
-        settings, shape, protocol, plan = self.settings, self.shape, self.protocol, self.plan
+        settings, shape, protocol, plan = self.settings, self.estimator.shape, self.plan.protocol, self.plan
         lines = [
             f"dry run for {self.source.location}: {shape.num_layers} layers, {format_count(shape.num_params)} parameters; no "
             "weights are read, nothing is written"
         ]
         if protocol.gguf_types:
             lines.append(f"from {describe_gguf(protocol.gguf_types)}")
-        lines += cost.describe_plan(protocol, plan, self.cost)
-        lines += time_budget.describe_time(settings, protocol, plan, self.cost, self.speed, spent=0.0)
+        lines += cost.describe_plan(plan, self.cost)
+        lines += time_budget.describe_time(settings, self.estimator, plan, self.cost, spent=0.0)
         lines += describe_depths(shape, protocol)
         if self.elsewhere is not None:
             lines.append(self.elsewhere.describe())
@@ -79,21 +79,22 @@ class DryRun:
             threads = "" if shape.gpu_bytes else f" with {count_things(torch.get_num_threads(), 'thread')}"
             lines.append(f"times are of {protocol.device}{threads}, from a few layers and the head with random weights")
         if self.elsewhere is None or shape.gpu_bytes:
-            lines.append(describe_fit(self.shape_on_gpu, protocol, trains=self.trains))
+            lines.append(describe_fit(self.on_gpu, trains=self.trains))
         return lines
 
     @property
     def trains(self) -> bool:
         """Are students trained, for good or for a score?"""
-        return self.settings.distill or self.protocol.proxy == "short-distillation"
+        return self.settings.distill or self.plan.protocol.proxy == "short-distillation"
 
     @property
-    def shape_on_gpu(self) -> Shape:
-        """The shape on the GPU that is asked for, or on one of 24 GB."""
+    def on_gpu(self) -> Estimator:
+        """The same on the GPU that is asked for, or on one of 24 GB."""
         if self.elsewhere is not None:
-            return self.shape
-        number_bytes = {None: self.shape.stored_bytes, "float32": 4}.get(self.settings.dtype, 2)
-        return replace(self.shape, gpu_bytes=int(GPU_BYTES), number_bytes=number_bytes)
+            return self.estimator
+        shape = self.estimator.shape
+        number_bytes = {None: shape.stored_bytes, "float32": 4}.get(self.settings.dtype, 2)
+        return replace(self.estimator, shape=replace(shape, gpu_bytes=int(GPU_BYTES), number_bytes=number_bytes))
 
     def require_resources(self) -> None:
         """Refuse what the search would refuse, and a time that is too short for it.
@@ -105,23 +106,18 @@ class DryRun:
         cost.require_resources(
             self.cost,
             root=settings.studies_dir / self.plan.name if elsewhere is None else None,
-            free_bytes=cost.measure_free_bytes(self.device) if elsewhere is None else elsewhere.num_bytes,
+            free_bytes=measure_free_bytes(self.device) if elsewhere is None else elsewhere.num_bytes,
             device=str(self.device) if elsewhere is None else known(settings.device),
         )
         if settings.is_given("time") and UNSURE[0] * self.cost.seconds > known(settings.time):
             raise ResourceError(
                 f"--time {format_seconds(known(settings.time))}: even so little takes {format_span(self.cost.seconds)} on "
-                f"{self.protocol.device}. Give more time, or choose a smaller model."
+                f"{self.plan.protocol.device}. Give more time, or choose a smaller model."
             )
 
 
 def run(settings: StudyConfig, *, name: str, say: Callable[[str], None]) -> None:
-    """Say what the search would do and take.
-
-    Raises:
-        SeedError: what the search itself would refuse, as far as it can be seen without weights; or the model's shape is
-            not known here.
-    """
+    """Say what the search would do and take."""
     planned = plan_search(settings, name=name)
     for line in planned.describe():
         say(line)
@@ -143,14 +139,12 @@ def plan_search(settings: StudyConfig, *, name: str) -> DryRun:
     refuse_unfit(config, place=f"--model {source.location}")
     whole = build(config, device=torch.device("meta"), trust_remote_code=source.trust_remote_code)
     text: Any = text_config(whole)
-    num_params = count_params(whole)
     settings = fill_by_size(
         settings,
         num_layers=text.num_hidden_layers,
-        num_params=num_params,
+        num_params=count_params(whole),
         max_positions=getattr(text, "max_position_embeddings", None) or 1024,
     )
-    space = resolve.find_space(settings, num_layers=text.num_hidden_layers, needed=list_needed(config))
     named = config.get_text_config().dtype or config.dtype or torch.float32
     stored = getattr(torch, named) if isinstance(named, str) else named
     if elsewhere is None:
@@ -158,78 +152,72 @@ def plan_search(settings: StudyConfig, *, name: str) -> DryRun:
     else:
         reference = Reference(type=elsewhere.kind, name=elsewhere.name, computes_bfloat16=elsewhere.kind == "cuda")
     dtype = choose_dtype(settings.dtype, device=torch.device(reference.type), stored=stored)
+    space = resolve.find_space(settings, num_layers=text.num_hidden_layers, needed=list_needed(config))
+    is_timed = elsewhere is None
+    small = Anatomy(
+        build(
+            shorten(config, is_timed=is_timed),
+            device=device,
+            dtype=dtype if is_timed else torch.float32,
+            trust_remote_code=source.trust_remote_code,
+        )
+    )
     shape, speed, gains = measure(
-        config,
+        small,
         whole,
-        device=device if elsewhere is None else elsewhere,
+        space=space,
+        elsewhere=elsewhere,
         dtype=dtype,
         stored_dtype=stored,
         window_tokens=known(settings.window_tokens),
-        trust_remote_code=source.trust_remote_code,
     )
-    settings = time_budget.fit_opened(
-        settings, source, space, config=text, gains=gains, dtype=dtype, reference=reference, parts=(shape, speed)
-    )
-    request = protocols.request_text(settings, text)
-    protocol = protocols.fix_protocol(
-        settings,
-        source,
-        request,
-        space,
+    original = Original(
+        source=source,
         config=text,
-        commit=None,
-        weights_sha256=None,
-        streams=describe_text(request, source),
+        space=space,
         gains=gains,
-        mixed_precision=reference.computes_bfloat16,
-        device=reference.name,
         dtype=dtype,
+        device=reference.name,
+        mixed_precision=reference.computes_bfloat16,
     )
-    settings = time_budget.fit_work(settings, protocol, shape, speed, spent=0.0)
-    plan = cost.draft_plan(settings, protocol, name=name, shape=shape, speed=speed)
+    settings = time_budget.fit_opened(settings, original, shape=shape, speed=speed)
+    streams = describe_text(protocols.request_text(settings, text), source)
+    protocol = protocols.fix_protocol(settings, original, streams)
+    estimator = Estimator(protocol=protocol, shape=shape, speed=speed)
+    settings = time_budget.fit_work(settings, estimator, spent=0.0)
+    plan = estimator.draft_plan(settings, name=name)
     return DryRun(
         settings=settings,
         source=source,
-        shape=shape,
-        speed=speed,
-        protocol=protocol,
+        estimator=estimator,
         plan=plan,
-        cost=cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill),
+        cost=estimator.estimate_cost(plan, distill=settings.distill),
         device=device,
         elsewhere=elsewhere,
     )
 
 
 def measure(
-    config: Any,
+    small: Anatomy,
     whole: nn.Module,
     *,
-    device: torch.device | Device,
+    space: SearchSpace,
+    elsewhere: Device | None,
     dtype: torch.dtype,
     stored_dtype: torch.dtype,
     window_tokens: int,
-    trust_remote_code: bool,
 ) -> tuple[Shape, Speed, dict[int, float] | None]:
-    """A model's shape, how fast its parts are (timed, where the device is here), and what closed form needs; None: it is not available."""
-    here = device if isinstance(device, torch.device) else None
-    small = Anatomy(
-        build(
-            shorten(config, is_timed=here is not None),
-            device=here or torch.device("cpu"),
-            dtype=dtype if here else torch.float32,
-            trust_remote_code=trust_remote_code,
-        )
-    )
-    few = torch.arange(64 if here else FEW_TOKENS, device=small.device)
+    """A model's shape, how fast its parts are (timed on its few layers, or assumed), and what closed form needs; None: it is not available."""
+    few = torch.arange(64 if elsewhere is None else FEW_TOKENS, device=small.device)
     tokens_BT = few.remainder(small.config.vocab_size)[None]
-    gains = measure_gains(small, small.trace(tokens_BT))
+    gains = sessions.measure_gains_of(space, small, tokens_BT)
     asked: dict[str, Any] = {"whole": whole, "dtype": dtype, "stored_dtype": stored_dtype, "for_gpu": True}
-    if isinstance(device, torch.device):
+    if elsewhere is None:
         shape, speed = cost.measure_parts(small, window_tokens=window_tokens, gains=gains, trains=False, **asked)
         return shape, speed, gains
-    gpu_bytes = int(device.num_bytes) if device.kind == "cuda" else 0
+    gpu_bytes = int(elsewhere.num_bytes) if elsewhere.kind == "cuda" else 0
     shape = cost.measure_shape(small, tokens_BT, closed_form=gains is not None, gpu_bytes=gpu_bytes, **asked)
-    return shape, assume_speed(device, shape, window_tokens=window_tokens), gains
+    return shape, assume_speed(elsewhere, shape, window_tokens=window_tokens), gains
 
 
 def read_config(source: ModelSource, settings: StudyConfig) -> Any:
@@ -272,11 +260,7 @@ def read_config(source: ModelSource, settings: StudyConfig) -> Any:
 
 
 def make_config(shape: Mapping[str, Any], *, name: str) -> Any:
-    """The transformers config of a preset's [config].
-
-    Raises:
-        ModelError: it is not one.
-    """
+    """The transformers config of a preset's [config]."""
     import transformers
 
     try:
@@ -302,11 +286,7 @@ def shorten(config: Any, *, is_timed: bool = True) -> Any:
 def build(
     config: Any, *, device: torch.device, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
 ) -> nn.Module:
-    """A model with random weights; on the meta device with none, shapes only.
-
-    Raises:
-        ModelError: transformers cannot build it.
-    """
+    """A model with random weights; on the meta device with none, shapes only."""
     try:
         with device:
             model: Any = find_auto_class(config).from_config(
@@ -358,7 +338,12 @@ def describe_depths(shape: Shape, protocol: Protocol) -> list[str]:
     space = protocol.space
     for dropped in range(space.min_dropped, space.max_dropped + 1):
         left = shape.num_params - dropped * shape.layer_params
-        candidates = count_things(math.comb(len(space.droppable_layers), dropped), "candidate")
+        counts = (
+            [dropped]
+            if not space.kinds
+            else [one for one in (2 * dropped - 1, 2 * dropped) if one in space.more_dropped]
+        )
+        candidates = count_things(sum(math.comb(len(list_parts(space)), count) for count in counts), "candidate")
         lines.append(
             f"  {shape.num_layers - dropped} of {shape.num_layers} layers: {candidates}, {format_count(left)} parameters, "
             f"-{100 * (1 - left / shape.num_params):.1f} %, {format_bytes(left * shape.stored_bytes)} of weights"
@@ -366,37 +351,40 @@ def describe_depths(shape: Shape, protocol: Protocol) -> list[str]:
     return lines
 
 
-def describe_fit(gpu: Shape, protocol: Protocol, *, trains: bool) -> str:
+def describe_fit(gpu: Estimator, *, trains: bool) -> str:
     """Does the search fit this GPU, and which options make it fit?"""
-    memory, size = cost.estimate_peak(gpu, protocol, trains=trains), f"{gpu.gpu_bytes / 1e9:g} GB"
-    options = choose_lighter(gpu, protocol, trains=trains)
+    memory, size = gpu.estimate_peak(trains=trains), f"{gpu.shape.gpu_bytes / 1e9:g} GB"
+    options = choose_lighter(gpu, trains=trains)
     if options == {}:
         return f"fits one GPU of {size}, at most {format_bytes(memory.num_bytes)} there: {memory}"
     found = f"does not fit one GPU of {size}, up to {format_bytes(memory.num_bytes)} there: {memory}"
     if options is None:
         return found
     flags = " ".join(f"{spell_flag(name)} {value}" for name, value in options.items())
-    return f"{found}. With {flags} at most {format_bytes(_lighten(gpu, protocol, options, trains=trains).num_bytes)}"
+    return (
+        f"{found}. With {flags} at most {format_bytes(_lighten(gpu, options).estimate_peak(trains=trains).num_bytes)}"
+    )
 
 
-def choose_lighter(gpu: Shape, protocol: Protocol, *, trains: bool) -> dict[str, Any] | None:
+def choose_lighter(gpu: Estimator, *, trains: bool) -> dict[str, Any] | None:
     """The fewest options that make a search fit this GPU: none where it fits; None: it does not."""
-    possible: dict[str, Any] = {"lora_rank": 16} if trains and not protocol.lora_rank else {}
-    possible |= {"dtype": "bfloat16"} if gpu.number_bytes > 2 else {}
-    possible |= {"validation_tokens": protocol.validation_tokens // 2}
+    possible: dict[str, Any] = {"lora_rank": 16} if trains and not gpu.protocol.lora_rank else {}
+    possible |= {"dtype": "bfloat16"} if gpu.shape.number_bytes > 2 else {}
+    possible |= {"validation_tokens": gpu.protocol.validation_tokens // 2}
     for count in range(len(possible) + 1):
         for chosen in itertools.combinations(possible.items(), count):
-            if _lighten(gpu, protocol, dict(chosen), trains=trains).num_bytes <= gpu.gpu_bytes:
+            if _lighten(gpu, dict(chosen)).estimate_peak(trains=trains).num_bytes <= gpu.shape.gpu_bytes:
                 return dict(chosen)
     return None
 
 
-def _lighten(gpu: Shape, protocol: Protocol, options: Mapping[str, Any], *, trains: bool) -> cost.Memory:
-    """What a search takes with these options."""
-    if "validation_tokens" in options:
-        validation = protocol.streams["validation"]
-        fewer = msgspec.structs.replace(validation, tokens=min(validation.tokens, options["validation_tokens"]))
-        protocol = msgspec.structs.replace(protocol, streams=protocol.streams | {"validation": fewer})
-    protocol = msgspec.structs.replace(protocol, lora_rank=options.get("lora_rank", protocol.lora_rank))
-    gpu = replace(gpu, number_bytes=2 if "dtype" in options else gpu.number_bytes)
-    return cost.estimate_peak(gpu, protocol, trains=trains)
+def _lighten(gpu: Estimator, options: Mapping[str, Any]) -> Estimator:
+    """The same search with these options."""
+    streams = gpu.protocol.streams
+    tokens = min(gpu.validation_tokens, options.get("validation_tokens", gpu.validation_tokens))
+    fewer = msgspec.structs.replace(streams["validation"], tokens=tokens)
+    lighter = gpu.with_protocol(
+        streams=streams | {"validation": fewer}, lora_rank=options.get("lora_rank", gpu.protocol.lora_rank)
+    )
+    number_bytes = 2 if "dtype" in options else gpu.shape.number_bytes
+    return replace(lighter, shape=replace(gpu.shape, number_bytes=number_bytes))

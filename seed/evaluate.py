@@ -7,15 +7,15 @@ With ``--tasks`` both are also judged by tasks of lm-eval.
 
 import functools
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from seed import plans, resolve
 from seed.cli import NAMES, argument, json_option, make_parser, option, quiet_libraries, spell_flag, trust_option
 from seed.config import LatencySection, StudyConfig
-from seed.console import Terminal, answer_in_json, run_command
+from seed.console import Terminal, answer, run_command
 from seed.errors import ModelError, SeedError
 from seed.models.provenance import find_damage, find_origin, refuse_damaged
 from seed.records import DistillResult, DraftTiming, Latency, Quality, Size, TaskScore
@@ -35,7 +35,6 @@ from seed.study_dir import StudyFolder, read_record
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from seed.data.corpus import TokenStream
     from seed.evaluation.latency import Workload
@@ -103,26 +102,10 @@ class Subject:
     """A model that is to be judged, with its text, and beside its dense model where it has one."""
 
     name: str
-    directory: Path
-    model: "nn.Module"
-    tokenizer: Any
+    judged: "Teacher"
     dense: "Teacher | None"
     stream: "TokenStream"
     workload: "Workload"
-    dtype: "torch.dtype"  # that is computed in
-    stored_dtype: "torch.dtype"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """What ``evaluate`` found. Ratios are to the study's dense model; 1 when there is none."""
-
-    test: Quality
-    latency: Latency
-    size: Size
-    protocol: str
-    tasks: tuple[TaskScore, ...]
-    draft: DraftTiming | None = None
 
 
 def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened: "dict[Path, Session]") -> Subject:
@@ -139,26 +122,19 @@ def open_in_study(path: Path, study: StudyFolder, args: EvaluateCommand, opened:
     if study.root not in opened:
         opened[study.root] = sessions.reopen(study, plan.protocol, device_name=args.device)
     session = opened[study.root]
+    model = load_export(path, device=session.device, dtype=session.dtype)
     window = args.window_tokens or plan.protocol.window_tokens
     return Subject(
         name=path.name,
-        directory=path,
-        model=load_export(path, device=session.device, dtype=session.dtype),
-        tokenizer=load_tokenizer(path),
+        judged=replace(session.teacher, model=model, tokenizer=load_tokenizer(path), directory=path),
         dense=session.teacher,
         stream=sessions.take_test_text(session, window_tokens=window, test_tokens=args.test_tokens),
         workload=args.choose_workload(session.workload),
-        dtype=session.dtype,
-        stored_dtype=session.teacher.stored_dtype,
     )
 
 
 def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
-    """Open any model with a text of its own, the whole of a file or the test split of a corpus.
-
-    Raises:
-        SeedError: model or text cannot be opened.
-    """
+    """Open any model with a text of its own, the whole of a file or the test split of a corpus."""
     settings = resolve.fill_from_files(StudyConfig(model=name, trust_remote_code=args.trust_remote_code))
     quiet_libraries()
     from seed import protocols
@@ -182,38 +158,29 @@ def open_alone(name: str, args: EvaluateCommand, terminal: Terminal) -> Subject:
     for note in teacher.notes:
         terminal.say(f"model:      {note}")
     terminal.say(f"windows:    {window} tokens, {why}")
-    if not 2 <= window <= longest:
-        raise ModelError(
-            f"windows of {window} tokens ({why}): {name} reads 2 to {longest} tokens at once. Give --window-tokens between."
-        )
+    protocols.require_window(window, config)
     stream = open_test_stream(
         text,
         teacher.tokenizer,
         window_tokens=window,
-        bos_each_window=config.model_type.startswith(protocols.NEED_BOS),
+        bos_each_window=protocols.needs_bos(config),
         max_tokens=args.test_tokens,
     )
     refuse_ids(stream.tokens_NT, teacher.model, source=stream.source)
     usual = Workload(batch=1, prompt_tokens=min(128, longest // 2), new_tokens=min(64, longest // 2), repeats=24)
     return Subject(
-        name=Path(name).name,
-        directory=teacher.directory,
-        model=teacher.model,
-        tokenizer=teacher.tokenizer,
-        dense=None,
-        stream=stream,
-        workload=args.choose_workload(usual),
-        dtype=teacher.dtype,
-        stored_dtype=teacher.stored_dtype,
+        name=Path(name).name, judged=teacher, dense=None, stream=stream, workload=args.choose_workload(usual)
     )
 
 
-def judge_subject(subject: Subject, args: EvaluateCommand, *, tasks: "TaskSet | None", terminal: Terminal) -> Judgement:
-    """Judge an opened model on its text, by its latency, and by tasks, beside its dense model where it has one."""
+def judge_subject(
+    name: str, subject: Subject, args: EvaluateCommand, *, tasks: "TaskSet | None", terminal: Terminal
+) -> JudgedLine:
+    """Judge an opened model on its text, by its latency, and by tasks, beside its dense model where it has one; say what was found."""
     from seed.evaluation.tasks import compare_scores, score_tasks
     from seed.models.checkpoint import measure_size
 
-    model, dense, stream = subject.model, subject.dense, subject.stream
+    judged, dense, stream = subject.judged, subject.dense, subject.stream
     with terminal.stage(f"judging {subject.name}", total=2, is_share=True) as advance:
         test = judge_text(subject, on_windows=lambda count: advance(count / len(stream.tokens_NT), "perplexity"))
         advance(0, "latency")
@@ -222,19 +189,17 @@ def judge_subject(subject: Subject, args: EvaluateCommand, *, tasks: "TaskSet | 
     scores: list[TaskScore] = []
     if tasks is not None:
         terminal.say(f"tasks:      lm-eval asks {subject.name}{'' if dense is None else ', then the dense model'}")
-        ours = score_tasks(model, subject.tokenizer, tasks)
+        ours = score_tasks(judged.model, judged.tokenizer, tasks)
         scores = compare_scores(ours, None if dense is None else score_tasks(dense.model, dense.tokenizer, tasks))
     draft = time_drafting(subject, test, latency, terminal) if args.draft else None
     windows = f"non-overlapping windows of {stream.tokens_NT.shape[1]} tokens, the first of each unscored"
-    dtype = f"computed in {str(subject.dtype).removeprefix('torch.')}"
-    return Judgement(
-        test=test,
-        latency=latency,
-        size=measure_size(model, dtype=subject.stored_dtype),
-        protocol="; ".join((stream.source, *stream.notes, windows, dtype)),
-        tasks=tuple(scores),
-        draft=draft,
-    )
+    dtype = f"computed in {str(judged.dtype).removeprefix('torch.')}"
+    protocol = "; ".join((stream.source, *stream.notes, windows, dtype))
+    size, is_beside = measure_size(judged.model, dtype=judged.stored_dtype), dense is not None
+    show_judgement(terminal, protocol, test, latency, size, draft=draft, beside_dense=is_beside)
+    if scores:
+        show_tasks(terminal, scores, limit=args.task_limit)
+    return describe_judged(name, protocol, test, latency, size, scores, draft, beside_dense=is_beside)
 
 
 def time_drafting(subject: Subject, test: Quality, latency: Latency, terminal: Terminal) -> DraftTiming:
@@ -254,8 +219,8 @@ def time_drafting(subject: Subject, test: Quality, latency: Latency, terminal: T
     with terminal.stage(f"drafting with {subject.name}", total=1) as advance:
         found = time_draft(
             subject.dense.model,
-            subject.model,
-            prompts_BT.to(next(subject.model.parameters()).device),
+            subject.judged.model,
+            prompts_BT.to(next(subject.judged.model.parameters()).device),
             new_tokens=workload.new_tokens,
             tokens_ahead=ahead,
         )
@@ -268,8 +233,9 @@ def judge_text(subject: Subject, *, on_windows: Callable[[int], None]) -> Qualit
     from seed.evaluation.perplexity import choose_micro_batch, compare_models, judge, logits_of, measure_losses
     from seed.models.anatomy import text_config
 
-    stream, device = subject.stream, next(subject.model.parameters()).device
-    vocabulary, compute = text_config(subject.model).vocab_size, logits_of(subject.model)
+    stream, model = subject.stream, subject.judged.model
+    device, compute = next(model.parameters()).device, logits_of(model)
+    vocabulary = text_config(model).vocab_size
     micro_batch = choose_micro_batch(stream.tokens_NT.shape[1], vocabulary, device=device)
 
     def compute_watched(tokens_BT: "torch.Tensor") -> "torch.Tensor":
@@ -295,24 +261,17 @@ def time_subject(subject: Subject, command: str | None) -> Latency:
     from seed.evaluation.latency import measure_by_command, measure_pair, prepare_decoder
     from seed.models.anatomy import text_config
 
-    model, workload, config = subject.model, subject.workload, text_config(subject.model)
-    other, place = (
-        (model, subject.directory) if subject.dense is None else (subject.dense.model, subject.dense.directory)
-    )
-    device = protocols.name_device(next(model.parameters()).device)
+    judged, workload, config = subject.judged, subject.workload, text_config(subject.judged.model)
+    beside, device = subject.dense or judged, protocols.name_device(next(judged.model.parameters()).device)
     if command is not None:
+        directories = beside.directory, judged.directory
         return measure_by_command(
-            command, place, subject.directory, structure=subject.name, device=device, repeats=workload.repeats
+            command, *directories, structure=subject.name, device=device, repeats=workload.repeats
         )
-    held = workload.prompt_tokens + workload.new_tokens
-    if held > (getattr(config, "max_position_embeddings", None) or held):
-        raise ModelError(
-            f"--prompt-tokens {workload.prompt_tokens} and --new-tokens {workload.new_tokens}: together more than the "
-            f"{config.max_position_embeddings} tokens that the model holds. Choose fewer."
-        )
+    protocols.require_workload(workload.prompt_tokens, workload.new_tokens, config)
     return measure_pair(
-        prepare_decoder(other, workload, vocabulary=config.vocab_size),
-        prepare_decoder(model, workload, vocabulary=config.vocab_size),
+        prepare_decoder(beside.model, workload, vocabulary=config.vocab_size),
+        prepare_decoder(judged.model, workload, vocabulary=config.vocab_size),
         workload,
         structure=subject.name,
         device=device,
@@ -320,11 +279,7 @@ def time_subject(subject: Subject, command: str | None) -> Latency:
 
 
 def refuse_study(path: Path) -> None:
-    """Refuse a study's folder.
-
-    Raises:
-        ModelError: with the names of its models.
-    """
+    """Refuse a study's folder."""
     study = StudyFolder(path)
     if study.plan.is_file() or study.stages_plan.is_file():
         models = sorted(place.parent for place in path.glob("**/models/*/config.json"))
@@ -341,11 +296,7 @@ def find_study(path: Path) -> StudyFolder | None:
 
 
 def check_model(path: Path) -> None:
-    """Check that an exported model is as it was written; in a study by the study's word, else by its own.
-
-    Raises:
-        ModelError: with the file's name.
-    """
+    """Check that an exported model is as it was written; in a study by the study's word, else by its own."""
     whole, study = path.resolve(), find_study(path)
     if study is None or whole.parent != study.models or not study.result(whole.name).is_file():
         refuse_damaged(path, place=str(path))
@@ -357,10 +308,18 @@ def check_model(path: Path) -> None:
         raise ModelError(f"{path}: damaged: {damage}. Write it again: {command}")
 
 
-def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) -> None:
+def show_judgement(
+    terminal: Terminal,
+    protocol: str,
+    test: Quality,
+    latency: Latency,
+    size: Size,
+    *,
+    draft: DraftTiming | None,
+    beside_dense: bool,
+) -> None:
     """Print what was found."""
-    test, latency, size = found.test, found.latency, found.size
-    terminal.say(f"text:       {found.protocol}; {test.tokens:,} tokens in {count_things(test.documents, 'document')}")
+    terminal.say(f"text:       {protocol}; {test.tokens:,} tokens in {count_things(test.documents, 'document')}")
     ratio = f", ratio to dense {test.ppl_ratio:.4f} ± {test.ppl_ratio_standard_error:.4f}" if beside_dense else ""
     terminal.say(
         f"perplexity: {test.perplexity:.3f} (loss {test.loss:.4f} ± {test.standard_error:.4f} nats a token){ratio}"
@@ -370,7 +329,7 @@ def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) 
             f"closeness:  KL {test.kl_divergence:.4f} nats a token, same top token in {test.top1_agreement:.1%}"
         )
     if test.acceptance is not None and (expected := expect_drafting(test.acceptance, latency)) is not None:
-        measured = "" if found.draft is None else f"; measured, greedily: {describe_draft(found.draft)}"
+        measured = "" if draft is None else f"; measured, greedily: {describe_draft(draft)}"
         terminal.say(
             f"as a draft: the dense model accepts {test.acceptance:.1%} of what it samples, {describe_drafting(expected)}{measured}"
         )
@@ -385,7 +344,7 @@ def show_judgement(terminal: Terminal, found: Judgement, *, beside_dense: bool) 
     )
 
 
-def show_tasks(terminal: Terminal, scores: tuple[TaskScore, ...], *, limit: int | None) -> None:
+def show_tasks(terminal: Terminal, scores: Sequence[TaskScore], *, limit: int | None) -> None:
     """Print the scores of tasks; beside the dense model's where it ran them."""
     beside_dense = scores[0].dense_value is not None
     columns = ["task", "metric", "shots", "documents", "value", *(["dense", "difference"] if beside_dense else [])]
@@ -443,13 +402,7 @@ def evaluate_one(
             "one of a dense model. Give a model of a study, such as studies/NAME/models/KEY, on the study's own text, or leave --draft out."
         )
     subject = open_alone(name, args, terminal) if study is None else open_in_study(Path(name), study, args, opened)
-    found, is_beside = judge_subject(subject, args, tasks=tasks, terminal=terminal), study is not None
-    show_judgement(terminal, found, beside_dense=is_beside)
-    if found.tasks:
-        show_tasks(terminal, found.tasks, limit=args.task_limit)
-    return describe_judged(
-        name, found.protocol, found.test, found.latency, found.size, found.tasks, found.draft, beside_dense=is_beside
-    )
+    return judge_subject(name, subject, args, tasks=tasks, terminal=terminal)
 
 
 def list_judged(line: JudgedLine) -> dict[str, str | None]:
@@ -493,10 +446,7 @@ def main() -> None:
     """Read the command line and judge."""
     words = vars(make_parser(EvaluateCommand).parse_args())
     args = EvaluateCommand(**words | {"model": tuple(words["model"])}, given=frozenset(words))
-    if args.json:
-        answer_in_json(functools.partial(evaluate, args))
-    else:
-        evaluate(args, Terminal())
+    answer(functools.partial(evaluate, args), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,29 @@ An evaluator decides nothing and writes nothing into the study's folder but what
 All that it remembers between two pieces of work, it could make again; so any other can do the next piece.
 """
 
+import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from seed import cost, sessions
+from seed.config import StudyConfig
 from seed.cost import Shape
-from seed.errors import CandidateError
+from seed.errors import CandidateError, ResourceError
 from seed.evaluation.latency import name_structure
 from seed.evaluation.perplexity import DocumentLosses
 from seed.evidence import SearchGain
+from seed.executor import Executor, ProgressCallback
+from seed.models.loader import choose_device
 from seed.optimize.screening import Screen
 from seed.optimize.space import drop_layers
 from seed.plans import Environment, SearchPlan
+from seed.protocols import describe_reference
 from seed.proxy.instruments import Instruments
 from seed.proxy.proxy import Proxy
 from seed.proxy.sweep import Sweep
@@ -31,10 +40,11 @@ from seed.records import (
     SearchSpace,
     TrialRecord,
 )
+from seed.reporting.wording import count_things
 from seed.sessions import Session
 from seed.speed import Speed
 from seed.stages import baselines, budgets, judging, latency_table, students
-from seed.stages.students import Budget, DistilledStudent, Member, ProgressCallback
+from seed.stages.students import Budget, DistilledStudent, Member
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +111,10 @@ class Evaluator:
 
     def measure_free_bytes(self) -> int:
         """Bytes of memory that a search can have here."""
-        return cost.measure_free_bytes(self.session.device)
+        return budgets.measure_free_bytes(self.session.device)
 
     def prove(self) -> Proofs:
-        """Prove on this very model that cutting, saving, reloading and scoring are right.
-
-        Raises:
-            ModelError: this model is not understood well enough.
-        """
+        """Prove on this very model that cutting, saving, reloading and scoring are right."""
         self.tell(0, "cutting, saving, reloading")
         sessions.prove(self.session)
         self.tell(1, "cut, saved, reloaded; reading the validation text")
@@ -165,9 +171,10 @@ class Evaluator:
             quality = self.sweep.measure(candidate)
             yield candidate, quality, self.sweep.list_rows([candidate])
 
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
+    def score_unrecovered(self, candidates: Sequence[Candidate]) -> list[ScoreRow]:
         """Score candidates as they stand, many at once."""
-        return self.sweep.measure_unrecovered(candidates), self.sweep.list_rows(candidates)
+        self.sweep.measure_unrecovered(candidates)
+        return self.sweep.list_rows(candidates)
 
     def compare_baselines(
         self,
@@ -254,3 +261,100 @@ class Evaluator:
             on_warning=self.say,
         )
         return [students.read_checkpoint(one) for one in made] if self.returns_files else made
+
+
+class InProcess(Executor):
+    """One evaluator, in this process."""
+
+    num_evaluators = most_on_one_node = 1
+    evaluator: Evaluator
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reference = describe_reference(device)
+
+    def start(self, session: Session, *, say: Callable[[str], None] = lambda line: None) -> None:
+        self.evaluator = Evaluator(session)
+        self.evaluator.say = say
+
+    def call(self, method: str, /, *args: Any, on_progress: ProgressCallback | None = None, **kwargs: Any) -> Any:
+        with self._told(on_progress):
+            return getattr(self.evaluator, method)(*args, **kwargs)
+
+    def call_each(
+        self, method: str, candidates: Sequence[Candidate], told: Callable[[Sequence[Candidate]], dict[str, Any]]
+    ) -> Iterator[Any]:
+        yield from getattr(self.evaluator, method)(candidates, **told(candidates))
+
+    def call_all(
+        self,
+        method: str,
+        works: Sequence[tuple[Any, ...]],
+        *,
+        on_progress: ProgressCallback,
+        on_warning: Callable[[str], None],
+    ) -> Iterator[Any]:
+        with self._told(on_progress, on_warning):
+            for args in works:
+                yield getattr(self.evaluator, method)(*args)
+
+    def distrust_closed_form(self) -> None:
+        self.evaluator.distrust_closed_form()
+
+    @contextlib.contextmanager
+    def _told(
+        self, on_progress: ProgressCallback | None, on_warning: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
+        before = self.evaluator.tell, self.evaluator.say
+        self.evaluator.tell, self.evaluator.say = on_progress or before[0], on_warning or before[1]
+        try:
+            yield
+        finally:
+            self.evaluator.tell, self.evaluator.say = before
+
+
+@contextlib.contextmanager
+def open_executor(
+    settings: StudyConfig, *, say: Callable[[str], None], device: str | None = None
+) -> Iterator[Executor]:
+    """Yield what runs evaluators, as the settings say: Ray with ``--workers`` or ``--ray``, or where there are several GPUs.
+
+    ``device``: the name of that on which the study was begun, which is preferred among several kinds.
+
+    Raises:
+        ResourceError: Ray is not installed, or has no room for so many evaluators; the device is not there, or Ray's to choose.
+    """
+    num_gpus = torch.cuda.device_count() if settings.device is None else 0
+    wants_ray = settings.ray is not None or (settings.workers or 1) > 1
+    if not wants_ray and num_gpus > 1 and settings.workers is None:
+        wants_ray = has_ray()
+        if not wants_ray:
+            say(f"one of {num_gpus} GPUs is used: pip install 'seed-search[ray]' to use them all")
+    if not wants_ray:
+        yield InProcess(choose_device(settings.device))
+        return
+    if not has_ray():
+        raise ResourceError(
+            "--workers, --ray: need Ray, which is not installed. Install it: pip install 'seed-search[ray]'."
+        )
+    if settings.device not in (None, "cpu", "cuda"):
+        raise ResourceError(
+            f"--device {settings.device}: with --workers or --ray, Ray says which GPU an evaluator gets. Give --device cuda (or cpu), "
+            "or leave --workers and --ray out."
+        )
+    say("starting Ray" if settings.ray is None else f"joining the Ray cluster at {settings.ray}")
+    if settings.ray is not None:  # else Ray looks for a cluster that is gone for a quarter of an hour
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+        os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "10")
+    from seed.cluster.connection import open_ray  # seconds
+
+    with open_ray(settings, device=device) as executor:
+        say(f"{count_things(executor.num_evaluators, 'evaluator')}, on {executor.reference.name}")
+        yield executor
+
+
+def has_ray() -> bool:
+    """Is Ray installed?"""
+    import importlib.util
+
+    return importlib.util.find_spec("ray") is not None

@@ -119,9 +119,6 @@ def run_experiment(
     """Run an experiment on a finished search, or what is left of it, and write its page.
 
     ``name`` is that of its command, ``asked`` are options of its own.
-
-    Raises:
-        SeedError: anything a user can mend.
     """
     from seed.experiments import compare, fidelity, recoveries, runner
     from seed.reporting.document import Findings, show_findings, write_findings

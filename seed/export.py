@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 from seed import plans, study_dir
 from seed.cli import LAYERS, WHOLE, argument, json_option, option, quiet_libraries, read_command, spell_command
-from seed.console import Terminal, answer_in_json, run_command
+from seed.console import Terminal, answer, run_command
 from seed.errors import StudyError
 
 if TYPE_CHECKING:
     from seed.reporting.result_line import ExportLine
-    from seed.stages.exporting import Order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ def export(args: ExportCommand, terminal: Terminal) -> "ExportLine":
         terminal.say(f"cutting {args.source}")
         order = exporting.order_layers(args.source, args.keep, revision=args.revision)
         assert args.out is not None  # see check_words
-        line = write_order(order, args.out, terminal=terminal)
+        line = exporting.write_order(order, args.out, terminal=terminal)
         say_line(terminal, line)
         return line
     line = export_trial(Path(args.source), args, terminal)
@@ -79,20 +78,10 @@ def export_trial(path: Path, args: ExportCommand, terminal: Terminal) -> "Export
             line = exporting.find_recovered(study, protocol, chosen, record.distilled)
             return line if args.out is None else exporting.copy_recovered(line, args.out)
         terminal.say(f"cutting {protocol.model}")
-        order = exporting.order_trial(study, plan, protocol, chosen, record.distilled)
-        return write_order(order, args.out or study.unrecovered / chosen.evaluation.candidate.key, terminal=terminal)
-
-
-def write_order(order: "Order", out: Path, *, terminal: Terminal) -> "ExportLine":
-    """Write what was ordered, unless it is there."""
-    from seed.stages import exporting
-
-    copy = exporting.plan_order(order, out)
-    if copy.is_there:
-        terminal.say(f"{out}: is there already, and stays as it is")
-        return exporting.write_copy(copy, on_bytes=lambda num_bytes: None)
-    with terminal.stage("copying", total=copy.cut.num_bytes, is_share=True) as advance:
-        return exporting.write_copy(copy, on_bytes=lambda num_bytes: advance(num_bytes, ""))
+        order = exporting.order_trial(study, plan, chosen, record.distilled)
+        return exporting.write_order(
+            order, args.out or study.unrecovered / chosen.evaluation.candidate.key, terminal=terminal
+        )
 
 
 def say_line(terminal: Terminal, line: "ExportLine") -> None:
@@ -116,11 +105,7 @@ def say_line(terminal: Terminal, line: "ExportLine") -> None:
 
 
 def check_words(args: ExportCommand) -> None:
-    """Check that what was typed goes together.
-
-    Raises:
-        StudyError: with the cure.
-    """
+    """Check that what was typed goes together."""
     if args.keep is None:
         if args.trial is None:
             raise StudyError(
@@ -145,10 +130,7 @@ def main() -> None:
     """Read the command line and export."""
     args = read_command(ExportCommand)
     check_words(args)
-    if args.json:
-        answer_in_json(functools.partial(export, args))
-    else:
-        export(args, Terminal())
+    answer(functools.partial(export, args), as_json=args.json)
 
 
 if __name__ == "__main__":

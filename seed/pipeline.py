@@ -18,12 +18,12 @@ from seed.cli import quiet_libraries
 from seed.clock import Clock, TimeIsUpError
 from seed.config import StudyConfig, known
 from seed.console import Terminal
-from seed.cost import Shape
+from seed.cost import Estimator, Shape
 from seed.errors import ModelError, StudyError
 from seed.evaluation.latency import pool_dense
-from seed.evaluator import Proofs
+from seed.evaluator import InProcess, Proofs, open_executor
 from seed.evidence import StudyRecord
-from seed.executor import Executor, InProcess, open_executor
+from seed.executor import Executor
 from seed.models.anatomy import Anatomy
 from seed.models.checkpoint import measure_size
 from seed.models.loader import Teacher
@@ -60,11 +60,7 @@ STEPS = ("proofs", "latency", "search", "dense", "baselines", "distill")  # of a
 
 
 def run(settings: StudyConfig, terminal: Terminal, *, began: float) -> StudyRecord:
-    """Run the whole pass, or what is left of it. ``began``: ``time.monotonic()`` then.
-
-    Raises:
-        SeedError: anything a user can mend.
-    """
+    """Run the whole pass, or what is left of it. ``began``: ``time.monotonic()`` then."""
     settings = resolve.resolve_config(settings)
     study = StudyFolder(settings.studies_dir / resolve.name_study(settings))
     quiet_libraries()
@@ -109,34 +105,25 @@ def open_session(
         terminal.say(said)
     device = executor.device if isinstance(executor, InProcess) else torch.device("cpu")
 
-    def fit(filled: StudyConfig, teacher: Teacher, anatomy: Anatomy, space: SearchSpace) -> StudyConfig:
+    def fit(filled: StudyConfig, original: protocols.Original, teacher: Teacher, anatomy: Anatomy) -> StudyConfig:
         if study.plan.exists():
             return time_budget.keep_numbers(filled, read_plan(study))
         if device.type != executor.reference.type:
             return filled
         tokens = torch.arange(64, device=device).remainder(anatomy.config.vocab_size)[None]
-        gains = measure_gains_of(space, anatomy, tokens)
-        parts = cost.measure_parts(
+        original = dataclasses.replace(original, gains=measure_gains_of(original.space, anatomy, tokens))
+        shape, speed = cost.measure_parts(
             anatomy,
             whole=anatomy.model,
             window_tokens=known(filled.window_tokens),
-            gains=gains,
+            gains=original.gains,
             dtype=teacher.dtype,
             stored_dtype=teacher.stored_dtype,
             for_gpu=device.type == "cuda",
             trains=filled.trains_all,
         )
-        found.append(parts)
-        return time_budget.fit_opened(
-            filled,
-            teacher.source,
-            space,
-            config=anatomy.config,
-            gains=gains,
-            dtype=teacher.dtype,
-            reference=protocols.describe_reference(device),
-            parts=parts,
-        )
+        found.append((shape, speed))
+        return time_budget.fit_opened(filled, original, shape=shape, speed=speed)
 
     session, filled = sessions.open_for_search(
         settings, study=study, device=device, reference=executor.reference, say=terminal.say, fit=fit
@@ -166,19 +153,19 @@ def plan_search(
     terminal.say("timing its parts")
     study, protocol, num_workers = session.folder, session.protocol, executor.num_evaluators
     shape, speed = parts or executor.call("measure_parts", trains=settings.trains_all)
+    estimator = Estimator(protocol=protocol, shape=shape, speed=speed)
     if not study.plan.exists():
-        settings = time_budget.choose_time(settings, protocol, shape, speed) if parts is None else settings
-        settings = time_budget.fit_work(settings, protocol, shape, speed, spent=clock.spent, num_workers=num_workers)
-    plan = cost.draft_plan(settings, protocol, name=study.name, shape=shape, speed=speed)
+        settings = time_budget.choose_time(settings, estimator) if parts is None else settings
+        settings = time_budget.fit_work(settings, estimator, spent=clock.spent, num_workers=num_workers)
+    plan = estimator.draft_plan(settings, name=study.name)
     if study.plan.exists():
         plan = study_record.continue_or_replace(study, plan, say=terminal.say)
-        plan = protocols.settle_trials(plan, settings, protocol)
-    is_tuned = settings.learning_rate is None and len(known(settings.learning_rates)) > 1
-    estimate = cost.estimate_cost(
-        shape, protocol, plan, speed, distill=settings.distill, is_tuned=is_tuned, num_workers=num_workers
+        plan = protocols.settle_trials(plan, settings)
+    estimate = estimator.estimate_cost(
+        plan, distill=settings.distill, is_tuned=settings.tunes_rate, num_workers=num_workers
     )
-    timed = time_budget.describe_time(settings, protocol, plan, estimate, speed, spent=clock.spent)
-    for line in [*cost.describe_work(protocol, plan, estimate, num_workers=num_workers), *timed]:
+    timed = time_budget.describe_time(settings, estimator, plan, estimate, spent=clock.spent)
+    for line in [*cost.describe_work(plan, estimate, num_workers=num_workers), *timed]:
         terminal.say(line)
     if plan.time is not None:
         clock.seconds = plan.time
@@ -222,13 +209,9 @@ class Pipeline:
         study_dir.write_record(study.environment, self.executor.call("describe_environment"))
         self.cache = ScoreCache(self.prove().dense_validation, self.store.read_rows(), place=self.store.path)
         self.store.keep([self.cache.describe_dense()])
+        self.scoring = searching.Scoring(self.executor, self.store, self.cache)
         self.table = self.measure_latencies()
-        space = latency_table.bound_space(
-            self.session,
-            self.table.table,
-            max_latency_ratio=self.settings.max_latency_ratio,
-            max_memory=self.settings.max_memory,
-        )
+        space = latency_table.bound_space(self.session, self.table.table, self.limits)
         self.trials = self.open_trials(opened, space)
         judges_first = self.settings.eval_command is not None  # which may fail: rather before hours of search
         if judges_first:
@@ -264,12 +247,12 @@ class Pipeline:
     @property
     def limits(self) -> Limits:
         """The bounds that were asked for, as constraints of the study."""
-        protocol, settings = self.session.protocol, self.settings
+        settings = self.settings
         return Limits(
             max_ppl_ratio=settings.max_ppl_ratio,
             max_latency_ratio=settings.max_latency_ratio,
             max_memory_bytes=settings.max_memory,
-            cached_tokens=(protocol.prompt_tokens + protocol.new_tokens) * protocol.latency_batch,
+            cached_tokens=self.session.protocol.cached_tokens,
         )
 
     def open_trials(self, opened: Study, space: SearchSpace) -> Trials:
@@ -297,11 +280,7 @@ class Pipeline:
         return make(self.open_optuna())
 
     def prove(self) -> Proofs:
-        """Prove on this very model that cutting, saving, reloading and scoring are right.
-
-        Raises:
-            ModelError: this model is not understood well enough.
-        """
+        """Prove on this very model that cutting, saving, reloading and scoring are right."""
         self.begin("proofs")
         with self.terminal.stage("proofs", total=3) as advance:
             proofs: Proofs = self.executor.call("prove", on_progress=advance)
@@ -367,23 +346,19 @@ class Pipeline:
             on_warning=terminal.say,
         )
         self.trials.listeners.append(lambda record: live.hear())
-        score = functools.partial(
-            searching.score_space,
-            terminal,
-            self.executor,
-            self.table,
-            self.trials,
-            self.cache,
-            self.plan,
-            self.settings,
-            rng_seed=protocol.rng_seed,
-            prepare=prepare,
-            check=self.clock.check_search,
-        )
         try:
             if self.trials.num_complete:
                 self.clock.check_search()
-            score()
+            searching.score_space(
+                terminal,
+                self.scoring,
+                self.table,
+                self.trials,
+                self.plan,
+                self.settings,
+                prepare=prepare,
+                check=self.clock.check_search,
+            )
         except TimeIsUpError:
             terminal.say("  the search's share of the time is spent")
 
@@ -418,11 +393,11 @@ class Pipeline:
     def compare_baselines(self, frontier: Frontier) -> None:
         """Play simpler ways to choose on the search's own scores, and write down what the search added."""
         self.begin("baselines")
-        space, executor, recovers = self.trials.space, self.executor, self.session.gains is not None
+        space = self.trials.space
         with self.terminal.stage("simpler ways to choose", total=len(baselines.BASELINES)) as advance:
             if self.plan.allows_singles(space):
-                searching.score_singles(executor, self.store, self.cache, space, recovers=recovers)
-            gain, rows = executor.call(
+                self.scoring.score_singles(space, recovers=self.session.gains is not None)
+            gain, rows = self.executor.call(
                 "compare_baselines",
                 space,
                 self.store.read_trials(),
@@ -431,7 +406,7 @@ class Pipeline:
                 solver=searching.name_solver(self.plan, self.settings, space, frontier),
                 on_progress=advance,
             )
-            searching.keep_rows(self.store, self.cache, rows)
+            self.scoring.keep(rows)
             study_dir.write_record(self.study.gain, gain)
 
     def store_states(self, *, steps: int, rng_seeds: Sequence[int]) -> None:
@@ -457,7 +432,8 @@ class Pipeline:
         self.store_states(steps=session.protocol.count_steps(plan.distill_tokens), rng_seeds=rng_seeds)
         rate = self.choose_learning_rate(members[list(ordered).index(hardest)])
         if plan.width_baseline:
-            known_latencies = {result.key: result.latency for result in study_record.read_width_baselines(study)}
+            _, widths = study_record.read_results(study)
+            known_latencies = {result.key: result.latency for result in widths}
             candidates = [member.candidate for member in members]
             members += self.executor.call("make_width_baselines", candidates, known=known_latencies)
         results = finals.distill_members(

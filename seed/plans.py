@@ -88,6 +88,11 @@ class Protocol(Record, frozen=True, kw_only=True):
     rng_seed: int
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens of all timed sequences, which the KV cache holds in the end."""
+        return self.latency_batch * (self.prompt_tokens + self.new_tokens)
+
+    @property
     def step_tokens(self) -> int:
         """Tokens of one step of distillation: whole windows."""
         return max(1, self.batch_tokens // self.window_tokens) * self.window_tokens
@@ -183,11 +188,7 @@ def read_plan(study: StudyFolder) -> SearchPlan:
 
 
 def read_planned(path: Path) -> tuple[StudyFolder, SearchPlan]:
-    """The study in a folder, and its plan.
-
-    Raises:
-        SeedError: there is no such study, or another version of Seed planned it.
-    """
+    """The study in a folder, and its plan."""
     study = study_dir.open_existing(path)
     return study, read_plan(study)
 
@@ -253,11 +254,7 @@ def flatten(value: Mapping[str, Any], *, separator: str, prefix: str = "") -> di
 
 
 def require_same_settings(known: Mapping[str, Any], wanted: Mapping[str, Any], *, place: Path) -> None:
-    """Raise when what was begun at ``place`` had other settings; settings that only it knows are its results.
-
-    Raises:
-        StudyError: with every difference.
-    """
+    """Raise StudyError when what was begun at ``place`` had other settings; settings that only it knows are its results."""
     changed = [
         f"{name}: {known.get(name)} there, {value} now" for name, value in wanted.items() if known.get(name) != value
     ]

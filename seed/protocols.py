@@ -41,6 +41,21 @@ class Reference:
     computes_bfloat16: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """What a protocol must know of the model that is searched, whether its weights are there or not."""
+
+    source: ModelSource
+    config: Any  # of its text
+    space: SearchSpace
+    gains: dict[int, float] | None  # what closed form needs; None: it is not available for this family
+    dtype: torch.dtype
+    device: str  # the name of that which it is measured on
+    mixed_precision: bool
+    commit: str | None = None
+    weights_sha256: str | None = None
+
+
 def find_source(settings: StudyConfig) -> ModelSource:
     """Say where the model comes from, and which revision of it.
 
@@ -62,61 +77,68 @@ def request_text(settings: StudyConfig, config: Any) -> CorpusRequest:
         CorpusError: the model does not read windows of that length, or a limit leaves too few of them.
     """
     window = known(settings.window_tokens)
-    longest = getattr(config, "max_position_embeddings", None) or window
-    if window > longest or window < 2:
-        raise CorpusError(
-            f"{settings.name_place('window_tokens')}--window-tokens {window}: the model reads 2 to {longest} tokens at once. Choose a number between."
-        )
+    require_window(window, config, place=settings.name_place("window_tokens"))
     for name in ("calibration_tokens", "validation_tokens", "test_tokens"):
         require_windows(
             getattr(settings, name), window_tokens=window, option=settings.name_place(name) + spell_flag(name)
         )
+    return make_request(settings, bos_each_window=needs_bos(config))
+
+
+def require_window(tokens: int, config: Any, *, place: str = "") -> None:
+    """Raise CorpusError unless a model with this config reads so many tokens at once."""
+    longest = getattr(config, "max_position_embeddings", None) or tokens
+    if not 2 <= tokens <= longest:
+        raise CorpusError(
+            f"{place}--window-tokens {tokens}: the model reads 2 to {longest} tokens at once. Choose a number between."
+        )
+
+
+def require_workload(prompt_tokens: int, new_tokens: int, config: Any, *, place: str = "") -> None:
+    """Raise SpaceError unless a model with this config holds what is timed."""
+    longest = getattr(config, "max_position_embeddings", None) or prompt_tokens + new_tokens
+    if prompt_tokens + new_tokens > longest:
+        raise SpaceError(
+            f"{place}--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens}: together more than the {longest} tokens that "
+            "the model holds. Choose fewer."
+        )
+
+
+def make_request(told: StudyConfig | Protocol, *, bos_each_window: bool) -> CorpusRequest:
+    """The text of a study, by what it was told or by its protocol."""
     return CorpusRequest(
-        recovery=known(settings.recovery_text),
-        validation=settings.validation_text,
-        test=settings.test_text,
-        window_tokens=window,
+        recovery=known(told.recovery_text),
+        validation=told.validation_text,
+        test=told.test_text,
+        window_tokens=known(told.window_tokens),
         recovery_tokens=RECOVERY_POOL_TOKENS,
-        validation_tokens=known(settings.validation_tokens),
-        test_tokens=settings.test_tokens,
-        bos_each_window=config.model_type.startswith(NEED_BOS),
+        validation_tokens=known(told.validation_tokens),
+        test_tokens=told.test_tokens,
+        bos_each_window=bos_each_window,
     )
 
 
-def fix_protocol(
-    settings: StudyConfig,
-    source: ModelSource,
-    request: CorpusRequest,
-    space: SearchSpace,
-    *,
-    config: Any,
-    commit: str | None,
-    weights_sha256: str | None,
-    streams: dict[str, StreamRecord],
-    gains: dict[int, float] | None,
-    mixed_precision: bool,
-    device: str,
-    dtype: torch.dtype,
-) -> Protocol:
-    """Settle everything that scores depend on, for the model with this (text) config.
+def needs_bos(config: Any) -> bool:
+    """Does a model of this kind predict nonsense unless the first token that it sees is ``<bos>``?"""
+    return bool(config.model_type.startswith(NEED_BOS))
+
+
+def fix_protocol(settings: StudyConfig, original: Original, streams: dict[str, StreamRecord]) -> Protocol:
+    """Settle everything that scores depend on.
 
     Raises:
         SeedError: a setting does not fit the model.
     """
+    config, location = original.config, original.source.location
     start = None if settings.start is None else read_start(settings.start)
-    if start is not None and start.base_model != source.location:
+    if start is not None and start.base_model != location:
         raise ModelError(
-            f"--start {start.path}: was recovered from {start.base_model}, not from {source.location}. Leave --model out, or "
+            f"--start {start.path}: was recovered from {start.base_model}, not from {location}. Leave --model out, or "
             "give a model that was recovered from it."
         )
-    prompt, new = known(settings.prompt_tokens), known(settings.new_tokens)
-    longest = getattr(config, "max_position_embeddings", None) or prompt + new
-    if prompt + new > longest:
-        raise SpaceError(
-            f"{settings.name_place('prompt_tokens', 'new_tokens')}--prompt-tokens {prompt} and --new-tokens {new}: together more than the {longest} tokens that the model "
-            "holds. Choose fewer."
-        )
-    proxy = choose_proxy(settings.proxy, gains=gains, family=config.model_type)
+    place = settings.name_place("prompt_tokens", "new_tokens")
+    require_workload(known(settings.prompt_tokens), known(settings.new_tokens), config, place=place)
+    proxy = choose_proxy(settings.proxy, gains=original.gains, family=config.model_type)
     if settings.is_given("short_steps") and proxy != "short-distillation":
         raise SpaceError(
             f"{settings.name_place('short_steps')}--short-steps: the proxy is closed form, and distils nothing. "
@@ -130,23 +152,23 @@ def fix_protocol(
         )
     rates = [rate * recovery.rate_factor for rate in sorted(known(settings.learning_rates))]
     settled = {
-        "location": source.location,
-        "commit": commit,
-        "weights_sha256": weights_sha256,
-        "gguf_types": list_types(source.location),
-        "space": space,
-        "bos_each_window": request.bos_each_window,
+        "location": location,
+        "commit": original.commit,
+        "weights_sha256": original.weights_sha256,
+        "gguf_types": list_types(location),
+        "space": original.space,
+        "bos_each_window": needs_bos(config),
         "streams": streams,
         "proxy": proxy,
-        "batch_tokens": max(request.window_tokens, known(settings.batch_tokens)),
+        "batch_tokens": max(known(settings.window_tokens), known(settings.batch_tokens)),
         "short_learning_rate": rates[len(rates) // 2],
-        "mixed_precision": mixed_precision,
+        "mixed_precision": original.mixed_precision,
         "start": None if start is None else str(start.path),
         "start_sha256": None if start is None else hash_weights(start.path),
         "start_tokens": 0 if start is None else start.tokens,
         "recovery": recovery.name,
-        "device": device,
-        "dtype": spell_dtype(dtype),
+        "device": original.device,
+        "dtype": spell_dtype(original.dtype),
     }
     told = {name: getattr(settings, name) for name in Protocol.__struct_fields__ if name not in settled}
     protocol = msgspec.convert(told | settled, Protocol)
@@ -190,14 +212,14 @@ def make_plan(
     )
 
 
-def settle_trials(plan: SearchPlan, settings: StudyConfig, protocol: Protocol) -> SearchPlan:
+def settle_trials(plan: SearchPlan, settings: StudyConfig) -> SearchPlan:
     """The plan with as many candidates as are scored, where it says whether a sweep fits its budget, and swept if that is of use.
 
     Without a number of ``--trials`` a space that closed form sweeps within its budget is scored whole.
     """
-    size = protocol.space.size
+    proxy, size = plan.protocol.proxy, plan.protocol.space.size
     trials = min(known(settings.trials), size)
-    if protocol.proxy != "closed-form":
+    if proxy != "closed-form":
         is_swept = plan.covers_space and (settings.sampler == "subset" or trials == size)
     elif not settings.is_given("trials"):
         is_swept, trials = plan.covers_space, size if plan.covers_space else trials
@@ -248,3 +270,12 @@ def hash_weights(path: Path) -> str:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()
+
+
+def require_same_weights(location: str, sha256: str | None, *, study: StudyFolder) -> None:
+    """Raise ModelError unless a local model is what it was when a study was planned. ``sha256``: of its weights then."""
+    path = resolve_location(location)
+    if hash_weights(path) != sha256:
+        raise ModelError(
+            f"{path}: its weights changed since {study.root} was planned. Restore them, or start a study of another name."
+        )

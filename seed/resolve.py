@@ -178,12 +178,7 @@ def find_space(settings: StudyConfig, *, num_layers: int, needed: Sequence[int] 
 
 
 def go_on_from(space: SearchSpace, start: Start, settings: StudyConfig) -> SearchSpace:
-    """The space that is left behind a recovered model: at least one more layer goes, bounds count all that are gone.
-
-    Raises:
-        ModelError: it is a model of another depth.
-        SpaceError: nothing is left to drop within the bounds.
-    """
+    """The space that is left behind a recovered model: at least one more layer goes, bounds count all that are gone."""
     if start.candidate.num_layers != space.num_layers:
         raise ModelError(
             f"--start {start.path}: was cut from a model of {start.candidate.num_layers} layers, but {settings.model} has "

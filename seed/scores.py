@@ -212,12 +212,9 @@ def list_database_files(path: Path) -> tuple[Path, ...]:
 
 
 def require_file(path: Path) -> None:
-    """Raise when what lies where a store lies is no plain file of a size that a search writes, before SQLite opens it.
+    """Raise StudyError when what lies where a store lies is no plain file of a size that a search writes, before SQLite opens it.
 
     Never opens it: in a process that has a database open, closing another handle of its file lets go of SQLite's locks.
-
-    Raises:
-        StudyError: with the cure.
     """
     for one in list_database_files(path):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from seed import resolve
 from seed.cli import json_option, make_parser, option, quiet_libraries
 from seed.config import OPTIONS, Settings, StudyConfig
-from seed.console import Terminal, answer_in_json, run_command
+from seed.console import Terminal, answer, run_command
 from seed.errors import SeedError
 from seed.evidence import StudyRecord
 from seed.models.provenance import describe_original
@@ -170,17 +170,6 @@ def search(settings: StudyConfig, terminal: Terminal) -> StudyRecord:
     return pipeline.run(settings, terminal, began=began)
 
 
-def search_and_show(settings: StudyConfig, terminal: Terminal) -> tuple[StudyRecord, StudyFolder]:
-    """Search, and print what was found."""
-    record = search(settings, terminal)
-    from seed.reporting.result_text import show_result
-    from seed.results import compute_result
-
-    study = StudyFolder(settings.studies_dir / record.plan.name)
-    show_result(terminal, compute_result(record), study=study)
-    return record, study
-
-
 def search_in_stages(settings: StudyConfig, terminal: Terminal) -> "StagedSearch":
     """Search stage by stage, and write the page of the whole."""
     quiet_libraries()
@@ -211,22 +200,25 @@ def main() -> None:
         raise SeedError("--dry-run: says its plan in sentences, and has no result for --json. Leave one out.")
     if is_dry:
         plan_only(settings, Terminal())
-    elif is_json:
-        answer_in_json(functools.partial(search_for_script, settings))
-    elif settings.stages:
-        search_in_stages(settings, Terminal())
     else:
-        search_and_show(settings, Terminal())
+        answer(functools.partial(search_as_told, settings), as_json=is_json)
 
 
-def search_for_script(settings: StudyConfig, terminal: Terminal) -> "SearchLine | StagedLine":
-    """Search, at once or in stages, and return what ``--json`` prints."""
-    from seed.reporting.result_line import describe_search, describe_staged
-    from seed.staged import name_root
-
+def search_as_told(settings: StudyConfig, terminal: Terminal) -> "SearchLine | StagedLine":
+    """Search, at once or in stages, print what was found, and return it as ``--json`` prints it."""
     if settings.stages:
+        from seed.reporting.result_line import describe_staged
+        from seed.staged import name_root
+
         return describe_staged(search_in_stages(settings, terminal), name_root(settings))
-    return describe_search(*search_and_show(settings, terminal))
+    record = search(settings, terminal)
+    from seed.reporting.result_line import describe_search
+    from seed.reporting.result_text import show_result
+    from seed.results import compute_result
+
+    study = StudyFolder(settings.studies_dir / record.plan.name)
+    show_result(terminal, compute_result(record), study=study)
+    return describe_search(record, study)
 
 
 def plan_only(settings: StudyConfig, terminal: Terminal) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from seed import __version__
 from seed.config import StudyConfig, fill_by_size, spell_parts
@@ -18,9 +19,9 @@ from seed.data.corpus import CorpusRequest, TokenStream, open_streams, require_w
 from seed.distillation.memory import measure_recompute
 from seed.errors import CorpusError, ModelError, ResourceError, SpaceError
 from seed.evaluation.latency import Workload
-from seed.evaluation.perplexity import choose_micro_batch, logits_of, measure_losses
+from seed.evaluation.perplexity import DocumentLosses, choose_micro_batch, logits_of, measure_losses
 from seed.models.anatomy import Anatomy, SublayerAnatomy, agree, count_params, prove_sublayers
-from seed.models.checkpoint import load_checkpoint, prove_round_trip
+from seed.models.checkpoint import load_checkpoint, prove_round_trip, write_checkpoint
 from seed.models.checks import refuse_ids
 from seed.models.files import is_local
 from seed.models.loader import ModelSource, Teacher, check_source, choose_device, open_teacher
@@ -29,14 +30,17 @@ from seed.models.surgery import graft, list_needed, view_layers
 from seed.optimize.space import drop_parts, list_parts
 from seed.plans import Environment, Protocol, read_plan
 from seed.protocols import (
-    RECOVERY_POOL_TOKENS,
+    Original,
     Reference,
     choose_precision,
     find_source,
     fix_protocol,
     hash_weights,
+    make_request,
     name_device,
     request_text,
+    require_same_weights,
+    require_window,
     resolve_location,
 )
 from seed.proxy.closed_form import measure_gains
@@ -104,6 +108,17 @@ class Session:
             compiled=self.protocol.compiled,
         )
 
+    def measure_losses(self, model: nn.Module, stream: TokenStream) -> DocumentLosses:
+        """What a model loses on a stream, by document."""
+        return measure_losses(logits_of(model), stream, micro_batch=self.micro_batch, device=self.device)
+
+    def write_checkpoint(self, model: nn.Module, path: Path) -> None:
+        """Write a model as it is exported."""
+        teacher = self.teacher
+        write_checkpoint(
+            model, path, tokenizer=teacher.tokenizer, original=teacher.directory, dtype=teacher.stored_dtype
+        )
+
 
 def open_for_search(
     settings: StudyConfig,
@@ -112,7 +127,7 @@ def open_for_search(
     device: torch.device,
     reference: Reference,
     say: Callable[[str], None] = lambda line: None,
-    fit: Callable[[StudyConfig, Teacher, Anatomy, SearchSpace], StudyConfig] = lambda settings, *_: settings,
+    fit: Callable[[StudyConfig, Original, Teacher, Anatomy], StudyConfig] = lambda settings, *_: settings,
 ) -> tuple[Session, StudyConfig]:
     """Open model and text as the settings say, and fix the protocol; return the settings too, filled by the model's size.
 
@@ -122,16 +137,14 @@ def open_for_search(
         device: where the model is put.
         reference: the device that it is measured on, perhaps by others (see ``move``).
         say: is told what takes seconds.
-        fit: chooses what text there is time for, once the model is opened.
-
-    Raises:
-        SeedError: anything a user can mend.
+        fit: chooses what text there is time for, once the model is opened; what closed form needs is not measured by then.
     """
     source = find_source(settings)
     location = source.location
     if location != "demo":
         check_source(source, presets=list_presets())
-    teacher, anatomy = _open_model(source, device=device, dtype_name=settings.dtype, computes_on=reference.type)
+    teacher = open_teacher(source, device=device, dtype_name=settings.dtype, computes_on=reference.type)
+    anatomy = Anatomy(teacher.model)
     settings = fill_by_size(
         settings,
         num_layers=anatomy.num_layers,
@@ -139,27 +152,26 @@ def open_for_search(
         max_positions=getattr(anatomy.config, "max_position_embeddings", None) or 1024,
     )
     space = find_space(settings, num_layers=anatomy.num_layers, needed=list_needed(anatomy.model.config))
-    settings = fit(settings, teacher, anatomy, space)
+    local = location == "demo" or is_local(location)
+    original = Original(
+        source=source,
+        config=anatomy.config,
+        space=space,
+        gains=None,
+        dtype=teacher.dtype,
+        device=reference.name,
+        mixed_precision=choose_precision(study, reference),
+        commit=None if local else teacher.commit,
+        weights_sha256=hash_weights(resolve_location(location)) if local else None,
+    )
+    settings = fit(settings, original, teacher, anatomy)
     request = request_text(settings, anatomy.config)
     say(f"reading {request.recovery}")
     streams = _open_streams(request, teacher)
-    gains = measure_gains_of(space, anatomy, streams["recovery"].tokens_NT[:2, :64].to(device))
-    local = location == "demo" or is_local(location)
-    protocol = fix_protocol(
-        settings,
-        source,
-        request,
-        space,
-        config=anatomy.config,
-        commit=None if local else teacher.commit,
-        weights_sha256=hash_weights(resolve_location(location)) if local else None,
-        streams={name: stream.describe() for name, stream in streams.items()},
-        gains=gains,
-        mixed_precision=choose_precision(study, reference),
-        device=reference.name,
-        dtype=teacher.dtype,
-    )
-    return _make_session(study, protocol, teacher, anatomy, streams, gains), settings
+    tokens = streams["recovery"].tokens_NT[:2, :64].to(device)
+    original = replace(original, gains=measure_gains_of(space, anatomy, tokens))
+    protocol = fix_protocol(settings, original, {name: stream.describe() for name, stream in streams.items()})
+    return _make_session(study, protocol, teacher, anatomy, streams, original.gains), settings
 
 
 def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = None) -> Session:
@@ -179,22 +191,19 @@ def reopen(study: StudyFolder, protocol: Protocol, *, device_name: str | None = 
         revision=protocol.commit or protocol.revision,
         trust_remote_code=protocol.trust_remote_code,
     )
-    teacher, anatomy = _open_model(source, device=device, dtype_name=protocol.dtype)
-    if protocol.weights_sha256 and hash_weights(resolve_location(protocol.location)) != protocol.weights_sha256:
-        raise ModelError(
-            f"{protocol.location}: its weights changed since {study.root} was planned. Start a study of another name."
-        )
-    streams = _open_streams(request_again(protocol), teacher)
+    teacher = open_teacher(source, device=device, dtype_name=protocol.dtype)
+    anatomy = Anatomy(teacher.model)
+    if protocol.weights_sha256:
+        require_same_weights(protocol.location, protocol.weights_sha256, study=study)
+    streams = _open_streams(make_request(protocol, bos_each_window=protocol.bos_each_window), teacher)
     for name, stream in streams.items():
         if stream.describe().sha256 != protocol.streams[name].sha256:
             raise CorpusError(
                 f"{stream.source}: the {name} text changed since {study.root} was planned "
                 f"({stream.num_tokens:,} tokens now, {protocol.streams[name].tokens:,} then). Restore it, or start a study of another name."
             )
-    if protocol.start is not None and hash_weights(Path(protocol.start)) != protocol.start_sha256:
-        raise ModelError(
-            f"{protocol.start}: changed since {study.root} was planned from it. Start a study of another name."
-        )
+    if protocol.start is not None:
+        require_same_weights(protocol.start, protocol.start_sha256, study=study)
     is_trusted = read_plan(study).trusts_closed_form
     tokens = streams["recovery"].tokens_NT[:2, :64].to(device)
     gains = measure_gains_of(protocol.space, anatomy, tokens) if is_trusted else None
@@ -220,20 +229,6 @@ def move(session: Session, device: torch.device, *, study: StudyFolder) -> Sessi
     )
 
 
-def request_again(protocol: Protocol) -> CorpusRequest:
-    """The text that a study was planned on."""
-    return CorpusRequest(
-        recovery=protocol.recovery_text,
-        validation=protocol.validation_text,
-        test=protocol.test_text,
-        window_tokens=protocol.window_tokens,
-        recovery_tokens=RECOVERY_POOL_TOKENS,
-        validation_tokens=protocol.validation_tokens,
-        test_tokens=protocol.test_tokens,
-        bos_each_window=protocol.bos_each_window,
-    )
-
-
 def take_test_text(session: Session, *, window_tokens: int, test_tokens: int | None) -> TokenStream:
     """The study's test text in windows of this length; with ``test_tokens`` no more of it, and else as much as the study has.
 
@@ -241,17 +236,15 @@ def take_test_text(session: Session, *, window_tokens: int, test_tokens: int | N
         SeedError: the model does not read such windows, or the limit is below one of them.
     """
     stream, protocol = session.streams["test"], session.protocol
-    longest = getattr(session.anatomy.config, "max_position_embeddings", None) or window_tokens
-    if not 2 <= window_tokens <= longest:
-        raise ModelError(
-            f"--window-tokens {window_tokens}: the model reads 2 to {longest} tokens at once. Give a number between."
-        )
+    require_window(window_tokens, session.anatomy.config)
     require_windows(test_tokens, window_tokens=window_tokens, option="--test-tokens")
     has_all = protocol.test_tokens is None or (test_tokens or 0) <= stream.num_tokens
     if window_tokens == protocol.window_tokens and has_all:
         return stream.take_evenly(test_tokens)
     wanted = replace(
-        request_again(protocol), window_tokens=window_tokens, test_tokens=test_tokens or protocol.test_tokens
+        make_request(protocol, bos_each_window=protocol.bos_each_window),
+        window_tokens=window_tokens,
+        test_tokens=test_tokens or protocol.test_tokens,
     )
     return open_streams(wanted, session.teacher.tokenizer)["test"]
 
@@ -294,18 +287,12 @@ def prove(session: Session) -> None:
 
 def prepare_instruments(session: Session) -> Instruments:
     """Measure the dense model's validation losses and put the instruments together."""
-    dense = measure_losses(
-        logits_of(session.teacher.model),
-        session.streams["validation"],
-        micro_batch=session.micro_batch,
-        device=session.device,
-    )
     return Instruments(
         anatomy=session.anatomy,
         calibration=session.streams["recovery"].take_evenly(session.protocol.calibration_tokens),
         recovery=session.streams["recovery"],
         validation=session.streams["validation"],
-        dense_validation=dense,
+        dense_validation=session.measure_losses(session.teacher.model, session.streams["validation"]),
         gains=session.gains,
         micro_batch=session.micro_batch,
         stored_dtype=session.teacher.stored_dtype,
@@ -334,9 +321,7 @@ def prove_closed_form(session: Session, instruments: Instruments) -> str | None:
         walker.maps.or_none = False
     losses, refit = walker.measure(instruments.walked.spell(candidate))
     student = start_student(instruments, candidate, refit)
-    folded = measure_losses(
-        logits_of(student), instruments.validation, micro_batch=instruments.micro_batch, device=session.device
-    )
+    folded = session.measure_losses(student, instruments.validation)
     tolerance = 1e-4 if session.dtype == torch.float32 else 2e-2
     if abs(folded.loss - losses.loss) <= tolerance:
         return None
@@ -358,13 +343,6 @@ def describe_environment(session: Session) -> Environment:
         device=name_device(session.device),
         packages={name: importlib.metadata.version(name) for name in names},
     )
-
-
-def _open_model(
-    source: ModelSource, *, device: torch.device, dtype_name: str | None, computes_on: str | None = None
-) -> tuple[Teacher, Anatomy]:
-    opened = open_teacher(source, device=device, dtype_name=dtype_name, computes_on=computes_on)
-    return opened, Anatomy(opened.model)
 
 
 def _open_streams(request: CorpusRequest, teacher: Teacher) -> dict[str, TokenStream]:

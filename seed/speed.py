@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from seed.evaluation.perplexity import choose_micro_batch
 from seed.models.anatomy import Anatomy, count_params
 from seed.models.surgery import cast_weights, list_needed, make_student
 from seed.optimize.space import drop_layers
+from seed.protocols import computes_bfloat16
 from seed.proxy.closed_form import ProjectionFit
 from seed.proxy.shared_maps import shares_maps
 from seed.proxy.subset_walker import SubsetWalker, count_work
+from seed.stages.budgets import measure_free_bytes
 
 TIMING_TURNS = 4  # of which the first does not count
 TIMED_TOKENS = 256  # on a CPU
@@ -64,8 +66,6 @@ def time_parts(
     num_layers: int,
     gains: Mapping[int, float] | None,
     trains: bool,
-    mixed_precision: bool,
-    free_bytes: float,
 ) -> Speed:
     """Time the parts of a model of so many layers on this one: itself, or some of its layers.
 
@@ -74,9 +74,7 @@ def time_parts(
         tokens_BT: that run through it.
         num_layers: of the whole model.
         gains: what closed form needs; None: there is none.
-        trains: are students trained?
-        mixed_precision: computes training in bfloat16?
-        free_bytes: of memory; training is timed only where its few layers leave half of it.
+        trains: are students trained? That is timed only where its few layers leave half of the memory.
     """
     states, middle = anatomy.trace(tokens_BT), anatomy.num_layers // 2
     seconds = _time_in_turns(
@@ -97,12 +95,9 @@ def time_parts(
         step=seconds["step"] * num_layers / anatomy.num_layers,
         num_layers=num_layers,
     )
-    if not trains:
-        return speed
-    training = _time_training(
-        anatomy, tokens_BT, speed, mixed_precision=mixed_precision, free_bytes=free_bytes, last_BTD=states[-1]
-    )
-    return Speed(**vars(speed) | {"training": training})
+    if trains:
+        return replace(speed, training=_time_training(anatomy, tokens_BT, speed, last_BTD=states[-1]))
+    return speed
 
 
 @torch.no_grad()
@@ -167,22 +162,14 @@ def _time_maps(anatomy: Anatomy, tokens_BT: torch.Tensor, *, layer: int) -> tupl
     return whatever * larger**3, each * larger**2  # factors, and sums
 
 
-def _time_training(
-    anatomy: Anatomy,
-    tokens_BT: torch.Tensor,
-    speed: Speed,
-    *,
-    mixed_precision: bool,
-    free_bytes: float,
-    last_BTD: torch.Tensor,
-) -> float:
+def _time_training(anatomy: Anatomy, tokens_BT: torch.Tensor, speed: Speed, *, last_BTD: torch.Tensor) -> float:
     """What a trained token takes, in forward passes: the loop's own steps on a student of few layers, the best behind the first."""
     needed = list_needed(anatomy.model.config)
     others = [layer for layer in range(anatomy.num_layers) if layer not in needed]
     kept = sorted([*needed, *others[: max(1, TIMED_LAYERS - len(needed))]])
     gone = [layer for layer in range(anatomy.num_layers) if layer not in kept]
     num_params = count_params(anatomy.model) - sum(count_params(anatomy.layers[layer]) for layer in gone)
-    if GPU_BYTES_PER_WEIGHT * num_params > free_bytes / 2:
+    if GPU_BYTES_PER_WEIGHT * num_params > measure_free_bytes(anatomy.device) / 2:
         return TRAINING_FORWARDS
     tokens_BT = tokens_BT[: max(1, TRAINED_TOKENS // tokens_BT.shape[1])]
     student = cast_weights(make_student(anatomy, drop_layers(anatomy.num_layers, gone)), torch.float32)
@@ -193,7 +180,7 @@ def _time_training(
         learning_rate=1e-9,
         rng_seed=0,
         looks=1,
-        mixed_precision=mixed_precision,
+        mixed_precision=computes_bfloat16(anatomy.device),
     )
     ends: list[float] = []
     distill(

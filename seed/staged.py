@@ -5,7 +5,6 @@ so is the search at once, for the same tokens, that the end is compared with.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -30,11 +29,7 @@ Search = Callable[[StudyConfig, Terminal], StudyRecord]
 
 
 def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Search) -> StagedSearch:
-    """Search stage by stage, then at once, and write down what came of it. ``search`` runs one search, or what is left of it.
-
-    Raises:
-        SeedError: anything a user can mend.
-    """
+    """Search stage by stage, then at once, and write down what came of it. ``search`` runs one search, or what is left of it."""
     settings = resolve.fill_from_files(settings)
     assert settings.stages is not None
     asked, root = parse_stages(settings.stages), name_root(settings)
@@ -71,7 +66,7 @@ def search_in_stages(settings: StudyConfig, terminal: Terminal, *, search: Searc
             record = run(name, depth + count, start=start, width_baseline=False)
         else:  # what later stages go on from is settled behind it; before, nothing is there to be mixed
             record = run(name, depth + count)
-            study_dir.write_bytes(study.stages_plan, json.dumps(decisive, indent=1).encode() + b"\n")
+            study_dir.write_record(study.stages_plan, decisive)
         stage = describe_stage(name, record)
         stopped = reach_target(stage, settings)
         if stage.result.validation.ppl_ratio > (settings.max_ppl_ratio or math.inf):

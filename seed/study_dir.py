@@ -98,11 +98,7 @@ def create(root: Path) -> StudyFolder:
 
 
 def require_writable(root: Path) -> None:
-    """Raise when nothing can be written in a folder, or where it would be made; asked before there is any work to lose.
-
-    Raises:
-        ResourceError: with the cure.
-    """
+    """Raise ResourceError when nothing can be written in a folder, or where it would be made; asked before there is any work to lose."""
     existing = next(place for place in (root.absolute(), *root.absolute().parents) if place.exists())
     if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK):
         is_read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
@@ -184,11 +180,7 @@ def explain_resource_errors(place: Path) -> Iterator[None]:
 
 
 def require_readable(path: Path) -> None:
-    """Raise when a file or a folder is there and may not be read; what is not there, others miss.
-
-    Raises:
-        ResourceError: with the cure.
-    """
+    """Raise ResourceError when a file or a folder is there and may not be read; what is not there, others miss."""
     try:
         wanted = os.R_OK | (os.X_OK if path.is_dir() else 0)
         if path.exists() and not os.access(path, wanted):

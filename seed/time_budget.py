@@ -10,22 +10,19 @@ import bisect
 import datetime
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import msgspec
-import torch
 
-from seed import cost, protocols
+from seed import protocols
 from seed.config import StudyConfig, known
 from seed.console import format_seconds
-from seed.cost import Cost, Shape
+from seed.cost import Cost, Estimator, Shape
 from seed.errors import SeedError
-from seed.models.loader import ModelSource
 from seed.plans import Protocol, SearchPlan, StreamRecord
-from seed.protocols import Reference
-from seed.records import SearchSpace
+from seed.protocols import Original
 from seed.reporting.wording import count_things
 from seed.speed import Speed
 from seed.stats import FEWEST_PAIRS
@@ -61,80 +58,55 @@ def keep_numbers(settings: StudyConfig, plan: SearchPlan) -> StudyConfig:
     return _settle_rates(_choose(settings, **found))
 
 
-def fit_opened(
-    settings: StudyConfig,
-    source: ModelSource,
-    space: SearchSpace,
-    *,
-    config: Any,
-    gains: Mapping[int, float] | None,
-    dtype: torch.dtype,
-    reference: Reference,
-    parts: tuple[Shape, Speed],
-) -> StudyConfig:
-    """Choose the time where it is to be chosen, and what text there is time for, before any is read.
-
-    Raises:
-        SeedError: a setting does not fit the model.
-    """
-    request = protocols.request_text(settings, config)
+def fit_opened(settings: StudyConfig, original: Original, *, shape: Shape, speed: Speed) -> StudyConfig:
+    """Choose the time where it is to be chosen, and what text there is time for, before any is read."""
+    request = protocols.request_text(settings, original.config)
     caps = {
         "recovery": request.recovery_tokens,
         "validation": request.validation_tokens,
         "test": request.test_tokens or 4 * request.validation_tokens,
     }
-    protocol = protocols.fix_protocol(
-        settings,
-        source,
-        request,
-        space,
-        config=config,
-        commit=None,
-        weights_sha256=None,
-        streams={
-            name: StreamRecord(source="not read yet", tokens=tokens, documents=0, sha256="")
-            for name, tokens in caps.items()
-        },
-        gains=None if gains is None else dict(gains),
-        mixed_precision=reference.computes_bfloat16,
-        device=reference.name,
-        dtype=dtype,
-    )
-    return fit_text(choose_time(settings, protocol, *parts), protocol, *parts)
+    streams = {
+        name: StreamRecord(source="not read yet", tokens=tokens, documents=0, sha256="")
+        for name, tokens in caps.items()
+    }
+    protocol = protocols.fix_protocol(settings, original, streams)
+    estimator = Estimator(protocol=protocol, shape=shape, speed=speed)
+    return fit_text(choose_time(settings, estimator), estimator)
 
 
-def choose_time(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Speed) -> StudyConfig:
+def choose_time(settings: StudyConfig, estimator: Estimator) -> StudyConfig:
     """The settings with the usual time of such a device, where none is given and the search would take longer."""
     if settings.time is not None:
         return settings
-    plan = cost.draft_plan(settings, protocol, name="study", shape=shape, speed=speed)
-    seconds = cost.estimate_cost(shape, protocol, plan, speed, distill=settings.distill).seconds
-    usual = USUAL_SECONDS["cuda" if shape.gpu_bytes else "cpu"]
+    plan = estimator.draft_plan(settings, name="study")
+    seconds = estimator.estimate_cost(plan, distill=settings.distill).seconds
+    usual = USUAL_SECONDS["cuda" if estimator.shape.gpu_bytes else "cpu"]
     return replace(settings, time=usual) if seconds > usual else settings
 
 
-def fit_text(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Speed) -> StudyConfig:
-    """Choose how many tokens score and judge, and how long latency is timed. ``protocol``: with what there is by default."""
+def fit_text(settings: StudyConfig, estimator: Estimator) -> StudyConfig:
+    """Choose how many tokens score and judge, and how long latency is timed. ``estimator``: of what there is by default."""
     if settings.time is None:
         return settings
-    chosen: dict[str, Any] = {}
+    protocol, chosen = estimator.protocol, dict[str, Any]()
     if not settings.is_given("latency_repeats") and not protocol.latency_command:
-        chosen |= _fit_latency(settings, protocol, speed, seconds=settings.time * OPENING_SHARE / 2)
+        chosen |= _fit_latency(settings, estimator, seconds=settings.time * OPENING_SHARE / 2)
     share = settings.time * (1 - OPENING_SHARE) * (0.5 if settings.distill else 1)
     num_candidates = max(FEWEST_CANDIDATES, known(settings.trials) if settings.is_given("trials") else 0)
     validation, fewest = protocol.validation_tokens, max(FEWEST_TOKENS, 4 * protocol.window_tokens)
     is_told = settings.is_given("validation_tokens")
     while True:
-        calibration = fit_calibration(protocol, shape, speed, validation_tokens=validation, seconds=share / 8)
-        streams = protocol.streams | {
-            "validation": msgspec.structs.replace(protocol.streams["validation"], tokens=validation)
-        }
-        tried = msgspec.structs.replace(protocol, calibration_tokens=calibration, streams=streams)
-        if cost.price_score(shape, tried, speed) <= share / num_candidates or validation <= fewest or is_told:
+        calibration = fit_calibration(estimator, validation_tokens=validation, seconds=share / 8)
+        stream = msgspec.structs.replace(protocol.streams["validation"], tokens=validation)
+        tried = estimator.with_protocol(
+            calibration_tokens=calibration, streams=protocol.streams | {"validation": stream}
+        )
+        if tried.price_score() <= share / num_candidates or validation <= fewest or is_told:
             break
         validation = max(fewest, validation // 2)
     if settings.distill:  # smaller steps, where there is time for few
-        tokens = share / cost.price_token(protocol, speed)
+        tokens = share / estimator.price_token()
         least = protocol.window_tokens
         chosen["batch_tokens"] = max(
             least, min(protocol.batch_tokens, int(tokens / (WANTED_MODELS * FEWEST_STEPS)) // least * least)
@@ -146,37 +118,36 @@ def fit_text(settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Spe
     return _choose(settings, **chosen)
 
 
-def fit_calibration(protocol: Protocol, shape: Shape, speed: Speed, *, validation_tokens: int, seconds: float) -> int:
+def fit_calibration(estimator: Estimator, *, validation_tokens: int, seconds: float) -> int:
     """Tokens that closed form is fitted on: as many as score; where all candidates share its maps, what some seconds allow."""
+    protocol = estimator.protocol
     tokens = protocol.calibration_tokens
-    if not shape.shares_maps:
+    if not estimator.shape.shares_maps:
         return min(tokens, validation_tokens)
     while tokens // 2 >= max(FEWEST_TOKENS, 4 * protocol.window_tokens):
-        fewer = msgspec.structs.replace(protocol, calibration_tokens=tokens)
-        if cost.price_maps(shape, fewer, speed) <= seconds:
+        if estimator.with_protocol(calibration_tokens=tokens).price_maps() <= seconds:
             break
         tokens //= 2
     return tokens
 
 
-def _fit_latency(settings: StudyConfig, protocol: Protocol, speed: Speed, *, seconds: float) -> dict[str, int]:
+def _fit_latency(settings: StudyConfig, estimator: Estimator, *, seconds: float) -> dict[str, int]:
     """A shorter workload and so many pairs of it that all depths are timed within some seconds; nothing where they are."""
+    protocol = estimator.protocol
     for part in SHORTEN:
         prompt, new = max(1, protocol.prompt_tokens // part), max(1, protocol.new_tokens // part)
         shorter = _choose(settings, prompt_tokens=prompt, new_tokens=new)
         workload = {name: known(getattr(shorter, name)) for name in ("prompt_tokens", "new_tokens")}
-        timed = msgspec.structs.replace(protocol, **workload)
-        pairs = seconds / (2 * len(protocol.space.more_dropped) * cost.price_run(timed, speed)) - 1
+        run = estimator.with_protocol(**workload).price_run()
+        pairs = seconds / (2 * len(protocol.space.more_dropped) * run) - 1
         if pairs >= FEWEST_PAIRS:
             break
-    if part == 1 and cost.price_latency(protocol, speed) <= seconds:
+    if part == 1 and estimator.price_latency() <= seconds:
         return {}
     return {**workload, "latency_repeats": max(FEWEST_PAIRS, int(pairs))}
 
 
-def fit_work(
-    settings: StudyConfig, protocol: Protocol, shape: Shape, speed: Speed, *, spent: float, num_workers: int = 1
-) -> StudyConfig:
+def fit_work(settings: StudyConfig, estimator: Estimator, *, spent: float, num_workers: int = 1) -> StudyConfig:
     """Choose how many candidates are scored, how many models distilled, and for how long. ``spent``: seconds, on opening.
 
     Raises:
@@ -185,10 +156,15 @@ def fit_work(
     if settings.time is None:
         return settings
     is_told = {name: settings.is_given(name) for name in OF_WORK}
-    score = cost.price_score(shape, protocol, speed) / num_workers
+    protocol, score = estimator.protocol, estimator.price_score() / num_workers
 
     def price_models(count: int, tokens: int) -> float:
-        return _price_models(settings, protocol, shape, speed, count=count, tokens=tokens, num_workers=num_workers)
+        """Seconds of distilling so many models for so many tokens each."""
+        students = count * settings.replicas
+        if settings.width_baseline:
+            students += min(count, len(protocol.space.more_dropped)) * settings.replicas
+        rounds, is_tuned = math.ceil(students / num_workers), count > 1 and not settings.learning_rate
+        return estimator.price_distillation(tokens=tokens, num_students=rounds, is_tuned=is_tuned)
 
     told_search = known(settings.trials) * score if is_told["trials"] else 0.0
     told_models = settings.frontier_size if is_told["frontier_size"] else 1
@@ -196,16 +172,15 @@ def fit_work(
     told_distillation = price_models(told_models, known(settings.distill_tokens)) if is_long else 0.0
     _refuse_too_much(settings, told_search, told_distillation)
 
-    opening = spent + cost.price_latency(protocol, speed) + _price_dense(protocol, speed)
+    opening = spent + estimator.price_latency() + estimator.price_dense()
     left = max(settings.time - opening, settings.time / 2)
     search = told_search or min(left / 2, max(left / 4, left - told_distillation))
     search = search if settings.distill else left
-    settings = _fit_search(settings, protocol, shape, speed, seconds=search, score=score, num_workers=num_workers)
+    settings = _fit_search(settings, estimator, seconds=search, score=score, num_workers=num_workers)
     if not settings.distill:
         return settings
-    plan = cost.draft_plan(settings, protocol, name="study", shape=shape, speed=speed)
-    planned = cost.estimate_cost(shape, protocol, plan, speed, distill=False, num_workers=num_workers)
-    rest = max(left / 4, left - planned.search_seconds - planned.baselines_seconds)
+    plan = estimator.draft_plan(settings, name="study")
+    rest = max(left / 4, left - estimator.price_search(plan) / num_workers - estimator.price_baselines(plan))
 
     most = max(1, min(settings.frontier_size, plan.trials))
     least_tokens = FEWEST_STEPS * protocol.step_tokens
@@ -221,55 +196,23 @@ def fit_work(
 
 
 def _fit_search(
-    settings: StudyConfig,
-    protocol: Protocol,
-    shape: Shape,
-    speed: Speed,
-    *,
-    seconds: float,
-    score: float,
-    num_workers: int,
+    settings: StudyConfig, estimator: Estimator, *, seconds: float, score: float, num_workers: int
 ) -> StudyConfig:
     """Choose how many candidates are scored within some seconds, and whether all are swept."""
+    protocol = estimator.protocol
     is_short = protocol.proxy == "short-distillation"  # a sweep only leads it
     budget = seconds * num_workers * (0.25 if is_short else 1)
-    swept = cost.price_sweep(shape, protocol, speed)
+    swept = estimator.price_sweep()
     if is_short and swept <= budget:
         seconds -= swept / num_workers
     trials = max(1, min(MOST_CANDIDATES, int(seconds / score)))
-    if not is_short and shape.shares_maps:
-        seconds = max(seconds / 2, seconds - cost.price_maps(shape, protocol, speed, trials=trials))
+    if not is_short and estimator.shape.shares_maps:
+        seconds = max(seconds / 2, seconds - estimator.price_maps(trials=trials))
         trials = max(1, min(trials, int(seconds / score)))
     tried = _choose(settings, sweep_budget=budget, trials=trials)
-    plan = cost.draft_plan(tried, protocol, name="study", shape=shape, speed=speed)
-    left = seconds - cost.price_baselines(shape, protocol, plan, speed)
+    left = seconds - estimator.price_baselines(estimator.draft_plan(tried, name="study"))
     fewer = max(1, min(trials, len(protocol.space.droppable_layers) - 1))  # beside which nothing else is scored
     return _choose(tried, trials=max(fewer, min(trials, int(left / score))))
-
-
-def _price_models(
-    settings: StudyConfig,
-    protocol: Protocol,
-    shape: Shape,
-    speed: Speed,
-    *,
-    count: int,
-    tokens: int,
-    num_workers: int,
-) -> float:
-    """Seconds of distilling so many models for so many tokens each."""
-    students = count * settings.replicas
-    if settings.width_baseline:
-        students += min(count, len(protocol.space.more_dropped)) * settings.replicas
-    rounds = math.ceil(students / num_workers)
-    is_tuned = count > 1 and not settings.learning_rate
-    return cost.price_distillation(shape, protocol, speed, tokens=tokens, num_students=rounds, is_tuned=is_tuned)
-
-
-def _price_dense(protocol: Protocol, speed: Speed) -> float:
-    """Seconds of the dense model's passes over calibration, validation and test text."""
-    streams = protocol.streams
-    return speed.forward * (protocol.calibration_tokens + streams["validation"].tokens + streams["test"].tokens)
 
 
 def _fill(price: Callable[[int], float], seconds: float, protocol: Protocol) -> int:
@@ -280,11 +223,7 @@ def _fill(price: Callable[[int], float], seconds: float, protocol: Protocol) -> 
 
 
 def _refuse_too_much(settings: StudyConfig, search: float, distillation: float) -> None:
-    """Raise where what is told takes longer than the time that is told.
-
-    Raises:
-        SeedError: with how long it takes.
-    """
+    """Raise SeedError where what is told takes longer than the time that is told."""
     seconds = known(settings.time)
     if not settings.is_given("time") or search + distillation <= seconds:
         return
@@ -319,30 +258,29 @@ def end_search(settings: StudyConfig, planned: Cost) -> float:
 
 
 def describe_time(
-    settings: StudyConfig, protocol: Protocol, plan: SearchPlan, planned: Cost, speed: Speed, *, spent: float
+    settings: StudyConfig, estimator: Estimator, plan: SearchPlan, planned: Cost, *, spent: float
 ) -> list[str]:
     """Say in lines what is done how long, and when it will be done; ``spent``: seconds so far."""
     if plan.time is None:
         return []
-    streams, space = protocol.streams, protocol.space
-    dense = _price_dense(protocol, speed)
-    left = max(0.0, min(plan.time, spent + dense + planned.seconds) - spent)
+    protocol, opening = estimator.protocol, spent + estimator.price_dense()
+    left = max(0.0, min(plan.time, opening + planned.seconds) - spent)
     done = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=left)
     usual = "" if settings.is_given("time") else ", the usual here (--time says otherwise)"
-    pairs = f"{plan.protocol.latency_repeats} pairs of runs each" if protocol.latency_repeats else "until it is sure"
-    tuned = "tuned" if len(known(settings.learning_rates)) > 1 and not settings.learning_rate else "not tuned"
+    pairs = f"{protocol.latency_repeats} pairs of runs each" if protocol.latency_repeats else "until it is sure"
     parts = [
-        ("opened, proofs, dense model", spent + dense, f"{streams['test'].tokens:,} test tokens"),
-        ("latency", planned.latency_seconds, f"{count_things(len(space.more_dropped), 'depth')}, {pairs}"),
+        ("opened, proofs, dense model", opening, f"{protocol.streams['test'].tokens:,} test tokens"),
+        ("latency", planned.latency_seconds, f"{count_things(len(protocol.space.more_dropped), 'depth')}, {pairs}"),
         (
             "search",
             planned.search_seconds + planned.baselines_seconds,
-            f"{count_things(plan.trials, 'candidate')} on {streams['validation'].tokens:,} validation and "
+            f"{count_things(plan.trials, 'candidate')} on {estimator.validation_tokens:,} validation and "
             f"{protocol.calibration_tokens:,} calibration tokens",
         ),
     ]
     if planned.num_finals:
         what = f"{count_things(planned.num_finals, 'model')} for {protocol.describe_training(plan.distill_tokens)} each"
+        tuned = "tuned" if settings.tunes_rate else "not tuned"
         parts.append(("distillation", planned.distill_seconds, f"{what}, learning rate {tuned}"))
     return [
         f"time: {format_seconds(plan.time)}{usual}, of which {format_seconds(spent)} are spent; done about {done:%H:%M} "

@@ -24,12 +24,9 @@ JOURNAL_BYTES = 2 * 2**30
 
 
 def refuse_strays(root: Path) -> None:
-    """Raise when something below ``root`` leads out of it, or is neither a file nor a folder: writing there is writing elsewhere.
+    """Raise StudyError when something below ``root`` leads out of it, or is neither a file nor a folder: writing there is writing elsewhere.
 
     The folder itself may be a link, as may be what is above it. What is not there has no strays.
-
-    Raises:
-        StudyError: with the first such place.
     """
     whole = root.resolve()
     for place, folders, files in os.walk(whole):
@@ -95,11 +92,7 @@ def find_excess(config: object) -> str | None:
 
 
 def require_size(path: Path, *, limit: int) -> None:
-    """Raise when a file that others read whole is larger than ``limit`` bytes; one that is not there is not.
-
-    Raises:
-        StudyError: it is larger.
-    """
+    """Raise StudyError when a file that others read whole is larger than ``limit`` bytes; one that is not there is not."""
     if path.is_file() and (found := path.stat().st_size) > limit:
         raise _refuse_size(path, found=found, limit=limit)
 

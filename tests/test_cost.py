@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from seed import cost, protocols
 from seed.config import StudyConfig
-from seed.cost import Cost, Shape
+from seed.cost import Cost, Estimator, Memory, Shape
 from seed.distillation import memory
 from seed.errors import ResourceError
 from seed.models.anatomy import Anatomy
@@ -64,27 +65,37 @@ def measure(session: Session, *, for_gpu: bool = False) -> tuple[Shape, Speed]:
     )
 
 
+def price(session: Session) -> Estimator:
+    return Estimator(protocol=session.protocol, shape=measure(session)[0], speed=SPEED)
+
+
 def estimate(session: Session, *, trials: int = 5, covers_space: bool = False, distill: bool = False) -> Cost:
     plan = make_plan(session.protocol, trials=trials, covers_space=covers_space)
-    return cost.estimate_cost(measure(session)[0], session.protocol, plan, SPEED, distill=distill)
+    return price(session).estimate_cost(plan, distill=distill)
 
 
 def price_sweep(session: Session, *, space: SearchSpace = SPACE) -> float:
-    return cost.price_sweep(measure(session)[0], msgspec.structs.replace(session.protocol, space=space), SPEED)
+    return price(session).with_protocol(space=space).price_sweep()
 
 
 def price_one(session: Session) -> float:
     """By closed form, in the mean: of all candidates it is that of those that are drawn, nearly."""
-    found = cost.price_closed_form(measure(session)[0], session.protocol, SPEED)
+    estimator = price(session)
     works = [count_work([one], closed_form=True) for one in enumerate_candidates(SPACE)]
-    mean = sum(cost.price_work(work, session.protocol, SPEED) for work in works) / len(works)
-    assert found == pytest.approx(mean, rel=0.2)
+    found = estimator.price_closed_form()
+    assert found == pytest.approx(sum(map(estimator.price_work, works)) / len(works), rel=0.2)
     return found
 
 
 def price_singles(session: Session) -> float:
     singles = [drop_layers(4, [layer]) for layer in (3, 2, 1, 0)]
-    return cost.price_work(count_work(singles, closed_form=True), session.protocol, SPEED)
+    return price(session).price_work(count_work(singles, closed_form=True))
+
+
+def estimate_peak(shape: Shape = GPU, *, trains: bool = False, **changes: Any) -> Memory:
+    return Estimator(protocol=msgspec.structs.replace(GPU_PROTOCOL, **changes), shape=shape, speed=SPEED).estimate_peak(
+        trains=trains
+    )
 
 
 def test_a_sweep_is_the_sum_of_its_counted_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,9 +145,7 @@ def test_trials_of_the_user_s_file_cap_a_sweep_and_a_preset_s_do_not(
 ) -> None:
     session = open_session(tmp_path)
     settings = StudyConfig(trials=3, in_file=frozenset(in_file), is_settled=True)
-    plan = protocols.settle_trials(
-        make_plan(session.protocol, settings, trials=3, covers_space=True), settings, session.protocol
-    )
+    plan = protocols.settle_trials(make_plan(session.protocol, settings, trials=3, covers_space=True), settings)
     assert (plan.trials, plan.covers_space) == (trials, trials == 10)
 
 
@@ -197,26 +206,26 @@ def test_memory_is_told_with_its_parts(tmp_path: Path) -> None:
 def test_memory_of_a_gpu_counted_by_hand() -> None:
     dense, logits = 4 * 1_100_048_384, 6 * 4 * 2048 * 32_000
     left = 1_100_048_384 - 2 * 44_044_288
-    peak = cost.estimate_peak(GPU, GPU_PROTOCOL, trains=True)
+    peak = estimate_peak(trains=True)
     one = 2048 * 108_168 + 88_080_384
     # of the sweep's states at most a gigabyte is kept meanwhile
     assert peak.num_bytes == dense + 16 * left + 20 * one + logits + 10**9
-    again = cost.estimate_peak(replace(GPU, gpu_bytes=24 * 10**9), GPU_PROTOCOL, trains=True)
+    again = estimate_peak(replace(GPU, gpu_bytes=24 * 10**9), trains=True)
     assert again.num_bytes == dense + 16 * left + 20 * 2048 * 2048 * 4 + one + logits + 10**9 < 24e9
     assert "each run again then" in str(again)
-    swept = cost.estimate_peak(GPU, GPU_PROTOCOL, trains=False)
+    swept = estimate_peak()
     states = 4 * 23 * (2 * 16_384 + 32_768) * 2048
     siblings = 4 * (16_384 + 32_768) * (2048 + 5632) + count_fit_bytes(5632)
     assert swept.num_bytes == dense + states + siblings + logits < 24e9
-    low_rank = cost.estimate_peak(GPU, msgspec.structs.replace(GPU_PROTOCOL, lora_rank=16), trains=True)
+    low_rank = estimate_peak(trains=True, lora_rank=16)
     updates = 16 * 16 * GPU.update_params  # four float32 numbers for each of rank 16
     assert low_rank.num_bytes == max(swept.num_bytes, dense + 8 * left + updates + 20 * one + logits + 10**9)
-    many = msgspec.structs.replace(GPU_PROTOCOL, latency_batch=1000, prompt_tokens=2000, new_tokens=500)
-    timed = cost.estimate_peak(GPU, many, trains=False)
+    many = {"latency_batch": 1000, "prompt_tokens": 2000, "new_tokens": 500}
+    timed = estimate_peak(**many)
     cache = 1000 * 2500 * GPU.cache_bytes
     assert timed.num_bytes == dense + cache + 1000 * 2000 * (4 * (32_000 + 4 * 2048 + 2 * 4 * 2048) + 8)
-    compiled = msgspec.structs.replace(many, compiled=True)  # the dense and the cut model keep a cache each
-    assert cost.estimate_peak(GPU, compiled, trains=False).num_bytes == timed.num_bytes + cache
+    # the dense and the cut model keep a cache each
+    assert estimate_peak(**many, compiled=True).num_bytes == timed.num_bytes + cache
 
 
 def test_what_training_keeps_grows_with_the_tokens(tmp_path: Path) -> None:
@@ -259,8 +268,8 @@ def test_what_will_be_done_and_read_is_told(tmp_path: Path) -> None:
     session = open_session(tmp_path, streams=PROTOCOL.streams | {"test": noted})  # steps of 256 tokens
     plan = make_plan(session.protocol, trials=5, covers_space=False)
     plan = msgspec.structs.replace(plan, distill_tokens=200)
-    found = cost.estimate_cost(measure(session)[0], session.protocol, plan, SPEED, distill=True)
-    said = cost.describe_plan(session.protocol, plan, found)
+    found = price(session).estimate_cost(plan, distill=True)
+    said = cost.describe_plan(plan, found)
     assert "5 models distilled for 256 tokens (1 step of 256, the nearest to 200) each, " in said[0]
     assert "give --distill-tokens 2,560 or more" in said[1]
     assert "  test: 768 tokens in 6 documents of notes.txt; 3 files read" in said

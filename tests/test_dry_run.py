@@ -11,6 +11,7 @@ import torch
 from seed import cost, dry_run, resolve, sessions
 from seed.assumed_speed import LAUNCH_SECONDS, find_device
 from seed.config import StudyConfig
+from seed.cost import Estimator
 from seed.data.corpus import CorpusRequest, read_source
 from seed.dry_run import DryRun
 from seed.errors import ModelError, ResourceError, SpaceError
@@ -20,7 +21,7 @@ from seed.protocols import describe_reference
 from seed.resolve import list_presets, read_preset
 from seed.speed import Speed
 from seed.study_dir import StudyFolder
-from tests.test_cost import GPU, GPU_PROTOCOL, measure
+from tests.test_cost import GPU, GPU_PROTOCOL, SPEED, measure
 
 MakeCheckpoint = Callable[..., Path]
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -75,9 +76,10 @@ def test_a_dry_run_and_the_search_agree_given_the_same_speeds(
         reference=describe_reference(CPU),
     )
     shape, speed = measure(session)
-    plan = cost.draft_plan(filled, session.protocol, name="dry", shape=shape, speed=speed)
-    found = cost.estimate_cost(shape, session.protocol, plan, speed, distill=True)
-    for line in cost.describe_plan(session.protocol, plan, found):
+    estimator = Estimator(protocol=session.protocol, shape=shape, speed=speed)
+    plan = estimator.draft_plan(filled, name="dry")
+    found = estimator.estimate_cost(plan, distill=True)
+    for line in cost.describe_plan(plan, found):
         assert line in said
     assert "4 candidates" in said
     assert not list(tmp_path.iterdir())
@@ -130,7 +132,7 @@ def test_published_sizes_stand_in_for_text_that_is_not_at_hand() -> None:
 def test_options_that_make_it_fit_are_named() -> None:
     def describe(times: int = 1, *, trains: bool = False, size: int = 24) -> str:
         shape = dataclasses.replace(GPU, num_params=times * GPU.num_params, gpu_bytes=size * 10**9)
-        return dry_run.describe_fit(shape, GPU_PROTOCOL, trains=trains)
+        return dry_run.describe_fit(Estimator(protocol=GPU_PROTOCOL, shape=shape, speed=SPEED), trains=trains)
 
     assert describe(trains=True).startswith("fits one GPU of 24 GB")
     said = describe(trains=True, size=22)
@@ -152,11 +154,13 @@ def test_a_device_that_is_not_here_is_planned_for_by_its_published_rates(
         )
 
     here, cpu, gpu = plan("cpu"), plan("cpu:16GB"), plan("cuda:24GB")
-    assert cpu.shape == here.shape
-    assert gpu.shape == dataclasses.replace(here.shape, gpu_bytes=24 * 10**9)
-    assert gpu.speed.head < cpu.speed.head
-    assert gpu.speed.step == pytest.approx(4 * LAUNCH_SECONDS)  # tiny layers are done sooner than they are started
-    assert gpu.protocol.mixed_precision
+    shape = here.estimator.shape
+    assert cpu.estimator.shape == shape
+    assert gpu.estimator.shape == dataclasses.replace(shape, gpu_bytes=24 * 10**9)
+    assert gpu.estimator.speed.head < cpu.estimator.speed.head
+    # tiny layers are done sooner than they are started
+    assert gpu.estimator.speed.step == pytest.approx(4 * LAUNCH_SECONDS)
+    assert gpu.plan.protocol.mixed_precision
     said = run(gpu.settings)
     assert "of disk, on a GPU with 24 GB" in said
     assert "nothing was timed: 50 % of the published rates of a GeForce RTX 4090, TFLOP/s 165 in bfloat16" in said

@@ -23,7 +23,7 @@ from seed.records import Candidate, TrialRecord
 from seed.reporting.result_line import ExportLine
 from seed.stages import exporting
 from seed.stages.study_record import find_trial, gather_record
-from tests.finished import Finished
+from tests.finished import Finished, Heard
 from tests.hub import COMMIT, Hub, fill_repository
 from tests.models.test_provenance import DAMAGES
 from tests.running import error_of, read_line, run_seed
@@ -236,9 +236,9 @@ def test_a_recovered_model_that_is_cut_again_says_which_weights_it_comes_from(pl
     candidate = Candidate.keep(num_layers=num_layers, kept_layers=(kept[0], kept[2]))
     evaluation = msgspec.structs.replace(trial.evaluation, candidate=candidate)
     of_start = msgspec.structs.replace(trial, evaluation=evaluation)
-    order = exporting.order_trial(place.study, plan, protocol, of_start, ())
+    order = exporting.order_trial(place.study, msgspec.structs.replace(plan, protocol=protocol), of_start, ())
     path = place.path / "staged"
-    line = exporting.write_copy(exporting.plan_order(order, path), on_bytes=lambda num_bytes: None)
+    line = exporting.write_order(order, path, terminal=Heard())
     assert line.kept_layers == candidate.kept_layers
     recovered, found = (load_file(one / "model.safetensors") for one in (start, path))
     for position, layer in enumerate((0, 2)):

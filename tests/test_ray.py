@@ -18,8 +18,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from seed import executor as executors
-from seed import interrupts
+from seed import evaluator, interrupts
 from seed.cluster import connection
 from seed.cluster.actor import Actor, make_scratch
 from seed.cluster.connection import open_ray
@@ -106,7 +105,7 @@ def test_without_ray_and_with_one_gpu_of_several_there_is_one_error(
 ) -> None:
     with pytest.raises(ResourceError, match=r"--device cuda:1: with --workers or --ray"):
         search(settings_of("second", workers=2, device="cuda:1"), Heard())
-    monkeypatch.setattr(executors, "has_ray", lambda: False)
+    monkeypatch.setattr(evaluator, "has_ray", lambda: False)
     with pytest.raises(ResourceError, match=r"need Ray, which is not installed.*pip install"):
         search(settings_of("nothing", workers=2), Heard())
 

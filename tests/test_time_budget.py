@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from seed import cost, study_dir, time_budget
+from seed import study_dir, time_budget
 from seed.clock import Clock
 from seed.config import StudyConfig, fill_by_size
+from seed.cost import Cost, Estimator
 from seed.errors import SeedError
 from seed.plans import Protocol, read_plan
 from seed.records import SearchSpace
@@ -46,9 +47,13 @@ def settle(**told: Any) -> StudyConfig:
     return fill_by_size(asked, num_layers=30, num_params=134_515_008, max_positions=8192)
 
 
+def price(protocol: Protocol = PLENTY, speed: Speed = SPEED) -> Estimator:
+    return Estimator(protocol=protocol, shape=SHAPE, speed=speed)
+
+
 def plan(**told: Any) -> tuple[StudyConfig, Protocol]:
     """What is chosen, text first and then the rest, and the protocol that it makes."""
-    settings = time_budget.fit_text(settle(**told), PLENTY, SHAPE, SPEED)
+    settings = time_budget.fit_text(settle(**told), price())
     chosen = {name: getattr(settings, name) for name in time_budget.OF_TEXT}
     streams = {
         "recovery": PLENTY.streams["recovery"],
@@ -56,17 +61,16 @@ def plan(**told: Any) -> tuple[StudyConfig, Protocol]:
         "test": msgspec.structs.replace(PLENTY.streams["test"], tokens=settings.test_tokens),
     }
     protocol = msgspec.structs.replace(PLENTY, **chosen, streams=streams)
-    return time_budget.fit_work(settings, protocol, SHAPE, SPEED, spent=10.0), protocol
+    return time_budget.fit_work(settings, price(protocol), spent=10.0), protocol
 
 
 def estimate(settings: StudyConfig, protocol: Protocol) -> float:
-    return price(settings, protocol, SPEED).seconds
+    return estimate_cost(settings, price(protocol)).seconds
 
 
-def price(settings: StudyConfig, protocol: Protocol, speed: Speed) -> cost.Cost:
-    drafted = cost.draft_plan(settings, protocol, name="tiny", shape=SHAPE, speed=speed)
-    is_tuned = len(settings.learning_rates or ()) > 1
-    return cost.estimate_cost(SHAPE, protocol, drafted, speed, distill=settings.distill, is_tuned=is_tuned)
+def estimate_cost(settings: StudyConfig, estimator: Estimator) -> Cost:
+    drafted = estimator.draft_plan(settings, name="tiny")
+    return estimator.estimate_cost(drafted, distill=settings.distill, is_tuned=settings.tunes_rate)
 
 
 @pytest.mark.parametrize("hours", [0.75, 3, 12, 100])
@@ -105,20 +109,20 @@ def test_what_is_told_stays_and_counts() -> None:
 
 def test_a_usual_time_is_taken_where_the_defaults_would_take_days() -> None:
     slow = dataclasses.replace(SPEED, layer=1e-3)
-    assert time_budget.choose_time(settle(), PLENTY, SHAPE, slow).time == 4 * 3600
+    assert time_budget.choose_time(settle(), price(speed=slow)).time == 4 * 3600
     quick = Speed(layer=1e-9, head=1e-9, recovery=(0.0, 0.0), step=1e-9, num_layers=30)
-    assert time_budget.choose_time(settle(), PLENTY, SHAPE, quick).time is None
-    assert time_budget.fit_text(settle(), PLENTY, SHAPE, slow) == settle()  # without a time nothing is chosen
+    assert time_budget.choose_time(settle(), price(speed=quick)).time is None
+    assert time_budget.fit_text(settle(), price(speed=slow)) == settle()  # without a time nothing is chosen
 
 
 def test_the_search_has_its_share_where_all_is_slower_than_planned() -> None:
     settings, protocol = plan(time=7200)
-    planned = price(settings, protocol, SPEED)
+    planned = estimate_cost(settings, price(protocol))
     assert (
         2700 < time_budget.end_search(settings, planned) == 7200 - planned.distill_seconds - planned.baselines_seconds
     )
     slow = dataclasses.replace(SPEED, layer=3 * SPEED.layer, head=3 * SPEED.head)
-    assert time_budget.end_search(settings, price(settings, protocol, slow)) == 2700
+    assert time_budget.end_search(settings, estimate_cost(settings, price(protocol, slow))) == 2700
 
 
 def test_spent_time_is_remembered(tmp_path: Path) -> None:

@@ -256,9 +256,3 @@ def test_a_journal_is_the_folders_own_and_its_lack_costs_no_report(tmp_path: Pat
     fill(None, study)
     assert open_shown(study, read_plan(study), storage=None, on_warning=told.append) is not None
     assert len(told) == 1
-
-
-# ---- a search takes everything from its command line
-
-
-OPENED = ("location", "revision", "trust_remote_code", "recovery_text", "validation_text", "test_text", "start")

@@ -78,11 +78,7 @@ def keep_handlers() -> Iterator[None]:
 
 
 def join(settings: StudyConfig) -> None:
-    """Start Ray here, with as many CPUs as evaluators where there are no GPUs; or join the cluster that is named.
-
-    Raises:
-        ResourceError: it does not answer.
-    """
+    """Start Ray here, with as many CPUs as evaluators where there are no GPUs; or join the cluster that is named."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
     if settings.ray is not None:
         require_listener(settings.ray)
@@ -101,11 +97,7 @@ def join(settings: StudyConfig) -> None:
 
 
 def require_listener(address: str) -> None:
-    """Raise where nothing listens, for which Ray waits for minutes.
-
-    Raises:
-        ResourceError: so it is, or this is no address.
-    """
+    """Raise ResourceError where nothing listens, for which Ray waits for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")

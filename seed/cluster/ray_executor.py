@@ -18,12 +18,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seed.cluster.actor import LATE_SECONDS, ProgressQueue
 from seed.errors import ResourceError, first_line
-from seed.executor import Executor, cut_chunks
+from seed.executor import Executor, ProgressCallback, cut_chunks
 from seed.models.files import read_companions
 from seed.protocols import Reference
 from seed.records import Candidate, hash_text
 from seed.sessions import Session
-from seed.stages.students import ProgressCallback
 
 MAX_TASK_FAILURES = 3  # of evaluators at one piece of work
 START_SECONDS = 600.0  # for an actor to get its resources
@@ -214,11 +213,7 @@ class RayExecutor(Executor):
         return [done for done in ready if done in running]
 
     def _check(self, worker: Worker) -> None:
-        """Learn whether an actor is there again, and on a device like the others'.
-
-        Raises:
-            ResourceError: it is gone for good, and it was the last.
-        """
+        """Learn whether an actor is there again, and on a device like the others'."""
         try:
             found, worker.node = ray.get(worker.question)
         except (ray.exceptions.ActorDiedError, ray.exceptions.RayTaskError) as error:  # gone, or of no use any more
@@ -232,11 +227,7 @@ class RayExecutor(Executor):
                 self._let_go(worker, f"it was started again on {found.name}, unlike the others")
 
     def _let_go(self, worker: Worker, why: str) -> None:
-        """Do without an actor.
-
-        Raises:
-            ResourceError: it was the last.
-        """
+        """Do without an actor."""
         self.workers.remove(worker)
         self.say(f"an evaluator is gone for good ({why}); {len(self.workers)} go on")
         if not self.workers:

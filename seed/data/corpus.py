@@ -191,12 +191,9 @@ def open_test_stream(
 
 
 def require_windows(max_tokens: int | None, *, window_tokens: int, option: str) -> None:
-    """Raise when a limit on a stream leaves fewer than ``MIN_WINDOWS`` windows of it; None is no limit.
+    """Raise CorpusError when a limit on a stream leaves fewer than ``MIN_WINDOWS`` windows of it; None is no limit.
 
     Spread evenly, that many hold the first document of a stream and the last, so that errors have their two clusters.
-
-    Raises:
-        CorpusError: naming the option that sets the limit.
     """
     if max_tokens is not None and max_tokens < MIN_WINDOWS * window_tokens:
         raise CorpusError(

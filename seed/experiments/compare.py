@@ -24,7 +24,7 @@ from seed.reporting.experiment_page import tell_comparison
 from seed.reporting.wording import count_things
 from seed.stages import students
 from seed.stages.students import Member
-from seed.stages.study_record import find_learning_rate, read_distilled
+from seed.stages.study_record import find_learning_rate, read_results
 from seed.study_dir import read_record
 
 REFERENCE = "subset"
@@ -54,7 +54,7 @@ def compare_strategies(
     """
     path, protocol, rng_seeds = search.folder.comparison, search.protocol, tuple(sorted(set(rng_seeds)))
     tokens = distill_tokens or search.plan.distill_tokens
-    rate = learning_rate or find_learning_rate(read_distilled(search.folder)) or protocol.short_learning_rate
+    rate = learning_rate or find_learning_rate(read_results(search.folder)[0]) or protocol.short_learning_rate
     space = choose_space(read_record(search.folder.frontier, Frontier).space, depths)
     settings = {
         **runner.describe_training(search, distill_tokens=tokens, rng_seeds=rng_seeds),

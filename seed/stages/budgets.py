@@ -113,6 +113,13 @@ def uses_stored_states(session: Session) -> bool:
     return ce_share < 1 and recovery.hidden_weight == 0
 
 
+def measure_free_bytes(device: torch.device) -> int:
+    """Bytes of memory that a search can have on a device: a GPU's that nobody else holds, or all of this machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)  # ours already
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def count_parallel_students(session: Session) -> int:
     """How many students can be trained side by side: what is free now, less a reserve for activations, over one's bytes."""
     params = count_params(session.teacher.model)

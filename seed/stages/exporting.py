@@ -6,7 +6,7 @@ The weights themselves are copied from file to file by ``models.copying``. Nothi
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import msgspec
 from seed import __version__, study_dir
 from seed.cli import spell_command
 from seed.config import StudyConfig
+from seed.console import Terminal
 from seed.errors import ModelError, SeedError, StudyError
 from seed.models.copying import Cut, count_layers, plan_cut, write_cut
 from seed.models.files import CARD, PROVENANCE, is_gguf
@@ -41,7 +42,7 @@ from seed.models.provenance import (
 )
 from seed.models.stored import list_weights
 from seed.plans import Protocol, SearchPlan
-from seed.protocols import find_source, hash_weights, resolve_location
+from seed.protocols import find_source, hash_weights, require_same_weights, resolve_location
 from seed.records import Candidate, DistillResult, TrialRecord, hash_text
 from seed.reporting.card import OpenedBy, Raw, Score, write_raw_card, write_recipe
 from seed.reporting.result_line import ExportLine
@@ -72,41 +73,27 @@ class Order:
     score: Score | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Copy:
-    """What of an order is copied where, checked and ready to be written."""
-
-    order: Order
-    cut: Cut
-    target: Path  # as the user named it
-    is_there: bool  # it was written before
-
-
-def plan_order(order: Order, target: Path) -> Copy:
-    """Check all that can be checked before a byte is written.
+def write_order(order: Order, target: Path, *, terminal: Terminal) -> ExportLine:
+    """Write a cut checkpoint with its card, its provenance and its recipe, unless it is there; all that can be is checked before.
 
     Raises:
         SeedError: weights are missing or damaged, the family is unfit, something else lies there, or there is no room.
     """
-    place = _find_place(target, source=order.directory)
+    place, said, score = _find_place(target, source=order.directory), order.said, order.score
     cut = plan_cut(order.directory, order.kept_layers)
-    is_there = _is_written(place, order.said, target=target)
-    if not is_there:
+    if _is_written(place, said, target=target):
+        terminal.say(f"{target}: is there already, and stays as it is")
+    else:
         _require_room(place, needed_bytes=cut.num_bytes)
-    return Copy(order=order, cut=cut, target=target, is_there=is_there)
-
-
-def write_copy(copy: Copy, *, on_bytes: Callable[[int], None]) -> ExportLine:
-    """Write a cut checkpoint with its card, its provenance and its recipe, unless it is there. ``on_bytes`` is told of each piece.
-
-    Raises:
-        ResourceError: the disk does not take it.
-    """
-    order, cut, target = copy.order, copy.cut, copy.target
-    if not copy.is_there:
         documents = {CARD: _write_card(order, cut), RECIPE: _write_recipe(order, cut)}
-        write_cut(cut, target.resolve(), documents=documents, provenance=order.said, on_bytes=on_bytes)
-    said, score = order.said, order.score
+        with terminal.stage("copying", total=cut.num_bytes, is_share=True) as advance:
+            write_cut(
+                cut,
+                place,
+                documents=documents,
+                provenance=said,
+                on_bytes=lambda num_bytes: advance(num_bytes, ""),
+            )
     return ExportLine(
         path=str(target),
         base_model=said.base_model,
@@ -166,11 +153,7 @@ def find_recovered(
 
 
 def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
-    """Copy a distilled model, unless it lies there already.
-
-    Raises:
-        SeedError: something else lies there, or there is no room.
-    """
+    """Copy a distilled model, unless it lies there already."""
     source = Path(line.path)
     place = _find_place(target, source=source)
     if not _is_written(place, read_provenance(source, place=line.path), target=target):
@@ -180,26 +163,28 @@ def copy_recovered(line: ExportLine, target: Path) -> ExportLine:
     return msgspec.structs.replace(line, path=str(target))
 
 
-def order_trial(
-    study: StudyFolder, plan: SearchPlan, protocol: Protocol, trial: TrialRecord, distilled: Sequence[DistillResult]
-) -> Order:
+def order_trial(study: StudyFolder, plan: SearchPlan, trial: TrialRecord, distilled: Sequence[DistillResult]) -> Order:
     """Return the order for the candidate of a trial, cut from what the study's candidates are cut from.
 
     Raises:
         ModelError: weights changed since the study was planned.
     """
-    candidate = trial.evaluation.candidate
+    protocol, candidate = plan.protocol, trial.evaluation.candidate
     if candidate.lacking:
         raise StudyError(
             f"--no-recovery: {candidate.key} lacks attention or MLP of some layers, and only whole layers are cut from a checkpoint as "
             f"it is. Leave it out, with the model distilled: {spell_command('seed.distill', {'trial': trial.number}, str(study.root))}"
         )
-    source, kept = locate_base(study, protocol), candidate.kept_layers
+    location, sha256, kept = protocol.location, protocol.weights_sha256, candidate.kept_layers
     if protocol.start is not None:
-        source = ModelSource(location=protocol.start)
-        before = read_provenance(Path(protocol.start), place=f"{study.root}: its start {protocol.start}")
-        kept = tuple(before.kept_layers.index(layer) for layer in candidate.kept_layers)
-        _require_same(Path(protocol.start), protocol.start_sha256, study)
+        location, sha256 = protocol.start, protocol.start_sha256
+        before = read_provenance(Path(location), place=f"{study.root}: its start {location}")
+        kept = tuple(before.kept_layers.index(layer) for layer in kept)
+    if sha256 is None:
+        source = ModelSource(location=location, revision=protocol.commit or protocol.revision)
+    else:
+        require_same_weights(location, sha256, study=study)
+        source = ModelSource(location=str(resolve_location(location)))
     directory = locate_checkpoint(source).directory
     score = find_score(protocol, trial, distilled)
     metrics = {"size": trial.evaluation.size, "latency": trial.evaluation.latency}
@@ -287,20 +272,6 @@ def order_layers(model: str, kept_layers: Sequence[int], *, revision: str | None
     )
 
 
-def locate_base(study: StudyFolder, protocol: Protocol) -> ModelSource:
-    """Where the original of a study lies: a directory whose weights are those that were searched, or a commit of the hub.
-
-    Raises:
-        ModelError: its weights changed since.
-    """
-    if protocol.weights_sha256 is None:
-        return ModelSource(location=protocol.location, revision=protocol.commit or protocol.revision)
-    path = resolve_location(protocol.location)
-    if protocol.start is None:
-        _require_same(path, protocol.weights_sha256, study)
-    return ModelSource(location=str(path))
-
-
 def find_score(protocol: Protocol, trial: TrialRecord, distilled: Sequence[DistillResult]) -> Score | None:
     """How the candidate was judged without recovery: on test text where it was distilled, else on validation text."""
     candidate = trial.evaluation.candidate
@@ -352,13 +323,6 @@ def stamp_weights(directory: Path) -> str:
     """
     files = [(path.relative_to(directory).as_posix(), path.stat()) for path in list_weights(directory)]
     return hash_text(json.dumps([(name, about.st_size, about.st_mtime_ns) for name, about in files]))
-
-
-def _require_same(path: Path, sha256: str | None, study: StudyFolder) -> None:
-    if hash_weights(path) != sha256:
-        raise ModelError(
-            f"{path}: its weights changed since {study.root} was planned. Restore them, or start a study of another name."
-        )
 
 
 def _find_place(target: Path, *, source: Path) -> Path:

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import msgspec
 
@@ -18,6 +17,7 @@ from seed import study_dir
 from seed.clock import Clock
 from seed.console import Terminal
 from seed.errors import SeedError, StudyError
+from seed.executor import Executor, ProgressCallback
 from seed.models.files import CARD
 from seed.models.loader import find_auto_class, find_licence, reads_images
 from seed.models.provenance import describe_recovered, find_damage, write_provenance
@@ -32,7 +32,6 @@ from seed.stages.students import (
     Budget,
     DistilledStudent,
     Member,
-    ProgressCallback,
     count_work,
     describe_settings,
     finite,
@@ -53,25 +52,8 @@ def list_rng_seeds(session: Session, replicas: int) -> tuple[int, ...]:
     return tuple(range(session.protocol.rng_seed, session.protocol.rng_seed + replicas))
 
 
-class DistillExecutor(Protocol):
-    """What ``executor.Executor`` offers, as far as it is needed here."""
-
-    num_evaluators: int
-
-    def call_all(
-        self,
-        method: str,
-        works: Sequence[tuple[Any, ...]],
-        *,
-        on_progress: ProgressCallback,
-        on_warning: Callable[[str], None],
-    ) -> Iterator[Any]: ...
-
-    def count_parallel_students(self) -> int: ...
-
-
 def distill_members(
-    executor: DistillExecutor,
+    executor: Executor,
     session: Session,
     members: Sequence[Member],
     budget: Budget,
@@ -153,7 +135,7 @@ def distill_members(
 
 
 def distill_groups(
-    executor: DistillExecutor,
+    executor: Executor,
     left: Sequence[tuple[int, Member]],
     budget: Budget,
     *,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seed import study_dir
 from seed.evaluation.latency import run_user_command
-from seed.evaluation.perplexity import DocumentLosses, compare_models, judge, logits_of, measure_losses
+from seed.evaluation.perplexity import DocumentLosses, compare_models, judge, logits_of
 from seed.models.anatomy import cache_of
 from seed.models.checkpoint import load_checkpoint
 from seed.optimize.space import drop_layers
@@ -33,12 +33,7 @@ def describe_dense(validation: DocumentLosses, latency: Latency, *, size: Size) 
 def judge_dense(session: Session, instruments: Instruments, latency: Latency) -> DenseResult:
     """Judge the original on validation and test. ``latency``: its own."""
     whole = drop_layers(session.anatomy.num_layers, [])
-    test = measure_losses(
-        logits_of(session.teacher.model),
-        session.streams["test"],
-        micro_batch=session.micro_batch,
-        device=session.device,
-    )
+    test = session.measure_losses(session.teacher.model, session.streams["test"])
     described = describe_dense(instruments.dense_validation, latency, size=size_of(instruments, whole))
     prompts_BT, tokenizer = choose_prompts(session), session.teacher.tokenizer
     return msgspec.structs.replace(
@@ -85,10 +80,7 @@ class Judged:
 def judge_exported(session: Session, instruments: Instruments, path: Path, raw: nn.Module, *, size: Size) -> Judged:
     """Judge a checkpoint as it lies on disk, beside ``raw``, the same cut without recovery."""
     exported = load_checkpoint(path, device=session.device, dtype=session.dtype)
-    losses = measure_losses(
-        logits_of(exported), instruments.validation, micro_batch=session.micro_batch, device=session.device
-    )
-    validation = judge(losses, instruments.dense_validation)
+    validation = judge(session.measure_losses(exported, instruments.validation), instruments.dense_validation)
     dense, [(test, closeness), (unrecovered, raw_closeness)] = compare_models(
         logits_of(session.teacher.model),
         [logits_of(exported), logits_of(raw)],

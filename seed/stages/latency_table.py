@@ -3,6 +3,7 @@
 How a model is timed is ``evaluation.latency``'s business; here is which, when, and where it is written down.
 """
 
+import contextlib
 import functools
 import math
 import shutil
@@ -10,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import torch
+from torch import nn
 
 from seed import study_dir
 from seed.errors import SpaceError
 from seed.evaluation import latency as timing
-from seed.models.checkpoint import measure_size, write_checkpoint
+from seed.models.checkpoint import measure_size
 from seed.models.surgery import make_student, view_layers
+from seed.optimize.frontier import Limits
 from seed.optimize.space import drop_deepest, drop_layers, drop_parts
 from seed.protocols import name_device
 from seed.records import Candidate, Evaluation, Latency, SearchSpace
@@ -145,16 +148,24 @@ def measure_latency(session: Session, candidate: Candidate) -> Latency:
     structure = timing.name_structure(session.anatomy, candidate)
     if session.protocol.latency_command:
         return _measure_by_command(session, candidate, structure, session.protocol.latency_command)
-    model, workload = session.teacher.model, session.workload
-    vocabulary = session.anatomy.config.vocab_size
-    dense = timing.prepare_decoder(model, workload, vocabulary=vocabulary)
-    if workload.compiled:  # a compiled graph needs a model that stays as it is
+    if session.workload.compiled:  # a compiled graph needs a model that stays as it is
         torch.compiler.reset()
-        student = make_student(session.anatomy, candidate)
-        cut = timing.prepare_decoder(student, workload, vocabulary=vocabulary)
-    else:
-        view = functools.partial(view_layers, session.anatomy, candidate)
-        cut = timing.prepare_decoder(model, workload, vocabulary=vocabulary, within=view)
+        return time_beside_dense(session, make_student(session.anatomy, candidate), structure=structure)
+    view = functools.partial(view_layers, session.anatomy, candidate)
+    return time_beside_dense(session, session.teacher.model, structure=structure, within=view)
+
+
+def time_beside_dense(
+    session: Session,
+    model: nn.Module,
+    *,
+    structure: str,
+    within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Latency:
+    """Time a model beside the dense one, by our workload. ``within``: what makes it a smaller one while it runs."""
+    workload, vocabulary = session.workload, session.anatomy.config.vocab_size
+    dense = timing.prepare_decoder(session.teacher.model, workload, vocabulary=vocabulary)
+    cut = timing.prepare_decoder(model, workload, vocabulary=vocabulary, within=within)
     return timing.measure_pair(dense, cut, workload, structure=structure, device=name_device(session.device))
 
 
@@ -162,16 +173,8 @@ def _measure_by_command(session: Session, candidate: Candidate, structure: str, 
     """Export dense and cut models undistilled, and let the user's command time them in turns."""
     paths = []
     for name, layers in (("dense", drop_layers(session.anatomy.num_layers, [])), ("cut", candidate)):
-        path = session.folder.work / f"latency-{name}"
-        write_checkpoint(
-            make_student(session.anatomy, layers),
-            path,
-            tokenizer=session.teacher.tokenizer,
-            original=session.teacher.directory,
-            dtype=session.teacher.stored_dtype,
-        )
-        paths.append(path)
-
+        paths.append(session.folder.work / f"latency-{name}")
+        session.write_checkpoint(make_student(session.anatomy, layers), paths[-1])
     device, repeats = name_device(session.device), session.protocol.latency_repeats
     latency = timing.measure_by_command(command, *paths, structure=structure, device=device, repeats=repeats)
     for path in paths:
@@ -179,13 +182,7 @@ def _measure_by_command(session: Session, candidate: Candidate, structure: str, 
     return latency
 
 
-def bound_space(
-    session: Session,
-    table: Mapping[str, Latency],
-    *,
-    max_latency_ratio: float | None,
-    max_memory: float | None,
-) -> SearchSpace:
+def bound_space(session: Session, table: Mapping[str, Latency], limits: Limits) -> SearchSpace:
     """Turn limits on latency and memory into a bound on how few layers may go, before the first trial.
 
     ``table``: of each depth, where latency is limited.
@@ -193,19 +190,18 @@ def bound_space(
     Raises:
         SpaceError: no candidate of the space can keep the limits.
     """
-    space, reached, fewest = session.protocol.space, "", None
+    space, max_ratio, reached, fewest = session.protocol.space, limits.max_latency_ratio, "", None
     deepest_first = [drop_deepest(space, count) for count in range(space.max_dropped, space.min_dropped - 1, -1)]
     for candidate in list_corners(space) if space.kinds else deepest_first:
-        ratio = 0.0 if max_latency_ratio is None else table[timing.name_structure(session.anatomy, candidate)].ratio
+        ratio = 0.0 if max_ratio is None else table[timing.name_structure(session.anatomy, candidate)].ratio
         with view_layers(session.anatomy, candidate) as view:
             size = measure_size(view, dtype=session.teacher.stored_dtype)
-        tokens = (session.protocol.prompt_tokens + session.protocol.new_tokens) * session.protocol.latency_batch
-        memory = size.weight_bytes + size.kv_bytes_per_token * tokens
+        memory = size.weight_bytes + size.kv_bytes_per_token * limits.cached_tokens
         if not reached:
-            latency = "" if max_latency_ratio is None else f"the latency ratio is {ratio:.3f} and "
+            latency = "" if max_ratio is None else f"the latency ratio is {ratio:.3f} and "
             layers = f"{candidate.num_dropped:g} layer{'' if candidate.num_dropped == 1 else 's'}"
             reached = f"with {layers} dropped {latency}memory is {format_bytes(memory)}"
-        if ratio <= (max_latency_ratio or math.inf) and memory <= (max_memory or math.inf):
+        if ratio <= (max_ratio or math.inf) and memory <= (limits.max_memory_bytes or math.inf):
             fewest = candidate
         elif not space.kinds:
             break

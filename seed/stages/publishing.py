@@ -78,9 +78,6 @@ def publish_record(
     """Write the report, then note, figures and exported models' cards into the Optuna study, if that is open.
 
     Returns what they show.
-
-    Raises:
-        ResourceError: the report cannot be written.
     """
     result = compute_result(record)
     write_page(result, study.report)

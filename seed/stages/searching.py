@@ -9,17 +9,18 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from seed.config import StudyConfig
 from seed.console import Terminal
+from seed.executor import Executor
 from seed.optimize.screening import Screen
 from seed.optimize.space import contains, drop_more, enumerate_candidates, order_walk
 from seed.optimize.trials import Propose, SamplerProposer, Trials, keeping_some, propose_in_order, run_search
 from seed.plans import SearchPlan
 from seed.proxy.sweep import ScoreCache
-from seed.records import Candidate, Frontier, Latency, Quality, Scored, ScoreRow, SearchSpace, TrialRecord
+from seed.records import Candidate, Frontier, Quality, Scored, ScoreRow, SearchSpace, TrialRecord
 from seed.reporting.wording import count_things, name_proxy
 from seed.scores import ScoreStore
 from seed.stages.latency_table import LatencyTable
@@ -30,38 +31,63 @@ RECOVERY_SAMPLE = 16  # sets of a sweep that are scored without recovery too, to
 TIMED_BATCH = 64  # candidates that are scored before latencies that are new are measured
 
 
-class Scorers(Protocol):
-    """Those who score, spread over what there is."""
+@dataclass(frozen=True)
+class Scoring:
+    """Who scores candidates, and where their scores are kept."""
 
-    num_evaluators: int
+    executor: Executor
+    store: ScoreStore
+    cache: ScoreCache
 
-    def score(
+    def keep(self, rows: Iterable[ScoreRow]) -> None:
+        """Keep new scores that belong to no trial yet."""
+        new = list(rows)
+        self.store.keep(new)
+        self.cache.learn(new)
+
+    def score_unrecovered(self, candidates: Sequence[Candidate]) -> None:
+        """Score candidates as they stand, those that were not before."""
+        if missing := [candidate for candidate in candidates if not self.cache.is_known(candidate, "none")]:
+            self.keep(self.executor.call("score_unrecovered", missing))
+
+    def sweep(
         self,
         candidates: Sequence[Candidate],
         *,
-        rows: Sequence[ScoreRow],
-        table: Mapping[str, Latency],
-        screen: Screen | None = None,
-    ) -> Iterator[Scored]:
-        """Score candidates by the study's proxy."""
+        on_score: Callable[[Candidate, Quality], None] = lambda candidate, quality: None,
+    ) -> None:
+        """Score candidates by closed form, those that were not before, in the order given; scores are kept some at a time."""
+        missing = [candidate for candidate in candidates if not self.cache.is_known(candidate, "closed-form")]
 
-    def sweep_space(self, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Quality, list[ScoreRow]]]:
-        """Score candidates by closed form."""
+        def keep_groups(groups: list[list[ScoreRow]]) -> None:
+            self.keep(itertools.chain(*groups))
 
-    def measure_unrecovered(self, candidates: Sequence[Candidate]) -> tuple[list[Quality], list[ScoreRow]]:
-        """Score candidates as they stand."""
+        with keeping_some(keep_groups) as keep:
+            for candidate, quality, rows in self.executor.call_each("sweep_space", missing, lambda some: {}):
+                keep(rows)
+                on_score(candidate, quality)
+
+    def score_singles(self, space: SearchSpace, *, recovers: bool) -> None:
+        """Score what each further layer costs alone, whether or not the space holds such sets: the report shows it.
+
+        ``recovers``: by closed form too.
+        """
+        if len(space.kinds) == 1:  # whole layers stay there
+            return
+        singles = sorted((drop_more(space, [one]) for one in space.droppable_layers), key=order_walk)
+        self.score_unrecovered(singles)
+        if recovers:
+            self.sweep(singles)
 
 
 def score_space(
     terminal: Terminal,
-    scorers: Scorers,
+    scoring: Scoring,
     table: LatencyTable,
     trials: Trials,
-    cache: ScoreCache,
     plan: SearchPlan,
     settings: StudyConfig,
     *,
-    rng_seed: int,
     prepare: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
@@ -69,7 +95,7 @@ def score_space(
 
     ``prepare``: called before the first is scored, where any is left. ``check``: called after each, and may raise.
     """
-    space, store = trials.space, trials.store
+    space, executor, cache = trials.space, scoring.executor, scoring.cache
     target = min(plan.trials, space.size)
     if trials.num_complete:
         terminal.say(f"{count_candidates(trials.num_complete)} scored before")
@@ -78,13 +104,13 @@ def score_space(
     is_whole = space.size <= plan.trials
     order = list(enumerate_candidates(space)) if plan.covers_space or is_whole else []
     sample = order[:: math.ceil(len(order) / RECOVERY_SAMPLE)] if plan.covers_space else []
-    score_unrecovered(scorers, sample, store=store, cache=cache)
+    scoring.score_unrecovered(sample)
     swept: dict[Candidate, Quality] = {}
     if plan.covers_space and trials.proxy != "closed-form":
-        swept = sweep_space(terminal, scorers, order, store=store, cache=cache)
+        swept = sweep_space(terminal, scoring, order)
         order = rank_candidates(swept)
     prepare()
-    batch = scorers.num_evaluators
+    batch = executor.num_evaluators
     propose: Propose
     if is_whole:
         propose = functools.partial(propose_in_order, trials, order)
@@ -92,16 +118,18 @@ def score_space(
             batch = target if table.is_complete else TIMED_BATCH
     else:
         prior = (lambda candidate: swept[candidate].ppl_ratio) if swept else None
-        propose = SamplerProposer(trials, sampler=settings.sampler, rng_seed=rng_seed, batch=batch, prior=prior).propose
+        propose = SamplerProposer(
+            trials, sampler=settings.sampler, rng_seed=settings.rng_seed, batch=batch, prior=prior
+        ).propose
     screen, best = Screen(keep=plan.frontier_size) if settings.screen else None, Best()
-    for trial in store.read_trials():
+    for trial in scoring.store.read_trials():
         if contains(space, trial.evaluation.candidate):
             learn_trial(trial, screen, best, proxy=trials.proxy)
     new: list[TrialRecord] = []
 
     def score(candidates: Sequence[Candidate]) -> Iterator[Scored]:
         latencies = table.time(candidates)
-        for scored in scorers.score(candidates, rows=cache.list_rows(candidates), table=latencies, screen=screen):
+        for scored in executor.score(candidates, rows=cache.list_rows(candidates), table=latencies, screen=screen):
             cache.learn(scored.rows)
             yield scored
             check()
@@ -152,56 +180,6 @@ def count_candidates(count: int) -> str:
     return f"{count_things(count, 'candidate')} {'was' if count == 1 else 'were'}"
 
 
-def keep_rows(store: ScoreStore, cache: ScoreCache, rows: Iterable[ScoreRow]) -> None:
-    """Keep new scores that belong to no trial yet."""
-    new = list(rows)
-    store.keep(new)
-    cache.learn(new)
-
-
-def score_unrecovered(
-    scorers: Scorers, candidates: Sequence[Candidate], *, store: ScoreStore, cache: ScoreCache
-) -> None:
-    """Score candidates as they stand, those that were not before."""
-    if missing := [candidate for candidate in candidates if not cache.is_known(candidate, "none")]:
-        keep_rows(store, cache, scorers.measure_unrecovered(missing)[1])
-
-
-def sweep_candidates(
-    scorers: Scorers,
-    candidates: Sequence[Candidate],
-    *,
-    store: ScoreStore,
-    cache: ScoreCache,
-    on_score: Callable[[Candidate, Quality], None] = lambda candidate, quality: None,
-) -> None:
-    """Score candidates by closed form, those that were not before, in the order given; scores are kept some at a time."""
-    missing = [candidate for candidate in candidates if not cache.is_known(candidate, "closed-form")]
-
-    def keep_groups(groups: list[list[ScoreRow]]) -> None:
-        keep_rows(store, cache, itertools.chain(*groups))
-
-    with keeping_some(keep_groups) as keep:
-        for candidate, quality, rows in scorers.sweep_space(missing):
-            keep(rows)
-            on_score(candidate, quality)
-
-
-def score_singles(
-    scorers: Scorers, store: ScoreStore, cache: ScoreCache, space: SearchSpace, *, recovers: bool
-) -> None:
-    """Score what each further layer costs alone, whether or not the space holds such sets: the report shows it.
-
-    ``recovers``: by closed form too.
-    """
-    if len(space.kinds) == 1:  # whole layers stay there
-        return
-    singles = sorted((drop_more(space, [layer]) for layer in space.droppable_layers), key=order_walk)
-    score_unrecovered(scorers, singles, store=store, cache=cache)
-    if recovers:
-        sweep_candidates(scorers, singles, store=store, cache=cache)
-
-
 def name_solver(plan: SearchPlan, settings: StudyConfig, space: SearchSpace, frontier: Frontier) -> str:
     """How the scored candidates were chosen, in a few words."""
     if frontier.num_scored >= space.size or space.size <= plan.trials:
@@ -210,10 +188,9 @@ def name_solver(plan: SearchPlan, settings: StudyConfig, space: SearchSpace, fro
     return f"searched with {settings.sampler}{swept}"
 
 
-def sweep_space(
-    terminal: Terminal, scorers: Scorers, order: Sequence[Candidate], *, store: ScoreStore, cache: ScoreCache
-) -> dict[Candidate, Quality]:
+def sweep_space(terminal: Terminal, scoring: Scoring, order: Sequence[Candidate]) -> dict[Candidate, Quality]:
     """Score candidates by closed form, in the order given; return the qualities of all."""
+    cache = scoring.cache
     found = {one: cache.known(one)["closed-form"] for one in order if cache.is_known(one, "closed-form")}
     best = Best()
     with terminal.stage("sweep", total=len(order)) as advance:
@@ -227,7 +204,7 @@ def sweep_space(
             best.learn(candidate, quality)
             advance(1, BEST_NOTE, best.list_cells())
 
-        sweep_candidates(scorers, order, store=store, cache=cache, on_score=hear)
+        scoring.sweep(order, on_score=hear)
     return found
 
 

@@ -17,12 +17,11 @@ from torch import nn
 
 from seed import study_dir
 from seed.distillation.loop import Distilled, DistillSettings
-from seed.evaluation import latency as timing
 from seed.evaluation.perplexity import DocumentLosses
-from seed.models.checkpoint import measure_size, write_checkpoint
+from seed.executor import ProgressCallback
+from seed.models.checkpoint import measure_size
 from seed.models.surgery import cast_weights, restore_parts
 from seed.models.width import make_narrow, plan_width
-from seed.protocols import name_device
 from seed.proxy.instruments import (
     Instruments,
     exported_losses,
@@ -39,10 +38,10 @@ from seed.recovery import Recovery
 from seed.sessions import Session
 from seed.stages import judging
 from seed.stages.budgets import distill_settings
+from seed.stages.latency_table import time_beside_dense
 from seed.study_dir import StudyFolder
 
 TUNING_SHARE = 10  # a rate is tried on one tenth of the budget
-ProgressCallback = Callable[[float, str], None]  # an amount of work that is done, and at what it is
 Asked = list[tuple[Candidate, DistillSettings]]  # what several processes train side by side
 
 
@@ -292,13 +291,7 @@ def export_student(
     began, path = time.monotonic(), session.folder.work / f"export-{made.member.key}"
     size = measure_size(student, dtype=session.teacher.stored_dtype)
     restore_parts(student, session.anatomy, made.member.candidate)
-    write_checkpoint(
-        student,
-        path,
-        tokenizer=session.teacher.tokenizer,
-        original=session.teacher.directory,
-        dtype=session.teacher.stored_dtype,
-    )
+    session.write_checkpoint(student, path)
     raw = cast_weights(make_raw(instruments, made.member), session.dtype)
     judged = judging.judge_exported(session, instruments, path, raw, size=size)
     took = time.monotonic() - began
@@ -376,8 +369,5 @@ def plan_widths(instruments: Instruments, candidates: Sequence[Candidate]) -> li
 
 def measure_width_latency(session: Session, instruments: Instruments, width: WidthCut) -> Latency:
     """Time a width beside the dense model, as structures are timed."""
-    workload, vocabulary = session.workload, session.anatomy.config.vocab_size
     narrow = cast_weights(start_narrow(instruments, width), session.dtype)
-    dense = timing.prepare_decoder(session.teacher.model, workload, vocabulary=vocabulary)
-    cut = timing.prepare_decoder(narrow, workload, vocabulary=vocabulary)
-    return timing.measure_pair(dense, cut, workload, structure=width.key, device=name_device(session.device))
+    return time_beside_dense(session, narrow, structure=width.key)

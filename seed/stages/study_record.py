@@ -52,7 +52,7 @@ def gather_record(
     plan = read_plan(study)
     protocol = plan.protocol
     frontier = study_dir.read_record(study.frontier, Frontier) if frontier is None else frontier
-    distilled, width_baselines = read_distilled(study), read_width_baselines(study)
+    distilled, width_baselines = read_results(study)
     dense = study_dir.read_record(study.dense, DenseResult) if dense is None else dense
     replicated = [result for result in (*distilled, *width_baselines) if len(result.replicas) > 1]
     with ScoreStore(study.scores, read_only=True) as store:
@@ -112,19 +112,11 @@ def find_trial(record: StudyRecord, number: int, *, place: Path) -> TrialRecord:
     return known[number]
 
 
-def read_distilled(study: StudyFolder) -> tuple[DistillResult, ...]:
-    """Every finished distillation of a set of layers, fewest dropped first."""
-    return tuple(result for result in _read_results(study) if result.width is None)
-
-
-def read_width_baselines(study: StudyFolder) -> tuple[DistillResult, ...]:
-    """Every finished distillation of a uniform width, the largest first."""
-    return tuple(result for result in _read_results(study) if result.width is not None)
-
-
-def _read_results(study: StudyFolder) -> list[DistillResult]:
-    results = [study_dir.read_record(path, DistillResult) for path in sorted((study.root / "distilled").glob("*.json"))]
-    return sorted(results, key=lambda r: (-r.size.num_params, r.validation.loss))
+def read_results(study: StudyFolder) -> tuple[tuple[DistillResult, ...], tuple[DistillResult, ...]]:
+    """Every finished distillation: of sets of layers, fewest dropped first, and of uniform widths, the largest first."""
+    found = [study_dir.read_record(path, DistillResult) for path in sorted(study.distilled.glob("*.json"))]
+    found.sort(key=lambda one: (-one.size.num_params, one.validation.loss))
+    return tuple(one for one in found if one.width is None), tuple(one for one in found if one.width is not None)
 
 
 def find_learning_rate(distilled: tuple[DistillResult, ...]) -> float | None:
@@ -179,11 +171,7 @@ def continue_or_replace(study: StudyFolder, wanted: SearchPlan, *, say: Callable
 
 
 def holds_score(study: StudyFolder) -> bool:
-    """Is a candidate scored, or anything made of one?
-
-    Raises:
-        StudyError: its scores cannot be read.
-    """
+    """Is a candidate scored, or anything made of one?"""
     if study.frontier.exists() or any(place.exists() for place in (study.models, study.distilled, study.unrecovered)):
         return True
     if not study.scores.exists():

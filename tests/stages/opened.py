@@ -14,7 +14,7 @@ import torch
 from seed import protocols, study_dir
 from seed.config import StudyConfig
 from seed.console import Terminal
-from seed.executor import InProcess
+from seed.evaluator import InProcess
 from seed.models.loader import ModelSource, Teacher
 from seed.optimize.frontier import Limits
 from seed.optimize.study import open_study
@@ -26,7 +26,7 @@ from seed.records import Latency, SearchSpace, TrialRecord
 from seed.scores import ScoreStore
 from seed.sessions import Session
 from seed.stages.latency_table import LatencyTable
-from seed.stages.searching import score_space
+from seed.stages.searching import Scoring, score_space
 from seed.study_dir import StudyFolder
 from tests.conftest import make_tokenizer
 from tests.proxy.opened import CPU, drop, open_instruments, time_candidate
@@ -166,9 +166,8 @@ class TinyStudy:
         """Score candidates of the opened study, and return all trials that it has."""
         wanted = StudyConfig(**settings)
         plan = make_plan(self.session.protocol, wanted, trials=trials, covers_space=covers_space)
-        score_space(
-            terminal, opened.executor, opened.table, opened.trials, opened.cache, plan, wanted, rng_seed=wanted.rng_seed
-        )
+        scoring = Scoring(opened.executor, opened.store, opened.cache)
+        score_space(terminal, scoring, opened.table, opened.trials, plan, wanted)
         return opened.store.read_trials()
 
     def run(self, *, space: SearchSpace = SPACE, **wanted: Any) -> tuple[TrialRecord, ...]:
