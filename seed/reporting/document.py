@@ -17,7 +17,8 @@ from seed.reporting import result_text, wording
 from seed.reporting.result_text import Table
 
 HERE = Path(__file__).parent
-FIGURE_CONFIG = {"displayModeBar": False, "responsive": True}
+# The one button saves the figure as SVG.
+FIGURE_CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]], "responsive": True}
 # On a touch screen a finger that crosses a figure should scroll the page.
 FIGURE_SCRIPT = "if (matchMedia('(pointer: coarse)').matches) Plotly.relayout('{plot_id}', {dragmode: false});"
 
@@ -74,7 +75,7 @@ def prepare_figure(figure: go.Figure, *, key: str) -> Drawing:
             full_html=False,
             include_plotlyjs=False,
             div_id=f"figure-{key}",
-            config=FIGURE_CONFIG,
+            config=FIGURE_CONFIG | {"toImageButtonOptions": {"format": "svg", "filename": key}},
             post_script=FIGURE_SCRIPT,
         )
     )
