@@ -1,4 +1,4 @@
-"""The marks that figures are made of: palette, error bars, tiles, panels of estimates, and the frame around them.
+"""The marks that figures are made of: palette, error bars, panels of estimates, and the frame around them.
 
 Dark ink on white paper, so that a figure can be read wherever it is shown; a page with other paper recolours ink and
 rules by style sheet. How to read a figure is said by the page that it is on.
@@ -22,8 +22,6 @@ from seed.stats import NOTHING
 DEPTH_COLORS = ("#2f7ec2", "#d55e00", "#009e73", "#b8569a", "#b08300", "#2a9fd6")
 DEPTH_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "triangle-down")
 GREY = "#7f7f7f"
-# Never is grey; from rarely to always the orange deepens, without the mud between grey and orange.
-TILE_SCALE = ((0, "rgba(127,127,127,0.16)"), (0.001, "rgba(213,94,0,0.15)"), (1, "rgba(213,94,0,1)"))
 INK = "#1d2329"
 RULE = "#e2e5e9"
 FAR = 6  # times the median's distance from the best
@@ -74,22 +72,6 @@ def draw_errors(errors: Sequence[float], *, color: str = GREY) -> dict[str, obje
     return {"type": "data", "array": list(errors), "color": color, "thickness": 1.2, "width": 3}
 
 
-def make_tiles(
-    values: Sequence[Sequence[float | None]], scale: Sequence[tuple[float, str]], **style: object
-) -> go.Heatmap:
-    """Return tiles of shape (rows, layers), coloured by their values."""
-    colors = [list(stop) for stop in scale]
-    return go.Heatmap(
-        z=values, x=list(range(len(values[0]))), y=list(range(len(values))), xgap=2, ygap=2, colorscale=colors, **style
-    )
-
-
-def draw_scale(**ticks: object) -> dict[str, object]:
-    """Return the scale of tiles' colours, lying below a figure."""
-    below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
-    return {**below, "thickness": 8, "len": 0.6, "tickangle": 0, "outlinewidth": 0, **ticks}
-
-
 def stack_panels(titles: Sequence[str], heights: Sequence[float], *, gap_px: float, **options: object) -> go.Figure:
     """Return a figure of panels above one another, as high as they are to each other, with this much between them."""
     return make_subplots(
@@ -102,22 +84,23 @@ def stack_panels(titles: Sequence[str], heights: Sequence[float], *, gap_px: flo
     )
 
 
-def finish_figure(figure: go.Figure, *, title: str, x_title: str = "", y_title: str = "", **meta: object) -> go.Figure:
-    """Put the frame around a figure: title, font, axes, legend. ``meta``: what a page needs to say how to read it."""
+def finish_figure(
+    figure: go.Figure, *, title: str, x_title: str = "", y_title: str = "", height: int = 480
+) -> go.Figure:
+    """Put the frame around a figure: title, font, axes, legend."""
     axis = {"gridcolor": RULE, "zeroline": False, "automargin": True, "ticks": ""}
     figure.update_xaxes(**axis, title=x_title or None)
     figure.update_yaxes(**axis, title=y_title or None)
     return figure.update_layout(
         template=go.layout.Template(),
         title={"text": title, "x": 0, "xref": "paper", "yref": "container", "automargin": True},
-        meta=meta,
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
         paper_bgcolor="white",
         plot_bgcolor="white",
         hoverlabel={"bgcolor": INK, "font": {"color": "white"}, "align": "left"},
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         margin={"l": 50, "r": 16, "t": 28, "b": 60},
-        height=480,
+        height=height,
     )
 
 

@@ -166,7 +166,7 @@ def draw_singles(evidence: Evidence) -> go.Figure:
     figure.add_hline(y=0, line={"color": GREY, "width": 1})
     figure.update_xaxes(dtick=1 if evidence.num_layers <= 32 else 4, range=[-0.6, evidence.num_layers - 0.4])
     titles = {"x_title": "dropped layer", "y_title": "log PPL ratio (nats per token)"}
-    return finish_figure(figure, title="What one layer costs", **titles, beyond=beyond)
+    return finish_figure(figure, title="What one layer costs", **titles).update_layout(meta={"beyond": beyond})
 
 
 def tabulate_trained(evidence: Evidence, groups: Sequence[Group]) -> Table:
