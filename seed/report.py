@@ -63,7 +63,8 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
     Raises:
         SeedError: one of them is no study, or the same as another.
     """
-    from seed.reporting.studies import describe_studies, name_page, name_studies, render_studies_page
+    from seed.reporting.document import write_findings
+    from seed.reporting.studies import name_page, name_studies, tell_studies
     from seed.results import compute_result
     from seed.stages.study_record import gather_record
 
@@ -75,9 +76,11 @@ def compare_studies(paths: Sequence[Path], terminal: Terminal, *, output: Path |
             results.append(compute_result(gather_record(study)))
     named = dict(zip(name_studies(paths), results, strict=True))
     page = output or paths[0].resolve().parent / name_page(paths)
-    study_dir.write_bytes(page, render_studies_page(named).encode())
-    for sentence in describe_studies(named):
-        terminal.say(sentence)
+    findings = tell_studies(named)
+    command = "\n\n".join(f"# {name}\n{result.record.plan.command}" for name, result in named.items())
+    write_findings(findings, page, command=command)
+    for answer in findings.answers:
+        terminal.say(answer)
     terminal.say(f"page: {page}", wrap=False)
     return page
 

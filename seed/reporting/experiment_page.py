@@ -22,6 +22,7 @@ from seed.reporting.figure_parts import DEPTH_COLORS, Dot, draw_dots
 from seed.reporting.result_text import make_table
 from seed.reporting.wording import (
     ABSENT,
+    MARGIN_PERCENT,
     count_things,
     format_change,
     format_interval,
@@ -34,9 +35,36 @@ from seed.reporting.wording import (
 
 Names = Mapping[str, tuple[str, str]]  # of strategies or recoveries: what people call each, and where it is published
 
-
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
 ONE, OTHER = (DEPTH_COLORS[0], "circle"), (DEPTH_COLORS[1], "diamond")
+RATIOS = (
+    "PPL ratio: perplexity on test text after recovery, divided by the dense model's. Percentages: perplexity above that of {theirs}, "
+    "same documents, same random seeds. Brackets: 95\u00a0% interval, not corrected for the number of comparisons."
+)
+REACHED = (
+    "Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Mean over random seeds; "
+    "bars: 95\u00a0% interval, as documents, distillations and runs vary. Two may differ although their bars overlap: the paired "
+    "differences are in the tables. Beside each name: what choosing cost, as a share of what each might spend. Triangles: farther off "
+    "than the panel reaches, with the value."
+)
+TAUS = (
+    "Kendall's tau with the finals' test loss, with its 95\u00a0% interval by bootstrap over candidates. Beside each score: seconds a "
+    "candidate, the median. Intervals of two scores may overlap although their paired difference excludes zero; the differences are in "
+    "the last table."
+)
+AGREEMENT = (
+    "τ: Kendall's tau-b with the test loss of each final, averaged over random seeds: +1 when a score orders all pairs of candidates "
+    "as full distillation does, 0 when it does no better than chance; within one depth, never pooled. Near: within {near} of the depth's "
+    "best PPL by closed form. Brackets: 95\u00a0% interval by bootstrap over candidates, near ones and the rest resampled apart; a difference "
+    "counts when its interval excludes zero. Regret: how much higher the PPL of a score's first choice is after distillation than that "
+    "of the best. Recovery: the median share of the damage to the validation loss that is undone. Noise ceiling: one final judged by "
+    "the other; where a score can be expected to end, but no bound, since a score with less noise than a final may pass it."
+)
+EXCESSES = (
+    "Perplexity on test text above that of {theirs} on the same model, in per cent; left of the line is better. Bars: 95\u00a0% interval "
+    f"of the paired difference, as documents and random seeds vary. Dotted: {MARGIN_PERCENT} either way, what counts as the same. "
+    "Each panel has its own axis. Triangles: farther off than the panel reaches, with the value."
+)
 
 # ---- strategies
 
@@ -73,21 +101,21 @@ def tell_comparison(
             )
             for row, cost in zip(rows, costs, strict=True)
         ]
-    figure = draw_dots(
-        panels,
-        {"others": ONE, "reference": OTHER},
-        title="What each reached after distillation",
-        x_title="PPL ratio",
-    )
+    styles = {"others": ONE, "reference": OTHER}
+    figure = draw_dots(panels, styles, title="What each reached after distillation", x_title="PPL ratio")
+    num_seeds = count_things(len({final.rng_seed for final in comparison.finals}), "random seed")
     scored: dict[str, list[str]] = {}
     for run in comparison.runs:
         scored.setdefault(run.strategy, []).append(f"{run.num_scores:,}")
     published = {name: names[name][1] for name in scored}
     return Findings(
         study=comparison.study,
-        kind="compare",
+        question="what does searching for layers buy?",
         answers=answers,
-        figure=figure,
+        note=f"{RATIOS.format(theirs=theirs)} As documents, distillations ({num_seeds}) and runs vary. A difference counts when its "
+        "interval excludes zero. Cost: layer-tokens (one layer applied to one token; other work by its multiply-adds) as a share of "
+        "what each might spend.",
+        figures=[(figure, REACHED)],
         tables=tables,
         settings={
             "model": comparison.model,
@@ -100,7 +128,6 @@ def tell_comparison(
                 for name, counts in scored.items()
             },
         },
-        details={"theirs": theirs, "num_seeds": len({final.rng_seed for final in comparison.finals})},
         repeat=repeat,
     )
 
@@ -203,11 +230,14 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
         is_bounded=True,
     )
     doubled = study.settings.get("doubling_the_budget")
+    left_out = sum(depth.num_left_out for depth in summary.depths)
     return Findings(
         study=study.study,
-        kind="fidelity",
+        question="does the cheap score order candidates as full distillation does?",
         answers=[*map(describe_order, summary.depths), *([f"Twice the budget: {doubled}."] if doubled else [])],
-        figure=figure,
+        note=AGREEMENT.format(near=f"{100 * study.near_margin:g}\u00a0%")
+        + (f" Left out for want of a score or a final: {count_things(left_out, 'candidate')}." if left_out else ""),
+        figures=[(figure, TAUS)],
         tables=[*tables, make_table(differences, title=title)],
         settings={
             "model": study.model,
@@ -215,10 +245,6 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
             "dense loss, validation (nats per token)": format_number(study.dense_validation_loss, places=4),
             "dense loss, test (nats per token)": format_number(study.dense_test_loss, places=4),
             **study.settings,
-        },
-        details={
-            "near_margin": study.near_margin,
-            "left_out": sum(depth.num_left_out for depth in summary.depths),
         },
     )
 
@@ -307,9 +333,12 @@ def tell_recoveries(
         rates.setdefault(run.recovery, {})[f"{run.learning_rate:g}"] = None
     return Findings(
         study=ledger.study,
-        kind="recoveries",
+        question="which recovery is best?",
         answers=[describe_recovered(group, reference=comparison.reference, titles=titles) for group in groups.values()],
-        figure=figure,
+        note=f"{RATIOS.format(theirs=theirs)} Equivalent: two one-sided tests at 5\u00a0% put the difference within {MARGIN_PERCENT} of "
+        "perplexity; lower or higher: the 95\u00a0% interval excludes zero; else these runs cannot tell. Equal time: as many tokens as "
+        f"fit the seconds that the reference took for {comparison.equal_tokens:,}.",
+        figures=[(figure, EXCESSES.format(theirs=theirs))],
         tables=tables,
         settings={
             "model": ledger.model,
@@ -321,7 +350,6 @@ def tell_recoveries(
                 titles[name]: f"{names[name][1]}; {', '.join(found)}" for name, found in rates.items()
             },
         },
-        details={"theirs": theirs, "equal_tokens": comparison.equal_tokens},
         repeat=repeat,
     )
 

@@ -56,11 +56,11 @@ def add_levels(figure: go.Figure, percents: Sequence[int], *, top: float) -> Non
             )
 
 
-def draw_bars(estimates: Sequence[Estimate], *, scale: float = 1.0, color: str = GREY) -> dict[str, object]:
+def draw_bars(estimates: Sequence[Estimate], *, color: str = GREY) -> dict[str, object]:
     """Return error bars from ``low`` to ``high``; none where they are not known. A percentile interval need not hold its point."""
 
     def measure(one: Estimate, end: float | None, sign: int) -> float:
-        return 0.0 if one.value is None or end is None else max(0.0, sign * (end - one.value)) * scale
+        return 0.0 if one.value is None or end is None else max(0.0, sign * (end - one.value))
 
     above = [measure(one, one.high, 1) for one in estimates]
     below = [measure(one, one.low, -1) for one in estimates]

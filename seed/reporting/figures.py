@@ -1,7 +1,7 @@
 """Figures of a study: one function each, from its result to a Plotly figure. One with nothing to show has no traces."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -55,7 +55,6 @@ def draw_pareto(result: StudyResult) -> go.Figure:
     # short strokes: those of one structure stand above one another, and points would run together
     strokes = {"symbol": "line-ew-open", "size": 9, "opacity": 0.6}
     rings = {"size": 10, "symbol": "circle-open"}
-    crosses = {"color": GREY, "size": 12, "symbol": "x"}
     traces = (
         draw_scored(trials, name="scored, validation text", marker=strokes),
         draw_links(result.links),
@@ -64,7 +63,7 @@ def draw_pareto(result: StudyResult) -> go.Figure:
         draw_front(result.distilled),
         draw_judged(result.distilled, name="distilled, test text", marker=diamonds),
         draw_judged(result.width_baselines, name="uniform width, distilled, test text", marker=squares),
-        go.Scatter(x=[1.0], y=[1.0], mode="markers", name="dense model", hoverinfo="name", marker=crosses),
+        draw_dense(),
         draw_shipped(result),
     )
     figure = go.Figure([trace for trace in traces if trace.x])
@@ -135,6 +134,12 @@ def describe_point(model: Model) -> list[str | float]:
     rounded = (round(ratio, 4) for ratio in (model.quality.ppl_ratio, model.quality.ppl_ratio_standard_error))
     layers, size = list_layers(model.candidate.dropped_layers), format_count(model.size.num_params)
     return [model.depth, layers, size, *rounded, format_latency_ratio(model.latency)]
+
+
+def draw_dense() -> go.Scatter:
+    """Draw the dense model, which all ratios are to."""
+    marker = {"color": GREY, "size": 12, "symbol": "x"}
+    return go.Scatter(x=[1.0], y=[1.0], mode="markers", name="dense model", hoverinfo="name", marker=marker)
 
 
 def draw_shipped(result: StudyResult) -> go.Scatter:
@@ -315,16 +320,13 @@ def draw_learning_curves(result: StudyResult) -> go.Figure:
     )
 
 
-FIGURES: Mapping[str, Callable[[StudyResult], go.Figure]] = {
-    "pareto": draw_pareto,
-    "layers": draw_layer_map,
-    "sensitivity": draw_sensitivity,
-    "agreement": draw_proxy_against_final,
-    "curves": draw_learning_curves,
-}
-
-
 def draw_gallery(result: StudyResult) -> dict[str, go.Figure]:
     """Return every figure that has something to show by its name, in the order in which they are shown everywhere."""
-    drawn = {name: draw(result) for name, draw in FIGURES.items()}
+    drawn = {
+        "pareto": draw_pareto(result),
+        "layers": draw_layer_map(result),
+        "sensitivity": draw_sensitivity(result),
+        "agreement": draw_proxy_against_final(result),
+        "curves": draw_learning_curves(result),
+    }
     return {name: figure for name, figure in drawn.items() if figure.data}

@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,22 +16,23 @@ import msgspec
 import plotly.graph_objects as go
 
 from seed import study_dir
-from seed.evidence import SearchGain, StudyRecord
+from seed.evidence import StudyRecord
 from seed.plans import SearchPlan
-from seed.records import DistillResult, Estimate, Evaluation, TrialRecord
+from seed.records import DistillResult, Estimate, TrialRecord
 from seed.reporting.card import render_markdown
-from seed.reporting.document import prepare_figures, render
-from seed.reporting.figures import FIGURES, draw_gallery
+from seed.reporting.document import prepare_figure, render
+from seed.reporting.figures import draw_gallery
 from seed.reporting.result_text import (
-    Table,
     describe_certainty,
     describe_equivalence,
-    describe_size,
+    describe_worth,
     explain_none,
-    tabulate_frontier,
-    tabulate_models,
+    list_models,
+    make_table,
+    write_result,
 )
 from seed.reporting.wording import (
+    compare_size,
     describe_gguf,
     format_bytes,
     format_change,
@@ -40,12 +41,11 @@ from seed.reporting.wording import (
     list_layers,
     name_proxy,
 )
-from seed.results import MARGINS, Model, StudyResult, link_candidate, read_speedup, recommend, recommend_faster
+from seed.results import MARGINS, Model, StudyResult, read_speedup, recommend, recommend_faster
+from seed.study_dir import StudyFolder
 
 MOST_TRIALS = 1000  # in one figure of the dashboard: 80 bytes each; its own plots show every one
 HEIGHT_PX = 440  # what a card of the dashboard shows without cutting it off
-FIELDS = ("number", "state", "id", "ratio", "error", "unrecovered", "structure", "seconds", "dropped", "note")
-DECIDING = ("dropped layers", "latency ratio", "PPL ratio")
 # what a reader may accept: per cent of PPL, and times faster
 LOSSES = (*range(11), 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
 SPEEDUPS = [1 + step / 20 for step in range(181)]
@@ -76,25 +76,17 @@ def render_page(result: StudyResult, *, root: Path) -> str:
         start=LOSSES.index(MARGINS[-1]),
         first=stops["loss"][LOSSES.index(MARGINS[-1])],
         picks=[describe_pick(model, result, root=root) for model in result.best if model.key in shown],
-        figures=dict.fromkeys(FIGURES) | prepare_figures(draw_gallery(result)),
+        figures={key: prepare_figure(figure, key=key) for key, figure in draw_gallery(result).items()},
         depths=sorted({len(trial.evaluation.candidate.dropped_layers) for trial in record.trials}),
         states=sorted(state.lower() for state in states),
         trials=", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none",
         distillation=gather_settings(record.distilled),
         protocol=protocol,
         environment=msgspec.to_builtins(record.environment),
-        data={"stops": {by: [stop.tell() for stop in one] for by, one in stops.items()}, **gather_data(result)},
+        data={"stops": {by: [stop.tell() for stop in one] for by, one in stops.items()}, **gather_data(record)},
         worth=describe_worth(record.gain) if record.gain else "",
-        models=put_first(tabulate_models(result)),
-        frontier=put_first(tabulate_frontier(result)),
+        models=make_table(list_models(result)),
     )
-
-
-def put_first(table: Table) -> Table:
-    """Return a table whose columns that decide come first: on a phone the others are out of sight."""
-    order = sorted(range(len(table.columns)), key=lambda place: table.columns[place] not in DECIDING)
-    rows = [[row[place] for place in order] for row in table.rows]
-    return dataclasses.replace(table, columns=[table.columns[place] for place in order], rows=rows)
 
 
 # ---- which model to ship
@@ -126,7 +118,7 @@ def list_losses(result: StudyResult) -> list[Stop]:
     stops = []
     for loss in (loss for loss in LOSSES if loss <= most):
         found = recommend(result.best, margin=loss)
-        told = describe_certainty(found, names_margin=True) if found.chosen else explain_none(found, result)
+        told = describe_certainty(found) if found.chosen else explain_none(found, result)
         stops.append(
             Stop(asks=f"up to {loss}\u00a0% more perplexity", model=found.chosen, is_sure=found.is_sure, certainty=told)
         )
@@ -159,7 +151,7 @@ def describe_pick(model: Model, result: StudyResult, *, root: Path) -> dict[str,
             describe_loss(model, record),
             (
                 "size",
-                describe_size(model, record),
+                compare_size(model.size.num_params, dense_num_params=record.dense.size.num_params),
                 f"{format_count(model.size.num_params)} parameters, {format_bytes(model.size.weight_bytes)}; "
                 f"KV cache {format_bytes(model.size.kv_bytes_per_token)} a token",
             ),
@@ -233,22 +225,6 @@ def list_loaders(model: Model, result: StudyResult, *, root: Path) -> list[tuple
     ]
 
 
-def describe_worth(gain: SearchGain) -> str:
-    """Return what searching bought over the best of the simpler ways that the study's own scores can play, and for how much more."""
-    known = [one for one in gain.baselines if one.is_whole and any(pick.ppl_ratio is not None for pick in one.picks)]
-    if not known:
-        return ""
-    best = min(known, key=lambda one: max(pick.ppl_ratio or 1.0 for pick in one.picks))
-    times = f", at {format_number(gain.cost / best.cost, places=1)} times its cost" if best.cost else ""
-    # by more than twice its standard error
-    known_picks = [(pick.ppl_ratio or 1.0, pick.standard_error or 0.0) for pick in best.picks]
-    leads = [ratio - 1 for ratio, error in known_picks if ratio - 1 > 2 * error]
-    if leads:
-        return f"Searching bought up to {100 * max(leads):.1f}\u00a0% less perplexity than {best.title}, by the proxy{times}."
-    is_same = all(pick.candidate == pick.best for pick in best.picks)
-    return f"Searching bought nothing{'' if is_same else ' that can be measured'} over {best.title}{times}."
-
-
 # ---- how it was measured
 
 
@@ -271,75 +247,38 @@ def gather_settings(results: Sequence[DistillResult]) -> dict[str, object]:
 # ---- all trials
 
 
-def gather_data(result: StudyResult) -> dict[str, object]:
-    """Return what the page's script reads of the trials."""
-    record = result.record
-    structures: dict[str, int] = {}
-    table = [list_trial(trial, record.frontier.proxy, structures) for trial in record.trials]
-    measured = {trial.evaluation.latency.structure: trial.evaluation for trial in record.trials}
+def gather_data(record: StudyRecord) -> dict[str, object]:
+    """Return what the page's script reads of the trials; a column in which no row has anything is left out."""
+    tests = {one.candidate.key: one.test.ppl_ratio for one in record.distilled}
+    rows = [list_trial(trial, proxy=record.frontier.proxy, tests=tests) for trial in record.trials]
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)] if rows else []
     return {
         "file": f"{record.plan.name}-trials.csv",
-        "columns": list(list_columns(record)),
-        "fields": FIELDS,
-        "structures": [describe_structure(measured[name]) for name in structures],
-        "table": table,
-        "distilled": {link_candidate(one.candidate): _round(one.test.ppl_ratio) for one in record.distilled},
+        "columns": columns,
+        "table": [[row[name] for name in columns] for row in rows],
     }
 
 
-def list_columns(record: StudyRecord) -> Iterable[dict[str, object]]:
-    """Yield the table's columns: what a row calls it, its title, its decimals."""
-    yield {"key": "dropped", "title": "dropped layers", "isText": True}
-    yield {"key": "latency", "title": "latency ratio", "places": 3}
-    yield {"key": "ratio", "title": f"PPL ratio, validation ({name_proxy(record.frontier.proxy)})", "places": 4}
-    if record.distilled:
-        yield {"key": "distilled", "title": "PPL ratio, test (distilled)", "places": 4}
-    yield {"key": "unrecovered", "title": "PPL ratio, validation (unrecovered)", "places": 4}
-    yield {"key": "error", "title": "standard error (validation)", "places": 4}
-    yield {"key": "count", "title": "how many"}
-    yield {"key": "low", "title": "latency from", "places": 3}
-    yield {"key": "high", "title": "latency to", "places": 3}
-    yield {"key": "params", "title": "parameters", "places": 0}
-    yield {"key": "seconds", "title": "seconds", "places": 2}
-    yield {"key": "state", "title": "state", "isText": True}
-    yield {"key": "number", "title": "trial"}
-    if any(explain_absence(trial.evaluation, record.frontier.proxy) for trial in record.trials):
-        yield {"key": "note", "title": "no value because", "isText": True}
-
-
-def list_trial(trial: TrialRecord, proxy: str, structures: dict[str, int]) -> list[object]:
-    """Return a trial's cells, as FIELDS names them; its structure by its number, of which a new one gets the next."""
-    evaluation = trial.evaluation
+def list_trial(trial: TrialRecord, *, proxy: str, tests: Mapping[str, float]) -> dict[str, object]:
+    """Return a trial's cells by column, what decides in front. ``tests``: PPL ratios of distilled models by key."""
+    evaluation, latency = trial.evaluation, trial.evaluation.latency
     qualities = {} if trial.state == "FAIL" else evaluation.qualities
     quality, raw = qualities.get(proxy), qualities.get("none")
-    return [
-        trial.number,
-        trial.state.lower(),
-        link_candidate(evaluation.candidate),
-        _round(quality.ppl_ratio if quality else None),
-        _round(quality.ppl_ratio_standard_error if quality else None),
-        _round(raw.ppl_ratio if raw else None),
-        structures.setdefault(evaluation.latency.structure, len(structures)),
-        round(evaluation.seconds, 2),
-        list_layers(evaluation.candidate.dropped_layers),
-        explain_absence(evaluation, proxy),
-    ]
-
-
-def explain_absence(evaluation: Evaluation, proxy: str) -> str | None:
-    """Return why a candidate has no value; None: it has one."""
-    return evaluation.skipped_because or evaluation.explain_failure(proxy)
-
-
-def describe_structure(evaluation: Evaluation) -> dict[str, object]:
-    """Return what all candidates of a structure have in common."""
-    latency = evaluation.latency
     return {
-        "count": len(evaluation.candidate.dropped_layers),
-        "latency": _round(latency.ratio),
-        "low": _round(latency.ratio_low),
-        "high": _round(latency.ratio_high),
-        "params": evaluation.size.num_params,
+        "dropped layers": evaluation.candidate.dropped_layers,
+        "latency ratio": _round(latency.ratio),
+        f"PPL ratio, validation ({name_proxy(proxy)})": _round(quality.ppl_ratio if quality else None),
+        "PPL ratio, test (distilled)": _round(tests.get(evaluation.candidate.key)),
+        "PPL ratio, validation (unrecovered)": _round(raw.ppl_ratio if raw else None),
+        "standard error (validation)": _round(quality.ppl_ratio_standard_error if quality else None),
+        "how many": len(evaluation.candidate.dropped_layers),
+        "latency from": _round(latency.ratio_low),
+        "latency to": _round(latency.ratio_high),
+        "parameters": evaluation.size.num_params,
+        "seconds": _round(evaluation.seconds),
+        "state": trial.state.lower(),
+        "trial": trial.number,
+        "no value because": evaluation.skipped_because or evaluation.explain_failure(proxy),
     }
 
 
@@ -350,24 +289,17 @@ def _round(value: float | None) -> float | None:
 # ---- in Optuna Dashboard
 
 
-def write_study_note(result: StudyResult, *, root: Path) -> str:
-    """Return the note of a searched study: its answer, what is shown, and where things are. ``root``: the study's folder."""
-    record = result.record
-    numbers = {trial.evaluation.candidate.key: trial.number for trial in record.trials if trial.state == "COMPLETE"}
-    numbers |= {member.evaluation.candidate.key: member.trial_number for member in record.frontier.members}
-    return render_markdown(
-        "note.md",
-        result=result,
-        plan=record.plan,
-        proxy=record.frontier.proxy,
-        root=root,
-        numbers=numbers,
-    )
+def write_note(plan: SearchPlan, *, root: Path, result: StudyResult | None = None) -> str:
+    """Return a study's note: its answer, what is shown, and where things are.
 
-
-def write_opening_note(plan: SearchPlan, *, proxy: str, root: Path) -> str:
-    """Return the note of a study whose search has begun and has no answer yet."""
-    return render_markdown("note.md", result=None, plan=plan, proxy=proxy, root=root)
+    Args:
+        plan: of the search.
+        root: the study's folder.
+        result: what is known so far; None: the search has just begun.
+    """
+    answer = None if result is None else write_result(result, study=StudyFolder(root))
+    is_running = result is not None and result.record.is_running
+    return render_markdown("note.md", plan=plan, root=root, answer=answer, is_running=is_running)
 
 
 def draw_dashboard(result: StudyResult) -> dict[str, str]:
@@ -377,8 +309,7 @@ def draw_dashboard(result: StudyResult) -> dict[str, str]:
     """
     step = math.ceil(len(result.scored) / MOST_TRIALS) or 1
     few = dataclasses.replace(result, scored=result.scored[::step])
-    drawn = {name: draw(few) for name, draw in FIGURES.items()}
-    return {f"seed-{name}": write_figure(figure) for name, figure in drawn.items() if figure.data}
+    return {f"seed-{name}": write_figure(figure) for name, figure in draw_gallery(few).items()}
 
 
 def write_figure(figure: go.Figure) -> str:

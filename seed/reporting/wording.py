@@ -6,7 +6,7 @@ Plain text: whoever writes HTML escapes it there.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from seed.records import MARGIN, Candidate, Estimate, Latency, Quality, WidthCut, find_runs
+from seed.records import MARGIN, Candidate, Estimate, Latency, WidthCut, find_runs
 
 ABSENT = "\N{EN DASH}"
 MARGIN_PERCENT = f"{100 * MARGIN:g}\u00a0%"
@@ -94,12 +94,6 @@ def scale(value: float, *, units: Sequence[str]) -> str:
     return f"{value:,.{digits}f}\u00a0{units[step]}".rstrip("\u00a0")
 
 
-def format_ppl_ratio(quality: Quality, *, places: int = 3) -> str:
-    """Return the PPL ratio with one standard error: ``1.054 ± 0.004``."""
-    ratio, error = quality.ppl_ratio, quality.ppl_ratio_standard_error
-    return f"{format_number(ratio, places=places)} ± {format_number(error, places=places)}"
-
-
 def format_latency_ratio(latency: Latency) -> str:
     """Return the ratio with its 95 % interval; the interval is left out where it is the point itself, or there is none."""
     ratio = format_number(latency.ratio)
@@ -137,17 +131,6 @@ def compare_size(num_params: int, *, dense_num_params: int) -> str:
     if abs(share) < 0.0005:
         return "as large as the dense model"
     return f"{100 * abs(share):.{0 if abs(share) >= 0.0995 else 1}f}\u00a0% {'smaller' if share > 0 else 'larger'}"
-
-
-def describe_speed(latency: Latency) -> str:
-    """Return ``1.19 times faster``, or that no difference could be measured when the interval holds 1."""
-    decodes = "decode" in latency.workload.lower()
-    low, ratio, high = latency.ratio_low, latency.ratio, latency.ratio_high
-    if ratio == 1 or (low is not None and high is not None and low < 1 < high):
-        return f"no measurable change in speed{' of decoding' if decodes else ''}"
-    few = "" if low is not None else f" in {count_things(latency.repeats, 'timed pair')}, too few to be sure"
-    change = f"{1 / ratio:.2f} times faster" if ratio < 1 else f"{ratio:.2f} times slower"
-    return f"{change}{' to decode' if decodes else ''}{few}"
 
 
 def count_things(count: int, noun: str) -> str:
