@@ -36,7 +36,7 @@ from seed.reporting.wording import (
 Names = Mapping[str, tuple[str, str]]  # of strategies or recoveries: what people call each, and where it is published
 
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
-ONE, OTHER = (DEPTH_COLORS[0], "circle"), (DEPTH_COLORS[1], "diamond")
+OTHER = DEPTH_COLORS[1]
 RATIOS = (
     "PPL ratio: perplexity on test text after recovery, divided by the dense model's. Percentages: perplexity above that of {theirs}, "
     "same documents, same random seeds. Brackets: 95\u00a0% interval, not corrected for the number of comparisons."
@@ -44,13 +44,13 @@ RATIOS = (
 REACHED = (
     "Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Mean over random seeds; "
     "bars: 95\u00a0% interval, as documents, distillations and runs vary. Two may differ although their bars overlap: the paired "
-    "differences are in the tables. Beside each name: what choosing cost, as a share of what each might spend. Triangles: farther off "
-    "than the panel reaches, with the value."
+    "differences are in the tables. Beside each name: what choosing cost, as a share of what each might spend. What is far off "
+    "is in the tables alone."
 )
 TAUS = (
     "Kendall's tau with the finals' test loss, with its 95\u00a0% interval by bootstrap over candidates. Beside each score: seconds a "
-    "candidate, the median. Intervals of two scores may overlap although their paired difference excludes zero; the differences are in "
-    "the last table."
+    "candidate, the median; below it, in another colour, the same among candidates near the best. Intervals of two scores may overlap "
+    "although their paired difference excludes zero; the differences are in the last table."
 )
 AGREEMENT = (
     "τ: Kendall's tau-b with the test loss of each final, averaged over random seeds: +1 when a score orders all pairs of candidates "
@@ -63,7 +63,7 @@ AGREEMENT = (
 EXCESSES = (
     "Perplexity on test text above that of {theirs} on the same model, in per cent; left of the line is better. Bars: 95\u00a0% interval "
     f"of the paired difference, as documents and random seeds vary. Dotted: {MARGIN_PERCENT} either way, what counts as the same. "
-    "Each panel has its own axis. Triangles: farther off than the panel reaches, with the value."
+    "Each panel has its own axis. What is far off is in the tables alone."
 )
 
 # ---- strategies
@@ -95,14 +95,12 @@ def tell_comparison(
         panels[f"{name_drop(depth)}: PPL ratio after distillation"] = [
             Dot(
                 row=f"{titles[row.strategy]}, {cost}",
-                series="reference" if row.strategy == summary.reference else "others",
                 estimate=row.ppl_ratio,
-                hover=f"PPL ratio {format_interval(row.ppl_ratio)}, above {theirs}: {format_change(row.excess)}; dropped: {list_picks(row)}",
+                color=OTHER if row.strategy == summary.reference else DEPTH_COLORS[0],
             )
             for row, cost in zip(rows, costs, strict=True)
         ]
-    styles = {"others": ONE, "reference": OTHER}
-    figure = draw_dots(panels, styles, title="What each reached after distillation", x_title="PPL ratio")
+    figure = draw_dots(panels, title="What each reached after distillation", x_title="PPL ratio")
     num_seeds = count_things(len({final.rng_seed for final in comparison.finals}), "random seed")
     scored: dict[str, list[str]] = {}
     for run in comparison.runs:
@@ -194,10 +192,8 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
         proxies, dots = list(zip(names, (*depth.proxies, depth.ceiling), strict=True)), []
         for name, proxy in proxies:
             seconds = "" if proxy.seconds is None else f", {format_number(proxy.seconds, places=1)}\u00a0s"
-            for series, tau in (("all candidates", proxy.tau), ("near the best", proxy.near_tau)):
-                dots.append(
-                    Dot(row=name + seconds, series=series, estimate=tau, hover=f"{series}: τ {format_signed(tau)}")
-                )
+            dots.append(Dot(row=name + seconds, estimate=proxy.tau))
+            dots.append(Dot(row="near the best", estimate=proxy.near_tau, color=OTHER))
         panels[f"{name_drop(depth.num_dropped)}: Kendall's tau with the final"] = dots
         cells = [
             {
@@ -221,14 +217,7 @@ def tell_fidelity(study: FidelityStudy, summary: FidelitySummary) -> Findings:
         for pair in depth.differences
     ]
     title = f"Differences of τ on the same candidates and the same {summary.bootstrap_draws:,} resamples of them"
-    figure = draw_dots(
-        panels,
-        {"all candidates": ONE, "near the best": OTHER},
-        title="Agreement and its price",
-        x_title="Kendall's tau",
-        lines=(0.0,),
-        is_bounded=True,
-    )
+    figure = draw_dots(panels, title="Agreement and its price", x_title="Kendall's tau", lines=(0.0,))
     doubled = study.settings.get("doubling_the_budget")
     left_out = sum(depth.num_left_out for depth in summary.depths)
     return Findings(
@@ -301,10 +290,9 @@ def tell_recoveries(
             None if end is None else 100 * end for end in (row.excess.value, row.excess.low, row.excess.high)
         )
         dot = Dot(
-            row=titles[row.recovery],
-            series=row.at,
+            row=f"{titles[row.recovery]}, {row.at}",
             estimate=Estimate(value=value, low=low, high=high),
-            hover=f"at {row.at}, {row.tokens:,} tokens: {format_change(row.excess)}, PPL ratio {format_interval(row.ppl_ratio)}",
+            color=OTHER if row.at == "equal time" else DEPTH_COLORS[0],
         )
         panels.setdefault(name_key(row.key), []).append(dot)
     tables = []
@@ -323,7 +311,6 @@ def tell_recoveries(
         tables.append(make_table(cells, title=f"{name_key(key)}, at {at}; on test text, best first"))
     figure = draw_dots(
         panels,
-        {"equal tokens": ONE, "equal time": OTHER},
         title="What each recovery reached",
         x_title="PPL above the reference, %",
         lines=(0.0, -0.5, 0.5),

@@ -28,13 +28,13 @@ VERDICTS = {
     "does not hold": ("\N{BALLOT X}", ("does not hold", "do not hold")),
     "cannot tell": ("?", ("cannot be told", "cannot be told")),
 }
-# way to a smaller model: what people call it, colour, symbol
+# way to a smaller model: what people call it, colour
 WAYS = {
-    "distillation": ("dropped at once, distilled", DEPTH_COLORS[0], "circle"),
-    "stages": ("dropped in stages, distilled", DEPTH_COLORS[2], "diamond"),
-    "width": ("cut in width, distilled", GREY, "square"),
-    "pretraining": ("continued pretraining", DEPTH_COLORS[1], "triangle-up"),
-    "lora-pretraining": ("LoRA on the text alone", DEPTH_COLORS[3], "cross"),
+    "distillation": ("dropped at once, distilled", DEPTH_COLORS[0]),
+    "stages": ("dropped in stages, distilled", DEPTH_COLORS[2]),
+    "width": ("cut in width, distilled", GREY),
+    "pretraining": ("continued pretraining", DEPTH_COLORS[1]),
+    "lora-pretraining": ("LoRA on the text alone", DEPTH_COLORS[3]),
 }
 NOTE = (
     "A claim holds where the whole 95\u00a0% interval of what was measured says so, does not hold where the whole interval says otherwise, "
@@ -139,16 +139,10 @@ def draw_reached(evidence: Evidence, groups: Sequence[Group]) -> go.Figure:
     """Draw the test PPL ratio of each trained model, the mean with its interval: a panel for each size."""
     panels: dict[str, list[Dot]] = {}
     for group in groups:
-        way = WAYS[group.way][0]
-        dot = Dot(row=f"{group.models}, {way}", series=way, estimate=group.ratio, hover=format_interval(group.ratio))
+        way, color = WAYS[group.way]
+        dot = Dot(row=f"{group.models}, {way}", estimate=group.ratio, color=color)
         panels.setdefault(name_depth(evidence, group.depth), []).append(dot)
-    return draw_dots(
-        panels,
-        {way: (color, symbol) for way, color, symbol in WAYS.values()},
-        title="What each model reached",
-        x_title="PPL ratio",
-        is_bounded=True,
-    )
+    return draw_dots(panels, title="What each model reached", x_title="PPL ratio")
 
 
 def draw_singles(evidence: Evidence) -> tuple[go.Figure, str]:
