@@ -36,35 +36,35 @@ from seed.reporting.wording import (
 Names = Mapping[str, tuple[str, str]]  # of strategies or recoveries: what people call each, and where it is published
 
 BASELINES = ("perplexity", "greedy", "greedy_recovered")  # what an answer names; all others are in figure and table
+VERDICTS = ("lower", "equivalent", "the same set", "cannot tell", "higher")  # from the best to the worst
 OTHER = DEPTH_COLORS[1]
+FAR = "Each panel has its own axis; what is far off is in the tables alone."
 RATIOS = (
     "PPL ratio: perplexity on test text after recovery, divided by the dense model's. Percentages: perplexity above that of {theirs}, "
     "same documents, same random seeds. Brackets: 95\u00a0% interval, not corrected for the number of comparisons."
 )
 REACHED = (
-    "Perplexity on test text divided by the dense model's; smaller is better, each panel has its own axis. Mean over random seeds; "
-    "bars: 95\u00a0% interval, as documents, distillations and runs vary. Two may differ although their bars overlap: the paired "
-    "differences are in the tables. Beside each name: what choosing cost, as a share of what each might spend. What is far off "
-    "is in the tables alone."
+    "Perplexity on test text divided by the dense model's, mean over random seeds with its 95\u00a0% interval; smaller is better. Two may "
+    "differ although their bars overlap: the paired differences are in the tables. Beside each name: what choosing cost, as a share of "
+    f"what each might spend. {FAR}"
 )
 TAUS = (
-    "Kendall's tau with the finals' test loss, with its 95\u00a0% interval by bootstrap over candidates. Beside each score: seconds a "
-    "candidate, the median; below it, in another colour, the same among candidates near the best. Intervals of two scores may overlap "
-    "although their paired difference excludes zero; the differences are in the last table."
+    "Kendall's tau with the finals' test loss, with its 95\u00a0% interval by bootstrap over candidates; beside each score the median of its "
+    "seconds a candidate, below it, in another colour, tau among candidates near the best. Two may differ although their bars overlap: "
+    "the differences are in the last table."
 )
 AGREEMENT = (
-    "τ: Kendall's tau-b with the test loss of each final, averaged over random seeds: +1 when a score orders all pairs of candidates "
-    "as full distillation does, 0 when it does no better than chance; within one depth, never pooled. Near: within {near} of the depth's "
-    "best PPL by closed form. Brackets: 95\u00a0% interval by bootstrap over candidates, near ones and the rest resampled apart; a difference "
-    "counts when its interval excludes zero. Regret: how much higher the PPL of a score's first choice is after distillation than that "
-    "of the best. Recovery: the median share of the damage to the validation loss that is undone. Noise ceiling: one final judged by "
-    "the other; where a score can be expected to end, but no bound, since a score with less noise than a final may pass it."
+    "τ: Kendall's tau-b with the test loss of each final, averaged over random seeds: +1 when a score orders all pairs of candidates as "
+    "full distillation does, 0 by chance; within one depth, never pooled. Near: within {near} of the depth's best PPL by closed form. "
+    "Brackets: 95\u00a0% interval by bootstrap over candidates, near ones and the rest resampled apart. Regret: how much higher the PPL of "
+    "a score's first choice is after distillation than that of the best. Recovery: the median share of the damage to the validation loss "
+    "that is undone. Noise ceiling: one final judged by the other; a score with less noise than a final may pass it."
 )
 EXCESSES = (
-    "Perplexity on test text above that of {theirs} on the same model, in per cent; left of the line is better. Bars: 95\u00a0% interval "
-    f"of the paired difference, as documents and random seeds vary. Dotted: {MARGIN_PERCENT} either way, what counts as the same. "
-    "Each panel has its own axis. What is far off is in the tables alone."
+    "Perplexity on test text above that of {theirs} on the same model, in per cent, with the 95\u00a0% interval of the paired difference; "
+    f"left of the line is better. Dotted: {MARGIN_PERCENT} either way, what counts as the same. {FAR}"
 )
+
 
 # ---- strategies
 
@@ -132,33 +132,32 @@ def tell_comparison(
 
 def describe_reached(summary: ComparisonSummary, rows: Sequence[Reached], *, titles: Mapping[str, str]) -> str:
     """Return what the reference reached at a depth, beside one-shot, greedy and whatever beats it."""
-    found = {row.strategy: row for row in rows}
-    begin = f"{count_things(rows[0].num_dropped, 'layer')} dropped: {titles[summary.reference]}"
-    ours = found.get(summary.reference)
+    theirs, ours = titles[summary.reference], next((row for row in rows if row.strategy == summary.reference), None)
+    begin = f"{count_things(rows[0].num_dropped, 'layer')} dropped: {theirs}"
     if ours is None:
         return f"{begin} chose nothing of this depth."
-    beside = [f"{titles[name]} {describe_excess(found[name], ours)}" for name in BASELINES if name in found]
-    better = [
-        f"{titles[name]} ({format_change(row.excess)})"
-        for name, row in found.items()
-        if name not in BASELINES and row.excess.high is not None and row.excess.high < 0
-    ]
-    reached = "; ".join([f"{begin} reaches a PPL ratio of {format_interval(ours.ppl_ratio)}", *beside])
-    return f"{reached}. " + (
-        f"Better than it: {', '.join(better)}." if better else "No other strategy is measurably better."
-    )
+    judged = [(row, judge_reached(row, ours)) for row in rows if row is not ours]
+    named = [(row, verdict) for row, verdict in judged if row.strategy in BASELINES or verdict == "lower"]
+    others = [(titles[row.strategy], row.excess, verdict) for row, verdict in named]
+    return f"{begin} reaches a PPL ratio of {format_interval(ours.ppl_ratio)}.{describe_others(theirs, others)}"
 
 
-def describe_excess(row: Reached, ours: Reached) -> str:
-    """Return how a strategy's perplexity lies to the reference's."""
-    excess = row.excess
-    if set(row.picks) == set(ours.picks) and excess.value == 0:
-        return f"chooses the same set{'s' * (len(set(row.picks)) > 1)}"
-    if excess.low is None or excess.high is None:
-        return "cannot be compared"
-    if excess.low <= 0 <= excess.high:
-        return f"cannot be told apart ({format_change(excess)})"
-    return f"ends {'higher' if excess.low > 0 else 'lower'} ({format_change(excess)})"
+def judge_reached(row: Reached, ours: Reached) -> str:
+    """Return how a strategy's perplexity lies to the reference's, in a word of ``VERDICTS``."""
+    if row.excess.value == 0 and set(row.picks) == set(ours.picks):
+        return "the same set"
+    if row.excess.low is None or row.excess.high is None or row.excess.low <= 0 <= row.excess.high:
+        return "cannot tell"
+    return "higher" if row.excess.low > 0 else "lower"
+
+
+def describe_others(theirs: str, others: Sequence[tuple[str, Estimate, str]]) -> str:
+    """Return how others' perplexities lie to the reference's: a title, the excess and the verdict of each."""
+    told = []
+    for verdict in VERDICTS:
+        named = [f"{title} ({format_change(excess)})" for title, excess, judged in others if judged == verdict]
+        told += [f"{verdict}: {', '.join(named)}"] if named else []
+    return f" Beside {theirs}, {'; '.join(told)}." if told else ""
 
 
 def list_picks(row: Reached) -> str:
@@ -349,14 +348,9 @@ def describe_recovered(rows: Sequence[RecoveredRow], *, reference: str, titles: 
         return f"{begin}: no recovery ended with losses that are numbers."
     is_clear = best.recovery == reference or best.verdict == "lower"
     though = "" if is_clear else f", though not measurably below {theirs}"
+    others = [(titles[row.recovery], row.excess, row.verdict) for row in rows if row.recovery != reference]
     answer = f"{begin}: {titles[best.recovery]} ends lowest, PPL ratio {format_interval(best.ppl_ratio)}{though}."
-    parts = []
-    for verdict in ("lower", "equivalent", "cannot tell", "higher"):  # of seed.stats, from the best to the worst
-        found = [row for row in rows if row.verdict == verdict and row.recovery != reference]
-        named = [f"{titles[row.recovery]} ({format_change(row.excess)})" for row in found]
-        if named:
-            parts.append(f"{verdict}: {', '.join(named)}")
-    return f"{answer} Beside {theirs}, {'; '.join(parts)}." if parts else answer
+    return answer + describe_others(theirs, others)
 
 
 def name_key(key: str) -> str:
