@@ -63,10 +63,6 @@ def write_page(result: StudyResult, path: Path) -> None:
 def render_page(result: StudyResult, *, root: Path) -> str:
     """Return the report as HTML. The same result gives the same bytes. ``root``: the study's folder."""
     record = result.record
-    protocol = msgspec.to_builtins(record.plan.protocol)
-    if types := protocol.pop("gguf_types", None):
-        protocol["gguf"] = describe_gguf(types)
-    states = Counter(trial.state for trial in record.trials)
     stops = {"loss": list_losses(result), "speed": list_speeds(result)}
     shown = {stop.model.key: stop.model for stop in (*stops["loss"], *stops["speed"]) if stop.model}
     return render(
@@ -78,11 +74,8 @@ def render_page(result: StudyResult, *, root: Path) -> str:
         picks=[describe_pick(model, result, root=root) for model in result.best if model.key in shown],
         figures={key: prepare_figure(figure, key=key) for key, figure in draw_gallery(result).items()},
         depths=sorted({len(trial.evaluation.candidate.dropped_layers) for trial in record.trials}),
-        states=sorted(state.lower() for state in states),
-        trials=", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none",
-        distillation=gather_settings(record.distilled),
-        protocol=protocol,
-        environment=msgspec.to_builtins(record.environment),
+        states=sorted({trial.state.lower() for trial in record.trials}),
+        settings=list_settings(record),
         data={"stops": {by: [stop.tell() for stop in one] for by, one in stops.items()}, **gather_data(record)},
         worth=describe_worth(record.gain) if record.gain else "",
         models=make_table(list_models(result)),
@@ -226,6 +219,21 @@ def list_loaders(model: Model, result: StudyResult, *, root: Path) -> list[tuple
 
 
 # ---- how it was measured
+
+
+def list_settings(record: StudyRecord) -> dict[str, object]:
+    """Return how everything was measured, by title; but for the address of the storage, which may hold a password."""
+    plan = msgspec.to_builtins(record.plan)
+    protocol = plan.pop("protocol")
+    if types := protocol.pop("gguf_types", None):
+        protocol["gguf"] = describe_gguf(types)
+    told = {name: value for name, value in plan.items() if name not in ("storage", "command")}
+    return {
+        "Study": {**told, "fingerprint": record.plan.fingerprint, **Counter(trial.state for trial in record.trials)},
+        "Distillation": gather_settings(record.distilled),
+        "Protocol: what decides the meaning of the numbers": protocol,
+        "Environment: versions and hardware": msgspec.to_builtins(record.environment),
+    }
 
 
 def gather_settings(results: Sequence[DistillResult]) -> dict[str, object]:
