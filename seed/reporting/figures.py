@@ -1,7 +1,7 @@
 """Figures of a study: one function each, from its result to a Plotly figure. One with nothing to show has no traces."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -48,21 +48,18 @@ def draw_pareto(result: StudyResult) -> go.Figure:
     ranks = [member.rank for member in result.record.frontier.members]
     best = [model for model, rank in zip(result.frontier, ranks, strict=True) if rank == 0]
     others = [model for model, rank in zip(result.frontier, ranks, strict=True) if rank > 0]
-    # open, so that one does not hide another
-    diamonds = {"symbol": "diamond-open", "size": 12, "line": {"width": 2}}
-    diamonds |= {"color": [choose_color(model.depth) for model in result.distilled]}
-    squares = {"symbol": "square", "size": 9, "color": GREY}
-    # short strokes: those of one structure stand above one another, and points would run together
-    strokes = {"symbol": "line-ew-open", "size": 9, "opacity": 0.6}
-    rings = {"size": 10, "symbol": "circle-open"}
     traces = (
-        draw_scored(trials, name="scored, validation text", marker=strokes),
+        # short strokes: those of one structure stand above one another, and points would run together
+        draw_models(trials, name="scored, validation text", symbol="line-ew-open", size=9, opacity=0.6),
         draw_links(result.links),
-        draw_scored(others, name="runners-up, validation text", marker=rings),
-        draw_scored(best, name="frontier by the proxy, validation text", marker={"size": 12}),
+        draw_models(others, name="runners-up, validation text", symbol="circle-open", size=10),
+        draw_models(best, name="frontier by the proxy, validation text", size=12),
         draw_front(result.distilled),
-        draw_judged(result.distilled, name="distilled, test text", marker=diamonds),
-        draw_judged(result.width_baselines, name="uniform width, distilled, test text", marker=squares),
+        # open, so that one does not hide another
+        draw_models(result.distilled, name="distilled, test text", bars=True, symbol="diamond-open", size=12),
+        draw_models(
+            result.width_baselines, name="uniform width, distilled, test text", bars=True, symbol="square", color=GREY
+        ),
         draw_dense(),
         draw_shipped(result),
     )
@@ -100,31 +97,21 @@ def choose_range(result: StudyResult) -> tuple[float, float]:
     return min(*must, *ratios), max(top, near)
 
 
-def draw_scored(models: Sequence[Model], *, name: str, marker: Mapping[str, object]) -> go.Scatter:
-    """Draw candidates as the proxy sees them as points, coloured by depth."""
+def draw_models(models: Sequence[Model], *, name: str, bars: bool = False, **marker: object) -> go.Scatter:
+    """Draw models as points, coloured by depth unless ``marker`` says otherwise; with the 95 % intervals of both ratios if ``bars``."""
+    errors = {}
+    if bars:
+        speeds, losses = [read_latency_ratio(model.latency) for model in models], [model.ppl_ratio for model in models]
+        errors = {"error_x": draw_bars(speeds), "error_y": draw_bars(losses)}
     return go.Scatter(
         x=[round(model.latency.ratio, 5) for model in models],
-        y=[round(model.quality.ppl_ratio, 5) for model in models],
+        y=[model.ppl_ratio.value and round(model.ppl_ratio.value, 5) for model in models],
         customdata=list(map(describe_point, models)),
         hovertemplate=MODEL_HOVER,
         mode="markers",
         name=name,
-        marker={**marker, "color": [choose_color(model.depth) for model in models]},
-    )
-
-
-def draw_judged(models: Sequence[Model], *, name: str, marker: Mapping[str, object]) -> go.Scatter:
-    """Draw models at their PPL ratio on test text, with the 95 % intervals of it and of the latency."""
-    return go.Scatter(
-        x=[model.latency.ratio for model in models],
-        y=[model.ppl_ratio.value for model in models],
-        error_x=draw_bars([read_latency_ratio(model.latency) for model in models]),
-        error_y=draw_bars([model.ppl_ratio for model in models]),
-        customdata=list(map(describe_point, models)),
-        hovertemplate=MODEL_HOVER,
-        mode="markers",
-        name=name,
-        marker=marker,
+        marker={"color": [choose_color(model.depth) for model in models], **marker},
+        **errors,
     )
 
 

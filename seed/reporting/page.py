@@ -9,7 +9,6 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -18,7 +17,7 @@ import plotly.graph_objects as go
 from seed import study_dir
 from seed.evidence import StudyRecord
 from seed.plans import SearchPlan
-from seed.records import DistillResult, Estimate, TrialRecord
+from seed.records import DistillResult, TrialRecord
 from seed.reporting.card import render_markdown
 from seed.reporting.document import prepare_figure, render
 from seed.reporting.figures import draw_gallery
@@ -27,21 +26,20 @@ from seed.reporting.result_text import (
     describe_equivalence,
     describe_worth,
     explain_none,
+    list_model,
     list_models,
     make_table,
     write_result,
 )
 from seed.reporting.wording import (
-    compare_size,
     describe_gguf,
     format_bytes,
-    format_change,
     format_count,
     format_number,
     list_layers,
     name_proxy,
 )
-from seed.results import MARGINS, Model, StudyResult, read_speedup, recommend, recommend_faster
+from seed.results import MARGINS, Model, StudyResult, recommend, recommend_faster
 from seed.study_dir import StudyFolder
 
 MOST_TRIALS = 1000  # in one figure of the dashboard: 80 bytes each; its own plots show every one
@@ -64,7 +62,7 @@ def render_page(result: StudyResult, *, root: Path) -> str:
     """Return the report as HTML. The same result gives the same bytes. ``root``: the study's folder."""
     record = result.record
     stops = {"loss": list_losses(result), "speed": list_speeds(result)}
-    shown = {stop.model.key: stop.model for stop in (*stops["loss"], *stops["speed"]) if stop.model}
+    shown = {stop["id"] for stop in (*stops["loss"], *stops["speed"])}
     return render(
         "report.html",
         result=result,
@@ -76,45 +74,27 @@ def render_page(result: StudyResult, *, root: Path) -> str:
         depths=sorted({len(trial.evaluation.candidate.dropped_layers) for trial in record.trials}),
         states=sorted({trial.state.lower() for trial in record.trials}),
         settings=list_settings(record),
-        data={"stops": {by: [stop.tell() for stop in one] for by, one in stops.items()}, **gather_data(record)},
+        data={"stops": stops, **gather_data(record)},
         worth=describe_worth(record.gain) if record.gain else "",
         models=make_table(list_models(result)),
     )
 
 
 # ---- which model to ship
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stop:
-    """A position of the slider: what is asked for, the model that it leads to, and how sure that is."""
-
-    asks: str
-    model: Model | None
-    is_sure: bool
-    certainty: str  # or why there is no model
-
-    def tell(self) -> dict[str, object]:
-        """Return what the page's script reads."""
-        return {
-            "asks": self.asks,
-            "id": self.model and self.model.key,
-            "isSure": self.is_sure,
-            "certainty": self.certainty,
-        }
+# a position of the slider: what it asks for, the key of the model that it leads to, and how sure that is
+Stop = dict[str, object]
 
 
 def list_losses(result: StudyResult) -> list[Stop]:
     """Return the fastest model within each loss of perplexity that a reader may accept, up to what all models keep."""
     worst = max((100 * (model.ppl_ratio.value or 1) - 100 for model in result.best), default=0.0)
     most = next((loss for loss in LOSSES if loss >= max(worst, MARGINS[-1])), LOSSES[-1])
-    stops = []
+    stops: list[Stop] = []
     for loss in (loss for loss in LOSSES if loss <= most):
         found = recommend(result.best, margin=loss)
         told = describe_certainty(found) if found.chosen else explain_none(found, result)
-        stops.append(
-            Stop(asks=f"up to {loss}\u00a0% more perplexity", model=found.chosen, is_sure=found.is_sure, certainty=told)
-        )
+        key, asks = found.chosen and found.chosen.key, f"up to {loss}\u00a0% more perplexity"
+        stops.append({"asks": asks, "id": key, "isSure": found.is_sure, "certainty": told})
     return stops
 
 
@@ -129,26 +109,28 @@ def list_speeds(result: StudyResult) -> list[Stop]:
         is_sure, told = high is not None and high * speedup <= 1, "timed too few times to tell how sure that is"
         if low and high:
             told = f"95\u00a0% interval {1 / high:.2f} to {1 / low:.2f} times faster, {'all' if is_sure else 'not all'} of it as fast"
-        stops.append(Stop(asks=f"at least {speedup:.2f} times faster", model=found, is_sure=is_sure, certainty=told))
+        asks = f"at least {speedup:.2f} times faster"
+        stops.append({"asks": asks, "id": found.key, "isSure": is_sure, "certainty": told})
     return stops
 
 
 def describe_pick(model: Model, result: StudyResult, *, root: Path) -> dict[str, object]:
     """Return what the page says of a model that may be shipped: its figures, those that are as good, and how to load it."""
-    record, theirs = result.record, result.record.dense.user_score
+    record, theirs, size = result.record, result.record.dense.user_score, model.size
+    cells = list_model(model, record.dense)
     compared = "" if theirs is None else f"dense model {theirs:g}"
+    text = "test text" if model.is_distilled else f"validation text, {name_proxy(record.frontier.proxy)} only"
     return {
         "model": model,
         "facts": [
-            describe_pace(model, record),
-            describe_loss(model, record),
+            ("speed", cells["speed [95 %]"], describe_pace(model, record)),
+            (f"perplexity, {text}", cells["PPL [95 %]"], describe_loss(model, record)),
             (
                 "size",
-                compare_size(model.size.num_params, dense_num_params=record.dense.size.num_params),
-                f"{format_count(model.size.num_params)} parameters, {format_bytes(model.size.weight_bytes)}; "
-                f"KV cache {format_bytes(model.size.kv_bytes_per_token)} a token",
+                cells["size"],
+                f"{format_count(size.num_params)} parameters; KV cache {format_bytes(size.kv_bytes_per_token)} a token",
             ),
-            *([("your score", f"{model.user_score:g}", compared)] if model.user_score is not None else []),
+            *([("your score", cells["yours"], compared)] if cells["yours"] else []),
         ],
         "continued": list_continuations(model, result),
         "beside": [describe_equivalence(one, result) for one in record.equivalences if one.other == model.key],
@@ -156,33 +138,26 @@ def describe_pick(model: Model, result: StudyResult, *, root: Path) -> dict[str,
     }
 
 
-def describe_pace(model: Model, record: StudyRecord) -> tuple[str, str, str]:
-    """Return how fast a model is, with the interval of the speed-up, and how fast that is in tokens and milliseconds."""
-    protocol, latency, dense_ms = record.plan.protocol, model.latency, record.dense.latency.median_ms
-    whole = [format_number(1 / latency.ratio, places=2), "times faster"]
-    speedup = read_speedup(latency)
-    if speedup.low is not None and speedup.high is not None:
-        whole.insert(1, f"[{speedup.low:.2f}, {speedup.high:.2f}]")
+def describe_pace(model: Model, record: StudyRecord) -> str:
+    """Return how fast a model is in tokens and milliseconds, beside the dense one."""
+    protocol, dense_ms = record.plan.protocol, record.dense.latency.median_ms
     paces = []
-    for ms in (latency.ratio * dense_ms, dense_ms):
+    for ms in (model.latency.ratio * dense_ms, dense_ms):
         rate = 1000 * protocol.latency_batch * protocol.new_tokens / ms
         tokens = "" if protocol.latency_command else f"{format_number(rate, places=int(rate < 100))} tokens/s, "
         paces.append(f"{tokens}{format_number(ms, places=1)} ms")
-    return "speed", " ".join(whole), f"{paces[0]}; dense model {paces[1]}"
+    return f"{paces[0]}; dense model {paces[1]}"
 
 
-def describe_loss(model: Model, record: StudyRecord) -> tuple[str, str, str]:
-    """Return how much perplexity a model loses, on which text, and the perplexities themselves."""
-    ends = (model.ppl_ratio.value, model.ppl_ratio.low, model.ppl_ratio.high)
-    value, low, high = (None if end is None else end - 1 for end in ends)
+def describe_loss(model: Model, record: StudyRecord) -> str:
+    """Return a model's perplexity beside the dense one's, and what recovery did for it."""
     dense = record.dense.judged if model.is_distilled else record.dense.validation
     told = f"PPL {format_number(model.quality.perplexity, places=2)}; dense model {format_number(dense.perplexity, places=2)}"
     if model.unrecovered is not None and model.unrecovered != model.quality.ppl_ratio:
         told += f"; {100 * model.unrecovered - 100:+.0f}\u00a0% without recovery"
     if model.num_distilled > 1:
         told += f"; mean of {model.num_distilled} distillations, of which the first is exported"
-    text = "test text" if model.is_distilled else f"validation text, {name_proxy(record.frontier.proxy)} only"
-    return f"perplexity, {text}", format_change(Estimate(value=value, low=low, high=high), places=1), told
+    return told
 
 
 def list_continuations(model: Model, result: StudyResult) -> list[tuple[str, str, str]]:

@@ -20,7 +20,7 @@ from seed.reporting.figure_parts import (
     escape_plotly,
     finish_figure,
 )
-from seed.reporting.figures import draw_dense, draw_judged
+from seed.reporting.figures import draw_dense, draw_models
 from seed.reporting.result_text import Table, describe_gain, list_models, make_table, name_model
 from seed.reporting.wording import ABSENT, join_words, list_layers
 from seed.results import MARGINS, StudyResult, recommend
@@ -124,10 +124,13 @@ def draw_frontiers(studies: Studies) -> go.Figure:
 def draw_study(name: str, result: StudyResult, *, index: int) -> go.Scatter:
     """Draw one study's frontier, in the colour and symbol of its place among the studies."""
     color, symbol = DEPTH_COLORS[index % len(DEPTH_COLORS)], DEPTH_SYMBOLS[index % len(DEPTH_SYMBOLS)]
-    return draw_judged(
+    return draw_models(
         sorted(result.best, key=lambda one: one.latency.ratio),
         name=escape_plotly(f"{name} ({result.record.plan.protocol.model})"),
-        marker={"color": color, "symbol": symbol, "size": 11},
+        bars=True,
+        color=color,
+        symbol=symbol,
+        size=11,
     ).update(
         mode="lines+markers",
         line={"color": color, "width": 1.5, "dash": "solid" if result.distilled else "dot"},
