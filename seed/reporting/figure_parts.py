@@ -63,12 +63,8 @@ def draw_bars(estimates: Sequence[Estimate], *, color: str = GREY) -> dict[str, 
 
     above = [measure(one, one.high, 1) for one in estimates]
     below = [measure(one, one.low, -1) for one in estimates]
-    return {**draw_errors(above, color=color), "symmetric": False, "arrayminus": below}
-
-
-def draw_errors(errors: Sequence[float], *, color: str = GREY) -> dict[str, object]:
-    """Return error bars of the given half lengths."""
-    return {"type": "data", "array": list(errors), "color": color, "thickness": 1.2, "width": 3}
+    ends = {"array": above, "arrayminus": below, "symmetric": False}
+    return {"type": "data", **ends, "color": color, "thickness": 1.2, "width": 3}
 
 
 def finish_figure(

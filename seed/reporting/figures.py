@@ -14,11 +14,10 @@ from seed.reporting.figure_parts import (
     choose_color,
     choose_symbol,
     draw_bars,
-    draw_errors,
     finish_figure,
 )
-from seed.reporting.wording import format_count, format_latency_ratio, list_layers, name_depth, name_drop, name_proxy
-from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_latency_ratio
+from seed.reporting.wording import format_count, format_latency_ratio, list_layers, name_drop, name_proxy
+from seed.results import MARGINS, Link, Model, StudyResult, mark_dropped, read_interval, read_latency_ratio
 
 SHIPPED = "to ship"
 MODEL_HOVER = (
@@ -252,7 +251,7 @@ def number_layers(figure: go.Figure, result: StudyResult) -> go.Figure:
     return figure.update_xaxes(tickmode="linear", tick0=0, dtick=step, tickangle=0)
 
 
-# ---- distillation
+# ---- the proxy
 
 
 def draw_proxy_against_final(result: StudyResult) -> go.Figure:
@@ -263,8 +262,8 @@ def draw_proxy_against_final(result: StudyResult) -> go.Figure:
         figure.add_scatter(
             x=[link.proxy.quality.ppl_ratio for link in links],
             y=[link.validation.ppl_ratio for link in links],
-            error_x=draw_errors([link.proxy.quality.ppl_ratio_standard_error for link in links]),
-            error_y=draw_errors([link.validation.ppl_ratio_standard_error for link in links]),
+            error_x=draw_bars([link.proxy.ppl_ratio for link in links]),
+            error_y=draw_bars([read_interval(link.validation) for link in links]),
             customdata=[[list_layers(link.model.candidate.dropped_layers)] for link in links],
             hovertemplate="dropped: %{customdata[0]}<br>proxy: %{x:.3f}<br>distilled: %{y:.3f}<extra></extra>",
             mode="markers",
@@ -281,32 +280,6 @@ def draw_proxy_against_final(result: StudyResult) -> go.Figure:
     )
 
 
-def draw_learning_curves(result: StudyResult) -> go.Figure:
-    """Draw the validation loss, in nats per token, over distillation tokens, step 0 included."""
-    figure = go.Figure()
-    for one in (one for one in result.record.distilled if one.curve):
-        depth = len(one.candidate.dropped_layers)
-        sizes = [11 if point.step == one.best_step else 4 for point in one.curve]
-        figure.add_scatter(
-            x=[point.tokens for point in one.curve],
-            y=[point.validation_loss for point in one.curve],
-            customdata=[[point.step] for point in one.curve],
-            mode="lines+markers",
-            name=f"{name_depth(one.candidate)} without {list_layers(one.candidate.dropped_layers)}",
-            marker={"symbol": choose_symbol(depth), "size": sizes, "opacity": 1},
-            line={"color": choose_color(depth), "width": 2},
-            hovertemplate="step %{customdata[0]}, %{x:.3s} tokens<br>validation loss %{y:.4f}<extra>%{fullData.name}</extra>",
-        )
-    dashes = {"color": GREY, "width": 1, "dash": "dash"}
-    figure.add_hline(y=result.record.dense.validation.loss, line=dashes)
-    return finish_figure(
-        figure,
-        title="Learning curves of the distillation",
-        x_title="distillation tokens",
-        y_title="validation loss (nats per token)",
-    )
-
-
 def draw_gallery(result: StudyResult) -> dict[str, go.Figure]:
     """Return every figure that has something to show by its name, in the order in which they are shown everywhere."""
     drawn = {
@@ -314,6 +287,5 @@ def draw_gallery(result: StudyResult) -> dict[str, go.Figure]:
         "layers": draw_layer_map(result),
         "sensitivity": draw_sensitivity(result),
         "agreement": draw_proxy_against_final(result),
-        "curves": draw_learning_curves(result),
     }
     return {name: figure for name, figure in drawn.items() if figure.data}

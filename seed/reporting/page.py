@@ -220,7 +220,11 @@ def gather_settings(results: Sequence[DistillResult]) -> dict[str, object]:
     own = {
         f"without {list_layers(r.candidate.dropped_layers)}": ", ".join(
             [f"{key.replace('_', ' ')} {value}" for key, value in r.settings.items() if key not in shared]
-            + [f"started from {name_proxy(r.start)}", f"kept step {r.best_step:,}", f"took {r.seconds:,.0f} s"]
+            + [
+                f"started from {name_proxy(r.start)}",
+                f"kept step {r.best_step:,} of {r.curve[-1].step if r.curve else r.best_step:,}",
+                f"took {r.seconds:,.0f} s",
+            ]
         )
         for r in results
     }

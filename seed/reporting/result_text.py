@@ -82,18 +82,6 @@ def describe_certainty(found: Recommendation) -> str:
     return f"{interval}, {'all of it within' if found.is_sure else 'some of it beyond'} {found.margin}\u00a0%"
 
 
-def describe_disturbance(result: StudyResult) -> str:
-    """Return by what latency was disturbed while it was measured; nothing where the machine was quiet."""
-    told = [f"{structure}: {disturbance}" for structure, disturbance in result.disturbances.items()]
-    if not told:
-        return ""
-    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
-    return (
-        f"The machine was busy while latency was measured ({'; '.join(told[:3])}{more}): at another time ratios may differ by "
-        "more than their intervals."
-    )
-
-
 def describe_unhelped(result: StudyResult) -> str:
     """Return which distilled models are no better on test text than the same layers without recovery; nothing: all are."""
     unhelped = [

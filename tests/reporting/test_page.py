@@ -194,14 +194,14 @@ def test_frontier_of_one_with_poor_measurements(record: StudyRecord) -> None:
     assert seen.rows[0][:5] == deciding
     assert seen.rows[0][-1] == "unrecovered"  # columns in which nobody has anything are left out
     assert seen.rows[2][3] == "0.4375"
-    assert {"pareto", "why", "trust", "curves"} <= seen.sections.keys()
+    assert {"pareto", "why", "trust", "models"} <= seen.sections.keys()
 
 
 def test_empty_study_still_makes_a_page(undistilled: StudyRecord) -> None:
     nothing = Frontier(proxy=factory.PROXY, members=(), num_scored=0, space=factory.SPACE)
     seen = Reader(render(msgspec.structs.replace(undistilled, trials=(), frontier=nothing)))
     assert "there is no frontier" in seen.sections["answer"]
-    assert not {"models", "curves"} & seen.sections.keys()
+    assert not {"models", "gain"} & seen.sections.keys()
 
 
 # ---- all trials

@@ -11,7 +11,6 @@ from seed.reporting import wording
 from seed.reporting.result_text import (
     describe_baseline,
     describe_certainty,
-    describe_disturbance,
     describe_equivalence,
     describe_gain,
     describe_unhelped,
@@ -35,7 +34,6 @@ def describe_all(record: StudyRecord) -> str:
         *(describe_certainty(found) if found.chosen else explain_none(found, result) for found in result.recommended),
         *(describe_equivalence(found, result) for found in record.equivalences),
         describe_unhelped(result),
-        describe_disturbance(result),
     ]
     if record.gain:
         sentences += [describe_worth(record.gain)]
