@@ -27,9 +27,17 @@ from seed.results import MARGINS, StudyResult, recommend
 
 Studies = Mapping[str, StudyResult]  # by name
 NAMED_IN_FILE = 3  # studies that the file of a page names
-SAME_MODEL = ("location", "revision", "commit", "weights_sha256")
-SAME_TEXT = ("window_tokens", "bos_each_window", "test_tokens")
-SAME_SPEED = ("device", "latency_batch", "prompt_tokens", "new_tokens", "compiled", "latency_command", "dtype")
+MODEL = ("location", "revision", "commit", "weights_sha256")
+TEXT = ("window_tokens", "bos_each_window", "test_tokens", "streams: test: sha256")
+WORK = ("device", "latency_batch", "prompt_tokens", "new_tokens", "compiled", "latency_command", "dtype")
+MACHINE = ("processor", "threads", "timed on")
+# what may not be compared where studies differ in one of these settings
+CAUTIONS = {
+    MODEL: "The studies cut different dense models, or do not say which: ratios say what dropping layers costs there, not which is better.",
+    TEXT: "Perplexities themselves may not be compared: test text, or how it becomes tokens or windows, differs.",
+    WORK + MACHINE: "Milliseconds may not be compared: device, threads, type or workload differ.",
+}
+ALIKE = "Dense model, test text, workload and kind of device are the same, so that all numbers may be compared."
 LONGEST = 40  # characters of a value that a cell has room for
 CAPTION = (
     "The best model of each depth, chosen on validation text, beside the dense model (cross). Nearer to the lower left is better. "
@@ -82,28 +90,11 @@ def describe_studies(studies: Studies) -> list[str]:
 
 def list_cautions(studies: Studies) -> list[str]:
     """Return what may be compared and what may not."""
-    records = [result.record for result in studies.values()]
-    protocols = [record.plan.protocol for record in records]
-    models, texts, speeds = (
-        {tuple(getattr(protocol, key) for key in keys) for protocol in protocols}
-        for keys in (SAME_MODEL, SAME_TEXT, SAME_SPEED)
-    )
-    machines = {(one.environment.processor, one.environment.num_threads, one.dense.latency.device) for one in records}
-    is_one_text = len(texts) == len({protocol.streams["test"].sha256 for protocol in protocols}) == 1
-    cautions = [
-        "All cut the same dense model."
-        if len(models) == 1
-        else "The studies cut different dense models, or do not say which: ratios say what dropping layers costs and gains there, not "
-        "which model is better.",
-        f"Test text, tokens and windows {'are the same' if is_one_text else 'differ'}, so perplexities themselves "
-        f"may {'' if is_one_text else 'not '}be compared.",
-    ]
-    if len(speeds) > 1 or len(machines) > 1:
-        cautions.append("Milliseconds may not be compared: device, threads, type or workload differ.")
+    differing = find_differences(studies).keys()
+    cautions = [caution for settings, caution in CAUTIONS.items() if not differing.isdisjoint(settings)] or [ALIKE]
     if proxies := [name for name, result in studies.items() if not result.distilled]:
-        told = ", ".join(proxies)
         cautions.append(
-            f"Not distilled, told by the proxy on validation text, and not to be compared with distilled models: {told}."
+            f"By the proxy, on validation text, not to be compared with distilled models: {join_words(proxies)}."
         )
     return cautions
 
@@ -143,13 +134,15 @@ def draw_study(name: str, result: StudyResult, *, index: int) -> go.Scatter:
 
 def tabulate_differences(studies: Studies) -> Table:
     """Return the table of what decides the meaning of the numbers, as far as the studies differ in it."""
-    protocols = [flatten(describe_protocol(result.record), separator=": ") for result in studies.values()]
-    rows = []
-    for key in dict.fromkeys(key for one in protocols for key in one):
-        values = [one.get(key) for one in protocols]
-        if len(set(map(str, values))) > 1:
-            rows.append([key.replace("_", " "), *map(format_value, values)])
+    rows = [[key.replace("_", " "), *map(format_value, values)] for key, values in find_differences(studies).items()]
     return Table(title="Only what differs.", columns=["setting", *studies], rows=rows)
+
+
+def find_differences(studies: Studies) -> dict[str, list[object]]:
+    """Return the settings in which studies differ, with each one's value."""
+    settings = [flatten(describe_protocol(result.record), separator=": ") for result in studies.values()]
+    found = {key: [one.get(key) for one in settings] for one in settings for key in one}
+    return {key: values for key, values in found.items() if len(set(map(str, values))) > 1}
 
 
 def describe_protocol(record: StudyRecord) -> dict[str, Any]:
@@ -163,6 +156,8 @@ def describe_protocol(record: StudyRecord) -> dict[str, Any]:
         "distillations of each model": plan.replicas,
         "seed version": plan.seed_version,
         "processor": record.environment.processor,
+        "threads": record.environment.num_threads,
+        "timed on": record.dense.latency.device,
     }
 
 
